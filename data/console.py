@@ -1,0 +1,123 @@
+"""What the command lines share: one-line errors, progress bars, device choice. Nothing but a cli.py imports it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from cusa.data.errors import CusaError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a user's mistake, or the operating system's refusal, into one line on stderr and exit status 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except CusaError as error:
+            fail(" ".join(str(error).split("\n")))
+        except PermissionError as error:
+            fail(f"no permission to write {error.filename or ''}: choose a path that you may write to".strip())
+        except OSError as error:
+            fail(f"{error.strerror or error} {error.filename or ''}".strip())
+        except KeyboardInterrupt:
+            fail("interrupted; what was finished stays finished, the same command goes on from there", 130)
+
+    return wrapper
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Print ``Error: message`` on stderr and exit."""
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(status)
+
+
+def console() -> Console:
+    """A rich console on stdout; wide enough for a table where the output is no terminal."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def progress() -> Progress:
+    """A progress bar on stderr: description, bar, done of total, rate, time left; each task's ``status`` below it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        """Units per second."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} {task.fields.get('unit', 'rows')}/s" if speed else "")
+
+    class WithStatus(Progress):
+        """Bars with a line of free text below the running one: beside it, a narrow terminal has no room."""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if status := task.fields.get("status"):
+                    yield Text(f"  {status}", style="dim")
+
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn()]
+    return WithStatus(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def split_commas(value: str | None) -> list[str] | None:
+    """``"train,val"`` as a list; ``None`` stays ``None``."""
+    return [part.strip() for part in value.split(",") if part.strip()] if value is not None else None
+
+
+def pick_device(name: str) -> str:
+    """``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        CusaError: If ``"cuda"`` is asked for and there is none.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CusaError("--device cuda: no CUDA device is available to this torch; pass --device cpu or auto")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the screen; call it before they are imported."""
+    quiet = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,87 @@
+"""Images from files: decode, resize, crop, to arrays."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cusa.data.errors import CusaError
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def load_image(path: Path) -> Image.Image:
+    """Decode a whole image file, in its own mode.
+
+    Raises:
+        CusaError: If the file is missing, unreadable, empty, truncated or not an image.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise CusaError(f"image {path} has zero bytes; replace or remove it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # e.g. odd EXIF blocks: the pixels are fine
+            with Image.open(path) as image:  # closes the file also when decoding fails
+                image.load()
+                return image
+    except FileNotFoundError:
+        raise CusaError(f"image {path} does not exist; check the image root (--image-root)") from None
+    except UnidentifiedImageError:
+        raise CusaError(f"image {path} is not an image that Pillow can read; replace or remove it") from None
+    except CusaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise CusaError(f"image {path} cannot be decoded ({error}); replace or remove it") from None
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize the shorter side, crop the centre, convert to RGB, scale and normalise.
+
+    Attributes:
+        resize: The shorter side, in pixels, after resizing with the aspect kept.
+        crop: Side of the centre crop in pixels.
+        mean: Per-channel mean that is subtracted after scaling to [0, 1].
+        std: Per-channel standard deviation that is divided by.
+        interpolation: ``"bicubic"`` or ``"bilinear"``, antialiased as Pillow does it.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """float32 ``[3, crop, crop]``, normalised."""
+        # RGB comes after resize and crop, as in Unicom's published transform; for palette images that matters.
+        rgb = center_crop(resize_shorter(image, self.resize, self.interpolation), self.crop).convert("RGB")
+        pixels = np.asarray(rgb, np.float32) / np.float32(255)
+        normalised = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1), np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, as stored beside the embeddings."""
+        return asdict(self)
+
+
+def resize_shorter(image: Image.Image, size: int, interpolation: str) -> Image.Image:
+    """Resize so that the shorter side is ``size``; the longer one is cut to whole pixels, as torchvision does."""
+    width, height = image.size
+    if width <= height:
+        target = (size, int(size * height / width))
+    else:
+        target = (int(size * width / height), size)
+    return image if target == image.size else image.resize(target, _RESAMPLING[interpolation])
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central ``size x size`` square; the image must be at least that large."""
+    width, height = image.size
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+    return image.crop((left, top, left + size, top + size))

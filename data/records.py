@@ -1,0 +1,154 @@
+"""What a pair is: images with their captions, in splits, under stable ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cusa.data.errors import CusaError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image and the captions that were written for it.
+
+    Attributes:
+        image_id: Stable id of the image, unique within the data set.
+        image_path: Path of the image file relative to the data set's image root, with "/" as separator.
+        captions: The captions as written, before any normalisation.
+        caption_ids: Stable id of each caption, unique within the data set; same length as ``captions``.
+    """
+
+    image_id: str
+    image_path: str
+    captions: tuple[str, ...]
+    caption_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Relevance that is known beyond "this caption was written for this image".
+
+    Attributes:
+        image_labels: int64 ``[n_images]``; images with equal labels are relevant to each other.
+        indptr: int64 ``[n_captions + 1]``; caption ``c`` is true of the images ``indices[indptr[c]:indptr[c + 1]]``.
+        indices: int64 image rows of the split, ascending within a caption.
+    """
+
+    image_labels: np.ndarray
+    indptr: np.ndarray
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits of image-caption records under one image root.
+
+    Attributes:
+        name: Name of the data set, e.g. ``"coco"``.
+        image_root: Folder that the records' image paths are relative to.
+        splits: Records per split name.
+        truth: Known relevance per split name, where the data set has it.
+        notes: Things its user should know, such as an unexpected number of images.
+    """
+
+    name: str
+    image_root: Path
+    splits: Mapping[str, tuple[Record, ...]]
+    truth: Mapping[str, Truth] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def limited(self, limit: int) -> Dataset:
+        """The first ``limit`` images of every split with their captions; known relevance is cut to them."""
+        splits = {name: records[:limit] for name, records in self.splits.items()}
+        truth = {}
+        for name, full in self.truth.items():
+            n_captions = sum(len(r.captions) for r in splits[name])
+            rows = [full.indices[full.indptr[c] : full.indptr[c + 1]] for c in range(n_captions)]
+            kept = [row[row < limit] for row in rows]
+            truth[name] = Truth(full.image_labels[:limit], *csr(kept))
+        return replace(self, splits=splits, truth=truth)
+
+    def select(self, names: Sequence[str]) -> Dataset:
+        """The named splits only.
+
+        Raises:
+            CusaError: If a name is not a split of this data set.
+        """
+        for name in names:
+            if name not in self.splits:
+                raise CusaError(f"data set {self.name!r} has no split {name!r}; it has: {', '.join(self.splits)}")
+        return replace(
+            self,
+            splits={n: self.splits[n] for n in names},
+            truth={n: t for n, t in self.truth.items() if n in names},
+        )
+
+
+def csr(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as (indptr int64 ``[len(rows) + 1]``, indices int64)."""
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(r) for r in rows], out=indptr[1:])
+    indices = np.concatenate(rows) if rows else np.zeros(0)
+    return indptr, indices.astype(np.int64)
+
+
+def caption_rows(records: Sequence[Record]) -> np.ndarray:
+    """int64 ``[n_captions]``: the image row that each caption of a split belongs to, captions in record order."""
+    return np.repeat(np.arange(len(records), dtype=np.int64), [len(r.captions) for r in records])
+
+
+def iter_captions(records: Sequence[Record]) -> Iterator[str]:
+    """Every caption of a split in row order."""
+    for record in records:
+        yield from record.captions
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """sha256 (hex) over ids, paths and captions in order: equal only if every row means the same."""
+    digest = hashlib.sha256()
+    for r in records:
+        for part in (
+            r.image_id,
+            r.image_path,
+            *(x for pair in zip(r.caption_ids, r.captions, strict=True) for x in pair),
+        ):
+            raw = part.encode()
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+        digest.update(b"\xff" * 8)  # ends a record: no length is that large
+    return digest.hexdigest()
+
+
+def check_splits(splits: Mapping[str, Sequence[Record]], source: str) -> None:
+    """Refuse splits that cannot be joined by id.
+
+    Raises:
+        CusaError: If there is no record at all, an image has no caption, or an image or caption id is used twice.
+    """
+    if not any(splits.values()):
+        raise CusaError(f"{source}: holds no image-caption pair")
+    seen_images: dict[str, tuple[str, str]] = {}
+    seen_captions: set[str] = set()
+    for split, records in splits.items():
+        for r in records:
+            if not r.captions:
+                raise CusaError(
+                    f"{source}: image {r.image_id!r} ({r.image_path}) has no caption; remove it or caption it"
+                )
+            if r.image_id in seen_images:
+                other_split, other_path = seen_images[r.image_id]
+                raise CusaError(
+                    f"{source}: image id {r.image_id!r} is used twice, for {other_path} ({other_split}) and "
+                    f"{r.image_path} ({split}); give each image one id and one split"
+                )
+            seen_images[r.image_id] = (split, r.image_path)
+            for caption_id in r.caption_ids:
+                if caption_id in seen_captions:
+                    raise CusaError(f"{source}: caption id {caption_id!r} is used twice; caption ids must be unique")
+                seen_captions.add(caption_id)

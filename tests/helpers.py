@@ -1,0 +1,192 @@
+"""Small data sets, stores and models that several tests need; everything is made here, nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from cusa.data.records import Dataset, Record, Truth, fingerprint
+from cusa.data.schema import TeacherSettings, shard_folder, shard_name
+from cusa.data.shards import ShardWriter, TeacherEntry, read_shard_info, write_index
+from cusa.eval.cli import main as eval_main
+from cusa.precompute.cli import main as precompute_main
+from cusa.train.cli import main as train_main
+
+GOLDEN = Path(__file__).parent / "golden"
+COMMANDS = {"precompute": precompute_main, "train": train_main, "eval": eval_main}
+
+
+def run(command: str, *args: object) -> Result:
+    """Run a command line in this process."""
+    return CliRunner().invoke(COMMANDS[command], [str(a) for a in args])
+
+
+def run_ok(command: str, *args: object) -> str:
+    """Run a command line that must succeed; its output."""
+    result = run(command, *args)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def run_error(command: str, *args: object) -> str:
+    """Run a command line that must fail with one line and a non-zero status; that line."""
+    result = run(command, *args)
+    assert result.exit_code != 0, result.output
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, result.output
+    assert "Traceback" not in result.output
+    return errors[0]
+
+
+def make_images(folder: Path, n: int, seed: int = 0) -> list[str]:
+    """n small colourful JPEG files; their names."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for i in range(n):
+        pixels = np.kron(rng.integers(0, 255, (3, 4, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.jpg")
+        names.append(f"{i:03d}.jpg")
+    return names
+
+
+def make_pairs(folder: Path, n: int = 12, n_val: int = 4, captions: int = 2) -> Path:
+    """Images and a JSONL manifest with a train and a val split; the manifest."""
+    lines = []
+    for i, name in enumerate(make_images(folder, n)):
+        for c in range(captions):
+            split = "val" if i >= n - n_val else "train"
+            row = {"image": name, "caption": f"picture number {i}, version {c}", "image_id": f"id{i}", "split": split}
+            lines.append(json.dumps(row))
+    manifest = folder / "pairs.jsonl"
+    manifest.write_text("\n".join(lines) + "\n")
+    return manifest
+
+
+def settings(modality: str, dim: int, **changes: object) -> TeacherSettings:
+    """Made-up teacher settings."""
+    fields: dict[str, object] = {
+        "modality": modality,
+        "model_id": f"made-up-{modality}",
+        "weights_sha256": "0" * 64,
+        "transform": {"size": 8},
+        "normalizer": "albef" if modality == "text" else "none",
+        "precision": "fp32",
+        "dim": dim,
+        "dtype": "float16",
+        "normalized": True,
+        "loader": {"kind": "none", "source": ""},
+    }
+    return TeacherSettings(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def records(split: str, n: int, captions: int = 2) -> tuple[Record, ...]:
+    """n made-up records."""
+    return tuple(
+        Record(
+            f"{split}{i}",
+            f"{split}/{i}.jpg",
+            tuple(f"{split} {i} text {c}" for c in range(captions)),
+            tuple(f"{split}{i}#{c}" for c in range(captions)),
+        )
+        for i in range(n)
+    )
+
+
+def unit_rows(n: int, dim: int, seed: int) -> np.ndarray:
+    """float32 [n, dim], L2-normalised."""
+    rows = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def add_teacher(
+    index: Path,
+    dataset: Dataset,
+    name: str,
+    config: TeacherSettings,
+    rows: dict[str, np.ndarray],
+    shard_rows: int = 7,
+    skipped: Sequence[int] = (),
+) -> None:
+    """Write a teacher's rows into a store; ``skipped`` are rows of every split."""
+    shards = {}
+    for split, values in rows.items():
+        done = []
+        for a in range(0, len(values), shard_rows):
+            b = min(a + shard_rows, len(values))
+            relative = f"{shard_folder(index).name}/{shard_name(name, split, a, b)}"
+            path = index.parent / relative
+            with ShardWriter(path, name, split, fingerprint(dataset.splits[split]), a, b, config) as writer:
+                writer.write(values[a:b], [s for s in skipped if a <= s < b])
+            done.append(read_shard_info(path, relative)[0])
+        shards[split] = tuple(done)
+    write_index(index, dataset, {name: TeacherEntry(config, shards, {"numpy": np.__version__})})
+
+
+def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False) -> Path:
+    """A store of made-up rows in which matching images and captions are alike; teachers ``vision`` and ``words``."""
+    sizes = sizes or {"train": 40, "val": 10, "test": 8}
+    splits = {name: records(name, n) for name, n in sizes.items()}
+    known = {}
+    if truth:
+        for name, n in sizes.items():
+            own = np.repeat(np.arange(n), 2)
+            known[name] = Truth(np.arange(n) // 2, np.arange(2 * n + 1), own)
+    dataset = Dataset("made-up", folder, splits, known)
+    index = folder / "store.h5"
+    images = {s: unit_rows(n, dim, seed=i) for i, (s, n) in enumerate(sizes.items())}
+    texts = {s: np.repeat(rows, 2, axis=0) + 0.1 * unit_rows(2 * len(rows), dim, 9) for s, rows in images.items()}
+    add_teacher(index, dataset, "vision", settings("image", dim), images)
+    add_teacher(index, dataset, "words", settings("text", dim), texts)
+    return index
+
+
+def make_tiny_clip(folder: Path) -> Path:
+    """A CLIPModel with random weights, a word-level tokeniser and an image processor, as a model folder."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<pad>", "<unk>", "picture", "number", "version", *(str(i) for i in range(50))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special).save_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 1, "bos_token_id": 0}
+    vision = {**size, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
+    """A ViT image encoder with random weights as a model folder; ``poison`` makes it return NaN."""
+    import torch
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    torch.manual_seed(1)
+    config = ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    model = ViTModel(config)
+    if poison:
+        torch.nn.init.constant_(model.layernorm.weight, float("nan"))
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
