@@ -1,0 +1,281 @@
+"""Losses against the golden figures and against explicit loops."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cusa.train.losses import (
+    CUSALoss,
+    LossConfig,
+    Temperature,
+    TemperaturePair,
+    contrastive_loss,
+    fuse_similarities,
+    soft_label_loss,
+    soft_labels,
+)
+from tests.helpers import GOLDEN
+
+CASES = json.loads((GOLDEN / "losses.json").read_text())
+SCALING = {"mean": "paper", "sum": "infonce"}
+DIVERGENCE = {"kl": "kl", "contrastive": "cross_entropy"}
+
+
+def _config(ref: dict) -> LossConfig:
+    """The reference's config block in our terms."""
+    con, csa, usa = ref["contrastive"], ref["cross_softlabel"], ref["uni_softlabel"]
+
+    def pair(block: dict, stem: str, shared: bool, learnable: bool) -> TemperaturePair:
+        one, two = (
+            Temperature(block[k], block[f"{k}_min"], block[f"{k}_max"], learnable)
+            for k in (stem.format("image"), stem.format("text"))
+        )
+        return TemperaturePair(one, two, shared)
+
+    soft = "the_softlabel_{}_tau"
+    return LossConfig(
+        terms=tuple(n for n, b in (("contrastive", con), ("csa", csa), ("usa", usa)) if b["is_on"]),
+        alpha=csa["rate"],
+        beta=usa["rate"],
+        contrastive_weight=con["rate"],
+        contrastive_scaling=SCALING[con["contrastive_loss_mode"]],
+        soft_label_source=csa["cross_softlabel_mode"],
+        csa_divergence=DIVERGENCE[csa["use_loss"]],
+        usa_divergence=DIVERGENCE[usa["use_loss"]],
+        csa_scaling=SCALING[csa["contrastive_loss_mode"]],
+        usa_scaling=SCALING[usa["contrastive_loss_mode"]],
+        tau=Temperature(con["tau"], con["tau_min"], con["tau_max"], not con["is_block_tau"]),
+        tau_csa=pair(csa, "{}_tau", csa["use_same_tau"], not csa["is_block_tau"]),
+        tau_usa=pair(usa, "{}_tau", usa["use_same_tau"], not usa["is_block_tau"]),
+        usa_shares_csa=usa["use_cross_softlabel_same_tau"],
+        tau_soft=pair(csa, soft, csa["use_same_softlabel_tau"], not csa["is_block_softlabel_tau"]),
+        tau_soft_usa=pair(usa, soft, usa["use_same_softlabel_tau"], not usa["is_block_softlabel_tau"]),
+        usa_shares_soft=usa["use_cross_softlabel_same_softlabel_tau"],
+    )
+
+
+# The reference's temperature names -> ours.
+TAU_NAMES = {
+    "tau": "tau",
+    "cross_tau": "tau_csa",
+    "cross_tau_image": "tau_csa_image",
+    "cross_tau_text": "tau_csa_text",
+    "cross_the_softlabel_tau": "tau_soft",
+    "cross_the_softlabel_tau_image": "tau_soft_image",
+    "cross_the_softlabel_tau_text": "tau_soft_text",
+    "uni_tau": "tau_usa",
+    "uni_tau_image": "tau_usa_image",
+    "uni_tau_text": "tau_usa_text",
+    "uni_the_softlabel_tau": "tau_soft_usa",
+    "uni_the_softlabel_tau_image": "tau_soft_usa_image",
+    "uni_the_softlabel_tau_text": "tau_soft_usa_text",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_values_and_gradients(name):
+    case = CASES[name]
+    data = np.load(GOLDEN / case["file"], allow_pickle=False)
+    loss = CUSALoss(_config(case["loss_config"])).double()
+    for ref, init in case["tau_init"].items():  # float64 start values, as the reference's double run had
+        getattr(loss, TAU_NAMES[ref]).data.fill_(init)
+    inputs = {k: torch.from_numpy(data[k]).double() for k in ("cross_image", "cross_text", "uni_image", "uni_text")}
+    for x in inputs.values():
+        x.requires_grad_()
+    ids = torch.from_numpy(data["idx"]) if "idx" in data else None
+    teachers = [torch.from_numpy(data[k]).double() for k in ("teacher_image", "teacher_text")]
+
+    terms = loss(*inputs.values(), *teachers, ids)
+    terms.total.backward()
+
+    for ours, ref in (("csa", "cross_modal"), ("usa", "uni_modal"), ("contrastive", "contrastive"), ("total", "total")):
+        want = float(data[f"loss_{ref}__pure64"])
+        assert getattr(terms, ours).item() == pytest.approx(want, rel=1e-9, abs=1e-12), ours
+    for key, x in inputs.items():
+        want = data[f"grad_{key}__pure64"] if f"grad_{key}__pure64" in data else data[f"grad_{key}"]
+        got = np.zeros_like(want) if x.grad is None else x.grad.numpy()
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
+    assert {TAU_NAMES[t] for t in case["tau_learnable"]} == {n for n, _ in loss.named_parameters()}
+    for ref in case["tau_learnable"]:
+        key = f"grad_tau__{ref}"
+        want = data[f"{key}__pure64"] if f"{key}__pure64" in data else data[key]
+        assert float(getattr(loss, TAU_NAMES[ref]).grad) == pytest.approx(float(want), rel=1e-8, abs=1e-9), ref
+    assert loss.temperatures() == pytest.approx({TAU_NAMES[k]: v for k, v in case["tau_used_after_clamp"].items()})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_float32(name):
+    case = CASES[name]
+    data = np.load(GOLDEN / case["file"], allow_pickle=False)
+    loss = CUSALoss(_config(case["loss_config"]))
+    ids = torch.from_numpy(data["idx"]) if "idx" in data else None
+    keys = ("cross_image", "cross_text", "uni_image", "uni_text", "teacher_image", "teacher_text")
+    terms = loss(*(torch.from_numpy(data[k]) for k in keys), ids)
+    assert terms.total.item() == pytest.approx(float(data["loss_total"]), rel=4e-6)
+
+
+def _loop_soft_label_loss(sim, teacher, tau, tau_soft, divergence, scaling):
+    n, total = len(sim), 0.0
+    for i in range(n):
+        z_student = sum(math.exp(sim[i][j] / tau) for j in range(n))
+        z_teacher = sum(math.exp(teacher[i][j] / tau_soft) for j in range(n))
+        for j in range(n):
+            p = math.exp(teacher[i][j] / tau_soft) / z_teacher
+            q = math.exp(sim[i][j] / tau) / z_student
+            total += p * (math.log(p) - math.log(q)) if divergence == "kl" else -p * math.log(q)
+    return total / (n * n if divergence == "cross_entropy" and scaling == "paper" else n)
+
+
+def _loop_contrastive(sim, tau, ids, scaling):
+    n, total = len(sim), 0.0
+    for i in range(n):
+        z = sum(math.exp(sim[i][j] / tau) for j in range(n))
+        positives = [j for j in range(n) if ids[j] == ids[i]]
+        total += sum(-math.log(math.exp(sim[i][j] / tau) / z) / len(positives) for j in positives)
+    return total / (n * n if scaling == "paper" else n)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "cross_entropy"])
+@pytest.mark.parametrize("scaling", ["paper", "infonce"])
+@pytest.mark.parametrize("source", ["each", "add", "dot"])
+def test_all_options_equal_explicit_loops(divergence, scaling, source):
+    """Every option, with separate and learnable temperatures, against plain Python."""
+    rng = np.random.default_rng(3)
+    n = 5
+    v, t, uv, ut, a, b = (torch.from_numpy(rng.normal(size=(n, 6))) for _ in range(6))
+    ids = [4, 4, 7, 1, 4]
+
+    def pair(x, y):
+        return TemperaturePair(Temperature(x, 0.1, 0.9), Temperature(y, 0.1, 0.7), False)
+
+    config = LossConfig(
+        alpha=0.3,
+        beta=0.7,
+        contrastive_weight=1.5,
+        contrastive_scaling=scaling,
+        soft_label_source=source,
+        csa_divergence=divergence,
+        usa_divergence=divergence,
+        csa_scaling=scaling,
+        usa_scaling=scaling,
+        tau_csa=pair(0.4, 0.6),
+        tau_usa=pair(0.5, 0.3),
+        tau_soft=pair(0.8, 0.2),
+        tau_soft_usa=pair(0.7, 0.6),
+        usa_shares_soft=False,
+    )
+    loss = CUSALoss(config).double()
+    for name, value in loss.temperatures().items():
+        getattr(loss, name).data.fill_(round(value, 6))
+    terms = loss(v, t, uv, ut, a, b, torch.tensor(ids))
+
+    def cos(x, y):
+        x, y = x.numpy(), y.numpy()
+        return [[float(p @ q / np.linalg.norm(p) / np.linalg.norm(q)) for q in y] for p in x]
+
+    def transpose(m):
+        return [list(r) for r in zip(*m, strict=True)]
+
+    sim, si, st_ = cos(v, t), cos(a, a), cos(b, b)
+    if source == "each":
+        fi, ft, taus, softs = si, st_, (0.4, 0.6), (0.8, 0.2)
+    else:
+        fuse = {
+            "add": lambda x, y: (x + y) / 2,
+            "dot": lambda x, y: math.sqrt(max(x, 0) * max(y, 0)),
+        }[source]
+        fi = ft = [[fuse(x, y) for x, y in zip(r, s, strict=True)] for r, s in zip(si, st_, strict=True)]
+        taus, softs = (0.5, 0.5), (0.5, 0.5)
+    con = (_loop_contrastive(sim, 0.05, ids, scaling) + _loop_contrastive(transpose(sim), 0.05, ids, scaling)) / 2
+    csa = (
+        _loop_soft_label_loss(sim, fi, taus[0], softs[0], divergence, scaling)
+        + _loop_soft_label_loss(transpose(sim), ft, taus[1], softs[1], divergence, scaling)
+    ) / 2
+    usa = (
+        _loop_soft_label_loss(cos(uv, uv), si, 0.5, 0.7, divergence, scaling)
+        + _loop_soft_label_loss(cos(ut, ut), st_, 0.3, 0.6, divergence, scaling)
+    ) / 2
+    assert terms.contrastive.item() == pytest.approx(1.5 * con, rel=1e-9)
+    assert terms.csa.item() == pytest.approx(0.3 * csa, rel=1e-9)
+    assert terms.usa.item() == pytest.approx(0.7 * usa, rel=1e-9)
+    assert terms.total.item() == pytest.approx(1.5 * con + 0.3 * csa + 0.7 * usa, rel=1e-9)
+
+
+matrices = st.integers(1, 6).flatmap(
+    lambda n: st.lists(st.floats(-1, 1), min_size=n * n, max_size=n * n).map(
+        lambda v: torch.tensor(v, dtype=torch.float64).view(n, n)
+    )
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(matrices, st.floats(0.05, 2))
+def test_kl_of_a_distribution_with_itself_is_zero(sim, tau):
+    assert float(soft_label_loss(sim, sim, tau, tau)) == pytest.approx(0, abs=1e-12)
+    assert torch.allclose(soft_labels(sim, tau).sum(-1), torch.ones(len(sim), dtype=sim.dtype))
+
+
+@settings(deadline=None, max_examples=50)
+@given(matrices, st.randoms())
+def test_the_order_of_the_batch_does_not_matter(sim, random):
+    order = list(range(len(sim)))
+    random.shuffle(order)
+    ids = torch.arange(len(sim)) // 2
+    again = contrastive_loss(sim[order][:, order], 0.05, ids[order])
+    assert float(again) == pytest.approx(float(contrastive_loss(sim, 0.05, ids)), rel=1e-9)
+
+
+def test_teacher_gets_no_gradient_and_missing_inputs_are_named():
+    x = torch.randn(4, 8)
+    teacher = torch.randn(4, 8, requires_grad=True)
+    CUSALoss()(x.clone().requires_grad_(), x, x, x, teacher, teacher).total.backward()
+    assert teacher.grad is None
+    with pytest.raises(ValueError, match="teacher_image and teacher_text"):
+        CUSALoss()(x, x, x, x)
+    with pytest.raises(ValueError, match="uni_image_features"):
+        CUSALoss()(x, x, teacher_image=x, teacher_text=x)
+
+
+def test_temperatures_are_clamped_before_use_and_keep_their_gradient_on_the_bound():
+    config = replace(LossConfig(), terms=("contrastive",), tau=Temperature(0.5, 0.01, 0.10))
+    loss = CUSALoss(config)
+    x, y = torch.randn(4, 8), torch.randn(4, 8)
+    terms = loss(x, y)
+    sim = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(y).T
+    want = (contrastive_loss(sim, 0.10, None, "paper") + contrastive_loss(sim.T, 0.10, None, "paper")) / 2
+    torch.testing.assert_close(terms.total, want)
+    terms.total.backward()
+    assert float(loss.tau.detach()) == pytest.approx(0.10)
+    assert float(loss.tau.grad) != 0
+
+
+def test_two_forwards_before_a_backward():
+    loss, x = CUSALoss(replace(LossConfig(), terms=("contrastive",))), torch.randn(4, 8)
+    (loss(x, -x).total + loss(-x, x).total).backward()
+    assert loss.tau.grad is not None
+
+
+def test_autocast_computes_the_loss_in_float32():
+    loss, x = CUSALoss(), torch.randn(6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(x, x.flip(0), x, x, x, x.flip(1)).total
+    torch.testing.assert_close(inside, loss(x, x.flip(0), x, x, x, x.flip(1)).total, rtol=0, atol=0)
+    assert inside.dtype == torch.float32
+
+
+def test_effective_weights():
+    assert LossConfig().effective_weights(128) == pytest.approx({"contrastive": 1, "csa": 12.8, "usa": 64})
+    assert LossConfig(contrastive_scaling="infonce", terms=("usa",)).effective_weights(128) == {"usa": 0.5}
+
+
+def test_dot_source_ignores_negative_similarities():
+    a, b = torch.tensor([[1.0, -0.5]]), torch.tensor([[0.25, 0.8]])
+    i2t, t2i = fuse_similarities(a, b, "dot")
+    assert i2t is t2i
+    assert i2t.tolist() == [[0.5, 0.0]]

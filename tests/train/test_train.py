@@ -1,0 +1,289 @@
+"""The command line: runs, resumes, refusals; the adapter on made-up rows, a dual encoder on image files."""
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from cusa.data.records import Dataset
+from cusa.train.checkpoint import checkpoint_path, load_checkpoint, load_student, save_checkpoint
+from cusa.train.config import build_config
+from cusa.train.loop import learning_rate
+from tests.helpers import (
+    add_teacher,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    make_tiny_vit,
+    records,
+    run_error,
+    run_ok,
+    settings,
+    unit_rows,
+)
+
+ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
+
+
+def _adapter(index, run_dir, *more):
+    return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, "--batch-size", 16, "--epochs", 3, *more)
+
+
+def _metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def index(tmp_path):
+    return make_store(tmp_path / "store")
+
+
+def test_an_adapter_learns(index, tmp_path):
+    out = run_ok("train", *_adapter(index, tmp_path / "run", "--epochs", 20, "--set", "train.log_every=1"))
+    assert "80 pairs of split 'train', 0 left out" in out
+    assert "contrastive 1, csa 1.6, usa 8" in out  # alpha 0.1 and beta 0.5, times the batch of 16
+    lines = _metrics(tmp_path / "run")
+    train = [m for m in lines if m["kind"] == "train"]
+    val = [m for m in lines if m["kind"] == "val"]
+    assert (len(train), len(val)) == (100, 20)
+    for term in ("contrastive", "csa", "usa"):
+        assert train[-1][term] < train[0][term]
+    assert train[0]["loss"] == pytest.approx(sum(train[0][t] for t in ("contrastive", "csa", "usa")), rel=1e-5)
+    assert val[-1]["rsum"] > 400 > val[0]["rsum"]
+    best = max(val, key=lambda m: m["rsum"])
+    assert best["best"]
+    loaded = load_student(tmp_path / "run")
+    assert loaded.epoch == best["epoch"]
+    assert loaded.provenance.encoders["image"][0] == "vision"
+    features = loaded.student.encode_image(torch.zeros(3, 16))
+    assert features.cross.shape == features.uni.shape == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [("contrastive", ["contrastive"]), ("csa", ["contrastive", "csa"]), ("usa", ["contrastive", "usa"])],
+)
+def test_loss_switches_terms(index, tmp_path, loss, terms):
+    run_ok("train", *_adapter(index, tmp_path / "run", "--loss", loss))
+    line = _metrics(tmp_path / "run")[0]
+    assert [t for t in ("contrastive", "csa", "usa") if t in line] == terms
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(index, tmp_path):
+    losses = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_ok("train", *_adapter(index, tmp_path / name, "--seed", seed, "--set", "train.log_every=1"))
+        losses.append([m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(index, tmp_path, monkeypatch):
+    """Stopped in the middle of epoch 2; resumed from the end of epoch 1: the same losses, dropout included."""
+    args = ("--set", "train.log_every=1", "--epochs", 4)
+    run_ok("train", *_adapter(index, tmp_path / "whole", *args))
+
+    from cusa.train.loop import Trainer
+
+    step = Trainer._step
+
+    def stop_at_step_8(self, *rest):
+        if self.progress.step == 7:
+            raise KeyboardInterrupt
+        step(self, *rest)
+
+    monkeypatch.setattr(Trainer, "_step", stop_at_step_8)
+    assert "interrupted" in run_error("train", *_adapter(index, tmp_path / "part", *args))
+    monkeypatch.undo()
+    out = run_ok("train", "--resume", "--run-dir", tmp_path / "part")
+    assert "resumed   after epoch 1" in out
+    whole, part = (_metrics(tmp_path / n) for n in ("whole", "part"))
+    for m in (*whole, *part):
+        m.pop("samples_per_s", None)
+    assert part == whole
+    for name in ("best", "last"):
+        one, two = (load_checkpoint(checkpoint_path(tmp_path / n, name))[0] for n in ("whole", "part"))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_resume_refuses_other_settings_and_other_stores(index, tmp_path):
+    run_dir = tmp_path / "run"
+    run_ok("train", *_adapter(index, run_dir))
+    assert f"run directory {run_dir} exists" in run_error("train", *_adapter(index, run_dir))
+    line = run_error("train", *_adapter(index, run_dir, "--resume", "--set", "loss.alpha=0.2"))
+    assert "settings differ" in line
+    assert "loss.alpha (0.1 / 0.2)" in line
+    line = run_error("train", "--resume", "--run-dir", run_dir, "--seed", 4)
+    assert "train.seed (0 / 4)" in line
+    for f in index.parent.rglob("*.h5"):
+        f.unlink()
+    make_store(index.parent, sizes={"train": 40, "val": 12})
+    line = run_error("train", "--resume", "--run-dir", run_dir)
+    assert "is not the store" in line
+    assert "fingerprint of split 'val'" in line
+    assert "not a run directory" in run_error("train", "--resume", "--run-dir", tmp_path / "nope")
+    assert "pass --run-dir" in run_error("train", "--resume")
+
+
+def test_skipped_rows_leave_their_pairs_out(index, tmp_path):
+    splits = {"train": records("train", 40), "val": records("val", 10)}
+    dataset = Dataset("made-up", tmp_path, splits)
+    rows = {"train": unit_rows(40, 4, 0), "val": unit_rows(10, 4, 1)}
+    add_teacher(index, dataset, "holes", settings("image", 4), rows, skipped=[3])
+    teachers = ("--image-encoder", "vision", "--image-teacher", "holes")
+    assert "78 pairs of split 'train', 2 left out" in run_ok("train", *_adapter(index, tmp_path / "a", *teachers))
+    teachers = ("--image-encoder", "holes", "--image-teacher", "vision")
+    assert "2 left out" in run_ok("train", *_adapter(index, tmp_path / "b", *teachers))
+
+
+def test_bad_command_lines(index, tmp_path):
+    def error(*more, store=index):
+        return run_error("train", *_adapter(store, tmp_path / "run", *more))
+
+    assert "unknown image teacher 'x'; pass --image-teacher with one of: vision" in error("--image-teacher", "x")
+    assert "with one of: words" in error("--text-encoder", "vision")
+    assert "unknown preset 'x'; legal: adapter, demo" in error("--preset", "x")
+    assert "unknown setting loss.x; legal: loss.terms" in error("--set", "loss.x=1")
+    assert "no split 'x'; it has: test, train, val" in error("--set", "data.val_split=x")
+    assert "larger than the 80 trainable pairs" in error("--batch-size", 81)
+    assert "does not exist; make it with cusa-precompute" in error(store=tmp_path / "no.h5")
+    assert "no CUDA device" in error("--device", "cuda") or torch.cuda.is_available()
+    assert "pass --embeddings" in run_error("train", "--run-dir", tmp_path / "run")
+    line = run_error("train", "--embeddings", index, "--student", tmp_path / "no-model", "--run-dir", tmp_path / "r")
+    assert "unknown student" in line
+    assert "legal: adapter, a Hugging Face dual encoder" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_unusable_stores(index, tmp_path):
+    only_images = tmp_path / "images" / "store.h5"
+    dataset = Dataset("made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))})
+    rows = {"train": unit_rows(40, 4, 0), "val": unit_rows(10, 4, 1)}
+    add_teacher(only_images, dataset, "vision", settings("image", 4), rows)
+    line = run_error("train", *_adapter(only_images, tmp_path / "run"))
+    assert "holds no text teacher; add one: cusa-precompute --teacher NAME" in line
+    content = index.read_bytes()
+    index.write_bytes(content[:3000])
+    assert "not a readable HDF5 file" in run_error("train", *_adapter(index, tmp_path / "run"))
+    index.write_bytes(content)
+    with h5py.File(index, "r+") as file:
+        file.attrs["format_version"] = [9, 0]
+    assert "upgrade cusa" in run_error("train", *_adapter(index, tmp_path / "run"))
+    index.write_bytes(content)
+    next(index.parent.glob("store/words/val-*.h5")).unlink()
+    assert "is missing" in run_error("train", *_adapter(index, tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(index, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    run_ok("train", *_adapter(index, run_dir))
+    tensors, meta = load_checkpoint(checkpoint_path(run_dir, "last"))
+    tensors["student.image_heads.uni.1.weight"] += float("nan")
+    meta["progress"] |= {"epoch": 2, "step": 10}
+    save_checkpoint(checkpoint_path(run_dir, "last"), tensors, meta)
+    before = checkpoint_path(run_dir, "last").read_bytes()
+    line = run_error("train", "--resume", "--run-dir", run_dir)
+    assert "not finite at step 11 (usa)" in line
+    assert checkpoint_path(run_dir, "last").read_bytes() == before
+
+
+def test_damaged_checkpoints_are_named(index, tmp_path):
+    run_dir = tmp_path / "run"
+    run_ok("train", *_adapter(index, run_dir))
+    path = checkpoint_path(run_dir, "last")
+    path.write_bytes(path.read_bytes()[:100])
+    assert f"checkpoint {path} is damaged" in run_error("train", "--resume", "--run-dir", run_dir)
+
+
+def test_the_schedule_warms_up_and_ends_at_the_minimum():
+    config = build_config({"optim": {"lr": 1.0, "min_lr": 0.1, "warmup_epochs": 1}, "train": {"epochs": 3}})
+    rates = [learning_rate(step, 4, config) for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Image files, a store of two teachers, and a CLIP folder."""
+    folder = tmp_path_factory.mktemp("pairs")
+    manifest = make_pairs(folder / "data", n=16)
+    vit, clip = make_tiny_vit(folder / "vit"), make_tiny_clip(folder / "clip")
+    store = folder / "store.h5"
+    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={vit}", "--teacher", "minilm", "--out", store)
+    return folder, store, clip
+
+
+@pytest.mark.parametrize("more", [(), ("--precision", "bf16"), ("--workers", 2)], ids=["fp32", "bf16", "workers"])
+def test_a_hugging_face_dual_encoder_trains_from_image_files(pairs, tmp_path, more):
+    _, store, clip = pairs
+    run_dir = tmp_path / "run"
+    args = ("--embeddings", store, "--student", clip, "--run-dir", run_dir, "--epochs", 2, "--batch-size", 6)
+    run_ok("train", *args, "--set", "optim.lr=1e-3", "--set", "train.log_every=1", *more)
+    train = [m for m in _metrics(run_dir) if m["kind"] == "train"]
+    assert len(train) == 8
+    assert all(np.isfinite(m["loss"]) for m in train)
+    loaded = load_student(run_dir)
+    assert loaded.student.image_heads["cross"][1].weight.shape == (24, 24)
+    changed = loaded.student.image_trunk.backbone.visual_projection.weight
+    from transformers import CLIPModel
+
+    assert not torch.equal(changed, CLIPModel.from_pretrained(clip).visual_projection.weight)
+    out = run_ok("eval", "--run", run_dir, "--split", "val")
+    assert "RSUM" in out
+
+
+def test_a_dual_encoder_resumes_without_its_original_folder(pairs, tmp_path):
+    _, store, clip = pairs
+    moved = tmp_path / "clip"
+    from shutil import copytree, rmtree
+
+    copytree(clip, moved)
+    run_dir = tmp_path / "run"
+    args = ("--embeddings", store, "--student", moved, "--run-dir", run_dir, "--epochs", 2, "--batch-size", 6)
+    run_ok("train", *args)
+    rmtree(moved)
+    assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)
+
+
+def test_a_student_without_a_tower_is_refused(pairs, tmp_path):
+    folder, store, _ = pairs
+    line = run_error("train", "--embeddings", store, "--student", folder / "vit", "--run-dir", tmp_path / "run")
+    assert "unknown student" in line or "no image tower" in line
+
+
+def test_an_image_that_vanished_is_named(pairs, tmp_path):
+    folder, store, clip = pairs
+    args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / "run", "--batch-size", 6)
+    image = folder / "data" / "001.jpg"
+    content = image.read_bytes()
+    image.unlink()
+    try:
+        for workers in (0, 1):
+            line = run_error("train", *args, "--workers", workers, "--run-dir", tmp_path / f"run{workers}")
+            assert "001.jpg does not exist" in line
+    finally:
+        image.write_bytes(content)
+
+
+def test_the_training_process_loads_no_teacher(pairs, tmp_path):
+    """In a fresh process, for both students."""
+    _, store, clip = pairs
+    for student, more in (("adapter", ["--set", "student.embed_dim=8"]), (str(clip), [])):
+        args = ["--embeddings", store, "--student", student, "--run-dir", tmp_path / f"{student[-4:]}", *more]
+        args = [str(a) for a in [*args, "--epochs", 1, "--batch-size", 6]]
+        code = (
+            "import sys\nfrom cusa.train.cli import main\n"
+            f"try:\n    main({args!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+            "teachers = ('sentence_transformers', 'efficientnet', 'cusa.precompute', 'cusa.eval')\n"
+            "loaded = [m for m in sys.modules if m.startswith(teachers)]\n"
+            "assert 'cusa.train.loop' in sys.modules\nprint('LOADED', loaded)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "LOADED []" in done.stdout

@@ -1,0 +1,260 @@
+"""Batches: student inputs, teacher rows and image ids of the same pairs, joined by row number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cusa.data.captions import normalizer
+from cusa.data.errors import CusaError
+from cusa.data.images import load_image
+from cusa.data.store import Embeddings, EmbeddingStore, Split
+from cusa.train.student import Processors
+
+Inputs = torch.Tensor | Mapping[str, torch.Tensor]
+
+
+class StudentInputs(Protocol):
+    """Reads what a student takes, by row of a split."""
+
+    def images(self, rows: np.ndarray) -> Inputs:
+        """Inputs of the image trunk for image rows."""
+        ...
+
+    def texts(self, rows: np.ndarray) -> Inputs:
+        """Inputs of the text trunk for caption rows."""
+        ...
+
+    def missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image rows and caption rows that have no input."""
+        ...
+
+
+class StoredInputs:
+    """The adapter's inputs: embeddings of the store."""
+
+    def __init__(self, image_encoder: Embeddings, text_encoder: Embeddings) -> None:
+        self._image, self._text = image_encoder, text_encoder
+
+    def images(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 ``[n, image_dim]``."""
+        return torch.from_numpy(self._image.gather(rows)).float()
+
+    def texts(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 ``[n, text_dim]``."""
+        return torch.from_numpy(self._text.gather(rows)).float()
+
+    def missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that precompute skipped."""
+        return self._image.skipped, self._text.skipped
+
+
+class FileInputs:
+    """A Hugging Face student's inputs: decoded image files and tokenised captions."""
+
+    def __init__(self, split: Split, image_root: Path, processors: Processors, normalizer_name: str) -> None:
+        self._split, self._root, self._processors = split, image_root, processors
+        self._normalizer = normalizer_name
+
+    def images(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 ``[n, 3, h, w]``."""
+        return self._processors.pixels([load_image(self._root / self._split.image_paths[r]) for r in rows.tolist()])
+
+    def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """int64 ``[n, length]`` per model input."""
+        normalize = normalizer(self._normalizer)
+        return self._processors.tokens([normalize(self._split.captions[r]) for r in rows.tolist()])
+
+    def missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nothing is known to be missing before it is read."""
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs.
+
+    Attributes:
+        images: Inputs of the student's image trunk.
+        texts: Inputs of its text trunk.
+        teacher_image: float16 or float32 ``[B, e]``, or ``None`` where no soft labels are used.
+        teacher_text: Same, ``[B, e']``.
+        image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
+    """
+
+    images: Inputs
+    texts: Inputs
+    teacher_image: torch.Tensor | None
+    teacher_text: torch.Tensor | None
+    image_ids: torch.Tensor
+
+    def to(self, device: str) -> Batch:
+        """The batch on a device."""
+        return Batch(**{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; DataLoader calls it."""
+        return Batch(**{f.name: _pin(getattr(self, f.name)) for f in fields(self)})
+
+
+def _to(value: Any, device: str) -> Any:
+    if isinstance(value, Mapping):
+        return {k: v.to(device, non_blocking=True) for k, v in value.items()}
+    return None if value is None else value.to(device, non_blocking=True)
+
+
+def _pin(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: v.pin_memory() for k, v in value.items()}
+    return None if value is None else value.pin_memory()
+
+
+class Pairs(Dataset[Batch]):
+    """The trainable pairs of a split; indexed by a whole batch of pair numbers at once.
+
+    A pair is left out if its image or caption has no student input, or was skipped by a teacher in use.
+
+    Args:
+        split: The split.
+        inputs: Reader of the student's inputs.
+        teachers: Image and text teacher rows, or ``None`` where no soft labels are used.
+    """
+
+    def __init__(self, split: Split, inputs: StudentInputs, teachers: tuple[Embeddings, Embeddings] | None) -> None:
+        self._inputs, self._teachers = inputs, teachers
+        no_image, no_text = (set(rows.tolist()) for rows in inputs.missing())
+        if teachers is not None:
+            no_image |= set(teachers[0].skipped.tolist())
+            no_text |= set(teachers[1].skipped.tolist())
+        image_of = np.asarray(split.caption_image)
+        good = ~np.isin(image_of, list(no_image)) & ~np.isin(np.arange(len(image_of)), list(no_text))
+        self.captions = np.flatnonzero(good)
+        self.images = image_of[self.captions]
+        self.n_left_out = len(image_of) - len(self.captions)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, pairs: Sequence[int]) -> Batch:
+        images, captions = self.images[pairs], self.captions[pairs]
+        teacher_image = teacher_text = None
+        if self._teachers is not None:
+            teacher_image = torch.from_numpy(self._teachers[0].gather(images))
+            teacher_text = torch.from_numpy(self._teachers[1].gather(captions))
+        return Batch(
+            images=self._inputs.images(images),
+            texts=self._inputs.texts(captions),
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+            image_ids=torch.from_numpy(images),
+        )
+
+
+class EpochOrder:
+    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped."""
+
+    def __init__(self, n_pairs: int, batch_size: int, seed: int) -> None:
+        if n_pairs < batch_size:
+            raise CusaError(f"batch size {batch_size} is larger than the {n_pairs} trainable pairs; pass --batch-size")
+        self._n, self._batch, self._seed = n_pairs, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self._n // self._batch
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._n)
+        yield from order[: len(self) * self._batch].reshape(-1, self._batch)
+
+
+T = TypeVar("T")
+
+
+class Loader(Generic[T]):
+    """Whole batches from worker processes; a user's mistake found there is raised here as it was.
+
+    (DataLoader itself would raise it with the worker's traceback for a message.)
+
+    Args:
+        dataset: Its items are batches.
+        order: What to index it with, in order.
+        workers: Worker processes; 0 reads in this one.
+        pin: Whether batches go to page-locked memory.
+    """
+
+    def __init__(
+        self, dataset: Dataset[T], order: Sampler[Any] | Iterable[Any], workers: int, pin: bool = False
+    ) -> None:
+        self._loader = DataLoader(
+            _Guarded(dataset),
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[T]:
+        for item in self._loader:
+            if isinstance(item, CusaError):
+                raise item
+            yield item
+
+
+class _Guarded(Dataset[Any]):
+    """A data set whose errors are items."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self._dataset[index]
+        except CusaError as error:
+            return error
+
+
+class Sources(NamedTuple):
+    """The readers that a student needs for one split."""
+
+    split: Split
+    inputs: StudentInputs
+
+
+def open_sources(
+    store: EmbeddingStore,
+    split_name: str,
+    *,
+    encoders: tuple[str, str] | None,
+    processors: Processors | None,
+    image_root: Path | None,
+    normalizer_name: str,
+) -> Sources:
+    """Open a split of a store for a student.
+
+    Args:
+        store: The store.
+        split_name: The split.
+        encoders: Adapter: names of the image and text encoder in the store.
+        processors: Hugging Face student: its processors.
+        image_root: Folder of the images, if not the store's own.
+        normalizer_name: Caption normaliser of a Hugging Face student.
+
+    Raises:
+        CusaError: If the split or an encoder's rows are not there, or the image folder is not.
+    """
+    split = store.split(split_name)
+    if encoders is not None:
+        image, text = (store.embeddings(name, split_name) for name in encoders)
+        return Sources(split, StoredInputs(image, text))
+    assert processors is not None
+    root = image_root or store.image_root
+    if not root.is_dir():
+        raise CusaError(f"image folder {root} does not exist; pass --image-root")
+    return Sources(split, FileInputs(split, root, processors, normalizer_name))

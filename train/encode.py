@@ -1,0 +1,100 @@
+"""A student over a whole split: embeddings of both modalities from both heads, and the validation score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cusa.train.batches import Inputs, Loader, Sources
+from cusa.train.ranks import best_ranks, cross_modal_relevance, recall_at
+from cusa.train.student import HEADS, Features, Head, Student
+
+
+@dataclass(frozen=True)
+class SplitEmbeddings:
+    """Embeddings of a split, L2-normalised float32.
+
+    Attributes:
+        image: Per head, ``[n_images, d]``.
+        text: Per head, ``[n_captions, d]``.
+        image_rows: int64: row of the split of each image embedding; unreadable images have none.
+        text_rows: int64: same for captions.
+        caption_image: int64 ``[n_captions]``: index into the image embeddings, -1 where the image has none.
+    """
+
+    image: dict[Head, np.ndarray]
+    text: dict[Head, np.ndarray]
+    image_rows: np.ndarray
+    text_rows: np.ndarray
+    caption_image: np.ndarray
+
+
+@torch.no_grad()
+def encode_split(
+    student: Student, sources: Sources, device: str, batch_size: int = 256, workers: int = 0
+) -> SplitEmbeddings:
+    """Encode every image and every caption of a split.
+
+    Args:
+        student: The student, on ``device``; its training mode is restored.
+        sources: Readers of the split.
+        device: ``"cpu"`` or ``"cuda"``.
+        batch_size: Items at a time.
+        workers: Processes that read inputs.
+    """
+    split, inputs = sources
+    no_image, no_text = inputs.missing()
+    image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
+    text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
+    was_training = student.training
+    student.eval()
+    image = _encode(inputs.images, student.encode_image, image_rows, device, batch_size, workers)
+    text = _encode(inputs.texts, student.encode_text, text_rows, device, batch_size, workers)
+    student.train(was_training)
+    position = np.full(split.n_images, -1, np.int64)
+    position[image_rows] = np.arange(len(image_rows))
+    return SplitEmbeddings(image, text, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
+
+
+def _encode(
+    read: Callable[[np.ndarray], Inputs],
+    encode: Callable[[Any], Features],
+    rows: np.ndarray,
+    device: str,
+    batch_size: int,
+    workers: int,
+) -> dict[Head, np.ndarray]:
+    chunks = _Chunks(read, [rows[a : a + batch_size] for a in range(0, len(rows), batch_size)])
+    parts: dict[Head, list[np.ndarray]] = {h: [] for h in HEADS}
+    for inputs in Loader(chunks, range(len(chunks)), min(workers, len(chunks))):
+        on_device = (
+            inputs.to(device) if isinstance(inputs, torch.Tensor) else {k: v.to(device) for k, v in inputs.items()}
+        )
+        for head, features in zip(HEADS, encode(on_device), strict=True):
+            parts[head].append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
+    return {h: np.concatenate(p) for h, p in parts.items()}
+
+
+class _Chunks(Dataset[Inputs]):
+    def __init__(self, read: Callable[[np.ndarray], Inputs], rows: list[np.ndarray]) -> None:
+        self._read, self._rows = read, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Inputs:
+        return self._read(self._rows[number])
+
+
+def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
+    """R@1/5/10 both ways with the cross-modal heads, and their sum, in percent."""
+    images, texts = embeddings.image["cross"], embeddings.text["cross"]
+    i2t, t2i = cross_modal_relevance(embeddings.caption_image, len(images))
+    ranks = {"i2t": best_ranks(images, texts, *i2t), "t2i": best_ranks(texts, images, *t2i)}
+    scores = {f"{name}_r{k}": recall_at(r, k) for name, r in ranks.items() for k in (1, 5, 10)}
+    return {"rsum": sum(scores.values()), **scores}

@@ -1,0 +1,187 @@
+"""Students: dual encoders with cross-modal and uni-modal heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from cusa.data.errors import CusaError
+
+Head = Literal["cross", "uni"]
+HEADS: tuple[Head, ...] = ("cross", "uni")
+HEAD_INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Which student, and its sizes.
+
+    Attributes:
+        name: ``"adapter"``, or the name or folder of a Hugging Face dual encoder.
+        image_encoder: Adapter only: the store's teacher whose rows are the image input.
+        text_encoder: Adapter only: the store's teacher whose rows are the text input.
+        hidden_dim: Adapter only: width of its trunks.
+        embed_dim: Dimension of all four heads; ``None``: that of the student's features.
+        dropout: Adapter only: dropout after the trunks.
+    """
+
+    name: str = "openai/clip-vit-base-patch32"
+    image_encoder: str | None = None
+    text_encoder: str | None = None
+    hidden_dim: int = 512
+    embed_dim: int | None = None
+    dropout: float = 0.1
+
+
+class Features(NamedTuple):
+    """Embeddings of one modality from both heads, float ``[n, embed_dim]``, not normalised."""
+
+    cross: torch.Tensor
+    uni: torch.Tensor
+
+
+class Student(nn.Module):
+    """A trunk per modality, and on each a cross-modal and a uni-modal head: LayerNorm + Linear.
+
+    Args:
+        image_trunk: Image inputs -> ``[n, image_dim]``.
+        text_trunk: Text inputs -> ``[n, text_dim]``.
+        image_dim: Dimension of the image trunk's features.
+        text_dim: Dimension of the text trunk's features.
+        embed_dim: Dimension of the heads; ``None``: that of the features.
+    """
+
+    def __init__(
+        self, image_trunk: nn.Module, text_trunk: nn.Module, image_dim: int, text_dim: int, embed_dim: int | None
+    ) -> None:
+        super().__init__()
+        self.image_trunk, self.text_trunk = image_trunk, text_trunk
+        self.image_heads = nn.ModuleDict({h: _head(image_dim, embed_dim or image_dim) for h in HEADS})
+        self.text_heads = nn.ModuleDict({h: _head(text_dim, embed_dim or text_dim) for h in HEADS})
+
+    def encode_image(self, inputs: Any) -> Features:
+        """Embeddings of images, in whatever form the trunk takes them."""
+        features = self.image_trunk(inputs)
+        return Features(*(self.image_heads[h](features) for h in HEADS))
+
+    def encode_text(self, inputs: Any) -> Features:
+        """Embeddings of texts, in whatever form the trunk takes them."""
+        features = self.text_trunk(inputs)
+        return Features(*(self.text_heads[h](features) for h in HEADS))
+
+
+def _head(in_dim: int, out_dim: int) -> nn.Sequential:
+    linear = nn.Linear(in_dim, out_dim)
+    nn.init.normal_(linear.weight, std=HEAD_INIT_STD)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.LayerNorm(in_dim), linear)
+
+
+def adapter_student(config: StudentConfig, image_dim: int, text_dim: int) -> Student:
+    """Small MLPs on stored embeddings; no encoder is trained or loaded.
+
+    Args:
+        config: Sizes.
+        image_dim: Dimension of the stored image embeddings.
+        text_dim: Dimension of the stored text embeddings.
+    """
+
+    def trunk(dim: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(dim, config.hidden_dim), nn.GELU(), nn.Dropout(config.dropout))
+
+    hidden = config.hidden_dim
+    return Student(trunk(image_dim), trunk(text_dim), hidden, hidden, config.embed_dim)
+
+
+@dataclass(frozen=True)
+class Processors:
+    """What turns image files and captions into a Hugging Face student's inputs; both are transformers objects."""
+
+    image_processor: Any
+    tokenizer: Any
+    max_length: int
+    padding: str
+
+    def save(self, folder: Path) -> None:
+        """Save both beside the model's configuration."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def tokens(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        """int64 ``[n, length]`` per model input name."""
+        batch = self.tokenizer(
+            captions, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
+
+    def pixels(self, images: list[Any]) -> torch.Tensor:
+        """float32 ``[n, 3, h, w]`` of PIL images."""
+        rgb = [image.convert("RGB") for image in images]
+        return torch.from_numpy(self.image_processor(images=rgb, return_tensors="np")["pixel_values"])
+
+
+def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -> tuple[Student, Processors, Any]:
+    """A Hugging Face dual encoder (CLIPModel, SiglipModel, ...) with the four heads.
+
+    Args:
+        config: Sizes.
+        source: Name or folder to load configuration, tokeniser, image processor and weights from.
+        pretrained: Whether to load weights; without, they are random, to be filled from a checkpoint.
+
+    Returns:
+        The student, its processors, and the backbone (shared with the student's trunks).
+
+    Raises:
+        CusaError: If it cannot be loaded or lacks a tower.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    try:
+        model_config = AutoConfig.from_pretrained(source)
+        model: Any = AutoModel.from_pretrained(source) if pretrained else AutoModel.from_config(model_config)
+        image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise CusaError(
+            f"unknown student {source!r}, or it cannot be loaded ({first}); legal: adapter, a Hugging Face dual "
+            "encoder by name, or its folder (config, weights, tokeniser and image processor)"
+        ) from None
+    for tower in ("image", "text"):
+        if not hasattr(model, f"get_{tower}_features"):
+            raise CusaError(f"student {source!r} ({type(model).__name__}) has no {tower} tower; use a dual encoder")
+    text_config = model_config.get_text_config()
+    limits = [n for n in (tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", None)) if n]
+    # SigLIP was trained on texts padded to full length and takes no attention mask.
+    padding = "max_length" if model_config.model_type.startswith("siglip") else "longest"
+    processors = Processors(image_processor, tokenizer, min(limits), padding)
+    image_trunk, text_trunk = _Tower(model, "image"), _Tower(model, "text")
+    dims = _probe(image_trunk, text_trunk, processors)
+    return Student(image_trunk, text_trunk, *dims, config.embed_dim), processors, model
+
+
+class _Tower(nn.Module):
+    """One side of a dual encoder. The image side owns the parameters of both; the other only refers to them."""
+
+    def __init__(self, model: Any, tower: str) -> None:
+        super().__init__()
+        self._encode = getattr(model, f"get_{tower}_features")
+        if tower == "image":
+            self.backbone = model
+
+    def forward(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+        output = self._encode(**(inputs if isinstance(inputs, Mapping) else {"pixel_values": inputs}))
+        return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+@torch.no_grad()
+def _probe(image_trunk: nn.Module, text_trunk: nn.Module, processors: Processors) -> tuple[int, int]:
+    """Feature dimensions, found by encoding a blank image and a word: model families name them differently."""
+    from PIL import Image
+
+    image_dim = image_trunk(processors.pixels([Image.new("RGB", (32, 32))])).shape[-1]
+    return image_dim, text_trunk(processors.tokens(["a"])).shape[-1]
