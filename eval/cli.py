@@ -1,0 +1,179 @@
+"""``cusa-eval``: measure trained students, cross-modal and uni-modal, and show what they retrieve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cusa.data.console import one_line_errors
+
+if TYPE_CHECKING:
+    from cusa.eval.report import RunReport
+
+METRICS_VERSION = (1, 0)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--run", "runs", multiple=True, type=click.Path(path_type=Path),
+              help="Run directory; repeat it to compare.  [default: the latest under runs/]")  # fmt: skip
+@click.option("--split", default="test", help="Split of the store.")
+@click.option("--embeddings", type=click.Path(path_type=Path), help="Another store than the run's own.")
+@click.option("--image-root", type=click.Path(path_type=Path), help="Folder of the images, if not the store's own.")
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--batch-size", type=click.IntRange(1), default=256)
+@click.option("--workers", type=click.IntRange(0), default=0, help="Processes that read inputs.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Folder of report.html.  [default: RUN/eval, for several runs eval/ beside them]")  # fmt: skip
+@click.option("--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report.")
+@click.option("--seed", default=0, help="Seed of the choice of those queries.")
+@click.version_option(package_name="cusa")
+@one_line_errors
+def main(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
+    """Encode a split with a trained student, rank exactly, print a table, write metrics.json and report.html."""
+    from cusa.data.console import console, pick_device, quiet_libraries
+
+    quiet_libraries()
+    options["device"] = pick_device(options["device"])
+    chosen = list(runs) or [_latest_run(Path("runs"))]
+    reports = []
+    for run in chosen:
+        reports.append(_evaluate_run(run, **options))
+        folder = run / "eval"
+        _write_json(folder / "metrics.json", reports[-1].metrics)
+    from cusa.eval.report import write_report
+
+    out = out or (chosen[0] / "eval" if len(chosen) == 1 else chosen[0].parent / "eval")
+    write_report(out / "report.html", reports)
+    screen = console()
+    _print_tables(screen, reports)
+    screen.print(
+        f"metrics: {', '.join(str(r / 'eval' / 'metrics.json') for r in chosen)}", highlight=False, soft_wrap=True
+    )
+    screen.print(f"report: {(out / 'report.html').resolve()}", highlight=False, soft_wrap=True)
+
+
+def _latest_run(folder: Path) -> Path:
+    from cusa.data.errors import CusaError
+
+    found = sorted(folder.glob("**/checkpoints/best.safetensors"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise CusaError(f"no trained run under {folder}/; train one with cusa-train, or pass --run")
+    return found[-1].parent.parent
+
+
+def _evaluate_run(
+    run: Path,
+    *,
+    split: str,
+    embeddings: Path | None,
+    image_root: Path | None,
+    checkpoint: str,
+    device: str,
+    batch_size: int,
+    workers: int,
+    gallery: int,
+    seed: int,
+) -> RunReport:
+    from cusa.data.store import EmbeddingStore
+    from cusa.eval.gallery import make_gallery
+    from cusa.eval.report import RunReport
+    from cusa.eval.retrieval import evaluate
+    from cusa.train.batches import open_sources
+    from cusa.train.checkpoint import METRICS_FILE, load_student
+    from cusa.train.encode import encode_split
+
+    loaded = load_student(run, checkpoint)
+    store = EmbeddingStore(embeddings or loaded.config.data.embeddings)
+    _check_store(store, loaded.provenance, run, own=embeddings is None)
+    if image_root is None and embeddings is None and loaded.config.data.image_root:
+        image_root = Path(loaded.config.data.image_root)
+    names = [name for name, _ in loaded.provenance.encoders.values()]
+    sources = open_sources(
+        store,
+        split,
+        encoders=(names[0], names[1]) if names else None,
+        processors=loaded.processors,
+        image_root=image_root,
+        normalizer_name=loaded.config.data.normalizer,
+    )
+    found = encode_split(loaded.student.to(device), sources, device, batch_size, workers)
+    metrics = {
+        "format": "cusa-metrics",
+        "format_version": list(METRICS_VERSION),
+        "run": str(run),
+        "checkpoint": checkpoint,
+        "epoch": loaded.epoch,
+        "dataset": store.dataset,
+        "split": split,
+        "split_fingerprint": sources.split.fingerprint,
+        "n_images": len(found.image_rows),
+        "n_captions": len(found.text_rows),
+        "loss_terms": list(loaded.config.loss.terms),
+        **evaluate(found, sources.split),
+    }
+    head_of: dict[Any, Any] = {"i2t": "cross", "t2i": "cross", "t2t": "uni"}
+    if sources.split.truth is not None:
+        head_of["i2i"] = "uni"
+    shown = make_gallery(found, sources.split, image_root or store.image_root, head_of, gallery, seed)
+    history = run / METRICS_FILE
+    lines = history.read_text().splitlines() if history.exists() else []
+    return RunReport(run.name, metrics, tuple(json.loads(line) for line in lines), shown)
+
+
+def _check_store(store: Any, provenance: Any, run: Path, own: bool) -> None:
+    from cusa.data.errors import CusaError
+
+    fields = []
+    if own:  # another store, named on purpose, may be of other data: its encoders must be the same all the same
+        if store.dataset != provenance.dataset:
+            fields.append(f"dataset ({store.dataset!r} / {provenance.dataset!r})")
+        for name, fingerprint in provenance.splits.items():
+            if name in store.splits and store.splits[name].fingerprint != fingerprint:
+                fields.append(f"fingerprint of split {name!r}")
+    for modality, (name, settings) in provenance.encoders.items():
+        store.pick_teacher(modality, name, "--embeddings of a store")
+        fields += [f"{name}.{f}" for f in settings.differing(store.teachers[name])]
+    if fields:
+        raise CusaError(
+            f"{store.path} is not the store that {run} was trained on: {'; '.join(fields)}; train again, or pass "
+            "--embeddings"
+        )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from cusa.data.shards import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _print_tables(screen: Any, reports: list[RunReport]) -> None:
+    from rich.table import Table
+
+    first = reports[0].metrics
+    where = f"{first['dataset']} {first['split']}: {first['n_images']:,} images, {first['n_captions']:,} captions"
+    cuts = ("r1", "r5", "r10")
+    cross = Table("run", *(f"{way} {c.upper()}" for way in ("i2t", "t2i") for c in cuts), "RSUM", title=where)
+    uni = Table("run", "head", *(f"t2t {c.upper()}" for c in cuts))
+    known = "i2i" in first["heads"]["uni"]["unimodal"]
+    for title in ("i2i R1", "i2i mAP@R", "true t2i mAP@R") if known else ():
+        uni.add_column(title)
+    for r in reports:
+        retrieval = r.metrics["retrieval"]
+        values = [retrieval[way][c] for way in ("i2t", "t2i") for c in cuts]
+        cross.add_row(r.name, *(f"{v:.1f}" for v in values), f"{retrieval['rsum']:.1f}")
+        for head, found in r.metrics["heads"].items():
+            values = [found["unimodal"]["t2t"][c] for c in cuts]
+            if known:
+                values += [found["unimodal"]["i2i"]["r1"], found["unimodal"]["i2i"]["map_at_r"]]
+                values.append(found["truth"]["t2i"]["map_at_r"])
+            untrained = head == "uni" and "usa" not in r.metrics["loss_terms"]
+            uni.add_row(r.name, f"{head} (untrained)" if untrained else head, *(f"{v:.1f}" for v in values))
+    for table in (cross, uni):
+        for column in table.columns[1:]:
+            column.justify = "right"
+        screen.print(table)
