@@ -1,0 +1,38 @@
+# make demo: the whole path on the embedded data set.   make test: lint, types, tests.   Both set up .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO := runs/demo
+
+.PHONY: demo test lint types pytest clean
+demo: $(STAMP)
+	$(BIN)/cusa-precompute --dataset demo --teacher efficientnet-lite0 --teacher minilm
+	rm -rf $(DEMO)
+	$(BIN)/cusa-train --embeddings data/demo_teachers.h5 --loss contrastive --seed 0 --run-dir $(DEMO)/contrastive
+	$(BIN)/cusa-train --embeddings data/demo_teachers.h5 --loss cusa --seed 0 --run-dir $(DEMO)/cusa
+	$(BIN)/cusa-eval --run $(DEMO)/contrastive --run $(DEMO)/cusa
+
+test: lint types pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow setup.cfg's package_dir mapping: give it the packages under their import names.
+types: $(STAMP)
+	mkdir -p build/types/cusa
+	ln -sfn ../../../cusa/__init__.py build/types/cusa/__init__.py
+	for room in data precompute train eval; do ln -sfn ../../../$$room build/types/cusa/$$room; done
+	MYPYPATH=build/types $(BIN)/mypy build/types/cusa
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest
+
+$(STAMP): setup.cfg constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf build dist *.egg-info .venv

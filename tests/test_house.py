@@ -1,0 +1,121 @@
+"""The rules of the house: who imports whom, how long imports take, what a wheel holds."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cusa
+
+ROOT = Path(cusa.__file__).parent.parent
+MAY_IMPORT = {"data": set(), "precompute": {"data"}, "train": {"data"}, "eval": {"data", "train"}}
+ROOMS = set(MAY_IMPORT)
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_they_may(room):
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in _imports(path):
+            parts = name.split(".")
+            assert parts[0] not in ROOMS, f"{path} imports {name} by its bare name"
+            if parts[0] == "cusa" and len(parts) > 1 and parts[1] in ROOMS - {room}:
+                assert parts[1] in MAY_IMPORT[room], f"{path} imports {name}"
+
+
+def test_only_command_lines_use_click_and_rich():
+    for path in (p for room in ROOMS for p in (ROOT / room).rglob("*.py")):
+        if path.name not in ("cli.py", "console.py"):
+            assert not {n.split(".")[0] for n in _imports(path)} & {"click", "rich"}, path
+
+
+def test_public_names():
+    for name in cusa.__all__:
+        assert getattr(cusa, name).__name__ == name
+    assert set(cusa._HOME) == set(cusa.__all__)
+    assert set(cusa.__all__) <= set(dir(cusa))
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = cusa.nope
+
+
+def _fresh(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_cusa_loads_nothing_heavy():
+    code = "import sys, cusa; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    assert not set(ast.literal_eval(_fresh(code))) & {"torch", "transformers", "numpy", "h5py", "pydantic", "rich"}
+
+
+@pytest.mark.parametrize("module", ["precompute", "train", "eval", "data"])
+def test_help_loads_nothing_heavy(module):
+    code = f"import sys, cusa.{module}.cli as c; c.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    loaded = ast.literal_eval(_fresh(code).splitlines()[-1])
+    assert not {m.split(".")[0] for m in loaded} & {"torch", "transformers", "numpy", "h5py", "pydantic", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    for name in names:  # a copy: building leaves files in the tree
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, tree]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("cusa-*.whl"))
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split("/")[0] for n in names} == {"cusa", f"cusa-{cusa.__version__}.dist-info"}
+    assert not [n for n in names if "test" in n]
+    for needed in ("cusa/train/presets/demo.yaml", "cusa/eval/report.html.jinja", "cusa/py.typed", "cusa/data/demo.py"):
+        assert needed in names
+    sources = {p.relative_to(ROOT).as_posix() for room in ROOMS for p in (ROOT / room).rglob("*.py")}
+    assert {f"cusa/{s}" for s in sources} <= set(names)
+
+
+def test_an_installed_wheel_works_outside_the_repository(wheel, tmp_path):
+    """Unpacked as pip would, with nothing of the source tree on the path."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        f"import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        f"sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "import cusa, cusa.train.config as config\n"
+        f"assert cusa.__file__.startswith({str(tmp_path)!r}), cusa.__file__\n"
+        f"assert config.__file__.startswith({str(tmp_path)!r})\n"
+        "names = [getattr(cusa, n).__name__ for n in cusa.__all__]\n"
+        "print(cusa.__version__, names == list(cusa.__all__), config.presets())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{cusa.__version__} True ['adapter'")
+
+
+def test_commands_are_installed():
+    for name in ("cusa-precompute", "cusa-train", "cusa-eval", "cusa-store"):
+        command = Path(sys.executable).parent / name
+        done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
+        assert done.stdout.strip().endswith(cusa.__version__), done.stderr
