@@ -159,21 +159,29 @@ def _print_tables(screen: Any, reports: list[RunReport]) -> None:
     cuts = ("r1", "r5", "r10")
     cross = Table("run", *(f"{way} {c.upper()}" for way in ("i2t", "t2i") for c in cuts), "RSUM", title=where)
     uni = Table("run", "head", *(f"t2t {c.upper()}" for c in cuts))
-    known = "i2i" in first["heads"]["uni"]["unimodal"]
-    for title in ("i2i R1", "i2i mAP@R", "true t2i mAP@R") if known else ():
-        uni.add_column(title)
+    known = "truth" in first["heads"]["cross"]
+    if known:
+        cross.add_column("true t2i mAP@R")
+        uni.add_column("i2i R1")
+        uni.add_column("i2i mAP@R")
     for r in reports:
         retrieval = r.metrics["retrieval"]
         values = [retrieval[way][c] for way in ("i2t", "t2i") for c in cuts]
-        cross.add_row(r.name, *(f"{v:.1f}" for v in values), f"{retrieval['rsum']:.1f}")
+        values.append(retrieval["rsum"])
+        if known:
+            values.append(r.metrics["heads"]["cross"]["truth"]["t2i"]["map_at_r"])
+        cross.add_row(r.name, *map(_percent, values))
         for head, found in r.metrics["heads"].items():
             values = [found["unimodal"]["t2t"][c] for c in cuts]
             if known:
                 values += [found["unimodal"]["i2i"]["r1"], found["unimodal"]["i2i"]["map_at_r"]]
-                values.append(found["truth"]["t2i"]["map_at_r"])
             untrained = head == "uni" and "usa" not in r.metrics["loss_terms"]
-            uni.add_row(r.name, f"{head} (untrained)" if untrained else head, *(f"{v:.1f}" for v in values))
+            uni.add_row(r.name, f"{head} (untrained)" if untrained else head, *map(_percent, values))
     for table in (cross, uni):
         for column in table.columns[1:]:
             column.justify = "right"
         screen.print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from cusa.data.errors import CusaError
@@ -17,7 +19,7 @@ def precision_at_r(
     indptr: np.ndarray,
     indices: np.ndarray,
     exclude: np.ndarray | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """R-Precision and mAP@R (Musgrave et al., ECCV 2020, section 4), R being a query's number of relevant candidates.
 
     Queries without a relevant candidate do not count. Equal similarities rank in candidate order.
@@ -30,7 +32,7 @@ def precision_at_r(
         exclude: int64 ``[n]`` or ``None``: the query's own position among the candidates.
 
     Returns:
-        ``r_precision`` and ``map_at_r`` in percent (NaN if no query counts), and ``queries``, how many count.
+        ``r_precision`` and ``map_at_r`` in percent (``None`` if no query counts), and ``queries``, how many count.
     """
     sizes = np.diff(indptr)
     counted = np.flatnonzero(sizes)
@@ -50,7 +52,7 @@ def precision_at_r(
         r_precision[a : a + len(block)] = hits.sum(axis=1) / sizes[block]
         average[a : a + len(block)] = (precision * hits).sum(axis=1) / sizes[block]
     if not len(counted):
-        return {"r_precision": float("nan"), "map_at_r": float("nan"), "queries": 0}
+        return {"r_precision": None, "map_at_r": None, "queries": 0}
     return {
         "r_precision": 100 * float(r_precision.mean()),
         "map_at_r": 100 * float(average.mean()),
@@ -64,7 +66,7 @@ def image_retrieval(
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
     normalize: bool = True,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Image-to-image retrieval by class label.
 
     With one set, every image is a query against the others; with a gallery, queries go against the gallery and
@@ -101,10 +103,10 @@ def image_retrieval(
     ranks = best_ranks(queries, candidates, indptr, indices, exclude)
     hits = int(np.count_nonzero(ranks == 0))
     precision = precision_at_r(queries, candidates, indptr, indices, exclude)
-    n_with_positive = int(precision.pop("queries"))
+    n_with_positive = precision.pop("queries")
     return {
         "r1": 100 * hits / len(ranks),
-        "precision_at_1": 100 * hits / n_with_positive if n_with_positive else float("nan"),
+        "precision_at_1": 100 * hits / n_with_positive if n_with_positive else None,
         **precision,
         "queries": len(ranks),
         "queries_with_positive": n_with_positive,

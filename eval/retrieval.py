@@ -16,15 +16,18 @@ from cusa.train.student import HEADS, Head
 CUTS = (1, 5, 10)
 
 
-def recalls(ranks: np.ndarray, n_candidates: int) -> dict[str, float]:
-    """R@1/5/10, their mean, and how many queries and candidates there were.
+def recalls(ranks: np.ndarray, n_candidates: int) -> dict[str, Any]:
+    """R@1/5/10, their mean, and how many queries and candidates there were; ``None`` without any query.
 
     Args:
         ranks: int64 ``[n]`` rank of each query's best relevant candidate, 0 first; -1: none, a miss.
         n_candidates: Candidates per query.
     """
+    counts = {"queries": len(ranks), "candidates": n_candidates}
+    if not len(ranks):
+        return {**dict.fromkeys((*(f"r{k}" for k in CUTS), "mean")), **counts}
     values = {f"r{k}": recall_at(ranks, k) for k in CUTS}
-    return {**values, "mean": sum(values.values()) / len(CUTS), "queries": len(ranks), "candidates": n_candidates}
+    return {**values, "mean": sum(values.values()) / len(CUTS), **counts}
 
 
 def _both_ways(i2t: np.ndarray, t2i: np.ndarray, n_images: int, n_texts: int) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def cross_modal_recalls_from_scores(
     return _both_ways(*ranks, *scores_i2t.shape)
 
 
-def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     """R@1/5/10 among items of one modality: others of the same group are relevant, the query is no candidate.
 
     A query that is alone in its group does not count.
@@ -113,7 +116,7 @@ def _evaluate_head(embeddings: SplitEmbeddings, split: Split, head: Head) -> dic
     return found
 
 
-def _with_precision(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> dict[str, float]:
+def _with_precision(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> dict[str, Any]:
     queries, candidates = relevance.sides(embeddings, head)
     parts = (queries, candidates, relevance.indptr, relevance.indices, relevance.exclude)
     n_candidates = len(candidates) - (relevance.exclude is not None)

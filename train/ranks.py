@@ -98,5 +98,10 @@ def cross_modal_relevance(
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """Percent of the queries whose best rank is below ``k``, those without a relevant candidate (-1) being misses."""
-    return 100.0 * float(np.count_nonzero((ranks >= 0) & (ranks < k))) / len(ranks) if len(ranks) else float("nan")
+    """Percent of the queries whose best rank is below ``k``, those without a relevant candidate (-1) being misses.
+
+    Args:
+        ranks: int64 ``[n]``, n at least 1.
+        k: Cut.
+    """
+    return 100.0 * float(np.count_nonzero((ranks >= 0) & (ranks < k))) / len(ranks)

@@ -156,3 +156,21 @@ def test_a_store_that_changed_under_its_run_is_refused(tmp_path):
     line = run_error("eval", "--run", tmp_path / "run")
     assert "is not the store" in line
     assert "fingerprint of split 'val'" in line
+
+
+def test_one_caption_per_image_leaves_text_to_text_unknown_but_works(tmp_path):
+    """A user's own pairs often are so: no caption has another one to find."""
+    from cusa.data.records import Dataset
+    from tests.helpers import add_teacher, records, settings, unit_rows
+
+    sizes = {"train": 20, "test": 6}
+    dataset = Dataset("single", tmp_path, {s: records(s, n, captions=1) for s, n in sizes.items()})
+    rows = {s: unit_rows(n, 8, n) for s, n in sizes.items()}
+    index = tmp_path / "s.h5"
+    add_teacher(index, dataset, "vision", settings("image", 8), rows)
+    add_teacher(index, dataset, "words", settings("text", 8), rows)
+    args = ("--embeddings", index, "--student", "adapter", "--run-dir", tmp_path / "run", "--batch-size", 10)
+    run_ok("train", *args, "--epochs", 1, "--set", "data.val_split=test")
+    run_ok("eval", "--run", tmp_path / "run")
+    t2t = _metrics(tmp_path / "run")["unimodal"]["t2t"]
+    assert t2t == {"r1": None, "r5": None, "r10": None, "mean": None, "queries": 0, "candidates": 5}
