@@ -211,9 +211,10 @@ def write_index(index: Path, dataset: Dataset, teachers: Mapping[str, TeacherEnt
     with atomic_file(index) as temporary, h5py.File(temporary, "w", locking=False) as file:
         schema.stamp(file, schema.INDEX_FORMAT)
         file.attrs["dataset"] = dataset.name
-        # Relative, so that a project folder can move as a whole; --image-root overrides it.
-        root = os.path.relpath(dataset.image_root.resolve(), index.parent.resolve())
-        file.attrs["image_root"] = Path(root).as_posix()
+        # Images below the store's folder move with it; others stay where they are. --image-root overrides both.
+        root, folder = dataset.image_root.resolve(), index.parent.resolve()
+        inside = root.is_relative_to(folder)
+        file.attrs["image_root"] = (root.relative_to(folder) if inside else root).as_posix()
         splits = file.create_group("splits")
         for name, records in dataset.splits.items():
             _write_split(splits.create_group(name), records, dataset.truth.get(name))

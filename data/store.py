@@ -238,7 +238,7 @@ class EmbeddingStore:
         with schema.open_checked(self.path, schema.INDEX_FORMAT) as file:
             self.dataset = str(file.attrs["dataset"])
             root = str(file.attrs["image_root"])
-            self.image_root = Path(os.path.normpath(self.path.resolve().parent / root))
+            self.image_root = self.path.resolve().parent / root
             self.splits = {name: Split(name, group) for name, group in file["splits"].items()}
             self.teachers: dict[str, TeacherSettings] = {}
             self.versions: dict[str, dict[str, str]] = {}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import faiss
 import numpy as np
 
+from cusa.data.records import csr
 from cusa.data.store import Split
 from cusa.eval.relevance import Relevance, Task, relevance_of
 from cusa.train.encode import SplitEmbeddings
+from cusa.train.ranks import best_ranks
 from cusa.train.student import Head
 
 TOP = 5
@@ -65,37 +69,40 @@ def make_gallery(
         seed: Seed of the choice.
     """
     shown: list[GalleryQuery] = []
-    for task, head in head_of.items():
+    for number, (task, head) in enumerate(head_of.items()):
         relevance = relevance_of(task, embeddings, split)
         with_answer = np.flatnonzero(np.diff(relevance.indptr))
-        rng = np.random.default_rng([seed, len(shown)])
-        picked = rng.choice(with_answer, min(per_task, len(with_answer)), replace=False)
-        for query in np.sort(picked).tolist():
-            shown.append(_answer(task, head, query, relevance, embeddings, split, image_root))
+        rng = np.random.default_rng([seed, number])
+        picked = np.sort(rng.choice(with_answer, min(per_task, len(with_answer)), replace=False))
+        if len(picked):
+            shown += _answers(task, head, picked, relevance, embeddings, split, image_root)
     return tuple(shown)
 
 
-def _answer(
+def _answers(
     task: Task,
     head: Head,
-    query: int,
+    picked: np.ndarray,
     relevance: Relevance,
     embeddings: SplitEmbeddings,
     split: Split,
     image_root: Path,
-) -> GalleryQuery:
+) -> Iterator[GalleryQuery]:
     queries, candidates = relevance.sides(embeddings, head)
-    scores = candidates @ queries[query]
-    if relevance.exclude is not None:
-        scores[relevance.exclude[query]] = -np.inf
-    relevant = relevance.indices[relevance.indptr[query] : relevance.indptr[query + 1]]
-    order = np.argsort(-scores, kind="stable")
-    correct = np.isin(order, relevant)
-    hits = tuple(
-        Hit(_item(task[2], int(c), embeddings, split, image_root), float(scores[c]), bool(good))
-        for c, good in zip(order[:TOP], correct[:TOP], strict=True)
-    )
-    return GalleryQuery(task, head, _item(task[0], query, embeddings, split, image_root), hits, int(np.argmax(correct)))
+    relevant = [relevance.indices[relevance.indptr[q] : relevance.indptr[q + 1]] for q in picked]
+    exclude = None if relevance.exclude is None else relevance.exclude[picked]
+    ranks = best_ranks(queries[picked], candidates, *csr(relevant), exclude)
+    # One more than is shown: the query may find itself.
+    similarities, found = faiss.knn(queries[picked], candidates, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    for n, query in enumerate(picked.tolist()):
+        own = -1 if exclude is None else int(exclude[n])
+        hits = [
+            Hit(_item(task[2], c, embeddings, split, image_root), similarity, c in relevant[n])
+            for c, similarity in zip(found[n].tolist(), similarities[n].tolist(), strict=True)
+            if c not in (-1, own)  # -1: there are fewer candidates than asked for
+        ]
+        shown = _item(task[0], query, embeddings, split, image_root)
+        yield GalleryQuery(task, head, shown, tuple(hits[:TOP]), int(ranks[n]))
 
 
 def _item(letter: str, position: int, embeddings: SplitEmbeddings, split: Split, image_root: Path) -> Item:

@@ -59,6 +59,17 @@ def test_any_hdf5_tool_reads_all_rows_through_the_index_also_after_a_move(index,
     np.testing.assert_array_equal(rows, unit_rows(40, 16, 0).astype(np.float16))
 
 
+def test_images_below_the_store_move_with_it_and_others_stay(index, tmp_path):
+    inside = Dataset("made-up", index.parent / "photos", {"train": records("train", 40)})
+    add_teacher(index, inside, "a", settings("image", 4), {"train": unit_rows(40, 4, 0)})
+    copytree(index.parent, tmp_path / "moved")
+    assert EmbeddingStore(tmp_path / "moved" / "store.h5").image_root == tmp_path / "moved" / "photos"
+    outside = Dataset("made-up", tmp_path / "elsewhere", {"train": records("train", 40)})
+    add_teacher(index, outside, "b", settings("image", 4), {"train": unit_rows(40, 4, 0)})
+    copytree(index.parent, tmp_path / "again")
+    assert EmbeddingStore(tmp_path / "again" / "store.h5").image_root == tmp_path / "elsewhere"
+
+
 def test_readers_go_to_other_processes_without_their_maps(index):
     store = EmbeddingStore(index)
     rows, split = store.embeddings("words", "val"), store.split("val")
