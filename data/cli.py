@@ -80,7 +80,12 @@ def summarize(path: Path) -> dict:
             e = store.embeddings(name, split)
             size = e.shape[0] * e.shape[1] * e.dtype.itemsize
             rows[split] = {"rows": len(e), "skipped": len(e.skipped), "shards": e.n_shards, "bytes": size}
-        teachers[name] = {**asdict(settings), "versions": store.versions[name], "rows": rows}
+        teachers[name] = {
+            **asdict(settings),
+            "source": store.sources[name],
+            "versions": store.versions[name],
+            "rows": rows,
+        }
     return {
         "dataset": store.dataset,
         "image_root": str(store.image_root),

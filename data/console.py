@@ -30,11 +30,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except CusaError as error:
             fail(" ".join(str(error).split("\n")))
         except PermissionError as error:
-            fail(f"no permission to write {error.filename or ''}: choose a path that you may write to".strip())
+            fail(f"no permission for {error.filename or error}: choose another path, or change its permissions")
         except OSError as error:
             fail(f"{error.strerror or error} {error.filename or ''}".strip())
         except KeyboardInterrupt:
-            fail("interrupted; what was finished stays finished, the same command goes on from there", 130)
+            fail("interrupted; finished shards and epochs are kept", 130)
 
     return wrapper
 
@@ -106,9 +106,24 @@ def pick_device(name: str) -> str:
     return name
 
 
+def refuse_several_processes() -> None:
+    """Refuse to run under torchrun.
+
+    Raises:
+        CusaError: If this is one of several processes, which would write the same files.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CusaError("runs in several processes are not supported yet; start the command without torchrun")
+
+
 def cpu_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def default_workers(inputs_are_stored: bool) -> int:
+    """Reading processes: none where inputs are rows of a store, else one per core, at most 8."""
+    return 0 if inputs_are_stored else min(cpu_count(), 8)
 
 
 def quiet_libraries() -> None:

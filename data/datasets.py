@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,7 +56,8 @@ def load_dataset(sources: Sequence[str], image_root: Path | None = None, data_ro
         name = name or file_name
     first = _parse_source(sources[0])[1]
     splits = group_rows(rows, ", ".join(sources))
-    return Dataset(name, image_root if image_root is not None else first.parent, splits)
+    root = image_root if image_root is not None else first.parent
+    return Dataset(name, root, splits, notes=_size_notes(name, splits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,17 @@ def _load_named(name: str, image_root: Path | None, data_root: Path) -> Dataset:
         probe = next(r.image_path for records in splits.values() for r in records)
         roots = [folder, folder / "images", folder / f"{name}-images", folder / f"{name}_images"]
         image_root = next((r for r in roots if (r / probe).is_file()), folder)
-    notes = []
-    for split, expected in KNOWN_SIZES[name].items():
-        found = len(splits.get(split, ()))
-        if found != expected:
-            notes.append(f"{name} {split} has {found:,} images, the Karpathy split has {expected:,}")
-    return Dataset(name, image_root, splits, notes=tuple(notes))
+    return Dataset(name, image_root, splits, notes=_size_notes(name, splits))
+
+
+def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str, ...]:
+    """Differences from the known sizes of a data set of that name."""
+    found = {split: len(splits.get(split, ())) for split in KNOWN_SIZES.get(name, ())}
+    return tuple(
+        f"{name} {split} has {n:,} images, the Karpathy split has {KNOWN_SIZES[name][split]:,}"
+        for split, n in found.items()
+        if n != KNOWN_SIZES[name][split]
+    )
 
 
 def _parse_source(source: str) -> tuple[str | None, Path]:
@@ -209,7 +216,7 @@ def _read_jsonl(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _read_csv(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = {"image", "caption"} - set(reader.fieldnames or ())
     if missing:
         raise CusaError(

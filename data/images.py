@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -64,10 +63,6 @@ class ImageTransform:
         pixels = np.asarray(rgb, np.float32) / np.float32(255)
         normalised = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(normalised.transpose(2, 0, 1), np.float32)
-
-    def describe(self) -> dict[str, Any]:
-        """The settings, as stored beside the embeddings."""
-        return asdict(self)
 
 
 def resize_shorter(image: Image.Image, size: int, interpolation: str) -> Image.Image:

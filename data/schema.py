@@ -20,7 +20,7 @@ INDEX_FORMAT = "cusa-embeddings"
 SHARD_FORMAT = "cusa-embeddings-shard"
 VERSION = (1, 0)  # a reader refuses a greater major number, and ignores names that it does not know
 
-MODALITIES = ("image", "text")
+_REMEDY = "remove it and run the same cusa-precompute command again, finished shards are kept"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class TeacherSettings:
         dim: Embedding dimension.
         dtype: ``"float16"`` or ``"float32"``: what the rows are stored as.
         normalized: Whether the rows are L2-normalised.
-        loader: How to load the model again: the teacher kind and source that a command line would take.
     """
 
     modality: str
@@ -49,7 +48,6 @@ class TeacherSettings:
     dim: int
     dtype: str
     normalized: bool
-    loader: Mapping[str, str]
 
     def to_json(self) -> str:
         """Canonical JSON: equal settings give equal text."""
@@ -62,9 +60,9 @@ class TeacherSettings:
         return TeacherSettings(**{k: fields[k] for k in TeacherSettings.__dataclass_fields__})
 
     def differing(self, other: TeacherSettings) -> list[str]:
-        """The fields that differ, with both values; ``loader`` excepted: where a model lay does not change its rows."""
+        """The fields that differ, with both values."""
         mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())
-        return [f"{k} ({mine[k]!r} / {theirs[k]!r})" for k in mine if k != "loader" and mine[k] != theirs[k]]
+        return [f"{k} ({mine[k]!r} / {theirs[k]!r})" for k in mine if mine[k] != theirs[k]]
 
 
 def file_name(part: str) -> str:
@@ -112,11 +110,13 @@ def open_checked(path: Path, expected_format: str) -> Iterator[h5py.File]:
     except (OSError, IsADirectoryError) as error:
         if isinstance(error, PermissionError):
             raise CusaError(f"{path}: no permission to read") from None
-        raise CusaError(f"{path} is not a readable HDF5 file ({_short(error)}); run cusa-precompute again") from None
+        raise CusaError(f"{path} is not a readable HDF5 file ({_short(error)}); {_REMEDY}") from None
     with file:
         found = file.attrs.get("format")
         if found != expected_format:
-            raise CusaError(f"{path} is not a {expected_format} file (its format attribute is {found!r})")
+            raise CusaError(
+                f"{path} is not a {expected_format} file (its format attribute is {found!r}); name another file"
+            )
         major, minor = (int(v) for v in file.attrs["format_version"])
         if major > VERSION[0]:
             raise CusaError(
@@ -125,7 +125,7 @@ def open_checked(path: Path, expected_format: str) -> Iterator[h5py.File]:
         try:
             yield file
         except (KeyError, OSError) as error:  # a name is missing or its block cannot be read
-            raise CusaError(f"{path} is damaged ({_short(error)}); run cusa-precompute again") from None
+            raise CusaError(f"{path} is damaged ({_short(error)}); {_REMEDY}") from None
 
 
 def stamp(file: h5py.File, form: str) -> None:

@@ -51,10 +51,11 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class TeacherEntry:
-    """A teacher in the index: its settings, and per split its shards in row order."""
+    """A teacher in the index: its settings, per split its shards in row order, and where the model came from."""
 
     settings: TeacherSettings
     shards: Mapping[str, tuple[ShardInfo, ...]]
+    source: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -145,6 +146,17 @@ def read_shard_info(path: Path, name: str) -> tuple[ShardInfo, TeacherSettings, 
         return info, TeacherSettings.from_json(attrs["settings"]), str(attrs["split_fingerprint"])
 
 
+def checksum_holds(path: Path) -> bool:
+    """Whether a shard's rows are those that its checksum was taken of."""
+    with schema.open_checked(path, schema.SHARD_FORMAT) as file:
+        digest = hashlib.sha256()
+        rows = file["rows"]
+        for start in range(0, len(rows), 8192):
+            digest.update(rows[start : start + 8192].tobytes())
+        digest.update(file["skipped"][...].tobytes())
+        return bool(digest.hexdigest() == file.attrs["sha256"])
+
+
 def read_entries(index: Path) -> dict[str, TeacherEntry]:
     """The teachers of an index, as :func:`write_index` takes them."""
     with schema.open_checked(index, schema.INDEX_FORMAT) as file:
@@ -161,7 +173,8 @@ def _read_entry(group: h5py.Group) -> TeacherEntry:
             for f, s, (a, b) in zip(*columns, bounds, strict=True)
         )
     versions = {str(k).removeprefix("version."): str(v) for k, v in group.attrs.items() if k.startswith("version.")}
-    return TeacherEntry(TeacherSettings.from_json(group.attrs["settings"]), shards, versions)
+    settings = TeacherSettings.from_json(group.attrs["settings"])
+    return TeacherEntry(settings, shards, str(group.attrs["source"]), versions)
 
 
 def check_compatible(index: Path, dataset: Dataset, teachers: Mapping[str, TeacherSettings]) -> None:
@@ -204,7 +217,10 @@ def write_index(index: Path, dataset: Dataset, teachers: Mapping[str, TeacherEnt
     old = read_entries(index) if index.exists() else {}
     merged = {
         name: TeacherEntry(
-            entry.settings, {**(old[name].shards if name in old else {}), **entry.shards}, entry.versions
+            entry.settings,
+            {**(old[name].shards if name in old else {}), **entry.shards},
+            entry.source,
+            entry.versions,
         )
         for name, entry in {**old, **teachers}.items()
     }
@@ -243,7 +259,7 @@ def _write_split(group: h5py.Group, records: Sequence[Record], truth: Truth | No
 
 def _write_teacher(group: h5py.Group, entry: TeacherEntry) -> None:
     settings = entry.settings
-    group.attrs["settings"] = settings.to_json()
+    group.attrs["settings"], group.attrs["source"] = settings.to_json(), entry.source
     # The fields again, one by one, for readers that do not parse JSON.
     for name in ("modality", "model_id", "weights_sha256", "normalizer", "precision", "dim", "dtype", "normalized"):
         group.attrs[name] = getattr(settings, name)
@@ -252,13 +268,26 @@ def _write_teacher(group: h5py.Group, entry: TeacherEntry) -> None:
     dtype = np.dtype(settings.dtype).newbyteorder("<")
     for split, shards in entry.shards.items():
         part = group.create_group(split)
-        n_rows = shards[-1].stop
-        layout = h5py.VirtualLayout((n_rows, settings.dim), dtype)
-        for s in shards:
-            layout[s.start : s.stop] = h5py.VirtualSource(s.file, "rows", (s.stop - s.start, settings.dim), dtype)
-        part.create_virtual_dataset("rows", layout, fillvalue=np.nan)
+        _create_virtual(part, "rows", shards, settings.dim, dtype)
         listing = part.create_group("shards")
         listing.create_dataset("bounds", data=np.asarray([(s.start, s.stop) for s in shards], "<i8"))
         schema.write_strings(listing, "files", [s.file for s in shards])
         schema.write_strings(listing, "sha256", [s.sha256 for s in shards])
         part.create_dataset("skipped", data=np.asarray([row for s in shards for row in s.skipped], "<i8"))
+
+
+def _create_virtual(group: h5py.Group, name: str, shards: Sequence[ShardInfo], dim: int, dtype: np.dtype) -> None:
+    """A virtual dataset over the rows of all shards.
+
+    h5py's own create_virtual_dataset stamps it with the time of day, and no two indexes would be equal.
+    """
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)
+    properties.set_fill_value(np.array(np.nan, dtype))
+    space = h5py.h5s.create_simple((shards[-1].stop, dim))
+    for s in shards:
+        shape = (s.stop - s.start, dim)
+        space.select_hyperslab((s.start, 0), shape)
+        properties.set_virtual(space, s.file.encode(), b"rows", h5py.h5s.create_simple(shape))
+    space.select_all()
+    h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties)

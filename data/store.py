@@ -135,9 +135,16 @@ class Embeddings(_Mapped):
         skipped: int64, the rows without an embedding (they hold NaN).
     """
 
-    def __init__(self, teacher: str, settings: TeacherSettings, index: Path, group: h5py.Group) -> None:
+    def __init__(self, teacher: str, settings: TeacherSettings, split: Split, index: Path, group: h5py.Group) -> None:
         self.teacher, self.settings = teacher, settings
         bounds = group["shards/bounds"][...]
+        n_rows = split.n_images if settings.modality == "image" else split.n_captions
+        if bounds[0, 0] != 0 or bounds[-1, 1] != n_rows or (bounds[1:, 0] != bounds[:-1, 1]).any():
+            raise CusaError(
+                f"{index}: the shards of teacher {teacher!r} do not hold the {n_rows} rows of split {split.name!r}; "
+                "remove the index and run the same cusa-precompute command again"
+            )
+        self._identity = (teacher, split.name, split.fingerprint)
         self._starts = bounds[:, 0]
         self._stops = bounds[:, 1]
         self._sha256 = schema.read_strings(group["shards"], "sha256")
@@ -197,8 +204,11 @@ class Embeddings(_Mapped):
             path = self._paths[number]
             with schema.open_checked(path, schema.SHARD_FORMAT) as file:
                 expected = (int(self._stops[number] - self._starts[number]), self.shape[1])
+                attrs = file.attrs
                 for name, have, want in (
-                    ("sha256", file.attrs["sha256"], self._sha256[number]),
+                    ("content", tuple(attrs[k] for k in ("teacher", "split", "split_fingerprint")), self._identity),
+                    ("start", int(attrs["start"]), int(self._starts[number])),
+                    ("sha256", attrs["sha256"], self._sha256[number]),
                     ("shape", file["rows"].shape, expected),
                     ("dtype", file["rows"].dtype, self.dtype),
                 ):
@@ -228,6 +238,7 @@ class EmbeddingStore:
         splits: Splits by name.
         teachers: Settings by teacher name.
         versions: Library versions by teacher name.
+        sources: Where each teacher's model was loaded from, by teacher name.
 
     Raises:
         CusaError: If the file is missing, truncated, of a newer format, or no embedding store.
@@ -242,8 +253,10 @@ class EmbeddingStore:
             self.splits = {name: Split(name, group) for name, group in file["splits"].items()}
             self.teachers: dict[str, TeacherSettings] = {}
             self.versions: dict[str, dict[str, str]] = {}
+            self.sources: dict[str, str] = {}
             for name, group in file["teachers"].items():
                 self.teachers[name] = TeacherSettings.from_json(group.attrs["settings"])
+                self.sources[name] = str(group.attrs["source"])
                 self.versions[name] = {
                     k.removeprefix("version."): str(v) for k, v in group.attrs.items() if k.startswith("version.")
                 }
@@ -281,6 +294,14 @@ class EmbeddingStore:
             raise CusaError(f"{self.path}: {problem}; pass {flag} with one of: {', '.join(known)}")
         return name
 
+    def skipped(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """int64 image rows and caption rows of a split that any teacher had to skip: unreadable, or empty."""
+        rows: dict[str, list[np.ndarray]] = {"image": [np.zeros(0, np.int64)], "text": [np.zeros(0, np.int64)]}
+        for teacher, settings in self.teachers.items():
+            if split in self.splits_of(teacher):
+                rows[settings.modality].append(self.embeddings(teacher, split).skipped)
+        return np.unique(np.concatenate(rows["image"])), np.unique(np.concatenate(rows["text"]))
+
     def splits_of(self, teacher: str) -> list[str]:
         """Names of the splits that a teacher has rows for."""
         with schema.open_checked(self.path, schema.INDEX_FORMAT) as file:
@@ -302,4 +323,4 @@ class EmbeddingStore:
                     f"{self.path}: teacher {teacher!r} has no rows for split {split!r}; run cusa-precompute with "
                     f"--splits {split}"
                 )
-            return Embeddings(teacher, self.teachers[teacher], self.path, group[split])
+            return Embeddings(teacher, self.teachers[teacher], self.splits[split], self.path, group[split])

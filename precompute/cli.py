@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,28 +11,13 @@ from cusa.data.console import one_line_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from cusa.data.records import Dataset
+    from cusa.data.schema import TeacherSettings
     from cusa.data.shards import TeacherEntry
     from cusa.precompute.teachers import TeacherRequest
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, once understood; fields are those of its options."""
-
-    out: Path
-    splits: str | None
-    limit: int | None
-    device: str
-    precision: str
-    batch_size: int | None
-    workers: int | None
-    shard_rows: int
-    dtype: str
-    normalizer: str
-    on_error: str
+    from cusa.precompute.teachers.base import Teacher
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -54,7 +38,7 @@ class Options:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto",
               help="What teachers compute in; auto is fp16 on a GPU, fp32 elsewhere.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), help="Items per teacher call.  [default: the teacher's own]")
+@click.option("--batch-size", type=click.IntRange(1), help="Items per forward pass.  [default: what suits the teacher]")
 @click.option("--workers", type=click.IntRange(0), help="Image decoding processes.  [default: cores, at most 8]")
 @click.option("--shard-rows", type=click.IntRange(1), default=16384, help="Rows per shard; work is resumed by shard.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="What rows are stored as.")
@@ -69,39 +53,48 @@ def main(
     image_root: Path | None,
     data_root: Path,
     out: Path | None,
-    **options: object,
+    splits: str | None,
+    limit: int | None,
+    **options: Any,
 ) -> None:
     """Run the teachers once over a data set and write their embeddings to an HDF5 store.
 
     Run it again to go on after an interruption, or to add a teacher or a split.
     """
-    from cusa.data.console import console, progress, quiet_libraries
+    from cusa.data.console import console, progress, quiet_libraries, refuse_several_processes
     from cusa.data.datasets import load_dataset
+    from cusa.data.errors import CusaError
     from cusa.precompute.teachers import complete, parse_teacher
 
+    refuse_several_processes()
+    if out is not None and out.suffix != ".h5":
+        raise CusaError(f"--out {out}: the name must end in .h5; the shards go to a folder of that name without it")
     requests = [parse_teacher(t) for t in teachers]
-    dataset = load_dataset(datasets, image_root, data_root)
-    chosen = Options(out=out or data_root / f"{dataset.name}_teachers.h5", **options)  # type: ignore[arg-type]
-    dataset = _restrict(dataset, chosen)
-    requests = complete(requests, _present_modalities(chosen.out))
+    dataset = _restrict(load_dataset(datasets, image_root, data_root), splits, limit)
+    out = out or data_root / f"{dataset.name}_teachers.h5"
+    requests = complete(requests, _present_modalities(out))
     screen = console()
     for note in dataset.notes:
         screen.print(f"[yellow]note:[/] {note}")
     quiet_libraries()
     with progress() as bar:
-        entries = [_run_teacher(request, dataset, chosen, bar) for request in requests]
-    _report(screen, chosen.out, entries)
+        run = _Run(dataset, out, bar, **options)
+        loaded = [run.load(request) for request in requests]  # all of them first: what is missing shows at once
+        entries = [run.encode(*parts) for parts in loaded]
+    for path in run.damaged:
+        screen.print(f"[yellow]note:[/] {path} was damaged and has been made again")
+    _report(screen, out, entries)
 
 
-def _restrict(dataset: Dataset, options: Options) -> Dataset:
+def _restrict(dataset: Dataset, splits: str | None, limit: int | None) -> Dataset:
     from cusa.data.console import split_commas
     from cusa.data.errors import CusaError
 
-    names = split_commas(options.splits)
+    names = split_commas(splits)
     if names is not None and not names:
         raise CusaError(f"--splits names no split; data set {dataset.name!r} has: {', '.join(dataset.splits)}")
     dataset = dataset.select(names) if names else dataset
-    return dataset.limited(options.limit) if options.limit else dataset
+    return dataset.limited(limit) if limit else dataset
 
 
 def _present_modalities(index: Path) -> list[str]:
@@ -110,48 +103,72 @@ def _present_modalities(index: Path) -> list[str]:
     return [e.settings.modality for e in read_entries(index).values()] if index.exists() else []
 
 
-def _run_teacher(
-    request: TeacherRequest, dataset: Dataset, options: Options, bar: Progress
-) -> tuple[str, TeacherEntry]:
-    from cusa.data.console import cpu_count, pick_device
-    from cusa.data.records import fingerprint
-    from cusa.data.shards import TeacherEntry, check_compatible, write_index
-    from cusa.precompute.pipeline import PipelineOptions, encode_split
-    from cusa.precompute.plan import plan_split
+class _Run:
+    """The command line's options, and what every teacher of a run shares."""
 
-    device = pick_device(options.device)
-    precision = options.precision if options.precision != "auto" else ("fp16" if device == "cuda" else "fp32")
-    task = bar.add_task(f"{request.name}: loading", total=None)
-    teacher = request.load(device)
-    settings = teacher.settings(precision, options.dtype, options.normalizer)
-    if options.out.exists():
-        check_compatible(options.out, dataset, {request.name: settings})
-    pipeline_options = PipelineOptions(
-        device=device,
-        precision=precision,
-        batch_size=options.batch_size or teacher.batch_size[device],
-        workers=min(cpu_count(), 8) if options.workers is None else options.workers,
-        skip_errors=options.on_error == "skip",
-    )
-    shards = {}
-    bar.remove_task(task)
-    for split, records in dataset.splits.items():
-        n_rows = len(records) if teacher.modality == "image" else sum(len(r.captions) for r in records)
-        plan = plan_split(options.out, request.name, split, fingerprint(records), n_rows, options.shard_rows, settings)
-        done = sum(stop - start for start, stop in plan.done)
-        task = bar.add_task(f"{request.name} {split}", total=n_rows, completed=done)
-        shards[split] = encode_split(
-            teacher,
-            settings,
-            dataset,
-            plan,
-            pipeline_options,
-            lambda n, shard, task=task: bar.update(task, advance=n, status=shard),  # type: ignore[misc]
-        )
-        bar.update(task, status="")
-    entry = TeacherEntry(settings, shards, _versions())
-    write_index(options.out, dataset, {request.name: entry})
-    return request.name, entry
+    def __init__(
+        self,
+        dataset: Dataset,
+        out: Path,
+        bar: Progress,
+        *,
+        device: str,
+        precision: str,
+        batch_size: int | None,
+        workers: int | None,
+        shard_rows: int,
+        dtype: str,
+        normalizer: str,
+        on_error: str,
+    ) -> None:
+        from cusa.data.console import default_workers, pick_device
+        from cusa.precompute.pipeline import PipelineOptions
+
+        device = pick_device(device)
+        if precision == "auto":
+            precision = "fp16" if device == "cuda" else "fp32"
+        workers = default_workers(inputs_are_stored=False) if workers is None else workers
+        self.pipeline = PipelineOptions(device, precision, workers, skip_errors=on_error == "skip")
+        self.dataset, self.out, self.bar = dataset, out, bar
+        self.batch_size, self.shard_rows, self.dtype, self.normalizer = batch_size, shard_rows, dtype, normalizer
+        self.damaged: list[Path] = []
+
+    def load(self, request: TeacherRequest) -> tuple[str, Teacher, TeacherSettings]:
+        """Load a teacher and check that it fits the store."""
+        from cusa.data.shards import check_compatible
+
+        task = self.bar.add_task(f"{request.name}: loading", total=None)
+        teacher = request.load(self.pipeline.device, self.batch_size)
+        settings = teacher.settings(self.pipeline.precision, self.dtype, self.normalizer)
+        if self.out.exists():
+            check_compatible(self.out, self.dataset, {request.name: settings})
+        self.bar.remove_task(task)
+        return request.name, teacher, settings
+
+    def encode(self, name: str, teacher: Teacher, settings: TeacherSettings) -> tuple[str, TeacherEntry]:
+        """Make a teacher's pending shards of all splits and add it to the index."""
+        from cusa.data.records import fingerprint
+        from cusa.data.shards import TeacherEntry, write_index
+        from cusa.precompute.pipeline import encode_split
+        from cusa.precompute.plan import plan_split
+
+        shards = {}
+        for split, records in self.dataset.splits.items():
+            n_rows = len(records) if teacher.modality == "image" else sum(len(r.captions) for r in records)
+            redo = not self.pipeline.skip_errors
+            plan = plan_split(self.out, name, split, fingerprint(records), n_rows, self.shard_rows, settings, redo)
+            self.damaged += plan.damaged
+            done = sum(stop - start for start, stop in plan.done)
+            task = self.bar.add_task(f"{name} {split}", total=n_rows, completed=done)
+
+            def advance(n: int, shard: str, task: TaskID = task) -> None:
+                self.bar.update(task, advance=n, status=shard)
+
+            shards[split] = encode_split(teacher, settings, self.dataset, plan, self.pipeline, advance)
+            self.bar.update(task, status="")
+        entry = TeacherEntry(settings, shards, teacher.source, _versions())
+        write_index(self.out, self.dataset, {name: entry})
+        return name, entry
 
 
 def _versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +29,12 @@ class PipelineOptions:
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
-        batch_size: Items per teacher call.
         workers: Image decoding processes; 0 decodes in this one.
         skip_errors: Record undecodable images and empty captions instead of stopping.
     """
 
     device: str
     precision: str
-    batch_size: int
     workers: int
     skip_errors: bool
 
@@ -56,6 +54,10 @@ class Batch:
     stop: int
     inputs: torch.Tensor | list[str] | None
     errors: tuple[tuple[int, str], ...]
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; DataLoader calls it."""
+        return replace(self, inputs=self.inputs.pin_memory()) if isinstance(self.inputs, torch.Tensor) else self
 
 
 def encode_split(
@@ -121,7 +123,7 @@ def batch_ranges(plan: SplitPlan, batch_size: int) -> list[tuple[int, int]]:
 def _read(
     teacher: Teacher, settings: TeacherSettings, dataset: Dataset, plan: SplitPlan, options: PipelineOptions
 ) -> Iterable[Batch]:
-    ranges = batch_ranges(plan, options.batch_size)
+    ranges = batch_ranges(plan, teacher.batch_size)
     records = dataset.splits[plan.split]
     if teacher.modality == "text":
         captions = [(caption, key) for r in records for caption, key in zip(r.captions, r.caption_ids, strict=True)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cusa.data import schema
 from cusa.data.errors import CusaError
 from cusa.data.schema import TeacherSettings
-from cusa.data.shards import ShardInfo, read_shard_info
+from cusa.data.shards import ShardInfo, checksum_holds, read_shard_info
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class SplitPlan:
         index: Path of the store's index.
         ranges: Row ranges (start, stop) of all shards, in order.
         done: Finished shards by range.
+        damaged: Files under a shard's name that are no whole shard; they are made again.
     """
 
     teacher: str
@@ -30,7 +31,8 @@ class SplitPlan:
     fingerprint: str
     index: Path
     ranges: tuple[tuple[int, int], ...]
-    done: dict[tuple[int, int], ShardInfo]
+    done: dict[tuple[int, int], ShardInfo] = field(default_factory=dict)
+    damaged: list[Path] = field(default_factory=list)
 
     @property
     def pending(self) -> list[tuple[int, int]]:
@@ -59,18 +61,28 @@ def plan_split(
     n_rows: int,
     shard_rows: int,
     settings: TeacherSettings,
+    redo_skipped: bool = False,
 ) -> SplitPlan:
-    """Plan a split and find the shards that an earlier run finished.
+    """Plan a split and find the shards that an earlier run finished, their checksums taken again.
+
+    With ``redo_skipped``, a shard that skipped rows counts as not done.
 
     Raises:
         CusaError: If a finished shard was made with other settings or from other data; names the fields.
     """
-    plan = SplitPlan(teacher, split, fingerprint, index, shard_ranges(n_rows, shard_rows), {})
+    plan = SplitPlan(teacher, split, fingerprint, index, shard_ranges(n_rows, shard_rows))
     for start, stop in plan.ranges:
         path = plan.file(start, stop)
         if not path.exists():
             continue
-        info, found, found_fingerprint = read_shard_info(path, plan.relative_file(start, stop))
+        try:
+            info, found, found_fingerprint = read_shard_info(path, plan.relative_file(start, stop))
+            whole = checksum_holds(path)
+        except CusaError:
+            whole = False
+        if not whole:
+            plan.damaged.append(path)
+            continue
         fields: Sequence[str] = settings.differing(found)
         if found_fingerprint != fingerprint:
             fields = [*fields, f"fingerprint of split {split!r}"]
@@ -81,5 +93,6 @@ def plan_split(
                 f"{path} was made with other settings, not to be mixed: {'; '.join(fields)}; pass another --out, or "
                 "remove it to make it again"
             )
-        plan.done[start, stop] = info
+        if not (redo_skipped and info.skipped):
+            plan.done[start, stop] = info
     return plan

@@ -81,7 +81,6 @@ def settings(modality: str, dim: int, **changes: object) -> TeacherSettings:
         "dim": dim,
         "dtype": "float16",
         "normalized": True,
-        "loader": {"kind": "none", "source": ""},
     }
     return TeacherSettings(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -126,7 +125,7 @@ def add_teacher(
                 writer.write(values[a:b], [s for s in skipped if a <= s < b])
             done.append(read_shard_info(path, relative)[0])
         shards[split] = tuple(done)
-    write_index(index, dataset, {name: TeacherEntry(config, shards, {"numpy": np.__version__})})
+    write_index(index, dataset, {name: TeacherEntry(config, shards, "made up", {"numpy": np.__version__})})
 
 
 def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False) -> Path:

@@ -39,8 +39,8 @@ class TeacherRequest:
         """``"image"`` or ``"text"``."""
         return "text" if self.kind in ("sentence", "minilm") else "image"
 
-    def load(self, device: str) -> Teacher:
-        """Load the teacher onto ``"cpu"`` or ``"cuda"``.
+    def load(self, device: str, batch_size: int | None = None) -> Teacher:
+        """Load the teacher onto ``"cpu"`` or ``"cuda"``; ``batch_size`` is per forward pass, ``None`` what suits it.
 
         Raises:
             CusaError: If its weights cannot be had; says how to get them.
@@ -49,15 +49,15 @@ class TeacherRequest:
         if self.kind in _UNICOM:
             from cusa.precompute.teachers.unicom import RELEASES, load_unicom
 
-            return load_unicom(RELEASES[self.kind], path, device)
+            return load_unicom(RELEASES[self.kind], path, device, batch_size)
         if self.kind == "efficientnet-lite0":
             from cusa.precompute.teachers.packaged import load_efficientnet_lite0
 
-            return load_efficientnet_lite0(path, device)
+            return load_efficientnet_lite0(path, device, batch_size)
         if self.kind == "minilm":
             from cusa.precompute.teachers.packaged import load_minilm
 
-            return load_minilm(self.source, device)
+            return load_minilm(self.source, device, batch_size)
         assert self.source is not None
         model_id = (
             _MPNET if self.name == "mpnet" else Path(self.source).name if Path(self.source).is_dir() else self.source
@@ -65,10 +65,10 @@ class TeacherRequest:
         if self.kind == "sentence":
             from cusa.precompute.teachers.sentence import load_sentence
 
-            return load_sentence(self.source, model_id, device)
+            return load_sentence(self.source, model_id, device, batch_size)
         from cusa.precompute.teachers.vision import load_vision
 
-        return load_vision(self.source, model_id, device)
+        return load_vision(self.source, model_id, device, batch_size)
 
 
 def parse_teacher(text: str) -> TeacherRequest:
@@ -129,7 +129,10 @@ def _detect(source: str, text: str) -> str:
             )
         if (folder / "modules.json").is_file():
             return "sentence"
-        config = json.loads((folder / "config.json").read_text())
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except ValueError as error:
+            raise CusaError(f"--teacher {text}: {folder / 'config.json'} is not valid json ({error})") from None
         vision = (folder / "preprocessor_config.json").is_file() or "vision_config" in config or "image_size" in config
         return "vision" if vision else "sentence"
     if not _is_hub_name(source):

@@ -27,11 +27,11 @@ class Teacher:
         weights_sha256: sha256 (hex) of the weights.
         dim: Embedding dimension.
         transform: Preprocessing settings, JSON-compatible.
-        loader: ``{"kind", "source"}`` to load it again.
+        source: Where it was loaded from: a file, a folder, a hub name or a package.
         encode: Images: ``float32 [n, 3, h, w]`` on the teacher's device -> ``[n, dim]``. Text: ``list[str]`` -> same.
             Not normalised.
         preprocess: Images only: PIL image -> float32 ``[3, h, w]``; runs in worker processes.
-        batch_size: Default batch size per device type.
+        batch_size: Items per call of ``rows`` that suit it; text teachers sort and split them further.
     """
 
     modality: str
@@ -39,10 +39,10 @@ class Teacher:
     weights_sha256: str
     dim: int
     transform: Mapping[str, Any]
-    loader: Mapping[str, str]
+    source: str
     encode: Callable[[Any], torch.Tensor]
     preprocess: Callable[[Image.Image], np.ndarray] | None
-    batch_size: Mapping[str, int]
+    batch_size: int
 
     def settings(self, precision: str, dtype: str, normalizer: str) -> TeacherSettings:
         """What the store records of this teacher."""
@@ -56,7 +56,6 @@ class Teacher:
             dim=self.dim,
             dtype=dtype,
             normalized=True,
-            loader=self.loader,
         )
 
     @torch.inference_mode()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+import json
+import math
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from cusa.data.errors import CusaError
 from cusa.precompute.teachers.base import Teacher, weights_digest
@@ -15,13 +17,14 @@ from cusa.precompute.teachers.base import Teacher, weights_digest
 _BATCHES_PER_CALL = 16
 
 
-def load_sentence(source: str, model_id: str, device: str) -> Teacher:
+def load_sentence(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
     """Load a sentence-transformers model.
 
     Args:
         source: Hub name or folder.
         model_id: Name to record.
         device: ``"cpu"`` or ``"cuda"``.
+        batch_size: Captions per forward pass; ``None``: what suits the device.
 
     Raises:
         CusaError: If it cannot be loaded.
@@ -29,8 +32,9 @@ def load_sentence(source: str, model_id: str, device: str) -> Teacher:
     from sentence_transformers import SentenceTransformer
 
     try:
-        model: Any = SentenceTransformer(source, device=device)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        # float32 whatever the checkpoint's dtype: the store records what was computed in, --precision decides it
+        model: Any = SentenceTransformer(source, device=device, model_kwargs={"dtype": torch.float32})
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise CusaError(
             f"cannot load sentence-transformers model {source!r} ({first}); pass its folder: --teacher NAME=FOLDER"
@@ -38,12 +42,10 @@ def load_sentence(source: str, model_id: str, device: str) -> Teacher:
     dim = model.get_embedding_dimension()
     if not dim:
         raise CusaError(f"{source!r} tells no embedding dimension; is it a sentence-transformers model?")
-    batch_size = {"cpu": 32, "cuda": 256}
+    inner = batch_size or (256 if device == "cuda" else 32)
 
     def encode(captions: list[str]) -> torch.Tensor:
-        return model.encode(
-            captions, batch_size=batch_size[device], convert_to_tensor=True, show_progress_bar=False, device=device
-        )
+        return model.encode(captions, batch_size=inner, convert_to_tensor=True, show_progress_bar=False, device=device)
 
     return Teacher(
         modality="text",
@@ -51,16 +53,25 @@ def load_sentence(source: str, model_id: str, device: str) -> Teacher:
         weights_sha256=weights_digest(model),
         dim=int(dim),
         transform={
-            "max_seq_length": model.max_seq_length,
+            "max_seq_length": model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None,
             "tokenizer_sha256": _tokenizer_digest(model.tokenizer),
-            "modules": [type(module).__name__ for module in model],
+            "modules": [{"type": type(m).__name__, **_module_settings(m)} for m in model],
+            "prompt": (model.prompts or {}).get(model.default_prompt_name),
         },
-        loader={"kind": "sentence", "source": str(Path(source).resolve()) if Path(source).is_dir() else source},
+        source=source,
         encode=encode,
         preprocess=None,
-        batch_size={k: v * _BATCHES_PER_CALL for k, v in batch_size.items()},
+        batch_size=inner * _BATCHES_PER_CALL,
     )
 
 
+def _module_settings(module: Any) -> dict[str, Any]:
+    """What a module of the model computes, such as how it pools; JSON-compatible."""
+    found = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    return json.loads(json.dumps(found, default=str))
+
+
 def _tokenizer_digest(tokenizer: Any) -> str:
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # static embeddings bring the bare tokeniser
+    text = backend.to_str() if hasattr(backend, "to_str") else repr(backend)
+    return hashlib.sha256(text.encode()).hexdigest()

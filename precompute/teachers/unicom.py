@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -145,24 +146,20 @@ class _Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, patches, dim))
 
 
-def load_unicom(release: UnicomRelease, weights: Path | None, device: str) -> Teacher:
+def load_unicom(release: UnicomRelease, weights: Path | None, device: str, batch_size: int | None = None) -> Teacher:
     """Load a published Unicom model.
 
     Args:
         release: Which of the four.
         weights: Its weight file, or ``None`` to take it from the cache or download it there.
         device: ``"cpu"`` or ``"cuda"``.
+        batch_size: Items per forward pass; ``None``: what suits the device.
 
     Raises:
         CusaError: If the file is missing and cannot be downloaded, or is not the published one.
     """
     path = weights if weights is not None else _cached(release)
-    found = _sha256(path, release)
-    if found != release.sha256:
-        raise CusaError(
-            f"{path} is not Unicom's {release.file}: its sha256 is {found}, expected {release.sha256}; "
-            f"download {release.url} again"
-        )
+    _check(path, release)
     model = Unicom(release.architecture)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     model = model.float().eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -174,10 +171,10 @@ def load_unicom(release: UnicomRelease, weights: Path | None, device: str) -> Te
         weights_sha256=release.sha256,
         dim=release.architecture.embedding_size,
         transform=asdict(transform),
-        loader={"kind": "unicom", "source": str(path.resolve())},
+        source=str(path),
         encode=model,
         preprocess=transform,
-        batch_size={"cpu": 16, "cuda": 256},
+        batch_size=batch_size or (256 if device == "cuda" else 16),
     )
 
 
@@ -188,11 +185,16 @@ def _how_to_get(release: UnicomRelease) -> str:
     )
 
 
-def _sha256(path: Path, release: UnicomRelease) -> str:
+def _check(path: Path, release: UnicomRelease) -> None:
     if not path.is_file():
         raise CusaError(f"Unicom's weight file {release.file} is not at {path}; {_how_to_get(release)}")
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != release.sha256:
+        raise CusaError(
+            f"{path} is not Unicom's {release.file}: its sha256 is {found}, expected {release.sha256}; "
+            f"remove it and {_how_to_get(release)}"
+        )
 
 
 def _cached(release: UnicomRelease) -> Path:
@@ -205,7 +207,8 @@ def _cached(release: UnicomRelease) -> Path:
             with temporary.open("wb") as file:
                 while block := response.read(1 << 20):
                     file.write(block)
-    except OSError as error:
+            _check(temporary, release)  # before it takes the name under which it is trusted
+    except (OSError, http.client.HTTPException) as error:
         raise CusaError(
             f"Unicom's weight file {release.file} is not in {folder} and cannot be downloaded ({error}); "
             f"{_how_to_get(release)}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from cusa.data.errors import CusaError
 from cusa.precompute.teachers.base import Teacher, weights_digest
 
 
-def load_vision(source: str, model_id: str, device: str) -> Teacher:
+def load_vision(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
     """Load a Hugging Face vision model with its own preprocessing.
 
     Features are, in this order of preference: the projected image features of a dual encoder, the pooled output, the
@@ -24,6 +24,7 @@ def load_vision(source: str, model_id: str, device: str) -> Teacher:
         source: Hub name or folder.
         model_id: Name to record.
         device: ``"cpu"`` or ``"cuda"``.
+        batch_size: Images per forward pass; ``None``: what suits the device.
 
     Raises:
         CusaError: If model or preprocessing cannot be loaded, or weights are missing.
@@ -32,8 +33,8 @@ def load_vision(source: str, model_id: str, device: str) -> Teacher:
 
     try:
         processor: Any = AutoImageProcessor.from_pretrained(source)
-        model, report = AutoModel.from_pretrained(source, output_loading_info=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise CusaError(
             f"cannot load vision model {source!r} ({first}); pass its folder: --teacher NAME=FOLDER"
@@ -54,10 +55,10 @@ def load_vision(source: str, model_id: str, device: str) -> Teacher:
         weights_sha256=weights_digest(model),
         dim=dim,
         transform={"feature": encode.feature, **preprocess.describe()},
-        loader={"kind": "vision", "source": str(Path(source).resolve()) if Path(source).is_dir() else source},
+        source=source,
         encode=encode,
         preprocess=preprocess,
-        batch_size={"cpu": 16, "cuda": 256},
+        batch_size=batch_size or (256 if device == "cuda" else 16),
     )
 
 

@@ -40,7 +40,7 @@ def test_karpathy_restval_joins_train(tmp_path):
         Record("9", "val2014/9.jpg", ("c",), ("90",)),
     )
     assert caption_rows(dataset.splits["train"]).tolist() == [0, 0, 1]
-    assert dataset.notes == ()
+    assert dataset.notes[0] == "coco train has 2 images, the Karpathy split has 113,287"  # by path, too
 
 
 def test_karpathy_flickr_has_no_ids_of_its_own(tmp_path):
@@ -83,7 +83,10 @@ def test_manifests(tmp_path):
         '{"image": "1.jpg", "caption": "a"}\n\n{"image": "1.jpg", "caption": "b"}\n'
         '{"image": "2.jpg", "caption": "c", "split": "validation"}\n'
     )
-    csv = 'image,caption,image_id,split\n1.jpg,"a, ""quoted""",x,train\n1.jpg,"two\nlines",x,train\n2.jpg,c,y,val\n'
+    csv = (
+        'image,caption,image_id,split\n0.jpg,one\u2028line\x0b,z,test\n1.jpg,"a, ""quoted""",x,train\n'
+        '1.jpg,"two\nlines",x,train\n2.jpg,c,y,val\n'
+    )
     one = load_dataset([_write(tmp_path / "a.jsonl", jsonl)])
     two = load_dataset([_write(tmp_path / "b.csv", csv)])
     assert one.name == "a"
@@ -91,6 +94,7 @@ def test_manifests(tmp_path):
     assert one.splits["val"][0].image_id == "2.jpg"
     assert two.splits["train"] == (Record("x", "1.jpg", ('a, "quoted"', "two\nlines"), ("x#0", "x#1")),)
     assert two.splits["val"][0].image_id == "y"
+    assert two.splits["test"][0].captions == ("one\u2028line\x0b",)
 
 
 def test_fingerprint_depends_on_every_part():

