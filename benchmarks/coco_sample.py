@@ -65,7 +65,7 @@ def measure(store: Path, loss: str, text_teacher: str, seed: int, run_dir: Path)
         image_root=None,
         normalizer_name="albef",
     )
-    heads = evaluate(encode_split(loaded.student, sources, "cpu"), sources.split)["heads"]
+    heads = evaluate(encode_split(loaded.student, sources, "cpu"), sources.split, "uni")["heads"]
     return {
         "rsum": heads["cross"]["retrieval"]["rsum"],
         "i2t_r1": heads["cross"]["retrieval"]["i2t"]["r1"],

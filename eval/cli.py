@@ -11,7 +11,9 @@ import click
 from cusa.data.console import one_line_errors
 
 if TYPE_CHECKING:
+    from cusa.eval.relevance import Task
     from cusa.eval.report import RunReport
+    from cusa.train.student import Head
 
 METRICS_VERSION = (1, 0)
 
@@ -25,7 +27,7 @@ METRICS_VERSION = (1, 0)
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--batch-size", type=click.IntRange(1), default=256)
-@click.option("--workers", type=click.IntRange(0), default=0, help="Processes that read inputs.")
+@click.option("--workers", type=click.IntRange(0), help="Processes that read inputs.  [default: cores, at most 8]")
 @click.option("--out", type=click.Path(path_type=Path),
               help="Folder of report.html.  [default: RUN/eval, for several runs eval/ beside them]")  # fmt: skip
 @click.option("--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report.")
@@ -42,8 +44,8 @@ def main(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     reports = []
     for run in chosen:
         reports.append(_evaluate_run(run, **options))
-        folder = run / "eval"
-        _write_json(folder / "metrics.json", reports[-1].metrics)
+        _check_same_split(reports)
+        _write_json(run / "eval" / "metrics.json", reports[-1].metrics)
     from cusa.eval.report import write_report
 
     out = out or (chosen[0] / "eval" if len(chosen) == 1 else chosen[0].parent / "eval")
@@ -74,16 +76,17 @@ def _evaluate_run(
     checkpoint: str,
     device: str,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     gallery: int,
     seed: int,
 ) -> RunReport:
+    from cusa.data.console import default_workers
     from cusa.data.store import EmbeddingStore
     from cusa.eval.gallery import make_gallery
     from cusa.eval.report import RunReport
     from cusa.eval.retrieval import evaluate
     from cusa.train.batches import open_sources
-    from cusa.train.checkpoint import METRICS_FILE, load_student
+    from cusa.train.checkpoint import load_student, read_metrics
     from cusa.train.encode import encode_split
 
     loaded = load_student(run, checkpoint)
@@ -100,7 +103,10 @@ def _evaluate_run(
         image_root=image_root,
         normalizer_name=loaded.config.data.normalizer,
     )
+    if workers is None:
+        workers = default_workers(inputs_are_stored=bool(names))
     found = encode_split(loaded.student.to(device), sources, device, batch_size, workers)
+    uni_head: Head = "uni" if "usa" in loaded.config.loss.terms else "cross"
     metrics = {
         "format": "cusa-metrics",
         "format_version": list(METRICS_VERSION),
@@ -112,16 +118,29 @@ def _evaluate_run(
         "split_fingerprint": sources.split.fingerprint,
         "n_images": len(found.image_rows),
         "n_captions": len(found.text_rows),
+        "n_images_skipped": sources.split.n_images - len(found.image_rows),
+        "n_captions_skipped": sources.split.n_captions - len(found.text_rows),
         "loss_terms": list(loaded.config.loss.terms),
-        **evaluate(found, sources.split),
+        **evaluate(found, sources.split, uni_head),
     }
-    head_of: dict[Any, Any] = {"i2t": "cross", "t2i": "cross", "t2t": "uni"}
+    head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head}
     if sources.split.truth is not None:
-        head_of["i2i"] = "uni"
+        head_of["i2i"] = uni_head
     shown = make_gallery(found, sources.split, image_root or store.image_root, head_of, gallery, seed)
-    history = run / METRICS_FILE
-    lines = history.read_text().splitlines() if history.exists() else []
-    return RunReport(run.name, metrics, tuple(json.loads(line) for line in lines), shown)
+    return RunReport(run.name, metrics, tuple(read_metrics(run)), shown)
+
+
+def _check_same_split(reports: list[RunReport]) -> None:
+    """Refuse to set side by side what was not measured on the same images and captions."""
+    from cusa.data.errors import CusaError
+
+    keys = ("split_fingerprint", "n_images", "n_captions")
+    first, last = (reports[i].metrics for i in (0, -1))
+    if any(first[k] != last[k] for k in keys):
+        raise CusaError(
+            f"{last['run']} and {first['run']} cannot be compared: they are measured on different data "
+            f"({last['n_images']} and {first['n_images']} images); pass --embeddings with one store for all"
+        )
 
 
 def _check_store(store: Any, provenance: Any, run: Path, own: bool) -> None:
@@ -156,6 +175,8 @@ def _print_tables(screen: Any, reports: list[RunReport]) -> None:
 
     first = reports[0].metrics
     where = f"{first['dataset']} {first['split']}: {first['n_images']:,} images, {first['n_captions']:,} captions"
+    if first["n_images_skipped"] or first["n_captions_skipped"]:
+        where += f" ({first['n_images_skipped']:,} and {first['n_captions_skipped']:,} skipped)"
     cuts = ("r1", "r5", "r10")
     cross = Table("run", *(f"{way} {c.upper()}" for way in ("i2t", "t2i") for c in cuts), "RSUM", title=where)
     uni = Table("run", "head", *(f"t2t {c.upper()}" for c in cuts))

@@ -74,9 +74,9 @@ def image_retrieval(
 
     Args:
         embeddings: float ``[n, d]``.
-        labels: int ``[n]``.
+        labels: ``[n]``, numbers or texts.
         gallery: float ``[m, d]``, or ``None`` for one set.
-        gallery_labels: int ``[m]``.
+        gallery_labels: ``[m]``.
         normalize: L2-normalise (cosine similarity); otherwise candidates are ranked by Euclidean distance.
 
     Returns:
@@ -89,16 +89,20 @@ def image_retrieval(
     """
     from cusa.train.ranks import best_ranks
 
+    if (gallery is None) != (gallery_labels is None):
+        raise CusaError("gallery and gallery_labels belong together; pass both or neither")
     alone = gallery is None
     if gallery is None or gallery_labels is None:
         gallery, gallery_labels = embeddings, labels
     if len(embeddings) != len(labels) or len(gallery) != len(gallery_labels):
         raise CusaError(f"{len(embeddings)} embeddings have {len(labels)} labels; there must be one each")
     queries, candidates = _as_dot_products(embeddings, gallery, normalize)
+    classes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)[1]
+    of_queries, of_gallery = classes[: len(labels)], classes[len(labels) :]
     if alone:
-        (indptr, indices), exclude = same_group(labels), np.arange(len(labels))
+        (indptr, indices), exclude = same_group(of_queries), np.arange(len(labels))
     else:
-        indptr, indices = csr([np.flatnonzero(gallery_labels == label) for label in labels])
+        indptr, indices = csr([np.flatnonzero(of_gallery == c) for c in of_queries])
         exclude = None
     ranks = best_ranks(queries, candidates, indptr, indices, exclude)
     hits = int(np.count_nonzero(ranks == 0))

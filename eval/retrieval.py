@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cusa.data.errors import CusaError
 from cusa.data.store import Split
 from cusa.eval.images import precision_at_r
 from cusa.eval.relevance import Relevance, relevance_of, same_group, true_relevance
@@ -66,7 +67,13 @@ def cross_modal_recalls_from_scores(
         scores_i2t: float ``[n_images, n_texts]``, finite.
         scores_t2i: float ``[n_texts, n_images]``, finite.
         caption_image: int64 ``[n_texts]``.
+
+    Raises:
+        CusaError: If a score is not finite.
     """
+    for scores in (scores_i2t, scores_t2i):
+        if not np.isfinite(scores).all():  # NaN compares as "not ahead" and would look like a perfect rank
+            raise CusaError("scores hold NaN or infinity; such scores cannot be ranked")
     i2t, t2i = cross_modal_relevance(caption_image, len(scores_i2t))
     ranks = best_ranks_from_scores(scores_i2t, *i2t), best_ranks_from_scores(scores_t2i, *t2i)
     return _both_ways(*ranks, *scores_i2t.shape)
@@ -89,18 +96,24 @@ def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray) -> dict[str, A
     return recalls(ranks[ranks >= 0], n - 1)
 
 
-def evaluate(embeddings: SplitEmbeddings, split: Split) -> dict[str, Any]:
+def evaluate(embeddings: SplitEmbeddings, split: Split, uni_head: Head) -> dict[str, Any]:
     """All metrics of a split for both heads, as metrics.json holds them (docs/METRICS.md).
 
     Args:
         embeddings: The student's embeddings.
         split: The split.
+        uni_head: The head to use for uni-modal retrieval: ``"uni"`` where it was trained, else ``"cross"``.
 
     Returns:
-        ``retrieval`` (cross-modal head), ``unimodal`` (uni-modal head), and both for each head under ``heads``.
+        ``retrieval`` (cross-modal head), ``unimodal`` (``uni_head``), and both for each head under ``heads``.
     """
     heads = {head: _evaluate_head(embeddings, split, head) for head in HEADS}
-    return {"retrieval": heads["cross"]["retrieval"], "unimodal": heads["uni"]["unimodal"], "heads": heads}
+    return {
+        "retrieval": heads["cross"]["retrieval"],
+        "unimodal": heads[uni_head]["unimodal"],
+        "unimodal_head": uni_head,
+        "heads": heads,
+    }
 
 
 def _evaluate_head(embeddings: SplitEmbeddings, split: Split, head: Head) -> dict[str, Any]:

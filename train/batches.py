@@ -58,9 +58,16 @@ class StoredInputs:
 class FileInputs:
     """A Hugging Face student's inputs: decoded image files and tokenised captions."""
 
-    def __init__(self, split: Split, image_root: Path, processors: Processors, normalizer_name: str) -> None:
+    def __init__(
+        self,
+        split: Split,
+        image_root: Path,
+        processors: Processors,
+        normalizer_name: str,
+        skipped: tuple[np.ndarray, np.ndarray],
+    ) -> None:
         self._split, self._root, self._processors = split, image_root, processors
-        self._normalizer = normalizer_name
+        self._normalizer, self._skipped = normalizer_name, skipped
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
         """float32 ``[n, 3, h, w]``."""
@@ -72,8 +79,8 @@ class FileInputs:
         return self._processors.tokens([normalize(self._split.captions[r]) for r in rows.tolist()])
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Nothing is known to be missing before it is read."""
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        """The rows that any teacher of the store had to skip: what it could not read, we cannot."""
+        return self._skipped
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,8 @@ class Loader(Generic[T]):
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            # Its own, or the workers' seed would be drawn from the stream that dropout draws from.
+            generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[T]:
@@ -257,4 +266,4 @@ def open_sources(
     root = image_root or store.image_root
     if not root.is_dir():
         raise CusaError(f"image folder {root} does not exist; pass --image-root")
-    return Sources(split, FileInputs(split, root, processors, normalizer_name))
+    return Sources(split, FileInputs(split, root, processors, normalizer_name, store.skipped(split_name)))

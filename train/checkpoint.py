@@ -54,6 +54,19 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         raise CusaError(f"checkpoint {path} is damaged ({error}); use another or train again") from None
 
 
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics.jsonl; a last line that a kill cut off is left out."""
+    path = run_dir / METRICS_FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
 def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under ``prefix.``."""
     return {f"{prefix}.{k}": v for k, v in tensors.items()}

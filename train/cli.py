@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from cusa.train.config import Config
     from cusa.train.loop import Trainer
 
-# The preset that fits a data set, where --preset and --student do not say.
-_PRESET_OF_DATASET = {"coco": "paper-coco-vit-b32", "flickr30k": "paper-flickr-vit-b32", "demo": "demo"}
-
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--embeddings", type=click.Path(path_type=Path), help="The embedding store of cusa-precompute.")
@@ -55,28 +52,41 @@ def main(
 
     Settings come from the preset, then --config, then --set, then the other options.
     """
-    from cusa.data.console import console, cpu_count, pick_device, progress, quiet_libraries
+    from cusa.data.console import (
+        console,
+        default_workers,
+        fail,
+        pick_device,
+        progress,
+        quiet_libraries,
+        refuse_several_processes,
+    )
     from cusa.data.errors import CusaError
 
+    refuse_several_processes()
     if resume and run_dir is None:
         raise CusaError("--resume: pass --run-dir, the run to go on with")
-    if run_dir is None or not resume or embeddings is not None:
-        if embeddings is None and config_file is None:
-            raise CusaError("pass --embeddings, the store that cusa-precompute wrote")
-        config = _resolve(embeddings, preset, config_file, settings, flags)
-    else:
+    if resume and run_dir is not None and embeddings is None:
+        if preset or config_file:
+            raise CusaError("--resume: the run keeps its own settings; leave out --preset and --config")
         config = _resume_config(run_dir, settings, flags)
-    chosen = config.train.workers
-    if chosen is None:
-        chosen = 0 if config.student.name == "adapter" else min(cpu_count(), 8)
+    else:
+        config = _resolve(embeddings, preset, config_file, settings, flags)
+    workers = config.train.workers
+    if workers is None:
+        workers = default_workers(config.student.name == "adapter")
+    run_dir = run_dir or _default_run_dir(config)
     from cusa.train.loop import Trainer
 
     quiet_libraries()
-    trainer = Trainer(config, pick_device(config.train.device), chosen, run_dir or _default_run_dir(config), resume)
+    trainer = Trainer(config, pick_device(config.train.device), workers, run_dir, resume)
     screen = console()
     _summary(screen, trainer)
-    with progress() as bar:
-        done = trainer.fit(_BarReporter(bar))
+    try:
+        with progress() as bar:
+            done = trainer.fit(_BarReporter(bar))
+    except KeyboardInterrupt:
+        fail(f"interrupted; go on from the last epoch's end with: cusa-train --resume --run-dir {run_dir}", 130)
     best = f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}"
     screen.print(
         f"{best}\nrun: {trainer.run_dir}\nnext: cusa-eval --run {trainer.run_dir}", highlight=False, soft_wrap=True
@@ -108,6 +118,7 @@ def _resolve(
     settings: tuple[str, ...],
     flags: dict[str, Any],
 ) -> Config:
+    from cusa.data.errors import CusaError
     from cusa.data.store import EmbeddingStore
     from cusa.train.config import build_config, load_config_file, load_preset, merge, parse_settings
 
@@ -115,13 +126,18 @@ def _resolve(
     over = merge(over, _flag_settings(flags))
     if embeddings is not None:
         over = merge(over, {"data": {"embeddings": str(embeddings)}})
-    if preset is None and config_file is None:
-        dataset = EmbeddingStore(str(embeddings)).dataset
-        student = flags["student"] or (over.get("student") or {}).get("name")
-        preset = _PRESET_OF_DATASET.get(dataset, "paper-coco-vit-b32")
-        if student == "adapter" and dataset != "demo":
-            preset = "adapter"
-    return build_config(merge(load_preset(preset) if preset else {}, over))
+    if preset is None:
+        data, student = over.get("data") or {}, over.get("student") or {}
+        if not data.get("embeddings"):
+            raise CusaError("pass --embeddings, the store that cusa-precompute wrote")
+        preset = _default_preset(EmbeddingStore(data["embeddings"]).dataset, student.get("name"))
+    return build_config(merge(load_preset(preset), over))
+
+
+def _default_preset(dataset: str, student: str | None) -> str:
+    if student == "adapter" or (student is None and dataset == "demo"):
+        return "demo" if dataset == "demo" else "adapter"
+    return "paper-flickr-vit-b32" if dataset == "flickr30k" else "paper-coco-vit-b32"
 
 
 def _resume_config(run_dir: Path, settings: tuple[str, ...], flags: dict[str, Any]) -> Config:

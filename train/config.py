@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,17 +208,31 @@ def _floats(value: Any) -> Any:
 
 
 def _check_values(config: Config) -> None:
-    positive = {
-        "train.epochs": config.train.epochs,
-        "train.batch_size": config.train.batch_size,
-        "train.log_every": config.train.log_every,
-        "student.hidden_dim": config.student.hidden_dim,
-        "student.embed_dim": 1 if config.student.embed_dim is None else config.student.embed_dim,
-        "optim.lr": config.optim.lr,
+    o, t, student = config.optim, config.train, config.student
+    ranges = {  # value, least, whether that is legal itself, bound above
+        "train.epochs": (t.epochs, 1, True, math.inf),
+        "train.batch_size": (t.batch_size, 1, True, math.inf),
+        "train.log_every": (t.log_every, 1, True, math.inf),
+        "train.seed": (t.seed, 0, True, 2**63),
+        "train.workers": (t.workers or 0, 0, True, math.inf),
+        "student.hidden_dim": (student.hidden_dim, 1, True, math.inf),
+        "student.embed_dim": (1 if student.embed_dim is None else student.embed_dim, 1, True, math.inf),
+        "student.dropout": (student.dropout, 0, True, 1),
+        "optim.lr": (o.lr, 0, False, math.inf),
+        "optim.min_lr": (o.min_lr, 0, True, math.inf),
+        "optim.weight_decay": (o.weight_decay, 0, True, math.inf),
+        "optim.beta1": (o.beta1, 0, True, 1),
+        "optim.beta2": (o.beta2, 0, True, 1),
+        "optim.eps": (o.eps, 0, False, math.inf),
+        "optim.warmup_epochs": (o.warmup_epochs, 0, True, math.inf),
+        "optim.grad_clip": (o.grad_clip, 0, True, math.inf),
     }
-    for name, value in positive.items():
-        if value <= 0:
-            raise CusaError(f"setting {name}: must be positive, found {value}")
+    for name, (value, least, closed, above) in ranges.items():
+        if not (least <= value if closed else least < value) or not value < above:
+            bound = "" if above == math.inf else f" and less than {above:g}"
+            raise CusaError(
+                f"setting {name}: must be {'at least' if closed else 'more than'} {least}{bound}, found {value}"
+            )
     if not config.loss.terms:
         raise CusaError("setting loss.terms: must name at least one of contrastive, csa, usa")
     for name in ("tau", "tau_csa", "tau_usa", "tau_soft", "tau_soft_usa"):
@@ -234,9 +249,15 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+# Where things lie and how they are run; the rest decides what comes out.
+_FREE = {"data.embeddings", "data.image_root", "train.device", "train.workers", "train.log_every"}
+
+
 def differing(a: Config, b: Config) -> list[str]:
-    """Names of the settings that differ, with both values."""
-    return list(_differing(dataclasses.asdict(a), dataclasses.asdict(b), ""))
+    """Names of the settings that differ, with both values; those that do not decide what a run computes left out."""
+    return [
+        line for line in _differing(dataclasses.asdict(a), dataclasses.asdict(b), "") if line.split()[0] not in _FREE
+    ]
 
 
 def _differing(a: Any, b: Any, prefix: str) -> list[str]:

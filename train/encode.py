@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from cusa.data.errors import CusaError
 from cusa.train.batches import Inputs, Loader, Sources
 from cusa.train.ranks import best_ranks, cross_modal_relevance, recall_at
 from cusa.train.student import HEADS, Features, Head, Student
@@ -46,9 +47,14 @@ def encode_split(
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Items at a time.
         workers: Processes that read inputs.
+
+    Raises:
+        CusaError: If an input cannot be read, or none is left.
     """
     split, inputs = sources
     no_image, no_text = inputs.missing()
+    if len(no_image) == split.n_images or len(no_text) == split.n_captions:
+        raise CusaError(f"split {split.name!r} has no image or no caption that could be read")
     image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
     text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
     was_training = student.training

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from cusa.train.checkpoint import (
     load_checkpoint,
     load_run,
     prefixed,
+    read_metrics,
     save_checkpoint,
     under,
 )
@@ -146,8 +147,12 @@ class Trainer:
 
     def _open_data(self) -> None:
         data, student, store = self.config.data, self.config.student, self.store
-        for split in (data.train_split, data.val_split):
-            store.split(split)
+        store.split(data.train_split)
+        if data.val_split not in store.splits:
+            raise CusaError(
+                f"{store.path} has no split {data.val_split!r} to choose the best checkpoint on; it has: "
+                f"{', '.join(store.splits)}; name one with --set data.val_split=SPLIT"
+            )
         wanted = {"csa", "usa"} & set(self.config.loss.terms)
         self.teachers: dict[str, tuple[str, TeacherSettings]] = {}
         self.encoders: dict[str, tuple[str, TeacherSettings]] = {}
@@ -160,6 +165,21 @@ class Trainer:
                 given = getattr(student, f"{modality}_encoder")
                 name = store.pick_teacher(modality, given, f"--{modality}-encoder")
                 self.encoders[modality] = (name, store.teachers[name])
+        # A run keeps its teachers by name, also when its store gains others.
+        t, e = ({m: name for m, (name, _) in part.items()} for part in (self.teachers, self.encoders))
+        self.config = replace(
+            self.config,
+            data=replace(
+                data,
+                image_teacher=t.get("image", data.image_teacher),
+                text_teacher=t.get("text", data.text_teacher),
+            ),
+            student=replace(
+                student,
+                image_encoder=e.get("image", student.image_encoder),
+                text_encoder=e.get("text", student.text_encoder),
+            ),
+        )
 
     def _make_student(self) -> tuple[Student, Processors | None, Any]:
         config = self.config.student
@@ -188,7 +208,7 @@ class Trainer:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         splits = {s.split.name: s.split.fingerprint for s in (self.train_sources, self.val_sources)}
         provenance = Provenance(self.store.dataset, splits, self.teachers, self.encoders)
-        if backbone is not None and not (self.run_dir / STUDENT_FOLDER).exists():
+        if backbone is not None and not checkpoint_path(self.run_dir, "last").exists():
             assert self.processors is not None
             backbone.config.save_pretrained(self.run_dir / STUDENT_FOLDER)
             self.processors.save(self.run_dir / STUDENT_FOLDER)
@@ -208,13 +228,13 @@ class Trainer:
             for epoch in range(self.progress.epoch, self.config.train.epochs):
                 self.order.epoch = epoch
                 self.student.train()
+                self._last_step = time.perf_counter()
                 for batch in loader:
                     self._step(batch, log, reporter)
                 self._finish_epoch(epoch + 1, log, reporter)
         return self.progress
 
     def _step(self, batch: Batch, log: Any, reporter: Reporter) -> None:
-        started = time.perf_counter()
         lr = learning_rate(self.progress.step, self.steps_per_epoch, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -235,6 +255,7 @@ class Trainer:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.progress.step += 1
+        self._last_step, started = time.perf_counter(), self._last_step
         if self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1:
             metrics: dict[str, Any] = {
                 "kind": "train",
@@ -244,7 +265,7 @@ class Trainer:
                 **{t: getattr(terms, t).item() for t in self.config.loss.terms},
                 **self.loss.temperatures(),
                 "lr": lr,
-                "samples_per_s": len(batch.image_ids) / (time.perf_counter() - started),
+                "samples_per_s": len(batch.image_ids) / (self._last_step - started),
             }
             _log(log, metrics)
             reporter.stepped(metrics)
@@ -323,10 +344,9 @@ class Trainer:
 
     def _trim_metrics(self) -> None:
         """Drop lines written after the checkpoint that the run goes on from."""
-        path = self.run_dir / METRICS_FILE
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.progress.step]
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines))
+        lines = [json.dumps(m) + "\n" for m in read_metrics(self.run_dir) if m["step"] <= self.progress.step]
+        with atomic_file(self.run_dir / METRICS_FILE) as temporary:
+            temporary.write_text("".join(lines))
 
 
 def _log(log: Any, metrics: dict[str, Any]) -> None:

@@ -194,9 +194,17 @@ class LossConfig:
 
     def effective_weights(self, batch_size: int) -> dict[str, float]:
         """The terms' weights relative to an InfoNCE of weight one, for B = ``batch_size``."""
-        scale = batch_size if self.contrastive_scaling == "paper" else 1
-        weights = {"contrastive": self.contrastive_weight, "csa": self.alpha * scale, "usa": self.beta * scale}
-        return {term: weights[term] for term in self.terms}
+
+        def share(divergence: Divergence, scaling: Scaling) -> float:
+            return 1 / batch_size if divergence == "cross_entropy" and scaling == "paper" else 1.0
+
+        weights = {
+            "contrastive": self.contrastive_weight * share("cross_entropy", self.contrastive_scaling),
+            "csa": self.alpha * share(self.csa_divergence, self.csa_scaling),
+            "usa": self.beta * share(self.usa_divergence, self.usa_scaling),
+        }
+        unit = share("cross_entropy", self.contrastive_scaling)
+        return {term: weights[term] / unit for term in self.terms}
 
 
 class LossTerms(NamedTuple):

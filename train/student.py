@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from cusa.data.errors import CusaError
@@ -117,7 +118,9 @@ class Processors:
         batch = self.tokenizer(
             captions, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
-        return {k: batch[k] for k in ("input_ids", "attention_mask") if k in batch}
+        # Models trained on padding (SigLIP) attend to it.
+        names = ("input_ids",) if self.padding == "max_length" else ("input_ids", "attention_mask")
+        return {k: batch[k] for k in names if k in batch}
 
     def pixels(self, images: list[Any]) -> torch.Tensor:
         """float32 ``[n, 3, h, w]`` of PIL images."""
@@ -143,24 +146,37 @@ def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -
 
     try:
         model_config = AutoConfig.from_pretrained(source)
-        model: Any = AutoModel.from_pretrained(source) if pretrained else AutoModel.from_config(model_config)
+        missing: list[str] = []
+        if pretrained:  # float32 whatever the checkpoint's dtype: autocast needs float32 parameters
+            model, report = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+            missing = sorted(report["missing_keys"])
+        else:
+            model = AutoModel.from_config(model_config, dtype=torch.float32)
         image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise CusaError(
             f"unknown student {source!r}, or it cannot be loaded ({first}); legal: adapter, a Hugging Face dual "
             "encoder by name, or its folder (config, weights, tokeniser and image processor)"
         ) from None
+    if missing:
+        raise CusaError(
+            f"student {source!r}: its weights lack {missing[0]} and {len(missing) - 1} more; use complete ones"
+        )
     for tower in ("image", "text"):
         if not hasattr(model, f"get_{tower}_features"):
             raise CusaError(f"student {source!r} ({type(model).__name__}) has no {tower} tower; use a dual encoder")
     text_config = model_config.get_text_config()
     limits = [n for n in (tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", None)) if n]
-    # SigLIP was trained on texts padded to full length and takes no attention mask.
+    # SigLIP was trained on texts padded to full length.
     padding = "max_length" if model_config.model_type.startswith("siglip") else "longest"
     processors = Processors(image_processor, tokenizer, min(limits), padding)
     image_trunk, text_trunk = _Tower(model, "image"), _Tower(model, "text")
-    dims = _probe(image_trunk, text_trunk, processors)
+    try:
+        dims = _probe(image_trunk, text_trunk, processors)
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise CusaError(f"student {source!r} ({type(model).__name__}) takes other inputs than ours ({first})") from None
     return Student(image_trunk, text_trunk, *dims, config.embed_dim), processors, model
 
 
