@@ -189,28 +189,28 @@ class _BarReporter:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task: TaskID | None = None
-        self._val = ""
+        self._epoch = "epoch 1"
+        self._losses = self._val = ""
 
     def started(self, trainer: Trainer) -> None:
         total = trainer.config.train.epochs * trainer.steps_per_epoch
         self._epochs, self._terms = trainer.config.train.epochs, trainer.config.loss.terms
         self._taus = list(trainer.loss.temperatures())
         done = trainer.progress.step
-        self._task = self._bar.add_task("epoch 1", total=total, completed=done, unit="steps", status="")
+        self._task = self._bar.add_task(self._epoch, total=total, completed=done, unit="steps", status="")
 
     def stepped(self, metrics: dict[str, Any]) -> None:
-        assert self._task is not None
         losses = " ".join(f"{t} {metrics[t]:.4f}" for t in self._terms)
         taus = " ".join(f"{t} {metrics[t]:.3f}" for t in self._taus if not t.startswith("tau_soft"))
         epoch = min(self._epochs, int(metrics["epoch"]) + 1)
-        self._bar.update(
-            self._task,
-            completed=metrics["step"],
-            description=f"epoch {epoch}/{self._epochs}",
-            status=f"{losses} {taus} lr {metrics['lr']:.1e}{self._val}",
-        )
+        self._losses = f"{losses} {taus} lr {metrics['lr']:.1e}"
+        self._epoch = f"epoch {epoch}/{self._epochs}"
+        self._show(metrics["step"])
 
     def validated(self, metrics: dict[str, Any], best: bool) -> None:
-        assert self._task is not None
         self._val = f" val RSUM {metrics['rsum']:.1f}{' (best)' if best else ''}"
-        self._bar.update(self._task, completed=metrics["step"])
+        self._show(metrics["step"])
+
+    def _show(self, step: int) -> None:
+        assert self._task is not None
+        self._bar.update(self._task, completed=step, description=self._epoch, status=self._losses + self._val)
