@@ -170,7 +170,7 @@ def _karpathy_rows(images: list[Any], path: Path, split: str | None) -> Iterator
         yield _Row(
             split=split or _split_name(str(fields.get("split", "train")), where),
             image_path=f"{folder}/{file_name}" if folder else file_name,
-            image_id=str(fields.get("cocoid", file_name)),
+            image_id=str(file_name if fields.get("cocoid") is None else fields["cocoid"]),
             captions=tuple(_text(s, "raw", where) for s in sentences),
             caption_ids=caption_ids if len(caption_ids) == len(sentences) else (),
         )
@@ -187,7 +187,12 @@ def _list_rows(content: list[Any], path: Path, split: str | None) -> Iterator[_R
         captions: list[Any] = caption if isinstance(caption, list) else [caption]
         if not all(isinstance(c, str) for c in captions):
             raise CusaError(f"{where}: 'caption' must be a text or a list of texts")
-        yield _Row(split, image_path, str(fields.get("image_id", image_path)), tuple(captions))
+        yield _Row(
+            split,
+            image_path,
+            str(image_path if fields.get("image_id") is None else fields["image_id"]),
+            tuple(captions),
+        )
 
 
 def _manifest_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], path: Path, split: str | None) -> Iterator[_Row]:
@@ -216,7 +221,7 @@ def _read_jsonl(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _read_csv(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     missing = {"image", "caption"} - set(reader.fieldnames or ())
     if missing:
         raise CusaError(
@@ -224,7 +229,10 @@ def _read_csv(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         )
     try:
         for row in reader:
-            yield f"{path} line {reader.line_num}", row
+            where = f"{path} line {reader.line_num}"
+            if None in row or None in row.values():
+                raise CusaError(f"{where}: not as many fields as the header; a caption with a comma needs quotes")
+            yield where, row
     except csv.Error as error:
         raise CusaError(f"{path} line {reader.line_num} is not valid csv ({error}); repair or remove it") from None
 
@@ -247,6 +255,11 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
     value = fields.get(key)
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise CusaError(f"{where}: field {key!r} holds half a character (a lone surrogate); repair it") from None
     if not isinstance(value, str) or (key != "caption" and key != "raw" and not value):
         raise CusaError(f"{where}: field {key!r} must be a text, found {value!r}")
     return value

@@ -27,7 +27,7 @@ def load_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)  # e.g. odd EXIF blocks: the pixels are fine
             with Image.open(path) as image:  # closes the file also when decoding fails
                 image.load()
-                return image
+                return _eight_bit(image)
     except FileNotFoundError:
         raise CusaError(f"image {path} does not exist; check the image root (--image-root)") from None
     except UnidentifiedImageError:
@@ -36,6 +36,15 @@ def load_image(path: Path) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise CusaError(f"image {path} cannot be decoded ({error}); replace or remove it") from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Pillow would clip 16-bit grey to white, and resize black-and-white without grey levels."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise CusaError(f"image {getattr(image, 'filename', '')} holds floating-point pixels; convert it to 8 bits")
+    return image.convert("L") if image.mode == "1" else image
 
 
 @dataclass(frozen=True)

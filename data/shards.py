@@ -288,6 +288,6 @@ def _create_virtual(group: h5py.Group, name: str, shards: Sequence[ShardInfo], d
     for s in shards:
         shape = (s.stop - s.start, dim)
         space.select_hyperslab((s.start, 0), shape)
-        properties.set_virtual(space, s.file.encode(), b"rows", h5py.h5s.create_simple(shape))
+        properties.set_virtual(space, s.file.replace("%", "%%").encode(), b"rows", h5py.h5s.create_simple(shape))
     space.select_all()
     h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties)

@@ -31,7 +31,7 @@ METRICS_VERSION = (1, 0)
 @click.option("--out", type=click.Path(path_type=Path),
               help="Folder of report.html.  [default: RUN/eval, for several runs eval/ beside them]")  # fmt: skip
 @click.option("--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report.")
-@click.option("--seed", default=0, help="Seed of the choice of those queries.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the choice of those queries.")
 @click.version_option(package_name="cusa")
 @one_line_errors
 def main(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
@@ -53,9 +53,12 @@ def main(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     screen = console()
     _print_tables(screen, reports)
     screen.print(
-        f"metrics: {', '.join(str(r / 'eval' / 'metrics.json') for r in chosen)}", highlight=False, soft_wrap=True
+        f"metrics: {', '.join(str(r / 'eval' / 'metrics.json') for r in chosen)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
-    screen.print(f"report: {(out / 'report.html').resolve()}", highlight=False, soft_wrap=True)
+    screen.print(f"report: {(out / 'report.html').resolve()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _latest_run(folder: Path) -> Path:

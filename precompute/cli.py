@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,8 @@ def main(
     requests = [parse_teacher(t) for t in teachers]
     dataset = _restrict(load_dataset(datasets, image_root, data_root), splits, limit)
     out = out or data_root / f"{dataset.name}_teachers.h5"
+    if image_root is None and (known := _stored_image_root(out)) is not None:
+        dataset = replace(dataset, image_root=known)  # a store keeps its image root until another one is given
     requests = complete(requests, _present_modalities(out))
     screen = console()
     for note in dataset.notes:
@@ -95,6 +98,12 @@ def _restrict(dataset: Dataset, splits: str | None, limit: int | None) -> Datase
         raise CusaError(f"--splits names no split; data set {dataset.name!r} has: {', '.join(dataset.splits)}")
     dataset = dataset.select(names) if names else dataset
     return dataset.limited(limit) if limit else dataset
+
+
+def _stored_image_root(index: Path) -> Path | None:
+    from cusa.data.store import EmbeddingStore
+
+    return EmbeddingStore(index).image_root if index.exists() else None
 
 
 def _present_modalities(index: Path) -> list[str]:
@@ -147,6 +156,7 @@ class _Run:
 
     def encode(self, name: str, teacher: Teacher, settings: TeacherSettings) -> tuple[str, TeacherEntry]:
         """Make a teacher's pending shards of all splits and add it to the index."""
+        from cusa.data.errors import CusaError
         from cusa.data.records import fingerprint
         from cusa.data.shards import TeacherEntry, write_index
         from cusa.precompute.pipeline import encode_split
@@ -166,6 +176,13 @@ class _Run:
 
             shards[split] = encode_split(teacher, settings, self.dataset, plan, self.pipeline, advance)
             self.bar.update(task, status="")
+        if all(len(s.skipped) == s.stop - s.start for parts in shards.values() for s in parts):
+            what = (
+                "image could be read; check --image-root"
+                if settings.modality == "image"
+                else "caption has words; correct them"
+            )
+            raise CusaError(f"teacher {name!r}: no {what}, then run again with --on-error fail to make the rows anew")
         entry = TeacherEntry(settings, shards, teacher.source, _versions())
         write_index(self.out, self.dataset, {name: entry})
         return name, entry
@@ -182,6 +199,6 @@ def _report(screen: Console, out: Path, entries: list[tuple[str, TeacherEntry]])
         rows = {split: shards[-1].stop for split, shards in entry.shards.items()}
         skipped = sum(len(s.skipped) for shards in entry.shards.values() for s in shards)
         parts = ", ".join(f"{split} {n:,}" for split, n in rows.items())
-        screen.print(f"{name}: {parts} rows x {entry.settings.dim}, {skipped:,} skipped", highlight=False)
-    screen.print(f"store: {out}", highlight=False, soft_wrap=True)
-    screen.print(f"next: cusa-train --embeddings {out}", highlight=False, soft_wrap=True)
+        screen.print(f"{name}: {parts} rows x {entry.settings.dim}, {skipped:,} skipped", highlight=False, markup=False)
+    screen.print(f"store: {out}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"next: cusa-train --embeddings {out}", highlight=False, markup=False, soft_wrap=True)

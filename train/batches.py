@@ -167,6 +167,8 @@ class EpochOrder:
     """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped."""
 
     def __init__(self, n_pairs: int, batch_size: int, seed: int) -> None:
+        if n_pairs == 0:
+            raise CusaError("no pair can be trained on: every image or every caption was skipped; see cusa-store info")
         if n_pairs < batch_size:
             raise CusaError(f"batch size {batch_size} is larger than the {n_pairs} trainable pairs; pass --batch-size")
         self._n, self._batch, self._seed = n_pairs, batch_size, seed

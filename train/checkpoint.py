@@ -143,7 +143,10 @@ def load_run(run_dir: Path) -> tuple[Config, Provenance]:
         raise CusaError(
             f"{run_dir} is not a run directory (no {CONFIG_FILE} and {PROVENANCE_FILE}); make one: cusa-train"
         )
-    provenance = Provenance.from_json((run_dir / PROVENANCE_FILE).read_text())
+    try:
+        provenance = Provenance.from_json((run_dir / PROVENANCE_FILE).read_text())
+    except (ValueError, KeyError, TypeError):
+        raise CusaError(f"{run_dir / PROVENANCE_FILE} is damaged; restore it or train again") from None
     return build_config(load_config_file(run_dir / CONFIG_FILE)), provenance
 
 
@@ -166,5 +169,10 @@ def load_student(run_dir: Path | str, checkpoint: str = "best") -> LoadedStudent
         student = adapter_student(config.student, *dims)
     else:
         student, processors, _ = dual_encoder_student(config.student, str(run_dir / STUDENT_FOLDER), pretrained=False)
-    student.load_state_dict(under("student", tensors))
+    try:
+        student.load_state_dict(under("student", tensors))
+    except RuntimeError:
+        raise CusaError(
+            f"{run_dir}: checkpoint {checkpoint!r} does not fit {CONFIG_FILE}; was that file changed?"
+        ) from None
     return LoadedStudent(student.eval(), processors, config, provenance, int(meta["epoch"]))

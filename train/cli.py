@@ -89,7 +89,10 @@ def main(
         fail(f"interrupted; go on from the last epoch's end with: cusa-train --resume --run-dir {run_dir}", 130)
     best = f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}"
     screen.print(
-        f"{best}\nrun: {trainer.run_dir}\nnext: cusa-eval --run {trainer.run_dir}", highlight=False, soft_wrap=True
+        f"{best}\nrun: {trainer.run_dir}\nnext: cusa-eval --run {trainer.run_dir}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -127,7 +130,7 @@ def _resolve(
     if embeddings is not None:
         over = merge(over, {"data": {"embeddings": str(embeddings)}})
     if preset is None:
-        data, student = over.get("data") or {}, over.get("student") or {}
+        data, student = (over[k] if isinstance(over.get(k), dict) else {} for k in ("data", "student"))
         if not data.get("embeddings"):
             raise CusaError("pass --embeddings, the store that cusa-precompute wrote")
         preset = _default_preset(EmbeddingStore(data["embeddings"]).dataset, student.get("name"))
@@ -180,7 +183,7 @@ def _summary(screen: Any, trainer: Trainer) -> None:
     ]
     if trainer.progress.epoch:
         lines.append(f"resumed   after epoch {trainer.progress.epoch}")
-    screen.print("\n".join(lines), highlight=False, soft_wrap=True)
+    screen.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 class _BarReporter:

@@ -144,6 +144,10 @@ def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise CusaError(
+            f"unknown student {source!r}; legal: adapter, a Hugging Face dual encoder (owner/model), a folder"
+        )
     try:
         model_config = AutoConfig.from_pretrained(source)
         missing: list[str] = []

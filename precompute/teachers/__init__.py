@@ -85,8 +85,10 @@ def parse_teacher(text: str) -> TeacherRequest:
             return TeacherRequest(name, name, None)
         source = name
         name = file_name(Path(name).name)
-    if not name or not source or "/" in name:
-        raise CusaError(f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder")
+    if not source or name != file_name(name) or name.startswith("."):
+        raise CusaError(
+            f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder; NAME of letters, digits, . _ -"
+        )
     if name in KNOWN:
         if name in ("mpnet", "minilm") and not Path(source).is_dir() and not _is_hub_name(source):
             raise CusaError(f"--teacher {text}: folder {source} does not exist")

@@ -74,6 +74,8 @@ def test_albef_files_of_one_split_each(tmp_path):
 
 def test_flat_json_and_an_explicit_split(tmp_path):
     rows = [{"image_path": "images/1.jpg", "caption": "a", "image_id": 5}]
+    nameless = [{"image_path": "1.jpg", "caption": "a", "image_id": None}]
+    assert load_dataset([_write(tmp_path / "val.json", nameless)]).splits["val"][0].image_id == "1.jpg"
     dataset = load_dataset([f"test={_write(tmp_path / 'pairs.json', rows)}"])
     assert dataset.splits == {"test": (Record("5", "images/1.jpg", ("a",), ("5#0",)),)}
 
@@ -141,6 +143,9 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
         ("x.jsonl", '{"image": "a.jpg"}', "'caption' must be a text"),
         ("x.csv", "picture,caption\na.jpg,b\n", "lacks image"),
         ("x.csv", "", "lacks caption, image"),
+        ("x.csv", "image,caption\na.jpg,a dog, running fast\n", "line 2: not as many fields as the header"),
+        ("x.csv", 'image,caption\na.jpg,"abc\nb.jpg,d\n', "not valid csv"),
+        ("x.jsonl", '{"image": "a.jpg", "caption": "\\ud83d"}', "lone surrogate"),
         ("x.parquet", "", "legal: .json, .jsonl, .csv"),
         ("x.jsonl", "", "holds no image-caption pair"),
     ],

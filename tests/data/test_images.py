@@ -30,6 +30,17 @@ def test_every_mode_becomes_rgb(mode):
     assert transform(Image.new(mode, (9, 12))).shape == (3, 8, 8)
 
 
+def test_deep_and_black_and_white_images_keep_their_greys(tmp_path):
+    grey = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.png")), grey)
+    Image.fromarray(grey > 99).save(tmp_path / "bw.png")
+    assert load_image(tmp_path / "bw.png").mode == "L"
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(CusaError, match="floating-point"):
+        load_image(tmp_path / "float.tiff")
+
+
 def test_damaged_files_are_named(tmp_path):
     good = tmp_path / "good.jpg"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)

@@ -135,6 +135,26 @@ def test_splits_limit_and_later_additions(tmp_path, vit):
     )
 
 
+def test_a_store_keeps_its_image_root_and_any_name(tmp_path, vit):
+    manifest, out = make_pairs(tmp_path / "photos"), tmp_path / "50%b.h5"
+    moved = manifest.rename(tmp_path / "pairs.jsonl")
+    root = ("--image-root", tmp_path / "photos")
+    run_ok("precompute", "--dataset", moved, "--teacher", f"vit={vit}", "--teacher", "minilm", "--out", out, *root)
+    run_ok("precompute", "--dataset", moved, "--teacher", f"again={vit}", "--out", out)  # reads images there, too
+    assert EmbeddingStore(out).image_root == tmp_path / "photos"
+    with h5py.File(out) as file:
+        assert np.isfinite(file["teachers/again/train/rows"][...]).all()
+
+
+def test_skipping_everything_is_an_error(tmp_path, vit):
+    manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
+    (tmp_path / "wrong").mkdir()
+    args = _args(manifest, out, vit, "--on-error", "skip")
+    line = run_error("precompute", *args, "--image-root", tmp_path / "wrong")
+    assert "no image could be read; check --image-root" in line
+    assert "0 skipped" in run_ok("precompute", *_args(manifest, out, vit))
+
+
 def test_settings_that_change_the_rows_are_not_mixed(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     run_ok("precompute", *_args(manifest, out, vit))
