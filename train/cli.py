@@ -66,10 +66,11 @@ def main(
     refuse_several_processes()
     if resume and run_dir is None:
         raise CusaError("--resume: pass --run-dir, the run to go on with")
-    if resume and run_dir is not None and embeddings is None:
-        if preset or config_file:
-            raise CusaError("--resume: the run keeps its own settings; leave out --preset and --config")
-        config = _resume_config(run_dir, settings, flags)
+    if resume and embeddings is None and (preset or config_file):
+        raise CusaError("--resume: the run keeps its own settings; leave out --preset and --config")
+    begun = run_dir is not None and (run_dir / "config.yaml").exists()
+    if resume and run_dir is not None and not (preset or config_file) and (begun or embeddings is None):
+        config = _resume_config(run_dir, embeddings, settings, flags)
     else:
         config = _resolve(embeddings, preset, config_file, settings, flags)
     workers = config.train.workers
@@ -143,7 +144,7 @@ def _default_preset(dataset: str, student: str | None) -> str:
     return "paper-flickr-vit-b32" if dataset == "flickr30k" else "paper-coco-vit-b32"
 
 
-def _resume_config(run_dir: Path, settings: tuple[str, ...], flags: dict[str, Any]) -> Config:
+def _resume_config(run_dir: Path, embeddings: Path | None, settings: tuple[str, ...], flags: dict[str, Any]) -> Config:
     """The run's own settings; other ones given beside --resume are refused by the trainer, which names them."""
     import dataclasses
 
@@ -151,7 +152,8 @@ def _resume_config(run_dir: Path, settings: tuple[str, ...], flags: dict[str, An
     from cusa.train.config import build_config, merge, parse_settings
 
     stored = dataclasses.asdict(load_run(run_dir)[0])
-    return build_config(merge(merge(stored, parse_settings(settings)), _flag_settings(flags)))
+    moved = {"data": {"embeddings": str(embeddings)}} if embeddings is not None else {}
+    return build_config(merge(merge(merge(stored, parse_settings(settings)), _flag_settings(flags)), moved))
 
 
 def _default_run_dir(config: Config) -> Path:
