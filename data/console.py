@@ -86,11 +86,6 @@ def progress() -> Progress:
     return WithStatus(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
-def split_commas(value: str | None) -> list[str] | None:
-    """``"train,val"`` as a list; ``None`` stays ``None``."""
-    return [part.strip() for part in value.split(",") if part.strip()] if value is not None else None
-
-
 def pick_device(name: str) -> str:
     """``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
 

@@ -90,10 +90,9 @@ def main(
 
 
 def _restrict(dataset: Dataset, splits: str | None, limit: int | None) -> Dataset:
-    from cusa.data.console import split_commas
     from cusa.data.errors import CusaError
 
-    names = split_commas(splits)
+    names = None if splits is None else [part.strip() for part in splits.split(",") if part.strip()]
     if names is not None and not names:
         raise CusaError(f"--splits names no split; data set {dataset.name!r} has: {', '.join(dataset.splits)}")
     dataset = dataset.select(names) if names else dataset
