@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -27,6 +30,8 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except Stopped as stopped:
+            fail(f"stopped by {signal.Signals(stopped.signal).name}: {stopped}", 128 + stopped.signal)
         except CusaError as error:
             fail(" ".join(str(error).split("\n")))
         except PermissionError as error:
@@ -39,20 +44,57 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+class Stopped(Exception):  # noqa: N818 - no error
+    """The user or the system asked the run to stop; carries the signal's number, and how far it got."""
+
+    def __init__(self, number: int, progress: str = "") -> None:
+        super().__init__(progress)
+        self.signal = number
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM and Ctrl-C wait until the work at hand is in a good place.
+
+    Yields a function that raises :class:`Stopped` once one of them has come; a second signal acts at once, as usual.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def check() -> None:
+        if came:
+            raise Stopped(came[0])
+
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield check
+    finally:
+        restore()
+
+
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print ``Error: message`` on stderr and exit."""
     click.echo(f"Error: {message}", err=True)
     sys.exit(status)
 
 
-def console() -> Console:
+def console(quiet: bool = False) -> Console:
     """A rich console on stdout; wide enough for a table where the output is no terminal."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    return Console(quiet=quiet) if sys.stdout.isatty() else Console(quiet=quiet, width=120)
 
 
-def progress() -> Progress:
+def progress(quiet: bool = False) -> Progress:
     """A progress bar on stderr: description, bar, done of total, rate, time left; each task's ``status`` below it."""
     from rich.console import Console
     from rich.progress import (
@@ -83,7 +125,7 @@ def progress() -> Progress:
                     yield Text(f"  {status}", style="dim")
 
     columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn()]
-    return WithStatus(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    return WithStatus(*columns, TimeRemainingColumn(), console=Console(stderr=True, quiet=quiet))
 
 
 def pick_device(name: str) -> str:
@@ -117,8 +159,8 @@ def cpu_count() -> int:
 
 
 def default_workers(inputs_are_stored: bool) -> int:
-    """Reading processes: none where inputs are rows of a store, else one per core, at most 8."""
-    return 0 if inputs_are_stored else min(cpu_count(), 8)
+    """Reading processes: none where inputs are rows of a store, else one per core, at most 16."""
+    return 0 if inputs_are_stored else min(cpu_count(), 16)
 
 
 def quiet_libraries() -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from cusa.data.datasets import group_rows, read_annotations
 from cusa.data.demo_render import render
 from cusa.data.demo_world import draw_captions, draw_scenes, stream, truth_of
+from cusa.data.files import atomic_file
 from cusa.data.records import SPLITS, Dataset, Truth
-from cusa.data.shards import atomic_file
 
 VERSION = 1  # of the world; raise it with every change to images, captions or truth, so that old folders are redone
 

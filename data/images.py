@@ -14,8 +14,13 @@ from cusa.data.errors import CusaError
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, at_least: int | None = None) -> Image.Image:
     """Decode a whole image file, in its own mode.
+
+    Args:
+        path: The file.
+        at_least: A JPEG may be halved, once or more, while it is decoded, as long as both sides keep this many pixels:
+            faster, and not quite the same pixels. ``None``: never.
 
     Raises:
         CusaError: If the file is missing, unreadable, empty, truncated or not an image.
@@ -26,6 +31,8 @@ def load_image(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # e.g. odd EXIF blocks: the pixels are fine
             with Image.open(path) as image:  # closes the file also when decoding fails
+                if at_least is not None:
+                    image.draft(None, (at_least, at_least))  # does nothing but to JPEGs
                 image.load()
                 return _eight_bit(image)
     except FileNotFoundError:

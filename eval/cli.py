@@ -167,7 +167,7 @@ def _check_store(store: Any, provenance: Any, run: Path, own: bool) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from cusa.data.shards import atomic_file
+    from cusa.data.files import atomic_file
 
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

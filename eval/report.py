@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
 from cusa.data.images import load_image
-from cusa.data.shards import atomic_file
 from cusa.eval.gallery import GalleryQuery, Item
 
 THUMBNAIL = 176  # longer side, in pixels

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.data.console import one_line_errors
+from cusa.data.console import Stopped, one_line_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from cusa.data.records import Dataset
-    from cusa.data.schema import TeacherSettings
-    from cusa.data.shards import TeacherEntry
-    from cusa.precompute.teachers import TeacherRequest
-    from cusa.precompute.teachers.base import Teacher
+    from cusa.precompute.distributed import Ranks
+    from cusa.precompute.run import Estimate, Outcome, RunOptions
+
+_PROBE_S = 3.0
+
+
+def _shard_range(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is not A:B, two numbers of shards such as 0:8")
+    return int(found[1]), int(found[2])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -40,12 +52,21 @@ if TYPE_CHECKING:
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto",
               help="What teachers compute in; auto is fp16 on a GPU, fp32 elsewhere.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), help="Items per forward pass.  [default: what suits the teacher]")
-@click.option("--workers", type=click.IntRange(0), help="Image decoding processes.  [default: cores, at most 8]")
-@click.option("--shard-rows", type=click.IntRange(1), default=16384, help="Rows per shard; work is resumed by shard.")
+@click.option("--workers", type=click.IntRange(0), help="Image decoding processes.  [default: cores, at most 16]")
+@click.option("--shard-rows", type=click.IntRange(1), help="Rows per shard; work is handed out and resumed by shard.  "
+              "[default: the store's own, or 16384]")  # fmt: skip
+@click.option("--shard-range", metavar="A:B", callback=_shard_range,
+              help="Make only shards A to B - 1 of this run, as --plan counts them, for arrays of jobs; join the parts "
+              "with cusa-store merge.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="What rows are stored as.")
 @click.option("--normalizer", type=click.Choice(["albef", "none"]), default="albef", help="Caption normaliser.")
+@click.option("--jpeg-draft", type=click.Choice(["auto", "off"]), default="auto",
+              help="Halve JPEGs while decoding that are at least six times as large as the teacher's input; auto tries "
+              "it on some and does so only if every embedding keeps a cosine of 0.999.")  # fmt: skip
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail",
               help="On an unreadable image or an empty caption: stop, or record it as skipped.")  # fmt: skip
+@click.option("--plan", "only_plan", is_flag=True, help="Try the teachers for some seconds; print rows, shards, disk "
+              "space, time, and what an epoch of training saves. Writes nothing.")  # fmt: skip
 @click.version_option(package_name="cusa")
 @one_line_errors
 def main(
@@ -56,37 +77,52 @@ def main(
     out: Path | None,
     splits: str | None,
     limit: int | None,
+    only_plan: bool,
     **options: Any,
 ) -> None:
     """Run the teachers once over a data set and write their embeddings to an HDF5 store.
 
-    Run it again to go on after an interruption, or to add a teacher or a split.
+    Run it again to go on after an interruption, or to add a teacher or a split. With several GPUs, or machines that
+    share a file system: torchrun --nproc-per-node N -m cusa.precompute ... (the same options).
     """
-    from cusa.data.console import console, progress, quiet_libraries, refuse_several_processes
+    from cusa.data.console import console, progress, quiet_libraries, stop_signals
     from cusa.data.datasets import load_dataset
     from cusa.data.errors import CusaError
     from cusa.precompute.teachers import complete, parse_teacher
 
-    refuse_several_processes()
     if out is not None and out.suffix != ".h5":
         raise CusaError(f"--out {out}: the name must end in .h5; the shards go to a folder of that name without it")
     requests = [parse_teacher(t) for t in teachers]
     dataset = _restrict(load_dataset(datasets, image_root, data_root), splits, limit)
     out = out or data_root / f"{dataset.name}_teachers.h5"
-    if image_root is None and (known := _stored_image_root(out)) is not None:
-        dataset = replace(dataset, image_root=known)  # a store keeps its image root until another one is given
-    requests = complete(requests, _present_modalities(out))
-    screen = console()
+    if out.exists():
+        dataset, present = _as_stored(out, dataset, keep_root=image_root is None)
+        requests = complete(requests, present)
+    else:
+        requests = complete(requests, [])
+    quiet_libraries()
+
+    from cusa.precompute.distributed import connect
+    from cusa.precompute.run import Run
+
+    ranks = connect()
+    screen = console(quiet=not ranks.leads)
     for note in dataset.notes:
         screen.print(f"[yellow]note:[/] {note}")
-    quiet_libraries()
-    with progress() as bar:
-        run = _Run(dataset, out, bar, **options)
-        loaded = [run.load(request) for request in requests]  # all of them first: what is missing shows at once
-        entries = [run.encode(*parts) for parts in loaded]
-    for path in run.damaged:
-        screen.print(f"[yellow]note:[/] {path} was damaged and has been made again")
-    _report(screen, out, entries)
+    with progress(quiet=not ranks.leads) as bar, stop_signals() as check_stop:
+        reporter = _Reporter(bar, screen)
+        run = Run(dataset, requests, _run_options(out, ranks, **options), ranks, reporter, check_stop)
+        if only_plan:
+            estimates = run.estimate(_PROBE_S)
+            bar.stop()
+            _print_plan(screen, dataset, estimates, out, ranks.size)
+            return
+        try:
+            outcome = run.go()
+        except Stopped as stopped:
+            raise Stopped(stopped.signal, f"{reporter.progress()}; run the same command again to go on") from None
+    if outcome.index is not None:
+        _report(screen, outcome, out)
 
 
 def _restrict(dataset: Dataset, splits: str | None, limit: int | None) -> Dataset:
@@ -99,105 +135,129 @@ def _restrict(dataset: Dataset, splits: str | None, limit: int | None) -> Datase
     return dataset.limited(limit) if limit else dataset
 
 
-def _stored_image_root(index: Path) -> Path | None:
+def _as_stored(out: Path, dataset: Dataset, keep_root: bool) -> tuple[Dataset, list[str]]:
+    """The data set with the store's image root, which it keeps until another one is given; modalities that it has."""
     from cusa.data.store import EmbeddingStore
 
-    return EmbeddingStore(index).image_root if index.exists() else None
+    store = EmbeddingStore(out)
+    root = store.image_root if keep_root else dataset.image_root
+    return replace(dataset, image_root=root), [settings.modality for settings in store.teachers.values()]
 
 
-def _present_modalities(index: Path) -> list[str]:
-    from cusa.data.shards import read_entries
+def _run_options(
+    out: Path,
+    ranks: Ranks,
+    *,
+    device: str,
+    precision: str,
+    workers: int | None,
+    on_error: str,
+    **options: Any,
+) -> RunOptions:
+    from cusa.data.console import cpu_count, default_workers, pick_device
+    from cusa.precompute.pipeline import PipelineOptions
+    from cusa.precompute.run import RunOptions
 
-    return [e.settings.modality for e in read_entries(index).values()] if index.exists() else []
-
-
-class _Run:
-    """The command line's options, and what every teacher of a run shares."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        out: Path,
-        bar: Progress,
-        *,
-        device: str,
-        precision: str,
-        batch_size: int | None,
-        workers: int | None,
-        shard_rows: int,
-        dtype: str,
-        normalizer: str,
-        on_error: str,
-    ) -> None:
-        from cusa.data.console import default_workers, pick_device
-        from cusa.precompute.pipeline import PipelineOptions
-
-        device = pick_device(device)
-        if precision == "auto":
-            precision = "fp16" if device == "cuda" else "fp32"
-        workers = default_workers(inputs_are_stored=False) if workers is None else workers
-        self.pipeline = PipelineOptions(device, precision, workers, skip_errors=on_error == "skip")
-        self.dataset, self.out, self.bar = dataset, out, bar
-        self.batch_size, self.shard_rows, self.dtype, self.normalizer = batch_size, shard_rows, dtype, normalizer
-        self.damaged: list[Path] = []
-
-    def load(self, request: TeacherRequest) -> tuple[str, Teacher, TeacherSettings]:
-        """Load a teacher and check that it fits the store."""
-        from cusa.data.shards import check_compatible
-
-        task = self.bar.add_task(f"{request.name}: loading", total=None)
-        teacher = request.load(self.pipeline.device, self.batch_size)
-        settings = teacher.settings(self.pipeline.precision, self.dtype, self.normalizer)
-        if self.out.exists():
-            check_compatible(self.out, self.dataset, {request.name: settings})
-        self.bar.remove_task(task)
-        return request.name, teacher, settings
-
-    def encode(self, name: str, teacher: Teacher, settings: TeacherSettings) -> tuple[str, TeacherEntry]:
-        """Make a teacher's pending shards of all splits and add it to the index."""
-        from cusa.data.errors import CusaError
-        from cusa.data.records import fingerprint
-        from cusa.data.shards import TeacherEntry, write_index
-        from cusa.precompute.pipeline import encode_split
-        from cusa.precompute.plan import plan_split
-
-        shards = {}
-        for split, records in self.dataset.splits.items():
-            n_rows = len(records) if teacher.modality == "image" else sum(len(r.captions) for r in records)
-            redo = not self.pipeline.skip_errors
-            plan = plan_split(self.out, name, split, fingerprint(records), n_rows, self.shard_rows, settings, redo)
-            self.damaged += plan.damaged
-            done = sum(stop - start for start, stop in plan.done)
-            task = self.bar.add_task(f"{name} {split}", total=n_rows, completed=done)
-
-            def advance(n: int, shard: str, task: TaskID = task) -> None:
-                self.bar.update(task, advance=n, status=shard)
-
-            shards[split] = encode_split(teacher, settings, self.dataset, plan, self.pipeline, advance)
-            self.bar.update(task, status="")
-        if all(len(s.skipped) == s.stop - s.start for parts in shards.values() for s in parts):
-            what = (
-                "image could be read; check --image-root"
-                if settings.modality == "image"
-                else "caption has words; correct them"
-            )
-            raise CusaError(f"teacher {name!r}: no {what}, then run again with --on-error fail to make the rows anew")
-        entry = TeacherEntry(settings, shards, teacher.source, _versions())
-        write_index(self.out, self.dataset, {name: entry})
-        return name, entry
+    kind = pick_device(device)
+    device = f"cuda:{ranks.local_rank % _gpu_count()}" if kind == "cuda" else kind
+    if precision == "auto":
+        precision = "fp16" if kind == "cuda" else "fp32"
+    if workers is None:
+        workers = max(1, default_workers(inputs_are_stored=False) // ranks.local_size)
+    encoders = 2 if kind == "cuda" else max(1, cpu_count() // ranks.local_size)
+    pipeline = PipelineOptions(device, precision, workers, encoders, skip_errors=on_error == "skip")
+    return RunOptions(out, pipeline, **options)
 
 
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
+def _gpu_count() -> int:
+    import torch
 
-    return {p: version(p) for p in ("cusa", "numpy", "pillow", "sentence-transformers", "torch", "transformers")}
+    return torch.cuda.device_count()
 
 
-def _report(screen: Console, out: Path, entries: list[tuple[str, TeacherEntry]]) -> None:
-    for name, entry in entries:
-        rows = {split: shards[-1].stop for split, shards in entry.shards.items()}
+class _Reporter:
+    """Shows a run as progress bars."""
+
+    def __init__(self, bar: Progress, screen: Console) -> None:
+        self._bar, self._screen = bar, screen
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._rows: dict[tuple[str, str], tuple[int, int, int]] = {}  # finished before, done now, all
+        self._loading: TaskID | None = None
+
+    def loading(self, teacher: str) -> None:
+        self._loading = self._bar.add_task(f"{teacher}: loading", total=None)
+
+    def loaded(self) -> None:
+        if self._loading is not None:
+            self._bar.remove_task(self._loading)
+            self._loading = None
+
+    def planned(self, teacher: str, split: str, n_rows: int, n_done: int) -> None:
+        self._tasks[teacher, split] = self._bar.add_task(f"{teacher} {split}", total=n_rows, completed=n_done)
+        self._rows[teacher, split] = n_done, 0, n_rows
+
+    def advanced(self, teacher: str, split: str, n_done: int, file: str) -> None:
+        if (teacher, split) in self._tasks:
+            before, _, total = self._rows[teacher, split]
+            self._rows[teacher, split] = before, n_done, total
+            status = file if before + n_done < total else ""
+            self._bar.update(self._tasks[teacher, split], completed=before + n_done, status=status)
+
+    def note(self, text: str) -> None:
+        self._screen.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+
+    def progress(self) -> str:
+        """How far the run got, in words."""
+        before, now, total = (
+            (sum(counts) for counts in zip(*self._rows.values(), strict=True)) if self._rows else (0,) * 3
+        )
+        return f"{before + now:,} of {total:,} rows are encoded; finished shards are kept"
+
+
+def _report(screen: Console, outcome: Outcome, out: Path) -> None:
+    for name, entry in outcome.entries.items():
+        rows = {split: sum(s.stop - s.start for s in shards) for split, shards in entry.shards.items()}
         skipped = sum(len(s.skipped) for shards in entry.shards.values() for s in shards)
         parts = ", ".join(f"{split} {n:,}" for split, n in rows.items())
         screen.print(f"{name}: {parts} rows x {entry.settings.dim}, {skipped:,} skipped", highlight=False, markup=False)
-    screen.print(f"store: {out}", highlight=False, markup=False, soft_wrap=True)
-    screen.print(f"next: cusa-train --embeddings {out}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.index == out:
+        lines = f"store: {out}", f"next: cusa-train --embeddings {shlex.quote(str(out))}"
+    else:
+        parts_name = shlex.quote(str(out.with_suffix(""))) + ".part-*.h5"
+        lines = f"part: {outcome.index}", f"next, with all parts: cusa-store merge {shlex.quote(str(out))} {parts_name}"
+    for line in lines:
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_plan(screen: Console, dataset: Dataset, estimates: list[Estimate], out: Path, processes: int) -> None:
+    from rich.table import Table
+
+    table = Table("teacher", "rows", "shards", "MB on disk", "rows/s", "teacher alone", "time")
+    first, total_s, epoch_s = 0, 0.0, 0.0
+    pairs = sum(len(r.captions) for r in dataset.splits.get("train", ()))
+    for e in estimates:
+        seconds = e.n_rows / e.rates.whole / processes
+        total_s += seconds
+        epoch_s += pairs / e.rates.encoding
+        shards = f"{e.n_shards:,} ({first}:{first + e.n_shards})"
+        first += e.n_shards
+        rates = f"{e.rates.whole:,.0f}", f"{e.rates.encoding:,.0f}"
+        table.add_row(e.teacher, f"{e.n_rows:,}", shards, f"{e.n_bytes / 1e6:,.1f}", *rates, _duration(seconds))
+    screen.print(table)
+    folder = next(p for p in (out.resolve().parent, *out.resolve().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    n_bytes = sum(e.n_bytes for e in estimates)
+    screen.print(f"disk: {n_bytes / 1e9:,.3f} GB of rows, {free / 1e9:,.1f} GB free in {folder}", soft_wrap=True)
+    screen.print(f"time: about {_duration(total_s)} in {processes} process(es)")
+    if pairs:
+        per_pair = sum(e.n_bytes / e.n_rows for e in estimates)
+        screen.print(
+            f"saved per training epoch: {_duration(epoch_s)} of teachers on {pairs:,} pairs, for reading "
+            f"{pairs * per_pair / 1e6:,.1f} MB"
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,25 +1,30 @@
-"""Read, encode, write: one teacher over one split, shard by shard."""
+"""Read, encode, write: one teacher over the shards that it is handed, the three at the same time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError
 from cusa.data.images import load_image
-from cusa.data.records import Dataset
-from cusa.data.schema import TeacherSettings
-from cusa.data.shards import ShardInfo, ShardWriter, read_shard_info
-from cusa.precompute.plan import SplitPlan
+from cusa.data.records import Dataset, Record, caption_rows
+from cusa.data.shards import ShardHeader, ShardInfo, stored_rows, write_shard
+from cusa.precompute.plan import ShardTask
 from cusa.precompute.teachers.base import Teacher
+
+_TEXT_BATCHES_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -27,170 +32,310 @@ class PipelineOptions:
     """How to run a teacher.
 
     Attributes:
-        device: ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
         workers: Image decoding processes; 0 decodes in this one.
+        encoders: Threads that run the teacher. On a GPU two, so that one launches a batch while the other fetches the
+            rows of the last; on a CPU one per core, each computing on one core alone, so that rows do not depend on
+            how many cores there are.
         skip_errors: Record undecodable images and empty captions instead of stopping.
     """
 
     device: str
     precision: str
     workers: int
+    encoders: int
     skip_errors: bool
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Preprocessed items of consecutive rows.
+    """What one forward pass of a teacher takes, and where its rows go.
 
     Attributes:
-        start: First row.
-        stop: Row after the last.
-        inputs: float32 ``[n, 3, h, w]`` or captions; good items only, ``None`` if there is none.
+        inputs: float32 ``[n, 3, h, w]``, or tokenised captions; ``None`` if no item could be read.
+        rows: int64 ``[m]``, m >= n: the split's rows that get their embedding from it.
+        source: int64 ``[m]``: which of the n outputs each of them takes.
         errors: (row, message) of the items that could not be read.
     """
 
-    start: int
-    stop: int
-    inputs: torch.Tensor | list[str] | None
+    inputs: torch.Tensor | Mapping[str, Any] | None
+    rows: np.ndarray
+    source: np.ndarray
     errors: tuple[tuple[int, str], ...]
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; DataLoader calls it."""
-        return replace(self, inputs=self.inputs.pin_memory()) if isinstance(self.inputs, torch.Tensor) else self
+        inputs = self.inputs
+        if isinstance(inputs, torch.Tensor):
+            return replace(self, inputs=inputs.pin_memory())
+        if inputs is not None:
+            pinned = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+            return replace(self, inputs=pinned)
+        return self
 
 
-def encode_split(
+def encode_shards(
     teacher: Teacher,
-    settings: TeacherSettings,
+    normalizer_name: str,
+    header_of: Callable[[ShardTask], ShardHeader],
+    tasks: Iterator[ShardTask],
     dataset: Dataset,
-    plan: SplitPlan,
     options: PipelineOptions,
-    on_progress: Callable[[int, str], None],
-) -> tuple[ShardInfo, ...]:
-    """Make the pending shards of a plan.
+    on_progress: Callable[[ShardTask, int], None],
+) -> dict[ShardTask, ShardInfo]:
+    """Make the shards that an iterator hands out; it is asked for the next one as late as reading ahead allows.
+
+    What a row's batch is made of depends on its shard alone, so that the rows do not depend on who makes the shard, or
+    when.
 
     Args:
         teacher: The loaded teacher.
-        settings: What its shards record.
+        normalizer_name: Name of the caption normaliser; images have none.
+        header_of: What the rows of a shard are.
+        tasks: Shards of this teacher.
         dataset: The data set.
-        plan: Shards of one split.
         options: How to run.
-        on_progress: Called with (rows just done, shard file).
+        on_progress: Called after each batch with the shard and the number of its rows just done; may raise to stop.
 
     Returns:
-        All shards of the plan, in row order.
+        The shards made.
 
     Raises:
-        CusaError: If an item cannot be read and errors are not skipped, or the teacher returns NaN.
+        CusaError: If an item cannot be read and errors are not skipped, the teacher returns NaN, or the disk is full.
     """
-    done = dict(plan.done)
-    batches = iter(_read(teacher, settings, dataset, plan, options))
-    for start, stop in plan.pending:
-        path = plan.file(start, stop)
-        with ShardWriter(path, plan.teacher, plan.split, plan.fingerprint, start, stop, settings) as writer:
-            position = start
-            while position < stop:
-                batch = next(batches)
-                assert batch.start == position, "batches come in row order"
-                if batch.errors and not options.skip_errors:
-                    raise CusaError(f"{batch.errors[0][1]} (--on-error skip would leave it out)")
-                try:
-                    writer.write(_encode(teacher, batch, options), [row for row, _ in batch.errors])
-                except CusaError as error:
-                    raise CusaError(f"teacher {plan.teacher!r}, split {plan.split!r}: {error}") from None
-                position = batch.stop
-                on_progress(batch.stop - batch.start, path.name)
-        done[start, stop], _, _ = read_shard_info(path, plan.relative_file(start, stop))
-    return tuple(done[r] for r in plan.ranges)
+    written: dict[ShardTask, Future[ShardInfo]] = {}
+    shard: _Shard | None = None
+    encoded = encoded_batches(teacher, normalizer_name, tasks, dataset, options)
+    with ThreadPoolExecutor(1) as writer, closing(encoded):
+        for task, batch, rows in encoded:
+            if batch.errors and not options.skip_errors:
+                raise CusaError(f"{batch.errors[0][1]} (--on-error skip would leave it out)")
+            shard = shard or _Shard(task, header_of(task))
+            shard.add(batch, rows)
+            if shard.is_full:
+                for earlier in list(written.values())[-1:]:
+                    earlier.result()  # one shard is written while the next one is encoded, not more
+                written[task] = writer.submit(shard.write)
+                shard = None
+            on_progress(task, len(batch.rows) + len(batch.errors))
+        return {task: done.result() for task, done in written.items()}
 
 
-def _encode(teacher: Teacher, batch: Batch, options: PipelineOptions) -> np.ndarray:
-    """float32 ``[stop - start, dim]``; rows of unreadable items stay zero, the writer marks them."""
-    rows = np.zeros((batch.stop - batch.start, teacher.dim), np.float32)
-    if batch.inputs is not None:
-        bad = {row - batch.start for row, _ in batch.errors}
-        good = [i for i in range(len(rows)) if i not in bad]
-        rows[good] = teacher.rows(batch.inputs, options.device, options.precision)
-    return rows
+def encoded_batches(
+    teacher: Teacher, normalizer_name: str, tasks: Iterator[ShardTask], dataset: Dataset, options: PipelineOptions
+) -> Generator[tuple[ShardTask, Batch, np.ndarray | None], None, None]:
+    """Read and encode: the batches of each shard in turn, with float32 ``[n, dim]`` for its inputs."""
+    read = _read_images if teacher.modality == "image" else _read_captions
+    waiting: deque[tuple[ShardTask, Batch, Future[np.ndarray] | None]] = deque()
+    with encoder_threads(options) as encoders:
+        for task, batch in read(teacher, normalizer_name, tasks, dataset, options):
+            rows = None
+            if batch.inputs is not None:
+                rows = encoders.submit(teacher.rows, batch.inputs, options.device, options.precision)
+            waiting.append((task, batch, rows))
+            if len(waiting) > options.encoders:
+                yield _done(waiting.popleft())
+        while waiting:
+            yield _done(waiting.popleft())
 
 
-def batch_ranges(plan: SplitPlan, batch_size: int) -> list[tuple[int, int]]:
-    """Row ranges of the batches of all pending shards; none crosses a shard, so a resumed run has the same batches."""
-    return [(a, min(a + batch_size, stop)) for start, stop in plan.pending for a in range(start, stop, batch_size)]
+def _done(
+    item: tuple[ShardTask, Batch, Future[np.ndarray] | None],
+) -> tuple[ShardTask, Batch, np.ndarray | None]:
+    return item[0], item[1], None if item[2] is None else item[2].result()
 
 
-def _read(
-    teacher: Teacher, settings: TeacherSettings, dataset: Dataset, plan: SplitPlan, options: PipelineOptions
-) -> Iterable[Batch]:
-    ranges = batch_ranges(plan, teacher.batch_size)
-    records = dataset.splits[plan.split]
-    if teacher.modality == "text":
-        captions = [(caption, key) for r in records for caption, key in zip(r.captions, r.caption_ids, strict=True)]
-        return read_captions(captions, ranges, settings.normalizer)
-    reader = ImageReader([dataset.image_root / r.image_path for r in records], ranges, teacher.preprocess)
-    # The reader's items are batches already: batch_size=None hands them on as they are, in order.
-    workers = min(options.workers, len(ranges))
-    return DataLoader(reader, batch_size=None, num_workers=workers, pin_memory=options.device == "cuda")
+@contextmanager
+def encoder_threads(options: PipelineOptions) -> Iterator[ThreadPoolExecutor]:
+    """Threads that run a teacher; on a CPU, each computes on one core."""
+    threads = torch.get_num_threads()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        # The number is a thread's own: each has to set it, too. It changes nothing of what a GPU does.
+        with ThreadPoolExecutor(options.encoders, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
-def read_captions(
-    captions: Sequence[tuple[str, str]], ranges: Sequence[tuple[int, int]], normalizer_name: str
-) -> Iterator[Batch]:
-    """Normalise captions.
+class _Shard:
+    """The rows of a shard while they come in."""
 
-    Args:
-        captions: (caption, caption id) by row.
-        ranges: Row range of each batch.
-        normalizer_name: Name of the caption normaliser.
-    """
-    normalize = normalizer(normalizer_name)
-    for start, stop in ranges:
-        texts, errors = [], []
-        for row in range(start, stop):
-            caption, caption_id = captions[row]
+    def __init__(self, task: ShardTask, header: ShardHeader) -> None:
+        dtype = np.dtype(header.settings.dtype).newbyteorder("<")
+        self._task, self._header = task, header
+        self._rows = np.full((task.n_rows, header.settings.dim), np.nan, dtype)
+        self._skipped: list[int] = []
+        self._filled = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row is embedded or skipped."""
+        return self._filled == self._task.n_rows
+
+    def add(self, batch: Batch, rows: np.ndarray | None) -> None:
+        if rows is not None:
             try:
-                texts.append(normalize(caption))
+                firsts = batch.rows[np.unique(batch.source, return_index=True)[1]]
+                block = stored_rows(rows, self._header.settings.dtype, firsts)
             except CusaError as error:
-                errors.append((row, f"caption id {caption_id}: {error}"))
-        yield Batch(start, stop, texts or None, tuple(errors))
+                raise CusaError(f"teacher {self._task.teacher!r}, split {self._task.split!r}: {error}") from None
+            self._rows[batch.rows - self._task.start] = block[batch.source]
+        self._skipped += [row for row, _ in batch.errors]
+        self._filled += len(batch.rows) + len(batch.errors)
+
+    def write(self) -> ShardInfo:
+        folder, file = self._task.index.parent, self._task.file
+        return write_shard(folder, file, self._header, self._rows, sorted(self._skipped))
+
+
+# --- images
+
+
+def _read_images(
+    teacher: Teacher, _normalizer_name: str, tasks: Iterator[ShardTask], dataset: Dataset, options: PipelineOptions
+) -> Iterator[tuple[ShardTask, Batch]]:
+    """Batches of consecutive rows; workers ask for the next shard when they have nothing left to read ahead."""
+    asked: deque[ShardTask] = deque()
+
+    def order() -> Iterator[tuple[str, int, int]]:
+        for task in tasks:
+            for start in range(task.start, task.stop, teacher.batch_size):
+                asked.append(task)
+                yield task.split, start, min(start + teacher.batch_size, task.stop)
+
+    # The reader's items are batches already: batch_size=None hands them on as they are, in order.
+    loader = DataLoader(
+        ImageReader(dataset, teacher),
+        batch_size=None,
+        sampler=order(),
+        num_workers=options.workers,
+        pin_memory=options.device != "cpu",
+        worker_init_fn=_leave_signals_to_the_parent,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        yield asked.popleft(), batch
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class ImageReader(TorchDataset[Batch]):
     """Decodes and preprocesses whole batches, in worker processes of a DataLoader.
 
     Args:
-        paths: Image files by row.
-        ranges: Row range of each batch.
-        preprocess: PIL image -> float32 ``[3, h, w]``.
+        dataset: Where the images are.
+        teacher: Whose preprocessing; its model stays out of the workers.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        ranges: Sequence[tuple[int, int]],
-        preprocess: Callable[[Image.Image], np.ndarray] | None,
-    ) -> None:
-        assert preprocess is not None, "an image teacher brings its preprocessing"
+    def __init__(self, dataset: Dataset, teacher: Teacher) -> None:
         # One block of text rather than a list: a list's reference counts would copy its pages into every worker.
-        self._paths = np.array([str(p) for p in paths], np.dtypes.StringDType())
-        self._ranges = np.asarray(ranges, np.int64).reshape(-1, 2)
-        self._preprocess = preprocess
+        self._paths = {
+            split: np.array([r.image_path for r in records], np.dtypes.StringDType())
+            for split, records in dataset.splits.items()
+        }
+        self._root, self._teacher = dataset.image_root, teacher
 
-    def __len__(self) -> int:
-        return len(self._ranges)
-
-    def __getitem__(self, number: int) -> Batch:
-        start, stop = self._ranges[number].tolist()
-        pixels, errors = [], []
+    def __getitem__(self, place: tuple[str, int, int]) -> Batch:
+        """The images of rows ``start`` to ``stop`` of a split."""
+        split, start, stop = place
+        pixels, rows, errors = [], [], []
         for row in range(start, stop):
-            path = Path(self._paths[row])
             try:
-                image = load_image(path)
-                try:
-                    pixels.append(torch.from_numpy(self._preprocess(image)))
-                except (OSError, ValueError) as error:
-                    raise CusaError(f"image {path} cannot be preprocessed ({error}); replace or remove it") from None
+                pixels.append(torch.from_numpy(read_image(self._root / str(self._paths[split][row]), self._teacher)))
+                rows.append(row)
             except CusaError as error:
                 errors.append((row, str(error)))
-        return Batch(start, stop, torch.stack(pixels) if pixels else None, tuple(errors))
+        inputs = torch.stack(pixels) if pixels else None
+        return Batch(inputs, np.asarray(rows, np.int64), np.arange(len(rows)), tuple(errors))
+
+
+def read_image(path: Path, teacher: Teacher) -> np.ndarray:
+    """An image as a teacher takes it: float32 ``[3, h, w]``.
+
+    Raises:
+        CusaError: If it cannot be read.
+    """
+    assert teacher.preprocess is not None, "an image teacher brings its preprocessing"
+    image = load_image(path, teacher.draft_size)
+    try:
+        return teacher.preprocess(image)
+    except (OSError, ValueError) as error:
+        raise CusaError(f"image {path} cannot be preprocessed ({error}); replace or remove it") from None
+
+
+# --- captions
+
+
+def _read_captions(
+    teacher: Teacher, normalizer_name: str, tasks: Iterator[ShardTask], dataset: Dataset, options: PipelineOptions
+) -> Iterator[tuple[ShardTask, Batch]]:
+    """Batches by token length, tokenised a few ahead in a thread."""
+    firsts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for split, records in dataset.splits.items():
+        images = caption_rows(records)
+        firsts[split] = images, np.searchsorted(images, images)  # image row and its first caption's row, by caption row
+
+    def batches() -> Iterator[tuple[ShardTask, Batch]]:
+        for task in tasks:
+            images, first = firsts[task.split]
+            records = dataset.splits[task.split]
+            captions = [_caption(records[images[r]], r - int(first[r])) for r in range(task.start, task.stop)]
+            for batch in caption_batches(teacher, captions, task.start, normalizer_name):
+                yield task, batch.pin_memory() if options.device != "cpu" else batch
+
+    return _ahead(batches(), _TEXT_BATCHES_AHEAD)
+
+
+def _caption(record: Record, number: int) -> tuple[str, str]:
+    return record.captions[number], record.caption_ids[number]
+
+
+def caption_batches(
+    teacher: Teacher, captions: Sequence[tuple[str, str]], first_row: int, normalizer_name: str
+) -> Iterator[Batch]:
+    """Captions as batches of like length, the longest first; identical ones are encoded once.
+
+    Args:
+        teacher: A text teacher.
+        captions: (caption, caption id) of consecutive rows.
+        first_row: Row of the first.
+        normalizer_name: Name of the caption normaliser.
+    """
+    normalize = normalizer(normalizer_name)
+    places: dict[str, list[int]] = {}
+    errors = []
+    for row, (caption, caption_id) in enumerate(captions, first_row):
+        try:
+            places.setdefault(normalize(caption), []).append(row)
+        except CusaError as error:
+            errors.append((row, f"caption id {caption_id}: {error}"))
+    assert teacher.tokenize is not None, "a text teacher brings its tokeniser"
+    assert teacher.token_counts is not None, "a text teacher brings its tokeniser"
+    if errors:
+        nothing = np.zeros(0, np.int64)
+        yield Batch(None, nothing, nothing, tuple(errors))
+    texts = list(places)
+    order = np.argsort(-teacher.token_counts(texts), kind="stable") if texts else ()
+    for start in range(0, len(order), teacher.batch_size):
+        chosen = [texts[i] for i in order[start : start + teacher.batch_size]]
+        rows = [places[text] for text in chosen]
+        source = np.repeat(np.arange(len(chosen)), [len(r) for r in rows])
+        yield Batch(teacher.tokenize(chosen), np.asarray([row for r in rows for row in r], np.int64), source, ())
+
+
+def _ahead(items: Iterator[tuple[ShardTask, Batch]], depth: int) -> Iterator[tuple[ShardTask, Batch]]:
+    """The same items, up to ``depth`` of them made in advance by a thread."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, None) for _ in range(depth))
+        try:
+            while (item := waiting.popleft().result()) is not None:
+                waiting.append(thread.submit(next, items, None))
+                yield item
+        finally:
+            thread.shutdown(cancel_futures=True)

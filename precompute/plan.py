@@ -1,98 +1,129 @@
-"""Rows to shard ranges, and which of them are done."""
+"""Which shards a run has to make, and which of them are finished."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data import schema
 from cusa.data.errors import CusaError
-from cusa.data.schema import TeacherSettings
-from cusa.data.shards import ShardInfo, checksum_holds, read_shard_info
+from cusa.data.sealed import SHARD_FORMAT, seal_holds
+from cusa.data.shards import ShardHeader, ShardInfo, read_shard
+
+_HASHING_THREADS = 4
 
 
 @dataclass(frozen=True)
-class SplitPlan:
-    """The shards of one teacher for one split.
+class ShardTask:
+    """One shard to make.
 
     Attributes:
+        index: Path of the store's index.
         teacher: The teacher's name in the store.
         split: Split name.
-        fingerprint: Fingerprint of the split.
-        index: Path of the store's index.
-        ranges: Row ranges (start, stop) of all shards, in order.
-        done: Finished shards by range.
-        damaged: Files under a shard's name that are no whole shard; they are made again.
+        start: First row.
+        stop: Row after the last.
     """
 
+    index: Path
     teacher: str
     split: str
-    fingerprint: str
-    index: Path
-    ranges: tuple[tuple[int, int], ...]
-    done: dict[tuple[int, int], ShardInfo] = field(default_factory=dict)
-    damaged: list[Path] = field(default_factory=list)
+    start: int
+    stop: int
 
     @property
-    def pending(self) -> list[tuple[int, int]]:
-        """Ranges that are still to be encoded."""
-        return [r for r in self.ranges if r not in self.done]
+    def name(self) -> str:
+        """Path relative to the shard folder."""
+        return schema.shard_name(self.teacher, self.split, self.start, self.stop)
 
-    def relative_file(self, start: int, stop: int) -> str:
-        """Path of a shard relative to the index's folder."""
-        return f"{schema.shard_folder(self.index).name}/{schema.shard_name(self.teacher, self.split, start, stop)}"
+    @property
+    def file(self) -> str:
+        """Path relative to the index's folder."""
+        return f"{schema.shard_folder(self.index).name}/{self.name}"
 
-    def file(self, start: int, stop: int) -> Path:
-        """Path of a shard."""
-        return self.index.parent / self.relative_file(start, stop)
+    @property
+    def path(self) -> Path:
+        """The shard's file."""
+        return self.index.parent / self.file
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
 
 
-def shard_ranges(n_rows: int, shard_rows: int) -> tuple[tuple[int, int], ...]:
-    """Consecutive ranges of ``shard_rows`` rows, the last one shorter."""
-    return tuple((a, min(a + shard_rows, n_rows)) for a in range(0, n_rows, shard_rows))
+def plan_teacher(index: Path, teacher: str, n_rows: Mapping[str, int], shard_rows: int | None) -> list[ShardTask]:
+    """The shards of a teacher.
+
+    Args:
+        index: Path of the store's index.
+        teacher: The teacher's name in the store.
+        n_rows: Number of rows by split name.
+        shard_rows: Rows per shard; ``None``: as the shards that are there, or 16,384.
+
+    Raises:
+        CusaError: If shards of another length are there.
+    """
+    tasks = []
+    for split, n in n_rows.items():
+        there = _ranges_there(index, teacher, split)
+        lengths = {stop - start for start, stop in there if stop < n or start == 0}
+        length = shard_rows or (max(lengths) if lengths else schema.SHARD_ROWS)
+        ranges = schema.shard_ranges(n, length)
+        if strange := sorted(there - set(ranges)):
+            start, stop = strange[0]
+            raise CusaError(
+                f"{ShardTask(index, teacher, split, start, stop).path} is there, but shards of {length} rows of {n} "
+                f"are asked for; pass --shard-rows {stop - start} if they were made with that, or another --out"
+            )
+        tasks += [ShardTask(index, teacher, split, start, stop) for start, stop in ranges]
+    return tasks
 
 
-def plan_split(
-    index: Path,
-    teacher: str,
-    split: str,
-    fingerprint: str,
-    n_rows: int,
-    shard_rows: int,
-    settings: TeacherSettings,
-    redo_skipped: bool = False,
-) -> SplitPlan:
-    """Plan a split and find the shards that an earlier run finished, their checksums taken again.
+def _ranges_there(index: Path, teacher: str, split: str) -> set[tuple[int, int]]:
+    """Row ranges of the shard files that a folder has of a split."""
+    folder = (schema.shard_folder(index) / schema.shard_name(teacher, split, 0, 0)).parent
+    pattern = re.compile(re.escape(schema.file_name(split)) + r"-(\d{9,})-(\d{9,})\.h5")
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return {(int(m[1]), int(m[2])) for m in map(pattern.fullmatch, names) if m}
 
-    With ``redo_skipped``, a shard that skipped rows counts as not done.
+
+def finished_shards(
+    tasks: Sequence[ShardTask], headers: Sequence[ShardHeader], redo_skipped: bool = False
+) -> tuple[dict[int, ShardInfo], dict[int, Path]]:
+    """Find the shards that earlier runs finished, their checksums taken again.
+
+    Args:
+        tasks: The planned shards.
+        headers: What each of them has to hold.
+        redo_skipped: Whether a shard that skipped rows counts as not finished.
+
+    Returns:
+        Finished shards by task number, and damaged files by task number; those are to be made again.
 
     Raises:
         CusaError: If a finished shard was made with other settings or from other data; names the fields.
     """
-    plan = SplitPlan(teacher, split, fingerprint, index, shard_ranges(n_rows, shard_rows))
-    for start, stop in plan.ranges:
-        path = plan.file(start, stop)
-        if not path.exists():
-            continue
-        try:
-            info, found, found_fingerprint = read_shard_info(path, plan.relative_file(start, stop))
-            whole = checksum_holds(path)
-        except CusaError:
-            whole = False
-        if not whole:
-            plan.damaged.append(path)
-            continue
-        fields: Sequence[str] = settings.differing(found)
-        if found_fingerprint != fingerprint:
-            fields = [*fields, f"fingerprint of split {split!r}"]
-        if (info.start, info.stop) != (start, stop):
-            fields = [*fields, f"rows ({info.start}-{info.stop} / {start}-{stop})"]
-        if fields:
+
+    def look(task: ShardTask, header: ShardHeader) -> ShardInfo | Path | None:
+        if not task.path.exists():
+            return None
+        if not seal_holds(task.path, SHARD_FORMAT):
+            return task.path
+        found, info = read_shard(task.index.parent, task.file)
+        if fields := header.differing(found):
             raise CusaError(
-                f"{path} was made with other settings, not to be mixed: {'; '.join(fields)}; pass another --out, or "
-                "remove it to make it again"
+                f"{task.path} was made with other settings, not to be mixed: {'; '.join(fields)}; pass another --out, "
+                "or move it away to make it again"
             )
-        if not (redo_skipped and info.skipped):
-            plan.done[start, stop] = info
-    return plan
+        return None if redo_skipped and info.skipped else info
+
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        found = list(pool.map(look, tasks, headers))
+    return (
+        {number: info for number, info in enumerate(found) if isinstance(info, ShardInfo)},
+        {number: path for number, path in enumerate(found) if isinstance(path, Path)},
+    )

@@ -10,15 +10,17 @@ import numpy as np
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from cusa.cli import main as store_main
+from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset, Record, Truth, fingerprint
 from cusa.data.schema import TeacherSettings, shard_folder, shard_name
-from cusa.data.shards import ShardWriter, TeacherEntry, read_shard_info, write_index
+from cusa.data.shards import ShardHeader, stored_rows, write_shard
 from cusa.eval.cli import main as eval_main
 from cusa.precompute.cli import main as precompute_main
 from cusa.train.cli import main as train_main
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = {"precompute": precompute_main, "train": train_main, "eval": eval_main}
+COMMANDS = {"precompute": precompute_main, "train": train_main, "eval": eval_main, "store": store_main}
 
 
 def run(command: str, *args: object) -> Result:
@@ -120,12 +122,14 @@ def add_teacher(
         for a in range(0, len(values), shard_rows):
             b = min(a + shard_rows, len(values))
             relative = f"{shard_folder(index).name}/{shard_name(name, split, a, b)}"
-            path = index.parent / relative
-            with ShardWriter(path, name, split, fingerprint(dataset.splits[split]), a, b, config) as writer:
-                writer.write(values[a:b], [s for s in skipped if a <= s < b])
-            done.append(read_shard_info(path, relative)[0])
+            header = ShardHeader(name, split, fingerprint(dataset.splits[split]), a, b, config)
+            block = stored_rows(values[a:b], config.dtype)
+            missing = [s for s in skipped if a <= s < b]
+            block[[s - a for s in missing]] = np.nan
+            done.append(write_shard(index.parent, relative, header, block, missing))
         shards[split] = tuple(done)
-    write_index(index, dataset, {name: TeacherEntry(config, shards, "made up", {"numpy": np.__version__})})
+    new = Index.of(dataset, {name: TeacherEntry(config, shards, "made up", {"numpy": np.__version__})})
+    write_index(index, read_index(index).joined(new, str(index)) if index.exists() else new)
 
 
 def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False) -> Path:
@@ -188,4 +192,28 @@ def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
         torch.nn.init.constant_(model.layernorm.weight, float("nan"))
     model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_sentence(folder: Path) -> Path:
+    """A BERT text encoder with random weights and a word-level tokeniser as a model folder; its tokens are pooled."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<unk>", "picture", "number", "version", *(str(i) for i in range(50))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special).save_pretrained(folder)
+    torch.manual_seed(2)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
     return folder

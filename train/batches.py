@@ -41,6 +41,8 @@ class StoredInputs:
 
     def __init__(self, image_encoder: Embeddings, text_encoder: Embeddings) -> None:
         self._image, self._text = image_encoder, text_encoder
+        for encoder in (image_encoder, text_encoder):
+            encoder.require_shards()
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
         """float32 ``[n, image_dim]``."""
@@ -137,6 +139,8 @@ class Pairs(Dataset[Batch]):
         self._inputs, self._teachers = inputs, teachers
         no_image, no_text = (set(rows.tolist()) for rows in inputs.missing())
         if teachers is not None:
+            for teacher in teachers:
+                teacher.require_shards()  # now, not in the middle of an epoch
             no_image |= set(teachers[0].skipped.tolist())
             no_text |= set(teachers[1].skipped.tolist())
         image_of = np.asarray(split.caption_image)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
 from cusa.data.schema import TeacherSettings
-from cusa.data.shards import atomic_file
 from cusa.train.config import Config, build_config, load_config_file
 from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
 from cusa.data.schema import TeacherSettings
-from cusa.data.shards import atomic_file
 from cusa.data.store import EmbeddingStore
 from cusa.train.batches import Batch, EpochOrder, Loader, Pairs, Sources, open_sources
 from cusa.train.checkpoint import (

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cusa.data.errors import CusaError
 from cusa.data.schema import TeacherSettings
 
+DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full
+TeacherInputs = torch.Tensor | Mapping[str, Any] | Sequence[str]
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -28,10 +31,14 @@ class Teacher:
         dim: Embedding dimension.
         transform: Preprocessing settings, JSON-compatible.
         source: Where it was loaded from: a file, a folder, a hub name or a package.
-        encode: Images: ``float32 [n, 3, h, w]`` on the teacher's device -> ``[n, dim]``. Text: ``list[str]`` -> same.
-            Not normalised.
-        preprocess: Images only: PIL image -> float32 ``[3, h, w]``; runs in worker processes.
-        batch_size: Items per call of ``rows`` that suit it; text teachers sort and split them further.
+        encode: Inputs on the teacher's device -> ``[n, dim]``, not normalised. Images: float32 ``[n, 3, h, w]``; text:
+            what ``tokenize`` returned.
+        batch_size: Items per forward pass that suit it.
+        preprocess: Images: PIL image -> float32 ``[3, h, w]``; runs in worker processes.
+        input_size: Images: pixels that ``preprocess`` resizes a side to, ``None`` if it does not tell.
+        draft_size: Images: pixels that both sides of a JPEG keep where it is halved while decoded; ``None``: never.
+        tokenize: Text: captions -> one padded batch of tensors by name, on the CPU.
+        token_counts: Text: captions -> their lengths in tokens, int64 ``[n]``.
     """
 
     modality: str
@@ -41,8 +48,12 @@ class Teacher:
     transform: Mapping[str, Any]
     source: str
     encode: Callable[[Any], torch.Tensor]
-    preprocess: Callable[[Image.Image], np.ndarray] | None
     batch_size: int
+    preprocess: Callable[[Image.Image], np.ndarray] | None = None
+    input_size: int | None = None
+    draft_size: int | None = None
+    tokenize: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
+    token_counts: Callable[[Sequence[str]], np.ndarray] | None = None
 
     def settings(self, precision: str, dtype: str, normalizer: str) -> TeacherSettings:
         """What the store records of this teacher."""
@@ -50,7 +61,7 @@ class Teacher:
             modality=self.modality,
             model_id=self.model_id,
             weights_sha256=self.weights_sha256,
-            transform=self.transform,
+            transform=self.transform if self.draft_size is None else {**self.transform, DRAFT: self.draft_size},
             normalizer=normalizer if self.modality == "text" else "none",
             precision=precision,
             dim=self.dim,
@@ -59,22 +70,35 @@ class Teacher:
         )
 
     @torch.inference_mode()
-    def rows(self, inputs: torch.Tensor | Sequence[str], device: str, precision: str) -> np.ndarray:
-        """Encode one batch.
+    def rows(self, inputs: TeacherInputs, device: str, precision: str) -> np.ndarray:
+        """Encode one batch; several threads may call it.
 
         Args:
-            inputs: Preprocessed images, float32 ``[n, 3, h, w]``, or captions.
-            device: ``"cpu"`` or ``"cuda"``.
+            inputs: Preprocessed images, float32 ``[n, 3, h, w]``, or captions, tokenised or not.
+            device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
             precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` (autocast).
 
         Returns:
             float32 ``[n, dim]``, L2-normalised.
+
+        Raises:
+            CusaError: If a GPU's memory is too small for the batch.
         """
         if isinstance(inputs, torch.Tensor):
             inputs = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
+        else:
+            if not isinstance(inputs, Mapping):
+                assert self.tokenize is not None, "a text teacher brings its tokeniser"
+                inputs = self.tokenize(inputs)
+            inputs = {
+                k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()
+            }
         reduced = _AUTOCAST.get(precision)
-        with torch.autocast(device, reduced) if reduced else contextlib.nullcontext():
-            features = self.encode(inputs)
+        try:
+            with torch.autocast(torch.device(device).type, reduced) if reduced else contextlib.nullcontext():
+                features = self.encode(inputs)
+        except torch.OutOfMemoryError:
+            raise CusaError(f"{self.model_id}: not enough memory on {device}; pass a smaller --batch-size") from None
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
 
 

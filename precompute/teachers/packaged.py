@@ -53,8 +53,9 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
         transform=asdict(transform),
         source=str(weights),
         encode=encode,
+        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 8),  # small ones stay in the cache
         preprocess=transform,
-        batch_size=batch_size or (256 if device == "cuda" else 8),  # small batches stay in a CPU's cache
+        input_size=transform.resize,
     )
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from cusa.data.errors import CusaError
 from cusa.precompute.teachers.base import Teacher, weights_digest
-
-# Long runs of captions per call let sentence-transformers sort them by length and pad little.
-_BATCHES_PER_CALL = 16
 
 
 def load_sentence(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
@@ -42,10 +41,11 @@ def load_sentence(source: str, model_id: str, device: str, batch_size: int | Non
     dim = model.get_embedding_dimension()
     if not dim:
         raise CusaError(f"{source!r} tells no embedding dimension; is it a sentence-transformers model?")
-    inner = batch_size or (256 if device == "cuda" else 32)
+    prompt = (model.prompts or {}).get(model.default_prompt_name)
+    model.eval()
 
-    def encode(captions: list[str]) -> torch.Tensor:
-        return model.encode(captions, batch_size=inner, convert_to_tensor=True, show_progress_bar=False, device=device)
+    def encode(inputs: dict[str, Any]) -> torch.Tensor:
+        return model(inputs)["sentence_embedding"][:, :dim]  # a model may be made to give its first dimensions alone
 
     return Teacher(
         modality="text",
@@ -56,13 +56,21 @@ def load_sentence(source: str, model_id: str, device: str, batch_size: int | Non
             "max_seq_length": model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None,
             "tokenizer_sha256": _tokenizer_digest(model.tokenizer),
             "modules": [{"type": type(m).__name__, **_module_settings(m)} for m in model],
-            "prompt": (model.prompts or {}).get(model.default_prompt_name),
+            "prompt": prompt,
         },
         source=source,
         encode=encode,
-        preprocess=None,
-        batch_size=inner * _BATCHES_PER_CALL,
+        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 32),
+        tokenize=lambda captions: model.preprocess(list(captions), prompt=prompt),
+        token_counts=lambda captions: _token_counts(model.tokenizer, captions),
     )
+
+
+def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
+    """Tokens per caption; characters where the tokeniser is none of Hugging Face's."""
+    if hasattr(tokenizer, "backend_tokenizer"):
+        captions = tokenizer(list(captions), padding=False, truncation=True)["input_ids"]
+    return np.fromiter((len(c) for c in captions), np.int64, len(captions))
 
 
 def _module_settings(module: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
 from cusa.data.images import ImageTransform
-from cusa.data.shards import atomic_file
 from cusa.precompute.teachers.base import Teacher
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -173,8 +173,9 @@ def load_unicom(release: UnicomRelease, weights: Path | None, device: str, batch
         transform=asdict(transform),
         source=str(path),
         encode=model,
+        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 16),
         preprocess=transform,
-        batch_size=batch_size or (256 if device == "cuda" else 16),
+        input_size=size,
     )
 
 

@@ -57,8 +57,9 @@ def load_vision(source: str, model_id: str, device: str, batch_size: int | None)
         transform={"feature": encode.feature, **preprocess.describe()},
         source=source,
         encode=encode,
+        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 16),
         preprocess=preprocess,
-        batch_size=batch_size or (256 if device == "cuda" else 16),
+        input_size=preprocess.input_size,
     )
 
 
@@ -90,6 +91,14 @@ class HuggingFaceTransform:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """float32 ``[3, h, w]`` of one image."""
         return self._processor(images=image.convert("RGB"), return_tensors="np")["pixel_values"][0].astype(np.float32)
+
+    @property
+    def input_size(self) -> int | None:
+        """Pixels of the larger side that images are resized to, ``None`` if they are not or it cannot be told."""
+        settings = self.describe()
+        size = settings.get("size") or {}
+        sides = [v for v in (size.values() if isinstance(size, dict) else [size]) if isinstance(v, int)]
+        return max(sides, default=None) if settings.get("do_resize") else None
 
     def describe(self) -> dict[str, Any]:
         """The processor's settings."""

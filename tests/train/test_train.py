@@ -206,7 +206,7 @@ def test_unusable_stores(index, tmp_path):
     assert "holds no text teacher; add one: cusa-precompute --teacher NAME" in line
     content = index.read_bytes()
     index.write_bytes(content[:3000])
-    assert "not a readable HDF5 file" in run_error("train", *_adapter(index, tmp_path / "run"))
+    assert "is damaged (" in run_error("train", *_adapter(index, tmp_path / "run"))
     index.write_bytes(content)
     with h5py.File(index, "r+") as file:
         file.attrs["format_version"] = [9, 0]

@@ -1,0 +1,143 @@
+"""Files that appear whole or not at all, and the lock that keeps two runs off one store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from cusa.data.errors import CusaError
+
+_EVERYTHING = [(0, 0)]  # (offset, length); length 0 is "to the end, wherever that is"
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name, flushed to disk, only if the block ends well.
+
+    A killed process leaves its temporary file; :func:`sweep` removes it.
+    """
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+        if made:  # the new folder's own name must outlive a power cut, too
+            _flush_folder(path.parent.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(paths: Sequence[Path]) -> None:
+    """Remove what killed processes left of these files while writing them; only under the store's lock."""
+    for folder in {path.parent for path in paths}:
+        for left in folder.glob(".*.tmp"):
+            if folder / left.name.removeprefix(".").rsplit(".", 2)[0] in paths:
+                left.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class StoreLock:
+    """Keeps a second run off the shards of a first one; the operating system drops it when its process ends.
+
+    It is a record lock (``fcntl``) on the file ``.lock`` of the shard folder, which network file systems know, too:
+    one byte stands for one shard, at an offset drawn from its name, so that jobs with other shards of the same store
+    do not wait for each other. Processes of one run share it: the first takes it alone, calls :meth:`share`, and then
+    lets the others :meth:`join`.
+
+    Args:
+        folder: The store's shard folder.
+        names: The shards to lock, or ``None`` for all of the store.
+
+    Attributes:
+        held: False where the file system has no locks.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
+        self._places = _EVERYTHING if names is None else [(_offset(name), 1) for name in names]
+        self._path = folder / ".lock"
+        self._file: TextIO | None = None
+        self._took = False
+        self.held = True
+
+    def take(self) -> None:
+        """Take the lock alone.
+
+        Raises:
+            CusaError: If another process has it; says which.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+")
+        self._set(fcntl.LOCK_EX)
+        self._took = self.held
+        if self.held:
+            if self._places == _EVERYTHING:
+                self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n")
+            self._file.flush()
+
+    def share(self) -> None:
+        """Let other processes of this run :meth:`join`; other runs stay out."""
+        self._set(fcntl.LOCK_SH)
+
+    def join(self) -> None:
+        """Hold the lock with the process that shared it, so that it outlives that one."""
+        self._file = self._path.open("a+")
+        self._set(fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._file is not None:
+            if self._took and self._places == _EVERYTHING:
+                self._file.truncate(0)
+            self._file.close()
+
+    def __enter__(self) -> StoreLock:
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _set(self, kind: int) -> None:
+        assert self._file is not None
+        try:
+            for offset, length in self._places:
+                fcntl.lockf(self._file, kind | fcntl.LOCK_NB, length, offset)
+        except OSError as error:
+            if error.errno in _NO_LOCKS_HERE:
+                self.held = False
+                return
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            self._file.seek(0)
+            owners = self._file.read().splitlines()
+            self.release()  # also of those places that were free
+            raise CusaError(
+                f"another run is working on {self._path.parent} ({owners[-1] if owners else 'unknown process'}); "
+                "wait for it or stop it, or pass another --out"
+            ) from None
+
+
+def _offset(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

@@ -1,0 +1,312 @@
+"""The index of a store: what its splits hold, and which shards hold whose rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cusa.data import sealed
+from cusa.data.errors import CusaError
+from cusa.data.records import Dataset, Record, Truth, caption_rows, fingerprint, iter_captions
+from cusa.data.schema import TeacherSettings
+from cusa.data.shards import ShardInfo
+
+COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
+_TRUTH = ("image_labels", "indptr", "indices")
+# Repeated one by one, for readers that do not parse the JSON of the settings.
+_REPEATED = ("modality", "model_id", "weights_sha256", "normalizer", "precision", "dim", "dtype", "normalized")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column of texts: uint8 ``bytes`` one after the other, int64 ``offsets`` ``[n + 1]``."""
+
+    bytes: np.ndarray
+    offsets: np.ndarray
+
+    @staticmethod
+    def of(values: Sequence[str]) -> Texts:
+        """Encode texts as UTF-8."""
+        encoded = [v.encode() for v in values]
+        offsets = np.zeros(len(encoded) + 1, "<i8")
+        np.cumsum([len(e) for e in encoded], out=offsets[1:])
+        return Texts(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    @staticmethod
+    def read(group: h5py.Group) -> Texts:
+        """Read a column."""
+        return Texts(group["bytes"][...], group["offsets"][...])
+
+    def write(self, group: h5py.Group, name: str) -> None:
+        """Write a column."""
+        column = group.create_group(name)
+        column.create_dataset("bytes", data=self.bytes)
+        column.create_dataset("offsets", data=self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        block = self.bytes.tobytes()
+        return (block[a:b].decode() for a, b in itertools.pairwise(self.offsets.tolist()))
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """What an index knows of a split.
+
+    Attributes:
+        fingerprint: sha256 (hex) over ids, paths and captions.
+        columns: The texts of :data:`COLUMNS`.
+        caption_image: int64 ``[n_captions]``, the image row of each caption.
+        truth: Known relevance, or ``None``.
+    """
+
+    fingerprint: str
+    columns: Mapping[str, Texts]
+    caption_image: np.ndarray
+    truth: Truth | None
+
+    @staticmethod
+    def of(records: Sequence[Record], truth: Truth | None) -> SplitTable:
+        """The table of records."""
+        columns = {
+            "image_ids": Texts.of([r.image_id for r in records]),
+            "image_paths": Texts.of([r.image_path for r in records]),
+            "caption_ids": Texts.of([c for r in records for c in r.caption_ids]),
+            "captions": Texts.of(list(iter_captions(records))),
+        }
+        return SplitTable(fingerprint(records), columns, caption_rows(records), truth)
+
+    def n_rows(self, modality: str) -> int:
+        """Rows of an image or text teacher."""
+        return len(self.columns["image_ids" if modality == "image" else "caption_ids"])
+
+
+@dataclass(frozen=True)
+class TeacherEntry:
+    """A teacher in the index: its settings, per split its shards in row order, and where the model came from."""
+
+    settings: TeacherSettings
+    shards: Mapping[str, tuple[ShardInfo, ...]]
+    source: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Index:
+    """All that an index file says.
+
+    Attributes:
+        dataset: Name of the data set.
+        image_root: Folder that image paths are relative to, absolute.
+        splits: Tables by split name.
+        teachers: Entries by teacher name.
+    """
+
+    dataset: str
+    image_root: Path
+    splits: Mapping[str, SplitTable]
+    teachers: Mapping[str, TeacherEntry] = field(default_factory=dict)
+
+    @staticmethod
+    def of(dataset: Dataset, teachers: Mapping[str, TeacherEntry]) -> Index:
+        """The index of a data set."""
+        tables = {name: SplitTable.of(records, dataset.truth.get(name)) for name, records in dataset.splits.items()}
+        return Index(dataset.name, dataset.image_root.resolve(), tables, teachers)
+
+    def joined(self, other: Index, where: str) -> Index:
+        """This index with the splits and teachers of another; where both have one, shards are put together.
+
+        Args:
+            other: What to add; its image root wins.
+            where: What this index is called in messages.
+
+        Raises:
+            CusaError: If the two are not of the same data, or a teacher's settings differ; names the field.
+        """
+        if self.dataset != other.dataset:
+            raise CusaError(
+                f"{where} belongs to another data set: field dataset is {self.dataset!r}, this is {other.dataset!r}; "
+                "pass another --out"
+            )
+        for split in other.splits:
+            if split in self.splits and self.splits[split].fingerprint != other.splits[split].fingerprint:
+                raise CusaError(
+                    f"{where} belongs to other data: field fingerprint of split {split!r} differs (ids, paths, "
+                    "captions or --limit changed); pass another --out"
+                )
+        teachers = dict(self.teachers)
+        for name, entry in other.teachers.items():
+            old = teachers.get(name)
+            if old is not None and (fields := entry.settings.differing(old.settings)):
+                raise CusaError(
+                    f"{where} holds teacher {name!r} with other settings, not to be mixed: {'; '.join(fields)}; "
+                    "pass another --out or another name (--teacher NAME=...)"
+                )
+            shards = dict(old.shards) if old is not None else {}
+            for split, parts in entry.shards.items():
+                ranges = {(s.start, s.stop): s for s in (*shards.get(split, ()), *parts)}
+                shards[split] = tuple(ranges[r] for r in sorted(ranges))
+            teachers[name] = TeacherEntry(entry.settings, shards, entry.source, entry.versions)
+        return Index(self.dataset, other.image_root, {**self.splits, **other.splits}, teachers)
+
+    def without(self, teachers: Mapping[str, TeacherEntry]) -> Index:
+        """This index without the shards of those splits that entries of the same teachers have, too."""
+        kept = {
+            name: replace(
+                entry,
+                shards={
+                    s: v for s, v in entry.shards.items() if name not in teachers or s not in teachers[name].shards
+                },
+            )
+            for name, entry in self.teachers.items()
+        }
+        return replace(self, teachers=kept)
+
+    def gaps(self) -> list[str]:
+        """The first rows of each teacher and split that no shard holds, or two, in words; none in a whole store."""
+        found = []
+        for name, entry in self.teachers.items():
+            for split, shards in entry.shards.items():
+                if gap := _gap(shards, self.splits[split].n_rows(entry.settings.modality)):
+                    found.append(f"{gap} of teacher {name!r}, split {split!r}")
+        return found
+
+
+def _gap(shards: Sequence[ShardInfo], n_rows: int) -> str | None:
+    """The first rows that no shard holds, or two, in words; shards in row order."""
+    position = 0
+    for start, stop in [*((s.start, s.stop) for s in shards), (n_rows, n_rows)]:
+        if start != position:
+            what = "no shard holds" if start > position else "two shards hold"
+            return f"{what} rows {min(start, position)} to {max(start, position)}"
+        position = stop
+    return None
+
+
+def read_index(path: Path) -> Index:
+    """Read an index whole, its seal verified.
+
+    Raises:
+        CusaError: If it is missing, damaged, or no index.
+    """
+    with sealed.open_sealed(path, sealed.INDEX_FORMAT) as file:
+        if not sealed.seal_holds(path, sealed.INDEX_FORMAT):
+            raise CusaError(
+                f"index {path} is damaged: its checksum does not hold; move it away and run the same cusa-precompute "
+                "command again, finished shards are kept"
+            )
+        splits = {name: _read_split(group) for name, group in file["splits"].items()}
+        teachers = {name: _read_teacher(group) for name, group in file["teachers"].items()}
+        return Index(str(file.attrs["dataset"]), image_root(path, file), splits, teachers)
+
+
+def image_root(path: Path, file: h5py.File) -> Path:
+    """The image root of an open index: absolute, or relative to the index's folder."""
+    return path.resolve().parent / str(file.attrs["image_root"])
+
+
+def _read_split(group: h5py.Group) -> SplitTable:
+    truth = Truth(**{name: group["truth"][name][...] for name in _TRUTH}) if "truth" in group else None
+    columns = {name: Texts.read(group[name]) for name in COLUMNS}
+    return SplitTable(str(group.attrs["fingerprint"]), columns, group["caption_image"][...], truth)
+
+
+def _read_teacher(group: h5py.Group) -> TeacherEntry:
+    shards = {}
+    for split, part in group.items():
+        bounds, offsets, skipped = part["shards/bounds"][...], part["shards/offsets"][...], part["skipped"][...]
+        files, seals = (Texts.read(part["shards"][name]) for name in ("files", "sha256"))
+        places = np.searchsorted(skipped, bounds)
+        shards[split] = tuple(
+            ShardInfo(file, a, b, seal, offset, tuple(skipped[first:last].tolist()))
+            for file, seal, offset, (a, b), (first, last) in zip(
+                files, seals, offsets.tolist(), bounds.tolist(), places.tolist(), strict=True
+            )
+        )
+    return TeacherEntry(read_settings(group), shards, str(group.attrs["source"]), read_versions(group))
+
+
+def read_settings(group: h5py.Group) -> TeacherSettings:
+    """The settings of a teacher's group."""
+    return TeacherSettings.from_json(group.attrs["settings"])
+
+
+def read_versions(group: h5py.Group) -> dict[str, str]:
+    """The library versions of a teacher's group."""
+    return {str(k).removeprefix("version."): str(v) for k, v in group.attrs.items() if k.startswith("version.")}
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Write an index, whole or not at all; equal contents give equal bytes, however they came together."""
+
+    def build(file: h5py.File) -> None:
+        file.attrs["dataset"] = index.dataset
+        # Images below the store's folder move with it; others stay where they are. --image-root overrides both.
+        folder = path.parent.resolve()
+        inside = index.image_root.is_relative_to(folder)
+        root = index.image_root.relative_to(folder) if inside else index.image_root
+        file.attrs["image_root"] = root.as_posix()
+        splits, teachers = file.create_group("splits"), file.create_group("teachers")
+        for name, table in sorted(index.splits.items()):
+            _write_split(splits.create_group(name), table)
+        for name, entry in sorted(index.teachers.items()):
+            _write_teacher(teachers.create_group(name), entry, index.splits)
+
+    sealed.write_sealed(path, sealed.INDEX_FORMAT, build)
+
+
+def _write_split(group: h5py.Group, table: SplitTable) -> None:
+    group.attrs["fingerprint"] = table.fingerprint
+    for name in COLUMNS:
+        table.columns[name].write(group, name)
+    group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
+    if table.truth is not None:
+        part = group.create_group("truth")
+        for name in _TRUTH:
+            part.create_dataset(name, data=getattr(table.truth, name).astype("<i8"))
+
+
+def _write_teacher(group: h5py.Group, entry: TeacherEntry, splits: Mapping[str, SplitTable]) -> None:
+    settings = entry.settings
+    group.attrs["settings"], group.attrs["source"] = settings.to_json(), entry.source
+    for name in _REPEATED:
+        group.attrs[name] = getattr(settings, name)
+    for library, version in sorted(entry.versions.items()):
+        group.attrs[f"version.{library}"] = version
+    dtype = np.dtype(settings.dtype).newbyteorder("<")
+    for split, shards in sorted(entry.shards.items()):
+        part = group.create_group(split)
+        _create_virtual(part, "rows", shards, (splits[split].n_rows(settings.modality), settings.dim), dtype)
+        listing = part.create_group("shards")
+        bounds = np.asarray([(s.start, s.stop) for s in shards], "<i8").reshape(-1, 2)
+        listing.create_dataset("bounds", data=bounds)
+        listing.create_dataset("offsets", data=np.asarray([s.offset for s in shards], "<i8"))
+        Texts.of([s.file for s in shards]).write(listing, "files")
+        Texts.of([s.sha256 for s in shards]).write(listing, "sha256")
+        part.create_dataset("skipped", data=np.asarray([row for s in shards for row in s.skipped], "<i8"))
+
+
+def _create_virtual(
+    group: h5py.Group, name: str, shards: Sequence[ShardInfo], shape: tuple[int, int], dtype: np.dtype
+) -> None:
+    """A virtual dataset over the rows of all shards.
+
+    h5py's own create_virtual_dataset stamps it with the time of day, and no two indexes would be equal.
+    """
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)
+    properties.set_fill_value(np.array(np.nan, dtype))
+    space = h5py.h5s.create_simple(shape)
+    for s in shards:
+        block = (s.stop - s.start, shape[1])
+        space.select_hyperslab((s.start, 0), block)
+        properties.set_virtual(space, s.file.replace("%", "%%").encode(), b"rows", h5py.h5s.create_simple(block))
+    space.select_all()
+    h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties)
