@@ -1,0 +1,214 @@
+"""``cusa-store``: look at an embedding store, check it, put it together, take rows out and in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cusa.data.console import fail, one_line_errors
+
+STORE = click.argument("store", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="cusa")
+def main() -> None:
+    """Look at an embedding store, check it, put it together, take rows out and in."""
+
+
+@main.command()
+@STORE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@one_line_errors
+def info(store: Path, as_json: bool) -> None:
+    """Print what STORE holds: splits, teachers, rows, sizes, norms, provenance."""
+    from cusa.data.console import console
+    from cusa.data.summary import summarize
+
+    summary = summarize(store)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    screen = console()
+    screen.print(
+        f"{store}: data set [bold]{summary['dataset']}[/], images under {summary['image_root']}", soft_wrap=True
+    )
+    splits = Table("split", "images", "captions", "known truth", "fingerprint")
+    for name, s in summary["splits"].items():
+        truth = "yes" if s["truth"] else "no"
+        splits.add_row(name, f"{s['images']:,}", f"{s['captions']:,}", truth, s["fingerprint"][:12])
+    screen.print(splits)
+    teachers = Table("teacher", "split", "rows", "dim", "dtype", "skipped", "shards", "MB", "norms (least, mean, most)")
+    for name, t in summary["teachers"].items():
+        for split, r in t["rows"].items():
+            norms = " ".join(f"{v:.4f}" for v in r["norms"]) if r["norms"] else "-"
+            counts = f"{r['rows']:,}", str(t["dim"]), t["dtype"], f"{r['skipped']:,}", f"{r['shards']:,}"
+            teachers.add_row(name, split, *counts, f"{r['bytes'] / 1e6:,.1f}", norms)
+    screen.print(teachers)
+    for name, t in summary["teachers"].items():
+        screen.print(
+            f"{name}: {t['modality']} teacher {t['model_id']} from {t['source']}, weights sha256 "
+            f"{t['weights_sha256']}, computed in {t['precision']}, caption normaliser {t['normalizer']}; "
+            + ", ".join(f"{k} {v}" for k, v in t["versions"].items()),
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+
+
+@main.command()
+@STORE
+@click.option("--repair", is_flag=True, help="Rename damaged files to NAME.damaged, so that the next cusa-precompute "
+              "makes exactly those again.")  # fmt: skip
+@one_line_errors
+def verify(store: Path, repair: bool) -> None:
+    """Read every byte of STORE and compare it with the checksums; name what is damaged or missing."""
+    from cusa.data.verify import set_aside
+    from cusa.data.verify import verify as check
+
+    n_files, damages = check(store)
+    for damage in damages:
+        click.echo(f"{damage.path}: {damage.what}")
+    if not damages:
+        click.echo(f"{n_files} files are whole")
+        return
+    if repair:
+        for path in set_aside(store, damages):
+            click.echo(f"set aside: {path}")
+        click.echo("run the same cusa-precompute command again to make what is missing")
+        return
+    fail(f"{len(damages)} of {n_files} files are damaged or missing; --repair lets cusa-precompute make them again")
+
+
+@main.command()
+@STORE
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME|NAME=PATH",
+              help="Only this one; with PATH, loaded from there.  [default: all, from where they were]")  # fmt: skip
+@click.option("--sample", type=click.IntRange(1), default=256, help="Rows of each teacher and split.")
+@click.option("--seed", default=0, help="Of the choice of rows.")
+@click.option("--least-cosine", default=0.999, help="What every row must reach.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@one_line_errors
+def audit(store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_cosine: float, device: str) -> None:
+    """Run the teachers again on random rows of STORE and compare: a wrong store shows before it is trained on."""
+    from cusa.data.console import console, pick_device, quiet_libraries
+    from cusa.data.store import EmbeddingStore
+
+    opened = EmbeddingStore(store)
+    quiet_libraries()
+    from rich.table import Table
+
+    from cusa.precompute.audit import audit as compare
+
+    table = Table("teacher", "split", "rows", "least cosine", "of row", "mean cosine", "")
+    bad = 0
+    for text in teachers or opened.teachers:
+        name, _, source = text.partition("=")
+        for a in compare(opened, name, source or None, sample, seed, pick_device(device)):
+            good = a.least >= least_cosine
+            bad += not good
+            numbers = f"{a.n_rows:,}", f"{a.least:.6f}", f"{a.worst_row:,}", f"{a.mean:.6f}"
+            notes = [*([] if good else ["WRONG"]), *(f"another teacher: {field}" for field in a.differing)]
+            table.add_row(a.teacher, a.split, *numbers, "\n".join(notes))
+    console().print(table)
+    if bad:
+        fail(f"{bad} of {table.row_count} are wrong: rows differ from what the teacher gives (cosine < {least_cosine})")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("parts", type=click.Path(path_type=Path), nargs=-1, required=True)
+@one_line_errors
+def merge(out: Path, parts: tuple[Path, ...]) -> None:
+    """Join PARTS into the store OUT: what jobs with --shard-range made, or stores with other teachers or splits."""
+    from cusa.data.merge import merge as join
+
+    index = join(out, parts)
+    for name, entry in index.teachers.items():
+        rows = sum(shard.stop - shard.start for shards in entry.shards.values() for shard in shards)
+        click.echo(f"{name}: {rows:,} rows")
+    click.echo(f"store: {out}")
+    click.echo("the parts' own index files are not needed any more")
+
+
+@main.command()
+@STORE
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--teacher", required=True, help="Whose rows.")
+@click.option("--split", required=True, help="Of which split.")
+@one_line_errors
+def export(store: Path, out: Path, teacher: str, split: str) -> None:
+    """Write the rows of a teacher of STORE to OUT, a .npy or .safetensors, and their ids to OUT's name.ids.json."""
+    from cusa.data.exchange import export_rows
+    from cusa.data.store import EmbeddingStore
+
+    ids = export_rows(EmbeddingStore(store), teacher, split, out)
+    click.echo(f"rows: {out}\nids: {ids}")
+
+
+@main.command("import")
+@STORE
+@click.argument("rows", type=click.Path(path_type=Path))
+@click.option("--ids", type=click.Path(path_type=Path), help="Ids of the rows: a .json list, or one per line.")
+@click.option("--allow-pickle", is_flag=True, help="ROWS is a dictionary of the published code ({split}_unicom.npy), "
+              "a pickle; nothing but numpy arrays and torch tensors is admitted from it.")  # fmt: skip
+@click.option("--teacher", required=True, help="Name for the teacher.")
+@click.option("--split", required=True, help="Split that the rows are of.")
+@click.option("--modality", type=click.Choice(["image", "text"]), default="image")
+@click.option("--model-id", help="What model made the rows.  [default: the teacher's name]")
+@click.option("--normalizer", type=click.Choice(["albef", "none"]), default="albef", help="That captions went through.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="What rows are stored as.")
+@click.option("--dataset", "datasets", multiple=True, metavar="coco|flickr30k|[SPLIT=]PATH",
+              help="The data set, where STORE does not exist yet; as for cusa-precompute.")  # fmt: skip
+@click.option("--image-root", type=click.Path(path_type=Path), help="Folder that image paths are relative to.")
+@click.option("--data-root", type=click.Path(path_type=Path), default=Path("data"), help="Where named data sets lie.")
+@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail",
+              help="On an image or caption without a row: stop, or record it as skipped.")  # fmt: skip
+@one_line_errors
+def import_(
+    store: Path,
+    rows: Path,
+    ids: Path | None,
+    allow_pickle: bool,
+    teacher: str,
+    split: str,
+    modality: str,
+    model_id: str | None,
+    normalizer: str,
+    dtype: str,
+    datasets: tuple[str, ...],
+    image_root: Path | None,
+    data_root: Path,
+    on_error: str,
+) -> None:
+    """Add ROWS from elsewhere to STORE: a .npy with --ids, or a feature file of the published code."""
+    from cusa.data.datasets import load_dataset
+    from cusa.data.errors import CusaError
+    from cusa.data.exchange import data_of, import_rows, read_array_rows
+    from cusa.data.published import read_published_rows
+    from cusa.data.schema import TeacherSettings
+
+    if allow_pickle == (ids is not None):
+        raise CusaError("pass --ids FILE for rows in a .npy, or --allow-pickle for a dictionary of the published code")
+    names, values = read_published_rows(rows) if ids is None else read_array_rows(rows, ids)
+    data = data_of(store, load_dataset(datasets, image_root, data_root) if datasets else None)
+
+    def settings(dim: int) -> TeacherSettings:
+        return TeacherSettings(
+            modality=modality,
+            model_id=model_id or teacher,
+            weights_sha256="unknown",
+            transform={"imported": True},
+            normalizer=normalizer if modality == "text" else "none",
+            precision="unknown",
+            dim=dim,
+            dtype=dtype,
+            normalized=True,
+        )
+
+    skipped = import_rows(store, data, split, teacher, settings, names, values, str(rows), on_error == "skip")
+    click.echo(f"{teacher}: {split} imported from {rows}, {skipped:,} skipped\nstore: {store}")

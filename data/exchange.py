@@ -1,0 +1,193 @@
+"""Rows out of a store and into one, as .npy or safetensors with ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cusa.data.errors import CusaError
+from cusa.data.files import StoreLock, atomic_file
+from cusa.data.index import Index, SplitTable, TeacherEntry, read_index, write_index
+from cusa.data.records import Dataset
+from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.shards import ShardHeader, read_shard, stored_rows, write_shard
+from cusa.data.store import EmbeddingStore
+
+_BLOCK = 65_536
+
+
+def export_rows(store: EmbeddingStore, teacher: str, split: str, path: Path) -> Path:
+    """Write a teacher's rows to a file of its own, and their ids beside it.
+
+    Args:
+        store: The store.
+        teacher: The teacher's name.
+        split: The split.
+        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``rows``; passes through memory, with the
+            teacher's settings as metadata).
+
+    Returns:
+        Path of the ids: a JSON list of image or caption ids, in row order; rows without an embedding are NaN.
+
+    Raises:
+        CusaError: If the suffix is another, or the rows cannot be read.
+    """
+    rows, ids = store.embeddings(teacher, split), store.split(split)
+    names = ids.image_ids if rows.settings.modality == "image" else ids.caption_ids
+    blocks = (rows.gather(np.arange(a, min(a + _BLOCK, len(rows)))) for a in range(0, len(rows), _BLOCK))
+    if path.suffix == ".npy":
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            header = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in blocks:
+                file.write(block.tobytes())
+    elif path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(save({"rows": np.concatenate(list(blocks))}, {"settings": rows.settings.to_json()}))
+    else:
+        raise CusaError(f"{path}: rows are exported to .npy or .safetensors")
+    ids_path = path.with_suffix(".ids.json")
+    with atomic_file(ids_path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for a in range(0, len(names), _BLOCK):
+            part = json.dumps(names[a : a + _BLOCK], ensure_ascii=False)[1:-1]
+            out.write(("[" if a == 0 else ",\n") + part)
+        out.write("]\n")
+    return ids_path
+
+
+def read_array_rows(path: Path, ids_path: Path) -> tuple[list[str], np.ndarray]:
+    """Read rows from a ``.npy`` file and their ids.
+
+    Args:
+        path: float ``[n, dim]``, without pickle.
+        ids_path: ``.json``: a list of n ids; any other suffix: n lines.
+
+    Raises:
+        CusaError: If a file cannot be read, or the two differ in length.
+    """
+    try:
+        rows = np.lib.format.open_memmap(path, mode="r")
+        text = ids_path.read_text(encoding="utf-8")
+        ids = [str(i) for i in (json.loads(text) if ids_path.suffix == ".json" else text.splitlines())]
+    except FileNotFoundError as error:
+        raise CusaError(f"{error.filename} does not exist") from None
+    except (ValueError, TypeError) as error:
+        raise CusaError(f"{path} or {ids_path} cannot be read ({error}); see cusa-store import --help") from None
+    if rows.ndim != 2 or rows.dtype.kind != "f" or len(ids) != len(rows):
+        raise CusaError(
+            f"{path} holds {rows.dtype} {rows.shape}, {ids_path} {len(ids)} ids; expected float [{len(ids)}, dim]"
+        )
+    return ids, rows
+
+
+def import_rows(
+    out: Path,
+    data: Index,
+    split: str,
+    teacher: str,
+    settings: Callable[[int], TeacherSettings],
+    ids: Sequence[str],
+    rows: np.ndarray,
+    source: str,
+    skip_missing: bool,
+) -> int:
+    """Add rows from elsewhere to a store as a teacher of one split, L2-normalised and in the split's order.
+
+    Args:
+        out: The store's index; made if it is not there.
+        data: The data that the rows belong to.
+        split: The split.
+        teacher: Name for the teacher.
+        settings: Its settings, by dimension.
+        ids: Of the rows: image ids or caption ids, or, for images, paths, file names, or file names without suffix.
+        rows: float ``[n, dim]``.
+        source: Where they come from.
+        skip_missing: Whether items of the split without a row are recorded as skipped instead of refused.
+
+    Returns:
+        Number of rows skipped.
+
+    Raises:
+        CusaError: If ids do not fit, or rows are zero or not finite.
+    """
+    if split not in data.splits:
+        raise CusaError(f"there is no split {split!r}; there are: {', '.join(data.splits)}")
+    table, config = data.splits[split], settings(rows.shape[1])
+    order = _order(table, config.modality, ids)
+    missing = np.flatnonzero(order < 0)
+    if len(missing) == len(order) or (len(missing) and not skip_missing):
+        names = list(table.columns["image_ids" if config.modality == "image" else "caption_ids"])
+        raise CusaError(
+            f"{source}: no row for {len(missing)} of {len(order)} ids of split {split!r}, such as "
+            f"{names[missing[0]]!r} (its first id: {ids[0] if ids else None!r}); --on-error skip would leave them out"
+        )
+    shards = []
+    with StoreLock(shard_folder(out)):
+        old = read_index(out) if out.exists() else None
+        if old is not None:
+            if teacher in old.teachers and split in old.teachers[teacher].shards:
+                raise CusaError(
+                    f"{out} has rows of teacher {teacher!r} for split {split!r} already; pass another --teacher name"
+                )
+            old.joined(replace(data, teachers={teacher: TeacherEntry(config, {})}), str(out))  # before a shard is made
+        for start, stop in shard_ranges(len(order), SHARD_ROWS):
+            header = ShardHeader(teacher, split, table.fingerprint, start, stop, config)
+            skipped = [int(row) for row in missing if start <= row < stop]
+            block = np.full((stop - start, config.dim), np.nan, np.dtype(config.dtype).newbyteorder("<"))
+            here = np.flatnonzero(order[start:stop] >= 0)
+            block[here] = stored_rows(_normalized(rows[order[start + here]], start + here), config.dtype, start + here)
+            file = f"{shard_folder(out).name}/{shard_name(teacher, split, start, stop)}"
+            if (out.parent / file).exists() and read_shard(out.parent, file)[0] != header:
+                raise CusaError(f"{out.parent / file} holds other rows; pass another --teacher name or another store")
+            shards.append(write_shard(out.parent, file, header, block, skipped))
+        entry = TeacherEntry(config, {split: tuple(shards)}, source)
+        added = replace(data, teachers={teacher: entry})
+        write_index(out, old.joined(added, str(out)) if old is not None else added)
+    return len(missing)
+
+
+def _order(table: SplitTable, modality: str, ids: Sequence[str]) -> np.ndarray:
+    """int64: for each row of the split, the number of its id, or -1; by the naming under which most are found."""
+    number = {name: i for i, name in enumerate(ids)}
+    if len(number) != len(ids):
+        raise CusaError("the ids are not unique; each row needs its own")
+    if modality == "text":
+        namings = [list(table.columns["caption_ids"])]
+    else:
+        paths = [Path(p) for p in table.columns["image_paths"]]
+        namings = [list(table.columns["image_ids"]), list(table.columns["image_paths"])]
+        namings += [[p.name for p in paths], [p.stem for p in paths]]
+    namings = [naming for naming in namings if len(set(naming)) == len(naming)]  # a name of two images means neither
+    orders = [np.asarray([number.get(name, -1) for name in naming], np.int64) for naming in namings]
+    return max(orders, key=lambda order: int((order >= 0).sum()))
+
+
+def _normalized(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Rows divided by their lengths; rows that are as normalised as their dtype can be stay, such as exported ones."""
+    rounding = np.finfo(rows.dtype).eps
+    rows = np.asarray(rows, np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not lengths.all():
+        raise CusaError(f"row {numbers[np.flatnonzero(lengths == 0)[0]]} of the split has an embedding of zeros")
+    with np.errstate(invalid="ignore"):  # infinity by infinity; the rows are refused where they are stored
+        return rows / np.where(np.abs(lengths - 1) <= rounding, 1, lengths)
+
+
+def data_of(out: Path, dataset: Dataset | None) -> Index:
+    """The data that rows are imported for: a store's own, or a data set's.
+
+    Raises:
+        CusaError: If there is neither.
+    """
+    if dataset is not None:
+        return Index.of(dataset, {})
+    if not out.exists():
+        raise CusaError(f"{out} does not exist yet: pass --dataset, so that it can be made")
+    known = read_index(out)
+    return Index(known.dataset, known.image_root, known.splits)

@@ -1,0 +1,347 @@
+"""Several processes, signals, kills and full disks: real processes, and bytes compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import cusa
+from cusa.data.store import EmbeddingStore
+from tests.helpers import make_images, make_pairs, make_tiny_sentence, make_tiny_vit, run_error, run_ok
+
+ROOT = Path(cusa.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
+    return ["--teacher", f"vit={vit}", "--teacher", f"words={words}", "--workers", "0", "--batch-size", "2"]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return make_pairs(tmp_path_factory.mktemp("data") / "d", n=24, n_val=6)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, manifest, teachers):
+    """The bytes of an undisturbed run in one process, shards of 5 rows."""
+    out = tmp_path_factory.mktemp("whole") / "store.h5"
+    run_ok("precompute", *_args(manifest, teachers, out))
+    return contents(out.parent)
+
+
+def _args(manifest, teachers, out, *more):
+    return ["--dataset", str(manifest), *teachers, "--shard-rows", "5", "--out", str(out), *(str(m) for m in more)]
+
+
+def contents(folder):
+    """Every file but the lock."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def torchrun(n, args, **env):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(n),
+        "-m",
+        "cusa.precompute",
+        *args,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **env}, timeout=120
+    )
+
+
+def test_two_ranks_give_the_bytes_of_one_process(tmp_path, manifest, teachers, whole):
+    done = torchrun(2, _args(manifest, teachers, tmp_path / "s" / "store.h5"))
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "s") == whole
+    assert done.stdout.count("store: ") == 1  # one rank reports
+    assert "vit: train 18, val 6 rows x 32, 0 skipped" in done.stdout
+
+
+def test_a_rank_that_fails_stops_the_others_and_a_rerun_completes(tmp_path, teachers):
+    manifest, out = make_pairs(tmp_path / "d", n=24, n_val=6), tmp_path / "s" / "store.h5"
+    (tmp_path / "d" / "013.jpg").write_bytes(b"no image")
+    done = torchrun(2, _args(manifest, teachers, out))
+    assert done.returncode != 0
+    assert "013.jpg is not an image" in done.stderr
+    assert "--on-error skip" in done.stderr
+    assert not out.exists()
+    make_images(tmp_path / "d", 24)
+    run_ok("precompute", *_args(manifest, teachers, out))
+    one = tmp_path / "one" / "store.h5"
+    run_ok("precompute", *_args(manifest, teachers, one))
+    assert contents(out.parent / "store") == contents(one.parent / "store")
+
+
+def test_more_ranks_than_shards(tmp_path, manifest, teachers):
+    args = ["--dataset", str(manifest), *teachers, "--splits", "val", "--out"]  # one shard of each teacher
+    done = torchrun(3, [*args, str(tmp_path / "three" / "store.h5")])
+    assert done.returncode == 0, done.stderr
+    run_ok("precompute", *args, tmp_path / "one" / "store.h5")
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+def test_ranks_with_different_weights_are_refused(tmp_path, manifest, teachers):
+    """Another machine with another copy of a model."""
+    code = (
+        "import os, sys, torch\nfrom cusa.precompute.teachers.base import Teacher\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    plain = Teacher.settings\n"
+        "    def other(self, *args):\n"
+        "        import dataclasses\n"
+        "        return dataclasses.replace(plain(self, *args), weights_sha256='1' * 64)\n"
+        "    Teacher.settings = other\n"
+        f"from cusa.precompute.cli import main\nmain({_args(manifest, teachers, tmp_path / 'store.h5')!r})\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    assert done.returncode != 0
+    assert "teacher 'vit' is not the same in rank 0: weights_sha256 ('1111" in done.stderr
+
+
+def test_processes_that_cannot_meet(tmp_path, manifest, teachers, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = run_error("precompute", *_args(manifest, teachers, tmp_path / "store.h5"))
+    assert "WORLD_SIZE is 2, but the processes cannot meet" in line
+    assert "start with torchrun" in line
+
+
+def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(tmp_path, manifest, teachers, whole):
+    out = tmp_path / "s" / "store.h5"
+    n_shards = sum(len(p.parts) > 1 for p in whole)
+    bounds = [0, 3, 9, n_shards]
+    for a, b in ((3, 9), (9, n_shards), (0, 3)):  # in any order
+        text = run_ok("precompute", *_args(manifest, teachers, out, "--shard-range", f"{a}:{b}"))
+        assert f"store.part-{a}-{b}.h5" in text.replace("\n", "")
+    assert not out.exists()
+    parts = [out.with_name(f"store.part-{a}-{b}.h5") for a, b in pairwise(bounds)]
+    line = run_error("store", "merge", out, *parts[:2])
+    assert "no shard holds rows" in line
+    assert not out.exists()
+    run_ok("store", "merge", out, *parts)
+    for part in parts:
+        part.unlink()
+    assert contents(out.parent) == whole
+    line = run_error("precompute", *_args(manifest, teachers, out, "--shard-range", f"0:{n_shards + 1}"))
+    assert f"this run has the shards 0:{n_shards}" in line
+    for wrong in ("3", "a:b", "-1:2"):
+        assert "is not A:B" in _usage_error("precompute", *_args(manifest, teachers, out, "--shard-range", wrong))
+    assert "this run has the shards" in run_error("precompute", *_args(manifest, teachers, out, "--shard-range", "3:3"))
+
+
+def _usage_error(command, *args):
+    from tests.helpers import run
+
+    result = run(command, *args)
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+# Runs the command line, with a pause before each batch, so that there is time to disturb it.
+SLOW = """
+import sys, time
+from cusa.precompute.teachers.base import Teacher
+plain = Teacher.rows
+def rows(self, *args):
+    time.sleep({pause})
+    return plain(self, *args)
+Teacher.rows = rows
+from cusa.precompute.cli import main
+main(sys.argv[1:])
+"""
+
+
+def _slow(args, pause=0.1):
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(pause=pause), *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def _wait_for_shard(out):
+    for _ in range(600):
+        if list(out.parent.rglob("vit/*.h5")):
+            return
+        time.sleep(0.05)
+    raise AssertionError("no shard came")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, manifest, teachers, whole, number):
+    out = tmp_path / "s" / "store.h5"
+    process = _slow(_args(manifest, teachers, out))
+    _wait_for_shard(out)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(f"Error: stopped by {number.name}: ")
+    assert "of 72 rows are encoded; finished shards are kept; run the same command again to go on" in last
+    assert "Traceback" not in errors
+    assert not list(out.parent.rglob("*.tmp"))
+    kept = {p: p.stat().st_mtime_ns for p in out.parent.rglob("vit/*.h5")}
+    assert kept
+    run_ok("precompute", *_args(manifest, teachers, out))
+    assert contents(out.parent) == whole
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not made again
+
+
+def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, whole):
+    out = tmp_path / "s" / "store.h5"
+    first = _slow(_args(manifest, teachers, out), pause=0.3)
+    _wait_for_shard(out)
+    line = run_error("precompute", *_args(manifest, teachers, out))
+    assert f"another run is working on {out.with_suffix('')} (process {first.pid} on " in line
+    assert "wait for it or stop it" in line
+    part = run_error("precompute", *_args(manifest, teachers, out, "--shard-range", "0:2"))
+    assert "another run is working" in part
+    first.kill()
+    first.communicate()
+    run_ok("precompute", *_args(manifest, teachers, out))  # nothing to clean by hand
+    assert contents(out.parent) == whole
+
+
+def test_a_full_disk_loses_nothing(tmp_path, manifest, teachers, whole, monkeypatch):
+    """The operating system's refusal, made up; benchmarks/damage.py fills a real one."""
+    out = tmp_path / "s" / "store.h5"
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(1)
+        if len(calls) > 9:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    line = run_error("precompute", *_args(manifest, teachers, out))
+    assert "cannot write" in line
+    assert "No space left on device; make room and run the same command again" in line
+    assert not out.exists()
+    assert not list(out.parent.rglob("*.tmp"))
+    assert 0 < len(list(out.parent.rglob("*.h5"))) < len(whole)
+    monkeypatch.setattr("os.fsync", fsync)
+    run_ok("precompute", *_args(manifest, teachers, out))
+    assert contents(out.parent) == whole
+
+
+def test_a_note_tells_that_the_disk_is_too_small(tmp_path, manifest, teachers, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
+    text = run_ok("precompute", *_args(manifest, teachers, tmp_path / "store.h5"))
+    assert "0.0 GB are to be written" in text
+
+
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 12), (2, 5)])
+def test_killed_anywhere_a_rerun_gives_the_same_bytes(ranks, kills):
+    """The short form of benchmarks/crash.py."""
+    command = [sys.executable, "benchmarks/crash.py", "--kills", str(kills), "--ranks", str(ranks), "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(done.stdout[done.stdout.index("{") :])
+    assert results["identical"] == results["kills"] == kills
+    assert len(results["phases"]) > 2
+
+
+def test_adding_a_teacher_touches_no_row_of_another(tmp_path, manifest, teachers):
+    out = tmp_path / "store.h5"
+    run_ok("precompute", *_args(manifest, teachers, out))
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("store/*/*.h5")}
+    vit = teachers[1].partition("=")[2]
+    run_ok("precompute", "--dataset", manifest, "--teacher", f"third={vit}", "--workers", 0, "--out", out)
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in before} == before
+    assert set(EmbeddingStore(out).teachers) == {"vit", "words", "third"}
+
+
+def test_another_shard_length_is_refused_and_the_stores_own_is_kept(tmp_path, manifest, teachers, whole):
+    out = tmp_path / "s" / "store.h5"
+    args = _args(manifest, teachers, out)
+    run_ok("precompute", *args)
+    without = [a for a in args if a not in ("--shard-rows", "5")]
+    run_ok("precompute", *without)
+    assert contents(out.parent) == whole
+    line = run_error("precompute", *without, "--shard-rows", 7)
+    assert "is there, but shards of 7 rows of 18 are asked for; pass --shard-rows 5" in line
+
+
+def test_shards_of_another_length_replace_lost_ones(tmp_path, manifest, teachers):
+    out = tmp_path / "store.h5"
+    args = _args(manifest, teachers, out)
+    run_ok("precompute", *args)
+    for shard in tmp_path.rglob("store/*/*.h5"):
+        shard.unlink()
+    run_ok("precompute", *(a if a != "5" else "7" for a in args))
+    assert "files are whole" in run_ok("store", "verify", out)
+    assert EmbeddingStore(out).embeddings("vit", "train").n_shards == 3
+
+
+def test_a_foreign_file_as_out_is_left_alone(tmp_path, manifest, teachers):
+    for content in (b"hello", b"\x89HDF\r\n\x1a\n" + bytes(600), b""):
+        out = tmp_path / "foreign.h5"
+        out.write_bytes(content)
+        assert "is not a cusa-embeddings file" in run_error("precompute", *_args(manifest, teachers, out))
+        assert out.read_bytes() == content
+    out.unlink()
+    out.mkdir()
+    assert "is a folder" in run_error("precompute", *_args(manifest, teachers, out))
+
+
+def test_plan_prints_and_writes_nothing(tmp_path, manifest, teachers, monkeypatch):
+    monkeypatch.setattr("cusa.precompute.cli._PROBE_S", 0.05)
+    out = tmp_path / "s" / "store.h5"
+    text = run_ok("precompute", *_args(manifest, teachers, out, "--plan"))
+    assert "6 (0:6)" in text  # 18 + 6 images in shards of 5
+    assert "11 (6:17)" in text  # 36 + 12 captions
+    assert "saved per training epoch" in text
+    assert "on 36 pairs" in text
+    assert not out.parent.exists()
+
+
+def test_audit_finds_rows_that_the_teacher_does_not_give(tmp_path, manifest, teachers):
+    from dataclasses import replace
+
+    from cusa.data.index import read_index, write_index
+    from cusa.data.shards import read_shard, write_shard
+
+    out = tmp_path / "store.h5"
+    run_ok("precompute", *_args(manifest, teachers, out))
+    text = run_ok("store", "audit", out, "--sample", 10)
+    assert text.count("1.000000") >= 8
+    # Two rows of a shard swapped, everything sealed again: only the teacher can tell.
+    index = read_index(out)
+    entry = index.teachers["words"]
+    info = entry.shards["val"][1]
+    header, _ = read_shard(tmp_path, info.file)
+    rows = EmbeddingStore(out).embeddings("words", "val").gather(range(info.start, info.stop))
+    swapped = write_shard(tmp_path, info.file, header, rows[[1, 0, *range(2, len(rows))]], [])
+    shards = tuple(swapped if s == info else s for s in entry.shards["val"])
+    changed = replace(entry, shards={**entry.shards, "val": shards})
+    write_index(out, replace(index, teachers={**index.teachers, "words": changed}))
+    assert "files are whole" in run_ok("store", "verify", out)
+    line = run_error("store", "audit", out, "--sample", 100, "--teacher", "words")
+    assert "1 of 2 are wrong: rows differ from what the teacher gives" in line
+    other = make_tiny_vit(tmp_path / "other")
+    config = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps({**config, "image_mean": [0.1, 0.9, 0.1]}))
+    result = run_error("store", "audit", out, "--teacher", f"vit={other}")
+    assert "are wrong" in result
+    assert "has no teacher 'nope'" in run_error("store", "audit", out, "--teacher", "nope")
