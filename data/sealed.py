@@ -45,7 +45,8 @@ def write_sealed(path: Path, form: str, build: Callable[[h5py.File], None]) -> s
     Raises:
         CusaError: If disk or quota is full; nothing is left of the file, an older one of that name stays.
     """
-    with h5py.File(str(path), "w", driver="core", backing_store=False, block_size=1 << 22, locking=False) as file:
+    with h5py.File(str(path), "w", driver="core", backing_store=False, block_size=1 << 22, locking=False,
+                   alignment_threshold=4096, alignment_interval=BLOCK) as file:  # fmt: skip
         file.attrs["format"], file.attrs["format_version"] = form, np.asarray(VERSION, "<i4")
         build(file)
         file.flush()

@@ -222,6 +222,8 @@ class Embeddings(_Mapped):
         return path
 
     def _map(self, number: int) -> np.ndarray:
+        if self._offsets[number] % self.dtype.itemsize:
+            raise CusaError(f"{self.shard_path(number)}: its rows begin at an odd place; see docs/FORMAT.md")
         n_rows = int(self._bounds[number + 1] - self._bounds[number])
         block = _Block(str(self._check(number)), int(self._offsets[number]), (n_rows, self.shape[1]), self.dtype.str)
         return block.map(reads_ahead=not self._exceeds_memory)
@@ -240,26 +242,33 @@ class _Window:
         load: Maps a shard by number: ``[rows of the shard, dim]``, C-contiguous.
     """
 
-    _UNMAPPED = 1 << 62
+    _UNMAPPED = 1 << 62  # far outside of the array: numpy's own check of indices finds it
 
     def __init__(self, bounds: np.ndarray, dim: int, dtype: np.dtype, load: Callable[[int], np.ndarray]) -> None:
         self._bounds, self._dim, self._dtype, self._load = bounds, dim, dtype, load
+        self._n_rows, lengths = int(bounds[-1]), np.diff(bounds)
+        # Dividing is faster than searching, and all shards but the last are of one length unless somebody made them so.
+        self._length = int(lengths[0]) if (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0] else None
         self._maps: dict[int, np.ndarray] = {}  # keeps the memory mapped
-        # Where row 0 would be if its shard began there, by shard; a place before and one after catch rows out of range.
-        self._origins = np.full(len(bounds) + 1, self._UNMAPPED, np.int64)
+        self._origins = np.full(len(lengths), self._UNMAPPED, np.int64)  # where row 0 would be, if a shard began there
         self._view = np.empty(0, np.dtype((np.void, dim * dtype.itemsize)))
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         if not len(rows):
             return np.empty((0, self._dim), self._dtype)
-        shards = self._bounds.searchsorted(rows, "right")  # one more than the shard's number
-        origins = self._origins.take(shards)
-        if origins.max() == self._UNMAPPED:
-            if rows.min() < 0 or rows.max() >= self._bounds[-1]:
-                raise IndexError(f"rows must lie in [0, {self._bounds[-1]}); got {rows.min()} to {rows.max()}")
-            self._extend(np.unique(shards[origins == self._UNMAPPED] - 1).tolist())
-            origins = self._origins.take(shards)
-        return self._view[origins + rows * self._dim].view(self._dtype).reshape(len(rows), self._dim)
+        if np.maximum.reduce(rows.view(np.uint64)) >= self._n_rows:  # negative ones are huge there
+            raise IndexError(f"rows must lie in [0, {self._n_rows}); got {rows.min()} to {rows.max()}")
+        shards = rows // self._length if self._length else self._bounds.searchsorted(rows, "right") - 1
+        try:
+            return self._at(shards, rows)
+        except IndexError:
+            self._extend(np.unique(shards[self._origins[shards] == self._UNMAPPED]).tolist())
+            return self._at(shards, rows)
+
+    def _at(self, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        places = self._origins.take(shards)
+        places += rows * self._dim
+        return self._view[places].view(self._dtype).reshape(len(rows), self._dim)
 
     def _extend(self, shards: list[int]) -> None:
         """Map more shards and lay the window over all that are mapped."""
@@ -269,8 +278,7 @@ class _Window:
         addresses = np.fromiter((m.ctypes.data for m in self._maps.values()), np.int64)
         size, row = self._dtype.itemsize, self._dim * self._dtype.itemsize
         low = int(addresses.min())
-        assert not ((addresses - low) % size).any(), "rows are aligned to their elements"
-        self._origins[numbers + 1] = (addresses - low) // size - self._bounds[numbers] * self._dim
+        self._origins[numbers] = (addresses - low) // size - self._bounds[numbers] * self._dim
         # Up to the last row of the highest map.
         last = max(a + m.nbytes for a, m in zip(addresses.tolist(), self._maps.values(), strict=True)) - row
         interface = {

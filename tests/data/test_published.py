@@ -50,12 +50,12 @@ _VECTORS = {
     "float64, big-endian": lambda row: row.astype(">f8"),
     "[1, d]": lambda row: row[None],
     "[1, d] float16": lambda row: row[None].astype(np.float16),
-    "a row of a larger array": lambda row: np.stack([row, row], axis=1)[:, 0],
+    "a row of a larger array": lambda row: np.stack([row, 0 * row], axis=1)[:, 0],
     "torch": torch.from_numpy,
     "torch [1, d] half": lambda row: torch.from_numpy(row)[None].half(),
     "torch bfloat16": lambda row: torch.from_numpy(row).bfloat16(),
     "torch with gradient": lambda row: torch.from_numpy(row).requires_grad_(),
-    "a row of a larger tensor": lambda row: torch.from_numpy(np.stack([row, row], axis=1))[:, 1],
+    "a row of a larger tensor": lambda row: torch.from_numpy(np.stack([0 * row, row], axis=1))[:, 1],
 }
 
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from cusa.cli import main as store_main
 from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
-from cusa.data.index import Index, TeacherEntry, read_index
-from cusa.data.records import Dataset
+from cusa.data.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.records import Dataset, fingerprint
 from cusa.data.shards import ShardHeader, read_shard, stored_rows, write_shard
 from cusa.data.store import EmbeddingStore
 from tests.helpers import add_teacher, make_store, records, settings, unit_rows
@@ -51,6 +51,29 @@ def test_round_trip(index):
         rows.gather([40])
     with pytest.raises(IndexError):
         rows.gather([-1])
+
+
+@pytest.mark.parametrize("lengths", [[40], [1] * 40, [7, 7, 7, 7, 7, 5], [7, 2, 20, 11], [3, 37]])
+@pytest.mark.parametrize(("dim", "dtype"), [(1, "float16"), (3, "float32"), (5, "float16"), (512, "float32")])
+def test_any_rows_from_shards_of_any_lengths(tmp_path, lengths, dim, dtype):
+    """Against plain indexing of one array; shards are mapped as rows of them are asked for."""
+    dataset, config = Dataset("d", tmp_path, {"train": records("train", 40)}), settings("image", dim, dtype=dtype)
+    want = unit_rows(40, dim, 3).astype(dtype)
+    shards, start = [], 0
+    for length in lengths:
+        header = ShardHeader("t", "train", fingerprint(dataset.splits["train"]), start, start + length, config)
+        shards.append(write_shard(tmp_path, f"s/{start}.h5", header, want[start : start + length], []))
+        start += length
+    write_index(tmp_path / "s.h5", Index.of(dataset, {"t": TeacherEntry(config, {"train": tuple(shards)})}))
+    rows, rng = EmbeddingStore(tmp_path / "s.h5").embeddings("t", "train"), np.random.default_rng(0)
+    for n in (1, 2, 3, 40, 100):
+        numbers = rng.integers(0, 40, n)
+        found = rows.gather(numbers)
+        assert (found.dtype, found.shape) == (want.dtype, (n, dim))
+        np.testing.assert_array_equal(found, want[numbers])
+    for wrong in ([40], [-1], [3, -7, 5], [-(2**62)], [2**62], [39, 41]):
+        with pytest.raises(IndexError, match=r"rows must lie in \[0, 40\)"):
+            rows.gather(wrong)
 
 
 def test_any_hdf5_tool_reads_all_rows_through_the_index_also_after_a_move(index, tmp_path):
