@@ -188,27 +188,27 @@ def import_(
     """Add ROWS from elsewhere to STORE: a .npy with --ids, or a feature file of the published code."""
     from cusa.data.datasets import load_dataset
     from cusa.data.errors import CusaError
-    from cusa.data.exchange import data_of, import_rows, read_array_rows
+    from cusa.data.exchange import ForeignRows, data_of, import_rows, read_array_rows
     from cusa.data.published import read_published_rows
     from cusa.data.schema import TeacherSettings
 
     if allow_pickle == (ids is not None):
         raise CusaError("pass --ids FILE for rows in a .npy, or --allow-pickle for a dictionary of the published code")
-    names, values = read_published_rows(rows) if ids is None else read_array_rows(rows, ids)
+    foreign = ForeignRows(*(read_published_rows(rows) if ids is None else read_array_rows(rows, ids)), str(rows))
     data = data_of(store, load_dataset(datasets, image_root, data_root) if datasets else None)
-
-    def settings(dim: int) -> TeacherSettings:
-        return TeacherSettings(
-            modality=modality,
-            model_id=model_id or teacher,
-            weights_sha256="unknown",
-            transform={"imported": True},
-            normalizer=normalizer if modality == "text" else "none",
-            precision="unknown",
-            dim=dim,
-            dtype=dtype,
-            normalized=True,
-        )
-
-    skipped = import_rows(store, data, split, teacher, settings, names, values, str(rows), on_error == "skip")
-    click.echo(f"{teacher}: {split} imported from {rows}, {skipped:,} skipped\nstore: {store}")
+    settings = TeacherSettings(
+        modality=modality,
+        model_id=model_id or teacher,
+        weights_sha256="unknown",
+        transform={"imported": True},
+        normalizer=normalizer if modality == "text" else "none",
+        precision="unknown",
+        dim=foreign.rows.shape[1],
+        dtype=dtype,
+        normalized=True,
+    )
+    skipped, unused = import_rows(store, data, split, teacher, settings, foreign, on_error == "skip")
+    click.echo(f"{teacher}: {split} imported from {rows}, {skipped:,} skipped")
+    if unused:
+        click.echo(f"note: {unused:,} rows of {rows} belong to nothing in split {split}")
+    click.echo(f"store: {store}")

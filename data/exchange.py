@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +86,30 @@ def read_array_rows(path: Path, ids_path: Path) -> tuple[list[str], np.ndarray]:
     return ids, rows
 
 
+@dataclass(frozen=True)
+class ForeignRows:
+    """Rows from elsewhere.
+
+    Attributes:
+        ids: Image ids or caption ids, or, for images, paths, file names, or file names without suffix.
+        rows: float ``[n, dim]``.
+        source: Where they come from.
+    """
+
+    ids: Sequence[str]
+    rows: np.ndarray
+    source: str
+
+
 def import_rows(
     out: Path,
     data: Index,
     split: str,
     teacher: str,
-    settings: Callable[[int], TeacherSettings],
-    ids: Sequence[str],
-    rows: np.ndarray,
-    source: str,
+    settings: TeacherSettings,
+    foreign: ForeignRows,
     skip_missing: bool,
-) -> int:
+) -> tuple[int, int]:
     """Add rows from elsewhere to a store as a teacher of one split, L2-normalised and in the split's order.
 
     Args:
@@ -104,27 +117,29 @@ def import_rows(
         data: The data that the rows belong to.
         split: The split.
         teacher: Name for the teacher.
-        settings: Its settings, by dimension.
-        ids: Of the rows: image ids or caption ids, or, for images, paths, file names, or file names without suffix.
-        rows: float ``[n, dim]``.
-        source: Where they come from.
-        skip_missing: Whether items of the split without a row are recorded as skipped instead of refused.
+        settings: Its settings.
+        foreign: The rows.
+        skip_missing: Whether items of the split without a row, or with one of NaN, are recorded as skipped instead of
+            refused.
 
     Returns:
-        Number of rows skipped.
+        Number of rows skipped, and of foreign rows that belong to no item of the split.
 
     Raises:
         CusaError: If ids do not fit, or rows are zero or not finite.
     """
     if split not in data.splits:
         raise CusaError(f"there is no split {split!r}; there are: {', '.join(data.splits)}")
-    table, config = data.splits[split], settings(rows.shape[1])
-    order = _order(table, config.modality, ids)
+    table, ids = data.splits[split], foreign.ids
+    order = _order(table, settings.modality, ids)
+    n_unused = len(ids) - int((order >= 0).sum())
+    if skip_missing:
+        order = _without_nan(order, foreign.rows)
     missing = np.flatnonzero(order < 0)
     if len(missing) == len(order) or (len(missing) and not skip_missing):
-        names = list(table.columns["image_ids" if config.modality == "image" else "caption_ids"])
+        names = list(table.columns["image_ids" if settings.modality == "image" else "caption_ids"])
         raise CusaError(
-            f"{source}: no row for {len(missing)} of {len(order)} ids of split {split!r}, such as "
+            f"{foreign.source}: no row for {len(missing)} of {len(order)} ids of split {split!r}, such as "
             f"{names[missing[0]]!r} (its first id: {ids[0] if ids else None!r}); --on-error skip would leave them out"
         )
     shards = []
@@ -135,21 +150,34 @@ def import_rows(
                 raise CusaError(
                     f"{out} has rows of teacher {teacher!r} for split {split!r} already; pass another --teacher name"
                 )
-            old.joined(replace(data, teachers={teacher: TeacherEntry(config, {})}), str(out))  # before a shard is made
+            old.joined(
+                replace(data, teachers={teacher: TeacherEntry(settings, {})}), str(out)
+            )  # before a shard is made
         for start, stop in shard_ranges(len(order), SHARD_ROWS):
-            header = ShardHeader(teacher, split, table.fingerprint, start, stop, config)
-            skipped = [int(row) for row in missing if start <= row < stop]
-            block = np.full((stop - start, config.dim), np.nan, np.dtype(config.dtype).newbyteorder("<"))
+            header = ShardHeader(teacher, split, table.fingerprint, start, stop, settings)
+            block = np.full((stop - start, settings.dim), np.nan, np.dtype(settings.dtype).newbyteorder("<"))
             here = np.flatnonzero(order[start:stop] >= 0)
-            block[here] = stored_rows(_normalized(rows[order[start + here]], start + here), config.dtype, start + here)
+            rows = _normalized(foreign.rows[order[start + here]], start + here)
+            block[here] = stored_rows(rows, settings.dtype, start + here)
             file = f"{shard_folder(out).name}/{shard_name(teacher, split, start, stop)}"
             if (out.parent / file).exists() and read_shard(out.parent, file)[0] != header:
                 raise CusaError(f"{out.parent / file} holds other rows; pass another --teacher name or another store")
+            skipped = missing[(missing >= start) & (missing < stop)].tolist()
             shards.append(write_shard(out.parent, file, header, block, skipped))
-        entry = TeacherEntry(config, {split: tuple(shards)}, source)
-        added = replace(data, teachers={teacher: entry})
+        added = replace(data, teachers={teacher: TeacherEntry(settings, {split: tuple(shards)}, foreign.source)})
         write_index(out, old.joined(added, str(out)) if old is not None else added)
-    return len(missing)
+    return len(missing), n_unused
+
+
+def _without_nan(order: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The order, with -1 also where a row is NaN throughout, as exported rows are that were skipped."""
+    here = np.flatnonzero(order >= 0)
+    empty = np.concatenate([
+        np.isnan(rows[order[part]]).all(axis=1) for part in np.array_split(here, len(here) // _BLOCK + 1)
+    ])  # fmt: skip
+    order = order.copy()
+    order[here[empty]] = -1
+    return order
 
 
 def _order(table: SplitTable, modality: str, ids: Sequence[str]) -> np.ndarray:

@@ -124,7 +124,7 @@ class Index:
         """This index with the splits and teachers of another; where both have one, shards are put together.
 
         Args:
-            other: What to add; its image root wins.
+            other: What to add. The image root and a known relevance that it lacks stay as they are here.
             where: What this index is called in messages.
 
         Raises:
@@ -154,7 +154,11 @@ class Index:
                 ranges = {(s.start, s.stop): s for s in (*shards.get(split, ()), *parts)}
                 shards[split] = tuple(ranges[r] for r in sorted(ranges))
             teachers[name] = TeacherEntry(entry.settings, shards, entry.source, entry.versions)
-        return Index(self.dataset, other.image_root, {**self.splits, **other.splits}, teachers)
+        splits = dict(self.splits)
+        for split, table in other.splits.items():
+            if split not in splits or table.truth is not None:
+                splits[split] = table
+        return Index(self.dataset, self.image_root, splits, teachers)
 
     def without(self, teachers: Mapping[str, TeacherEntry]) -> Index:
         """This index without the shards of those splits that entries of the same teachers have, too."""

@@ -28,6 +28,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LINE = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
 
 
+class VersionError(CusaError):
+    """A file of ours, of another major version."""
+
+
 def write_sealed(path: Path, form: str, build: Callable[[h5py.File], None]) -> str:
     """Write an HDF5 file, whole or not at all.
 
@@ -70,7 +74,8 @@ def read_seal(path: Path, form: str) -> str:
     """The seal that a file carries; whether it holds is :func:`seal_holds`'s question.
 
     Raises:
-        CusaError: If the file is missing, not of this form, or of another major version.
+        CusaError: If the file is missing or not of this form.
+        VersionError: If it is of another major version.
     """
     try:
         with path.open("rb") as file:
@@ -83,7 +88,7 @@ def read_seal(path: Path, form: str) -> str:
     if found is None or len(block) < BLOCK or found[1].decode() != form:
         raise CusaError(f"{path} is not a {form} file, or its first bytes are damaged")
     if int(found[2]) != VERSION[0]:
-        raise CusaError(
+        raise VersionError(
             f"{path} has format version {found[2].decode()}.{found[3].decode()}, this cusa reads {VERSION[0]}.x; "
             "use the cusa that wrote it, or make it again"
         )

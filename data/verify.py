@@ -11,7 +11,7 @@ from cusa.data.errors import CusaError
 from cusa.data.files import StoreLock
 from cusa.data.index import Index, read_index
 from cusa.data.schema import shard_folder
-from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, read_seal, seal_holds
+from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, VersionError, read_seal, seal_holds
 from cusa.data.shards import ShardHeader, ShardInfo, read_shard
 
 _THREADS = 4
@@ -41,13 +41,17 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
         folder are checked by themselves.
 
     Raises:
-        CusaError: If there is no index.
+        CusaError: If there is no index, or what is there was never one: of another version, or without shards.
     """
     if not index.is_file():
         raise CusaError(f"embedding store {index} does not exist or is a folder; pass the path of its index")
     try:
         found = read_index(index)
+    except VersionError:
+        raise
     except (CusaError, OSError) as error:
+        if not shard_folder(index).is_dir():
+            raise
         shards = sorted(shard_folder(index).glob("*/*.h5"))
         with ThreadPoolExecutor(_THREADS) as pool:
             wrong = list(pool.map(lambda path: _wrong(path, SHARD_FORMAT), shards))

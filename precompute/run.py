@@ -161,13 +161,10 @@ class Run:
                 shards = {**finished, **self._made_by_all(tasks, made)}
                 entries = self._entries([shards[task] for task in tasks], tasks)
                 index = Index.of(self._dataset, entries)
-                path = out
-                if shard_range is not None:
-                    path = out.with_name(f"{out.stem}.part-{shard_range[0]}-{shard_range[1]}.h5")
-                elif old is not None:
-                    index = old.without(entries).joined(index, str(out))
-                write_index(path, index)
-                return Outcome(path, entries)
+                if shard_range is None and old is not None:
+                    index = replace(old.without(entries), image_root=index.image_root).joined(index, str(out))
+                write_index(self._path, index)
+                return Outcome(self._path, entries)
             finally:
                 lock.release()
 
@@ -190,6 +187,12 @@ class Run:
             n_bytes = n_rows * settings.dim * np.dtype(settings.dtype).itemsize
             found.append(Estimate(name, n_rows, len(own), n_bytes, rates))
         return found
+
+    @property
+    def _path(self) -> Path:
+        """The index that this run writes: the store's or, of a range of shards, a part's beside it."""
+        out, chosen = self._options.out, self._options.shard_range
+        return out if chosen is None else out.with_name(f"{out.stem}.part-{chosen[0]}-{chosen[1]}.h5")
 
     def _compatible_index(self) -> Index | None:
         """The store's index, after a check that data and loaded teachers fit it."""
@@ -274,7 +277,7 @@ class Run:
             for path in damaged.values():
                 self._reporter.note(f"{path} is damaged and will be made again")
             pending = [number for number in range(len(tasks)) if number not in found]
-            sweep([*(task.path for task in tasks), self._options.out])
+            sweep([*(task.path for task in tasks), self._path])
             self._report_plan(tasks, finished)
             self._ranks.tell("pending", pending)
         return finished, self._ranks.hear("pending", self._check_stop)

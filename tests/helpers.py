@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,9 @@ def add_teacher(
             done.append(write_shard(index.parent, relative, header, block, missing))
         shards[split] = tuple(done)
     new = Index.of(dataset, {name: TeacherEntry(config, shards, "made up", {"numpy": np.__version__})})
-    write_index(index, read_index(index).joined(new, str(index)) if index.exists() else new)
+    if index.exists():
+        new = replace(read_index(index), image_root=new.image_root).joined(new, str(index))
+    write_index(index, new)
 
 
 def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False) -> Path:

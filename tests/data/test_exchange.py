@@ -74,6 +74,19 @@ def test_export_gives_nan_where_rows_were_skipped(index, tmp_path):
     run_ok("store", "export", index, tmp_path / "rows.npy", "--teacher", "holes", "--split", "train")
     rows = np.load(tmp_path / "rows.npy")
     assert np.flatnonzero(np.isnan(rows).any(axis=1)).tolist() == [0, 13]
+    again = ("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json", "--split", "train")
+    assert "NaN" in run_error(*again, "--teacher", "again")
+    assert "2 skipped" in run_ok(*again, "--teacher", "again", "--on-error", "skip")
+    assert EmbeddingStore(index).embeddings("again", "train").skipped.tolist() == [0, 13]
+
+
+def test_rows_that_belong_to_nothing_are_counted(index, tmp_path):
+    np.save(tmp_path / "rows.npy", np.eye(19, 4, dtype=np.float32) + 1)
+    (tmp_path / "ids.txt").write_text("\n".join([f"train{i}" for i in range(16)] + ["x", "y", "z"]))
+    text = run_ok("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt", "--split", "train",
+                  "--teacher", "again")  # fmt: skip
+    assert "note: 3 rows of" in text
+    assert "belong to nothing in split train" in text
 
 
 def test_export_refuses_what_is_not_there(index, tmp_path):

@@ -203,3 +203,15 @@ def test_a_damaged_shard_of_the_store_itself_is_found(index, tmp_path):
     before = index.read_bytes()
     assert "words/val-000000000-000000007.h5 is damaged" in run_error("store", "merge", index, other)
     assert index.read_bytes() == before
+
+
+def test_known_truth_and_image_root_stay(tmp_path):
+    index = make_store(tmp_path / "s", {"train": 6}, truth=True)
+    other = make_store(tmp_path / "other", {"train": 6})
+    data = read_index(other)
+    write_index(other, replace(data, teachers={"more": data.teachers["vision"]}))
+    run_ok("store", "merge", index, other)
+    store = EmbeddingStore(index)
+    assert store.split("train").truth is not None
+    assert store.image_root == tmp_path / "s"
+    assert set(store.teachers) == {"vision", "words", "more"}
