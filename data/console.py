@@ -56,20 +56,26 @@ class Stopped(Exception):  # noqa: N818 - no error
 def stop_signals() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and Ctrl-C wait until the work at hand is in a good place.
 
-    Yields a function that raises :class:`Stopped` once one of them has come; a second signal acts at once, as usual.
+    Yields a function that raises :class:`Stopped` once one of them has come. Before it is called for the first time,
+    while nothing is at hand yet, a signal raises :class:`Stopped` at once; a second signal acts as it usually does.
     """
     came: list[int] = []
+    at_work = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def remember(number: int, _frame: FrameType | None) -> None:
         came.append(number)
         restore()
+        if not at_work:
+            raise Stopped(number)
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def check() -> None:
+        nonlocal at_work
+        at_work = True
         if came:
             raise Stopped(came[0])
 

@@ -93,19 +93,22 @@ def main(
     if out is not None and out.suffix != ".h5":
         raise CusaError(f"--out {out}: the name must end in .h5; the shards go to a folder of that name without it")
     requests = [parse_teacher(t) for t in teachers]
-    dataset = _restrict(load_dataset(datasets, image_root, data_root), splits, limit)
-    out = out or data_root / f"{dataset.name}_teachers.h5"
-    if out.exists():
-        dataset, present = _as_stored(out, dataset, keep_root=image_root is None)
-        requests = complete(requests, present)
-    else:
-        requests = complete(requests, [])
     quiet_libraries()
 
-    from cusa.precompute.distributed import connect
+    from cusa.precompute.distributed import announced_failure, connect
     from cusa.precompute.run import Run
 
     ranks = connect()
+    with announced_failure(ranks):
+        if not ranks.leads:
+            ranks.hear("data", lambda: None)  # the embedded data set is drawn when it is first read
+        dataset = _restrict(load_dataset(datasets, image_root, data_root), splits, limit)
+        ranks.tell("data", "read")
+        out = out or data_root / f"{dataset.name}_teachers.h5"
+        present: list[str] = []
+        if out.exists():
+            dataset, present = _as_stored(out, dataset, keep_root=image_root is None)
+        requests = complete(requests, present)
     screen = console(quiet=not ranks.leads)
     for note in dataset.notes:
         screen.print(f"[yellow]note:[/] {note}")

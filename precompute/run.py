@@ -249,6 +249,8 @@ class Run:
                 raise CusaError(f"teacher {request.name!r} is not the same in rank 0: {'; '.join(fields)}")
             self._teachers[request.name], self._settings[request.name] = teacher, settings
             self._reporter.loaded()
+            if not self._ranks.leads:
+                self._check_stop()
 
     def _agreed_draft(self, name: str, teacher: Teacher, known: TeacherSettings | None) -> int | None:
         """Pixels that halved JPEGs keep: as the rows that are there have it, or as a comparison finds."""

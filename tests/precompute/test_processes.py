@@ -204,6 +204,23 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, manifest
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not made again
 
 
+def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, teachers):
+    out = tmp_path / "s" / "store.h5"
+    code = (
+        "import sys, time\nfrom cusa.precompute.teachers import TeacherRequest\n"
+        "TeacherRequest.load = lambda *_: time.sleep(60)\n"
+        "from cusa.precompute.cli import main\nmain(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, *_args(manifest, teachers, out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while not (out.with_suffix("") / ".lock").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Error: stopped by SIGTERM: no row was encoded yet; run the same command again" in errors
+
+
 def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, whole):
     out = tmp_path / "s" / "store.h5"
     first = _slow(_args(manifest, teachers, out), pause=0.3)
