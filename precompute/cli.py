@@ -211,10 +211,11 @@ class _Reporter:
 
     def progress(self) -> str:
         """How far the run got, in words."""
-        before, now, total = (
-            (sum(counts) for counts in zip(*self._rows.values(), strict=True)) if self._rows else (0,) * 3
+        done = sum(before + now for before, now, _ in self._rows.values())
+        total = sum(rows for _, _, rows in self._rows.values())
+        return (
+            f"{done:,} of {total:,} rows are encoded; finished shards are kept" if total else "no row was encoded yet"
         )
-        return f"{before + now:,} of {total:,} rows are encoded; finished shards are kept"
 
 
 def _report(screen: Console, outcome: Outcome, out: Path) -> None:

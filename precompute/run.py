@@ -15,7 +15,7 @@ import numpy as np
 from cusa.data.errors import CusaError
 from cusa.data.files import StoreLock, sweep
 from cusa.data.index import Index, TeacherEntry, read_index, write_index
-from cusa.data.records import Dataset, Record, fingerprint
+from cusa.data.records import Dataset
 from cusa.data.schema import TeacherSettings, shard_folder
 from cusa.data.shards import ShardHeader, ShardInfo
 from cusa.precompute.distributed import Ranks, announced_failure
@@ -134,7 +134,7 @@ class Run:
     ) -> None:
         self._dataset, self._requests, self._options = dataset, requests, options
         self._ranks, self._reporter, self._check_stop = ranks, reporter, check_stop
-        self._fingerprints = {split: fingerprint(records) for split, records in dataset.splits.items()}
+        self._data = Index.of(dataset, {})
         self._teachers: dict[str, Teacher] = {}
         self._settings: dict[str, TeacherSettings] = {}
 
@@ -151,7 +151,7 @@ class Run:
             lock = StoreLock(shard_folder(out), None if shard_range is None else [task.name for task in tasks])
             try:
                 self._take(lock)
-                self._load(self._compatible_index())  # read again: now nobody else writes it
+                self._load(tasks, self._compatible_index())  # read again: now nobody else writes it
                 old = self._compatible_index()
                 finished, pending = self._agreed_work(tasks)
                 made = self._encode([tasks[number] for number in pending])
@@ -160,7 +160,7 @@ class Run:
                     return Outcome(None, {})
                 shards = {**finished, **self._made_by_all(tasks, made)}
                 entries = self._entries([shards[task] for task in tasks], tasks)
-                index = Index.of(self._dataset, entries)
+                index = replace(self._data, teachers=entries)
                 if shard_range is None and old is not None:
                     index = replace(old.without(entries), image_root=index.image_root).joined(index, str(out))
                 write_index(self._path, index)
@@ -178,7 +178,7 @@ class Run:
             CusaError: As :meth:`go`.
         """
         tasks = self._agreed_tasks()
-        self._load(self._compatible_index())
+        self._load(tasks, self._compatible_index())
         found = []
         for name, teacher in self._teachers.items():
             settings, own = self._settings[name], [task for task in tasks if task.teacher == name]
@@ -200,7 +200,8 @@ class Run:
         if not out.exists():
             return None
         old = read_index(out)
-        old.joined(Index.of(self._dataset, {n: TeacherEntry(s, {}) for n, s in self._settings.items()}), str(out))
+        entries = {name: TeacherEntry(settings, {}) for name, settings in self._settings.items()}
+        old.joined(replace(self._data, teachers=entries), str(out))
         return old
 
     def _agreed_tasks(self) -> list[ShardTask]:
@@ -209,8 +210,7 @@ class Run:
         if self._ranks.leads:
             tasks = []
             for request in self._requests:
-                count = len if request.modality == "image" else _n_captions
-                n_rows = {split: count(records) for split, records in self._dataset.splits.items()}
+                n_rows = {split: table.n_rows(request.modality) for split, table in self._data.splits.items()}
                 tasks += plan_teacher(out, request.name, n_rows, self._options.shard_rows)
             if chosen is not None:
                 if not 0 <= chosen[0] < chosen[1] <= len(tasks):
@@ -232,10 +232,10 @@ class Run:
         elif self._ranks.hear("locked", self._check_stop):
             lock.join()
 
-    def _load(self, old: Index | None) -> None:
-        """All teachers, before any is run: what is missing shows at once."""
-        p = self._options.pipeline
-        for request in self._requests:
+    def _load(self, tasks: Sequence[ShardTask], old: Index | None) -> None:
+        """All teachers that have shards, before any is run: what is missing shows at once."""
+        p, needed = self._options.pipeline, {task.teacher for task in tasks}
+        for request in (r for r in self._requests if r.name in needed):
             self._reporter.loading(request.name)
             teacher = request.load(p.device, self._options.batch_size)
             if teacher.modality == "image":
@@ -285,8 +285,8 @@ class Run:
         return finished, self._ranks.hear("pending", self._check_stop)
 
     def _header(self, task: ShardTask) -> ShardHeader:
-        settings = self._settings[task.teacher]
-        return ShardHeader(task.teacher, task.split, self._fingerprints[task.split], task.start, task.stop, settings)
+        settings, fingerprint = self._settings[task.teacher], self._data.splits[task.split].fingerprint
+        return ShardHeader(task.teacher, task.split, fingerprint, task.start, task.stop, settings)
 
     def _report_plan(self, tasks: Sequence[ShardTask], finished: Mapping[ShardTask, ShardInfo]) -> None:
         rows: dict[tuple[str, str], int] = defaultdict(int)
@@ -368,7 +368,3 @@ class Run:
                 versions = {package: version(package) for package in _VERSIONS_OF}
                 entries[name] = TeacherEntry(settings, parts, self._teachers[name].source, versions)
         return entries
-
-
-def _n_captions(records: Sequence[Record]) -> int:
-    return sum(len(r.captions) for r in records)
