@@ -79,7 +79,10 @@ def verify(store: Path, repair: bool) -> None:
     if repair:
         for path in set_aside(store, damages):
             click.echo(f"set aside: {path}")
-        click.echo("run the same cusa-precompute command again to make what is missing")
+        click.echo(
+            "run the same cusa-precompute commands again to make what is missing (all that the store was made with, "
+            "if its index was damaged); rows that were imported have to be imported again"
+        )
         return
     fail(f"{len(damages)} of {n_files} files are damaged or missing; --repair lets cusa-precompute make them again")
 
@@ -89,7 +92,7 @@ def verify(store: Path, repair: bool) -> None:
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME|NAME=PATH",
               help="Only this one; with PATH, loaded from there.  [default: all, from where they were]")  # fmt: skip
 @click.option("--sample", type=click.IntRange(1), default=256, help="Rows of each teacher and split.")
-@click.option("--seed", default=0, help="Of the choice of rows.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the choice of rows.")
 @click.option("--least-cosine", default=0.999, help="What every row must reach.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @one_line_errors
@@ -142,7 +145,7 @@ def merge(out: Path, parts: tuple[Path, ...]) -> None:
 @click.option("--split", required=True, help="Of which split.")
 @one_line_errors
 def export(store: Path, out: Path, teacher: str, split: str) -> None:
-    """Write the rows of a teacher of STORE to OUT, a .npy or .safetensors, and their ids to OUT's name.ids.json."""
+    """Write the rows of a teacher of STORE to OUT, NAME.npy or NAME.safetensors, and their ids to NAME.ids.json."""
     from cusa.data.exchange import export_rows
     from cusa.data.store import EmbeddingStore
 

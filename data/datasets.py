@@ -260,6 +260,8 @@ def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise CusaError(f"{where}: field {key!r} holds half a character (a lone surrogate); repair it") from None
+    if isinstance(value, str) and "\0" in value:
+        raise CusaError(f"{where}: field {key!r} holds a NUL character; repair it")
     if not isinstance(value, str) or (key != "caption" and key != "raw" and not value):
         raise CusaError(f"{where}: field {key!r} must be a text, found {value!r}")
     return value

@@ -13,7 +13,7 @@ from cusa.data.errors import CusaError
 from cusa.data.files import StoreLock, atomic_file
 from cusa.data.index import Index, SplitTable, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset
-from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.schema import SHARD_ROWS, TeacherSettings, check_name, shard_folder, shard_name, shard_ranges
 from cusa.data.shards import ShardHeader, read_shard, stored_rows, write_shard
 from cusa.data.store import EmbeddingStore
 
@@ -128,6 +128,7 @@ def import_rows(
     Raises:
         CusaError: If ids do not fit, or rows are zero or not finite.
     """
+    check_name(teacher)
     if split not in data.splits:
         raise CusaError(f"there is no split {split!r}; there are: {', '.join(data.splits)}")
     table, ids = data.splits[split], foreign.ids
@@ -146,7 +147,8 @@ def import_rows(
     with StoreLock(shard_folder(out)):
         old = read_index(out) if out.exists() else None
         if old is not None:
-            if teacher in old.teachers and split in old.teachers[teacher].shards:
+            there = old.teachers[teacher].shards.get(split) if teacher in old.teachers else None
+            if there is not None and all((out.parent / shard.file).exists() for shard in there):
                 raise CusaError(
                     f"{out} has rows of teacher {teacher!r} for split {split!r} already; pass another --teacher name"
                 )

@@ -124,7 +124,7 @@ class Index:
         """This index with the splits and teachers of another; where both have one, shards are put together.
 
         Args:
-            other: What to add. The image root and a known relevance that it lacks stay as they are here.
+            other: What to add; its known relevance wins where it has one. The image root stays.
             where: What this index is called in messages.
 
         Raises:
@@ -153,7 +153,8 @@ class Index:
             for split, parts in entry.shards.items():
                 ranges = {(s.start, s.stop): s for s in (*shards.get(split, ()), *parts)}
                 shards[split] = tuple(ranges[r] for r in sorted(ranges))
-            teachers[name] = TeacherEntry(entry.settings, shards, entry.source, entry.versions)
+            # Finished rows keep what they were made with; the model may have moved.
+            teachers[name] = TeacherEntry(entry.settings, shards, entry.source, old.versions if old else entry.versions)
         splits = dict(self.splits)
         for split, table in other.splits.items():
             if split not in splits or table.truth is not None:
@@ -206,8 +207,8 @@ def read_index(path: Path) -> Index:
                 f"index {path} is damaged: its checksum does not hold; move it away and run the same cusa-precompute "
                 "command again, finished shards are kept"
             )
-        splits = {name: _read_split(group) for name, group in file["splits"].items()}
-        teachers = {name: _read_teacher(group) for name, group in file["teachers"].items()}
+        splits = {name: _read_split(group) for name, group in list(file["splits"].items())}
+        teachers = {name: _read_teacher(group) for name, group in list(file["teachers"].items())}
         return Index(str(file.attrs["dataset"]), image_root(path, file), splits, teachers)
 
 
@@ -224,7 +225,7 @@ def _read_split(group: h5py.Group) -> SplitTable:
 
 def _read_teacher(group: h5py.Group) -> TeacherEntry:
     shards = {}
-    for split, part in group.items():
+    for split, part in list(group.items()):  # an error within the iteration would keep HDF5's lock
         bounds, offsets, skipped = part["shards/bounds"][...], part["shards/offsets"][...], part["skipped"][...]
         files, seals = (Texts.read(part["shards"][name]) for name in ("files", "sha256"))
         places = np.searchsorted(skipped, bounds)

@@ -43,7 +43,7 @@ def read_published_rows(path: Path) -> tuple[list[str], np.ndarray]:
     except CusaError:
         raise
     except Exception as error:  # a foreign pickle may fail in any way
-        raise CusaError(f"{path} cannot be read as a dictionary of vectors ({error}); import it with --ids") from None
+        raise CusaError(f"{path} cannot be read as a dictionary of vectors ({error})") from None
 
 
 class _ArraysOnly(pickle.Unpickler):

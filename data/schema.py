@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cusa.data.errors import CusaError
+
 
 @dataclass(frozen=True)
 class TeacherSettings:
@@ -55,6 +57,16 @@ class TeacherSettings:
 def file_name(part: str) -> str:
     """A teacher's or split's name as part of a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", part)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name for a new teacher that files and HDF5 groups could not have.
+
+    Raises:
+        CusaError: If it is not of letters, digits, ``. _ -``, or begins with a dot.
+    """
+    if not name or name != file_name(name) or name.startswith("."):
+        raise CusaError(f"name {name!r}: legal are letters, digits, . _ -, and no dot at the beginning")
 
 
 def shard_folder(index: Path) -> Path:

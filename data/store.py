@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -206,10 +207,10 @@ class Embeddings(_Mapped):
             ``[n, dim]`` in the stored dtype, L2-normalised if ``settings.normalized``; NaN for skipped rows.
 
         Raises:
-            IndexError: If a row is out of range.
+            IndexError: If a row is out of range, or no integer.
             CusaError: If a shard is missing or truncated, or is not the one that the index was written for.
         """
-        return self._window.gather(np.asarray(rows, np.int64))
+        return self._window.gather(np.asarray(rows))
 
     def _check(self, number: int) -> Path:
         path, seal = self.shard_path(number), self._seals[number]
@@ -244,10 +245,10 @@ class _Window:
 
     _UNMAPPED = 1 << 62  # far outside of the array: numpy's own check of indices finds it
 
-    __slots__ = ("_bounds", "_dtype", "_fast", "_length", "_load", "_maps")
+    __slots__ = ("_bounds", "_dtype", "_fast", "_length", "_load", "_lock", "_maps")
 
     def __init__(self, bounds: np.ndarray, dim: int, dtype: np.dtype, load: Callable[[int], np.ndarray]) -> None:
-        self._bounds, self._dtype, self._load = bounds, dtype, load
+        self._bounds, self._dtype, self._load, self._lock = bounds, dtype, load, threading.Lock()
         lengths = np.diff(bounds)
         # Dividing is faster than searching, and all shards but the last are of one length unless somebody made them so.
         self._length = int(lengths[0]) if (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0] else None
@@ -260,6 +261,8 @@ class _Window:
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         n_rows, length, dim, origins, view, dtype = self._fast
+        if rows.dtype != np.int64:
+            rows = _row_numbers(rows)
         if not len(rows):
             return np.empty((0, int(dim)), dtype)
         if np.maximum.reduce(rows.view(np.uint64)) >= n_rows:  # negative ones are huge there
@@ -274,10 +277,16 @@ class _Window:
             return self.gather(rows)
 
     def _extend(self, shards: list[int]) -> None:
-        """Map more shards and lay the array over all that are mapped."""
-        for number in shards:
-            self._maps[number] = self._load(number)
+        """Map more shards and lay the array over all that are mapped; other threads may be gathering."""
+        with self._lock:
+            for number in shards:
+                if number not in self._maps:
+                    self._maps[number] = self._load(number)
+            self._fast = self._laid_out()
+
+    def _laid_out(self) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
         n_rows, length, dim, origins, view, dtype = self._fast
+        origins = origins.copy()  # origins and array belong together: a reader has the old ones, or the new ones
         numbers = np.fromiter(self._maps, np.int64)
         addresses = np.fromiter((m.ctypes.data for m in self._maps.values()), np.int64)
         low, size = int(addresses.min()), dtype.itemsize
@@ -291,7 +300,14 @@ class _Window:
             "typestr": view.dtype.str,
         }
         view = np.asarray(type("Memory", (), {"__array_interface__": interface})())
-        self._fast = n_rows, length, dim, origins, view, dtype
+        return n_rows, length, dim, origins, view, dtype
+
+
+def _row_numbers(rows: np.ndarray) -> np.ndarray:
+    """int64, of integers of another kind."""
+    if len(rows) and rows.dtype.kind not in "iu":
+        raise IndexError(f"rows must be integers; got {rows.dtype}")
+    return rows.astype(np.int64)
 
 
 class EmbeddingStore:
@@ -322,11 +338,11 @@ class EmbeddingStore:
         with open_sealed(self.path, INDEX_FORMAT) as file:
             self.dataset = str(file.attrs["dataset"])
             self.image_root = image_root(self.path, file)
-            self.splits = {name: Split(name, group) for name, group in file["splits"].items()}
+            self.splits = {name: Split(name, group) for name, group in list(file["splits"].items())}
             self.teachers: dict[str, TeacherSettings] = {}
             self.versions: dict[str, dict[str, str]] = {}
             self.sources: dict[str, str] = {}
-            for name, group in file["teachers"].items():
+            for name, group in list(file["teachers"].items()):
                 self.teachers[name] = read_settings(group)
                 self.sources[name] = str(group.attrs["source"])
                 self.versions[name] = read_versions(group)

@@ -52,11 +52,18 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
     except (CusaError, OSError) as error:
         if not shard_folder(index).is_dir():
             raise
-        shards = sorted(shard_folder(index).glob("*/*.h5"))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            wrong = list(pool.map(lambda path: _wrong(path, SHARD_FORMAT), shards))
-        damages = [Damage(p, f"shard {p.name}: {what}") for p, what in zip(shards, wrong, strict=True) if what]
-        return 1 + len(shards), [Damage(index, f"the index: {error}"), *damages]
+        problem = f"the index: {error}"
+    else:
+        return _verify_shards(index, found)
+    shards = sorted(shard_folder(index).glob("*/*.h5"))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        wrong = list(pool.map(lambda path: _wrong(path, SHARD_FORMAT), shards))
+    damages = [Damage(p, f"shard {p.name}: {what}") for p, what in zip(shards, wrong, strict=True) if what]
+    return 1 + len(shards), [Damage(index, problem), *damages]
+
+
+def _verify_shards(index: Path, found: Index) -> tuple[int, list[Damage]]:
+    """The shards that a whole index names."""
     places = list(_shards(found))
     with ThreadPoolExecutor(_THREADS) as pool:
         wrong = list(pool.map(lambda place: _wrong_shard(index.parent, found, *place), places))

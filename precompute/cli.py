@@ -118,7 +118,8 @@ def main(
         if only_plan:
             estimates = run.estimate(_PROBE_S)
             bar.stop()
-            _print_plan(screen, dataset, estimates, out, ranks.size)
+            first = options["shard_range"][0] if options["shard_range"] else 0
+            _print_plan(screen, dataset, estimates, first, out, ranks.size)
             return
         try:
             outcome = run.go()
@@ -233,11 +234,13 @@ def _report(screen: Console, outcome: Outcome, out: Path) -> None:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_plan(screen: Console, dataset: Dataset, estimates: list[Estimate], out: Path, processes: int) -> None:
+def _print_plan(
+    screen: Console, dataset: Dataset, estimates: list[Estimate], first: int, out: Path, processes: int
+) -> None:
     from rich.table import Table
 
     table = Table("teacher", "rows", "shards", "MB on disk", "rows/s", "teacher alone", "time")
-    first, total_s, epoch_s = 0, 0.0, 0.0
+    total_s, epoch_s = 0.0, 0.0
     pairs = sum(len(r.captions) for r in dataset.splits.get("train", ()))
     for e in estimates:
         seconds = e.n_rows / e.rates.whole / processes

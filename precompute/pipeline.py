@@ -222,7 +222,7 @@ def _read_images(
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # DataLoader's workers end by themselves when the parent does
 
 
 class ImageReader(TorchDataset[Batch]):

@@ -111,7 +111,10 @@ def finished_shards(
     def look(task: ShardTask, header: ShardHeader) -> ShardInfo | Path | None:
         if not task.path.exists():
             return None
-        if not seal_holds(task.path, SHARD_FORMAT):
+        try:
+            if not seal_holds(task.path, SHARD_FORMAT):
+                return task.path
+        except OSError:  # such as a bad sector
             return task.path
         found, info = read_shard(task.index.parent, task.file)
         if fields := header.differing(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,6 +110,13 @@ class Estimate:
     rates: Rates
 
 
+def part_path(out: Path, shard_range: tuple[int, int], tasks: Sequence[ShardTask]) -> Path:
+    """The index of a range of shards, beside the store's; other shards have another name."""
+    names = "\n".join(task.name for task in tasks)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    return out.with_name(f"{out.stem}.part-{shard_range[0]}-{shard_range[1]}-{digest}.h5")
+
+
 class Run:
     """Makes the rows of teachers over a data set; every process of a run has one.
 
@@ -146,14 +154,15 @@ class Run:
         """
         out, shard_range = self._options.out, self._options.shard_range
         with announced_failure(self._ranks):
-            self._compatible_index()
+            self._old_index()  # other data are refused before anything is planned or locked
             tasks = self._agreed_tasks()
             lock = StoreLock(shard_folder(out), None if shard_range is None else [task.name for task in tasks])
             try:
                 self._take(lock)
-                self._load(tasks, self._compatible_index())  # read again: now nobody else writes it
-                old = self._compatible_index()
-                finished, pending = self._agreed_work(tasks)
+                old = self._old_index()
+                self._load(tasks, old)
+                path = out if shard_range is None else part_path(out, shard_range, tasks)
+                finished, pending = self._agreed_work(tasks, path)
                 made = self._encode([tasks[number] for number in pending])
                 if not self._ranks.leads:
                     self._ranks.tell(f"made-{self._ranks.rank}", [asdict(info) for info in made.values()])
@@ -163,8 +172,8 @@ class Run:
                 index = replace(self._data, teachers=entries)
                 if shard_range is None and old is not None:
                     index = replace(old.without(entries), image_root=index.image_root).joined(index, str(out))
-                write_index(self._path, index)
-                return Outcome(self._path, entries)
+                write_index(path, index)
+                return Outcome(path, entries)
             finally:
                 lock.release()
 
@@ -178,7 +187,7 @@ class Run:
             CusaError: As :meth:`go`.
         """
         tasks = self._agreed_tasks()
-        self._load(tasks, self._compatible_index())
+        self._load(tasks, self._old_index())
         found = []
         for name, teacher in self._teachers.items():
             settings, own = self._settings[name], [task for task in tasks if task.teacher == name]
@@ -188,20 +197,13 @@ class Run:
             found.append(Estimate(name, n_rows, len(own), n_bytes, rates))
         return found
 
-    @property
-    def _path(self) -> Path:
-        """The index that this run writes: the store's or, of a range of shards, a part's beside it."""
-        out, chosen = self._options.out, self._options.shard_range
-        return out if chosen is None else out.with_name(f"{out.stem}.part-{chosen[0]}-{chosen[1]}.h5")
-
-    def _compatible_index(self) -> Index | None:
-        """The store's index, after a check that data and loaded teachers fit it."""
+    def _old_index(self) -> Index | None:
+        """The store's index, after a check that the data fit it; only the leading process asks for it."""
         out = self._options.out
-        if not out.exists():
+        if not (self._ranks.leads and out.exists()):
             return None
         old = read_index(out)
-        entries = {name: TeacherEntry(settings, {}) for name, settings in self._settings.items()}
-        old.joined(replace(self._data, teachers=entries), str(out))
+        old.joined(self._data, str(out))
         return old
 
     def _agreed_tasks(self) -> list[ShardTask]:
@@ -251,6 +253,9 @@ class Run:
             self._reporter.loaded()
             if not self._ranks.leads:
                 self._check_stop()
+        if old is not None:
+            entries = {name: TeacherEntry(settings, {}) for name, settings in self._settings.items()}
+            old.joined(replace(self._data, teachers=entries), str(self._options.out))
 
     def _agreed_draft(self, name: str, teacher: Teacher, known: TeacherSettings | None) -> int | None:
         """Pixels that halved JPEGs keep: as the rows that are there have it, or as a comparison finds."""
@@ -269,7 +274,7 @@ class Run:
             self._ranks.tell(f"draft-{name}", size)
         return self._ranks.hear(f"draft-{name}", self._check_stop)
 
-    def _agreed_work(self, tasks: Sequence[ShardTask]) -> tuple[dict[ShardTask, ShardInfo], list[int]]:
+    def _agreed_work(self, tasks: Sequence[ShardTask], index: Path) -> tuple[dict[ShardTask, ShardInfo], list[int]]:
         """Finished shards (known to the leading process alone), and the numbers of those to make."""
         finished: dict[ShardTask, ShardInfo] = {}
         if self._ranks.leads:
@@ -279,7 +284,7 @@ class Run:
             for path in damaged.values():
                 self._reporter.note(f"{path} is damaged and will be made again")
             pending = [number for number in range(len(tasks)) if number not in found]
-            sweep([*(task.path for task in tasks), self._path])
+            sweep([*(task.path for task in tasks), index])
             self._report_plan(tasks, finished)
             self._ranks.tell("pending", pending)
         return finished, self._ranks.hear("pending", self._check_stop)
@@ -354,7 +359,8 @@ class Run:
                 if task.teacher == name:
                     by_split[task.split].append(info)
             infos = [info for of_split in by_split.values() for info in of_split]
-            if infos and all(len(i.skipped) == i.stop - i.start for i in infos):
+            whole = self._options.shard_range is None  # a part may well be without any
+            if whole and all(len(i.skipped) == i.stop - i.start for i in infos):
                 what = (
                     "image could be read; check --image-root"
                     if settings.modality == "image"
@@ -366,5 +372,7 @@ class Run:
             if infos:
                 parts = {split: tuple(of_split) for split, of_split in by_split.items()}
                 versions = {package: version(package) for package in _VERSIONS_OF}
-                entries[name] = TeacherEntry(settings, parts, self._teachers[name].source, versions)
+                source = self._teachers[name].source
+                source = str(Path(source).resolve()) if Path(source).exists() else source  # audit runs elsewhere
+                entries[name] = TeacherEntry(settings, parts, source, versions)
         return entries

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cusa.data.errors import CusaError
-from cusa.data.schema import file_name
+from cusa.data.schema import check_name, file_name
 
 if TYPE_CHECKING:
     from cusa.precompute.teachers.base import Teacher
@@ -85,10 +85,9 @@ def parse_teacher(text: str) -> TeacherRequest:
             return TeacherRequest(name, name, None)
         source = name
         name = file_name(Path(name).name)
-    if not source or name != file_name(name) or name.startswith("."):
-        raise CusaError(
-            f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder; NAME of letters, digits, . _ -"
-        )
+    if not source:
+        raise CusaError(f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder")
+    check_name(name)
     if name in KNOWN:
         if name in ("mpnet", "minilm") and not Path(source).is_dir() and not _is_hub_name(source):
             raise CusaError(f"--teacher {text}: folder {source} does not exist")

@@ -312,3 +312,24 @@ def test_a_data_set_other_than_the_stores_is_refused(index, tmp_path):
     place = ("--teacher", "new", "--split", "train", "--dataset", _pairs(tmp_path, 8))
     assert "belongs to another data set" in run_error("store", "import", index, *given, *place)
     assert _files(index) == before
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".hidden", "a b"])
+def test_a_teacher_needs_a_legal_name(index, tmp_path, name):
+    run_ok("store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train")
+    line = run_error("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json", "--split",
+                     "train", "--teacher", name)  # fmt: skip
+    assert "legal are letters, digits" in line
+    assert "files are whole" in run_ok("store", "verify", index)
+
+
+def test_a_lost_shard_of_imported_rows_is_imported_again(index, tmp_path):
+    run_ok("store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train")
+    again = ("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json", "--split", "train")
+    run_ok(*again, "--teacher", "again")
+    before = index.read_bytes()
+    next(index.parent.rglob("again/*.h5")).unlink()
+    run_error("store", "verify", index)
+    run_ok(*again, "--teacher", "again")
+    assert index.read_bytes() == before
+    assert "files are whole" in run_ok("store", "verify", index)

@@ -1,7 +1,8 @@
 import json
 import pickle
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from shutil import copytree
 
@@ -73,6 +74,36 @@ def test_any_rows_from_shards_of_any_lengths(tmp_path, lengths, dim, dtype):
         np.testing.assert_array_equal(found, want[numbers])
     for wrong in ([40], [-1], [3, -7, 5], [-(2**62)], [2**62], [39, 41]):
         with pytest.raises(IndexError, match=r"rows must lie in \[0, 40\)"):
+            rows.gather(wrong)
+
+
+def test_threads_may_gather_while_shards_are_mapped(tmp_path):
+    """Wrong rows, without a word, if places and array did not change together."""
+    config, n = settings("image", 8), 3000
+    dataset = Dataset("d", tmp_path, {"train": records("train", n)})
+    want = unit_rows(n, 8, 3)
+    add_teacher(tmp_path / "s.h5", dataset, "t", config, {"train": want}, shard_rows=20)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(4):
+            rows = EmbeddingStore(tmp_path / "s.h5").embeddings("t", "train")
+
+            def gather(seed, rows=rows):
+                numbers = np.random.default_rng(seed).integers(0, n, 7)
+                return (rows.gather(numbers) == want[numbers].astype(np.float16)).all()
+
+            with ThreadPoolExecutor(4) as pool:
+                assert all(pool.map(gather, range(400)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_rows_are_asked_for_by_integers(index):
+    rows = EmbeddingStore(index).embeddings("vision", "train")
+    assert rows.gather(np.array([3], np.uint8)).shape == (1, 16)
+    for wrong in (np.array([True, False]), np.array([1.5])):
+        with pytest.raises(IndexError, match="must be integers"):
             rows.gather(wrong)
 
 
@@ -246,9 +277,7 @@ def test_what_does_not_fit_is_refused_with_the_field(index):
         join("other", 40)
     with pytest.raises(CusaError, match="fingerprint of split 'train'"):
         join("made-up", 39)
-    assert join("made-up", 40).teachers == read_index(index).teachers | {
-        "vision": TeacherEntry(settings("image", 16), read_index(index).teachers["vision"].shards)
-    }
+    assert join("made-up", 40).teachers["vision"].shards == read_index(index).teachers["vision"].shards
     for field, value in {"weights_sha256": "1" * 64, "precision": "fp16", "transform": {"size": 9}}.items():
         with pytest.raises(CusaError, match=f"other settings, not to be mixed: {field}"):
             join("made-up", 40, **{field: value})

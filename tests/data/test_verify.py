@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cusa.data.index import read_index, write_index
+from cusa.data.sealed import INDEX_FORMAT, write_sealed
 from cusa.data.shards import read_shard, write_shard
 from cusa.data.store import EmbeddingStore
 from cusa.data.verify import verify
@@ -152,3 +153,10 @@ def test_what_is_no_store_is_refused_and_left_alone(index):
         assert f"embedding store {path} does not exist or is a folder" in run_error("store", "verify", path, "--repair")
     assert folder.is_dir()
     assert len(EmbeddingStore(index).embeddings("vision", "train").gather(range(16))) == 16
+
+
+def test_an_index_that_is_sealed_and_makes_no_sense_is_named(index):
+    """The shards are then checked in threads, which must not wait for what the failed reading holds."""
+    write_sealed(index, INDEX_FORMAT, lambda file: file.create_group("teachers/a/b") and file.create_group("splits"))
+    line = run_error("store", "verify", index)
+    assert "1 of 12 files are damaged or missing" in line

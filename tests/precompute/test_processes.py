@@ -127,9 +127,9 @@ def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(tmp_path,
     bounds = [0, 3, 9, n_shards]
     for a, b in ((3, 9), (9, n_shards), (0, 3)):  # in any order
         text = run_ok("precompute", *_args(manifest, teachers, out, "--shard-range", f"{a}:{b}"))
-        assert f"store.part-{a}-{b}.h5" in text.replace("\n", "")
+        assert f"store.part-{a}-{b}-" in text.replace("\n", "")
     assert not out.exists()
-    parts = [out.with_name(f"store.part-{a}-{b}.h5") for a, b in pairwise(bounds)]
+    parts = [next(out.parent.glob(f"store.part-{a}-{b}-*.h5")) for a, b in pairwise(bounds)]
     line = run_error("store", "merge", out, *parts[:2])
     assert "no shard holds rows" in line
     assert not out.exists()
@@ -202,6 +202,47 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, manifest
     run_ok("precompute", *_args(manifest, teachers, out))
     assert contents(out.parent) == whole
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not made again
+
+
+def test_a_signal_to_the_whole_group_is_not_the_workers_business(tmp_path, manifest, teachers):
+    out = tmp_path / "s" / "store.h5"
+    args = _args(manifest, teachers, out, "--workers", 2)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(pause=0.2), *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    _wait_for_shard(out)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    assert "stopped by SIGTERM" in errors
+
+
+def test_a_part_may_have_only_skipped_rows(tmp_path, teachers):
+    manifest, out = make_pairs(tmp_path / "d", n=24, n_val=6), tmp_path / "s" / "store.h5"
+    for i in range(5):
+        (tmp_path / "d" / f"{i:03d}.jpg").unlink()
+    args = _args(manifest, teachers, out, "--on-error", "skip")
+    for part in ("0:1", "1:17"):
+        run_ok("precompute", *args, "--shard-range", part)
+    run_ok("store", "merge", out, *out.parent.glob("store.part-*.h5"))
+    assert EmbeddingStore(out).embeddings("vit", "train").skipped.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_parts_of_other_teachers_do_not_replace_each_other(tmp_path, manifest, teachers):
+    out = tmp_path / "s" / "store.h5"
+    run_ok("precompute", *_args(manifest, teachers, out))
+    vit = teachers[1].partition("=")[2]
+    for name in ("second", "third"):
+        run_ok("precompute", "--dataset", manifest, "--teacher", f"{name}={vit}", "--workers", 0, "--out", out,
+               "--shard-range", "0:2")  # fmt: skip
+    run_ok("store", "merge", out, *out.parent.glob("store.part-*.h5"))
+    assert set(EmbeddingStore(out).teachers) == {"vit", "words", "second", "third"}
 
 
 def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, teachers):

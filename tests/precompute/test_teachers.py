@@ -46,7 +46,7 @@ def test_impossible_teachers(tmp_path):
     with pytest.raises(CusaError, match="expected NAME, NAME=PATH"):
         parse_teacher("unicom=")
     for name in ("..", ".", "a b", "a/b"):
-        with pytest.raises(CusaError, match="NAME of letters"):
+        with pytest.raises(CusaError, match="legal are letters"):
             parse_teacher(f"{name}={tmp_path}")
     with pytest.raises(CusaError, match=r"neither config.json nor modules.json"):
         parse_teacher(f"x={tmp_path}")
