@@ -59,8 +59,10 @@ def write_sealed(path: Path, form: str, build: Callable[[h5py.File], None]) -> s
     line = f"{form} {VERSION[0]}.{VERSION[1]} sha256={seal}\n".encode()
     try:
         with atomic_file(path) as temporary, temporary.open("wb") as out:
+            out.seek(BLOCK)
+            out.write(content)  # first and in one piece: the page cache then holds the file in large pages
+            out.seek(0)
             out.write(line.ljust(BLOCK, b"\0"))
-            out.write(content)
     except OSError as error:
         if error.errno not in _FULL:
             raise
