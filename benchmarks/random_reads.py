@@ -185,7 +185,7 @@ def memory(folder: Path, n: int, way: str | None, workers: int = 8) -> float:
 
 
 @click.command()
-@click.option("--rounds", default=7)
+@click.option("--rounds", default=11)
 @click.option("--out", type=click.Path(path_type=Path))
 def main(rounds: int, out: Path | None) -> None:
     """Measure, print a table, write the figures to --out."""
