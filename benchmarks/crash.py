@@ -11,7 +11,6 @@ them, after which the others get the SIGTERM that torchrun would send.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -285,7 +284,7 @@ def main(kills: int, ranks: int, seed: int, out: Path | None) -> None:
     """Kill and rerun; print the counts."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     load_libraries()
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack():
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         results = crash(folder, make_inputs(folder), kills, ranks, seed, lambda n, same: print(n, same, flush=True))
     results["machine"] = platform.platform()

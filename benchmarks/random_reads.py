@@ -125,10 +125,10 @@ def rates(folder: Path, n: int, rounds: int) -> dict[str, float]:
     gathers = {name: (opening(folder, *more), count) for name, (opening, more, count) in WAYS.items()}
     probe = rng.integers(0, n, BATCH)
     want = gathers["numpy memmap of .npy"][0](probe)
-    for gather, _ in gathers.values():
+    for gather, count in gathers.values():
         np.testing.assert_array_equal(gather(probe), want)
-        for start in range(0, n, BATCH):  # all pages in the cache and in the page tables
-            if _ > 100:
+        if count > 100:  # all pages in the cache and in the page tables; h5py has none of its own
+            for start in range(0, n, BATCH):
                 gather(np.arange(start, min(start + BATCH, n)))
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(rounds):

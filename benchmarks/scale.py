@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cusa.data.index import COLUMNS
+from cusa.data.index import COLUMNS, Texts
 from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
 from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, VERSION
 
@@ -65,8 +65,6 @@ def make_sparse(index: Path, n: int) -> None:
             offset = file["rows"].id.get_offset()
         seal(path, SHARD_FORMAT)
         listing.append((start, stop, offset, f"{shard_folder(index).name}/{name}"))
-    from cusa.data.index import Texts
-
     with h5py.File(index, "w", userblock_size=512) as file:
         file.attrs["dataset"], file.attrs["image_root"] = "made up", "."
         split = file.create_group("splits/train")

@@ -31,7 +31,8 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except Stopped as stopped:
-            fail(f"stopped by {signal.Signals(stopped.signal).name}: {stopped}", 128 + stopped.signal)
+            progress = f": {stopped}" if str(stopped) else ""
+            fail(f"stopped by {signal.Signals(stopped.signal).name}{progress}", 128 + stopped.signal)
         except CusaError as error:
             fail(" ".join(str(error).split("\n")))
         except PermissionError as error:
@@ -165,8 +166,8 @@ def cpu_count() -> int:
 
 
 def default_workers(inputs_are_stored: bool) -> int:
-    """Reading processes: none where inputs are rows of a store, else one per core, at most 16."""
-    return 0 if inputs_are_stored else min(cpu_count(), 16)
+    """Reading processes: none where inputs are rows of a store, else one per core, at most 8."""
+    return 0 if inputs_are_stored else min(cpu_count(), 8)
 
 
 def quiet_libraries() -> None:

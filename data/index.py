@@ -201,12 +201,13 @@ def read_index(path: Path) -> Index:
     Raises:
         CusaError: If it is missing, damaged, or no index.
     """
+    sealed.read_seal(path, sealed.INDEX_FORMAT)  # what is no index at all is named as such
+    if not sealed.seal_holds(path, sealed.INDEX_FORMAT):  # before the HDF5 library parses it
+        raise CusaError(
+            f"index {path} is damaged: its checksum does not hold; move it away and run the same cusa-precompute "
+            "command again, finished shards are kept"
+        )
     with sealed.open_sealed(path, sealed.INDEX_FORMAT) as file:
-        if not sealed.seal_holds(path, sealed.INDEX_FORMAT):
-            raise CusaError(
-                f"index {path} is damaged: its checksum does not hold; move it away and run the same cusa-precompute "
-                "command again, finished shards are kept"
-            )
         splits = {name: _read_split(group) for name, group in list(file["splits"].items())}
         teachers = {name: _read_teacher(group) for name, group in list(file["teachers"].items())}
         return Index(str(file.attrs["dataset"]), image_root(path, file), splits, teachers)

@@ -158,7 +158,7 @@ def _run_options(
     on_error: str,
     **options: Any,
 ) -> RunOptions:
-    from cusa.data.console import cpu_count, default_workers, pick_device
+    from cusa.data.console import cpu_count, pick_device
     from cusa.precompute.pipeline import PipelineOptions
     from cusa.precompute.run import RunOptions
 
@@ -166,9 +166,9 @@ def _run_options(
     device = f"cuda:{ranks.local_rank % _gpu_count()}" if kind == "cuda" else kind
     if precision == "auto":
         precision = "fp16" if kind == "cuda" else "fp32"
-    if workers is None:
-        workers = max(1, default_workers(inputs_are_stored=False) // ranks.local_size)
-    encoders = 2 if kind == "cuda" else max(1, cpu_count() // ranks.local_size)
+    cores = max(1, cpu_count() // ranks.local_size)
+    workers = min(cores, 16) if workers is None else workers
+    encoders = 2 if kind == "cuda" else cores
     pipeline = PipelineOptions(device, precision, workers, encoders, skip_errors=on_error == "skip")
     return RunOptions(out, pipeline, **options)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +54,10 @@ def choose_draft(teacher: Teacher, dataset: Dataset, device: str, precision: str
     if teacher.input_size is None:
         return Draft(None, None)
     size = _MARGIN * teacher.input_size
-    paths = [dataset.image_root / r.image_path for records in dataset.splits.values() for r in records]
-    step = max(1, len(paths) // _LOOKED_AT)
-    large = list(islice((p for p in paths[::step] if _is_halved(p, size)), _COMPARED))
+    step = max(1, sum(map(len, dataset.splits.values())) // _LOOKED_AT)
+    spread = islice(chain.from_iterable(dataset.splits.values()), 0, None, step)
+    paths = (dataset.image_root / record.image_path for record in spread)
+    large = list(islice((path for path in paths if _is_halved(path, size)), _COMPARED))
     if len(large) < _TOO_FEW:
         return Draft(None, None)
 

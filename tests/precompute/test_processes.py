@@ -176,12 +176,15 @@ def _slow(args, pause=0.1):
     )
 
 
-def _wait_for_shard(out):
-    for _ in range(600):
-        if list(out.parent.rglob("vit/*.h5")):
-            return
+def _wait_for(there):
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline, "it never came"
         time.sleep(0.05)
-    raise AssertionError("no shard came")
+
+
+def _wait_for_shard(out):
+    _wait_for(lambda: list(out.parent.rglob("vit/*.h5")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -254,8 +257,7 @@ def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, tea
     )
     command = [sys.executable, "-c", code, *_args(manifest, teachers, out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    while not (out.with_suffix("") / ".lock").exists():
-        time.sleep(0.05)
+    _wait_for((out.with_suffix("") / ".lock").exists)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM, errors
