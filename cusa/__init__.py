@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from cusa.eval.images import image_retrieval
     from cusa.eval.retrieval import cross_modal_recalls, uni_modal_recalls
     from cusa.train.checkpoint import load_student
-    from cusa.train.losses import CUSALoss, contrastive_loss, soft_label_loss, soft_labels
+    from cusa.train.losses import CUSALoss, LossConfig, contrastive_loss, soft_label_loss, soft_labels
+    from cusa.train.matching import hard_negatives, matching_loss, matching_targets
+    from cusa.train.micro_batches import encode_in_micro_batches
 
 _HOME = {
     "normalize_caption": "cusa.data.captions",
@@ -34,9 +36,14 @@ _HOME = {
     "uni_modal_recalls": "cusa.eval.retrieval",
     "load_student": "cusa.train.checkpoint",
     "CUSALoss": "cusa.train.losses",
+    "LossConfig": "cusa.train.losses",
     "contrastive_loss": "cusa.train.losses",
     "soft_label_loss": "cusa.train.losses",
     "soft_labels": "cusa.train.losses",
+    "hard_negatives": "cusa.train.matching",
+    "matching_loss": "cusa.train.matching",
+    "matching_targets": "cusa.train.matching",
+    "encode_in_micro_batches": "cusa.train.micro_batches",
 }
 
 __all__ = [
@@ -44,12 +51,17 @@ __all__ = [
     "CusaError",
     "Dataset",
     "EmbeddingStore",
+    "LossConfig",
     "Record",
     "contrastive_loss",
     "cross_modal_recalls",
+    "encode_in_micro_batches",
+    "hard_negatives",
     "image_retrieval",
     "load_dataset",
     "load_student",
+    "matching_loss",
+    "matching_targets",
     "normalize_caption",
     "soft_label_loss",
     "soft_labels",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -103,9 +103,10 @@ class Batch:
     teacher_text: torch.Tensor | None
     image_ids: torch.Tensor
 
-    def to(self, device: str) -> Batch:
-        """The batch on a device."""
-        return Batch(**{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+    def to(self, device: str, inputs: bool = True) -> Batch:
+        """The batch on a device; the student's inputs stay where they are unless ``inputs``."""
+        moved = [f.name for f in fields(self) if inputs or f.name not in ("images", "texts")]
+        return replace(self, **{name: _to(getattr(self, name), device) for name in moved})
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; DataLoader calls it."""

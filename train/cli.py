@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, e.g. loss.alpha=0.2.")
 @click.option("--epochs", type=click.IntRange(1))
 @click.option("--batch-size", type=click.IntRange(1))
+@click.option("--micro-batch", type=click.IntRange(1),
+              help="Encode so many pairs at a time, twice: the loss of a batch that memory does not hold.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--workers", type=click.IntRange(0), help="Processes that read batches.")
@@ -103,7 +105,7 @@ def _flag_settings(flags: dict[str, Any]) -> dict[str, Any]:
     sections = {
         "student": ("image_encoder", "text_encoder"),
         "data": ("image_teacher", "text_teacher", "image_root"),
-        "train": ("epochs", "batch_size", "precision", "device", "workers", "seed"),
+        "train": ("epochs", "batch_size", "micro_batch", "precision", "device", "workers", "seed"),
     }
     nested: dict[str, Any] = {
         section: {n: flags[n] for n in names if flags[n] is not None} for section, names in sections.items()

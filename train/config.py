@@ -72,6 +72,8 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the captions.
         batch_size: Pairs per step.
+        micro_batch: Pairs whose activations are in memory at a time; the loss is still that of the whole batch, and
+            the encoders run twice. ``None``: all, once.
         seed: Seed of weights, order and dropout.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast; the loss is always float32.
@@ -81,6 +83,7 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 128
+    micro_batch: int | None = None
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -212,6 +215,7 @@ def _check_values(config: Config) -> None:
     ranges = {  # value, least, whether that is legal itself, bound above
         "train.epochs": (t.epochs, 1, True, math.inf),
         "train.batch_size": (t.batch_size, 1, True, math.inf),
+        "train.micro_batch": (1 if t.micro_batch is None else t.micro_batch, 1, True, math.inf),
         "train.log_every": (t.log_every, 1, True, math.inf),
         "train.seed": (t.seed, 0, True, 2**63),
         "train.workers": (t.workers or 0, 0, True, math.inf),

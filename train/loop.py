@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.data.schema import TeacherSettings
 from cusa.data.store import EmbeddingStore
-from cusa.train.batches import Batch, EpochOrder, Loader, Pairs, Sources, open_sources
+from cusa.train.batches import Batch, EpochOrder, Inputs, Loader, Pairs, Sources, open_sources
 from cusa.train.checkpoint import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -35,7 +36,8 @@ from cusa.train.checkpoint import (
 from cusa.train.config import Config, differing, to_yaml
 from cusa.train.encode import encode_split, validation_scores
 from cusa.train.losses import CUSALoss, LossTerms
-from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
+from cusa.train.micro_batches import encode_in_micro_batches
+from cusa.train.student import Features, Processors, Student, adapter_student, dual_encoder_student
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -238,10 +240,11 @@ class Trainer:
         lr = learning_rate(self.progress.step, self.steps_per_epoch, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, inputs=self.config.train.micro_batch is None)
         reduced = _AUTOCAST.get(self.config.train.precision)
         with torch.autocast(self.device, reduced) if reduced else contextlib.nullcontext():
-            image, text = self.student.encode_image(batch.images), self.student.encode_text(batch.texts)
+            image = self._encode(self.student.encode_image, batch.images)
+            text = self._encode(self.student.encode_text, batch.texts)
             terms = self.loss(
                 image.cross, text.cross, image.uni, text.uni, batch.teacher_image, batch.teacher_text, batch.image_ids
             )
@@ -269,6 +272,10 @@ class Trainer:
             }
             _log(log, metrics)
             reporter.stepped(metrics)
+
+    def _encode(self, encode: Callable[[Any], Features], inputs: Inputs) -> Features:
+        size = self.config.train.micro_batch
+        return encode(inputs) if size is None else encode_in_micro_batches(encode, inputs, size, self.device)
 
     def _check_finite(self, terms: LossTerms) -> None:
         if torch.isfinite(terms.total):

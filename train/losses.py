@@ -1,214 +1,52 @@
-"""The losses of CUSA (Huang et al., AAAI 2024): contrastive, CSA and USA, on similarity matrices and on embeddings.
+"""The CUSA loss (Huang et al., AAAI 2024): contrastive, CSA and USA, on embeddings and on similarity matrices.
 
-Notation, for B pairs: ``similarity`` is ``[B, B]``, row i the similarities of item i with every candidate j; a
-temperature divides it. Soft labels are softmax distributions over the teacher's similarities.
+:class:`CUSALoss` is the whole loss with its temperatures; the functions are its parts, on similarity matrices.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-Divergence = Literal["kl", "cross_entropy"]
-Scaling = Literal["paper", "infonce"]
-Source = Literal["each", "add", "dot"]
-Term = Literal["contrastive", "csa", "usa"]
+from cusa.train.gather import World
+from cusa.train.loss_config import TERMS, LossConfig, Temperature, TemperaturePair, Term
+from cusa.train.similarity import (
+    contrastive_loss,
+    contrastive_rows,
+    fuse_similarities,
+    soft_label_loss,
+    soft_label_rows,
+    soft_labels,
+)
+from cusa.train.tiled import Pair, Sides, Taus, tiled_loss
 
-TERMS: dict[str, tuple[Term, ...]] = {
-    "contrastive": ("contrastive",),
-    "csa": ("contrastive", "csa"),
-    "usa": ("contrastive", "usa"),
-    "cusa": ("contrastive", "csa", "usa"),
-}
+__all__ = [
+    "TERMS",
+    "CUSALoss",
+    "LossConfig",
+    "LossTerms",
+    "Temperature",
+    "TemperaturePair",
+    "contrastive_loss",
+    "fuse_similarities",
+    "soft_label_loss",
+    "soft_labels",
+]
 
+Method = Literal["auto", "dense", "tiled"]
 
-def soft_labels(teacher_similarity: torch.Tensor, tau: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """Soft labels ``P_ij = softmax_j(teacher_similarity_ij / tau)`` (paper, section 3.2).
-
-    Args:
-        teacher_similarity: float ``[B, B]``, cosine similarities of the teacher's embeddings.
-        tau: Temperature.
-
-    Returns:
-        ``[B, B]``; every row sums to one.
-    """
-    return F.softmax(teacher_similarity / tau, dim=-1)
-
-
-def fuse_similarities(
-    image_similarity: torch.Tensor, text_similarity: torch.Tensor, source: Source
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Teacher similarities that serve CSA's two directions (paper, ablation of the soft-label source).
-
-    Args:
-        image_similarity: float ``[B, B]`` of the image teacher.
-        text_similarity: float ``[B, B]`` of the text teacher.
-        source: ``"each"``: images for image-to-text, texts for text-to-image; ``"add"``: the mean of both for both;
-            ``"dot"``: ``sqrt(max(s_I, 0) * max(s_T, 0))`` for both.
-
-    Returns:
-        Similarities for image-to-text and for text-to-image, ``[B, B]`` each.
-    """
-    if source == "each":
-        return image_similarity, text_similarity
-    if source == "add":
-        both = (image_similarity + text_similarity) / 2
-    else:
-        both = (image_similarity.clamp_min(0) * text_similarity.clamp_min(0)).sqrt()
-    return both, both
-
-
-def soft_label_loss(
-    similarity: torch.Tensor,
-    teacher_similarity: torch.Tensor,
-    tau: torch.Tensor | float,
-    tau_soft: torch.Tensor | float = 1.0,
-    divergence: Divergence = "kl",
-    scaling: Scaling = "infonce",
-) -> torch.Tensor:
-    """Divergence of the student's distributions from the soft labels: one direction of CSA or USA.
-
-    ``"kl"`` is ``KL(P || softmax_j(similarity_ij / tau))`` with ``P = soft_labels(teacher_similarity, tau_soft)``,
-    summed over j and averaged over i (paper, equations for L_CSA and L_USA); ``"cross_entropy"`` leaves out P's
-    entropy.
-
-    Args:
-        similarity: float ``[B, B]`` of the student.
-        teacher_similarity: float ``[B, B]`` of the teacher.
-        tau: The student's temperature.
-        tau_soft: The soft labels' temperature.
-        divergence: ``"kl"`` or ``"cross_entropy"``.
-        scaling: For ``"cross_entropy"`` alone: ``"paper"`` divides by B once more, as the published code does.
-
-    Returns:
-        Scalar.
-    """
-    log_q = F.log_softmax(similarity / tau, dim=-1)
-    if divergence == "kl":
-        log_p = F.log_softmax(teacher_similarity / tau_soft, dim=-1)
-        return (log_p.exp() * (log_p - log_q)).sum() / len(similarity)
-    return _soft_cross_entropy(soft_labels(teacher_similarity, tau_soft), log_q, scaling)
-
-
-def contrastive_loss(
-    similarity: torch.Tensor,
-    tau: torch.Tensor | float,
-    image_ids: torch.Tensor | None = None,
-    scaling: Scaling = "infonce",
-) -> torch.Tensor:
-    """Cross entropy with every pair of the same image as a positive: one direction of L_con (DESIGN, section 2).
-
-    Args:
-        similarity: float ``[B, B]``: image-to-text, or its transpose.
-        tau: Temperature.
-        image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
-        scaling: ``"infonce"``, or ``"paper"``, which divides by B once more, as the published code does.
-
-    Returns:
-        Scalar.
-    """
-    log_q = F.log_softmax(similarity / tau, dim=-1)
-    if image_ids is None:
-        targets = torch.eye(len(similarity), dtype=log_q.dtype, device=log_q.device)
-    else:
-        targets = (image_ids[:, None] == image_ids[None, :]).to(log_q.dtype)
-        targets = targets / targets.sum(dim=-1, keepdim=True)
-    return _soft_cross_entropy(targets, log_q, scaling)
-
-
-def _soft_cross_entropy(targets: torch.Tensor, log_q: torch.Tensor, scaling: Scaling) -> torch.Tensor:
-    n = len(targets)
-    return -(targets * log_q).sum() / (n * n if scaling == "paper" else n)
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """A temperature that divides similarities: start value, bounds, and whether it is learned."""
-
-    init: float
-    min: float
-    max: float
-    learnable: bool = True
-
-
-@dataclass(frozen=True)
-class TemperaturePair:
-    """Temperatures of the image and of the text direction; ``shared`` makes them one, at the mean of both."""
-
-    image: Temperature
-    text: Temperature
-    shared: bool
-
-
-def _pair(init: float, low: float, high: float, learnable: bool, shared: bool) -> TemperaturePair:
-    one = Temperature(init, low, high, learnable)
-    return TemperaturePair(one, one, shared)
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Settings of :class:`CUSALoss`; the defaults are the paper's for CLIP.
-
-    Attributes:
-        terms: Which of contrastive, csa, usa are summed.
-        alpha: Weight of CSA.
-        beta: Weight of USA.
-        contrastive_weight: Weight of the contrastive term.
-        contrastive_scaling: ``"paper"`` (InfoNCE / B, as published, so that alpha and beta weigh B times more) or
-            ``"infonce"``.
-        soft_label_source: See :func:`fuse_similarities`; ``"add"`` and ``"dot"`` share CSA's temperatures.
-        csa_divergence: ``"kl"`` or ``"cross_entropy"``.
-        usa_divergence: Same, for USA.
-        csa_scaling: Scaling of CSA's cross entropy; nothing to KL.
-        usa_scaling: Same, for USA.
-        tau: Temperature of the contrastive term.
-        tau_csa: The student's temperatures in CSA.
-        tau_usa: The student's temperatures in USA.
-        usa_shares_csa: USA uses ``tau_csa`` instead of ``tau_usa``.
-        tau_soft: Temperatures of the soft labels.
-        tau_soft_usa: Temperatures of USA's soft labels, if not CSA's.
-        usa_shares_soft: USA uses ``tau_soft`` instead of ``tau_soft_usa``.
-    """
-
-    terms: tuple[Term, ...] = TERMS["cusa"]
-    alpha: float = 0.1
-    beta: float = 0.5
-    contrastive_weight: float = 1.0
-    contrastive_scaling: Scaling = "paper"
-    soft_label_source: Source = "each"
-    csa_divergence: Divergence = "kl"
-    usa_divergence: Divergence = "kl"
-    csa_scaling: Scaling = "paper"
-    usa_scaling: Scaling = "paper"
-    tau: Temperature = Temperature(0.05, 0.01, 0.10)
-    tau_csa: TemperaturePair = field(default_factory=lambda: _pair(0.45, 0.10, 0.99, True, True))
-    tau_usa: TemperaturePair = field(default_factory=lambda: _pair(0.45, 0.10, 1.00, True, False))
-    usa_shares_csa: bool = False
-    tau_soft: TemperaturePair = field(default_factory=lambda: _pair(1.0, 0.1, 1.0, False, True))
-    tau_soft_usa: TemperaturePair = field(default_factory=lambda: _pair(1.0, 0.1, 1.0, False, True))
-    usa_shares_soft: bool = True
-
-    def effective_weights(self, batch_size: int) -> dict[str, float]:
-        """The terms' weights relative to an InfoNCE of weight one, for B = ``batch_size``."""
-
-        def share(divergence: Divergence, scaling: Scaling) -> float:
-            return 1 / batch_size if divergence == "cross_entropy" and scaling == "paper" else 1.0
-
-        weights = {
-            "contrastive": self.contrastive_weight * share("cross_entropy", self.contrastive_scaling),
-            "csa": self.alpha * share(self.csa_divergence, self.csa_scaling),
-            "usa": self.beta * share(self.usa_divergence, self.usa_scaling),
-        }
-        unit = share("cross_entropy", self.contrastive_scaling)
-        return {term: weights[term] / unit for term in self.terms}
+# Batch size from which "auto" takes the tiled method; the faster one on two CPU cores (docs/benchmarks.md).
+TILED_FROM = 512
 
 
 class LossTerms(NamedTuple):
-    """A loss and what it is made of; every term carries its weight already, ``total`` is their sum. Scalars."""
+    """A loss and what it is made of; every term carries its weight already, ``total`` is their sum. Scalars.
+
+    ``total`` alone carries gradients; the terms are for logs.
+    """
 
     total: torch.Tensor
     contrastive: torch.Tensor
@@ -217,18 +55,44 @@ class LossTerms(NamedTuple):
 
 
 class CUSALoss(nn.Module):
-    """The CUSA loss on embeddings; owns the temperatures.
+    """The CUSA loss; owns the temperatures.
 
     ``L = L_con + alpha * L_csa + beta * L_usa`` (paper, section 3; DESIGN, section 2). Temperatures are clamped to
     their bounds before every use; one that sits on a bound keeps its gradient.
 
     Args:
         config: Settings.
+        method: How the loss of embeddings is computed. ``"dense"`` writes the formulas out on ``[B, B]`` matrices;
+            ``"tiled"`` holds a few rows of them at a time and forms the gradient in the same sweep, so that memory
+            grows with B alone. Values and gradients are equal up to rounding; ``"auto"`` picks the faster one by size.
+        tile_rows: Rows that the tiled method holds; ``None``: as many as suit the device.
+        gather: The batch is that of all ranks of ``torch.distributed``: loss and gradients are those of one process on
+            the concatenated batch. Each rank computes its own rows. The gradients that reach a rank's features are
+            multiplied by the number of ranks, because DDP averages what comes out of the ranks; those of the
+            temperatures are summed here and equal on every rank, inside DDP or not. Ranks may have different batch
+            sizes. Without a process group, or with one rank, it changes nothing.
+        group: Process group to gather over; ``None``: the default one.
+
+    Raises:
+        ValueError: If ``method`` or ``tile_rows`` is illegal.
     """
 
-    def __init__(self, config: LossConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: LossConfig | None = None,
+        *,
+        method: Method = "auto",
+        tile_rows: int | None = None,
+        gather: bool = False,
+        group: torch.distributed.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
+        if method not in ("auto", "dense", "tiled"):
+            raise ValueError(f"method must be auto, dense or tiled, got {method!r}")
+        if tile_rows is not None and tile_rows < 1:
+            raise ValueError(f"tile_rows must be at least 1, got {tile_rows}")
         self.config = c = config or LossConfig()
+        self.method, self.tile_rows, self.gather, self._group = method, tile_rows, gather, group
         self._bounds: dict[str, tuple[float, float]] = {}
         csa, usa = "csa" in c.terms, "usa" in c.terms
         if "contrastive" in c.terms:
@@ -264,15 +128,28 @@ class CUSALoss(nn.Module):
         """The temperatures as they would be used now, by name."""
         return {k: min(max(getattr(self, k).item(), low), high) for k, (low, high) in self._bounds.items()}
 
-    def _clamp(self) -> None:
+    def _taus(self, world: World | None, dtype: torch.dtype) -> Taus:
+        """The temperatures by their use, clamped; their gradients are summed over the ranks."""
         for name, (low, high) in self._bounds.items():
             # .data: an in-place change that a graph still waiting for its backward does not trip over.
             getattr(self, name).data.clamp_(low, high)
+        values = [getattr(self, name) for name in self._bounds]
+        used = dict(zip(self._bounds, world.sum_gradients(values) if world else values, strict=True))
+        used = {name: tau.to(dtype) for name, tau in used.items()}
+        c = self.config
 
-    def _taus(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        if name in self._bounds:
-            return getattr(self, name), getattr(self, name)
-        return getattr(self, f"{name}_image"), getattr(self, f"{name}_text")
+        def pair(term: Term, name: str) -> Pair | None:
+            if term not in c.terms:
+                return None
+            return (used[name], used[name]) if name in used else (used[f"{name}_image"], used[f"{name}_text"])
+
+        return Taus(
+            contrastive=pair("contrastive", "tau"),
+            csa=pair("csa", "tau_csa"),
+            csa_soft=pair("csa", "tau_soft"),
+            usa=pair("usa", "tau_csa" if c.usa_shares_csa else "tau_usa"),
+            usa_soft=pair("usa", "tau_soft" if c.usa_shares_soft else "tau_soft_usa"),
+        )
 
     def forward(
         self,
@@ -296,56 +173,154 @@ class CUSALoss(nn.Module):
             image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
 
         Raises:
-            ValueError: If a term lacks an input.
+            ValueError: If a term lacks an input, sizes differ, or a teacher row is zero or not finite; names the rows.
         """
-        self._clamp()
+        sides = self._sides(
+            (image_features, text_features), (uni_image_features, uni_text_features), (teacher_image, teacher_text)
+        )
+        world = World.of(self._group) if self.gather else None
+        fault = "" if torch.compiler.is_compiling() else _fault(sides, image_ids)
+        if world is not None:
+            world.agree(sides.all(), image_ids, fault)
+        elif fault:
+            raise ValueError(fault)
         with torch.autocast(image_features.device.type, enabled=False):
-            sim = _cosines(image_features, text_features)
-            zero = sim.new_zeros(())
-            con = csa = usa = zero
-            if "contrastive" in self.config.terms:
-                con = self._contrastive(sim, image_ids)
-            if "csa" in self.config.terms or "usa" in self.config.terms:
-                if teacher_image is None or teacher_text is None:
-                    raise ValueError("CSA and USA need teacher_image and teacher_text")
-                image_sim = _cosines(teacher_image.detach().to(sim.dtype))
-                text_sim = _cosines(teacher_text.detach().to(sim.dtype))
-                if "csa" in self.config.terms:
-                    csa = self._csa(sim, image_sim, text_sim)
-                if "usa" in self.config.terms:
-                    if uni_image_features is None or uni_text_features is None:
-                        raise ValueError("USA needs uni_image_features and uni_text_features")
-                    usa = self._usa(_cosines(uni_image_features), _cosines(uni_text_features), image_sim, text_sim)
-            return LossTerms(con + csa + usa, con, csa, usa)
+            features = _in_one_dtype(sides).map(lambda x: F.normalize(x, dim=-1))
+            rows = slice(0, len(image_features))
+            if world is not None:
+                features, rows = features.map(world.gather), world.rows
+                image_ids = None if image_ids is None else world.all_rows(image_ids)
+            taus = self._taus(world, features.cross[0].dtype)
+            if self._tiles(rows, len(features.cross[0])):
+                share, terms = tiled_loss(features, image_ids, taus, self.config, rows, self.tile_rows)
+            else:
+                share, terms = self._dense(_similarities(features, rows), image_ids, taus, rows)
+            if world is None:
+                return LossTerms(share, *terms)
+            terms = world.sum(terms)
+            # The value of all ranks' rows, with the gradient of this one's.
+            return LossTerms(terms.sum() + (share - share.detach()), *terms)
 
-    def _contrastive(self, sim: torch.Tensor, image_ids: torch.Tensor | None) -> torch.Tensor:
-        c = self.config
-        tau, _ = self._taus("tau")
-        i2t = contrastive_loss(sim, tau, image_ids, c.contrastive_scaling)
-        t2i = contrastive_loss(sim.T, tau, image_ids, c.contrastive_scaling)
-        return c.contrastive_weight * (i2t + t2i) / 2
+    def on_similarities(
+        self,
+        similarity: torch.Tensor,
+        uni_image_similarity: torch.Tensor | None = None,
+        uni_text_similarity: torch.Tensor | None = None,
+        teacher_image_similarity: torch.Tensor | None = None,
+        teacher_text_similarity: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+    ) -> LossTerms:
+        """The same loss for a model whose similarity is no dot product: SGRAF, IMRAM, a fusion encoder's scores.
 
-    def _csa(self, sim: torch.Tensor, image_sim: torch.Tensor, text_sim: torch.Tensor) -> torch.Tensor:
-        c = self.config
-        (tau_image, tau_text), (soft_image, soft_text) = self._taus("tau_csa"), self._taus("tau_soft")
-        for_images, for_texts = fuse_similarities(image_sim, text_sim, c.soft_label_source)
-        i2t = soft_label_loss(sim, for_images, tau_image, soft_image, c.csa_divergence, c.csa_scaling)
-        t2i = soft_label_loss(sim.T, for_texts, tau_text, soft_text, c.csa_divergence, c.csa_scaling)
-        return c.alpha * (i2t + t2i) / 2
+        Rows are computed by whoever computes the similarities, so ``gather`` has no part in it.
 
-    def _usa(
-        self, uni_image: torch.Tensor, uni_text: torch.Tensor, image_sim: torch.Tensor, text_sim: torch.Tensor
-    ) -> torch.Tensor:
-        c = self.config
-        tau_image, tau_text = self._taus("tau_csa" if c.usa_shares_csa else "tau_usa")
-        soft_image, soft_text = self._taus("tau_soft" if c.usa_shares_soft else "tau_soft_usa")
-        i2i = soft_label_loss(uni_image, image_sim, tau_image, soft_image, c.usa_divergence, c.usa_scaling)
-        t2t = soft_label_loss(uni_text, text_sim, tau_text, soft_text, c.usa_divergence, c.usa_scaling)
-        return c.beta * (i2i + t2t) / 2
+        Args:
+            similarity: float ``[B, B]`` of image i and caption j.
+            uni_image_similarity: float ``[B, B]`` between images; USA needs it.
+            uni_text_similarity: float ``[B, B]`` between captions; USA needs it.
+            teacher_image_similarity: float ``[B, B]`` of the image teacher; CSA and USA need it.
+            teacher_text_similarity: float ``[B, B]`` of the text teacher.
+            image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
+
+        Raises:
+            ValueError: If a term lacks an input, or a matrix is not ``[B, B]``.
+        """
+        sides = self._sides(
+            (similarity, similarity.T),
+            (uni_image_similarity, uni_text_similarity),
+            (teacher_image_similarity, teacher_text_similarity),
+        )
+        b = len(similarity)
+        if wrong := [list(m.shape) for m in sides.all() if m.shape != (b, b)]:
+            raise ValueError(f"every similarity matrix must be [{b}, {b}] like the first, got {wrong[0]}")
+        with torch.autocast(similarity.device.type, enabled=False):
+            sides = _in_one_dtype(sides)
+            total, terms = self._dense(sides, image_ids, self._taus(None, sides.cross[0].dtype), slice(0, b))
+            return LossTerms(total, *terms)
+
+    def _sides(
+        self,
+        cross: Pair,
+        uni: tuple[torch.Tensor | None, torch.Tensor | None],
+        teacher: tuple[torch.Tensor | None, torch.Tensor | None],
+    ) -> Sides:
+        """What the terms need of it; nothing flows back into the teacher.
+
+        Raises:
+            ValueError: If something is missing.
+        """
+        uni_image, uni_text, teacher_image, teacher_text = *uni, *teacher
+        needed_uni = needed_teacher = None
+        if {"csa", "usa"} & set(self.config.terms):
+            if teacher_image is None or teacher_text is None:
+                raise ValueError("CSA and USA need teacher_image and teacher_text (or their similarities)")
+            needed_teacher = teacher_image.detach(), teacher_text.detach()
+        if "usa" in self.config.terms:
+            if uni_image is None or uni_text is None:
+                raise ValueError("USA needs uni_image_features and uni_text_features (or their similarities)")
+            needed_uni = uni_image, uni_text
+        return Sides(cross, needed_uni, needed_teacher)
+
+    def _tiles(self, rows: slice, n_candidates: int) -> bool:
+        if self.method == "auto":
+            return (rows.stop - rows.start) * n_candidates >= TILED_FROM**2
+        return self.method == "tiled"
+
+    def _dense(
+        self, sims: Sides, image_ids: torch.Tensor | None, taus: Taus, rows: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :func:`cusa.train.tiled.tiled_loss`, on the rows' similarities with all candidates."""
+        c, weights = self.config, self.config.row_weights(sims.cross[0].shape[1])
+
+        def soft(term: Term, students: Pair, teachers: Pair, tau: Pair, tau_soft: Pair) -> torch.Tensor:
+            directions = zip(students, teachers, tau, tau_soft, strict=True)
+            image, text = (soft_label_rows(*d, c.divergence(term)) for d in directions)
+            return weights[term] * (image + text).sum()
+
+        con = csa = usa = sims.cross[0].new_zeros(())
+        if taus.contrastive is not None:
+            directions = zip(sims.cross, taus.contrastive, strict=True)
+            image, text = (contrastive_rows(sim, tau, image_ids, rows.start) for sim, tau in directions)
+            con = weights["contrastive"] * (image + text).sum()
+        if sims.teacher is not None and taus.csa is not None and taus.csa_soft is not None:
+            fused = fuse_similarities(*sims.teacher, c.soft_label_source)
+            csa = soft("csa", sims.cross, fused, taus.csa, taus.csa_soft)
+        if sims.teacher is not None and sims.uni is not None and taus.usa is not None and taus.usa_soft is not None:
+            usa = soft("usa", sims.uni, sims.teacher, taus.usa, taus.usa_soft)
+        return con + csa + usa, torch.stack([con, csa, usa]).detach()
 
 
-def _cosines(a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-    """``[B, B]`` cosine similarities, in float32 or wider."""
-    a = F.normalize(a if a.dtype == torch.float64 else a.float(), dim=-1)
-    b = a if b is None else F.normalize(b if b.dtype == torch.float64 else b.float(), dim=-1)
-    return a @ b.T
+def _in_one_dtype(sides: Sides) -> Sides:
+    """In float32 or, if anything is, in float64."""
+    double = any(x.dtype == torch.float64 for x in sides.all())
+    return sides.map(lambda x: x.to(torch.float64 if double else torch.float32))
+
+
+def _similarities(features: Sides, rows: slice) -> Sides:
+    """Of the queries in ``rows`` with all candidates."""
+    image, text = features.cross
+    within = [None if pair is None else (pair[0][rows] @ pair[0].T, pair[1][rows] @ pair[1].T) for pair in features[1:]]
+    return Sides((image[rows] @ text.T, text[rows] @ image.T), *within)
+
+
+def _fault(sides: Sides, image_ids: torch.Tensor | None) -> str:
+    """What is wrong with a batch, in a line; empty if nothing."""
+    b = len(sides.cross[0])
+    if wrong := [list(x.shape) for x in sides.all() if x.ndim != 2 or len(x) != b]:
+        return f"features and teacher rows must be matrices of {b} rows, as many as image_features, got {wrong[0]}"
+    image_dim, text_dim = (x.shape[1] for x in sides.cross)
+    if image_dim != text_dim:
+        return f"image_features and text_features must have one dimension, got {image_dim} and {text_dim}"
+    if image_ids is not None and image_ids.shape != (b,):
+        return f"image_ids must be [{b}], got {list(image_ids.shape)}"
+    for modality, rows in zip(("image", "text"), sides.teacher or (), strict=False):
+        norms = torch.linalg.vector_norm(rows.float(), dim=1)
+        good = (norms > 0) & norms.isfinite()
+        if not good.all():
+            bad = (~good).nonzero().flatten().tolist()
+            shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+            return (
+                f"the {modality} teacher's rows {shown} of the batch are zero or not finite ({len(bad)} of {b}); "
+                "leave these pairs out, or make the rows again"
+            )
+    return ""

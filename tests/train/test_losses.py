@@ -222,13 +222,170 @@ def test_kl_of_a_distribution_with_itself_is_zero(sim, tau):
 
 
 @settings(deadline=None, max_examples=50)
-@given(matrices, st.randoms())
-def test_the_order_of_the_batch_does_not_matter(sim, random):
-    order = list(range(len(sim)))
-    random.shuffle(order)
-    ids = torch.arange(len(sim)) // 2
-    again = contrastive_loss(sim[order][:, order], 0.05, ids[order])
-    assert float(again) == pytest.approx(float(contrastive_loss(sim, 0.05, ids)), rel=1e-9)
+@given(matrices, matrices, st.floats(0.05, 2))
+def test_kl_is_never_negative(sim, teacher, tau):
+    n = min(len(sim), len(teacher))
+    assert float(soft_label_loss(sim[:n, :n], teacher[:n, :n], tau)) >= -1e-12
+
+
+def _random(n, seed):
+    """Features of both heads and modalities, teacher rows, and image ids with repeats."""
+    rng = np.random.default_rng(seed)
+    rows = [torch.from_numpy(rng.normal(size=(n, d))) for d in (6, 6, 4, 5, 7, 3)]
+    return rows, torch.from_numpy(rng.integers(0, max(1, n // 2), n))
+
+
+METHODS = pytest.mark.parametrize("method", ["dense", "tiled"])
+SEPARATE = LossConfig(
+    tau_csa=TemperaturePair(Temperature(0.4, 0.1, 0.9), Temperature(0.6, 0.1, 0.9), False),
+    tau_usa=TemperaturePair(Temperature(0.5, 0.1, 0.9), Temperature(0.3, 0.1, 0.9), False),
+    tau_soft=TemperaturePair(Temperature(0.8, 0.1, 0.9), Temperature(0.2, 0.1, 0.9), False),
+)
+
+
+def _values(loss, rows, ids):
+    features = [x.clone().requires_grad_() for x in rows[:4]]
+    terms = loss(*features, *rows[4:], ids)
+    terms.total.backward()
+    return [x.item() for x in terms], [x.grad for x in features]
+
+
+@METHODS
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 12), seed=st.integers(0, 99), random=st.randoms())
+def test_the_order_of_the_batch_does_not_matter(method, n, seed, random):
+    """Terms stay as they are, and gradients go with their rows."""
+    rows, ids = _random(n, seed)
+    loss = CUSALoss(SEPARATE, method=method, tile_rows=5).double()
+    values, gradients = _values(loss, rows, ids)
+    order = random.sample(range(n), n)
+    again, moved = _values(loss, [x[order] for x in rows], ids[order])
+    assert again == pytest.approx(values, rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(moved, [x[order] for x in gradients], rtol=1e-9, atol=1e-12)
+
+
+@METHODS
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 12), seed=st.integers(0, 99))
+def test_swapping_the_modalities_swaps_the_terms(method, n, seed):
+    """With images and texts exchanged, features, teachers and temperatures alike, every term stays as it is."""
+    rows, ids = _random(n, seed)
+
+    def swapped(pair):
+        return TemperaturePair(pair.text, pair.image, pair.shared)
+
+    c = SEPARATE
+    other = replace(c, tau_csa=swapped(c.tau_csa), tau_usa=swapped(c.tau_usa), tau_soft=swapped(c.tau_soft))
+    values, gradients = _values(CUSALoss(c, method=method, tile_rows=5).double(), rows, ids)
+    exchanged = [rows[i] for i in (1, 0, 3, 2, 5, 4)]
+    again, crossed = _values(CUSALoss(other, method=method, tile_rows=5).double(), exchanged, ids)
+    assert again == pytest.approx(values, rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(crossed, [gradients[i] for i in (1, 0, 3, 2)], rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 12), seed=st.integers(0, 99))
+def test_one_direction_of_csa_is_the_other_with_the_matrix_transposed(n, seed):
+    """On similarity matrices: image-to-text of S^T with the text teacher is text-to-image of S."""
+    rng = np.random.default_rng(seed)
+    sim, a, b = (torch.from_numpy(rng.uniform(-1, 1, (n, n))) for _ in range(3))
+    loss = CUSALoss(replace(LossConfig(), terms=("csa",))).double()
+    one, two = loss.on_similarities(sim, None, None, a, b), loss.on_similarities(sim.T, None, None, b, a)
+    assert one.total.item() == pytest.approx(two.total.item(), rel=1e-9)
+
+
+@METHODS
+@pytest.mark.parametrize("divergence", ["kl", "cross_entropy"])
+def test_soft_labels_of_a_one_hot_teacher_reduce_csa_to_the_contrastive_loss(method, divergence):
+    """Teacher rows equal for captions of one image and orthogonal otherwise, at a small temperature: the soft labels
+    are the contrastive targets, and KL lacks only their entropy, log(captions of the image in the batch)."""
+    rows, _ = _random(8, 0)
+    ids = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
+    one_hot = torch.nn.functional.one_hot(ids).double()
+    tau = TemperaturePair(Temperature(0.07, 0.01, 0.1), Temperature(0.07, 0.01, 0.1), True)
+    sharp = TemperaturePair(Temperature(0.01, 0.01, 0.1, False), Temperature(0.01, 0.01, 0.1, False), True)
+    csa = LossConfig(
+        terms=("csa",), alpha=1.0, tau_csa=tau, tau_soft=sharp, csa_divergence=divergence, csa_scaling="infonce"
+    )
+    con = LossConfig(terms=("contrastive",), contrastive_scaling="infonce", tau=tau.image)
+    soft, soft_gradients = _values(CUSALoss(csa, method=method).double(), [*rows[:4], one_hot, one_hot], ids)
+    hard, hard_gradients = _values(CUSALoss(con, method=method).double(), rows, ids)
+    entropy = sum(math.log((ids == i).sum()) for i in ids) / 8 if divergence == "kl" else 0
+    assert soft[0] == pytest.approx(hard[0] - entropy, rel=1e-9)
+    torch.testing.assert_close(soft_gradients[:2], hard_gradients[:2], rtol=1e-9, atol=1e-12)
+
+
+@METHODS
+@pytest.mark.parametrize("ids", ["equal", "distinct", None])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_small_batches_and_extreme_ids_equal_loops(method, ids, n):
+    rows, _ = _random(n, 1)
+    given_ids = {"equal": torch.full((n,), 3), "distinct": torch.arange(n).flip(0), None: None}[ids]
+    config = replace(LossConfig(), terms=("contrastive",), contrastive_scaling="infonce")
+    values, gradients = _values(CUSALoss(config, method=method).double(), rows, given_ids)
+    unit = [torch.nn.functional.normalize(x) for x in rows[:2]]
+    sim = (unit[0] @ unit[1].T).tolist()
+    as_list = list(range(n)) if given_ids is None else given_ids.tolist()
+    columns = [list(c) for c in zip(*sim, strict=True)]
+    want = sum(_loop_contrastive(s, 0.05, as_list, "infonce") for s in (sim, columns)) / 2
+    assert values[0] == pytest.approx(want, rel=1e-6, abs=1e-12)  # the start value 0.05 is a float32
+    if n == 1:
+        assert all(g is None or not g.any() for g in gradients)
+
+
+@METHODS
+@pytest.mark.parametrize(("fill", "modality"), [(0.0, "image"), (math.nan, "text"), (math.inf, "image")])
+def test_teacher_rows_of_zeros_or_nan_are_named(method, fill, modality):
+    rows, ids = _random(30, 2)
+    teacher = rows[4 if modality == "image" else 5]
+    teacher[[4, 9]] = fill
+    with pytest.raises(ValueError, match=rf"the {modality} teacher's rows 4, 9 of the batch .* \(2 of 30\)"):
+        CUSALoss(method=method)(*rows, ids)
+    contrastive = CUSALoss(LossConfig(terms=("contrastive",)), method=method)
+    assert contrastive(*rows, ids).total.isfinite()  # uses no teacher
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r, i: ([*r[:5], r[5][:-1]], i), r"matrices of 6 rows, as many as image_features, got \[5, 3\]"),
+        (lambda r, i: ([r[0], r[3], *r[2:]], i), "must have one dimension, got 6 and 5"),
+        (lambda r, i: (r, i[:-1]), r"image_ids must be \[6\], got \[5\]"),
+        (lambda r, i: ([r[0][0], *r[1:]], i), "must be matrices"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change, message):
+    rows, ids = change(*_random(6, 0))
+    with pytest.raises(ValueError, match=message):
+        CUSALoss()(*rows, ids)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"csa_divergence": "KL"}, "csa_divergence must be one of kl, cross_entropy, got 'KL'"),
+        ({"soft_label_source": "mean"}, "soft_label_source must be one of each, add, dot, got 'mean'"),
+        ({"contrastive_scaling": "sum"}, "contrastive_scaling must be one of paper, infonce, got 'sum'"),
+        ({"terms": ("csa", "itm")}, "terms must be of contrastive, csa, usa, got 'itm'"),
+    ],
+)
+def test_unknown_options_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        LossConfig(**setting)
+
+
+def test_the_form_on_similarities_equals_the_form_on_embeddings():
+    rows, ids = _random(9, 4)
+    v, t, uv, ut, a, b = (torch.nn.functional.normalize(x) for x in rows)
+    loss = CUSALoss(SEPARATE).double()
+    matrices = (v @ t.T).requires_grad_(), uv @ uv.T, ut @ ut.T, (a @ a.T).requires_grad_(), b @ b.T
+    terms = loss.on_similarities(*matrices, ids)
+    torch.testing.assert_close(terms, loss(*rows, ids), rtol=1e-9, atol=1e-12)
+    terms.total.backward()
+    assert matrices[0].grad is not None
+    assert matrices[3].grad is None  # the teacher's
+    with pytest.raises(ValueError, match=r"every similarity matrix must be \[9, 9\] like the first, got \[9, 8\]"):
+        loss.on_similarities(matrices[0], matrices[1][:, :-1], *matrices[2:])
 
 
 def test_teacher_gets_no_gradient_and_missing_inputs_are_named():

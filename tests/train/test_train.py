@@ -277,6 +277,17 @@ def test_a_hugging_face_dual_encoder_trains_from_image_files(pairs, tmp_path, mo
     assert "RSUM" in out
 
 
+def test_micro_batches_compute_the_loss_of_the_whole_batch(pairs, tmp_path):
+    _, store, clip = pairs
+    losses = {}
+    for name, more in {"whole": (), "micro": ("--micro-batch", 2)}.items():
+        args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / name, "--epochs", 2)
+        run_ok("train", *args, "--batch-size", 6, "--set", "optim.lr=1e-3", "--set", "train.log_every=1", *more)
+        losses[name] = [m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"]
+    assert losses["micro"] == pytest.approx(losses["whole"], rel=1e-4)
+    assert losses["whole"][-1] != pytest.approx(losses["whole"][0], rel=1e-2)
+
+
 def test_a_dual_encoder_resumes_without_its_original_folder(pairs, tmp_path):
     _, store, clip = pairs
     moved = tmp_path / "clip"

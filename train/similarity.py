@@ -1,0 +1,143 @@
+"""The losses of CUSA (Huang et al., AAAI 2024) on similarity matrices: pure functions, for any host.
+
+Notation, for n queries and m candidates: ``similarity`` is ``[n, m]``, row i the similarities of query i with every
+candidate j; a temperature divides it. Soft labels are softmax distributions over the teacher's similarities.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from cusa.train.loss_config import Divergence, Scaling, Source
+
+
+def soft_labels(teacher_similarity: torch.Tensor, tau: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """Soft labels ``P_ij = softmax_j(teacher_similarity_ij / tau)`` (paper, section 3.2).
+
+    Args:
+        teacher_similarity: float ``[n, m]``, cosine similarities of the teacher's embeddings.
+        tau: Temperature.
+
+    Returns:
+        ``[n, m]``; every row sums to one.
+    """
+    return F.softmax(teacher_similarity / tau, dim=-1)
+
+
+def fuse_similarities(
+    image_similarity: torch.Tensor, text_similarity: torch.Tensor, source: Source
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher similarities that serve CSA's two directions (paper, ablation of the soft-label source).
+
+    Args:
+        image_similarity: float ``[n, m]`` of the image teacher.
+        text_similarity: float ``[n, m]`` of the text teacher.
+        source: ``"each"``: images for image-to-text, texts for text-to-image; ``"add"``: the mean of both for both;
+            ``"dot"``: ``sqrt(max(s_I, 0) * max(s_T, 0))`` for both.
+
+    Returns:
+        Similarities for image-to-text and for text-to-image, ``[n, m]`` each.
+    """
+    if source == "each":
+        return image_similarity, text_similarity
+    if source == "add":
+        both = (image_similarity + text_similarity) / 2
+    else:
+        both = (image_similarity.clamp_min(0) * text_similarity.clamp_min(0)).sqrt()
+    return both, both
+
+
+def soft_label_loss(
+    similarity: torch.Tensor,
+    teacher_similarity: torch.Tensor,
+    tau: torch.Tensor | float,
+    tau_soft: torch.Tensor | float = 1.0,
+    divergence: Divergence = "kl",
+    scaling: Scaling = "infonce",
+) -> torch.Tensor:
+    """Divergence of the student's distributions from the soft labels: one direction of CSA or USA.
+
+    ``"kl"`` is ``KL(P || softmax_j(similarity_ij / tau))`` with ``P = soft_labels(teacher_similarity, tau_soft)``,
+    summed over j and averaged over i (paper, equations for L_CSA and L_USA); ``"cross_entropy"`` leaves out P's
+    entropy.
+
+    Args:
+        similarity: float ``[n, m]`` of the student.
+        teacher_similarity: float ``[n, m]`` of the teacher.
+        tau: The student's temperature.
+        tau_soft: The soft labels' temperature.
+        divergence: ``"kl"`` or ``"cross_entropy"``.
+        scaling: For ``"cross_entropy"`` alone: ``"paper"`` divides by m once more, as the published code does.
+
+    Returns:
+        Scalar.
+    """
+    rows = soft_label_rows(similarity, teacher_similarity, tau, tau_soft, divergence)
+    again = similarity.shape[1] if divergence == "cross_entropy" and scaling == "paper" else 1
+    return rows.mean() / again
+
+
+def contrastive_loss(
+    similarity: torch.Tensor,
+    tau: torch.Tensor | float,
+    image_ids: torch.Tensor | None = None,
+    scaling: Scaling = "infonce",
+) -> torch.Tensor:
+    """Cross entropy with every pair of the same image as a positive: one direction of L_con (DESIGN, section 2).
+
+    Args:
+        similarity: float ``[B, B]``: image-to-text, or its transpose.
+        tau: Temperature.
+        image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
+        scaling: ``"infonce"``, or ``"paper"``, which divides by B once more, as the published code does.
+
+    Returns:
+        Scalar.
+    """
+    rows = contrastive_rows(similarity, tau, image_ids)
+    return rows.mean() / (len(similarity) if scaling == "paper" else 1)
+
+
+def soft_label_rows(
+    similarity: torch.Tensor,
+    teacher_similarity: torch.Tensor,
+    tau: torch.Tensor | float,
+    tau_soft: torch.Tensor | float = 1.0,
+    divergence: Divergence = "kl",
+) -> torch.Tensor:
+    """The divergence of :func:`soft_label_loss` of each query, ``[n]``."""
+    log_q = F.log_softmax(similarity / tau, dim=-1)
+    log_p = F.log_softmax(teacher_similarity / tau_soft, dim=-1)
+    return (log_p.exp() * (log_p - log_q if divergence == "kl" else -log_q)).sum(dim=-1)
+
+
+def contrastive_rows(
+    similarity: torch.Tensor, tau: torch.Tensor | float, image_ids: torch.Tensor | None, start: int = 0
+) -> torch.Tensor:
+    """The cross entropy of :func:`contrastive_loss` of each query, ``[n]``.
+
+    Args:
+        similarity: float ``[n, m]``; query i's own candidate is ``start + i``.
+        tau: Temperature.
+        image_ids: int64 ``[m]``; ``None``: all different.
+        start: Position of the first query's own candidate.
+    """
+    stop = start + len(similarity)
+    if image_ids is None:
+        targets = torch.arange(start, stop, device=similarity.device)
+    else:
+        targets = hard_targets(image_ids, slice(start, stop), similarity.dtype)
+    return F.cross_entropy(similarity / tau, targets, reduction="none")
+
+
+def hard_targets(image_ids: torch.Tensor, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+    """``[n, m]``: row i spreads one evenly over the candidates of query i's image.
+
+    Args:
+        image_ids: int64 ``[m]``.
+        rows: The n queries, as positions in image_ids.
+        dtype: Of the result.
+    """
+    same = (image_ids[rows, None] == image_ids).to(dtype)
+    return same / same.sum(dim=-1, keepdim=True)

@@ -1,0 +1,256 @@
+"""The CUSA loss of embeddings a few rows of the similarity matrices at a time, with its gradient in the same sweep.
+
+One sweep per modality. A tile is a few queries against all candidates; its soft labels serve CSA and USA alike, and its
+gradient (of a softmax cross entropy: ``(q - p) / tau``) goes to the features at once, as in fused linear cross-entropy
+kernels: the loss being a scalar, what comes down to it in the backward pass is one factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from cusa.train.loss_config import LossConfig, Term
+from cusa.train.similarity import fuse_similarities, hard_targets
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+# Numbers in one matrix of a tile: on a CPU what its caches hold, elsewhere enough to keep the device busy.
+_CPU_NUMBERS, _OTHER_NUMBERS = 2**21, 2**26
+
+
+class Sides(NamedTuple):
+    """What a loss is computed from, of the image side and of the text side each.
+
+    Embeddings ``[B, d]``; or similarities ``[n, m]`` of n queries with m candidates.
+
+    Attributes:
+        cross: Of the cross-modal heads; as similarities, image-to-text and text-to-image.
+        uni: Of the uni-modal heads, if a term needs them.
+        teacher: Of the teachers, if a term needs them.
+    """
+
+    cross: Pair
+    uni: Pair | None
+    teacher: Pair | None
+
+    def all(self) -> list[torch.Tensor]:
+        """The tensors that are there."""
+        return [x for pair in self if pair is not None for x in pair]
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Sides:
+        """A function of each tensor."""
+        cross, uni, teacher = (None if pair is None else (function(pair[0]), function(pair[1])) for pair in self)
+        assert cross is not None
+        return Sides(cross, uni, teacher)
+
+
+class Taus(NamedTuple):
+    """Temperatures of the image and the text direction, scalars; what no term needs is ``None``."""
+
+    contrastive: Pair | None
+    csa: Pair | None
+    csa_soft: Pair | None
+    usa: Pair | None
+    usa_soft: Pair | None
+
+
+def tiled_loss(
+    features: Sides,
+    image_ids: torch.Tensor | None,
+    taus: Taus,
+    config: LossConfig,
+    rows: slice,
+    tile_rows: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The share of some rows of the similarity matrices in the loss (DESIGN, section 2).
+
+    Args:
+        features: L2-normalised float32 or float64 ``[N, d]``, of all candidates.
+        image_ids: int64 ``[N]``; ``None``: all different.
+        taus: Temperatures, of the features' dtype.
+        config: Settings.
+        rows: The queries.
+        tile_rows: Rows of a tile; ``None``: as many as suit the device.
+
+    Returns:
+        The share, a scalar with a gradient; and its parts of contrastive, CSA and USA, ``[3]``, without.
+    """
+    if tile_rows is None:
+        numbers = _CPU_NUMBERS if features.cross[0].device.type == "cpu" else _OTHER_NUMBERS
+        tile_rows = max(16, numbers // len(features.cross[0]))
+    sweeps = _Sweeps(features, image_ids, taus, config, rows, tile_rows)
+    return _TiledLoss.apply(sweeps, torch.is_grad_enabled(), *sweeps.inputs)
+
+
+class _TiledLoss(torch.autograd.Function):
+    """Keeps the gradients that the sweeps form in the forward pass for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, sweeps: _Sweeps, differentiate: bool, *inputs: torch.Tensor) -> Pair:
+        terms, gradients = sweeps.run([differentiate and need for need in ctx.needs_input_grad[2:]])
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(terms)
+        return terms.sum(), terms
+
+    @staticmethod
+    def backward(ctx: Any, factor: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: once_differentiable would let it pass and be wrong
+            raise RuntimeError("the tiled loss has no second derivative; pass method='dense'")
+        return None, None, *(None if g is None else g * factor for g in ctx.saved_tensors)
+
+
+class _Targets(NamedTuple):
+    """Distributions that queries are pulled to.
+
+    Attributes:
+        p: ``[n, m]``.
+        negative_entropy: ``sum_j p log p``, wide ``[n]``; not given for hard targets, as what follows.
+        teacher: ``[n, m]``, the similarities that p is the softmax of, over tau.
+        tau: Scalar.
+    """
+
+    p: torch.Tensor
+    negative_entropy: torch.Tensor | float = 0.0
+    teacher: torch.Tensor | None = None
+    tau: torch.Tensor | None = None
+
+
+class _Sweeps:
+    """The sweeps of one loss. What is summed over a row is combined in float64, where the device has it.
+
+    Attributes:
+        inputs: The tensors that may want a gradient, each once.
+    """
+
+    def __init__(
+        self,
+        features: Sides,
+        image_ids: torch.Tensor | None,
+        taus: Taus,
+        config: LossConfig,
+        rows: slice,
+        tile_rows: int,
+    ) -> None:
+        self._features, self._ids, self._taus, self._config = features, image_ids, taus, config
+        self._rows, self._tile_rows = rows, tile_rows
+        self._weights = config.row_weights(len(features.cross[0]))
+        self._wide = torch.float32 if features.cross[0].device.type == "mps" else torch.float64
+        pairs = (features.cross, features.uni, *taus)
+        self.inputs = list({id(x): x for pair in pairs if pair is not None for x in pair}.values())
+
+    def run(self, wanted: list[bool]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        """The terms, ``[3]``, and the gradients of their sum to those of the inputs that want one."""
+        self._gradients = {id(x): torch.zeros_like(x) for x, want in zip(self.inputs, wanted, strict=True) if want}
+        self._values = {term: self._features.cross[0].new_zeros((), dtype=self._wide) for term in self._weights}
+        for side in (0, 1):  # the queries are images, texts
+            for start in range(self._rows.start, self._rows.stop, self._tile_rows):
+                self._add_tile(side, slice(start, min(start + self._tile_rows, self._rows.stop)))
+        zero = self._features.cross[0].new_zeros(())
+        names: tuple[Term, ...] = ("contrastive", "csa", "usa")
+        terms = torch.stack([self._values.get(name, zero).to(zero.dtype) for name in names])
+        return terms, [self._gradients.get(id(x)) for x in self.inputs]
+
+    def _add_tile(self, side: int, tile: slice) -> None:
+        f, taus = self._features, self._taus
+        csa, usa = self._soft_targets(side, tile)
+        across: list[tuple[Term, torch.Tensor, _Targets]] = []
+        if taus.contrastive is not None:
+            across.append(("contrastive", taus.contrastive[side], self._hard_targets(tile)))
+        if csa is not None and taus.csa is not None:
+            across.append(("csa", taus.csa[side], csa))
+        self._pull(tile, f.cross[side], f.cross[1 - side], across)
+        if usa is not None and taus.usa is not None and f.uni is not None:
+            self._pull(tile, f.uni[side], f.uni[side], [("usa", taus.usa[side], usa)])
+
+    def _hard_targets(self, tile: slice) -> _Targets:
+        like = self._features.cross[0]
+        if self._ids is not None:
+            return _Targets(hard_targets(self._ids, tile, like.dtype))
+        p = like.new_zeros(tile.stop - tile.start, len(like))
+        p.diagonal(tile.start).fill_(1)
+        return _Targets(p)
+
+    def _soft_targets(self, side: int, tile: slice) -> tuple[_Targets | None, _Targets | None]:
+        """Of CSA and of USA: the same object where they are the same distributions."""
+        c, taus = self._config, self._taus
+        if self._features.teacher is None:
+            return None, None
+        own, other = self._features.teacher[side], self._features.teacher[1 - side]
+        csa = usa = None
+        similarity = own[tile] @ own.T
+        if taus.csa is not None and taus.csa_soft is not None:
+            fused = similarity
+            if c.soft_label_source != "each":
+                fused, _ = fuse_similarities(similarity, other[tile] @ other.T, c.soft_label_source)
+            csa = self._softmax_targets(fused, taus.csa_soft[side])
+        if taus.usa is not None and taus.usa_soft is not None:
+            shared = csa is not None and csa.teacher is similarity and csa.tau is taus.usa_soft[side]
+            usa = csa if shared else self._softmax_targets(similarity, taus.usa_soft[side])
+        return csa, usa
+
+    def _softmax_targets(self, teacher: torch.Tensor, tau: torch.Tensor) -> _Targets:
+        p, log_z = self._softmax(teacher, tau)
+        return _Targets(p, self._row_sums(p, teacher) / tau.to(self._wide) - log_z, teacher, tau)
+
+    def _softmax(self, similarity: torch.Tensor, tau: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[n, m]``, and the logarithm of what each row was divided by, ``[n]``, wide."""
+        q = torch.softmax(similarity / tau, dim=1)
+        # The greatest of a row is exp(0) over the sum of the row.
+        return q, similarity.amax(dim=1).to(self._wide) / tau.to(self._wide) - q.amax(dim=1).to(self._wide).log()
+
+    def _row_sums(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """``sum_j a_ij b_ij``, ``[n]``, wide."""
+        return torch.linalg.vecdot(a, b).to(self._wide)
+
+    def _pull(
+        self,
+        tile: slice,
+        queries: torch.Tensor,
+        candidates: torch.Tensor,
+        terms: list[tuple[Term, torch.Tensor, _Targets]],
+    ) -> None:
+        """Add the terms of one similarity matrix: values, and gradients to features and temperatures."""
+        similarity = queries[tile] @ candidates.T
+        gradient: torch.Tensor | None = None
+        for term in terms:
+            part = self._add_term(similarity, *term)
+            gradient = part if gradient is None or part is None else gradient.add_(part)
+        if gradient is None:
+            return
+        if (to_queries := self._gradients.get(id(queries))) is not None:
+            to_queries[tile].addmm_(gradient, candidates)
+        if (to_candidates := self._gradients.get(id(candidates))) is not None:
+            to_candidates.addmm_(gradient.T, queries[tile])
+
+    def _add_term(
+        self, similarity: torch.Tensor, name: Term, tau: torch.Tensor, targets: _Targets
+    ) -> torch.Tensor | None:
+        """Add a term's value and its gradient to the temperatures; its gradient to the similarity, if any is wanted."""
+        weight, kl, wide_tau = self._weights[name], self._config.divergence(name) == "kl", tau.to(self._wide)
+        q, log_z = self._softmax(similarity, tau)
+        expected = self._row_sums(targets.p, similarity)
+        rows = log_z - expected / wide_tau + (targets.negative_entropy if kl else 0)
+        self._values[name] += weight * rows.sum()
+        if not self._gradients:
+            return None
+        if (to_tau := self._gradients.get(id(tau))) is not None:
+            to_tau += weight / wide_tau**2 * (expected - self._row_sums(q, similarity)).sum()
+        if targets.teacher is not None and (to_soft := self._gradients.get(id(targets.tau))) is not None:
+            to_soft += weight * self._soft_tau_gradient(targets, similarity, wide_tau, kl)
+        return q.sub_(targets.p).mul_(weight / tau)
+
+    def _soft_tau_gradient(
+        self, targets: _Targets, similarity: torch.Tensor, tau: torch.Tensor, kl: bool
+    ) -> torch.Tensor:
+        """``-1/tau_s sum_i Cov_p(h, t/tau_s)`` with ``h = t/tau_s - s/tau``, s alone where the entropy is left out."""
+        t, s = targets.teacher, similarity
+        assert t is not None
+        assert targets.tau is not None
+        tau_soft, weighted = targets.tau.to(self._wide), targets.p * t
+        mean = self._row_sums(targets.p, t)
+        with_s = self._row_sums(weighted, s) - mean * self._row_sums(targets.p, s)
+        with_t = self._row_sums(weighted, t) - mean**2 if kl else torch.zeros_like(mean)
+        return (with_s / tau - with_t / tau_soft).sum() / tau_soft**2
