@@ -15,10 +15,10 @@ from cusa.train.gather import World
 from cusa.train.loss_config import TERMS, LossConfig, Temperature, TemperaturePair, Term
 from cusa.train.similarity import (
     contrastive_loss,
-    contrastive_rows,
     fuse_similarities,
+    positives,
     soft_label_loss,
-    soft_label_rows,
+    soft_label_sum,
     soft_labels,
 )
 from cusa.train.tiled import Pair, Sides, Taus, tiled_loss
@@ -38,7 +38,8 @@ __all__ = [
 
 Method = Literal["auto", "dense", "tiled"]
 
-# Batch size from which "auto" takes the tiled method; the faster one on two CPU cores (docs/benchmarks.md).
+# Batch size from which "auto" takes the tiled method, one term alone from four times as many: where it is the faster
+# one on two CPU cores (docs/benchmarks.md).
 TILED_FROM = 512
 
 
@@ -66,6 +67,8 @@ class CUSALoss(nn.Module):
             ``"tiled"`` holds a few rows of them at a time and forms the gradient in the same sweep, so that memory
             grows with B alone. Values and gradients are equal up to rounding; ``"auto"`` picks the faster one by size.
         tile_rows: Rows that the tiled method holds; ``None``: as many as suit the device.
+        normalize: Divide features by their length; ``False``: they have length one already, as open_clip's. Teacher
+            rows are divided in any case: stored in float16, their length is only nearly one.
         gather: The batch is that of all ranks of ``torch.distributed``: loss and gradients are those of one process on
             the concatenated batch. Each rank computes its own rows. The gradients that reach a rank's features are
             multiplied by the number of ranks, because DDP averages what comes out of the ranks; those of the
@@ -83,6 +86,7 @@ class CUSALoss(nn.Module):
         *,
         method: Method = "auto",
         tile_rows: int | None = None,
+        normalize: bool = True,
         gather: bool = False,
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
@@ -92,7 +96,8 @@ class CUSALoss(nn.Module):
         if tile_rows is not None and tile_rows < 1:
             raise ValueError(f"tile_rows must be at least 1, got {tile_rows}")
         self.config = c = config or LossConfig()
-        self.method, self.tile_rows, self.gather, self._group = method, tile_rows, gather, group
+        self.method, self.tile_rows, self.normalize = method, tile_rows, normalize
+        self.gather, self._group = gather, group
         self._bounds: dict[str, tuple[float, float]] = {}
         csa, usa = "csa" in c.terms, "usa" in c.terms
         if "contrastive" in c.terms:
@@ -185,21 +190,31 @@ class CUSALoss(nn.Module):
         elif fault:
             raise ValueError(fault)
         with torch.autocast(image_features.device.type, enabled=False):
-            features = _in_one_dtype(sides).map(lambda x: F.normalize(x, dim=-1))
+            features = _in_one_dtype(sides)
+            cross, uni, teacher = features
+            if self.normalize:
+                cross, uni = _unit(cross), None if uni is None else _unit(uni)
+            features = Sides(cross, uni, None if teacher is None else _unit(teacher))
             rows = slice(0, len(image_features))
             if world is not None:
                 features, rows = features.map(world.gather), world.rows
                 image_ids = None if image_ids is None else world.all_rows(image_ids)
             taus = self._taus(world, features.cross[0].dtype)
             if self._tiles(rows, len(features.cross[0])):
-                share, terms = tiled_loss(features, image_ids, taus, self.config, rows, self.tile_rows)
+                share = LossTerms(*tiled_loss(features, image_ids, taus, self.config, rows, self.tile_rows))
+            elif taus.contrastive is not None and self.config.terms == ("contrastive",):
+                # The temperature divides [B, d] instead of [B, B], as open_clip's does.
+                image, text = features.cross
+                scaled = Sides((image * taus.contrastive[0].reciprocal(), text), None, None)
+                con = self._contrastive(_similarities(scaled, rows).cross, image_ids, rows)
+                share = _as_terms(con, con.new_zeros(()), con.new_zeros(()))
             else:
-                share, terms = self._dense(_similarities(features, rows), image_ids, taus, rows)
+                share = self._dense(_similarities(features, rows), image_ids, taus, rows)
             if world is None:
-                return LossTerms(share, *terms)
-            terms = world.sum(terms)
+                return share
+            terms = world.sum(torch.stack(share[1:]))
             # The value of all ranks' rows, with the gradient of this one's.
-            return LossTerms(terms.sum() + (share - share.detach()), *terms)
+            return LossTerms(terms.sum() + (share.total - share.total.detach()), *terms)
 
     def on_similarities(
         self,
@@ -235,8 +250,7 @@ class CUSALoss(nn.Module):
             raise ValueError(f"every similarity matrix must be [{b}, {b}] like the first, got {wrong[0]}")
         with torch.autocast(similarity.device.type, enabled=False):
             sides = _in_one_dtype(sides)
-            total, terms = self._dense(sides, image_ids, self._taus(None, sides.cross[0].dtype), slice(0, b))
-            return LossTerms(total, *terms)
+            return self._dense(sides, image_ids, self._taus(None, sides.cross[0].dtype), slice(0, b))
 
     def _sides(
         self,
@@ -263,31 +277,38 @@ class CUSALoss(nn.Module):
 
     def _tiles(self, rows: slice, n_candidates: int) -> bool:
         if self.method == "auto":
-            return (rows.stop - rows.start) * n_candidates >= TILED_FROM**2
+            least = TILED_FROM if len(self.config.terms) > 1 else 4 * TILED_FROM
+            return (rows.stop - rows.start) * n_candidates >= least**2
         return self.method == "tiled"
 
-    def _dense(
-        self, sims: Sides, image_ids: torch.Tensor | None, taus: Taus, rows: slice
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :func:`cusa.train.tiled.tiled_loss`, on the rows' similarities with all candidates."""
+    def _dense(self, sims: Sides, image_ids: torch.Tensor | None, taus: Taus, rows: slice) -> LossTerms:
+        """The share of some rows in the loss, from their similarities with all candidates."""
         c, weights = self.config, self.config.row_weights(sims.cross[0].shape[1])
 
         def soft(term: Term, students: Pair, teachers: Pair, tau: Pair, tau_soft: Pair) -> torch.Tensor:
             directions = zip(students, teachers, tau, tau_soft, strict=True)
-            image, text = (soft_label_rows(*d, c.divergence(term)) for d in directions)
-            return weights[term] * (image + text).sum()
+            image, text = (soft_label_sum(*d, c.divergence(term)) for d in directions)
+            return weights[term] * (image + text)
 
         con = csa = usa = sims.cross[0].new_zeros(())
         if taus.contrastive is not None:
-            directions = zip(sims.cross, taus.contrastive, strict=True)
-            image, text = (contrastive_rows(sim, tau, image_ids, rows.start) for sim, tau in directions)
-            con = weights["contrastive"] * (image + text).sum()
+            image, text = (sim / tau for sim, tau in zip(sims.cross, taus.contrastive, strict=True))
+            con = self._contrastive((image, text), image_ids, rows)
         if sims.teacher is not None and taus.csa is not None and taus.csa_soft is not None:
             fused = fuse_similarities(*sims.teacher, c.soft_label_source)
             csa = soft("csa", sims.cross, fused, taus.csa, taus.csa_soft)
         if sims.teacher is not None and sims.uni is not None and taus.usa is not None and taus.usa_soft is not None:
             usa = soft("usa", sims.uni, sims.teacher, taus.usa, taus.usa_soft)
-        return con + csa + usa, torch.stack([con, csa, usa]).detach()
+        return _as_terms(con, csa, usa)
+
+    def _contrastive(self, logits: Pair, image_ids: torch.Tensor | None, rows: slice) -> torch.Tensor:
+        targets = positives(image_ids, rows, logits[0])
+        image, text = (F.cross_entropy(x, targets, reduction="sum") for x in logits)
+        return self.config.row_weights(logits[0].shape[1])["contrastive"] * (image + text)
+
+
+def _as_terms(con: torch.Tensor, csa: torch.Tensor, usa: torch.Tensor) -> LossTerms:
+    return LossTerms(con + csa + usa, con.detach(), csa.detach(), usa.detach())
 
 
 def _in_one_dtype(sides: Sides) -> Sides:
@@ -296,11 +317,20 @@ def _in_one_dtype(sides: Sides) -> Sides:
     return sides.map(lambda x: x.to(torch.float64 if double else torch.float32))
 
 
+def _unit(pair: Pair) -> Pair:
+    return F.normalize(pair[0], dim=-1), F.normalize(pair[1], dim=-1)
+
+
 def _similarities(features: Sides, rows: slice) -> Sides:
     """Of the queries in ``rows`` with all candidates."""
-    image, text = features.cross
-    within = [None if pair is None else (pair[0][rows] @ pair[0].T, pair[1][rows] @ pair[1].T) for pair in features[1:]]
-    return Sides((image[rows] @ text.T, text[rows] @ image.T), *within)
+    everyone = rows.stop - rows.start == len(features.cross[0])  # no copy, and none in the backward pass
+
+    def products(pair: Pair, candidates: Pair) -> Pair:
+        image, text = pair if everyone else (pair[0][rows], pair[1][rows])
+        return image @ candidates[0].T, text @ candidates[1].T
+
+    uni, teacher = (None if pair is None else products(pair, pair) for pair in (features.uni, features.teacher))
+    return Sides(products(features.cross, (features.cross[1], features.cross[0])), uni, teacher)
 
 
 def _fault(sides: Sides, image_ids: torch.Tensor | None) -> str:

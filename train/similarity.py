@@ -73,9 +73,9 @@ def soft_label_loss(
     Returns:
         Scalar.
     """
-    rows = soft_label_rows(similarity, teacher_similarity, tau, tau_soft, divergence)
-    again = similarity.shape[1] if divergence == "cross_entropy" and scaling == "paper" else 1
-    return rows.mean() / again
+    n, m = similarity.shape
+    again = m if divergence == "cross_entropy" and scaling == "paper" else 1
+    return soft_label_sum(similarity, teacher_similarity, tau, tau_soft, divergence) / (n * again)
 
 
 def contrastive_loss(
@@ -95,40 +95,38 @@ def contrastive_loss(
     Returns:
         Scalar.
     """
-    rows = contrastive_rows(similarity, tau, image_ids)
-    return rows.mean() / (len(similarity) if scaling == "paper" else 1)
+    b = len(similarity)
+    loss = F.cross_entropy(similarity / tau, positives(image_ids, slice(0, b), similarity))
+    return loss / (b if scaling == "paper" else 1)
 
 
-def soft_label_rows(
+def soft_label_sum(
     similarity: torch.Tensor,
     teacher_similarity: torch.Tensor,
     tau: torch.Tensor | float,
     tau_soft: torch.Tensor | float = 1.0,
     divergence: Divergence = "kl",
 ) -> torch.Tensor:
-    """The divergence of :func:`soft_label_loss` of each query, ``[n]``."""
+    """The divergence of :func:`soft_label_loss`, summed over queries."""
     log_q = F.log_softmax(similarity / tau, dim=-1)
     log_p = F.log_softmax(teacher_similarity / tau_soft, dim=-1)
-    return (log_p.exp() * (log_p - log_q if divergence == "kl" else -log_q)).sum(dim=-1)
+    return (log_p.exp() * (log_p - log_q if divergence == "kl" else -log_q)).sum()
 
 
-def contrastive_rows(
-    similarity: torch.Tensor, tau: torch.Tensor | float, image_ids: torch.Tensor | None, start: int = 0
-) -> torch.Tensor:
-    """The cross entropy of :func:`contrastive_loss` of each query, ``[n]``.
+def positives(image_ids: torch.Tensor | None, rows: slice, like: torch.Tensor) -> torch.Tensor:
+    """Targets of the contrastive loss, as ``cross_entropy`` takes them.
 
     Args:
-        similarity: float ``[n, m]``; query i's own candidate is ``start + i``.
-        tau: Temperature.
         image_ids: int64 ``[m]``; ``None``: all different.
-        start: Position of the first query's own candidate.
+        rows: The n queries, as positions among the m candidates.
+        like: A tensor of the device and dtype wanted.
+
+    Returns:
+        int64 ``[n]``, the query's own candidate, or ``[n, m]`` of :func:`hard_targets`.
     """
-    stop = start + len(similarity)
     if image_ids is None:
-        targets = torch.arange(start, stop, device=similarity.device)
-    else:
-        targets = hard_targets(image_ids, slice(start, stop), similarity.dtype)
-    return F.cross_entropy(similarity / tau, targets, reduction="none")
+        return torch.arange(rows.start, rows.stop, device=like.device)
+    return hard_targets(image_ids, rows, like.dtype)
 
 
 def hard_targets(image_ids: torch.Tensor, rows: slice, dtype: torch.dtype) -> torch.Tensor:

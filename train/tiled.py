@@ -17,9 +17,6 @@ from cusa.train.similarity import fuse_similarities, hard_targets
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
-# Numbers in one matrix of a tile: on a CPU what its caches hold, elsewhere enough to keep the device busy.
-_CPU_NUMBERS, _OTHER_NUMBERS = 2**21, 2**26
-
 
 class Sides(NamedTuple):
     """What a loss is computed from, of the image side and of the text side each.
@@ -64,7 +61,7 @@ def tiled_loss(
     config: LossConfig,
     rows: slice,
     tile_rows: int | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """The share of some rows of the similarity matrices in the loss (DESIGN, section 2).
 
     Args:
@@ -76,13 +73,18 @@ def tiled_loss(
         tile_rows: Rows of a tile; ``None``: as many as suit the device.
 
     Returns:
-        The share, a scalar with a gradient; and its parts of contrastive, CSA and USA, ``[3]``, without.
+        The share, a scalar with a gradient; and its parts of contrastive, CSA and USA, scalars without.
     """
     if tile_rows is None:
-        numbers = _CPU_NUMBERS if features.cross[0].device.type == "cpu" else _OTHER_NUMBERS
-        tile_rows = max(16, numbers // len(features.cross[0]))
+        tile_rows = default_tile_rows(len(features.cross[0]), features.cross[0].device)
     sweeps = _Sweeps(features, image_ids, taus, config, rows, tile_rows)
-    return _TiledLoss.apply(sweeps, torch.is_grad_enabled(), *sweeps.inputs)
+    total, terms = _TiledLoss.apply(sweeps, torch.is_grad_enabled(), *sweeps.inputs)
+    return total, *terms
+
+
+def default_tile_rows(n_candidates: int, device: torch.device) -> int:
+    """Rows of a tile: what a CPU's caches hold; elsewhere enough to keep the device busy."""
+    return max(16, (2**21 if device.type == "cpu" else 2**26) // n_candidates)
 
 
 class _TiledLoss(torch.autograd.Function):

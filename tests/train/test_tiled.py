@@ -176,14 +176,30 @@ def test_no_matrix_of_the_batch_is_held():
 def test_auto_tiles_large_batches(monkeypatch):
     used = []
     monkeypatch.setattr("cusa.train.losses.TILED_FROM", 10)
-    monkeypatch.setattr(
-        "cusa.train.losses.tiled_loss", lambda *args: used.append(1) or (torch.zeros(()), torch.zeros(3))
-    )
+    monkeypatch.setattr("cusa.train.losses.tiled_loss", lambda *args: used.append(args) or [torch.zeros(())] * 4)
     CUSALoss()(*_inputs(9, torch.float32))
+    CUSALoss(LossConfig(terms=("contrastive",)))(*_inputs(39, torch.float32))
+    CUSALoss(method="dense")(*_inputs(50, torch.float32))
     assert not used
     CUSALoss()(*_inputs(10, torch.float32))
+    CUSALoss(LossConfig(terms=("contrastive",)))(*_inputs(40, torch.float32))
     CUSALoss(method="tiled")(*_inputs(2, torch.float32))
-    assert len(used) == 2
+    assert len(used) == 3
+
+
+@pytest.mark.parametrize("method", ["dense", "tiled"])
+def test_normalised_features_may_be_taken_as_they_are(method):
+    inputs = _inputs(9)
+    unit = [torch.nn.functional.normalize(x) for x in inputs[:4]]
+    taken = _run(CUSALoss(method=method, normalize=False).double(), [*unit, *inputs[4:]], None)
+    divided = _run(CUSALoss(method=method).double(), inputs, None)
+    torch.testing.assert_close(taken[0], divided[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(taken[2], divided[2], rtol=1e-9, atol=1e-12)
+    for x, free, tangent in zip(
+        unit, taken[1], _run(CUSALoss(method=method).double(), [*unit, *inputs[4:]], None)[1], strict=True
+    ):
+        along = (free * x).sum(1, keepdim=True) * x
+        torch.testing.assert_close(free - along, tangent, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""What the soft-label terms add to a training step of CLIP ViT-B/32.
+
+    python benchmarks/step_share.py --out benchmarks/results/step_share.json
+
+Random weights, images and tokens in memory, the trainer's student with its four heads, AdamW. Steps with the
+contrastive term alone and steps with all of CUSA take turns on the same student and batch; the figure is the median
+over rounds of CUSA's time over that of the contrastive step beside it. A step takes seconds on a CPU and the terms take
+milliseconds, so the loss is also timed by itself, on features of the same shape: its share is the difference over the
+step's time.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from cusa.data.console import cpu_count, quiet_libraries
+from cusa.train.losses import TERMS, CUSALoss, LossConfig
+from cusa.train.student import Student
+
+TOKENS = 77
+
+
+class Tower(nn.Module):
+    """One side of a CLIPModel."""
+
+    def __init__(self, model: Any, side: str) -> None:
+        super().__init__()
+        self.model, self.side = (model, side)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features, ``[n, 512]``."""
+        return getattr(self.model, f"get_{self.side}_features")(inputs).pooler_output
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds by round, after one to warm up; who goes first changes with the round."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, work in sorted(ways.items(), reverse=bool(number % 2)):
+            taken = seconds(work)
+            if number:
+                found[name].append(taken)
+    return found
+
+
+@click.command()
+@click.option("--device", default="cpu")
+@click.option("--batch-size", default=32)
+@click.option("--rounds", default=12)
+@click.option("--out", type=click.Path(path_type=Path))
+def main(device: str, batch_size: int, rounds: int, out: Path | None) -> None:
+    """Measure, print, write the figures to --out."""
+    from transformers import CLIPConfig, CLIPModel
+
+    quiet_libraries()
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig())
+    student = Student(Tower(model, "image"), Tower(model, "text"), 512, 512, None).to(device)
+    losses = {name: CUSALoss(LossConfig(terms=TERMS[name])).to(device) for name in ("contrastive", "cusa")}
+    parameters = {id(p): p for m in (student, *losses.values()) for p in m.parameters()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-5)
+    images = torch.randn(batch_size, 3, 224, 224, device=device)
+    tokens = torch.randint(0, 49000, (batch_size, TOKENS), device=device)
+    teachers = [torch.randn(batch_size, dim, device=device).half() for dim in (512, 768)]
+    ids = torch.arange(batch_size, device=device)
+    reduced = torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda")
+
+    def step(name: str) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with reduced:
+            image, text = student.encode_image(images), student.encode_text(tokens)
+            terms = losses[name](image.cross, text.cross, image.uni, text.uni, *teachers, ids)
+        terms.total.backward()
+        optimizer.step()
+
+    features = [torch.randn(batch_size, 512, device=device, requires_grad=True) for _ in range(4)]
+
+    def loss_alone(name: str) -> None:
+        losses[name](*features, *teachers, ids).total.backward()
+
+    names = ("contrastive", "cusa")
+    steps = in_turns({name: lambda name=name: step(name) for name in names}, rounds)  # type: ignore[misc]
+    alone = in_turns({name: lambda name=name: loss_alone(name) for name in names}, 200)  # type: ignore[misc]
+    base = statistics.median(steps["contrastive"])
+    medians = {name: statistics.median(alone[name]) for name in names}
+    results = {
+        "machine": torch.cuda.get_device_name() if device == "cuda" else platform.platform(),
+        "cores": cpu_count(),
+        "torch": torch.__version__,
+        "batch_size": batch_size,
+        "step_seconds": {name: statistics.median(steps[name]) for name in names},
+        "step_cusa_over_contrastive": statistics.median(
+            a / b for a, b in zip(steps["cusa"], steps["contrastive"], strict=True)
+        ),
+        "loss_seconds": medians,
+        "soft_label_share": (medians["cusa"] - medians["contrastive"]) / base,
+    }
+    print(json.dumps(results, indent=1))
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
