@@ -32,6 +32,8 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+# A test takes one file of it; its torchvision has no CPU build beside a CPU torch.
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt open_clip_torch
 	touch $(STAMP)
 
 clean:

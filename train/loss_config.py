@@ -117,6 +117,9 @@ class LossConfig:
         return {"contrastive": "cross_entropy", "csa": self.csa_divergence, "usa": self.usa_divergence}[term]
 
     def effective_weights(self, batch_size: int) -> dict[str, float]:
-        """The terms' weights relative to an InfoNCE of weight one, for B = ``batch_size``."""
+        """The terms' weights relative to this contrastive term at weight one, for B = ``batch_size``.
+
+        With the published scaling, what alpha and beta would have to be beside an InfoNCE that is not divided by B.
+        """
         unit = replace(self, terms=("contrastive",), contrastive_weight=1.0).row_weights(batch_size)["contrastive"]
         return {term: weight / unit for term, weight in self.row_weights(batch_size).items()}

@@ -67,8 +67,8 @@ class CUSALoss(nn.Module):
             ``"tiled"`` holds a few rows of them at a time and forms the gradient in the same sweep, so that memory
             grows with B alone. Values and gradients are equal up to rounding; ``"auto"`` picks the faster one by size.
         tile_rows: Rows that the tiled method holds; ``None``: as many as suit the device.
-        normalize: Divide features by their length; ``False``: they have length one already, as open_clip's. Teacher
-            rows are divided in any case: stored in float16, their length is only nearly one.
+        normalize: Divide the cross-modal features by their length; ``False``: they have length one already, as
+            open_clip's. What comes from uni-modal heads and teachers is divided in any case.
         gather: The batch is that of all ranks of ``torch.distributed``: loss and gradients are those of one process on
             the concatenated batch. Each rank computes its own rows. The gradients that reach a rank's features are
             multiplied by the number of ranks, because DDP averages what comes out of the ranks; those of the
@@ -168,6 +168,8 @@ class CUSALoss(nn.Module):
     ) -> LossTerms:
         """The loss of B pairs. Features are L2-normalised here, in float32 or wider, also under autocast.
 
+        Inputs are checked, but for what is compiled by torch.compile.
+
         Args:
             image_features: float ``[B, d]`` from the cross-modal image head.
             text_features: float ``[B, d]`` from the cross-modal text head.
@@ -190,11 +192,7 @@ class CUSALoss(nn.Module):
         elif fault:
             raise ValueError(fault)
         with torch.autocast(image_features.device.type, enabled=False):
-            features = _in_one_dtype(sides)
-            cross, uni, teacher = features
-            if self.normalize:
-                cross, uni = _unit(cross), None if uni is None else _unit(uni)
-            features = Sides(cross, uni, None if teacher is None else _unit(teacher))
+            features = _unit(_in_one_dtype(sides), cross=self.normalize)
             rows = slice(0, len(image_features))
             if world is not None:
                 features, rows = features.map(world.gather), world.rows
@@ -204,9 +202,8 @@ class CUSALoss(nn.Module):
                 share = LossTerms(*tiled_loss(features, image_ids, taus, self.config, rows, self.tile_rows))
             elif taus.contrastive is not None and self.config.terms == ("contrastive",):
                 # The temperature divides [B, d] instead of [B, B], as open_clip's does.
-                image, text = features.cross
-                scaled = Sides((image * taus.contrastive[0].reciprocal(), text), None, None)
-                con = self._contrastive(_similarities(scaled, rows).cross, image_ids, rows)
+                scaled = features.cross[0] * taus.contrastive[0].reciprocal(), features.cross[1]
+                con = self._contrastive(_products(scaled, (scaled[1], scaled[0]), rows), image_ids, rows)
                 share = _as_terms(con, con.new_zeros(()), con.new_zeros(()))
             else:
                 share = self._dense(_similarities(features, rows), image_ids, taus, rows)
@@ -219,38 +216,38 @@ class CUSALoss(nn.Module):
     def on_similarities(
         self,
         similarity: torch.Tensor,
-        uni_image_similarity: torch.Tensor | None = None,
-        uni_text_similarity: torch.Tensor | None = None,
-        teacher_image_similarity: torch.Tensor | None = None,
-        teacher_text_similarity: torch.Tensor | None = None,
+        uni_image_features: torch.Tensor | None = None,
+        uni_text_features: torch.Tensor | None = None,
+        teacher_image: torch.Tensor | None = None,
+        teacher_text: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
     ) -> LossTerms:
         """The same loss for a model whose similarity is no dot product: SGRAF, IMRAM, a fusion encoder's scores.
 
-        Rows are computed by whoever computes the similarities, so ``gather`` has no part in it.
+        Whoever computes the matrix decides what is in it: ``gather`` and ``method`` have no part here.
 
         Args:
-            similarity: float ``[B, B]`` of image i and caption j.
-            uni_image_similarity: float ``[B, B]`` between images; USA needs it.
-            uni_text_similarity: float ``[B, B]`` between captions; USA needs it.
-            teacher_image_similarity: float ``[B, B]`` of the image teacher; CSA and USA need it.
-            teacher_text_similarity: float ``[B, B]`` of the text teacher.
-            image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
+            similarity: float ``[B, B]`` of image i and caption j, taken as it is.
+            uni_image_features: As in :meth:`forward`; from regions pooled, say.
+            uni_text_features: Same, from words pooled.
+            teacher_image: As in :meth:`forward`.
+            teacher_text: As in :meth:`forward`.
+            image_ids: As in :meth:`forward`.
 
         Raises:
-            ValueError: If a term lacks an input, or a matrix is not ``[B, B]``.
+            ValueError: As in :meth:`forward`, or if ``similarity`` is not square.
         """
+        if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
+            raise ValueError(f"similarity must be [B, B], got {list(similarity.shape)}")
         sides = self._sides(
-            (similarity, similarity.T),
-            (uni_image_similarity, uni_text_similarity),
-            (teacher_image_similarity, teacher_text_similarity),
+            (similarity, similarity.T), (uni_image_features, uni_text_features), (teacher_image, teacher_text)
         )
-        b = len(similarity)
-        if wrong := [list(m.shape) for m in sides.all() if m.shape != (b, b)]:
-            raise ValueError(f"every similarity matrix must be [{b}, {b}] like the first, got {wrong[0]}")
+        if fault := "" if torch.compiler.is_compiling() else _fault(sides, image_ids):
+            raise ValueError(fault)
         with torch.autocast(similarity.device.type, enabled=False):
-            sides = _in_one_dtype(sides)
-            return self._dense(sides, image_ids, self._taus(None, sides.cross[0].dtype), slice(0, b))
+            sides = _unit(_in_one_dtype(sides), cross=False)
+            rows, taus = slice(0, len(similarity)), self._taus(None, sides.cross[0].dtype)
+            return self._dense(_within(sides, rows), image_ids, taus, rows)
 
     def _sides(
         self,
@@ -267,11 +264,11 @@ class CUSALoss(nn.Module):
         needed_uni = needed_teacher = None
         if {"csa", "usa"} & set(self.config.terms):
             if teacher_image is None or teacher_text is None:
-                raise ValueError("CSA and USA need teacher_image and teacher_text (or their similarities)")
+                raise ValueError("CSA and USA need teacher_image and teacher_text")
             needed_teacher = teacher_image.detach(), teacher_text.detach()
         if "usa" in self.config.terms:
             if uni_image is None or uni_text is None:
-                raise ValueError("USA needs uni_image_features and uni_text_features (or their similarities)")
+                raise ValueError("USA needs uni_image_features and uni_text_features")
             needed_uni = uni_image, uni_text
         return Sides(cross, needed_uni, needed_teacher)
 
@@ -317,34 +314,46 @@ def _in_one_dtype(sides: Sides) -> Sides:
     return sides.map(lambda x: x.to(torch.float64 if double else torch.float32))
 
 
-def _unit(pair: Pair) -> Pair:
-    return F.normalize(pair[0], dim=-1), F.normalize(pair[1], dim=-1)
+def _unit(sides: Sides, cross: bool) -> Sides:
+    """L2-normalised, the cross-modal side if wanted."""
+
+    def unit(pair: Pair) -> Pair:
+        return F.normalize(pair[0], dim=-1), F.normalize(pair[1], dim=-1)
+
+    uni, teacher = (None if pair is None else unit(pair) for pair in (sides.uni, sides.teacher))
+    return Sides(unit(sides.cross) if cross else sides.cross, uni, teacher)
 
 
 def _similarities(features: Sides, rows: slice) -> Sides:
     """Of the queries in ``rows`` with all candidates."""
-    everyone = rows.stop - rows.start == len(features.cross[0])  # no copy, and none in the backward pass
+    image, text = features.cross
+    return _within(features, rows)._replace(cross=_products((image, text), (text, image), rows))
 
-    def products(pair: Pair, candidates: Pair) -> Pair:
-        image, text = pair if everyone else (pair[0][rows], pair[1][rows])
-        return image @ candidates[0].T, text @ candidates[1].T
 
-    uni, teacher = (None if pair is None else products(pair, pair) for pair in (features.uni, features.teacher))
-    return Sides(products(features.cross, (features.cross[1], features.cross[0])), uni, teacher)
+def _within(features: Sides, rows: slice) -> Sides:
+    """Of the queries in ``rows`` with all candidates of their own modality; the cross-modal side stays as it is."""
+    uni, teacher = (None if pair is None else _products(pair, pair, rows) for pair in (features.uni, features.teacher))
+    return Sides(features.cross, uni, teacher)
+
+
+def _products(pair: Pair, candidates: Pair, rows: slice) -> Pair:
+    everyone = rows.stop - rows.start == len(pair[0])  # no copy, and none in the backward pass
+    image, text = pair if everyone else (pair[0][rows], pair[1][rows])
+    return image @ candidates[0].T, text @ candidates[1].T
 
 
 def _fault(sides: Sides, image_ids: torch.Tensor | None) -> str:
     """What is wrong with a batch, in a line; empty if nothing."""
     b = len(sides.cross[0])
     if wrong := [list(x.shape) for x in sides.all() if x.ndim != 2 or len(x) != b]:
-        return f"features and teacher rows must be matrices of {b} rows, as many as image_features, got {wrong[0]}"
+        return f"features and teacher rows must be matrices of {b} rows like the first, got {wrong[0]}"
     image_dim, text_dim = (x.shape[1] for x in sides.cross)
     if image_dim != text_dim:
         return f"image_features and text_features must have one dimension, got {image_dim} and {text_dim}"
     if image_ids is not None and image_ids.shape != (b,):
         return f"image_ids must be [{b}], got {list(image_ids.shape)}"
     for modality, rows in zip(("image", "text"), sides.teacher or (), strict=False):
-        norms = torch.linalg.vector_norm(rows.float(), dim=1)
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
         good = (norms > 0) & norms.isfinite()
         if not good.all():
             bad = (~good).nonzero().flatten().tolist()

@@ -78,11 +78,12 @@ TAU_NAMES = {
 }
 
 
+@pytest.mark.parametrize("method", ["dense", "tiled"])
 @pytest.mark.parametrize("name", CASES)
-def test_golden_values_and_gradients(name):
+def test_golden_values_and_gradients(name, method):
     case = CASES[name]
     data = np.load(GOLDEN / case["file"], allow_pickle=False)
-    loss = CUSALoss(_config(case["loss_config"])).double()
+    loss = CUSALoss(_config(case["loss_config"]), method=method, tile_rows=5).double()
     for ref, init in case["tau_init"].items():  # float64 start values, as the reference's double run had
         getattr(loss, TAU_NAMES[ref]).data.fill_(init)
     inputs = {k: torch.from_numpy(data[k]).double() for k in ("cross_image", "cross_text", "uni_image", "uni_text")}
@@ -109,11 +110,12 @@ def test_golden_values_and_gradients(name):
     assert loss.temperatures() == pytest.approx({TAU_NAMES[k]: v for k, v in case["tau_used_after_clamp"].items()})
 
 
+@pytest.mark.parametrize("method", ["dense", "tiled"])
 @pytest.mark.parametrize("name", CASES)
-def test_golden_float32(name):
+def test_golden_float32(name, method):
     case = CASES[name]
     data = np.load(GOLDEN / case["file"], allow_pickle=False)
-    loss = CUSALoss(_config(case["loss_config"]))
+    loss = CUSALoss(_config(case["loss_config"]), method=method, tile_rows=5)
     ids = torch.from_numpy(data["idx"]) if "idx" in data else None
     keys = ("cross_image", "cross_text", "uni_image", "uni_text", "teacher_image", "teacher_text")
     terms = loss(*(torch.from_numpy(data[k]) for k in keys), ids)
@@ -288,9 +290,10 @@ def test_swapping_the_modalities_swaps_the_terms(method, n, seed):
 def test_one_direction_of_csa_is_the_other_with_the_matrix_transposed(n, seed):
     """On similarity matrices: image-to-text of S^T with the text teacher is text-to-image of S."""
     rng = np.random.default_rng(seed)
-    sim, a, b = (torch.from_numpy(rng.uniform(-1, 1, (n, n))) for _ in range(3))
+    sim, a, b = (torch.from_numpy(rng.uniform(-1, 1, (n, m))) for m in (n, 4, 5))
     loss = CUSALoss(replace(LossConfig(), terms=("csa",))).double()
-    one, two = loss.on_similarities(sim, None, None, a, b), loss.on_similarities(sim.T, None, None, b, a)
+    one = loss.on_similarities(sim, teacher_image=a, teacher_text=b)
+    two = loss.on_similarities(sim.T, teacher_image=b, teacher_text=a)
     assert one.total.item() == pytest.approx(two.total.item(), rel=1e-9)
 
 
@@ -348,7 +351,7 @@ def test_teacher_rows_of_zeros_or_nan_are_named(method, fill, modality):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r, i: ([*r[:5], r[5][:-1]], i), r"matrices of 6 rows, as many as image_features, got \[5, 3\]"),
+        (lambda r, i: ([*r[:5], r[5][:-1]], i), r"matrices of 6 rows like the first, got \[5, 3\]"),
         (lambda r, i: ([r[0], r[3], *r[2:]], i), "must have one dimension, got 6 and 5"),
         (lambda r, i: (r, i[:-1]), r"image_ids must be \[6\], got \[5\]"),
         (lambda r, i: ([r[0][0], *r[1:]], i), "must be matrices"),
@@ -376,16 +379,21 @@ def test_unknown_options_are_refused(setting, message):
 
 def test_the_form_on_similarities_equals_the_form_on_embeddings():
     rows, ids = _random(9, 4)
-    v, t, uv, ut, a, b = (torch.nn.functional.normalize(x) for x in rows)
+    similarity = torch.nn.functional.normalize(rows[0]) @ torch.nn.functional.normalize(rows[1]).T
+    similarity.requires_grad_()
+    rows[4].requires_grad_()
     loss = CUSALoss(SEPARATE).double()
-    matrices = (v @ t.T).requires_grad_(), uv @ uv.T, ut @ ut.T, (a @ a.T).requires_grad_(), b @ b.T
-    terms = loss.on_similarities(*matrices, ids)
+    terms = loss.on_similarities(similarity, *rows[2:], ids)
     torch.testing.assert_close(terms, loss(*rows, ids), rtol=1e-9, atol=1e-12)
     terms.total.backward()
-    assert matrices[0].grad is not None
-    assert matrices[3].grad is None  # the teacher's
-    with pytest.raises(ValueError, match=r"every similarity matrix must be \[9, 9\] like the first, got \[9, 8\]"):
-        loss.on_similarities(matrices[0], matrices[1][:, :-1], *matrices[2:])
+    assert similarity.grad is not None
+    assert rows[4].grad is None  # the teacher's
+    for wrong in (similarity[:, :-1], similarity[:-1], similarity[0]):
+        with pytest.raises(ValueError, match="must be"):
+            loss.on_similarities(wrong, *rows[2:], ids)
+    rows[5][3] = 0
+    with pytest.raises(ValueError, match="the text teacher's rows 3"):
+        loss.on_similarities(similarity, *rows[2:], ids)
 
 
 def test_teacher_gets_no_gradient_and_missing_inputs_are_named():

@@ -1,0 +1,81 @@
+"""CUSALoss in a plain PyTorch loop, and the same with gradient caching for a batch that does not fit in memory.
+
+Run it: ``python docs/examples/plain_loop.py``
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cusa import CUSALoss, encode_in_micro_batches
+
+from made_up import N_WORDS, caption_batches, make_data
+
+
+class Encoder(nn.Module):
+    """Your encoder of one modality, with two heads on it: cross-modal and uni-modal (LayerNorm + Linear)."""
+
+    def __init__(self, trunk: nn.Module, dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.cross = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
+        self.uni = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-modal and uni-modal embeddings, ``[n, embed_dim]`` each; the loss normalises them."""
+        features = self.trunk(inputs)
+        return self.cross(features), self.uni(features)
+
+
+def main(steps: int = 60, batch_size: int = 32, micro_batch: int | None = None) -> list[float]:
+    """Train; the loss of every step.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size: Pairs of a batch.
+        micro_batch: Pairs that the encoders hold activations of; ``None``: all of the batch at once.
+    """
+    torch.manual_seed(0)
+    losses = []
+    with tempfile.TemporaryDirectory() as folder:
+        store, pixels, tokens = make_data(Path(folder))
+        image_encoder = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.GELU()), 64, 32)
+        text_encoder = Encoder(nn.Sequential(nn.EmbeddingBag(N_WORDS, 64), nn.GELU()), 64, 32)
+
+        split = store.split("train")
+        vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
+        loss_fn = CUSALoss()
+        model = nn.ModuleList([image_encoder, text_encoder])
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": model.parameters()},
+                {"params": loss_fn.parameters(), "weight_decay": 0.0},  # the temperatures
+            ],
+            lr=1e-3,
+        )
+        for caption_rows in caption_batches(store, batch_size, steps):
+            image_rows = split.caption_image[caption_rows]
+            if micro_batch is None:
+                v, uni_v = image_encoder(pixels[image_rows])
+                t, uni_t = text_encoder(tokens[caption_rows])
+            else:  # the same loss and gradients; activations of micro_batch pairs at a time
+                v, uni_v = encode_in_micro_batches(image_encoder, pixels[image_rows], micro_batch)
+                t, uni_t = encode_in_micro_batches(text_encoder, tokens[caption_rows], micro_batch)
+            teacher_v = torch.from_numpy(vision.gather(image_rows))
+            teacher_t = torch.from_numpy(words.gather(caption_rows))
+            terms = loss_fn(v, t, uni_v, uni_t, teacher_v, teacher_t, torch.from_numpy(image_rows))
+            optimizer.zero_grad()
+            terms.total.backward()
+            optimizer.step()
+            losses.append(terms.total.item())
+    return losses
+
+
+if __name__ == "__main__":
+    for micro_batch in (None, 8):
+        losses = main(micro_batch=micro_batch)
+        print(f"micro-batches of {micro_batch}: loss {losses[0]:.4f} -> {losses[-1]:.4f}")

@@ -1,0 +1,122 @@
+"""CUSALoss as a loss of SentenceTransformerTrainer, on a CLIP that sentence-transformers loads by itself.
+
+The labels of the batch are caption rows of the store; images, captions and teachers are all found by them.
+
+Run it: ``python docs/examples/sentence_transformers_trainer.py`` (needs ``accelerate`` and ``datasets``)
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import Dataset, Image
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.modules import Dense, Transformer
+from torch import nn
+
+from cusa import CUSALoss, EmbeddingStore
+
+from made_up import make_clip, make_data
+
+
+class StoredSoftLabelLoss(nn.Module):
+    """CUSALoss for pairs of an image column, a caption column, and a label column of caption rows.
+
+    The trainer gives the parameters of its loss to the optimizer, so the temperatures are learned. The heads are part
+    of the model, so that they are saved with it.
+
+    Args:
+        model: The model; gives ``sentence_embedding``, ``uni_image_embedding`` and ``uni_text_embedding``.
+        store: The store.
+        split: The split that the labels are caption rows of.
+        image_teacher: Name of a teacher in the store.
+        text_teacher: Name of a teacher in the store.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, store: EmbeddingStore, split: str, image_teacher: str, text_teacher: str
+    ) -> None:
+        super().__init__()
+        self.model, self.cusa = model, CUSALoss()
+        self.split = store.split(split)
+        self.image_teacher = store.embeddings(image_teacher, split)
+        self.text_teacher = store.embeddings(text_teacher, split)
+
+    def forward(self, sentence_features: list[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch; the trainer passes the columns in their order, and the labels."""
+        images, texts = (self.model(features) for features in sentence_features)
+        caption_rows = labels.cpu().numpy()
+        image_rows = self.split.caption_image[caption_rows]
+        teacher_image = torch.from_numpy(self.image_teacher.gather(image_rows))
+        teacher_text = torch.from_numpy(self.text_teacher.gather(caption_rows))
+        terms = self.cusa(
+            images["sentence_embedding"],
+            texts["sentence_embedding"],
+            images["uni_image_embedding"],
+            texts["uni_text_embedding"],
+            teacher_image.to(labels.device),
+            teacher_text.to(labels.device),
+            torch.from_numpy(image_rows).to(labels.device),
+        )
+        # Not the terms as a dictionary: the trainer would sum it, and total alone carries gradients.
+        return terms.total
+
+
+def with_uni_heads(clip: Transformer) -> SentenceTransformer:
+    """The model, and two linear heads on its embedding: one that USA uses for images, one for captions."""
+    clip.model.logit_scale.requires_grad_(False)  # CLIP's own temperature; CUSALoss has another in its place
+    dim = clip.get_embedding_dimension()
+    heads = [
+        Dense(dim, dim, activation_function=nn.Identity(), module_input_name="sentence_embedding", module_output_name=n)
+        for n in ("uni_image_embedding", "uni_text_embedding")
+    ]
+    return SentenceTransformer(modules=[clip, *heads])
+
+
+def main(folder: Path, steps: int = 60) -> SentenceTransformerTrainer:
+    """Train on made-up data in ``folder``; the trainer afterwards."""
+    store = make_data(folder).store
+    clip = make_clip(folder / "clip")
+
+    split = store.split("train")
+    torch.manual_seed(0)
+    model = with_uni_heads(Transformer(str(clip)))
+    pairs = Dataset.from_dict(
+        {
+            "image": [str(store.image_root / split.image_paths[i]) for i in split.caption_image],
+            "caption": split.captions[:],
+            "label": range(split.n_captions),  # the caption rows; "label" is a name that the trainer looks for
+        }
+    ).cast_column("image", Image())
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(folder / "out"),
+            dataloader_drop_last=True,
+            per_device_train_batch_size=32,
+            max_steps=steps,
+            learning_rate=1e-3,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        ),
+        train_dataset=pairs,
+        loss=StoredSoftLabelLoss(model, store, "train", "vision", "words"),
+    )
+    trainer.train()
+    return trainer
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = main(Path(folder))
+        print("loss", [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry])
+        print("temperatures", trainer.loss.cusa.temperatures())

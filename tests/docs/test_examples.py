@@ -1,0 +1,212 @@
+"""Every example under docs/examples runs, learns, and does what docs/hosts.md says of it."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import cusa
+from cusa.train.losses import (
+    CUSALoss,
+    LossConfig,
+    Temperature,
+    contrastive_loss,
+    soft_label_loss,
+)
+
+DOCS = Path(cusa.__file__).parent.parent / "docs"
+EXAMPLES = DOCS / "examples"
+OPEN_CLIP = importlib.util.find_spec("open_clip")
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Loads an example as a script finds its neighbours: with its own folder on the path."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    yield lambda name: _load(EXAMPLES / f"{name}.py")
+    sys.modules.pop("made_up", None)
+
+
+def _falls(losses, to):
+    """The mean of the last ten losses is at most ``to`` of the first one."""
+    assert sum(losses[-10:]) / 10 < to * losses[0], losses
+
+
+def test_every_example_is_named_in_the_page_on_hosts():
+    page = (DOCS / "hosts.md").read_text()
+    names = {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"}
+    assert len(names) == 8
+    for name in names:
+        assert f"examples/{name}" in page, name
+
+
+def test_what_the_page_quotes_is_in_the_examples():
+    lines = {line.strip() for path in EXAMPLES.glob("*.py") for line in path.read_text().splitlines()}
+    blocks = (DOCS / "hosts.md").read_text().split("```python\n")[1:]
+    assert len(blocks) > 8
+    for block in blocks:
+        for line in block.split("```")[0].splitlines():
+            assert line.strip() in lines, line
+
+
+def test_plain_loop(example):
+    _falls(example("plain_loop").main(), 0.4)
+
+
+def test_an_example_runs_as_the_page_says():
+    command = [sys.executable, EXAMPLES / "plain_loop.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["micro-batches of None", "micro-batches of 8"]
+
+
+def test_gradient_caching_trains_as_the_whole_batch_does(example):
+    module = example("plain_loop")
+    whole, cached = module.main(steps=12), module.main(steps=12, micro_batch=5)
+    assert whole == pytest.approx(cached, rel=1e-4)
+
+
+def _trained_everything(trainer, module):
+    """The optimizer has every parameter that learns, and every one of them had a gradient."""
+    learns = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in learns.values()}
+    untouched = [name for name, p in learns.items() if not trainer.optimizer.state[p]["exp_avg_sq"].any()]
+    assert not untouched
+
+
+def _logged(trainer):
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_hugging_face_trainer(example, tmp_path):
+    trainer = example("hf_trainer").main(tmp_path)
+    losses = _logged(trainer)
+    assert losses[-1] < 0.85 * losses[0]
+    _trained_everything(trainer, trainer.model)
+    assert any(name.startswith("heads.uni_v") for name, _ in trainer.model.named_parameters())
+    start = CUSALoss().temperatures()
+    moved = {name for name, value in trainer.model.loss.temperatures().items() if value != start[name]}
+    assert moved == {"tau", "tau_csa", "tau_usa_image", "tau_usa_text"}  # tau_soft is fixed
+    decayed = next(g["params"] for g in trainer.optimizer.param_groups if g["weight_decay"])
+    assert not {id(p) for p in trainer.model.loss.parameters()} & {id(p) for p in decayed}
+    assert {"contrastive", "csa", "usa"} <= set().union(*trainer.state.log_history)
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved["loss.tau"].item() == trainer.model.loss.tau.item()
+
+
+def test_sentence_transformers_trainer(example, tmp_path):
+    trainer = example("sentence_transformers_trainer").main(tmp_path)
+    losses = _logged(trainer)
+    assert losses[-1] < 0.85 * losses[0]
+    start = CUSALoss().temperatures()
+    moved = {name for name, value in trainer.loss.cusa.temperatures().items() if value != start[name]}
+    assert moved == {"tau", "tau_csa", "tau_usa_image", "tau_usa_text"}
+    _trained_everything(trainer, trainer.loss)
+    heads = [name for name, _ in trainer.model.named_parameters() if not name.startswith("0.")]
+    assert len(heads) == 4  # in the model, with which they are saved: weight and bias of two
+
+
+def test_a_sentence_transformer_keeps_its_heads_when_saved(example, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    trainer = example("sentence_transformers_trainer").main(tmp_path, steps=2)
+    trainer.model.save_pretrained(str(tmp_path / "saved"))
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
+
+
+def test_cross_attention_host(example):
+    _falls(example("sgraf_style").main(), 0.6)
+
+
+def test_cross_attention_similarity_is_what_the_loops_say(example):
+    rng = torch.Generator().manual_seed(0)
+    regions, words = torch.randn(3, 4, 5, generator=rng), torch.randn(3, 2, 5, generator=rng)
+    got = example("sgraf_style").attended_similarity(regions, words, sharpness=3.0)
+    for i in range(3):
+        for j in range(3):
+            r, cosines = F.normalize(regions[i], dim=-1), []
+            for word in F.normalize(words[j], dim=-1):
+                attended = ((3.0 * r @ word).softmax(0)[:, None] * r).sum(0)
+                cosines.append(F.cosine_similarity(attended, word, dim=0))
+            assert got[i, j].item() == pytest.approx(torch.stack(cosines).mean().item(), abs=1e-6)
+
+
+def test_on_similarities_is_the_sum_of_the_functions():
+    rng = torch.Generator().manual_seed(0)
+    s, *features = torch.rand(5, 6, 6, generator=rng)
+    ids = torch.tensor([0, 1, 1, 2, 3, 4])
+    terms = CUSALoss(LossConfig(alpha=1.0, beta=0.75)).on_similarities(s, *features, ids)
+    uni_v, uni_t, teacher_v, teacher_t = (F.normalize(x) @ F.normalize(x).T for x in features)
+    con = (contrastive_loss(s, 0.05, ids, "paper") + contrastive_loss(s.T, 0.05, ids, "paper")) / 2
+    csa = (soft_label_loss(s, teacher_v, 0.45) + soft_label_loss(s.T, teacher_t, 0.45)) / 2
+    usa = (soft_label_loss(uni_v, teacher_v, 0.45) + soft_label_loss(uni_t, teacher_t, 0.45)) / 2
+    assert terms.total.item() == pytest.approx((con + csa + 0.75 * usa).item(), rel=1e-5)
+
+
+def test_matching_head(example):
+    history = example("matching_head").main()
+    _falls([embeddings for embeddings, _ in history], 0.5)
+    # One pair in three matches. A head that knows this alone is at the entropy of 1/3, 0.637.
+    assert sum(matching for _, matching in history[-10:]) / 10 < 0.6
+
+
+def test_sigmoid_host(example):
+    history = example("siglip").main()
+    _falls([sigmoid for sigmoid, _ in history], 0.6)
+    _falls([soft_labels for _, soft_labels in history], 0.7)
+
+
+@pytest.fixture
+def open_clip():
+    """open_clip's losses. Its package imports torchvision, which has no build for every torch; loss.py does not."""
+    if OPEN_CLIP is None:
+        pytest.skip("needs open_clip_torch: pip install --no-deps open_clip_torch")
+    return _load(Path(OPEN_CLIP.submodule_search_locations[0]) / "loss.py")
+
+
+def test_open_clip(example, open_clip):
+    _falls(example("open_clip_loss").main(open_clip.ClipLoss()), 0.4)
+
+
+def _normalised(*shape, seed):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_our_contrastive_term_is_open_clips(open_clip):
+    v, t, scale = _normalised(9, 5, seed=0), _normalised(9, 5, seed=1), 14.0
+    config = LossConfig(
+        terms=("contrastive",), contrastive_scaling="infonce", tau=Temperature(1 / scale, 0.01, 0.1, learnable=False)
+    )
+    want = open_clip.ClipLoss()(v, t, scale)
+    assert CUSALoss(config)(v, t).contrastive.item() == pytest.approx(want.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "bias"), [("ClipLoss", None), ("SigLipLoss", torch.tensor(-10.0))])
+def test_open_clips_own_loss_stays_as_it_is_and_the_rest_is_weighed_as_in_the_paper(example, open_clip, name, bias):
+    b, scale = 9, torch.tensor(14.0)
+    v, t, uni_v, uni_t, teacher_v, teacher_t = (_normalised(b, 5, seed=i) for i in range(6))
+    host = getattr(open_clip, name)()
+    loss = example("open_clip_loss").SoftLabelClipLoss(host, batch_size=b)
+    inputs = {"uni_image_features": uni_v, "uni_text_features": uni_t}
+    inputs |= {"teacher_image": teacher_v, "teacher_text": teacher_t, "logit_bias": bias}
+    got = loss(v, t, scale, **inputs, output_dict=True)
+    assert got["contrastive_loss"].item() == pytest.approx(host(v, t, scale, bias).item(), abs=1e-6)
+    # The paper's loss of the same batch, times B, has CSA and USA of this size beside an InfoNCE of weight one.
+    paper = CUSALoss()(v, t, uni_v, uni_t, teacher_v, teacher_t)
+    assert got["soft_label_loss"].item() == pytest.approx(b * (paper.csa + paper.usa).item(), rel=1e-5)
+    assert loss(v, t, scale, **inputs).item() == pytest.approx(sum(got.values()).item(), rel=1e-6)
