@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cusa.data.console import fail, one_line_errors
+
+if TYPE_CHECKING:
+    from cusa.eval.soft_labels import Inspection
 
 STORE = click.argument("store", type=click.Path(path_type=Path))
 
@@ -120,6 +125,97 @@ def audit(store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_
     console().print(table)
     if bad:
         fail(f"{bad} of {table.row_count} are wrong: rows differ from what the teacher gives (cosine < {least_cosine})")
+
+
+@main.command()
+@STORE
+@click.option("--split", default="train", help="Split whose pairs would be trained on.")
+@click.option("--image-teacher", help="The store's image teacher that gives the soft labels.  [default: the only one]")
+@click.option("--text-teacher", help="The store's text teacher that gives the soft labels.  [default: the only one]")
+@click.option("--batch-size", type=click.IntRange(2), default=128, help="Pairs of a training batch.")
+@click.option("--batches", type=click.IntRange(1), default=100, help="Batches that figures are averaged over.")
+@click.option("--pairs", type=click.IntRange(0), default=30, help="Strongest pairs shown of each kind.")
+@click.option("--sample", type=click.IntRange(2), default=20_000, help="Images that those are searched among.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the batches and of the sample.")
+@click.option("--image-root", type=click.Path(path_type=Path), help="Folder of the images, if not the store's own.")
+@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: STORE's name with .inspect.html]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@one_line_errors
+def inspect(store: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Show what the soft labels of STORE say before training: how sharp they are, likely false negatives, in pictures.
+
+    Batches are drawn as cusa-train draws them; no model is loaded.
+    """
+    from cusa.data.console import console, progress
+    from cusa.data.errors import CusaError
+    from cusa.data.store import EmbeddingStore
+
+    opened = EmbeddingStore(store)
+    out = out or store.with_suffix(".inspect.html")
+    if out.is_dir() or out.resolve() == store.resolve():
+        raise CusaError(f"--out {out} is {'a folder' if out.is_dir() else 'the store'}; pass the page's name, x.html")
+    from cusa.eval.soft_labels import Settings, write_inspection
+    from cusa.eval.soft_labels import as_json as to_json
+    from cusa.eval.soft_labels import inspect as look
+
+    with progress(quiet=as_json) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total, unit="steps")
+            bar.update(tasks[what], completed=done)
+
+        found = look(opened, Settings(**options), advance)
+    write_inspection(out, found)
+    if as_json:
+        click.echo(json.dumps({**to_json(found), "page": str(out.resolve())}, indent=2, ensure_ascii=False))
+        return
+    screen = console()
+    _print_inspection(screen, found)
+    screen.print(f"page: {out.resolve()}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_inspection(screen: Any, found: Inspection) -> None:
+    from rich.table import Table
+
+    teachers, size = (found.image, found.text), found.settings.batch_size
+    screen.print(
+        f"{found.dataset}, split {found.settings.split}: {found.n_pairs:,} pairs of {found.n_images:,} images, "
+        f"{found.n_left_out:,} left out; {found.settings.batches:,} batches of {size:,}\n"
+        f"image teacher {found.image.name}, text teacher {found.text.name}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    columns = [f"{modality}: {what}" for modality in ("image", "text") for what in ("perplexity", "own", "other")]
+    labels = Table("tau_s", *columns, title="soft labels")
+    labels.caption = f"perplexity: of {size:,}; own: label of the pair itself; other: greatest label of another image"
+    for tau in found.image.sharpness:
+        sharp = [t.sharpness[tau] for t in teachers]
+        labels.add_row(
+            f"{tau:g}", *(t for s in sharp for t in (f"{s.perplexity:,.1f}", f"{s.own:.3f}", f"{s.other:.3f}"))
+        )
+    screen.print(labels)
+    negatives = Table("cosine", *(f"{m}: {c}" for m in ("image", "text") for c in ("in a batch", "% of rows")))
+    negatives.title = "likely false negatives: pairs of different images with at least this cosine"
+    for cosine in found.image.alike:
+        alike = [t.alike[cosine] for t in teachers]
+        negatives.add_row(f"{cosine:g}", *(t for a in alike for t in (f"{a.pairs:,.1f}", f"{100 * a.rows:.1f}")))
+    if math.isfinite(found.same_image_cosine):
+        same = found.same_image_alike
+        negatives.add_row(f"{found.same_image_cosine:.3f} *", "", "", f"{same.pairs:,.1f}", f"{100 * same.rows:.1f}")
+        negatives.caption = "* the median of two captions of the same image"
+    screen.print(negatives)
+    a = found.agreement
+    screen.print(
+        f"agreement of the teachers: Pearson {a.pearson:.3f}, Spearman {a.spearman:.3f}, nearest neighbours in common "
+        f"{100 * a.overlap:.1f} % (by chance {100 * a.chance:.1f} %), KL at tau_s 1 {a.kl:.4f}\n"
+        f"likely duplicates: {found.n_duplicates:,} pairs among {found.n_searched:,} images",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @main.command()

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
-from PIL import Image
 
-from cusa.data.errors import CusaError
-from cusa.data.files import atomic_file
-from cusa.data.images import load_image
-from cusa.eval.gallery import GalleryQuery, Item
+from cusa.eval.gallery import GalleryQuery
+from cusa.eval.page import write_page
 
-THUMBNAIL = 176  # longer side, in pixels
 MOST_POINTS = 300  # of a curve; more are averaged in blocks
 
 # Each has a contrast of at least 3 on the page's light and on its dark background.
@@ -118,13 +111,11 @@ def write_report(path: Path, runs: Sequence[RunReport]) -> None:
     if not runs:
         raise ValueError("a report needs at least one run; got none")
     gallery = side_by_side(runs)
-    pictures = {p: i for i, p in enumerate(dict.fromkeys(i.image_path for i in _items(runs) if i.image_path))}
-    thumbnails = {i: uri for p, i in pictures.items() if (uri := thumbnail(p))}
-    source = resources.files("cusa.eval").joinpath("report.html.jinja").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html = environment.from_string(source).render(
+    items = [item for run in runs for a in run.gallery for item in (a.query, *(hit.item for hit in a.hits))]
+    write_page(
+        path,
+        "report.html.jinja",
+        [item.image_path for item in items if item.image_path],
         runs=runs,
         looks=[look(i) for i in range(len(runs))],
         best=[best_epoch(run.history) for run in runs],
@@ -135,12 +126,7 @@ def write_report(path: Path, runs: Sequence[RunReport]) -> None:
         charts=make_charts(runs),
         constants={name: v.pop() for name, v in temperatures(runs).items() if len(v) == 1},
         gallery=gallery,
-        pictures={p: i for p, i in pictures.items() if i in thumbnails},
-        thumbnails=thumbnails,
-        unreadable=len(pictures) - len(thumbnails),
     )
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(html.encode("utf-8", "replace"))  # an odd file name may hold lone surrogates
 
 
 def make_table(runs: Sequence[RunReport], heads: Sequence[str], groups: Sequence[Group]) -> Table | None:
@@ -264,21 +250,6 @@ def side_by_side(runs: Sequence[RunReport]) -> dict[str, list[list[tuple[int, Ga
     return {task: queries for task, queries in by_task.items() if queries}
 
 
-def thumbnail(path: Path) -> str | None:
-    """The image as a JPEG data URI, at most ``THUMBNAIL`` pixels wide and high; ``None`` if it cannot be read."""
-    try:
-        image = load_image(path)
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("RGB")
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=80)
-    except (CusaError, OSError, ValueError):
-        return None
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def _part(run: RunReport, head: str, group: Group) -> Mapping[str, Any]:
     part = run.metrics["heads"].get(head, {})
     for key in group.of:
@@ -290,10 +261,3 @@ def _counts(runs: Sequence[RunReport], heads: Sequence[str], group: Group) -> st
     parts = (_part(run, head, group) for run in runs for head in heads)
     known = next((p for p in parts if "queries" in p), None)
     return f"{known['queries']:,} queries, {known['candidates']:,} candidates" if known else ""
-
-
-def _items(runs: Iterable[RunReport]) -> Iterable[Item]:
-    for run in runs:
-        for answer in run.gallery:
-            yield answer.query
-            yield from (hit.item for hit in answer.hits)

@@ -38,7 +38,7 @@ __all__ = [
 
 Method = Literal["auto", "dense", "tiled"]
 
-# Batch size from which "auto" takes the tiled method, one term alone from four times as many: where it is the faster
+# Batch size from which "auto" takes the tiled method, one term alone from eight times as many: where it is the faster
 # one on two CPU cores (docs/benchmarks.md).
 TILED_FROM = 512
 
@@ -274,7 +274,7 @@ class CUSALoss(nn.Module):
 
     def _tiles(self, rows: slice, n_candidates: int) -> bool:
         if self.method == "auto":
-            least = TILED_FROM if len(self.config.terms) > 1 else 4 * TILED_FROM
+            least = TILED_FROM if len(self.config.terms) > 1 else 8 * TILED_FROM
             return (rows.stop - rows.start) * n_candidates >= least**2
         return self.method == "tiled"
 
@@ -345,6 +345,8 @@ def _products(pair: Pair, candidates: Pair, rows: slice) -> Pair:
 def _fault(sides: Sides, image_ids: torch.Tensor | None) -> str:
     """What is wrong with a batch, in a line; empty if nothing."""
     b = len(sides.cross[0])
+    if b == 0:
+        return "the batch is empty: a loss needs at least one pair"
     if wrong := [list(x.shape) for x in sides.all() if x.ndim != 2 or len(x) != b]:
         return f"features and teacher rows must be matrices of {b} rows like the first, got {wrong[0]}"
     image_dim, text_dim = (x.shape[1] for x in sides.cross)

@@ -83,8 +83,8 @@ def tiled_loss(
 
 
 def default_tile_rows(n_candidates: int, device: torch.device) -> int:
-    """Rows of a tile: what a CPU's caches hold; elsewhere enough to keep the device busy."""
-    return max(16, (2**21 if device.type == "cpu" else 2**26) // n_candidates)
+    """Rows of a tile: what was fastest on a CPU, of its caches' size; elsewhere enough to keep the device busy."""
+    return max(16, min(256, 2**21 // n_candidates) if device.type == "cpu" else 2**26 // n_candidates)
 
 
 class _TiledLoss(torch.autograd.Function):
@@ -163,7 +163,8 @@ class _Sweeps:
             across.append(("contrastive", taus.contrastive[side], self._hard_targets(tile)))
         if csa is not None and taus.csa is not None:
             across.append(("csa", taus.csa[side], csa))
-        self._pull(tile, f.cross[side], f.cross[1 - side], across)
+        if across:
+            self._pull(tile, f.cross[side], f.cross[1 - side], across)
         if usa is not None and taus.usa is not None and f.uni is not None:
             self._pull(tile, f.uni[side], f.uni[side], [("usa", taus.usa[side], usa)])
 

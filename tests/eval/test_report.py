@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from cusa.eval.gallery import GalleryQuery, Hit, Item
-from cusa.eval.report import MOST_POINTS, TASKS, RunReport, best_epoch, points, thumbnail, write_report
+from cusa.eval.page import thumbnail
+from cusa.eval.report import MOST_POINTS, TASKS, RunReport, best_epoch, points, write_report
 
 SCRIPT = "<script>alert('boo')</script> & \"quoted\""
 

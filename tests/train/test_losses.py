@@ -355,6 +355,7 @@ def test_teacher_rows_of_zeros_or_nan_are_named(method, fill, modality):
         (lambda r, i: ([r[0], r[3], *r[2:]], i), "must have one dimension, got 6 and 5"),
         (lambda r, i: (r, i[:-1]), r"image_ids must be \[6\], got \[5\]"),
         (lambda r, i: ([r[0][0], *r[1:]], i), "must be matrices"),
+        (lambda r, i: ([x[:0] for x in r], i[:0]), "the batch is empty"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):

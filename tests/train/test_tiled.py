@@ -178,11 +178,11 @@ def test_auto_tiles_large_batches(monkeypatch):
     monkeypatch.setattr("cusa.train.losses.TILED_FROM", 10)
     monkeypatch.setattr("cusa.train.losses.tiled_loss", lambda *args: used.append(args) or [torch.zeros(())] * 4)
     CUSALoss()(*_inputs(9, torch.float32))
-    CUSALoss(LossConfig(terms=("contrastive",)))(*_inputs(39, torch.float32))
-    CUSALoss(method="dense")(*_inputs(50, torch.float32))
+    CUSALoss(LossConfig(terms=("contrastive",)))(*_inputs(79, torch.float32))
+    CUSALoss(method="dense")(*_inputs(90, torch.float32))
     assert not used
     CUSALoss()(*_inputs(10, torch.float32))
-    CUSALoss(LossConfig(terms=("contrastive",)))(*_inputs(40, torch.float32))
+    CUSALoss(LossConfig(terms=("contrastive",)))(*_inputs(80, torch.float32))
     CUSALoss(method="tiled")(*_inputs(2, torch.float32))
     assert len(used) == 3
 
