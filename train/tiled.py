@@ -18,6 +18,11 @@ from cusa.train.similarity import fuse_similarities, hard_targets
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+# glibc hands freed memory back to the system above twice the largest block that was freed before, and each tile would
+# have its pages mapped anew, for a quarter of the time. A block of nearly 32 MB, never touched, makes that 64 MB.
+_BLOCK = 2**23 - 2**12
+
+
 class Sides(NamedTuple):
     """What a loss is computed from, of the image side and of the text side each.
 
@@ -110,13 +115,13 @@ class _Targets(NamedTuple):
     Attributes:
         p: ``[n, m]``.
         negative_entropy: ``sum_j p log p``, wide ``[n]``; not given for hard targets, as what follows.
-        teacher: ``[n, m]``, the similarities that p is the softmax of, over tau.
+        logits: ``[n, m]`` that p is the softmax of: the teacher's similarities over tau.
         tau: Scalar.
     """
 
     p: torch.Tensor
     negative_entropy: torch.Tensor | float = 0.0
-    teacher: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     tau: torch.Tensor | None = None
 
 
@@ -145,6 +150,8 @@ class _Sweeps:
 
     def run(self, wanted: list[bool]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """The terms, ``[3]``, and the gradients of their sum to those of the inputs that want one."""
+        if self._features.cross[0].device.type == "cpu":
+            torch.empty(_BLOCK, dtype=torch.float32)
         self._gradients = {id(x): torch.zeros_like(x) for x, want in zip(self.inputs, wanted, strict=True) if want}
         self._values = {term: self._features.cross[0].new_zeros((), dtype=self._wide) for term in self._weights}
         for side in (0, 1):  # the queries are images, texts
@@ -178,31 +185,32 @@ class _Sweeps:
 
     def _soft_targets(self, side: int, tile: slice) -> tuple[_Targets | None, _Targets | None]:
         """Of CSA and of USA: the same object where they are the same distributions."""
-        c, taus = self._config, self._taus
+        taus, source = self._taus, self._config.soft_label_source
         if self._features.teacher is None:
             return None, None
         own, other = self._features.teacher[side], self._features.teacher[1 - side]
+        for_csa = None if taus.csa_soft is None else taus.csa_soft[side]
+        for_usa = None if taus.usa_soft is None else taus.usa_soft[side]
         csa = usa = None
-        similarity = own[tile] @ own.T
-        if taus.csa is not None and taus.csa_soft is not None:
-            fused = similarity
-            if c.soft_label_source != "each":
-                fused, _ = fuse_similarities(similarity, other[tile] @ other.T, c.soft_label_source)
-            csa = self._softmax_targets(fused, taus.csa_soft[side])
-        if taus.usa is not None and taus.usa_soft is not None:
-            shared = csa is not None and csa.teacher is similarity and csa.tau is taus.usa_soft[side]
-            usa = csa if shared else self._softmax_targets(similarity, taus.usa_soft[side])
+        if for_csa is not None:
+            logits = (own[tile] / for_csa) @ own.T
+            if source != "each":
+                logits, _ = fuse_similarities(logits, (other[tile] / for_csa) @ other.T, source)
+            csa = self._softmax_targets(logits, for_csa)
+        if for_usa is not None:
+            shared = source == "each" and for_usa is for_csa
+            usa = csa if shared else self._softmax_targets((own[tile] / for_usa) @ own.T, for_usa)
         return csa, usa
 
-    def _softmax_targets(self, teacher: torch.Tensor, tau: torch.Tensor) -> _Targets:
-        p, log_z = self._softmax(teacher, tau)
-        return _Targets(p, self._row_sums(p, teacher) / tau.to(self._wide) - log_z, teacher, tau)
+    def _softmax_targets(self, logits: torch.Tensor, tau: torch.Tensor) -> _Targets:
+        p, log_z = self._softmax(logits)
+        return _Targets(p, self._row_sums(p, logits) - log_z, logits, tau)
 
-    def _softmax(self, similarity: torch.Tensor, tau: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _softmax(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``[n, m]``, and the logarithm of what each row was divided by, ``[n]``, wide."""
-        q = torch.softmax(similarity / tau, dim=1)
+        q = torch.softmax(logits, dim=1)
         # The greatest of a row is exp(0) over the sum of the row.
-        return q, similarity.amax(dim=1).to(self._wide) / tau.to(self._wide) - q.amax(dim=1).to(self._wide).log()
+        return q, logits.amax(dim=1).to(self._wide) - q.amax(dim=1).to(self._wide).log()
 
     def _row_sums(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """``sum_j a_ij b_ij``, ``[n]``, wide."""
@@ -216,10 +224,11 @@ class _Sweeps:
         terms: list[tuple[Term, torch.Tensor, _Targets]],
     ) -> None:
         """Add the terms of one similarity matrix: values, and gradients to features and temperatures."""
-        similarity = queries[tile] @ candidates.T
+        first = terms[0][1]
+        logits = (queries[tile] / first) @ candidates.T  # a temperature divides [n, d], not [n, m]
         gradient: torch.Tensor | None = None
-        for term in terms:
-            part = self._add_term(similarity, *term)
+        for name, tau, targets in terms:
+            part = self._add_term(logits if tau is first else logits * (first / tau), name, tau, targets)
             gradient = part if gradient is None or part is None else gradient.add_(part)
         if gradient is None:
             return
@@ -228,32 +237,25 @@ class _Sweeps:
         if (to_candidates := self._gradients.get(id(candidates))) is not None:
             to_candidates.addmm_(gradient.T, queries[tile])
 
-    def _add_term(
-        self, similarity: torch.Tensor, name: Term, tau: torch.Tensor, targets: _Targets
-    ) -> torch.Tensor | None:
+    def _add_term(self, logits: torch.Tensor, name: Term, tau: torch.Tensor, targets: _Targets) -> torch.Tensor | None:
         """Add a term's value and its gradient to the temperatures; its gradient to the similarity, if any is wanted."""
-        weight, kl, wide_tau = self._weights[name], self._config.divergence(name) == "kl", tau.to(self._wide)
-        q, log_z = self._softmax(similarity, tau)
-        expected = self._row_sums(targets.p, similarity)
-        rows = log_z - expected / wide_tau + (targets.negative_entropy if kl else 0)
+        weight, kl = self._weights[name], self._config.divergence(name) == "kl"
+        q, log_z = self._softmax(logits)
+        expected = self._row_sums(targets.p, logits)
+        rows = log_z - expected + (targets.negative_entropy if kl else 0)
         self._values[name] += weight * rows.sum()
         if not self._gradients:
             return None
         if (to_tau := self._gradients.get(id(tau))) is not None:
-            to_tau += weight / wide_tau**2 * (expected - self._row_sums(q, similarity)).sum()
-        if targets.teacher is not None and (to_soft := self._gradients.get(id(targets.tau))) is not None:
-            to_soft += weight * self._soft_tau_gradient(targets, similarity, wide_tau, kl)
+            to_tau += weight / tau * (expected - self._row_sums(q, logits)).sum()
+        to_soft = self._gradients.get(id(targets.tau))
+        if to_soft is not None and targets.tau is not None and targets.logits is not None:
+            to_soft += weight / targets.tau * self._covariances(targets.p, targets.logits, logits, kl)
         return q.sub_(targets.p).mul_(weight / tau)
 
-    def _soft_tau_gradient(
-        self, targets: _Targets, similarity: torch.Tensor, tau: torch.Tensor, kl: bool
-    ) -> torch.Tensor:
-        """``-1/tau_s sum_i Cov_p(h, t/tau_s)`` with ``h = t/tau_s - s/tau``, s alone where the entropy is left out."""
-        t, s = targets.teacher, similarity
-        assert t is not None
-        assert targets.tau is not None
-        tau_soft, weighted = targets.tau.to(self._wide), targets.p * t
-        mean = self._row_sums(targets.p, t)
-        with_s = self._row_sums(weighted, s) - mean * self._row_sums(targets.p, s)
-        with_t = self._row_sums(weighted, t) - mean**2 if kl else torch.zeros_like(mean)
-        return (with_s / tau - with_t / tau_soft).sum() / tau_soft**2
+    def _covariances(self, p: torch.Tensor, t: torch.Tensor, s: torch.Tensor, kl: bool) -> torch.Tensor:
+        """``sum_i Cov_p(s - t, t)``, t alone where the entropy counts: -tau_s times the gradient to tau_s in p."""
+        weighted, mean = p * t, self._row_sums(p, t)
+        with_s = self._row_sums(weighted, s) - mean * self._row_sums(p, s)
+        with_t = self._row_sums(weighted, t) - mean**2
+        return (with_s - with_t if kl else with_s).sum()
