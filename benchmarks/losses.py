@@ -14,6 +14,7 @@ import gc
 import importlib.util
 import json
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -85,10 +86,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way by round; one round more before, to warm up."""
+    """Seconds of each way by round, after one to warm up; who goes first changes with the round."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
-        for name, work in ways.items():
+        for name, work in list(ways.items())[:: -1 if number % 2 else 1]:
             taken = seconds(work)
             if number:
                 found[name].append(taken)
@@ -132,7 +133,12 @@ def _in_fresh_process(b: int, method: str, device: str, dtype: str) -> int | Non
     """``extra_memory``; ``None`` where memory did not suffice."""
     command = [sys.executable, __file__, "--device", device, "--one", str(b), method, dtype]
     done = subprocess.run(command, capture_output=True, text=True)
-    return int(done.stdout) if done.returncode == 0 else None
+    if done.returncode == 0:
+        return int(done.stdout)
+    killed = done.returncode == -signal.SIGKILL
+    if not killed and "not enough memory" not in done.stderr and "OutOfMemoryError" not in done.stderr:
+        raise RuntimeError(done.stderr)
+    return None
 
 
 def by_size(b: int, device: str, most_dense: int) -> dict[str, Any]:

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from cusa.eval.images import image_retrieval
     from cusa.eval.retrieval import cross_modal_recalls, uni_modal_recalls
     from cusa.train.checkpoint import load_student
-    from cusa.train.losses import CUSALoss, LossConfig, contrastive_loss, soft_label_loss, soft_labels
+    from cusa.train.losses import (
+        CUSALoss,
+        LossConfig,
+        Temperature,
+        TemperaturePair,
+        contrastive_loss,
+        fuse_similarities,
+        soft_label_loss,
+        soft_labels,
+    )
     from cusa.train.matching import hard_negatives, matching_loss, matching_targets
     from cusa.train.micro_batches import encode_in_micro_batches
 
@@ -37,6 +46,9 @@ _HOME = {
     "load_student": "cusa.train.checkpoint",
     "CUSALoss": "cusa.train.losses",
     "LossConfig": "cusa.train.losses",
+    "Temperature": "cusa.train.losses",
+    "TemperaturePair": "cusa.train.losses",
+    "fuse_similarities": "cusa.train.losses",
     "contrastive_loss": "cusa.train.losses",
     "soft_label_loss": "cusa.train.losses",
     "soft_labels": "cusa.train.losses",
@@ -53,9 +65,12 @@ __all__ = [
     "EmbeddingStore",
     "LossConfig",
     "Record",
+    "Temperature",
+    "TemperaturePair",
     "contrastive_loss",
     "cross_modal_recalls",
     "encode_in_micro_batches",
+    "fuse_similarities",
     "hard_negatives",
     "image_retrieval",
     "load_dataset",

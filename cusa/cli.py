@@ -154,6 +154,10 @@ def inspect(store: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     out = out or store.with_suffix(".inspect.html")
     if out.is_dir() or out.resolve() == store.resolve():
         raise CusaError(f"--out {out} is {'a folder' if out.is_dir() else 'the store'}; pass the page's name, x.html")
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
+    root = options["image_root"]
+    if root is not None and not root.is_dir():
+        raise CusaError(f"--image-root {root} is no folder; leave it out for a page without pictures")
     from cusa.eval.soft_labels import Settings, write_inspection
     from cusa.eval.soft_labels import as_json as to_json
     from cusa.eval.soft_labels import inspect as look
@@ -167,17 +171,22 @@ def inspect(store: Path, out: Path | None, as_json: bool, **options: Any) -> Non
             bar.update(tasks[what], completed=done)
 
         found = look(opened, Settings(**options), advance)
-    write_inspection(out, found)
+    screen = console()
     if as_json:
         click.echo(json.dumps({**to_json(found), "page": str(out.resolve())}, indent=2, ensure_ascii=False))
-        return
-    screen = console()
-    _print_inspection(screen, found)
-    screen.print(f"page: {out.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    else:
+        _print_inspection(screen, found)
+    unreadable = write_inspection(out, found)
+    if not as_json:
+        note = f" ({unreadable:,} of its pictures could not be read)" if unreadable else ""
+        screen.print(f"page: {out.resolve()}{note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_inspection(screen: Any, found: Inspection) -> None:
     from rich.table import Table
+
+    def shown(value: float, digits: int) -> str:
+        return "–" if math.isnan(value) else f"{value:,.{digits}f}"
 
     teachers, size = (found.image, found.text), found.settings.batch_size
     screen.print(
@@ -194,7 +203,7 @@ def _print_inspection(screen: Any, found: Inspection) -> None:
     for tau in found.image.sharpness:
         sharp = [t.sharpness[tau] for t in teachers]
         labels.add_row(
-            f"{tau:g}", *(t for s in sharp for t in (f"{s.perplexity:,.1f}", f"{s.own:.3f}", f"{s.other:.3f}"))
+            f"{tau:g}", *(t for s in sharp for t in (shown(s.perplexity, 1), shown(s.own, 3), shown(s.other, 3)))
         )
     screen.print(labels)
     negatives = Table("cosine", *(f"{m}: {c}" for m in ("image", "text") for c in ("in a batch", "% of rows")))
@@ -209,8 +218,9 @@ def _print_inspection(screen: Any, found: Inspection) -> None:
     screen.print(negatives)
     a = found.agreement
     screen.print(
-        f"agreement of the teachers: Pearson {a.pearson:.3f}, Spearman {a.spearman:.3f}, nearest neighbours in common "
-        f"{100 * a.overlap:.1f} % (by chance {100 * a.chance:.1f} %), KL at tau_s 1 {a.kl:.4f}\n"
+        f"agreement of the teachers: Pearson {shown(a.pearson, 3)}, Spearman {shown(a.spearman, 3)}, nearest "
+        f"neighbours in common {shown(100 * a.overlap, 1)} % (by chance {shown(100 * a.chance, 1)} %), KL at tau_s 1 "
+        f"{a.kl:.4f}\n"
         f"likely duplicates: {found.n_duplicates:,} pairs among {found.n_searched:,} images",
         highlight=False,
         markup=False,

@@ -19,7 +19,7 @@ from cusa.data.images import load_image
 THUMBNAIL = 176  # longer side, in pixels
 
 
-def write_page(path: Path, template: str, images: Iterable[Path], **values: Any) -> None:
+def write_page(path: Path, template: str, images: Iterable[Path], **values: Any) -> int:
     """Render a template of this room that extends ``page.html.jinja``.
 
     Args:
@@ -27,6 +27,9 @@ def write_page(path: Path, template: str, images: Iterable[Path], **values: Any)
         template: The template's file name.
         images: Image files that the page may show; one that cannot be read is shown as its name, and counted.
         **values: What the template asks for.
+
+    Returns:
+        How many of the images could not be read.
     """
     numbers = {image: i for i, image in enumerate(dict.fromkeys(images))}
     thumbnails = {i: uri for image, i in numbers.items() if (uri := thumbnail(image))}
@@ -45,6 +48,7 @@ def write_page(path: Path, template: str, images: Iterable[Path], **values: Any)
     )
     with atomic_file(path) as temporary:
         temporary.write_bytes(html.encode("utf-8", "replace"))  # an odd file name may hold lone surrogates
+    return len(numbers) - len(thumbnails)
 
 
 def thumbnail(path: Path) -> str | None:

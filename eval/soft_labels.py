@@ -229,7 +229,8 @@ def inspect(store: EmbeddingStore, settings: Settings, advance: Advance = lambda
                 sharp[modality][tau].append(sharpness(cosines, batch.image_ids, tau))
             for cosine in COSINES:
                 close[modality][cosine].append(alike(cosines, batch.image_ids, cosine))
-        same.append(alike(similarity["text"], batch.image_ids, median))
+        # A little below: sums in another order round otherwise, and equal captions must count.
+        same.append(alike(similarity["text"], batch.image_ids, median - 1e-6))
         agree.append(agreement(similarity["image"], similarity["text"], batch.image_ids))
         advance("batches", number + 1, settings.batches)
 
@@ -264,15 +265,18 @@ def inspect(store: EmbeddingStore, settings: Settings, advance: Advance = lambda
     )
 
 
-def write_inspection(path: Path, inspection: Inspection) -> None:
+def write_inspection(path: Path, inspection: Inspection) -> int:
     """Write the page.
 
     Args:
         path: The HTML file; replaced as a whole.
         inspection: What it shows.
+
+    Returns:
+        How many of its images could not be read.
     """
     shown = [item for pairs in inspection.strongest.values() for pair in pairs for item in pair.images]
-    write_page(
+    return write_page(
         path,
         "soft_labels.html.jinja",
         [item.image_path for item in shown if item.image_path],

@@ -140,6 +140,8 @@ def _best(
     best: tuple[np.ndarray, np.ndarray], scores: np.ndarray, a: int, b: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The n best of those so far and of a block of scores whose corner is at (a, b); -inf is no score."""
+    if n == 0:
+        return best
     least = best[0][-1] if 0 < n == len(best[0]) else -np.inf
     i, j = np.nonzero((scores >= least) & (scores > -np.inf))
     values = np.concatenate([best[0], scores[i, j]])

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+_MOST_TENSORS = 6  # features of two heads and teacher rows, of two modalities
+
 
 class World:
     """The ranks of one batch.
@@ -24,9 +26,15 @@ class World:
 
     @staticmethod
     def of(group: dist.ProcessGroup | None) -> World | None:
-        """The ranks of a group, or ``None`` where this process is alone."""
+        """The ranks of a group, or ``None`` where this process is alone.
+
+        Raises:
+            ValueError: If this process is not one of the group.
+        """
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
             return None
+        if dist.get_rank(group) < 0:
+            raise ValueError("gather: this process is not one of the group")
         return World(group)
 
     @property
@@ -46,20 +54,22 @@ class World:
         Raises:
             ValueError: On every rank, if one has a fault, or if they do not bring the same.
         """
-        dims = [x.shape[-1] for x in tensors]
-        mine = torch.tensor([len(tensors[0]), bool(fault), ids is not None, *dims], device=tensors[0].device)
+        kinds = [(x.shape[-1], x.dtype == torch.float64, x.requires_grad and torch.is_grad_enabled()) for x in tensors]
+        brings = [int(n) for kind in kinds for n in kind] if not fault else []
+        header = [len(tensors[0]), bool(fault), ids is not None, *brings, *[0] * (3 * _MOST_TENSORS - len(brings))]
+        mine = torch.tensor(header, device=tensors[0].device)
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine, group=self._group)
         table = torch.stack(everyone).tolist()
         if fault:
             raise ValueError(fault)
-        for rank, (_, bad, *brings) in enumerate(table):
+        for rank, (_, bad, *others) in enumerate(table):
             if bad:
                 raise ValueError(f"rank {rank} cannot go on: its batch is faulty; its own error says why")
-            if brings != table[0][2:]:
+            if others != table[0][2:]:
                 raise ValueError(
-                    f"the ranks do not bring the same: image ids (0 or 1) and dimensions are {table[0][2:]} on rank 0, "
-                    f"{brings} on rank {rank}"
+                    "the ranks do not bring the same; image ids or none, and of each matrix its columns, whether it is "
+                    f"float64 and whether it wants a gradient: {table[0][2:]} on rank 0, {others} on rank {rank}"
                 )
         self._sizes = [row[0] for row in table]
 

@@ -245,9 +245,19 @@ class Trainer:
         with torch.autocast(self.device, reduced) if reduced else contextlib.nullcontext():
             image = self._encode(self.student.encode_image, batch.images)
             text = self._encode(self.student.encode_text, batch.texts)
-            terms = self.loss(
-                image.cross, text.cross, image.uni, text.uni, batch.teacher_image, batch.teacher_text, batch.image_ids
-            )
+            try:
+                terms = self.loss(
+                    image.cross,
+                    text.cross,
+                    image.uni,
+                    text.uni,
+                    batch.teacher_image,
+                    batch.teacher_text,
+                    batch.image_ids,
+                )
+            except ValueError as error:
+                images = ", ".join(map(str, batch.image_ids.tolist()))
+                raise CusaError(f"step {self.progress.step + 1}: {error}; image rows of the batch: {images}") from None
         self._check_finite(terms)
         self.optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(terms.total).backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Divergence = Literal["kl", "cross_entropy"]
 Scaling = Literal["paper", "infonce"]
@@ -18,6 +18,16 @@ TERMS: dict[str, tuple[Term, ...]] = {
 }
 
 
+def check_option(name: str, value: str, options: Any) -> None:
+    """Refuse what is none of the options of a ``Literal``.
+
+    Raises:
+        ValueError: Names what was given, and what is legal.
+    """
+    if value not in get_args(options):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(options))}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class Temperature:
     """A temperature that divides similarities: start value, bounds, and whether it is learned."""
@@ -26,6 +36,15 @@ class Temperature:
     min: float
     max: float
     learnable: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that are none.
+
+        Raises:
+            ValueError: Unless ``0 < min <= max``.
+        """
+        if not 0 < self.min <= self.max:
+            raise ValueError(f"bounds must be 0 < min <= max, found {self.min} and {self.max}")
 
 
 @dataclass(frozen=True)
@@ -96,10 +115,11 @@ class LossConfig:
         legal |= {f"{term}_scaling": Scaling for term in ("contrastive", "csa", "usa")}
         legal |= {f"{term}_divergence": Divergence for term in ("csa", "usa")}
         for name, options in legal.items():
-            if getattr(self, name) not in get_args(options):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(options))}, got {getattr(self, name)!r}")
-        if unknown := [term for term in self.terms if term not in get_args(Term)]:
-            raise ValueError(f"terms must be of {', '.join(get_args(Term))}, got {unknown[0]!r}")
+            check_option(name, getattr(self, name), options)
+        for term in self.terms:
+            check_option("terms", term, Term)
+        if not self.terms:
+            raise ValueError(f"terms must name at least one of {', '.join(get_args(Term))}")
 
     def row_weights(self, n_pairs: int) -> dict[Term, float]:
         """What one row of one direction weighs in the total of B = ``n_pairs``, for each term in use.

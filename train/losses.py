@@ -38,8 +38,8 @@ __all__ = [
 
 Method = Literal["auto", "dense", "tiled"]
 
-# Batch size from which "auto" takes the tiled method, one term alone from eight times as many: where it is the faster
-# one on two CPU cores (docs/benchmarks.md).
+# Batch size from which "auto" takes the tiled method, the contrastive term alone from eight times as many: where it is
+# the faster one on two CPU cores (docs/benchmarks.md).
 TILED_FROM = 512
 
 
@@ -73,7 +73,8 @@ class CUSALoss(nn.Module):
             the concatenated batch. Each rank computes its own rows. The gradients that reach a rank's features are
             multiplied by the number of ranks, because DDP averages what comes out of the ranks; those of the
             temperatures are summed here and equal on every rank, inside DDP or not. Ranks may have different batch
-            sizes. Without a process group, or with one rank, it changes nothing.
+            sizes, and all of them must call, in evaluation too. Without a process group, or with one rank, it changes
+            nothing.
         group: Process group to gather over; ``None``: the default one.
 
     Raises:
@@ -123,7 +124,8 @@ class CUSALoss(nn.Module):
     def _add_pair(self, name: str, pair: TemperaturePair, fused: bool = False) -> None:
         i, t = pair.image, pair.text
         if pair.shared or fused:
-            mean = Temperature((i.init + t.init) / 2, (i.min + t.min) / 2, (i.max + t.max) / 2, i.learnable)
+            learnable = i.learnable or t.learnable
+            mean = Temperature((i.init + t.init) / 2, (i.min + t.min) / 2, (i.max + t.max) / 2, learnable)
             self._add(name, mean)
         else:
             self._add(f"{name}_image", i)
@@ -186,7 +188,7 @@ class CUSALoss(nn.Module):
             (image_features, text_features), (uni_image_features, uni_text_features), (teacher_image, teacher_text)
         )
         world = World.of(self._group) if self.gather else None
-        fault = "" if torch.compiler.is_compiling() else _fault(sides, image_ids)
+        fault = _fault(sides, image_ids, self.config.terms)
         if world is not None:
             world.agree(sides.all(), image_ids, fault)
         elif fault:
@@ -196,7 +198,7 @@ class CUSALoss(nn.Module):
             rows = slice(0, len(image_features))
             if world is not None:
                 features, rows = features.map(world.gather), world.rows
-                image_ids = None if image_ids is None else world.all_rows(image_ids)
+                image_ids = None if image_ids is None else world.all_rows(image_ids.long())
             taus = self._taus(world, features.cross[0].dtype)
             if self._tiles(rows, len(features.cross[0])):
                 share = LossTerms(*tiled_loss(features, image_ids, taus, self.config, rows, self.tile_rows))
@@ -242,7 +244,7 @@ class CUSALoss(nn.Module):
         sides = self._sides(
             (similarity, similarity.T), (uni_image_features, uni_text_features), (teacher_image, teacher_text)
         )
-        if fault := "" if torch.compiler.is_compiling() else _fault(sides, image_ids):
+        if fault := _fault(sides, image_ids, self.config.terms):
             raise ValueError(fault)
         with torch.autocast(similarity.device.type, enabled=False):
             sides = _unit(_in_one_dtype(sides), cross=False)
@@ -255,26 +257,18 @@ class CUSALoss(nn.Module):
         uni: tuple[torch.Tensor | None, torch.Tensor | None],
         teacher: tuple[torch.Tensor | None, torch.Tensor | None],
     ) -> Sides:
-        """What the terms need of it; nothing flows back into the teacher.
-
-        Raises:
-            ValueError: If something is missing.
-        """
+        """What the terms use of it, as far as it is there; nothing flows back into the teacher."""
         uni_image, uni_text, teacher_image, teacher_text = *uni, *teacher
-        needed_uni = needed_teacher = None
-        if {"csa", "usa"} & set(self.config.terms):
-            if teacher_image is None or teacher_text is None:
-                raise ValueError("CSA and USA need teacher_image and teacher_text")
-            needed_teacher = teacher_image.detach(), teacher_text.detach()
-        if "usa" in self.config.terms:
-            if uni_image is None or uni_text is None:
-                raise ValueError("USA needs uni_image_features and uni_text_features")
-            needed_uni = uni_image, uni_text
-        return Sides(cross, needed_uni, needed_teacher)
+        used_uni = used_teacher = None
+        if {"csa", "usa"} & set(self.config.terms) and teacher_image is not None and teacher_text is not None:
+            used_teacher = teacher_image.detach(), teacher_text.detach()
+        if "usa" in self.config.terms and uni_image is not None and uni_text is not None:
+            used_uni = uni_image, uni_text
+        return Sides(cross, used_uni, used_teacher)
 
     def _tiles(self, rows: slice, n_candidates: int) -> bool:
         if self.method == "auto":
-            least = TILED_FROM if len(self.config.terms) > 1 else 8 * TILED_FROM
+            least = 8 * TILED_FROM if self.config.terms == ("contrastive",) else TILED_FROM
             return (rows.stop - rows.start) * n_candidates >= least**2
         return self.method == "tiled"
 
@@ -309,8 +303,8 @@ def _as_terms(con: torch.Tensor, csa: torch.Tensor, usa: torch.Tensor) -> LossTe
 
 
 def _in_one_dtype(sides: Sides) -> Sides:
-    """In float32 or, if anything is, in float64."""
-    double = any(x.dtype == torch.float64 for x in sides.all())
+    """In float32 or, if any feature of the student is, in float64."""
+    double = any(x.dtype == torch.float64 for x in (*sides.cross, *(sides.uni or ())))
     return sides.map(lambda x: x.to(torch.float64 if double else torch.float32))
 
 
@@ -342,8 +336,14 @@ def _products(pair: Pair, candidates: Pair, rows: slice) -> Pair:
     return image @ candidates[0].T, text @ candidates[1].T
 
 
-def _fault(sides: Sides, image_ids: torch.Tensor | None) -> str:
-    """What is wrong with a batch, in a line; empty if nothing."""
+def _fault(sides: Sides, image_ids: torch.Tensor | None, terms: tuple[Term, ...]) -> str:
+    """What is wrong with a batch, in a line; empty if nothing. While compiling, sizes and rows are not looked at."""
+    if {"csa", "usa"} & set(terms) and sides.teacher is None:
+        return "CSA and USA need teacher_image and teacher_text"
+    if "usa" in terms and sides.uni is None:
+        return "USA needs uni_image_features and uni_text_features"
+    if torch.compiler.is_compiling():
+        return ""
     b = len(sides.cross[0])
     if b == 0:
         return "the batch is empty: a loss needs at least one pair"

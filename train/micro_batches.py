@@ -29,22 +29,25 @@ def encode_in_micro_batches(
         inputs: A tensor, or a mapping of tensors, with equally many rows.
         size: Rows of a micro-batch.
         device: Where each micro-batch is moved when its turn comes, so that the batch itself may lie elsewhere;
-            ``None``: inputs are where the encoder wants them.
+            ``None``: inputs are where the encoder wants them. (It must not move them itself: the random states that
+            are replayed are those of this device and the CPU.)
 
     Raises:
-        ValueError: If ``size`` is less than one.
+        ValueError: If ``size`` is less than one, or inputs or embeddings do not have as many rows as the others.
     """
     if size < 1:
         raise ValueError(f"a micro-batch needs at least one row, got size {size}")
+    tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs.values())
+    if len({len(x) for x in tensors}) != 1 or len(tensors[0]) == 0:
+        raise ValueError(f"inputs must have equally many rows and at least one, got {[len(x) for x in tensors]}")
 
     def run(part: Inputs, marker: torch.Tensor) -> Outputs:
         return encode(_map(part, lambda x: x.to(marker.device, non_blocking=True)))
 
-    first = inputs if isinstance(inputs, torch.Tensor) else next(iter(inputs.values()))
     # Of those devices that its arguments are on, checkpoint keeps the random state.
-    marker = torch.empty(0, device=device or first.device)
+    marker = torch.empty(0, device=device or tensors[0].device)
     parts: list[Any] = []
-    for start in range(0, len(first), size):
+    for start in range(0, len(tensors[0]), size):
         rows = slice(start, start + size)
         parts.append(checkpoint(run, _map(inputs, lambda x, rows=rows: x[rows]), marker, use_reentrant=False))
     if isinstance(parts[0], torch.Tensor):
@@ -52,6 +55,10 @@ def encode_in_micro_batches(
     else:
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         joined = parts[0]._make(columns) if hasattr(parts[0], "_make") else tuple(columns)
+    if wrong := [
+        len(x) for x in ([joined] if isinstance(joined, torch.Tensor) else joined) if len(x) != len(tensors[0])
+    ]:
+        raise ValueError(f"encode must return a row for each of its {len(tensors[0])} rows in all, got {wrong[0]}")
     return joined
 
 

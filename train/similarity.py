@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from cusa.train.loss_config import Divergence, Scaling, Source
+from cusa.train.loss_config import Divergence, Scaling, Source, check_option
 
 
 def soft_labels(teacher_similarity: torch.Tensor, tau: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -39,6 +39,7 @@ def fuse_similarities(
     Returns:
         Similarities for image-to-text and for text-to-image, ``[n, m]`` each.
     """
+    check_option("source", source, Source)
     if source == "each":
         return image_similarity, text_similarity
     if source == "add":
@@ -73,6 +74,8 @@ def soft_label_loss(
     Returns:
         Scalar.
     """
+    check_option("divergence", divergence, Divergence)
+    check_option("scaling", scaling, Scaling)
     n, m = similarity.shape
     again = m if divergence == "cross_entropy" and scaling == "paper" else 1
     return soft_label_sum(similarity, teacher_similarity, tau, tau_soft, divergence) / (n * again)
@@ -95,6 +98,7 @@ def contrastive_loss(
     Returns:
         Scalar.
     """
+    check_option("scaling", scaling, Scaling)
     b = len(similarity)
     loss = F.cross_entropy(similarity / tau, positives(image_ids, slice(0, b), similarity))
     return loss / (b if scaling == "paper" else 1)

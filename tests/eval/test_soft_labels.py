@@ -35,7 +35,7 @@ from cusa.eval.strongest import (
     strongest_pairs,
 )
 from cusa.train.batches import EpochOrder
-from tests.helpers import add_teacher, make_images, make_store, run_error, run_ok, settings, unit_rows
+from tests.helpers import add_teacher, make_images, make_store, records, run_error, run_ok, settings, unit_rows
 
 ODD = 'a <b>bold</b> & "quoted" <script>alert(1)</script>'
 
@@ -431,7 +431,25 @@ def test_without_the_image_folder(tmp_path):
     assert "80 pairs of 40 images, 0 left out" in out
     assert "vision" in out
     assert "could not be read" in (tmp_path / "store.inspect.html").read_text("utf-8")
-    run_ok("store", "inspect", tmp_path / "store.h5", "--batch-size", 4, "--split", "val", "--image-root", "/nowhere")
+    assert "of its pictures could not be read" in out
+    error = run_error("store", "inspect", tmp_path / "store.h5", "--batch-size", 4, "--image-root", "/nowhere")
+    assert "--image-root /nowhere is no folder" in error
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    index = make_store(tmp_path)
+    assert "file" in run_error("store", "inspect", index, "--batch-size", 4, "--out", tmp_path / "file" / "x.html")
+
+
+def test_equal_captions_count_as_likely_false_negatives(tmp_path):
+    """The median of two captions of one image is that of any two; sums that round otherwise must not hide it."""
+    dataset = Dataset("equal", tmp_path, {"train": records("train", 40)})
+    index = tmp_path / "store.h5"
+    add_teacher(index, dataset, "vision", settings("image", 16), {"train": unit_rows(40, 16, 0)})
+    add_teacher(index, dataset, "words", settings("text", 64), {"train": np.repeat(unit_rows(1, 64, 1), 80, axis=0)})
+    out = json.loads(run_ok("store", "inspect", index, "--batch-size", 16, "--batches", 3, "--pairs", 0, "--json"))
+    assert out["same_image_alike"]["rows"] == 1.0
 
 
 def test_another_image_folder(tmp_path):

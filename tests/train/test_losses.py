@@ -370,12 +370,32 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
         ({"csa_divergence": "KL"}, "csa_divergence must be one of kl, cross_entropy, got 'KL'"),
         ({"soft_label_source": "mean"}, "soft_label_source must be one of each, add, dot, got 'mean'"),
         ({"contrastive_scaling": "sum"}, "contrastive_scaling must be one of paper, infonce, got 'sum'"),
-        ({"terms": ("csa", "itm")}, "terms must be of contrastive, csa, usa, got 'itm'"),
+        ({"terms": ("csa", "itm")}, "terms must be one of contrastive, csa, usa, got 'itm'"),
+        ({"terms": ()}, "terms must name at least one"),
     ],
 )
 def test_unknown_options_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         LossConfig(**setting)
+
+
+def test_the_functions_refuse_unknown_options_too():
+    sim = torch.eye(3)
+    for call in (
+        lambda: fuse_similarities(sim, sim, "mean"),
+        lambda: soft_label_loss(sim, sim, 1.0, divergence="KL"),
+        lambda: contrastive_loss(sim, 1.0, scaling="sum"),
+    ):
+        with pytest.raises(ValueError, match="must be one of"):
+            call()
+    with pytest.raises(ValueError, match=r"0 < min <= max, found 0\.0 and 1\.0"):
+        Temperature(0.5, 0.0, 1.0)
+
+
+def test_the_student_decides_the_dtype():
+    rows = [x.float() for x in _random(5, 0)[0]]
+    assert CUSALoss()(*rows[:4], *(x.double() for x in rows[4:])).total.dtype == torch.float32
+    assert CUSALoss()(*(x.double() for x in rows[:4]), *rows[4:]).total.dtype == torch.float64
 
 
 def test_the_form_on_similarities_equals_the_form_on_embeddings():

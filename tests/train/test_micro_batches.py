@@ -72,6 +72,12 @@ def test_a_single_tensor_comes_back_as_one():
     torch.testing.assert_close(encode_in_micro_batches(encoder, x, 2), encoder(x))
     with pytest.raises(ValueError, match="at least one row, got size 0"):
         encode_in_micro_batches(encoder, x, 0)
+    with pytest.raises(ValueError, match=r"equally many rows and at least one, got \[5, 4\]"):
+        encode_in_micro_batches(lambda part: encoder(part["x"]), {"x": x, "y": x[:4]}, 2)
+    with pytest.raises(ValueError, match=r"at least one, got \[0\]"):
+        encode_in_micro_batches(encoder, x[:0], 2)
+    with pytest.raises(ValueError, match="a row for each of its 5 rows in all, got 3"):
+        encode_in_micro_batches(lambda part: encoder(part).mean(0, keepdim=True), x, 2)
 
 
 def test_one_micro_batch_of_activations_lives_at_a_time():

@@ -87,7 +87,7 @@ def test_any_batch_tile_and_ids(b, tile_rows, n_images, seed):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
-# Of the largest number: bf16 features have eight bits, and the loss computes on them in float32.
+# Of the largest number: bf16 features have eight bits, and the loss computes on them in float32 (docs/hosts.md).
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -99,6 +99,18 @@ def test_lower_precision_against_float64(dtype, method):
     got = _run(CUSALoss(method=method, tile_rows=8), [x.to(dtype) for x in inputs], torch.arange(50) // 2)
     for part, exact in zip((*got[0], *got[1], *got[2]), (*want[0], *want[1], *want[2]), strict=True):
         assert (part.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
+
+
+@pytest.mark.parametrize("method", ["dense", "tiled"])
+def test_float32_against_float64_at_usual_sizes(method):
+    """d = 512, features that lean to one side, as real ones do."""
+    rng = torch.Generator().manual_seed(0)
+    rows = [torch.randn(300, 512, generator=rng) + torch.randn(512, generator=rng) for _ in range(6)]
+    ids = torch.arange(300) // 5
+    want = _run(CUSALoss(method="dense").double(), [x.double() for x in rows], ids)
+    got = _run(CUSALoss(method=method, tile_rows=64), rows, ids)
+    for part, exact in zip((*got[0], *got[1]), (*want[0], *want[1]), strict=True):
+        assert (part.double() - exact).abs().max() <= 2e-5 * exact.abs().max()
 
 
 def test_float32_tiles_equal_float32_dense_at_paper_temperatures_and_on_the_lower_bounds():
@@ -130,14 +142,24 @@ def test_the_terms_are_for_logs_and_the_total_alone_carries_gradients(method):
 
 def test_only_wanted_gradients_are_formed():
     """A frozen image tower: its features want none, the others get theirs."""
+    products = 0
+
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal products
+            products += function is torch.ops.aten.addmm_.default
+            return function(*args, **(kwargs or {}))
+
     inputs = _inputs(9)
     results = []
-    for loss in _both(LossConfig(), 4):
+    for loss in _both(LossConfig(), 9):
         loss.double()
         text = inputs[1].clone().requires_grad_()
-        loss(inputs[0], text, *inputs[2:]).total.backward()
+        with Products():
+            loss(inputs[0], text, *inputs[2:]).total.backward()
         results.append(text.grad)
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+    assert products == 2  # of images as queries and of texts as queries, to the texts; all four features: eight
 
 
 def test_a_second_backward_pass_gives_the_same_and_a_second_derivative_is_refused():
