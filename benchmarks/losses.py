@@ -18,7 +18,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from torch.nn import functional as F
 from cusa.data.console import cpu_count
 from cusa.train.losses import TERMS, CUSALoss, LossConfig
 from cusa.train.tiled import default_tile_rows
+
+from timing import in_turns, seconds
 
 DIM = 512
 
@@ -72,28 +73,6 @@ def bare_products(b: int, device: str) -> Callable[[], None]:
                     out.addmm_(similarity.T, tile)
 
     return work
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way by round, after one to warm up; who goes first changes with the round."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, work in list(ways.items())[:: -1 if number % 2 else 1]:
-            taken = seconds(work)
-            if number:
-                found[name].append(taken)
-    return found
 
 
 def ratio(one: list[float], other: list[float]) -> float:

@@ -14,7 +14,6 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,8 @@ from cusa.precompute.plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher
 
+from timing import in_turns
+
 
 def stage(teacher: Teacher, dataset: Dataset, options: PipelineOptions, n: int) -> np.ndarray:
     """The whole of stage one for the rows of split train, into a folder that is thrown away; the rows."""
@@ -50,26 +51,9 @@ def stage(teacher: Teacher, dataset: Dataset, options: PipelineOptions, n: int) 
         return np.fromfile(task.path, "<f2", n * teacher.dim, offset=made[task].offset).reshape(n, -1)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way; one round more before, to warm up."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, work in ways.items():
-            seconds = timed(work)
-            if number:
-                found[name].append(seconds)
-    return {name: statistics.median(values) for name, values in found.items()}
+def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each way, in turns."""
+    return {name: statistics.median(values) for name, values in in_turns(ways, rounds).items()}
 
 
 def images(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) -> dict[str, Any]:
@@ -89,7 +73,7 @@ def images(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) -
         for _ in loader:
             pass
 
-    seconds = in_turns(
+    seconds = medians(
         {
             "whole stage": lambda: stage(teacher, dataset, options, n),
             "bare teacher": bare_teacher,
@@ -132,7 +116,7 @@ def texts(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) ->
     def ours(precision: str) -> np.ndarray:
         return stage(teacher, dataset, replace(options, precision=precision), len(captions))
 
-    seconds = in_turns(
+    seconds = medians(
         {
             f"{way}, {precision}": lambda run=run, precision=precision: run(precision)
             for precision in ("fp32", reduced)

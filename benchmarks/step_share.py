@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,8 @@ from torch import nn
 from cusa.data.console import cpu_count, quiet_libraries
 from cusa.train.losses import TERMS, CUSALoss, LossConfig
 from cusa.train.student import Student
+
+from timing import in_turns
 
 TOKENS = 77
 
@@ -40,28 +40,6 @@ class Tower(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Features, ``[n, 512]``."""
         return getattr(self.model, f"get_{self.side}_features")(inputs).pooler_output
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds by round, after one to warm up; who goes first changes with the round."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, work in sorted(ways.items(), reverse=bool(number % 2)):
-            taken = seconds(work)
-            if number:
-                found[name].append(taken)
-    return found
 
 
 @click.command()

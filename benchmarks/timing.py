@@ -1,0 +1,30 @@
+"""Timing that several benchmarks share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way by round, after one to warm up; who goes first changes with the round."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, work in list(ways.items())[:: -1 if number % 2 else 1]:
+            taken = seconds(work)
+            if number:
+                found[name].append(taken)
+    return found
