@@ -23,25 +23,13 @@ from rich.table import Table
 
 from cusa.data.store import EmbeddingStore
 from cusa.eval.retrieval import evaluate
-from cusa.train.batches import open_sources
-from cusa.train.checkpoint import load_student
 from cusa.train.config import build_config, load_preset, merge
 from cusa.train.encode import encode_split
 from cusa.train.loop import Trainer
 from cusa.train.losses import TERMS
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def started(self, trainer: Trainer) -> None:
-        """Nothing."""
-
-    def stepped(self, metrics: dict) -> None:
-        """Nothing."""
-
-    def validated(self, metrics: dict, best: bool) -> None:
-        """Nothing."""
+from cusa.train.processes import Processes
+from cusa.train.run_dir import load_trained
+from cusa.train.setup import student_sources
 
 
 def measure(store: Path, loss: str, text_teacher: str, seed: int, run_dir: Path) -> dict[str, float]:
@@ -54,17 +42,11 @@ def measure(store: Path, loss: str, text_teacher: str, seed: int, run_dir: Path)
     }
     config = build_config(merge(load_preset("adapter"), settings))
     started = time.perf_counter()
-    Trainer(config, "cpu", 0, run_dir, resume=False).fit(Silent())
+    Trainer(config, Processes("cpu"), 0, run_dir, resume=False).fit()
     seconds = time.perf_counter() - started
-    loaded = load_student(run_dir, "last")
-    sources = open_sources(
-        EmbeddingStore(store),
-        "val",
-        encoders=("efficientnet-lite0", "minilm"),
-        processors=None,
-        image_root=None,
-        normalizer_name="albef",
-    )
+    loaded = load_trained(run_dir, "last")
+    encoders = "efficientnet-lite0", "minilm"
+    sources = student_sources(EmbeddingStore(store), "val", config, encoders, processors=None)
     heads = evaluate(encode_split(loaded.student, sources, "cpu"), sources.split, "uni")["heads"]
     return {
         "rsum": heads["cross"]["retrieval"]["rsum"],

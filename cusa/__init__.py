@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from cusa.data.errors import CusaError
     from cusa.data.records import Dataset, Record
     from cusa.data.store import EmbeddingStore
+    from cusa.eval.encoder import StudentEncoder, load_student
     from cusa.eval.images import image_retrieval
     from cusa.eval.retrieval import cross_modal_recalls, uni_modal_recalls
-    from cusa.train.checkpoint import load_student
     from cusa.train.losses import (
         CUSALoss,
         LossConfig,
@@ -43,7 +43,8 @@ _HOME = {
     "image_retrieval": "cusa.eval.images",
     "cross_modal_recalls": "cusa.eval.retrieval",
     "uni_modal_recalls": "cusa.eval.retrieval",
-    "load_student": "cusa.train.checkpoint",
+    "StudentEncoder": "cusa.eval.encoder",
+    "load_student": "cusa.eval.encoder",
     "CUSALoss": "cusa.train.losses",
     "LossConfig": "cusa.train.losses",
     "Temperature": "cusa.train.losses",
@@ -65,6 +66,7 @@ __all__ = [
     "EmbeddingStore",
     "LossConfig",
     "Record",
+    "StudentEncoder",
     "Temperature",
     "TemperaturePair",
     "contrastive_loss",

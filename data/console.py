@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -43,6 +43,38 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             fail("interrupted; finished shards and epochs are kept", 130)
 
     return wrapper
+
+
+class Besides(click.Command):
+    """A command with others beside it: ``cusa-train --seed 1`` is its own, ``cusa-train export`` another.
+
+    Attributes:
+        others: The other commands by name.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.others: dict[str, click.Command] = {}
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command that the arguments ask for."""
+        if args and args[0] in self.others:
+            return self.others[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the others."""
+        if not self.others:
+            return
+        with formatter.section("Other commands"):
+            name = ctx.command_path
+            formatter.write_dl([(f"{name} {n}", c.get_short_help_str(90)) for n, c in self.others.items()])
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -150,24 +182,19 @@ def pick_device(name: str) -> str:
     return name
 
 
-def refuse_several_processes() -> None:
-    """Refuse to run under torchrun.
-
-    Raises:
-        CusaError: If this is one of several processes, which would write the same files.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CusaError("runs in several processes are not supported yet; start the command without torchrun")
-
-
 def cpu_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def default_workers(inputs_are_stored: bool) -> int:
-    """Reading processes: none where inputs are rows of a store, else one per core, at most 8."""
-    return 0 if inputs_are_stored else min(cpu_count(), 8)
+def default_workers(inputs_are_stored: bool, sharing: int = 1) -> int:
+    """Reading processes: none where inputs are rows of a store, else one per core, at most 8.
+
+    Args:
+        inputs_are_stored: Whether there is nothing to decode.
+        sharing: Processes on this machine that share its cores.
+    """
+    return 0 if inputs_are_stored else max(1, min(cpu_count() // sharing, 8))
 
 
 def quiet_libraries() -> None:

@@ -135,7 +135,7 @@ class StoreLock:
             self.release()  # also of those places that were free
             raise CusaError(
                 f"another run is working on {self._path.parent} ({owners[-1] if owners else 'unknown process'}); "
-                "wait for it or stop it, or pass another --out"
+                "wait for it or stop it, or name another place"
             ) from None
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.data.console import one_line_errors
+from cusa.data.console import Besides, one_line_errors
 
 if TYPE_CHECKING:
     from cusa.eval.relevance import Task
     from cusa.eval.report import RunReport
     from cusa.train.student import Head
 
-METRICS_VERSION = (1, 0)
+METRICS_VERSION = (1, 1)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--run", "runs", multiple=True, type=click.Path(path_type=Path),
               help="Run directory; repeat it to compare.  [default: the latest under runs/]")  # fmt: skip
 @click.option("--split", default="test", help="Split of the store.")
@@ -50,21 +51,85 @@ def main(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
 
     out = out or (chosen[0] / "eval" if len(chosen) == 1 else chosen[0].parent / "eval")
     write_report(out / "report.html", reports)
-    screen = console()
-    _print_tables(screen, reports)
-    screen.print(
-        f"metrics: {', '.join(str(r / 'eval' / 'metrics.json') for r in chosen)}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    screen.print(f"report: {(out / 'report.html').resolve()}", highlight=False, markup=False, soft_wrap=True)
+    _print_tables(console(), reports)
+    _print(f"metrics: {', '.join(str(r / 'eval' / 'metrics.json') for r in chosen)}")
+    _print(f"report: {(out / 'report.html').resolve()}")
+
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+@click.command(context_settings=_CONTEXT)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="Run, or exported folder.  [default: the latest]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the index.  [default: RUN/index]")
+@click.option("--kind", type=click.Choice(["flat", "hnsw"]), default="flat", help="flat is exact; hnsw for millions.")
+@click.option("--batch-size", type=click.IntRange(1), default=32)
+@click.option("--workers", type=click.IntRange(1), help="Threads that read images.  [default: cores, at most 8]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@one_line_errors
+def index(
+    source: Path, run: Path | None, out: Path | None, kind: Any, batch_size: int, workers: int | None, device: str
+) -> None:
+    """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
+    from cusa.data.console import default_workers, pick_device, progress, quiet_libraries
+
+    quiet_libraries()
+    from cusa.eval.encoder import load_student
+    from cusa.eval.index import IndexOptions, build_index
+
+    run = run or _latest_run(Path("runs"))
+    out = out or run / "index"
+    student = load_student(run, pick_device(device))
+    options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
+    with progress() as bar:
+        task = bar.add_task("index", total=None, unit="items")
+        found = build_index(student, run, source, out, options, lambda n, of: bar.update(task, completed=n, total=of))
+    left = f", {len(found.skipped):,} skipped (see index.json)" if found.skipped else ""
+    left += f", {found.blank_lines:,} empty lines" if found.blank_lines else ""
+    _print(f"index: {out.resolve()} ({found.count:,} {found.modality}s{left})\nnext: cusa-eval search QUERY")
+
+
+@click.command(context_settings=_CONTEXT)
+@click.argument("query")
+@click.option("--index", "folder", type=click.Path(path_type=Path), help="[default: the latest under runs/]")
+@click.option("--run", type=click.Path(path_type=Path), help="The student, if it has moved.  [default: the index's]")
+@click.option("-k", type=click.IntRange(1), default=10, help="Hits.")
+@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: search.html beside the index]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@one_line_errors
+def search(query: str, folder: Path | None, run: Path | None, k: int, out: Path | None, device: str) -> None:
+    """Search an index for a text, or for an image file."""
+    from cusa.data.console import pick_device, quiet_libraries
+
+    quiet_libraries()
+    from cusa.eval.encoder import load_student
+    from cusa.eval.index import latest_index
+    from cusa.eval.search import SearchIndex, answer, write_contact_sheet
+
+    opened = SearchIndex.open(folder or latest_index(Path("runs")))
+    run = run or Path(opened.summary.student)
+    found = answer(load_student(run, pick_device(device)), opened, query, k, str(run))
+    out = out or opened.folder.parent / "search.html"
+    write_contact_sheet(out, found)
+    own = "  (the query itself)"
+    lines = [f"{h.rank:3} {h.similarity:6.3f}  {h.item.text}{own if h.is_query else ''}" for h in found.hits]
+    _print("\n".join([*lines, f"page: {out.resolve()}"]))
+
+
+main.others |= {"index": index, "search": search}
+
+
+def _print(text: str) -> None:
+    from cusa.data.console import console
+
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _latest_run(folder: Path) -> Path:
     from cusa.data.errors import CusaError
 
-    found = sorted(folder.glob("**/checkpoints/best.safetensors"), key=lambda p: p.stat().st_mtime)
+    found = sorted(folder.glob("**/best/student.safetensors"), key=lambda p: p.stat().st_mtime)
     if not found:
         raise CusaError(f"no trained run under {folder}/; train one with cusa-train, or pass --run")
     return found[-1].parent.parent
@@ -86,36 +151,33 @@ def _evaluate_run(
     from cusa.data.console import default_workers
     from cusa.data.store import EmbeddingStore
     from cusa.eval.gallery import make_gallery
+    from cusa.eval.paper import paper_row
     from cusa.eval.report import RunReport
     from cusa.eval.retrieval import evaluate
-    from cusa.train.batches import open_sources
-    from cusa.train.checkpoint import load_student, read_metrics
     from cusa.train.encode import encode_split
+    from cusa.train.run_dir import load_trained, read_metrics
+    from cusa.train.setup import student_sources
 
-    loaded = load_student(run, checkpoint)
-    store = EmbeddingStore(embeddings or loaded.config.data.embeddings)
-    _check_store(store, loaded.provenance, run, own=embeddings is None)
-    if image_root is None and embeddings is None and loaded.config.data.image_root:
-        image_root = Path(loaded.config.data.image_root)
-    names = [name for name, _ in loaded.provenance.encoders.values()]
-    sources = open_sources(
-        store,
-        split,
-        encoders=(names[0], names[1]) if names else None,
-        processors=loaded.processors,
-        image_root=image_root,
-        normalizer_name=loaded.config.data.normalizer,
-    )
+    loaded = load_trained(run, checkpoint)
+    origin = loaded.origin
+    store = EmbeddingStore(embeddings or origin.config.data.embeddings)
+    _check_store(store, origin.provenance, run, own=embeddings is None)
+    if image_root is None and embeddings is None and origin.config.data.image_root:
+        image_root = Path(origin.config.data.image_root)
+    names = tuple(t.name for t in origin.provenance.encoders.values())
+    data = replace(origin.config.data, image_root=str(image_root) if image_root else None)
+    sources = student_sources(store, split, replace(origin.config, data=data), names, loaded.processors)
     if workers is None:
         workers = default_workers(inputs_are_stored=bool(names))
     found = encode_split(loaded.student.to(device), sources, device, batch_size, workers)
-    uni_head: Head = "uni" if "usa" in loaded.config.loss.terms else "cross"
+    uni_head: Head = "uni" if "usa" in origin.config.loss.terms else "cross"
     metrics = {
         "format": "cusa-metrics",
         "format_version": list(METRICS_VERSION),
         "run": str(run),
         "checkpoint": checkpoint,
-        "epoch": loaded.epoch,
+        "epoch": origin.epoch,
+        "step": origin.step,
         "dataset": store.dataset,
         "split": split,
         "split_fingerprint": sources.split.fingerprint,
@@ -123,9 +185,11 @@ def _evaluate_run(
         "n_captions": len(found.text_rows),
         "n_images_skipped": sources.split.n_images - len(found.image_rows),
         "n_captions_skipped": sources.split.n_captions - len(found.text_rows),
-        "loss_terms": list(loaded.config.loss.terms),
+        "loss_terms": list(origin.config.loss.terms),
         **evaluate(found, sources.split, uni_head),
     }
+    if row := paper_row(origin.config.student.name, origin.config.loss.terms, metrics):
+        metrics["paper"] = {"host": row.host, "method": row.method, **row.scores}
     head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head}
     if sources.split.truth is not None:
         head_of["i2i"] = uni_head
@@ -156,9 +220,9 @@ def _check_store(store: Any, provenance: Any, run: Path, own: bool) -> None:
         for name, fingerprint in provenance.splits.items():
             if name in store.splits and store.splits[name].fingerprint != fingerprint:
                 fields.append(f"fingerprint of split {name!r}")
-    for modality, (name, settings) in provenance.encoders.items():
-        store.pick_teacher(modality, name, "--embeddings of a store")
-        fields += [f"{name}.{f}" for f in settings.differing(store.teachers[name])]
+    for modality, encoder in provenance.encoders.items():
+        store.pick_teacher(modality, encoder.name, "--embeddings of a store")
+        fields += [f"{encoder.name}.{f}" for f in encoder.settings.differing(store.teachers[encoder.name])]
     if fields:
         raise CusaError(
             f"{store.path} is not the store that {run} was trained on: {'; '.join(fields)}; train again, or pass "
@@ -195,6 +259,9 @@ def _print_tables(screen: Any, reports: list[RunReport]) -> None:
         if known:
             values.append(r.metrics["heads"]["cross"]["truth"]["t2i"]["map_at_r"])
         cross.add_row(r.name, *map(_percent, values))
+        if paper := r.metrics.get("paper"):
+            values = [paper[f"{way}_{c}"] for way in ("i2t", "t2i") for c in cuts] + [paper["rsum"]]
+            cross.add_row(f"paper: {paper['host']}, {paper['method']}", *map(_percent, values), style="dim")
         for head, found in r.metrics["heads"].items():
             values = [found["unimodal"]["t2t"][c] for c in cuts]
             if known:

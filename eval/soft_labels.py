@@ -206,10 +206,11 @@ def inspect(store: EmbeddingStore, settings: Settings, advance: Advance = lambda
     image, text = (store.embeddings(name, settings.split) for name in names)
     pairs = Pairs(split, _NoInputs(store.skipped(settings.split)), (image, text))
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
-    n_images = len(np.unique(pairs.images))
+    images, captions = pairs.rows(np.arange(len(pairs)))
+    n_images = len(np.unique(images))
     if n_images < 2:
         raise CusaError(f"split {settings.split!r} has pairs of one image only; soft labels need at least two images")
-    sample = draw_sample(pairs.images, pairs.captions, settings.sample, settings.seed)
+    sample = draw_sample(images, captions, settings.sample, settings.seed)
     median = same_image_cosine(text, sample)
 
     sharp: dict[str, dict[float, list[Sharpness]]] = {m: {t: [] for t in TEMPERATURES} for m in ("image", "text")}

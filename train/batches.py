@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cusa.data.captions import normalizer
@@ -103,26 +105,50 @@ class Batch:
     teacher_text: torch.Tensor | None
     image_ids: torch.Tensor
 
-    def to(self, device: str, inputs: bool = True) -> Batch:
+    def to(self, device: torch.device, inputs: bool = True) -> Batch:
         """The batch on a device; the student's inputs stay where they are unless ``inputs``."""
-        moved = [f.name for f in fields(self) if inputs or f.name not in ("images", "texts")]
-        return replace(self, **{name: _to(getattr(self, name), device) for name in moved})
+        names = [f.name for f in fields(self) if inputs or f.name not in ("images", "texts")]
+        return replace(self, **{n: _each(getattr(self, n), lambda x: x.to(device, non_blocking=True)) for n in names})
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; DataLoader calls it."""
-        return Batch(**{f.name: _pin(getattr(self, f.name)) for f in fields(self)})
+        return Batch(**{f.name: _each(getattr(self, f.name), torch.Tensor.pin_memory) for f in fields(self)})
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors of the batch."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            yield from value.values() if isinstance(value, Mapping) else () if value is None else (value,)
 
 
-def _to(value: Any, device: str) -> Any:
+def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, Mapping):
-        return {k: v.to(device, non_blocking=True) for k, v in value.items()}
-    return None if value is None else value.to(device, non_blocking=True)
+        return {k: change(v) for k, v in value.items()}
+    return None if value is None else change(value)
 
 
-def _pin(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: v.pin_memory() for k, v in value.items()}
-    return None if value is None else value.pin_memory()
+def on_device(batches: Iterable[Batch], device: torch.device, inputs: bool) -> Iterator[Batch]:
+    """Batches on a device. On a GPU, one is copied while the GPU still works on the last one.
+
+    Args:
+        batches: Batches on the CPU, page-locked for a GPU.
+        device: The device.
+        inputs: As in :meth:`Batch.to`.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device, inputs)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.to(device, inputs)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copies)
+        for tensor in moved.tensors():
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # its memory is not the other stream's to reuse before this one is done
+        yield moved
 
 
 class Pairs(Dataset[Batch]):
@@ -137,24 +163,31 @@ class Pairs(Dataset[Batch]):
     """
 
     def __init__(self, split: Split, inputs: StudentInputs, teachers: tuple[Embeddings, Embeddings] | None) -> None:
-        self._inputs, self._teachers = inputs, teachers
+        self._split, self._inputs, self._teachers = split, inputs, teachers
         no_image, no_text = (set(rows.tolist()) for rows in inputs.missing())
         if teachers is not None:
             for teacher in teachers:
                 teacher.require_shards()  # now, not in the middle of an epoch
             no_image |= set(teachers[0].skipped.tolist())
             no_text |= set(teachers[1].skipped.tolist())
-        image_of = np.asarray(split.caption_image)
-        good = ~np.isin(image_of, list(no_image)) & ~np.isin(np.arange(len(image_of)), list(no_text))
-        self.captions = np.flatnonzero(good)
-        self.images = image_of[self.captions]
-        self.n_left_out = len(image_of) - len(self.captions)
+        left_out = set(no_text)
+        if no_image:
+            left_out |= set(np.flatnonzero(np.isin(split.caption_image, list(no_image))).tolist())
+        # A worker process holds what is left out and no list of what is not: that one grows with the data set.
+        rows = np.array(sorted(left_out), np.int64)
+        self.n_left_out = len(rows)
+        self._kept_before = rows - np.arange(len(rows))
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return self._split.n_captions - self.n_left_out
 
-    def __getitem__(self, pairs: Sequence[int]) -> Batch:
-        images, captions = self.images[pairs], self.captions[pairs]
+    def rows(self, pairs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """int64 image rows and caption rows of pair numbers."""
+        captions = np.asarray(pairs) + np.searchsorted(self._kept_before, pairs, "right")
+        return np.asarray(self._split.caption_image[captions]), captions
+
+    def __getitem__(self, pairs: ArrayLike) -> Batch:
+        images, captions = self.rows(pairs)
         teacher_image = teacher_text = None
         if self._teachers is not None:
             teacher_image = torch.from_numpy(self._teachers[0].gather(images))
@@ -169,41 +202,72 @@ class Pairs(Dataset[Batch]):
 
 
 class EpochOrder:
-    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped."""
+    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped.
 
-    def __init__(self, n_pairs: int, batch_size: int, seed: int) -> None:
+    With several processes, each has its part of every batch: together they see what one alone would.
+
+    Args:
+        n_pairs: Trainable pairs.
+        batch_size: Pairs per batch of one process.
+        seed: Seed of the order.
+        rank: This process.
+        size: Processes.
+
+    Attributes:
+        epoch: The epoch to iterate.
+        first: The first batch to yield; what lies before is done.
+
+    Raises:
+        CusaError: If there are not enough pairs.
+    """
+
+    def __init__(self, n_pairs: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
         if n_pairs == 0:
             raise CusaError("no pair can be trained on: every image or every caption was skipped; see cusa-store info")
-        if n_pairs < batch_size:
-            raise CusaError(f"batch size {batch_size} is larger than the {n_pairs} trainable pairs; pass --batch-size")
+        if n_pairs < batch_size * size:
+            of = f" in each of {size} processes" if size > 1 else ""
+            raise CusaError(
+                f"batch size {batch_size}{of} is larger than the {n_pairs} trainable pairs; pass --batch-size"
+            )
         self._n, self._batch, self._seed = n_pairs, batch_size, seed
-        self.epoch = 0
+        self._rank, self._size = rank, size
+        self.epoch = self.first = 0
 
     def __len__(self) -> int:
-        return self._n // self._batch
+        """Batches of an epoch, wherever it begins."""
+        return self._n // (self._batch * self._size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         order = np.random.default_rng([self._seed, self.epoch]).permutation(self._n)
-        yield from order[: len(self) * self._batch].reshape(-1, self._batch)
+        parts = order[: len(self) * self._batch * self._size].reshape(-1, self._size, self._batch)
+        yield from parts[self.first :, self._rank]
 
 
 T = TypeVar("T")
+StartMethod = Literal["fork", "forkserver", "spawn"]
 
 
 class Loader(Generic[T]):
     """Whole batches from worker processes; a user's mistake found there is raised here as it was.
 
-    (DataLoader itself would raise it with the worker's traceback for a message.)
+    (DataLoader itself would raise it with the worker's traceback for a message.) To be closed: its workers, which leave
+    signals to this process, would outlive an exception that holds on to it.
 
     Args:
         dataset: Its items are batches.
         order: What to index it with, in order.
         workers: Worker processes; 0 reads in this one.
         pin: Whether batches go to page-locked memory.
+        start_method: How worker processes begin.
     """
 
     def __init__(
-        self, dataset: Dataset[T], order: Sampler[Any] | Iterable[Any], workers: int, pin: bool = False
+        self,
+        dataset: Dataset[T],
+        order: Sampler[Any] | Iterable[Any],
+        workers: int,
+        pin: bool = False,
+        start_method: StartMethod = "fork",
     ) -> None:
         self._loader = DataLoader(
             _Guarded(dataset),
@@ -212,6 +276,8 @@ class Loader(Generic[T]):
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_parent,
+            multiprocessing_context=start_method if workers else None,
             # Its own, or the workers' seed would be drawn from the stream that dropout draws from.
             generator=torch.Generator(),
         )
@@ -221,6 +287,17 @@ class Loader(Generic[T]):
             if isinstance(item, CusaError):
                 raise item
             yield item
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if (iterator := self._loader._iterator) is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._iterator = None
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # DataLoader's workers end by themselves when the parent does
 
 
 class _Guarded(Dataset[Any]):

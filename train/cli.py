@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.data.console import one_line_errors
+from cusa.data.console import Besides, Stopped, one_line_errors
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from cusa.train.config import Config
-    from cusa.train.loop import Trainer
+    from cusa.train.loop import Reporter, Trainer
+    from cusa.train.processes import Processes
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--embeddings", type=click.Path(path_type=Path), help="The embedding store of cusa-precompute.")
 @click.option("--student", help="adapter, or a Hugging Face dual encoder by name or folder.")
 @click.option("--image-encoder", help="Adapter: the store's image teacher whose rows are its input.")
@@ -30,15 +34,27 @@ if TYPE_CHECKING:
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, e.g. loss.alpha=0.2.")
 @click.option("--epochs", type=click.IntRange(1))
-@click.option("--batch-size", type=click.IntRange(1))
+@click.option("--batch-size", type=click.IntRange(1), help="Pairs per step, of each GPU.")
+@click.option("--accumulate", type=click.IntRange(1),
+              help="Gradient accumulation: so many batches per step; the loss is that of all of them.")  # fmt: skip
 @click.option("--micro-batch", type=click.IntRange(1),
               help="Encode so many pairs at a time, twice: the loss of a batch that memory does not hold.")  # fmt: skip
+@click.option("--gather/--no-gather", default=None, show_default=False,
+              help="Several GPUs: one loss over all their batches, or, as published, each its own.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--workers", type=click.IntRange(0), help="Processes that read batches.")
 @click.option("--seed", type=int)
+@click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without a better val RSUM.")
+@click.option("--checkpoint-steps", type=click.IntRange(1), help="Save all that --resume needs every so many steps.")
+@click.option("--checkpoint-minutes", type=click.FloatRange(0), help="The same by time.  [default: 10]")
+@click.option("--tensorboard", is_flag=True, default=None, show_default=False, help="Write TensorBoard files, too.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="[default: runs/DATASET-STUDENT-LOSS-seedN-TIME]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of --run-dir.")
+@click.option("--sweep", metavar="NAME=A,B,... [NAME=...]",
+              help="Train every combination, one after the other: --sweep loss=csa,cusa seed=0,1,2. Run it again to "
+              "go on.")  # fmt: skip
+@click.argument("axes", nargs=-1, metavar="")
 @click.version_option(package_name="cusa")
 @one_line_errors
 def main(
@@ -48,55 +64,175 @@ def main(
     settings: tuple[str, ...],
     run_dir: Path | None,
     resume: bool,
+    sweep: str | None,
+    axes: tuple[str, ...],
     **flags: Any,
 ) -> None:
     """Train a student with the CUSA losses; teachers are read from the store, never loaded.
 
-    Settings come from the preset, then --config, then --set, then the other options.
+    Settings come from the preset, then --config, then --set, then the other options. With several GPUs: torchrun
+    --nproc-per-node N -m cusa.train ... (the same options).
     """
-    from cusa.data.console import (
-        console,
-        default_workers,
-        fail,
-        pick_device,
-        progress,
-        quiet_libraries,
-        refuse_several_processes,
-    )
+    from cusa.data.console import pick_device, quiet_libraries, stop_signals
     from cusa.data.errors import CusaError
 
-    refuse_several_processes()
-    if resume and run_dir is None:
-        raise CusaError("--resume: pass --run-dir, the run to go on with")
-    if resume and embeddings is None and (preset or config_file):
-        raise CusaError("--resume: the run keeps its own settings; leave out --preset and --config")
-    begun = run_dir is not None and (run_dir / "config.yaml").exists()
-    if resume and run_dir is not None and not (preset or config_file) and (begun or embeddings is None):
-        config = _resume_config(run_dir, embeddings, settings, flags)
-    else:
-        config = _resolve(embeddings, preset, config_file, settings, flags)
-    workers = config.train.workers
-    if workers is None:
-        workers = default_workers(config.student.name == "adapter")
-    run_dir = run_dir or _default_run_dir(config)
-    from cusa.train.loop import Trainer
+    if axes and not sweep:
+        raise CusaError(f"unknown argument {axes[0]!r}; see cusa-train --help")
+    given = _Given(embeddings, preset, config_file, settings, flags)
+    quiet_libraries()
+    with stop_signals() as check_stop:
+        if sweep:
+            if resume:
+                raise CusaError("--sweep goes on by itself when it is run again; leave out --resume")
+            _sweep((sweep, *axes), given, run_dir, check_stop)
+            return
+        config = _config(given, run_dir, resume)
+        processes = _processes(pick_device(config.train.device))
+        run_dir = processes.everyones(run_dir or _default_run_dir(config))[0]
+        _train(config, processes, run_dir, resume, check_stop)
+        if processes.leads:
+            _print(f"next: cusa-eval --run {run_dir}")
+        processes.leave()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--run", required=True, type=click.Path(path_type=Path), help="Run directory.")
+@click.option("--to", "kind", required=True, type=click.Choice(["hf", "sentence-transformers"]),
+              help="hf: a folder whose backbone transformers loads, heads beside it. sentence-transformers: one whose "
+              "SentenceTransformer(folder).encode takes images and texts.")  # fmt: skip
+@click.option("--head", type=click.Choice(["cross", "uni"]), default="cross",
+              help="sentence-transformers: the head to embed with; uni to compare within a modality.")  # fmt: skip
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best")
+@click.option("--out", type=click.Path(path_type=Path), help="New folder.  [default: RUN/export-KIND]")
+@one_line_errors
+def export(run: Path, kind: str, head: str, checkpoint: str, out: Path | None) -> None:
+    """Write a trained student as a folder that transformers or sentence-transformers loads, with a model card."""
+    from cusa.data.console import quiet_libraries
 
     quiet_libraries()
-    trainer = Trainer(config, pick_device(config.train.device), workers, run_dir, resume)
-    screen = console()
+    from cusa.train.export import export as write
+
+    _print(f"exported: {write(run, kind, out, head, checkpoint)}")  # type: ignore[arg-type]
+
+
+main.others["export"] = export
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the command line says of the settings."""
+
+    embeddings: Path | None
+    preset: str | None
+    config_file: Path | None
+    settings: tuple[str, ...]
+    flags: dict[str, Any]
+
+
+def _processes(device: str) -> Processes:
+    from cusa.train.processes import Processes
+
+    return Processes(device)
+
+
+def _train(
+    config: Config, processes: Processes, run_dir: Path, resume: bool, check_stop: Callable[[], None]
+) -> Trainer:
+    """Train a run to its end, showing how it goes.
+
+    Raises:
+        Stopped: If a signal came; the run is kept.
+    """
+    from cusa.data.console import console, default_workers, progress
+    from cusa.train.loop import Trainer
+
+    workers = config.train.workers
+    if workers is None:
+        workers = default_workers(config.student.name == "adapter", int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    reporters: list[Reporter] = []
+    if config.train.tensorboard and processes.leads:
+        from cusa.train.tensorboard import TensorBoardReporter
+
+        reporters.append(TensorBoardReporter())
+    with processes.all_or_none():
+        trainer = Trainer(config, processes, workers, run_dir, resume)
+    screen = console(quiet=not processes.leads)
     _summary(screen, trainer)
-    try:
-        with progress() as bar:
-            done = trainer.fit(_BarReporter(bar))
-    except KeyboardInterrupt:
-        fail(f"interrupted; go on from the last epoch's end with: cusa-train --resume --run-dir {run_dir}", 130)
-    best = f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}"
+
+    def stop() -> int:
+        try:
+            check_stop()
+        except Stopped as stopped:
+            return stopped.signal
+        return 0
+
+    with progress(quiet=not processes.leads) as bar:
+        stopped_by = trainer.fit([_BarReporter(bar), *reporters], stop)
+    done = trainer.progress
+    if stopped_by:
+        raise Stopped(
+            stopped_by, f"step {done.step:,} is kept; go on with: cusa-train --resume --run-dir {trainer.run_dir}"
+        )
+    early = f", stopped early after epoch {done.epoch}" if done.epoch < config.train.epochs else ""
     screen.print(
-        f"{best}\nrun: {trainer.run_dir}\nnext: cusa-eval --run {trainer.run_dir}",
+        f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}{early}\nrun: {trainer.run_dir}\n"
+        f"student: {trainer.run_dir / 'best'}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
+    return trainer
+
+
+def _sweep(axes: tuple[str, ...], given: _Given, folder: Path | None, check_stop: Callable[[], None]) -> None:
+    from cusa.data.console import console, pick_device
+    from cusa.data.errors import CusaError
+    from cusa.train.config import merge
+    from cusa.train.sweep import figures, parse_grid, summarize
+
+    if folder is None:
+        raise CusaError("--sweep: pass --run-dir, the folder for all its runs; the same command then goes on with it")
+    cells = parse_grid(axes)
+    configs = [_resolve(given, merge(_flag_settings(given.flags), cell.settings)) for cell in cells]
+    processes = _processes(pick_device(configs[0].train.device))
+    for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
+        if processes.leads:
+            _print(f"\nrun {number} of {len(cells)}: {cell.name}")
+        _train(config, processes, folder / cell.name, (folder / cell.name).exists(), check_stop)
+    if processes.leads:
+        from rich.table import Table
+
+        rows = summarize(folder, cells)
+        names = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "RSUM", "RSUM, last epoch")
+        table = Table(*rows[0].values, "runs", *names, title="validation split, best epoch: mean ± standard deviation")
+        for row in rows:
+            table.add_row(*row.values.values(), str(row.n), *figures(row))
+        console().print(table)
+        _print(
+            f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}\nnext: cusa-eval "
+            + " ".join(f"--run {folder / cell.name}" for cell in cells)
+        )
+    processes.leave()
+
+
+def _print(text: str) -> None:
+    from cusa.data.console import console
+
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _config(given: _Given, run_dir: Path | None, resume: bool) -> Config:
+    from cusa.data.errors import CusaError
+    from cusa.train.run_dir import begun
+
+    own = not (given.preset or given.config_file)
+    if resume and run_dir is None:
+        raise CusaError("--resume: pass --run-dir, the run to go on with")
+    if resume and given.embeddings is None and not own:
+        raise CusaError("--resume: the run keeps its own settings; leave out --preset and --config")
+    if resume and run_dir is not None and own and (begun(run_dir) or given.embeddings is None):
+        return _resume_config(run_dir, given)
+    return _resolve(given, _flag_settings(given.flags))
 
 
 def _flag_settings(flags: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +241,10 @@ def _flag_settings(flags: dict[str, Any]) -> dict[str, Any]:
     sections = {
         "student": ("image_encoder", "text_encoder"),
         "data": ("image_teacher", "text_teacher", "image_root"),
-        "train": ("epochs", "batch_size", "micro_batch", "precision", "device", "workers", "seed"),
+        "train": (
+            *("epochs", "batch_size", "accumulate", "micro_batch", "gather", "precision", "device", "workers", "seed"),
+            *("patience", "checkpoint_steps", "checkpoint_minutes", "tensorboard"),
+        ),
     }
     nested: dict[str, Any] = {
         section: {n: flags[n] for n in names if flags[n] is not None} for section, names in sections.items()
@@ -117,21 +256,16 @@ def _flag_settings(flags: dict[str, Any]) -> dict[str, Any]:
     return {section: values for section, values in nested.items() if values}
 
 
-def _resolve(
-    embeddings: Path | None,
-    preset: str | None,
-    config_file: Path | None,
-    settings: tuple[str, ...],
-    flags: dict[str, Any],
-) -> Config:
+def _resolve(given: _Given, flags: dict[str, Any]) -> Config:
     from cusa.data.errors import CusaError
     from cusa.data.store import EmbeddingStore
     from cusa.train.config import build_config, load_config_file, load_preset, merge, parse_settings
 
-    over = merge(load_config_file(config_file) if config_file else {}, parse_settings(settings))
-    over = merge(over, _flag_settings(flags))
-    if embeddings is not None:
-        over = merge(over, {"data": {"embeddings": str(embeddings)}})
+    over = load_config_file(given.config_file) if given.config_file else {}
+    over = merge(merge(over, parse_settings(given.settings)), flags)
+    if given.embeddings is not None:
+        over = merge(over, {"data": {"embeddings": str(given.embeddings)}})
+    preset = given.preset
     if preset is None:
         data, student = (over[k] if isinstance(over.get(k), dict) else {} for k in ("data", "student"))
         if not data.get("embeddings"):
@@ -146,16 +280,17 @@ def _default_preset(dataset: str, student: str | None) -> str:
     return "paper-flickr-vit-b32" if dataset == "flickr30k" else "paper-coco-vit-b32"
 
 
-def _resume_config(run_dir: Path, embeddings: Path | None, settings: tuple[str, ...], flags: dict[str, Any]) -> Config:
+def _resume_config(run_dir: Path, given: _Given) -> Config:
     """The run's own settings; other ones given beside --resume are refused by the trainer, which names them."""
     import dataclasses
 
-    from cusa.train.checkpoint import load_run
     from cusa.train.config import build_config, merge, parse_settings
+    from cusa.train.run_dir import load_run
 
     stored = dataclasses.asdict(load_run(run_dir)[0])
-    moved = {"data": {"embeddings": str(embeddings)}} if embeddings is not None else {}
-    return build_config(merge(merge(merge(stored, parse_settings(settings)), _flag_settings(flags)), moved))
+    moved = {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
+    over = merge(parse_settings(given.settings), _flag_settings(given.flags))
+    return build_config(merge(merge(stored, over), moved))
 
 
 def _default_run_dir(config: Config) -> Path:
@@ -170,24 +305,29 @@ def _default_run_dir(config: Config) -> Path:
 
 
 def _summary(screen: Any, trainer: Trainer) -> None:
-    config = trainer.config
-    n_parameters = sum(p.numel() for p in trainer.student.parameters())
-    named = {f"{m} teacher": name for m, (name, _) in trainer.teachers.items()}
-    named |= {f"{m} encoder": name for m, (name, _) in trainer.encoders.items()}
-    weights = config.loss.effective_weights(config.train.batch_size)
+    config, processes, found = trainer.config, trainer.processes, trainer.footprint
+    n_parameters = sum(p.numel() for p in trainer.step.parameters())
+    n_trained = sum(p.numel() for p in trainer.step.parameters() if p.requires_grad)
+    named = {f"{m} teacher": t for m, t in trainer.provenance.teachers.items()}
+    named |= {f"{m} encoder": t for m, t in trainer.provenance.encoders.items()}
+    weights = config.loss.effective_weights(trainer.pairs_in_loss)
+    several = f", {processes.size} processes" if processes.size > 1 else ""
     lines = [
         f"data      {trainer.store.dataset}: {len(trainer.pairs):,} pairs of split {config.data.train_split!r}, "
         f"{trainer.pairs.n_left_out:,} left out",
-        f"student   {config.student.name}, {n_parameters:,} parameters",
-        *(f"{'rows':9} {what}: {name}" for what, name in named.items()),
-        f"loss      {', '.join(config.loss.terms)}; weights relative to InfoNCE at batch {config.train.batch_size}: "
+        f"student   {config.student.name}, {n_parameters:,} parameters, {n_trained:,} trained",
+        *(f"{'rows':9} {what}: {t.name} ({t.settings.model_id})" for what, t in named.items()),
+        f"loss      {', '.join(config.loss.terms)}; weights relative to InfoNCE at batch {trainer.pairs_in_loss}: "
         + ", ".join(f"{t} {w:g}" for t, w in weights.items()),
+        f"memory    about {(found.state + found.activations) / 1e9:.2f} GB of each device: "
+        f"{found.state / 1e9:.2f} weights, gradients and AdamW, {found.activations / 1e9:.2f} activations",
         f"run       {trainer.run_dir}, {config.train.epochs} epochs of {trainer.steps_per_epoch:,} steps, "
-        f"{trainer.device}, {config.train.precision}, seed {config.train.seed}",
+        f"{processes.device.type}{several}, {config.train.precision}, seed {config.train.seed}",
     ]
-    if trainer.progress.epoch:
-        lines.append(f"resumed   after epoch {trainer.progress.epoch}")
-    screen.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    if trainer.progress.step:
+        within = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch
+        lines.append(f"resumed   after epoch {trainer.progress.epoch}, step {within:,} of the next")
+    screen.print("\n".join([*lines, *trainer.notes]), highlight=False, markup=False, soft_wrap=True)
 
 
 class _BarReporter:
@@ -210,13 +350,16 @@ class _BarReporter:
         losses = " ".join(f"{t} {metrics[t]:.4f}" for t in self._terms)
         taus = " ".join(f"{t} {metrics[t]:.3f}" for t in self._taus if not t.startswith("tau_soft"))
         epoch = min(self._epochs, int(metrics["epoch"]) + 1)
-        self._losses = f"{losses} {taus} lr {metrics['lr']:.1e}"
+        self._losses = f"{losses} {taus} lr {metrics['lr']:.1e} {metrics['samples_per_s']:,.0f} samples/s"
         self._epoch = f"epoch {epoch}/{self._epochs}"
         self._show(metrics["step"])
 
-    def validated(self, metrics: dict[str, Any], best: bool) -> None:
-        self._val = f" val RSUM {metrics['rsum']:.1f}{' (best)' if best else ''}"
+    def validated(self, metrics: dict[str, Any]) -> None:
+        self._val = f" val RSUM {metrics['rsum']:.1f}{' (best)' if metrics['best'] else ''}"
         self._show(metrics["step"])
+
+    def warned(self, text: str) -> None:
+        self._bar.console.print(f"Warning: {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, step: int) -> None:
         assert self._task is not None

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from cusa.data.errors import CusaError
+from cusa.train.batches import StartMethod
 from cusa.train.losses import LossConfig
 from cusa.train.student import StudentConfig
 
@@ -71,24 +72,50 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the captions.
-        batch_size: Pairs per step.
+        batch_size: Pairs per step of one process.
+        accumulate: Gradient accumulation: a step takes so many times ``batch_size`` pairs, whose activations are in
+            memory ``batch_size`` at a time; the loss is that of all of them together.
         micro_batch: Pairs whose activations are in memory at a time; the loss is still that of the whole batch, and
             the encoders run twice. ``None``: all, once.
+        gather: With several processes, the loss of the batches of all of them together; otherwise, as published, each
+            process has the loss of its own.
         seed: Seed of weights, order and dropout.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast; the loss is always float32.
         workers: Processes that read batches; ``None``: 0 for the adapter, else the cores, at most 8.
+        worker_start: How those processes begin.
         log_every: Steps between lines of metrics.jsonl.
+        checkpoint_steps: Steps between checkpoints; ``None``: by time alone. Every epoch ends with one.
+        checkpoint_minutes: Minutes between checkpoints; ``None``: by steps alone.
+        patience: Stop after so many epochs without a better validation RSUM; ``None``: never.
+        tensorboard: Whether to write TensorBoard files, too.
     """
 
     epochs: int = 30
     batch_size: int = 128
+    accumulate: int = 1
     micro_batch: int | None = None
+    gather: bool = False
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: int | None = None
+    worker_start: StartMethod = "fork"
     log_every: int = 10
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float | None = 10.0
+    patience: int | None = None
+    tensorboard: bool = False
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs per optimizer step of one process."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def pairs_at_a_time(self) -> int | None:
+        """Pairs whose activations are in memory at a time, where those are fewer than a step's."""
+        return self.micro_batch or (self.batch_size if self.accumulate > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -214,15 +241,13 @@ def _floats(value: Any) -> Any:
 
 def _check_values(config: Config) -> None:
     o, t, student = config.optim, config.train, config.student
-    ranges = {  # value, least, whether that is legal itself, bound above
+    ranges: dict[str, tuple[float, float, bool, float]] = {  # value, least, whether that is legal itself, bound above
         "train.epochs": (t.epochs, 1, True, math.inf),
         "train.batch_size": (t.batch_size, 1, True, math.inf),
-        "train.micro_batch": (1 if t.micro_batch is None else t.micro_batch, 1, True, math.inf),
+        "train.accumulate": (t.accumulate, 1, True, math.inf),
         "train.log_every": (t.log_every, 1, True, math.inf),
         "train.seed": (t.seed, 0, True, 2**63),
-        "train.workers": (t.workers or 0, 0, True, math.inf),
         "student.hidden_dim": (student.hidden_dim, 1, True, math.inf),
-        "student.embed_dim": (1 if student.embed_dim is None else student.embed_dim, 1, True, math.inf),
         "student.dropout": (student.dropout, 0, True, 1),
         "loss.alpha": (config.loss.alpha, 0, True, math.inf),
         "loss.beta": (config.loss.beta, 0, True, math.inf),
@@ -236,6 +261,15 @@ def _check_values(config: Config) -> None:
         "optim.warmup_epochs": (o.warmup_epochs, 0, True, math.inf),
         "optim.grad_clip": (o.grad_clip, 0, True, math.inf),
     }
+    optional = {
+        "train.micro_batch": (t.micro_batch, 1),
+        "train.workers": (t.workers, 0),
+        "train.checkpoint_steps": (t.checkpoint_steps, 1),
+        "train.checkpoint_minutes": (t.checkpoint_minutes, 0),
+        "train.patience": (t.patience, 1),
+        "student.embed_dim": (student.embed_dim, 1),
+    }
+    ranges |= {name: (value, least, True, math.inf) for name, (value, least) in optional.items() if value is not None}
     for name, (value, least, closed, above) in ranges.items():
         if not (least <= value if closed else least < value) or not value < above:
             bound = "" if above == math.inf else f" and less than {above:g}"
@@ -257,7 +291,12 @@ _FREE = {
     "data.image_root",
     "train.device",
     "train.workers",
+    "train.worker_start",
     "train.log_every",
+    "train.checkpoint_steps",
+    "train.checkpoint_minutes",
+    "train.patience",
+    "train.tensorboard",
     "train.micro_batch",  # rounding and dropout masks, as the device does
 }
 

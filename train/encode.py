@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,11 @@ from torch.utils.data import Dataset
 
 from cusa.data.errors import CusaError
 from cusa.train.batches import Inputs, Loader, Sources
+from cusa.train.processes import Processes
 from cusa.train.ranks import best_ranks, cross_modal_relevance, recall_at
 from cusa.train.student import HEADS, Features, Head, Student
+
+Rows = dict[Head, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,24 @@ class SplitEmbeddings:
 
 @torch.no_grad()
 def encode_split(
-    student: Student, sources: Sources, device: str, batch_size: int = 256, workers: int = 0
+    student: Student,
+    sources: Sources,
+    device: torch.device | str,
+    batch_size: int = 256,
+    workers: int = 0,
+    processes: Processes | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> SplitEmbeddings:
     """Encode every image and every caption of a split.
 
     Args:
         student: The student, on ``device``; its training mode is restored.
         sources: Readers of the split.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: Where to encode.
         batch_size: Items at a time.
         workers: Processes that read inputs.
+        processes: Those that share the work: each encodes a part, and all of them get the whole.
+        check: Called after each batch; may raise.
 
     Raises:
         CusaError: If an input cannot be read, or none is left.
@@ -57,11 +69,21 @@ def encode_split(
         raise CusaError(f"split {split.name!r} has no image or no caption that could be read")
     image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
     text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
+    rank, size = (processes.rank, processes.size) if processes else (0, 1)
+
+    def encode(read: Callable[[np.ndarray], Inputs], forward: Callable[[Any], Features], rows: np.ndarray) -> Rows:
+        with processes.all_or_none() if processes else contextlib.nullcontext():
+            mine = _encode(read, forward, np.array_split(rows, size)[rank], device, batch_size, workers, check)
+        parts = processes.everyones(mine) if processes else [mine]
+        return {h: np.concatenate([part[h] for part in parts if h in part]) for h in HEADS}
+
     was_training = student.training
     student.eval()
-    image = _encode(inputs.images, student.encode_image, image_rows, device, batch_size, workers)
-    text = _encode(inputs.texts, student.encode_text, text_rows, device, batch_size, workers)
-    student.train(was_training)
+    try:
+        image = encode(inputs.images, student.encode_image, image_rows)
+        text = encode(inputs.texts, student.encode_text, text_rows)
+    finally:
+        student.train(was_training)
     position = np.full(split.n_images, -1, np.int64)
     position[image_rows] = np.arange(len(image_rows))
     return SplitEmbeddings(image, text, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
@@ -71,19 +93,22 @@ def _encode(
     read: Callable[[np.ndarray], Inputs],
     encode: Callable[[Any], Features],
     rows: np.ndarray,
-    device: str,
+    device: torch.device | str,
     batch_size: int,
     workers: int,
-) -> dict[Head, np.ndarray]:
+    check: Callable[[], None],
+) -> Rows:
     chunks = _Chunks(read, [rows[a : a + batch_size] for a in range(0, len(rows), batch_size)])
     parts: dict[Head, list[np.ndarray]] = {h: [] for h in HEADS}
-    for inputs in Loader(chunks, range(len(chunks)), min(workers, len(chunks))):
-        on_device = (
-            inputs.to(device) if isinstance(inputs, torch.Tensor) else {k: v.to(device) for k, v in inputs.items()}
-        )
-        for head, features in zip(HEADS, encode(on_device), strict=True):
-            parts[head].append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
-    return {h: np.concatenate(p) for h, p in parts.items()}
+    with contextlib.closing(Loader(chunks, range(len(chunks)), min(workers, len(chunks)))) as loader:
+        for inputs in loader:
+            on_device = (
+                inputs.to(device) if isinstance(inputs, torch.Tensor) else {k: v.to(device) for k, v in inputs.items()}
+            )
+            for head, features in zip(HEADS, encode(on_device), strict=True):
+                parts[head].append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
+            check()
+    return {h: np.concatenate(p) for h, p in parts.items() if p}
 
 
 class _Chunks(Dataset[Inputs]):

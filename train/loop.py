@@ -1,45 +1,35 @@
-"""The training loop: set-up from a config, epochs, validation, checkpoints."""
+"""The training loop: steps, checkpoints, validation; stopped anywhere, it goes on as if nothing had been."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cusa.data.errors import CusaError
-from cusa.data.files import atomic_file
-from cusa.data.schema import TeacherSettings
+from cusa.data.files import StoreLock
 from cusa.data.store import EmbeddingStore
-from cusa.train.batches import Batch, EpochOrder, Inputs, Loader, Pairs, Sources, open_sources
-from cusa.train.checkpoint import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    PROVENANCE_FILE,
-    STUDENT_FOLDER,
-    Provenance,
-    checkpoint_path,
-    load_checkpoint,
-    load_run,
-    prefixed,
-    read_metrics,
-    save_checkpoint,
-    under,
-)
-from cusa.train.config import Config, differing, to_yaml
+from cusa.train.batches import Batch, EpochOrder, Loader, on_device
+from cusa.train.card import write_card
+from cusa.train.config import Config, differing
 from cusa.train.encode import encode_split, validation_scores
 from cusa.train.losses import CUSALoss, LossTerms
-from cusa.train.micro_batches import encode_in_micro_batches
-from cusa.train.student import Features, Processors, Student, adapter_student, dual_encoder_student
+from cusa.train.processes import Processes
+from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, save_run
+from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
+from cusa.train.setup import make_student, resolve, student_sources, training_pairs
+from cusa.train.step import TrainStep, learning_rate, make_optimizer, prepare
+from cusa.train.tensors import prefixed, under
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SHOWN = 8  # ids in an error message
 
 
 class Reporter(Protocol):
@@ -53,14 +43,25 @@ class Reporter(Protocol):
         """Called after every step that is logged."""
         ...
 
-    def validated(self, metrics: dict[str, Any], best: bool) -> None:
+    def validated(self, metrics: dict[str, Any]) -> None:
         """Called after every epoch."""
+        ...
+
+    def warned(self, text: str) -> None:
+        """Called when something went wrong that training survives."""
         ...
 
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """How far a run is.
+
+    Attributes:
+        epoch: Epochs done, validation included.
+        step: Steps done.
+        best_epoch: Epoch of the highest validation RSUM; 0 before the first.
+        best_rsum: That RSUM.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -68,199 +69,188 @@ class Progress:
     best_rsum: float = -math.inf
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
-    """Linear warm-up to ``optim.lr``, then a cosine to ``optim.min_lr`` at the last step.
-
-    Args:
-        step: Steps done before this one.
-        steps_per_epoch: Steps per epoch.
-        config: The run's settings.
-    """
-    o = config.optim
-    warmup, total = round(o.warmup_epochs * steps_per_epoch), config.train.epochs * steps_per_epoch
-    if step < warmup:
-        return o.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - 1 - warmup)
-    return o.min_lr + (o.lr - o.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-
-def make_optimizer(modules: dict[str, nn.Module], config: Config) -> tuple[torch.optim.AdamW, list[str]]:
-    """AdamW with weight decay on matrices alone.
-
-    Returns:
-        The optimizer, and the names of its parameters in its own order.
-    """
-    named = [(f"{m}.{n}", p) for m, module in modules.items() for n, p in module.named_parameters()]
-    decayed = [(n, p) for n, p in named if p.ndim >= 2]
-    others = [(n, p) for n, p in named if p.ndim < 2]
-    o = config.optim
-    groups = [
-        {"params": [p for _, p in decayed], "weight_decay": o.weight_decay},
-        {"params": [p for _, p in others], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps)
-    return optimizer, [n for n, _ in decayed + others]
+class _Stopped(Exception):  # noqa: N818 - no error
+    """A signal came while the validation split was being encoded."""
 
 
 class Trainer:
     """One run: owns the run directory, the student, the loss and the optimizer.
 
     Args:
-        config: The run's settings, with the device and the names of teachers and encoders still as given.
-        device: ``"cpu"`` or ``"cuda"``.
-        workers: Processes that read batches.
+        config: The run's settings, with the names of teachers and encoders still as given.
+        processes: This process and those that train with it.
+        workers: Processes that read batches, for each of these.
         run_dir: Directory of the run; must not exist unless resumed.
-        resume: Go on from its last checkpoint.
+        resume: Go on from its newest checkpoint.
+
+    Attributes:
+        config: The settings, resolved.
+        provenance: What is trained on.
+        pairs: The trainable pairs.
+        progress: How far the run is.
+        footprint: What it needs of the device's memory.
+        notes: What the user should know of how it resumed.
 
     Raises:
         CusaError: If store, teachers, student or run directory do not fit; says what to do.
     """
 
-    def __init__(self, config: Config, device: str, workers: int, run_dir: Path, resume: bool) -> None:
-        if run_dir.exists() and not resume and any(run_dir.iterdir()):
+    def __init__(self, config: Config, processes: Processes, workers: int, run_dir: Path, resume: bool) -> None:
+        if processes.leads and run_dir.exists() and not resume and any(run_dir.iterdir()):
             raise CusaError(f"run directory {run_dir} exists; pass --resume to go on, or another --run-dir")
-        self.config, self.device, self.workers, self.run_dir = config, device, workers, run_dir
+        self.processes, self.workers, self.run_dir = processes, workers, run_dir
         self.store = EmbeddingStore(config.data.embeddings)
-        self._open_data()
-        torch.manual_seed(config.train.seed)
-        self.student, self.processors, backbone = self._make_student()
-        self.student.to(device)
-        self.loss = CUSALoss(config.loss).to(device)
-        self.train_sources, self.val_sources = (
-            self._sources(name) for name in (config.data.train_split, config.data.val_split)
+        self.config, self.provenance = resolve(config, self.store)
+        self._checkpoints, self._log = Checkpoints(run_dir), MetricsLog(run_dir)
+        begun_in = run_dir / BEST_FOLDER if resume and self._checkpoints.paths() else None
+        seed, device = config.train.seed, processes.device
+        torch.manual_seed(seed)
+        self.student, self.processors, backbone = make_student(self.config, self.provenance, begun_in)
+        names = tuple(t.name for t in self.provenance.encoders.values())
+        train, self.val_sources = (
+            student_sources(self.store, split, self.config, names, self.processors)
+            for split in (config.data.train_split, config.data.val_split)
         )
-        teachers = None
-        if self.teachers:
-            image, text = (self.store.embeddings(n, config.data.train_split) for n, _ in self.teachers.values())
-            teachers = (image, text)
-        self.pairs = Pairs(*self.train_sources, teachers)
-        self.order = EpochOrder(len(self.pairs), config.train.batch_size, config.train.seed)
-        self.optimizer, self._names = make_optimizer({"student": self.student, "loss": self.loss}, config)
-        self._scaler = torch.amp.GradScaler(device, enabled=config.train.precision == "fp16")
+        self.pairs = training_pairs(self.store, train, self.config, self.provenance)
+        self._image_ids = train.split.image_ids
+        self.order = EpochOrder(len(self.pairs), config.train.pairs_per_step, seed, processes.rank, processes.size)
+        self.loss = CUSALoss(config.loss, gather=config.train.gather)
+        if self.pairs_in_loss < 2:
+            raise CusaError("a batch of one pair has nothing to tell it from; pass --batch-size with 2 or more")
+        self.step = TrainStep(self.student, self.loss, self.config, device).to(device)
+        at_a_time = min(config.train.pairs_at_a_time or config.train.batch_size, config.train.batch_size)
+        self.footprint = prepare(self.step, self.pairs[[0, 1]].to(device), at_a_time)
+        if processes.rank:  # other dropout masks on other pairs
+            torch.manual_seed(int(np.random.SeedSequence([seed, processes.rank]).generate_state(1, np.uint64)[0]))
+        self.optimizer, self._names = make_optimizer(self.step, config)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.progress = Progress()
-        if resume:
-            self._resume()
-        self._write_run_files(backbone)
+        self.notes: list[str] = []
+        self._lock = StoreLock(run_dir)
+        if processes.leads:
+            self._lock.take()
+        try:
+            if resume:
+                self._resume()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+        if processes.leads:
+            save_run(run_dir, self.config, self.provenance)
+            if backbone is not None and begun_in is None:
+                assert self.processors is not None
+                backbone.config.save_pretrained(run_dir / BEST_FOLDER)
+                self.processors.save(run_dir / BEST_FOLDER)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
         return len(self.order)
 
-    def _open_data(self) -> None:
-        data, student, store = self.config.data, self.config.student, self.store
-        store.split(data.train_split)
-        if data.val_split not in store.splits:
-            raise CusaError(
-                f"{store.path} has no split {data.val_split!r} to choose the best checkpoint on; it has: "
-                f"{', '.join(store.splits)}; name one with --set data.val_split=SPLIT"
-            )
-        wanted = {"csa", "usa"} & set(self.config.loss.terms)
-        self.teachers: dict[str, tuple[str, TeacherSettings]] = {}
-        self.encoders: dict[str, tuple[str, TeacherSettings]] = {}
-        for modality in ("image", "text"):
-            if wanted:
-                given = getattr(data, f"{modality}_teacher")
-                name = store.pick_teacher(modality, given, f"--{modality}-teacher")
-                self.teachers[modality] = (name, store.teachers[name])
-            if student.name == "adapter":
-                given = getattr(student, f"{modality}_encoder")
-                name = store.pick_teacher(modality, given, f"--{modality}-encoder")
-                self.encoders[modality] = (name, store.teachers[name])
-        # A run keeps its teachers by name, also when its store gains others.
-        t, e = ({m: name for m, (name, _) in part.items()} for part in (self.teachers, self.encoders))
-        self.config = replace(
-            self.config,
-            data=replace(
-                data,
-                image_teacher=t.get("image", data.image_teacher),
-                text_teacher=t.get("text", data.text_teacher),
-            ),
-            student=replace(
-                student,
-                image_encoder=e.get("image", student.image_encoder),
-                text_encoder=e.get("text", student.text_encoder),
-            ),
-        )
+    @property
+    def pairs_in_loss(self) -> int:
+        """Pairs whose similarities one loss is made of."""
+        return self.config.train.pairs_per_step * (self.processes.size if self.config.train.gather else 1)
 
-    def _make_student(self) -> tuple[Student, Processors | None, Any]:
-        config = self.config.student
-        if config.name == "adapter":
-            dims = (settings.dim for _, settings in self.encoders.values())
-            return adapter_student(config, *dims), None, None
-        # Once there is a checkpoint, the run directory is all that a run needs.
-        begun = checkpoint_path(self.run_dir, "last").exists()
-        return dual_encoder_student(
-            config, str(self.run_dir / STUDENT_FOLDER) if begun else config.name, pretrained=not begun
-        )
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done, or no better one has come for as long as the settings allow."""
+        p, patience = self.progress, self.config.train.patience
+        return p.epoch >= self.config.train.epochs or (patience is not None and p.epoch - p.best_epoch >= patience)
 
-    def _sources(self, split: str) -> Sources:
-        names = tuple(n for n, _ in self.encoders.values())
-        root = self.config.data.image_root
-        return open_sources(
-            self.store,
-            split,
-            encoders=(names[0], names[1]) if names else None,
-            processors=self.processors,
-            image_root=Path(root) if root else None,
-            normalizer_name=self.config.data.normalizer,
-        )
+    def fit(self, reporters: Sequence[Reporter] = (), stop: Callable[[], int] = lambda: 0) -> int:
+        """Train to the end.
 
-    def _write_run_files(self, backbone: Any) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        splits = {s.split.name: s.split.fingerprint for s in (self.train_sources, self.val_sources)}
-        provenance = Provenance(self.store.dataset, splits, self.teachers, self.encoders)
-        if backbone is not None and not checkpoint_path(self.run_dir, "last").exists():
-            assert self.processors is not None
-            backbone.config.save_pretrained(self.run_dir / STUDENT_FOLDER)
-            self.processors.save(self.run_dir / STUDENT_FOLDER)
-        for name, text in ((PROVENANCE_FILE, provenance.to_json()), (CONFIG_FILE, to_yaml(self.config))):
-            with atomic_file(self.run_dir / name) as temporary:
-                temporary.write_text(text)
+        Args:
+            reporters: Told what happens.
+            stop: Called after each step: a signal's number if the run is to stop, 0 if not. It stops with a checkpoint.
 
-    def fit(self, reporter: Reporter) -> Progress:
-        """Train to the last epoch; every epoch ends with validation and a checkpoint.
+        Returns:
+            The number of the signal that stopped it, or 0.
 
         Raises:
-            CusaError: If the loss is not finite; the last checkpoint stays.
+            CusaError: If the loss is not finite, or an image cannot be read; the last checkpoint stays.
         """
-        loader = Loader(self.pairs, self.order, self.workers, pin=self.device == "cuda")
-        reporter.started(self)
-        with (self.run_dir / METRICS_FILE).open("a") as log:
-            for epoch in range(self.progress.epoch, self.config.train.epochs):
-                self.order.epoch = epoch
-                self.student.train()
-                self._last_step = time.perf_counter()
-                for batch in loader:
-                    self._step(batch, log, reporter)
-                self._finish_epoch(epoch + 1, log, reporter)
-        return self.progress
+        self._reporters, self._stop = reporters if self.processes.leads else (), stop
+        if self.processes.leads:
+            self._checkpoints.tidy(self.progress.step)
+            self._log.trim(self.progress.step, self.progress.epoch)
+        self._module: nn.Module = self.step
+        if self.processes.size > 1:
+            self._module = DistributedDataParallel(self.step)
+        for reporter in self._reporters:
+            reporter.started(self)
+        pin, start = self.processes.device.type == "cuda", self.config.train.worker_start
+        loader = Loader(self.pairs, self.order, self.workers, pin, start)
+        try:
+            while not self.finished:
+                if signal := self._train_epoch(loader) or self._validate():
+                    return signal
+            return 0
+        finally:
+            loader.close()
+            self._lock.release()
 
-    def _step(self, batch: Batch, log: Any, reporter: Reporter) -> None:
+    # --- steps
+
+    def _train_epoch(self, loader: Loader[Batch]) -> int:
+        """The steps of the epoch that are left; the number of the signal that stopped them, or 0."""
+        self.order.epoch = self.progress.epoch
+        self.order.first = self.progress.step - self.progress.epoch * self.steps_per_epoch
+        self.step.train()
+        self._timed_from = time.perf_counter(), self.progress.step
+        batches = on_device(loader, self.processes.device, inputs=self.step.at_a_time is None)
+        lost = ""
+        while True:
+            batch, fault = _next(batches)
+            if signal := self._meet(fault, lost):
+                return signal
+            if batch is None:
+                return 0
+            lost = self._train_on(batch)
+
+    def _meet(self, fault: str, lost: str) -> int:
+        """Before each step: see that all processes can go on, and save a checkpoint where one is due.
+
+        Args:
+            fault: Why this process has no next batch; empty if it has.
+            lost: Why its last loss was not finite.
+
+        Returns:
+            The number of the signal that any of them got, or 0.
+        """
+        due = self.processes.leads and self._checkpoint_due()
+        any_fault, any_lost, signal, any_due = self.processes.most([bool(fault), bool(lost), self._stop(), due])
+        if any_lost:
+            raise CusaError(lost or "another process has a loss that is not finite; its own message says why")
+        if any_fault or signal or any_due:
+            self._save_checkpoint()
+        if any_fault:
+            raise CusaError(self._going_on(fault or "another process has no next batch; its own message says why"))
+        return signal
+
+    def _checkpoint_due(self) -> bool:
+        step, t = self.progress.step, self.config.train
+        if step == self._saved_step:
+            return False
+        late = t.checkpoint_minutes is not None and time.monotonic() - self._saved_at >= 60 * t.checkpoint_minutes
+        return late or (t.checkpoint_steps is not None and step % t.checkpoint_steps == 0)
+
+    def _train_on(self, batch: Batch) -> str:
+        """One step; what is wrong if its loss is not finite. Weights stay as they were then."""
         lr = learning_rate(self.progress.step, self.steps_per_epoch, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batch = batch.to(self.device, inputs=self.config.train.micro_batch is None)
-        reduced = _AUTOCAST.get(self.config.train.precision)
-        with torch.autocast(self.device, reduced) if reduced else contextlib.nullcontext():
-            image = self._encode(self.student.encode_image, batch.images)
-            text = self._encode(self.student.encode_text, batch.texts)
-            try:
-                terms = self.loss(
-                    image.cross,
-                    text.cross,
-                    image.uni,
-                    text.uni,
-                    batch.teacher_image,
-                    batch.teacher_text,
-                    batch.image_ids,
-                )
-            except ValueError as error:
-                images = ", ".join(map(str, batch.image_ids.tolist()))
-                raise CusaError(f"step {self.progress.step + 1}: {error}; image rows of the batch: {images}") from None
-        self._check_finite(terms)
+        try:
+            terms: LossTerms = self._module(batch)
+        except ValueError as error:
+            raise CusaError(f"step {self.progress.step + 1}: {error}; {self._named(batch.image_ids)}") from None
+        finite = bool(torch.isfinite(terms.total))
         self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(terms.total).backward()
+        self._scaler.scale(terms.total).backward()  # all processes go through it, or the others would wait for this one
+        if not finite:
+            return self._why_not_finite(batch, terms)
         if self.config.optim.grad_clip > 0:
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -268,104 +258,196 @@ class Trainer:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.progress.step += 1
-        self._last_step, started = time.perf_counter(), self._last_step
         if self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1:
-            metrics: dict[str, Any] = {
-                "kind": "train",
-                "step": self.progress.step,
-                "epoch": self.progress.step / self.steps_per_epoch,
-                "loss": terms.total.item(),
-                **{t: getattr(terms, t).item() for t in self.config.loss.terms},
-                **self.loss.temperatures(),
-                "lr": lr,
-                "samples_per_s": len(batch.image_ids) / (self._last_step - started),
-            }
-            _log(log, metrics)
+            self._report_step(terms, lr)
+        return ""
+
+    def _report_step(self, terms: LossTerms, lr: float) -> None:
+        (since, first), now = self._timed_from, time.perf_counter()
+        pairs = (self.progress.step - first) * self.config.train.pairs_per_step * self.processes.size
+        self._timed_from = now, self.progress.step
+        metrics: dict[str, Any] = {
+            "kind": "train",
+            "step": self.progress.step,
+            "epoch": self.progress.step / self.steps_per_epoch,
+            "loss": terms.total.item(),
+            **{t: getattr(terms, t).item() for t in self.config.loss.terms},
+            **self.loss.temperatures(),
+            "lr": lr,
+            "samples_per_s": pairs / (now - since),
+        }
+        self._write(metrics)
+        for reporter in self._reporters:
             reporter.stepped(metrics)
 
-    def _encode(self, encode: Callable[[Any], Features], inputs: Inputs) -> Features:
-        size = self.config.train.micro_batch
-        return encode(inputs) if size is None else encode_in_micro_batches(encode, inputs, size, self.device)
-
-    def _check_finite(self, terms: LossTerms) -> None:
-        if torch.isfinite(terms.total):
-            return
+    @torch.no_grad()
+    def _why_not_finite(self, batch: Batch, terms: LossTerms) -> str:
         bad = [t for t in self.config.loss.terms if not torch.isfinite(getattr(terms, t))]
-        raise CusaError(
-            f"the loss is not finite at step {self.progress.step + 1} ({', '.join(bad)}); the last checkpoint stays; "
-            "lower optim.lr or use --precision fp32"
+        features = torch.cat([x for pair in self.step.encode(batch) for x in pair], dim=1)
+        wrong = ~torch.isfinite(features).all(dim=1)
+        ids = batch.image_ids[wrong] if wrong.any() else batch.image_ids
+        return (
+            f"the loss is not finite at step {self.progress.step + 1} ({', '.join(bad)}; {self._named(ids)}); the last "
+            "checkpoint stays; lower optim.lr or use --precision fp32"
         )
 
-    def _finish_epoch(self, epoch: int, log: Any, reporter: Reporter) -> None:
-        embeddings = encode_split(self.student, self.val_sources, self.device, workers=self.workers)
-        scores = validation_scores(embeddings)
+    def _named(self, rows: torch.Tensor) -> str:
+        ids = [self._image_ids[row] for row in dict.fromkeys(rows.tolist())]
+        return f"images {', '.join(ids[:_SHOWN])}{f' and {len(ids) - _SHOWN} more' if len(ids) > _SHOWN else ''}"
+
+    # --- validation
+
+    def _validate(self) -> int:
+        """Measure the validation split and end the epoch; the number of the signal that stopped it, or 0."""
+
+        def check() -> None:
+            if self.processes.size == 1 and self._stop():  # several cannot part in the middle of it
+                raise _Stopped
+
+        try:
+            embeddings = encode_split(
+                self.student,
+                self.val_sources,
+                self.processes.device,
+                workers=self.workers,
+                processes=self.processes,
+                check=check,
+            )
+        except _Stopped:
+            self._save_checkpoint()
+            return self._stop()
+        except CusaError as error:
+            self._save_checkpoint()
+            raise CusaError(self._going_on(str(error))) from None
+        scores = validation_scores(embeddings) if self.processes.leads else {}
+        # From here on it is the leading process that says how it went.
+        epoch = self.progress.epoch + 1
+        best = bool(scores) and scores["rsum"] > self.progress.best_rsum and self._save_best(epoch, scores)
+        scores, best = self.processes.everyones((scores, best))[0]
         self.progress.epoch = epoch
-        best = scores["rsum"] > self.progress.best_rsum
-        weights = {**prefixed("student", self.student.state_dict()), **prefixed("loss", self.loss.state_dict())}
         if best:
             self.progress.best_epoch, self.progress.best_rsum = epoch, scores["rsum"]
-            save_checkpoint(checkpoint_path(self.run_dir, "best"), weights, {"epoch": epoch, "val": scores})
-        meta: dict[str, Any] = {"epoch": epoch, "val": scores}
-        meta |= {"progress": vars(self.progress), "scaler": self._scaler.state_dict()}
-        state = {**weights, **self._optimizer_tensors(), "rng.cpu": torch.get_rng_state()}
-        if self.device == "cuda":
-            state["rng.cuda"] = torch.cuda.get_rng_state()
         metrics = {"kind": "val", "step": self.progress.step, "epoch": epoch, "best": best, **scores}
-        _log(log, metrics)
-        save_checkpoint(checkpoint_path(self.run_dir, "last"), state, meta)
-        reporter.validated(metrics, best)
+        self._write(metrics)
+        self._save_checkpoint(scores)
+        for reporter in self._reporters:
+            reporter.validated(metrics)
+        return 0
 
-    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+    def _save_best(self, epoch: int, scores: dict[str, float]) -> bool:
+        folder, origin = self.run_dir / BEST_FOLDER, self._origin(epoch, scores)
+        try:
+            save_student(folder / WEIGHTS_FILE, self.student, origin)
+            write_card(folder, origin)
+        except OSError as error:
+            self._warn(f"epoch {epoch} is the best so far and could not be saved ({_reason(error)}); training goes on")
+            return False
+        return True
+
+    # --- checkpoints
+
+    def _origin(self, epoch: int, scores: dict[str, float]) -> Origin:
+        return Origin(self.config, self.provenance, epoch, self.progress.step, scores, len(self.pairs))
+
+    def _save_checkpoint(self, scores: dict[str, float] | None = None) -> None:
+        """Save all that the run goes on from; if that fails, the last one stays, and so does the run."""
+        random_states = self.processes.everyones(self._random_states())
+        if self.processes.leads and (self.progress.step != self._saved_step or scores):
+            tensors = {**prefixed("student", self.student.state_dict()), **prefixed("loss", self.loss.state_dict())}
+            tensors |= prefixed("optimizer", self._moments())
+            for rank, states in enumerate(random_states):
+                tensors |= prefixed(f"rng.{rank}", states)
+            begun_epochs = math.ceil(self.progress.step / self.steps_per_epoch)
+            meta = {
+                "origin": self._origin(begun_epochs, scores or {}).plain(),
+                "progress": vars(self.progress),
+                "scaler": self._scaler.state_dict(),
+                "processes": self.processes.size,
+            }
+            try:
+                self._checkpoints.save(self.progress.step, tensors, meta)
+                self._saved_step = self.progress.step
+            except OSError as error:
+                self._warn(
+                    f"the checkpoint of step {self.progress.step} could not be written ({_reason(error)}); that of "
+                    f"step {self._saved_step} stays, and training goes on"
+                )
+        self._saved_at = time.monotonic()
+
+    def _random_states(self) -> dict[str, torch.Tensor]:
+        device = self.processes.device
+        states = {"cpu": torch.get_rng_state()}
+        return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+    def _moments(self) -> dict[str, torch.Tensor]:
         state: dict[int, dict[str, torch.Tensor]] = self.optimizer.state_dict()["state"]
-        return {f"optimizer.{self._names[i]}.{key}": value for i, part in state.items() for key, value in part.items()}
+        return {f"{self._names[i]}.{key}": value for i, part in state.items() for key, value in part.items()}
 
     def _resume(self) -> None:
-        if not (self.run_dir / CONFIG_FILE).exists():
+        if not begun(self.run_dir):
             return
         before, provenance = load_run(self.run_dir)
         if fields := differing(before, self.config):
             raise CusaError(f"--resume: settings differ from those of {self.run_dir}: {'; '.join(fields)}")
-        self._check_provenance(provenance)
-        path = checkpoint_path(self.run_dir, "last")
-        if not path.exists():  # stopped within its first epoch: from the start
-            (self.run_dir / METRICS_FILE).unlink(missing_ok=True)
-            return
-        tensors, meta = load_checkpoint(path)
-        self.student.load_state_dict(under("student", tensors))
-        self.loss.load_state_dict(under("loss", tensors))
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in under("optimizer", tensors).items():
-            parameter, _, key = name.rpartition(".")
-            state.setdefault(self._names.index(parameter), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if fields := provenance.differing(self.store, self.provenance):
+            raise CusaError(f"{self.store.path} is not the store that {self.run_dir} began with: {'; '.join(fields)}")
+        found, problems = self._checkpoints.newest()
+        self.notes += problems
+        if found is not None:
+            self._restore(*found)
+
+    def _restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        if meta["processes"] != self.processes.size:
+            raise CusaError(
+                f"{self.run_dir} was begun by {meta['processes']} processes and cannot go on with "
+                f"{self.processes.size}: its batches would be others; start as many (torchrun --nproc-per-node)"
+            )
+        try:
+            self.student.load_state_dict(under("student", tensors))
+            self.loss.load_state_dict(under("loss", tensors))
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, tensor in under("optimizer", tensors).items():
+                parameter, _, key = name.rpartition(".")
+                state.setdefault(self._names.index(parameter), {})[key] = tensor
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except (RuntimeError, ValueError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise CusaError(
+                f"the checkpoint in {self.run_dir} is of another student ({detail}); was a file changed?"
+            ) from None
         self._scaler.load_state_dict(meta["scaler"])
         self.progress = Progress(**meta["progress"])
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.device == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
-        self._trim_metrics()
+        states = under(f"rng.{self.processes.rank}", tensors)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and self.processes.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.processes.device)
 
-    def _check_provenance(self, provenance: Provenance) -> None:
-        fields = []
-        if provenance.dataset != self.store.dataset:
-            fields.append(f"dataset ({provenance.dataset!r} / {self.store.dataset!r})")
-        for name, fingerprint in provenance.splits.items():
-            if self.store.split(name).fingerprint != fingerprint:
-                fields.append(f"fingerprint of split {name!r}")
-        for old, new in ((provenance.teachers, self.teachers), (provenance.encoders, self.encoders)):
-            for modality, (name, settings) in old.items():
-                fields += [f"{name}.{f}" for f in new[modality][1].differing(settings)]
-        if fields:
-            raise CusaError(f"{self.store.path} is not the store that {self.run_dir} began with: {'; '.join(fields)}")
+    # --- what is written beside
 
-    def _trim_metrics(self) -> None:
-        """Drop lines written after the checkpoint that the run goes on from."""
-        lines = [json.dumps(m) + "\n" for m in read_metrics(self.run_dir) if m["step"] <= self.progress.step]
-        with atomic_file(self.run_dir / METRICS_FILE) as temporary:
-            temporary.write_text("".join(lines))
+    def _write(self, metrics: dict[str, Any]) -> None:
+        if not self.processes.leads:
+            return
+        try:
+            self._log.append(metrics)
+        except OSError as error:
+            self._warn(f"the log could not be written ({_reason(error)}); its lines are kept and tried again")
+
+    def _going_on(self, problem: str) -> str:
+        return f"{problem} (the run is kept; go on with: cusa-train --resume --run-dir {self.run_dir})"
+
+    def _warn(self, text: str) -> None:
+        for reporter in self._reporters:
+            reporter.warned(text)
 
 
-def _log(log: Any, metrics: dict[str, Any]) -> None:
-    log.write(json.dumps(metrics) + "\n")
-    log.flush()
+def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
+    """The next batch, if there is one; why it could not be read, if it could not."""
+    try:
+        return next(batches, None), ""
+    except CusaError as error:
+        return None, str(error)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -10,8 +10,8 @@ import pytest
 from cusa.data.records import Truth
 from cusa.data.store import EmbeddingStore
 from cusa.eval.relevance import same_group, true_relevance
-from cusa.train.checkpoint import load_student
 from cusa.train.encode import SplitEmbeddings, encode_split
+from cusa.train.saved import load_saved
 from tests.helpers import make_store, run_error, run_ok
 
 
@@ -32,12 +32,12 @@ def _metrics(run):
 
 def test_the_latest_run_and_the_test_split_are_the_default(runs, monkeypatch):
     monkeypatch.chdir(runs)
-    best = runs / "runs" / "contrastive" / "checkpoints" / "best.safetensors"
+    best = runs / "runs" / "contrastive" / "best" / "student.safetensors"
     os.utime(best, (2e9, 2e9))
     out = run_ok("eval")
     assert "made-up test: 8 images, 16 captions" in out
     metrics = _metrics(runs / "runs" / "contrastive")
-    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 0])
+    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 1])
     assert metrics["split"] == "test"
     assert metrics["retrieval"] == metrics["heads"]["cross"]["retrieval"]
     assert metrics["unimodal"] == metrics["heads"]["cross"]["unimodal"]  # its uni-modal heads were never trained
@@ -55,7 +55,7 @@ def test_numbers_are_those_of_a_brute_force_ranking(runs):
     metrics = _metrics(run)["heads"]
     assert _metrics(run)["unimodal"] == metrics["uni"]["unimodal"]
     store = EmbeddingStore(runs / "store" / "store.h5")
-    student = load_student(run).student
+    student = load_saved(run).student
     import torch
 
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_encoding_does_not_depend_on_the_batch_size(runs):
     sources = open_sources(
         store, "train", encoders=("vision", "words"), processors=None, image_root=None, normalizer_name="albef"
     )
-    student = load_student(run).student
+    student = load_saved(run).student
     one, two = (encode_split(student, sources, "cpu", batch_size=b) for b in (7, 256))
     np.testing.assert_allclose(one.image["cross"], two.image["cross"], atol=1e-6)
     np.testing.assert_allclose(one.text["uni"], two.text["uni"], atol=1e-6)
@@ -145,15 +145,16 @@ def test_bad_command_lines(runs, tmp_path, monkeypatch):
     run = runs / "runs" / "cusa"
     monkeypatch.chdir(tmp_path)
     assert "no trained run under runs/" in run_error("eval")
-    assert "not a run directory" in run_error("eval", "--run", tmp_path)
+    assert "holds no student; pass a run directory" in run_error("eval", "--run", tmp_path)
     assert "has no split 'nope'; it has: test, train, val" in run_error("eval", "--run", run, "--split", "nope")
     other = make_store(tmp_path / "other", dim=8)
     assert "vision.dim" in run_error("eval", "--run", run, "--embeddings", other)
-    (run / "checkpoints" / "last.safetensors").rename(run / "checkpoints" / "aside")
+    (run / "checkpoints").rename(run / "aside")
     try:
-        assert "does not exist" in run_error("eval", "--run", run, "--checkpoint", "last")
+        assert "holds no checkpoint" in run_error("eval", "--run", run, "--checkpoint", "last")
     finally:
-        (run / "checkpoints" / "aside").rename(run / "checkpoints" / "last.safetensors")
+        (run / "aside").rename(run / "checkpoints")
+    assert "RSUM" in run_ok("eval", "--run", run, "--checkpoint", "last")
     similar = make_store(tmp_path / "similar", sizes={"train": 12, "val": 9})
     assert "made-up val: 9 images" in run_ok("eval", "--run", run, "--embeddings", similar, "--split", "val")
 

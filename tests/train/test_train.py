@@ -1,7 +1,6 @@
 """The command line: runs, resumes, refusals; the adapter on made-up rows, a dual encoder on image files."""
 
 import json
-import signal
 import subprocess
 import sys
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 
 from cusa.data.records import Dataset
-from cusa.train.checkpoint import checkpoint_path, load_checkpoint, load_student, save_checkpoint
 from cusa.train.config import build_config
-from cusa.train.loop import learning_rate
+from cusa.train.saved import load_saved
+from cusa.train.step import learning_rate
 from tests.helpers import (
     add_teacher,
     make_pairs,
@@ -56,9 +55,9 @@ def test_an_adapter_learns(index, tmp_path):
     assert val[-1]["rsum"] > 400 > val[0]["rsum"]
     best = max(val, key=lambda m: m["rsum"])
     assert best["best"]
-    loaded = load_student(tmp_path / "run")
-    assert loaded.epoch == best["epoch"]
-    assert loaded.provenance.encoders["image"][0] == "vision"
+    loaded = load_saved(tmp_path / "run")
+    assert loaded.origin.epoch == best["epoch"]
+    assert loaded.origin.provenance.encoders["image"].name == "vision"
     features = loaded.student.encode_image(torch.zeros(3, 16))
     assert features.cross.shape == features.uni.shape == (3, 8)
 
@@ -81,47 +80,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(index, tmp_pa
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_killed_within_an_epoch_a_resumed_run_equals_an_undisturbed_one(index, tmp_path, workers):
-    """SIGKILL in the middle of epoch 2, a torn line in the log; then the same losses to the end, dropout included."""
-    args = ("--set", "train.log_every=1", "--epochs", 4, "--workers", workers)
-    run_ok("train", *_adapter(index, tmp_path / "whole", *args))
-    killed = [str(a) for a in _adapter(index, tmp_path / "part", *args)]
-    code = (
-        "import os, signal\nfrom cusa.train.loop import Trainer\nplain = Trainer._step\n"
-        "def step(self, *args):\n"
-        "    self.progress.step == 7 and os.kill(os.getpid(), signal.SIGKILL)\n    plain(self, *args)\n"
-        f"Trainer._step = step\nfrom cusa.train.cli import main\nmain({killed!r})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    with (tmp_path / "part" / "metrics.jsonl").open("a") as log:
-        log.write('{"kind": "tra')
-    out = run_ok("train", "--resume", "--run-dir", tmp_path / "part")
-    assert "resumed   after epoch 1" in out
-    whole, part = (_metrics(tmp_path / n) for n in ("whole", "part"))
-    for m in (*whole, *part):
-        m.pop("samples_per_s", None)
-    assert part == whole
-    for name in ("best", "last"):
-        one, two = (load_checkpoint(checkpoint_path(tmp_path / n, name))[0] for n in ("whole", "part"))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[k], two[k]) for k in one)
-
-
-def test_ctrl_c_says_how_to_go_on(index, tmp_path, monkeypatch):
-    def interrupt(*_args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("cusa.train.loop.Trainer._step", interrupt)
-    line = run_error("train", *_adapter(index, tmp_path / "run"))
-    assert f"cusa-train --resume --run-dir {tmp_path / 'run'}" in line
-
-
 def test_a_run_goes_on_when_its_store_has_moved_and_gained_a_teacher(index, tmp_path):
     run_dir = tmp_path / "run"
     run_ok("train", *_adapter(index, run_dir))
-    assert load_student(run_dir).config.data.text_teacher == "words"  # resolved, not None
+    assert load_saved(run_dir).origin.config.data.text_teacher == "words"  # resolved, not None
     splits = {"train": records("train", 40), "val": records("val", 10)}
     dataset = Dataset("made-up", index.parent, splits)
     rows = {"train": unit_rows(80, 4, 0), "val": unit_rows(20, 4, 1)}
@@ -139,12 +101,12 @@ def test_a_preset_lies_under_a_config_file(index, tmp_path):
     path.write_text("student: {name: adapter, embed_dim: 8}\nloss: {alpha: 0.3}\n")
     args = ("--embeddings", index, "--config", path, "--batch-size", 16, "--epochs", 1)
     run_ok("train", *args, "--run-dir", tmp_path / "run")
-    config = load_student(tmp_path / "run").config
+    config = load_saved(tmp_path / "run").origin.config
     assert (config.loss.alpha, config.optim.lr) == (0.3, 1e-3)  # the adapter preset's learning rate
     line = run_error("train", "--resume", "--run-dir", tmp_path / "run", "--preset", "demo")
     assert "leave out --preset" in line
     run_ok("train", "--config", tmp_path / "run" / "config.yaml", "--run-dir", tmp_path / "again")
-    assert load_student(tmp_path / "again").config == config
+    assert load_saved(tmp_path / "again").origin.config == config
 
 
 def test_resume_refuses_other_settings_and_other_stores(index, tmp_path):
@@ -187,6 +149,8 @@ def test_bad_command_lines(index, tmp_path):
     assert "unknown setting loss.x; legal: loss.terms" in error("--set", "loss.x=1")
     assert "no split 'x' to choose the best checkpoint on; it has: test, train" in error("--set", "data.val_split=x")
     assert "larger than the 80 trainable pairs" in error("--batch-size", 81)
+    assert "batch of one pair" in error("--batch-size", 1)
+    assert "unknown argument 'seed=1'" in error("seed=1")
     assert "does not exist; make it with cusa-precompute" in error(store=tmp_path / "no.h5")
     assert "no CUDA device" in error("--device", "cuda") or torch.cuda.is_available()
     assert "pass --embeddings" in run_error("train", "--run-dir", tmp_path / "run")
@@ -211,27 +175,6 @@ def test_unusable_stores(index, tmp_path):
     index.write_bytes(content)
     next(index.parent.glob("store/words/val-*.h5")).unlink()
     assert "is missing" in run_error("train", *_adapter(index, tmp_path / "run"))
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(index, tmp_path, monkeypatch):
-    run_dir = tmp_path / "run"
-    run_ok("train", *_adapter(index, run_dir))
-    tensors, meta = load_checkpoint(checkpoint_path(run_dir, "last"))
-    tensors["student.image_heads.uni.1.weight"] += float("nan")
-    meta["progress"] |= {"epoch": 2, "step": 10}
-    save_checkpoint(checkpoint_path(run_dir, "last"), tensors, meta)
-    before = checkpoint_path(run_dir, "last").read_bytes()
-    line = run_error("train", "--resume", "--run-dir", run_dir)
-    assert "not finite at step 11 (usa)" in line
-    assert checkpoint_path(run_dir, "last").read_bytes() == before
-
-
-def test_damaged_checkpoints_are_named(index, tmp_path):
-    run_dir = tmp_path / "run"
-    run_ok("train", *_adapter(index, run_dir))
-    path = checkpoint_path(run_dir, "last")
-    path.write_bytes(path.read_bytes()[:100])
-    assert f"checkpoint {path} is damaged" in run_error("train", "--resume", "--run-dir", run_dir)
 
 
 def test_the_schedule_warms_up_and_ends_at_the_minimum():
@@ -267,7 +210,7 @@ def test_a_hugging_face_dual_encoder_trains_from_image_files(pairs, tmp_path, mo
     train = [m for m in _metrics(run_dir) if m["kind"] == "train"]
     assert len(train) == 8
     assert all(np.isfinite(m["loss"]) for m in train)
-    loaded = load_student(run_dir)
+    loaded = load_saved(run_dir)
     assert loaded.student.image_heads["cross"][1].weight.shape == (24, 24)
     changed = loaded.student.image_trunk.backbone.visual_projection.weight
     from transformers import CLIPModel
@@ -343,7 +286,7 @@ def test_other_dual_encoders(pairs, tmp_path, kind):
         SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     args = ("--embeddings", store, "--student", folder, "--run-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 6)
     run_ok("train", *args)
-    assert {p.dtype for p in load_student(tmp_path / "run").student.parameters()} == {torch.float32}
+    assert {p.dtype for p in load_saved(tmp_path / "run").student.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "cusa"])

@@ -1,0 +1,181 @@
+"""A trained student that embeds new images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cusa.data.captions import normalizer
+from cusa.data.errors import CusaError
+from cusa.data.images import load_image
+from cusa.precompute.teachers import KNOWN, parse_teacher
+from cusa.precompute.teachers.base import Teacher, weights_digest
+from cusa.train.provenance import StoredTeacher
+from cusa.train.saved import SavedStudent, load_saved
+from cusa.train.student import HEADS, Features, Head
+
+ImageLike = str | Path | Image.Image
+
+
+class StudentEncoder:
+    """Embeds images and texts with a trained student; an adapter's frozen encoders load on first use.
+
+    Args:
+        saved: The student.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        encoders: Adapter: where to load its encoders from, as ``--teacher`` takes it, by ``"image"`` and ``"text"``;
+            by default from where stage one did.
+
+    Attributes:
+        origin: The run that it comes from: settings, provenance, epoch, validation recalls.
+        dim: Dimension of all embeddings.
+        uni_head: The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``.
+    """
+
+    def __init__(self, saved: SavedStudent, device: str = "cpu", encoders: dict[str, str] | None = None) -> None:
+        self._student = saved.student.to(device)
+        self._processors, self.origin, self._device = saved.processors, saved.origin, device
+        self._encoders = encoders or {}
+        self.dim = int(saved.student.state_dict()["image_heads.cross.1.weight"].shape[0])
+        self.uni_head: Head = "uni" if "usa" in saved.origin.config.loss.terms else "cross"
+
+    def encode_image(
+        self, images: ImageLike | Sequence[ImageLike], head: Head = "cross", batch_size: int = 64
+    ) -> np.ndarray:
+        """Embed images.
+
+        Args:
+            images: Paths or PIL images; or one of them.
+            head: ``"cross"`` to compare with captions, ``"uni"`` to compare with images.
+            batch_size: Images at a time.
+
+        Returns:
+            float32 ``[n, d]``, L2-normalised; ``[d]`` for one image.
+
+        Raises:
+            CusaError: If a file is missing or no image, or an adapter's encoder cannot be loaded.
+            ValueError: If ``head`` is neither.
+        """
+        if isinstance(images, (str, Path, Image.Image)):
+            return self.encode_image([images], head)[0]
+        return self.image_rows(images, batch_size)[_checked(head)]
+
+    def encode_text(self, texts: str | Sequence[str], head: Head = "cross", batch_size: int = 256) -> np.ndarray:
+        """Embed texts.
+
+        Args:
+            texts: Texts; or one.
+            head: ``"cross"`` to compare with images, ``"uni"`` to compare with texts.
+            batch_size: Texts at a time.
+
+        Returns:
+            float32 ``[n, d]``, L2-normalised; ``[d]`` for one text.
+
+        Raises:
+            CusaError: If an adapter's encoder cannot be loaded.
+            ValueError: If ``head`` is neither.
+        """
+        if isinstance(texts, str):
+            return self.encode_text([texts], head)[0]
+        return self.text_rows(texts, batch_size)[_checked(head)]
+
+    def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> dict[Head, np.ndarray]:
+        """Embeddings of images from both heads: float32 ``[n, d]`` each, L2-normalised."""
+        return self._rows(self._student.encode_image, self._image_inputs, images, batch_size)
+
+    def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> dict[Head, np.ndarray]:
+        """Embeddings of texts from both heads: float32 ``[n, d]`` each, L2-normalised."""
+        return self._rows(self._student.encode_text, self._text_inputs, texts, batch_size)
+
+    @torch.no_grad()
+    def _rows(
+        self, encode: Callable[[Any], Features], read: Callable[[Any], Any], items: Sequence[Any], batch_size: int
+    ) -> dict[Head, np.ndarray]:
+        parts: dict[Head, list[np.ndarray]] = {h: [] for h in HEADS}
+        for start in range(0, len(items), batch_size):
+            inputs = read(items[start : start + batch_size])
+            inputs = (
+                inputs.to(self._device)
+                if isinstance(inputs, torch.Tensor)
+                else {k: v.to(self._device) for k, v in inputs.items()}
+            )
+            for head, features in zip(HEADS, encode(inputs), strict=True):
+                parts[head].append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
+        return {h: np.concatenate(p) if p else np.zeros((0, self.dim), np.float32) for h, p in parts.items()}
+
+    def _image_inputs(self, images: Iterable[ImageLike]) -> torch.Tensor:
+        opened = [image if isinstance(image, Image.Image) else load_image(Path(image)) for image in images]
+        if self._processors is not None:
+            return self._processors.pixels(opened)
+        teacher, stored = self._image_encoder, self.origin.provenance.encoders["image"]
+        assert teacher.preprocess is not None
+        return self._stored_rows(teacher, stored, torch.from_numpy(np.stack([teacher.preprocess(i) for i in opened])))
+
+    def _text_inputs(self, texts: Iterable[str]) -> Any:
+        if self._processors is not None:
+            normalize = normalizer(self.origin.config.data.normalizer)
+            return self._processors.tokens([normalize(text) for text in texts])
+        stored = self.origin.provenance.encoders["text"]
+        normalize = normalizer(stored.settings.normalizer)
+        return self._stored_rows(self._text_encoder, stored, [normalize(text) for text in texts])
+
+    def _stored_rows(self, teacher: Teacher, stored: StoredTeacher, inputs: Any) -> torch.Tensor:
+        rows = teacher.rows(inputs, self._device, stored.settings.precision)
+        return torch.from_numpy(rows.astype(stored.settings.dtype)).float()  # rounded as the store rounds them
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """sha256 (hex) over the weights, wherever they were loaded from."""
+        return weights_digest(self._student)
+
+    @cached_property
+    def _image_encoder(self) -> Teacher:
+        return self._load("image")
+
+    @cached_property
+    def _text_encoder(self) -> Teacher:
+        return self._load("text")
+
+    def _load(self, modality: str) -> Teacher:
+        stored = self.origin.provenance.encoders[modality]
+        teacher = parse_teacher(self._encoders.get(modality) or _where(stored)).load(self._device)
+        if teacher.weights_sha256 != stored.settings.weights_sha256:
+            raise CusaError(
+                f"the {modality} encoder loaded from {teacher.source} has other weights than {stored.name!r}, which "
+                f"the adapter was trained on; pass encoders={{{modality!r}: 'NAME=PATH'}} with the right ones"
+            )
+        return teacher
+
+
+def load_student(path: str | Path, device: str | None = None, encoders: dict[str, str] | None = None) -> StudentEncoder:
+    """Load a trained student.
+
+    Args:
+        path: A run directory of cusa-train (its best student is taken), its ``best/``, or an exported folder.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None``: a GPU if there is one.
+        encoders: Adapter: where to load its frozen encoders from, as ``cusa-precompute --teacher`` takes it, by
+            ``"image"`` and ``"text"``; by default from where stage one did.
+
+    Raises:
+        CusaError: If there is no student, or it is damaged.
+    """
+    return StudentEncoder(load_saved(Path(path)), device or ("cuda" if torch.cuda.is_available() else "cpu"), encoders)
+
+
+def _where(stored: StoredTeacher) -> str:
+    """What names a teacher: where stage one found it, or else its name alone."""
+    if Path(stored.source).exists():
+        return f"{stored.name}={stored.source}"
+    return stored.name if stored.name in KNOWN else f"{stored.name}={stored.settings.model_id}"
+
+
+def _checked(head: Head) -> Head:
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+    return head

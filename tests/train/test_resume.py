@@ -1,0 +1,318 @@
+"""Stopped anywhere, a run goes on as if nothing had been; what is torn, full or not finite is said and survived."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cusa.train.loop import Trainer
+from cusa.train.run_dir import Checkpoints, read_metrics
+from cusa.train.saved import load_saved
+from cusa.train.tensors import load_tensors, save_tensors
+from tests.helpers import make_pairs, make_store, make_tiny_clip, run, run_error, run_ok
+
+ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
+
+
+def _args(index, run_dir, *more):
+    """Three epochs of five steps, dropout included, a checkpoint every second step."""
+    rest = ("--batch-size", 16, "--epochs", 3, "--set", "train.log_every=1", "--checkpoint-steps", 2)
+    return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
+
+
+def _lines(run_dir):
+    lines = read_metrics(run_dir)
+    for line in lines:
+        line.pop("samples_per_s", None)
+    return lines
+
+
+def _interrupted(args, step, number=signal.SIGKILL, where="_train_on"):
+    """Run the command in a process that gets a signal before a step (counted from 0) has begun."""
+    code = (
+        f"import os\nfrom cusa.train.loop import Trainer\nplain = Trainer.{where}\n"
+        "def wrapped(self, *args):\n"
+        f"    self.progress.step == {step} and os.kill(os.getpid(), {int(number)})\n    return plain(self, *args)\n"
+        f"Trainer.{where} = wrapped\nfrom cusa.train.cli import main\nmain({[str(a) for a in args]!r})\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def _assert_same(one, two):
+    assert _lines(one) == _lines(two)
+    a, b = (Checkpoints(r).newest()[0] for r in (one, two))
+    assert a[0].keys() == b[0].keys()
+    assert all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+    assert a[1]["progress"] == b[1]["progress"]
+    best = load_saved(one).student.state_dict(), load_saved(two).student.state_dict()
+    assert all(torch.equal(best[0][k], best[1][k]) for k in best[0])
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture(scope="module")
+def whole(index, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    run_ok("train", *_args(index, run_dir))
+    return run_dir
+
+
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (8, 0), (9, 1), (13, 0)])
+def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(index, whole, tmp_path, step, workers):
+    """SIGKILL, and a torn line in the log; before the first checkpoint, within epochs, with a worker."""
+    run_dir = tmp_path / "part"
+    done = _interrupted(_args(index, run_dir, "--workers", workers), step)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with (run_dir / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "tra')
+    out = run_ok("train", "--resume", "--run-dir", run_dir)
+    kept = step - step % 2 if step % 5 else step
+    expected = f"resumed   after epoch {kept // 5}, step {kept % 5} of the next"
+    assert (expected in out) == (kept > 0), out
+    _assert_same(whole, run_dir)
+    assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)  # nothing is left to do
+    _assert_same(whole, run_dir)
+
+
+def test_killed_while_validating_it_validates_again(index, whole, tmp_path):
+    args = _args(index, tmp_path / "part", "--checkpoint-steps", 5)
+    assert _interrupted(args, 10, where="_validate").returncode == -signal.SIGKILL
+    run_ok("train", "--resume", "--run-dir", tmp_path / "part")
+    _assert_same(whole, tmp_path / "part")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_a_checkpoint_and_its_own_status(index, whole, tmp_path, number, status):
+    run_dir = tmp_path / "part"
+    done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 6, number)
+    assert done.returncode == status, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert errors == [
+        f"Error: stopped by {number.name}: step 7 is kept; go on with: cusa-train --resume --run-dir {run_dir}"
+    ]
+    assert "step 2 of the next" in run_ok("train", "--resume", "--run-dir", run_dir)
+    _assert_same(whole, run_dir)
+
+
+def test_a_signal_while_validating_leaves_a_checkpoint(index, whole, tmp_path):
+    run_dir = tmp_path / "part"
+    done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 5, signal.SIGTERM, "_validate")
+    assert done.returncode == 143
+    assert "step 5 is kept" in done.stderr
+    assert [m["kind"] for m in _lines(run_dir)] == ["train"] * 5
+    run_ok("train", "--resume", "--run-dir", run_dir)
+    _assert_same(whole, run_dir)
+
+
+def test_a_torn_checkpoint_is_recognised_and_the_one_before_it_taken(index, whole, tmp_path):
+    run_dir = tmp_path / "part"
+    _interrupted(_args(index, run_dir), 9)
+    older, newer = Checkpoints(run_dir).paths()
+    assert [p.stem for p in (older, newer)] == ["step-000000006", "step-000000008"]
+    content = bytearray(newer.read_bytes())
+    content[-40] ^= 1  # within a tensor: the file's own structure is whole
+    newer.write_bytes(content)
+    (newer.parent / f".{newer.name}.0a.tmp").write_bytes(b"half")
+    out = run_ok("train", "--resume", "--run-dir", run_dir)
+    assert f"{newer} is damaged (its checksum differs)" in out
+    assert "step 1 of the next" in out
+    _assert_same(whole, run_dir)
+    assert not list(newer.parent.glob(".*.tmp"))
+    for path in Checkpoints(run_dir).paths():
+        path.write_bytes(path.read_bytes()[:100])
+    assert "holds no checkpoint that can be read" in run_error("eval", "--run", run_dir, "--checkpoint", "last")
+
+
+def test_checkpoints_by_time(index, tmp_path):
+    run_ok("train", *_args(index, tmp_path / "run", "--checkpoint-minutes", 0, "--set", "train.checkpoint_steps=null"))
+    assert len(Checkpoints(tmp_path / "run").paths()) == 2
+    assert _interrupted(_args(index, tmp_path / "a", "--set", "train.checkpoint_minutes=0"), 3).returncode < 0
+    assert [p.stem[-1] for p in Checkpoints(tmp_path / "a").paths()] == ["2", "3"]
+
+
+def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
+    """Checkpoints, log and best student fail in epoch 2, and work again in epoch 3."""
+    from cusa.train import run_dir as files
+    from cusa.train import saved
+
+    run_dir = tmp_path / "run"
+    full = [False]
+
+    def failing(plain):
+        def save(*args, **kwargs):
+            if full[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return plain(*args, **kwargs)
+
+        return save
+
+    plain_step = Trainer._train_on
+
+    def step(self, batch):
+        full[0] = 5 <= self.progress.step < 10
+        if self.progress.step == 9:
+            assert [p.stem[-1] for p in Checkpoints(run_dir).paths()] == ["4", "5"]
+        return plain_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_train_on", step)
+    monkeypatch.setattr(files, "save_tensors", failing(save_tensors))
+    monkeypatch.setattr(saved, "save_tensors", failing(save_tensors))
+    monkeypatch.setattr(files.MetricsLog, "append", failing(files.MetricsLog.append))
+    result = run("train", *_args(index, run_dir))
+    assert result.exit_code == 0, result.output
+    warnings = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
+    assert any("checkpoint of step 6 could not be written (No space left on device)" in w for w in warnings)
+    assert any("that of step 5 stays, and training goes on" in w for w in warnings)
+    assert any("epoch 2 is the best so far and could not be saved" in w for w in warnings)
+    assert any("log could not be written" in w for w in warnings)
+    one, two = (load_tensors(Checkpoints(r).paths()[-1])[0] for r in (whole, run_dir))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 3
+
+
+def test_a_log_that_could_not_be_written_is_written_later_whole(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from cusa.train.run_dir import MetricsLog
+
+    log = MetricsLog(tmp_path)
+    log.append({"step": 1})
+    plain = Path.open
+
+    class Full:
+        """Takes half of what is written."""
+
+        def __init__(self, file):
+            self._file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def write(self, text):
+            self._file.write(text[:4])
+            self._file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: Full(plain(self, *a, **k)))
+    for step in (2, 3):
+        with pytest.raises(OSError, match="No space"):
+            log.append({"step": step})
+    monkeypatch.undo()
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    log.append({"step": 4})
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(index, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    poisoned = []
+    plain = Trainer._train_on
+
+    def step(self, batch):
+        if self.progress.step == 7:
+            row = int(batch.image_ids[3])
+            poisoned.append(row)
+            batch.images[batch.image_ids == row] = float("nan")
+        return plain(self, batch)
+
+    monkeypatch.setattr(Trainer, "_train_on", step)
+    line = run_error("train", *_args(index, run_dir))
+    assert "the loss is not finite at step 8 (contrastive, csa, usa; images " in line
+    assert f"(contrastive, csa, usa; images train{poisoned[0]})" in line
+    assert [p.stem[-1] for p in Checkpoints(run_dir).paths()] == ["5", "6"]
+    monkeypatch.undo()
+    run_ok("train", "--resume", "--run-dir", run_dir)
+
+
+def test_a_checkpoint_of_another_student_is_named(index, tmp_path):
+    run_dir = tmp_path / "run"
+    run_ok("train", *_args(index, run_dir))
+    path = Checkpoints(run_dir).paths()[-1]
+    tensors, meta = load_tensors(path)
+    tensors["student.image_heads.uni.1.weight"] = torch.zeros(3, 16)
+    save_tensors(path, tensors, meta)
+    line = run_error("train", "--resume", "--run-dir", run_dir)
+    assert "is of another student" in line
+    assert "image_heads.uni.1.weight" in line
+
+
+def test_one_run_at_a_time(index, tmp_path):
+    """A second process on the same directory is refused while the first one works."""
+    run_dir = tmp_path / "run"
+    refused = []
+    plain = Trainer._train_on
+
+    def step(self, batch):
+        if not refused:
+            command = [sys.executable, "-m", "cusa.train", "--resume", "--run-dir", str(run_dir)]
+            refused.append(subprocess.run(command, capture_output=True, text=True, check=False))
+        return plain(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train_on", step)
+        run_ok("train", *_args(index, run_dir))
+    assert refused[0].returncode == 1
+    assert "another run is working on" in refused[0].stderr
+
+
+def test_patience_stops_a_run_that_gets_no_better(index, tmp_path):
+    out = run_ok("train", *_args(index, tmp_path / "run", "--epochs", 50, "--patience", 2, "--set", "optim.lr=1e-12",
+                                 "--set", "optim.min_lr=0"))  # fmt: skip
+    assert "best epoch 1:" in out
+    assert "stopped early after epoch 3" in out
+    assert "stopped early" in run_ok("train", "--resume", "--run-dir", tmp_path / "run")
+
+
+def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
+    manifest = make_pairs(tmp_path / "data", n=16)
+    clip, store = make_tiny_clip(tmp_path / "clip"), tmp_path / "store.h5"
+    teachers = ("--teacher", f"vit={clip}", "--teacher", "minilm")
+    run_ok("precompute", "--dataset", manifest, *teachers, "--out", store)
+    run_dir = tmp_path / "run"
+    picture = tmp_path / "data" / "003.jpg"
+    hidden = picture.with_name("gone")
+    plain = Trainer._train_on
+
+    def step(self, batch):
+        if self.progress.step == 5:
+            picture.rename(hidden)
+        return plain(self, batch)
+
+    args = ("--embeddings", store, "--student", clip, "--run-dir", run_dir, "--epochs", 3, "--batch-size", 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train_on", step)
+        line = run_error("train", *args, "--workers", 0)
+    assert f"image {picture} does not exist" in line
+    assert f"go on with: cusa-train --resume --run-dir {run_dir}" in line
+    kept = int(Checkpoints(run_dir).paths()[-1].stem[-9:])
+    assert 6 <= kept < 12
+    hidden.rename(picture)
+    assert f"after epoch {kept // 4}, step {kept % 4}" in run_ok("train", "--resume", "--run-dir", run_dir)
+
+
+def test_zero_teacher_rows_are_named(tmp_path):
+    """A store that was not made by us: its rows are zero, and not marked as skipped."""
+    from cusa.data.records import Dataset
+    from tests.helpers import add_teacher, records, settings
+
+    index = make_store(tmp_path / "store")
+    dataset = Dataset("made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))})
+    rows = {s: np.eye(n, 40, dtype=np.float32) for s, n in (("train", 40), ("val", 10))}
+    rows["train"][3] = 0
+    add_teacher(index, dataset, "zeros", settings("image", 40), rows)
+    teachers = ("--image-encoder", "vision", "--image-teacher", "zeros")
+    line = run_error("train", *_args(index, tmp_path / "run", *teachers))
+    assert "the image teacher's rows" in line
+    assert "are zero or not finite" in line
+    assert "train3" in line

@@ -1,0 +1,103 @@
+"""The processes that train together: who they are, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cusa.data.errors import CusaError
+
+
+class Processes:
+    """This process among those that torchrun started; or this one alone.
+
+    Gradients and features travel through the default process group (NCCL between GPUs, gloo between CPUs), all else
+    through one of its own on the CPUs.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes, on all machines.
+        device: What this one computes on.
+
+    Raises:
+        CusaError: If the processes cannot find each other, or there are more of them than GPUs.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.rank, self.size, self.device = 0, int(os.environ.get("WORLD_SIZE", "1")), torch.device(device)
+        if self.size == 1:
+            return
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if device == "cuda":
+            if local >= torch.cuda.device_count():
+                raise CusaError(
+                    f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
+                    "start as many processes as GPUs (torchrun --nproc-per-node)"
+                )
+            self.device = torch.device("cuda", local)
+            torch.cuda.set_device(self.device)
+        try:
+            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise CusaError(
+                f"WORLD_SIZE is {self.size}, but the processes cannot meet ({first}); start with torchrun"
+            ) from None
+        self._group = dist.new_group(backend="gloo")
+        self.rank = dist.get_rank()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def most(self, values: list[int]) -> list[int]:
+        """Each value's maximum over the processes."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values)
+        with _contact():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return tensor.tolist()
+
+    def everyones(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        with _contact():
+            dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """If the block fails in one process, it fails in all."""
+        try:
+            yield
+        except Exception:
+            self.most([1])
+            raise
+        if self.most([0])[0]:
+            raise CusaError("another process has failed; its own message says why")
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _contact() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().split("\n")[0]
+        raise CusaError(f"lost contact with the other processes ({first}); go on with --resume") from None

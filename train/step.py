@@ -1,0 +1,145 @@
+"""One optimizer step: encoders and loss in one module, the optimizer, the learning rate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cusa.train.batches import Batch, Inputs
+from cusa.train.config import Config
+from cusa.train.losses import CUSALoss, LossTerms
+from cusa.train.micro_batches import encode_in_micro_batches
+from cusa.train.student import Features, Student
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainStep(nn.Module):
+    """From a batch to its loss; all that is trained is in here, so that DDP wraps one module.
+
+    Args:
+        student: The student.
+        loss: The loss.
+        config: The run's settings.
+        device: Where both are.
+    """
+
+    def __init__(self, student: Student, loss: CUSALoss, config: Config, device: torch.device) -> None:
+        super().__init__()
+        self.student, self.loss, self._device = student, loss, device
+        self._reduced = AUTOCAST.get(config.train.precision)
+        self.at_a_time = config.train.pairs_at_a_time
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """The loss of a batch, whose student inputs may lie elsewhere if they are encoded a few at a time.
+
+        Raises:
+            ValueError: If the batch does not fit the loss; see :class:`CUSALoss`.
+        """
+        image, text = self.encode(batch)
+        return self.loss(
+            image.cross, text.cross, image.uni, text.uni, batch.teacher_image, batch.teacher_text, batch.image_ids
+        )
+
+    def encode(self, batch: Batch) -> tuple[Features, Features]:
+        """Embeddings of the images and of the captions."""
+        reduced = self._reduced
+        with torch.autocast(self._device.type, reduced) if reduced else contextlib.nullcontext():
+            return (
+                self._encode(self.student.encode_image, batch.images),
+                self._encode(self.student.encode_text, batch.texts),
+            )
+
+    def _encode(self, encode: Callable[[Any], Features], inputs: Inputs) -> Features:
+        if self.at_a_time is None:
+            return encode(inputs)
+        return encode_in_micro_batches(encode, inputs, self.at_a_time, self._device)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What training needs of a device's memory, in bytes.
+
+    Attributes:
+        state: Weights, gradients and AdamW's two moments.
+        activations: What the backward pass keeps of the pairs that are encoded at a time.
+    """
+
+    state: int
+    activations: int
+
+
+def prepare(step: TrainStep, sample: Batch, pairs_at_a_time: int) -> Footprint:
+    """Run a small batch forward and backward: freeze what gets no gradient, and see what is kept in memory.
+
+    A backbone has parameters that no embedding depends on (CLIP's logit scale), and heads may be in no term of the
+    loss; DDP would wait for their gradients.
+
+    Args:
+        step: The module; its random states, gradients and mode are as before.
+        sample: A few pairs, on its device.
+        pairs_at_a_time: Pairs whose activations will be in memory together.
+    """
+    kept: dict[int, int] = {}
+    owned = {p.untyped_storage().data_ptr() for p in step.parameters()}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    before, at_a_time, training = step.loss.gather, step.at_a_time, step.training
+    step.loss.gather, step.at_a_time = False, None  # each process by itself, all of it at once
+    step.eval()  # BatchNorm's statistics are not to see it
+    devices = [sample.image_ids.device] if sample.image_ids.is_cuda else []
+    with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        step(sample).total.backward()
+    step.loss.gather, step.at_a_time = before, at_a_time
+    step.train(training)
+    state = 0
+    for parameter in step.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+        state += parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
+    return Footprint(state, sum(kept.values()) * pairs_at_a_time // len(sample.image_ids))
+
+
+def make_optimizer(step: TrainStep, config: Config) -> tuple[torch.optim.AdamW, list[str]]:
+    """AdamW over all that is trained, with weight decay on matrices alone.
+
+    Returns:
+        The optimizer, and the names of its parameters in its own order.
+    """
+    named = [(n, p) for n, p in step.named_parameters() if p.requires_grad]
+    decayed = [(n, p) for n, p in named if p.ndim >= 2]
+    others = [(n, p) for n, p in named if p.ndim < 2]
+    o = config.optim
+    groups = [
+        {"params": [p for _, p in decayed], "weight_decay": o.weight_decay},
+        {"params": [p for _, p in others], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps)
+    return optimizer, [n for n, _ in decayed + others]
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
+    """Linear warm-up to ``optim.lr``, then a cosine to ``optim.min_lr`` at the last step.
+
+    Args:
+        step: Steps done before this one.
+        steps_per_epoch: Steps per epoch.
+        config: The run's settings.
+    """
+    o = config.optim
+    warmup, total = round(o.warmup_epochs * steps_per_epoch), config.train.epochs * steps_per_epoch
+    if step < warmup:
+        return o.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - 1 - warmup)
+    return o.min_lr + (o.lr - o.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2

@@ -1,0 +1,170 @@
+"""A grid of runs: which there are, and what came of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
+from cusa.data.schema import file_name
+from cusa.train.config import merge, parse_settings
+from cusa.train.losses import TERMS
+from cusa.train.run_dir import read_metrics
+
+# Settings that a grid may name as the command line does.
+SHORT = {
+    "loss": "loss.terms",
+    "seed": "train.seed",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "student": "student.name",
+    "image_teacher": "data.image_teacher",
+    "text_teacher": "data.text_teacher",
+    "image_encoder": "student.image_encoder",
+    "text_encoder": "student.text_encoder",
+}
+_SCORES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+_SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        values: Its value of each axis, as text.
+        settings: The same as nested settings.
+    """
+
+    values: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "_".join(f"{axis}-{file_name(value)}" for axis, value in self.values.items())
+
+
+def parse_grid(axes: Sequence[str]) -> list[Cell]:
+    """``["loss=contrastive,cusa", "seed=0,1,2"]`` as runs, the last axis changing fastest.
+
+    Raises:
+        CusaError: If an axis is not ``NAME=VALUE,VALUE,...``, is there twice, or its name is no setting.
+    """
+    grid: dict[str, list[str]] = {}
+    for axis in axes:
+        name, equals, values = axis.partition("=")
+        name = name.replace("-", "_") if "." not in name else name
+        if not equals or not all(values.split(",")):
+            raise CusaError(f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2")
+        if name not in SHORT and "." not in name:
+            raise CusaError(f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as loss.alpha")
+        if name in grid or len(set(values.split(","))) != len(values.split(",")):
+            raise CusaError(f"--sweep {axis}: an axis or a value is there twice")
+        grid[name] = values.split(",")
+    cells = [
+        Cell(v, _settings(v)) for v in (dict(zip(grid, c, strict=True)) for c in itertools.product(*grid.values()))
+    ]
+    if len({cell.name for cell in cells}) < len(cells):
+        raise CusaError("--sweep: two of its values would share a folder; name them more differently")
+    return cells
+
+
+def _settings(values: Mapping[str, str]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "loss":
+            if value not in TERMS:
+                raise CusaError(f"--sweep loss={value}: legal are {', '.join(TERMS)}")
+            nested = merge(nested, {"loss": {"terms": TERMS[value]}})
+        else:
+            nested = merge(nested, parse_settings([f"{SHORT.get(name, name)}={value}"]))
+    return nested
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        values: What they share.
+        n: How many they are.
+        mean: Mean of each score over them, in percent, by ``best`` and ``last`` epoch.
+        std: Sample standard deviation; ``None`` of one run.
+    """
+
+    values: Mapping[str, str]
+    n: int
+    mean: Mapping[str, Mapping[str, float]]
+    std: Mapping[str, Mapping[str, float]] | None
+
+
+def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
+    """Validation scores of a grid's runs, over seeds; also written to ``sweep.json`` and ``sweep.md``.
+
+    Args:
+        folder: Where the runs lie.
+        cells: The runs, finished.
+    """
+    found = [(cell, _scores(folder / cell.name)) for cell in cells]
+    rows: list[Row] = []
+    for key, group in itertools.groupby(sorted(found, key=_without_seed), key=_without_seed):
+        scores = [s for _, s in group]
+        mean, std = ({e: _over(f, [s[e] for s in scores]) for e in ("best", "last")} for f in (_mean, _deviation))
+        rows.append(Row(dict(key), len(scores), mean, std if len(scores) > 1 else None))
+    order = [_without_seed((cell, {})) for cell in cells]
+    rows.sort(key=lambda row: order.index(tuple(row.values.items())))
+    runs = [{"run": cell.name, **cell.values, "val": scores} for cell, scores in found]
+    table = [{"values": r.values, "n": r.n, "mean": r.mean, "std": r.std} for r in rows]
+    for name, text in {
+        "sweep.json": json.dumps({"runs": runs, "table": table}, indent=2) + "\n",
+        "sweep.md": to_markdown(rows),
+    }.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_text(text)
+    return rows
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table: mean and standard deviation of the validation recalls at the best epoch, RSUM at the last one too."""
+    axes = list(rows[0].values)
+    head = [*axes, "runs", *(s.replace("_r", " R@") for s in _SCORES[:-1]), "RSUM, best epoch", "RSUM, last epoch"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [*row.values.values(), str(row.n), *figures(row)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figures(row: Row) -> list[str]:
+    """A row's scores as text: all at the best epoch, then RSUM at the last one."""
+    wanted = [("best", s) for s in _SCORES] + [("last", "rsum")]
+    return [f"{row.mean[e][s]:.1f}" + (f" ± {row.std[e][s]:.1f}" if row.std else "") for e, s in wanted]
+
+
+def _without_seed(item: tuple[Cell, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((axis, value) for axis, value in item[0].values.items() if axis not in (_SEED, SHORT[_SEED]))
+
+
+def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
+    lines = [m for m in read_metrics(run_dir) if m["kind"] == "val"]
+    best = next(m for m in reversed(lines) if m["best"])
+    return {"best": {s: best[s] for s in _SCORES}, "last": {s: lines[-1][s] for s in _SCORES}}
+
+
+def _over(function: Any, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: function([s[name] for s in scores]) for name in _SCORES}
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,52 @@
+"""The log of a run as TensorBoard files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cusa.data.errors import CusaError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from cusa.train.loop import Trainer
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardReporter:
+    """Writes what a run logs to ``tensorboard/`` in its directory.
+
+    Raises:
+        CusaError: If the tensorboard package is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise CusaError("--tensorboard needs the package tensorboard; pip install 'cusa[tensorboard]'") from None
+        self._make = SummaryWriter
+        self._writer: SummaryWriter | None = None
+
+    def started(self, trainer: Trainer) -> None:
+        """Open the files; of a resumed run, TensorBoard drops what lies after its checkpoint."""
+        self._writer = self._make(str(trainer.run_dir / FOLDER), purge_step=trainer.progress.step + 1)
+
+    def stepped(self, metrics: dict[str, Any]) -> None:
+        """Losses, temperatures, learning rate and speed of a step."""
+        self._write("train", metrics)
+
+    def validated(self, metrics: dict[str, Any]) -> None:
+        """Recalls of the validation split, at the step that ended the epoch."""
+        self._write("val", metrics)
+
+    def warned(self, text: str) -> None:
+        """Nothing: warnings are for the screen."""
+
+    def _write(self, section: str, metrics: dict[str, Any]) -> None:
+        assert self._writer is not None
+        for name, value in metrics.items():
+            if name not in ("kind", "step", "epoch", "best"):
+                self._writer.add_scalar(f"{section}/{name}", value, metrics["step"])
+        self._writer.flush()
