@@ -1,0 +1,446 @@
+"""An index of a folder of images, or of a list of texts: embedded by a trained student, for cusa.eval.search.
+
+An index is a folder. ``index.json`` says what it is and whose. ``items.jsonl`` holds its items, a JSON string per line
+(absolute image path, or text), in the order of the rows. ``cross.faiss`` holds their embeddings from the cross head,
+for queries of the other modality; where the student has a trained uni head, ``uni.faiss`` holds those for their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import torch
+from PIL import Image
+
+from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
+from cusa.data.images import load_image
+from cusa.eval.encoder import StudentEncoder
+from cusa.train.student import HEADS, Head
+
+Modality = Literal["image", "text"]
+Kind = Literal["flat", "hnsw"]
+
+FORMAT, VERSION = "cusa-index", (1, 0)
+CARD, ITEMS = "index.json", "items.jsonl"
+_FILES = {CARD, ITEMS, *(f"{head}.faiss" for head in HEADS)}
+_NEEDS_MORE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names these, but cannot read them on its own
+_MOST_PIXELS = 64_000_000  # that a thread holds decoded: batches of large photographs are cut
+_HNSW_LINKS, _HNSW_BUILD = 32, 200
+HNSW_SEARCH = 128  # candidates that a search keeps
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How to build an index.
+
+    Attributes:
+        kind: ``"flat"``: exact search; ``"hnsw"``: approximate, for galleries of millions.
+        batch_size: Items at a time, per thread.
+        workers: Threads that decode and encode images; on a CPU, each computes on one core.
+    """
+
+    kind: Kind = "flat"
+    batch_size: int = 32
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An item that is not in the index, and why."""
+
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What an index is; kept as ``index.json``.
+
+    Attributes:
+        modality: Of the items: ``"image"`` or ``"text"``.
+        kind: ``"flat"`` or ``"hnsw"``.
+        dim: Dimension of the embeddings.
+        count: Items in it.
+        uni_head: The head whose embeddings answer queries of the items' own modality.
+        student: Absolute path of the student, a run or a folder.
+        weights_sha256: sha256 (hex) of the student's weights.
+        source: Absolute path of the folder of images, or of the list of texts.
+        skipped: Items that could not be read.
+        blank_lines: Empty lines of the list of texts.
+    """
+
+    modality: Modality
+    kind: Kind
+    dim: int
+    count: int
+    uni_head: Head
+    student: str
+    weights_sha256: str
+    source: str
+    skipped: tuple[Skipped, ...]
+    blank_lines: int
+
+
+# --- what to index
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the image files that Pillow reads, in lower case, with the dot."""
+    known = Image.registered_extensions()
+    return frozenset(s for s, name in known.items() if name in Image.OPEN and name not in _NEEDS_MORE)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Absolute paths of the image files in a folder and below it, sorted; hidden files and folders are left out.
+
+    Args:
+        folder: The folder. Links to other folders are followed.
+
+    Raises:
+        CusaError: If it is no folder, or has no images.
+        OSError: If a folder cannot be read.
+    """
+    if not folder.is_dir():
+        raise CusaError(f"{folder} {'is no folder' if folder.exists() else 'does not exist'}; pass a folder of images")
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder.absolute(), onerror=_raise, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
+        if real not in seen:  # a link may lead back up
+            found += [Path(place, f) for f in files if is_image_name(f) and not f.startswith(".")]
+        seen.add(real)
+    if not found:
+        raise CusaError(f"no images in {folder} or below it (.jpg, .png, .webp, ...); pass another folder")
+    return sorted(found)
+
+
+def read_texts(path: Path) -> tuple[list[str], int]:
+    """The texts of a file, one per line, without white space around them; and how many lines are empty.
+
+    Raises:
+        CusaError: If the file is missing, is not UTF-8, or holds no text.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except FileNotFoundError:
+        raise CusaError(
+            f"{path} does not exist; pass a folder of images, or a .txt file of one text per line"
+        ) from None
+    except UnicodeDecodeError:
+        raise CusaError(f"{path} is not UTF-8 text; convert it, or pass a folder of images") from None
+    texts = [line for line in lines if line]
+    if not texts:
+        raise CusaError(f"{path} holds no text; write one per line")
+    return texts, len(lines) - len(texts)
+
+
+def _read_source(source: Path) -> tuple[Modality, list[str], int]:
+    """Modality, items, and the number of empty lines."""
+    if source.is_dir():
+        return "image", [str(path) for path in find_images(source)], 0
+    if source.exists() and source.suffix.lower() != ".txt":
+        raise CusaError(f"{source} is neither a folder of images nor a .txt file of one text per line")
+    return "text", *read_texts(source)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name should be an image."""
+    return os.path.splitext(name)[1].lower() in image_suffixes()
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+# --- building
+
+
+def build_index(
+    student: StudentEncoder,
+    student_path: Path,
+    source: Path,
+    out: Path,
+    options: IndexOptions = IndexOptions(),
+    advanced: Callable[[int, int], None] = lambda done, total: None,
+) -> IndexSummary:
+    """Embed all images below a folder, or all lines of a text file, and write their index.
+
+    Args:
+        student: The student.
+        student_path: Where it was loaded from; a search loads it from there.
+        source: A folder of images, or a ``.txt`` file with a text per line.
+        out: Folder of the index; an index that is there is replaced once the new one is whole.
+        options: How.
+        advanced: Told how many items are done, of how many.
+
+    Raises:
+        CusaError: If there is nothing to index, no item can be read, ``out`` is something else than an index, or
+            memory is too small.
+        ValueError: If an option is out of range.
+    """
+    if options.kind not in ("flat", "hnsw") or options.batch_size < 1 or options.workers < 1:
+        raise ValueError(f"kind is flat or hnsw, batch_size and workers are at least 1; got {options}")
+    out = Path(os.path.realpath(out))
+    _check_replaceable(out)
+    modality, items, blank_lines = _read_source(source)
+    rows = _IndexRows(student.uni_head, options.kind)
+    done, skipped = 0, []
+    try:
+        with closing(_encode(student, modality, items, options)) as parts:
+            for part in parts:
+                if part.reason is not None:
+                    skipped += [Skipped(item, part.reason) for item in part.items]
+                else:
+                    rows.add(part)
+                done += len(part.items)
+                advanced(done, len(items))
+    except torch.OutOfMemoryError:
+        raise CusaError(f"not enough GPU memory for batches of {options.batch_size}; use smaller ones") from None
+    if not rows.items:
+        raise CusaError(f"none of the {len(items)} items of {source} can be read; the first: {skipped[0].reason}")
+    summary = IndexSummary(
+        modality=modality,
+        kind=options.kind,
+        dim=rows.indexes["cross"].d,
+        count=len(rows.items),
+        uni_head=student.uni_head,
+        student=str(student_path.absolute()),
+        weights_sha256=student.weights_sha256,
+        source=str(source.absolute()),
+        skipped=tuple(skipped),
+        blank_lines=blank_lines,
+    )
+    _write(out, summary, rows)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Items and their rows from both heads; or items that cannot be read, and why."""
+
+    items: tuple[str, ...]
+    rows: dict[Head, np.ndarray]
+    reason: str | None = None
+
+
+class _IndexRows:
+    """The items embedded so far, in memory."""
+
+    def __init__(self, uni_head: Head, kind: Kind) -> None:
+        self._heads: tuple[Head, ...] = tuple(dict.fromkeys(("cross", uni_head)))
+        self._kind = kind
+        self.items: list[str] = []
+        self.indexes: dict[Head, Any] = {}
+
+    def add(self, part: _Part) -> None:
+        for head in self._heads:
+            rows = part.rows[head]
+            if not np.isfinite(rows).all():
+                raise CusaError(f"the student's {head} head returns NaN, for {part.items[0]!r} or one after it")
+            self.indexes.setdefault(head, _empty_index(rows.shape[1], self._kind)).add(rows)
+        self.items += part.items
+
+
+def _empty_index(dim: int, kind: Kind) -> Any:
+    if kind == "flat":
+        return faiss.IndexFlatIP(dim)
+    index = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = _HNSW_BUILD
+    return index
+
+
+def _encode(
+    student: StudentEncoder, modality: Modality, items: list[str], options: IndexOptions
+) -> Generator[_Part, None, None]:
+    """Embed items in order; those of a batch that cannot be read come as parts of their own."""
+    batches = [items[i : i + options.batch_size] for i in range(0, len(items), options.batch_size)]
+    if modality == "text":  # in this thread: a tokeniser is not safe to share
+        encode_texts = partial(student.text_rows, batch_size=options.batch_size)
+        encode_texts(["a"])  # what is wrong with all texts stops it here
+        for batch in batches:
+            yield from _encode_each(encode_texts, batch, batch)
+        return
+    encode_images = partial(student.image_rows, batch_size=options.batch_size)
+    encode_images([Image.new("RGB", (64, 64))])  # as above; and an adapter's encoder is loaded once, not in each thread
+    with _threads(options.workers) as pool:
+        waiting: deque[Future[list[_Part]]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(_decode_and_encode, encode_images, batch))
+            if len(waiting) > 2 * options.workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _decode_and_encode(encode: Callable[[list[Any]], dict[Head, np.ndarray]], paths: list[str]) -> list[_Part]:
+    """Runs in a thread; few images are held decoded."""
+    parts: list[_Part] = []
+    held: dict[str, Image.Image] = {}
+    for path in paths:
+        try:
+            held[path] = load_image(Path(path))
+        except CusaError as error:
+            parts.append(_Part((path,), {}, str(error)))
+        if sum(image.width * image.height for image in held.values()) > _MOST_PIXELS:
+            parts += _encode_each(encode, list(held), list(held.values()))
+            held = {}
+    return parts + list(_encode_each(encode, list(held), list(held.values())))
+
+
+def _encode_each(
+    encode: Callable[[list[Any]], dict[Head, np.ndarray]], items: Sequence[str], inputs: list[Any]
+) -> Iterator[_Part]:
+    """A batch, or one by one where the batch cannot be encoded: a text without words, an image one pixel high."""
+    if not items:
+        return
+    try:
+        part = _Part(tuple(items), encode(inputs))
+    except (OSError, ValueError) as error:  # a CusaError is a ValueError
+        if len(items) > 1:
+            for item, one in zip(items, inputs, strict=True):
+                yield from _encode_each(encode, [item], [one])
+            return
+        part = _Part(tuple(items), {}, str(error))
+    yield part
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each compute on one core; what they have not begun is dropped if the block fails."""
+    threads = torch.get_num_threads()
+    # load_image silences these, too, but warnings' filters belong to the process: one thread would undo another's.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # torch keeps a number per thread, but MKL one for all
+
+
+# --- files
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to replace what is not an index."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CusaError(f"{out} is a file; pass another folder for the index")
+    present = {path.name for path in out.iterdir()}
+    if not present:
+        return
+    if CARD in present:
+        _read_plain(out)
+    if CARD not in present or not present <= _FILES:
+        other = min(present - _FILES, default=CARD)
+        raise CusaError(f"{out} is no index, or not only one (it holds {other}); pass another folder for the index")
+
+
+def _write(out: Path, summary: IndexSummary, rows: _IndexRows) -> None:
+    """Write an index beside its place, and put it there."""
+    new = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        for head, index in rows.indexes.items():
+            with atomic_file(new / f"{head}.faiss") as temporary:
+                try:
+                    faiss.write_index(index, str(temporary))
+                except RuntimeError as error:  # its word for any error of the file system
+                    raise CusaError(f"{out} cannot be written ({first_line(error)})") from None
+        with atomic_file(new / ITEMS) as temporary:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(item) + "\n" for item in rows.items)
+        with atomic_file(new / CARD) as temporary:
+            card = {"format": FORMAT, "format_version": list(VERSION), **dataclasses.asdict(summary)}
+            temporary.write_text(json.dumps(card, indent=2) + "\n")
+        _check_replaceable(out)
+        _swap_in(new, out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swap_in(new: Path, out: Path) -> None:
+    """Two renames, as a folder cannot be renamed onto a full one; killed in between, the old one is .NAME.*.old."""
+    old = None
+    if out.exists():
+        old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+        out.rename(old)
+    try:
+        new.rename(out)
+    except BaseException:
+        if old is not None:
+            old.rename(out)
+        raise
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _read_plain(folder: Path) -> dict[str, Any]:
+    """The content of ``index.json``, whatever its version."""
+    try:
+        content = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if content["format"] == FORMAT:
+            return content
+    except (FileNotFoundError, NotADirectoryError):
+        raise CusaError(f"{folder} holds no index; build one with cusa-eval index") from None
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise _no_card(folder)
+
+
+def read_card(folder: Path) -> IndexSummary:
+    """What an index says of itself.
+
+    Raises:
+        CusaError: If there is none, it is damaged, or it is of another version.
+    """
+    content = _read_plain(folder)
+    try:
+        version = content["format_version"][0]
+        if version != VERSION[0]:
+            raise CusaError(f"the index {folder} has format version {version}, not {VERSION[0]}; build it again")
+        # Fields that a later minor version adds are not for us.
+        values = {field.name: content[field.name] for field in dataclasses.fields(IndexSummary)}
+        return IndexSummary(**{**values, "skipped": tuple(Skipped(**s) for s in values["skipped"])})
+    except (KeyError, TypeError, IndexError):
+        raise _no_card(folder) from None
+
+
+def _no_card(folder: Path) -> CusaError:
+    return CusaError(f"{folder / CARD} is damaged, or not an index's; pass another folder, or remove it")
+
+
+def latest_index(folder: Path) -> Path:
+    """The index written last of those in run directories below a folder: ``**/index``.
+
+    Raises:
+        CusaError: If there is none.
+    """
+    found = sorted(folder.glob(f"**/index/{CARD}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CusaError(f"no index under {folder}/; build one with cusa-eval index, or say where it is")
+    return found[-1].parent
+
+
+def first_line(error: Exception) -> str:
+    """Of its message."""
+    return str(error).strip().split("\n")[0]
