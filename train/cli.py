@@ -277,7 +277,8 @@ def _resolve(given: _Given, flags: dict[str, Any]) -> Config:
 def _default_preset(dataset: str, student: str | None) -> str:
     if student == "adapter" or (student is None and dataset == "demo"):
         return "demo" if dataset == "demo" else "adapter"
-    return "paper-flickr-vit-b32" if dataset == "flickr30k" else "paper-coco-vit-b32"
+    size = "vit-l14-336" if Path(student or "").name == "clip-vit-large-patch14-336" else "vit-b32"
+    return f"paper-{'flickr' if dataset == 'flickr30k' else 'coco'}-{size}"
 
 
 def _resume_config(run_dir: Path, given: _Given) -> Config:
@@ -337,7 +338,7 @@ class _BarReporter:
         self._bar = bar
         self._task: TaskID | None = None
         self._epoch = "epoch 1"
-        self._losses = self._val = ""
+        self._losses = ""
 
     def started(self, trainer: Trainer) -> None:
         total = trainer.config.train.epochs * trainer.steps_per_epoch
@@ -355,12 +356,17 @@ class _BarReporter:
         self._show(metrics["step"])
 
     def validated(self, metrics: dict[str, Any]) -> None:
-        self._val = f" val RSUM {metrics['rsum']:.1f}{' (best)' if metrics['best'] else ''}"
+        recalls = ", ".join(f"{way} R@1 {metrics[f'{way}_r1']:.1f}" for way in ("i2t", "t2i"))
+        best = "  best so far" if metrics["best"] else ""
+        self._say(f"epoch {metrics['epoch']:3}  val RSUM {metrics['rsum']:6.1f}  {recalls}{best}")
         self._show(metrics["step"])
 
     def warned(self, text: str) -> None:
-        self._bar.console.print(f"Warning: {text}", highlight=False, markup=False, soft_wrap=True)
+        self._say(f"Warning: {text}")
+
+    def _say(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _show(self, step: int) -> None:
         assert self._task is not None
-        self._bar.update(self._task, completed=step, description=self._epoch, status=self._losses + self._val)
+        self._bar.update(self._task, completed=step, description=self._epoch, status=self._losses)

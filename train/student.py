@@ -159,9 +159,15 @@ def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -
         image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
+        if Path(source).is_dir():
+            raise CusaError(
+                f"student folder {source} cannot be loaded ({first}); it must hold a Hugging Face dual encoder: config, "
+                "weights, tokeniser and image processor"
+            ) from None
         raise CusaError(
-            f"unknown student {source!r}, or it cannot be loaded ({first}); legal: adapter, a Hugging Face dual "
-            "encoder by name, or its folder (config, weights, tokeniser and image processor)"
+            f"unknown student {source!r}, or it cannot be downloaded ({first}); legal: adapter, a Hugging Face dual "
+            f"encoder by name, or its folder. Without a network here: hf download {source} --local-dir FOLDER where there "
+            "is one, copy it, and pass --student FOLDER"
         ) from None
     if missing:
         raise CusaError(

@@ -1,3 +1,8 @@
+"""Batches: rows joined by number, the order of an epoch, worker processes."""
+
+import pickle
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +11,8 @@ from cusa.data.errors import CusaError
 from cusa.data.records import Dataset
 from cusa.data.store import EmbeddingStore
 from cusa.train.batches import EpochOrder, Loader, Pairs, open_sources
-from tests.helpers import add_teacher, make_store, records, settings, unit_rows
+from cusa.train.student import StudentConfig, dual_encoder_student
+from tests.helpers import add_teacher, make_pairs, make_store, make_tiny_clip, records, run_ok, settings, unit_rows
 
 
 def _sources(store, encoders=("vision", "words")):
@@ -63,11 +69,76 @@ def test_order_is_a_permutation_by_seed_and_epoch():
         EpochOrder(10, 11, seed=0)
 
 
-def test_workers_give_the_same_batches(store):
-    pairs = Pairs(*_sources(store), (store.embeddings("vision", "train"), store.embeddings("words", "train")))
-    ids = []
-    for workers in (0, 2):
-        loader = Loader(pairs, EpochOrder(len(pairs), 16, seed=1), workers)
-        ids.append([(b.image_ids.tolist(), b.texts.sum().item()) for b in loader])
-    assert ids[0] == ids[1]
-    assert len(ids[0]) == 5
+def test_an_epoch_goes_on_where_it_was_left_and_processes_share_each_batch():
+    whole = list(EpochOrder(50, 6, seed=2))
+    order = EpochOrder(50, 6, seed=2)
+    order.first = 3
+    np.testing.assert_array_equal(list(order), whole[3:])
+    assert len(order) == 8
+    order.first = 8
+    assert list(order) == []
+    parts = [list(EpochOrder(50, 3, seed=2, rank=r, size=2)) for r in range(2)]
+    np.testing.assert_array_equal([np.concatenate(p) for p in zip(*parts, strict=True)], whole)
+    with pytest.raises(CusaError, match="batch size 30 in each of 2 processes is larger than the 50"):
+        EpochOrder(50, 30, seed=2, size=2)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Pairs of image files, with teacher rows, for a CLIP student."""
+    folder = tmp_path_factory.mktemp("pictures")
+    manifest, clip = make_pairs(folder / "data", n=20), make_tiny_clip(folder / "clip")
+    index = folder / "store.h5"
+    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", index)
+    store = EmbeddingStore(index)
+    processors = dual_encoder_student(StudentConfig(str(clip)), str(clip), pretrained=True)[1]
+    sources = open_sources(
+        store, "train", encoders=None, processors=processors, image_root=None, normalizer_name="albef"
+    )
+    return Pairs(*sources, (store.embeddings("vit", "train"), store.embeddings("minilm", "train")))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("workers", [2, 8])
+def test_workers_however_they_begin_give_the_same_batches(pictures, workers, start):
+    """Pixels, tokens, teacher rows and ids, bit for bit, of two epochs."""
+
+    def read(workers, start="fork"):
+        order = EpochOrder(len(pictures), 4, seed=1)
+        with closing(Loader(pictures, order, workers, start_method=start)) as loader:
+            for order.epoch in range(2):
+                yield from loader
+
+    n = 0
+    for one, two in zip(read(0), read(workers, start), strict=True):
+        assert [list(x.shape) for x in one.tensors()] == [list(x.shape) for x in two.tensors()]
+        assert all(torch.equal(a, b) for a, b in zip(one.tensors(), two.tensors(), strict=True))
+        n += 1
+    assert n == 16
+    assert len(list(one.tensors())) == 6
+
+
+def test_what_a_worker_is_sent_does_not_grow_with_the_data_set(tmp_path):
+    """No list of pairs, captions or paths: they are read from the store's memory map."""
+    sizes = []
+    for n in (40, 400):
+        index = make_store(tmp_path / str(n), sizes={"train": n})
+        store = EmbeddingStore(index)
+        split, inputs = _sources(store)
+        pairs = Pairs(split, inputs, (store.embeddings("vision", "train"), store.embeddings("words", "train")))
+        assert len(pairs) == 2 * n
+        list(pairs[np.arange(8)].tensors())  # mapped by now, as in the process that forks
+        shards = sum(e.n_shards for e in (store.embeddings("vision", "train"), store.embeddings("words", "train")))
+        sizes.append(len(pickle.dumps(pairs)) - 2 * 16 * shards)  # bounds and offsets of each shard
+    assert sizes[1] < sizes[0] + 1000
+
+
+def test_an_exception_ends_the_workers(pictures):
+    """They ignore SIGTERM, and so must be told."""
+    with pytest.raises(KeyError), closing(Loader(pictures, EpochOrder(len(pictures), 4, seed=1), 2)) as loader:
+        for _ in loader:
+            workers = list(loader._loader._iterator._workers)
+            assert all(w.is_alive() for w in workers)
+            raise KeyError
+    assert not any(w.is_alive() for w in workers)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cusa.data.records import Dataset
+from cusa.train.cli import _default_preset
 from cusa.train.config import build_config
 from cusa.train.saved import load_saved
 from cusa.train.step import learning_rate
@@ -154,6 +155,10 @@ def test_bad_command_lines(index, tmp_path):
     assert "does not exist; make it with cusa-precompute" in error(store=tmp_path / "no.h5")
     assert "no CUDA device" in error("--device", "cuda") or torch.cuda.is_available()
     assert "pass --embeddings" in run_error("train", "--run-dir", tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        line = error("--student", "some/model")
+    assert "hf download some/model --local-dir FOLDER" in line
     line = run_error("train", "--embeddings", index, "--student", tmp_path / "no-model", "--run-dir", tmp_path / "r")
     assert "unknown student" in line
     assert "legal: adapter, a Hugging Face dual encoder" in line
@@ -267,6 +272,14 @@ def test_unusable_students_are_refused(pairs, tmp_path):
     assert "cannot be loaded" in error(broken)
     (broken / "tokenizer.json").unlink()
     assert "cannot be loaded" in error(broken)
+
+
+def test_a_preset_is_chosen_by_data_set_and_student():
+    assert _default_preset("coco", None) == "paper-coco-vit-b32"
+    assert _default_preset("flickr30k", "openai/clip-vit-large-patch14-336") == "paper-flickr-vit-l14-336"
+    assert _default_preset("mine", "models/some-clip") == "paper-coco-vit-b32"
+    assert (_default_preset("demo", None), _default_preset("demo", "a/b")) == ("demo", "paper-coco-vit-b32")
+    assert (_default_preset("coco", "adapter"), _default_preset("demo", "adapter")) == ("adapter", "demo")
 
 
 @pytest.mark.parametrize("kind", ["half", "siglip"])

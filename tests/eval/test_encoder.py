@@ -1,0 +1,116 @@
+"""A trained student on new images and texts: the embeddings that evaluation has, from anywhere."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cusa
+from cusa.data.store import EmbeddingStore
+from cusa.train.encode import encode_split
+from cusa.train.run_dir import load_trained
+from cusa.train.setup import student_sources
+from tests.helpers import make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_ok
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """An adapter and a CLIP student, trained on the same image files."""
+    folder = tmp_path_factory.mktemp("encoder")
+    manifest, clip = make_pairs(folder / "data", n=16), make_tiny_clip(folder / "clip")
+    vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
+    store = folder / "store.h5"
+    teachers = ("--teacher", f"vit={vit}", "--teacher", f"words={words}", "--batch-size", 1)
+    run_ok("precompute", "--dataset", manifest, *teachers, "--out", store)
+    small = ("--batch-size", 8, "--epochs", 2, "--set", "student.embed_dim=8")
+    for student in ("adapter", clip):
+        run_dir = folder / ("adapter" if student == "adapter" else "dual")
+        run_ok("train", "--embeddings", store, "--student", student, "--run-dir", run_dir, *small)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["adapter", "dual"])
+def test_new_images_and_texts_get_the_embeddings_that_evaluation_has(runs, kind):
+    student = cusa.load_student(runs / kind, device="cpu")
+    store = EmbeddingStore(runs / "store.h5")
+    saved = load_trained(runs / kind)
+    names = ("vit", "words") if kind == "adapter" else ()
+    sources = student_sources(store, "val", saved.origin.config, names, saved.processors)
+    expected = encode_split(saved.student, sources, "cpu")
+    split = store.split("val")
+    paths = [store.image_root / p for p in split.image_paths]
+    for head in ("cross", "uni"):
+        images, texts = student.encode_image(paths, head, batch_size=3), student.encode_text(list(split.captions), head)
+        assert images.dtype == texts.dtype == np.float32
+        np.testing.assert_allclose(images, expected.image[head], atol=2e-5)
+        np.testing.assert_allclose(texts, expected.text[head], atol=2e-5)
+    assert student.uni_head == "uni"
+
+
+@pytest.mark.parametrize("kind", ["adapter", "dual"])
+def test_one_or_many_paths_or_pictures(runs, kind):
+    student = cusa.load_student(runs / kind / "best", device="cpu")
+    path = runs / "data" / "003.jpg"
+    many = student.encode_image([path, str(path), Image.open(path)])
+    assert many.shape == (3, 8)
+    np.testing.assert_allclose(student.encode_image(str(path)), many[1], atol=1e-6)
+    np.testing.assert_allclose(many[2], many[0], atol=1e-6)
+    assert student.encode_text("a picture").shape == (8,)
+    assert student.encode_text([]).shape == student.encode_image([]).shape == (0, 8)
+    with pytest.raises(ValueError, match="head must be one of cross, uni, got 'both'"):
+        student.encode_text("a", head="both")
+    with pytest.raises(cusa.CusaError, match="does not exist"):
+        student.encode_image("none.jpg")
+
+
+def test_a_moved_student_and_moved_encoders(runs, tmp_path):
+    from shutil import copytree
+
+    best = copytree(runs / "adapter" / "best", tmp_path / "student")
+    vit = copytree(runs / "vit", tmp_path / "vit")
+    one = cusa.load_student(runs / "adapter", device="cpu").encode_image(runs / "data" / "001.jpg")
+    moved = cusa.load_student(best, device="cpu", encoders={"image": f"vit={vit}"})
+    np.testing.assert_array_equal(moved.encode_image(runs / "data" / "001.jpg"), one)
+    other = make_tiny_vit(tmp_path / "other", poison=True)
+    wrong = cusa.load_student(best, device="cpu", encoders={"image": f"vit={other}"})
+    with pytest.raises(cusa.CusaError, match="has other weights than 'vit'"):
+        wrong.encode_image(runs / "data" / "001.jpg")
+
+
+def test_what_is_no_student(runs, tmp_path):
+    from shutil import copytree
+
+    with pytest.raises(cusa.CusaError, match="holds no student; pass a run directory"):
+        cusa.load_student(tmp_path)
+    run = copytree(runs / "dual", tmp_path / "run")
+    weights = run / "best" / "student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(cusa.CusaError, match="is damaged"):
+        cusa.load_student(run)
+    weights.unlink()
+    with pytest.raises(cusa.CusaError, match="holds no best student yet"):
+        cusa.load_student(run)
+
+
+def test_the_commands_that_use_a_student(runs, tmp_path):
+    """index, search and export, as a user has them."""
+    out = run_ok("eval", "index", runs / "data", "--run", runs / "adapter", "--out", tmp_path / "index")
+    assert "16 images" in out
+    picture = runs / "data" / "002.jpg"
+    sheet = tmp_path / "sheet.html"
+    out = run_ok("eval", "search", picture, "--index", tmp_path / "index", "-k", 3, "--out", sheet)
+    hits = [line.strip() for line in out.splitlines() if ".jpg" in line]
+    assert len(hits) == 3
+    assert "  1  1.000  " in hits[0]
+    assert hits[0].endswith("002.jpg  (the query itself)")
+    out = run_ok("eval", "search", "picture number 3", "--index", tmp_path / "index")
+    assert len([line for line in out.splitlines() if ".jpg" in line]) == 10
+    assert "<img" in sheet.read_text()
+    out = run_ok("train", "export", "--run", runs / "dual", "--to", "hf", "--out", tmp_path / "hf")
+    assert f"exported: {tmp_path / 'hf'}" in out
+    one, two = (
+        cusa.load_student(f, device="cpu").encode_image(picture, "uni") for f in (runs / "dual", tmp_path / "hf")
+    )
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    assert "usage" in run_ok("train", "export", "--help").lower()
+    for command, other in (("train", "export"), ("eval", "search")):
+        assert f" {other} " in run_ok(command, "--help")

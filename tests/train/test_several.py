@@ -1,0 +1,167 @@
+"""Several processes (gloo, torchrun): the losses of one, exact resume, and errors that reach everyone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import cusa
+from cusa.train.config import build_config, load_preset, merge
+from cusa.train.loop import Trainer
+from cusa.train.processes import Processes
+from cusa.train.run_dir import Checkpoints, read_metrics
+from cusa.train.step import learning_rate
+from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
+
+ROOT = Path(cusa.__file__).parent.parent
+ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
+EXACT = ("--set", "student.dropout=0", "--set", "train.log_every=1", "--epochs", 2, "--workers", 0)
+
+
+def torchrun(*args, n=2, module="cusa.train", wait=True):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    command += ["-m", module, *map(str, args)] if module else list(map(str, args))
+    # gloo's own connection attempts go to whatever address the machine's name has
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    if not wait:
+        return begun
+    out, err = begun.communicate(timeout=180)
+    return subprocess.CompletedProcess(command, begun.returncode, out, err)
+
+
+def _lines(run_dir, kind=None):
+    lines = [m for m in read_metrics(run_dir) if kind in (None, m["kind"])]
+    return [{k: v for k, v in m.items() if k != "samples_per_s"} for m in lines]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("data") / "store", sizes={"train": 40, "val": 11})
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    manifest, clip = make_pairs(folder / "data", n=20), make_tiny_clip(folder / "clip")
+    store = folder / "store.h5"
+    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", store)
+    return "--embeddings", store, "--student", clip, "--set", "optim.lr=1e-3"
+
+
+@pytest.mark.parametrize("student", ["adapter", "accumulated", "clip"])
+def test_two_processes_have_the_losses_of_one_with_their_batches_joined(index, pictures, tmp_path, student):
+    common = pictures if student == "clip" else ("--embeddings", index, *ADAPTER)
+    each = ("--batch-size", 4, "--accumulate", 2) if student == "accumulated" else ("--batch-size", 8)
+    done = torchrun(*common, *EXACT, "--gather", *each, "--run-dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best epoch") == 1  # one of them reports
+    assert "2 processes" in done.stdout
+    run_ok("train", *common, *EXACT, "--batch-size", 16, "--run-dir", tmp_path / "one")
+    one, two = (_lines(tmp_path / n) for n in ("one", "two"))
+    assert len(one) == len(two) > 4
+    for a, b in zip(one, two, strict=True):
+        assert b.pop("kind") == a.pop("kind")
+        assert b == pytest.approx(a, rel=1e-4)  # recalls included: each process encoded its part of the split
+    first, last = Checkpoints(tmp_path / "one").newest()[0][0], Checkpoints(tmp_path / "two").newest()[0][0]
+    if student == "clip":  # attention's key biases have rounding errors for gradients, which AdamW scales up
+        return
+    for name in (n for n in first if n.startswith(("student.", "loss."))):
+        torch.testing.assert_close(last[name], first[name], rtol=1e-3, atol=1e-5)
+
+
+def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(index, tmp_path):
+    """Against both losses, written out in one process."""
+    done = torchrun("--embeddings", index, *ADAPTER, *EXACT, "--batch-size", 8, "--run-dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    settings = {
+        "data": {"embeddings": str(index)},
+        "student": {"name": "adapter", "hidden_dim": 16, "embed_dim": 8, "dropout": 0.0},
+        "train": {"epochs": 2, "batch_size": 16},
+    }
+    config = build_config(merge(load_preset("adapter"), settings))
+    trainer = Trainer(config, Processes("cpu"), 0, tmp_path / "one", resume=False)
+    trainer.step.train()
+    expected = []
+    for epoch in range(2):
+        trainer.order.epoch = epoch
+        for number, pairs in enumerate(trainer.order):
+            halves = [trainer.step(trainer.pairs[part]).total for part in (pairs[:8], pairs[8:])]
+            expected.append(halves[0].item())
+            trainer.optimizer.zero_grad()
+            (sum(halves) / 2).backward()
+            torch.nn.utils.clip_grad_norm_(trainer.step.parameters(), config.optim.grad_clip)
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = learning_rate(epoch * 5 + number, 5, config)
+            trainer.optimizer.step()
+    trainer._lock.release()
+    assert [m["loss"] for m in _lines(tmp_path / "two", "train")] == pytest.approx(expected, rel=1e-4)
+
+
+def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
+    """SIGKILL of one of them in the middle of epoch 2; dropout included, which each draws for itself."""
+    args = ("--embeddings", index, *ADAPTER, "--batch-size", 8, "--set", "train.log_every=1", "--epochs", 3)
+    args = (*args, "--checkpoint-steps", 3)
+    assert torchrun(*args, "--run-dir", tmp_path / "whole").returncode == 0
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, sys\nfrom cusa.train.loop import Trainer\nplain = Trainer._train_on\n"
+        "def step(self, batch):\n"
+        "    self.processes.rank == 1 and self.progress.step == 8 and os.kill(os.getpid(), 9)\n"
+        "    return plain(self, batch)\n"
+        "Trainer._train_on = step\nfrom cusa.train.cli import main\nmain(sys.argv[1:])\n"
+    )
+    assert torchrun(script, *args, "--run-dir", tmp_path / "part", module=None).returncode != 0
+    line = run_error("train", "--resume", "--run-dir", tmp_path / "part")
+    assert "was begun by 2 processes and cannot go on with 1" in line
+    done = torchrun("--resume", "--run-dir", tmp_path / "part")
+    assert done.returncode == 0, done.stderr
+    assert "step 1 of the next" in done.stdout
+    assert _lines(tmp_path / "part") == _lines(tmp_path / "whole")
+    one, two = (Checkpoints(tmp_path / n).newest()[0][0] for n in ("whole", "part"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not torch.equal(one["rng.0.cpu"], one["rng.1.cpu"])
+
+
+def test_sigterm_of_torchrun_leaves_a_checkpoint(index, tmp_path):
+    args = ("--embeddings", index, *ADAPTER, "--batch-size", 8, "--epochs", 100_000, "--run-dir", tmp_path / "run")
+    begun = torchrun(*args, "--checkpoint-minutes", 1000, wait=False)
+    best = tmp_path / "run" / "best" / "student.safetensors"
+    until = time.monotonic() + 90
+    while not best.exists() and time.monotonic() < until and begun.poll() is None:
+        time.sleep(0.1)
+    begun.send_signal(signal.SIGTERM)
+    _, err = begun.communicate(timeout=60)
+    assert begun.returncode != 0
+    assert "stopped by SIGTERM: step " in err, err
+    kept = int(Checkpoints(tmp_path / "run").paths()[-1].stem[-9:])
+    assert f"step {kept:,} is kept" in err
+
+
+def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pictures, tmp_path):
+    """Its message names the image; the other one does not wait for it."""
+    script = tmp_path / "vanishing.py"
+    script.write_text(
+        "import sys\nimport cusa.train.batches as batches\nfrom cusa.data.errors import CusaError\n"
+        "from cusa.train.loop import Trainer\n"
+        "plain, steps = batches.FileInputs.images, Trainer._train_on\nseen = []\n"
+        "def images(self, rows):\n"
+        "    if len(seen) == 3 and seen[0].processes.rank == 1:\n"
+        "        raise CusaError('image 003.jpg does not exist')\n"
+        "    return plain(self, rows)\n"
+        "def step(self, batch):\n    seen.append(self)\n    return steps(self, batch)\n"
+        "batches.FileInputs.images, Trainer._train_on = images, step\n"
+        "from cusa.train.cli import main\nmain(sys.argv[1:])\n"
+    )
+    args = (*pictures, *EXACT, "--batch-size", 4, "--run-dir", tmp_path / "run")
+    began = time.monotonic()
+    done = torchrun(script, *args, module=None)
+    assert done.returncode != 0
+    assert time.monotonic() - began < 60
+    assert "Error: image 003.jpg does not exist (the run is kept; go on with" in done.stderr
+    assert Checkpoints(tmp_path / "run").paths()[-1].stem == "step-000000003"
