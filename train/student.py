@@ -161,13 +161,13 @@ def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -
         first = str(error).strip().split("\n")[0]
         if Path(source).is_dir():
             raise CusaError(
-                f"student folder {source} cannot be loaded ({first}); it must hold a Hugging Face dual encoder: config, "
-                "weights, tokeniser and image processor"
+                f"student folder {source} cannot be loaded ({first}); it must hold a Hugging Face dual encoder: "
+                "config, weights, tokeniser and image processor"
             ) from None
         raise CusaError(
             f"unknown student {source!r}, or it cannot be downloaded ({first}); legal: adapter, a Hugging Face dual "
-            f"encoder by name, or its folder. Without a network here: hf download {source} --local-dir FOLDER where there "
-            "is one, copy it, and pass --student FOLDER"
+            f"encoder by name, or its folder. Without a network here: hf download {source} --local-dir FOLDER where "
+            "there is one, copy it, and pass --student FOLDER"
         ) from None
     if missing:
         raise CusaError(
