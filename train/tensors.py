@@ -34,10 +34,13 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
             plain[name] = plain[name].clone()
         seen.add(plain[name].data_ptr())
     with atomic_file(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as other files are; safetensors' own would be for nobody else to read
         try:
             save_file(plain, temporary, {"cusa": json.dumps(meta), "sha256": _digest(plain)})
         except SafetensorError as error:  # its own word for any error of the file system
             raise OSError(f"{path} cannot be written ({error})") from None
+        temporary.chmod(mode)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

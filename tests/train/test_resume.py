@@ -247,6 +247,13 @@ def test_a_checkpoint_of_another_student_is_named(index, tmp_path):
     assert "image_heads.uni.1.weight" in line
 
 
+def test_files_are_for_everyone_to_read_whom_the_umask_lets(index, tmp_path):
+    run_ok("train", *_args(index, tmp_path / "run"))
+    plain = (tmp_path / "run" / "config.yaml").stat().st_mode
+    for path in (tmp_path / "run" / "best" / "student.safetensors", *Checkpoints(tmp_path / "run").paths()):
+        assert path.stat().st_mode == plain
+
+
 def test_one_run_at_a_time(index, tmp_path):
     """A second process on the same directory is refused while the first one works."""
     run_dir = tmp_path / "run"
