@@ -74,7 +74,7 @@ class Besides(click.Command):
             return
         with formatter.section("Other commands"):
             name = ctx.command_path
-            formatter.write_dl([(f"{name} {n}", c.get_short_help_str(90)) for n, c in self.others.items()])
+            formatter.write_dl([(f"{name} {n}", c.get_short_help_str(120)) for n, c in self.others.items()])
 
 
 class Stopped(Exception):  # noqa: N818 - no error

@@ -354,14 +354,19 @@ def _fault(sides: Sides, image_ids: torch.Tensor | None, terms: tuple[Term, ...]
         return f"image_features and text_features must have one dimension, got {image_dim} and {text_dim}"
     if image_ids is not None and image_ids.shape != (b,):
         return f"image_ids must be [{b}], got {list(image_ids.shape)}"
-    for modality, rows in zip(("image", "text"), sides.teacher or (), strict=False):
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
-        good = (norms > 0) & norms.isfinite()
-        if not good.all():
-            bad = (~good).nonzero().flatten().tolist()
-            shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-            return (
-                f"the {modality} teacher's rows {shown} of the batch are zero or not finite ({len(bad)} of {b}); "
-                "leave these pairs out, or make the rows again"
-            )
+    goods = [_usable(rows) for rows in sides.teacher or ()]
+    if goods and not torch.stack([good.all() for good in goods]).all():  # one wait for a GPU, not one for each
+        for modality, good in zip(("image", "text"), goods, strict=True):
+            if bad := (~good).nonzero().flatten().tolist():
+                shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+                return (
+                    f"the {modality} teacher's rows {shown} of the batch are zero or not finite ({len(bad)} of {b}); "
+                    "leave these pairs out, or make the rows again"
+                )
     return ""
+
+
+def _usable(rows: torch.Tensor) -> torch.Tensor:
+    """Which rows have a direction."""
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return (norms > 0) & norms.isfinite()
