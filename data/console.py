@@ -90,15 +90,18 @@ def stop_signals() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and Ctrl-C wait until the work at hand is in a good place.
 
     Yields a function that raises :class:`Stopped` once one of them has come. Before it is called for the first time,
-    while nothing is at hand yet, a signal raises :class:`Stopped` at once; a second signal acts as it usually does.
+    while nothing is at hand yet, a signal raises :class:`Stopped` at once. A second Ctrl-C acts as it usually does; a
+    second SIGTERM changes nothing, since launchers send several.
     """
     came: list[int] = []
     at_work = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def remember(number: int, _frame: FrameType | None) -> None:
+        if came and number == signal.SIGINT:
+            restore()
+            signal.raise_signal(number)
         came.append(number)
-        restore()
         if not at_work:
             raise Stopped(number)
 

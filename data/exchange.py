@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.errors import CusaError
-from cusa.data.files import StoreLock, atomic_file
+from cusa.data.files import FolderLock, atomic_file
 from cusa.data.index import Index, SplitTable, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset
 from cusa.data.schema import SHARD_ROWS, TeacherSettings, check_name, shard_folder, shard_name, shard_ranges
@@ -144,7 +144,7 @@ def import_rows(
             f"{names[missing[0]]!r} (its first id: {ids[0] if ids else None!r}); --on-error skip would leave them out"
         )
     shards = []
-    with StoreLock(shard_folder(out)):
+    with FolderLock(shard_folder(out)):
         old = read_index(out) if out.exists() else None
         if old is not None:
             there = old.teachers[teacher].shards.get(split) if teacher in old.teachers else None

@@ -57,17 +57,17 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class StoreLock:
-    """Keeps a second run off the shards of a first one; the operating system drops it when its process ends.
+class FolderLock:
+    """Keeps a second run off the files of a first one; the operating system drops it when its process ends.
 
-    It is a record lock (``fcntl``) on the file ``.lock`` of the shard folder, which network file systems know, too:
-    one byte stands for one shard, at an offset drawn from its name, so that jobs with other shards of the same store
-    do not wait for each other. Processes of one run share it: the first takes it alone, calls :meth:`share`, and then
-    lets the others :meth:`join`.
+    The folder is a run directory, or one of shards. It is a record lock (``fcntl``) on the folder's file ``.lock``,
+    which network file systems know, too. Of shards, one byte stands for one, at an offset drawn from its name, so that
+    jobs with other shards of the same store do not wait for each other. Processes of one run share it: the first takes
+    it alone, calls :meth:`share`, and then lets the others :meth:`join`.
 
     Args:
-        folder: The store's shard folder.
-        names: The shards to lock, or ``None`` for all of the store.
+        folder: The folder.
+        names: The shards to lock, or ``None`` for all that is in it.
 
     Attributes:
         held: False where the file system has no locks.
@@ -112,7 +112,7 @@ class StoreLock:
                 self._file.truncate(0)
             self._file.close()
 
-    def __enter__(self) -> StoreLock:
+    def __enter__(self) -> FolderLock:
         self.take()
         return self
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cusa.data.errors import CusaError
-from cusa.data.files import StoreLock, atomic_file
+from cusa.data.files import FolderLock, atomic_file
 from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.schema import shard_folder, shard_name
 from cusa.data.sealed import SHARD_FORMAT, read_seal, seal_holds
@@ -38,7 +38,7 @@ def merge(out: Path, parts: Sequence[Path]) -> Index:
         sources.insert(0, out)
     if not sources:
         raise CusaError("nothing to join: name the parts")
-    with StoreLock(shard_folder(out)):
+    with FolderLock(shard_folder(out)):
         joined: Index | None = None
         places: dict[str, tuple[Path, str]] = {}  # file in the joined store -> where it is now, its seal
         for source in sources:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.errors import CusaError
-from cusa.data.files import StoreLock
+from cusa.data.files import FolderLock
 from cusa.data.index import Index, read_index
 from cusa.data.schema import shard_folder
 from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, VersionError, read_seal, seal_holds
@@ -119,7 +119,7 @@ def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
         CusaError: If a run is working on the store.
     """
     moved = []
-    with StoreLock(shard_folder(index)):
+    with FolderLock(shard_folder(index)):
         for path in dict.fromkeys(damage.path for damage in damages):
             if path.exists() and not (path == index and _wrong(index, INDEX_FORMAT) is None):
                 moved.append(path.rename(path.with_name(f"{path.name}.damaged")))

@@ -170,7 +170,6 @@ def _evaluate_run(
     if workers is None:
         workers = default_workers(inputs_are_stored=bool(names))
     found = encode_split(loaded.student.to(device), sources, device, batch_size, workers)
-    uni_head: Head = "uni" if "usa" in origin.config.loss.terms else "cross"
     metrics = {
         "format": "cusa-metrics",
         "format_version": list(METRICS_VERSION),
@@ -186,13 +185,13 @@ def _evaluate_run(
         "n_images_skipped": sources.split.n_images - len(found.image_rows),
         "n_captions_skipped": sources.split.n_captions - len(found.text_rows),
         "loss_terms": list(origin.config.loss.terms),
-        **evaluate(found, sources.split, uni_head),
+        **evaluate(found, sources.split, origin.uni_head),
     }
     if row := paper_row(origin.config.student.name, origin.config.loss.terms, metrics):
         metrics["paper"] = {"host": row.host, "method": row.method, **row.scores}
-    head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head}
+    head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": origin.uni_head}
     if sources.split.truth is not None:
-        head_of["i2i"] = uni_head
+        head_of["i2i"] = origin.uni_head
     shown = make_gallery(found, sources.split, image_root or store.image_root, head_of, gallery, seed)
     return RunReport(run.name, metrics, tuple(read_metrics(run)), shown)
 

@@ -16,6 +16,7 @@ from cusa.data.errors import CusaError
 from cusa.data.images import load_image
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
+from cusa.train.encode import Rows, embed
 from cusa.train.provenance import StoredTeacher
 from cusa.train.saved import SavedStudent, load_saved
 from cusa.train.student import HEADS, Features, Head
@@ -43,7 +44,7 @@ class StudentEncoder:
         self._processors, self.origin, self._device = saved.processors, saved.origin, device
         self._encoders = encoders or {}
         self.dim = int(saved.student.state_dict()["image_heads.cross.1.weight"].shape[0])
-        self.uni_head: Head = "uni" if "usa" in saved.origin.config.loss.terms else "cross"
+        self.uni_head: Head = saved.origin.uni_head
 
     def encode_image(
         self, images: ImageLike | Sequence[ImageLike], head: Head = "cross", batch_size: int = 64
@@ -85,29 +86,20 @@ class StudentEncoder:
             return self.encode_text([texts], head)[0]
         return self.text_rows(texts, batch_size)[_checked(head)]
 
-    def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> dict[Head, np.ndarray]:
+    def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images from both heads: float32 ``[n, d]`` each, L2-normalised."""
         return self._rows(self._student.encode_image, self._image_inputs, images, batch_size)
 
-    def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> dict[Head, np.ndarray]:
+    def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> Rows:
         """Embeddings of texts from both heads: float32 ``[n, d]`` each, L2-normalised."""
         return self._rows(self._student.encode_text, self._text_inputs, texts, batch_size)
 
-    @torch.no_grad()
     def _rows(
         self, encode: Callable[[Any], Features], read: Callable[[Any], Any], items: Sequence[Any], batch_size: int
-    ) -> dict[Head, np.ndarray]:
-        parts: dict[Head, list[np.ndarray]] = {h: [] for h in HEADS}
-        for start in range(0, len(items), batch_size):
-            inputs = read(items[start : start + batch_size])
-            inputs = (
-                inputs.to(self._device)
-                if isinstance(inputs, torch.Tensor)
-                else {k: v.to(self._device) for k, v in inputs.items()}
-            )
-            for head, features in zip(HEADS, encode(inputs), strict=True):
-                parts[head].append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
-        return {h: np.concatenate(p) if p else np.zeros((0, self.dim), np.float32) for h, p in parts.items()}
+    ) -> Rows:
+        batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+        parts = [embed(encode, read(batch), self._device) for batch in batches]
+        return {h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)]) for h in HEADS}
 
     def _image_inputs(self, images: Iterable[ImageLike]) -> torch.Tensor:
         opened = [image if isinstance(image, Image.Image) else load_image(Path(image)) for image in images]

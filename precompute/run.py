@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from cusa.data.errors import CusaError
-from cusa.data.files import StoreLock, sweep
+from cusa.data.files import FolderLock, sweep
 from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset
 from cusa.data.schema import TeacherSettings, shard_folder
@@ -156,7 +156,7 @@ class Run:
         with announced_failure(self._ranks):
             self._old_index()  # other data are refused before anything is planned or locked
             tasks = self._agreed_tasks()
-            lock = StoreLock(shard_folder(out), None if shard_range is None else [task.name for task in tasks])
+            lock = FolderLock(shard_folder(out), None if shard_range is None else [task.name for task in tasks])
             try:
                 self._take(lock)
                 old = self._old_index()
@@ -224,7 +224,7 @@ class Run:
             self._ranks.tell("tasks", [(t.teacher, t.split, t.start, t.stop) for t in tasks])
         return [ShardTask(out, *task) for task in self._ranks.hear("tasks", self._check_stop)]
 
-    def _take(self, lock: StoreLock) -> None:
+    def _take(self, lock: FolderLock) -> None:
         if self._ranks.leads:
             lock.take()
             lock.share()

@@ -108,11 +108,13 @@ class Batch:
     def to(self, device: torch.device, inputs: bool = True) -> Batch:
         """The batch on a device; the student's inputs stay where they are unless ``inputs``."""
         names = [f.name for f in fields(self) if inputs or f.name not in ("images", "texts")]
-        return replace(self, **{n: _each(getattr(self, n), lambda x: x.to(device, non_blocking=True)) for n in names})
+        return replace(
+            self, **{n: each_tensor(getattr(self, n), lambda x: x.to(device, non_blocking=True)) for n in names}
+        )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; DataLoader calls it."""
-        return Batch(**{f.name: _each(getattr(self, f.name), torch.Tensor.pin_memory) for f in fields(self)})
+        return Batch(**{f.name: each_tensor(getattr(self, f.name), torch.Tensor.pin_memory) for f in fields(self)})
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """All tensors of the batch."""
@@ -121,7 +123,8 @@ class Batch:
             yield from value.values() if isinstance(value, Mapping) else () if value is None else (value,)
 
 
-def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A tensor changed, or each of a mapping; ``None`` stays."""
     if isinstance(value, Mapping):
         return {k: change(v) for k, v in value.items()}
     return None if value is None else change(value)

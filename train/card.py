@@ -233,14 +233,22 @@ def _training(origin: Origin) -> str:
         *_temperatures(loss),
         *([f"teacher of {m}s", _teacher(t)] for m, t in origin.provenance.teachers.items()),
         ["pairs", f"{origin.n_pairs}"],
-        ["batch size", f"{train.batch_size} (one process)"],
+        ["batch size", _batch_size(origin)],
         ["epochs", f"{origin.epoch} of {train.epochs} ({origin.step} steps)"],
         ["learning rate", f"{optim.lr:g}, cosine to {optim.min_lr:g}, warm-up {optim.warmup_epochs:g} epochs"],
         ["weight decay", f"{optim.weight_decay:g}"],
         ["precision, seed", f"{train.precision}, {train.seed}"],
         ["caption normaliser", _normalizer(origin)],
     ]
-    return "`cusa-train`, AdamW, learnable temperatures within bounds.\n\n" + _table(rows)
+    return "`cusa-train`, AdamW.\n\n" + _table(rows)
+
+
+def _batch_size(origin: Origin) -> str:
+    train, n = origin.config.train, origin.processes
+    if n == 1:
+        return f"{train.pairs_per_step}"
+    loss = "one loss over all" if train.gather else "each its own loss"
+    return f"{train.pairs_per_step} in each of {n} processes, {loss}"
 
 
 def _normalizer(origin: Origin) -> str:

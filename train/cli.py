@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,18 +82,19 @@ def main(
     given = _Given(embeddings, preset, config_file, settings, flags)
     quiet_libraries()
     with stop_signals() as check_stop:
+        from cusa.train.processes import Processes
+
         if sweep:
             if resume:
                 raise CusaError("--sweep goes on by itself when it is run again; leave out --resume")
             _sweep((sweep, *axes), given, run_dir, check_stop)
             return
         config = _config(given, run_dir, resume)
-        processes = _processes(pick_device(config.train.device))
-        run_dir = processes.everyones(run_dir or _default_run_dir(config))[0]
-        _train(config, processes, run_dir, resume, check_stop)
-        if processes.leads:
-            _print(f"next: cusa-eval --run {run_dir}")
-        processes.leave()
+        with closing(Processes(pick_device(config.train.device))) as processes:
+            run_dir = processes.everyones(run_dir or _default_run_dir(config))[0]
+            _train(config, processes, run_dir, resume, check_stop)
+            if processes.leads:
+                _print(f"next: cusa-eval --run {run_dir}")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -129,15 +131,7 @@ class _Given:
     flags: dict[str, Any]
 
 
-def _processes(device: str) -> Processes:
-    from cusa.train.processes import Processes
-
-    return Processes(device)
-
-
-def _train(
-    config: Config, processes: Processes, run_dir: Path, resume: bool, check_stop: Callable[[], None]
-) -> Trainer:
+def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, check_stop: Callable[[], None]) -> None:
     """Train a run to its end, showing how it goes.
 
     Raises:
@@ -170,9 +164,8 @@ def _train(
         stopped_by = trainer.fit([_BarReporter(bar), *reporters], stop)
     done = trainer.progress
     if stopped_by:
-        raise Stopped(
-            stopped_by, f"step {done.step:,} is kept; go on with: cusa-train --resume --run-dir {trainer.run_dir}"
-        )
+        kept = f"step {trainer.saved_step:,} is kept" if trainer.saved_step else "nothing is kept yet"
+        raise Stopped(stopped_by, f"{kept}; go on with: cusa-train --resume --run-dir {trainer.run_dir}")
     early = f", stopped early after epoch {done.epoch}" if done.epoch < config.train.epochs else ""
     screen.print(
         f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}{early}\nrun: {trainer.run_dir}\n"
@@ -181,38 +174,38 @@ def _train(
         markup=False,
         soft_wrap=True,
     )
-    return trainer
 
 
 def _sweep(axes: tuple[str, ...], given: _Given, folder: Path | None, check_stop: Callable[[], None]) -> None:
+    from rich.table import Table
+
     from cusa.data.console import console, pick_device
     from cusa.data.errors import CusaError
     from cusa.train.config import merge
+    from cusa.train.processes import Processes
     from cusa.train.sweep import figures, parse_grid, summarize
 
     if folder is None:
         raise CusaError("--sweep: pass --run-dir, the folder for all its runs; the same command then goes on with it")
     cells = parse_grid(axes)
     configs = [_resolve(given, merge(_flag_settings(given.flags), cell.settings)) for cell in cells]
-    processes = _processes(pick_device(configs[0].train.device))
-    for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
-        if processes.leads:
-            _print(f"\nrun {number} of {len(cells)}: {cell.name}")
-        _train(config, processes, folder / cell.name, (folder / cell.name).exists(), check_stop)
-    if processes.leads:
-        from rich.table import Table
-
-        rows = summarize(folder, cells)
-        names = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "RSUM", "RSUM, last epoch")
-        table = Table(*rows[0].values, "runs", *names, title="validation split, best epoch: mean ± standard deviation")
-        for row in rows:
-            table.add_row(*row.values.values(), str(row.n), *figures(row))
-        console().print(table)
-        _print(
-            f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}\nnext: cusa-eval "
-            + " ".join(f"--run {folder / cell.name}" for cell in cells)
-        )
-    processes.leave()
+    with closing(Processes(pick_device(configs[0].train.device))) as processes:
+        for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
+            if processes.leads:
+                _print(f"\nrun {number} of {len(cells)}: {cell.name}")
+            run_dir = folder / cell.name
+            begun = processes.everyones(run_dir.exists())[0]  # before the first of them makes it
+            _train(config, processes, run_dir, begun, check_stop)
+        if not processes.leads:
+            return
+    rows = summarize(folder, cells)
+    names = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "RSUM", "RSUM, last epoch")
+    table = Table(*rows[0].values, "runs", *names, title="validation split, best epoch: mean ± standard deviation")
+    for row in rows:
+        table.add_row(*row.values.values(), str(row.n), *figures(row))
+    console().print(table)
+    runs = " ".join(f"--run {folder / cell.name}" for cell in cells)
+    _print(f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}\nnext: cusa-eval {runs}")
 
 
 def _print(text: str) -> None:
@@ -320,8 +313,8 @@ def _summary(screen: Any, trainer: Trainer) -> None:
         *(f"{'rows':9} {what}: {t.name} ({t.settings.model_id})" for what, t in named.items()),
         f"loss      {', '.join(config.loss.terms)}; weights relative to InfoNCE at batch {trainer.pairs_in_loss}: "
         + ", ".join(f"{t} {w:g}" for t, w in weights.items()),
-        f"memory    about {(found.state + found.activations) / 1e9:.2f} GB of each device: "
-        f"{found.state / 1e9:.2f} weights, gradients and AdamW, {found.activations / 1e9:.2f} activations",
+        f"memory    about {_size(found.state + found.activations)} of each device: {_size(found.state)} of weights, "
+        f"gradients and AdamW, {_size(found.activations)} of activations",
         f"run       {trainer.run_dir}, {config.train.epochs} epochs of {trainer.steps_per_epoch:,} steps, "
         f"{processes.device.type}{several}, {config.train.precision}, seed {config.train.seed}",
     ]
@@ -329,6 +322,10 @@ def _summary(screen: Any, trainer: Trainer) -> None:
         within = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch
         lines.append(f"resumed   after epoch {trainer.progress.epoch}, step {within:,} of the next")
     screen.print("\n".join([*lines, *trainer.notes]), highlight=False, markup=False, soft_wrap=True)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 class _BarReporter:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cusa.data.errors import CusaError
-from cusa.train.batches import Inputs, Loader, Sources
+from cusa.train.batches import Inputs, Loader, Sources, StartMethod, each_tensor
 from cusa.train.processes import Processes
 from cusa.train.ranks import best_ranks, cross_modal_relevance, recall_at
 from cusa.train.student import HEADS, Features, Head, Student
@@ -46,6 +46,7 @@ def encode_split(
     device: torch.device | str,
     batch_size: int = 256,
     workers: int = 0,
+    start_method: StartMethod = "fork",
     processes: Processes | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> SplitEmbeddings:
@@ -57,6 +58,7 @@ def encode_split(
         device: Where to encode.
         batch_size: Items at a time.
         workers: Processes that read inputs.
+        start_method: How they begin.
         processes: Those that share the work: each encodes a part, and all of them get the whole.
         check: Called after each batch; may raise.
 
@@ -72,10 +74,17 @@ def encode_split(
     rank, size = (processes.rank, processes.size) if processes else (0, 1)
 
     def encode(read: Callable[[np.ndarray], Inputs], forward: Callable[[Any], Features], rows: np.ndarray) -> Rows:
-        with processes.all_or_none() if processes else contextlib.nullcontext():
-            mine = _encode(read, forward, np.array_split(rows, size)[rank], device, batch_size, workers, check)
-        parts = processes.everyones(mine) if processes else [mine]
-        return {h: np.concatenate([part[h] for part in parts if h in part]) for h in HEADS}
+        mine = np.array_split(rows, size)[rank]
+        chunks = _Chunks(read, [mine[a : a + batch_size] for a in range(0, len(mine), batch_size)])
+        pin = torch.device(device).type == "cuda"
+        loader = Loader(chunks, range(len(chunks)), min(workers, len(chunks)), pin, start_method)
+        parts = []
+        with processes.all_or_none() if processes else contextlib.nullcontext(), contextlib.closing(loader):
+            for inputs in loader:
+                parts.append(embed(forward, inputs, device))
+                check()
+        parts = [part for found in (processes.everyones(parts) if processes else [parts]) for part in found]
+        return {h: np.concatenate([part[h] for part in parts]) for h in HEADS}
 
     was_training = student.training
     student.eval()
@@ -89,26 +98,23 @@ def encode_split(
     return SplitEmbeddings(image, text, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
 
 
-def _encode(
-    read: Callable[[np.ndarray], Inputs],
-    encode: Callable[[Any], Features],
-    rows: np.ndarray,
-    device: torch.device | str,
-    batch_size: int,
-    workers: int,
-    check: Callable[[], None],
-) -> Rows:
-    chunks = _Chunks(read, [rows[a : a + batch_size] for a in range(0, len(rows), batch_size)])
-    parts: dict[Head, list[np.ndarray]] = {h: [] for h in HEADS}
-    with contextlib.closing(Loader(chunks, range(len(chunks)), min(workers, len(chunks)))) as loader:
-        for inputs in loader:
-            on_device = (
-                inputs.to(device) if isinstance(inputs, torch.Tensor) else {k: v.to(device) for k, v in inputs.items()}
-            )
-            for head, features in zip(HEADS, encode(on_device), strict=True):
-                parts[head].append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
-            check()
-    return {h: np.concatenate(p) for h, p in parts.items() if p}
+@torch.no_grad()
+def embed(forward: Callable[[Any], Features], inputs: Inputs, device: torch.device | str) -> Rows:
+    """Embeddings of one batch from both heads.
+
+    Args:
+        forward: The student's ``encode_image`` or ``encode_text``.
+        inputs: What it takes, on any device.
+        device: The student's.
+
+    Returns:
+        Per head, float32 ``[n, d]``, L2-normalised.
+    """
+    features = forward(each_tensor(inputs, lambda x: x.to(device, non_blocking=True)))
+    return {
+        head: torch.nn.functional.normalize(found.float(), dim=-1).cpu().numpy()
+        for head, found in zip(HEADS, features, strict=True)
+    }
 
 
 class _Chunks(Dataset[Inputs]):

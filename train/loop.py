@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cusa.data.errors import CusaError
-from cusa.data.files import StoreLock
+from cusa.data.files import FolderLock
 from cusa.data.store import EmbeddingStore
 from cusa.train.batches import Batch, EpochOrder, Loader, on_device
 from cusa.train.card import write_card
@@ -26,7 +27,8 @@ from cusa.train.processes import Processes
 from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, save_run
 from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
 from cusa.train.setup import make_student, resolve, student_sources, training_pairs
-from cusa.train.step import TrainStep, learning_rate, make_optimizer, prepare
+from cusa.train.state import TrainingState
+from cusa.train.step import TrainStep, learning_rate, prepare
 from cusa.train.tensors import prefixed, under
 
 _SHOWN = 8  # ids in an error message
@@ -78,7 +80,7 @@ class Trainer:
 
     Args:
         config: The run's settings, with the names of teachers and encoders still as given.
-        processes: This process and those that train with it.
+        processes: This process and those that train with it; all of them take part in every call.
         workers: Processes that read batches, for each of these.
         run_dir: Directory of the run; must not exist unless resumed.
         resume: Go on from its newest checkpoint.
@@ -90,6 +92,7 @@ class Trainer:
         progress: How far the run is.
         footprint: What it needs of the device's memory.
         notes: What the user should know of how it resumed.
+        saved_step: Step of the newest checkpoint; 0 if there is none.
 
     Raises:
         CusaError: If store, teachers, student or run directory do not fit; says what to do.
@@ -119,29 +122,21 @@ class Trainer:
             raise CusaError("a batch of one pair has nothing to tell it from; pass --batch-size with 2 or more")
         self.step = TrainStep(self.student, self.loss, self.config, device).to(device)
         at_a_time = min(config.train.pairs_at_a_time or config.train.batch_size, config.train.batch_size)
-        self.footprint = prepare(self.step, self.pairs[[0, 1]].to(device), at_a_time)
+        two, four = (self.pairs[numbers].to(device) for numbers in ([0, 1], [0, 1, 0, 1]))
+        self.footprint = prepare(self.step, two, four, at_a_time)
         if processes.rank:  # other dropout masks on other pairs
             torch.manual_seed(int(np.random.SeedSequence([seed, processes.rank]).generate_state(1, np.uint64)[0]))
-        self.optimizer, self._names = make_optimizer(self.step, config)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+        self._state = TrainingState(self.step, config, device)
         self.progress = Progress()
         self.notes: list[str] = []
-        self._lock = StoreLock(run_dir)
-        if processes.leads:
-            self._lock.take()
-        try:
-            if resume:
-                self._resume()
-        except BaseException:
-            self._lock.release()
-            raise
-        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
-        if processes.leads:
-            save_run(run_dir, self.config, self.provenance)
-            if backbone is not None and begun_in is None:
-                assert self.processors is not None
-                backbone.config.save_pretrained(run_dir / BEST_FOLDER)
-                self.processors.save(run_dir / BEST_FOLDER)
+        if resume:
+            self._resume()
+        self.saved_step, self._saved_at = self.progress.step, time.monotonic()
+        self._backbone = backbone if begun_in is None else None
+        self._module: nn.Module = self.step
+        self._reporters: Sequence[Reporter] = ()
+        self._stop: Callable[[], int] = lambda: 0
+        self._timed_from = time.perf_counter(), self.progress.step
 
     @property
     def steps_per_epoch(self) -> int:
@@ -170,27 +165,38 @@ class Trainer:
             The number of the signal that stopped it, or 0.
 
         Raises:
-            CusaError: If the loss is not finite, or an image cannot be read; the last checkpoint stays.
+            CusaError: If loss or gradient are not finite, an image cannot be read, another process works on this run,
+                or the device's memory is too small; the last checkpoint stays.
         """
         self._reporters, self._stop = reporters if self.processes.leads else (), stop
-        if self.processes.leads:
-            self._checkpoints.tidy(self.progress.step)
-            self._log.trim(self.progress.step, self.progress.epoch)
-        self._module: nn.Module = self.step
-        if self.processes.size > 1:
-            self._module = DistributedDataParallel(self.step)
-        for reporter in self._reporters:
-            reporter.started(self)
-        pin, start = self.processes.device.type == "cuda", self.config.train.worker_start
-        loader = Loader(self.pairs, self.order, self.workers, pin, start)
-        try:
+        t = self.config.train
+        pin = self.processes.device.type == "cuda"
+        loader = Loader(self.pairs, self.order, self.workers, pin, t.worker_start)
+        with contextlib.closing(loader), contextlib.ExitStack() as held:
+            with self.processes.all_or_none():
+                if self.processes.leads:
+                    held.enter_context(FolderLock(self.run_dir))
+            self._begin()
             while not self.finished:
                 if signal := self._train_epoch(loader) or self._validate():
                     return signal
-            return 0
-        finally:
-            loader.close()
-            self._lock.release()
+        return 0
+
+    def _begin(self) -> None:
+        """See that all processes stand at the same step, and write what a run begins with."""
+        if len(set(self.processes.everyones((self.progress.step, self.progress.epoch)))) > 1:
+            raise CusaError(f"not all processes read the same checkpoint; all machines must see {self.run_dir}")
+        if self.processes.size > 1:
+            self._module = DistributedDataParallel(self.step)
+        if self.processes.leads:
+            self._checkpoints.tidy(self.progress.step)
+            self._log.trim(self.progress.step, self.progress.epoch)
+            if self._backbone is not None and self.processors is not None:
+                self._backbone.config.save_pretrained(self.run_dir / BEST_FOLDER)
+                self.processors.save(self.run_dir / BEST_FOLDER)
+            save_run(self.run_dir, self.config, self.provenance)
+        for reporter in self._reporters:
+            reporter.started(self)
 
     # --- steps
 
@@ -232,33 +238,28 @@ class Trainer:
 
     def _checkpoint_due(self) -> bool:
         step, t = self.progress.step, self.config.train
-        if step == self._saved_step:
+        if step == self.saved_step:
             return False
         late = t.checkpoint_minutes is not None and time.monotonic() - self._saved_at >= 60 * t.checkpoint_minutes
         return late or (t.checkpoint_steps is not None and step % t.checkpoint_steps == 0)
 
     def _train_on(self, batch: Batch) -> str:
-        """One step; what is wrong if its loss is not finite. Weights stay as they were then."""
+        """One step; what is wrong if its loss or gradient is not finite. Weights stay as they were then."""
         lr = learning_rate(self.progress.step, self.steps_per_epoch, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         try:
             terms: LossTerms = self._module(batch)
+            finite = self._state.descend(terms.total, lr)  # by all processes, or the others would wait for this one
         except ValueError as error:
             raise CusaError(f"step {self.progress.step + 1}: {error}; {self._named(batch.image_ids)}") from None
-        finite = bool(torch.isfinite(terms.total))
-        self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(terms.total).backward()  # all processes go through it, or the others would wait for this one
+        except torch.OutOfMemoryError:
+            raise CusaError(
+                "not enough memory on the GPU; encode fewer pairs at a time, with the loss of the same batch: "
+                "--micro-batch, or train on smaller ones: --batch-size"
+            ) from None
         if not finite:
             return self._why_not_finite(batch, terms)
-        if self.config.optim.grad_clip > 0:
-            self._scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.config.optim.grad_clip)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
         self.progress.step += 1
-        if self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1:
+        if self.processes.leads and (self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1):
             self._report_step(terms, lr)
         return ""
 
@@ -286,10 +287,10 @@ class Trainer:
         features = torch.cat([x for pair in self.step.encode(batch) for x in pair], dim=1)
         wrong = ~torch.isfinite(features).all(dim=1)
         ids = batch.image_ids[wrong] if wrong.any() else batch.image_ids
-        return (
-            f"the loss is not finite at step {self.progress.step + 1} ({', '.join(bad)}; {self._named(ids)}); the last "
-            "checkpoint stays; lower optim.lr or use --precision fp32"
-        )
+        what = f"loss is not finite at step {self.progress.step + 1} ({', '.join(bad)}; {self._named(ids)})"
+        if not bad:
+            what = f"gradient is not finite at step {self.progress.step + 1} ({self._named(ids)})"
+        return f"the {what}; the last checkpoint stays; begin a new run with a lower optim.lr or with --precision fp32"
 
     def _named(self, rows: torch.Tensor) -> str:
         ids = [self._image_ids[row] for row in dict.fromkeys(rows.tolist())]
@@ -299,27 +300,34 @@ class Trainer:
 
     def _validate(self) -> int:
         """Measure the validation split and end the epoch; the number of the signal that stopped it, or 0."""
+        several = self.processes.size > 1
+        if several:  # they cannot part in the middle of it, and a launcher that stops them does not wait for long
+            self._save_checkpoint()
 
         def check() -> None:
-            if self.processes.size == 1 and self._stop():  # several cannot part in the middle of it
+            if not several and self._stop():
                 raise _Stopped
 
+        t = self.config.train
         try:
             embeddings = encode_split(
                 self.student,
                 self.val_sources,
                 self.processes.device,
+                batch_size=256 if self.processors is None else t.batch_size,
                 workers=self.workers,
+                start_method=t.worker_start,
                 processes=self.processes,
                 check=check,
             )
+            with self.processes.all_or_none():
+                scores = validation_scores(embeddings) if self.processes.leads else {}
         except _Stopped:
             self._save_checkpoint()
             return self._stop()
         except CusaError as error:
             self._save_checkpoint()
             raise CusaError(self._going_on(str(error))) from None
-        scores = validation_scores(embeddings) if self.processes.leads else {}
         # From here on it is the leading process that says how it went.
         epoch = self.progress.epoch + 1
         best = bool(scores) and scores["rsum"] > self.progress.best_rsum and self._save_best(epoch, scores)
@@ -347,41 +355,30 @@ class Trainer:
     # --- checkpoints
 
     def _origin(self, epoch: int, scores: dict[str, float]) -> Origin:
-        return Origin(self.config, self.provenance, epoch, self.progress.step, scores, len(self.pairs))
+        size = self.processes.size
+        return Origin(self.config, self.provenance, epoch, self.progress.step, scores, len(self.pairs), size)
 
     def _save_checkpoint(self, scores: dict[str, float] | None = None) -> None:
         """Save all that the run goes on from; if that fails, the last one stays, and so does the run."""
-        random_states = self.processes.everyones(self._random_states())
-        if self.processes.leads and (self.progress.step != self._saved_step or scores):
-            tensors = {**prefixed("student", self.student.state_dict()), **prefixed("loss", self.loss.state_dict())}
-            tensors |= prefixed("optimizer", self._moments())
+        random_states = self.processes.everyones(self._state.random_states())
+        if self.processes.leads and (self.progress.step != self.saved_step or scores):
+            tensors = self._state.tensors()
             for rank, states in enumerate(random_states):
                 tensors |= prefixed(f"rng.{rank}", states)
-            begun_epochs = math.ceil(self.progress.step / self.steps_per_epoch)
             meta = {
-                "origin": self._origin(begun_epochs, scores or {}).plain(),
+                "origin": self._origin(math.ceil(self.progress.step / self.steps_per_epoch), scores or {}).plain(),
                 "progress": vars(self.progress),
-                "scaler": self._scaler.state_dict(),
-                "processes": self.processes.size,
+                "scaler": self._state.scaler(),
             }
             try:
                 self._checkpoints.save(self.progress.step, tensors, meta)
-                self._saved_step = self.progress.step
+                self.saved_step = self.progress.step
             except OSError as error:
                 self._warn(
                     f"the checkpoint of step {self.progress.step} could not be written ({_reason(error)}); that of "
-                    f"step {self._saved_step} stays, and training goes on"
+                    f"step {self.saved_step} stays"
                 )
-        self._saved_at = time.monotonic()
-
-    def _random_states(self) -> dict[str, torch.Tensor]:
-        device = self.processes.device
-        states = {"cpu": torch.get_rng_state()}
-        return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
-
-    def _moments(self) -> dict[str, torch.Tensor]:
-        state: dict[int, dict[str, torch.Tensor]] = self.optimizer.state_dict()["state"]
-        return {f"{self._names[i]}.{key}": value for i, part in state.items() for key, value in part.items()}
+        self.saved_step, self._saved_at = self.processes.everyones(self.saved_step)[0], time.monotonic()
 
     def _resume(self) -> None:
         if not begun(self.run_dir):
@@ -391,37 +388,21 @@ class Trainer:
             raise CusaError(f"--resume: settings differ from those of {self.run_dir}: {'; '.join(fields)}")
         if fields := provenance.differing(self.store, self.provenance):
             raise CusaError(f"{self.store.path} is not the store that {self.run_dir} began with: {'; '.join(fields)}")
-        found, problems = self._checkpoints.newest()
-        self.notes += problems
-        if found is not None:
-            self._restore(*found)
-
-    def _restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-        if meta["processes"] != self.processes.size:
+        found, self.notes = self._checkpoints.newest()
+        if found is None:
+            return
+        tensors, meta = found
+        size = Origin.from_plain(meta["origin"]).processes
+        if size != self.processes.size:
             raise CusaError(
-                f"{self.run_dir} was begun by {meta['processes']} processes and cannot go on with "
-                f"{self.processes.size}: its batches would be others; start as many (torchrun --nproc-per-node)"
+                f"{self.run_dir} was begun by {size} processes and cannot go on with {self.processes.size}: its "
+                "batches would be others; start as many (torchrun --nproc-per-node)"
             )
         try:
-            self.student.load_state_dict(under("student", tensors))
-            self.loss.load_state_dict(under("loss", tensors))
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in under("optimizer", tensors).items():
-                parameter, _, key = name.rpartition(".")
-                state.setdefault(self._names.index(parameter), {})[key] = tensor
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        except (RuntimeError, ValueError) as error:
-            detail = " ".join(str(error).split())[:200]
-            raise CusaError(
-                f"the checkpoint in {self.run_dir} is of another student ({detail}); was a file changed?"
-            ) from None
-        self._scaler.load_state_dict(meta["scaler"])
+            self._state.restore(tensors, under(f"rng.{self.processes.rank}", tensors), meta["scaler"])
+        except CusaError as error:
+            raise CusaError(f"{self.run_dir}: {error}") from None
         self.progress = Progress(**meta["progress"])
-        states = under(f"rng.{self.processes.rank}", tensors)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and self.processes.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"], self.processes.device)
 
     # --- what is written beside
 
@@ -434,7 +415,10 @@ class Trainer:
             self._warn(f"the log could not be written ({_reason(error)}); its lines are kept and tried again")
 
     def _going_on(self, problem: str) -> str:
-        return f"{problem} (the run is kept; go on with: cusa-train --resume --run-dir {self.run_dir})"
+        return (
+            f"{problem} (the run is kept up to step {self.saved_step:,}; go on with: cusa-train --resume --run-dir "
+            f"{self.run_dir})"
+        )
 
     def _warn(self, text: str) -> None:
         for reporter in self._reporters:

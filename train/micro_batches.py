@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from cusa.train.batches import Inputs
+from cusa.train.batches import Inputs, each_tensor
 
 Outputs = TypeVar("Outputs", bound=torch.Tensor | tuple[torch.Tensor, ...])
 
@@ -42,14 +43,14 @@ def encode_in_micro_batches(
         raise ValueError(f"inputs must have equally many rows and at least one, got {[len(x) for x in tensors]}")
 
     def run(part: Inputs, marker: torch.Tensor) -> Outputs:
-        return encode(_map(part, lambda x: x.to(marker.device, non_blocking=True)))
+        return encode(each_tensor(part, lambda x: x.to(marker.device, non_blocking=True)))
 
     # Of those devices that its arguments are on, checkpoint keeps the random state.
     marker = torch.empty(0, device=device or tensors[0].device)
     parts: list[Any] = []
     for start in range(0, len(tensors[0]), size):
-        rows = slice(start, start + size)
-        parts.append(checkpoint(run, _map(inputs, lambda x, rows=rows: x[rows]), marker, use_reentrant=False))
+        part = each_tensor(inputs, operator.itemgetter(slice(start, start + size)))
+        parts.append(checkpoint(run, part, marker, use_reentrant=False))
     if isinstance(parts[0], torch.Tensor):
         joined: Any = torch.cat(parts)
     else:
@@ -60,7 +61,3 @@ def encode_in_micro_batches(
     ]:
         raise ValueError(f"encode must return a row for each of its {len(tensors[0])} rows in all, got {wrong[0]}")
     return joined
-
-
-def _map(inputs: Inputs, function: Callable[..., torch.Tensor]) -> Inputs:
-    return {k: function(x) for k, x in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)

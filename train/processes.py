@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class Processes:
             self.device = torch.device("cuda", local)
             torch.cuda.set_device(self.device)
         try:
-            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+            # Writing a checkpoint to a slow disk may keep the others waiting.
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1))
         except (ValueError, RuntimeError) as error:
             first = str(error).strip().split("\n")[0]
             raise CusaError(
@@ -88,7 +90,7 @@ class Processes:
         if self.most([0])[0]:
             raise CusaError("another process has failed; its own message says why")
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Part from the others."""
         if self.size > 1:
             dist.destroy_process_group()

@@ -30,7 +30,8 @@ def begun(run_dir: Path) -> bool:
 
 def save_run(run_dir: Path, config: Config, provenance: Provenance) -> None:
     """Write settings and provenance."""
-    content = {CONFIG_FILE: to_yaml(config), PROVENANCE_FILE: json.dumps(provenance.plain(), indent=2)}
+    # The settings last: they are what tells that a run has begun.
+    content = {PROVENANCE_FILE: json.dumps(provenance.plain(), indent=2), CONFIG_FILE: to_yaml(config)}
     for name, text in content.items():
         with atomic_file(run_dir / name) as temporary:
             temporary.write_text(text)
@@ -67,7 +68,7 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
         return load_saved(path)
     found, _ = Checkpoints(path).newest()
     if found is None:
-        raise CusaError(f"{path} holds no checkpoint that can be read; has the run been killed before its first?")
+        raise CusaError(f"{path} holds no checkpoint; has the run been killed before its first?")
     tensors, meta = found
     return load_checkpointed(path / BEST_FOLDER, tensors, Origin.from_plain(meta["origin"]))
 
@@ -80,7 +81,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / "checkpoints"
+        self._run_dir, self._folder = run_dir, run_dir / "checkpoints"
 
     def paths(self) -> list[Path]:
         """Oldest first."""
@@ -99,22 +100,35 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def newest(self) -> tuple[tuple[dict[str, torch.Tensor], dict[str, Any]] | None, list[str]]:
-        """Tensors and metadata of the newest one that is whole, if there is one; and what is wrong with newer ones."""
+        """Tensors and metadata of the newest one that is whole, and what is wrong with newer ones.
+
+        Returns:
+            ``None`` and nothing wrong if there is no checkpoint yet.
+
+        Raises:
+            CusaError: If there are some, and none is whole.
+        """
         problems: list[str] = []
         for path in reversed(self.paths()):
             try:
                 return load_tensors(path), problems
             except DamagedFileError as error:
                 problems.append(str(error))
-        return None, problems
+        if problems:
+            raise CusaError(
+                f"no checkpoint of {self._run_dir} is whole: {problems[0]}; restore one, or move the run away and "
+                "train again"
+            )
+        return None, []
 
     def tidy(self, step: int) -> None:
-        """Remove what lies after a step (torn ones) and what killed processes left half-written."""
+        """Remove checkpoints after a step (torn ones) and what killed processes left half-written in the run."""
         for path in self.paths():
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
-        for left in self._folder.glob(".*.tmp"):
-            left.unlink()
+        for folder in (self._run_dir, self._folder, self._run_dir / BEST_FOLDER):
+            for left in folder.glob(".*.tmp"):
+                left.unlink()
 
 
 class MetricsLog:

@@ -18,7 +18,7 @@ import torch
 from cusa.data.errors import CusaError
 from cusa.train.config import Config, build_config
 from cusa.train.provenance import Provenance
-from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
+from cusa.train.student import Head, Processors, Student, adapter_student, dual_encoder_student
 from cusa.train.tensors import load_tensors, save_tensors, under
 
 WEIGHTS_FILE = "student.safetensors"
@@ -37,6 +37,7 @@ class Origin:
         step: Steps done.
         val: Recalls of the validation split in percent, by name; empty if it has not been measured with these weights.
         n_pairs: Pairs that it was trained on.
+        processes: Processes that trained it.
     """
 
     config: Config
@@ -45,6 +46,12 @@ class Origin:
     step: int
     val: Mapping[str, float]
     n_pairs: int
+    processes: int = 1
+
+    @property
+    def uni_head(self) -> Head:
+        """The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``."""
+        return "uni" if "usa" in self.config.loss.terms else "cross"
 
     def plain(self) -> dict[str, Any]:
         """JSON-compatible."""
@@ -57,7 +64,7 @@ class Origin:
     def from_plain(content: Mapping[str, Any]) -> Origin:
         """The inverse of :meth:`plain`."""
         config, provenance = build_config(content["config"]), Provenance.from_plain(content["provenance"])
-        return Origin(config, provenance, content["epoch"], content["step"], content["val"], content["n_pairs"])
+        return Origin(**{**content, "config": config, "provenance": provenance})
 
 
 @dataclass(frozen=True)

@@ -75,32 +75,24 @@ class Footprint:
     activations: int
 
 
-def prepare(step: TrainStep, sample: Batch, pairs_at_a_time: int) -> Footprint:
-    """Run a small batch forward and backward: freeze what gets no gradient, and see what is kept in memory.
+def prepare(step: TrainStep, two: Batch, four: Batch, pairs_at_a_time: int) -> Footprint:
+    """Run small batches forward and backward: freeze what gets no gradient, and see what is kept in memory.
 
     A backbone has parameters that no embedding depends on (CLIP's logit scale), and heads may be in no term of the
     loss; DDP would wait for their gradients.
 
     Args:
         step: The module; its random states, gradients and mode are as before.
-        sample: A few pairs, on its device.
+        two: Two pairs, on its device.
+        four: Four.
         pairs_at_a_time: Pairs whose activations will be in memory together.
     """
-    kept: dict[int, int] = {}
-    owned = {p.untyped_storage().data_ptr() for p in step.parameters()}
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     before, at_a_time, training = step.loss.gather, step.at_a_time, step.training
     step.loss.gather, step.at_a_time = False, None  # each process by itself, all of it at once
     step.eval()  # BatchNorm's statistics are not to see it
-    devices = [sample.image_ids.device] if sample.image_ids.is_cuda else []
-    with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        step(sample).total.backward()
+    with torch.random.fork_rng([two.image_ids.device] if two.image_ids.is_cuda else []):
+        # Their difference, since some is kept once for any number of pairs: under autocast, copies of the weights.
+        kept = [_kept(step, batch) for batch in (two, four)]
     step.loss.gather, step.at_a_time = before, at_a_time
     step.train(training)
     state = 0
@@ -108,7 +100,24 @@ def prepare(step: TrainStep, sample: Batch, pairs_at_a_time: int) -> Footprint:
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
         state += parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
-    return Footprint(state, sum(kept.values()) * pairs_at_a_time // len(sample.image_ids))
+    return Footprint(state, kept[0] + (kept[1] - kept[0]) * (pairs_at_a_time - 2) // 2)
+
+
+def _kept(step: TrainStep, batch: Batch) -> int:
+    """Bytes that the backward pass keeps, but for the parameters; gradients are left behind."""
+    found: dict[int, int] = {}
+    owned = {p.untyped_storage().data_ptr() for p in step.parameters()}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        total = step(batch).total
+    total.backward()
+    return sum(found.values())
 
 
 def make_optimizer(step: TrainStep, config: Config) -> tuple[torch.optim.AdamW, list[str]]:
@@ -125,7 +134,7 @@ def make_optimizer(step: TrainStep, config: Config) -> tuple[torch.optim.AdamW, 
         {"params": [p for _, p in decayed], "weight_decay": o.weight_decay},
         {"params": [p for _, p in others], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps)
+    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
     return optimizer, [n for n, _ in decayed + others]
 
 

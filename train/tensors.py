@@ -37,7 +37,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
         temporary.touch()
         mode = temporary.stat().st_mode  # as other files are; safetensors' own would be for nobody else to read
         try:
-            save_file(plain, temporary, {"cusa": json.dumps(meta), "sha256": _digest(plain)})
+            text = json.dumps(meta)
+            save_file(plain, temporary, {"cusa": text, "sha256": _digest(plain, text)})
         except SafetensorError as error:  # its own word for any error of the file system
             raise OSError(f"{path} cannot be written ({error})") from None
         temporary.chmod(mode)
@@ -60,13 +61,13 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise CusaError(f"{path} does not exist; has the run finished its first epoch?") from None
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is damaged ({error}); use another or train again") from None
-    if meta.get("sha256") != _digest(tensors):
+    if meta.get("sha256") != _digest(tensors, meta["cusa"]):
         raise DamagedFileError(f"{path} is damaged (its checksum differs); use another or train again")
     return tensors, json.loads(meta["cusa"])
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError
-from cusa.data.files import StoreLock, atomic_file, sweep
+from cusa.data.files import FolderLock, atomic_file, sweep
 from cusa.data.schema import shard_folder
 from cusa.data.verify import verify
 from tests.helpers import make_store, run_error, run_ok, unit_rows
@@ -19,8 +19,8 @@ _OTHER = """
 import json, sys
 from pathlib import Path
 from cusa.data.errors import CusaError
-from cusa.data.files import StoreLock
-lock = StoreLock(Path(sys.argv[1]), json.loads(sys.argv[2]))
+from cusa.data.files import FolderLock
+lock = FolderLock(Path(sys.argv[1]), json.loads(sys.argv[2]))
 try:
     lock.take()
 except CusaError as error:
@@ -57,10 +57,10 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
     with _other(tmp_path) as first:
         assert first.answer == "has it"
         with pytest.raises(CusaError, match=f"another run is working on {tmp_path} .process {first.pid} on "):
-            StoreLock(tmp_path).take()
+            FolderLock(tmp_path).take()
         first.stdin.close()
         assert first.wait() == 0
-        with StoreLock(tmp_path) as lock:
+        with FolderLock(tmp_path) as lock:
             assert lock.held
             assert _asked(tmp_path).startswith("refused: another run is working on")
     assert _asked(tmp_path) == "has it"
@@ -69,7 +69,7 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
 def test_runs_of_other_shards_do_not_collide(tmp_path):
     with _other(tmp_path, ["a", "b"]) as first, _other(tmp_path, ["c"]) as second:
         assert (first.answer, second.answer) == ("has it", "has it")
-        with StoreLock(tmp_path, ["d", "e"]):
+        with FolderLock(tmp_path, ["d", "e"]):
             assert _asked(tmp_path, ["f"]) == "has it"
             for names in (["a"], ["c", "f"], ["e"], None):
                 assert _asked(tmp_path, names).startswith("refused"), names
@@ -78,15 +78,15 @@ def test_runs_of_other_shards_do_not_collide(tmp_path):
 def test_a_run_of_some_shards_is_refused_while_one_has_all(tmp_path):
     with _other(tmp_path):
         with pytest.raises(CusaError, match="another run is working on"):
-            StoreLock(tmp_path, ["a"]).take()
+            FolderLock(tmp_path, ["a"]).take()
     with _other(tmp_path, ["a"]):
         with pytest.raises(CusaError, match="another run is working on"):
-            StoreLock(tmp_path).take()
+            FolderLock(tmp_path).take()
 
 
 def test_a_refused_lock_keeps_nothing(tmp_path):
     with _other(tmp_path, ["b"]):
-        lock = StoreLock(tmp_path, ["a", "b"])
+        lock = FolderLock(tmp_path, ["a", "b"])
         with pytest.raises(CusaError):
             lock.take()
         assert _asked(tmp_path, ["a"]) == "has it"
@@ -94,7 +94,7 @@ def test_a_refused_lock_keeps_nothing(tmp_path):
 
 @pytest.mark.parametrize("names", [None, ["a", "b"]])
 def test_processes_of_one_run_share_the_lock(tmp_path, names):
-    lock = StoreLock(tmp_path, names)
+    lock = FolderLock(tmp_path, names)
     with _other(tmp_path, names) as first:
         assert first.answer == "has it"
         with pytest.raises(CusaError):  # not before it is shared
@@ -115,7 +115,7 @@ def test_a_killed_run_leaves_nothing_to_clean(tmp_path, steps):
         assert first.answer == "has it"
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
-    with StoreLock(tmp_path) as lock:
+    with FolderLock(tmp_path) as lock:
         assert lock.held
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
@@ -126,7 +126,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, number):
         raise OSError(number, "no locks here")
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    lock = StoreLock(tmp_path)
+    lock = FolderLock(tmp_path)
     with lock:
         lock.share()
     assert not lock.held
@@ -137,7 +137,7 @@ def test_other_errors_of_the_file_system_are_not_hidden(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    lock = StoreLock(tmp_path)
+    lock = FolderLock(tmp_path)
     with pytest.raises(OSError, match="Input/output error"):
         lock.take()
     lock.release()

@@ -32,12 +32,14 @@ def _lines(run_dir):
     return lines
 
 
-def _interrupted(args, step, number=signal.SIGKILL, where="_train_on"):
+def _interrupted(args, step, number=signal.SIGKILL, where="_train_on", times=1):
     """Run the command in a process that gets a signal before a step (counted from 0) has begun."""
     code = (
         f"import os\nfrom cusa.train.loop import Trainer\nplain = Trainer.{where}\n"
         "def wrapped(self, *args):\n"
-        f"    self.progress.step == {step} and os.kill(os.getpid(), {int(number)})\n    return plain(self, *args)\n"
+        f"    for _ in range({times}):\n"
+        f"        self.progress.step == {step} and os.kill(os.getpid(), {int(number)})\n"
+        "    return plain(self, *args)\n"
         f"Trainer.{where} = wrapped\nfrom cusa.train.cli import main\nmain({[str(a) for a in args]!r})\n"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -89,10 +91,13 @@ def test_killed_while_validating_it_validates_again(index, whole, tmp_path):
     _assert_same(whole, tmp_path / "part")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_a_checkpoint_and_its_own_status(index, whole, tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "times", "status"), [(signal.SIGTERM, 1, 143), (signal.SIGTERM, 2, 143), (signal.SIGINT, 1, 130)]
+)
+def test_a_signal_leaves_a_checkpoint_and_its_own_status(index, whole, tmp_path, number, times, status):
+    """Also where SIGTERM comes twice: a cluster's scheduler sends it to all, and then torchrun does."""
     run_dir = tmp_path / "part"
-    done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 6, number)
+    done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 6, number, times=times)
     assert done.returncode == status, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert errors == [
@@ -126,16 +131,84 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_it_taken(index, whol
     assert "step 1 of the next" in out
     _assert_same(whole, run_dir)
     assert not list(newer.parent.glob(".*.tmp"))
-    for path in Checkpoints(run_dir).paths():
-        path.write_bytes(path.read_bytes()[:100])
-    assert "holds no checkpoint that can be read" in run_error("eval", "--run", run_dir, "--checkpoint", "last")
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(index, tmp_path):
+    run_dir = tmp_path / "run"
+    run_ok("train", *_args(index, run_dir))
+    one, two = Checkpoints(run_dir).paths()
+    one.write_bytes(one.read_bytes()[:100])
+    content = two.read_bytes()
+    assert content.count(b'"best_epoch\\": 3') == 1  # metadata are under the checksum, too
+    two.write_bytes(content.replace(b'"best_epoch\\": 3', b'"best_epoch\\": 1'))
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    for line in (run_error("train", "--resume", "--run-dir", run_dir),
+                 run_error("eval", "--run", run_dir, "--checkpoint", "last")):  # fmt: skip
+        assert f"no checkpoint of {run_dir} is whole: {two} is damaged (its checksum differs)" in line
+    assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+
+
+def test_what_a_killed_process_left_half_written_goes(index, tmp_path):
+    run_dir = tmp_path / "run"
+    run_ok("train", *_args(index, run_dir, "--epochs", 1))
+    left = [run_dir / ".config.yaml.0a.tmp", run_dir / "best" / ".student.safetensors.0a.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    run_ok("train", "--resume", "--run-dir", run_dir)
+    assert not [p for p in left if p.exists()]
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", "run.json"])
+def test_killed_before_its_own_files_are_whole_it_begins_anew(index, whole, tmp_path, missing):
+    """Settings are written last, so that without them nothing has begun; and no one resumes half a beginning."""
+    run_dir = tmp_path / "part"
+    code = (
+        "import os\nimport cusa.train.run_dir as files\nplain = files.atomic_file\n"
+        "def killed(path):\n"
+        f"    path.name == {missing!r} and os.kill(os.getpid(), 9)\n    return plain(path)\n"
+        "files.atomic_file = killed\nfrom cusa.train.cli import main\n"
+        f"main({[str(a) for a in _args(index, run_dir)]!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    run_ok("train", *_args(index, run_dir, "--resume"))
+    _assert_same(whole, run_dir)
 
 
 def test_checkpoints_by_time(index, tmp_path):
-    run_ok("train", *_args(index, tmp_path / "run", "--checkpoint-minutes", 0, "--set", "train.checkpoint_steps=null"))
-    assert len(Checkpoints(tmp_path / "run").paths()) == 2
-    assert _interrupted(_args(index, tmp_path / "a", "--set", "train.checkpoint_minutes=0"), 3).returncode < 0
+    args = [a for a in _args(index, tmp_path / "a") if a not in ("--checkpoint-steps", 2)]
+    assert _interrupted((*args, "--checkpoint-minutes", 0), 3).returncode < 0
     assert [p.stem[-1] for p in Checkpoints(tmp_path / "a").paths()] == ["2", "3"]
+    args = [tmp_path / "b" if a == tmp_path / "a" else a for a in args]
+    assert _interrupted(args, 8).returncode < 0
+    assert [p.stem[-1] for p in Checkpoints(tmp_path / "b").paths()] == ["5"]  # the epoch's end alone
+
+
+def test_half_precision_goes_on_exactly(index, tmp_path):
+    """With the gradient scaler's state."""
+    args = ("--precision", "fp16", "--epochs", 2)
+    run_ok("train", *_args(index, tmp_path / "whole", *args))
+    assert _interrupted(_args(index, tmp_path / "part", *args), 7).returncode < 0
+    run_ok("train", "--resume", "--run-dir", tmp_path / "part")
+    _assert_same(tmp_path / "whole", tmp_path / "part")
+    one, two = (Checkpoints(tmp_path / name).newest()[0][1]["scaler"] for name in ("whole", "part"))
+    assert one == two
+    assert one["_growth_tracker"] > 0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(index, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    plain = Trainer._train_on
+
+    def step(self, batch):
+        if self.progress.step == 7:
+            self.student.image_heads["uni"][1].weight.register_hook(lambda gradient: gradient * float("nan"))
+        return plain(self, batch)
+
+    monkeypatch.setattr(Trainer, "_train_on", step)
+    line = run_error("train", *_args(index, run_dir, "--checkpoint-steps", 1))
+    assert "the gradient is not finite at step 8 (images train" in line
+    tensors = load_tensors(Checkpoints(run_dir).paths()[-1])[0]
+    assert all(torch.isfinite(t).all() for t in tensors.values())
 
 
 def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
@@ -170,7 +243,7 @@ def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     warnings = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
     assert any("checkpoint of step 6 could not be written (No space left on device)" in w for w in warnings)
-    assert any("that of step 5 stays, and training goes on" in w for w in warnings)
+    assert any("that of step 5 stays" in w for w in warnings)
     assert any("epoch 2 is the best so far and could not be saved" in w for w in warnings)
     assert any("log could not be written" in w for w in warnings)
     one, two = (load_tensors(Checkpoints(r).paths()[-1])[0] for r in (whole, run_dir))

@@ -69,9 +69,8 @@ def test_two_processes_have_the_losses_of_one_with_their_batches_joined(index, p
         assert b.pop("kind") == a.pop("kind")
         assert b == pytest.approx(a, rel=1e-4)  # recalls included: each process encoded its part of the split
     first, last = Checkpoints(tmp_path / "one").newest()[0][0], Checkpoints(tmp_path / "two").newest()[0][0]
-    if student == "clip":  # attention's key biases have rounding errors for gradients, which AdamW scales up
-        return
-    for name in (n for n in first if n.startswith(("student.", "loss."))):
+    # Attention's key biases have rounding errors for gradients, which AdamW scales up to its learning rate.
+    for name in (n for n in first if n.startswith(("student.", "loss.")) and "k_proj.bias" not in n):
         torch.testing.assert_close(last[name], first[name], rtol=1e-3, atol=1e-5)
 
 
@@ -93,13 +92,7 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
         for number, pairs in enumerate(trainer.order):
             halves = [trainer.step(trainer.pairs[part]).total for part in (pairs[:8], pairs[8:])]
             expected.append(halves[0].item())
-            trainer.optimizer.zero_grad()
-            (sum(halves) / 2).backward()
-            torch.nn.utils.clip_grad_norm_(trainer.step.parameters(), config.optim.grad_clip)
-            for group in trainer.optimizer.param_groups:
-                group["lr"] = learning_rate(epoch * 5 + number, 5, config)
-            trainer.optimizer.step()
-    trainer._lock.release()
+            assert trainer._state.descend(sum(halves) / 2, learning_rate(epoch * 5 + number, 5, config))
     assert [m["loss"] for m in _lines(tmp_path / "two", "train")] == pytest.approx(expected, rel=1e-4)
 
 
@@ -163,5 +156,5 @@ def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pict
     done = torchrun(script, *args, module=None)
     assert done.returncode != 0
     assert time.monotonic() - began < 60
-    assert "Error: image 003.jpg does not exist (the run is kept; go on with" in done.stderr
+    assert "Error: image 003.jpg does not exist (the run is kept up to step 3; go on with" in done.stderr
     assert Checkpoints(tmp_path / "run").paths()[-1].stem == "step-000000003"

@@ -1,15 +1,19 @@
 """The step: what is frozen, what memory it needs, the learning rate, TensorBoard files, grids of runs."""
 
+import time
+
 import pytest
 import torch
 
+from cusa.data.errors import CusaError
 from cusa.train.batches import Batch
 from cusa.train.config import build_config
+from cusa.train.loop import Trainer
 from cusa.train.losses import TERMS, CUSALoss
 from cusa.train.run_dir import read_metrics
 from cusa.train.step import TrainStep, make_optimizer, prepare
 from cusa.train.student import adapter_student, dual_encoder_student
-from tests.helpers import make_tiny_clip
+from tests.helpers import make_store, make_tiny_clip, run_error, run_ok
 
 CPU = torch.device("cpu")
 
@@ -22,8 +26,9 @@ def _batch(n, teacher=True, pixels=False):
     return Batch(images, texts, *rows, torch.arange(n))
 
 
-def _step(loss="cusa", **student):
-    config = build_config({"student": {"name": "adapter", "hidden_dim": 32, **student}, "loss": {"terms": TERMS[loss]}})
+def _step(loss="cusa", precision="fp32", **student):
+    student = {"name": "adapter", "hidden_dim": 32, **student}
+    config = build_config({"student": student, "loss": {"terms": TERMS[loss]}, "train": {"precision": precision}})
     torch.manual_seed(0)
     return TrainStep(adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU), config
 
@@ -34,7 +39,7 @@ def test_heads_that_no_term_uses_are_frozen(loss, frozen):
     before = {k: v.clone() for k, v in step.state_dict().items()}
     batch, state = _batch(2), torch.get_rng_state()
     step.train()
-    prepare(step, batch, 2)
+    prepare(step, batch, batch, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert step.training
     assert all(torch.equal(v, before[k]) for k, v in step.state_dict().items())
@@ -50,36 +55,40 @@ def test_parameters_that_no_embedding_depends_on_are_frozen(tmp_path):
     config = build_config({"student": {"name": str(clip)}})
     student = dual_encoder_student(config.student, str(clip), pretrained=True)[0]
     step = TrainStep(student, CUSALoss(config.loss), config, CPU)
-    prepare(step, _batch(2, pixels=True), 2)
+    prepare(step, _batch(2, pixels=True), _batch(4, pixels=True), 2)
     assert [n for n, p in step.named_parameters() if not p.requires_grad] == [
         "student.image_trunk.backbone.logit_scale"
     ]
 
 
+def _footprint(step, pairs, teacher=False):
+    return prepare(step, _batch(2, teacher), _batch(4, teacher), pairs)
+
+
 def test_the_footprint_counts_state_and_what_the_backward_pass_keeps():
-    """By hand, for one linear layer after the other: the inputs of each that need a gradient are kept."""
-    step, _ = _step("contrastive")
-    found = prepare(step, _batch(2, teacher=False), 64)
+    """By hand: what must be kept of each pair, and no more than twice that with what is small."""
+    step, _ = _step("contrastive", hidden_dim=64, embed_dim=64)
+    found = _footprint(step, 64)
     trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in step.parameters() if not p.requires_grad)
     assert found.state == 4 * (4 * trained + frozen)
-    # Per pair and modality: input of the trunk (16, 12), before and after GELU, LayerNorm's input is GELU's output,
-    # its output, the head's output and its length: at least these; at most twice as much with small things.
-    least = 4 * (16 + 12 + 2 * (3 * 32 + 32))
-    assert least <= found.activations / 64 <= 3 * least
-    twice = prepare(_step("contrastive")[0], _batch(2, teacher=False), 128)
-    assert (twice.state, twice.activations) == (found.state, 2 * found.activations)
+    # Per pair: the trunks' inputs (16, 12); in each modality GELU's input, LayerNorm's input, its output twice (a head
+    # each) and both heads' outputs, of which one goes into no loss.
+    per_pair = 4 * (16 + 12 + 2 * (64 + 64 + 64 + 64))
+    assert per_pair <= found.activations / 64 <= 2 * per_pair
 
 
-def test_more_layers_keep_more():
-    small, large = (prepare(_step(hidden_dim=d)[0], _batch(4), 8) for d in (32, 320))
-    assert large.activations > 4 * small.activations
+def test_copies_of_weights_under_autocast_do_not_count_for_every_pair():
+    """What half precision keeps of 4,096 pairs is less than single precision does."""
+    sizes = {}
+    for precision in ("fp32", "bf16"):
+        step, _ = _step(hidden_dim=512, precision=precision)
+        sizes[precision] = _footprint(step, 4096, teacher=True).activations
+    assert 0.4 < sizes["bf16"] / sizes["fp32"] < 1
 
 
 def test_tensorboard_files_hold_what_the_log_does(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from tests.helpers import make_store, run_ok
 
     index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
     args = ("--embeddings", index, "--student", "adapter", "--batch-size", 16, "--run-dir", run_dir, "--tensorboard")
@@ -94,9 +103,30 @@ def test_tensorboard_files_hold_what_the_log_does(tmp_path):
         assert [v for _, v in found] == pytest.approx([v for _, v in logged], rel=1e-6)
 
 
-def test_tensorboard_must_be_installed(tmp_path, monkeypatch):
-    from tests.helpers import make_store, run_error
+def test_a_resumed_run_has_no_step_twice_in_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
+    args = ("--embeddings", index, "--student", "adapter", "--batch-size", 16, "--run-dir", run_dir, "--tensorboard")
+    args = (*args, "--epochs", 2, "--set", "train.log_every=1")
+    plain = Trainer._train_on
+
+    def stopped(self, batch):
+        if self.progress.step == 8:
+            raise CusaError("stopped")  # three steps after the checkpoint
+        return plain(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train_on", stopped)
+        run_error("train", *args)
+    time.sleep(1.1)  # files are told apart by the second
+    run_ok("train", "--resume", "--run-dir", run_dir)
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
+
+
+def test_tensorboard_must_be_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     index = make_store(tmp_path / "store")
     args = ("--embeddings", index, "--student", "adapter", "--batch-size", 16, "--run-dir", tmp_path / "run")
