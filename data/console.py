@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -77,8 +78,11 @@ class Besides(click.Command):
             formatter.write_dl([(f"{name} {n}", c.get_short_help_str(120)) for n, c in self.others.items()])
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """The user or the system asked the run to stop; carries the signal's number, and how far it got."""
+class Stopped(BaseException):
+    """The user or the system asked the run to stop; carries the signal's number, and how far it got.
+
+    No ``Exception``: while libraries are imported or set up, theirs must not catch it.
+    """
 
     def __init__(self, number: int, progress: str = "") -> None:
         super().__init__(progress)
@@ -90,15 +94,19 @@ def stop_signals() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and Ctrl-C wait until the work at hand is in a good place.
 
     Yields a function that raises :class:`Stopped` once one of them has come. Before it is called for the first time,
-    while nothing is at hand yet, a signal raises :class:`Stopped` at once. A second Ctrl-C acts as it usually does; a
-    second SIGTERM changes nothing, since launchers send several.
+    while nothing is at hand yet, a signal raises :class:`Stopped` at once. A second Ctrl-C acts as it usually does, if
+    it comes more than a second later; more SIGTERMs change nothing. (Launchers pass on what their processes got, too.)
     """
     came: list[int] = []
+    first = 0.0
     at_work = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def remember(number: int, _frame: FrameType | None) -> None:
-        if came and number == signal.SIGINT:
+        nonlocal first
+        if not came:
+            first = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - first > 1:
             restore()
             signal.raise_signal(number)
         came.append(number)

@@ -34,7 +34,7 @@ def load_image(path: Path, at_least: int | None = None) -> Image.Image:
                 if at_least is not None:
                     image.draft(None, (at_least, at_least))  # does nothing but to JPEGs
                 image.load()
-                return _eight_bit(image)
+                return eight_bit(image)
     except FileNotFoundError:
         raise CusaError(f"image {path} does not exist; check the image root (--image-root)") from None
     except UnidentifiedImageError:
@@ -45,8 +45,12 @@ def load_image(path: Path, at_least: int | None = None) -> Image.Image:
         raise CusaError(f"image {path} cannot be decoded ({error}); replace or remove it") from None
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Pillow would clip 16-bit grey to white, and resize black-and-white without grey levels."""
+def eight_bit(image: Image.Image) -> Image.Image:
+    """An image of 8 bits per channel: Pillow would clip 16-bit grey to white, and resize black-and-white without greys.
+
+    Raises:
+        CusaError: If its pixels are floating-point numbers.
+    """
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode == "F":

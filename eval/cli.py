@@ -110,11 +110,11 @@ def search(query: str, folder: Path | None, run: Path | None, k: int, out: Path 
     opened = SearchIndex.open(folder or latest_index(Path("runs")))
     run = run or Path(opened.summary.student)
     found = answer(load_student(run, pick_device(device)), opened, query, k, str(run))
-    out = out or opened.folder.parent / "search.html"
+    for hit in found.hits:
+        _print(f"{hit.rank:3} {hit.similarity:6.3f}  {hit.item.text}{'  (the query itself)' if hit.is_query else ''}")
+    out = out or opened.folder.resolve().parent / "search.html"
     write_contact_sheet(out, found)
-    own = "  (the query itself)"
-    lines = [f"{h.rank:3} {h.similarity:6.3f}  {h.item.text}{own if h.is_query else ''}" for h in found.hits]
-    _print("\n".join([*lines, f"page: {out.resolve()}"]))
+    _print(f"page: {out.resolve()}")
 
 
 main.others |= {"index": index, "search": search}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError
-from cusa.data.images import load_image
+from cusa.data.images import eight_bit, load_image
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.encode import Rows, embed
@@ -61,7 +61,7 @@ class StudentEncoder:
 
         Raises:
             CusaError: If a file is missing or no image, or an adapter's encoder cannot be loaded.
-            ValueError: If ``head`` is neither.
+            ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         if isinstance(images, (str, Path, Image.Image)):
             return self.encode_image([images], head)[0]
@@ -80,7 +80,7 @@ class StudentEncoder:
 
         Raises:
             CusaError: If an adapter's encoder cannot be loaded.
-            ValueError: If ``head`` is neither.
+            ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         if isinstance(texts, str):
             return self.encode_text([texts], head)[0]
@@ -97,12 +97,14 @@ class StudentEncoder:
     def _rows(
         self, encode: Callable[[Any], Features], read: Callable[[Any], Any], items: Sequence[Any], batch_size: int
     ) -> Rows:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
         parts = [embed(encode, read(batch), self._device) for batch in batches]
         return {h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)]) for h in HEADS}
 
     def _image_inputs(self, images: Iterable[ImageLike]) -> torch.Tensor:
-        opened = [image if isinstance(image, Image.Image) else load_image(Path(image)) for image in images]
+        opened = [eight_bit(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in images]
         if self._processors is not None:
             return self._processors.pixels(opened)
         teacher, stored = self._image_encoder, self.origin.provenance.encoders["image"]

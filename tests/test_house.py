@@ -25,7 +25,7 @@ def _imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", sorted(ROOMS))
 def test_rooms_import_only_what_they_may(room):
     files = list((ROOT / room).rglob("*.py"))
     assert files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -279,14 +280,15 @@ class Loader(Generic[T]):
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_the_parent,
             multiprocessing_context=start_method if workers else None,
             # Its own, or the workers' seed would be drawn from the stream that dropout draws from.
             generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[T]:
-        for item in self._loader:
+        with _signals_blocked():
+            items = iter(self._loader)
+        for item in items:
             if isinstance(item, CusaError):
                 raise item
             yield item
@@ -298,9 +300,14 @@ class Loader(Generic[T]):
             self._loader._iterator = None
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # DataLoader's workers end by themselves when the parent does
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Worker processes that begin here never get SIGINT or SIGTERM, not even while they begin: this process decides."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Guarded(Dataset[Any]):

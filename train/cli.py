@@ -143,12 +143,14 @@ def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, ch
     workers = config.train.workers
     if workers is None:
         workers = default_workers(config.student.name == "adapter", int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    reporters: list[Reporter] = []
-    if config.train.tensorboard and processes.leads:
-        from cusa.train.tensorboard import TensorBoardReporter
-
-        reporters.append(TensorBoardReporter())
+    bar = progress(quiet=not processes.leads)
     with processes.all_or_none():
+        shown = _BarReporter(bar)
+        reporters: list[Reporter] = [shown]
+        if config.train.tensorboard and processes.leads:
+            from cusa.train.tensorboard import TensorBoardReporter
+
+            reporters.append(TensorBoardReporter(shown.warned))
         trainer = Trainer(config, processes, workers, run_dir, resume)
     screen = console(quiet=not processes.leads)
     _summary(screen, trainer)
@@ -160,8 +162,8 @@ def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, ch
             return stopped.signal
         return 0
 
-    with progress(quiet=not processes.leads) as bar:
-        stopped_by = trainer.fit([_BarReporter(bar), *reporters], stop)
+    with bar:
+        stopped_by = trainer.fit(reporters, stop)
     done = trainer.progress
     if stopped_by:
         kept = f"step {trainer.saved_step:,} is kept" if trainer.saved_step else "nothing is kept yet"
@@ -255,9 +257,10 @@ def _resolve(given: _Given, flags: dict[str, Any]) -> Config:
     from cusa.train.config import build_config, load_config_file, load_preset, merge, parse_settings
 
     over = load_config_file(given.config_file) if given.config_file else {}
-    over = merge(merge(over, parse_settings(given.settings)), flags)
+    over = merge(over, parse_settings(given.settings))
     if given.embeddings is not None:
         over = merge(over, {"data": {"embeddings": str(given.embeddings)}})
+    over = merge(over, flags)
     preset = given.preset
     if preset is None:
         data, student = (over[k] if isinstance(over.get(k), dict) else {} for k in ("data", "student"))

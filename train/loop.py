@@ -21,7 +21,7 @@ from cusa.data.store import EmbeddingStore
 from cusa.train.batches import Batch, EpochOrder, Loader, on_device
 from cusa.train.card import write_card
 from cusa.train.config import Config, differing
-from cusa.train.encode import encode_split, validation_scores
+from cusa.train.encode import SplitEmbeddings, encode_split, validation_scores
 from cusa.train.losses import CUSALoss, LossTerms
 from cusa.train.processes import Processes
 from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, save_run
@@ -137,6 +137,7 @@ class Trainer:
         self._reporters: Sequence[Reporter] = ()
         self._stop: Callable[[], int] = lambda: 0
         self._timed_from = time.perf_counter(), self.progress.step
+        self._lost_best = 0  # epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -177,9 +178,18 @@ class Trainer:
                 if self.processes.leads:
                     held.enter_context(FolderLock(self.run_dir))
             self._begin()
-            while not self.finished:
-                if signal := self._train_epoch(loader) or self._validate():
-                    return signal
+            try:
+                while not self.finished:
+                    if signal := self._train_epoch(loader) or self._validate():
+                        return signal
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing to save.
+                problem = "a process that reads batches was killed, for want of memory perhaps (fewer --workers)"
+                raise CusaError(self._going_on(problem)) from None
+        if lost := self._lost_at_the_end():
+            raise CusaError(lost)
         return 0
 
     def _begin(self) -> None:
@@ -320,16 +330,16 @@ class Trainer:
                 processes=self.processes,
                 check=check,
             )
-            with self.processes.all_or_none():
-                scores = validation_scores(embeddings) if self.processes.leads else {}
         except _Stopped:
             self._save_checkpoint()
             return self._stop()
         except CusaError as error:
             self._save_checkpoint()
             raise CusaError(self._going_on(str(error))) from None
-        # From here on it is the leading process that says how it went.
         epoch = self.progress.epoch + 1
+        with self.processes.all_or_none():
+            scores = self._scores(embeddings, epoch) if self.processes.leads else {}
+        # From here on it is the leading process that says how it went.
         best = bool(scores) and scores["rsum"] > self.progress.best_rsum and self._save_best(epoch, scores)
         scores, best = self.processes.everyones((scores, best))[0]
         self.progress.epoch = epoch
@@ -342,6 +352,14 @@ class Trainer:
             reporter.validated(metrics)
         return 0
 
+    def _scores(self, embeddings: SplitEmbeddings, epoch: int) -> dict[str, float]:
+        try:
+            return validation_scores(embeddings)
+        except CusaError as error:  # not finite
+            raise CusaError(
+                f"epoch {epoch} cannot be validated: {error}; begin a new run with a lower optim.lr"
+            ) from None
+
     def _save_best(self, epoch: int, scores: dict[str, float]) -> bool:
         folder, origin = self.run_dir / BEST_FOLDER, self._origin(epoch, scores)
         try:
@@ -349,8 +367,21 @@ class Trainer:
             write_card(folder, origin)
         except OSError as error:
             self._warn(f"epoch {epoch} is the best so far and could not be saved ({_reason(error)}); training goes on")
+            self._lost_best = epoch
             return False
+        self._lost_best = 0
         return True
+
+    def _lost_at_the_end(self) -> str:
+        """What the last epoch leaves that could not be written; empty if nothing."""
+        if self.saved_step < self.progress.step:
+            return self._going_on("training is done, but its end could not be saved; make room")
+        if self._lost_best:
+            return (
+                f"training is done, but the student of epoch {self._lost_best}, the best one, could not be saved; "
+                f"{self.run_dir / BEST_FOLDER} holds that of epoch {self.progress.best_epoch or 'none'}"
+            )
+        return ""
 
     # --- checkpoints
 

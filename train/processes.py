@@ -84,7 +84,7 @@ class Processes:
         """If the block fails in one process, it fails in all."""
         try:
             yield
-        except Exception:
+        except BaseException:
             self.most([1])
             raise
         if self.most([0])[0]:

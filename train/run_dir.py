@@ -85,7 +85,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Oldest first."""
-        return sorted(self._folder.glob("step-*.safetensors"))
+        return sorted(self._folder.glob(f"step-{'[0-9]' * 9}.safetensors"))
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
         """Write one; the oldest goes once the new one is whole.

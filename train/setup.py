@@ -50,6 +50,7 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
         ),
         student=replace(
             student,
+            name=str(Path(student.name).absolute()) if Path(student.name).is_dir() else student.name,
             image_encoder=e.get("image", student.image_encoder),
             text_encoder=e.get("text", student.text_encoder),
         ),
@@ -77,6 +78,8 @@ def make_student(
     if config.student.name == "adapter":
         dims = (provenance.encoders[m].settings.dim for m in _MODALITIES)
         return adapter_student(config.student, *dims), None, None
+    if begun_in is not None and not (begun_in / "config.json").is_file():
+        raise CusaError(f"{begun_in} lacks the student's config.json; restore it, or train again in another --run-dir")
     source = config.student.name if begun_in is None else str(begun_in)
     return dual_encoder_student(config.student, source, pretrained=begun_in is None)
 

@@ -65,12 +65,16 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
             raise CusaError(f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2")
         if name not in SHORT and "." not in name:
             raise CusaError(f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as loss.alpha")
-        if name in grid or len(set(values.split(","))) != len(values.split(",")):
-            raise CusaError(f"--sweep {axis}: an axis or a value is there twice")
+        if SHORT.get(name, name) in {SHORT.get(n, n) for n in grid}:
+            raise CusaError(f"--sweep {axis}: this setting is there twice")
+        if name == "train.device":
+            raise CusaError(f"--sweep {axis}: all runs of a grid are on one device; pass --device")
         grid[name] = values.split(",")
     cells = [
         Cell(v, _settings(v)) for v in (dict(zip(grid, c, strict=True)) for c in itertools.product(*grid.values()))
     ]
+    if any(cell.settings == other.settings for cell, other in itertools.combinations(cells, 2)):
+        raise CusaError("--sweep: a value is there twice")
     if len({cell.name for cell in cells}) < len(cells):
         raise CusaError("--sweep: two of its values would share a folder; name them more differently")
     return cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cusa.data.errors import CusaError
@@ -17,16 +18,19 @@ FOLDER = "tensorboard"
 class TensorBoardReporter:
     """Writes what a run logs to ``tensorboard/`` in its directory.
 
+    Args:
+        warn: Told once if the files cannot be written; training goes on without them.
+
     Raises:
         CusaError: If the tensorboard package is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[str], None]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise CusaError("--tensorboard needs the package tensorboard; pip install 'cusa[tensorboard]'") from None
-        self._make = SummaryWriter
+        self._make, self._warn = SummaryWriter, warn
         self._writer: SummaryWriter | None = None
 
     def started(self, trainer: Trainer) -> None:
@@ -45,8 +49,13 @@ class TensorBoardReporter:
         """Nothing: warnings are for the screen."""
 
     def _write(self, section: str, metrics: dict[str, Any]) -> None:
-        assert self._writer is not None
-        for name, value in metrics.items():
-            if name not in ("kind", "step", "epoch", "best"):
-                self._writer.add_scalar(f"{section}/{name}", value, metrics["step"])
-        self._writer.flush()
+        if self._writer is None:
+            return
+        try:
+            for name, value in metrics.items():
+                if name not in ("kind", "step", "epoch", "best"):
+                    self._writer.add_scalar(f"{section}/{name}", value, metrics["step"])
+            self._writer.flush()
+        except OSError as error:
+            self._writer = None
+            self._warn(f"the TensorBoard files could not be written ({error.strerror or error}); they end here")

@@ -47,7 +47,7 @@ def test_new_images_and_texts_get_the_embeddings_that_evaluation_has(runs, kind)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "dual"])
-def test_one_or_many_paths_or_pictures(runs, kind):
+def test_one_or_many_paths_or_pictures(runs, tmp_path, kind):
     student = cusa.load_student(runs / kind / "best", device="cpu")
     path = runs / "data" / "003.jpg"
     many = student.encode_image([path, str(path), Image.open(path)])
@@ -55,6 +55,11 @@ def test_one_or_many_paths_or_pictures(runs, kind):
     np.testing.assert_allclose(student.encode_image(str(path)), many[1], atol=1e-6)
     np.testing.assert_allclose(many[2], many[0], atol=1e-6)
     assert student.encode_text("a picture").shape == (8,)
+    Image.fromarray(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "deep.png")
+    deep = student.encode_image([tmp_path / "deep.png", Image.open(tmp_path / "deep.png")])
+    np.testing.assert_allclose(deep[1], deep[0], atol=1e-6)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        student.encode_text(["a"], batch_size=0)
     assert student.encode_text([]).shape == student.encode_image([]).shape == (0, 8)
     with pytest.raises(ValueError, match="head must be one of cross, uni, got 'both'"):
         student.encode_text("a", head="both")

@@ -251,6 +251,74 @@ def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
     assert json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 3
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("checkpoints", "its end could not be saved; make room"),
+        ("best", "the student of epoch 3, the best one, could not be saved"),
+    ],
+)
+def test_what_is_lost_at_the_end_is_an_error(index, tmp_path, monkeypatch, what, message):
+    from cusa.train import run_dir as files
+    from cusa.train import saved
+
+    def full(path, *_args):
+        if what == "checkpoints" or _args[-1]["epoch"] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save_tensors(path, *_args)
+
+    monkeypatch.setattr(files if what == "checkpoints" else saved, "save_tensors", full)
+    line = run_error("train", *_args(index, tmp_path / "run"))
+    assert message in line
+    if what == "best":
+        assert "holds that of epoch 2" in line
+        assert load_saved(tmp_path / "run").origin.epoch == 2
+
+
+def test_a_reader_that_is_killed_is_an_error_with_a_way_on(index, tmp_path, monkeypatch):
+    plain = Trainer._train_on
+
+    def step(self, batch):
+        if self.progress.step == 7:
+            import multiprocessing
+            import os
+
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+        return plain(self, batch)
+
+    monkeypatch.setattr(Trainer, "_train_on", step)
+    line = run_error("train", *_args(index, tmp_path / "run", "--workers", 1, "--epochs", 50))
+    assert "a process that reads batches was killed, for want of memory perhaps" in line
+    assert "go on with: cusa-train --resume" in line
+
+
+def test_a_relative_student_is_found_from_anywhere(tmp_path, monkeypatch):
+    manifest = make_pairs(tmp_path / "data", n=16)
+    make_tiny_clip(tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    run_ok("precompute", "--dataset", manifest, "--teacher", "vit=clip", "--teacher", "minilm", "--out", "store.h5")
+    args = ("--embeddings", "store.h5", "--student", "clip", "--run-dir", "run", "--batch-size", 6, "--epochs", 1)
+    assert _interrupted(args, 1).returncode == -signal.SIGKILL  # before the first checkpoint
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run_ok("train", "--resume", "--run-dir", tmp_path / "run")
+    (tmp_path / "run" / "best" / "config.json").unlink()
+    line = run_error("train", "--resume", "--run-dir", tmp_path / "run")
+    assert "lacks the student's config.json; restore it" in line
+
+
+def test_a_copy_of_a_checkpoint_is_left_alone(index, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    assert _interrupted(_args(index, run_dir), 9).returncode < 0
+    path = Checkpoints(run_dir).paths()[0]
+    mine = path.with_name("step-mine.safetensors")
+    mine.write_bytes(path.read_bytes())
+    run_ok("train", "--resume", "--run-dir", run_dir)
+    _assert_same(whole, run_dir)
+    assert mine.exists()
+
+
 def test_a_log_that_could_not_be_written_is_written_later_whole(tmp_path, monkeypatch):
     from pathlib import Path
 

@@ -126,6 +126,18 @@ def test_a_resumed_run_has_no_step_twice_in_tensorboard(tmp_path):
     assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
 
 
+def test_tensorboard_files_that_cannot_be_written_end_and_training_goes_on(tmp_path, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "flush", full)
+    args = ("--embeddings", make_store(tmp_path / "store"), "--student", "adapter", "--batch-size", 16, "--epochs", 2)
+    out = run_ok("train", *args, "--run-dir", tmp_path / "run", "--tensorboard")
+    assert out.count("Warning: the TensorBoard files could not be written (No space left on device)") == 1
+
+
 def test_tensorboard_must_be_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     index = make_store(tmp_path / "store")

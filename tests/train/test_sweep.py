@@ -32,6 +32,9 @@ def test_a_grid_is_every_combination_the_last_axis_fastest():
         (["loss=cosine"], "legal are contrastive, csa, usa, cusa"),
         (["seed=0", "seed=1"], "is there twice"),
         (["seed=1,1"], "is there twice"),
+        (["seed=0,00"], "is there twice"),
+        (["seed=0", "train.seed=1"], "is there twice"),
+        (["train.device=cpu,cuda"], "pass --device"),
         (["student=a/b,a-b"], "would share a folder"),
     ],
 )

@@ -1,0 +1,235 @@
+"""What teacher rows add to loading: batches of decoded images and tokenised captions, with and without them.
+
+    python benchmarks/loading.py --out benchmarks/results/loading.json
+
+The trainer's own loader over a store of COCO's size (113,287 images x 512, 566,435 captions x 768, float16, made up),
+with CLIP's preprocessing at 224 px, against the same loader over the same pairs without teachers. The two take turns,
+each turn with other pairs; the figure is the median over rounds of the two rates beside each other. Reading rows takes
+microseconds where a batch takes seconds, so the rows are also gathered by themselves: their share of a batch's time.
+The image paths of the store repeat a few hundred pictures: made-up ones of 640 x 480, or those of --images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import platform
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from cusa.data.console import cpu_count, quiet_libraries
+from cusa.data.index import Index, SplitTable, TeacherEntry, write_index
+from cusa.data.records import Record
+from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.shards import ShardHeader, write_shard
+from cusa.data.store import EmbeddingStore
+from cusa.train.batches import Batch, EpochOrder, Loader, Pairs, open_sources
+from cusa.train.student import Processors
+
+from timing import in_turns
+
+SIZES = {"train": 113_287, "val": 5_000}
+CAPTIONS_PER_IMAGE = 5
+TEACHERS = {"unicom": ("image", 512), "mpnet": ("text", 768)}
+WORDS = tuple(f"w{i}" for i in range(2000))
+PICTURES = 256
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What a run was measured on."""
+    found: dict[str, Any] = {"machine": platform.platform(), "torch": torch.__version__, "cores": cpu_count()}
+    return found | {"gpu": torch.cuda.get_device_name()} if device == "cuda" else found
+
+
+def paired(found: dict[str, list[float]], name: str, base: str) -> float:
+    """Median over rounds of one way's seconds over another's beside it."""
+    return statistics.median(a / b for a, b in zip(found[name], found[base], strict=True))
+
+
+@contextlib.contextmanager
+def folder_of(store: Path | None) -> Iterator[Path]:
+    """The folder that the store is kept in, or a temporary one."""
+    if store is not None:
+        store.mkdir(parents=True, exist_ok=True)
+        yield store
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def make_pictures(folder: Path) -> None:
+    """Made-up JPEG files of COCO's usual 640 x 480, smooth with some noise: about as long to decode as a photograph."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for i in range(PICTURES):
+        coarse = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize((640, 480), Image.BICUBIC)
+        noisy = np.asarray(coarse) + rng.normal(0, 8, (480, 640, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.jpg", quality=90)
+
+
+def made_up_records(split: str, n: int, paths: Sequence[str]) -> list[Record]:
+    """So many images of a split, whose files repeat, with captions of 8 to 13 words."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(8, 14, n * CAPTIONS_PER_IMAGE).tolist()
+    words = iter(rng.integers(0, len(WORDS), sum(lengths)).tolist())
+    texts = [" ".join(WORDS[w] for w in itertools.islice(words, length)) for length in lengths]
+    return [
+        Record(
+            f"{split}{i}",
+            paths[i % len(paths)],
+            tuple(texts[i * CAPTIONS_PER_IMAGE : (i + 1) * CAPTIONS_PER_IMAGE]),
+            tuple(f"{split}{i}#{c}" for c in range(CAPTIONS_PER_IMAGE)),
+        )
+        for i in range(n)
+    ]
+
+
+def coco_size_store(folder: Path, images: Path | None = None) -> Path:
+    """A store of COCO's size with made-up rows; made once per folder.
+
+    Args:
+        folder: Where it lies.
+        images: Folder of the pictures that its image paths repeat; ``None``: made-up ones.
+
+    Returns:
+        Its index.
+    """
+    index = folder / "store.h5"
+    if index.exists():
+        return index
+    root = (images or folder / "images").resolve()
+    if images is None and not root.exists():
+        make_pictures(root)
+    paths = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))
+    splits = {s: SplitTable.of(made_up_records(s, n, paths), None) for s, n in SIZES.items()}
+    rng = np.random.default_rng(0)
+    entries = {}
+    for name, (modality, dim) in TEACHERS.items():
+        settings = TeacherSettings(modality, "made up", "0" * 64, {}, "none", "fp32", dim, "float16", True)
+        shards: dict[str, tuple[Any, ...]] = {}
+        for split, table in splits.items():
+            for start, stop in shard_ranges(table.n_rows(modality), SHARD_ROWS):
+                rows = rng.standard_normal((stop - start, dim), np.float32)
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+                header = ShardHeader(name, split, table.fingerprint, start, stop, settings)
+                file = f"{shard_folder(index).name}/{shard_name(name, split, start, stop)}"
+                info = write_shard(folder, file, header, rows.astype(np.float16), [])
+                shards[split] = (*shards.get(split, ()), info)
+        entries[name] = TeacherEntry(settings, shards)
+    write_index(index, Index("made up", root, splits, entries))
+    return index
+
+
+def save_processors(folder: Path) -> Processors:
+    """CLIP's image preprocessing and a tokeniser of the made-up words, saved and as the trainer has them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    vocabulary = {word: i for i, word in enumerate((*special.values(), *WORDS))}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, model_max_length=77, **special)
+    found = Processors(CLIPImageProcessorPil(), tokenizer, 77, "longest")
+    found.save(folder)
+    return found
+
+
+class Part:
+    """Some batches of an epoch, and those of the next one when iterated again."""
+
+    def __init__(self, order: EpochOrder, batches: int) -> None:
+        self._order, self._batches = order, batches
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        self._order.epoch += 1
+        return itertools.islice(iter(self._order), self._batches)
+
+
+def measure(pairs: dict[str, Pairs], workers: int, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
+    """Rates with so many workers, by way."""
+    loaders = {
+        name: Loader[Batch](p, Part(EpochOrder(len(p), batch_size, seed=0), batches), workers)
+        for name, p in pairs.items()
+    }
+
+    def read(loader: Loader[Batch]) -> None:
+        for _ in loader:
+            pass
+
+    found = in_turns({name: lambda x=loader: read(x) for name, loader in loaders.items()}, rounds)  # type: ignore[misc]
+    for loader in loaders.values():
+        loader.close()
+    return {
+        "batches_per_s": {name: batches / statistics.median(times) for name, times in found.items()},
+        "rate_with_over_without": paired(found, "without", "with"),
+        "rounds_s": found,
+    }
+
+
+@click.command()
+@click.option("--batch-size", default=128)
+@click.option("--batches", default=8, help="A turn's.")
+@click.option("--rounds", default=11)
+@click.option("--workers", multiple=True, default=(0, 2), type=int)
+@click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the store in.")
+@click.option("--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat.")
+@click.option("--out", type=click.Path(path_type=Path))
+def main(
+    batch_size: int,
+    batches: int,
+    rounds: int,
+    workers: tuple[int, ...],
+    store: Path | None,
+    images: Path | None,
+    out: Path | None,
+) -> None:
+    """Measure, print a table, write the figures to --out."""
+    quiet_libraries()
+    with folder_of(store) as folder:
+        opened = EmbeddingStore(coco_size_store(folder, images))
+        processors = save_processors(folder / "clip")
+        sources = open_sources(
+            opened, "train", encoders=None, processors=processors, image_root=None, normalizer_name="albef"
+        )
+        teachers = (opened.embeddings("unicom", "train"), opened.embeddings("mpnet", "train"))
+        pairs = {"without": Pairs(*sources, None), "with": Pairs(*sources, teachers)}
+        by_workers = {n: measure(pairs, n, batch_size, batches, rounds) for n in workers}
+        order = Part(EpochOrder(len(pairs["with"]), batch_size, seed=0), 100)
+        turns = iter([[pairs["with"].rows(numbers) for numbers in order] for _ in range(rounds + 1)])
+
+        def gather() -> None:
+            for rows in next(turns):
+                for teacher, numbers in zip(teachers, rows, strict=True):
+                    torch.from_numpy(teacher.gather(numbers))
+
+        rows_s = statistics.median(in_turns({"rows": gather}, rounds)["rows"]) / len(order)
+    results = machine() | {"batch_size": batch_size, "batches": batches, "rows_alone_s_per_batch": rows_s}
+    table = Table("workers", "batches/s without", "with rows", "with / without", "rows alone / batch")
+    for n, found in by_workers.items():
+        rates = found["batches_per_s"]
+        found["rows_alone_share"] = rows_s * rates["without"]
+        ratio, share = found["rate_with_over_without"], found["rows_alone_share"]
+        table.add_row(str(n), f"{rates['without']:.3f}", f"{rates['with']:.3f}", f"{ratio:.4f}", f"{share:.2e}")
+    Console(width=110).print(table)
+    if out is not None:
+        out.write_text(json.dumps(results | {"workers": by_workers}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
