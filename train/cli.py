@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 @click.option("--checkpoint-steps", type=click.IntRange(1), help="Save all that --resume needs every so many steps.")
 @click.option("--checkpoint-minutes", type=click.FloatRange(0), help="The same by time.  [default: 10]")
 @click.option("--tensorboard", is_flag=True, default=None, show_default=False, help="Write TensorBoard files, too.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: runs/DATASET-STUDENT-LOSS-seedN-TIME]")
+@click.option("--run-dir", type=click.Path(path_type=Path),
+              help="[default: runs/DATASET-STUDENT-LOSS-seedN-TIME; of a sweep, runs/DATASET-sweep-HASH]")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of --run-dir.")
 @click.option("--sweep", metavar="NAME=A,B,... [NAME=...]",
               help="Train every combination, one after the other: --sweep loss=csa,cusa seed=0,1,2. Run it again to "
@@ -182,15 +184,13 @@ def _sweep(axes: tuple[str, ...], given: _Given, folder: Path | None, check_stop
     from rich.table import Table
 
     from cusa.data.console import console, pick_device
-    from cusa.data.errors import CusaError
     from cusa.train.config import merge
     from cusa.train.processes import Processes
     from cusa.train.sweep import figures, parse_grid, summarize
 
-    if folder is None:
-        raise CusaError("--sweep: pass --run-dir, the folder for all its runs; the same command then goes on with it")
     cells = parse_grid(axes)
     configs = [_resolve(given, merge(_flag_settings(given.flags), cell.settings)) for cell in cells]
+    folder = folder or _default_sweep_dir(configs)
     with closing(Processes(pick_device(configs[0].train.device))) as processes:
         for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
             if processes.leads:
@@ -299,6 +299,15 @@ def _default_run_dir(config: Config) -> Path:
     loss = next((n for n, terms in TERMS.items() if set(terms) == set(config.loss.terms)), "-".join(config.loss.terms))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{dataset}-{student}-{loss}-seed{config.train.seed}-{stamp}"
+
+
+def _default_sweep_dir(configs: list[Config]) -> Path:
+    """The same for the same runs, so that the same command goes on with them."""
+    from cusa.data.store import EmbeddingStore
+    from cusa.train.config import deciding
+
+    digest = hashlib.sha256(repr([deciding(config) for config in configs]).encode()).hexdigest()[:8]
+    return Path("runs") / f"{EmbeddingStore(configs[0].data.embeddings).dataset}-sweep-{digest}"
 
 
 def _summary(screen: Any, trainer: Trainer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -303,12 +303,18 @@ _FREE = {
 
 def differing(a: Config, b: Config) -> list[str]:
     """Names of the settings that differ, with both values; those that do not decide what a run computes left out."""
-    return [
-        line for line in _differing(dataclasses.asdict(a), dataclasses.asdict(b), "") if line.split()[0] not in _FREE
-    ]
+    one, two = deciding(a), deciding(b)
+    return [f"{name} ({one[name]!r} / {two[name]!r})" for name in one if one[name] != two[name]]
 
 
-def _differing(a: Any, b: Any, prefix: str) -> list[str]:
-    if isinstance(a, Mapping):
-        return [line for key in a for line in _differing(a[key], b[key], f"{prefix}.{key}" if prefix else key)]
-    return [] if a == b else [f"{prefix} ({a!r} / {b!r})"]
+def deciding(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run computes, by full name."""
+    return {name: value for name, value in _flat(dataclasses.asdict(config), "") if name not in _FREE}
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, part in value.items():
+        yield from _flat(part, f"{name}.{key}" if name else key)

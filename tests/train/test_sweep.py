@@ -96,11 +96,23 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
     assert rows[1]["std"]["last"]["rsum"] == pytest.approx(statistics.stdev(last))
 
 
+def test_without_a_folder_the_same_command_finds_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = [a for a in _sweep(make_store(tmp_path / "store"), "DIR") if a not in ("--run-dir", "DIR")]
+    run_ok("train", *args[:-1], "seed=0")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("made-up-sweep-")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("best/student.safetensors")}
+    run_ok("train", *args[:-1], "seed=0")
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("best/student.safetensors")} == before
+    run_ok("train", *args[:-1], "seed=1")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
 def test_bad_sweeps(tmp_path):
     index = make_store(tmp_path / "store")
     args = _sweep(index, tmp_path / "s")
     assert "leave out --resume" in run_error("train", *args, "--resume")
-    assert "pass --run-dir" in run_error("train", "--embeddings", index, "--sweep", "seed=0,1")
     line = run_error("train", *args[:-1], "train.sed=1")
     assert "unknown setting train.sed" in line
     assert not (tmp_path / "s").exists()
