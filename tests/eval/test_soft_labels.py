@@ -151,7 +151,7 @@ def test_agreement_of_equal_opposite_and_constant_teachers():
     same = agreement(s, s, ids)
     assert (same.pearson, same.spearman, same.overlap, same.kl) == pytest.approx((1, 1, 1, 0))
     assert agreement(s, -s, ids).spearman == pytest.approx(-1)
-    assert agreement(s, s**3, ids).spearman == pytest.approx(1)
+    assert agreement(s, s**3, ids).spearman == pytest.approx(1, abs=1e-4)  # cosines are ranked to five decimals
     assert math.isnan(agreement(s, torch.ones(30, 30), ids).pearson)
     one_image = agreement(s, s, torch.zeros(30, dtype=torch.int64))
     assert all(math.isnan(v) for v in (one_image.pearson, one_image.spearman, one_image.overlap, one_image.chance))
