@@ -105,6 +105,9 @@ class Trainer:
         self.store = EmbeddingStore(config.data.embeddings)
         self.config, self.provenance = resolve(config, self.store)
         self._checkpoints, self._log = Checkpoints(run_dir), MetricsLog(run_dir)
+        resume = resume and begun(run_dir)
+        if resume:  # before the student is made: it may be another one
+            self._refuse_another_run()
         begun_in = run_dir / BEST_FOLDER if resume and self._checkpoints.paths() else None
         seed, device = config.train.seed, processes.device
         torch.manual_seed(seed)
@@ -182,10 +185,11 @@ class Trainer:
                 while not self.finished:
                     if signal := self._train_epoch(loader) or self._validate():
                         return signal
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
-                # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing to save.
+                # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing to save. If it
+                # was just taking a batch from the process, all that it sees is that their connection ended.
                 problem = "a process that reads batches was killed, for want of memory perhaps (fewer --workers)"
                 raise CusaError(self._going_on(problem)) from None
         if lost := self._lost_at_the_end():
@@ -411,14 +415,14 @@ class Trainer:
                 )
         self.saved_step, self._saved_at = self.processes.everyones(self.saved_step)[0], time.monotonic()
 
-    def _resume(self) -> None:
-        if not begun(self.run_dir):
-            return
+    def _refuse_another_run(self) -> None:
         before, provenance = load_run(self.run_dir)
         if fields := differing(before, self.config):
             raise CusaError(f"--resume: settings differ from those of {self.run_dir}: {'; '.join(fields)}")
         if fields := provenance.differing(self.store, self.provenance):
             raise CusaError(f"{self.store.path} is not the store that {self.run_dir} began with: {'; '.join(fields)}")
+
+    def _resume(self) -> None:
         found, self.notes = self._checkpoints.newest()
         if found is None:
             return

@@ -1,6 +1,7 @@
 """Stopped anywhere, a run goes on as if nothing had been; what is torn, full or not finite is said and survived."""
 
 import errno
+import itertools
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cusa.train.batches import Loader
 from cusa.train.loop import Trainer
 from cusa.train.run_dir import Checkpoints, read_metrics
 from cusa.train.saved import load_saved
@@ -291,6 +293,19 @@ def test_a_reader_that_is_killed_is_an_error_with_a_way_on(index, tmp_path, monk
     line = run_error("train", *_args(index, tmp_path / "run", "--workers", 1, "--epochs", 50))
     assert "a process that reads batches was killed, for want of memory perhaps" in line
     assert "go on with: cusa-train --resume" in line
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
+def test_so_is_one_that_is_killed_while_it_hands_over_a_batch(index, tmp_path, monkeypatch, kind):
+    plain = Loader.__iter__
+
+    def broken_off(self):
+        yield from itertools.islice(plain(self), 2)
+        raise kind("as multiprocessing does where the other end is gone")
+
+    monkeypatch.setattr(Loader, "__iter__", broken_off)
+    line = run_error("train", *_args(index, tmp_path / "run", "--workers", 0))
+    assert "a process that reads batches was killed, for want of memory perhaps" in line
 
 
 def test_a_relative_student_is_found_from_anywhere(tmp_path, monkeypatch):

@@ -119,6 +119,9 @@ def test_resume_refuses_other_settings_and_other_stores(index, tmp_path):
     assert "loss.alpha (0.1 / 0.2)" in line
     line = run_error("train", "--resume", "--run-dir", run_dir, "--seed", 4)
     assert "train.seed (0 / 4)" in line
+    clip = make_tiny_clip(tmp_path / "clip")
+    line = run_error("train", "--resume", "--run-dir", run_dir, "--student", clip)
+    assert f"student.name ('adapter' / '{clip}')" in line
     for f in index.parent.rglob("*.h5"):
         f.unlink()
     make_store(index.parent, sizes={"train": 40, "val": 12})
@@ -315,7 +318,7 @@ def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
     run_ok("precompute", "--dataset", manifest, *teachers, "--out", store, "--on-error", "skip")
     args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 6)
     assert "21 pairs of split 'train', 3 left out" in run_ok("train", *args, "--loss", loss)
-    assert "val: 3 images, 8 captions (1 and 0 skipped)" in run_ok("eval", "--run", tmp_path / "run", "--split", "val")
+    assert "val: 3 images, 8 captions (1 and 0 were skipped)" in run_ok("eval", "--run", tmp_path / "run", "--split", "val")
     metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
     assert (metrics["n_images"], metrics["n_images_skipped"]) == (3, 1)
 
