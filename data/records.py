@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -152,3 +153,101 @@ def check_splits(splits: Mapping[str, Sequence[Record]], source: str) -> None:
                 if caption_id in seen_captions:
                     raise CusaError(f"{source}: caption id {caption_id!r} is used twice; caption ids must be unique")
                 seen_captions.add(caption_id)
+
+
+class SplitView(Protocol):
+    """What an evaluation asks of a split: :class:`cusa.data.store.Split`, or :class:`RecordSplit`."""
+
+    @property
+    def name(self) -> str:
+        """Split name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over ids, paths and captions."""
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """One per image row."""
+
+    @property
+    def image_paths(self) -> Sequence[str]:
+        """Same, relative to the image root."""
+
+    @property
+    def caption_ids(self) -> Sequence[str]:
+        """One per caption row."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Same, as written."""
+
+    @property
+    def caption_image(self) -> np.ndarray:
+        """int64 ``[n_captions]``: the image row of each caption."""
+
+    @property
+    def truth(self) -> Truth | None:
+        """Relevance beyond the labels, where it is known."""
+
+    @property
+    def n_images(self) -> int:
+        """Number of image rows."""
+
+    @property
+    def n_captions(self) -> int:
+        """Number of caption rows."""
+
+
+@dataclass(frozen=True)
+class RecordSplit:
+    """A split of a data set by row, as an annotation file has it, without a store.
+
+    Attributes:
+        name: Split name.
+        fingerprint: sha256 (hex) over ids, paths and captions.
+        image_ids: Image ids, one per image row.
+        image_paths: Image paths relative to the image root.
+        caption_ids: Caption ids, one per caption row.
+        captions: Captions as written.
+        caption_image: int64 ``[n_captions]``: the image row of each caption.
+        truth: Relevance beyond the labels, or ``None``.
+    """
+
+    name: str
+    fingerprint: str
+    image_ids: tuple[str, ...]
+    image_paths: tuple[str, ...]
+    caption_ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    caption_image: np.ndarray
+    truth: Truth | None
+
+    @staticmethod
+    def of(dataset: Dataset, name: str) -> RecordSplit:
+        """A split of a data set.
+
+        Raises:
+            CusaError: If it has no such split.
+        """
+        records = dataset.select([name]).splits[name]
+        return RecordSplit(
+            name=name,
+            fingerprint=fingerprint(records),
+            image_ids=tuple(r.image_id for r in records),
+            image_paths=tuple(r.image_path for r in records),
+            caption_ids=tuple(c for r in records for c in r.caption_ids),
+            captions=tuple(iter_captions(records)),
+            caption_image=caption_rows(records),
+            truth=dataset.truth.get(name),
+        )
+
+    @property
+    def n_images(self) -> int:
+        """Number of image rows."""
+        return len(self.image_ids)
+
+    @property
+    def n_captions(self) -> int:
+        """Number of caption rows."""
+        return len(self.captions)

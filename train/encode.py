@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from cusa.data.errors import CusaError
 from cusa.train.batches import Inputs, Loader, Sources, StartMethod, each_tensor
 from cusa.train.processes import Processes
-from cusa.train.ranks import best_ranks, cross_modal_relevance, recall_at
+from cusa.train.ranks import recall_at, two_way_rank_bounds
 from cusa.train.student import HEADS, Features, Head, Student
 
 Rows = dict[Head, np.ndarray]
@@ -131,7 +131,6 @@ class _Chunks(Dataset[Inputs]):
 def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
     """R@1/5/10 both ways with the cross-modal heads, and their sum, in percent."""
     images, texts = embeddings.image["cross"], embeddings.text["cross"]
-    i2t, t2i = cross_modal_relevance(embeddings.caption_image, len(images))
-    ranks = {"i2t": best_ranks(images, texts, *i2t), "t2i": best_ranks(texts, images, *t2i)}
-    scores = {f"{name}_r{k}": recall_at(r, k) for name, r in ranks.items() for k in (1, 5, 10)}
+    both = zip(("i2t", "t2i"), two_way_rank_bounds(images, texts, embeddings.caption_image), strict=True)
+    scores = {f"{name}_r{k}": recall_at(bounds.pessimistic, k) for name, bounds in both for k in (1, 5, 10)}
     return {"rsum": sum(scores.values()), **scores}

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
 import numpy as np
+import torch
 
 from cusa.data.errors import CusaError
 
-_BLOCK_BYTES = 64 * 2**20  # of similarities at once
+_BLOCK_BYTES = 48 * 2**20  # of similarities at once
+_STRIP_BYTES = 2 * 2**20  # of them that are counted at once: they stay in the cache
+_OWN_BLOCK = 64  # images whose own captions' similarities are taken at once
+_LEAST = (
+    16  # rows and columns of a product: BLAS adds up smaller ones in another order, and equal embeddings would differ
+)
+
+
+class RankBounds(NamedTuple):
+    """Ranks of each query's best relevant candidate, 0 being first; int64 ``[n]``, -1 for a query that has none.
+
+    Attributes:
+        optimistic: Irrelevant candidates that are more similar: ties count for the query.
+        pessimistic: Irrelevant candidates that are at least as similar: ties count against it.
+    """
+
+    optimistic: np.ndarray
+    pessimistic: np.ndarray
 
 
 def best_ranks(
@@ -16,9 +38,18 @@ def best_ranks(
     indices: np.ndarray,
     exclude: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rank of the best relevant candidate of each query, 0 being first.
+    """The pessimistic ranks of :func:`rank_bounds`: int64 ``[n]``."""
+    return rank_bounds(queries, candidates, indptr, indices, exclude).pessimistic
 
-    Ties count against the query: of candidates with equal similarity, the irrelevant ones come first.
+
+def rank_bounds(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    exclude: np.ndarray | None = None,
+) -> RankBounds:
+    """Rank of the best relevant candidate of each query.
 
     Args:
         queries: float ``[n, d]``; similarities are dot products in float32, in float64 if given so.
@@ -27,35 +58,68 @@ def best_ranks(
         indices: int64 candidate rows.
         exclude: int64 ``[n]``, a candidate of each query that is no candidate (itself), -1 for none.
 
-    Returns:
-        int64 ``[n]``; -1 for a query without a relevant candidate.
+    Raises:
+        CusaError: If an embedding is not finite.
+    """
+    parts = [
+        rank_bounds_from_scores(
+            scores, indptr[a : a + len(scores) + 1], indices, None if exclude is None else exclude[a : a + len(scores)]
+        )
+        for a, scores in similarity_blocks(queries, candidates)
+    ]
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[RankBounds]) -> RankBounds:
+    empty = np.zeros(0, np.int64)
+    return RankBounds(*(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1)))
+
+
+def similarity_blocks(
+    queries: np.ndarray, candidates: np.ndarray, block_bytes: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Dot products of blocks of queries with all candidates.
+
+    Args:
+        queries: float ``[n, d]``.
+        candidates: float ``[m, d]``.
+        block_bytes: Of a block, at most, or 16 queries'; ``None``: 48 MiB.
+
+    Yields:
+        The block's first query and float32 or float64 ``[b, m]``, which the next block overwrites.
 
     Raises:
         CusaError: If an embedding is not finite.
     """
+    q, c = _finite_tensors(queries, candidates)
+    m, c = len(c), _padded(c)
+    rows = max(_LEAST, (block_bytes or _BLOCK_BYTES) // (q.element_size() * len(c)))
+    held = torch.empty(max(_LEAST, min(rows, len(q))), len(c), dtype=q.dtype)
+    for a in range(0, len(q), rows):
+        part = q[a : a + rows]
+        padded = _padded(part)
+        yield a, torch.mm(padded, c.T, out=held[: len(padded)])[: len(part), :m].numpy()
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    return rows if len(rows) >= _LEAST else torch.nn.functional.pad(rows, (0, 0, 0, _LEAST - len(rows)))
+
+
+def _finite_tensors(queries: np.ndarray, candidates: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     wide = np.result_type(queries, candidates, np.float32)
-    queries, candidates = np.ascontiguousarray(queries, wide), np.ascontiguousarray(candidates, wide)
+    found = []
     for name, array in (("query", queries), ("candidate", candidates)):
         if not np.isfinite(array).all():  # NaN compares as "not ahead" and would look like a perfect rank
             row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise CusaError(f"{name} embedding {row} is not finite; such embeddings cannot be ranked")
-    block = max(1, _BLOCK_BYTES // (wide.itemsize * max(1, len(candidates))))
-    parts = [
-        best_ranks_from_scores(
-            queries[a : a + block] @ candidates.T,
-            indptr[a : a + block + 1],
-            indices,
-            None if exclude is None else exclude[a : a + block],
-        )
-        for a in range(0, len(queries), block)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        found.append(torch.from_numpy(np.require(array, wide, ["C", "W"])))
+    return found[0], found[1]
 
 
-def best_ranks_from_scores(
+def rank_bounds_from_scores(
     scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray, exclude: np.ndarray | None = None
-) -> np.ndarray:
-    """As :func:`best_ranks`, from similarities ``[n, m]`` of any float type.
+) -> RankBounds:
+    """As :func:`rank_bounds`, from similarities ``[n, m]`` of any float type, without NaN.
 
     Args:
         scores: float ``[n, m]``; overwritten where ``exclude`` names an entry.
@@ -68,15 +132,86 @@ def best_ranks_from_scores(
         rows = np.flatnonzero(exclude >= 0)
         scores[rows, exclude[rows]] = -np.inf
     query = np.repeat(np.arange(n), np.diff(indptr))
-    candidate = indices[indptr[0] : indptr[-1]]
+    own = scores[query, indices[indptr[0] : indptr[-1]]]
     best = np.full(n, -np.inf, scores.dtype)
-    np.maximum.at(best, query, scores[query, candidate])
-    # A candidate is ahead if it is irrelevant and at least as similar as the best relevant one.
-    ahead = (scores >= best[:, None]).sum(axis=1)
-    relevant_ahead = np.bincount(query[scores[query, candidate] >= best[query]], minlength=n)
-    ranks = ahead - relevant_ahead
-    ranks[np.diff(indptr) == 0] = -1
-    return ranks.astype(np.int64)
+    np.maximum.at(best, query, own)
+    more, as_much = _ahead(scores, best, None)[0]
+    as_much -= np.bincount(query[own >= best[query]], minlength=n)
+    answered = np.diff(indptr) > 0
+    return RankBounds(np.where(answered, more, -1), np.where(answered, as_much, -1))
+
+
+def two_way_rank_bounds(
+    images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
+) -> tuple[RankBounds, RankBounds]:
+    """Ranks from images to their captions and back, from one pass over the similarities.
+
+    Args:
+        images: float ``[n, d]``; similarities are dot products in float32, in float64 if given so.
+        texts: float ``[m, d]``.
+        caption_image: int64 ``[m]``: index of each caption's image, -1 for none.
+
+    Returns:
+        Of the images, the best of its captions; of the texts, their image.
+
+    Raises:
+        CusaError: If an embedding is not finite.
+    """
+    (bounds, order), _ = cross_modal_relevance(caption_image, len(images))
+    own = np.full(len(texts), np.inf, np.result_type(images, texts, np.float32))  # of each caption with its image
+    for a in range(0, len(images), _OWN_BLOCK):
+        part = slice(a, a + _OWN_BLOCK)
+        mine = order[bounds[a] : bounds[min(a + _OWN_BLOCK, len(images))]]
+        if len(mine):
+            _, scores = next(similarity_blocks(images[part], texts[mine], block_bytes=sys.maxsize))  # in one block
+            own[mine] = scores[caption_image[mine] - a, np.arange(len(mine))]
+    of_images = []
+    text_more, text_as_much = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+    for a, scores in similarity_blocks(images, texts):
+        part = slice(a, a + len(scores) + 1)
+        mine = order[bounds[a] : bounds[a + len(scores)]]
+        relevant = scores[caption_image[mine] - a, mine]
+        image_of = caption_image[mine] - a
+        best = np.full(len(scores), -np.inf, scores.dtype)
+        np.maximum.at(best, image_of, relevant)
+        (more, as_much), (column_more, column_as_much) = _ahead(scores, best, own)
+        as_much -= np.bincount(image_of[relevant >= best[image_of]], minlength=len(scores))
+        column_as_much[mine] -= relevant >= own[mine]
+        column_more[mine] -= relevant > own[mine]
+        text_more += column_more
+        text_as_much += column_as_much
+        answered = np.diff(bounds[part]) > 0
+        of_images.append(RankBounds(np.where(answered, more, -1), np.where(answered, as_much, -1)))
+    has_image = caption_image >= 0
+    return _joined(of_images), RankBounds(np.where(has_image, text_more, -1), np.where(has_image, text_as_much, -1))
+
+
+def _ahead(
+    scores: np.ndarray, row_bound: np.ndarray, column_bound: np.ndarray | None
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """How many scores of each row are above its bound, and at least it; the same of each column if asked for.
+
+    Comparing is cheap; adding up booleans one by one is not, so they are added up eight to a word, byte by byte.
+    """
+    n, m = scores.shape
+    strip = min(255, max(1, _STRIP_BYTES // max(1, m * scores.itemsize)))  # a byte counts to 255
+    held = np.zeros((min(strip, n), -(-m // 8) * 8), bool)
+    comparisons: tuple[Callable[..., np.ndarray], ...] = (np.greater, np.greater_equal)
+    by_row = tuple(np.zeros(n, np.int64) for _ in comparisons)
+    by_column = tuple(np.zeros(m if column_bound is not None else 0, np.int64) for _ in comparisons)
+    for a in range(0, n, strip):
+        part = scores[a : a + strip]
+        mask = held[: len(part)]
+        for compare, rows, columns in zip(comparisons, by_row, by_column, strict=True):
+            compare(part, row_bound[a : a + strip, None], out=mask[:, :m])
+            words = mask.view(np.uint64)
+            for b in range(0, words.shape[1], 255):
+                lanes = words[:, b : b + 255].sum(axis=1, dtype=np.uint64)
+                rows[a : a + strip] += lanes.view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+            if column_bound is not None:
+                compare(part, column_bound, out=mask[:, :m])
+                columns += mask[:, :m].view(np.uint8).sum(axis=0, dtype=np.uint8)
+    return (by_row[0], by_row[1]), (by_column[0], by_column[1])
 
 
 def cross_modal_relevance(
@@ -89,7 +224,7 @@ def cross_modal_relevance(
         n_images: Number of images.
 
     Returns:
-        (indptr, indices) for image-to-text and for text-to-image, as :func:`best_ranks` takes them.
+        (indptr, indices) for image-to-text and for text-to-image, as :func:`rank_bounds` takes them.
     """
     order = np.argsort(caption_image, kind="stable")
     bounds = np.searchsorted(caption_image[order], np.arange(n_images + 1))
