@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.encode import Rows, embed
 from cusa.train.provenance import StoredTeacher
-from cusa.train.saved import SavedStudent, load_saved
+from cusa.train.saved import BEST_FOLDER, SavedStudent, load_saved
 from cusa.train.student import HEADS, Features, Head
 
 ImageLike = str | Path | Image.Image
@@ -32,16 +35,31 @@ class StudentEncoder:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         encoders: Adapter: where to load its encoders from, as ``--teacher`` takes it, by ``"image"`` and ``"text"``;
             by default from where stage one did.
+        source: Where the student was loaded from; it is named after this folder.
 
     Attributes:
+        name: Name of the run or folder.
+        heads: Both.
+        modalities: Both.
         origin: The run that it comes from: settings, provenance, epoch, validation recalls.
         dim: Dimension of all embeddings.
         uni_head: The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``.
     """
 
-    def __init__(self, saved: SavedStudent, device: str = "cpu", encoders: dict[str, str] | None = None) -> None:
-        self._student = saved.student.to(device)
-        self._processors, self.origin, self._device = saved.processors, saved.origin, device
+    heads: tuple[Head, ...] = HEADS
+    modalities: frozenset[str] = frozenset({"image", "text"})
+
+    def __init__(
+        self,
+        saved: SavedStudent,
+        device: str = "cpu",
+        encoders: dict[str, str] | None = None,
+        source: Path = Path("student"),
+    ) -> None:
+        self.student = saved.student.to(device)
+        self.processors, self.origin, self._device = saved.processors, saved.origin, device
+        self._alone, self._source = one_at_a_time(device), source
+        self.name = folder_name(source.parent if source.name == BEST_FOLDER else source)
         self._encoders = encoders or {}
         self.dim = int(saved.student.state_dict()["image_heads.cross.1.weight"].shape[0])
         self.uni_head: Head = saved.origin.uni_head
@@ -88,45 +106,64 @@ class StudentEncoder:
 
     def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images from both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(self._student.encode_image, self._image_inputs, images, batch_size)
+        return self._rows(self.student.encode_image, self._image_inputs, images, batch_size)
 
     def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> Rows:
         """Embeddings of texts from both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(self._student.encode_text, self._text_inputs, texts, batch_size)
+        return self._rows(self.student.encode_text, self._text_inputs, texts, batch_size)
+
+    @property
+    def normalizer(self) -> str:
+        """Name of the caption normaliser that it was trained with."""
+        encoders = self.origin.provenance.encoders
+        return encoders["text"].settings.normalizer if encoders else self.origin.config.data.normalizer
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What it is; JSON-compatible."""
+        return {
+            "kind": "run",
+            "source": str(self._source),
+            "normalizer": self.normalizer,
+            "student": self.origin.config.student.name,
+            "loss_terms": list(self.origin.config.loss.terms),
+            "epoch": self.origin.epoch,
+            "step": self.origin.step,
+        }
 
     def _rows(
         self, encode: Callable[[Any], Features], read: Callable[[Any], Any], items: Sequence[Any], batch_size: int
     ) -> Rows:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
-        parts = [embed(encode, read(batch), self._device) for batch in batches]
+        parts = []
+        for batch in batches(items, batch_size):
+            inputs = read(batch)
+            with self._alone:
+                parts.append(embed(encode, inputs, self._device))
         return {h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)]) for h in HEADS}
 
-    def _image_inputs(self, images: Iterable[ImageLike]) -> torch.Tensor:
-        opened = [eight_bit(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in images]
-        if self._processors is not None:
-            return self._processors.pixels(opened)
-        teacher, stored = self._image_encoder, self.origin.provenance.encoders["image"]
-        assert teacher.preprocess is not None
-        return self._stored_rows(teacher, stored, torch.from_numpy(np.stack([teacher.preprocess(i) for i in opened])))
+    def _image_inputs(self, images: Sequence[ImageLike]) -> torch.Tensor:
+        if self.processors is not None:
+            return torch.cat([self.processors.pixels([image]) for image in opened(images)])
+        return self._stored_rows("image", self._image_encoder, opened(images))
 
-    def _text_inputs(self, texts: Iterable[str]) -> Any:
-        if self._processors is not None:
-            normalize = normalizer(self.origin.config.data.normalizer)
-            return self._processors.tokens([normalize(text) for text in texts])
-        stored = self.origin.provenance.encoders["text"]
-        normalize = normalizer(stored.settings.normalizer)
-        return self._stored_rows(self._text_encoder, stored, [normalize(text) for text in texts])
+    def _text_inputs(self, texts: Sequence[str]) -> Any:
+        normalize = normalizer(self.normalizer)
+        captions = [normalize(text) for text in texts]
+        if self.processors is not None:
+            return self.processors.tokens(captions)
+        return self._stored_rows("text", self._text_encoder, captions)
 
-    def _stored_rows(self, teacher: Teacher, stored: StoredTeacher, inputs: Any) -> torch.Tensor:
-        rows = teacher.rows(inputs, self._device, stored.settings.precision)
-        return torch.from_numpy(rows.astype(stored.settings.dtype)).float()  # rounded as the store rounds them
+    def _stored_rows(self, modality: str, teacher: Teacher, items: Any) -> torch.Tensor:
+        settings = self.origin.provenance.encoders[modality].settings
+        inputs = teacher.inputs(items)
+        with self._alone:
+            rows = teacher.rows(inputs, self._device, settings.precision)
+        return torch.from_numpy(rows.astype(settings.dtype)).float()  # rounded as the store rounds them
 
     @cached_property
     def weights_sha256(self) -> str:
         """sha256 (hex) over the weights, wherever they were loaded from."""
-        return weights_digest(self._student)
+        return weights_digest(self.student)
 
     @cached_property
     def _image_encoder(self) -> Teacher:
@@ -159,7 +196,38 @@ def load_student(path: str | Path, device: str | None = None, encoders: dict[str
     Raises:
         CusaError: If there is no student, or it is damaged.
     """
-    return StudentEncoder(load_saved(Path(path)), device or ("cuda" if torch.cuda.is_available() else "cpu"), encoders)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return StudentEncoder(load_saved(Path(path)), device, encoders, Path(path))
+
+
+def folder_name(folder: Path) -> str:
+    """Its name, also where it is written as ``.`` or ``..``."""
+    return os.path.basename(os.path.abspath(folder))
+
+
+def opened(images: Sequence[ImageLike]) -> Iterator[Image.Image]:
+    """Images of 8 bits per channel; files are decoded one by one.
+
+    Raises:
+        CusaError: If a file is missing or no image.
+    """
+    return (eight_bit(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in images)
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """The items, so many at a time.
+
+    Raises:
+        ValueError: If ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {size}")
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def one_at_a_time(device: str) -> contextlib.AbstractContextManager[Any]:
+    """What threads that share a model enter to compute: on a GPU one of them at a time, as its memory is scarce."""
+    return contextlib.nullcontext() if torch.device(device).type == "cpu" else threading.Lock()
 
 
 def _where(stored: StoredTeacher) -> str:

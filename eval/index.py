@@ -12,11 +12,8 @@ import json
 import os
 import secrets
 import shutil
-import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -24,12 +21,12 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
-import torch
 from PIL import Image
 
 from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.data.images import load_image
+from cusa.eval.encode_items import enough_memory, in_threads
 from cusa.eval.encoder import StudentEncoder
 from cusa.train.student import HEADS, Head
 
@@ -203,17 +200,14 @@ def build_index(
     modality, items, blank_lines = _read_source(source)
     rows = _IndexRows(student.uni_head, options.kind)
     done, skipped = 0, []
-    try:
-        with closing(_encode(student, modality, items, options)) as parts:
-            for part in parts:
-                if part.reason is not None:
-                    skipped += [Skipped(item, part.reason) for item in part.items]
-                else:
-                    rows.add(part)
-                done += len(part.items)
-                advanced(done, len(items))
-    except torch.OutOfMemoryError:
-        raise CusaError(f"not enough GPU memory for batches of {options.batch_size}; use smaller ones") from None
+    with enough_memory(options.batch_size), closing(_encode(student, modality, items, options)) as parts:
+        for part in parts:
+            if part.reason is not None:
+                skipped += [Skipped(item, part.reason) for item in part.items]
+            else:
+                rows.add(part)
+            done += len(part.items)
+            advanced(done, len(items))
     if not rows.items:
         raise CusaError(f"none of the {len(items)} items of {source} can be read; the first: {skipped[0].reason}")
     summary = IndexSummary(
@@ -280,14 +274,9 @@ def _encode(
         return
     encode_images = partial(student.image_rows, batch_size=options.batch_size)
     encode_images([Image.new("RGB", (64, 64))])  # as above; and an adapter's encoder is loaded once, not in each thread
-    with _threads(options.workers) as pool:
-        waiting: deque[Future[list[_Part]]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(_decode_and_encode, encode_images, batch))
-            if len(waiting) > 2 * options.workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+    with closing(in_threads(partial(_decode_and_encode, encode_images), batches, options.workers)) as parts:
+        for found in parts:
+            yield from found
 
 
 def _decode_and_encode(encode: Callable[[list[Any]], dict[Head, np.ndarray]], paths: list[str]) -> list[_Part]:
@@ -320,21 +309,6 @@ def _encode_each(
             return
         part = _Part(tuple(items), {}, str(error))
     yield part
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each compute on one core; what they have not begun is dropped if the block fails."""
-    threads = torch.get_num_threads()
-    # load_image silences these, too, but warnings' filters belong to the process: one thread would undo another's.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)  # torch keeps a number per thread, but MKL one for all
 
 
 # --- files

@@ -128,6 +128,10 @@ class Processors:
         return torch.from_numpy(self.image_processor(images=rgb, return_tensors="np")["pixel_values"])
 
 
+# What transformers raises for a model that is not there, damaged, or not known to it.
+LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
 def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -> tuple[Student, Processors, Any]:
     """A Hugging Face dual encoder (CLIPModel, SiglipModel, ...) with the four heads.
 
@@ -142,22 +146,15 @@ def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -
     Raises:
         CusaError: If it cannot be loaded or lacks a tower.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-
     if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise CusaError(
             f"unknown student {source!r}; legal: adapter, a Hugging Face dual encoder (owner/model), a folder"
         )
     try:
-        model_config = AutoConfig.from_pretrained(source)
-        missing: list[str] = []
-        if pretrained:  # float32 whatever the checkpoint's dtype: autocast needs float32 parameters
-            model, report = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
-            missing = sorted(report["missing_keys"])
-        else:
-            model = AutoModel.from_config(model_config, dtype=torch.float32)
-        image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        found = load_dual_encoder(source, pretrained)
+    except CusaError as error:
+        raise CusaError(f"student {error}") from None
+    except LOAD_ERRORS as error:
         first = str(error).strip().split("\n")[0]
         if Path(source).is_dir():
             raise CusaError(
@@ -169,25 +166,69 @@ def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -
             f"encoder by name, or its folder. Without a network here: hf download {source} --local-dir FOLDER where "
             "there is one, copy it, and pass --student FOLDER"
         ) from None
+    student = Student(found.image_tower, found.text_tower, found.image_dim, found.text_dim, config.embed_dim)
+    return student, found.processors, found.model
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """A Hugging Face dual encoder.
+
+    Attributes:
+        model: The transformers model, in float32.
+        processors: Its image processor and tokeniser.
+        image_tower: ``[n, 3, h, w]`` -> ``[n, image_dim]``; owns the parameters of both towers.
+        text_tower: Token tensors by name -> ``[n, text_dim]``.
+        image_dim: Dimension of the image features.
+        text_dim: Dimension of the text features.
+    """
+
+    model: Any
+    processors: Processors
+    image_tower: nn.Module
+    text_tower: nn.Module
+    image_dim: int
+    text_dim: int
+
+
+def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
+    """Load a Hugging Face dual encoder.
+
+    Args:
+        source: Name or folder to load configuration, tokeniser, image processor and weights from.
+        pretrained: Whether to load weights; without, they are random.
+
+    Raises:
+        CusaError: If weights are missing, it lacks a tower, or takes other inputs; the message begins with ``source``.
+        LOAD_ERRORS: If it cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    model_config = AutoConfig.from_pretrained(source)
+    missing: list[str] = []
+    if pretrained:  # float32 whatever the checkpoint's dtype: autocast needs float32 parameters
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+        missing = sorted(report["missing_keys"])
+    else:
+        model = AutoModel.from_config(model_config, dtype=torch.float32)
+    image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     if missing:
-        raise CusaError(
-            f"student {source!r}: its weights lack {missing[0]} and {len(missing) - 1} more; use complete ones"
-        )
+        raise CusaError(f"{source!r}: its weights lack {missing[0]} and {len(missing) - 1} more; use complete ones")
     for tower in ("image", "text"):
         if not hasattr(model, f"get_{tower}_features"):
-            raise CusaError(f"student {source!r} ({type(model).__name__}) has no {tower} tower; use a dual encoder")
+            raise CusaError(f"{source!r} ({type(model).__name__}) has no {tower} tower; use a dual encoder")
     text_config = model_config.get_text_config()
     limits = [n for n in (tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", None)) if n]
     # SigLIP was trained on texts padded to full length.
     padding = "max_length" if model_config.model_type.startswith("siglip") else "longest"
     processors = Processors(image_processor, tokenizer, min(limits), padding)
-    image_trunk, text_trunk = _Tower(model, "image"), _Tower(model, "text")
+    image_tower, text_tower = _Tower(model, "image"), _Tower(model, "text")
     try:
-        dims = _probe(image_trunk, text_trunk, processors)
+        dims = _probe(image_tower, text_tower, processors)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         first = str(error).strip().split("\n")[0]
-        raise CusaError(f"student {source!r} ({type(model).__name__}) takes other inputs than ours ({first})") from None
-    return Student(image_trunk, text_trunk, *dims, config.embed_dim), processors, model
+        raise CusaError(f"{source!r} ({type(model).__name__}) takes other inputs than ours ({first})") from None
+    return DualEncoder(model, processors, image_tower, text_tower, *dims)
 
 
 class _Tower(nn.Module):
@@ -209,5 +250,8 @@ def _probe(image_trunk: nn.Module, text_trunk: nn.Module, processors: Processors
     """Feature dimensions, found by encoding a blank image and a word: model families name them differently."""
     from PIL import Image
 
-    image_dim = image_trunk(processors.pixels([Image.new("RGB", (32, 32))])).shape[-1]
-    return image_dim, text_trunk(processors.tokens(["a"])).shape[-1]
+    image = image_trunk(processors.pixels([Image.new("RGB", (32, 32))]))
+    text = text_trunk(processors.tokens(["a"]))
+    if image.ndim != 2 or text.ndim != 2:
+        raise ValueError("its features are not one row per item")
+    return image.shape[1], text.shape[1]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,13 @@ class Teacher:
             normalized=True,
         )
 
+    def inputs(self, items: Iterable[Any]) -> TeacherInputs:
+        """PIL images or captions as :meth:`rows` takes them, on the CPU; few images are held decoded."""
+        if self.tokenize is not None:
+            return self.tokenize(list(items))
+        assert self.preprocess is not None, "an image teacher brings its preprocessing"
+        return torch.from_numpy(np.stack([self.preprocess(image) for image in items]))
+
     @torch.inference_mode()
     def rows(self, inputs: TeacherInputs, device: str, precision: str) -> np.ndarray:
         """Encode one batch; several threads may call it.
@@ -100,6 +108,13 @@ class Teacher:
         except torch.OutOfMemoryError:
             raise CusaError(f"{self.model_id}: not enough memory on {device}; pass a smaller --batch-size") from None
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def cannot_load(what: str, source: str, error: Exception) -> CusaError:
+    """The error of a model, given by folder or hub name, that does not load: why, and where to get its files."""
+    first = str(error).strip().split("\n")[0]
+    download = "" if Path(source).is_dir() else f" (hf download {source} --local-dir FOLDER where there is a network)"
+    return CusaError(f"cannot load {what} {source!r} ({first}); pass its folder: --teacher NAME=FOLDER{download}")
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from cusa.data.errors import CusaError
-from cusa.precompute.teachers.base import Teacher, weights_digest
+from cusa.precompute.teachers.base import Teacher, cannot_load, weights_digest
 
 
 def load_sentence(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
@@ -28,21 +28,39 @@ def load_sentence(source: str, model_id: str, device: str, batch_size: int | Non
     Raises:
         CusaError: If it cannot be loaded.
     """
+    return text_teacher(open_model(source, device), source, model_id, device, batch_size)
+
+
+def open_model(source: str, device: str) -> Any:
+    """A ``SentenceTransformer`` in float32 and eval mode.
+
+    Args:
+        source: Hub name or folder.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        CusaError: If it cannot be loaded.
+    """
     from sentence_transformers import SentenceTransformer
 
     try:
         # float32 whatever the checkpoint's dtype: the store records what was computed in, --precision decides it
         model: Any = SentenceTransformer(source, device=device, model_kwargs={"dtype": torch.float32})
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise CusaError(
-            f"cannot load sentence-transformers model {source!r} ({first}); pass its folder: --teacher NAME=FOLDER"
-        ) from None
+        raise cannot_load("sentence-transformers model", source, error) from None
+    return model.eval()
+
+
+def text_teacher(model: Any, source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
+    """The teacher that a ``SentenceTransformer`` is; the other arguments are :func:`load_sentence`'s.
+
+    Raises:
+        CusaError: If it tells no embedding dimension.
+    """
     dim = model.get_embedding_dimension()
     if not dim:
         raise CusaError(f"{source!r} tells no embedding dimension; is it a sentence-transformers model?")
     prompt = (model.prompts or {}).get(model.default_prompt_name)
-    model.eval()
 
     def encode(inputs: dict[str, Any]) -> torch.Tensor:
         return model(inputs)["sentence_embedding"][:, :dim]  # a model may be made to give its first dimensions alone
@@ -76,7 +94,14 @@ def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
 def _module_settings(module: Any) -> dict[str, Any]:
     """What a module of the model computes, such as how it pools; JSON-compatible."""
     found = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(_text_keys(found), default=str))
+
+
+def _text_keys(value: Any) -> Any:
+    """A router's mappings have tuples as keys, which JSON has not."""
+    if isinstance(value, dict):
+        return {str(k) if isinstance(k, tuple) else k: _text_keys(v) for k, v in value.items()}
+    return [_text_keys(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from cusa.data.errors import CusaError
-from cusa.precompute.teachers.base import Teacher, weights_digest
+from cusa.precompute.teachers.base import Teacher, cannot_load, weights_digest
 
 
 def load_vision(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
@@ -35,10 +35,7 @@ def load_vision(source: str, model_id: str, device: str, batch_size: int | None)
         processor: Any = AutoImageProcessor.from_pretrained(source)
         model, report = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise CusaError(
-            f"cannot load vision model {source!r} ({first}); pass its folder: --teacher NAME=FOLDER"
-        ) from None
+        raise cannot_load("vision model", source, error) from None
     missing = sorted(report["missing_keys"])
     unpooled = [k for k in missing if "pooler" in k.split(".")]
     if len(missing) > len(unpooled):

@@ -504,7 +504,7 @@ def test_another_student_is_refused(home, student, plain, images):
         assert part in str(caught.value)
     changed = load_student(home / "run", "cpu")
     with torch.no_grad():
-        next(changed._student.parameters()).view(-1)[0] += 1e-3
+        next(changed.student.parameters()).view(-1)[0] += 1e-3
     with pytest.raises(CusaError, match="other weights"):
         answer(changed, images, "picture")
 
