@@ -1,9 +1,8 @@
-"""``cusa-eval``: measure trained students, cross-modal and uni-modal, and show what they retrieve."""
+"""``cusa-eval``: measure models, across modalities and within one, compare them, and show what they retrieve."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,51 +11,134 @@ import click
 from cusa.data.console import Besides, one_line_errors
 
 if TYPE_CHECKING:
-    from cusa.eval.relevance import Task
+    from cusa.eval.measure import Plan
+    from cusa.eval.queries import Suite
     from cusa.eval.report import RunReport
-    from cusa.train.student import Head
-
-METRICS_VERSION = (1, 1)
-
-
-@click.command(cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--run", "runs", multiple=True, type=click.Path(path_type=Path),
-              help="Run directory; repeat it to compare.  [default: the latest under runs/]")  # fmt: skip
-@click.option("--split", default="test", help="Split of the store.")
-@click.option("--embeddings", type=click.Path(path_type=Path), help="Another store than the run's own.")
-@click.option("--image-root", type=click.Path(path_type=Path), help="Folder of the images, if not the store's own.")
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@click.option("--batch-size", type=click.IntRange(1), default=256)
-@click.option("--workers", type=click.IntRange(0), help="Processes that read inputs.  [default: cores, at most 8]")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Folder of report.html.  [default: RUN/eval, for several runs eval/ beside them]")  # fmt: skip
-@click.option("--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the choice of those queries.")
-@click.version_option(package_name="cusa")
-@one_line_errors
-def main(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
-    """Encode a split with a trained student, rank exactly, print a table, write metrics.json and report.html."""
-    from cusa.data.console import console, pick_device, quiet_libraries
-
-    quiet_libraries()
-    options["device"] = pick_device(options["device"])
-    chosen = list(runs) or [_latest_run(Path("runs"))]
-    reports = []
-    for run in chosen:
-        reports.append(_evaluate_run(run, **options))
-        _check_same_split(reports)
-        _write_json(run / "eval" / "metrics.json", reports[-1].metrics)
-    from cusa.eval.report import write_report
-
-    out = out or (chosen[0] / "eval" if len(chosen) == 1 else chosen[0].parent / "eval")
-    write_report(out / "report.html", reports)
-    _print_tables(console(), reports)
-    _print(f"metrics: {', '.join(str(r / 'eval' / 'metrics.json') for r in chosen)}")
-    _print(f"report: {(out / 'report.html').resolve()}")
-
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _options(*options: Decorator) -> Decorator:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_path = click.Path(path_type=Path)
+_models = _options(
+    click.option("--model", "--run", "models", multiple=True, metavar="MODEL",
+                 help="A run or exported folder; a Hugging Face dual encoder or sentence-transformers model by name or "
+                 "folder; a teacher. Repeat it to compare.  [default: the latest run under runs/]"),
+    click.option("--image-embeddings", type=_path, help="Another model's image embeddings: .npy, .h5 or .safetensors."),
+    click.option("--image-ids", type=_path, help="Their ids, if not in the file: .txt, .json or .npy."),
+    click.option("--text-embeddings", type=_path, help="Its text embeddings."),
+    click.option("--text-ids", type=_path, help="Their ids."),
+)  # fmt: skip
+_how = _options(
+    click.option("--ties", type=click.Choice(["pessimistic", "mean", "optimistic"]), default="pessimistic",
+                 help="What equal similarities count as: against the model, for it, or the mean of both."),
+    click.option("--bootstrap", type=click.IntRange(0), default=1000,
+                 help="Resamplings of the queries for 95 % intervals; 0: none."),
+    click.option("--seed", type=click.IntRange(0), default=0, help="Of the resampling, and of the queries shown."),
+    click.option("--allow-partial", is_flag=True, help="Evaluate known data sets that are not complete, too."),
+    click.option("--index", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact",
+                 help="Report an approximate FAISS index beside the exact figures."),
+    click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", help="Of runs."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+    click.option("--batch-size", type=click.IntRange(1), default=256),
+    click.option("--workers", type=click.IntRange(0), help="Readers of inputs.  [default: cores, at most 8]"),
+    click.option("--out", type=_path,
+                 help="Folder of report.html.  [default: the model's own results, for several eval/ beside them]"),
+    click.option("--latex", is_flag=True, help="Write tables.tex beside the report, too."),
+)  # fmt: skip
+_data_root = click.option("--data-root", type=_path, default=Path("data"), help="Where named data sets lie.")
+_split = _options(
+    click.option("--split", default="test", help="Split of the store or data set."),
+    click.option("--dataset", multiple=True,
+                 help="coco, flickr30k, demo, or annotation files as of cusa-precompute.  [default: the run's store]"),
+    click.option("--embeddings", type=_path, help="Another store than the run's own."),
+    click.option("--image-root", type=_path, help="Folder of the images, if not the data's own."),
+)  # fmt: skip
+_shown = _options(
+    click.option("--pmrp", type=_path, help="Folder of pm_*.json: plausible matches of COCO's test."),
+    click.option("--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report."),
+)
+
+
+@click.command(cls=Besides, context_settings=_CONTEXT)
+@_models
+@_split
+@_data_root
+@_how
+@_shown
+@click.version_option(package_name="cusa")
+@one_line_errors
+def main(**options: Any) -> None:
+    """Retrieval across modalities and among captions: exact ranks, tables, metrics.json and report.html."""
+    _measure(options, ("retrieval",))
+
+
+@click.command(context_settings=_CONTEXT)
+@_models
+@click.option("--data", multiple=True, metavar="NAME=FOLDER",
+              help="cub, cars, sop, inshop, inaturalist, or FOLDER with a folder per class; repeat it.  [default: all "
+              "below --data-root]")  # fmt: skip
+@_data_root
+@_how
+@one_line_errors
+def images(**options: Any) -> None:
+    """Image-to-image retrieval by class: R@1 as in the paper, R-Precision and mAP@R; images.json and report.html."""
+    _measure(options, ("images",))
+
+
+@click.command(context_settings=_CONTEXT)
+@_models
+@click.option("--data", "sts_data", type=_path, help="Folder of STS sets, any layout.  [default: sts in --data-root]")
+@_data_root
+@_split
+@_how
+@one_line_errors
+def sts(**options: Any) -> None:
+    """Sentence similarity: STS12-16, STS-B, SICK-R by the paper's rule, and CxC; sts.json and report.html."""
+    _measure(options, ("sts",))
+
+
+@click.command("all", context_settings=_CONTEXT)
+@_models
+@_split
+@_data_root
+@_how
+@_shown
+@one_line_errors
+def everything(**options: Any) -> None:
+    """All three suites, on what there is: the split, the image sets and the STS sets below --data-root."""
+    _measure(options, ("retrieval", "images", "sts"), skip_absent=True)
+
+
+@click.command(context_settings=_CONTEXT)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--bootstrap", type=click.IntRange(1), default=1000, help="Resamplings of the queries.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--out", type=_path, help="Folder of report.html and comparison.json.  [default: eval/ beside the first]")
+@click.option("--latex", is_flag=True, help="Write tables.tex beside the report, too.")
+@one_line_errors
+def compare(models: tuple[str, ...], **options: Any) -> None:
+    """Paired differences of models that cusa-eval has measured to the first, with their intervals.
+
+    MODEL is a run directory, or a folder of results.
+    """
+    from cusa.data.console import quiet_libraries
+
+    quiet_libraries()
+    from cusa.eval.measure import compare_measured
+
+    content, written = compare_measured([Path(m) for m in models], **options)
+    _print_comparison(content)
+    _say_written(written)
 
 
 @click.command(context_settings=_CONTEXT)
@@ -77,8 +159,9 @@ def index(
     quiet_libraries()
     from cusa.eval.encoder import load_student
     from cusa.eval.index import IndexOptions, build_index
+    from cusa.eval.subjects import latest_run
 
-    run = run or _latest_run(Path("runs"))
+    run = run or latest_run(Path("runs"))
     out = out or run / "index"
     student = load_student(run, pick_device(device))
     options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
@@ -117,161 +200,132 @@ def search(query: str, folder: Path | None, run: Path | None, k: int, out: Path 
     _print(f"page: {out.resolve()}")
 
 
-main.others |= {"index": index, "search": search}
+main.others |= {
+    "retrieval": click.Command(
+        "retrieval", callback=main.callback, params=main.params, help=main.help, context_settings=_CONTEXT
+    ),
+    "images": images,
+    "sts": sts,
+    "all": everything,
+    "compare": compare,
+    "index": index,
+    "search": search,
+}
+
+
+def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool = False) -> None:
+    from cusa.data.console import default_workers, pick_device, progress, quiet_libraries
+
+    quiet_libraries()
+    from cusa.eval.measure import measure
+    from cusa.eval.subjects import latest_run
+
+    options["device"] = pick_device(options["device"])
+    options["readers"] = default_workers(inputs_are_stored=False)
+    if not options["models"] and not options["image_embeddings"] and not options["text_embeddings"]:
+        options["models"] = (str(latest_run(Path("runs"))),)
+    with progress() as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks or bar.tasks[tasks[what]].finished:
+                tasks[what] = bar.add_task(what, total=total, unit=what.split()[-1])
+            bar.advance(tasks[what], done)
+
+        found = measure(_plan(options, suites, skip_absent), advance)
+    _print_reports(found.reports)
+    for line in found.notes:
+        _print(f"note: {line}")
+    _say_written(found.written)
+
+
+def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool) -> Plan:
+    from cusa.eval.bootstrap import Bootstrap
+    from cusa.eval.measure import Plan
+    from cusa.eval.scoring import Scoring
+    from cusa.eval.subjects import DataRequest
+    from cusa.eval.suites import Measure
+
+    scoring = Scoring(options["ties"], Bootstrap(options["bootstrap"], options["seed"]))
+    return Plan(
+        suites=suites,
+        skip_absent=skip_absent,
+        models=options["models"],
+        files=(_file(options, "image"), _file(options, "text")),
+        data=DataRequest(
+            split=options.get("split", "test"),
+            dataset=options.get("dataset", ()),
+            data_root=options["data_root"],
+            embeddings=options.get("embeddings"),
+            image_root=options.get("image_root"),
+        ),
+        image_sets=options.get("data", ()),
+        sts=options.get("sts_data"),
+        measure=Measure(scoring, options["allow_partial"], options["index"], options.get("pmrp")),
+        device=options["device"],
+        checkpoint=options["checkpoint"],
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        readers=options["readers"],
+        out=options["out"],
+        latex=options["latex"],
+        gallery=options.get("gallery", 0),
+    )
+
+
+def _file(options: dict[str, Any], modality: str) -> tuple[Path, Path | None] | None:
+    rows, ids = options[f"{modality}_embeddings"], options[f"{modality}_ids"]
+    return (rows, ids) if rows else None
+
+
+def _screen() -> Any:
+    from cusa.data.console import console
+
+    return console()
+
+
+def _print_reports(reports: Sequence[RunReport]) -> None:
+    """The report's tables, on the screen."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cusa.eval.report_sections import make_sections
+
+    for section in make_sections(reports):
+        for fact in section.facts:
+            _print(fact)
+        for made in section.tables:
+            table = Table(title=made.title, title_justify="left")
+            table.add_column("model")
+            if made.by_head:
+                table.add_column("head", no_wrap=True)
+            for group, _ in made.groups:
+                for metric in group.metrics:
+                    table.add_column(f"{group.title}\n{metric.label}".strip(), justify="right")
+            for row in made.rows:
+                head = f"{row.head} (untrained)" if row.untrained else row.head
+                cells = [f"[bold]{c.text}[/]" if c.best else c.text for c in row.cells]
+                style = "dim" if row.run is None else None
+                table.add_row(escape(row.name), *([head] if made.by_head else []), *cells, style=style)
+            _screen().print(table)
+
+
+def _print_comparison(content: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("set", "metric", *content["models"], title=f"differences from {content['base']}")
+    for row in content["rows"]:
+        cells = [f"{row['values'][0]:.1f}"]
+        for value, d in zip(row["values"][1:], row["differences"][1:], strict=True):
+            cells.append(f"{value:.1f} ({d['difference']:+.1f}, {d['low']:+.1f} to {d['high']:+.1f})")
+        table.add_row(row["set"], row["metric"], *cells)
+    _screen().print(table)
 
 
 def _print(text: str) -> None:
-    from cusa.data.console import console
-
-    console().print(text, highlight=False, markup=False, soft_wrap=True)
+    _screen().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _latest_run(folder: Path) -> Path:
-    from cusa.data.errors import CusaError
-
-    found = sorted(folder.glob("**/best/student.safetensors"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise CusaError(f"no trained run under {folder}/; train one with cusa-train, or pass --run")
-    return found[-1].parent.parent
-
-
-def _evaluate_run(
-    run: Path,
-    *,
-    split: str,
-    embeddings: Path | None,
-    image_root: Path | None,
-    checkpoint: str,
-    device: str,
-    batch_size: int,
-    workers: int | None,
-    gallery: int,
-    seed: int,
-) -> RunReport:
-    from cusa.data.console import default_workers
-    from cusa.data.store import EmbeddingStore
-    from cusa.eval.gallery import make_gallery
-    from cusa.eval.paper import paper_row
-    from cusa.eval.report import RunReport
-    from cusa.eval.retrieval import evaluate
-    from cusa.train.encode import encode_split
-    from cusa.train.run_dir import load_trained, read_metrics
-    from cusa.train.setup import student_sources
-
-    loaded = load_trained(run, checkpoint)
-    origin = loaded.origin
-    store = EmbeddingStore(embeddings or origin.config.data.embeddings)
-    _check_store(store, origin.provenance, run, own=embeddings is None)
-    if image_root is None and embeddings is None and origin.config.data.image_root:
-        image_root = Path(origin.config.data.image_root)
-    names = tuple(t.name for t in origin.provenance.encoders.values())
-    data = replace(origin.config.data, image_root=str(image_root) if image_root else None)
-    sources = student_sources(store, split, replace(origin.config, data=data), names, loaded.processors)
-    if workers is None:
-        workers = default_workers(inputs_are_stored=bool(names))
-    found = encode_split(loaded.student.to(device), sources, device, batch_size, workers)
-    metrics = {
-        "format": "cusa-metrics",
-        "format_version": list(METRICS_VERSION),
-        "run": str(run),
-        "checkpoint": checkpoint,
-        "epoch": origin.epoch,
-        "step": origin.step,
-        "dataset": store.dataset,
-        "split": split,
-        "split_fingerprint": sources.split.fingerprint,
-        "n_images": len(found.image_rows),
-        "n_captions": len(found.text_rows),
-        "n_images_skipped": sources.split.n_images - len(found.image_rows),
-        "n_captions_skipped": sources.split.n_captions - len(found.text_rows),
-        "loss_terms": list(origin.config.loss.terms),
-        **evaluate(found, sources.split, origin.uni_head),
-    }
-    if row := paper_row(origin.config.student.name, origin.config.loss.terms, metrics):
-        metrics["paper"] = {"host": row.host, "method": row.method, **row.scores}
-    head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": origin.uni_head}
-    if sources.split.truth is not None:
-        head_of["i2i"] = origin.uni_head
-    shown = make_gallery(found, sources.split, image_root or store.image_root, head_of, gallery, seed)
-    return RunReport(run.name, metrics, tuple(read_metrics(run)), shown)
-
-
-def _check_same_split(reports: list[RunReport]) -> None:
-    """Refuse to set side by side what was not measured on the same images and captions."""
-    from cusa.data.errors import CusaError
-
-    keys = ("split_fingerprint", "n_images", "n_captions")
-    first, last = (reports[i].metrics for i in (0, -1))
-    if any(first[k] != last[k] for k in keys):
-        raise CusaError(
-            f"{last['run']} and {first['run']} cannot be compared: they are measured on different data "
-            f"({last['n_images']} and {first['n_images']} images); pass --embeddings with one store for all"
-        )
-
-
-def _check_store(store: Any, provenance: Any, run: Path, own: bool) -> None:
-    from cusa.data.errors import CusaError
-
-    fields = []
-    if own:  # another store, named on purpose, may be of other data: its encoders must be the same all the same
-        if store.dataset != provenance.dataset:
-            fields.append(f"dataset ({store.dataset!r} / {provenance.dataset!r})")
-        for name, fingerprint in provenance.splits.items():
-            if name in store.splits and store.splits[name].fingerprint != fingerprint:
-                fields.append(f"fingerprint of split {name!r}")
-    for modality, encoder in provenance.encoders.items():
-        store.pick_teacher(modality, encoder.name, "--embeddings of a store")
-        fields += [f"{encoder.name}.{f}" for f in encoder.settings.differing(store.teachers[encoder.name])]
-    if fields:
-        raise CusaError(
-            f"{store.path} is not the store that {run} was trained on: {'; '.join(fields)}; train again, or pass "
-            "--embeddings"
-        )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from cusa.data.files import atomic_file
-
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _print_tables(screen: Any, reports: list[RunReport]) -> None:
-    from rich.table import Table
-
-    first = reports[0].metrics
-    where = f"{first['dataset']} {first['split']}: {first['n_images']:,} images, {first['n_captions']:,} captions"
-    if first["n_images_skipped"] or first["n_captions_skipped"]:
-        where += f" ({first['n_images_skipped']:,} and {first['n_captions_skipped']:,} skipped)"
-    cuts = ("r1", "r5", "r10")
-    cross = Table("run", *(f"{way} {c.upper()}" for way in ("i2t", "t2i") for c in cuts), "RSUM", title=where)
-    uni = Table("run", "head", *(f"t2t {c.upper()}" for c in cuts))
-    known = "truth" in first["heads"]["cross"]
-    if known:
-        cross.add_column("true t2i mAP@R")
-        uni.add_column("i2i R1")
-        uni.add_column("i2i mAP@R")
-    for r in reports:
-        retrieval = r.metrics["retrieval"]
-        values = [retrieval[way][c] for way in ("i2t", "t2i") for c in cuts]
-        values.append(retrieval["rsum"])
-        if known:
-            values.append(r.metrics["heads"]["cross"]["truth"]["t2i"]["map_at_r"])
-        cross.add_row(r.name, *map(_percent, values))
-        if paper := r.metrics.get("paper"):
-            values = [paper[f"{way}_{c}"] for way in ("i2t", "t2i") for c in cuts] + [paper["rsum"]]
-            cross.add_row(f"paper: {paper['host']}, {paper['method']}", *map(_percent, values), style="dim")
-        for head, found in r.metrics["heads"].items():
-            values = [found["unimodal"]["t2t"][c] for c in cuts]
-            if known:
-                values += [found["unimodal"]["i2i"]["r1"], found["unimodal"]["i2i"]["map_at_r"]]
-            untrained = head == "uni" and "usa" not in r.metrics["loss_terms"]
-            uni.add_row(r.name, f"{head} (untrained)" if untrained else head, *map(_percent, values))
-    for table in (cross, uni):
-        for column in table.columns[1:]:
-            column.justify = "right"
-        screen.print(table)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _say_written(written: dict[str, Any]) -> None:
+    for what, paths in written.items():
+        _print(f"{what}: {', '.join(str(p) for p in paths)}")

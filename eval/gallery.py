@@ -10,8 +10,7 @@ from typing import Literal
 import faiss
 import numpy as np
 
-from cusa.data.records import csr
-from cusa.data.store import Split
+from cusa.data.records import SplitView, csr
 from cusa.eval.relevance import Relevance, Task, relevance_of
 from cusa.train.encode import SplitEmbeddings
 from cusa.train.ranks import best_ranks
@@ -37,31 +36,55 @@ class Item:
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved item: its cosine similarity, and whether it is relevant by the data set's labels."""
+    """A retrieved item.
+
+    Attributes:
+        item: The item.
+        similarity: Its cosine similarity to the query.
+        correct: Whether it is relevant by the data set's labels; ``None`` where these know no answer to the query.
+    """
 
     item: Item
     similarity: float
-    correct: bool
+    correct: bool | None
 
 
 @dataclass(frozen=True)
 class GalleryQuery:
-    """A query with its top hits, best first; ``rank`` is that of the best relevant candidate, 0 being first."""
+    """A query with its top hits.
+
+    Attributes:
+        task: What is asked for by what.
+        head: The head that answers.
+        query: The query.
+        hits: The most similar candidates, best first, at most ``TOP``.
+        rank: Rank of the best relevant candidate, 0 being first; ``None`` where the labels know no answer.
+        answer: That candidate; ``None`` as above.
+    """
 
     task: Task
     head: Head
     query: Item
     hits: tuple[Hit, ...]
-    rank: int
+    rank: int | None
+    answer: Hit | None
 
 
 def make_gallery(
-    embeddings: SplitEmbeddings, split: Split, image_root: Path, head_of: dict[Task, Head], per_task: int, seed: int
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+    image_root: Path,
+    head_of: dict[Task, Head],
+    per_task: int,
+    seed: int,
 ) -> tuple[GalleryQuery, ...]:
-    """Random queries of each task; the same for every run of a split and seed.
+    """Random queries of each task; the same for every model of a split and seed.
+
+    Queries are drawn from those with an answer. Where no query of a task has one, as among images without labels, they
+    are drawn from all, and their hits are neither right nor wrong.
 
     Args:
-        embeddings: The student's embeddings.
+        embeddings: The model's embeddings.
         split: The split.
         image_root: Folder of the images.
         head_of: Tasks to show, and the head that answers each.
@@ -70,24 +93,43 @@ def make_gallery(
     """
     shown: list[GalleryQuery] = []
     for number, (task, head) in enumerate(head_of.items()):
-        relevance = relevance_of(task, embeddings, split)
-        with_answer = np.flatnonzero(np.diff(relevance.indptr))
+        relevance = known_relevance(task, embeddings, split)
+        counts = np.diff(relevance.indptr)
+        drawable = np.flatnonzero(counts) if counts.any() else np.arange(len(counts))
         rng = np.random.default_rng([seed, number])
-        picked = np.sort(rng.choice(with_answer, min(per_task, len(with_answer)), replace=False))
+        picked = np.sort(rng.choice(drawable, min(per_task, len(drawable)), replace=False))
         if len(picked):
-            shown += _answers(task, head, picked, relevance, embeddings, split, image_root)
+            shown += answer_queries(head, picked, relevance, embeddings, split, image_root)
     return tuple(shown)
 
 
-def _answers(
-    task: Task,
+def known_relevance(task: Task, embeddings: SplitEmbeddings, split: SplitView) -> Relevance:
+    """Relevance by the data set's labels; among images without labels, none for any query."""
+    if task == "i2i" and split.truth is None:
+        n = len(embeddings.image_rows)
+        return Relevance(task, np.zeros(n + 1, np.int64), np.zeros(0, np.int64), np.arange(n))
+    return relevance_of(task, embeddings, split)
+
+
+def answer_queries(
     head: Head,
     picked: np.ndarray,
     relevance: Relevance,
     embeddings: SplitEmbeddings,
-    split: Split,
+    split: SplitView,
     image_root: Path,
 ) -> Iterator[GalleryQuery]:
+    """Queries with their top hits and their best right answer.
+
+    Args:
+        head: The head that answers.
+        picked: int64 ``[n]``, n at least 1: positions of the queries.
+        relevance: Relevant candidates of all queries of the task.
+        embeddings: The model's embeddings.
+        split: The split.
+        image_root: Folder of the images.
+    """
+    task = relevance.task
     queries, candidates = relevance.sides(embeddings, head)
     relevant = [relevance.indices[relevance.indptr[q] : relevance.indptr[q + 1]] for q in picked]
     exclude = None if relevance.exclude is None else relevance.exclude[picked]
@@ -96,16 +138,24 @@ def _answers(
     similarities, found = faiss.knn(queries[picked], candidates, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT)
     for n, query in enumerate(picked.tolist()):
         own = -1 if exclude is None else int(exclude[n])
+        known = len(relevant[n]) > 0
         hits = [
-            Hit(_item(task[2], c, embeddings, split, image_root), similarity, c in relevant[n])
-            for c, similarity in zip(found[n].tolist(), similarities[n].tolist(), strict=True)
+            Hit(shown_item(task[2], c, embeddings, split, image_root), s, c in relevant[n] if known else None)
+            for c, s in zip(found[n].tolist(), similarities[n].tolist(), strict=True)
             if c not in (-1, own)  # -1: there are fewer candidates than asked for
         ]
-        shown = _item(task[0], query, embeddings, split, image_root)
-        yield GalleryQuery(task, head, shown, tuple(hits[:TOP]), int(ranks[n]))
+        rank, answer = None, None
+        if known:
+            right = candidates[relevant[n]] @ queries[query]
+            best = int(relevant[n][right.argmax()])
+            rank = int(ranks[n])
+            answer = Hit(shown_item(task[2], best, embeddings, split, image_root), float(right.max()), True)
+        asked = shown_item(task[0], query, embeddings, split, image_root)
+        yield GalleryQuery(task, head, asked, tuple(hits[:TOP]), rank, answer)
 
 
-def _item(letter: str, position: int, embeddings: SplitEmbeddings, split: Split, image_root: Path) -> Item:
+def shown_item(letter: str, position: int, embeddings: SplitEmbeddings, split: SplitView, image_root: Path) -> Item:
+    """The image (``"i"``) or caption (``"t"``) of an embedding."""
     if letter == "i":
         row = int(embeddings.image_rows[position])
         return Item("image", split.image_ids[row], image_root / split.image_paths[row])

@@ -1,4 +1,4 @@
-"""Precision over the whole ranking: R-Precision and mAP@R, as image retrieval reports them."""
+"""Image-to-image retrieval by class label: R@1 as the paper counts it, R-Precision and mAP@R."""
 
 from __future__ import annotations
 
@@ -8,56 +8,12 @@ import numpy as np
 
 from cusa.data.errors import CusaError
 from cusa.data.records import csr
+from cusa.eval.rankings import Rankings, Ties, rank_all
 from cusa.eval.relevance import same_group
+from cusa.eval.scoring import PLAIN, Scoring, one_way
 
-_BLOCK = 1024  # queries at once
-
-
-def precision_at_r(
-    queries: np.ndarray,
-    candidates: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    exclude: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """R-Precision and mAP@R (Musgrave et al., ECCV 2020, section 4), R being a query's number of relevant candidates.
-
-    Queries without a relevant candidate do not count. Equal similarities rank in candidate order.
-
-    Args:
-        queries: float ``[n, d]``; similarities are dot products in this type.
-        candidates: float ``[m, d]``.
-        indptr: int64 ``[n + 1]``; query i's relevant candidates are ``indices[indptr[i]:indptr[i + 1]]``.
-        indices: int64.
-        exclude: int64 ``[n]`` or ``None``: the query's own position among the candidates.
-
-    Returns:
-        ``r_precision`` and ``map_at_r`` in percent (``None`` if no query counts), and ``queries``, how many count.
-    """
-    sizes = np.diff(indptr)
-    counted = np.flatnonzero(sizes)
-    r_precision, average = np.zeros(len(counted)), np.zeros(len(counted))
-    for a in range(0, len(counted), _BLOCK):
-        block = counted[a : a + _BLOCK]
-        scores = queries[block] @ candidates.T
-        if exclude is not None:
-            scores[np.arange(len(block)), exclude[block]] = -np.inf
-        relevant = np.zeros(scores.shape, bool)
-        rows = np.repeat(np.arange(len(block)), sizes[block])
-        relevant[rows, np.concatenate([indices[indptr[q] : indptr[q + 1]] for q in block])] = True
-        depth = int(sizes[block].max())
-        top = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        hits = np.take_along_axis(relevant, top, axis=1) & (np.arange(depth) < sizes[block][:, None])
-        precision = np.cumsum(hits, axis=1) / np.arange(1, depth + 1)
-        r_precision[a : a + len(block)] = hits.sum(axis=1) / sizes[block]
-        average[a : a + len(block)] = (precision * hits).sum(axis=1) / sizes[block]
-    if not len(counted):
-        return {"r_precision": None, "map_at_r": None, "queries": 0}
-    return {
-        "r_precision": 100 * float(r_precision.mean()),
-        "map_at_r": 100 * float(average.mean()),
-        "queries": len(counted),
-    }
+_OVER_ALL = ("r1", "r5", "r10")  # a query without a positive is a miss
+_ANSWERABLE = ("r_precision", "map_at_r")  # it does not count
 
 
 def image_retrieval(
@@ -66,11 +22,12 @@ def image_retrieval(
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
     normalize: bool = True,
+    ties: Ties = "pessimistic",
 ) -> dict[str, Any]:
     """Image-to-image retrieval by class label.
 
-    With one set, every image is a query against the others; with a gallery, queries go against the gallery and
-    nothing is left out.
+    With one set, every image is a query against the others: itself is left out by its number, wherever it would rank.
+    With a gallery, queries go against the gallery and nothing is left out.
 
     Args:
         embeddings: float ``[n, d]``.
@@ -78,17 +35,30 @@ def image_retrieval(
         gallery: float ``[m, d]``, or ``None`` for one set.
         gallery_labels: ``[m]``.
         normalize: L2-normalise (cosine similarity); otherwise candidates are ranked by Euclidean distance.
+        ties: What candidates as similar as a relevant one count as: ``"pessimistic"`` (ahead of it), ``"optimistic"``
+            (behind it), or ``"mean"`` of the two figures.
 
     Returns:
-        In percent: ``r1`` over all queries (one without a positive is a miss, as the paper's script counts);
-        ``precision_at_1``, ``r_precision`` and ``map_at_r`` over the queries that have a positive (as
-        pytorch-metric-learning counts); ``queries``, ``queries_with_positive`` and ``candidates``.
+        In percent: ``r1``, ``r5``, ``r10`` over all queries (one without a positive is a miss, as the paper's script
+        counts); ``precision_at_1``, ``r_precision`` and ``map_at_r`` over the queries that have a positive (as
+        pytorch-metric-learning counts), ``None`` without any; ``queries``, ``queries_with_positive``, ``candidates``,
+        and ``tied``, the queries whose rank ties decide.
 
     Raises:
         CusaError: If embeddings are not finite or labels do not fit.
     """
-    from cusa.train.ranks import best_ranks
+    searched = image_search(embeddings, labels, gallery, gallery_labels, normalize)
+    return image_figures(rank_all(*searched), Scoring(ties))
 
+
+def image_search(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+    normalize: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """What :func:`cusa.eval.rankings.rank_all` takes; arguments and errors as of :func:`image_retrieval`."""
     if (gallery is None) != (gallery_labels is None):
         raise CusaError("gallery and gallery_labels belong together; pass both or neither")
     alone = gallery is None
@@ -100,21 +70,28 @@ def image_retrieval(
     classes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)[1]
     of_queries, of_gallery = classes[: len(labels)], classes[len(labels) :]
     if alone:
-        (indptr, indices), exclude = same_group(of_queries), np.arange(len(labels))
-    else:
-        indptr, indices = csr([np.flatnonzero(of_gallery == c) for c in of_queries])
-        exclude = None
-    ranks = best_ranks(queries, candidates, indptr, indices, exclude)
-    hits = int(np.count_nonzero(ranks == 0))
-    precision = precision_at_r(queries, candidates, indptr, indices, exclude)
-    n_with_positive = precision.pop("queries")
+        return queries, candidates, *same_group(of_queries), np.arange(len(labels))
+    order = np.argsort(of_gallery, kind="stable")
+    starts, stops = (np.searchsorted(of_gallery[order], of_queries, side) for side in ("left", "right"))
+    relevant = [order[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+    return queries, candidates, *csr(relevant), None
+
+
+def image_figures(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any]:
+    """Figures of :func:`image_retrieval`, with ``ci``: intervals by metric, where asked for."""
+    every, answerable = one_way(rankings, scoring), one_way(rankings.answerable(), scoring)
+    found = {name: every[name] for name in _OVER_ALL} | {"precision_at_1": answerable["r1"]}
+    found |= {name: answerable[name] for name in _ANSWERABLE}
+    ci = {k: every["ci"][k] for k in _OVER_ALL} if "ci" in every else {}
+    if "ci" in answerable:
+        ci |= {"precision_at_1": answerable["ci"]["r1"]} | {k: answerable["ci"][k] for k in _ANSWERABLE}
     return {
-        "r1": 100 * hits / len(ranks),
-        "precision_at_1": 100 * hits / n_with_positive if n_with_positive else None,
-        **precision,
-        "queries": len(ranks),
-        "queries_with_positive": n_with_positive,
-        "candidates": len(candidates) - alone,
+        **found,
+        "queries": every["queries"],
+        "queries_with_positive": answerable["queries"],
+        "candidates": every["candidates"],
+        "tied": every["tied"],
+        **({"ci": ci} if ci else {}),
     }
 
 

@@ -15,22 +15,31 @@ _METHODS = {
     frozenset({"contrastive", "usa"}): "USA",
     frozenset({"contrastive", "csa", "usa"}): "CUSA",
 }
-_SPLITS = {("coco", "test", 5_000, 25_000): "coco5k", ("flickr30k", "test", 1_000, 5_000): "flickr1k"}
+# Karpathy's test split of COCO has 25,010 captions: ten more than five an image.
+_SPLITS = {
+    ("coco", "test", 5_000, 25_000): "coco5k",
+    ("coco", "test", 5_000, 25_010): "coco5k",
+    ("flickr30k", "test", 1_000, 5_000): "flickr1k",
+}
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A published row of cross-modal retrieval.
+    """A published row.
 
     Attributes:
         host: The model, as the paper names it.
         method: ``"baseline"``, ``"CSA"``, ``"USA"`` or ``"CUSA"``.
-        scores: ``i2t_r1`` to ``t2i_r10`` and ``rsum``, in percent. Checkpoints were chosen on the test split.
+        scores: Percent, by the table's own names. Checkpoints were chosen on the test split.
     """
 
     host: str
     method: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """As metrics.json holds it."""
+        return {"host": self.host, "method": self.method, **self.scores}
 
 
 def paper_tables() -> dict[str, Any]:
@@ -38,16 +47,32 @@ def paper_tables() -> dict[str, Any]:
     return json.loads((importlib.resources.files("cusa.eval") / "paper.json").read_text())
 
 
-def paper_row(student: str, terms: Sequence[str], metrics: Mapping[str, Any]) -> PaperRow | None:
-    """The row of the same student, loss and split, if the paper has it.
+def paper_row(student: str, terms: Sequence[str], table: str) -> PaperRow | None:
+    """The row of the same student and loss, if a table has it.
+
+    Args:
+        student: The student's name or folder.
+        terms: Terms of the loss.
+        table: ``"cross_modal"``, ``"eccv_caption"``, ``"image_retrieval_r1"`` or ``"sts_spearman"``.
+    """
+    host = _STUDENTS.get(student.rstrip("/").rsplit("/", 1)[-1])
+    method = _METHODS.get(frozenset(terms))
+    for row in paper_tables()[table]:
+        if (row["host"], row["method"]) == (host, method):
+            return PaperRow(row["host"], row["method"], {k: v for k, v in row.items() if k not in ("host", "method")})
+    return None
+
+
+def paper_retrieval(student: str, terms: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The published recalls of the same student, loss and split, if the paper has them.
 
     Args:
         student: The student's name or folder.
         terms: Terms of the loss.
         metrics: Content of metrics.json.
     """
-    host = _STUDENTS.get(student.rstrip("/").rsplit("/", 1)[-1])
-    method = _METHODS.get(frozenset(terms))
     split = _SPLITS.get((metrics["dataset"], metrics["split"], metrics["n_images"], metrics["n_captions"]))
-    rows = [r for r in paper_tables()["cross_modal"] if (r["host"], r["method"]) == (host, method)]
-    return PaperRow(rows[0]["host"], rows[0]["method"], rows[0][split]) if rows and split else None
+    row = paper_row(student, terms, "cross_modal")
+    if row is None or split is None:
+        return None
+    return {"host": row.host, "method": row.method, **row.scores[split]}

@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from cusa.data.records import csr
-from cusa.data.store import Split
+from cusa.data.records import SplitView, csr
 from cusa.train.encode import SplitEmbeddings
 from cusa.train.ranks import cross_modal_relevance
 from cusa.train.student import Head
@@ -38,7 +37,7 @@ class Relevance:
         return by_letter[self.task[0]], by_letter[self.task[2]]
 
 
-def relevance_of(task: Task, embeddings: SplitEmbeddings, split: Split) -> Relevance:
+def relevance_of(task: Task, embeddings: SplitEmbeddings, split: SplitView) -> Relevance:
     """Relevance by the data set's labels.
 
     Image-to-text and text-to-image: the captions written for the image. Text-to-text: the other captions of the same
@@ -72,7 +71,7 @@ def same_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return csr([row[row != i] if groups[i] >= 0 else empty for i, row in enumerate(rows)])
 
 
-def true_relevance(task: Literal["i2t", "t2i"], embeddings: SplitEmbeddings, split: Split) -> Relevance:
+def true_relevance(task: Literal["i2t", "t2i"], embeddings: SplitEmbeddings, split: SplitView) -> Relevance:
     """Relevance by the known truth: every image that a caption is true of, whoever it was written for."""
     truth = split.truth
     assert truth is not None, "only asked for where the truth is known"

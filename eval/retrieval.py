@@ -7,59 +7,52 @@ from typing import Any
 import numpy as np
 
 from cusa.data.errors import CusaError
-from cusa.data.store import Split
-from cusa.eval.images import precision_at_r
+from cusa.data.records import SplitView
+from cusa.eval.coco import CocoTest, rank_coco
+from cusa.eval.rankings import Rankings, Ties, rank_all
 from cusa.eval.relevance import Relevance, relevance_of, same_group, true_relevance
+from cusa.eval.scoring import PLAIN, PerQuery, Scoring, one_way, two_ways
 from cusa.train.encode import SplitEmbeddings
-from cusa.train.ranks import best_ranks, best_ranks_from_scores, cross_modal_relevance, recall_at
-from cusa.train.student import HEADS, Head
-
-CUTS = (1, 5, 10)
-
-
-def recalls(ranks: np.ndarray, n_candidates: int) -> dict[str, Any]:
-    """R@1/5/10, their mean, and how many queries and candidates there were; ``None`` without any query.
-
-    Args:
-        ranks: int64 ``[n]`` rank of each query's best relevant candidate, 0 first; -1: none, a miss.
-        n_candidates: Candidates per query.
-    """
-    counts = {"queries": len(ranks), "candidates": n_candidates}
-    if not len(ranks):
-        return {**dict.fromkeys((*(f"r{k}" for k in CUTS), "mean")), **counts}
-    values = {f"r{k}": recall_at(ranks, k) for k in CUTS}
-    return {**values, "mean": sum(values.values()) / len(CUTS), **counts}
+from cusa.train.ranks import (
+    cross_modal_relevance,
+    rank_bounds,
+    rank_bounds_from_scores,
+    two_way_rank_bounds,
+)
+from cusa.train.student import Head
 
 
-def _both_ways(i2t: np.ndarray, t2i: np.ndarray, n_images: int, n_texts: int) -> dict[str, Any]:
-    both = {"i2t": recalls(i2t, n_texts), "t2i": recalls(t2i, n_images)}
-    mean = (both["i2t"]["mean"] + both["t2i"]["mean"]) / 2
-    return {**both, "mean": mean, "rsum": 2 * len(CUTS) * mean}
+def cross_modal_recalls(
+    images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray, ties: Ties = "pessimistic"
+) -> dict[str, Any]:
+    """Image-to-text and text-to-image R@1/5/10, their mean, median and mean rank, and RSUM, the sum of the six recalls.
 
-
-def cross_modal_recalls(images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray) -> dict[str, Any]:
-    """Image-to-text and text-to-image R@1/5/10, their mean, and RSUM, the sum of the six.
-
-    A query's rank is that of its best relevant candidate; ties count against it. A query without a relevant candidate
-    is a miss.
+    A query's rank is that of its best relevant candidate. A query without a relevant candidate is a miss.
 
     Args:
         images: float ``[n_images, d]``, L2-normalised.
         texts: float ``[n_texts, d]``, L2-normalised.
         caption_image: int64 ``[n_texts]``: index of the image that each text belongs to.
+        ties: What candidates as similar as the relevant one count as: ``"pessimistic"`` (ahead of it),
+            ``"optimistic"`` (behind it), or ``"mean"`` of the two.
 
     Returns:
-        ``{"i2t": {"r1", "r5", "r10", "mean", "queries", "candidates"}, "t2i": {...}, "mean", "rsum"}``, in percent.
+        ``{"i2t": {"r1", "r5", "r10", "mean", "median_rank", "mean_rank", "queries", "candidates", "tied", "curve"},
+        "t2i": {...}, "mean", "rsum"}``, in percent.
 
     Raises:
         CusaError: If an embedding is not finite.
     """
-    i2t, t2i = cross_modal_relevance(caption_image, len(images))
-    return _both_ways(best_ranks(images, texts, *i2t), best_ranks(texts, images, *t2i), len(images), len(texts))
+    return two_ways(_ranked_both_ways(images, texts, caption_image), Scoring(ties))
+
+
+def _ranked_both_ways(images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray) -> dict[str, Rankings]:
+    i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
+    return {"i2t": Rankings(i2t, len(texts)), "t2i": Rankings(t2i, len(images))}
 
 
 def cross_modal_recalls_from_scores(
-    scores_i2t: np.ndarray, scores_t2i: np.ndarray, caption_image: np.ndarray
+    scores_i2t: np.ndarray, scores_t2i: np.ndarray, caption_image: np.ndarray, ties: Ties = "pessimistic"
 ) -> dict[str, Any]:
     """As :func:`cross_modal_recalls`, from scores: for hosts whose similarity is not a dot product.
 
@@ -67,6 +60,7 @@ def cross_modal_recalls_from_scores(
         scores_i2t: float ``[n_images, n_texts]``, finite.
         scores_t2i: float ``[n_texts, n_images]``, finite.
         caption_image: int64 ``[n_texts]``.
+        ties: As there.
 
     Raises:
         CusaError: If a score is not finite.
@@ -75,11 +69,14 @@ def cross_modal_recalls_from_scores(
         if not np.isfinite(scores).all():  # NaN compares as "not ahead" and would look like a perfect rank
             raise CusaError("scores hold NaN or infinity; such scores cannot be ranked")
     i2t, t2i = cross_modal_relevance(caption_image, len(scores_i2t))
-    ranks = best_ranks_from_scores(scores_i2t, *i2t), best_ranks_from_scores(scores_t2i, *t2i)
-    return _both_ways(*ranks, *scores_i2t.shape)
+    rankings = {
+        "i2t": Rankings(rank_bounds_from_scores(scores_i2t, *i2t), scores_i2t.shape[1]),
+        "t2i": Rankings(rank_bounds_from_scores(scores_t2i, *t2i), scores_t2i.shape[1]),
+    }
+    return two_ways(rankings, Scoring(ties))
 
 
-def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "pessimistic") -> dict[str, Any]:
     """R@1/5/10 among items of one modality: others of the same group are relevant, the query is no candidate.
 
     A query that is alone in its group does not count.
@@ -87,51 +84,92 @@ def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray) -> dict[str, A
     Args:
         embeddings: float ``[n, d]``, L2-normalised.
         groups: int64 ``[n]``, e.g. the image that each caption belongs to; negative: nobody's.
+        ties: As in :func:`cross_modal_recalls`.
 
     Raises:
         CusaError: If an embedding is not finite.
     """
+    return one_way(_ranked_groups(embeddings, groups), Scoring(ties))
+
+
+def _ranked_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
     n = len(embeddings)
-    ranks = best_ranks(embeddings, embeddings, *same_group(groups), np.arange(n))
-    return recalls(ranks[ranks >= 0], n - 1)
+    best = rank_bounds(embeddings, embeddings, *same_group(groups), np.arange(n))
+    return Rankings(best, n - 1).answerable()
 
 
-def evaluate(embeddings: SplitEmbeddings, split: Split, uni_head: Head) -> dict[str, Any]:
-    """All metrics of a split for both heads, as metrics.json holds them (docs/METRICS.md).
+def evaluate(
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+    uni_head: Head,
+    test: CocoTest | None = None,
+    scoring: Scoring = PLAIN,
+) -> tuple[dict[str, Any], PerQuery]:
+    """All metrics of a split for every head, as metrics.json holds them (docs/METRICS.md).
 
     Args:
-        embeddings: The student's embeddings.
+        embeddings: A model's embeddings.
         split: The split.
         uni_head: The head to use for uni-modal retrieval: ``"uni"`` where it was trained, else ``"cross"``.
+        test: COCO's test among the embeddings, which has protocols of its own.
+        scoring: How.
 
     Returns:
-        ``retrieval`` (cross-modal head), ``unimodal`` (``uni_head``), and both for each head under ``heads``.
+        ``retrieval`` (cross-modal head), ``unimodal`` (``uni_head``), and both for each head under ``heads``; and the
+        rankings behind them, by ``head/part/task``.
     """
-    heads = {head: _evaluate_head(embeddings, split, head) for head in HEADS}
-    return {
+    ranked: PerQuery = {}
+    heads: dict[str, Any] = {}
+    for head in embeddings.image:
+        images, texts = embeddings.image[head], embeddings.text[head]
+        groups: dict[str, dict[str, Rankings]] = {
+            "retrieval": _ranked_both_ways(images, texts, embeddings.caption_image)
+        }
+        groups["unimodal"] = {"t2t": _ranked_groups(texts, embeddings.caption_image)}
+        if split.truth is not None:
+            groups["unimodal"]["i2i"] = _ranked_all(relevance_of("i2i", embeddings, split), embeddings, head)
+            relevances = (true_relevance("i2t", embeddings, split), true_relevance("t2i", embeddings, split))
+            groups["truth"] = {r.task: _ranked_all(r, embeddings, head) for r in relevances}
+        protocols = rank_coco(images, texts, test) if test else {}
+        heads[head] = {
+            "retrieval": two_ways(groups["retrieval"], scoring),
+            **{
+                k: {t: one_way(r, scoring, t) for t, r in groups[k].items()}
+                for k in ("unimodal", "truth")
+                if k in groups
+            },
+            **({"protocols": {k: _protocol(k, ways, scoring) for k, ways in protocols.items()}} if test else {}),
+        }
+        for part, by_task in {**groups, **protocols}.items():
+            ranked |= {f"{head}/{part}/{task}": rankings for task, rankings in by_task.items()}
+    found = {
         "retrieval": heads["cross"]["retrieval"],
         "unimodal": heads[uni_head]["unimodal"],
         "unimodal_head": uni_head,
         "heads": heads,
     }
+    return found, ranked
 
 
-def _evaluate_head(embeddings: SplitEmbeddings, split: Split, head: Head) -> dict[str, Any]:
-    images, texts = embeddings.image[head], embeddings.text[head]
-    found: dict[str, Any] = {
-        "retrieval": cross_modal_recalls(images, texts, embeddings.caption_image),
-        "unimodal": {"t2t": uni_modal_recalls(texts, embeddings.caption_image)},
-    }
-    if split.truth is not None:
-        found["unimodal"]["i2i"] = _with_precision(relevance_of("i2i", embeddings, split), embeddings, head)
-        relevances = (true_relevance("i2t", embeddings, split), true_relevance("t2i", embeddings, split))
-        found["truth"] = {r.task: _with_precision(r, embeddings, head) for r in relevances}
-    return found
-
-
-def _with_precision(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> dict[str, Any]:
+def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
     queries, candidates = relevance.sides(embeddings, head)
-    parts = (queries, candidates, relevance.indptr, relevance.indices, relevance.exclude)
-    n_candidates = len(candidates) - (relevance.exclude is not None)
-    ranks = best_ranks(*parts)
-    return {**precision_at_r(*parts), **recalls(ranks[ranks >= 0], n_candidates)}
+    return rank_all(queries, candidates, relevance.indptr, relevance.indices, relevance.exclude).answerable()
+
+
+_PROTOCOL_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
+
+
+def _protocol(name: str, ways: Any, scoring: Scoring) -> dict[str, Any]:
+    found = two_ways(ways, scoring)
+    if name == "coco_1k":
+        return {**found, "folds": 5}
+    if name not in _PROTOCOL_METRICS:
+        return found
+    kept = _PROTOCOL_METRICS[name]
+    return {way: _only(found[way], kept) for way in ways}
+
+
+def _only(part: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Some of the metrics of a direction, with their intervals and the counts."""
+    ci = {"ci": {k: v for k, v in part["ci"].items() if k in metrics}} if "ci" in part else {}
+    return {k: part[k] for k in (*metrics, "queries", "candidates", "tied")} | ci

@@ -35,9 +35,9 @@ def test_the_latest_run_and_the_test_split_are_the_default(runs, monkeypatch):
     best = runs / "runs" / "contrastive" / "best" / "student.safetensors"
     os.utime(best, (2e9, 2e9))
     out = run_ok("eval")
-    assert "made-up test: 8 images, 16 captions" in out
+    assert "made-up, split test: 8 images, 16 captions" in out
     metrics = _metrics(runs / "runs" / "contrastive")
-    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 1])
+    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 2])
     assert metrics["split"] == "test"
     assert metrics["retrieval"] == metrics["heads"]["cross"]["retrieval"]
     assert metrics["unimodal"] == metrics["heads"]["cross"]["unimodal"]  # its uni-modal heads were never trained
@@ -145,7 +145,7 @@ def test_bad_command_lines(runs, tmp_path, monkeypatch):
     run = runs / "runs" / "cusa"
     monkeypatch.chdir(tmp_path)
     assert "no trained run under runs/" in run_error("eval")
-    assert "holds no student; pass a run directory" in run_error("eval", "--run", tmp_path)
+    assert "holds no student, no modules.json and no config.json" in run_error("eval", "--run", tmp_path)
     assert "has no split 'nope'; it has: test, train, val" in run_error("eval", "--run", run, "--split", "nope")
     other = make_store(tmp_path / "other", dim=8)
     assert "vision.dim" in run_error("eval", "--run", run, "--embeddings", other)
@@ -156,7 +156,7 @@ def test_bad_command_lines(runs, tmp_path, monkeypatch):
         (run / "aside").rename(run / "checkpoints")
     assert "RSUM" in run_ok("eval", "--run", run, "--checkpoint", "last")
     similar = make_store(tmp_path / "similar", sizes={"train": 12, "val": 9})
-    assert "made-up val: 9 images" in run_ok("eval", "--run", run, "--embeddings", similar, "--split", "val")
+    assert "made-up, split val: 9 images" in run_ok("eval", "--run", run, "--embeddings", similar, "--split", "val")
 
 
 def test_a_store_that_changed_under_its_run_is_refused(tmp_path):
@@ -186,4 +186,5 @@ def test_one_caption_per_image_leaves_text_to_text_unknown_but_works(tmp_path):
     run_ok("train", *args, "--epochs", 1, "--set", "data.val_split=test")
     run_ok("eval", "--run", tmp_path / "run")
     t2t = _metrics(tmp_path / "run")["unimodal"]["t2t"]
-    assert t2t == {"r1": None, "r5": None, "r10": None, "mean": None, "queries": 0, "candidates": 5}
+    nothing = dict.fromkeys(("r1", "r5", "r10", "mean", "median_rank", "mean_rank"))
+    assert t2t == {**nothing, "queries": 0, "candidates": 5, "tied": 0}

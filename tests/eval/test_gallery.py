@@ -7,16 +7,21 @@ from cusa.eval.gallery import TOP, make_gallery
 from cusa.train.encode import SplitEmbeddings
 from tests.helpers import make_store, unit_rows
 
+HEAD_OF = {"i2t": "cross", "t2i": "cross", "t2t": "uni", "i2i": "uni"}
+
+
+def _split(tmp_path, truth):
+    return EmbeddingStore(make_store(tmp_path, truth=truth)).split("test")  # 8 images, 16 captions
+
 
 def test_hits_are_the_most_similar_candidates_and_never_the_query_itself(tmp_path):
-    split = EmbeddingStore(make_store(tmp_path, truth=True)).split("test")  # 8 images, 16 captions
+    split = _split(tmp_path, truth=True)
     image, text = unit_rows(8, 4, 0), unit_rows(16, 4, 1)
     heads = {"cross": image, "uni": image}, {"cross": text, "uni": text}
     embeddings = SplitEmbeddings(*heads, np.arange(8), np.arange(16), np.arange(16) // 2)
-    head_of = {"i2t": "cross", "t2i": "cross", "t2t": "uni", "i2i": "uni"}
-    gallery = make_gallery(embeddings, split, Path("images"), head_of, per_task=3, seed=0)
+    gallery = make_gallery(embeddings, split, Path("images"), HEAD_OF, per_task=3, seed=0)
     assert [g.task for g in gallery] == ["i2t"] * 3 + ["t2i"] * 3 + ["t2t"] * 3 + ["i2i"] * 3
-    assert gallery == make_gallery(embeddings, split, Path("images"), head_of, per_task=3, seed=0)
+    assert gallery == make_gallery(embeddings, split, Path("images"), HEAD_OF, per_task=3, seed=0)
     captions, ids = split.captions[:], split.image_ids[:]
     for g in gallery:
         rows = {"i": (image, ids), "t": (text, captions)}
@@ -32,4 +37,37 @@ def test_hits_are_the_most_similar_candidates_and_never_the_query_itself(tmp_pat
         assert [h.correct for h in g.hits] == good[:TOP]
         assert g.rank == good.index(True)
         np.testing.assert_allclose([h.similarity for h in g.hits], similarities[order[:TOP]], rtol=1e-5)
+        assert g.answer.item.text == names[order[g.rank]]
+        np.testing.assert_allclose(g.answer.similarity, similarities[order[g.rank]], rtol=1e-5)
     assert gallery[3].hits[0].item.image_path == Path("images/test") / f"{gallery[3].hits[0].item.text[4:]}.jpg"
+
+
+def test_images_without_labels_have_neighbours_and_nothing_is_right_or_wrong(tmp_path):
+    split = _split(tmp_path, truth=False)
+    image = unit_rows(8, 4, 0)
+    embeddings = SplitEmbeddings(
+        {"cross": image}, {"cross": unit_rows(16, 4, 1)}, *(np.arange(8), np.arange(16)), np.arange(16) // 2
+    )
+    gallery = make_gallery(embeddings, split, Path("images"), {"i2t": "cross", "i2i": "cross"}, per_task=4, seed=0)
+    assert [g.task for g in gallery] == ["i2t"] * 4 + ["i2i"] * 4
+    for g in gallery[4:]:
+        query = split.image_ids[:].index(g.query.text)
+        order = [c for c in np.argsort(-(image @ image[query])).tolist() if c != query]
+        assert [h.item.text for h in g.hits] == [split.image_ids[c] for c in order[:TOP]]
+        assert {h.correct for h in g.hits} == {None}
+        assert (g.rank, g.answer) == (None, None)
+    assert {h.correct for g in gallery[:4] for h in g.hits} == {True, False}
+
+
+def test_only_what_has_an_embedding_is_shown(tmp_path):
+    """Image 0 and caption 15 could not be read."""
+    split = _split(tmp_path, truth=True)
+    image, text = unit_rows(7, 4, 0), unit_rows(15, 4, 1)
+    of = np.arange(15) // 2 - 1
+    embeddings = SplitEmbeddings({"cross": image}, {"cross": text}, np.arange(1, 8), np.arange(15), of)
+    head_of = dict.fromkeys(HEAD_OF, "cross")
+    gallery = make_gallery(embeddings, split, Path("images"), head_of, per_task=100, seed=0)
+    assert [sum(g.task == task for g in gallery) for task in HEAD_OF] == [7, 13, 12, 6]
+    shown = {h.item.text for g in gallery for h in g.hits} | {g.query.text for g in gallery}
+    assert not shown & {split.image_ids[0], split.captions[15]}
+    assert {g.query.text for g in gallery if g.task == "t2i"} == set(split.captions[2:15])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cusa.eval.paper import paper_row, paper_tables
+from cusa.eval.paper import paper_retrieval, paper_row, paper_tables
 
 COCO = {"dataset": "coco", "split": "test", "n_images": 5000, "n_captions": 25000}
 FLICKR = {"dataset": "flickr30k", "split": "test", "n_images": 1000, "n_captions": 5000}
@@ -18,8 +18,8 @@ CUSA = ("contrastive", "csa", "usa")
     ],
 )
 def test_the_row_of_a_setting(student, terms, split, method, rsum):
-    row = paper_row(student, terms, split)
-    assert (row.method, row.scores["rsum"]) == (method, rsum)
+    row = paper_retrieval(student, terms, split)
+    assert (row["method"], row["rsum"]) == (method, rsum)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,15 @@ def test_the_row_of_a_setting(student, terms, split, method, rsum):
     ],
 )
 def test_no_row_for_another_setting(student, terms, metrics):
-    assert paper_row(student, terms, metrics) is None
+    assert paper_retrieval(student, terms, metrics) is None
+
+
+def test_rows_of_the_other_tables():
+    images = paper_row("openai/clip-vit-base-patch32", CUSA, "image_retrieval_r1").plain()
+    assert set(images) == {"host", "method", "cub", "sop", "inshop", "inaturalist", "average"}
+    sts = paper_row("openai/clip-vit-base-patch32", ("contrastive",), "sts_spearman")
+    assert (sts.method, len(sts.scores)) == ("baseline", 8)
+    assert paper_row("adapter", CUSA, "sts_spearman") is None
 
 
 def test_the_sums_of_the_published_rows_are_the_sums_of_their_recalls():

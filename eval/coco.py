@@ -1,0 +1,203 @@
+"""COCO's test protocols: 5K, 1K, and the ground truths of ECCV Caption, CxC and plausible matches (PMRP).
+
+ECCV Caption: Chun et al., ECCV 2022. CxC: Parekh et al., EACL 2021. PMRP: Chun et al., CVPR 2021. All are ranked
+in full: the published CUSA script passes 50 items per query, too few for 1K.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cusa.data.errors import CusaError
+from cusa.data.records import SplitView, csr
+from cusa.eval.rankings import Rankings, rank_all
+from cusa.train.encode import SplitEmbeddings
+from cusa.train.ranks import RankBounds, rank_bounds, two_way_rank_bounds
+
+Way = Literal["i2t", "t2i"]
+WAYS: tuple[Way, Way] = ("i2t", "t2i")
+PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")
+IMAGES, CAPTIONS_PER_IMAGE, FOLDS = 5_000, 5, 5
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """A ground truth of one direction, by position among the test's images and captions.
+
+    Attributes:
+        queries: int64 ``[q]``.
+        indptr: int64 ``[q + 1]``.
+        indices: int64: relevant candidates of each query.
+        n_relevant: int64 ``[q]``: how many there are, those included that are not among the candidates.
+    """
+
+    queries: np.ndarray
+    indptr: np.ndarray
+    indices: np.ndarray
+    n_relevant: np.ndarray
+
+
+@dataclass(frozen=True)
+class CocoTest:
+    """The 5,000 images and 25,000 captions of the test, in its order.
+
+    Attributes:
+        images: int64 ``[5000]``: positions among the embeddings.
+        captions: int64 ``[25000]``: same.
+        caption_image: int64 ``[25000]``: index into ``images``.
+        truths: Ground truth by ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction; those that are there.
+    """
+
+    images: np.ndarray
+    captions: np.ndarray
+    caption_image: np.ndarray
+    truths: Mapping[str, Mapping[Way, Relevance]]
+
+
+def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, pmrp: Path | None) -> CocoTest | None:
+    """The test's items among embeddings; ``None`` if they are of another data set, or not all there.
+
+    With the ``eccv`` extra, the items are those of its id list, whatever the split's order. Without it, those of a
+    split ``test`` of the data set ``coco`` with 5,000 images: the first five captions of each, in the split's order.
+
+    Args:
+        embeddings: Embeddings of the split.
+        split: The split, with COCO's ids of images and captions (Karpathy's json has them).
+        dataset: Name of the data set.
+        pmrp: Folder of the two files of plausible matches, if given.
+
+    Raises:
+        CusaError: If ``pmrp`` lacks a file or one is malformed, or the ids do not fit.
+    """
+    data = _package_data()
+    if data is None:
+        found = _by_order(embeddings, split, dataset)
+    else:
+        caption_at = {split.caption_ids[row]: i for i, row in enumerate(embeddings.text_rows.tolist())}
+        ids = np.load(data / "coco_test_ids.npy", allow_pickle=False).astype(str)
+        found = _by_ids([caption_at.get(i, -1) for i in ids.tolist()], embeddings)
+    if found is None:
+        if pmrp is not None:
+            raise CusaError("--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)")
+        return None
+    files: dict[str, tuple[Path, Path]] = {}
+    if data is not None:
+        for name in ("eccv", "cxc"):
+            files[name] = data / f"{name}_image_to_caption.json", data / f"{name}_caption_to_image.json"
+    if pmrp is not None:
+        if data is None:
+            raise CusaError("--pmrp needs the list of COCO's test ids: pip install 'cusa[eccv]'")
+        files["pmrp"] = pmrp / PLAUSIBLE[0], pmrp / PLAUSIBLE[1]
+    images, captions, caption_image = found
+    image_index = {split.image_ids[row]: n for n, row in enumerate(embeddings.image_rows[images].tolist())}
+    caption_index = {split.caption_ids[row]: n for n, row in enumerate(embeddings.text_rows[captions].tolist())}
+    truths: dict[str, dict[Way, Relevance]] = {
+        key: {
+            "i2t": _relevance(_read(i2t), image_index, caption_index, i2t),
+            "t2i": _relevance(_read(t2i), caption_index, image_index, t2i),
+        }
+        for key, (i2t, t2i) in files.items()
+    }
+    return CocoTest(images, captions, caption_image, truths)
+
+
+def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str, dict[str, Rankings]]:
+    """Rankings by protocol and direction: ``coco_5k``, ``coco_1k`` (its five folds one after the other), the truths.
+
+    Args:
+        images: float ``[n_images, d]``: a split's image embeddings.
+        texts: float ``[n_captions, d]``: its caption embeddings.
+        test: The test's items among them.
+    """
+    images, texts = images[test.images], texts[test.captions]
+    found = {"coco_5k": _ranked(two_way_rank_bounds(images, texts, test.caption_image), len(images), len(texts))}
+    size = len(images) // FOLDS
+    folds = []
+    for start in range(0, len(images), size):
+        mine = np.flatnonzero((test.caption_image >= start) & (test.caption_image < start + size))
+        folds.append(two_way_rank_bounds(images[start : start + size], texts[mine], test.caption_image[mine] - start))
+    joined = [RankBounds(*(np.concatenate([f[way][side] for f in folds]) for side in (0, 1))) for way in (0, 1)]
+    found["coco_1k"] = _ranked((joined[0], joined[1]), size, len(texts) // FOLDS)
+    for name, truth in test.truths.items():
+        found[name] = {}
+        for way, of in truth.items():
+            queries, candidates = (images, texts) if way == "i2t" else (texts, images)
+            parts = queries[of.queries], candidates, of.indptr, of.indices
+            if name == "cxc":
+                found[name][way] = Rankings(rank_bounds(*parts), len(candidates))
+            else:
+                found[name][way] = rank_all(*parts, n_relevant=of.n_relevant)
+    return found
+
+
+def _ranked(bounds: tuple[RankBounds, RankBounds], n_images: int, n_texts: int) -> dict[str, Rankings]:
+    return {"i2t": Rankings(bounds[0], n_texts), "t2i": Rankings(bounds[1], n_images)}
+
+
+def _by_ids(captions: Sequence[int], embeddings: SplitEmbeddings) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    positions = np.asarray(captions, np.int64)
+    if (positions < 0).any():
+        return None
+    of = embeddings.caption_image[positions]
+    if (of < 0).any():
+        return None
+    images, first, index = np.unique(of, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # images by first appearance
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return images[order], positions, place[index]
+
+
+def _by_order(
+    embeddings: SplitEmbeddings, split: SplitView, dataset: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    of = embeddings.caption_image
+    n = len(embeddings.image_rows)
+    if (dataset, split.name, n) != ("coco", "test", IMAGES):
+        return None
+    order = np.argsort(of, kind="stable")
+    starts = np.searchsorted(of[order], np.arange(n))
+    within = np.arange(len(order)) - starts[of[order]]
+    captions = order[(of[order] >= 0) & (within < CAPTIONS_PER_IMAGE)]
+    return (np.arange(n), captions, of[captions]) if len(captions) == n * CAPTIONS_PER_IMAGE else None
+
+
+def _package_data() -> Path | None:
+    """The ``eccv`` extra's files. The package itself is not imported: it warns, and its code is not needed."""
+    spec = importlib.util.find_spec("eccv_caption")
+    return Path(spec.submodule_search_locations[0]) / "data" if spec and spec.submodule_search_locations else None
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CusaError(
+            f"{path} does not exist; --pmrp takes the folder of {' and '.join(PLAUSIBLE)} (eccv_caption's README says "
+            "where they are)"
+        ) from None
+    except (ValueError, UnicodeDecodeError):
+        raise CusaError(f"{path} is not valid json; download it again") from None
+    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
+        raise CusaError(f"{path}: expected an object of lists of ids")
+    return content
+
+
+def _relevance(
+    truth: Mapping[str, Sequence[Any]], queries: Mapping[str, int], candidates: Mapping[str, int], path: Path
+) -> Relevance:
+    unknown = [q for q in truth if q not in queries]
+    if unknown:
+        raise CusaError(f"{path}: {len(unknown)} queries are not among COCO's test ids, {unknown[0]} the first")
+    wanted = [dict.fromkeys(str(i) for i in ids) for ids in truth.values()]
+    rows = [np.array([candidates[i] for i in ids if i in candidates], np.int64) for ids in wanted]
+    return Relevance(
+        np.array([queries[q] for q in truth], np.int64), *csr(rows), np.array([len(ids) for ids in wanted], np.int64)
+    )

@@ -1,0 +1,152 @@
+"""Models side by side, query by query: paired differences and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cusa.data.errors import CusaError
+from cusa.eval.bootstrap import Bootstrap, interval, resampled_means, two_sided_p
+from cusa.eval.queries import Judged, Queries, Suite
+from cusa.eval.rankings import CUTS, Rankings, Ties
+from cusa.eval.sts import spearman
+from cusa.eval.suites import resampled_spearman
+
+_UNI_MODAL = ("t2t", "i2i", "sts")
+_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
+_RANKED = ("r_precision", "map_at_r")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of one model: its value and its resampled values, float64 ``[samples]``."""
+
+    value: float
+    samples: np.ndarray
+
+
+def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Differences of all models to the first, on all that they have in common.
+
+    A model answers across modalities with its cross-modal head and within one with its own ``uni_head``. All models'
+    queries are resampled alike, so that a query that is hard for all does not count as a difference.
+
+    Args:
+        models: Per model its queries by suite; all of a suite were measured on the same data, or it is refused.
+        bootstrap: How to resample.
+
+    Returns:
+        Content of comparison.json (docs/METRICS.md).
+
+    Raises:
+        CusaError: If there is nothing in common, or data or the counting of ties differ.
+    """
+    suites = [s for s in models[0] if all(s in m for m in models)]
+    if not suites:
+        raise CusaError("these models have no suite in common; run the same cusa-eval command on each")
+    rows: list[dict[str, Any]] = []
+    for suite in suites:
+        queries = [m[suite] for m in models]
+        _check_alike(suite, queries)
+        figures = [dict(_figures(q, bootstrap)) for q in queries]
+        for key in figures[0]:
+            if all(key in f for f in figures):
+                rows.append(_row(suite, key, [f[key] for f in figures]))
+    names = [next(iter(m.values())).name for m in models]
+    return {
+        "format": "cusa-comparison",
+        "format_version": [1, 0],
+        "models": names,
+        "base": names[0],
+        "bootstrap": {"samples": bootstrap.samples, "seed": bootstrap.seed, "level": 0.95},
+        "rows": rows,
+    }
+
+
+def _check_alike(suite: Suite, queries: Sequence[Queries]) -> None:
+    first = queries[0]
+    for other in queries[1:]:
+        differing = [s for s in first.sets if s in other.sets and first.sets[s] != other.sets[s]]
+        if differing:
+            raise CusaError(
+                f"{first.name} and {other.name} were measured on different data ({suite}: {', '.join(differing)}); run "
+                "cusa-eval again for both on the same"
+            )
+        if first.ties != other.ties:
+            raise CusaError(
+                f"{first.name} and {other.name} were measured with ties {first.ties} and {other.ties}; run cusa-eval "
+                "again with the same --ties"
+            )
+
+
+def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str, str], Figure]]:
+    """Figures of one model by set and metric, by the head that answers."""
+    together: dict[str, dict[str, Figure]] = {}
+    for key, found in queries.found.items():
+        data, head, *part, task = key.split("/")
+        if head != (queries.uni_head if task in _UNI_MODAL else "cross"):
+            continue
+        if isinstance(found, Judged):
+            yield (data, "spearman"), Figure(spearman(found.cosines, found.gold), resampled_spearman(found, bootstrap))
+            continue
+        protocol = part[0] if part else ""
+        place = data if protocol in ("", "retrieval", "unimodal") else f"{data} {protocol}"
+        by_metric = _ranked_figures(found, queries.ties, bootstrap, task, protocol)
+        for metric, figure in by_metric.items():
+            if metric != "mean":
+                yield (place, f"{task} {metric}"), figure
+        together.setdefault(place, {})[task] = by_metric.get("mean", Figure(np.nan, np.zeros(0)))
+    for place, by_task in together.items():
+        if {"i2t", "t2i"} <= set(by_task):
+            both = [by_task["i2t"], by_task["t2i"]]
+            if not any(np.isnan(f.value) for f in both):
+                yield (place, "rsum"), Figure(3 * sum(f.value for f in both), 3 * (both[0].samples + both[1].samples))
+
+
+def _ranked_figures(
+    rankings: Rankings, ties: str, bootstrap: Bootstrap, stream: str, protocol: str
+) -> dict[str, Figure]:
+    chosen: Ties = ties  # type: ignore[assignment] # as it was written
+    every = rankings.values(chosen)
+    kept = _METRICS.get(protocol)
+    if kept is None:
+        every["mean"] = sum((every[f"r{k}"] for k in CUTS), np.zeros(len(every["r1"]))) / len(CUTS)
+        values = {k: v for k, v in every.items() if k not in _RANKED}
+    else:
+        values = {k: every[k] for k in kept}
+    found = {k: Figure(float(v.mean()), s) for k, v, s in _resampled(values, bootstrap, stream)}
+    if kept is None and any(k in every for k in _RANKED):  # over the queries that have an answer
+        answerable = rankings.answerable().values(chosen)
+        ranked = {k: answerable[k] for k in _RANKED if k in answerable}
+        found |= {k: Figure(float(v.mean()), s) for k, v, s in _resampled(ranked, bootstrap, stream)}
+    return found
+
+
+def _resampled(
+    values: Mapping[str, np.ndarray], bootstrap: Bootstrap, stream: str
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    samples = resampled_means(values, bootstrap, stream)
+    yield from ((name, v, samples[name]) for name, v in values.items() if len(v))
+
+
+def _row(suite: Suite, key: tuple[str, str], figures: Sequence[Figure]) -> dict[str, Any]:
+    base = figures[0]
+    differences: list[dict[str, float] | None] = [None]
+    for other in figures[1:]:
+        samples = other.samples - base.samples
+        low, high = interval(samples) or (None, None)
+        p = two_sided_p(samples[~np.isnan(samples)]) if len(samples) else None
+        differences.append(
+            {"difference": other.value - base.value, "low": low, "high": high, "p_two_sided": p}  # type: ignore[dict-item]
+        )
+    return {
+        "suite": suite,
+        "set": key[0],
+        "head": "uni-modal" if key[1].split()[0] in (*_UNI_MODAL, "spearman") else "cross",
+        "metric": key[1],
+        "values": [f.value for f in figures],
+        "differences": differences,
+    }

@@ -1,0 +1,374 @@
+"""A whole evaluation: each model through each suite, results written beside it, and one report for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
+from cusa.eval.bootstrap import Bootstrap
+from cusa.eval.compare import compare
+from cusa.eval.cxc_similarity import find_cxc
+from cusa.eval.failures import likely_false_negatives, worst_failures
+from cusa.eval.gallery import make_gallery
+from cusa.eval.image_sets import IMAGE_SETS, ImageSet, find_image_sets, load_image_set
+from cusa.eval.latex import latex_tables
+from cusa.eval.paper import paper_retrieval, paper_row
+from cusa.eval.queries import SUITES, Judged, Queries, Suite, load_queries, save_queries
+from cusa.eval.rankings import Rankings
+from cusa.eval.relevance import Task
+from cusa.eval.report import RunReport, write_report
+from cusa.eval.sources import Advance, FileSource
+from cusa.eval.sts_sets import StsTask, find_sts_tasks
+from cusa.eval.subjects import (
+    DataRequest,
+    Machine,
+    Subject,
+    embeddings_of,
+    read_json,
+    retrieval_data,
+    teachers_of,
+    write_json,
+)
+from cusa.eval.suites import Measure, RetrievalData, measure_images, measure_retrieval, measure_sts
+from cusa.train.run_dir import read_metrics
+from cusa.train.student import Head
+
+FILES: Mapping[Suite, str] = {"retrieval": "metrics.json", "images": "images.json", "sts": "sts.json"}
+VERSIONS: Mapping[Suite, tuple[int, int]] = {"retrieval": (1, 2), "images": (1, 0), "sts": (1, 0)}
+_FORMATS: Mapping[Suite, str] = {"retrieval": "cusa-metrics", "images": "cusa-images", "sts": "cusa-sts"}
+
+EmbeddingFile = tuple[Path, Path | None]  # rows, and their ids if these are in a file of their own
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and how; the fields are the options of ``cusa-eval``.
+
+    Attributes:
+        suites: The suites.
+        skip_absent: Whether a suite without data is left out, and said so, instead of refused.
+        models: Models by name.
+        files: Another model's image and text embeddings, if given.
+        data: On what retrieval is measured.
+        image_sets: ``NAME=FOLDER`` or ``FOLDER``; empty: all below the data root.
+        sts: Folder of STS sets; ``None``: ``sts`` in the data root.
+        measure: Scoring.
+        device: ``"cpu"`` or ``"cuda"``.
+        checkpoint: Of runs.
+        batch_size: Items at a time.
+        workers: Readers of inputs, if said.
+        readers: Readers of inputs that are not stored, if not said.
+        out: Folder of the report, if said.
+        latex: Whether to write tables.tex.
+        gallery: Queries per task shown.
+    """
+
+    suites: tuple[Suite, ...]
+    skip_absent: bool
+    models: tuple[str, ...]
+    files: tuple[EmbeddingFile | None, EmbeddingFile | None]
+    data: DataRequest
+    image_sets: tuple[str, ...]
+    sts: Path | None
+    measure: Measure
+    device: str
+    checkpoint: str
+    batch_size: int
+    workers: int | None
+    readers: int
+    out: Path | None
+    latex: bool
+    gallery: int
+
+
+@dataclass
+class Measured:
+    """What an evaluation made.
+
+    Attributes:
+        reports: Of each model.
+        written: Files by what they are.
+        notes: What its user should know.
+    """
+
+    reports: list[RunReport] = field(default_factory=list)
+    written: dict[str, list[Path]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Measured:
+    """Measure models, write their results and a report.
+
+    Args:
+        plan: What, and how.
+        advance: Told how far it is.
+
+    Raises:
+        CusaError: If a model or data cannot be had, or models were measured on different data.
+    """
+    machine = Machine(plan.device, plan.checkpoint, plan.batch_size, plan.workers, plan.readers, advance)
+    subjects = [Subject(spec, machine) for spec in plan.models]
+    if any(plan.files):
+        subjects.append(Subject("", machine, lambda: FileSource(*plan.files)))
+    found = Measured()
+    image_sets = _image_sets(plan, found.notes) if "images" in plan.suites else []
+    tasks = _sts_tasks(plan, found.notes) if "sts" in plan.suites else []
+    for subject in subjects:
+        report = RunReport(subject.source.name)
+        for suite in plan.suites:
+            if suite == "retrieval":
+                report = _retrieval(report, subject, subjects, plan, machine, found)
+            elif suite == "images" and image_sets:
+                report = _images(report, subject, image_sets, plan, found)
+            elif suite == "sts":
+                report = _sts(report, subject, tasks, subjects, plan, found)
+        found.reports.append(report)
+        _check_same_split(found.reports)
+    if not found.written:
+        raise CusaError(f"nothing to measure: {'; '.join(found.notes)}")
+    out = plan.out or (subjects[0].results if len(subjects) == 1 else _beside(subjects[0]))
+    _write_report(out, _with_earlier(found.reports, subjects), found.written, plan.latex)
+    return found
+
+
+def _retrieval(
+    report: RunReport, subject: Subject, subjects: Sequence[Subject], plan: Plan, machine: Machine, found: Measured
+) -> RunReport:
+    if plan.skip_absent and (missing := {"image", "text"} - subject.source.modalities):
+        found.notes.append(f"no retrieval for {report.name}: it embeds no {' and no '.join(sorted(missing))}s")
+        return report
+    try:
+        data, store = retrieval_data(plan.data, [subject, *subjects])
+    except CusaError as error:
+        if not plan.skip_absent:
+            raise
+        found.notes.append(f"no retrieval for {report.name}: {error}")
+        return report
+    own = plan.data.embeddings is None and not plan.data.dataset
+    embeddings = embeddings_of(subject, data, store, own, machine)
+    uni_head: Head = subject.source.uni_head
+    measured, ranked = measure_retrieval(embeddings, data, uni_head, plan.measure)
+    origin = subject.origin()
+    terms = list(origin.config.loss.terms) if origin else []
+    metrics = {
+        **subject.about(_FORMATS["retrieval"], VERSIONS["retrieval"]),
+        "run": str(subject.run_dir) if subject.run_dir else None,
+        "checkpoint": plan.checkpoint if origin else None,
+        "epoch": origin.epoch if origin else None,
+        "step": origin.step if origin else None,
+        "loss_terms": terms,
+        **measured,
+    }
+    if origin and (row := paper_retrieval(origin.config.student.name, terms, metrics)):
+        metrics["paper"] = row
+    name = f"{data.dataset.replace('/', '_')} {data.split.name}"
+    fingerprint = f"{data.split.fingerprint} {metrics['n_images']} {metrics['n_captions']}"
+    _keep(
+        subject, "retrieval", metrics, {name: fingerprint}, {f"{name}/{k}": v for k, v in ranked.items()}, plan, found
+    )
+    head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head, "i2i": uni_head}
+    teachers = teachers_of(subject, store, data.split.name)
+    return replace(
+        report,
+        metrics=metrics,
+        history=tuple(read_metrics(subject.run_dir)) if subject.run_dir else (),
+        gallery=make_gallery(
+            embeddings, data.split, data.image_root, head_of, plan.gallery, plan.measure.scoring.bootstrap.seed
+        ),
+        failures=worst_failures(embeddings, data.split, data.image_root, head_of, plan.gallery),
+        false_negatives=likely_false_negatives(embeddings, data.split, teachers, data.image_root, 2 * plan.gallery),
+    )
+
+
+def _images(report: RunReport, subject: Subject, sets: Sequence[ImageSet], plan: Plan, found: Measured) -> RunReport:
+    if plan.skip_absent and "image" not in subject.source.modalities:
+        found.notes.append(f"no image retrieval for {report.name}: it embeds no images")
+        return report
+    measured, queries = measure_images(subject.source, sets, plan.measure)
+    content = subject.about(_FORMATS["images"], VERSIONS["images"]) | measured
+    content |= _paper(subject, "image_retrieval_r1")
+    _keep(subject, "images", content, {s.name: s.fingerprint for s in sets}, queries, plan, found)
+    return replace(report, images=content)
+
+
+def _sts(
+    report: RunReport,
+    subject: Subject,
+    tasks: Sequence[StsTask],
+    subjects: Sequence[Subject],
+    plan: Plan,
+    found: Measured,
+) -> RunReport:
+    if plan.skip_absent and "text" not in subject.source.modalities:
+        found.notes.append(f"no sentence similarity for {report.name}: it embeds no texts")
+        return report
+    judged_pairs = find_cxc(_sts_folder(plan)) if _sts_folder(plan).is_dir() else {}
+    able = {k: t for k, t in judged_pairs.items() if k == "sts" or "image" in subject.source.modalities}
+    of: RetrievalData | None = retrieval_data(plan.data, [subject, *subjects])[0] if able else None
+    if not tasks and not able:
+        return report
+    measured, judged = measure_sts(subject.source, tasks, {k: (t, of) for k, t in able.items() if of}, plan.measure)
+    content = subject.about(_FORMATS["sts"], VERSIONS["sts"]) | measured | _paper(subject, "sts_spearman")
+    _keep(subject, "sts", content, {t.name: t.fingerprint for t in tasks}, judged, plan, found)
+    return replace(report, sts=content)
+
+
+def _paper(subject: Subject, table: str) -> dict[str, Any]:
+    origin = subject.origin()
+    row = paper_row(origin.config.student.name, origin.config.loss.terms, table) if origin else None
+    return {"paper": row.plain()} if row else {}
+
+
+def _keep(
+    subject: Subject,
+    suite: Suite,
+    content: dict[str, Any],
+    sets: Mapping[str, str],
+    queries: Mapping[str, Rankings] | Mapping[str, Judged],
+    plan: Plan,
+    found: Measured,
+) -> None:
+    """Write a suite's results beside the model."""
+    path = subject.results / FILES[suite]
+    write_json(path, content)
+    source = subject.source
+    save_queries(
+        subject.results,
+        suite,
+        Queries(source.name, source.uni_head, plan.measure.scoring.ties, sets, dict(queries)),
+    )
+    found.written.setdefault("metrics", []).append(path)
+
+
+def _image_sets(plan: Plan, notes: list[str]) -> list[ImageSet]:
+    root = plan.data.data_root
+    wanted: dict[str, Path] = {}
+    for text in plan.image_sets:
+        name, equals, folder = text.partition("=")
+        if not equals or Path(text).is_dir():
+            name, folder = (text, str(root / text)) if text in IMAGE_SETS else ("folder", text)
+        if name not in (*IMAGE_SETS, "folder"):
+            raise CusaError(f"--data {text}: unknown image set {name!r}; legal: {', '.join(IMAGE_SETS)}, or a FOLDER")
+        wanted[f"{name}={folder}" if name == "folder" else name] = Path(folder)
+    wanted = wanted or dict(find_image_sets(root))
+    if not wanted:
+        what = f"no image sets below {root}/ (known: {', '.join(IMAGE_SETS)})"
+        if not plan.skip_absent:
+            raise CusaError(f"{what}; put them there, or pass --data NAME=FOLDER")
+        notes.append(what)
+    sets = [
+        load_image_set(name.partition("=")[0], folder, plan.measure.allow_partial) for name, folder in wanted.items()
+    ]
+    names = [s.name for s in sets]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise CusaError(f"two image sets are named {twice[0]!r}; rename a folder")
+    return sets
+
+
+def _sts_folder(plan: Plan) -> Path:
+    return plan.sts or plan.data.data_root / "sts"
+
+
+def _sts_tasks(plan: Plan, notes: list[str]) -> list[StsTask]:
+    folder = _sts_folder(plan)
+    if plan.skip_absent and not folder.is_dir():
+        notes.append(f"no STS sets: {folder} does not exist")
+        return []
+    if folder.is_dir() and find_cxc(folder):
+        try:
+            return find_sts_tasks(folder, plan.measure.allow_partial)
+        except CusaError as error:
+            notes.append(f"CxC alone: {error}")
+            return []
+    return find_sts_tasks(folder, plan.measure.allow_partial)
+
+
+def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> list[RunReport]:
+    """With what was measured before of the same weights, where that can stand side by side."""
+    names: Mapping[Suite, str] = {"retrieval": "metrics", "images": "images", "sts": "sts"}
+    full = []
+    for report, subject in zip(reports, subjects, strict=True):
+        earlier: dict[str, Any] = {}
+        for suite, name in names.items():
+            content = read_json(subject.results / FILES[suite]) if getattr(report, name) is None else None
+            weights = content.get("model", {}).get("weights_sha256") if content else None
+            if weights == subject.source.description["weights_sha256"]:
+                earlier[name] = content
+        full.append(replace(report, **earlier))
+    splits = {str(r.metrics["split_fingerprint"]) for r in full if r.metrics}
+    return full if len(splits) <= 1 else [replace(f, metrics=r.metrics) for f, r in zip(full, reports, strict=True)]
+
+
+def _check_same_split(reports: Sequence[RunReport]) -> None:
+    """Refuse to set side by side what was not measured on the same images and captions."""
+    measured = [r.metrics for r in reports if r.metrics]
+    keys = ("split_fingerprint", "n_images", "n_captions")
+    for last in measured[1:]:
+        first = measured[0]
+        if any(first[k] != last[k] for k in keys):
+            raise CusaError(
+                f"{last['name']} and {first['name']} cannot be compared: they are measured on different data "
+                f"({last['n_images']} and {first['n_images']} images); pass --embeddings with one store for all"
+            )
+
+
+def _beside(subject: Subject) -> Path:
+    """Folder of a report on several models: ``eval`` beside the first."""
+    return (subject.run_dir.parent if subject.run_dir else subject.results.parent.parent) / "eval"
+
+
+def _write_report(
+    out: Path,
+    reports: Sequence[RunReport],
+    written: dict[str, list[Path]],
+    latex: bool,
+    comparison: dict[str, Any] | None = None,
+) -> None:
+    write_report(out / "report.html", reports, comparison)
+    written["report"] = [(out / "report.html").resolve()]
+    if latex:
+        with atomic_file(out / "tables.tex") as temporary:
+            temporary.write_text(latex_tables(reports))
+        written["tables"] = [out / "tables.tex"]
+
+
+def compare_measured(
+    models: Sequence[Path], bootstrap: int, seed: int, out: Path | None, latex: bool
+) -> tuple[dict[str, Any], dict[str, list[Path]]]:
+    """Compare models that were measured before; writes comparison.json and a report.
+
+    Args:
+        models: Run directories, or folders of results; the first is what the others are compared to.
+        bootstrap: Resamplings.
+        seed: Their seed.
+        out: Folder of what is written; ``None``: ``eval`` beside the first.
+        latex: Whether to write tables.tex.
+
+    Raises:
+        CusaError: If one was not measured, or they were measured on different data.
+    """
+    if len(models) < 2:
+        raise CusaError("compare takes at least two models; name another run or folder of results")
+    folders = []
+    for model in models:
+        places = [p for p in (model / "eval", model) if any((p / FILES[s]).is_file() for s in SUITES)]
+        if not places:
+            raise CusaError(f"{model} holds no results of cusa-eval; run cusa-eval --run {model} first")
+        folders.append(places[0])
+    queries = [{s: q for s in SUITES if (q := load_queries(folder, s))} for folder in folders]
+    content = compare(queries, Bootstrap(bootstrap, seed))
+    reports: list[RunReport] = []
+    written: dict[str, list[Path]] = {}
+    for folder in folders:
+        results = {s: read_json(folder / FILES[s]) for s in SUITES}
+        name = next(c["name"] for c in results.values() if c)
+        reports.append(RunReport(name, results["retrieval"], results["images"], results["sts"]))
+    out = out or folders[0].parent.parent / "eval"
+    write_json(out / "comparison.json", content)
+    written["comparison"] = [out / "comparison.json"]
+    _write_report(out, reports, written, latex, content)
+    return content, written

@@ -1,0 +1,290 @@
+"""The three suites: a model's embeddings to metrics.json, images.json and sts.json, and what its queries got."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cusa.data.datasets import KNOWN_SIZES
+from cusa.data.errors import CusaError
+from cusa.data.records import SplitView
+from cusa.eval.approximate import ApproximateKind, search_approximately
+from cusa.eval.bootstrap import Bootstrap, interval, resampled
+from cusa.eval.coco import coco_test
+from cusa.eval.cxc_similarity import CxcTask, cxc_correlation
+from cusa.eval.image_sets import ImageSet
+from cusa.eval.images import image_figures, image_search
+from cusa.eval.queries import Judged, Queries
+from cusa.eval.rankings import Rankings, rank_all
+from cusa.eval.retrieval import evaluate
+from cusa.eval.scoring import PLAIN, Scoring
+from cusa.eval.sources import Source
+from cusa.eval.sts import cosine, evaluate_sts, spearman
+from cusa.eval.sts_sets import StsTask
+from cusa.train.encode import SplitEmbeddings
+from cusa.train.ranks import cross_modal_relevance
+from cusa.train.student import Head
+
+PAPER_IMAGES = ("cub", "sop", "inshop", "inaturalist")
+PAPER_STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
+IndexKind = Literal["exact", "hnsw", "ivf"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How everything is measured.
+
+    Attributes:
+        scoring: Ties, and the bootstrap.
+        allow_partial: Whether counts other than the known ones are evaluated all the same.
+        index: ``"exact"``, or an approximate index of FAISS to report beside the exact figures.
+        pmrp: Folder of COCO's plausible matches, if given.
+    """
+
+    scoring: Scoring = PLAIN
+    allow_partial: bool = False
+    index: IndexKind = "exact"
+    pmrp: Path | None = None
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """A split to retrieve within.
+
+    Attributes:
+        dataset: Name of the data set.
+        split: The split.
+        image_root: Folder of its images.
+        skipped: Image rows and caption rows that are left out, ascending.
+    """
+
+    dataset: str
+    split: SplitView
+    image_root: Path
+    skipped: tuple[np.ndarray, np.ndarray]
+
+
+def embed_split(source: Source, data: RetrievalData) -> SplitEmbeddings:
+    """A model's embeddings of a split.
+
+    Raises:
+        CusaError: If the model lacks a modality, or an input cannot be read.
+    """
+    if missing := {"image", "text"} - source.modalities:
+        raise CusaError(f"{source.name} embeds no {'s and no '.join(sorted(missing))}s; retrieval needs both")
+    split = data.split
+    image_rows = np.setdiff1d(np.arange(split.n_images), data.skipped[0])
+    text_rows = np.setdiff1d(np.arange(split.n_captions), data.skipped[1])
+    paths = [data.image_root / split.image_paths[r] for r in image_rows.tolist()]
+    images = source.images([split.image_ids[r] for r in image_rows.tolist()], paths)
+    texts = source.texts(*([column[r] for r in text_rows.tolist()] for column in (split.caption_ids, split.captions)))
+    position = np.full(split.n_images, -1, np.int64)
+    position[image_rows] = np.arange(len(image_rows))
+    return SplitEmbeddings(images, texts, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
+
+
+def check_counts(data: RetrievalData, n_images: int, allow_partial: bool) -> None:
+    """Refuse a known split of another size.
+
+    Raises:
+        CusaError: If it is not as large as it should be.
+    """
+    known = KNOWN_SIZES.get(data.dataset, {}).get(data.split.name)
+    if known is not None and n_images != known and not allow_partial:
+        raise CusaError(
+            f"{data.dataset} {data.split.name} has {known:,} images, found {n_images:,}: figures would not compare "
+            "with others'; complete it, or pass --allow-partial to evaluate what is there"
+        )
+
+
+def measure_retrieval(
+    embeddings: SplitEmbeddings, data: RetrievalData, uni_head: Head, measure: Measure
+) -> tuple[dict[str, Any], Mapping[str, Rankings]]:
+    """Content of metrics.json but for what is said of the model, and what the queries got.
+
+    Raises:
+        CusaError: If the split is not as large as it should be.
+    """
+    check_counts(data, len(embeddings.image_rows), measure.allow_partial)
+    test = coco_test(embeddings, data.split, data.dataset, measure.pmrp)
+    found, ranked = evaluate(embeddings, data.split, uni_head, test, measure.scoring)
+    metrics = {
+        "dataset": data.dataset,
+        "split": data.split.name,
+        "split_fingerprint": data.split.fingerprint,
+        "n_images": len(embeddings.image_rows),
+        "n_captions": len(embeddings.text_rows),
+        "n_images_skipped": data.split.n_images - len(embeddings.image_rows),
+        "n_captions_skipped": data.split.n_captions - len(embeddings.text_rows),
+        **measure.scoring.plain(),
+        **found,
+    }
+    if measure.index != "exact":
+        i2t, t2i = cross_modal_relevance(embeddings.caption_image, len(embeddings.image_rows))
+        sides = {h: (embeddings.image[h], embeddings.text[h]) for h in embeddings.image}
+        metrics["approximate"] = _approximate(
+            {h: {"i2t": (i, t, *i2t), "t2i": (t, i, *t2i)} for h, (i, t) in sides.items()}, measure.index
+        )
+    return metrics, ranked
+
+
+def _approximate(searches: Mapping[Head, Mapping[str, tuple[Any, ...]]], index: ApproximateKind) -> dict[str, Any]:
+    heads: dict[str, Any] = {}
+    used: dict[str, Any] = {}
+    for head, by_task in searches.items():
+        heads[head] = {}
+        for task, parts in by_task.items():
+            heads[head][task], used[task] = search_approximately(*parts, kind=index)
+    return {"index": index, "settings": used, "heads": heads}
+
+
+def measure_images(
+    source: Source, sets: Sequence[ImageSet], measure: Measure
+) -> tuple[dict[str, Any], dict[str, Rankings]]:
+    """Content of images.json but for what is said of the model, and what the queries got.
+
+    Raises:
+        CusaError: If the model embeds no images, or one cannot be read.
+    """
+    if "image" not in source.modalities:
+        raise CusaError(f"{source.name} embeds no images; image retrieval needs a model that does")
+    content: dict[str, Any] = {}
+    queries: dict[str, Rankings] = {}
+    for of in sets:
+        query_rows = source.images(of.queries.ids, of.queries.paths)
+        gallery_rows = source.images(of.gallery.ids, of.gallery.paths) if of.gallery else None
+        heads: dict[Head, dict[str, Any]] = {}
+        searches: dict[Head, dict[str, tuple[Any, ...]]] = {}
+        for head, rows in query_rows.items():
+            gallery = (gallery_rows[head], of.gallery.labels) if of.gallery and gallery_rows else (None, None)
+            searched = image_search(rows, of.queries.labels, *gallery)
+            ranked = rank_all(*searched)
+            heads[head] = image_figures(ranked, measure.scoring)
+            queries[f"{of.name}/{head}/i2i"] = ranked
+            searches[head] = {"i2i": searched}
+        content[of.name] = {
+            "fingerprint": of.fingerprint,
+            "classes": of.n_classes,
+            "notes": list(of.notes),
+            "heads": heads,
+        }
+        if measure.index != "exact":
+            content[of.name]["approximate"] = _approximate(searches, measure.index)
+    average = {
+        head: _average([content.get(name, {}).get("heads", {}).get(head, {}).get("r1") for name in PAPER_IMAGES])
+        for head in source.heads
+    }
+    return {**measure.scoring.plain(), "head": source.uni_head, "sets": content, "average": average}, queries
+
+
+def measure_sts(
+    source: Source, tasks: Sequence[StsTask], cxc: Mapping[str, tuple[CxcTask, RetrievalData]], measure: Measure
+) -> tuple[dict[str, Any], dict[str, Judged]]:
+    """Content of sts.json but for what is said of the model, and the judged pairs.
+
+    Args:
+        source: The model.
+        tasks: The tasks.
+        cxc: Tasks of Crisscrossed Captions by kind, with the split that has their images and captions.
+        measure: How.
+
+    Raises:
+        CusaError: If the model embeds no texts, or a correlation is not defined.
+    """
+    if "text" not in source.modalities:
+        raise CusaError(f"{source.name} embeds no texts; sentence similarity needs a model that does")
+    bootstrap = measure.scoring.bootstrap
+    content: dict[str, Any] = {}
+    judged: dict[str, Judged] = {}
+    for task in tasks:
+        sentences = list(dict.fromkeys(s for p in task.subsets for s in (*p.first, *p.second)))
+        rows = source.texts(sentences, sentences)
+        heads = {}
+        for head, found in rows.items():
+            result = evaluate_sts(task, lambda asked, found=found: found)  # type: ignore[misc] # asked as embedded
+            scores = dict(result.scores)
+            if result.headline_subsets:
+                pairs = Judged(*(np.concatenate([of[s] for s in result.headline_subsets])
+                                 for of in (result.cosines, result.gold)))  # fmt: skip
+                judged[f"{task.name}/{head}/sts"] = pairs
+                if (bounds := interval(resampled_spearman(pairs, bootstrap))) is not None:
+                    scores["ci"] = {"headline": bounds}
+            heads[head] = scores
+        content[task.name] = {"fingerprint": task.fingerprint, "notes": list(task.notes), "heads": heads}
+    average = {
+        head: _average([content.get(name, {}).get("heads", {}).get(head, {}).get("headline") for name in PAPER_STS])
+        for head in source.heads
+    }
+    found_cxc = {kind: _measure_cxc(source, task, data, bootstrap.seed) for kind, (task, data) in cxc.items()}
+    return {
+        "bootstrap": measure.scoring.plain()["bootstrap"],
+        "head": source.uni_head,
+        "tasks": content,
+        "average": average,
+        **({"cxc": found_cxc} if found_cxc else {}),
+    }, judged
+
+
+def resampled_spearman(pairs: Judged, bootstrap: Bootstrap) -> np.ndarray:
+    """100 x Spearman over resampled pairs, float64; NaN where a draw has no two different scores."""
+
+    def of(picked: np.ndarray) -> float:
+        try:
+            return spearman(pairs.cosines[picked], pairs.gold[picked])
+        except CusaError:
+            return math.nan
+
+    return resampled(of, len(pairs.gold), bootstrap)
+
+
+def _measure_cxc(source: Source, task: CxcTask, data: RetrievalData, seed: int) -> dict[str, Any]:
+    sides = [_rows_of(source, ids, data) for ids in (task.first, task.second)]
+    queries = list(task.first)
+    return {
+        "heads": {
+            head: cxc_correlation(cosine(sides[0][head], sides[1][head]), task.gold, queries, seed=seed)
+            for head in sides[0]
+        }
+    }
+
+
+def _rows_of(source: Source, ids: Sequence[int | str], data: RetrievalData) -> dict[Head, np.ndarray]:
+    """Embeddings of CxC's captions (numbers) or images (texts), in their order."""
+    split = data.split
+    captions = isinstance(ids[0], int)
+    known = split.caption_ids if captions else split.image_ids
+    row_of = {known[r]: r for r in range(len(known))}
+    wanted = [str(i) for i in ids]
+    distinct = list(dict.fromkeys(wanted))
+    missing = [i for i in distinct if i not in row_of]
+    if missing:
+        what = "captions" if captions else "images"
+        raise CusaError(
+            f"CxC judges {len(missing)} {what} that {data.dataset} {split.name} lacks, {missing[0]} the first; it "
+            "needs COCO's test split under COCO's ids (Karpathy's json)"
+        )
+    if captions:
+        rows = source.texts(distinct, [split.captions[row_of[i]] for i in distinct])
+    else:
+        rows = source.images(distinct, [data.image_root / split.image_paths[row_of[i]] for i in distinct])
+    place = {i: n for n, i in enumerate(distinct)}
+    order = np.array([place[i] for i in wanted])
+    return {head: found[order] for head, found in rows.items()}
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    """Mean; ``None`` where one is missing."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def as_queries(
+    source: Source, measure: Measure, sets: Mapping[str, str], found: Mapping[str, Rankings] | Mapping[str, Judged]
+) -> Queries:
+    """What is kept beside a suite's metrics."""
+    return Queries(source.name, source.uni_head, measure.scoring.ties, sets, dict(found))
