@@ -318,7 +318,8 @@ def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
     run_ok("precompute", "--dataset", manifest, *teachers, "--out", store, "--on-error", "skip")
     args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 6)
     assert "21 pairs of split 'train', 3 left out" in run_ok("train", *args, "--loss", loss)
-    assert "val: 3 images, 8 captions (1 and 0 were skipped)" in run_ok("eval", "--run", tmp_path / "run", "--split", "val")
+    out = run_ok("eval", "--run", tmp_path / "run", "--split", "val")
+    assert "val: 3 images, 8 captions (1 and 0 were skipped)" in out
     metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
     assert (metrics["n_images"], metrics["n_images_skipped"]) == (3, 1)
 
