@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from cusa.data.errors import CusaError
 from cusa.eval.encoder import batches
 from cusa.eval.models import Encoder
 from cusa.train.encode import Rows
+from cusa.train.threads import one_core_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -154,7 +155,9 @@ def in_threads(work: Callable[[T], R], todo: Iterable[T], workers: int) -> Gener
         todo: Its arguments.
         workers: Threads.
     """
-    with _threads(workers) as pool:
+    # load_image silences these, too, but warnings' filters belong to the process: one thread would undo another's.
+    with warnings.catch_warnings(), one_core_threads(workers) as pool:
+        warnings.simplefilter("ignore", UserWarning)
         waiting: deque[Future[R]] = deque()
         for one in todo:
             waiting.append(pool.submit(work, one))
@@ -162,18 +165,3 @@ def in_threads(work: Callable[[T], R], todo: Iterable[T], workers: int) -> Gener
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each compute on one core; what they have not begun is dropped if the block fails."""
-    threads = torch.get_num_threads()
-    # load_image silences these, too, but warnings' filters belong to the process: one thread would undo another's.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)  # torch keeps a number per thread, but MKL one for all

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cusa.train.ranks import RankBounds, rank_bounds_from_scores, similarity_blocks
+from cusa.train.ranks import RankBounds, join_bounds, over_blocks, rank_bounds_from_scores
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
@@ -108,16 +108,18 @@ def rank_all(
     """
     sizes = np.diff(indptr) if n_relevant is None else n_relevant
     figures = np.zeros((4, len(queries)))
-    best = []
-    for a, scores in similarity_blocks(queries, candidates):
+
+    def ranked(a: int, scores: np.ndarray) -> RankBounds:
         part = slice(a, a + len(scores))
         bounds = indptr[a : a + len(scores) + 1]
-        best.append(rank_bounds_from_scores(scores, bounds, indices, None if exclude is None else exclude[part]))
+        best = rank_bounds_from_scores(scores, bounds, indices, None if exclude is None else exclude[part])
         rows = np.repeat(np.arange(len(scores)), np.diff(bounds))
         figures[:, part] = _precisions(scores, rows, indices[bounds[0] : bounds[-1]], sizes[part])
-    joined = (np.concatenate([np.zeros(0, np.int64), *(b[side] for b in best)]) for side in (0, 1))
+        return best
+
+    best = join_bounds(over_blocks(ranked, queries, candidates))
     n_candidates = len(candidates) - (exclude is not None)
-    return Rankings(RankBounds(*joined), n_candidates, Bounds(*figures[:2]), Bounds(*figures[2:]))
+    return Rankings(best, n_candidates, Bounds(*figures[:2]), Bounds(*figures[2:]))
 
 
 def _precisions(scores: np.ndarray, rows: np.ndarray, columns: np.ndarray, sizes: np.ndarray) -> np.ndarray:

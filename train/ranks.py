@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from cusa.data.errors import CusaError
+from cusa.train.threads import one_core_threads
+
+T = TypeVar("T")
 
 _BLOCK_BYTES = 48 * 2**20  # of similarities at once
 _STRIP_BYTES = 2 * 2**20  # of them that are counted at once: they stay in the cache
-_OWN_BLOCK = 64  # images whose own captions' similarities are taken at once
+_OWN_BLOCK = 128  # images whose own captions' similarities are taken at once
 _LEAST = (
     16  # rows and columns of a product: BLAS adds up smaller ones in another order, and equal embeddings would differ
 )
@@ -61,44 +65,55 @@ def rank_bounds(
     Raises:
         CusaError: If an embedding is not finite.
     """
-    parts = [
-        rank_bounds_from_scores(
-            scores, indptr[a : a + len(scores) + 1], indices, None if exclude is None else exclude[a : a + len(scores)]
-        )
-        for a, scores in similarity_blocks(queries, candidates)
-    ]
-    return _joined(parts)
+
+    def ranked(a: int, scores: np.ndarray) -> RankBounds:
+        own = None if exclude is None else exclude[a : a + len(scores)]
+        return rank_bounds_from_scores(scores, indptr[a : a + len(scores) + 1], indices, own)
+
+    return join_bounds(over_blocks(ranked, queries, candidates))
 
 
-def _joined(parts: Sequence[RankBounds]) -> RankBounds:
+def join_bounds(parts: Sequence[RankBounds]) -> RankBounds:
+    """Ranks of consecutive queries, one after the other."""
     empty = np.zeros(0, np.int64)
     return RankBounds(*(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1)))
 
 
-def similarity_blocks(
-    queries: np.ndarray, candidates: np.ndarray, block_bytes: int | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Dot products of blocks of queries with all candidates.
+def over_blocks(
+    work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray, block_bytes: int | None = None
+) -> list[T]:
+    """What a function makes of the similarities of all queries, a block of them at a time; each core takes blocks.
 
     Args:
+        work: Gets a block's first query and the dot products, float32 or float64 ``[b, m]``, which it may overwrite.
         queries: float ``[n, d]``.
         candidates: float ``[m, d]``.
-        block_bytes: Of a block, at most, or 16 queries'; ``None``: 48 MiB.
+        block_bytes: Of all blocks at a time, at most, or 16 queries' each; ``None``: 48 MiB.
 
-    Yields:
-        The block's first query and float32 or float64 ``[b, m]``, which the next block overwrites.
+    Returns:
+        Its results in the order of the queries.
 
     Raises:
         CusaError: If an embedding is not finite.
     """
     q, c = _finite_tensors(queries, candidates)
     m, c = len(c), _padded(c)
-    rows = max(_LEAST, (block_bytes or _BLOCK_BYTES) // (q.element_size() * len(c)))
-    held = torch.empty(max(_LEAST, min(rows, len(q))), len(c), dtype=q.dtype)
-    for a in range(0, len(q), rows):
+    threads = torch.get_num_threads()
+    rows = max(_LEAST, (block_bytes or _BLOCK_BYTES) // threads // (q.element_size() * len(c)))
+    starts = range(0, len(q), rows)
+    held = threading.local()
+
+    def block(a: int) -> T:
+        if not hasattr(held, "scores"):
+            held.scores = torch.empty(max(_LEAST, min(rows, len(q))), len(c), dtype=q.dtype)
         part = q[a : a + rows]
         padded = _padded(part)
-        yield a, torch.mm(padded, c.T, out=held[: len(padded)])[: len(part), :m].numpy()
+        return work(a, torch.mm(padded, c.T, out=held.scores[: len(padded)])[: len(part), :m].numpy())
+
+    if len(starts) < 2:
+        return [block(a) for a in starts]
+    with one_core_threads(min(threads, len(starts))) as pool:
+        return list(pool.map(block, starts))
 
 
 def _padded(rows: torch.Tensor) -> torch.Tensor:
@@ -160,30 +175,35 @@ def two_way_rank_bounds(
     (bounds, order), _ = cross_modal_relevance(caption_image, len(images))
     own = np.full(len(texts), np.inf, np.result_type(images, texts, np.float32))  # of each caption with its image
     for a in range(0, len(images), _OWN_BLOCK):
-        part = slice(a, a + _OWN_BLOCK)
         mine = order[bounds[a] : bounds[min(a + _OWN_BLOCK, len(images))]]
-        if len(mine):
-            _, scores = next(similarity_blocks(images[part], texts[mine], block_bytes=sys.maxsize))  # in one block
-            own[mine] = scores[caption_image[mine] - a, np.arange(len(mine))]
-    of_images = []
-    text_more, text_as_much = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
-    for a, scores in similarity_blocks(images, texts):
-        part = slice(a, a + len(scores) + 1)
-        mine = order[bounds[a] : bounds[a + len(scores)]]
-        relevant = scores[caption_image[mine] - a, mine]
-        image_of = caption_image[mine] - a
-        best = np.full(len(scores), -np.inf, scores.dtype)
-        np.maximum.at(best, image_of, relevant)
+        [scores] = over_blocks(_copied, images[a : a + _OWN_BLOCK], texts[mine], block_bytes=sys.maxsize)
+        own[mine] = scores[caption_image[mine] - a, np.arange(len(mine))]
+    ahead = np.zeros((2, len(texts)), np.int64)  # of each caption's image
+    adding = threading.Lock()
+
+    def ranked(a: int, scores: np.ndarray) -> RankBounds:
+        n = len(scores)
+        mine = order[bounds[a] : bounds[a + n]]
+        image = caption_image[mine] - a
+        relevant = scores[image, mine]
+        best = np.full(n, -np.inf, scores.dtype)
+        np.maximum.at(best, image, relevant)
         (more, as_much), (column_more, column_as_much) = _ahead(scores, best, own)
-        as_much -= np.bincount(image_of[relevant >= best[image_of]], minlength=len(scores))
+        as_much -= np.bincount(image[relevant >= best[image]], minlength=n)
         column_as_much[mine] -= relevant >= own[mine]
         column_more[mine] -= relevant > own[mine]
-        text_more += column_more
-        text_as_much += column_as_much
-        answered = np.diff(bounds[part]) > 0
-        of_images.append(RankBounds(np.where(answered, more, -1), np.where(answered, as_much, -1)))
-    has_image = caption_image >= 0
-    return _joined(of_images), RankBounds(np.where(has_image, text_more, -1), np.where(has_image, text_as_much, -1))
+        with adding:
+            ahead[0] += column_more
+            ahead[1] += column_as_much
+        answered = np.diff(bounds[a : a + n + 1]) > 0
+        return RankBounds(np.where(answered, more, -1), np.where(answered, as_much, -1))
+
+    of_images = join_bounds(over_blocks(ranked, images, texts))
+    return of_images, RankBounds(*np.where(caption_image >= 0, ahead, -1))
+
+
+def _copied(_: int, scores: np.ndarray) -> np.ndarray:
+    return scores.copy()
 
 
 def _ahead(
