@@ -38,6 +38,7 @@ def make_index(rows: np.ndarray, kind: ApproximateKind, seed: int = 0) -> tuple[
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.seed = seed
         index.cp.max_points_per_centroid = _TRAINED_ON
+        index.cp.min_points_per_centroid = 1  # of fewer than 39 rows there is one list, and nothing to warn of
         index.train(rows)
         index.nprobe = min(lists, max(8, lists // _PROBED))
         settings = {"lists": lists, "probed": index.nprobe}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cusa.data.console import Besides, one_line_errors
+from cusa.data.errors import CusaError
 
 if TYPE_CHECKING:
-    from cusa.eval.measure import Plan
+    from cusa.eval.plan import Plan
     from cusa.eval.queries import Suite
     from cusa.eval.report import RunReport
 
@@ -241,7 +242,7 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
 
 def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool) -> Plan:
     from cusa.eval.bootstrap import Bootstrap
-    from cusa.eval.measure import Plan
+    from cusa.eval.plan import Plan
     from cusa.eval.scoring import Scoring
     from cusa.eval.subjects import DataRequest
     from cusa.eval.suites import Measure
@@ -275,6 +276,8 @@ def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool)
 
 def _file(options: dict[str, Any], modality: str) -> tuple[Path, Path | None] | None:
     rows, ids = options[f"{modality}_embeddings"], options[f"{modality}_ids"]
+    if ids and not rows:
+        raise CusaError(f"--{modality}-ids {ids} are of no embeddings; pass --{modality}-embeddings, too")
     return (rows, ids) if rows else None
 
 
@@ -301,7 +304,7 @@ def _print_reports(reports: Sequence[RunReport]) -> None:
                 table.add_column("head", no_wrap=True)
             for group, _ in made.groups:
                 for metric in group.metrics:
-                    table.add_column(f"{group.title}\n{metric.label}".strip(), justify="right")
+                    table.add_column(escape(f"{group.title}\n{metric.label}".strip()), justify="right")
             for row in made.rows:
                 head = f"{row.head} (untrained)" if row.untrained else row.head
                 cells = [f"[bold]{c.text}[/]" if c.best else c.text for c in row.cells]
@@ -311,14 +314,17 @@ def _print_reports(reports: Sequence[RunReport]) -> None:
 
 
 def _print_comparison(content: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("set", "metric", *content["models"], title=f"differences from {content['base']}")
+    names = [escape(name) for name in content["models"]]
+    table = Table("set", "metric", *names, title=f"differences from {names[0]}")
     for row in content["rows"]:
         cells = [f"{row['values'][0]:.1f}"]
         for value, d in zip(row["values"][1:], row["differences"][1:], strict=True):
-            cells.append(f"{value:.1f} ({d['difference']:+.1f}, {d['low']:+.1f} to {d['high']:+.1f})")
-        table.add_row(row["set"], row["metric"], *cells)
+            interval = "" if d["low"] is None else f", {d['low']:+.1f} to {d['high']:+.1f}"
+            cells.append(f"{value:.1f} ({d['difference']:+.1f}{interval})")
+        table.add_row(escape(row["set"]), row["metric"], *cells)
     _screen().print(table)
 
 

@@ -185,8 +185,8 @@ def _read(path: Path) -> dict[str, list[Any]]:
         ) from None
     except (ValueError, UnicodeDecodeError):
         raise CusaError(f"{path} is not valid json; download it again") from None
-    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
-        raise CusaError(f"{path}: expected an object of lists of ids")
+    if not isinstance(content, dict) or not content or not all(isinstance(v, list) for v in content.values()):
+        raise CusaError(f"{path}: expected an object of lists of ids, one per query; download it again")
     return content
 
 

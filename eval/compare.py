@@ -55,6 +55,8 @@ def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> 
         for key in figures[0]:
             if all(key in f for f in figures):
                 rows.append(_row(suite, key, [f[key] for f in figures]))
+    if not rows:
+        raise CusaError("these models have no figure in common; run the same cusa-eval command on each")
     names = [next(iter(m.values())).name for m in models]
     return {
         "format": "cusa-comparison",
@@ -69,7 +71,12 @@ def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> 
 def _check_alike(suite: Suite, queries: Sequence[Queries]) -> None:
     first = queries[0]
     for other in queries[1:]:
-        differing = [s for s in first.sets if s in other.sets and first.sets[s] != other.sets[s]]
+        # Of image sets and tasks, those that both have are compared; retrieval is measured on one split.
+        differing = [
+            name
+            for name, fingerprint in first.sets.items()
+            if other.sets.get(name, None if suite == "retrieval" else fingerprint) != fingerprint
+        ]
         if differing:
             raise CusaError(
                 f"{first.name} and {other.name} were measured on different data ({suite}: {', '.join(differing)}); run "
@@ -137,8 +144,9 @@ def _row(suite: Suite, key: tuple[str, str], figures: Sequence[Figure]) -> dict[
     differences: list[dict[str, float] | None] = [None]
     for other in figures[1:]:
         samples = other.samples - base.samples
+        samples = samples[~np.isnan(samples)]
         low, high = interval(samples) or (None, None)
-        p = two_sided_p(samples[~np.isnan(samples)]) if len(samples) else None
+        p = two_sided_p(samples) if len(samples) else None
         differences.append(
             {"difference": other.value - base.value, "low": low, "high": high, "p_two_sided": p}  # type: ignore[dict-item]
         )

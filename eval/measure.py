@@ -11,20 +11,19 @@ from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.eval.bootstrap import Bootstrap
 from cusa.eval.compare import compare
-from cusa.eval.cxc_similarity import find_cxc
 from cusa.eval.failures import likely_false_negatives, worst_failures
 from cusa.eval.gallery import make_gallery
-from cusa.eval.image_sets import IMAGE_SETS, ImageSet, find_image_sets, load_image_set
+from cusa.eval.image_sets import ImageSet
 from cusa.eval.latex import latex_tables
 from cusa.eval.paper import paper_retrieval, paper_row
+from cusa.eval.plan import Plan, asked_image_sets, asked_sts_tasks, judged_by_cxc
 from cusa.eval.queries import SUITES, Judged, Queries, Suite, load_queries, save_queries
 from cusa.eval.rankings import Rankings
 from cusa.eval.relevance import Task
 from cusa.eval.report import RunReport, write_report
 from cusa.eval.sources import Advance, FileSource
-from cusa.eval.sts_sets import StsTask, find_sts_tasks
+from cusa.eval.sts_sets import StsTask
 from cusa.eval.subjects import (
-    DataRequest,
     Machine,
     Subject,
     embeddings_of,
@@ -33,56 +32,18 @@ from cusa.eval.subjects import (
     teachers_of,
     write_json,
 )
-from cusa.eval.suites import Measure, RetrievalData, measure_images, measure_retrieval, measure_sts
+from cusa.eval.suites import (
+    check_counts,
+    measure_images,
+    measure_retrieval,
+    measure_sts,
+)
 from cusa.train.run_dir import read_metrics
 from cusa.train.student import Head
 
 FILES: Mapping[Suite, str] = {"retrieval": "metrics.json", "images": "images.json", "sts": "sts.json"}
 VERSIONS: Mapping[Suite, tuple[int, int]] = {"retrieval": (1, 2), "images": (1, 0), "sts": (1, 0)}
 _FORMATS: Mapping[Suite, str] = {"retrieval": "cusa-metrics", "images": "cusa-images", "sts": "cusa-sts"}
-
-EmbeddingFile = tuple[Path, Path | None]  # rows, and their ids if these are in a file of their own
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure, and how; the fields are the options of ``cusa-eval``.
-
-    Attributes:
-        suites: The suites.
-        skip_absent: Whether a suite without data is left out, and said so, instead of refused.
-        models: Models by name.
-        files: Another model's image and text embeddings, if given.
-        data: On what retrieval is measured.
-        image_sets: ``NAME=FOLDER`` or ``FOLDER``; empty: all below the data root.
-        sts: Folder of STS sets; ``None``: ``sts`` in the data root.
-        measure: Scoring.
-        device: ``"cpu"`` or ``"cuda"``.
-        checkpoint: Of runs.
-        batch_size: Items at a time.
-        workers: Readers of inputs, if said.
-        readers: Readers of inputs that are not stored, if not said.
-        out: Folder of the report, if said.
-        latex: Whether to write tables.tex.
-        gallery: Queries per task shown.
-    """
-
-    suites: tuple[Suite, ...]
-    skip_absent: bool
-    models: tuple[str, ...]
-    files: tuple[EmbeddingFile | None, EmbeddingFile | None]
-    data: DataRequest
-    image_sets: tuple[str, ...]
-    sts: Path | None
-    measure: Measure
-    device: str
-    checkpoint: str
-    batch_size: int
-    workers: int | None
-    readers: int
-    out: Path | None
-    latex: bool
-    gallery: int
 
 
 @dataclass
@@ -114,9 +75,10 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
     subjects = [Subject(spec, machine) for spec in plan.models]
     if any(plan.files):
         subjects.append(Subject("", machine, lambda: FileSource(*plan.files)))
+    _check_apart(subjects)
     found = Measured()
-    image_sets = _image_sets(plan, found.notes) if "images" in plan.suites else []
-    tasks = _sts_tasks(plan, found.notes) if "sts" in plan.suites else []
+    image_sets = asked_image_sets(plan, found.notes) if "images" in plan.suites else []
+    tasks = asked_sts_tasks(plan, found.notes) if "sts" in plan.suites else []
     for subject in subjects:
         report = RunReport(subject.source.name)
         for suite in plan.suites:
@@ -148,6 +110,7 @@ def _retrieval(
             raise
         found.notes.append(f"no retrieval for {report.name}: {error}")
         return report
+    check_counts(data, plan.measure.allow_partial)
     own = plan.data.embeddings is None and not plan.data.dataset
     embeddings = embeddings_of(subject, data, store, own, machine)
     uni_head: Head = subject.source.uni_head
@@ -206,12 +169,10 @@ def _sts(
     if plan.skip_absent and "text" not in subject.source.modalities:
         found.notes.append(f"no sentence similarity for {report.name}: it embeds no texts")
         return report
-    judged_pairs = find_cxc(_sts_folder(plan)) if _sts_folder(plan).is_dir() else {}
-    able = {k: t for k, t in judged_pairs.items() if k == "sts" or "image" in subject.source.modalities}
-    of: RetrievalData | None = retrieval_data(plan.data, [subject, *subjects])[0] if able else None
-    if not tasks and not able:
+    cxc = judged_by_cxc(report.name, subject, subjects, plan, found.notes)
+    if not tasks and not cxc:
         return report
-    measured, judged = measure_sts(subject.source, tasks, {k: (t, of) for k, t in able.items() if of}, plan.measure)
+    measured, judged = measure_sts(subject.source, tasks, cxc, plan.measure)
     content = subject.about(_FORMATS["sts"], VERSIONS["sts"]) | measured | _paper(subject, "sts_spearman")
     _keep(subject, "sts", content, {t.name: t.fingerprint for t in tasks}, judged, plan, found)
     return replace(report, sts=content)
@@ -244,49 +205,6 @@ def _keep(
     found.written.setdefault("metrics", []).append(path)
 
 
-def _image_sets(plan: Plan, notes: list[str]) -> list[ImageSet]:
-    root = plan.data.data_root
-    wanted: dict[str, Path] = {}
-    for text in plan.image_sets:
-        name, equals, folder = text.partition("=")
-        if not equals or Path(text).is_dir():
-            name, folder = (text, str(root / text)) if text in IMAGE_SETS else ("folder", text)
-        if name not in (*IMAGE_SETS, "folder"):
-            raise CusaError(f"--data {text}: unknown image set {name!r}; legal: {', '.join(IMAGE_SETS)}, or a FOLDER")
-        wanted[f"{name}={folder}" if name == "folder" else name] = Path(folder)
-    wanted = wanted or dict(find_image_sets(root))
-    if not wanted:
-        what = f"no image sets below {root}/ (known: {', '.join(IMAGE_SETS)})"
-        if not plan.skip_absent:
-            raise CusaError(f"{what}; put them there, or pass --data NAME=FOLDER")
-        notes.append(what)
-    sets = [
-        load_image_set(name.partition("=")[0], folder, plan.measure.allow_partial) for name, folder in wanted.items()
-    ]
-    names = [s.name for s in sets]
-    if twice := [n for n in names if names.count(n) > 1]:
-        raise CusaError(f"two image sets are named {twice[0]!r}; rename a folder")
-    return sets
-
-
-def _sts_folder(plan: Plan) -> Path:
-    return plan.sts or plan.data.data_root / "sts"
-
-
-def _sts_tasks(plan: Plan, notes: list[str]) -> list[StsTask]:
-    folder = _sts_folder(plan)
-    if plan.skip_absent and not folder.is_dir():
-        notes.append(f"no STS sets: {folder} does not exist")
-        return []
-    if folder.is_dir() and find_cxc(folder):
-        try:
-            return find_sts_tasks(folder, plan.measure.allow_partial)
-        except CusaError as error:
-            notes.append(f"CxC alone: {error}")
-            return []
-    return find_sts_tasks(folder, plan.measure.allow_partial)
-
-
 def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> list[RunReport]:
     """With what was measured before of the same weights, where that can stand side by side."""
     names: Mapping[Suite, str] = {"retrieval": "metrics", "images": "images", "sts": "sts"}
@@ -303,6 +221,18 @@ def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> 
     return full if len(splits) <= 1 else [replace(f, metrics=r.metrics) for f, r in zip(full, reports, strict=True)]
 
 
+def _check_apart(subjects: Sequence[Subject]) -> None:
+    """Refuse models that would overwrite each other's results."""
+    taken: set[Path] = set()
+    for subject in subjects:
+        if (folder := subject.results.resolve()) in taken:
+            raise CusaError(
+                f"two models are named {subject.source.name!r}, and {subject.results} holds the results of one; pass "
+                "each once, or rename a folder"
+            )
+        taken.add(folder)
+
+
 def _check_same_split(reports: Sequence[RunReport]) -> None:
     """Refuse to set side by side what was not measured on the same images and captions."""
     measured = [r.metrics for r in reports if r.metrics]
@@ -312,7 +242,8 @@ def _check_same_split(reports: Sequence[RunReport]) -> None:
         if any(first[k] != last[k] for k in keys):
             raise CusaError(
                 f"{last['name']} and {first['name']} cannot be compared: they are measured on different data "
-                f"({last['n_images']} and {first['n_images']} images); pass --embeddings with one store for all"
+                f"({last['n_images']} and {first['n_images']} images, {last['n_captions']} and {first['n_captions']} "
+                "captions); pass --embeddings with one store for all"
             )
 
 
@@ -367,7 +298,7 @@ def compare_measured(
         results = {s: read_json(folder / FILES[s]) for s in SUITES}
         name = next(c["name"] for c in results.values() if c)
         reports.append(RunReport(name, results["retrieval"], results["images"], results["sts"]))
-    out = out or folders[0].parent.parent / "eval"
+    out = out or folders[0].resolve().parent.parent / "eval"
     write_json(out / "comparison.json", content)
     written["comparison"] = [out / "comparison.json"]
     _write_report(out, reports, written, latex, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,15 @@ def load_queries(folder: Path, suite: Suite) -> Queries | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             arrays = {name: file[name] for name in file.files if name != "about"}
-    except (OSError, ValueError, KeyError, BadZipFile):
+        return _queries(about, arrays)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, BadZipFile, zlib.error):
         raise CusaError(f"{path} is damaged; run cusa-eval {suite} again") from None
+
+
+def _queries(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Queries:
     found: dict[str, Rankings | Judged] = {}
     for name in arrays:
         key, _, what = name.rpartition(":")

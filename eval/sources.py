@@ -142,4 +142,5 @@ class FileSource:
         if modality not in self._read:
             raise CusaError(f"no {modality} embeddings are given; pass --{modality}-embeddings FILE")
         rows, _ = align(*self._read[modality], wanted, what)
-        return {"cross": rows / np.linalg.norm(rows, axis=1, keepdims=True)}
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)  # whose squares float32 may not hold
+        return {"cross": (rows / norms).astype(np.float32)}

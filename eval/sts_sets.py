@@ -61,6 +61,10 @@ _SICK = re.compile(r"SICK_(train|trial|test_annotated)\.txt")
 _HIGHEST = 5.0
 
 
+class NoStsDataError(CusaError):
+    """A folder that holds no STS data, or is none."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """The annotated sentence pairs of one subset.
@@ -114,11 +118,12 @@ def find_sts_tasks(folder: Path, allow_partial: bool = False) -> list[StsTask]:
         The tasks, in the order of :data:`TASKS`.
 
     Raises:
-        CusaError: If there is none, a file is missing or malformed, the counts are not the published ones, or a task
+        NoStsDataError: If there is none.
+        CusaError: If a file is missing or malformed, the counts are not the published ones, or a task
             is there twice with different content; names the file and the line.
     """
     if not folder.is_dir():
-        raise CusaError(
+        raise NoStsDataError(
             f"{folder} {'is no folder' if folder.exists() else 'does not exist'}; pass a folder of STS data"
         )
     found: dict[str, list[tuple[StsTask, Path]]] = defaultdict(list)
@@ -126,7 +131,7 @@ def find_sts_tasks(folder: Path, allow_partial: bool = False) -> list[StsTask]:
         for task in _tasks_in(place, names):
             found[task.name].append((task, place))
     if not found:
-        raise CusaError(
+        raise NoStsDataError(
             f"{folder} holds no STS data; looked for STS.input.*.txt with STS.gs.*.txt, sts-{{train,dev,test}}.csv, "
             "{train,dev,test}.tsv with sentence1, sentence2 and score, and SICK_{train,trial,test_annotated}.txt"
         )
@@ -146,7 +151,7 @@ def _chosen(candidates: Sequence[tuple[StsTask, Path]], allow_partial: bool) -> 
     if not whole and not allow_partial:
         raise CusaError(
             f"{task.name} in {place} is not the published one: {'; '.join(_lacks(task))}; "
-            "get the missing files, or allow a partial task"
+            "get the missing files, or pass --allow-partial to evaluate what is there"
         )
     for other, there in (whole or candidates)[1:]:
         if other.fingerprint != task.fingerprint:

@@ -251,8 +251,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
         CusaError: If it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
-        raise CusaError(f"{path} is damaged; run cusa-eval again") from None
+        content = None
+    if not isinstance(content, dict):
+        raise CusaError(f"{path} is damaged; run cusa-eval again")
+    return content

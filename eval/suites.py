@@ -19,7 +19,7 @@ from cusa.eval.coco import coco_test
 from cusa.eval.cxc_similarity import CxcTask, cxc_correlation
 from cusa.eval.image_sets import ImageSet
 from cusa.eval.images import image_figures, image_search
-from cusa.eval.queries import Judged, Queries
+from cusa.eval.queries import Judged
 from cusa.eval.rankings import Rankings, rank_all
 from cusa.eval.retrieval import evaluate
 from cusa.eval.scoring import PLAIN, Scoring
@@ -73,13 +73,15 @@ def embed_split(source: Source, data: RetrievalData) -> SplitEmbeddings:
     """A model's embeddings of a split.
 
     Raises:
-        CusaError: If the model lacks a modality, or an input cannot be read.
+        CusaError: If the model lacks a modality, an input cannot be read, or none is left.
     """
     if missing := {"image", "text"} - source.modalities:
         raise CusaError(f"{source.name} embeds no {'s and no '.join(sorted(missing))}s; retrieval needs both")
     split = data.split
     image_rows = np.setdiff1d(np.arange(split.n_images), data.skipped[0])
     text_rows = np.setdiff1d(np.arange(split.n_captions), data.skipped[1])
+    if not len(image_rows) or not len(text_rows):
+        raise CusaError(f"split {split.name!r} has no image or no caption that could be read")
     paths = [data.image_root / split.image_paths[r] for r in image_rows.tolist()]
     images = source.images([split.image_ids[r] for r in image_rows.tolist()], paths)
     texts = source.texts(*([column[r] for r in text_rows.tolist()] for column in (split.caption_ids, split.captions)))
@@ -88,13 +90,14 @@ def embed_split(source: Source, data: RetrievalData) -> SplitEmbeddings:
     return SplitEmbeddings(images, texts, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
 
 
-def check_counts(data: RetrievalData, n_images: int, allow_partial: bool) -> None:
+def check_counts(data: RetrievalData, allow_partial: bool) -> None:
     """Refuse a known split of another size.
 
     Raises:
         CusaError: If it is not as large as it should be.
     """
     known = KNOWN_SIZES.get(data.dataset, {}).get(data.split.name)
+    n_images = data.split.n_images - len(data.skipped[0])
     if known is not None and n_images != known and not allow_partial:
         raise CusaError(
             f"{data.dataset} {data.split.name} has {known:,} images, found {n_images:,}: figures would not compare "
@@ -108,9 +111,8 @@ def measure_retrieval(
     """Content of metrics.json but for what is said of the model, and what the queries got.
 
     Raises:
-        CusaError: If the split is not as large as it should be.
+        CusaError: If plausible matches are asked for, and they or COCO's test are not there.
     """
-    check_counts(data, len(embeddings.image_rows), measure.allow_partial)
     test = coco_test(embeddings, data.split, data.dataset, measure.pmrp)
     found, ranked = evaluate(embeddings, data.split, uni_head, test, measure.scoring)
     metrics = {
@@ -190,7 +192,8 @@ def measure_sts(
     Args:
         source: The model.
         tasks: The tasks.
-        cxc: Tasks of Crisscrossed Captions by kind, with the split that has their images and captions.
+        cxc: Tasks of Crisscrossed Captions by kind, with the split that has their images and captions
+            (:func:`check_judged`).
         measure: How.
 
     Raises:
@@ -253,22 +256,34 @@ def _measure_cxc(source: Source, task: CxcTask, data: RetrievalData, seed: int) 
     }
 
 
+def check_judged(task: CxcTask, data: RetrievalData) -> None:
+    """Refuse a split that lacks what CxC judges.
+
+    Raises:
+        CusaError: If it does; says how many and which is the first.
+    """
+    for ids in (task.first, task.second):
+        row_of, wanted = _by_id(ids, data)
+        if missing := [i for i in dict.fromkeys(wanted) if i not in row_of]:
+            what = "captions" if isinstance(ids[0], int) else "images"
+            raise CusaError(
+                f"CxC judges {len(missing)} {what} that {data.dataset} {data.split.name} lacks, {missing[0]} the "
+                "first; it needs COCO's test split under COCO's ids (Karpathy's json)"
+            )
+
+
+def _by_id(ids: Sequence[int | str], data: RetrievalData) -> tuple[dict[str, int], list[str]]:
+    """The split's row of each caption or image, whichever the ids are of: captions have numbers, images texts."""
+    known = data.split.caption_ids if isinstance(ids[0], int) else data.split.image_ids
+    return {known[r]: r for r in range(len(known))}, [str(i) for i in ids]
+
+
 def _rows_of(source: Source, ids: Sequence[int | str], data: RetrievalData) -> dict[Head, np.ndarray]:
-    """Embeddings of CxC's captions (numbers) or images (texts), in their order."""
+    """Embeddings of CxC's captions or images, in their order."""
     split = data.split
-    captions = isinstance(ids[0], int)
-    known = split.caption_ids if captions else split.image_ids
-    row_of = {known[r]: r for r in range(len(known))}
-    wanted = [str(i) for i in ids]
+    row_of, wanted = _by_id(ids, data)
     distinct = list(dict.fromkeys(wanted))
-    missing = [i for i in distinct if i not in row_of]
-    if missing:
-        what = "captions" if captions else "images"
-        raise CusaError(
-            f"CxC judges {len(missing)} {what} that {data.dataset} {split.name} lacks, {missing[0]} the first; it "
-            "needs COCO's test split under COCO's ids (Karpathy's json)"
-        )
-    if captions:
+    if isinstance(ids[0], int):
         rows = source.texts(distinct, [split.captions[row_of[i]] for i in distinct])
     else:
         rows = source.images(distinct, [data.image_root / split.image_paths[row_of[i]] for i in distinct])
@@ -281,10 +296,3 @@ def _average(values: Sequence[float | None]) -> float | None:
     """Mean; ``None`` where one is missing."""
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def as_queries(
-    source: Source, measure: Measure, sets: Mapping[str, str], found: Mapping[str, Rankings] | Mapping[str, Judged]
-) -> Queries:
-    """What is kept beside a suite's metrics."""
-    return Queries(source.name, source.uni_head, measure.scoring.ties, sets, dict(found))

@@ -1,0 +1,109 @@
+"""Resampled queries: intervals of known cases, and which figures are resampled together."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom, spearmanr
+
+from cusa.eval.bootstrap import NO_BOOTSTRAP, Bootstrap, interval, resampled, resampled_means, two_sided_p
+from cusa.eval.queries import Judged
+from cusa.eval.rankings import Rankings
+from cusa.eval.scoring import Scoring, one_way, two_ways
+from cusa.eval.suites import resampled_spearman
+from cusa.train.ranks import RankBounds
+
+SOME = Bootstrap(300)
+
+
+def test_the_interval_of_a_share_is_the_binomials():
+    """The resampled mean of n zeros and ones with share p is binomial(n, p) / n."""
+    n, p = 400, 0.3
+    values = {"hit": np.repeat([1.0, 0.0], [int(n * p), n - int(n * p)])}
+    samples = resampled_means(values, Bootstrap(4000))["hit"]
+    assert len(samples) == 4000
+    assert samples.mean() == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / n / 4000))
+    assert samples.std() == pytest.approx(math.sqrt(p * (1 - p) / n), rel=0.05)
+    low, high = interval(samples)
+    # The samples' own quantiles vary a little: those of 2.5 % lie within the binomial's of 1.8 and 3.3 %.
+    assert binom.ppf(0.018, n, p) / n <= low <= binom.ppf(0.033, n, p) / n
+    assert binom.ppf(0.967, n, p) / n <= high <= binom.ppf(0.982, n, p) / n
+
+
+def test_resamples_are_an_explicit_draw():
+    values = {"a": np.arange(5.0), "b": np.arange(5.0) ** 2}
+    found = resampled_means(values, Bootstrap(7, seed=3), "t2i")
+    drawn = []
+    resampled(lambda picked: drawn.append(picked) or 0.0, 5, Bootstrap(7, seed=3), "t2i")
+    for i, picked in enumerate(drawn):
+        assert found["a"][i] == pytest.approx(values["a"][picked].mean())
+        assert found["b"][i] == pytest.approx(values["b"][picked].mean())
+    assert len({tuple(p) for p in drawn}) > 1
+
+
+def test_which_figures_are_resampled_together():
+    rng = np.random.default_rng(0)
+    one, two = {"r1": rng.random(50)}, {"r1": rng.random(50)}
+    two["r1"][0] = 7
+    first = resampled_means(one, SOME, "i2t")["r1"]
+    np.testing.assert_array_equal(first, resampled_means(dict(one), SOME, "i2t")["r1"])
+    # Paired: the resamples of a sum are the sum of the resamples.
+    both = resampled_means({"r1": one["r1"] + two["r1"]}, SOME, "i2t")["r1"]
+    np.testing.assert_allclose(both, first + resampled_means(two, SOME, "i2t")["r1"])
+    assert abs(np.corrcoef(first, resampled_means(one, SOME, "t2i")["r1"])[0, 1]) < 0.25
+    assert abs(np.corrcoef(first, resampled_means(one, Bootstrap(300, seed=1), "i2t")["r1"])[0, 1]) < 0.25
+
+
+def test_no_samples_and_no_queries_have_no_interval():
+    assert interval(resampled_means({"r1": np.ones(3)}, NO_BOOTSTRAP)["r1"]) is None
+    assert interval(resampled_means({"r1": np.ones(0)}, SOME)["r1"]) is None
+    assert resampled_means({}, SOME) == {}
+    assert len(resampled(lambda picked: 1.0, 0, SOME)) == 0
+    assert len(resampled(lambda picked: 1.0, 4, NO_BOOTSTRAP)) == 0
+    assert interval(np.array([np.nan, np.nan])) is None
+    assert interval(np.array([np.nan, 2.0, np.nan])) == [2.0, 2.0]
+    assert interval(np.arange(101.0)) == pytest.approx([2.5, 97.5])
+
+
+def test_the_p_value_is_twice_the_rarer_sign():
+    assert two_sided_p(np.array([1.0] * 97 + [-1.0] * 3)) == pytest.approx(0.06)
+    assert two_sided_p(np.array([-1.0] * 97 + [1.0] * 3)) == pytest.approx(0.06)
+    assert two_sided_p(np.ones(200)) == 1 / 200  # never zero: more samples might have found one
+    assert two_sided_p(np.zeros(200)) == 1
+    assert two_sided_p(np.array([1.0, 0.0, 0.0, 1.0])) == 1
+
+
+def test_intervals_of_a_direction():
+    ranks = np.arange(40) % 20
+    rankings = Rankings(RankBounds(ranks, ranks), 100)
+    plain = one_way(rankings)
+    assert "ci" not in plain
+    found = one_way(rankings, Scoring(bootstrap=SOME), "i2t")
+    assert set(found["ci"]) == {"r1", "r5", "r10", "mean"}
+    for name, (low, high) in found["ci"].items():
+        assert low < found[name] < high, name
+    assert found["ci"]["r1"][1] < found["ci"]["r10"][0]
+    both = two_ways({"i2t": rankings, "t2i": rankings}, Scoring(bootstrap=SOME))
+    assert both["i2t"] == found
+    assert both["rsum"] == pytest.approx(6 * both["mean"])
+    assert both["ci"]["rsum"] == pytest.approx([6 * side for side in both["ci"]["mean"]])
+    # The directions are independent: the sum's interval is sqrt(2) times as wide, not twice.
+    spread = [both[way]["ci"]["mean"][1] - both[way]["ci"]["mean"][0] for way in ("i2t", "t2i")]
+    width = (both["ci"]["mean"][1] - both["ci"]["mean"][0]) / (sum(spread) / 2)
+    assert width == pytest.approx(math.sqrt(0.5), rel=0.15)
+
+
+def test_resampled_correlations():
+    rng = np.random.default_rng(4)
+    gold = rng.integers(0, 6, 60).astype(float)
+    pairs = Judged(gold + rng.normal(size=60), gold)
+    samples = resampled_spearman(pairs, Bootstrap(200))
+    picked = []
+    resampled(lambda rows: picked.append(rows) or 0.0, 60, Bootstrap(200))
+    for rows, value in zip(picked[:5], samples[:5], strict=True):
+        assert value == pytest.approx(100 * spearmanr(pairs.cosines[rows], gold[rows]).statistic)
+    low, high = interval(samples)
+    assert low < 100 * spearmanr(pairs.cosines, gold).statistic < high
+    few = resampled_spearman(Judged(np.array([0.1, 0.2]), np.array([1.0, 2.0])), Bootstrap(200))
+    assert set(few[~np.isnan(few)]) == {100.0}
+    assert 60 < np.isnan(few).sum() < 140  # one pair drawn twice has no correlation

@@ -1,0 +1,84 @@
+"""What the queries got, on disk and back."""
+
+import numpy as np
+import pytest
+
+from cusa.data.errors import CusaError
+from cusa.eval.queries import Judged, Queries, load_queries, queries_file, save_queries
+from cusa.eval.rankings import Bounds, Rankings
+from cusa.train.ranks import RankBounds
+
+
+def _queries():
+    ranks = RankBounds(np.array([0, 3, -1]), np.array([2, 3, -1]))
+    shares = Bounds(np.array([1.0, 1 / 3, 0.0]), np.array([0.5, 1 / 3, 0.0]))
+    found = {
+        "coco test/cross/retrieval/i2t": Rankings(ranks, 25_010),
+        "coco test/cross/eccv/i2t": Rankings(ranks, 9, shares, Bounds(shares.optimistic / 2, shares.pessimistic / 2)),
+        "a: b/uni/i2i": Rankings(RankBounds(np.zeros(0, int), np.zeros(0, int)), 4, shares),
+        "STS12/uni/sts": Judged(np.array([0.5, -0.25]), np.array([0.0, 5.0])),
+    }
+    return Queries("naïve model", "uni", "mean", {"coco test": "f00d", "a: b": "1"}, found)
+
+
+def test_a_round_trip(tmp_path):
+    queries = _queries()
+    save_queries(tmp_path, "retrieval", queries)
+    got = load_queries(tmp_path, "retrieval")
+    for field in ("name", "uni_head", "ties", "sets"):
+        assert getattr(got, field) == getattr(queries, field)
+    assert set(got.found) == set(queries.found)
+    for key, want in queries.found.items():
+        found = got.found[key]
+        if isinstance(want, Judged):
+            np.testing.assert_array_equal(found.cosines, want.cosines)
+            np.testing.assert_array_equal(found.gold, want.gold)
+            continue
+        assert found.candidates == want.candidates
+        np.testing.assert_array_equal(np.stack(found.best), np.stack(want.best))
+        for name in ("r_precision", "average_precision"):
+            there, back = getattr(want, name), getattr(found, name)
+            assert (back is None) == (there is None)
+            if there is not None:
+                np.testing.assert_array_equal(np.stack(back), np.stack(there))
+    assert load_queries(tmp_path, "images") is None
+    assert queries_file(tmp_path, "images").name == "images-queries.npz"
+
+
+def _fails(folder):
+    with pytest.raises(CusaError) as error:
+        load_queries(folder, "sts")
+    assert str(error.value) == f"{queries_file(folder, 'sts')} is damaged; run cusa-eval sts again"
+
+
+def test_a_damaged_file_is_said_to_be(tmp_path):
+    save_queries(tmp_path, "sts", _queries())
+    path = queries_file(tmp_path, "sts")
+    whole = path.read_bytes()
+    for content in (b"", b"no archive", whole[:-1], whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        _fails(tmp_path)
+    np.savez(path, about=np.array("{}"))
+    _fails(tmp_path)
+    np.savez(path, about=np.array("[]"))
+    _fails(tmp_path)
+    path.write_bytes(whole)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "STS12/uni/sts:gold"}
+    np.savez(path, **arrays)
+    _fails(tmp_path)
+
+
+def test_any_flipped_byte_is_noticed_or_harmless(tmp_path):
+    """No traceback, wherever a disk is wrong."""
+    save_queries(tmp_path, "sts", _queries())
+    path = queries_file(tmp_path, "sts")
+    whole = path.read_bytes()
+    noticed = 0
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            load_queries(tmp_path, "sts")
+        except CusaError:
+            noticed += 1
+    assert noticed > 50
