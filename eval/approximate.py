@@ -11,7 +11,8 @@ import numpy as np
 from cusa.eval.rankings import CUTS
 
 ApproximateKind = Literal["hnsw", "ivf"]
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 128
+HNSW_SEARCH = 128  # candidates that a search keeps
+_LINKS, _BUILD = 32, 200
 _TRAINED_ON = 64  # rows per list, at most
 _PROBED = 16  # one list of so many is searched, and no fewer than 8
 _TOP = max(CUTS)
@@ -30,9 +31,9 @@ def make_index(rows: np.ndarray, kind: ApproximateKind, seed: int = 0) -> tuple[
     """
     n, dim = rows.shape
     if kind == "hnsw":
-        index = empty_hnsw(dim)
-        index.hnsw.efSearch = HNSW_SEARCH
-        settings = {"links": HNSW_LINKS, "ef_construction": HNSW_BUILD, "ef_search": HNSW_SEARCH}
+        index = faiss.IndexHNSWFlat(dim, _LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = _BUILD, HNSW_SEARCH
+        settings = {"links": _LINKS, "ef_construction": _BUILD, "ef_search": HNSW_SEARCH}
     else:
         lists = max(1, min(n, round(4 * math.sqrt(n)), n // 39))  # FAISS asks for 39 rows a list to be trained on
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
@@ -44,13 +45,6 @@ def make_index(rows: np.ndarray, kind: ApproximateKind, seed: int = 0) -> tuple[
         settings = {"lists": lists, "probed": index.nprobe}
     index.add(rows)
     return index, settings
-
-
-def empty_hnsw(dim: int) -> Any:
-    """An HNSW index without rows."""
-    index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = HNSW_BUILD
-    return index
 
 
 def recall_of_exact(found: np.ndarray, exact: np.ndarray) -> float | None:

@@ -146,7 +146,8 @@ def compare(models: tuple[str, ...], **options: Any) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--run", type=click.Path(path_type=Path), help="Run, or exported folder.  [default: the latest]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the index.  [default: RUN/index]")
-@click.option("--kind", type=click.Choice(["flat", "hnsw"]), default="flat", help="flat is exact; hnsw for millions.")
+@click.option("--kind", type=click.Choice(["flat", "hnsw", "ivf"]), default="flat",
+              help="flat is exact; the others are for millions.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=32)
 @click.option("--workers", type=click.IntRange(1), help="Threads that read images.  [default: cores, at most 8]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
@@ -171,6 +172,8 @@ def index(
         found = build_index(student, run, source, out, options, lambda n, of: bar.update(task, completed=n, total=of))
     left = f", {len(found.skipped):,} skipped (see index.json)" if found.skipped else ""
     left += f", {found.blank_lines:,} empty lines" if found.blank_lines else ""
+    if found.recall_of_exact is not None:
+        left += f", {found.recall_of_exact:.1f} % of the exact ten nearest found"
     _print(f"index: {out.resolve()} ({found.count:,} {found.modality}s{left})\nnext: cusa-eval search QUERY")
 
 

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import faiss
 import numpy as np
@@ -26,20 +26,20 @@ from PIL import Image
 from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.data.images import load_image
+from cusa.eval.approximate import ApproximateKind, make_index, recall_of_exact
 from cusa.eval.encode_items import enough_memory, in_threads
 from cusa.eval.encoder import StudentEncoder
 from cusa.train.student import HEADS, Head
 
 Modality = Literal["image", "text"]
-Kind = Literal["flat", "hnsw"]
+Kind = Literal["flat", "hnsw", "ivf"]
 
 FORMAT, VERSION = "cusa-index", (1, 0)
 CARD, ITEMS = "index.json", "items.jsonl"
 _FILES = {CARD, ITEMS, *(f"{head}.faiss" for head in HEADS)}
 _NEEDS_MORE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names these, but cannot read them on its own
 _MOST_PIXELS = 64_000_000  # that a thread holds decoded: batches of large photographs are cut
-_HNSW_LINKS, _HNSW_BUILD = 32, 200
-HNSW_SEARCH = 128  # candidates that a search keeps
+_ASKED, _NEAREST = 200, 10  # items that an approximate index is asked for, and how many hits are compared
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class IndexOptions:
     """How to build an index.
 
     Attributes:
-        kind: ``"flat"``: exact search; ``"hnsw"``: approximate, for galleries of millions.
+        kind: ``"flat"``: exact search; ``"hnsw"`` or ``"ivf"``: approximate, for galleries of millions.
         batch_size: Items at a time, per thread.
         workers: Threads that decode and encode images; on a CPU, each computes on one core.
     """
@@ -71,7 +71,7 @@ class IndexSummary:
 
     Attributes:
         modality: Of the items: ``"image"`` or ``"text"``.
-        kind: ``"flat"`` or ``"hnsw"``.
+        kind: ``"flat"``, ``"hnsw"`` or ``"ivf"``.
         dim: Dimension of the embeddings.
         count: Items in it.
         uni_head: The head whose embeddings answer queries of the items' own modality.
@@ -80,6 +80,8 @@ class IndexSummary:
         source: Absolute path of the folder of images, or of the list of texts.
         skipped: Items that could not be read.
         blank_lines: Empty lines of the list of texts.
+        recall_of_exact: Approximate: percent of the exact ten nearest that it finds, asked for up to 200 of its items;
+            ``None``: it is exact.
     """
 
     modality: Modality
@@ -92,6 +94,7 @@ class IndexSummary:
     source: str
     skipped: tuple[Skipped, ...]
     blank_lines: int
+    recall_of_exact: float | None = None
 
 
 # --- what to index
@@ -193,12 +196,12 @@ def build_index(
             memory is too small.
         ValueError: If an option is out of range.
     """
-    if options.kind not in ("flat", "hnsw") or options.batch_size < 1 or options.workers < 1:
-        raise ValueError(f"kind is flat or hnsw, batch_size and workers are at least 1; got {options}")
+    if options.kind not in get_args(Kind) or options.batch_size < 1 or options.workers < 1:
+        raise ValueError(f"kind is flat, hnsw or ivf, batch_size and workers are at least 1; got {options}")
     out = Path(os.path.realpath(out))
     _check_replaceable(out)
     modality, items, blank_lines = _read_source(source)
-    rows = _IndexRows(student.uni_head, options.kind)
+    rows = _IndexRows(student.uni_head)
     done, skipped = 0, []
     with enough_memory(options.batch_size), closing(_encode(student, modality, items, options)) as parts:
         for part in parts:
@@ -210,6 +213,7 @@ def build_index(
             advanced(done, len(items))
     if not rows.items:
         raise CusaError(f"none of the {len(items)} items of {source} can be read; the first: {skipped[0].reason}")
+    recall = rows.approximate(options.kind) if options.kind != "flat" else None
     summary = IndexSummary(
         modality=modality,
         kind=options.kind,
@@ -221,6 +225,7 @@ def build_index(
         source=str(source.absolute()),
         skipped=tuple(skipped),
         blank_lines=blank_lines,
+        recall_of_exact=recall,
     )
     _write(out, summary, rows)
     return summary
@@ -238,9 +243,8 @@ class _Part:
 class _IndexRows:
     """The items embedded so far, in memory."""
 
-    def __init__(self, uni_head: Head, kind: Kind) -> None:
+    def __init__(self, uni_head: Head) -> None:
         self._heads: tuple[Head, ...] = tuple(dict.fromkeys(("cross", uni_head)))
-        self._kind = kind
         self.items: list[str] = []
         self.indexes: dict[Head, Any] = {}
 
@@ -249,16 +253,19 @@ class _IndexRows:
             rows = part.rows[head]
             if not np.isfinite(rows).all():
                 raise CusaError(f"the student's {head} head returns NaN, for {part.items[0]!r} or one after it")
-            self.indexes.setdefault(head, _empty_index(rows.shape[1], self._kind)).add(rows)
+            self.indexes.setdefault(head, faiss.IndexFlatIP(rows.shape[1])).add(rows)
         self.items += part.items
 
-
-def _empty_index(dim: int, kind: Kind) -> Any:
-    if kind == "flat":
-        return faiss.IndexFlatIP(dim)
-    index = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = _HNSW_BUILD
-    return index
+    def approximate(self, kind: ApproximateKind) -> float | None:
+        """Put approximate indexes in the exact ones' place; percent of their hits that they find, the worst head's."""
+        recalls = []
+        for head, exact in self.indexes.items():
+            rows = exact.reconstruct_n(0, exact.ntotal)
+            asked = rows[np.random.default_rng(0).permutation(len(rows))[:_ASKED]]
+            self.indexes[head], _ = make_index(rows, kind)
+            found, expected = (index.search(asked, _NEAREST)[1] for index in (self.indexes[head], exact))
+            recalls.append(recall_of_exact(found, expected))
+        return min((r for r in recalls if r is not None), default=None)
 
 
 def _encode(

@@ -15,9 +15,10 @@ from PIL import Image
 
 from cusa.data.errors import CusaError
 from cusa.data.images import load_image
+from cusa.eval.approximate import HNSW_SEARCH
 from cusa.eval.encoder import StudentEncoder
 from cusa.eval.gallery import Item
-from cusa.eval.index import HNSW_SEARCH, ITEMS, IndexSummary, Modality, first_line, is_image_name, read_card
+from cusa.eval.index import ITEMS, IndexSummary, Modality, first_line, is_image_name, read_card
 from cusa.eval.page import write_page
 from cusa.train.student import Head
 
