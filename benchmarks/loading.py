@@ -5,7 +5,9 @@
 The trainer's own loader over a store of COCO's size (113,287 images x 512, 566,435 captions x 768, float16, made up),
 with CLIP's preprocessing at 224 px, against the same loader over the same pairs without teachers. The two take turns,
 each turn with other pairs; the figure is the median over rounds of the two rates beside each other. Reading rows takes
-microseconds where a batch takes seconds, so the rows are also gathered by themselves: their share of a batch's time.
+microseconds where a batch takes seconds, so the rows are also gathered by themselves: their share of a batch's time,
+and that of the first batches, which map the rows' pages into the process; worker processes do that in their turns.
+Where others use the machine, too, rates say little; hence the CPU time of this process and its workers beside them.
 The image paths of the store repeat a few hundred pictures: made-up ones of 640 x 480, or those of --images.
 """
 
@@ -14,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import multiprocessing
+import os
 import platform
 import statistics
 import tempfile
@@ -33,17 +37,18 @@ from cusa.data.index import Index, SplitTable, TeacherEntry, write_index
 from cusa.data.records import Record
 from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
 from cusa.data.shards import ShardHeader, write_shard
-from cusa.data.store import EmbeddingStore
+from cusa.data.store import Embeddings, EmbeddingStore
 from cusa.train.batches import Batch, EpochOrder, Loader, Pairs, open_sources
 from cusa.train.student import Processors
 
-from timing import in_turns
+from timing import in_turns, seconds
 
 SIZES = {"train": 113_287, "val": 5_000}
 CAPTIONS_PER_IMAGE = 5
 TEACHERS = {"unicom": ("image", 512), "mpnet": ("text", 768)}
 WORDS = tuple(f"w{i}" for i in range(2000))
 PICTURES = 256
+TOUCHING = 500  # batches after which a process has touched nearly all pages of the rows
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -161,25 +166,48 @@ class Part:
         return itertools.islice(iter(self._order), self._batches)
 
 
+def cpu_seconds() -> float:
+    """That this process and its workers have used so far."""
+    ticks = 0
+    for pid in [os.getpid(), *(p.pid for p in multiprocessing.active_children())]:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(after_name[11]) + int(after_name[12])  # in user and in system mode
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def measure(pairs: dict[str, Pairs], workers: int, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
-    """Rates with so many workers, by way."""
+    """Rates and CPU time with so many workers, by way."""
     loaders = {
         name: Loader[Batch](p, Part(EpochOrder(len(p), batch_size, seed=0), batches), workers)
         for name, p in pairs.items()
     }
 
-    def read(loader: Loader[Batch]) -> None:
-        for _ in loader:
-            pass
+    cpu: dict[str, list[float]] = {name: [] for name in pairs}
 
-    found = in_turns({name: lambda x=loader: read(x) for name, loader in loaders.items()}, rounds)  # type: ignore[misc]
+    def read(name: str) -> None:
+        began = cpu_seconds()
+        for _ in loaders[name]:
+            pass
+        cpu[name].append(cpu_seconds() - began)
+
+    found = in_turns({name: lambda x=name: read(x) for name in loaders}, rounds)  # type: ignore[misc]
+    cpu = {name: taken[1:] for name, taken in cpu.items()}  # the first turn is the one to warm up
     for loader in loaders.values():
         loader.close()
     return {
         "batches_per_s": {name: batches / statistics.median(times) for name, times in found.items()},
         "rate_with_over_without": paired(found, "without", "with"),
+        "cpu_s_with_over_without": paired(cpu, "with", "without"),
         "rounds_s": found,
+        "rounds_cpu_s": cpu,
     }
+
+
+def row_seconds(pairs: Pairs, teachers: Sequence[Embeddings], batch_size: int) -> list[float]:
+    """Of reading the teacher rows of one batch after the other, in a process that has not touched them yet."""
+    order = Part(EpochOrder(len(pairs), batch_size, seed=1), TOUCHING)
+    rows = [pairs.rows(numbers) for numbers in order]
+    return [seconds(lambda x=x: [t.gather(n) for t, n in zip(teachers, x, strict=True)]) for x in rows]  # type: ignore[misc]
 
 
 @click.command()
@@ -209,23 +237,18 @@ def main(
         )
         teachers = (opened.embeddings("unicom", "train"), opened.embeddings("mpnet", "train"))
         pairs = {"without": Pairs(*sources, None), "with": Pairs(*sources, teachers)}
+        rows_s = row_seconds(pairs["with"], teachers, batch_size)  # first: it leaves their pages in this process's map
         by_workers = {n: measure(pairs, n, batch_size, batches, rounds) for n in workers}
-        order = Part(EpochOrder(len(pairs["with"]), batch_size, seed=0), 100)
-        turns = iter([[pairs["with"].rows(numbers) for numbers in order] for _ in range(rounds + 1)])
-
-        def gather() -> None:
-            for rows in next(turns):
-                for teacher, numbers in zip(teachers, rows, strict=True):
-                    torch.from_numpy(teacher.gather(numbers))
-
-        rows_s = statistics.median(in_turns({"rows": gather}, rounds)["rows"]) / len(order)
-    results = machine() | {"batch_size": batch_size, "batches": batches, "rows_alone_s_per_batch": rows_s}
-    table = Table("workers", "batches/s without", "with rows", "with / without", "rows alone / batch")
+    later_s = statistics.median(rows_s[-100:])
+    results = machine() | {"batch_size": batch_size, "batches": batches, "rows_alone_s_per_batch": later_s}
+    results["rows_alone_s"] = {"all": sum(rows_s)} | {str(n): rows_s[n - 1] for n in (1, 10, 100, len(rows_s))}
+    table = Table("workers", "batches/s without", "with rows", "with / without", "CPU time", "rows alone / batch")
     for n, found in by_workers.items():
         rates = found["batches_per_s"]
-        found["rows_alone_share"] = rows_s * rates["without"]
-        ratio, share = found["rate_with_over_without"], found["rows_alone_share"]
-        table.add_row(str(n), f"{rates['without']:.3f}", f"{rates['with']:.3f}", f"{ratio:.4f}", f"{share:.2e}")
+        found["rows_alone_share"] = later_s * rates["without"]
+        ratios = (f"{found[key]:.4f}" for key in ("rate_with_over_without", "cpu_s_with_over_without"))
+        share = f"{found['rows_alone_share']:.2e}"
+        table.add_row(str(n), f"{rates['without']:.3f}", f"{rates['with']:.3f}", *ratios, share)
     Console(width=110).print(table)
     if out is not None:
         out.write_text(json.dumps(results | {"workers": by_workers}, indent=1) + "\n")
