@@ -246,14 +246,12 @@ def resampled_spearman(pairs: Judged, bootstrap: Bootstrap) -> np.ndarray:
 
 
 def _measure_cxc(source: Source, task: CxcTask, data: RetrievalData, seed: int) -> dict[str, Any]:
-    sides = [_rows_of(source, ids, data) for ids in (task.first, task.second)]
-    queries = list(task.first)
-    return {
-        "heads": {
-            head: cxc_correlation(cosine(sides[0][head], sides[1][head]), task.gold, queries, seed=seed)
-            for head in sides[0]
-        }
-    }
+    first, second = (_rows_of(source, ids, data) for ids in (task.first, task.second))
+    try:
+        heads = {h: cxc_correlation(cosine(first[h], second[h]), task.gold, list(task.first), seed) for h in first}
+    except CusaError as error:
+        raise CusaError(f"CxC {task.kind}: {error}") from None
+    return {"heads": heads}
 
 
 def check_judged(task: CxcTask, data: RetrievalData) -> None:

@@ -1,0 +1,374 @@
+"""``cusa-eval`` end to end: retrieval and image retrieval by any model, and comparisons."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cusa.eval.models import load_encoder
+from cusa.eval.queries import load_queries
+from tests.eval.tiny import caption_id, image_id, make_classes, make_home, make_inshop, make_run, strict
+from tests.helpers import run_error, run_ok
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def adapter(home):
+    return make_run(home)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory: results of models that are no run lie below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _dataset(home, name="tiny"):
+    return ("--dataset", home / "images" / f"{name}.json")
+
+
+def _vectors(home):
+    """Embeddings of the test's images and captions by the CLIP model, by id; computed one by one."""
+    clip = load_encoder(str(home / "clip"), "cpu")
+    images = {str(image_id(n)): clip.image_rows([home / "images" / f"{n:03d}.jpg"])["cross"][0] for n in range(20, 26)}
+    texts = {}
+    for image in json.loads((home / "images" / "tiny.json").read_text())["images"][20:]:
+        for sentence in image["sentences"]:
+            texts[str(sentence["sentid"])] = clip.text_rows([sentence["raw"]])["cross"][0]
+    return images, texts
+
+
+# --- retrieval
+
+
+def test_a_hugging_face_model_on_an_annotation_file(home, here):
+    out = run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 30)
+    assert "tiny, split test: 6 images, 12 captions" in out
+    metrics = strict(here / "runs/eval/clip/metrics.json")
+    assert (metrics["format"], metrics["format_version"], metrics["name"]) == ("cusa-metrics", [1, 2], "clip")
+    assert (metrics["model"]["kind"], metrics["model"]["source"]) == ("hf", str(home / "clip"))
+    assert [metrics[k] for k in ("run", "epoch", "step", "checkpoint", "loss_terms")] == [None] * 4 + [[]]
+    assert (metrics["ties"], metrics["bootstrap"]) == ("pessimistic", {"samples": 30, "seed": 0, "level": 0.95})
+    images, texts = _vectors(home)
+    scores = np.stack(list(images.values())) @ np.stack(list(texts.values())).T
+    found = metrics["heads"]["cross"]["retrieval"]
+    for k in (1, 5, 10):
+        ranks = [np.count_nonzero(scores[n] > scores[n, 2 * n : 2 * n + 2].max()) for n in range(6)]
+        assert found["i2t"][f"r{k}"] == pytest.approx(100 * np.mean(np.array(ranks) < k))
+        ranks = [np.count_nonzero(scores[:, c] > scores[c // 2, c]) for c in range(12)]
+        assert found["t2i"][f"r{k}"] == pytest.approx(100 * np.mean(np.array(ranks) < k))
+    assert found["ci"]["rsum"][0] <= found["rsum"] <= found["ci"]["rsum"][1]
+    html = (here / "runs/eval/clip/report.html").read_text()
+    assert "picture number 2" in html
+    queries = load_queries(here / "runs/eval/clip", "retrieval")
+    assert queries.found["tiny test/cross/retrieval/t2i"].best.pessimistic.tolist() == ranks
+    again = run_ok("eval", "retrieval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--ties", "mean")
+    assert "tiny, split test" in again
+    second = strict(here / "runs/eval/clip/metrics.json")
+    assert (second["ties"], second["bootstrap"]) == ("mean", None)
+    assert "ci" not in second["heads"]["cross"]["retrieval"]["i2t"]
+
+
+def test_a_run_and_another_model_on_the_runs_store(home, adapter, here):
+    out = run_ok("eval", "--run", adapter, "--model", home / "clip", "--bootstrap", 20, "--latex", "--out", here / "x")
+    assert "adapter" in out
+    assert "clip" in out
+    ours, theirs = strict(adapter / "eval/metrics.json"), strict(here / "runs/eval/clip/metrics.json")
+    assert set(ours["heads"]) == {"cross", "uni"}
+    assert set(theirs["heads"]) == {"cross"}
+    assert ours["unimodal_head"] == "uni"
+    assert ours["split_fingerprint"] == theirs["split_fingerprint"]
+    assert ours["model"]["kind"] == "run"
+    assert ours["loss_terms"] == ["contrastive", "csa", "usa"]
+    run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 20)
+    assert strict(here / "runs/eval/clip/metrics.json")["heads"] == theirs["heads"]  # files or store, it is one split
+    assert {p.name for p in (here / "x").iterdir()} == {"report.html", "tables.tex"}
+    assert "clip" in (here / "x/tables.tex").read_text()
+
+
+def test_embeddings_in_files_are_joined_by_id(home, here):
+    images, texts = _vectors(home)
+    rng = np.random.default_rng(0)
+    wanted = None
+    for number in range(2):
+        i, t = (rng.permutation(list(of)) for of in (images, texts))
+        np.save("image.npy", np.stack([3 * images[k] for k in i]))  # not normalised
+        (here / "ids.txt").write_text("\n".join([*i, ""]))
+        with h5py.File("text.h5", "w") as file:
+            file["embeddings"] = np.stack([texts[k] for k in t] + [texts[t[0]]])
+            file["ids"] = np.array([int(k) for k in t] + [7])  # one more than is asked for
+        files = ("--image-embeddings", "image.npy", "--image-ids", "ids.txt", "--text-embeddings", "text.h5")
+        run_ok("eval", *files, *_dataset(home), "--bootstrap", 0)
+        metrics = strict(here / "runs/eval/image-text/metrics.json")
+        assert metrics["model"]["kind"] == "files"
+        assert wanted in (None, metrics["heads"])
+        wanted = metrics["heads"]
+        assert number or metrics["name"] == "image, text"
+    run_ok("eval", "--model", home / "clip", *files, *_dataset(home), "--bootstrap", 0)
+    model = strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]["retrieval"]
+    assert model["rsum"] == wanted["cross"]["retrieval"]["rsum"]
+    line = run_error("eval", *files, *_dataset(home), "--split", "val")
+    assert "lack 4 of 4 images" in line
+    assert str(image_id(16)) in line
+    (here / "ids.txt").write_text("\n".join(i[:-1]))
+    assert "6 rows, but ids.txt 5 ids" in run_error("eval", *files, *_dataset(home))
+    images_alone = ("--image-embeddings", "image.npy", "--image-ids", "ids.json")
+    (here / "ids.json").write_text(json.dumps(list(i)))
+    assert "image embeds no texts; retrieval needs both" in run_error("eval", *images_alone, *_dataset(home))
+    line = run_error("eval", "--model", home / "clip", "--image-ids", "ids.txt", *_dataset(home))
+    assert line == "Error: --image-ids ids.txt are of no embeddings; pass --image-embeddings, too"
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "not finite"), (0.0, "all zeros")])
+def test_embeddings_that_cannot_rank_stop_it(home, here, value, what):
+    rows = np.random.default_rng(0).normal(size=(12, 4))
+    rows[3] = value
+    np.save("t.npy", rows)
+    ids = [str(caption_id(n, c)) for n in range(20, 26) for c in range(2)]
+    (here / "ids.json").write_text(json.dumps(ids))
+    files = ("--text-embeddings", "t.npy", "--text-ids", "ids.json")
+    assert f"1 rows are {what}, the first that of id '40211'" in run_error("eval", *files, *_dataset(home))
+
+
+def test_a_model_that_returns_nan_names_the_item(home, here):
+    shutil.copytree(home / "clip", here / "broken")
+    weights = load_file(here / "broken/model.safetensors")
+    weights["text_projection.weight"][:] = np.nan
+    save_file(weights, here / "broken/model.safetensors", {"format": "pt"})
+    line = run_error("eval", "--model", "broken", *_dataset(home))
+    assert "broken: the embedding (cross head) of text 'picture number 2" in line
+    assert "is not finite" in line
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_an_approximate_index_is_reported_beside(home, here, index):
+    run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--index", index)
+    assert "Exact top 10" in (here / "runs/eval/clip/report.html").read_text()
+    metrics = strict(here / "runs/eval/clip/metrics.json")
+    found = metrics["approximate"]
+    assert found["index"] == index
+    assert set(found["settings"]) == {"i2t", "t2i"}
+    for way in ("i2t", "t2i"):
+        part = found["heads"]["cross"][way]
+        assert part["recall_of_exact_top10"] == 100  # of so few, it misses none
+        assert part["r1"] == pytest.approx(metrics["heads"]["cross"]["retrieval"][way]["r1"])
+
+
+def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home, here):
+    args = ("eval", "--model", home / "clip", *_dataset(home, "coco"), "--bootstrap", 0)
+    line = run_error(*args)
+    assert "coco test has 5,000 images, found 6" in line
+    assert "--allow-partial" in line
+    assert "coco, split test: 6 images" in run_ok(*args, "--allow-partial")
+    assert "protocols" not in strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]
+    line = run_error(*args, "--allow-partial", "--pmrp", here)
+    assert "--pmrp goes with COCO's 5,000 test images" in line
+
+
+def test_an_image_that_is_skipped_in_a_store(home, here):
+    """A caption whose image could not be read is a miss and a candidate; the same for a run and another model."""
+    (here / "d").mkdir()
+    for name in [*(f"{n:03d}.jpg" for n in range(26)), "tiny.json"]:
+        shutil.copy(home / "images" / name, here / "d" / name)
+    (here / "d/021.jpg").write_bytes(b"no image")
+    teachers = ("--teacher", f"see={home / 'vit'}", "--teacher", f"read={home / 'bert'}")
+    run_ok("precompute", "--dataset", here / "d/tiny.json", *teachers, "--out", here / "s/s.h5", "--on-error", "skip")
+    args = ("--embeddings", here / "s/s.h5", "--student", "adapter", "--run-dir", here / "runs/a")
+    run_ok("train", *args, "--batch-size", 8, "--epochs", 1, "--set", "student.embed_dim=8")
+    out = run_ok("eval", "--run", "runs/a", "--model", home / "clip", "--bootstrap", 10, "--index", "ivf")
+    assert "5 images, 12 captions (1 and 0 were skipped)" in out
+    images, texts = _vectors(home)
+    del images[str(image_id(21))]
+    i, t = np.stack(list(images.values())), np.stack(list(texts.values()))
+    own = np.array([-1 if n == 1 else n - (n > 1) for n in np.repeat(np.arange(6), 2)])
+    hits = [own[c] >= 0 and (i @ t[c]).argmax() == own[c] for c in range(12)]
+    for path in (here / "runs/a/eval", here / "runs/eval/clip"):
+        metrics = strict(path / "metrics.json")
+        assert (metrics["n_images"], metrics["n_images_skipped"]) == (5, 1)
+        t2i = metrics["heads"]["cross"]["retrieval"]["t2i"]
+        assert (t2i["queries"], t2i["candidates"]) == (12, 5)
+        assert metrics["heads"]["cross"]["unimodal"]["t2t"]["queries"] == 10
+        assert metrics["heads"]["cross"]["retrieval"]["i2t"]["candidates"] == 12
+    assert t2i["r1"] == pytest.approx(100 * np.mean(hits))
+    assert t2i["r5"] == pytest.approx(100 * 10 / 12)
+
+
+def test_what_cannot_be_measured_is_one_line(home, here):
+    clip, data = ("eval", "--model", home / "clip"), _dataset(home)
+    assert "vit embeds no texts; retrieval needs both" in run_error("eval", "--model", home / "vit", *data)
+    assert "bert embeds no images; retrieval needs both" in run_error("eval", "--model", home / "bert", *data)
+    assert "no data to measure on" in run_error(*clip)
+    assert "no split 'dev'" in run_error(*clip, *data, "--split", "dev")
+    assert "annotation file nowhere.json does not exist" in run_error(*clip, "--dataset", "nowhere.json")
+    assert "no trained run under runs/; train one with cusa-train, or pass --run" in run_error("eval")
+    assert "unknown model 'nothing'" in run_error("eval", "--model", "nothing", *data)
+    assert "nowhere.h5" in run_error(*clip, "--embeddings", "nowhere.h5")
+    line = run_error(*clip, *data, "--image-root", here)
+    assert str(here / "020.jpg") in line
+    shutil.copytree(home / "clip", here / "other/clip")
+    line = run_error(*clip, "--model", here / "other/clip", *data)
+    assert "two models are named 'clip', and runs/eval/clip holds the results of one" in line
+    assert "two models are named" in run_error(*clip, "--model", home / "clip", *data)
+    assert not (here / "runs").exists()
+
+
+# --- images
+
+
+def test_a_folder_of_classes_by_several_models(home, here):
+    classes = make_classes(here / "my animals")
+    models = ("--model", home / "clip", "--model", home / "vit")
+    out = run_ok("eval", "images", *models, "--data", classes, "--bootstrap", 20, "--latex", "--index", "hnsw")
+    assert "my animals" in out
+    assert "10 queries, 9 candidates, 4 classes, 1 queries without a right answer" in out
+    labels = np.repeat(np.arange(4), (1, 3, 3, 3))
+    paths = sorted(classes.rglob("*.jpg"))
+    for name in ("clip", "vit"):
+        content = strict(here / f"runs/eval/{name}/images.json")
+        assert (content["format"], content["format_version"], content["name"]) == ("cusa-images", [1, 0], name)
+        assert (content["head"], content["average"]) == ("cross", {"cross": None})
+        rows = load_encoder(str(home / name), "cpu").image_rows(paths)["cross"]
+        scores = rows @ rows.T - 10 * np.eye(10)
+        found = content["sets"]["my animals"]["heads"]["cross"]
+        hits = labels[scores.argmax(axis=1)] == labels
+        assert found["r1"] == pytest.approx(100 * hits.mean())
+        assert found["precision_at_1"] == pytest.approx(100 * hits[1:].mean())
+        assert (found["queries"], found["queries_with_positive"], found["candidates"]) == (10, 9, 9)
+        assert set(found["ci"]) == {"r1", "r5", "r10", "precision_at_1", "r_precision", "map_at_r"}
+        approximate = content["sets"]["my animals"]["approximate"]["heads"]["cross"]["i2i"]
+        assert approximate["r1"] == pytest.approx(found["r1"])
+    assert (here / "runs/eval/report.html").is_file()
+    assert (here / "runs/eval/tables.tex").is_file()
+
+
+def test_a_published_set_with_query_and_gallery(home, adapter, here):
+    make_inshop(here / "data/inshop")
+    line = run_error("eval", "images", "--model", home / "vit")
+    assert "inshop has 5 queries and 10 gallery images of 5 classes; the published test set has 14,218" in line
+    assert "--allow-partial" in line
+    for asked in ((), ("--data", "inshop"), ("--data", "inshop=data/inshop")):
+        out = run_ok("eval", "images", "--model", home / "vit", *asked, "--allow-partial", "--bootstrap", 0)
+        assert "5 queries, 10 candidates, 5 classes" in out
+    found = strict(here / "runs/eval/vit/images.json")["sets"]["inshop"]
+    assert (found["heads"]["cross"]["queries"], found["heads"]["cross"]["candidates"]) == (5, 10)
+    assert any("published" in note for note in found["notes"])
+    (here / "data/inshop").rename(here / "data/Inshop_Clothes")  # its usual name
+    run_ok("eval", "images", "--run", adapter, "--data", "inshop", "--allow-partial", "--bootstrap", 0)
+    content = strict(adapter / "eval/images.json")
+    assert content["head"] == "uni"
+    assert set(content["sets"]["inshop"]["heads"]) == {"cross", "uni"}
+
+
+def test_image_sets_that_are_not_there_or_ambiguous(home, here):
+    make_classes(here / "one/birds")
+    make_classes(here / "two/birds", classes=2)
+    make_classes(here / "cub")
+    args = ("eval", "images", "--model", home / "vit")
+    assert "no image sets below data/ (known: cub, cars, sop, inshop, inaturalist)" in run_error(*args)
+    assert "unknown image set 'birds'; legal: cub" in run_error(*args, "--data", "birds=one/birds")
+    assert "cubs does not exist" in run_error(*args, "--data", "cubs")
+    line = run_error(*args, "--data", "one/birds", "--data", "two/birds")
+    assert "two image sets are named 'birds'; pass each once, or rename a folder" in line
+    assert "data/cub does not exist" in run_error(*args, "--data", "cub")
+    assert "no cub in" in run_error(*args, "--data", "cub=one/birds")
+    line = run_error(*args, "--data", "./cub")
+    assert "a folder per class under the name of a published set; pass cub=cub if it is that one" in line
+    assert "bert embeds no images" in run_error("eval", "images", "--model", home / "bert", "--data", "one/birds")
+    (here / "one").rename(here / "a=b")
+    assert "birds" in run_ok(*args, "--data", "a=b/birds", "--bootstrap", 0)
+    (here / "two/birds/class 1/000.jpg").write_bytes(b"")
+    assert "two/birds/class 1/000.jpg" in run_error(*args, "--data", "two/birds")
+
+
+def test_one_image_and_no_positive_is_strict_json(home, here):
+    make_classes(here / "single", classes=1)
+    make_classes(here / "lonely/many", classes=1)
+    (here / "lonely/other").mkdir()
+    shutil.copy(here / "single/class 0/000.jpg", here / "lonely/other/a.jpg")
+    shutil.move(here / "lonely/many/class 0/000.jpg", here / "lonely/many/b.jpg")
+    (here / "lonely/many/class 0").rmdir()
+    out = run_ok("eval", "images", "--model", home / "vit", "--data", "lonely", "--bootstrap", 5, "--index", "ivf")
+    assert "–" in out
+    found = strict(here / "runs/eval/vit/images.json")["sets"]["lonely"]["heads"]["cross"]
+    assert (found["r1"], found["precision_at_1"], found["map_at_r"]) == (0, None, None)
+    assert "compare" in run_error("eval", "compare", "runs/eval/vit")
+    out = run_ok("eval", "compare", "runs/eval/vit", "runs/eval/vit", "--bootstrap", 5)
+    assert "differences from vit" in out
+
+
+# --- reports of several suites, and comparisons
+
+
+def test_a_report_keeps_what_was_measured_of_the_same_weights(home, here):
+    classes = make_classes(here / "animals")
+    shutil.copytree(home / "clip", here / "dual")
+    args = ("--model", "dual", "--bootstrap", 0)
+    run_ok("eval", "images", *args, "--data", classes)
+    report = here / "runs/eval/dual/report.html"
+    assert "tiny, split test" not in report.read_text()
+    run_ok("eval", *args, *_dataset(home))
+    assert "animals" in report.read_text()
+    run_ok("eval", "images", *args, "--data", classes)
+    assert "tiny, split test" in report.read_text()
+    weights = load_file(here / "dual/model.safetensors")
+    weights["text_projection.weight"] *= -1
+    save_file(weights, here / "dual/model.safetensors", {"format": "pt"})
+    run_ok("eval", *args, *_dataset(home))
+    assert "animals" not in report.read_text()
+    (here / "runs/eval/dual/images.json").write_text("[]")
+    assert "images.json is damaged; run cusa-eval again" in run_error("eval", *args, *_dataset(home))
+
+
+def test_an_earlier_split_does_not_stand_beside_another(home, here):
+    """One model was measured on the validation split, one on the test; their image retrieval is shown alone."""
+    classes = make_classes(here / "animals")
+    shutil.copytree(home / "clip", here / "other")
+    run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--split", "val")
+    run_ok("eval", "--model", "other", *_dataset(home), "--bootstrap", 0)
+    both = ("--model", home / "clip", "--model", "other")
+    run_ok("eval", "images", *both, "--data", classes, "--bootstrap", 0)
+    assert "split val" not in (here / "runs/eval/report.html").read_text()
+    line = run_error("eval", "compare", "runs/eval/clip", "runs/eval/other")
+    assert "clip and other were measured on different data (retrieval: tiny val)" in line
+
+
+def test_compare(home, adapter, here):
+    classes = make_classes(here / "animals")
+    models = ("--run", adapter, "--model", home / "clip")
+    run_ok("eval", *models, "--bootstrap", 0)
+    run_ok("eval", "images", *models, "--data", classes, "--bootstrap", 0)
+    args = ("eval", "compare", adapter, "runs/eval/clip", "--bootstrap", 50)
+    out = run_ok(*args, "--out", "made", "--latex")
+    assert "differences from adapter" in out
+    content = strict(here / "made/comparison.json")
+    assert (content["models"], content["base"]) == (["adapter", "clip"], "adapter")
+    rows = {(r["set"], r["metric"]): r for r in content["rows"]}
+    metrics = [strict(p / "metrics.json") for p in (adapter / "eval", here / "runs/eval/clip")]
+    images = [strict(p / "images.json") for p in (adapter / "eval", here / "runs/eval/clip")]
+    sums = [m["retrieval"]["rsum"] for m in metrics]
+    assert rows["tiny test", "rsum"]["values"] == pytest.approx(sums)
+    assert rows["tiny test", "rsum"]["differences"][1]["difference"] == pytest.approx(sums[1] - sums[0])
+    assert rows["tiny test", "t2t r5"]["values"] == pytest.approx([m["unimodal"]["t2t"]["r5"] for m in metrics])
+    of_sets = [i["sets"]["animals"]["heads"][i["head"]] for i in images]
+    for name in ("r1", "r10", "map_at_r", "r_precision"):
+        assert rows["animals", f"i2i {name}"]["values"] == pytest.approx([s[name] for s in of_sets])
+    assert {p.name for p in (here / "made").iterdir()} == {"comparison.json", "report.html", "tables.tex"}
+    run_ok(*args)
+    assert (adapter.parent / "eval/comparison.json").is_file()
+    assert "compare takes at least two models" in run_error("eval", "compare", adapter)
+    assert "other holds no results of cusa-eval; run cusa-eval" in run_error("eval", "compare", adapter, "other")
+    run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--ties", "optimistic")
+    line = run_error(*args)
+    assert "adapter and clip were measured with ties pessimistic and optimistic" in line
+    for name in ("retrieval", "images"):
+        (here / f"runs/eval/clip/{name}-queries.npz").write_bytes(b"PK")
+    assert "retrieval-queries.npz is damaged; run cusa-eval retrieval again" in run_error(*args)
