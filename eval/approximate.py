@@ -30,6 +30,7 @@ def make_index(rows: np.ndarray, kind: ApproximateKind, seed: int = 0) -> tuple[
         The index, and its settings.
     """
     n, dim = rows.shape
+    index: Any
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, _LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = _BUILD, HNSW_SEARCH
