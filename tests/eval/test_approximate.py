@@ -70,6 +70,9 @@ def test_tiny_galleries(n, kind):
     found, _ = search_approximately(rows, texts, *i2t, kind=kind)
     exact = cross_modal_recalls(rows, texts, np.arange(n))["i2t"]
     assert found == pytest.approx({**{k: exact[k] for k in ("r1", "r5", "r10")}, "recall_of_exact_top10": 100})
+    last = np.minimum(np.arange(n + 1), 1), np.array([n - 1])  # the first query's alone: what is no hit is not it
+    found, _ = search_approximately(rows, rows, *last, kind=kind)
+    assert found["r10"] == pytest.approx(100 / n) or n > 10
     alike, _ = search_approximately(rows, rows, *same_group(np.zeros(n, int)), np.arange(n), kind=kind)
     assert alike["r1"] == (100 if n > 1 else 0)
     assert alike["recall_of_exact_top10"] == (100 if n > 1 else None)

@@ -100,10 +100,11 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
     wanted = None
     for number in range(2):
         i, t = (rng.permutation(list(of)) for of in (images, texts))
-        np.save("image.npy", np.stack([3 * images[k] for k in i]))  # not normalised
+        np.save("image.npy", np.stack([int(k) ** 9 * images[k] for k in i]))  # not normalised
         (here / "ids.txt").write_text("\n".join([*i, ""]))
         with h5py.File("text.h5", "w") as file:
-            file["embeddings"] = np.stack([texts[k] for k in t] + [texts[t[0]]])
+            rows = [1e-25 * int(k) ** 9 * texts[k] for k in (*t, t[0])]
+            file["embeddings"] = np.stack(rows).astype(np.float32)
             file["ids"] = np.array([int(k) for k in t] + [7])  # one more than is asked for
         files = ("--image-embeddings", "image.npy", "--image-ids", "ids.txt", "--text-embeddings", "text.h5")
         run_ok("eval", *files, *_dataset(home), "--bootstrap", 0)
