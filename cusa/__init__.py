@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cusa.data.store import EmbeddingStore
     from cusa.eval.encoder import StudentEncoder, load_student
     from cusa.eval.images import image_retrieval
+    from cusa.eval.models import Encoder, load_encoder
     from cusa.eval.retrieval import cross_modal_recalls, uni_modal_recalls
     from cusa.train.losses import (
         CUSALoss,
@@ -45,6 +46,8 @@ _HOME = {
     "uni_modal_recalls": "cusa.eval.retrieval",
     "StudentEncoder": "cusa.eval.encoder",
     "load_student": "cusa.eval.encoder",
+    "Encoder": "cusa.eval.models",
+    "load_encoder": "cusa.eval.models",
     "CUSALoss": "cusa.train.losses",
     "LossConfig": "cusa.train.losses",
     "Temperature": "cusa.train.losses",
@@ -64,6 +67,7 @@ __all__ = [
     "CusaError",
     "Dataset",
     "EmbeddingStore",
+    "Encoder",
     "LossConfig",
     "Record",
     "StudentEncoder",
@@ -76,6 +80,7 @@ __all__ = [
     "hard_negatives",
     "image_retrieval",
     "load_dataset",
+    "load_encoder",
     "load_student",
     "matching_loss",
     "matching_targets",

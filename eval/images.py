@@ -8,7 +8,7 @@ import numpy as np
 
 from cusa.data.errors import CusaError
 from cusa.data.records import csr
-from cusa.eval.rankings import Rankings, Ties, rank_all
+from cusa.eval.rankings import Rankings, Ties, rank_all, refuse_zeros
 from cusa.eval.relevance import same_group
 from cusa.eval.scoring import PLAIN, Scoring, one_way
 
@@ -45,7 +45,7 @@ def image_retrieval(
         and ``tied``, the queries whose rank ties decide.
 
     Raises:
-        CusaError: If embeddings are not finite or labels do not fit.
+        CusaError: If embeddings are not finite or, to be normalised, all zeros, or labels do not fit.
     """
     searched = image_search(embeddings, labels, gallery, gallery_labels, normalize)
     return image_figures(rank_all(*searched), Scoring(ties))
@@ -98,6 +98,8 @@ def image_figures(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any
 def _as_dot_products(queries: np.ndarray, candidates: np.ndarray, normalize: bool) -> tuple[np.ndarray, np.ndarray]:
     """Arrays whose dot products order candidates as asked for."""
     if normalize:
+        refuse_zeros(queries, "query")
+        refuse_zeros(candidates, "gallery")
         q, c = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, candidates))
         return q, c
     # -|q - c|^2 / 2 + |q|^2 / 2 = q.c - |c|^2 / 2: one more column makes it a dot product, in float64 since the squares

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from cusa.data.errors import CusaError
 from cusa.train.ranks import RankBounds, join_bounds, over_blocks, rank_bounds_from_scores
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
@@ -81,6 +82,21 @@ def _chosen(sides: list[np.ndarray], ties: Ties) -> np.ndarray:
     """One of (optimistic, pessimistic), or their mean."""
     optimistic, pessimistic = sides
     return {"optimistic": optimistic, "pessimistic": pessimistic}.get(ties, (optimistic + pessimistic) / 2)
+
+
+def refuse_zeros(rows: np.ndarray, what: str) -> None:
+    """Embeddings of zeros are equally similar to all, and would rank by the rule for ties alone.
+
+    Args:
+        rows: float ``[n, d]``.
+        what: What they are of, for the error.
+
+    Raises:
+        CusaError: If a row is all zeros.
+    """
+    zero = ~rows.any(axis=1)
+    if zero.any():
+        raise CusaError(f"{what} embedding {int(zero.argmax())} is all zeros; such embeddings cannot be ranked")
 
 
 def rank_all(

@@ -9,7 +9,7 @@ import numpy as np
 from cusa.data.errors import CusaError
 from cusa.data.records import SplitView
 from cusa.eval.coco import CocoTest, rank_coco
-from cusa.eval.rankings import Rankings, Ties, rank_all
+from cusa.eval.rankings import Rankings, Ties, rank_all, refuse_zeros
 from cusa.eval.relevance import Relevance, relevance_of, same_group, true_relevance
 from cusa.eval.scoring import PLAIN, PerQuery, Scoring, one_way, two_ways
 from cusa.train.encode import SplitEmbeddings
@@ -41,12 +41,14 @@ def cross_modal_recalls(
         "t2i": {...}, "mean", "rsum"}``, in percent.
 
     Raises:
-        CusaError: If an embedding is not finite.
+        CusaError: If an embedding is not finite or all zeros.
     """
     return two_ways(_ranked_both_ways(images, texts, caption_image), Scoring(ties))
 
 
 def _ranked_both_ways(images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray) -> dict[str, Rankings]:
+    refuse_zeros(images, "image")
+    refuse_zeros(texts, "text")
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
     return {"i2t": Rankings(i2t, len(texts)), "t2i": Rankings(t2i, len(images))}
 
@@ -87,12 +89,13 @@ def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "
         ties: As in :func:`cross_modal_recalls`.
 
     Raises:
-        CusaError: If an embedding is not finite.
+        CusaError: If an embedding is not finite or all zeros.
     """
     return one_way(_ranked_groups(embeddings, groups), Scoring(ties))
 
 
 def _ranked_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
+    refuse_zeros(embeddings, "query")
     n = len(embeddings)
     best = rank_bounds(embeddings, embeddings, *same_group(groups), np.arange(n))
     return Rankings(best, n - 1).answerable()

@@ -131,6 +131,15 @@ def test_a_copy_of_the_query_is_a_candidate_the_query_is_not():
 def test_bad_embeddings():
     with pytest.raises(CusaError, match="not finite"):
         image_retrieval(np.full((3, 2), np.nan), np.zeros(3, int))
+    holed = np.eye(3)
+    holed[1] = 0
+    with pytest.raises(CusaError, match="text embedding 1 is all zeros"):
+        cross_modal_recalls(np.eye(3), holed, np.arange(3))
+    with pytest.raises(CusaError, match="query embedding 1 is all zeros"):
+        uni_modal_recalls(holed, np.zeros(3, int))
+    with pytest.raises(CusaError, match="query embedding 1 is all zeros"):
+        image_retrieval(holed, np.zeros(3, int))
+    assert image_retrieval(holed, np.zeros(3, int), normalize=False)["r1"] == 100  # a point like any other
     with pytest.raises(CusaError, match="belong together"):
         image_retrieval(np.eye(2), np.arange(2), gallery=np.eye(2))
     with pytest.raises(CusaError, match="NaN or infinity"):
