@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from cusa.data.errors import CusaError
-from cusa.train.ranks import RankBounds, join_bounds, over_blocks, rank_bounds_from_scores
+from cusa.train.ranks import RankBounds, block_bounds, join_bounds, over_blocks
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
@@ -128,7 +128,7 @@ def rank_all(
     def ranked(a: int, scores: np.ndarray) -> RankBounds:
         part = slice(a, a + len(scores))
         bounds = indptr[a : a + len(scores) + 1]
-        best = rank_bounds_from_scores(scores, bounds, indices, None if exclude is None else exclude[part])
+        best = block_bounds(scores, bounds, indices, None if exclude is None else exclude[part])
         rows = np.repeat(np.arange(len(scores)), np.diff(bounds))
         figures[:, part] = _precisions(scores, rows, indices[bounds[0] : bounds[-1]], sizes[part])
         return best

@@ -68,7 +68,7 @@ def rank_bounds(
 
     def ranked(a: int, scores: np.ndarray) -> RankBounds:
         own = None if exclude is None else exclude[a : a + len(scores)]
-        return rank_bounds_from_scores(scores, indptr[a : a + len(scores) + 1], indices, own)
+        return block_bounds(scores, indptr[a : a + len(scores) + 1], indices, own)
 
     return join_bounds(over_blocks(ranked, queries, candidates))
 
@@ -131,13 +131,36 @@ def _finite_tensors(queries: np.ndarray, candidates: np.ndarray) -> tuple[torch.
     return found[0], found[1]
 
 
-def rank_bounds_from_scores(
-    scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray, exclude: np.ndarray | None = None
-) -> RankBounds:
-    """As :func:`rank_bounds`, from similarities ``[n, m]`` of any float type, without NaN.
+def rank_bounds_from_scores(scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> RankBounds:
+    """As :func:`rank_bounds`, from similarities of any kind.
 
     Args:
-        scores: float ``[n, m]``; overwritten where ``exclude`` names an entry.
+        scores: float ``[n, m]``.
+        indptr: int64 ``[n + 1]``.
+        indices: int64 candidate rows.
+
+    Raises:
+        CusaError: If a score is not finite.
+    """
+
+    def ranked(a: int) -> RankBounds:
+        part = scores[a : a + rows]
+        if not np.isfinite(part).all():  # NaN compares as "not ahead" and would look like a perfect rank
+            raise CusaError("scores hold NaN or infinity; such scores cannot be ranked")
+        return block_bounds(part, indptr[a : a + len(part) + 1], indices)
+
+    rows = max(1, _STRIP_BYTES // max(1, scores.shape[1] * scores.itemsize))
+    with one_core_threads(torch.get_num_threads()) as pool:
+        return join_bounds(list(pool.map(ranked, range(0, len(scores), rows))))
+
+
+def block_bounds(
+    scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray, exclude: np.ndarray | None = None
+) -> RankBounds:
+    """Ranks of a block of queries.
+
+    Args:
+        scores: float ``[n, m]``, finite; overwritten where ``exclude`` names an entry.
         indptr: int64 ``[n + 1]``, not necessarily starting at 0.
         indices: int64 candidate rows.
         exclude: int64 ``[n]`` or ``None``.
