@@ -30,13 +30,18 @@ class Bootstrap:
 NO_BOOTSTRAP = Bootstrap(samples=0)
 
 
-def resampled_means(values: Mapping[str, np.ndarray], bootstrap: Bootstrap, stream: str = "") -> dict[str, np.ndarray]:
-    """Means over queries drawn with replacement, as many as there are (Efron 1979).
+def resampled_means(
+    values: Mapping[str, np.ndarray], bootstrap: Bootstrap, clusters: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Means over queries drawn with replacement, as many as there are (Efron 1979), or over clusters of them.
+
+    Captions of an image are no independent queries: drawn one by one, they would make intervals too narrow.
 
     Args:
         values: Per metric float64 ``[n]``, each query's part.
         bootstrap: How.
-        stream: Metrics of the same stream and n are resampled together, those of others independently.
+        clusters: int64 ``[n]``: queries of the same cluster are drawn together; ``None``: each by itself. Draws depend
+            on the number of clusters alone, so that images and, by image, their captions are drawn alike.
 
     Returns:
         Per metric float64 ``[samples]``; empty without queries.
@@ -45,24 +50,29 @@ def resampled_means(values: Mapping[str, np.ndarray], bootstrap: Bootstrap, stre
     n = len(values[names[0]]) if names else 0
     if not n or not bootstrap.samples:
         return {name: np.zeros(0) for name in names}
-    columns = np.stack([values[name] for name in names], axis=1)
-    rng = _generator(bootstrap, stream, n)
-    means = np.stack(
-        [np.bincount(rng.integers(n, size=n), minlength=n) @ columns / n for _ in range(bootstrap.samples)]
+    columns = np.stack([np.ones(n), *(values[name] for name in names)], axis=1)
+    if clusters is not None:
+        order = np.argsort(clusters, kind="stable")
+        starts = np.flatnonzero(np.diff(clusters[order], prepend=clusters[order[0]] - 1))
+        columns = np.add.reduceat(columns[order], starts)
+    rng = _generator(bootstrap, len(columns))
+    drawn = (
+        np.bincount(rng.integers(len(columns), size=len(columns)), minlength=len(columns)) @ columns
+        for _ in range(bootstrap.samples)
     )
+    means = np.stack([sums[1:] / sums[0] for sums in drawn])
     return {name: means[:, i] for i, name in enumerate(names)}
 
 
-def resampled(statistic: Statistic, n: int, bootstrap: Bootstrap, stream: str = "") -> np.ndarray:
+def resampled(statistic: Statistic, n: int, bootstrap: Bootstrap) -> np.ndarray:
     """Any statistic over resampled queries: float64 ``[samples]``.
 
     Args:
         statistic: Takes numbers of queries, int64 ``[n]``.
         n: Queries.
         bootstrap: How.
-        stream: As in :func:`resampled_means`.
     """
-    rng = _generator(bootstrap, stream, n)
+    rng = _generator(bootstrap, n)
     return np.array([statistic(rng.integers(n, size=n)) for _ in range(bootstrap.samples if n else 0)])
 
 
@@ -82,5 +92,5 @@ def two_sided_p(differences: np.ndarray) -> float:
     return min(1.0, max(2 * tail, 1) / n)
 
 
-def _generator(bootstrap: Bootstrap, stream: str, n: int) -> np.random.Generator:
-    return np.random.default_rng([bootstrap.seed, n, *stream.encode()])
+def _generator(bootstrap: Bootstrap, n: int) -> np.random.Generator:
+    return np.random.default_rng([bootstrap.seed, n])

@@ -38,6 +38,7 @@ _models = _options(
     click.option("--image-ids", type=_path, help="Their ids, if not in the file: .txt, .json or .npy."),
     click.option("--text-embeddings", type=_path, help="Its text embeddings."),
     click.option("--text-ids", type=_path, help="Their ids."),
+    click.option("--name", help="That model's name in tables and below runs/eval.  [default: the files']"),
 )  # fmt: skip
 _how = _options(
     click.option("--ties", type=click.Choice(["pessimistic", "mean", "optimistic"]), default="pessimistic",
@@ -124,8 +125,8 @@ def everything(**options: Any) -> None:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--bootstrap", type=click.IntRange(1), default=1000, help="Resamplings of the queries.")
 @click.option("--seed", type=click.IntRange(0), default=0)
-@click.option("--out", type=_path, help="Folder of report.html and comparison.json.  [default: eval/ beside the first]")
-@click.option("--latex", is_flag=True, help="Write tables.tex beside the report, too.")
+@click.option("--out", type=_path, help="Folder of comparison.html and .json.  [default: eval/ beside the first]")
+@click.option("--latex", is_flag=True, help="Write comparison.tex beside it, too.")
 @one_line_errors
 def compare(models: tuple[str, ...], **options: Any) -> None:
     """Paired differences of models that cusa-eval has measured to the first, with their intervals.
@@ -256,6 +257,7 @@ def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool)
         skip_absent=skip_absent,
         models=options["models"],
         files=(_file(options, "image"), _file(options, "text")),
+        name=options["name"],
         data=DataRequest(
             split=options.get("split", "test"),
             dataset=options.get("dataset", ()),

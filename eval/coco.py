@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from cusa.data.errors import CusaError
 from cusa.data.records import SplitView, csr
 from cusa.eval.rankings import Rankings, rank_all
 from cusa.train.encode import SplitEmbeddings
-from cusa.train.ranks import RankBounds, rank_bounds, two_way_rank_bounds
+from cusa.train.ranks import RankBounds, join_bounds, rank_bounds, two_way_rank_bounds
 
 Way = Literal["i2t", "t2i"]
 WAYS: tuple[Way, Way] = ("i2t", "t2i")
@@ -117,28 +117,33 @@ def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str
         test: The test's items among them.
     """
     images, texts = images[test.images], texts[test.captions]
-    found = {"coco_5k": _ranked(two_way_rank_bounds(images, texts, test.caption_image), len(images), len(texts))}
+    image_of = test.caption_image
+    found = {"coco_5k": _ranked(two_way_rank_bounds(images, texts, image_of), len(images), len(texts), image_of)}
     size = len(images) // FOLDS
-    folds = []
+    folds, captions = [], []
     for start in range(0, len(images), size):
-        mine = np.flatnonzero((test.caption_image >= start) & (test.caption_image < start + size))
-        folds.append(two_way_rank_bounds(images[start : start + size], texts[mine], test.caption_image[mine] - start))
-    joined = [RankBounds(*(np.concatenate([f[way][side] for f in folds]) for side in (0, 1))) for way in (0, 1)]
-    found["coco_1k"] = _ranked((joined[0], joined[1]), size, len(texts) // FOLDS)
+        mine = np.flatnonzero((image_of >= start) & (image_of < start + size))
+        folds.append(two_way_rank_bounds(images[start : start + size], texts[mine], image_of[mine] - start))
+        captions.append(mine)
+    i2t, t2i = (join_bounds([fold[way] for fold in folds]) for way in (0, 1))
+    found["coco_1k"] = _ranked((i2t, t2i), size, len(texts) // FOLDS, image_of[np.concatenate(captions)])
     for name, truth in test.truths.items():
         found[name] = {}
         for way, of in truth.items():
             queries, candidates = (images, texts) if way == "i2t" else (texts, images)
             parts = queries[of.queries], candidates, of.indptr, of.indices
             if name == "cxc":
-                found[name][way] = Rankings(rank_bounds(*parts), len(candidates))
+                ranked = Rankings(rank_bounds(*parts), len(candidates))
             else:
-                found[name][way] = rank_all(*parts, n_relevant=of.n_relevant)
+                ranked = rank_all(*parts, n_relevant=of.n_relevant)
+            found[name][way] = ranked if way == "i2t" else replace(ranked, clusters=image_of[of.queries])
     return found
 
 
-def _ranked(bounds: tuple[RankBounds, RankBounds], n_images: int, n_texts: int) -> dict[str, Rankings]:
-    return {"i2t": Rankings(bounds[0], n_texts), "t2i": Rankings(bounds[1], n_images)}
+def _ranked(
+    bounds: tuple[RankBounds, RankBounds], n_images: int, n_texts: int, image_of: np.ndarray
+) -> dict[str, Rankings]:
+    return {"i2t": Rankings(bounds[0], n_texts), "t2i": Rankings(bounds[1], n_images, clusters=image_of)}
 
 
 def _by_ids(captions: Sequence[int], embeddings: SplitEmbeddings) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

@@ -11,13 +11,15 @@ import numpy as np
 from cusa.data.errors import CusaError
 from cusa.eval.bootstrap import Bootstrap, interval, resampled_means, two_sided_p
 from cusa.eval.queries import Judged, Queries, Suite
-from cusa.eval.rankings import CUTS, Rankings, Ties
+from cusa.eval.rankings import Rankings, Ties
+from cusa.eval.scoring import recall_sum
 from cusa.eval.sts import spearman
 from cusa.eval.suites import resampled_spearman
 
 _UNI_MODAL = ("t2t", "i2i", "sts")
 _METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
-_RANKED = ("r_precision", "map_at_r")
+_PRECISIONS = ("r_precision", "map_at_r")
+_FIGURE = ("value", "samples")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _check_alike(suite: Suite, queries: Sequence[Queries]) -> None:
 
 def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str, str], Figure]]:
     """Figures of one model by set and metric, by the head that answers."""
-    together: dict[str, dict[str, Figure]] = {}
+    directions: dict[str, list[dict[str, Figure]]] = {}
     for key, found in queries.found.items():
         data, head, *part, task = key.split("/")
         if head != (queries.uni_head if task in _UNI_MODAL else "cross"):
@@ -101,42 +103,31 @@ def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str
             continue
         protocol = part[0] if part else ""
         place = data if protocol in ("", "retrieval", "unimodal") else f"{data} {protocol}"
-        by_metric = _ranked_figures(found, queries.ties, bootstrap, task, protocol)
+        by_metric = _ranked_figures(found, queries.ties, bootstrap, protocol)
         for metric, figure in by_metric.items():
-            if metric != "mean":
-                yield (place, f"{task} {metric}"), figure
-        together.setdefault(place, {})[task] = by_metric.get("mean", Figure(np.nan, np.zeros(0)))
-    for place, by_task in together.items():
-        if {"i2t", "t2i"} <= set(by_task):
-            both = [by_task["i2t"], by_task["t2i"]]
-            if not any(np.isnan(f.value) for f in both):
-                yield (place, "rsum"), Figure(3 * sum(f.value for f in both), 3 * (both[0].samples + both[1].samples))
+            yield (place, f"{task} {metric}"), figure
+        if task in ("i2t", "t2i") and protocol not in _METRICS:
+            directions.setdefault(place, []).append(by_metric)
+    for place, both in directions.items():
+        if len(both) == 2 and all(both):
+            values, samples = ([{k: getattr(f, of) for k, f in part.items()} for part in both] for of in _FIGURE)
+            yield (place, "rsum"), Figure(recall_sum(values), recall_sum(samples))
 
 
-def _ranked_figures(
-    rankings: Rankings, ties: str, bootstrap: Bootstrap, stream: str, protocol: str
-) -> dict[str, Figure]:
+def _ranked_figures(rankings: Rankings, ties: str, bootstrap: Bootstrap, protocol: str) -> dict[str, Figure]:
+    """Recalls over all queries, precisions over those that have an answer; in ECCV and PMRP, over all."""
     chosen: Ties = ties  # type: ignore[assignment] # as it was written
-    every = rankings.values(chosen)
-    kept = _METRICS.get(protocol)
-    if kept is None:
-        every["mean"] = sum((every[f"r{k}"] for k in CUTS), np.zeros(len(every["r1"]))) / len(CUTS)
-        values = {k: v for k, v in every.items() if k not in _RANKED}
-    else:
-        values = {k: every[k] for k in kept}
-    found = {k: Figure(float(v.mean()), s) for k, v, s in _resampled(values, bootstrap, stream)}
-    if kept is None and any(k in every for k in _RANKED):  # over the queries that have an answer
-        answerable = rankings.answerable().values(chosen)
-        ranked = {k: answerable[k] for k in _RANKED if k in answerable}
-        found |= {k: Figure(float(v.mean()), s) for k, v, s in _resampled(ranked, bootstrap, stream)}
-    return found
+    every, answerable = rankings.values(chosen), rankings.answerable()
+    if protocol in _METRICS:
+        return _resampled({k: every[k] for k in _METRICS[protocol]}, bootstrap, rankings)
+    precisions = {k: v for k, v in answerable.values(chosen).items() if k in _PRECISIONS}
+    recalls = {k: v for k, v in every.items() if k not in _PRECISIONS}
+    return _resampled(recalls, bootstrap, rankings) | _resampled(precisions, bootstrap, answerable)
 
 
-def _resampled(
-    values: Mapping[str, np.ndarray], bootstrap: Bootstrap, stream: str
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    samples = resampled_means(values, bootstrap, stream)
-    yield from ((name, v, samples[name]) for name, v in values.items() if len(v))
+def _resampled(values: Mapping[str, np.ndarray], bootstrap: Bootstrap, of: Rankings) -> dict[str, Figure]:
+    samples = resampled_means(values, bootstrap, of.clusters)
+    return {name: Figure(float(v.mean()), samples[name]) for name, v in values.items() if len(v)}
 
 
 def _row(suite: Suite, key: tuple[str, str], figures: Sequence[Figure]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
     machine = Machine(plan.device, plan.checkpoint, plan.batch_size, plan.workers, plan.readers, advance)
     subjects = [Subject(spec, machine) for spec in plan.models]
     if any(plan.files):
-        subjects.append(Subject("", machine, lambda: FileSource(*plan.files)))
+        subjects.append(Subject("", machine, lambda: FileSource(*plan.files, name=plan.name)))
     _check_apart(subjects)
     found = Measured()
     image_sets = asked_image_sets(plan, found.notes) if "images" in plan.suites else []
@@ -222,7 +222,7 @@ def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> 
 
 
 def _check_apart(subjects: Sequence[Subject]) -> None:
-    """Refuse models that would overwrite each other's results."""
+    """Refuse models that would overwrite another's results."""
     taken: set[Path] = set()
     for subject in subjects:
         if (folder := subject.results.resolve()) in taken:
@@ -231,6 +231,18 @@ def _check_apart(subjects: Sequence[Subject]) -> None:
                 "each once, or rename a folder"
             )
         taken.add(folder)
+        for file in () if subject.run_dir else FILES.values():
+            before = (read_json(folder / file) or {}).get("model", {}).get("source")
+            if before is not None and _place(before) != _place(subject.source.description["source"]):
+                raise CusaError(
+                    f"{subject.results} holds the results of another model of that name ({before}); pass --name with "
+                    "--image-embeddings or --text-embeddings, rename the model's folder, or remove those results"
+                )
+
+
+def _place(source: Any) -> Any:
+    """What tells sources apart: a folder as such, however it is written."""
+    return str(Path(source).resolve()) if isinstance(source, str) and Path(source).exists() else source
 
 
 def _check_same_split(reports: Sequence[RunReport]) -> None:
@@ -259,25 +271,26 @@ def _write_report(
     latex: bool,
     comparison: dict[str, Any] | None = None,
 ) -> None:
-    write_report(out / "report.html", reports, comparison)
-    written["report"] = [(out / "report.html").resolve()]
+    page, tables = ("report.html", "tables.tex") if comparison is None else ("comparison.html", "comparison.tex")
+    write_report(out / page, reports, comparison)
+    written["report"] = [(out / page).resolve()]
     if latex:
-        with atomic_file(out / "tables.tex") as temporary:
+        with atomic_file(out / tables) as temporary:
             temporary.write_text(latex_tables(reports))
-        written["tables"] = [out / "tables.tex"]
+        written["tables"] = [out / tables]
 
 
 def compare_measured(
     models: Sequence[Path], bootstrap: int, seed: int, out: Path | None, latex: bool
 ) -> tuple[dict[str, Any], dict[str, list[Path]]]:
-    """Compare models that were measured before; writes comparison.json and a report.
+    """Compare models that were measured before; writes comparison.json and comparison.html.
 
     Args:
         models: Run directories, or folders of results; the first is what the others are compared to.
         bootstrap: Resamplings.
         seed: Their seed.
         out: Folder of what is written; ``None``: ``eval`` beside the first.
-        latex: Whether to write tables.tex.
+        latex: Whether to write comparison.tex.
 
     Raises:
         CusaError: If one was not measured, or they were measured on different data.

@@ -26,6 +26,7 @@ class Plan:
         skip_absent: Whether a suite without data is left out, and said so, instead of refused.
         models: Models by name.
         files: Another model's image and text embeddings, if given.
+        name: That model's name; ``None``: the files'.
         data: On what retrieval is measured.
         image_sets: ``NAME=FOLDER`` or ``FOLDER``; empty: all below the data root.
         sts: Folder of STS sets; ``None``: ``sts`` in the data root.
@@ -44,6 +45,7 @@ class Plan:
     skip_absent: bool
     models: tuple[str, ...]
     files: tuple[EmbeddingFile | None, EmbeddingFile | None]
+    name: str | None
     data: DataRequest
     image_sets: tuple[str, ...]
     sts: Path | None

@@ -63,6 +63,8 @@ def save_queries(folder: Path, suite: Suite, queries: Queries) -> None:
             continue
         candidates[key] = found.candidates
         arrays[f"{key}:ranks"] = np.stack(found.best)
+        if found.clusters is not None:
+            arrays[f"{key}:clusters"] = found.clusters
         for name in ("r_precision", "average_precision"):
             if (bounds := getattr(found, name)) is not None:
                 arrays[f"{key}:{name}"] = np.stack(bounds)
@@ -101,5 +103,6 @@ def _queries(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Quer
                 p: Bounds(*arrays[f"{key}:{p}"]) if f"{key}:{p}" in arrays else None
                 for p in ("r_precision", "average_precision")
             }
-            found[key] = Rankings(RankBounds(*arrays[name]), about["candidates"][key], **precisions)
+            clusters = arrays.get(f"{key}:clusters")
+            found[key] = Rankings(RankBounds(*arrays[name]), about["candidates"][key], **precisions, clusters=clusters)
     return Queries(about["name"], about["uni_head"], about["ties"], about["sets"], found)

@@ -33,12 +33,14 @@ class Rankings:
         candidates: Candidates of each query.
         r_precision: Of R relevant candidates, the share within the first R; 0 for a query without any.
         average_precision: Average precision within the first R: its mean is mAP@R.
+        clusters: int64 ``[n]``: queries that belong together, as captions of an image do; ``None``: none do.
     """
 
     best: RankBounds
     candidates: int
     r_precision: Bounds | None = None
     average_precision: Bounds | None = None
+    clusters: np.ndarray | None = None
 
     def answerable(self) -> Rankings:
         """Without the queries that have no relevant candidate."""
@@ -46,7 +48,9 @@ class Rankings:
         r_precision, average = (
             Bounds(*(side[kept] for side in b)) if b else None for b in (self.r_precision, self.average_precision)
         )
-        return Rankings(RankBounds(*(side[kept] for side in self.best)), self.candidates, r_precision, average)
+        clusters = self.clusters[kept] if self.clusters is not None else None
+        best = RankBounds(*(side[kept] for side in self.best))
+        return Rankings(best, self.candidates, r_precision, average, clusters)
 
     def values(self, ties: Ties) -> dict[str, np.ndarray]:
         """Per metric, each query's part in percent: the metric is the mean of it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def _ranked_both_ways(images: np.ndarray, texts: np.ndarray, caption_image: np.n
     refuse_zeros(images, "image")
     refuse_zeros(texts, "text")
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
-    return {"i2t": Rankings(i2t, len(texts)), "t2i": Rankings(t2i, len(images))}
+    return {"i2t": Rankings(i2t, len(texts)), "t2i": Rankings(t2i, len(images), clusters=caption_image)}
 
 
 def cross_modal_recalls_from_scores(
@@ -94,7 +95,7 @@ def _ranked_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
     refuse_zeros(embeddings, "query")
     n = len(embeddings)
     best = rank_bounds(embeddings, embeddings, *same_group(groups), np.arange(n))
-    return Rankings(best, n - 1).answerable()
+    return Rankings(best, n - 1, clusters=groups).answerable()
 
 
 def evaluate(
@@ -132,11 +133,7 @@ def evaluate(
         protocols = rank_coco(images, texts, test) if test else {}
         heads[head] = {
             "retrieval": two_ways(groups["retrieval"], scoring),
-            **{
-                k: {t: one_way(r, scoring, t) for t, r in groups[k].items()}
-                for k in ("unimodal", "truth")
-                if k in groups
-            },
+            **{k: {t: one_way(r, scoring) for t, r in groups[k].items()} for k in ("unimodal", "truth") if k in groups},
             **({"protocols": {k: _protocol(k, ways, scoring) for k, ways in protocols.items()}} if test else {}),
         }
         for part, by_task in {**groups, **protocols}.items():
@@ -152,7 +149,9 @@ def evaluate(
 
 def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
     queries, candidates = relevance.sides(embeddings, head)
-    return rank_all(queries, candidates, relevance.indptr, relevance.indices, relevance.exclude).answerable()
+    ranked = rank_all(queries, candidates, relevance.indptr, relevance.indices, relevance.exclude)
+    of = embeddings.caption_image if relevance.task[0] == "t" else None
+    return replace(ranked, clusters=of).answerable()
 
 
 _PROTOCOL_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,15 +36,14 @@ class Scoring:
 PLAIN = Scoring()
 
 
-def one_way(rankings: Rankings, scoring: Scoring = PLAIN, stream: str = "") -> dict[str, Any]:
+def one_way(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any]:
     """Figures of one direction, with ``ci``: intervals by metric.
 
     Args:
         rankings: Its rankings.
         scoring: How.
-        stream: Names the queries: figures of other queries are resampled independently.
     """
-    return _with_intervals(rankings, scoring, stream)[0]
+    return _with_intervals(rankings, scoring)[0]
 
 
 def two_ways(rankings: Mapping[str, Rankings], scoring: Scoring = PLAIN) -> dict[str, Any]:
@@ -54,19 +53,23 @@ def two_ways(rankings: Mapping[str, Rankings], scoring: Scoring = PLAIN) -> dict
         rankings: ``"i2t"`` and ``"t2i"``.
         scoring: How.
     """
-    parts = {way: _with_intervals(r, scoring, way) for way, r in rankings.items()}
+    parts = {way: _with_intervals(r, scoring) for way, r in rankings.items()}
     found: dict[str, Any] = {way: part for way, (part, _) in parts.items()}
-    mean = sum(part["mean"] for part, _ in parts.values()) / len(parts)
-    factors = {"mean": 1 / len(parts), "rsum": float(len(CUTS))}
-    sums = sum(means["mean"] for _, means in parts.values())
-    ci = {name: interval(factor * np.asarray(sums)) for name, factor in factors.items()}
-    return {**found, "mean": mean, "rsum": len(parts) * len(CUTS) * mean} | _intervals(ci)
+    rsum = recall_sum([part for part, _ in parts.values()])
+    sums = recall_sum([means for _, means in parts.values()])
+    n = len(parts) * len(CUTS)
+    return {**found, "mean": rsum / n, "rsum": rsum} | _intervals({"mean": interval(sums / n), "rsum": interval(sums)})
 
 
-def _with_intervals(rankings: Rankings, scoring: Scoring, stream: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def recall_sum(parts: Sequence[Mapping[str, Any]]) -> Any:
+    """R@1, R@5 and R@10 of all directions, added up: figures, or resampled ones."""
+    return sum(part[f"r{k}"] for part in parts for k in CUTS)
+
+
+def _with_intervals(rankings: Rankings, scoring: Scoring) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     values = rankings.values(scoring.ties)
     values["mean"] = sum((values[f"r{k}"] for k in CUTS), np.zeros(len(values["r1"]))) / len(CUTS)
-    means = resampled_means(values, scoring.bootstrap, stream)
+    means = resampled_means(values, scoring.bootstrap, rankings.clusters)
     return rankings.summary(scoring.ties) | _intervals({k: interval(v) for k, v in means.items()}), means
 
 

@@ -111,6 +111,7 @@ class FileSource:
     Args:
         image: File of image embeddings and that of their ids, or ``None``.
         text: Same for texts.
+        name: For tables; ``None``: the files' names.
 
     Raises:
         CusaError: If a file is missing or malformed, or rows and ids do not fit.
@@ -119,15 +120,20 @@ class FileSource:
     heads: tuple[Head, ...] = ("cross",)
     uni_head: Head = "cross"
 
-    def __init__(self, image: tuple[Path, Path | None] | None, text: tuple[Path, Path | None] | None) -> None:
+    def __init__(
+        self,
+        image: tuple[Path, Path | None] | None,
+        text: tuple[Path, Path | None] | None,
+        name: str | None = None,
+    ) -> None:
         files = {"image": image, "text": text}
         self._read = {m: read_embeddings(*f) for m, f in files.items() if f is not None}
         self.modalities = frozenset(self._read)
-        self.name = ", ".join(f[0].stem for f in files.values() if f is not None)
+        self.name = name or ", ".join(f[0].stem for f in files.values() if f is not None)
         digest = hashlib.sha256()
         for ids, rows in self._read.values():
             digest.update("\0".join(ids).encode() + rows.tobytes())
-        sources = {m: str(f[0]) for m, f in files.items() if f is not None}
+        sources = {m: str(f[0].absolute()) for m, f in files.items() if f is not None}
         self.description = {"kind": "files", "source": sources, "weights_sha256": digest.hexdigest()}
 
     def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:

@@ -32,9 +32,9 @@ def test_the_interval_of_a_share_is_the_binomials():
 
 def test_resamples_are_an_explicit_draw():
     values = {"a": np.arange(5.0), "b": np.arange(5.0) ** 2}
-    found = resampled_means(values, Bootstrap(7, seed=3), "t2i")
+    found = resampled_means(values, Bootstrap(7, seed=3))
     drawn = []
-    resampled(lambda picked: drawn.append(picked) or 0.0, 5, Bootstrap(7, seed=3), "t2i")
+    resampled(lambda picked: drawn.append(picked) or 0.0, 5, Bootstrap(7, seed=3))
     for i, picked in enumerate(drawn):
         assert found["a"][i] == pytest.approx(values["a"][picked].mean())
         assert found["b"][i] == pytest.approx(values["b"][picked].mean())
@@ -45,13 +45,12 @@ def test_which_figures_are_resampled_together():
     rng = np.random.default_rng(0)
     one, two = {"r1": rng.random(50)}, {"r1": rng.random(50)}
     two["r1"][0] = 7
-    first = resampled_means(one, SOME, "i2t")["r1"]
-    np.testing.assert_array_equal(first, resampled_means(dict(one), SOME, "i2t")["r1"])
+    first = resampled_means(one, SOME)["r1"]
+    np.testing.assert_array_equal(first, resampled_means(dict(one), SOME)["r1"])
     # Paired: the resamples of a sum are the sum of the resamples.
-    both = resampled_means({"r1": one["r1"] + two["r1"]}, SOME, "i2t")["r1"]
-    np.testing.assert_allclose(both, first + resampled_means(two, SOME, "i2t")["r1"])
-    assert abs(np.corrcoef(first, resampled_means(one, SOME, "t2i")["r1"])[0, 1]) < 0.25
-    assert abs(np.corrcoef(first, resampled_means(one, Bootstrap(300, seed=1), "i2t")["r1"])[0, 1]) < 0.25
+    both = resampled_means({"r1": one["r1"] + two["r1"]}, SOME)["r1"]
+    np.testing.assert_allclose(both, first + resampled_means(two, SOME)["r1"])
+    assert abs(np.corrcoef(first, resampled_means(one, Bootstrap(300, seed=1))["r1"])[0, 1]) < 0.25
 
 
 def test_no_samples_and_no_queries_have_no_interval():
@@ -78,7 +77,7 @@ def test_intervals_of_a_direction():
     rankings = Rankings(RankBounds(ranks, ranks), 100)
     plain = one_way(rankings)
     assert "ci" not in plain
-    found = one_way(rankings, Scoring(bootstrap=SOME), "i2t")
+    found = one_way(rankings, Scoring(bootstrap=SOME))
     assert set(found["ci"]) == {"r1", "r5", "r10", "mean"}
     for name, (low, high) in found["ci"].items():
         assert low < found[name] < high, name
@@ -87,10 +86,30 @@ def test_intervals_of_a_direction():
     assert both["i2t"] == found
     assert both["rsum"] == pytest.approx(6 * both["mean"])
     assert both["ci"]["rsum"] == pytest.approx([6 * side for side in both["ci"]["mean"]])
-    # The directions are independent: the sum's interval is sqrt(2) times as wide, not twice.
-    spread = [both[way]["ci"]["mean"][1] - both[way]["ci"]["mean"][0] for way in ("i2t", "t2i")]
-    width = (both["ci"]["mean"][1] - both["ci"]["mean"][0]) / (sum(spread) / 2)
-    assert width == pytest.approx(math.sqrt(0.5), rel=0.15)
+    # The same images are drawn in both directions: here these are equal, and so is their mean.
+    assert both["ci"]["mean"] == pytest.approx(found["ci"]["mean"])
+
+
+def test_clusters_are_drawn_whole():
+    """Three captions of each image that all succeed or all fail tell no more than one."""
+    one = np.random.default_rng(1).random(60)
+    images, captions = np.arange(60), np.repeat(np.arange(60), 3)
+    shuffled = np.random.default_rng(2).permutation(180)
+    means = resampled_means({"r1": one}, SOME)["r1"]
+    same = resampled_means({"r1": one[captions][shuffled]}, SOME, captions[shuffled] * 10 - 7)["r1"]
+    np.testing.assert_allclose(same, means)
+    assert resampled_means({"r1": one[captions]}, SOME)["r1"].std() < 0.8 * means.std()
+    np.testing.assert_allclose(resampled_means({"r1": one}, SOME, images)["r1"], means)
+
+
+def test_clusters_of_different_sizes_against_an_explicit_draw():
+    values, clusters = np.array([1.0, 5.0, 2.0, 8.0]), np.array([4, 9, 4, 4])
+    found = resampled_means({"r1": values}, Bootstrap(9, seed=2), clusters)["r1"]
+    drawn = []
+    resampled(lambda picked: drawn.append(picked) or 0.0, 2, Bootstrap(9, seed=2))
+    rows = {0: [0, 2, 3], 1: [1]}
+    for mean, picked in zip(found, drawn, strict=True):
+        assert mean == pytest.approx(np.mean([values[r] for c in picked for r in rows[c]]))
 
 
 def test_resampled_correlations():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cusa.eval.image_sets import load_image_set
 from cusa.eval.models import load_encoder
 from cusa.eval.queries import load_queries
 from tests.eval.tiny import caption_id, image_id, make_classes, make_home, make_inshop, make_run, strict
@@ -126,6 +127,25 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
     assert "image embeds no texts; retrieval needs both" in run_error("eval", *images_alone, *_dataset(home))
     line = run_error("eval", "--model", home / "clip", "--image-ids", "ids.txt", *_dataset(home))
     assert line == "Error: --image-ids ids.txt are of no embeddings; pass --image-embeddings, too"
+
+
+def test_results_of_another_model_of_the_same_name_are_kept(here):
+    """Two people's rows.npy are two models."""
+    ids = load_image_set("folder", make_classes(here / "birds")).queries.ids
+    (here / "ids.json").write_text(json.dumps(ids))
+    for person in ("one", "two"):
+        (here / person).mkdir()
+        np.save(here / person / "rows.npy", np.random.default_rng(ord(person[0])).normal(size=(len(ids), 4)))
+    args = ("eval", "images", "--data", "birds", "--image-ids", "ids.json", "--bootstrap", 0, "--image-embeddings")
+    run_ok(*args, "one/rows.npy")
+    before = strict(here / "runs/eval/rows/images.json")
+    line = run_error(*args, "two/rows.npy")
+    assert "runs/eval/rows holds the results of another model of that name" in line
+    assert "pass --name" in line
+    assert strict(here / "runs/eval/rows/images.json") == before
+    run_ok(*args, "two/rows.npy", "--name", "second")
+    assert strict(here / "runs/eval/second/images.json")["name"] == "second"
+    run_ok(*args, here / "one" / "rows.npy")  # the same file, named otherwise
 
 
 @pytest.mark.parametrize(("value", "what"), [(np.nan, "not finite"), (0.0, "all zeros")])
@@ -362,7 +382,7 @@ def test_compare(home, adapter, here):
     of_sets = [i["sets"]["animals"]["heads"][i["head"]] for i in images]
     for name in ("r1", "r10", "map_at_r", "r_precision"):
         assert rows["animals", f"i2i {name}"]["values"] == pytest.approx([s[name] for s in of_sets])
-    assert {p.name for p in (here / "made").iterdir()} == {"comparison.json", "report.html", "tables.tex"}
+    assert {p.name for p in (here / "made").iterdir()} == {"comparison.json", "comparison.html", "comparison.tex"}
     run_ok(*args)
     assert (adapter.parent / "eval/comparison.json").is_file()
     assert "compare takes at least two models" in run_error("eval", "compare", adapter)

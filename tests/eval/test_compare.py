@@ -103,7 +103,7 @@ def test_intervals_agree_with_each_models_own(hardness):
     good = _model("good", 1, hardness)
     nothing = replace(good, found={k: _ranks(np.full(500, 999), np.zeros(500)) for k in good.found})
     rows = _rows(compare([{"retrieval": nothing}, {"retrieval": good}], SOME))
-    own = one_way(good.found["coco test/cross/retrieval/t2i"], Scoring(bootstrap=SOME), "t2i")
+    own = one_way(good.found["coco test/cross/retrieval/t2i"], Scoring(bootstrap=SOME))
     found = rows["coco test", "t2i r10"]["differences"][1]
     assert [found["low"], found["high"]] == pytest.approx(own["ci"]["r10"])
 
