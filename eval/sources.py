@@ -114,7 +114,7 @@ class FileSource:
         name: For tables; ``None``: the files' names.
 
     Raises:
-        CusaError: If a file is missing or malformed, or rows and ids do not fit.
+        CusaError: If a file is missing or malformed, rows and ids do not fit, or dimensions differ.
     """
 
     heads: tuple[Head, ...] = ("cross",)
@@ -128,6 +128,12 @@ class FileSource:
     ) -> None:
         files = {"image": image, "text": text}
         self._read = {m: read_embeddings(*f) for m, f in files.items() if f is not None}
+        dims = {m: rows.shape[1] for m, (_, rows) in self._read.items()}
+        if len(set(dims.values())) > 1:
+            raise CusaError(
+                f"image embeddings have {dims['image']} dimensions, text embeddings {dims['text']}; both must be of one "
+                "space: pass those of one model, or one modality alone"
+            )
         self.modalities = frozenset(self._read)
         self.name = name or ", ".join(f[0].stem for f in files.values() if f is not None)
         digest = hashlib.sha256()

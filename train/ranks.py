@@ -63,7 +63,7 @@ def rank_bounds(
         exclude: int64 ``[n]``, a candidate of each query that is no candidate (itself), -1 for none.
 
     Raises:
-        CusaError: If an embedding is not finite.
+        CusaError: If an embedding is not finite, or dimensions differ.
     """
 
     def ranked(a: int, scores: np.ndarray) -> RankBounds:
@@ -94,7 +94,7 @@ def over_blocks(
         Its results in the order of the queries.
 
     Raises:
-        CusaError: If an embedding is not finite.
+        CusaError: If an embedding is not finite, or dimensions differ.
     """
     q, c = _finite_tensors(queries, candidates)
     m, c = len(c), _padded(c)
@@ -121,6 +121,8 @@ def _padded(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _finite_tensors(queries: np.ndarray, candidates: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    if queries.shape[1:] != candidates.shape[1:]:
+        raise CusaError(f"queries of shape {queries.shape} and candidates of {candidates.shape} have no dot products")
     wide = np.result_type(queries, candidates, np.float32)
     found = []
     for name, array in (("query", queries), ("candidate", candidates)):
@@ -193,7 +195,7 @@ def two_way_rank_bounds(
         Of the images, the best of its captions; of the texts, their image.
 
     Raises:
-        CusaError: If an embedding is not finite.
+        CusaError: If an embedding is not finite, or dimensions differ.
     """
     (bounds, order), _ = cross_modal_relevance(caption_image, len(images))
     own = np.full(len(texts), np.inf, np.result_type(images, texts, np.float32))  # of each caption with its image

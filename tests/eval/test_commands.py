@@ -125,6 +125,9 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
     images_alone = ("--image-embeddings", "image.npy", "--image-ids", "ids.json")
     (here / "ids.json").write_text(json.dumps(list(i)))
     assert "image embeds no texts; retrieval needs both" in run_error("eval", *images_alone, *_dataset(home))
+    np.save("wide.npy", np.ones((len(i), 3)))
+    line = run_error("eval", "--image-embeddings", "wide.npy", "--image-ids", "ids.json", *files[4:], *_dataset(home))
+    assert line.startswith("Error: image embeddings have 3 dimensions, text embeddings ")
     line = run_error("eval", "--model", home / "clip", "--image-ids", "ids.txt", *_dataset(home))
     assert line == "Error: --image-ids ids.txt are of no embeddings; pass --image-embeddings, too"
 

@@ -72,6 +72,8 @@ def test_embeddings_that_are_not_finite_are_refused():
     x[1, 0] = np.nan
     with pytest.raises(CusaError, match="query embedding 1 is not finite"):
         best_ranks(x, np.ones((3, 2)), np.arange(4), np.arange(3))
+    with pytest.raises(CusaError, match=r"queries of shape \(3, 2\) and candidates of \(3, 4\) have no dot products"):
+        best_ranks(np.ones((3, 2)), np.ones((3, 4)), np.arange(4), np.arange(3))
 
 
 @settings(deadline=None, max_examples=60)
