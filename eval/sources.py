@@ -131,8 +131,8 @@ class FileSource:
         dims = {m: rows.shape[1] for m, (_, rows) in self._read.items()}
         if len(set(dims.values())) > 1:
             raise CusaError(
-                f"image embeddings have {dims['image']} dimensions, text embeddings {dims['text']}; both must be of one "
-                "space: pass those of one model, or one modality alone"
+                f"image embeddings have {dims['image']} dimensions, text embeddings {dims['text']}; both must be of "
+                "one space: pass those of one model, or one modality alone"
             )
         self.modalities = frozenset(self._read)
         self.name = name or ", ".join(f[0].stem for f in files.values() if f is not None)
