@@ -212,6 +212,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the screen; call it before they are imported."""
     quiet = {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
         "TRANSFORMERS_VERBOSITY": "error",

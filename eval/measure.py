@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from cusa.eval.subjects import (
     Machine,
     Subject,
     embeddings_of,
-    read_json,
+    read_results,
     retrieval_data,
     teachers_of,
     write_json,
@@ -38,7 +39,7 @@ from cusa.eval.suites import (
     measure_retrieval,
     measure_sts,
 )
-from cusa.train.run_dir import read_metrics
+from cusa.train.run_dir import begun, read_metrics
 from cusa.train.student import Head
 
 FILES: Mapping[Suite, str] = {"retrieval": "metrics.json", "images": "images.json", "sts": "sts.json"}
@@ -76,6 +77,8 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
     if any(plan.files):
         subjects.append(Subject("", machine, lambda: FileSource(*plan.files, name=plan.name)))
     _check_apart(subjects)
+    out = plan.out or (subjects[0].results if len(subjects) == 1 else _beside(subjects[0]))
+    _check_writable(out)
     found = Measured()
     image_sets = asked_image_sets(plan, found.notes) if "images" in plan.suites else []
     tasks = asked_sts_tasks(plan, found.notes) if "sts" in plan.suites else []
@@ -92,7 +95,6 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
         _check_same_split(found.reports)
     if not found.written:
         raise CusaError(f"nothing to measure: {'; '.join(found.notes)}")
-    out = plan.out or (subjects[0].results if len(subjects) == 1 else _beside(subjects[0]))
     _write_report(out, _with_earlier(found.reports, subjects), found.written, plan.latex)
     return found
 
@@ -212,7 +214,7 @@ def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> 
     for report, subject in zip(reports, subjects, strict=True):
         earlier: dict[str, Any] = {}
         for suite, name in names.items():
-            content = read_json(subject.results / FILES[suite]) if getattr(report, name) is None else None
+            content = _results(subject.results, suite) if getattr(report, name) is None else None
             weights = content.get("model", {}).get("weights_sha256") if content else None
             if weights == subject.source.description["weights_sha256"]:
                 earlier[name] = content
@@ -231,13 +233,24 @@ def _check_apart(subjects: Sequence[Subject]) -> None:
                 "each once, or rename a folder"
             )
         taken.add(folder)
-        for file in () if subject.run_dir else FILES.values():
-            before = (read_json(folder / file) or {}).get("model", {}).get("source")
+        for suite in () if subject.run_dir else SUITES:
+            before = (_results(folder, suite) or {}).get("model", {}).get("source")
             if before is not None and _place(before) != _place(subject.source.description["source"]):
                 raise CusaError(
                     f"{subject.results} holds the results of another model of that name ({before}); pass --name with "
                     "--image-embeddings or --text-embeddings, rename the model's folder, or remove those results"
                 )
+
+
+def _results(folder: Path, suite: Suite) -> dict[str, Any] | None:
+    return read_results(folder / FILES[suite], _FORMATS[suite])
+
+
+def _check_writable(out: Path) -> None:
+    """What cannot be written is said before anything is measured."""
+    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise CusaError(f"{place} is {'not writable' if place.is_dir() else 'no folder'}; pass another: --out FOLDER")
 
 
 def _place(source: Any) -> Any:
@@ -303,15 +316,18 @@ def compare_measured(
         if not places:
             raise CusaError(f"{model} holds no results of cusa-eval; run cusa-eval --run {model} first")
         folders.append(places[0])
-    queries = [{s: q for s in SUITES if (q := load_queries(folder, s))} for folder in folders]
-    content = compare(queries, Bootstrap(bootstrap, seed))
+    first = folders[0].resolve()
+    in_run = first.name == "eval" and begun(first.parent)
+    out = out or (first.parent.parent if in_run or first.parent.name == "eval" else first.parent) / "eval"
+    _check_writable(out)
     reports: list[RunReport] = []
-    written: dict[str, list[Path]] = {}
     for folder in folders:
-        results = {s: read_json(folder / FILES[s]) for s in SUITES}
+        results = {s: _results(folder, s) for s in SUITES}
         name = next(c["name"] for c in results.values() if c)
         reports.append(RunReport(name, results["retrieval"], results["images"], results["sts"]))
-    out = out or folders[0].resolve().parent.parent / "eval"
+    queries = [{s: q for s in SUITES if (q := load_queries(folder, s))} for folder in folders]
+    content = compare(queries, Bootstrap(bootstrap, seed))
+    written: dict[str, list[Path]] = {}
     write_json(out / "comparison.json", content)
     written["comparison"] = [out / "comparison.json"]
     _write_report(out, reports, written, latex, content)

@@ -233,8 +233,7 @@ def sts_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
 def _retrieval(runs: Sequence[RunReport]) -> Section:
     kinds = retrieval_kinds(runs)
     ranks = _tables(runs, [kinds["ranks"]])
-    approximate = _tables(runs, [_approximate(runs)])
-    shown = _tables(runs, [kinds["cross"], kinds["uni"], kinds["truth"]])
+    shown = _tables(runs, [kinds["cross"], kinds["uni"], kinds["truth"], _approximate_retrieval(runs)])
     measured = [run.metrics for run in runs if run.metrics]
     facts = []
     if measured:
@@ -244,9 +243,7 @@ def _retrieval(runs: Sequence[RunReport]) -> Section:
         if any(skipped):
             counts += f" ({skipped[0]:,} and {skipped[1]:,} were skipped)"
         facts = [_fact(f"{about['dataset']}, split {about['split']}", counts, hashes)]
-    return Section(
-        "tables", "Tables", tuple(facts), _bootstrap(run.metrics for run in runs), shown, ranks + approximate
-    )
+    return Section("tables", "Tables", tuple(facts), _bootstrap(run.metrics for run in runs), shown, ranks)
 
 
 def _protocols(runs: Sequence[RunReport]) -> Section:
@@ -263,7 +260,8 @@ def _images(runs: Sequence[RunReport]) -> Section:
         alone = f", {queries - with_positive:,} queries without a right answer" if with_positive < queries else ""
         about = f"{queries:,} queries, {counts['candidates']:,} candidates, {found[0]['classes']:,} classes{alone}"
         facts.append(_fact(SETS.get(name, name), about, (s["fingerprint"] for s in found), _notes(found)))
-    shown, more = (_tables(runs, [kinds[name]]) for name in ("sets", "recalls"))
+    shown = _tables(runs, [kinds["sets"], _approximate_images(runs)])
+    more = _tables(runs, [kinds["recalls"]])
     return Section("images", "Image retrieval", tuple(facts), _bootstrap(run.images for run in runs), shown, more)
 
 
@@ -287,12 +285,18 @@ def _graded(runs: Sequence[RunReport]) -> Section:
     return Section("cxc", "CxC: graded similarity", tuple(facts), "", tables)
 
 
-def _approximate(runs: Sequence[RunReport]) -> Kind:
-    """The same retrieval through an approximate index, and what it loses."""
+def _approximate(searches: Sequence[Mapping[str, Any]], groups: Mapping[str, tuple[str, ...]], found: Any) -> Kind:
+    """The same queries through an approximate index, and what it loses.
+
+    Args:
+        searches: What was searched: index and settings.
+        groups: Title of each group of columns, and where its figures are.
+        found: Of a model, by head, what the groups look into.
+    """
     used = dict.fromkeys(
-        f"{a['index']} ({', '.join(f'{k} {v}' for k, v in a['settings'].items())})"
-        for run in runs
-        if run.metrics and (a := run.metrics.get("approximate"))
+        f"{s['index']} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
+        for s in searches
+        for settings in s["settings"].values()
     )
     lost = Metric("recall_of_exact_top10", "Exact top 10", "that it finds")
     return Kind(
@@ -300,9 +304,27 @@ def _approximate(runs: Sequence[RunReport]) -> Kind:
         f"The same queries through {' and '.join(used)}: recalls by its hits, and how many of the exact first ten it "
         "finds.",
         ("cross", "uni"),
-        tuple(Group(TASKS[d], (d,), (*RECALLS, lost)) for d in ("i2t", "t2i")),
-        lambda run: (run.metrics.get("approximate") or {}).get("heads", {}) if run.metrics else {},
+        tuple(Group(title, of, (*RECALLS, lost)) for title, of in groups.items()),
+        found,
     )
+
+
+def _approximate_retrieval(runs: Sequence[RunReport]) -> Kind:
+    searches = [a for run in runs if run.metrics and (a := run.metrics.get("approximate"))]
+    directions = {TASKS[d]: (d,) for d in ("i2t", "t2i")}
+    return _approximate(searches, directions, lambda run: (run.metrics or {}).get("approximate", {}).get("heads", {}))
+
+
+def _approximate_images(runs: Sequence[RunReport]) -> Kind:
+    def by_set(run: RunReport) -> dict[str, Any]:
+        return {n: of["approximate"] for n, of in (run.images or {}).get("sets", {}).items() if "approximate" in of}
+
+    def found(run: RunReport) -> dict[str, Any]:
+        return _turned({"sets": by_set(run)}, "sets", lambda searched: searched["i2i"])
+
+    searches = [search for run in runs for search in by_set(run).values()]
+    names = dict.fromkeys(name for run in runs for name in by_set(run))
+    return _approximate(searches, {SETS.get(name, name): (name,) for name in names}, found)
 
 
 def _tables(runs: Sequence[RunReport], kinds: Any) -> tuple[Table, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,6 @@ from cusa.data.datasets import load_dataset
 from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.data.records import RecordSplit
-from cusa.data.schema import file_name
 from cusa.data.store import EmbeddingStore
 from cusa.eval.encoder import StudentEncoder
 from cusa.eval.failures import Teachers
@@ -113,7 +113,9 @@ class Subject:
     @property
     def results(self) -> Path:
         """Folder of its results: in the run's directory, or below ``runs/eval``."""
-        return self.run_dir / "eval" if self.run_dir else RESULTS / file_name(self.source.name)
+        return (
+            self.run_dir / "eval" if self.run_dir else RESULTS / re.sub(r"[^\w.+-]+", "-", self.source.name).lstrip(".")
+        )
 
     def about(self, kind: str, version: tuple[int, int]) -> dict[str, Any]:
         """What every file of results begins with."""
@@ -244,11 +246,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_results(path: Path, kind: str) -> dict[str, Any] | None:
     """Read a file of results; ``None`` if there is none.
 
+    Args:
+        path: The file.
+        kind: Its ``format``.
+
     Raises:
-        CusaError: If it is damaged.
+        CusaError: If it is damaged, or of another kind.
     """
     try:
         content = json.loads(path.read_text())
@@ -256,6 +262,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError:
         content = None
-    if not isinstance(content, dict):
-        raise CusaError(f"{path} is damaged; run cusa-eval again")
+    if not isinstance(content, dict) or content.get("format") != kind or not {"name", "model"} <= set(content):
+        raise CusaError(f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again")
     return content

@@ -349,7 +349,9 @@ def test_a_report_keeps_what_was_measured_of_the_same_weights(home, here):
     run_ok("eval", *args, *_dataset(home))
     assert "animals" not in report.read_text()
     (here / "runs/eval/dual/images.json").write_text("[]")
-    assert "images.json is damaged; run cusa-eval again" in run_error("eval", *args, *_dataset(home))
+    assert "images.json is damaged, or no results of cusa-eval; remove it and run cusa-eval again" in run_error(
+        "eval", *args, *_dataset(home)
+    )
 
 
 def test_an_earlier_split_does_not_stand_beside_another(home, here):
@@ -363,6 +365,20 @@ def test_an_earlier_split_does_not_stand_beside_another(home, here):
     assert "split val" not in (here / "runs/eval/report.html").read_text()
     line = run_error("eval", "compare", "runs/eval/clip", "runs/eval/other")
     assert "clip and other were measured on different data (retrieval: tiny val)" in line
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(home, here):
+    (here / "file").write_text("")
+    line = run_error("eval", "--model", home / "clip", *_dataset(home), "--out", here / "file" / "x")
+    assert line == f"Error: {here / 'file'} is no folder; pass another: --out FOLDER"
+    assert not (here / "runs").exists()
+
+
+def test_a_file_that_is_no_result(here):
+    for folder, content in (("a", "{}"), ("b", '{"format": "cusa-sts", "name": "b"}')):
+        (here / folder).mkdir()
+        (here / folder / "sts.json").write_text(content)
+    assert "a/sts.json is damaged, or no results of cusa-eval" in run_error("eval", "compare", "a", "b")
 
 
 def test_compare(home, adapter, here):
