@@ -28,8 +28,8 @@ LEGAL = (
 _CAPTIONS = "none"  # others' models get captions as written
 
 
-class Encoder(Protocol):
-    """What embeds images, texts, or both."""
+class Model(Protocol):
+    """What is measured."""
 
     @property
     def name(self) -> str:
@@ -52,16 +52,20 @@ class Encoder(Protocol):
         ...
 
     @property
-    def weights_sha256(self) -> str:
-        """sha256 (hex) of its weights."""
-        ...
-
-    @property
     def description(self) -> Mapping[str, Any]:
         """What it is, JSON-compatible: ``kind``, ``source``, ``normalizer`` of captions, and what else there is to say.
 
-        The kinds: ``"run"``, ``"hf"``, ``"sentence-transformers"``, ``"teacher"``.
+        The kinds: ``"run"``, ``"hf"``, ``"sentence-transformers"``, ``"teacher"``, ``"files"``.
         """
+        ...
+
+
+class Encoder(Model, Protocol):
+    """What embeds images, texts, or both."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """sha256 (hex) of its weights."""
         ...
 
     def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> Rows:

@@ -13,7 +13,7 @@ import numpy as np
 from cusa.data.errors import CusaError
 from cusa.eval.embedding_files import align, read_embeddings
 from cusa.eval.encode_items import encode_images, encode_texts
-from cusa.eval.models import Encoder
+from cusa.eval.models import Encoder, Model
 from cusa.train.encode import Rows
 from cusa.train.student import Head
 
@@ -21,28 +21,8 @@ from cusa.train.student import Head
 Advance = Callable[[str, int, int], None]
 
 
-class Source(Protocol):
+class Source(Model, Protocol):
     """Embeddings of one model, L2-normalised float32 by head."""
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-
-    @property
-    def heads(self) -> tuple[Head, ...]:
-        """``("cross", "uni")`` of a student, else ``("cross",)``."""
-
-    @property
-    def uni_head(self) -> Head:
-        """The head to use within a modality."""
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """Of ``"image"`` and ``"text"``."""
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """What it is, JSON-compatible: ``kind``, ``source``, ..."""
 
     def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:
         """Of images, by id or by file."""
