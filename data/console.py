@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -39,9 +40,10 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         except PermissionError as error:
             fail(f"no permission for {error.filename or error}: choose another path, or change its permissions")
         except OSError as error:
-            fail(f"{error.strerror or error} {error.filename or ''}".strip())
+            full = "; free some space, and run the command again" if error.errno == errno.ENOSPC else ""
+            fail(f"{error.strerror or error} {error.filename or ''}".strip() + full)
         except KeyboardInterrupt:
-            fail("interrupted; finished shards and epochs are kept", 130)
+            fail("interrupted; what is finished is kept", 130)
 
     return wrapper
 

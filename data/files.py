@@ -37,6 +37,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
         if made:  # the new folder's own name must outlive a power cut, too
             _flush_folder(path.parent.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say what did not fit
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,20 +18,19 @@ from cusa.eval.image_sets import ImageSet
 from cusa.eval.latex import latex_tables
 from cusa.eval.paper import paper_retrieval, paper_row
 from cusa.eval.plan import Plan, asked_image_sets, asked_sts_tasks, judged_by_cxc
-from cusa.eval.queries import SUITES, Judged, Queries, Suite, load_queries, save_queries
+from cusa.eval.queries import SUITES, Judged, Queries, Suite
 from cusa.eval.rankings import Rankings
 from cusa.eval.relevance import Task
 from cusa.eval.report import RunReport, write_report
+from cusa.eval.results import FILES, FORMATS, distinct_names, keep_results, read_queries, read_results, write_json
 from cusa.eval.sources import Advance, FileSource
 from cusa.eval.sts_sets import StsTask
 from cusa.eval.subjects import (
     Machine,
     Subject,
     embeddings_of,
-    read_results,
     retrieval_data,
     teachers_of,
-    write_json,
 )
 from cusa.eval.suites import (
     check_counts,
@@ -41,10 +40,6 @@ from cusa.eval.suites import (
 )
 from cusa.train.run_dir import begun, read_metrics
 from cusa.train.student import Head
-
-FILES: Mapping[Suite, str] = {"retrieval": "metrics.json", "images": "images.json", "sts": "sts.json"}
-VERSIONS: Mapping[Suite, tuple[int, int]] = {"retrieval": (1, 2), "images": (1, 0), "sts": (1, 0)}
-_FORMATS: Mapping[Suite, str] = {"retrieval": "cusa-metrics", "images": "cusa-images", "sts": "cusa-sts"}
 
 
 @dataclass
@@ -82,8 +77,9 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
     found = Measured()
     image_sets = asked_image_sets(plan, found.notes) if "images" in plan.suites else []
     tasks = asked_sts_tasks(plan, found.notes) if "sts" in plan.suites else []
-    for subject in subjects:
-        report = RunReport(subject.source.name)
+    names = distinct_names([s.source.name for s in subjects], [s.run_dir or s.results for s in subjects])
+    for subject, name in zip(subjects, names, strict=True):
+        report = RunReport(name)
         for suite in plan.suites:
             if suite == "retrieval":
                 report = _retrieval(report, subject, subjects, plan, machine, found)
@@ -95,7 +91,8 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
         _check_same_split(found.reports)
     if not found.written:
         raise CusaError(f"nothing to measure: {'; '.join(found.notes)}")
-    _write_report(out, _with_earlier(found.reports, subjects), found.written, plan.latex)
+    if unreadable := _write_report(out, _with_earlier(found.reports, subjects), found.written, plan.latex):
+        found.notes.append(f"{unreadable} images that the report shows could not be read; pass --image-root")
     return found
 
 
@@ -120,7 +117,7 @@ def _retrieval(
     origin = subject.origin()
     terms = list(origin.config.loss.terms) if origin else []
     metrics = {
-        **subject.about(_FORMATS["retrieval"], VERSIONS["retrieval"]),
+        **subject.about(*FORMATS["retrieval"]),
         "run": str(subject.run_dir) if subject.run_dir else None,
         "checkpoint": plan.checkpoint if origin else None,
         "epoch": origin.epoch if origin else None,
@@ -154,9 +151,9 @@ def _images(report: RunReport, subject: Subject, sets: Sequence[ImageSet], plan:
         found.notes.append(f"no image retrieval for {report.name}: it embeds no images")
         return report
     measured, queries = measure_images(subject.source, sets, plan.measure)
-    content = subject.about(_FORMATS["images"], VERSIONS["images"]) | measured
+    content = subject.about(*FORMATS["images"]) | measured
     content |= _paper(subject, "image_retrieval_r1")
-    _keep(subject, "images", content, {s.name: s.fingerprint for s in sets}, queries, plan, found)
+    content = _keep(subject, "images", content, {s.name: s.fingerprint for s in sets}, queries, plan, found)
     return replace(report, images=content)
 
 
@@ -175,8 +172,8 @@ def _sts(
     if not tasks and not cxc:
         return report
     measured, judged = measure_sts(subject.source, tasks, cxc, plan.measure)
-    content = subject.about(_FORMATS["sts"], VERSIONS["sts"]) | measured | _paper(subject, "sts_spearman")
-    _keep(subject, "sts", content, {t.name: t.fingerprint for t in tasks}, judged, plan, found)
+    content = subject.about(*FORMATS["sts"]) | measured | _paper(subject, "sts_spearman")
+    content = _keep(subject, "sts", content, {t.name: t.fingerprint for t in tasks}, judged, plan, found)
     return replace(report, sts=content)
 
 
@@ -194,17 +191,12 @@ def _keep(
     queries: Mapping[str, Rankings] | Mapping[str, Judged],
     plan: Plan,
     found: Measured,
-) -> None:
-    """Write a suite's results beside the model."""
-    path = subject.results / FILES[suite]
-    write_json(path, content)
+) -> dict[str, Any]:
+    """Write a suite's results beside the model; the figures as written."""
     source = subject.source
-    save_queries(
-        subject.results,
-        suite,
-        Queries(source.name, source.uni_head, plan.measure.scoring.ties, sets, dict(queries)),
-    )
-    found.written.setdefault("metrics", []).append(path)
+    kept = Queries(source.name, source.uni_head, plan.measure.scoring.ties, sets, dict(queries))
+    found.written.setdefault("metrics", []).append(subject.results / FILES[suite])
+    return keep_results(subject.results, suite, content, kept)
 
 
 def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> list[RunReport]:
@@ -214,7 +206,7 @@ def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> 
     for report, subject in zip(reports, subjects, strict=True):
         earlier: dict[str, Any] = {}
         for suite, name in names.items():
-            content = _results(subject.results, suite) if getattr(report, name) is None else None
+            content = read_results(subject.results, suite) if getattr(report, name) is None else None
             weights = content.get("model", {}).get("weights_sha256") if content else None
             if weights == subject.source.description["weights_sha256"]:
                 earlier[name] = content
@@ -234,16 +226,12 @@ def _check_apart(subjects: Sequence[Subject]) -> None:
             )
         taken.add(folder)
         for suite in () if subject.run_dir else SUITES:
-            before = (_results(folder, suite) or {}).get("model", {}).get("source")
+            before = (read_results(folder, suite) or {}).get("model", {}).get("source")
             if before is not None and _place(before) != _place(subject.source.description["source"]):
                 raise CusaError(
                     f"{subject.results} holds the results of another model of that name ({before}); pass --name with "
                     "--image-embeddings or --text-embeddings, rename the model's folder, or remove those results"
                 )
-
-
-def _results(folder: Path, suite: Suite) -> dict[str, Any] | None:
-    return read_results(folder / FILES[suite], _FORMATS[suite])
 
 
 def _check_writable(out: Path) -> None:
@@ -283,14 +271,15 @@ def _write_report(
     written: dict[str, list[Path]],
     latex: bool,
     comparison: dict[str, Any] | None = None,
-) -> None:
+) -> int:
     page, tables = ("report.html", "tables.tex") if comparison is None else ("comparison.html", "comparison.tex")
-    write_report(out / page, reports, comparison)
+    unreadable = write_report(out / page, reports, comparison)
     written["report"] = [(out / page).resolve()]
     if latex:
         with atomic_file(out / tables) as temporary:
             temporary.write_text(latex_tables(reports))
         written["tables"] = [out / tables]
+    return unreadable
 
 
 def compare_measured(
@@ -320,13 +309,18 @@ def compare_measured(
     in_run = first.name == "eval" and begun(first.parent)
     out = out or (first.parent.parent if in_run or first.parent.name == "eval" else first.parent) / "eval"
     _check_writable(out)
-    reports: list[RunReport] = []
-    for folder in folders:
-        results = {s: _results(folder, s) for s in SUITES}
-        name = next(c["name"] for c in results.values() if c)
-        reports.append(RunReport(name, results["retrieval"], results["images"], results["sts"]))
-    queries = [{s: q for s in SUITES if (q := load_queries(folder, s))} for folder in folders]
-    content = compare(queries, Bootstrap(bootstrap, seed))
+    results = [{s: c for s in SUITES if (c := read_results(folder, s))} for folder in folders]
+    queries = [
+        {s: q for s in found if (q := read_queries(folder, s))} for folder, found in zip(folders, results, strict=True)
+    ]
+    places = [folder.parent if folder.name == "eval" and begun(folder.parent) else folder for folder in folders]
+    names = distinct_names([next(iter(found.values()))["name"] for found in results], places)
+    named = [{s: replace(q, name=name) for s, q in of.items()} for of, name in zip(queries, names, strict=True)]
+    content = compare(named, Bootstrap(bootstrap, seed))
+    reports = [
+        RunReport(name, found.get("retrieval"), found.get("images"), found.get("sts"))
+        for found, name in zip(results, names, strict=True)
+    ]
     written: dict[str, list[Path]] = {}
     write_json(out / "comparison.json", content)
     written["comparison"] = [out / "comparison.json"]

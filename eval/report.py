@@ -15,13 +15,16 @@ from cusa.eval.report_tables import TASKS, RunReport
 __all__ = ["RunReport", "write_report"]
 
 
-def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str, Any] | None = None) -> None:
+def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str, Any] | None = None) -> int:
     """Write the page; it holds its pictures and asks for nothing else.
 
     Args:
         path: The HTML file; replaced as a whole.
         runs: Models, in the order shown; those with retrieval metrics were evaluated on the same split.
         comparison: Contents of comparison.json (docs/METRICS.md): paired differences between models.
+
+    Returns:
+        How many of the images that it shows could not be read.
 
     Raises:
         ValueError: If there is no model, or the models' galleries do not show the same queries.
@@ -30,7 +33,7 @@ def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str,
         raise ValueError("a report needs at least one run; got none")
     gallery = side_by_side(runs)
     histories = [run.history for run in runs]
-    write_page(
+    return write_page(
         path,
         "report.html.jinja",
         [item.image_path for run in runs for item in _items(run) if item.image_path],
@@ -52,12 +55,15 @@ def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str,
 def headlines(run: RunReport) -> list[tuple[str, str]]:
     """The figure that stands for each suite a model was measured by, and what it is; by the head to use there."""
     found = [("RSUM of 600, cross head", _retrieval_rsum(run))]
-    for content, what in (
-        (run.images, "R@1 of images, mean of the paper's four sets"),
-        (run.sts, "100 × Spearman, mean of the paper's seven STS tasks"),
+    for content, key, figure, what, several in (
+        (run.images, "sets", "r1", "R@1 of images", "mean of the paper's four sets"),
+        (run.sts, "tasks", "headline", "100 × Spearman", "mean of the paper's seven STS tasks"),
     ):
-        if content:
-            found.append((f"{what}, {content['head']} head", content["average"].get(content["head"])))
+        if content and content[key]:
+            head, mean = content["head"], content["average"].get(content["head"])
+            first, of_first = next(iter(content[key].items()))
+            of, value = (several, mean) if mean is not None else (first, of_first["heads"][head][figure])
+            found.append((f"{what}, {of}, {head} head", value))
     return [(what, f"{value:.1f}") for what, value in found if value is not None]
 
 

@@ -37,7 +37,7 @@ SETS = {
 }
 _SHORT = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
 _SIMILARITY = {"sts": "Captions (STS)", "sis": "Images (SIS)", "sits": "Images and captions (SITS)"}
-_SELF = "The query is no candidate, told apart by its id and never by its rank."
+_SELF = "Where queries are candidates, too, the query itself is none, told apart by its id and never by its rank."
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def protocol_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
     return {
         "coco_5k": cross_modal(
             "COCO 5K",
-            f"The first five captions of each image of the Karpathy test split. {ties}",
+            f"Five captions of each image: those of ECCV Caption's list of ids, or else the first. {ties}",
             "protocols",
             "coco_5k",
         ),

@@ -135,7 +135,9 @@ def make_table(runs: Sequence[RunReport], kind: Kind) -> Table | None:
     """
     found = [kind.found(run) for run in runs]
     keys = [(i, head) for i, of_run in enumerate(found) for head in kind.heads if head in of_run]
-    groups = [g for g in kind.groups if any(_figures(_part(found[i][head], g), g) for i, head in keys)]
+    parts = {g.title: [_part(found[i][head], g) for i, head in keys] for g in kind.groups}
+    known = (replace(g, metrics=tuple(m for m in g.metrics if _has(parts[g.title], m))) for g in kind.groups)
+    groups = [g for g in known if g.metrics]
     keys = [(i, head) for i, head in keys if any(_figures(_part(found[i][head], g), g) for g in groups)]
     if not keys:
         return None
@@ -213,6 +215,10 @@ def _part(found: Mapping[str, Any], group: Group) -> Mapping[str, Any]:
     for key in group.of:
         found = found.get(key) or {}
     return found
+
+
+def _has(parts: Sequence[Mapping[str, Any]], metric: Metric) -> bool:
+    return any(part.get(metric.key) is not None for part in parts)
 
 
 def _figures(part: Mapping[str, Any], group: Group) -> list[float]:

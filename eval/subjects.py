@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ import numpy as np
 
 from cusa.data.datasets import load_dataset
 from cusa.data.errors import CusaError
-from cusa.data.files import atomic_file
 from cusa.data.records import RecordSplit
 from cusa.data.store import EmbeddingStore
 from cusa.eval.encoder import StudentEncoder
@@ -238,30 +236,3 @@ def latest_run(folder: Path) -> Path:
     if not found:
         raise CusaError(f"no trained run under {folder}/; train one with cusa-train, or pass --run")
     return found[-1].parent.parent
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of results."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def read_results(path: Path, kind: str) -> dict[str, Any] | None:
-    """Read a file of results; ``None`` if there is none.
-
-    Args:
-        path: The file.
-        kind: Its ``format``.
-
-    Raises:
-        CusaError: If it is damaged, or of another kind.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get("format") != kind or not {"name", "model"} <= set(content):
-        raise CusaError(f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again")
-    return content

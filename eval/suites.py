@@ -177,11 +177,8 @@ def measure_images(
         }
         if measure.index != "exact":
             content[of.name]["approximate"] = _approximate(searches, measure.index)
-    average = {
-        head: _average([content.get(name, {}).get("heads", {}).get(head, {}).get("r1") for name in PAPER_IMAGES])
-        for head in source.heads
-    }
-    return {**measure.scoring.plain(), "head": source.uni_head, "sets": content, "average": average}, queries
+    found = {**measure.scoring.plain(), "head": source.uni_head, "sets": content}
+    return {**found, "average": paper_average(found, source.heads)}, queries
 
 
 def measure_sts(
@@ -219,16 +216,12 @@ def measure_sts(
                     scores["ci"] = {"headline": bounds}
             heads[head] = scores
         content[task.name] = {"fingerprint": task.fingerprint, "notes": list(task.notes), "heads": heads}
-    average = {
-        head: _average([content.get(name, {}).get("heads", {}).get(head, {}).get("headline") for name in PAPER_STS])
-        for head in source.heads
-    }
     found_cxc = {kind: _measure_cxc(source, task, data, bootstrap.seed) for kind, (task, data) in cxc.items()}
     return {
         "bootstrap": measure.scoring.plain()["bootstrap"],
         "head": source.uni_head,
         "tasks": content,
-        "average": average,
+        "average": paper_average({"tasks": content}, source.heads),
         **({"cxc": found_cxc} if found_cxc else {}),
     }, judged
 
@@ -290,7 +283,17 @@ def _rows_of(source: Source, ids: Sequence[int | str], data: RetrievalData) -> d
     return {head: found[order] for head, found in rows.items()}
 
 
-def _average(values: Sequence[float | None]) -> float | None:
-    """Mean; ``None`` where one is missing."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+def paper_average(content: Mapping[str, Any], heads: Sequence[Head]) -> dict[Head, float | None]:
+    """Mean over the paper's data sets by head; ``None`` where one is missing.
+
+    Args:
+        content: Of images.json (``sets``) or sts.json (``tasks``).
+        heads: The model's.
+    """
+    key, names, figure = ("sets", PAPER_IMAGES, "r1") if "sets" in content else ("tasks", PAPER_STS, "headline")
+    averages: dict[Head, float | None] = {}
+    for head in heads:
+        values = [content[key].get(name, {}).get("heads", {}).get(head, {}).get(figure) for name in names]
+        known = [v for v in values if v is not None]
+        averages[head] = sum(known) / len(known) if len(known) == len(names) else None
+    return averages

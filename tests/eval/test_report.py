@@ -232,7 +232,8 @@ def test_headlines_are_of_the_head_to_use():
     assert [figure for _, figure in headlines(run)] == ["43.5", "74.0"]
     some = made_up.images("a", 40.0)
     some["average"] = {"cross": None, "uni": None}  # a set of the paper's four is missing
-    assert headlines(RunReport("a", images=some)) == []
+    [(what, _)] = headlines(RunReport("a", images=some))
+    assert what == f"R@1 of images, {next(iter(some['sets']))}, uni head"
 
 
 def test_title_and_explanation(tmp_path, runs):

@@ -1,0 +1,135 @@
+"""Files of results beside a model: figures and the queries behind them, joined over several calls."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cusa.data.errors import CusaError
+from cusa.data.files import atomic_file
+from cusa.eval.queries import Queries, Suite, load_queries, queries_file, save_queries
+from cusa.eval.suites import paper_average
+
+FILES: Mapping[Suite, str] = {"retrieval": "metrics.json", "images": "images.json", "sts": "sts.json"}
+FORMATS: Mapping[Suite, tuple[str, tuple[int, int]]] = {
+    "retrieval": ("cusa-metrics", (1, 2)),
+    "images": ("cusa-images", (1, 0)),
+    "sts": ("cusa-sts", (1, 0)),
+}
+_DATA_SETS: Mapping[Suite, tuple[str, ...]] = {"images": ("sets",), "sts": ("tasks", "cxc")}
+
+
+def read_results(folder: Path, suite: Suite) -> dict[str, Any] | None:
+    """Read the figures of a suite; ``None`` if there are none.
+
+    Raises:
+        CusaError: If the file is damaged, or of another kind.
+    """
+    path = folder / FILES[suite]
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        content = None
+    known = isinstance(content, dict) and content.get("format") == FORMATS[suite][0]
+    if not known or not {"name", "model"} <= set(content):
+        raise CusaError(f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again")
+    return content
+
+
+def read_queries(folder: Path, suite: Suite) -> Queries | None:
+    """What the queries behind the figures got; ``None`` if the suite was not measured.
+
+    Raises:
+        CusaError: If they are missing, damaged, or not those of the figures: a full disk or a kill can leave that.
+    """
+    content = read_results(folder, suite)
+    if content is None:
+        return None
+    path = queries_file(folder, suite)
+    if not path.is_file() or _digest(path) != content.get("queries_sha256"):
+        raise CusaError(f"{path} does not belong to {folder / FILES[suite]}; run cusa-eval {suite} again")
+    return load_queries(folder, suite)
+
+
+def keep_results(folder: Path, suite: Suite, content: Mapping[str, Any], queries: Queries) -> dict[str, Any]:
+    """Write figures and queries of a suite.
+
+    Image sets and similarity tasks that were measured before, of the same weights by the same rules, stay.
+
+    Args:
+        folder: Where to.
+        suite: The suite.
+        content: Its figures.
+        queries: What the queries got.
+
+    Returns:
+        The figures as written.
+
+    Raises:
+        CusaError: If files of another kind are in the way.
+        OSError: If they cannot be written.
+    """
+    merged = dict(content)
+    earlier, before = _earlier(folder, suite, content)
+    if earlier is not None and before is not None:
+        for key in _DATA_SETS[suite]:
+            if key in earlier or key in content:
+                merged[key] = {**earlier.get(key, {}), **content.get(key, {})}
+        queries = replace(queries, sets={**before.sets, **queries.sets}, found={**before.found, **queries.found})
+        merged["average"] = paper_average(merged, list(content["average"]))
+    save_queries(folder, suite, queries)
+    merged["queries_sha256"] = _digest(queries_file(folder, suite))
+    write_json(folder / FILES[suite], merged)
+    return merged
+
+
+def _earlier(folder: Path, suite: Suite, content: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Queries | None]:
+    """What was measured before and may stay; nothing where figures and queries do not belong together."""
+    earlier = read_results(folder, suite)
+    if earlier is None or suite not in _DATA_SETS or _rules(earlier) != _rules(content):
+        return None, None
+    try:
+        return earlier, read_queries(folder, suite)
+    except CusaError:
+        return None, None
+
+
+def _rules(content: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What figures must share to stand in one file."""
+    return content["model"].get("weights_sha256"), content.get("ties"), content.get("bootstrap")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of results."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def distinct_names(names: Sequence[str], places: Sequence[Path]) -> list[str]:
+    """Names with as much of their places before them as tells equal ones apart.
+
+    Args:
+        names: Of models.
+        places: Where these are.
+    """
+    found = list(names)
+    for i, name in enumerate(names):
+        mine = places[i].resolve().parts
+        others = [o for p, n in zip(places, names, strict=True) if n == name and (o := p.resolve().parts) != mine]
+        depth = 2
+        while any(o[-depth:] == mine[-depth:] for o in others):
+            depth += 1
+        if others:
+            found[i] = "/".join(mine[-depth:])
+    return found
