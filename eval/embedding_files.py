@@ -141,7 +141,7 @@ def _read_h5(path: Path, inside: str | None) -> tuple[np.ndarray, np.ndarray | N
             ids = place.parent.get(IDS)
             if not isinstance(ids, h5py.Dataset):
                 return place[()], None
-            return place[()], ids.asstr()[()] if h5py.check_string_dtype(ids.dtype) else ids[()]
+            return place[()], ids.asstr("utf-8")[()] if h5py.check_string_dtype(ids.dtype) else ids[()]
     except KeyError:
         wanted = f"{(inside or '').rstrip('/')}/{ROWS}"
         with h5py.File(path, "r") as file:

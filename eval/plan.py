@@ -148,7 +148,7 @@ def judged_by_cxc(
             check_judged(task, data)
     except CusaError as error:
         if not plan.skip_absent:
-            raise
+            raise CusaError(f"CxC in {_sts_folder(plan)}: {error}; or pass a folder without its csv files") from None
         notes.append(f"no CxC for {name}: {error}")
         return {}
     return {kind: (task, data) for kind, task in able.items()}

@@ -243,7 +243,7 @@ def _measure_cxc(source: Source, task: CxcTask, data: RetrievalData, seed: int) 
     try:
         heads = {h: cxc_correlation(cosine(first[h], second[h]), task.gold, list(task.first), seed) for h in first}
     except CusaError as error:
-        raise CusaError(f"CxC {task.kind}: {error}") from None
+        raise CusaError(f"{source.name}, CxC {task.kind}: {error}") from None
     return {"heads": heads}
 
 

@@ -185,3 +185,11 @@ def test_align():
     message = "the embeddings lack 2 of 3 captions, the first 'x' (they have 2, such as 'a'); give every one a row"
     with pytest.raises(CusaError, match=re.escape(message)):
         align(["a", "b"], np.zeros((2, 2)), ["b", "x", "y"], "captions")
+
+
+def test_ids_of_bytes_in_hdf5_are_utf8(tmp_path):
+    """h5py writes a list of bytes as strings that say they are ASCII."""
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        file["embeddings"] = ROWS[:2]
+        file["ids"] = ["ü.jpg".encode(), b"b.jpg"]
+    assert read_embeddings(tmp_path / "rows.h5", None)[0] == ["ü.jpg", "b.jpg"]
