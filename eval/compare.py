@@ -144,7 +144,7 @@ def _row(suite: Suite, key: tuple[str, str], figures: Sequence[Figure]) -> dict[
     return {
         "suite": suite,
         "set": key[0],
-        "head": "uni-modal" if key[1].split()[0] in (*_UNI_MODAL, "spearman") else "cross",
+        "head": "uni-modal" if key[1].split()[0] in ("t2t", "i2i", "spearman") else "cross",
         "metric": key[1],
         "values": [f.value for f in figures],
         "differences": differences,

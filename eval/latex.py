@@ -85,7 +85,8 @@ def _environment(table: Table, caption: str, label: str, intervals: bool) -> str
 
 
 def _line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    row = " & ".join(cells) + r" \\"
+    return "{}" + row if row.startswith("[") else row  # the line break before it would take it as its argument
 
 
 def _figure(cell: Cell, intervals: bool) -> str:

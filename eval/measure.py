@@ -195,8 +195,14 @@ def _keep(
     """Write a suite's results beside the model; the figures as written."""
     source = subject.source
     kept = Queries(source.name, source.uni_head, plan.measure.scoring.ties, sets, dict(queries))
-    found.written.setdefault("metrics", []).append(subject.results / FILES[suite])
-    return keep_results(subject.results, suite, content, kept)
+    path = subject.results / FILES[suite]
+    before = read_results(subject.results, suite) or {}
+    written = keep_results(subject.results, suite, content, kept)
+    gone = [name for key in ("sets", "tasks") for name in before.get(key, {}) if name not in written.get(key, {})]
+    if gone:
+        found.notes.append(f"{path}: {', '.join(gone)}, measured before by other weights or rules, made way")
+    found.written.setdefault("metrics", []).append(path)
+    return written
 
 
 def _with_earlier(reports: Sequence[RunReport], subjects: Sequence[Subject]) -> list[RunReport]:
@@ -226,11 +232,13 @@ def _check_apart(subjects: Sequence[Subject]) -> None:
             )
         taken.add(folder)
         for suite in () if subject.run_dir else SUITES:
-            before = (read_results(folder, suite) or {}).get("model", {}).get("source")
-            if before is not None and _place(before) != _place(subject.source.description["source"]):
+            before = (read_results(folder, suite) or {}).get("model", {})
+            source, weights = (subject.source.description[k] for k in ("source", "weights_sha256"))
+            if before and before.get("source") != source and before.get("weights_sha256") != weights:
                 raise CusaError(
-                    f"{subject.results} holds the results of another model of that name ({before}); pass --name with "
-                    "--image-embeddings or --text-embeddings, rename the model's folder, or remove those results"
+                    f"{subject.results} holds the results of another model of that name ({before.get('source')}); pass "
+                    "--name with --image-embeddings or --text-embeddings, rename the model's folder, or remove those "
+                    "results"
                 )
 
 
@@ -239,11 +247,6 @@ def _check_writable(out: Path) -> None:
     place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise CusaError(f"{place} is {'not writable' if place.is_dir() else 'no folder'}; pass another: --out FOLDER")
-
-
-def _place(source: Any) -> Any:
-    """What tells sources apart: a folder as such, however it is written."""
-    return str(Path(source).resolve()) if isinstance(source, str) and Path(source).exists() else source
 
 
 def _check_same_split(reports: Sequence[RunReport]) -> None:

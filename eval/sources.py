@@ -37,13 +37,15 @@ class EncoderSource:
 
     Attributes:
         encoder: The model.
-        batch_size: Images at a time.
+        batch_size: Items at a time.
+        image_batch_size: Images at a time, in each of the threads.
         workers: Threads that read images.
         advance: Told how far it is.
     """
 
     encoder: Encoder
     batch_size: int
+    image_batch_size: int
     workers: int
     advance: Advance
 
@@ -76,13 +78,13 @@ class EncoderSource:
         """Embeddings of image files."""
         n = len(paths)
         return encode_images(
-            self.encoder, paths, self.batch_size, self.workers, lambda done: self.advance("images", done, n)
+            self.encoder, paths, self.image_batch_size, self.workers, lambda done: self.advance("images", done, n)
         )
 
     def texts(self, ids: Sequence[str], texts: Sequence[str]) -> Rows:
         """Embeddings of texts."""
         n = len(texts)
-        return encode_texts(self.encoder, texts, advance=lambda done: self.advance("texts", done, n))
+        return encode_texts(self.encoder, texts, self.batch_size, lambda done: self.advance("texts", done, n))
 
 
 class FileSource:

@@ -92,8 +92,11 @@ class Subject:
         if self._files is not None:
             return self._files()
         encoder = load_encoder(self._spec, self._machine.device, self._machine.checkpoint)
-        images = min(self._machine.batch_size, 32)  # of each of several threads
-        return EncoderSource(encoder, images, self._machine.workers or self._machine.readers, self._machine.advance)
+        machine = self._machine
+        images = (
+            machine.batch_size if machine.device != "cpu" else min(machine.batch_size, 32)
+        )  # they stay in the cache
+        return EncoderSource(encoder, machine.batch_size, images, machine.workers or machine.readers, machine.advance)
 
     @property
     def student(self) -> StudentEncoder | None:

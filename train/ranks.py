@@ -15,7 +15,8 @@ from cusa.train.threads import one_core_threads
 
 T = TypeVar("T")
 
-_BLOCK_BYTES = 48 * 2**20  # of similarities at once
+_BLOCK_BYTES = 256 * 2**20  # of similarities at once, at most
+_BLOCK_ROWS = 256  # fewer queries at a time are slower, more are no faster
 _STRIP_BYTES = 2 * 2**20  # of them that are counted at once: they stay in the cache
 _OWN_BLOCK = 128  # images whose own captions' similarities are taken at once
 _LEAST = (
@@ -88,7 +89,7 @@ def over_blocks(
         work: Gets a block's first query and the dot products, float32 or float64 ``[b, m]``, which it may overwrite.
         queries: float ``[n, d]``.
         candidates: float ``[m, d]``.
-        block_bytes: Of all blocks at a time, at most, or 16 queries' each; ``None``: 48 MiB.
+        block_bytes: Of all blocks at a time, at most, or 16 queries' each; ``None``: 256 MiB and 256 queries' each.
 
     Returns:
         Its results in the order of the queries.
@@ -100,6 +101,7 @@ def over_blocks(
     m, c = len(c), _padded(c)
     threads = torch.get_num_threads()
     rows = max(_LEAST, (block_bytes or _BLOCK_BYTES) // threads // (q.element_size() * len(c)))
+    rows = rows if block_bytes else min(rows, _BLOCK_ROWS)
     starts = range(0, len(q), rows)
     held = threading.local()
 

@@ -11,6 +11,7 @@ from cusa.eval.bootstrap import Bootstrap, interval
 from cusa.eval.compare import compare
 from cusa.eval.queries import Judged, Queries
 from cusa.eval.rankings import Bounds, Rankings
+from cusa.eval.report import RunReport, write_report
 from cusa.eval.scoring import Scoring, one_way, two_ways
 from cusa.eval.sts import spearman
 from cusa.train.ranks import RankBounds
@@ -197,3 +198,13 @@ def test_models_without_a_suite_in_common(hardness):
         compare([{"retrieval": model}, {"images": model}], SOME)
     with pytest.raises(CusaError, match="no suite in common"):
         compare([{}, {"images": model}], SOME)
+
+
+def test_a_comparison_without_intervals_is_shown(tmp_path):
+    """Of two pairs, one draw may hold the same pair twice, which has no correlation."""
+    judged = Judged(np.array([0.1, 0.2]), np.array([1.0, 2.0]))
+    sts = [Queries(n, "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": judged}) for n in "ab"]
+    contents = [compare([{"sts": q} for q in sts], Bootstrap(1, seed)) for seed in range(20)]
+    content = next(c for c in contents if c["rows"][0]["differences"][1]["low"] is None)
+    write_report(tmp_path / "c.html", [RunReport(n) for n in "ab"], content)
+    assert "STS12, spearman" in (tmp_path / "c.html").read_text()
