@@ -141,7 +141,7 @@ def against_metric_learning(rounds: int) -> dict[str, Any]:
     labels = np.concatenate([np.repeat(np.arange(SOP_CLASSES), 2), rng.integers(0, SOP_CLASSES, SOP_IMAGES)])
     labels = rng.permutation(labels[:SOP_IMAGES])
     centres = unit_rows(SOP_CLASSES, DIM, 2)
-    rows = 0.2 * centres[labels] + unit_rows(SOP_IMAGES, DIM, 3)
+    rows = 0.6 * centres[labels] + unit_rows(SOP_IMAGES, DIM, 3)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
     calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
