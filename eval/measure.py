@@ -109,7 +109,8 @@ def _retrieval(
             raise
         found.notes.append(f"no retrieval for {report.name}: {error}")
         return report
-    check_counts(data, plan.measure.allow_partial)
+    if (unlike := check_counts(data, plan.measure.allow_partial)) and unlike not in found.notes:
+        found.notes.append(unlike)
     own = plan.data.embeddings is None and not plan.data.dataset
     embeddings = embeddings_of(subject, data, store, own, machine)
     uni_head: Head = subject.source.uni_head

@@ -192,7 +192,10 @@ def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home,
     line = run_error(*args)
     assert "coco test has 5,000 images, found 6" in line
     assert "--allow-partial" in line
-    assert "coco, split test: 6 images" in run_ok(*args, "--allow-partial")
+    out = run_ok(*args, "--allow-partial")
+    assert "coco, split test: 6 images" in out
+    assert "note: coco test has 5,000 images, found 6: figures do not compare with others'" in out
+    assert "note: coco val has 5,000 images, found 4" in run_ok(*args, "--split", "val")  # no one publishes those
     assert "protocols" not in strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]
     line = run_error(*args, "--allow-partial", "--pmrp", here)
     assert "--pmrp goes with COCO's 5,000 test images" in line
