@@ -38,7 +38,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         if made:  # the new folder's own name must outlive a power cut, too
             _flush_folder(path.parent.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say what did not fit
+        if error.errno == errno.ENOSPC:  # the system does not say what did not fit
+            error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
