@@ -18,13 +18,12 @@ _PROBED = 16  # one list of so many is searched, and no fewer than 8
 _TOP = max(CUTS)
 
 
-def make_index(rows: np.ndarray, kind: ApproximateKind, seed: int = 0) -> tuple[Any, dict[str, int]]:
+def make_index(rows: np.ndarray, kind: ApproximateKind) -> tuple[Any, dict[str, int]]:
     """An index of rows for search by dot product.
 
     Args:
         rows: float32 ``[n, d]``.
         kind: ``"hnsw"`` (a graph of neighbours; Malkov and Yashunin 2018) or ``"ivf"`` (lists of clusters).
-        seed: Of the clusters.
 
     Returns:
         The index, and its settings.
@@ -38,7 +37,6 @@ def make_index(rows: np.ndarray, kind: ApproximateKind, seed: int = 0) -> tuple[
     else:
         lists = max(1, min(n, round(4 * math.sqrt(n)), n // 39))  # FAISS asks for 39 rows a list to be trained on
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed = seed
         index.cp.max_points_per_centroid = _TRAINED_ON
         index.cp.min_points_per_centroid = 1  # of fewer than 39 rows there is one list, and nothing to warn of
         index.train(rows)

@@ -22,7 +22,8 @@ from cusa.train.encode import SplitEmbeddings
 from cusa.train.ranks import RankBounds, join_bounds, rank_bounds, two_way_rank_bounds
 
 Way = Literal["i2t", "t2i"]
-WAYS: tuple[Way, Way] = ("i2t", "t2i")
+# What the protocols report that have metrics of their own; the others report recalls.
+PROTOCOL_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
 PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")
 IMAGES, CAPTIONS_PER_IMAGE, FOLDS = 5_000, 5, 5
 

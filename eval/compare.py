@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from cusa.data.errors import CusaError
-from cusa.eval.bootstrap import Bootstrap, interval, resampled_means, two_sided_p
+from cusa.eval.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
+from cusa.eval.coco import PROTOCOL_METRICS
 from cusa.eval.queries import Judged, Queries, Suite
 from cusa.eval.rankings import Rankings, Ties
 from cusa.eval.scoring import recall_sum
@@ -17,7 +18,6 @@ from cusa.eval.sts import spearman
 from cusa.eval.suites import resampled_spearman
 
 _UNI_MODAL = ("t2t", "i2i", "sts")
-_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
 _PRECISIONS = ("r_precision", "map_at_r")
 _FIGURE = ("value", "samples")
 
@@ -65,7 +65,7 @@ def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> 
         "format_version": [1, 0],
         "models": names,
         "base": names[0],
-        "bootstrap": {"samples": bootstrap.samples, "seed": bootstrap.seed, "level": 0.95},
+        "bootstrap": {"samples": bootstrap.samples, "seed": bootstrap.seed, "level": LEVEL},
         "rows": rows,
     }
 
@@ -106,7 +106,7 @@ def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str
         by_metric = _ranked_figures(found, queries.ties, bootstrap, protocol)
         for metric, figure in by_metric.items():
             yield (place, f"{task} {metric}"), figure
-        if task in ("i2t", "t2i") and protocol not in _METRICS:
+        if task in ("i2t", "t2i") and protocol not in PROTOCOL_METRICS:
             directions.setdefault(place, []).append(by_metric)
     for place, both in directions.items():
         if len(both) == 2 and all(both):
@@ -118,8 +118,8 @@ def _ranked_figures(rankings: Rankings, ties: str, bootstrap: Bootstrap, protoco
     """Recalls over all queries, precisions over those that have an answer; in ECCV and PMRP, over all."""
     chosen: Ties = ties  # type: ignore[assignment] # as it was written
     every, answerable = rankings.values(chosen), rankings.answerable()
-    if protocol in _METRICS:
-        return _resampled({k: every[k] for k in _METRICS[protocol]}, bootstrap, rankings)
+    if protocol in PROTOCOL_METRICS:
+        return _resampled({k: every[k] for k in PROTOCOL_METRICS[protocol]}, bootstrap, rankings)
     precisions = {k: v for k, v in answerable.values(chosen).items() if k in _PRECISIONS}
     recalls = {k: v for k, v in every.items() if k not in _PRECISIONS}
     return _resampled(recalls, bootstrap, rankings) | _resampled(precisions, bootstrap, answerable)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cusa.data.records import SplitView
-from cusa.eval.coco import CocoTest, rank_coco
+from cusa.eval.coco import PROTOCOL_METRICS, CocoTest, rank_coco
 from cusa.eval.rankings import Rankings, Ties, rank_all, refuse_zeros
 from cusa.eval.relevance import Relevance, relevance_of, same_group, true_relevance
 from cusa.eval.scoring import PLAIN, PerQuery, Scoring, one_way, two_ways
@@ -154,16 +154,13 @@ def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -
     return replace(ranked, clusters=of).answerable()
 
 
-_PROTOCOL_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
-
-
 def _protocol(name: str, ways: Any, scoring: Scoring) -> dict[str, Any]:
     found = two_ways(ways, scoring)
     if name == "coco_1k":
         return {**found, "folds": 5}
-    if name not in _PROTOCOL_METRICS:
+    if name not in PROTOCOL_METRICS:
         return found
-    kept = _PROTOCOL_METRICS[name]
+    kept = PROTOCOL_METRICS[name]
     return {way: _only(found[way], kept) for way in ways}
 
 

@@ -19,9 +19,8 @@ _BLOCK_BYTES = 256 * 2**20  # of similarities at once, at most
 _BLOCK_ROWS = 256  # fewer queries at a time are slower, more are no faster
 _STRIP_BYTES = 2 * 2**20  # of them that are counted at once: they stay in the cache
 _OWN_BLOCK = 128  # images whose own captions' similarities are taken at once
-_LEAST = (
-    16  # rows and columns of a product: BLAS adds up smaller ones in another order, and equal embeddings would differ
-)
+# Rows and columns of a product: BLAS adds up smaller ones in another order, and equal embeddings would not tie.
+_LEAST = 16
 
 
 class RankBounds(NamedTuple):
