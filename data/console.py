@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -137,6 +140,20 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """Print ``Error: message`` on stderr and exit."""
     click.echo(f"Error: {message}", err=True)
     sys.exit(status)
+
+
+def shell_command(program: str, *arguments: object) -> str:
+    """A command line that runs as printed, also where this environment is not the active one.
+
+    Args:
+        program: One of this package's programs, such as ``"cusa-train"``.
+        arguments: Its arguments; they are quoted where a shell needs it.
+    """
+    installed = Path(sys.executable).parent / program
+    on_path = shutil.which(program)
+    if installed.exists() and (on_path is None or not installed.samefile(on_path)):
+        program = str(installed)
+    return shlex.join([program, *map(str, arguments)])
 
 
 def console(quiet: bool = False) -> Console:

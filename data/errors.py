@@ -1,5 +1,67 @@
-"""The one exception that means "the user can fix this"; command lines print it as one line."""
+"""The exceptions that mean "the user can fix this"; command lines print them as one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class CusaError(ValueError):
-    """A mistake in what the user gave: what it was, what is legal, what to do next, in one line."""
+    """A mistake in what the user gave: what it was, what is legal, what to do next, in one line.
+
+    Args:
+        message: The line.
+        path: The file or folder at fault.
+        location: Where in it, such as ``"line 3"``.
+        name: What is at fault: a setting, a teacher, a split, an id.
+
+    Attributes:
+        path: As given, or ``None``.
+        location: As given, or an empty text.
+        name: As given, or an empty text.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None, location: str = "", name: str = "") -> None:
+        super().__init__(message)
+        self.path, self.location, self.name = path, location, name
+
+
+class FileFormatError(CusaError):
+    """A file cannot be parsed, or holds other things than its form allows."""
+
+
+class DataError(CusaError):
+    """Annotations, captions or images cannot be used."""
+
+
+class ImageError(DataError):
+    """An image file cannot be decoded."""
+
+
+class StoreError(CusaError):
+    """An embedding store is missing, damaged, or not the one expected."""
+
+
+class EmbeddingsError(CusaError):
+    """Embedding rows cannot be used: their shape, ids, or values are wrong."""
+
+
+class TeacherError(CusaError):
+    """A teacher is unknown, cannot be loaded, or does not compute what a teacher must."""
+
+
+class StudentError(CusaError):
+    """A student is unknown, cannot be loaded, or does not compute what a student must."""
+
+
+class SettingError(CusaError):
+    """A setting is unknown or has an illegal value."""
+
+
+class RunError(CusaError):
+    """A run directory, checkpoint or file of results cannot be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

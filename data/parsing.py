@@ -1,0 +1,204 @@
+"""Text, JSON and YAML from files, each parser wrapped once: what it refuses is an error that names the place.
+
+The parsers of the standard library and of PyYAML raise many things on damaged input (``RecursionError`` on deep
+nesting, ``ValueError`` on a number of 5,000 digits, ``KeyError`` on ``!!bool foo``). Here all of them become
+:class:`cusa.data.errors.FileFormatError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cusa.data.errors import FileFormatError, first_line
+
+MAX_YAML_NODES = 10_000  # a file of settings has a few hundred; aliases of aliases multiply them without end
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        FileFormatError: If the file is missing, a folder, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileFormatError(f"{path} does not exist", path=path) from None
+    except IsADirectoryError:
+        raise FileFormatError(f"{path} is a folder, not a file", path=path) from None
+    except UnicodeDecodeError as error:
+        location = f"byte {error.start}"
+        message = f"{path} is not UTF-8 text ({location}); save it as UTF-8"
+        raise FileFormatError(message, path=path, location=location) from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileFormatError: If it cannot be read or parsed; see :func:`parse_json`.
+    """
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    """Parse JSON text.
+
+    Args:
+        text: The text.
+        path: The file that it comes from, for messages.
+        line: The line of the file, where the text is one line of it.
+
+    Returns:
+        What :func:`json.loads` returns. No number in it is NaN or infinite, and no text holds half a character.
+
+    Raises:
+        FileFormatError: If the text is not JSON, nests too deeply, holds NaN or a number of thousands of digits, or
+            half of a surrogate pair.
+    """
+    location = "" if line is None else f"line {line}"
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if _SURROGATE_ESCAPE.search(text):
+            _refuse_lone_surrogates(content)
+    except json.JSONDecodeError as error:
+        location = location or f"line {error.lineno}"
+        problem = error.msg
+    except RecursionError:
+        problem = "it nests too deeply"
+    except ValueError as error:
+        problem = first_line(error)
+    else:
+        return content
+    place = f"{path} {location}".strip()
+    message = f"{place} is not valid JSON ({problem}); repair it or download it again"
+    raise FileFormatError(message, path=path, location=location) from None
+
+
+def parse_json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """Parse JSON Lines: yields the number of each line that is not blank, from 1, and what it holds.
+
+    Raises:
+        FileFormatError: If a line cannot be parsed; names it.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, parse_json(line, path, number)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        FileFormatError: If it cannot be read or parsed; see :func:`parse_yaml`.
+    """
+    return parse_yaml(read_text(path), str(path), path)
+
+
+def parse_yaml(text: str, source: str, path: Path | None = None) -> Any:
+    """Parse one YAML document of plain values.
+
+    Args:
+        text: The text.
+        source: What it is called in messages: a path, or an option with its value.
+        path: The file that it comes from, if any.
+
+    Returns:
+        Plain Python values; ``None`` for an empty document.
+
+    Raises:
+        FileFormatError: If the text is not YAML, a value does not fit its tag, it nests too deeply, or its aliases
+            stand for more than :data:`MAX_YAML_NODES` values.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None
+            _refuse_expansion(root)
+            return loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        problem = "it nests too deeply"
+    except _YAML_ERRORS as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+    raise FileFormatError(f"{source} is not valid YAML ({problem}); correct it", path=path) from None
+
+
+def refuse_half_characters(text: str) -> None:
+    """Refuse text that UTF-8 cannot hold.
+
+    Raises:
+        ValueError: If it holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character, a lone surrogate") from None
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}, which is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return number
+
+
+def _refuse_lone_surrogates(content: Any) -> None:
+    """Refuse half a character in any key or text of parsed JSON."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            refuse_half_characters(value)
+        elif isinstance(value, dict):
+            waiting.extend(value.keys())
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+def _refuse_expansion(root: yaml.Node) -> None:
+    """Refuse a document whose aliases, written out, would be too many values, or hold themselves."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        key = id(node)
+        if key in open_nodes:
+            raise ValueError("an alias holds itself")
+        if key not in sizes:
+            open_nodes.add(key)
+            total = 1
+            for child in _children(node):
+                total += size(child)
+            open_nodes.remove(key)
+            sizes[key] = total
+        return sizes[key]
+
+    if size(root) > MAX_YAML_NODES:
+        raise ValueError(f"it stands for more than {MAX_YAML_NODES:,} values")
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
