@@ -1,18 +1,17 @@
-"""Annotation files to records: Karpathy json, ALBEF json, flat json, and a user's own JSONL or CSV."""
+"""Data sets by name, or from annotation files, as records grouped by image."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from cusa.data.errors import CusaError
-from cusa.data.records import SPLITS, Dataset, Record, check_splits
+from cusa.data.errors import DataError
+from cusa.data.readers import AnnotationRow, Annotations, Source, canonical_split, read_annotations
+from cusa.data.records import SPLITS, AnnotationFile, Dataset, Record, Records, entry_location, entry_position
 
 # Images per split of the Karpathy splits; COCO's train includes restval.
 KNOWN_SIZES = {
@@ -20,277 +19,217 @@ KNOWN_SIZES = {
     "flickr30k": {"train": 29_000, "val": 1_000, "test": 1_000},
 }
 _ANNOTATIONS = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}
-_SPLIT_ALIASES = {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
+
+Sources = str | Path | Sequence[str | Path]
 
 
-def load_dataset(sources: Sequence[str], image_root: Path | None = None, data_root: Path = Path("data")) -> Dataset:
+def load_dataset(sources: Sources, image_root: Path | str | None = None, data_root: Path | str = "data") -> Dataset:
     """Read a data set by name or from annotation files.
 
     Args:
-        sources: ``["coco"]``, ``["flickr30k"]`` (annotations and images under ``data_root/<name>``), ``["demo"]``
-            (rendered there on first use), or paths of annotation files. A file of a form without splits (ALBEF, flat)
-            takes its split from its name (``…_train.json``) or from ``train=PATH``; several files make one data set.
-        image_root: Folder that the image paths are relative to; by default the annotation file's own folder.
+        sources: ``"coco"``, ``"flickr30k"`` (annotations and images under ``data_root/<name>``),
+            ``"demo"`` (rendered there on first use), or the path of an annotation file; or several
+            paths, which make one data set. A file of a form without splits (ALBEF, flat, COCO's
+            own) takes its split from its name (``…_train.json``) or from ``train=PATH``.
+        image_root: Folder that the image paths are relative to; by default the first annotation
+            file's own folder, or the one above where the first image lies there instead.
         data_root: Where named data sets lie.
 
     Returns:
         The data set, its splits in the order train, val, test.
 
     Raises:
-        CusaError: If a file is missing or malformed, or ids cannot be joined; says which and what to do.
+        DataError: If a file is missing, or ids cannot be joined; says which and what to do.
+        FileFormatError: If a file is of no known form, or an entry of it is malformed; names the
+            entry.
     """
-    if not sources:
-        raise CusaError("no data set given; pass --dataset coco, flickr30k, demo or the path of an annotation file")
-    if len(sources) == 1 and sources[0] == "demo":
+    names = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    texts = [_as_utf8(os.fspath(name), "--dataset") for name in names]
+    root = None if image_root is None else Path(_as_utf8(os.fspath(image_root), "--image-root"))
+    if not texts:
+        raise DataError("no data set given; pass --dataset coco, flickr30k, demo or the path of an annotation file")
+    if texts == ["demo"]:
         from cusa.data.demo import make_demo
 
-        return make_demo(data_root / "demo")
-    if len(sources) == 1 and sources[0] in _ANNOTATIONS:
-        return _load_named(sources[0], image_root, data_root)
-    rows: list[_Row] = []
-    name = ""
-    for source in sources:
-        split, path = _parse_source(source)
-        file_name, file_rows = read_annotations(path, split)
-        rows.extend(file_rows)
-        name = name or file_name
-    first = _parse_source(sources[0])[1]
-    splits = group_rows(rows, ", ".join(sources))
-    root = image_root if image_root is not None else first.parent
-    return Dataset(name, root, splits, notes=_size_notes(name, splits))
+        return make_demo(Path(data_root) / "demo")
+    if len(texts) == 1 and texts[0] in _ANNOTATIONS:
+        return _load_named(texts[0], root, Path(data_root))
+    return _load_files([_parse_source(text) for text in texts], root)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One or more captions of one image, as an annotation file has them."""
+def _as_utf8(name: str, option: str) -> str:
+    """A path that can be written down; others are refused before anything is computed."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{option} {name!r}: the name is not UTF-8; rename it", name=option) from None
+    return name
 
-    split: str
-    image_path: str
-    image_id: str
-    captions: tuple[str, ...]
-    caption_ids: tuple[str, ...] = field(default=())  # empty: numbered by image
+
+def _parse_source(text: str) -> tuple[str | None, Path]:
+    """``train=PATH`` or ``PATH``; a file whose own name holds "=" wins."""
+    head, equals, tail = text.partition("=")
+    if equals and not Path(text).exists():
+        return canonical_split(head, location=f"--dataset {text}"), Path(tail)
+    return None, Path(text)
+
+
+def _load_files(sources: Sequence[tuple[str | None, Path]], image_root: Path | None) -> Dataset:
+    own_folder = sources[0][1].parent
+    folders = [own_folder, own_folder.parent] if image_root is None else [image_root]
+    name, splits, files = _read_files([Source(path, split, folders) for split, path in sources])
+    root = _folder_of_images(folders, splits) or folders[0]
+    return Dataset(name, root, splits, notes=_size_notes(name, splits), files=files)
 
 
 def _load_named(name: str, image_root: Path | None, data_root: Path) -> Dataset:
     folder = data_root / name
     candidates = [folder / _ANNOTATIONS[name], folder / "annotations" / _ANNOTATIONS[name]]
-    path = next((c for c in candidates if c.is_file()), None)
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        raise CusaError(
+        raise DataError(
             f"{candidates[0]} does not exist; put Karpathy's {_ANNOTATIONS[name]} and the images under {folder}/, or "
-            "pass --data-root, or --dataset PATH --image-root FOLDER"
+            "pass --data-root, or --dataset PATH --image-root FOLDER",
+            path=candidates[0],
+            name=name,
         )
-    _, rows = read_annotations(path, None)
-    splits = group_rows(rows, str(path))
-    if image_root is None:
-        probe = next(r.image_path for records in splits.values() for r in records)
-        roots = [folder, folder / "images", folder / f"{name}-images", folder / f"{name}_images"]
-        image_root = next((r for r in roots if (r / probe).is_file()), folder)
-    return Dataset(name, image_root, splits, notes=_size_notes(name, splits))
+    folders = [folder, folder / "images", folder / f"{name}-images", folder / f"{name}_images"]
+    if image_root is not None:
+        folders = [image_root]
+    _, splits, files = _read_files([Source(path, None, folders)])
+    root = _folder_of_images(folders, splits) or folders[0]
+    return Dataset(name, root, splits, notes=_size_notes(name, splits), files=files)
+
+
+def _folder_of_images(folders: Sequence[Path], splits: Mapping[str, Records]) -> Path | None:
+    """The first of some folders that has the first image."""
+    first = next(record for records in splits.values() for record in records)
+    return next((folder for folder in folders if (folder / first.image_path).is_file()), None)
 
 
 def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str, ...]:
     """Differences from the known sizes of a data set of that name."""
-    found = {split: len(splits.get(split, ())) for split in KNOWN_SIZES.get(name, ())}
-    return tuple(
-        f"{name} {split} has {n:,} images, the Karpathy split has {KNOWN_SIZES[name][split]:,}"
-        for split, n in found.items()
-        if n != KNOWN_SIZES[name][split]
-    )
+    notes = []
+    for split, expected in KNOWN_SIZES.get(name, {}).items():
+        n_images = len(splits.get(split, ()))
+        if n_images != expected:
+            notes.append(f"{name} {split} has {n_images:,} images, the Karpathy split has {expected:,}")
+    return tuple(notes)
 
 
-def _parse_source(source: str) -> tuple[str | None, Path]:
-    """``train=PATH`` or ``PATH``; a file whose own name holds "=" wins."""
-    head, equals, tail = source.partition("=")
-    if equals and not Path(source).exists():
-        return _split_name(head, f"--dataset {source}"), Path(tail)
-    return None, Path(source)
+def _read_files(sources: Sequence[Source]) -> tuple[str, dict[str, Records], tuple[AnnotationFile, ...]]:
+    """The first file's name for the data set, the records of all files by split, and the files."""
+    contents = [read_annotations(source) for source in sources]
+    pairs = list(zip(sources, contents, strict=True))
+    files = tuple(AnnotationFile(source.path, content.place) for source, content in pairs)
+    rows = chain.from_iterable(_positioned(number, content) for number, content in enumerate(contents))
+    return contents[0].dataset_name, group_rows(rows, files), files
 
 
-def _split_name(raw: str, where: str) -> str:
-    name = _SPLIT_ALIASES.get(raw, raw)
-    if name not in SPLITS:
-        raise CusaError(f"{where}: unknown split {raw!r}; legal: {', '.join(SPLITS)} (or restval, valid, dev)")
-    return name
+def _positioned(file_number: int, content: Annotations) -> Iterator[tuple[int, AnnotationRow]]:
+    """A file's rows, each with its position."""
+    for row in content.rows:
+        yield entry_position(file_number, row.number), row
 
 
-def read_annotations(path: Path, split: str | None) -> tuple[str, Iterable[_Row]]:
-    """Read one annotation file of any known form.
+@dataclass(slots=True)
+class _ImageGroup:
+    """What the rows of one image have said so far."""
 
-    Args:
-        path: A ``.json``, ``.jsonl`` or ``.csv`` file.
-        split: Split of all its rows; ``None`` takes it from the rows or, failing that, from the file's name.
-
-    Returns:
-        The data set's name and the rows.
-    """
-    try:
-        if path.is_dir():
-            raise CusaError(f"{path} is a folder; pass an annotation file (.json, .jsonl or .csv)")
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise CusaError(
-            f"annotation file {path} does not exist; legal names: coco, flickr30k, demo, or a path"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise CusaError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    if path.suffix == ".jsonl":
-        return path.stem, list(_manifest_rows(_read_jsonl(text, path), path, split))
-    if path.suffix == ".csv":
-        return path.stem, list(_manifest_rows(_read_csv(text, path), path, split))
-    if path.suffix != ".json":
-        raise CusaError(f"{path}: unknown annotation form {path.suffix!r}; legal: .json, .jsonl, .csv")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CusaError(
-            f"{path} is not valid json (line {error.lineno}: {error.msg}); repair or re-download it"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("images"), list):
-        return str(content.get("dataset", path.stem)), list(_karpathy_rows(content["images"], path, split))
-    if isinstance(content, list):
-        return path.stem, list(_list_rows(content, path, split))
-    raise CusaError(
-        f"{path}: neither Karpathy's form ({{'images': [...]}}) nor a list of {{image, caption}} (ALBEF) or "
-        "{image_path, caption, image_id}"
-    )
+    split: str
+    image_path: str
+    captions: list[str] = field(default_factory=list)
+    caption_ids: list[str] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
 
 
-def _karpathy_rows(images: list[Any], path: Path, split: str | None) -> Iterator[_Row]:
-    for i, image in enumerate(images):
-        where = f"{path}: images[{i}]"
-        fields = _mapping(image, where)
-        file_name = _text(fields, "filename", where)
-        folder = fields.get("filepath") or ""
-        sentences = fields.get("sentences")
-        if not isinstance(sentences, list):
-            raise CusaError(f"{where}: has no list 'sentences'; is this Karpathy's json?")
-        sentences = [_mapping(s, f"{where}.sentences") for s in sentences]
-        caption_ids = tuple(str(s["sentid"]) for s in sentences if "sentid" in s)
-        yield _Row(
-            split=split or _split_name(str(fields.get("split", "train")), where),
-            image_path=f"{folder}/{file_name}" if folder else file_name,
-            image_id=str(file_name if fields.get("cocoid") is None else fields["cocoid"]),
-            captions=tuple(_text(s, "raw", where) for s in sentences),
-            caption_ids=caption_ids if len(caption_ids) == len(sentences) else (),
-        )
-
-
-def _list_rows(content: list[Any], path: Path, split: str | None) -> Iterator[_Row]:
-    """ALBEF's ``{image, caption(s)[, image_id]}`` and the flat ``{image_path, caption, image_id}``."""
-    split = split or _split_from_name(path)
-    for i, item in enumerate(content):
-        where = f"{path}: entry {i}"
-        fields = _mapping(item, where)
-        image_path = _text(fields, "image_path" if "image_path" in fields else "image", where)
-        caption = fields.get("caption")
-        captions: list[Any] = caption if isinstance(caption, list) else [caption]
-        if not all(isinstance(c, str) for c in captions):
-            raise CusaError(f"{where}: 'caption' must be a text or a list of texts")
-        yield _Row(
-            split,
-            image_path,
-            str(image_path if fields.get("image_id") is None else fields["image_id"]),
-            tuple(captions),
-        )
-
-
-def _manifest_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], path: Path, split: str | None) -> Iterator[_Row]:
-    """A user's own ``image,caption[,image_id][,split]``."""
-    default = split
-    for where, fields in rows:
-        image_path = _text(fields, "image", where)
-        row_split = fields.get("split") or default or _split_from_name(path, default="train")
-        image_id = fields.get("image_id")
-        yield _Row(
-            split=split or _split_name(str(row_split), where),
-            image_path=image_path,
-            image_id=str(image_id) if image_id not in (None, "") else image_path,
-            captions=(_text(fields, "caption", where),),
-        )
-
-
-def _read_jsonl(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path} line {number}", _mapping(json.loads(line), f"{path} line {number}")
-        except json.JSONDecodeError as error:
-            raise CusaError(f"{path} line {number} is not valid json ({error.msg}); repair or remove it") from None
-
-
-def _read_csv(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    missing = {"image", "caption"} - set(reader.fieldnames or ())
-    if missing:
-        raise CusaError(
-            f"{path}: the header row lacks {', '.join(sorted(missing))}; legal: image,caption[,image_id][,split]"
-        )
-    try:
-        for row in reader:
-            where = f"{path} line {reader.line_num}"
-            if None in row or None in row.values():
-                raise CusaError(f"{where}: not as many fields as the header; a caption with a comma needs quotes")
-            yield where, row
-    except csv.Error as error:
-        raise CusaError(f"{path} line {reader.line_num} is not valid csv ({error}); repair or remove it") from None
-
-
-def _split_from_name(path: Path, default: str | None = None) -> str:
-    for token in re.split(r"[^a-z0-9]+", path.stem.lower()):
-        name = _SPLIT_ALIASES.get(token, token)
-        if name in SPLITS:
-            return name
-    if default is None:
-        raise CusaError(f"{path}: its name tells no split; pass --dataset train={path} (or val=, test=)")
-    return default
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise CusaError(f"{where}: expected an object with named fields, found {type(value).__name__}")
-    return value
-
-
-def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
-    value = fields.get(key)
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise CusaError(f"{where}: field {key!r} holds half a character (a lone surrogate); repair it") from None
-    if isinstance(value, str) and "\0" in value:
-        raise CusaError(f"{where}: field {key!r} holds a NUL character; repair it")
-    if not isinstance(value, str) or (key != "caption" and key != "raw" and not value):
-        raise CusaError(f"{where}: field {key!r} must be a text, found {value!r}")
-    return value
-
-
-def group_rows(rows: Iterable[_Row], source: str) -> dict[str, tuple[Record, ...]]:
+def group_rows(rows: Iterable[tuple[int, AnnotationRow]], files: Sequence[AnnotationFile]) -> dict[str, Records]:
     """Group rows by image id, in order of first appearance, into records per split.
 
+    Args:
+        rows: Each row with its position; see :func:`cusa.data.records.entry_position`.
+        files: The files that they come from.
+
+    Returns:
+        Records by split, in the order train, val, test; splits without an image are left out.
+
     Raises:
-        CusaError: If an image id stands for two files or two splits, or ids are not unique.
+        DataError: If there is no row, an image has no caption, an image id stands for two files or
+            two splits, or a caption id is used twice; names the entries.
     """
-    grouped: dict[str, dict[str, Record]] = {}
-    for row in rows:
-        of_split = grouped.setdefault(row.split, {})
-        old = of_split.get(row.image_id)
-        if old is None:
-            ids = row.caption_ids or tuple(f"{row.image_id}#{k}" for k in range(len(row.captions)))
-            of_split[row.image_id] = Record(row.image_id, row.image_path, row.captions, ids)
-        elif old.image_path != row.image_path:
-            raise CusaError(
-                f"{source}: image id {row.image_id!r} stands for two files, {old.image_path} and {row.image_path}; "
-                "give each image its own id"
+    groups: dict[str, _ImageGroup] = {}
+    all_caption_ids: set[str] = set()
+    for position, row in rows:
+        group = groups.get(row.image_id)
+        if group is None:
+            group = groups[row.image_id] = _ImageGroup(row.split, row.image_path)
+        elif (group.split, group.image_path) != (row.split, row.image_path):
+            _refuse_image(row, position, group, files)
+        n_captions = len(group.captions)
+        numbers = range(n_captions, n_captions + len(row.captions))
+        caption_ids = row.caption_ids or [f"{row.image_id}#{number}" for number in numbers]
+        for caption_id in caption_ids:
+            if caption_id in all_caption_ids:
+                _refuse_caption(caption_id, position, groups, files)
+            all_caption_ids.add(caption_id)
+        group.captions.extend(row.captions)
+        group.caption_ids.extend(caption_ids)
+        group.positions.extend([position] * max(1, len(row.captions)))
+    if not groups:
+        raise DataError(f"{_listing(files)}: holds no image-caption pair", path=files[0].path)
+    return _records_by_split(groups, files)
+
+
+def _records_by_split(groups: dict[str, _ImageGroup], files: Sequence[AnnotationFile]) -> dict[str, Records]:
+    """The groups as records, each taken out of the dictionary: not all are in memory twice."""
+    records: dict[str, list[Record]] = {}
+    for image_id in list(groups):
+        group = groups.pop(image_id)
+        if not group.captions:
+            path, location = entry_location(files, group.positions[0])
+            raise DataError(
+                f"{path} {location}: image {image_id!r} ({group.image_path}) has no caption; remove it or caption it",
+                path=path,
+                location=location,
+                name=image_id,
             )
-        else:
-            captions = old.captions + row.captions
-            ids = old.caption_ids + (
-                row.caption_ids or tuple(f"{row.image_id}#{k}" for k in range(len(old.captions), len(captions)))
-            )
-            of_split[row.image_id] = replace(old, captions=captions, caption_ids=ids)
-    splits = {name: tuple(grouped[name].values()) for name in SPLITS if name in grouped}
-    check_splits(splits, source)
-    return splits
+        record = Record(
+            image_id, group.image_path, tuple(group.captions), tuple(group.caption_ids), tuple(group.positions)
+        )
+        records.setdefault(group.split, []).append(record)
+    return {split: tuple(records[split]) for split in SPLITS if split in records}
+
+
+def _refuse_image(row: AnnotationRow, position: int, group: _ImageGroup, files: Sequence[AnnotationFile]) -> NoReturn:
+    """Say that an image id stands for two files or two splits."""
+    path, location = entry_location(files, position)
+    if row.image_path != group.image_path:
+        problem = f"stands for two files, {group.image_path} and {row.image_path}"
+    else:
+        problem = f"is used twice, in the splits {group.split} and {row.split}"
+    message = (
+        f"{path} {location}: image id {row.image_id!r} {problem} (before: {_place(files, group.positions[0])}); give "
+        "each image one id and one split"
+    )
+    raise DataError(message, path=path, location=location, name=row.image_id)
+
+
+def _refuse_caption(
+    caption_id: str, position: int, groups: Mapping[str, _ImageGroup], files: Sequence[AnnotationFile]
+) -> NoReturn:
+    """Say that a caption id is used twice."""
+    path, location = entry_location(files, position)
+    before = ""
+    for group in groups.values():
+        if caption_id in group.caption_ids:
+            before = f" (before: {_place(files, group.positions[group.caption_ids.index(caption_id)])})"
+    message = f"{path} {location}: caption id {caption_id!r} is used twice{before}; caption ids must be unique"
+    raise DataError(message, path=path, location=location, name=caption_id)
+
+
+def _place(files: Sequence[AnnotationFile], position: int) -> str:
+    return " ".join(map(str, entry_location(files, position)))
+
+
+def _listing(files: Sequence[AnnotationFile]) -> str:
+    return ", ".join(str(file.path) for file in files)

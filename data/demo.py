@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cusa.data.datasets import group_rows, read_annotations
+from cusa.data.datasets import load_dataset
 from cusa.data.demo_render import render
 from cusa.data.demo_world import draw_captions, draw_scenes, stream, truth_of
 from cusa.data.files import atomic_file
@@ -36,10 +36,11 @@ def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 
     made = json.dumps({"name": "demo", "version": VERSION, "seed": seed, "images": sizes}) + "\n"
     if not _is_complete(folder, made, sizes):
         _make(folder, made, sizes, seed)
-    splits = group_rows(read_annotations(folder / "manifest.jsonl", None)[1], str(folder / "manifest.jsonl"))
+    manifest = load_dataset(folder / "manifest.jsonl")
+    splits = manifest.splits
     with np.load(folder / "truth.npz") as arrays:
         truth = {s: Truth(*(arrays[f"{s}_{name}"] for name in ("image_labels", "indptr", "indices"))) for s in splits}
-    return Dataset("demo", folder, splits, truth)
+    return Dataset("demo", folder, splits, truth, files=manifest.files)
 
 
 def _is_complete(folder: Path, made: str, sizes: Mapping[str, int]) -> bool:

@@ -1,4 +1,4 @@
-"""Text, JSON and YAML from files, each parser wrapped once: what it refuses is an error that names the place.
+"""Text, JSON, CSV and YAML from files, each parser wrapped once: errors name the place.
 
 The parsers of the standard library and of PyYAML raise many things on damaged input (``RecursionError`` on deep
 nesting, ``ValueError`` on a number of 5,000 digits, ``KeyError`` on ``!!bool foo``). Here all of them become
@@ -7,6 +7,8 @@ nesting, ``ValueError`` on a number of 5,000 digits, ``KeyError`` on ``!!bool fo
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
@@ -19,6 +21,7 @@ import yaml
 from cusa.data.errors import FileFormatError, first_line
 
 MAX_YAML_NODES = 10_000  # a file of settings has a few hundred; aliases of aliases multiply them without end
+_CELL_ENDS = " \t\r\n"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
@@ -93,6 +96,68 @@ def parse_json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, path, number)
+
+
+def parse_csv(text: str, path: Path) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
+    """Parse CSV with a header row.
+
+    Spaces, tabs and line breaks at both ends of a cell are dropped, of names and values alike;
+    inside they stay. Columns without a name are left out, such as the row numbers that pandas
+    writes.
+
+    Args:
+        text: The text.
+        path: The file that it comes from, for messages.
+
+    Returns:
+        The names of the columns, and of each row the line that it begins on, from 1, and its cells
+        by name.
+
+    Raises:
+        FileFormatError: If the text is not CSV, holds a NUL character, names a column twice, or a
+            row has not as many cells as the header. Of rows, this is told when they are asked for.
+    """
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        _refuse_csv(path, line, "it holds a NUL character; if it is UTF-16, save it as UTF-8")
+    rows = _csv_rows(text, path)
+    line, header = next(rows, (1, []))
+    names = [name for name in header if name]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        _refuse_csv(path, line, f"the header names {', '.join(repeated)} twice")
+    return tuple(names), _named_cells(rows, header, path)
+
+
+def _named_cells(
+    rows: Iterator[tuple[int, list[str]]], header: list[str], path: Path
+) -> Iterator[tuple[int, dict[str, str]]]:
+    for line, cells in rows:
+        if len(cells) != len(header):
+            problem = f"it has {len(cells)} cells, the header {len(header)}; a cell with a comma needs quotes"
+            _refuse_csv(path, line, problem)
+        yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line that each row begins on, and its cells; rows without any are left out."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            _refuse_csv(path, line, str(error))
+        if cells is None:
+            return
+        cells = [cell.strip(_CELL_ENDS) for cell in cells]
+        if cells not in ([], [""]):  # a blank line
+            yield line, cells
+
+
+def _refuse_csv(path: Path, line: int, problem: str) -> NoReturn:
+    location = f"line {line}"
+    message = f"{path} {location} is not valid CSV ({problem}); repair it"
+    raise FileFormatError(message, path=path, location=location)
 
 
 def read_yaml(path: Path) -> Any:

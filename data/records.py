@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError
 
 SPLITS = ("train", "val", "test")
 
@@ -24,12 +24,45 @@ class Record:
         image_path: Path of the image file relative to the data set's image root, with "/" as separator.
         captions: The captions as written, before any normalisation.
         caption_ids: Stable id of each caption, unique within the data set; same length as ``captions``.
+        positions: Where each caption stands in the annotation files (:func:`entry_location`), or
+            nothing.
     """
 
     image_id: str
     image_path: str
     captions: tuple[str, ...]
     caption_ids: tuple[str, ...]
+    positions: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+
+Records = tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """An annotation file that records were read from.
+
+    Attributes:
+        path: The file.
+        place: How its entries are called: ``"line {}"`` takes an entry's number.
+    """
+
+    path: Path
+    place: str
+
+
+_NUMBER_BITS = 40  # of an entry's number within its file: one int holds both, and a record little more
+
+
+def entry_position(file_number: int, number: int) -> int:
+    """The position of an entry: which of the data set's files, and which entry of it."""
+    return file_number << _NUMBER_BITS | number
+
+
+def entry_location(files: Sequence[AnnotationFile], position: int) -> tuple[Path, str]:
+    """The file and the place in it that a position stands for: ``(pairs.csv, "line 3")``."""
+    file = files[position >> _NUMBER_BITS]
+    return file.path, file.place.format(position & (1 << _NUMBER_BITS) - 1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +80,7 @@ class Truth:
     indices: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Splits of image-caption records under one image root.
 
@@ -57,13 +90,19 @@ class Dataset:
         splits: Records per split name.
         truth: Known relevance per split name, where the data set has it.
         notes: Things its user should know, such as an unexpected number of images.
+        files: The annotation files that the records' positions are in.
     """
 
     name: str
     image_root: Path
-    splits: Mapping[str, tuple[Record, ...]]
+    splits: Mapping[str, Records]
     truth: Mapping[str, Truth] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    files: tuple[AnnotationFile, ...] = ()
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {len(records):,} images" for name, records in self.splits.items())
+        return f"Dataset({self.name!r}, {str(self.image_root)!r}, {sizes})"
 
     def limited(self, limit: int) -> Dataset:
         """The first ``limit`` images of every split with their captions; known relevance is cut to them."""
@@ -80,11 +119,13 @@ class Dataset:
         """The named splits only.
 
         Raises:
-            CusaError: If a name is not a split of this data set.
+            DataError: If a name is not a split of this data set.
         """
         for name in names:
             if name not in self.splits:
-                raise CusaError(f"data set {self.name!r} has no split {name!r}; it has: {', '.join(self.splits)}")
+                raise DataError(
+                    f"data set {self.name!r} has no split {name!r}; it has: {', '.join(self.splits)}", name=name
+                )
         return replace(
             self,
             splits={n: self.splits[n] for n in names},
@@ -124,35 +165,6 @@ def fingerprint(records: Sequence[Record]) -> str:
             digest.update(len(raw).to_bytes(8, "little") + raw)
         digest.update(b"\xff" * 8)  # ends a record: no length is that large
     return digest.hexdigest()
-
-
-def check_splits(splits: Mapping[str, Sequence[Record]], source: str) -> None:
-    """Refuse splits that cannot be joined by id.
-
-    Raises:
-        CusaError: If there is no record at all, an image has no caption, or an image or caption id is used twice.
-    """
-    if not any(splits.values()):
-        raise CusaError(f"{source}: holds no image-caption pair")
-    seen_images: dict[str, tuple[str, str]] = {}
-    seen_captions: set[str] = set()
-    for split, records in splits.items():
-        for r in records:
-            if not r.captions:
-                raise CusaError(
-                    f"{source}: image {r.image_id!r} ({r.image_path}) has no caption; remove it or caption it"
-                )
-            if r.image_id in seen_images:
-                other_split, other_path = seen_images[r.image_id]
-                raise CusaError(
-                    f"{source}: image id {r.image_id!r} is used twice, for {other_path} ({other_split}) and "
-                    f"{r.image_path} ({split}); give each image one id and one split"
-                )
-            seen_images[r.image_id] = (split, r.image_path)
-            for caption_id in r.caption_ids:
-                if caption_id in seen_captions:
-                    raise CusaError(f"{source}: caption id {caption_id!r} is used twice; caption ids must be unique")
-                seen_captions.add(caption_id)
 
 
 class SplitView(Protocol):
@@ -228,7 +240,7 @@ class RecordSplit:
         """A split of a data set.
 
         Raises:
-            CusaError: If it has no such split.
+            DataError: If it has no such split.
         """
         records = dataset.select([name]).splits[name]
         return RecordSplit(

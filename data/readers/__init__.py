@@ -1,0 +1,11 @@
+"""Annotation files of every known form, as rows of images with their captions.
+
+A form is recognised by what a file holds, not by what it is called. Each has a module of its own
+that exports a :class:`cusa.data.readers.forms.Form`; a new one is added to a tuple in
+:mod:`cusa.data.readers.files`.
+"""
+
+from cusa.data.readers.files import read_annotations
+from cusa.data.readers.forms import AnnotationRow, Annotations, Source, canonical_split
+
+__all__ = ["AnnotationRow", "Annotations", "Source", "canonical_split", "read_annotations"]

@@ -1,0 +1,92 @@
+"""COCO's own captions, such as ``captions_val2017.json``: images, and annotations of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from cusa.data.errors import FileFormatError
+from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
+
+PLACE = "annotations[{}]"
+
+
+def _recognises(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    return isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)
+
+
+def _read(content: dict[str, Any], source: Source) -> Annotations:
+    return Annotations(source.path.stem, PLACE, _rows(content, source, source.required_split()))
+
+
+def _rows(content: dict[str, Any], source: Source, split: str) -> Iterator[AnnotationRow]:
+    image_paths = _image_paths(content["images"], source)
+    captioned: set[str] = set()
+    for number, fields in enumerate(content["annotations"]):
+        location = PLACE.format(number)
+        annotation = Entry(fields, source.path, location)
+        image_id = annotation.identifier("image_id")
+        if image_id not in image_paths:
+            raise FileFormatError(
+                f"{source.path} {location}: 'images' has no image with the id {image_id!r}; is this COCO's own file?",
+                path=source.path,
+                location=location,
+                name="image_id",
+            )
+        captioned.add(image_id)
+        caption_id = annotation.identifier("id")
+        yield AnnotationRow(
+            split=split,
+            image_path=image_paths[image_id],
+            image_id=image_id,
+            captions=(annotation.caption("caption"),),
+            caption_ids=() if caption_id is None else (caption_id,),
+            number=number,
+        )
+    for image_id, image_path in image_paths.items():
+        if image_id not in captioned:
+            raise FileFormatError(
+                f"{source.path}: image {image_id!r} ({image_path}) has no caption; remove it or caption it",
+                path=source.path,
+                name=image_id,
+            )
+
+
+def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
+    """Path by image id."""
+    paths: dict[str, str] = {}
+    prefix = ""
+    for number, fields in enumerate(images):
+        location = f"images[{number}]"
+        image = Entry(fields, source.path, location)
+        file_name, image_id = image.text("file_name"), image.identifier("id")
+        if number == 0:
+            prefix = _folder_prefix(file_name, image.optional_text("coco_url"), source.image_folders)
+        if image_id is None or image_id in paths:
+            problem = "has no id" if image_id is None else f"has the id {image_id!r} of another image"
+            raise FileFormatError(
+                f"{source.path} {location}: {problem}; give each image its own",
+                path=source.path,
+                location=location,
+                name="id",
+            )
+        paths[image_id] = prefix + file_name
+    return paths
+
+
+def _folder_prefix(file_name: str, url: str | None, image_folders: Sequence[Path]) -> str:
+    """``"val2017/"`` where the images lie in the folder that their address names, else nothing.
+
+    The files name their images without a folder; COCO's archives unpack to one folder a split.
+    """
+    if url is None or any((folder / file_name).is_file() for folder in image_folders):
+        return ""
+    prefix = f"{PurePosixPath(urlsplit(url).path).parent.name}/"
+    return prefix if any((folder / (prefix + file_name)).is_file() for folder in image_folders) else ""
+
+
+FORM = Form('COCO\'s own {"images": [{id, file_name}], "annotations": [{image_id, caption}]}', _recognises, _read)
