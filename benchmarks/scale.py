@@ -8,6 +8,7 @@ Each measurement is made in a fresh process; medians.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import resource
@@ -28,6 +29,7 @@ from rich.table import Table
 from cusa.data.index import COLUMNS, Texts
 from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
 from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, VERSION
+from cusa.data.store import VERIFIED_BYTES
 
 DIM = 768
 SETTINGS = TeacherSettings("image", "made up", "0" * 64, {}, "none", "fp32", DIM, "float16", True)
@@ -43,9 +45,18 @@ def sparse(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> 
 
 
 def seal(path: Path, form: str) -> None:
-    """Put the first block before a file made with room for it; the checksum is made up, nobody reads so much here."""
-    line = f"{form} {VERSION[0]}.{VERSION[1]} sha256={'0' * 64}\n".encode()
+    """Put the first block before a file made with room for it.
+
+    The checksum is that of the file where opening verifies it; of longer ones and of shards it is
+    made up, nobody reads so much here.
+    """
+    checksum = "0" * 64
     with path.open("r+b") as file:
+        if form == INDEX_FORMAT and path.stat().st_size <= VERIFIED_BYTES:
+            file.seek(512)
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        line = f"{form} {VERSION[0]}.{VERSION[1]} sha256={checksum}\n".encode()
+        file.seek(0)
         file.write(line.ljust(512, b"\0"))
 
 
@@ -66,6 +77,7 @@ def make_sparse(index: Path, n: int) -> None:
         seal(path, SHARD_FORMAT)
         listing.append((start, stop, offset, f"{shard_folder(index).name}/{name}"))
     with h5py.File(index, "w", userblock_size=512) as file:
+        file.attrs["format_version"] = np.asarray(VERSION, "<i4")
         file.attrs["dataset"], file.attrs["image_root"] = "made up", "."
         split = file.create_group("splits/train")
         split.attrs["fingerprint"] = "f"

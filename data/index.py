@@ -11,13 +11,26 @@ import h5py
 import numpy as np
 
 from cusa.data import sealed
-from cusa.data.errors import CusaError
+from cusa.data.errors import StoreError
+from cusa.data.hdf5 import child_group, child_groups, hdf5_errors, read_array, refuse, text_attribute
+from cusa.data.index_checks import (
+    check_caption_image,
+    check_skipped,
+    check_truth,
+    image_root,
+    read_bounds,
+    read_settings,
+    read_versions,
+    refuse_index,
+)
 from cusa.data.records import Dataset, Record, Truth, caption_rows, fingerprint, iter_captions
-from cusa.data.schema import TeacherSettings
+from cusa.data.schema import TeacherSettings, shard_path
 from cusa.data.shards import ShardInfo
 
 COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
-_TRUTH = ("image_labels", "indptr", "indices")
+TRUTH_COLUMNS = ("image_labels", "indptr", "indices")
+# In UTF-8, a byte that goes on with a character has these bits.
+_CONTINUATION_MASK, _CONTINUATION_BITS = 0xC0, 0x80
 # Repeated one by one, for readers that do not parse the JSON of the settings.
 _REPEATED = ("modality", "model_id", "weights_sha256", "normalizer", "precision", "dim", "dtype", "normalized")
 
@@ -38,9 +51,23 @@ class Texts:
         return Texts(np.frombuffer(b"".join(encoded), np.uint8), offsets)
 
     @staticmethod
-    def read(group: h5py.Group) -> Texts:
-        """Read a column."""
-        return Texts(group["bytes"][...], group["offsets"][...])
+    def read(parent: h5py.Group, name: str) -> Texts:
+        """Read a column whole.
+
+        Raises:
+            StoreError: If it is missing, or its offsets do not divide its bytes.
+        """
+        group = child_group(parent, name)
+        texts = Texts(read_array(group, "bytes", "|u1"), read_array(group, "offsets", "<i8"))
+        path, edges = Path(group.file.filename), texts.offsets
+        if not len(edges) or edges[0] != 0 or edges[-1] != len(texts.bytes) or (np.diff(edges) < 0).any():
+            refuse(path, group.name, "its offsets do not divide its bytes")
+        starts = texts.bytes[edges[edges < len(texts.bytes)]]
+        if ((starts & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
+            refuse(path, group.name, "its offsets cut characters in two")
+        with hdf5_errors(path, group.name):
+            texts.bytes.tobytes().decode()
+        return texts
 
     def write(self, group: h5py.Group, name: str) -> None:
         """Write a column."""
@@ -128,26 +155,31 @@ class Index:
             where: What this index is called in messages.
 
         Raises:
-            CusaError: If the two are not of the same data, or a teacher's settings differ; names the field.
+            StoreError: If the two are not of the same data, or a teacher's settings differ; names
+                the field.
         """
         if self.dataset != other.dataset:
-            raise CusaError(
+            raise StoreError(
                 f"{where} belongs to another data set: field dataset is {self.dataset!r}, this is {other.dataset!r}; "
-                "pass another --out"
+                "pass another --out",
+                name="dataset",
             )
         for split in other.splits:
             if split in self.splits and self.splits[split].fingerprint != other.splits[split].fingerprint:
-                raise CusaError(
+                raise StoreError(
                     f"{where} belongs to other data: field fingerprint of split {split!r} differs (ids, paths, "
-                    "captions or --limit changed); pass another --out"
+                    "captions, --limit or --val-fraction changed); pass another --out, and --reuse to take over rows",
+                    name="fingerprint",
                 )
+        self._refuse_shared_images(other, where)
         teachers = dict(self.teachers)
         for name, entry in other.teachers.items():
             old = teachers.get(name)
             if old is not None and (fields := entry.settings.differing(old.settings)):
-                raise CusaError(
+                raise StoreError(
                     f"{where} holds teacher {name!r} with other settings, not to be mixed: {'; '.join(fields)}; "
-                    "pass another --out or another name (--teacher NAME=...)"
+                    "pass another --out or another name (--teacher NAME=...)",
+                    name=name,
                 )
             shards = dict(old.shards) if old is not None else {}
             for split, parts in entry.shards.items():
@@ -160,6 +192,23 @@ class Index:
             if split not in splits or table.truth is not None:
                 splits[split] = table
         return Index(self.dataset, self.image_root, splits, teachers)
+
+    def _refuse_shared_images(self, other: Index, where: str) -> None:
+        """Refuse a further split that has images of one that is there: training would see its test."""
+        added = [split for split in other.splits if split not in self.splits]
+        if not (added and self.splits):
+            return
+        owners: dict[str, str] = {}
+        for split, table in self.splits.items():
+            owners.update(dict.fromkeys(table.columns["image_ids"], split))
+        for split in added:
+            for image_id in other.splits[split].columns["image_ids"]:
+                if image_id in owners:
+                    raise StoreError(
+                        f"{where} has image {image_id!r} in split {owners[image_id]!r}, it is in split {split!r} here; "
+                        "pass another --out",
+                        name=image_id,
+                    )
 
     def without(self, teachers: Mapping[str, TeacherEntry]) -> Index:
         """This index without the shards of those splits that entries of the same teachers have, too."""
@@ -199,54 +248,64 @@ def read_index(path: Path) -> Index:
     """Read an index whole, its seal verified.
 
     Raises:
-        CusaError: If it is missing, damaged, or no index.
+        StoreError: If it is missing, damaged, or no index.
     """
     sealed.read_seal(path, sealed.INDEX_FORMAT)  # what is no index at all is named as such
     if not sealed.seal_holds(path, sealed.INDEX_FORMAT):  # before the HDF5 library parses it
-        raise CusaError(
-            f"index {path} is damaged: its checksum does not hold; move it away and run the same cusa-precompute "
-            "command again, finished shards are kept"
-        )
+        refuse_index(path)
     with sealed.open_sealed(path, sealed.INDEX_FORMAT) as file:
-        splits = {name: _read_split(group) for name, group in list(file["splits"].items())}
-        teachers = {name: _read_teacher(group) for name, group in list(file["teachers"].items())}
-        return Index(str(file.attrs["dataset"]), image_root(path, file), splits, teachers)
+        tables: dict[str, SplitTable] = {}
+        for name, group in child_groups(child_group(file, "splits")).items():
+            tables[name] = _read_split(path, group)
+        entries: dict[str, TeacherEntry] = {}
+        for name, group in child_groups(child_group(file, "teachers")).items():
+            entries[name] = _read_teacher(path, group, tables)
+        return Index(text_attribute(file, "dataset"), image_root(path, file), tables, entries)
 
 
-def image_root(path: Path, file: h5py.File) -> Path:
-    """The image root of an open index: absolute, or relative to the index's folder."""
-    return path.resolve().parent / str(file.attrs["image_root"])
+def _read_split(path: Path, group: h5py.Group) -> SplitTable:
+    columns = {name: Texts.read(group, name) for name in COLUMNS}
+    caption_image = read_array(group, "caption_image", "<i8")
+    lengths = {name: len(column) for name, column in columns.items()}
+    n_images, n_captions = lengths["image_ids"], lengths["caption_ids"]
+    if (lengths["image_paths"], lengths["captions"], len(caption_image)) != (n_images, n_captions, n_captions):
+        refuse(path, group.name, "its columns are of different lengths")
+    check_caption_image(caption_image, n_images, path, group.name)
+    truth = None
+    if "truth" in group:
+        part = child_group(group, "truth")
+        truth = Truth(*(read_array(part, name, "<i8") for name in TRUTH_COLUMNS))
+        check_truth(truth, n_images, n_captions, path, group.name)
+    return SplitTable(text_attribute(group, "fingerprint"), columns, caption_image, truth)
 
 
-def _read_split(group: h5py.Group) -> SplitTable:
-    truth = Truth(**{name: group["truth"][name][...] for name in _TRUTH}) if "truth" in group else None
-    columns = {name: Texts.read(group[name]) for name in COLUMNS}
-    return SplitTable(str(group.attrs["fingerprint"]), columns, group["caption_image"][...], truth)
+def _read_teacher(path: Path, group: h5py.Group, tables: Mapping[str, SplitTable]) -> TeacherEntry:
+    settings = read_settings(path, group)
+    shards: dict[str, tuple[ShardInfo, ...]] = {}
+    for split, part in child_groups(group).items():
+        if split not in tables:
+            refuse(path, part.name, f"the index has no split {split!r}")
+        shards[split] = _read_shards(path, part, tables[split].n_rows(settings.modality))
+    return TeacherEntry(settings, shards, text_attribute(group, "source"), read_versions(group))
 
 
-def _read_teacher(group: h5py.Group) -> TeacherEntry:
-    shards = {}
-    for split, part in list(group.items()):  # an error within the iteration would keep HDF5's lock
-        bounds, offsets, skipped = part["shards/bounds"][...], part["shards/offsets"][...], part["skipped"][...]
-        files, seals = (Texts.read(part["shards"][name]) for name in ("files", "sha256"))
-        places = np.searchsorted(skipped, bounds)
-        shards[split] = tuple(
-            ShardInfo(file, a, b, seal, offset, tuple(skipped[first:last].tolist()))
-            for file, seal, offset, (a, b), (first, last) in zip(
-                files, seals, offsets.tolist(), bounds.tolist(), places.tolist(), strict=True
-            )
-        )
-    return TeacherEntry(read_settings(group), shards, str(group.attrs["source"]), read_versions(group))
-
-
-def read_settings(group: h5py.Group) -> TeacherSettings:
-    """The settings of a teacher's group."""
-    return TeacherSettings.from_json(group.attrs["settings"])
-
-
-def read_versions(group: h5py.Group) -> dict[str, str]:
-    """The library versions of a teacher's group."""
-    return {str(k).removeprefix("version."): str(v) for k, v in group.attrs.items() if k.startswith("version.")}
+def _read_shards(path: Path, part: h5py.Group, n_rows: int) -> tuple[ShardInfo, ...]:
+    """The shards of a teacher for a split; a part of a store may have gaps between them."""
+    listing = child_group(part, "shards")
+    bounds, offsets = read_bounds(listing), read_array(listing, "offsets", "<i8")
+    files, seals = list(Texts.read(listing, "files")), list(Texts.read(listing, "sha256"))
+    skipped = read_array(part, "skipped", "<i8")
+    check_skipped(skipped, n_rows, path, part.name)
+    if {len(bounds), len(files), len(seals), len(offsets)} != {len(offsets)}:
+        refuse(path, listing.name, "its columns are of different lengths")
+    for file in files:
+        shard_path(path.parent, file)  # refuses what leads elsewhere
+    places = np.searchsorted(skipped, bounds).tolist()
+    rows = zip(files, bounds.tolist(), seals, offsets.tolist(), places, strict=True)
+    return tuple(
+        ShardInfo(file, start, stop, seal, offset, tuple(skipped[first:last].tolist()))
+        for file, (start, stop), seal, offset, (first, last) in rows
+    )
 
 
 def write_index(path: Path, index: Index) -> None:
@@ -275,7 +334,7 @@ def _write_split(group: h5py.Group, table: SplitTable) -> None:
     group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
     if table.truth is not None:
         part = group.create_group("truth")
-        for name in _TRUTH:
+        for name in TRUTH_COLUMNS:
             part.create_dataset(name, data=getattr(table.truth, name).astype("<i8"))
 
 

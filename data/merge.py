@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import StoreError
 from cusa.data.files import FolderLock, atomic_file
 from cusa.data.index import Index, TeacherEntry, read_index, write_index
-from cusa.data.schema import shard_folder, shard_name
-from cusa.data.sealed import SHARD_FORMAT, read_seal, seal_holds
+from cusa.data.schema import check_index_path, shard_folder, shard_name
+from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, read_seal, seal_holds
 
 _THREADS = 4
 
@@ -30,14 +30,17 @@ def merge(out: Path, parts: Sequence[Path]) -> Index:
         The joined index.
 
     Raises:
-        CusaError: If the parts are not of the same data or settings, hold different rows in the same place, or
-            together leave rows out; says which.
+        StoreError: If the parts are not of the same data or settings, hold different rows in the
+            same place, or together leave rows out; says which.
     """
     sources = [path for path in parts if path.resolve() != out.resolve()]
     if out.exists():
         sources.insert(0, out)
     if not sources:
-        raise CusaError("nothing to join: name the parts")
+        raise StoreError("nothing to join: name the parts", path=out)
+    check_index_path(out)
+    for source in sources:
+        read_seal(source, INDEX_FORMAT)  # before a folder is made
     with FolderLock(shard_folder(out)):
         joined: Index | None = None
         places: dict[str, tuple[Path, str]] = {}  # file in the joined store -> where it is now, its seal
@@ -50,7 +53,8 @@ def merge(out: Path, parts: Sequence[Path]) -> Index:
             joined = index if joined is None else joined.joined(index, where)
         assert joined is not None, "there is at least one source"
         if gaps := joined.gaps():
-            raise CusaError(f"the parts do not make a whole store: {'; '.join(gaps[:3])} ({len(gaps)} in all)")
+            message = f"the parts do not make a whole store: {'; '.join(gaps[:3])} ({len(gaps)} in all)"
+            raise StoreError(message, path=out)
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda item: _bring(item[1][0], out.parent / item[0], item[1][1]), places.items()))
         write_index(out, joined)
@@ -69,9 +73,11 @@ def _placed(
             here = source.parent / info.file
             before, seal = places.setdefault(file, (here, info.sha256))
             if seal != info.sha256:
-                raise CusaError(
+                raise StoreError(
                     f"{here} and {before} hold different rows {info.start} to {info.stop} of teacher {name!r}, split "
-                    f"{split!r}; leave one of them out"
+                    f"{split!r}; leave one of them out",
+                    path=here,
+                    name=name,
                 )
             moved.append(replace(info, file=file))
         shards[split] = tuple(moved)
@@ -81,7 +87,8 @@ def _placed(
 def _bring(here: Path, there: Path, seal: str) -> None:
     """Copy a shard to its place, unless it is there, and verify it."""
     if read_seal(here, SHARD_FORMAT) != seal or not seal_holds(here, SHARD_FORMAT):
-        raise CusaError(f"{here} is damaged or another shard than its index names; make it again, then merge")
+        message = f"{here} is damaged or another shard than its index names; make it again, then merge"
+        raise StoreError(message, path=here)
     if not (there.exists() and there.samefile(here)):
         with atomic_file(there) as temporary:
             shutil.copyfile(here, temporary)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FileFormatError, SettingError, StoreError
+from cusa.data.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,56 @@ class TeacherSettings:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
     @staticmethod
-    def from_json(text: str) -> TeacherSettings:
-        """The inverse of :meth:`to_json`; fields of a newer minor version are ignored."""
-        fields = json.loads(text)
-        return TeacherSettings(**{k: fields[k] for k in TeacherSettings.__dataclass_fields__})
+    def from_json(text: str, path: Path = Path("settings")) -> TeacherSettings:
+        """The inverse of :meth:`to_json`; fields of a newer minor version are ignored.
+
+        Args:
+            text: The JSON.
+            path: The file that it comes from, for messages.
+
+        Raises:
+            StoreError: If it is no JSON object, or a field is missing, of another type, or out of
+                range; names the field.
+        """
+        try:
+            values = parse_json(text, path)
+        except FileFormatError as error:
+            raise StoreError(str(error), path=path, name="settings") from None
+        for name, is_legal in _LEGAL_SETTINGS.items():
+            if not isinstance(values, dict) or name not in values or not is_legal(values[name]):
+                message = f"{path}: field {name!r} of a teacher's settings is missing or no legal value"
+                raise StoreError(message, path=path, name=name)
+        return TeacherSettings(**{name: values[name] for name in _LEGAL_SETTINGS})
 
     def differing(self, other: TeacherSettings) -> list[str]:
         """The fields that differ, with both values."""
         mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())
         return [f"{k} ({mine[k]!r} / {theirs[k]!r})" for k in mine if mine[k] != theirs[k]]
+
+
+_MAX_DIM = 1 << 20  # a row of more columns is a damaged number
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_dim(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_DIM
+
+
+# What each field of the settings may be.
+_LEGAL_SETTINGS: Mapping[str, Callable[[object], bool]] = {
+    "modality": lambda value: value in ("image", "text"),
+    "model_id": _is_text,
+    "weights_sha256": _is_text,
+    "transform": lambda value: isinstance(value, dict),
+    "normalizer": _is_text,
+    "precision": _is_text,
+    "dim": _is_dim,
+    "dtype": lambda value: value in ("float16", "float32"),
+    "normalized": lambda value: isinstance(value, bool),
+}
 
 
 def file_name(part: str) -> str:
@@ -63,10 +105,24 @@ def check_name(name: str) -> None:
     """Refuse a name for a new teacher that files and HDF5 groups could not have.
 
     Raises:
-        CusaError: If it is not of letters, digits, ``. _ -``, or begins with a dot.
+        SettingError: If it is not of letters, digits, ``. _ -``, or begins with a dot.
     """
     if not name or name != file_name(name) or name.startswith("."):
-        raise CusaError(f"name {name!r}: legal are letters, digits, . _ -, and no dot at the beginning")
+        raise SettingError(f"name {name!r}: legal are letters, digits, . _ -, and no dot at the beginning", name=name)
+
+
+def check_index_path(index: Path) -> None:
+    """Refuse a path that cannot be a store's.
+
+    Raises:
+        SettingError: If it does not end in ``.h5``, or is not UTF-8.
+    """
+    if index.suffix != ".h5" or not str(index).isprintable():
+        raise SettingError(
+            f"{str(index)!r}: a store's name must be plain text that ends in .h5; the shards go to a folder of that "
+            "name without it",
+            path=index,
+        )
 
 
 def shard_folder(index: Path) -> Path:
@@ -77,6 +133,18 @@ def shard_folder(index: Path) -> Path:
 def shard_name(teacher: str, split: str, start: int, stop: int) -> str:
     """Shard path relative to the shard folder; the row range in the name makes the plan visible in a listing."""
     return f"{file_name(teacher)}/{file_name(split)}-{start:09d}-{stop:09d}.h5"
+
+
+def shard_path(folder: Path, file: str) -> Path:
+    """The file of a shard that an index names.
+
+    Raises:
+        StoreError: If the name leads out of the index's folder.
+    """
+    name = PurePosixPath(file)
+    if name.is_absolute() or ".." in name.parts:
+        raise StoreError(f"{folder / file}: shards lie below the index's folder; see docs/FORMAT.md", path=folder)
+    return folder / name
 
 
 SHARD_ROWS = 16_384

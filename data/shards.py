@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 
 from cusa.data import sealed
-from cusa.data.errors import CusaError
+from cusa.data.errors import EmbeddingsError
+from cusa.data.hdf5 import array_location, read_array, refuse, text_attribute, whole_number_attribute
 from cusa.data.schema import TeacherSettings
 
 
@@ -79,14 +80,14 @@ def stored_rows(rows: np.ndarray, dtype: str, numbers: Sequence[int] | np.ndarra
         ``[n, dim]``, little-endian.
 
     Raises:
-        CusaError: If a row is not finite, also once cast.
+        EmbeddingsError: If a row is not finite, also once cast.
     """
     with np.errstate(over="ignore"):
         block = rows.astype(np.dtype(dtype).newbyteorder("<"))
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):
         first = bad[0] if numbers is None else numbers[bad[0]]
-        raise CusaError(
+        raise EmbeddingsError(
             f"NaN or infinity in {len(bad)} of {len(block)} rows, the first of them row {first}; try --precision fp32 "
             "or --dtype float32, or check where they come from"
         )
@@ -126,24 +127,27 @@ def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
     """What a finished shard holds; its rows and its seal are not looked at.
 
     Raises:
-        CusaError: If it cannot be read.
+        StoreError: If it cannot be read, or its rows are not as its attributes say.
     """
     path = folder / file
     seal = sealed.read_seal(path, sealed.SHARD_FORMAT)
-    with sealed.open_sealed(path, sealed.SHARD_FORMAT) as content:
-        attrs, rows = content.attrs, content["rows"]
+    with sealed.open_sealed(path, sealed.SHARD_FORMAT, seal) as content:
         header = ShardHeader(
-            str(attrs["teacher"]),
-            str(attrs["split"]),
-            str(attrs["split_fingerprint"]),
-            int(attrs["start"]),
-            int(attrs["stop"]),
-            TeacherSettings.from_json(attrs["settings"]),
+            text_attribute(content, "teacher"),
+            text_attribute(content, "split"),
+            text_attribute(content, "split_fingerprint"),
+            whole_number_attribute(content, "start"),
+            whole_number_attribute(content, "stop"),
+            TeacherSettings.from_json(text_attribute(content, "settings"), path),
         )
-        offset = rows.id.get_offset()
-        expected = (header.stop - header.start, header.settings.dim)
-        if offset is None or (rows.shape, rows.dtype) != (expected, np.dtype(header.settings.dtype)):
-            raise CusaError(
-                f"{path} holds {rows.dtype} {rows.shape}, its attributes say {expected}; see docs/FORMAT.md"
-            )
-        return header, ShardInfo(file, header.start, header.stop, seal, offset, tuple(content["skipped"][...].tolist()))
+        dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
+        rows = array_location(content, "rows", dtype, n_dimensions=2)
+        n_rows = header.stop - header.start
+        if rows.shape != (n_rows, header.settings.dim) or not 0 <= header.start < header.stop:
+            refuse(path, "rows", f"{rows.shape} are not the rows {header.start} to {header.stop}")
+        skipped = read_array(content, "skipped", "<i8")
+        inside = ((skipped >= header.start) & (skipped < header.stop)).all()
+        if not inside or (np.diff(skipped) <= 0).any():
+            refuse(path, "skipped", "its rows do not ascend within the shard")
+        info = ShardInfo(file, header.start, header.stop, seal, rows.offset, tuple(skipped.tolist()))
+        return header, info

@@ -4,130 +4,53 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import NoReturn, overload
 
 import h5py
 import numpy as np
+from numpy.typing import DTypeLike
 
-from cusa.data.errors import CusaError
-from cusa.data.index import image_root, read_settings, read_versions
-from cusa.data.records import Truth
-from cusa.data.schema import TeacherSettings
-from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, open_sealed, read_seal
+from cusa.data.errors import StoreError
+from cusa.data.hdf5 import (
+    ArrayLocation,
+    array_location,
+    child_group,
+    child_groups,
+    read_array,
+    refuse,
+    text_attribute,
+)
+from cusa.data.index_checks import (
+    check_skipped,
+    image_root,
+    read_bounds,
+    read_settings,
+    read_versions,
+    refuse_index,
+)
+from cusa.data.mapped_split import Split, Strings, without_arrays
+from cusa.data.row_window import RowWindow, row_numbers
+from cusa.data.schema import TeacherSettings, shard_path
+from cusa.data.sealed import (
+    INDEX_FORMAT,
+    SHARD_FORMAT,
+    MappedFile,
+    open_sealed,
+    read_seal,
+    require_seal,
+    seal_holds,
+)
 
-
-@dataclass(frozen=True)
-class _Block:
-    """A contiguous HDF5 dataset as what it is on disk: one plain array at an offset of a file."""
-
-    path: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @staticmethod
-    def of(dataset: h5py.Dataset) -> _Block:
-        offset = dataset.id.get_offset()
-        if offset is None and dataset.size:
-            raise CusaError(f"{dataset.file.filename}: {dataset.name} is not contiguous; see docs/FORMAT.md")
-        return _Block(dataset.file.filename, offset or 0, dataset.shape, dataset.dtype.str)
-
-    def map(self, reads_ahead: bool = True) -> np.ndarray:
-        if 0 in self.shape:
-            return np.zeros(self.shape, self.dtype)
-        try:
-            found = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-            if not reads_ahead and isinstance(found.base, mmap.mmap):
-                found.base.madvise(mmap.MADV_RANDOM)
-            return found
-        except ValueError:
-            raise CusaError(f"{self.path} is truncated; run the cusa-precompute command again") from None
-
-
-class _Mapped:
-    """Base of the readers: mapped on first use, sent to other processes without the maps."""
-
-    def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in self.__dict__.items() if not isinstance(v, (np.memmap, _Window))}
+# An index of this length is read whole at every opening, a tenth of a second's work; COCO's has
+# less. Of a longer one, EmbeddingStore.verify_index does so, which the trainer calls.
+VERIFIED_BYTES = 256 << 20
 
 
-class Strings(_Mapped, Sequence[str]):
-    """A column of texts; opening it costs the same for any number of rows."""
-
-    def __init__(self, group: h5py.Group) -> None:
-        self._blocks = _Block.of(group["bytes"]), _Block.of(group["offsets"])
-
-    @cached_property
-    def _bytes(self) -> np.ndarray:
-        return self._blocks[0].map()
-
-    @cached_property
-    def _offsets(self) -> np.ndarray:
-        return self._blocks[1].map()
-
-    def __len__(self) -> int:
-        return self._blocks[1].shape[0] - 1
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        """The text of a row, or of a range of rows."""
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        row = range(len(self))[row]  # IndexError and negative rows as a list has them
-        return self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes().decode()
-
-
-class Split(_Mapped):
-    """One split: ids, paths and captions by row.
-
-    Attributes:
-        name: Split name.
-        fingerprint: sha256 (hex) over ids, paths and captions.
-        image_ids: Image ids, one per image row.
-        image_paths: Image paths relative to the store's image root.
-        caption_ids: Caption ids, one per caption row.
-        captions: Captions as written.
-        truth: Relevance beyond the labels, or ``None``.
-    """
-
-    def __init__(self, name: str, group: h5py.Group) -> None:
-        self.name = name
-        self.fingerprint = str(group.attrs["fingerprint"])
-        self.image_ids, self.image_paths = Strings(group["image_ids"]), Strings(group["image_paths"])
-        self.caption_ids, self.captions = Strings(group["caption_ids"]), Strings(group["captions"])
-        self._caption_image = _Block.of(group["caption_image"])
-        self._truth = {k: _Block.of(v) for k, v in group["truth"].items()} if "truth" in group else None
-
-    @property
-    def n_images(self) -> int:
-        """Number of image rows."""
-        return len(self.image_ids)
-
-    @property
-    def n_captions(self) -> int:
-        """Number of caption rows."""
-        return len(self.captions)
-
-    @cached_property
-    def caption_image(self) -> np.ndarray:
-        """int64 ``[n_captions]``: the image row of each caption."""
-        return self._caption_image.map()
-
-    @property
-    def truth(self) -> Truth | None:
-        """Known relevance, or ``None``."""
-        return Truth(**{k: block.map() for k, block in self._truth.items()}) if self._truth else None
-
-
-class Embeddings(_Mapped):
+class Embeddings:
     """The rows of one teacher for one split: ``[n_rows, dim]``, gathered by row number.
 
     Opening it costs the same for any number of rows; each shard is checked and mapped when a row of it is first asked
@@ -135,36 +58,49 @@ class Embeddings(_Mapped):
 
     Attributes:
         teacher: The teacher's name in the store.
+        split: The split's name.
         settings: Its settings.
         shape: ``(n_rows, dim)``.
     """
 
-    def __init__(self, teacher: str, settings: TeacherSettings, split: Split, index: Path, group: h5py.Group) -> None:
-        self.teacher, self.settings = teacher, settings
-        listing = group["shards"]
-        bounds = listing["bounds"][...]
+    def __init__(
+        self, teacher: str, settings: TeacherSettings, split: Split, index: MappedFile, part: h5py.Group
+    ) -> None:
+        self.teacher, self.split, self.settings = teacher, split.name, settings
+        listing = child_group(part, "shards")
+        bounds = read_bounds(listing)
         n_rows = split.n_images if settings.modality == "image" else split.n_captions
         starts, stops = np.append(bounds[:, 0], n_rows), np.append(0, bounds[:, 1])
         if (starts != stops).any():
             row = int(np.minimum(starts, stops)[starts != stops][0])
-            raise CusaError(
-                f"{index}: the shards of teacher {teacher!r} do not hold all {n_rows} rows of split {split.name!r} "
-                f"(row {row} on); join parts with cusa-store merge, or run the cusa-precompute command to the end"
+            raise StoreError(
+                f"{index.path}: the shards of teacher {teacher!r} do not hold all {n_rows} rows of split "
+                f"{split.name!r} (row {row} on); join parts with cusa-store merge, or run the "
+                "cusa-precompute command to the end",
+                path=index.path,
+                name=teacher,
             )
-        self._bounds, self._offsets = starts, listing["offsets"][...]
-        self._files, self._seals = Strings(listing["files"]), Strings(listing["sha256"])
-        self._folder = index.parent
-        self._skipped = _Block.of(group["skipped"])
+        self._bounds, self._offsets = starts, read_array(listing, "offsets", "<i8")
+        self._files, self._seals = Strings(index, listing, "files"), Strings(index, listing, "sha256")
+        if {len(self._files), len(self._seals), len(self._offsets)} != {len(bounds)}:
+            refuse(index.path, listing.name, "its columns are of different lengths")
+        self._index, self._skipped = index, array_location(part, "skipped", "<i8")
         self.shape = (n_rows, settings.dim)
 
     @cached_property
     def skipped(self) -> np.ndarray:
-        """int64, ascending: the rows without an embedding (they hold NaN)."""
-        return self._skipped.map()
+        """int64, ascending: the rows without an embedding (they hold NaN).
+
+        Raises:
+            StoreError: If they do not ascend within the split.
+        """
+        rows = self._index.array(self._skipped)
+        check_skipped(rows, len(self), self._index.path, self._skipped.name.removesuffix("/skipped"))
+        return rows
 
     @cached_property
-    def _window(self) -> _Window:
-        return _Window(self._bounds, self.shape[1], self.dtype, self._map)
+    def _window(self) -> RowWindow:
+        return RowWindow(self._bounds, self.shape[1], self.dtype, self._map)
 
     @cached_property
     def _exceeds_memory(self) -> bool:
@@ -186,16 +122,17 @@ class Embeddings(_Mapped):
 
     def shard_path(self, number: int) -> Path:
         """The file of a shard."""
-        return self._folder / self._files[number]
+        return shard_path(self._index.path.parent, self._files[number])
 
     def require_shards(self) -> None:
         """Check that every shard is there and is the one that the index names: reads 512 bytes of each.
 
         Raises:
-            CusaError: If one is missing or another; names it.
+            StoreError: If one is missing or another; names it.
         """
         for number in range(self.n_shards):
-            self._check(number)
+            # HDF5 would read a missing shard as fill values without a word.
+            require_seal(self.shard_path(number), SHARD_FORMAT, self._seals[number])
 
     def gather(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Rows by number, in the order asked for.
@@ -208,112 +145,71 @@ class Embeddings(_Mapped):
 
         Raises:
             IndexError: If a row is out of range, or no integer.
-            CusaError: If a shard is missing or truncated, or is not the one that the index was written for.
+            StoreError: If a shard is missing or truncated, or is not the one that the index was
+                written for.
         """
         return self._window.gather(np.asarray(rows))
 
-    def _check(self, number: int) -> Path:
-        path, seal = self.shard_path(number), self._seals[number]
-        # HDF5 would read a missing shard as fill values without a word.
-        if (found := read_seal(path, SHARD_FORMAT)) != seal:
-            raise CusaError(
-                f"{path} is not the shard that the index names (its checksum is {found[:12]}, expected {seal[:12]}); "
-                "move it away and run the cusa-precompute command again"
-            )
-        return path
+    @overload
+    def __getitem__(self, rows: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> np.ndarray: ...
+    def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
+        """Rows as an array would give them, copied: ``[dim]`` of a row, ``[n, dim]`` of several.
+
+        Args:
+            rows: A row, a slice, int ``[n]``, or bool ``[n_rows]``; negative rows count from the
+                end. For batches, :meth:`gather` is faster.
+
+        Raises:
+            IndexError: If a row is out of range, or ``rows`` is something else.
+            StoreError: As :meth:`gather`.
+        """
+        if isinstance(rows, slice):
+            return self.gather(np.arange(*rows.indices(len(self))))
+        numbers = np.asarray(rows)
+        if isinstance(rows, tuple) or numbers.ndim > 1:
+            raise IndexError("rows are asked for by an int, a slice, or an array of one dimension")
+        if numbers.dtype == bool:
+            if numbers.shape != (len(self),):
+                raise IndexError(f"a mask of {len(self)} rows has as many; got shape {numbers.shape}")
+            numbers = np.flatnonzero(numbers)
+        numbers = row_numbers(numbers)
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        return self.gather(numbers) if numbers.ndim else self.gather(numbers[None])[0]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        """All rows in memory: ``[n_rows, dim]``."""
+        if copy is False:
+            raise ValueError("the rows lie in files; an array of them is always a copy")
+        rows = self.gather(np.arange(len(self)))
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        n_rows, dim = self.shape
+        return f"<Embeddings of {self.teacher!r}, split {self.split!r}: {n_rows:,} x {dim} {self.dtype}>"
+
+    def __getstate__(self) -> dict[str, object]:
+        state = {**without_arrays(self), "_bounds": self._bounds, "_offsets": self._offsets}
+        state.pop("_window", None)
+        return state
 
     def _map(self, number: int) -> np.ndarray:
-        if self._offsets[number] % self.dtype.itemsize:
-            raise CusaError(f"{self.shard_path(number)}: its rows begin at an odd place; see docs/FORMAT.md")
-        n_rows = int(self._bounds[number + 1] - self._bounds[number])
-        block = _Block(str(self._check(number)), int(self._offsets[number]), (n_rows, self.shape[1]), self.dtype.str)
-        return block.map(reads_ahead=not self._exceeds_memory)
-
-
-class _Window:
-    """One array over the shards' maps, wherever they lie in memory, so that one indexing gathers rows of all of them.
-
-    Element i of the array is the row that would begin i elements after the lowest map; only indices that fall on rows
-    are ever used. A loop over the shards that a batch of 128 rows touches takes seven times as long.
-
-    Args:
-        bounds: int64 ``[n_shards + 1]``: first row of each shard, then the number of rows.
-        dim: Columns.
-        dtype: Of the rows.
-        load: Maps a shard by number: ``[rows of the shard, dim]``, C-contiguous.
-    """
-
-    _UNMAPPED = 1 << 62  # far outside of the array: numpy's own check of indices finds it
-
-    __slots__ = ("_bounds", "_dtype", "_fast", "_length", "_load", "_lock", "_maps")
-
-    def __init__(self, bounds: np.ndarray, dim: int, dtype: np.dtype, load: Callable[[int], np.ndarray]) -> None:
-        self._bounds, self._dtype, self._load, self._lock = bounds, dtype, load, threading.Lock()
-        lengths = np.diff(bounds)
-        # Dividing is faster than searching, and all shards but the last are of one length unless somebody made them so.
-        self._length = int(lengths[0]) if (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0] else None
-        self._maps: dict[int, np.ndarray] = {}  # keeps the memory mapped
-        origins = np.full(len(lengths), self._UNMAPPED, np.int64)  # where row 0 would be, if a shard began there
-        view = np.empty((0, 1), np.dtype((np.void, dim * dtype.itemsize)))
-        # What gathering needs, in one place: the rows that it copies drive all else out of the processor's cache, and
-        # looking names up would take a tenth of the time. Numbers are arrays already.
-        self._fast = int(bounds[-1]), np.array(self._length or 1), np.array(dim), origins, view, dtype
-
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        n_rows, length, dim, origins, view, dtype = self._fast
-        if rows.dtype != np.int64:
-            rows = _row_numbers(rows)
-        if not len(rows):
-            return np.empty((0, int(dim)), dtype)
-        if np.maximum.reduce(rows.view(np.uint64)) >= n_rows:  # negative ones are huge there
-            raise IndexError(f"rows must lie in [0, {n_rows}); got {rows.min()} to {rows.max()}")
-        shards = rows // length if self._length else self._bounds.searchsorted(rows, "right") - 1
-        places = origins.take(shards)
-        places += rows * dim
-        try:
-            return view[places].view(dtype)
-        except IndexError:
-            self._extend(np.unique(shards[origins[shards] == self._UNMAPPED]).tolist())
-            return self.gather(rows)
-
-    def _extend(self, shards: list[int]) -> None:
-        """Map more shards and lay the array over all that are mapped; other threads may be gathering."""
-        with self._lock:
-            for number in shards:
-                if number not in self._maps:
-                    self._maps[number] = self._load(number)
-            self._fast = self._laid_out()
-
-    def _laid_out(self) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
-        n_rows, length, dim, origins, view, dtype = self._fast
-        origins = origins.copy()  # origins and array belong together: a reader has the old ones, or the new ones
-        numbers = np.fromiter(self._maps, np.int64)
-        addresses = np.fromiter((m.ctypes.data for m in self._maps.values()), np.int64)
-        low, size = int(addresses.min()), dtype.itemsize
-        origins[numbers] = (addresses - low) // size - self._bounds[numbers] * dim
-        end = max(a + m.nbytes for a, m in zip(addresses.tolist(), self._maps.values(), strict=True))
-        interface = {
-            "version": 3,
-            "data": (low, True),
-            "shape": ((end - low - view.itemsize) // size + 1, 1),  # up to the last row of the highest map
-            "strides": (size, view.itemsize),
-            "typestr": view.dtype.str,
-        }
-        view = np.asarray(type("Memory", (), {"__array_interface__": interface})())
-        return n_rows, length, dim, origins, view, dtype
-
-
-def _row_numbers(rows: np.ndarray) -> np.ndarray:
-    """int64, of integers of another kind."""
-    if len(rows) and rows.dtype.kind not in "iu":
-        raise IndexError(f"rows must be integers; got {rows.dtype}")
-    return rows.astype(np.int64)
+        path, seal = self.shard_path(number), self._seals[number]
+        offset, size = int(self._offsets[number]), self.dtype.itemsize
+        if offset % size:
+            raise StoreError(f"{path}: its rows begin at an odd place; see docs/FORMAT.md", path=path)
+        shape = int(self._bounds[number + 1] - self._bounds[number]), self.shape[1]
+        file = MappedFile(path, SHARD_FORMAT, seal, reads_ahead=not self._exceeds_memory)
+        return file.array(ArrayLocation("rows", offset, shape, self.dtype.str))
 
 
 class EmbeddingStore:
     """An embedding store, opened for reading.
 
-    Opening reads a few attributes; rows are mapped on first use. Instances may be sent to other processes.
+    Opening reads a few attributes, and verifies an index of up to 256 MiB; rows are mapped on first
+    use. Instances may be sent to other processes. ``store["unicom", "train"]`` are the rows of a
+    teacher for a split.
 
     Args:
         path: The ``.h5`` index.
@@ -328,33 +224,71 @@ class EmbeddingStore:
         sources: Where each teacher's model was loaded from, by teacher name.
 
     Raises:
-        CusaError: If the file is missing, truncated, of a newer format, or no embedding store.
+        StoreError: If the file is missing, damaged, of a newer format, or no embedding store.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise CusaError(f"embedding store {path} does not exist; make it with cusa-precompute --out {path}")
-        with open_sealed(self.path, INDEX_FORMAT) as file:
-            self.dataset = str(file.attrs["dataset"])
+            message = f"embedding store {path} does not exist; make it with cusa-precompute --out {path}"
+            raise StoreError(message, path=self.path)
+        self._seal, self._is_verified = read_seal(self.path, INDEX_FORMAT), False
+        if self.path.stat().st_size <= VERIFIED_BYTES:
+            self.verify_index()  # before the HDF5 library parses it
+        self._index = MappedFile(self.path, INDEX_FORMAT, self._seal)
+        self.splits: dict[str, Split] = {}
+        self.teachers: dict[str, TeacherSettings] = {}
+        self.versions: dict[str, dict[str, str]] = {}
+        self.sources: dict[str, str] = {}
+        self._splits_of: dict[str, list[str]] = {}
+        with self._opened() as file:
+            self.dataset = text_attribute(file, "dataset")
             self.image_root = image_root(self.path, file)
-            self.splits = {name: Split(name, group) for name, group in list(file["splits"].items())}
-            self.teachers: dict[str, TeacherSettings] = {}
-            self.versions: dict[str, dict[str, str]] = {}
-            self.sources: dict[str, str] = {}
-            for name, group in list(file["teachers"].items()):
-                self.teachers[name] = read_settings(group)
-                self.sources[name] = str(group.attrs["source"])
+            for name, group in child_groups(child_group(file, "splits")).items():
+                self.splits[name] = Split(name, self._index, group)
+            for name, group in child_groups(child_group(file, "teachers")).items():
+                self.teachers[name] = read_settings(self.path, group)
+                self.sources[name] = text_attribute(group, "source")
                 self.versions[name] = read_versions(group)
+                self._splits_of[name] = list(child_groups(group))
+
+    def verify_index(self) -> None:
+        """Read every byte of the index and compare it with its checksum, a GB or two a second.
+
+        Opening does so for an index of up to 256 MiB; what was verified once is not read again.
+
+        Raises:
+            StoreError: If the index is damaged.
+        """
+        if not self._is_verified and not seal_holds(self.path, INDEX_FORMAT):
+            refuse_index(self.path)
+        self._is_verified = True
+
+    def __getitem__(self, names: tuple[str, str]) -> Embeddings:
+        """The rows of a teacher for a split: ``store[teacher, split]``; see :meth:`embeddings`."""
+        if not (isinstance(names, tuple) and len(names) == 2):
+            raise TypeError("name a teacher and a split: store[teacher, split]")
+        return self.embeddings(*names)
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
+        raise TypeError("a store is no array; take a teacher's rows: np.asarray(store[teacher, split])")
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {len(split):,} images" for name, split in self.splits.items())
+        return f"<EmbeddingStore {str(self.path)!r}: {splits}; teachers: {', '.join(self.teachers)}>"
+
+    def _opened(self) -> AbstractContextManager[h5py.File]:
+        return open_sealed(self.path, INDEX_FORMAT, self._seal)
 
     def split(self, name: str) -> Split:
         """A split by name.
 
         Raises:
-            CusaError: If the store has no such split.
+            StoreError: If the store has no such split.
         """
         if name not in self.splits:
-            raise CusaError(f"{self.path} has no split {name!r}; it has: {', '.join(self.splits)}")
+            message = f"{self.path} has no split {name!r}; it has: {', '.join(self.splits)}"
+            raise StoreError(message, path=self.path, name=name)
         return self.splits[name]
 
     def pick_teacher(self, modality: str, name: str | None, flag: str) -> str:
@@ -366,18 +300,21 @@ class EmbeddingStore:
             flag: The option that would name it, for error messages.
 
         Raises:
-            CusaError: If there is none, the name is wrong, or several could be meant.
+            StoreError: If there is none, the name is wrong, or several could be meant.
         """
         known = [n for n, s in self.teachers.items() if s.modality == modality]
         if not known:
-            raise CusaError(
-                f"{self.path} holds no {modality} teacher; add one: cusa-precompute --teacher NAME --out {self.path}"
+            raise StoreError(
+                f"{self.path} holds no {modality} teacher; add one: cusa-precompute --teacher NAME --out {self.path}",
+                path=self.path,
+                name=modality,
             )
         if name is None and len(known) == 1:
             return known[0]
         if name not in known:
             problem = f"unknown {modality} teacher {name!r}" if name else f"several {modality} teachers"
-            raise CusaError(f"{self.path}: {problem}; pass {flag} with one of: {', '.join(known)}")
+            message = f"{self.path}: {problem}; pass {flag} with one of: {', '.join(known)}"
+            raise StoreError(message, path=self.path, name=name or modality)
         return name
 
     def skipped(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -390,23 +327,25 @@ class EmbeddingStore:
 
     def splits_of(self, teacher: str) -> list[str]:
         """Names of the splits that a teacher has rows for."""
-        with open_sealed(self.path, INDEX_FORMAT) as file:
-            return list(file["teachers"][teacher])
+        return list(self._splits_of[teacher])
 
     def embeddings(self, teacher: str, split: str) -> Embeddings:
         """The rows of a teacher for a split.
 
         Raises:
-            CusaError: If teacher or split is not there, or a shard is missing.
+            StoreError: If teacher or split is not there, or a shard is missing.
         """
         if teacher not in self.teachers:
-            raise CusaError(f"{self.path} has no teacher {teacher!r}; it has: {', '.join(self.teachers)}")
-        self.split(split)
-        with open_sealed(self.path, INDEX_FORMAT) as file:
-            group = file["teachers"][teacher]
-            if split not in group:
-                raise CusaError(
-                    f"{self.path}: teacher {teacher!r} has no rows for split {split!r}; run cusa-precompute with "
-                    f"--splits {split}"
-                )
-            return Embeddings(teacher, self.teachers[teacher], self.splits[split], self.path, group[split])
+            message = f"{self.path} has no teacher {teacher!r}; it has: {', '.join(self.teachers)}"
+            raise StoreError(message, path=self.path, name=teacher)
+        table = self.split(split)
+        if split not in self._splits_of[teacher]:
+            raise StoreError(
+                f"{self.path}: teacher {teacher!r} has no rows for split {split!r}; run cusa-precompute with "
+                f"--splits {split}",
+                path=self.path,
+                name=teacher,
+            )
+        with self._opened() as file:
+            part = child_group(child_group(child_group(file, "teachers"), teacher), split)
+            return Embeddings(teacher, self.teachers[teacher], table, self._index, part)

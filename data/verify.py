@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import StoreError
 from cusa.data.files import FolderLock
 from cusa.data.index import Index, read_index
 from cusa.data.schema import shard_folder
@@ -41,15 +41,17 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
         folder are checked by themselves.
 
     Raises:
-        CusaError: If there is no index, or what is there was never one: of another version, or without shards.
+        StoreError: If there is no index, or what is there was never one: of another version, or
+            without shards.
     """
     if not index.is_file():
-        raise CusaError(f"embedding store {index} does not exist or is a folder; pass the path of its index")
+        message = f"embedding store {index} does not exist or is a folder; pass the path of its index"
+        raise StoreError(message, path=index)
     try:
         found = read_index(index)
     except VersionError:
         raise
-    except (CusaError, OSError) as error:
+    except (StoreError, OSError) as error:
         if not shard_folder(index).is_dir():
             raise
         problem = f"the index: {error}"
@@ -87,7 +89,7 @@ def _wrong(path: Path, form: str, seal: str | None = None) -> str | None:
         if seal not in (None, read_seal(path, form)):
             return "the file is another shard than the index names"
         return None if seal_holds(path, form) else "its checksum does not hold"
-    except CusaError as error:
+    except StoreError as error:
         return str(error)
     except OSError as error:  # such as a bad sector
         return f"it cannot be read ({error.strerror})"
@@ -97,7 +99,10 @@ def _wrong_shard(folder: Path, index: Index, teacher: str, split: str, info: Sha
     """What is wrong with a shard that an index names, if anything."""
     if what := _wrong(folder / info.file, SHARD_FORMAT, info.sha256):
         return what
-    header, found = read_shard(folder, info.file)
+    try:
+        header, found = read_shard(folder, info.file)
+    except StoreError as error:
+        return str(error)
     settings, fingerprint = index.teachers[teacher].settings, index.splits[split].fingerprint
     fields = ShardHeader(teacher, split, fingerprint, info.start, info.stop, settings).differing(header)
     if (found.offset, found.skipped) != (info.offset, info.skipped):
@@ -116,7 +121,7 @@ def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
         The files' new paths.
 
     Raises:
-        CusaError: If a run is working on the store.
+        StoreError: If a run is working on the store.
     """
     moved = []
     with FolderLock(shard_folder(index)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -15,6 +17,7 @@ from cusa.cli import main as store_main
 from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset, Record, Truth, fingerprint
 from cusa.data.schema import TeacherSettings, shard_folder, shard_name
+from cusa.data.sealed import BLOCK
 from cusa.data.shards import ShardHeader, stored_rows, write_shard
 from cusa.eval.cli import main as eval_main
 from cusa.precompute.cli import main as precompute_main
@@ -151,6 +154,16 @@ def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16,
     add_teacher(index, dataset, "vision", settings("image", dim), images)
     add_teacher(index, dataset, "words", settings("text", dim), texts)
     return index
+
+
+def change_sealed(path: Path, change: Callable[[h5py.File], object]) -> None:
+    """Change a sealed file in place and seal it again, so that nothing but what it says is wrong."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    content = path.read_bytes()
+    first_words = content[: content.index(b"=") + 1]
+    line = first_words + hashlib.sha256(content[BLOCK:]).hexdigest().encode() + b"\n"
+    path.write_bytes(line.ljust(BLOCK, b"\0") + content[BLOCK:])
 
 
 def make_tiny_clip(folder: Path) -> Path:

@@ -103,6 +103,7 @@ class Trainer:
             raise CusaError(f"run directory {run_dir} exists; pass --resume to go on, or another --run-dir")
         self.processes, self.workers, self.run_dir = processes, workers, run_dir
         self.store = EmbeddingStore(config.data.embeddings)
+        self.store.verify_index()
         self.config, self.provenance = resolve(config, self.store)
         self._checkpoints, self._log = Checkpoints(run_dir), MetricsLog(run_dir)
         resume = resume and begun(run_dir)

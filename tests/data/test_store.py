@@ -18,7 +18,7 @@ from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset, fingerprint
 from cusa.data.shards import ShardHeader, read_shard, stored_rows, write_shard
 from cusa.data.store import EmbeddingStore
-from tests.helpers import add_teacher, make_store, records, settings, unit_rows
+from tests.helpers import add_teacher, change_sealed, make_store, records, settings, unit_rows
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def _damage(index, how):
         other = sorted(index.parent.glob("store/vision/train-*.h5"))[0]
         shard.write_bytes(other.read_bytes())
     elif how == "newer":
-        shard.write_bytes(shard.read_bytes().replace(b" 2.0 sha256", b" 3.0 sha256"))
+        shard.write_bytes(shard.read_bytes().replace(b" 2.1 sha256", b" 3.1 sha256"))
     elif how == "zero":
         shard.write_bytes(b"")
 
@@ -230,7 +230,7 @@ def _damage(index, how):
         ("missing", "is missing"),
         ("truncated", "is truncated"),
         ("swapped", "not the shard that the index names"),
-        ("newer", "format version 3.0"),
+        ("newer", "format version 3.1"),
         ("zero", "is not a cusa-embeddings-shard file"),
     ],
 )
@@ -242,8 +242,11 @@ def test_damaged_shards_are_named(index, how, message):
 
 
 def test_an_index_with_too_few_or_too_many_rows_is_refused(index):
-    with h5py.File(index, "r+") as file:
+
+    def one_more(file):
         file["teachers/words/train/shards/bounds"][-1, 1] += 1
+
+    change_sealed(index, one_more)
     with pytest.raises(CusaError, match=r"do not hold all 80 rows of split 'train' \(row 80 on\)"):
         EmbeddingStore(index).embeddings("words", "train")
 
@@ -255,8 +258,8 @@ def test_damaged_indexes_are_named(index, tmp_path):
     index.write_bytes(content[: len(content) // 2])
     with pytest.raises(CusaError, match="is damaged"):
         EmbeddingStore(index)
-    index.write_bytes(content.replace(b" 2.0 sha256", b" 3.0 sha256"))
-    with pytest.raises(CusaError, match=r"format version 3.0, this cusa reads 2.x"):
+    index.write_bytes(content.replace(b" 2.1 sha256", b" 3.1 sha256"))
+    with pytest.raises(CusaError, match=r"format version 3.1, this cusa reads 2.x"):
         EmbeddingStore(index)
     index.write_bytes(b"cusa-other" + content[10:])
     with pytest.raises(CusaError, match="is not a cusa-embeddings file"):

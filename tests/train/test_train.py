@@ -177,9 +177,9 @@ def test_unusable_stores(index, tmp_path):
     assert "holds no text teacher; add one: cusa-precompute --teacher NAME" in line
     content = index.read_bytes()
     index.write_bytes(content[:3000])
-    assert "is damaged (" in run_error("train", *_adapter(index, tmp_path / "run"))
-    index.write_bytes(content.replace(b" 2.0 sha256=", b" 9.0 sha256="))
-    assert "has format version 9.0, this cusa reads 2.x" in run_error("train", *_adapter(index, tmp_path / "run"))
+    assert "is damaged" in run_error("train", *_adapter(index, tmp_path / "run"))
+    index.write_bytes(content.replace(b" 2.1 sha256=", b" 9.1 sha256="))
+    assert "has format version 9.1, this cusa reads 2.x" in run_error("train", *_adapter(index, tmp_path / "run"))
     index.write_bytes(content)
     next(index.parent.glob("store/words/val-*.h5")).unlink()
     assert "is missing" in run_error("train", *_adapter(index, tmp_path / "run"))
