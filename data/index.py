@@ -194,7 +194,7 @@ class Index:
         return Index(self.dataset, self.image_root, splits, teachers)
 
     def _refuse_shared_images(self, other: Index, where: str) -> None:
-        """Refuse a further split that has images of one that is there: training would see its test."""
+        """Refuse a further split with images of one that is there: training would see its test."""
         added = [split for split in other.splits if split not in self.splits]
         if not (added and self.splits):
             return

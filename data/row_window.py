@@ -9,7 +9,7 @@ import numpy as np
 
 
 class RowWindow:
-    """One array over the shards' maps, wherever they lie in memory, so that one indexing gathers rows of all of them.
+    """One array over the shards' maps, wherever they lie: one indexing gathers rows of all of them.
 
     Element i of the array is the row that would begin i elements after the lowest map; only indices
     that fall on rows are ever used. A loop over the shards that a batch of 128 rows touches takes
@@ -63,7 +63,7 @@ class RowWindow:
             return self.gather(rows)
 
     def _extend(self, shards: list[int]) -> None:
-        """Map more shards and lay the array over all that are mapped; other threads may be gathering."""
+        """Map more shards, and lay the array over all; other threads may be gathering."""
         with self._lock:
             for number in shards:
                 if number not in self._maps:

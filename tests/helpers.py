@@ -157,7 +157,7 @@ def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16,
 
 
 def change_sealed(path: Path, change: Callable[[h5py.File], object]) -> None:
-    """Change a sealed file in place and seal it again, so that nothing but what it says is wrong."""
+    """Change a sealed file and seal it again, so that nothing but what it says is wrong."""
     with h5py.File(path, "r+") as file:
         change(file)
     content = path.read_bytes()

@@ -403,7 +403,7 @@ def test_a_long_index_is_verified_when_asked_for(index, monkeypatch):
 
 
 def test_a_store_that_was_replaced_while_it_was_open_is_noticed(index, tmp_path):
-    """What was read of the old index, such as where its captions begin, says nothing of the new one."""
+    """What was read of the old index, such as where captions begin, says nothing of the new one."""
     mapped, unmapped = EmbeddingStore(index), EmbeddingStore(index)
     assert mapped.split("train").captions[3] == "train 1 text 1"
     other = make_store(tmp_path / "other", {"train": 30, "val": 5}, dim=4)

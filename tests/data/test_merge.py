@@ -4,8 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cusa.data.errors import StoreError
 from cusa.data.index import read_index, write_index
-from cusa.data.records import Dataset
+from cusa.data.merge import merge
+from cusa.data.records import Dataset, Record
 from cusa.data.store import EmbeddingStore
 from cusa.data.verify import verify
 from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
@@ -215,3 +217,24 @@ def test_known_truth_and_image_root_stay(tmp_path):
     assert store.split("train").truth is not None
     assert store.image_root == tmp_path / "s"
     assert set(store.teachers) == {"vision", "words", "more"}
+
+
+def test_a_split_with_images_of_another_is_not_joined(tmp_path):
+    """Split anew, the old training images would be tested on."""
+    teacher = settings("image", 4)
+    for name, split, image_ids in (("a", "train", "pqr"), ("b", "val", "rst")):
+        images = tuple(Record(i, f"{i}.jpg", (i,), (f"{i}#0",)) for i in image_ids)
+        dataset = Dataset("made-up", tmp_path, {split: images})
+        add_teacher(tmp_path / name / "s.h5", dataset, "vision", teacher, {split: unit_rows(3, 4, 0)})
+    parts = tmp_path / "a" / "s.h5", tmp_path / "b" / "s.h5"
+    with pytest.raises(StoreError) as error:
+        merge(tmp_path / "out.h5", parts)
+    assert error.value.name == "r"
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_part_that_is_no_store_leaves_nothing(tmp_path):
+    index = make_store(tmp_path / "s", {"train": 5})
+    for missing in (tmp_path / "nope.h5", tmp_path):
+        assert str(missing) in run_error("store", "merge", tmp_path / "out.h5", index, missing)
+    assert {path.name for path in tmp_path.iterdir()} == {"s"}

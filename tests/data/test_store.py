@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from cusa.cli import main as store_main
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, StoreError
 from cusa.data.files import atomic_file
 from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset, fingerprint
@@ -316,3 +316,84 @@ def test_store_info(index):
     missing = runner.invoke(store_main, ["info", str(index.parent / "nope.h5")])
     assert missing.exit_code == 1
     assert missing.output.startswith("Error: embedding store")
+
+
+@pytest.fixture
+def rows(index):
+    return EmbeddingStore(index).embeddings("vision", "train")
+
+
+WANT = unit_rows(40, 16, 0).astype(np.float16)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        0,
+        39,
+        -1,
+        np.int32(7),
+        np.uint8(7),
+        slice(None),
+        slice(3, 30, 4),
+        slice(None, None, -1),
+        slice(50, 60),
+        [3, -1, 3],
+        [],
+        np.array([5, 0]),
+        np.arange(40) % 3 == 0,
+    ],
+    ids=repr,
+)
+def test_rows_are_indexed_as_an_array_is(rows, chosen):
+    np.testing.assert_array_equal(rows[chosen], WANT[chosen])
+    assert rows[chosen].shape == WANT[chosen].shape
+
+
+@pytest.mark.parametrize(
+    "wrong", [40, -41, [0, 40], 1.5, [1.5], "a", (3, 5), [[1]], np.zeros(39, bool), None], ids=repr
+)
+def test_other_indexes_of_rows_are_refused(rows, wrong):
+    with pytest.raises(IndexError):
+        rows[wrong]
+
+
+def test_rows_become_an_array(rows):
+    np.testing.assert_array_equal(np.asarray(rows), WANT)
+    assert np.asarray(rows, dtype=np.float32).dtype == np.float32
+    np.testing.assert_array_equal(np.array(list(rows)), WANT)
+    with pytest.raises(ValueError, match="copy"):
+        np.array(rows, copy=False)
+    assert repr(rows) == "<Embeddings of 'vision', split 'train': 40 x 16 float16>"
+
+
+def test_a_split_is_indexed_by_image(index):
+    split = EmbeddingStore(index).split("train")
+    want = records("train", 40)
+    assert (split[0], split[-1], len(split)) == (want[0], want[39], 40)
+    assert split[3:30:4] == list(want[3:30:4])
+    assert list(split) == list(want)
+    with pytest.raises(IndexError):
+        split[40]
+    assert repr(split) == "<Split 'train': 40 images, 80 captions>"
+    assert repr(split.captions) == "<80 texts: splits/train/captions>"
+
+
+def test_a_store_is_indexed_by_teacher_and_split(index):
+    store = EmbeddingStore(index)
+    np.testing.assert_array_equal(store["vision", "train"][:], WANT)
+    with pytest.raises(StoreError):
+        store["vision", "nope"]
+    for wrong in ("vision", 0, ("vision",)):
+        with pytest.raises(TypeError):
+            store[wrong]
+    assert repr(store) == (
+        f"<EmbeddingStore {str(index)!r}: test 8 images, train 40 images, val 10 images; teachers: vision, words>"
+    )
+
+
+def test_what_is_no_array_does_not_become_one_in_silence(index):
+    store = EmbeddingStore(index)
+    for thing in (store, store.split("train")):
+        with pytest.raises(TypeError, match="is no array"):
+            np.asarray(thing)
