@@ -119,8 +119,8 @@ def check_index_path(index: Path) -> None:
     """
     if index.suffix != ".h5" or not str(index).isprintable():
         raise SettingError(
-            f"{str(index)!r}: a store's name must be plain text that ends in .h5; the shards go to a folder of that "
-            "name without it",
+            f"{str(index)!r}: a store's path must end in .h5 and be plain text; the shards go to a folder of that "
+            "name without the suffix",
             path=index,
         )
 

@@ -87,11 +87,11 @@ def main(
     """
     from cusa.data.console import console, progress, quiet_libraries, stop_signals
     from cusa.data.datasets import load_dataset
-    from cusa.data.errors import CusaError
+    from cusa.data.schema import check_index_path
     from cusa.precompute.teachers import complete, parse_teacher
 
-    if out is not None and out.suffix != ".h5":
-        raise CusaError(f"--out {out}: the name must end in .h5; the shards go to a folder of that name without it")
+    if out is not None:
+        check_index_path(out)
     requests = [parse_teacher(t) for t in teachers]
     quiet_libraries()
 
@@ -111,7 +111,7 @@ def main(
         requests = complete(requests, present)
     screen = console(quiet=not ranks.leads)
     for note in dataset.notes:
-        screen.print(f"[yellow]note:[/] {note}")
+        _print_labelled(screen, "[yellow]note:[/]", note)
     with progress(quiet=not ranks.leads) as bar, stop_signals() as check_stop:
         reporter = _Reporter(bar, screen)
         run = Run(dataset, requests, _run_options(out, ranks, **options), ranks, reporter, check_stop)
@@ -208,7 +208,10 @@ class _Reporter:
             self._bar.update(self._tasks[teacher, split], completed=before + n_done, status=status)
 
     def note(self, text: str) -> None:
-        self._screen.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+        _print_labelled(self._screen, "[yellow]note:[/]", text)
+
+    def fault(self, text: str) -> None:
+        _print_labelled(self._screen, "[red]fault:[/]", text)
 
     def progress(self) -> str:
         """How far the run got, in words."""
@@ -217,6 +220,13 @@ class _Reporter:
         return (
             f"{done:,} of {total:,} rows are encoded; finished shards are kept" if total else "no row was encoded yet"
         )
+
+
+def _print_labelled(screen: Console, label: str, text: str) -> None:
+    """A line that begins with a word of markup; in the text itself, brackets are brackets."""
+    from rich.markup import escape
+
+    screen.print(f"{label} {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _report(screen: Console, outcome: Outcome, out: Path) -> None:

@@ -20,6 +20,7 @@ from cusa.data.records import Dataset
 from cusa.data.schema import TeacherSettings, shard_folder
 from cusa.data.shards import ShardHeader, ShardInfo
 from cusa.precompute.distributed import Ranks, announced_failure
+from cusa.precompute.input_check import check_inputs
 from cusa.precompute.pipeline import PipelineOptions, encode_shards
 from cusa.precompute.plan import ShardTask, finished_shards, plan_teacher
 from cusa.precompute.probe import Rates, choose_draft, measure
@@ -75,6 +76,10 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None:
         """Something the user should know."""
+        ...
+
+    def fault(self, text: str) -> None:
+        """An image or a caption that cannot be used; the run will stop."""
         ...
 
 
@@ -156,6 +161,7 @@ class Run:
         with announced_failure(self._ranks):
             self._old_index()  # other data are refused before anything is planned or locked
             tasks = self._agreed_tasks()
+            self._check_inputs(tasks)
             lock = FolderLock(shard_folder(out), None if shard_range is None else [task.name for task in tasks])
             try:
                 self._take(lock)
@@ -186,8 +192,10 @@ class Run:
         Raises:
             CusaError: As :meth:`go`.
         """
-        tasks = self._agreed_tasks()
-        self._load(tasks, self._old_index())
+        with announced_failure(self._ranks):
+            tasks = self._agreed_tasks()
+            self._check_inputs(tasks)
+            self._load(tasks, self._old_index())
         found = []
         for name, teacher in self._teachers.items():
             settings, own = self._settings[name], [task for task in tasks if task.teacher == name]
@@ -223,6 +231,15 @@ class Run:
                 tasks = tasks[slice(*chosen)]
             self._ranks.tell("tasks", [(t.teacher, t.split, t.start, t.stop) for t in tasks])
         return [ShardTask(out, *task) for task in self._ranks.hear("tasks", self._check_stop)]
+
+    def _check_inputs(self, tasks: Sequence[ShardTask]) -> None:
+        """Refuse data that cannot be read; the other processes wait for what the leading one says next."""
+        if not self._ranks.leads:
+            return
+        modalities = {request.name: request.modality for request in self._requests}
+        options, reporter = self._options, self._reporter
+        skip_errors = options.pipeline.skip_errors
+        check_inputs(self._dataset, tasks, modalities, options.normalizer, skip_errors, reporter.fault, reporter.note)
 
     def _take(self, lock: FolderLock) -> None:
         if self._ranks.leads:

@@ -230,7 +230,7 @@ def test_what_is_no_store_is_one_line_in_every_command(tmp_path, command, conten
 
 def test_a_merged_store_has_the_name_of_one(index, tmp_path):
     for name in ("out", "out.hdf5"):
-        assert "ends in .h5" in run_error("store", "merge", tmp_path / name, index)
+        assert "must end in .h5" in run_error("store", "merge", tmp_path / name, index)
         assert not (tmp_path / name).exists()
 
 

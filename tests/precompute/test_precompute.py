@@ -213,7 +213,7 @@ def test_bad_command_lines(tmp_path, vit):
     assert "does not exist" in run_error("precompute", "--dataset", tmp_path / "no.json", "--out", out)
     assert "unknown teacher" in run_error("precompute", "--dataset", manifest, "--teacher", "nope", "--out", out)
     (tmp_path / "bad.json").write_text("{")
-    assert "not valid json" in run_error("precompute", "--dataset", tmp_path / "bad.json", "--out", out)
+    assert "not valid JSON" in run_error("precompute", "--dataset", tmp_path / "bad.json", "--out", out)
     line = run_error("precompute", "--dataset", manifest, "--teacher", "unicom=/no/w.pt", "--out", out)
     assert "FP16-ViT-B-32.pt" in line
     assert "must end in .h5" in run_error("precompute", *_args(manifest, tmp_path / "store", vit))
