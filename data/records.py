@@ -108,11 +108,8 @@ class Dataset:
         """The first ``limit`` images of every split with their captions; known relevance is cut to them."""
         splits = {name: records[:limit] for name, records in self.splits.items()}
         truth = {}
-        for name, full in self.truth.items():
-            n_captions = sum(len(r.captions) for r in splits[name])
-            rows = [full.indices[full.indptr[c] : full.indptr[c + 1]] for c in range(n_captions)]
-            kept = [row[row < limit] for row in rows]
-            truth[name] = Truth(full.image_labels[:limit], *csr(kept))
+        for name, whole_truth in self.truth.items():
+            truth[name] = truth_of_images(whole_truth, self.splits[name], np.arange(len(splits[name])))
         return replace(self, splits=splits, truth=truth)
 
     def select(self, names: Sequence[str]) -> Dataset:
@@ -131,6 +128,24 @@ class Dataset:
             splits={n: self.splits[n] for n in names},
             truth={n: t for n, t in self.truth.items() if n in names},
         )
+
+
+def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndarray) -> Truth:
+    """The known relevance of some images of a split among each other.
+
+    Args:
+        truth: That of the whole split.
+        records: The records of the whole split.
+        image_rows: int64, ascending: the images.
+    """
+    new_rows = np.full(len(records), -1, np.int64)
+    new_rows[image_rows] = np.arange(len(image_rows))
+    relevant: list[np.ndarray] = []
+    for caption, image_row in enumerate(caption_rows(records).tolist()):
+        if new_rows[image_row] >= 0:
+            images = new_rows[truth.indices[truth.indptr[caption] : truth.indptr[caption + 1]]]
+            relevant.append(images[images >= 0])
+    return Truth(truth.image_labels[image_rows], *csr(relevant))
 
 
 def csr(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +47,9 @@ def _shard_range(_context: click.Context, _option: click.Parameter, text: str | 
 @click.option("--data-root", type=click.Path(path_type=Path), default=Path("data"), help="Where named data sets lie.")
 @click.option("--splits", metavar="A,B", help="Only these splits.  [default: all]")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N images of each split.")
+@click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True),
+              help="Share of the training images that becomes val where the data set has no val split; 0: none.  "
+              "[default: as the store has it, or 0.1 and at most 5,000 images]")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto",
               help="What teachers compute in; auto is fp16 on a GPU, fp32 elsewhere.")  # fmt: skip
@@ -77,6 +79,7 @@ def main(
     out: Path | None,
     splits: str | None,
     limit: int | None,
+    val_fraction: float | None,
     only_plan: bool,
     **options: Any,
 ) -> None:
@@ -88,6 +91,8 @@ def main(
     from cusa.data.console import console, progress, quiet_libraries, stop_signals
     from cusa.data.datasets import load_dataset
     from cusa.data.schema import check_index_path
+    from cusa.data.store import EmbeddingStore
+    from cusa.precompute.selection import Selection, parse_splits, select, with_stored_root
     from cusa.precompute.teachers import complete, parse_teacher
 
     if out is not None:
@@ -102,13 +107,14 @@ def main(
     with announced_failure(ranks):
         if not ranks.leads:
             ranks.hear("data", lambda: None)  # the embedded data set is drawn when it is first read
-        dataset = _restrict(load_dataset(datasets, image_root, data_root), splits, limit)
+        dataset = load_dataset(datasets, image_root, data_root)
         ranks.tell("data", "read")
         out = out or data_root / f"{dataset.name}_teachers.h5"
-        present: list[str] = []
-        if out.exists():
-            dataset, present = _as_stored(out, dataset, keep_root=image_root is None)
-        requests = complete(requests, present)
+        store = EmbeddingStore(out) if out.exists() else None
+        dataset = select(dataset, Selection(parse_splits(splits), limit, val_fraction), store)
+        dataset = with_stored_root(dataset, store, image_root)
+        stored = store.teachers if store is not None else {}
+        requests = complete(requests, [settings.modality for settings in stored.values()])
     screen = console(quiet=not ranks.leads)
     for note in dataset.notes:
         _print_labelled(screen, "[yellow]note:[/]", note)
@@ -127,25 +133,6 @@ def main(
             raise Stopped(stopped.signal, f"{reporter.progress()}; run the same command again to go on") from None
     if outcome.index is not None:
         _report(screen, outcome, out)
-
-
-def _restrict(dataset: Dataset, splits: str | None, limit: int | None) -> Dataset:
-    from cusa.data.errors import CusaError
-
-    names = None if splits is None else [part.strip() for part in splits.split(",") if part.strip()]
-    if names is not None and not names:
-        raise CusaError(f"--splits names no split; data set {dataset.name!r} has: {', '.join(dataset.splits)}")
-    dataset = dataset.select(names) if names else dataset
-    return dataset.limited(limit) if limit else dataset
-
-
-def _as_stored(out: Path, dataset: Dataset, keep_root: bool) -> tuple[Dataset, list[str]]:
-    """The data set with the store's image root, which it keeps until another one is given; modalities that it has."""
-    from cusa.data.store import EmbeddingStore
-
-    store = EmbeddingStore(out)
-    root = store.image_root if keep_root else dataset.image_root
-    return replace(dataset, image_root=root), [settings.modality for settings in store.teachers.values()]
 
 
 def _run_options(
