@@ -60,7 +60,8 @@ def images(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) -
     """The whole stage and its parts, images."""
     teacher = parse_teacher(name).load(options.device)
     n = len(dataset.splits["train"])
-    places = [("train", a, min(a + teacher.batch_size, n)) for a in range(0, n, teacher.batch_size)]
+    starts = range(0, n, teacher.batch_size)
+    places = [("train", np.arange(start, min(start + teacher.batch_size, n))) for start in starts]
     reader = ImageReader(dataset, teacher)
     batches = [reader[place].inputs for place in places]
 

@@ -61,6 +61,16 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def file_digest(path: Path) -> bytes:
+    """sha256 of a file's bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 class FolderLock:
     """Keeps a second run off the files of a first one; the operating system drops it when its process ends.
 

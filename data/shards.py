@@ -14,6 +14,9 @@ from cusa.data.errors import EmbeddingsError
 from cusa.data.hdf5 import array_location, read_array, refuse, text_attribute, whole_number_attribute
 from cusa.data.schema import TeacherSettings
 
+_DIGESTS = "picture_sha256"
+DIGEST_BYTES = 32
+
 
 @dataclass(frozen=True)
 class ShardInfo:
@@ -94,7 +97,14 @@ def stored_rows(rows: np.ndarray, dtype: str, numbers: Sequence[int] | np.ndarra
     return block
 
 
-def write_shard(folder: Path, file: str, header: ShardHeader, rows: np.ndarray, skipped: Sequence[int]) -> ShardInfo:
+def write_shard(
+    folder: Path,
+    file: str,
+    header: ShardHeader,
+    rows: np.ndarray,
+    skipped: Sequence[int],
+    picture_digests: np.ndarray | None = None,
+) -> ShardInfo:
     """Write a shard, whole or not at all.
 
     Args:
@@ -103,6 +113,8 @@ def write_shard(folder: Path, file: str, header: ShardHeader, rows: np.ndarray, 
         header: What the rows are.
         rows: ``[stop - start, dim]`` of the stored dtype; NaN where skipped.
         skipped: Row numbers of the split, ascending, that have no embedding.
+        picture_digests: uint8 ``[stop - start, 32]``, sha256 of the picture files that the rows are
+            of; zeros where it is not known. ``None``: of none.
 
     Returns:
         The shard.
@@ -118,6 +130,8 @@ def write_shard(folder: Path, file: str, header: ShardHeader, rows: np.ndarray, 
         attrs["settings"] = header.settings.to_json()
         offset = content.create_dataset("rows", data=rows).id.get_offset() + sealed.BLOCK
         content.create_dataset("skipped", data=np.asarray(skipped, "<i8"))
+        if picture_digests is not None:
+            content.create_dataset(_DIGESTS, data=picture_digests)
 
     seal = sealed.write_sealed(folder / file, sealed.SHARD_FORMAT, build)
     return ShardInfo(file, header.start, header.stop, seal, offset, tuple(skipped))
@@ -151,3 +165,25 @@ def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
             refuse(path, "skipped", "its rows do not ascend within the shard")
         info = ShardInfo(file, header.start, header.stop, seal, rows.offset, tuple(skipped.tolist()))
         return header, info
+
+
+def read_picture_digests(path: Path, seal: str) -> np.ndarray | None:
+    """sha256 of the picture files that a shard's rows are of: uint8 ``[n, 32]``, zeros where unknown.
+
+    Args:
+        path: The shard.
+        seal: The seal that it must carry.
+
+    Returns:
+        ``None`` if the shard has no record of them: of captions, imported, or of format 2.0.
+
+    Raises:
+        StoreError: If it cannot be read, or is another shard.
+    """
+    with sealed.open_sealed(path, sealed.SHARD_FORMAT, seal) as content:
+        if _DIGESTS not in content:
+            return None
+        digests = read_array(content, _DIGESTS, "|u1", n_dimensions=2)
+        if digests.shape[1] != DIGEST_BYTES:
+            refuse(path, _DIGESTS, f"{digests.shape[1]} bytes are no sha256")
+        return digests

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -44,10 +45,12 @@ from cusa.data.sealed import (
     require_seal,
     seal_holds,
 )
+from cusa.data.shards import DIGEST_BYTES, read_picture_digests
 
 # An index of this length is read whole at every opening, a tenth of a second's work; COCO's has
 # less. Of a longer one, EmbeddingStore.verify_index does so, which the trainer calls.
 VERIFIED_BYTES = 256 << 20
+_HASHING_THREADS = 4
 
 
 class Embeddings:
@@ -133,6 +136,35 @@ class Embeddings:
         for number in range(self.n_shards):
             # HDF5 would read a missing shard as fill values without a word.
             require_seal(self.shard_path(number), SHARD_FORMAT, self._seals[number])
+
+    def verify_shards(self) -> None:
+        """Read every byte of every shard and compare it with the checksums.
+
+        Raises:
+            StoreError: If one is missing, damaged, or another; names it.
+        """
+        self.require_shards()
+        paths = [self.shard_path(number) for number in range(self.n_shards)]
+        with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+            hold = list(threads.map(lambda path: seal_holds(path, SHARD_FORMAT), paths))
+        for path, holds in zip(paths, hold, strict=True):
+            if not holds:
+                message = f"{path} is damaged: its checksum does not hold; see cusa-store verify"
+                raise StoreError(message, path=path)
+
+    def picture_digests(self) -> np.ndarray:
+        """sha256 of the picture files that the rows are of: uint8 ``[n_rows, 32]``, zeros where unknown.
+
+        Raises:
+            StoreError: If a shard cannot be read.
+        """
+        digests = np.zeros((len(self), DIGEST_BYTES), np.uint8)
+        for number in range(self.n_shards):
+            start, stop = self._bounds[number : number + 2].tolist()
+            recorded = read_picture_digests(self.shard_path(number), self._seals[number])
+            if recorded is not None and len(recorded) == stop - start:
+                digests[start:stop] = recorded
+        return digests
 
     def gather(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Rows by number, in the order asked for.

@@ -67,6 +67,9 @@ def _shard_range(_context: click.Context, _option: click.Parameter, text: str | 
               "it on some and does so only if every embedding keeps a cosine of 0.999.")  # fmt: skip
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail",
               help="On an unreadable image or an empty caption: stop, or record it as skipped.")  # fmt: skip
+@click.option("--reuse", type=click.Path(path_type=Path), metavar="OLD.h5",
+              help="Take over rows of this store that are of the same pictures, captions and settings, whatever their "
+              "ids, paths and splits are there.")  # fmt: skip
 @click.option("--plan", "only_plan", is_flag=True, help="Try the teachers for some seconds; print rows, shards, disk "
               "space, time, and what an epoch of training saves. Writes nothing.")  # fmt: skip
 @click.version_option(package_name="cusa")

@@ -18,10 +18,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError
+from cusa.data.files import file_digest
 from cusa.data.images import load_image
 from cusa.data.records import Dataset, Record, caption_rows
-from cusa.data.shards import ShardHeader, ShardInfo, stored_rows, write_shard
+from cusa.data.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
 from cusa.precompute.plan import ShardTask
+from cusa.precompute.reuse import ReusedRows
 from cusa.precompute.teachers.base import Teacher
 
 _TEXT_BATCHES_AHEAD = 8
@@ -57,12 +59,14 @@ class Batch:
         rows: int64 ``[m]``, m >= n: the split's rows that get their embedding from it.
         source: int64 ``[m]``: which of the n outputs each of them takes.
         errors: (row, message) of the items that could not be read.
+        digests: uint8 ``[m, 32]``: sha256 of the picture file of each row; ``None`` for captions.
     """
 
     inputs: torch.Tensor | Mapping[str, Any] | None
     rows: np.ndarray
     source: np.ndarray
     errors: tuple[tuple[int, str], ...]
+    digests: np.ndarray | None = None
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; DataLoader calls it."""
@@ -75,6 +79,9 @@ class Batch:
         return self
 
 
+_EMPTY_BATCH = Batch(None, np.zeros(0, np.int64), np.zeros(0, np.int64), ())
+
+
 def encode_shards(
     teacher: Teacher,
     normalizer_name: str,
@@ -83,6 +90,7 @@ def encode_shards(
     dataset: Dataset,
     options: PipelineOptions,
     on_progress: Callable[[ShardTask, int], None],
+    reuse: Callable[[ShardTask], ReusedRows] | None = None,
 ) -> dict[ShardTask, ShardInfo]:
     """Make the shards that an iterator hands out; it is asked for the next one as late as reading ahead allows.
 
@@ -97,6 +105,7 @@ def encode_shards(
         dataset: The data set.
         options: How to run.
         on_progress: Called after each batch with the shard and the number of its rows just done; may raise to stop.
+        reuse: Which rows of a shard another store holds; they are not made.
 
     Returns:
         The shards made.
@@ -106,30 +115,54 @@ def encode_shards(
     """
     written: dict[ShardTask, Future[ShardInfo]] = {}
     shard: _Shard | None = None
-    encoded = encoded_batches(teacher, normalizer_name, tasks, dataset, options)
+    reused: dict[ShardTask, ReusedRows] = {}
+
+    def rows_to_make(task: ShardTask) -> np.ndarray:
+        if reuse is None:
+            return _all_rows(task)
+        reused[task] = reuse(task)
+        return np.setdiff1d(_all_rows(task), reused[task].rows)
+
+    encoded = encoded_batches(teacher, normalizer_name, tasks, dataset, options, rows_to_make)
     with ThreadPoolExecutor(1) as writer, closing(encoded):
         for task, batch, rows in encoded:
             if batch.errors and not options.skip_errors:
                 raise CusaError(f"{batch.errors[0][1]} (--on-error skip would leave it out)")
-            shard = shard or _Shard(task, header_of(task))
+            n_reused = 0
+            if shard is None:
+                shard = _Shard(task, header_of(task))
+                if task in reused:
+                    n_reused = shard.take_over(reused.pop(task))
             shard.add(batch, rows)
             if shard.is_full:
                 for earlier in list(written.values())[-1:]:
                     earlier.result()  # one shard is written while the next one is encoded, not more
                 written[task] = writer.submit(shard.write)
                 shard = None
-            on_progress(task, len(batch.rows) + len(batch.errors))
+            on_progress(task, n_reused + len(batch.rows) + len(batch.errors))
         return {task: done.result() for task, done in written.items()}
 
 
+def _all_rows(task: ShardTask) -> np.ndarray:
+    return np.arange(task.start, task.stop)
+
+
 def encoded_batches(
-    teacher: Teacher, normalizer_name: str, tasks: Iterator[ShardTask], dataset: Dataset, options: PipelineOptions
+    teacher: Teacher,
+    normalizer_name: str,
+    tasks: Iterator[ShardTask],
+    dataset: Dataset,
+    options: PipelineOptions,
+    rows_to_make: Callable[[ShardTask], np.ndarray] = _all_rows,
 ) -> Generator[tuple[ShardTask, Batch, np.ndarray | None], None, None]:
-    """Read and encode: the batches of each shard in turn, with float32 ``[n, dim]`` for its inputs."""
+    """Read and encode: the batches of each shard in turn, with float32 ``[n, dim]`` for its inputs.
+
+    A shard of which no row is to be made has one batch without rows.
+    """
     read = _read_images if teacher.modality == "image" else _read_captions
     waiting: deque[tuple[ShardTask, Batch, Future[np.ndarray] | None]] = deque()
     with encoder_threads(options) as encoders:
-        for task, batch in read(teacher, normalizer_name, tasks, dataset, options):
+        for task, batch in read(teacher, normalizer_name, tasks, dataset, options, rows_to_make):
             rows = None
             if batch.inputs is not None:
                 rows = encoders.submit(teacher.rows, batch.inputs, options.device, options.precision)
@@ -167,6 +200,7 @@ class _Shard:
         dtype = np.dtype(header.settings.dtype).newbyteorder("<")
         self._task, self._header = task, header
         self._rows = np.full((task.n_rows, header.settings.dim), np.nan, dtype)
+        self._digests = np.zeros((task.n_rows, DIGEST_BYTES), np.uint8)
         self._skipped: list[int] = []
         self._filled = 0
 
@@ -174,6 +208,15 @@ class _Shard:
     def is_full(self) -> bool:
         """Whether every row is embedded or skipped."""
         return self._filled == self._task.n_rows
+
+    def take_over(self, reused: ReusedRows) -> int:
+        """Fill in the rows of another store; how many they are."""
+        places = reused.rows - self._task.start
+        self._rows[places] = reused.read()
+        if reused.picture_digests is not None:
+            self._digests[places] = reused.picture_digests
+        self._filled += len(places)
+        return len(places)
 
     def add(self, batch: Batch, rows: np.ndarray | None) -> None:
         if rows is not None:
@@ -183,28 +226,37 @@ class _Shard:
             except CusaError as error:
                 raise CusaError(f"teacher {self._task.teacher!r}, split {self._task.split!r}: {error}") from None
             self._rows[batch.rows - self._task.start] = block[batch.source]
+        if batch.digests is not None:
+            self._digests[batch.rows - self._task.start] = batch.digests
         self._skipped += [row for row, _ in batch.errors]
         self._filled += len(batch.rows) + len(batch.errors)
 
     def write(self) -> ShardInfo:
         folder, file = self._task.index.parent, self._task.file
-        return write_shard(folder, file, self._header, self._rows, sorted(self._skipped))
+        digests = self._digests if self._digests.any() else None
+        return write_shard(folder, file, self._header, self._rows, sorted(self._skipped), digests)
 
 
 # --- images
 
 
 def _read_images(
-    teacher: Teacher, _normalizer_name: str, tasks: Iterator[ShardTask], dataset: Dataset, options: PipelineOptions
+    teacher: Teacher,
+    _normalizer_name: str,
+    tasks: Iterator[ShardTask],
+    dataset: Dataset,
+    options: PipelineOptions,
+    rows_to_make: Callable[[ShardTask], np.ndarray],
 ) -> Iterator[tuple[ShardTask, Batch]]:
     """Batches of consecutive rows; workers ask for the next shard when they have nothing left to read ahead."""
     asked: deque[ShardTask] = deque()
 
-    def order() -> Iterator[tuple[str, int, int]]:
+    def order() -> Iterator[tuple[str, np.ndarray]]:
         for task in tasks:
-            for start in range(task.start, task.stop, teacher.batch_size):
+            rows = rows_to_make(task)
+            for start in range(0, max(1, len(rows)), teacher.batch_size):
                 asked.append(task)
-                yield task.split, start, min(start + teacher.batch_size, task.stop)
+                yield task.split, rows[start : start + teacher.batch_size]
 
     # The reader's items are batches already: batch_size=None hands them on as they are, in order.
     loader = DataLoader(
@@ -241,18 +293,21 @@ class ImageReader(TorchDataset[Batch]):
         }
         self._root, self._teacher = dataset.image_root, teacher
 
-    def __getitem__(self, place: tuple[str, int, int]) -> Batch:
-        """The images of rows ``start`` to ``stop`` of a split."""
-        split, start, stop = place
-        pixels, rows, errors = [], [], []
-        for row in range(start, stop):
+    def __getitem__(self, place: tuple[str, np.ndarray]) -> Batch:
+        """The images of some rows of a split."""
+        split, asked_rows = place
+        pixels, rows, errors, digests = [], [], [], []
+        for row in asked_rows.tolist():
             try:
-                pixels.append(torch.from_numpy(read_image(self._root / str(self._paths[split][row]), self._teacher)))
+                path = self._root / str(self._paths[split][row])
+                pixels.append(torch.from_numpy(read_image(path, self._teacher)))
+                digests.append(file_digest(path))
                 rows.append(row)
-            except CusaError as error:
+            except (CusaError, OSError) as error:
                 errors.append((row, str(error)))
         inputs = torch.stack(pixels) if pixels else None
-        return Batch(inputs, np.asarray(rows, np.int64), np.arange(len(rows)), tuple(errors))
+        recorded = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+        return Batch(inputs, np.asarray(rows, np.int64), np.arange(len(rows)), tuple(errors), recorded)
 
 
 def read_image(path: Path, teacher: Teacher) -> np.ndarray:
@@ -273,7 +328,12 @@ def read_image(path: Path, teacher: Teacher) -> np.ndarray:
 
 
 def _read_captions(
-    teacher: Teacher, normalizer_name: str, tasks: Iterator[ShardTask], dataset: Dataset, options: PipelineOptions
+    teacher: Teacher,
+    normalizer_name: str,
+    tasks: Iterator[ShardTask],
+    dataset: Dataset,
+    options: PipelineOptions,
+    rows_to_make: Callable[[ShardTask], np.ndarray],
 ) -> Iterator[tuple[ShardTask, Batch]]:
     """Batches by token length, tokenised a few ahead in a thread."""
     firsts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -284,9 +344,13 @@ def _read_captions(
     def batches() -> Iterator[tuple[ShardTask, Batch]]:
         for task in tasks:
             images, first = firsts[task.split]
-            records = dataset.splits[task.split]
-            captions = [_caption(records[images[r]], r - int(first[r])) for r in range(task.start, task.stop)]
-            for batch in caption_batches(teacher, captions, task.start, normalizer_name):
+            records, rows = dataset.splits[task.split], rows_to_make(task)
+            captions = [_caption(records[images[r]], r - int(first[r])) for r in rows.tolist()]
+            if not captions:
+                yield task, _EMPTY_BATCH
+            for batch in caption_batches(teacher, captions, 0, normalizer_name):
+                errors = tuple((int(rows[number]), message) for number, message in batch.errors)
+                batch = replace(batch, rows=rows[batch.rows], errors=errors)
                 yield task, batch.pin_memory() if options.device != "cpu" else batch
 
     return _ahead(batches(), _TEXT_BATCHES_AHEAD)

@@ -24,6 +24,7 @@ from cusa.precompute.input_check import check_inputs
 from cusa.precompute.pipeline import PipelineOptions, encode_shards
 from cusa.precompute.plan import ShardTask, finished_shards, plan_teacher
 from cusa.precompute.probe import Rates, choose_draft, measure
+from cusa.precompute.reuse import StoreReuse
 from cusa.precompute.teachers import TeacherRequest
 from cusa.precompute.teachers.base import DRAFT, Teacher
 
@@ -43,6 +44,8 @@ class RunOptions:
         dtype: What rows are stored as.
         normalizer: Name of the caption normaliser.
         jpeg_draft: ``"auto"``: halve large JPEGs while decoding where that leaves the embeddings alike; ``"off"``.
+        reuse: Index of another store whose rows are taken over where they are of the same pictures,
+            captions and settings; ``None``: of no other.
     """
 
     out: Path
@@ -53,6 +56,7 @@ class RunOptions:
     dtype: str
     normalizer: str
     jpeg_draft: str
+    reuse: Path | None = None
 
 
 class Reporter(Protocol):
@@ -150,6 +154,9 @@ class Run:
         self._data = Index.of(dataset, {})
         self._teachers: dict[str, Teacher] = {}
         self._settings: dict[str, TeacherSettings] = {}
+        self._reuse = None
+        if options.reuse is not None:
+            self._reuse = StoreReuse(options.reuse, options.out, dataset, ranks)
 
     def go(self) -> Outcome:
         """Make what is not finished, and the index.
@@ -174,6 +181,9 @@ class Run:
                     self._ranks.tell(f"made-{self._ranks.rank}", [asdict(info) for info in made.values()])
                     return Outcome(None, {})
                 shards = {**finished, **self._made_by_all(tasks, made)}
+                if self._reuse is not None:
+                    for note in self._reuse.notes(self._settings, [tasks[number] for number in pending]):
+                        self._reporter.note(note)
                 entries = self._entries([shards[task] for task in tasks], tasks)
                 index = replace(self._data, teachers=entries)
                 if shard_range is None and old is not None:
@@ -259,8 +269,10 @@ class Run:
             teacher = request.load(p.device, self._options.batch_size)
             if teacher.modality == "image":
                 known = old.teachers[request.name].settings if old and request.name in old.teachers else None
+                if known is None and self._reuse is not None:
+                    known = self._reuse.settings_like(teacher, self._settings_of)
                 teacher = replace(teacher, draft_size=self._agreed_draft(request.name, teacher, known))
-            settings = teacher.settings(p.precision, self._options.dtype, self._options.normalizer)
+            settings = self._settings_of(teacher)
             if self._ranks.leads:
                 self._ranks.tell(f"settings-{request.name}", settings.to_json())
             leading = TeacherSettings.from_json(self._ranks.hear(f"settings-{request.name}", self._check_stop))
@@ -273,6 +285,10 @@ class Run:
         if old is not None:
             entries = {name: TeacherEntry(settings, {}) for name, settings in self._settings.items()}
             old.joined(replace(self._data, teachers=entries), str(self._options.out))
+
+    def _settings_of(self, teacher: Teacher) -> TeacherSettings:
+        options = self._options
+        return teacher.settings(options.pipeline.precision, options.dtype, options.normalizer)
 
     def _agreed_draft(self, name: str, teacher: Teacher, known: TeacherSettings | None) -> int | None:
         """Pixels that halved JPEGs keep: as the rows that are there have it, or as a comparison finds."""
@@ -340,8 +356,11 @@ class Run:
             if own:
                 normalizer = self._settings[name].normalizer
                 options = self._options.pipeline
+                reuse = None
+                if self._reuse is not None:
+                    reuse = self._reuse.rows_of(name, self._settings[name], self._check_stop)
                 made |= encode_shards(
-                    teacher, normalizer, self._header, claimed(), self._dataset, options, self._advanced
+                    teacher, normalizer, self._header, claimed(), self._dataset, options, self._advanced, reuse
                 )
         return made
 
@@ -388,7 +407,10 @@ class Run:
                 )
             if infos:
                 parts = {split: tuple(of_split) for split, of_split in by_split.items()}
-                versions = {package: version(package) for package in _VERSIONS_OF}
+                versions: Mapping[str, str] | None = None
+                if self._reuse is not None:
+                    versions = self._reuse.versions(name, settings)
+                versions = versions or {package: version(package) for package in _VERSIONS_OF}
                 source = self._teachers[name].source
                 source = str(Path(source).resolve()) if Path(source).exists() else source  # audit runs elsewhere
                 entries[name] = TeacherEntry(settings, parts, source, versions)
