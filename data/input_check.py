@@ -1,4 +1,4 @@
-"""Whether the images and captions of a data set can be used, in seconds, before anything is computed.
+"""Whether the images and captions of a data set can be used, before anything is computed.
 
 What a file holds is found out when it is decoded; here it is enough that there is one.
 """

@@ -168,7 +168,7 @@ def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
 
 
 def read_picture_digests(path: Path, seal: str) -> np.ndarray | None:
-    """sha256 of the picture files that a shard's rows are of: uint8 ``[n, 32]``, zeros where unknown.
+    """Read the sha256 of the picture files of a shard's rows: uint8 ``[n, 32]``, zeros if unknown.
 
     Args:
         path: The shard.

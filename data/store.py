@@ -153,7 +153,7 @@ class Embeddings:
                 raise StoreError(message, path=path)
 
     def picture_digests(self) -> np.ndarray:
-        """sha256 of the picture files that the rows are of: uint8 ``[n_rows, 32]``, zeros where unknown.
+        """Read the sha256 of the rows' picture files: uint8 ``[n_rows, 32]``, zeros where unknown.
 
         Raises:
             StoreError: If a shard cannot be read.

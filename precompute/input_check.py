@@ -59,7 +59,7 @@ def check_inputs(
 
 
 def _will_be_made(task: ShardTask, skip_errors: bool) -> bool:
-    """Whether a shard is not finished, as :func:`cusa.precompute.plan.finished_shards` will see it."""
+    """Whether a shard is not finished, as :func:`.plan.finished_shards` will see it."""
     if not task.path.exists():
         return True
     try:

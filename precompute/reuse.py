@@ -1,4 +1,4 @@
-"""Rows that another store already holds, found by what they are rows of: a picture's bytes, a caption's text."""
+"""Rows that another store holds, found by what they are of: a picture's bytes, a caption's text."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def equal_rows(store: EmbeddingStore, settings: TeacherSettings) -> Iterator[Emb
 
 
 def find_reusable(store: EmbeddingStore, settings: TeacherSettings, dataset: Dataset) -> RowReuse | None:
-    """The rows of a store that were made with these settings, ``None`` if there are none to be known.
+    """Find the rows of a store that were made with these settings, ``None`` if there are none.
 
     Pictures are known by the sha256 of their files, which stores record since format 2.1; captions
     by their text as the teacher takes it. Rows that were skipped are not taken.

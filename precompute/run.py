@@ -243,7 +243,7 @@ class Run:
         return [ShardTask(out, *task) for task in self._ranks.hear("tasks", self._check_stop)]
 
     def _check_inputs(self, tasks: Sequence[ShardTask]) -> None:
-        """Refuse data that cannot be read; the other processes wait for what the leading one says next."""
+        """Refuse data that cannot be read; the leading process alone looks at them."""
         if not self._ranks.leads:
             return
         modalities = {request.name: request.modality for request in self._requests}

@@ -1,4 +1,4 @@
-"""A json list of images with captions: ALBEF's ``[{image, caption}]``, or ``[{image_path, caption}]``."""
+"""A json list of images with captions: ALBEF's ``[{image, caption}]`` or ``[{image_path, …}]``."""
 
 from __future__ import annotations
 

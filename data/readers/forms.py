@@ -238,7 +238,7 @@ def described(value: Any) -> str:
 
 
 def canonical_split(name: str, path: Path | None = None, location: str = "") -> str:
-    """``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"`` or ``"validation"``.
+    """``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"``.
 
     Args:
         name: The name.

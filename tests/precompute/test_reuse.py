@@ -1,4 +1,4 @@
-"""Rows of an earlier store are taken over where they are of the same pictures, captions and settings."""
+"""Rows of an earlier store are taken over: those of the same pictures, captions and settings."""
 
 import json
 import os
@@ -56,21 +56,22 @@ def _args(models, manifest, out, *more, batch_size=1):
 @pytest.fixture
 def count_encoded(monkeypatch):
     """Counts the inputs that teachers encode: images and captions."""
-    counts = {"image": 0, "text": 0}
+    encoded = []  # several threads encode; appending is one step
     plain = Teacher.rows
 
     def rows(self, inputs, *args):
-        counts[self.modality] += len(inputs if self.modality == "image" else inputs["input_ids"])
+        n_inputs = len(inputs if self.modality == "image" else inputs["input_ids"])
+        encoded.extend([self.modality] * n_inputs)
         return plain(self, inputs, *args)
 
     monkeypatch.setattr(Teacher, "rows", rows)
 
-    def taken():
-        result = counts["image"], counts["text"]
-        counts.update(image=0, text=0)
-        return result
+    def count():
+        counts = encoded.count("image"), encoded.count("text")
+        encoded.clear()
+        return counts
 
-    return taken
+    return count
 
 
 def _shards(out):
