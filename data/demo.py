@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cusa.data.datasets import load_dataset
 from cusa.data.demo_render import render
 from cusa.data.demo_world import draw_captions, draw_scenes, stream, truth_of
-from cusa.data.files import atomic_file
+from cusa.data.errors import FileFormatError
+from cusa.data.files import atomic_file, file_digest
+from cusa.data.parsing import read_json
 from cusa.data.records import SPLITS, Dataset, Truth
 
 VERSION = 1  # of the world; raise it with every change to images, captions or truth, so that old folders are redone
@@ -22,8 +25,9 @@ def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 
 
     Args:
         folder: Gets ``images/``, ``manifest.jsonl`` (a caption a line, in the form of a user's own data), ``truth.npz``
-            and, last, ``demo.json``, which says what was made. A folder that lacks it, or that was made from other
-            arguments or another version, is made anew.
+            and, last, ``demo.json``, which says what was made, and the checksums of the former two. A
+            folder that lacks it, that was made from other arguments or another version, or whose
+            files have changed, is made anew.
         seed: Of everything; the same seed gives the same bytes.
         n_train: Number of training images.
         n_val: Number of validation images.
@@ -33,7 +37,7 @@ def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 
         The data set ``demo`` with splits train, val and test, and the known relevance of each.
     """
     sizes = dict(zip(SPLITS, (n_train, n_val, n_test), strict=True))
-    made = json.dumps({"name": "demo", "version": VERSION, "seed": seed, "images": sizes}) + "\n"
+    made = {"name": "demo", "version": VERSION, "seed": seed, "images": sizes}
     if not _is_complete(folder, made, sizes):
         _make(folder, made, sizes, seed)
     manifest = load_dataset(folder / "manifest.jsonl")
@@ -43,15 +47,23 @@ def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 
     return Dataset("demo", folder, splits, truth, files=manifest.files)
 
 
-def _is_complete(folder: Path, made: str, sizes: Mapping[str, int]) -> bool:
+def _is_complete(folder: Path, made: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+    """Whether all that was made is there, and nothing else; a damaged picture is found when it is decoded."""
     marker = folder / "demo.json"
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != made:
+    try:
+        content = read_json(marker) if marker.is_file() else None
+        if content != {**made, "sha256": _digests(folder)}:
+            return False
+    except (FileFormatError, OSError):
         return False
-    files = [folder / "manifest.jsonl", folder / "truth.npz"]
-    return all(f.is_file() for f in files + [folder / _image_path(s, i) for s, n in sizes.items() for i in range(n)])
+    return all((folder / _image_path(split, i)).is_file() for split, n in sizes.items() for i in range(n))
 
 
-def _make(folder: Path, made: str, sizes: Mapping[str, int], seed: int) -> None:
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: file_digest(folder / name).hex() for name in ("manifest.jsonl", "truth.npz")}
+
+
+def _make(folder: Path, made: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> None:
     (folder / "demo.json").unlink(missing_ok=True)  # from here until it is back, the folder is not complete
     for left_over in folder.glob("images/*/demo-*.jpg"):
         left_over.unlink()
@@ -73,7 +85,7 @@ def _make(folder: Path, made: str, sizes: Mapping[str, int], seed: int) -> None:
     with atomic_file(folder / "truth.npz") as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **arrays for allow_pickle
     with atomic_file(folder / "demo.json") as part:
-        part.write_text(made, encoding="utf-8")
+        part.write_text(json.dumps({**made, "sha256": _digests(folder)}) + "\n", encoding="utf-8")
 
 
 def _image_path(split: str, i: int) -> str:

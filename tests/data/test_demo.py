@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import permutations
 from pathlib import Path
 
@@ -73,6 +74,32 @@ def test_folder_that_lost_a_file_is_redone(lost: str, made: Dataset, tmp_path: P
     (tmp_path / lost).unlink()
     make_demo(tmp_path, **SMALL)
     assert _bytes(tmp_path) == _bytes(made.image_root)
+
+
+def _flip(content: bytes) -> bytes:
+    return content[:90] + bytes([content[90] ^ 1]) + content[91:]
+
+
+@pytest.mark.parametrize("damaged", ["demo.json", "manifest.jsonl", "truth.npz"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _flip,
+        lambda content: content[:50],
+        lambda content: b"",
+        lambda content: b"\xff\xfe" + content,
+        lambda content: b"[" * 100_000,
+        lambda content: content.replace(b'"images"', b'"pictures"') + b"\n ",
+    ],
+    ids=["flipped bit", "truncated", "empty", "no UTF-8", "nested", "other"],
+)
+def test_folder_with_a_damaged_file_is_redone(damaged: str, damage, made: Dataset, tmp_path: Path) -> None:
+    folder = shutil.copytree(made.image_root, tmp_path / "demo")
+    (folder / damaged).write_bytes(damage((folder / damaged).read_bytes()))
+    again = make_demo(folder, **SMALL)
+    assert again.splits == made.splits
+    assert _bytes(folder)["truth.npz"] == _bytes(made.image_root)["truth.npz"]
+    assert _bytes(folder)["manifest.jsonl"] == _bytes(made.image_root)["manifest.jsonl"]
 
 
 def test_folder_of_other_sizes_seed_or_version_is_redone(
