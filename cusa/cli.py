@@ -98,7 +98,7 @@ def verify(store: Path, repair: bool) -> None:
               help="Only this one; with PATH, loaded from there.  [default: all, from where they were]")  # fmt: skip
 @click.option("--sample", type=click.IntRange(1), default=256, help="Rows of each teacher and split.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the choice of rows.")
-@click.option("--least-cosine", default=0.999, help="What every row must reach.")
+@click.option("--least-cosine", type=click.FloatRange(-1, 1), default=0.999, help="What every row must reach.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @one_line_errors
 def audit(store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_cosine: float, device: str) -> None:
@@ -299,8 +299,9 @@ def import_(
     from cusa.data.errors import CusaError
     from cusa.data.exchange import ForeignRows, data_of, import_rows, read_array_rows
     from cusa.data.published import read_published_rows
-    from cusa.data.schema import TeacherSettings
+    from cusa.data.schema import TeacherSettings, check_index_path
 
+    check_index_path(store)
     if allow_pickle == (ids is not None):
         raise CusaError("pass --ids FILE for rows in a .npy, or --allow-pickle for a dictionary of the published code")
     foreign = ForeignRows(*(read_published_rows(rows) if ids is None else read_array_rows(rows, ids)), str(rows))

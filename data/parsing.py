@@ -70,7 +70,7 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
     """
     location = "" if line is None else f"line {line}"
     try:
-        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        content = _DECODER.decode(text)
         if _SURROGATE_ESCAPE.search(text):
             _refuse_lone_surrogates(content)
     except json.JSONDecodeError as error:
@@ -222,6 +222,10 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {digits[:20]} is too large")
     return number
+
+
+# json.loads would make one for each line of a file.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _refuse_lone_surrogates(content: Any) -> None:

@@ -232,6 +232,17 @@ def test_a_merged_store_has_the_name_of_one(index, tmp_path):
     for name in ("out", "out.hdf5"):
         assert "must end in .h5" in run_error("store", "merge", tmp_path / name, index)
         assert not (tmp_path / name).exists()
+        arguments = (
+            tmp_path / name,
+            tmp_path / "x.npy",
+            "--ids",
+            tmp_path / "x.json",
+            "--teacher",
+            "t",
+            "--split",
+            "train",
+        )
+        assert "must end in .h5" in run_error("store", "import", *arguments)
 
 
 @pytest.mark.parametrize("rows", [[3, 3], [5, 2], [-1], [16], [1 << 62]])
