@@ -36,23 +36,23 @@ def info(store: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
         return
+    from rich.markup import escape
     from rich.table import Table
 
     screen = console()
-    screen.print(
-        f"{store}: data set [bold]{summary['dataset']}[/], images under {summary['image_root']}", soft_wrap=True
-    )
+    dataset, image_root = escape(summary["dataset"]), escape(summary["image_root"])
+    screen.print(f"{escape(str(store))}: data set [bold]{dataset}[/], images under {image_root}", soft_wrap=True)
     splits = Table("split", "images", "captions", "known truth", "fingerprint")
     for name, s in summary["splits"].items():
         truth = "yes" if s["truth"] else "no"
-        splits.add_row(name, f"{s['images']:,}", f"{s['captions']:,}", truth, s["fingerprint"][:12])
+        splits.add_row(escape(name), f"{s['images']:,}", f"{s['captions']:,}", truth, s["fingerprint"][:12])
     screen.print(splits)
     teachers = Table("teacher", "split", "rows", "dim", "dtype", "skipped", "shards", "MB", "norms (least, mean, most)")
     for name, t in summary["teachers"].items():
         for split, r in t["rows"].items():
             norms = " ".join(f"{v:.4f}" for v in r["norms"]) if r["norms"] else "-"
             counts = f"{r['rows']:,}", str(t["dim"]), t["dtype"], f"{r['skipped']:,}", f"{r['shards']:,}"
-            teachers.add_row(name, split, *counts, f"{r['bytes'] / 1e6:,.1f}", norms)
+            teachers.add_row(escape(name), escape(split), *counts, f"{r['bytes'] / 1e6:,.1f}", norms)
     screen.print(teachers)
     for name, t in summary["teachers"].items():
         screen.print(
@@ -108,6 +108,7 @@ def audit(store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_
 
     opened = EmbeddingStore(store)
     quiet_libraries()
+    from rich.markup import escape
     from rich.table import Table
 
     from cusa.precompute.audit import audit as compare
@@ -121,7 +122,7 @@ def audit(store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_
             bad += not good
             numbers = f"{a.n_rows:,}", f"{a.least:.6f}", f"{a.worst_row:,}", f"{a.mean:.6f}"
             notes = [*([] if good else ["WRONG"]), *(f"another teacher: {field}" for field in a.differing)]
-            table.add_row(a.teacher, a.split, *numbers, "\n".join(notes))
+            table.add_row(escape(a.teacher), a.split, *numbers, escape("\n".join(notes)))
     console().print(table)
     if bad:
         fail(f"{bad} of {table.row_count} are wrong: rows differ from what the teacher gives (cosine < {least_cosine})")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError
 
 # Each of these becomes a space, after lower-casing.
 _PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
 
 NORMALIZERS = ("albef", "none")
+_SHOWN = 60  # characters of a caption in a message
 
 
 def normalize_caption(caption: str, max_words: int = 64) -> str:
@@ -28,13 +29,14 @@ def normalize_caption(caption: str, max_words: int = 64) -> str:
         The normalised caption.
 
     Raises:
-        CusaError: If nothing is left.
+        DataError: If nothing is left.
     """
     text = caption.lower().translate(_PUNCTUATION).replace("<person>", "person")
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     text = " ".join(text.split(" ")[:max_words])
     if not text:
-        raise CusaError(f"caption {caption!r} is empty once normalised; give it words or remove it")
+        message = f"caption {_shown(caption)} is empty once normalised; give it words or remove it"
+        raise DataError(message, name="caption")
     return text
 
 
@@ -45,16 +47,23 @@ def normalizer(name: str) -> Callable[[str], str]:
         name: ``"albef"`` (:func:`normalize_caption`) or ``"none"`` (captions as written; blank ones are refused).
 
     Raises:
-        CusaError: If the name is unknown.
+        SettingError: If the name is unknown.
     """
     if name == "albef":
         return normalize_caption
     if name == "none":
         return _as_written
-    raise CusaError(f"unknown caption normaliser {name!r}; known: {', '.join(NORMALIZERS)}")
+    message = f"unknown caption normaliser {name!r}; known: {', '.join(NORMALIZERS)}"
+    raise SettingError(message, name="normalizer")
 
 
 def _as_written(caption: str) -> str:
     if not caption.strip():
-        raise CusaError(f"caption {caption!r} is empty; give it words or remove it")
+        message = f"caption {_shown(caption)} is empty; give it words or remove it"
+        raise DataError(message, name="caption")
     return caption
+
+
+def _shown(caption: str) -> str:
+    """A caption for a message: empty ones may be of any length."""
+    return repr(caption) if len(caption) <= _SHOWN else f"{caption[:_SHOWN]!r}…"

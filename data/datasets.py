@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from cusa.data.errors import DataError
 from cusa.data.readers import AnnotationRow, Annotations, Source, canonical_split, read_annotations
+from cusa.data.readers.forms import described
 from cusa.data.records import SPLITS, AnnotationFile, Dataset, Record, Records, entry_location, entry_position
 
 # Images per split of the Karpathy splits; COCO's train includes restval.
@@ -104,7 +105,10 @@ def _load_named(name: str, image_root: Path | None, data_root: Path) -> Dataset:
 def _folder_of_images(folders: Sequence[Path], splits: Mapping[str, Records]) -> Path | None:
     """The first of some folders that has the first image."""
     first = next(record for records in splits.values() for record in records)
-    return next((folder for folder in folders if (folder / first.image_path).is_file()), None)
+    for folder in folders:
+        if os.path.isfile(folder / first.image_path):  # Path.is_file raises on names that are too long
+            return folder
+    return None
 
 
 def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str, ...]:
@@ -188,7 +192,8 @@ def _records_by_split(groups: dict[str, _ImageGroup], files: Sequence[Annotation
         if not group.captions:
             path, location = entry_location(files, group.positions[0])
             raise DataError(
-                f"{path} {location}: image {image_id!r} ({group.image_path}) has no caption; remove it or caption it",
+                f"{path} {location}: image {described(image_id)} ({described(group.image_path)}) has no "
+                "caption; remove it or caption it",
                 path=path,
                 location=location,
                 name=image_id,
@@ -204,12 +209,12 @@ def _refuse_image(row: AnnotationRow, position: int, group: _ImageGroup, files: 
     """Say that an image id stands for two files or two splits."""
     path, location = entry_location(files, position)
     if row.image_path != group.image_path:
-        problem = f"stands for two files, {group.image_path} and {row.image_path}"
+        problem = f"stands for two files, {described(group.image_path)} and {described(row.image_path)}"
     else:
         problem = f"is used twice, in the splits {group.split} and {row.split}"
     message = (
-        f"{path} {location}: image id {row.image_id!r} {problem} (before: {_place(files, group.positions[0])}); give "
-        "each image one id and one split"
+        f"{path} {location}: image id {described(row.image_id)} {problem} (before: "
+        f"{_place(files, group.positions[0])}); give each image one id and one split"
     )
     raise DataError(message, path=path, location=location, name=row.image_id)
 
@@ -223,7 +228,7 @@ def _refuse_caption(
     for group in groups.values():
         if caption_id in group.caption_ids:
             before = f" (before: {_place(files, group.positions[group.caption_ids.index(caption_id)])})"
-    message = f"{path} {location}: caption id {caption_id!r} is used twice{before}; caption ids must be unique"
+    message = f"{path} {location}: caption id {described(caption_id)} is used twice{before}; caption ids must be unique"
     raise DataError(message, path=path, location=location, name=caption_id)
 
 

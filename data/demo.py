@@ -25,8 +25,8 @@ def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 
 
     Args:
         folder: Gets ``images/``, ``manifest.jsonl`` (a caption a line, in the form of a user's own data), ``truth.npz``
-            and, last, ``demo.json``, which says what was made, and the checksums of the former two. A
-            folder that lacks it, that was made from other arguments or another version, or whose
+            and, last, ``demo.json``, which says what was made, and the checksums of the former two.
+            A folder that lacks it, that was made from other arguments or another version, or whose
             files have changed, is made anew.
         seed: Of everything; the same seed gives the same bytes.
         n_train: Number of training images.
@@ -48,7 +48,7 @@ def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 
 
 
 def _is_complete(folder: Path, made: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
-    """Whether all that was made is there, and nothing else; a damaged picture is found when it is decoded."""
+    """Whether all that was made is there; a damaged picture is noticed when it is decoded."""
     marker = folder / "demo.json"
     try:
         content = read_json(marker) if marker.is_file() else None

@@ -149,7 +149,8 @@ class FolderLock:
             self.release()  # also of those places that were free
             raise CusaError(
                 f"another run is working on {self._path.parent} ({owners[-1] if owners else 'unknown process'}); "
-                "wait for it or stop it, or name another place"
+                "wait for it or stop it, or name another place",
+                path=self._path.parent,
             ) from None
 
 

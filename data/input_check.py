@@ -19,6 +19,7 @@ from cusa.data.errors import CusaError
 from cusa.data.records import Dataset, Record, entry_location
 
 MAX_LISTED = 20
+_MAX_SHOWN_PATH = 4096  # the longest that Linux takes
 _LISTED_FOLDER = 64  # of so many files in a folder, listing it is faster than asking for each
 
 RowRanges = Mapping[str, Sequence[tuple[int, int]]]
@@ -74,7 +75,7 @@ def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
         if path in problems:
             n_faults += 1
             if len(listed) < MAX_LISTED:
-                problem = f"image {path} {problems[path]}"
+                problem = f"image {path[:_MAX_SHOWN_PATH]} {problems[path]}"
                 listed.append(_fault(dataset, record, 0, problem, record.image_id))
     return Faults(len(records), n_faults, tuple(listed))
 

@@ -82,12 +82,20 @@ def _is_dim(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_DIM
 
 
+def _is_transform(value: object) -> bool:
+    """An object of anything, whose "jpeg_draft" is a number of pixels."""
+    if not isinstance(value, dict):
+        return False
+    draft = value.get("jpeg_draft", 1)
+    return isinstance(draft, int) and not isinstance(draft, bool) and draft > 0
+
+
 # What each field of the settings may be.
 _LEGAL_SETTINGS: Mapping[str, Callable[[object], bool]] = {
     "modality": lambda value: value in ("image", "text"),
     "model_id": _is_text,
     "weights_sha256": _is_text,
-    "transform": lambda value: isinstance(value, dict),
+    "transform": _is_transform,
     "normalizer": _is_text,
     "precision": _is_text,
     "dim": _is_dim,

@@ -237,6 +237,7 @@ def _report(screen: Console, outcome: Outcome, out: Path) -> None:
 def _print_plan(
     screen: Console, dataset: Dataset, estimates: list[Estimate], first: int, out: Path, processes: int
 ) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("teacher", "rows", "shards", "MB on disk", "rows/s", "teacher alone", "time")
@@ -249,12 +250,14 @@ def _print_plan(
         shards = f"{e.n_shards:,} ({first}:{first + e.n_shards})"
         first += e.n_shards
         rates = f"{e.rates.whole:,.0f}", f"{e.rates.encoding:,.0f}"
-        table.add_row(e.teacher, f"{e.n_rows:,}", shards, f"{e.n_bytes / 1e6:,.1f}", *rates, _duration(seconds))
+        table.add_row(escape(e.teacher), f"{e.n_rows:,}", shards, f"{e.n_bytes / 1e6:,.1f}", *rates, _duration(seconds))
     screen.print(table)
     folder = next(p for p in (out.resolve().parent, *out.resolve().parents) if p.exists())
     free = shutil.disk_usage(folder).free
     n_bytes = sum(e.n_bytes for e in estimates)
-    screen.print(f"disk: {n_bytes / 1e9:,.3f} GB of rows, {free / 1e9:,.1f} GB free in {folder}", soft_wrap=True)
+    screen.print(
+        f"disk: {n_bytes / 1e9:,.3f} GB of rows, {free / 1e9:,.1f} GB free in {escape(str(folder))}", soft_wrap=True
+    )
     screen.print(f"time: about {_duration(total_s)} in {processes} process(es)")
     if pairs:
         per_pair = sum(e.n_bytes / e.n_rows for e in estimates)

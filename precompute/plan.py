@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data import schema
-from cusa.data.errors import CusaError
+from cusa.data.errors import StoreError
 from cusa.data.sealed import SHARD_FORMAT, seal_holds
 from cusa.data.shards import ShardHeader, ShardInfo, read_shard
 
@@ -65,7 +65,7 @@ def plan_teacher(index: Path, teacher: str, n_rows: Mapping[str, int], shard_row
         shard_rows: Rows per shard; ``None``: as the shards that are there, or 16,384.
 
     Raises:
-        CusaError: If shards of another length are there.
+        StoreError: If shards of another length are there.
     """
     tasks = []
     for split, n in n_rows.items():
@@ -75,9 +75,12 @@ def plan_teacher(index: Path, teacher: str, n_rows: Mapping[str, int], shard_row
         ranges = schema.shard_ranges(n, length)
         if strange := sorted(there - set(ranges)):
             start, stop = strange[0]
-            raise CusaError(
-                f"{ShardTask(index, teacher, split, start, stop).path} is there, but shards of {length} rows of {n} "
-                f"are asked for; pass --shard-rows {stop - start} if they were made with that, or another --out"
+            path = ShardTask(index, teacher, split, start, stop).path
+            raise StoreError(
+                f"{path} is there, but shards of {length} rows of {n} are asked for; pass --shard-rows "
+                f"{stop - start} if they were made with that, or another --out",
+                path=path,
+                name=teacher,
             )
         tasks += [ShardTask(index, teacher, split, start, stop) for start, stop in ranges]
     return tasks
@@ -105,7 +108,8 @@ def finished_shards(
         Finished shards by task number, and damaged files by task number; those are to be made again.
 
     Raises:
-        CusaError: If a finished shard was made with other settings or from other data; names the fields.
+        StoreError: If a finished shard was made with other settings or from other data; names the
+            fields.
     """
 
     def look(task: ShardTask, header: ShardHeader) -> ShardInfo | Path | None:
@@ -118,9 +122,11 @@ def finished_shards(
             return task.path
         found, info = read_shard(task.index.parent, task.file)
         if fields := header.differing(found):
-            raise CusaError(
+            raise StoreError(
                 f"{task.path} was made with other settings, not to be mixed: {'; '.join(fields)}; pass another --out, "
-                "or move it away to make it again"
+                "or move it away to make it again",
+                path=task.path,
+                name=task.teacher,
             )
         return None if redo_skipped and info.skipped else info
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError, TeacherError
 from cusa.data.files import FolderLock, sweep
 from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset
@@ -234,9 +234,10 @@ class Run:
                 tasks += plan_teacher(out, request.name, n_rows, self._options.shard_rows)
             if chosen is not None:
                 if not 0 <= chosen[0] < chosen[1] <= len(tasks):
-                    raise CusaError(
+                    raise SettingError(
                         f"--shard-range {chosen[0]}:{chosen[1]}: this run has the shards 0:{len(tasks)}, and A:B are "
-                        "shards A to B - 1"
+                        "shards A to B - 1",
+                        name="shard_range",
                     )
                 tasks = tasks[slice(*chosen)]
             self._ranks.tell("tasks", [(t.teacher, t.split, t.start, t.stop) for t in tasks])
@@ -277,7 +278,8 @@ class Run:
                 self._ranks.tell(f"settings-{request.name}", settings.to_json())
             leading = TeacherSettings.from_json(self._ranks.hear(f"settings-{request.name}", self._check_stop))
             if fields := settings.differing(leading):
-                raise CusaError(f"teacher {request.name!r} is not the same in rank 0: {'; '.join(fields)}")
+                message = f"teacher {request.name!r} is not the same in rank 0: {'; '.join(fields)}"
+                raise TeacherError(message, name=request.name)
             self._teachers[request.name], self._settings[request.name] = teacher, settings
             self._reporter.loaded()
             if not self._ranks.leads:
@@ -402,8 +404,9 @@ class Run:
                     if settings.modality == "image"
                     else "caption has words; correct them"
                 )
-                raise CusaError(
-                    f"teacher {name!r}: no {what}, then run again with --on-error fail to make the rows anew"
+                raise DataError(
+                    f"teacher {name!r}: no {what}, then run again with --on-error fail to make the rows anew",
+                    name=name,
                 )
             if infos:
                 parts = {split: tuple(of_split) for split, of_split in by_split.items()}

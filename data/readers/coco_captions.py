@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 from cusa.data.errors import FileFormatError
-from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
+from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source, described
 
 PLACE = "annotations[{}]"
 
@@ -32,7 +32,8 @@ def _rows(content: dict[str, Any], source: Source, split: str) -> Iterator[Annot
         image_id = annotation.identifier("image_id")
         if image_id not in image_paths:
             raise FileFormatError(
-                f"{source.path} {location}: 'images' has no image with the id {image_id!r}; is this COCO's own file?",
+                f"{source.path} {location}: 'images' has no image with the id {described(image_id)}; is this "
+                "COCO's own file?",
                 path=source.path,
                 location=location,
                 name="image_id",
@@ -50,7 +51,8 @@ def _rows(content: dict[str, Any], source: Source, split: str) -> Iterator[Annot
     for image_id, image_path in image_paths.items():
         if image_id not in captioned:
             raise FileFormatError(
-                f"{source.path}: image {image_id!r} ({image_path}) has no caption; remove it or caption it",
+                f"{source.path}: image {described(image_id)} ({described(image_path)}) has no caption; "
+                "remove it or caption it",
                 path=source.path,
                 name=image_id,
             )
@@ -67,7 +69,7 @@ def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
         if number == 0:
             prefix = _folder_prefix(file_name, image.optional_text("coco_url"), source.image_folders)
         if image_id is None or image_id in paths:
-            problem = "has no id" if image_id is None else f"has the id {image_id!r} of another image"
+            problem = "has no id" if image_id is None else f"has the id {described(image_id)} of another image"
             raise FileFormatError(
                 f"{source.path} {location}: {problem}; give each image its own",
                 path=source.path,
@@ -83,10 +85,14 @@ def _folder_prefix(file_name: str, url: str | None, image_folders: Sequence[Path
 
     The files name their images without a folder; COCO's archives unpack to one folder a split.
     """
-    if url is None or any((folder / file_name).is_file() for folder in image_folders):
+    if url is None or _is_in(file_name, image_folders):
         return ""
-    prefix = f"{PurePosixPath(urlsplit(url).path).parent.name}/"
-    return prefix if any((folder / (prefix + file_name)).is_file() for folder in image_folders) else ""
+    prefix = f"{PurePosixPath(url).parent.name}/"
+    return prefix if _is_in(prefix + file_name, image_folders) else ""
+
+
+def _is_in(name: str, folders: Sequence[Path]) -> bool:
+    return any(os.path.isfile(folder / name) for folder in folders)
 
 
 FORM = Form('COCO\'s own {"images": [{id, file_name}], "annotations": [{image_id, caption}]}', _recognises, _read)

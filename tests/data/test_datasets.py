@@ -369,3 +369,68 @@ def test_missing_files(tmp_path):
             load_dataset(tmp_path / "wide.csv")
     with pytest.raises(DataError, match="not UTF-8"):
         load_dataset(os.fsdecode(b"caf\xe9.csv"))
+
+
+ODD_VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**4000,
+    "",
+    " ",
+    "a\0b",
+    "é",
+    "x" * 100_000,
+    [],
+    ["a"],
+    [None],
+    [["a"]],
+    {},
+    {"a": 1},
+    [{}],
+    [{"raw": 5}],
+    [{"raw": "x", "sentid": []}],
+]
+FORMS = {
+    "karpathy.json": _karpathy((1, "train", ["a"])),
+    "captions_train.json": _coco((139, 5, "a"), (285, 6, "b"), coco_url="http://x/y/z.jpg"),
+    "train.json": [{"image": "a.jpg", "caption": "b", "image_id": 1, "image_path": "c.jpg"}],
+    "pairs.jsonl": {"image": "a.jpg", "caption": "b", "image_id": 1, "split": "val"},
+    "metadata.jsonl": {"file_name": "a.jpg", "text": "b", "image_id": 1, "split": "val"},
+}
+
+
+def _places(content, path=()):
+    """Every value within parsed JSON, by the keys that lead to it."""
+    yield path
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from _places(value, (*path, key))
+
+
+def _replaced(content, path, value):
+    if not path:
+        return value
+    copy = content.copy()
+    copy[path[0]] = _replaced(content[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_any_value_in_any_place_is_read_or_refused(tmp_path, name):
+    errors = []
+    for place in _places(FORMS[name]):
+        for value in ODD_VALUES:
+            _write(tmp_path / name, json.dumps(_replaced(FORMS[name], place, value)))
+            try:
+                dataset = load_dataset(tmp_path / name)
+            except CusaError as error:
+                errors.append(error)
+            else:
+                assert fingerprint([record for split in dataset.splits.values() for record in split])
+    assert len(errors) > 40
+    assert {error.path for error in errors} == {tmp_path / name}
+    assert not [str(error) for error in errors if "\n" in str(error)]
+    assert max(len(str(error)) for error in errors) < 1000 + 4 * len(str(tmp_path))

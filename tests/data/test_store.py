@@ -397,3 +397,10 @@ def test_what_is_no_array_does_not_become_one_in_silence(index):
     for thing in (store, store.split("train")):
         with pytest.raises(TypeError, match="is no array"):
             np.asarray(thing)
+
+
+def test_names_with_brackets_are_no_markup(tmp_path):
+    index = make_store(tmp_path / "[/x] [bold]" / "s")
+    result = CliRunner().invoke(store_main, ["info", str(index)])
+    assert result.exit_code == 0, result.output
+    assert "[/x] [bold]" in result.output
