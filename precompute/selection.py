@@ -105,12 +105,13 @@ def _possible_splits(unsplit: Dataset, by_default: Dataset, stored: Mapping[str,
 
 def _fits(dataset: Dataset, limit: int | None, stored: Mapping[str, Split]) -> bool:
     """Whether train and val are those of a store, as far as it has them."""
-    for name in ("train", "val"):
-        if name in stored:
-            records = dataset.splits.get(name, ())[:limit]
-            if fingerprint(records) != stored[name].fingerprint:
-                return False
-    return True
+    for name in {"train", "val"} & set(stored) & set(dataset.splits):
+        if fingerprint(dataset.splits[name][:limit]) != stored[name].fingerprint:
+            return False
+    if "val" in dataset.splits or "val" not in stored:
+        return True
+    train_ids = {record.image_id for record in dataset.splits["train"]}
+    return train_ids.isdisjoint(stored["val"].image_ids)  # the store's val split is of another file
 
 
 def with_stored_root(dataset: Dataset, store: EmbeddingStore | None, image_root: Path | None) -> Dataset:

@@ -216,6 +216,17 @@ def test_what_has_a_val_split_or_no_train_split_is_left_alone(tmp_path):
         _selected(both, splits=("val",), val_fraction=0.0)
 
 
+def test_a_val_split_from_another_file_stays_the_stores(tmp_path):
+    """Made of two files, a teacher is added for the training images alone."""
+    both = Dataset("d", tmp_path, {name: records(name, 8) for name in ("train", "val")})
+    rows = {name: unit_rows(8, 4, 0) for name in both.splits}
+    add_teacher(tmp_path / "s.h5", both, "old", made_up_settings("image", 4), rows)
+    train = Dataset("d", tmp_path, {"train": both.splits["train"]})
+    assert _selected(train, EmbeddingStore(tmp_path / "s.h5")).splits == train.splits
+    add_teacher(tmp_path / "v.h5", both.select(["val"]), "old", made_up_settings("image", 4), {"val": rows["val"]})
+    assert _selected(train, EmbeddingStore(tmp_path / "v.h5")).splits == train.splits
+
+
 def test_names_of_splits():
     assert parse_splits(None) is None
     assert parse_splits(" train, val ,") == ("train", "val")
