@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cusa.data.errors import CusaError
 from cusa.eval.encoder import batches
@@ -158,6 +159,7 @@ def in_threads(work: Callable[[T], R], todo: Iterable[T], workers: int) -> Gener
     # load_image silences these, too, but warnings' filters belong to the process: one thread would undo another's.
     with warnings.catch_warnings(), one_core_threads(workers) as pool:
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         waiting: deque[Future[R]] = deque()
         for one in todo:
             waiting.append(pool.submit(work, one))

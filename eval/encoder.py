@@ -16,7 +16,7 @@ from PIL import Image
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError
-from cusa.data.images import eight_bit, load_image
+from cusa.data.images import as_viewed, load_image
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.encode import Rows, embed
@@ -206,12 +206,12 @@ def folder_name(folder: Path) -> str:
 
 
 def opened(images: Sequence[ImageLike]) -> Iterator[Image.Image]:
-    """Images of 8 bits per channel; files are decoded one by one.
+    """Images as a viewer shows them (:func:`cusa.data.images.as_viewed`); files are decoded one by one.
 
     Raises:
         CusaError: If a file is missing or no image.
     """
-    return (eight_bit(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in images)
+    return (as_viewed(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in images)
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

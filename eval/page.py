@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
@@ -54,10 +53,7 @@ def write_page(path: Path, template: str, images: Iterable[Path], **values: Any)
 def thumbnail(path: Path) -> str | None:
     """The image as a JPEG data URI, at most ``THUMBNAIL`` pixels wide and high; ``None`` if it cannot be read."""
     try:
-        image = load_image(path)
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("RGB")
+        image = load_image(path).convert("RGB")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=80)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, ImageError
+from cusa.data.images import open_image
 from cusa.data.records import Dataset
 from cusa.precompute.pipeline import Batch, PipelineOptions, encoded_batches, encoder_threads, read_image
 from cusa.precompute.plan import ShardTask
@@ -73,9 +73,9 @@ def choose_draft(teacher: Teacher, dataset: Dataset, device: str, precision: str
 def _is_halved(path: Path, size: int) -> bool:
     """Whether an image is a JPEG that decoding would halve."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.format == "JPEG" and min(image.size) >= 2 * size
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except ImageError:
         return False  # the run itself will say what is wrong with it
 
 
