@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+FORWARD_PASS = "forward pass"  # location of what a model's own code raised on its inputs
+
 
 class CusaError(ValueError):
     """A mistake in what the user gave: what it was, what is legal, what to do next, in one line.
