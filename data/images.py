@@ -15,11 +15,11 @@ from PIL import Image, UnidentifiedImageError
 
 from cusa.data.errors import ImageError, SettingError, first_line
 
-# How pictures are decoded, as the settings of image teachers record it; rows made before carry neither key.
+# How pictures are decoded, as image teachers' settings record it; older rows have neither key.
 DECODING = {"orientation": "exif", "transparency": "white"}
 MAX_PIXELS_VARIABLE = "CUSA_MAX_PIXELS"
 DEFAULT_MAX_PIXELS = 200_000_000  # in RGB, 800 MB while it is decoded
-# Above Pillow's own warning, JPEGs are halved while decoded, as long as both sides keep this many pixels.
+# Above Pillow's own warning, JPEGs are halved while decoded, as long as both sides keep so many.
 HUGE_PIXELS, _HUGE_SIDE = 89_478_485, 4096
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -36,7 +36,9 @@ _pillow_limit_lock = threading.Lock()
 
 
 def load_image(path: Path, at_least: int | None = None) -> Image.Image:
-    """Decode a whole image file as a viewer shows it (see :func:`as_viewed`); of an animation, the first frame.
+    """Decode a whole image file as a viewer shows it (:func:`as_viewed`).
+
+    Of an animation, the first frame is taken.
 
     Args:
         path: The file.
@@ -59,7 +61,7 @@ def load_image(path: Path, at_least: int | None = None) -> Image.Image:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image whose header is read and whose pixels are not; what fails in the block is an error of the file.
+    """An image whose header is read; what fails in the block is an error of the file.
 
     Raises:
         ImageError: As :func:`load_image`.
@@ -70,7 +72,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         if path.stat().st_size == 0:
             raise ImageError(f"image {path} has zero bytes; replace or remove it", path=path)
         with warnings.catch_warnings():
-            # Odd EXIF blocks (the pixels are fine), and Pillow's limit of pixels, which is not ours.
+            # Of odd EXIF blocks (the pixels are fine), and of Pillow's limit, which is not ours.
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with _opened(path) as image:
@@ -90,7 +92,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def max_pixels() -> int:
-    """The most pixels that an image may have: ``CUSA_MAX_PIXELS`` of the environment, or 200 million.
+    """Most pixels of an image: ``CUSA_MAX_PIXELS`` of the environment, or 200 million.
 
     Raises:
         SettingError: If the variable is no whole number above zero.
@@ -99,7 +101,8 @@ def max_pixels() -> int:
     if not text:
         return DEFAULT_MAX_PIXELS
     if not (text.isascii() and text.isdigit() and len(text) <= 15 and int(text) > 0):
-        message = f"{MAX_PIXELS_VARIABLE}={text!r}: expected a number of pixels such as {DEFAULT_MAX_PIXELS}"
+        legal = f"expected a number of pixels such as {DEFAULT_MAX_PIXELS}"
+        message = f"{MAX_PIXELS_VARIABLE}={text!r}: {legal}"
         raise SettingError(message, name=MAX_PIXELS_VARIABLE)
     return int(text)
 
@@ -122,8 +125,8 @@ def _refuse_pixels(size: tuple[int, int], limit: int, path: Path) -> None:
     width, height = size
     if width * height > limit:
         raise ImageError(
-            f"image {path} has {width:,} x {height:,} pixels, more than {limit:,}; make it smaller, or set "
-            f"{MAX_PIXELS_VARIABLE}={width * height} in the environment",
+            f"image {path} has {width:,} x {height:,} pixels, more than {limit:,}; make it smaller "
+            f"or set {MAX_PIXELS_VARIABLE}={width * height} in the environment",
             path=path,
         )
 
@@ -132,11 +135,11 @@ def _refuse_pixels(size: tuple[int, int], limit: int, path: Path) -> None:
 
 
 def as_viewed(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: turned as its EXIF orientation says, transparent pixels over white.
+    """The picture as a viewer shows it: turned as its EXIF orientation says, over white.
 
     Where there is neither orientation nor a transparent pixel, the pixels and the mode stay as they
-    are, but that 16-bit grey becomes 8-bit grey (Pillow would clip it to white), and black-and-white
-    becomes grey (Pillow would resize it without greys).
+    are, but that 16-bit grey becomes 8-bit grey (Pillow would clip it to white), and
+    black-and-white becomes grey (Pillow would resize it without greys).
 
     Args:
         image: Any image; it may be one that was just opened, whose pixels are not decoded yet.
@@ -164,13 +167,13 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def has_transparent_pixels(image: Image.Image) -> bool:
-    """Whether a pixel is not opaque; decodes the image if its header names an alpha channel or transparent colour."""
+    """Whether a pixel is not opaque; decodes images with an alpha channel or transparent colour."""
     _scale_transparent_colour(image)
     return image.has_transparency_data and not _is_opaque(_with_alpha(image))
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:
-    """Scale the transparent colour of a PNG as Pillow scales its samples to 8 bits; Pillow itself does not."""
+    """Scale the transparent colour of a PNG to 8 bits, as Pillow scales the samples alone."""
     colour = image.info.get("transparency")
     tiles = getattr(image, "tile", None)
     samples = tiles[0].args if image.format == "PNG" and tiles else None
@@ -185,7 +188,7 @@ def _over_white(image: Image.Image) -> Image.Image:
         return image
     layer = _with_alpha(image)
     if _is_opaque(layer):
-        if "transparency" in image.info:  # a colour that no pixel has; Pillow would warn of it later
+        if "transparency" in image.info:  # a colour of no pixel; Pillow would warn later
             image = image.copy()
             del image.info["transparency"]
         return image
@@ -211,13 +214,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode == "F":
         name = getattr(image, "filename", "")
-        path = Path(name) if name else None
-        raise ImageError(f"image {name} holds floating-point pixels; convert it to 8 bits", path=path)
+        message = f"image {name} holds floating-point pixels; convert it to 8 bits"
+        raise ImageError(message, path=Path(name) if name else None)
     return image.convert("L") if image.mode == "1" else image
 
 
 def changed_decoding(path: Path) -> str | None:
-    """Why a file decodes to other pixels than before pictures were turned upright; ``None`` if it does not.
+    """Why a file decodes to other pixels than before pictures were turned upright, if it does.
 
     Reads the header, and the pixels only where that names an alpha channel or a transparent colour,
     and of PNGs.
@@ -270,7 +273,9 @@ class ImageTransform:
 
 
 def resize_shorter(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """Resize so that the shorter side is ``size``; the longer one is cut to whole pixels, as torchvision does.
+    """Resize so that the shorter side is ``size``, and cut the longer one to whole pixels.
+
+    torchvision does so, too.
 
     Raises:
         ImageError: If the image is too narrow: see :func:`refuse_narrow`.
@@ -285,7 +290,7 @@ def resize_shorter(image: Image.Image, size: int, interpolation: str) -> Image.I
 
 
 def refuse_narrow(image: Image.Image, shorter_side: int) -> None:
-    """Refuse an image such as one of 1 x 1,000,000 pixels, whose enlarged copy would not fit into memory.
+    """Refuse an image such as one of 1 x 1,000,000 pixels: no memory would hold it enlarged.
 
     Args:
         image: The image.
@@ -297,8 +302,8 @@ def refuse_narrow(image: Image.Image, shorter_side: int) -> None:
     shorter, longer = sorted(image.size)
     if shorter and shorter_side * (shorter_side * longer / shorter) > max_pixels():
         raise ImageError(
-            f"{image.width:,} x {image.height:,} pixels are too narrow to be resized to {shorter_side} pixels on the "
-            "shorter side"
+            f"{image.width:,} x {image.height:,} pixels are too narrow to be resized to "
+            f"{shorter_side} pixels on the shorter side"
         )
 
 

@@ -222,6 +222,11 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
     from cusa.data.console import default_workers, pick_device, progress, quiet_libraries
 
     quiet_libraries()
+    from cusa.data.errors import RunError
+    from cusa.data.hub import require
+
+    for model in options["models"]:
+        require(model, RunError)
     from cusa.eval.measure import measure
     from cusa.eval.subjects import latest_run
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FORWARD_PASS, CusaError, DataError, ImageError, first_line
 from cusa.eval.encoder import batches
 from cusa.eval.models import Encoder
 from cusa.train.encode import Rows
@@ -96,7 +96,7 @@ def encode_texts(
     done = 0
     with enough_memory(batch_size):
         for batch in batches(distinct, batch_size):
-            part = encoder.text_rows(batch, batch_size)
+            part = _text_rows(encoder, batch, batch_size)
             _check(part, [f"text {text!r}" for text in batch], encoder)
             places = order[bounds[done] : bounds[done + len(batch)]]
             _put(rows, len(texts), places, {head: found[numbers[places] - done] for head, found in part.items()})
@@ -108,14 +108,36 @@ def encode_texts(
 def _image_rows(encoder: Encoder, paths: Sequence[Path], batch_size: int) -> Rows:
     try:
         return encoder.image_rows(paths, batch_size)
-    except CusaError:
-        raise
     except (OSError, ValueError) as error:  # a model may refuse what can be decoded, such as an image one pixel high
+        if not _is_of_an_item(error):
+            raise
         if len(paths) == 1:
-            first = str(error).strip().split("\n")[0]
-            raise CusaError(f"image {paths[0]} cannot be encoded ({first}); replace or remove it") from None
+            reason = first_line(error)
+            message = f"image {paths[0]} cannot be encoded ({reason}); replace or remove it"
+            raise ImageError(message, path=paths[0]) from None
         parts = [_image_rows(encoder, [path], batch_size) for path in paths]
         return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
+
+
+def _text_rows(encoder: Encoder, texts: Sequence[str], batch_size: int) -> Rows:
+    try:
+        return encoder.text_rows(texts, batch_size)
+    except CusaError as error:
+        if not _is_of_an_item(error):
+            raise
+        if len(texts) == 1:
+            reason = first_line(error)
+            message = f"text {texts[0]!r} cannot be encoded ({reason}); change or remove it"
+            raise DataError(message, name=texts[0]) from None
+        parts = [_text_rows(encoder, [text], batch_size) for text in texts]
+        return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
+
+
+def _is_of_an_item(error: Exception) -> bool:
+    """Whether a model failed on an input and may take others; after a CUDA error it takes none."""
+    if isinstance(error, CusaError):
+        return error.location == FORWARD_PASS and "CUDA" not in str(error)
+    return True
 
 
 def _check(part: Rows, names: Sequence[str], encoder: Encoder) -> None:

@@ -175,7 +175,8 @@ class StudentEncoder:
 
     def _load(self, modality: str) -> Teacher:
         stored = self.origin.provenance.encoders[modality]
-        teacher = parse_teacher(self._encoders.get(modality) or _where(stored)).load(self._device)
+        request = parse_teacher(self._encoders.get(modality) or _where(stored))
+        teacher = request.load_as(stored.settings, self._device)
         if teacher.weights_sha256 != stored.settings.weights_sha256:
             raise CusaError(
                 f"the {modality} encoder loaded from {teacher.source} has other weights than {stored.name!r}, which "
@@ -206,7 +207,7 @@ def folder_name(folder: Path) -> str:
 
 
 def opened(images: Sequence[ImageLike]) -> Iterator[Image.Image]:
-    """Images as a viewer shows them (:func:`cusa.data.images.as_viewed`); files are decoded one by one.
+    """Images as :func:`cusa.data.images.as_viewed` shows them; files are decoded one by one.
 
     Raises:
         CusaError: If a file is missing or no image.

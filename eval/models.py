@@ -10,16 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
+from cusa.data.hub import locate
+from cusa.data.pretrained import load_config, one_line_load_errors
 from cusa.eval.encoder import ImageLike, StudentEncoder, batches, folder_name, one_at_a_time, opened
+from cusa.precompute.checks import FirstBatchCheck
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, weights_digest
-from cusa.precompute.teachers.sentence import open_model, text_teacher
+from cusa.precompute.teachers.sentence import is_text_tower, load_sentence, open_model, text_teacher
 from cusa.precompute.teachers.vision import HuggingFaceTransform, load_vision
 from cusa.train.encode import Rows
 from cusa.train.run_dir import begun, load_trained
 from cusa.train.saved import student_folder
-from cusa.train.student import LOAD_ERRORS, Head, load_dual_encoder
+from cusa.train.student import Head, load_dual_encoder
 
 LEGAL = (
     "a run of cusa-train or an exported folder, the name or folder of a Hugging Face or sentence-transformers model "
@@ -104,6 +107,7 @@ class ModelEncoder:
         }
         self._sides = {side.modality: side for side in sides}
         self._device, self._alone = device, one_at_a_time(device)
+        self._checks = {side.modality: FirstBatchCheck(side, device, "fp32") for side in sides}
 
     def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images, float32 ``[n, d]``, L2-normalised.
@@ -113,7 +117,8 @@ class ModelEncoder:
             ValueError: If ``batch_size`` is below 1.
         """
         side = self._side("image")
-        return self._rows(side, (side.inputs(opened(batch)) for batch in batches(images, batch_size)))
+        inputs = ((side.inputs(opened(batch)), None) for batch in batches(images, batch_size))
+        return self._rows(side, inputs)
 
     def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> Rows:
         """Embeddings of texts as written, float32 ``[n, d]``, L2-normalised.
@@ -123,8 +128,8 @@ class ModelEncoder:
             ValueError: If ``batch_size`` is below 1.
         """
         side, normalize = self._side("text"), normalizer(_CAPTIONS)
-        inputs = (side.inputs([normalize(text) for text in batch]) for batch in batches(texts, batch_size))
-        return self._rows(side, inputs)
+        normalized = ([normalize(text) for text in batch] for batch in batches(texts, batch_size))
+        return self._rows(side, ((side.inputs(batch), batch) for batch in normalized))
 
     def _side(self, modality: str) -> Teacher:
         if modality not in self._sides:
@@ -132,11 +137,17 @@ class ModelEncoder:
             raise CusaError(f"model {self.name!r} embeds no {modality}s, only {known}s; pass a model that does")
         return self._sides[modality]
 
-    def _rows(self, side: Teacher, inputs: Iterable[TeacherInputs]) -> Rows:
+    def _rows(
+        self,
+        side: Teacher,
+        inputs: Iterable[tuple[TeacherInputs, Sequence[str] | None]],
+    ) -> Rows:
         parts = [np.zeros((0, side.dim), np.float32)]
-        for batch in inputs:
+        for batch, texts in inputs:
             with self._alone:
-                parts.append(side.rows(batch, self._device, "fp32"))
+                rows = side.rows(batch, self._device, "fp32")
+                self._checks[side.modality](self.name, batch, rows, texts)
+            parts.append(rows)
         return {"cross": np.concatenate(parts)}
 
 
@@ -165,16 +176,15 @@ def load_encoder(spec: str, device: str, checkpoint: str = "best") -> Encoder:
                 raise CusaError(f"folder {spec} holds no student, no modules.json and no config.json; legal: {LEGAL}")
         elif spec.count("/") != 1 or spec.startswith((".", "/", "~")):
             raise CusaError(f"unknown model {spec!r}; legal: {LEGAL}")
-        return _model(spec, device)
+        with one_line_load_errors("model", spec, RunError, f"legal: {LEGAL}"):
+            return _model(spec, device)
     except CusaError as error:
-        raise CusaError(str(error).replace("--teacher ", "")) from None  # an option of another command
-    except (*LOAD_ERRORS, TypeError, AttributeError, IndexError) as error:
-        first = str(error).strip().split("\n")[0]
-        if folder.is_dir():
-            raise CusaError(f"folder {spec} cannot be loaded as a model ({first}); legal: {LEGAL}") from None
-        raise CusaError(
-            f"unknown model {spec!r}, or it cannot be downloaded ({first}); legal: {LEGAL}. Without a network here: "
-            f"hf download {spec} --local-dir FOLDER where there is one, copy it, and pass FOLDER"
+        message = str(error).replace("--teacher ", "")  # an option of another command
+        raise type(error)(
+            message,
+            path=error.path,
+            location=error.location,
+            name=error.name,
         ) from None
 
 
@@ -188,16 +198,19 @@ def _holds_student(folder: Path) -> bool:
 def _model(spec: str, device: str) -> ModelEncoder:
     """A model by folder or hub name."""
     from sentence_transformers.util import is_sentence_transformer_model
-    from transformers import MODEL_MAPPING, AutoConfig
+    from transformers import MODEL_MAPPING
 
     name = folder_name(Path(spec)) if Path(spec).is_dir() else spec
-    if is_sentence_transformer_model(spec):
+    files = locate(spec, RunError)
+    if is_sentence_transformer_model(files):
         return _sentence_model(spec, name, device)
-    model_class: Any = MODEL_MAPPING.get(type(AutoConfig.from_pretrained(spec)), None)
+    model_class: Any = MODEL_MAPPING.get(type(load_config(files)), None)
     if all(hasattr(model_class, f"get_{tower}_features") for tower in ("image", "text")):
         return ModelEncoder(name, "hf", _towers(spec, name, device), device)
     if getattr(model_class, "main_input_name", "") == "pixel_values":
         return ModelEncoder(name, "hf", [load_vision(spec, name, device, None)], device)
+    if is_text_tower(spec):
+        return ModelEncoder(name, "hf", [load_sentence(spec, name, device, None)], device)
     return _sentence_model(spec, name, device)  # its tokens are averaged
 
 

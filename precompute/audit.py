@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from cusa.data.errors import CusaError
 from cusa.data.schema import TeacherSettings
 from cusa.data.store import EmbeddingStore, Split
 from cusa.precompute.pipeline import caption_batches, read_image
 from cusa.precompute.teachers import parse_teacher
-from cusa.precompute.teachers.base import DRAFT, Teacher
+from cusa.precompute.teachers.base import Teacher, stacked
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ def audit(store: EmbeddingStore, name: str, source: str | None, sample: int, see
         raise CusaError(
             f"the rows of teacher {name!r} were imported; say which teacher made them: --teacher {name}=PATH"
         )
-    teacher = parse_teacher(f"{name}={source or store.sources[name]}").load(device)
-    teacher = replace(teacher, draft_size=stored.transform.get(DRAFT))
+    teacher = parse_teacher(f"{name}={source or store.sources[name]}").load_as(stored, device)
     precision = stored.precision if stored.precision in ("fp32", "fp16", "bf16") else "fp32"
     differing = tuple(stored.differing(teacher.settings(precision, stored.dtype, stored.normalizer)))
     if any(field.startswith(("modality", "dim")) for field in differing):
@@ -99,7 +97,7 @@ def _embed(
     if teacher.modality == "image":
         for start in range(0, len(rows), teacher.batch_size):
             paths = [store.image_root / split.image_paths[row] for row in rows[start : start + teacher.batch_size]]
-            pixels = torch.stack([torch.from_numpy(read_image(path, teacher)) for path in paths])
+            pixels = stacked([read_image(path, teacher) for path in paths])
             out[start : start + len(paths)] = teacher.rows(pixels, device, precision)
         return out
     captions = [(split.captions[row], split.caption_ids[row]) for row in rows]

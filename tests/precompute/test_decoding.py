@@ -1,0 +1,127 @@
+"""Orientation and transparency are part of a teacher's settings; how to keep a store that they do not concern."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cusa.data.errors import DataError, ImageError
+from cusa.data.images import changed_decoding
+from cusa.data.records import Dataset, Record
+from cusa.data.store import EmbeddingStore
+from cusa.precompute.audit import audit
+from cusa.precompute.pictures import refuse_changed_pictures
+from tests.helpers import make_pairs, make_tiny_sentence, make_tiny_vit, run_error, run_ok
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """The arguments that made a store before settings told how pictures are decoded."""
+    manifest = make_pairs(tmp_path / "d")
+    vit, words = make_tiny_vit(tmp_path / "vit"), make_tiny_sentence(tmp_path / "words")
+    teachers = ("--teacher", f"see={vit}", "--teacher", f"read={words}")
+    out = tmp_path / "s.h5"
+    args = ("--dataset", manifest, *teachers, "--out", out, "--workers", 0, "--shard-rows", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("cusa.precompute.teachers.base.DECODING", {})
+        run_ok("precompute", *args, "--splits", "train")
+    assert "orientation" not in EmbeddingStore(out).teachers["see"].transform
+    return args
+
+
+def _turn(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, exif=exif)
+
+
+def test_settings_tell_how_pictures_are_decoded(tmp_path):
+    manifest, vit = make_pairs(tmp_path / "d"), make_tiny_vit(tmp_path / "vit")
+    words = make_tiny_sentence(tmp_path / "words")
+    teachers = ("--teacher", f"see={vit}", "--teacher", f"read={words}", "--workers", 0)
+    run_ok("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5")
+    settings = EmbeddingStore(tmp_path / "s.h5").teachers
+    assert settings["see"].transform["orientation"] == "exif"
+    assert settings["see"].transform["transparency"] == "white"
+    assert "orientation" not in settings["read"].transform
+
+
+def test_rows_of_turned_pictures_are_the_upright_ones(tmp_path):
+    """A picture stored sideways, with its orientation, has the row of its upright copy."""
+    manifest, vit = make_pairs(tmp_path / "d", n=6, n_val=2), make_tiny_vit(tmp_path / "vit")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    upright = np.asarray(Image.open(tmp_path / "d" / "000.jpg"))
+    Image.fromarray(upright).save(tmp_path / "d" / "000.png")
+    Image.fromarray(np.rot90(upright, -1).copy()).save(tmp_path / "d" / "001.png", exif=exif)
+    clear = np.dstack([upright, np.zeros_like(upright[..., 0])])
+    Image.fromarray(clear).save(tmp_path / "d" / "002.png")
+    Image.new("RGB", (48, 36), "white").save(tmp_path / "d" / "003.png")
+    manifest.write_text("".join(f"{line}\n" for line in manifest.read_text().replace(".jpg", ".png").splitlines()[:8]))
+    words = make_tiny_sentence(tmp_path / "words")
+    teachers = ("--teacher", f"see={vit}", "--teacher", f"read={words}", "--workers", 0)
+    run_ok("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5", "--dtype", "float32")
+    rows = EmbeddingStore(tmp_path / "s.h5").embeddings("see", "train").gather(np.arange(4))
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    np.testing.assert_allclose(rows[2], rows[3], atol=1e-6)
+    assert rows[0] @ rows[2] < 0.9999
+
+
+def test_old_rows_are_refused_until_the_pictures_are_checked(old):
+    out = old[old.index("--out") + 1]
+    line = run_error("precompute", *old)
+    assert "--check-pictures" in line
+    text = run_ok("precompute", *old, "--check-pictures")
+    assert "see: no picture has an EXIF orientation or transparency; its rows are kept" in text
+    store = EmbeddingStore(out)
+    assert set(store.splits_of("see")) == {"train", "val"}
+    assert "orientation" not in store.teachers["see"].transform
+    results = audit(store, "see", None, 20, 0, "cpu")
+    assert all(result.least > 0.9999 and result.differing == () for result in results)
+
+
+def test_old_shards_without_an_index_are_known_too(old):
+    out = old[old.index("--out") + 1]
+    out.unlink()
+    assert "--check-pictures" in run_error("precompute", *old)
+    run_ok("precompute", *old, "--check-pictures")
+    assert len(EmbeddingStore(out).embeddings("see", "train")) == 8
+
+
+def test_old_rows_of_a_turned_picture_stay_refused(old, tmp_path):
+    _turn(tmp_path / "d" / "010.jpg")  # of a split that has no rows yet: those of one teacher are not to be mixed
+    line = run_error("precompute", *old, "--check-pictures")
+    assert "010.jpg has EXIF orientation 6" in line
+
+
+def test_what_decodes_otherwise(tmp_path):
+    rgb = Image.new("RGB", (8, 6), "red")
+    plain = {"a.jpg": {}, "b.png": {}, "c.webp": {}, "d.tiff": {}}
+    for name, options in plain.items():
+        rgb.save(tmp_path / name, **options)
+        assert changed_decoding(tmp_path / name) is None
+        _turn(tmp_path / name)
+    # Pillow has turned TIFFs at all times.
+    assert [changed_decoding(tmp_path / name) for name in plain] == [*["EXIF orientation 6"] * 3, None]
+    rgb.convert("RGBA").save(tmp_path / "opaque.png")
+    assert changed_decoding(tmp_path / "opaque.png") is None
+    Image.new("RGBA", (8, 6)).save(tmp_path / "clear.png")
+    assert changed_decoding(tmp_path / "clear.png") == "transparent pixels"
+    Image.new("L", (9_500, 9_500)).save(tmp_path / "huge.jpg")
+    assert changed_decoding(tmp_path / "huge.jpg") == "more than 89,478,485 pixels"
+
+
+def test_pictures_that_cannot_be_read_are_passed_over_only_where_they_are_skipped(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    records = [Record(name, f"{name}.png", ("x",), (f"{name}#0",)) for name in ("a", "missing")]
+    dataset = Dataset("d", tmp_path, {"train": tuple(records)})
+    refuse_changed_pictures(dataset, "see", skip_errors=True)
+    with pytest.raises(ImageError) as missing:
+        refuse_changed_pictures(dataset, "see", skip_errors=False)
+    assert missing.value.path == tmp_path / "missing.png"
+    Image.new("RGBA", (8, 6)).save(tmp_path / "missing.png")
+    with pytest.raises(DataError, match="transparent pixels") as changed:
+        refuse_changed_pictures(dataset, "see", skip_errors=True)
+    assert changed.value.path == tmp_path / "missing.png"
+    assert changed.value.name == "see"
