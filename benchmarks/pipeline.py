@@ -104,7 +104,12 @@ def texts(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) ->
 
     request = parse_teacher(name)
     teacher = request.load(options.device)
-    model = SentenceTransformer(teacher.source, device=options.device, model_kwargs={"dtype": torch.float32})
+    model = SentenceTransformer(
+        teacher.source,
+        device=options.device,
+        model_kwargs={"dtype": torch.float32},
+        trust_remote_code=False,
+    )
     captions = [normalize_caption(c) for c in iter_captions(dataset.splits["train"])]
     distinct = len(set(captions))
     reduced = "bf16" if options.device == "cpu" else "fp16"

@@ -48,7 +48,7 @@ PUBLISHED = {
 
 def measure(source: str, tasks: list[StsTask], batch_size: int) -> dict[str, Any]:
     """All scores of one model."""
-    model = SentenceTransformer(source)
+    model = SentenceTransformer(source, trust_remote_code=False)
 
     def embed(sentences):
         return np.asarray(model.encode(sentences, batch_size=batch_size, show_progress_bar=False))

@@ -43,6 +43,27 @@ def test_only_command_lines_use_click_and_rich():
             assert not {n.split(".")[0] for n in _imports(path)} & {"click", "rich"}, path
 
 
+def _loads_a_model(call):
+    """Whether a call is one of transformers' or sentence-transformers' that may run code of a model's folder."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name == "from_pretrained":
+        return "EfficientNet" not in ast.unparse(call.func)
+    return name == "SentenceTransformer" and bool(call.args)
+
+
+def test_code_of_a_model_is_never_run():
+    """transformers asks on standard input otherwise, and runs it on "y"."""
+    folders = [ROOT / room for room in (*ROOMS, "cusa", "benchmarks", "docs/examples")]
+    calls = []
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _loads_a_model(node):
+                settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                calls.append(path)
+                assert settings.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+    assert len(calls) > 8
+
+
 def test_public_names():
     for name in cusa.__all__:
         assert getattr(cusa, name).__name__ == name

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, ImageError, first_line
 from cusa.data.images import load_image
 from cusa.data.store import Embeddings, EmbeddingStore, Split
 from cusa.train.student import Processors
@@ -76,7 +76,17 @@ class FileInputs:
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
         """float32 ``[n, 3, h, w]``."""
-        return self._processors.pixels([load_image(self._root / self._split.image_paths[r]) for r in rows.tolist()])
+        paths = (self._root / self._split.image_paths[row] for row in rows.tolist())
+        return torch.cat([self._pixels(path) for path in paths])
+
+    def _pixels(self, path: Path) -> torch.Tensor:
+        image = load_image(path)
+        try:
+            return self._processors.pixels([image])
+        except Exception as error:  # image processors raise nearly anything on odd sizes
+            reason = first_line(error)
+            message = f"image {path} cannot be preprocessed ({reason}); replace or remove it"
+            raise ImageError(message, path=path) from None
 
     def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """int64 ``[n, length]`` per model input."""

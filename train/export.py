@@ -193,8 +193,10 @@ def _transformer(module: Any, folder: Path, saved: SavedStudent, processors: Pro
         processors.save(Path(stage))
         # SigLIP attends to its padding: no mask. The length limit is the tokeniser's, so that users can lower it.
         text = {"padding": processors.padding, "return_attention_mask": processors.padding != "max_length"}
+        kinds = ("model_kwargs", "processor_kwargs", "config_kwargs")
         transformer = module(
             stage,
+            **{kind: {"trust_remote_code": False} for kind in kinds},
             modality_config=_methods(saved.backbone, processors),
             module_output_name="sentence_embedding",
             processing_kwargs={"text": text},
@@ -284,7 +286,12 @@ def _compare(folder: Path, saved: SavedStudent, processors: Processors, head: He
 
     texts = [normalizer(saved.origin.config.data.normalizer)(text) for text in _PROBES]
     images = [Image.linear_gradient("L").convert("RGB").rotate(90 * turn).crop((0, 0, 160, 240)) for turn in range(3)]
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model = SentenceTransformer(
+        str(folder),
+        device="cpu",
+        local_files_only=True,
+        trust_remote_code=False,
+    )
     expected = (
         getattr(saved.student.encode_image(processors.pixels(images)), head),
         getattr(saved.student.encode_text(processors.tokens(texts)), head),

@@ -7,11 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from PIL import Image
 from torch import nn
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FORWARD_PASS, StudentError, first_line
+from cusa.data.hub import is_hub_name, locate
+from cusa.data.pretrained import (
+    lacking,
+    load_config,
+    load_embedding_model,
+    load_image_processor,
+    load_tokenizer,
+    one_line_load_errors,
+    processed,
+    text_padding,
+    token_limit,
+    tokenized,
+)
 
 Head = Literal["cross", "uni"]
 HEADS: tuple[Head, ...] = ("cross", "uni")
@@ -101,11 +115,18 @@ def adapter_student(config: StudentConfig, image_dim: int, text_dim: int) -> Stu
 
 @dataclass(frozen=True)
 class Processors:
-    """What turns image files and captions into a Hugging Face student's inputs; both are transformers objects."""
+    """What turns image files and captions into a Hugging Face student's inputs.
+
+    Attributes:
+        image_processor: Of transformers.
+        tokenizer: Of transformers, with a padding token.
+        max_length: Tokens that longer captions are cut to; ``None``: none is cut.
+        padding: ``"longest"``, or ``"max_length"`` for models that attend to their padding.
+    """
 
     image_processor: Any
     tokenizer: Any
-    max_length: int
+    max_length: int | None
     padding: str
 
     def save(self, folder: Path) -> None:
@@ -115,21 +136,16 @@ class Processors:
 
     def tokens(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """int64 ``[n, length]`` per model input name."""
-        batch = self.tokenizer(
-            captions, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
-        # Models trained on padding (SigLIP) attend to it.
-        names = ("input_ids",) if self.padding == "max_length" else ("input_ids", "attention_mask")
-        return {k: batch[k] for k in names if k in batch}
+        return tokenized(self.tokenizer, captions, self.max_length, self.padding)
 
     def pixels(self, images: list[Any]) -> torch.Tensor:
-        """float32 ``[n, 3, h, w]`` of PIL images."""
-        rgb = [image.convert("RGB") for image in images]
-        return torch.from_numpy(self.image_processor(images=rgb, return_tensors="np")["pixel_values"])
+        """float32 ``[n, 3, h, w]`` of PIL images.
 
-
-# What transformers raises for a model that is not there, damaged, or not known to it.
-LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+        Raises:
+            ImageError: If an image is too narrow to be resized.
+        """
+        pixels = processed(self.image_processor, images)["pixel_values"]
+        return torch.from_numpy(np.asarray(pixels, np.float32))
 
 
 def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -> tuple[Student, Processors, Any]:
@@ -144,30 +160,22 @@ def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -
         The student, its processors, and the backbone (shared with the student's trunks).
 
     Raises:
-        CusaError: If it cannot be loaded or lacks a tower.
+        StudentError: If it cannot be loaded or lacks a tower.
     """
-    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise CusaError(
-            f"unknown student {source!r}; legal: adapter, a Hugging Face dual encoder (owner/model), a folder"
-        )
-    try:
-        found = load_dual_encoder(source, pretrained)
-    except CusaError as error:
-        raise CusaError(f"student {error}") from None
-    except LOAD_ERRORS as error:
-        first = str(error).strip().split("\n")[0]
-        if Path(source).is_dir():
-            raise CusaError(
-                f"student folder {source} cannot be loaded ({first}); it must hold a Hugging Face dual encoder: "
-                "config, weights, tokeniser and image processor"
-            ) from None
-        raise CusaError(
-            f"unknown student {source!r}, or it cannot be downloaded ({first}); legal: adapter, a Hugging Face dual "
-            f"encoder by name, or its folder. Without a network here: hf download {source} --local-dir FOLDER where "
-            "there is one, copy it, and pass --student FOLDER"
-        ) from None
-    student = Student(found.image_tower, found.text_tower, found.image_dim, found.text_dim, config.embed_dim)
-    return student, found.processors, found.model
+    if not Path(source).is_dir() and not is_hub_name(source):
+        legal = "adapter, a Hugging Face dual encoder (owner/model), a folder"
+        message = f"unknown student {source!r}; legal: {legal}"
+        raise StudentError(message, name=source)
+    with one_line_load_errors("student", source, StudentError, _advice(source)):
+        dual_encoder = load_dual_encoder(source, pretrained)
+    student = Student(
+        dual_encoder.image_tower,
+        dual_encoder.text_tower,
+        dual_encoder.image_dim,
+        dual_encoder.text_dim,
+        config.embed_dim,
+    )
+    return student, dual_encoder.processors, dual_encoder.model
 
 
 @dataclass(frozen=True)
@@ -199,36 +207,64 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
         pretrained: Whether to load weights; without, they are random.
 
     Raises:
-        CusaError: If weights are missing, it lacks a tower, or takes other inputs; the message begins with ``source``.
-        LOAD_ERRORS: If it cannot be loaded.
+        StudentError: If it can be had nowhere, weights or the tokeniser are missing, it lacks a
+            tower, or it takes other inputs.
+        Exception: Whatever transformers raises for damaged files.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-
-    model_config = AutoConfig.from_pretrained(source)
-    missing: list[str] = []
-    if pretrained:  # float32 whatever the checkpoint's dtype: autocast needs float32 parameters
-        model, report = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
-        missing = sorted(report["missing_keys"])
-    else:
-        model = AutoModel.from_config(model_config, dtype=torch.float32)
-    image_processor, tokenizer = AutoImageProcessor.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    if missing:
-        raise CusaError(f"{source!r}: its weights lack {missing[0]} and {len(missing) - 1} more; use complete ones")
+    files = locate(source, StudentError)
+    model = _load_model(files, source, pretrained)
+    name = type(model).__name__
     for tower in ("image", "text"):
         if not hasattr(model, f"get_{tower}_features"):
-            raise CusaError(f"{source!r} ({type(model).__name__}) has no {tower} tower; use a dual encoder")
-    text_config = model_config.get_text_config()
-    limits = [n for n in (tokenizer.model_max_length, getattr(text_config, "max_position_embeddings", None)) if n]
-    # SigLIP was trained on texts padded to full length.
-    padding = "max_length" if model_config.model_type.startswith("siglip") else "longest"
-    processors = Processors(image_processor, tokenizer, min(limits), padding)
+            message = f"{source!r} ({name}) has no {tower} tower; use a dual encoder"
+            raise StudentError(message, name=source)
+    tokenizer = load_tokenizer(files, StudentError)
+    limit = token_limit(tokenizer, getattr(model, "text_model", model))
+    padding = text_padding(model.config.model_type)
+    processors = Processors(load_image_processor(files), tokenizer, limit, padding)
     image_tower, text_tower = _Tower(model, "image"), _Tower(model, "text")
+    was_training = model.training
+    model.eval()
     try:
-        dims = _probe(image_tower, text_tower, processors)
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise CusaError(f"{source!r} ({type(model).__name__}) takes other inputs than ours ({first})") from None
-    return DualEncoder(model, processors, image_tower, text_tower, *dims)
+        image_dim, text_dim = _probed_dims(image_tower, text_tower, processors, pretrained)
+    except Exception as error:  # a model's own code raises nearly anything on what it does not take
+        message = f"{source!r} ({name}) cannot be used: {first_line(error)}"
+        raise StudentError(message, name=source) from None
+    model.train(was_training)
+    return DualEncoder(model, processors, image_tower, text_tower, image_dim, text_dim)
+
+
+_PROBE_SIZES = ((48, 64), (64, 48), (40, 40))  # lying, upright, square
+_PROBE_TEXTS = [
+    "a",
+    "a dog on the beach",
+    "two red cars in a street",
+    "people at a table, eating 3 pizzas",
+]
+
+
+def _advice(source: str) -> str:
+    if Path(source).is_dir():
+        parts = "config, weights, tokeniser and image processor"
+        return f"its folder must hold a Hugging Face dual encoder: {parts}"
+    return (
+        "legal: adapter, a Hugging Face dual encoder by name, or its folder. Without a network here: "
+        f"hf download {source} --local-dir FOLDER where there is one, copy it, and pass --student "
+        "FOLDER"
+    )
+
+
+def _load_model(files: str, source: str, pretrained: bool) -> Any:
+    """The model in float32, whatever its checkpoint's dtype: autocast needs float32 parameters."""
+    from transformers import AutoModel
+
+    if not pretrained:
+        config = load_config(files)
+        return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model, missing = load_embedding_model(files)
+    if missing:
+        raise StudentError(lacking(source, missing), name=source)
+    return model
 
 
 class _Tower(nn.Module):
@@ -237,21 +273,67 @@ class _Tower(nn.Module):
     def __init__(self, model: Any, tower: str) -> None:
         super().__init__()
         self._encode = getattr(model, f"get_{tower}_features")
+        self._name = f"{type(model).__name__}, {tower} tower"
         if tower == "image":
             self.backbone = model
 
     def forward(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
-        output = self._encode(**(inputs if isinstance(inputs, Mapping) else {"pixel_values": inputs}))
+        named = inputs if isinstance(inputs, Mapping) else {"pixel_values": inputs}
+        try:
+            return self._features(named)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model's own code raises nearly anything
+            message = f"student ({self._name}) fails on {self._item(named)} ({first_line(error)})"
+            raise StudentError(message, name=self._name, location=FORWARD_PASS) from None
+
+    def _features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        output = self._encode(**inputs)
         return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+    @torch.no_grad()
+    def _item(self, inputs: Mapping[str, torch.Tensor]) -> str:
+        """What a batch fails on: the first of its items that fails alone, too."""
+        count = len(next(iter(inputs.values())))
+        for number in range(count if count > 1 else 0):
+            try:
+                alone = slice(number, number + 1)
+                self._features({name: values[alone] for name, values in inputs.items()})
+            except Exception:
+                return f"item {number + 1} of a batch of {count}"
+        return f"a batch of {count}"
 
 
 @torch.no_grad()
-def _probe(image_trunk: nn.Module, text_trunk: nn.Module, processors: Processors) -> tuple[int, int]:
-    """Feature dimensions, found by encoding a blank image and a word: model families name them differently."""
-    from PIL import Image
+def _probed_dims(
+    image_tower: nn.Module, text_tower: nn.Module, processors: Processors, pretrained: bool
+) -> tuple[int, int]:
+    """Feature dimensions, found by encoding: model families name them differently.
 
-    image = image_trunk(processors.pixels([Image.new("RGB", (32, 32))]))
-    text = text_trunk(processors.tokens(["a"]))
-    if image.ndim != 2 or text.ndim != 2:
-        raise ValueError("its features are not one row per item")
-    return image.shape[1], text.shape[1]
+    Raises:
+        ValueError: If the features are not one row per item, or do not tell the items apart.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (*_PROBE_SIZES[0], 3)).astype(np.uint8)
+    images = [Image.fromarray(noise), *(Image.new("RGB", size) for size in _PROBE_SIZES)]
+    pixels = [processors.pixels([image]) for image in images]
+    if len({tuple(picture.shape) for picture in pixels}) > 1:
+        raise ValueError(
+            "its image processor makes pictures of varying size, which do not fit into batches; "
+            "set do_center_crop and crop_size in its preprocessor_config.json, or use another dual "
+            "encoder"
+        )
+    dims = []
+    for kind, tower, inputs in (
+        ("images", image_tower, torch.cat(pixels[:2])),
+        ("texts", text_tower, processors.tokens(_PROBE_TEXTS)),
+    ):
+        rows = tower(inputs)
+        if rows.ndim != 2:
+            problem = f"its features of {kind} are not one row per item"
+            raise ValueError(f"{problem}; use another dual encoder")
+        first = rows[:1].expand_as(rows)
+        if pretrained and kind == "texts" and torch.allclose(rows, first, rtol=1e-6, atol=0):
+            problem = "it gives different texts the same features"
+            raise ValueError(f"{problem}; check its tokeniser and weights")
+        dims.append(rows.shape[1])
+    return dims[0], dims[1]

@@ -109,7 +109,8 @@ def main(folder: Path, steps: int = 60) -> CusaTrainer:
 
     split = store.split("train")
     torch.manual_seed(0)
-    model = ClipWithCusa(CLIPModel.from_pretrained(clip), CUSALoss())
+    model = ClipWithCusa(CLIPModel.from_pretrained(clip, trust_remote_code=False), CUSALoss())
+    processor = AutoProcessor.from_pretrained(clip, trust_remote_code=False)
     # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave their pairs out.
     no_image, no_caption = store.skipped("train")
     good = ~np.isin(split.caption_image, no_image) & ~np.isin(np.arange(split.n_captions), no_caption)
@@ -132,7 +133,7 @@ def main(folder: Path, steps: int = 60) -> CusaTrainer:
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
         train_dataset=pairs,
-        data_collator=Collator(store, "train", ("vision", "words"), AutoProcessor.from_pretrained(clip)),
+        data_collator=Collator(store, "train", ("vision", "words"), processor),
     )
     trainer.train()
     return trainer

@@ -272,9 +272,9 @@ def test_unusable_students_are_refused(pairs, tmp_path):
     save_file(kept, broken / "model.safetensors", {"format": "pt"})
     assert "its weights lack text_model" in error(broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
-    assert "cannot be loaded" in error(broken)
+    assert "cannot load student" in error(broken)
     (broken / "tokenizer.json").unlink()
-    assert "cannot be loaded" in error(broken)
+    assert "cannot load student" in error(broken)
 
 
 def test_a_preset_is_chosen_by_data_set_and_student():

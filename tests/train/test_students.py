@@ -1,0 +1,202 @@
+"""Dual encoders of many kinds as students: what is refused, what is cut, how pictures are seen."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from cusa.data.errors import FORWARD_PASS, ImageError, StudentError
+from cusa.train.batches import FileInputs
+from cusa.train.student import StudentConfig, dual_encoder_student, load_dual_encoder
+from tests.tiny_models import (
+    SIZES,
+    TEXTS,
+    VISION,
+    pictures,
+    save_clip,
+    save_processor,
+    save_roberta_dual,
+    save_tokenizer,
+    save_vision,
+)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("students") / "clip"
+    save_clip(folder)
+    return folder
+
+
+def _load(folder):
+    return dual_encoder_student(StudentConfig(), str(folder), True)
+
+
+def test_a_folder_without_tokenizer_is_refused(clip, tmp_path):
+    """transformers would make one up that takes all texts for the same."""
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(StudentError, match="has no tokeniser") as caught:
+        _load(folder)
+    assert caught.value.path == folder
+
+
+def test_a_tokenizer_that_confuses_all_texts_is_refused(clip, tmp_path):
+    """A text tower that pools the first token, which is the same for all."""
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["eos_token_id"] = 1
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(StudentError, match="gives different texts the same features"):
+        _load(folder)
+
+
+def test_texts_are_cut_where_the_positions_end(tmp_path):
+    save_roberta_dual(tmp_path / "dual")
+    student, processors, _ = _load(tmp_path / "dual")
+    assert processors.max_length == 32
+    with torch.no_grad():
+        assert student.eval().encode_text(processors.tokens([" ".join(["dog"] * 90), "a"])).cross.shape == (2, 24)
+
+
+def test_the_end_token_pads_where_no_other_does(clip, tmp_path):
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    save_tokenizer(folder, pad=False)
+    student, processors, _ = _load(folder)
+    with torch.no_grad():
+        rows = student.eval().encode_text(processors.tokens(TEXTS)).cross
+        alone = torch.cat([student.encode_text(processors.tokens([text])).cross for text in TEXTS])
+    torch.testing.assert_close(rows, alone, atol=1e-5, rtol=0)
+
+
+def test_pictures_of_varying_size_are_refused(tmp_path):
+    save_clip(tmp_path / "clip", crop=False)
+    with pytest.raises(StudentError, match="pictures of varying size"):
+        _load(tmp_path / "clip")
+
+
+TEXT = {**SIZES, "max_position_embeddings": 30, "pad_token_id": 0}
+ENDS = {**TEXT, "eos_token_id": 2, "bos_token_id": 1}
+ROBERTA = {**SIZES, "max_position_embeddings": 34, "pad_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "more", "limit"),
+    [
+        ("CLIPSeg", ENDS, {"projection_dim": 24}, 30),
+        ("ChineseCLIP", TEXT, {"projection_dim": 24}, 30),
+        ("AltCLIP", {**ROBERTA, "project_dim": 24}, {"projection_dim": 24}, 32),
+        ("OwlViT", ENDS, {"projection_dim": 24}, 30),
+        ("Siglip", {**TEXT, "projection_size": 32}, {}, 30),
+        ("Aimv2", ENDS, {"projection_dim": 24}, 30),
+    ],
+)
+def test_families(tmp_path, family, text, more, limit):
+    size = save_tokenizer(tmp_path, max_length=None)
+    config = getattr(transformers, f"{family}Config")
+    torch.manual_seed(0)
+    config = config(text_config={**text, "vocab_size": size}, vision_config=VISION, **more)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path)
+    save_processor(tmp_path)
+    student, processors, backbone = _load(tmp_path)
+    assert processors.max_length == limit
+    texts = [*TEXTS, " ".join(["dog"] * 90)]
+    with torch.no_grad():
+        student.eval()
+        features = student.encode_text(processors.tokens(texts)).cross
+        want = backbone.get_text_features(**processors.tokens(texts))
+        want = want if isinstance(want, torch.Tensor) else want.pooler_output
+        torch.testing.assert_close(features, student.text_heads["cross"](want))
+        assert len({tuple(row.tolist()) for row in features}) == len(texts)
+        assert student.encode_image(processors.pixels(pictures())).cross.shape == (
+            4,
+            student.image_heads["cross"][0].normalized_shape[0],
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("FlavaModel", {"image_config": VISION, "text_config": SIZES, "multimodal_config": SIZES}, "not one row"),
+        ("Siglip2Model", {"vision_config": {**SIZES, "num_patches": 4, "patch_size": 16}}, "cannot be used"),
+        ("ViltModel", VISION, "has no image tower"),
+    ],
+)
+def test_families_that_take_other_inputs_are_refused(tmp_path, name, config, message):
+    save_tokenizer(tmp_path)
+    small = {"vocab_size": 60, **SIZES}
+    if name == "Siglip2Model":
+        config = {**config, "text_config": {**small, "projection_size": 32, "max_position_embeddings": 30}}
+    torch.manual_seed(0)
+    config = getattr(transformers, name.replace("Model", "Config"))(**config)
+    getattr(transformers, name)(config).save_pretrained(tmp_path)
+    save_processor(tmp_path)
+    with pytest.raises(StudentError, match=message) as caught:
+        _load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_model_fails_on_is_told(clip):
+    """The first item of a batch that fails alone, too."""
+    loaded = load_dual_encoder(str(clip), True)
+    tokens = loaded.processors.tokens(TEXTS)
+    tokens["input_ids"][2, 1] = 9_999
+    with pytest.raises(StudentError, match=r"CLIPModel, text tower. fails on item 3 of a batch of 4 .*range") as caught:
+        loaded.text_tower(tokens)
+    assert caught.value.location == FORWARD_PASS
+    with pytest.raises(StudentError, match=r"CLIPModel, image tower. fails on item 1 of a batch of 2"):
+        loaded.image_tower(torch.zeros(2, 3, 48, 32))
+
+    def exhausted(**inputs):
+        raise torch.OutOfMemoryError("more")
+
+    loaded.image_tower._encode = exhausted
+    with pytest.raises(torch.OutOfMemoryError):  # that is told elsewhere
+        loaded.image_tower(torch.zeros(2, 3, 32, 32))
+
+
+def test_code_of_a_folder_is_never_run(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Model: pass\n")
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Model", "AutoModel": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    for pretrained in (True, False):
+        with pytest.raises(StudentError, match="needs code of its own, which is not run"):
+            dual_encoder_student(StudentConfig(), str(folder), pretrained)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_pictures_are_seen_upright_and_over_white(clip, tmp_path):
+    processors = load_dual_encoder(str(clip), True).processors
+    picture = pictures(1)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture.save(tmp_path / "upright.png")
+    picture.rotate(180).save(tmp_path / "turned.png", exif=exif)
+    Image.new("RGBA", (60, 40)).save(tmp_path / "clear.png")
+    Image.new("RGB", (60, 40), "white").save(tmp_path / "white.png")
+    Image.new("L", (1, 1_000_000)).save(tmp_path / "narrow.png")
+    names = ["upright.png", "turned.png", "clear.png", "white.png", "narrow.png"]
+    split = SimpleNamespace(image_paths=names)
+    inputs = FileInputs(split, tmp_path, processors, "none", (np.array([]), np.array([])))
+    pixels = inputs.images(np.arange(4))
+    torch.testing.assert_close(pixels[0], pixels[1])
+    torch.testing.assert_close(pixels[2], pixels[3])
+    with pytest.raises(ImageError, match="too narrow") as narrow:
+        inputs.images(np.array([4]))
+    assert narrow.value.path == tmp_path / "narrow.png"
+
+
+def test_vision_towers_are_no_students(tmp_path):
+    save_vision(tmp_path / "vit", "ViTModel", "ViTConfig", **VISION)
+    save_tokenizer(tmp_path / "vit")
+    with pytest.raises(StudentError, match="has no image tower; use a dual encoder"):
+        _load(tmp_path / "vit")
