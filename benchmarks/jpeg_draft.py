@@ -21,13 +21,13 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from cusa.precompute.pipeline import read_image
 from cusa.precompute.teachers import parse_teacher
+from cusa.precompute.teachers.base import stacked
 
 
 def enlarged(source: Path, target: Path, factor: int) -> list[Path]:
@@ -64,7 +64,7 @@ def main(folder: Path, name: str, enlarge: int, rounds: int, out: Path | None) -
                 pixels = [read_image(path, replace(teacher, draft_size=size)) for path in paths]
                 seconds.setdefault(key, []).append((time.perf_counter() - began) / len(paths))
                 if key not in rows:
-                    parts = [teacher.rows(torch.from_numpy(p)[None], "cpu", "fp32") for p in pixels]
+                    parts = [teacher.rows(stacked([p]), "cpu", "fp32") for p in pixels]
                     rows[key] = np.concatenate(parts)
         full = statistics.median(seconds["full"])
         for key, found in rows.items():

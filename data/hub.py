@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from cusa.data.errors import CusaError, first_line
@@ -82,10 +83,33 @@ def _unreachable(name: str) -> str | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    try:
-        get_hf_file_metadata(hf_hub_url(name, _MARKERS[0]), timeout=_TIMEOUT_S)
-    except EntryNotFoundError:
-        return None  # the model is there, without this file
-    except Exception as error:  # of the HTTP library, of which there are several
-        return first_line(error)
-    return None
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(hf_hub_url(name, _MARKERS[0]), timeout=_TIMEOUT_S)
+        except EntryNotFoundError:
+            answers.append(None)  # the model is there, without this file
+        except Exception as error:  # of the HTTP library, of which there are several
+            answers.append(first_line(error))
+        else:
+            answers.append(None)
+
+    # In a thread: the time that the system takes to look up a host's name has no limit of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_TIMEOUT_S)
+    return answers[0] if answers else f"no answer within {_TIMEOUT_S:g} seconds"
+
+
+def has_file(source: str, name: str) -> bool:
+    """Whether a folder, or a repository on the hub, has a file of this name.
+
+    Raises:
+        Exception: Whatever the HTTP library raises.
+    """
+    if Path(source).is_dir():
+        return (Path(source) / name).is_file()
+    from huggingface_hub import file_exists
+
+    return bool(file_exists(source, name))

@@ -252,7 +252,9 @@ def position_limit(model: torch.nn.Module) -> int | None:
 
     limits = []
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding):
+        is_of_images = "vision" in name or "image" in name or "visual" in name
+        is_table = name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding)
+        if is_table and not is_of_images:
             padding = module.padding_idx
             unused = padding + 1 if padding is not None else getattr(module, "offset", 0)
             limits.append(module.num_embeddings - unused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +57,8 @@ def refuse_changed_pictures(dataset: Dataset, name: str, skip_errors: bool) -> N
             for record in records:
                 yield dataset.image_root / record.image_path
 
-    with ThreadPoolExecutor(_THREADS) as threads:
+    # Reading silences warnings; their filters belong to the process, and threads would undo others'.
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as threads:
         for path, change in zip(paths(), threads.map(look, paths()), strict=True):
             if change is not None:
                 raise DataError(

@@ -207,7 +207,8 @@ def _transformer(module: Any, folder: Path, saved: SavedStudent, processors: Pro
         raise CusaError(f"transformers has no processor for {type(saved.backbone).__name__}; export kind 'hf'")
     processor.image_processor.do_convert_rgb = True
     processor.tokenizer, as_written = _tokenizer(processor.tokenizer, saved.origin.config.data.normalizer)
-    processor.tokenizer.model_max_length = processors.max_length
+    if processors.max_length is not None:
+        processor.tokenizer.model_max_length = processors.max_length
     return transformer, as_written
 
 

@@ -222,7 +222,7 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     limit = token_limit(tokenizer, getattr(model, "text_model", model))
     padding = text_padding(model.config.model_type)
     processors = Processors(load_image_processor(files), tokenizer, limit, padding)
-    image_tower, text_tower = _Tower(model, "image"), _Tower(model, "text")
+    image_tower, text_tower = _Tower(model, "image", source), _Tower(model, "text", source)
     was_training = model.training
     model.eval()
     try:
@@ -270,10 +270,10 @@ def _load_model(files: str, source: str, pretrained: bool) -> Any:
 class _Tower(nn.Module):
     """One side of a dual encoder. The image side owns the parameters of both; the other only refers to them."""
 
-    def __init__(self, model: Any, tower: str) -> None:
+    def __init__(self, model: Any, tower: str, source: str) -> None:
         super().__init__()
         self._encode = getattr(model, f"get_{tower}_features")
-        self._name = f"{type(model).__name__}, {tower} tower"
+        self._name, self._source = f"{type(model).__name__}, {tower} tower", source
         if tower == "image":
             self.backbone = model
 
@@ -284,8 +284,9 @@ class _Tower(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model's own code raises nearly anything
-            message = f"student ({self._name}) fails on {self._item(named)} ({first_line(error)})"
-            raise StudentError(message, name=self._name, location=FORWARD_PASS) from None
+            problem = f"fails on {self._item(named)} ({first_line(error)})"
+            message = f"student {self._source!r} ({self._name}) {problem}"
+            raise StudentError(message, name=self._source, location=FORWARD_PASS) from None
 
     def _features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         output = self._encode(**inputs)

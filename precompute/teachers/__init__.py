@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cusa.data.errors import TeacherError, first_line
-from cusa.data.hub import is_hub_name, locate, require
+from cusa.data.hub import has_file, is_hub_name, locate, require
 from cusa.data.pretrained import read_object
 from cusa.data.schema import TeacherSettings, check_name, file_name
 
@@ -179,12 +179,10 @@ def _detect(source: str, text: str) -> str:
 
 def _kind_on_hub(name: str, text: str) -> str:
     """A modules.json makes a text model, an image processor's file a vision model."""
-    from huggingface_hub import file_exists
-
     try:
-        if file_exists(name, "modules.json"):
+        if has_file(name, "modules.json"):
             return "sentence"
-        is_vision = any(file_exists(name, file) for file in _PROCESSORS)
+        is_vision = any(has_file(name, file) for file in _PROCESSORS)
     except Exception as error:  # of the HTTP library, of which there are several
         message = f"--teacher {text}: {first_line(error)}; known names: {', '.join(KNOWN)}"
         raise TeacherError(message, name=name) from None

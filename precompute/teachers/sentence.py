@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cusa.data.errors import FileFormatError, TeacherError
-from cusa.data.hub import cached_snapshot, locate
+from cusa.data.hub import cached_snapshot, has_file, locate
 from cusa.data.parsing import read_json
 from cusa.data.pretrained import (
     UNLIMITED,
@@ -63,7 +63,7 @@ def is_text_tower(source: str) -> bool:
     """
     with loading("text model", source):
         files = locate(source, TeacherError)
-        if Path(files, "modules.json").is_file() or not Path(files).is_dir():
+        if has_file(files, "modules.json"):
             return False
         config = load_config(files)
         architectures = getattr(config, "architectures", None) or ()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
@@ -67,6 +68,24 @@ def test_without_a_network_the_hub_is_asked_once(cache, asked):
     with pytest.raises(TeacherError, match="Name or service not known"):
         locate("owner/other", TeacherError)
     assert len(asked) == 3
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(cache, monkeypatch):
+    """The system may take half a minute to find that a host has no address."""
+    monkeypatch.setattr("cusa.data.hub._TIMEOUT_S", 0.1)
+    ended = threading.Event()
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: ended.wait(60))
+    assert locate("owner/model", TeacherError) == str(cache)
+    with pytest.raises(TeacherError, match=r"no answer within 0\.1 seconds"):
+        locate("owner/other", TeacherError)
+    ended.set()
+
+
+def test_kinds_of_models_on_the_hub(cache, asked, monkeypatch):
+    files = {"owner/words": ["modules.json"], "owner/see": ["processor_config.json"], "owner/text": []}
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda name, file: file in files[name])
+    kinds = {name: parse_teacher(name).kind for name in files}
+    assert kinds == {"owner/words": "sentence", "owner/see": "vision", "owner/text": "sentence"}
 
 
 def test_what_the_hub_has_is_loaded_from_there(cache, asked, tmp_path):

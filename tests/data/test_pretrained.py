@@ -52,6 +52,13 @@ def test_a_text_of_as_many_tokens_as_there_are_positions_is_the_longest(model, s
             text_model(input_ids=torch.full((1, limit + 1), 7))
 
 
+def test_positions_of_images_are_no_limit_of_texts():
+    text = {**SMALL, "max_position_embeddings": 20}
+    vision = {**SIZES, "image_size": 32, "patch_size": 16}  # 5 positions
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    assert position_limit(transformers.CLIPModel(config)) == 20
+
+
 @pytest.mark.parametrize(("max_length", "limit"), [(None, 32), (9, 9), (500, 32)])
 def test_the_smaller_limit_counts(tmp_path, max_length, limit):
     save_tokenizer(tmp_path, max_length=max_length)
