@@ -60,7 +60,7 @@ def test_rows_of_turned_pictures_are_the_upright_ones(tmp_path):
     Image.new("RGB", (48, 36), "white").save(tmp_path / "d" / "003.png")
     manifest.write_text("".join(f"{line}\n" for line in manifest.read_text().replace(".jpg", ".png").splitlines()[:8]))
     words = make_tiny_sentence(tmp_path / "words")
-    teachers = ("--teacher", f"see={vit}", "--teacher", f"read={words}", "--workers", 0)
+    teachers = ("--teacher", f"see={vit}", "--teacher", f"read={words}", "--workers", 0, "--val-fraction", 0)
     run_ok("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5", "--dtype", "float32")
     rows = EmbeddingStore(tmp_path / "s.h5").embeddings("see", "train").gather(np.arange(4))
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
