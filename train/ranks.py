@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -10,17 +9,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import EmbeddingsError
+from cusa.train.equal_rows import first_equal_row
 from cusa.train.threads import one_core_threads
 
 T = TypeVar("T")
 
 _BLOCK_BYTES = 256 * 2**20  # of similarities at once, at most
 _BLOCK_ROWS = 256  # fewer queries at a time are slower, more are no faster
+_LEAST_ROWS = 16  # also where a block's bytes are fewer
 _STRIP_BYTES = 2 * 2**20  # of them that are counted at once: they stay in the cache
-_OWN_BLOCK = 128  # images whose own captions' similarities are taken at once
-# Rows and columns of a product: BLAS adds up smaller ones in another order, and equal embeddings would not tie.
-_LEAST = 16
+_PAIRS_AT_ONCE = 512  # of an image and a caption, whose similarities are taken outside of the large product
 
 
 class RankBounds(NamedTuple):
@@ -57,13 +56,13 @@ def rank_bounds(
 
     Args:
         queries: float ``[n, d]``; similarities are dot products in float32, in float64 if given so.
-        candidates: float ``[m, d]``.
+        candidates: float ``[m, d]``; equal ones are equally similar to a query, to the bit.
         indptr: int64 ``[n + 1]``; query i's relevant candidates are ``indices[indptr[i]:indptr[i + 1]]``.
         indices: int64 candidate rows.
         exclude: int64 ``[n]``, a candidate of each query that is no candidate (itself), -1 for none.
 
     Raises:
-        CusaError: If an embedding is not finite, or dimensions differ.
+        EmbeddingsError: If embeddings have no dot products, or none that can be ranked: see :func:`over_blocks`.
     """
 
     def ranked(a: int, scores: np.ndarray) -> RankBounds:
@@ -79,59 +78,123 @@ def join_bounds(parts: Sequence[RankBounds]) -> RankBounds:
     return RankBounds(*(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1)))
 
 
-def over_blocks(
-    work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray, block_bytes: int | None = None
-) -> list[T]:
-    """What a function makes of the similarities of all queries, a block of them at a time; each core takes blocks.
+def over_blocks(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray) -> list[T]:
+    """Apply a function to the similarities of all queries, a block of them at a time; each core takes blocks.
+
+    A query is equally similar to equal candidates, to the bit: a BLAS adds up the columns at the edge of a product in
+    another order than those within, so equal candidates are found before the product and share one column of it.
 
     Args:
         work: Gets a block's first query and the dot products, float32 or float64 ``[b, m]``, which it may overwrite.
         queries: float ``[n, d]``.
         candidates: float ``[m, d]``.
-        block_bytes: Of all blocks at a time, at most, or 16 queries' each; ``None``: 256 MiB and 256 queries' each.
 
     Returns:
-        Its results in the order of the queries.
+        The function's results in the order of the queries.
 
     Raises:
-        CusaError: If an embedding is not finite, or dimensions differ.
+        EmbeddingsError: If an embedding is not finite, dimensions differ, or values are so large or so small that
+            their products overflow or vanish.
     """
-    q, c = _finite_tensors(queries, candidates)
-    m, c = len(c), _padded(c)
+    query_rows, candidate_rows = _rankable(queries, candidates)
+    share_columns = _column_sharing(first_equal_row(candidate_rows))
+
+    def shared(start: int, scores: np.ndarray) -> T:
+        share_columns(scores)
+        return work(start, scores)
+
+    return _over_products(shared, query_rows, candidate_rows)
+
+
+def _over_products(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray) -> list[T]:
+    """As :func:`over_blocks`, from what :func:`_rankable` gives and with the products as the BLAS gives them."""
+    query_rows, candidate_rows = torch.from_numpy(queries), torch.from_numpy(candidates)
     threads = torch.get_num_threads()
-    rows = max(_LEAST, (block_bytes or _BLOCK_BYTES) // threads // (q.element_size() * len(c)))
-    rows = rows if block_bytes else min(rows, _BLOCK_ROWS)
-    starts = range(0, len(q), rows)
+    bytes_per_query = max(1, queries.itemsize * len(candidates))
+    block_rows = min(_BLOCK_ROWS, max(_LEAST_ROWS, _BLOCK_BYTES // threads // bytes_per_query))
+    starts = range(0, len(queries), block_rows)
     held = threading.local()
 
-    def block(a: int) -> T:
+    def block(start: int) -> T:
         if not hasattr(held, "scores"):
-            held.scores = torch.empty(max(_LEAST, min(rows, len(q))), len(c), dtype=q.dtype)
-        part = q[a : a + rows]
-        padded = _padded(part)
-        return work(a, torch.mm(padded, c.T, out=held.scores[: len(padded)])[: len(part), :m].numpy())
+            held.scores = torch.empty(min(block_rows, len(queries)), len(candidates), dtype=query_rows.dtype)
+        part = query_rows[start : start + block_rows]
+        return work(start, torch.mm(part, candidate_rows.T, out=held.scores[: len(part)]).numpy())
 
     if len(starts) < 2:
-        return [block(a) for a in starts]
+        return [block(start) for start in starts]
     with one_core_threads(min(threads, len(starts))) as pool:
         return list(pool.map(block, starts))
 
 
-def _padded(rows: torch.Tensor) -> torch.Tensor:
-    return rows if len(rows) >= _LEAST else torch.nn.functional.pad(rows, (0, 0, 0, _LEAST - len(rows)))
+def _column_sharing(first: np.ndarray) -> Callable[[np.ndarray], None]:
+    """A function that gives the columns of equal candidates the values of the first of them.
+
+    Args:
+        first: int64 ``[m]``: of each candidate, the first that is equal (:func:`first_equal_row`).
+    """
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    originals = first[copies]
+
+    def share_columns(scores: np.ndarray) -> None:
+        if len(copies):
+            scores[:, copies] = scores[:, originals]
+
+    return share_columns
 
 
-def _finite_tensors(queries: np.ndarray, candidates: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    if queries.shape[1:] != candidates.shape[1:]:
-        raise CusaError(f"queries of shape {queries.shape} and candidates of {candidates.shape} have no dot products")
-    wide = np.result_type(queries, candidates, np.float32)
-    found = []
-    for name, array in (("query", queries), ("candidate", candidates)):
-        if not np.isfinite(array).all():  # NaN compares as "not ahead" and would look like a perfect rank
-            row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-            raise CusaError(f"{name} embedding {row} is not finite; such embeddings cannot be ranked")
-        found.append(torch.from_numpy(np.require(array, wide, ["C", "W"])))
-    return found[0], found[1]
+def _rankable(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in one dtype, float32 or float64, once it is known that their dot products can be ranked."""
+    if queries.ndim != 2 or queries.shape[1:] != candidates.shape[1:]:
+        raise EmbeddingsError(
+            f"queries of shape {queries.shape} and candidates of {candidates.shape} have no dot products; both must "
+            "be [n, d] with one d"
+        )
+    dtype = ranking_dtype(queries, candidates)
+    query_rows, candidate_rows = (np.require(array, dtype, ["C", "W"]) for array in (queries, candidates))
+    query_sizes, candidate_sizes = _largest(query_rows, "query"), _largest(candidate_rows, "candidate")
+    greatest = float(candidate_sizes.max(initial=0))
+    limits, dimension = np.finfo(dtype), queries.shape[1]
+    with np.errstate(over="ignore"):
+        products = query_sizes.astype(np.float64) * greatest
+        if (products * dimension > float(limits.max)).any():
+            problem, query = "too large", int(products.argmax())
+        elif ((products < float(limits.tiny)) & (query_sizes > 0)).any() and greatest > 0:
+            problem, query = "too small", int(np.where(query_sizes > 0, products, np.inf).argmin())
+        else:
+            return query_rows, candidate_rows
+    raise EmbeddingsError(
+        f"query embedding {query} has dot products that are {problem} for {dtype}; L2-normalise the embeddings",
+        name=f"query {query}",
+    )
+
+
+def ranking_dtype(*embeddings: np.ndarray) -> np.dtype:
+    """The type that similarities are computed in: float64 for what float32 cannot hold, else float32.
+
+    Raises:
+        EmbeddingsError: If embeddings are no numbers.
+    """
+    for rows in embeddings:
+        if rows.dtype.kind not in "fiu":
+            raise EmbeddingsError(f"embeddings of {rows.dtype} cannot be ranked; give float16, float32 or float64")
+    widest = np.result_type(*embeddings, np.float32)
+    return np.dtype(np.float32 if widest == np.float32 else np.float64)
+
+
+def _largest(rows: np.ndarray, what: str) -> np.ndarray:
+    """The greatest absolute value of each row, ``[n]``, which must be finite."""
+    if not rows.size:
+        return np.zeros(len(rows), rows.dtype)
+    least, most = torch.aminmax(torch.from_numpy(rows), dim=1)
+    sizes = torch.maximum(-least, most).numpy()
+    wrong = ~np.isfinite(sizes)
+    if wrong.any():  # NaN compares as "not ahead" and would look like a perfect rank
+        row = int(wrong.argmax())
+        raise EmbeddingsError(
+            f"{what} embedding {row} is not finite; such embeddings cannot be ranked", name=f"{what} {row}"
+        )
+    return sizes
 
 
 def rank_bounds_from_scores(scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> RankBounds:
@@ -143,13 +206,16 @@ def rank_bounds_from_scores(scores: np.ndarray, indptr: np.ndarray, indices: np.
         indices: int64 candidate rows.
 
     Raises:
-        CusaError: If a score is not finite.
+        EmbeddingsError: If a score is no number, or not finite.
     """
+    if scores.dtype.kind not in "fiu":
+        raise EmbeddingsError(f"scores of {scores.dtype} cannot be ranked; give float32 or float64", name="scores")
+    scores = scores if scores.dtype.kind == "f" else scores.astype(np.float64)
 
     def ranked(a: int) -> RankBounds:
         part = scores[a : a + rows]
         if not np.isfinite(part).all():  # NaN compares as "not ahead" and would look like a perfect rank
-            raise CusaError("scores hold NaN or infinity; such scores cannot be ranked")
+            raise EmbeddingsError("scores hold NaN or infinity; such scores cannot be ranked", name="scores")
         return block_bounds(part, indptr[a : a + len(part) + 1], indices)
 
     rows = max(1, _STRIP_BYTES // max(1, scores.shape[1] * scores.itemsize))
@@ -188,48 +254,142 @@ def two_way_rank_bounds(
     """Ranks from images to their captions and back, from one pass over the similarities.
 
     Args:
-        images: float ``[n, d]``; similarities are dot products in float32, in float64 if given so.
+        images: float ``[n, d]``; similarities are dot products in float32, in float64 if given so. Equal images are
+            equally similar to a caption, to the bit, as equal captions are to an image.
         texts: float ``[m, d]``.
-        caption_image: int64 ``[m]``: index of each caption's image, -1 for none.
+        caption_image: int ``[m]``: index of each caption's image, -1 for none.
 
     Returns:
         Of the images, the best of its captions; of the texts, their image.
 
     Raises:
-        CusaError: If an embedding is not finite, or dimensions differ.
+        EmbeddingsError: If embeddings have no dot products, or none that can be ranked; or ``caption_image`` has
+            another length, or holds something else than indices of images.
     """
+    caption_image = checked_caption_image(caption_image, len(images), len(texts))
+    images, texts = _rankable(images, texts)
     (bounds, order), _ = cross_modal_relevance(caption_image, len(images))
-    own = np.full(len(texts), np.inf, np.result_type(images, texts, np.float32))  # of each caption with its image
-    for a in range(0, len(images), _OWN_BLOCK):
-        mine = order[bounds[a] : bounds[min(a + _OWN_BLOCK, len(images))]]
-        [scores] = over_blocks(_copied, images[a : a + _OWN_BLOCK], texts[mine], block_bytes=sys.maxsize)
-        own[mine] = scores[caption_image[mine] - a, np.arange(len(mine))]
+    pairs = _PairScores(images, texts, caption_image)
     ahead = np.zeros((2, len(texts)), np.int64)  # of each caption's image
     adding = threading.Lock()
 
     def ranked(a: int, scores: np.ndarray) -> RankBounds:
         n = len(scores)
+        pairs.put(a, scores)
         mine = order[bounds[a] : bounds[a + n]]
-        image = caption_image[mine] - a
-        relevant = scores[image, mine]
+        image, own = caption_image[mine] - a, pairs.own[mine]
         best = np.full(n, -np.inf, scores.dtype)
-        np.maximum.at(best, image, relevant)
-        (more, as_much), (column_more, column_as_much) = _ahead(scores, best, own)
-        as_much -= np.bincount(image[relevant >= best[image]], minlength=n)
-        column_as_much[mine] -= relevant >= own[mine]
-        column_more[mine] -= relevant > own[mine]
+        np.maximum.at(best, image, own)
+        (more, as_much), (column_more, column_as_much) = _ahead(scores, best, pairs.own)
+        as_much -= np.bincount(image[own >= best[image]], minlength=n)
+        column_as_much[mine] -= 1  # a caption's own image is not ahead of itself
         with adding:
             ahead[0] += column_more
             ahead[1] += column_as_much
         answered = np.diff(bounds[a : a + n + 1]) > 0
         return RankBounds(np.where(answered, more, -1), np.where(answered, as_much, -1))
 
-    of_images = join_bounds(over_blocks(ranked, images, texts))
+    of_images = join_bounds(_over_products(ranked, images, texts))
     return of_images, RankBounds(*np.where(caption_image >= 0, ahead, -1))
 
 
-def _copied(_: int, scores: np.ndarray) -> np.ndarray:
-    return scores.copy()
+class _PairScores:
+    """Similarity of each caption with its image: the same for equal captions of equal images, to the bit.
+
+    These are computed by themselves, once for all equal pairs, and take the place of what the large product gives: a
+    caption's column lies in many blocks of it, in each of which a BLAS may give equal images other values.
+
+    Args:
+        images: float32 or float64 ``[n, d]``.
+        texts: Same dtype, ``[m, d]``.
+        caption_image: int64 ``[m]``: index of each caption's image, -1 for none.
+
+    Attributes:
+        own: Same dtype, ``[m]``: similarity of each caption with its image; infinite without one.
+    """
+
+    def __init__(self, images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray) -> None:
+        paired = np.flatnonzero(caption_image >= 0)
+        self._first_image, self._first_text = first_equal_row(images), first_equal_row(texts)
+        self._share_columns = _column_sharing(self._first_text)
+        image = np.full(len(texts), -1)  # of each caption: the first that equals its own
+        image[paired] = self._first_image[caption_image[paired]]
+        pair_number = image[paired] * len(texts) + self._first_text[paired]
+        _, chosen, copies = np.unique(pair_number, return_index=True, return_inverse=True)
+        captions = paired[chosen]
+        scores = np.empty(len(captions), images.dtype)
+        for start in range(0, len(captions), _PAIRS_AT_ONCE):
+            part = captions[start : start + _PAIRS_AT_ONCE]
+            scores[start : start + len(part)] = _pair_products(images, image[part], texts[part])
+        self.own = np.full(len(texts), np.inf, images.dtype)
+        self.own[paired] = scores[copies]
+        (self._bounds, self._captions), _ = cross_modal_relevance(image, len(images))
+        self._is_shared = np.bincount(self._first_image, minlength=len(images))[self._first_image] > 1
+
+    def put(self, start: int, scores: np.ndarray) -> None:
+        """Set them in a block of products, for each image the captions of all equal images; equal captions share.
+
+        Args:
+            start: The block's first image.
+            scores: ``[b, m]``, of ``b`` images with all captions.
+        """
+        images = np.arange(start, start + len(scores))
+        alone = images[~self._is_shared[images]]
+        counts = self._bounds[alone + 1] - self._bounds[alone]
+        self._set(scores, np.repeat(alone - start, counts), self._slices(alone, counts))
+        for image in images[self._is_shared[images]].tolist():  # one by one: all images may be equal
+            first = self._first_image[image]
+            captions = self._captions[self._bounds[first] : self._bounds[first + 1]]
+            self._set(scores, np.full(len(captions), image - start), captions)
+        self._share_columns(scores)
+
+    def _slices(self, images: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Captions of several images, one image after the other."""
+        starts = self._bounds[images] - (np.cumsum(counts) - counts)
+        return self._captions[np.repeat(starts, counts) + np.arange(counts.sum())]
+
+    def _set(self, scores: np.ndarray, rows: np.ndarray, captions: np.ndarray) -> None:
+        scores[rows, self._first_text[captions]] = self.own[captions]
+
+
+def _pair_products(images: np.ndarray, image: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Dot product of each text with its image, rounded as a product of matrices rounds it: ``[n]``."""
+    distinct, places = np.unique(image, return_inverse=True)
+    products = torch.mm(torch.from_numpy(images[distinct]), torch.from_numpy(texts).T)
+    return products.numpy()[places, np.arange(len(texts))]
+
+
+def checked_caption_image(caption_image: np.ndarray, n_images: int, n_texts: int) -> np.ndarray:
+    """Check which image each caption belongs to.
+
+    Args:
+        caption_image: ``[n_texts]`` of any integer type: index of each caption's image, -1 for none.
+        n_images: Number of images.
+        n_texts: Number of captions.
+
+    Returns:
+        The same as int64.
+
+    Raises:
+        EmbeddingsError: If it has another shape or type, or holds something else than indices, such as ids.
+    """
+    given = np.asarray(caption_image)
+    if given.shape != (n_texts,) or (given.size and given.dtype.kind not in "iu"):
+        raise EmbeddingsError(
+            f"caption_image is {given.dtype} {given.shape} for {n_texts:,} captions; give integers [{n_texts}]: the "
+            "index of each caption's image",
+            name="caption_image",
+        )
+    wrong = (given < -1) | (given >= n_images)
+    if wrong.any():
+        position = int(wrong.argmax())
+        raise EmbeddingsError(
+            f"caption_image[{position}] is {given[position]}, which is no index of one of {n_images:,} images; give "
+            f"positions from 0 to {n_images - 1}, not ids, or -1 for a caption without an image",
+            name="caption_image",
+            location=f"entry {position}",
+        )
+    return given.astype(np.int64)
 
 
 def _ahead(
