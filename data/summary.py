@@ -58,6 +58,6 @@ def _norms(rows: Embeddings) -> list[float] | None:
     """Least, mean and greatest norm of up to 1,024 rows, runs of 64 at 16 places; ``None`` if all were skipped."""
     starts = np.linspace(0, max(0, len(rows) - _SAMPLED_RUN), _SAMPLED_PLACES).astype(np.int64)
     chosen = np.unique(np.minimum(starts[:, None] + np.arange(_SAMPLED_RUN), len(rows) - 1))
-    norms = np.linalg.norm(rows.gather(chosen).astype(np.float32), axis=1)
+    norms = np.linalg.norm(rows.gather(chosen).astype(np.float64), axis=1)
     norms = norms[np.isfinite(norms)]
     return [float(norms.min()), float(norms.mean()), float(norms.max())] if len(norms) else None

@@ -13,7 +13,7 @@ from cusa.data.records import SplitView
 from cusa.data.store import Embeddings
 from cusa.eval.gallery import TOP, GalleryQuery, Item, answer_queries, known_relevance, shown_item
 from cusa.eval.relevance import Task
-from cusa.eval.strongest import unit_rows
+from cusa.eval.strongest import teacher_rows
 from cusa.train.encode import SplitEmbeddings
 from cusa.train.ranks import best_ranks, cross_modal_relevance
 from cusa.train.student import Head
@@ -124,7 +124,8 @@ def likely_false_negatives(
     if teachers.text is not None:
         cosines["text"], closest = _closest_captions(teachers.text, embeddings, captions, retrieved, indptr, indices)
     known = np.logical_and.reduce([np.isfinite(c) for c in cosines.values()] + [np.diff(indptr)[retrieved] > 0])
-    agreement = np.min([rankdata(np.where(known, c, -np.inf)) for c in cosines.values()], axis=0)
+    # Cosines that differ by rounding alone, which depends on the machine, are ties.
+    agreement = np.min([rankdata(np.where(known, c.round(5), -np.inf)) for c in cosines.values()], axis=0)
     order = np.lexsort((retrieved, captions, -similarities, -agreement))
     chosen = _each_pair_once(order[known[order]], own, retrieved, n)
     asked = captions[chosen]
@@ -162,7 +163,7 @@ def _cosines(teacher: Embeddings, first: np.ndarray, second: np.ndarray) -> np.n
     """float64 ``[p]``: cosines of a teacher's rows, a block at a time; NaN where one is skipped."""
     parts = [np.zeros(0)]
     for a in range(0, len(first), _BLOCK):
-        one, two = (unit_rows(teacher, rows[a : a + _BLOCK]).double().numpy() for rows in (first, second))
+        one, two = (teacher_rows(teacher, rows[a : a + _BLOCK]).double().numpy() for rows in (first, second))
         parts.append(np.einsum("pd,pd->p", one, two))
     return np.concatenate(parts)
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import EmbeddingsError
 from cusa.data.records import csr
-from cusa.eval.rankings import Rankings, Ties, rank_all, refuse_zeros
+from cusa.data.unit_rows import unit_rows
+from cusa.eval.rankings import Rankings, Ties, check_rows, rank_all, refuse_zeros
 from cusa.eval.relevance import same_group
 from cusa.eval.scoring import PLAIN, Scoring, one_way
+from cusa.train.ranks import ranking_dtype
 
 _OVER_ALL = ("r1", "r5", "r10")  # a query without a positive is a miss
 _ANSWERABLE = ("r_precision", "map_at_r")  # it does not count
@@ -45,10 +47,12 @@ def image_retrieval(
         and ``tied``, the queries whose rank ties decide.
 
     Raises:
-        CusaError: If embeddings are not finite or, to be normalised, all zeros, or labels do not fit.
+        EmbeddingsError: If embeddings are not finite or, to be normalised, all zeros, or labels do not fit.
+        SettingError: If there is no such rule for ties.
     """
+    scoring = Scoring(ties)
     searched = image_search(embeddings, labels, gallery, gallery_labels, normalize)
-    return image_figures(rank_all(*searched), Scoring(ties))
+    return image_figures(rank_all(*searched), scoring)
 
 
 def image_search(
@@ -60,13 +64,19 @@ def image_search(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """What :func:`cusa.eval.rankings.rank_all` takes; arguments and errors as of :func:`image_retrieval`."""
     if (gallery is None) != (gallery_labels is None):
-        raise CusaError("gallery and gallery_labels belong together; pass both or neither")
+        raise EmbeddingsError("gallery and gallery_labels belong together; pass both or neither")
     alone = gallery is None
     if gallery is None or gallery_labels is None:
         gallery, gallery_labels = embeddings, labels
-    if len(embeddings) != len(labels) or len(gallery) != len(gallery_labels):
-        raise CusaError(f"{len(embeddings)} embeddings have {len(labels)} labels; there must be one each")
-    queries, candidates = _as_dot_products(embeddings, gallery, normalize)
+    queries, candidates = _as_dot_products(np.asarray(embeddings), np.asarray(gallery), normalize)
+    labels, gallery_labels = (
+        _checked_labels(given, len(rows)) for given, rows in ((labels, queries), (gallery_labels, candidates))
+    )
+    if (labels.dtype.kind in "US") != (gallery_labels.dtype.kind in "US"):
+        raise EmbeddingsError(
+            f"labels are {labels.dtype}, gallery_labels {gallery_labels.dtype}; give both as numbers, or both as texts",
+            name="gallery_labels",
+        )
     classes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)[1]
     of_queries, of_gallery = classes[: len(labels)], classes[len(labels) :]
     if alone:
@@ -95,14 +105,35 @@ def image_figures(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any
     }
 
 
+def _checked_labels(labels: np.ndarray, n_rows: int) -> np.ndarray:
+    """Labels as an array ``[n_rows]`` of numbers or texts."""
+    given = np.asarray(labels)
+    if given.dtype.kind == "O" and all(isinstance(label, str) for label in given.ravel()):
+        given = given.astype(str)
+    if given.shape != (n_rows,):
+        raise EmbeddingsError(
+            f"{n_rows} embeddings have {given.size} labels, of shape {list(given.shape)}; there must be one each",
+            name="labels",
+        )
+    if given.size and (given.dtype.kind not in "biufUS" or (given.dtype.kind == "f" and not np.isfinite(given).all())):
+        raise EmbeddingsError(f"labels are {given.dtype}, or not finite; give numbers or texts", name="labels")
+    return given
+
+
 def _as_dot_products(queries: np.ndarray, candidates: np.ndarray, normalize: bool) -> tuple[np.ndarray, np.ndarray]:
     """Arrays whose dot products order candidates as asked for."""
+    check_rows(queries, "query")
+    check_rows(candidates, "gallery")
     if normalize:
         refuse_zeros(queries, "query")
         refuse_zeros(candidates, "gallery")
-        q, c = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, candidates))
-        return q, c
+        dtype = ranking_dtype(queries, candidates)
+        return unit_rows(queries, dtype), unit_rows(candidates, dtype)
     # -|q - c|^2 / 2 + |q|^2 / 2 = q.c - |c|^2 / 2: one more column makes it a dot product, in float64 since the squares
-    # are much larger than the differences that decide.
-    squares = (candidates.astype(np.float64) ** 2).sum(axis=1, keepdims=True) / 2
+    # are much larger than the differences that decide. Distances in another unit, a power of two, have the same order,
+    # and squares that float64 holds.
+    greatest = max(float(np.abs(rows).max(initial=0)) for rows in (queries, candidates))
+    exponent = np.frexp(greatest)[1]
+    queries, candidates = (np.ldexp(rows.astype(np.float64), -exponent) for rows in (queries, candidates))
+    squares = (candidates**2).sum(axis=1, keepdims=True) / 2
     return np.hstack([queries, np.ones((len(queries), 1))]), np.hstack([candidates, -squares])

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cusa.data.errors import CusaError
-from cusa.train.ranks import RankBounds, block_bounds, join_bounds, over_blocks
+from cusa.data.errors import EmbeddingsError, SettingError
+from cusa.train.ranks import RankBounds, block_bounds, join_bounds, over_blocks, ranking_dtype
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
@@ -58,7 +58,11 @@ class Rankings:
         Args:
             ties: ``"optimistic"``, ``"pessimistic"`` (equal similarities count for or against the query), or
                 ``"mean"``: the mean of a query's two figures.
+
+        Raises:
+            SettingError: If it is none of them.
         """
+        check_ties(ties)
         found = {f"r{k}": _chosen([100.0 * ((r >= 0) & (r < k)) for r in self.best], ties) for k in CUTS}
         for name, bounds in (("r_precision", self.r_precision), ("map_at_r", self.average_precision)):
             if bounds is not None:
@@ -85,7 +89,32 @@ class Rankings:
 def _chosen(sides: list[np.ndarray], ties: Ties) -> np.ndarray:
     """One of (optimistic, pessimistic), or their mean."""
     optimistic, pessimistic = sides
-    return {"optimistic": optimistic, "pessimistic": pessimistic}.get(ties, (optimistic + pessimistic) / 2)
+    return {"optimistic": optimistic, "pessimistic": pessimistic, "mean": (optimistic + pessimistic) / 2}[ties]
+
+
+def check_ties(ties: str) -> None:
+    """Refuse a rule for ties that does not exist.
+
+    Raises:
+        SettingError: If it is none of :data:`TIES`.
+    """
+    if ties not in TIES:
+        raise SettingError(f"unknown rule for ties {ties!r}; legal: {', '.join(TIES)}", name="ties")
+
+
+def check_rows(rows: np.ndarray, what: str) -> None:
+    """Refuse arrays that are no embeddings.
+
+    Args:
+        rows: The array.
+        what: What it is of, for the error.
+
+    Raises:
+        EmbeddingsError: If it is not ``[n, d]``, or holds no numbers.
+    """
+    if rows.ndim != 2:
+        raise EmbeddingsError(f"{what} embeddings of shape {rows.shape} cannot be ranked; give one row each, [n, d]")
+    ranking_dtype(rows)
 
 
 def refuse_zeros(rows: np.ndarray, what: str) -> None:
@@ -96,11 +125,14 @@ def refuse_zeros(rows: np.ndarray, what: str) -> None:
         what: What they are of, for the error.
 
     Raises:
-        CusaError: If a row is all zeros.
+        EmbeddingsError: If a row is all zeros.
     """
     zero = ~rows.any(axis=1)
     if zero.any():
-        raise CusaError(f"{what} embedding {int(zero.argmax())} is all zeros; such embeddings cannot be ranked")
+        name = f"{what} {int(zero.argmax())}"
+        raise EmbeddingsError(
+            f"{what} embedding {int(zero.argmax())} is all zeros; such embeddings cannot be ranked", name=name
+        )
 
 
 def rank_all(
@@ -124,7 +156,7 @@ def rank_all(
         n_relevant: int64 ``[n]``: R, where relevant items exist that are no candidates; ``None``: as many as given.
 
     Raises:
-        CusaError: If an embedding is not finite.
+        EmbeddingsError: If an embedding is not finite, or has no dot products that can be ranked.
     """
     sizes = np.diff(indptr) if n_relevant is None else n_relevant
     figures = np.zeros((4, len(queries)))
@@ -138,7 +170,7 @@ def rank_all(
         return best
 
     best = join_bounds(over_blocks(ranked, queries, candidates))
-    n_candidates = len(candidates) - (exclude is not None)
+    n_candidates = max(0, len(candidates) - (exclude is not None))
     return Rankings(best, n_candidates, Bounds(*figures[:2]), Bounds(*figures[2:]))
 
 

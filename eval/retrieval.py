@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from cusa.data.errors import EmbeddingsError
 from cusa.data.records import SplitView
 from cusa.eval.coco import PROTOCOL_METRICS, CocoTest, rank_coco
-from cusa.eval.rankings import Rankings, Ties, rank_all, refuse_zeros
+from cusa.eval.rankings import Rankings, Ties, check_rows, rank_all, refuse_zeros
 from cusa.eval.relevance import Relevance, relevance_of, same_group, true_relevance
 from cusa.eval.scoring import PLAIN, PerQuery, Scoring, one_way, two_ways
 from cusa.train.encode import SplitEmbeddings
 from cusa.train.ranks import (
+    checked_caption_image,
     cross_modal_relevance,
     rank_bounds,
     rank_bounds_from_scores,
@@ -32,23 +34,29 @@ def cross_modal_recalls(
     Args:
         images: float ``[n_images, d]``, L2-normalised.
         texts: float ``[n_texts, d]``, L2-normalised.
-        caption_image: int64 ``[n_texts]``: index of the image that each text belongs to.
+        caption_image: int ``[n_texts]``: index of the image that each text belongs to, -1 for none.
         ties: What candidates as similar as the relevant one count as: ``"pessimistic"`` (ahead of it),
-            ``"optimistic"`` (behind it), or ``"mean"`` of the two.
+            ``"optimistic"`` (behind it), or ``"mean"`` of the two. Equal embeddings are equally similar, to the bit.
 
     Returns:
         ``{"i2t": {"r1", "r5", "r10", "mean", "median_rank", "mean_rank", "queries", "candidates", "tied", "curve"},
-        "t2i": {...}, "mean", "rsum"}``, in percent.
+        "t2i": {...}, "mean", "rsum"}``, in percent; ``None`` for scores without any query.
 
     Raises:
-        CusaError: If an embedding is not finite or all zeros.
+        EmbeddingsError: If an embedding is not finite or all zeros, or ``caption_image`` has another length, or holds
+            something else than indices of images, such as ids.
+        SettingError: If there is no such rule for ties.
     """
-    return two_ways(_ranked_both_ways(images, texts, caption_image), Scoring(ties))
+    scoring = Scoring(ties)
+    ranked = _ranked_both_ways(np.asarray(images), np.asarray(texts), caption_image)
+    return two_ways(ranked, scoring)
 
 
 def _ranked_both_ways(images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray) -> dict[str, Rankings]:
-    refuse_zeros(images, "image")
-    refuse_zeros(texts, "text")
+    caption_image = checked_caption_image(caption_image, len(images), len(texts))
+    for rows, what in ((images, "image"), (texts, "text")):
+        check_rows(rows, what)
+        refuse_zeros(rows, what)
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
     return {"i2t": Rankings(i2t, len(texts)), "t2i": Rankings(t2i, len(images), clusters=caption_image)}
 
@@ -61,18 +69,28 @@ def cross_modal_recalls_from_scores(
     Args:
         scores_i2t: float ``[n_images, n_texts]``, finite.
         scores_t2i: float ``[n_texts, n_images]``, finite.
-        caption_image: int64 ``[n_texts]``.
-        ties: As there.
+        caption_image: int ``[n_texts]``.
+        ties: As there; equal scores tie.
 
     Raises:
-        CusaError: If a score is not finite.
+        EmbeddingsError: If a score is not finite, the matrices are not of one size, or ``caption_image`` is wrong.
+        SettingError: If there is no such rule for ties.
     """
+    scoring = Scoring(ties)
+    scores_i2t, scores_t2i = np.asarray(scores_i2t), np.asarray(scores_t2i)
+    if scores_i2t.ndim != 2 or scores_t2i.shape != scores_i2t.shape[::-1]:
+        raise EmbeddingsError(
+            f"scores_i2t is {list(scores_i2t.shape)} and scores_t2i {list(scores_t2i.shape)}; give [images, texts] and "
+            "[texts, images]",
+            name="scores_t2i",
+        )
+    caption_image = checked_caption_image(caption_image, *scores_i2t.shape)
     i2t, t2i = cross_modal_relevance(caption_image, len(scores_i2t))
     rankings = {
         "i2t": Rankings(rank_bounds_from_scores(scores_i2t, *i2t), scores_i2t.shape[1]),
         "t2i": Rankings(rank_bounds_from_scores(scores_t2i, *t2i), scores_t2i.shape[1]),
     }
-    return two_ways(rankings, Scoring(ties))
+    return two_ways(rankings, scoring)
 
 
 def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "pessimistic") -> dict[str, Any]:
@@ -82,20 +100,29 @@ def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "
 
     Args:
         embeddings: float ``[n, d]``, L2-normalised.
-        groups: int64 ``[n]``, e.g. the image that each caption belongs to; negative: nobody's.
+        groups: int ``[n]``, e.g. the image that each caption belongs to; negative: nobody's.
         ties: As in :func:`cross_modal_recalls`.
 
     Raises:
-        CusaError: If an embedding is not finite or all zeros.
+        EmbeddingsError: If an embedding is not finite or all zeros, or there is not one group for each.
+        SettingError: If there is no such rule for ties.
     """
-    return one_way(_ranked_groups(embeddings, groups), Scoring(ties))
+    scoring = Scoring(ties)
+    embeddings, groups = np.asarray(embeddings), np.asarray(groups)
+    if groups.shape != (len(embeddings),) or (groups.size and groups.dtype.kind not in "iu"):
+        raise EmbeddingsError(
+            f"groups are {groups.dtype} {list(groups.shape)} for {len(embeddings)} embeddings; give each an integer",
+            name="groups",
+        )
+    return one_way(_ranked_groups(embeddings, groups.astype(np.int64)), scoring)
 
 
 def _ranked_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
+    check_rows(embeddings, "query")
     refuse_zeros(embeddings, "query")
     n = len(embeddings)
     best = rank_bounds(embeddings, embeddings, *same_group(groups), np.arange(n))
-    return Rankings(best, n - 1, clusters=groups).answerable()
+    return Rankings(best, max(0, n - 1), clusters=groups).answerable()
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cusa.eval.bootstrap import LEVEL, NO_BOOTSTRAP, Bootstrap, interval, resampled_means
-from cusa.eval.rankings import CUTS, Rankings, Ties
+from cusa.eval.rankings import CUTS, Rankings, Ties, check_ties
 
 # Each query's part in a figure, by what is measured ("cross/retrieval/i2t"); cusa-eval compare pairs them.
 PerQuery = dict[str, Rankings]
@@ -22,10 +22,16 @@ class Scoring:
     Attributes:
         ties: What equal similarities count as: ``"pessimistic"`` (against the query), ``"optimistic"``, ``"mean"``.
         bootstrap: Resampling of the queries for the intervals; ``samples`` 0: none.
+
+    Raises:
+        SettingError: If there is no such rule for ties.
     """
 
     ties: Ties = "pessimistic"
     bootstrap: Bootstrap = NO_BOOTSTRAP
+
+    def __post_init__(self) -> None:
+        check_ties(self.ties)
 
     def plain(self) -> dict[str, Any]:
         """As metrics.json holds it."""
@@ -52,10 +58,15 @@ def two_ways(rankings: Mapping[str, Rankings], scoring: Scoring = PLAIN) -> dict
     Args:
         rankings: ``"i2t"`` and ``"t2i"``.
         scoring: How.
+
+    Returns:
+        Figures by direction, ``mean`` and ``rsum``, both ``None`` where a direction has no query; intervals.
     """
     parts = {way: _with_intervals(r, scoring) for way, r in rankings.items()}
     found: dict[str, Any] = {way: part for way, (part, _) in parts.items()}
-    rsum = recall_sum([part for part, _ in parts.values()])
+    if any(not part["queries"] for part in found.values()):
+        return {**found, "mean": None, "rsum": None}
+    rsum = recall_sum(list(found.values()))
     sums = recall_sum([means for _, means in parts.values()])
     n = len(parts) * len(CUTS)
     return {**found, "mean": rsum / n, "rsum": rsum} | _intervals({"mean": interval(sums / n), "rsum": interval(sums)})

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch.nn import functional as F
 
 from cusa.data.errors import CusaError
 from cusa.data.store import Embeddings, EmbeddingStore, Split
+from cusa.data.unit_rows import unit_rows
 from cusa.eval.gallery import Item
 from cusa.eval.page import write_page
 from cusa.eval.strongest import (
@@ -32,7 +32,7 @@ from cusa.eval.strongest import (
     draw_sample,
     same_image_cosine,
     strongest_pairs,
-    unit_rows,
+    teacher_rows,
 )
 from cusa.train.batches import EpochOrder, Pairs
 from cusa.train.similarity import fuse_similarities, soft_label_loss, soft_labels
@@ -377,7 +377,7 @@ class _NoInputs:
 
 def _cosines(rows: torch.Tensor) -> torch.Tensor:
     """float32 ``[B, B]``, from rows ``[B, d]``."""
-    unit = F.normalize(rows.float(), dim=-1)
+    unit = torch.from_numpy(unit_rows(rows.numpy()))
     return unit @ unit.T
 
 
@@ -385,8 +385,8 @@ def _shown(
     image_teacher: Embeddings, text_teacher: Embeddings, sample: Sample, i: int, j: int, split: Split, root: Path
 ) -> StrongPair:
     both = [i, j]
-    first, second = unit_rows(image_teacher, sample.images[both])
-    captions = unit_rows(text_teacher, sample.captions[both])
+    first, second = teacher_rows(image_teacher, sample.images[both])
+    captions = teacher_rows(text_teacher, sample.captions[both])
     by_text = captions[0] @ captions[1].T
     c, d = np.unravel_index(int(by_text.argmax()), by_text.shape)
     by_image = first @ second

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from cusa.data.errors import CusaError
+from cusa.data.unit_rows import unit_rows
 from cusa.eval.embedding_files import align, read_embeddings
 from cusa.eval.encode_items import encode_images, encode_texts
 from cusa.eval.models import Encoder, Model
@@ -136,5 +135,4 @@ class FileSource:
         if modality not in self._read:
             raise CusaError(f"no {modality} embeddings are given; pass --{modality}-embeddings FILE")
         rows, _ = align(*self._read[modality], wanted, what)
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)  # whose squares float32 may not hold
-        return {"cross": (rows / norms).astype(np.float32)}
+        return {"cross": unit_rows(rows)}

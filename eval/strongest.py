@@ -9,9 +9,9 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from cusa.data.store import Embeddings
+from cusa.data.unit_rows import unit_rows
 from cusa.train.similarity import fuse_similarities
 
 MOST_CAPTIONS = 5  # of an image, that are looked at
@@ -66,7 +66,7 @@ def same_image_cosine(text_teacher: Embeddings, sample: Sample, block: int = 512
     found = [np.zeros(0)]
     for a in range(0, len(sample.images), block):
         captions, counts = sample.captions[a : a + block], sample.counts[a : a + block]
-        rows = unit_rows(text_teacher, captions)
+        rows = teacher_rows(text_teacher, captions)
         for c, d in combinations(range(captions.shape[1]), 2):
             found.append((rows[:, c] * rows[:, d]).sum(dim=1).double().numpy()[counts > d])
     cosines = np.concatenate(found)
@@ -122,10 +122,10 @@ def strongest_pairs(
     return {ranking: [(i, j) for i, j in places.tolist()] for ranking, (_, places) in best.items()}, n_duplicates
 
 
-def unit_rows(teacher: Embeddings, numbers: np.ndarray) -> torch.Tensor:
+def teacher_rows(teacher: Embeddings, numbers: np.ndarray) -> torch.Tensor:
     """float32 ``[*numbers.shape, d]``, L2-normalised."""
-    rows = torch.from_numpy(teacher.gather(numbers.ravel())).float()
-    return F.normalize(rows, dim=-1).view(*numbers.shape, -1)
+    rows = unit_rows(teacher.gather(numbers.ravel()))
+    return torch.from_numpy(rows).view(*numbers.shape, -1)
 
 
 def _block(
@@ -133,7 +133,7 @@ def _block(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images ``[n, d]`` and captions ``[m, n, e]``, L2-normalised."""
     part = slice(start, start + size)
-    return unit_rows(image_teacher, sample.images[part]), unit_rows(text_teacher, sample.captions[part].T)
+    return teacher_rows(image_teacher, sample.images[part]), teacher_rows(text_teacher, sample.captions[part].T)
 
 
 def _best(

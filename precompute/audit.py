@@ -10,6 +10,7 @@ import numpy as np
 from cusa.data.errors import CusaError
 from cusa.data.schema import TeacherSettings
 from cusa.data.store import EmbeddingStore, Split
+from cusa.data.unit_rows import unit_rows
 from cusa.precompute.pipeline import caption_batches, read_image
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher, stacked
@@ -74,8 +75,8 @@ def audit(store: EmbeddingStore, name: str, source: str | None, sample: int, see
         if not len(chosen):
             continue
         made = _embed(teacher, stored, store, store.split(split), chosen.tolist(), device, precision)
-        kept = rows.gather(chosen).astype(np.float32)
-        cosines = (kept * made).sum(axis=1) / np.linalg.norm(kept, axis=1)
+        kept = unit_rows(rows.gather(chosen))
+        cosines = (kept * made).sum(axis=1)
         worst = int(cosines.argmin())
         audits.append(
             Audit(name, split, len(chosen), float(cosines[worst]), float(cosines.mean()), int(chosen[worst]), differing)

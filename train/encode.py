@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cusa.data.errors import CusaError
+from cusa.data.unit_rows import unit_rows
 from cusa.train.batches import Inputs, Loader, Sources, StartMethod, each_tensor
 from cusa.train.processes import Processes
 from cusa.train.ranks import recall_at, two_way_rank_bounds
@@ -112,8 +113,8 @@ def embed(forward: Callable[[Any], Features], inputs: Inputs, device: torch.devi
     """
     features = forward(each_tensor(inputs, lambda x: x.to(device, non_blocking=True)))
     return {
-        head: torch.nn.functional.normalize(found.float(), dim=-1).cpu().numpy()
-        for head, found in zip(HEADS, features, strict=True)
+        head: unit_rows(head_features.float().cpu().numpy())
+        for head, head_features in zip(HEADS, features, strict=True)
     }
 
 

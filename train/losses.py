@@ -22,6 +22,7 @@ from cusa.train.similarity import (
     soft_labels,
 )
 from cusa.train.tiled import Pair, Sides, Taus, tiled_loss
+from cusa.train.unit_features import unit_features
 
 __all__ = [
     "TERMS",
@@ -312,7 +313,7 @@ def _unit(sides: Sides, cross: bool) -> Sides:
     """L2-normalised, the cross-modal side if wanted."""
 
     def unit(pair: Pair) -> Pair:
-        return F.normalize(pair[0], dim=-1), F.normalize(pair[1], dim=-1)
+        return unit_features(pair[0]), unit_features(pair[1])
 
     uni, teacher = (None if pair is None else unit(pair) for pair in (sides.uni, sides.teacher))
     return Sides(unit(sides.cross) if cross else sides.cross, uni, teacher)
@@ -368,5 +369,5 @@ def _fault(sides: Sides, image_ids: torch.Tensor | None, terms: tuple[Term, ...]
 
 def _usable(rows: torch.Tensor) -> torch.Tensor:
     """Which rows have a direction."""
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     return (norms > 0) & norms.isfinite()

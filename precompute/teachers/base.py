@@ -18,6 +18,7 @@ from cusa.data.errors import FORWARD_PASS, TeacherError, first_line
 from cusa.data.images import DECODING
 from cusa.data.pretrained import one_line_load_errors
 from cusa.data.schema import TeacherSettings
+from cusa.data.unit_rows import unit_rows
 
 DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full
 Pooling = Literal["cls", "mean", "pooler"]
@@ -188,7 +189,7 @@ class Teacher:
             features = self.encode(inputs)
         if features.ndim != 2:
             raise ValueError(f"its output is {list(features.shape)}, not one row for each item")
-        return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+        return unit_rows(features.float().cpu().numpy())
 
 
 def stacked(

@@ -455,6 +455,28 @@ def test_autocast_computes_the_loss_in_float32():
     assert inside.dtype == torch.float32
 
 
+@METHODS
+@pytest.mark.parametrize("size", [1e20, 1e-20, 1e-30])
+def test_the_length_of_features_and_teacher_rows_changes_nothing(method, size):
+    """Their squares are none of float32's: lengths are taken in float64."""
+    rows, ids = _random(7, 3)
+    rows = [x.float() for x in rows]
+    loss = CUSALoss(SEPARATE, method=method, tile_rows=5)
+    values, gradients = _values(loss, rows, ids)
+    again, scaled = _values(loss, [x * size for x in rows], ids)
+    assert again == pytest.approx(values, rel=1e-5)
+    torch.testing.assert_close([g * size for g in scaled], gradients, rtol=1e-3, atol=1e-6)
+
+
+@METHODS
+def test_features_of_zeros_have_a_finite_gradient(method):
+    rows, ids = _random(6, 3)
+    rows[0][2] = 0
+    values, gradients = _values(CUSALoss(SEPARATE, method=method, tile_rows=5).double(), rows, ids)
+    assert all(math.isfinite(value) for value in values)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_effective_weights():
     assert LossConfig().effective_weights(128) == pytest.approx({"contrastive": 1, "csa": 12.8, "usa": 64})
     assert LossConfig(contrastive_scaling="infonce", terms=("usa",)).effective_weights(128) == {"usa": 0.5}

@@ -1,0 +1,44 @@
+"""Rows of length one, whatever type and size they come in: lengths are taken in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+_BLOCK_ROWS = 4096  # converted to float64 at once
+_SAFE_BYTES = 4  # a float of no more bytes has squares that float64 holds
+
+
+def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """L2-normalise rows.
+
+    float16 holds no length above 65,504, float32 no square above 3e38 and none below 1e-45: lengths in these types
+    would turn such rows into zeros or into rows of another length.
+
+    Args:
+        rows: ``[n, d]`` of any float or integer type.
+        dtype: Of the result.
+
+    Returns:
+        ``[n, d]``; rows of zeros stay zeros, rows that are not finite become NaN.
+    """
+    unit = np.empty(rows.shape, dtype)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        unit[block] = _divided_by_lengths(_scaled(rows[block]))
+    return unit
+
+
+def _divided_by_lengths(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinity by infinity
+        return rows / np.where(lengths == 0, 1.0, lengths)
+
+
+def _scaled(rows: np.ndarray) -> np.ndarray:
+    """float64; rows that come in it are multiplied by a power of two, so that it holds their squares, too."""
+    wide = np.asarray(rows, np.float64)
+    if rows.dtype.itemsize <= _SAFE_BYTES or not wide.size:
+        return wide
+    _, exponents = np.frexp(np.abs(wide).max(axis=1, keepdims=True))
+    return np.ldexp(wide, -exponents)
