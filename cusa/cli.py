@@ -263,7 +263,8 @@ def export(store: Path, out: Path, teacher: str, split: str) -> None:
 @main.command("import")
 @STORE
 @click.argument("rows", type=click.Path(path_type=Path))
-@click.option("--ids", type=click.Path(path_type=Path), help="Ids of the rows: a .json list, or one per line.")
+@click.option("--ids", type=click.Path(path_type=Path), help="Ids of the rows: .txt (one per line), .json (a list) or "
+              ".npy.  [default: those in the .h5, or NAME.ids.json beside NAME.npy]")  # fmt: skip
 @click.option("--allow-pickle", is_flag=True, help="ROWS is a dictionary of the published code ({split}_unicom.npy), "
               "a pickle; nothing but numpy arrays and torch tensors is admitted from it.")  # fmt: skip
 @click.option("--teacher", required=True, help="Name for the teacher.")
@@ -295,17 +296,18 @@ def import_(
     data_root: Path,
     on_error: str,
 ) -> None:
-    """Add ROWS from elsewhere to STORE: a .npy with --ids, or a feature file of the published code."""
+    """Add ROWS from elsewhere to STORE: .npy, .safetensors or .h5 with ids, or a feature file of the published code."""
     from cusa.data.datasets import load_dataset
     from cusa.data.errors import CusaError
-    from cusa.data.exchange import ForeignRows, data_of, import_rows, read_array_rows
+    from cusa.data.exchange import data_of, import_rows
+    from cusa.data.foreign_rows import ForeignRows, read_rows
     from cusa.data.published import read_published_rows
     from cusa.data.schema import TeacherSettings, check_index_path
 
     check_index_path(store)
-    if allow_pickle == (ids is not None):
-        raise CusaError("pass --ids FILE for rows in a .npy, or --allow-pickle for a dictionary of the published code")
-    foreign = ForeignRows(*(read_published_rows(rows) if ids is None else read_array_rows(rows, ids)), str(rows))
+    if allow_pickle and ids is not None:
+        raise CusaError("--ids goes with an array, --allow-pickle with a dictionary of the published code; pass one")
+    foreign = ForeignRows(*read_published_rows(rows), str(rows)) if allow_pickle else read_rows(rows, ids)
     data = data_of(store, load_dataset(datasets, image_root, data_root) if datasets else None)
     settings = TeacherSettings(
         modality=modality,

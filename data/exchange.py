@@ -1,21 +1,24 @@
-"""Rows out of a store and into one, as .npy or safetensors with ids."""
+"""Rows out of a store and into one: teachers of other programs' making."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cusa.data.errors import CusaError
-from cusa.data.files import FolderLock, atomic_file
+from cusa.data.errors import CusaError, EmbeddingsError
+from cusa.data.files import FolderLock
+from cusa.data.foreign_rows import ForeignRows, write_rows
 from cusa.data.index import Index, SplitTable, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset
 from cusa.data.schema import SHARD_ROWS, TeacherSettings, check_name, shard_folder, shard_name, shard_ranges
 from cusa.data.shards import ShardHeader, read_shard, stored_rows, write_shard
 from cusa.data.store import EmbeddingStore
+from cusa.data.unit_rows import unit_rows
+
+__all__ = ["ForeignRows", "data_of", "export_rows", "import_rows"]
 
 _BLOCK = 65_536
 
@@ -23,12 +26,14 @@ _BLOCK = 65_536
 def export_rows(store: EmbeddingStore, teacher: str, split: str, path: Path) -> Path:
     """Write a teacher's rows to a file of its own, and their ids beside it.
 
+    :mod:`cusa.data.foreign_rows` reads them again.
+
     Args:
         store: The store.
         teacher: The teacher's name.
         split: The split.
-        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``rows``; passes through memory, with the
-            teacher's settings as metadata).
+        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes through memory, with
+            the teacher's settings as metadata).
 
     Returns:
         Path of the ids: a JSON list of image or caption ids, in row order; rows without an embedding are NaN.
@@ -36,69 +41,10 @@ def export_rows(store: EmbeddingStore, teacher: str, split: str, path: Path) -> 
     Raises:
         CusaError: If the suffix is another, or the rows cannot be read.
     """
-    rows, ids = store.embeddings(teacher, split), store.split(split)
-    names = ids.image_ids if rows.settings.modality == "image" else ids.caption_ids
+    rows, table = store.embeddings(teacher, split), store.split(split)
+    ids = table.image_ids if rows.settings.modality == "image" else table.caption_ids
     blocks = (rows.gather(np.arange(a, min(a + _BLOCK, len(rows)))) for a in range(0, len(rows), _BLOCK))
-    if path.suffix == ".npy":
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            header = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for block in blocks:
-                file.write(block.tobytes())
-    elif path.suffix == ".safetensors":
-        from safetensors.numpy import save
-
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(save({"rows": np.concatenate(list(blocks))}, {"settings": rows.settings.to_json()}))
-    else:
-        raise CusaError(f"{path}: rows are exported to .npy or .safetensors")
-    ids_path = path.with_suffix(".ids.json")
-    with atomic_file(ids_path) as temporary, temporary.open("w", encoding="utf-8") as out:
-        for a in range(0, len(names), _BLOCK):
-            part = json.dumps(names[a : a + _BLOCK], ensure_ascii=False)[1:-1]
-            out.write(("[" if a == 0 else ",\n") + part)
-        out.write("]\n")
-    return ids_path
-
-
-def read_array_rows(path: Path, ids_path: Path) -> tuple[list[str], np.ndarray]:
-    """Read rows from a ``.npy`` file and their ids.
-
-    Args:
-        path: float ``[n, dim]``, without pickle.
-        ids_path: ``.json``: a list of n ids; any other suffix: n lines.
-
-    Raises:
-        CusaError: If a file cannot be read, or the two differ in length.
-    """
-    try:
-        rows = np.lib.format.open_memmap(path, mode="r")
-        text = ids_path.read_text(encoding="utf-8")
-        ids = [str(i) for i in (json.loads(text) if ids_path.suffix == ".json" else text.splitlines())]
-    except FileNotFoundError as error:
-        raise CusaError(f"{error.filename} does not exist") from None
-    except (ValueError, TypeError) as error:
-        raise CusaError(f"{path} or {ids_path} cannot be read ({error}); see cusa-store import --help") from None
-    if rows.ndim != 2 or rows.dtype.kind != "f" or len(ids) != len(rows):
-        raise CusaError(
-            f"{path} holds {rows.dtype} {rows.shape}, {ids_path} {len(ids)} ids; expected float [{len(ids)}, dim]"
-        )
-    return ids, rows
-
-
-@dataclass(frozen=True)
-class ForeignRows:
-    """Rows from elsewhere.
-
-    Attributes:
-        ids: Image ids or caption ids, or, for images, paths, file names, or file names without suffix.
-        rows: float ``[n, dim]``.
-        source: Where they come from.
-    """
-
-    ids: Sequence[str]
-    rows: np.ndarray
-    source: str
+    return write_rows(path, blocks, rows.shape, rows.dtype, ids, rows.settings.to_json())
 
 
 def import_rows(
@@ -199,14 +145,15 @@ def _order(table: SplitTable, modality: str, ids: Sequence[str]) -> np.ndarray:
 
 
 def _normalized(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Rows divided by their lengths; rows that are as normalised as their dtype can be stay, such as exported ones."""
-    rounding = np.finfo(rows.dtype).eps
-    rows = np.asarray(rows, np.float64)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not lengths.all():
-        raise CusaError(f"row {numbers[np.flatnonzero(lengths == 0)[0]]} of the split has an embedding of zeros")
-    with np.errstate(invalid="ignore"):  # infinity by infinity; the rows are refused where they are stored
-        return rows / np.where(np.abs(lengths - 1) <= rounding, 1, lengths)
+    """Rows of length one; rows that are as normalised as their dtype can be stay, such as exported ones."""
+    rounding = np.finfo(rows.dtype).eps if rows.dtype.kind == "f" else 0
+    wide = np.asarray(rows, np.float64)
+    if not wide.any(axis=1).all():
+        row = int(numbers[np.flatnonzero(~wide.any(axis=1))[0]])
+        raise EmbeddingsError(f"row {row} of the split has an embedding of zeros", name=f"row {row}")
+    with np.errstate(over="ignore"):
+        is_unit = np.abs(np.linalg.norm(wide, axis=1, keepdims=True) - 1) <= rounding
+    return np.where(is_unit, wide, unit_rows(rows, np.float64))
 
 
 def data_of(out: Path, dataset: Dataset | None) -> Index:

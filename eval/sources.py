@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cusa.data.errors import CusaError
+import numpy as np
+
+from cusa.data.errors import EmbeddingsError
+from cusa.data.foreign_rows import ForeignRows, read_rows
 from cusa.data.unit_rows import unit_rows
-from cusa.eval.embedding_files import align, read_embeddings
 from cusa.eval.encode_items import encode_images, encode_texts
 from cusa.eval.models import Encoder, Model
 from cusa.train.encode import Rows
@@ -87,7 +89,9 @@ class EncoderSource:
 
 
 class FileSource:
-    """Other people's embeddings: files of rows under ids (:mod:`cusa.eval.embedding_files`).
+    """Other people's embeddings: files of rows under ids (:mod:`cusa.data.foreign_rows`).
+
+    Rows that are NaN throughout, as ``cusa-store export`` writes them, stand for items without an embedding.
 
     Args:
         image: File of image embeddings and that of their ids, or ``None``.
@@ -95,7 +99,8 @@ class FileSource:
         name: For tables; ``None``: the files' names.
 
     Raises:
-        CusaError: If a file is missing or malformed, rows and ids do not fit, or dimensions differ.
+        FileFormatError: If a file is missing or malformed.
+        EmbeddingsError: If rows and ids do not fit, dimensions differ, or a row is zero or not finite.
     """
 
     heads: tuple[Head, ...] = ("cross",)
@@ -107,20 +112,20 @@ class FileSource:
         text: tuple[Path, Path | None] | None,
         name: str | None = None,
     ) -> None:
-        files = {"image": image, "text": text}
-        self._read = {m: read_embeddings(*f) for m, f in files.items() if f is not None}
-        dims = {m: rows.shape[1] for m, (_, rows) in self._read.items()}
+        files = {modality: file for modality, file in (("image", image), ("text", text)) if file is not None}
+        self._read = {modality: _unit(read_rows(*file)) for modality, file in files.items()}
+        dims = {modality: foreign.rows.shape[1] for modality, foreign in self._read.items()}
         if len(set(dims.values())) > 1:
-            raise CusaError(
+            raise EmbeddingsError(
                 f"image embeddings have {dims['image']} dimensions, text embeddings {dims['text']}; both must be of "
                 "one space: pass those of one model, or one modality alone"
             )
         self.modalities = frozenset(self._read)
-        self.name = name or ", ".join(f[0].stem for f in files.values() if f is not None)
+        self.name = name or ", ".join(file[0].stem for file in files.values())
         digest = hashlib.sha256()
-        for ids, rows in self._read.values():
-            digest.update("\0".join(ids).encode() + rows.tobytes())
-        sources = {m: str(f[0].absolute()) for m, f in files.items() if f is not None}
+        for foreign in self._read.values():
+            digest.update("\0".join(foreign.ids).encode() + foreign.rows.tobytes())
+        sources = {modality: str(file[0].absolute()) for modality, file in files.items()}
         self.description = {"kind": "files", "source": sources, "weights_sha256": digest.hexdigest()}
 
     def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:
@@ -133,6 +138,51 @@ class FileSource:
 
     def _rows(self, modality: str, wanted: Sequence[str], what: str) -> Rows:
         if modality not in self._read:
-            raise CusaError(f"no {modality} embeddings are given; pass --{modality}-embeddings FILE")
-        rows, _ = align(*self._read[modality], wanted, what)
-        return {"cross": unit_rows(rows)}
+            raise EmbeddingsError(f"no {modality} embeddings are given; pass --{modality}-embeddings FILE")
+        rows, _ = align(self._read[modality].ids, self._read[modality].rows, wanted, what)
+        return {"cross": rows}
+
+
+def align(ids: Sequence[str], rows: np.ndarray, wanted: Sequence[str], what: str) -> tuple[np.ndarray, int]:
+    """Put rows in the order of the ids that are wanted.
+
+    Args:
+        ids: Of the rows, all different.
+        rows: ``[n, d]``.
+        wanted: Ids, each of them among ``ids``.
+        what: What they are ids of, for the error: ``"images"``, ``"captions"``.
+
+    Returns:
+        ``[len(wanted), d]``, and how many of ``ids`` are not wanted.
+
+    Raises:
+        EmbeddingsError: If ids are missing; says how many and which is the first.
+    """
+    position = {name: n for n, name in enumerate(ids)}
+    missing = [name for name in wanted if name not in position]
+    if missing:
+        raise EmbeddingsError(
+            f"the embeddings lack {len(missing):,} of {len(wanted):,} {what}, the first {missing[0]!r} (they have "
+            f"{len(ids):,}, such as {ids[0] if len(ids) else None!r}); give every one a row under its id",
+            name=missing[0],
+        )
+    positions = np.fromiter((position[name] for name in wanted), np.int64, len(wanted))
+    return rows[positions], len(ids) - len(set(wanted))
+
+
+def _unit(foreign: ForeignRows) -> ForeignRows:
+    """The rows that are there, L2-normalised float32."""
+    has_row = ~np.isnan(foreign.rows).all(axis=1)
+    ids = [name for name, is_there in zip(foreign.ids, has_row.tolist(), strict=True) if is_there]
+    given = foreign.rows[has_row]
+    for wrong, problem in ((~np.isfinite(given).all(axis=1), "not finite"), (~given.any(axis=1), "all zeros")):
+        if wrong.any():
+            count, first = int(wrong.sum()), ids[int(np.argmax(wrong))]
+            raise EmbeddingsError(
+                f"{foreign.source}: {count:,} rows are {problem}, the first that of id {first!r}; such rows "
+                "cannot rank",
+                name=first,
+            )
+    if not ids:
+        raise EmbeddingsError(f"{foreign.source} holds rows of NaN alone; give every item a row")
+    return ForeignRows(ids, unit_rows(given), foreign.source)

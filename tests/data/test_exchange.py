@@ -1,5 +1,6 @@
 import json
 
+import h5py
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -8,6 +9,7 @@ from cusa.data import exchange
 from cusa.data.records import Dataset, Record
 from cusa.data.store import EmbeddingStore
 from cusa.data.verify import verify
+from cusa.eval.sources import FileSource
 from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
 
 SIZES = {"train": 16, "val": 5}
@@ -55,7 +57,7 @@ def test_export_gives_all_rows_and_their_ids_in_row_order(index, tmp_path, teach
         rows = np.load(out)
     else:
         with safe_open(out, "np") as file:
-            rows = file.get_tensor("rows")
+            rows = file.get_tensor("embeddings")
             assert (
                 json.loads(file.metadata()["settings"])["model_id"]
                 == f"made-up-{'text' if teacher == 'words' else 'image'}"
@@ -118,6 +120,38 @@ def test_what_was_exported_is_imported_bit_for_bit(index, tmp_path, modality, pe
     assert found.sources["again"] == str(tmp_path / "x.npy")
     assert found.embeddings("again", "train").n_shards == -(-16 * per_image // 6)
     assert verify(index)[1] == []
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_what_was_exported_is_imported_and_evaluated_without_more_words(index, tmp_path, suffix):
+    """One writer and one reader: the ids lie beside the rows under the name that the reader looks for."""
+    path = tmp_path / f"x{suffix}"
+    run_ok("store", "export", index, path, "--teacher", "vision", "--split", "train")
+    run_ok("store", "import", index, path, "--teacher", "again", "--split", "train")
+    rows = _rows(index, "vision", "train")
+    np.testing.assert_array_equal(_rows(index, "again", "train"), rows)
+    found = FileSource((path, None), None).images(_image_ids()[::-1], [])["cross"]
+    np.testing.assert_allclose(found, rows[::-1], atol=1e-3)
+
+
+def test_rows_in_hdf5_are_imported(index, tmp_path):
+    rows = unit_rows(16, 4, 5)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["mine/embeddings"], file["mine/ids"] = rows, _image_ids()
+    run_ok("store", "import", index, f"{tmp_path / 'x.h5'}:/mine", "--teacher", "new", "--split", "train", "--dtype",
+           "float32")  # fmt: skip
+    np.testing.assert_array_equal(_rows(index, "new", "train"), rows)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(np.float64, 1e300), (np.float64, 1e-300), (np.float16, 3e4), (np.int8, 90)]
+)
+def test_rows_of_any_size_are_normalised(index, tmp_path, dtype, size):
+    rows = (np.array([[0.6, 0.8], [0, -1], [1, 0], [-0.6, 0.8], [1, 1]]) * size).astype(dtype)
+    given = _given(tmp_path, rows, _image_ids("val"))
+    run_ok("store", "import", index, *given, "--teacher", "new", "--split", "val", "--dtype", "float32")
+    want = rows.astype(np.longdouble) / np.linalg.norm(rows.astype(np.longdouble), axis=1, keepdims=True)
+    np.testing.assert_allclose(_rows(index, "new", "val"), want.astype(float), rtol=1e-6)
 
 
 def _names(kind):
@@ -196,14 +230,14 @@ def _changed(row, value):
             "no row for 16 of 16 ids of split 'train', such as 'train0'",
         ),
         (unit_rows(16, 4, 5), [*_image_ids()[1:], "x"], "no row for 1 of 16 ids of split 'train', such as 'train0'"),
-        (unit_rows(0, 4, 5), [], "no row for 16 of 16 ids"),
-        (unit_rows(16, 4, 5), [*_image_ids()[:15], "train0"], "the ids are not unique"),
+        (unit_rows(0, 4, 5), [], "holds no rows"),
+        (unit_rows(16, 4, 5), [*_image_ids()[:15], "train0"], "given more than once, the first 'train0'"),
         (_changed(9, 0), _image_ids(), "row 9 of the split has an embedding of zeros"),
         (_changed(9, np.nan), _image_ids(), "NaN or infinity in 1 of 6 rows, the first of them row 9"),
         (_changed(9, np.inf), _image_ids(), "NaN or infinity in 1 of 6 rows, the first of them row 9"),
-        (unit_rows(15, 4, 5), _image_ids(), "holds float32 (15, 4), "),
-        (unit_rows(16, 4, 5)[0], _image_ids(), "holds float32 (4,), "),
-        (np.ones((16, 4), np.int64), _image_ids(), "holds int64 (16, 4), "),
+        (unit_rows(15, 4, 5), _image_ids(), "holds 15 rows, but "),
+        (unit_rows(16, 4, 5)[0], _image_ids(), "holds an array of shape (4,)"),
+        (np.ones((16, 4), bool), _image_ids(), "holds bool, not numbers"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(index, tmp_path, rows, ids, message):
@@ -227,8 +261,18 @@ def test_a_name_that_two_images_share_means_neither(tmp_path):
     assert _files(index) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04nonsense", "npz", "objects", "cut"])
-def test_what_is_no_array_is_refused(index, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"nonsense", "cannot be read"),
+        (b"PK\x03\x04nonsense", "is an .npz archive"),
+        ("npz", "is an .npz archive"),
+        ("objects", "holds Python objects"),
+        ("cut", "cannot be read"),
+    ],
+)
+def test_what_is_no_array_is_refused(index, tmp_path, content, message):
     path = tmp_path / "x.npy"
     if content == "npz":
         np.savez(tmp_path / "x.npz", rows=unit_rows(16, 4, 5))
@@ -240,7 +284,7 @@ def test_what_is_no_array_is_refused(index, tmp_path, content):
         path.write_bytes(path.read_bytes()[:-1] if content == "cut" else content)
     (tmp_path / "ids.json").write_text(json.dumps(_image_ids()))
     arguments = ("store", "import", index, path, "--teacher", "new", "--split", "train", "--ids")
-    assert f"{path} or {tmp_path / 'ids.json'} cannot be read" in run_error(*arguments, tmp_path / "ids.json")
+    assert f"{path} {message}" in run_error(*arguments, tmp_path / "ids.json")
     assert "new" not in EmbeddingStore(index).teachers
 
 
@@ -249,18 +293,18 @@ def test_ids_that_are_no_list_are_refused(index, tmp_path, content):
     rows, _, ids = _given(tmp_path, unit_rows(16, 4, 5), [])
     ids.write_text(content)
     arguments = ("store", "import", index, rows, "--teacher", "new", "--split", "train", "--ids")
-    assert "cannot be read" in run_error(*arguments, ids)
-    assert f"{tmp_path / 'no.json'} does not exist" in run_error(*arguments, tmp_path / "no.json")
+    assert str(ids) in run_error(*arguments, ids)
+    assert f"{tmp_path / 'no.json'} do not exist" in run_error(*arguments, tmp_path / "no.json")
     ids.unlink()
     rows.unlink()
-    assert f"{rows} does not exist" in run_error(*arguments, ids)
+    assert f"{rows} do not exist" in run_error(*arguments, ids)
 
 
 def test_import_asks_for_ids_or_a_dictionary_but_not_both(index, tmp_path):
     rows, *ids = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
     place = ("--teacher", "new", "--split", "train")
-    assert "pass --ids FILE" in run_error("store", "import", index, rows, *place)
-    assert "pass --ids FILE" in run_error("store", "import", index, rows, *ids, "--allow-pickle", *place)
+    assert "have no ids; pass a file of them" in run_error("store", "import", index, rows, *place)
+    assert "--allow-pickle" in run_error("store", "import", index, rows, *ids, "--allow-pickle", *place)
 
 
 def test_a_teacher_that_is_there_is_not_replaced(index, tmp_path):

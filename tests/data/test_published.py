@@ -12,6 +12,7 @@ import torch
 from numpy._core.multiarray import scalar
 from numpy._core.numeric import _frombuffer
 
+from cusa.data.errors import FileFormatError
 from cusa.data.published import read_published_rows
 from cusa.data.store import EmbeddingStore
 from tests.helpers import make_store, run_error, run_ok, unit_rows
@@ -105,8 +106,8 @@ def test_a_pickle_is_read_only_when_allowed(index, tmp_path):
     path = _saved(tmp_path / "x.npy", {f"train{i}": row for i, row in enumerate(unit_rows(6, 4, 3))})
     (tmp_path / "ids.txt").write_text("train0\n")
     arguments = ("store", "import", index, path, "--teacher", "new", "--split", "train")
-    assert "--allow-pickle for a dictionary of the published code" in run_error(*arguments)
-    assert "cannot be read" in run_error(*arguments, "--ids", tmp_path / "ids.txt")
+    assert "for a dictionary of the published code: cusa-store import --allow-pickle" in run_error(*arguments)
+    assert "Python objects, which are never loaded" in run_error(*arguments, "--ids", tmp_path / "ids.txt")
     assert "new" not in EmbeddingStore(index).teachers
 
 
@@ -114,7 +115,10 @@ def test_a_pickle_is_read_only_when_allowed(index, tmp_path):
     ("content", "message"),
     [
         ({}, "holds no dictionary from image to vector"),
-        ({"a", "b"}, "holds no dictionary from image to vector"),
+        ({"a", "b"}, "the instruction EMPTY_SET is none of plain data"),
+        ({"a": {"b": np.ones(4)}}, "(dict is no float [dim] or [1, dim])"),
+        ({(1, 2): np.ones(4)}, "a key is a tuple, not a text or a number"),
+        ({"a": np.ones(0)}, "vectors must have the same shape, they have 1, or none"),
         ([{"a": np.ones(4)}], "holds object (1,), no pickled dictionary; import it with --ids"),
         (np.ones((6, 4)), "holds float64 (6, 4), no pickled dictionary; import it with --ids"),
         ({"a": [1.0, 2.0]}, "(list is no float [dim] or [1, dim])"),
@@ -122,7 +126,7 @@ def test_a_pickle_is_read_only_when_allowed(index, tmp_path):
         ({"a": np.ones((2, 4))}, "(float64 (2, 4) is no float [dim] or [1, dim])"),
         ({"a": np.array(1.0)}, "(float64 () is no float [dim] or [1, dim])"),
         ({"a": np.ones(4, int)}, "(int64 (4,) is no float [dim] or [1, dim])"),
-        ({"a": np.array([1.0, None])}, "cannot create an OBJECT array"),
+        ({"a": np.array([1.0, None])}, "an array holds neither numbers nor texts"),
         ({"a": np.ones(4), "b": np.ones(3)}, "must have the same shape"),
         ({"a": torch.nn.Parameter(torch.ones(4))}, "torch._utils._rebuild_parameter is neither"),
         ({"a": Path("x")}, "pathlib.PosixPath is neither a numpy array nor a torch tensor"),
@@ -141,7 +145,7 @@ def test_what_is_no_npy_is_refused(index, tmp_path, content):
     path = tmp_path / "x.npy"
     assert f"{path} does not exist" in run_error(*_import(index, path))
     path.write_bytes(content)
-    assert f"{path} cannot be read as a dictionary of vectors" in run_error(*_import(index, path))
+    assert f"{path} cannot be read as .npy" in run_error(*_import(index, path))
 
 
 def test_a_truncated_dictionary_is_refused(index, tmp_path):
@@ -229,3 +233,84 @@ def test_a_lie_about_memory_is_not_believed(index, tmp_path, kind):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: {path} cannot be read as a dictionary of vectors")
+
+
+_HEAD, _END = b"\x80\x04", b"."
+_VECTOR = pickle.dumps(np.ones(4, np.float32), 3)[2:-1]  # as it stands within a pickle
+_KEY = b"\x8c\x01a"
+_FAR = b"\xff\xff\xff\x0f"  # a place in the memo, 2 ** 28 - 1
+
+
+def _dictionary(items):
+    """A pickled dictionary, from the instructions that push its keys and values."""
+    return _HEAD + b"}(" + items + b"u" + _END
+
+
+def _named_often(n_values, n_names):
+    """A dictionary that holds one vector under many names."""
+    large = pickle.dumps(np.ones(n_values, np.float32), 3)[2:-1]
+    items = b"".join(b"J" + i.to_bytes(4, "little") + b"j" + _FAR for i in range(n_names))
+    return _dictionary(_KEY + large + b"r" + _FAR + items)
+
+
+def _read_often(n_values, n_times):
+    """A dictionary of many tensors, each of which is read from one and the same bytes of a storage."""
+    file = io.BytesIO()
+    storage = torch.ones(n_values, dtype=torch.bfloat16).storage()
+    torch.save(storage, file, _use_new_zipfile_serialization=False)
+    content = b"B" + len(file.getvalue()).to_bytes(4, "little") + file.getvalue()
+    load = b"ctorch.storage\n_load_from_bytes\n"
+    one = load + b"j" + _FAR + b"\x85R"
+    items = b"".join(b"J" + i.to_bytes(4, "little") + one for i in range(n_times))
+    return _dictionary(_KEY + content + b"r" + _FAR + items)
+
+
+_BOMBS = {
+    "a memo of 2 ** 28": lambda: _dictionary(_KEY + b"r" + _FAR + _VECTOR),
+    "a key that nests": lambda: _dictionary(b")" + b"\x85" * 1_000_000 + _VECTOR),
+    "a key that doubles": lambda: _dictionary(b")q\x00" + b"h\x00\x86q\x00" * 100 + _VECTOR),
+    "a value that nests": lambda: _dictionary(_KEY + b"]" * 1_000_000 + b"a" * 999_999),
+    "marks without end": lambda: _HEAD + b"(" * 1_000_000 + _END,
+    "a flood of containers": lambda: _HEAD + b"(" + b"}" * 5_000_000 + b"t" + _END,
+    "a number of a million digits": lambda: _dictionary(b"I" + b"9" * 1_000_000 + b"\n" + _VECTOR),
+    "a text of 2 ** 60 bytes": lambda: _dictionary(b"\x8d" + (2**60).to_bytes(8, "little") + b"a" + _VECTOR),
+    "no end": lambda: _HEAD + b"}" + b"\x94" * 1_000_000,
+    "one vector under many names": lambda: _named_often(250_000, 50_000),
+    "one storage read many times": lambda: _read_often(1_000_000, 20_000),
+}
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from cusa.data.errors import FileFormatError
+from cusa.data.errors import FileFormatError
+from cusa.data.published import read_published_rows
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
+for name in sys.argv[1:]:
+    try:
+        read_published_rows(Path(name))
+        print("read")
+    except FileFormatError as error:
+        assert error.path == Path(name)
+        print("refused")
+"""
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_memory_and_time_are_bounded_by_the_size_of_the_file(tmp_path):
+    """In a process of its own, which has 3 GiB and a minute: some of these would take all there is."""
+    paths = [_write_npy(tmp_path / f"{n}.npy", make()) for n, make in enumerate(_BOMBS.values())]
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, *map(str, paths)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    expected = dict.fromkeys(_BOMBS, "refused") | {"a memo of 2 ** 28": "read"}  # its vector is one
+    assert dict(zip(_BOMBS, done.stdout.split(), strict=True)) == expected
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_tensor_whose_rows_lie_on_each_other_is_refused(tmp_path):
+    """Four bytes may be a tensor of any size with a stride of 0."""
+    for size, stride in (((10**9,), (0,)), ((4,), (0,)), ((1, 10**9), (1, 0))):
+        tensor = _Call(_tensor, torch.ones(4).storage(), 0, size, stride, False, {})
+        with pytest.raises(FileFormatError):
+            read_published_rows(_saved(tmp_path / "x.npy", {"a": tensor}))

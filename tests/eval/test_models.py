@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from cusa.data.errors import CusaError
+from cusa.data.foreign_rows import read_rows
 from cusa.data.images import load_image
-from cusa.eval.embedding_files import read_embeddings
 from cusa.eval.encode_items import encode_images, encode_texts
 from cusa.eval.encoder import load_student, one_at_a_time
 from cusa.eval.models import load_encoder
@@ -394,6 +394,6 @@ def test_rows_go_to_a_file_and_come_back(home, paths, tmp_path):
     rows = encode_images(load_encoder(str(home / "vit"), "cpu"), paths)["cross"]
     np.save(tmp_path / "rows.npy", rows)
     (tmp_path / "ids.json").write_text(json.dumps([path.name for path in paths]))
-    names, found = read_embeddings(tmp_path / "rows.npy", tmp_path / "ids.json")
-    assert names == [path.name for path in paths]
-    np.testing.assert_array_equal(found, rows)
+    found = read_rows(tmp_path / "rows.npy", tmp_path / "ids.json")
+    assert found.ids == [path.name for path in paths]
+    np.testing.assert_array_equal(found.rows, rows)

@@ -1,0 +1,256 @@
+"""Pickles read without trust: a few instructions, a few names, and memory and time in proportion to the file.
+
+Python's own unpickler believes the file: an index of its memo makes it allocate as many entries, a key may be a tuple
+whose hash takes for ever, and what is built may be nested more deeply than the interpreter's stack. Here an interpreter
+of our own takes the instructions one by one, knows those alone that plain data needs, and calls only what it is given.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from cusa.data.errors import first_line
+
+_MOST_MARKS = 64  # containers within containers
+_CONTAINER_BYTES = 8  # of a file, at least, to each list, tuple or dictionary in it
+_SPARE = 1000
+_PUSHED = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Stream(Protocol):
+    """What a pickle is read from: a binary file, or one mapped into memory."""
+
+    def read(self, n: int, /) -> bytes:
+        """Up to n bytes."""
+        ...
+
+    def readline(self) -> bytes:
+        """Up to the end of the line."""
+        ...
+
+
+class Effort:
+    """What reading may still cost, shared by a pickle and those within it.
+
+    Args:
+        n_bytes: Size of the file: each of its bytes pays for one instruction, or for one byte that is copied.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        self._steps, self._containers = 2 * n_bytes + _SPARE, n_bytes // _CONTAINER_BYTES + _SPARE
+
+    def spend(self, steps: int) -> None:
+        """Pay for instructions or bytes.
+
+        Raises:
+            UnpicklingError: If the file is too small for them.
+        """
+        self._steps -= steps
+        if self._steps < 0:
+            raise pickle.UnpicklingError("it takes more steps than a file of its size should")
+
+    def contain(self) -> None:
+        """Pay for a list, tuple or dictionary.
+
+        Raises:
+            UnpicklingError: As :meth:`spend`.
+        """
+        self._containers -= 1
+        if self._containers < 0:
+            raise pickle.UnpicklingError("it holds more containers than a file of its size should")
+
+
+class StandIn:
+    """In the place of an object that a pickle builds: keeps the state that the file gives it."""
+
+    def set_state(self, state: Any) -> None:
+        """Take the object's state."""
+        raise NotImplementedError
+
+
+def read_pickle(
+    stream: Stream,
+    effort: Effort,
+    names: Mapping[tuple[str, str], Callable[..., Any]],
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Read one pickle; the stream stands behind it afterwards.
+
+    Args:
+        stream: Where it begins.
+        effort: What it may cost.
+        names: What it may name, by module and name, and what is called in its place.
+        persistent: Gives what a persistent id stands for; ``None``: there are none.
+
+    Returns:
+        Numbers, texts, bytes, tuples, lists, dictionaries with keys of text or numbers, and what ``names`` returned.
+
+    Raises:
+        UnpicklingError: If it is damaged, names or holds anything else, or costs too much.
+    """
+    machine = _Machine(effort, names, persistent)
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type] # its stub asks for a file
+            effort.spend(1)
+            machine.step(opcode.name, argument)
+        return machine.result()
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # of the damaged bytes, or of what was called with them
+        raise pickle.UnpicklingError(f"{type(error).__name__}: {first_line(error)}") from None
+
+
+class _Machine:
+    """The stack, the memo, and what each instruction does with them."""
+
+    def __init__(
+        self,
+        effort: Effort,
+        names: Mapping[tuple[str, str], Callable[..., Any]],
+        persistent: Callable[[Any], Any] | None,
+    ) -> None:
+        self._effort, self._names, self._persistent = effort, names, persistent
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def result(self) -> Any:
+        """What the pickle stands for."""
+        [value] = self._stack
+        return value
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one instruction."""
+        if name in _PUSHED:
+            self._stack.append(argument)
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name])
+        elif name in _TUPLES:
+            self._push_container(tuple(self._pop(_TUPLES[name])))
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self._memo[argument] = self._stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            self._stack.append(self._memo[argument])
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            instruction = _INSTRUCTIONS.get(name)
+            if instruction is None:
+                raise pickle.UnpicklingError(f"the instruction {name} is none of plain data")
+            instruction(self, argument)
+
+    def _pop(self, n: int) -> list[Any]:
+        if n > len(self._stack) - (self._marks[-1] if self._marks else 0):
+            raise pickle.UnpicklingError("its stack is empty")
+        values = self._stack[len(self._stack) - n :]
+        del self._stack[len(self._stack) - n :]
+        return values
+
+    def _pop_to_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        values = self._stack[start:]
+        del self._stack[start:]
+        return values
+
+    def _push_container(self, container: Any) -> None:
+        self._effort.contain()
+        self._stack.append(container)
+
+    def _mark(self, _: Any) -> None:
+        if len(self._marks) == _MOST_MARKS:
+            raise pickle.UnpicklingError("it nests too deeply")
+        self._marks.append(len(self._stack))
+
+    def _memoize(self, _: Any) -> None:
+        self._memo[len(self._memo)] = self._stack[-1]
+
+    def _tuple(self, _: Any) -> None:
+        self._push_container(tuple(self._pop_to_mark()))
+
+    def _empty_list(self, _: Any) -> None:
+        self._push_container([])
+
+    def _append(self, _: Any) -> None:
+        self._extend(self._pop(1))
+
+    def _appends(self, _: Any) -> None:
+        self._extend(self._pop_to_mark())
+
+    def _extend(self, values: list[Any]) -> None:
+        if type(self._stack[-1]) is not list:
+            raise pickle.UnpicklingError("it appends to what is no list")
+        self._stack[-1].extend(values)
+
+    def _empty_dict(self, _: Any) -> None:
+        self._push_container({})
+
+    def _set_item(self, _: Any) -> None:
+        self._update(self._pop(2))
+
+    def _set_items(self, _: Any) -> None:
+        self._update(self._pop_to_mark())
+
+    def _update(self, pairs: list[Any]) -> None:
+        if type(self._stack[-1]) is not dict:
+            raise pickle.UnpicklingError("it gives items to what is no dictionary")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if not isinstance(key, (str, int)):  # the hash of a tuple of tuples may take for ever
+                raise pickle.UnpicklingError(f"a key is a {type(key).__name__}, not a text or a number")
+            self._stack[-1][key] = value
+
+    def _global(self, argument: Any) -> None:
+        self._push_name(*argument.split(" ", 1))
+
+    def _stack_global(self, _: Any) -> None:
+        self._push_name(*self._pop(2))
+
+    def _push_name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise pickle.UnpicklingError("a name in it is no text")
+        module = module.replace("numpy.core.", "numpy._core.")  # where numpy 1 had it
+        if (module, name) not in self._names:
+            shown = f"{module}.{name}"[:100]
+            raise pickle.UnpicklingError(f"{shown} is neither a numpy array nor a torch tensor")
+        self._stack.append(self._names[module, name])
+
+    def _reduce(self, _: Any) -> None:
+        function, arguments = self._pop(2)
+        is_known = any(function is known for known in self._names.values())
+        if not is_known or not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError("it calls what is no function")
+        self._push_container(function(*arguments))
+
+    def _build(self, _: Any) -> None:
+        [state] = self._pop(1)
+        if not isinstance(self._stack[-1], StandIn):
+            raise pickle.UnpicklingError("it gives a state to what has none")
+        self._stack[-1].set_state(state)
+
+    def _persistent_id(self, _: Any) -> None:
+        if self._persistent is None:
+            raise pickle.UnpicklingError("it refers to objects outside of itself")
+        self._push_container(self._persistent(*self._pop(1)))
+
+
+_INSTRUCTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    "MARK": _Machine._mark,
+    "MEMOIZE": _Machine._memoize,
+    "TUPLE": _Machine._tuple,
+    "EMPTY_LIST": _Machine._empty_list,
+    "APPEND": _Machine._append,
+    "APPENDS": _Machine._appends,
+    "EMPTY_DICT": _Machine._empty_dict,
+    "SETITEM": _Machine._set_item,
+    "SETITEMS": _Machine._set_items,
+    "GLOBAL": _Machine._global,
+    "STACK_GLOBAL": _Machine._stack_global,
+    "REDUCE": _Machine._reduce,
+    "BUILD": _Machine._build,
+    "BINPERSID": _Machine._persistent_id,
+}
