@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from cusa.data.errors import FileFormatError, first_line
 _PLAIN_KINDS = "biufcSU"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _ARCHIVE = b"PK\x03\x04"
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy writes no others
+_MOST_EXPANDED = 1100  # deflate makes a byte of 1,032 at most
+_MOST_BYTES = 2 * 2**30  # of an archive's arrays together
 
 
 def open_npy(path: Path) -> np.ndarray:
@@ -60,10 +65,7 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
                 raise FileFormatError(f"{path} is an .npz archive; save its array as .npy", path=path)
             file.seek(0)
-            shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
-            if any(length < 0 for length in shape):
-                raise ValueError(f"shape {shape}")
-            return shape, is_fortran, dtype, file.tell()
+            return _parse_header(file)
     except FileNotFoundError:
         raise FileFormatError(f"{path} does not exist", path=path) from None
     except (FileFormatError, PermissionError):
@@ -73,3 +75,53 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
         raise FileFormatError(
             f"{path} cannot be read as .npy ({problem}); it is damaged, or not what its suffix says", path=path
         ) from None
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz archive.
+
+    Args:
+        path: The file; Python objects and records are never loaded.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        FileFormatError: If the file is missing, no such archive, damaged, larger in memory than its bytes can explain,
+            or holds anything else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if size > min(_MOST_BYTES, _MOST_EXPANDED * path.stat().st_size):
+                raise ValueError(f"its arrays would have {size:,} bytes")
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+    except FileNotFoundError:
+        raise FileFormatError(f"{path} does not exist", path=path) from None
+    except PermissionError:
+        raise
+    except Exception as error:  # of the archive, of what is compressed in it, or of an array's header
+        problem = first_line(error)
+        raise FileFormatError(f"{path} cannot be read as .npz ({problem}); it is damaged", path=path) from None
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array, once it is known that its header promises what the archive holds."""
+    if member.compress_type not in _METHODS:
+        raise ValueError(f"{member.filename} is compressed in another way than numpy compresses")
+    with archive.open(member) as file:
+        shape, is_fortran, dtype, offset = _parse_header(file)
+        if dtype.kind not in _PLAIN_KINDS or dtype.subdtype is not None or not dtype.itemsize:
+            raise ValueError(f"{member.filename} holds {dtype}")
+        if offset + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} has a header of another array")
+        content = bytearray(file.read())
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+    if any(length < 0 for length in shape):
+        raise ValueError(f"shape {shape}")
+    return shape, is_fortran, dtype, file.tell()

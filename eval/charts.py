@@ -81,18 +81,22 @@ def recall_charts(metrics: Sequence[Mapping[str, Any] | None], tasks: Mapping[st
 
 def temperatures(histories: Sequence[History]) -> dict[str, set[float]]:
     """All values that each temperature ever has, by its name."""
-    lines = [line for history in histories for line in history if line["kind"] == "train"]
+    lines = [line for history in histories for line in history if line.get("kind") == "train"]
     names = dict.fromkeys(k for line in lines for k in line if k.startswith("tau"))
-    return {name: {line[name] for line in lines if name in line} for name in names}
+    return {name: {line[name] for line in lines if _is_number(line.get(name))} for name in names}
 
 
 def points(history: Iterable[Mapping[str, Any]], kind: str, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """The values of ``x`` and ``y``, float64 ``[n]``, in lines that have both; a long train curve in block means."""
-    lines = [line for line in history if line["kind"] == kind and x in line and y in line]
+    lines = [m for m in history if m.get("kind") == kind and _is_number(m.get(x)) and _is_number(m.get(y))]
     values = np.array([[line[x], line[y]] for line in lines], float).reshape(-1, 2)
     if kind == "train" and len(values) > MOST_POINTS:
         values = np.array([block.mean(axis=0) for block in np.array_split(values, MOST_POINTS)])
     return values[:, 0], values[:, 1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def line_chart(

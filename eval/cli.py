@@ -200,6 +200,8 @@ def search(query: str, folder: Path | None, run: Path | None, k: int, out: Path 
     found = answer(load_student(run, pick_device(device)), opened, query, k, str(run))
     for hit in found.hits:
         _print(f"{hit.rank:3} {hit.similarity:6.3f}  {hit.item.text}{'  (the query itself)' if hit.is_query else ''}")
+    if found.n_unnamed:
+        _print(f"note: {found.n_unnamed} more found, whose lines in items.jsonl are damaged; build the index again")
     out = out or opened.folder.resolve().parent / "search.html"
     write_contact_sheet(out, found)
     _print(f"page: {out.resolve()}")

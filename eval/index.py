@@ -8,6 +8,7 @@ for queries of the other modality; where the student has a trained uni head, ``u
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
@@ -22,10 +23,12 @@ from typing import Any, Literal, get_args
 import faiss
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, FileFormatError, RunError, first_line
 from cusa.data.files import atomic_file
 from cusa.data.images import load_image
+from cusa.data.parsing import read_json
 from cusa.eval.approximate import ApproximateKind, make_index, recall_of_exact
 from cusa.eval.encode_items import enough_memory, in_threads
 from cusa.eval.encoder import StudentEncoder
@@ -34,7 +37,7 @@ from cusa.train.student import HEADS, Head
 Modality = Literal["image", "text"]
 Kind = Literal["flat", "hnsw", "ivf"]
 
-FORMAT, VERSION = "cusa-index", (1, 0)
+FORMAT, VERSION = "cusa-index", (1, 1)
 CARD, ITEMS = "index.json", "items.jsonl"
 _FILES = {CARD, ITEMS, *(f"{head}.faiss" for head in HEADS)}
 _NEEDS_MORE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names these, but cannot read them on its own
@@ -82,6 +85,7 @@ class IndexSummary:
         blank_lines: Empty lines of the list of texts.
         recall_of_exact: Approximate: percent of the exact ten nearest that it finds, asked for up to 200 of its items;
             ``None``: it is exact.
+        sha256: sha256 (hex) of each ``.faiss`` file by its name; indexes of format 1.0 have none.
     """
 
     modality: Modality
@@ -95,6 +99,7 @@ class IndexSummary:
     skipped: tuple[Skipped, ...]
     blank_lines: int
     recall_of_exact: float | None = None
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 # --- what to index
@@ -227,8 +232,7 @@ def build_index(
         blank_lines=blank_lines,
         recall_of_exact=recall,
     )
-    _write(out, summary, rows)
-    return summary
+    return _write(out, summary, rows)
 
 
 @dataclass(frozen=True)
@@ -337,8 +341,8 @@ def _check_replaceable(out: Path) -> None:
         raise CusaError(f"{out} is no index, or not only one (it holds {other}); pass another folder for the index")
 
 
-def _write(out: Path, summary: IndexSummary, rows: _IndexRows) -> None:
-    """Write an index beside its place, and put it there."""
+def _write(out: Path, summary: IndexSummary, rows: _IndexRows) -> IndexSummary:
+    """Write an index beside its place, and put it there; what it is, with the sums of its files."""
     new = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         for head, index in rows.indexes.items():
@@ -347,6 +351,8 @@ def _write(out: Path, summary: IndexSummary, rows: _IndexRows) -> None:
                     faiss.write_index(index, str(temporary))
                 except RuntimeError as error:  # its word for any error of the file system
                     raise CusaError(f"{out} cannot be written ({first_line(error)})") from None
+        digests = {f"{head}.faiss": file_digest(new / f"{head}.faiss") for head in rows.indexes}
+        summary = dataclasses.replace(summary, sha256=digests)
         with atomic_file(new / ITEMS) as temporary:
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(item) + "\n" for item in rows.items)
@@ -357,6 +363,13 @@ def _write(out: Path, summary: IndexSummary, rows: _IndexRows) -> None:
         _swap_in(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+    return summary
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _swap_in(new: Path, out: Path) -> None:
@@ -377,37 +390,44 @@ def _swap_in(new: Path, out: Path) -> None:
 
 def _read_plain(folder: Path) -> dict[str, Any]:
     """The content of ``index.json``, whatever its version."""
+    if not (folder / CARD).is_file():
+        raise RunError(f"{folder} holds no index; build one with cusa-eval index", path=folder)
     try:
-        content = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        if content["format"] == FORMAT:
-            return content
-    except (FileNotFoundError, NotADirectoryError):
-        raise CusaError(f"{folder} holds no index; build one with cusa-eval index") from None
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise _no_card(folder)
+        content = read_json(folder / CARD)
+    except FileFormatError as error:
+        raise _no_card(folder, error.location) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _no_card(folder)
+    return content
 
 
 def read_card(folder: Path) -> IndexSummary:
     """What an index says of itself.
 
     Raises:
-        CusaError: If there is none, it is damaged, or it is of another version.
+        RunError: If there is none, it is damaged, or it is of another version.
     """
     content = _read_plain(folder)
-    try:
-        version = content["format_version"][0]
-        if version != VERSION[0]:
-            raise CusaError(f"the index {folder} has format version {version}, not {VERSION[0]}; build it again")
-        # Fields that a later minor version adds are not for us.
-        values = {field.name: content[field.name] for field in dataclasses.fields(IndexSummary)}
-        return IndexSummary(**{**values, "skipped": tuple(Skipped(**s) for s in values["skipped"])})
-    except (KeyError, TypeError, IndexError):
-        raise _no_card(folder) from None
+    version = content.get("format_version")
+    if not isinstance(version, list) or not version:
+        raise _no_card(folder, "format_version")
+    if version[0] != VERSION[0]:
+        message = f"the index {folder} has format version {version[0]}, not {VERSION[0]}; build it again"
+        raise RunError(message, path=folder / CARD, location="format_version")
+    try:  # fields that a later minor version adds are not for us, and are left out
+        summary = TypeAdapter(IndexSummary).validate_json((folder / CARD).read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _no_card(folder, ".".join(str(part) for part in first["loc"])) from None
+    if summary.dim < 1 or summary.count < 1:
+        raise _no_card(folder, "dim or count")
+    return summary
 
 
-def _no_card(folder: Path) -> CusaError:
-    return CusaError(f"{folder / CARD} is damaged, or not an index's; pass another folder, or remove it")
+def _no_card(folder: Path, location: str = "") -> RunError:
+    where = f" ({location})" if location else ""
+    message = f"{folder / CARD} is damaged, or not an index's{where}; pass another folder, or remove it"
+    return RunError(message, path=folder / CARD, location=location)
 
 
 def latest_index(folder: Path) -> Path:
@@ -420,8 +440,3 @@ def latest_index(folder: Path) -> Path:
     if not found:
         raise CusaError(f"no index under {folder}/; build one with cusa-eval index, or say where it is")
     return found[-1].parent
-
-
-def first_line(error: Exception) -> str:
-    """Of its message."""
-    return str(error).strip().split("\n")[0]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from zipfile import BadZipFile
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FileFormatError, RunError
 from cusa.data.files import atomic_file
-from cusa.eval.rankings import Bounds, Rankings
+from cusa.data.npy_files import read_npz
+from cusa.data.parsing import parse_json
+from cusa.eval.rankings import Bounds, Rankings, Ties
 from cusa.train.ranks import RankBounds
+from cusa.train.student import Head
 
 Suite = Literal["retrieval", "images", "sts"]
 SUITES: tuple[Suite, ...] = ("retrieval", "images", "sts")
@@ -78,31 +80,74 @@ def load_queries(folder: Path, suite: Suite) -> Queries | None:
     """Read the queries of a suite; ``None`` if there are none.
 
     Raises:
-        CusaError: If the file is damaged.
+        RunError: If the file is damaged.
     """
     path = queries_file(folder, suite)
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            arrays = {name: file[name] for name in file.files if name != "about"}
-        return _queries(about, arrays)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError, BadZipFile, zlib.error):
-        raise CusaError(f"{path} is damaged; run cusa-eval {suite} again") from None
+        arrays = read_npz(path)
+        about = parse_json(str(arrays.pop("about", np.array("null"))), path)
+        return _queries(_About.model_validate(about, strict=True), arrays)
+    except (FileFormatError, ValueError, KeyError):  # pydantic's error is a ValueError
+        raise RunError(f"{path} is damaged; run cusa-eval {suite} again", path=path) from None
 
 
-def _queries(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Queries:
+class _About(BaseModel):
+    """What is kept beside the arrays."""
+
+    name: str
+    uni_head: Head
+    ties: Ties
+    sets: dict[str, str]
+    candidates: dict[str, int]
+
+
+def _queries(about: _About, arrays: Mapping[str, np.ndarray]) -> Queries:
     found: dict[str, Rankings | Judged] = {}
     for name in arrays:
         key, _, what = name.rpartition(":")
         if what == "cosines":
-            found[key] = Judged(arrays[name], arrays[f"{key}:gold"])
+            found[key] = _judged(arrays[name], arrays[f"{key}:gold"])
         elif what == "ranks":
-            precisions: dict[str, Any] = {
-                p: Bounds(*arrays[f"{key}:{p}"]) if f"{key}:{p}" in arrays else None
-                for p in ("r_precision", "average_precision")
-            }
-            clusters = arrays.get(f"{key}:clusters")
-            found[key] = Rankings(RankBounds(*arrays[name]), about["candidates"][key], **precisions, clusters=clusters)
-    return Queries(about["name"], about["uni_head"], about["ties"], about["sets"], found)
+            found[key] = _rankings(key, arrays, about.candidates[key])
+        if key.count("/") < 2:
+            raise ValueError(f"{name} is no set/head/task")
+    return Queries(about.name, about.uni_head, about.ties, about.sets, found)
+
+
+def _judged(cosines: np.ndarray, gold: np.ndarray) -> Judged:
+    if cosines.ndim != 1 or cosines.shape != gold.shape:
+        raise ValueError(f"cosines {cosines.shape} of {gold.shape} scores")
+    _check_numbers(cosines, -np.inf, np.inf)
+    _check_numbers(gold, -np.inf, np.inf)
+    return Judged(cosines, gold)
+
+
+def _rankings(key: str, arrays: Mapping[str, np.ndarray], candidates: int) -> Rankings:
+    ranks, clusters = arrays[f"{key}:ranks"], arrays.get(f"{key}:clusters")
+    if ranks.dtype.kind != "i" or ranks.ndim != 2 or len(ranks) != 2:
+        raise ValueError(f"ranks are {ranks.dtype} {ranks.shape}")
+    optimistic, pessimistic = ranks
+    if ((optimistic > pessimistic) | ((optimistic < 0) != (pessimistic < 0))).any():
+        raise ValueError("ranks are out of order")
+    if ranks.size and (ranks.min() < -1 or ranks.max() >= max(1, candidates)):
+        raise ValueError("ranks are out of range")
+    if clusters is not None and (clusters.dtype.kind != "i" or clusters.shape != optimistic.shape):
+        raise ValueError(f"clusters are {clusters.dtype} {clusters.shape}")
+    precisions: dict[str, Bounds | None] = {}
+    for name in ("r_precision", "average_precision"):
+        bounds = arrays.get(f"{key}:{name}")
+        if bounds is not None:
+            _check_numbers(bounds, 0, 1)
+            if bounds.shape != ranks.shape:
+                raise ValueError(f"{name} is {bounds.shape}")
+        precisions[name] = None if bounds is None else Bounds(*bounds)
+    return Rankings(RankBounds(optimistic, pessimistic), candidates, **precisions, clusters=clusters)
+
+
+def _check_numbers(values: np.ndarray, least: float, most: float) -> None:
+    if values.dtype.kind != "f" or not np.isfinite(values).all():
+        raise ValueError(f"{values.dtype} that is not finite")
+    if ((values < least) | (values > most)).any():
+        raise ValueError(f"not within {least} and {most}")

@@ -9,17 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError
+from pydantic import BaseModel
+
+from cusa.data.errors import CusaError, FileFormatError, RunError, first_line
 from cusa.data.files import atomic_file
+from cusa.data.parsing import read_json
 from cusa.eval.queries import Queries, Suite, load_queries, queries_file, save_queries
+from cusa.eval.results_form import Images, Metrics, Sts, first_fault
 from cusa.eval.suites import paper_average
 
 FILES: Mapping[Suite, str] = {"retrieval": "metrics.json", "images": "images.json", "sts": "sts.json"}
 FORMATS: Mapping[Suite, tuple[str, tuple[int, int]]] = {
-    "retrieval": ("cusa-metrics", (1, 2)),
+    "retrieval": ("cusa-metrics", (1, 3)),
     "images": ("cusa-images", (1, 0)),
     "sts": ("cusa-sts", (1, 0)),
 }
+_FORMS: Mapping[Suite, type[BaseModel]] = {"retrieval": Metrics, "images": Images, "sts": Sts}
 _DATA_SETS: Mapping[Suite, tuple[str, ...]] = {"images": ("sets",), "sts": ("tasks", "cxc")}
 
 
@@ -27,33 +32,43 @@ def read_results(folder: Path, suite: Suite) -> dict[str, Any] | None:
     """Read the figures of a suite; ``None`` if there are none.
 
     Raises:
-        CusaError: If the file is damaged, or of another kind.
+        RunError: If the file is damaged, or of another kind; says where.
     """
     path = folder / FILES[suite]
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError:
-        content = None
-    known = isinstance(content, dict) and content.get("format") == FORMATS[suite][0]
-    if not known or not {"name", "model"} <= set(content):
-        raise CusaError(f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again")
-    return content
+    location, problem = "", "no JSON object of that kind"
+    try:
+        content = read_json(path)
+    except FileFormatError as error:
+        location, problem = error.location, first_line(error).removeprefix(f"{path} ")
+    else:
+        if isinstance(content, dict) and content.get("format") == FORMATS[suite][0]:
+            fault = first_fault(_FORMS[suite], content)
+            if fault is None:
+                return content
+            location, problem = fault
+    where = f"{location}: {problem}" if location else problem
+    raise RunError(
+        f"{path} is damaged, or no results of cusa-eval ({where}); remove it and run cusa-eval again",
+        path=path,
+        location=location,
+    )
 
 
 def read_queries(folder: Path, suite: Suite) -> Queries | None:
     """What the queries behind the figures got; ``None`` if the suite was not measured.
 
     Raises:
-        CusaError: If they are missing, damaged, or not those of the figures: a full disk or a kill can leave that.
+        RunError: If they are missing, damaged, or not those of the figures: a full disk or a kill can leave that.
     """
     content = read_results(folder, suite)
     if content is None:
         return None
     path = queries_file(folder, suite)
     if not path.is_file() or _digest(path) != content.get("queries_sha256"):
-        raise CusaError(f"{path} does not belong to {folder / FILES[suite]}; run cusa-eval {suite} again")
+        message = f"{path} does not belong to {folder / FILES[suite]}; run cusa-eval {suite} again"
+        raise RunError(message, path=path)
     return load_queries(folder, suite)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,14 +12,18 @@ import faiss
 import numpy as np
 from PIL import Image
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, FileFormatError, RunError, first_line
 from cusa.data.images import load_image
+from cusa.data.parsing import parse_json
 from cusa.eval.approximate import HNSW_SEARCH
 from cusa.eval.encoder import StudentEncoder
 from cusa.eval.gallery import Item
-from cusa.eval.index import ITEMS, IndexSummary, Modality, first_line, is_image_name, read_card
+from cusa.eval.index import ITEMS, IndexSummary, Kind, Modality, file_digest, is_image_name, read_card
 from cusa.eval.page import write_page
 from cusa.train.student import Head
+
+_CLASSES: dict[Kind, type] = {"flat": faiss.IndexFlat, "hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF}
+_ROW_BYTES = 4  # of each number of a row
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,16 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query and what was found, nearest first, by which head."""
+    """A query and what was found, nearest first, by which head.
+
+    ``n_unnamed`` items were found whose line in ``items.jsonl`` is damaged; they are left out.
+    """
 
     query: Item
     head: Head
     hits: tuple[Hit, ...]
     index: IndexSummary
+    n_unnamed: int = 0
 
 
 class SearchIndex:
@@ -99,14 +106,23 @@ class SearchIndex:
         similarities, positions = index.search(np.ascontiguousarray(query_rows, np.float32), k)
         return similarities, positions
 
-    def item(self, position: int) -> str:
-        """The absolute path of an image, or a text, by position."""
-        return json.loads(self._lines[position])
+    def item(self, position: int) -> str | None:
+        """The absolute path of an image, or a text, by position; ``None`` if its line is damaged.
+
+        Raises:
+            RunError: If the file has another number of lines.
+        """
+        line = self._lines[position].decode(errors="replace")
+        try:
+            item = parse_json(line, self.folder / ITEMS, position + 1)
+        except FileFormatError:
+            return None
+        return item if isinstance(item, str) else None
 
     @cached_property
     def _lines(self) -> list[bytes]:
         path = self.folder / ITEMS
-        lines = path.read_bytes().splitlines() if path.is_file() else []
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n") if path.is_file() else []
         if len(lines) != self.summary.count:
             raise self._damaged(f"{ITEMS} has {len(lines)} lines of {self.summary.count}")
         return lines
@@ -115,17 +131,31 @@ class SearchIndex:
         if head not in ("cross", self.summary.uni_head):
             raise ValueError(f"the index {self.folder} has no embeddings of the {head} head; its student trained none")
         if head not in self._indexes:
-            try:
-                index = faiss.read_index(str(self.folder / f"{head}.faiss"))
-            except RuntimeError as error:
-                raise self._damaged(first_line(error)) from None
-            if (index.d, index.ntotal) != (self.summary.dim, self.summary.count):
-                raise self._damaged(f"{head}.faiss holds {index.ntotal} rows of dimension {index.d}")
-            self._indexes[head] = index
+            self._indexes[head] = self._read_index(f"{head}.faiss")
         return self._indexes[head]
 
-    def _damaged(self, what: str) -> CusaError:
-        return CusaError(f"the index {self.folder} is damaged ({what}); build it again with cusa-eval index")
+    def _read_index(self, name: str) -> Any:
+        path, summary = self.folder / name, self.summary
+        if not path.is_file():
+            raise self._damaged(f"{name} is missing")
+        # FAISS believes its files, and may crash on one that is damaged.
+        if name in summary.sha256 and file_digest(path) != summary.sha256[name]:
+            raise self._damaged(f"{name} has another checksum")
+        if path.stat().st_size < summary.count * summary.dim * _ROW_BYTES:
+            raise self._damaged(f"{name} is too short for {summary.count:,} rows of dimension {summary.dim}")
+        try:
+            index = faiss.read_index(str(path))
+        except Exception as error:  # whatever it meets in a file of an earlier version, which has no checksum
+            raise self._damaged(first_line(error)) from None
+        if (index.d, index.ntotal) != (summary.dim, summary.count):
+            raise self._damaged(f"{name} holds {index.ntotal} rows of dimension {index.d}")
+        if not isinstance(index, _CLASSES[summary.kind]) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise self._damaged(f"{name} is a {type(index).__name__}, not an index of kind {summary.kind}")
+        return index
+
+    def _damaged(self, what: str) -> RunError:
+        message = f"the index {self.folder} is damaged ({what}); build it again with cusa-eval index"
+        return RunError(message, path=self.folder)
 
 
 def answer(
@@ -155,11 +185,18 @@ def answer(
     rows = student.text_rows([item.text]) if image is None else student.image_rows([image])
     similarities, positions = index.search(rows[head], head, k)
     hits: list[Hit] = []
-    for position, similarity in zip(positions[0].tolist(), similarities[0].tolist(), strict=True):
-        if position >= 0:
-            found = _item(index.summary.modality, index.item(position))
-            hits.append(Hit(found, len(hits) + 1, similarity, _same(found, item)))
-    return Answer(item, head, tuple(hits), index.summary)
+    n_unnamed = 0
+    ranked = zip(positions[0].tolist(), similarities[0].tolist(), strict=True)
+    for rank, (position, similarity) in enumerate(ranked, 1):
+        if not 0 <= position < index.summary.count:
+            continue  # an approximate index finds fewer
+        name = index.item(position)
+        if name is None:
+            n_unnamed += 1
+            continue
+        found = _item(index.summary.modality, name)
+        hits.append(Hit(found, rank, similarity, _same(found, item)))
+    return Answer(item, head, tuple(hits), index.summary, n_unnamed)
 
 
 def _read_query(query: str) -> tuple[Item, Image.Image | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -16,7 +15,8 @@ import torch
 from torch import nn
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
+from cusa.data.parsing import read_json
 from cusa.train.card import Usage, write_card
 from cusa.train.run_dir import load_trained
 from cusa.train.saved import HEADS_FILE, Origin, SavedStudent
@@ -133,12 +133,22 @@ def _measured(run: Path, origin: Origin) -> dict[str, Any] | None:
     path = run / "eval" / "metrics.json"
     if not path.is_file():
         return None
-    try:
-        metrics = json.loads(path.read_text())
-    except ValueError:
-        raise CusaError(f"{path} is damaged; remove it or run cusa-eval again") from None
+    metrics = read_json(path)
+    if not _are_retrieval_metrics(metrics):
+        raise RunError(f"{path} is damaged; remove it or run cusa-eval again", path=path)
     same = metrics.get("epoch") == origin.epoch and metrics.get("step", origin.step) == origin.step
     return metrics if same else None
+
+
+def _are_retrieval_metrics(content: Any) -> bool:
+    """Whether content has the recalls that the card shows."""
+    try:
+        ways = content["retrieval"]
+        scores = [ways["rsum"], *(ways[way][f"r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10))]
+        names = [content["split"], content.get("dataset", "")]
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return False
+    return all(isinstance(s, (int, float, type(None))) for s in scores) and all(isinstance(n, str) for n in names)
 
 
 def _refuse_full(out: Path) -> None:

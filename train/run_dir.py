@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, FileFormatError
 from cusa.data.files import atomic_file
+from cusa.data.parsing import parse_json
 from cusa.train.config import Config, build_config, load_config_file, to_yaml
 from cusa.train.provenance import Provenance
 from cusa.train.saved import BEST_FOLDER, Origin, SavedStudent, load_checkpointed, load_saved
@@ -162,19 +163,40 @@ class MetricsLog:
     def trim(self, step: int, epoch: int) -> None:
         """Keep what was written up to a step, and validations up to an epoch."""
         lines = [m for m in read_metrics(self._path.parent) if m["step"] <= step]
-        kept = [json.dumps(m) + "\n" for m in lines if m["kind"] != "val" or m["epoch"] <= epoch]
+        kept = [json.dumps(m) + "\n" for m in lines if m.get("kind") != "val" or m.get("epoch", 0) <= epoch]
         with atomic_file(self._path) as temporary:
             temporary.write_text("".join(kept))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl; a last line that a kill cut off is left out."""
+    """Lines of a run's metrics.jsonl, without those that are damaged: see :func:`read_metrics_log`."""
+    return read_metrics_log(run_dir)[0]
+
+
+def read_metrics_log(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read a run's metrics.jsonl.
+
+    Returns:
+        Its lines, and how many are damaged and left out: a kill cuts off the last one, a full disk may tear others.
+    """
     path = run_dir / METRICS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = []
-    for line in lines:
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    lines, n_damaged = [], 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+            content = parse_json(line, path, number)
+        except FileFormatError:
+            content = None
+        if _is_log_line(content):
+            lines.append(content)
+        else:
+            n_damaged += 1
+    return lines, n_damaged
+
+
+def _is_log_line(content: Any) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+        return False
+    return all(isinstance(value, (int, float, str, type(None))) for value in content.values())

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
 from cusa.data.files import atomic_file
 from cusa.data.schema import file_name
 from cusa.train.config import merge, parse_settings
 from cusa.train.losses import TERMS
-from cusa.train.run_dir import read_metrics
+from cusa.train.run_dir import METRICS_FILE, read_metrics
 
 # Settings that a grid may name as the command line does.
 SHORT = {
@@ -157,8 +157,11 @@ def _without_seed(item: tuple[Cell, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
-    lines = [m for m in read_metrics(run_dir) if m["kind"] == "val"]
-    best = next(m for m in reversed(lines) if m["best"])
+    lines = [m for m in read_metrics(run_dir) if m.get("kind") == "val" and all(s in m for s in _SCORES)]
+    best = next((m for m in reversed(lines) if m.get("best")), None)
+    if best is None:
+        path = run_dir / METRICS_FILE
+        raise RunError(f"{path} holds no whole line of the best epoch; train this cell again", path=path)
     return {"best": {s: best[s] for s in _SCORES}, "last": {s: lines[-1][s] for s in _SCORES}}
 
 

@@ -1,5 +1,7 @@
 """What the queries got, on disk and back."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def _queries():
     found = {
         "coco test/cross/retrieval/i2t": Rankings(ranks, 25_010),
         "coco test/cross/eccv/i2t": Rankings(ranks, 9, shares, Bounds(shares.optimistic / 2, shares.pessimistic / 2)),
-        "a: b/uni/i2i": Rankings(RankBounds(np.zeros(0, int), np.zeros(0, int)), 4, shares),
+        "a: b/uni/i2i": Rankings(RankBounds(np.zeros(0, int), np.zeros(0, int)), 4, Bounds(np.zeros(0), np.zeros(0))),
         "STS12/uni/sts": Judged(np.array([0.5, -0.25]), np.array([0.0, 5.0])),
     }
     return Queries("naïve model", "uni", "mean", {"coco test": "f00d", "a: b": "1"}, found)
@@ -82,3 +84,56 @@ def test_any_flipped_byte_is_noticed_or_harmless(tmp_path):
         except CusaError:
             noticed += 1
     assert noticed > 50
+
+
+def _changed(path, name, array):
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez_compressed(path, **{**arrays, name: array})
+
+
+_RANKS = np.array([[0, 3, -1], [2, 3, -1]])
+_I2T = "coco test/cross/retrieval/i2t"
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        (f"{_I2T}:ranks", _RANKS.astype(float)),
+        (f"{_I2T}:ranks", _RANKS[0]),
+        (f"{_I2T}:ranks", _RANKS[::-1]),  # optimistic behind pessimistic
+        (f"{_I2T}:ranks", _RANKS - 1),
+        (f"{_I2T}:ranks", _RANKS + 25_010),  # there are 25,010 candidates
+        (f"{_I2T}:clusters", np.zeros(2, int)),
+        (f"{_I2T}:clusters", np.zeros(3)),
+        ("coco test/cross/eccv/i2t:r_precision", np.full((2, 3), 1.5)),
+        ("coco test/cross/eccv/i2t:r_precision", np.full((2, 3), np.nan)),
+        ("coco test/cross/eccv/i2t:average_precision", np.zeros((2, 2))),
+        ("STS12/uni/sts:gold", np.zeros(3)),
+        ("STS12/uni/sts:cosines", np.array([np.inf, 0])),
+        ("STS12/uni/sts:cosines", np.array(["a", "b"])),
+        ("alone:ranks", _RANKS),
+        ("about", np.array('{"name": "m"}')),
+        ("about", np.array("[" * 100_000)),
+        ("about", np.array(7)),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path, name, array):
+    save_queries(tmp_path, "sts", _queries())
+    _changed(queries_file(tmp_path, "sts"), name, array)
+    _fails(tmp_path)
+
+
+def test_memory_is_bounded_by_the_size_of_the_file(tmp_path):
+    """An array of a terabyte, by its header or by what the archive says of it, in a file of a kilobyte."""
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (2, 68719476736), }"
+    text = header + b" " * (117 - len(header)) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
+    path = queries_file(tmp_path, "sts")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{_I2T}:ranks.npy", array)
+    _fails(tmp_path)
+    whole = path.read_bytes()
+    declared = len(array).to_bytes(4, "little")
+    path.write_bytes(whole.replace(declared, (2**32 - 2).to_bytes(4, "little")))
+    _fails(tmp_path)

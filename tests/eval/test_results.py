@@ -5,16 +5,23 @@ import json
 import numpy as np
 import pytest
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
+from cusa.eval.charts import recall_charts
+from cusa.eval.latex import latex_tables
 from cusa.eval.queries import Judged, Queries
-from cusa.eval.results import distinct_names, keep_results, read_queries, read_results
+from cusa.eval.report import RunReport, headlines
+from cusa.eval.report_tables import TASKS
+from cusa.eval.results import FILES, distinct_names, keep_results, read_queries, read_results
 from cusa.eval.suites import PAPER_IMAGES
+from tests.eval import made_up
 
 
 def _images(*names, weights="w", r1=50.0, ties="pessimistic"):
-    sets = {name: {"heads": {"cross": {"r1": r1}}} for name in names}
+    scores = {"r1": r1, "queries": 3, "queries_with_positive": 3, "candidates": 2}
+    about = {"fingerprint": "f", "classes": 2, "notes": []}
+    sets = {name: {**about, "heads": {"cross": scores}} for name in names}
     model = {"weights_sha256": weights}
-    common = {"format": "cusa-images", "name": "m", "model": model, "ties": ties, "bootstrap": None}
+    common = {"format": "cusa-images", "name": "m", "model": model, "ties": ties, "bootstrap": None, "head": "cross"}
     return {**common, "sets": sets, "average": {"cross": None}}
 
 
@@ -69,3 +76,92 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path):
     names = distinct_names(["cusa", "cusa", "csa", "cusa", "cusa"], places)
     assert names == ["x/cusa", "y/cusa", "csa", "x/z/cusa", "y/z/cusa"]
     assert distinct_names(["a", "a"], [tmp_path, tmp_path]) == ["a", "a"]  # a model beside itself
+
+
+def _contents():
+    """Whole contents of each suite, as cusa-eval writes them."""
+    return {
+        "retrieval": {"format": "cusa-metrics", **made_up.metrics("a", ["usa"], 40.0, 30.0, 20.0, coco=True)},
+        "images": {"format": "cusa-images", **made_up.images("a", 40.0)},
+        "sts": {"format": "cusa-sts", **made_up.sts("a", 70.0, ("cross", "uni"))},
+    }
+
+
+def _paths(content, prefix=()):
+    """Where each value of nested dictionaries lies."""
+    for key, value in content.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from _paths(value, (*prefix, key))
+
+
+def _with(content, place, value):
+    copied = json.loads(json.dumps(content))
+    inner = copied
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is _GONE:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    return copied
+
+
+_GONE = object()
+
+
+_OTHERS = (_GONE, None, [], {}, "text", 1.5, {"x": {"x": "x"}}, [None])
+
+
+@pytest.mark.parametrize("suite", ["retrieval", "images", "sts"])
+def test_a_value_of_another_kind_is_refused_or_shown(tmp_path, suite):
+    """At random places of the file: the page and the tables can be made, or the fault is named."""
+    content, rng = _contents()[suite], np.random.default_rng(0)
+    field = {"retrieval": "metrics", "images": "images", "sts": "sts"}[suite]
+    places, refused = list(_paths(content)), 0
+    for _ in range(200):
+        place, value = places[rng.integers(len(places))], _OTHERS[rng.integers(len(_OTHERS))]
+        (tmp_path / FILES[suite]).write_text(json.dumps(_with(content, place, value)))
+        try:
+            found = read_results(tmp_path, suite)
+        except RunError as error:
+            fault = error
+        else:
+            reports = [RunReport("a", **{field: found}), RunReport("b", **{field: content})]
+            assert latex_tables(reports)
+            assert [headlines(report) for report in reports]
+            if "curve" in place:
+                recall_charts([report.metrics for report in reports], TASKS)
+            continue
+        refused += 1
+        assert fault.path == tmp_path / FILES[suite]
+        assert "\n" not in str(fault)
+    assert refused > 50
+
+
+def test_the_place_of_a_fault_is_told(tmp_path):
+    content = _contents()["retrieval"]
+    content["heads"]["uni"]["retrieval"]["i2t"]["r1"] = "forty"
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(RunError) as found:
+        read_results(tmp_path, "retrieval")
+    assert found.value.location == "heads.uni.retrieval.i2t.r1"
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": NaN}', "\xff", '{"format": "cusa-metrics", "x": ' + "9" * 5000 + "}"]
+)
+def test_what_no_parser_takes_is_one_line(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text, encoding="latin1")
+    with pytest.raises(RunError) as found:
+        read_results(tmp_path, "retrieval")
+    assert found.value.path == tmp_path / "metrics.json"
+
+
+def test_later_versions_may_add_keys(tmp_path):
+    content = {**_contents()["sts"], "format_version": [1, 7], "more": {"of": ["what", 1]}}
+    (tmp_path / "sts.json").write_text(json.dumps(content))
+    assert read_results(tmp_path, "sts") == content
+    (tmp_path / "sts.json").write_text(json.dumps({**content, "format_version": [2, 0]}))
+    with pytest.raises(RunError):
+        read_results(tmp_path, "sts")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import cusa.eval.index as made
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
 from cusa.eval.encoder import load_student
 from cusa.eval.gallery import Item
 from cusa.eval.index import (
@@ -33,7 +33,7 @@ from cusa.train.config import build_config
 from cusa.train.provenance import Provenance
 from cusa.train.saved import WEIGHTS_FILE, Origin, save_student
 from cusa.train.student import dual_encoder_student
-from tests.helpers import make_images, make_tiny_clip
+from tests.helpers import make_images, make_tiny_clip, run_ok
 
 TEXTS = [f"picture number {i} version {i * 7 % 13}" for i in range(30)]
 SCRIPT = '<script>alert("1")</script> & <b>bold</b>'
@@ -543,11 +543,62 @@ def test_damage_is_told(home, student, texts, tmp_path):
     with pytest.raises(CusaError, match=r"faiss is damaged .*; build it again"):
         answer(student, SearchIndex.open(tmp_path / "faiss"), "picture")
     shutil.copy(home / "indexes" / "images" / "uni.faiss", copy("rows") / "uni.faiss")
-    with pytest.raises(CusaError, match=r"uni.faiss holds 23 rows"):
+    with pytest.raises(CusaError, match=r"uni.faiss has another checksum"):
         answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
+    without_sums = {**card, "format_version": [1, 0]}
+    del without_sums["sha256"]
+    (tmp_path / "rows" / "index.json").write_text(json.dumps(without_sums))  # as earlier versions wrote it
+    with pytest.raises(CusaError, match=r"uni.faiss (holds 23 rows|is too short)"):
+        answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
+    (copy("old") / "index.json").write_text(json.dumps(without_sums))
+    assert answer(student, SearchIndex.open(tmp_path / "old"), "picture", 3).hits
+    (copy("kind") / "index.json").write_text(json.dumps({**card, "kind": "hnsw"}))
+    with pytest.raises(CusaError, match=r"not an index of kind hnsw"):
+        answer(student, SearchIndex.open(tmp_path / "kind"), "picture")
     (copy("items") / "items.jsonl").write_text('"one"\n')
     with pytest.raises(CusaError, match=r"items.jsonl has 1 lines of 30"):
         answer(student, SearchIndex.open(tmp_path / "items"), "picture")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("count", value) for value in (None, "30", 30.5, -1, [30])),
+        *(("dim", value) for value in ("8", 0, {})),
+        *(("skipped", value) for value in (3, [3], [{"item": "a"}], [{"item": 1, "reason": "b"}])),
+        *(("modality", value) for value in ("sound", 1)),
+        *(("uni_head", value) for value in ("other", None)),
+        *(("sha256", value) for value in ([], {"cross.faiss": 1})),
+        ("weights_sha256", None),
+        ("format_version", "1.0"),
+        ("format_version", []),
+    ],
+)
+def test_a_card_of_other_kinds_is_one_line(texts, tmp_path, field, value):
+    card = json.loads((texts.folder / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**card, field: value}))
+    with pytest.raises(RunError) as found:
+        SearchIndex.open(tmp_path)
+    assert found.value.path == tmp_path / "index.json"
+    assert found.value.location.startswith(field.split("_")[0]) or field in found.value.location
+
+
+def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):
+    """The others keep their ranks, and the page and the screen say how many are missing."""
+    whole = answer(student, texts, "picture number 3", 5)
+    folder = Path(shutil.copytree(texts.folder, tmp_path / "i"))
+    lines = (folder / "items.jsonl").read_bytes().split(b"\n")
+    places = [TEXTS.index(hit.item.text) for hit in whole.hits]
+    for place, damage in zip(places[1:4], (b'"pictu', b"\xff\x00", b"[1]"), strict=True):
+        lines[place] = damage
+    (folder / "items.jsonl").write_bytes(b"\n".join(lines))
+    found = answer(student, SearchIndex.open(folder), "picture number 3", 5)
+    assert found.hits == (whole.hits[0], whole.hits[4])
+    assert found.n_unnamed == 3
+    write_contact_sheet(tmp_path / "page.html", found)
+    assert "3 more were found whose name is damaged" in " ".join((tmp_path / "page.html").read_text().split())
+    output = run_ok("eval", "search", "picture number 3", "-k", 5, "--index", folder, "--device", "cpu")
+    assert "note: 3 more found, whose lines in items.jsonl are damaged" in output
 
 
 def test_queries_that_are_none(student, images, tmp_path, monkeypatch):
