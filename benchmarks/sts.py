@@ -50,10 +50,12 @@ def measure(source: str, tasks: list[StsTask], batch_size: int) -> dict[str, Any
     """All scores of one model."""
     model = SentenceTransformer(source, trust_remote_code=False)
 
-    def embed(sentences):
-        return np.asarray(model.encode(sentences, batch_size=batch_size, show_progress_bar=False))
-
-    return {task.name: {"fingerprint": task.fingerprint, **evaluate_sts(task, embed).scores} for task in tasks}
+    scores = {}
+    for task in tasks:
+        rows = np.asarray(model.encode(task.sentences, batch_size=batch_size, show_progress_bar=False))
+        result = evaluate_sts(task, task.sentences, rows)
+        scores[task.name] = {"fingerprint": task.fingerprint, **result.scores}
+    return scores
 
 
 @click.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cusa.eval.queries import Suite
     from cusa.eval.report import RunReport
 
+_SPECS = "cusa.eval.models"  # (spec, whether it is a run), in the order of the command line
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -29,11 +30,21 @@ def _options(*options: Decorator) -> Decorator:
     return decorate
 
 
+def _in_order(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Put models and runs into one list, those first that stand first on the command line."""
+    specs = context.meta.setdefault(_SPECS, [])
+    specs += [(value, option.name == "models_of_runs") for value in values]
+    return values
+
+
 _path = click.Path(path_type=Path)
 _models = _options(
-    click.option("--model", "--run", "models", multiple=True, metavar="MODEL",
-                 help="A run or exported folder; a Hugging Face dual encoder or sentence-transformers model by name or "
-                 "folder; a teacher. Repeat it to compare.  [default: the latest run under runs/]"),
+    click.option("--model", "models", multiple=True, metavar="MODEL", callback=_in_order,
+                 help="A Hugging Face dual encoder or sentence-transformers model by name or folder; a teacher; a run. "
+                 "Repeat it to compare."),
+    click.option("--run", "models_of_runs", multiple=True, metavar="FOLDER", callback=_in_order,
+                 help="A run of cusa-train or an exported folder, on this machine; repeatable.  [default: the latest "
+                 "under runs/]"),
     click.option("--image-embeddings", type=_path, help="Another model's image embeddings: .npy, .h5 or .safetensors."),
     click.option("--image-ids", type=_path, help="Their ids, if not in the file: .txt, .json or .npy."),
     click.option("--text-embeddings", type=_path, help="Its text embeddings."),
@@ -136,7 +147,7 @@ def compare(models: tuple[str, ...], **options: Any) -> None:
     from cusa.data.console import quiet_libraries
 
     quiet_libraries()
-    from cusa.eval.measure import compare_measured
+    from cusa.eval.compare_runs import compare_measured
 
     content, written = compare_measured([Path(m) for m in models], **options)
     _print_comparison(content)
@@ -234,6 +245,7 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
 
     options["device"] = pick_device(options["device"])
     options["readers"] = default_workers(inputs_are_stored=False)
+    options["models"] = _specs()
     if not options["models"] and not options["image_embeddings"] and not options["text_embeddings"]:
         options["models"] = (str(latest_run(Path("runs"))),)
     with progress() as bar:
@@ -251,11 +263,21 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
     _say_written(found.written)
 
 
+def _specs() -> tuple[str, ...]:
+    """Models by name; a run that is not there is refused here, and never looked up on a model hub."""
+    from cusa.eval.subjects import check_local
+
+    specs = click.get_current_context().meta.get(_SPECS, [])
+    for spec, is_run in specs:
+        check_local(spec, is_run)
+    return tuple(spec for spec, _ in specs)
+
+
 def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool) -> Plan:
     from cusa.eval.bootstrap import Bootstrap
     from cusa.eval.plan import Plan
     from cusa.eval.scoring import Scoring
-    from cusa.eval.subjects import DataRequest
+    from cusa.eval.splits import DataRequest
     from cusa.eval.suites import Measure
 
     scoring = Scoring(options["ties"], Bootstrap(options["bootstrap"], options["seed"]))
@@ -274,7 +296,8 @@ def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool)
         ),
         image_sets=options.get("data", ()),
         sts=options.get("sts_data"),
-        measure=Measure(scoring, options["allow_partial"], options["index"], options.get("pmrp")),
+        measure=Measure(scoring, options["allow_partial"], options["index"]),
+        pmrp=options.get("pmrp"),
         device=options["device"],
         checkpoint=options["checkpoint"],
         batch_size=options["batch_size"],

@@ -7,15 +7,17 @@ in full: the published CUSA script passes 50 items per query, too few for 1K.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FileFormatError, SettingError
+from cusa.data.npy_files import open_npy
+from cusa.data.parsing import read_json
 from cusa.data.records import SplitView, csr
 from cusa.eval.rankings import Rankings, rank_all
 from cusa.train.encode import SplitEmbeddings
@@ -62,7 +64,52 @@ class CocoTest:
     truths: Mapping[str, Mapping[Way, Relevance]]
 
 
-def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, pmrp: Path | None) -> CocoTest | None:
+class Judgements:
+    """Which captions and images of COCO's test belong together, by people and by objects; each file is read once.
+
+    With the ``eccv`` extra: ECCV Caption's list of ids, its ground truth and that of CxC.
+
+    Args:
+        pmrp: Folder of the two files of plausible matches, if given.
+    """
+
+    def __init__(self, pmrp: Path | None = None) -> None:
+        self.pmrp = pmrp
+
+    @cached_property
+    def test_ids(self) -> list[str] | None:
+        """ECCV Caption's 25,000 caption ids, in its order; ``None`` without the extra.
+
+        Raises:
+            FileFormatError: If the file is damaged.
+        """
+        folder = _package_data()
+        return None if folder is None else open_npy(folder / "coco_test_ids.npy").astype(str).ravel().tolist()
+
+    @cached_property
+    def files(self) -> Mapping[str, Mapping[Way, tuple[Path, dict[str, list[str]]]]]:
+        """By ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction: file, and the ids of each query's relevant candidates.
+
+        Raises:
+            CusaError: If a file is missing or malformed, or plausible matches are given without the extra.
+        """
+        folder = _package_data()
+        paths: dict[str, tuple[Path, Path]] = {}
+        if folder is not None:
+            for name in ("eccv", "cxc"):
+                paths[name] = folder / f"{name}_image_to_caption.json", folder / f"{name}_caption_to_image.json"
+        if self.pmrp is not None:
+            if folder is None:
+                message = "--pmrp needs the list of COCO's test ids: pip install 'cusa[eccv]'"
+                raise SettingError(message, name="--pmrp")
+            paths["pmrp"] = self.pmrp / PLAUSIBLE[0], self.pmrp / PLAUSIBLE[1]
+        return {
+            name: {"i2t": (i2t, read_judgements(i2t)), "t2i": (t2i, read_judgements(t2i))}
+            for name, (i2t, t2i) in paths.items()
+        }
+
+
+def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, judgements: Judgements) -> CocoTest | None:
     """The test's items among embeddings; ``None`` if they are of another data set, or not all there.
 
     With the ``eccv`` extra, the items are those of its id list, whatever the split's order. Without it, those of a
@@ -72,40 +119,28 @@ def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, pmrp:
         embeddings: Embeddings of the split.
         split: The split, with COCO's ids of images and captions (Karpathy's json has them).
         dataset: Name of the data set.
-        pmrp: Folder of the two files of plausible matches, if given.
+        judgements: Which belong together.
 
     Raises:
-        CusaError: If ``pmrp`` lacks a file or one is malformed, or the ids do not fit.
+        CusaError: If plausible matches are given, and a file is missing or malformed, or the ids do not fit.
     """
-    data = _package_data()
-    if data is None:
-        found = _by_order(embeddings, split, dataset)
+    if judgements.test_ids is None:
+        items = _by_order(embeddings, split, dataset)
     else:
         caption_at = {split.caption_ids[row]: i for i, row in enumerate(embeddings.text_rows.tolist())}
-        ids = np.load(data / "coco_test_ids.npy", allow_pickle=False).astype(str)
-        found = _by_ids([caption_at.get(i, -1) for i in ids.tolist()], embeddings)
-    if found is None:
-        if pmrp is not None:
-            raise CusaError("--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)")
+        items = _by_ids([caption_at.get(i, -1) for i in judgements.test_ids], embeddings)
+    if items is None:
+        if judgements.pmrp is not None:
+            message = "--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)"
+            raise SettingError(message, name="--pmrp")
         return None
-    files: dict[str, tuple[Path, Path]] = {}
-    if data is not None:
-        for name in ("eccv", "cxc"):
-            files[name] = data / f"{name}_image_to_caption.json", data / f"{name}_caption_to_image.json"
-    if pmrp is not None:
-        if data is None:
-            raise CusaError("--pmrp needs the list of COCO's test ids: pip install 'cusa[eccv]'")
-        files["pmrp"] = pmrp / PLAUSIBLE[0], pmrp / PLAUSIBLE[1]
-    images, captions, caption_image = found
+    images, captions, caption_image = items
     image_index = {split.image_ids[row]: n for n, row in enumerate(embeddings.image_rows[images].tolist())}
     caption_index = {split.caption_ids[row]: n for n, row in enumerate(embeddings.text_rows[captions].tolist())}
-    truths: dict[str, dict[Way, Relevance]] = {
-        key: {
-            "i2t": _relevance(_read(i2t), image_index, caption_index, i2t),
-            "t2i": _relevance(_read(t2i), caption_index, image_index, t2i),
-        }
-        for key, (i2t, t2i) in files.items()
-    }
+    sides = {"i2t": (image_index, caption_index), "t2i": (caption_index, image_index)}
+    truths: dict[str, dict[Way, Relevance]] = {}
+    for name, ways in judgements.files.items():
+        truths[name] = {way: _relevance(truth, *sides[way], path) for way, (path, truth) in ways.items()}
     return CocoTest(images, captions, caption_image, truths)
 
 
@@ -181,28 +216,46 @@ def _package_data() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "data" if spec and spec.submodule_search_locations else None
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CusaError(
+def read_judgements(path: Path) -> dict[str, list[str]]:
+    """Read a file of judgements: of each query, the ids of its relevant candidates.
+
+    Raises:
+        FileFormatError: If it is missing, or no JSON object of lists of ids.
+    """
+    if not path.is_file():
+        raise FileFormatError(
             f"{path} does not exist; --pmrp takes the folder of {' and '.join(PLAUSIBLE)} (eccv_caption's README says "
-            "where they are)"
-        ) from None
-    except (ValueError, UnicodeDecodeError):
-        raise CusaError(f"{path} is not valid json; download it again") from None
-    if not isinstance(content, dict) or not content or not all(isinstance(v, list) for v in content.values()):
-        raise CusaError(f"{path}: expected an object of lists of ids, one per query; download it again")
-    return content
+            "where they are)",
+            path=path,
+        )
+    content = read_json(path)
+    wrong = "" if isinstance(content, dict) and content else "all of it"
+    if not wrong:
+        wrong = next((query for query, ids in content.items() if not _are_ids(ids)), "")
+    if wrong:
+        raise FileFormatError(
+            f"{path}: expected an object of lists of ids, one per query (wrong: {wrong}); download it again",
+            path=path,
+            location=wrong,
+        )
+    return {query: [str(i) for i in ids] for query, ids in content.items()}
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(i, (str, int)) and not isinstance(i, bool) for i in value)
 
 
 def _relevance(
-    truth: Mapping[str, Sequence[Any]], queries: Mapping[str, int], candidates: Mapping[str, int], path: Path
+    truth: Mapping[str, Sequence[str]], queries: Mapping[str, int], candidates: Mapping[str, int], path: Path
 ) -> Relevance:
     unknown = [q for q in truth if q not in queries]
     if unknown:
-        raise CusaError(f"{path}: {len(unknown)} queries are not among COCO's test ids, {unknown[0]} the first")
-    wanted = [dict.fromkeys(str(i) for i in ids) for ids in truth.values()]
+        raise FileFormatError(
+            f"{path}: {len(unknown)} queries are not among COCO's test ids, {unknown[0]} the first",
+            path=path,
+            location=unknown[0],
+        )
+    wanted = [dict.fromkeys(ids) for ids in truth.values()]
     rows = [np.array([candidates[i] for i in ids if i in candidates], np.int64) for ids in wanted]
     return Relevance(
         np.array([queries[q] for q in truth], np.int64), *csr(rows), np.array([len(ids) for ids in wanted], np.int64)

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from cusa.data.records import SplitView
 from cusa.data.store import Embeddings
-from cusa.eval.gallery import TOP, GalleryQuery, Item, answer_queries, known_relevance, shown_item
+from cusa.eval.gallery import TOP, GalleryQuery, Item, answer_queries, is_true, known_relevance, shown_item
 from cusa.eval.relevance import Task
 from cusa.eval.strongest import teacher_rows
 from cusa.train.encode import SplitEmbeddings
@@ -142,7 +142,7 @@ def likely_false_negatives(
             float(texts[captions[p]] @ images[own[p]]),
             float(cosines["image"][p]) if "image" in cosines else None,
             float(cosines["text"][p]) if "text" in cosines else None,
-            _is_true(split, int(embeddings.text_rows[captions[p]]), int(embeddings.image_rows[retrieved[p]])),
+            is_true(split, int(embeddings.text_rows[captions[p]]), int(embeddings.image_rows[retrieved[p]])),
         )
         for p, own_rank in zip(chosen, own_ranks, strict=True)
     )
@@ -199,9 +199,3 @@ def _each_pair_once(order: np.ndarray, own: np.ndarray, retrieved: np.ndarray, n
             seen.add(images)
             chosen.append(p)
     return chosen
-
-
-def _is_true(split: SplitView, caption_row: int, image_row: int) -> bool | None:
-    if (truth := split.truth) is None:
-        return None
-    return image_row in truth.indices[truth.indptr[caption_row] : truth.indptr[caption_row + 1]]

@@ -17,6 +17,7 @@ from cusa.train.ranks import best_ranks
 from cusa.train.student import Head
 
 TOP = 5
+Mark = Literal["right", "true, but not labelled", "wrong", "no label"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,23 @@ class Hit:
         item: The item.
         similarity: Its cosine similarity to the query.
         correct: Whether it is relevant by the data set's labels; ``None`` where these know no answer to the query.
+        is_true: Whether image and caption belong together by the data set's own truth, whatever its labels say;
+            ``None`` where it knows none.
     """
 
     item: Item
     similarity: float
     correct: bool | None
+    is_true: bool | None = None
+
+    @property
+    def mark(self) -> Mark:
+        """What is said of it: a hit that the labels call wrong and the truth calls right is neither."""
+        if self.correct is None:
+            return "no label"
+        if self.correct:
+            return "right"
+        return "true, but not labelled" if self.is_true else "wrong"
 
 
 @dataclass(frozen=True)
@@ -139,11 +152,13 @@ def answer_queries(
     for n, query in enumerate(picked.tolist()):
         own = -1 if exclude is None else int(exclude[n])
         known = len(relevant[n]) > 0
-        hits = [
-            Hit(shown_item(task[2], c, embeddings, split, image_root), s, c in relevant[n] if known else None)
-            for c, s in zip(found[n].tolist(), similarities[n].tolist(), strict=True)
-            if c not in (-1, own)  # -1: there are fewer candidates than asked for
-        ]
+        hits = []
+        for candidate, similarity in zip(found[n].tolist(), similarities[n].tolist(), strict=True):
+            if candidate in (-1, own):  # -1: there are fewer candidates than asked for
+                continue
+            item = shown_item(task[2], candidate, embeddings, split, image_root)
+            correct = candidate in relevant[n] if known else None
+            hits.append(Hit(item, similarity, correct, belongs_together(task, query, candidate, embeddings, split)))
         rank, answer = None, None
         if known:
             right = candidates[relevant[n]] @ queries[query]
@@ -152,6 +167,38 @@ def answer_queries(
             answer = Hit(shown_item(task[2], best, embeddings, split, image_root), float(right.max()), True)
         asked = shown_item(task[0], query, embeddings, split, image_root)
         yield GalleryQuery(task, head, asked, tuple(hits[:TOP]), rank, answer)
+
+
+def belongs_together(
+    task: Task, query: int, candidate: int, embeddings: SplitEmbeddings, split: SplitView
+) -> bool | None:
+    """Whether a caption is true of an image by the data set's truth; ``None`` where that is not known.
+
+    Args:
+        task: Across modalities; within one, the truth says nothing beyond the labels.
+        query: Position of the query among the embeddings.
+        candidate: Position of the candidate.
+        embeddings: The model's embeddings.
+        split: The split.
+    """
+    if split.truth is None or task not in ("i2t", "t2i"):
+        return None
+    image, text = (query, candidate) if task == "i2t" else (candidate, query)
+    return is_true(split, int(embeddings.text_rows[text]), int(embeddings.image_rows[image]))
+
+
+def is_true(split: SplitView, caption_row: int, image_row: int) -> bool | None:
+    """Whether a caption is true of an image; ``None`` where the data set does not know.
+
+    Args:
+        split: The split.
+        caption_row: The caption's row of the split.
+        image_row: The image's.
+    """
+    truth = split.truth
+    if truth is None:
+        return None
+    return image_row in truth.indices[truth.indptr[caption_row] : truth.indptr[caption_row + 1]]
 
 
 def shown_item(letter: str, position: int, embeddings: SplitEmbeddings, split: SplitView, image_root: Path) -> Item:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.errors import CusaError
-from cusa.eval.cxc_similarity import CxcTask, find_cxc
+from cusa.eval.cxc_similarity import find_cxc
 from cusa.eval.image_sets import FOLDER, IMAGE_SETS, ImageSet, find_image_sets, load_image_set
 from cusa.eval.queries import Suite
+from cusa.eval.splits import DataRequest
 from cusa.eval.sts_sets import NoStsDataError, StsTask, find_sts_tasks
-from cusa.eval.subjects import DataRequest, Subject, retrieval_data
-from cusa.eval.suites import Measure, RetrievalData, check_judged
+from cusa.eval.suites import Measure
 
 EmbeddingFile = tuple[Path, Path | None]  # rows, and their ids if these are in a file of their own
 
@@ -31,6 +30,7 @@ class Plan:
         image_sets: ``NAME=FOLDER`` or ``FOLDER``; empty: all below the data root.
         sts: Folder of STS sets; ``None``: ``sts`` in the data root.
         measure: Scoring.
+        pmrp: Folder of COCO's plausible matches, if given.
         device: ``"cpu"`` or ``"cuda"``.
         checkpoint: Of runs.
         batch_size: Items at a time.
@@ -50,6 +50,7 @@ class Plan:
     image_sets: tuple[str, ...]
     sts: Path | None
     measure: Measure
+    pmrp: Path | None
     device: str
     checkpoint: str
     batch_size: int
@@ -111,7 +112,7 @@ def asked_sts_tasks(plan: Plan, notes: list[str]) -> list[StsTask]:
     Raises:
         CusaError: If there is no task, or one is malformed or not complete.
     """
-    folder = _sts_folder(plan)
+    folder = sts_folder(plan)
     try:
         return find_sts_tasks(folder, plan.measure.allow_partial)
     except NoStsDataError as error:
@@ -121,38 +122,6 @@ def asked_sts_tasks(plan: Plan, notes: list[str]) -> list[StsTask]:
         return []
 
 
-def judged_by_cxc(
-    name: str, subject: Subject, subjects: Sequence[Subject], plan: Plan, notes: list[str]
-) -> dict[str, tuple[CxcTask, RetrievalData]]:
-    """The tasks of CxC that there are and that a model can answer, with the split that has what they judge.
-
-    Args:
-        name: The model's.
-        subject: The model.
-        subjects: All models.
-        plan: What is asked for.
-        notes: Told what is left out.
-
-    Raises:
-        CusaError: If a file is malformed, or there is no split that has what they judge.
-    """
-    there = find_cxc(_sts_folder(plan))
-    able = {k: t for k, t in there.items() if k == "sts" or "image" in subject.source.modalities}
-    if len(able) < len(there):
-        notes.append(f"no {' and no '.join(k for k in there if k not in able)} of CxC for {name}: it embeds no images")
-    if not able:
-        return {}
-    try:
-        data, _ = retrieval_data(plan.data, [subject, *subjects])
-        for task in able.values():
-            check_judged(task, data)
-    except CusaError as error:
-        if not plan.skip_absent:
-            raise CusaError(f"CxC in {_sts_folder(plan)}: {error}; or pass a folder without its csv files") from None
-        notes.append(f"no CxC for {name}: {error}")
-        return {}
-    return {kind: (task, data) for kind, task in able.items()}
-
-
-def _sts_folder(plan: Plan) -> Path:
+def sts_folder(plan: Plan) -> Path:
+    """Where STS sets are looked for."""
     return plan.sts or plan.data.data_root / "sts"

@@ -48,6 +48,7 @@ def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str,
         charts=learning_charts(histories),
         constants={name: v.pop() for name, v in temperatures(histories).items() if len(v) == 1},
         gallery=gallery,
+        knows_truth=any(hit.is_true is not None for run in runs for shown in _answered(run) for hit in shown.hits),
         comparison=comparison,
     )
 
@@ -87,9 +88,13 @@ def _retrieval_rsum(run: RunReport) -> float | None:
     return run.metrics["heads"]["cross"]["retrieval"]["rsum"] if run.metrics else None
 
 
+def _answered(run: RunReport) -> tuple[GalleryQuery, ...]:
+    return (*run.gallery, *run.failures)
+
+
 def _items(run: RunReport) -> Iterator[Item]:
     """Every image and caption that the page shows of a model."""
-    for answer in (*run.gallery, *run.failures):
+    for answer in _answered(run):
         yield answer.query
         yield from (hit.item for hit in answer.hits)
         if answer.answer:

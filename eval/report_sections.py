@@ -242,7 +242,8 @@ def _retrieval(runs: Sequence[RunReport]) -> Section:
         skipped = [about.get(f"n_{what}_skipped", 0) for what in ("images", "captions")]
         if any(skipped):
             counts += f" ({skipped[0]:,} and {skipped[1]:,} were skipped)"
-        facts = [_fact(f"{about['dataset']}, split {about['split']}", counts, hashes)]
+        notes = [note for content in measured for note in content.get("notes") or ()]
+        facts = [_fact(f"{about['dataset']}, split {about['split']}", counts, hashes, notes)]
     return Section("tables", "Tables", tuple(facts), _bootstrap(run.metrics for run in runs), shown, ranks)
 
 

@@ -50,7 +50,7 @@ def read_results(folder: Path, suite: Suite) -> dict[str, Any] | None:
             location, problem = fault
     where = f"{location}: {problem}" if location else problem
     raise RunError(
-        f"{path} is damaged, or no results of cusa-eval ({where}); remove it and run cusa-eval again",
+        f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again ({where})",
         path=path,
         location=location,
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, EmbeddingsError
+from cusa.data.unit_rows import unit_rows
 from cusa.eval.sts_sets import StsTask
 
 # A spread this small against the values is rounding: an encoder that maps everything to one point has cosines of
@@ -56,16 +57,15 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _directions(x: np.ndarray, sentence: int) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    is_zero = np.equal(x, 0).all(axis=1)
+    bad = np.flatnonzero(is_zero | ~np.isfinite(x).all(axis=1))
     if len(bad):
-        what = "zero" if norms[bad[0], 0] == 0 else "not finite"
+        what = "zero" if is_zero[bad[0]] else "not finite"
         raise CusaError(
             f"the embedding of pair {bad[0]}, sentence {sentence}, is {what} and has no cosine; "
             "look at what the encoder does with that sentence"
         )
-    return x / norms
+    return unit_rows(x, np.float64)
 
 
 def spearman(similarity: np.ndarray, gold: np.ndarray) -> float:
@@ -117,8 +117,8 @@ def _check(similarity: np.ndarray, gold: np.ndarray) -> None:
             raise CusaError(f"all {len(values)} {name} equal {values[0]:g}; no correlation with a constant is defined")
 
 
-def evaluate_sts(task: StsTask, embed: Callable[[Sequence[str]], np.ndarray]) -> StsResult:
-    """Score an encoder on one task; each distinct sentence is embedded once.
+def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> StsResult:
+    """Score a model's embeddings on one task.
 
     The headline is the CUSA paper's, which is that of SimCSE (Gao et al., EMNLP 2021, appendix on STS settings):
     Spearman over the concatenation of all subsets for STS12 to STS16, over the test subset for STSBenchmark and
@@ -127,20 +127,27 @@ def evaluate_sts(task: StsTask, embed: Callable[[Sequence[str]], np.ndarray]) ->
 
     Args:
         task: The task.
-        embed: Maps sentences to float ``[sentences, dim]``, not necessarily L2-normalised.
+        sentences: Different sentences, in any order: those of the task (:attr:`StsTask.sentences`) among them.
+        rows: float ``[sentences, dim]``: the embedding of each, not necessarily L2-normalised.
 
     Raises:
-        CusaError: If the embeddings have another number of rows, one is zero or not finite, or a correlation is not
-            defined.
+        EmbeddingsError: If there is not one row for each sentence, one is embedded twice or not at all.
+        CusaError: If an embedding is zero or not finite, or a correlation is not defined.
     """
-    sentences = list(dict.fromkeys(s for subset in task.subsets for s in (*subset.first, *subset.second)))
-    rows = np.asarray(embed(sentences))
+    rows = np.asarray(rows)
     if rows.ndim != 2 or len(rows) != len(sentences):
-        raise CusaError(
-            f"{task.name}: the encoder gave an array of shape {rows.shape} for {len(sentences)} sentences; "
-            "it must give [sentences, dim]"
+        raise EmbeddingsError(
+            f"{task.name}: the embeddings are an array of shape {rows.shape} for {len(sentences)} sentences; give "
+            "[sentences, dim]",
+            name=task.name,
         )
     row_of = {sentence: row for row, sentence in enumerate(sentences)}
+    missing = [sentence for sentence in task.sentences if sentence not in row_of]
+    if missing or len(row_of) != len(sentences):
+        problem = f"the first without an embedding is {missing[0]!r}" if missing else "one is there twice"
+        raise EmbeddingsError(
+            f"{task.name}: the sentences are not those of the task, each once: {problem}", name=task.name
+        )
     cosines: dict[str, np.ndarray] = {}
     subsets: dict[str, dict[str, Any]] = {}
     for subset in task.subsets:

@@ -22,6 +22,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -97,6 +98,12 @@ class StsTask:
     subsets: tuple[Pairs, ...]
     headline: Literal["all", "test"]
     notes: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> list[str]:
+        """Its different sentences, by first appearance."""
+        sides = (side for subset in self.subsets for side in (subset.first, subset.second))
+        return list(dict.fromkeys(chain.from_iterable(sides)))
 
     @property
     def fingerprint(self) -> str:

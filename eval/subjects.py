@@ -1,33 +1,33 @@
-"""What cusa-eval measures, and on what: models by name, the data that they are measured on, where results are kept."""
+"""What cusa-eval measures: models by name, how they compute, where their results are kept."""
 
 from __future__ import annotations
 
+import difflib
+import gc
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from cusa.data.datasets import load_dataset
-from cusa.data.errors import CusaError
-from cusa.data.records import RecordSplit
+from cusa.data.errors import CusaError, RunError
 from cusa.data.store import EmbeddingStore
-from cusa.eval.encoder import StudentEncoder
+from cusa.eval.encoder import StudentEncoder, folder_name
 from cusa.eval.failures import Teachers
 from cusa.eval.models import load_encoder
 from cusa.eval.sources import Advance, EncoderSource, FileSource, Source
-from cusa.eval.suites import RetrievalData, embed_split
+from cusa.eval.splits import FoundSplit
+from cusa.eval.suites import embed_split
 from cusa.train.encode import SplitEmbeddings, encode_split
 from cusa.train.provenance import Provenance
 from cusa.train.run_dir import begun
-from cusa.train.saved import BEST_FOLDER, Origin
+from cusa.train.saved import BEST_FOLDER, HEADS_FILE, WEIGHTS_FILE, Origin
 from cusa.train.setup import student_sources
 
 RESULTS = Path("runs") / "eval"  # of models that are no run
-EMPTY = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,29 @@ class Machine:
     advance: Advance
 
 
-@dataclass(frozen=True)
-class DataRequest:
-    """On what retrieval is measured.
-
-    Attributes:
-        split: The split.
-        dataset: A data set's name or annotation files; empty: none.
-        data_root: Where named data sets lie.
-        embeddings: A store, if not the run's own.
-        image_root: Folder of the images, if not the data's own.
-    """
-
-    split: str
-    dataset: tuple[str, ...]
-    data_root: Path
-    embeddings: Path | None
-    image_root: Path | None
-
-
 class Subject:
-    """One model, loaded when it is needed.
+    """One model, loaded when it is needed and released when it was measured.
 
     Args:
-        spec: What names it, as :func:`cusa.eval.models.load_encoder` takes it.
+        spec: What names it, as :func:`cusa.eval.models.load_encoder` takes it; empty: files hold its embeddings.
         machine: How it computes.
-        files: Its embeddings, where files hold them; ``spec`` is then the name of the results' folder.
+        files: Reads its embeddings, where files hold them.
+        name: Its name, where files hold its embeddings.
+
+    Attributes:
+        name: For tables and for the folder of its results; known before it is loaded.
+        run_dir: Its run's directory, if it is a run.
+        results: Folder of its results: in the run's directory, or below ``runs/eval``.
     """
 
-    def __init__(self, spec: str, machine: Machine, files: Callable[[], FileSource] | None = None) -> None:
+    def __init__(
+        self, spec: str, machine: Machine, files: Callable[[], FileSource] | None = None, name: str = ""
+    ) -> None:
         self._spec, self._machine, self._files = spec, machine, files
+        self.name = name if files is not None else model_name(spec)
+        self.run_dir = None if files is not None else _run_dir(Path(spec))
+        folder = re.sub(r"[^\w.+-]+", "-", self.name).lstrip(".")
+        self.results = self.run_dir / "eval" if self.run_dir else RESULTS / folder
 
     @cached_property
     def source(self) -> Source:
@@ -91,12 +84,18 @@ class Subject:
         """
         if self._files is not None:
             return self._files()
-        encoder = load_encoder(self._spec, self._machine.device, self._machine.checkpoint)
         machine = self._machine
-        images = (
-            machine.batch_size if machine.device != "cpu" else min(machine.batch_size, 32)
-        )  # they stay in the cache
+        encoder = load_encoder(self._spec, machine.device, machine.checkpoint)
+        # On a CPU, small batches of images stay in the cache.
+        images = machine.batch_size if machine.device != "cpu" else min(machine.batch_size, 32)
         return EncoderSource(encoder, machine.batch_size, images, machine.workers or machine.readers, machine.advance)
+
+    def release(self) -> None:
+        """Let the model go, so that the next one has its memory; using it again loads it again."""
+        self.__dict__.pop("source", None)
+        gc.collect()  # models hold themselves in circles
+        if self._machine.device != "cpu":
+            torch.cuda.empty_cache()
 
     @property
     def student(self) -> StudentEncoder | None:
@@ -104,26 +103,12 @@ class Subject:
         encoder = getattr(self.source, "encoder", None)
         return encoder if isinstance(encoder, StudentEncoder) else None
 
-    @property
-    def run_dir(self) -> Path | None:
-        """Its run's directory, if it is a run."""
-        folder = Path(self._spec)
-        folder = folder.parent if folder.name == BEST_FOLDER and begun(folder.parent) else folder
-        return folder if self._files is None and begun(folder) else None
-
-    @property
-    def results(self) -> Path:
-        """Folder of its results: in the run's directory, or below ``runs/eval``."""
-        return (
-            self.run_dir / "eval" if self.run_dir else RESULTS / re.sub(r"[^\w.+-]+", "-", self.source.name).lstrip(".")
-        )
-
     def about(self, kind: str, version: tuple[int, int]) -> dict[str, Any]:
         """What every file of results begins with."""
         return {
             "format": kind,
             "format_version": list(version),
-            "name": self.source.name,
+            "name": self.name,
             "model": dict(self.source.description),
         }
 
@@ -132,54 +117,41 @@ class Subject:
         return self.student.origin if self.student else None
 
 
-def retrieval_data(request: DataRequest, subjects: Sequence[Subject]) -> tuple[RetrievalData, EmbeddingStore | None]:
-    """The split that all models are measured on, and the store that it is in.
+def model_name(spec: str) -> str:
+    """What a model will be called once it is loaded.
 
-    That of ``--dataset`` or ``--embeddings``; else that of the first run's own store.
-
-    Raises:
-        CusaError: If there is none, or it lacks the split.
+    Args:
+        spec: As :func:`cusa.eval.models.load_encoder` takes it.
     """
-    if request.dataset:
-        dataset = load_dataset(request.dataset, request.image_root, request.data_root)
-        nothing = EMPTY.copy(), EMPTY.copy()
-        return RetrievalData(dataset.name, RecordSplit.of(dataset, request.split), dataset.image_root, nothing), None
-    run = next((s for s in subjects if s.run_dir and s.origin()), None)
-    path, image_root = request.embeddings, request.image_root
-    if path is None:
-        if run is None:
-            raise CusaError(
-                "no data to measure on: these models are no runs of cusa-train; pass --dataset coco, flickr30k or an "
-                "annotation file, or --embeddings STORE"
-            )
-        config = run.student.origin.config.data  # type: ignore[union-attr] # a run is a student
-        path = Path(config.embeddings)
-        image_root = image_root or (Path(config.image_root) if config.image_root else None)
-    store = EmbeddingStore(path)
-    split = store.split(request.split)
-    return RetrievalData(store.dataset, split, image_root or store.image_root, store.skipped(request.split)), store
+    folder = Path(spec)
+    if not folder.is_dir():
+        return spec.partition("=")[0]
+    is_student = any((folder / file).is_file() for file in (WEIGHTS_FILE, HEADS_FILE))
+    return folder_name(folder.parent if folder.name == BEST_FOLDER and is_student else folder)
 
 
-def embeddings_of(
-    subject: Subject, data: RetrievalData, store: EmbeddingStore | None, own_store: bool, machine: Machine
-) -> SplitEmbeddings:
+def _run_dir(folder: Path) -> Path | None:
+    """The run that a folder is of, itself or its ``best/``."""
+    folder = folder.parent if folder.name == BEST_FOLDER and begun(folder.parent) else folder
+    return folder if begun(folder) else None
+
+
+def embeddings_of(subject: Subject, split: FoundSplit, machine: Machine) -> SplitEmbeddings:
     """A model's embeddings of a split: a student's from its store, all others' from files.
 
     Args:
         subject: The model.
-        data: The split.
-        store: The store that it is in, if it is in one.
-        own_store: Whether the store must be the one that the run was trained on.
+        split: The split.
         machine: How.
 
     Raises:
-        CusaError: If the store is another one, or an input cannot be read.
+        CusaError: If the store is another than the one that a run was trained on, or an input cannot be read.
     """
-    student = subject.student
+    student, data, store = subject.student, split.data, split.store
     if store is None or student is None:
         return embed_split(subject.source, data)
     origin = student.origin
-    check_store(store, origin.provenance, subject.source.name, own_store)
+    check_store(store, origin.provenance, subject.name, split.is_own_store)
     names = tuple(t.name for t in origin.provenance.encoders.values())
     config = replace(origin.config, data=replace(origin.config.data, image_root=str(data.image_root)))
     sources = student_sources(store, data.split.name, config, names, student.processors)
@@ -227,6 +199,35 @@ def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bo
             f"{store.path} is not the store that {run} was trained on: {'; '.join(fields)}; train again, or pass "
             "--embeddings"
         )
+
+
+def check_local(spec: str, is_run: bool) -> None:
+    """Refuse a mistyped run before a model hub is asked for it.
+
+    Args:
+        spec: What names a model.
+        is_run: Whether it was named as a run; of other models, those that stand beside runs must be folders, too.
+
+    Raises:
+        RunError: If there is no such folder; names those that are like it.
+    """
+    folder = Path(spec)
+    beside = _runs_in(folder.parent) if is_run or "/" in spec else []
+    if folder.is_dir() or not (is_run or beside):
+        return
+    near = difflib.get_close_matches(folder.name, beside, n=3) or beside[:5]
+    there = (
+        f"in {folder.parent} are: {', '.join(near)}" if near else "pass the directory of a run, or an exported folder"
+    )
+    raise RunError(f"{spec} does not exist; {there}", path=folder, name=spec)
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """Names of the runs in a folder."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if begun(path))
+    except OSError:
+        return []
 
 
 def latest_run(folder: Path) -> Path:

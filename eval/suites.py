@@ -15,7 +15,7 @@ from cusa.data.errors import CusaError
 from cusa.data.records import SplitView
 from cusa.eval.approximate import ApproximateKind, search_approximately
 from cusa.eval.bootstrap import Bootstrap, interval, resampled
-from cusa.eval.coco import coco_test
+from cusa.eval.coco import Judgements, coco_test
 from cusa.eval.cxc_similarity import CxcTask, cxc_correlation
 from cusa.eval.image_sets import ImageSet
 from cusa.eval.images import image_figures, image_search
@@ -43,13 +43,11 @@ class Measure:
         scoring: Ties, and the bootstrap.
         allow_partial: Whether counts other than the known ones are evaluated all the same.
         index: ``"exact"``, or an approximate index of FAISS to report beside the exact figures.
-        pmrp: Folder of COCO's plausible matches, if given.
     """
 
     scoring: Scoring = PLAIN
     allow_partial: bool = False
     index: IndexKind = "exact"
-    pmrp: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,16 @@ def check_counts(data: RetrievalData, allow_partial: bool) -> str | None:
 
 
 def measure_retrieval(
-    embeddings: SplitEmbeddings, data: RetrievalData, uni_head: Head, measure: Measure
+    embeddings: SplitEmbeddings, data: RetrievalData, uni_head: Head, measure: Measure, judgements: Judgements
 ) -> tuple[dict[str, Any], Mapping[str, Rankings]]:
     """Content of metrics.json but for what is said of the model, and what the queries got.
 
     Raises:
-        CusaError: If plausible matches are asked for, and they or COCO's test are not there.
+        CusaError: If plausible matches are asked for, and they or COCO's test are not there; or the split is not as
+            large as it should be.
     """
-    test = coco_test(embeddings, data.split, data.dataset, measure.pmrp)
+    unlike = check_counts(data, measure.allow_partial)
+    test = coco_test(embeddings, data.split, data.dataset, judgements)
     found, ranked = evaluate(embeddings, data.split, uni_head, test, measure.scoring)
     metrics = {
         "dataset": data.dataset,
@@ -127,6 +127,7 @@ def measure_retrieval(
         "n_captions": len(embeddings.text_rows),
         "n_images_skipped": data.split.n_images - len(embeddings.image_rows),
         "n_captions_skipped": data.split.n_captions - len(embeddings.text_rows),
+        "notes": [unlike] if unlike else [],
         **measure.scoring.plain(),
         **found,
     }
@@ -206,11 +207,10 @@ def measure_sts(
     content: dict[str, Any] = {}
     judged: dict[str, Judged] = {}
     for task in tasks:
-        sentences = list(dict.fromkeys(s for p in task.subsets for s in (*p.first, *p.second)))
-        rows = source.texts(sentences, sentences)
+        sentences = task.sentences
         heads = {}
-        for head, found in rows.items():
-            result = evaluate_sts(task, lambda asked, found=found: found)  # type: ignore[misc] # asked as embedded
+        for head, rows in source.texts(sentences, sentences).items():
+            result = evaluate_sts(task, sentences, rows)
             scores = dict(result.scores)
             if result.headline_subsets:
                 pairs = Judged(*(np.concatenate([of[s] for s in result.headline_subsets])

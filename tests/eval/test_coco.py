@@ -11,7 +11,7 @@ import torch
 
 from cusa.data.errors import CusaError
 from cusa.data.records import RecordSplit
-from cusa.eval.coco import PLAUSIBLE, coco_test, rank_coco
+from cusa.eval.coco import PLAUSIBLE, Judgements, coco_test, rank_coco
 from cusa.eval.retrieval import evaluate
 from cusa.train.encode import SplitEmbeddings
 from tests.helpers import GOLDEN
@@ -62,7 +62,7 @@ def _plain(golden, kind="cosine"):
 
 def _scores(embeddings, split, dataset="coco", pmrp=None):
     """As the package gives them: fractions by name and direction."""
-    test = coco_test(embeddings, split, dataset, pmrp)
+    test = coco_test(embeddings, split, dataset, Judgements(pmrp))
     found = {}
     for protocol, ways in rank_coco(embeddings.image["cross"], embeddings.text["cross"], test).items():
         for way, rankings in ways.items():
@@ -101,7 +101,7 @@ def test_order_and_more_captions_change_nothing(golden, tmp_path):
     assert ECCV["results"]["cosine"]["float32_scores_max_abs_diff"] == 0
     _check(_scores(embeddings, split, dataset="whatever it is called"), scores)
     _plausible(tmp_path / "pm", golden)
-    found, ranked = evaluate(embeddings, split, "cross", coco_test(embeddings, split, "x", tmp_path / "pm"))
+    found, ranked = evaluate(embeddings, split, "cross", coco_test(embeddings, split, "x", Judgements(tmp_path / "pm")))
     protocols = found["heads"]["cross"]["protocols"]
     assert set(protocols) == PROTOCOLS
     assert {way: part["queries"] for way, part in protocols["pmrp"].items()} == {"i2t": 40, "t2i": 60}
@@ -163,7 +163,7 @@ def test_the_package_itself(golden, other):
 def test_a_fold_is_a_fifth_of_the_images_in_the_order_of_the_id_list(golden, other):
     images, texts, scores = other
     embeddings = _embeddings(images, texts, golden["caption_image"])
-    test = coco_test(embeddings, _plain(golden)[1], "coco", None)
+    test = coco_test(embeddings, _plain(golden)[1], "coco", Judgements())
     ranks = rank_coco(images, texts, test)["coco_1k"]
     for caption in (0, 4_999, 5_000, 24_999):
         own = golden["caption_image"][caption]
@@ -216,8 +216,8 @@ def test_plausible_matches(golden, other, tmp_path):
     [
         (PLAUSIBLE[0], None, "pm_image_to_caption.json does not exist; --pmrp takes the folder of pm_image_to_caption"),
         (PLAUSIBLE[1], None, "pm_caption_to_image.json does not exist"),
-        (PLAUSIBLE[1], b"{", "pm_caption_to_image.json is not valid json; download it again"),
-        (PLAUSIBLE[0], b"\xff\xfe", "pm_image_to_caption.json is not valid json"),
+        (PLAUSIBLE[1], b"{", "pm_caption_to_image.json line 1 is not valid JSON"),
+        (PLAUSIBLE[0], b"\xff\xfe", "pm_image_to_caption.json is not UTF-8"),
         (PLAUSIBLE[0], b"[]", "pm_image_to_caption.json: expected an object of lists of ids"),
         (PLAUSIBLE[0], b'{"391895": 3}', "expected an object of lists of ids"),
         (PLAUSIBLE[0], b"{}", "expected an object of lists of ids, one per query"),
@@ -229,7 +229,7 @@ def test_bad_files_of_plausible_matches(golden, tmp_path, name, content, message
     path = tmp_path / "pm" / name
     path.write_bytes(content) if content is not None else path.unlink()
     with pytest.raises(CusaError) as error:
-        coco_test(*_plain(golden), "coco", tmp_path / "pm")
+        coco_test(*_plain(golden), "coco", Judgements(tmp_path / "pm"))
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -238,12 +238,12 @@ def test_bad_files_of_plausible_matches(golden, tmp_path, name, content, message
 def test_not_all_items_are_no_test(golden, tmp_path):
     embeddings, split = _plain(golden)
     cut = _embeddings(embeddings.image["cross"], embeddings.text["cross"][:-1], embeddings.caption_image[:-1])
-    assert coco_test(cut, split, "coco", None) is None
+    assert coco_test(cut, split, "coco", Judgements()) is None
     lost = _embeddings(*(embeddings.image["cross"], embeddings.text["cross"]), golden["caption_image"].copy())
     lost.caption_image[7] = -1  # its image could not be read
-    assert coco_test(lost, split, "coco", None) is None
+    assert coco_test(lost, split, "coco", Judgements()) is None
     with pytest.raises(CusaError, match="--pmrp goes with COCO's 5,000 test images under COCO's ids"):
-        coco_test(lost, split, "coco", tmp_path)
+        coco_test(lost, split, "coco", Judgements(tmp_path))
 
 
 def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monkeypatch, tmp_path):
@@ -253,7 +253,7 @@ def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monk
     of = rng.permutation(np.concatenate([np.repeat(np.arange(5_000), 5), [2, 2, 4_000]]))
     images, texts = _unit(rng.normal(size=(5_000, 4))), _unit(rng.normal(size=(25_003, 4)))
     embeddings, split = _embeddings(images, texts, of), _split(range(5_000), range(25_003), of)
-    test = coco_test(embeddings, split, "coco", None)
+    test = coco_test(embeddings, split, "coco", Judgements())
     assert test.truths == {}
     for image in (0, 2, 4_000, 4_999):
         mine = np.flatnonzero(of == image)[:5]
@@ -265,9 +265,9 @@ def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monk
     fold = np.concatenate(own)
     scores = images[1] @ texts[fold].T
     assert found["coco_1k"]["i2t"].best.pessimistic[1] == np.count_nonzero(scores > scores[5:10].max())
-    assert coco_test(embeddings, split, "other", None) is None
-    assert coco_test(embeddings, _split(range(5_000), range(25_003), of, "val"), "coco", None) is None
+    assert coco_test(embeddings, split, "other", Judgements()) is None
+    assert coco_test(embeddings, _split(range(5_000), range(25_003), of, "val"), "coco", Judgements()) is None
     fewer = np.where(of == 9, 10, of)  # an image without captions
-    assert coco_test(_embeddings(images, texts, fewer), split, "coco", None) is None
+    assert coco_test(_embeddings(images, texts, fewer), split, "coco", Judgements()) is None
     with pytest.raises(CusaError, match=r"--pmrp needs .* pip install 'cusa\[eccv\]'"):
-        coco_test(embeddings, split, "coco", tmp_path)
+        coco_test(embeddings, split, "coco", Judgements(tmp_path))

@@ -54,7 +54,7 @@ def test_a_hugging_face_model_on_an_annotation_file(home, here):
     out = run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 30)
     assert "tiny, split test: 6 images, 12 captions" in out
     metrics = strict(here / "runs/eval/clip/metrics.json")
-    assert (metrics["format"], metrics["format_version"], metrics["name"]) == ("cusa-metrics", [1, 2], "clip")
+    assert (metrics["format"], metrics["format_version"], metrics["name"]) == ("cusa-metrics", [1, 3], "clip")
     assert (metrics["model"]["kind"], metrics["model"]["source"]) == ("hf", str(home / "clip"))
     assert [metrics[k] for k in ("run", "epoch", "step", "checkpoint", "loss_terms")] == [None] * 4 + [[]]
     assert (metrics["ties"], metrics["bootstrap"]) == ("pessimistic", {"samples": 30, "seed": 0, "level": 0.95})

@@ -1,7 +1,9 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from cusa.data.records import Truth
 from cusa.data.store import EmbeddingStore
 from cusa.eval.gallery import TOP, make_gallery
 from cusa.train.encode import SplitEmbeddings
@@ -71,3 +73,33 @@ def test_only_what_has_an_embedding_is_shown(tmp_path):
     shown = {h.item.text for g in gallery for h in g.hits} | {g.query.text for g in gallery}
     assert not shown & {split.image_ids[0], split.captions[15]}
     assert {g.query.text for g in gallery if g.task == "t2i"} == set(split.captions[2:15])
+
+
+def test_a_hit_that_the_truth_knows_is_not_called_wrong(tmp_path):
+    """Captions c of image c // 2 are true of the image after that, too; unreadable images shift positions."""
+    plain = _split(tmp_path, truth=False)
+    own = np.arange(16) // 2
+    true_of = [sorted({int(image), (int(image) + 1) % 8}) for image in own]
+    truth = Truth(np.arange(8), np.arange(0, 34, 2), np.array(true_of).ravel())
+    parts = {name: getattr(plain, name) for name in ("n_images", "image_ids", "image_paths", "captions")}
+    split = SimpleNamespace(**parts, truth=truth)
+    image, text = unit_rows(7, 4, 0), unit_rows(14, 4, 1)  # image 0 and its captions are not there
+    rows = np.arange(1, 8), np.arange(2, 16), np.arange(14) // 2
+    embeddings = SplitEmbeddings({"cross": image}, {"cross": text}, *rows)
+    head_of = {"i2t": "cross", "t2i": "cross", "t2t": "cross"}
+    captions, ids = plain.captions[:], plain.image_ids[:]
+    seen = set()
+    for query in make_gallery(embeddings, split, Path(), head_of, per_task=20, seed=0):
+        for hit in query.hits:
+            if query.task == "t2t":
+                assert (hit.is_true, hit.mark) == (None, "right" if hit.correct else "wrong")
+                continue
+            texts = (query.query.text, hit.item.text)
+            caption = captions.index(texts[0] if query.task == "t2i" else texts[1])
+            shown = ids.index(texts[1] if query.task == "t2i" else texts[0])
+            expected = "right" if shown == own[caption] else "wrong"
+            if expected == "wrong" and shown in true_of[caption]:
+                expected = "true, but not labelled"
+            assert hit.mark == expected
+            seen.add(expected)
+    assert seen == {"right", "wrong", "true, but not labelled"}

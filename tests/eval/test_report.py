@@ -368,6 +368,25 @@ def test_hits_are_marked_by_more_than_colour(tmp_path, runs):
     assert [i for i in ids if i in TASKS] == ["i2t", "t2i", "t2t", "i2i"]
 
 
+def test_what_the_truth_knows_has_a_mark_of_its_own(tmp_path, runs):
+    """Neither right nor wrong, told by a sign and a word, and explained where there is one."""
+    assert "beyond its labels" not in Page(_write(tmp_path, runs)).words()
+    galleries = []
+    for run in runs:
+        first = run.gallery[0]
+        hits = tuple(
+            replace(hit, is_true=bool(n) if hit.correct is False else None) for n, hit in enumerate(first.hits)
+        )
+        galleries.append((replace(first, hits=hits), *run.gallery[1:]))
+    changed = [replace(run, gallery=gallery) for run, gallery in zip(runs, galleries, strict=True)]
+    page = Page(_write(tmp_path, changed))
+    n_true = sum(hit.mark == "true, but not labelled" for gallery in galleries for hit in gallery[0].hits)
+    assert n_true > 0
+    assert page.labels().count("true, but not labelled") == n_true
+    assert page.text.count("≈") == n_true + 1
+    assert "≈ true, by what the data set knows beyond its labels" in page.words()
+
+
 def test_same_bytes_every_time(tmp_path, runs):
     assert _write(tmp_path / "a", runs) == _write(tmp_path / "b", runs)
 

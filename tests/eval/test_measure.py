@@ -1,0 +1,172 @@
+"""How a whole evaluation goes: data found once, models loaded one at a time, mistyped runs answered here."""
+
+import gc
+import shutil
+import weakref
+
+import pytest
+from transformers import CLIPModel
+
+from cusa.eval import measure, splits, subjects
+from cusa.eval.coco import Judgements
+from cusa.eval.subjects import Machine, Subject
+from tests.eval.tiny import make_classes, make_cxc, make_home, make_run, make_sts, strict
+from tests.helpers import run_error, run_ok
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def adapter(home):
+    return make_run(home)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory: results of models that are no run lie below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Models that are loaded, and how many earlier ones were there when each was."""
+    plain, encoders, alive = subjects.load_encoder, [], []
+
+    def load(*args):
+        gc.collect()
+        earlier = sum(encoder() is not None for encoder in encoders)
+        towers = sum(type(thing) is CLIPModel for thing in gc.get_objects())
+        alive.append((earlier, towers))
+        encoder = plain(*args)
+        encoders.append(weakref.ref(encoder))
+        return encoder
+
+    monkeypatch.setattr(subjects, "load_encoder", load)
+    return alive
+
+
+def _counted(monkeypatch, module, name):
+    """Calls of a function by the name that a module has for it."""
+    plain, calls = getattr(module, name), []
+
+    def call(*args, **kwargs):
+        calls.append(args)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def test_each_model_is_released_before_the_next_is_loaded_and_data_are_read_once(home, here, loads, monkeypatch):
+    names = [shutil.copytree(home / "clip", here / name) for name in ("one", "two", "three")]
+    make_sts(here / "data/sts")
+    make_cxc(here / "data/sts/cxc")
+    make_classes(here / "data/cub-like")
+    datasets = _counted(monkeypatch, splits, "load_dataset")
+    judged = _counted(monkeypatch, measure, "find_cxc")
+    tasks = _counted(monkeypatch, measure, "asked_sts_tasks")
+    models = [argument for name in names for argument in ("--model", name)]
+    tiny = home / "images" / "tiny.json"
+    run_ok("eval", "all", *models, "--dataset", tiny, "--bootstrap", 0, "--allow-partial", "--gallery", 1)
+    assert loads == [(0, 0), (0, 0), (0, 0)]
+    assert [len(calls) for calls in (datasets, judged, tasks)] == [1, 1, 1]
+    results = [(here / "runs/eval" / name / "metrics.json").read_text() for name in ("one", "two", "three")]
+    assert len({result.replace('"two"', '"one"').replace('"three"', '"one"').count("r1") for result in results}) == 1
+
+
+def test_a_store_is_opened_once_for_a_run_and_its_baseline(home, adapter, here, loads, monkeypatch):
+    shutil.copytree(adapter, here / "runs/adapter")
+    opened = _counted(monkeypatch, splits, "EmbeddingStore")
+    run_ok("eval", "--run", "runs/adapter", "--model", home / "clip", "--bootstrap", 0, "--gallery", 0)
+    assert len(opened) == 1
+    assert loads == [(0, 0), (0, 0)]
+
+
+def test_a_name_is_known_before_the_model_is_loaded(home, adapter, tmp_path):
+    shutil.copytree(adapter / "best", tmp_path / "moved" / "best")
+    machine = Machine("cpu", "best", 8, None, 1, lambda what, done, total: None)
+    specs = [
+        home / "clip",
+        home / "vit",
+        adapter,
+        adapter / "best",
+        tmp_path / "moved" / "best",
+        f"mine={home / 'vit'}",
+    ]
+    for spec in map(str, specs):
+        subject = Subject(spec, machine)
+        name = subject.name
+        assert subject.source.name == name
+        subject.release()
+    assert [Subject(str(spec), machine).name for spec in specs] == [
+        "clip",
+        "vit",
+        "adapter",
+        "adapter",
+        "moved",
+        "mine",
+    ]
+
+
+def test_judgements_are_read_once(tmp_path):
+    judgements = Judgements()
+    assert judgements.files is judgements.files
+    assert judgements.test_ids is judgements.test_ids
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Nothing may be loaded: a hub would be asked."""
+
+    def refuse(*args):
+        raise AssertionError(f"{args} would be looked up")
+
+    monkeypatch.setattr(subjects, "load_encoder", refuse)
+
+
+@pytest.mark.usefixtures("no_models")
+def test_a_mistyped_run_is_answered_here(home, here):
+    for name in ("coco", "contrastive"):
+        (here / "runs" / name).mkdir(parents=True)
+        (here / "runs" / name / "config.yaml").touch()
+    for option in ("--run", "--model"):
+        line = run_error("eval", option, "runs/cocco")
+        assert line == "Error: runs/cocco does not exist; in runs are: coco"
+    assert "in runs are: coco, contrastive" in run_error("eval", "--run", "runs/x")
+    assert "owner/model does not exist; pass the directory of a run" in run_error("eval", "--run", "owner/model")
+    assert "mpnet does not exist" in run_error("eval", "sts", "--run", "mpnet")
+    (here / "texts.txt").write_text("a\n")
+    assert "runs/cocco holds no student" in run_error("eval", "index", "texts.txt", "--run", "runs/cocco")
+
+
+def test_models_stand_in_the_order_of_the_command_line(home, adapter, here):
+    shutil.copytree(adapter, here / "runs/adapter")
+    tiny = ("--dataset", home / "images" / "tiny.json", "--bootstrap", 0, "--gallery", 0)
+    for first, second in (("--run", "--model"), ("--model", "--run")):
+        given = {"--run": "runs/adapter", "--model": str(home / "clip")}
+        output = run_ok("eval", first, given[first], second, given[second], *tiny, "--out", "o")
+        names = {"--run": "adapter", "--model": "clip"}
+        assert output.index(f"│ {names[first]}") < output.index(f"│ {names[second]}")
+
+
+def test_a_partial_split_is_noted_in_the_results_and_on_the_report(home, here):
+    coco = ("--dataset", home / "images" / "coco.json", "--bootstrap", 0)
+    run_ok("eval", "--model", home / "clip", *coco, "--allow-partial")
+    note = "coco test has 5,000 images, found 6: figures do not compare with others'"
+    assert strict(here / "runs/eval/clip/metrics.json")["notes"] == [note]
+    assert note in (here / "runs/eval/clip/report.html").read_text().replace("&#39;", "'")
+    run_ok("eval", "--model", home / "clip", "--dataset", home / "images" / "tiny.json", "--bootstrap", 0)
+    assert strict(here / "runs/eval/clip/metrics.json")["notes"] == []
+    assert "do not compare" not in (here / "runs/eval/clip/report.html").read_text()
+
+
+def test_damaged_lines_of_the_log_are_noted(home, adapter, here):
+    run = shutil.copytree(adapter, here / "runs/adapter")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "val", "step": 9, "epo\n[]\n')
+    output = run_ok("eval", "--run", run, "--bootstrap", 0, "--gallery", 0)
+    assert "2 damaged lines are left out of the curves" in output
