@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from cusa.data.errors import CusaError, FileFormatError
 Read = tuple[Any, np.ndarray | None]
 
 _CPU_SECONDS, _BYTES_PER_SECOND = 60, 5_000_000
+_SPARE_MEMORY, _MEMORY_PER_BYTE = 8 * 2**30, 16  # of the address space
 _PROGRAM = "from cusa.data.child import serve; serve()"
 
 
@@ -42,7 +44,10 @@ def read_in_child(reader: Callable[..., Read], form: str, path: Path, *arguments
     seconds = _CPU_SECONDS + path.stat().st_size // _BYTES_PER_SECOND
     function = f"{reader.__module__}:{reader.__name__}"
     command = [sys.executable, "-c", _PROGRAM, str(seconds), function, str(path), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    # Each thread of a BLAS would take memory of its own; a reader needs none of them.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "env": environment}
+    with subprocess.Popen(command, **options) as process:
         assert process.stdout is not None, "it was asked for"
         answer = _answer(process.stdout)
     if answer is None:
@@ -81,6 +86,8 @@ def serve() -> None:
     seconds, function, *arguments = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    memory = _SPARE_MEMORY + _MEMORY_PER_BYTE * Path(arguments[0]).stat().st_size
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     module, name = function.split(":")
     header: dict[str, Any] = {"content": None, "dtype": None, "shape": None, "error": None}
     array: np.ndarray | None = None

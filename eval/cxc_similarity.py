@@ -6,7 +6,6 @@ Parekh et al., Crisscrossed Captions: Extended Intramodal and Intermodal Semanti
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, FileFormatError
+from cusa.eval.lines import find_columns, line_fault, read_csv
 from cusa.eval.sts import spearman
-from cusa.eval.sts_sets import parse_score, read_lines
+from cusa.eval.sts_sets import parse_score
 
 CxcKind = Literal["sts", "sis", "sits"]
 
@@ -26,8 +26,8 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
     "sis": ("image1", "image2"),
     "sits": ("caption", "image"),
 }
-_CAPTION = re.compile(r"COCO_(?:train|val)2014:sentid:(\d+)")
-_IMAGE = re.compile(r"COCO_(?:train|val)2014_0*(\d+)\.jpg")
+_CAPTION = re.compile(r"COCO_(?:train|val)2014:sentid:([0-9]{1,18})")
+_IMAGE = re.compile(r"COCO_(?:train|val)2014_0*([0-9]{1,18})\.jpg")
 
 
 @dataclass(frozen=True)
@@ -72,30 +72,37 @@ def find_cxc(folder: Path) -> dict[str, CxcTask]:
 
 def _read(path: Path, kind: CxcKind) -> CxcTask:
     names = (*_COLUMNS[kind], "agg_score")
-    rows = csv.DictReader(read_lines(path))
-    if not set(names) <= set(rows.fieldnames or ()):
-        raise CusaError(f"{path}, line 1, is no header of CxC; expected {', '.join(names)}, comma-separated")
+    rows = read_csv(path)
+    _, header = next(rows, (1, []))
+    columns = find_columns(header, names, path)
+    if columns is None:
+        raise FileFormatError(
+            f"{path}, line 1, is no header of CxC; expected {', '.join(names)}, comma-separated",
+            path=path,
+            location="line 1",
+        )
     first, second, gold = [], [], []
-    for row in rows:
-        if None in row.values() or None in row:
-            raise CusaError(f"{path}, line {rows.line_num}: expected {len(rows.fieldnames or ())} columns")
-        first.append(_id(row, names[0], path, rows.line_num))
-        second.append(_id(row, names[1], path, rows.line_num))
-        gold.append(parse_score(row["agg_score"], path, rows.line_num))
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise line_fault(path, number, f"expected {len(header)} columns")
+        first_text, second_text, score = (cells[column] for column in columns)
+        first.append(_id(first_text, names[0], path, number))
+        second.append(_id(second_text, names[1], path, number))
+        gold.append(parse_score(score, path, number))
     if not gold:
-        raise CusaError(f"{path} holds no pairs; get the file of the data set's repository")
+        raise FileFormatError(f"{path} holds no pairs; get the file of the data set's repository", path=path)
     return CxcTask(kind, tuple(first), tuple(second), np.array(gold, np.float64))
 
 
-def _id(row: Mapping[str, str], column: str, path: Path, line: int) -> int | str:
-    text = row[column]
+def _id(text: str, column: str, path: Path, line: int) -> int | str:
+    shown = text[:80]
     if column.startswith("caption"):
         if match := _CAPTION.fullmatch(text):
             return int(match[1])
-        raise CusaError(f"{path}, line {line}: {text!r} is no caption; expected such as COCO_val2014:sentid:411553")
+        raise line_fault(path, line, f"{shown!r} is no caption; expected such as COCO_val2014:sentid:411553")
     if match := _IMAGE.fullmatch(text):
         return match[1]
-    raise CusaError(f"{path}, line {line}: {text!r} is no image; expected such as COCO_val2014_000000391895.jpg")
+    raise line_fault(path, line, f"{shown!r} is no image; expected such as COCO_val2014_000000391895.jpg")
 
 
 def cxc_correlation(

@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
-
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, FileFormatError
 from cusa.eval.index import find_images
+from cusa.eval.lines import Place, read_lines
+from cusa.eval.mat_files import read_annotations
 
 _CUB_TEST, _CARS_TEST = range(101, 201), range(99, 197)  # the second half of the classes: never seen in training
 _CARS_TEST_MAT = "cars_test_annos_withlabels.mat"
@@ -47,7 +46,7 @@ class Listed:
     id: str
     path: Path
     label: int
-    where: str
+    where: Place
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,14 @@ def read_cub(folder: Path) -> Listing:
     listed = []
     for number, (where, relative) in images.items():
         if number not in labels:
-            raise CusaError(f"{folder / CUB_LISTS[1]} has no label of image {number} ({where}); restore the whole list")
+            path = folder / CUB_LISTS[1]
+            message = f"{path} has no label of image {number} ({where}); restore the whole list"
+            raise FileFormatError(message, path=path)
         label = _number(labels[number][1], labels[number][0], "class id")
-        named = classes.get(label, ("", ""))[1]
+        named = classes[label][1] if label in classes else ""
         if relative.partition("/")[0] != named:
-            raise CusaError(
-                f"{where}: {relative} has the label {label}, which {CUB_LISTS[2]} calls {named!r}; restore the lists"
+            raise where.fault(
+                f"{relative} has the label {label}, which {CUB_LISTS[2]} calls {named!r}; restore the lists"
             )
         if label in _CUB_TEST:
             listed.append(_image(folder, f"images/{relative}", label, where))
@@ -131,10 +132,10 @@ def read_inshop(folder: Path) -> Listing:
     parts: dict[str, list[Listed]] = {"train": [], "query": [], "gallery": []}
     for where, (name, item, status) in _table(path, "image_name item_id evaluation_status", header=True, counted=True):
         if status not in parts:
-            raise CusaError(f"{where}: evaluation_status {status!r}; legal: {', '.join(parts)}")
+            raise where.fault(f"evaluation_status {status!r}; legal: {', '.join(parts)}")
         prefix, _, number = item.rpartition("_")
         if prefix != "id":
-            raise CusaError(f"{where}: item_id {item!r} is not of the form id_00000001; restore the list")
+            raise where.fault(f"item_id {item!r} is not of the form id_00000001; restore the list")
         parts[status].append(_image(base, name, _number(number, where, "item_id"), where))
     return Listing(parts["query"], parts["gallery"])
 
@@ -162,16 +163,16 @@ def read_folder(folder: Path) -> Listing:
     ids = [path.relative_to(folder).as_posix() for path in paths]
     loose = [i for i in ids if "/" not in i]
     if loose:
-        raise CusaError(
+        raise DataError(
             f"{len(loose):,} images lie in no class folder, first {folder / loose[0]}; pass the folder that holds one "
             f"folder per class ({folder.parent}, if {folder.name} is a class)"
         )
     numbers = {name: n for n, name in enumerate(sorted({i.partition("/")[0] for i in ids}))}
     if len(numbers) < 2:
         only = folder / next(iter(numbers))
-        raise CusaError(f"all images of {folder} lie in {only}; pass the folder that holds one folder per class")
+        raise DataError(f"all images of {folder} lie in {only}; pass the folder that holds one folder per class")
     return Listing(
-        [Listed(i, path, numbers[i.partition("/")[0]], str(folder)) for i, path in zip(ids, paths, strict=True)]
+        [Listed(i, path, numbers[i.partition("/")[0]], Place(folder, "")) for i, path in zip(ids, paths, strict=True)]
     )
 
 
@@ -182,28 +183,14 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
-def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise CusaError(f"{path} does not exist; it belongs to the published data set, put it there") from None
-    except OSError as error:
-        raise CusaError(f"{path} cannot be read ({error.strerror})") from None
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise CusaError(f"{path} line {line} is not UTF-8 text; save it as UTF-8") from None
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _lines(path: Path) -> Iterator[tuple[Place, str]]:
     """Lines that are not blank, without white space around them, each with its place."""
-    for n, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
-            yield f"{path} line {n}", line.strip()
+            yield Place(path, f"line {number}"), line.strip()
 
 
-def _table(path: Path, columns: str, header: bool = False, counted: bool = False) -> Iterator[tuple[str, list[str]]]:
+def _table(path: Path, columns: str, header: bool = False, counted: bool = False) -> Iterator[tuple[Place, list[str]]]:
     """Rows of white-space separated columns, each with its place.
 
     Args:
@@ -212,57 +199,42 @@ def _table(path: Path, columns: str, header: bool = False, counted: bool = False
         header: Whether a line with these names precedes the rows.
         counted: Whether a line with a number precedes that one.
     """
-    lines, nothing = _lines(path), (f"{path} line 1", "")
+    lines, nothing = _lines(path), (Place(path, "line 1"), "")
     if counted:
         where, line = next(lines, nothing)
         _number(line, where, "the number of images")
     if header:
         where, line = next(lines, nothing)
         if line.split() != columns.split():
-            raise CusaError(f"{where}: expected the header {columns!r}, found {line[:80]!r}; restore the list")
+            raise where.fault(f"expected the header {columns!r}, found {line[:80]!r}; restore the list")
     wanted, empty = len(columns.split()), True
     for where, line in lines:
         row = line.split(None, wanted - 1)
         if len(row) < wanted:
-            raise CusaError(f"{where}: expected {columns!r}, found {line[:80]!r}; restore the list")
+            raise where.fault(f"expected {columns!r}, found {line[:80]!r}; restore the list")
         yield where, row
         empty = False
     if empty:
-        raise CusaError(f"{path} is empty; expected lines of {columns!r}")
+        raise FileFormatError(f"{path} is empty; expected lines of {columns!r}", path=path)
 
 
-def _pairs(path: Path) -> dict[int, tuple[str, str]]:
+def _pairs(path: Path) -> dict[int, tuple[Place, str]]:
     """A list of CUB, ``<id> <value>``: place and value of each id."""
-    pairs: dict[int, tuple[str, str]] = {}
+    pairs: dict[int, tuple[Place, str]] = {}
     for where, (key, value) in _table(path, "id value"):
         number = _number(key, where, "id")
         if number in pairs:
-            raise CusaError(f"{where}: the id {number} is used twice, before in {pairs[number][0]}; restore the list")
+            raise where.fault(f"the id {number} is used twice, before in {pairs[number][0]}; restore the list")
         pairs[number] = where, value
     return pairs
 
 
 def _from_mat(path: Path, name_field: str, base: Path, prefix: str) -> Iterator[Listed]:
     """Images of the struct array ``annotations`` of a MATLAB file."""
-    for n, (name, label) in enumerate(_annotations(path, name_field), start=1):
-        where = f"{path} annotation {n}"
-        image = _image(base, str(name), _number(str(label).removesuffix(".0"), where, "class"), where)
+    for number, (name, label) in enumerate(read_annotations(path, name_field), start=1):
+        where = Place(path, f"annotation {number}")
+        image = _image(base, name, _number(label.removesuffix(".0"), where, "class"), where)
         yield Listed(prefix + image.id, image.path, image.label, where)
-
-
-def _annotations(path: Path, name_field: str) -> list[tuple[Any, Any]]:
-    from scipy.io import loadmat
-
-    if not path.is_file():
-        raise CusaError(f"{path} does not exist; it belongs to the published data set, put it there")
-    try:
-        array = np.atleast_1d(loadmat(path, squeeze_me=True, variable_names="annotations")["annotations"])
-        return list(zip(array[name_field], array["class"], strict=True))
-    except Exception as error:  # whatever broken bytes make scipy meet
-        raise CusaError(
-            f"{path} has no struct array 'annotations' with the fields {name_field} and class "
-            f"({type(error).__name__}: {error}); fetch the file again"
-        ) from None
 
 
 def _from_csv(path: Path, base: Path, half: str) -> Iterator[Listed]:
@@ -278,23 +250,21 @@ def _from_csv(path: Path, base: Path, half: str) -> Iterator[Listed]:
         if n == 0 and row[-1] == "class":
             continue
         if len(row) != 6:
-            raise CusaError(f"{where}: expected filename,x1,y1,x2,y2,class, found {line[:80]!r}; restore the list")
+            raise where.fault(f"expected filename,x1,y1,x2,y2,class, found {line[:80]!r}; restore the list")
         image = _image(base, found.get(row[0], f"{half}/{row[0]}"), _number(row[5], where, "class"), where)
         if copies[row[0]] > 1:
-            raise CusaError(
-                f"{where}: {copies[row[0]]} files below {base / half} are called {row[0]}; keep the right one"
-            )
+            raise where.fault(f"{copies[row[0]]} files below {base / half} are called {row[0]}; keep the right one")
         yield image
 
 
-def _number(text: str, where: str, what: str) -> int:
+def _number(text: str, where: Place, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):  # fits into int64
-        raise CusaError(f"{where}: expected a number as {what}, found {text[:80]!r}; restore the list")
+        raise where.fault(f"expected a number as {what}, found {text[:80]!r}; restore the list")
     return int(text)
 
 
-def _image(base: Path, relative: str, label: int, where: str) -> Listed:
+def _image(base: Path, relative: str, label: int, where: Place) -> Listed:
     path = PurePosixPath(relative)
     if path.is_absolute() or ".." in path.parts or not path.name:
-        raise CusaError(f"{where}: {relative!r} is no path below {base}; list images by paths within the data set")
+        raise where.fault(f"{relative!r} is no path below {base}; list images by paths within the data set")
     return Listed(str(path), base / path, label, where)

@@ -19,6 +19,7 @@ import numpy as np
 from cusa.data.errors import CusaError
 from cusa.eval import image_layouts as layouts
 from cusa.eval.image_layouts import Listed, Listing
+from cusa.eval.lines import Place
 
 FOLDER = "folder"  # the name of any tree of one folder per class
 
@@ -199,10 +200,10 @@ def _check_listed(listing: Listing, folder: Path) -> None:
     if not listing.queries or listing.gallery == []:
         what = "test" if listing.gallery is None else "gallery" if listing.queries else "query"
         raise CusaError(f"the lists in {folder} name no {what} image; restore them")
-    seen: dict[str, str] = {}
+    seen: dict[str, Place] = {}
     for image in (*listing.queries, *(listing.gallery or ())):
         if image.id in seen:
-            raise CusaError(f"{image.where}: {image.id} is listed already, in {seen[image.id]}; list each image once")
+            raise image.where.fault(f"{image.id} is listed already, in {seen[image.id]}; list each image once")
         seen[image.id] = image.where
         try:
             image.id.encode()

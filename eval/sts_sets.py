@@ -28,7 +28,8 @@ from typing import Literal
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, FileFormatError
+from cusa.eval.lines import find_columns, line_fault, read_csv, read_lines
 
 # Pairs of each subset, in SentEval's order (Conneau and Kiela, LREC 2018); STS13 without SMT, which is not distributed
 # freely and which no published "STS13" of SentEval has.
@@ -60,9 +61,10 @@ _INPUT = re.compile(r"(STS(?:20\d\d)?)\.input\.(.+)\.txt")
 _BENCHMARK = re.compile(r"(?:sts-|stsb[-_]en[-_])?(train|dev|validation|test)\.(?:csv|tsv)")
 _SICK = re.compile(r"SICK_(train|trial|test_annotated)\.txt")
 _HIGHEST = 5.0
+_LONGEST_HEADER = 10_000  # bytes; a file that is no table may have no line
 
 
-class NoStsDataError(CusaError):
+class NoStsDataError(DataError):
     """A folder that holds no STS data, or is none."""
 
 
@@ -156,13 +158,13 @@ def _chosen(candidates: Sequence[tuple[StsTask, Path]], allow_partial: bool) -> 
     whole = [c for c in candidates if not _lacks(c[0])]
     task, place = (whole or candidates)[0]
     if not whole and not allow_partial:
-        raise CusaError(
+        raise DataError(
             f"{task.name} in {place} is not the published one: {'; '.join(_lacks(task))}; "
             "get the missing files, or pass --allow-partial to evaluate what is there"
         )
     for other, there in (whole or candidates)[1:]:
         if other.fingerprint != task.fingerprint:
-            raise CusaError(f"{task.name} is in {place} and, with other content, in {there}; pass one of the two")
+            raise DataError(f"{task.name} is in {place} and, with other content, in {there}; pass one of the two")
     return StsTask(task.name, task.subsets, task.headline, (*task.notes, *_lacks(task)))
 
 
@@ -196,7 +198,7 @@ def _tasks_in(place: Path, names: Sequence[str]) -> Iterator[StsTask]:
         by_split: dict[str, tuple[Path, _Form]] = {}
         for split, path, form in files:
             if split in by_split:
-                raise CusaError(f"{by_split[split][0]} and {path.name} are both {task} {split}; keep one of the two")
+                raise DataError(f"{by_split[split][0]} and {path.name} are both {task} {split}; keep one of the two")
             by_split[split] = path, form
         yield StsTask(task, tuple(_read_table(*by_split[s], s) for s in TASKS[task] if s in by_split), "test")
 
@@ -209,7 +211,7 @@ def _year_task(place: Path, prefix: str, inputs: Mapping[str, str]) -> Iterator[
     if named and shared[f"STS{named[1]}"]:
         years = [f"STS{named[1]}"]
     if len(years) > 1:
-        raise CusaError(
+        raise DataError(
             f"{place} has the subsets {', '.join(inputs)}, which may be of {' or '.join(years)}; "
             f"name the folder after its year, such as {years[0]}-en-test"
         )
@@ -223,21 +225,21 @@ def _year_task(place: Path, prefix: str, inputs: Mapping[str, str]) -> Iterator[
 def _read_year_subset(place: Path, prefix: str, name: str) -> Pairs:
     inputs, scores = place / f"{prefix}.input.{name}.txt", place / f"{prefix}.gs.{name}.txt"
     if not scores.is_file():
-        raise CusaError(f"{scores} does not exist; it holds the gold scores of {inputs.name}, one a line")
+        message = f"{scores} does not exist; it holds the gold scores of {inputs.name}, one a line"
+        raise FileFormatError(message, path=scores)
     lines, gold = read_lines(inputs), read_lines(scores)
     if len(lines) != len(gold):
-        raise CusaError(
-            f"{inputs} has {len(lines)} lines and {scores.name} {len(gold)}; they must have the same number"
+        raise FileFormatError(
+            f"{inputs} has {len(lines)} lines and {scores.name} {len(gold)}; they must have the same number",
+            path=inputs,
         )
     rows = []
     for number, (line, score) in enumerate(zip(lines, gold, strict=True), start=1):
         if score.strip():
             cells = line.rstrip().split("\t")
             if len(cells) not in (2, 4):
-                raise CusaError(
-                    f"{inputs}, line {number}: {len(cells)} tab-separated columns; expected two sentences, or two "
-                    "sentences and their two sources"
-                )
+                message = f"{len(cells)} tab-separated columns; expected two sentences, or two and their two sources"
+                raise line_fault(inputs, number, message)
             rows.append((*_sentences(cells[:2], inputs, number), parse_score(score, scores, number)))
     return _pairs(rows, name)
 
@@ -255,12 +257,16 @@ class _Form:
 def _form_by_header(path: Path, names: Sequence[str]) -> _Form | None:
     """The form of a table whose first line names its columns, if it has those names."""
     with path.open("rb") as file:
-        first = file.readline().decode("utf-8-sig", errors="replace")
+        first = file.readline(_LONGEST_HEADER).decode("utf-8-sig", errors="replace")
     tabs = "\t" in first
-    header = [cell.strip().strip('"').lower() for cell in first.split("\t" if tabs else ",")]
-    if not set(names) <= set(header):
+    try:
+        header = first.split("\t") if tabs else next(csv.reader([first]), [])
+    except csv.Error:  # of another data set's table
         return None
-    first_column, second_column, score_column = (header.index(name) for name in names)
+    columns = find_columns(header, names, path)
+    if columns is None:
+        return None
+    first_column, second_column, score_column = columns
     return _Form((first_column, second_column, score_column), (len(header),), tabs, header=True)
 
 
@@ -277,9 +283,11 @@ def _sick_form(path: Path) -> _Form:
     names = ("sentence_a", "sentence_b", "relatedness_score")
     form = _form_by_header(path, names)
     if form is None:
-        raise CusaError(
+        raise FileFormatError(
             f"{path}, line 1, is no header of SICK; expected pair_ID, sentence_A, sentence_B, relatedness_score and "
-            "entailment_judgment, tab-separated"
+            "entailment_judgment, tab-separated",
+            path=path,
+            location="line 1",
         )
     return form
 
@@ -288,10 +296,8 @@ def _read_table(path: Path, form: _Form, name: str) -> Pairs:
     rows = []
     for number, cells in _cells(path, form):
         if len(cells) not in form.widths:
-            raise CusaError(
-                f"{path}, line {number}: {len(cells)} {'tab' if form.tabs else 'comma'}-separated columns; "
-                f"expected {' or '.join(map(str, form.widths))}"
-            )
+            kind, legal = "tab" if form.tabs else "comma", " or ".join(map(str, form.widths))
+            raise line_fault(path, number, f"{len(cells)} {kind}-separated columns; expected {legal}")
         first, second, score = (cells[column] for column in form.columns)
         rows.append((*_sentences((first, second), path, number), parse_score(score, path, number)))
     return _pairs(rows, name)
@@ -299,38 +305,18 @@ def _read_table(path: Path, form: _Form, name: str) -> Pairs:
 
 def _cells(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
     """The cells of each row that is not empty, with the number of its last line."""
-    lines = read_lines(path)
-    if form.tabs:
-        rows = ((number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip())
-        yield from list(rows)[form.header :]
+    if not form.tabs:
+        yield from list(read_csv(path))[form.header :]
         return
-    reader = csv.reader((f"{line}\n" for line in lines), strict=True)
-    try:
-        yield from [(reader.line_num, row) for row in reader if row][form.header :]
-    except csv.Error as error:
-        raise CusaError(f"{path}, line {reader.line_num}: {error}; expected comma-separated values") from None
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, without their ends.
-
-    Raises:
-        CusaError: If it is not UTF-8; names the line.
-    """
-    # str.splitlines would also break lines at characters that occur within sentences, such as U+2028.
-    raw = path.read_bytes()
-    try:
-        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise CusaError(f"{path}, line {line}, is not UTF-8 text; save the file as UTF-8") from None
-    return lines if lines[-1] else lines[:-1]
+    lines = enumerate(read_lines(path), start=1)
+    rows = [(number, line.split("\t")) for number, line in lines if line.strip()]
+    yield from rows[form.header :]
 
 
 def _sentences(cells: Sequence[str], path: Path, number: int) -> tuple[str, str]:
     first, second = (cell.strip() for cell in cells)
     if not (first and second):
-        raise CusaError(f"{path}, line {number}: an empty sentence; expected two sentences and a score")
+        raise line_fault(path, number, "an empty sentence; expected two sentences and a score")
     return first, second
 
 
@@ -338,16 +324,15 @@ def parse_score(text: str, path: Path, number: int) -> float:
     """A human judgement, 0 to 5.
 
     Raises:
-        CusaError: If it is no such number; names the file and the line.
+        FileFormatError: If it is no such number; names the file and the line.
     """
     try:
-        score = float(text)
+        score = float(text) if text.isascii() and "_" not in text else -1.0
     except ValueError:
         score = -1.0
     if not 0 <= score <= _HIGHEST:  # NaN is not, either
-        raise CusaError(
-            f"{path}, line {number}: {text.strip()!r} is no score; expected a number from 0 to {_HIGHEST:g}"
-        )
+        shown = text.strip()[:80]
+        raise line_fault(path, number, f"{shown!r} is no score; expected a number from 0 to {_HIGHEST:g}")
     return score
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError
-from cusa.eval.sts_sets import TASKS, find_sts_tasks
+from cusa.eval.sts_sets import TASKS, NoStsDataError, find_sts_tasks
 
 FILES = {"train": "train", "dev": "trial", "test": "test_annotated"}
 GLUE_HEADER = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
@@ -262,6 +262,10 @@ def test_malformed_lines_of_a_year(tmp_path, file_name, line, message):
         ("dev.tsv", "sentence1\tsentence2\tscore\na\tb\n", "line 2: 2 tab-separated columns; expected 3"),
         ("dev.csv", "sentence1,sentence2,score\na,b,1\na, b, c,1\n", "line 3: 4 comma-separated columns; expected 3"),
         ("dev.csv", 'sentence1,sentence2,score\n"a,b,1\n', "unexpected end of data"),
+        ("dev.csv", "sentence1,sentence1,sentence2,score\na,b,c,1\n", "line 1: 2 columns are named sentence1"),
+        ("dev.csv", "sentence1,sentence2,score\n" + '"a,b,1\nc,d,2\n', "unexpected end of data"),
+        ("dev.csv", "sentence1,sentence2,score\na,b," + "1" * 200_000, "field larger than field limit"),
+        ("dev.tsv", "sentence1\tsentence2\tscore\na\tb\t1e999\n", "line 2: '1e999' is no score"),
         ("SICK_trial.txt", "1\ta\tb\t2\tNEUTRAL\n", "line 1, is no header of SICK"),
         ("SICK_trial.txt", "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\ta\tb\t-1\n", "line 2: '-1' is no"),
     ],
@@ -289,3 +293,20 @@ def test_two_files_of_one_split(tmp_path):
     for name in ("sts-test.csv", "sts-test.tsv"):
         _write(tmp_path / name, ["g\tf\ty\t0\t1\ta\tb"])
     assert "sts-test.tsv are both STSBenchmark test; keep one" in _error(tmp_path, allow_partial=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff\xfe" * 50, b'"' * 20_001, b"x" * 300_000, b"a,b\n1,2\n"])
+@pytest.mark.parametrize("name", ["train.csv", "test.tsv"])
+def test_tables_of_other_data_sets_are_no_fault(tmp_path, name, content):
+    """Any data set may have a train.csv."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(NoStsDataError):
+        find_sts_tasks(tmp_path)
+
+
+def test_a_quoted_header_with_commas_is_a_header(tmp_path):
+    rows = [f'"a, {i}","b ""{i}""",{i % 5},"x, y"' for i in range(4)]
+    _write(tmp_path / "test.csv", ['sentence1,sentence2,score,"more, and more"', *rows])
+    [task] = find_sts_tasks(tmp_path, allow_partial=True)
+    assert task.subsets[0].first == ("a, 0", "a, 1", "a, 2", "a, 3")
+    assert task.subsets[0].second[1] == 'b "1"'

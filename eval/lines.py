@@ -1,0 +1,97 @@
+"""Lines and tables of text files that others wrote; what is wrong with one names the file and the line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cusa.data.errors import FileFormatError
+
+
+class Place(NamedTuple):
+    """A line of a file; as text, ``FILE line 3``."""
+
+    path: Path
+    location: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.location}".rstrip()
+
+    def fault(self, message: str) -> FileFormatError:
+        """The error of what is wrong there."""
+        return FileFormatError(f"{self}: {message}", path=self.path, location=self.location)
+
+
+def line_fault(path: Path, number: int, message: str) -> FileFormatError:
+    """The error of what is wrong with a line of a file.
+
+    Args:
+        path: The file.
+        number: The line, from 1.
+        message: What is wrong, and what is expected.
+    """
+    return FileFormatError(f"{path}, line {number}: {message}", path=path, location=f"line {number}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a UTF-8 file, without their ends; a byte order mark is left out.
+
+    Raises:
+        FileFormatError: If the file is missing, a folder, or not UTF-8; names the line.
+    """
+    # str.splitlines would also break lines at characters that occur within sentences, such as U+2028.
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        message = f"{path} does not exist; it belongs to the published data set, put it there"
+        raise FileFormatError(message, path=path) from None
+    except IsADirectoryError:
+        raise FileFormatError(f"{path} is a folder, not a file", path=path) from None
+    try:
+        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        location = f"line {number}"
+        message = f"{path}, {location}, is not UTF-8 text; save the file as UTF-8"
+        raise FileFormatError(message, path=path, location=location) from None
+    return lines if lines[-1] else lines[:-1]
+
+
+def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Read a comma-separated file: yields the cells of each row that is not empty, and the number of its last line.
+
+    Raises:
+        FileFormatError: If a row cannot be parsed: an open quotation mark, a cell of more than 131,072 characters.
+    """
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise line_fault(path, reader.line_num, f"{error}; expected comma-separated values") from None
+        if row is None:
+            return
+        if row:
+            yield reader.line_num, row
+
+
+def find_columns(header: Sequence[str], names: Sequence[str], path: Path) -> list[int] | None:
+    """Where the columns of these names are, by a table's header; ``None`` if one is missing.
+
+    Args:
+        header: Cells of the first line.
+        names: The names, in lower case.
+        path: The file.
+
+    Raises:
+        FileFormatError: If a column is there twice.
+    """
+    cells = [cell.strip().strip('"').lower() for cell in header]
+    if not set(names) <= set(cells):
+        return None
+    for name in names:
+        if cells.count(name) > 1:
+            raise line_fault(path, 1, f"{cells.count(name)} columns are named {name}; keep one")
+    return [cells.index(name) for name in names]
