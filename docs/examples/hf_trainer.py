@@ -68,7 +68,7 @@ class CusaTrainer(Trainer):
     ) -> Any:
         """The model's loss; the terms go to the log."""
         outputs = model(**inputs)
-        if self.state.global_step % self.args.logging_steps == 0:
+        if model.training and self.state.global_step % self.args.logging_steps == 0:
             self.log({name: outputs[name].item() for name in ("contrastive", "csa", "usa")})
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -78,28 +78,53 @@ class CusaTrainer(Trainer):
 
 
 class Collator:
-    """Rows of the store to a batch: pictures, tokens, and the teachers' embeddings of the same rows."""
+    """Rows of the store to a batch: pictures, tokens, and the teachers' embeddings of the same rows.
 
-    def __init__(self, store: EmbeddingStore, split: str, teachers: tuple[str, str], processor: Any) -> None:
-        self.root, self.split, self.processor = store.image_root, store.split(split), processor
-        self.image_teacher, self.text_teacher = (store.embeddings(name, split) for name in teachers)
+    Trainer has one collator for training and evaluation: each pair says which split its rows are of.
+    """
 
-    def __call__(self, pairs: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        """The batch as keyword arguments of the model."""
+    def __init__(self, store: EmbeddingStore, teachers: tuple[str, str], processor: Any) -> None:
+        self.store, self.teachers, self.processor = store, teachers, processor
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The batch as keyword arguments of the model.
+
+        Raises:
+            ValueError: If the pairs are of several splits: row 0 of each is another image.
+        """
+        names = {pair["split"] for pair in pairs}
+        if len(names) != 1:
+            raise ValueError(f"a batch has pairs of the splits {sorted(names)}; give it those of one")
+        [name] = names
+        split = self.store.split(name)
         image_rows, caption_rows = (np.array([p[k] for p in pairs]) for k in ("image_row", "caption_row"))
         batch = self.processor(
-            images=[load_image(self.root / self.split.image_paths[i]).convert("RGB") for i in image_rows],
-            text=[self.split.captions[i] for i in caption_rows],
+            images=[load_image(self.store.image_root / split.image_paths[i]).convert("RGB") for i in image_rows],
+            text=[split.captions[i] for i in caption_rows],
             padding=True,
             truncation=True,
             return_tensors="pt",
         )
+        image_teacher, text_teacher = (self.store.embeddings(teacher, name) for teacher in self.teachers)
         return {
             **batch,
-            "teacher_image": torch.from_numpy(self.image_teacher.gather(image_rows)),
-            "teacher_text": torch.from_numpy(self.text_teacher.gather(caption_rows)),
+            "teacher_image": torch.from_numpy(image_teacher.gather(image_rows)),
+            "teacher_text": torch.from_numpy(text_teacher.gather(caption_rows)),
             "image_ids": torch.from_numpy(image_rows),
         }
+
+
+def pairs_of(store: EmbeddingStore, name: str) -> Dataset:
+    """The pairs of a split, by its name and rows."""
+    split = store.split(name)
+    # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave their pairs out.
+    no_image, no_caption = store.skipped(name)
+    good = ~np.isin(split.caption_image, no_image) & ~np.isin(np.arange(split.n_captions), no_caption)
+    caption_rows = np.flatnonzero(good)
+    image_rows = split.caption_image[caption_rows]
+    return Dataset.from_dict(
+        {"split": [name] * len(caption_rows), "image_row": image_rows, "caption_row": caption_rows}
+    )
 
 
 def main(folder: Path, steps: int = 60) -> CusaTrainer:
@@ -107,22 +132,18 @@ def main(folder: Path, steps: int = 60) -> CusaTrainer:
     store = make_data(folder).store
     clip = make_clip(folder / "clip")
 
-    split = store.split("train")
     torch.manual_seed(0)
     model = ClipWithCusa(CLIPModel.from_pretrained(clip, trust_remote_code=False), CUSALoss())
     processor = AutoProcessor.from_pretrained(clip, trust_remote_code=False)
-    # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave their pairs out.
-    no_image, no_caption = store.skipped("train")
-    good = ~np.isin(split.caption_image, no_image) & ~np.isin(np.arange(split.n_captions), no_caption)
-    caption_rows = np.flatnonzero(good)
-    pairs = Dataset.from_dict({"image_row": split.caption_image[caption_rows], "caption_row": caption_rows})
     trainer = CusaTrainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(folder / "out"),
             remove_unused_columns=False,  # the collator, not the model, takes the columns
+            label_names=["image_ids"],  # without a name of labels, Trainer would evaluate no loss
             dataloader_drop_last=True,
             per_device_train_batch_size=32,
+            per_device_eval_batch_size=32,
             max_steps=steps,
             learning_rate=1e-3,
             weight_decay=0.01,
@@ -132,8 +153,9 @@ def main(folder: Path, steps: int = 60) -> CusaTrainer:
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
-        train_dataset=pairs,
-        data_collator=Collator(store, "train", ("vision", "words"), processor),
+        train_dataset=pairs_of(store, "train"),
+        eval_dataset=pairs_of(store, "val"),
+        data_collator=Collator(store, ("vision", "words"), processor),
     )
     trainer.train()
     return trainer
@@ -144,3 +166,4 @@ if __name__ == "__main__":
         trainer = main(Path(folder))
         print("loss", [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry])
         print("temperatures", trainer.model.loss.temperatures())
+        print("loss on val", round(trainer.evaluate()["eval_loss"], 4))

@@ -24,7 +24,7 @@ CAPTION_WORDS = 8
 
 
 class MadeUp(NamedTuple):
-    """A store with the teachers ``vision`` and ``words``, and what a student sees.
+    """A store with the teachers ``vision`` and ``words``, and what a student sees of its train split.
 
     ``pixels`` is float32 ``[n_images, 3, 32, 32]`` in [0, 1], ``tokens`` int64 ``[n_captions, 8]`` below ``N_WORDS``.
     """
@@ -37,9 +37,9 @@ class MadeUp(NamedTuple):
 N_WORDS = len(WORDS)
 
 
-def make_data(folder: Path, n_images: int = 64) -> MadeUp:
-    """A data set with two captions an image, as files and store in ``folder``."""
-    meaning = np.random.default_rng(0).normal(size=(n_images, 12))
+def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
+    """A data set with two captions an image, splits train and val, as files and store in ``folder``."""
+    meaning = np.random.default_rng(0).normal(size=(n_images + n_val, 12))
     colours = (255 / (1 + np.exp(-meaning.reshape(-1, 2, 2, 3)))).astype(np.uint8).repeat(16, 1).repeat(16, 2)
     numbers = 2 * np.arange(12) + (meaning > 0)
     tokens = np.stack([numbers[:, :CAPTION_WORDS], numbers[:, -CAPTION_WORDS:]], axis=1)
@@ -48,7 +48,8 @@ def make_data(folder: Path, n_images: int = 64) -> MadeUp:
         Image.fromarray(picture).save(folder / f"{i}.png")
         texts = tuple(" ".join(WORDS[w] for w in caption) for caption in captions)
         records.append(Record(f"{i}", f"{i}.png", texts, (f"{i}#0", f"{i}#1")))
-    data = Index.of(Dataset("made-up", folder, {"train": tuple(records)}), {})
+    splits = {"train": tuple(records[:n_images]), "val": tuple(records[n_images:])}
+    data = Index.of(Dataset("made-up", folder, splits), {})
     flat = tokens.reshape(-1, CAPTION_WORDS)
     rows = {"vision": meaning, "words": np.eye(N_WORDS)[flat].sum(1)}
     for teacher, modality, ids in (
@@ -58,9 +59,10 @@ def make_data(folder: Path, n_images: int = 64) -> MadeUp:
         dim = rows[teacher].shape[1]
         settings = TeacherSettings(modality, teacher, "unknown", {}, "none", "fp32", dim, "float16", True)
         foreign = ForeignRows(ids, rows[teacher], "made up")
-        import_rows(folder / "store.h5", data, "train", teacher, settings, foreign, skip_missing=False)
-    pixels = torch.from_numpy(colours).permute(0, 3, 1, 2).float() / 255
-    return MadeUp(EmbeddingStore(folder / "store.h5"), pixels, torch.from_numpy(flat))
+        for split in splits:  # each takes the rows of its own ids
+            import_rows(folder / "store.h5", data, split, teacher, settings, foreign, skip_missing=False)
+    pixels = torch.from_numpy(colours[:n_images]).permute(0, 3, 1, 2).float() / 255
+    return MadeUp(EmbeddingStore(folder / "store.h5"), pixels, torch.from_numpy(flat[: 2 * n_images]))
 
 
 def caption_batches(store: EmbeddingStore, size: int, steps: int) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """CUSALoss as a loss of SentenceTransformerTrainer, on a CLIP that sentence-transformers loads by itself.
 
-The labels of the batch are caption rows of the store; images, captions and teachers are all found by them.
+The labels of the batch say which rows of the store the pairs are: the split's number and the caption row. Images and
+teachers are found by them.
 
 Run it: ``python docs/examples/sentence_transformers_trainer.py`` (needs ``accelerate`` and ``datasets``)
 """
@@ -26,7 +27,10 @@ from made_up import make_clip, make_data
 
 
 class StoredSoftLabelLoss(nn.Module):
-    """CUSALoss for pairs of an image column, a caption column, and a label column of caption rows.
+    """CUSALoss for pairs of an image column, a caption column, and a label column: split number and caption row.
+
+    The trainer has one loss for training and evaluation. Caption row 0 of each split is another caption, so the rows
+    alone would give an evaluation the teachers' embeddings of the training captions, and a wrong ``eval_loss``.
 
     The trainer gives the parameters of its loss to the optimizer, so the temperatures are learned. The heads are part
     of the model, so that they are saved with it.
@@ -34,27 +38,33 @@ class StoredSoftLabelLoss(nn.Module):
     Args:
         model: The model; gives ``sentence_embedding``, ``uni_image_embedding`` and ``uni_text_embedding``.
         store: The store.
-        split: The split that the labels are caption rows of.
+        splits: The splits, by the numbers that the labels have for them.
         image_teacher: Name of a teacher in the store.
         text_teacher: Name of a teacher in the store.
     """
 
     def __init__(
-        self, model: SentenceTransformer, store: EmbeddingStore, split: str, image_teacher: str, text_teacher: str
+        self,
+        model: SentenceTransformer,
+        store: EmbeddingStore,
+        splits: tuple[str, ...],
+        image_teacher: str,
+        text_teacher: str,
     ) -> None:
         super().__init__()
         self.model, self.cusa = model, CUSALoss()
-        self.split = store.split(split)
-        self.image_teacher = store.embeddings(image_teacher, split)
-        self.text_teacher = store.embeddings(text_teacher, split)
+        self.caption_images = [store.split(name).caption_image for name in splits]
+        self.image_teachers = [store.embeddings(image_teacher, name) for name in splits]
+        self.text_teachers = [store.embeddings(text_teacher, name) for name in splits]
 
     def forward(self, sentence_features: list[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch; the trainer passes the columns in their order, and the labels."""
+        """The loss of a batch of one split; the trainer passes the columns in their order, and the labels."""
         images, texts = (self.model(features) for features in sentence_features)
-        caption_rows = labels.cpu().numpy()
-        image_rows = self.split.caption_image[caption_rows]
-        teacher_image = torch.from_numpy(self.image_teacher.gather(image_rows))
-        teacher_text = torch.from_numpy(self.text_teacher.gather(caption_rows))
+        splits, caption_rows = labels.cpu().numpy().T
+        [split] = set(splits.tolist())  # the trainer mixes no data sets in a batch
+        image_rows = self.caption_images[split][caption_rows]
+        teacher_image = torch.from_numpy(self.image_teachers[split].gather(image_rows))
+        teacher_text = torch.from_numpy(self.text_teachers[split].gather(caption_rows))
         terms = self.cusa(
             images["sentence_embedding"],
             texts["sentence_embedding"],
@@ -79,27 +89,32 @@ def with_uni_heads(clip: Transformer) -> SentenceTransformer:
     return SentenceTransformer(modules=[clip, *heads])
 
 
+def pairs_of(store: EmbeddingStore, splits: tuple[str, ...], number: int) -> Dataset:
+    """The pairs of a split, labelled with its number and their caption rows."""
+    split = store.split(splits[number])
+    columns = {
+        "image": [str(store.image_root / split.image_paths[i]) for i in split.caption_image],
+        "caption": split.captions[:],
+        "label": [[number, row] for row in range(split.n_captions)],  # "label" is a name that the trainer looks for
+    }
+    return Dataset.from_dict(columns).cast_column("image", Image())
+
+
 def main(folder: Path, steps: int = 60) -> SentenceTransformerTrainer:
     """Train on made-up data in ``folder``; the trainer afterwards."""
     store = make_data(folder).store
     clip = make_clip(folder / "clip")
 
-    split = store.split("train")
+    splits = ("train", "val")
     torch.manual_seed(0)
     model = with_uni_heads(Transformer(str(clip)))
-    pairs = Dataset.from_dict(
-        {
-            "image": [str(store.image_root / split.image_paths[i]) for i in split.caption_image],
-            "caption": split.captions[:],
-            "label": range(split.n_captions),  # the caption rows; "label" is a name that the trainer looks for
-        }
-    ).cast_column("image", Image())
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
             output_dir=str(folder / "out"),
             dataloader_drop_last=True,
             per_device_train_batch_size=32,
+            per_device_eval_batch_size=32,
             max_steps=steps,
             learning_rate=1e-3,
             logging_steps=10,
@@ -108,8 +123,9 @@ def main(folder: Path, steps: int = 60) -> SentenceTransformerTrainer:
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
-        train_dataset=pairs,
-        loss=StoredSoftLabelLoss(model, store, "train", "vision", "words"),
+        train_dataset=pairs_of(store, splits, 0),
+        eval_dataset=pairs_of(store, splits, 1),
+        loss=StoredSoftLabelLoss(model, store, splits, "vision", "words"),
     )
     trainer.train()
     return trainer
@@ -120,3 +136,4 @@ if __name__ == "__main__":
         trainer = main(Path(folder))
         print("loss", [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry])
         print("temperatures", trainer.loss.cusa.temperatures())
+        print("loss on val", round(trainer.evaluate()["eval_loss"], 4))

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import cusa
+from cusa import EmbeddingStore
+from cusa.data.images import load_image
 from cusa.train.losses import (
     CUSALoss,
     LossConfig,
@@ -117,6 +120,63 @@ def test_sentence_transformers_trainer(example, tmp_path):
     _trained_everything(trainer, trainer.loss)
     heads = [name for name, _ in trainer.model.named_parameters() if not name.startswith("0.")]
     assert len(heads) == 4  # in the model, with which they are saved: weight and bias of two
+
+
+@torch.no_grad()
+def _cusa_by_hand(model, store, split, encode, loss):
+    """The loss over a split in batches of 32 pairs, with its own teachers' rows, weighted as the trainers do."""
+    table, values, sizes = store.split(split), [], []
+    teachers = [torch.from_numpy(np.asarray(store.embeddings(t, split).gather(range(n))))
+                for t, n in (("vision", table.n_images), ("words", table.n_captions))]  # fmt: skip
+    for start in range(0, table.n_captions, 32):
+        captions = np.arange(start, min(start + 32, table.n_captions))
+        images = table.caption_image[captions]
+        pictures = [load_image(store.image_root / table.image_paths[i]).convert("RGB") for i in images]
+        features = encode(model, pictures, [table.captions[c] for c in captions])
+        ids = torch.from_numpy(images)
+        values.append(loss(*features, teachers[0][images], teachers[1][captions], ids).total.item())
+        sizes.append(len(captions))
+    return np.average(values, weights=sizes)
+
+
+def test_hugging_face_evaluates_val_with_the_teachers_of_val(example, tmp_path):
+    from transformers import AutoProcessor
+
+    trainer = example("hf_trainer").main(tmp_path, steps=2)
+    processor = AutoProcessor.from_pretrained(tmp_path / "clip")
+
+    def encode(model, pictures, captions):
+        given = processor(images=pictures, text=captions, padding=True, truncation=True, return_tensors="pt")
+        image = model.clip.get_image_features(pixel_values=given["pixel_values"]).pooler_output
+        text = model.clip.get_text_features(
+            input_ids=given["input_ids"], attention_mask=given["attention_mask"]
+        ).pooler_output
+        heads = model.heads
+        return heads["v"](image), heads["t"](text), heads["uni_v"](image), heads["uni_t"](text)
+
+    found = trainer.evaluate()["eval_loss"]
+    store = EmbeddingStore(tmp_path / "store.h5")
+    assert found == pytest.approx(
+        _cusa_by_hand(trainer.model.eval(), store, "val", encode, trainer.model.loss), rel=1e-4
+    )
+    collator, pairs = trainer.data_collator, [trainer.train_dataset[0], trainer.eval_dataset[0]]
+    with pytest.raises(ValueError, match="splits"):
+        collator(pairs)
+
+
+def test_sentence_transformers_evaluates_val_with_the_teachers_of_val(example, tmp_path):
+    trainer = example("sentence_transformers_trainer").main(tmp_path, steps=2)
+
+    def encode(model, pictures, captions):
+        image, text = (model(model.preprocess(items)) for items in (pictures, captions))
+        names = ("sentence_embedding", "uni_image_embedding", "uni_text_embedding")
+        return image[names[0]], text[names[0]], image[names[1]], text[names[2]]
+
+    found = trainer.evaluate()["eval_loss"]
+    store = EmbeddingStore(tmp_path / "store.h5")
+    assert found == pytest.approx(
+        _cusa_by_hand(trainer.model.eval(), store, "val", encode, trainer.loss.cusa), rel=1e-4
+    )
 
 
 def test_a_sentence_transformer_keeps_its_heads_when_saved(example, tmp_path):
