@@ -296,7 +296,7 @@ def import_(
     data_root: Path,
     on_error: str,
 ) -> None:
-    """Add ROWS from elsewhere to STORE: .npy, .safetensors or .h5 with ids, or a feature file of the published code."""
+    """Add ROWS from elsewhere to STORE: .npy, .safetensors or .h5, or the published code's."""
     from cusa.data.datasets import load_dataset
     from cusa.data.errors import CusaError
     from cusa.data.exchange import data_of, import_rows

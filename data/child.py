@@ -1,4 +1,4 @@
-"""Readers in a process of their own: a library that a damaged file crashes or hangs must not take this one with it."""
+"""Readers in a process of their own, which alone dies where a damaged file crashes a library."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read_in_child(reader: Callable[..., Read], form: str, path: Path, *arguments
         What the reader returns.
 
     Raises:
-        FileFormatError: If the reader raises it, or its process is killed by a fault, or computes for longer than the
-            file's size can explain.
+        FileFormatError: If the reader raises it, or its process is killed by a fault, or computes
+            for longer than the file's size can explain.
     """
     seconds = _CPU_SECONDS + path.stat().st_size // _BYTES_PER_SECOND
     function = f"{reader.__module__}:{reader.__name__}"

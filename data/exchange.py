@@ -32,8 +32,8 @@ def export_rows(store: EmbeddingStore, teacher: str, split: str, path: Path) -> 
         store: The store.
         teacher: The teacher's name.
         split: The split.
-        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes through memory, with
-            the teacher's settings as metadata).
+        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes
+            through memory, with the teacher's settings as metadata).
 
     Returns:
         Path of the ids: a JSON list of image or caption ids, in row order; rows without an embedding are NaN.
@@ -145,7 +145,7 @@ def _order(table: SplitTable, modality: str, ids: Sequence[str]) -> np.ndarray:
 
 
 def _normalized(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Rows of length one; rows that are as normalised as their dtype can be stay, such as exported ones."""
+    """Rows of length one; those that are as normalised as their dtype can be stay as they are."""
     rounding = np.finfo(rows.dtype).eps if rows.dtype.kind == "f" else 0
     wide = np.asarray(rows, np.float64)
     if not wide.any(axis=1).all():

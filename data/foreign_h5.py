@@ -1,4 +1,4 @@
-"""Rows and ids in HDF5 files that others wrote: sizes are compared with the file before anything is allocated."""
+"""Rows and ids in HDF5 files that others wrote: no size in them is believed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _TEXTS_AT_ONCE = 64  # each may be as long as the file
 
 
 def read_h5_rows(path: Path, inside: str, rows_name: str, ids_name: str) -> tuple[np.ndarray, list[Any] | None]:
-    """Read a dataset of numbers, and the ids beside it, in a process of its own: damaged files crash the library.
+    """Read a dataset of numbers, and the ids beside it.
+
+    A process of its own reads them: damaged files crash the library.
 
     Args:
         path: The file.
@@ -29,8 +31,8 @@ def read_h5_rows(path: Path, inside: str, rows_name: str, ids_name: str) -> tupl
         The dataset as it is, and its ids, integers or texts; ``None`` if there are none.
 
     Raises:
-        FileFormatError: If the file is damaged, has no such dataset, holds something else than numbers and ids, or
-            promises more than it can hold.
+        FileFormatError: If the file is damaged, has no such dataset, holds something else than
+            numbers and ids, or promises more than it can hold.
     """
     ids, rows = read_in_child(read_here, "HDF5", path, inside, rows_name, ids_name)
     assert rows is not None, "a reader gives rows or an error"
@@ -57,24 +59,24 @@ def read_here(path: str, inside: str, rows_name: str, ids_name: str) -> tuple[li
 
 def _dataset(file: h5py.File, path: Path, inside: str, rows_name: str) -> h5py.Dataset:
     """The dataset of that name, or the rows of the group of that name."""
-    place: Any = file.get(inside) if inside else file
-    if isinstance(place, h5py.Group):
+    dataset: Any = file.get(inside) if inside else file
+    if isinstance(dataset, h5py.Group):
         inside = f"{inside.rstrip('/')}/{rows_name}"
-        place = place.get(rows_name)
-    if not isinstance(place, h5py.Dataset):
+        dataset = dataset.get(rows_name)
+    if not isinstance(dataset, h5py.Dataset):
         held = ", ".join(sorted(file)[:5]) or "nothing"
         raise FileFormatError(
             f"{path} has no dataset {inside!r}, it holds {held}; name one, as {path}:/group/name",
             path=path,
             location=inside,
         )
-    if place.dtype.kind not in "fiu" or place.dtype.subdtype is not None:
+    if dataset.dtype.kind not in "fiu" or dataset.dtype.subdtype is not None:
         raise FileFormatError(
-            f"{path}: {place.name} holds {place.dtype}, not numbers; save float16, float32 or float64",
+            f"{path}: {dataset.name} holds {dataset.dtype}, not numbers; save float16, float32 or float64",
             path=path,
-            location=str(place.name),
+            location=str(dataset.name),
         )
-    return place
+    return dataset
 
 
 def _checked(dataset: h5py.Dataset, path: Path) -> h5py.Dataset:

@@ -1,6 +1,7 @@
-"""Embedding rows in files of their own, with an id for each: what ``cusa-store export`` writes, and others do.
+"""Embedding rows in files of their own, with an id for each.
 
-One reader serves ``cusa-store import`` and ``cusa-eval --image-embeddings``, and reads all that the one writer writes.
+One reader serves ``cusa-store import`` and ``cusa-eval --image-embeddings``, and reads all that the
+one writer writes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class ForeignRows:
 
     Attributes:
         ids: What each row is of, all different: image ids, caption ids, paths, or texts.
-        rows: float or int ``[n, d]``, as the file holds them: not normalised, nor known to be finite.
+        rows: float or int ``[n, d]``, as the file holds them: not normalised, nor known to be
+            finite.
         source: Where they come from.
     """
 
@@ -48,11 +50,12 @@ def read_rows(path: Path, ids: Path | None = None) -> ForeignRows:
     """Read embedding rows and what each of them is of.
 
     Args:
-        path: ``.npy``; ``.safetensors`` with a tensor ``embeddings``; ``.h5`` with datasets ``embeddings`` and ``ids``,
-            or ``FILE.h5:/group/name``: a group with these two, or a dataset with ``ids`` beside it.
-        ids: Of the rows, in their order: ``.txt`` (one per line), ``.json`` (a list) or ``.npy`` (integers or
-            strings); ``None``: those within the ``.h5``, or else ``NAME.ids.json`` beside ``NAME.npy``, as
-            ``cusa-store export`` writes it.
+        path: ``.npy``; ``.safetensors`` with a tensor ``embeddings``; ``.h5`` with datasets
+            ``embeddings`` and ``ids``, or ``FILE.h5:/group/name``: a group with these two, or a
+            dataset with ``ids`` beside it.
+        ids: Of the rows, in their order: ``.txt`` (one per line), ``.json`` (a list) or ``.npy``
+            (integers or strings); ``None``: those within the ``.h5``, or else ``NAME.ids.json``
+            beside ``NAME.npy``, as ``cusa-store export`` writes it.
 
     Raises:
         FileFormatError: If a file is missing, damaged, or holds something else.
@@ -85,7 +88,8 @@ def write_rows(
     """Write embedding rows to a file of their own, and their ids beside it.
 
     Args:
-        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes through memory).
+        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes
+            through memory).
         blocks: The rows, some at a time.
         shape: Of all rows, ``[n, d]``.
         dtype: Of the rows.
@@ -114,8 +118,8 @@ def write_rows(
     ids_path = _beside(path)
     with atomic_file(ids_path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for start in range(0, max(1, len(ids)), _IDS_AT_ONCE):
-            part = json.dumps(list(ids[start : start + _IDS_AT_ONCE]), ensure_ascii=False)[1:-1]
-            out.write(("[" if start == 0 else ",\n") + part)
+            items = json.dumps(list(ids[start : start + _IDS_AT_ONCE]), ensure_ascii=False)[1:-1]
+            out.write(("[" if start == 0 else ",\n") + items)
         out.write("]\n")
     return ids_path
 
@@ -124,9 +128,9 @@ def read_ids(path: Path) -> list[str]:
     """Read a file of ids.
 
     Args:
-        path: ``.txt`` (one per line, without the white space around it), ``.json`` (a list) or ``.npy``; integers are
-            ids as their digits. ``b'id0'``, as Python prints bytes, is refused: whether it means ``id0`` is not for
-            the reader to guess.
+        path: ``.txt`` (one per line, without the white space around it), ``.json`` (a list) or
+            ``.npy``; integers are ids as their digits. ``b'id0'``, as Python prints bytes, is
+            refused: whether it means ``id0`` is not for the reader to guess.
 
     Raises:
         FileFormatError: If the file is missing, or holds something else.
@@ -239,13 +243,13 @@ def _lines(text: str, path: Path) -> list[str]:
     return names
 
 
-def _refuse_printed_bytes(names: list[str], path: Path, place: str, first: int) -> list[str]:
+def _refuse_printed_bytes(names: list[str], path: Path, unit: str, first: int) -> list[str]:
     for number, name in enumerate(names, first):
         if _PRINTED_BYTES.fullmatch(name):
             raise FileFormatError(
-                f"ids {path}, {place} {number}: {name} is how Python prints bytes; write the text itself",
+                f"ids {path}, {unit} {number}: {name} is how Python prints bytes; write the text itself",
                 path=path,
-                location=f"{place} {number}",
+                location=f"{unit} {number}",
             )
     return names
 

@@ -1,4 +1,4 @@
-"""Arrays in .npy files that others wrote: what a header promises is compared with the file before it is believed."""
+"""Arrays in .npy and .npz files: what a header promises is compared with the file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def open_npy(path: Path) -> np.ndarray:
     """Map the array of a .npy file into memory.
 
     Args:
-        path: The file: numbers or texts of a fixed length; Python objects and records are never loaded.
+        path: The file: numbers or texts of a fixed length; Python objects and records are never
+            loaded.
 
     Returns:
         The array, read-only; nothing of it is read yet.
 
     Raises:
-        FileFormatError: If the file is missing, no .npy file, damaged, shorter than its header says, or holds anything
-            else.
+        FileFormatError: If the file is missing, no .npy file, damaged, shorter than its header
+            says, or holds anything else.
     """
     shape, is_fortran, dtype, offset = read_npy_header(path)
     if dtype.hasobject:
@@ -87,8 +88,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         The arrays by name.
 
     Raises:
-        FileFormatError: If the file is missing, no such archive, damaged, larger in memory than its bytes can explain,
-            or holds anything else.
+        FileFormatError: If the file is missing, no such archive, damaged, larger in memory than its
+            bytes can explain, or holds anything else.
     """
     try:
         with zipfile.ZipFile(path) as archive:

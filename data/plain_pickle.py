@@ -1,8 +1,10 @@
-"""Pickles read without trust: a few instructions, a few names, and memory and time in proportion to the file.
+"""Pickles read without trust: a few instructions, a few names, and memory and time in proportion to
+the file.
 
-Python's own unpickler believes the file: an index of its memo makes it allocate as many entries, a key may be a tuple
-whose hash takes for ever, and what is built may be nested more deeply than the interpreter's stack. Here an interpreter
-of our own takes the instructions one by one, knows those alone that plain data needs, and calls only what it is given.
+Python's own unpickler believes the file: an index of its memo makes it allocate as many entries, a
+key may be a tuple whose hash takes for ever, and what is built may be nested more deeply than the
+interpreter's stack. Here an interpreter of our own takes the instructions one by one, knows those
+alone that plain data needs, and calls only what it is given.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Effort:
     """What reading may still cost, shared by a pickle and those within it.
 
     Args:
-        n_bytes: Size of the file: each of its bytes pays for one instruction, or for one byte that is copied.
+        n_bytes: Size of the file: each of its bytes pays for one instruction, or for one byte that
+            is copied.
     """
 
     def __init__(self, n_bytes: int) -> None:
@@ -91,7 +94,8 @@ def read_pickle(
         persistent: Gives what a persistent id stands for; ``None``: there are none.
 
     Returns:
-        Numbers, texts, bytes, tuples, lists, dictionaries with keys of text or numbers, and what ``names`` returned.
+        Numbers, texts, bytes, tuples, lists, dictionaries with keys of text or numbers, and what
+        ``names`` returned.
 
     Raises:
         UnpicklingError: If it is damaged, names or holds anything else, or costs too much.
@@ -221,7 +225,7 @@ class _Machine:
 
     def _reduce(self, _: Any) -> None:
         function, arguments = self._pop(2)
-        is_known = any(function is known for known in self._names.values())
+        is_known = any(function is legal for legal in self._names.values())
         if not is_known or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("it calls what is no function")
         self._push_container(function(*arguments))

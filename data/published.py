@@ -27,8 +27,8 @@ _LEAST_VALUE_BYTES, _MOST_DIMENSIONS = 2, 32
 def read_published_rows(path: Path) -> tuple[list[str], np.ndarray]:
     """Read a feature file of the published CUSA code: a dictionary from image to vector, pickled in a ``.npy``.
 
-    Numpy arrays and torch tensors are admitted and nothing else; neither library unpickles any of it. Memory and time
-    are in proportion to the file's size, whatever it says.
+    Numpy arrays and torch tensors are admitted and nothing else; neither library unpickles any of
+    it. Memory and time are in proportion to the file's size, whatever it says.
 
     Args:
         path: ``{split}_unicom.npy``; vectors are ``[dim]`` or ``[1, dim]``.
@@ -79,7 +79,7 @@ def _read_pickle(stream: Any, n_bytes: int) -> Any:
 
 
 def _stacked(values: list[object], n_bytes: int) -> np.ndarray:
-    """float32 ``[n, dim]``, once it is known that the file holds as many numbers: it may name one vector many times."""
+    """float32 ``[n, dim]``; a file may name one vector many times, so its size is looked at."""
     vectors = [_vector(value) for value in values]
     lengths = {len(vector) for vector in vectors}
     if len(lengths) != 1 or 0 in lengths:
@@ -163,8 +163,8 @@ class _StorageId:
 def _storage(content: bytes, *, effort: Effort) -> np.ndarray:
     """The values of a torch storage, from a file of torch's older format within the pickle.
 
-    The file: four pickles (magic number, version, sizes of C's types, the storage by its persistent id), a fifth of the
-    storages' keys, and of each its length, int64, and its values.
+    The file: four pickles (magic number, version, sizes of C's types, the storage by its persistent
+    id), a fifth of the storages' keys, and of each its length, int64, and its values.
     """
     stream = io.BytesIO(content)
     types: Mapping[tuple[str, str], Callable[..., Any]] = {
@@ -174,16 +174,16 @@ def _storage(content: bytes, *, effort: Effort) -> np.ndarray:
     if (magic, version) != (_TORCH_MAGIC, _TORCH_VERSION):
         raise pickle.UnpicklingError("a storage is not of torch's older format")
     read_pickle(stream, effort, {})
-    found = read_pickle(stream, effort, types, _storage_id)
+    storage = read_pickle(stream, effort, types, _storage_id)
     keys = read_pickle(stream, effort, {})
-    if not isinstance(found, _StorageId) or not isinstance(keys, list) or len(keys) != 1:
+    if not isinstance(storage, _StorageId) or not isinstance(keys, list) or len(keys) != 1:
         raise pickle.UnpicklingError("a torch file holds something else than one storage")
     length = int.from_bytes(stream.read(8), "little")
-    if length != found.length:
-        raise pickle.UnpicklingError(f"a storage has {length} values instead of {found.length}")
-    if found.code == "bfloat16":
+    if length != storage.length:
+        raise pickle.UnpicklingError(f"a storage has {length} values instead of {storage.length}")
+    if storage.code == "bfloat16":
         effort.spend(length)  # its values are copied
-    return _float_values(content, stream.tell(), found)
+    return _float_values(content, stream.tell(), storage)
 
 
 def _storage_id(persistent: Any) -> _StorageId:
@@ -193,10 +193,10 @@ def _storage_id(persistent: Any) -> _StorageId:
     return _StorageId(storage_type(), length)
 
 
-def _float_values(content: bytes, offset: int, found: _StorageId) -> np.ndarray:
-    if found.code != "bfloat16":
-        return np.frombuffer(content, f"<{found.code}", found.length, offset)
-    upper_halves = np.frombuffer(content, "<u2", found.length, offset)
+def _float_values(content: bytes, offset: int, storage: _StorageId) -> np.ndarray:
+    if storage.code != "bfloat16":
+        return np.frombuffer(content, f"<{storage.code}", storage.length, offset)
+    upper_halves = np.frombuffer(content, "<u2", storage.length, offset)
     return (upper_halves.astype("<u4") << 16).view("<f4")
 
 

@@ -12,8 +12,8 @@ _SAFE_BYTES = 4  # a float of no more bytes has squares that float64 holds
 def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     """L2-normalise rows.
 
-    float16 holds no length above 65,504, float32 no square above 3e38 and none below 1e-45: lengths in these types
-    would turn such rows into zeros or into rows of another length.
+    float16 holds no length above 65,504, float32 no square above 3e38 and none below 1e-45: lengths
+    in these types would turn such rows into zeros or into rows of another length.
 
     Args:
         rows: ``[n, d]`` of any float or integer type.
@@ -36,7 +36,7 @@ def _divided_by_lengths(rows: np.ndarray) -> np.ndarray:
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:
-    """float64; rows that come in it are multiplied by a power of two, so that it holds their squares, too."""
+    """float64, multiplied by a power of two where it would not hold the rows' squares."""
     wide = np.asarray(rows, np.float64)
     if rows.dtype.itemsize <= _SAFE_BYTES or not wide.size:
         return wide

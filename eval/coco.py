@@ -65,7 +65,7 @@ class CocoTest:
 
 
 class Judgements:
-    """Which captions and images of COCO's test belong together, by people and by objects; each file is read once.
+    """Which captions and images of COCO's test belong together; each file is read once.
 
     With the ``eccv`` extra: ECCV Caption's list of ids, its ground truth and that of CxC.
 
@@ -88,10 +88,11 @@ class Judgements:
 
     @cached_property
     def files(self) -> Mapping[str, Mapping[Way, tuple[Path, dict[str, list[str]]]]]:
-        """By ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction: file, and the ids of each query's relevant candidates.
+        """By ground truth and direction: file, and the ids of each query's relevant candidates.
 
         Raises:
-            CusaError: If a file is missing or malformed, or plausible matches are given without the extra.
+            CusaError: If a file is missing or malformed, or plausible matches are given without the
+                extra.
         """
         folder = _package_data()
         paths: dict[str, tuple[Path, Path]] = {}
@@ -122,7 +123,8 @@ def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, judge
         judgements: Which belong together.
 
     Raises:
-        CusaError: If plausible matches are given, and a file is missing or malformed, or the ids do not fit.
+        CusaError: If plausible matches are given, and a file is missing or malformed, or the ids do
+            not fit.
     """
     if judgements.test_ids is None:
         items = _by_order(embeddings, split, dataset)

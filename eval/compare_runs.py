@@ -1,4 +1,4 @@
-"""Models that were measured before, side by side: their files of results to comparison.json and comparison.html."""
+"""Models that were measured before, side by side: comparison.json and comparison.html."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def compare_measured(
     """Compare models that were measured before; writes comparison.json and comparison.html.
 
     Args:
-        models: Run directories, or folders of results; the first is what the others are compared to.
+        models: Run directories, or folders of results; the first is what the others are compared
+            to.
         bootstrap: Resamplings.
         seed: Their seed.
         out: Folder of what is written; ``None``: ``eval`` beside the first.

@@ -43,8 +43,8 @@ class Hit:
         item: The item.
         similarity: Its cosine similarity to the query.
         correct: Whether it is relevant by the data set's labels; ``None`` where these know no answer to the query.
-        is_true: Whether image and caption belong together by the data set's own truth, whatever its labels say;
-            ``None`` where it knows none.
+        is_true: Whether image and caption belong together by the data set's own truth, whatever its
+            labels say; ``None`` where it knows none.
     """
 
     item: Item
@@ -172,7 +172,7 @@ def answer_queries(
 def belongs_together(
     task: Task, query: int, candidate: int, embeddings: SplitEmbeddings, split: SplitView
 ) -> bool | None:
-    """Whether a caption is true of an image by the data set's truth; ``None`` where that is not known.
+    """Whether a caption is true of an image by the data set; ``None`` where it does not know.
 
     Args:
         task: Across modalities; within one, the truth says nothing beyond the labels.

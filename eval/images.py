@@ -47,7 +47,8 @@ def image_retrieval(
         and ``tied``, the queries whose rank ties decide.
 
     Raises:
-        EmbeddingsError: If embeddings are not finite or, to be normalised, all zeros, or labels do not fit.
+        EmbeddingsError: If embeddings are not finite or, to be normalised, all zeros, or labels do
+            not fit.
         SettingError: If there is no such rule for ties.
     """
     scoring = Scoring(ties)
@@ -129,9 +130,9 @@ def _as_dot_products(queries: np.ndarray, candidates: np.ndarray, normalize: boo
         refuse_zeros(candidates, "gallery")
         dtype = ranking_dtype(queries, candidates)
         return unit_rows(queries, dtype), unit_rows(candidates, dtype)
-    # -|q - c|^2 / 2 + |q|^2 / 2 = q.c - |c|^2 / 2: one more column makes it a dot product, in float64 since the squares
-    # are much larger than the differences that decide. Distances in another unit, a power of two, have the same order,
-    # and squares that float64 holds.
+    # -|q - c|^2 / 2 + |q|^2 / 2 = q.c - |c|^2 / 2: one more column makes it a dot product, in
+    # float64 since the squares are much larger than the differences that decide. Distances in
+    # another unit, a power of two, have the same order, and squares that float64 holds.
     greatest = max(float(np.abs(rows).max(initial=0)) for rows in (queries, candidates))
     exponent = np.frexp(greatest)[1]
     queries, candidates = (np.ldexp(rows.astype(np.float64), -exponent) for rows in (queries, candidates))

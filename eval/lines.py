@@ -1,4 +1,4 @@
-"""Lines and tables of text files that others wrote; what is wrong with one names the file and the line."""
+"""Lines and tables of text files that others wrote; a fault names the file and the line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         FileFormatError: If the file is missing, a folder, or not UTF-8; names the line.
     """
-    # str.splitlines would also break lines at characters that occur within sentences, such as U+2028.
+    # str.splitlines would also break lines at characters that occur within sentences, such as
+    # U+2028.
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -60,10 +61,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Read a comma-separated file: yields the cells of each row that is not empty, and the number of its last line.
+    """Read a comma-separated file.
+
+    Yields the number of the last line of each row that is not empty, and its cells.
 
     Raises:
-        FileFormatError: If a row cannot be parsed: an open quotation mark, a cell of more than 131,072 characters.
+        FileFormatError: If a row cannot be parsed: an open quotation mark, a cell of more than
+            131,072 characters.
     """
     reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
     while True:

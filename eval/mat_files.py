@@ -1,4 +1,4 @@
-"""Lists in MATLAB files that others wrote, read in a process of their own: damaged ones crash or hang the library."""
+"""Lists in MATLAB files, read in a process of their own: damaged ones crash or hang scipy."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ class Measured:
 def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Measured:
     """Measure models, write their results and a report.
 
-    What they are measured on is found first, once for all. Each model is loaded, measured by every suite, and released
-    before the next one is loaded.
+    What they are measured on is found first, once for all. Each model is loaded, measured by every
+    suite, and released before the next one is loaded.
 
     Args:
         plan: What, and how.

@@ -60,7 +60,8 @@ def read_queries(folder: Path, suite: Suite) -> Queries | None:
     """What the queries behind the figures got; ``None`` if the suite was not measured.
 
     Raises:
-        RunError: If they are missing, damaged, or not those of the figures: a full disk or a kill can leave that.
+        RunError: If they are missing, damaged, or not those of the figures: a full disk or a kill
+            can leave that.
     """
     content = read_results(folder, suite)
     if content is None:

@@ -1,4 +1,4 @@
-"""The form of files of results (docs/METRICS.md): what a reader of them relies on, and nothing beyond."""
+"""The form of files of results (docs/METRICS.md): what a reader of them relies on."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class Sts(_Results):
 
 
 def first_fault(form: type[BaseModel], content: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Where content differs from a form, such as ``"heads.cross.retrieval"``, and how; ``None`` if it does not."""
+    """Find where content differs from a form, and how; ``None`` if it does not."""
     try:
         form.model_validate(content, strict=True)
     except ValidationError as error:

@@ -36,15 +36,16 @@ def cross_modal_recalls(
         texts: float ``[n_texts, d]``, L2-normalised.
         caption_image: int ``[n_texts]``: index of the image that each text belongs to, -1 for none.
         ties: What candidates as similar as the relevant one count as: ``"pessimistic"`` (ahead of it),
-            ``"optimistic"`` (behind it), or ``"mean"`` of the two. Equal embeddings are equally similar, to the bit.
+            ``"optimistic"`` (behind it), or ``"mean"`` of the two. Equal embeddings are equally
+            similar, to the bit.
 
     Returns:
         ``{"i2t": {"r1", "r5", "r10", "mean", "median_rank", "mean_rank", "queries", "candidates", "tied", "curve"},
         "t2i": {...}, "mean", "rsum"}``, in percent; ``None`` for scores without any query.
 
     Raises:
-        EmbeddingsError: If an embedding is not finite or all zeros, or ``caption_image`` has another length, or holds
-            something else than indices of images, such as ids.
+        EmbeddingsError: If an embedding is not finite or all zeros, or ``caption_image`` has
+            another length, or holds something else than indices of images, such as ids.
         SettingError: If there is no such rule for ties.
     """
     scoring = Scoring(ties)
@@ -73,7 +74,8 @@ def cross_modal_recalls_from_scores(
         ties: As there; equal scores tie.
 
     Raises:
-        EmbeddingsError: If a score is not finite, the matrices are not of one size, or ``caption_image`` is wrong.
+        EmbeddingsError: If a score is not finite, the matrices are not of one size, or
+            ``caption_image`` is wrong.
         SettingError: If there is no such rule for ties.
     """
     scoring = Scoring(ties)
@@ -104,7 +106,8 @@ def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "
         ties: As in :func:`cross_modal_recalls`.
 
     Raises:
-        EmbeddingsError: If an embedding is not finite or all zeros, or there is not one group for each.
+        EmbeddingsError: If an embedding is not finite or all zeros, or there is not one group for
+            each.
         SettingError: If there is no such rule for ties.
     """
     scoring = Scoring(ties)

@@ -60,7 +60,8 @@ def two_ways(rankings: Mapping[str, Rankings], scoring: Scoring = PLAIN) -> dict
         scoring: How.
 
     Returns:
-        Figures by direction, ``mean`` and ``rsum``, both ``None`` where a direction has no query; intervals.
+        Figures by direction, ``mean`` and ``rsum``, both ``None`` where a direction has no query;
+        intervals.
     """
     parts = {way: _with_intervals(r, scoring) for way, r in rankings.items()}
     found: dict[str, Any] = {way: part for way, (part, _) in parts.items()}

@@ -91,7 +91,8 @@ class EncoderSource:
 class FileSource:
     """Other people's embeddings: files of rows under ids (:mod:`cusa.data.foreign_rows`).
 
-    Rows that are NaN throughout, as ``cusa-store export`` writes them, stand for items without an embedding.
+    Rows that are NaN throughout, as ``cusa-store export`` writes them, stand for items without an
+    embedding.
 
     Args:
         image: File of image embeddings and that of their ids, or ``None``.
@@ -100,7 +101,8 @@ class FileSource:
 
     Raises:
         FileFormatError: If a file is missing or malformed.
-        EmbeddingsError: If rows and ids do not fit, dimensions differ, or a row is zero or not finite.
+        EmbeddingsError: If rows and ids do not fit, dimensions differ, or a row is zero or not
+            finite.
     """
 
     heads: tuple[Head, ...] = ("cross",)

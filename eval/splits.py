@@ -52,11 +52,12 @@ class FoundSplit:
 
 
 class SplitFinder:
-    """Finds the split of each model: that of ``--dataset`` or ``--embeddings``, or of a run's own store.
+    """Finds each model's split: of ``--dataset``, of ``--embeddings``, or of a run's store.
 
     Args:
         request: What is asked for.
-        run_dirs: Directories of all runs among the models; others than runs are measured on the first one's split.
+        run_dirs: Directories of all runs among the models; others than runs are measured on the
+            first one's split.
     """
 
     def __init__(self, request: DataRequest, run_dirs: Sequence[Path]) -> None:

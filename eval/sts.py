@@ -127,11 +127,13 @@ def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> S
 
     Args:
         task: The task.
-        sentences: Different sentences, in any order: those of the task (:attr:`StsTask.sentences`) among them.
+        sentences: Different sentences, in any order: those of the task (:attr:`StsTask.sentences`)
+            among them.
         rows: float ``[sentences, dim]``: the embedding of each, not necessarily L2-normalised.
 
     Raises:
-        EmbeddingsError: If there is not one row for each sentence, one is embedded twice or not at all.
+        EmbeddingsError: If there is not one row for each sentence, one is embedded twice or not at
+            all.
         CusaError: If an embedding is zero or not finite, or a correlation is not defined.
     """
     rows = np.asarray(rows)

@@ -24,7 +24,7 @@ from cusa.eval.suites import embed_split
 from cusa.train.encode import SplitEmbeddings, encode_split
 from cusa.train.provenance import Provenance
 from cusa.train.run_dir import begun
-from cusa.train.saved import BEST_FOLDER, HEADS_FILE, WEIGHTS_FILE, Origin
+from cusa.train.saved import BEST_FOLDER, HEADS_FILE, WEIGHTS_FILE, Origin, student_folder
 from cusa.train.setup import student_sources
 
 RESULTS = Path("runs") / "eval"  # of models that are no run
@@ -55,7 +55,8 @@ class Subject:
     """One model, loaded when it is needed and released when it was measured.
 
     Args:
-        spec: What names it, as :func:`cusa.eval.models.load_encoder` takes it; empty: files hold its embeddings.
+        spec: What names it, as :func:`cusa.eval.models.load_encoder` takes it; empty: files hold
+            its embeddings.
         machine: How it computes.
         files: Reads its embeddings, where files hold them.
         name: Its name, where files hold its embeddings.
@@ -145,7 +146,8 @@ def embeddings_of(subject: Subject, split: FoundSplit, machine: Machine) -> Spli
         machine: How.
 
     Raises:
-        CusaError: If the store is another than the one that a run was trained on, or an input cannot be read.
+        CusaError: If the store is another than the one that a run was trained on, or an input
+            cannot be read.
     """
     student, data, store = subject.student, split.data, split.store
     if store is None or student is None:
@@ -206,20 +208,26 @@ def check_local(spec: str, is_run: bool) -> None:
 
     Args:
         spec: What names a model.
-        is_run: Whether it was named as a run; of other models, those that stand beside runs must be folders, too.
+        is_run: Whether it was named as a run; of other models, those that stand beside runs must be
+            folders, too.
 
     Raises:
         RunError: If there is no such folder; names those that are like it.
+        CusaError: If a folder that was named as a run holds no student.
     """
     folder = Path(spec)
+    if folder.is_dir():
+        if is_run and not begun(folder):
+            student_folder(folder)
+        return
     beside = _runs_in(folder.parent) if is_run or "/" in spec else []
-    if folder.is_dir() or not (is_run or beside):
+    if not (is_run or beside):
         return
     near = difflib.get_close_matches(folder.name, beside, n=3) or beside[:5]
-    there = (
-        f"in {folder.parent} are: {', '.join(near)}" if near else "pass the directory of a run, or an exported folder"
-    )
-    raise RunError(f"{spec} does not exist; {there}", path=folder, name=spec)
+    advice = "pass the directory of a run, or an exported folder"
+    if near:
+        advice = f"in {folder.parent} are: {', '.join(near)}"
+    raise RunError(f"{spec} does not exist; {advice}", path=folder, name=spec)
 
 
 def _runs_in(folder: Path) -> list[str]:

@@ -113,8 +113,8 @@ def measure_retrieval(
     """Content of metrics.json but for what is said of the model, and what the queries got.
 
     Raises:
-        CusaError: If plausible matches are asked for, and they or COCO's test are not there; or the split is not as
-            large as it should be.
+        CusaError: If plausible matches are asked for, and they or COCO's test are not there; or the
+            split is not as large as it should be.
     """
     unlike = check_counts(data, measure.allow_partial)
     test = coco_test(embeddings, data.split, data.dataset, judgements)

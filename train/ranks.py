@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from cusa.data.errors import EmbeddingsError
-from cusa.train.equal_rows import first_equal_row
+from cusa.train.caption_images import checked_caption_image, cross_modal_relevance
+from cusa.train.equal_rows import column_sharing, first_equal_row
+from cusa.train.pair_scores import PairScores
 from cusa.train.threads import one_core_threads
 
 T = TypeVar("T")
@@ -19,7 +21,6 @@ _BLOCK_BYTES = 256 * 2**20  # of similarities at once, at most
 _BLOCK_ROWS = 256  # fewer queries at a time are slower, more are no faster
 _LEAST_ROWS = 16  # also where a block's bytes are fewer
 _STRIP_BYTES = 2 * 2**20  # of them that are counted at once: they stay in the cache
-_PAIRS_AT_ONCE = 512  # of an image and a caption, whose similarities are taken outside of the large product
 
 
 class RankBounds(NamedTuple):
@@ -62,7 +63,8 @@ def rank_bounds(
         exclude: int64 ``[n]``, a candidate of each query that is no candidate (itself), -1 for none.
 
     Raises:
-        EmbeddingsError: If embeddings have no dot products, or none that can be ranked: see :func:`over_blocks`.
+        EmbeddingsError: If embeddings have no dot products, or none that can be ranked: see
+            :func:`over_blocks`.
     """
 
     def ranked(a: int, scores: np.ndarray) -> RankBounds:
@@ -79,10 +81,11 @@ def join_bounds(parts: Sequence[RankBounds]) -> RankBounds:
 
 
 def over_blocks(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray) -> list[T]:
-    """Apply a function to the similarities of all queries, a block of them at a time; each core takes blocks.
+    """Apply a function to the similarities of all queries, a block at a time on each core.
 
-    A query is equally similar to equal candidates, to the bit: a BLAS adds up the columns at the edge of a product in
-    another order than those within, so equal candidates are found before the product and share one column of it.
+    A query is equally similar to equal candidates, to the bit: a BLAS adds up the columns at the
+    edge of a product in another order than those within, so equal candidates are found before the
+    product and share one column of it.
 
     Args:
         work: Gets a block's first query and the dot products, float32 or float64 ``[b, m]``, which it may overwrite.
@@ -93,11 +96,11 @@ def over_blocks(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candi
         The function's results in the order of the queries.
 
     Raises:
-        EmbeddingsError: If an embedding is not finite, dimensions differ, or values are so large or so small that
-            their products overflow or vanish.
+        EmbeddingsError: If an embedding is not finite, dimensions differ, or values are so large or
+            so small that their products overflow or vanish.
     """
     query_rows, candidate_rows = _rankable(queries, candidates)
-    share_columns = _column_sharing(first_equal_row(candidate_rows))
+    share_columns = column_sharing(first_equal_row(candidate_rows))
 
     def shared(start: int, scores: np.ndarray) -> T:
         share_columns(scores)
@@ -107,7 +110,7 @@ def over_blocks(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candi
 
 
 def _over_products(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray) -> list[T]:
-    """As :func:`over_blocks`, from what :func:`_rankable` gives and with the products as the BLAS gives them."""
+    """As :func:`over_blocks`, of :func:`_rankable` rows, with the products as the BLAS has them."""
     query_rows, candidate_rows = torch.from_numpy(queries), torch.from_numpy(candidates)
     threads = torch.get_num_threads()
     bytes_per_query = max(1, queries.itemsize * len(candidates))
@@ -125,22 +128,6 @@ def _over_products(work: Callable[[int, np.ndarray], T], queries: np.ndarray, ca
         return [block(start) for start in starts]
     with one_core_threads(min(threads, len(starts))) as pool:
         return list(pool.map(block, starts))
-
-
-def _column_sharing(first: np.ndarray) -> Callable[[np.ndarray], None]:
-    """A function that gives the columns of equal candidates the values of the first of them.
-
-    Args:
-        first: int64 ``[m]``: of each candidate, the first that is equal (:func:`first_equal_row`).
-    """
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    originals = first[copies]
-
-    def share_columns(scores: np.ndarray) -> None:
-        if len(copies):
-            scores[:, copies] = scores[:, originals]
-
-    return share_columns
 
 
 def _rankable(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +157,7 @@ def _rankable(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, 
 
 
 def ranking_dtype(*embeddings: np.ndarray) -> np.dtype:
-    """The type that similarities are computed in: float64 for what float32 cannot hold, else float32.
+    """Choose the type of similarities: float64 for what float32 cannot hold, else float32.
 
     Raises:
         EmbeddingsError: If embeddings are no numbers.
@@ -254,8 +241,9 @@ def two_way_rank_bounds(
     """Ranks from images to their captions and back, from one pass over the similarities.
 
     Args:
-        images: float ``[n, d]``; similarities are dot products in float32, in float64 if given so. Equal images are
-            equally similar to a caption, to the bit, as equal captions are to an image.
+        images: float ``[n, d]``; similarities are dot products in float32, in float64 if given so.
+            Equal images are equally similar to a caption, to the bit, as equal captions are to an
+            image.
         texts: float ``[m, d]``.
         caption_image: int ``[m]``: index of each caption's image, -1 for none.
 
@@ -263,13 +251,13 @@ def two_way_rank_bounds(
         Of the images, the best of its captions; of the texts, their image.
 
     Raises:
-        EmbeddingsError: If embeddings have no dot products, or none that can be ranked; or ``caption_image`` has
-            another length, or holds something else than indices of images.
+        EmbeddingsError: If embeddings have no dot products, or none that can be ranked; or
+            ``caption_image`` has another length, or holds something else than indices of images.
     """
     caption_image = checked_caption_image(caption_image, len(images), len(texts))
     images, texts = _rankable(images, texts)
     (bounds, order), _ = cross_modal_relevance(caption_image, len(images))
-    pairs = _PairScores(images, texts, caption_image)
+    pairs = PairScores(images, texts, caption_image)
     ahead = np.zeros((2, len(texts)), np.int64)  # of each caption's image
     adding = threading.Lock()
 
@@ -277,10 +265,10 @@ def two_way_rank_bounds(
         n = len(scores)
         pairs.put(a, scores)
         mine = order[bounds[a] : bounds[a + n]]
-        image, own = caption_image[mine] - a, pairs.own[mine]
+        image, own = caption_image[mine] - a, pairs.scores[mine]
         best = np.full(n, -np.inf, scores.dtype)
         np.maximum.at(best, image, own)
-        (more, as_much), (column_more, column_as_much) = _ahead(scores, best, pairs.own)
+        (more, as_much), (column_more, column_as_much) = _ahead(scores, best, pairs.scores)
         as_much -= np.bincount(image[own >= best[image]], minlength=n)
         column_as_much[mine] -= 1  # a caption's own image is not ahead of itself
         with adding:
@@ -291,105 +279,6 @@ def two_way_rank_bounds(
 
     of_images = join_bounds(_over_products(ranked, images, texts))
     return of_images, RankBounds(*np.where(caption_image >= 0, ahead, -1))
-
-
-class _PairScores:
-    """Similarity of each caption with its image: the same for equal captions of equal images, to the bit.
-
-    These are computed by themselves, once for all equal pairs, and take the place of what the large product gives: a
-    caption's column lies in many blocks of it, in each of which a BLAS may give equal images other values.
-
-    Args:
-        images: float32 or float64 ``[n, d]``.
-        texts: Same dtype, ``[m, d]``.
-        caption_image: int64 ``[m]``: index of each caption's image, -1 for none.
-
-    Attributes:
-        own: Same dtype, ``[m]``: similarity of each caption with its image; infinite without one.
-    """
-
-    def __init__(self, images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray) -> None:
-        paired = np.flatnonzero(caption_image >= 0)
-        self._first_image, self._first_text = first_equal_row(images), first_equal_row(texts)
-        self._share_columns = _column_sharing(self._first_text)
-        image = np.full(len(texts), -1)  # of each caption: the first that equals its own
-        image[paired] = self._first_image[caption_image[paired]]
-        pair_number = image[paired] * len(texts) + self._first_text[paired]
-        _, chosen, copies = np.unique(pair_number, return_index=True, return_inverse=True)
-        captions = paired[chosen]
-        scores = np.empty(len(captions), images.dtype)
-        for start in range(0, len(captions), _PAIRS_AT_ONCE):
-            part = captions[start : start + _PAIRS_AT_ONCE]
-            scores[start : start + len(part)] = _pair_products(images, image[part], texts[part])
-        self.own = np.full(len(texts), np.inf, images.dtype)
-        self.own[paired] = scores[copies]
-        (self._bounds, self._captions), _ = cross_modal_relevance(image, len(images))
-        self._is_shared = np.bincount(self._first_image, minlength=len(images))[self._first_image] > 1
-
-    def put(self, start: int, scores: np.ndarray) -> None:
-        """Set them in a block of products, for each image the captions of all equal images; equal captions share.
-
-        Args:
-            start: The block's first image.
-            scores: ``[b, m]``, of ``b`` images with all captions.
-        """
-        images = np.arange(start, start + len(scores))
-        alone = images[~self._is_shared[images]]
-        counts = self._bounds[alone + 1] - self._bounds[alone]
-        self._set(scores, np.repeat(alone - start, counts), self._slices(alone, counts))
-        for image in images[self._is_shared[images]].tolist():  # one by one: all images may be equal
-            first = self._first_image[image]
-            captions = self._captions[self._bounds[first] : self._bounds[first + 1]]
-            self._set(scores, np.full(len(captions), image - start), captions)
-        self._share_columns(scores)
-
-    def _slices(self, images: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Captions of several images, one image after the other."""
-        starts = self._bounds[images] - (np.cumsum(counts) - counts)
-        return self._captions[np.repeat(starts, counts) + np.arange(counts.sum())]
-
-    def _set(self, scores: np.ndarray, rows: np.ndarray, captions: np.ndarray) -> None:
-        scores[rows, self._first_text[captions]] = self.own[captions]
-
-
-def _pair_products(images: np.ndarray, image: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Dot product of each text with its image, rounded as a product of matrices rounds it: ``[n]``."""
-    distinct, places = np.unique(image, return_inverse=True)
-    products = torch.mm(torch.from_numpy(images[distinct]), torch.from_numpy(texts).T)
-    return products.numpy()[places, np.arange(len(texts))]
-
-
-def checked_caption_image(caption_image: np.ndarray, n_images: int, n_texts: int) -> np.ndarray:
-    """Check which image each caption belongs to.
-
-    Args:
-        caption_image: ``[n_texts]`` of any integer type: index of each caption's image, -1 for none.
-        n_images: Number of images.
-        n_texts: Number of captions.
-
-    Returns:
-        The same as int64.
-
-    Raises:
-        EmbeddingsError: If it has another shape or type, or holds something else than indices, such as ids.
-    """
-    given = np.asarray(caption_image)
-    if given.shape != (n_texts,) or (given.size and given.dtype.kind not in "iu"):
-        raise EmbeddingsError(
-            f"caption_image is {given.dtype} {given.shape} for {n_texts:,} captions; give integers [{n_texts}]: the "
-            "index of each caption's image",
-            name="caption_image",
-        )
-    wrong = (given < -1) | (given >= n_images)
-    if wrong.any():
-        position = int(wrong.argmax())
-        raise EmbeddingsError(
-            f"caption_image[{position}] is {given[position]}, which is no index of one of {n_images:,} images; give "
-            f"positions from 0 to {n_images - 1}, not ids, or -1 for a caption without an image",
-            name="caption_image",
-            location=f"entry {position}",
-        )
-    return given.astype(np.int64)
 
 
 def _ahead(
@@ -418,24 +307,6 @@ def _ahead(
                 compare(part, column_bound, out=mask[:, :m])
                 columns += mask[:, :m].view(np.uint8).sum(axis=0, dtype=np.uint8)
     return (by_row[0], by_row[1]), (by_column[0], by_column[1])
-
-
-def cross_modal_relevance(
-    caption_image: np.ndarray, n_images: int
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Relevance of captions to images and back, by the labels.
-
-    Args:
-        caption_image: int64 ``[n_captions]``: index of each caption's image, -1 for none.
-        n_images: Number of images.
-
-    Returns:
-        (indptr, indices) for image-to-text and for text-to-image, as :func:`rank_bounds` takes them.
-    """
-    order = np.argsort(caption_image, kind="stable")
-    bounds = np.searchsorted(caption_image[order], np.arange(n_images + 1))
-    has_image = np.concatenate([[0], np.cumsum(caption_image >= 0)])
-    return (bounds, order), (has_image, caption_image[caption_image >= 0])
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:

@@ -177,7 +177,8 @@ def read_metrics_log(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
     """Read a run's metrics.jsonl.
 
     Returns:
-        Its lines, and how many are damaged and left out: a kill cuts off the last one, a full disk may tear others.
+        Its lines, and how many are damaged and left out: a kill cuts off the last one, a full disk
+        may tear others.
     """
     path = run_dir / METRICS_FILE
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""

@@ -1,4 +1,4 @@
-"""Features of length one: as ``torch.nn.functional.normalize``, with lengths in float64 and fewer steps backwards."""
+"""Features of length one, with lengths in float64 and fewer steps backwards than torch's."""
 
 from __future__ import annotations
 

@@ -78,9 +78,10 @@ class CusaTrainer(Trainer):
 
 
 class Collator:
-    """Rows of the store to a batch: pictures, tokens, and the teachers' embeddings of the same rows.
+    """Rows of the store to a batch: pictures, tokens, and the teachers' embeddings of them.
 
-    Trainer has one collator for training and evaluation: each pair says which split its rows are of.
+    Trainer has one collator for training and evaluation: each pair says which split its rows are
+    of.
     """
 
     def __init__(self, store: EmbeddingStore, teachers: tuple[str, str], processor: Any) -> None:
@@ -117,7 +118,8 @@ class Collator:
 def pairs_of(store: EmbeddingStore, name: str) -> Dataset:
     """The pairs of a split, by its name and rows."""
     split = store.split(name)
-    # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave their pairs out.
+    # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave
+    # their pairs out.
     no_image, no_caption = store.skipped(name)
     good = ~np.isin(split.caption_image, no_image) & ~np.isin(np.arange(split.n_captions), no_caption)
     caption_rows = np.flatnonzero(good)

@@ -24,7 +24,7 @@ CAPTION_WORDS = 8
 
 
 class MadeUp(NamedTuple):
-    """A store with the teachers ``vision`` and ``words``, and what a student sees of its train split.
+    """A store with the teachers ``vision`` and ``words``, and its train split for a student.
 
     ``pixels`` is float32 ``[n_images, 3, 32, 32]`` in [0, 1], ``tokens`` int64 ``[n_captions, 8]`` below ``N_WORDS``.
     """

@@ -1,7 +1,7 @@
 """CUSALoss as a loss of SentenceTransformerTrainer, on a CLIP that sentence-transformers loads by itself.
 
-The labels of the batch say which rows of the store the pairs are: the split's number and the caption row. Images and
-teachers are found by them.
+The labels of the batch say which rows of the store the pairs are: the split's number and the
+caption row. Images and teachers are found by them.
 
 Run it: ``python docs/examples/sentence_transformers_trainer.py`` (needs ``accelerate`` and ``datasets``)
 """
@@ -27,10 +27,11 @@ from made_up import make_clip, make_data
 
 
 class StoredSoftLabelLoss(nn.Module):
-    """CUSALoss for pairs of an image column, a caption column, and a label column: split number and caption row.
+    """CUSALoss for pairs of an image, a caption, and a label: split number and caption row.
 
-    The trainer has one loss for training and evaluation. Caption row 0 of each split is another caption, so the rows
-    alone would give an evaluation the teachers' embeddings of the training captions, and a wrong ``eval_loss``.
+    The trainer has one loss for training and evaluation. Caption row 0 of each split is another
+    caption, so the rows alone would give an evaluation the teachers' embeddings of the training
+    captions, and a wrong ``eval_loss``.
 
     The trainer gives the parameters of its loss to the optimizer, so the temperatures are learned. The heads are part
     of the model, so that they are saved with it.
@@ -58,7 +59,7 @@ class StoredSoftLabelLoss(nn.Module):
         self.text_teachers = [store.embeddings(text_teacher, name) for name in splits]
 
     def forward(self, sentence_features: list[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch of one split; the trainer passes the columns in their order, and the labels."""
+        """The loss of a batch of one split; the trainer passes the columns in their order."""
         images, texts = (self.model(features) for features in sentence_features)
         splits, caption_rows = labels.cpu().numpy().T
         [split] = set(splits.tolist())  # the trainer mixes no data sets in a batch

@@ -124,7 +124,7 @@ def test_what_was_exported_is_imported_bit_for_bit(index, tmp_path, modality, pe
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_what_was_exported_is_imported_and_evaluated_without_more_words(index, tmp_path, suffix):
-    """One writer and one reader: the ids lie beside the rows under the name that the reader looks for."""
+    """The ids lie beside the rows, under the name that the reader looks for."""
     path = tmp_path / f"x{suffix}"
     run_ok("store", "export", index, path, "--teacher", "vision", "--split", "train")
     run_ok("store", "import", index, path, "--teacher", "again", "--split", "train")

@@ -416,7 +416,7 @@ def test_rows_and_ids_in_chunks(tmp_path, options):
 
 
 def _shape_here(path):
-    """Without a process of its own, which takes its time; there are no texts in the file, which crash the library."""
+    """In this process, which is faster; the file holds no texts, which would crash the library."""
     return foreign_h5.read_here(str(path), "", "embeddings", "ids")[1].shape if path.suffix == ".h5" else (
         read_rows(path).rows.shape
     )  # fmt: skip
@@ -424,7 +424,7 @@ def _shape_here(path):
 
 @pytest.mark.parametrize("suffix", [".npy", ".h5", ".safetensors"])
 def test_damaged_files_are_refused_or_read(tmp_path, suffix):
-    """Bytes changed at random: an error of ours, or rows; values may be others, since no format here has a checksum."""
+    """Bytes changed at random: an error of ours, or rows, of which no format has a checksum."""
     path = tmp_path / f"x{suffix}"
     (tmp_path / "x.ids.json").write_text(json.dumps(NAMES))
     if suffix == ".npy":

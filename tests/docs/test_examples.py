@@ -124,7 +124,7 @@ def test_sentence_transformers_trainer(example, tmp_path):
 
 @torch.no_grad()
 def _cusa_by_hand(model, store, split, encode, loss):
-    """The loss over a split in batches of 32 pairs, with its own teachers' rows, weighted as the trainers do."""
+    """The loss over a split in batches of 32 pairs, with its own teachers' rows."""
     table, values, sizes = store.split(split), [], []
     teachers = [torch.from_numpy(np.asarray(store.embeddings(t, split).gather(range(n))))
                 for t, n in (("vision", table.n_images), ("words", table.n_captions))]  # fmt: skip

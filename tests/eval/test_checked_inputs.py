@@ -1,4 +1,4 @@
-"""Figures are right, or there is an error: lengths, ranges and types of what the public metrics take."""
+"""Lengths, ranges and types of what the public metrics take: right figures, or an error."""
 
 import numpy as np
 import pytest

@@ -37,7 +37,7 @@ def test_the_latest_run_and_the_test_split_are_the_default(runs, monkeypatch):
     out = run_ok("eval")
     assert "made-up, split test: 8 images, 16 captions" in out
     metrics = _metrics(runs / "runs" / "contrastive")
-    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 2])
+    assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 3])
     assert metrics["split"] == "test"
     assert metrics["retrieval"] == metrics["heads"]["cross"]["retrieval"]
     assert metrics["unimodal"] == metrics["heads"]["cross"]["unimodal"]  # its uni-modal heads were never trained
@@ -145,7 +145,7 @@ def test_bad_command_lines(runs, tmp_path, monkeypatch):
     run = runs / "runs" / "cusa"
     monkeypatch.chdir(tmp_path)
     assert "no trained run under runs/" in run_error("eval")
-    assert "holds no student, no modules.json and no config.json" in run_error("eval", "--run", tmp_path)
+    assert "holds no student; pass a run directory" in run_error("eval", "--run", tmp_path)
     assert "has no split 'nope'; it has: test, train, val" in run_error("eval", "--run", run, "--split", "nope")
     other = make_store(tmp_path / "other", dim=8)
     assert "vision.dim" in run_error("eval", "--run", run, "--embeddings", other)

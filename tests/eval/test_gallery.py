@@ -76,7 +76,7 @@ def test_only_what_has_an_embedding_is_shown(tmp_path):
 
 
 def test_a_hit_that_the_truth_knows_is_not_called_wrong(tmp_path):
-    """Captions c of image c // 2 are true of the image after that, too; unreadable images shift positions."""
+    """Caption c of image c // 2 is true of the next image, too; image 0 could not be read."""
     plain = _split(tmp_path, truth=False)
     own = np.arange(16) // 2
     true_of = [sorted({int(image), (int(image) + 1) % 8}) for image in own]

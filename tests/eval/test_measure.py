@@ -1,4 +1,4 @@
-"""How a whole evaluation goes: data found once, models loaded one at a time, mistyped runs answered here."""
+"""How an evaluation goes: data found once, one model at a time, mistyped runs answered here."""
 
 import gc
 import shutil

@@ -125,7 +125,7 @@ def test_arrays_of_another_kind_are_refused(tmp_path, name, array):
 
 
 def test_memory_is_bounded_by_the_size_of_the_file(tmp_path):
-    """An array of a terabyte, by its header or by what the archive says of it, in a file of a kilobyte."""
+    """An array of a terabyte, by its header or by the archive's, in a file of a kilobyte."""
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (2, 68719476736), }"
     text = header + b" " * (117 - len(header)) + b"\n"
     array = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)

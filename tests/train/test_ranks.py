@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cusa.data.errors import CusaError
+from cusa.train import pair_scores
 from cusa.train import ranks as module
 from cusa.train.ranks import (
     best_ranks,
@@ -88,7 +89,7 @@ def test_both_ways_in_one_pass_are_each_way_by_itself(data):
     expected = (*rank_bounds(images, texts, *i2t), *rank_bounds(texts, images, *t2i))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK_BYTES", data.draw(st.sampled_from([1, 2**20])))
-        patch.setattr(module, "_PAIRS_AT_ONCE", data.draw(st.sampled_from([1, 3, 64])))
+        patch.setattr(pair_scores, "_PAIRS_AT_ONCE", data.draw(st.sampled_from([1, 3, 64])))
         found = two_way_rank_bounds(images, texts, caption_image)
     for ours, theirs in zip((*found[0], *found[1]), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)

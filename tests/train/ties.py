@@ -1,6 +1,8 @@
-"""Equal embeddings tie: every ranking function against the rule spelled out, on many shapes with copies of rows.
+"""Equal embeddings tie: every ranking function against the rule spelled out, on many shapes with
+copies of rows.
 
-``python -c 'from tests.train.ties import check_shapes; check_shapes()'`` runs it under another BLAS's settings.
+``python -c 'from tests.train.ties import check_shapes; check_shapes()'`` runs it under another
+BLAS's settings.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def _exact_products(queries: np.ndarray, candidates: np.ndarray, which: tuple[np
 
 
 def _check(bounds, scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray, exclude=None) -> None:
-    """Compare ranks with the rule where no score is close to the best relevant one without being equal."""
+    """Compare ranks with the rule, where no score is close to the best one without being equal."""
     for query in range(len(scores)):
         row, relevant = scores[query].copy(), indices[indptr[query] : indptr[query + 1]]
         if not len(relevant):
