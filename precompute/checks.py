@@ -115,7 +115,7 @@ def _usable(keys: Sequence[str], rows: np.ndarray, usable: np.ndarray) -> dict[s
 
 
 def is_zero(rows: np.ndarray) -> np.ndarray:
-    """Bool ``[n]``: which L2-normalised rows are none, as their features were zero or too small."""
+    """Bool ``[n]``: which L2-normalised rows are of features that were all zero."""
     return np.linalg.norm(rows, axis=1) < _LEAST_NORM
 
 
