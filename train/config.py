@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FileFormatError, SettingError
+from cusa.data.parsing import parse_yaml, read_yaml
 from cusa.train.batches import StartMethod
 from cusa.train.losses import LossConfig
+from cusa.train.settings import Field, Flag, Number, Text, WholeNumber, settings, shortened, validate
 from cusa.train.student import StudentConfig
 
+GREATEST_BATCH = 1_000_000
+GREATEST_SEED = 2**63 - 1
+GREATEST_NORM = 1_000_000_000  # of a gradient
+MOST_EPOCHS = 1_000_000
+MOST_STEPS = 1_000_000_000
+MOST_WORKERS = 256  # reading processes of one training process
+MINUTES_OF_A_YEAR = 525_600
 
-@dataclass(frozen=True)
+_MOST_BYTES = 1_000_000  # of a file of settings
+_MOST_PARTS = 8  # of a setting's full name; more than any has
+
+
+@settings
 class DataConfig:
     """Where pairs and teacher rows come from.
 
@@ -32,16 +44,16 @@ class DataConfig:
         normalizer: Caption normaliser of a Hugging Face student.
     """
 
-    embeddings: str = ""
-    image_root: str | None = None
-    image_teacher: str | None = None
-    text_teacher: str | None = None
-    train_split: str = "train"
-    val_split: str = "val"
+    embeddings: Text = ""
+    image_root: Text | None = None
+    image_teacher: Text | None = None
+    text_teacher: Text | None = None
+    train_split: Text = "train"
+    val_split: Text = "val"
     normalizer: Literal["albef", "none"] = "albef"
 
 
-@dataclass(frozen=True)
+@settings
 class OptimConfig:
     """AdamW and its schedule.
 
@@ -56,17 +68,26 @@ class OptimConfig:
         grad_clip: Largest gradient norm; 0: no clipping.
     """
 
-    lr: float = 1e-5
-    min_lr: float = 1e-6
-    weight_decay: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    warmup_epochs: float = 0.0
-    grad_clip: float = 1.0
+    lr: Number = Field(default=1e-5, gt=0, le=100)
+    min_lr: Number = Field(default=1e-6, ge=0, le=100)
+    weight_decay: Number = Field(default=1e-4, ge=0, le=1000)
+    beta1: Number = Field(default=0.9, ge=0, lt=1)
+    beta2: Number = Field(default=0.999, ge=0, lt=1)
+    eps: Number = Field(default=1e-8, gt=0, le=1)
+    warmup_epochs: Number = Field(default=0.0, ge=0, le=MOST_EPOCHS)
+    grad_clip: Number = Field(default=1.0, ge=0, le=GREATEST_NORM)
+
+    def __post_init__(self) -> None:
+        """Refuse a cosine that would rise.
+
+        Raises:
+            SettingError: Unless ``min_lr <= lr``.
+        """
+        if self.min_lr > self.lr:
+            raise SettingError(f"must be at most optim.lr, {self.lr:g}; got {self.min_lr:g}", name="min_lr")
 
 
-@dataclass(frozen=True)
+@settings
 class TrainConfig:
     """The loop.
 
@@ -91,21 +112,21 @@ class TrainConfig:
         tensorboard: Whether to write TensorBoard files, too.
     """
 
-    epochs: int = 30
-    batch_size: int = 128
-    accumulate: int = 1
-    micro_batch: int | None = None
-    gather: bool = False
-    seed: int = 0
+    epochs: WholeNumber = Field(default=30, ge=1, le=MOST_EPOCHS)
+    batch_size: WholeNumber = Field(default=128, ge=1, le=GREATEST_BATCH)
+    accumulate: WholeNumber = Field(default=1, ge=1, le=GREATEST_BATCH)
+    micro_batch: WholeNumber | None = Field(default=None, ge=1, le=GREATEST_BATCH)
+    gather: Flag = False
+    seed: WholeNumber = Field(default=0, ge=0, le=GREATEST_SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    workers: int | None = None
+    workers: WholeNumber | None = Field(default=None, ge=0, le=MOST_WORKERS)
     worker_start: StartMethod = "fork"
-    log_every: int = 10
-    checkpoint_steps: int | None = None
-    checkpoint_minutes: float | None = 10.0
-    patience: int | None = None
-    tensorboard: bool = False
+    log_every: WholeNumber = Field(default=10, ge=1, le=MOST_STEPS)
+    checkpoint_steps: WholeNumber | None = Field(default=None, ge=1, le=MOST_STEPS)
+    checkpoint_minutes: Number | None = Field(default=10.0, ge=0, le=MINUTES_OF_A_YEAR)
+    patience: WholeNumber | None = Field(default=None, ge=1, le=MOST_EPOCHS)
+    tensorboard: Flag = False
 
     @property
     def pairs_per_step(self) -> int:
@@ -118,7 +139,7 @@ class TrainConfig:
         return self.micro_batch or (self.batch_size if self.accumulate > 1 else None)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """All settings of a run."""
 
@@ -139,28 +160,26 @@ def load_preset(name: str) -> dict[str, Any]:
     """A preset's settings, nested.
 
     Raises:
-        CusaError: If there is none of that name; says which there are.
+        SettingError: If there is none of that name; says which there are.
     """
     if name not in presets():
-        raise CusaError(f"unknown preset {name!r}; legal: {', '.join(presets())}")
+        raise SettingError(f"unknown preset {name!r}; legal: {', '.join(presets())}", name=name)
     text = (importlib.resources.files("cusa.train") / "presets" / f"{name}.yaml").read_text()
-    return yaml.safe_load(text)
+    return parse_yaml(text, f"preset {name}")
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
     """A YAML file's settings, nested.
 
     Raises:
-        CusaError: If it is missing or no YAML mapping.
+        FileFormatError: If it is missing or no YAML mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise CusaError(f"config file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CusaError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    if path.is_file() and path.stat().st_size > _MOST_BYTES:
+        raise FileFormatError(f"{path} is too large for a file of settings; pass another", path=path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
-        raise CusaError(f"{path}: expected sections such as 'train:' with settings below, as in runs/*/config.yaml")
+        example = "sections such as 'train:' with settings below, as in runs/*/config.yaml"
+        raise FileFormatError(f"{path} holds no settings; expected {example}", path=path)
     return content
 
 
@@ -177,19 +196,23 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
 
     Raises:
-        CusaError: If a pair is not ``section.name=value``.
+        SettingError: If a pair is not ``section.name=value``.
     """
     nested: dict[str, Any] = {}
     for pair in pairs:
         name, equals, raw = pair.partition("=")
-        if not equals or not name.strip():
-            raise CusaError(f"--set {pair}: expected NAME=VALUE, e.g. loss.alpha=0.2")
+        name = name.strip()
+        if not equals or not name:
+            raise SettingError(f"--set {shortened(pair)}: expected NAME=VALUE, e.g. loss.alpha=0.2", name=name)
+        sections = name.split(".")
+        if len(sections) > _MOST_PARTS:
+            raise SettingError(f"unknown setting {shortened(name)}; expected one such as loss.tau.init", name=name)
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError:
-            raise CusaError(f"--set {pair}: {raw!r} is not a YAML value") from None
-        for part in reversed(name.strip().split(".")):
-            value = {part: value}
+            value = parse_yaml(raw, f"--set {shortened(pair)}")
+        except FileFormatError as error:
+            raise SettingError(str(error), name=name) from None
+        for section in reversed(sections):
+            value = {section: value}
         nested = merge(nested, value)
     return nested
 
@@ -198,84 +221,9 @@ def build_config(settings: Mapping[str, Any]) -> Config:
     """Check nested settings and freeze them.
 
     Raises:
-        CusaError: If a name is unknown (says the legal ones) or a value is illegal.
+        SettingError: If a name is unknown (says the legal ones) or a value is illegal; names the setting.
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    defaults = dataclasses.asdict(Config())
-    _check_names(settings, defaults, "")
-    try:
-        config = TypeAdapter(Config).validate_python(_floats(merge(defaults, settings)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "value_error":  # ours, which says what was found
-            raise CusaError(f"setting {name}: {first['ctx']['error']}") from None
-        raise CusaError(f"setting {name}: {first['msg'].lower()}, found {first['input']!r}") from None
-    _check_values(config)
-    return config
-
-
-def _check_names(settings: Any, legal: Any, prefix: str) -> None:
-    if not isinstance(legal, Mapping):
-        return
-    if not isinstance(settings, Mapping):
-        raise CusaError(f"setting {prefix.rstrip('.')}: expected settings below it: {', '.join(legal)}")
-    for key, value in settings.items():
-        if key not in legal:
-            raise CusaError(f"unknown setting {prefix}{key}; legal: {', '.join(prefix + k for k in legal)}")
-        _check_names(value, legal[key], f"{prefix}{key}.")
-
-
-def _floats(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-5`` as text; a text that is a number in that form becomes one."""
-    if isinstance(value, Mapping):
-        return {k: _floats(v) for k, v in value.items()}
-    if isinstance(value, str) and value[:1] in "0123456789-+." and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _check_values(config: Config) -> None:
-    o, t, student = config.optim, config.train, config.student
-    ranges: dict[str, tuple[float, float, bool, float]] = {  # value, least, whether that is legal itself, bound above
-        "train.epochs": (t.epochs, 1, True, math.inf),
-        "train.batch_size": (t.batch_size, 1, True, math.inf),
-        "train.accumulate": (t.accumulate, 1, True, math.inf),
-        "train.log_every": (t.log_every, 1, True, math.inf),
-        "train.seed": (t.seed, 0, True, 2**63),
-        "student.hidden_dim": (student.hidden_dim, 1, True, math.inf),
-        "student.dropout": (student.dropout, 0, True, 1),
-        "loss.alpha": (config.loss.alpha, 0, True, math.inf),
-        "loss.beta": (config.loss.beta, 0, True, math.inf),
-        "loss.contrastive_weight": (config.loss.contrastive_weight, 0, True, math.inf),
-        "optim.lr": (o.lr, 0, False, math.inf),
-        "optim.min_lr": (o.min_lr, 0, True, math.nextafter(o.lr, math.inf)),
-        "optim.weight_decay": (o.weight_decay, 0, True, math.inf),
-        "optim.beta1": (o.beta1, 0, True, 1),
-        "optim.beta2": (o.beta2, 0, True, 1),
-        "optim.eps": (o.eps, 0, False, math.inf),
-        "optim.warmup_epochs": (o.warmup_epochs, 0, True, math.inf),
-        "optim.grad_clip": (o.grad_clip, 0, True, math.inf),
-    }
-    optional = {
-        "train.micro_batch": (t.micro_batch, 1),
-        "train.workers": (t.workers, 0),
-        "train.checkpoint_steps": (t.checkpoint_steps, 1),
-        "train.checkpoint_minutes": (t.checkpoint_minutes, 0),
-        "train.patience": (t.patience, 1),
-        "student.embed_dim": (student.embed_dim, 1),
-    }
-    ranges |= {name: (value, least, True, math.inf) for name, (value, least) in optional.items() if value is not None}
-    for name, (value, least, closed, above) in ranges.items():
-        if not (least <= value if closed else least < value) or not value < above:
-            bound = "" if above == math.inf else f" and less than {above:g}"
-            raise CusaError(
-                f"setting {name}: must be {'at least' if closed else 'more than'} {least}{bound}, found {value}"
-            )
+    return validate(Config, merge(dataclasses.asdict(Config()), settings))
 
 
 def to_yaml(config: Config) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal, get_args
+
+from cusa.data.errors import SettingError
+from cusa.train.settings import Field, Flag, Number, settings
 
 Divergence = Literal["kl", "cross_entropy"]
 Scaling = Literal["paper", "infonce"]
@@ -18,42 +21,54 @@ TERMS: dict[str, tuple[Term, ...]] = {
 }
 
 
+# Beyond these, float32 softmaxes are one-hot or flat whatever the similarities.
+LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 1e-6, 1_000_000
+GREATEST_WEIGHT = 1_000_000
+
+
 def check_option(name: str, value: str, options: Any) -> None:
     """Refuse what is none of the options of a ``Literal``.
 
     Raises:
-        ValueError: Names what was given, and what is legal.
+        SettingError: Names what was given, and what is legal.
     """
     if value not in get_args(options):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(options))}, got {value!r}")
+        raise SettingError(f"{name} must be one of {', '.join(get_args(options))}, got {value!r}", name=name)
 
 
-@dataclass(frozen=True)
+@settings
 class Temperature:
-    """A temperature that divides similarities: start value, bounds, and whether it is learned."""
+    """A temperature that divides similarities.
 
-    init: float
-    min: float
-    max: float
-    learnable: bool = True
+    Attributes:
+        init: Its value at the start, clamped to the bounds like any later one.
+        min: Lower bound.
+        max: Upper bound.
+        learnable: Whether it is trained.
+    """
+
+    init: Number = Field(ge=LEAST_TEMPERATURE, le=GREATEST_TEMPERATURE)
+    min: Number = Field(ge=LEAST_TEMPERATURE, le=GREATEST_TEMPERATURE)
+    max: Number = Field(ge=LEAST_TEMPERATURE, le=GREATEST_TEMPERATURE)
+    learnable: Flag = True
 
     def __post_init__(self) -> None:
         """Refuse bounds that are none.
 
         Raises:
-            ValueError: Unless ``0 < min <= max``.
+            SettingError: Unless ``min <= max``.
         """
-        if not 0 < self.min <= self.max:
-            raise ValueError(f"bounds must be 0 < min <= max, found {self.min} and {self.max}")
+        if self.min > self.max:
+            raise SettingError(f"must be at most max, {self.max}; got {self.min}", name="min")
 
 
-@dataclass(frozen=True)
+@settings
 class TemperaturePair:
     """Temperatures of the image and of the text direction; ``shared`` makes them one, at the mean of both."""
 
     image: Temperature
     text: Temperature
-    shared: bool
+    shared: Flag
 
 
 def _pair(init: float, low: float, high: float, learnable: bool, shared: bool) -> TemperaturePair:
@@ -61,7 +76,7 @@ def _pair(init: float, low: float, high: float, learnable: bool, shared: bool) -
     return TemperaturePair(one, one, shared)
 
 
-@dataclass(frozen=True)
+@settings
 class LossConfig:
     """Settings of :class:`cusa.train.losses.CUSALoss`; the defaults are the paper's for CLIP.
 
@@ -88,9 +103,9 @@ class LossConfig:
     """
 
     terms: tuple[Term, ...] = TERMS["cusa"]
-    alpha: float = 0.1
-    beta: float = 0.5
-    contrastive_weight: float = 1.0
+    alpha: Number = Field(default=0.1, ge=0, le=GREATEST_WEIGHT)
+    beta: Number = Field(default=0.5, ge=0, le=GREATEST_WEIGHT)
+    contrastive_weight: Number = Field(default=1.0, ge=0, le=GREATEST_WEIGHT)
     contrastive_scaling: Scaling = "paper"
     soft_label_source: Source = "each"
     csa_divergence: Divergence = "kl"
@@ -100,26 +115,20 @@ class LossConfig:
     tau: Temperature = Temperature(0.05, 0.01, 0.10)
     tau_csa: TemperaturePair = field(default_factory=lambda: _pair(0.45, 0.10, 0.99, True, True))
     tau_usa: TemperaturePair = field(default_factory=lambda: _pair(0.45, 0.10, 1.00, True, False))
-    usa_shares_csa: bool = False
+    usa_shares_csa: Flag = False
     tau_soft: TemperaturePair = field(default_factory=lambda: _pair(1.0, 0.1, 1.0, False, True))
     tau_soft_usa: TemperaturePair = field(default_factory=lambda: _pair(1.0, 0.1, 1.0, False, True))
-    usa_shares_soft: bool = True
+    usa_shares_soft: Flag = True
 
     def __post_init__(self) -> None:
-        """Refuse what is none of the options.
+        """Refuse a loss without terms, or with one of them twice.
 
         Raises:
-            ValueError: Names the setting, what was given, and what is legal.
+            SettingError: Names what was given, and what is legal.
         """
-        legal = {"soft_label_source": Source}
-        legal |= {f"{term}_scaling": Scaling for term in ("contrastive", "csa", "usa")}
-        legal |= {f"{term}_divergence": Divergence for term in ("csa", "usa")}
-        for name, options in legal.items():
-            check_option(name, getattr(self, name), options)
-        for term in self.terms:
-            check_option("terms", term, Term)
-        if not self.terms:
-            raise ValueError(f"terms must name at least one of {', '.join(get_args(Term))}")
+        if not self.terms or len(set(self.terms)) < len(self.terms):
+            legal = f"at least one of {', '.join(get_args(Term))}, each at most once"
+            raise SettingError(f"must be {legal}, got {list(self.terms)}", name="terms")
 
     def row_weights(self, n_pairs: int) -> dict[Term, float]:
         """What one row of one direction weighs in the total of B = ``n_pairs``, for each term in use.

@@ -26,13 +26,15 @@ from cusa.data.pretrained import (
     token_limit,
     tokenized,
 )
+from cusa.train.settings import Field, Number, Text, WholeNumber, settings
 
 Head = Literal["cross", "uni"]
 HEADS: tuple[Head, ...] = ("cross", "uni")
 HEAD_INIT_STD = 0.02
+GREATEST_DIM = 16_384
 
 
-@dataclass(frozen=True)
+@settings
 class StudentConfig:
     """Which student, and its sizes.
 
@@ -45,12 +47,12 @@ class StudentConfig:
         dropout: Adapter only: dropout after the trunks.
     """
 
-    name: str = "openai/clip-vit-base-patch32"
-    image_encoder: str | None = None
-    text_encoder: str | None = None
-    hidden_dim: int = 512
-    embed_dim: int | None = None
-    dropout: float = 0.1
+    name: Text = Field(default="openai/clip-vit-base-patch32", min_length=1)
+    image_encoder: Text | None = None
+    text_encoder: Text | None = None
+    hidden_dim: WholeNumber = Field(default=512, ge=1, le=GREATEST_DIM)
+    embed_dim: WholeNumber | None = Field(default=None, ge=1, le=GREATEST_DIM)
+    dropout: Number = Field(default=0.1, ge=0, lt=1)
 
 
 class Features(NamedTuple):
