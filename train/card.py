@@ -235,12 +235,20 @@ def _training(origin: Origin) -> str:
         ["pairs", f"{origin.n_pairs}"],
         ["batch size", _batch_size(origin)],
         ["epochs", f"{origin.epoch} of {train.epochs} ({origin.step} steps)"],
-        ["learning rate", f"{optim.lr:g}, cosine to {optim.min_lr:g}, warm-up {optim.warmup_epochs:g} epochs"],
+        ["learning rate", _learning_rate(origin)],
         ["weight decay", f"{optim.weight_decay:g}"],
+        ["gradient norm", f"clipped at {optim.grad_clip:g}" if optim.grad_clip else "not clipped"],
         ["precision, seed", f"{train.precision}, {train.seed}"],
         ["caption normaliser", _normalizer(origin)],
     ]
     return "`cusa-train`, AdamW.\n\n" + _table(rows)
+
+
+def _learning_rate(origin: Origin) -> str:
+    optim = origin.config.optim
+    length = f", over {optim.schedule_epochs} epochs" if optim.schedule_epochs else ""
+    cosine = f"cosine by {optim.schedule} to {optim.min_lr:g}{length}"
+    return f"{optim.lr:g}, {cosine}, warm-up {optim.warmup_epochs:g} epochs"
 
 
 def _batch_size(origin: Origin) -> str:

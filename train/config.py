@@ -65,7 +65,10 @@ class OptimConfig:
         beta2: AdamW's second moment decay.
         eps: AdamW's epsilon.
         warmup_epochs: Epochs of linear warm-up, counted within ``epochs``.
-        grad_clip: Largest gradient norm; 0: no clipping.
+        schedule: When the learning rate changes: at every ``"step"`` or, as published, at every ``"epoch"``; see
+            :func:`cusa.train.schedule.learning_rate`.
+        schedule_epochs: Epochs that the cosine takes; later ones have ``min_lr``. ``None``: all of the run.
+        grad_clip: Largest gradient norm; 0: no clipping, as published.
     """
 
     lr: Number = Field(default=1e-5, gt=0, le=100)
@@ -75,6 +78,8 @@ class OptimConfig:
     beta2: Number = Field(default=0.999, ge=0, lt=1)
     eps: Number = Field(default=1e-8, gt=0, le=1)
     warmup_epochs: Number = Field(default=0.0, ge=0, le=MOST_EPOCHS)
+    schedule: Literal["step", "epoch"] = "step"
+    schedule_epochs: WholeNumber | None = Field(default=None, ge=1, le=MOST_EPOCHS)
     grad_clip: Number = Field(default=1.0, ge=0, le=GREATEST_NORM)
 
     def __post_init__(self) -> None:

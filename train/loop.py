@@ -26,9 +26,10 @@ from cusa.train.losses import CUSALoss, LossTerms
 from cusa.train.processes import Processes
 from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, save_run
 from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
+from cusa.train.schedule import learning_rate
 from cusa.train.setup import make_student, resolve, student_sources, training_pairs
 from cusa.train.state import TrainingState
-from cusa.train.step import TrainStep, learning_rate, prepare
+from cusa.train.step import TrainStep, prepare
 from cusa.train.tensors import prefixed, under
 
 _SHOWN = 8  # ids in an error message

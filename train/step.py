@@ -1,9 +1,8 @@
-"""One optimizer step: encoders and loss in one module, the optimizer, the learning rate."""
+"""One optimizer step: encoders and loss in one module, the optimizer."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -136,19 +135,3 @@ def make_optimizer(step: TrainStep, config: Config) -> tuple[torch.optim.AdamW, 
     ]
     optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
     return optimizer, [n for n, _ in decayed + others]
-
-
-def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
-    """Linear warm-up to ``optim.lr``, then a cosine to ``optim.min_lr`` at the last step.
-
-    Args:
-        step: Steps done before this one.
-        steps_per_epoch: Steps per epoch.
-        config: The run's settings.
-    """
-    o = config.optim
-    warmup, total = round(o.warmup_epochs * steps_per_epoch), config.train.epochs * steps_per_epoch
-    if step < warmup:
-        return o.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - 1 - warmup)
-    return o.min_lr + (o.lr - o.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2

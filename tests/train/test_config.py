@@ -34,6 +34,9 @@ def test_presets():
     assert (paper.train.batch_size, paper.train.epochs, paper.student.name) == (128, 30, "openai/clip-vit-base-patch32")
     assert (paper.optim.lr, paper.optim.min_lr, paper.optim.weight_decay) == (1e-5, 1e-6, 1e-4)
     assert (paper.loss.alpha, paper.loss.beta, paper.loss.contrastive_scaling) == (0.1, 0.5, "paper")
+    for name in (name for name in preset_names() if name.startswith("paper-")):  # as the published trainer does
+        assert (configs[name].optim.schedule, configs[name].optim.grad_clip) == ("epoch", 0)
+    assert (configs["adapter"].optim.schedule, configs["adapter"].optim.grad_clip) == ("step", 1)
     assert configs["paper-flickr-vit-b32"].train.epochs == 40
     assert configs["paper-coco-vit-l14-336"].train.batch_size == 16
     assert configs["demo"].student.name == "adapter"

@@ -15,7 +15,7 @@ from cusa.train.config import build_config, load_preset, merge
 from cusa.train.loop import Trainer
 from cusa.train.processes import Processes
 from cusa.train.run_dir import Checkpoints, read_metrics
-from cusa.train.step import learning_rate
+from cusa.train.schedule import learning_rate
 from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
 
 ROOT = Path(cusa.__file__).parent.parent

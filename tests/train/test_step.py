@@ -1,4 +1,4 @@
-"""The step: what is frozen, what memory it needs, the learning rate, TensorBoard files, grids of runs."""
+"""The step: what is frozen, what memory it needs, how gradients are clipped, TensorBoard files."""
 
 import time
 
@@ -11,6 +11,7 @@ from cusa.train.config import build_config
 from cusa.train.loop import Trainer
 from cusa.train.losses import TERMS, CUSALoss
 from cusa.train.run_dir import read_metrics
+from cusa.train.state import TrainingState
 from cusa.train.step import TrainStep, make_optimizer, prepare
 from cusa.train.student import adapter_student, dual_encoder_student
 from tests.helpers import make_store, make_tiny_clip, run_error, run_ok
@@ -85,6 +86,15 @@ def test_copies_of_weights_under_autocast_do_not_count_for_every_pair():
         step, _ = _step(hidden_dim=512, precision=precision)
         sizes[precision] = _footprint(step, 4096, teacher=True).activations
     assert 0.4 < sizes["bf16"] / sizes["fp32"] < 1
+
+
+@pytest.mark.parametrize(("grad_clip", "norm"), [(0, 37.5), (1, 1.0), (100, 37.5)])
+def test_gradients_are_clipped_by_their_norm_or_not_at_all(grad_clip, norm):
+    """Of a loss that is 37.5 times a temperature, whose gradient has the norm 37.5."""
+    config = build_config({"student": {"name": "adapter", "hidden_dim": 4}, "optim": {"grad_clip": grad_clip}})
+    step = TrainStep(adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU)
+    assert TrainingState(step, config, CPU).descend(37.5 * step.loss.tau, lr=1e-3)
+    assert step.loss.tau.grad.item() == pytest.approx(norm, rel=1e-5)
 
 
 def test_tensorboard_files_hold_what_the_log_does(tmp_path):

@@ -10,9 +10,7 @@ import torch
 
 from cusa.data.records import Dataset
 from cusa.train.cli import _default_preset
-from cusa.train.config import build_config
 from cusa.train.saved import load_saved
-from cusa.train.step import learning_rate
 from tests.helpers import (
     add_teacher,
     make_pairs,
@@ -183,15 +181,6 @@ def test_unusable_stores(index, tmp_path):
     index.write_bytes(content)
     next(index.parent.glob("store/words/val-*.h5")).unlink()
     assert "is missing" in run_error("train", *_adapter(index, tmp_path / "run"))
-
-
-def test_the_schedule_warms_up_and_ends_at_the_minimum():
-    config = build_config({"optim": {"lr": 1.0, "min_lr": 0.1, "warmup_epochs": 1}, "train": {"epochs": 3}})
-    rates = [learning_rate(step, 4, config) for step in range(12)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[4] == pytest.approx(1.0)
-    assert rates[-1] == pytest.approx(0.1)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
 @pytest.fixture(scope="module")
