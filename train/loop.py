@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
 from cusa.data.files import FolderLock
 from cusa.data.store import EmbeddingStore
 from cusa.train.batches import Batch, EpochOrder, Loader, on_device
@@ -24,7 +23,8 @@ from cusa.train.config import Config, differing
 from cusa.train.encode import SplitEmbeddings, encode_split, validation_scores
 from cusa.train.losses import CUSALoss, LossTerms
 from cusa.train.processes import Processes
-from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, save_run
+from cusa.train.progress import Progress
+from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, read_history, save_run
 from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
 from cusa.train.schedule import learning_rate
 from cusa.train.setup import make_student, resolve, student_sources, training_pairs
@@ -53,23 +53,6 @@ class Reporter(Protocol):
     def warned(self, text: str) -> None:
         """Called when something went wrong that training survives."""
         ...
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        epoch: Epochs done, validation included.
-        step: Steps done.
-        best_epoch: Epoch of the highest validation RSUM; 0 before the first.
-        best_rsum: That RSUM.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best_rsum: float = -math.inf
 
 
 class _Stopped(Exception):  # noqa: N818 - no error
@@ -135,6 +118,7 @@ class Trainer:
         self.progress = Progress()
         self.notes: list[str] = []
         if resume:
+            self.notes += [note for note in [read_history(run_dir).note] if note]
             self._resume()
         self.saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._backbone = backbone if begun_in is None else None
@@ -175,27 +159,30 @@ class Trainer:
                 or the device's memory is too small; the last checkpoint stays.
         """
         self._reporters, self._stop = reporters if self.processes.leads else (), stop
-        t = self.config.train
+        try:
+            signal = self._fit()
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing to save. If it was
+            # just taking a batch from the process, all that it sees is that their connection ended.
+            problem = "a process that reads batches was killed, for want of memory perhaps (fewer --workers)"
+            raise RunError(self._going_on(problem), path=self.run_dir) from None
+        if not signal and (lost := self._lost_at_the_end()):
+            raise RunError(lost, path=self.run_dir)
+        return signal
+
+    def _fit(self) -> int:
         pin = self.processes.device.type == "cuda"
-        loader = Loader(self.pairs, self.order, self.workers, pin, t.worker_start)
+        loader = Loader(self.pairs, self.order, self.workers, pin, self.config.train.worker_start)
         with contextlib.closing(loader), contextlib.ExitStack() as held:
             with self.processes.all_or_none():
                 if self.processes.leads:
                     held.enter_context(FolderLock(self.run_dir))
             self._begin()
-            try:
-                while not self.finished:
-                    if signal := self._train_epoch(loader) or self._validate():
-                        return signal
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                    raise
-                # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing to save. If it
-                # was just taking a batch from the process, all that it sees is that their connection ended.
-                problem = "a process that reads batches was killed, for want of memory perhaps (fewer --workers)"
-                raise CusaError(self._going_on(problem)) from None
-        if lost := self._lost_at_the_end():
-            raise CusaError(lost)
+            while not self.finished:
+                if signal := self._train_epoch(loader) or self._validate():
+                    return signal
         return 0
 
     def _begin(self) -> None:
@@ -404,7 +391,7 @@ class Trainer:
                 tensors |= prefixed(f"rng.{rank}", states)
             meta = {
                 "origin": self._origin(math.ceil(self.progress.step / self.steps_per_epoch), scores or {}).plain(),
-                "progress": vars(self.progress),
+                "progress": self.progress.plain(),
                 "scaler": self._state.scaler(),
             }
             try:
@@ -425,10 +412,11 @@ class Trainer:
             raise CusaError(f"{self.store.path} is not the store that {self.run_dir} began with: {'; '.join(fields)}")
 
     def _resume(self) -> None:
-        found, self.notes = self._checkpoints.newest()
-        if found is None:
+        newest, problems = self._checkpoints.newest()
+        self.notes += problems
+        if newest is None:
             return
-        tensors, meta = found
+        tensors, meta = newest
         size = Origin.from_plain(meta["origin"]).processes
         if size != self.processes.size:
             raise CusaError(
@@ -437,9 +425,12 @@ class Trainer:
             )
         try:
             self._state.restore(tensors, under(f"rng.{self.processes.rank}", tensors), meta["scaler"])
-        except CusaError as error:
-            raise CusaError(f"{self.run_dir}: {error}") from None
-        self.progress = Progress(**meta["progress"])
+        except RunError as error:
+            raise RunError(f"{self.run_dir}: {error}", path=self.run_dir) from None
+        self.progress = Progress.from_plain(meta["progress"])
+        if not 0 <= self.progress.step - self.progress.epoch * self.steps_per_epoch <= self.steps_per_epoch:
+            at = f"step {self.progress.step:,} is not within epoch {self.progress.epoch + 1}"
+            raise RunError(f"the checkpoint of {self.run_dir} is damaged ({at})", path=self.run_dir)
 
     # --- what is written beside
 

@@ -5,10 +5,45 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field
+
+from cusa.data.errors import RunError, first_line
 from cusa.data.schema import TeacherSettings
 from cusa.data.store import EmbeddingStore
+from cusa.train.plain import checked
+
+MOST_DIMENSIONS = 1_000_000  # of a teacher's rows
+
+
+class _PlainSettings(BaseModel):
+    dim: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)]
+    dtype: Literal["float16", "float32"]
+    model_id: str
+    modality: str
+    normalizer: str
+    precision: str
+    transform: dict[str, Any]
+    weights_sha256: str
+
+
+class _PlainTeacher(BaseModel):
+    name: str
+    source: str
+    settings: _PlainSettings
+
+
+class _PlainTeachers(BaseModel):
+    image: _PlainTeacher | None = None
+    text: _PlainTeacher | None = None
+
+
+class _PlainProvenance(BaseModel):
+    dataset: str
+    splits: dict[str, str]
+    teachers: _PlainTeachers
+    encoders: _PlainTeachers
 
 
 @dataclass(frozen=True)
@@ -52,16 +87,19 @@ class Provenance:
         return asdict(self)
 
     @staticmethod
-    def from_plain(content: Mapping[str, Any]) -> Provenance:
-        """The inverse of :meth:`plain`."""
+    def from_plain(content: Any) -> Provenance:
+        """Read the inverse of :meth:`plain`.
 
-        def named(part: Mapping[str, Any]) -> dict[str, StoredTeacher]:
-            return {
-                m: StoredTeacher(v["name"], v["source"], TeacherSettings.from_json(json.dumps(v["settings"])))
-                for m, v in part.items()
-            }
+        Raises:
+            RunError: If an entry is missing or of another type; says which.
+        """
+        plain = checked(_PlainProvenance, content, "provenance")
 
-        return Provenance(content["dataset"], content["splits"], named(content["teachers"]), named(content["encoders"]))
+        def stored(part: Mapping[str, Any]) -> dict[str, StoredTeacher]:
+            return {modality: _stored_teacher(part[modality]) for modality in ("image", "text") if part.get(modality)}
+
+        teachers, encoders = stored(content["teachers"]), stored(content["encoders"])
+        return Provenance(plain.dataset, plain.splits, teachers, encoders)
 
     def differing(self, store: EmbeddingStore, current: Provenance) -> list[str]:
         """What of a store is not as the run found it; a line each.
@@ -78,5 +116,17 @@ class Provenance:
                 lines.append(f"fingerprint of split {name!r}")
         for old, new in ((self.teachers, current.teachers), (self.encoders, current.encoders)):
             for modality, teacher in old.items():
+                if modality not in new:
+                    lines.append(f"{modality} teacher {teacher.name!r}, which is not used now")
+                    continue
                 lines += [f"{teacher.name}.{f}" for f in new[modality].settings.differing(teacher.settings)]
         return lines
+
+
+def _stored_teacher(content: Mapping[str, Any]) -> StoredTeacher:
+    try:
+        settings = TeacherSettings.from_json(json.dumps(content["settings"]))
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"settings of {content['name']} cannot be read: {first_line(error)}"
+        raise RunError(message, name=content["name"]) from None
+    return StoredTeacher(content["name"], content["source"], settings)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, FiniteFloat, RootModel
 
-from cusa.data.errors import CusaError, FileFormatError
+from cusa.data.errors import CusaError, RunError, SettingError
 from cusa.data.files import atomic_file
-from cusa.data.parsing import parse_json
+from cusa.data.parsing import parse_json, read_json
 from cusa.train.config import Config, build_config, load_config_file, to_yaml
+from cusa.train.plain import checked
+from cusa.train.progress import Progress
 from cusa.train.provenance import Provenance
 from cusa.train.saved import BEST_FOLDER, Origin, SavedStudent, load_checkpointed, load_saved
 from cusa.train.tensors import DamagedFileError, load_tensors, save_tensors
@@ -42,17 +46,23 @@ def load_run(run_dir: Path) -> tuple[Config, Provenance]:
     """Settings and provenance of a run directory.
 
     Raises:
-        CusaError: If it is not one.
+        CusaError: If it is not one, or one of the two is damaged; ``path`` says which.
     """
-    if not (run_dir / CONFIG_FILE).is_file() or not (run_dir / PROVENANCE_FILE).is_file():
-        raise CusaError(
-            f"{run_dir} is not a run directory (no {CONFIG_FILE} and {PROVENANCE_FILE}); make one: cusa-train"
-        )
+    config_file, provenance_file = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
+    if not config_file.is_file() or not provenance_file.is_file():
+        message = f"{run_dir} is not a run directory (no {CONFIG_FILE} and {PROVENANCE_FILE}); make one: cusa-train"
+        raise RunError(message, path=run_dir)
+    content = read_json(provenance_file)
     try:
-        provenance = Provenance.from_plain(json.loads((run_dir / PROVENANCE_FILE).read_text()))
-    except (ValueError, KeyError, TypeError):
-        raise CusaError(f"{run_dir / PROVENANCE_FILE} is damaged; restore it or train again") from None
-    return build_config(load_config_file(run_dir / CONFIG_FILE)), provenance
+        provenance = Provenance.from_plain(content)
+    except RunError as error:
+        message = f"{provenance_file} is damaged ({error}); restore it or train again"
+        raise RunError(message, path=provenance_file, location=error.location, name=error.name) from None
+    try:
+        config = build_config(load_config_file(config_file))
+    except SettingError as error:
+        raise SettingError(f"{config_file}: {error}", path=config_file, name=error.name) from None
+    return config, provenance
 
 
 def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
@@ -67,11 +77,28 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
     """
     if checkpoint == "best":
         return load_saved(path)
-    found, _ = Checkpoints(path).newest()
-    if found is None:
-        raise CusaError(f"{path} holds no checkpoint; has the run been killed before its first?")
-    tensors, meta = found
-    return load_checkpointed(path / BEST_FOLDER, tensors, Origin.from_plain(meta["origin"]))
+    newest, _ = Checkpoints(path).newest()
+    if newest is None:
+        raise RunError(f"{path} holds no checkpoint; has the run been killed before its first?", path=path)
+    return load_checkpointed(path / BEST_FOLDER, newest.tensors, Origin.from_plain(newest.meta["origin"]))
+
+
+class _PlainMeta(BaseModel):
+    origin: dict[str, Any]
+    progress: dict[str, Any]
+    scaler: dict[str, int | float]
+
+
+class Checkpoint(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+        tensors: By name: student, loss, optimizer, random states.
+        meta: JSON-compatible: ``origin``, ``progress`` and ``scaler``.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
 
 
 class Checkpoints:
@@ -100,36 +127,52 @@ class Checkpoints:
         for path in others[: len(others) - _KEPT + 1]:
             path.unlink(missing_ok=True)
 
-    def newest(self) -> tuple[tuple[dict[str, torch.Tensor], dict[str, Any]] | None, list[str]]:
-        """Tensors and metadata of the newest one that is whole, and what is wrong with newer ones.
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and what is wrong with newer ones.
 
         Returns:
             ``None`` and nothing wrong if there is no checkpoint yet.
 
         Raises:
-            CusaError: If there are some, and none is whole.
+            RunError: If there are some, and none is whole.
         """
         problems: list[str] = []
         for path in reversed(self.paths()):
             try:
-                return load_tensors(path), problems
+                return _load_checkpoint(path), problems
             except DamagedFileError as error:
                 problems.append(str(error))
         if problems:
-            raise CusaError(
-                f"no checkpoint of {self._run_dir} is whole: {problems[0]}; restore one, or move the run away and "
-                "train again"
-            )
+            remedy = "restore one, or move the run away and train again"
+            message = f"no checkpoint of {self._run_dir} is whole: {problems[0]}; {remedy}"
+            raise RunError(message, path=self.paths()[-1])
         return None, []
 
     def tidy(self, step: int) -> None:
         """Remove checkpoints after a step (torn ones) and what killed processes left half-written in the run."""
         for path in self.paths():
-            if int(path.stem.removeprefix("step-")) > step:
+            if _step_in_name(path) > step:
                 path.unlink()
         for folder in (self._run_dir, self._folder, self._run_dir / BEST_FOLDER):
             for left in folder.glob(".*.tmp"):
                 left.unlink()
+
+
+def _load_checkpoint(path: Path) -> Checkpoint:
+    tensors, meta = load_tensors(path)
+    try:
+        plain = checked(_PlainMeta, meta, "checkpoint")
+        progress, origin = Progress.from_plain(plain.progress), Origin.from_plain(plain.origin)
+    except RunError as error:
+        message = f"{path} is damaged ({error}); use another or train again"
+        raise DamagedFileError(message, path=path, location=error.location, name=error.name) from None
+    if not progress.step == origin.step == _step_in_name(path):
+        raise DamagedFileError(f"{path} is damaged (it is of step {progress.step:,}); use another", path=path)
+    return Checkpoint(tensors, meta)
+
+
+def _step_in_name(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 class MetricsLog:
@@ -162,42 +205,70 @@ class MetricsLog:
 
     def trim(self, step: int, epoch: int) -> None:
         """Keep what was written up to a step, and validations up to an epoch."""
-        lines = [m for m in read_metrics(self._path.parent) if m["step"] <= step]
-        kept = [json.dumps(m) + "\n" for m in lines if m.get("kind") != "val" or m.get("epoch", 0) <= epoch]
+        lines = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
+        lines = [line for line in lines if line["kind"] != "val" or line["epoch"] <= epoch]
         with atomic_file(self._path) as temporary:
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class MetricsHistory(NamedTuple):
+    """What a run logged.
+
+    Attributes:
+        lines: Of metrics.jsonl, in order: all have ``kind``, ``step`` and ``epoch``, and numbers are finite.
+        note: Which lines are damaged and left out; empty if none is. A last line that a kill cut off is no damage.
+    """
+
+    lines: list[dict[str, Any]]
+    note: str
+
+
+def read_history(run_dir: Path) -> MetricsHistory:
+    """Read a run's metrics.jsonl; damaged lines are left out."""
+    path = run_dir / METRICS_FILE
+    content = path.read_bytes() if path.is_file() else b""
+    lines, damaged = [], []
+    *complete, torn = content.split(b"\n")
+    for number, line in enumerate(complete, 1):
+        try:
+            lines.append(_metrics_line(line, path, number))
+        except (CusaError, UnicodeDecodeError):
+            damaged.append(number)
+    with contextlib.suppress(CusaError, UnicodeDecodeError):
+        lines.append(_metrics_line(torn, path, len(complete) + 1))
+    if not damaged:
+        return MetricsHistory(lines, "")
+    several = f" and {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
+    return MetricsHistory(lines, f"{path}: line {damaged[0]:,}{several} cannot be read and is left out")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl, without those that are damaged: see :func:`read_metrics_log`."""
-    return read_metrics_log(run_dir)[0]
+    """Lines of a run's metrics.jsonl; see :func:`read_history`."""
+    return read_history(run_dir).lines
 
 
-def read_metrics_log(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a run's metrics.jsonl.
+class _StepLine(BaseModel):
+    kind: str
+    step: int
+    epoch: int | float
 
-    Returns:
-        Its lines, and how many are damaged and left out: a kill cuts off the last one, a full disk
-        may tear others.
+
+class _ValidationLine(_StepLine):
+    best: bool
+    rsum: FiniteFloat
+
+
+_Values = RootModel[dict[str, bool | int | FiniteFloat | str]]
+_LINE_FORMS: Mapping[Any, type[_StepLine]] = {"val": _ValidationLine}
+
+
+def _metrics_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """A line of metrics.jsonl.
+
+    Raises:
+        CusaError: If it is no mapping of names to numbers, texts and bools, or lacks what its kind must have.
+        UnicodeDecodeError: If it is not UTF-8.
     """
-    path = run_dir / METRICS_FILE
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    lines, n_damaged = [], 0
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            content = parse_json(line, path, number)
-        except FileFormatError:
-            content = None
-        if _is_log_line(content):
-            lines.append(content)
-        else:
-            n_damaged += 1
-    return lines, n_damaged
-
-
-def _is_log_line(content: Any) -> bool:
-    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
-        return False
-    return all(isinstance(value, (int, float, str, type(None))) for value in content.values())
+    content = checked(_Values, parse_json(line.decode(), path, number), METRICS_FILE).root
+    checked(_LINE_FORMS.get(content.get("kind"), _StepLine), content, METRICS_FILE)
+    return content

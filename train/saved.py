@@ -11,19 +11,31 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, FiniteFloat
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import RunError, SettingError, StudentError
 from cusa.train.config import Config, build_config
+from cusa.train.plain import checked
 from cusa.train.provenance import Provenance
 from cusa.train.student import Head, Processors, Student, adapter_student, dual_encoder_student
-from cusa.train.tensors import load_tensors, save_tensors, under
+from cusa.train.tensors import load_tensors, not_finite, save_tensors, under, unlike
 
 WEIGHTS_FILE = "student.safetensors"
 HEADS_FILE = "heads.safetensors"
 BEST_FOLDER = "best"
+
+
+class _PlainOrigin(BaseModel):
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    epoch: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0)]
+    val: dict[str, FiniteFloat]
+    n_pairs: Annotated[int, Field(ge=0)]
+    processes: Annotated[int, Field(ge=1)] = 1
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,21 @@ class Origin:
         return plain | {"config": config, "provenance": self.provenance.plain(), "val": dict(self.val)}
 
     @staticmethod
-    def from_plain(content: Mapping[str, Any]) -> Origin:
-        """The inverse of :meth:`plain`."""
-        config, provenance = build_config(content["config"]), Provenance.from_plain(content["provenance"])
-        return Origin(**{**content, "config": config, "provenance": provenance})
+    def from_plain(content: Any) -> Origin:
+        """Read the inverse of :meth:`plain`.
+
+        Raises:
+            RunError: If an entry is missing, of another type, or has an illegal value; says which.
+        """
+        plain = checked(_PlainOrigin, content, "origin")
+        try:
+            config = build_config(plain.config)
+        except SettingError as error:
+            raise RunError(str(error), name=error.name) from None
+        provenance = Provenance.from_plain(plain.provenance)
+        if config.student.name == "adapter" and len(provenance.encoders) < 2:
+            raise RunError("an adapter has two encoders, one for images and one for texts", name="encoders")
+        return Origin(**{**plain.model_dump(), "config": config, "provenance": provenance})
 
 
 @dataclass(frozen=True)
@@ -99,8 +122,9 @@ def student_folder(path: Path) -> Path:
         if (folder / WEIGHTS_FILE).is_file() or (folder / HEADS_FILE).is_file():
             return folder
     if (path / "config.yaml").is_file():
-        raise CusaError(f"{path} holds no best student yet; has the run finished its first epoch?")
-    raise CusaError(f"{path} holds no student; pass a run directory of cusa-train, its best/, or an exported folder")
+        raise RunError(f"{path} holds no best student yet; has the run finished its first epoch?", path=path)
+    kinds = "a run directory of cusa-train, its best/, or a folder of cusa-train export --to hf"
+    raise StudentError(f"{path} holds no student; pass {kinds}", path=path)
 
 
 def load_saved(path: Path) -> SavedStudent:
@@ -111,30 +135,48 @@ def load_saved(path: Path) -> SavedStudent:
     """
     folder = student_folder(path)
     exported = not (folder / WEIGHTS_FILE).is_file()
-    tensors, meta = load_tensors(folder / (HEADS_FILE if exported else WEIGHTS_FILE))
-    return _filled(folder, tensors, Origin.from_plain(meta), pretrained=exported)
+    weights = folder / (HEADS_FILE if exported else WEIGHTS_FILE)
+    tensors, meta = load_tensors(weights)
+    try:
+        origin = Origin.from_plain(meta)
+    except RunError as error:
+        message = f"{weights} is damaged ({error}); use another or train again"
+        raise RunError(message, path=weights, location=error.location, name=error.name) from None
+    return _filled(folder, tensors, origin, exported)
 
 
 def load_checkpointed(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin) -> SavedStudent:
-    """A student from the tensors of a checkpoint; ``folder`` is the run's ``best/``, where its configuration lies."""
-    return _filled(folder, under("student", tensors), origin, pretrained=False)
+    """Load a student from the tensors of a checkpoint.
+
+    Args:
+        folder: The run's ``best/``, where a Hugging Face student's configuration lies.
+        tensors: The checkpoint's.
+        origin: Where they come from.
+
+    Raises:
+        CusaError: If they do not fit the student that the origin names.
+    """
+    return _filled(folder, under("student", tensors), origin, exported=False)
 
 
-def _filled(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin, pretrained: bool) -> SavedStudent:
+def _filled(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin, exported: bool) -> SavedStudent:
+    """A student with these weights; of an exported one, those of its heads alone."""
     backbone, processors = None, None
     if origin.config.student.name == "adapter":
         dims = (origin.provenance.encoders[m].settings.dim for m in ("image", "text"))
-        student = adapter_student(origin.config.student, *dims)
+        with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
+            student = adapter_student(origin.config.student, *dims)
     else:
-        student, processors, backbone = dual_encoder_student(origin.config.student, str(folder), pretrained)
-    expected = set(student.state_dict())
-    if pretrained:
-        expected = {name for name in expected if "_heads." in name}
-    try:
-        found = student.load_state_dict(tensors, strict=False)
-        fits = not expected & set(found.missing_keys) and not found.unexpected_keys
-    except RuntimeError:  # other shapes
-        fits = False
-    if not fits:
-        raise CusaError(f"the weights in {folder} do not fit the configuration beside them; was a file changed?")
+        student, processors, backbone = dual_encoder_student(origin.config.student, str(folder), exported)
+    expected = student.state_dict()
+    if exported:
+        expected = {name: tensor for name, tensor in expected.items() if "_heads." in name}
+    if problem := unlike(tensors, expected):
+        message = f"the weights in {folder} do not fit the configuration beside them ({problem}); was a file changed?"
+        raise StudentError(message, path=folder)
+    if backbone is None:
+        student.to_empty(device="cpu")
+    student.load_state_dict(tensors, strict=not exported)
+    if exported and (problem := not_finite(student.state_dict())):
+        raise StudentError(f"the weights in {folder} cannot be used ({problem}); export them again", path=folder)
     return SavedStudent(student.eval(), backbone, processors, origin)

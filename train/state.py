@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import RunError, first_line
 from cusa.train.config import Config
 from cusa.train.step import TrainStep, make_optimizer
-from cusa.train.tensors import prefixed, under
+from cusa.train.tensors import prefixed, under, unlike
 
 
 class TrainingState:
@@ -80,22 +80,49 @@ class TrainingState:
     ) -> None:
         """Go back to what was saved.
 
+        Args:
+            tensors: As :meth:`tensors` gives them.
+            random_states: As :meth:`random_states` gives them.
+            scaler: As :meth:`scaler` gives it.
+
         Raises:
-            CusaError: If it is of another student or optimizer.
+            RunError: If it is of another student, loss, optimizer or precision; nothing is restored then.
         """
+        student, loss, moments = (under(part, tensors) for part in ("student", "loss", "optimizer"))
+        problem = (
+            unlike(student, self._step.student.state_dict())
+            or unlike(loss, self._step.loss.state_dict())
+            or self._unlike_moments(moments)
+            or self._unlike_random_states(random_states)
+        )
+        if problem:
+            raise RunError(f"the checkpoint is of another student ({problem}); was a file changed?")
         try:
-            self._step.student.load_state_dict(under("student", tensors))
-            self._step.loss.load_state_dict(under("loss", tensors))
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in under("optimizer", tensors).items():
-                parameter, _, key = name.rpartition(".")
-                state.setdefault(self._names.index(parameter), {})[key] = tensor
-            groups = self._optimizer.state_dict()["param_groups"]
-            self._optimizer.load_state_dict({"state": state, "param_groups": groups})
-        except (RuntimeError, ValueError) as error:
-            detail = " ".join(str(error).split())[:200]
-            raise CusaError(f"the checkpoint is of another student ({detail}); was a file changed?") from None
-        self._scaler.load_state_dict(scaler)
+            self._scaler.load_state_dict(scaler)
+        except (RuntimeError, KeyError) as error:
+            raise RunError(f"the checkpoint is of another precision ({first_line(error)})") from None
+        self._step.student.load_state_dict(student)
+        self._step.loss.load_state_dict(loss)
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in moments.items():
+            parameter, _, key = name.rpartition(".")
+            # A copy: what was read maps the file, and the optimizer would go on in it.
+            state.setdefault(self._names.index(parameter), {})[key] = tensor.clone()
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         torch.set_rng_state(random_states["cpu"])
         if "cuda" in random_states and self._device.type == "cuda":
             torch.cuda.set_rng_state(random_states["cuda"], self._device)
+
+    def _unlike_moments(self, moments: Mapping[str, torch.Tensor]) -> str:
+        """What is wrong with AdamW's moments; empty if nothing. Before the first step there are none."""
+        if not moments:
+            return ""
+        expected: dict[str, torch.Tensor] = {}
+        for name, parameter in zip(self._names, self._parameters, strict=True):
+            expected[f"{name}.step"] = torch.zeros(())
+            expected |= {f"{name}.{moment}": parameter for moment in ("exp_avg", "exp_avg_sq")}
+        return unlike(moments, expected)
+
+    def _unlike_random_states(self, states: Mapping[str, torch.Tensor]) -> str:
+        return unlike({"cpu": states["cpu"]}, {"cpu": torch.get_rng_state()}) if "cpu" in states else "rng is missing"

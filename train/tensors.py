@@ -12,11 +12,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FileFormatError, RunError, first_line
 from cusa.data.files import atomic_file
+from cusa.data.parsing import parse_json
+
+# What safetensors raises for damaged files, and torch for dtypes that it does not know.
+_PARSER_ERRORS = (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 
 
-class DamagedFileError(CusaError):
+class DamagedFileError(RunError):
     """A file of tensors is torn, or is not one of ours."""
 
 
@@ -49,21 +53,41 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     Raises:
         DamagedFileError: If it is torn, or not one of ours.
-        CusaError: If it does not exist.
+        RunError: If it does not exist.
     """
+    if not path.exists():
+        raise RunError(f"{path} does not exist; has the run finished its first epoch?", path=path)
+    if not path.is_file():
+        raise _damaged(path, "it is no file")
     try:
         with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            if "cusa" not in meta:
-                raise DamagedFileError(f"{path} was not written by cusa-train")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping
-    except FileNotFoundError:
-        raise CusaError(f"{path} does not exist; has the run finished its first epoch?") from None
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is damaged ({error}); use another or train again") from None
-    if meta.get("sha256") != _digest(tensors, meta["cusa"]):
-        raise DamagedFileError(f"{path} is damaged (its checksum differs); use another or train again")
-    return tensors, json.loads(meta["cusa"])
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        text = metadata.get("cusa", "")
+        is_whole = metadata.get("sha256") == _digest(tensors, text)
+    except _PARSER_ERRORS as error:
+        raise _damaged(path, first_line(error)) from None
+    if "cusa" not in metadata:
+        raise _damaged(path, "it was not written by cusa-train")
+    if not is_whole:
+        raise _damaged(path, "its checksum differs")
+    return tensors, _metadata(text, path)
+
+
+def _metadata(text: str, path: Path) -> dict[str, Any]:
+    # Earlier versions wrote a best RSUM that there was not yet as -Infinity, which is no JSON.
+    text = text.replace('"best_rsum": -Infinity', '"best_rsum": null')
+    try:
+        content = parse_json(text, path)
+    except FileFormatError as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "its metadata are no mapping")
+    return content
+
+
+def _damaged(path: Path, reason: str) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({reason}); use another or train again", path=path)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
@@ -82,3 +106,29 @@ def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torc
 def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inverse of :func:`prefixed`, other names left out."""
     return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+
+
+def unlike(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """Compare weights with those that a model has.
+
+    Returns:
+        What is wrong with them, in words: a name that is missing or unknown, another shape or dtype, a value that is
+        not finite. Empty if they fit.
+    """
+    if names := expected.keys() - tensors.keys():
+        return f"{min(names)} is missing"
+    if names := tensors.keys() - expected.keys():
+        return f"{min(names)} is unknown"
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
+            return f"{name} is {tensor.dtype} {list(tensor.shape)}, not {wanted.dtype} {list(wanted.shape)}"
+    return not_finite(tensors)
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Name the first tensor that holds NaN or infinity, in words; empty if none does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return f"{name} is not finite"
+    return ""

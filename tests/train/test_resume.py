@@ -334,13 +334,17 @@ def test_a_copy_of_a_checkpoint_is_left_alone(index, whole, tmp_path):
     assert mine.exists()
 
 
+def _line(step):
+    return {"kind": "train", "step": step, "epoch": 1.0}
+
+
 def test_a_log_that_could_not_be_written_is_written_later_whole(tmp_path, monkeypatch):
     from pathlib import Path
 
     from cusa.train.run_dir import MetricsLog
 
     log = MetricsLog(tmp_path)
-    log.append({"step": 1})
+    log.append(_line(1))
     plain = Path.open
 
     class Full:
@@ -363,10 +367,10 @@ def test_a_log_that_could_not_be_written_is_written_later_whole(tmp_path, monkey
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: Full(plain(self, *a, **k)))
     for step in (2, 3):
         with pytest.raises(OSError, match="No space"):
-            log.append({"step": step})
+            log.append(_line(step))
     monkeypatch.undo()
-    assert read_metrics(tmp_path) == [{"step": 1}]
-    log.append({"step": 4})
+    assert read_metrics(tmp_path) == [_line(1)]
+    log.append(_line(4))
     assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
