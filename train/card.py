@@ -75,7 +75,9 @@ def model_card(origin: Origin, usage: Usage | None = None, metrics: Mapping[str,
 
 def _scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
     own = origin.provenance.dataset
-    found = {(own, origin.config.data.val_split): dict(origin.val)}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    if origin.config.data.val_split is not None:
+        found[own, origin.config.data.val_split] = dict(origin.val)
     if metrics is not None:
         tasks = metrics["retrieval"]
         flat = {f"{task}_{recall}": tasks[task][recall] for task in ("i2t", "t2i") for recall in ("r1", "r5", "r10")}

@@ -171,9 +171,11 @@ def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, ch
         kept = f"step {trainer.saved_step:,} is kept" if trainer.saved_step else "nothing is kept yet"
         raise Stopped(stopped_by, f"{kept}; go on with: cusa-train --resume --run-dir {trainer.run_dir}")
     early = f", stopped early after epoch {done.epoch}" if done.epoch < config.train.epochs else ""
+    kept = f"last epoch {done.best_epoch}: no validation split"
+    if trainer.val_sources is not None:
+        kept = f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}"
     screen.print(
-        f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}{early}\nrun: {trainer.run_dir}\n"
-        f"student: {trainer.run_dir / 'best'}",
+        f"{kept}{early}\nrun: {trainer.run_dir}\nstudent: {trainer.run_dir / 'best'}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -186,7 +188,7 @@ def _sweep(axes: tuple[str, ...], given: _Given, folder: Path | None, check_stop
     from cusa.data.console import console, pick_device
     from cusa.train.config import merge
     from cusa.train.processes import Processes
-    from cusa.train.sweep import figures, parse_grid, summarize
+    from cusa.train.sweep import figures, parse_grid, summarize, validated
 
     cells = parse_grid(axes)
     configs = [_resolve(given, merge(_flag_settings(given.flags), cell.settings)) for cell in cells]
@@ -202,10 +204,14 @@ def _sweep(axes: tuple[str, ...], given: _Given, folder: Path | None, check_stop
             return
     rows = summarize(folder, cells)
     names = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "RSUM", "RSUM, last epoch")
-    table = Table(*rows[0].values, "runs", *names, title="validation split, best epoch: mean ± standard deviation")
-    for row in rows:
-        table.add_row(*row.values.values(), str(row.n), *figures(row))
-    console().print(table)
+    if validated(rows):
+        title = "validation split, best epoch: mean ± standard deviation"
+        table = Table(*rows[0].values, "runs", *names, title=title)
+        for row in rows:
+            table.add_row(*row.values.values(), str(row.n), *figures(row))
+        console().print(table)
+    else:
+        _print("no validation split: measure the runs with cusa-eval")
     runs = " ".join(f"--run {folder / cell.name}" for cell in cells)
     _print(f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}\nnext: cusa-eval {runs}")
 
@@ -333,7 +339,8 @@ def _summary(screen: Any, trainer: Trainer) -> None:
     if trainer.progress.step:
         within = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch
         lines.append(f"resumed   after epoch {trainer.progress.epoch}, step {within:,} of the next")
-    screen.print("\n".join([*lines, *trainer.notes]), highlight=False, markup=False, soft_wrap=True)
+    lines += [f"note      {note}" for note in trainer.notes]
+    screen.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _size(n_bytes: int) -> str:

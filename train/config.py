@@ -40,7 +40,8 @@ class DataConfig:
         image_teacher: Teacher of the soft labels; ``None``: the store's only one.
         text_teacher: Same for captions.
         train_split: Split that is trained on.
-        val_split: Split that the best checkpoint is chosen on.
+        val_split: Split that the best epoch is chosen on. ``None``: none, and the last epoch is kept; so, with a note,
+            where the store has no split of the default name.
         normalizer: Caption normaliser of a Hugging Face student.
     """
 
@@ -49,7 +50,7 @@ class DataConfig:
     image_teacher: Text | None = None
     text_teacher: Text | None = None
     train_split: Text = "train"
-    val_split: Text = "val"
+    val_split: Text | None = "val"
     normalizer: Literal["albef", "none"] = "albef"
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cusa.data.errors import CusaError, RunError
+from cusa.data.errors import CusaError, DataError, RunError
 from cusa.data.files import FolderLock
 from cusa.data.store import EmbeddingStore
-from cusa.train.batches import Batch, EpochOrder, Loader, on_device
+from cusa.train.batches import Batch, EpochOrder, Loader, Sources, on_device
 from cusa.train.card import write_card
 from cusa.train.config import Config, differing
+from cusa.train.diagnosis import named_images, why_not_finite
 from cusa.train.encode import SplitEmbeddings, encode_split, validation_scores
 from cusa.train.losses import CUSALoss, LossTerms
 from cusa.train.processes import Processes
@@ -27,12 +28,10 @@ from cusa.train.progress import Progress
 from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, read_history, save_run
 from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
 from cusa.train.schedule import learning_rate
-from cusa.train.setup import make_student, resolve, student_sources, training_pairs
+from cusa.train.setup import make_student, resolve, student_sources, training_pairs, validation_sources
 from cusa.train.state import TrainingState
 from cusa.train.step import TrainStep, prepare
 from cusa.train.tensors import prefixed, under
-
-_SHOWN = 8  # ids in an error message
 
 
 class Reporter(Protocol):
@@ -98,10 +97,8 @@ class Trainer:
         torch.manual_seed(seed)
         self.student, self.processors, backbone = make_student(self.config, self.provenance, begun_in)
         names = tuple(t.name for t in self.provenance.encoders.values())
-        train, self.val_sources = (
-            student_sources(self.store, split, self.config, names, self.processors)
-            for split in (config.data.train_split, config.data.val_split)
-        )
+        train = student_sources(self.store, config.data.train_split, self.config, names, self.processors)
+        self.val_sources = validation_sources(self.store, self.config, names, self.processors)
         self.pairs = training_pairs(self.store, train, self.config, self.provenance)
         self._image_ids = train.split.image_ids
         self.order = EpochOrder(len(self.pairs), config.train.pairs_per_step, seed, processes.rank, processes.size)
@@ -116,7 +113,7 @@ class Trainer:
             torch.manual_seed(int(np.random.SeedSequence([seed, processes.rank]).generate_state(1, np.uint64)[0]))
         self._state = TrainingState(self.step, config, device)
         self.progress = Progress()
-        self.notes: list[str] = []
+        self.notes = [] if self.val_sources is not None else [_no_validation(config, self.store)]
         if resume:
             self.notes += [note for note in [read_history(run_dir).note] if note]
             self._resume()
@@ -253,14 +250,15 @@ class Trainer:
             terms: LossTerms = self._module(batch)
             finite = self._state.descend(terms.total, lr)  # by all processes, or the others would wait for this one
         except ValueError as error:
-            raise CusaError(f"step {self.progress.step + 1}: {error}; {self._named(batch.image_ids)}") from None
+            images = named_images(batch.image_ids, self._image_ids)
+            raise DataError(f"step {self.progress.step + 1}: {error}; {images}") from None
         except torch.OutOfMemoryError:
             raise CusaError(
                 "not enough memory on the GPU; encode fewer pairs at a time, with the loss of the same batch: "
                 "--micro-batch, or train on smaller ones: --batch-size"
             ) from None
         if not finite:
-            return self._why_not_finite(batch, terms)
+            return why_not_finite(self.step, batch, terms, self._image_ids, self.progress.step + 1)
         self.progress.step += 1
         if self.processes.leads and (self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1):
             self._report_step(terms, lr)
@@ -284,25 +282,17 @@ class Trainer:
         for reporter in self._reporters:
             reporter.stepped(metrics)
 
-    @torch.no_grad()
-    def _why_not_finite(self, batch: Batch, terms: LossTerms) -> str:
-        bad = [t for t in self.config.loss.terms if not torch.isfinite(getattr(terms, t))]
-        features = torch.cat([x for pair in self.step.encode(batch) for x in pair], dim=1)
-        wrong = ~torch.isfinite(features).all(dim=1)
-        ids = batch.image_ids[wrong] if wrong.any() else batch.image_ids
-        what = f"loss is not finite at step {self.progress.step + 1} ({', '.join(bad)}; {self._named(ids)})"
-        if not bad:
-            what = f"gradient is not finite at step {self.progress.step + 1} ({self._named(ids)})"
-        return f"the {what}; the last checkpoint stays; begin a new run with a lower optim.lr or with --precision fp32"
-
-    def _named(self, rows: torch.Tensor) -> str:
-        ids = [self._image_ids[row] for row in dict.fromkeys(rows.tolist())]
-        return f"images {', '.join(ids[:_SHOWN])}{f' and {len(ids) - _SHOWN} more' if len(ids) > _SHOWN else ''}"
-
     # --- validation
 
     def _validate(self) -> int:
-        """Measure the validation split and end the epoch; the number of the signal that stopped it, or 0."""
+        """Measure the validation split, if there is one, and end the epoch.
+
+        Returns:
+            The number of the signal that stopped it, or 0.
+        """
+        if self.val_sources is None:
+            self._end_epoch(None)
+            return 0
         several = self.processes.size > 1
         if several:  # they cannot part in the middle of it, and a launcher that stops them does not wait for long
             self._save_checkpoint()
@@ -311,47 +301,61 @@ class Trainer:
             if not several and self._stop():
                 raise _Stopped
 
-        t = self.config.train
         try:
-            embeddings = encode_split(
-                self.student,
-                self.val_sources,
-                self.processes.device,
-                batch_size=256 if self.processors is None else t.batch_size,
-                workers=self.workers,
-                start_method=t.worker_start,
-                processes=self.processes,
-                check=check,
-            )
+            embeddings = self._encode(self.val_sources, check)
         except _Stopped:
             self._save_checkpoint()
             return self._stop()
         except CusaError as error:
             self._save_checkpoint()
-            raise CusaError(self._going_on(str(error))) from None
-        epoch = self.progress.epoch + 1
-        with self.processes.all_or_none():
-            scores = self._scores(embeddings, epoch) if self.processes.leads else {}
-        # From here on it is the leading process that says how it went.
-        best = bool(scores) and scores["rsum"] > self.progress.best_rsum and self._save_best(epoch, scores)
-        scores, best = self.processes.everyones((scores, best))[0]
-        self.progress.epoch = epoch
-        if best:
-            self.progress.best_epoch, self.progress.best_rsum = epoch, scores["rsum"]
-        metrics = {"kind": "val", "step": self.progress.step, "epoch": epoch, "best": best, **scores}
-        self._write(metrics)
-        self._save_checkpoint(scores)
-        for reporter in self._reporters:
-            reporter.validated(metrics)
+            raise type(error)(self._going_on(str(error)), path=error.path, name=error.name) from None
+        self._end_epoch(embeddings)
         return 0
+
+    def _encode(self, sources: Sources, check: Callable[[], None]) -> SplitEmbeddings:
+        return encode_split(
+            self.student,
+            sources,
+            self.processes.device,
+            batch_size=256 if self.processors is None else self.config.train.batch_size,
+            workers=self.workers,
+            start_method=self.config.train.worker_start,
+            processes=self.processes,
+            check=check,
+        )
+
+    def _end_epoch(self, embeddings: SplitEmbeddings | None) -> None:
+        """Save what an epoch leaves: its student if it is the best one, the scores, a checkpoint.
+
+        Args:
+            embeddings: Of the validation split; without one, the last epoch is the best.
+        """
+        epoch = self.progress.epoch + 1
+        scores: dict[str, float] = {}
+        is_best = embeddings is None
+        with self.processes.all_or_none():
+            if self.processes.leads and embeddings is not None:
+                scores = self._scores(embeddings, epoch)
+                is_best = scores["rsum"] > self.progress.best_rsum
+        # From here on it is the leading process that says how it went.
+        is_best = is_best and self.processes.leads and self._save_best(epoch, scores)
+        scores, is_best = self.processes.everyones((scores, is_best))[0]
+        self.progress.epoch = epoch
+        if is_best:
+            self.progress.best_epoch, self.progress.best_rsum = epoch, scores.get("rsum", -math.inf)
+        metrics = {"kind": "val", "step": self.progress.step, "epoch": epoch, "best": is_best, **scores}
+        if scores:
+            self._write(metrics)
+        self._save_checkpoint(scores, epoch_ended=True)
+        for reporter in self._reporters if scores else ():
+            reporter.validated(metrics)
 
     def _scores(self, embeddings: SplitEmbeddings, epoch: int) -> dict[str, float]:
         try:
             return validation_scores(embeddings)
         except CusaError as error:  # not finite
-            raise CusaError(
-                f"epoch {epoch} cannot be validated: {error}; begin a new run with a lower optim.lr"
-            ) from None
+            remedy = "begin a new run with a lower optim.lr"
+            raise RunError(f"epoch {epoch} cannot be validated: {error}; {remedy}", path=self.run_dir) from None
 
     def _save_best(self, epoch: int, scores: dict[str, float]) -> bool:
         folder, origin = self.run_dir / BEST_FOLDER, self._origin(epoch, scores)
@@ -382,10 +386,15 @@ class Trainer:
         size = self.processes.size
         return Origin(self.config, self.provenance, epoch, self.progress.step, scores, len(self.pairs), size)
 
-    def _save_checkpoint(self, scores: dict[str, float] | None = None) -> None:
-        """Save all that the run goes on from; if that fails, the last one stays, and so does the run."""
+    def _save_checkpoint(self, scores: dict[str, float] | None = None, epoch_ended: bool = False) -> None:
+        """Save all that the run goes on from; if that fails, the last one stays, and so does the run.
+
+        Args:
+            scores: Of the validation split, with these weights.
+            epoch_ended: Save again where the epoch's last step is saved already.
+        """
         random_states = self.processes.everyones(self._state.random_states())
-        if self.processes.leads and (self.progress.step != self.saved_step or scores):
+        if self.processes.leads and (self.progress.step != self.saved_step or epoch_ended):
             tensors = self._state.tensors()
             for rank, states in enumerate(random_states):
                 tensors |= prefixed(f"rng.{rank}", states)
@@ -451,6 +460,13 @@ class Trainer:
     def _warn(self, text: str) -> None:
         for reporter in self._reporters:
             reporter.warned(text)
+
+
+def _no_validation(config: Config, store: EmbeddingStore) -> str:
+    reason = (
+        f"{store.path} has no split {config.data.val_split!r}" if config.data.val_split else "data.val_split is null"
+    )
+    return f"no validation ({reason}): best/ holds the student of the last epoch"
 
 
 def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, DataError, SettingError, StoreError
 from cusa.data.store import EmbeddingStore
 from cusa.train.batches import Pairs, Sources, open_sources
-from cusa.train.config import Config
+from cusa.train.config import Config, DataConfig
 from cusa.train.provenance import Provenance, StoredTeacher
 from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
 
@@ -24,11 +24,7 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
     """
     data, student = config.data, config.student
     store.split(data.train_split)
-    if data.val_split not in store.splits:
-        raise CusaError(
-            f"{store.path} has no split {data.val_split!r} to choose the best checkpoint on; it has: "
-            f"{', '.join(store.splits)}; name one with --set data.val_split=SPLIT"
-        )
+    val_split = _validation_split(config, store)
     teachers: dict[str, StoredTeacher] = {}
     encoders: dict[str, StoredTeacher] = {}
     for modality in _MODALITIES:
@@ -47,6 +43,7 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
             image_root=data.image_root and str(Path(data.image_root).absolute()),
             image_teacher=t.get("image", data.image_teacher),
             text_teacher=t.get("text", data.text_teacher),
+            val_split=val_split,
         ),
         student=replace(
             student,
@@ -55,8 +52,23 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
             text_encoder=e.get("text", student.text_encoder),
         ),
     )
-    splits = {name: store.splits[name].fingerprint for name in (data.train_split, data.val_split)}
+    splits = {name: store.splits[name].fingerprint for name in (data.train_split, val_split) if name is not None}
     return config, Provenance(store.dataset, splits, teachers, encoders)
+
+
+def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
+    """The split that the best epoch is chosen on; ``None`` where the store lacks the one that is usual."""
+    name = config.data.val_split
+    if name is not None and name not in store.splits and name != DataConfig.val_split:
+        splits = ", ".join(store.splits)
+        message = f"{store.path} has no split {name!r} to choose the best epoch on; it has: {splits}"
+        raise StoreError(f"{message}; name one with --set data.val_split=SPLIT", path=store.path, name=name)
+    name = name if name in store.splits else None
+    if name is None and config.train.patience is not None:
+        remedy = "leave it out, or name a split with --set data.val_split=SPLIT"
+        message = f"--patience needs a validation split, and {store.path} has none to use; {remedy}"
+        raise SettingError(message, name="train.patience")
+    return name
 
 
 def make_student(
@@ -107,6 +119,26 @@ def student_sources(
         image_root=Path(config.data.image_root) if config.data.image_root else None,
         normalizer_name=config.data.normalizer,
     )
+
+
+def validation_sources(
+    store: EmbeddingStore, config: Config, encoders: tuple[str, ...], processors: Processors | None
+) -> Sources | None:
+    """Open the readers of the validation split, if the run has one; arguments as of :func:`student_sources`.
+
+    Raises:
+        CusaError: As of :func:`student_sources`, or if no image or no caption of the split has an input: now, not after
+            the first epoch.
+    """
+    split = config.data.val_split
+    if split is None:
+        return None
+    sources = student_sources(store, split, config, encoders, processors)
+    no_image, no_text = sources.inputs.missing()
+    if len(no_image) == sources.split.n_images or len(no_text) == sources.split.n_captions:
+        remedy = "name another with --set data.val_split=SPLIT, or train without one: --set data.val_split=null"
+        raise DataError(f"split {split!r} has no image or no caption to validate on; {remedy}", name=split)
+    return sources
 
 
 def training_pairs(store: EmbeddingStore, found: Sources, config: Config, provenance: Provenance) -> Pairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cusa.data.files import atomic_file
 from cusa.data.schema import file_name
 from cusa.train.config import merge, parse_settings
 from cusa.train.losses import TERMS
-from cusa.train.run_dir import METRICS_FILE, read_metrics
+from cusa.train.run_dir import METRICS_FILE, load_run, read_metrics
 
 # Settings that a grid may name as the command line does.
 SHORT = {
@@ -99,13 +99,13 @@ class Row:
     Attributes:
         values: What they share.
         n: How many they are.
-        mean: Mean of each score over them, in percent, by ``best`` and ``last`` epoch.
+        mean: Mean of each score over them, in percent, by ``best`` and ``last`` epoch; ``None`` without validation.
         std: Sample standard deviation; ``None`` of one run.
     """
 
     values: Mapping[str, str]
     n: int
-    mean: Mapping[str, Mapping[str, float]]
+    mean: Mapping[str, Mapping[str, float]] | None
     std: Mapping[str, Mapping[str, float]] | None
 
 
@@ -119,8 +119,12 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
     found = [(cell, _scores(folder / cell.name)) for cell in cells]
     rows: list[Row] = []
     for key, group in itertools.groupby(sorted(found, key=_without_seed), key=_without_seed):
-        scores = [s for _, s in group]
-        mean, std = ({e: _over(f, [s[e] for s in scores]) for e in ("best", "last")} for f in (_mean, _deviation))
+        scores = [run_scores for _, run_scores in group]
+        measured = [run_scores for run_scores in scores if run_scores is not None]
+        if len(measured) < len(scores):
+            rows.append(Row(dict(key), len(scores), None, None))
+            continue
+        mean, std = _by_epoch(_mean, measured), _by_epoch(_deviation, measured)
         rows.append(Row(dict(key), len(scores), mean, std if len(scores) > 1 else None))
     order = [_without_seed((cell, {})) for cell in cells]
     rows.sort(key=lambda row: order.index(tuple(row.values.items())))
@@ -138,7 +142,8 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
 def to_markdown(rows: Sequence[Row]) -> str:
     """The table: mean and standard deviation of the validation recalls at the best epoch, RSUM at the last one too."""
     axes = list(rows[0].values)
-    head = [*axes, "runs", *(s.replace("_r", " R@") for s in _SCORES[:-1]), "RSUM, best epoch", "RSUM, last epoch"]
+    recalls = [*(s.replace("_r", " R@") for s in _SCORES[:-1]), "RSUM, best epoch", "RSUM, last epoch"]
+    head = [*axes, "runs", *(recalls if validated(rows) else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [*row.values.values(), str(row.n), *figures(row)]
@@ -146,27 +151,53 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def validated(rows: Sequence[Row]) -> bool:
+    """Whether the runs had a validation split."""
+    return any(row.mean is not None for row in rows)
+
+
 def figures(row: Row) -> list[str]:
-    """A row's scores as text: all at the best epoch, then RSUM at the last one."""
-    wanted = [("best", s) for s in _SCORES] + [("last", "rsum")]
-    return [f"{row.mean[e][s]:.1f}" + (f" ± {row.std[e][s]:.1f}" if row.std else "") for e, s in wanted]
+    """A row's scores as text: all at the best epoch, then RSUM at the last one; none without validation."""
+    if row.mean is None:
+        return []
+    texts = []
+    for epoch, score in [*(("best", score) for score in _SCORES), ("last", "rsum")]:
+        deviation = f" ± {row.std[epoch][score]:.1f}" if row.std else ""
+        texts.append(f"{row.mean[epoch][score]:.1f}{deviation}")
+    return texts
 
 
 def _without_seed(item: tuple[Cell, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((axis, value) for axis, value in item[0].values.items() if axis not in (_SEED, SHORT[_SEED]))
 
 
-def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
-    lines = [m for m in read_metrics(run_dir) if m.get("kind") == "val" and all(s in m for s in _SCORES)]
-    best = next((m for m in reversed(lines) if m.get("best")), None)
-    if best is None:
+def _scores(run_dir: Path) -> dict[str, dict[str, float]] | None:
+    """A run's validation scores by ``best`` and ``last`` epoch; ``None`` if it had no validation split.
+
+    Raises:
+        RunError: If they are not in its log.
+    """
+    lines = [line for line in read_metrics(run_dir) if line["kind"] == "val"]
+    if not lines and load_run(run_dir)[0].data.val_split is None:
+        return None
+    best_lines = [line for line in lines if line["best"]]
+    try:
+        best, last = best_lines[-1], lines[-1]
+        return {"best": {s: best[s] for s in _SCORES}, "last": {s: last[s] for s in _SCORES}}
+    except (IndexError, KeyError):
         path = run_dir / METRICS_FILE
-        raise RunError(f"{path} holds no whole line of the best epoch; train this cell again", path=path)
-    return {"best": {s: best[s] for s in _SCORES}, "last": {s: lines[-1][s] for s in _SCORES}}
+        message = f"{path} lacks the scores of the validation split; move the run away and train again"
+        raise RunError(message, path=path) from None
 
 
-def _over(function: Any, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: function([s[name] for s in scores]) for name in _SCORES}
+def _by_epoch(
+    function: Callable[[list[float]], float], runs: Sequence[Mapping[str, Mapping[str, float]]]
+) -> dict[str, dict[str, float]]:
+    """A function of each score over runs, by epoch."""
+    table: dict[str, dict[str, float]] = {}
+    for epoch in ("best", "last"):
+        table[epoch] = {score: function([run[epoch][score] for run in runs]) for score in _SCORES}
+    return table
 
 
 def _mean(values: list[float]) -> float:

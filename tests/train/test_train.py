@@ -149,7 +149,7 @@ def test_bad_command_lines(index, tmp_path):
     assert "with one of: words" in error("--text-encoder", "vision")
     assert "unknown preset 'x'; legal: adapter, demo" in error("--preset", "x")
     assert "unknown setting loss.x; legal: loss.terms" in error("--set", "loss.x=1")
-    assert "no split 'x' to choose the best checkpoint on; it has: test, train" in error("--set", "data.val_split=x")
+    assert "no split 'x' to choose the best epoch on; it has: test, train" in error("--set", "data.val_split=x")
     assert "larger than the 80 trainable pairs" in error("--batch-size", 81)
     assert "batch of one pair" in error("--batch-size", 1)
     assert "unknown argument 'seed=1'" in error("seed=1")

@@ -1,0 +1,142 @@
+"""Without a validation split a run trains all the same: the last epoch is kept, and whoever reads the run copes."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cusa.data.errors import DataError, SettingError, StoreError
+from cusa.data.records import Dataset, Record
+from cusa.data.store import EmbeddingStore
+from cusa.train.config import build_config
+from cusa.train.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saved import load_saved
+from cusa.train.setup import resolve, validation_sources
+from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
+
+ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
+
+
+def _args(index, run_dir, *more):
+    """Three epochs of five steps."""
+    rest = ("--batch-size", 16, "--epochs", 3, "--set", "train.log_every=1", "--checkpoint-steps", 5)
+    return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("data") / "store", sizes={"train": 40, "test": 8})
+
+
+@pytest.fixture(scope="module")
+def whole(index, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    out = run_ok("train", *_args(index, run_dir))
+    assert f"no validation ({index} has no split 'val'): best/ holds the student of the last epoch" in out
+    assert "last epoch 3" in out
+    return run_dir
+
+
+def test_the_last_epochs_student_is_kept(whole):
+    saved = load_saved(whole)
+    assert (saved.origin.epoch, saved.origin.step, saved.origin.val) == (3, 15, {})
+    assert load_run(whole)[0].data.val_split is None
+    assert list(load_run(whole)[1].splits) == ["train"]
+    last = Checkpoints(whole).newest()[0]
+    weights = saved.student.state_dict()
+    assert all(torch.equal(weights[name], last.tensors[f"student.{name}"]) for name in weights)
+    assert last.meta["progress"] == {"epoch": 3, "step": 15, "best_epoch": 3, "best_rsum": None}
+    assert {line["kind"] for line in read_metrics(whole)} == {"train"}
+    assert "Not measured yet" in (whole / "best" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("where", "step"), [("_train_on", 7), ("_validate", 10)])
+def test_killed_it_goes_on_exactly(index, whole, tmp_path, where, step):
+    """In the middle of an epoch, and at its end after the checkpoint of its last step."""
+    run_dir = tmp_path / "part"
+    code = (
+        f"import os\nfrom cusa.train.loop import Trainer\nplain = Trainer.{where}\n"
+        "def wrapped(self, *args):\n"
+        f"    self.progress.step == {step} and os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        "    return plain(self, *args)\n"
+        f"Trainer.{where} = wrapped\nfrom cusa.train.cli import main\n"
+        f"main({[str(a) for a in _args(index, run_dir)]!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    run_ok("train", "--resume", "--run-dir", run_dir)
+    one, two = (Checkpoints(folder).newest()[0] for folder in (whole, run_dir))
+    assert one.meta["progress"] == two.meta["progress"]
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+    best = load_saved(whole).student.state_dict(), load_saved(run_dir).student.state_dict()
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+
+
+def test_nothing_is_left_to_do_for_a_finished_run(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+    assert "last epoch 3" in run_ok("train", "--resume", "--run-dir", whole)
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")} == before
+
+
+def test_evaluation_and_its_report_cope(whole):
+    run_ok("eval", "--run", whole, "--split", "test", "--bootstrap", 10)
+    assert json.loads((whole / "eval" / "metrics.json").read_text())["epoch"] == 3
+    page = (whole / "eval" / "report.html").read_text()
+    assert "no validation" in page
+    assert "best epoch" not in page
+
+
+def test_a_sweep_has_no_table_of_recalls(index, tmp_path):
+    out = run_ok("train", *_args(index, tmp_path / "sweep", "--epochs", 1), "--sweep", "seed=0,1")
+    assert "measure the runs with cusa-eval" in out
+    assert (tmp_path / "sweep" / "sweep.md").read_text().splitlines()[0] == "| runs |"
+    runs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    assert [run["val"] for run in runs] == [None, None]
+
+
+def test_validation_can_be_switched_off(tmp_path):
+    index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
+    out = run_ok("train", *_args(index, run_dir, "--epochs", 1, "--set", "data.val_split=null"))
+    assert "no validation (data.val_split is null)" in out
+    assert {line["kind"] for line in read_metrics(run_dir)} == {"train"}
+    assert "data.val_split (None / 'test')" in run_error(
+        "train", "--resume", "--run-dir", run_dir, "--set", "data.val_split=test"
+    )
+
+
+def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
+    def config(**sections):
+        return build_config({"student": {"name": "adapter"}, **sections})
+
+    store = EmbeddingStore(index)
+    with pytest.raises(SettingError) as error:
+        resolve(config(train={"patience": 2}), store)
+    assert error.value.name == "train.patience"
+    with pytest.raises(StoreError) as error:
+        resolve(config(data={"val_split": "dev"}), store)
+    assert error.value.name == "dev"
+    line = run_error("train", *_args(index, tmp_path / "run", "--patience", 2))
+    assert "--patience needs a validation split" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_split_without_captions_is_refused_before_training(tmp_path):
+    pictures = tuple(Record(f"v{i}", f"v{i}.jpg", (), ()) for i in range(4))
+    dataset = Dataset("made-up", tmp_path, {"train": records("train", 20), "val": pictures})
+    for name, modality, sizes in (("vision", "image", (20, 4)), ("words", "text", (40, 0))):
+        rows = {split: unit_rows(n, 8, 0) for split, n in zip(("train", "val"), sizes, strict=True)}
+        add_teacher(tmp_path / "store.h5", dataset, name, settings(modality, 8), rows)
+    store = EmbeddingStore(tmp_path / "store.h5")
+    config, _ = resolve(build_config({"student": {"name": "adapter"}}), store)
+    with pytest.raises(DataError) as error:
+        validation_sources(store, config, ("vision", "words"), None)
+    assert error.value.name == "val"
+    line = run_error("train", *_args(store.path, tmp_path / "run"))
+    assert "data.val_split=null" in line
+    assert not (tmp_path / "run").exists()
+    run_ok("train", *_args(store.path, tmp_path / "run", "--set", "data.val_split=null", "--epochs", 1))
+    no_val = ("--set", "data.val_split=null")
+    line = run_error("train", *_args(store.path, tmp_path / "none", "--set", "data.train_split=val", *no_val))
+    assert "no pair" in line
