@@ -215,6 +215,17 @@ class Pairs(Dataset[Batch]):
         )
 
 
+def pairs_per_step(n_pairs: int, wanted: int, processes: int) -> int:
+    """Pairs per step of one process: as many as wanted, or where there are fewer, all of them in one step.
+
+    Args:
+        n_pairs: Trainable pairs.
+        wanted: Pairs per step of one process, as the settings have it.
+        processes: Number of processes.
+    """
+    return max(1, min(wanted, n_pairs // processes))
+
+
 class EpochOrder:
     """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped.
 

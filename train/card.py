@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cusa.data.files import atomic_file
+from cusa.train.batches import pairs_per_step
 from cusa.train.loss_config import LossConfig, Temperature, TemperaturePair
 from cusa.train.provenance import StoredTeacher
 from cusa.train.saved import Origin
@@ -255,10 +256,11 @@ def _learning_rate(origin: Origin) -> str:
 
 def _batch_size(origin: Origin) -> str:
     train, n = origin.config.train, origin.processes
+    size = pairs_per_step(origin.n_pairs, train.pairs_per_step, n)
     if n == 1:
-        return f"{train.pairs_per_step}"
+        return f"{size}"
     loss = "one loss over all" if train.gather else "each its own loss"
-    return f"{train.pairs_per_step} in each of {n} processes, {loss}"
+    return f"{size} in each of {n} processes, {loss}"
 
 
 def _normalizer(origin: Origin) -> str:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cusa.data.errors import CusaError, DataError, RunError
+from cusa.data.errors import CusaError, DataError, RunError, SettingError
 from cusa.data.files import FolderLock
 from cusa.data.store import EmbeddingStore
-from cusa.train.batches import Batch, EpochOrder, Loader, Sources, on_device
+from cusa.train.batches import Batch, EpochOrder, Loader, Sources, on_device, pairs_per_step
 from cusa.train.card import write_card
 from cusa.train.config import Config, differing
 from cusa.train.diagnosis import named_images, why_not_finite
@@ -72,6 +72,7 @@ class Trainer:
         config: The settings, resolved.
         provenance: What is trained on.
         pairs: The trainable pairs.
+        pairs_per_step: Pairs per optimizer step of one process: as the settings have it, or all that there are.
         progress: How far the run is.
         footprint: What it needs of the device's memory.
         notes: What the user should know of how it resumed.
@@ -101,19 +102,22 @@ class Trainer:
         self.val_sources = validation_sources(self.store, self.config, names, self.processors)
         self.pairs = training_pairs(self.store, train, self.config, self.provenance)
         self._image_ids = train.split.image_ids
-        self.order = EpochOrder(len(self.pairs), config.train.pairs_per_step, seed, processes.rank, processes.size)
+        self.pairs_per_step = pairs_per_step(len(self.pairs), config.train.pairs_per_step, processes.size)
+        self.order = EpochOrder(len(self.pairs), self.pairs_per_step, seed, processes.rank, processes.size)
         self.loss = CUSALoss(config.loss, gather=config.train.gather)
         if self.pairs_in_loss < 2:
-            raise CusaError("a batch of one pair has nothing to tell it from; pass --batch-size with 2 or more")
+            remedy = "train on more" if len(self.pairs) == 1 else "pass --batch-size with 2 or more"
+            message = f"a batch of one pair ({len(self.pairs):,} can be trained on) has nothing to tell it from"
+            raise SettingError(f"{message}; {remedy}", name="train.batch_size")
         self.step = TrainStep(self.student, self.loss, self.config, device).to(device)
-        at_a_time = min(config.train.pairs_at_a_time or config.train.batch_size, config.train.batch_size)
+        at_a_time = min(config.train.pairs_at_a_time or self.pairs_per_step, self.pairs_per_step)
         two, four = (self.pairs[numbers].to(device) for numbers in ([0, 1], [0, 1, 0, 1]))
         self.footprint = prepare(self.step, two, four, at_a_time)
         if processes.rank:  # other dropout masks on other pairs
             torch.manual_seed(int(np.random.SeedSequence([seed, processes.rank]).generate_state(1, np.uint64)[0]))
         self._state = TrainingState(self.step, config, device)
         self.progress = Progress()
-        self.notes = [] if self.val_sources is not None else [_no_validation(config, self.store)]
+        self.notes = self._notes(config)
         if resume:
             self.notes += [note for note in [read_history(run_dir).note] if note]
             self._resume()
@@ -125,6 +129,18 @@ class Trainer:
         self._timed_from = time.perf_counter(), self.progress.step
         self._lost_best = 0  # epoch
 
+    def _notes(self, given: Config) -> list[str]:
+        """What differs from what is usual, or from the settings as given."""
+        notes = []
+        if self.val_sources is None:
+            name = given.data.val_split
+            reason = "data.val_split is null" if name is None else f"{self.store.path} has no split {name!r}"
+            notes.append(f"no validation ({reason}): best/ holds the student of the last epoch")
+        if self.pairs_per_step < given.train.pairs_per_step:
+            pairs = f"{len(self.pairs):,} pairs can be trained on, fewer than the batch that the settings ask for"
+            notes.append(f"{pairs}: steps of {self.pairs_per_step:,} in each process (--batch-size)")
+        return notes
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
@@ -133,7 +149,7 @@ class Trainer:
     @property
     def pairs_in_loss(self) -> int:
         """Pairs whose similarities one loss is made of."""
-        return self.config.train.pairs_per_step * (self.processes.size if self.config.train.gather else 1)
+        return self.pairs_per_step * (self.processes.size if self.config.train.gather else 1)
 
     @property
     def finished(self) -> bool:
@@ -266,7 +282,7 @@ class Trainer:
 
     def _report_step(self, terms: LossTerms, lr: float) -> None:
         (since, first), now = self._timed_from, time.perf_counter()
-        pairs = (self.progress.step - first) * self.config.train.pairs_per_step * self.processes.size
+        pairs = (self.progress.step - first) * self.pairs_per_step * self.processes.size
         self._timed_from = now, self.progress.step
         metrics: dict[str, Any] = {
             "kind": "train",
@@ -460,13 +476,6 @@ class Trainer:
     def _warn(self, text: str) -> None:
         for reporter in self._reporters:
             reporter.warned(text)
-
-
-def _no_validation(config: Config, store: EmbeddingStore) -> str:
-    reason = (
-        f"{store.path} has no split {config.data.val_split!r}" if config.data.val_split else "data.val_split is null"
-    )
-    return f"no validation ({reason}): best/ holds the student of the last epoch"
 
 
 def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:

@@ -10,7 +10,7 @@ import torch
 from cusa.data.errors import CusaError
 from cusa.data.records import Dataset
 from cusa.data.store import EmbeddingStore
-from cusa.train.batches import EpochOrder, Loader, Pairs, open_sources
+from cusa.train.batches import EpochOrder, Loader, Pairs, open_sources, pairs_per_step
 from cusa.train.student import StudentConfig, dual_encoder_student
 from tests.helpers import add_teacher, make_pairs, make_store, make_tiny_clip, records, run_ok, settings, unit_rows
 
@@ -142,3 +142,13 @@ def test_an_exception_ends_the_workers(pictures):
             assert all(w.is_alive() for w in workers)
             raise KeyError
     assert not any(w.is_alive() for w in workers)
+
+
+def test_a_step_takes_what_there_is_where_that_is_less_than_it_wants():
+    """Pairs, pairs wanted of each process, processes; what each takes."""
+    cases = [(80, 16, 1, 16), (80, 128, 1, 80), (80, 128, 3, 26), (80, 20, 4, 20), (2, 8, 2, 1), (0, 8, 1, 1)]
+    for n_pairs, wanted, processes, expected in cases:
+        assert pairs_per_step(n_pairs, wanted, processes) == expected
+    for n_pairs, processes in ((0, 1), (1, 4)):
+        with pytest.raises(CusaError):
+            EpochOrder(n_pairs, pairs_per_step(n_pairs, 8, processes), seed=0, size=processes)
