@@ -235,6 +235,7 @@ def _training(origin: Origin) -> str:
         *([["soft labels of CSA", loss.soft_label_source]] if "csa" in loss.terms else []),
         *_temperatures(loss),
         *([f"teacher of {m}s", _teacher(t)] for m, t in origin.provenance.teachers.items()),
+        *_beginning(origin),
         ["pairs", f"{origin.n_pairs}"],
         ["batch size", _batch_size(origin)],
         ["epochs", f"{origin.epoch} of {train.epochs} ({origin.step} steps)"],
@@ -245,6 +246,15 @@ def _training(origin: Origin) -> str:
         ["caption normaliser", _normalizer(origin)],
     ]
     return "`cusa-train`, AdamW.\n\n" + _table(rows)
+
+
+def _beginning(origin: Origin) -> list[list[str]]:
+    """A row for the student that the run began with, if it did."""
+    beginning = origin.provenance.beginning
+    if beginning is None:
+        return []
+    before = f"a student trained for {beginning.epoch} epochs on {beginning.dataset}"
+    return [["begun with", f"{before} (sha256 `{beginning.sha256}`)"]]
 
 
 def _learning_rate(origin: Origin) -> str:

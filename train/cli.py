@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,7 @@ from cusa.data.console import Besides, Stopped, one_line_errors
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from cusa.train.command_settings import Given
     from cusa.train.config import Config
     from cusa.train.loop import Reporter, Trainer
     from cusa.train.processes import Processes
@@ -26,6 +24,9 @@ if TYPE_CHECKING:
 @click.command(cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--embeddings", type=click.Path(path_type=Path), help="The embedding store of cusa-precompute.")
 @click.option("--student", help="adapter, or a Hugging Face dual encoder by name or folder.")
+@click.option("--init", metavar="PATH",
+              help="Begin with the student of a run, its best/, or a folder of export --to hf: weights and heads; "
+              "optimizer and schedule are new.")  # fmt: skip
 @click.option("--image-encoder", help="Adapter: the store's image teacher whose rows are its input.")
 @click.option("--text-encoder", help="Adapter: the store's text teacher whose rows are its input.")
 @click.option("--image-teacher", help="The store's image teacher that gives the soft labels.")
@@ -81,19 +82,21 @@ def main(
 
     if axes and not sweep:
         raise CusaError(f"unknown argument {axes[0]!r}; see cusa-train --help")
-    given = _Given(embeddings, preset, config_file, settings, flags)
     quiet_libraries()
     with stop_signals() as check_stop:
+        from cusa.train.command_settings import Given, chosen_settings, default_run_dir
         from cusa.train.processes import Processes
+
+        given = Given(embeddings, preset, config_file, settings, flags)
 
         if sweep:
             if resume:
                 raise CusaError("--sweep goes on by itself when it is run again; leave out --resume")
             _sweep((sweep, *axes), given, run_dir, check_stop)
             return
-        config = _config(given, run_dir, resume)
+        config = chosen_settings(given, run_dir, resume)
         with closing(Processes(pick_device(config.train.device))) as processes:
-            run_dir = processes.everyones(run_dir or _default_run_dir(config))[0]
+            run_dir = processes.everyones(run_dir or default_run_dir(config))[0]
             _train(config, processes, run_dir, resume, check_stop)
             if processes.leads:
                 _print(f"next: cusa-eval --run {run_dir}")
@@ -120,17 +123,6 @@ def export(run: Path, kind: str, head: str, checkpoint: str, out: Path | None) -
 
 
 main.others["export"] = export
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What the command line says of the settings."""
-
-    embeddings: Path | None
-    preset: str | None
-    config_file: Path | None
-    settings: tuple[str, ...]
-    flags: dict[str, Any]
 
 
 def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, check_stop: Callable[[], None]) -> None:
@@ -168,7 +160,7 @@ def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, ch
         stopped_by = trainer.fit(reporters, stop)
     done = trainer.progress
     if stopped_by:
-        kept = f"step {trainer.saved_step:,} is kept" if trainer.saved_step else "nothing is kept yet"
+        kept = f"step {trainer.keeper.saved_step:,} is kept" if trainer.keeper.saved_step else "nothing is kept yet"
         raise Stopped(stopped_by, f"{kept}; go on with: cusa-train --resume --run-dir {trainer.run_dir}")
     early = f", stopped early after epoch {done.epoch}" if done.epoch < config.train.epochs else ""
     kept = f"last epoch {done.best_epoch}: no validation split"
@@ -182,17 +174,19 @@ def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, ch
     )
 
 
-def _sweep(axes: tuple[str, ...], given: _Given, folder: Path | None, check_stop: Callable[[], None]) -> None:
+def _sweep(axes: tuple[str, ...], given: Given, folder: Path | None, check_stop: Callable[[], None]) -> None:
     from rich.table import Table
 
     from cusa.data.console import console, pick_device
+    from cusa.train.command_settings import default_sweep_dir, flag_settings, new_settings
     from cusa.train.config import merge
     from cusa.train.processes import Processes
     from cusa.train.sweep import figures, parse_grid, summarize, validated
 
     cells = parse_grid(axes)
-    configs = [_resolve(given, merge(_flag_settings(given.flags), cell.settings)) for cell in cells]
-    folder = folder or _default_sweep_dir(configs)
+    flags = flag_settings(given.flags)
+    configs = [new_settings(given, merge(flags, cell.settings)) for cell in cells]
+    folder = folder or default_sweep_dir(configs)
     with closing(Processes(pick_device(configs[0].train.device))) as processes:
         for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
             if processes.leads:
@@ -220,100 +214,6 @@ def _print(text: str) -> None:
     from cusa.data.console import console
 
     console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _config(given: _Given, run_dir: Path | None, resume: bool) -> Config:
-    from cusa.data.errors import CusaError
-    from cusa.train.run_dir import begun
-
-    own = not (given.preset or given.config_file)
-    if resume and run_dir is None:
-        raise CusaError("--resume: pass --run-dir, the run to go on with")
-    if resume and given.embeddings is None and not own:
-        raise CusaError("--resume: the run keeps its own settings; leave out --preset and --config")
-    if resume and run_dir is not None and own and (begun(run_dir) or given.embeddings is None):
-        return _resume_config(run_dir, given)
-    return _resolve(given, _flag_settings(given.flags))
-
-
-def _flag_settings(flags: dict[str, Any]) -> dict[str, Any]:
-    from cusa.train.losses import TERMS
-
-    sections = {
-        "student": ("image_encoder", "text_encoder"),
-        "data": ("image_teacher", "text_teacher", "image_root"),
-        "train": (
-            *("epochs", "batch_size", "accumulate", "micro_batch", "gather", "precision", "device", "workers", "seed"),
-            *("patience", "checkpoint_steps", "checkpoint_minutes", "tensorboard"),
-        ),
-    }
-    nested: dict[str, Any] = {
-        section: {n: flags[n] for n in names if flags[n] is not None} for section, names in sections.items()
-    }
-    if flags["student"] is not None:
-        nested["student"]["name"] = flags["student"]
-    if flags["loss"] is not None:
-        nested["loss"] = {"terms": TERMS[flags["loss"]]}
-    return {section: values for section, values in nested.items() if values}
-
-
-def _resolve(given: _Given, flags: dict[str, Any]) -> Config:
-    from cusa.data.errors import CusaError
-    from cusa.data.store import EmbeddingStore
-    from cusa.train.config import build_config, load_config_file, load_preset, merge, parse_settings
-
-    over = load_config_file(given.config_file) if given.config_file else {}
-    over = merge(over, parse_settings(given.settings))
-    if given.embeddings is not None:
-        over = merge(over, {"data": {"embeddings": str(given.embeddings)}})
-    over = merge(over, flags)
-    preset = given.preset
-    if preset is None:
-        data, student = (over[k] if isinstance(over.get(k), dict) else {} for k in ("data", "student"))
-        if not data.get("embeddings"):
-            raise CusaError("pass --embeddings, the store that cusa-precompute wrote")
-        preset = _default_preset(EmbeddingStore(data["embeddings"]).dataset, student.get("name"))
-    return build_config(merge(load_preset(preset), over))
-
-
-def _default_preset(dataset: str, student: str | None) -> str:
-    if student == "adapter" or (student is None and dataset == "demo"):
-        return "demo" if dataset == "demo" else "adapter"
-    size = "vit-l14-336" if Path(student or "").name == "clip-vit-large-patch14-336" else "vit-b32"
-    return f"paper-{'flickr' if dataset == 'flickr30k' else 'coco'}-{size}"
-
-
-def _resume_config(run_dir: Path, given: _Given) -> Config:
-    """The run's own settings; other ones given beside --resume are refused by the trainer, which names them."""
-    import dataclasses
-
-    from cusa.train.config import build_config, merge, parse_settings
-    from cusa.train.run_dir import load_run
-
-    stored = dataclasses.asdict(load_run(run_dir)[0])
-    moved = {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
-    over = merge(parse_settings(given.settings), _flag_settings(given.flags))
-    return build_config(merge(merge(stored, over), moved))
-
-
-def _default_run_dir(config: Config) -> Path:
-    from cusa.data.store import EmbeddingStore
-    from cusa.train.losses import TERMS
-
-    dataset = EmbeddingStore(config.data.embeddings).dataset
-    student = Path(config.student.name).name
-    loss = next((n for n, terms in TERMS.items() if set(terms) == set(config.loss.terms)), "-".join(config.loss.terms))
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{dataset}-{student}-{loss}-seed{config.train.seed}-{stamp}"
-
-
-def _default_sweep_dir(configs: list[Config]) -> Path:
-    """The same for the same runs, so that the same command goes on with them."""
-    from cusa.data.store import EmbeddingStore
-    from cusa.train.config import deciding
-
-    digest = hashlib.sha256(repr([deciding(config) for config in configs]).encode()).hexdigest()[:8]
-    return Path("runs") / f"{EmbeddingStore(configs[0].data.embeddings).dataset}-sweep-{digest}"
 
 
 def _summary(screen: Any, trainer: Trainer) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,20 +19,20 @@ from cusa.data.errors import CusaError, DataError, RunError, SettingError
 from cusa.data.files import FolderLock
 from cusa.data.store import EmbeddingStore
 from cusa.train.batches import Batch, EpochOrder, Loader, Sources, on_device, pairs_per_step
-from cusa.train.card import write_card
-from cusa.train.config import Config, differing
+from cusa.train.config import Config
 from cusa.train.diagnosis import named_images, why_not_finite
 from cusa.train.encode import SplitEmbeddings, encode_split, validation_scores
+from cusa.train.keeper import RunKeeper
 from cusa.train.losses import CUSALoss, LossTerms
 from cusa.train.processes import Processes
 from cusa.train.progress import Progress
-from cusa.train.run_dir import Checkpoints, MetricsLog, begun, load_run, read_history, save_run
-from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
+from cusa.train.resume import BegunRun, begun_run, refuse_fewer_epochs, restore_newest
+from cusa.train.run_dir import Checkpoints, begun, read_history
+from cusa.train.saved import BEST_FOLDER, Origin
 from cusa.train.schedule import learning_rate
 from cusa.train.setup import make_student, resolve, student_sources, training_pairs, validation_sources
 from cusa.train.state import TrainingState
-from cusa.train.step import TrainStep, prepare
-from cusa.train.tensors import prefixed, under
+from cusa.train.step import Footprint, TrainStep, prepare
 
 
 class Reporter(Protocol):
@@ -76,7 +77,7 @@ class Trainer:
         progress: How far the run is.
         footprint: What it needs of the device's memory.
         notes: What the user should know of how it resumed.
-        saved_step: Step of the newest checkpoint; 0 if there is none.
+        keeper: What writes its files.
 
     Raises:
         CusaError: If store, teachers, student or run directory do not fit; says what to do.
@@ -84,50 +85,73 @@ class Trainer:
 
     def __init__(self, config: Config, processes: Processes, workers: int, run_dir: Path, resume: bool) -> None:
         if processes.leads and run_dir.exists() and not resume and any(run_dir.iterdir()):
-            raise CusaError(f"run directory {run_dir} exists; pass --resume to go on, or another --run-dir")
+            message = f"run directory {run_dir} exists; pass --resume to go on, or another --run-dir"
+            raise RunError(message, path=run_dir)
         self.processes, self.workers, self.run_dir = processes, workers, run_dir
         self.store = EmbeddingStore(config.data.embeddings)
         self.store.verify_index()
         self.config, self.provenance = resolve(config, self.store)
-        self._checkpoints, self._log = Checkpoints(run_dir), MetricsLog(run_dir)
-        resume = resume and begun(run_dir)
-        if resume:  # before the student is made: it may be another one
-            self._refuse_another_run()
-        begun_in = run_dir / BEST_FOLDER if resume and self._checkpoints.paths() else None
-        seed, device = config.train.seed, processes.device
-        torch.manual_seed(seed)
-        self.student, self.processors, backbone = make_student(self.config, self.provenance, begun_in)
-        names = tuple(t.name for t in self.provenance.encoders.values())
-        train = student_sources(self.store, config.data.train_split, self.config, names, self.processors)
-        self.val_sources = validation_sources(self.store, self.config, names, self.processors)
-        self.pairs = training_pairs(self.store, train, self.config, self.provenance)
-        self._image_ids = train.split.image_ids
-        self.pairs_per_step = pairs_per_step(len(self.pairs), config.train.pairs_per_step, processes.size)
-        self.order = EpochOrder(len(self.pairs), self.pairs_per_step, seed, processes.rank, processes.size)
-        self.loss = CUSALoss(config.loss, gather=config.train.gather)
-        if self.pairs_in_loss < 2:
-            remedy = "train on more" if len(self.pairs) == 1 else "pass --batch-size with 2 or more"
-            message = f"a batch of one pair ({len(self.pairs):,} can be trained on) has nothing to tell it from"
-            raise SettingError(f"{message}; {remedy}", name="train.batch_size")
-        self.step = TrainStep(self.student, self.loss, self.config, device).to(device)
-        at_a_time = min(config.train.pairs_at_a_time or self.pairs_per_step, self.pairs_per_step)
-        two, four = (self.pairs[numbers].to(device) for numbers in ([0, 1], [0, 1, 0, 1]))
-        self.footprint = prepare(self.step, two, four, at_a_time)
+        self._begun: BegunRun | None = None
+        if resume and begun(run_dir):  # before the student is made: it may be another one
+            self._begun = begun_run(run_dir, self.config, self.provenance, self.store)
+            self.config = self._begun.config
+        torch.manual_seed(self.config.train.seed)
+        self._make_student()
+        self._open_data()
+        self.loss = CUSALoss(self.config.loss, gather=self.config.train.gather)
+        self.step = TrainStep(self.student, self.loss, self.config, processes.device).to(processes.device)
+        self.footprint = self._prepare()
         if processes.rank:  # other dropout masks on other pairs
-            torch.manual_seed(int(np.random.SeedSequence([seed, processes.rank]).generate_state(1, np.uint64)[0]))
-        self._state = TrainingState(self.step, config, device)
+            sequence = np.random.SeedSequence([self.config.train.seed, processes.rank])
+            torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        self._state = TrainingState(self.step, self.config, processes.device)
         self.progress = Progress()
         self.notes = self._notes(config)
-        if resume:
-            self.notes += [note for note in [read_history(run_dir).note] if note]
-            self._resume()
-        self.saved_step, self._saved_at = self.progress.step, time.monotonic()
-        self._backbone = backbone if begun_in is None else None
+        if self._begun:
+            self.progress, problems = restore_newest(run_dir, self._state, processes, self.steps_per_epoch)
+            refuse_fewer_epochs(self.config.train.epochs, self.progress, self.steps_per_epoch)
+            self.notes += [note for note in (self._begun.note, read_history(run_dir).note, *problems) if note]
+        self.keeper = RunKeeper(run_dir, processes, self._origin, saved_step=self.progress.step)
+        self.keeper.warn = self._warn
         self._module: nn.Module = self.step
         self._reporters: Sequence[Reporter] = ()
         self._stop: Callable[[], int] = lambda: 0
         self._timed_from = time.perf_counter(), self.progress.step
-        self._lost_best = 0  # epoch
+
+    def _make_student(self) -> None:
+        has_checkpoint = self._begun is not None and bool(Checkpoints(self.run_dir).paths())
+        begun_in = self.run_dir / BEST_FOLDER if has_checkpoint else None
+        self.student, self.processors, backbone, beginning = make_student(self.config, self.provenance, begun_in)
+        if self._begun:
+            beginning = self._begun.same_beginning(beginning)
+        self.provenance = replace(self.provenance, beginning=beginning)
+        self._backbone = backbone if begun_in is None else None  # whose configuration is to be written
+
+    def _open_data(self) -> None:
+        """Open the splits, and see that there is something to learn from.
+
+        Raises:
+            CusaError: If there is not, or rows or the image folder are not there.
+        """
+        names = tuple(encoder.name for encoder in self.provenance.encoders.values())
+        train_split, train = self.config.data.train_split, self.config.train
+        sources = student_sources(self.store, train_split, self.config, names, self.processors)
+        self.val_sources = validation_sources(self.store, self.config, names, self.processors)
+        self.pairs = training_pairs(self.store, sources, self.config, self.provenance)
+        self._image_ids = sources.split.image_ids
+        rank, size = self.processes.rank, self.processes.size
+        self.pairs_per_step = pairs_per_step(len(self.pairs), train.pairs_per_step, size)
+        self.order = EpochOrder(len(self.pairs), self.pairs_per_step, train.seed, rank, size)
+        if self.pairs_in_loss < 2:
+            remedy = "train on more" if len(self.pairs) == 1 else "pass --batch-size with 2 or more"
+            message = f"a batch of one pair ({len(self.pairs):,} can be trained on) has nothing to tell it from"
+            raise SettingError(f"{message}; {remedy}", name="train.batch_size")
+
+    def _prepare(self) -> Footprint:
+        at_a_time = min(self.config.train.pairs_at_a_time or self.pairs_per_step, self.pairs_per_step)
+        device = self.processes.device
+        two, four = (self.pairs[numbers].to(device) for numbers in ([0, 1], [0, 1, 0, 1]))
+        return prepare(self.step, two, four, at_a_time)
 
     def _notes(self, given: Config) -> list[str]:
         """What differs from what is usual, or from the settings as given."""
@@ -180,8 +204,8 @@ class Trainer:
             # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing to save. If it was
             # just taking a batch from the process, all that it sees is that their connection ended.
             problem = "a process that reads batches was killed, for want of memory perhaps (fewer --workers)"
-            raise RunError(self._going_on(problem), path=self.run_dir) from None
-        if not signal and (lost := self._lost_at_the_end()):
+            raise RunError(self.keeper.going_on(problem), path=self.run_dir) from None
+        if not signal and (lost := self.keeper.lost_at_the_end(self.progress)):
             raise RunError(lost, path=self.run_dir)
         return signal
 
@@ -205,12 +229,13 @@ class Trainer:
         if self.processes.size > 1:
             self._module = DistributedDataParallel(self.step)
         if self.processes.leads:
-            self._checkpoints.tidy(self.progress.step)
-            self._log.trim(self.progress.step, self.progress.epoch)
             if self._backbone is not None and self.processors is not None:
                 self._backbone.config.save_pretrained(self.run_dir / BEST_FOLDER)
                 self.processors.save(self.run_dir / BEST_FOLDER)
-            save_run(self.run_dir, self.config, self.provenance)
+            self.keeper.begin(self.config, self.provenance, self.progress)
+            if self._begun and self._begun.note:
+                at = {"step": self.progress.step, "epoch": self.progress.epoch}
+                self.keeper.log({"kind": "epochs", **at, "epochs": self.config.train.epochs, "note": self._begun.note})
         for reporter in self._reporters:
             reporter.started(self)
 
@@ -242,22 +267,18 @@ class Trainer:
         Returns:
             The number of the signal that any of them got, or 0.
         """
-        due = self.processes.leads and self._checkpoint_due()
+        step, t = self.progress.step, self.config.train
+        due = self.processes.leads and self.keeper.checkpoint_due(step, t.checkpoint_steps, t.checkpoint_minutes)
         any_fault, any_lost, signal, any_due = self.processes.most([bool(fault), bool(lost), self._stop(), due])
         if any_lost:
             raise CusaError(lost or "another process has a loss that is not finite; its own message says why")
         if any_fault or signal or any_due:
             self._save_checkpoint()
         if any_fault:
-            raise CusaError(self._going_on(fault or "another process has no next batch; its own message says why"))
+            raise CusaError(
+                self.keeper.going_on(fault or "another process has no next batch; its own message says why")
+            )
         return signal
-
-    def _checkpoint_due(self) -> bool:
-        step, t = self.progress.step, self.config.train
-        if step == self.saved_step:
-            return False
-        late = t.checkpoint_minutes is not None and time.monotonic() - self._saved_at >= 60 * t.checkpoint_minutes
-        return late or (t.checkpoint_steps is not None and step % t.checkpoint_steps == 0)
 
     def _train_on(self, batch: Batch) -> str:
         """One step; what is wrong if its loss or gradient is not finite. Weights stay as they were then."""
@@ -294,7 +315,7 @@ class Trainer:
             "lr": lr,
             "samples_per_s": pairs / (now - since),
         }
-        self._write(metrics)
+        self.keeper.log(metrics)
         for reporter in self._reporters:
             reporter.stepped(metrics)
 
@@ -324,7 +345,7 @@ class Trainer:
             return self._stop()
         except CusaError as error:
             self._save_checkpoint()
-            raise type(error)(self._going_on(str(error)), path=error.path, name=error.name) from None
+            raise type(error)(self.keeper.going_on(str(error)), path=error.path, name=error.name) from None
         self._end_epoch(embeddings)
         return 0
 
@@ -354,14 +375,16 @@ class Trainer:
                 scores = self._scores(embeddings, epoch)
                 is_best = scores["rsum"] > self.progress.best_rsum
         # From here on it is the leading process that says how it went.
-        is_best = is_best and self.processes.leads and self._save_best(epoch, scores)
+        is_best = (
+            is_best and self.processes.leads and self.keeper.save_best(self.student, epoch, self.progress.step, scores)
+        )
         scores, is_best = self.processes.everyones((scores, is_best))[0]
         self.progress.epoch = epoch
         if is_best:
             self.progress.best_epoch, self.progress.best_rsum = epoch, scores.get("rsum", -math.inf)
         metrics = {"kind": "val", "step": self.progress.step, "epoch": epoch, "best": is_best, **scores}
         if scores:
-            self._write(metrics)
+            self.keeper.log(metrics)
         self._save_checkpoint(scores, epoch_ended=True)
         for reporter in self._reporters if scores else ():
             reporter.validated(metrics)
@@ -373,105 +396,14 @@ class Trainer:
             remedy = "begin a new run with a lower optim.lr"
             raise RunError(f"epoch {epoch} cannot be validated: {error}; {remedy}", path=self.run_dir) from None
 
-    def _save_best(self, epoch: int, scores: dict[str, float]) -> bool:
-        folder, origin = self.run_dir / BEST_FOLDER, self._origin(epoch, scores)
-        try:
-            save_student(folder / WEIGHTS_FILE, self.student, origin)
-            write_card(folder, origin)
-        except OSError as error:
-            self._warn(f"epoch {epoch} is the best so far and could not be saved ({_reason(error)}); training goes on")
-            self._lost_best = epoch
-            return False
-        self._lost_best = 0
-        return True
+    # --- what is kept
 
-    def _lost_at_the_end(self) -> str:
-        """What the last epoch leaves that could not be written; empty if nothing."""
-        if self.saved_step < self.progress.step:
-            return self._going_on("training is done, but its end could not be saved; make room")
-        if self._lost_best:
-            return (
-                f"training is done, but the student of epoch {self._lost_best}, the best one, could not be saved; "
-                f"{self.run_dir / BEST_FOLDER} holds that of epoch {self.progress.best_epoch or 'none'}"
-            )
-        return ""
-
-    # --- checkpoints
-
-    def _origin(self, epoch: int, scores: dict[str, float]) -> Origin:
+    def _origin(self, epoch: int, step: int, scores: Mapping[str, float]) -> Origin:
         size = self.processes.size
-        return Origin(self.config, self.provenance, epoch, self.progress.step, scores, len(self.pairs), size)
+        return Origin(self.config, self.provenance, epoch, step, scores, len(self.pairs), size)
 
-    def _save_checkpoint(self, scores: dict[str, float] | None = None, epoch_ended: bool = False) -> None:
-        """Save all that the run goes on from; if that fails, the last one stays, and so does the run.
-
-        Args:
-            scores: Of the validation split, with these weights.
-            epoch_ended: Save again where the epoch's last step is saved already.
-        """
-        random_states = self.processes.everyones(self._state.random_states())
-        if self.processes.leads and (self.progress.step != self.saved_step or epoch_ended):
-            tensors = self._state.tensors()
-            for rank, states in enumerate(random_states):
-                tensors |= prefixed(f"rng.{rank}", states)
-            meta = {
-                "origin": self._origin(math.ceil(self.progress.step / self.steps_per_epoch), scores or {}).plain(),
-                "progress": self.progress.plain(),
-                "scaler": self._state.scaler(),
-            }
-            try:
-                self._checkpoints.save(self.progress.step, tensors, meta)
-                self.saved_step = self.progress.step
-            except OSError as error:
-                self._warn(
-                    f"the checkpoint of step {self.progress.step} could not be written ({_reason(error)}); that of "
-                    f"step {self.saved_step} stays"
-                )
-        self.saved_step, self._saved_at = self.processes.everyones(self.saved_step)[0], time.monotonic()
-
-    def _refuse_another_run(self) -> None:
-        before, provenance = load_run(self.run_dir)
-        if fields := differing(before, self.config):
-            raise CusaError(f"--resume: settings differ from those of {self.run_dir}: {'; '.join(fields)}")
-        if fields := provenance.differing(self.store, self.provenance):
-            raise CusaError(f"{self.store.path} is not the store that {self.run_dir} began with: {'; '.join(fields)}")
-
-    def _resume(self) -> None:
-        newest, problems = self._checkpoints.newest()
-        self.notes += problems
-        if newest is None:
-            return
-        tensors, meta = newest
-        size = Origin.from_plain(meta["origin"]).processes
-        if size != self.processes.size:
-            raise CusaError(
-                f"{self.run_dir} was begun by {size} processes and cannot go on with {self.processes.size}: its "
-                "batches would be others; start as many (torchrun --nproc-per-node)"
-            )
-        try:
-            self._state.restore(tensors, under(f"rng.{self.processes.rank}", tensors), meta["scaler"])
-        except RunError as error:
-            raise RunError(f"{self.run_dir}: {error}", path=self.run_dir) from None
-        self.progress = Progress.from_plain(meta["progress"])
-        if not 0 <= self.progress.step - self.progress.epoch * self.steps_per_epoch <= self.steps_per_epoch:
-            at = f"step {self.progress.step:,} is not within epoch {self.progress.epoch + 1}"
-            raise RunError(f"the checkpoint of {self.run_dir} is damaged ({at})", path=self.run_dir)
-
-    # --- what is written beside
-
-    def _write(self, metrics: dict[str, Any]) -> None:
-        if not self.processes.leads:
-            return
-        try:
-            self._log.append(metrics)
-        except OSError as error:
-            self._warn(f"the log could not be written ({_reason(error)}); its lines are kept and tried again")
-
-    def _going_on(self, problem: str) -> str:
-        return (
-            f"{problem} (the run is kept up to step {self.saved_step:,}; go on with: cusa-train --resume --run-dir "
-            f"{self.run_dir})"
-        )
+    def _save_checkpoint(self, scores: Mapping[str, float] | None = None, epoch_ended: bool = False) -> None:
+        self.keeper.save_checkpoint(self._state, self.progress, self.steps_per_epoch, scores, epoch_ended)
 
     def _warn(self, text: str) -> None:
         for reporter in self._reporters:
@@ -484,7 +416,3 @@ def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
         return next(batches, None), ""
     except CusaError as error:
         return None, str(error)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

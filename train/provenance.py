@@ -39,11 +39,20 @@ class _PlainTeachers(BaseModel):
     text: _PlainTeacher | None = None
 
 
+class _PlainBeginning(BaseModel):
+    path: str
+    sha256: str
+    dataset: str
+    epoch: int
+    step: int
+
+
 class _PlainProvenance(BaseModel):
     dataset: str
     splits: dict[str, str]
     teachers: _PlainTeachers
     encoders: _PlainTeachers
+    beginning: _PlainBeginning | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,25 @@ class StoredTeacher:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """The trained student that a run began with.
+
+    Attributes:
+        path: The run, folder or export that it was loaded from.
+        sha256: Of its weights (hex).
+        dataset: Name of the data set that it had been trained on.
+        epoch: Epochs that it had been trained for.
+        step: Steps that it had been trained for.
+    """
+
+    path: str
+    sha256: str
+    dataset: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What a run was trained on; kept as run.json.
 
@@ -75,12 +103,14 @@ class Provenance:
         splits: Fingerprint by split name.
         teachers: The soft labels' teachers by ``"image"`` and ``"text"``; empty where there are no soft labels.
         encoders: Same for an adapter's frozen encoders; empty for other students.
+        beginning: The trained student that it began with, if it began with one.
     """
 
     dataset: str
     splits: Mapping[str, str]
     teachers: Mapping[str, StoredTeacher]
     encoders: Mapping[str, StoredTeacher]
+    beginning: Beginning | None = None
 
     def plain(self) -> dict[str, Any]:
         """JSON-compatible."""
@@ -99,7 +129,8 @@ class Provenance:
             return {modality: _stored_teacher(part[modality]) for modality in ("image", "text") if part.get(modality)}
 
         teachers, encoders = stored(content["teachers"]), stored(content["encoders"])
-        return Provenance(plain.dataset, plain.splits, teachers, encoders)
+        beginning = None if plain.beginning is None else Beginning(**plain.beginning.model_dump())
+        return Provenance(plain.dataset, plain.splits, teachers, encoders, beginning)
 
     def differing(self, store: EmbeddingStore, current: Provenance) -> list[str]:
         """What of a store is not as the run found it; a line each.

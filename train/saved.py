@@ -21,7 +21,7 @@ from cusa.train.config import Config, build_config
 from cusa.train.plain import checked
 from cusa.train.provenance import Provenance
 from cusa.train.student import Head, Processors, Student, adapter_student, dual_encoder_student
-from cusa.train.tensors import load_tensors, not_finite, save_tensors, under, unlike
+from cusa.train.tensors import load_metadata, load_tensors, not_finite, save_tensors, under, unlike
 
 WEIGHTS_FILE = "student.safetensors"
 HEADS_FILE = "heads.safetensors"
@@ -134,15 +134,31 @@ def load_saved(path: Path) -> SavedStudent:
         CusaError: If there is none, or it is damaged; says what to do.
     """
     folder = student_folder(path)
-    exported = not (folder / WEIGHTS_FILE).is_file()
-    weights = folder / (HEADS_FILE if exported else WEIGHTS_FILE)
+    weights = _weights_file(folder)
     tensors, meta = load_tensors(weights)
+    return _filled(folder, tensors, _origin(meta, weights), exported=weights.name == HEADS_FILE)
+
+
+def load_origin(path: Path) -> Origin:
+    """Tell where a student's weights come from, without loading them; ``path`` as of :func:`load_saved`.
+
+    Raises:
+        CusaError: If there is none, or it is damaged; says what to do.
+    """
+    weights = _weights_file(student_folder(path))
+    return _origin(load_metadata(weights), weights)
+
+
+def _weights_file(folder: Path) -> Path:
+    return folder / (WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else HEADS_FILE)
+
+
+def _origin(meta: dict[str, Any], weights: Path) -> Origin:
     try:
-        origin = Origin.from_plain(meta)
+        return Origin.from_plain(meta)
     except RunError as error:
         message = f"{weights} is damaged ({error}); use another or train again"
         raise RunError(message, path=weights, location=error.location, name=error.name) from None
-    return _filled(folder, tensors, origin, exported)
 
 
 def load_checkpointed(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin) -> SavedStudent:

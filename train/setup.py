@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cusa.data.errors import CusaError, DataError, SettingError, StoreError
+from cusa.data.errors import DataError, RunError, SettingError, StoreError, StudentError
 from cusa.data.store import EmbeddingStore
 from cusa.train.batches import Pairs, Sources, open_sources
 from cusa.train.config import Config, DataConfig
-from cusa.train.provenance import Provenance, StoredTeacher
+from cusa.train.provenance import Beginning, Provenance, StoredTeacher
+from cusa.train.saved import load_saved
 from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
+from cusa.train.tensors import weights_sha256
 
 _MODALITIES = ("image", "text")
 
@@ -48,6 +50,7 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
         student=replace(
             student,
             name=str(Path(student.name).absolute()) if Path(student.name).is_dir() else student.name,
+            init=student.init and str(Path(student.init).absolute()),
             image_encoder=e.get("image", student.image_encoder),
             text_encoder=e.get("text", student.text_encoder),
         ),
@@ -71,29 +74,72 @@ def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
     return name
 
 
-def make_student(
-    config: Config, provenance: Provenance, begun_in: Path | None
-) -> tuple[Student, Processors | None, Any]:
-    """The student that a run begins with.
+class MadeStudent(NamedTuple):
+    """The student that a run trains.
+
+    Attributes:
+        student: The model.
+        processors: Image processor and tokeniser; ``None`` for the adapter.
+        backbone: The transformers model within it; ``None`` for the adapter.
+        beginning: What it began with, if its weights are those of a trained student.
+    """
+
+    student: Student
+    processors: Processors | None
+    backbone: Any
+    beginning: Beginning | None = None
+
+
+def make_student(config: Config, provenance: Provenance, begun_in: Path | None) -> MadeStudent:
+    """Make the student that a run begins with.
 
     Args:
         config: The run's settings.
         provenance: Its encoders.
         begun_in: Where a run that has begun keeps the student's configuration; its weights come from a checkpoint.
 
-    Returns:
-        The student, its processors, and the transformers model within it; ``None`` and ``None`` for the adapter.
-
     Raises:
         CusaError: If it cannot be had; says how to get it.
     """
+    if config.student.init is not None and begun_in is None:
+        return _initial_student(Path(config.student.init), config, provenance)
     if config.student.name == "adapter":
         dims = (provenance.encoders[m].settings.dim for m in _MODALITIES)
-        return adapter_student(config.student, *dims), None, None
+        return MadeStudent(adapter_student(config.student, *dims), None, None)
     if begun_in is not None and not (begun_in / "config.json").is_file():
-        raise CusaError(f"{begun_in} lacks the student's config.json; restore it, or train again in another --run-dir")
+        message = f"{begun_in} lacks the student's config.json; restore it, or train again in another --run-dir"
+        raise RunError(message, path=begun_in)
     source = config.student.name if begun_in is None else str(begun_in)
-    return dual_encoder_student(config.student, source, pretrained=begun_in is None)
+    return MadeStudent(*dual_encoder_student(config.student, source, pretrained=begun_in is None))
+
+
+def _initial_student(path: Path, config: Config, provenance: Provenance) -> MadeStudent:
+    """A trained student to go on from: its weights and heads.
+
+    Raises:
+        StudentError: If it is of another kind or size than the settings ask for, or works on other encoders' rows.
+    """
+    saved = load_saved(path)
+    wanted, given = config.student, saved.origin.config.student
+    names = ("name", "hidden_dim", "embed_dim") if wanted.name == given.name == "adapter" else ("name", "embed_dim")
+    fields = [f"student.{n} ({getattr(given, n)!r} / {getattr(wanted, n)!r})" for n in names]
+    fields = [field for field, n in zip(fields, names, strict=True) if getattr(given, n) != getattr(wanted, n)]
+    for modality, encoder in saved.origin.provenance.encoders.items():
+        if not fields:  # an adapter
+            fields += _unlike_encoder(encoder, provenance.encoders[modality])
+    if fields:
+        message = f"--init {path} is not the student that the settings ask for: {'; '.join(fields)}"
+        raise StudentError(f"{message}; leave these settings out, or pass another --init", path=path)
+    digest = weights_sha256(saved.student.state_dict())
+    origin = saved.origin
+    beginning = Beginning(str(path), digest, origin.provenance.dataset, origin.epoch, origin.step)
+    return MadeStudent(saved.student, saved.processors, saved.backbone, beginning)
+
+
+def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
+    """What differs of two encoders' rows, but for how they are rounded."""
+    rounded_alike = replace(before.settings, precision=now.settings.precision, dtype=now.settings.dtype)
+    return [f"{now.name}.{field}" for field in rounded_alike.differing(now.settings)]
 
 
 def student_sources(

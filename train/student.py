@@ -40,6 +40,7 @@ class StudentConfig:
 
     Attributes:
         name: ``"adapter"``, or the name or folder of a Hugging Face dual encoder.
+        init: Path of a trained student to begin with: a run, its ``best/``, or an hf export; ``None``: none.
         image_encoder: Adapter only: the store's teacher whose rows are the image input.
         text_encoder: Adapter only: the store's teacher whose rows are the text input.
         hidden_dim: Adapter only: width of its trunks.
@@ -48,6 +49,7 @@ class StudentConfig:
     """
 
     name: Text = Field(default="openai/clip-vit-base-patch32", min_length=1)
+    init: Text | None = None
     image_encoder: Text | None = None
     text_encoder: Text | None = None
     hidden_dim: WholeNumber = Field(default=512, ge=1, le=GREATEST_DIM)

@@ -24,6 +24,7 @@ SHORT = {
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
     "student": "student.name",
+    "init": "student.init",
     "image_teacher": "data.image_teacher",
     "text_teacher": "data.text_teacher",
     "image_encoder": "student.image_encoder",

@@ -55,6 +55,27 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         DamagedFileError: If it is torn, or not one of ours.
         RunError: If it does not exist.
     """
+    tensors, metadata = _read(path, with_tensors=True)
+    try:
+        is_whole = metadata.get("sha256") == _digest(tensors, metadata["cusa"])
+    except _PARSER_ERRORS as error:  # a dtype whose bytes torch does not give
+        raise _damaged(path, first_line(error)) from None
+    if not is_whole:
+        raise _damaged(path, "its checksum differs")
+    return tensors, _metadata(metadata["cusa"], path)
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """Metadata of a file alone; the checksum, which is over all of it, is not looked at.
+
+    Raises:
+        DamagedFileError: If it is torn, or not one of ours.
+        RunError: If it does not exist.
+    """
+    return _metadata(_read(path, with_tensors=False)[1]["cusa"], path)
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not path.exists():
         raise RunError(f"{path} does not exist; has the run finished its first epoch?", path=path)
     if not path.is_file():
@@ -62,16 +83,13 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        text = metadata.get("cusa", "")
-        is_whole = metadata.get("sha256") == _digest(tensors, text)
+            names = list(file.keys()) if with_tensors else []
+            tensors = {name: file.get_tensor(name) for name in names}
     except _PARSER_ERRORS as error:
         raise _damaged(path, first_line(error)) from None
     if "cusa" not in metadata:
         raise _damaged(path, "it was not written by cusa-train")
-    if not is_whole:
-        raise _damaged(path, "its checksum differs")
-    return tensors, _metadata(text, path)
+    return tensors, metadata
 
 
 def _metadata(text: str, path: Path) -> dict[str, Any]:
@@ -88,6 +106,11 @@ def _metadata(text: str, path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, reason: str) -> DamagedFileError:
     return DamagedFileError(f"{path} is damaged ({reason}); use another or train again", path=path)
+
+
+def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 (hex) over names, dtypes, shapes and values."""
+    return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cusa.train.batches import Loader
+from cusa.train.commands import resume_command
 from cusa.train.loop import Trainer
 from cusa.train.run_dir import Checkpoints, read_metrics
 from cusa.train.saved import load_saved
@@ -102,9 +103,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_status(index, whole, tmp_path,
     done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 6, number, times=times)
     assert done.returncode == status, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert errors == [
-        f"Error: stopped by {number.name}: step 7 is kept; go on with: cusa-train --resume --run-dir {run_dir}"
-    ]
+    assert errors == [f"Error: stopped by {number.name}: step 7 is kept; go on with: {resume_command(run_dir)}"]
     assert "step 2 of the next" in run_ok("train", "--resume", "--run-dir", run_dir)
     _assert_same(whole, run_dir)
 
@@ -292,7 +291,7 @@ def test_a_reader_that_is_killed_is_an_error_with_a_way_on(index, tmp_path, monk
     monkeypatch.setattr(Trainer, "_train_on", step)
     line = run_error("train", *_args(index, tmp_path / "run", "--workers", 1, "--epochs", 50))
     assert "a process that reads batches was killed, for want of memory perhaps" in line
-    assert "go on with: cusa-train --resume" in line
+    assert f"go on with: {resume_command(tmp_path / 'run')}" in line
 
 
 @pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
@@ -461,7 +460,7 @@ def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
         patch.setattr(Trainer, "_train_on", step)
         line = run_error("train", *args, "--workers", 0)
     assert f"image {picture} does not exist" in line
-    assert f"go on with: cusa-train --resume --run-dir {run_dir}" in line
+    assert f"go on with: {resume_command(run_dir)}" in line
     kept = int(Checkpoints(run_dir).paths()[-1].stem[-9:])
     assert 6 <= kept < 12
     hidden.rename(picture)

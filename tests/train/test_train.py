@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cusa.data.records import Dataset
-from cusa.train.cli import _default_preset
+from cusa.train.command_settings import default_preset
 from cusa.train.saved import load_saved
 from tests.helpers import (
     add_teacher,
@@ -289,11 +289,11 @@ def test_unusable_students_are_refused(pairs, tmp_path):
 
 
 def test_a_preset_is_chosen_by_data_set_and_student():
-    assert _default_preset("coco", None) == "paper-coco-vit-b32"
-    assert _default_preset("flickr30k", "openai/clip-vit-large-patch14-336") == "paper-flickr-vit-l14-336"
-    assert _default_preset("mine", "models/some-clip") == "paper-coco-vit-b32"
-    assert (_default_preset("demo", None), _default_preset("demo", "a/b")) == ("demo", "paper-coco-vit-b32")
-    assert (_default_preset("coco", "adapter"), _default_preset("demo", "adapter")) == ("adapter", "demo")
+    assert default_preset("coco", None) == "paper-coco-vit-b32"
+    assert default_preset("flickr30k", "openai/clip-vit-large-patch14-336") == "paper-flickr-vit-l14-336"
+    assert default_preset("mine", "models/some-clip") == "paper-coco-vit-b32"
+    assert (default_preset("demo", None), default_preset("demo", "a/b")) == ("demo", "paper-coco-vit-b32")
+    assert (default_preset("coco", "adapter"), default_preset("demo", "adapter")) == ("adapter", "demo")
 
 
 @pytest.mark.parametrize("kind", ["half", "siglip"])

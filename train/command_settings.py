@@ -1,0 +1,167 @@
+"""The settings of a run as a command line gives them: preset, file, ``--set``, the other options; or those of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cusa.data.errors import SettingError
+from cusa.data.store import EmbeddingStore
+from cusa.train.config import (
+    Config,
+    build_config,
+    deciding,
+    load_config_file,
+    load_preset,
+    merge,
+    parse_settings,
+)
+from cusa.train.losses import TERMS
+from cusa.train.run_dir import begun, load_run
+from cusa.train.saved import load_origin
+
+_FLAGS = {
+    "student": ("init", "image_encoder", "text_encoder"),
+    "data": ("image_teacher", "text_teacher", "image_root"),
+    "train": (
+        *("epochs", "batch_size", "accumulate", "micro_batch", "gather", "precision", "device", "workers", "seed"),
+        *("patience", "checkpoint_steps", "checkpoint_minutes", "tensorboard"),
+    ),
+}
+# Settings of later versions, and the values that keep a run as it was: they leave the name of a sweep's folder alone.
+_ADDED_LATER = {"optim.schedule": "step", "optim.schedule_epochs": None, "student.init": None}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command line says of the settings.
+
+    Attributes:
+        embeddings: ``--embeddings``.
+        preset: ``--preset``.
+        config_file: ``--config``.
+        settings: Every ``--set``.
+        flags: The other options by name; ``None`` where not given.
+    """
+
+    embeddings: Path | None
+    preset: str | None
+    config_file: Path | None
+    settings: tuple[str, ...]
+    flags: Mapping[str, Any]
+
+
+def chosen_settings(given: Given, run_dir: Path | None, resume: bool) -> Config:
+    """The settings of one run: a new one's, or those of the run that is to go on.
+
+    Args:
+        given: The command line.
+        run_dir: ``--run-dir``.
+        resume: ``--resume``.
+
+    Raises:
+        CusaError: If a setting is illegal, a file cannot be read, or the options contradict each other.
+    """
+    keeps_its_own = not (given.preset or given.config_file)
+    if resume and run_dir is None:
+        raise SettingError("--resume: pass --run-dir, the run to go on with", name="run_dir")
+    if resume and given.embeddings is None and not keeps_its_own:
+        message = "--resume: the run keeps its own settings; leave out --preset and --config"
+        raise SettingError(message, name="preset")
+    if resume and run_dir is not None and keeps_its_own and (begun(run_dir) or given.embeddings is None):
+        return _resumed_settings(run_dir, given)
+    return new_settings(given, flag_settings(given.flags))
+
+
+def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that stand for a setting, as nested settings."""
+    nested: dict[str, Any] = {}
+    for section, names in _FLAGS.items():
+        nested[section] = {name: flags[name] for name in names if flags[name] is not None}
+    if flags["student"] is not None:
+        nested["student"]["name"] = flags["student"]
+    if flags["loss"] is not None:
+        nested["loss"] = {"terms": TERMS[flags["loss"]]}
+    return {section: values for section, values in nested.items() if values}
+
+
+def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
+    """The settings of a new run: the preset, under those of a student that it begins with, under what is given.
+
+    Args:
+        given: The command line.
+        flags: Its options as nested settings.
+
+    Raises:
+        CusaError: If a setting is illegal, or a file cannot be read.
+    """
+    over = load_config_file(given.config_file) if given.config_file else {}
+    over = merge(over, parse_settings(given.settings))
+    if given.embeddings is not None:
+        over = merge(over, {"data": {"embeddings": str(given.embeddings)}})
+    over = merge(over, flags)
+    # Checked before a path is opened: a file of settings may hold anything.
+    checked = build_config({section: over[section] for section in ("data", "student") if section in over})
+    if checked.student.init is not None:
+        over = merge(_initial_settings(Path(checked.student.init)), over)
+    preset = given.preset
+    if preset is None:
+        if not checked.data.embeddings:
+            raise SettingError("pass --embeddings, the store that cusa-precompute wrote", name="data.embeddings")
+        student = over.get("student", {}).get("name")
+        preset = default_preset(EmbeddingStore(checked.data.embeddings).dataset, student)
+    return build_config(merge(load_preset(preset), over))
+
+
+def _initial_settings(init: Path) -> dict[str, Any]:
+    """What a student that a run begins with settles: its kind, its sizes, how captions are normalised."""
+    config = load_origin(init).config
+    student = {name: getattr(config.student, name) for name in ("name", "hidden_dim", "embed_dim")}
+    return {"student": student, "data": {"normalizer": config.data.normalizer}}
+
+
+def default_preset(dataset: str, student: str | None) -> str:
+    """The preset of a data set and a student.
+
+    Args:
+        dataset: Name of the data set.
+        student: ``"adapter"``, or a Hugging Face dual encoder; ``None``: not given.
+    """
+    if student == "adapter" or (student is None and dataset == "demo"):
+        return "demo" if dataset == "demo" else "adapter"
+    size = "vit-l14-336" if Path(student or "").name == "clip-vit-large-patch14-336" else "vit-b32"
+    return f"paper-{'flickr' if dataset == 'flickr30k' else 'coco'}-{size}"
+
+
+def _resumed_settings(run_dir: Path, given: Given) -> Config:
+    """The run's own settings; other ones given beside --resume are refused by the trainer, which names them."""
+    stored = dataclasses.asdict(load_run(run_dir)[0])
+    moved = {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
+    over = merge(parse_settings(given.settings), flag_settings(given.flags))
+    return build_config(merge(merge(stored, over), moved))
+
+
+def default_run_dir(config: Config) -> Path:
+    """A new folder under ``runs/``, named after data set, student, loss, seed and time."""
+    dataset = EmbeddingStore(config.data.embeddings).dataset
+    student = Path(config.student.name).name
+    names = [name for name, terms in TERMS.items() if set(terms) == set(config.loss.terms)]
+    loss = names[0] if names else "-".join(config.loss.terms)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{dataset}-{student}-{loss}-seed{config.train.seed}-{stamp}"
+
+
+def default_sweep_dir(configs: Sequence[Config]) -> Path:
+    """A folder under ``runs/`` that is the same for the same runs, so that the same command goes on with them."""
+    described = []
+    for config in configs:
+        values = deciding(config)
+        kept = [name for name in values if name not in _ADDED_LATER or values[name] != _ADDED_LATER[name]]
+        described.append({name: values[name] for name in kept})
+    digest = hashlib.sha256(repr(described).encode()).hexdigest()[:8]
+    return Path("runs") / f"{EmbeddingStore(configs[0].data.embeddings).dataset}-sweep-{digest}"

@@ -1,0 +1,65 @@
+"""The commands that a run's output names: they run as printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cusa.data.console import shell_command
+from cusa.data.datasets import KNOWN_SIZES
+from cusa.data.store import EmbeddingStore
+from cusa.train.config import Config
+from cusa.train.provenance import Provenance
+
+_RENDEZVOUS_PORT = 29_500  # torchrun's own default
+
+
+def resume_command(run_dir: Path, processes: int = 1) -> str:
+    """The command that goes on with a run; on several machines, the one to start on each.
+
+    Args:
+        run_dir: The run's directory.
+        processes: Processes that train it: as many must go on.
+    """
+    arguments = ("--resume", "--run-dir", run_dir)
+    if processes == 1:
+        return shell_command("cusa-train", *arguments)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    launcher: tuple[object, ...] = ("--nproc-per-node", local)
+    if local < processes:
+        endpoint = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{_RENDEZVOUS_PORT}"
+        machines = ("--nnodes", processes // local, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint)
+        launcher = (*machines, *launcher)
+    return shell_command("torchrun", *launcher, "-m", "cusa.train", *arguments)
+
+
+def evaluation_command(run_dirs: Sequence[Path], config: Config, provenance: Provenance, store: EmbeddingStore) -> str:
+    """The command that measures runs on a split that their store has.
+
+    Args:
+        run_dirs: The runs.
+        config: Settings of the first one.
+        provenance: What it was trained on.
+        store: Its store.
+    """
+    split = _split_to_measure(config, provenance, store)
+    arguments = [argument for run_dir in run_dirs for argument in ("--run", run_dir)]
+    if split != "test":
+        arguments += ["--split", split]
+    elif (known := KNOWN_SIZES.get(store.dataset, {}).get(split)) is not None:
+        n_images = store.splits[split].n_images - len(store.skipped(split)[0])
+        arguments += ["--allow-partial"] if n_images != known else []
+    return shell_command("cusa-eval", *arguments)
+
+
+def _split_to_measure(config: Config, provenance: Provenance, store: EmbeddingStore) -> str:
+    """The test split; or else that of the validation, any other, or what was trained on."""
+    encoded = [set(store.splits_of(encoder.name)) for encoder in provenance.encoders.values()]
+    usable = [name for name, split in store.splits.items() if split.n_images and split.n_captions]
+    usable = [name for name in usable if all(name in splits for splits in encoded)]
+    others = [name for name in usable if name != config.data.train_split]
+    for name in ("test", config.data.val_split, *others):
+        if name in others:
+            return name
+    return config.data.train_split
