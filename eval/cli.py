@@ -168,7 +168,7 @@ def index(
     source: Path, run: Path | None, out: Path | None, kind: Any, batch_size: int, workers: int | None, device: str
 ) -> None:
     """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
-    from cusa.data.console import default_workers, pick_device, progress, quiet_libraries
+    from cusa.data.console import default_workers, pick_device, progress, quiet_libraries, shell_command
 
     quiet_libraries()
     from cusa.eval.encoder import load_student
@@ -186,7 +186,8 @@ def index(
     left += f", {found.blank_lines:,} empty lines" if found.blank_lines else ""
     if found.recall_of_exact is not None:
         left += f", {found.recall_of_exact:.1f} % of the exact ten nearest found"
-    _print(f"index: {out.resolve()} ({found.count:,} {found.modality}s{left})\nnext: cusa-eval search QUERY")
+    _print(f"index: {out.resolve()} ({found.count:,} {found.modality}s{left})")
+    _print(f"next: {shell_command('cusa-eval', 'search', 'a dog on a beach', '--index', out)}")
 
 
 @click.command(context_settings=_CONTEXT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,16 +234,18 @@ def _print_labelled(screen: Console, label: str, text: str) -> None:
 
 
 def _report(screen: Console, outcome: Outcome, out: Path) -> None:
+    from cusa.precompute.next_step import merging_command, training_command
+
     for name, entry in outcome.entries.items():
         rows = {split: sum(s.stop - s.start for s in shards) for split, shards in entry.shards.items()}
         skipped = sum(len(s.skipped) for shards in entry.shards.values() for s in shards)
         parts = ", ".join(f"{split} {n:,}" for split, n in rows.items())
         screen.print(f"{name}: {parts} rows x {entry.settings.dim}, {skipped:,} skipped", highlight=False, markup=False)
     if outcome.index == out:
-        lines = f"store: {out}", f"next: cusa-train --embeddings {shlex.quote(str(out))}"
+        command = training_command(out, outcome.entries)
+        lines = [f"store: {out}", *([f"next: {command}"] if command else [])]
     else:
-        parts_name = shlex.quote(str(out.with_suffix(""))) + ".part-*.h5"
-        lines = f"part: {outcome.index}", f"next, with all parts: cusa-store merge {shlex.quote(str(out))} {parts_name}"
+        lines = [f"part: {outcome.index}", f"next, with all parts: {merging_command(out)}"]
     for line in lines:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,9 +97,9 @@ def main(
         config = chosen_settings(given, run_dir, resume)
         with closing(Processes(pick_device(config.train.device))) as processes:
             run_dir = processes.everyones(run_dir or default_run_dir(config))[0]
-            _train(config, processes, run_dir, resume, check_stop)
+            trainer = _train(config, processes, run_dir, resume, check_stop)
             if processes.leads:
-                _print(f"next: cusa-eval --run {run_dir}")
+                _print_next([run_dir], trainer)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -125,13 +125,21 @@ def export(run: Path, kind: str, head: str, checkpoint: str, out: Path | None) -
 main.others["export"] = export
 
 
-def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, check_stop: Callable[[], None]) -> None:
+def _train(
+    config: Config,
+    processes: Processes,
+    run_dir: Path,
+    resume: bool,
+    check_stop: Callable[[], None],
+    is_one_of_several: bool = False,
+) -> Trainer:
     """Train a run to its end, showing how it goes.
 
     Raises:
         Stopped: If a signal came; the run is kept.
     """
     from cusa.data.console import console, default_workers, progress
+    from cusa.train.commands import resume_command
     from cusa.train.loop import Trainer
 
     workers = config.train.workers
@@ -161,7 +169,10 @@ def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, ch
     done = trainer.progress
     if stopped_by:
         kept = f"step {trainer.keeper.saved_step:,} is kept" if trainer.keeper.saved_step else "nothing is kept yet"
-        raise Stopped(stopped_by, f"{kept}; go on with: cusa-train --resume --run-dir {trainer.run_dir}")
+        way_on = f"go on with: {resume_command(trainer.run_dir, processes.size)}"
+        if is_one_of_several:
+            way_on = "go on with the same --sweep command"
+        raise Stopped(stopped_by, f"{kept}; {way_on}")
     early = f", stopped early after epoch {done.epoch}" if done.epoch < config.train.epochs else ""
     kept = f"last epoch {done.best_epoch}: no validation split"
     if trainer.val_sources is not None:
@@ -172,6 +183,14 @@ def _train(config: Config, processes: Processes, run_dir: Path, resume: bool, ch
         markup=False,
         soft_wrap=True,
     )
+    return trainer
+
+
+def _print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
+    from cusa.train.commands import evaluation_command
+
+    command = evaluation_command(run_dirs, trainer.config, trainer.provenance, trainer.store)
+    _print(f"next: {command}")
 
 
 def _sweep(axes: tuple[str, ...], given: Given, folder: Path | None, check_stop: Callable[[], None]) -> None:
@@ -193,7 +212,7 @@ def _sweep(axes: tuple[str, ...], given: Given, folder: Path | None, check_stop:
                 _print(f"\nrun {number} of {len(cells)}: {cell.name}")
             run_dir = folder / cell.name
             begun = processes.everyones(run_dir.exists())[0]  # before the first of them makes it
-            _train(config, processes, run_dir, begun, check_stop)
+            trainer = _train(config, processes, run_dir, begun, check_stop, is_one_of_several=True)
         if not processes.leads:
             return
     rows = summarize(folder, cells)
@@ -206,8 +225,8 @@ def _sweep(axes: tuple[str, ...], given: Given, folder: Path | None, check_stop:
         console().print(table)
     else:
         _print("no validation split: measure the runs with cusa-eval")
-    runs = " ".join(f"--run {folder / cell.name}" for cell in cells)
-    _print(f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}\nnext: cusa-eval {runs}")
+    _print(f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}")
+    _print_next([folder / cell.name for cell in cells], trainer)
 
 
 def _print(text: str) -> None:
