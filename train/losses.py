@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cusa.train.arrays import Rows, as_ids, as_rows
 from cusa.train.gather import World
 from cusa.train.loss_config import TERMS, LossConfig, Temperature, TemperaturePair, Term
 from cusa.train.similarity import (
@@ -165,13 +166,14 @@ class CUSALoss(nn.Module):
         text_features: torch.Tensor,
         uni_image_features: torch.Tensor | None = None,
         uni_text_features: torch.Tensor | None = None,
-        teacher_image: torch.Tensor | None = None,
-        teacher_text: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
+        teacher_image: Rows | None = None,
+        teacher_text: Rows | None = None,
+        image_ids: Rows | None = None,
     ) -> LossTerms:
         """The loss of B pairs. Features are L2-normalised here, in float32 or wider, also under autocast.
 
-        Inputs are checked, but for what is compiled by torch.compile.
+        Inputs are checked, but for what is compiled by torch.compile. Teacher rows and ids may be numpy arrays, also
+        read-only ones of a memory map; they go to where the features are. (What is compiled wants tensors.)
 
         Args:
             image_features: float ``[B, d]`` from the cross-modal image head.
@@ -180,16 +182,16 @@ class CUSALoss(nn.Module):
             uni_text_features: float ``[B, d'']`` from the uni-modal text head; USA needs it.
             teacher_image: float ``[B, e]`` of the image teacher; CSA and USA need it. No gradient flows into it.
             teacher_text: float ``[B, e']`` of the text teacher; CSA and USA need it.
-            image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
+            image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
 
         Raises:
             ValueError: If a term lacks an input, sizes differ, or a teacher row is zero or not finite; names the rows.
         """
-        sides = self._sides(
-            (image_features, text_features), (uni_image_features, uni_text_features), (teacher_image, teacher_text)
-        )
+        cross = image_features, text_features
+        teacher, image_ids, fault = _as_tensors((teacher_image, teacher_text), image_ids, cross[0])
+        sides = self._sides(cross, (uni_image_features, uni_text_features), teacher)
         world = World.of(self._group) if self.gather else None
-        fault = _fault(sides, image_ids, self.config.terms)
+        fault = fault or _fault(sides, image_ids, self.config.terms)
         if world is not None:
             world.agree(sides.all(), image_ids, fault)
         elif fault:
@@ -221,9 +223,9 @@ class CUSALoss(nn.Module):
         similarity: torch.Tensor,
         uni_image_features: torch.Tensor | None = None,
         uni_text_features: torch.Tensor | None = None,
-        teacher_image: torch.Tensor | None = None,
-        teacher_text: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
+        teacher_image: Rows | None = None,
+        teacher_text: Rows | None = None,
+        image_ids: Rows | None = None,
     ) -> LossTerms:
         """The same loss for a model whose similarity is no dot product: SGRAF, IMRAM, a fusion encoder's scores.
 
@@ -242,10 +244,9 @@ class CUSALoss(nn.Module):
         """
         if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
             raise ValueError(f"similarity must be [B, B], got {list(similarity.shape)}")
-        sides = self._sides(
-            (similarity, similarity.T), (uni_image_features, uni_text_features), (teacher_image, teacher_text)
-        )
-        if fault := _fault(sides, image_ids, self.config.terms):
+        teacher, image_ids, fault = _as_tensors((teacher_image, teacher_text), image_ids, similarity)
+        sides = self._sides((similarity, similarity.T), (uni_image_features, uni_text_features), teacher)
+        if fault := fault or _fault(sides, image_ids, self.config.terms):
             raise ValueError(fault)
         with torch.autocast(similarity.device.type, enabled=False):
             sides = _unit(_in_one_dtype(sides), cross=False)
@@ -297,6 +298,25 @@ class CUSALoss(nn.Module):
         targets = positives(image_ids, rows, logits[0])
         image, text = (F.cross_entropy(x, targets, reduction="sum") for x in logits)
         return self.config.row_weights(logits[0].shape[1])["contrastive"] * (image + text)
+
+
+def _as_tensors(
+    teacher: tuple[Rows | None, Rows | None], image_ids: Rows | None, like: torch.Tensor
+) -> tuple[tuple[torch.Tensor | None, torch.Tensor | None], torch.Tensor | None, str]:
+    """Teacher rows and ids as tensors where the features are; and what is wrong with them, or an empty text.
+
+    It is told and not raised, since with ``gather`` other ranks would wait for this one.
+    """
+    n_pairs = len(like)
+    try:
+        image, text = (
+            None if rows is None else as_rows(rows, like.device, f"teacher_{modality}", (n_pairs, None))
+            for modality, rows in zip(("image", "text"), teacher, strict=True)
+        )
+        ids = None if image_ids is None else as_ids(image_ids, like.device, "image_ids", (n_pairs,))
+    except ValueError as error:
+        return (None, None), None, str(error)
+    return (image, text), ids, ""
 
 
 def _as_terms(con: torch.Tensor, csa: torch.Tensor, usa: torch.Tensor) -> LossTerms:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from cusa.train.arrays import Rows, as_ids
+
 
 @torch.no_grad()
 def hard_negatives(
     similarity: torch.Tensor,
-    image_ids: torch.Tensor | None = None,
+    image_ids: Rows | None = None,
     tau: torch.Tensor | float = 1.0,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
@@ -24,7 +26,7 @@ def hard_negatives(
 
     Args:
         similarity: float ``[B, B]``: image-to-text, or its transpose.
-        image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
+        image_ids: integers ``[B]``, a tensor or an array: the image of each pair; ``None``: all different.
         tau: Temperature.
         generator: Source of chance.
 
@@ -35,7 +37,9 @@ def hard_negatives(
         ValueError: If a query has no candidate of another image; names the rows.
     """
     b = len(similarity)
-    ids = torch.arange(b, device=similarity.device) if image_ids is None else image_ids
+    ids = torch.arange(b, device=similarity.device)
+    if image_ids is not None:
+        ids = as_ids(image_ids, similarity.device, "image_ids", (b,))
     same = ids[:, None] == ids
     if (alone := same.all(dim=1)).any():
         rows = ", ".join(map(str, alone.nonzero().flatten().tolist()[:10]))

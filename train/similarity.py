@@ -1,7 +1,8 @@
 """The losses of CUSA (Huang et al., AAAI 2024) on similarity matrices: pure functions, for any host.
 
 Notation, for n queries and m candidates: ``similarity`` is ``[n, m]``, row i the similarities of query i with every
-candidate j; a temperature divides it. Soft labels are softmax distributions over the teacher's similarities.
+candidate j; a temperature divides it. Soft labels are softmax distributions over the teacher's similarities. Those, and
+image ids, may be numpy arrays: they go to where the student's similarities are, float16 as float32.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from cusa.train.arrays import Rows, as_ids, as_rows
 from cusa.train.loss_config import Divergence, Scaling, Source, check_option
 
 
-def soft_labels(teacher_similarity: torch.Tensor, tau: torch.Tensor | float = 1.0) -> torch.Tensor:
+def soft_labels(teacher_similarity: Rows, tau: torch.Tensor | float = 1.0) -> torch.Tensor:
     """Soft labels ``P_ij = softmax_j(teacher_similarity_ij / tau)`` (paper, section 3.2).
 
     Args:
@@ -22,11 +24,11 @@ def soft_labels(teacher_similarity: torch.Tensor, tau: torch.Tensor | float = 1.
     Returns:
         ``[n, m]``; every row sums to one.
     """
-    return F.softmax(teacher_similarity / tau, dim=-1)
+    return F.softmax(_teacher_similarity(teacher_similarity, tau) / tau, dim=-1)
 
 
 def fuse_similarities(
-    image_similarity: torch.Tensor, text_similarity: torch.Tensor, source: Source
+    image_similarity: Rows, text_similarity: Rows, source: Source
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Teacher similarities that serve CSA's two directions (paper, ablation of the soft-label source).
 
@@ -40,18 +42,17 @@ def fuse_similarities(
         Similarities for image-to-text and for text-to-image, ``[n, m]`` each.
     """
     check_option("source", source, Source)
+    image = _teacher_similarity(image_similarity, text_similarity)
+    text = _teacher_similarity(text_similarity, image)
     if source == "each":
-        return image_similarity, text_similarity
-    if source == "add":
-        both = (image_similarity + text_similarity) / 2
-    else:
-        both = (image_similarity.clamp_min(0) * text_similarity.clamp_min(0)).sqrt()
+        return image, text
+    both = (image + text) / 2 if source == "add" else (image.clamp_min(0) * text.clamp_min(0)).sqrt()
     return both, both
 
 
 def soft_label_loss(
     similarity: torch.Tensor,
-    teacher_similarity: torch.Tensor,
+    teacher_similarity: Rows,
     tau: torch.Tensor | float,
     tau_soft: torch.Tensor | float = 1.0,
     divergence: Divergence = "kl",
@@ -84,7 +85,7 @@ def soft_label_loss(
 def contrastive_loss(
     similarity: torch.Tensor,
     tau: torch.Tensor | float,
-    image_ids: torch.Tensor | None = None,
+    image_ids: Rows | None = None,
     scaling: Scaling = "infonce",
 ) -> torch.Tensor:
     """Cross entropy with every pair of the same image as a positive: one direction of L_con (DESIGN, section 2).
@@ -92,7 +93,7 @@ def contrastive_loss(
     Args:
         similarity: float ``[B, B]``: image-to-text, or its transpose.
         tau: Temperature.
-        image_ids: int64 ``[B]``, the image of each pair; ``None``: all different.
+        image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
         scaling: ``"infonce"``, or ``"paper"``, which divides by B once more, as the published code does.
 
     Returns:
@@ -100,21 +101,31 @@ def contrastive_loss(
     """
     check_option("scaling", scaling, Scaling)
     b = len(similarity)
-    loss = F.cross_entropy(similarity / tau, positives(image_ids, slice(0, b), similarity))
+    ids = None if image_ids is None else as_ids(image_ids, similarity.device, "image_ids", (b,))
+    loss = F.cross_entropy(similarity / tau, positives(ids, slice(0, b), similarity))
     return loss / (b if scaling == "paper" else 1)
 
 
 def soft_label_sum(
     similarity: torch.Tensor,
-    teacher_similarity: torch.Tensor,
+    teacher_similarity: Rows,
     tau: torch.Tensor | float,
     tau_soft: torch.Tensor | float = 1.0,
     divergence: Divergence = "kl",
 ) -> torch.Tensor:
     """The divergence of :func:`soft_label_loss`, summed over queries."""
     log_q = F.log_softmax(similarity / tau, dim=-1)
-    log_p = F.log_softmax(teacher_similarity / tau_soft, dim=-1)
+    log_p = F.log_softmax(_teacher_similarity(teacher_similarity, similarity) / tau_soft, dim=-1)
     return (log_p.exp() * (log_p - log_q if divergence == "kl" else -log_q)).sum()
+
+
+def _teacher_similarity(similarity: Rows, like: Rows | float) -> torch.Tensor:
+    """A teacher's similarities as a tensor: an array's where ``like`` is, if that is a tensor, in float32 or wider."""
+    if isinstance(similarity, torch.Tensor):
+        return similarity
+    device = like.device if isinstance(like, torch.Tensor) else torch.device("cpu")
+    rows = as_rows(similarity, device, "teacher similarities", (None, None))
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def positives(image_ids: torch.Tensor | None, rows: slice, like: torch.Tensor) -> torch.Tensor:

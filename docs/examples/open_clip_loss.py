@@ -118,8 +118,8 @@ def main(clip_loss: nn.Module, steps: int = 60, batch_size: int = 32) -> list[fl
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]
             model_out = model(pixels[image_rows], tokens[caption_rows])
-            model_out["teacher_image"] = torch.from_numpy(vision.gather(image_rows))
-            model_out["teacher_text"] = torch.from_numpy(words.gather(caption_rows))
+            model_out["teacher_image"] = vision.gather(image_rows)
+            model_out["teacher_text"] = words.gather(caption_rows)
             losses = loss(**model_out, output_dict=True)
             total = sum(losses.values())
             optimizer.zero_grad()

@@ -65,9 +65,8 @@ def main(steps: int = 60, batch_size: int = 32, micro_batch: int | None = None) 
             else:  # the same loss and gradients; activations of micro_batch pairs at a time
                 v, uni_v = encode_in_micro_batches(image_encoder, pixels[image_rows], micro_batch)
                 t, uni_t = encode_in_micro_batches(text_encoder, tokens[caption_rows], micro_batch)
-            teacher_v = torch.from_numpy(vision.gather(image_rows))
-            teacher_t = torch.from_numpy(words.gather(caption_rows))
-            terms = loss_fn(v, t, uni_v, uni_t, teacher_v, teacher_t, torch.from_numpy(image_rows))
+            teacher_v, teacher_t = vision.gather(image_rows), words.gather(caption_rows)  # numpy
+            terms = loss_fn(v, t, uni_v, uni_t, teacher_v, teacher_t, image_rows)
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()

@@ -68,8 +68,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[float]:
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]
             similarity, uni_v, uni_t = host(pixels[image_rows], tokens[caption_rows])
-            teacher_v = torch.from_numpy(vision.gather(image_rows))
-            teacher_t = torch.from_numpy(words.gather(caption_rows))
+            teacher_v = vision.gather(image_rows)
+            teacher_t = words.gather(caption_rows)
             ids = torch.from_numpy(image_rows)
             terms = loss_fn.on_similarities(similarity, uni_v, uni_t, teacher_v, teacher_t, ids)
             optimizer.zero_grad()

@@ -48,8 +48,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
             image_rows = split.caption_image[caption_rows]
             out = siglip(input_ids=tokens[caption_rows], pixel_values=pixels[image_rows], return_loss=True)
             v, t = out.image_embeds, out.text_embeds
-            teacher_v = torch.from_numpy(vision.gather(image_rows))
-            teacher_t = torch.from_numpy(words.gather(caption_rows))
+            teacher_v = vision.gather(image_rows)
+            teacher_t = words.gather(caption_rows)
             terms = soft_labels(v, t, uni_image(v), uni_text(t), teacher_v, teacher_t)
             optimizer.zero_grad()
             (out.loss + terms.total).backward()

@@ -87,6 +87,7 @@ def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
         (x, x, x, x, None if rank == 1 else x, x, None),
         (x.double() if rank == 1 else x, x, x, x, x, x, None),
         (x.clone().requires_grad_(rank == 1), x, x, x, x, x, None),
+        (x, x, x, x, teacher.numpy().astype("i4" if rank == 1 else "f4"), x, None),  # an array of integers
     ]
     for inputs in wrong:
         with pytest.raises(ValueError) as error:
@@ -131,6 +132,8 @@ def test_no_rank_waits_for_one_that_stops(gathered):
     assert all("do not bring the same" in e[i] for e in errors for i in (1, 3, 4))
     assert "CSA and USA need teacher_image" in errors[1][2]
     assert "rank 1 cannot go on" in errors[0][2]
+    assert "teacher_image must be float16" in errors[1][5]
+    assert "rank 1 cannot go on" in errors[0][5]
 
 
 def test_one_process_alone_gathers_nothing():
