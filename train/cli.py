@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from cusa.train.command_settings import Given
     from cusa.train.config import Config
-    from cusa.train.loop import Reporter, Trainer
+    from cusa.train.loop import Trainer
     from cusa.train.processes import Processes
+    from cusa.train.reporter import Reporter
 
 
 @click.command(cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -24,6 +24,7 @@ from cusa.train.config import (
 from cusa.train.losses import TERMS
 from cusa.train.run_dir import begun, load_run
 from cusa.train.saved import load_origin
+from cusa.train.settings import shortened
 
 _FLAGS = {
     "student": ("init", "image_encoder", "text_encoder"),
@@ -101,10 +102,10 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
         CusaError: If a setting is illegal, or a file cannot be read.
     """
     over = load_config_file(given.config_file) if given.config_file else {}
-    over = merge(over, parse_settings(given.settings))
-    if given.embeddings is not None:
-        over = merge(over, {"data": {"embeddings": str(given.embeddings)}})
-    over = merge(over, flags)
+    embeddings = {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
+    for source in (parse_settings(given.settings), embeddings, flags):
+        _refuse_hidden(over, source)
+        over = merge(over, source)
     # Checked before a path is opened: a file of settings may hold anything.
     checked = build_config({section: over[section] for section in ("data", "student") if section in over})
     if checked.student.init is not None:
@@ -116,6 +117,22 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
         student = over.get("student", {}).get("name")
         preset = default_preset(EmbeddingStore(checked.data.embeddings).dataset, student)
     return build_config(merge(load_preset(preset), over))
+
+
+def _refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse a value where one source has sections and the one under it has not: it would go unnoticed.
+
+    Raises:
+        SettingError: Names it.
+    """
+    for name, value in over.items():
+        hidden = under.get(name)
+        if not isinstance(value, Mapping) or hidden is None:
+            continue
+        if not isinstance(hidden, Mapping):
+            message = f"setting {prefix}{name} must be settings below it, got {shortened(repr(hidden))}"
+            raise SettingError(message, name=f"{prefix}{name}")
+        _refuse_hidden(hidden, value, f"{prefix}{name}.")
 
 
 def _initial_settings(init: Path) -> dict[str, Any]:

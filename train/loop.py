@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from cusa.train.diagnosis import named_images, why_not_finite
 from cusa.train.encode import SplitEmbeddings, encode_split, validation_scores
 from cusa.train.keeper import RunKeeper
 from cusa.train.losses import CUSALoss, LossTerms
+from cusa.train.memory import enough_memory
 from cusa.train.processes import Processes
 from cusa.train.progress import Progress
+from cusa.train.reporter import Reporter
 from cusa.train.resume import BegunRun, begun_run, refuse_fewer_epochs, restore_newest
 from cusa.train.run_dir import Checkpoints, begun, read_history
 from cusa.train.saved import BEST_FOLDER, Origin
@@ -34,25 +36,11 @@ from cusa.train.setup import make_student, resolve, student_sources, training_pa
 from cusa.train.state import TrainingState
 from cusa.train.step import Footprint, TrainStep, prepare
 
-
-class Reporter(Protocol):
-    """What a command line shows of a run."""
-
-    def started(self, trainer: Trainer) -> None:
-        """Called once everything is set up."""
-        ...
-
-    def stepped(self, metrics: dict[str, Any]) -> None:
-        """Called after every step that is logged."""
-        ...
-
-    def validated(self, metrics: dict[str, Any]) -> None:
-        """Called after every epoch."""
-        ...
-
-    def warned(self, text: str) -> None:
-        """Called when something went wrong that training survives."""
-        ...
+_SMALLER_BATCHES = (
+    "encode fewer pairs at a time, with the loss of the same batch: --micro-batch, or train on smaller batches: "
+    "--batch-size"
+)
+_SMALLER_STUDENT = "train a smaller student: student.hidden_dim, student.embed_dim, or another --student"
 
 
 class _Stopped(Exception):  # noqa: N818 - no error
@@ -96,11 +84,12 @@ class Trainer:
             self._begun = begun_run(run_dir, self.config, self.provenance, self.store)
             self.config = self._begun.config
         torch.manual_seed(self.config.train.seed)
-        self._make_student()
-        self._open_data()
-        self.loss = CUSALoss(self.config.loss, gather=self.config.train.gather)
-        self.step = TrainStep(self.student, self.loss, self.config, processes.device).to(processes.device)
-        self.footprint = self._prepare()
+        with enough_memory(_SMALLER_STUDENT, "student.hidden_dim"):
+            self._make_student()
+            self._open_data()
+            self.loss = CUSALoss(self.config.loss, gather=self.config.train.gather)
+            self.step = TrainStep(self.student, self.loss, self.config, processes.device).to(processes.device)
+            self.footprint = self._prepare()
         if processes.rank:  # other dropout masks on other pairs
             sequence = np.random.SeedSequence([self.config.train.seed, processes.rank])
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
@@ -284,16 +273,14 @@ class Trainer:
         """One step; what is wrong if its loss or gradient is not finite. Weights stay as they were then."""
         lr = learning_rate(self.progress.step, self.steps_per_epoch, self.config)
         try:
-            terms: LossTerms = self._module(batch)
-            finite = self._state.descend(terms.total, lr)  # by all processes, or the others would wait for this one
+            with enough_memory(_SMALLER_BATCHES, "train.batch_size"):
+                terms: LossTerms = self._module(batch)
+                finite = self._state.descend(terms.total, lr)  # by all processes, or the others would wait for this one
+        except SettingError:
+            raise
         except ValueError as error:
             images = named_images(batch.image_ids, self._image_ids)
             raise DataError(f"step {self.progress.step + 1}: {error}; {images}") from None
-        except torch.OutOfMemoryError:
-            raise CusaError(
-                "not enough memory on the GPU; encode fewer pairs at a time, with the loss of the same batch: "
-                "--micro-batch, or train on smaller ones: --batch-size"
-            ) from None
         if not finite:
             return why_not_finite(self.step, batch, terms, self._image_ids, self.progress.step + 1)
         self.progress.step += 1

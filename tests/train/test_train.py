@@ -216,6 +216,73 @@ def pairs(tmp_path_factory):
     return folder, store, clip
 
 
+def test_images_that_have_moved_are_named_with_the_way_to_them(tmp_path):
+    """Before anything is trained: the folder is gone, or is there without its pictures."""
+    manifest = make_pairs(tmp_path / "data", n=8, n_val=2)
+    clip, store, run_dir = make_tiny_clip(tmp_path / "clip"), tmp_path / "store.h5", tmp_path / "run"
+    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", store)
+    args = ("--embeddings", store, "--student", clip, "--run-dir", run_dir, "--epochs", 1, "--batch-size", 4)
+    args = (*args, "--workers", 0)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert f"image folder {tmp_path / 'data'} does not exist; pass --image-root" in run_error("train", *args)
+    (tmp_path / "data").mkdir()
+    line = run_error("train", *args)
+    assert f"image {tmp_path / 'data'}" in line
+    assert "--image-root" in line
+    assert "does not exist" in run_error("train", *args, "--image-root", store)
+    assert not run_dir.exists()
+    run_ok("train", *args, "--image-root", tmp_path / "moved")
+    run_ok("train", "--resume", "--run-dir", run_dir, "--epochs", 2)  # it remembers where they are
+    adapter = ("--student", "adapter", "--run-dir", tmp_path / "rows", "--epochs", 1, "--batch-size", 4)
+    run_ok("train", "--embeddings", store, *adapter)  # which reads no picture
+
+
+def test_a_store_that_is_being_written_is_no_store_yet(index, tmp_path):
+    """Its index comes last; and a teacher whose rows of a split are not there yet is named."""
+    content = index.read_bytes()
+    index.unlink()
+    assert "does not exist" in run_error("train", *_adapter(index, tmp_path / "run"))
+    index.write_bytes(content)
+    dataset = Dataset("made-up", tmp_path, {"train": records("train", 40)})
+    add_teacher(index, dataset, "late", settings("image", 4), {"train": unit_rows(40, 4, 0)})
+    late = ("--image-encoder", "late", "--image-teacher", "vision")
+    line = run_error("train", *_adapter(index, tmp_path / "run", *late))
+    assert "teacher 'late' has no rows for split 'val'" in line
+    assert not (tmp_path / "run").exists()
+    run_ok("train", *_adapter(index, tmp_path / "run", "--image-teacher", "late", "--image-encoder", "vision"))
+
+
+def test_a_student_that_memory_does_not_hold_is_one_line(index, tmp_path, monkeypatch):
+    def full(*_args):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("cusa.train.setup.adapter_student", full)
+    line = run_error("train", *_adapter(index, tmp_path / "run"))
+    assert "not enough memory on this machine; train a smaller student" in line
+    monkeypatch.undo()
+    monkeypatch.setattr("cusa.train.state.TrainingState.descend", full)
+    assert "--micro-batch" in run_error("train", *_adapter(index, tmp_path / "run"))
+
+
+def test_settings_of_one_source_do_not_hide_faults_of_another(index, tmp_path):
+    path = tmp_path / "c.yaml"
+    given = ("--embeddings", index, "--student", "adapter")
+    for content, flags in {
+        "student: 3": given,
+        "data: [1]": given,
+        "student: {name: [1]}": given[:2],
+        "data: {embeddings: {a: 1}}": given[2:],
+    }.items():
+        path.write_text(content)
+        line = run_error("train", *flags, "--config", path, "--run-dir", tmp_path / "run")
+        assert f"setting {content.partition(':')[0]}" in line
+        assert "must be" in line
+    line = run_error("train", *_adapter(index, tmp_path / "run", "--set", "loss=1", "--loss", "csa"))
+    assert "setting loss must be" in line
+    line = run_error("train", "--set", "data.embeddings=3", "--run-dir", tmp_path / "run")
+    assert "data.embeddings must be text" in line
+
+
 @pytest.mark.parametrize(
     "more",
     [(), ("--precision", "bf16"), ("--precision", "fp16"), ("--workers", 2)],
