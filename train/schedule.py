@@ -35,6 +35,6 @@ def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
         now, warmup = step, round(optim.warmup_epochs * steps_per_epoch)
         length = max(1, epochs * steps_per_epoch - 1 - warmup)
     if now < warmup:
-        return optim.lr * min(1.0, (now + 1) / warmup)
+        return min(optim.lr, optim.lr * (now + 1) / warmup)
     cosine = math.cos(math.pi * min(1.0, (now - warmup) / length))
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + cosine) / 2

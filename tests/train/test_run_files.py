@@ -277,18 +277,41 @@ def test_damaged_lines_of_the_log_are_left_out_with_a_note(run_dir):
     assert read_history(run_dir).note == ""  # resuming writes the log anew
 
 
-def test_files_of_earlier_versions_are_read(run_dir):
-    """No best RSUM yet was -Infinity; origins did not tell the number of processes."""
-    path = Checkpoints(run_dir).paths()[-1]
-    tensors, meta = load_tensors(path)
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    meta["progress"] |= {"best_rsum": float("-inf")}
-    del meta["origin"]["processes"]
-    save_tensors(path, tensors, meta)
-    assert "-Infinity" in path.read_bytes()[:100_000].decode(errors="ignore")
-    found, problems = Checkpoints(run_dir).newest()
+def _as_earlier(origin):
+    """An origin as version 0.1 of the first runs wrote it: without what was added later."""
+    for section, names in {"optim": ("schedule", "schedule_epochs"), "student": ("init",)}.items():
+        for name in names:
+            del origin["config"][section][name]
+    del origin["provenance"]["beginning"], origin["processes"]
+
+
+def test_runs_of_earlier_versions_load_and_go_on(trained, run_dir, tmp_path):
+    """A run stopped after its first epoch, in the earlier form; no best RSUM yet was written as -Infinity."""
+    whole, stopped = trained, run_dir
+    older, newest = Checkpoints(stopped).paths()
+    newest.unlink()
+
+    def change(meta):
+        _as_earlier(meta["origin"])
+        meta["progress"] |= {"best_rsum": float("-inf"), "best_epoch": 0}
+
+    _reseal(older, change_meta=change)
+    assert b"-Infinity" in older.read_bytes()
+    weights = stopped / "best" / "student.safetensors"
+    _reseal(weights, change_meta=_as_earlier)
+    provenance = json.loads((stopped / "run.json").read_text())
+    del provenance["beginning"]
+    (stopped / "run.json").write_text(json.dumps(provenance, indent=2))
+    config = yaml.safe_load((stopped / "config.yaml").read_text())
+    del config["optim"]["schedule"], config["optim"]["schedule_epochs"], config["student"]["init"]
+    (stopped / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert load_saved(stopped).origin.config == load_saved(whole).origin.config
+    assert load_run(stopped) == load_run(whole)
+    found, problems = Checkpoints(stopped).newest()
     assert (found.meta["progress"]["best_rsum"], problems) == (None, [])
-    assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)
+    run_ok("train", "--resume", "--run-dir", stopped)
+    one, two = (Checkpoints(folder).newest()[0].tensors for folder in (whole, stopped))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_dual_encoders_folder_must_fit_its_weights(tmp_path):

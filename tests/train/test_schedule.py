@@ -20,6 +20,17 @@ def test_by_step_it_warms_up_and_ends_at_the_minimum():
     assert rates[4:] == pytest.approx([1.0, 0.955436, 0.830570, 0.650134, 0.449866, 0.269430, 0.144564, 0.1], abs=1e-6)
 
 
+def test_runs_of_earlier_versions_go_on_with_the_same_rates_to_the_last_bit():
+    config = build_config({"optim": {"lr": 1e-3, "min_lr": 1e-5, "warmup_epochs": 1}, "train": {"epochs": 3}})
+    assert [learning_rate(step, 5, config) for step in (2, 4, 5, 9, 14)] == [
+        0.0006000000000000001,  # 1e-3 * 3 / 5, in this order
+        0.001,
+        0.001,
+        1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * (4 / 9))) / 2,
+        1e-5,
+    ]
+
+
 def test_by_epoch_it_is_constant_within_each_as_published():
     """Four epochs: cos(pi e / 4) is 1, 1/sqrt(2), 0, -1/sqrt(2)."""
     config = _config(4, schedule="epoch")
