@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from pydantic import BaseModel, FiniteFloat
 from torch import nn
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, RunError
 from cusa.data.parsing import read_json
 from cusa.train.card import Usage, write_card
+from cusa.train.plain import checked
 from cusa.train.run_dir import load_trained
 from cusa.train.saved import HEADS_FILE, Origin, SavedStudent
 from cusa.train.student import HEADS, Head, Processors
@@ -128,27 +130,46 @@ def _processors(saved: SavedStudent) -> Processors:
     return saved.processors
 
 
+class _Recalls(BaseModel):
+    r1: FiniteFloat | None
+    r5: FiniteFloat | None
+    r10: FiniteFloat | None
+
+
+class _Retrieval(BaseModel):
+    i2t: _Recalls
+    t2i: _Recalls
+    rsum: FiniteFloat | None
+
+
+class _Metrics(BaseModel):
+    """What a card takes of metrics.json (docs/METRICS.md)."""
+
+    split: str
+    retrieval: _Retrieval
+    dataset: str | None = None
+    epoch: int | None = None
+    step: int | None = None
+
+
 def _measured(run: Path, origin: Origin) -> dict[str, Any] | None:
-    """What cusa-eval measured with these very weights, if it did."""
+    """What cusa-eval measured with these very weights, if it did.
+
+    Raises:
+        CusaError: If its file is damaged.
+    """
     path = run / "eval" / "metrics.json"
     if not path.is_file():
         return None
-    metrics = read_json(path)
-    if not _are_retrieval_metrics(metrics):
-        raise RunError(f"{path} is damaged; remove it or run cusa-eval again", path=path)
-    same = metrics.get("epoch") == origin.epoch and metrics.get("step", origin.step) == origin.step
-    return metrics if same else None
-
-
-def _are_retrieval_metrics(content: Any) -> bool:
-    """Whether content has the recalls that the card shows."""
     try:
-        ways = content["retrieval"]
-        scores = [ways["rsum"], *(ways[way][f"r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10))]
-        names = [content["split"], content.get("dataset", "")]
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return False
-    return all(isinstance(s, (int, float, type(None))) for s in scores) and all(isinstance(n, str) for n in names)
+        metrics = read_json(path)
+        found = checked(_Metrics, metrics, "metrics")
+    except CusaError as error:
+        remedy = "remove it or run cusa-eval again"
+        message = f"{path} is damaged ({error}); {remedy}"
+        raise RunError(message, path=path, location=error.location) from None
+    is_of_these = found.epoch == origin.epoch and found.step in (None, origin.step)
+    return metrics if is_of_these else None
 
 
 def _refuse_full(out: Path) -> None:

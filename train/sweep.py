@@ -136,7 +136,7 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
         "sweep.md": to_markdown(rows),
     }.items():
         with atomic_file(folder / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return rows
 
 

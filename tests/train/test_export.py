@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cusa.data.captions import normalize_caption
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
 from cusa.data.images import load_image
 from cusa.eval.encoder import StudentEncoder, load_student
 from cusa.train import export as exports
@@ -321,6 +321,20 @@ def test_figures_of_other_weights_are_left_out(run, other):
     path = run / "eval" / "metrics.json"
     path.write_text(path.read_text().replace('"epoch": 3', other))
     assert "| test |" not in (export(run) / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[" * 50_000, "[]", "{}", '{"split": "test"}', '{"split": 3, "retrieval": {}}', '{"epoch": NaN}', '"\\ud800"'],
+    ids=["empty", "deep", "list", "nothing", "no retrieval", "numbers", "nan", "half a character"],
+)
+def test_figures_of_other_types_are_one_line(run, content):
+    path = run / "eval" / "metrics.json"
+    path.write_text(content)
+    with pytest.raises(RunError) as error:
+        export(run)
+    assert (error.value.path, "\n" in str(error.value)) == (path, False)
+    assert not (run / "export-hf").exists()
 
 
 @pytest.mark.parametrize("kind", ["cusa", "hf", "sentence-transformers"])

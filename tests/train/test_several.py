@@ -1,6 +1,7 @@
 """Several processes (gloo, torchrun): the losses of one, exact resume, and errors that reach everyone."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 import cusa
+from cusa.train.commands import resume_command
 from cusa.train.config import build_config, load_preset, merge
 from cusa.train.loop import Trainer
 from cusa.train.processes import Processes
 from cusa.train.run_dir import Checkpoints, read_metrics
+from cusa.train.saved import load_saved
 from cusa.train.schedule import learning_rate
 from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
 
@@ -119,6 +122,25 @@ def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
     one, two = (Checkpoints(tmp_path / n).newest()[0][0] for n in ("whole", "part"))
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert not torch.equal(one["rng.0.cpu"], one["rng.1.cpu"])
+
+
+def test_two_processes_without_validation_and_with_fewer_pairs_than_they_want(tmp_path):
+    """And the command that goes on with them, as it is printed."""
+    index = make_store(tmp_path / "store", sizes={"train": 5, "test": 4})
+    args = ("--embeddings", index, *ADAPTER, *EXACT, "--batch-size", 8, "--run-dir", tmp_path / "run")
+    done = torchrun(*args)
+    assert done.returncode == 0, done.stderr
+    assert "no validation" in done.stdout
+    assert "steps of 5 in each process" in done.stdout
+    saved = load_saved(tmp_path / "run")
+    assert (saved.origin.epoch, saved.origin.step, saved.origin.processes) == (2, 2, 2)
+    program, *arguments = shlex.split(resume_command(tmp_path / "run", processes=2))
+    assert Path(program).name == "torchrun"
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [program, "--standalone", *arguments, "--epochs", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert load_saved(tmp_path / "run").origin.epoch == 3
 
 
 def test_sigterm_of_torchrun_leaves_a_checkpoint(index, tmp_path):
