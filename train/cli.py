@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 @click.option("--preset", help="Settings by name.  [default: by data set and student]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, e.g. loss.alpha=0.2.")
-@click.option("--epochs", type=click.IntRange(1), help="With --resume: more than before, under the same schedule.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    help="Passes over the captions; with --resume, more of them under the schedule that was begun.",
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Pairs per step, of each GPU.")
 @click.option("--accumulate", type=click.IntRange(1),
               help="Gradient accumulation: so many batches per step; the loss is that of all of them.")  # fmt: skip
