@@ -132,7 +132,7 @@ class Runs:
 
     def _follow(self, kill: Kill | None) -> None:
         """Note what the run is doing, and kill it before a step."""
-        from cusa.train import loop
+        from cusa.train import keeper, loop
         from cusa.train.run_dir import Checkpoints
 
         before_step = int(kill.at) if kill is not None and kill.way == "step" else None
@@ -153,7 +153,7 @@ class Runs:
             (loop.Trainer, "fit", "between steps"),
             (loop.Trainer, "_train_on", "in a step"),
             (loop.Trainer, "_validate", "validating"),
-            (loop, "save_student", "writing the best student"),
+            (keeper, "save_student", "writing the best student"),
             (Checkpoints, "save", "writing a checkpoint"),
         ):
             setattr(owner, name, noting(getattr(owner, name), doing))

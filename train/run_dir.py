@@ -77,7 +77,7 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
     """
     if checkpoint == "best":
         return load_saved(path)
-    newest, _ = Checkpoints(path).newest()
+    newest, _ = Checkpoints(path).newest(to_go_on=False)
     if newest is None:
         raise RunError(f"{path} holds no checkpoint; has the run been killed before its first?", path=path)
     return load_checkpointed(path / BEST_FOLDER, newest.tensors, Origin.from_plain(newest.meta["origin"]))
@@ -127,8 +127,11 @@ class Checkpoints:
         for path in others[: len(others) - _KEPT + 1]:
             path.unlink(missing_ok=True)
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+    def newest(self, to_go_on: bool = True) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what is wrong with newer ones.
+
+        Args:
+            to_go_on: Whether it must have all that a run goes on from, or a student alone.
 
         Returns:
             ``None`` and nothing wrong if there is no checkpoint yet.
@@ -139,7 +142,7 @@ class Checkpoints:
         problems: list[str] = []
         for path in reversed(self.paths()):
             try:
-                return _load_checkpoint(path), problems
+                return _load_checkpoint(path, to_go_on), problems
             except DamagedFileError as error:
                 problems.append(str(error))
         if problems:
@@ -158,16 +161,20 @@ class Checkpoints:
                 left.unlink()
 
 
-def _load_checkpoint(path: Path) -> Checkpoint:
+def _load_checkpoint(path: Path, to_go_on: bool) -> Checkpoint:
     tensors, meta = load_tensors(path)
+    steps = set()
     try:
-        plain = checked(_PlainMeta, meta, "checkpoint")
-        progress, origin = Progress.from_plain(plain.progress), Origin.from_plain(plain.origin)
+        origin = Origin.from_plain(meta.get("origin"))
+        if to_go_on:
+            progress = Progress.from_plain(checked(_PlainMeta, meta, "checkpoint").progress)
+            steps = {origin.step, progress.step, _step_in_name(path)}
     except RunError as error:
         message = f"{path} is damaged ({error}); use another or train again"
         raise DamagedFileError(message, path=path, location=error.location, name=error.name) from None
-    if not progress.step == origin.step == _step_in_name(path):
-        raise DamagedFileError(f"{path} is damaged (it is of step {progress.step:,}); use another", path=path)
+    if len(steps) > 1:
+        of_steps = ", ".join(f"{step:,}" for step in sorted(steps))
+        raise DamagedFileError(f"{path} is damaged (it is of steps {of_steps}); use another", path=path)
     return Checkpoint(tensors, meta)
 
 
