@@ -34,7 +34,7 @@ def training_command(path: Path, made: Collection[str]) -> str:
         if len(names) > 1:
             chosen = next((name for name in usable if name in made), usable[0])
             arguments += [f"--{modality}-teacher", chosen]
-            if store.dataset == "demo":  # trained on by the adapter, which reads rows of the store, too
+            if store.dataset == "demo":  # the adapter's, which reads rows of the store
                 arguments += [f"--{modality}-encoder", chosen]
     return shell_command("cusa-train", *arguments)
 

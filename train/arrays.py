@@ -1,4 +1,4 @@
-"""Teacher rows, similarities and ids as numpy gives them, as tensors where the student's features are."""
+"""Teacher rows, similarities and ids that numpy gives, as tensors where the features are."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ Rows = torch.Tensor | np.ndarray
 _FLOATS = (np.float16, np.float32, np.float64)
 
 
-def as_rows(rows: Rows, device: torch.device, name: str, shape: tuple[int | None, ...] | None = None) -> torch.Tensor:
+def as_rows(
+    rows: Rows,
+    device: torch.device,
+    name: str,
+    shape: tuple[int | None, ...] | None = None,
+) -> torch.Tensor:
     """Take floating-point rows as a tensor; a tensor stays as it is.
 
     Args:
-        rows: A tensor, or an array of float16, float32 or float64: writable or not, of any strides and byte order.
+        rows: A tensor, or an array of float16, float32 or float64: writable or not, of any strides
+            and byte order.
         device: Where an array goes.
         name: What it is called in messages.
         shape: What an array must have, ``None`` for any length: told before any of it is read.
@@ -30,7 +36,12 @@ def as_rows(rows: Rows, device: torch.device, name: str, shape: tuple[int | None
     return _copied(rows, rows.dtype.newbyteorder("=")).to(device)
 
 
-def as_ids(ids: Rows, device: torch.device, name: str, shape: tuple[int | None, ...] | None = None) -> torch.Tensor:
+def as_ids(
+    ids: Rows,
+    device: torch.device,
+    name: str,
+    shape: tuple[int | None, ...] | None = None,
+) -> torch.Tensor:
     """Take ids as an int64 tensor; a tensor stays as it is.
 
     Args:
@@ -56,11 +67,18 @@ def _check_shape(array: np.ndarray, name: str, shape: tuple[int | None, ...] | N
     if shape is None:
         return
     fits = len(array.shape) == len(shape)
-    if not fits or any(wanted not in (None, length) for wanted, length in zip(shape, array.shape, strict=True)):
+    if fits:
+        pairs = zip(shape, array.shape, strict=True)
+        fits = all(wanted in (None, length) for wanted, length in pairs)
+    if not fits:
         expected = ["any" if wanted is None else wanted for wanted in shape]
-        raise ValueError(f"{name} must be {str(expected).replace(repr('any'), 'any')}, got {list(array.shape)}")
+        raise ValueError(
+            f"{name} must be {str(expected).replace(repr('any'), 'any')}, got {list(array.shape)}",
+        )
 
 
 def _copied(array: np.ndarray, dtype: np.dtype) -> torch.Tensor:
-    """A tensor of an array; a copy only where torch could not use its memory, or should not: a read-only file's."""
-    return torch.from_numpy(np.array(array, dtype, order="C", copy=None if array.flags.writeable else True))
+    """Make a tensor of an array; a copy where torch cannot use its memory, or must not write."""
+    return torch.from_numpy(
+        np.array(array, dtype, order="C", copy=None if array.flags.writeable else True),
+    )

@@ -216,7 +216,7 @@ class Pairs(Dataset[Batch]):
 
 
 def pairs_per_step(n_pairs: int, wanted: int, processes: int) -> int:
-    """Pairs per step of one process: as many as wanted, or where there are fewer, all of them in one step.
+    """Count the pairs per step of one process: as many as wanted, or all where there are fewer.
 
     Args:
         n_pairs: Trainable pairs.

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.option("--embeddings", type=click.Path(path_type=Path), help="The embedding store of cusa-precompute.")
 @click.option("--student", help="adapter, or a Hugging Face dual encoder by name or folder.")
 @click.option("--init", metavar="PATH",
-              help="Begin with the student of a run, its best/, or a folder of export --to hf: weights and heads; "
-              "optimizer and schedule are new.")  # fmt: skip
+              help="Begin with the student of a run, its best/, or an export --to hf: weights and "
+              "heads; optimizer and schedule are new.")  # fmt: skip
 @click.option("--image-encoder", help="Adapter: the store's image teacher whose rows are its input.")
 @click.option("--text-encoder", help="Adapter: the store's text teacher whose rows are its input.")
 @click.option("--image-teacher", help="The store's image teacher that gives the soft labels.")
@@ -171,24 +171,25 @@ def _train(
 
     with bar:
         stopped_by = trainer.fit(reporters, stop)
-    done = trainer.progress
     if stopped_by:
-        kept = f"step {trainer.keeper.saved_step:,} is kept" if trainer.keeper.saved_step else "nothing is kept yet"
+        saved_step = trainer.keeper.saved_step
+        progress_kept = f"step {saved_step:,} is kept" if saved_step else "nothing is kept yet"
         way_on = f"go on with: {resume_command(trainer.run_dir, processes.size)}"
         if is_one_of_several:
             way_on = "go on with the same --sweep command"
-        raise Stopped(stopped_by, f"{kept}; {way_on}")
-    early = f", stopped early after epoch {done.epoch}" if done.epoch < config.train.epochs else ""
-    kept = f"last epoch {done.best_epoch}: no validation split"
-    if trainer.val_sources is not None:
-        kept = f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}"
-    screen.print(
-        f"{kept}{early}\nrun: {trainer.run_dir}\nstudent: {trainer.run_dir / 'best'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+        raise Stopped(stopped_by, f"{progress_kept}; {way_on}")
+    _say_outcome(screen, trainer)
     return trainer
+
+
+def _say_outcome(screen: Any, trainer: Trainer) -> None:
+    done, epochs = trainer.progress, trainer.config.train.epochs
+    early = f", stopped early after epoch {done.epoch}" if done.epoch < epochs else ""
+    outcome = f"last epoch {done.best_epoch}: no validation split"
+    if trainer.data.val_sources is not None:
+        outcome = f"best epoch {done.best_epoch}: val RSUM {done.best_rsum:.1f}"
+    lines = f"{outcome}{early}", f"run: {trainer.run_dir}", f"student: {trainer.run_dir / 'best'}"
+    screen.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
@@ -198,7 +199,12 @@ def _print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
     _print(f"next: {command}")
 
 
-def _sweep(axes: tuple[str, ...], given: Given, folder: Path | None, check_stop: Callable[[], None]) -> None:
+def _sweep(
+    axes: tuple[str, ...],
+    given: Given,
+    folder: Path | None,
+    check_stop: Callable[[], None],
+) -> None:
     from rich.table import Table
 
     from cusa.data.console import console, pick_device
@@ -246,14 +252,15 @@ def _summary(screen: Any, trainer: Trainer) -> None:
     n_trained = sum(p.numel() for p in trainer.step.parameters() if p.requires_grad)
     named = {f"{m} teacher": t for m, t in trainer.provenance.teachers.items()}
     named |= {f"{m} encoder": t for m, t in trainer.provenance.encoders.items()}
-    weights = config.loss.effective_weights(trainer.pairs_in_loss)
+    batch = trainer.data.pairs_in_loss
+    weights = config.loss.effective_weights(batch)
     several = f", {processes.size} processes" if processes.size > 1 else ""
     lines = [
         f"data      {trainer.store.dataset}: {len(trainer.pairs):,} pairs of split {config.data.train_split!r}, "
         f"{trainer.pairs.n_left_out:,} left out",
         f"student   {config.student.name}, {n_parameters:,} parameters, {n_trained:,} trained",
         *(f"{'rows':9} {what}: {t.name} ({t.settings.model_id})" for what, t in named.items()),
-        f"loss      {', '.join(config.loss.terms)}; weights relative to InfoNCE at batch {trainer.pairs_in_loss}: "
+        f"loss      {', '.join(config.loss.terms)}; weights relative to InfoNCE at batch {batch}: "
         + ", ".join(f"{t} {w:g}" for t, w in weights.items()),
         f"memory    about {_size(found.state + found.activations)} of each device: {_size(found.state)} of weights, "
         f"gradients and AdamW, {_size(found.activations)} of activations",

@@ -1,4 +1,4 @@
-"""The settings of a run as a command line gives them: preset, file, ``--set``, the other options; or those of a run."""
+"""Settings of a run: preset, file, ``--set``, options; or those that it began with."""
 
 from __future__ import annotations
 
@@ -30,11 +30,22 @@ _FLAGS = {
     "student": ("init", "image_encoder", "text_encoder"),
     "data": ("image_teacher", "text_teacher", "image_root"),
     "train": (
-        *("epochs", "batch_size", "accumulate", "micro_batch", "gather", "precision", "device", "workers", "seed"),
+        *(
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "micro_batch",
+            "gather",
+            "precision",
+            "device",
+            "workers",
+            "seed",
+        ),
         *("patience", "checkpoint_steps", "checkpoint_minutes", "tensorboard"),
     ),
 }
-# Settings of later versions, and the values that keep a run as it was: they leave the name of a sweep's folder alone.
+# Settings of later versions, and the values that keep a run as it was: with these, a sweep's folder
+# has the name that it had before.
 _ADDED_LATER = {"optim.schedule": "step", "optim.schedule_epochs": None, "student.init": None}
 
 
@@ -58,7 +69,7 @@ class Given:
 
 
 def chosen_settings(given: Given, run_dir: Path | None, resume: bool) -> Config:
-    """The settings of one run: a new one's, or those of the run that is to go on.
+    """Choose the settings of one run: a new one's, or those of the run that is to go on.
 
     Args:
         given: The command line.
@@ -66,7 +77,7 @@ def chosen_settings(given: Given, run_dir: Path | None, resume: bool) -> Config:
         resume: ``--resume``.
 
     Raises:
-        CusaError: If a setting is illegal, a file cannot be read, or the options contradict each other.
+        CusaError: If a setting is illegal, a file cannot be read, or options contradict each other.
     """
     keeps_its_own = not (given.preset or given.config_file)
     if resume and run_dir is None:
@@ -74,13 +85,14 @@ def chosen_settings(given: Given, run_dir: Path | None, resume: bool) -> Config:
     if resume and given.embeddings is None and not keeps_its_own:
         message = "--resume: the run keeps its own settings; leave out --preset and --config"
         raise SettingError(message, name="preset")
-    if resume and run_dir is not None and keeps_its_own and (begun(run_dir) or given.embeddings is None):
+    goes_on = resume and run_dir is not None and keeps_its_own
+    if goes_on and run_dir is not None and (begun(run_dir) or given.embeddings is None):
         return _resumed_settings(run_dir, given)
     return new_settings(given, flag_settings(given.flags))
 
 
 def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that stand for a setting, as nested settings."""
+    """Nest the options that stand for a setting."""
     nested: dict[str, Any] = {}
     for section, names in _FLAGS.items():
         nested[section] = {name: flags[name] for name in names if flags[name] is not None}
@@ -92,7 +104,9 @@ def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
-    """The settings of a new run: the preset, under those of a student that it begins with, under what is given.
+    """Choose the settings of a new run.
+
+    What is given lies over those of a student that it begins with, and these over the preset.
 
     Args:
         given: The command line.
@@ -102,25 +116,29 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
         CusaError: If a setting is illegal, or a file cannot be read.
     """
     over = load_config_file(given.config_file) if given.config_file else {}
-    embeddings = {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
-    for source in (parse_settings(given.settings), embeddings, flags):
+    for source in (parse_settings(given.settings), _named_store(given), flags):
         _refuse_hidden(over, source)
         over = merge(over, source)
     # Checked before a path is opened: a file of settings may hold anything.
-    checked = build_config({section: over[section] for section in ("data", "student") if section in over})
+    checked = build_config(
+        {section: over[section] for section in ("data", "student") if section in over},
+    )
     if checked.student.init is not None:
         over = merge(_initial_settings(Path(checked.student.init)), over)
     preset = given.preset
     if preset is None:
         if not checked.data.embeddings:
-            raise SettingError("pass --embeddings, the store that cusa-precompute wrote", name="data.embeddings")
+            raise SettingError(
+                "pass --embeddings, the store that cusa-precompute wrote",
+                name="data.embeddings",
+            )
         student = over.get("student", {}).get("name")
         preset = default_preset(EmbeddingStore(checked.data.embeddings).dataset, student)
     return build_config(merge(load_preset(preset), over))
 
 
 def _refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse a value where one source has sections and the one under it has not: it would go unnoticed.
+    """Refuse a value that a section of another source would hide.
 
     Raises:
         SettingError: Names it.
@@ -130,20 +148,21 @@ def _refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: st
         if not isinstance(value, Mapping) or hidden is None:
             continue
         if not isinstance(hidden, Mapping):
-            message = f"setting {prefix}{name} must be settings below it, got {shortened(repr(hidden))}"
-            raise SettingError(message, name=f"{prefix}{name}")
+            full_name, value_text = f"{prefix}{name}", shortened(repr(hidden))
+            message = f"setting {full_name} must be settings below it, got {value_text}"
+            raise SettingError(message, name=full_name)
         _refuse_hidden(hidden, value, f"{prefix}{name}.")
 
 
 def _initial_settings(init: Path) -> dict[str, Any]:
-    """What a student that a run begins with settles: its kind, its sizes, how captions are normalised."""
+    """Take from a trained student its kind, its sizes, and how captions are normalised."""
     config = load_origin(init).config
     student = {name: getattr(config.student, name) for name in ("name", "hidden_dim", "embed_dim")}
     return {"student": student, "data": {"normalizer": config.data.normalizer}}
 
 
 def default_preset(dataset: str, student: str | None) -> str:
-    """The preset of a data set and a student.
+    """Name the preset of a data set and a student.
 
     Args:
         dataset: Name of the data set.
@@ -156,15 +175,18 @@ def default_preset(dataset: str, student: str | None) -> str:
 
 
 def _resumed_settings(run_dir: Path, given: Given) -> Config:
-    """The run's own settings; other ones given beside --resume are refused by the trainer, which names them."""
+    """Read the run's own settings; the trainer refuses other ones given beside --resume by name."""
     stored = dataclasses.asdict(load_run(run_dir)[0])
-    moved = {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
     over = merge(parse_settings(given.settings), flag_settings(given.flags))
-    return build_config(merge(merge(stored, over), moved))
+    return build_config(merge(merge(stored, over), _named_store(given)))
+
+
+def _named_store(given: Given) -> dict[str, Any]:
+    return {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
 
 
 def default_run_dir(config: Config) -> Path:
-    """A new folder under ``runs/``, named after data set, student, loss, seed and time."""
+    """Name a new folder under ``runs/`` after data set, student, loss, seed and time."""
     dataset = EmbeddingStore(config.data.embeddings).dataset
     student = Path(config.student.name).name
     names = [name for name, terms in TERMS.items() if set(terms) == set(config.loss.terms)]
@@ -174,11 +196,13 @@ def default_run_dir(config: Config) -> Path:
 
 
 def default_sweep_dir(configs: Sequence[Config]) -> Path:
-    """A folder under ``runs/`` that is the same for the same runs, so that the same command goes on with them."""
+    """Name a folder under ``runs/`` after the settings: the same command finds it again."""
     described = []
     for config in configs:
         values = deciding(config)
-        kept = [name for name in values if name not in _ADDED_LATER or values[name] != _ADDED_LATER[name]]
-        described.append({name: values[name] for name in kept})
+        for name, as_before in _ADDED_LATER.items():
+            if values[name] == as_before:
+                del values[name]
+        described.append(values)
     digest = hashlib.sha256(repr(described).encode()).hexdigest()[:8]
     return Path("runs") / f"{EmbeddingStore(configs[0].data.embeddings).dataset}-sweep-{digest}"

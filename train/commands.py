@@ -29,12 +29,24 @@ def resume_command(run_dir: Path, processes: int = 1) -> str:
     launcher: tuple[object, ...] = ("--nproc-per-node", local)
     if local < processes:
         endpoint = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{_RENDEZVOUS_PORT}"
-        machines = ("--nnodes", processes // local, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint)
+        machines = (
+            "--nnodes",
+            processes // local,
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            endpoint,
+        )
         launcher = (*machines, *launcher)
     return shell_command("torchrun", *launcher, "-m", "cusa.train", *arguments)
 
 
-def evaluation_command(run_dirs: Sequence[Path], config: Config, provenance: Provenance, store: EmbeddingStore) -> str:
+def evaluation_command(
+    run_dirs: Sequence[Path],
+    config: Config,
+    provenance: Provenance,
+    store: EmbeddingStore,
+) -> str:
     """The command that measures runs on a split that their store has.
 
     Args:

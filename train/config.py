@@ -15,7 +15,16 @@ from cusa.data.errors import FileFormatError, SettingError
 from cusa.data.parsing import parse_yaml, read_yaml
 from cusa.train.batches import StartMethod
 from cusa.train.losses import LossConfig
-from cusa.train.settings import Field, Flag, Number, Text, WholeNumber, settings, shortened, validate
+from cusa.train.settings import (
+    Field,
+    Flag,
+    Number,
+    Text,
+    WholeNumber,
+    settings,
+    shortened,
+    validate,
+)
 from cusa.train.student import StudentConfig
 
 GREATEST_BATCH = 1_000_000
@@ -40,8 +49,8 @@ class DataConfig:
         image_teacher: Teacher of the soft labels; ``None``: the store's only one.
         text_teacher: Same for captions.
         train_split: Split that is trained on.
-        val_split: Split that the best epoch is chosen on. ``None``: none, and the last epoch is kept; so, with a note,
-            where the store has no split of the default name.
+        val_split: Split that the best epoch is chosen on. ``None``: none, and the last epoch is
+            kept; so, with a note, where the store has no split of the default name.
         normalizer: Caption normaliser of a Hugging Face student.
     """
 
@@ -66,9 +75,9 @@ class OptimConfig:
         beta2: AdamW's second moment decay.
         eps: AdamW's epsilon.
         warmup_epochs: Epochs of linear warm-up, counted within ``epochs``.
-        schedule: When the learning rate changes: at every ``"step"`` or, as published, at every ``"epoch"``; see
-            :func:`cusa.train.schedule.learning_rate`.
-        schedule_epochs: Epochs that the cosine takes; later ones have ``min_lr``. ``None``: all of the run.
+        schedule: When the learning rate changes: at every ``"step"`` or, as published, at every
+            ``"epoch"``; see :func:`cusa.train.schedule.learning_rate`.
+        schedule_epochs: Epochs that the cosine takes; later ones have ``min_lr``. ``None``: all.
         grad_clip: Largest gradient norm; 0: no clipping, as published.
     """
 
@@ -90,7 +99,10 @@ class OptimConfig:
             SettingError: Unless ``min_lr <= lr``.
         """
         if self.min_lr > self.lr:
-            raise SettingError(f"must be at most optim.lr, {self.lr:g}; got {self.min_lr:g}", name="min_lr")
+            raise SettingError(
+                f"must be at most optim.lr, {self.lr:g}; got {self.min_lr:g}",
+                name="min_lr",
+            )
 
 
 @settings
@@ -181,7 +193,10 @@ def load_config_file(path: Path) -> dict[str, Any]:
         FileFormatError: If it is missing or no YAML mapping.
     """
     if path.is_file() and path.stat().st_size > _MOST_BYTES:
-        raise FileFormatError(f"{path} is too large for a file of settings; pass another", path=path)
+        raise FileFormatError(
+            f"{path} is too large for a file of settings; pass another",
+            path=path,
+        )
     content = read_yaml(path)
     if not isinstance(content, dict):
         example = "sections such as 'train:' with settings below, as in runs/*/config.yaml"
@@ -209,10 +224,16 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, raw = pair.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise SettingError(f"--set {shortened(pair)}: expected NAME=VALUE, e.g. loss.alpha=0.2", name=name)
+            raise SettingError(
+                f"--set {shortened(pair)}: expected NAME=VALUE, e.g. loss.alpha=0.2",
+                name=name,
+            )
         sections = name.split(".")
         if len(sections) > _MOST_PARTS:
-            raise SettingError(f"unknown setting {shortened(name)}; expected one such as loss.tau.init", name=name)
+            raise SettingError(
+                f"unknown setting {shortened(name)}; expected one such as loss.tau.init",
+                name=name,
+            )
         try:
             value = parse_yaml(raw, f"--set {shortened(pair)}")
         except FileFormatError as error:
@@ -227,7 +248,7 @@ def build_config(settings: Mapping[str, Any]) -> Config:
     """Check nested settings and freeze them.
 
     Raises:
-        SettingError: If a name is unknown (says the legal ones) or a value is illegal; names the setting.
+        SettingError: If a name is unknown (says the legal ones) or a value is illegal; names it.
     """
     return validate(Config, merge(dataclasses.asdict(Config()), settings))
 

@@ -14,7 +14,13 @@ _SHOWN_IDS = 8
 
 
 @torch.no_grad()
-def why_not_finite(step: TrainStep, batch: Batch, terms: LossTerms, image_ids: Sequence[str], number: int) -> str:
+def why_not_finite(
+    step: TrainStep,
+    batch: Batch,
+    terms: LossTerms,
+    image_ids: Sequence[str],
+    number: int,
+) -> str:
     """Tell why the loss of a batch, or its gradient, is not finite.
 
     Args:
@@ -27,7 +33,10 @@ def why_not_finite(step: TrainStep, batch: Batch, terms: LossTerms, image_ids: S
     faulty = [term for term in step.loss.config.terms if not torch.isfinite(getattr(terms, term))]
     features = torch.cat([rows for pair in step.encode(batch) for rows in pair], dim=1)
     is_wrong = ~torch.isfinite(features).all(dim=1)
-    images = named_images(batch.image_ids[is_wrong] if is_wrong.any() else batch.image_ids, image_ids)
+    images = named_images(
+        batch.image_ids[is_wrong] if is_wrong.any() else batch.image_ids,
+        image_ids,
+    )
     problem = f"gradient is not finite at step {number} ({images})"
     if faulty:
         problem = f"loss is not finite at step {number} ({', '.join(faulty)}; {images})"

@@ -163,12 +163,12 @@ def _measured(run: Path, origin: Origin) -> dict[str, Any] | None:
         return None
     try:
         metrics = read_json(path)
-        found = checked(_Metrics, metrics, "metrics")
+        measured = checked(_Metrics, metrics, "metrics")
     except CusaError as error:
         remedy = "remove it or run cusa-eval again"
         message = f"{path} is damaged ({error}); {remedy}"
         raise RunError(message, path=path, location=error.location) from None
-    is_of_these = found.epoch == origin.epoch and found.step in (None, origin.step)
+    is_of_these = measured.epoch == origin.epoch and measured.step in (None, origin.step)
     return metrics if is_of_these else None
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it trains: checkpoints, the best student, the log; also where the disk is full."""
+"""What a run leaves on disk, also where that is full: checkpoints, the best student, the log."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cusa.train.tensors import prefixed
 
 
 class RunKeeper:
-    """Writes the files of a run; only the leading process writes, and what cannot be written is survived.
+    """Writes the files of a run, in the leading process; what cannot be written is survived.
 
     Args:
         run_dir: The run's directory.
         processes: This process and those that train with it.
-        origin: Where weights come from at an epoch and a step, with the scores of the validation split.
+        origin: Where weights come from, by epoch, step, and scores of the validation split.
         saved_step: Step of the newest checkpoint; 0 if there is none.
 
     Attributes:
@@ -50,7 +50,7 @@ class RunKeeper:
         self._lost_epoch = 0  # whose student is the best and could not be saved
 
     def begin(self, config: Config, provenance: Provenance, progress: Progress) -> None:
-        """Write settings and provenance, and remove what lies after the step that a run goes on from."""
+        """Write settings and provenance; remove what lies after where the run goes on from."""
         self._checkpoints.tidy(progress.step)
         self._log.trim(progress.step, progress.epoch)
         save_run(self._run_dir, config, provenance)
@@ -62,7 +62,8 @@ class RunKeeper:
         try:
             self._log.append(line)
         except OSError as error:
-            self.warn(f"the log could not be written ({_reason(error)}); its lines are kept and tried again")
+            problem = f"the log could not be written ({_reason(error)})"
+            self.warn(f"{problem}; its lines are kept and tried again")
 
     def checkpoint_due(self, step: int, steps: int | None, minutes: float | None) -> bool:
         """Tell whether a checkpoint is due after a step.
@@ -85,7 +86,7 @@ class RunKeeper:
         scores: Mapping[str, float] | None = None,
         epoch_ended: bool = False,
     ) -> None:
-        """Save all that the run goes on from; if that fails, the last one stays, and so does the run.
+        """Save all that the run goes on from; if that fails, the last one stays.
 
         All processes take part, with their random states.
 
@@ -103,16 +104,28 @@ class RunKeeper:
                 tensors |= prefixed(f"rng.{rank}", states)
             epoch = math.ceil(progress.step / steps_per_epoch)
             origin = self._origin(epoch, progress.step, scores or {})
-            meta = {"origin": origin.plain(), "progress": progress.plain(), "scaler": state.scaler()}
+            meta = {
+                "origin": origin.plain(),
+                "progress": progress.plain(),
+                "scaler": state.scaler(),
+            }
             try:
                 self._checkpoints.save(progress.step, tensors, meta)
                 self.saved_step = progress.step
             except OSError as error:
-                problem = f"the checkpoint of step {progress.step} could not be written ({_reason(error)})"
+                checkpoint = f"the checkpoint of step {progress.step}"
+                problem = f"{checkpoint} could not be written ({_reason(error)})"
                 self.warn(f"{problem}; that of step {self.saved_step} stays")
-        self.saved_step, self._saved_at = self._processes.everyones(self.saved_step)[0], time.monotonic()
+        self.saved_step = self._processes.everyones(self.saved_step)[0]
+        self._saved_at = time.monotonic()
 
-    def save_best(self, student: Student, epoch: int, step: int, scores: Mapping[str, float]) -> bool:
+    def save_best(
+        self,
+        student: Student,
+        epoch: int,
+        step: int,
+        scores: Mapping[str, float],
+    ) -> bool:
         """Save the student of an epoch as the best one; whether that worked."""
         folder, origin = self._run_dir / BEST_FOLDER, self._origin(epoch, step, scores)
         try:
@@ -127,18 +140,19 @@ class RunKeeper:
         return True
 
     def going_on(self, problem: str) -> str:
-        """A problem, with how far the run is kept and the command that goes on from there."""
+        """Add to a problem how far the run is kept, and the command that goes on from there."""
         command = resume_command(self._run_dir, self._processes.size)
         return f"{problem} (the run is kept up to step {self.saved_step:,}; go on with: {command})"
 
     def lost_at_the_end(self, progress: Progress) -> str:
-        """What the last epoch leaves that could not be written; empty if nothing."""
+        """Tell what the last epoch leaves that could not be written; empty if nothing."""
         if self.saved_step < progress.step:
             return self.going_on("training is done, but its end could not be saved; make room")
         if self._lost_epoch:
             lost = f"the student of epoch {self._lost_epoch}, the best one, could not be saved"
-            there = f"{self._run_dir / BEST_FOLDER} holds that of epoch {progress.best_epoch or 'none'}"
-            return f"training is done, but {lost}; {there}"
+            saved_epoch = progress.best_epoch or "none"
+            in_its_place = f"{self._run_dir / BEST_FOLDER} holds that of epoch {saved_epoch}"
+            return f"training is done, but {lost}; {in_its_place}"
         return ""
 
 

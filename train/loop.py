@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cusa.data.errors import CusaError, DataError, RunError, SettingError
 from cusa.data.files import FolderLock
 from cusa.data.store import EmbeddingStore
-from cusa.train.batches import Batch, EpochOrder, Loader, Sources, on_device, pairs_per_step
+from cusa.train.batches import Batch, Loader, Sources, on_device
 from cusa.train.config import Config
 from cusa.train.diagnosis import named_images, why_not_finite
 from cusa.train.encode import SplitEmbeddings, encode_split, validation_scores
@@ -32,15 +32,16 @@ from cusa.train.resume import BegunRun, begun_run, refuse_fewer_epochs, restore_
 from cusa.train.run_dir import Checkpoints, begun, read_history
 from cusa.train.saved import BEST_FOLDER, Origin
 from cusa.train.schedule import learning_rate
-from cusa.train.setup import make_student, resolve, student_sources, training_pairs, validation_sources
+from cusa.train.setup import make_student, resolve
 from cusa.train.state import TrainingState
 from cusa.train.step import Footprint, TrainStep, prepare
+from cusa.train.training_data import data_notes, open_training_data
 
 _SMALLER_BATCHES = (
-    "encode fewer pairs at a time, with the loss of the same batch: --micro-batch, or train on smaller batches: "
-    "--batch-size"
+    "encode fewer pairs at a time, with the loss of the same batch: --micro-batch, or train on "
+    "smaller batches: --batch-size"
 )
-_SMALLER_STUDENT = "train a smaller student: student.hidden_dim, student.embed_dim, or another --student"
+_SMALLER_STUDENT = "train a smaller one: student.hidden_dim, student.embed_dim, --student"
 
 
 class _Stopped(Exception):  # noqa: N818 - no error
@@ -60,8 +61,9 @@ class Trainer:
     Attributes:
         config: The settings, resolved.
         provenance: What is trained on.
+        data: What it learns from and is validated on.
         pairs: The trainable pairs.
-        pairs_per_step: Pairs per optimizer step of one process: as the settings have it, or all that there are.
+        order: Their order.
         progress: How far the run is.
         footprint: What it needs of the device's memory.
         notes: What the user should know of how it resumed.
@@ -73,8 +75,8 @@ class Trainer:
 
     def __init__(self, config: Config, processes: Processes, workers: int, run_dir: Path, resume: bool) -> None:
         if processes.leads and run_dir.exists() and not resume and any(run_dir.iterdir()):
-            message = f"run directory {run_dir} exists; pass --resume to go on, or another --run-dir"
-            raise RunError(message, path=run_dir)
+            remedy = "pass --resume to go on, or another --run-dir"
+            raise RunError(f"run directory {run_dir} exists; {remedy}", path=run_dir)
         self.processes, self.workers, self.run_dir = processes, workers, run_dir
         self.store = EmbeddingStore(config.data.embeddings)
         self.store.verify_index()
@@ -86,20 +88,25 @@ class Trainer:
         torch.manual_seed(self.config.train.seed)
         with enough_memory(_SMALLER_STUDENT, "student.hidden_dim"):
             self._make_student()
-            self._open_data()
+            inputs = self.store, self.config, self.provenance, self.processors, processes
+            self.data = open_training_data(*inputs)
+            self.pairs, self.order = self.data.pairs, self.data.order
             self.loss = CUSALoss(self.config.loss, gather=self.config.train.gather)
-            self.step = TrainStep(self.student, self.loss, self.config, processes.device).to(processes.device)
+            step = TrainStep(self.student, self.loss, self.config, processes.device)
+            self.step = step.to(processes.device)
             self.footprint = self._prepare()
         if processes.rank:  # other dropout masks on other pairs
             sequence = np.random.SeedSequence([self.config.train.seed, processes.rank])
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         self._state = TrainingState(self.step, self.config, processes.device)
         self.progress = Progress()
-        self.notes = self._notes(config)
+        self.notes = data_notes(self.data, config, self.store)
         if self._begun:
-            self.progress, problems = restore_newest(run_dir, self._state, processes, self.steps_per_epoch)
-            refuse_fewer_epochs(self.config.train.epochs, self.progress, self.steps_per_epoch)
-            self.notes += [note for note in (self._begun.note, read_history(run_dir).note, *problems) if note]
+            length = self.steps_per_epoch
+            self.progress, problems = restore_newest(run_dir, self._state, processes, length)
+            refuse_fewer_epochs(self.config.train.epochs, self.progress, length)
+            notes = (self._begun.note, read_history(run_dir).note, *problems)
+            self.notes += [note for note in notes if note]
         self.keeper = RunKeeper(run_dir, processes, self._origin, saved_step=self.progress.step)
         self.keeper.warn = self._warn
         self._module: nn.Module = self.step
@@ -110,59 +117,25 @@ class Trainer:
     def _make_student(self) -> None:
         has_checkpoint = self._begun is not None and bool(Checkpoints(self.run_dir).paths())
         begun_in = self.run_dir / BEST_FOLDER if has_checkpoint else None
-        self.student, self.processors, backbone, beginning = make_student(self.config, self.provenance, begun_in)
+        made = make_student(self.config, self.provenance, begun_in)
+        self.student, self.processors, beginning = made.student, made.processors, made.beginning
         if self._begun:
             beginning = self._begun.same_beginning(beginning)
         self.provenance = replace(self.provenance, beginning=beginning)
-        self._backbone = backbone if begun_in is None else None  # whose configuration is to be written
-
-    def _open_data(self) -> None:
-        """Open the splits, and see that there is something to learn from.
-
-        Raises:
-            CusaError: If there is not, or rows or the image folder are not there.
-        """
-        names = tuple(encoder.name for encoder in self.provenance.encoders.values())
-        train_split, train = self.config.data.train_split, self.config.train
-        sources = student_sources(self.store, train_split, self.config, names, self.processors)
-        self.val_sources = validation_sources(self.store, self.config, names, self.processors)
-        self.pairs = training_pairs(self.store, sources, self.config, self.provenance)
-        self._image_ids = sources.split.image_ids
-        rank, size = self.processes.rank, self.processes.size
-        self.pairs_per_step = pairs_per_step(len(self.pairs), train.pairs_per_step, size)
-        self.order = EpochOrder(len(self.pairs), self.pairs_per_step, train.seed, rank, size)
-        if self.pairs_in_loss < 2:
-            remedy = "train on more" if len(self.pairs) == 1 else "pass --batch-size with 2 or more"
-            message = f"a batch of one pair ({len(self.pairs):,} can be trained on) has nothing to tell it from"
-            raise SettingError(f"{message}; {remedy}", name="train.batch_size")
+        # Its configuration is written when a run begins.
+        self._backbone = made.backbone if begun_in is None else None
 
     def _prepare(self) -> Footprint:
-        at_a_time = min(self.config.train.pairs_at_a_time or self.pairs_per_step, self.pairs_per_step)
+        most = self.data.pairs_per_step
+        at_a_time = min(self.config.train.pairs_at_a_time or most, most)
         device = self.processes.device
         two, four = (self.pairs[numbers].to(device) for numbers in ([0, 1], [0, 1, 0, 1]))
         return prepare(self.step, two, four, at_a_time)
-
-    def _notes(self, given: Config) -> list[str]:
-        """What differs from what is usual, or from the settings as given."""
-        notes = []
-        if self.val_sources is None:
-            name = given.data.val_split
-            reason = "data.val_split is null" if name is None else f"{self.store.path} has no split {name!r}"
-            notes.append(f"no validation ({reason}): best/ holds the student of the last epoch")
-        if self.pairs_per_step < given.train.pairs_per_step:
-            pairs = f"{len(self.pairs):,} pairs can be trained on, fewer than the batch that the settings ask for"
-            notes.append(f"{pairs}: steps of {self.pairs_per_step:,} in each process (--batch-size)")
-        return notes
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
         return len(self.order)
-
-    @property
-    def pairs_in_loss(self) -> int:
-        """Pairs whose similarities one loss is made of."""
-        return self.pairs_per_step * (self.processes.size if self.config.train.gather else 1)
 
     @property
     def finished(self) -> bool:
@@ -190,9 +163,11 @@ class Trainer:
         except (RuntimeError, ConnectionError, EOFError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing to save. If it was
-            # just taking a batch from the process, all that it sees is that their connection ended.
-            problem = "a process that reads batches was killed, for want of memory perhaps (fewer --workers)"
+            # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing
+            # to save. If it was just taking a batch from the process, all that it sees is that
+            # their connection ended.
+            cause = "for want of memory perhaps (fewer --workers)"
+            problem = f"a process that reads batches was killed, {cause}"
             raise RunError(self.keeper.going_on(problem), path=self.run_dir) from None
         if not signal and (lost := self.keeper.lost_at_the_end(self.progress)):
             raise RunError(lost, path=self.run_dir)
@@ -223,8 +198,9 @@ class Trainer:
                 self.processors.save(self.run_dir / BEST_FOLDER)
             self.keeper.begin(self.config, self.provenance, self.progress)
             if self._begun and self._begun.note:
-                at = {"step": self.progress.step, "epoch": self.progress.epoch}
-                self.keeper.log({"kind": "epochs", **at, "epochs": self.config.train.epochs, "note": self._begun.note})
+                line = {"kind": "epochs", "step": self.progress.step, "epoch": self.progress.epoch}
+                line |= {"epochs": self.config.train.epochs, "note": self._begun.note}
+                self.keeper.log(line)
         for reporter in self._reporters:
             reporter.started(self)
 
@@ -256,8 +232,8 @@ class Trainer:
         Returns:
             The number of the signal that any of them got, or 0.
         """
-        step, t = self.progress.step, self.config.train
-        due = self.processes.leads and self.keeper.checkpoint_due(step, t.checkpoint_steps, t.checkpoint_minutes)
+        every = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
+        due = self.processes.leads and self.keeper.checkpoint_due(self.progress.step, *every)
         any_fault, any_lost, signal, any_due = self.processes.most([bool(fault), bool(lost), self._stop(), due])
         if any_lost:
             raise CusaError(lost or "another process has a loss that is not finite; its own message says why")
@@ -265,7 +241,9 @@ class Trainer:
             self._save_checkpoint()
         if any_fault:
             raise CusaError(
-                self.keeper.going_on(fault or "another process has no next batch; its own message says why")
+                self.keeper.going_on(
+                    fault or "another process has no next batch; its own message says why",
+                )
             )
         return signal
 
@@ -275,14 +253,15 @@ class Trainer:
         try:
             with enough_memory(_SMALLER_BATCHES, "train.batch_size"):
                 terms: LossTerms = self._module(batch)
-                finite = self._state.descend(terms.total, lr)  # by all processes, or the others would wait for this one
+                # By all processes, or the others would wait for this one.
+                finite = self._state.descend(terms.total, lr)
         except SettingError:
             raise
         except ValueError as error:
-            images = named_images(batch.image_ids, self._image_ids)
+            images = named_images(batch.image_ids, self.data.image_ids)
             raise DataError(f"step {self.progress.step + 1}: {error}; {images}") from None
         if not finite:
-            return why_not_finite(self.step, batch, terms, self._image_ids, self.progress.step + 1)
+            return why_not_finite(self.step, batch, terms, self.data.image_ids, self.progress.step + 1)
         self.progress.step += 1
         if self.processes.leads and (self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1):
             self._report_step(terms, lr)
@@ -290,7 +269,7 @@ class Trainer:
 
     def _report_step(self, terms: LossTerms, lr: float) -> None:
         (since, first), now = self._timed_from, time.perf_counter()
-        pairs = (self.progress.step - first) * self.pairs_per_step * self.processes.size
+        pairs = (self.progress.step - first) * self.data.pairs_per_step * self.processes.size
         self._timed_from = now, self.progress.step
         metrics: dict[str, Any] = {
             "kind": "train",
@@ -314,7 +293,7 @@ class Trainer:
         Returns:
             The number of the signal that stopped it, or 0.
         """
-        if self.val_sources is None:
+        if self.data.val_sources is None:
             self._end_epoch(None)
             return 0
         several = self.processes.size > 1
@@ -326,13 +305,17 @@ class Trainer:
                 raise _Stopped
 
         try:
-            embeddings = self._encode(self.val_sources, check)
+            embeddings = self._encode(self.data.val_sources, check)
         except _Stopped:
             self._save_checkpoint()
             return self._stop()
         except CusaError as error:
             self._save_checkpoint()
-            raise type(error)(self.keeper.going_on(str(error)), path=error.path, name=error.name) from None
+            raise type(error)(
+                self.keeper.going_on(str(error)),
+                path=error.path,
+                name=error.name,
+            ) from None
         self._end_epoch(embeddings)
         return 0
 
@@ -362,14 +345,15 @@ class Trainer:
                 scores = self._scores(embeddings, epoch)
                 is_best = scores["rsum"] > self.progress.best_rsum
         # From here on it is the leading process that says how it went.
-        is_best = (
-            is_best and self.processes.leads and self.keeper.save_best(self.student, epoch, self.progress.step, scores)
-        )
+        is_best = is_best and self.processes.leads
+        if is_best:
+            is_best = self.keeper.save_best(self.student, epoch, self.progress.step, scores)
         scores, is_best = self.processes.everyones((scores, is_best))[0]
         self.progress.epoch = epoch
         if is_best:
             self.progress.best_epoch, self.progress.best_rsum = epoch, scores.get("rsum", -math.inf)
-        metrics = {"kind": "val", "step": self.progress.step, "epoch": epoch, "best": is_best, **scores}
+        metrics = {"kind": "val", "step": self.progress.step, "epoch": epoch, "best": is_best}
+        metrics |= scores
         if scores:
             self.keeper.log(metrics)
         self._save_checkpoint(scores, epoch_ended=True)
@@ -381,7 +365,10 @@ class Trainer:
             return validation_scores(embeddings)
         except CusaError as error:  # not finite
             remedy = "begin a new run with a lower optim.lr"
-            raise RunError(f"epoch {epoch} cannot be validated: {error}; {remedy}", path=self.run_dir) from None
+            raise RunError(
+                f"epoch {epoch} cannot be validated: {error}; {remedy}",
+                path=self.run_dir,
+            ) from None
 
     # --- what is kept
 
@@ -389,8 +376,18 @@ class Trainer:
         size = self.processes.size
         return Origin(self.config, self.provenance, epoch, step, scores, len(self.pairs), size)
 
-    def _save_checkpoint(self, scores: Mapping[str, float] | None = None, epoch_ended: bool = False) -> None:
-        self.keeper.save_checkpoint(self._state, self.progress, self.steps_per_epoch, scores, epoch_ended)
+    def _save_checkpoint(
+        self,
+        scores: Mapping[str, float] | None = None,
+        epoch_ended: bool = False,
+    ) -> None:
+        self.keeper.save_checkpoint(
+            self._state,
+            self.progress,
+            self.steps_per_epoch,
+            scores,
+            epoch_ended,
+        )
 
     def _warn(self, text: str) -> None:
         for reporter in self._reporters:

@@ -33,7 +33,10 @@ def check_option(name: str, value: str, options: Any) -> None:
         SettingError: Names what was given, and what is legal.
     """
     if value not in get_args(options):
-        raise SettingError(f"{name} must be one of {', '.join(get_args(options))}, got {value!r}", name=name)
+        raise SettingError(
+            f"{name} must be one of {', '.join(get_args(options))}, got {value!r}",
+            name=name,
+        )
 
 
 @settings

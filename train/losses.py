@@ -172,8 +172,9 @@ class CUSALoss(nn.Module):
     ) -> LossTerms:
         """The loss of B pairs. Features are L2-normalised here, in float32 or wider, also under autocast.
 
-        Inputs are checked, but for what is compiled by torch.compile. Teacher rows and ids may be numpy arrays, also
-        read-only ones of a memory map; they go to where the features are. (What is compiled wants tensors.)
+        Inputs are checked, but for what is compiled by torch.compile. Teacher rows and ids may be
+        numpy arrays, also read-only ones of a memory map; they go to where the features are. (What
+        is compiled wants tensors.)
 
         Args:
             image_features: float ``[B, d]`` from the cross-modal image head.
@@ -244,8 +245,16 @@ class CUSALoss(nn.Module):
         """
         if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
             raise ValueError(f"similarity must be [B, B], got {list(similarity.shape)}")
-        teacher, image_ids, fault = _as_tensors((teacher_image, teacher_text), image_ids, similarity)
-        sides = self._sides((similarity, similarity.T), (uni_image_features, uni_text_features), teacher)
+        teacher, image_ids, fault = _as_tensors(
+            (teacher_image, teacher_text),
+            image_ids,
+            similarity,
+        )
+        sides = self._sides(
+            (similarity, similarity.T),
+            (uni_image_features, uni_text_features),
+            teacher,
+        )
         if fault := fault or _fault(sides, image_ids, self.config.terms):
             raise ValueError(fault)
         with torch.autocast(similarity.device.type, enabled=False):
@@ -303,20 +312,24 @@ class CUSALoss(nn.Module):
 def _as_tensors(
     teacher: tuple[Rows | None, Rows | None], image_ids: Rows | None, like: torch.Tensor
 ) -> tuple[tuple[torch.Tensor | None, torch.Tensor | None], torch.Tensor | None, str]:
-    """Teacher rows and ids as tensors where the features are; and what is wrong with them, or an empty text.
+    """Take teacher rows and ids as tensors where the features are.
 
-    It is told and not raised, since with ``gather`` other ranks would wait for this one.
+    Returns:
+        Both, and what is wrong with them; empty if nothing. It is not raised, since with ``gather``
+        other ranks would wait for this one.
     """
-    n_pairs = len(like)
+    image, text = teacher
+    shape, device = (len(like), None), like.device
     try:
-        image, text = (
-            None if rows is None else as_rows(rows, like.device, f"teacher_{modality}", (n_pairs, None))
-            for modality, rows in zip(("image", "text"), teacher, strict=True)
-        )
-        ids = None if image_ids is None else as_ids(image_ids, like.device, "image_ids", (n_pairs,))
+        if image is not None:
+            image = as_rows(image, device, "teacher_image", shape)
+        if text is not None:
+            text = as_rows(text, device, "teacher_text", shape)
+        if image_ids is not None:
+            image_ids = as_ids(image_ids, device, "image_ids", (len(like),))
     except ValueError as error:
         return (None, None), None, str(error)
-    return (image, text), ids, ""
+    return (image, text), image_ids, ""
 
 
 def _as_terms(con: torch.Tensor, csa: torch.Tensor, usa: torch.Tensor) -> LossTerms:

@@ -26,7 +26,8 @@ def hard_negatives(
 
     Args:
         similarity: float ``[B, B]``: image-to-text, or its transpose.
-        image_ids: integers ``[B]``, a tensor or an array: the image of each pair; ``None``: all different.
+        image_ids: integers ``[B]``, a tensor or an array: the image of each pair; ``None``: all
+            different.
         tau: Temperature.
         generator: Source of chance.
 

@@ -1,4 +1,4 @@
-"""What is read from JSON files of a run, checked against the form that it must have before anything is made of it."""
+"""Content of a run's JSON files, checked against its form before anything is made of it."""
 
 from __future__ import annotations
 

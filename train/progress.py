@@ -27,8 +27,8 @@ class Progress:
     Attributes:
         epoch: Epochs done, validation included.
         step: Steps done.
-        best_epoch: Epoch of the student in ``best/``: that of the highest validation RSUM, or without a validation
-            split the last one; 0 before the first.
+        best_epoch: Epoch of the student in ``best/``: that of the highest validation RSUM, or
+            without a validation split the last one; 0 before the first.
         best_rsum: That RSUM; minus infinity where there is none.
     """
 
@@ -39,7 +39,10 @@ class Progress:
 
     def plain(self) -> dict[str, Any]:
         """JSON-compatible."""
-        return {**vars(self), "best_rsum": self.best_rsum if math.isfinite(self.best_rsum) else None}
+        return {
+            **vars(self),
+            "best_rsum": self.best_rsum if math.isfinite(self.best_rsum) else None,
+        }
 
     @staticmethod
     def from_plain(content: Any) -> Progress:

@@ -125,8 +125,9 @@ class Provenance:
         """
         plain = checked(_PlainProvenance, content, "provenance")
 
-        def stored(part: Mapping[str, Any]) -> dict[str, StoredTeacher]:
-            return {modality: _stored_teacher(part[modality]) for modality in ("image", "text") if part.get(modality)}
+        def stored(teachers: Mapping[str, Any]) -> dict[str, StoredTeacher]:
+            modalities = [modality for modality in ("image", "text") if teachers.get(modality)]
+            return {modality: _stored_teacher(teachers[modality]) for modality in modalities}
 
         teachers, encoders = stored(content["teachers"]), stored(content["encoders"])
         beginning = None if plain.beginning is None else Beginning(**plain.beginning.model_dump())

@@ -1,4 +1,4 @@
-"""Going on with a run: what may differ from how it was begun, more epochs, the state of its newest checkpoint."""
+"""Going on with a run: what may differ from how it was begun, and its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ class BegunRun:
 
     @property
     def note(self) -> str:
-        """What other epochs than before do to the schedule; empty if there are as many."""
+        """Tell what other epochs than before do to the schedule; empty if there are as many."""
         epochs, optim = self.config.train.epochs, self.config.optim
         span = optim.schedule_epochs or epochs
         if epochs == self.epochs_before:
             return ""
-        change = f"{epochs:,} epochs instead of {self.epochs_before:,}; the schedule stays that of {span:,}"
+        change = f"{epochs:,} epochs instead of {self.epochs_before:,}"
+        change = f"{change}; the schedule stays that of {span:,}"
         if epochs > span:
             return f"{change}: from epoch {span + 1:,} on the learning rate is {optim.min_lr:g}"
         return f"{change} and ends early" if epochs < span else change
 
     def same_beginning(self, made: Beginning | None) -> Beginning | None:
-        """The student that the run began with.
+        """Tell which student the run began with.
 
         Args:
             made: What is loaded now in its place; ``None`` if a checkpoint goes on from it already.
@@ -55,12 +56,17 @@ class BegunRun:
         """
         before = self.beginning
         if made is not None and before is not None and made != replace(before, path=made.path):
-            message = f"the student in {made.path} has changed since the run began with it; begin a new run"
-            raise RunError(message, path=Path(made.path))
+            change = f"the student in {made.path} has changed since the run began with it"
+            raise RunError(f"{change}; begin a new run", path=Path(made.path))
         return before
 
 
-def begun_run(run_dir: Path, config: Config, provenance: Provenance, store: EmbeddingStore) -> BegunRun:
+def begun_run(
+    run_dir: Path,
+    config: Config,
+    provenance: Provenance,
+    store: EmbeddingStore,
+) -> BegunRun:
     """Refuse to go on with another run than the one that was begun; only its epochs may be others.
 
     Args:
@@ -78,7 +84,10 @@ def begun_run(run_dir: Path, config: Config, provenance: Provenance, store: Embe
     as_before, config = _epochs_of(before, config), _with_schedule_of(before, config)
     if fields := differing(before, as_before):
         name = fields[0].partition(" ")[0]
-        raise SettingError(f"--resume: settings differ from those of {run_dir}: {'; '.join(fields)}", name=name)
+        raise SettingError(
+            f"--resume: settings differ from those of {run_dir}: {'; '.join(fields)}",
+            name=name,
+        )
     if fields := provenance_before.differing(store, provenance):
         message = f"{store.path} is not the store that {run_dir} began with: {'; '.join(fields)}"
         raise StoreError(message, path=store.path)
@@ -86,14 +95,17 @@ def begun_run(run_dir: Path, config: Config, provenance: Provenance, store: Embe
 
 
 def _epochs_of(before: Config, config: Config) -> Config:
-    """The settings wanted, with the epochs that the run had, and its schedule unless another is named."""
+    """Give the settings wanted the run's own epochs, and its schedule unless another is named."""
     span = config.optim.schedule_epochs or before.optim.schedule_epochs
-    optim, train = replace(config.optim, schedule_epochs=span), replace(config.train, epochs=before.train.epochs)
+    optim, train = (
+        replace(config.optim, schedule_epochs=span),
+        replace(config.train, epochs=before.train.epochs),
+    )
     return replace(config, optim=optim, train=train)
 
 
 def _with_schedule_of(before: Config, config: Config) -> Config:
-    """The settings wanted, with the schedule that the run was begun with.
+    """Give the settings wanted the schedule that the run was begun with.
 
     Raises:
         SettingError: If more epochs would have a learning rate of zero.
@@ -101,10 +113,11 @@ def _with_schedule_of(before: Config, config: Config) -> Config:
     span = before.optim.schedule_epochs
     if config.train.epochs != before.train.epochs and span is None:
         span = before.train.epochs
-    if span is not None and config.train.epochs > max(span, before.train.epochs) and config.optim.min_lr == 0:
+    is_longer = span is not None and config.train.epochs > max(span, before.train.epochs)
+    if is_longer and config.optim.min_lr == 0:
         reason = f"the schedule ends with epoch {span:,} at optim.min_lr, which is 0"
-        remedy = "begin a new run with this one's student: --init"
-        message = f"--epochs {config.train.epochs:,}: {reason}: more epochs would change nothing; {remedy}"
+        remedy = "more epochs would change nothing; begin a new run with this one's student: --init"
+        message = f"--epochs {config.train.epochs:,}: {reason}: {remedy}"
         raise SettingError(message, name="train.epochs")
     return replace(config, optim=replace(config.optim, schedule_epochs=span))
 
@@ -131,11 +144,15 @@ def restore_newest(
         return Progress(), problems
     size = Origin.from_plain(newest.meta["origin"]).processes
     if size != processes.size:
+        problem = f"{run_dir} was begun by {size} processes and cannot go on with {processes.size}"
         remedy = "its batches would be others; start as many (torchrun --nproc-per-node)"
-        message = f"{run_dir} was begun by {size} processes and cannot go on with {processes.size}: {remedy}"
-        raise RunError(message, path=run_dir)
+        raise RunError(f"{problem}: {remedy}", path=run_dir)
     try:
-        state.restore(newest.tensors, under(f"rng.{processes.rank}", newest.tensors), newest.meta["scaler"])
+        state.restore(
+            newest.tensors,
+            under(f"rng.{processes.rank}", newest.tensors),
+            newest.meta["scaler"],
+        )
     except RunError as error:
         raise RunError(f"{run_dir}: {error}", path=run_dir) from None
     progress = Progress.from_plain(newest.meta["progress"])
@@ -153,5 +170,6 @@ def refuse_fewer_epochs(epochs: int, progress: Progress, steps_per_epoch: int) -
     """
     begun_epochs = math.ceil(progress.step / steps_per_epoch)
     if epochs < begun_epochs:
-        message = f"--epochs {epochs:,}: {begun_epochs:,} epochs are begun already; pass as many or more"
+        problem = f"--epochs {epochs:,}: {begun_epochs:,} epochs are begun already"
+        message = f"{problem}; pass as many or more"
         raise SettingError(message, name="train.epochs")

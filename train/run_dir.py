@@ -50,14 +50,20 @@ def load_run(run_dir: Path) -> tuple[Config, Provenance]:
     """
     config_file, provenance_file = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
     if not config_file.is_file() or not provenance_file.is_file():
-        message = f"{run_dir} is not a run directory (no {CONFIG_FILE} and {PROVENANCE_FILE}); make one: cusa-train"
+        missing = f"no {CONFIG_FILE} and {PROVENANCE_FILE}"
+        message = f"{run_dir} is not a run directory ({missing}); make one: cusa-train"
         raise RunError(message, path=run_dir)
     content = read_json(provenance_file)
     try:
         provenance = Provenance.from_plain(content)
     except RunError as error:
         message = f"{provenance_file} is damaged ({error}); restore it or train again"
-        raise RunError(message, path=provenance_file, location=error.location, name=error.name) from None
+        raise RunError(
+            message,
+            path=provenance_file,
+            location=error.location,
+            name=error.name,
+        ) from None
     try:
         config = build_config(load_config_file(config_file))
     except SettingError as error:
@@ -79,8 +85,15 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
         return load_saved(path)
     newest, _ = Checkpoints(path).newest(to_go_on=False)
     if newest is None:
-        raise RunError(f"{path} holds no checkpoint; has the run been killed before its first?", path=path)
-    return load_checkpointed(path / BEST_FOLDER, newest.tensors, Origin.from_plain(newest.meta["origin"]))
+        raise RunError(
+            f"{path} holds no checkpoint; has the run been killed before its first?",
+            path=path,
+        )
+    return load_checkpointed(
+        path / BEST_FOLDER,
+        newest.tensors,
+        Origin.from_plain(newest.meta["origin"]),
+    )
 
 
 class _PlainMeta(BaseModel):
@@ -171,10 +184,18 @@ def _load_checkpoint(path: Path, to_go_on: bool) -> Checkpoint:
             steps = {origin.step, progress.step, _step_in_name(path)}
     except RunError as error:
         message = f"{path} is damaged ({error}); use another or train again"
-        raise DamagedFileError(message, path=path, location=error.location, name=error.name) from None
+        raise DamagedFileError(
+            message,
+            path=path,
+            location=error.location,
+            name=error.name,
+        ) from None
     if len(steps) > 1:
         of_steps = ", ".join(f"{step:,}" for step in sorted(steps))
-        raise DamagedFileError(f"{path} is damaged (it is of steps {of_steps}); use another", path=path)
+        raise DamagedFileError(
+            f"{path} is damaged (it is of steps {of_steps}); use another",
+            path=path,
+        )
     return Checkpoint(tensors, meta)
 
 
@@ -222,8 +243,10 @@ class MetricsHistory(NamedTuple):
     """What a run logged.
 
     Attributes:
-        lines: Of metrics.jsonl, in order: all have ``kind``, ``step`` and ``epoch``, and numbers are finite.
-        note: Which lines are damaged and left out; empty if none is. A last line that a kill cut off is no damage.
+        lines: Of metrics.jsonl, in order: all have ``kind``, ``step`` and ``epoch``; numbers are
+            finite.
+        note: Which lines are damaged and left out; empty if none is. A last line that a kill cut
+            off is no damage.
     """
 
     lines: list[dict[str, Any]]
@@ -246,7 +269,10 @@ def read_history(run_dir: Path) -> MetricsHistory:
     if not damaged:
         return MetricsHistory(lines, "")
     several = f" and {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
-    return MetricsHistory(lines, f"{path}: line {damaged[0]:,}{several} cannot be read and is left out")
+    return MetricsHistory(
+        lines,
+        f"{path}: line {damaged[0]:,}{several} cannot be read and is left out",
+    )
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -273,7 +299,8 @@ def _metrics_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """A line of metrics.jsonl.
 
     Raises:
-        CusaError: If it is no mapping of names to numbers, texts and bools, or lacks what its kind must have.
+        CusaError: If it is no mapping of names to numbers, texts and bools, or lacks what its kind
+            has.
         UnicodeDecodeError: If it is not UTF-8.
     """
     content = checked(_Values, parse_json(line.decode(), path, number), METRICS_FILE).root

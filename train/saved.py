@@ -86,7 +86,10 @@ class Origin:
             raise RunError(str(error), name=error.name) from None
         provenance = Provenance.from_plain(plain.provenance)
         if config.student.name == "adapter" and len(provenance.encoders) < 2:
-            raise RunError("an adapter has two encoders, one for images and one for texts", name="encoders")
+            raise RunError(
+                "an adapter has two encoders, one for images and one for texts",
+                name="encoders",
+            )
         return Origin(**{**plain.model_dump(), "config": config, "provenance": provenance})
 
 
@@ -122,7 +125,10 @@ def student_folder(path: Path) -> Path:
         if (folder / WEIGHTS_FILE).is_file() or (folder / HEADS_FILE).is_file():
             return folder
     if (path / "config.yaml").is_file():
-        raise RunError(f"{path} holds no best student yet; has the run finished its first epoch?", path=path)
+        raise RunError(
+            f"{path} holds no best student yet; has the run finished its first epoch?",
+            path=path,
+        )
     kinds = "a run directory of cusa-train, its best/, or a folder of cusa-train export --to hf"
     raise StudentError(f"{path} holds no student; pass {kinds}", path=path)
 
@@ -140,7 +146,7 @@ def load_saved(path: Path) -> SavedStudent:
 
 
 def load_origin(path: Path) -> Origin:
-    """Tell where a student's weights come from, without loading them; ``path`` as of :func:`load_saved`.
+    """Tell where a student's weights come from without loading them; see :func:`load_saved`.
 
     Raises:
         CusaError: If there is none, or it is damaged; says what to do.
@@ -175,7 +181,12 @@ def load_checkpointed(folder: Path, tensors: Mapping[str, torch.Tensor], origin:
     return _filled(folder, under("student", tensors), origin, exported=False)
 
 
-def _filled(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin, exported: bool) -> SavedStudent:
+def _filled(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    origin: Origin,
+    exported: bool,
+) -> SavedStudent:
     """A student with these weights; of an exported one, those of its heads alone."""
     backbone, processors = None, None
     if origin.config.student.name == "adapter":
@@ -183,16 +194,24 @@ def _filled(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin, e
         with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
             student = adapter_student(origin.config.student, *dims)
     else:
-        student, processors, backbone = dual_encoder_student(origin.config.student, str(folder), exported)
+        student, processors, backbone = dual_encoder_student(
+            origin.config.student,
+            str(folder),
+            exported,
+        )
     expected = student.state_dict()
     if exported:
         expected = {name: tensor for name, tensor in expected.items() if "_heads." in name}
     if problem := unlike(tensors, expected):
-        message = f"the weights in {folder} do not fit the configuration beside them ({problem}); was a file changed?"
+        unfit = f"the weights in {folder} do not fit the configuration beside them ({problem})"
+        message = f"{unfit}; was a file changed?"
         raise StudentError(message, path=folder)
     if backbone is None:
         student.to_empty(device="cpu")
     student.load_state_dict(tensors, strict=not exported)
     if exported and (problem := not_finite(student.state_dict())):
-        raise StudentError(f"the weights in {folder} cannot be used ({problem}); export them again", path=folder)
+        raise StudentError(
+            f"the weights in {folder} cannot be used ({problem}); export them again",
+            path=folder,
+        )
     return SavedStudent(student.eval(), backbone, processors, origin)

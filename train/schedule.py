@@ -1,4 +1,4 @@
-"""The learning rate of each step: linear warm-up, then a cosine, by step or, as published, by epoch."""
+"""The learning rate: linear warm-up, then a cosine; by step or, as published, by epoch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from cusa.train.config import Config
 def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
     r"""Compute the learning rate of a step.
 
-    The cosine is ``min_lr + (lr - min_lr) (1 + cos(pi t)) / 2`` (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5),
-    with T epochs (``optim.schedule_epochs``, or else ``train.epochs``), W of them warm-up, and E steps in each:
+    The cosine is ``min_lr + (lr - min_lr) (1 + cos(pi t)) / 2`` (Loshchilov & Hutter, "SGDR", ICLR
+    2017, equation 5), with T epochs (``optim.schedule_epochs``, or else ``train.epochs``), W of
+    them warm-up, and E steps in each:
 
-    - ``optim.schedule: step``: the warm-up is ``lr (s + 1) / (W E)`` at step s, counted from 0; then
-      ``t = (s - W E) / (T E - 1 - W E)``, so that the last step has ``min_lr``.
-    - ``optim.schedule: epoch``: the rate is constant within epoch e, counted from 0. The warm-up is ``lr (e + 1) / W``;
-      then ``t = (e - W) / T``, so that the last epoch is still above ``min_lr``. This is timm's ``CosineLRScheduler``
-      with ``t_in_epochs`` and ``warmup_prefix``, stepped with the epoch's number before each epoch, as ALBEF's code and
-      the published trainer of CUSA (its retrieval.py) have it. The published runs have no warm-up.
+    - ``optim.schedule: step``: the warm-up is ``lr (s + 1) / (W E)`` at step s, counted from 0;
+      then ``t = (s - W E) / (T E - 1 - W E)``, so that the last step has ``min_lr``.
+    - ``optim.schedule: epoch``: the rate is constant within epoch e, counted from 0. The warm-up is
+      ``lr (e + 1) / W``; then ``t = (e - W) / T``, so that the last epoch is still above
+      ``min_lr``. This is timm's ``CosineLRScheduler`` with ``t_in_epochs`` and ``warmup_prefix``,
+      stepped with the epoch's number before each epoch, as ALBEF's code and the published trainer
+      of CUSA (its retrieval.py) have it. The published runs have no warm-up.
 
     Epochs after the T-th have ``min_lr``.
 

@@ -1,4 +1,4 @@
-"""Kinds of settings: the values that each takes, checked wherever one is set, refused in one line that names it."""
+"""Kinds of settings: the values that each takes, checked wherever one is set."""
 
 from __future__ import annotations
 
@@ -9,17 +9,45 @@ import numbers
 import re
 from collections.abc import Iterator
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import pydantic.dataclasses
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 
 from cusa.data.errors import SettingError
 from cusa.data.parsing import refuse_half_characters
 
-__all__ = ["Field", "Flag", "Number", "Text", "WholeNumber", "legal_values", "settings", "shortened", "validate"]
+__all__ = [
+    "Field",
+    "Flag",
+    "Number",
+    "Text",
+    "WholeNumber",
+    "legal_values",
+    "settings",
+    "shortened",
+    "validate",
+]
 
 T = TypeVar("T")
 
@@ -60,15 +88,19 @@ Text = Annotated[str, Strict(), AfterValidator(_sound_text)]
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field, dataclasses.field))
 def settings(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass of settings, whose values are checked also where code sets them.
+    """Make a class a frozen dataclass of settings, whose values are checked wherever they are set.
 
-    Annotate fields with the kinds of this module and give ranges with ``Field``. What concerns several fields belongs
-    into ``__post_init__``, which raises :class:`SettingError` with the field's name.
+    Annotate fields with the kinds of this module and give ranges with ``Field``. What concerns
+    several fields belongs into ``__post_init__``, which raises :class:`SettingError` with the
+    field's name.
 
     Raises (when an instance is made):
         SettingError: If a name is unknown or a value illegal; names the field.
     """
-    checked = cast(Any, pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls))
+    checked = cast(
+        Any,
+        pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls),
+    )
     construct = checked.__init__
 
     @functools.wraps(construct)
@@ -90,18 +122,21 @@ def validate(cls: type[T], values: Any) -> T:
         values: Mappings by section and name; what is absent has its default.
 
     Raises:
-        SettingError: If a name is unknown or a value illegal; ``name`` is its full name, such as ``"loss.alpha"``.
+        SettingError: If a name is unknown or a value illegal; ``name`` is its full name, such as
+            ``"loss.alpha"``.
     """
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         raise _setting_error(cls, error, "setting ") from None
     except RecursionError:
-        raise SettingError("the settings nest too deeply; expected sections with settings below them") from None
+        raise SettingError(
+            "the settings nest too deeply; expected sections with settings below them",
+        ) from None
 
 
 def legal_values(field: FieldInfo) -> str:
-    """The values that a setting takes, in words: ``"a whole number from 1 to 1,000,000, or null"``.
+    """Say which values a setting takes: ``"a whole number from 1 to 1,000,000, or null"``.
 
     Args:
         field: One of ``__pydantic_fields__`` of a class of :func:`settings`.
@@ -135,7 +170,11 @@ def _in_words(kind: Any, constraints: list[Any]) -> str:
         return f"{'a whole number' if kind is int else 'a number'}{_range_in_words(constraints)}"
     if dataclasses.is_dataclass(kind):
         return f"settings below it: {', '.join(field.name for field in dataclasses.fields(kind))}"
-    names = {bool: "true or false", str: "text (in quotes where it looks like a number)", NoneType: "null"}
+    names = {
+        bool: "true or false",
+        str: "text (in quotes where it looks like a number)",
+        NoneType: "null",
+    }
     return names.get(kind, str(kind))
 
 
@@ -164,7 +203,8 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
         return SettingError(f"{kind}{name}: {cause}", name=name)
     name = ".".join(names)
     if field is None:
-        legal = ", ".join(".".join([*names[:-1], known]) for known in _fields(_section(cls, names[:-1])))
+        section = names[:-1]
+        legal = ", ".join(".".join([*section, field]) for field in _fields(_section(cls, section)))
         return SettingError(f"unknown setting {name}; legal: {legal}", name=name)
     if first["type"] == "missing":
         return SettingError(f"{kind}{name} is missing; it must be {legal_values(field)}", name=name)
@@ -172,8 +212,12 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
     return SettingError(message, name=name)
 
 
-def _resolve(cls: Any, path: tuple[Any, ...], positional: bool) -> tuple[list[str], FieldInfo | None]:
-    """Names on the way to a value, by pydantic's location, and its field; ``None`` if there is none of that name.
+def _resolve(
+    cls: Any,
+    path: tuple[Any, ...],
+    positional: bool,
+) -> tuple[list[str], FieldInfo | None]:
+    """Find the names on the way to a value, by pydantic's location, and its field, if there is one.
 
     Args:
         cls: The class of settings.

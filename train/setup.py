@@ -55,17 +55,23 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
             text_encoder=e.get("text", student.text_encoder),
         ),
     )
-    splits = {name: store.splits[name].fingerprint for name in (data.train_split, val_split) if name is not None}
+    used_splits = [name for name in (data.train_split, val_split) if name is not None]
+    splits = {name: store.splits[name].fingerprint for name in used_splits}
     return config, Provenance(store.dataset, splits, teachers, encoders)
 
 
 def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
-    """The split that the best epoch is chosen on; ``None`` where the store lacks the one that is usual."""
+    """Name the split to choose the best epoch on; ``None`` where the store lacks the usual one."""
     name = config.data.val_split
     if name is not None and name not in store.splits and name != DataConfig.val_split:
         splits = ", ".join(store.splits)
-        message = f"{store.path} has no split {name!r} to choose the best epoch on; it has: {splits}"
-        raise StoreError(f"{message}; name one with --set data.val_split=SPLIT", path=store.path, name=name)
+        missing = f"{store.path} has no split {name!r} to choose the best epoch on"
+        message = f"{missing}; it has: {splits}"
+        raise StoreError(
+            f"{message}; name one with --set data.val_split=SPLIT",
+            path=store.path,
+            name=name,
+        )
     name = name if name in store.splits else None
     if name is None and config.train.patience is not None:
         remedy = "leave it out, or name a split with --set data.val_split=SPLIT"
@@ -107,8 +113,8 @@ def make_student(config: Config, provenance: Provenance, begun_in: Path | None) 
         dims = (provenance.encoders[m].settings.dim for m in _MODALITIES)
         return MadeStudent(adapter_student(config.student, *dims), None, None)
     if begun_in is not None and not (begun_in / "config.json").is_file():
-        message = f"{begun_in} lacks the student's config.json; restore it, or train again in another --run-dir"
-        raise RunError(message, path=begun_in)
+        remedy = "restore it, or train again in another --run-dir"
+        raise RunError(f"{begun_in} lacks the student's config.json; {remedy}", path=begun_in)
     source = config.student.name if begun_in is None else str(begun_in)
     return MadeStudent(*dual_encoder_student(config.student, source, pretrained=begun_in is None))
 
@@ -117,19 +123,28 @@ def _initial_student(path: Path, config: Config, provenance: Provenance) -> Made
     """A trained student to go on from: its weights and heads.
 
     Raises:
-        StudentError: If it is of another kind or size than the settings ask for, or works on other encoders' rows.
+        StudentError: If it is of another kind or size than the settings ask for, or works on other
+            encoders' rows.
     """
     saved = load_saved(path)
     wanted, given = config.student, saved.origin.config.student
-    names = ("name", "hidden_dim", "embed_dim") if wanted.name == given.name == "adapter" else ("name", "embed_dim")
-    fields = [f"student.{n} ({getattr(given, n)!r} / {getattr(wanted, n)!r})" for n in names]
-    fields = [field for field, n in zip(fields, names, strict=True) if getattr(given, n) != getattr(wanted, n)]
+    sizes = ["embed_dim"]
+    if wanted.name == given.name == "adapter":
+        sizes.append("hidden_dim")
+    fields = []
+    for name in ("name", *sizes):
+        before, now = getattr(given, name), getattr(wanted, name)
+        if before != now:
+            fields.append(f"student.{name} ({before!r} / {now!r})")
     for modality, encoder in saved.origin.provenance.encoders.items():
         if not fields:  # an adapter
             fields += _unlike_encoder(encoder, provenance.encoders[modality])
     if fields:
         message = f"--init {path} is not the student that the settings ask for: {'; '.join(fields)}"
-        raise StudentError(f"{message}; leave these settings out, or pass another --init", path=path)
+        raise StudentError(
+            f"{message}; leave these settings out, or pass another --init",
+            path=path,
+        )
     digest = weights_sha256(saved.student.state_dict())
     origin = saved.origin
     beginning = Beginning(str(path), digest, origin.provenance.dataset, origin.epoch, origin.step)
@@ -138,7 +153,11 @@ def _initial_student(path: Path, config: Config, provenance: Provenance) -> Made
 
 def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
     """What differs of two encoders' rows, but for how they are rounded."""
-    rounded_alike = replace(before.settings, precision=now.settings.precision, dtype=now.settings.dtype)
+    rounded_alike = replace(
+        before.settings,
+        precision=now.settings.precision,
+        dtype=now.settings.dtype,
+    )
     return [f"{now.name}.{field}" for field in rounded_alike.differing(now.settings)]
 
 
@@ -170,11 +189,11 @@ def student_sources(
 def validation_sources(
     store: EmbeddingStore, config: Config, encoders: tuple[str, ...], processors: Processors | None
 ) -> Sources | None:
-    """Open the readers of the validation split, if the run has one; arguments as of :func:`student_sources`.
+    """Open the readers of the validation split, if the run has one; see :func:`student_sources`.
 
     Raises:
-        CusaError: As of :func:`student_sources`, or if no image or no caption of the split has an input: now, not after
-            the first epoch.
+        CusaError: As of :func:`student_sources`, or if no image or no caption of the split has an
+            input: now, not after the first epoch.
     """
     split = config.data.val_split
     if split is None:
@@ -182,8 +201,11 @@ def validation_sources(
     sources = student_sources(store, split, config, encoders, processors)
     no_image, no_text = sources.inputs.missing()
     if len(no_image) == sources.split.n_images or len(no_text) == sources.split.n_captions:
-        remedy = "name another with --set data.val_split=SPLIT, or train without one: --set data.val_split=null"
-        raise DataError(f"split {split!r} has no image or no caption to validate on; {remedy}", name=split)
+        remedy = "name another with --set data.val_split=SPLIT, or none: --set data.val_split=null"
+        raise DataError(
+            f"split {split!r} has no image or no caption to validate on; {remedy}",
+            name=split,
+        )
     return sources
 
 

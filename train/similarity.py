@@ -1,8 +1,9 @@
 """The losses of CUSA (Huang et al., AAAI 2024) on similarity matrices: pure functions, for any host.
 
-Notation, for n queries and m candidates: ``similarity`` is ``[n, m]``, row i the similarities of query i with every
-candidate j; a temperature divides it. Soft labels are softmax distributions over the teacher's similarities. Those, and
-image ids, may be numpy arrays: they go to where the student's similarities are, float16 as float32.
+Notation, for n queries and m candidates: ``similarity`` is ``[n, m]``, row i the similarities of
+query i with every candidate j; a temperature divides it. Soft labels are softmax distributions over
+the teacher's similarities. Those, and image ids, may be numpy arrays: they go to where the
+student's similarities are, float16 as float32.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def fuse_similarities(
     text = _teacher_similarity(text_similarity, image)
     if source == "each":
         return image, text
-    both = (image + text) / 2 if source == "add" else (image.clamp_min(0) * text.clamp_min(0)).sqrt()
+    if source == "add":
+        both = (image + text) / 2
+    else:
+        both = (image.clamp_min(0) * text.clamp_min(0)).sqrt()
     return both, both
 
 
@@ -120,7 +124,12 @@ def soft_label_sum(
 
 
 def _teacher_similarity(similarity: Rows, like: Rows | float) -> torch.Tensor:
-    """A teacher's similarities as a tensor: an array's where ``like`` is, if that is a tensor, in float32 or wider."""
+    """Take a teacher's similarities as a tensor; those of an array in float32 or wider.
+
+    Args:
+        similarity: A tensor, which stays as it is, or an array.
+        like: Where an array goes, if it is a tensor.
+    """
     if isinstance(similarity, torch.Tensor):
         return similarity
     device = like.device if isinstance(like, torch.Tensor) else torch.device("cpu")

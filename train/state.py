@@ -86,7 +86,8 @@ class TrainingState:
             scaler: As :meth:`scaler` gives it.
 
         Raises:
-            RunError: If it is of another student, loss, optimizer or precision; nothing is restored then.
+            RunError: If it is of another student, loss, optimizer or precision; then nothing is
+                restored.
         """
         student, loss, moments = (under(part, tensors) for part in ("student", "loss", "optimizer"))
         problem = (
@@ -100,7 +101,9 @@ class TrainingState:
         try:
             self._scaler.load_state_dict(scaler)
         except (RuntimeError, KeyError) as error:
-            raise RunError(f"the checkpoint is of another precision ({first_line(error)})") from None
+            raise RunError(
+                f"the checkpoint is of another precision ({first_line(error)})",
+            ) from None
         self._step.student.load_state_dict(student)
         self._step.loss.load_state_dict(loss)
         state: dict[int, dict[str, torch.Tensor]] = {}
@@ -115,7 +118,7 @@ class TrainingState:
             torch.cuda.set_rng_state(random_states["cuda"], self._device)
 
     def _unlike_moments(self, moments: Mapping[str, torch.Tensor]) -> str:
-        """What is wrong with AdamW's moments; empty if nothing. Before the first step there are none."""
+        """Tell what is wrong with AdamW's moments; before the first step there are none."""
         if not moments:
             return ""
         expected: dict[str, torch.Tensor] = {}
@@ -125,4 +128,6 @@ class TrainingState:
         return unlike(moments, expected)
 
     def _unlike_random_states(self, states: Mapping[str, torch.Tensor]) -> str:
-        return unlike({"cpu": states["cpu"]}, {"cpu": torch.get_rng_state()}) if "cpu" in states else "rng is missing"
+        if "cpu" not in states:
+            return "rng is missing"
+        return unlike({"rng": states["cpu"]}, {"rng": torch.get_rng_state()})

@@ -40,7 +40,8 @@ class StudentConfig:
 
     Attributes:
         name: ``"adapter"``, or the name or folder of a Hugging Face dual encoder.
-        init: Path of a trained student to begin with: a run, its ``best/``, or an hf export; ``None``: none.
+        init: Path of a trained student to begin with: a run, its ``best/``, or an hf export;
+            ``None``: none.
         image_encoder: Adapter only: the store's teacher whose rows are the image input.
         text_encoder: Adapter only: the store's teacher whose rows are the text input.
         hidden_dim: Adapter only: width of its trunks.

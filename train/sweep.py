@@ -100,7 +100,8 @@ class Row:
     Attributes:
         values: What they share.
         n: How many they are.
-        mean: Mean of each score over them, in percent, by ``best`` and ``last`` epoch; ``None`` without validation.
+        mean: Mean of each score over them, in percent, by ``best`` and ``last`` epoch; ``None``
+            without validation.
         std: Sample standard deviation; ``None`` of one run.
     """
 
@@ -143,7 +144,8 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
 def to_markdown(rows: Sequence[Row]) -> str:
     """The table: mean and standard deviation of the validation recalls at the best epoch, RSUM at the last one too."""
     axes = list(rows[0].values)
-    recalls = [*(s.replace("_r", " R@") for s in _SCORES[:-1]), "RSUM, best epoch", "RSUM, last epoch"]
+    recalls = [score.replace("_r", " R@") for score in _SCORES[:-1]]
+    recalls += ["RSUM, best epoch", "RSUM, last epoch"]
     head = [*axes, "runs", *(recalls if validated(rows) else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
@@ -158,7 +160,7 @@ def validated(rows: Sequence[Row]) -> bool:
 
 
 def figures(row: Row) -> list[str]:
-    """A row's scores as text: all at the best epoch, then RSUM at the last one; none without validation."""
+    """Format a row's scores at the best epoch, and RSUM at the last; none without validation."""
     if row.mean is None:
         return []
     texts = []
@@ -173,7 +175,7 @@ def _without_seed(item: tuple[Cell, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _scores(run_dir: Path) -> dict[str, dict[str, float]] | None:
-    """A run's validation scores by ``best`` and ``last`` epoch; ``None`` if it had no validation split.
+    """Read a run's validation scores by ``best`` and ``last`` epoch; ``None`` without such a split.
 
     Raises:
         RunError: If they are not in its log.
@@ -187,7 +189,8 @@ def _scores(run_dir: Path) -> dict[str, dict[str, float]] | None:
         return {"best": {s: best[s] for s in _SCORES}, "last": {s: last[s] for s in _SCORES}}
     except (IndexError, KeyError):
         path = run_dir / METRICS_FILE
-        message = f"{path} lacks the scores of the validation split; move the run away and train again"
+        remedy = "move the run away and train again"
+        message = f"{path} lacks the scores of the validation split; {remedy}"
         raise RunError(message, path=path) from None
 
 

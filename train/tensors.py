@@ -17,7 +17,15 @@ from cusa.data.files import atomic_file
 from cusa.data.parsing import parse_json
 
 # What safetensors raises for damaged files, and torch for dtypes that it does not know.
-_PARSER_ERRORS = (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
+_PARSER_ERRORS = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+)
 
 
 class DamagedFileError(RunError):
@@ -110,7 +118,10 @@ def _damaged(path: Path, reason: str) -> DamagedFileError:
 
 def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 (hex) over names, dtypes, shapes and values."""
-    return _digest({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, "")
+    return _digest(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        "",
+    )
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
@@ -135,8 +146,8 @@ def unlike(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
     """Compare weights with those that a model has.
 
     Returns:
-        What is wrong with them, in words: a name that is missing or unknown, another shape or dtype, a value that is
-        not finite. Empty if they fit.
+        What is wrong with them, in words: a name that is missing or unknown, another shape or
+        dtype, a value that is not finite. Empty if they fit.
     """
     if names := expected.keys() - tensors.keys():
         return f"{min(names)} is missing"
@@ -145,7 +156,8 @@ def unlike(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
     for name, tensor in tensors.items():
         wanted = expected[name]
         if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
-            return f"{name} is {tensor.dtype} {list(tensor.shape)}, not {wanted.dtype} {list(wanted.shape)}"
+            actual = f"{tensor.dtype} {list(tensor.shape)}"
+            return f"{name} is {actual}, not {wanted.dtype} {list(wanted.shape)}"
     return not_finite(tensors)
 
 

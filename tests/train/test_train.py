@@ -152,7 +152,7 @@ def test_fewer_pairs_than_a_batch_are_one_step(index, tmp_path):
     }.items():
         more = ("--batch-size", *size, "--set", "train.log_every=1", "--set", "student.dropout=0")
         out = run_ok("train", *_adapter(index, tmp_path / name, *more))
-        assert ("80 pairs can be trained on, fewer than the batch" in out) == (name != "all")
+        assert ("80 pairs can be trained on, fewer than a batch" in out) == (name != "all")
         assert "3 epochs of 1 steps" in out
         assert "at batch 80" in out
         assert "| batch size | 80 |" in (tmp_path / name / "best" / "README.md").read_text()
@@ -258,7 +258,7 @@ def test_a_student_that_memory_does_not_hold_is_one_line(index, tmp_path, monkey
 
     monkeypatch.setattr("cusa.train.setup.adapter_student", full)
     line = run_error("train", *_adapter(index, tmp_path / "run"))
-    assert "not enough memory on this machine; train a smaller student" in line
+    assert "not enough memory on this machine; train a smaller one: student.hidden_dim" in line
     monkeypatch.undo()
     monkeypatch.setattr("cusa.train.state.TrainingState.descend", full)
     assert "--micro-batch" in run_error("train", *_adapter(index, tmp_path / "run"))
