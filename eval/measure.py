@@ -34,7 +34,7 @@ from cusa.eval.suites import (
     measure_sts,
 )
 from cusa.train.encode import SplitEmbeddings
-from cusa.train.run_dir import METRICS_FILE, read_metrics_log
+from cusa.train.run_dir import read_history
 from cusa.train.student import Head
 
 
@@ -194,10 +194,10 @@ class _Evaluation:
     def _history(self, subject: Subject) -> tuple[dict[str, Any], ...]:
         if subject.run_dir is None:
             return ()
-        lines, n_damaged = read_metrics_log(subject.run_dir)
-        if n_damaged:
-            self._note(f"{subject.run_dir / METRICS_FILE}: {n_damaged} damaged lines are left out of the curves")
-        return tuple(lines)
+        history = read_history(subject.run_dir)
+        if history.note:
+            self._note(history.note)
+        return tuple(history.lines)
 
     def _images(self, report: RunReport, subject: Subject) -> RunReport:
         if self._lacks("image retrieval", report, {"image"} - subject.source.modalities):
