@@ -169,4 +169,5 @@ def test_damaged_lines_of_the_log_are_noted(home, adapter, here):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "val", "step": 9, "epo\n[]\n')
     output = run_ok("eval", "--run", run, "--bootstrap", 0, "--gallery", 0)
-    assert "2 damaged lines are left out of the curves" in output
+    assert "metrics.jsonl: line" in output
+    assert "and 1 more cannot be read and is left out" in output

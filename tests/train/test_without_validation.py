@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cusa.data.errors import DataError, SettingError, StoreError
-from cusa.data.records import Dataset, Record
+from cusa.data.records import Dataset
 from cusa.data.store import EmbeddingStore
 from cusa.train.config import build_config
 from cusa.train.run_dir import Checkpoints, load_run, read_metrics
@@ -122,12 +122,12 @@ def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_validation_split_without_captions_is_refused_before_training(tmp_path):
-    pictures = tuple(Record(f"v{i}", f"v{i}.jpg", (), ()) for i in range(4))
-    dataset = Dataset("made-up", tmp_path, {"train": records("train", 20), "val": pictures})
-    for name, modality, sizes in (("vision", "image", (20, 4)), ("words", "text", (40, 0))):
-        rows = {split: unit_rows(n, 8, 0) for split, n in zip(("train", "val"), sizes, strict=True)}
-        add_teacher(tmp_path / "store.h5", dataset, name, settings(modality, 8), rows)
+def test_a_validation_split_of_skipped_captions_is_refused_before_training(tmp_path):
+    dataset = Dataset("made-up", tmp_path, {"train": records("train", 20), "val": records("val", 4)})
+    images = {"train": unit_rows(20, 8, 0), "val": unit_rows(4, 8, 1)}
+    captions = {"train": unit_rows(40, 8, 2), "val": unit_rows(8, 8, 3)}
+    add_teacher(tmp_path / "store.h5", dataset, "vision", settings("image", 8), images)
+    add_teacher(tmp_path / "store.h5", dataset, "words", settings("text", 8), captions, skipped=range(8))
     store = EmbeddingStore(tmp_path / "store.h5")
     config, _ = resolve(build_config({"student": {"name": "adapter"}}), store)
     with pytest.raises(DataError) as error:
