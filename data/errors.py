@@ -59,6 +59,10 @@ class SettingError(CusaError):
     """A setting is unknown or has an illegal value."""
 
 
+class WorkerError(CusaError):
+    """A worker process was killed, or ended by itself."""
+
+
 class RunError(CusaError):
     """A run directory, checkpoint or file of results cannot be used."""
 

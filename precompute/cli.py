@@ -101,7 +101,7 @@ def main(
     """
     from cusa.data.console import console, progress, quiet_libraries, stop_signals
     from cusa.data.datasets import load_dataset
-    from cusa.data.errors import SettingError
+    from cusa.data.errors import SettingError, WorkerError
     from cusa.data.schema import check_index_path
     from cusa.data.store import EmbeddingStore
     from cusa.precompute.selection import Selection, parse_splits, select, with_stored_root
@@ -148,6 +148,9 @@ def main(
             outcome = run.go()
         except Stopped as stopped:
             raise Stopped(stopped.signal, f"{reporter.progress()}; run the same command again to go on") from None
+        except WorkerError as error:
+            going_on = f"{reporter.progress()}; run the same command again to go on"
+            raise WorkerError(f"{error}; {going_on}", name=error.name) from None
     if outcome.index is not None:
         _report(screen, outcome, out)
 

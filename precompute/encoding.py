@@ -39,7 +39,7 @@ class Batch:
     digests: np.ndarray | None = None
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader calls it."""
+        """The batch in page-locked memory; the worker pool calls it."""
         inputs = self.inputs
         if isinstance(inputs, torch.Tensor | SizeGroups):
             return replace(self, inputs=inputs.pin_memory())

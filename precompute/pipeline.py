@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
@@ -21,6 +19,7 @@ from cusa.data.files import file_digest
 from cusa.data.images import load_image, max_pixels
 from cusa.data.records import Dataset, Record, caption_rows
 from cusa.data.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
+from cusa.data.worker_pool import WorkerPool
 from cusa.precompute.encoding import Batch, BatchEncoder
 from cusa.precompute.plan import ShardTask
 from cusa.precompute.reuse import ReusedRows
@@ -241,27 +240,14 @@ def _read_images(
                 asked.append(task)
                 yield task.split, rows[start : start + teacher.batch_size]
 
-    # The reader's items are batches already: batch_size=None hands them on as they are, in order.
-    loader = DataLoader(
-        ImageReader(dataset, teacher),
-        batch_size=None,
-        sampler=order(),
-        num_workers=options.workers,
-        pin_memory=options.device != "cpu",
-        worker_init_fn=_leave_signals_to_the_parent,
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        yield asked.popleft(), batch
-
-
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # DataLoader's workers end by themselves when the parent does
+    pool = WorkerPool(ImageReader(dataset, teacher), options.workers, pin=options.device != "cpu")
+    with closing(pool), closing(pool.read(order())) as batches:
+        for batch in batches:
+            yield asked.popleft(), batch
 
 
 class ImageReader(TorchDataset[Batch]):
-    """Decodes and preprocesses whole batches, in worker processes of a DataLoader.
+    """Decodes and preprocesses whole batches, in worker processes.
 
     Args:
         dataset: Where the images are.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, ImageError, first_line
 from cusa.data.images import load_image
 from cusa.data.store import Embeddings, EmbeddingStore, Split
+from cusa.data.worker_pool import StartMethod, WorkerPool
 from cusa.train.student import Processors
 
 Inputs = torch.Tensor | Mapping[str, torch.Tensor]
@@ -124,7 +123,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader calls it."""
+        """The batch in page-locked memory; the worker pool calls it."""
         return Batch(**{f.name: each_tensor(getattr(self, f.name), torch.Tensor.pin_memory) for f in fields(self)})
 
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -269,18 +268,14 @@ class EpochOrder:
 
 
 T = TypeVar("T")
-StartMethod = Literal["fork", "forkserver", "spawn"]
 
 
 class Loader(Generic[T]):
-    """Whole batches from worker processes; a user's mistake found there is raised here as it was.
-
-    (DataLoader itself would raise it with the worker's traceback for a message.) To be closed: its workers, which leave
-    signals to this process, would outlive an exception that holds on to it.
+    """Whole batches from worker processes, epoch after epoch. To be closed, which ends the workers.
 
     Args:
         dataset: Its items are batches.
-        order: What to index it with, in order.
+        order: What to index it with, in order; iterated anew for every epoch.
         workers: Worker processes; 0 reads in this one.
         pin: Whether batches go to page-locked memory.
         start_method: How worker processes begin.
@@ -289,59 +284,30 @@ class Loader(Generic[T]):
     def __init__(
         self,
         dataset: Dataset[T],
-        order: Sampler[Any] | Iterable[Any],
+        order: Iterable[Any],
         workers: int,
         pin: bool = False,
         start_method: StartMethod = "fork",
     ) -> None:
-        self._loader = DataLoader(
-            _Guarded(dataset),
-            batch_size=None,
-            sampler=order,
-            num_workers=workers,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            multiprocessing_context=start_method if workers else None,
-            # Its own, or the workers' seed would be drawn from the stream that dropout draws from.
-            generator=torch.Generator(),
-        )
+        self._pool = WorkerPool(dataset, workers, start_method, pin)
+        self._order = order
 
     def __iter__(self) -> Iterator[T]:
-        with _signals_blocked():
-            items = iter(self._loader)
-        for item in items:
-            if isinstance(item, CusaError):
-                raise item
-            yield item
+        """The batches of an epoch.
+
+        Raises:
+            CusaError: If an item cannot be read, or a worker process was killed.
+        """
+        return self._pool.read(self._order)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the workers that have begun."""
+        return self._pool.process_ids
 
     def close(self) -> None:
         """End the worker processes."""
-        if (iterator := self._loader._iterator) is not None:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
-            self._loader._iterator = None
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Worker processes that begin here never get SIGINT or SIGTERM, not even while they begin: this process decides."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Guarded(Dataset[Any]):
-    """A data set whose errors are items."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            return self._dataset[index]
-        except CusaError as error:
-            return error
+        self._pool.close()
 
 
 class Sources(NamedTuple):

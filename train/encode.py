@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from cusa.data.errors import CusaError
 from cusa.data.unit_rows import unit_rows
-from cusa.train.batches import Inputs, Loader, Sources, StartMethod, each_tensor
+from cusa.data.worker_pool import StartMethod
+from cusa.train.batches import Inputs, Loader, Sources, each_tensor
 from cusa.train.processes import Processes
 from cusa.train.ranks import recall_at, two_way_rank_bounds
 from cusa.train.student import HEADS, Features, Head, Student

@@ -158,17 +158,7 @@ class Trainer:
                 or the device's memory is too small; the last checkpoint stays.
         """
         self._reporters, self._stop = reporters if self.processes.leads else (), stop
-        try:
-            signal = self._fit()
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            # Raised wherever the main thread was, in the middle of a step perhaps: there is nothing
-            # to save. If it was just taking a batch from the process, all that it sees is that
-            # their connection ended.
-            cause = "for want of memory perhaps (fewer --workers)"
-            problem = f"a process that reads batches was killed, {cause}"
-            raise RunError(self.keeper.going_on(problem), path=self.run_dir) from None
+        signal = self._fit()
         if not signal and (lost := self.keeper.lost_at_the_end(self.progress)):
             raise RunError(lost, path=self.run_dir)
         return signal

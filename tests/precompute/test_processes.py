@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from transformers import CLIPConfig, CLIPModel
 
 import cusa
+from cusa.data import worker_pool
 from cusa.data.store import EmbeddingStore
-from tests.helpers import make_images, make_pairs, make_tiny_sentence, make_tiny_vit, run_error, run_ok
+from cusa.precompute.pipeline import ImageReader
+from tests.helpers import make_images, make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_error, run_ok
 
 ROOT = Path(cusa.__file__).parent.parent
 
@@ -224,6 +228,95 @@ def test_a_signal_to_the_whole_group_is_not_the_workers_business(tmp_path, manif
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     assert "stopped by SIGTERM" in errors
+
+
+def _killed_at_the_start(monkeypatch):
+    monkeypatch.setattr(worker_pool, "_serve", _kill_this_process)
+
+
+def _killed_while_reading_the_eighth_batch(monkeypatch):
+    plain = ImageReader.__getitem__
+
+    def read(self, place):
+        return _kill_this_process() if place[1][0] == 12 else plain(self, place)
+
+    monkeypatch.setattr(ImageReader, "__getitem__", read)
+
+
+def _killed_while_handing_over_a_batch(monkeypatch):
+    monkeypatch.setattr(worker_pool.socket, "send_fds", _kill_this_process)
+
+
+def _kill_this_process(*_arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(
+    ("kill", "n_shards"),
+    [
+        (_killed_at_the_start, 0),
+        (_killed_while_reading_the_eighth_batch, 1),
+        (_killed_while_handing_over_a_batch, 0),
+    ],
+)
+def test_a_killed_worker_stops_the_run_which_goes_on(
+    tmp_path, monkeypatch, manifest, teachers, whole, kill, n_shards, workers
+):
+    """Batches of two images, shards of five rows: the eighth is of the third, the second is still being encoded."""
+    monkeypatch.setattr("cusa.data.console.cpu_count", lambda: 2)  # and so two threads that encode
+    out = tmp_path / "s" / "store.h5"
+    args = _args(manifest, teachers, out, "--workers", workers)
+    with monkeypatch.context() as patch:
+        kill(patch)
+        line = run_error("precompute", *args)
+    assert re.search(r"worker process \d+ was killed by SIGKILL, possibly because memory ran out; pass fewer", line)
+    assert line.endswith("rows are encoded; finished shards are kept; run the same command again to go on")
+    kept = {path: path.stat().st_mtime_ns for path in out.parent.rglob("vit/*.h5")}
+    assert len(kept) == n_shards
+    run_ok("precompute", *args)
+    assert contents(out.parent) == whole
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def _may_mount():
+    try:
+        return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not _may_mount(), reason="needs the right to mount: root, and unshare of util-linux")
+def test_a_small_shm_is_enough_for_every_reader(tmp_path, manifest, teachers):
+    """1 MiB of /dev/shm, as containers have it, and batches larger than that."""
+    model, store, run_dir = make_tiny_clip(tmp_path / "clip"), tmp_path / "s.h5", tmp_path / "run"
+    processor = model / "preprocessor_config.json"
+    large = {"size": {"shortest_edge": 320}, "crop_size": {"height": 320, "width": 320}}
+    processor.write_text(json.dumps(json.loads(processor.read_text()) | large))
+    config = json.loads((model / "config.json").read_text())
+    config["vision_config"]["image_size"] = 320
+    config["vision_config"]["patch_size"] = 160
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").unlink()
+    CLIPModel(CLIPConfig.from_pretrained(model)).save_pretrained(model)
+    commands = [
+        ["precompute", "--dataset", manifest, "--teacher", f"clip={model}", *teachers[2:4], "--out", store],
+        ["train", "--embeddings", store, "--student", model, "--run-dir", run_dir, "--epochs", "1"],
+        ["eval", "--run", run_dir, "--split", "val", "--bootstrap", "0"],
+    ]
+    small_shm = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    for command in commands:
+        arguments = [*map(str, command), "--workers", "2", "--batch-size", "6"]
+        code = f"from tests.helpers import COMMANDS; COMMANDS[{arguments[0]!r}]({arguments[1:]!r})"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", small_shm, "sh", sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_part_may_have_only_skipped_rows(tmp_path, teachers):

@@ -1,5 +1,6 @@
 """Batches: rows joined by number, the order of an epoch, worker processes."""
 
+import multiprocessing
 import pickle
 from contextlib import closing
 
@@ -98,7 +99,6 @@ def pictures(tmp_path_factory):
     return Pairs(*sources, (store.embeddings("vit", "train"), store.embeddings("minilm", "train")))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("workers", [2, 8])
 def test_workers_however_they_begin_give_the_same_batches(pictures, workers, start):
@@ -138,8 +138,8 @@ def test_an_exception_ends_the_workers(pictures):
     """They ignore SIGTERM, and so must be told."""
     with pytest.raises(KeyError), closing(Loader(pictures, EpochOrder(len(pictures), 4, seed=1), 2)) as loader:
         for _ in loader:
-            workers = list(loader._loader._iterator._workers)
-            assert all(w.is_alive() for w in workers)
+            workers = multiprocessing.active_children()
+            assert {worker.pid for worker in workers} == set(loader.process_ids)
             raise KeyError
     assert not any(w.is_alive() for w in workers)
 

@@ -1,8 +1,9 @@
 """Stopped anywhere, a run goes on as if nothing had been; what is torn, full or not finite is said and survived."""
 
 import errno
-import itertools
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from cusa.train.batches import Loader
 from cusa.train.commands import resume_command
 from cusa.train.loop import Trainer
 from cusa.train.run_dir import Checkpoints, read_metrics
@@ -276,35 +276,34 @@ def test_what_is_lost_at_the_end_is_an_error(index, tmp_path, monkeypatch, what,
         assert load_saved(tmp_path / "run").origin.epoch == 2
 
 
-def test_a_reader_that_is_killed_is_an_error_with_a_way_on(index, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_reader_that_is_killed_is_an_error_with_a_way_on(index, whole, tmp_path, monkeypatch, workers):
     plain = Trainer._train_on
 
     def step(self, batch):
         if self.progress.step == 7:
-            import multiprocessing
-            import os
-
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGKILL)
         return plain(self, batch)
 
-    monkeypatch.setattr(Trainer, "_train_on", step)
-    line = run_error("train", *_args(index, tmp_path / "run", "--workers", 1, "--epochs", 50))
-    assert "a process that reads batches was killed, for want of memory perhaps" in line
+    args = _args(index, tmp_path / "run", "--workers", workers)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_on", step)
+        line = run_error("train", *args)
+    assert "was killed by SIGKILL, possibly because memory ran out; pass fewer --workers" in line
     assert f"go on with: {resume_command(tmp_path / 'run')}" in line
+    run_ok("train", "--resume", "--run-dir", tmp_path / "run")
+    _assert_same(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
-def test_so_is_one_that_is_killed_while_it_hands_over_a_batch(index, tmp_path, monkeypatch, kind):
-    plain = Loader.__iter__
+def test_one_that_is_killed_while_validating_stops_the_run_and_keeps_it(index, tmp_path, monkeypatch):
+    def read(*_arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def broken_off(self):
-        yield from itertools.islice(plain(self), 2)
-        raise kind("as multiprocessing does where the other end is gone")
-
-    monkeypatch.setattr(Loader, "__iter__", broken_off)
-    line = run_error("train", *_args(index, tmp_path / "run", "--workers", 0))
-    assert "a process that reads batches was killed, for want of memory perhaps" in line
+    monkeypatch.setattr("cusa.train.encode._Chunks.__getitem__", read)
+    line = run_error("train", *_args(index, tmp_path / "run", "--workers", 2))
+    assert "was killed by SIGKILL" in line
+    assert "the run is kept up to step" in line
 
 
 def test_a_relative_student_is_found_from_anywhere(tmp_path, monkeypatch):
