@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
@@ -22,10 +23,12 @@ from cusa.data.errors import CusaError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import Progress
+    from rich.progress import Progress, Task, TaskID
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+LOG_INTERVAL_S = 30.0  # between lines of progress where no terminal shows bars
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -163,15 +166,123 @@ def console(quiet: bool = False) -> Console:
     return Console(quiet=quiet) if sys.stdout.isatty() else Console(quiet=quiet, width=120)
 
 
-def progress(quiet: bool = False) -> Progress:
-    """A progress bar on stderr: description, bar, done of total, rate, time left; each task's ``status`` below it."""
+class ProgressLines:
+    """Says in plain lines how far tasks are, for logs: soon, then now and then, and in total.
+
+    Args:
+        say: Gets each line.
+        clock: Seconds that pass.
+    """
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._say, self._clock = say, clock
+        self._due = self._last_event = clock()
+        self._begun: dict[int, tuple[float, float]] = {}  # by task: when, and how much was completed before
+        self._counted: dict[int, float] = {}  # by task: completed when a line last said so
+        self._silent = True
+
+    def added(self, task: Task) -> None:
+        """A task is there; the first one shows that the command runs."""
+        self._counted[task.id] = task.completed
+        if self._silent:
+            self._print(task.description)
+        self._last_event = self._clock()
+
+    def moved(self, task: Task) -> None:
+        """Something of a task is done: a line if one is due, or if it is all."""
+        now = self._clock()
+        if task.completed > self._counted[task.id]:
+            self._begun.setdefault(task.id, (self._last_event, self._counted[task.id]))
+            if task.finished or now >= self._due:
+                self._tell(task, now)
+                self._due = now + LOG_INTERVAL_S
+        self._last_event = now
+
+    def stopped(self, tasks: Iterable[Task]) -> None:
+        """Nothing more will be done: say how far those got that are not finished."""
+        for task in tasks:
+            if task.completed > self._counted[task.id]:
+                self._tell(task, self._last_event)
+
+    def _tell(self, task: Task, now: float) -> None:
+        unit = task.fields.get("unit", "rows")
+        since, before = self._begun[task.id]
+        done, total = task.completed, task.total
+        words = [f"{done:,.0f}{'' if total is None else f' of {total:,.0f}'} {unit}"]
+        if now > since:
+            rate = (done - before) / (now - since)
+            words.append(f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s")
+            if task.finished or total is None:
+                words.append(f"{_duration(now - since)} so far" if total is None else f"took {_duration(now - since)}")
+            else:
+                words.append(f"{_duration((total - done) / rate)} left")
+        self._counted[task.id] = done
+        status = task.fields.get("status")
+        self._print(f"{task.description}: {', '.join(words)}{f'; {status}' if status else ''}")
+
+    def _print(self, line: str) -> None:
+        self._say(line)
+        self._silent = False
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def progress(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """How far tasks are, on stderr: bars on a terminal, elsewhere plain lines, at most one in 30 s.
+
+    A task has a description, a total, the ``unit`` of both (rows if it has none) and a ``status`` of free text.
+
+    Args:
+        quiet: Show nothing.
+        clock: Seconds that pass.
+    """
     from rich.console import Console
+
+    console = Console(stderr=True, quiet=quiet)
+    return _bars(console, clock) if console.is_terminal else _lines(console, clock)
+
+
+def _lines(console: Console, clock: Callable[[], float]) -> Progress:
+    """No bars, but :class:`ProgressLines`."""
+    from rich.progress import Progress
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    lines = ProgressLines(say, clock)
+
+    class Lines(Progress):
+        """Tells each change of a task."""
+
+        def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
+            number = super().add_task(*args, **kwargs)
+            lines.added(self._tasks[number])
+            return number
+
+        def update(self, task_id: TaskID, **kwargs: Any) -> None:
+            super().update(task_id, **kwargs)
+            lines.moved(self._tasks[task_id])
+
+        def advance(self, task_id: TaskID, advance: float = 1) -> None:
+            super().advance(task_id, advance)
+            lines.moved(self._tasks[task_id])
+
+        def stop(self) -> None:
+            super().stop()
+            lines.stopped(self.tasks)
+
+    return Lines(console=console, disable=True, get_time=clock)
+
+
+def _bars(console: Console, clock: Callable[[], float]) -> Progress:
+    """Description, bar, done of total, rate, time left; each task's ``status`` below it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
         ProgressColumn,
-        Task,
         TextColumn,
         TimeRemainingColumn,
     )
@@ -194,7 +305,7 @@ def progress(quiet: bool = False) -> Progress:
                     yield Text(f"  {status}", style="dim")
 
     columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn()]
-    return WithStatus(*columns, TimeRemainingColumn(), console=Console(stderr=True, quiet=quiet))
+    return WithStatus(*columns, TimeRemainingColumn(), console=console, get_time=clock)
 
 
 def pick_device(name: str) -> str:

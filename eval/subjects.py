@@ -158,7 +158,7 @@ def embeddings_of(subject: Subject, split: FoundSplit, machine: Machine) -> Spli
     config = replace(origin.config, data=replace(origin.config.data, image_root=str(data.image_root)))
     sources = student_sources(store, data.split.name, config, names, student.processors)
     workers = machine.workers if machine.workers is not None else 0 if names else machine.readers
-    return encode_split(student.student, sources, machine.device, machine.batch_size, workers)
+    return encode_split(student.student, sources, machine.device, machine.batch_size, workers, advance=machine.advance)
 
 
 def teachers_of(subject: Subject, store: EmbeddingStore | None, split: str) -> Teachers:

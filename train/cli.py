@@ -306,6 +306,7 @@ class _BarReporter:
         recalls = ", ".join(f"{way} R@1 {metrics[f'{way}_r1']:.1f}" for way in ("i2t", "t2i"))
         best = "  best so far" if metrics["best"] else ""
         self._say(f"epoch {metrics['epoch']:3}  val RSUM {metrics['rsum']:6.1f}  {recalls}{best}")
+        self._epoch = f"epoch {metrics['epoch']}/{self._epochs}"
         self._show(metrics["step"])
 
     def warned(self, text: str) -> None:

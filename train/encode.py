@@ -51,6 +51,7 @@ def encode_split(
     start_method: StartMethod = "fork",
     processes: Processes | None = None,
     check: Callable[[], None] = lambda: None,
+    advance: Callable[[str, int, int], None] = lambda unit, count, total: None,
 ) -> SplitEmbeddings:
     """Encode every image and every caption of a split.
 
@@ -63,6 +64,8 @@ def encode_split(
         start_method: How they begin.
         processes: Those that share the work: each encodes a part, and all of them get the whole.
         check: Called after each batch; may raise.
+        advance: Told after each batch what is encoded (``"images"`` or ``"captions"``), how many more are, and how many
+            this process encodes in all.
 
     Raises:
         CusaError: If an input cannot be read, or none is left.
@@ -75,7 +78,9 @@ def encode_split(
     text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
     rank, size = (processes.rank, processes.size) if processes else (0, 1)
 
-    def encode(read: Callable[[np.ndarray], Inputs], forward: Callable[[Any], Features], rows: np.ndarray) -> Rows:
+    def encode(
+        read: Callable[[np.ndarray], Inputs], forward: Callable[[Any], Features], rows: np.ndarray, unit: str
+    ) -> Rows:
         mine = np.array_split(rows, size)[rank]
         chunks = _Chunks(read, [mine[a : a + batch_size] for a in range(0, len(mine), batch_size)])
         pin = torch.device(device).type == "cuda"
@@ -85,14 +90,15 @@ def encode_split(
             for inputs in loader:
                 parts.append(embed(forward, inputs, device))
                 check()
+                advance(unit, len(chunks.rows[len(parts) - 1]), len(mine))
         parts = [part for found in (processes.everyones(parts) if processes else [parts]) for part in found]
         return {h: np.concatenate([part[h] for part in parts]) for h in HEADS}
 
     was_training = student.training
     student.eval()
     try:
-        image = encode(inputs.images, student.encode_image, image_rows)
-        text = encode(inputs.texts, student.encode_text, text_rows)
+        image = encode(inputs.images, student.encode_image, image_rows, "images")
+        text = encode(inputs.texts, student.encode_text, text_rows, "captions")
     finally:
         student.train(was_training)
     position = np.full(split.n_images, -1, np.int64)
@@ -121,13 +127,13 @@ def embed(forward: Callable[[Any], Features], inputs: Inputs, device: torch.devi
 
 class _Chunks(Dataset[Inputs]):
     def __init__(self, read: Callable[[np.ndarray], Inputs], rows: list[np.ndarray]) -> None:
-        self._read, self._rows = read, rows
+        self._read, self.rows = read, rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, number: int) -> Inputs:
-        return self._read(self._rows[number])
+        return self._read(self.rows[number])
 
 
 def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:

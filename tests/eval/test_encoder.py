@@ -105,7 +105,7 @@ def test_the_commands_that_use_a_student(runs, tmp_path):
     out = run_ok("eval", "search", picture, "--index", tmp_path / "index", "-k", 3, "--out", sheet)
     hits = [line.strip() for line in out.splitlines() if ".jpg" in line]
     assert len(hits) == 3
-    assert "  1  1.000  " in hits[0]
+    assert "1  1.000  " in hits[0]
     assert hits[0].endswith("002.jpg  (the query itself)")
     out = run_ok("eval", "search", "picture number 3", "--index", tmp_path / "index")
     assert len([line for line in out.splitlines() if ".jpg" in line]) == 10
