@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cusa.data.errors import FORWARD_PASS, CusaError, DataError, ImageError, first_line
-from cusa.eval.encoder import batches
+from cusa.eval.inputs import batches
 from cusa.eval.models import Encoder
 from cusa.train.encode import Rows
 from cusa.train.threads import one_core_threads

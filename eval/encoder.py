@@ -5,26 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError
-from cusa.data.images import as_viewed, load_image
+from cusa.data.errors import CusaError, SettingError
+from cusa.eval.inputs import (
+    ImageLike,
+    batches,
+    checked_texts,
+    one_or_many_images,
+    one_or_many_texts,
+    opened_images,
+)
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.encode import Rows, embed
 from cusa.train.provenance import StoredTeacher
 from cusa.train.saved import BEST_FOLDER, SavedStudent, load_saved
 from cusa.train.student import HEADS, Features, Head
-
-ImageLike = str | Path | Image.Image
 
 
 class StudentEncoder:
@@ -64,13 +68,20 @@ class StudentEncoder:
         self.dim = int(saved.student.state_dict()["image_heads.cross.1.weight"].shape[0])
         self.uni_head: Head = saved.origin.uni_head
 
+    def __repr__(self) -> str:
+        student = Path(self.origin.config.student.name).name
+        return f"StudentEncoder({str(self._source)!r}, student={student!r}, dim={self.dim}, device={self._device!r})"
+
     def encode_image(
-        self, images: ImageLike | Sequence[ImageLike], head: Head = "cross", batch_size: int = 64
+        self, images: ImageLike | Iterable[ImageLike], head: Head = "cross", batch_size: int = 64
     ) -> np.ndarray:
         """Embed images.
 
         Args:
-            images: Paths or PIL images; or one of them.
+            images: One image: a path, a Pillow image, a uint8 array ``[h, w]`` or ``[h, w, channels]``, or a uint8
+                tensor ``[h, w]`` or ``[channels, h, w]``; there are 1, 3 or 4 channels: grey, RGB, RGBA. Or several:
+                an array ``[n, h, w, channels]``, a tensor ``[n, channels, h, w]``, or a list, generator or other
+                iterable of images, which may be of different kinds and sizes.
             head: ``"cross"`` to compare with captions, ``"uni"`` to compare with images.
             batch_size: Images at a time.
 
@@ -78,18 +89,19 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one image.
 
         Raises:
-            CusaError: If a file is missing or no image, or an adapter's encoder cannot be loaded.
+            CusaError: If an item is no image, a file is missing or no image, or an adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
-        if isinstance(images, (str, Path, Image.Image)):
-            return self.encode_image([images], head)[0]
-        return self.image_rows(images, batch_size)[_checked(head)]
+        head = _checked(head)
+        alone, several = one_or_many_images(images)
+        rows = self.image_rows(several, batch_size)[head]
+        return rows[0] if alone else rows
 
-    def encode_text(self, texts: str | Sequence[str], head: Head = "cross", batch_size: int = 256) -> np.ndarray:
+    def encode_text(self, texts: str | Iterable[str], head: Head = "cross", batch_size: int = 256) -> np.ndarray:
         """Embed texts.
 
         Args:
-            texts: Texts; or one.
+            texts: A text, or a list, generator or other iterable of texts.
             head: ``"cross"`` to compare with images, ``"uni"`` to compare with texts.
             batch_size: Texts at a time.
 
@@ -97,20 +109,21 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one text.
 
         Raises:
-            CusaError: If an adapter's encoder cannot be loaded.
+            CusaError: If an item is no text, or an adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
-        if isinstance(texts, str):
-            return self.encode_text([texts], head)[0]
-        return self.text_rows(texts, batch_size)[_checked(head)]
+        head = _checked(head)
+        alone, several = one_or_many_texts(texts)
+        rows = self.text_rows(several, batch_size)[head]
+        return rows[0] if alone else rows
 
-    def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> Rows:
+    def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images from both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(self.student.encode_image, self._image_inputs, images, batch_size)
+        return self._rows(self.student.encode_image, self._image_inputs, enumerate(images), batch_size)
 
-    def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> Rows:
+    def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embeddings of texts from both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(self.student.encode_text, self._text_inputs, texts, batch_size)
+        return self._rows(self.student.encode_text, self._text_inputs, checked_texts(texts), batch_size)
 
     @property
     def normalizer(self) -> str:
@@ -132,7 +145,7 @@ class StudentEncoder:
         }
 
     def _rows(
-        self, encode: Callable[[Any], Features], read: Callable[[Any], Any], items: Sequence[Any], batch_size: int
+        self, encode: Callable[[Any], Features], read: Callable[[Any], Any], items: Iterable[Any], batch_size: int
     ) -> Rows:
         parts = []
         for batch in batches(items, batch_size):
@@ -141,10 +154,10 @@ class StudentEncoder:
                 parts.append(embed(encode, inputs, self._device))
         return {h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)]) for h in HEADS}
 
-    def _image_inputs(self, images: Sequence[ImageLike]) -> torch.Tensor:
+    def _image_inputs(self, images: Sequence[tuple[int, ImageLike]]) -> torch.Tensor:
         if self.processors is not None:
-            return torch.cat([self.processors.pixels([image]) for image in opened(images)])
-        return self._stored_rows("image", self._image_encoder, opened(images))
+            return torch.cat([self.processors.pixels([image]) for image in opened_images(images)])
+        return self._stored_rows("image", self._image_encoder, opened_images(images))
 
     def _text_inputs(self, texts: Sequence[str]) -> Any:
         normalize = normalizer(self.normalizer)
@@ -195,35 +208,34 @@ def load_student(path: str | Path, device: str | None = None, encoders: dict[str
             ``"image"`` and ``"text"``; by default from where stage one did.
 
     Raises:
-        CusaError: If there is no student, or it is damaged.
+        CusaError: If there is no student, it is damaged, or the device is not there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return StudentEncoder(load_saved(Path(path)), device, encoders, Path(path))
+    return StudentEncoder(load_saved(Path(path)), chosen_device(device), encoders, Path(path))
+
+
+def chosen_device(device: str | None) -> str:
+    """The device of that name; of none, a GPU if there is one.
+
+    Raises:
+        SettingError: If there is no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        raise SettingError(f"unknown device {device!r}; legal: cpu, cuda, cuda:N", name="device") from None
+    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
+        present = torch.cuda.device_count()
+        raise SettingError(
+            f"device {device!r} is not there: torch sees {present} GPUs; pass cpu, or leave it out", name="device"
+        )
+    return str(asked)
 
 
 def folder_name(folder: Path) -> str:
     """Its name, also where it is written as ``.`` or ``..``."""
     return os.path.basename(os.path.abspath(folder))
-
-
-def opened(images: Sequence[ImageLike]) -> Iterator[Image.Image]:
-    """Images as :func:`cusa.data.images.as_viewed` shows them; files are decoded one by one.
-
-    Raises:
-        CusaError: If a file is missing or no image.
-    """
-    return (as_viewed(i) if isinstance(i, Image.Image) else load_image(Path(i)) for i in images)
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """The items, so many at a time.
-
-    Raises:
-        ValueError: If ``size`` is below 1.
-    """
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}")
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def one_at_a_time(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -13,7 +13,8 @@ from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, RunError
 from cusa.data.hub import locate
 from cusa.data.pretrained import load_config, one_line_load_errors
-from cusa.eval.encoder import ImageLike, StudentEncoder, batches, folder_name, one_at_a_time, opened
+from cusa.eval.encoder import StudentEncoder, chosen_device, folder_name, one_at_a_time
+from cusa.eval.inputs import ImageLike, batches, checked_texts, opened_images
 from cusa.precompute.checks import FirstBatchCheck
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, weights_digest
@@ -71,11 +72,11 @@ class Encoder(Model, Protocol):
         """sha256 (hex) of its weights."""
         ...
 
-    def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> Rows:
+    def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images by head, float32 ``[n, d]``, L2-normalised; several threads may call it."""
         ...
 
-    def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> Rows:
+    def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embeddings of texts by head, float32 ``[n, d]``, L2-normalised; for one thread: tokenisers are not shared."""
         ...
 
@@ -109,7 +110,11 @@ class ModelEncoder:
         self._device, self._alone = device, one_at_a_time(device)
         self._checks = {side.modality: FirstBatchCheck(side, device, "fp32") for side in sides}
 
-    def image_rows(self, images: Sequence[ImageLike], batch_size: int = 64) -> Rows:
+    def __repr__(self) -> str:
+        kind, dim = self.description["kind"], self.description["dim"]
+        return f"ModelEncoder({self.name!r}, kind={kind!r}, dim={dim}, device={self._device!r})"
+
+    def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images, float32 ``[n, d]``, L2-normalised.
 
         Raises:
@@ -117,10 +122,10 @@ class ModelEncoder:
             ValueError: If ``batch_size`` is below 1.
         """
         side = self._side("image")
-        inputs = ((side.inputs(opened(batch)), None) for batch in batches(images, batch_size))
-        return self._rows(side, inputs)
+        numbered = batches(enumerate(images), batch_size)
+        return self._rows(side, ((side.inputs(opened_images(batch)), None) for batch in numbered))
 
-    def text_rows(self, texts: Sequence[str], batch_size: int = 256) -> Rows:
+    def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embeddings of texts as written, float32 ``[n, d]``, L2-normalised.
 
         Raises:
@@ -128,8 +133,8 @@ class ModelEncoder:
             ValueError: If ``batch_size`` is below 1.
         """
         side, normalize = self._side("text"), normalizer(_CAPTIONS)
-        normalized = ([normalize(text) for text in batch] for batch in batches(texts, batch_size))
-        return self._rows(side, ((side.inputs(batch), batch) for batch in normalized))
+        captions = batches(map(normalize, checked_texts(texts)), batch_size)
+        return self._rows(side, ((side.inputs(batch), batch) for batch in captions))
 
     def _side(self, modality: str) -> Teacher:
         if modality not in self._sides:
@@ -151,20 +156,20 @@ class ModelEncoder:
         return {"cross": np.concatenate(parts)}
 
 
-def load_encoder(spec: str, device: str, checkpoint: str = "best") -> Encoder:
+def load_encoder(spec: str | Path, device: str | None = None, checkpoint: str = "best") -> Encoder:
     """Load whatever embeds images or texts.
 
     Args:
         spec: A run of cusa-train, or a folder with a student; else the name of a teacher, or ``NAME=PATH``; else the
             folder or hub name (``owner/model``) of a model: sentence-transformers if it has ``modules.json``, a dual
             encoder if it has both towers (their features as they are), a vision or a sentence model otherwise.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None``: a GPU if there is one.
         checkpoint: Of a run: ``"best"`` or ``"last"``.
 
     Raises:
         CusaError: If it is nothing of these, or cannot be loaded; says what is legal, or how to get it.
     """
-    folder = Path(spec)
+    spec, folder, device = str(spec), Path(spec), chosen_device(device)
     try:
         if folder.is_dir() and _holds_student(folder):
             return StudentEncoder(load_trained(folder, checkpoint), device, source=folder)

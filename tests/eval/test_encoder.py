@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cusa
+from cusa.data.errors import DataError, ImageError, SettingError
 from cusa.data.store import EmbeddingStore
 from cusa.train.encode import encode_split
 from cusa.train.run_dir import load_trained
@@ -65,6 +67,120 @@ def test_one_or_many_paths_or_pictures(runs, tmp_path, kind):
         student.encode_text("a", head="both")
     with pytest.raises(cusa.CusaError, match="does not exist"):
         student.encode_image("none.jpg")
+
+
+@pytest.fixture(scope="module")
+def student(runs):
+    return cusa.load_student(runs / "dual", device="cpu")
+
+
+def assert_same(rows, expected):
+    """But for rounding, which depends on the size of batches; other pictures' rows are far away."""
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+
+
+def _pixels(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def _as_tensor(pixels):
+    return torch.from_numpy(pixels).movedim(-1, -3)
+
+
+def test_arrays_and_tensors_are_pictures(student):
+    """Of every number of channels, alone or in a stack; as Pillow's image of the same pixels."""
+    for channels in (1, 3, 4):
+        stack = _pixels(channels, 3, 40, 50, channels)
+        pictures = [Image.fromarray(pixels.squeeze()) for pixels in stack]
+        assert {picture.mode for picture in pictures} == {{1: "L", 3: "RGB", 4: "RGBA"}[channels]}
+        expected = student.encode_image(pictures)
+        for given in (stack, _as_tensor(stack), list(stack), (_as_tensor(pixels) for pixels in stack)):
+            assert_same(student.encode_image(given, batch_size=2), expected)
+        for given in (stack[1], _as_tensor(stack[1]), pictures[1]):
+            assert_same(student.encode_image(given), expected[1])
+    grey = _pixels(0, 40, 50)
+    expected = student.encode_image(Image.fromarray(grey))
+    assert expected.shape == (8,)
+    for given in (grey, torch.from_numpy(grey), grey[:, :, None], np.asfortranarray(grey)):
+        assert_same(student.encode_image(given), expected)
+    assert student.encode_image(stack[:0]).shape == (0, 8)
+
+
+def test_a_sequence_is_any_iterable_and_may_hold_anything(student, runs):
+    path, pixels = runs / "data" / "003.jpg", _pixels(1, 40, 50, 3)
+    expected = student.encode_image([path, pixels])
+    given = (path, str(path), Image.open(path), pixels, _as_tensor(pixels))
+    many = student.encode_image((item for item in given), "cross", 2)
+    assert_same(many, expected[[0, 0, 0, 1, 1]])
+    assert_same(student.encode_image(np.array([str(path)])), expected[:1])
+    texts = ["picture 1", "number 2", "picture 3"]
+    expected = student.encode_text(texts)
+    for given in (iter(texts), tuple(texts), np.array(texts), dict.fromkeys(texts)):
+        assert_same(student.encode_text(given, batch_size=2), expected)
+    taken = []
+
+    def pictures():
+        for number in range(5):
+            taken.append(number)
+            yield pixels if number < 4 else None
+
+    with pytest.raises(ImageError, match="image 4 is None; pass a path") as refused:
+        student.encode_image(pictures(), batch_size=2)
+    assert refused.value.location == "image 4"
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [
+        (np.zeros((3, 40, 50), np.uint8), r"is an array of shape \[3, 40, 50\]; an array is"),
+        (torch.zeros((40, 50, 3), dtype=torch.uint8), r"is a tensor of shape \[40, 50, 3\]; an array is"),
+        (np.zeros((2, 40, 50, 2), np.uint8), r"is an array of shape \[2, 40, 50, 2\]"),
+        (np.zeros((0, 50, 3), np.uint8), r"is an array of shape \[0, 50, 3\]"),
+        (np.zeros(7, np.uint8), r"is an array of shape \[7\]"),
+        (np.zeros((40, 50, 3)), r"is an array of float64; pass uint8, from 0 to 255"),
+        (torch.zeros((3, 40, 50)), r"is a tensor of float32; pass uint8, from 0 to 255"),
+        (np.zeros((40, 50), bool), r"is an array of bool; pass uint8"),
+    ],
+)
+def test_other_arrays_are_refused_in_one_line(student, image, why):
+    with pytest.raises(ImageError, match=f"^image 0 {why}") as refused:
+        student.encode_image(image)
+    assert (refused.value.location, "\n" in str(refused.value)) == ("image 0", False)
+    with pytest.raises(ImageError, match=f"^image 1 {why}"):
+        student.encode_image([_pixels(0, 40, 50), image])
+
+
+def test_what_is_neither_image_nor_text_is_refused(student):
+    for given in (None, 3):
+        with pytest.raises(ImageError, match="images are paths, pictures, arrays or tensors, or several"):
+            student.encode_image(given)
+        with pytest.raises(DataError, match="texts are strings, one or several"):
+            student.encode_text(given)
+    with pytest.raises(DataError, match="texts are strings, one or several; got of type bytes"):
+        student.encode_text(b"picture")
+    with pytest.raises(DataError, match="text 1 is of type int; pass strings") as refused:
+        student.encode_text(["picture", 3])
+    assert refused.value.location == "text 1"
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        student.encode_image(_pixels(0, 40, 50), batch_size=0)
+
+
+def test_a_student_says_what_it_is(runs):
+    student = cusa.load_student(runs / "adapter")
+    assert repr(student) == f"StudentEncoder({str(runs / 'adapter')!r}, student='adapter', dim=8, device='cpu')"
+    named = cusa.load_encoder(f"mine={runs / 'vit'}")
+    assert repr(named) == "ModelEncoder('mine', kind='teacher', dim=32, device='cpu')"
+
+
+def test_the_device_is_a_gpu_if_there_is_one(runs):
+    picture = _pixels(0, 40, 50, 3)
+    expected = cusa.load_student(runs / "dual", "cpu").encode_image(picture)
+    for load in (cusa.load_student, cusa.load_encoder):  # the tests see no GPU
+        assert_same(load(runs / "dual").encode_image(picture), expected)
+        for device, why in (("gpu", "unknown device 'gpu'; legal: cpu"), ("cuda:3", "'cuda:3' is not there: torch")):
+            with pytest.raises(SettingError, match=why) as refused:
+                load(runs / "dual", device)
+            assert refused.value.name == "device"
 
 
 def test_a_moved_student_and_moved_encoders(runs, tmp_path):
