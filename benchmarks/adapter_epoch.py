@@ -23,7 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from loading import coco_size_store, folder_of, machine, paired
+from loading import SIZES, coco_size_store, folder_of, machine, paired
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import Dataset
@@ -40,6 +40,7 @@ from cusa.train.step import make_optimizer
 
 from timing import in_turns, seconds
 
+SMOKE = ("--images 40 --batch-size 8 --rounds 1 --steps 4",)
 CHUNK = 1000  # rows of similarities at a time
 
 
@@ -92,10 +93,10 @@ class Clock:
         }
 
 
-def make_trainer(folder: Path, run_dir: Path, device: str, batch_size: int) -> Trainer:
+def make_trainer(store: Path, run_dir: Path, device: str, batch_size: int) -> Trainer:
     """An adapter's trainer, for one epoch."""
     settings = {
-        "data": {"embeddings": str(coco_size_store(folder))},
+        "data": {"embeddings": str(store)},
         "loss": {"terms": TERMS["cusa"]},
         "train": {"epochs": 1, "batch_size": batch_size, "device": device, "checkpoint_minutes": None},
     }
@@ -132,27 +133,30 @@ def products(images: np.ndarray, texts: np.ndarray) -> None:
 @click.option("--batch-size", default=128)
 @click.option("--rounds", default=11)
 @click.option("--steps", default=100, help="A turn's.")
+@click.option("--images", default=SIZES["train"], help="Of the training split; five captions each.")
 @click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the store in.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(device: str, batch_size: int, rounds: int, steps: int, store: Path | None, out: Path | None) -> None:
+def main(
+    device: str, batch_size: int, rounds: int, steps: int, images: int, store: Path | None, out: Path | None
+) -> None:
     """Measure, print a table, write the figures to --out."""
     quiet_libraries()
     with folder_of(store) as folder, tempfile.TemporaryDirectory() as name:
-        coco_size_store(folder)
+        index = coco_size_store(folder, n_images=images)
         runs, clock = Path(name), Clock()
-        whole = make_trainer(folder, runs / "epoch", device, batch_size)
+        whole = make_trainer(index, runs / "epoch", device, batch_size)
         n_pairs = whole.steps_per_epoch * batch_size
         assert (rounds + 1) * steps < whole.steps_per_epoch, "the turns are steps of one epoch"
         whole.fit([clock], clock)
         parts = clock.parts(whole.steps_per_epoch)
 
         embeddings = encode_split(whole.student, whole.val_sources, device)
-        images, texts = embeddings.image["cross"], embeddings.text["cross"]
+        both = embeddings.image["cross"], embeddings.text["cross"]
         scoring = seconds(lambda: validation_scores(embeddings))
-        bare_scoring = seconds(lambda: products(images, texts))
+        bare_scoring = seconds(lambda: products(*both))
 
         streaming, kept, bare = (
-            make_trainer(folder, runs / way, device, batch_size) for way in ("streaming", "kept", "floor")
+            make_trainer(index, runs / way, device, batch_size) for way in ("streaming", "kept", "floor")
         )
         one = OneBatch(kept)
         kept.pairs = one  # type: ignore[assignment]
@@ -177,7 +181,7 @@ def main(device: str, batch_size: int, rounds: int, steps: int, store: Path | No
     }
     table = Table("", "", title=f"adapter, {n_pairs:,} pairs, batch {batch_size}")
     table.add_row("steps of an epoch", f"{parts['steps_s']:.1f} s, {results['pairs_per_s']:,.0f} pairs/s")
-    table.add_row("validation of 5,000 images", f"{parts['validation_s']:.1f} s")
+    table.add_row(f"validation of {len(both[0]):,} images", f"{parts['validation_s']:.1f} s")
     for way, taken in medians.items():
         table.add_row(f"a step, {way}", f"{1000 * taken:.2f} ms")
     table.add_row("streaming / one batch", f"{results['streaming_over_one_batch']:.3f}")

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from cusa.data.store import EmbeddingStore
 from cusa.eval.retrieval import evaluate
-from cusa.train.config import build_config, load_preset, merge
+from cusa.train.config import build_config, load_preset, merge, parse_settings
 from cusa.train.encode import encode_split
 from cusa.train.loop import Trainer
 from cusa.train.losses import TERMS
@@ -31,23 +32,29 @@ from cusa.train.processes import Processes
 from cusa.train.run_dir import load_trained
 from cusa.train.setup import student_sources
 
+SMOKE = (
+    "{store} --text-teacher words --image-teacher vision --image-encoder vision --text-encoder words "
+    "--seeds 2 --set train.epochs=1 --set train.batch_size=8",
+)
 
-def measure(store: Path, loss: str, text_teacher: str, seed: int, run_dir: Path) -> dict[str, float]:
-    """Train one run and measure its last epoch on val."""
-    settings = {
-        "data": {"embeddings": str(store), "image_teacher": "efficientnet-lite0", "text_teacher": text_teacher},
-        "student": {"image_encoder": "efficientnet-lite0", "text_encoder": "minilm"},
-        "loss": {"terms": TERMS[loss]},
-        "train": {"seed": seed},
-    }
+
+def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, float]:
+    """Train one run and measure its last epoch on val.
+
+    Args:
+        store: The store.
+        settings: What differs from the preset ``adapter``.
+        run_dir: Where the run goes.
+    """
     config = build_config(merge(load_preset("adapter"), settings))
     started = time.perf_counter()
     Trainer(config, Processes("cpu"), 0, run_dir, resume=False).fit()
     seconds = time.perf_counter() - started
     loaded = load_trained(run_dir, "last")
-    encoders = "efficientnet-lite0", "minilm"
+    encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]
     sources = student_sources(EmbeddingStore(store), "val", config, encoders, processors=None)
-    heads = evaluate(encode_split(loaded.student, sources, "cpu"), sources.split, "uni")["heads"]
+    metrics, _ = evaluate(encode_split(loaded.student, sources, "cpu"), sources.split, "uni")
+    heads = metrics["heads"]
     return {
         "rsum": heads["cross"]["retrieval"]["rsum"],
         "i2t_r1": heads["cross"]["retrieval"]["i2t"]["r1"],
@@ -61,16 +68,35 @@ def measure(store: Path, loss: str, text_teacher: str, seed: int, run_dir: Path)
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path, exists=True))
 @click.option("--text-teacher", "text_teachers", multiple=True, default=["mpnet", "minilm"])
+@click.option("--image-teacher", default="efficientnet-lite0")
+@click.option("--image-encoder", default="efficientnet-lite0")
+@click.option("--text-encoder", default="minilm")
+@click.option("--set", "more", multiple=True, metavar="NAME=VALUE", help="Another setting, as of cusa-train.")
 @click.option("--seeds", default=5)
 @click.option("--out", type=click.Path(path_type=Path))
-def main(store: Path, text_teachers: tuple[str, ...], seeds: int, out: Path | None) -> None:
+def main(
+    store: Path,
+    text_teachers: tuple[str, ...],
+    image_teacher: str,
+    image_encoder: str,
+    text_encoder: str,
+    more: tuple[str, ...],
+    seeds: int,
+    out: Path | None,
+) -> None:
     """Run the grid on STORE, print a table, write every single figure to --out."""
+    student = {"image_encoder": image_encoder, "text_encoder": text_encoder}
     grid = [(t, loss, seed) for t in text_teachers for loss in TERMS for seed in range(seeds)]
     results: dict[str, dict[str, list[dict[str, float]]]] = {t: {loss: [] for loss in TERMS} for t in text_teachers}
     with tempfile.TemporaryDirectory() as folder:
         for text_teacher, loss, seed in track(grid, console=Console(stderr=True)):
             run_dir = Path(folder) / f"{text_teacher}-{loss}-{seed}"
-            results[text_teacher][loss].append(measure(store, loss, text_teacher, seed, run_dir))
+            teachers = {"image_teacher": image_teacher, "text_teacher": text_teacher}
+            settings = merge(
+                {"student": student, "loss": {"terms": TERMS[loss]}, "train": {"seed": seed}}, parse_settings(more)
+            )
+            settings = merge(settings, {"data": {"embeddings": str(store), **teachers}})
+            results[text_teacher][loss].append(measure(store, settings, run_dir))
     names = list(results[text_teachers[0]]["cusa"][0])
     table = Table(
         "text teacher", "loss", *names, title=f"mean and standard deviation of {seeds} seeds, last epoch, val"

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import click
 
+SMOKE = ("--kills 2",)
 PATIENCE_S = 30
 
 

@@ -15,51 +15,49 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import h5py
+from crash import contents, end_of, load_libraries, make_inputs, start
 
 from cusa.data.errors import CusaError
 from cusa.data.index import read_index
 from cusa.data.sealed import BLOCK
 from cusa.data.verify import verify
 
+SMOKE = ("--bits 1 --disks 1",)
 ROOT = Path(__file__).parent.parent
 
 
-def precompute(args: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run cusa-precompute in a process of its own."""
-    command = [sys.executable, "-m", "cusa.precompute", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+def precompute(args: list[str], log: Path) -> tuple[int, str]:
+    """Run cusa-precompute in a process of its own; its status, and the last line that it printed."""
+    log.unlink(missing_ok=True)
+    (status,) = end_of([start(args, {}, log, None, log)], None, 0)
+    return status, log.read_text().strip().splitlines()[-1]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the lock."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-
-
-def full_disk(folder: Path, args: list[str], whole: dict[str, bytes]) -> dict[str, Any]:
-    """Let the disk fill at many sizes, make room, run again, compare."""
+def full_disk(folder: Path, args: Callable[[Path], list[str]], whole: dict[str, bytes], disks: int) -> dict[str, Any]:
+    """Let disks of several sizes fill, make room, run again, compare."""
     if os.geteuid() != 0:
         return {"left out": "mounting a tmpfs needs root"}
     total = sum(len(content) for content in whole.values())
     mount = folder / "disk"
     mount.mkdir()
     stopped, named, identical, sizes = 0, 0, 0, []
-    for part in range(1, 9):
-        size = total * part // 8 // 4096 * 4096
+    for part in range(1, disks + 1):
+        size = total * part // disks // 4096 * 4096
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount], check=True)
         try:
-            first = precompute([*args, "--out", str(mount / "store.h5")])
+            status, last = precompute(args(mount / "store.h5"), folder / "log")
             sizes.append(size)
-            stopped += first.returncode != 0 and not (mount / "store.h5").exists()
-            last = first.stderr.strip().splitlines()[-1]
+            stopped += status != 0 and not (mount / "store.h5").exists()
             named += "cannot write" in last and "No space left on device" in last and str(mount) in last
             subprocess.run(["mount", "-o", f"remount,size={8 * total}", mount], check=True)
-            again = precompute([*args, "--out", str(mount / "store.h5")])
-            identical += again.returncode == 0 and contents(mount) == whole
+            status, _ = precompute(args(mount / "store.h5"), folder / "log")
+            identical += status == 0 and contents(mount) == whole
         finally:
             subprocess.run(["umount", mount], check=True)
     return {"sizes_bytes": sizes, "stopped": stopped, "named": named, "rerun_identical": identical}
@@ -110,26 +108,22 @@ def flipped_bits(index: Path, per_section: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--bits", default=64, help="Of each section.")
+@click.option("--disks", default=8, help="That fill; equal steps up to the store's own size.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(bits: int, out: Path | None) -> None:
+def main(bits: int, disks: int, out: Path | None) -> None:
     """Measure, print, write the figures to --out."""
     sys.path.insert(0, str(ROOT))
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-    from tests.helpers import make_pairs, make_tiny_sentence, make_tiny_vit
-
+    load_libraries()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = make_pairs(folder / "data", n=24, n_val=6, captions=3)
-        vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
-        args = ["--dataset", str(manifest), "--teacher", f"vit={vit}", "--teacher", f"words={words}"]
-        args += ["--shard-rows", "5", "--workers", "0"]
-        done = precompute([*args, "--out", str(folder / "whole" / "store.h5")])
-        assert done.returncode == 0, done.stderr
+        args = make_inputs(folder)
+        status, last = precompute(args(folder / "whole" / "store.h5"), folder / "log")
+        assert status == 0, last
         whole = contents(folder / "whole")
         shutil.copytree(folder / "whole", folder / "flips")
         results = {
             "machine": platform.platform(),
-            "full disk": full_disk(folder, args, whole),
+            "full disk": full_disk(folder, args, whole, disks),
             "flipped bits caught and named": flipped_bits(folder / "flips" / "store.h5", bits),
         }
     print(json.dumps(results, indent=1))

@@ -29,6 +29,8 @@ from cusa.precompute.pipeline import read_image
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import stacked
 
+SMOKE = ("{images} --teacher vit={vit} --rounds 1",)
+
 
 def enlarged(source: Path, target: Path, factor: int) -> list[Path]:
     """The pictures of a folder, larger."""

@@ -34,6 +34,7 @@ from cusa.train.tiled import default_tile_rows
 
 from timing import in_turns, seconds
 
+SMOKE = ("--largest 128 --rounds 2 --compiler eager",)
 DIM = 512
 
 
@@ -80,9 +81,10 @@ def ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
-def rounds_for(b: int) -> int:
+def rounds_for(b: int, most: int) -> int:
     """Many where a call takes milliseconds, few where it takes a minute."""
-    return 60 if b <= 512 else 20 if b <= 1024 else 7 if b <= 4096 else 3 if b <= 8192 else 1
+    rounds = 60 if b <= 512 else 20 if b <= 1024 else 7 if b <= 4096 else 3 if b <= 8192 else 1
+    return min(rounds, most)
 
 
 def extra_memory(b: int, method: str, device: str, dtype: torch.dtype) -> int:
@@ -120,13 +122,13 @@ def _in_fresh_process(b: int, method: str, device: str, dtype: str) -> int | Non
     return None
 
 
-def by_size(b: int, device: str, most_dense: int) -> dict[str, Any]:
+def by_size(b: int, device: str, most_dense: int, rounds: int) -> dict[str, Any]:
     """Dense and tiled, the chosen one, and the bare products at one batch size."""
     methods = ["dense", "tiled"] if b <= most_dense else ["tiled"]
     if b <= 1024 and "dense" in methods:
         methods.append("auto")
     ways: dict[str, Callable[[], object]] = {m: Case(b, m, device) for m in methods}
-    times = in_turns({**ways, "products": bare_products(b, device)}, rounds_for(b))
+    times = in_turns({**ways, "products": bare_products(b, device)}, rounds_for(b, rounds))
     del ways
     gc.collect()
     found: dict[str, Any] = {"batch_size": b, "seconds": {k: statistics.median(v) for k, v in times.items()}}
@@ -156,7 +158,7 @@ def clip_loss_class() -> Any:
         return module.ClipLoss
 
 
-def against_open_clip(b: int, device: str) -> dict[str, Any]:
+def against_open_clip(b: int, device: str, rounds: int) -> dict[str, Any]:
     """The contrastive term alone on the same normalised features, forward and backward, at logit scale 1/tau = 20."""
     torch.manual_seed(0)
     image, text = (F.normalize(torch.randn(b, DIM, device=device), dim=1) for _ in range(2))
@@ -178,7 +180,7 @@ def against_open_clip(b: int, device: str) -> dict[str, Any]:
         "ours": lambda: step("ours", lambda i, t: ours(i, t).total),
         "theirs": lambda: step("theirs", lambda i, t: theirs(i, t, scale)),
     }
-    times = in_turns(ways, 2 * rounds_for(b))
+    times = in_turns(ways, 2 * rounds_for(b, rounds))
     both = zip(features["ours"], features["theirs"], strict=True)
     apart = [(x.grad - y.grad).abs().max() / y.grad.abs().max() for x, y in both]
     return {
@@ -206,12 +208,12 @@ def largest_on_gpu() -> dict[str, Any]:
     return found
 
 
-def compiled(b: int, device: str) -> dict[str, Any]:
+def compiled(b: int, device: str, rounds: int, compiler: str) -> dict[str, Any]:
     """The chosen method in one graph of torch.compile."""
     eager, fused = Case(b, "auto", device), Case(b, "auto", device)
-    fused.loss.compile(fullgraph=True)
+    fused.loss.compile(fullgraph=True, backend=compiler)
     first = seconds(fused)
-    times = in_turns({"eager": eager, "compiled": fused}, rounds_for(b))
+    times = in_turns({"eager": eager, "compiled": fused}, rounds_for(b, rounds))
     return {
         "batch_size": b,
         "seconds": {k: statistics.median(v) for k, v in times.items()},
@@ -224,9 +226,19 @@ def compiled(b: int, device: str) -> dict[str, Any]:
 @click.option("--device", default="cpu")
 @click.option("--largest", default=16384)
 @click.option("--most-dense", default=16384, help="The dense loss takes 20 GB there.")
+@click.option("--rounds", default=60, help="At most; large batches get fewer.")
+@click.option("--compiler", default="inductor", help="torch.compile's backend.")
 @click.option("--one", nargs=3, hidden=True)
 @click.option("--out", type=click.Path(path_type=Path))
-def main(device: str, largest: int, most_dense: int, one: tuple[str, str, str] | None, out: Path | None) -> None:
+def main(
+    device: str,
+    largest: int,
+    most_dense: int,
+    rounds: int,
+    compiler: str,
+    one: tuple[str, str, str] | None,
+    out: Path | None,
+) -> None:
     """Measure, print tables, write the figures to --out."""
     if one is not None:
         print(extra_memory(int(one[0]), one[1], device, getattr(torch, one[2])))
@@ -237,7 +249,7 @@ def main(device: str, largest: int, most_dense: int, one: tuple[str, str, str] |
     table = Table(
         "B", "dense", "tiled", "tiled/dense", "auto/dense", "products", "tiled/products", "dense MB", "tiled MB"
     )
-    results["sizes"] = [by_size(b, device, most_dense) for b in sizes]
+    results["sizes"] = [by_size(b, device, most_dense, rounds) for b in sizes]
     for f in results["sizes"]:
         s, m = f["seconds"], f["extra_bytes"]
         times = [f"{s[k] * 1e3:,.1f} ms" if k in s else "-" for k in ("dense", "tiled")]
@@ -246,14 +258,14 @@ def main(device: str, largest: int, most_dense: int, one: tuple[str, str, str] |
         products = f"{s['products'] * 1e3:,.1f} ms", f"{f['over_products']:.2f}"
         table.add_row(f"{f['batch_size']:,}", *times, *ratios, *products, *memory)
     screen.print(table)
-    results["open_clip"] = [against_open_clip(b, device) for b in sizes if b <= 8192]
+    results["open_clip"] = [against_open_clip(b, device, rounds) for b in sizes if b <= 8192]
     table = Table("B", "ours", "open_clip", "ours/open_clip", "values apart", "gradients apart")
     for f in results["open_clip"]:
         times = [f"{f['seconds'][k] * 1e3:,.2f} ms" for k in ("ours", "theirs")]
         apart = f"{f['values_apart']:.1e}", f"{f['gradients_apart']:.1e}"
         table.add_row(f"{f['batch_size']:,}", *times, f"{f['ours_over_theirs']:.2f}", *apart)
     screen.print(table)
-    results["compiled"] = [compiled(b, device) for b in (128, 1024, 4096) if b <= largest]
+    results["compiled"] = [compiled(b, device, rounds, compiler) for b in (128, 1024, 4096) if b <= largest]
     table = Table("B", "eager", "compiled", "compiled/eager", "first call")
     for f in results["compiled"]:
         times = [f"{f['seconds'][k] * 1e3:,.2f} ms" for k in ("eager", "compiled")]

@@ -38,6 +38,8 @@ from cusa.precompute.teachers.base import Teacher
 
 from timing import in_turns
 
+SMOKE = ("--dataset {pairs} --image-teacher vit={vit} --text-teacher words={words} --device cpu --rounds 1",)
+
 
 def stage(teacher: Teacher, dataset: Dataset, options: PipelineOptions, n: int) -> np.ndarray:
     """The whole of stage one for the rows of split train, into a folder that is thrown away; the rows."""

@@ -32,7 +32,8 @@ from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_na
 from cusa.data.shards import ShardHeader, write_shard
 from cusa.data.store import EmbeddingStore
 
-SIZES = ((566_435, 768), (113_287, 512))
+SMOKE = ("--size 2000x8 --rounds 1 --readers 2",)
+SIZES = ("566435x768", "113287x512")
 BATCH = 128
 
 
@@ -173,7 +174,7 @@ def _memory(folder: Path, n: int, way: str | None, workers: int, answer: Any) ->
     answer.put(total / 1024)
 
 
-def memory(folder: Path, n: int, way: str | None, workers: int = 8) -> float:
+def memory(folder: Path, n: int, way: str | None, workers: int) -> float:
     """MiB, in a fresh process."""
     context = get_context("spawn")
     answer = context.Queue()
@@ -185,22 +186,25 @@ def memory(folder: Path, n: int, way: str | None, workers: int = 8) -> float:
 
 
 @click.command()
+@click.option("--size", "sizes", multiple=True, default=SIZES, metavar="ROWSxDIM", help="Of an array; repeatable.")
 @click.option("--rounds", default=11)
+@click.option("--readers", default=8, help="Forked processes whose memory is taken.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(rounds: int, out: Path | None) -> None:
+def main(sizes: tuple[str, ...], rounds: int, readers: int, out: Path | None) -> None:
     """Measure, print a table, write the figures to --out."""
     results: dict[str, Any] = {"machine": platform.platform(), "numpy": np.__version__, "sizes": {}}
-    for n, dim in SIZES:
+    for size in sizes:
+        n, dim = map(int, size.split("x"))
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             prepare(folder, n, dim)
             disk = sum(p.stat().st_size for p in folder.glob("store/**/*.h5"))
             speed = rates(folder, n, rounds)
-            idle = memory(folder, n, None)
-            held = {w: memory(folder, n, w) - idle for w in ("EmbeddingStore.gather", "pickled dictionary")}
+            idle = memory(folder, n, None, readers)
+            held = {w: memory(folder, n, w, readers) - idle for w in ("EmbeddingStore.gather", "pickled dictionary")}
         results["sizes"][f"{n}x{dim}"] = {
             "rows_per_s": speed,
-            "anonymous_mib_8_workers": held,
+            f"anonymous_mib_{readers}_workers": held,
             "shard_bytes_over_raw": disk / (n * dim * 2),
         }
         table = Table("way", "rows/s", "ours / theirs", title=f"{n:,} x {dim} float16, {BATCH} random rows at a time")
@@ -208,7 +212,7 @@ def main(rounds: int, out: Path | None) -> None:
         for way, rate in speed.items():
             table.add_row(way, f"{rate:,.0f}", f"{ours / rate:.2f}")
         Console(width=110).print(table)
-        print("anonymous memory of a reader and 8 workers, MiB:", {k: round(v, 1) for k, v in held.items()})
+        print(f"anonymous memory of a reader and {readers} workers, MiB:", {k: round(v, 1) for k, v in held.items()})
         print(f"shards on disk / raw float16: {disk / (n * dim * 2):.5f}")
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")

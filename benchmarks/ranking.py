@@ -37,8 +37,9 @@ from cusa.eval.retrieval import cross_modal_recalls, cross_modal_recalls_from_sc
 
 from timing import in_turns
 
+SMOKE = ("--images 40 --sop-images 90 --rounds 1 --image-rounds 1 --gallery 2500 --gallery-dim 8 --gallery-queries 5",)
 N_IMAGES, PER_IMAGE, DIM = 5_000, 5, 512
-SOP_IMAGES, SOP_CLASSES = 60_502, 11_316
+SOP_IMAGES, SOP_IMAGES_PER_CLASS = 60_502, 5.3466
 
 
 def unit_rows(n: int, dim: int, seed: int) -> np.ndarray:
@@ -47,10 +48,10 @@ def unit_rows(n: int, dim: int, seed: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def coco_rows() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def coco_rows(n_images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, captions near them, and the image of each."""
-    images, noise = unit_rows(N_IMAGES, DIM, 0), unit_rows(N_IMAGES * PER_IMAGE, DIM, 1)
-    caption_image = np.repeat(np.arange(N_IMAGES), PER_IMAGE)
+    images, noise = unit_rows(n_images, DIM, 0), unit_rows(n_images * PER_IMAGE, DIM, 1)
+    caption_image = np.repeat(np.arange(n_images), PER_IMAGE)
     texts = 0.17 * images[caption_image] + noise
     return images, texts / np.linalg.norm(texts, axis=1, keepdims=True), caption_image
 
@@ -79,9 +80,9 @@ def six(found: dict[str, Any]) -> list[float]:
     return [found[way][f"r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
 
 
-def against_sorting(rounds: int) -> dict[str, Any]:
+def against_sorting(n_images: int, rounds: int) -> dict[str, Any]:
     """Times of all recalls both ways, and whether they are the same."""
-    images, texts, caption_image = coco_rows()
+    images, texts, caption_image = coco_rows(n_images)
     scores = images @ texts.T
     both = scores, scores.T.copy()
     results: dict[str, list[float]] = {}
@@ -97,7 +98,7 @@ def against_sorting(rounds: int) -> dict[str, Any]:
         "product alone": lambda: torch.from_numpy(images) @ torch.from_numpy(texts).T,
     }
     times = in_turns(ways, rounds)
-    memory = {way: _in_fresh_process(way) for way in ("ours", "sorted")}
+    memory = {way: _in_fresh_process(n_images, way) for way in ("ours", "sorted")}
     return {
         "seconds": {name: statistics.median(found) for name, found in times.items()},
         "faster_from_embeddings": _ratio(times, "embeddings, sorted", "embeddings"),
@@ -113,14 +114,14 @@ def _ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
-def _in_fresh_process(way: str) -> int:
-    done = subprocess.run([sys.executable, __file__, "--memory", way], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def _in_fresh_process(n_images: int, way: str) -> int:
+    command = [sys.executable, __file__, "--images", str(n_images), "--memory", way]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def extra_memory(way: str) -> int:
+def extra_memory(n_images: int, way: str) -> int:
     """Bytes at the peak above those of the inputs; in this process, which should be fresh."""
-    inputs = coco_rows()
+    inputs = coco_rows(n_images)
     torch.mm(torch.zeros(256, DIM), torch.zeros(DIM, 256))  # the library's own buffers
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
@@ -133,15 +134,16 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def against_metric_learning(rounds: int) -> dict[str, Any]:
+def against_metric_learning(n_images: int, rounds: int) -> dict[str, Any]:
     """Times of R@1, R-Precision and mAP@R on SOP's size, and how far the figures are apart."""
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
     rng = np.random.default_rng(0)
-    labels = np.concatenate([np.repeat(np.arange(SOP_CLASSES), 2), rng.integers(0, SOP_CLASSES, SOP_IMAGES)])
-    labels = rng.permutation(labels[:SOP_IMAGES])
-    centres = unit_rows(SOP_CLASSES, DIM, 2)
-    rows = 0.6 * centres[labels] + unit_rows(SOP_IMAGES, DIM, 3)
+    n_classes = round(n_images / SOP_IMAGES_PER_CLASS)
+    labels = np.concatenate([np.repeat(np.arange(n_classes), 2), rng.integers(0, n_classes, n_images)])
+    labels = rng.permutation(labels[:n_images])
+    centres = unit_rows(n_classes, DIM, 2)
+    rows = 0.6 * centres[labels] + unit_rows(n_images, DIM, 3)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
     calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
@@ -200,7 +202,9 @@ def approximate_gallery(n: int, dim: int, queries: int) -> dict[str, Any]:
 
 
 @click.command()
+@click.option("--images", default=N_IMAGES, help="With five captions each; COCO 5K's number.")
 @click.option("--rounds", default=5)
+@click.option("--sop-images", default=SOP_IMAGES, help="In classes; Stanford Online Products' number.")
 @click.option("--image-rounds", default=3)
 @click.option("--gallery", default=1_000_000, help="Rows of the large gallery; 0: leave it out.")
 @click.option("--gallery-dim", default=128)
@@ -209,7 +213,9 @@ def approximate_gallery(n: int, dim: int, queries: int) -> dict[str, Any]:
 @click.option("--memory", type=click.Choice(["ours", "sorted"]), hidden=True)
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
+    images: int,
     rounds: int,
+    sop_images: int,
     image_rounds: int,
     gallery: int,
     gallery_dim: int,
@@ -220,13 +226,13 @@ def main(
 ) -> None:
     """Measure, print tables, write the figures to --out; parts that are left out keep theirs there."""
     if memory:
-        click.echo(extra_memory(memory))
+        click.echo(extra_memory(images, memory))
         return
     results = json.loads(out.read_text()) if out and out.exists() else {}
     results |= {"machine": platform.platform(), "torch": torch.__version__, "cores": cpu_count()}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "sorting": lambda: against_sorting(rounds),
-        "images": lambda: against_metric_learning(image_rounds),
+        "sorting": lambda: against_sorting(images, rounds),
+        "images": lambda: against_metric_learning(sop_images, image_rounds),
         "gallery": lambda: approximate_gallery(gallery, gallery_dim, gallery_queries),
     }
     for name, work in parts.items():

@@ -26,9 +26,11 @@ from loading import machine
 from rich.console import Console
 from rich.table import Table
 
+SMOKE = ("--student adapter --images 80 --batch-size 8 --epochs 1 --rounds 1",)
 PROCESSES = 2
 WARM_UP = 5  # steps whose rate is left out
 LOSSES = ("loss", "contrastive", "csa", "usa")
+STUDENTS = ("adapter", "clip")
 
 
 def train(args: Sequence[str], processes: int, batch_size: int, device: str, run_dir: Path) -> list[dict[str, Any]]:
@@ -77,12 +79,12 @@ def compare(args: Sequence[str], batch_size: int, device: str, rounds: int, fold
     }
 
 
-def make_args(folder: Path, clip: Path | None, epochs: int) -> dict[str, list[str]]:
+def make_args(folder: Path, clip: Path | None, epochs: int, n_images: int) -> dict[str, list[str]]:
     """Stores, a tiny CLIP, and cusa-train's arguments by student."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, run_ok
 
-    stored = make_store(folder / "stored", {"train": 3000, "val": 100}, dim=512)
+    stored = make_store(folder / "stored", {"train": n_images, "val": 100}, dim=512)
     manifest = make_pairs(folder / "data", n=168, n_val=8)
     tiny, words = make_tiny_clip(folder / "clip"), make_tiny_sentence(folder / "words")
     filed = folder / "filed.h5"
@@ -100,20 +102,33 @@ def make_args(folder: Path, clip: Path | None, epochs: int) -> dict[str, list[st
 @click.option("--clip-batch-size", default=16, help="Of the CLIP, per process.")
 @click.option("--epochs", default=3)
 @click.option("--rounds", default=5)
+@click.option("--images", default=3000, help="Of the adapter's training split.")
+@click.option(
+    "--student", "students", multiple=True, type=click.Choice(["adapter", "clip"]), default=["adapter", "clip"]
+)
 @click.option("--clip", type=click.Path(exists=True, path_type=Path), help="Folder of another CLIP.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
-    device: str, batch_size: int, clip_batch_size: int, epochs: int, rounds: int, clip: Path | None, out: Path | None
+    device: str,
+    batch_size: int,
+    clip_batch_size: int,
+    epochs: int,
+    rounds: int,
+    images: int,
+    students: tuple[str, ...],
+    clip: Path | None,
+    out: Path | None,
 ) -> None:
     """Measure, print a table, write the figures to --out."""
     results = machine(device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for student, args in make_args(folder, clip, epochs).items():
+        args_of = make_args(folder, clip, epochs, images)
+        for student in students:
             size = batch_size if student == "adapter" else clip_batch_size
-            results[student] = compare(args, size, device, rounds, folder / student)
+            results[student] = compare(args_of[student], size, device, rounds, folder / student)
     table = Table("student", "steps", "losses apart, at most", "val RSUM apart", "samples/s, 1", "2", "2 / 1")
-    for student in ("adapter", "clip"):
+    for student in students:
         found = results[student]
         rates = found["samples_per_s"]
         table.add_row(

@@ -33,6 +33,7 @@ from loading import machine
 from rich.console import Console
 from rich.table import Table
 
+SMOKE = ("--kills 2",)
 CLIP_SHARE = 4  # one run in so many
 STARTING = "starting"
 

@@ -31,6 +31,7 @@ from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_na
 from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, VERSION
 from cusa.data.store import VERIFIED_BYTES
 
+SMOKE = ("--rows 20000 --rounds 1",)
 DIM = 768
 SETTINGS = TeacherSettings("image", "made up", "0" * 64, {}, "none", "fp32", DIM, "float16", True)
 

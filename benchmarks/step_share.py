@@ -27,6 +27,7 @@ from cusa.train.student import Student
 
 from timing import in_turns
 
+SMOKE = ("--batch-size 2 --layers 1 --rounds 1 --loss-rounds 1",)
 TOKENS = 77
 
 
@@ -46,14 +47,17 @@ class Tower(nn.Module):
 @click.option("--device", default="cpu")
 @click.option("--batch-size", default=32)
 @click.option("--rounds", default=12)
+@click.option("--loss-rounds", default=200)
+@click.option("--layers", default=12, help="Of each tower.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(device: str, batch_size: int, rounds: int, out: Path | None) -> None:
+def main(device: str, batch_size: int, rounds: int, loss_rounds: int, layers: int, out: Path | None) -> None:
     """Measure, print, write the figures to --out."""
     from transformers import CLIPConfig, CLIPModel
 
     quiet_libraries()
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig())
+    towers = {f"{side}_config": {"num_hidden_layers": layers} for side in ("text", "vision")}
+    model = CLIPModel(CLIPConfig(**towers))
     student = Student(Tower(model, "image"), Tower(model, "text"), 512, 512, None).to(device)
     losses = {name: CUSALoss(LossConfig(terms=TERMS[name])).to(device) for name in ("contrastive", "cusa")}
     parameters = {id(p): p for m in (student, *losses.values()) for p in m.parameters()}
@@ -79,7 +83,7 @@ def main(device: str, batch_size: int, rounds: int, out: Path | None) -> None:
 
     names = ("contrastive", "cusa")
     steps = in_turns({name: lambda name=name: step(name) for name in names}, rounds)  # type: ignore[misc]
-    alone = in_turns({name: lambda name=name: loss_alone(name) for name in names}, 200)  # type: ignore[misc]
+    alone = in_turns({name: lambda name=name: loss_alone(name) for name in names}, loss_rounds)  # type: ignore[misc]
     base = statistics.median(steps["contrastive"])
     medians = {name: statistics.median(alone[name]) for name in names}
     results = {

@@ -24,6 +24,7 @@ from sentence_transformers import __version__ as library_version
 from cusa.eval.sts import evaluate_sts
 from cusa.eval.sts_sets import StsTask, find_sts_tasks
 
+SMOKE = ("{sts} --model words={words} --allow-partial",)
 PUBLISHED = {
     "all-MiniLM-L6-v2": {
         "STS12": 72.37,
@@ -62,10 +63,11 @@ def measure(source: str, tasks: list[StsTask], batch_size: int) -> dict[str, Any
 @click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--model", "models", multiple=True, required=True, help="Name or folder, or NAME=FOLDER; repeatable.")
 @click.option("--batch-size", default=64)
+@click.option("--allow-partial", is_flag=True, help="Score tasks that are not complete, too.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(data: Path, models: tuple[str, ...], batch_size: int, out: Path | None) -> None:
+def main(data: Path, models: tuple[str, ...], batch_size: int, allow_partial: bool, out: Path | None) -> None:
     """Score every model on every task below DATA, print a table, write all figures to --out."""
-    tasks = find_sts_tasks(data)
+    tasks = find_sts_tasks(data, allow_partial)
     results: dict[str, dict[str, Any]] = {}
     table = Table("model", "task", "pairs", "100 x Spearman", "published (MTEB)", "difference", "100 x Pearson")
     for given in models:

@@ -30,7 +30,7 @@ from typing import Any
 
 import click
 import torch
-from loading import TEACHERS, coco_size_store, folder_of, machine, paired, save_processors
+from loading import SIZES, TEACHERS, coco_size_store, folder_of, machine, paired, save_processors
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -46,6 +46,11 @@ from cusa.train.step import AUTOCAST
 
 from timing import in_turns
 
+_TINY = "--n-images 40 --images {images} --clip {clip} --batch-size 4 --workers 1 --live-layers 1"
+SMOKE = (
+    f"{_TINY} --rounds 1 --steps 1 --memory-rounds 0",
+    f"{_TINY} --rounds 0 --memory-rounds 1 --memory-steps 1 --way contrastive",
+)
 WAYS = ("contrastive", "cusa", "live")
 
 
@@ -54,14 +59,18 @@ class Setting:
     """What is trained, on what.
 
     Attributes:
-        folder: Where the store and the student lie.
+        store: The store.
+        clip: Folder of the student.
+        live_layers: Of the live sentence encoder.
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Pairs per step.
         precision: Of the encoders.
         workers: Processes that read batches.
     """
 
-    folder: Path
+    store: Path
+    clip: Path
+    live_layers: int
     device: str
     batch_size: int
     precision: str
@@ -82,11 +91,12 @@ def make_clip(folder: Path) -> Path:
 class LiveTeachers:
     """Gives a batch its teacher rows within the step, as the published code does."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, layers: int) -> None:
         from transformers import MPNetConfig, MPNetModel
 
         config, self._device = trainer.config, trainer.processes.device
-        self._encoder = MPNetModel(MPNetConfig(), add_pooling_layer=False).to(self._device).eval()
+        size = MPNetConfig(num_hidden_layers=layers)
+        self._encoder = MPNetModel(size, add_pooling_layer=False).to(self._device).eval()
         stored = trainer.store.embeddings("unicom", config.data.train_split)
         self._features = {row: torch.from_numpy(stored.gather([row])[0]).float() for row in range(len(stored))}
         self._reduced = AUTOCAST.get(config.train.precision)
@@ -106,8 +116,8 @@ class LiveTeachers:
 def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
     """A trainer that goes one of the ways."""
     settings = {
-        "data": {"embeddings": str(coco_size_store(setting.folder))},
-        "student": {"name": str(make_clip(setting.folder / "clip"))},
+        "data": {"embeddings": str(setting.store)},
+        "student": {"name": str(setting.clip)},
         "loss": {"terms": TERMS["contrastive" if way == "contrastive" else "cusa"]},
         "train": {
             "batch_size": setting.batch_size,
@@ -121,7 +131,7 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
     if way == "live":
         sources = student_sources(trainer.store, "train", trainer.config, (), trainer.processors)
         trainer.pairs = Pairs(*sources, None)
-        trainer.step.register_forward_pre_hook(LiveTeachers(trainer))
+        trainer.step.register_forward_pre_hook(LiveTeachers(trainer, setting.live_layers))
     return trainer
 
 
@@ -220,6 +230,9 @@ def memory(setting: Setting, way: str, steps: int) -> dict[str, float]:
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS)
 @click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the store and the student in.")
 @click.option("--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat.")
+@click.option("--n-images", default=SIZES["train"], help="Of the training split; five captions each.")
+@click.option("--clip", type=click.Path(exists=True, path_type=Path), help="Folder of another student.")
+@click.option("--live-layers", default=12, help="Of the sentence encoder that runs in the step.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
     device: str,
@@ -233,6 +246,9 @@ def main(
     ways: tuple[str, ...],
     store: Path | None,
     images: Path | None,
+    n_images: int,
+    clip: Path | None,
+    live_layers: int,
     out: Path | None,
 ) -> None:
     """Measure, print a table, write the figures to --out."""
@@ -243,15 +259,15 @@ def main(
     times: dict[str, list[float]] = {}
     held: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     with folder_of(store) as folder:
-        coco_size_store(folder, images)
         setting = Setting(
-            folder,
+            coco_size_store(folder, images, n_images),
+            clip or make_clip(folder / "clip"),
+            live_layers,
             device,
             batch_size or (128 if on_gpu else 32),
             precision or ("bf16" if on_gpu else "fp32"),
             default_workers(False) if workers is None else workers,
         )
-        make_clip(folder / "clip")
         for _ in range(memory_rounds):
             for way in ways:
                 held[way].append(memory(setting, way, memory_steps))

@@ -1,0 +1,81 @@
+"""Every script under benchmarks/ still runs: in its smoke form, on tiny inputs; nothing is asserted of the times."""
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import cusa
+from tests.eval.tiny import make_sts
+from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, make_tiny_vit
+
+BENCHMARKS = Path(cusa.__file__).parent.parent / "benchmarks"
+SHARED = {"timing"}  # imported by scripts, no script
+FORKING = {"crash", "damage", "resume"}  # not safe in a process with threads, as this one: in one of their own
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in SHARED)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """What smoke forms name in braces."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_sts(folder / "sts")
+    return {
+        "pairs": make_pairs(folder / "images"),
+        "images": folder / "images",
+        "store": make_store(folder / "store"),
+        "vit": make_tiny_vit(folder / "vit"),
+        "words": make_tiny_sentence(folder / "words"),
+        "clip": make_tiny_clip(folder / "clip"),
+        "sts": folder / "sts",
+    }
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Loads a script as Python does that runs it: its neighbours can be imported."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield lambda name: importlib.import_module(name)
+    for name in set(sys.modules) - before:
+        if (BENCHMARKS / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_runs_in_its_smoke_form(name, load, inputs, tmp_path):
+    script = load(name)
+    assert script.SMOKE, (
+        f"benchmarks/{name}.py needs SMOKE, the arguments of a run of seconds (see benchmarks/timing.py)"
+    )
+    for number, line in enumerate(script.SMOKE):
+        out = tmp_path / f"{number}.json"
+        arguments = [*shlex.split(line.format(**inputs)), "--out", str(out)]
+        if name in FORKING:
+            command = [sys.executable, BENCHMARKS / f"{name}.py", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+        else:
+            done = CliRunner().invoke(script.main, arguments, catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+        results = json.loads(out.read_text())
+        assert "machine" in results
+        assert len(results) > 1
+
+
+def test_the_grid_of_the_readme_has_every_loss_and_seed(load, inputs, tmp_path):
+    script, out = load("coco_sample"), tmp_path / "results.json"
+    arguments = [*shlex.split(script.SMOKE[0].format(**inputs)), "--out", str(out)]
+    done = CliRunner().invoke(script.main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    runs = json.loads(out.read_text())["results"]["words"]
+    assert {loss: len(by_seed) for loss, by_seed in runs.items()} == {"contrastive": 2, "csa": 2, "usa": 2, "cusa": 2}
+    for loss, by_seed in runs.items():
+        assert loss in done.output
+        assert all(0 < run["rsum"] <= 600 for run in by_seed)
+        assert by_seed[0] != by_seed[1]
