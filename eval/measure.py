@@ -33,6 +33,7 @@ from cusa.eval.suites import (
     measure_retrieval,
     measure_sts,
 )
+from cusa.eval.teacher_scores import teacher_scores, teachers_know_less
 from cusa.train.encode import SplitEmbeddings
 from cusa.train.run_dir import read_history
 from cusa.train.student import Head
@@ -171,7 +172,11 @@ class _Evaluation:
         measured, ranked = measure_retrieval(embeddings, data, uni_head, plan.measure, self._judgements)
         for note in measured["notes"]:
             self._note(note)
-        metrics = _metrics(subject, plan.checkpoint, measured)
+        teachers = teachers_of(subject, split.store, data.split.name)
+        scores = teacher_scores(teachers, embeddings, data.split, plan.measure.scoring)
+        metrics = _metrics(subject, plan.checkpoint, measured, scores)
+        if explanation := teachers_know_less(metrics):
+            self._note(f"{report.name}: {explanation}")
         set_name = f"{data.dataset.replace('/', '_')} {data.split.name}"
         fingerprint = f"{data.split.fingerprint} {metrics['n_images']} {metrics['n_captions']}"
         queries = {f"{set_name}/{key}": rankings for key, rankings in ranked.items()}
@@ -259,8 +264,10 @@ class _Evaluation:
         return written
 
 
-def _metrics(subject: Subject, checkpoint: str, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of metrics.json: what is said of the model, and its figures."""
+def _metrics(
+    subject: Subject, checkpoint: str, measured: Mapping[str, Any], teachers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Content of metrics.json: what is said of the model, its figures and those of its teachers."""
     origin = subject.origin()
     terms = list(origin.config.loss.terms) if origin else []
     metrics = {
@@ -270,6 +277,7 @@ def _metrics(subject: Subject, checkpoint: str, measured: Mapping[str, Any]) -> 
         "epoch": origin.epoch if origin else None,
         "step": origin.step if origin else None,
         "loss_terms": terms,
+        "teachers": teachers,
         **measured,
     }
     row = paper_retrieval(origin.config.student.name, terms, metrics) if origin else None

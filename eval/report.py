@@ -11,6 +11,7 @@ from cusa.eval.gallery import GalleryQuery, Item
 from cusa.eval.page import write_page
 from cusa.eval.report_sections import make_sections
 from cusa.eval.report_tables import TASKS, RunReport
+from cusa.eval.teacher_scores import teachers_know_less
 
 __all__ = ["RunReport", "write_report"]
 
@@ -40,6 +41,7 @@ def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str,
         runs=runs,
         about=next((run.metrics for run in runs if run.metrics), None),
         headlines=[headlines(run) for run in runs],
+        explained=[teachers_know_less(run.metrics) if run.metrics else "" for run in runs],
         looks=[look(i) for i in range(len(runs))],
         best=[best_epoch(run.history) for run in runs],
         tasks=TASKS,

@@ -53,6 +53,10 @@ class _Figures(_Form):
     ci: dict[str, Interval] = {}
 
 
+class _TeacherFigures(_Figures):
+    teacher: str
+
+
 class _BothWays(_Figures):
     i2t: _Figures
     t2i: _Figures
@@ -133,6 +137,7 @@ class Metrics(_Results):
     retrieval: _Retrieval
     unimodal: dict[str, _Figures]
     heads: dict[Head, _MetricsHead]
+    teachers: dict[str, _TeacherFigures] = {}
     approximate: _Approximate | None = None
 
     @model_validator(mode="after")
