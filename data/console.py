@@ -29,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LOG_INTERVAL_S = 30.0  # between lines of progress where no terminal shows bars
+_SHORTEST_S = 1e-4  # below it, a rate says nothing
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -167,62 +168,66 @@ def console(quiet: bool = False) -> Console:
 
 
 class ProgressLines:
-    """Says in plain lines how far tasks are, for logs: soon, then now and then, and in total.
+    """Reports tasks in plain lines, for logs: the first soon, then now and then, then the total.
 
     Args:
-        say: Gets each line.
-        clock: Seconds that pass.
+        write: Receives each line.
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
-        self._say, self._clock = say, clock
-        self._due = self._last_event = clock()
-        self._begun: dict[int, tuple[float, float]] = {}  # by task: when, and how much was completed before
-        self._counted: dict[int, float] = {}  # by task: completed when a line last said so
-        self._silent = True
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._write, self._clock = write, clock
+        self._next_line_at = self._last_event_at = clock()
+        self._started: dict[int, tuple[float, float]] = {}  # per task: time, and work done before
+        self._reported: dict[int, float] = {}  # per task: work that the latest line reported
+        self._is_silent = True
 
     def added(self, task: Task) -> None:
-        """A task is there; the first one shows that the command runs."""
-        self._counted[task.id] = task.completed
-        if self._silent:
+        """A task exists; the first one is named at once, so that the log shows a sign of life."""
+        self._reported[task.id] = task.completed
+        if self._is_silent:
             self._print(task.description)
-        self._last_event = self._clock()
+        self._last_event_at = self._clock()
 
-    def moved(self, task: Task) -> None:
-        """Something of a task is done: a line if one is due, or if it is all."""
+    def advanced(self, task: Task) -> None:
+        """Some work is done: print a line if one is due or the task is finished."""
         now = self._clock()
-        if task.completed > self._counted[task.id]:
-            self._begun.setdefault(task.id, (self._last_event, self._counted[task.id]))
-            if task.finished or now >= self._due:
-                self._tell(task, now)
-                self._due = now + LOG_INTERVAL_S
-        self._last_event = now
+        if task.completed > self._reported[task.id]:
+            start = self._last_event_at, self._reported[task.id]
+            self._started.setdefault(task.id, start)
+            if task.finished or now >= self._next_line_at:
+                self._report(task, now)
+                self._next_line_at = now + LOG_INTERVAL_S
+        self._last_event_at = now
 
     def stopped(self, tasks: Iterable[Task]) -> None:
-        """Nothing more will be done: say how far those got that are not finished."""
+        """No more work will be done: report what no line has reported yet."""
         for task in tasks:
-            if task.completed > self._counted[task.id]:
-                self._tell(task, self._last_event)
+            if task.completed > self._reported[task.id]:
+                self._report(task, self._last_event_at)
 
-    def _tell(self, task: Task, now: float) -> None:
-        unit = task.fields.get("unit", "rows")
-        since, before = self._begun[task.id]
-        done, total = task.completed, task.total
-        words = [f"{done:,.0f}{'' if total is None else f' of {total:,.0f}'} {unit}"]
-        if now > since:
-            rate = (done - before) / (now - since)
+    def _report(self, task: Task, now: float) -> None:
+        unit, completed, total = task.fields.get("unit", "rows"), task.completed, task.total
+        of_total = "" if total is None else f" of {total:,.0f}"
+        words = [f"{task.description}: {completed:,.0f}{of_total} {unit}"]
+        started_at, completed_before = self._started[task.id]
+        seconds = now - started_at
+        if seconds > _SHORTEST_S:
+            rate = (completed - completed_before) / seconds
             words.append(f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s")
-            if task.finished or total is None:
-                words.append(f"{_duration(now - since)} so far" if total is None else f"took {_duration(now - since)}")
+            if task.finished:
+                words.append(f"took {_duration(seconds)}")
+            elif total is None:
+                words.append(f"{_duration(seconds)} so far")
             else:
-                words.append(f"{_duration((total - done) / rate)} left")
-        self._counted[task.id] = done
+                words.append(f"{_duration((total - completed) / rate)} left")
+        self._reported[task.id] = completed
         status = task.fields.get("status")
-        self._print(f"{task.description}: {', '.join(words)}{f'; {status}' if status else ''}")
+        self._print(", ".join(words) + (f"; {status}" if status else ""))
 
     def _print(self, line: str) -> None:
-        self._say(line)
-        self._silent = False
+        self._write(line)
+        self._is_silent = False
 
 
 def _duration(seconds: float) -> str:
@@ -230,13 +235,14 @@ def _duration(seconds: float) -> str:
 
 
 def progress(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> Progress:
-    """How far tasks are, on stderr: bars on a terminal, elsewhere plain lines, at most one in 30 s.
+    """Show progress on stderr: bars on a terminal, elsewhere a plain line at most every 30 s.
 
-    A task has a description, a total, the ``unit`` of both (rows if it has none) and a ``status`` of free text.
+    Tasks may have a field ``unit``, what they count (rows if it is missing), and a field
+    ``status``, free text.
 
     Args:
         quiet: Show nothing.
-        clock: Seconds that pass.
+        clock: Returns the time in seconds.
     """
     from rich.console import Console
 
@@ -245,39 +251,39 @@ def progress(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -
 
 
 def _lines(console: Console, clock: Callable[[], float]) -> Progress:
-    """No bars, but :class:`ProgressLines`."""
+    """Make a progress without bars that reports to :class:`ProgressLines`."""
     from rich.progress import Progress
 
-    def say(line: str) -> None:
+    def write(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    lines = ProgressLines(say, clock)
+    lines = ProgressLines(write, clock)
 
-    class Lines(Progress):
-        """Tells each change of a task."""
+    class LineProgress(Progress):
+        """Passes on each change of a task."""
 
         def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
-            number = super().add_task(*args, **kwargs)
-            lines.added(self._tasks[number])
-            return number
+            task_id = super().add_task(*args, **kwargs)
+            lines.added(self._tasks[task_id])
+            return task_id
 
         def update(self, task_id: TaskID, **kwargs: Any) -> None:
             super().update(task_id, **kwargs)
-            lines.moved(self._tasks[task_id])
+            lines.advanced(self._tasks[task_id])
 
         def advance(self, task_id: TaskID, advance: float = 1) -> None:
             super().advance(task_id, advance)
-            lines.moved(self._tasks[task_id])
+            lines.advanced(self._tasks[task_id])
 
         def stop(self) -> None:
             super().stop()
             lines.stopped(self.tasks)
 
-    return Lines(console=console, disable=True, get_time=clock)
+    return LineProgress(console=console, disable=True, get_time=clock)
 
 
 def _bars(console: Console, clock: Callable[[], float]) -> Progress:
-    """Description, bar, done of total, rate, time left; each task's ``status`` below it."""
+    """Make bars: description, bar, count and total, rate, time left; ``status`` below."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -1,8 +1,9 @@
-"""Items that worker processes read ahead; one that dies is an error, whenever it dies, and never a wait.
+"""Worker processes that read items ahead; one that dies raises an error instead of hanging the run.
 
-Every worker has a connection of its own to the process that reads. If it is killed, even in the middle of a message,
-that connection ends, and nothing that others need is held by it. Arrays and tensors lie in anonymous shared memory,
-which does not count against the size of /dev/shm; where the system has none, they come through the connection.
+Each worker has its own connection to the reading process. When a worker is killed, even halfway
+through a message, that connection closes, and no lock or queue is shared that the other workers
+would wait for. Arrays and tensors travel in anonymous shared memory, which takes no room in
+/dev/shm; on systems without it they travel through the connection.
 """
 
 from __future__ import annotations
@@ -35,33 +36,39 @@ Key = TypeVar("Key", contravariant=True)
 Item = TypeVar("Item", covariant=True)
 T = TypeVar("T")
 
-_AHEAD = 2  # items per worker that are asked for and not taken yet
-_ALIGNMENT = 64  # bytes: where arrays begin in shared memory
-_PATIENCE_S = 5.0  # for a process that ended to be seen as such
-_asking_ends: WeakSet[Connection] = WeakSet()  # of all connections to workers; forked ones inherit copies
+_REQUESTS_PER_WORKER = 2  # one being read, one waiting
+_ALIGNMENT = 64  # bytes; where each array starts in shared memory
+_EXIT_PATIENCE_S = 5.0  # for a killed process to be reaped
+_parent_connections: WeakSet[Connection] = WeakSet()  # of every pool; forked workers inherit them
 
 
 class Readable(Protocol[Key, Item]):
-    """What is read: an item by key."""
+    """Anything that returns an item for a key."""
 
     def __getitem__(self, key: Key, /) -> Item:
-        """The item."""
+        """Read an item."""
         ...
 
 
 class WorkerPool(Generic[T]):
-    """Reads items in worker processes, which begin with the first :meth:`read` and stay until :meth:`close`.
+    """Reads items in worker processes, which start with the first :meth:`read`.
+
+    Close it to end them.
 
     Args:
-        readable: Gives an item for a key; with workers, both must be picklable, ``readable`` unless workers are forked.
-        workers: Processes; 0 reads in this one.
-        start_method: How they begin; ``None``: as is usual on this system.
-        pin: Whether items come in page-locked memory, for copies to a GPU: their ``pin_memory`` is called, that of
-            each value of a mapping.
+        readable: Returns an item for a key. Keys and items must be picklable, and so must
+            ``readable`` itself unless workers are forked.
+        workers: Number of worker processes; 0 reads in this process.
+        start_method: How workers start; ``None`` is the system's default.
+        pin: Put items into page-locked memory, for copies to a GPU; see :func:`pinned`.
     """
 
     def __init__(
-        self, readable: Readable[Any, T], workers: int, start_method: StartMethod | None = None, pin: bool = False
+        self,
+        readable: Readable[Any, T],
+        workers: int,
+        start_method: StartMethod | None = None,
+        pin: bool = False,
     ) -> None:
         self._readable, self._n_workers, self._pin = readable, workers, pin
         self._context: Any = multiprocessing.get_context(start_method)
@@ -69,66 +76,73 @@ class WorkerPool(Generic[T]):
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the workers that have begun."""
+        """Process ids of the running workers."""
         return [worker.process.pid for worker in self._workers]
 
     def read(self, keys: Iterable[Any]) -> Generator[T, None, None]:
-        """Items in the order of their keys; a key is taken as late as reading ahead allows.
+        """Yield items in the order of their keys; each key is taken as late as possible.
 
         Raises:
-            WorkerError: If a worker is killed, or ends by itself.
-            Exception: What ``readable`` raises, as it is.
+            WorkerError: If a worker is killed or exits.
+            Exception: Whatever ``readable`` raises, with its type and fields.
         """
-        items = self._in_turns(iter(keys)) if self._n_workers else map(self._readable.__getitem__, keys)
+        items: Iterator[T]
         if self._n_workers:
             self._start()
+            items = self._in_turns(iter(keys))
+        else:
+            items = map(self._readable.__getitem__, keys)
         if self._pin:
             items = map(pinned, items)
-            items = in_advance(items, depth=1) if self._n_workers else items
+        if self._pin and self._n_workers:
+            items = prefetched(items, depth=1)
         yield from items
 
     def close(self) -> None:
-        """End the workers."""
-        _end(self._workers)
+        """End the workers; a later :meth:`read` starts new ones."""
+        _kill_all(self._workers)
 
     def _start(self) -> None:
         if self._workers:
             return
-        # Runs before multiprocessing would wait for them at exit: they leave its SIGTERM to this process.
-        Finalize(self, _end, (self._workers,), exitpriority=10)
+        # Workers ignore the SIGTERM that multiprocessing sends at exit before it waits for them;
+        # a finalizer with a priority runs before that.
+        Finalize(self, _kill_all, (self._workers,), exitpriority=10)
         with _signals_blocked():
             for _ in range(self._n_workers):
                 self._workers.append(_Worker(self._context, self._readable))
 
     def _in_turns(self, keys: Iterator[Any]) -> Iterator[Any]:
-        """Each worker in turn is asked for an item, so that the answers come in order."""
-        asked: deque[_Worker] = deque()
+        """Send keys to the workers in turn, so that their answers come back in order."""
+        pending: deque[_Worker] = deque()
 
-        def ask(worker: _Worker) -> None:
+        def request_next(worker: _Worker) -> None:
             for key in islice(keys, 1):
-                worker.ask(key)
-                asked.append(worker)
+                worker.request(key)
+                pending.append(worker)
 
         try:
-            for worker in self._workers * _AHEAD:
-                ask(worker)
-            while asked:
-                worker = asked.popleft()
+            for worker in self._workers * _REQUESTS_PER_WORKER:
+                request_next(worker)
+            while pending:
+                worker = pending.popleft()
                 answer = worker.answer()
-                ask(worker)
+                request_next(worker)
                 if isinstance(answer, _Failure):
                     raise answer.error
                 yield answer
         except BaseException:
-            self.close()  # what was asked for must not come as an answer to a later question
+            self.close()  # or the next read would get the answers to these requests
             raise
 
 
-def in_advance(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, up to ``depth`` of them made in advance by a thread."""
+def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Yield the same items, up to ``depth`` of them computed ahead by a thread."""
     with ThreadPoolExecutor(1) as thread:
         end = object()
-        waiting: deque[Future[Any]] = deque(thread.submit(next, items, end) for _ in range(depth))
+        waiting: deque[Future[Any]] = deque()
+        for _ in range(depth):
+            waiting.append(thread.submit(next, items, end))
         try:
             while (item := waiting.popleft().result()) is not end:
                 waiting.append(thread.submit(next, items, end))
@@ -138,7 +152,7 @@ def in_advance(items: Iterator[T], depth: int) -> Iterator[T]:
 
 
 def pinned(item: Any) -> Any:
-    """An item, or the values of a mapping, in page-locked memory; what knows none stays as it is."""
+    """Return ``item.pin_memory()``, that of each value of a mapping, or the item if it has none."""
     if hasattr(item, "pin_memory"):
         return item.pin_memory()
     if isinstance(item, Mapping):
@@ -146,111 +160,107 @@ def pinned(item: Any) -> Any:
     return item
 
 
-# --- in the process that reads
+# --- in the reading process
 
 
 class _Worker:
-    """A worker process, as seen from the process that started it."""
+    """A worker process, as the reading process sees it."""
 
     def __init__(self, context: Any, readable: Readable[Any, Any]) -> None:
-        self._connection, its_end = context.Pipe()
-        _asking_ends.add(self._connection)
-        self.process = context.Process(target=_serve, args=(its_end, readable), daemon=True)
+        self._connection, worker_end = context.Pipe()
+        _parent_connections.add(self._connection)
+        self.process = context.Process(target=_serve, args=(worker_end, readable), daemon=True)
         self.process.start()
-        its_end.close()  # or the connection would not end with the process
+        worker_end.close()  # the worker holds the only copy: the connection closes when it dies
 
-    def ask(self, key: Any) -> None:
-        """Ask for an item.
+    def request(self, key: Any) -> None:
+        """Ask for an item; if the process has ended, it is the answer that raises.
 
-        Raises:
-            WorkerError: If the process has ended.
+        So all items that it has read, and those of the other workers, are still received.
         """
-        with self._ended_is_an_error():
+        with suppress(ConnectionError):
             self._connection.send(key)
 
     def answer(self) -> Any:
-        """The next item asked for, or a ``_Failure``.
+        """Receive the next requested item, or a ``_Failure``.
 
         Raises:
             WorkerError: If the process has ended.
         """
-        with self._ended_is_an_error():
+        try:
             return _receive(self._connection)
+        except (EOFError, ConnectionError):
+            pid = f"process {self.process.pid}"
+            raise WorkerError(f"worker {pid} {self._cause_of_death()}", name=pid) from None
 
     def kill(self) -> None:
-        """End the process; it only reads, there is nothing to be finished."""
+        """End the process at once; it only reads, so nothing is lost."""
         self._connection.close()
         self.process.kill()
 
-    @contextmanager
-    def _ended_is_an_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (EOFError, ConnectionError):
-            raise WorkerError(self._how_it_ended(), name=f"process {self.process.pid}") from None
-
-    def _how_it_ended(self) -> str:
-        self.process.join(_PATIENCE_S)
-        status, worker = self.process.exitcode, f"worker process {self.process.pid}"
-        if status is not None and status < 0:
-            return (
-                f"{worker} was killed by {signal.Signals(-status).name}, possibly because memory ran out; pass fewer "
-                "--workers, or --workers 0 to read in the main process"
-            )
-        return f"{worker} ended with status {status} before its work was done; pass --workers 0 to see why"
+    def _cause_of_death(self) -> str:
+        self.process.join(_EXIT_PATIENCE_S)
+        status = self.process.exitcode
+        if status is None or status >= 0:
+            return f"exited with status {status}; pass --workers 0 to see why"
+        return (
+            f"was killed by {signal.Signals(-status).name}, possibly because memory ran out; "
+            "pass fewer --workers, or --workers 0 to read in the main process"
+        )
 
 
-def _end(workers: list[_Worker]) -> None:
+def _kill_all(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.kill()
     for worker in workers:
-        worker.process.join(_PATIENCE_S)
+        worker.process.join(_EXIT_PATIENCE_S)
     workers.clear()
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes that begin here never get SIGINT or SIGTERM, not even while they begin: this process decides."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Block SIGINT and SIGTERM for processes started here: the reading process handles them."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 # --- in a worker
 
 
 class _Failure:
-    """An exception in an item's place."""
+    """An exception sent in place of an item."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 def _serve(connection: Connection, readable: Readable[Any, Any]) -> None:
-    """Answer questions until the other process ends the connection, or has ended itself."""
+    """Answer requests until the reading process closes the connection, or dies."""
     import torch
 
-    for asking_end in _asking_ends:
-        asking_end.close()  # a copy, which would keep the connection from ending with the other process
+    for inherited in _parent_connections:
+        inherited.close()  # a copy that would keep the connection open after the parent's death
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)  # there is a worker per core; and threads of before a fork are gone
+    torch.set_num_threads(1)  # there is one worker per core
     keys: SimpleQueue[Any] = SimpleQueue()
-    # Questions are taken off at once: both sides could otherwise wait for the other one to read.
-    threading.Thread(target=_take_questions, args=(connection, keys.put), daemon=True).start()
-    with suppress(ConnectionError):  # the other process has ended, or no longer wants it
+    # A thread takes requests off the connection at once; otherwise both processes could block on
+    # sending to each other.
+    threading.Thread(target=_receive_keys, args=(connection, keys.put), daemon=True).start()
+    with suppress(ConnectionError):
         while True:
             _send(connection, _item_or_failure(readable, keys.get()))
 
 
-def _take_questions(connection: Connection, put: Callable[[Any], None]) -> None:
+def _receive_keys(connection: Connection, put: Callable[[Any], None]) -> None:
     try:
         while True:
             put(connection.recv())
     except (EOFError, OSError):
-        os._exit(0)  # in the middle of an item, too: nobody waits for it
+        os._exit(0)  # even halfway through an item: nobody waits for it
 
 
 def _item_or_failure(readable: Readable[Any, Any], key: Any) -> Any:
@@ -258,47 +268,48 @@ def _item_or_failure(readable: Readable[Any, Any], key: Any) -> Any:
         return readable[key]
     except Exception as error:
         if not isinstance(error, CusaError):
-            error.add_note("".join(traceback.format_exception(error)))  # which does not travel
+            error.add_note("".join(traceback.format_exception(error)))  # pickling drops it
         return _Failure(_picklable(error))
 
 
 def _picklable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever an exception's own class may raise
+    except Exception:  # an exception class may raise anything here
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
-# --- the connection
+# --- messages
 
 
-class _Pickler(pickle.Pickler):
-    """Leaves the bytes of arrays to the buffers, and those of tensors, which torch would not."""
+class _TensorPickler(pickle.Pickler):
+    """Pickles tensors as arrays, whose bytes protocol 5 can leave out of the pickle."""
 
     def reducer_override(self, value: Any) -> Any:
-        """How tensors are pickled: as arrays."""
+        """Reduce a tensor to an array."""
         import torch
 
-        if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:
+        if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:  # numpy has none
             return torch.from_numpy, (value.numpy(),)
         return NotImplemented
 
 
 def _send(connection: Connection, value: Any) -> None:
-    """Write what :func:`_receive` reads: a pickle, where the bytes of its arrays are, and these bytes."""
-    file, buffers = BytesIO(), list[pickle.PickleBuffer]()
-    _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
-    views = [buffer.raw() for buffer in buffers]
-    sizes = [view.nbytes for view in views]
-    memory = _shared_memory(sum(map(_aligned, sizes)))
-    connection.send((file.getbuffer().tobytes(), sizes, memory is not None))
+    """Send a value as a pickle, the sizes of its arrays, and their bytes."""
+    buffers: list[pickle.PickleBuffer] = []
+    file = BytesIO()
+    _TensorPickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
+    arrays = [buffer.raw() for buffer in buffers]
+    sizes = [array.nbytes for array in arrays]
+    memory = _anonymous_memory(sum(map(_aligned, sizes)))
+    connection.send((file.getvalue(), sizes, memory is not None))
     if memory is None:
-        for view in views:
-            connection.send_bytes(view)
+        for array in arrays:
+            connection.send_bytes(array)
         return
     try:
-        _fill(memory, views)
+        _fill(memory, arrays)
         with socket.socket(fileno=os.dup(connection.fileno())) as channel:
             socket.send_fds(channel, [b"\0"], [memory])
     finally:
@@ -306,14 +317,14 @@ def _send(connection: Connection, value: Any) -> None:
 
 
 def _receive(connection: Connection) -> Any:
-    """Read what :func:`_send` wrote; its arrays may be written to.
+    """Receive what :func:`_send` sent; its arrays are writable.
 
     Raises:
-        EOFError: If the other process ends before all of it is there.
+        EOFError: If the sender dies before it has sent all of it.
     """
     try:
-        pickled, sizes, shared = connection.recv()
-        if not shared:
+        pickled, sizes, in_memory = connection.recv()
+        if not in_memory:
             buffers = [bytearray(size) for size in sizes]
             for buffer in buffers:
                 connection.recv_bytes_into(buffer)
@@ -321,18 +332,18 @@ def _receive(connection: Connection) -> Any:
         with socket.socket(fileno=os.dup(connection.fileno())) as channel:
             message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     except OSError as error:
-        if error.errno is None:  # so Connection tells that a message is torn
+        if error.errno is None:  # how Connection reports a truncated message
             raise EOFError from None
         raise
     if not message:
         raise EOFError
-    if not descriptors:
-        raise OSError(errno.EMFILE, "too many open files: batches are held that are no longer needed")
-    return pickle.loads(pickled, buffers=_slices(descriptors[0], sizes))
+    if not descriptors:  # the kernel drops what would exceed the limit
+        raise OSError(errno.EMFILE, "too many open files; hold fewer batches at a time")
+    return pickle.loads(pickled, buffers=_arrays_in(descriptors[0], sizes))
 
 
-def _shared_memory(n_bytes: int) -> int | None:
-    """A file descriptor of anonymous memory; ``None`` where there is none to be had, or nothing to be put there."""
+def _anonymous_memory(n_bytes: int) -> int | None:
+    """Return a file descriptor of so much memory, or ``None`` if there is none to be had."""
     if not n_bytes or not hasattr(os, "memfd_create"):
         return None
     try:
@@ -340,32 +351,32 @@ def _shared_memory(n_bytes: int) -> int | None:
     except OSError:
         return None
     try:
-        os.posix_fallocate(memory, 0, n_bytes)  # now: memory that is short would else be a bus error while writing
+        os.posix_fallocate(memory, 0, n_bytes)  # fails now rather than with SIGBUS on writing
     except OSError:
         os.close(memory)
         return None
     return memory
 
 
-def _fill(memory: int, views: Sequence[memoryview]) -> None:
+def _fill(memory: int, arrays: Sequence[memoryview]) -> None:
     with mmap.mmap(memory, 0) as mapped:
         start = 0
-        for view in views:
-            mapped[start : start + view.nbytes] = view
-            start += _aligned(view.nbytes)
+        for array in arrays:
+            mapped[start : start + array.nbytes] = array
+            start += _aligned(array.nbytes)
 
 
-def _slices(memory: int, sizes: Sequence[int]) -> list[memoryview]:
-    """The arrays' bytes in shared memory, which lives as long as one of them."""
+def _arrays_in(memory: int, sizes: Sequence[int]) -> list[memoryview]:
+    """Return the arrays' bytes; the memory is freed with the last of them."""
     try:
-        whole = memoryview(mmap.mmap(memory, 0))
+        mapped = memoryview(mmap.mmap(memory, 0))
     finally:
         os.close(memory)
-    views, start = [], 0
+    arrays, start = [], 0
     for size in sizes:
-        views.append(whole[start : start + size])
+        arrays.append(mapped[start : start + size])
         start += _aligned(size)
-    return views
+    return arrays
 
 
 def _aligned(n_bytes: int) -> int:

@@ -70,7 +70,8 @@ class StudentEncoder:
 
     def __repr__(self) -> str:
         student = Path(self.origin.config.student.name).name
-        return f"StudentEncoder({str(self._source)!r}, student={student!r}, dim={self.dim}, device={self._device!r})"
+        about = f"student={student!r}, dim={self.dim}, device={self._device!r}"
+        return f"StudentEncoder({str(self._source)!r}, {about})"
 
     def encode_image(
         self, images: ImageLike | Iterable[ImageLike], head: Head = "cross", batch_size: int = 64
@@ -78,10 +79,11 @@ class StudentEncoder:
         """Embed images.
 
         Args:
-            images: One image: a path, a Pillow image, a uint8 array ``[h, w]`` or ``[h, w, channels]``, or a uint8
-                tensor ``[h, w]`` or ``[channels, h, w]``; there are 1, 3 or 4 channels: grey, RGB, RGBA. Or several:
-                an array ``[n, h, w, channels]``, a tensor ``[n, channels, h, w]``, or a list, generator or other
-                iterable of images, which may be of different kinds and sizes.
+            images: One image: a path, a Pillow image, a uint8 array ``[h, w]`` or
+                ``[h, w, channels]``, or a uint8 tensor ``[h, w]`` or ``[channels, h, w]``, with 1,
+                3 or 4 channels (grey, RGB, RGBA). Or several: an array ``[n, h, w, channels]``, a
+                tensor ``[n, channels, h, w]``, or a list, generator or other iterable of images,
+                of any kinds and sizes.
             head: ``"cross"`` to compare with captions, ``"uni"`` to compare with images.
             batch_size: Images at a time.
 
@@ -89,13 +91,14 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one image.
 
         Raises:
-            CusaError: If an item is no image, a file is missing or no image, or an adapter's encoder cannot be loaded.
+            CusaError: If an item is no image, a file is missing or cannot be decoded, or an
+                adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         head = _checked(head)
-        alone, several = one_or_many_images(images)
+        is_single, several = one_or_many_images(images)
         rows = self.image_rows(several, batch_size)[head]
-        return rows[0] if alone else rows
+        return rows[0] if is_single else rows
 
     def encode_text(self, texts: str | Iterable[str], head: Head = "cross", batch_size: int = 256) -> np.ndarray:
         """Embed texts.
@@ -113,9 +116,9 @@ class StudentEncoder:
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         head = _checked(head)
-        alone, several = one_or_many_texts(texts)
+        is_single, several = one_or_many_texts(texts)
         rows = self.text_rows(several, batch_size)[head]
-        return rows[0] if alone else rows
+        return rows[0] if is_single else rows
 
     def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images from both heads: float32 ``[n, d]`` each, L2-normalised."""
@@ -214,7 +217,7 @@ def load_student(path: str | Path, device: str | None = None, encoders: dict[str
 
 
 def chosen_device(device: str | None) -> str:
-    """The device of that name; of none, a GPU if there is one.
+    """Check a device's name; ``None`` chooses a GPU if there is one.
 
     Raises:
         SettingError: If there is no such device.
@@ -222,15 +225,15 @@ def chosen_device(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        asked = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
-        raise SettingError(f"unknown device {device!r}; legal: cpu, cuda, cuda:N", name="device") from None
-    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
-        present = torch.cuda.device_count()
-        raise SettingError(
-            f"device {device!r} is not there: torch sees {present} GPUs; pass cpu, or leave it out", name="device"
-        )
-    return str(asked)
+        legal = "cpu, cuda, cuda:N"
+        raise SettingError(f"unknown device {device!r}; legal: {legal}", name="device") from None
+    n_gpus = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= n_gpus:
+        message = f"there is no device {device!r}: torch sees {n_gpus} GPUs; pass cpu or nothing"
+        raise SettingError(message, name="device")
+    return str(chosen)
 
 
 def folder_name(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a model is given to embed: paths, pictures, arrays, tensors and texts, one or many, each item checked."""
+"""Images and texts as callers pass them: one or many, as paths, pictures, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -15,41 +15,50 @@ from PIL import Image
 from cusa.data.errors import DataError, ImageError
 from cusa.data.images import as_viewed, load_image
 
-# A path; a picture; a uint8 array [h, w], [h, w, channels] or tensor [h, w], [channels, h, w] of 1, 3 or 4 channels.
+# A path, a Pillow image, or uint8 pixels: an array [h, w] or [h, w, channels], or a tensor [h, w]
+# or [channels, h, w], with 1, 3 or 4 channels.
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 T = TypeVar("T")
 
-_CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
-_SHAPES = (
-    "an array is [h, w] or [h, w, channels], a tensor [h, w] or [channels, h, w], with 1, 3 or 4 channels; several in "
-    "one have n in front: [n, h, w, channels], [n, channels, h, w]"
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+_LEGAL_SHAPES = (
+    "legal are arrays [h, w], [h, w, channels] and [n, h, w, channels], and tensors [h, w], "
+    "[channels, h, w] and [n, channels, h, w], with 1, 3 or 4 channels"
 )
 
 
-def one_or_many_images(images: ImageLike | Iterable[ImageLike]) -> tuple[bool, Iterable[ImageLike]]:
-    """Whether one image is given, and the images.
+def one_or_many_images(
+    images: ImageLike | Iterable[ImageLike],
+) -> tuple[bool, Iterable[ImageLike]]:
+    """Tell a single image from several.
 
     Args:
-        images: One image; an array or a tensor of several; or any other iterable of images.
+        images: An image, an array or tensor that stacks several, or any iterable of images.
+
+    Returns:
+        Whether it is a single image, and the images.
 
     Raises:
-        ImageError: If it is none of these, or the shape fits neither one image nor several.
+        ImageError: If it is neither an image nor an iterable.
     """
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return True, [images]
     if isinstance(images, np.ndarray) and images.dtype.kind not in "biufc":
         return False, images.tolist()  # of paths
     if isinstance(images, (np.ndarray, torch.Tensor)):
-        if images.ndim == 4 and _has_channels(images):
-            return False, iter(images)
-        return True, [images]
+        stacked = images.ndim == 4 and _channels(images) in _CHANNELS
+        return (False, iter(images)) if stacked else (True, [images])
     if not isinstance(images, Iterable):
-        raise ImageError(f"images are paths, pictures, arrays or tensors, or several of them; got {_kind(images)}")
+        legal = "paths, pictures, arrays or tensors, one or many"
+        raise ImageError(f"images must be {legal}; got {_type(images)}")
     return False, images
 
 
 def one_or_many_texts(texts: str | Iterable[str]) -> tuple[bool, Iterable[str]]:
-    """Whether one text is given, and the texts.
+    """Tell a single text from several.
+
+    Returns:
+        Whether it is a single text, and the texts.
 
     Raises:
         DataError: If it is neither a text nor an iterable.
@@ -57,15 +66,15 @@ def one_or_many_texts(texts: str | Iterable[str]) -> tuple[bool, Iterable[str]]:
     if isinstance(texts, str):
         return True, [texts]
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise DataError(f"texts are strings, one or several; got {_kind(texts)}")
+        raise DataError(f"texts must be strings, one or many; got {_type(texts)}")
     return False, texts
 
 
 def opened_images(images: Iterable[tuple[int, ImageLike]]) -> Iterator[Image.Image]:
-    """Numbered images as pictures of 8 bits per channel; files are decoded one by one.
+    """Open numbered images as pictures of 8 bits per channel, one at a time.
 
     Raises:
-        ImageError: If an item is no image, or a file is missing or cannot be decoded; names the number.
+        ImageError: If one is no image, or its file is missing or cannot be decoded.
     """
     for number, image in images:
         if isinstance(image, (str, os.PathLike)):
@@ -73,28 +82,28 @@ def opened_images(images: Iterable[tuple[int, ImageLike]]) -> Iterator[Image.Ima
         elif isinstance(image, Image.Image):
             yield as_viewed(image)
         elif isinstance(image, (np.ndarray, torch.Tensor)):
-            yield as_viewed(_picture(image, number))
+            yield as_viewed(_picture(image, f"image {number}"))
         else:
-            raise ImageError(
-                f"image {number} is {_kind(image)}; pass a path, a Pillow image, an array or a tensor",
-                location=f"image {number}",
-            )
+            legal = "a path, a Pillow image, an array or a tensor"
+            location = f"image {number}"
+            raise ImageError(f"{location} is {_type(image)}; pass {legal}", location=location)
 
 
 def checked_texts(texts: Iterable[str]) -> Iterator[str]:
-    """The texts.
+    """Yield the texts.
 
     Raises:
-        DataError: If an item is no string.
+        DataError: If one is no string.
     """
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"text {number} is {_kind(text)}; pass strings", location=f"text {number}")
+            location = f"text {number}"
+            raise DataError(f"{location} is {_type(text)}; pass a string", location=location)
         yield text
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items, so many at a time; none is taken before its batch.
+    """Yield lists of ``size`` items; items are taken as their list is asked for.
 
     Raises:
         ValueError: If ``size`` is below 1.
@@ -105,31 +114,32 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     return iter(lambda: list(islice(iterator, size)), [])
 
 
-def _picture(image: np.ndarray | torch.Tensor, number: int) -> Image.Image:
-    """A picture of an array or a tensor."""
-    where = f"image {number}"
-    given = f"{where} is {'a tensor' if isinstance(image, torch.Tensor) else 'an array'}"
-    if not (image.ndim == 2 or (image.ndim == 3 and _has_channels(image))) or 0 in image.shape:
-        raise ImageError(f"{given} of shape {list(image.shape)}; {_SHAPES}", location=where)
+def _picture(image: np.ndarray | torch.Tensor, location: str) -> Image.Image:
+    """Make a picture of an array or a tensor."""
+    kind = "a tensor" if isinstance(image, torch.Tensor) else "an array"
+    has_legal_shape = image.ndim == 2 or (image.ndim == 3 and _channels(image) in _CHANNELS)
+    if not has_legal_shape or 0 in image.shape:
+        message = f"{location} is {kind} of shape {list(image.shape)}; {_LEGAL_SHAPES}"
+        raise ImageError(message, location=location)
     if image.dtype not in (np.uint8, torch.uint8):
+        dtype = str(image.dtype).removeprefix("torch.")
         raise ImageError(
-            f"{given} of {str(image.dtype).removeprefix('torch.')}; pass uint8, from 0 to 255: of values x from 0 to 1 "
-            "that is round(255 * x)",
-            location=where,
+            f"{location} is {kind} of {dtype}; pass uint8 values from 0 to 255, such as "
+            "round(255 * x) for x from 0 to 1",
+            location=location,
         )
-    pixels = image
+    pixels: Any = image
     if isinstance(pixels, torch.Tensor):
-        pixels = pixels.movedim(0, -1) if pixels.ndim == 3 else pixels
-        pixels = pixels.cpu().numpy()
+        pixels = (pixels if pixels.ndim == 2 else pixels.movedim(0, -1)).cpu().numpy()
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _has_channels(images: np.ndarray | torch.Tensor) -> bool:
-    """Whether a picture's channels, or those of several, are where they should be: last in arrays, first in tensors."""
-    return images.shape[-3 if isinstance(images, torch.Tensor) else -1] in _CHANNELS
+def _channels(images: np.ndarray | torch.Tensor) -> int:
+    """Return the number of channels: their axis comes last in arrays, before h and w in tensors."""
+    return images.shape[-3 if isinstance(images, torch.Tensor) else -1]
 
 
-def _kind(value: Any) -> str:
+def _type(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"

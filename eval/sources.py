@@ -18,7 +18,7 @@ from cusa.eval.models import Encoder, Model
 from cusa.train.encode import Rows
 from cusa.train.student import Head
 
-# Told what is being embedded, how many more are done, and how many there are.
+# Called with what is being embedded, how many more are done (0 at first), and how many there are.
 Advance = Callable[[str, int, int], None]
 
 
@@ -78,6 +78,7 @@ class EncoderSource:
     def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:
         """Embeddings of image files."""
         n = len(paths)
+        self.advance("images", 0, n)
         return encode_images(
             self.encoder, paths, self.image_batch_size, self.workers, lambda done: self.advance("images", done, n)
         )
@@ -85,6 +86,7 @@ class EncoderSource:
     def texts(self, ids: Sequence[str], texts: Sequence[str]) -> Rows:
         """Embeddings of texts."""
         n = len(texts)
+        self.advance("texts", 0, n)
         return encode_texts(self.encoder, texts, self.batch_size, lambda done: self.advance("texts", done, n))
 
 

@@ -64,8 +64,8 @@ def encode_split(
         start_method: How they begin.
         processes: Those that share the work: each encodes a part, and all of them get the whole.
         check: Called after each batch; may raise.
-        advance: Told after each batch what is encoded (``"images"`` or ``"captions"``), how many more are, and how many
-            this process encodes in all.
+        advance: Called before the first batch and after each one with ``"images"`` or
+            ``"captions"``, how many more are encoded, and how many this process encodes in all.
 
     Raises:
         CusaError: If an input cannot be read, or none is left.
@@ -86,6 +86,7 @@ def encode_split(
         pin = torch.device(device).type == "cuda"
         loader = Loader(chunks, range(len(chunks)), min(workers, len(chunks)), pin, start_method)
         parts = []
+        advance(unit, 0, len(mine))
         with processes.all_or_none() if processes else contextlib.nullcontext(), contextlib.closing(loader):
             for inputs in loader:
                 parts.append(embed(forward, inputs, device))

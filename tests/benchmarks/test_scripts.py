@@ -29,6 +29,7 @@ def inputs(tmp_path_factory):
         "pairs": make_pairs(folder / "images"),
         "images": folder / "images",
         "store": make_store(folder / "store"),
+        "truth_store": make_store(folder / "truth", truth=True),
         "vit": make_tiny_vit(folder / "vit"),
         "words": make_tiny_sentence(folder / "words"),
         "clip": make_tiny_clip(folder / "clip"),

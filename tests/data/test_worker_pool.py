@@ -182,6 +182,24 @@ def test_a_worker_that_is_killed_is_an_error_whenever_that_is(monkeypatch, momen
         assert [int(item[0]) for item in pool.read(range(9))] == list(range(9))
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_what_was_read_before_a_kill_is_still_received(monkeypatch, workers):
+    """Whichever comes first, the kill or the request that follows an item."""
+    plain = Slow.__getitem__
+
+    def read(self, number):
+        return kill_this_process() if number == 7 else plain(self, number)
+
+    monkeypatch.setattr(Slow, "__getitem__", read)
+    for pause in (0, 0.01):
+        received = []
+        with closing(WorkerPool(Slow(), workers, "fork")) as pool, pytest.raises(WorkerError):
+            for item in pool.read(range(20)):
+                received.append(int(item[0]))
+                time.sleep(pause)
+        assert received == list(range(7))
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_no_moment_is_one_at_which_the_others_wait(workers):
     """Killed after a random time, of all those that starting and ten items take."""
@@ -200,7 +218,7 @@ def test_no_moment_is_one_at_which_the_others_wait(workers):
 
 def test_a_worker_that_ends_by_itself_is_named_with_its_status(monkeypatch):
     monkeypatch.setattr(Slow, "__getitem__", lambda *_: os._exit(3))
-    with closing(WorkerPool(Slow(), 1, "fork")) as pool, pytest.raises(WorkerError, match="ended with status 3"):
+    with closing(WorkerPool(Slow(), 1, "fork")) as pool, pytest.raises(WorkerError, match="exited with status 3"):
         next(pool.read([0]))
 
 

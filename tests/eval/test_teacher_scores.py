@@ -111,11 +111,11 @@ def test_uni_modal_heads_are_explained_where_the_teacher_explains_them(tmp_path,
     write_report(tmp_path / "r.html", [RunReport("mine", metrics)])
     page = (tmp_path / "r.html").read_text()
     first_screen = page[: page.index("<table>")]
-    assert ("here the teachers know less than the pairs teach" in first_screen) == explained
+    assert ("the teachers know less about this data than the pairs teach" in first_screen) == explained
     if explained:
         assert "\n" not in line
-        assert "5.8 for minilm itself, 6.5 for the uni-modal heads" in line
-        assert "12.3 for the cross-modal heads" in line
+        assert "5.8 for minilm itself, 6.5 for the uni-modal head" in line
+        assert "12.3 for the cross-modal head" in line
     assert teachers_know_less({**metrics, "teachers": {}}) == ""
 
 
