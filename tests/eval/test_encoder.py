@@ -1,5 +1,9 @@
 """A trained student on new images and texts: the embeddings that evaluation has, from anywhere."""
 
+import os
+import re
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,7 @@ from cusa.data.store import EmbeddingStore
 from cusa.train.encode import encode_split
 from cusa.train.run_dir import load_trained
 from cusa.train.setup import student_sources
-from tests.helpers import make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_ok
+from tests.helpers import make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_error, run_ok
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +239,12 @@ def test_the_commands_that_use_a_student(runs, tmp_path):
     assert "usage" in run_ok("train", "export", "--help").lower()
     for command, other in (("train", "export"), ("eval", "search")):
         assert f" {other} " in run_ok(command, "--help")
+
+
+def test_a_killed_worker_stops_an_evaluation(runs, monkeypatch):
+    def read(*_arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("cusa.train.encode._Chunks.__getitem__", read)
+    line = run_error("eval", "--run", runs / "dual", "--split", "val", "--workers", 2)
+    assert re.search(r"worker process \d+ was killed by SIGKILL", line)
