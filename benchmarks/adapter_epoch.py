@@ -150,7 +150,7 @@ def main(
         whole.fit([clock], clock)
         parts = clock.parts(whole.steps_per_epoch)
 
-        embeddings = encode_split(whole.student, whole.val_sources, device)
+        embeddings = encode_split(whole.student, whole.data.val_sources, device)
         both = embeddings.image["cross"], embeddings.text["cross"]
         scoring = seconds(lambda: validation_scores(embeddings))
         bare_scoring = seconds(lambda: products(*both))
