@@ -37,7 +37,7 @@ _SOFT = "{init: %s, min: 0.05, max: 1.0, learnable: false}"
 SHARPER = tuple(
     f"loss.tau_soft={{image: {_SOFT % tau}, text: {_SOFT % tau}, shared: true}}" for tau in ("0.2", "0.3", "0.5")
 )
-TRIES = ("loss.alpha=0.1", "loss.alpha=0.2", "loss.alpha=0.7", "loss.beta=0.1", *SHARPER)
+TRIES = ("loss.alpha=0.2", "loss.alpha=0.4", "loss.alpha=0.7", "loss.beta=0.1", *SHARPER)
 FIGURES = {
     "RSUM": ("cross", "retrieval", "rsum"),
     "i2t R@1": ("cross", "retrieval", "i2t", "r1"),
