@@ -239,14 +239,16 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
     from cusa.data.errors import RunError
     from cusa.data.hub import require
 
-    options["models"] = _specs()
     for model in options["models"]:
-        require(model, RunError)
+        # What stands beside folders is more likely a mistyped run, and the hub is not asked for it.
+        if not Path(model).parent.is_dir():
+            require(model, RunError)
     from cusa.eval.measure import measure
     from cusa.eval.subjects import latest_run
 
     options["device"] = pick_device(options["device"])
     options["readers"] = default_workers(inputs_are_stored=False)
+    options["models"] = _specs()
     if not options["models"] and not options["image_embeddings"] and not options["text_embeddings"]:
         options["models"] = (str(latest_run(Path("runs"))),)
     with progress() as bar:
