@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class FirstBatchCheck:
 
     def __init__(self, teacher: Teacher, device: str, precision: str) -> None:
         self._teacher, self._device, self._precision = teacher, device, precision
+        self._lock = Lock()
         self._is_over, self._is_repeated = False, False
         self._row_of_input: dict[str, np.ndarray] = {}
         self._row_of_caption: dict[str, np.ndarray] = {}
@@ -58,6 +60,17 @@ class FirstBatchCheck:
         """
         if self._is_over:
             return
+        with self._lock:
+            if not self._is_over:  # another thread may have ended it meanwhile
+                self._check(name, inputs, rows, captions)
+
+    def _check(
+        self,
+        name: str,
+        inputs: TeacherInputs,
+        rows: np.ndarray,
+        captions: Sequence[str] | None,
+    ) -> None:
         if not self._is_repeated:
             self._is_repeated = True
             self._refuse_shape(name, rows)

@@ -1,6 +1,7 @@
 """The first batch: made-up teachers whose rows are wrong, each in one way."""
 
 from dataclasses import replace
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from PIL import Image
 from cusa.data.errors import DataError, TeacherError
 from cusa.data.records import Dataset, Record
 from cusa.data.shards import ShardHeader
+from cusa.precompute import checks
 from cusa.precompute.checks import FirstBatchCheck, count_different, input_digests
 from cusa.precompute.pipeline import PipelineOptions, encode_shards, encoded_batches
 from cusa.precompute.plan import ShardTask
 from cusa.precompute.teachers.base import SizeGroups, Teacher, stacked
+from tests.helpers import unit_rows
 
 OPTIONS = PipelineOptions("cpu", "fp32", workers=0, encoders=2, skip_errors=False)
 WEIGHTS = torch.from_numpy(np.random.default_rng(0).normal(size=(3 * 8 * 8, 5))).float()
@@ -231,3 +234,38 @@ def test_inputs_that_are_not_one_row_per_item_have_no_digests():
     assert input_digests(flat) == []
     check = FirstBatchCheck(_image_teacher(lambda inputs: torch.eye(5)[:2]), "cpu", "fp32")
     check("t", flat, np.eye(5, dtype=np.float32)[:2], ["a", "b"])
+
+
+def test_a_batch_of_another_thread_waits_for_the_check_of_the_first(monkeypatch):
+    """Unguarded, the other thread counts the rows of 8 captions while the first adds 16."""
+    all_rows = unit_rows(24, 5, seed=0)
+    is_counted, is_checked = Event(), Event()
+    errors = []
+
+    def second_pass(token_ids):
+        other.start()
+        is_counted.wait(timeout=0.5)
+        return torch.from_numpy(all_rows[token_ids[:, 0]])
+
+    def count_and_wait(rows):
+        number = count_different(rows)
+        is_counted.set()
+        is_checked.wait(timeout=0.5)
+        return number
+
+    check = FirstBatchCheck(_text_teacher(second_pass), "cpu", "fp32")
+
+    def check_captions(start, stop):
+        token_ids = torch.arange(start, stop)[:, None]
+        captions = [str(number) for number in range(start, stop)]
+        try:
+            check("t", {"input_ids": token_ids}, all_rows[start:stop], captions)
+        except TeacherError as error:
+            errors.append(error)
+
+    monkeypatch.setattr(checks, "count_different", count_and_wait)
+    other = Thread(target=check_captions, args=(16, 24))
+    check_captions(0, 16)
+    is_checked.set()
+    other.join()
+    assert errors == []
