@@ -29,14 +29,15 @@ from rich.table import Table
 from torch.utils.data import Dataset
 from train_step import Paced
 
-from cusa.data.console import quiet_libraries
-from cusa.train.batches import Batch
+from cusa.cli.console import quiet_libraries
+from cusa.eval.metrics.validation import validation_scores
 from cusa.train.config import build_config, load_preset, merge
-from cusa.train.encode import encode_split, validation_scores
-from cusa.train.loop import Trainer
-from cusa.train.losses import TERMS
+from cusa.train.encode_split import encode_split
+from cusa.train.loader import Batch
+from cusa.train.loss.cusa_loss import TERMS
 from cusa.train.processes import Processes
 from cusa.train.step import make_optimizer
+from cusa.train.trainer import Trainer
 
 from timing import in_turns, seconds
 
@@ -101,7 +102,7 @@ def make_trainer(store: Path, run_dir: Path, device: str, batch_size: int) -> Tr
         "train": {"epochs": 1, "batch_size": batch_size, "device": device, "checkpoint_minutes": None},
     }
     config = build_config(merge(load_preset("adapter"), settings))
-    return Trainer(config, Processes(device), 0, run_dir, resume=False)
+    return Trainer(config, Processes(device), 0, run_dir, resume=False, validation_scores=validation_scores)
 
 
 def floor(trainer: Trainer, batch: Batch) -> Callable[[int], None]:

@@ -22,15 +22,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from cusa.data.store import EmbeddingStore
-from cusa.eval.retrieval import evaluate
+from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.metrics.validation import validation_scores
+from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge, parse_settings
-from cusa.train.encode import encode_split
-from cusa.train.loop import Trainer
-from cusa.train.losses import TERMS
+from cusa.train.encode_split import encode_split
+from cusa.train.loss.cusa_loss import TERMS
 from cusa.train.processes import Processes
-from cusa.train.run_dir import load_trained
-from cusa.train.setup import student_sources
+from cusa.train.saving.run_dir import load_trained
+from cusa.train.trainer import Trainer
 
 SMOKE = (
     "{store} --text-teacher words --image-teacher vision --image-encoder vision --text-encoder words "
@@ -48,7 +49,7 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, f
     """
     config = build_config(merge(load_preset("adapter"), settings))
     started = time.perf_counter()
-    Trainer(config, Processes("cpu"), 0, run_dir, resume=False).fit()
+    Trainer(config, Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores).fit()
     seconds = time.perf_counter() - started
     loaded = load_trained(run_dir, "last")
     encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]

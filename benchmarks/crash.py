@@ -59,7 +59,7 @@ def start(args: Sequence[str], env: dict[str, str], log: Path, kill: Kill | None
         os.environ.update(env)
         if kill is not None:
             _arm(kill, report)
-        from cusa.precompute.cli import main
+        from cusa.cli.precompute import main
 
         main(list(args), standalone_mode=True)
         os._exit(0)

@@ -24,9 +24,9 @@ import h5py
 from crash import contents, end_of, load_libraries, make_inputs, start
 
 from cusa.data.errors import CusaError
-from cusa.data.index import read_index
-from cusa.data.sealed import BLOCK
-from cusa.data.verify import verify
+from cusa.data.store.checksum import BLOCK
+from cusa.data.store.index import read_index
+from cusa.data.store.verify import verify
 
 SMOKE = ("--bits 1 --disks 1",)
 ROOT = Path(__file__).parent.parent

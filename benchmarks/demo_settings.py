@@ -22,15 +22,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from cusa.data.store import EmbeddingStore
-from cusa.eval.retrieval import evaluate
+from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.metrics.validation import validation_scores
+from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge, parse_settings
-from cusa.train.encode import encode_split
-from cusa.train.loop import Trainer
-from cusa.train.losses import TERMS
+from cusa.train.encode_split import encode_split
+from cusa.train.loss.cusa_loss import TERMS
 from cusa.train.processes import Processes
-from cusa.train.run_dir import load_trained
-from cusa.train.setup import student_sources
+from cusa.train.saving.run_dir import load_trained
+from cusa.train.trainer import Trainer
 
 SMOKE = ("{truth_store} --seeds 2 --try loss.beta=0.1 --set train.epochs=1 --set train.batch_size=8",)
 _SOFT = "{init: %s, min: 0.05, max: 1.0, learnable: false}"
@@ -60,7 +61,7 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, d
         run_dir: Where the run goes.
     """
     config = build_config(merge(load_preset("demo"), merge(settings, {"data": {"embeddings": str(store)}})))
-    trainer = Trainer(config, Processes("cpu"), 0, run_dir, resume=False)
+    trainer = Trainer(config, Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores)
     trainer.fit()
     student = load_trained(run_dir, "best").student
     encoders = tuple(stored.name for stored in trainer.provenance.encoders.values())

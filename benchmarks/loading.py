@@ -32,13 +32,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from cusa.data.console import cpu_count, quiet_libraries
-from cusa.data.index import Index, SplitTable, TeacherEntry, write_index
+from cusa.cli.console import cpu_count, quiet_libraries
 from cusa.data.records import Record
-from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
-from cusa.data.shards import ShardHeader, write_shard
-from cusa.data.store import Embeddings, EmbeddingStore
-from cusa.train.batches import Batch, EpochOrder, Loader, Pairs, open_sources
+from cusa.data.store.index import Index, SplitTable, TeacherEntry, write_index
+from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.store.shards import ShardHeader, write_shard
+from cusa.train.loader import Batch, EpochOrder, Loader, Pairs, open_sources
 from cusa.train.student import Processors
 
 from timing import in_turns, seconds

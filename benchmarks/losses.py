@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from cusa.data.console import cpu_count
-from cusa.train.losses import TERMS, CUSALoss, LossConfig
-from cusa.train.tiled import default_tile_rows
+from cusa.cli.console import cpu_count
+from cusa.train.loss.cusa_loss import TERMS, CUSALoss, LossConfig
+from cusa.train.loss.tiled import default_tile_rows
 
 from timing import in_turns, seconds
 

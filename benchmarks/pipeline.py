@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from cusa.cli.console import cpu_count, pick_device, quiet_libraries
 from cusa.data.captions import normalize_caption
-from cusa.data.console import cpu_count, pick_device, quiet_libraries
 from cusa.data.datasets import load_dataset
 from cusa.data.records import Dataset, iter_captions
-from cusa.data.shards import ShardHeader
+from cusa.data.store.shards import ShardHeader
 from cusa.precompute.pipeline import ImageReader, PipelineOptions, encode_shards
-from cusa.precompute.plan import ShardTask
+from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher
 

@@ -27,10 +27,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cusa.data.index import Index, SplitTable, TeacherEntry, Texts, write_index
-from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
-from cusa.data.shards import ShardHeader, write_shard
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.index import Index, SplitTable, TeacherEntry, Texts, write_index
+from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.store.shards import ShardHeader, write_shard
 
 SMOKE = ("--size 2000x8 --rounds 1 --readers 2",)
 SIZES = ("566435x768", "113287x512")

@@ -30,10 +30,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cusa.data.console import cpu_count
-from cusa.eval.approximate import make_index, recall_of_exact
-from cusa.eval.images import image_retrieval
-from cusa.eval.retrieval import cross_modal_recalls, cross_modal_recalls_from_scores
+from cusa.cli.console import cpu_count
+from cusa.eval.evaluators.retrieval.measure import cross_modal_recalls, cross_modal_recalls_from_scores
+from cusa.eval.metrics.by_class import image_retrieval
+from cusa.eval.search.approximate import make_index, recall_of_exact
 
 from timing import in_turns
 

@@ -121,7 +121,7 @@ class Runs:
             if kill is not None and kill.way == "byte":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(kill.at), resource.RLIM_INFINITY))
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel ends the process within its write
-            from cusa.train.cli import main
+            from cusa.cli.train import main
 
             main(list(args), standalone_mode=True)
             os._exit(0)
@@ -133,8 +133,9 @@ class Runs:
 
     def _follow(self, kill: Kill | None) -> None:
         """Note what the run is doing, and kill it before a step."""
-        from cusa.train import keeper, loop
-        from cusa.train.run_dir import Checkpoints
+        from cusa.train import keeper
+        from cusa.train import trainer as loop
+        from cusa.train.saving.run_dir import Checkpoints
 
         before_step = int(kill.at) if kill is not None and kill.way == "step" else None
 
@@ -187,9 +188,9 @@ class Runs:
 
 def content_of(run_dir: Path) -> dict[str, Any]:
     """All of a run that must not depend on where it was killed."""
-    from cusa.train.run_dir import Checkpoints, read_metrics
-    from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE
-    from cusa.train.tensors import load_tensors
+    from cusa.train.saving.run_dir import Checkpoints, read_metrics
+    from cusa.train.saving.student_folder import BEST_FOLDER, WEIGHTS_FILE
+    from cusa.train.saving.tensors import load_tensors
 
     lines = [{k: v for k, v in line.items() if k != "samples_per_s"} for line in read_metrics(run_dir)]
     newest = Checkpoints(run_dir).paths()[-1]
@@ -284,14 +285,12 @@ def load_libraries() -> None:
     """Load what the forked processes need, with one thread: forking a process with threads is not safe."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-    from cusa.data.console import quiet_libraries
+    from cusa.cli.console import quiet_libraries
 
     quiet_libraries()
     import torch
 
     torch.set_num_threads(1)
-    import cusa.train.loop
-    import cusa.train.tensorboard  # noqa: F401
 
 
 @click.command()

@@ -26,10 +26,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cusa.data.index import COLUMNS, Texts
-from cusa.data.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
-from cusa.data.sealed import INDEX_FORMAT, SHARD_FORMAT, VERSION
-from cusa.data.store import VERIFIED_BYTES
+from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, VERSION
+from cusa.data.store.index import COLUMNS, Texts
+from cusa.data.store.reader import VERIFIED_BYTES
+from cusa.data.store.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
 
 SMOKE = ("--rows 20000 --rounds 1",)
 DIM = 768
@@ -99,8 +99,8 @@ def make_sparse(index: Path, n: int) -> None:
 
 
 def _fresh(measure: Callable[[Path], dict[str, float]], index: Path, answer: Any) -> None:
-    import cusa.data.store
-    import cusa.data.summary  # noqa: F401
+    import cusa.data.store.reader
+    import cusa.data.store.summary  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = measure(index)
@@ -110,7 +110,7 @@ def _fresh(measure: Callable[[Path], dict[str, float]], index: Path, answer: Any
 
 def opening(index: Path) -> dict[str, float]:
     """Open the store and the rows of a teacher; read one caption."""
-    from cusa.data.store import EmbeddingStore
+    from cusa.data.store.reader import EmbeddingStore
 
     began = time.perf_counter()
     store = EmbeddingStore(index)
@@ -121,7 +121,7 @@ def opening(index: Path) -> dict[str, float]:
 
 def info(index: Path) -> dict[str, float]:
     """What cusa-store info does."""
-    from cusa.data.summary import summarize
+    from cusa.data.store.summary import summarize
 
     began = time.perf_counter()
     summarize(index)
@@ -130,7 +130,7 @@ def info(index: Path) -> dict[str, float]:
 
 def reading(index: Path) -> dict[str, float]:
     """The first batch of 128 random rows, and one of the many after it."""
-    from cusa.data.store import EmbeddingStore
+    from cusa.data.store.reader import EmbeddingStore
 
     rows = EmbeddingStore(index).embeddings("t", "train")
     rng = np.random.default_rng(0)

@@ -21,8 +21,8 @@ import click
 import torch
 from torch import nn
 
-from cusa.data.console import cpu_count, quiet_libraries
-from cusa.train.losses import TERMS, CUSALoss, LossConfig
+from cusa.cli.console import cpu_count, quiet_libraries
+from cusa.train.loss.cusa_loss import TERMS, CUSALoss, LossConfig
 from cusa.train.student import Student
 
 from timing import in_turns

@@ -21,8 +21,8 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers import __version__ as library_version
 
-from cusa.eval.sts import evaluate_sts
-from cusa.eval.sts_sets import StsTask, find_sts_tasks
+from cusa.eval.evaluators.sts.data import StsTask, find_sts_tasks
+from cusa.eval.evaluators.sts.measure import evaluate_sts
 
 SMOKE = ("{sts} --model words={words} --allow-partial",)
 PUBLISHED = {

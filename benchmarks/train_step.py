@@ -35,14 +35,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from cusa.data.console import default_workers, quiet_libraries
-from cusa.train.batches import Batch, Loader, Pairs, on_device
+from cusa.cli.console import default_workers, quiet_libraries
+from cusa.eval.metrics.validation import validation_scores
+from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge
-from cusa.train.loop import Trainer
-from cusa.train.losses import TERMS
+from cusa.train.loader import Batch, Loader, Pairs, on_device
+from cusa.train.loss.cusa_loss import TERMS
 from cusa.train.processes import Processes
-from cusa.train.setup import student_sources
 from cusa.train.step import AUTOCAST
+from cusa.train.trainer import Trainer
 
 from timing import in_turns
 
@@ -127,7 +128,9 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
         },
     }
     config = build_config(merge(load_preset("paper-coco-vit-b32"), settings))
-    trainer = Trainer(config, Processes(setting.device), setting.workers, run_dir, resume=False)
+    trainer = Trainer(
+        config, Processes(setting.device), setting.workers, run_dir, resume=False, validation_scores=validation_scores
+    )
     if way == "live":
         sources = student_sources(trainer.store, "train", trainer.config, (), trainer.processors)
         trainer.pairs = Pairs(*sources, None)

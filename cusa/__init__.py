@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from cusa.data.datasets import load_dataset
     from cusa.data.errors import CusaError
     from cusa.data.records import Dataset, Record
-    from cusa.data.store import EmbeddingStore
-    from cusa.eval.encoder import StudentEncoder, load_student
-    from cusa.eval.images import image_retrieval
-    from cusa.eval.models import Encoder, load_encoder
-    from cusa.eval.retrieval import cross_modal_recalls, uni_modal_recalls
-    from cusa.train.losses import (
+    from cusa.data.store.reader import EmbeddingStore
+    from cusa.eval.evaluators.retrieval.measure import cross_modal_recalls, uni_modal_recalls
+    from cusa.eval.metrics.by_class import image_retrieval
+    from cusa.eval.models.any_model import Encoder, load_encoder
+    from cusa.eval.models.student import StudentEncoder, load_student
+    from cusa.train.gradient_cache import encode_in_micro_batches
+    from cusa.train.loss.cusa_loss import (
         CUSALoss,
         LossConfig,
         Temperature,
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
         soft_label_loss,
         soft_labels,
     )
-    from cusa.train.matching import hard_negatives, matching_loss, matching_targets
-    from cusa.train.micro_batches import encode_in_micro_batches
+    from cusa.train.loss.matching import hard_negatives, matching_loss, matching_targets
 
 _HOME = {
     "normalize_caption": "cusa.data.captions",
@@ -40,26 +40,26 @@ _HOME = {
     "CusaError": "cusa.data.errors",
     "Dataset": "cusa.data.records",
     "Record": "cusa.data.records",
-    "EmbeddingStore": "cusa.data.store",
-    "image_retrieval": "cusa.eval.images",
-    "cross_modal_recalls": "cusa.eval.retrieval",
-    "uni_modal_recalls": "cusa.eval.retrieval",
-    "StudentEncoder": "cusa.eval.encoder",
-    "load_student": "cusa.eval.encoder",
-    "Encoder": "cusa.eval.models",
-    "load_encoder": "cusa.eval.models",
-    "CUSALoss": "cusa.train.losses",
-    "LossConfig": "cusa.train.losses",
-    "Temperature": "cusa.train.losses",
-    "TemperaturePair": "cusa.train.losses",
-    "fuse_similarities": "cusa.train.losses",
-    "contrastive_loss": "cusa.train.losses",
-    "soft_label_loss": "cusa.train.losses",
-    "soft_labels": "cusa.train.losses",
-    "hard_negatives": "cusa.train.matching",
-    "matching_loss": "cusa.train.matching",
-    "matching_targets": "cusa.train.matching",
-    "encode_in_micro_batches": "cusa.train.micro_batches",
+    "EmbeddingStore": "cusa.data.store.reader",
+    "image_retrieval": "cusa.eval.metrics.by_class",
+    "cross_modal_recalls": "cusa.eval.evaluators.retrieval.measure",
+    "uni_modal_recalls": "cusa.eval.evaluators.retrieval.measure",
+    "StudentEncoder": "cusa.eval.models.student",
+    "load_student": "cusa.eval.models.student",
+    "Encoder": "cusa.eval.models.any_model",
+    "load_encoder": "cusa.eval.models.any_model",
+    "CUSALoss": "cusa.train.loss.cusa_loss",
+    "LossConfig": "cusa.train.loss.cusa_loss",
+    "Temperature": "cusa.train.loss.cusa_loss",
+    "TemperaturePair": "cusa.train.loss.cusa_loss",
+    "fuse_similarities": "cusa.train.loss.cusa_loss",
+    "contrastive_loss": "cusa.train.loss.cusa_loss",
+    "soft_label_loss": "cusa.train.loss.cusa_loss",
+    "soft_labels": "cusa.train.loss.cusa_loss",
+    "hard_negatives": "cusa.train.loss.matching",
+    "matching_loss": "cusa.train.loss.matching",
+    "matching_targets": "cusa.train.loss.matching",
+    "encode_in_micro_batches": "cusa.train.gradient_cache",
 }
 
 __all__ = [

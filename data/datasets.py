@@ -50,7 +50,7 @@ def load_dataset(sources: Sources, image_root: Path | str | None = None, data_ro
     if not texts:
         raise DataError("no data set given; pass --dataset coco, flickr30k, demo or the path of an annotation file")
     if texts == ["demo"]:
-        from cusa.data.demo import make_demo
+        from cusa.data.demo_set.make import make_demo
 
         return make_demo(Path(data_root) / "demo")
     if len(texts) == 1 and texts[0] in _ANNOTATIONS:

@@ -183,7 +183,7 @@ def fingerprint(records: Sequence[Record]) -> str:
 
 
 class SplitView(Protocol):
-    """What an evaluation asks of a split: :class:`cusa.data.store.Split`, or :class:`RecordSplit`."""
+    """What an evaluation asks of a split: :class:`cusa.data.store.reader.Split`, or :class:`RecordSplit`."""
 
     @property
     def name(self) -> str:

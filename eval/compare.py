@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from cusa.data.errors import CusaError
-from cusa.eval.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
-from cusa.eval.coco import PROTOCOL_METRICS
+from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
+from cusa.eval.evaluators.sts.measure import spearman
+from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
+from cusa.eval.metrics.metric_options import recall_sum
+from cusa.eval.metrics.per_query import Rankings, Ties
 from cusa.eval.queries import Judged, Queries, Suite
-from cusa.eval.rankings import Rankings, Ties
-from cusa.eval.scoring import recall_sum
-from cusa.eval.sts import spearman
 from cusa.eval.suites import resampled_spearman
 
 _UNI_MODAL = ("t2t", "i2i", "sts")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import CusaError
-from cusa.eval.bootstrap import Bootstrap
 from cusa.eval.compare import compare
-from cusa.eval.measure import check_writable, write_pages
+from cusa.eval.evaluate import check_writable, write_pages
+from cusa.eval.metrics.bootstrap import Bootstrap
 from cusa.eval.queries import SUITES
-from cusa.eval.report import RunReport
+from cusa.eval.report.report import RunReport
 from cusa.eval.results import FILES, distinct_names, read_queries, read_results, write_json
-from cusa.train.run_dir import begun
+from cusa.train.saving.run_dir import begun
 
 
 def compare_measured(

@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
+from cusa.data.embeddings import Head
 from cusa.data.errors import FileFormatError, RunError
 from cusa.data.files import atomic_file
-from cusa.data.npy_files import read_npz
+from cusa.data.foreign.npy import read_npz
 from cusa.data.parsing import parse_json
-from cusa.eval.rankings import Bounds, Rankings, Ties
-from cusa.train.ranks import RankBounds
-from cusa.train.student import Head
+from cusa.eval.metrics.per_query import Bounds, Rankings, Ties
+from cusa.eval.metrics.ranks import RankBounds
 
 Suite = Literal["retrieval", "images", "sts"]
 SUITES: tuple[Suite, ...] = ("retrieval", "images", "sts")

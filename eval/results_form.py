@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cusa.eval.rankings import Ties
-from cusa.train.student import Head
+from cusa.data.embeddings import Head
+from cusa.eval.metrics.per_query import Ties
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Figure = Number | None

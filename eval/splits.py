@@ -12,9 +12,9 @@ import numpy as np
 from cusa.data.datasets import load_dataset
 from cusa.data.errors import DataError
 from cusa.data.records import RecordSplit
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.suites import RetrievalData
-from cusa.train.run_dir import load_run
+from cusa.train.saving.run_dir import load_run
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,23 @@ from typing import Any, Literal
 import numpy as np
 
 from cusa.data.datasets import KNOWN_SIZES
+from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.errors import CusaError
 from cusa.data.records import SplitView
-from cusa.eval.approximate import ApproximateKind, search_approximately
-from cusa.eval.bootstrap import Bootstrap, interval, resampled
-from cusa.eval.coco import Judgements, coco_test
-from cusa.eval.cxc_similarity import CxcTask, cxc_correlation
-from cusa.eval.image_sets import ImageSet
-from cusa.eval.images import image_figures, image_search
+from cusa.eval.evaluators.images.data import ImageSet
+from cusa.eval.evaluators.retrieval.coco import Judgements, coco_test
+from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.evaluators.sts.cxc import CxcTask, cxc_correlation
+from cusa.eval.evaluators.sts.data import StsTask
+from cusa.eval.evaluators.sts.measure import cosine, evaluate_sts, spearman
+from cusa.eval.metrics.bootstrap import Bootstrap, interval, resampled
+from cusa.eval.metrics.by_class import image_figures, image_search
+from cusa.eval.metrics.metric_options import PLAIN, Scoring
+from cusa.eval.metrics.per_query import Rankings, rank_all
+from cusa.eval.metrics.ranks import cross_modal_relevance
+from cusa.eval.models.embedding_providers import Source
 from cusa.eval.queries import Judged
-from cusa.eval.rankings import Rankings, rank_all
-from cusa.eval.retrieval import evaluate
-from cusa.eval.scoring import PLAIN, Scoring
-from cusa.eval.sources import Source
-from cusa.eval.sts import cosine, evaluate_sts, spearman
-from cusa.eval.sts_sets import StsTask
-from cusa.train.encode import SplitEmbeddings
-from cusa.train.ranks import cross_modal_relevance
-from cusa.train.student import Head
+from cusa.eval.search.approximate import ApproximateKind, search_approximately
 
 PAPER_IMAGES = ("cub", "sop", "inshop", "inaturalist")
 PAPER_STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")

@@ -1,5 +1,5 @@
 """``python -m cusa.precompute``, which torchrun can start."""
 
-from cusa.precompute.cli import main
+from cusa.cli.precompute import main
 
 main()

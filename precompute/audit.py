@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cusa.data.errors import CusaError
-from cusa.data.schema import TeacherSettings
-from cusa.data.store import EmbeddingStore, Split
+from cusa.data.store.reader import EmbeddingStore, Split
+from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
 from cusa.precompute.pipeline import caption_batches, read_image
 from cusa.precompute.teachers import parse_teacher

@@ -13,8 +13,8 @@ from cusa.data.captions import normalizer
 from cusa.data.errors import FORWARD_PASS, TeacherError
 from cusa.data.images import load_image
 from cusa.data.records import Dataset, caption_rows
-from cusa.precompute.checks import FirstBatchCheck, is_zero
-from cusa.precompute.plan import ShardTask
+from cusa.precompute.first_batch import FirstBatchCheck, is_zero
+from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import SizeGroups, Teacher, each_tensor, stacked
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from cusa.data.errors import CusaError, DataError
 from cusa.data.input_check import MAX_LISTED, Fault, Faults, check_captions, check_images
 from cusa.data.records import Dataset
-from cusa.data.shards import read_shard
-from cusa.precompute.plan import ShardTask
+from cusa.data.store.shards import read_shard
+from cusa.precompute.shard_plan import ShardTask
 
 _EXAMPLES = 3
 

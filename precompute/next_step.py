@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Collection
 from pathlib import Path
 
-from cusa.data.console import shell_command
-from cusa.data.store import EmbeddingStore
+from cusa.data.shell import shell_command
+from cusa.data.store.reader import EmbeddingStore
 
 _MODALITIES = ("image", "text")
 _TRAIN_SPLIT = "train"  # cusa-train's default

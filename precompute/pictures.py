@@ -10,7 +10,7 @@ from pathlib import Path
 from cusa.data.errors import DataError, ImageError, StoreError
 from cusa.data.images import DECODING, changed_decoding
 from cusa.data.records import Dataset
-from cusa.data.schema import TeacherSettings
+from cusa.data.store.schema import TeacherSettings
 
 _THREADS = 8  # a header is read in the time that it takes to open its file
 

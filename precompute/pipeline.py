@@ -18,11 +18,11 @@ from cusa.data.errors import CusaError, DataError, ImageError, first_line
 from cusa.data.files import file_digest
 from cusa.data.images import load_image, max_pixels
 from cusa.data.records import Dataset, Record, caption_rows
-from cusa.data.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
+from cusa.data.store.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
 from cusa.data.worker_pool import WorkerPool
 from cusa.precompute.encoding import Batch, BatchEncoder
-from cusa.precompute.plan import ShardTask
 from cusa.precompute.reuse import ReusedRows
+from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Preprocessed, Teacher, stacked
 
 _TEXT_BATCHES_AHEAD = 8
@@ -86,7 +86,7 @@ def encode_shards(
     Raises:
         DataError: If an item cannot be read, or its row is zero, and errors are not skipped.
         TeacherError: If the teacher fails, or its first rows are wrong
-            (:mod:`cusa.precompute.checks`).
+            (:mod:`cusa.precompute.first_batch`).
         CusaError: If the teacher returns NaN.
     """
     written: dict[ShardTask, Future[ShardInfo]] = {}

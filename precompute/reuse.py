@@ -14,11 +14,11 @@ from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, SettingError
 from cusa.data.files import file_digest
 from cusa.data.records import Dataset, caption_rows
-from cusa.data.schema import TeacherSettings
-from cusa.data.shards import DIGEST_BYTES
-from cusa.data.store import Embeddings, EmbeddingStore
-from cusa.precompute.distributed import Ranks
-from cusa.precompute.plan import ShardTask
+from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.schema import TeacherSettings
+from cusa.data.store.shards import DIGEST_BYTES
+from cusa.precompute.processes import Ranks
+from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import DRAFT, Teacher
 
 _READING_THREADS = 8

@@ -16,17 +16,17 @@ import numpy as np
 
 from cusa.data.errors import DataError, SettingError, TeacherError
 from cusa.data.files import FolderLock, sweep
-from cusa.data.index import Index, TeacherEntry, read_index, write_index
 from cusa.data.records import Dataset
-from cusa.data.schema import TeacherSettings, shard_folder
-from cusa.data.shards import ShardHeader, ShardInfo
-from cusa.precompute.distributed import Ranks, announced_failure
+from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.schema import TeacherSettings, shard_folder
+from cusa.data.store.shards import ShardHeader, ShardInfo
+from cusa.precompute.estimate import Rates, choose_draft, measure
 from cusa.precompute.input_check import check_inputs
 from cusa.precompute.pictures import is_older, older_rows, refuse_changed_pictures
 from cusa.precompute.pipeline import PipelineOptions, encode_shards
-from cusa.precompute.plan import ShardTask, finished_shards, plan_teacher, stored_settings
-from cusa.precompute.probe import Rates, choose_draft, measure
+from cusa.precompute.processes import Ranks, announced_failure
 from cusa.precompute.reuse import StoreReuse
+from cusa.precompute.shard_plan import ShardTask, finished_shards, plan_teacher, stored_settings
 from cusa.precompute.teachers import TeacherRequest
 from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURES, Pooling, Teacher
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cusa.data.errors import SettingError
 from cusa.data.records import Dataset, fingerprint
-from cusa.data.store import EmbeddingStore, Split
+from cusa.data.store.reader import EmbeddingStore, Split
 from cusa.data.validation_split import choose_val_images, order_by_hash, with_val_split
 
 

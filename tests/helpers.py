@@ -13,15 +13,15 @@ import numpy as np
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cusa.cli import main as store_main
-from cusa.data.index import Index, TeacherEntry, read_index, write_index
+from cusa.cli.evaluate import main as eval_main
+from cusa.cli.precompute import main as precompute_main
+from cusa.cli.store import main as store_main
+from cusa.cli.train import main as train_main
 from cusa.data.records import Dataset, Record, Truth, fingerprint
-from cusa.data.schema import TeacherSettings, shard_folder, shard_name
-from cusa.data.sealed import BLOCK
-from cusa.data.shards import ShardHeader, stored_rows, write_shard
-from cusa.eval.cli import main as eval_main
-from cusa.precompute.cli import main as precompute_main
-from cusa.train.cli import main as train_main
+from cusa.data.store.checksum import BLOCK
+from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.schema import TeacherSettings, shard_folder, shard_name
+from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = {"precompute": precompute_main, "train": train_main, "eval": eval_main, "store": store_main}

@@ -82,7 +82,7 @@ def test_importing_cusa_loads_nothing_heavy():
     assert not set(ast.literal_eval(_fresh(code))) & {"torch", "transformers", "numpy", "h5py", "pydantic", "rich"}
 
 
-@pytest.mark.parametrize("module", ["cusa.precompute.cli", "cusa.train.cli", "cusa.eval.cli", "cusa.cli"])
+@pytest.mark.parametrize("module", ["cusa.cli.precompute", "cusa.cli.train", "cusa.cli.evaluate", "cusa.cli.store"])
 def test_help_loads_nothing_heavy(module):
     code = f"import sys, {module} as c; c.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
     loaded = ast.literal_eval(_fresh(code).splitlines()[-1])
@@ -112,7 +112,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names} == {"cusa", f"cusa-{cusa.__version__}.dist-info"}
     assert not [n for n in names if "test" in n]
-    for needed in ("cusa/train/presets/demo.yaml", "cusa/eval/report.html.jinja", "cusa/py.typed", "cusa/data/demo.py"):
+    for needed in ("cusa/train/presets/demo.yaml", "cusa/eval/report/report.html.jinja", "cusa/py.typed", "cusa/data/demo_set/make.py"):
         assert needed in names
     sources = {p.relative_to(ROOT).as_posix() for room in ROOMS for p in (ROOT / room).rglob("*.py")}
     assert {f"cusa/{s}" for s in sources} <= set(names)

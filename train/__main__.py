@@ -3,7 +3,7 @@
 import os
 import sys
 
-from cusa.train.cli import main
+from cusa.cli.train import main
 
 try:
     main(prog_name="cusa-train")

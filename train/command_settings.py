@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import SettingError
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import (
     Config,
     build_config,
@@ -21,9 +21,9 @@ from cusa.train.config import (
     merge,
     parse_settings,
 )
-from cusa.train.losses import TERMS
-from cusa.train.run_dir import begun, load_run
-from cusa.train.saved import load_origin
+from cusa.train.loss.cusa_loss import TERMS
+from cusa.train.saving.run_dir import begun, load_run
+from cusa.train.saving.student_folder import load_origin
 from cusa.train.settings import shortened
 
 _FLAGS = {

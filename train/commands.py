@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cusa.data.console import shell_command
 from cusa.data.datasets import KNOWN_SIZES
-from cusa.data.store import EmbeddingStore
+from cusa.data.shell import shell_command
+from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config
-from cusa.train.provenance import Provenance
+from cusa.train.saving.provenance import Provenance
 
 _RENDEZVOUS_PORT = 29_500  # torchrun's own default
 

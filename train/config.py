@@ -14,7 +14,7 @@ import yaml
 from cusa.data.errors import FileFormatError, SettingError
 from cusa.data.parsing import parse_yaml, read_yaml
 from cusa.data.worker_pool import StartMethod
-from cusa.train.losses import LossConfig
+from cusa.train.loss.cusa_loss import LossConfig
 from cusa.train.settings import (
     Field,
     Flag,

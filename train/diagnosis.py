@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from cusa.train.batches import Batch
-from cusa.train.losses import LossTerms
+from cusa.train.loader import Batch
+from cusa.train.loss.cusa_loss import LossTerms
 from cusa.train.step import TrainStep
 
 _SHOWN_IDS = 8

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cusa.train.card import write_card
 from cusa.train.commands import resume_command
 from cusa.train.config import Config
 from cusa.train.processes import Processes
-from cusa.train.progress import Progress
-from cusa.train.provenance import Provenance
-from cusa.train.run_dir import Checkpoints, MetricsLog, save_run
-from cusa.train.saved import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
-from cusa.train.state import TrainingState
+from cusa.train.saving.model_card import write_card
+from cusa.train.saving.provenance import Provenance
+from cusa.train.saving.run_dir import Checkpoints, MetricsLog, save_run
+from cusa.train.saving.run_progress import Progress
+from cusa.train.saving.student_folder import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
+from cusa.train.saving.tensors import prefixed
 from cusa.train.student import Student
-from cusa.train.tensors import prefixed
+from cusa.train.training_state import TrainingState
 
 
 class RunKeeper:

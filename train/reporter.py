@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from cusa.train.loop import Trainer
+    from cusa.train.trainer import Trainer
 
 
 class Reporter(Protocol):

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cusa.data.errors import RunError, SettingError, StoreError
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, differing
 from cusa.train.processes import Processes
-from cusa.train.progress import Progress
-from cusa.train.provenance import Beginning, Provenance
-from cusa.train.run_dir import Checkpoints, load_run
-from cusa.train.saved import Origin
-from cusa.train.state import TrainingState
-from cusa.train.tensors import under
+from cusa.train.saving.provenance import Beginning, Provenance
+from cusa.train.saving.run_dir import Checkpoints, load_run
+from cusa.train.saving.run_progress import Progress
+from cusa.train.saving.student_folder import Origin
+from cusa.train.saving.tensors import under
+from cusa.train.training_state import TrainingState
 
 
 @dataclass(frozen=True)

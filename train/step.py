@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cusa.train.batches import Batch, Inputs
 from cusa.train.config import Config
-from cusa.train.losses import CUSALoss, LossTerms
-from cusa.train.micro_batches import encode_in_micro_batches
+from cusa.train.gradient_cache import encode_in_micro_batches
+from cusa.train.loader import Batch, Inputs
+from cusa.train.loss.cusa_loss import CUSALoss, LossTerms
 from cusa.train.student import Features, Student
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

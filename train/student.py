@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from cusa.data.embeddings import HEADS
 from cusa.data.errors import FORWARD_PASS, StudentError, first_line
 from cusa.data.hub import is_hub_name, locate
 from cusa.data.pretrained import (
@@ -28,8 +29,6 @@ from cusa.data.pretrained import (
 )
 from cusa.train.settings import Field, Number, Text, WholeNumber, settings
 
-Head = Literal["cross", "uni"]
-HEADS: tuple[Head, ...] = ("cross", "uni")
 HEAD_INIT_STD = 0.02
 GREATEST_DIM = 16_384
 

@@ -10,7 +10,7 @@ from cusa.data.errors import CusaError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from cusa.train.loop import Trainer
+    from cusa.train.trainer import Trainer
 
 FOLDER = "tensorboard"
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cusa.data.errors import SettingError
-from cusa.data.store import EmbeddingStore
-from cusa.train.batches import EpochOrder, Pairs, Sources, pairs_per_step
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.assemble import student_sources, training_pairs, validation_sources
 from cusa.train.config import Config
+from cusa.train.loader import EpochOrder, Pairs, Sources, pairs_per_step
 from cusa.train.processes import Processes
-from cusa.train.provenance import Provenance
-from cusa.train.setup import student_sources, training_pairs, validation_sources
+from cusa.train.saving.provenance import Provenance
 from cusa.train.student import Processors
 
 

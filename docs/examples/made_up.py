@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from cusa import Dataset, EmbeddingStore, Record
-from cusa.data.exchange import ForeignRows, import_rows
-from cusa.data.index import Index
-from cusa.data.schema import TeacherSettings
+from cusa.data.store.import_export import ForeignRows, import_rows
+from cusa.data.store.index import Index
+from cusa.data.store.schema import TeacherSettings
 
 WORDS = [f"{letter}{sign}" for letter in "abcdefghijkl" for sign in (0, 1)]
 CAPTION_WORDS = 8

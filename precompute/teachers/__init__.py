@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cusa.data.errors import TeacherError, first_line
 from cusa.data.hub import has_file, is_hub_name, locate, require
 from cusa.data.pretrained import read_object
-from cusa.data.schema import TeacherSettings, check_name, file_name
+from cusa.data.store.schema import TeacherSettings, check_name, file_name
 
 if TYPE_CHECKING:
     from cusa.precompute.teachers.base import Pooling, Teacher

@@ -17,7 +17,7 @@ from PIL import Image
 from cusa.data.errors import FORWARD_PASS, TeacherError, first_line
 from cusa.data.images import DECODING
 from cusa.data.pretrained import one_line_load_errors
-from cusa.data.schema import TeacherSettings
+from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
 
 DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full

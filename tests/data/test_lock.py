@@ -11,8 +11,8 @@ import pytest
 
 from cusa.data.errors import CusaError
 from cusa.data.files import FolderLock, atomic_file, sweep
-from cusa.data.schema import shard_folder
-from cusa.data.verify import verify
+from cusa.data.store.schema import shard_folder
+from cusa.data.store.verify import verify
 from tests.helpers import make_store, run_error, run_ok, unit_rows
 
 _OTHER = """

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import cusa
 from cusa import EmbeddingStore
 from cusa.data.images import load_image
-from cusa.train.losses import (
+from cusa.train.loss.cusa_loss import (
     CUSALoss,
     LossConfig,
     Temperature,

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import EmbeddingsError, SettingError
-from cusa.eval.images import image_retrieval
-from cusa.eval.rankings import Rankings
-from cusa.eval.retrieval import cross_modal_recalls, cross_modal_recalls_from_scores, uni_modal_recalls
-from cusa.eval.scoring import Scoring
-from cusa.train.ranks import RankBounds, rank_bounds
+from cusa.eval.evaluators.retrieval.measure import (
+    cross_modal_recalls,
+    cross_modal_recalls_from_scores,
+    uni_modal_recalls,
+)
+from cusa.eval.metrics.by_class import image_retrieval
+from cusa.eval.metrics.metric_options import Scoring
+from cusa.eval.metrics.per_query import Rankings
+from cusa.eval.metrics.ranks import RankBounds, rank_bounds
 
 EYE = np.eye(3)
 PAIRS = np.array([0, 1, 2])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cusa.eval.image_sets import load_image_set
-from cusa.eval.models import load_encoder
+from cusa.eval.evaluators.images.data import load_image_set
+from cusa.eval.models.any_model import load_encoder
 from cusa.eval.queries import load_queries
 from tests.eval.tiny import caption_id, image_id, make_classes, make_home, make_inshop, make_run, strict
 from tests.helpers import run_error, run_ok

@@ -7,14 +7,14 @@ import pytest
 from scipy.stats import spearmanr
 
 from cusa.data.errors import CusaError
-from cusa.eval.bootstrap import Bootstrap, interval
 from cusa.eval.compare import compare
+from cusa.eval.evaluators.sts.measure import spearman
+from cusa.eval.metrics.bootstrap import Bootstrap, interval
+from cusa.eval.metrics.metric_options import Scoring, one_way, two_ways
+from cusa.eval.metrics.per_query import Bounds, Rankings
+from cusa.eval.metrics.ranks import RankBounds
 from cusa.eval.queries import Judged, Queries
-from cusa.eval.rankings import Bounds, Rankings
-from cusa.eval.report import RunReport, write_report
-from cusa.eval.scoring import Scoring, one_way, two_ways
-from cusa.eval.sts import spearman
-from cusa.train.ranks import RankBounds
+from cusa.eval.report.report import RunReport, write_report
 
 SOME = Bootstrap(400)
 

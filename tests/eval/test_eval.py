@@ -7,11 +7,12 @@ import os
 import numpy as np
 import pytest
 
+from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.records import Truth
-from cusa.data.store import EmbeddingStore
-from cusa.eval.relevance import same_group, true_relevance
-from cusa.train.encode import SplitEmbeddings, encode_split
-from cusa.train.saved import load_saved
+from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.metrics.relevance import same_group, true_relevance
+from cusa.train.encode_split import encode_split
+from cusa.train.saving.student_folder import load_saved
 from tests.helpers import make_store, run_error, run_ok
 
 
@@ -129,7 +130,7 @@ def test_same_group_leaves_out_the_item_itself():
 
 def test_encoding_does_not_depend_on_the_batch_size(runs):
     run = runs / "runs" / "cusa"
-    from cusa.train.batches import open_sources
+    from cusa.train.loader import open_sources
 
     store = EmbeddingStore(runs / "store" / "store.h5")
     sources = open_sources(

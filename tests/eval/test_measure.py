@@ -7,9 +7,11 @@ import weakref
 import pytest
 from transformers import CLIPModel
 
-from cusa.eval import measure, splits, subjects
-from cusa.eval.coco import Judgements
-from cusa.eval.subjects import Machine, Subject
+from cusa.eval import evaluate as measure
+from cusa.eval import splits
+from cusa.eval.evaluators.retrieval.coco import Judgements
+from cusa.eval.models import evaluated_models as subjects
+from cusa.eval.models.evaluated_models import Machine, Subject
 from tests.eval.tiny import make_classes, make_cxc, make_home, make_run, make_sts, strict
 from tests.helpers import run_error, run_ok
 

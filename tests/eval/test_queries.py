@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError
+from cusa.eval.metrics.per_query import Bounds, Rankings
+from cusa.eval.metrics.ranks import RankBounds
 from cusa.eval.queries import Judged, Queries, load_queries, queries_file, save_queries
-from cusa.eval.rankings import Bounds, Rankings
-from cusa.train.ranks import RankBounds
 
 
 def _queries():

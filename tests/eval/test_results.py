@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError, RunError
-from cusa.eval.charts import recall_charts
-from cusa.eval.latex import latex_tables
 from cusa.eval.queries import Judged, Queries
-from cusa.eval.report import RunReport, headlines
-from cusa.eval.report_tables import TASKS
+from cusa.eval.report.charts import recall_charts
+from cusa.eval.report.latex import latex_tables
+from cusa.eval.report.report import RunReport, headlines
+from cusa.eval.report.tables import TASKS
 from cusa.eval.results import FILES, distinct_names, keep_results, read_queries, read_results
 from cusa.eval.suites import PAPER_IMAGES
 from tests.eval import made_up

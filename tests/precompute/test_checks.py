@@ -10,11 +10,11 @@ from PIL import Image
 
 from cusa.data.errors import DataError, TeacherError
 from cusa.data.records import Dataset, Record
-from cusa.data.shards import ShardHeader
-from cusa.precompute import checks
-from cusa.precompute.checks import FirstBatchCheck, count_different, input_digests
+from cusa.data.store.shards import ShardHeader
+from cusa.precompute import first_batch as checks
+from cusa.precompute.first_batch import FirstBatchCheck, count_different, input_digests
 from cusa.precompute.pipeline import PipelineOptions, encode_shards, encoded_batches
-from cusa.precompute.plan import ShardTask
+from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import SizeGroups, Teacher, stacked
 from tests.helpers import unit_rows
 

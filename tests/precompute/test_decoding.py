@@ -7,7 +7,7 @@ from PIL import Image
 from cusa.data.errors import DataError, ImageError
 from cusa.data.images import changed_decoding
 from cusa.data.records import Dataset, Record
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.audit import audit
 from cusa.precompute.pictures import refuse_changed_pictures
 from tests.helpers import make_pairs, make_tiny_sentence, make_tiny_vit, run_error, run_ok

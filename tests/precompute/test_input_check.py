@@ -14,7 +14,7 @@ from cusa.data.datasets import load_dataset
 from cusa.data.errors import DataError
 from cusa.data.input_check import check_captions, check_images
 from cusa.data.records import Dataset, Record
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import TeacherRequest
 from tests.helpers import make_images, make_pairs, make_tiny_sentence, make_tiny_vit, run, run_error, run_ok
 
@@ -217,7 +217,7 @@ def test_all_processes_stop(tmp_path, spoiled, teachers):
 
 def test_the_error_has_the_fields_of_the_first_fault(spoiled, tmp_path):
     from cusa.precompute.input_check import check_inputs
-    from cusa.precompute.plan import ShardTask
+    from cusa.precompute.shard_plan import ShardTask
 
     dataset = load_dataset(spoiled)
     tasks = [ShardTask(tmp_path / "s.h5", "v", "train", 0, 8), ShardTask(tmp_path / "s.h5", "w", "val", 0, 8)]

@@ -8,11 +8,11 @@ from PIL import Image
 
 from cusa.data.images import load_image
 from cusa.data.records import Dataset, Record, fingerprint
-from cusa.data.shards import ShardHeader
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.shards import ShardHeader
+from cusa.precompute.estimate import choose_draft, measure
 from cusa.precompute.pipeline import PipelineOptions, caption_batches, encode_shards, encoded_batches
-from cusa.precompute.plan import ShardTask
-from cusa.precompute.probe import choose_draft, measure
+from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import make_images, make_pairs, make_tiny_sentence, make_tiny_vit, run_error, run_ok
 

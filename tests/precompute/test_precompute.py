@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cusa.data.images import load_image
-from cusa.data.schema import shard_ranges
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.schema import shard_ranges
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import make_images, make_pairs, make_tiny_vit, run_error, run_ok
 

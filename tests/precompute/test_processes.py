@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import cusa
 from cusa.data import worker_pool
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.pipeline import ImageReader
 from tests.helpers import make_images, make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_error, run_ok
 
@@ -108,7 +108,7 @@ def test_ranks_with_different_weights_are_refused(tmp_path, manifest, teachers):
         "        import dataclasses\n"
         "        return dataclasses.replace(plain(self, *args), weights_sha256='1' * 64)\n"
         "    Teacher.settings = other\n"
-        f"from cusa.precompute.cli import main\nmain({_args(manifest, teachers, tmp_path / 'store.h5')!r})\n"
+        f"from cusa.cli.precompute import main\nmain({_args(manifest, teachers, tmp_path / 'store.h5')!r})\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -165,7 +165,7 @@ def rows(self, *args):
     time.sleep({pause})
     return plain(self, *args)
 Teacher.rows = rows
-from cusa.precompute.cli import main
+from cusa.cli.precompute import main
 main(sys.argv[1:])
 """
 
@@ -264,7 +264,7 @@ def test_a_killed_worker_stops_the_run_which_goes_on(
     tmp_path, monkeypatch, manifest, teachers, whole, kill, n_shards, workers
 ):
     """Batches of two images, shards of five rows: the eighth is of the third, the second is still being encoded."""
-    monkeypatch.setattr("cusa.data.console.cpu_count", lambda: 2)  # and so two threads that encode
+    monkeypatch.setattr("cusa.cli.console.cpu_count", lambda: 2)  # and so two threads that encode
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out, "--workers", workers)
     with monkeypatch.context() as patch:
@@ -346,7 +346,7 @@ def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, tea
     code = (
         "import sys, time\nfrom cusa.precompute.teachers import TeacherRequest\n"
         "TeacherRequest.load = lambda *_: time.sleep(60)\n"
-        "from cusa.precompute.cli import main\nmain(sys.argv[1:])\n"
+        "from cusa.cli.precompute import main\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", code, *_args(manifest, teachers, out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -459,7 +459,7 @@ def test_a_foreign_file_as_out_is_left_alone(tmp_path, manifest, teachers):
 
 
 def test_plan_prints_and_writes_nothing(tmp_path, manifest, teachers, monkeypatch):
-    monkeypatch.setattr("cusa.precompute.cli._PROBE_S", 0.05)
+    monkeypatch.setattr("cusa.cli.precompute._PROBE_S", 0.05)
     out = tmp_path / "s" / "store.h5"
     text = run_ok("precompute", *_args(manifest, teachers, out, "--plan"))
     assert "6 (0:6)" in text  # 18 + 6 images in shards of 5
@@ -472,8 +472,8 @@ def test_plan_prints_and_writes_nothing(tmp_path, manifest, teachers, monkeypatc
 def test_audit_finds_rows_that_the_teacher_does_not_give(tmp_path, manifest, teachers):
     from dataclasses import replace
 
-    from cusa.data.index import read_index, write_index
-    from cusa.data.shards import read_shard, write_shard
+    from cusa.data.store.index import read_index, write_index
+    from cusa.data.store.shards import read_shard, write_shard
 
     out = tmp_path / "store.h5"
     run_ok("precompute", *_args(manifest, teachers, out))

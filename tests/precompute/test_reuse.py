@@ -14,9 +14,9 @@ from PIL import Image
 
 import cusa
 from cusa.data.files import file_digest
-from cusa.data.index import read_index, write_index
-from cusa.data.shards import read_picture_digests, read_shard, write_shard
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.index import read_index, write_index
+from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.shards import read_picture_digests, read_shard, write_shard
 from cusa.precompute.teachers.base import Teacher
 from tests.helpers import make_images, make_tiny_sentence, make_tiny_vit, run_error, run_ok
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cusa.data.errors import TeacherError
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import make_pairs, make_tiny_vit, run, run_ok
 from tests.tiny_models import SIZES, TEXTS, save_text

@@ -9,7 +9,7 @@ import pytest
 from cusa.data.datasets import load_dataset
 from cusa.data.errors import DataError, SettingError
 from cusa.data.records import Dataset, Record, Truth, fingerprint
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.validation_split import choose_val_images, with_val_split
 from cusa.precompute.selection import Selection, parse_splits, select
 from tests.helpers import (

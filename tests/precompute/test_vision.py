@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from cusa.data.errors import FileFormatError, ImageError, TeacherError
 from cusa.data.images import load_image
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.audit import audit
-from cusa.precompute.checks import FirstBatchCheck
+from cusa.precompute.first_batch import FirstBatchCheck
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import make_pairs, make_tiny_sentence, run, run_error, run_ok
 from tests.tiny_models import MAPS, SIZES, VISION, pictures, save_clip, save_vision

@@ -10,8 +10,8 @@ import torch
 
 from cusa.data.errors import CusaError
 from cusa.data.records import Dataset
-from cusa.data.store import EmbeddingStore
-from cusa.train.batches import EpochOrder, Loader, Pairs, open_sources, pairs_per_step
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.loader import EpochOrder, Loader, Pairs, open_sources, pairs_per_step
 from cusa.train.student import StudentConfig, dual_encoder_student
 from tests.helpers import add_teacher, make_pairs, make_store, make_tiny_clip, records, run_ok, settings, unit_rows
 

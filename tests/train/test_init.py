@@ -10,11 +10,12 @@ import torch
 
 from cusa.data.errors import CusaError, RunError, StudentError
 from cusa.data.records import Dataset
+from cusa.eval.metrics.validation import validation_scores
 from cusa.train.config import build_config
-from cusa.train.loop import Trainer
 from cusa.train.processes import Processes
-from cusa.train.run_dir import Checkpoints, load_run, read_metrics
-from cusa.train.saved import load_saved
+from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saving.student_folder import load_saved
+from cusa.train.trainer import Trainer
 from tests.helpers import (
     add_teacher,
     make_pairs,
@@ -58,7 +59,9 @@ def pictures(tmp_path_factory):
 
 def _trainer(index, init, run_dir, **student):
     config = {"data": {"embeddings": str(index)}, "student": {"init": str(init), **student}}
-    return Trainer(build_config(config), Processes("cpu"), 0, run_dir, resume=False)
+    return Trainer(
+        build_config(config), Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores
+    )
 
 
 def _same(one, two):
@@ -92,11 +95,11 @@ def test_killed_before_its_first_checkpoint_it_begins_again_with_the_same(index,
     run_ok("train", *args, "--run-dir", tmp_path / "whole")
     for step, run_dir in ((2, tmp_path / "early"), (7, tmp_path / "late")):
         code = (
-            "import os\nfrom cusa.train.loop import Trainer\nplain = Trainer._train_on\n"
+            "import os\nfrom cusa.train.trainer import Trainer\nplain = Trainer._train_on\n"
             "def wrapped(self, *args):\n"
             f"    self.progress.step == {step} and os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
             "    return plain(self, *args)\n"
-            "Trainer._train_on = wrapped\nfrom cusa.train.cli import main\n"
+            "Trainer._train_on = wrapped\nfrom cusa.cli.train import main\n"
             f"main({[*map(str, args), '--run-dir', str(run_dir)]!r})\n"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cusa.train.losses import CUSALoss
-from cusa.train.micro_batches import encode_in_micro_batches
+from cusa.train.gradient_cache import encode_in_micro_batches
+from cusa.train.loss.cusa_loss import CUSALoss
 
 
 class Heads(NamedTuple):

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from cusa.data.errors import SettingError
-from cusa.train.loop import Trainer
+from cusa.eval.metrics.validation import validation_scores
 from cusa.train.processes import Processes
-from cusa.train.run_dir import Checkpoints, load_run, read_metrics
-from cusa.train.saved import load_saved
+from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saving.student_folder import load_saved
+from cusa.train.trainer import Trainer
 from tests.helpers import make_store, run_error, run_ok
 
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
@@ -97,7 +98,7 @@ def test_the_error_names_the_setting(index, tmp_path):
     config = load_run(tmp_path / "run")[0]
     fewer = config.__class__(config.data, config.student, config.loss, config.optim, _with(config.train, epochs=1))
     with pytest.raises(SettingError) as error:
-        Trainer(fewer, Processes("cpu"), 0, tmp_path / "run", resume=True)
+        Trainer(fewer, Processes("cpu"), 0, tmp_path / "run", resume=True, validation_scores=validation_scores)
     assert error.value.name == "train.epochs"
 
 

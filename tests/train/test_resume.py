@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from cusa.train.commands import resume_command
-from cusa.train.loop import Trainer
-from cusa.train.run_dir import Checkpoints, read_metrics
-from cusa.train.saved import load_saved
-from cusa.train.tensors import load_tensors, save_tensors
+from cusa.train.saving.run_dir import Checkpoints, read_metrics
+from cusa.train.saving.student_folder import load_saved
+from cusa.train.saving.tensors import load_tensors, save_tensors
+from cusa.train.trainer import Trainer
 from tests.helpers import make_pairs, make_store, make_tiny_clip, run, run_error, run_ok
 
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
@@ -38,12 +38,12 @@ def _lines(run_dir):
 def _interrupted(args, step, number=signal.SIGKILL, where="_train_on", times=1):
     """Run the command in a process that gets a signal before a step (counted from 0) has begun."""
     code = (
-        f"import os\nfrom cusa.train.loop import Trainer\nplain = Trainer.{where}\n"
+        f"import os\nfrom cusa.train.trainer import Trainer\nplain = Trainer.{where}\n"
         "def wrapped(self, *args):\n"
         f"    for _ in range({times}):\n"
         f"        self.progress.step == {step} and os.kill(os.getpid(), {int(number)})\n"
         "    return plain(self, *args)\n"
-        f"Trainer.{where} = wrapped\nfrom cusa.train.cli import main\nmain({[str(a) for a in args]!r})\n"
+        f"Trainer.{where} = wrapped\nfrom cusa.cli.train import main\nmain({[str(a) for a in args]!r})\n"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -164,10 +164,10 @@ def test_killed_before_its_own_files_are_whole_it_begins_anew(index, whole, tmp_
     """Settings are written last, so that without them nothing has begun; and no one resumes half a beginning."""
     run_dir = tmp_path / "part"
     code = (
-        "import os\nimport cusa.train.run_dir as files\nplain = files.atomic_file\n"
+        "import os\nimport cusa.train.saving.run_dir as files\nplain = files.atomic_file\n"
         "def killed(path):\n"
         f"    path.name == {missing!r} and os.kill(os.getpid(), 9)\n    return plain(path)\n"
-        "files.atomic_file = killed\nfrom cusa.train.cli import main\n"
+        "files.atomic_file = killed\nfrom cusa.cli.train import main\n"
         f"main({[str(a) for a in _args(index, run_dir)]!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
@@ -214,8 +214,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(index
 
 def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
     """Checkpoints, log and best student fail in epoch 2, and work again in epoch 3."""
-    from cusa.train import run_dir as files
-    from cusa.train import saved
+    from cusa.train.saving import run_dir as files
+    from cusa.train.saving import student_folder as saved
 
     run_dir = tmp_path / "run"
     full = [False]
@@ -260,8 +260,8 @@ def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
     ],
 )
 def test_what_is_lost_at_the_end_is_an_error(index, tmp_path, monkeypatch, what, message):
-    from cusa.train import run_dir as files
-    from cusa.train import saved
+    from cusa.train.saving import run_dir as files
+    from cusa.train.saving import student_folder as saved
 
     def full(path, *_args):
         if what == "checkpoints" or _args[-1]["epoch"] == 3:
@@ -300,7 +300,7 @@ def test_one_that_is_killed_while_validating_stops_the_run_and_keeps_it(index, t
     def read(*_arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("cusa.train.encode._Chunks.__getitem__", read)
+    monkeypatch.setattr("cusa.train.encode_split._Chunks.__getitem__", read)
     line = run_error("train", *_args(index, tmp_path / "run", "--workers", 2))
     assert "was killed by SIGKILL" in line
     assert "the run is kept up to step" in line
@@ -339,7 +339,7 @@ def _line(step):
 def test_a_log_that_could_not_be_written_is_written_later_whole(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from cusa.train.run_dir import MetricsLog
+    from cusa.train.saving.run_dir import MetricsLog
 
     log = MetricsLog(tmp_path)
     log.append(_line(1))

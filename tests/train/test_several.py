@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import cusa
+from cusa.eval.metrics.validation import validation_scores
 from cusa.train.commands import resume_command
 from cusa.train.config import build_config, load_preset, merge
-from cusa.train.loop import Trainer
 from cusa.train.processes import Processes
-from cusa.train.run_dir import Checkpoints, read_metrics
-from cusa.train.saved import load_saved
+from cusa.train.saving.run_dir import Checkpoints, read_metrics
+from cusa.train.saving.student_folder import load_saved
 from cusa.train.schedule import learning_rate
+from cusa.train.trainer import Trainer
 from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
 
 ROOT = Path(cusa.__file__).parent.parent
@@ -87,7 +88,7 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
         "train": {"epochs": 2, "batch_size": 16},
     }
     config = build_config(merge(load_preset("adapter"), settings))
-    trainer = Trainer(config, Processes("cpu"), 0, tmp_path / "one", resume=False)
+    trainer = Trainer(config, Processes("cpu"), 0, tmp_path / "one", resume=False, validation_scores=validation_scores)
     trainer.step.train()
     expected = []
     for epoch in range(2):
@@ -106,11 +107,11 @@ def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
     assert torchrun(*args, "--run-dir", tmp_path / "whole").returncode == 0
     script = tmp_path / "killed.py"
     script.write_text(
-        "import os, sys\nfrom cusa.train.loop import Trainer\nplain = Trainer._train_on\n"
+        "import os, sys\nfrom cusa.train.trainer import Trainer\nplain = Trainer._train_on\n"
         "def step(self, batch):\n"
         "    self.processes.rank == 1 and self.progress.step == 8 and os.kill(os.getpid(), 9)\n"
         "    return plain(self, batch)\n"
-        "Trainer._train_on = step\nfrom cusa.train.cli import main\nmain(sys.argv[1:])\n"
+        "Trainer._train_on = step\nfrom cusa.cli.train import main\nmain(sys.argv[1:])\n"
     )
     assert torchrun(script, *args, "--run-dir", tmp_path / "part", module=None).returncode != 0
     line = run_error("train", "--resume", "--run-dir", tmp_path / "part")
@@ -162,8 +163,8 @@ def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pict
     """Its message names the image; the other one does not wait for it."""
     script = tmp_path / "vanishing.py"
     script.write_text(
-        "import sys\nimport cusa.train.batches as batches\nfrom cusa.data.errors import CusaError\n"
-        "from cusa.train.loop import Trainer\n"
+        "import sys\nimport cusa.train.loader as batches\nfrom cusa.data.errors import CusaError\n"
+        "from cusa.train.trainer import Trainer\n"
         "plain, steps = batches.FileInputs.images, Trainer._train_on\nseen = []\n"
         "def images(self, rows):\n"
         "    if len(seen) == 3 and seen[0].processes.rank == 1:\n"
@@ -171,7 +172,7 @@ def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pict
         "    return plain(self, rows)\n"
         "def step(self, batch):\n    seen.append(self)\n    return steps(self, batch)\n"
         "batches.FileInputs.images, Trainer._train_on = images, step\n"
-        "from cusa.train.cli import main\nmain(sys.argv[1:])\n"
+        "from cusa.cli.train import main\nmain(sys.argv[1:])\n"
     )
     args = (*pictures, *EXACT, "--batch-size", 4, "--run-dir", tmp_path / "run")
     began = time.monotonic()

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from cusa.data.errors import CusaError
-from cusa.train.batches import Batch
 from cusa.train.config import build_config
-from cusa.train.loop import Trainer
-from cusa.train.losses import TERMS, CUSALoss
-from cusa.train.run_dir import read_metrics
-from cusa.train.state import TrainingState
+from cusa.train.loader import Batch
+from cusa.train.loss.cusa_loss import TERMS, CUSALoss
+from cusa.train.saving.run_dir import read_metrics
 from cusa.train.step import TrainStep, make_optimizer, prepare
 from cusa.train.student import adapter_student, dual_encoder_student
+from cusa.train.trainer import Trainer
+from cusa.train.training_state import TrainingState
 from tests.helpers import make_store, make_tiny_clip, run_error, run_ok
 
 CPU = torch.device("cpu")

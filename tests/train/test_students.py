@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from cusa.data.errors import FORWARD_PASS, ImageError, StudentError
-from cusa.train.batches import FileInputs
+from cusa.train.loader import FileInputs
 from cusa.train.student import StudentConfig, dual_encoder_student, load_dual_encoder
 from tests.tiny_models import (
     SIZES,

@@ -6,9 +6,9 @@ import statistics
 import pytest
 
 from cusa.data.errors import CusaError
-from cusa.train.loop import Trainer
-from cusa.train.run_dir import read_metrics
+from cusa.train.saving.run_dir import read_metrics
 from cusa.train.sweep import parse_grid, summarize
+from cusa.train.trainer import Trainer
 from tests.helpers import make_store, run, run_error, run_ok
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cusa.data.records import Dataset
 from cusa.train.command_settings import default_preset
-from cusa.train.saved import load_saved
+from cusa.train.saving.student_folder import load_saved
 from tests.helpers import (
     add_teacher,
     make_pairs,
@@ -256,11 +256,11 @@ def test_a_student_that_memory_does_not_hold_is_one_line(index, tmp_path, monkey
     def full(*_args):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("cusa.train.setup.adapter_student", full)
+    monkeypatch.setattr("cusa.train.assemble.adapter_student", full)
     line = run_error("train", *_adapter(index, tmp_path / "run"))
     assert "not enough memory on this machine; train a smaller one: student.hidden_dim" in line
     monkeypatch.undo()
-    monkeypatch.setattr("cusa.train.state.TrainingState.descend", full)
+    monkeypatch.setattr("cusa.train.training_state.TrainingState.descend", full)
     assert "--micro-batch" in run_error("train", *_adapter(index, tmp_path / "run"))
 
 
@@ -423,11 +423,11 @@ def test_the_training_process_loads_no_teacher(pairs, tmp_path):
         args = ["--embeddings", store, "--student", student, "--run-dir", tmp_path / f"{student[-4:]}", *more]
         args = [str(a) for a in [*args, "--epochs", 1, "--batch-size", 6]]
         code = (
-            "import sys\nfrom cusa.train.cli import main\n"
+            "import sys\nfrom cusa.cli.train import main\n"
             f"try:\n    main({args!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
             "teachers = ('sentence_transformers', 'efficientnet', 'cusa.precompute', 'cusa.eval')\n"
             "loaded = [m for m in sys.modules if m.startswith(teachers)]\n"
-            "assert 'cusa.train.loop' in sys.modules\nprint('LOADED', loaded)\n"
+            "assert 'cusa.train.trainer' in sys.modules\nprint('LOADED', loaded)\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

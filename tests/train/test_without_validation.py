@@ -10,11 +10,11 @@ import torch
 
 from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset
-from cusa.data.store import EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.assemble import resolve, validation_sources
 from cusa.train.config import build_config
-from cusa.train.run_dir import Checkpoints, load_run, read_metrics
-from cusa.train.saved import load_saved
-from cusa.train.setup import resolve, validation_sources
+from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
+from cusa.train.saving.student_folder import load_saved
 from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
 
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
@@ -58,11 +58,11 @@ def test_killed_it_goes_on_exactly(index, whole, tmp_path, where, step):
     """In the middle of an epoch, and at its end after the checkpoint of its last step."""
     run_dir = tmp_path / "part"
     code = (
-        f"import os\nfrom cusa.train.loop import Trainer\nplain = Trainer.{where}\n"
+        f"import os\nfrom cusa.train.trainer import Trainer\nplain = Trainer.{where}\n"
         "def wrapped(self, *args):\n"
         f"    self.progress.step == {step} and os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
         "    return plain(self, *args)\n"
-        f"Trainer.{where} = wrapped\nfrom cusa.train.cli import main\n"
+        f"Trainer.{where} = wrapped\nfrom cusa.cli.train import main\n"
         f"main({[str(a) for a in _args(index, run_dir)]!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

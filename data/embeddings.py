@@ -1,0 +1,31 @@
+"""Embeddings of a split from both heads of a student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Head = Literal["cross", "uni"]
+HEADS: tuple[Head, ...] = ("cross", "uni")
+Rows = dict[Head, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SplitEmbeddings:
+    """Embeddings of a split, L2-normalised float32.
+
+    Attributes:
+        image: Per head, ``[n_images, d]``.
+        text: Per head, ``[n_captions, d]``.
+        image_rows: int64: row of the split of each image embedding; unreadable images have none.
+        text_rows: int64: same for captions.
+        caption_image: int64 ``[n_captions]``: index into the image embeddings, -1 where the image has none.
+    """
+
+    image: dict[Head, np.ndarray]
+    text: dict[Head, np.ndarray]
+    image_rows: np.ndarray
+    text_rows: np.ndarray
+    caption_image: np.ndarray

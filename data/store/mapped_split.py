@@ -1,0 +1,166 @@
+"""A split of a store as its index has it: ids, paths and captions by row, mapped on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NoReturn, overload
+
+import h5py
+import numpy as np
+
+from cusa.data.records import Record, Truth
+from cusa.data.store.checksum import MappedFile
+from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
+from cusa.data.store.index import COLUMNS, TRUTH_COLUMNS
+from cusa.data.store.index_checks import check_caption_image, check_truth
+
+
+class Strings(Sequence[str]):
+    """A column of texts; opening it costs the same for any number of rows."""
+
+    def __init__(self, index: MappedFile, parent: h5py.Group, name: str) -> None:
+        group = child_group(parent, name)
+        self._index = index
+        self._bytes = array_location(group, "bytes", "|u1")
+        self._offsets = array_location(group, "offsets", "<i8")
+        if self._offsets.shape[0] < 1:
+            refuse(index.path, self._offsets.name, "it is empty")
+
+    def __len__(self) -> int:
+        return self._offsets.shape[0] - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        """The text of a row, or of a range of rows."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        row = range(len(self))[row]  # IndexError and negative rows as a list has them
+        start, stop = self._edges[row : row + 2].tolist()
+        if not 0 <= start <= stop <= len(self._block):
+            refuse(self._index.path, self._offsets.name, f"row {row} is out of range")
+        try:
+            return self._block[start:stop].tobytes().decode()
+        except UnicodeDecodeError:
+            refuse(self._index.path, self._bytes.name, f"row {row} is no UTF-8")
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} texts: {self._bytes.name.removesuffix('/bytes')}>"
+
+    def __getstate__(self) -> dict[str, object]:
+        return without_arrays(self)
+
+    @cached_property
+    def _block(self) -> np.ndarray:
+        return self._index.array(self._bytes)
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        return self._index.array(self._offsets)
+
+
+def without_arrays(reader: object) -> dict[str, object]:
+    """What of a reader goes to another process: all but the maps, which are made there again."""
+    state = dict(vars(reader))
+    for name, value in vars(reader).items():
+        if isinstance(value, np.ndarray):
+            del state[name]
+    return state
+
+
+class Split:
+    """One split: ids, paths and captions by row.
+
+    ``split[3]`` is the record of image row 3: its id, path, captions and their ids.
+
+    Attributes:
+        name: Split name.
+        fingerprint: sha256 (hex) over ids, paths and captions.
+        image_ids: Image ids, one per image row.
+        image_paths: Image paths relative to the store's image root.
+        caption_ids: Caption ids, one per caption row.
+        captions: Captions as written.
+        caption_image: int64 ``[n_captions]``: the image row of each caption.
+        truth: Relevance beyond the labels, or ``None``.
+    """
+
+    def __init__(self, name: str, index: MappedFile, group: h5py.Group) -> None:
+        self.name, self._index = name, index
+        self.fingerprint = text_attribute(group, "fingerprint")
+        self.image_ids, self.image_paths, self.caption_ids, self.captions = (
+            Strings(index, group, column) for column in COLUMNS
+        )
+        self._caption_image = array_location(group, "caption_image", "<i8")
+        self._truth: tuple[ArrayLocation, ...] = ()
+        if "truth" in group:
+            part = child_group(group, "truth")
+            self._truth = tuple(array_location(part, column, "<i8") for column in TRUTH_COLUMNS)
+        n_images, n_captions = len(self.image_ids), len(self.caption_ids)
+        lengths = len(self.image_paths), len(self.captions), self._caption_image.shape[0]
+        if lengths != (n_images, n_captions, n_captions):
+            refuse(index.path, group.name, "its columns are of different lengths")
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    @overload
+    def __getitem__(self, image_row: int) -> Record: ...
+    @overload
+    def __getitem__(self, image_row: slice) -> list[Record]: ...
+    def __getitem__(self, image_row: int | slice) -> Record | list[Record]:
+        """The record of an image row, or those of a range of them."""
+        rows = range(self.n_images)[image_row]
+        if isinstance(rows, range):
+            return [self[row] for row in rows]
+        first, last = np.searchsorted(self.caption_image, (rows, rows + 1)).tolist()
+        captions, caption_ids = self.captions[first:last], self.caption_ids[first:last]
+        return Record(self.image_ids[rows], self.image_paths[rows], tuple(captions), tuple(caption_ids))
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
+        raise TypeError(
+            "a split is no array; take one of its columns, such as np.array(split.captions[:]), or a teacher's rows: "
+            "np.asarray(store.embeddings(teacher, split))"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Split {self.name!r}: {self.n_images:,} images, {self.n_captions:,} captions>"
+
+    def __getstate__(self) -> dict[str, object]:
+        return without_arrays(self)
+
+    @property
+    def n_images(self) -> int:
+        """Number of image rows."""
+        return len(self.image_ids)
+
+    @property
+    def n_captions(self) -> int:
+        """Number of caption rows."""
+        return len(self.captions)
+
+    @cached_property
+    def caption_image(self) -> np.ndarray:
+        """int64 ``[n_captions]``: the image row of each caption, ascending.
+
+        Raises:
+            StoreError: If the index holds other numbers.
+        """
+        rows = self._index.array(self._caption_image)
+        check_caption_image(rows, self.n_images, self._index.path, f"splits/{self.name}")
+        return rows
+
+    @property
+    def truth(self) -> Truth | None:
+        """Known relevance, or ``None``.
+
+        Raises:
+            StoreError: If it does not fit the split.
+        """
+        if not self._truth:
+            return None
+        truth = Truth(*(self._index.array(location) for location in self._truth))
+        check_truth(truth, self.n_images, self.n_captions, self._index.path, f"splits/{self.name}")
+        return truth

@@ -1,0 +1,91 @@
+"""How well the teachers themselves retrieve within their modality.
+
+USA makes the uni-modal heads resemble the teachers, so these figures bound what the heads can gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cusa.data.embeddings import SplitEmbeddings
+from cusa.data.records import SplitView
+from cusa.data.store.reader import Embeddings
+from cusa.data.unit_rows import unit_rows
+from cusa.eval.metrics.metric_options import Scoring, one_way
+from cusa.eval.metrics.per_query import Rankings
+from cusa.eval.metrics.ranks import rank_bounds
+from cusa.eval.metrics.relevance import Task, relevance_of
+from cusa.eval.report.failures import Teachers
+
+_TASKS: dict[Task, str] = {"t2t": "text to text", "i2i": "image to image"}
+_METRICS = ("r1", "r5", "r10", "queries", "candidates")
+
+
+def teacher_scores(
+    teachers: Teachers, embeddings: SplitEmbeddings, split: SplitView, scoring: Scoring
+) -> dict[str, dict[str, Any]]:
+    """Measure the teachers' embeddings by the rules of a model's uni-modal figures.
+
+    Args:
+        teachers: Their rows of the split.
+        embeddings: A model's embeddings of the split; the same items are queries and candidates.
+        split: The split.
+        scoring: How ties count.
+
+    Returns:
+        For ``"t2t"`` and, where image labels are known, ``"i2i"``: the teacher's name as
+        ``teacher``, ``r1``, ``r5`` and ``r10`` in percent, ``queries`` and ``candidates``. A task
+        is left out if its teacher is missing or skipped one of the items.
+    """
+    rows_of: dict[Task, tuple[Embeddings | None, np.ndarray]] = {}
+    rows_of["t2t"] = teachers.text, embeddings.text_rows
+    if split.truth is not None:
+        rows_of["i2i"] = teachers.image, embeddings.image_rows
+    scores: dict[str, dict[str, Any]] = {}
+    for task, (teacher, rows) in rows_of.items():
+        if teacher is None or np.isin(rows, teacher.skipped).any():
+            continue
+        features = unit_rows(teacher.gather(rows))
+        relevance = relevance_of(task, embeddings, split)
+        relevant = relevance.indptr, relevance.indices
+        ranks = rank_bounds(features, features, *relevant, relevance.exclude)
+        rankings = Rankings(ranks, len(features) - 1).answerable()
+        metrics = one_way(rankings, Scoring(scoring.ties))
+        scores[task] = {"teacher": teacher.teacher, **{name: metrics[name] for name in _METRICS}}
+    return scores
+
+
+def teachers_know_less(metrics: Mapping[str, Any]) -> str:
+    """Explain uni-modal heads that USA made worse than the cross-modal ones.
+
+    Args:
+        metrics: The contents of a model's metrics.json.
+
+    Returns:
+        One line; empty if USA was not used, the uni-modal heads are at least as good, or the
+        teachers are better than the cross-modal heads, so that they do not explain it.
+    """
+    heads, scores = metrics["heads"], metrics.get("teachers", {})
+    if "usa" not in metrics.get("loss_terms", ()) or "uni" not in heads:
+        return ""
+    comparisons = []
+    for task, title in _TASKS.items():
+        if task not in scores:
+            continue
+        teacher, recall = scores[task]["teacher"], scores[task]["r1"]
+        uni, cross = (heads[head]["unimodal"][task]["r1"] for head in ("uni", "cross"))
+        if None not in (recall, uni, cross) and max(recall, uni) < cross:
+            comparisons.append(
+                f"{title}, R@1 is {recall:.1f} for {teacher} itself, {uni:.1f} for the uni-modal "
+                f"head trained on it, and {cross:.1f} for the cross-modal head"
+            )
+    if not comparisons:
+        return ""
+    return (
+        f"the teachers know less about this data than the pairs teach: {'; '.join(comparisons)}. "
+        "USA makes the uni-modal heads resemble the teachers, so they gain only where the teachers "
+        "know more, as on COCO's photographs (docs/benchmarks.md)"
+    )

@@ -1,0 +1,150 @@
+"""Crisscrossed Captions: correlation with human similarity judgements of COCO's captions and images.
+
+Parekh et al., Crisscrossed Captions: Extended Intramodal and Intermodal Semantic Similarity Judgments for MS-COCO (EACL
+2021): pairs of captions (STS), of images (SIS) and of a caption with an image (SITS) of the Karpathy splits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from cusa.data.errors import CusaError, FileFormatError
+from cusa.data.lines import find_columns, line_fault, read_csv
+from cusa.eval.evaluators.sts.data import parse_score
+from cusa.eval.evaluators.sts.measure import spearman
+
+CxcKind = Literal["sts", "sis", "sits"]
+
+_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "sts": ("caption1", "caption2"),
+    "sis": ("image1", "image2"),
+    "sits": ("caption", "image"),
+}
+_CAPTION = re.compile(r"COCO_(?:train|val)2014:sentid:([0-9]{1,18})")
+_IMAGE = re.compile(r"COCO_(?:train|val)2014_0*([0-9]{1,18})\.jpg")
+
+
+@dataclass(frozen=True)
+class CxcTask:
+    """The judged pairs of one kind, test split.
+
+    Attributes:
+        kind: ``"sts"`` (caption, caption), ``"sis"`` (image, image) or ``"sits"`` (caption, image).
+        first: Ids of the first sides, which are the queries: COCO's caption id as ``int`` (``sentid``), or its image id
+            as ``str`` without leading zeros (a record's ``image_id``).
+        second: Ids of the second sides.
+        gold: float64 ``[pairs]``: mean human judgement, 0 to 5.
+    """
+
+    kind: CxcKind
+    first: tuple[int | str, ...]
+    second: tuple[int | str, ...]
+    gold: np.ndarray
+
+
+def find_cxc(folder: Path) -> dict[str, CxcTask]:
+    """Read ``sts_test.csv``, ``sis_test.csv`` and ``sits_test.csv``, those that lie below a folder.
+
+    Args:
+        folder: Such as a clone of the data set's repository.
+
+    Returns:
+        The tasks by kind; empty where there is none of the files.
+
+    Raises:
+        CusaError: If a file is there twice or malformed; names the file and the line.
+    """
+    found = {}
+    for kind in get_args(CxcKind):
+        paths = sorted(folder.rglob(f"{kind}_test.csv"))
+        if len(paths) > 1:
+            raise CusaError(f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; pass one of their folders")
+        for path in paths:
+            found[kind] = _read(path, kind)
+    return found
+
+
+def _read(path: Path, kind: CxcKind) -> CxcTask:
+    names = (*_COLUMNS[kind], "agg_score")
+    rows = read_csv(path)
+    _, header = next(rows, (1, []))
+    columns = find_columns(header, names, path)
+    if columns is None:
+        raise FileFormatError(
+            f"{path}, line 1, is no header of CxC; expected {', '.join(names)}, comma-separated",
+            path=path,
+            location="line 1",
+        )
+    first, second, gold = [], [], []
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise line_fault(path, number, f"expected {len(header)} columns")
+        first_text, second_text, score = (cells[column] for column in columns)
+        first.append(_id(first_text, names[0], path, number))
+        second.append(_id(second_text, names[1], path, number))
+        gold.append(parse_score(score, path, number))
+    if not gold:
+        raise FileFormatError(f"{path} holds no pairs; get the file of the data set's repository", path=path)
+    return CxcTask(kind, tuple(first), tuple(second), np.array(gold, np.float64))
+
+
+def _id(text: str, column: str, path: Path, line: int) -> int | str:
+    shown = text[:80]
+    if column.startswith("caption"):
+        if match := _CAPTION.fullmatch(text):
+            return int(match[1])
+        raise line_fault(path, line, f"{shown!r} is no caption; expected such as COCO_val2014:sentid:411553")
+    if match := _IMAGE.fullmatch(text):
+        return match[1]
+    raise line_fault(path, line, f"{shown!r} is no image; expected such as COCO_val2014_000000391895.jpg")
+
+
+def cxc_correlation(
+    similarity: np.ndarray, gold: np.ndarray, query_ids: Sequence[int | str], seed: int, samples: int = 1000
+) -> dict[str, Any]:
+    """Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
+
+    Scores of many pairs depend on each other, since an item is in several of them. So each sample takes half of the
+    queries (rounded down), without replacement, and for each of them one of its pairs at random; the figure is the mean
+    over samples.
+
+    Args:
+        similarity: float ``[pairs]``, the model's, finite.
+        gold: float ``[pairs]``.
+        query_ids: Query of each pair; :attr:`CxcTask.first`.
+        seed: Seed of the samples.
+        samples: Number of samples.
+
+    Returns:
+        ``spearman_bootstrap`` and ``std``, mean and standard deviation over the samples; ``spearman``, of all pairs;
+        all times 100; and ``pairs``.
+
+    Raises:
+        CusaError: If a correlation is not defined: too few queries, constant or non-finite values.
+    """
+    whole = spearman(similarity, gold)
+    if len(query_ids) != len(gold):
+        raise CusaError(f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each")
+    number_of = {query: number for number, query in enumerate(dict.fromkeys(query_ids))}
+    query = np.array([number_of[q] for q in query_ids])
+    by_query = np.argsort(query, kind="stable")  # pairs of query q: by_query[start[q] : start[q] + count[q]]
+    count = np.bincount(query)
+    start = np.cumsum(count) - count
+    rng = np.random.default_rng(seed)
+    values = np.empty(samples)
+    for sample in range(samples):
+        drawn = rng.permutation(len(count))[: len(count) // 2]
+        pairs = by_query[start[drawn] + rng.integers(count[drawn])]
+        values[sample] = spearman(similarity[pairs], gold[pairs])
+    return {
+        "spearman_bootstrap": float(values.mean()),
+        "std": float(values.std()),
+        "spearman": whole,
+        "pairs": len(gold),
+    }

@@ -1,0 +1,78 @@
+"""The published results (paper, supplementary tables 7-13), to set a run beside the row of its setting."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_STUDENTS = {"clip-vit-base-patch32": "CLIP ViT-B/32", "clip-vit-large-patch14-336": "CLIP ViT-L/14@336px"}
+_METHODS = {
+    frozenset({"contrastive"}): "baseline",
+    frozenset({"contrastive", "csa"}): "CSA",
+    frozenset({"contrastive", "usa"}): "USA",
+    frozenset({"contrastive", "csa", "usa"}): "CUSA",
+}
+# Karpathy's test split of COCO has 25,010 captions: ten more than five an image.
+_SPLITS = {
+    ("coco", "test", 5_000, 25_000): "coco5k",
+    ("coco", "test", 5_000, 25_010): "coco5k",
+    ("flickr30k", "test", 1_000, 5_000): "flickr1k",
+}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A published row.
+
+    Attributes:
+        host: The model, as the paper names it.
+        method: ``"baseline"``, ``"CSA"``, ``"USA"`` or ``"CUSA"``.
+        scores: Percent, by the table's own names. Checkpoints were chosen on the test split.
+    """
+
+    host: str
+    method: str
+    scores: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """As metrics.json holds it."""
+        return {"host": self.host, "method": self.method, **self.scores}
+
+
+def paper_tables() -> dict[str, Any]:
+    """All tables as published, with their source; percent, STS as 100 x Spearman."""
+    return json.loads((importlib.resources.files("cusa.eval.report") / "paper.json").read_text())
+
+
+def paper_row(student: str, terms: Sequence[str], table: str) -> PaperRow | None:
+    """The row of the same student and loss, if a table has it.
+
+    Args:
+        student: The student's name or folder.
+        terms: Terms of the loss.
+        table: ``"cross_modal"``, ``"eccv_caption"``, ``"image_retrieval_r1"`` or ``"sts_spearman"``.
+    """
+    host = _STUDENTS.get(student.rstrip("/").rsplit("/", 1)[-1])
+    method = _METHODS.get(frozenset(terms))
+    for row in paper_tables()[table]:
+        if (row["host"], row["method"]) == (host, method):
+            return PaperRow(row["host"], row["method"], {k: v for k, v in row.items() if k not in ("host", "method")})
+    return None
+
+
+def paper_retrieval(student: str, terms: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The published recalls of the same student, loss and split, if the paper has them.
+
+    Args:
+        student: The student's name or folder.
+        terms: Terms of the loss.
+        metrics: Content of metrics.json.
+    """
+    split = _SPLITS.get((metrics["dataset"], metrics["split"], metrics["n_images"], metrics["n_captions"]))
+    row = paper_row(student, terms, "cross_modal")
+    if row is None or split is None:
+        return None
+    return {"host": row.host, "method": row.method, **row.scores[split]}

@@ -1,0 +1,690 @@
+"""Searching folders and lists: hits against a sort of all cosines, what is skipped, refused, replaced, and the page."""
+
+import json
+import os
+import re
+import shutil
+import threading
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cusa.eval.search.index as made
+from cusa.data.errors import CusaError, RunError
+from cusa.data.image_folder import find_images
+from cusa.eval.models.student import load_student
+from cusa.eval.report.gallery import Item
+from cusa.eval.search.index import IndexOptions, IndexSummary, Skipped, build_index, latest_index, read_texts
+from cusa.eval.search.search import Answer, Hit, SearchIndex, answer, write_contact_sheet
+from cusa.train.config import build_config
+from cusa.train.saving.provenance import Provenance
+from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, save_student
+from cusa.train.student import dual_encoder_student
+from tests.helpers import make_images, make_tiny_clip, run_ok
+
+TEXTS = [f"picture number {i} version {i * 7 % 13}" for i in range(30)]
+SCRIPT = '<script>alert("1")</script> & <b>bold</b>'
+
+
+def make_student(folder, clip, terms, seed=0):
+    """A student with random heads, as a folder."""
+    config = build_config({"student": {"name": str(clip)}, "loss": {"terms": terms}})
+    torch.manual_seed(seed)
+    student, processors, backbone = dual_encoder_student(config.student, str(clip), True)
+    save_student(folder / WEIGHTS_FILE, student, Origin(config, Provenance("made-up", {}, {}, {}), 1, 1, {}, 1))
+    backbone.config.save_pretrained(folder)
+    processors.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two students and a folder of images, some of them below it, some unreadable."""
+    folder = tmp_path_factory.mktemp("search")
+    clip = make_tiny_clip(folder / "clip")
+    make_student(folder / "run", clip, ["contrastive", "csa", "usa"])
+    make_student(folder / "plain", clip, ["contrastive"], seed=1)
+    make_images(folder / "images", 12)
+    make_images(folder / "images" / "b" / "c", 11, seed=1)
+    (folder / "images" / "b" / "torn.jpg").write_bytes((folder / "images" / "000.jpg").read_bytes()[:300])
+    (folder / "images" / "empty.png").touch()
+    (folder / "texts.txt").write_text("\n".join([TEXTS[0], "", *TEXTS[1:], "  ", ""]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(home):
+    return load_student(home / "run", "cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(home):
+    return load_student(home / "plain", "cpu")
+
+
+@pytest.fixture(scope="module")
+def readable(home):
+    return [p for p in find_images(home / "images") if p.name not in ("torn.jpg", "empty.png")]
+
+
+@pytest.fixture(scope="module")
+def images(home, student):
+    """An index of images, made by several threads in uneven batches."""
+    out = home / "indexes" / "images"
+    build_index(student, home / "run", home / "images", out, IndexOptions(batch_size=4, workers=3))
+    return SearchIndex.open(out)
+
+
+@pytest.fixture(scope="module")
+def texts(home, student):
+    out = home / "indexes" / "texts"
+    build_index(student, home / "run", home / "texts.txt", out, IndexOptions(batch_size=7))
+    return SearchIndex.open(out)
+
+
+def sorted_cosines(query, rows):
+    """Every cosine, and the order of the rows by it."""
+    cosines = rows.astype(np.float64) @ query.astype(np.float64)
+    return cosines, np.argsort(-cosines, kind="stable")
+
+
+def check_answer(got, query_row, rows, items, k):
+    cosines, order = sorted_cosines(query_row, rows)
+    assert [hit.item.text for hit in got.hits] == [items[i] for i in order[:k]]
+    assert [hit.rank for hit in got.hits] == list(range(1, k + 1))
+    np.testing.assert_allclose([hit.similarity for hit in got.hits], cosines[order[:k]], atol=2e-6)
+
+
+# --- what is found
+
+
+def test_each_query_is_answered_by_the_right_head(home, student, images, texts, readable):
+    paths = [str(path) for path in readable]
+    # Images one by one: neither threads nor batches may change what a row is of.
+    by_image = {h: np.stack([student.encode_image(p, h) for p in paths]) for h in ("cross", "uni")}
+    by_text = {h: student.encode_text(TEXTS, h) for h in ("cross", "uni")}
+    photo, words = str(readable[5]), "picture number 3"
+
+    got = answer(student, images, words, 7)
+    assert (got.head, got.query) == ("cross", Item("text", words, None))
+    check_answer(got, student.encode_text(words, "cross"), by_image["cross"], paths, 7)
+    assert got.hits[0].item == Item("image", got.hits[0].item.text, Path(got.hits[0].item.text))
+
+    got = answer(student, images, photo, 7)
+    assert (got.head, got.query) == ("uni", Item("image", photo, Path(photo)))
+    check_answer(got, by_image["uni"][5], by_image["uni"], paths, 7)
+
+    got = answer(student, texts, photo, 7)
+    assert got.head == "cross"
+    check_answer(got, by_image["cross"][5], by_text["cross"], TEXTS, 7)
+
+    got = answer(student, texts, words, 7)
+    assert got.head == "uni"
+    check_answer(got, student.encode_text(words, "uni"), by_text["uni"], TEXTS, 7)
+
+
+def test_the_heads_differ_here(student, readable):
+    """Else the test above could not tell one from the other."""
+    orders = {
+        h: sorted_cosines(*(r := student.encode_image(readable, h))[5:6], r)[1].tolist() for h in ("cross", "uni")
+    }
+    assert orders["cross"] != orders["uni"]
+
+
+def test_without_usa_the_cross_head_answers_all(home, plain, readable, tmp_path):
+    summary = build_index(plain, home / "plain", home / "images", tmp_path / "i")
+    index = SearchIndex.open(tmp_path / "i")
+    assert summary.uni_head == "cross"
+    assert not (tmp_path / "i" / "uni.faiss").exists()
+    got = answer(plain, index, str(readable[2]), 4)
+    assert got.head == "cross"
+    rows = plain.encode_image(readable, "cross")
+    check_answer(got, rows[2], rows, [str(p) for p in readable], 4)
+    with pytest.raises(ValueError, match="no embeddings of the uni head"):
+        index.search(rows[:1], "uni", 1)
+
+
+def test_the_query_itself_is_kept_and_marked(home, student, images, texts, readable, tmp_path, monkeypatch):
+    link = tmp_path / "another-name.jpg"
+    link.symlink_to(readable[3])
+    shutil.copy(readable[3], tmp_path / "copy.jpg")
+    for query in (str(readable[3]), str(link)):
+        hits = answer(student, images, query, 5).hits
+        assert [hit.is_query for hit in hits] == [True] + [False] * 4
+        assert hits[0].item.image_path == readable[3]
+        assert hits[0].similarity == pytest.approx(1, abs=1e-6)
+    assert not any(hit.is_query for hit in answer(student, images, str(tmp_path / "copy.jpg"), 5).hits)
+    assert not any(hit.is_query for hit in answer(student, texts, str(readable[3]), 5).hits)
+    monkeypatch.chdir(readable[3].parent)
+    assert answer(student, images, readable[3].name, 1).hits[0].is_query
+    hits = answer(student, texts, f" {TEXTS[4]}\n", 30).hits
+    assert [hit.item.text for hit in hits if hit.is_query] == [TEXTS[4]]
+
+
+def test_more_hits_than_items(student, texts):
+    assert len(answer(student, texts, "picture", 500).hits) == len(TEXTS)
+
+
+def test_several_queries_at_once(student, images, readable):
+    queries = student.encode_text(TEXTS[:5])
+    similarities, positions = images.search(queries, "cross", 3)
+    assert (similarities.dtype, positions.dtype, positions.shape) == (np.float32, np.int64, (5, 3))
+    rows = student.encode_image(readable)
+    for n, query in enumerate(queries):
+        assert positions[n].tolist() == sorted_cosines(query, rows)[1][:3].tolist()
+    for wrong in (queries[0], queries[:, 1:]):
+        with pytest.raises(ValueError, match=re.escape("queries are [n, 24]")):
+            images.search(wrong, "cross", 3)
+    with pytest.raises(ValueError, match="k at least 1"):
+        images.search(queries, "cross", 0)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("hnsw", "IndexHNSWFlat"), ("ivf", "IndexIVFFlat")])
+def test_an_approximate_index_finds_nearly_the_same(home, student, images, readable, tmp_path, kind, name):
+    summary = build_index(student, home / "run", home / "images", tmp_path / "i", IndexOptions(kind=kind))
+    index = SearchIndex.open(tmp_path / "i")
+    assert (index.summary.kind, type(index._index("uni")).__name__) == (kind, name)
+    assert 95 < summary.recall_of_exact <= 100
+    for query in ("picture number 3", str(readable[5])):
+        exact, near = answer(student, images, query, 10), answer(student, index, query, 10)
+        common = {hit.item.text for hit in exact.hits} & {hit.item.text for hit in near.hits}
+        assert len(common) >= 8
+        assert near.hits[0].similarity == pytest.approx(exact.hits[0].similarity, abs=1e-5)
+
+
+# --- what is indexed
+
+
+def test_images_of_a_folder(tmp_path):
+    names = [
+        "b.JPG",
+        "a/z.png",
+        "a/y/x.webp",
+        "c.jpeg",
+        ".hidden.jpg",
+        ".cache/k.jpg",
+        "notes.txt",
+        "s.h5",
+        "jpg",
+        "p.pdf",
+    ]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "l.bmp").touch()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")
+    found = [p.relative_to(tmp_path / "in").as_posix() for p in find_images(tmp_path / "in")]
+    assert found == ["a/y/x.webp", "a/z.png", "b.JPG", "c.jpeg", "linked/l.bmp"]
+
+
+def test_texts_of_a_file(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes("\ufeffone\r\n\r\n \t\nzwei \u2028 zwölf\n  three".encode())
+    assert read_texts(path) == (["one", "zwei \u2028 zwölf", "three"], 2)
+
+
+def test_what_is_no_source(home, student, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1"))
+    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_text("no image")
+    (tmp_path / "bad" / "b.jpg").touch()
+    expected = {
+        "empty": "no images in .*empty or below it .*; pass another folder",
+        "nowhere": "nowhere does not exist; pass a folder of images, or a .txt file",
+        "blank.txt": "blank.txt holds no text; write one per line",
+        "latin.txt": "latin.txt is not UTF-8 text; convert it",
+        "rows.csv": "rows.csv is neither a folder of images nor a .txt file",
+        "bad": "none of the 2 items of .*bad can be read; the first: .*a.jpg is not an image",
+    }
+    for name, message in expected.items():
+        with pytest.raises(CusaError, match=message):
+            build_index(student, home / "run", tmp_path / name, tmp_path / "out")
+    with pytest.raises(CusaError, match=r"rows.csv is no folder"):
+        find_images(tmp_path / "rows.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_summary_and_progress(home, student, tmp_path, readable):
+    told = []
+    options = IndexOptions(batch_size=4, workers=2)
+    got = build_index(student, home / "run", home / "images", tmp_path / "i", options, lambda *a: told.append(a))
+    assert got == SearchIndex.open(tmp_path / "i").summary
+    assert (got.modality, got.kind, got.dim, got.count, got.uni_head) == ("image", "flat", 24, 23, "uni")
+    assert (got.student, got.source) == (str(home / "run"), str(home / "images"))
+    assert {Path(s.item).name: s.reason for s in got.skipped}.keys() == {"torn.jpg", "empty.png"}
+    assert "zero bytes" in next(s.reason for s in got.skipped if s.item.endswith("empty.png"))
+    assert told[-1] == (25, 25)
+    done = [d for d, _ in told]
+    assert done == sorted(done)
+    assert len(done) >= 7
+    lines = (tmp_path / "i" / "items.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [str(p) for p in readable]
+    assert {p.name for p in (tmp_path / "i").iterdir()} == {"index.json", "items.jsonl", "cross.faiss", "uni.faiss"}
+    assert json.loads((tmp_path / "i" / "index.json").read_text())["format"] == "cusa-index"
+
+
+def test_texts_that_cannot_be_encoded_are_skipped(home, student, tmp_path):
+    (tmp_path / "t.txt").write_text("picture 1\n?!\n\npicture 2\npicture 1\n")  # nothing is left of ?! once normalised
+    got = build_index(student, home / "run", tmp_path / "t.txt", tmp_path / "i")
+    assert [s.item for s in got.skipped] == ["?!"]
+    assert "empty once normalised" in got.skipped[0].reason
+    assert (got.count, got.blank_lines) == (3, 1)
+    index = SearchIndex.open(tmp_path / "i")
+    assert [index.item(i) for i in range(3)] == ["picture 1", "picture 2", "picture 1"]
+    hits = answer(student, index, "picture 1", 3).hits
+    np.testing.assert_allclose([hit.similarity for hit in hits][:2], 1, atol=1e-6)
+    assert [hit.is_query for hit in hits] == [True, True, False]
+
+
+def test_an_image_that_only_the_student_refuses_is_skipped(home, tmp_path):
+    """The others of its batch are not."""
+    make_images(tmp_path / "in", 5)
+    Image.new("RGB", (7, 7)).save(tmp_path / "in" / "002.jpg")
+    student = load_student(home / "run", "cpu")
+    rows = student.image_rows
+
+    def picky(images, batch_size=64):
+        if any(image.size == (7, 7) for image in images):
+            raise ValueError("too small")
+        return rows(images, batch_size)
+
+    student.image_rows = picky
+    got = build_index(student, home / "run", tmp_path / "in", tmp_path / "i")
+    assert [(Path(s.item).name, s.reason) for s in got.skipped] == [("002.jpg", "too small")]
+    assert got.count == 4
+
+
+def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
+    """Whatever the size of a batch; and rows stay with their images."""
+    make_images(tmp_path / "in", 9)  # 48 x 36 pixels
+    monkeypatch.setattr(made, "_MOST_PIXELS", 2 * 48 * 36)
+    asked = []
+    spied = SimpleNamespace(
+        uni_head="uni",
+        weights_sha256=student.weights_sha256,
+        image_rows=lambda images, batch_size: asked.append(len(images)) or student.image_rows(images),
+    )
+    build_index(spied, home / "run", tmp_path / "in", tmp_path / "i", IndexOptions(batch_size=7))
+    assert asked == [1, 3, 3, 1, 2]
+    index = SearchIndex.open(tmp_path / "i")
+    for path in find_images(tmp_path / "in"):
+        assert answer(student, index, str(path), 1).hits[0].is_query
+
+
+def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp_path, monkeypatch):
+    make_images(tmp_path / "in", 40)
+    begun, names = set(), set()
+    load = made.load_image
+
+    def spy(path):
+        begun.add(path)
+        names.add(threading.current_thread().name)
+        return load(path)
+
+    ahead = []
+    monkeypatch.setattr(made, "load_image", spy)
+    threads, filters = torch.get_num_threads(), list(warnings.filters)
+    torch.set_num_threads(threads + 1)  # other than what the threads set
+    build_index(
+        student,
+        home / "run",
+        tmp_path / "in",
+        tmp_path / "i",
+        IndexOptions(batch_size=2, workers=2),
+        lambda done, total: ahead.append(len(begun) - done),
+    )
+    assert threading.current_thread().name not in names
+    assert max(ahead) <= 2 * 5  # two per batch; four batches wait, and one is taken
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+    assert warnings.filters == filters
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "pq"}, {"batch_size": 0}, {"workers": 0}])
+def test_options_are_checked(home, student, tmp_path, wrong):
+    with pytest.raises(ValueError, match="kind is flat, hnsw or ivf"):
+        build_index(student, home / "run", home / "images", tmp_path / "i", IndexOptions(**wrong))
+
+
+def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
+    def out_of_memory(images, batch_size):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return student.image_rows(images)
+
+    broken = SimpleNamespace(uni_head="uni", weights_sha256="", image_rows=out_of_memory)
+    with pytest.raises(CusaError, match="not enough GPU memory for batches of 32; use smaller ones"):
+        build_index(broken, home / "run", home / "images", tmp_path / "i")
+
+    def refused(*_args, **_kwargs):
+        raise CusaError("the image encoder has other weights")
+
+    broken.image_rows = refused
+    with pytest.raises(CusaError, match=r"^the image encoder has other weights"):
+        build_index(broken, home / "run", home / "images", tmp_path / "i")
+
+    broken.image_rows = lambda images, batch_size: {h: np.full((len(images), 4), np.nan) for h in ("cross", "uni")}
+    with pytest.raises(CusaError, match="cross head returns NaN"):
+        build_index(broken, home / "run", home / "images", tmp_path / "i")
+    assert not (tmp_path / "i").exists()
+
+
+# --- folders
+
+
+def _content(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_index_replaces_an_index_whole(home, student, tmp_path):
+    out = tmp_path / "i"
+    out.mkdir()  # an empty folder is no one's
+    build_index(student, home / "run", home / "images", out)
+    build_index(student, home / "run", home / "texts.txt", out)
+    assert SearchIndex.open(out).summary.modality == "text"
+    assert answer(student, SearchIndex.open(out), TEXTS[0], 1).hits[0].item.text == TEXTS[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["i"]
+
+
+def test_an_index_of_another_version_is_replaced(home, student, tmp_path):
+    build_index(student, home / "run", home / "texts.txt", tmp_path / "i")
+    card = json.loads((tmp_path / "i" / "index.json").read_text())
+    (tmp_path / "i" / "index.json").write_text(json.dumps({**card, "format_version": [1, 7], "more": 1}))
+    assert SearchIndex.open(tmp_path / "i").summary.count == 30
+    (tmp_path / "i" / "index.json").write_text(json.dumps({"format": "cusa-index", "format_version": [2, 0]}))
+    build_index(student, home / "run", home / "texts.txt", tmp_path / "i")
+    assert SearchIndex.open(tmp_path / "i").summary.count == 30
+
+
+def test_a_linked_folder_stays_linked(home, student, tmp_path):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "i").symlink_to(tmp_path / "big")
+    for _ in range(2):
+        build_index(student, home / "run", home / "texts.txt", tmp_path / "i")
+        assert (tmp_path / "i").is_symlink()
+        assert (tmp_path / "big" / "index.json").is_file()
+
+
+def test_nothing_else_is_replaced(home, student, tmp_path):
+    build_index(student, home / "run", home / "texts.txt", tmp_path / "mixed")
+    (tmp_path / "mixed" / "thesis.tex").touch()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "index.json").write_text('{"format": "other", "format_version": [1, 0]}')
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "cross.faiss").touch()
+    (tmp_path / "file").touch()
+    expected = {
+        "mixed": r"no index, or not only one \(it holds thesis.tex\); pass another folder",
+        "foreign": "index.json is damaged, or not an index's",
+        "part": "no index, or not only one",
+        "file": "file is a file; pass another folder for the index",
+    }
+    before = _content(tmp_path)
+    for name, message in expected.items():
+        with pytest.raises(CusaError, match=message):  # before anything is encoded: there is no student
+            build_index(None, home / "run", home / "images", tmp_path / name)
+    with pytest.raises(CusaError, match=r"no index, or not only one \(it holds 000.jpg"):
+        build_index(student, home / "run", home / "images", home / "images")
+    assert _content(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", ["encoding", "items", "faiss", "rename"])
+def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, where):
+    out = tmp_path / "i"
+    build_index(student, home / "run", home / "texts.txt", out)
+    before = _content(tmp_path)
+
+    def fail(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    told = fail if where == "encoding" else lambda done, total: None
+    expected = KeyboardInterrupt
+    if where == "items":
+        monkeypatch.setattr(made.json, "dumps", fail)
+    elif where == "faiss":
+        write = made.faiss.write_index
+
+        def full_disk(index, path):
+            write(index, path)
+            raise RuntimeError("Error: 'ret == size' failed: write error: No space left on device")
+
+        monkeypatch.setattr(made.faiss, "write_index", full_disk)
+        expected = CusaError
+    elif where == "rename":
+        rename = Path.rename
+        monkeypatch.setattr(Path, "rename", lambda s, t: fail() if s.suffix == ".tmp" else rename(s, t))
+    with pytest.raises(expected):
+        build_index(student, home / "run", home / "images", out, IndexOptions(workers=2), told)
+    assert _content(tmp_path) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["i"]
+    assert answer(student, SearchIndex.open(out), TEXTS[0], 1).hits[0].item.text == TEXTS[0]
+
+
+def test_relative_paths_hold_after_a_move_of_the_working_directory(home, student, tmp_path, monkeypatch):
+    make_images(tmp_path / "in", 3)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = Path(os.path.relpath(home / "run"))
+    build_index(student, run, Path("in"), Path("out/index"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    index = SearchIndex.open(tmp_path / "out" / "index")
+    assert Path(index.summary.student).samefile(home / "run")
+    assert index.summary.source == str(tmp_path / "in")
+    got = answer(load_student(index.summary.student, "cpu"), index, "../in/001.jpg", 1)
+    assert got.hits[0].is_query
+    assert got.hits[0].item.image_path == tmp_path / "in" / "001.jpg"
+    assert write_contact_sheet(Path("sheet.html"), got) == 0
+
+
+def test_a_moved_student_is_known_by_its_weights(home, images, tmp_path):
+    shutil.copytree(home / "run", tmp_path / "moved")
+    assert answer(load_student(tmp_path / "moved", "cpu"), images, "picture", 1).hits
+
+
+def test_another_student_is_refused(home, student, plain, images):
+    with pytest.raises(CusaError) as caught:
+        answer(plain, images, "picture", student_name=str(home / "plain"))
+    for part in (str(home / "run"), str(home / "plain"), str(images.folder), images.summary.weights_sha256[:12]):
+        assert part in str(caught.value)
+    changed = load_student(home / "run", "cpu")
+    with torch.no_grad():
+        next(changed.student.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(CusaError, match="other weights"):
+        answer(changed, images, "picture")
+
+
+def test_latest_index(tmp_path):
+    with pytest.raises(CusaError, match=r"no index under .*; build one with cusa-eval index"):
+        latest_index(tmp_path)
+    for n, name in enumerate(("group/a", "b", "c")):
+        card = tmp_path / name / "index" / "index.json"
+        card.parent.mkdir(parents=True)
+        card.touch()
+        os.utime(card, (100, 200 - n))
+    (tmp_path / "index.json").touch()
+    assert latest_index(tmp_path) == tmp_path / "group" / "a" / "index"
+
+
+def test_damage_is_told(home, student, texts, tmp_path):
+    def copy(name):
+        return Path(shutil.copytree(texts.folder, tmp_path / name))
+
+    with pytest.raises(CusaError, match="nowhere holds no index"):
+        SearchIndex.open(tmp_path / "nowhere")
+    card = json.loads((texts.folder / "index.json").read_text())
+    for name, content, message in (
+        ("future", json.dumps({**card, "format_version": [2, 0]}), "format version 2, not 1"),
+        ("torn", '{"format": ', "is damaged, or not an index's"),
+        ("list", "[1]", "is damaged, or not an index's"),
+        ("short", '{"format": "cusa-index", "format_version": [1, 0]}', "is damaged, or not an index's"),
+    ):
+        (copy(name) / "index.json").write_text(content)
+        with pytest.raises(CusaError, match=message):
+            SearchIndex.open(tmp_path / name)
+    (copy("faiss") / "uni.faiss").write_bytes(b"torn")
+    with pytest.raises(CusaError, match=r"faiss is damaged .*; build it again"):
+        answer(student, SearchIndex.open(tmp_path / "faiss"), "picture")
+    shutil.copy(home / "indexes" / "images" / "uni.faiss", copy("rows") / "uni.faiss")
+    with pytest.raises(CusaError, match=r"uni.faiss has another checksum"):
+        answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
+    without_sums = {**card, "format_version": [1, 0]}
+    del without_sums["sha256"]
+    (tmp_path / "rows" / "index.json").write_text(json.dumps(without_sums))  # as earlier versions wrote it
+    with pytest.raises(CusaError, match=r"uni.faiss (holds 23 rows|is too short)"):
+        answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
+    (copy("old") / "index.json").write_text(json.dumps(without_sums))
+    assert answer(student, SearchIndex.open(tmp_path / "old"), "picture", 3).hits
+    (copy("kind") / "index.json").write_text(json.dumps({**card, "kind": "hnsw"}))
+    with pytest.raises(CusaError, match=r"not an index of kind hnsw"):
+        answer(student, SearchIndex.open(tmp_path / "kind"), "picture")
+    (copy("items") / "items.jsonl").write_text('"one"\n')
+    with pytest.raises(CusaError, match=r"items.jsonl has 1 lines of 30"):
+        answer(student, SearchIndex.open(tmp_path / "items"), "picture")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("count", value) for value in (None, "30", 30.5, -1, [30])),
+        *(("dim", value) for value in ("8", 0, {})),
+        *(("skipped", value) for value in (3, [3], [{"item": "a"}], [{"item": 1, "reason": "b"}])),
+        *(("modality", value) for value in ("sound", 1)),
+        *(("uni_head", value) for value in ("other", None)),
+        *(("sha256", value) for value in ([], {"cross.faiss": 1})),
+        ("weights_sha256", None),
+        ("format_version", "1.0"),
+        ("format_version", []),
+    ],
+)
+def test_a_card_of_other_kinds_is_one_line(texts, tmp_path, field, value):
+    card = json.loads((texts.folder / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**card, field: value}))
+    with pytest.raises(RunError) as found:
+        SearchIndex.open(tmp_path)
+    assert found.value.path == tmp_path / "index.json"
+    assert found.value.location.startswith(field.split("_")[0]) or field in found.value.location
+
+
+def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):
+    """The others keep their ranks, and the page and the screen say how many are missing."""
+    whole = answer(student, texts, "picture number 3", 5)
+    folder = Path(shutil.copytree(texts.folder, tmp_path / "i"))
+    lines = (folder / "items.jsonl").read_bytes().split(b"\n")
+    places = [TEXTS.index(hit.item.text) for hit in whole.hits]
+    for place, damage in zip(places[1:4], (b'"pictu', b"\xff\x00", b"[1]"), strict=True):
+        lines[place] = damage
+    (folder / "items.jsonl").write_bytes(b"\n".join(lines))
+    found = answer(student, SearchIndex.open(folder), "picture number 3", 5)
+    assert found.hits == (whole.hits[0], whole.hits[4])
+    assert found.n_unnamed == 3
+    write_contact_sheet(tmp_path / "page.html", found)
+    assert "3 more were found whose name is damaged" in " ".join((tmp_path / "page.html").read_text().split())
+    output = run_ok("eval", "search", "picture number 3", "-k", 5, "--index", folder, "--device", "cpu")
+    assert "note: 3 more found, whose lines in items.jsonl are damaged" in output
+
+
+def test_queries_that_are_none(student, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("README").write_text("words")
+    for query, message in (
+        ("holiday/photo.JPG", "the name of an image, but holiday/photo.JPG does not exist"),
+        ("README", "the query is the name of a file, and so should be an image: .*README is not an image"),
+        ("  ", "the query is empty"),
+        ("?!", "empty once normalised"),
+    ):
+        with pytest.raises(CusaError, match=message):
+            answer(student, images, query)
+    assert answer(student, images, "picture " * 2000, 1).query.image_path is None  # too long for a file's name
+    assert answer(student, images, "picture\0 1.2.3", 1).head == "cross"
+
+
+# --- the page
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _page(path):
+    html = path.read_text()
+    assert not re.search(r"https?://|\bsrc\s*=|@import|<link|<iframe", html)
+    assert all(url.startswith("data:image/jpeg;base64,") for url in re.findall(r"url\(([^)]*)\)", html))
+    return html, Page(html)
+
+
+def test_sheet_of_images(student, images, readable, tmp_path):
+    got = answer(student, images, str(readable[-1]), 6)
+    assert write_contact_sheet(tmp_path / "new" / "sheet.html", got) == 0
+    html, page = _page(tmp_path / "new" / "sheet.html")
+    assert html.count("data:image/jpeg;base64,") == 6  # the query is one of the hits
+    text = " ".join(page.text.split())
+    assert f"The 6 nearest of 23 images from {images.summary.source}, by the uni head" in text
+    assert "2 images could not be read when the index was built" in text
+    assert text.count("the query itself") == 1
+    for hit in got.hits:
+        assert f" {hit.rank}{hit.similarity:.3f} " in text  # two cells
+        assert str(hit.item.image_path) in [attrs.get("title") for _, attrs in page.tags]
+    assert "b/c/010.jpg" in text
+
+
+def _answer(query, hits, modality, **changes):
+    fields = {"modality": modality, "kind": "flat", "dim": 4, "count": 9, "uni_head": "uni", "student": "/runs/a"}
+    fields |= {"weights_sha256": "0" * 64, "source": "/data/in", "skipped": (), "blank_lines": 0, **changes}
+    hits = tuple(Hit(item, n + 1, 0.5, False) for n, item in enumerate(hits))
+    return Answer(query, "cross", hits, IndexSummary(**fields))
+
+
+def test_sheet_is_inert_and_names_missing_images(tmp_path):
+    gone = tmp_path / "a<img onerror=x>.jpg"
+    changes = {
+        "source": f"/data/{SCRIPT}",
+        "student": "/runs/<script>",
+        "skipped": (Skipped("a", "b"),),
+        "kind": "hnsw",
+    }
+    sheet = _answer(Item("text", SCRIPT, None), [Item("image", str(gone), gone)], "image", **changes)
+    assert write_contact_sheet(tmp_path / "s.html", sheet) == 1
+    _, page = _page(tmp_path / "s.html")
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    text = " ".join(page.text.split())
+    assert text.count(SCRIPT) == 3  # title, query, source
+    assert "a<img onerror=x>.jpg" in text
+    assert "was built. 1 image shown here could not be read" in text
+    assert "1 image could not be read when" in text
+    assert "approximate (HNSW)" in text
+
+
+def test_sheet_of_texts(tmp_path):
+    make_images(tmp_path, 1)
+    photo = tmp_path / "000.jpg"
+    sheet = _answer(Item("image", str(photo), photo), [Item("text", SCRIPT, None), Item("text", "two", None)], "text")
+    assert write_contact_sheet(tmp_path / "s.html", sheet) == 0
+    html, page = _page(tmp_path / "s.html")
+    assert html.count("data:image/jpeg;base64,") == 1
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(SCRIPT) == 1
+    assert "The 2 nearest of 9 texts" in " ".join(page.text.split())
+    assert "approximate" not in page.text

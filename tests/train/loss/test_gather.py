@@ -1,0 +1,141 @@
+"""The gathered loss: real processes over gloo against one process on the concatenated batch."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cusa.train.loss.cusa_loss import CUSALoss, LossConfig, Temperature, TemperaturePair
+
+SIZES = {2: (5, 9), 3: (4, 1, 7)}
+_LEARNED = TemperaturePair(Temperature(0.7, 0.1, 1.0), Temperature(0.5, 0.1, 1.0), False)
+CASES = {
+    "paper": (LossConfig(), True),
+    "all different": (LossConfig(contrastive_scaling="infonce"), False),
+    "learned soft labels, dot": (LossConfig(soft_label_source="dot", tau_soft=_LEARNED), True),
+    "contrastive alone": (LossConfig(terms=("contrastive",)), True),
+}
+
+
+class Student(nn.Module):
+    """Four heads on shared inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = nn.ModuleList(nn.Linear(8, 6, dtype=torch.float64) for _ in range(4))
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
+        v, t, uni_v, uni_t = self.heads
+        return [v(image), t(text), uni_v(image), uni_t(text)]
+
+
+def _batch(n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    rows = [torch.randn(n, d, generator=rng, dtype=torch.float64) for d in (8, 8, 5, 4)]
+    return rows, torch.randint(0, n // 2, (n,), generator=rng)
+
+
+def _gradients(
+    config: LossConfig, with_ids: bool, method: str, rows: slice, n: int, gather: bool
+) -> dict[str, torch.Tensor]:
+    """Loss and gradients of some rows of the batch, DDP around the student where there are several ranks."""
+    (image, text, *teachers), ids = _batch(n)
+    student: nn.Module = Student()
+    # DDP waits for the gradient of every parameter: the heads that no term uses get none.
+    in_ddp = gather and "usa" in config.terms
+    if in_ddp:
+        student = DistributedDataParallel(student)
+    loss = CUSALoss(config, method=method, tile_rows=3, gather=gather).double()
+    features = student(image[rows], text[rows])
+    for x in features:
+        x.retain_grad()
+    terms = loss(*features, *(t[rows] for t in teachers), ids[rows] if with_ids else None)
+    terms.total.backward()
+    results = {f"term {name}": value.detach() for name, value in terms._asdict().items()}
+    results |= {f"feature {i}": x.grad for i, x in enumerate(features) if x.grad is not None}
+    results |= {f"tau {name}": p.grad for name, p in loss.named_parameters()}
+    if gather and not in_ddp:
+        return results
+    weights = student.module if in_ddp else student
+    results |= {f"weight {name}": p.grad for name, p in weights.named_parameters() if p.grad is not None}
+    return results
+
+
+def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=len(sizes))
+    rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    for number, (config, with_ids) in enumerate(CASES.values()):
+        for method in ("dense", "tiled"):
+            results = _gradients(config, with_ids, method, rows, sum(sizes), gather=True)
+            torch.save(results, folder / f"{number}-{method}-{rank}.pt")
+    errors = []
+    x = torch.randn(4, 3)
+    loss = CUSALoss(gather=True)
+    teacher = x.clone()
+    if rank == 1:
+        teacher[2] = 0
+    wrong = [  # on rank 1 alone: a teacher's row, ids, a teacher missing, another dtype, a gradient wanted
+        (x, x, x, x, teacher, x, None),
+        (x, x, x, x, x, x, torch.arange(4) if rank else None),
+        (x, x, x, x, None if rank == 1 else x, x, None),
+        (x.double() if rank == 1 else x, x, x, x, x, x, None),
+        (x.clone().requires_grad_(rank == 1), x, x, x, x, x, None),
+        (x, x, x, x, teacher.numpy().astype("i4" if rank == 1 else "f4"), x, None),  # an array of integers
+    ]
+    for inputs in wrong:
+        with pytest.raises(ValueError) as error:
+            loss(*inputs)
+        errors.append(str(error.value))
+    torch.save(errors, folder / f"errors-{rank}.pt")
+    dist.barrier()  # a rank that takes its connections down early can abort the others
+    dist.destroy_process_group()
+    os._exit(0)  # at times a thread of gloo's outlives DDP's reducer, and the interpreter's own exit aborts
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids="{} processes".format)
+def gathered(request, tmp_path_factory):
+    sizes = SIZES[request.param]
+    folder = tmp_path_factory.mktemp("gathered")
+    mp.spawn(_rank, (sizes, folder), nprocs=len(sizes))
+    return sizes, folder
+
+
+@pytest.mark.parametrize("method", ["dense", "tiled"])
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_are_those_of_one_process(gathered, case, method):
+    sizes, folder = gathered
+    n, w = sum(sizes), len(sizes)
+    config, with_ids = CASES[case]
+    want = _gradients(config, with_ids, "dense", slice(0, n), n, gather=False)
+    ranks = [torch.load(folder / f"{list(CASES).index(case)}-{method}-{rank}.pt") for rank in range(w)]
+    for rank, got in enumerate(ranks):
+        assert {key for key in want if "weight" not in key} <= got.keys()
+        for key in got:
+            value = want[key]
+            if key.startswith("feature"):  # times the number of ranks, which DDP divides by
+                value = w * value[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
+            torch.testing.assert_close(got[key], value, rtol=1e-9, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_no_rank_waits_for_one_that_stops(gathered):
+    sizes, folder = gathered
+    errors = [torch.load(folder / f"errors-{rank}.pt") for rank in range(len(sizes))]
+    assert "image teacher's rows 2" in errors[1][0]
+    assert all("rank 1 cannot go on" in errors[rank][0] for rank in range(len(sizes)) if rank != 1)
+    assert all("do not bring the same" in e[i] for e in errors for i in (1, 3, 4))
+    assert "CSA and USA need teacher_image" in errors[1][2]
+    assert "rank 1 cannot go on" in errors[0][2]
+    assert "teacher_image must be float16" in errors[1][5]
+    assert "rank 1 cannot go on" in errors[0][5]
+
+
+def test_one_process_alone_gathers_nothing():
+    x = torch.randn(6, 4)
+    torch.testing.assert_close(CUSALoss(gather=True)(x, x, x, x, x, x), CUSALoss()(x, x, x, x, x, x))

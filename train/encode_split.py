@@ -1,0 +1,115 @@
+"""A student over a whole split: embeddings of both modalities from both heads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cusa.data.embeddings import HEADS, Rows, SplitEmbeddings
+from cusa.data.errors import CusaError
+from cusa.data.unit_rows import unit_rows
+from cusa.data.worker_pool import StartMethod
+from cusa.train.loader import Inputs, Loader, Sources, each_tensor
+from cusa.train.processes import Processes
+from cusa.train.student import Features, Student
+
+
+@torch.no_grad()
+def encode_split(
+    student: Student,
+    sources: Sources,
+    device: torch.device | str,
+    batch_size: int = 256,
+    workers: int = 0,
+    start_method: StartMethod = "fork",
+    processes: Processes | None = None,
+    check: Callable[[], None] = lambda: None,
+    advance: Callable[[str, int, int], None] = lambda unit, count, total: None,
+) -> SplitEmbeddings:
+    """Encode every image and every caption of a split.
+
+    Args:
+        student: The student, on ``device``; its training mode is restored.
+        sources: Readers of the split.
+        device: Where to encode.
+        batch_size: Items at a time.
+        workers: Processes that read inputs.
+        start_method: How they begin.
+        processes: Those that share the work: each encodes a part, and all of them get the whole.
+        check: Called after each batch; may raise.
+        advance: Called before the first batch and after each one with ``"images"`` or
+            ``"captions"``, how many more are encoded, and how many this process encodes in all.
+
+    Raises:
+        CusaError: If an input cannot be read, or none is left.
+    """
+    split, inputs = sources
+    no_image, no_text = inputs.missing()
+    if len(no_image) == split.n_images or len(no_text) == split.n_captions:
+        raise CusaError(f"split {split.name!r} has no image or no caption that could be read")
+    image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
+    text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
+    rank, size = (processes.rank, processes.size) if processes else (0, 1)
+
+    def encode(
+        read: Callable[[np.ndarray], Inputs], forward: Callable[[Any], Features], rows: np.ndarray, unit: str
+    ) -> Rows:
+        mine = np.array_split(rows, size)[rank]
+        chunks = _Chunks(read, [mine[a : a + batch_size] for a in range(0, len(mine), batch_size)])
+        pin = torch.device(device).type == "cuda"
+        loader = Loader(chunks, range(len(chunks)), min(workers, len(chunks)), pin, start_method)
+        parts = []
+        advance(unit, 0, len(mine))
+        with processes.all_or_none() if processes else contextlib.nullcontext(), contextlib.closing(loader):
+            for inputs in loader:
+                parts.append(embed(forward, inputs, device))
+                check()
+                advance(unit, len(chunks.rows[len(parts) - 1]), len(mine))
+        parts = [part for found in (processes.everyones(parts) if processes else [parts]) for part in found]
+        return {h: np.concatenate([part[h] for part in parts]) for h in HEADS}
+
+    was_training = student.training
+    student.eval()
+    try:
+        image = encode(inputs.images, student.encode_image, image_rows, "images")
+        text = encode(inputs.texts, student.encode_text, text_rows, "captions")
+    finally:
+        student.train(was_training)
+    position = np.full(split.n_images, -1, np.int64)
+    position[image_rows] = np.arange(len(image_rows))
+    return SplitEmbeddings(image, text, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
+
+
+@torch.no_grad()
+def embed(forward: Callable[[Any], Features], inputs: Inputs, device: torch.device | str) -> Rows:
+    """Embeddings of one batch from both heads.
+
+    Args:
+        forward: The student's ``encode_image`` or ``encode_text``.
+        inputs: What it takes, on any device.
+        device: The student's.
+
+    Returns:
+        Per head, float32 ``[n, d]``, L2-normalised.
+    """
+    features = forward(each_tensor(inputs, lambda x: x.to(device, non_blocking=True)))
+    return {
+        head: unit_rows(head_features.float().cpu().numpy())
+        for head, head_features in zip(HEADS, features, strict=True)
+    }
+
+
+class _Chunks(Dataset[Inputs]):
+    def __init__(self, read: Callable[[np.ndarray], Inputs], rows: list[np.ndarray]) -> None:
+        self._read, self.rows = read, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Inputs:
+        return self._read(self.rows[number])

@@ -1,0 +1,350 @@
+"""Batches: student inputs, teacher rows and image ids of the same pairs, joined by row number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch.utils.data import Dataset
+
+from cusa.data.captions import normalizer
+from cusa.data.errors import CusaError, ImageError, first_line
+from cusa.data.images import load_image
+from cusa.data.store.reader import Embeddings, EmbeddingStore, Split
+from cusa.data.worker_pool import StartMethod, WorkerPool
+from cusa.train.student import Processors
+
+Inputs = torch.Tensor | Mapping[str, torch.Tensor]
+
+
+class StudentInputs(Protocol):
+    """Reads what a student takes, by row of a split."""
+
+    def images(self, rows: np.ndarray) -> Inputs:
+        """Inputs of the image trunk for image rows."""
+        ...
+
+    def texts(self, rows: np.ndarray) -> Inputs:
+        """Inputs of the text trunk for caption rows."""
+        ...
+
+    def missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image rows and caption rows that have no input."""
+        ...
+
+
+class StoredInputs:
+    """The adapter's inputs: embeddings of the store."""
+
+    def __init__(self, image_encoder: Embeddings, text_encoder: Embeddings) -> None:
+        self._image, self._text = image_encoder, text_encoder
+        for encoder in (image_encoder, text_encoder):
+            encoder.require_shards()
+
+    def images(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 ``[n, image_dim]``."""
+        return torch.from_numpy(self._image.gather(rows)).float()
+
+    def texts(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 ``[n, text_dim]``."""
+        return torch.from_numpy(self._text.gather(rows)).float()
+
+    def missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that precompute skipped."""
+        return self._image.skipped, self._text.skipped
+
+
+class FileInputs:
+    """A Hugging Face student's inputs: decoded image files and tokenised captions."""
+
+    def __init__(
+        self,
+        split: Split,
+        image_root: Path,
+        processors: Processors,
+        normalizer_name: str,
+        skipped: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        self._split, self._root, self._processors = split, image_root, processors
+        self._normalizer, self._skipped = normalizer_name, skipped
+
+    def images(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 ``[n, 3, h, w]``."""
+        paths = (self._root / self._split.image_paths[row] for row in rows.tolist())
+        return torch.cat([self._pixels(path) for path in paths])
+
+    def _pixels(self, path: Path) -> torch.Tensor:
+        image = load_image(path)
+        try:
+            return self._processors.pixels([image])
+        except Exception as error:  # image processors raise nearly anything on odd sizes
+            reason = first_line(error)
+            message = f"image {path} cannot be preprocessed ({reason}); replace or remove it"
+            raise ImageError(message, path=path) from None
+
+    def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """int64 ``[n, length]`` per model input."""
+        normalize = normalizer(self._normalizer)
+        return self._processors.tokens([normalize(self._split.captions[r]) for r in rows.tolist()])
+
+    def missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that any teacher of the store had to skip: what it could not read, we cannot."""
+        return self._skipped
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs.
+
+    Attributes:
+        images: Inputs of the student's image trunk.
+        texts: Inputs of its text trunk.
+        teacher_image: float16 or float32 ``[B, e]``, or ``None`` where no soft labels are used.
+        teacher_text: Same, ``[B, e']``.
+        image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
+    """
+
+    images: Inputs
+    texts: Inputs
+    teacher_image: torch.Tensor | None
+    teacher_text: torch.Tensor | None
+    image_ids: torch.Tensor
+
+    def to(self, device: torch.device, inputs: bool = True) -> Batch:
+        """The batch on a device; the student's inputs stay where they are unless ``inputs``."""
+        names = [f.name for f in fields(self) if inputs or f.name not in ("images", "texts")]
+        return replace(
+            self, **{n: each_tensor(getattr(self, n), lambda x: x.to(device, non_blocking=True)) for n in names}
+        )
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; the worker pool calls it."""
+        return Batch(**{f.name: each_tensor(getattr(self, f.name), torch.Tensor.pin_memory) for f in fields(self)})
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors of the batch."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            yield from value.values() if isinstance(value, Mapping) else () if value is None else (value,)
+
+
+def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A tensor changed, or each of a mapping; ``None`` stays."""
+    if isinstance(value, Mapping):
+        return {k: change(v) for k, v in value.items()}
+    return None if value is None else change(value)
+
+
+def on_device(batches: Iterable[Batch], device: torch.device, inputs: bool) -> Iterator[Batch]:
+    """Batches on a device. On a GPU, one is copied while the GPU still works on the last one.
+
+    Args:
+        batches: Batches on the CPU, page-locked for a GPU.
+        device: The device.
+        inputs: As in :meth:`Batch.to`.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device, inputs)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.to(device, inputs)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copies)
+        for tensor in moved.tensors():
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # its memory is not the other stream's to reuse before this one is done
+        yield moved
+
+
+class Pairs(Dataset[Batch]):
+    """The trainable pairs of a split; indexed by a whole batch of pair numbers at once.
+
+    A pair is left out if its image or caption has no student input, or was skipped by a teacher in use.
+
+    Args:
+        split: The split.
+        inputs: Reader of the student's inputs.
+        teachers: Image and text teacher rows, or ``None`` where no soft labels are used.
+    """
+
+    def __init__(self, split: Split, inputs: StudentInputs, teachers: tuple[Embeddings, Embeddings] | None) -> None:
+        self._split, self._inputs, self._teachers = split, inputs, teachers
+        no_image, no_text = (set(rows.tolist()) for rows in inputs.missing())
+        if teachers is not None:
+            for teacher in teachers:
+                teacher.require_shards()  # now, not in the middle of an epoch
+            no_image |= set(teachers[0].skipped.tolist())
+            no_text |= set(teachers[1].skipped.tolist())
+        left_out = set(no_text)
+        if no_image:
+            left_out |= set(np.flatnonzero(np.isin(split.caption_image, list(no_image))).tolist())
+        # A worker process holds what is left out and no list of what is not: that one grows with the data set.
+        rows = np.array(sorted(left_out), np.int64)
+        self.n_left_out = len(rows)
+        self._kept_before = rows - np.arange(len(rows))
+
+    def __len__(self) -> int:
+        return self._split.n_captions - self.n_left_out
+
+    def rows(self, pairs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """int64 image rows and caption rows of pair numbers."""
+        captions = np.asarray(pairs) + np.searchsorted(self._kept_before, pairs, "right")
+        return np.asarray(self._split.caption_image[captions]), captions
+
+    def __getitem__(self, pairs: ArrayLike) -> Batch:
+        images, captions = self.rows(pairs)
+        teacher_image = teacher_text = None
+        if self._teachers is not None:
+            teacher_image = torch.from_numpy(self._teachers[0].gather(images))
+            teacher_text = torch.from_numpy(self._teachers[1].gather(captions))
+        return Batch(
+            images=self._inputs.images(images),
+            texts=self._inputs.texts(captions),
+            teacher_image=teacher_image,
+            teacher_text=teacher_text,
+            image_ids=torch.from_numpy(images),
+        )
+
+
+def pairs_per_step(n_pairs: int, wanted: int, processes: int) -> int:
+    """Count the pairs per step of one process: as many as wanted, or all where there are fewer.
+
+    Args:
+        n_pairs: Trainable pairs.
+        wanted: Pairs per step of one process, as the settings have it.
+        processes: Number of processes.
+    """
+    return max(1, min(wanted, n_pairs // processes))
+
+
+class EpochOrder:
+    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped.
+
+    With several processes, each has its part of every batch: together they see what one alone would.
+
+    Args:
+        n_pairs: Trainable pairs.
+        batch_size: Pairs per batch of one process.
+        seed: Seed of the order.
+        rank: This process.
+        size: Processes.
+
+    Attributes:
+        epoch: The epoch to iterate.
+        first: The first batch to yield; what lies before is done.
+
+    Raises:
+        CusaError: If there are not enough pairs.
+    """
+
+    def __init__(self, n_pairs: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
+        if n_pairs == 0:
+            raise CusaError("no pair can be trained on: every image or every caption was skipped; see cusa-store info")
+        if n_pairs < batch_size * size:
+            of = f" in each of {size} processes" if size > 1 else ""
+            raise CusaError(
+                f"batch size {batch_size}{of} is larger than the {n_pairs} trainable pairs; pass --batch-size"
+            )
+        self._n, self._batch, self._seed = n_pairs, batch_size, seed
+        self._rank, self._size = rank, size
+        self.epoch = self.first = 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch, wherever it begins."""
+        return self._n // (self._batch * self._size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._n)
+        parts = order[: len(self) * self._batch * self._size].reshape(-1, self._size, self._batch)
+        yield from parts[self.first :, self._rank]
+
+
+T = TypeVar("T")
+
+
+class Loader(Generic[T]):
+    """Whole batches from worker processes, epoch after epoch. To be closed, which ends the workers.
+
+    Args:
+        dataset: Its items are batches.
+        order: What to index it with, in order; iterated anew for every epoch.
+        workers: Worker processes; 0 reads in this one.
+        pin: Whether batches go to page-locked memory.
+        start_method: How worker processes begin.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[T],
+        order: Iterable[Any],
+        workers: int,
+        pin: bool = False,
+        start_method: StartMethod = "fork",
+    ) -> None:
+        self._pool = WorkerPool(dataset, workers, start_method, pin)
+        self._order = order
+
+    def __iter__(self) -> Iterator[T]:
+        """The batches of an epoch.
+
+        Raises:
+            CusaError: If an item cannot be read, or a worker process was killed.
+        """
+        return self._pool.read(self._order)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the workers that have begun."""
+        return self._pool.process_ids
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._pool.close()
+
+
+class Sources(NamedTuple):
+    """The readers that a student needs for one split."""
+
+    split: Split
+    inputs: StudentInputs
+
+
+def open_sources(
+    store: EmbeddingStore,
+    split_name: str,
+    *,
+    encoders: tuple[str, str] | None,
+    processors: Processors | None,
+    image_root: Path | None,
+    normalizer_name: str,
+) -> Sources:
+    """Open a split of a store for a student.
+
+    Args:
+        store: The store.
+        split_name: The split.
+        encoders: Adapter: names of the image and text encoder in the store.
+        processors: Hugging Face student: its processors.
+        image_root: Folder of the images, if not the store's own.
+        normalizer_name: Caption normaliser of a Hugging Face student.
+
+    Raises:
+        CusaError: If the split or an encoder's rows are not there, or the image folder is not.
+    """
+    split = store.split(split_name)
+    if encoders is not None:
+        image, text = (store.embeddings(name, split_name) for name in encoders)
+        return Sources(split, StoredInputs(image, text))
+    assert processors is not None
+    root = image_root or store.image_root
+    if not root.is_dir():
+        raise CusaError(f"image folder {root} does not exist; pass --image-root")
+    return Sources(split, FileInputs(split, root, processors, normalizer_name, store.skipped(split_name)))

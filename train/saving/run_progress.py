@@ -1,0 +1,56 @@
+"""How far a run is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat
+
+from cusa.train.saving.plain_values import checked
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _PlainProgress(BaseModel):
+    epoch: _Count
+    step: _Count
+    best_epoch: _Count
+    best_rsum: FiniteFloat | None
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        epoch: Epochs done, validation included.
+        step: Steps done.
+        best_epoch: Epoch of the student in ``best/``: that of the highest validation RSUM, or
+            without a validation split the last one; 0 before the first.
+        best_rsum: That RSUM; minus infinity where there is none.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_rsum: float = -math.inf
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        return {
+            **vars(self),
+            "best_rsum": self.best_rsum if math.isfinite(self.best_rsum) else None,
+        }
+
+    @staticmethod
+    def from_plain(content: Any) -> Progress:
+        """Read the inverse of :meth:`plain`.
+
+        Raises:
+            RunError: If an entry is missing or of another type; says which.
+        """
+        plain = checked(_PlainProgress, content, "progress")
+        best_rsum = -math.inf if plain.best_rsum is None else plain.best_rsum
+        return Progress(plain.epoch, plain.step, plain.best_epoch, best_rsum)
