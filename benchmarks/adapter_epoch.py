@@ -50,7 +50,9 @@ class OneBatch(Dataset[Batch]):
 
     def __init__(self, trainer: Trainer) -> None:
         self._length = len(trainer.pairs)
-        numbers = np.random.default_rng(0).permutation(self._length)[: trainer.config.train.batch_size]
+        numbers = np.random.default_rng(0).permutation(self._length)[
+            : trainer.config.train.batch_size
+        ]
         self.batch = trainer.pairs[numbers]
 
     def __len__(self) -> int:
@@ -99,10 +101,17 @@ def make_trainer(store: Path, run_dir: Path, device: str, batch_size: int) -> Tr
     settings = {
         "data": {"embeddings": str(store)},
         "loss": {"terms": TERMS["cusa"]},
-        "train": {"epochs": 1, "batch_size": batch_size, "device": device, "checkpoint_minutes": None},
+        "train": {
+            "epochs": 1,
+            "batch_size": batch_size,
+            "device": device,
+            "checkpoint_minutes": None,
+        },
     }
     config = build_config(merge(load_preset("adapter"), settings))
-    return Trainer(config, Processes(device), 0, run_dir, resume=False, validation_scores=validation_scores)
+    return Trainer(
+        config, Processes(device), 0, run_dir, resume=False, validation_scores=validation_scores
+    )
 
 
 def floor(trainer: Trainer, batch: Batch) -> Callable[[int], None]:
@@ -138,7 +147,13 @@ def products(images: np.ndarray, texts: np.ndarray) -> None:
 @click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the store in.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
-    device: str, batch_size: int, rounds: int, steps: int, images: int, store: Path | None, out: Path | None
+    device: str,
+    batch_size: int,
+    rounds: int,
+    steps: int,
+    images: int,
+    store: Path | None,
+    out: Path | None,
 ) -> None:
     """Measure, print a table, write the figures to --out."""
     quiet_libraries()
@@ -157,13 +172,16 @@ def main(
         bare_scoring = seconds(lambda: products(*both))
 
         streaming, kept, bare = (
-            make_trainer(index, runs / way, device, batch_size) for way in ("streaming", "kept", "floor")
+            make_trainer(index, runs / way, device, batch_size)
+            for way in ("streaming", "kept", "floor")
         )
         one = OneBatch(kept)
         kept.pairs = one  # type: ignore[assignment]
         paced = {"streaming": Paced(streaming), "one batch": Paced(kept)}
         bare_steps = floor(bare, one.batch)
-        ways: dict[str, Callable[[], object]] = {w: lambda p=p: p.run(steps) for w, p in paced.items()}  # type: ignore[misc]
+        ways: dict[str, Callable[[], object]] = {
+            w: lambda p=p: p.run(steps) for w, p in paced.items()
+        }  # type: ignore[misc]
         found = in_turns({**ways, "floor": lambda: bare_steps(steps)}, rounds)
         for trainer in paced.values():
             trainer.end()
@@ -181,13 +199,17 @@ def main(
         "rounds_s": found,
     }
     table = Table("", "", title=f"adapter, {n_pairs:,} pairs, batch {batch_size}")
-    table.add_row("steps of an epoch", f"{parts['steps_s']:.1f} s, {results['pairs_per_s']:,.0f} pairs/s")
+    table.add_row(
+        "steps of an epoch", f"{parts['steps_s']:.1f} s, {results['pairs_per_s']:,.0f} pairs/s"
+    )
     table.add_row(f"validation of {len(both[0]):,} images", f"{parts['validation_s']:.1f} s")
     for way, taken in medians.items():
         table.add_row(f"a step, {way}", f"{1000 * taken:.2f} ms")
     table.add_row("streaming / one batch", f"{results['streaming_over_one_batch']:.3f}")
     table.add_row("streaming / floor", f"{results['streaming_over_floor']:.3f}")
-    table.add_row("validation scores / bare products", f"{results['validation_scores_over_products']:.2f}")
+    table.add_row(
+        "validation scores / bare products", f"{results['validation_scores_over_products']:.2f}"
+    )
     Console(width=110).print(table)
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")

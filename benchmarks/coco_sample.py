@@ -49,7 +49,9 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, f
     """
     config = build_config(merge(load_preset("adapter"), settings))
     started = time.perf_counter()
-    Trainer(config, Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores).fit()
+    Trainer(
+        config, Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores
+    ).fit()
     seconds = time.perf_counter() - started
     loaded = load_trained(run_dir, "last")
     encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]
@@ -72,7 +74,9 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, f
 @click.option("--image-teacher", default="efficientnet-lite0")
 @click.option("--image-encoder", default="efficientnet-lite0")
 @click.option("--text-encoder", default="minilm")
-@click.option("--set", "more", multiple=True, metavar="NAME=VALUE", help="Another setting, as of cusa-train.")
+@click.option(
+    "--set", "more", multiple=True, metavar="NAME=VALUE", help="Another setting, as of cusa-train."
+)
 @click.option("--seeds", default=5)
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
@@ -88,30 +92,42 @@ def main(
     """Run the grid on STORE, print a table, write every single figure to --out."""
     student = {"image_encoder": image_encoder, "text_encoder": text_encoder}
     grid = [(t, loss, seed) for t in text_teachers for loss in TERMS for seed in range(seeds)]
-    results: dict[str, dict[str, list[dict[str, float]]]] = {t: {loss: [] for loss in TERMS} for t in text_teachers}
+    results: dict[str, dict[str, list[dict[str, float]]]] = {
+        t: {loss: [] for loss in TERMS} for t in text_teachers
+    }
     with tempfile.TemporaryDirectory() as folder:
         for text_teacher, loss, seed in track(grid, console=Console(stderr=True)):
             run_dir = Path(folder) / f"{text_teacher}-{loss}-{seed}"
             teachers = {"image_teacher": image_teacher, "text_teacher": text_teacher}
             settings = merge(
-                {"student": student, "loss": {"terms": TERMS[loss]}, "train": {"seed": seed}}, parse_settings(more)
+                {"student": student, "loss": {"terms": TERMS[loss]}, "train": {"seed": seed}},
+                parse_settings(more),
             )
             settings = merge(settings, {"data": {"embeddings": str(store), **teachers}})
             results[text_teacher][loss].append(measure(store, settings, run_dir))
     names = list(results[text_teachers[0]]["cusa"][0])
     table = Table(
-        "text teacher", "loss", *names, title=f"mean and standard deviation of {seeds} seeds, last epoch, val"
+        "text teacher",
+        "loss",
+        *names,
+        title=f"mean and standard deviation of {seeds} seeds, last epoch, val",
     )
     for text_teacher, by_loss in results.items():
         for loss, runs in by_loss.items():
             cells = []
             for name in names:
                 values = [r[name] for r in runs]
-                cells.append(f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if seeds > 1 else 0:.1f}")
+                cells.append(
+                    f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if seeds > 1 else 0:.1f}"
+                )
             table.add_row(text_teacher, loss, *cells)
     Console(width=160).print(table)
     if out is not None:
-        machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        machine = {
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
         out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 

@@ -47,7 +47,9 @@ class Kill:
     at: float
 
 
-def start(args: Sequence[str], env: dict[str, str], log: Path, kill: Kill | None, report: Path) -> int:
+def start(
+    args: Sequence[str], env: dict[str, str], log: Path, kill: Kill | None, report: Path
+) -> int:
     """Fork a process that runs cusa-precompute; its process id."""
     child = os.fork()
     if child:
@@ -74,7 +76,9 @@ def _arm(kill: Kill, report: Path) -> None:
     """Let this process kill itself at a file operation or while a file grows."""
     if kill.way == "byte":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(kill.at), resource.RLIM_INFINITY))
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel ends the process within its write
+        signal.signal(
+            signal.SIGXFSZ, signal.SIG_DFL
+        )  # the kernel ends the process within its write
         return
     if kill.way != "operation":
         return
@@ -106,7 +110,15 @@ def _arm(kill: Kill, report: Path) -> None:
 def kind_of(path: str) -> str:
     """What a path of the store is."""
     name = Path(path).name
-    kind = "lock" if name == ".lock" else "shard" if "-0" in name else "index" if ".h5" in name else "folder"
+    kind = (
+        "lock"
+        if name == ".lock"
+        else "shard"
+        if "-0" in name
+        else "index"
+        if ".h5" in name
+        else "folder"
+    )
     return f"{kind}'s temporary" if name.endswith(".tmp") else kind
 
 
@@ -121,7 +133,12 @@ def end_of(children: list[int], kill: Kill | None, victim: int, grace_s: float =
                 if pid:
                     statuses[child] = status
         now = time.perf_counter()
-        if kill is not None and kill.way == "time" and now > began + kill.at and children[victim] not in statuses:
+        if (
+            kill is not None
+            and kill.way == "time"
+            and now > began + kill.at
+            and children[victim] not in statuses
+        ):
             os.kill(children[victim], signal.SIGKILL)
             kill = None
         if any(statuses.values()) and not stopping:
@@ -137,7 +154,11 @@ def end_of(children: list[int], kill: Kill | None, victim: int, grace_s: float =
 
 def contents(store: Path) -> dict[str, bytes]:
     """Every file of a store but the lock."""
-    return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(store)): p.read_bytes()
+        for p in store.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def phase_of(store: Path, whole: dict[str, bytes]) -> str:
@@ -187,7 +208,12 @@ def crash(
         children = [
             start(
                 args(store / "store.h5"),
-                {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)},
+                {
+                    **common,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "LOCAL_WORLD_SIZE": str(ranks),
+                },
                 log,
                 kill if rank == victim else None,
                 report,
@@ -269,7 +295,9 @@ def load_libraries() -> None:
     import tqdm
     import transformers  # noqa: F401
 
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared between forked processes, and dies with a killed one
+    tqdm.tqdm.set_lock(
+        threading.RLock()
+    )  # its own is shared between forked processes, and dies with a killed one
 
     import cusa.precompute.run
     import cusa.precompute.teachers.sentence
@@ -287,7 +315,14 @@ def main(kills: int, ranks: int, seed: int, out: Path | None) -> None:
     load_libraries()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results = crash(folder, make_inputs(folder), kills, ranks, seed, lambda n, same: print(n, same, flush=True))
+        results = crash(
+            folder,
+            make_inputs(folder),
+            kills,
+            ranks,
+            seed,
+            lambda n, same: print(n, same, flush=True),
+        )
     results["machine"] = platform.platform()
     print(json.dumps(results, indent=1))
     if out is not None:

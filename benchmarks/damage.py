@@ -39,7 +39,9 @@ def precompute(args: list[str], log: Path) -> tuple[int, str]:
     return status, log.read_text().strip().splitlines()[-1]
 
 
-def full_disk(folder: Path, args: Callable[[Path], list[str]], whole: dict[str, bytes], disks: int) -> dict[str, Any]:
+def full_disk(
+    folder: Path, args: Callable[[Path], list[str]], whole: dict[str, bytes], disks: int
+) -> dict[str, Any]:
     """Let disks of several sizes fill, make room, run again, compare."""
     if os.geteuid() != 0:
         return {"left out": "mounting a tmpfs needs root"}
@@ -54,7 +56,9 @@ def full_disk(folder: Path, args: Callable[[Path], list[str]], whole: dict[str, 
             status, last = precompute(args(mount / "store.h5"), folder / "log")
             sizes.append(size)
             stopped += status != 0 and not (mount / "store.h5").exists()
-            named += "cannot write" in last and "No space left on device" in last and str(mount) in last
+            named += (
+                "cannot write" in last and "No space left on device" in last and str(mount) in last
+            )
             subprocess.run(["mount", "-o", f"remount,size={8 * total}", mount], check=True)
             status, _ = precompute(args(mount / "store.h5"), folder / "log")
             identical += status == 0 and contents(mount) == whole
@@ -75,7 +79,10 @@ def sections(path: Path) -> dict[str, list[int]]:
 
         file.visititems(visit)
     data = {byte for places in taken.values() for byte in places}
-    found = {"first block": list(range(BLOCK)), **{f"dataset {name}": list(places) for name, places in taken.items()}}
+    found = {
+        "first block": list(range(BLOCK)),
+        **{f"dataset {name}": list(places) for name, places in taken.items()},
+    }
     found["HDF5 structures"] = [byte for byte in range(BLOCK, size) if byte not in data]
     return found
 
@@ -97,7 +104,9 @@ def flipped_bits(index: Path, per_section: int) -> dict[str, Any]:
                 try:
                     _, damages = verify(index)
                     named = [d for d in damages if d.path == path]
-                    caught += len(damages) == len(named) == 1 and (kind == "index" or "rows 0 to" in named[0].what)
+                    caught += len(damages) == len(named) == 1 and (
+                        kind == "index" or "rows 0 to" in named[0].what
+                    )
                 except CusaError as error:
                     caught += str(path) in str(error)
             path.write_bytes(content)

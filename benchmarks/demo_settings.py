@@ -33,10 +33,13 @@ from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import load_trained
 from cusa.train.trainer import Trainer
 
-SMOKE = ("{truth_store} --seeds 2 --try loss.beta=0.1 --set train.epochs=1 --set train.batch_size=8",)
+SMOKE = (
+    "{truth_store} --seeds 2 --try loss.beta=0.1 --set train.epochs=1 --set train.batch_size=8",
+)
 _SOFT = "{init: %s, min: 0.05, max: 1.0, learnable: false}"
 SHARPER = tuple(
-    f"loss.tau_soft={{image: {_SOFT % tau}, text: {_SOFT % tau}, shared: true}}" for tau in ("0.2", "0.3", "0.5")
+    f"loss.tau_soft={{image: {_SOFT % tau}, text: {_SOFT % tau}, shared: true}}"
+    for tau in ("0.2", "0.3", "0.5")
 )
 TRIES = ("loss.alpha=0.2", "loss.alpha=0.4", "loss.alpha=0.7", "loss.beta=0.1", *SHARPER)
 FIGURES = {
@@ -60,14 +63,20 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, d
         settings: What differs from the preset ``demo``.
         run_dir: Where the run goes.
     """
-    config = build_config(merge(load_preset("demo"), merge(settings, {"data": {"embeddings": str(store)}})))
-    trainer = Trainer(config, Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores)
+    config = build_config(
+        merge(load_preset("demo"), merge(settings, {"data": {"embeddings": str(store)}}))
+    )
+    trainer = Trainer(
+        config, Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores
+    )
     trainer.fit()
     student = load_trained(run_dir, "best").student
     encoders = tuple(stored.name for stored in trainer.provenance.encoders.values())
     figures: dict[str, dict[str, float]] = {}
     for split in ("val", "test"):
-        sources = student_sources(EmbeddingStore(store), split, trainer.config, encoders, processors=None)
+        sources = student_sources(
+            EmbeddingStore(store), split, trainer.config, encoders, processors=None
+        )
         metrics, _ = evaluate(encode_split(student, sources, "cpu"), sources.split, "uni")
         figures[split] = {name: _figure(metrics["heads"], path) for name, path in FIGURES.items()}
     return figures
@@ -83,19 +92,31 @@ def _figure(heads: Any, path: tuple[str, ...]) -> float:
 @click.argument("store", type=click.Path(path_type=Path, exists=True))
 @click.option("--seeds", default=3)
 @click.option(
-    "--try", "tries", multiple=True, default=TRIES, metavar="NAME=VALUE", help="A setting of CUSA, by itself."
+    "--try",
+    "tries",
+    multiple=True,
+    default=TRIES,
+    metavar="NAME=VALUE",
+    help="A setting of CUSA, by itself.",
 )
 @click.option("--set", "common", multiple=True, metavar="NAME=VALUE", help="A setting of all runs.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(store: Path, seeds: int, tries: tuple[str, ...], common: tuple[str, ...], out: Path | None) -> None:
+def main(
+    store: Path, seeds: int, tries: tuple[str, ...], common: tuple[str, ...], out: Path | None
+) -> None:
     """Train all runs on STORE, print tables, write every figure to --out."""
     torch.set_num_threads(1)
     ways = {loss: {"loss": {"terms": TERMS[loss]}} for loss in TERMS}
-    ways |= {setting: merge({"loss": {"terms": TERMS["cusa"]}}, parse_settings([setting])) for setting in tries}
+    ways |= {
+        setting: merge({"loss": {"terms": TERMS["cusa"]}}, parse_settings([setting]))
+        for setting in tries
+    }
     runs: dict[str, list[dict[str, dict[str, float]]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         for number, (way, seed) in enumerate(
-            track([(way, seed) for way in ways for seed in range(seeds)], console=Console(stderr=True))
+            track(
+                [(way, seed) for way in ways for seed in range(seeds)], console=Console(stderr=True)
+            )
         ):
             settings = merge(merge(ways[way], parse_settings(common)), {"train": {"seed": seed}})
             runs[way].append(measure(store, settings, Path(folder) / str(number)))
@@ -105,7 +126,9 @@ def main(store: Path, seeds: int, tries: tuple[str, ...], common: tuple[str, ...
             cells = []
             for name in FIGURES:
                 values = [figures[split][name] for figures in by_seed]
-                cells.append(f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if seeds > 1 else 0:.1f}")
+                cells.append(
+                    f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if seeds > 1 else 0:.1f}"
+                )
             table.add_row(way, *cells)
         Console(width=200).print(table)
     if out is not None:

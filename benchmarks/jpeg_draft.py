@@ -38,7 +38,9 @@ def enlarged(source: Path, target: Path, factor: int) -> list[Path]:
     for path in sorted(source.glob("*.jpg")):
         with Image.open(path) as image:
             size = image.width * factor, image.height * factor
-            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(target / path.name, quality=92)
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(
+                target / path.name, quality=92
+            )
         made.append(target / path.name)
     return made
 
@@ -83,7 +85,9 @@ def main(folder: Path, name: str, enlarge: int, rounds: int, out: Path | None) -
         table.add_row(key, *(f"{v:.4f}" for v in values.values()))
     Console(width=110).print(table)
     if out is not None:
-        out.write_text(json.dumps({"machine": platform.platform(), "results": results}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"machine": platform.platform(), "results": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,13 @@ from cusa.cli.console import cpu_count, quiet_libraries
 from cusa.data.records import Record
 from cusa.data.store.index import Index, SplitTable, TeacherEntry, write_index
 from cusa.data.store.reader import Embeddings, EmbeddingStore
-from cusa.data.store.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.store.schema import (
+    SHARD_ROWS,
+    TeacherSettings,
+    shard_folder,
+    shard_name,
+    shard_ranges,
+)
 from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.train.loader import Batch, EpochOrder, Loader, Pairs, open_sources
 from cusa.train.student import Processors
@@ -54,7 +60,11 @@ TOUCHING = 500  # batches after which a process has touched nearly all pages of 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What a run was measured on."""
-    found: dict[str, Any] = {"machine": platform.platform(), "torch": torch.__version__, "cores": cpu_count()}
+    found: dict[str, Any] = {
+        "machine": platform.platform(),
+        "torch": torch.__version__,
+        "cores": cpu_count(),
+    }
     return found | {"gpu": torch.cuda.get_device_name()} if device == "cuda" else found
 
 
@@ -79,9 +89,13 @@ def make_pictures(folder: Path, n: int) -> None:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for i in range(n):
-        coarse = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize((640, 480), Image.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize(
+            (640, 480), Image.BICUBIC
+        )
         noisy = np.asarray(coarse) + rng.normal(0, 8, (480, 640, 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.jpg", quality=90)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
+            folder / f"{i:03d}.jpg", quality=90
+        )
 
 
 def made_up_records(split: str, n: int, paths: Sequence[str]) -> list[Record]:
@@ -101,7 +115,9 @@ def made_up_records(split: str, n: int, paths: Sequence[str]) -> list[Record]:
     ]
 
 
-def coco_size_store(folder: Path, images: Path | None = None, n_images: int = SIZES["train"]) -> Path:
+def coco_size_store(
+    folder: Path, images: Path | None = None, n_images: int = SIZES["train"]
+) -> Path:
     """A store of COCO's size with made-up rows; made once per folder.
 
     Args:
@@ -124,7 +140,9 @@ def coco_size_store(folder: Path, images: Path | None = None, n_images: int = SI
     rng = np.random.default_rng(0)
     entries = {}
     for name, (modality, dim) in TEACHERS.items():
-        settings = TeacherSettings(modality, "made up", "0" * 64, {}, "none", "fp32", dim, "float16", True)
+        settings = TeacherSettings(
+            modality, "made up", "0" * 64, {}, "none", "fp32", dim, "float16", True
+        )
         shards: dict[str, tuple[Any, ...]] = {}
         for split, table in splits.items():
             for start, stop in shard_ranges(table.n_rows(modality), SHARD_ROWS):
@@ -148,7 +166,9 @@ def save_processors(folder: Path) -> Processors:
     vocabulary = {word: i for i, word in enumerate((*special.values(), *WORDS))}
     model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
-    model.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, model_max_length=77, **special)
     found = Processors(CLIPImageProcessorPil(), tokenizer, 77, "longest")
     found.save(folder)
@@ -178,7 +198,9 @@ def cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure(pairs: dict[str, Pairs], workers: int, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
+def measure(
+    pairs: dict[str, Pairs], workers: int, batch_size: int, batches: int, rounds: int
+) -> dict[str, Any]:
     """Rates and CPU time with so many workers, by way."""
     loaders = {
         name: Loader[Batch](p, Part(EpochOrder(len(p), batch_size, seed=0), batches), workers)
@@ -198,7 +220,9 @@ def measure(pairs: dict[str, Pairs], workers: int, batch_size: int, batches: int
     for loader in loaders.values():
         loader.close()
     return {
-        "batches_per_s": {name: batches / statistics.median(times) for name, times in found.items()},
+        "batches_per_s": {
+            name: batches / statistics.median(times) for name, times in found.items()
+        },
         "rate_with_over_without": paired(found, "without", "with"),
         "cpu_s_with_over_without": paired(cpu, "with", "without"),
         "rounds_s": found,
@@ -210,7 +234,9 @@ def row_seconds(pairs: Pairs, teachers: Sequence[Embeddings], batch_size: int) -
     """Of reading the teacher rows of one batch after the other, in a process that has not touched them yet."""
     order = Part(EpochOrder(len(pairs), batch_size, seed=1), TOUCHING)
     rows = [pairs.rows(numbers) for numbers in order]
-    return [seconds(lambda x=x: [t.gather(n) for t, n in zip(teachers, x, strict=True)]) for x in rows]  # type: ignore[misc]
+    return [
+        seconds(lambda x=x: [t.gather(n) for t, n in zip(teachers, x, strict=True)]) for x in rows
+    ]  # type: ignore[misc]
 
 
 @click.command()
@@ -219,8 +245,12 @@ def row_seconds(pairs: Pairs, teachers: Sequence[Embeddings], batch_size: int) -
 @click.option("--rounds", default=11)
 @click.option("--workers", multiple=True, default=(0, 2), type=int)
 @click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the store in.")
-@click.option("--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat.")
-@click.option("--n-images", default=SIZES["train"], help="Of the training split; five captions each.")
+@click.option(
+    "--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat."
+)
+@click.option(
+    "--n-images", default=SIZES["train"], help="Of the training split; five captions each."
+)
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
     batch_size: int,
@@ -238,21 +268,41 @@ def main(
         opened = EmbeddingStore(coco_size_store(folder, images, n_images))
         processors = save_processors(folder / "clip")
         sources = open_sources(
-            opened, "train", encoders=None, processors=processors, image_root=None, normalizer_name="albef"
+            opened,
+            "train",
+            encoders=None,
+            processors=processors,
+            image_root=None,
+            normalizer_name="albef",
         )
         teachers = (opened.embeddings("unicom", "train"), opened.embeddings("mpnet", "train"))
         pairs = {"without": Pairs(*sources, None), "with": Pairs(*sources, teachers)}
-        rows_s = row_seconds(pairs["with"], teachers, batch_size)  # first: it leaves their pages in this process's map
+        rows_s = row_seconds(
+            pairs["with"], teachers, batch_size
+        )  # first: it leaves their pages in this process's map
         by_workers = {n: measure(pairs, n, batch_size, batches, rounds) for n in workers}
     later_s = statistics.median(rows_s[-100:])
-    results = machine() | {"batch_size": batch_size, "batches": batches, "rows_alone_s_per_batch": later_s}
+    results = machine() | {
+        "batch_size": batch_size,
+        "batches": batches,
+        "rows_alone_s_per_batch": later_s,
+    }
     single = {str(n): rows_s[n - 1] for n in (1, 10, 100, len(rows_s)) if n <= len(rows_s)}
     results["rows_alone_s"] = {"all": sum(rows_s)} | single
-    table = Table("workers", "batches/s without", "with rows", "with / without", "CPU time", "rows alone / batch")
+    table = Table(
+        "workers",
+        "batches/s without",
+        "with rows",
+        "with / without",
+        "CPU time",
+        "rows alone / batch",
+    )
     for n, found in by_workers.items():
         rates = found["batches_per_s"]
         found["rows_alone_share"] = later_s * rates["without"]
-        ratios = (f"{found[key]:.4f}" for key in ("rate_with_over_without", "cpu_s_with_over_without"))
+        ratios = (
+            f"{found[key]:.4f}" for key in ("rate_with_over_without", "cpu_s_with_over_without")
+        )
         share = f"{found['rows_alone_share']:.2e}"
         table.add_row(str(n), f"{rates['without']:.3f}", f"{rates['with']:.3f}", *ratios, share)
     Console(width=110).print(table)

@@ -42,7 +42,12 @@ class Case:
     """Features, teacher rows and ids of B pairs; a call is a forward and a backward pass."""
 
     def __init__(
-        self, b: int, method: str, device: str, terms: str = "cusa", dtype: torch.dtype = torch.float32
+        self,
+        b: int,
+        method: str,
+        device: str,
+        terms: str = "cusa",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         torch.manual_seed(0)
         rows = [torch.randn(b, DIM, device=device).to(dtype) for _ in range(6)]
@@ -117,7 +122,11 @@ def _in_fresh_process(b: int, method: str, device: str, dtype: str) -> int | Non
     if done.returncode == 0:
         return int(done.stdout)
     killed = done.returncode == -signal.SIGKILL
-    if not killed and "not enough memory" not in done.stderr and "OutOfMemoryError" not in done.stderr:
+    if (
+        not killed
+        and "not enough memory" not in done.stderr
+        and "OutOfMemoryError" not in done.stderr
+    ):
         raise RuntimeError(done.stderr)
     return None
 
@@ -131,13 +140,18 @@ def by_size(b: int, device: str, most_dense: int, rounds: int) -> dict[str, Any]
     times = in_turns({**ways, "products": bare_products(b, device)}, rounds_for(b, rounds))
     del ways
     gc.collect()
-    found: dict[str, Any] = {"batch_size": b, "seconds": {k: statistics.median(v) for k, v in times.items()}}
+    found: dict[str, Any] = {
+        "batch_size": b,
+        "seconds": {k: statistics.median(v) for k, v in times.items()},
+    }
     found["over_products"] = ratio(times["tiled"], times["products"])
     if "dense" in methods:
         found["tiled_over_dense"] = ratio(times["tiled"], times["dense"])
     if "auto" in methods:
         found["auto_over_dense"] = ratio(times["auto"], times["dense"])
-    found["extra_bytes"] = {m: _in_fresh_process(b, m, device, "float32") for m in methods if m != "auto"}
+    found["extra_bytes"] = {
+        m: _in_fresh_process(b, m, device, "float32") for m in methods if m != "auto"
+    }
     return found
 
 
@@ -167,7 +181,10 @@ def against_open_clip(b: int, device: str, rounds: int) -> dict[str, Any]:
     config = LossConfig(terms=("contrastive",), contrastive_scaling="infonce")
     ours = CUSALoss(config, normalize=False).to(device)
     scale = torch.nn.Parameter(torch.tensor(20.0, device=device))
-    features = {name: (image.clone().requires_grad_(), text.clone().requires_grad_()) for name in ("ours", "theirs")}
+    features = {
+        name: (image.clone().requires_grad_(), text.clone().requires_grad_())
+        for name in ("ours", "theirs")
+    }
     values: dict[str, torch.Tensor] = {}
 
     def step(name: str, loss: Callable[..., torch.Tensor]) -> None:
@@ -247,7 +264,15 @@ def main(
     results: dict[str, Any] = {"machine": machine, "cores": cpu_count(), "torch": torch.__version__}
     screen, sizes = Console(width=140), [2**k for k in range(7, 1 + largest.bit_length() - 1)]
     table = Table(
-        "B", "dense", "tiled", "tiled/dense", "auto/dense", "products", "tiled/products", "dense MB", "tiled MB"
+        "B",
+        "dense",
+        "tiled",
+        "tiled/dense",
+        "auto/dense",
+        "products",
+        "tiled/products",
+        "dense MB",
+        "tiled MB",
     )
     results["sizes"] = [by_size(b, device, most_dense, rounds) for b in sizes]
     for f in results["sizes"]:
@@ -265,12 +290,17 @@ def main(
         apart = f"{f['values_apart']:.1e}", f"{f['gradients_apart']:.1e}"
         table.add_row(f"{f['batch_size']:,}", *times, f"{f['ours_over_theirs']:.2f}", *apart)
     screen.print(table)
-    results["compiled"] = [compiled(b, device, rounds, compiler) for b in (128, 1024, 4096) if b <= largest]
+    results["compiled"] = [
+        compiled(b, device, rounds, compiler) for b in (128, 1024, 4096) if b <= largest
+    ]
     table = Table("B", "eager", "compiled", "compiled/eager", "first call")
     for f in results["compiled"]:
         times = [f"{f['seconds'][k] * 1e3:,.2f} ms" for k in ("eager", "compiled")]
         table.add_row(
-            f"{f['batch_size']:,}", *times, f"{f['compiled_over_eager']:.2f}", f"{f['first_call_seconds']:.0f} s"
+            f"{f['batch_size']:,}",
+            *times,
+            f"{f['compiled_over_eager']:.2f}",
+            f"{f['first_call_seconds']:.0f} s",
         )
     screen.print(table)
     if device == "cuda":

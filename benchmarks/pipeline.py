@@ -38,7 +38,9 @@ from cusa.precompute.teachers.base import Teacher
 
 from timing import in_turns
 
-SMOKE = ("--dataset {pairs} --image-teacher vit={vit} --text-teacher words={words} --device cpu --rounds 1",)
+SMOKE = (
+    "--dataset {pairs} --image-teacher vit={vit} --text-teacher words={words} --device cpu --rounds 1",
+)
 
 
 def stage(teacher: Teacher, dataset: Dataset, options: PipelineOptions, n: int) -> np.ndarray:
@@ -48,9 +50,17 @@ def stage(teacher: Teacher, dataset: Dataset, options: PipelineOptions, n: int) 
         settings = teacher.settings(options.precision, "float16", "albef")
         header = ShardHeader("t", "train", "f", 0, n, settings)
         made = encode_shards(
-            teacher, settings.normalizer, lambda _: header, iter([task]), dataset, options, lambda _task, _n: None
+            teacher,
+            settings.normalizer,
+            lambda _: header,
+            iter([task]),
+            dataset,
+            options,
+            lambda _task, _n: None,
         )
-        return np.fromfile(task.path, "<f2", n * teacher.dim, offset=made[task].offset).reshape(n, -1)
+        return np.fromfile(task.path, "<f2", n * teacher.dim, offset=made[task].offset).reshape(
+            n, -1
+        )
 
 
 def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -118,7 +128,9 @@ def texts(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) ->
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
     def reference(precision: str) -> np.ndarray:
-        with torch.autocast(torch.device(options.device).type, kinds.get(precision), enabled=precision in kinds):
+        with torch.autocast(
+            torch.device(options.device).type, kinds.get(precision), enabled=precision in kinds
+        ):
             return model.encode(captions, batch_size=teacher.batch_size, show_progress_bar=False)
 
     def ours(precision: str) -> np.ndarray:
@@ -140,7 +152,8 @@ def texts(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) ->
         "batch_size": teacher.batch_size,
         "rows_per_s": {way: len(captions) / s for way, s in seconds.items()},
         "ours_over_encode": {
-            p: seconds[f"SentenceTransformer.encode, {p}"] / seconds[f"whole stage, {p}"] for p in ("fp32", reduced)
+            p: seconds[f"SentenceTransformer.encode, {p}"] / seconds[f"whole stage, {p}"]
+            for p in ("fp32", reduced)
         },
         "reduced_over_full": seconds["whole stage, fp32"] / seconds[f"whole stage, {reduced}"],
         "least_cosine_of_reduced": float((full * half).sum(axis=1).min()),
@@ -154,7 +167,9 @@ def texts(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) ->
 @click.option("--image-teacher", "image_teachers", multiple=True, default=["efficientnet-lite0"])
 @click.option("--text-teacher", "text_teachers", multiple=True, default=["minilm"])
 @click.option("--device", default="auto")
-@click.option("--repeat", default=1, help="The data set so many times over, where a device is fast.")
+@click.option(
+    "--repeat", default=1, help="The data set so many times over, where a device is fast."
+)
 @click.option("--rounds", default=5)
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
@@ -182,7 +197,11 @@ def main(
     screen = Console(width=120)
     for kind in ("images", "texts"):
         for found in results[kind]:
-            table = Table(found["teacher"], "rows/s", title=f"{found['rows']:,} {kind}, {machine}, {cpu_count()} cores")
+            table = Table(
+                found["teacher"],
+                "rows/s",
+                title=f"{found['rows']:,} {kind}, {machine}, {cpu_count()} cores",
+            )
             for way, rate in found["rows_per_s"].items():
                 table.add_row(way, f"{rate:,.1f}")
             screen.print(table)

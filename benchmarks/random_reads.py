@@ -29,7 +29,13 @@ from rich.table import Table
 
 from cusa.data.store.index import Index, SplitTable, TeacherEntry, Texts, write_index
 from cusa.data.store.reader import EmbeddingStore
-from cusa.data.store.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.store.schema import (
+    SHARD_ROWS,
+    TeacherSettings,
+    shard_folder,
+    shard_name,
+    shard_ranges,
+)
 from cusa.data.store.shards import ShardHeader, write_shard
 
 SMOKE = ("--size 2000x8 --rounds 1 --readers 2",)
@@ -40,7 +46,9 @@ BATCH = 128
 def make_store(index: Path, rows: np.ndarray) -> None:
     """A store of one image teacher over made-up ids."""
     n, dim = rows.shape
-    settings = TeacherSettings("image", "made up", "0" * 64, {}, "none", "fp32", dim, "float16", True)
+    settings = TeacherSettings(
+        "image", "made up", "0" * 64, {}, "none", "fp32", dim, "float16", True
+    )
     shards = []
     for start, stop in shard_ranges(n, SHARD_ROWS):
         file = f"{shard_folder(index).name}/{shard_name('t', 'train', start, stop)}"
@@ -123,7 +131,9 @@ WAYS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], int]] = {
 def rates(folder: Path, n: int, rounds: int) -> dict[str, float]:
     """Median rows per second of every way."""
     rng = np.random.default_rng(1)
-    gathers = {name: (opening(folder, *more), count) for name, (opening, more, count) in WAYS.items()}
+    gathers = {
+        name: (opening(folder, *more), count) for name, (opening, more, count) in WAYS.items()
+    }
     probe = rng.integers(0, n, BATCH)
     want = gathers["numpy memmap of .npy"][0](probe)
     for gather, count in gathers.values():
@@ -142,7 +152,9 @@ def rates(folder: Path, n: int, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def _read(gather: Callable[[np.ndarray], np.ndarray] | None, n: int, seed: int, ready: Any, end: Any) -> None:
+def _read(
+    gather: Callable[[np.ndarray], np.ndarray] | None, n: int, seed: int, ready: Any, end: Any
+) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(1000):
         if gather is not None:
@@ -159,7 +171,9 @@ def _memory(folder: Path, n: int, way: str | None, workers: int, answer: Any) ->
         opening, more, _ = WAYS[way]
         gather = opening(folder, *more)
     ready, end = context.Semaphore(0), context.Event()
-    processes = [context.Process(target=_read, args=(gather, n, seed, ready, end)) for seed in range(workers)]
+    processes = [
+        context.Process(target=_read, args=(gather, n, seed, ready, end)) for seed in range(workers)
+    ]
     for process in processes:
         process.start()
     for _ in processes:
@@ -186,7 +200,14 @@ def memory(folder: Path, n: int, way: str | None, workers: int) -> float:
 
 
 @click.command()
-@click.option("--size", "sizes", multiple=True, default=SIZES, metavar="ROWSxDIM", help="Of an array; repeatable.")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    default=SIZES,
+    metavar="ROWSxDIM",
+    help="Of an array; repeatable.",
+)
 @click.option("--rounds", default=11)
 @click.option("--readers", default=8, help="Forked processes whose memory is taken.")
 @click.option("--out", type=click.Path(path_type=Path))
@@ -201,18 +222,29 @@ def main(sizes: tuple[str, ...], rounds: int, readers: int, out: Path | None) ->
             disk = sum(p.stat().st_size for p in folder.glob("store/**/*.h5"))
             speed = rates(folder, n, rounds)
             idle = memory(folder, n, None, readers)
-            held = {w: memory(folder, n, w, readers) - idle for w in ("EmbeddingStore.gather", "pickled dictionary")}
+            held = {
+                w: memory(folder, n, w, readers) - idle
+                for w in ("EmbeddingStore.gather", "pickled dictionary")
+            }
         results["sizes"][f"{n}x{dim}"] = {
             "rows_per_s": speed,
             f"anonymous_mib_{readers}_workers": held,
             "shard_bytes_over_raw": disk / (n * dim * 2),
         }
-        table = Table("way", "rows/s", "ours / theirs", title=f"{n:,} x {dim} float16, {BATCH} random rows at a time")
+        table = Table(
+            "way",
+            "rows/s",
+            "ours / theirs",
+            title=f"{n:,} x {dim} float16, {BATCH} random rows at a time",
+        )
         ours = speed["EmbeddingStore.gather"]
         for way, rate in speed.items():
             table.add_row(way, f"{rate:,.0f}", f"{ours / rate:.2f}")
         Console(width=110).print(table)
-        print(f"anonymous memory of a reader and {readers} workers, MiB:", {k: round(v, 1) for k, v in held.items()})
+        print(
+            f"anonymous memory of a reader and {readers} workers, MiB:",
+            {k: round(v, 1) for k, v in held.items()},
+        )
         print(f"shards on disk / raw float16: {disk / (n * dim * 2):.5f}")
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")

@@ -31,13 +31,18 @@ from rich.console import Console
 from rich.table import Table
 
 from cusa.cli.console import cpu_count
-from cusa.eval.evaluators.retrieval.measure import cross_modal_recalls, cross_modal_recalls_from_scores
+from cusa.eval.evaluators.retrieval.measure import (
+    cross_modal_recalls,
+    cross_modal_recalls_from_scores,
+)
 from cusa.eval.metrics.by_class import image_retrieval
 from cusa.eval.search.approximate import make_index, recall_of_exact
 
 from timing import in_turns
 
-SMOKE = ("--images 40 --sop-images 90 --rounds 1 --image-rounds 1 --gallery 2500 --gallery-dim 8 --gallery-queries 5",)
+SMOKE = (
+    "--images 40 --sop-images 90 --rounds 1 --image-rounds 1 --gallery 2500 --gallery-dim 8 --gallery-queries 5",
+)
 N_IMAGES, PER_IMAGE, DIM = 5_000, 5, 512
 SOP_IMAGES, SOP_IMAGES_PER_CLASS = 60_502, 5.3466
 
@@ -64,7 +69,9 @@ def sorted_rows(images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
 
 def sorted_scores(i2t: np.ndarray, t2i: np.ndarray, caption_image: np.ndarray) -> list[float]:
     """As :func:`sorted_rows`, from the matrix and its transpose."""
-    of_image = np.split(np.argsort(caption_image, kind="stable"), np.cumsum(np.bincount(caption_image))[:-1])
+    of_image = np.split(
+        np.argsort(caption_image, kind="stable"), np.cumsum(np.bincount(caption_image))[:-1]
+    )
     ranks_i2t = np.empty(len(i2t))
     for i, row in enumerate(i2t):
         order = np.argsort(row)[::-1]
@@ -93,7 +100,9 @@ def against_sorting(n_images: int, rounds: int) -> dict[str, Any]:
     ways = {
         "embeddings": keep("ours", lambda: six(cross_modal_recalls(images, texts, caption_image))),
         "embeddings, sorted": keep("sorted", lambda: sorted_rows(images, texts, caption_image)),
-        "scores": keep("ours from scores", lambda: six(cross_modal_recalls_from_scores(*both, caption_image))),
+        "scores": keep(
+            "ours from scores", lambda: six(cross_modal_recalls_from_scores(*both, caption_image))
+        ),
         "scores, sorted": keep("sorted from scores", lambda: sorted_scores(*both, caption_image)),
         "product alone": lambda: torch.from_numpy(images) @ torch.from_numpy(texts).T,
     }
@@ -140,7 +149,9 @@ def against_metric_learning(n_images: int, rounds: int) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     n_classes = round(n_images / SOP_IMAGES_PER_CLASS)
-    labels = np.concatenate([np.repeat(np.arange(n_classes), 2), rng.integers(0, n_classes, n_images)])
+    labels = np.concatenate(
+        [np.repeat(np.arange(n_classes), 2), rng.integers(0, n_classes, n_images)]
+    )
     labels = rng.permutation(labels[:n_images])
     centres = unit_rows(n_classes, DIM, 2)
     rows = 0.6 * centres[labels] + unit_rows(n_images, DIM, 3)
@@ -174,7 +185,9 @@ def approximate_gallery(n: int, dim: int, queries: int) -> dict[str, Any]:
     gallery = np.empty((n, dim), np.float32)
     for a in range(0, n, 100_000):
         part = gallery[a : a + 100_000]
-        part[:] = centres[rng.integers(len(centres), size=len(part))] + 0.7 * unit_rows(len(part), dim, 5 + a)
+        part[:] = centres[rng.integers(len(centres), size=len(part))] + 0.7 * unit_rows(
+            len(part), dim, 5 + a
+        )
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     asked = gallery[rng.choice(n, queries, replace=False)] + 0.5 * unit_rows(queries, dim, 6)
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
@@ -204,7 +217,9 @@ def approximate_gallery(n: int, dim: int, queries: int) -> dict[str, Any]:
 @click.command()
 @click.option("--images", default=N_IMAGES, help="With five captions each; COCO 5K's number.")
 @click.option("--rounds", default=5)
-@click.option("--sop-images", default=SOP_IMAGES, help="In classes; Stanford Online Products' number.")
+@click.option(
+    "--sop-images", default=SOP_IMAGES, help="In classes; Stanford Online Products' number."
+)
 @click.option("--image-rounds", default=3)
 @click.option("--gallery", default=1_000_000, help="Rows of the large gallery; 0: leave it out.")
 @click.option("--gallery-dim", default=128)

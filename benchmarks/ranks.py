@@ -33,15 +33,34 @@ LOSSES = ("loss", "contrastive", "csa", "usa")
 STUDENTS = ("adapter", "clip")
 
 
-def train(args: Sequence[str], processes: int, batch_size: int, device: str, run_dir: Path) -> list[dict[str, Any]]:
+def train(
+    args: Sequence[str], processes: int, batch_size: int, device: str, run_dir: Path
+) -> list[dict[str, Any]]:
     """Run cusa-train to its end; the lines of its log."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
-        launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command = [*launcher, "cusa.train", *args, "--gather", "--device", device, "--set", "train.log_every=1"]
+        launcher += [
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            "-m",
+        ]
+    command = [
+        *launcher,
+        "cusa.train",
+        *args,
+        "--gather",
+        "--device",
+        device,
+        "--set",
+        "train.log_every=1",
+    ]
     command += ["--batch-size", str(batch_size), "--run-dir", str(run_dir)]
     threads = {"OMP_NUM_THREADS": str(PROCESSES // processes)}
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, **threads}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(
             f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
@@ -54,15 +73,21 @@ def steps_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == "train"]
 
 
-def compare(args: Sequence[str], batch_size: int, device: str, rounds: int, folder: Path) -> dict[str, Any]:
+def compare(
+    args: Sequence[str], batch_size: int, device: str, rounds: int, folder: Path
+) -> dict[str, Any]:
     """Losses and rates of one and of two processes."""
     rates: dict[int, list[float]] = {1: [], PROCESSES: []}
     logs: dict[int, list[dict[str, Any]]] = {}
     for number in range(rounds):
         for processes in list(rates)[:: -1 if number % 2 else 1]:
             run_dir = folder / f"{number}-{processes}"
-            logs[processes] = train(args, processes, batch_size * PROCESSES // processes, device, run_dir)
-            rates[processes].append(statistics.median(x["samples_per_s"] for x in steps_of(logs[processes])[WARM_UP:]))
+            logs[processes] = train(
+                args, processes, batch_size * PROCESSES // processes, device, run_dir
+            )
+            rates[processes].append(
+                statistics.median(x["samples_per_s"] for x in steps_of(logs[processes])[WARM_UP:])
+            )
     one, two = (steps_of(logs[p]) for p in (1, PROCESSES))
     if [x["step"] for x in one] != [x["step"] for x in two]:
         raise SystemExit(f"one process logged {len(one)} steps, {PROCESSES} logged {len(two)}")
@@ -71,10 +96,15 @@ def compare(args: Sequence[str], batch_size: int, device: str, rounds: int, fold
         "batch_size_per_process": batch_size,
         "steps": len(one),
         "first_and_last_loss": [one[0]["loss"], one[-1]["loss"]],
-        "losses_apart": {k: max(abs(a[k] - b[k]) / abs(a[k]) for a, b in zip(one, two, strict=True)) for k in LOSSES},
+        "losses_apart": {
+            k: max(abs(a[k] - b[k]) / abs(a[k]) for a, b in zip(one, two, strict=True))
+            for k in LOSSES
+        },
         "val_rsum_apart": max(abs(a - b) for a, b in zip(*rsum, strict=True)),
         "samples_per_s": {str(p): statistics.median(found) for p, found in rates.items()},
-        "rate_of_two_over_one": statistics.median(b / a for a, b in zip(rates[1], rates[PROCESSES], strict=True)),
+        "rate_of_two_over_one": statistics.median(
+            b / a for a, b in zip(rates[1], rates[PROCESSES], strict=True)
+        ),
         "rounds": {str(p): found for p, found in rates.items()},
     }
 
@@ -91,22 +121,39 @@ def make_args(folder: Path, clip: Path | None, epochs: int, n_images: int) -> di
     teachers = ("--teacher", f"vit={tiny}", "--teacher", f"words={words}")
     run_ok("precompute", "--dataset", manifest, *teachers, "--workers", "0", "--out", filed)
     common = ["--loss", "cusa", "--epochs", str(epochs), "--checkpoint-minutes", "60"]
-    adapter = ["--embeddings", str(stored), "--student", "adapter", "--set", "student.dropout=0", "--workers", "0"]
+    adapter = [
+        "--embeddings",
+        str(stored),
+        "--student",
+        "adapter",
+        "--set",
+        "student.dropout=0",
+        "--workers",
+        "0",
+    ]
     files = ["--embeddings", str(filed), "--student", str(clip or tiny), "--workers", "1"]
     return {"adapter": [*adapter, *common], "clip": [*files, *common, "--set", "optim.lr=1e-4"]}
 
 
 @click.command()
-@click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]), help="cuda takes two GPUs.")
+@click.option(
+    "--device", default="cpu", type=click.Choice(["cpu", "cuda"]), help="cuda takes two GPUs."
+)
 @click.option("--batch-size", default=64, help="Of the adapter, per process.")
 @click.option("--clip-batch-size", default=16, help="Of the CLIP, per process.")
 @click.option("--epochs", default=3)
 @click.option("--rounds", default=5)
 @click.option("--images", default=3000, help="Of the adapter's training split.")
 @click.option(
-    "--student", "students", multiple=True, type=click.Choice(["adapter", "clip"]), default=["adapter", "clip"]
+    "--student",
+    "students",
+    multiple=True,
+    type=click.Choice(["adapter", "clip"]),
+    default=["adapter", "clip"],
 )
-@click.option("--clip", type=click.Path(exists=True, path_type=Path), help="Folder of another CLIP.")
+@click.option(
+    "--clip", type=click.Path(exists=True, path_type=Path), help="Folder of another CLIP."
+)
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
     device: str,
@@ -127,7 +174,9 @@ def main(
         for student in students:
             size = batch_size if student == "adapter" else clip_batch_size
             results[student] = compare(args_of[student], size, device, rounds, folder / student)
-    table = Table("student", "steps", "losses apart, at most", "val RSUM apart", "samples/s, 1", "2", "2 / 1")
+    table = Table(
+        "student", "steps", "losses apart, at most", "val RSUM apart", "samples/s, 1", "2", "2 / 1"
+    )
     for student in students:
         found = results[student]
         rates = found["samples_per_s"]

@@ -120,7 +120,9 @@ class Runs:
             self._count_operations(run_dir, kill)
             if kill is not None and kill.way == "byte":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(kill.at), resource.RLIM_INFINITY))
-                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel ends the process within its write
+                signal.signal(
+                    signal.SIGXFSZ, signal.SIG_DFL
+                )  # the kernel ends the process within its write
             from cusa.cli.train import main
 
             main(list(args), standalone_mode=True)
@@ -192,7 +194,9 @@ def content_of(run_dir: Path) -> dict[str, Any]:
     from cusa.train.saving.student_folder import BEST_FOLDER, WEIGHTS_FILE
     from cusa.train.saving.tensors import load_tensors
 
-    lines = [{k: v for k, v in line.items() if k != "samples_per_s"} for line in read_metrics(run_dir)]
+    lines = [
+        {k: v for k, v in line.items() if k != "samples_per_s"} for line in read_metrics(run_dir)
+    ]
     newest = Checkpoints(run_dir).paths()[-1]
     tensors, meta = load_tensors(newest)
     best, origin = load_tensors(run_dir / BEST_FOLDER / WEIGHTS_FILE)
@@ -229,11 +233,18 @@ def undisturbed(runs: Runs, args: Callable[[Path], list[str]], run_dir: Path) ->
 def draw(rng: random.Random, whole: Whole) -> Kill:
     """A way to end a run."""
     way = rng.choice(["time", "step", "operation", "byte"])
-    most = {"time": whole.seconds, "step": whole.steps, "operation": whole.operations, "byte": whole.largest}[way]
+    most = {
+        "time": whole.seconds,
+        "step": whole.steps,
+        "operation": whole.operations,
+        "byte": whole.largest,
+    }[way]
     return Kill(way, rng.uniform(0 if way in ("time", "step") else 1, most))
 
 
-def disturbed(runs: Runs, whole: Whole, run_dir: Path, rng: random.Random, most_kills: int) -> dict[str, Any]:
+def disturbed(
+    runs: Runs, whole: Whole, run_dir: Path, rng: random.Random, most_kills: int
+) -> dict[str, Any]:
     """One run, killed at least once and resumed to its end; what became of it."""
     kills: list[dict[str, Any]] = []
     args = [*whole.args(run_dir), "--resume"]
@@ -243,7 +254,14 @@ def disturbed(runs: Runs, whole: Whole, run_dir: Path, rng: random.Random, most_
         status = runs.run(args, run_dir, kill)
         if os.WIFSIGNALED(status):
             first = not list(run_dir.glob("checkpoints/step-*.safetensors"))
-            kills.append({"way": kill.way, "at": kill.at, "doing": runs.doing, "before_first_checkpoint": first})
+            kills.append(
+                {
+                    "way": kill.way,
+                    "at": kill.at,
+                    "doing": runs.doing,
+                    "before_first_checkpoint": first,
+                }
+            )
         elif status:
             wrong.append(f"{kill}: status {status}")
             break
@@ -257,7 +275,11 @@ def disturbed(runs: Runs, whole: Whole, run_dir: Path, rng: random.Random, most_
         else:
             found = content_of(run_dir)
             wrong += [name for name, value in whole.content.items() if found[name] != value]
-    return {"kills": kills, "wrong": wrong, "left_over": left_over(run_dir) if run_dir.exists() else []}
+    return {
+        "kills": kills,
+        "wrong": wrong,
+        "left_over": left_over(run_dir) if run_dir.exists() else [],
+    }
 
 
 def make_args(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
@@ -271,9 +293,25 @@ def make_args(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
     teachers = ("--teacher", f"vit={clip}", "--teacher", f"words={words}")
     run_ok("precompute", "--dataset", manifest, *teachers, "--workers", "0", "--out", filed)
     common = ["--set", "train.log_every=1", "--device", "cpu", "--loss", "cusa"]
-    adapter = ["--embeddings", str(stored), "--student", "adapter", "--set", "student.hidden_dim=64"]
+    adapter = [
+        "--embeddings",
+        str(stored),
+        "--student",
+        "adapter",
+        "--set",
+        "student.hidden_dim=64",
+    ]
     adapter += ["--epochs", "4", "--batch-size", "32", "--checkpoint-steps", "5", "--workers", "0"]
-    files = ["--embeddings", str(filed), "--student", str(clip), "--epochs", "3", "--batch-size", "8"]
+    files = [
+        "--embeddings",
+        str(filed),
+        "--student",
+        str(clip),
+        "--epochs",
+        "3",
+        "--batch-size",
+        "8",
+    ]
     files += ["--checkpoint-steps", "3", "--workers", "2", "--set", "optim.lr=0.001"]
     return {
         "adapter": lambda run_dir: [*adapter, *common, "--run-dir", str(run_dir)],
@@ -317,7 +355,10 @@ def main(kills: int, seed: int, out: Path | None) -> None:
                 found["log"] = (folder / "log").read_text()[-1000:]
             runs.append({"student": student, **found})
             done += len(found["kills"])
-            print(f"{done} of {kills} kills: {student}: {'; '.join(found['wrong']) or 'identical'}", flush=True)
+            print(
+                f"{done} of {kills} kills: {student}: {'; '.join(found['wrong']) or 'identical'}",
+                flush=True,
+            )
             shutil.rmtree(folder / "disturbed", ignore_errors=True)
     survived = sum(len(run["kills"]) for run in runs if not run["wrong"])
     every = [kill for run in runs for kill in run["kills"]]
@@ -333,7 +374,11 @@ def main(kills: int, seed: int, out: Path | None) -> None:
         "before_first_checkpoint": sum(kill["before_first_checkpoint"] for kill in every),
         "runs_with_files_left_over": sum(bool(run["left_over"]) for run in runs),
     }
-    table = Table("killed while", "kills", title=f"{survived} of {done} kills: the resumed run is bit-identical")
+    table = Table(
+        "killed while",
+        "kills",
+        title=f"{survived} of {done} kills: the resumed run is bit-identical",
+    )
     for doing, count in (
         *results["doing"].items(),
         ("before the first checkpoint", results["before_first_checkpoint"]),

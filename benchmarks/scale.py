@@ -29,7 +29,13 @@ from rich.table import Table
 from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, VERSION
 from cusa.data.store.index import COLUMNS, Texts
 from cusa.data.store.reader import VERIFIED_BYTES
-from cusa.data.store.schema import SHARD_ROWS, TeacherSettings, shard_folder, shard_name, shard_ranges
+from cusa.data.store.schema import (
+    SHARD_ROWS,
+    TeacherSettings,
+    shard_folder,
+    shard_name,
+    shard_ranges,
+)
 
 SMOKE = ("--rows 20000 --rounds 1",)
 DIM = 768
@@ -42,7 +48,9 @@ def sparse(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> 
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     space = h5py.h5s.create_simple(shape)
-    h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, dcpl=properties)
+    h5py.h5d.create(
+        group.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, dcpl=properties
+    )
 
 
 def seal(path: Path, form: str) -> None:
@@ -70,8 +78,16 @@ def make_sparse(index: Path, n: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "w", userblock_size=512) as file:
             file.attrs["format"] = SHARD_FORMAT
-            file.attrs["teacher"], file.attrs["split"], file.attrs["split_fingerprint"] = "t", "train", "f"
-            file.attrs["start"], file.attrs["stop"], file.attrs["settings"] = start, stop, SETTINGS.to_json()
+            file.attrs["teacher"], file.attrs["split"], file.attrs["split_fingerprint"] = (
+                "t",
+                "train",
+                "f",
+            )
+            file.attrs["start"], file.attrs["stop"], file.attrs["settings"] = (
+                start,
+                stop,
+                SETTINGS.to_json(),
+            )
             sparse(file, "rows", (stop - start, DIM), "<f2")
             file.create_dataset("skipped", data=np.zeros(0, "<i8"))
             offset = file["rows"].id.get_offset()
@@ -91,7 +107,9 @@ def make_sparse(index: Path, n: int) -> None:
         part = teacher.create_group("train")
         shards = part.create_group("shards")
         shards.create_dataset("bounds", data=np.asarray([(a, b) for a, b, _, _ in listing], "<i8"))
-        shards.create_dataset("offsets", data=np.asarray([offset for _, _, offset, _ in listing], "<i8"))
+        shards.create_dataset(
+            "offsets", data=np.asarray([offset for _, _, offset, _ in listing], "<i8")
+        )
         Texts.of([file for *_, file in listing]).write(shards, "files")
         Texts.of(["0" * 64 for _ in listing]).write(shards, "sha256")
         part.create_dataset("skipped", data=np.zeros(0, "<i8"))
@@ -104,7 +122,9 @@ def _fresh(measure: Callable[[Path], dict[str, float]], index: Path, answer: Any
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = measure(index)
-    found["MiB more at the peak"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    found["MiB more at the peak"] = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    ) / 1024
     answer.put(found)
 
 
@@ -186,7 +206,9 @@ def main(rows: int, rounds: int, out: Path | None) -> None:
         table.add_row(what, *(f"{found[n][what]:,.2f}" for n in found))
     Console(width=100).print(table)
     if out is not None:
-        out.write_text(json.dumps({"machine": platform.platform(), "medians": found}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"machine": platform.platform(), "medians": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ class Tower(nn.Module):
 @click.option("--loss-rounds", default=200)
 @click.option("--layers", default=12, help="Of each tower.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(device: str, batch_size: int, rounds: int, loss_rounds: int, layers: int, out: Path | None) -> None:
+def main(
+    device: str, batch_size: int, rounds: int, loss_rounds: int, layers: int, out: Path | None
+) -> None:
     """Measure, print, write the figures to --out."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -59,7 +61,9 @@ def main(device: str, batch_size: int, rounds: int, loss_rounds: int, layers: in
     towers = {f"{side}_config": {"num_hidden_layers": layers} for side in ("text", "vision")}
     model = CLIPModel(CLIPConfig(**towers))
     student = Student(Tower(model, "image"), Tower(model, "text"), 512, 512, None).to(device)
-    losses = {name: CUSALoss(LossConfig(terms=TERMS[name])).to(device) for name in ("contrastive", "cusa")}
+    losses = {
+        name: CUSALoss(LossConfig(terms=TERMS[name])).to(device) for name in ("contrastive", "cusa")
+    }
     parameters = {id(p): p for m in (student, *losses.values()) for p in m.parameters()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-5)
     images = torch.randn(batch_size, 3, 224, 224, device=device)

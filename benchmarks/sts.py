@@ -53,7 +53,9 @@ def measure(source: str, tasks: list[StsTask], batch_size: int) -> dict[str, Any
 
     scores = {}
     for task in tasks:
-        rows = np.asarray(model.encode(task.sentences, batch_size=batch_size, show_progress_bar=False))
+        rows = np.asarray(
+            model.encode(task.sentences, batch_size=batch_size, show_progress_bar=False)
+        )
         result = evaluate_sts(task, task.sentences, rows)
         scores[task.name] = {"fingerprint": task.fingerprint, **result.scores}
     return scores
@@ -61,15 +63,31 @@ def measure(source: str, tasks: list[StsTask], batch_size: int) -> dict[str, Any
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--model", "models", multiple=True, required=True, help="Name or folder, or NAME=FOLDER; repeatable.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Name or folder, or NAME=FOLDER; repeatable.",
+)
 @click.option("--batch-size", default=64)
 @click.option("--allow-partial", is_flag=True, help="Score tasks that are not complete, too.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(data: Path, models: tuple[str, ...], batch_size: int, allow_partial: bool, out: Path | None) -> None:
+def main(
+    data: Path, models: tuple[str, ...], batch_size: int, allow_partial: bool, out: Path | None
+) -> None:
     """Score every model on every task below DATA, print a table, write all figures to --out."""
     tasks = find_sts_tasks(data, allow_partial)
     results: dict[str, dict[str, Any]] = {}
-    table = Table("model", "task", "pairs", "100 x Spearman", "published (MTEB)", "difference", "100 x Pearson")
+    table = Table(
+        "model",
+        "task",
+        "pairs",
+        "100 x Spearman",
+        "published (MTEB)",
+        "difference",
+        "100 x Pearson",
+    )
     for given in models:
         name, equals, source = given.partition("=")
         name = name if equals else Path(given).name
@@ -88,7 +106,11 @@ def main(data: Path, models: tuple[str, ...], batch_size: int, allow_partial: bo
             )
     Console(width=120).print(table)
     if out is not None:
-        run = {**machine(), "sentence_transformers": library_version, "data": [task.name for task in tasks]}
+        run = {
+            **machine(),
+            "sentence_transformers": library_version,
+            "data": [task.name for task in tasks],
+        }
         out.write_text(json.dumps({**run, "models": results}, indent=1) + "\n")
 
 

@@ -84,7 +84,9 @@ def make_clip(folder: Path) -> Path:
 
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(0)
-        CLIPModel(CLIPConfig(text_config={"eos_token_id": 1, "bos_token_id": 0})).save_pretrained(folder)
+        CLIPModel(CLIPConfig(text_config={"eos_token_id": 1, "bos_token_id": 0})).save_pretrained(
+            folder
+        )
         save_processors(folder)
     return folder
 
@@ -99,14 +101,18 @@ class LiveTeachers:
         size = MPNetConfig(num_hidden_layers=layers)
         self._encoder = MPNetModel(size, add_pooling_layer=False).to(self._device).eval()
         stored = trainer.store.embeddings("unicom", config.data.train_split)
-        self._features = {row: torch.from_numpy(stored.gather([row])[0]).float() for row in range(len(stored))}
+        self._features = {
+            row: torch.from_numpy(stored.gather([row])[0]).float() for row in range(len(stored))
+        }
         self._reduced = AUTOCAST.get(config.train.precision)
 
     @torch.no_grad()
     def __call__(self, _module: nn.Module, arguments: tuple[Batch]) -> tuple[Batch]:
         """Forward pre-hook of the training step."""
         (batch,) = arguments
-        image = torch.stack([self._features[row] for row in batch.image_ids.tolist()]).to(self._device)
+        image = torch.stack([self._features[row] for row in batch.image_ids.tolist()]).to(
+            self._device
+        )
         with torch.autocast(self._device.type, self._reduced, enabled=self._reduced is not None):
             tokens = self._encoder(**batch.texts).last_hidden_state
         mask = batch.texts["attention_mask"].unsqueeze(-1)
@@ -129,7 +135,12 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
     }
     config = build_config(merge(load_preset("paper-coco-vit-b32"), settings))
     trainer = Trainer(
-        config, Processes(setting.device), setting.workers, run_dir, resume=False, validation_scores=validation_scores
+        config,
+        Processes(setting.device),
+        setting.workers,
+        run_dir,
+        resume=False,
+        validation_scores=validation_scores,
     )
     if way == "live":
         sources = student_sources(trainer.store, "train", trainer.config, (), trainer.processors)
@@ -147,7 +158,9 @@ class Paced:
     def __init__(self, trainer: Trainer) -> None:
         device = trainer.processes.device
         self._trainer = trainer
-        self._loader = Loader(trainer.pairs, trainer.order, trainer.workers, pin=device.type == "cuda")
+        self._loader = Loader(
+            trainer.pairs, trainer.order, trainer.workers, pin=device.type == "cuda"
+        )
         self._batches = on_device(self._loader, device, inputs=True)
         trainer.step.train()
 
@@ -163,7 +176,9 @@ class Paced:
         self._loader.close()
 
 
-def step_seconds(setting: Setting, ways: Sequence[str], steps: int, rounds: int) -> dict[str, list[float]]:
+def step_seconds(
+    setting: Setting, ways: Sequence[str], steps: int, rounds: int
+) -> dict[str, list[float]]:
     """Seconds per step of each way by round, all in this process."""
     with tempfile.TemporaryDirectory() as runs:
         paced = {way: Paced(make_trainer(setting, way, Path(runs) / way)) for way in ways}
@@ -179,7 +194,9 @@ class Enough(Exception):  # noqa: N818 - no error
 
 def host_memory() -> float:
     """Private MiB of this process and its workers."""
-    ctypes.CDLL(None).malloc_trim(0)  # what is freed but not given back, hundreds of MiB by chance, would hide the rest
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what is freed but not given back, hundreds of MiB by chance, would hide the rest
     kib = 0
     for pid in [os.getpid(), *(p.pid for p in multiprocessing.active_children())]:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -217,24 +234,38 @@ def memory(setting: Setting, way: str, steps: int) -> dict[str, float]:
     process.start()
     process.join()
     if process.exitcode:
-        raise SystemExit(f"the process that measures the memory of {way!r} ended with {process.exitcode}")
+        raise SystemExit(
+            f"the process that measures the memory of {way!r} ended with {process.exitcode}"
+        )
     return answer.get()
 
 
 @click.command()
 @click.option("--device", default="cpu", type=click.Choice(["cpu", "cuda"]))
 @click.option("--batch-size", type=int, help="[default: 32 on a CPU, 128 on a GPU]")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="[default: fp32 on a CPU, else bf16]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="[default: fp32 on a CPU, else bf16]",
+)
 @click.option("--workers", type=int, help="[default: the trainer's]")
 @click.option("--rounds", default=12, help="Of turns; 0: memory alone.")
 @click.option("--steps", type=int, help="A turn's.  [default: 2 on a CPU, 20 on a GPU]")
 @click.option("--memory-rounds", default=3, help="Fresh processes of each way; 0: time alone.")
 @click.option("--memory-steps", default=8)
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS)
-@click.option("--store", type=click.Path(path_type=Path), help="Folder to keep the store and the student in.")
-@click.option("--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat.")
-@click.option("--n-images", default=SIZES["train"], help="Of the training split; five captions each.")
-@click.option("--clip", type=click.Path(exists=True, path_type=Path), help="Folder of another student.")
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Folder to keep the store and the student in."
+)
+@click.option(
+    "--images", type=click.Path(exists=True, path_type=Path), help="Folder of JPEG files to repeat."
+)
+@click.option(
+    "--n-images", default=SIZES["train"], help="Of the training split; five captions each."
+)
+@click.option(
+    "--clip", type=click.Path(exists=True, path_type=Path), help="Folder of another student."
+)
 @click.option("--live-layers", default=12, help="Of the sentence encoder that runs in the step.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
@@ -286,10 +317,17 @@ def main(
         "memory_mib": held,
     }
     if memory_rounds:
-        medians = {w: {k: statistics.median(f[k] for f in found) for k in found[0]} for w, found in held.items()}
+        medians = {
+            w: {k: statistics.median(f[k] for f in found) for k in found[0]}
+            for w, found in held.items()
+        }
         base = medians["contrastive"]
-        results["memory_over_contrastive_mib"] = {w: {k: m[k] - base[k] for k in m} for w, m in medians.items()}
-        results["memory_over_contrastive"] = {w: {k: m[k] / base[k] for k in m} for w, m in medians.items()}
+        results["memory_over_contrastive_mib"] = {
+            w: {k: m[k] - base[k] for k in m} for w, m in medians.items()
+        }
+        results["memory_over_contrastive"] = {
+            w: {k: m[k] / base[k] for k in m} for w, m in medians.items()
+        }
     _show(results, ways)
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")

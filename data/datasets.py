@@ -12,7 +12,15 @@ from typing import NoReturn
 from cusa.data.errors import DataError
 from cusa.data.readers import AnnotationRow, Annotations, Source, canonical_split, read_annotations
 from cusa.data.readers.forms import described
-from cusa.data.records import SPLITS, AnnotationFile, Dataset, Record, Records, entry_location, entry_position
+from cusa.data.records import (
+    SPLITS,
+    AnnotationFile,
+    Dataset,
+    Record,
+    Records,
+    entry_location,
+    entry_position,
+)
 
 # Images per split of the Karpathy splits; COCO's train includes restval.
 KNOWN_SIZES = {
@@ -24,7 +32,9 @@ _ANNOTATIONS = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.jso
 Sources = str | Path | Sequence[str | Path]
 
 
-def load_dataset(sources: Sources, image_root: Path | str | None = None, data_root: Path | str = "data") -> Dataset:
+def load_dataset(
+    sources: Sources, image_root: Path | str | None = None, data_root: Path | str = "data"
+) -> Dataset:
     """Read a data set by name or from annotation files.
 
     Args:
@@ -48,7 +58,9 @@ def load_dataset(sources: Sources, image_root: Path | str | None = None, data_ro
     texts = [_as_utf8(os.fspath(name), "--dataset") for name in names]
     root = None if image_root is None else Path(_as_utf8(os.fspath(image_root), "--image-root"))
     if not texts:
-        raise DataError("no data set given; pass --dataset coco, flickr30k, demo or the path of an annotation file")
+        raise DataError(
+            "no data set given; pass --dataset coco, flickr30k, demo or the path of an annotation file"
+        )
     if texts == ["demo"]:
         from cusa.data.demo_set.make import make_demo
 
@@ -63,7 +75,9 @@ def _as_utf8(name: str, option: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{option} {name!r}: the name is not UTF-8; rename it", name=option) from None
+        raise DataError(
+            f"{option} {name!r}: the name is not UTF-8; rename it", name=option
+        ) from None
     return name
 
 
@@ -106,7 +120,9 @@ def _folder_of_images(folders: Sequence[Path], splits: Mapping[str, Records]) ->
     """The first of some folders that has the first image."""
     first = next(record for records in splits.values() for record in records)
     for folder in folders:
-        if os.path.isfile(folder / first.image_path):  # Path.is_file raises on names that are too long
+        if os.path.isfile(
+            folder / first.image_path
+        ):  # Path.is_file raises on names that are too long
             return folder
     return None
 
@@ -117,16 +133,22 @@ def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str,
     for split, expected in KNOWN_SIZES.get(name, {}).items():
         n_images = len(splits.get(split, ()))
         if n_images != expected:
-            notes.append(f"{name} {split} has {n_images:,} images, the Karpathy split has {expected:,}")
+            notes.append(
+                f"{name} {split} has {n_images:,} images, the Karpathy split has {expected:,}"
+            )
     return tuple(notes)
 
 
-def _read_files(sources: Sequence[Source]) -> tuple[str, dict[str, Records], tuple[AnnotationFile, ...]]:
+def _read_files(
+    sources: Sequence[Source],
+) -> tuple[str, dict[str, Records], tuple[AnnotationFile, ...]]:
     """The first file's name for the data set, the records of all files by split, and the files."""
     contents = [read_annotations(source) for source in sources]
     pairs = list(zip(sources, contents, strict=True))
     files = tuple(AnnotationFile(source.path, content.place) for source, content in pairs)
-    rows = chain.from_iterable(_positioned(number, content) for number, content in enumerate(contents))
+    rows = chain.from_iterable(
+        _positioned(number, content) for number, content in enumerate(contents)
+    )
     return contents[0].dataset_name, group_rows(rows, files), files
 
 
@@ -147,7 +169,9 @@ class _ImageGroup:
     positions: list[int] = field(default_factory=list)
 
 
-def group_rows(rows: Iterable[tuple[int, AnnotationRow]], files: Sequence[AnnotationFile]) -> dict[str, Records]:
+def group_rows(
+    rows: Iterable[tuple[int, AnnotationRow]], files: Sequence[AnnotationFile]
+) -> dict[str, Records]:
     """Group rows by image id, in order of first appearance, into records per split.
 
     Args:
@@ -184,7 +208,9 @@ def group_rows(rows: Iterable[tuple[int, AnnotationRow]], files: Sequence[Annota
     return _records_by_split(groups, files)
 
 
-def _records_by_split(groups: dict[str, _ImageGroup], files: Sequence[AnnotationFile]) -> dict[str, Records]:
+def _records_by_split(
+    groups: dict[str, _ImageGroup], files: Sequence[AnnotationFile]
+) -> dict[str, Records]:
     """The groups as records, each taken out of the dictionary: not all are in memory twice."""
     records: dict[str, list[Record]] = {}
     for image_id in list(groups):
@@ -199,17 +225,25 @@ def _records_by_split(groups: dict[str, _ImageGroup], files: Sequence[Annotation
                 name=image_id,
             )
         record = Record(
-            image_id, group.image_path, tuple(group.captions), tuple(group.caption_ids), tuple(group.positions)
+            image_id,
+            group.image_path,
+            tuple(group.captions),
+            tuple(group.caption_ids),
+            tuple(group.positions),
         )
         records.setdefault(group.split, []).append(record)
     return {split: tuple(records[split]) for split in SPLITS if split in records}
 
 
-def _refuse_image(row: AnnotationRow, position: int, group: _ImageGroup, files: Sequence[AnnotationFile]) -> NoReturn:
+def _refuse_image(
+    row: AnnotationRow, position: int, group: _ImageGroup, files: Sequence[AnnotationFile]
+) -> NoReturn:
     """Say that an image id stands for two files or two splits."""
     path, location = entry_location(files, position)
     if row.image_path != group.image_path:
-        problem = f"stands for two files, {described(group.image_path)} and {described(row.image_path)}"
+        problem = (
+            f"stands for two files, {described(group.image_path)} and {described(row.image_path)}"
+        )
     else:
         problem = f"is used twice, in the splits {group.split} and {row.split}"
     message = (
@@ -220,14 +254,19 @@ def _refuse_image(row: AnnotationRow, position: int, group: _ImageGroup, files: 
 
 
 def _refuse_caption(
-    caption_id: str, position: int, groups: Mapping[str, _ImageGroup], files: Sequence[AnnotationFile]
+    caption_id: str,
+    position: int,
+    groups: Mapping[str, _ImageGroup],
+    files: Sequence[AnnotationFile],
 ) -> NoReturn:
     """Say that a caption id is used twice."""
     path, location = entry_location(files, position)
     before = ""
     for group in groups.values():
         if caption_id in group.caption_ids:
-            before = f" (before: {_place(files, group.positions[group.caption_ids.index(caption_id)])})"
+            before = (
+                f" (before: {_place(files, group.positions[group.caption_ids.index(caption_id)])})"
+            )
     message = f"{path} {location}: caption id {described(caption_id)} is used twice{before}; caption ids must be unique"
     raise DataError(message, path=path, location=location, name=caption_id)
 

@@ -22,7 +22,9 @@ class CusaError(ValueError):
         name: As given, or an empty text.
     """
 
-    def __init__(self, message: str, *, path: Path | None = None, location: str = "", name: str = "") -> None:
+    def __init__(
+        self, message: str, *, path: Path | None = None, location: str = "", name: str = ""
+    ) -> None:
         super().__init__(message)
         self.path, self.location, self.name = path, location, name
 

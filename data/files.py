@@ -107,7 +107,9 @@ class FolderLock:
         if self.held:
             if self._places == _EVERYTHING:
                 self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n")
+            self._file.write(
+                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n"
+            )
             self._file.flush()
 
     def share(self) -> None:

@@ -19,7 +19,9 @@ def image_suffixes() -> frozenset[str]:
     """Suffixes of the image files that Pillow reads, in lower case, with the dot."""
     readable_formats = Image.OPEN.keys() - _UNREADABLE_FORMATS
     format_of_suffix = Image.registered_extensions()
-    return frozenset(suffix for suffix, name in format_of_suffix.items() if name in readable_formats)
+    return frozenset(
+        suffix for suffix, name in format_of_suffix.items() if name in readable_formats
+    )
 
 
 def is_image_name(name: str) -> bool:
@@ -44,7 +46,9 @@ def find_images(folder: Path) -> list[Path]:
         raise CusaError(f"{folder} {problem}; pass a folder of images")
     image_paths: list[Path] = []
     visited: set[str] = set()
-    for parent, folder_names, file_names in os.walk(folder.absolute(), onerror=_raise, followlinks=True):
+    for parent, folder_names, file_names in os.walk(
+        folder.absolute(), onerror=_raise, followlinks=True
+    ):
         real_parent = os.path.realpath(parent)
         if real_parent in visited:  # a link may lead back up
             folder_names.clear()

@@ -266,7 +266,9 @@ class ImageTransform:
             ImageError: If the image is too narrow to be resized.
         """
         # RGB comes after resize and crop, as in Unicom's published transform; for palette images that matters.
-        rgb = center_crop(resize_shorter(image, self.resize, self.interpolation), self.crop).convert("RGB")
+        rgb = center_crop(
+            resize_shorter(image, self.resize, self.interpolation), self.crop
+        ).convert("RGB")
         pixels = np.asarray(rgb, np.float32) / np.float32(255)
         normalised = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(normalised.transpose(2, 0, 1), np.float32)

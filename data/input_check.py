@@ -65,7 +65,11 @@ def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
         dataset: The data set.
         rows: The image rows to look at.
     """
-    records = [record for split, ranges in rows.items() for record in _chosen(dataset.splits[split], ranges)]
+    records = [
+        record
+        for split, ranges in rows.items()
+        for record in _chosen(dataset.splits[split], ranges)
+    ]
     root = os.fspath(dataset.image_root)
     paths = [os.path.join(root, record.image_path) for record in records]
     problems = _missing_files(paths)
@@ -95,7 +99,9 @@ def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> F
         for record, number in _chosen_captions(dataset.splits[split], ranges):
             n_checked += 1
             caption = record.captions[number]
-            if caption[:1].isalnum():  # every normaliser keeps it; half a million others take seconds
+            if caption[
+                :1
+            ].isalnum():  # every normaliser keeps it; half a million others take seconds
                 continue
             try:
                 normalize(caption)
@@ -103,7 +109,11 @@ def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> F
                 n_faults += 1
                 if len(listed) < MAX_LISTED:
                     caption_id = record.caption_ids[number]
-                    listed.append(_fault(dataset, record, number, f"caption id {caption_id}: {error}", caption_id))
+                    listed.append(
+                        _fault(
+                            dataset, record, number, f"caption id {caption_id}: {error}", caption_id
+                        )
+                    )
     return Faults(n_checked, n_faults, tuple(listed))
 
 
@@ -112,7 +122,9 @@ def _chosen(records: Sequence[Record], ranges: Iterable[tuple[int, int]]) -> Ite
         yield from records[start:stop]
 
 
-def _chosen_captions(records: Sequence[Record], ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[Record, int]]:
+def _chosen_captions(
+    records: Sequence[Record], ranges: Iterable[tuple[int, int]]
+) -> Iterator[tuple[Record, int]]:
     """The record of each chosen caption row, and the caption's number in it."""
     n_captions = sum(len(record.captions) for record in records)
     is_chosen = np.zeros(n_captions, bool)

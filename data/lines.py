@@ -32,7 +32,9 @@ def line_fault(path: Path, number: int, message: str) -> FileFormatError:
         number: The line, from 1.
         message: What is wrong, and what is expected.
     """
-    return FileFormatError(f"{path}, line {number}: {message}", path=path, location=f"line {number}")
+    return FileFormatError(
+        f"{path}, line {number}: {message}", path=path, location=f"line {number}"
+    )
 
 
 def read_lines(path: Path) -> list[str]:
@@ -74,7 +76,9 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise line_fault(path, reader.line_num, f"{error}; expected comma-separated values") from None
+            raise line_fault(
+                path, reader.line_num, f"{error}; expected comma-separated values"
+            ) from None
         if row is None:
             return
         if row:

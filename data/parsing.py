@@ -20,10 +20,20 @@ import yaml
 
 from cusa.data.errors import FileFormatError, first_line
 
-MAX_YAML_NODES = 10_000  # a file of settings has a few hundred; aliases of aliases multiply them without end
+MAX_YAML_NODES = (
+    10_000  # a file of settings has a few hundred; aliases of aliases multiply them without end
+)
 _CELL_ENDS = " \t\r\n"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+_YAML_ERRORS = (
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
 
 
 def read_text(path: Path) -> str:
@@ -98,7 +108,9 @@ def parse_json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             yield number, parse_json(line, path, number)
 
 
-def parse_csv(text: str, path: Path) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
+def parse_csv(
+    text: str, path: Path
+) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
     """Parse CSV with a header row.
 
     Spaces, tabs and line breaks at both ends of a cell are dropped, of names and values alike;
@@ -198,7 +210,9 @@ def parse_yaml(text: str, source: str, path: Path | None = None) -> Any:
         problem = "it nests too deeply"
     except _YAML_ERRORS as error:
         problem = " ".join(str(error).split()) or type(error).__name__
-    raise FileFormatError(f"{source} is not valid YAML ({problem}); correct it", path=path) from None
+    raise FileFormatError(
+        f"{source} is not valid YAML ({problem}); correct it", path=path
+    ) from None
 
 
 def refuse_half_characters(text: str) -> None:

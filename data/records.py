@@ -51,7 +51,9 @@ class AnnotationFile:
     place: str
 
 
-_NUMBER_BITS = 40  # of an entry's number within its file: one int holds both, and a record little more
+_NUMBER_BITS = (
+    40  # of an entry's number within its file: one int holds both, and a record little more
+)
 
 
 def entry_position(file_number: int, number: int) -> int:
@@ -101,7 +103,9 @@ class Dataset:
     files: tuple[AnnotationFile, ...] = ()
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name}: {len(records):,} images" for name, records in self.splits.items())
+        sizes = ", ".join(
+            f"{name}: {len(records):,} images" for name, records in self.splits.items()
+        )
         return f"Dataset({self.name!r}, {str(self.image_root)!r}, {sizes})"
 
     def limited(self, limit: int) -> Dataset:
@@ -109,7 +113,9 @@ class Dataset:
         splits = {name: records[:limit] for name, records in self.splits.items()}
         truth = {}
         for name, whole_truth in self.truth.items():
-            truth[name] = truth_of_images(whole_truth, self.splits[name], np.arange(len(splits[name])))
+            truth[name] = truth_of_images(
+                whole_truth, self.splits[name], np.arange(len(splits[name]))
+            )
         return replace(self, splits=splits, truth=truth)
 
     def select(self, names: Sequence[str]) -> Dataset:
@@ -121,7 +127,8 @@ class Dataset:
         for name in names:
             if name not in self.splits:
                 raise DataError(
-                    f"data set {self.name!r} has no split {name!r}; it has: {', '.join(self.splits)}", name=name
+                    f"data set {self.name!r} has no split {name!r}; it has: {', '.join(self.splits)}",
+                    name=name,
                 )
         return replace(
             self,

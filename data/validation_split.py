@@ -34,7 +34,9 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
     """
     share = DEFAULT_FRACTION if fraction is None else fraction
     if not (math.isfinite(share) and 0 <= share < 1):
-        raise SettingError(f"--val-fraction {fraction}: legal are 0 (no val split) to below 1", name="val_fraction")
+        raise SettingError(
+            f"--val-fraction {fraction}: legal are 0 (no val split) to below 1", name="val_fraction"
+        )
     ordered = order_by_hash(image_ids)
     n_val = round(share * len(ordered))
     if fraction is None:

@@ -48,7 +48,9 @@ def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> 
     """
     suites = [s for s in models[0] if all(s in m for m in models)]
     if not suites:
-        raise CusaError("these models have no suite in common; run the same cusa-eval command on each")
+        raise CusaError(
+            "these models have no suite in common; run the same cusa-eval command on each"
+        )
     rows: list[dict[str, Any]] = []
     for suite in suites:
         queries = [m[suite] for m in models]
@@ -58,7 +60,9 @@ def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> 
             if all(key in f for f in figures):
                 rows.append(_row(suite, key, [f[key] for f in figures]))
     if not rows:
-        raise CusaError("these models have no figure in common; run the same cusa-eval command on each")
+        raise CusaError(
+            "these models have no figure in common; run the same cusa-eval command on each"
+        )
     names = [next(iter(m.values())).name for m in models]
     return {
         "format": "cusa-comparison",
@@ -99,7 +103,10 @@ def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str
         if head != (queries.uni_head if task in _UNI_MODAL else "cross"):
             continue
         if isinstance(found, Judged):
-            yield (data, "spearman"), Figure(spearman(found.cosines, found.gold), resampled_spearman(found, bootstrap))
+            yield (
+                (data, "spearman"),
+                Figure(spearman(found.cosines, found.gold), resampled_spearman(found, bootstrap)),
+            )
             continue
         protocol = part[0] if part else ""
         place = data if protocol in ("", "retrieval", "unimodal") else f"{data} {protocol}"
@@ -110,11 +117,15 @@ def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str
             directions.setdefault(place, []).append(by_metric)
     for place, both in directions.items():
         if len(both) == 2 and all(both):
-            values, samples = ([{k: getattr(f, of) for k, f in part.items()} for part in both] for of in _FIGURE)
+            values, samples = (
+                [{k: getattr(f, of) for k, f in part.items()} for part in both] for of in _FIGURE
+            )
             yield (place, "rsum"), Figure(recall_sum(values), recall_sum(samples))
 
 
-def _ranked_figures(rankings: Rankings, ties: str, bootstrap: Bootstrap, protocol: str) -> dict[str, Figure]:
+def _ranked_figures(
+    rankings: Rankings, ties: str, bootstrap: Bootstrap, protocol: str
+) -> dict[str, Figure]:
     """Recalls over all queries, precisions over those that have an answer; in ECCV and PMRP, over all."""
     chosen: Ties = ties  # type: ignore[assignment] # as it was written
     every, answerable = rankings.values(chosen), rankings.answerable()
@@ -125,7 +136,9 @@ def _ranked_figures(rankings: Rankings, ties: str, bootstrap: Bootstrap, protoco
     return _resampled(recalls, bootstrap, rankings) | _resampled(precisions, bootstrap, answerable)
 
 
-def _resampled(values: Mapping[str, np.ndarray], bootstrap: Bootstrap, of: Rankings) -> dict[str, Figure]:
+def _resampled(
+    values: Mapping[str, np.ndarray], bootstrap: Bootstrap, of: Rankings
+) -> dict[str, Figure]:
     samples = resampled_means(values, bootstrap, of.clusters)
     return {name: Figure(float(v.mean()), samples[name]) for name, v in values.items() if len(v)}
 

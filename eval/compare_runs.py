@@ -37,21 +37,35 @@ def compare_measured(
         raise CusaError("compare takes at least two models; name another run or folder of results")
     folders = []
     for model in models:
-        places = [p for p in (model / "eval", model) if any((p / FILES[s]).is_file() for s in SUITES)]
+        places = [
+            p for p in (model / "eval", model) if any((p / FILES[s]).is_file() for s in SUITES)
+        ]
         if not places:
-            raise CusaError(f"{model} holds no results of cusa-eval; run cusa-eval --run {model} first")
+            raise CusaError(
+                f"{model} holds no results of cusa-eval; run cusa-eval --run {model} first"
+            )
         folders.append(places[0])
     first = folders[0].resolve()
     in_run = first.name == "eval" and begun(first.parent)
-    out = out or (first.parent.parent if in_run or first.parent.name == "eval" else first.parent) / "eval"
+    out = (
+        out
+        or (first.parent.parent if in_run or first.parent.name == "eval" else first.parent) / "eval"
+    )
     check_writable(out)
     results = [{s: c for s in SUITES if (c := read_results(folder, s))} for folder in folders]
     queries = [
-        {s: q for s in found if (q := read_queries(folder, s))} for folder, found in zip(folders, results, strict=True)
+        {s: q for s in found if (q := read_queries(folder, s))}
+        for folder, found in zip(folders, results, strict=True)
     ]
-    places = [folder.parent if folder.name == "eval" and begun(folder.parent) else folder for folder in folders]
+    places = [
+        folder.parent if folder.name == "eval" and begun(folder.parent) else folder
+        for folder in folders
+    ]
     names = distinct_names([next(iter(found.values()))["name"] for found in results], places)
-    named = [{s: replace(q, name=name) for s, q in of.items()} for of, name in zip(queries, names, strict=True)]
+    named = [
+        {s: replace(q, name=name) for s, q in of.items()}
+        for of, name in zip(queries, names, strict=True)
+    ]
     content = compare(named, Bootstrap(bootstrap, seed))
     reports = [
         RunReport(name, found.get("retrieval"), found.get("images"), found.get("sts"))

@@ -66,7 +66,9 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
     Raises:
         CusaError: If a model or data cannot be had, or models were measured on different data.
     """
-    machine = Machine(plan.device, plan.checkpoint, plan.batch_size, plan.workers, plan.readers, advance)
+    machine = Machine(
+        plan.device, plan.checkpoint, plan.batch_size, plan.workers, plan.readers, advance
+    )
     subjects = _subjects(plan, machine)
     _check_apart(subjects)
     out = plan.out or (subjects[0].results if len(subjects) == 1 else _beside(subjects[0]))
@@ -81,7 +83,9 @@ def measure(plan: Plan, advance: Advance = lambda what, done, total: None) -> Me
         raise CusaError(f"nothing to measure: {'; '.join(measured.notes)}")
     reports = _with_earlier(measured.reports, evaluation.weights, subjects)
     if unreadable := write_pages(out, reports, measured.written, plan.latex):
-        measured.notes.append(f"{unreadable} images that the report shows could not be read; pass --image-root")
+        measured.notes.append(
+            f"{unreadable} images that the report shows could not be read; pass --image-root"
+        )
     return measured
 
 
@@ -168,7 +172,9 @@ class _Evaluation:
         data, uni_head = split.data, subject.source.uni_head
         check_counts(data, plan.measure.allow_partial)
         embeddings = embeddings_of(subject, split, self._machine)
-        measured, ranked = measure_retrieval(embeddings, data, uni_head, plan.measure, self._judgements)
+        measured, ranked = measure_retrieval(
+            embeddings, data, uni_head, plan.measure, self._judgements
+        )
         for note in measured["notes"]:
             self._note(note)
         teachers = teachers_of(subject, split.store, data.split.name)
@@ -183,16 +189,27 @@ class _Evaluation:
         shown = self._shown(subject, split, embeddings)
         return replace(report, metrics=metrics, history=self._history(subject), **shown)
 
-    def _shown(self, subject: Subject, split: FoundSplit, embeddings: SplitEmbeddings) -> dict[str, Any]:
+    def _shown(
+        self, subject: Subject, split: FoundSplit, embeddings: SplitEmbeddings
+    ) -> dict[str, Any]:
         """Queries with their hits, failures, and likely false negatives, as the report shows them."""
         uni_head, n_shown, data = subject.source.uni_head, self._plan.gallery, split.data
-        head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head, "i2i": uni_head}
+        head_of: dict[Task, Head] = {
+            "i2t": "cross",
+            "t2i": "cross",
+            "t2t": uni_head,
+            "i2i": uni_head,
+        }
         seed = self._plan.measure.scoring.bootstrap.seed
         teachers = teachers_of(subject, split.store, data.split.name)
         return {
-            "gallery": make_gallery(embeddings, data.split, data.image_root, head_of, n_shown, seed),
+            "gallery": make_gallery(
+                embeddings, data.split, data.image_root, head_of, n_shown, seed
+            ),
             "failures": worst_failures(embeddings, data.split, data.image_root, head_of, n_shown),
-            "false_negatives": likely_false_negatives(embeddings, data.split, teachers, data.image_root, 2 * n_shown),
+            "false_negatives": likely_false_negatives(
+                embeddings, data.split, teachers, data.image_root, 2 * n_shown
+            ),
         }
 
     def _history(self, subject: Subject) -> tuple[dict[str, Any], ...]:
@@ -207,7 +224,9 @@ class _Evaluation:
         if self._lacks("image retrieval", report, {"image"} - subject.source.modalities):
             return report
         measured, queries = measure_images(subject.source, self._image_sets, self._plan.measure)
-        content = subject.about(*FORMATS["images"]) | measured | _paper(subject, "image_retrieval_r1")
+        content = (
+            subject.about(*FORMATS["images"]) | measured | _paper(subject, "image_retrieval_r1")
+        )
         sets = {image_set.name: image_set.fingerprint for image_set in self._image_sets}
         return replace(report, images=self._keep(subject, "images", content, sets, queries))
 
@@ -222,7 +241,9 @@ class _Evaluation:
         sets = {task.name: task.fingerprint for task in self._sts_tasks}
         return replace(report, sts=self._keep(subject, "sts", content, sets, judged))
 
-    def _judged_by_cxc(self, name: str, subject: Subject) -> dict[str, tuple[CxcTask, RetrievalData]]:
+    def _judged_by_cxc(
+        self, name: str, subject: Subject
+    ) -> dict[str, tuple[CxcTask, RetrievalData]]:
         """The tasks of CxC that a model can answer, with the split that has what they judge."""
         embeds_images = "image" in subject.source.modalities
         able = {kind: task for kind, task in self._cxc.items() if kind == "sts" or embeds_images}
@@ -237,7 +258,9 @@ class _Evaluation:
         except CusaError as error:
             if not self._plan.skip_absent:
                 folder = sts_folder(self._plan)
-                raise CusaError(f"CxC in {folder}: {error}; or pass a folder without its csv files") from None
+                raise CusaError(
+                    f"CxC in {folder}: {error}; or pass a folder without its csv files"
+                ) from None
             self._note(f"no CxC for {name}: {error}")
             return {}
         return {kind: (task, data) for kind, task in able.items()}
@@ -256,9 +279,16 @@ class _Evaluation:
         path = subject.results / FILES[suite]
         before = read_results(subject.results, suite) or {}
         written = keep_results(subject.results, suite, content, kept)
-        gone = [name for key in ("sets", "tasks") for name in before.get(key, {}) if name not in written.get(key, {})]
+        gone = [
+            name
+            for key in ("sets", "tasks")
+            for name in before.get(key, {})
+            if name not in written.get(key, {})
+        ]
         if gone:
-            self._note(f"{path}: {', '.join(gone)}, measured before by other weights or rules, made way")
+            self._note(
+                f"{path}: {', '.join(gone)}, measured before by other weights or rules, made way"
+            )
         self.measured.written.setdefault("metrics", []).append(path)
         return written
 
@@ -289,19 +319,27 @@ def _paper(subject: Subject, table: str) -> dict[str, Any]:
     return {"paper": row.plain()} if row else {}
 
 
-def _with_earlier(reports: Sequence[RunReport], weights: Sequence[str], subjects: Sequence[Subject]) -> list[RunReport]:
+def _with_earlier(
+    reports: Sequence[RunReport], weights: Sequence[str], subjects: Sequence[Subject]
+) -> list[RunReport]:
     """With what was measured before of the same weights, where that can stand side by side."""
     names: Mapping[Suite, str] = {"retrieval": "metrics", "images": "images", "sts": "sts"}
     full = []
     for report, own_weights, subject in zip(reports, weights, subjects, strict=True):
         earlier: dict[str, Any] = {}
         for suite, name in names.items():
-            content = read_results(subject.results, suite) if getattr(report, name) is None else None
+            content = (
+                read_results(subject.results, suite) if getattr(report, name) is None else None
+            )
             if content and content["model"].get("weights_sha256") == own_weights:
                 earlier[name] = content
         full.append(replace(report, **earlier))
     splits = {str(r.metrics["split_fingerprint"]) for r in full if r.metrics}
-    return full if len(splits) <= 1 else [replace(f, metrics=r.metrics) for f, r in zip(full, reports, strict=True)]
+    return (
+        full
+        if len(splits) <= 1
+        else [replace(f, metrics=r.metrics) for f, r in zip(full, reports, strict=True)]
+    )
 
 
 def _check_apart(subjects: Sequence[Subject]) -> None:
@@ -337,7 +375,9 @@ def check_writable(out: Path) -> None:
     """
     place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise CusaError(f"{place} is {'not writable' if place.is_dir() else 'no folder'}; pass another: --out FOLDER")
+        raise CusaError(
+            f"{place} is {'not writable' if place.is_dir() else 'no folder'}; pass another: --out FOLDER"
+        )
 
 
 def _check_same_split(reports: Sequence[RunReport]) -> None:
@@ -378,7 +418,11 @@ def write_pages(
     Returns:
         How many images that the page shows could not be read.
     """
-    page, tables = ("report.html", "tables.tex") if comparison is None else ("comparison.html", "comparison.tex")
+    page, tables = (
+        ("report.html", "tables.tex")
+        if comparison is None
+        else ("comparison.html", "comparison.tex")
+    )
     unreadable = write_report(out / page, reports, comparison)
     written["report"] = [(out / page).resolve()]
     if latex:

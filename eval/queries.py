@@ -70,7 +70,12 @@ def save_queries(folder: Path, suite: Suite, queries: Queries) -> None:
         for name in ("r_precision", "average_precision"):
             if (bounds := getattr(found, name)) is not None:
                 arrays[f"{key}:{name}"] = np.stack(bounds)
-    about = {"name": queries.name, "uni_head": queries.uni_head, "ties": queries.ties, "sets": dict(queries.sets)}
+    about = {
+        "name": queries.name,
+        "uni_head": queries.uni_head,
+        "ties": queries.ties,
+        "sets": dict(queries.sets),
+    }
     text = json.dumps({**about, "candidates": candidates})
     with atomic_file(queries_file(folder, suite)) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, about=np.array(text), **arrays)  # type: ignore[arg-type] # its stub has a flag, too
@@ -143,7 +148,9 @@ def _rankings(key: str, arrays: Mapping[str, np.ndarray], candidates: int) -> Ra
             if bounds.shape != ranks.shape:
                 raise ValueError(f"{name} is {bounds.shape}")
         precisions[name] = None if bounds is None else Bounds(*bounds)
-    return Rankings(RankBounds(optimistic, pessimistic), candidates, **precisions, clusters=clusters)
+    return Rankings(
+        RankBounds(optimistic, pessimistic), candidates, **precisions, clusters=clusters
+    )
 
 
 def _check_numbers(values: np.ndarray, least: float, most: float) -> None:

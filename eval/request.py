@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.errors import CusaError
-from cusa.eval.evaluators.images.data import FOLDER, IMAGE_SETS, ImageSet, find_image_sets, load_image_set
+from cusa.eval.evaluators.images.data import (
+    FOLDER,
+    IMAGE_SETS,
+    ImageSet,
+    find_image_sets,
+    load_image_set,
+)
 from cusa.eval.evaluators.sts.cxc import find_cxc
 from cusa.eval.evaluators.sts.data import NoStsDataError, StsTask, find_sts_tasks
 from cusa.eval.queries import Suite
@@ -78,9 +84,13 @@ def asked_image_sets(plan: Plan, notes: list[str]) -> list[ImageSet]:
         name, equals, rest = text.partition("=")
         folder = Path(rest)
         if not equals or Path(text).is_dir():
-            name, folder = (text, there.get(text, root / text)) if text in IMAGE_SETS else (FOLDER, Path(text))
+            name, folder = (
+                (text, there.get(text, root / text)) if text in IMAGE_SETS else (FOLDER, Path(text))
+            )
         if name not in (*IMAGE_SETS, FOLDER):
-            raise CusaError(f"--data {text}: unknown image set {name!r}; legal: {', '.join(IMAGE_SETS)}, or a FOLDER")
+            raise CusaError(
+                f"--data {text}: unknown image set {name!r}; legal: {', '.join(IMAGE_SETS)}, or a FOLDER"
+            )
         wanted.append((name, folder))
     wanted = wanted or list(there.items())
     if not wanted:
@@ -92,7 +102,9 @@ def asked_image_sets(plan: Plan, notes: list[str]) -> list[ImageSet]:
     for name, place in wanted:
         found = load_image_set(name, place, plan.measure.allow_partial)
         if found.name in sets:
-            raise CusaError(f"two image sets are named {found.name!r}; pass each once, or rename a folder")
+            raise CusaError(
+                f"two image sets are named {found.name!r}; pass each once, or rename a folder"
+            )
         if name == FOLDER and found.name in IMAGE_SETS:
             raise CusaError(
                 f"--data {place}: a folder per class under the name of a published set; pass {found.name}={place} if "

@@ -18,7 +18,11 @@ from cusa.eval.queries import Queries, Suite, load_queries, queries_file, save_q
 from cusa.eval.results_form import Images, Metrics, Sts, first_fault
 from cusa.eval.suites import paper_average
 
-FILES: Mapping[Suite, str] = {"retrieval": "metrics.json", "images": "images.json", "sts": "sts.json"}
+FILES: Mapping[Suite, str] = {
+    "retrieval": "metrics.json",
+    "images": "images.json",
+    "sts": "sts.json",
+}
 FORMATS: Mapping[Suite, tuple[str, tuple[int, int]]] = {
     "retrieval": ("cusa-metrics", (1, 3)),
     "images": ("cusa-images", (1, 0)),
@@ -73,7 +77,9 @@ def read_queries(folder: Path, suite: Suite) -> Queries | None:
     return load_queries(folder, suite)
 
 
-def keep_results(folder: Path, suite: Suite, content: Mapping[str, Any], queries: Queries) -> dict[str, Any]:
+def keep_results(
+    folder: Path, suite: Suite, content: Mapping[str, Any], queries: Queries
+) -> dict[str, Any]:
     """Write figures and queries of a suite.
 
     Image sets and similarity tasks that were measured before, of the same weights by the same rules, stay.
@@ -97,7 +103,9 @@ def keep_results(folder: Path, suite: Suite, content: Mapping[str, Any], queries
         for key in _DATA_SETS[suite]:
             if key in earlier or key in content:
                 merged[key] = {**earlier.get(key, {}), **content.get(key, {})}
-        queries = replace(queries, sets={**before.sets, **queries.sets}, found={**before.found, **queries.found})
+        queries = replace(
+            queries, sets={**before.sets, **queries.sets}, found={**before.found, **queries.found}
+        )
         merged["average"] = paper_average(merged, list(content["average"]))
     save_queries(folder, suite, queries)
     merged["queries_sha256"] = _digest(queries_file(folder, suite))
@@ -105,7 +113,9 @@ def keep_results(folder: Path, suite: Suite, content: Mapping[str, Any], queries
     return merged
 
 
-def _earlier(folder: Path, suite: Suite, content: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Queries | None]:
+def _earlier(
+    folder: Path, suite: Suite, content: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, Queries | None]:
     """What was measured before and may stay; nothing where figures and queries do not belong together."""
     earlier = read_results(folder, suite)
     if earlier is None or suite not in _DATA_SETS or _rules(earlier) != _rules(content):
@@ -142,7 +152,11 @@ def distinct_names(names: Sequence[str], places: Sequence[Path]) -> list[str]:
     found = list(names)
     for i, name in enumerate(names):
         mine = places[i].resolve().parts
-        others = [o for p, n in zip(places, names, strict=True) if n == name and (o := p.resolve().parts) != mine]
+        others = [
+            o
+            for p, n in zip(places, names, strict=True)
+            if n == name and (o := p.resolve().parts) != mine
+        ]
         depth = 2
         while any(o[-depth:] == mine[-depth:] for o in others):
             depth += 1

@@ -99,7 +99,10 @@ class _Paper(_Form):
 
     @model_validator(mode="after")
     def _has_figures_beside(self) -> _Paper:
-        if any(not isinstance(value, (int, float, type(None))) for value in (self.model_extra or {}).values()):
+        if any(
+            not isinstance(value, (int, float, type(None)))
+            for value in (self.model_extra or {}).values()
+        ):
             raise ValueError("a figure is no number")
         return self
 

@@ -95,7 +95,9 @@ class SplitFinder:
         dataset = load_dataset(request.dataset, request.image_root, request.data_root)
         split = RecordSplit.of(dataset, request.split)
         none_skipped = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return FoundSplit(RetrievalData(dataset.name, split, dataset.image_root, none_skipped), None, False)
+        return FoundSplit(
+            RetrievalData(dataset.name, split, dataset.image_root, none_skipped), None, False
+        )
 
     def _of_store(self, path: Path, image_root: Path | None, is_own_store: bool) -> FoundSplit:
         key = path, image_root

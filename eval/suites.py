@@ -73,7 +73,9 @@ def embed_split(source: Source, data: RetrievalData) -> SplitEmbeddings:
         CusaError: If the model lacks a modality, an input cannot be read, or none is left.
     """
     if missing := {"image", "text"} - source.modalities:
-        raise CusaError(f"{source.name} embeds no {'s and no '.join(sorted(missing))}s; retrieval needs both")
+        raise CusaError(
+            f"{source.name} embeds no {'s and no '.join(sorted(missing))}s; retrieval needs both"
+        )
     split = data.split
     image_rows = np.setdiff1d(np.arange(split.n_images), data.skipped[0])
     text_rows = np.setdiff1d(np.arange(split.n_captions), data.skipped[1])
@@ -81,10 +83,14 @@ def embed_split(source: Source, data: RetrievalData) -> SplitEmbeddings:
         raise CusaError(f"split {split.name!r} has no image or no caption that could be read")
     paths = [data.image_root / split.image_paths[r] for r in image_rows.tolist()]
     images = source.images([split.image_ids[r] for r in image_rows.tolist()], paths)
-    texts = source.texts(*([column[r] for r in text_rows.tolist()] for column in (split.caption_ids, split.captions)))
+    texts = source.texts(
+        *([column[r] for r in text_rows.tolist()] for column in (split.caption_ids, split.captions))
+    )
     position = np.full(split.n_images, -1, np.int64)
     position[image_rows] = np.arange(len(image_rows))
-    return SplitEmbeddings(images, texts, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
+    return SplitEmbeddings(
+        images, texts, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]]
+    )
 
 
 def check_counts(data: RetrievalData, allow_partial: bool) -> str | None:
@@ -102,12 +108,18 @@ def check_counts(data: RetrievalData, allow_partial: bool) -> str | None:
         return None
     unlike = f"{data.dataset} {data.split.name} has {known:,} images, found {n_images:,}: figures do not compare with"
     if data.split.name == "test" and not allow_partial:
-        raise CusaError(f"{unlike} others'; complete it, or pass --allow-partial to evaluate what is there")
+        raise CusaError(
+            f"{unlike} others'; complete it, or pass --allow-partial to evaluate what is there"
+        )
     return f"{unlike} others'"
 
 
 def measure_retrieval(
-    embeddings: SplitEmbeddings, data: RetrievalData, uni_head: Head, measure: Measure, judgements: Judgements
+    embeddings: SplitEmbeddings,
+    data: RetrievalData,
+    uni_head: Head,
+    measure: Measure,
+    judgements: Judgements,
 ) -> tuple[dict[str, Any], Mapping[str, Rankings]]:
     """Content of metrics.json but for what is said of the model, and what the queries got.
 
@@ -134,12 +146,15 @@ def measure_retrieval(
         i2t, t2i = cross_modal_relevance(embeddings.caption_image, len(embeddings.image_rows))
         sides = {h: (embeddings.image[h], embeddings.text[h]) for h in embeddings.image}
         metrics["approximate"] = _approximate(
-            {h: {"i2t": (i, t, *i2t), "t2i": (t, i, *t2i)} for h, (i, t) in sides.items()}, measure.index
+            {h: {"i2t": (i, t, *i2t), "t2i": (t, i, *t2i)} for h, (i, t) in sides.items()},
+            measure.index,
         )
     return metrics, ranked
 
 
-def _approximate(searches: Mapping[Head, Mapping[str, tuple[Any, ...]]], index: ApproximateKind) -> dict[str, Any]:
+def _approximate(
+    searches: Mapping[Head, Mapping[str, tuple[Any, ...]]], index: ApproximateKind
+) -> dict[str, Any]:
     heads: dict[str, Any] = {}
     used: dict[str, Any] = {}
     for head, by_task in searches.items():
@@ -167,7 +182,11 @@ def measure_images(
         heads: dict[Head, dict[str, Any]] = {}
         searches: dict[Head, dict[str, tuple[Any, ...]]] = {}
         for head, rows in query_rows.items():
-            gallery = (gallery_rows[head], of.gallery.labels) if of.gallery and gallery_rows else (None, None)
+            gallery = (
+                (gallery_rows[head], of.gallery.labels)
+                if of.gallery and gallery_rows
+                else (None, None)
+            )
             searched = image_search(rows, of.queries.labels, *gallery)
             ranked = rank_all(*searched)
             heads[head] = image_figures(ranked, measure.scoring)
@@ -186,7 +205,10 @@ def measure_images(
 
 
 def measure_sts(
-    source: Source, tasks: Sequence[StsTask], cxc: Mapping[str, tuple[CxcTask, RetrievalData]], measure: Measure
+    source: Source,
+    tasks: Sequence[StsTask],
+    cxc: Mapping[str, tuple[CxcTask, RetrievalData]],
+    measure: Measure,
 ) -> tuple[dict[str, Any], dict[str, Judged]]:
     """Content of sts.json but for what is said of the model, and the judged pairs.
 
@@ -201,7 +223,9 @@ def measure_sts(
         CusaError: If the model embeds no texts, or a correlation is not defined.
     """
     if "text" not in source.modalities:
-        raise CusaError(f"{source.name} embeds no texts; sentence similarity needs a model that does")
+        raise CusaError(
+            f"{source.name} embeds no texts; sentence similarity needs a model that does"
+        )
     bootstrap = measure.scoring.bootstrap
     content: dict[str, Any] = {}
     judged: dict[str, Judged] = {}
@@ -218,8 +242,14 @@ def measure_sts(
                 if (bounds := interval(resampled_spearman(pairs, bootstrap))) is not None:
                     scores["ci"] = {"headline": bounds}
             heads[head] = scores
-        content[task.name] = {"fingerprint": task.fingerprint, "notes": list(task.notes), "heads": heads}
-    found_cxc = {kind: _measure_cxc(source, task, data, bootstrap.seed) for kind, (task, data) in cxc.items()}
+        content[task.name] = {
+            "fingerprint": task.fingerprint,
+            "notes": list(task.notes),
+            "heads": heads,
+        }
+    found_cxc = {
+        kind: _measure_cxc(source, task, data, bootstrap.seed) for kind, (task, data) in cxc.items()
+    }
     return {
         "bootstrap": measure.scoring.plain()["bootstrap"],
         "head": source.uni_head,
@@ -244,7 +274,10 @@ def resampled_spearman(pairs: Judged, bootstrap: Bootstrap) -> np.ndarray:
 def _measure_cxc(source: Source, task: CxcTask, data: RetrievalData, seed: int) -> dict[str, Any]:
     first, second = (_rows_of(source, ids, data) for ids in (task.first, task.second))
     try:
-        heads = {h: cxc_correlation(cosine(first[h], second[h]), task.gold, list(task.first), seed) for h in first}
+        heads = {
+            h: cxc_correlation(cosine(first[h], second[h]), task.gold, list(task.first), seed)
+            for h in first
+        }
     except CusaError as error:
         raise CusaError(f"{source.name}, CxC {task.kind}: {error}") from None
     return {"heads": heads}
@@ -272,7 +305,9 @@ def _by_id(ids: Sequence[int | str], data: RetrievalData) -> tuple[dict[str, int
     return {known[r]: r for r in range(len(known))}, [str(i) for i in ids]
 
 
-def _rows_of(source: Source, ids: Sequence[int | str], data: RetrievalData) -> dict[Head, np.ndarray]:
+def _rows_of(
+    source: Source, ids: Sequence[int | str], data: RetrievalData
+) -> dict[Head, np.ndarray]:
     """Embeddings of CxC's captions or images, in their order."""
     split = data.split
     row_of, wanted = _by_id(ids, data)
@@ -280,7 +315,9 @@ def _rows_of(source: Source, ids: Sequence[int | str], data: RetrievalData) -> d
     if isinstance(ids[0], int):
         rows = source.texts(distinct, [split.captions[row_of[i]] for i in distinct])
     else:
-        rows = source.images(distinct, [data.image_root / split.image_paths[row_of[i]] for i in distinct])
+        rows = source.images(
+            distinct, [data.image_root / split.image_paths[row_of[i]] for i in distinct]
+        )
     place = {i: n for n, i in enumerate(distinct)}
     order = np.array([place[i] for i in wanted])
     return {head: found[order] for head, found in rows.items()}
@@ -293,10 +330,14 @@ def paper_average(content: Mapping[str, Any], heads: Sequence[Head]) -> dict[Hea
         content: Of images.json (``sets``) or sts.json (``tasks``).
         heads: The model's.
     """
-    key, names, figure = ("sets", PAPER_IMAGES, "r1") if "sets" in content else ("tasks", PAPER_STS, "headline")
+    key, names, figure = (
+        ("sets", PAPER_IMAGES, "r1") if "sets" in content else ("tasks", PAPER_STS, "headline")
+    )
     averages: dict[Head, float | None] = {}
     for head in heads:
-        values = [content[key].get(name, {}).get("heads", {}).get(head, {}).get(figure) for name in names]
+        values = [
+            content[key].get(name, {}).get("heads", {}).get(head, {}).get(figure) for name in names
+        ]
         known = [v for v in values if v is not None]
         averages[head] = sum(known) / len(known) if len(known) == len(names) else None
     return averages

@@ -39,7 +39,9 @@ class Audit:
     differing: tuple[str, ...]
 
 
-def audit(store: EmbeddingStore, name: str, source: str | None, sample: int, seed: int, device: str) -> list[Audit]:
+def audit(
+    store: EmbeddingStore, name: str, source: str | None, sample: int, seed: int, device: str
+) -> list[Audit]:
     """Embed random rows again and compare them with what is stored.
 
     Args:
@@ -54,7 +56,9 @@ def audit(store: EmbeddingStore, name: str, source: str | None, sample: int, see
         CusaError: If the teacher cannot be loaded, or an image cannot be read.
     """
     if name not in store.teachers:
-        raise CusaError(f"{store.path} has no teacher {name!r}; it has: {', '.join(store.teachers)}")
+        raise CusaError(
+            f"{store.path} has no teacher {name!r}; it has: {', '.join(store.teachers)}"
+        )
     stored = store.teachers[name]
     if stored.precision == "unknown" and source is None:
         raise CusaError(
@@ -62,9 +66,13 @@ def audit(store: EmbeddingStore, name: str, source: str | None, sample: int, see
         )
     teacher = parse_teacher(f"{name}={source or store.sources[name]}").load_as(stored, device)
     precision = stored.precision if stored.precision in ("fp32", "fp16", "bf16") else "fp32"
-    differing = tuple(stored.differing(teacher.settings(precision, stored.dtype, stored.normalizer)))
+    differing = tuple(
+        stored.differing(teacher.settings(precision, stored.dtype, stored.normalizer))
+    )
     if any(field.startswith(("modality", "dim")) for field in differing):
-        raise CusaError(f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}")
+        raise CusaError(
+            f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}"
+        )
     audits = []
     for split in store.splits_of(name):
         rows = store.embeddings(name, split)
@@ -74,12 +82,22 @@ def audit(store: EmbeddingStore, name: str, source: str | None, sample: int, see
         chosen = np.sort(chosen if good is None else good[chosen])
         if not len(chosen):
             continue
-        made = _embed(teacher, stored, store, store.split(split), chosen.tolist(), device, precision)
+        made = _embed(
+            teacher, stored, store, store.split(split), chosen.tolist(), device, precision
+        )
         kept = unit_rows(rows.gather(chosen))
         cosines = (kept * made).sum(axis=1)
         worst = int(cosines.argmin())
         audits.append(
-            Audit(name, split, len(chosen), float(cosines[worst]), float(cosines.mean()), int(chosen[worst]), differing)
+            Audit(
+                name,
+                split,
+                len(chosen),
+                float(cosines[worst]),
+                float(cosines.mean()),
+                int(chosen[worst]),
+                differing,
+            )
         )
     return audits
 
@@ -97,7 +115,10 @@ def _embed(
     out = np.empty((len(rows), teacher.dim), np.float32)
     if teacher.modality == "image":
         for start in range(0, len(rows), teacher.batch_size):
-            paths = [store.image_root / split.image_paths[row] for row in rows[start : start + teacher.batch_size]]
+            paths = [
+                store.image_root / split.image_paths[row]
+                for row in rows[start : start + teacher.batch_size]
+            ]
             pixels = stacked([read_image(path, teacher) for path in paths])
             out[start : start + len(paths)] = teacher.rows(pixels, device, precision)
         return out

@@ -65,7 +65,10 @@ def choose_draft(teacher: Teacher, dataset: Dataset, device: str, precision: str
         pixels = (stacked([read_image(path, teacher)]) for path in large)
         return np.concatenate([teacher.rows(one, device, precision) for one in pixels])
 
-    full, halved = embed(replace(teacher, draft_size=None)), embed(replace(teacher, draft_size=size))
+    full, halved = (
+        embed(replace(teacher, draft_size=None)),
+        embed(replace(teacher, draft_size=size)),
+    )
     cosine = float((full * halved).sum(axis=1).min())
     return Draft(size if cosine >= LEAST_COSINE else None, cosine)
 
@@ -112,7 +115,9 @@ def measure(
     batches: list[Batch] = []
     rows, timed_rows, began = 0, 0, time.perf_counter()
     started, ended = began, began
-    with closing(encoded_batches(teacher, normalizer_name, iter(tasks), dataset, options)) as encoded:
+    with closing(
+        encoded_batches(teacher, normalizer_name, iter(tasks), dataset, options)
+    ) as encoded:
         for _, batch, _ in encoded:
             ended = time.perf_counter()
             if batch.inputs is not None and len(batches) < 4 * options.encoders:
@@ -131,7 +136,9 @@ def measure(
     return Rates(whole, _encoding_rate(teacher, batches, options, seconds))
 
 
-def _encoding_rate(teacher: Teacher, batches: Sequence[Batch], options: PipelineOptions, seconds: float) -> float:
+def _encoding_rate(
+    teacher: Teacher, batches: Sequence[Batch], options: PipelineOptions, seconds: float
+) -> float:
     """Rows per second of a teacher on batches in memory, round and round."""
 
     def encode(number: int) -> int:

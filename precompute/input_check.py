@@ -39,7 +39,9 @@ def check_inputs(
     rows: dict[str, dict[str, set[tuple[int, int]]]] = {"image": {}, "text": {}}
     for task in tasks:
         if _will_be_made(task, skip_errors):
-            rows[modalities[task.teacher]].setdefault(task.split, set()).add((task.start, task.stop))
+            rows[modalities[task.teacher]].setdefault(task.split, set()).add(
+                (task.start, task.stop)
+            )
     images = check_images(dataset, _merged(rows["image"]))
     captions = check_captions(dataset, _merged(rows["text"]), normalizer_name)
     n_images = sum(map(len, dataset.splits.values()))
@@ -86,7 +88,9 @@ def _merged(ranges: Mapping[str, set[tuple[int, int]]]) -> dict[str, list[tuple[
 def _note_skipped(faults: Faults, problem: str, on_note: Callable[[str], None]) -> None:
     if faults.n_faults:
         examples = "; ".join(fault.message for fault in faults.listed[:_EXAMPLES])
-        on_note(f"{faults.n_faults:,} of {faults.n_checked:,} {problem} and will be skipped, such as: {examples}")
+        on_note(
+            f"{faults.n_faults:,} of {faults.n_checked:,} {problem} and will be skipped, such as: {examples}"
+        )
 
 
 def _refuse(listed: Sequence[Fault], n_faults: int, on_fault: Callable[[str], None]) -> None:

@@ -169,7 +169,9 @@ def encoder_threads(options: PipelineOptions) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(1)
     try:
         # The number is a thread's own: each has to set it, too. It changes nothing of what a GPU does.
-        with ThreadPoolExecutor(options.encoders, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(
+            options.encoders, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)
@@ -206,7 +208,9 @@ class _Shard:
                 firsts = batch.rows[np.unique(batch.source, return_index=True)[1]]
                 block = stored_rows(rows, self._header.settings.dtype, firsts)
             except CusaError as error:
-                raise CusaError(f"teacher {self._task.teacher!r}, split {self._task.split!r}: {error}") from None
+                raise CusaError(
+                    f"teacher {self._task.teacher!r}, split {self._task.split!r}: {error}"
+                ) from None
             self._rows[batch.rows - self._task.start] = block[batch.source]
         if batch.digests is not None:
             self._digests[batch.rows - self._task.start] = batch.digests
@@ -312,7 +316,10 @@ def _read_captions(
     firsts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split, records in dataset.splits.items():
         images = caption_rows(records)
-        firsts[split] = images, np.searchsorted(images, images)  # image row and its first caption's row, by caption row
+        firsts[split] = (
+            images,
+            np.searchsorted(images, images),
+        )  # image row and its first caption's row, by caption row
 
     def batches() -> Iterator[tuple[ShardTask, Batch]]:
         for task in tasks:
@@ -371,7 +378,9 @@ def caption_batches(
         yield Batch(teacher.tokens(chosen), all_rows, source, (), n_cut)
 
 
-def _ahead(items: Iterator[tuple[ShardTask, Batch]], depth: int) -> Iterator[tuple[ShardTask, Batch]]:
+def _ahead(
+    items: Iterator[tuple[ShardTask, Batch]], depth: int
+) -> Iterator[tuple[ShardTask, Batch]]:
     """The same items, up to ``depth`` of them made in advance by a thread."""
     with ThreadPoolExecutor(1) as thread:
         waiting = deque(thread.submit(next, items, None) for _ in range(depth))

@@ -68,7 +68,9 @@ class Ranks:
         with _lost_contact():
             while not self.store.check([key]):
                 if self.store.check(["failed"]):
-                    raise CusaError(f"rank {json.loads(self.store.get('failed'))} failed; see its message")
+                    raise CusaError(
+                        f"rank {json.loads(self.store.get('failed'))} failed; see its message"
+                    )
                 while_waiting()
                 time.sleep(_POLL_S)
             return json.loads(self.store.get(key))
@@ -87,7 +89,9 @@ def connect() -> Ranks:
         store, rank, size = next(dist.rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
         first = str(error).strip().split("\n")[0]
-        raise CusaError(f"WORLD_SIZE is {size}, but the processes cannot meet ({first}); start with torchrun") from None
+        raise CusaError(
+            f"WORLD_SIZE is {size}, but the processes cannot meet ({first}); start with torchrun"
+        ) from None
     # After a restart by torchrun the store still holds what the last attempt told.
     store = dist.PrefixStore(f"cusa-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     local_rank = int(os.environ.get("LOCAL_RANK", rank))

@@ -72,7 +72,11 @@ class RowReuse:
 
     def __call__(self, task: ShardTask) -> ReusedRows:
         """The rows of a shard that need not be made."""
-        held = [(row, key) for row, key in enumerate(self._keys(task), task.start) if key in self._places]
+        held = [
+            (row, key)
+            for row, key in enumerate(self._keys(task), task.start)
+            if key in self._places
+        ]
         rows = np.asarray([row for row, _ in held], np.int64)
         keys = [key for _, key in held if key is not None]
         places = np.asarray([self._places[key] for key in keys], np.int64)
@@ -95,7 +99,10 @@ class RowReuse:
         """What each row of a shard is of; ``None`` where that cannot be read."""
         records = self._dataset.splits[task.split]
         if self._settings.modality == "image":
-            paths = [self._dataset.image_root / record.image_path for record in records[task.start : task.stop]]
+            paths = [
+                self._dataset.image_root / record.image_path
+                for record in records[task.start : task.stop]
+            ]
             with ThreadPoolExecutor(_READING_THREADS) as threads:
                 return list(threads.map(_picture_key, paths))
         if task.split not in self._first_captions:
@@ -172,7 +179,9 @@ class StoreReuse:
 
         return counted
 
-    def notes(self, settings: Mapping[str, TeacherSettings], made: Sequence[ShardTask]) -> Iterator[str]:
+    def notes(
+        self, settings: Mapping[str, TeacherSettings], made: Sequence[ShardTask]
+    ) -> Iterator[str]:
         """How many rows of each teacher all processes took over, and why there was none.
 
         Args:
@@ -204,7 +213,9 @@ class StoreReuse:
         return equal_rows(self._store, settings)
 
     def _why_none(self, settings: TeacherSettings) -> str:
-        stored = [other for other in self._store.teachers.values() if other.modality == settings.modality]
+        stored = [
+            other for other in self._store.teachers.values() if other.modality == settings.modality
+        ]
         if not stored:
             return f"it has no {settings.modality} teacher"
         closest = min(stored, key=lambda other: len(other.differing(settings)))
@@ -229,7 +240,9 @@ def equal_rows(store: EmbeddingStore, settings: TeacherSettings) -> Iterator[Emb
                 yield store.embeddings(teacher, split)
 
 
-def find_reusable(store: EmbeddingStore, settings: TeacherSettings, dataset: Dataset) -> RowReuse | None:
+def find_reusable(
+    store: EmbeddingStore, settings: TeacherSettings, dataset: Dataset
+) -> RowReuse | None:
     """Find the rows of a store that were made with these settings, ``None`` if there are none.
 
     Pictures are known by the sha256 of their files, which stores record since format 2.1; captions

@@ -177,7 +177,9 @@ class Run:
             self._old_index()  # other data are refused before anything is planned or locked
             tasks = self._agreed_tasks()
             self._check_inputs(tasks)
-            lock = FolderLock(shard_folder(out), None if shard_range is None else [task.name for task in tasks])
+            lock = FolderLock(
+                shard_folder(out), None if shard_range is None else [task.name for task in tasks]
+            )
             try:
                 self._take(lock)
                 old = self._old_index()
@@ -186,17 +188,23 @@ class Run:
                 finished, pending = self._agreed_work(tasks, path)
                 made = self._encode([tasks[number] for number in pending])
                 if not self._ranks.leads:
-                    self._ranks.tell(f"made-{self._ranks.rank}", [asdict(info) for info in made.values()])
+                    self._ranks.tell(
+                        f"made-{self._ranks.rank}", [asdict(info) for info in made.values()]
+                    )
                     return Outcome(None, {})
                 shards = {**finished, **self._made_by_all(tasks, made)}
                 self._report_cut_captions()
                 if self._reuse is not None:
-                    for note in self._reuse.notes(self._settings, [tasks[number] for number in pending]):
+                    for note in self._reuse.notes(
+                        self._settings, [tasks[number] for number in pending]
+                    ):
                         self._reporter.note(note)
                 entries = self._entries([shards[task] for task in tasks], tasks)
                 index = replace(self._data, teachers=entries)
                 if shard_range is None and old is not None:
-                    index = replace(old.without(entries), image_root=index.image_root).joined(index, str(out))
+                    index = replace(old.without(entries), image_root=index.image_root).joined(
+                        index, str(out)
+                    )
                 write_index(path, index)
                 return Outcome(path, entries)
             finally:
@@ -218,7 +226,9 @@ class Run:
         found = []
         for name, teacher in self._teachers.items():
             settings, own = self._settings[name], [task for task in tasks if task.teacher == name]
-            rates = measure(teacher, settings.normalizer, own, self._dataset, self._options.pipeline, seconds)
+            rates = measure(
+                teacher, settings.normalizer, own, self._dataset, self._options.pipeline, seconds
+            )
             n_rows = sum(task.n_rows for task in own)
             n_bytes = n_rows * settings.dim * np.dtype(settings.dtype).itemsize
             found.append(Estimate(name, n_rows, len(own), n_bytes, rates))
@@ -239,7 +249,10 @@ class Run:
         if self._ranks.leads:
             tasks = []
             for request in self._requests:
-                n_rows = {split: table.n_rows(request.modality) for split, table in self._data.splits.items()}
+                n_rows = {
+                    split: table.n_rows(request.modality)
+                    for split, table in self._data.splits.items()
+                }
                 tasks += plan_teacher(out, request.name, n_rows, self._options.shard_rows)
             if chosen is not None:
                 if not 0 <= chosen[0] < chosen[1] <= len(tasks):
@@ -259,7 +272,15 @@ class Run:
         modalities = {request.name: request.modality for request in self._requests}
         options, reporter = self._options, self._reporter
         skip_errors = options.pipeline.skip_errors
-        check_inputs(self._dataset, tasks, modalities, options.normalizer, skip_errors, reporter.fault, reporter.note)
+        check_inputs(
+            self._dataset,
+            tasks,
+            modalities,
+            options.normalizer,
+            skip_errors,
+            reporter.fault,
+            reporter.note,
+        )
 
     def _take(self, lock: FolderLock) -> None:
         if self._ranks.leads:
@@ -267,7 +288,9 @@ class Run:
             lock.share()
             self._ranks.tell("locked", lock.held)
             if not lock.held:
-                self._reporter.note(f"{self._options.out.parent} knows no locks: start no second run on this store")
+                self._reporter.note(
+                    f"{self._options.out.parent} knows no locks: start no second run on this store"
+                )
         elif self._ranks.hear("locked", self._check_stop):
             lock.join()
 
@@ -294,7 +317,9 @@ class Run:
             settings = self._settings_of(teacher)
             if self._ranks.leads:
                 self._ranks.tell(f"settings-{request.name}", settings.to_json())
-            leading = TeacherSettings.from_json(self._ranks.hear(f"settings-{request.name}", self._check_stop))
+            leading = TeacherSettings.from_json(
+                self._ranks.hear(f"settings-{request.name}", self._check_stop)
+            )
             if fields := settings.differing(leading):
                 message = f"teacher {request.name!r} is not the same in rank 0: {'; '.join(fields)}"
                 raise TeacherError(message, name=request.name)
@@ -303,7 +328,9 @@ class Run:
             if not self._ranks.leads:
                 self._check_stop()
         if old is not None:
-            entries = {name: TeacherEntry(settings, {}) for name, settings in self._settings.items()}
+            entries = {
+                name: TeacherEntry(settings, {}) for name, settings in self._settings.items()
+            }
             old.joined(replace(self._data, teachers=entries), str(self._options.out))
 
     def _settings_of(self, teacher: Teacher) -> TeacherSettings:
@@ -330,7 +357,9 @@ class Run:
             self._ranks.tell(f"decoding-{name}", decoding)
         return self._ranks.hear(f"decoding-{name}", self._check_stop)
 
-    def _agreed_draft(self, name: str, teacher: Teacher, known: TeacherSettings | None) -> int | None:
+    def _agreed_draft(
+        self, name: str, teacher: Teacher, known: TeacherSettings | None
+    ) -> int | None:
         """Pixels that halved JPEGs keep: as the rows that are there have it, or as a comparison finds."""
         if self._ranks.leads:
             size = None
@@ -338,16 +367,23 @@ class Run:
                 size = known.transform.get(DRAFT)
             elif self._options.jpeg_draft == "auto":
                 draft = choose_draft(
-                    teacher, self._dataset, self._options.pipeline.device, self._options.pipeline.precision
+                    teacher,
+                    self._dataset,
+                    self._options.pipeline.device,
+                    self._options.pipeline.precision,
                 )
                 size = draft.size
                 if draft.cosine is not None:
                     verb = "are halved" if size else "are not halved"
-                    self._reporter.note(f"{name}: large JPEGs {verb} while decoded (least cosine {draft.cosine:.5f})")
+                    self._reporter.note(
+                        f"{name}: large JPEGs {verb} while decoded (least cosine {draft.cosine:.5f})"
+                    )
             self._ranks.tell(f"draft-{name}", size)
         return self._ranks.hear(f"draft-{name}", self._check_stop)
 
-    def _agreed_work(self, tasks: Sequence[ShardTask], index: Path) -> tuple[dict[ShardTask, ShardInfo], list[int]]:
+    def _agreed_work(
+        self, tasks: Sequence[ShardTask], index: Path
+    ) -> tuple[dict[ShardTask, ShardInfo], list[int]]:
         """Finished shards (known to the leading process alone), and the numbers of those to make."""
         finished: dict[ShardTask, ShardInfo] = {}
         if self._ranks.leads:
@@ -363,10 +399,15 @@ class Run:
         return finished, self._ranks.hear("pending", self._check_stop)
 
     def _header(self, task: ShardTask) -> ShardHeader:
-        settings, fingerprint = self._settings[task.teacher], self._data.splits[task.split].fingerprint
+        settings, fingerprint = (
+            self._settings[task.teacher],
+            self._data.splits[task.split].fingerprint,
+        )
         return ShardHeader(task.teacher, task.split, fingerprint, task.start, task.stop, settings)
 
-    def _report_plan(self, tasks: Sequence[ShardTask], finished: Mapping[ShardTask, ShardInfo]) -> None:
+    def _report_plan(
+        self, tasks: Sequence[ShardTask], finished: Mapping[ShardTask, ShardInfo]
+    ) -> None:
         rows: dict[tuple[str, str], int] = defaultdict(int)
         done: dict[tuple[str, str], int] = defaultdict(int)
         n_bytes = 0
@@ -381,7 +422,9 @@ class Run:
             self._reporter.planned(*place, n_rows, done[place])
         folder = shard_folder(self._options.out)
         if (free := shutil.disk_usage(folder).free) < n_bytes:
-            self._reporter.note(f"{n_bytes / 1e9:,.1f} GB are to be written, {folder} has {free / 1e9:,.1f} GB left")
+            self._reporter.note(
+                f"{n_bytes / 1e9:,.1f} GB are to be written, {folder} has {free / 1e9:,.1f} GB left"
+            )
 
     def _encode(self, pending: Sequence[ShardTask]) -> dict[ShardTask, ShardInfo]:
         """Claim shards and make them, teacher by teacher."""
@@ -440,7 +483,9 @@ class Run:
                 self._reporter.advanced(name, split, self._ranks.add(f"rows-{name}-{split}", 0), "")
         self._check_stop()
 
-    def _entries(self, shards: Sequence[ShardInfo], tasks: Sequence[ShardTask]) -> dict[str, TeacherEntry]:
+    def _entries(
+        self, shards: Sequence[ShardInfo], tasks: Sequence[ShardTask]
+    ) -> dict[str, TeacherEntry]:
         """What the index says of this run's teachers; shards in the order of tasks."""
         entries = {}
         for name, settings in self._settings.items():
@@ -467,6 +512,8 @@ class Run:
                     versions = self._reuse.versions(name, settings)
                 versions = versions or {package: version(package) for package in _VERSIONS_OF}
                 source = self._teachers[name].source
-                source = str(Path(source).resolve()) if Path(source).exists() else source  # audit runs elsewhere
+                source = (
+                    str(Path(source).resolve()) if Path(source).exists() else source
+                )  # audit runs elsewhere
                 entries[name] = TeacherEntry(settings, parts, source, versions)
         return entries

@@ -91,7 +91,9 @@ def _with_val(dataset: Dataset, selection: Selection, stored: Mapping[str, Split
     return replace(chosen, notes=(*dataset.notes, note))
 
 
-def _possible_splits(unsplit: Dataset, by_default: Dataset, stored: Mapping[str, Split]) -> Iterator[Dataset]:
+def _possible_splits(
+    unsplit: Dataset, by_default: Dataset, stored: Mapping[str, Split]
+) -> Iterator[Dataset]:
     """The data set in the ways that a store of it may have been split."""
     yield unsplit  # before there was a val split by default, or --val-fraction 0
     yield by_default
@@ -114,7 +116,9 @@ def _fits(dataset: Dataset, limit: int | None, stored: Mapping[str, Split]) -> b
     return train_ids.isdisjoint(stored["val"].image_ids)  # the store's val split is of another file
 
 
-def with_stored_root(dataset: Dataset, store: EmbeddingStore | None, image_root: Path | None) -> Dataset:
+def with_stored_root(
+    dataset: Dataset, store: EmbeddingStore | None, image_root: Path | None
+) -> Dataset:
     """The data set with the store's image root, which it keeps until another one is given."""
     if store is None or image_root is not None:
         return dataset

@@ -58,7 +58,9 @@ class ShardTask:
         return self.stop - self.start
 
 
-def plan_teacher(index: Path, teacher: str, n_rows: Mapping[str, int], shard_rows: int | None) -> list[ShardTask]:
+def plan_teacher(
+    index: Path, teacher: str, n_rows: Mapping[str, int], shard_rows: int | None
+) -> list[ShardTask]:
     """The shards of a teacher.
 
     Args:

@@ -24,7 +24,12 @@ from cusa.data.store.schema import TeacherSettings, shard_folder, shard_name
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = {"precompute": precompute_main, "train": train_main, "eval": eval_main, "store": store_main}
+COMMANDS = {
+    "precompute": precompute_main,
+    "train": train_main,
+    "eval": eval_main,
+    "store": store_main,
+}
 
 
 def run(command: str, *args: object) -> Result:
@@ -68,7 +73,12 @@ def make_pairs(folder: Path, n: int = 12, n_val: int = 4, captions: int = 2) -> 
     for i, name in enumerate(make_images(folder, n)):
         for c in range(captions):
             split = "val" if i >= n - n_val else "train"
-            row = {"image": name, "caption": f"picture number {i}, version {c}", "image_id": f"id{i}", "split": split}
+            row = {
+                "image": name,
+                "caption": f"picture number {i}, version {c}",
+                "image_id": f"id{i}",
+                "split": split,
+            }
             lines.append(json.dumps(row))
     manifest = folder / "pairs.jsonl"
     manifest.write_text("\n".join(lines) + "\n")
@@ -132,13 +142,17 @@ def add_teacher(
             block[[s - a for s in missing]] = np.nan
             done.append(write_shard(index.parent, relative, header, block, missing))
         shards[split] = tuple(done)
-    new = Index.of(dataset, {name: TeacherEntry(config, shards, "made up", {"numpy": np.__version__})})
+    new = Index.of(
+        dataset, {name: TeacherEntry(config, shards, "made up", {"numpy": np.__version__})}
+    )
     if index.exists():
         new = replace(read_index(index), image_root=new.image_root).joined(new, str(index))
     write_index(index, new)
 
 
-def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False) -> Path:
+def make_store(
+    folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False
+) -> Path:
     """A store of made-up rows in which matching images and captions are alike; teachers ``vision`` and ``words``."""
     sizes = sizes or {"train": 40, "val": 10, "test": 8}
     splits = {name: records(name, n) for name, n in sizes.items()}
@@ -150,7 +164,10 @@ def make_store(folder: Path, sizes: dict[str, int] | None = None, dim: int = 16,
     dataset = Dataset("made-up", folder, splits, known)
     index = folder / "store.h5"
     images = {s: unit_rows(n, dim, seed=i) for i, (s, n) in enumerate(sizes.items())}
-    texts = {s: np.repeat(rows, 2, axis=0) + 0.1 * unit_rows(2 * len(rows), dim, 9) for s, rows in images.items()}
+    texts = {
+        s: np.repeat(rows, 2, axis=0) + 0.1 * unit_rows(2 * len(rows), dim, 9)
+        for s, rows in images.items()
+    }
     add_teacher(index, dataset, "vision", settings("image", dim), images)
     add_teacher(index, dataset, "words", settings("text", dim), texts)
     return index
@@ -172,20 +189,46 @@ def make_tiny_clip(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
-    words = ["<s>", "</s>", "<pad>", "<unk>", "picture", "number", "version", *(str(i) for i in range(50))]
+    words = [
+        "<s>",
+        "</s>",
+        "<pad>",
+        "<unk>",
+        "picture",
+        "number",
+        "version",
+        *(str(i) for i in range(50)),
+    ]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special).save_pretrained(folder)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**size, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 1, "bos_token_id": 0}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=16, **special
+    ).save_pretrained(folder)
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text = {
+        **size,
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+    }
     vision = {**size, "image_size": 32, "patch_size": 16}
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    ).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
     return folder
 
 
@@ -219,9 +262,14 @@ def make_tiny_sentence(folder: Path) -> Path:
 
     words = ["<pad>", "<unk>", "picture", "number", "version", *(str(i) for i in range(50))]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        normalizers.Lowercase(),
+        pre_tokenizers.Whitespace(),
+    )
     special = {"pad_token": "<pad>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=32, **special
+    ).save_pretrained(folder)
     torch.manual_seed(2)
     config = BertConfig(
         vocab_size=len(words),

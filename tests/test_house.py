@@ -11,7 +11,12 @@ import pytest
 import cusa
 
 ROOT = Path(cusa.__file__).parent.parent
-MAY_IMPORT = {"data": set(), "precompute": {"data"}, "train": {"data"}, "eval": {"data", "precompute", "train"}}
+MAY_IMPORT = {
+    "data": set(),
+    "precompute": {"data"},
+    "train": {"data"},
+    "eval": {"data", "precompute", "train"},
+}
 ROOMS = set(MAY_IMPORT)
 
 
@@ -74,19 +79,37 @@ def test_public_names():
 
 
 def _fresh(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_importing_cusa_loads_nothing_heavy():
     code = "import sys, cusa; print(sorted({m.split('.')[0] for m in sys.modules}))"
-    assert not set(ast.literal_eval(_fresh(code))) & {"torch", "transformers", "numpy", "h5py", "pydantic", "rich"}
+    assert not set(ast.literal_eval(_fresh(code))) & {
+        "torch",
+        "transformers",
+        "numpy",
+        "h5py",
+        "pydantic",
+        "rich",
+    }
 
 
-@pytest.mark.parametrize("module", ["cusa.cli.precompute", "cusa.cli.train", "cusa.cli.evaluate", "cusa.cli.store"])
+@pytest.mark.parametrize(
+    "module", ["cusa.cli.precompute", "cusa.cli.train", "cusa.cli.evaluate", "cusa.cli.store"]
+)
 def test_help_loads_nothing_heavy(module):
     code = f"import sys, {module} as c; c.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
     loaded = ast.literal_eval(_fresh(code).splitlines()[-1])
-    assert not {m.split(".")[0] for m in loaded} & {"torch", "transformers", "numpy", "h5py", "pydantic", "matplotlib"}
+    assert not {m.split(".")[0] for m in loaded} & {
+        "torch",
+        "transformers",
+        "numpy",
+        "h5py",
+        "pydantic",
+        "matplotlib",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +126,18 @@ def wheel(tmp_path_factory):
     for name in names:  # a copy: building leaves files in the tree
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, tree]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        tree,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("cusa-*.whl"))
 
@@ -112,9 +146,16 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names} == {"cusa", f"cusa-{cusa.__version__}.dist-info"}
     assert not [n for n in names if "test" in n]
-    for needed in ("cusa/train/presets/demo.yaml", "cusa/eval/report/report.html.jinja", "cusa/py.typed", "cusa/data/demo_set/make.py"):
+    for needed in (
+        "cusa/train/presets/demo.yaml",
+        "cusa/eval/report/report.html.jinja",
+        "cusa/py.typed",
+        "cusa/data/demo_set/make.py",
+    ):
         assert needed in names
-    sources = {p.relative_to(ROOT).as_posix() for room in ROOMS for p in (ROOT / room).rglob("*.py")}
+    sources = {
+        p.relative_to(ROOT).as_posix() for room in ROOMS for p in (ROOT / room).rglob("*.py")
+    }
     assert {f"cusa/{s}" for s in sources} <= set(names)
 
 
@@ -130,7 +171,9 @@ def test_an_installed_wheel_works_outside_the_repository(wheel, tmp_path):
         "names = [getattr(cusa, n).__name__ for n in cusa.__all__]\n"
         "print(cusa.__version__, names == list(cusa.__all__), config.presets())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{cusa.__version__} True ['adapter'")
 

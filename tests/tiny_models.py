@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 VISION = {**SIZES, "image_size": 32, "patch_size": 16}
 MAPS = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}
 WORDS = ["a", "dog", "cat", "red", "blue", "on", "picture", "number", *(str(n) for n in range(30))]
@@ -24,7 +29,9 @@ def pictures(n: int = 4, size: tuple[int, int] = (60, 40)) -> list[Image.Image]:
     return [Image.fromarray(b).resize((width, height), Image.Resampling.NEAREST) for b in blocks]
 
 
-def save_tokenizer(folder: Path, *, pad: bool = True, max_length: int | None = 77, words: Sequence[str] = WORDS) -> int:
+def save_tokenizer(
+    folder: Path, *, pad: bool = True, max_length: int | None = 77, words: Sequence[str] = WORDS
+) -> int:
     """A word-level tokeniser; the size of its vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -49,11 +56,15 @@ def save_processor(folder: Path, *, crop: bool = True) -> None:
     from transformers import BitImageProcessorPil
 
     square = {"height": 32, "width": 32}
-    processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=square, do_center_crop=crop)
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size=square, do_center_crop=crop
+    )
     processor.save_pretrained(folder)
 
 
-def save_vision(folder: Path, model: str, config: str, *, crop: bool = True, **settings: Any) -> Any:
+def save_vision(
+    folder: Path, model: str, config: str, *, crop: bool = True, **settings: Any
+) -> Any:
     """A vision model by the names of its classes in transformers, as a folder; the model."""
     import torch
     import transformers
@@ -66,7 +77,13 @@ def save_vision(folder: Path, model: str, config: str, *, crop: bool = True, **s
 
 
 def save_text(
-    folder: Path, model: str, config: str, *, pad: bool = True, max_length: int | None = 77, **settings: Any
+    folder: Path,
+    model: str,
+    config: str,
+    *,
+    pad: bool = True,
+    max_length: int | None = 77,
+    **settings: Any,
 ) -> Any:
     """A text model by the names of its classes in transformers, as a folder; the model."""
     import torch
@@ -85,9 +102,17 @@ def save_clip(folder: Path, *, crop: bool = True) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     size = save_tokenizer(folder)
-    text = {**SIZES, "vocab_size": size, "max_position_embeddings": 77, "eos_token_id": 2, "bos_token_id": 1}
+    text = {
+        **SIZES,
+        "vocab_size": size,
+        "max_position_embeddings": 77,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+    }
     torch.manual_seed(3)
-    made = CLIPModel(CLIPConfig(text_config={**text, "pad_token_id": 0}, vision_config=VISION, projection_dim=24))
+    made = CLIPModel(
+        CLIPConfig(text_config={**text, "pad_token_id": 0}, vision_config=VISION, projection_dim=24)
+    )
     made.save_pretrained(folder)
     save_processor(folder, crop=crop)
     return made.eval()
@@ -96,7 +121,12 @@ def save_clip(folder: Path, *, crop: bool = True) -> Any:
 def save_roberta_dual(folder: Path) -> Any:
     """A VisionTextDualEncoderModel whose text side has 32 positions in a table of 34, as a folder; the model."""
     import torch
-    from transformers import RobertaConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
+    from transformers import (
+        RobertaConfig,
+        VisionTextDualEncoderConfig,
+        VisionTextDualEncoderModel,
+        ViTConfig,
+    )
 
     size = save_tokenizer(folder, max_length=None)
     text = RobertaConfig(**SIZES, vocab_size=size, max_position_embeddings=34, pad_token_id=1)

@@ -31,10 +31,14 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
     encoders: dict[str, StoredTeacher] = {}
     for modality in _MODALITIES:
         if {"csa", "usa"} & set(config.loss.terms):
-            name = store.pick_teacher(modality, getattr(data, f"{modality}_teacher"), f"--{modality}-teacher")
+            name = store.pick_teacher(
+                modality, getattr(data, f"{modality}_teacher"), f"--{modality}-teacher"
+            )
             teachers[modality] = StoredTeacher.of(store, name)
         if student.name == "adapter":
-            name = store.pick_teacher(modality, getattr(student, f"{modality}_encoder"), f"--{modality}-encoder")
+            name = store.pick_teacher(
+                modality, getattr(student, f"{modality}_encoder"), f"--{modality}-encoder"
+            )
             encoders[modality] = StoredTeacher.of(store, name)
     t, e = ({m: used.name for m, used in part.items()} for part in (teachers, encoders))
     config = replace(
@@ -49,7 +53,9 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
         ),
         student=replace(
             student,
-            name=str(Path(student.name).absolute()) if Path(student.name).is_dir() else student.name,
+            name=str(Path(student.name).absolute())
+            if Path(student.name).is_dir()
+            else student.name,
             init=student.init and str(Path(student.init).absolute()),
             image_encoder=e.get("image", student.image_encoder),
             text_encoder=e.get("text", student.text_encoder),
@@ -162,7 +168,11 @@ def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
 
 
 def student_sources(
-    store: EmbeddingStore, split: str, config: Config, encoders: tuple[str, ...], processors: Processors | None
+    store: EmbeddingStore,
+    split: str,
+    config: Config,
+    encoders: tuple[str, ...],
+    processors: Processors | None,
 ) -> Sources:
     """The readers of a student's inputs for one split.
 
@@ -209,7 +219,9 @@ def validation_sources(
     return sources
 
 
-def training_pairs(store: EmbeddingStore, found: Sources, config: Config, provenance: Provenance) -> Pairs:
+def training_pairs(
+    store: EmbeddingStore, found: Sources, config: Config, provenance: Provenance
+) -> Pairs:
     """The trainable pairs, with the teachers' rows where soft labels are used.
 
     Raises:

@@ -171,7 +171,11 @@ class Config:
 def presets() -> list[str]:
     """Names of the presets that come with the package."""
     folder = importlib.resources.files("cusa.train") / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -209,7 +213,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = (
+            merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
     return merged
 
 
@@ -284,7 +290,9 @@ def differing(a: Config, b: Config) -> list[str]:
 
 def deciding(config: Config) -> dict[str, Any]:
     """The settings that decide what a run computes, by full name."""
-    return {name: value for name, value in _flat(dataclasses.asdict(config), "") if name not in _FREE}
+    return {
+        name: value for name, value in _flat(dataclasses.asdict(config), "") if name not in _FREE
+    }
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -57,7 +57,10 @@ def encode_split(
     rank, size = (processes.rank, processes.size) if processes else (0, 1)
 
     def encode(
-        read: Callable[[np.ndarray], Inputs], forward: Callable[[Any], Features], rows: np.ndarray, unit: str
+        read: Callable[[np.ndarray], Inputs],
+        forward: Callable[[Any], Features],
+        rows: np.ndarray,
+        unit: str,
     ) -> Rows:
         mine = np.array_split(rows, size)[rank]
         chunks = _Chunks(read, [mine[a : a + batch_size] for a in range(0, len(mine), batch_size)])
@@ -65,12 +68,19 @@ def encode_split(
         loader = Loader(chunks, range(len(chunks)), min(workers, len(chunks)), pin, start_method)
         parts = []
         advance(unit, 0, len(mine))
-        with processes.all_or_none() if processes else contextlib.nullcontext(), contextlib.closing(loader):
+        with (
+            processes.all_or_none() if processes else contextlib.nullcontext(),
+            contextlib.closing(loader),
+        ):
             for inputs in loader:
                 parts.append(embed(forward, inputs, device))
                 check()
                 advance(unit, len(chunks.rows[len(parts) - 1]), len(mine))
-        parts = [part for found in (processes.everyones(parts) if processes else [parts]) for part in found]
+        parts = [
+            part
+            for found in (processes.everyones(parts) if processes else [parts])
+            for part in found
+        ]
         return {h: np.concatenate([part[h] for part in parts]) for h in HEADS}
 
     was_training = student.training
@@ -82,7 +92,9 @@ def encode_split(
         student.train(was_training)
     position = np.full(split.n_images, -1, np.int64)
     position[image_rows] = np.arange(len(image_rows))
-    return SplitEmbeddings(image, text, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]])
+    return SplitEmbeddings(
+        image, text, image_rows, text_rows, position[np.asarray(split.caption_image)[text_rows]]
+    )
 
 
 @torch.no_grad()

@@ -15,7 +15,10 @@ Outputs = TypeVar("Outputs", bound=torch.Tensor | tuple[torch.Tensor, ...])
 
 
 def encode_in_micro_batches(
-    encode: Callable[[Any], Outputs], inputs: Inputs, size: int, device: torch.device | str | None = None
+    encode: Callable[[Any], Outputs],
+    inputs: Inputs,
+    size: int,
+    device: torch.device | str | None = None,
 ) -> Outputs:
     """What ``encode(inputs)`` returns, with the activations of ``size`` rows in memory at a time.
 
@@ -40,7 +43,9 @@ def encode_in_micro_batches(
         raise ValueError(f"a micro-batch needs at least one row, got size {size}")
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs.values())
     if len({len(x) for x in tensors}) != 1 or len(tensors[0]) == 0:
-        raise ValueError(f"inputs must have equally many rows and at least one, got {[len(x) for x in tensors]}")
+        raise ValueError(
+            f"inputs must have equally many rows and at least one, got {[len(x) for x in tensors]}"
+        )
 
     def run(part: Inputs, marker: torch.Tensor) -> Outputs:
         return encode(each_tensor(part, lambda x: x.to(marker.device, non_blocking=True)))
@@ -57,7 +62,11 @@ def encode_in_micro_batches(
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         joined = parts[0]._make(columns) if hasattr(parts[0], "_make") else tuple(columns)
     if wrong := [
-        len(x) for x in ([joined] if isinstance(joined, torch.Tensor) else joined) if len(x) != len(tensors[0])
+        len(x)
+        for x in ([joined] if isinstance(joined, torch.Tensor) else joined)
+        if len(x) != len(tensors[0])
     ]:
-        raise ValueError(f"encode must return a row for each of its {len(tensors[0])} rows in all, got {wrong[0]}")
+        raise ValueError(
+            f"encode must return a row for each of its {len(tensors[0])} rows in all, got {wrong[0]}"
+        )
     return joined

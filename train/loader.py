@@ -119,18 +119,29 @@ class Batch:
         """The batch on a device; the student's inputs stay where they are unless ``inputs``."""
         names = [f.name for f in fields(self) if inputs or f.name not in ("images", "texts")]
         return replace(
-            self, **{n: each_tensor(getattr(self, n), lambda x: x.to(device, non_blocking=True)) for n in names}
+            self,
+            **{
+                n: each_tensor(getattr(self, n), lambda x: x.to(device, non_blocking=True))
+                for n in names
+            },
         )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; the worker pool calls it."""
-        return Batch(**{f.name: each_tensor(getattr(self, f.name), torch.Tensor.pin_memory) for f in fields(self)})
+        return Batch(
+            **{
+                f.name: each_tensor(getattr(self, f.name), torch.Tensor.pin_memory)
+                for f in fields(self)
+            }
+        )
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """All tensors of the batch."""
         for f in fields(self):
             value = getattr(self, f.name)
-            yield from value.values() if isinstance(value, Mapping) else () if value is None else (value,)
+            yield from (
+                value.values() if isinstance(value, Mapping) else () if value is None else (value,)
+            )
 
 
 def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -160,7 +171,9 @@ def on_device(batches: Iterable[Batch], device: torch.device, inputs: bool) -> I
         current.wait_stream(copies)
         for tensor in moved.tensors():
             if tensor.is_cuda:
-                tensor.record_stream(current)  # its memory is not the other stream's to reuse before this one is done
+                tensor.record_stream(
+                    current
+                )  # its memory is not the other stream's to reuse before this one is done
         yield moved
 
 
@@ -175,7 +188,9 @@ class Pairs(Dataset[Batch]):
         teachers: Image and text teacher rows, or ``None`` where no soft labels are used.
     """
 
-    def __init__(self, split: Split, inputs: StudentInputs, teachers: tuple[Embeddings, Embeddings] | None) -> None:
+    def __init__(
+        self, split: Split, inputs: StudentInputs, teachers: tuple[Embeddings, Embeddings] | None
+    ) -> None:
         self._split, self._inputs, self._teachers = split, inputs, teachers
         no_image, no_text = (set(rows.tolist()) for rows in inputs.missing())
         if teachers is not None:
@@ -245,9 +260,13 @@ class EpochOrder:
         CusaError: If there are not enough pairs.
     """
 
-    def __init__(self, n_pairs: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
+    def __init__(
+        self, n_pairs: int, batch_size: int, seed: int, rank: int = 0, size: int = 1
+    ) -> None:
         if n_pairs == 0:
-            raise CusaError("no pair can be trained on: every image or every caption was skipped; see cusa-store info")
+            raise CusaError(
+                "no pair can be trained on: every image or every caption was skipped; see cusa-store info"
+            )
         if n_pairs < batch_size * size:
             of = f" in each of {size} processes" if size > 1 else ""
             raise CusaError(
@@ -347,4 +366,6 @@ def open_sources(
     root = image_root or store.image_root
     if not root.is_dir():
         raise CusaError(f"image folder {root} does not exist; pass --image-root")
-    return Sources(split, FileInputs(split, root, processors, normalizer_name, store.skipped(split_name)))
+    return Sources(
+        split, FileInputs(split, root, processors, normalizer_name, store.skipped(split_name))
+    )

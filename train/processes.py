@@ -33,7 +33,11 @@ class Processes:
     """
 
     def __init__(self, device: str) -> None:
-        self.rank, self.size, self.device = 0, int(os.environ.get("WORLD_SIZE", "1")), torch.device(device)
+        self.rank, self.size, self.device = (
+            0,
+            int(os.environ.get("WORLD_SIZE", "1")),
+            torch.device(device),
+        )
         if self.size == 1:
             return
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -47,7 +51,9 @@ class Processes:
             torch.cuda.set_device(self.device)
         try:
             # Writing a checkpoint to a slow disk may keep the others waiting.
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1))
+            dist.init_process_group(
+                "nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1)
+            )
         except (ValueError, RuntimeError) as error:
             first = str(error).strip().split("\n")[0]
             raise CusaError(
@@ -102,4 +108,6 @@ def _contact() -> Iterator[None]:
         yield
     except RuntimeError as error:
         first = str(error).strip().split("\n")[0]
-        raise CusaError(f"lost contact with the other processes ({first}); go on with --resume") from None
+        raise CusaError(
+            f"lost contact with the other processes ({first}); go on with --resume"
+        ) from None

@@ -29,7 +29,9 @@ class TrainStep(nn.Module):
         device: Where both are.
     """
 
-    def __init__(self, student: Student, loss: CUSALoss, config: Config, device: torch.device) -> None:
+    def __init__(
+        self, student: Student, loss: CUSALoss, config: Config, device: torch.device
+    ) -> None:
         super().__init__()
         self.student, self.loss, self._device = student, loss, device
         self._reduced = AUTOCAST.get(config.train.precision)
@@ -43,7 +45,13 @@ class TrainStep(nn.Module):
         """
         image, text = self.encode(batch)
         return self.loss(
-            image.cross, text.cross, image.uni, text.uni, batch.teacher_image, batch.teacher_text, batch.image_ids
+            image.cross,
+            text.cross,
+            image.uni,
+            text.uni,
+            batch.teacher_image,
+            batch.teacher_text,
+            batch.image_ids,
         )
 
     def encode(self, batch: Batch) -> tuple[Features, Features]:
@@ -98,7 +106,9 @@ def prepare(step: TrainStep, two: Batch, four: Batch, pairs_at_a_time: int) -> F
     for parameter in step.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
-        state += parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
+        state += (
+            parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
+        )
     return Footprint(state, kept[0] + (kept[1] - kept[0]) * (pairs_at_a_time - 2) // 2)
 
 

@@ -76,11 +76,18 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, image_trunk: nn.Module, text_trunk: nn.Module, image_dim: int, text_dim: int, embed_dim: int | None
+        self,
+        image_trunk: nn.Module,
+        text_trunk: nn.Module,
+        image_dim: int,
+        text_dim: int,
+        embed_dim: int | None,
     ) -> None:
         super().__init__()
         self.image_trunk, self.text_trunk = image_trunk, text_trunk
-        self.image_heads = nn.ModuleDict({h: _head(image_dim, embed_dim or image_dim) for h in HEADS})
+        self.image_heads = nn.ModuleDict(
+            {h: _head(image_dim, embed_dim or image_dim) for h in HEADS}
+        )
         self.text_heads = nn.ModuleDict({h: _head(text_dim, embed_dim or text_dim) for h in HEADS})
 
     def encode_image(self, inputs: Any) -> Features:
@@ -111,7 +118,9 @@ def adapter_student(config: StudentConfig, image_dim: int, text_dim: int) -> Stu
     """
 
     def trunk(dim: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(dim, config.hidden_dim), nn.GELU(), nn.Dropout(config.dropout))
+        return nn.Sequential(
+            nn.Linear(dim, config.hidden_dim), nn.GELU(), nn.Dropout(config.dropout)
+        )
 
     hidden = config.hidden_dim
     return Student(trunk(image_dim), trunk(text_dim), hidden, hidden, config.embed_dim)
@@ -152,7 +161,9 @@ class Processors:
         return torch.from_numpy(np.asarray(pixels, np.float32))
 
 
-def dual_encoder_student(config: StudentConfig, source: str, pretrained: bool) -> tuple[Student, Processors, Any]:
+def dual_encoder_student(
+    config: StudentConfig, source: str, pretrained: bool
+) -> tuple[Student, Processors, Any]:
     """A Hugging Face dual encoder (CLIPModel, SiglipModel, ...) with the four heads.
 
     Args:

@@ -63,21 +63,28 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
         name, equals, values = axis.partition("=")
         name = name.replace("-", "_") if "." not in name else name
         if not equals or not all(values.split(",")):
-            raise CusaError(f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2")
+            raise CusaError(
+                f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2"
+            )
         if name not in SHORT and "." not in name:
-            raise CusaError(f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as loss.alpha")
+            raise CusaError(
+                f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as loss.alpha"
+            )
         if SHORT.get(name, name) in {SHORT.get(n, n) for n in grid}:
             raise CusaError(f"--sweep {axis}: this setting is there twice")
         if name == "train.device":
             raise CusaError(f"--sweep {axis}: all runs of a grid are on one device; pass --device")
         grid[name] = values.split(",")
     cells = [
-        Cell(v, _settings(v)) for v in (dict(zip(grid, c, strict=True)) for c in itertools.product(*grid.values()))
+        Cell(v, _settings(v))
+        for v in (dict(zip(grid, c, strict=True)) for c in itertools.product(*grid.values()))
     ]
     if any(cell.settings == other.settings for cell, other in itertools.combinations(cells, 2)):
         raise CusaError("--sweep: a value is there twice")
     if len({cell.name for cell in cells}) < len(cells):
-        raise CusaError("--sweep: two of its values would share a folder; name them more differently")
+        raise CusaError(
+            "--sweep: two of its values would share a folder; name them more differently"
+        )
     return cells
 
 
@@ -171,7 +178,9 @@ def figures(row: Row) -> list[str]:
 
 
 def _without_seed(item: tuple[Cell, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((axis, value) for axis, value in item[0].values.items() if axis not in (_SEED, SHORT[_SEED]))
+    return tuple(
+        (axis, value) for axis, value in item[0].values.items() if axis not in (_SEED, SHORT[_SEED])
+    )
 
 
 def _scores(run_dir: Path) -> dict[str, dict[str, float]] | None:

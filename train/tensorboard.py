@@ -29,13 +29,17 @@ class TensorBoardReporter:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise CusaError("--tensorboard needs the package tensorboard; pip install 'cusa[tensorboard]'") from None
+            raise CusaError(
+                "--tensorboard needs the package tensorboard; pip install 'cusa[tensorboard]'"
+            ) from None
         self._make, self._warn = SummaryWriter, warn
         self._writer: SummaryWriter | None = None
 
     def started(self, trainer: Trainer) -> None:
         """Open the files; of a resumed run, TensorBoard drops what lies after its checkpoint."""
-        self._writer = self._make(str(trainer.run_dir / FOLDER), purge_step=trainer.progress.step + 1)
+        self._writer = self._make(
+            str(trainer.run_dir / FOLDER), purge_step=trainer.progress.step + 1
+        )
 
     def stepped(self, metrics: dict[str, Any]) -> None:
         """Losses, temperatures, learning rate and speed of a step."""
@@ -58,4 +62,6 @@ class TensorBoardReporter:
             self._writer.flush()
         except OSError as error:
             self._writer = None
-            self._warn(f"the TensorBoard files could not be written ({error.strerror or error}); they end here")
+            self._warn(
+                f"the TensorBoard files could not be written ({error.strerror or error}); they end here"
+            )

@@ -154,7 +154,9 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the last epoch is done, or no better one has come for as long as the settings allow."""
         p, patience = self.progress, self.config.train.patience
-        return p.epoch >= self.config.train.epochs or (patience is not None and p.epoch - p.best_epoch >= patience)
+        return p.epoch >= self.config.train.epochs or (
+            patience is not None and p.epoch - p.best_epoch >= patience
+        )
 
     def fit(self, reporters: Sequence[Reporter] = (), stop: Callable[[], int] = lambda: 0) -> int:
         """Train to the end.
@@ -192,7 +194,9 @@ class Trainer:
     def _begin(self) -> None:
         """See that all processes stand at the same step, and write what a run begins with."""
         if len(set(self.processes.everyones((self.progress.step, self.progress.epoch)))) > 1:
-            raise CusaError(f"not all processes read the same checkpoint; all machines must see {self.run_dir}")
+            raise CusaError(
+                f"not all processes read the same checkpoint; all machines must see {self.run_dir}"
+            )
         if self.processes.size > 1:
             self._module = DistributedDataParallel(self.step)
         if self.processes.leads:
@@ -237,9 +241,13 @@ class Trainer:
         """
         every = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
         due = self.processes.leads and self.keeper.checkpoint_due(self.progress.step, *every)
-        any_fault, any_lost, signal, any_due = self.processes.most([bool(fault), bool(lost), self._stop(), due])
+        any_fault, any_lost, signal, any_due = self.processes.most(
+            [bool(fault), bool(lost), self._stop(), due]
+        )
         if any_lost:
-            raise CusaError(lost or "another process has a loss that is not finite; its own message says why")
+            raise CusaError(
+                lost or "another process has a loss that is not finite; its own message says why"
+            )
         if any_fault or signal or any_due:
             self._save_checkpoint()
         if any_fault:
@@ -264,9 +272,13 @@ class Trainer:
             images = named_images(batch.image_ids, self.data.image_ids)
             raise DataError(f"step {self.progress.step + 1}: {error}; {images}") from None
         if not finite:
-            return why_not_finite(self.step, batch, terms, self.data.image_ids, self.progress.step + 1)
+            return why_not_finite(
+                self.step, batch, terms, self.data.image_ids, self.progress.step + 1
+            )
         self.progress.step += 1
-        if self.processes.leads and (self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1):
+        if self.processes.leads and (
+            self.progress.step % self.config.train.log_every == 0 or self.progress.step == 1
+        ):
             self._report_step(terms, lr)
         return ""
 

@@ -59,7 +59,11 @@ class TrainingState:
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is the same in every process, by name."""
         state: dict[int, dict[str, torch.Tensor]] = self._optimizer.state_dict()["state"]
-        moments = {f"{self._names[i]}.{key}": value for i, part in state.items() for key, value in part.items()}
+        moments = {
+            f"{self._names[i]}.{key}": value
+            for i, part in state.items()
+            for key, value in part.items()
+        }
         return {
             **prefixed("student", self._step.student.state_dict()),
             **prefixed("loss", self._step.loss.state_dict()),
@@ -73,10 +77,17 @@ class TrainingState:
     def random_states(self) -> dict[str, torch.Tensor]:
         """This process's own."""
         states = {"cpu": torch.get_rng_state()}
-        return states | {"cuda": torch.cuda.get_rng_state(self._device)} if self._device.type == "cuda" else states
+        return (
+            states | {"cuda": torch.cuda.get_rng_state(self._device)}
+            if self._device.type == "cuda"
+            else states
+        )
 
     def restore(
-        self, tensors: Mapping[str, torch.Tensor], random_states: Mapping[str, torch.Tensor], scaler: dict[str, Any]
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        random_states: Mapping[str, torch.Tensor],
+        scaler: dict[str, Any],
     ) -> None:
         """Go back to what was saved.
 

@@ -38,13 +38,21 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except Stopped as stopped:
             progress = f": {stopped}" if str(stopped) else ""
-            fail(f"stopped by {signal.Signals(stopped.signal).name}{progress}", 128 + stopped.signal)
+            fail(
+                f"stopped by {signal.Signals(stopped.signal).name}{progress}", 128 + stopped.signal
+            )
         except CusaError as error:
             fail(" ".join(str(error).split("\n")))
         except PermissionError as error:
-            fail(f"no permission for {error.filename or error}: choose another path, or change its permissions")
+            fail(
+                f"no permission for {error.filename or error}: choose another path, or change its permissions"
+            )
         except OSError as error:
-            full = "; free some space, and run the command again" if error.errno == errno.ENOSPC else ""
+            full = (
+                "; free some space, and run the command again"
+                if error.errno == errno.ENOSPC
+                else ""
+            )
             fail(f"{error.strerror or error} {error.filename or ''}".strip() + full)
         except KeyboardInterrupt:
             fail("interrupted; what is finished is kept", 130)
@@ -64,11 +72,17 @@ class Besides(click.Command):
         self.others: dict[str, click.Command] = {}
 
     def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
     ) -> click.Context:
         """The context of the command that the arguments ask for."""
         if args and args[0] in self.others:
-            return self.others[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+            return self.others[args[0]].make_context(
+                f"{info_name} {args[0]}", args[1:], parent, **extra
+            )
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -81,7 +95,9 @@ class Besides(click.Command):
             return
         with formatter.section("Other commands"):
             name = ctx.command_path
-            formatter.write_dl([(f"{name} {n}", c.get_short_help_str(120)) for n, c in self.others.items()])
+            formatter.write_dl(
+                [(f"{name} {n}", c.get_short_help_str(120)) for n, c in self.others.items()]
+            )
 
 
 class Stopped(BaseException):
@@ -293,7 +309,12 @@ def _bars(console: Console, clock: Callable[[], float]) -> Progress:
                 if status := task.fields.get("status"):
                     yield Text(f"  {status}", style="dim")
 
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        RateColumn(),
+    ]
     return WithStatus(*columns, TimeRemainingColumn(), console=console, get_time=clock)
 
 
@@ -306,7 +327,9 @@ def pick_device(name: str) -> str:
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise CusaError("--device cuda: no CUDA device is available to this torch; pass --device cpu or auto")
+        raise CusaError(
+            "--device cuda: no CUDA device is available to this torch; pass --device cpu or auto"
+        )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
@@ -314,7 +337,9 @@ def pick_device(name: str) -> str:
 
 def cpu_count() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    )
 
 
 def default_workers(inputs_are_stored: bool, sharing: int = 1) -> int:

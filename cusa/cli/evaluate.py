@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from cusa.eval.report.report import RunReport
     from cusa.eval.request import Plan
 
-_SPECS = "cusa.eval.models.any_model"  # (spec, whether it is a run), in the order of the command line
+_SPECS = (
+    "cusa.eval.models.any_model"  # (spec, whether it is a run), in the order of the command line
+)
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -30,7 +32,9 @@ def _options(*options: Decorator) -> Decorator:
     return decorate
 
 
-def _in_order(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def _in_order(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
     """Put models and runs into one list, those first that stand first on the command line."""
     specs = context.meta.setdefault(_SPECS, [])
     specs += [(value, option.name == "models_of_runs") for value in values]
@@ -68,7 +72,9 @@ _how = _options(
                  help="Folder of report.html.  [default: the model's own results, for several eval/ beside them]"),
     click.option("--latex", is_flag=True, help="Write tables.tex beside the report, too."),
 )  # fmt: skip
-_data_root = click.option("--data-root", type=_path, default=Path("data"), help="Where named data sets lie.")
+_data_root = click.option(
+    "--data-root", type=_path, default=Path("data"), help="Where named data sets lie."
+)
 _split = _options(
     click.option("--split", default="test", help="Split of the store or data set."),
     click.option("--dataset", multiple=True,
@@ -77,8 +83,12 @@ _split = _options(
     click.option("--image-root", type=_path, help="Folder of the images, if not the data's own."),
 )  # fmt: skip
 _shown = _options(
-    click.option("--pmrp", type=_path, help="Folder of pm_*.json: plausible matches of COCO's test."),
-    click.option("--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report."),
+    click.option(
+        "--pmrp", type=_path, help="Folder of pm_*.json: plausible matches of COCO's test."
+    ),
+    click.option(
+        "--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report."
+    ),
 )
 
 
@@ -110,7 +120,12 @@ def images(**options: Any) -> None:
 
 @click.command(context_settings=_CONTEXT)
 @_models
-@click.option("--data", "sts_data", type=_path, help="Folder of STS sets, any layout.  [default: sts in --data-root]")
+@click.option(
+    "--data",
+    "sts_data",
+    type=_path,
+    help="Folder of STS sets, any layout.  [default: sts in --data-root]",
+)
 @_data_root
 @_split
 @_how
@@ -134,9 +149,15 @@ def everything(**options: Any) -> None:
 
 @click.command(context_settings=_CONTEXT)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--bootstrap", type=click.IntRange(1), default=1000, help="Resamplings of the queries.")
+@click.option(
+    "--bootstrap", type=click.IntRange(1), default=1000, help="Resamplings of the queries."
+)
 @click.option("--seed", type=click.IntRange(0), default=0)
-@click.option("--out", type=_path, help="Folder of comparison.html and .json.  [default: eval/ beside the first]")
+@click.option(
+    "--out",
+    type=_path,
+    help="Folder of comparison.html and .json.  [default: eval/ beside the first]",
+)
 @click.option("--latex", is_flag=True, help="Write comparison.tex beside it, too.")
 @one_line_errors
 def compare(models: tuple[str, ...], **options: Any) -> None:
@@ -156,16 +177,30 @@ def compare(models: tuple[str, ...], **options: Any) -> None:
 
 @click.command(context_settings=_CONTEXT)
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--run", type=click.Path(path_type=Path), help="Run, or exported folder.  [default: the latest]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the index.  [default: RUN/index]")
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="Run, or exported folder.  [default: the latest]"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the index.  [default: RUN/index]"
+)
 @click.option("--kind", type=click.Choice(["flat", "hnsw", "ivf"]), default="flat",
               help="flat is exact; the others are for millions.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), default=32)
-@click.option("--workers", type=click.IntRange(1), help="Threads that read images.  [default: cores, at most 8]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that read images.  [default: cores, at most 8]",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @one_line_errors
 def index(
-    source: Path, run: Path | None, out: Path | None, kind: Any, batch_size: int, workers: int | None, device: str
+    source: Path,
+    run: Path | None,
+    out: Path | None,
+    kind: Any,
+    batch_size: int,
+    workers: int | None,
+    device: str,
 ) -> None:
     """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
     from cusa.cli.console import default_workers, pick_device, progress, quiet_libraries
@@ -182,7 +217,14 @@ def index(
     options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
     with progress() as bar:
         task = bar.add_task("index", total=None, unit="items")
-        found = build_index(student, run, source, out, options, lambda n, of: bar.update(task, completed=n, total=of))
+        found = build_index(
+            student,
+            run,
+            source,
+            out,
+            options,
+            lambda n, of: bar.update(task, completed=n, total=of),
+        )
     left = f", {len(found.skipped):,} skipped (see index.json)" if found.skipped else ""
     left += f", {found.blank_lines:,} empty lines" if found.blank_lines else ""
     if found.recall_of_exact is not None:
@@ -193,13 +235,25 @@ def index(
 
 @click.command(context_settings=_CONTEXT)
 @click.argument("query")
-@click.option("--index", "folder", type=click.Path(path_type=Path), help="[default: the latest under runs/]")
-@click.option("--run", type=click.Path(path_type=Path), help="The student, if it has moved.  [default: the index's]")
+@click.option(
+    "--index", "folder", type=click.Path(path_type=Path), help="[default: the latest under runs/]"
+)
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="The student, if it has moved.  [default: the index's]",
+)
 @click.option("-k", type=click.IntRange(1), default=10, help="Hits.")
-@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: search.html beside the index]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page.  [default: search.html beside the index]",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @one_line_errors
-def search(query: str, folder: Path | None, run: Path | None, k: int, out: Path | None, device: str) -> None:
+def search(
+    query: str, folder: Path | None, run: Path | None, k: int, out: Path | None, device: str
+) -> None:
     """Search an index for a text, or for an image file."""
     from cusa.cli.console import pick_device, quiet_libraries
 
@@ -212,9 +266,13 @@ def search(query: str, folder: Path | None, run: Path | None, k: int, out: Path 
     run = run or Path(opened.summary.student)
     found = answer(load_student(run, pick_device(device)), opened, query, k, str(run))
     for hit in found.hits:
-        _print(f"{hit.rank:3} {hit.similarity:6.3f}  {hit.item.text}{'  (the query itself)' if hit.is_query else ''}")
+        _print(
+            f"{hit.rank:3} {hit.similarity:6.3f}  {hit.item.text}{'  (the query itself)' if hit.is_query else ''}"
+        )
     if found.n_unnamed:
-        _print(f"note: {found.n_unnamed} more found, whose lines in items.jsonl are damaged; build the index again")
+        _print(
+            f"note: {found.n_unnamed} more found, whose lines in items.jsonl are damaged; build the index again"
+        )
     out = out or opened.folder.resolve().parent / "search.html"
     write_contact_sheet(out, found)
     _print(f"page: {out.resolve()}")
@@ -222,7 +280,11 @@ def search(query: str, folder: Path | None, run: Path | None, k: int, out: Path 
 
 main.others |= {
     "retrieval": click.Command(
-        "retrieval", callback=main.callback, params=main.params, help=main.help, context_settings=_CONTEXT
+        "retrieval",
+        callback=main.callback,
+        params=main.params,
+        help=main.help,
+        context_settings=_CONTEXT,
     ),
     "images": images,
     "sts": sts,
@@ -316,7 +378,9 @@ def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool)
 def _file(options: dict[str, Any], modality: str) -> tuple[Path, Path | None] | None:
     rows, ids = options[f"{modality}_embeddings"], options[f"{modality}_ids"]
     if ids and not rows:
-        raise CusaError(f"--{modality}-ids {ids} are of no embeddings; pass --{modality}-embeddings, too")
+        raise CusaError(
+            f"--{modality}-ids {ids} are of no embeddings; pass --{modality}-embeddings, too"
+        )
     return (rows, ids) if rows else None
 
 
@@ -343,12 +407,16 @@ def _print_reports(reports: Sequence[RunReport]) -> None:
                 table.add_column("head", no_wrap=True)
             for group, _ in made.groups:
                 for metric in group.metrics:
-                    table.add_column(escape(f"{group.title}\n{metric.label}".strip()), justify="right")
+                    table.add_column(
+                        escape(f"{group.title}\n{metric.label}".strip()), justify="right"
+                    )
             for row in made.rows:
                 head = f"{row.head} (untrained)" if row.untrained else row.head
                 cells = [f"[bold]{c.text}[/]" if c.best else c.text for c in row.cells]
                 style = "dim" if row.run is None else None
-                table.add_row(escape(row.name), *([head] if made.by_head else []), *cells, style=style)
+                table.add_row(
+                    escape(row.name), *([head] if made.by_head else []), *cells, style=style
+                )
             _screen().print(table)
 
 

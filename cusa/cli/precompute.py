@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _PROBE_S = 3.0
 
 
-def _shard_range(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+def _shard_range(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+):(\d+)", text)
@@ -40,10 +42,19 @@ def _shard_range(_context: click.Context, _option: click.Parameter, text: str | 
               "efficientnet-lite0 (images); mpnet, minilm (text); any Hugging Face vision or sentence-transformers "
               "model. A modality that none is named for gets unicom or mpnet.")  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The store's index.  [default: DATA_ROOT/NAME_teachers.h5]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The store's index.  [default: DATA_ROOT/NAME_teachers.h5]",
 )
-@click.option("--image-root", type=click.Path(path_type=Path), help="Folder that image paths are relative to.")
-@click.option("--data-root", type=click.Path(path_type=Path), default=Path("data"), help="Where named data sets lie.")
+@click.option(
+    "--image-root", type=click.Path(path_type=Path), help="Folder that image paths are relative to."
+)
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    help="Where named data sets lie.",
+)
 @click.option("--splits", metavar="A,B", help="Only these splits.  [default: all]")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N images of each split.")
 @click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True),
@@ -52,15 +63,33 @@ def _shard_range(_context: click.Context, _option: click.Parameter, text: str | 
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto",
               help="What teachers compute in; auto is fp16 on a GPU, fp32 elsewhere.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), help="Items per forward pass.  [default: what suits the teacher]")
-@click.option("--workers", type=click.IntRange(0), help="Image decoding processes.  [default: cores, at most 16]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Items per forward pass.  [default: what suits the teacher]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Image decoding processes.  [default: cores, at most 16]",
+)
 @click.option("--shard-rows", type=click.IntRange(1), help="Rows per shard; work is handed out and resumed by shard.  "
               "[default: the store's own, or 16384]")  # fmt: skip
 @click.option("--shard-range", metavar="A:B", callback=_shard_range,
               help="Make only shards A to B - 1 of this run, as --plan counts them, for arrays of jobs; join the parts "
               "with cusa-store merge.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="What rows are stored as.")
-@click.option("--normalizer", type=click.Choice(["albef", "none"]), default="albef", help="Caption normaliser.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    help="What rows are stored as.",
+)
+@click.option(
+    "--normalizer",
+    type=click.Choice(["albef", "none"]),
+    default="albef",
+    help="Caption normaliser.",
+)
 @click.option("--pooling", type=click.Choice(["cls", "mean", "pooler"]),
               help="What of a Hugging Face vision model's output becomes a row: its class token, the "
               "mean over its patches, or its pooled output.  [default: the best that the model has; a "
@@ -137,7 +166,9 @@ def main(
         _print_labelled(screen, "[yellow]note:[/]", note)
     with progress(quiet=not ranks.leads) as bar, stop_signals() as check_stop:
         reporter = _Reporter(bar, screen)
-        run = Run(dataset, requests, _run_options(out, ranks, **options), ranks, reporter, check_stop)
+        run = Run(
+            dataset, requests, _run_options(out, ranks, **options), ranks, reporter, check_stop
+        )
         if only_plan:
             estimates = run.estimate(_PROBE_S)
             bar.stop()
@@ -147,7 +178,9 @@ def main(
         try:
             outcome = run.go()
         except Stopped as stopped:
-            raise Stopped(stopped.signal, f"{reporter.progress()}; run the same command again to go on") from None
+            raise Stopped(
+                stopped.signal, f"{reporter.progress()}; run the same command again to go on"
+            ) from None
         except WorkerError as error:
             going_on = f"{reporter.progress()}; run the same command again to go on"
             raise WorkerError(f"{error}; {going_on}", name=error.name) from None
@@ -192,7 +225,9 @@ class _Reporter:
     def __init__(self, bar: Progress, screen: Console) -> None:
         self._bar, self._screen = bar, screen
         self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._rows: dict[tuple[str, str], tuple[int, int, int]] = {}  # finished before, done now, all
+        self._rows: dict[
+            tuple[str, str], tuple[int, int, int]
+        ] = {}  # finished before, done now, all
         self._loading: TaskID | None = None
 
     def loading(self, teacher: str) -> None:
@@ -204,7 +239,9 @@ class _Reporter:
             self._loading = None
 
     def planned(self, teacher: str, split: str, n_rows: int, n_done: int) -> None:
-        self._tasks[teacher, split] = self._bar.add_task(f"{teacher} {split}", total=n_rows, completed=n_done)
+        self._tasks[teacher, split] = self._bar.add_task(
+            f"{teacher} {split}", total=n_rows, completed=n_done
+        )
         self._rows[teacher, split] = n_done, 0, n_rows
 
     def advanced(self, teacher: str, split: str, n_done: int, file: str) -> None:
@@ -225,7 +262,9 @@ class _Reporter:
         done = sum(before + now for before, now, _ in self._rows.values())
         total = sum(rows for _, _, rows in self._rows.values())
         return (
-            f"{done:,} of {total:,} rows are encoded; finished shards are kept" if total else "no row was encoded yet"
+            f"{done:,} of {total:,} rows are encoded; finished shards are kept"
+            if total
+            else "no row was encoded yet"
         )
 
 
@@ -240,10 +279,16 @@ def _report(screen: Console, outcome: Outcome, out: Path) -> None:
     from cusa.precompute.next_step import merging_command, training_command
 
     for name, entry in outcome.entries.items():
-        rows = {split: sum(s.stop - s.start for s in shards) for split, shards in entry.shards.items()}
+        rows = {
+            split: sum(s.stop - s.start for s in shards) for split, shards in entry.shards.items()
+        }
         skipped = sum(len(s.skipped) for shards in entry.shards.values() for s in shards)
         parts = ", ".join(f"{split} {n:,}" for split, n in rows.items())
-        screen.print(f"{name}: {parts} rows x {entry.settings.dim}, {skipped:,} skipped", highlight=False, markup=False)
+        screen.print(
+            f"{name}: {parts} rows x {entry.settings.dim}, {skipped:,} skipped",
+            highlight=False,
+            markup=False,
+        )
     if outcome.index == out:
         command = training_command(out, outcome.entries)
         lines = [f"store: {out}", *([f"next: {command}"] if command else [])]
@@ -254,7 +299,12 @@ def _report(screen: Console, outcome: Outcome, out: Path) -> None:
 
 
 def _print_plan(
-    screen: Console, dataset: Dataset, estimates: list[Estimate], first: int, out: Path, processes: int
+    screen: Console,
+    dataset: Dataset,
+    estimates: list[Estimate],
+    first: int,
+    out: Path,
+    processes: int,
 ) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -269,13 +319,21 @@ def _print_plan(
         shards = f"{e.n_shards:,} ({first}:{first + e.n_shards})"
         first += e.n_shards
         rates = f"{e.rates.whole:,.0f}", f"{e.rates.encoding:,.0f}"
-        table.add_row(escape(e.teacher), f"{e.n_rows:,}", shards, f"{e.n_bytes / 1e6:,.1f}", *rates, _duration(seconds))
+        table.add_row(
+            escape(e.teacher),
+            f"{e.n_rows:,}",
+            shards,
+            f"{e.n_bytes / 1e6:,.1f}",
+            *rates,
+            _duration(seconds),
+        )
     screen.print(table)
     folder = next(p for p in (out.resolve().parent, *out.resolve().parents) if p.exists())
     free = shutil.disk_usage(folder).free
     n_bytes = sum(e.n_bytes for e in estimates)
     screen.print(
-        f"disk: {n_bytes / 1e9:,.3f} GB of rows, {free / 1e9:,.1f} GB free in {escape(str(folder))}", soft_wrap=True
+        f"disk: {n_bytes / 1e9:,.3f} GB of rows, {free / 1e9:,.1f} GB free in {escape(str(folder))}",
+        soft_wrap=True,
     )
     screen.print(f"time: about {_duration(total_s)} in {processes} process(es)")
     if pairs:

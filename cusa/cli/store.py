@@ -41,18 +41,41 @@ def info(store: Path, as_json: bool) -> None:
 
     screen = console()
     dataset, image_root = escape(summary["dataset"]), escape(summary["image_root"])
-    screen.print(f"{escape(str(store))}: data set [bold]{dataset}[/], images under {image_root}", soft_wrap=True)
+    screen.print(
+        f"{escape(str(store))}: data set [bold]{dataset}[/], images under {image_root}",
+        soft_wrap=True,
+    )
     splits = Table("split", "images", "captions", "known truth", "fingerprint")
     for name, s in summary["splits"].items():
         truth = "yes" if s["truth"] else "no"
-        splits.add_row(escape(name), f"{s['images']:,}", f"{s['captions']:,}", truth, s["fingerprint"][:12])
+        splits.add_row(
+            escape(name), f"{s['images']:,}", f"{s['captions']:,}", truth, s["fingerprint"][:12]
+        )
     screen.print(splits)
-    teachers = Table("teacher", "split", "rows", "dim", "dtype", "skipped", "shards", "MB", "norms (least, mean, most)")
+    teachers = Table(
+        "teacher",
+        "split",
+        "rows",
+        "dim",
+        "dtype",
+        "skipped",
+        "shards",
+        "MB",
+        "norms (least, mean, most)",
+    )
     for name, t in summary["teachers"].items():
         for split, r in t["rows"].items():
             norms = " ".join(f"{v:.4f}" for v in r["norms"]) if r["norms"] else "-"
-            counts = f"{r['rows']:,}", str(t["dim"]), t["dtype"], f"{r['skipped']:,}", f"{r['shards']:,}"
-            teachers.add_row(escape(name), escape(split), *counts, f"{r['bytes'] / 1e6:,.1f}", norms)
+            counts = (
+                f"{r['rows']:,}",
+                str(t["dim"]),
+                t["dtype"],
+                f"{r['skipped']:,}",
+                f"{r['shards']:,}",
+            )
+            teachers.add_row(
+                escape(name), escape(split), *counts, f"{r['bytes'] / 1e6:,.1f}", norms
+            )
     screen.print(teachers)
     for name, t in summary["teachers"].items():
         screen.print(
@@ -89,19 +112,27 @@ def verify(store: Path, repair: bool) -> None:
             "if its index was damaged); rows that were imported have to be imported again"
         )
         return
-    fail(f"{len(damages)} of {n_files} files are damaged or missing; --repair lets cusa-precompute make them again")
+    fail(
+        f"{len(damages)} of {n_files} files are damaged or missing; --repair lets cusa-precompute make them again"
+    )
 
 
 @main.command()
 @STORE
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME|NAME=PATH",
               help="Only this one; with PATH, loaded from there.  [default: all, from where they were]")  # fmt: skip
-@click.option("--sample", type=click.IntRange(1), default=256, help="Rows of each teacher and split.")
+@click.option(
+    "--sample", type=click.IntRange(1), default=256, help="Rows of each teacher and split."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the choice of rows.")
-@click.option("--least-cosine", type=click.FloatRange(-1, 1), default=0.999, help="What every row must reach.")
+@click.option(
+    "--least-cosine", type=click.FloatRange(-1, 1), default=0.999, help="What every row must reach."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @one_line_errors
-def audit(store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_cosine: float, device: str) -> None:
+def audit(
+    store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_cosine: float, device: str
+) -> None:
     """Run the teachers again on random rows of STORE and compare: a wrong store shows before it is trained on."""
     from cusa.cli.console import console, pick_device, quiet_libraries
     from cusa.data.store.reader import EmbeddingStore
@@ -121,25 +152,52 @@ def audit(store: Path, teachers: tuple[str, ...], sample: int, seed: int, least_
             good = a.least >= least_cosine
             bad += not good
             numbers = f"{a.n_rows:,}", f"{a.least:.6f}", f"{a.worst_row:,}", f"{a.mean:.6f}"
-            notes = [*([] if good else ["WRONG"]), *(f"another teacher: {field}" for field in a.differing)]
+            notes = [
+                *([] if good else ["WRONG"]),
+                *(f"another teacher: {field}" for field in a.differing),
+            ]
             table.add_row(escape(a.teacher), a.split, *numbers, escape("\n".join(notes)))
     console().print(table)
     if bad:
-        fail(f"{bad} of {table.row_count} are wrong: rows differ from what the teacher gives (cosine < {least_cosine})")
+        fail(
+            f"{bad} of {table.row_count} are wrong: rows differ from what the teacher gives (cosine < {least_cosine})"
+        )
 
 
 @main.command()
 @STORE
 @click.option("--split", default="train", help="Split whose pairs would be trained on.")
-@click.option("--image-teacher", help="The store's image teacher that gives the soft labels.  [default: the only one]")
-@click.option("--text-teacher", help="The store's text teacher that gives the soft labels.  [default: the only one]")
-@click.option("--batch-size", type=click.IntRange(2), default=128, help="Pairs of a training batch.")
-@click.option("--batches", type=click.IntRange(1), default=100, help="Batches that figures are averaged over.")
-@click.option("--pairs", type=click.IntRange(0), default=30, help="Strongest pairs shown of each kind.")
-@click.option("--sample", type=click.IntRange(2), default=20_000, help="Images that those are searched among.")
+@click.option(
+    "--image-teacher",
+    help="The store's image teacher that gives the soft labels.  [default: the only one]",
+)
+@click.option(
+    "--text-teacher",
+    help="The store's text teacher that gives the soft labels.  [default: the only one]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(2), default=128, help="Pairs of a training batch."
+)
+@click.option(
+    "--batches", type=click.IntRange(1), default=100, help="Batches that figures are averaged over."
+)
+@click.option(
+    "--pairs", type=click.IntRange(0), default=30, help="Strongest pairs shown of each kind."
+)
+@click.option(
+    "--sample", type=click.IntRange(2), default=20_000, help="Images that those are searched among."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the batches and of the sample.")
-@click.option("--image-root", type=click.Path(path_type=Path), help="Folder of the images, if not the store's own.")
-@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: STORE's name with .inspect.html]")
+@click.option(
+    "--image-root",
+    type=click.Path(path_type=Path),
+    help="Folder of the images, if not the store's own.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page.  [default: STORE's name with .inspect.html]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @one_line_errors
 def inspect(store: Path, out: Path | None, as_json: bool, **options: Any) -> None:
@@ -154,11 +212,15 @@ def inspect(store: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     opened = EmbeddingStore(store)
     out = out or store.with_suffix(".inspect.html")
     if out.is_dir() or out.resolve() == store.resolve():
-        raise CusaError(f"--out {out} is {'a folder' if out.is_dir() else 'the store'}; pass the page's name, x.html")
+        raise CusaError(
+            f"--out {out} is {'a folder' if out.is_dir() else 'the store'}; pass the page's name, x.html"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
     root = options["image_root"]
     if root is not None and not root.is_dir():
-        raise CusaError(f"--image-root {root} is no folder; leave it out for a page without pictures")
+        raise CusaError(
+            f"--image-root {root} is no folder; leave it out for a page without pictures"
+        )
     from cusa.eval.inspection.soft_labels import Settings, write_inspection
     from cusa.eval.inspection.soft_labels import as_json as to_json
     from cusa.eval.inspection.soft_labels import inspect as look
@@ -174,7 +236,9 @@ def inspect(store: Path, out: Path | None, as_json: bool, **options: Any) -> Non
         found = look(opened, Settings(**options), advance)
     screen = console()
     if as_json:
-        click.echo(json.dumps({**to_json(found), "page": str(out.resolve())}, indent=2, ensure_ascii=False))
+        click.echo(
+            json.dumps({**to_json(found), "page": str(out.resolve())}, indent=2, ensure_ascii=False)
+        )
     else:
         _print_inspection(screen, found)
     unreadable = write_inspection(out, found)
@@ -198,23 +262,42 @@ def _print_inspection(screen: Any, found: Inspection) -> None:
         markup=False,
         soft_wrap=True,
     )
-    columns = [f"{modality}: {what}" for modality in ("image", "text") for what in ("perplexity", "own", "other")]
+    columns = [
+        f"{modality}: {what}"
+        for modality in ("image", "text")
+        for what in ("perplexity", "own", "other")
+    ]
     labels = Table("tau_s", *columns, title="soft labels")
     labels.caption = f"perplexity: of {size:,}; own: label of the pair itself; other: greatest label of another image"
     for tau in found.image.sharpness:
         sharp = [t.sharpness[tau] for t in teachers]
         labels.add_row(
-            f"{tau:g}", *(t for s in sharp for t in (shown(s.perplexity, 1), shown(s.own, 3), shown(s.other, 3)))
+            f"{tau:g}",
+            *(
+                t
+                for s in sharp
+                for t in (shown(s.perplexity, 1), shown(s.own, 3), shown(s.other, 3))
+            ),
         )
     screen.print(labels)
-    negatives = Table("cosine", *(f"{m}: {c}" for m in ("image", "text") for c in ("in a batch", "% of rows")))
+    negatives = Table(
+        "cosine", *(f"{m}: {c}" for m in ("image", "text") for c in ("in a batch", "% of rows"))
+    )
     negatives.title = "likely false negatives: pairs of different images with at least this cosine"
     for cosine in found.image.alike:
         alike = [t.alike[cosine] for t in teachers]
-        negatives.add_row(f"{cosine:g}", *(t for a in alike for t in (f"{a.pairs:,.1f}", f"{100 * a.rows:.1f}")))
+        negatives.add_row(
+            f"{cosine:g}", *(t for a in alike for t in (f"{a.pairs:,.1f}", f"{100 * a.rows:.1f}"))
+        )
     if math.isfinite(found.same_image_cosine):
         same = found.same_image_alike
-        negatives.add_row(f"{found.same_image_cosine:.3f} *", "", "", f"{same.pairs:,.1f}", f"{100 * same.rows:.1f}")
+        negatives.add_row(
+            f"{found.same_image_cosine:.3f} *",
+            "",
+            "",
+            f"{same.pairs:,.1f}",
+            f"{100 * same.rows:.1f}",
+        )
         negatives.caption = "* the median of two captions of the same image"
     screen.print(negatives)
     a = found.agreement
@@ -271,12 +354,29 @@ def export(store: Path, out: Path, teacher: str, split: str) -> None:
 @click.option("--split", required=True, help="Split that the rows are of.")
 @click.option("--modality", type=click.Choice(["image", "text"]), default="image")
 @click.option("--model-id", help="What model made the rows.  [default: the teacher's name]")
-@click.option("--normalizer", type=click.Choice(["albef", "none"]), default="albef", help="That captions went through.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="What rows are stored as.")
+@click.option(
+    "--normalizer",
+    type=click.Choice(["albef", "none"]),
+    default="albef",
+    help="That captions went through.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    help="What rows are stored as.",
+)
 @click.option("--dataset", "datasets", multiple=True, metavar="coco|flickr30k|[SPLIT=]PATH",
               help="The data set, where STORE does not exist yet; as for cusa-precompute.")  # fmt: skip
-@click.option("--image-root", type=click.Path(path_type=Path), help="Folder that image paths are relative to.")
-@click.option("--data-root", type=click.Path(path_type=Path), default=Path("data"), help="Where named data sets lie.")
+@click.option(
+    "--image-root", type=click.Path(path_type=Path), help="Folder that image paths are relative to."
+)
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    help="Where named data sets lie.",
+)
 @click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail",
               help="On an image or caption without a row: stop, or record it as skipped.")  # fmt: skip
 @one_line_errors
@@ -306,8 +406,12 @@ def import_(
 
     check_index_path(store)
     if allow_pickle and ids is not None:
-        raise CusaError("--ids goes with an array, --allow-pickle with a dictionary of the published code; pass one")
-    foreign = ForeignRows(*read_published_rows(rows), str(rows)) if allow_pickle else read_rows(rows, ids)
+        raise CusaError(
+            "--ids goes with an array, --allow-pickle with a dictionary of the published code; pass one"
+        )
+    foreign = (
+        ForeignRows(*read_published_rows(rows), str(rows)) if allow_pickle else read_rows(rows, ids)
+    )
     data = data_of(store, load_dataset(datasets, image_root, data_root) if datasets else None)
     settings = TeacherSettings(
         modality=modality,
@@ -320,7 +424,9 @@ def import_(
         dtype=dtype,
         normalized=True,
     )
-    skipped, unused = import_rows(store, data, split, teacher, settings, foreign, on_error == "skip")
+    skipped, unused = import_rows(
+        store, data, split, teacher, settings, foreign, on_error == "skip"
+    )
     click.echo(f"{teacher}: {split} imported from {rows}, {skipped:,} skipped")
     if unused:
         click.echo(f"note: {unused:,} rows of {rows} belong to nothing in split {split}")

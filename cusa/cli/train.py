@@ -22,21 +22,39 @@ if TYPE_CHECKING:
     from cusa.train.trainer import Trainer
 
 
-@click.command(cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--embeddings", type=click.Path(path_type=Path), help="The embedding store of cusa-precompute.")
+@click.command(
+    cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
+@click.option(
+    "--embeddings", type=click.Path(path_type=Path), help="The embedding store of cusa-precompute."
+)
 @click.option("--student", help="adapter, or a Hugging Face dual encoder by name or folder.")
 @click.option("--init", metavar="PATH",
               help="Begin with the student of a run, its best/, or an export --to hf: weights and "
               "heads; optimizer and schedule are new.")  # fmt: skip
-@click.option("--image-encoder", help="Adapter: the store's image teacher whose rows are its input.")
+@click.option(
+    "--image-encoder", help="Adapter: the store's image teacher whose rows are its input."
+)
 @click.option("--text-encoder", help="Adapter: the store's text teacher whose rows are its input.")
 @click.option("--image-teacher", help="The store's image teacher that gives the soft labels.")
 @click.option("--text-teacher", help="The store's text teacher that gives the soft labels.")
 @click.option("--image-root", help="Folder of the images, if not the store's own.")
-@click.option("--loss", type=click.Choice(["contrastive", "csa", "usa", "cusa"]), help="Which terms are summed.")
+@click.option(
+    "--loss",
+    type=click.Choice(["contrastive", "csa", "usa", "cusa"]),
+    help="Which terms are summed.",
+)
 @click.option("--preset", help="Settings by name.  [default: by data set and student]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings from a YAML file.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, e.g. loss.alpha=0.2.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Settings from a YAML file."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="One setting, e.g. loss.alpha=0.2.",
+)
 @click.option(
     "--epochs",
     type=click.IntRange(1),
@@ -53,10 +71,26 @@ if TYPE_CHECKING:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--workers", type=click.IntRange(0), help="Processes that read batches.")
 @click.option("--seed", type=int)
-@click.option("--patience", type=click.IntRange(1), help="Stop after so many epochs without a better val RSUM.")
-@click.option("--checkpoint-steps", type=click.IntRange(1), help="Save all that --resume needs every so many steps.")
-@click.option("--checkpoint-minutes", type=click.FloatRange(0), help="The same by time.  [default: 10]")
-@click.option("--tensorboard", is_flag=True, default=None, show_default=False, help="Write TensorBoard files, too.")
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    help="Stop after so many epochs without a better val RSUM.",
+)
+@click.option(
+    "--checkpoint-steps",
+    type=click.IntRange(1),
+    help="Save all that --resume needs every so many steps.",
+)
+@click.option(
+    "--checkpoint-minutes", type=click.FloatRange(0), help="The same by time.  [default: 10]"
+)
+@click.option(
+    "--tensorboard",
+    is_flag=True,
+    default=None,
+    show_default=False,
+    help="Write TensorBoard files, too.",
+)
 @click.option("--run-dir", type=click.Path(path_type=Path),
               help="[default: runs/DATASET-STUDENT-LOSS-seedN-TIME; of a sweep, runs/DATASET-sweep-HASH]")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of --run-dir.")
@@ -96,7 +130,9 @@ def main(
 
         if sweep:
             if resume:
-                raise CusaError("--sweep goes on by itself when it is run again; leave out --resume")
+                raise CusaError(
+                    "--sweep goes on by itself when it is run again; leave out --resume"
+                )
             _sweep((sweep, *axes), given, run_dir, check_stop)
             return
         config = chosen_settings(given, run_dir, resume)
@@ -115,7 +151,9 @@ def main(
 @click.option("--head", type=click.Choice(["cross", "uni"]), default="cross",
               help="sentence-transformers: the head to embed with; uni to compare within a modality.")  # fmt: skip
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best")
-@click.option("--out", type=click.Path(path_type=Path), help="New folder.  [default: RUN/export-KIND]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="New folder.  [default: RUN/export-KIND]"
+)
 @one_line_errors
 def export(run: Path, kind: str, head: str, checkpoint: str, out: Path | None) -> None:
     """Write a trained student as a folder that transformers or sentence-transformers loads, with a model card."""
@@ -150,7 +188,9 @@ def _train(
 
     workers = config.train.workers
     if workers is None:
-        workers = default_workers(config.student.name == "adapter", int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        workers = default_workers(
+            config.student.name == "adapter", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        )
     bar = progress(quiet=not processes.leads)
     with processes.all_or_none():
         shown = _BarReporter(bar)
@@ -293,13 +333,17 @@ class _BarReporter:
         self._epochs, self._terms = trainer.config.train.epochs, trainer.config.loss.terms
         self._taus = list(trainer.loss.temperatures())
         done = trainer.progress.step
-        self._task = self._bar.add_task(self._epoch, total=total, completed=done, unit="steps", status="")
+        self._task = self._bar.add_task(
+            self._epoch, total=total, completed=done, unit="steps", status=""
+        )
 
     def stepped(self, metrics: dict[str, Any]) -> None:
         losses = " ".join(f"{t} {metrics[t]:.4f}" for t in self._terms)
         taus = " ".join(f"{t} {metrics[t]:.3f}" for t in self._taus if not t.startswith("tau_soft"))
         epoch = min(self._epochs, int(metrics["epoch"]) + 1)
-        self._losses = f"{losses} {taus} lr {metrics['lr']:.1e} {metrics['samples_per_s']:,.0f} samples/s"
+        self._losses = (
+            f"{losses} {taus} lr {metrics['lr']:.1e} {metrics['samples_per_s']:,.0f} samples/s"
+        )
         self._epoch = f"epoch {epoch}/{self._epochs}"
         self._show(metrics["step"])
 

@@ -20,7 +20,9 @@ from cusa.data.records import SPLITS, Dataset, Truth
 VERSION = 1  # of the world; raise it with every change to images, captions or truth, so that old folders are redone
 
 
-def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 400, n_test: int = 400) -> Dataset:
+def make_demo(
+    folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 400, n_test: int = 400
+) -> Dataset:
     """Render the data set under ``folder``, or load it if it lies there complete.
 
     Args:
@@ -43,7 +45,10 @@ def make_demo(folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 
     manifest = load_dataset(folder / "manifest.jsonl")
     splits = manifest.splits
     with np.load(folder / "truth.npz") as arrays:
-        truth = {s: Truth(*(arrays[f"{s}_{name}"] for name in ("image_labels", "indptr", "indices"))) for s in splits}
+        truth = {
+            s: Truth(*(arrays[f"{s}_{name}"] for name in ("image_labels", "indptr", "indices")))
+            for s in splits
+        }
     return Dataset("demo", folder, splits, truth, files=manifest.files)
 
 
@@ -56,7 +61,9 @@ def _is_complete(folder: Path, made: Mapping[str, Any], sizes: Mapping[str, int]
             return False
     except (FileFormatError, OSError):
         return False
-    return all((folder / _image_path(split, i)).is_file() for split, n in sizes.items() for i in range(n))
+    return all(
+        (folder / _image_path(split, i)).is_file() for split, n in sizes.items() for i in range(n)
+    )
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -64,14 +71,19 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _make(folder: Path, made: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> None:
-    (folder / "demo.json").unlink(missing_ok=True)  # from here until it is back, the folder is not complete
+    (folder / "demo.json").unlink(
+        missing_ok=True
+    )  # from here until it is back, the folder is not complete
     for left_over in folder.glob("images/*/demo-*.jpg"):
         left_over.unlink()
     lines: list[str] = []
     arrays: dict[str, np.ndarray] = {}
     for split, n in sizes.items():
         scenes = draw_scenes(split, n, seed)
-        captions = [draw_captions(scene, stream(seed, split, i, "captions")) for i, scene in enumerate(scenes)]
+        captions = [
+            draw_captions(scene, stream(seed, split, i, "captions"))
+            for i, scene in enumerate(scenes)
+        ]
         truth = truth_of(scenes, [claim for of_image in captions for claim in of_image.values()])
         arrays |= {f"{split}_{name}": array for name, array in vars(truth).items()}
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,18 @@ from cusa.data.demo_set.world import Scene, Thing
 SIDE = 224  # pixels
 _OVERSAMPLING = 2  # drawn larger and reduced, for clean edges
 _RGB = {
-    **{"red": (214, 40, 40), "orange": (245, 130, 32), "yellow": (250, 210, 50), "green": (40, 150, 70)},
-    **{"blue": (45, 110, 225), "purple": (130, 60, 180), "pink": (245, 130, 180), "brown": (130, 80, 45)},
+    **{
+        "red": (214, 40, 40),
+        "orange": (245, 130, 32),
+        "yellow": (250, 210, 50),
+        "green": (40, 150, 70),
+    },
+    **{
+        "blue": (45, 110, 225),
+        "purple": (130, 60, 180),
+        "pink": (245, 130, 180),
+        "brown": (130, 80, 45),
+    },
 }
 _BACKDROPS = {  # ground and marks
     "grass": ((120, 180, 80), (80, 140, 50)),
@@ -41,7 +51,9 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(pixels * light[..., None] + noise, 0, 255).astype(np.uint8))
 
 
-def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, cell: float, rng: np.random.Generator) -> None:
+def _draw_thing(
+    pen: ImageDraw.ImageDraw, thing: Thing, cell: float, rng: np.random.Generator
+) -> None:
     x, y = (np.array([thing.col, thing.row]) + 0.5 + rng.uniform(-0.03, 0.03, 2)) * cell
     radius = _RADIUS[thing.size] * rng.uniform(0.94, 1.06) * _OVERSAMPLING
     turn = rng.uniform(-0.15, 0.15)
@@ -49,10 +61,15 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, cell: float, rng: np.ran
     rim, rim_width = (250, 250, 250), 3  # tells a green thing from the grass
     if thing.kind == "ring":
         thickness = int(0.45 * radius)
-        for r, fill, width in ((radius, rim, thickness), (radius - rim_width, colour, thickness - 2 * rim_width)):
+        for r, fill, width in (
+            (radius, rim, thickness),
+            (radius - rim_width, colour, thickness - 2 * rim_width),
+        ):
             pen.ellipse([x - r, y - r, x + r, y + r], outline=fill, width=width)
         return
-    turned = _outline(thing.kind) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    turned = _outline(thing.kind) @ np.array(
+        [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+    )
     points = [(float(px), float(py)) for px, py in turned * radius + (x, y)]
     pen.polygon(points, fill=colour)
     pen.line([*points, points[0]], fill=rim, width=rim_width)
@@ -63,7 +80,11 @@ def _outline(kind: str) -> np.ndarray:
     """float64 ``[n, 2]``: the corners of a kind of thing (all but the ring) within a radius of about 1, y downwards."""
     turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     if kind in ("circle", "flower", "star"):
-        radius = {"circle": np.ones(60), "flower": 0.5 + 0.55 * abs(np.cos(2.5 * turn)), "star": np.ones(60)}[kind]
+        radius = {
+            "circle": np.ones(60),
+            "flower": 0.5 + 0.55 * abs(np.cos(2.5 * turn)),
+            "star": np.ones(60),
+        }[kind]
         if kind == "star":
             turn, radius = np.arange(10) * np.pi / 5, np.tile([1.1, 0.45], 5)
         return np.stack([radius * np.sin(turn), -radius * np.cos(turn)], 1)
@@ -73,7 +94,9 @@ def _outline(kind: str) -> np.ndarray:
     if kind == "moon":  # two arcs with the same ends
         arc = np.linspace(-1, 1, 30)
         back = np.stack([-np.cos(0.7 * np.pi * arc), np.sin(0.7 * np.pi * arc)], 1)
-        front = np.stack([0.588 - 0.95 * np.cos(np.pi / 2 * arc), 0.809 * np.sin(np.pi / 2 * arc)], 1)
+        front = np.stack(
+            [0.588 - 0.95 * np.cos(np.pi / 2 * arc), 0.809 * np.sin(np.pi / 2 * arc)], 1
+        )
         return np.concatenate([back, front[::-1]])
     if kind == "cross":
         arm = np.array([(-0.34, -0.34), (-0.34, -1), (0.34, -1)])
@@ -94,14 +117,20 @@ def _backdrop(setting: str, rng: np.random.Generator) -> Image.Image:
     image = Image.new("RGB", (side, side), base)
     pen = ImageDraw.Draw(image)
     if setting in ("grass", "snow", "sand", "night"):  # scattered blades or grains
-        n, radius = {"grass": (350, 0), "snow": (90, 5), "sand": (500, 2), "night": (90, 2)}[setting]
+        n, radius = {"grass": (350, 0), "snow": (90, 5), "sand": (500, 2), "night": (90, 2)}[
+            setting
+        ]
         for x, y in rng.integers(0, side, (n, 2)).tolist():
             if radius:
                 pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=mark)
             else:
                 pen.line([x, y, x + 5, y - 18], fill=mark, width=3)
         return image
-    step = int(rng.integers(*{"sea": (30, 40), "brick": (34, 42), "chess": (50, 64), "paper": (26, 34)}[setting]))
+    step = int(
+        rng.integers(
+            *{"sea": (30, 40), "brick": (34, 42), "chess": (50, 64), "paper": (26, 34)}[setting]
+        )
+    )
     for row, y in enumerate(range(0, side, step)):
         if setting == "sea":
             xs = np.arange(0, side + 8, 8)

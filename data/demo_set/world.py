@@ -74,7 +74,10 @@ KIND_FAMILIES = {
     "romantic": ("heart", "flower"),
     "celestial": ("star", "moon"),
 }
-COLOUR_FAMILIES = {"warm-coloured": ("red", "orange", "yellow"), "cool-coloured": ("green", "blue", "purple")}
+COLOUR_FAMILIES = {
+    "warm-coloured": ("red", "orange", "yellow"),
+    "cool-coloured": ("green", "blue", "purple"),
+}
 SETTING_FAMILIES = {
     "outdoors": ("grass", "sea", "sand", "snow", "night"),
     "on something man-made": ("brick", "chess", "paper"),
@@ -143,7 +146,9 @@ def draw_scenes(split: str, n: int, seed: int) -> list[Scene]:
 def draw_captions(scene: Scene, rng: np.random.Generator) -> dict[str, Claim]:
     """Five differently worded captions, from specific to vague, each with the claim that it makes."""
     captions: dict[str, Claim] = {}
-    for n, draw in enumerate((_full_claim, _cast_claim, _layout_claim, _one_claim, _vague_claim), 1):
+    for n, draw in enumerate(
+        (_full_claim, _cast_claim, _layout_claim, _one_claim, _vague_claim), 1
+    ):
         while len(captions) < n:  # a text that is there already is drawn again
             claim = draw(scene, rng)
             captions.setdefault(_in_words(claim, rng), claim)
@@ -160,7 +165,9 @@ def truth_of(scenes: Sequence[Scene], claims: Sequence[Claim]) -> Truth:
 
 def stream(seed: int, split: str, i: int, use: str) -> np.random.Generator:
     """The random numbers of one image for one use: ``"scene"``, ``"captions"`` or ``"pixels"``."""
-    return np.random.default_rng([seed, 1 + SPLITS.index(split), i, ("scene", "captions", "pixels").index(use)])
+    return np.random.default_rng(
+        [seed, 1 + SPLITS.index(split), i, ("scene", "captions", "pixels").index(use)]
+    )
 
 
 def _pick(rng: np.random.Generator, values: Sequence[T]) -> T:
@@ -175,7 +182,10 @@ def _draw_cast(rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
 def _draw_scene(casts: Sequence[tuple[tuple[str, str], ...]], rng: np.random.Generator) -> Scene:
     cast = _draw_cast(rng) if rng.random() < P_FREE else _pick(rng, casts)
     cells = rng.choice(9, len(cast), replace=False).tolist()
-    things = [Thing(*pair, _pick(rng, tuple(SIZES)), *divmod(cell, 3)) for pair, cell in zip(cast, cells, strict=True)]
+    things = [
+        Thing(*pair, _pick(rng, tuple(SIZES)), *divmod(cell, 3))
+        for pair, cell in zip(cast, cells, strict=True)
+    ]
     return Scene(tuple(things), _pick(rng, tuple(SETTINGS)))
 
 
@@ -269,8 +279,19 @@ _PLACES: dict[tuple[int | None, int | None], tuple[str, str]] = {
     (1, 1): ("in the middle", "in the centre"),
 }
 _RELATIONS = {
-    "above": ("{0} above {1}", "{0} over {1}", "{1} below {0}", "{1} underneath {0}", "{0} higher up than {1}"),
-    "left of": ("{0} to the left of {1}", "{0} left of {1}", "{1} to the right of {0}", "{1} right of {0}"),
+    "above": (
+        "{0} above {1}",
+        "{0} over {1}",
+        "{1} below {0}",
+        "{1} underneath {0}",
+        "{0} higher up than {1}",
+    ),
+    "left of": (
+        "{0} to the left of {1}",
+        "{0} left of {1}",
+        "{1} to the right of {0}",
+        "{1} right of {0}",
+    ),
 }
 _COUNTS = {
     1: ("only one {thing}: {part}", "a single {thing}: {part}", "nothing but {part}"),
@@ -287,7 +308,9 @@ def _in_words(claim: Claim, rng: np.random.Generator) -> str:
     elif claim.relation:
         text = _pick(rng, _RELATIONS[claim.relation]).format(*parts)
     else:
-        text = _pick(rng, _LISTS).format(" and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))))
+        text = _pick(rng, _LISTS).format(
+            " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+        )
     return " ".join([text, *_word_of(claim.settings, SETTINGS, SETTING_FAMILIES, rng)])
 
 
@@ -296,7 +319,11 @@ def _part_in_words(part: Part, rng: np.random.Generator) -> str:
     words += _word_of(part.colours, COLOURS, COLOUR_FAMILIES, rng)
     words += _word_of(part.kinds, KINDS, KIND_FAMILIES, rng)
     if len(part.kinds) != 1:  # all words so far are adjectives
-        words = ["something", *words] if len(words) == 1 and rng.random() < 0.5 else [*words, _pick(rng, _THINGS)]
+        words = (
+            ["something", *words]
+            if len(words) == 1 and rng.random() < 0.5
+            else [*words, _pick(rng, _THINGS)]
+        )
     if words[0] != "something":
         words = ["an" if words[0][0] in "aeiou" else "a", *words]
     if (part.row, part.col) != (None, None):
@@ -320,7 +347,9 @@ class _Table:
     """The scenes of a split as columns, so that a claim is evaluated on all of them at once."""
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
-        slots = [[*s.things, *[Thing("", "", "", -1, -1)] * (3 - len(s.things))] for s in scenes]  # "" fits no part
+        slots = [
+            [*s.things, *[Thing("", "", "", -1, -1)] * (3 - len(s.things))] for s in scenes
+        ]  # "" fits no part
         names = ("kind", "colour", "size", "row", "col")
         self.things = {
             name: np.array([[getattr(t, name) for t in of] for of in slots]) for name in names

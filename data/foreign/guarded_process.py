@@ -46,13 +46,21 @@ def read_in_child(reader: Callable[..., Read], form: str, path: Path, *arguments
     command = [sys.executable, "-c", _PROGRAM, str(seconds), function, str(path), *arguments]
     # Each thread of a BLAS would take memory of its own; a reader needs none of them.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "env": environment}
+    options: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "env": environment,
+    }
     with subprocess.Popen(command, **options) as process:
         assert process.stdout is not None, "it was asked for"
         answer = _answer(process.stdout)
     if answer is None:
         number = -process.returncode
-        reason = signal.Signals(number).name if number in {s.value for s in signal.Signals} else "no answer"
+        reason = (
+            signal.Signals(number).name
+            if number in {s.value for s in signal.Signals}
+            else "no answer"
+        )
         raise FileFormatError(
             f"{path} cannot be read as {form} (its reader ended with {reason}); it is damaged, or not what its suffix "
             "says",

@@ -16,7 +16,9 @@ _MOST_COMPRESSED = 1100  # deflate makes a byte of 1,032 at most
 _TEXTS_AT_ONCE = 64  # each may be as long as the file
 
 
-def read_h5_rows(path: Path, inside: str, rows_name: str, ids_name: str) -> tuple[np.ndarray, list[Any] | None]:
+def read_h5_rows(
+    path: Path, inside: str, rows_name: str, ids_name: str
+) -> tuple[np.ndarray, list[Any] | None]:
     """Read a dataset of numbers, and the ids beside it.
 
     A process of its own reads them: damaged files crash the library.
@@ -39,7 +41,9 @@ def read_h5_rows(path: Path, inside: str, rows_name: str, ids_name: str) -> tupl
     return rows, ids
 
 
-def read_here(path: str, inside: str, rows_name: str, ids_name: str) -> tuple[list[Any] | None, np.ndarray]:
+def read_here(
+    path: str, inside: str, rows_name: str, ids_name: str
+) -> tuple[list[Any] | None, np.ndarray]:
     """Ids and rows, as :func:`read_h5_rows` finds them; in this process."""
     file_path = Path(path)
     try:
@@ -53,7 +57,8 @@ def read_here(path: str, inside: str, rows_name: str, ids_name: str) -> tuple[li
     except Exception as error:  # the library raises nearly any on damaged files
         problem = first_line(error)
         raise FileFormatError(
-            f"{path} cannot be read as HDF5 ({problem}); it is damaged, or not what its suffix says", path=file_path
+            f"{path} cannot be read as HDF5 ({problem}); it is damaged, or not what its suffix says",
+            path=file_path,
         ) from None
 
 
@@ -85,7 +90,9 @@ def _checked(dataset: h5py.Dataset, path: Path) -> h5py.Dataset:
         problem = "lies in other files"
     elif dataset.shape is None:
         problem = "is empty"
-    elif dataset.chunks and dataset.id.get_num_chunks() != _chunks_of(dataset.shape, dataset.chunks):
+    elif dataset.chunks and dataset.id.get_num_chunks() != _chunks_of(
+        dataset.shape, dataset.chunks
+    ):
         problem = "lacks some of its chunks"
     else:
         stored = min(dataset.id.get_storage_size(), path.stat().st_size)
@@ -95,7 +102,9 @@ def _checked(dataset: h5py.Dataset, path: Path) -> h5py.Dataset:
             return dataset
         problem = f"should have {promised:,} bytes and has {stored:,}"
     raise FileFormatError(
-        f"{path}: {dataset.name} {problem}; write all of it into the file", path=path, location=str(dataset.name)
+        f"{path}: {dataset.name} {problem}; write all of it into the file",
+        path=path,
+        location=str(dataset.name),
     )
 
 
@@ -121,7 +130,9 @@ def _read_ids(dataset: h5py.Dataset, path: Path) -> list[Any]:
     for start in range(0, len(dataset), _TEXTS_AT_ONCE):
         texts.extend(dataset.asstr("utf-8")[start : start + _TEXTS_AT_ONCE])
         n_characters += sum(len(text) for text in texts[start:])
-        if string.length is None and n_characters > path.stat().st_size:  # many entries may name one place of it
+        if (
+            string.length is None and n_characters > path.stat().st_size
+        ):  # many entries may name one place of it
             raise FileFormatError(
                 f"{path}: {dataset.name} holds more text than the file; write each id by itself",
                 path=path,

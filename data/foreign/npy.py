@@ -12,7 +12,10 @@ import numpy as np
 from cusa.data.errors import FileFormatError, first_line
 
 _PLAIN_KINDS = "biufcSU"
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _ARCHIVE = b"PK\x03\x04"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy writes no others
 _MOST_EXPANDED = 1100  # deflate makes a byte of 1,032 at most
@@ -41,11 +44,14 @@ def open_npy(path: Path) -> np.ndarray:
             path=path,
         )
     if dtype.kind not in _PLAIN_KINDS or dtype.subdtype is not None or not dtype.itemsize:
-        raise FileFormatError(f"{path} holds {dtype}; save an array of numbers or strings", path=path)
+        raise FileFormatError(
+            f"{path} holds {dtype}; save an array of numbers or strings", path=path
+        )
     promised, size = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if promised > size:
         raise FileFormatError(
-            f"{path} cannot be read: its header promises {promised:,} bytes, it has {size:,}; copy it again", path=path
+            f"{path} cannot be read: its header promises {promised:,} bytes, it has {size:,}; copy it again",
+            path=path,
         )
     if not math.prod(shape):
         return np.empty(shape, dtype)
@@ -64,7 +70,9 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     try:
         with path.open("rb") as file:
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
-                raise FileFormatError(f"{path} is an .npz archive; save its array as .npy", path=path)
+                raise FileFormatError(
+                    f"{path} is an .npz archive; save its array as .npy", path=path
+                )
             file.seek(0)
             return _parse_header(file)
     except FileNotFoundError:
@@ -74,7 +82,8 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     except Exception as error:  # the header is a Python literal: damaged bytes may make it any
         problem = first_line(error)
         raise FileFormatError(
-            f"{path} cannot be read as .npy ({problem}); it is damaged, or not what its suffix says", path=path
+            f"{path} cannot be read as .npy ({problem}); it is damaged, or not what its suffix says",
+            path=path,
         ) from None
 
 
@@ -97,14 +106,21 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             size = sum(member.file_size for member in members)
             if size > min(_MOST_BYTES, _MOST_EXPANDED * path.stat().st_size):
                 raise ValueError(f"its arrays would have {size:,} bytes")
-            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+            return {
+                member.filename.removesuffix(".npy"): _read_member(archive, member)
+                for member in members
+            }
     except FileNotFoundError:
         raise FileFormatError(f"{path} does not exist", path=path) from None
     except PermissionError:
         raise
-    except Exception as error:  # of the archive, of what is compressed in it, or of an array's header
+    except (
+        Exception
+    ) as error:  # of the archive, of what is compressed in it, or of an array's header
         problem = first_line(error)
-        raise FileFormatError(f"{path} cannot be read as .npz ({problem}); it is damaged", path=path) from None
+        raise FileFormatError(
+            f"{path} cannot be read as .npz ({problem}); it is damaged", path=path
+        ) from None
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

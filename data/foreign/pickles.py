@@ -21,7 +21,15 @@ _CONTAINER_BYTES = 8  # of a file, at least, to each list, tuple or dictionary i
 _SPARE = 1000
 _PUSHED = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
-    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+    *(
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "SHORT_BINBYTES",
+        "BINBYTES",
+        "BINBYTES8",
+    ),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -205,7 +213,9 @@ class _Machine:
             raise pickle.UnpicklingError("it gives items to what is no dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if not isinstance(key, (str, int)):  # the hash of a tuple of tuples may take for ever
-                raise pickle.UnpicklingError(f"a key is a {type(key).__name__}, not a text or a number")
+                raise pickle.UnpicklingError(
+                    f"a key is a {type(key).__name__}, not a text or a number"
+                )
             self._stack[-1][key] = value
 
     def _global(self, argument: Any) -> None:

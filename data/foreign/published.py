@@ -20,7 +20,12 @@ from cusa.data.foreign.pickles import Effort, StandIn, read_pickle
 
 _TYPE = re.compile(r"[biuf][1248]|U\d{1,4}")
 _TORCH_MAGIC, _TORCH_VERSION = 0x1950A86A20F9469CFC6C, 1001
-_STORAGES = {"HalfStorage": "f2", "FloatStorage": "f4", "DoubleStorage": "f8", "BFloat16Storage": "bfloat16"}
+_STORAGES = {
+    "HalfStorage": "f2",
+    "FloatStorage": "f4",
+    "DoubleStorage": "f8",
+    "BFloat16Storage": "bfloat16",
+}
 _LEAST_VALUE_BYTES, _MOST_DIMENSIONS = 2, 32
 
 
@@ -43,15 +48,20 @@ def read_published_rows(path: Path) -> tuple[list[str], np.ndarray]:
         shape, _, dtype, offset = read_npy_header(path)
         if dtype.kind != "O" or shape != ():
             raise FileFormatError(
-                f"{path} holds {dtype} {shape}, no pickled dictionary; import it with --ids", path=path
+                f"{path} holds {dtype} {shape}, no pickled dictionary; import it with --ids",
+                path=path,
             )
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             content.seek(offset)
             array = _read_pickle(content, len(content))
         items = array.data[0] if isinstance(array, _Array) else array
         if not isinstance(items, dict) or not items:
             raise FileFormatError(
-                f"{path} holds no dictionary from image to vector; import other arrays with --ids", path=path
+                f"{path} holds no dictionary from image to vector; import other arrays with --ids",
+                path=path,
             )
         return [str(key) for key in items], _stacked(list(items.values()), path.stat().st_size)
     except CusaError:
@@ -60,7 +70,9 @@ def read_published_rows(path: Path) -> tuple[list[str], np.ndarray]:
         raise
     except Exception as error:  # what the file's values make numpy meet
         problem = first_line(error)
-        raise FileFormatError(f"{path} cannot be read as a dictionary of vectors ({problem})", path=path) from None
+        raise FileFormatError(
+            f"{path} cannot be read as a dictionary of vectors ({problem})", path=path
+        ) from None
 
 
 def _read_pickle(stream: Any, n_bytes: int) -> Any:
@@ -83,7 +95,9 @@ def _stacked(values: list[object], n_bytes: int) -> np.ndarray:
     vectors = [_vector(value) for value in values]
     lengths = {len(vector) for vector in vectors}
     if len(lengths) != 1 or 0 in lengths:
-        raise pickle.UnpicklingError(f"vectors must have the same shape, they have {len(lengths)}, or none")
+        raise pickle.UnpicklingError(
+            f"vectors must have the same shape, they have {len(lengths)}, or none"
+        )
     if len(vectors) * lengths.pop() * _LEAST_VALUE_BYTES > n_bytes:
         raise pickle.UnpicklingError("it names more numbers than it holds")
     return np.stack([vector.astype(np.float32) for vector in vectors])
@@ -93,8 +107,16 @@ def _vector(value: object) -> np.ndarray:
     """Float ``[dim]``."""
     if isinstance(value, _Array):
         value = value.values()
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.size not in value.shape[-1:]:
-        what = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    if (
+        not isinstance(value, np.ndarray)
+        or value.dtype.kind != "f"
+        or value.size not in value.shape[-1:]
+    ):
+        what = (
+            f"{value.dtype} {value.shape}"
+            if isinstance(value, np.ndarray)
+            else type(value).__name__
+        )
         raise pickle.UnpicklingError(f"{what} is no float [dim] or [1, dim]")
     return value.reshape(-1)
 
@@ -208,7 +230,9 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: object) -> np
         raise pickle.UnpicklingError(f"a tensor has size {size} and stride {stride}")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if last >= len(storage) and 0 not in size:
-        raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride} lies outside of its storage")
+        raise pickle.UnpicklingError(
+            f"a tensor of size {size} and stride {stride} lies outside of its storage"
+        )
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 

@@ -66,10 +66,13 @@ def read_rows(path: Path, ids: Path | None = None) -> ForeignRows:
         raise FileFormatError(f"embeddings {file} do not exist; legal: {LEGAL}", path=file)
     rows, inner = _read_file(file, inside)
     if rows.dtype.kind not in "fiu":
-        raise FileFormatError(f"{path} holds {rows.dtype}, not numbers; save float16, float32 or float64", path=file)
+        raise FileFormatError(
+            f"{path} holds {rows.dtype}, not numbers; save float16, float32 or float64", path=file
+        )
     if rows.ndim != 2 or not rows.shape[1]:
         raise FileFormatError(
-            f"{path} holds an array of shape {rows.shape}; legal: one row per item, [n, d]", path=file
+            f"{path} holds an array of shape {rows.shape}; legal: one row per item, [n, d]",
+            path=file,
         )
     ids_file = ids if ids is not None else _ids_beside(file)
     if ids is None and inner is not None:
@@ -77,13 +80,20 @@ def read_rows(path: Path, ids: Path | None = None) -> ForeignRows:
     elif ids_file is not None:
         names, ids_source = read_ids(ids_file), ids_file
     else:
-        raise EmbeddingsError(f"embeddings {path} have no ids; pass a file of them: {LEGAL_IDS}", path=file)
+        raise EmbeddingsError(
+            f"embeddings {path} have no ids; pass a file of them: {LEGAL_IDS}", path=file
+        )
     _check_ids(names, len(rows), path, ids_source)
     return ForeignRows(names, rows, str(path))
 
 
 def write_rows(
-    path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: np.dtype, ids: Sequence[str], about: str
+    path: Path,
+    blocks: Iterable[np.ndarray],
+    shape: tuple[int, int],
+    dtype: np.dtype,
+    ids: Sequence[str],
+    about: str,
 ) -> Path:
     """Write embedding rows to a file of their own, and their ids beside it.
 
@@ -146,7 +156,9 @@ def read_ids(path: Path) -> list[str]:
         raise FileFormatError(f"ids {path} have an unknown suffix; legal: {LEGAL_IDS}", path=path)
     content = read_json(path)
     if not isinstance(content, list):
-        message = f"ids {path} are a json {type(content).__name__}; legal: a list of strings or integers"
+        message = (
+            f"ids {path} are a json {type(content).__name__}; legal: a list of strings or integers"
+        )
         raise FileFormatError(message, path=path)
     for number, name in enumerate(content):
         if not isinstance(name, (str, int)) or isinstance(name, bool) or name == "":
@@ -200,11 +212,14 @@ def _read_safetensors(path: Path) -> np.ndarray:
     except Exception as error:  # torch's own, too: it may not know the type of a tensor
         problem = first_line(error)
         raise FileFormatError(
-            f"{path} cannot be read as safetensors ({problem}); it is damaged, or not what its suffix says", path=path
+            f"{path} cannot be read as safetensors ({problem}); it is damaged, or not what its suffix says",
+            path=path,
         ) from None
     if tensor is None:
         names = ", ".join(held[:5]) or "nothing"
-        raise FileFormatError(f"{path} has no tensor {ROWS!r}, it holds {names}; name it so", path=path)
+        raise FileFormatError(
+            f"{path} has no tensor {ROWS!r}, it holds {names}; name it so", path=path
+        )
     is_known_to_numpy = str(tensor.dtype) in ("torch.float16", "torch.float32", "torch.float64")
     if tensor.is_floating_point() and not is_known_to_numpy:
         tensor = tensor.float()
@@ -238,7 +253,9 @@ def _lines(text: str, path: Path) -> list[str]:
     if "" in names:
         location = f"line {names.index('') + 1}"
         raise FileFormatError(
-            f"ids {path}, {location}: empty; write the id of one row per line", path=path, location=location
+            f"ids {path}, {location}: empty; write the id of one row per line",
+            path=path,
+            location=location,
         )
     return names
 
@@ -256,7 +273,9 @@ def _refuse_printed_bytes(names: list[str], path: Path, unit: str, first: int) -
 
 def _as_ids(array: np.ndarray, path: Path, where: str) -> list[str]:
     if array.ndim != 1:
-        raise FileFormatError(f"{where} is an array of shape {array.shape}; legal: one id per row, [n]", path=path)
+        raise FileFormatError(
+            f"{where} is an array of shape {array.shape}; legal: one id per row, [n]", path=path
+        )
     if array.dtype.kind == "S":
         array = _decoded(array, path, where)
     if array.dtype.kind not in "iuU":
@@ -269,7 +288,9 @@ def _as_texts(names: Sequence[Any], path: Path, where: str) -> list[str]:
     texts = [str(name) for name in names]
     if "" in texts:
         location = f"entry {texts.index('')}"
-        raise FileFormatError(f"{where}: {location} is empty; each row needs an id", path=path, location=location)
+        raise FileFormatError(
+            f"{where}: {location} is empty; each row needs an id", path=path, location=location
+        )
     return _refuse_printed_bytes(texts, path, "entry", 0)
 
 
@@ -277,4 +298,6 @@ def _decoded(array: np.ndarray, path: Path, where: str) -> np.ndarray:
     try:
         return np.char.decode(array, "utf-8")
     except UnicodeDecodeError as error:
-        raise FileFormatError(f"{where} is not UTF-8 ({first_line(error)}); save texts", path=path) from None
+        raise FileFormatError(
+            f"{where} is not UTF-8 ({first_line(error)}); save texts", path=path
+        ) from None

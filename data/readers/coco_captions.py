@@ -67,9 +67,15 @@ def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
         image = Entry(fields, source.path, location)
         file_name, image_id = image.text("file_name"), image.identifier("id")
         if number == 0:
-            prefix = _folder_prefix(file_name, image.optional_text("coco_url"), source.image_folders)
+            prefix = _folder_prefix(
+                file_name, image.optional_text("coco_url"), source.image_folders
+            )
         if image_id is None or image_id in paths:
-            problem = "has no id" if image_id is None else f"has the id {described(image_id)} of another image"
+            problem = (
+                "has no id"
+                if image_id is None
+                else f"has the id {described(image_id)} of another image"
+            )
             raise FileFormatError(
                 f"{source.path} {location}: {problem}; give each image its own",
                 path=source.path,
@@ -95,4 +101,8 @@ def _is_in(name: str, folders: Sequence[Path]) -> bool:
     return any(os.path.isfile(folder / name) for folder in folders)
 
 
-FORM = Form('COCO\'s own {"images": [{id, file_name}], "annotations": [{image_id, caption}]}', _recognises, _read)
+FORM = Form(
+    'COCO\'s own {"images": [{id, file_name}], "annotations": [{image_id, caption}]}',
+    _recognises,
+    _read,
+)

@@ -35,7 +35,8 @@ def read_annotations(source: Source) -> Annotations:
     path = source.path
     if not path.exists():
         raise DataError(
-            f"annotation file {path} does not exist; legal names: coco, flickr30k, demo, or a path", path=path
+            f"annotation file {path} does not exist; legal names: coco, flickr30k, demo, or a path",
+            path=path,
         )
     text = read_text(path)
     if not text.strip():

@@ -194,7 +194,9 @@ class Entry:
             return (self.caption(name),)
         for caption in value:
             if not isinstance(caption, str):
-                self._refuse_field(name, "must be a text or a list of texts; one of the list is", caption)
+                self._refuse_field(
+                    name, "must be a text or a list of texts; one of the list is", caption
+                )
         return tuple(self._without_nul(name, caption) for caption in value)
 
     def entries(self, name: str) -> list[Entry]:
@@ -206,7 +208,10 @@ class Entry:
         values = self._fields.get(name)
         if not isinstance(values, list):
             self._refuse_field(name, "must be a list", values)
-        return [Entry(value, self._path, f"{self._location}.{name}[{i}]") for i, value in enumerate(values)]
+        return [
+            Entry(value, self._path, f"{self._location}.{name}[{i}]")
+            for i, value in enumerate(values)
+        ]
 
     def split(self) -> str | None:
         """Its split, by any of its names; ``None`` if it says none."""

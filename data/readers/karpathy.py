@@ -12,7 +12,11 @@ PLACE = "images[{}]"
 
 
 def _recognises(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" not in content
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("images"), list)
+        and "annotations" not in content
+    )
 
 
 def _read(content: dict[str, Any], source: Source) -> Annotations:

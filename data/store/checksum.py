@@ -67,7 +67,9 @@ def write_sealed(path: Path, form: str, build: Callable[[h5py.File], None]) -> s
     try:
         with atomic_file(path) as temporary, temporary.open("wb") as out:
             out.seek(BLOCK)
-            out.write(content)  # first and in one piece: the page cache then holds the file in large pages
+            out.write(
+                content
+            )  # first and in one piece: the page cache then holds the file in large pages
             out.seek(0)
             out.write(line.ljust(BLOCK, b"\0"))
     except OSError as error:

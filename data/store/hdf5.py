@@ -115,7 +115,9 @@ def child_groups(parent: h5py.Group) -> dict[str, h5py.Group]:
     return {name: child_group(parent, name) for name in names}
 
 
-def array_location(parent: h5py.Group, name: str, dtype: str, n_dimensions: int = 1) -> ArrayLocation:
+def array_location(
+    parent: h5py.Group, name: str, dtype: str, n_dimensions: int = 1
+) -> ArrayLocation:
     """Where a dataset lies in the file.
 
     Args:
@@ -134,7 +136,9 @@ def array_location(parent: h5py.Group, name: str, dtype: str, n_dimensions: int 
         shape, offset, given = dataset.shape, dataset.id.get_offset(), dataset.dtype
         file_size = path.stat().st_size
     if given != np.dtype(dtype) or shape is None or len(shape) != n_dimensions:
-        refuse(path, full_name, f"expected {n_dimensions} dimensions of {dtype}, not {given} {shape}")
+        refuse(
+            path, full_name, f"expected {n_dimensions} dimensions of {dtype}, not {given} {shape}"
+        )
     location = ArrayLocation(full_name, offset or 0, tuple(shape), dtype)
     if location.n_bytes and offset is None:
         refuse(path, full_name, "it is not contiguous")

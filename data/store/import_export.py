@@ -14,7 +14,14 @@ from cusa.data.foreign.rows import ForeignRows, write_rows
 from cusa.data.records import Dataset
 from cusa.data.store.index import Index, SplitTable, TeacherEntry, read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
-from cusa.data.store.schema import SHARD_ROWS, TeacherSettings, check_name, shard_folder, shard_name, shard_ranges
+from cusa.data.store.schema import (
+    SHARD_ROWS,
+    TeacherSettings,
+    check_name,
+    shard_folder,
+    shard_name,
+    shard_ranges,
+)
 from cusa.data.store.shards import ShardHeader, read_shard, stored_rows, write_shard
 from cusa.data.unit_rows import unit_rows
 
@@ -43,7 +50,9 @@ def export_rows(store: EmbeddingStore, teacher: str, split: str, path: Path) -> 
     """
     rows, table = store.embeddings(teacher, split), store.split(split)
     ids = table.image_ids if rows.settings.modality == "image" else table.caption_ids
-    blocks = (rows.gather(np.arange(a, min(a + _BLOCK, len(rows)))) for a in range(0, len(rows), _BLOCK))
+    blocks = (
+        rows.gather(np.arange(a, min(a + _BLOCK, len(rows)))) for a in range(0, len(rows), _BLOCK)
+    )
     return write_rows(path, blocks, rows.shape, rows.dtype, ids, rows.settings.to_json())
 
 
@@ -103,16 +112,22 @@ def import_rows(
             )  # before a shard is made
         for start, stop in shard_ranges(len(order), SHARD_ROWS):
             header = ShardHeader(teacher, split, table.fingerprint, start, stop, settings)
-            block = np.full((stop - start, settings.dim), np.nan, np.dtype(settings.dtype).newbyteorder("<"))
+            block = np.full(
+                (stop - start, settings.dim), np.nan, np.dtype(settings.dtype).newbyteorder("<")
+            )
             here = np.flatnonzero(order[start:stop] >= 0)
             rows = _normalized(foreign.rows[order[start + here]], start + here)
             block[here] = stored_rows(rows, settings.dtype, start + here)
             file = f"{shard_folder(out).name}/{shard_name(teacher, split, start, stop)}"
             if (out.parent / file).exists() and read_shard(out.parent, file)[0] != header:
-                raise CusaError(f"{out.parent / file} holds other rows; pass another --teacher name or another store")
+                raise CusaError(
+                    f"{out.parent / file} holds other rows; pass another --teacher name or another store"
+                )
             skipped = missing[(missing >= start) & (missing < stop)].tolist()
             shards.append(write_shard(out.parent, file, header, block, skipped))
-        added = replace(data, teachers={teacher: TeacherEntry(settings, {split: tuple(shards)}, foreign.source)})
+        added = replace(
+            data, teachers={teacher: TeacherEntry(settings, {split: tuple(shards)}, foreign.source)}
+        )
         write_index(out, old.joined(added, str(out)) if old is not None else added)
     return len(missing), n_unused
 
@@ -139,7 +154,9 @@ def _order(table: SplitTable, modality: str, ids: Sequence[str]) -> np.ndarray:
         paths = [Path(p) for p in table.columns["image_paths"]]
         namings = [list(table.columns["image_ids"]), list(table.columns["image_paths"])]
         namings += [[p.name for p in paths], [p.stem for p in paths]]
-    namings = [naming for naming in namings if len(set(naming)) == len(naming)]  # a name of two images means neither
+    namings = [
+        naming for naming in namings if len(set(naming)) == len(naming)
+    ]  # a name of two images means neither
     orders = [np.asarray([number.get(name, -1) for name in naming], np.int64) for naming in namings]
     return max(orders, key=lambda order: int((order >= 0).sum()))
 
@@ -150,7 +167,9 @@ def _normalized(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     wide = np.asarray(rows, np.float64)
     if not wide.any(axis=1).all():
         row = int(numbers[np.flatnonzero(~wide.any(axis=1))[0]])
-        raise EmbeddingsError(f"row {row} of the split has an embedding of zeros", name=f"row {row}")
+        raise EmbeddingsError(
+            f"row {row} of the split has an embedding of zeros", name=f"row {row}"
+        )
     with np.errstate(over="ignore"):
         is_unit = np.abs(np.linalg.norm(wide, axis=1, keepdims=True) - 1) <= rounding
     return np.where(is_unit, wide, unit_rows(rows, np.float64))

@@ -13,7 +13,14 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.records import Dataset, Record, Truth, caption_rows, fingerprint, iter_captions
 from cusa.data.store import checksum as sealed
-from cusa.data.store.hdf5 import child_group, child_groups, hdf5_errors, read_array, refuse, text_attribute
+from cusa.data.store.hdf5 import (
+    child_group,
+    child_groups,
+    hdf5_errors,
+    read_array,
+    refuse,
+    text_attribute,
+)
 from cusa.data.store.index_checks import (
     check_caption_image,
     check_skipped,
@@ -32,7 +39,16 @@ TRUTH_COLUMNS = ("image_labels", "indptr", "indices")
 # In UTF-8, a byte that goes on with a character has these bits.
 _CONTINUATION_MASK, _CONTINUATION_BITS = 0xC0, 0x80
 # Repeated one by one, for readers that do not parse the JSON of the settings.
-_REPEATED = ("modality", "model_id", "weights_sha256", "normalizer", "precision", "dim", "dtype", "normalized")
+_REPEATED = (
+    "modality",
+    "model_id",
+    "weights_sha256",
+    "normalizer",
+    "precision",
+    "dim",
+    "dtype",
+    "normalized",
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,12 @@ class Texts:
         group = child_group(parent, name)
         texts = Texts(read_array(group, "bytes", "|u1"), read_array(group, "offsets", "<i8"))
         path, edges = Path(group.file.filename), texts.offsets
-        if not len(edges) or edges[0] != 0 or edges[-1] != len(texts.bytes) or (np.diff(edges) < 0).any():
+        if (
+            not len(edges)
+            or edges[0] != 0
+            or edges[-1] != len(texts.bytes)
+            or (np.diff(edges) < 0).any()
+        ):
             refuse(path, group.name, "its offsets do not divide its bytes")
         starts = texts.bytes[edges[edges < len(texts.bytes)]]
         if ((starts & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
@@ -144,7 +165,10 @@ class Index:
     @staticmethod
     def of(dataset: Dataset, teachers: Mapping[str, TeacherEntry]) -> Index:
         """The index of a data set."""
-        tables = {name: SplitTable.of(records, dataset.truth.get(name)) for name, records in dataset.splits.items()}
+        tables = {
+            name: SplitTable.of(records, dataset.truth.get(name))
+            for name, records in dataset.splits.items()
+        }
         return Index(dataset.name, dataset.image_root.resolve(), tables, teachers)
 
     def joined(self, other: Index, where: str) -> Index:
@@ -165,7 +189,10 @@ class Index:
                 name="dataset",
             )
         for split in other.splits:
-            if split in self.splits and self.splits[split].fingerprint != other.splits[split].fingerprint:
+            if (
+                split in self.splits
+                and self.splits[split].fingerprint != other.splits[split].fingerprint
+            ):
                 raise StoreError(
                     f"{where} belongs to other data: field fingerprint of split {split!r} differs (ids, paths, "
                     "captions, --limit or --val-fraction changed); pass another --out, and --reuse to take over rows",
@@ -186,7 +213,9 @@ class Index:
                 ranges = {(s.start, s.stop): s for s in (*shards.get(split, ()), *parts)}
                 shards[split] = tuple(ranges[r] for r in sorted(ranges))
             # Finished rows keep what they were made with; the model may have moved.
-            teachers[name] = TeacherEntry(entry.settings, shards, entry.source, old.versions if old else entry.versions)
+            teachers[name] = TeacherEntry(
+                entry.settings, shards, entry.source, old.versions if old else entry.versions
+            )
         splits = dict(self.splits)
         for split, table in other.splits.items():
             if split not in splits or table.truth is not None:
@@ -216,7 +245,9 @@ class Index:
             name: replace(
                 entry,
                 shards={
-                    s: v for s, v in entry.shards.items() if name not in teachers or s not in teachers[name].shards
+                    s: v
+                    for s, v in entry.shards.items()
+                    if name not in teachers or s not in teachers[name].shards
                 },
             )
             for name, entry in self.teachers.items()
@@ -268,7 +299,11 @@ def _read_split(path: Path, group: h5py.Group) -> SplitTable:
     caption_image = read_array(group, "caption_image", "<i8")
     lengths = {name: len(column) for name, column in columns.items()}
     n_images, n_captions = lengths["image_ids"], lengths["caption_ids"]
-    if (lengths["image_paths"], lengths["captions"], len(caption_image)) != (n_images, n_captions, n_captions):
+    if (lengths["image_paths"], lengths["captions"], len(caption_image)) != (
+        n_images,
+        n_captions,
+        n_captions,
+    ):
         refuse(path, group.name, "its columns are of different lengths")
     check_caption_image(caption_image, n_images, path, group.name)
     truth = None
@@ -338,7 +373,9 @@ def _write_split(group: h5py.Group, table: SplitTable) -> None:
             part.create_dataset(name, data=getattr(table.truth, name).astype("<i8"))
 
 
-def _write_teacher(group: h5py.Group, entry: TeacherEntry, splits: Mapping[str, SplitTable]) -> None:
+def _write_teacher(
+    group: h5py.Group, entry: TeacherEntry, splits: Mapping[str, SplitTable]
+) -> None:
     settings = entry.settings
     group.attrs["settings"], group.attrs["source"] = settings.to_json(), entry.source
     for name in _REPEATED:
@@ -348,18 +385,26 @@ def _write_teacher(group: h5py.Group, entry: TeacherEntry, splits: Mapping[str, 
     dtype = np.dtype(settings.dtype).newbyteorder("<")
     for split, shards in sorted(entry.shards.items()):
         part = group.create_group(split)
-        _create_virtual(part, "rows", shards, (splits[split].n_rows(settings.modality), settings.dim), dtype)
+        _create_virtual(
+            part, "rows", shards, (splits[split].n_rows(settings.modality), settings.dim), dtype
+        )
         listing = part.create_group("shards")
         bounds = np.asarray([(s.start, s.stop) for s in shards], "<i8").reshape(-1, 2)
         listing.create_dataset("bounds", data=bounds)
         listing.create_dataset("offsets", data=np.asarray([s.offset for s in shards], "<i8"))
         Texts.of([s.file for s in shards]).write(listing, "files")
         Texts.of([s.sha256 for s in shards]).write(listing, "sha256")
-        part.create_dataset("skipped", data=np.asarray([row for s in shards for row in s.skipped], "<i8"))
+        part.create_dataset(
+            "skipped", data=np.asarray([row for s in shards for row in s.skipped], "<i8")
+        )
 
 
 def _create_virtual(
-    group: h5py.Group, name: str, shards: Sequence[ShardInfo], shape: tuple[int, int], dtype: np.dtype
+    group: h5py.Group,
+    name: str,
+    shards: Sequence[ShardInfo],
+    shape: tuple[int, int],
+    dtype: np.dtype,
 ) -> None:
     """A virtual dataset over the rows of all shards.
 
@@ -372,6 +417,8 @@ def _create_virtual(
     for s in shards:
         block = (s.stop - s.start, shape[1])
         space.select_hyperslab((s.start, 0), block)
-        properties.set_virtual(space, s.file.replace("%", "%%").encode(), b"rows", h5py.h5s.create_simple(block))
+        properties.set_virtual(
+            space, s.file.replace("%", "%%").encode(), b"rows", h5py.h5s.create_simple(block)
+        )
     space.select_all()
     h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties)

@@ -26,10 +26,16 @@ def check_caption_image(caption_image: np.ndarray, n_images: int, path: Path, na
     Raises:
         StoreError: If an image has no caption, or captions of one image are not adjacent.
     """
-    edges = np.concatenate([[-1], caption_image, [n_images]])  # each step is to the same or the next
+    edges = np.concatenate(
+        [[-1], caption_image, [n_images]]
+    )  # each step is to the same or the next
     steps = np.diff(edges)
     if steps[0] != 1 or steps[-1] != 1 or steps.min() < 0 or steps.max() > 1:
-        refuse(path, f"{name}/caption_image".lstrip("/"), "its image rows do not ascend from first to last")
+        refuse(
+            path,
+            f"{name}/caption_image".lstrip("/"),
+            "its image rows do not ascend from first to last",
+        )
 
 
 def check_truth(truth: Truth, n_images: int, n_captions: int, path: Path, name: str) -> None:
@@ -40,7 +46,9 @@ def check_truth(truth: Truth, n_images: int, n_captions: int, path: Path, name: 
     """
     indptr, indices = truth.indptr, truth.indices
     fits = len(truth.image_labels) == n_images and len(indptr) == n_captions + 1
-    fits = fits and indptr[0] == 0 and indptr[-1] == len(indices) and not (np.diff(indptr) < 0).any()
+    fits = (
+        fits and indptr[0] == 0 and indptr[-1] == len(indices) and not (np.diff(indptr) < 0).any()
+    )
     if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < n_images):
         refuse(path, f"{name}/truth".lstrip("/"), "it does not fit the split")
 

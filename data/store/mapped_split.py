@@ -117,7 +117,9 @@ class Split:
             return [self[row] for row in rows]
         first, last = np.searchsorted(self.caption_image, (rows, rows + 1)).tolist()
         captions, caption_ids = self.captions[first:last], self.caption_ids[first:last]
-        return Record(self.image_ids[rows], self.image_paths[rows], tuple(captions), tuple(caption_ids))
+        return Record(
+            self.image_ids[rows], self.image_paths[rows], tuple(captions), tuple(caption_ids)
+        )
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
         raise TypeError(

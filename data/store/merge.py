@@ -43,20 +43,32 @@ def merge(out: Path, parts: Sequence[Path]) -> Index:
         read_seal(source, INDEX_FORMAT)  # before a folder is made
     with FolderLock(shard_folder(out)):
         joined: Index | None = None
-        places: dict[str, tuple[Path, str]] = {}  # file in the joined store -> where it is now, its seal
+        places: dict[
+            str, tuple[Path, str]
+        ] = {}  # file in the joined store -> where it is now, its seal
         for source in sources:
             index, where = read_index(source), f"{source} cannot be joined: {sources[0]}"
             if joined is not None:
                 joined.joined(index, where)  # other data or settings are the reason for other rows
-            teachers = {name: _placed(out, source, name, entry, places) for name, entry in index.teachers.items()}
+            teachers = {
+                name: _placed(out, source, name, entry, places)
+                for name, entry in index.teachers.items()
+            }
             index = replace(index, teachers=teachers)
             joined = index if joined is None else joined.joined(index, where)
         assert joined is not None, "there is at least one source"
         if gaps := joined.gaps():
-            message = f"the parts do not make a whole store: {'; '.join(gaps[:3])} ({len(gaps)} in all)"
+            message = (
+                f"the parts do not make a whole store: {'; '.join(gaps[:3])} ({len(gaps)} in all)"
+            )
             raise StoreError(message, path=out)
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda item: _bring(item[1][0], out.parent / item[0], item[1][1]), places.items()))
+            list(
+                pool.map(
+                    lambda item: _bring(item[1][0], out.parent / item[0], item[1][1]),
+                    places.items(),
+                )
+            )
         write_index(out, joined)
         return joined
 
@@ -87,7 +99,9 @@ def _placed(
 def _bring(here: Path, there: Path, seal: str) -> None:
     """Copy a shard to its place, unless it is there, and verify it."""
     if read_seal(here, SHARD_FORMAT) != seal or not seal_holds(here, SHARD_FORMAT):
-        message = f"{here} is damaged or another shard than its index names; make it again, then merge"
+        message = (
+            f"{here} is damaged or another shard than its index names; make it again, then merge"
+        )
         raise StoreError(message, path=here)
     if not (there.exists() and there.samefile(here)):
         with atomic_file(there) as temporary:

@@ -67,7 +67,12 @@ class Embeddings:
     """
 
     def __init__(
-        self, teacher: str, settings: TeacherSettings, split: Split, index: MappedFile, part: h5py.Group
+        self,
+        teacher: str,
+        settings: TeacherSettings,
+        split: Split,
+        index: MappedFile,
+        part: h5py.Group,
     ) -> None:
         self.teacher, self.split, self.settings = teacher, split.name, settings
         listing = child_group(part, "shards")
@@ -84,7 +89,10 @@ class Embeddings:
                 name=teacher,
             )
         self._bounds, self._offsets = starts, read_array(listing, "offsets", "<i8")
-        self._files, self._seals = Strings(index, listing, "files"), Strings(index, listing, "sha256")
+        self._files, self._seals = (
+            Strings(index, listing, "files"),
+            Strings(index, listing, "sha256"),
+        )
         if {len(self._files), len(self._seals), len(self._offsets)} != {len(bounds)}:
             refuse(index.path, listing.name, "its columns are of different lengths")
         self._index, self._skipped = index, array_location(part, "skipped", "<i8")
@@ -98,7 +106,9 @@ class Embeddings:
             StoreError: If they do not ascend within the split.
         """
         rows = self._index.array(self._skipped)
-        check_skipped(rows, len(self), self._index.path, self._skipped.name.removesuffix("/skipped"))
+        check_skipped(
+            rows, len(self), self._index.path, self._skipped.name.removesuffix("/skipped")
+        )
         return rows
 
     @cached_property
@@ -108,7 +118,10 @@ class Embeddings:
     @cached_property
     def _exceeds_memory(self) -> bool:
         """Whether the rows cannot all stay in memory; reading ahead of random rows then only drives others out."""
-        return len(self) * self.shape[1] * self.dtype.itemsize > os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE / 2
+        return (
+            len(self) * self.shape[1] * self.dtype.itemsize
+            > os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE / 2
+        )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -204,7 +217,9 @@ class Embeddings:
             raise IndexError("rows are asked for by an int, a slice, or an array of one dimension")
         if numbers.dtype == bool:
             if numbers.shape != (len(self),):
-                raise IndexError(f"a mask of {len(self)} rows has as many; got shape {numbers.shape}")
+                raise IndexError(
+                    f"a mask of {len(self)} rows has as many; got shape {numbers.shape}"
+                )
             numbers = np.flatnonzero(numbers)
         numbers = row_numbers(numbers)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
@@ -230,7 +245,9 @@ class Embeddings:
         path, seal = self.shard_path(number), self._seals[number]
         offset, size = int(self._offsets[number]), self.dtype.itemsize
         if offset % size:
-            raise StoreError(f"{path}: its rows begin at an odd place; see docs/FORMAT.md", path=path)
+            raise StoreError(
+                f"{path}: its rows begin at an odd place; see docs/FORMAT.md", path=path
+            )
         shape = int(self._bounds[number + 1] - self._bounds[number]), self.shape[1]
         file = MappedFile(path, SHARD_FORMAT, seal, reads_ahead=not self._exceeds_memory)
         return file.array(ArrayLocation("rows", offset, shape, self.dtype.str))
@@ -262,7 +279,9 @@ class EmbeddingStore:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            message = f"embedding store {path} does not exist; make it with cusa-precompute --out {path}"
+            message = (
+                f"embedding store {path} does not exist; make it with cusa-precompute --out {path}"
+            )
             raise StoreError(message, path=self.path)
         self._seal, self._is_verified = read_seal(self.path, INDEX_FORMAT), False
         if self.path.stat().st_size <= VERIFIED_BYTES:
@@ -303,11 +322,15 @@ class EmbeddingStore:
         return self.embeddings(*names)
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
-        raise TypeError("a store is no array; take a teacher's rows: np.asarray(store[teacher, split])")
+        raise TypeError(
+            "a store is no array; take a teacher's rows: np.asarray(store[teacher, split])"
+        )
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {len(split):,} images" for name, split in self.splits.items())
-        return f"<EmbeddingStore {str(self.path)!r}: {splits}; teachers: {', '.join(self.teachers)}>"
+        return (
+            f"<EmbeddingStore {str(self.path)!r}: {splits}; teachers: {', '.join(self.teachers)}>"
+        )
 
     def _opened(self) -> AbstractContextManager[h5py.File]:
         return open_sealed(self.path, INDEX_FORMAT, self._seal)
@@ -344,14 +367,19 @@ class EmbeddingStore:
         if name is None and len(known) == 1:
             return known[0]
         if name not in known:
-            problem = f"unknown {modality} teacher {name!r}" if name else f"several {modality} teachers"
+            problem = (
+                f"unknown {modality} teacher {name!r}" if name else f"several {modality} teachers"
+            )
             message = f"{self.path}: {problem}; pass {flag} with one of: {', '.join(known)}"
             raise StoreError(message, path=self.path, name=name or modality)
         return name
 
     def skipped(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """int64 image rows and caption rows of a split that any teacher had to skip: unreadable, or empty."""
-        rows: dict[str, list[np.ndarray]] = {"image": [np.zeros(0, np.int64)], "text": [np.zeros(0, np.int64)]}
+        rows: dict[str, list[np.ndarray]] = {
+            "image": [np.zeros(0, np.int64)],
+            "text": [np.zeros(0, np.int64)],
+        }
         for teacher, settings in self.teachers.items():
             if split in self.splits_of(teacher):
                 rows[settings.modality].append(self.embeddings(teacher, split).skipped)

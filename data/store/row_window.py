@@ -26,19 +26,34 @@ class RowWindow:
 
     __slots__ = ("_bounds", "_dtype", "_fast", "_length", "_load", "_lock", "_maps")
 
-    def __init__(self, bounds: np.ndarray, dim: int, dtype: np.dtype, load: Callable[[int], np.ndarray]) -> None:
+    def __init__(
+        self, bounds: np.ndarray, dim: int, dtype: np.dtype, load: Callable[[int], np.ndarray]
+    ) -> None:
         self._bounds, self._dtype, self._load, self._lock = bounds, dtype, load, threading.Lock()
         lengths = np.diff(bounds)
         # Dividing is faster than searching, and all shards but the last are of one length unless
         # somebody made them so.
-        self._length = int(lengths[0]) if (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0] else None
+        self._length = (
+            int(lengths[0])
+            if (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0]
+            else None
+        )
         self._maps: dict[int, np.ndarray] = {}  # keeps the memory mapped
-        origins = np.full(len(lengths), self._UNMAPPED, np.int64)  # where row 0 would be, if a shard began there
+        origins = np.full(
+            len(lengths), self._UNMAPPED, np.int64
+        )  # where row 0 would be, if a shard began there
         view = np.empty((0, 1), np.dtype((np.void, dim * dtype.itemsize)))
         # What gathering needs, in one place: the rows that it copies drive all else out of the
         # processor's cache, and looking names up would take a tenth of the time. Numbers are arrays
         # already.
-        self._fast = int(bounds[-1]), np.array(self._length or 1), np.array(dim), origins, view, dtype
+        self._fast = (
+            int(bounds[-1]),
+            np.array(self._length or 1),
+            np.array(dim),
+            origins,
+            view,
+            dtype,
+        )
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Rows by number, int ``[n]``, in the order asked for: ``[n, dim]``.
@@ -72,16 +87,23 @@ class RowWindow:
 
     def _laid_out(self) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
         n_rows, length, dim, origins, view, dtype = self._fast
-        origins = origins.copy()  # origins and array belong together: a reader has the old ones, or the new ones
+        origins = (
+            origins.copy()
+        )  # origins and array belong together: a reader has the old ones, or the new ones
         numbers = np.fromiter(self._maps, np.int64)
         addresses = np.fromiter((m.ctypes.data for m in self._maps.values()), np.int64)
         low, size = int(addresses.min()), dtype.itemsize
         origins[numbers] = (addresses - low) // size - self._bounds[numbers] * dim
-        end = max(a + m.nbytes for a, m in zip(addresses.tolist(), self._maps.values(), strict=True))
+        end = max(
+            a + m.nbytes for a, m in zip(addresses.tolist(), self._maps.values(), strict=True)
+        )
         interface = {
             "version": 3,
             "data": (low, True),
-            "shape": ((end - low - view.itemsize) // size + 1, 1),  # up to the last row of the highest map
+            "shape": (
+                (end - low - view.itemsize) // size + 1,
+                1,
+            ),  # up to the last row of the highest map
             "strides": (size, view.itemsize),
             "typestr": view.dtype.str,
         }

@@ -61,7 +61,9 @@ class TeacherSettings:
             raise StoreError(str(error), path=path, name="settings") from None
         for name, is_legal in _LEGAL_SETTINGS.items():
             if not isinstance(values, dict) or name not in values or not is_legal(values[name]):
-                message = f"{path}: field {name!r} of a teacher's settings is missing or no legal value"
+                message = (
+                    f"{path}: field {name!r} of a teacher's settings is missing or no legal value"
+                )
                 raise StoreError(message, path=path, name=name)
         return TeacherSettings(**{name: values[name] for name in _LEGAL_SETTINGS})
 
@@ -116,7 +118,10 @@ def check_name(name: str) -> None:
         SettingError: If it is not of letters, digits, ``. _ -``, or begins with a dot.
     """
     if not name or name != file_name(name) or name.startswith("."):
-        raise SettingError(f"name {name!r}: legal are letters, digits, . _ -, and no dot at the beginning", name=name)
+        raise SettingError(
+            f"name {name!r}: legal are letters, digits, . _ -, and no dot at the beginning",
+            name=name,
+        )
 
 
 def check_index_path(index: Path) -> None:
@@ -151,7 +156,9 @@ def shard_path(folder: Path, file: str) -> Path:
     """
     name = PurePosixPath(file)
     if name.is_absolute() or ".." in name.parts:
-        raise StoreError(f"{folder / file}: shards lie below the index's folder; see docs/FORMAT.md", path=folder)
+        raise StoreError(
+            f"{folder / file}: shards lie below the index's folder; see docs/FORMAT.md", path=folder
+        )
     return folder / name
 
 

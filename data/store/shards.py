@@ -11,7 +11,13 @@ import numpy as np
 
 from cusa.data.errors import EmbeddingsError
 from cusa.data.store import checksum as sealed
-from cusa.data.store.hdf5 import array_location, read_array, refuse, text_attribute, whole_number_attribute
+from cusa.data.store.hdf5 import (
+    array_location,
+    read_array,
+    refuse,
+    text_attribute,
+    whole_number_attribute,
+)
 from cusa.data.store.schema import TeacherSettings
 
 _DIGESTS = "picture_sha256"
@@ -71,7 +77,9 @@ class ShardHeader:
         return fields
 
 
-def stored_rows(rows: np.ndarray, dtype: str, numbers: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+def stored_rows(
+    rows: np.ndarray, dtype: str, numbers: Sequence[int] | np.ndarray | None = None
+) -> np.ndarray:
     """Embeddings as they are stored.
 
     Args:
@@ -119,13 +127,19 @@ def write_shard(
     Returns:
         The shard.
     """
-    assert rows.shape == (header.stop - header.start, header.settings.dim), "a shard is written with all its rows"
+    assert rows.shape == (header.stop - header.start, header.settings.dim), (
+        "a shard is written with all its rows"
+    )
     offset = 0
 
     def build(content: h5py.File) -> None:
         nonlocal offset
         attrs = content.attrs
-        attrs["teacher"], attrs["split"], attrs["split_fingerprint"] = header.teacher, header.split, header.fingerprint
+        attrs["teacher"], attrs["split"], attrs["split_fingerprint"] = (
+            header.teacher,
+            header.split,
+            header.fingerprint,
+        )
         attrs["start"], attrs["stop"] = header.start, header.stop
         attrs["settings"] = header.settings.to_json()
         offset = content.create_dataset("rows", data=rows).id.get_offset() + sealed.BLOCK
@@ -163,7 +177,9 @@ def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
         inside = ((skipped >= header.start) & (skipped < header.stop)).all()
         if not inside or (np.diff(skipped) <= 0).any():
             refuse(path, "skipped", "its rows do not ascend within the shard")
-        info = ShardInfo(file, header.start, header.stop, seal, rows.offset, tuple(skipped.tolist()))
+        info = ShardInfo(
+            file, header.start, header.stop, seal, rows.offset, tuple(skipped.tolist())
+        )
         return header, info
 
 

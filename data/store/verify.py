@@ -45,7 +45,9 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
             without shards.
     """
     if not index.is_file():
-        message = f"embedding store {index} does not exist or is a folder; pass the path of its index"
+        message = (
+            f"embedding store {index} does not exist or is a folder; pass the path of its index"
+        )
         raise StoreError(message, path=index)
     try:
         found = read_index(index)
@@ -60,7 +62,9 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
     shards = sorted(shard_folder(index).glob("*/*.h5"))
     with ThreadPoolExecutor(_THREADS) as pool:
         wrong = list(pool.map(lambda path: _wrong(path, SHARD_FORMAT), shards))
-    damages = [Damage(p, f"shard {p.name}: {what}") for p, what in zip(shards, wrong, strict=True) if what]
+    damages = [
+        Damage(p, f"shard {p.name}: {what}") for p, what in zip(shards, wrong, strict=True) if what
+    ]
     return 1 + len(shards), [Damage(index, problem), *damages]
 
 
@@ -95,7 +99,9 @@ def _wrong(path: Path, form: str, seal: str | None = None) -> str | None:
         return f"it cannot be read ({error.strerror})"
 
 
-def _wrong_shard(folder: Path, index: Index, teacher: str, split: str, info: ShardInfo) -> str | None:
+def _wrong_shard(
+    folder: Path, index: Index, teacher: str, split: str, info: ShardInfo
+) -> str | None:
     """What is wrong with a shard that an index names, if anything."""
     if what := _wrong(folder / info.file, SHARD_FORMAT, info.sha256):
         return what
@@ -104,7 +110,9 @@ def _wrong_shard(folder: Path, index: Index, teacher: str, split: str, info: Sha
     except StoreError as error:
         return str(error)
     settings, fingerprint = index.teachers[teacher].settings, index.splits[split].fingerprint
-    fields = ShardHeader(teacher, split, fingerprint, info.start, info.stop, settings).differing(header)
+    fields = ShardHeader(teacher, split, fingerprint, info.start, info.stop, settings).differing(
+        header
+    )
     if (found.offset, found.skipped) != (info.offset, info.skipped):
         fields.append("offset or skipped rows")
     return f"it holds other rows than the index says: {'; '.join(fields)}" if fields else None

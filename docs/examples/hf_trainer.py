@@ -31,10 +31,15 @@ class ClipWithCusa(nn.Module):
     def __init__(self, clip: CLIPModel, loss: CUSALoss) -> None:
         super().__init__()
         self.clip, self.loss = clip, loss
-        clip.logit_scale.requires_grad_(False)  # CLIP's own temperature; the loss has another in its place
+        clip.logit_scale.requires_grad_(
+            False
+        )  # CLIP's own temperature; the loss has another in its place
         dim = clip.config.projection_dim
         self.heads = nn.ModuleDict(
-            {name: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for name in ("v", "t", "uni_v", "uni_t")}
+            {
+                name: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+                for name in ("v", "t", "uni_v", "uni_t")
+            }
         )
 
     def forward(
@@ -48,12 +53,25 @@ class ClipWithCusa(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The loss and its terms."""
         image = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
-        text = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        text = self.clip.get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).pooler_output
         h = self.heads
         terms = self.loss(
-            h["v"](image), h["t"](text), h["uni_v"](image), h["uni_t"](text), teacher_image, teacher_text, image_ids
+            h["v"](image),
+            h["t"](text),
+            h["uni_v"](image),
+            h["uni_t"](text),
+            teacher_image,
+            teacher_text,
+            image_ids,
         )
-        return {"loss": terms.total, "contrastive": terms.contrastive, "csa": terms.csa, "usa": terms.usa}
+        return {
+            "loss": terms.total,
+            "contrastive": terms.contrastive,
+            "csa": terms.csa,
+            "usa": terms.usa,
+        }
 
 
 class CusaTrainer(Trainer):
@@ -74,7 +92,11 @@ class CusaTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All that Trainer would decay, without the temperatures."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.startswith("loss.tau")]
+        return [
+            name
+            for name in super().get_decay_parameter_names(model)
+            if not name.startswith("loss.tau")
+        ]
 
 
 class Collator:
@@ -95,18 +117,27 @@ class Collator:
         """
         names = {pair["split"] for pair in pairs}
         if len(names) != 1:
-            raise ValueError(f"a batch has pairs of the splits {sorted(names)}; give it those of one")
+            raise ValueError(
+                f"a batch has pairs of the splits {sorted(names)}; give it those of one"
+            )
         [name] = names
         split = self.store.split(name)
-        image_rows, caption_rows = (np.array([p[k] for p in pairs]) for k in ("image_row", "caption_row"))
+        image_rows, caption_rows = (
+            np.array([p[k] for p in pairs]) for k in ("image_row", "caption_row")
+        )
         batch = self.processor(
-            images=[load_image(self.store.image_root / split.image_paths[i]).convert("RGB") for i in image_rows],
+            images=[
+                load_image(self.store.image_root / split.image_paths[i]).convert("RGB")
+                for i in image_rows
+            ],
             text=[split.captions[i] for i in caption_rows],
             padding=True,
             truncation=True,
             return_tensors="pt",
         )
-        image_teacher, text_teacher = (self.store.embeddings(teacher, name) for teacher in self.teachers)
+        image_teacher, text_teacher = (
+            self.store.embeddings(teacher, name) for teacher in self.teachers
+        )
         return {
             **batch,
             "teacher_image": torch.from_numpy(image_teacher.gather(image_rows)),
@@ -121,7 +152,9 @@ def pairs_of(store: EmbeddingStore, name: str) -> Dataset:
     # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave
     # their pairs out.
     no_image, no_caption = store.skipped(name)
-    good = ~np.isin(split.caption_image, no_image) & ~np.isin(np.arange(split.n_captions), no_caption)
+    good = ~np.isin(split.caption_image, no_image) & ~np.isin(
+        np.arange(split.n_captions), no_caption
+    )
     caption_rows = np.flatnonzero(good)
     image_rows = split.caption_image[caption_rows]
     return Dataset.from_dict(
@@ -166,6 +199,13 @@ def main(folder: Path, steps: int = 60) -> CusaTrainer:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         trainer = main(Path(folder))
-        print("loss", [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry])
+        print(
+            "loss",
+            [
+                round(float(entry["loss"]), 4)
+                for entry in trainer.state.log_history
+                if "loss" in entry
+            ],
+        )
         print("temperatures", trainer.model.loss.temperatures())
         print("loss on val", round(trainer.evaluate()["eval_loss"], 4))

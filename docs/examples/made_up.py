@@ -40,7 +40,12 @@ N_WORDS = len(WORDS)
 def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
     """A data set with two captions an image, splits train and val, as files and store in ``folder``."""
     meaning = np.random.default_rng(0).normal(size=(n_images + n_val, 12))
-    colours = (255 / (1 + np.exp(-meaning.reshape(-1, 2, 2, 3)))).astype(np.uint8).repeat(16, 1).repeat(16, 2)
+    colours = (
+        (255 / (1 + np.exp(-meaning.reshape(-1, 2, 2, 3))))
+        .astype(np.uint8)
+        .repeat(16, 1)
+        .repeat(16, 2)
+    )
     numbers = 2 * np.arange(12) + (meaning > 0)
     tokens = np.stack([numbers[:, :CAPTION_WORDS], numbers[:, -CAPTION_WORDS:]], axis=1)
     records = []
@@ -57,12 +62,18 @@ def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
         ("words", "text", [c for r in records for c in r.caption_ids]),
     ):
         dim = rows[teacher].shape[1]
-        settings = TeacherSettings(modality, teacher, "unknown", {}, "none", "fp32", dim, "float16", True)
+        settings = TeacherSettings(
+            modality, teacher, "unknown", {}, "none", "fp32", dim, "float16", True
+        )
         foreign = ForeignRows(ids, rows[teacher], "made up")
         for split in splits:  # each takes the rows of its own ids
-            import_rows(folder / "store.h5", data, split, teacher, settings, foreign, skip_missing=False)
+            import_rows(
+                folder / "store.h5", data, split, teacher, settings, foreign, skip_missing=False
+            )
     pixels = torch.from_numpy(colours[:n_images]).permute(0, 3, 1, 2).float() / 255
-    return MadeUp(EmbeddingStore(folder / "store.h5"), pixels, torch.from_numpy(flat[: 2 * n_images]))
+    return MadeUp(
+        EmbeddingStore(folder / "store.h5"), pixels, torch.from_numpy(flat[: 2 * n_images])
+    )
 
 
 def caption_batches(store: EmbeddingStore, size: int, steps: int) -> Iterator[np.ndarray]:
@@ -87,11 +98,28 @@ def make_clip(folder: Path) -> Path:
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**size, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 1, "bos_token_id": 0}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=16, **special
+    ).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {
+        **size,
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+    }
     vision = {**size, "image_size": 32, "patch_size": 16}
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    ).save_pretrained(folder)
     return folder

@@ -28,10 +28,15 @@ class FusionHost(nn.Module):
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
-        self.patches = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4 * dim), nn.Unflatten(1, (4, dim)))
+        self.patches = nn.Sequential(
+            nn.Flatten(), nn.Linear(3072, 4 * dim), nn.Unflatten(1, (4, dim))
+        )
         self.words = nn.Embedding(N_WORDS, dim)
         self.heads = nn.ModuleDict(
-            {name: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for name in ("v", "t", "uni_v", "uni_t")}
+            {
+                name: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+                for name in ("v", "t", "uni_v", "uni_t")
+            }
         )
         self.fusion = nn.TransformerDecoderLayer(dim, 2, 64, dropout=0.0, batch_first=True)
         self.match = nn.Linear(dim, 2)
@@ -53,7 +58,8 @@ def main(steps: int = 200, batch_size: int = 32) -> list[tuple[float, float]]:
         host = FusionHost()
         loss_fn = CUSALoss(LossConfig(alpha=0.3, beta=0.75))  # the paper's weights for X2-VLM
         optimizer = torch.optim.AdamW(
-            [{"params": host.parameters()}, {"params": loss_fn.parameters(), "weight_decay": 0.0}], lr=3e-3
+            [{"params": host.parameters()}, {"params": loss_fn.parameters(), "weight_decay": 0.0}],
+            lr=3e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]
@@ -72,7 +78,8 @@ def main(steps: int = 200, batch_size: int = 32) -> list[tuple[float, float]]:
             labels_v = soft_labels(teacher_v @ teacher_v.T, TAU_TARGETS)
             labels_t = soft_labels(teacher_t @ teacher_t.T, TAU_TARGETS)
             logits = host.score(
-                torch.cat([patches, patches, patches[image_of_text]]), torch.cat([texts, texts[text_of_image], texts])
+                torch.cat([patches, patches, patches[image_of_text]]),
+                torch.cat([texts, texts[text_of_image], texts]),
             )
             targets_v = matching_targets(labels_v, text_of_image)
             targets_t = matching_targets(labels_t, image_of_text)

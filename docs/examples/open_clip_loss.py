@@ -76,7 +76,12 @@ class SoftLabelClipLoss(nn.Module):
         """As ClipLoss; features come L2-normalised from open_clip, teacher rows as they are stored."""
         contrastive = self.clip_loss(image_features, text_features, logit_scale, logit_bias)
         terms = self.cusa(
-            image_features, text_features, uni_image_features, uni_text_features, teacher_image, teacher_text
+            image_features,
+            text_features,
+            uni_image_features,
+            uni_text_features,
+            teacher_image,
+            teacher_text,
         )
         # One entry for both: total alone carries gradients.
         losses = {"contrastive_loss": contrastive, "soft_label_loss": terms.total}
@@ -88,7 +93,9 @@ class TinyClip(nn.Module):
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
-        self.visual = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.GELU(), nn.Linear(64, dim))
+        self.visual = nn.Sequential(
+            nn.Flatten(), nn.Linear(3072, 64), nn.GELU(), nn.Linear(64, dim)
+        )
         self.text = nn.Sequential(nn.EmbeddingBag(N_WORDS, 64), nn.GELU(), nn.Linear(64, dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 

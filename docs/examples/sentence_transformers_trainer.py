@@ -58,7 +58,9 @@ class StoredSoftLabelLoss(nn.Module):
         self.image_teachers = [store.embeddings(image_teacher, name) for name in splits]
         self.text_teachers = [store.embeddings(text_teacher, name) for name in splits]
 
-    def forward(self, sentence_features: list[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, sentence_features: list[dict[str, torch.Tensor]], labels: torch.Tensor
+    ) -> torch.Tensor:
         """The loss of a batch of one split; the trainer passes the columns in their order."""
         images, texts = (self.model(features) for features in sentence_features)
         splits, caption_rows = labels.cpu().numpy().T
@@ -81,10 +83,18 @@ class StoredSoftLabelLoss(nn.Module):
 
 def with_uni_heads(clip: Transformer) -> SentenceTransformer:
     """The model, and two linear heads on its embedding: one that USA uses for images, one for captions."""
-    clip.model.logit_scale.requires_grad_(False)  # CLIP's own temperature; CUSALoss has another in its place
+    clip.model.logit_scale.requires_grad_(
+        False
+    )  # CLIP's own temperature; CUSALoss has another in its place
     dim = clip.get_embedding_dimension()
     heads = [
-        Dense(dim, dim, activation_function=nn.Identity(), module_input_name="sentence_embedding", module_output_name=n)
+        Dense(
+            dim,
+            dim,
+            activation_function=nn.Identity(),
+            module_input_name="sentence_embedding",
+            module_output_name=n,
+        )
         for n in ("uni_image_embedding", "uni_text_embedding")
     ]
     return SentenceTransformer(modules=[clip, *heads])
@@ -96,7 +106,9 @@ def pairs_of(store: EmbeddingStore, splits: tuple[str, ...], number: int) -> Dat
     columns = {
         "image": [str(store.image_root / split.image_paths[i]) for i in split.caption_image],
         "caption": split.captions[:],
-        "label": [[number, row] for row in range(split.n_captions)],  # "label" is a name that the trainer looks for
+        "label": [
+            [number, row] for row in range(split.n_captions)
+        ],  # "label" is a name that the trainer looks for
     }
     return Dataset.from_dict(columns).cast_column("image", Image())
 
@@ -135,6 +147,13 @@ def main(folder: Path, steps: int = 60) -> SentenceTransformerTrainer:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         trainer = main(Path(folder))
-        print("loss", [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry])
+        print(
+            "loss",
+            [
+                round(float(entry["loss"]), 4)
+                for entry in trainer.state.log_history
+                if "loss" in entry
+            ],
+        )
         print("temperatures", trainer.loss.cusa.temperatures())
         print("loss on val", round(trainer.evaluate()["eval_loss"], 4))

@@ -22,19 +22,29 @@ class CrossAttentionHost(nn.Module):
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
-        self.regions = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4 * dim), nn.Unflatten(1, (4, dim)))
+        self.regions = nn.Sequential(
+            nn.Flatten(), nn.Linear(3072, 4 * dim), nn.Unflatten(1, (4, dim))
+        )
         self.words = nn.Embedding(N_WORDS, dim)
         self.uni_image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
         self.uni_text = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
 
-    def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, pixels: torch.Tensor, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Similarities ``[B, B]`` of image i and caption j, and uni-modal embeddings ``[B, d]``."""
         regions = self.regions(pixels)  # [B, R, d]
         words = self.words(tokens)  # [B, W, d]
-        return attended_similarity(regions, words), self.uni_image(regions.mean(1)), self.uni_text(words.mean(1))
+        return (
+            attended_similarity(regions, words),
+            self.uni_image(regions.mean(1)),
+            self.uni_text(words.mean(1)),
+        )
 
 
-def attended_similarity(regions: torch.Tensor, words: torch.Tensor, sharpness: float = 9.0) -> torch.Tensor:
+def attended_similarity(
+    regions: torch.Tensor, words: torch.Tensor, sharpness: float = 9.0
+) -> torch.Tensor:
     """Cosine of each word with what it attends to in the image, averaged over the words of a caption.
 
     Args:
@@ -61,9 +71,12 @@ def main(steps: int = 60, batch_size: int = 32) -> list[float]:
         split = store.split("train")
         vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
         host = CrossAttentionHost()
-        loss_fn = CUSALoss(LossConfig(alpha=1.0, beta=0.75))  # the paper's weights for SAF; SGR has 0.60 and 0.75
+        loss_fn = CUSALoss(
+            LossConfig(alpha=1.0, beta=0.75)
+        )  # the paper's weights for SAF; SGR has 0.60 and 0.75
         optimizer = torch.optim.AdamW(
-            [{"params": host.parameters()}, {"params": loss_fn.parameters(), "weight_decay": 0.0}], lr=3e-3
+            [{"params": host.parameters()}, {"params": loss_fn.parameters(), "weight_decay": 0.0}],
+            lr=3e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]

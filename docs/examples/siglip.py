@@ -19,10 +19,17 @@ from made_up import N_WORDS, caption_batches, make_data
 
 def tiny_siglip() -> SiglipModel:
     """Stands for ``SiglipModel.from_pretrained(...)``."""
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text = {**size, "vocab_size": N_WORDS, "max_position_embeddings": 16, "projection_size": 32}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return SiglipModel(SiglipConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 16}))
+    return SiglipModel(
+        SiglipConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 16})
+    )
 
 
 def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
@@ -36,17 +43,27 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         split = store.split("train")
         vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
         dim = siglip.config.vision_config.hidden_size
-        uni_image, uni_text = (nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for _ in range(2))
+        uni_image, uni_text = (
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for _ in range(2)
+        )
         # The sigmoid loss sums over candidates and averages over queries: of the scale of InfoNCE, not of InfoNCE / B.
         weights = LossConfig().effective_weights(batch_size)
-        soft_labels = CUSALoss(LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"]))
+        soft_labels = CUSALoss(
+            LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"])
+        )
         model = nn.ModuleList([siglip, uni_image, uni_text])
         optimizer = torch.optim.AdamW(
-            [{"params": model.parameters()}, {"params": soft_labels.parameters(), "weight_decay": 0.0}], lr=1e-3
+            [
+                {"params": model.parameters()},
+                {"params": soft_labels.parameters(), "weight_decay": 0.0},
+            ],
+            lr=1e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]
-            out = siglip(input_ids=tokens[caption_rows], pixel_values=pixels[image_rows], return_loss=True)
+            out = siglip(
+                input_ids=tokens[caption_rows], pixel_values=pixels[image_rows], return_loss=True
+            )
             v, t = out.image_embeds, out.text_embeds
             teacher_v = vision.gather(image_rows)
             teacher_t = words.gather(caption_rows)

@@ -105,7 +105,11 @@ def strongest_pairs(
     for a in starts:
         images, captions = _block(image_teacher, text_teacher, sample, a, block)
         for b in starts[a // block :]:
-            others = (images, captions) if b == a else _block(image_teacher, text_teacher, sample, b, block)
+            others = (
+                (images, captions)
+                if b == a
+                else _block(image_teacher, text_teacher, sample, b, block)
+            )
             by_image = images @ others[0].T
             by_text = (captions.flatten(0, 1) @ others[1].flatten(0, 1).T).view(
                 len(captions), len(images), len(others[1]), len(others[0])
@@ -114,12 +118,16 @@ def strongest_pairs(
             by_both, _ = fuse_similarities(by_image, by_text, "dot")
             for ranking, scores in zip(RANKINGS, (by_image, by_text, by_both), strict=True):
                 if a == b:  # each pair once, and no image with itself
-                    scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
+                    scores.masked_fill_(
+                        torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf
+                    )
                 best[ranking] = _best(best[ranking], scores.numpy(), a, b, n)
             n_duplicates += int((by_image >= DUPLICATE).sum())
             done += 1
             advance("strongest pairs", done, total)
-    return {ranking: [(i, j) for i, j in places.tolist()] for ranking, (_, places) in best.items()}, n_duplicates
+    return {
+        ranking: [(i, j) for i, j in places.tolist()] for ranking, (_, places) in best.items()
+    }, n_duplicates
 
 
 def teacher_rows(teacher: Embeddings, numbers: np.ndarray) -> torch.Tensor:
@@ -133,7 +141,9 @@ def _block(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images ``[n, d]`` and captions ``[m, n, e]``, L2-normalised."""
     part = slice(start, start + size)
-    return teacher_rows(image_teacher, sample.images[part]), teacher_rows(text_teacher, sample.captions[part].T)
+    return teacher_rows(image_teacher, sample.images[part]), teacher_rows(
+        text_teacher, sample.captions[part].T
+    )
 
 
 def _best(

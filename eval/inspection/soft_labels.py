@@ -187,7 +187,9 @@ class Inspection:
     strongest: dict[str, tuple[StrongPair, ...]]
 
 
-def inspect(store: EmbeddingStore, settings: Settings, advance: Advance = lambda what, done, total: None) -> Inspection:
+def inspect(
+    store: EmbeddingStore, settings: Settings, advance: Advance = lambda what, done, total: None
+) -> Inspection:
     """Inspect the soft labels that a split of a store would give.
 
     Args:
@@ -209,12 +211,18 @@ def inspect(store: EmbeddingStore, settings: Settings, advance: Advance = lambda
     images, captions = pairs.rows(np.arange(len(pairs)))
     n_images = len(np.unique(images))
     if n_images < 2:
-        raise CusaError(f"split {settings.split!r} has pairs of one image only; soft labels need at least two images")
+        raise CusaError(
+            f"split {settings.split!r} has pairs of one image only; soft labels need at least two images"
+        )
     sample = draw_sample(images, captions, settings.sample, settings.seed)
     median = same_image_cosine(text, sample)
 
-    sharp: dict[str, dict[float, list[Sharpness]]] = {m: {t: [] for t in TEMPERATURES} for m in ("image", "text")}
-    close: dict[str, dict[float, list[Alike]]] = {m: {c: [] for c in COSINES} for m in ("image", "text")}
+    sharp: dict[str, dict[float, list[Sharpness]]] = {
+        m: {t: [] for t in TEMPERATURES} for m in ("image", "text")
+    }
+    close: dict[str, dict[float, list[Alike]]] = {
+        m: {c: [] for c in COSINES} for m in ("image", "text")
+    }
     same: list[Alike] = []
     agree: list[Agreement] = []
     for number in range(settings.batches):
@@ -276,7 +284,9 @@ def write_inspection(path: Path, inspection: Inspection) -> int:
     Returns:
         How many of its images could not be read.
     """
-    shown = [item for pairs in inspection.strongest.values() for pair in pairs for item in pair.images]
+    shown = [
+        item for pairs in inspection.strongest.values() for pair in pairs for item in pair.images
+    ]
     return write_page(
         path,
         "soft_labels.html.jinja",
@@ -297,7 +307,10 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
     root = inspection.settings.image_root
     figures["settings"]["image_root"] = None if root is None else str(root)
     figures["strongest"] = {
-        ranking: [{**vars(p), "images": [item.text for item in p.images], "duplicate": p.duplicate} for p in pairs]
+        ranking: [
+            {**vars(p), "images": [item.text for item in p.images], "duplicate": p.duplicate}
+            for p in pairs
+        ]
         for ranking, pairs in inspection.strongest.items()
     }
     return {name: _without_nan(value) for name, value in figures.items()}
@@ -317,7 +330,9 @@ def sharpness(similarity: torch.Tensor, image_ids: torch.Tensor, tau: float) -> 
     perplexity = torch.special.entr(labels).sum(dim=1).exp()
     others = labels.masked_fill(image_ids[:, None] == image_ids, -torch.inf).amax(dim=1)
     others = others[others.isfinite()]
-    return Sharpness(float(perplexity.mean()), float(labels.diagonal().mean()), float(others.mean()))
+    return Sharpness(
+        float(perplexity.mean()), float(labels.diagonal().mean()), float(others.mean())
+    )
 
 
 def alike(similarity: torch.Tensor, image_ids: torch.Tensor, cosine: float) -> Alike:
@@ -382,7 +397,13 @@ def _cosines(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _shown(
-    image_teacher: Embeddings, text_teacher: Embeddings, sample: Sample, i: int, j: int, split: Split, root: Path
+    image_teacher: Embeddings,
+    text_teacher: Embeddings,
+    sample: Sample,
+    i: int,
+    j: int,
+    split: Split,
+    root: Path,
 ) -> StrongPair:
     both = [i, j]
     first, second = teacher_rows(image_teacher, sample.images[both])
@@ -391,10 +412,15 @@ def _shown(
     c, d = np.unravel_index(int(by_text.argmax()), by_text.shape)
     by_image = first @ second
     rows = sample.images[both].tolist()
-    one, other = (Item("image", split.image_ids[row], root / split.image_paths[row]) for row in rows)
+    one, other = (
+        Item("image", split.image_ids[row], root / split.image_paths[row]) for row in rows
+    )
     return StrongPair(
         images=(one, other),
-        captions=(split.captions[int(sample.captions[i, c])], split.captions[int(sample.captions[j, d])]),
+        captions=(
+            split.captions[int(sample.captions[i, c])],
+            split.captions[int(sample.captions[j, d])],
+        ),
         image_cosine=float(by_image),
         text_cosine=float(by_text.max()),
         both=float(fuse_similarities(by_image, by_text.max(), "dot")[0]),
@@ -403,7 +429,9 @@ def _shown(
 
 def _nearest(similarity: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Which are each row's ten most similar candidates, or all if fewer: bool ``[B, B]``; of equal ones the first."""
-    order = similarity.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = similarity.masked_fill(~candidates, -torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )
     chosen = torch.zeros_like(candidates).scatter_(1, order[:, :NEIGHBOURS], True)
     return chosen & candidates
 

@@ -73,7 +73,9 @@ def resampled(statistic: Statistic, n: int, bootstrap: Bootstrap) -> np.ndarray:
         bootstrap: How.
     """
     rng = _generator(bootstrap, n)
-    return np.array([statistic(rng.integers(n, size=n)) for _ in range(bootstrap.samples if n else 0)])
+    return np.array(
+        [statistic(rng.integers(n, size=n)) for _ in range(bootstrap.samples if n else 0)]
+    )
 
 
 def interval(samples: np.ndarray) -> list[float] | None:

@@ -71,7 +71,8 @@ def image_search(
         gallery, gallery_labels = embeddings, labels
     queries, candidates = _as_dot_products(np.asarray(embeddings), np.asarray(gallery), normalize)
     labels, gallery_labels = (
-        _checked_labels(given, len(rows)) for given, rows in ((labels, queries), (gallery_labels, candidates))
+        _checked_labels(given, len(rows))
+        for given, rows in ((labels, queries), (gallery_labels, candidates))
     )
     if (labels.dtype.kind in "US") != (gallery_labels.dtype.kind in "US"):
         raise EmbeddingsError(
@@ -83,7 +84,9 @@ def image_search(
     if alone:
         return queries, candidates, *same_group(of_queries), np.arange(len(labels))
     order = np.argsort(of_gallery, kind="stable")
-    starts, stops = (np.searchsorted(of_gallery[order], of_queries, side) for side in ("left", "right"))
+    starts, stops = (
+        np.searchsorted(of_gallery[order], of_queries, side) for side in ("left", "right")
+    )
     relevant = [order[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
     return queries, candidates, *csr(relevant), None
 
@@ -95,7 +98,9 @@ def image_figures(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any
     found |= {name: answerable[name] for name in _ANSWERABLE}
     ci = {k: every["ci"][k] for k in _OVER_ALL} if "ci" in every else {}
     if "ci" in answerable:
-        ci |= {"precision_at_1": answerable["ci"]["r1"]} | {k: answerable["ci"][k] for k in _ANSWERABLE}
+        ci |= {"precision_at_1": answerable["ci"]["r1"]} | {
+            k: answerable["ci"][k] for k in _ANSWERABLE
+        }
     return {
         **found,
         "queries": every["queries"],
@@ -116,12 +121,19 @@ def _checked_labels(labels: np.ndarray, n_rows: int) -> np.ndarray:
             f"{n_rows} embeddings have {given.size} labels, of shape {list(given.shape)}; there must be one each",
             name="labels",
         )
-    if given.size and (given.dtype.kind not in "biufUS" or (given.dtype.kind == "f" and not np.isfinite(given).all())):
-        raise EmbeddingsError(f"labels are {given.dtype}, or not finite; give numbers or texts", name="labels")
+    if given.size and (
+        given.dtype.kind not in "biufUS"
+        or (given.dtype.kind == "f" and not np.isfinite(given).all())
+    ):
+        raise EmbeddingsError(
+            f"labels are {given.dtype}, or not finite; give numbers or texts", name="labels"
+        )
     return given
 
 
-def _as_dot_products(queries: np.ndarray, candidates: np.ndarray, normalize: bool) -> tuple[np.ndarray, np.ndarray]:
+def _as_dot_products(
+    queries: np.ndarray, candidates: np.ndarray, normalize: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Arrays whose dot products order candidates as asked for."""
     check_rows(queries, "query")
     check_rows(candidates, "gallery")
@@ -135,6 +147,8 @@ def _as_dot_products(queries: np.ndarray, candidates: np.ndarray, normalize: boo
     # another unit, a power of two, have the same order, and squares that float64 holds.
     greatest = max(float(np.abs(rows).max(initial=0)) for rows in (queries, candidates))
     exponent = np.frexp(greatest)[1]
-    queries, candidates = (np.ldexp(rows.astype(np.float64), -exponent) for rows in (queries, candidates))
+    queries, candidates = (
+        np.ldexp(rows.astype(np.float64), -exponent) for rows in (queries, candidates)
+    )
     squares = (candidates**2).sum(axis=1, keepdims=True) / 2
     return np.hstack([queries, np.ones((len(queries), 1))]), np.hstack([candidates, -squares])

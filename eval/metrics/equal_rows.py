@@ -25,7 +25,9 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     suspects = np.flatnonzero(counts[values] > 1)
     if not len(suspects):
         return first
-    _, leaders, groups = np.unique(_row_bytes(rows[suspects]), return_index=True, return_inverse=True)
+    _, leaders, groups = np.unique(
+        _row_bytes(rows[suspects]), return_index=True, return_inverse=True
+    )
     first[suspects] = suspects[leaders[groups]]
     return first
 

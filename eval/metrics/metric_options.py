@@ -70,7 +70,9 @@ def two_ways(rankings: Mapping[str, Rankings], scoring: Scoring = PLAIN) -> dict
     rsum = recall_sum(list(found.values()))
     sums = recall_sum([means for _, means in parts.values()])
     n = len(parts) * len(CUTS)
-    return {**found, "mean": rsum / n, "rsum": rsum} | _intervals({"mean": interval(sums / n), "rsum": interval(sums)})
+    return {**found, "mean": rsum / n, "rsum": rsum} | _intervals(
+        {"mean": interval(sums / n), "rsum": interval(sums)}
+    )
 
 
 def recall_sum(parts: Sequence[Mapping[str, Any]]) -> Any:
@@ -78,11 +80,15 @@ def recall_sum(parts: Sequence[Mapping[str, Any]]) -> Any:
     return sum(part[f"r{k}"] for part in parts for k in CUTS)
 
 
-def _with_intervals(rankings: Rankings, scoring: Scoring) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _with_intervals(
+    rankings: Rankings, scoring: Scoring
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     values = rankings.values(scoring.ties)
     values["mean"] = sum((values[f"r{k}"] for k in CUTS), np.zeros(len(values["r1"]))) / len(CUTS)
     means = resampled_means(values, scoring.bootstrap, rankings.clusters)
-    return rankings.summary(scoring.ties) | _intervals({k: interval(v) for k, v in means.items()}), means
+    return rankings.summary(scoring.ties) | _intervals(
+        {k: interval(v) for k, v in means.items()}
+    ), means
 
 
 def _intervals(ci: Mapping[str, list[float] | None]) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class PairScores:
         self.scores = np.full(len(texts), np.inf, images.dtype)
         self.scores[paired] = scores[copies]
         (self._bounds, self._captions), _ = cross_modal_relevance(image, len(images))
-        self._is_shared = np.bincount(self._first_image, minlength=len(images))[self._first_image] > 1
+        self._is_shared = (
+            np.bincount(self._first_image, minlength=len(images))[self._first_image] > 1
+        )
 
     def put(self, start: int, scores: np.ndarray) -> None:
         """Set them in a block of products: for each image the captions of all equal images.
@@ -56,7 +58,9 @@ class PairScores:
         alone = images[~self._is_shared[images]]
         counts = self._bounds[alone + 1] - self._bounds[alone]
         self._set(scores, np.repeat(alone - start, counts), self._slices(alone, counts))
-        for image in images[self._is_shared[images]].tolist():  # one by one: all images may be equal
+        for image in images[
+            self._is_shared[images]
+        ].tolist():  # one by one: all images may be equal
             first = self._first_image[image]
             captions = self._captions[self._bounds[first] : self._bounds[first + 1]]
             self._set(scores, np.full(len(captions), image - start), captions)

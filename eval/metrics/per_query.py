@@ -8,7 +8,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from cusa.data.errors import EmbeddingsError, SettingError
-from cusa.eval.metrics.ranks import RankBounds, block_bounds, join_bounds, over_blocks, ranking_dtype
+from cusa.eval.metrics.ranks import (
+    RankBounds,
+    block_bounds,
+    join_bounds,
+    over_blocks,
+    ranking_dtype,
+)
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
@@ -46,7 +52,8 @@ class Rankings:
         """Without the queries that have no relevant candidate."""
         kept = self.best.optimistic >= 0
         r_precision, average = (
-            Bounds(*(side[kept] for side in b)) if b else None for b in (self.r_precision, self.average_precision)
+            Bounds(*(side[kept] for side in b)) if b else None
+            for b in (self.r_precision, self.average_precision)
         )
         clusters = self.clusters[kept] if self.clusters is not None else None
         best = RankBounds(*(side[kept] for side in self.best))
@@ -63,8 +70,13 @@ class Rankings:
             SettingError: If it is none of them.
         """
         check_ties(ties)
-        found = {f"r{k}": _chosen([100.0 * ((r >= 0) & (r < k)) for r in self.best], ties) for k in CUTS}
-        for name, bounds in (("r_precision", self.r_precision), ("map_at_r", self.average_precision)):
+        found = {
+            f"r{k}": _chosen([100.0 * ((r >= 0) & (r < k)) for r in self.best], ties) for k in CUTS
+        }
+        for name, bounds in (
+            ("r_precision", self.r_precision),
+            ("map_at_r", self.average_precision),
+        ):
             if bounds is not None:
                 found[name] = _chosen([100.0 * side for side in bounds], ties)
         return found
@@ -74,14 +86,21 @@ class Rankings:
         counts = {"queries": len(self.best.optimistic), "candidates": self.candidates}
         values = self.values(ties)
         if not counts["queries"]:
-            return {**dict.fromkeys((*values, "mean", "median_rank", "mean_rank")), **counts, "tied": 0}
+            return {
+                **dict.fromkeys((*values, "mean", "median_rank", "mean_rank")),
+                **counts,
+                "tied": 0,
+            }
         found: dict[str, Any] = {name: float(v.mean()) for name, v in values.items()}
         found["mean"] = sum(found[f"r{k}"] for k in CUTS) / len(CUTS)
         ranks = _chosen([1.0 + side[side >= 0] for side in self.best], ties)
         found["median_rank"] = float(np.median(ranks)) if len(ranks) else None
         found["mean_rank"] = float(ranks.mean()) if len(ranks) else None
         cuts = [k for k in CURVE if k <= self.candidates]
-        recall = [float(_chosen([100.0 * ((r >= 0) & (r < k)) for r in self.best], ties).mean()) for k in cuts]
+        recall = [
+            float(_chosen([100.0 * ((r >= 0) & (r < k)) for r in self.best], ties).mean())
+            for k in cuts
+        ]
         tied = int(np.count_nonzero(self.best.optimistic != self.best.pessimistic))
         return {**found, **counts, "tied": tied, "curve": {"k": cuts, "recall": recall}}
 
@@ -89,7 +108,11 @@ class Rankings:
 def _chosen(sides: list[np.ndarray], ties: Ties) -> np.ndarray:
     """One of (optimistic, pessimistic), or their mean."""
     optimistic, pessimistic = sides
-    return {"optimistic": optimistic, "pessimistic": pessimistic, "mean": (optimistic + pessimistic) / 2}[ties]
+    return {
+        "optimistic": optimistic,
+        "pessimistic": pessimistic,
+        "mean": (optimistic + pessimistic) / 2,
+    }[ties]
 
 
 def check_ties(ties: str) -> None:
@@ -113,7 +136,9 @@ def check_rows(rows: np.ndarray, what: str) -> None:
         EmbeddingsError: If it is not ``[n, d]``, or holds no numbers.
     """
     if rows.ndim != 2:
-        raise EmbeddingsError(f"{what} embeddings of shape {rows.shape} cannot be ranked; give one row each, [n, d]")
+        raise EmbeddingsError(
+            f"{what} embeddings of shape {rows.shape} cannot be ranked; give one row each, [n, d]"
+        )
     ranking_dtype(rows)
 
 
@@ -131,7 +156,8 @@ def refuse_zeros(rows: np.ndarray, what: str) -> None:
     if zero.any():
         name = f"{what} {int(zero.argmax())}"
         raise EmbeddingsError(
-            f"{what} embedding {int(zero.argmax())} is all zeros; such embeddings cannot be ranked", name=name
+            f"{what} embedding {int(zero.argmax())} is all zeros; such embeddings cannot be ranked",
+            name=name,
         )
 
 
@@ -174,7 +200,9 @@ def rank_all(
     return Rankings(best, n_candidates, Bounds(*figures[:2]), Bounds(*figures[2:]))
 
 
-def _precisions(scores: np.ndarray, rows: np.ndarray, columns: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _precisions(
+    scores: np.ndarray, rows: np.ndarray, columns: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
     """R-Precision and average precision of a block of queries, each with ties counted for and against it.
 
     Args:

@@ -77,10 +77,14 @@ def rank_bounds(
 def join_bounds(parts: Sequence[RankBounds]) -> RankBounds:
     """Ranks of consecutive queries, one after the other."""
     empty = np.zeros(0, np.int64)
-    return RankBounds(*(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1)))
+    return RankBounds(
+        *(np.concatenate([empty, *(part[side] for part in parts)]) for side in (0, 1))
+    )
 
 
-def over_blocks(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray) -> list[T]:
+def over_blocks(
+    work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray
+) -> list[T]:
     """Apply a function to the similarities of all queries, a block at a time on each core.
 
     A query is equally similar to equal candidates, to the bit: a BLAS adds up the columns at the
@@ -109,7 +113,9 @@ def over_blocks(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candi
     return _over_products(shared, query_rows, candidate_rows)
 
 
-def _over_products(work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray) -> list[T]:
+def _over_products(
+    work: Callable[[int, np.ndarray], T], queries: np.ndarray, candidates: np.ndarray
+) -> list[T]:
     """As :func:`over_blocks`, of :func:`_rankable` rows, with the products as the BLAS has them."""
     query_rows, candidate_rows = torch.from_numpy(queries), torch.from_numpy(candidates)
     threads = torch.get_num_threads()
@@ -120,7 +126,9 @@ def _over_products(work: Callable[[int, np.ndarray], T], queries: np.ndarray, ca
 
     def block(start: int) -> T:
         if not hasattr(held, "scores"):
-            held.scores = torch.empty(min(block_rows, len(queries)), len(candidates), dtype=query_rows.dtype)
+            held.scores = torch.empty(
+                min(block_rows, len(queries)), len(candidates), dtype=query_rows.dtype
+            )
         part = query_rows[start : start + block_rows]
         return work(start, torch.mm(part, candidate_rows.T, out=held.scores[: len(part)]).numpy())
 
@@ -138,8 +146,13 @@ def _rankable(queries: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, 
             "be [n, d] with one d"
         )
     dtype = ranking_dtype(queries, candidates)
-    query_rows, candidate_rows = (np.require(array, dtype, ["C", "W"]) for array in (queries, candidates))
-    query_sizes, candidate_sizes = _largest(query_rows, "query"), _largest(candidate_rows, "candidate")
+    query_rows, candidate_rows = (
+        np.require(array, dtype, ["C", "W"]) for array in (queries, candidates)
+    )
+    query_sizes, candidate_sizes = (
+        _largest(query_rows, "query"),
+        _largest(candidate_rows, "candidate"),
+    )
     greatest = float(candidate_sizes.max(initial=0))
     limits, dimension = np.finfo(dtype), queries.shape[1]
     with np.errstate(over="ignore"):
@@ -164,7 +177,9 @@ def ranking_dtype(*embeddings: np.ndarray) -> np.dtype:
     """
     for rows in embeddings:
         if rows.dtype.kind not in "fiu":
-            raise EmbeddingsError(f"embeddings of {rows.dtype} cannot be ranked; give float16, float32 or float64")
+            raise EmbeddingsError(
+                f"embeddings of {rows.dtype} cannot be ranked; give float16, float32 or float64"
+            )
     widest = np.result_type(*embeddings, np.float32)
     return np.dtype(np.float32 if widest == np.float32 else np.float64)
 
@@ -179,12 +194,15 @@ def _largest(rows: np.ndarray, what: str) -> np.ndarray:
     if wrong.any():  # NaN compares as "not ahead" and would look like a perfect rank
         row = int(wrong.argmax())
         raise EmbeddingsError(
-            f"{what} embedding {row} is not finite; such embeddings cannot be ranked", name=f"{what} {row}"
+            f"{what} embedding {row} is not finite; such embeddings cannot be ranked",
+            name=f"{what} {row}",
         )
     return sizes
 
 
-def rank_bounds_from_scores(scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> RankBounds:
+def rank_bounds_from_scores(
+    scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray
+) -> RankBounds:
     """As :func:`rank_bounds`, from similarities of any kind.
 
     Args:
@@ -196,13 +214,19 @@ def rank_bounds_from_scores(scores: np.ndarray, indptr: np.ndarray, indices: np.
         EmbeddingsError: If a score is no number, or not finite.
     """
     if scores.dtype.kind not in "fiu":
-        raise EmbeddingsError(f"scores of {scores.dtype} cannot be ranked; give float32 or float64", name="scores")
+        raise EmbeddingsError(
+            f"scores of {scores.dtype} cannot be ranked; give float32 or float64", name="scores"
+        )
     scores = scores if scores.dtype.kind == "f" else scores.astype(np.float64)
 
     def ranked(a: int) -> RankBounds:
         part = scores[a : a + rows]
-        if not np.isfinite(part).all():  # NaN compares as "not ahead" and would look like a perfect rank
-            raise EmbeddingsError("scores hold NaN or infinity; such scores cannot be ranked", name="scores")
+        if not np.isfinite(
+            part
+        ).all():  # NaN compares as "not ahead" and would look like a perfect rank
+            raise EmbeddingsError(
+                "scores hold NaN or infinity; such scores cannot be ranked", name="scores"
+            )
         return block_bounds(part, indptr[a : a + len(part) + 1], indices)
 
     rows = max(1, _STRIP_BYTES // max(1, scores.shape[1] * scores.itemsize))
@@ -302,7 +326,9 @@ def _ahead(
             words = mask.view(np.uint64)
             for b in range(0, words.shape[1], 255):
                 lanes = words[:, b : b + 255].sum(axis=1, dtype=np.uint64)
-                rows[a : a + strip] += lanes.view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+                rows[a : a + strip] += (
+                    lanes.view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+                )
             if column_bound is not None:
                 compare(part, column_bound, out=mask[:, :m])
                 columns += mask[:, :m].view(np.uint8).sum(axis=0, dtype=np.uint8)

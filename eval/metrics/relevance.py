@@ -70,13 +70,18 @@ def same_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return csr([row[row != i] if groups[i] >= 0 else empty for i, row in enumerate(rows)])
 
 
-def true_relevance(task: Literal["i2t", "t2i"], embeddings: SplitEmbeddings, split: SplitView) -> Relevance:
+def true_relevance(
+    task: Literal["i2t", "t2i"], embeddings: SplitEmbeddings, split: SplitView
+) -> Relevance:
     """Relevance by the known truth: every image that a caption is true of, whoever it was written for."""
     truth = split.truth
     assert truth is not None, "only asked for where the truth is known"
     position = np.full(split.n_images, -1, np.int64)
     position[embeddings.image_rows] = np.arange(len(embeddings.image_rows))
-    images = [position[truth.indices[truth.indptr[c] : truth.indptr[c + 1]]] for c in embeddings.text_rows.tolist()]
+    images = [
+        position[truth.indices[truth.indptr[c] : truth.indptr[c + 1]]]
+        for c in embeddings.text_rows.tolist()
+    ]
     images = [row[row >= 0] for row in images]
     if task == "t2i":
         return Relevance(task, *csr(images), None)

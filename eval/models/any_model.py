@@ -139,7 +139,9 @@ class ModelEncoder:
     def _side(self, modality: str) -> Teacher:
         if modality not in self._sides:
             known = next(iter(self._sides))
-            raise CusaError(f"model {self.name!r} embeds no {modality}s, only {known}s; pass a model that does")
+            raise CusaError(
+                f"model {self.name!r} embeds no {modality}s, only {known}s; pass a model that does"
+            )
         return self._sides[modality]
 
     def _rows(
@@ -178,7 +180,9 @@ def load_encoder(spec: str | Path, device: str | None = None, checkpoint: str = 
             return ModelEncoder(request.name, "teacher", [request.load(device)], device)
         if folder.is_dir():
             if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
-                raise CusaError(f"folder {spec} holds no student, no modules.json and no config.json; legal: {LEGAL}")
+                raise CusaError(
+                    f"folder {spec} holds no student, no modules.json and no config.json; legal: {LEGAL}"
+                )
         elif spec.count("/") != 1 or spec.startswith((".", "/", "~")):
             raise CusaError(f"unknown model {spec!r}; legal: {LEGAL}")
         with one_line_load_errors("model", spec, RunError, f"legal: {LEGAL}"):
@@ -224,12 +228,16 @@ def _sentence_model(spec: str, name: str, device: str) -> ModelEncoder:
     text = text_teacher(model, spec, name, device, None)
 
     def image_inputs(images: Sequence[Any]) -> Mapping[str, Any]:
-        return model.preprocess([image.convert("RGB") for image in images], prompt=text.transform["prompt"])
+        return model.preprocess(
+            [image.convert("RGB") for image in images], prompt=text.transform["prompt"]
+        )
 
     sides = {"text": text, "image": replace(text, modality="image", tokenize=image_inputs)}
     known = [side for modality, side in sides.items() if model.supports(modality)]
     if not known:
-        raise CusaError(f"{spec!r} embeds neither images nor texts, only {model.modalities}; pass a model that does")
+        raise CusaError(
+            f"{spec!r} embeds neither images nor texts, only {model.modalities}; pass a model that does"
+        )
     return ModelEncoder(name, "sentence-transformers", known, device)
 
 
@@ -238,9 +246,14 @@ def _towers(spec: str, name: str, device: str) -> list[Teacher]:
     found = load_dual_encoder(spec, pretrained=True)
     if found.image_dim != found.text_dim:
         dims = f"{found.image_dim} and {found.text_dim}"
-        raise CusaError(f"{spec!r}: image and text features have other dimensions ({dims}); pass another dual encoder")
+        raise CusaError(
+            f"{spec!r}: image and text features have other dimensions ({dims}); pass another dual encoder"
+        )
     found.model.eval().to(device)
-    processors, preprocess = found.processors, HuggingFaceTransform(found.processors.image_processor)
+    processors, preprocess = (
+        found.processors,
+        HuggingFaceTransform(found.processors.image_processor),
+    )
     image = Teacher(
         modality="image",
         model_id=name,
@@ -255,7 +268,11 @@ def _towers(spec: str, name: str, device: str) -> list[Teacher]:
     text = replace(
         image,
         modality="text",
-        transform={"feature": "text_features", "max_length": processors.max_length, "padding": processors.padding},
+        transform={
+            "feature": "text_features",
+            "max_length": processors.max_length,
+            "padding": processors.padding,
+        },
         encode=found.text_tower,
         preprocess=None,
         tokenize=lambda captions: processors.tokens(list(captions)),

@@ -68,7 +68,10 @@ def encode_images(
 
 
 def encode_texts(
-    encoder: Encoder, texts: Sequence[str], batch_size: int = 256, advance: Callable[[int], None] = lambda done: None
+    encoder: Encoder,
+    texts: Sequence[str],
+    batch_size: int = 256,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> Rows:
     """Embed texts; those that are equal once, and those of like length together.
 
@@ -87,10 +90,14 @@ def encode_texts(
     """
     if not len(texts):
         return encoder.text_rows([])
-    distinct = sorted(set(texts), key=lambda text: (-len(text), text))  # what needs most memory first
+    distinct = sorted(
+        set(texts), key=lambda text: (-len(text), text)
+    )  # what needs most memory first
     number = {text: n for n, text in enumerate(distinct)}
     numbers = np.fromiter((number[text] for text in texts), np.int64, len(texts))
-    order = np.argsort(numbers, kind="stable")  # places of the first distinct text, of the second, ...
+    order = np.argsort(
+        numbers, kind="stable"
+    )  # places of the first distinct text, of the second, ...
     bounds = np.searchsorted(numbers[order], np.arange(len(distinct) + 1))
     rows: Rows = {}
     done = 0
@@ -99,7 +106,12 @@ def encode_texts(
             part = _text_rows(encoder, batch, batch_size)
             _check(part, [f"text {text!r}" for text in batch], encoder)
             places = order[bounds[done] : bounds[done + len(batch)]]
-            _put(rows, len(texts), places, {head: found[numbers[places] - done] for head, found in part.items()})
+            _put(
+                rows,
+                len(texts),
+                places,
+                {head: found[numbers[places] - done] for head, found in part.items()},
+            )
             done += len(batch)
             advance(len(places))
     return rows
@@ -108,7 +120,10 @@ def encode_texts(
 def _image_rows(encoder: Encoder, paths: Sequence[Path], batch_size: int) -> Rows:
     try:
         return encoder.image_rows(paths, batch_size)
-    except (OSError, ValueError) as error:  # a model may refuse what can be decoded, such as an image one pixel high
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a model may refuse what can be decoded, such as an image one pixel high
         if not _is_of_an_item(error):
             raise
         if len(paths) == 1:
@@ -167,7 +182,9 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise CusaError(f"not enough GPU memory for batches of {batch_size}; use smaller ones") from None
+        raise CusaError(
+            f"not enough GPU memory for batches of {batch_size}; use smaller ones"
+        ) from None
 
 
 def in_threads(work: Callable[[T], R], todo: Iterable[T], workers: int) -> Generator[R, None, None]:

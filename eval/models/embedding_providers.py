@@ -79,14 +79,20 @@ class EncoderSource:
         n = len(paths)
         self.advance("images", 0, n)
         return encode_images(
-            self.encoder, paths, self.image_batch_size, self.workers, lambda done: self.advance("images", done, n)
+            self.encoder,
+            paths,
+            self.image_batch_size,
+            self.workers,
+            lambda done: self.advance("images", done, n),
         )
 
     def texts(self, ids: Sequence[str], texts: Sequence[str]) -> Rows:
         """Embeddings of texts."""
         n = len(texts)
         self.advance("texts", 0, n)
-        return encode_texts(self.encoder, texts, self.batch_size, lambda done: self.advance("texts", done, n))
+        return encode_texts(
+            self.encoder, texts, self.batch_size, lambda done: self.advance("texts", done, n)
+        )
 
 
 class FileSource:
@@ -115,7 +121,11 @@ class FileSource:
         text: tuple[Path, Path | None] | None,
         name: str | None = None,
     ) -> None:
-        files = {modality: file for modality, file in (("image", image), ("text", text)) if file is not None}
+        files = {
+            modality: file
+            for modality, file in (("image", image), ("text", text))
+            if file is not None
+        }
         self._read = {modality: _unit(read_rows(*file)) for modality, file in files.items()}
         dims = {modality: foreign.rows.shape[1] for modality, foreign in self._read.items()}
         if len(set(dims.values())) > 1:
@@ -129,7 +139,11 @@ class FileSource:
         for foreign in self._read.values():
             digest.update("\0".join(foreign.ids).encode() + foreign.rows.tobytes())
         sources = {modality: str(file[0].absolute()) for modality, file in files.items()}
-        self.description = {"kind": "files", "source": sources, "weights_sha256": digest.hexdigest()}
+        self.description = {
+            "kind": "files",
+            "source": sources,
+            "weights_sha256": digest.hexdigest(),
+        }
 
     def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:
         """Rows of images by id."""
@@ -141,12 +155,16 @@ class FileSource:
 
     def _rows(self, modality: str, wanted: Sequence[str], what: str) -> Rows:
         if modality not in self._read:
-            raise EmbeddingsError(f"no {modality} embeddings are given; pass --{modality}-embeddings FILE")
+            raise EmbeddingsError(
+                f"no {modality} embeddings are given; pass --{modality}-embeddings FILE"
+            )
         rows, _ = align(self._read[modality].ids, self._read[modality].rows, wanted, what)
         return {"cross": rows}
 
 
-def align(ids: Sequence[str], rows: np.ndarray, wanted: Sequence[str], what: str) -> tuple[np.ndarray, int]:
+def align(
+    ids: Sequence[str], rows: np.ndarray, wanted: Sequence[str], what: str
+) -> tuple[np.ndarray, int]:
     """Put rows in the order of the ids that are wanted.
 
     Args:
@@ -178,7 +196,10 @@ def _unit(foreign: ForeignRows) -> ForeignRows:
     has_row = ~np.isnan(foreign.rows).all(axis=1)
     ids = [name for name, is_there in zip(foreign.ids, has_row.tolist(), strict=True) if is_there]
     given = foreign.rows[has_row]
-    for wrong, problem in ((~np.isfinite(given).all(axis=1), "not finite"), (~given.any(axis=1), "all zeros")):
+    for wrong, problem in (
+        (~np.isfinite(given).all(axis=1), "not finite"),
+        (~given.any(axis=1), "all zeros"),
+    ):
         if wrong.any():
             count, first = int(wrong.sum()), ids[int(np.argmax(wrong))]
             raise EmbeddingsError(

@@ -26,7 +26,13 @@ from cusa.train.assemble import student_sources
 from cusa.train.encode_split import encode_split
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import begun
-from cusa.train.saving.student_folder import BEST_FOLDER, HEADS_FILE, WEIGHTS_FILE, Origin, student_folder
+from cusa.train.saving.student_folder import (
+    BEST_FOLDER,
+    HEADS_FILE,
+    WEIGHTS_FILE,
+    Origin,
+    student_folder,
+)
 
 RESULTS = Path("runs") / "eval"  # of models that are no run
 
@@ -69,7 +75,11 @@ class Subject:
     """
 
     def __init__(
-        self, spec: str, machine: Machine, files: Callable[[], FileSource] | None = None, name: str = ""
+        self,
+        spec: str,
+        machine: Machine,
+        files: Callable[[], FileSource] | None = None,
+        name: str = "",
     ) -> None:
         self._spec, self._machine, self._files = spec, machine, files
         self.name = name if files is not None else model_name(spec)
@@ -90,7 +100,9 @@ class Subject:
         encoder = load_encoder(self._spec, machine.device, machine.checkpoint)
         # On a CPU, small batches of images stay in the cache.
         images = machine.batch_size if machine.device != "cpu" else min(machine.batch_size, 32)
-        return EncoderSource(encoder, machine.batch_size, images, machine.workers or machine.readers, machine.advance)
+        return EncoderSource(
+            encoder, machine.batch_size, images, machine.workers or machine.readers, machine.advance
+        )
 
     def release(self) -> None:
         """Let the model go, so that the next one has its memory; using it again loads it again."""
@@ -156,10 +168,19 @@ def embeddings_of(subject: Subject, split: FoundSplit, machine: Machine) -> Spli
     origin = student.origin
     check_store(store, origin.provenance, subject.name, split.is_own_store)
     names = tuple(t.name for t in origin.provenance.encoders.values())
-    config = replace(origin.config, data=replace(origin.config.data, image_root=str(data.image_root)))
+    config = replace(
+        origin.config, data=replace(origin.config.data, image_root=str(data.image_root))
+    )
     sources = student_sources(store, data.split.name, config, names, student.processors)
     workers = machine.workers if machine.workers is not None else 0 if names else machine.readers
-    return encode_split(student.student, sources, machine.device, machine.batch_size, workers, advance=machine.advance)
+    return encode_split(
+        student.student,
+        sources,
+        machine.device,
+        machine.batch_size,
+        workers,
+        advance=machine.advance,
+    )
 
 
 def teachers_of(subject: Subject, store: EmbeddingStore | None, split: str) -> Teachers:
@@ -196,7 +217,9 @@ def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bo
                 fields.append(f"fingerprint of split {name!r}")
     for modality, encoder in provenance.encoders.items():
         store.pick_teacher(modality, encoder.name, "--embeddings of a store")
-        fields += [f"{encoder.name}.{f}" for f in encoder.settings.differing(store.teachers[encoder.name])]
+        fields += [
+            f"{encoder.name}.{f}" for f in encoder.settings.differing(store.teachers[encoder.name])
+        ]
     if fields:
         raise CusaError(
             f"{store.path} is not the store that {run} was trained on: {'; '.join(fields)}; train again, or pass "

@@ -101,7 +101,9 @@ class StudentEncoder:
         rows = self.image_rows(several, batch_size)[head]
         return rows[0] if is_single else rows
 
-    def encode_text(self, texts: str | Iterable[str], head: Head = "cross", batch_size: int = 256) -> np.ndarray:
+    def encode_text(
+        self, texts: str | Iterable[str], head: Head = "cross", batch_size: int = 256
+    ) -> np.ndarray:
         """Embed texts.
 
         Args:
@@ -123,17 +125,23 @@ class StudentEncoder:
 
     def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embeddings of images from both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(self.student.encode_image, self._image_inputs, enumerate(images), batch_size)
+        return self._rows(
+            self.student.encode_image, self._image_inputs, enumerate(images), batch_size
+        )
 
     def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embeddings of texts from both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(self.student.encode_text, self._text_inputs, checked_texts(texts), batch_size)
+        return self._rows(
+            self.student.encode_text, self._text_inputs, checked_texts(texts), batch_size
+        )
 
     @property
     def normalizer(self) -> str:
         """Name of the caption normaliser that it was trained with."""
         encoders = self.origin.provenance.encoders
-        return encoders["text"].settings.normalizer if encoders else self.origin.config.data.normalizer
+        return (
+            encoders["text"].settings.normalizer if encoders else self.origin.config.data.normalizer
+        )
 
     @property
     def description(self) -> dict[str, Any]:
@@ -149,14 +157,21 @@ class StudentEncoder:
         }
 
     def _rows(
-        self, encode: Callable[[Any], Features], read: Callable[[Any], Any], items: Iterable[Any], batch_size: int
+        self,
+        encode: Callable[[Any], Features],
+        read: Callable[[Any], Any],
+        items: Iterable[Any],
+        batch_size: int,
     ) -> Rows:
         parts = []
         for batch in batches(items, batch_size):
             inputs = read(batch)
             with self._alone:
                 parts.append(embed(encode, inputs, self._device))
-        return {h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)]) for h in HEADS}
+        return {
+            h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)])
+            for h in HEADS
+        }
 
     def _image_inputs(self, images: Sequence[tuple[int, ImageLike]]) -> torch.Tensor:
         if self.processors is not None:
@@ -175,7 +190,9 @@ class StudentEncoder:
         inputs = teacher.inputs(items)
         with self._alone:
             rows = teacher.rows(inputs, self._device, settings.precision)
-        return torch.from_numpy(rows.astype(settings.dtype)).float()  # rounded as the store rounds them
+        return torch.from_numpy(
+            rows.astype(settings.dtype)
+        ).float()  # rounded as the store rounds them
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -202,7 +219,9 @@ class StudentEncoder:
         return teacher
 
 
-def load_student(path: str | Path, device: str | None = None, encoders: dict[str, str] | None = None) -> StudentEncoder:
+def load_student(
+    path: str | Path, device: str | None = None, encoders: dict[str, str] | None = None
+) -> StudentEncoder:
     """Load a trained student.
 
     Args:

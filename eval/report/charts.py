@@ -48,18 +48,26 @@ def learning_charts(histories: Sequence[History]) -> dict[str, list[tuple[str, s
     sections = {
         "RSUM on the validation split, by epoch": ("val", "epoch", {"rsum": "RSUM"}),
         "Loss terms by step, as weighted in the total": ("train", "step", LOSSES),
-        "Temperatures by step": ("train", "step", {k: k for k, v in temperatures(histories).items() if len(v) > 1}),
+        "Temperatures by step": (
+            "train",
+            "step",
+            {k: k for k, v in temperatures(histories).items() if len(v) > 1},
+        ),
     }
     charts: dict[str, list[tuple[str, str]]] = {}
     for title, (kind, unit, names) in sections.items():
         for key, name in names.items():
             curves = [(i, *points(history, kind, unit, key)) for i, history in enumerate(histories)]
             if curves := [(i, x, y) for i, x, y in curves if len(x)]:
-                charts.setdefault(title, []).append((name, line_chart(name, unit, curves, mark_best=kind == "val")))
+                charts.setdefault(title, []).append(
+                    (name, line_chart(name, unit, curves, mark_best=kind == "val"))
+                )
     return charts
 
 
-def recall_charts(metrics: Sequence[Mapping[str, Any] | None], tasks: Mapping[str, str]) -> list[tuple[str, str]]:
+def recall_charts(
+    metrics: Sequence[Mapping[str, Any] | None], tasks: Mapping[str, str]
+) -> list[tuple[str, str]]:
     """Titles and SVG of recall at K, a chart per direction with all models.
 
     Args:
@@ -70,7 +78,9 @@ def recall_charts(metrics: Sequence[Mapping[str, Any] | None], tasks: Mapping[st
     for task, title in tasks.items():
         curves = []
         for i, content in enumerate(metrics):
-            part = ((content or {}).get("retrieval" if task in ("i2t", "t2i") else "unimodal") or {}).get(task) or {}
+            part = (
+                (content or {}).get("retrieval" if task in ("i2t", "t2i") else "unimodal") or {}
+            ).get(task) or {}
             # A direction without any query has no recall.
             if (curve := part.get("curve")) and None not in curve["recall"]:
                 curves.append((i, np.array(curve["k"], float), np.array(curve["recall"], float)))
@@ -86,9 +96,15 @@ def temperatures(histories: Sequence[History]) -> dict[str, set[float]]:
     return {name: {line[name] for line in lines if _is_number(line.get(name))} for name in names}
 
 
-def points(history: Iterable[Mapping[str, Any]], kind: str, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+def points(
+    history: Iterable[Mapping[str, Any]], kind: str, x: str, y: str
+) -> tuple[np.ndarray, np.ndarray]:
     """The values of ``x`` and ``y``, float64 ``[n]``, in lines that have both; a long train curve in block means."""
-    lines = [m for m in history if m.get("kind") == kind and _is_number(m.get(x)) and _is_number(m.get(y))]
+    lines = [
+        m
+        for m in history
+        if m.get("kind") == kind and _is_number(m.get(x)) and _is_number(m.get(y))
+    ]
     values = np.array([[line[x], line[y]] for line in lines], float).reshape(-1, 2)
     if kind == "train" and len(values) > MOST_POINTS:
         values = np.array([block.mean(axis=0) for block in np.array_split(values, MOST_POINTS)])
@@ -100,7 +116,12 @@ def _is_number(value: Any) -> bool:
 
 
 def line_chart(
-    name: str, x_label: str, curves: Sequence[Curve], *, mark_best: bool = False, log_x: bool = False
+    name: str,
+    x_label: str,
+    curves: Sequence[Curve],
+    *,
+    mark_best: bool = False,
+    log_x: bool = False,
 ) -> str:
     """An inline SVG in the page's text colour, the same bytes for the same curves.
 
@@ -118,7 +139,14 @@ def line_chart(
         axes = figure.add_subplot()
         for run, x, y in curves:
             color, dash = look(run)
-            axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, marker="." if len(x) == 1 else None)
+            axes.plot(
+                x,
+                y,
+                color=color,
+                linestyle=dash,
+                linewidth=1.6,
+                marker="." if len(x) == 1 else None,
+            )
             if mark_best:
                 axes.plot(x[y.argmax()], y.max(), "o", color=color, markersize=7, clip_on=False)
         if values.min() > 0 and values.max() > 20 * values.min():
@@ -138,7 +166,9 @@ def line_chart(
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg[svg.index("<svg") :])  # no one refers to these, and they repeat
+    svg = re.sub(
+        r"<g id=\"[^\"]*\"", "<g", svg[svg.index("<svg") :]
+    )  # no one refers to these, and they repeat
     return svg.replace(_INK, "currentColor")
 
 

@@ -15,7 +15,15 @@ from cusa.data.store.reader import Embeddings
 from cusa.eval.inspection.pair_search import teacher_rows
 from cusa.eval.metrics.ranks import best_ranks, cross_modal_relevance
 from cusa.eval.metrics.relevance import Task
-from cusa.eval.report.gallery import TOP, GalleryQuery, Item, answer_queries, is_true, known_relevance, shown_item
+from cusa.eval.report.gallery import (
+    TOP,
+    GalleryQuery,
+    Item,
+    answer_queries,
+    is_true,
+    known_relevance,
+    shown_item,
+)
 
 _BLOCK = 4096  # pairs whose teacher rows are held at once
 
@@ -61,7 +69,11 @@ class FalseNegative:
 
 
 def worst_failures(
-    embeddings: SplitEmbeddings, split: SplitView, image_root: Path, head_of: dict[Task, Head], per_task: int
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+    image_root: Path,
+    head_of: dict[Task, Head],
+    per_task: int,
 ) -> tuple[GalleryQuery, ...]:
     """The queries of each task whose best relevant candidate ranks worst.
 
@@ -80,7 +92,12 @@ def worst_failures(
         relevance = known_relevance(task, embeddings, split)
         if per_task == 0 or not len(relevance.indices):
             continue
-        ranks = best_ranks(*relevance.sides(embeddings, head), relevance.indptr, relevance.indices, relevance.exclude)
+        ranks = best_ranks(
+            *relevance.sides(embeddings, head),
+            relevance.indptr,
+            relevance.indices,
+            relevance.exclude,
+        )
         worst = np.argsort(-ranks, kind="stable")[:per_task]
         worst = worst[ranks[worst] > 0]
         if len(worst):
@@ -113,7 +130,9 @@ def likely_false_negatives(
         return ()
     images, texts = embeddings.image["cross"], embeddings.text["cross"]
     (indptr, indices), _ = cross_modal_relevance(embeddings.caption_image, len(images))
-    captions, places, retrieved, similarities = _ranked_above(images, texts, embeddings.caption_image)
+    captions, places, retrieved, similarities = _ranked_above(
+        images, texts, embeddings.caption_image
+    )
     own = embeddings.caption_image[captions]
     cosines: dict[str, np.ndarray] = {}
     closest = indices[np.minimum(indptr[retrieved], len(indices) - 1)]
@@ -121,10 +140,16 @@ def likely_false_negatives(
         rows = embeddings.image_rows
         cosines["image"] = _cosines(teachers.image, rows[own], rows[retrieved])
     if teachers.text is not None:
-        cosines["text"], closest = _closest_captions(teachers.text, embeddings, captions, retrieved, indptr, indices)
-    known = np.logical_and.reduce([np.isfinite(c) for c in cosines.values()] + [np.diff(indptr)[retrieved] > 0])
+        cosines["text"], closest = _closest_captions(
+            teachers.text, embeddings, captions, retrieved, indptr, indices
+        )
+    known = np.logical_and.reduce(
+        [np.isfinite(c) for c in cosines.values()] + [np.diff(indptr)[retrieved] > 0]
+    )
     # Cosines that differ by rounding alone, which depends on the machine, are ties.
-    agreement = np.min([rankdata(np.where(known, c.round(5), -np.inf)) for c in cosines.values()], axis=0)
+    agreement = np.min(
+        [rankdata(np.where(known, c.round(5), -np.inf)) for c in cosines.values()], axis=0
+    )
     order = np.lexsort((retrieved, captions, -similarities, -agreement))
     chosen = _each_pair_once(order[known[order]], own, retrieved, n)
     asked = captions[chosen]
@@ -141,7 +166,11 @@ def likely_false_negatives(
             float(texts[captions[p]] @ images[own[p]]),
             float(cosines["image"][p]) if "image" in cosines else None,
             float(cosines["text"][p]) if "text" in cosines else None,
-            is_true(split, int(embeddings.text_rows[captions[p]]), int(embeddings.image_rows[retrieved[p]])),
+            is_true(
+                split,
+                int(embeddings.text_rows[captions[p]]),
+                int(embeddings.image_rows[retrieved[p]]),
+            ),
         )
         for p, own_rank in zip(chosen, own_ranks, strict=True)
     )
@@ -151,7 +180,9 @@ def _ranked_above(
     images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Captions, places, images and similarities, each ``[p]``, of images in the first few, before the caption's own."""
-    similarities, found = faiss.knn(texts, images, min(TOP, len(images)), metric=faiss.METRIC_INNER_PRODUCT)
+    similarities, found = faiss.knn(
+        texts, images, min(TOP, len(images)), metric=faiss.METRIC_INNER_PRODUCT
+    )
     is_own = found == caption_image[:, None]
     above = np.logical_not(np.logical_or.accumulate(is_own, axis=1)) & (caption_image >= 0)[:, None]
     captions, places = np.nonzero(above)
@@ -162,7 +193,9 @@ def _cosines(teacher: Embeddings, first: np.ndarray, second: np.ndarray) -> np.n
     """float64 ``[p]``: cosines of a teacher's rows, a block at a time; NaN where one is skipped."""
     parts = [np.zeros(0)]
     for a in range(0, len(first), _BLOCK):
-        one, two = (teacher_rows(teacher, rows[a : a + _BLOCK]).double().numpy() for rows in (first, second))
+        one, two = (
+            teacher_rows(teacher, rows[a : a + _BLOCK]).double().numpy() for rows in (first, second)
+        )
         parts.append(np.einsum("pd,pd->p", one, two))
     return np.concatenate(parts)
 

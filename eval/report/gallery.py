@@ -147,7 +147,9 @@ def answer_queries(
     exclude = None if relevance.exclude is None else relevance.exclude[picked]
     ranks = best_ranks(queries[picked], candidates, *csr(relevant), exclude)
     # One more than is shown: the query may find itself.
-    similarities, found = faiss.knn(queries[picked], candidates, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    similarities, found = faiss.knn(
+        queries[picked], candidates, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT
+    )
     for n, query in enumerate(picked.tolist()):
         own = -1 if exclude is None else int(exclude[n])
         known = len(relevant[n]) > 0
@@ -157,13 +159,22 @@ def answer_queries(
                 continue
             item = shown_item(task[2], candidate, embeddings, split, image_root)
             correct = candidate in relevant[n] if known else None
-            hits.append(Hit(item, similarity, correct, belongs_together(task, query, candidate, embeddings, split)))
+            hits.append(
+                Hit(
+                    item,
+                    similarity,
+                    correct,
+                    belongs_together(task, query, candidate, embeddings, split),
+                )
+            )
         rank, answer = None, None
         if known:
             right = candidates[relevant[n]] @ queries[query]
             best = int(relevant[n][right.argmax()])
             rank = int(ranks[n])
-            answer = Hit(shown_item(task[2], best, embeddings, split, image_root), float(right.max()), True)
+            answer = Hit(
+                shown_item(task[2], best, embeddings, split, image_root), float(right.max()), True
+            )
         asked = shown_item(task[0], query, embeddings, split, image_root)
         yield GalleryQuery(task, head, asked, tuple(hits[:TOP]), rank, answer)
 
@@ -200,7 +211,9 @@ def is_true(split: SplitView, caption_row: int, image_row: int) -> bool | None:
     return image_row in truth.indices[truth.indptr[caption_row] : truth.indptr[caption_row + 1]]
 
 
-def shown_item(letter: str, position: int, embeddings: SplitEmbeddings, split: SplitView, image_root: Path) -> Item:
+def shown_item(
+    letter: str, position: int, embeddings: SplitEmbeddings, split: SplitView, image_root: Path
+) -> Item:
     """The image (``"i"``) or caption (``"t"``) of an embedding."""
     if letter == "i":
         row = int(embeddings.image_rows[position])

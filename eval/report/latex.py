@@ -7,9 +7,27 @@ from dataclasses import replace
 from typing import Any
 
 from cusa.eval.report.sections import image_kinds, make_sections
-from cusa.eval.report.tables import NONE, PRECISIONS, Cell, Found, Group, Kind, Metric, RunReport, Table, make_table
+from cusa.eval.report.tables import (
+    NONE,
+    PRECISIONS,
+    Cell,
+    Found,
+    Group,
+    Kind,
+    Metric,
+    RunReport,
+    Table,
+    make_table,
+)
 
-_SHORT = {"cub": "CUB", "cars": "Cars", "sop": "SOP", "inshop": "In-Shop", "inaturalist": "iNat", "average": "Average"}
+_SHORT = {
+    "cub": "CUB",
+    "cars": "Cars",
+    "sop": "SOP",
+    "inshop": "In-Shop",
+    "inaturalist": "iNat",
+    "average": "Average",
+}
 _ESCAPES = str.maketrans(
     {
         **{c: rf"\{c}" for c in "&%$#_{}"},
@@ -61,7 +79,9 @@ def _environment(table: Table, caption: str, label: str, intervals: bool) -> str
         titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(group.title)}}}")
         rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
         column += width
-    labels = ["Model", "Head"][:left] + [escape(m.label) for group, _ in table.groups for m in group.metrics]
+    labels = ["Model", "Head"][:left] + [
+        escape(m.label) for group, _ in table.groups for m in group.metrics
+    ]
     lines = [
         r"\begin{table}[t]",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
@@ -86,7 +106,9 @@ def _environment(table: Table, caption: str, label: str, intervals: bool) -> str
 
 def _line(cells: Sequence[str]) -> str:
     row = " & ".join(cells) + r" \\"
-    return "{}" + row if row.startswith("[") else row  # the line break before it would take it as its argument
+    return (
+        "{}" + row if row.startswith("[") else row
+    )  # the line break before it would take it as its argument
 
 
 def _figure(cell: Cell, intervals: bool) -> str:
@@ -104,10 +126,18 @@ def _counts(table: Table) -> list[str]:
 def _of_one_figure(kind: Kind, metric: Metric) -> Kind:
     """The table of image retrieval with one figure of every data set."""
     names = [group.of[0] for group in kind.groups]
-    columns = tuple(Metric(name, _SHORT.get(name, name)) for name in names if metric.key == "r1" or name != "average")
-    group = Group(metric.label, (metric.key,), columns, {n: n for n in names} if metric.key == "r1" else None)
+    columns = tuple(
+        Metric(name, _SHORT.get(name, name))
+        for name in names
+        if metric.key == "r1" or name != "average"
+    )
+    group = Group(
+        metric.label, (metric.key,), columns, {n: n for n in names} if metric.key == "r1" else None
+    )
     title = f"Image retrieval, {metric.label}"
-    return replace(kind, title=title, groups=(group,), found=lambda run: _turned(kind.found(run), metric.key))
+    return replace(
+        kind, title=title, groups=(group,), found=lambda run: _turned(kind.found(run), metric.key)
+    )
 
 
 def _turned(found: Found, key: str) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -116,7 +146,11 @@ def _turned(found: Found, key: str) -> dict[str, dict[str, Mapping[str, Any]]]:
         head: {
             key: {
                 **{name: scores.get(key) for name, scores in sets.items()},
-                "ci": {name: ci[key] for name, scores in sets.items() if key in (ci := scores.get("ci") or {})},
+                "ci": {
+                    name: ci[key]
+                    for name, scores in sets.items()
+                    if key in (ci := scores.get("ci") or {})
+                },
             }
         }
         for head, sets in found.items()

@@ -46,7 +46,9 @@ def write_page(path: Path, template: str, images: Iterable[Path], **values: Any)
         **values,
     )
     with atomic_file(path) as temporary:
-        temporary.write_bytes(html.encode("utf-8", "replace"))  # an odd file name may hold lone surrogates
+        temporary.write_bytes(
+            html.encode("utf-8", "replace")
+        )  # an odd file name may hold lone surrogates
     return len(numbers) - len(thumbnails)
 
 

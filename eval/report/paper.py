@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_STUDENTS = {"clip-vit-base-patch32": "CLIP ViT-B/32", "clip-vit-large-patch14-336": "CLIP ViT-L/14@336px"}
+_STUDENTS = {
+    "clip-vit-base-patch32": "CLIP ViT-B/32",
+    "clip-vit-large-patch14-336": "CLIP ViT-L/14@336px",
+}
 _METHODS = {
     frozenset({"contrastive"}): "baseline",
     frozenset({"contrastive", "csa"}): "CSA",
@@ -59,11 +62,17 @@ def paper_row(student: str, terms: Sequence[str], table: str) -> PaperRow | None
     method = _METHODS.get(frozenset(terms))
     for row in paper_tables()[table]:
         if (row["host"], row["method"]) == (host, method):
-            return PaperRow(row["host"], row["method"], {k: v for k, v in row.items() if k not in ("host", "method")})
+            return PaperRow(
+                row["host"],
+                row["method"],
+                {k: v for k, v in row.items() if k not in ("host", "method")},
+            )
     return None
 
 
-def paper_retrieval(student: str, terms: Sequence[str], metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def paper_retrieval(
+    student: str, terms: Sequence[str], metrics: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The published recalls of the same student, loss and split, if the paper has them.
 
     Args:
@@ -71,7 +80,9 @@ def paper_retrieval(student: str, terms: Sequence[str], metrics: Mapping[str, An
         terms: Terms of the loss.
         metrics: Content of metrics.json.
     """
-    split = _SPLITS.get((metrics["dataset"], metrics["split"], metrics["n_images"], metrics["n_captions"]))
+    split = _SPLITS.get(
+        (metrics["dataset"], metrics["split"], metrics["n_images"], metrics["n_captions"])
+    )
     row = paper_row(student, terms, "cross_modal")
     if row is None or split is None:
         return None

@@ -16,7 +16,9 @@ from cusa.eval.report.tables import TASKS, RunReport
 __all__ = ["RunReport", "write_report"]
 
 
-def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str, Any] | None = None) -> int:
+def write_report(
+    path: Path, runs: Sequence[RunReport], comparison: Mapping[str, Any] | None = None
+) -> int:
     """Write the page; it holds its pictures and asks for nothing else.
 
     Args:
@@ -50,7 +52,12 @@ def write_report(path: Path, runs: Sequence[RunReport], comparison: Mapping[str,
         charts=learning_charts(histories),
         constants={name: v.pop() for name, v in temperatures(histories).items() if len(v) == 1},
         gallery=gallery,
-        knows_truth=any(hit.is_true is not None for run in runs for shown in _answered(run) for hit in shown.hits),
+        knows_truth=any(
+            hit.is_true is not None
+            for run in runs
+            for shown in _answered(run)
+            for hit in shown.hits
+        ),
         comparison=comparison,
     )
 
@@ -65,7 +72,9 @@ def headlines(run: RunReport) -> list[tuple[str, str]]:
         if content and content[key]:
             head, mean = content["head"], content["average"].get(content["head"])
             first, of_first = next(iter(content[key].items()))
-            of, value = (several, mean) if mean is not None else (first, of_first["heads"][head][figure])
+            of, value = (
+                (several, mean) if mean is not None else (first, of_first["heads"][head][figure])
+            )
             found.append((f"{what}, {of}, {head} head", value))
     return [(what, f"{value:.1f}") for what, value in found if value is not None]
 
@@ -80,8 +89,12 @@ def side_by_side(runs: Sequence[RunReport]) -> dict[str, list[list[tuple[int, Ga
     asked = [[(a.task, a.query.kind, a.query.text) for a in gallery] for _, gallery in shown]
     if any(queries != asked[0] for queries in asked):
         names = ", ".join(runs[i].name for i, _ in shown)
-        raise ValueError(f"the galleries of {names} do not show the same queries; make them with one seed")
-    answers = [[(i, gallery[q]) for i, gallery in shown] for q in range(len(shown[0][1]) if shown else 0)]
+        raise ValueError(
+            f"the galleries of {names} do not show the same queries; make them with one seed"
+        )
+    answers = [
+        [(i, gallery[q]) for i, gallery in shown] for q in range(len(shown[0][1]) if shown else 0)
+    ]
     by_task = {task: [a for a in answers if a[0][1].task == task] for task in TASKS}
     return {task: queries for task, queries in by_task.items() if queries}
 

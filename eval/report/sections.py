@@ -119,13 +119,18 @@ def protocol_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
         Group(
             TASKS[d],
             ("protocols", "eccv", d),
-            (Metric("map_at_r", "mAP@R"), Metric("r_precision", "R-Precision"), Metric("r1", "R@1")),
+            (
+                Metric("map_at_r", "mAP@R"),
+                Metric("r_precision", "R-Precision"),
+                Metric("r1", "R@1"),
+            ),
             {k: f"{d}_{k}" for k in ("map_at_r", "r_precision", "r1")},
         )
         for d in ("i2t", "t2i")
     )
     pmrp = tuple(
-        Group(TASKS[d], ("protocols", "pmrp", d), (Metric("r_precision", "R-Precision"),)) for d in ("i2t", "t2i")
+        Group(TASKS[d], ("protocols", "pmrp", d), (Metric("r_precision", "R-Precision"),))
+        for d in ("i2t", "t2i")
     )
     return {
         "coco_5k": cross_modal(
@@ -135,7 +140,10 @@ def protocol_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
             "coco_5k",
         ),
         "coco_1k": cross_modal(
-            "COCO 1K", f"Means of five folds of 1,000 images with their captions. {ties}", "protocols", "coco_1k"
+            "COCO 1K",
+            f"Means of five folds of 1,000 images with their captions. {ties}",
+            "protocols",
+            "coco_1k",
         ),
         "eccv": Kind(
             "ECCV Caption",
@@ -147,7 +155,10 @@ def protocol_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
             published_eccv,
         ),
         "cxc": cross_modal(
-            "CxC", f"Right by Crisscrossed Captions (Parekh et al., EACL 2021). {ties}", "protocols", "cxc"
+            "CxC",
+            f"Right by Crisscrossed Captions (Parekh et al., EACL 2021). {ties}",
+            "protocols",
+            "cxc",
         ),
         "pmrp": Kind(
             "PMRP",
@@ -164,8 +175,14 @@ def image_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
     """Tables of image retrieval by name: ``sets`` (the paper's), ``recalls`` (more of each)."""
     names = list(dict.fromkeys(name for run in runs for name in (run.images or {}).get("sets", {})))
     names.sort(key=lambda name: list(SETS).index(name) if name in SETS else len(SETS))
-    average = Group("Average", ("average",), (Metric("r1", "R@1", "the paper's four"),), {"r1": "average"})
-    more = (Metric("r5", "R@5"), Metric("r10", "R@10"), Metric("precision_at_1", "P@1", "with a positive"))
+    average = Group(
+        "Average", ("average",), (Metric("r1", "R@1", "the paper's four"),), {"r1": "average"}
+    )
+    more = (
+        Metric("r5", "R@5"),
+        Metric("r10", "R@10"),
+        Metric("precision_at_1", "P@1", "with a positive"),
+    )
     ties = ties_rule(run.images for run in runs)
     return {
         "sets": Kind(
@@ -191,7 +208,10 @@ def image_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
 def sts_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
     """Tables of sentence similarity by name: ``tasks`` (the paper's), ``rules`` (other ones), ``cxc``."""
     known = {name: task for run in runs for name, task in (run.sts or {}).get("tasks", {}).items()}
-    names = sorted(known, key=lambda name: list(PAPER_TASKS).index(name) if name in PAPER_TASKS else len(PAPER_TASKS))
+    names = sorted(
+        known,
+        key=lambda name: list(PAPER_TASKS).index(name) if name in PAPER_TASKS else len(PAPER_TASKS),
+    )
     pairs = {n: next(iter(known[n]["heads"].values()))["pairs"] for n in names}
     columns = [Metric(n, _SHORT.get(n, n), f"{pairs[n]:,} pairs") for n in names]
     columns.insert(0, Metric("average", "Average", "the paper's seven"))
@@ -207,7 +227,14 @@ def sts_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
             "100 × Spearman's rank correlation of cosines with people's scores, over all pairs of a task together "
             "(STS12 to STS16: its subsets joined), as in the paper.",
             ("cross", "uni"),
-            (Group("100 × Spearman", ("tasks",), tuple(columns), PAPER_TASKS | {"average": "average"}),),
+            (
+                Group(
+                    "100 × Spearman",
+                    ("tasks",),
+                    tuple(columns),
+                    PAPER_TASKS | {"average": "average"},
+                ),
+            ),
             _sts_headlines,
             lambda run: run.sts.get("paper") if run.sts else None,
         ),
@@ -233,7 +260,9 @@ def sts_kinds(runs: Sequence[RunReport]) -> dict[str, Kind]:
 def _retrieval(runs: Sequence[RunReport]) -> Section:
     kinds = retrieval_kinds(runs)
     ranks = _tables(runs, [kinds["ranks"]])
-    shown = _tables(runs, [kinds["cross"], kinds["uni"], kinds["truth"], _approximate_retrieval(runs)])
+    shown = _tables(
+        runs, [kinds["cross"], kinds["uni"], kinds["truth"], _approximate_retrieval(runs)]
+    )
     measured = [run.metrics for run in runs if run.metrics]
     facts = []
     if measured:
@@ -244,12 +273,20 @@ def _retrieval(runs: Sequence[RunReport]) -> Section:
             counts += f" ({skipped[0]:,} and {skipped[1]:,} were skipped)"
         notes = [note for content in measured for note in content.get("notes") or ()]
         facts = [_fact(f"{about['dataset']}, split {about['split']}", counts, hashes, notes)]
-    return Section("tables", "Tables", tuple(facts), _bootstrap(run.metrics for run in runs), shown, ranks)
+    return Section(
+        "tables", "Tables", tuple(facts), _bootstrap(run.metrics for run in runs), shown, ranks
+    )
 
 
 def _protocols(runs: Sequence[RunReport]) -> Section:
     tables = _tables(runs, protocol_kinds(runs).values())
-    return Section("protocols", "Protocols of the COCO test set", (), _bootstrap(run.metrics for run in runs), tables)
+    return Section(
+        "protocols",
+        "Protocols of the COCO test set",
+        (),
+        _bootstrap(run.metrics for run in runs),
+        tables,
+    )
 
 
 def _images(runs: Sequence[RunReport]) -> Section:
@@ -258,12 +295,25 @@ def _images(runs: Sequence[RunReport]) -> Section:
     for name, found in _by_name([run.images for run in runs], "sets").items():
         counts = next(scores for of_name in found for scores in of_name["heads"].values())
         with_positive, queries = counts["queries_with_positive"], counts["queries"]
-        alone = f", {queries - with_positive:,} queries without a right answer" if with_positive < queries else ""
+        alone = (
+            f", {queries - with_positive:,} queries without a right answer"
+            if with_positive < queries
+            else ""
+        )
         about = f"{queries:,} queries, {counts['candidates']:,} candidates, {found[0]['classes']:,} classes{alone}"
-        facts.append(_fact(SETS.get(name, name), about, (s["fingerprint"] for s in found), _notes(found)))
+        facts.append(
+            _fact(SETS.get(name, name), about, (s["fingerprint"] for s in found), _notes(found))
+        )
     shown = _tables(runs, [kinds["sets"], _approximate_images(runs)])
     more = _tables(runs, [kinds["recalls"]])
-    return Section("images", "Image retrieval", tuple(facts), _bootstrap(run.images for run in runs), shown, more)
+    return Section(
+        "images",
+        "Image retrieval",
+        tuple(facts),
+        _bootstrap(run.images for run in runs),
+        shown,
+        more,
+    )
 
 
 def _sts(runs: Sequence[RunReport]) -> Section:
@@ -271,10 +321,14 @@ def _sts(runs: Sequence[RunReport]) -> Section:
     facts = []
     for name, found in _by_name([run.sts for run in runs], "tasks").items():
         result = next(scores for of_name in found for scores in of_name["heads"].values())
-        about = f"{result['pairs']:,} pairs" + (f" in {n} subsets" if (n := len(result["subsets"])) > 1 else "")
+        about = f"{result['pairs']:,} pairs" + (
+            f" in {n} subsets" if (n := len(result["subsets"])) > 1 else ""
+        )
         facts.append(_fact(name, about, (task["fingerprint"] for task in found), _notes(found)))
     shown, more = (_tables(runs, [kinds[name]]) for name in ("tasks", "rules"))
-    return Section("sts", "Sentence similarity", tuple(facts), _bootstrap(run.sts for run in runs), shown, more)
+    return Section(
+        "sts", "Sentence similarity", tuple(facts), _bootstrap(run.sts for run in runs), shown, more
+    )
 
 
 def _graded(runs: Sequence[RunReport]) -> Section:
@@ -286,7 +340,9 @@ def _graded(runs: Sequence[RunReport]) -> Section:
     return Section("cxc", "CxC: graded similarity", tuple(facts), "", tables)
 
 
-def _approximate(searches: Sequence[Mapping[str, Any]], groups: Mapping[str, tuple[str, ...]], found: Any) -> Kind:
+def _approximate(
+    searches: Sequence[Mapping[str, Any]], groups: Mapping[str, tuple[str, ...]], found: Any
+) -> Kind:
     """The same queries through an approximate index, and what it loses.
 
     Args:
@@ -313,12 +369,20 @@ def _approximate(searches: Sequence[Mapping[str, Any]], groups: Mapping[str, tup
 def _approximate_retrieval(runs: Sequence[RunReport]) -> Kind:
     searches = [a for run in runs if run.metrics and (a := run.metrics.get("approximate"))]
     directions = {TASKS[d]: (d,) for d in ("i2t", "t2i")}
-    return _approximate(searches, directions, lambda run: (run.metrics or {}).get("approximate", {}).get("heads", {}))
+    return _approximate(
+        searches,
+        directions,
+        lambda run: (run.metrics or {}).get("approximate", {}).get("heads", {}),
+    )
 
 
 def _approximate_images(runs: Sequence[RunReport]) -> Kind:
     def by_set(run: RunReport) -> dict[str, Any]:
-        return {n: of["approximate"] for n, of in (run.images or {}).get("sets", {}).items() if "approximate" in of}
+        return {
+            n: of["approximate"]
+            for n, of in (run.images or {}).get("sets", {}).items()
+            if "approximate" in of
+        }
 
     def found(run: RunReport) -> dict[str, Any]:
         return _turned({"sets": by_set(run)}, "sets", lambda searched: searched["i2i"])
@@ -337,7 +401,9 @@ def _metrics(run: RunReport) -> Found:
 
 
 def _turned(
-    content: Mapping[str, Any] | None, key: str, take: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    content: Mapping[str, Any] | None,
+    key: str,
+    take: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """By head and name, where the file has it by name and head."""
     turned: dict[str, dict[str, Any]] = {}
@@ -362,7 +428,11 @@ def _sts_headlines(run: RunReport) -> Found:
             "tasks": {
                 **{name: result["headline"] for name, result in results.items()},
                 "average": average.get(head),
-                "ci": {name: ci["headline"] for name, result in results.items() if (ci := result.get("ci"))},
+                "ci": {
+                    name: ci["headline"]
+                    for name, result in results.items()
+                    if (ci := result.get("ci"))
+                },
             }
         }
         for head, results in by_task.items()
@@ -373,7 +443,11 @@ def _sts_rules(run: RunReport) -> Found:
     return _turned(
         run.sts,
         "tasks",
-        lambda r: {"mean": r["spearman"]["mean"], "wmean": r["spearman"]["wmean"], "pearson": r["pearson"]["all"]},
+        lambda r: {
+            "mean": r["spearman"]["mean"],
+            "wmean": r["spearman"]["wmean"],
+            "pearson": r["pearson"]["all"],
+        },
     )
 
 
@@ -381,7 +455,9 @@ def _cxc_similarity(run: RunReport) -> Found:
     return _turned(run.sts, "cxc", lambda found: found)
 
 
-def _by_name(contents: Sequence[Mapping[str, Any] | None], key: str) -> dict[str, list[Mapping[str, Any]]]:
+def _by_name(
+    contents: Sequence[Mapping[str, Any] | None], key: str
+) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for content in contents:
         for name, of_name in ((content or {}).get(key) or {}).items():
@@ -389,7 +465,9 @@ def _by_name(contents: Sequence[Mapping[str, Any] | None], key: str) -> dict[str
     return found
 
 
-def _fact(name: str, about: str, fingerprints: Iterable[str | None], notes: Iterable[str] = ()) -> str:
+def _fact(
+    name: str, about: str, fingerprints: Iterable[str | None], notes: Iterable[str] = ()
+) -> str:
     """A line on what was measured: counts, hash, and what the reader of the data set has to say."""
     hashes = list(dict.fromkeys(f[:12] for f in fingerprints if f))
     if hashes:

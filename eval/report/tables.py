@@ -13,7 +13,12 @@ from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery
 from cusa.eval.report.paper import paper_tables
 
-TASKS = {"i2t": "Image → caption", "t2i": "Caption → image", "t2t": "Caption → caption", "i2i": "Image → image"}
+TASKS = {
+    "i2t": "Image → caption",
+    "t2i": "Caption → image",
+    "t2t": "Caption → caption",
+    "i2i": "Image → image",
+}
 NONE = "–"
 
 TIES = {
@@ -136,9 +141,14 @@ def make_table(runs: Sequence[RunReport], kind: Kind) -> Table | None:
     found = [kind.found(run) for run in runs]
     keys = [(i, head) for i, of_run in enumerate(found) for head in kind.heads if head in of_run]
     parts = {g.title: [_part(found[i][head], g) for i, head in keys] for g in kind.groups}
-    known = (replace(g, metrics=tuple(m for m in g.metrics if _has(parts[g.title], m))) for g in kind.groups)
+    known = (
+        replace(g, metrics=tuple(m for m in g.metrics if _has(parts[g.title], m)))
+        for g in kind.groups
+    )
     groups = [g for g in known if g.metrics]
-    keys = [(i, head) for i, head in keys if any(_figures(_part(found[i][head], g), g) for g in groups)]
+    keys = [
+        (i, head) for i, head in keys if any(_figures(_part(found[i][head], g), g) for g in groups)
+    ]
     if not keys:
         return None
     columns = [(g, m) for g in groups for m in g.metrics]
@@ -155,20 +165,30 @@ def make_table(runs: Sequence[RunReport], kind: Kind) -> Table | None:
     if len(runs) > 1:
         rows = _mark_best(rows, [m for _, m in columns])
     headings = tuple((g, _counts([_part(found[i][head], g) for i, head in keys])) for g in groups)
-    return Table(kind.title, kind.rule, len(kind.heads) > 1, headings, (*rows, *_paper_rows(runs, kind, columns)))
+    return Table(
+        kind.title,
+        kind.rule,
+        len(kind.heads) > 1,
+        headings,
+        (*rows, *_paper_rows(runs, kind, columns)),
+    )
 
 
 def recalls_by_rank(title: str, of: tuple[str, ...], paper: bool = False) -> Group:
     """The group of R@1, R@5 and R@10."""
     direction = of[-1]
-    return Group(title, of, RECALLS, {m.key: f"{direction}_{m.key}" for m in RECALLS} if paper else None)
+    return Group(
+        title, of, RECALLS, {m.key: f"{direction}_{m.key}" for m in RECALLS} if paper else None
+    )
 
 
 def cross_modal(title: str, rule: str, *of: str, published: bool = False) -> Kind:
     """Recalls both ways and their sum, of a part of a head's metrics; ``published``: the paper has the same."""
     both = (recalls_by_rank(TASKS[d], (*of, d), published) for d in ("i2t", "t2i"))
     groups = (*both, Group("Sum", of, (RSUM,), {"rsum": "rsum"} if published else None))
-    return Kind(title, rule, ("cross",), groups, _heads, _published if published else lambda run: None)
+    return Kind(
+        title, rule, ("cross",), groups, _heads, _published if published else lambda run: None
+    )
 
 
 def ties_rule(contents: Iterable[Mapping[str, Any] | None]) -> str:
@@ -181,11 +201,17 @@ def ties_rule(contents: Iterable[Mapping[str, Any] | None]) -> str:
 
 def counts_of(content: Mapping[str, Any]) -> str:
     """``"5,000 queries, 25,000 candidates"``, as far as it is known."""
-    return ", ".join(f"{content[k]:,} {k}" for k in ("queries", "candidates") if content.get(k) is not None)
+    return ", ".join(
+        f"{content[k]:,} {k}" for k in ("queries", "candidates") if content.get(k) is not None
+    )
 
 
 RECALLS = (Metric("r1", "R@1"), Metric("r5", "R@5"), Metric("r10", "R@10"))
-PRECISIONS = (Metric("r1", "R@1"), Metric("r_precision", "R-Precision"), Metric("map_at_r", "mAP@R"))
+PRECISIONS = (
+    Metric("r1", "R@1"),
+    Metric("r_precision", "R-Precision"),
+    Metric("map_at_r", "mAP@R"),
+)
 RSUM = Metric("rsum", "RSUM")
 
 
@@ -201,7 +227,11 @@ def published_eccv(run: RunReport) -> Mapping[str, Any] | None:
     """The published ECCV Caption row of the host and method whose COCO row stands beside the run."""
     if not (row := _published(run)):
         return None
-    found = [r for r in paper_tables()["eccv_caption"] if (r["host"], r["method"]) == (row["host"], row["method"])]
+    found = [
+        r
+        for r in paper_tables()["eccv_caption"]
+        if (r["host"], r["method"]) == (row["host"], row["method"])
+    ]
     return found[0] if found else None
 
 
@@ -230,22 +260,35 @@ def _cell(part: Mapping[str, Any], metric: Metric) -> Cell:
         return Cell(NONE)
     interval = (part.get("ci") or {}).get(metric.key)
     digits = metric.digits
-    return Cell(f"{value:,.{digits}f}", f"{interval[0]:.{digits}f}–{interval[1]:.{digits}f}" if interval else "")
+    return Cell(
+        f"{value:,.{digits}f}",
+        f"{interval[0]:.{digits}f}–{interval[1]:.{digits}f}" if interval else "",
+    )
 
 
 def _mark_best(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Row]:
     best: list[str | None] = []
     for column, metric in zip(zip(*(row.cells for row in rows), strict=True), metrics, strict=True):
-        texts = sorted((c.text for c in column if c.text != NONE), key=lambda text: float(text.replace(",", "")))
+        texts = sorted(
+            (c.text for c in column if c.text != NONE),
+            key=lambda text: float(text.replace(",", "")),
+        )
         marked = len(texts) > 1 and metric.best != "none"
         best.append(texts[-1 if metric.best == "highest" else 0] if marked else None)
     return [
-        replace(row, cells=tuple(replace(c, best=c.text == top) for c, top in zip(row.cells, best, strict=True)))
+        replace(
+            row,
+            cells=tuple(
+                replace(c, best=c.text == top) for c, top in zip(row.cells, best, strict=True)
+            ),
+        )
         for row in rows
     ]
 
 
-def _paper_rows(runs: Sequence[RunReport], kind: Kind, columns: Sequence[tuple[Group, Metric]]) -> Iterable[Row]:
+def _paper_rows(
+    runs: Sequence[RunReport], kind: Kind, columns: Sequence[tuple[Group, Metric]]
+) -> Iterable[Row]:
     published = {(row["host"], row["method"]): row for run in runs if (row := kind.paper(run))}
     for (host, method), row in published.items():
         values = [row.get((group.paper or {}).get(metric.key, "")) for group, metric in columns]

@@ -35,10 +35,14 @@ def make_index(rows: np.ndarray, kind: ApproximateKind) -> tuple[Any, dict[str, 
         index.hnsw.efConstruction, index.hnsw.efSearch = _BUILD, HNSW_SEARCH
         settings = {"links": _LINKS, "ef_construction": _BUILD, "ef_search": HNSW_SEARCH}
     else:
-        lists = max(1, min(n, round(4 * math.sqrt(n)), n // 39))  # FAISS asks for 39 rows a list to be trained on
+        lists = max(
+            1, min(n, round(4 * math.sqrt(n)), n // 39)
+        )  # FAISS asks for 39 rows a list to be trained on
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.max_points_per_centroid = _TRAINED_ON
-        index.cp.min_points_per_centroid = 1  # of fewer than 39 rows there is one list, and nothing to warn of
+        index.cp.min_points_per_centroid = (
+            1  # of fewer than 39 rows there is one list, and nothing to warn of
+        )
         index.train(rows)
         index.nprobe = min(lists, max(8, lists // _PROBED))
         settings = {"lists": lists, "probed": index.nprobe}
@@ -83,7 +87,9 @@ def search_approximately(
     index, settings = make_index(candidates, kind)
     depth = _TOP + (exclude is not None)
     _, found = index.search(queries, depth)
-    _, exact = faiss.knn(queries, candidates, min(depth, len(candidates)), metric=faiss.METRIC_INNER_PRODUCT)
+    _, exact = faiss.knn(
+        queries, candidates, min(depth, len(candidates)), metric=faiss.METRIC_INNER_PRODUCT
+    )
     if exclude is not None:
         found, exact = (_without(hits, exclude)[:, :_TOP] for hits in (found, exact))
     query = np.repeat(np.arange(len(queries)), np.diff(indptr))
@@ -97,4 +103,6 @@ def _without(hits: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Hits without the query itself: its place is filled from behind."""
     is_own = hits == own[:, None]
     order = np.argsort(is_own, axis=1, kind="stable")
-    return np.where(np.take_along_axis(is_own, order, axis=1), -1, np.take_along_axis(hits, order, axis=1))
+    return np.where(
+        np.take_along_axis(is_own, order, axis=1), -1, np.take_along_axis(hits, order, axis=1)
+    )

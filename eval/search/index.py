@@ -42,7 +42,10 @@ FORMAT, VERSION = "cusa-index", (1, 1)
 CARD, ITEMS = "index.json", "items.jsonl"
 _FILES = {CARD, ITEMS, *(f"{head}.faiss" for head in HEADS)}
 _MOST_PIXELS = 64_000_000  # that a thread holds decoded: batches of large photographs are cut
-_ASKED, _NEAREST = 200, 10  # items that an approximate index is asked for, and how many hits are compared
+_ASKED, _NEAREST = (
+    200,
+    10,
+)  # items that an approximate index is asked for, and how many hits are compared
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,9 @@ def read_texts(path: Path) -> tuple[list[str], int]:
             f"{path} does not exist; pass a folder of images, or a .txt file of one text per line"
         ) from None
     except UnicodeDecodeError:
-        raise CusaError(f"{path} is not UTF-8 text; convert it, or pass a folder of images") from None
+        raise CusaError(
+            f"{path} is not UTF-8 text; convert it, or pass a folder of images"
+        ) from None
     texts = [line for line in lines if line]
     if not texts:
         raise CusaError(f"{path} holds no text; write one per line")
@@ -131,7 +136,9 @@ def _read_source(source: Path) -> tuple[Modality, list[str], int]:
     if source.is_dir():
         return "image", [str(path) for path in find_images(source)], 0
     if source.exists() and source.suffix.lower() != ".txt":
-        raise CusaError(f"{source} is neither a folder of images nor a .txt file of one text per line")
+        raise CusaError(
+            f"{source} is neither a folder of images nor a .txt file of one text per line"
+        )
     return "text", *read_texts(source)
 
 
@@ -162,13 +169,18 @@ def build_index(
         ValueError: If an option is out of range.
     """
     if options.kind not in get_args(Kind) or options.batch_size < 1 or options.workers < 1:
-        raise ValueError(f"kind is flat, hnsw or ivf, batch_size and workers are at least 1; got {options}")
+        raise ValueError(
+            f"kind is flat, hnsw or ivf, batch_size and workers are at least 1; got {options}"
+        )
     out = Path(os.path.realpath(out))
     _check_replaceable(out)
     modality, items, blank_lines = _read_source(source)
     rows = _IndexRows(student.uni_head)
     done, skipped = 0, []
-    with enough_memory(options.batch_size), closing(_encode(student, modality, items, options)) as parts:
+    with (
+        enough_memory(options.batch_size),
+        closing(_encode(student, modality, items, options)) as parts,
+    ):
         for part in parts:
             if part.reason is not None:
                 skipped += [Skipped(item, part.reason) for item in part.items]
@@ -177,7 +189,9 @@ def build_index(
             done += len(part.items)
             advanced(done, len(items))
     if not rows.items:
-        raise CusaError(f"none of the {len(items)} items of {source} can be read; the first: {skipped[0].reason}")
+        raise CusaError(
+            f"none of the {len(items)} items of {source} can be read; the first: {skipped[0].reason}"
+        )
     recall = rows.approximate(options.kind) if options.kind != "flat" else None
     summary = IndexSummary(
         modality=modality,
@@ -216,7 +230,9 @@ class _IndexRows:
         for head in self._heads:
             rows = part.rows[head]
             if not np.isfinite(rows).all():
-                raise CusaError(f"the student's {head} head returns NaN, for {part.items[0]!r} or one after it")
+                raise CusaError(
+                    f"the student's {head} head returns NaN, for {part.items[0]!r} or one after it"
+                )
             self.indexes.setdefault(head, faiss.IndexFlatIP(rows.shape[1])).add(rows)
         self.items += part.items
 
@@ -227,7 +243,9 @@ class _IndexRows:
             rows = exact.reconstruct_n(0, exact.ntotal)
             asked = rows[np.random.default_rng(0).permutation(len(rows))[:_ASKED]]
             self.indexes[head], _ = make_index(rows, kind)
-            found, expected = (index.search(asked, _NEAREST)[1] for index in (self.indexes[head], exact))
+            found, expected = (
+                index.search(asked, _NEAREST)[1] for index in (self.indexes[head], exact)
+            )
             recalls.append(recall_of_exact(found, expected))
         return min((r for r in recalls if r is not None), default=None)
 
@@ -244,13 +262,19 @@ def _encode(
             yield from _encode_each(encode_texts, batch, batch)
         return
     encode_images = partial(student.image_rows, batch_size=options.batch_size)
-    encode_images([Image.new("RGB", (64, 64))])  # as above; and an adapter's encoder is loaded once, not in each thread
-    with closing(in_threads(partial(_decode_and_encode, encode_images), batches, options.workers)) as parts:
+    encode_images(
+        [Image.new("RGB", (64, 64))]
+    )  # as above; and an adapter's encoder is loaded once, not in each thread
+    with closing(
+        in_threads(partial(_decode_and_encode, encode_images), batches, options.workers)
+    ) as parts:
         for found in parts:
             yield from found
 
 
-def _decode_and_encode(encode: Callable[[list[Any]], dict[Head, np.ndarray]], paths: list[str]) -> list[_Part]:
+def _decode_and_encode(
+    encode: Callable[[list[Any]], dict[Head, np.ndarray]], paths: list[str]
+) -> list[_Part]:
     """Runs in a thread; few images are held decoded."""
     parts: list[_Part] = []
     held: dict[str, Image.Image] = {}
@@ -298,7 +322,9 @@ def _check_replaceable(out: Path) -> None:
         _read_plain(out)
     if CARD not in present or not present <= _FILES:
         other = min(present - _FILES, default=CARD)
-        raise CusaError(f"{out} is no index, or not only one (it holds {other}); pass another folder for the index")
+        raise CusaError(
+            f"{out} is no index, or not only one (it holds {other}); pass another folder for the index"
+        )
 
 
 def _write(out: Path, summary: IndexSummary, rows: _IndexRows) -> IndexSummary:
@@ -317,7 +343,11 @@ def _write(out: Path, summary: IndexSummary, rows: _IndexRows) -> IndexSummary:
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(item) + "\n" for item in rows.items)
         with atomic_file(new / CARD) as temporary:
-            card = {"format": FORMAT, "format_version": list(VERSION), **dataclasses.asdict(summary)}
+            card = {
+                "format": FORMAT,
+                "format_version": list(VERSION),
+                **dataclasses.asdict(summary),
+            }
             temporary.write_text(json.dumps(card, indent=2) + "\n")
         _check_replaceable(out)
         _swap_in(new, out)
@@ -372,7 +402,9 @@ def read_card(folder: Path) -> IndexSummary:
     if not isinstance(version, list) or not version:
         raise _no_card(folder, "format_version")
     if version[0] != VERSION[0]:
-        message = f"the index {folder} has format version {version[0]}, not {VERSION[0]}; build it again"
+        message = (
+            f"the index {folder} has format version {version[0]}, not {VERSION[0]}; build it again"
+        )
         raise RunError(message, path=folder / CARD, location="format_version")
     try:  # fields that a later minor version adds are not for us, and are left out
         summary = TypeAdapter(IndexSummary).validate_json((folder / CARD).read_bytes(), strict=True)
@@ -386,7 +418,9 @@ def read_card(folder: Path) -> IndexSummary:
 
 def _no_card(folder: Path, location: str = "") -> RunError:
     where = f" ({location})" if location else ""
-    message = f"{folder / CARD} is damaged, or not an index's{where}; pass another folder, or remove it"
+    message = (
+        f"{folder / CARD} is damaged, or not an index's{where}; pass another folder, or remove it"
+    )
     return RunError(message, path=folder / CARD, location=location)
 
 
@@ -398,5 +432,7 @@ def latest_index(folder: Path) -> Path:
     """
     found = sorted(folder.glob(f"**/index/{CARD}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise CusaError(f"no index under {folder}/; build one with cusa-eval index, or say where it is")
+        raise CusaError(
+            f"no index under {folder}/; build one with cusa-eval index, or say where it is"
+        )
     return found[-1].parent

@@ -23,7 +23,11 @@ from cusa.eval.report.page import write_page
 from cusa.eval.search.approximate import HNSW_SEARCH
 from cusa.eval.search.index import ITEMS, IndexSummary, Kind, Modality, file_digest, read_card
 
-_CLASSES: dict[Kind, type] = {"flat": faiss.IndexFlat, "hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF}
+_CLASSES: dict[Kind, type] = {
+    "flat": faiss.IndexFlat,
+    "hnsw": faiss.IndexHNSW,
+    "ivf": faiss.IndexIVF,
+}
 _ROW_BYTES = 4  # of each number of a row
 
 
@@ -100,7 +104,9 @@ class SearchIndex:
             ValueError: If the shapes do not fit, ``k`` is below 1, or the index has no such head.
         """
         if query_rows.ndim != 2 or query_rows.shape[1] != self.summary.dim or k < 1:
-            raise ValueError(f"queries are [n, {self.summary.dim}] and k at least 1; got {query_rows.shape}, k = {k}")
+            raise ValueError(
+                f"queries are [n, {self.summary.dim}] and k at least 1; got {query_rows.shape}, k = {k}"
+            )
         index, k = self._index(head), min(k, self.summary.count)
         if self.summary.kind == "hnsw":
             index.hnsw.efSearch = max(HNSW_SEARCH, 2 * k)
@@ -130,7 +136,9 @@ class SearchIndex:
 
     def _index(self, head: Head) -> Any:
         if head not in ("cross", self.summary.uni_head):
-            raise ValueError(f"the index {self.folder} has no embeddings of the {head} head; its student trained none")
+            raise ValueError(
+                f"the index {self.folder} has no embeddings of the {head} head; its student trained none"
+            )
         if head not in self._indexes:
             self._indexes[head] = self._read_index(f"{head}.faiss")
         return self._indexes[head]
@@ -143,24 +151,39 @@ class SearchIndex:
         if name in summary.sha256 and file_digest(path) != summary.sha256[name]:
             raise self._damaged(f"{name} has another checksum")
         if path.stat().st_size < summary.count * summary.dim * _ROW_BYTES:
-            raise self._damaged(f"{name} is too short for {summary.count:,} rows of dimension {summary.dim}")
+            raise self._damaged(
+                f"{name} is too short for {summary.count:,} rows of dimension {summary.dim}"
+            )
         try:
             index = faiss.read_index(str(path))
-        except Exception as error:  # whatever it meets in a file of an earlier version, which has no checksum
+        except (
+            Exception
+        ) as error:  # whatever it meets in a file of an earlier version, which has no checksum
             raise self._damaged(first_line(error)) from None
         if (index.d, index.ntotal) != (summary.dim, summary.count):
             raise self._damaged(f"{name} holds {index.ntotal} rows of dimension {index.d}")
-        if not isinstance(index, _CLASSES[summary.kind]) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise self._damaged(f"{name} is a {type(index).__name__}, not an index of kind {summary.kind}")
+        if (
+            not isinstance(index, _CLASSES[summary.kind])
+            or index.metric_type != faiss.METRIC_INNER_PRODUCT
+        ):
+            raise self._damaged(
+                f"{name} is a {type(index).__name__}, not an index of kind {summary.kind}"
+            )
         return index
 
     def _damaged(self, what: str) -> RunError:
-        message = f"the index {self.folder} is damaged ({what}); build it again with cusa-eval index"
+        message = (
+            f"the index {self.folder} is damaged ({what}); build it again with cusa-eval index"
+        )
         return RunError(message, path=self.folder)
 
 
 def answer(
-    student: StudentEncoder, index: SearchIndex, query: str, k: int = 10, student_name: str = "the student given"
+    student: StudentEncoder,
+    index: SearchIndex,
+    query: str,
+    k: int = 10,
+    student_name: str = "the student given",
 ) -> Answer:
     """Search an index for an image file or a text.
 
@@ -205,9 +228,13 @@ def _read_query(query: str) -> tuple[Item, Image.Image | None]:
         try:
             return _item("image", os.path.abspath(query)), load_image(Path(query))
         except CusaError as error:
-            raise CusaError(f"the query is the name of a file, and so should be an image: {error}") from None
+            raise CusaError(
+                f"the query is the name of a file, and so should be an image: {error}"
+            ) from None
     if is_image_name(query):
-        raise CusaError(f"the query is the name of an image, but {query} does not exist; correct it, or add words")
+        raise CusaError(
+            f"the query is the name of an image, but {query} does not exist; correct it, or add words"
+        )
     if not query.strip():
         raise CusaError("the query is empty; pass a text or the path of an image")
     return _item("text", query.strip()), None
@@ -238,7 +265,13 @@ def write_contact_sheet(path: Path, answer: Answer) -> int:
     """
     items = [answer.query, *(hit.item for hit in answer.hits)]
     images = [item.image_path for item in items if item.image_path is not None]
-    return write_page(path, "search.html.jinja", images, a=answer, shown=partial(_shown, Path(answer.index.source)))
+    return write_page(
+        path,
+        "search.html.jinja",
+        images,
+        a=answer,
+        shown=partial(_shown, Path(answer.index.source)),
+    )
 
 
 def _shown(source: Path, path: Path) -> tuple[str, str]:

@@ -77,7 +77,11 @@ class TeacherRequest:
             return load_minilm(self.source, device, batch_size)
         assert self.source is not None
         model_id = (
-            _MPNET if self.name == "mpnet" else Path(self.source).name if Path(self.source).is_dir() else self.source
+            _MPNET
+            if self.name == "mpnet"
+            else Path(self.source).name
+            if Path(self.source).is_dir()
+            else self.source
         )
         if self.kind == "sentence":
             from cusa.precompute.teachers.sentence import load_sentence

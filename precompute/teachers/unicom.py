@@ -142,11 +142,19 @@ class _Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, patches, dim = x.shape
         # [n, patches, 3 * dim] -> 3 x [n, heads, patches, dim / heads]
-        q, k, v = self.qkv(x).view(n, patches, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, patches, dim))
+        q, k, v = (
+            self.qkv(x)
+            .view(n, patches, 3, self.num_heads, dim // self.num_heads)
+            .permute(2, 0, 3, 1, 4)
+        )
+        return self.proj(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, patches, dim)
+        )
 
 
-def load_unicom(release: UnicomRelease, weights: Path | None, device: str, batch_size: int | None = None) -> Teacher:
+def load_unicom(
+    release: UnicomRelease, weights: Path | None, device: str, batch_size: int | None = None
+) -> Teacher:
     """Load a published Unicom model.
 
     Args:
@@ -206,7 +214,10 @@ def _cached(release: UnicomRelease) -> Path:
     if path.is_file():
         return path
     try:
-        with atomic_file(path) as temporary, urllib.request.urlopen(release.url, timeout=30) as response:
+        with (
+            atomic_file(path) as temporary,
+            urllib.request.urlopen(release.url, timeout=30) as response,
+        ):
             with temporary.open("wb") as file:
                 while block := response.read(1 << 20):
                     file.write(block)

@@ -269,7 +269,9 @@ class HuggingFaceTransform:
         """Pixels of the larger side that images are resized to, ``None`` if they are not or it cannot be told."""
         settings = self.describe()
         size = settings.get("size") or {}
-        sides = [v for v in (size.values() if isinstance(size, dict) else [size]) if isinstance(v, int)]
+        sides = [
+            v for v in (size.values() if isinstance(size, dict) else [size]) if isinstance(v, int)
+        ]
         return max(sides, default=None) if settings.get("do_resize") else None
 
     def describe(self) -> dict[str, Any]:

@@ -16,7 +16,11 @@ from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sent
 
 BENCHMARKS = Path(cusa.__file__).parent.parent / "benchmarks"
 SHARED = {"timing"}  # imported by scripts, no script
-FORKING = {"crash", "damage", "resume"}  # not safe in a process with threads, as this one: in one of their own
+FORKING = {
+    "crash",
+    "damage",
+    "resume",
+}  # not safe in a process with threads, as this one: in one of their own
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in SHARED)
 
 
@@ -75,7 +79,12 @@ def test_the_grid_of_the_readme_has_every_loss_and_seed(load, inputs, tmp_path):
     done = CliRunner().invoke(script.main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     runs = json.loads(out.read_text())["results"]["words"]
-    assert {loss: len(by_seed) for loss, by_seed in runs.items()} == {"contrastive": 2, "csa": 2, "usa": 2, "cusa": 2}
+    assert {loss: len(by_seed) for loss, by_seed in runs.items()} == {
+        "contrastive": 2,
+        "csa": 2,
+        "usa": 2,
+        "cusa": 2,
+    }
     for loss, by_seed in runs.items():
         assert loss in done.output
         assert all(0 < run["rsum"] <= 600 for run in by_seed)

@@ -14,7 +14,11 @@ from tests.helpers import make_pairs, make_tiny_vit, run_ok
 def test_a_printed_command_runs_where_the_environment_is_not_active(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     printed = shell_command("cusa-store", "info", "my store.h5")
-    assert shlex.split(printed) == [str(Path(sys.executable).parent / "cusa-store"), "info", "my store.h5"]
+    assert shlex.split(printed) == [
+        str(Path(sys.executable).parent / "cusa-store"),
+        "info",
+        "my store.h5",
+    ]
     assert subprocess.run([shlex.split(printed)[0], "--help"], capture_output=True).returncode == 0
 
 
@@ -37,7 +41,9 @@ def _lines(capsys):
     return captured.err.splitlines()
 
 
-def test_where_no_terminal_is_a_line_says_how_far_it_is_soon_then_every_half_minute_then_in_total(capsys):
+def test_where_no_terminal_is_a_line_says_how_far_it_is_soon_then_every_half_minute_then_in_total(
+    capsys,
+):
     clock = Clock()
     with progress(clock=clock) as bar:
         task = bar.add_task("minilm train", total=4000, completed=1000)
@@ -59,7 +65,9 @@ def test_where_no_terminal_is_a_line_says_how_far_it_is_soon_then_every_half_min
 def test_the_rate_is_that_of_the_task_and_not_of_those_before_it(capsys):
     clock = Clock()
     with progress(clock=clock) as bar:
-        first, second = (bar.add_task(name, total=100, unit="items") for name in ("first", "second"))
+        first, second = (
+            bar.add_task(name, total=100, unit="items") for name in ("first", "second")
+        )
         clock.now += 3600
         bar.advance(first, 100)
         clock.now += 1
@@ -144,7 +152,17 @@ def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     manifest, vit = make_pairs(folder / "images"), make_tiny_vit(folder / "vit")
     store, run_dir = folder / "store.h5", folder / "run"
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={vit}", "--teacher", "minilm", "--out", store)
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"vit={vit}",
+        "--teacher",
+        "minilm",
+        "--out",
+        store,
+    )
     run_ok("train", "--embeddings", store, "--student", "adapter", "--epochs", 1, "--batch-size", 4,
            "--run-dir", run_dir)  # fmt: skip
     return store, run_dir, folder / "images"

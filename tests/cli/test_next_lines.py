@@ -47,7 +47,11 @@ def _train(index, run_dir, *more):
 def test_training_names_a_split_that_exists(tmp_path, sizes, split):
     index = make_store(tmp_path / "store", sizes=sizes)
     line = _next(_train(index, tmp_path / "a run, its folder"))
-    expected = ["--run", str(tmp_path / "a run, its folder"), *(["--split", split] if split else [])]
+    expected = [
+        "--run",
+        str(tmp_path / "a run, its folder"),
+        *(["--split", split] if split else []),
+    ]
     assert shlex.split(line)[1:] == expected
     _run_line(line, "--bootstrap", 10)
     assert (tmp_path / "a run, its folder" / "eval" / "metrics.json").exists()
@@ -56,13 +60,17 @@ def test_training_names_a_split_that_exists(tmp_path, sizes, split):
 def test_a_line_runs_in_a_shell(tmp_path):
     index = make_store(tmp_path / "it's a store")
     line = _next(_train(index, tmp_path / "runs; rm -rf $HOME"))
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_split_without_rows_of_the_adapters_encoders_is_not_named(tmp_path):
     index = make_store(tmp_path / "store", sizes={"train": 40, "val": 10})
-    dataset = Dataset("made-up", tmp_path, {split: records(split, n) for split, n in (("train", 40), ("test", 8))})
+    dataset = Dataset(
+        "made-up", tmp_path, {split: records(split, n) for split, n in (("train", 40), ("test", 8))}
+    )
     rows = {split: unit_rows(n, 4, 0) for split, n in (("train", 40), ("test", 8))}
     add_teacher(index, dataset, "another", settings("image", 4), rows)
     more = ("--image-encoder", "vision", "--image-teacher", "vision")
@@ -88,7 +96,15 @@ def test_precompute_goes_on_to_training_and_the_index_to_a_search(tmp_path, monk
     """From pairs to hits, each command the one that was printed; only the student is a small one."""
     monkeypatch.chdir(tmp_path)
     manifest = make_pairs(Path("my data"), n=10)
-    out = run_ok("precompute", "--dataset", manifest, "--teacher", "efficientnet-lite0", "--teacher", "minilm")
+    out = run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        "efficientnet-lite0",
+        "--teacher",
+        "minilm",
+    )
     line = _next(out)
     out = _run_line(line, *ADAPTER, *SHORT, "--run-dir", "runs/x")
     _run_line(_next(out), "--bootstrap", 10)
@@ -99,9 +115,14 @@ def test_precompute_goes_on_to_training_and_the_index_to_a_search(tmp_path, monk
 
 def test_of_several_teachers_one_is_named(tmp_path):
     index = make_store(tmp_path / "store")
-    dataset = Dataset("made-up", tmp_path, {split: records(split, n) for split, n in (("train", 40), ("val", 10))})
+    dataset = Dataset(
+        "made-up", tmp_path, {split: records(split, n) for split, n in (("train", 40), ("val", 10))}
+    )
     rows = {"train": unit_rows(80, 4, 0), "val": unit_rows(20, 4, 1)}
-    assert shlex.split(training_command(index, ["vision", "words"]))[1:] == ["--embeddings", str(index)]
+    assert shlex.split(training_command(index, ["vision", "words"]))[1:] == [
+        "--embeddings",
+        str(index),
+    ]
     add_teacher(index, dataset, "third", settings("text", 4), rows)
     command = training_command(index, ["third"])
     assert shlex.split(command)[3:] == ["--text-teacher", "third"]
@@ -112,13 +133,17 @@ def test_of_several_teachers_one_is_named(tmp_path):
 def test_no_training_is_named_where_there_is_nothing_to_train_on(tmp_path):
     assert training_command(make_store(tmp_path / "a", sizes={"val": 10}), []) == ""
     dataset = Dataset("made-up", tmp_path, {"train": records("train", 10)})
-    add_teacher(tmp_path / "b.h5", dataset, "vision", settings("image", 4), {"train": unit_rows(10, 4, 0)})
+    add_teacher(
+        tmp_path / "b.h5", dataset, "vision", settings("image", 4), {"train": unit_rows(10, 4, 0)}
+    )
     assert training_command(tmp_path / "b.h5", ["vision"]) == ""
 
 
 def test_parts_are_merged_by_the_shells_own_pattern(tmp_path):
     command = merging_command(tmp_path / "my store.h5")
-    assert command.endswith(f"cusa-store merge '{tmp_path}/my store.h5' '{tmp_path}/my store'.part-*.h5")
+    assert command.endswith(
+        f"cusa-store merge '{tmp_path}/my store.h5' '{tmp_path}/my store'.part-*.h5"
+    )
 
 
 def test_resuming_names_the_launcher_and_as_many_processes(monkeypatch):
@@ -126,14 +151,31 @@ def test_resuming_names_the_launcher_and_as_many_processes(monkeypatch):
         return shlex.split(resume_command(Path("my run"), processes))[1:]
 
     assert arguments(1) == ["--resume", "--run-dir", "my run"]
-    assert arguments(2) == ["--nproc-per-node", "2", "-m", "cusa.train", "--resume", "--run-dir", "my run"]
+    assert arguments(2) == [
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "cusa.train",
+        "--resume",
+        "--run-dir",
+        "my run",
+    ]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("MASTER_ADDR", "node0")
-    assert arguments(8)[:6] == ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "node0:29500"]
+    assert arguments(8)[:6] == [
+        "--nnodes",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "node0:29500",
+    ]
 
 
 def test_the_command_of_a_run_whose_validation_split_is_another(tmp_path):
     index = make_store(tmp_path / "store", sizes={"train": 40, "dev": 10, "more": 4})
     _train(index, tmp_path / "run", "--set", "data.val_split=dev")
-    command = evaluation_command([tmp_path / "run"], *load_run(tmp_path / "run"), EmbeddingStore(index))
+    command = evaluation_command(
+        [tmp_path / "run"], *load_run(tmp_path / "run"), EmbeddingStore(index)
+    )
     assert shlex.split(command)[-2:] == ["--split", "dev"]

@@ -24,7 +24,9 @@ def _karpathy(*images, dataset="coco"):
                 "filename": f"{cocoid}.jpg",
                 "cocoid": cocoid,
                 "split": split,
-                "sentences": [{"raw": text, "sentid": 10 * cocoid + i} for i, text in enumerate(texts)],
+                "sentences": [
+                    {"raw": text, "sentid": 10 * cocoid + i} for i, text in enumerate(texts)
+                ],
             }
             for cocoid, split, texts in images
         ],
@@ -42,18 +44,26 @@ def test_karpathy_restval_joins_train(tmp_path):
         Record("9", "val2014/9.jpg", ("c",), ("90",)),
     )
     assert caption_rows(dataset.splits["train"]).tolist() == [0, 0, 1]
-    assert dataset.notes[0] == "coco train has 2 images, the Karpathy split has 113,287"  # by path, too
+    assert (
+        dataset.notes[0] == "coco train has 2 images, the Karpathy split has 113,287"
+    )  # by path, too
 
 
 def test_karpathy_flickr_has_no_ids_of_its_own(tmp_path):
-    content = {"dataset": "flickr30k", "images": [{"filename": "1.jpg", "split": "val", "sentences": [{"raw": "a"}]}]}
+    content = {
+        "dataset": "flickr30k",
+        "images": [{"filename": "1.jpg", "split": "val", "sentences": [{"raw": "a"}]}],
+    }
     dataset = load_dataset([_write(tmp_path / "f.json", content)])
     assert dataset.splits["val"] == (Record("1.jpg", "1.jpg", ("a",), ("1.jpg#0",)),)
 
 
 @pytest.mark.parametrize("folder", ["", "annotations"])
 def test_named_data_set_reports_unexpected_sizes(tmp_path, folder):
-    _write(tmp_path / "coco" / folder / "dataset_coco.json", _karpathy((7, "train", ["a"]), (3, "test", ["d"])))
+    _write(
+        tmp_path / "coco" / folder / "dataset_coco.json",
+        _karpathy((7, "train", ["a"]), (3, "test", ["d"])),
+    )
     (tmp_path / "coco" / "images" / "val2014").mkdir(parents=True)
     (tmp_path / "coco" / "images" / "val2014" / "7.jpg").touch()
     dataset = load_dataset(["coco"], data_root=tmp_path)
@@ -69,15 +79,21 @@ def test_albef_files_of_one_split_each(tmp_path):
     val = [{"image": "v/2.jpg", "caption": ["c", "d"]}]
     sources = [_write(tmp_path / "x_train.json", train), _write(tmp_path / "x_val.json", val)]
     dataset = load_dataset(sources, image_root=tmp_path / "img")
-    assert dataset.splits["train"] == (Record("coco_1", "t/1.jpg", ("a", "b"), ("coco_1#0", "coco_1#1")),)
-    assert dataset.splits["val"] == (Record("v/2.jpg", "v/2.jpg", ("c", "d"), ("v/2.jpg#0", "v/2.jpg#1")),)
+    assert dataset.splits["train"] == (
+        Record("coco_1", "t/1.jpg", ("a", "b"), ("coco_1#0", "coco_1#1")),
+    )
+    assert dataset.splits["val"] == (
+        Record("v/2.jpg", "v/2.jpg", ("c", "d"), ("v/2.jpg#0", "v/2.jpg#1")),
+    )
     assert dataset.image_root == tmp_path / "img"
 
 
 def test_flat_json_and_an_explicit_split(tmp_path):
     rows = [{"image_path": "images/1.jpg", "caption": "a", "image_id": 5}]
     nameless = [{"image_path": "1.jpg", "caption": "a", "image_id": None}]
-    assert load_dataset([_write(tmp_path / "val.json", nameless)]).splits["val"][0].image_id == "1.jpg"
+    assert (
+        load_dataset([_write(tmp_path / "val.json", nameless)]).splits["val"][0].image_id == "1.jpg"
+    )
     dataset = load_dataset([f"test={_write(tmp_path / 'pairs.json', rows)}"])
     assert dataset.splits == {"test": (Record("5", "images/1.jpg", ("a",), ("5#0",)),)}
 
@@ -96,7 +112,9 @@ def test_manifests(tmp_path):
     assert one.name == "a"
     assert one.splits["train"][0].captions == ("a", "b")
     assert one.splits["val"][0].image_id == "2.jpg"
-    assert two.splits["train"] == (Record("x", "1.jpg", ('a, "quoted"', "two\nlines"), ("x#0", "x#1")),)
+    assert two.splits["train"] == (
+        Record("x", "1.jpg", ('a, "quoted"', "two\nlines"), ("x#0", "x#1")),
+    )
     assert two.splits["val"][0].image_id == "y"
     assert two.splits["test"][0].captions == ("one\u2028line\x0b",)
 
@@ -116,7 +134,9 @@ def test_fingerprint_depends_on_every_part():
 
 
 def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
-    dataset = load_dataset([_write(tmp_path / "x.json", _karpathy((7, "train", ["a", "b"]), (9, "train", ["c"])))])
+    dataset = load_dataset(
+        [_write(tmp_path / "x.json", _karpathy((7, "train", ["a", "b"]), (9, "train", ["c"])))]
+    )
     assert [r.image_id for r in dataset.limited(1).splits["train"]] == ["7"]
     with pytest.raises(CusaError, match="no split 'val'; it has: train"):
         dataset.select(["val"])
@@ -130,7 +150,12 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
         ("x.json", {"images": [{"filename": "a.jpg", "split": "train"}]}, "images[0]", "sentences"),
         ("x.json", {"images": [{"split": "train", "sentences": []}]}, "images[0]", "filename"),
         ("x.json", {"images": ["a.jpg"]}, "images[0]", ""),
-        ("x.json", {"images": [{"filename": "a.jpg", "sentences": ["b"]}]}, "images[0].sentences[0]", ""),
+        (
+            "x.json",
+            {"images": [{"filename": "a.jpg", "sentences": ["b"]}]},
+            "images[0].sentences[0]",
+            "",
+        ),
         ("x.json", {"images": [], "dataset": "../up"}, "", "dataset"),
         ("x.json", {"images": [], "dataset": 5}, "", "dataset"),
         ("train.json", [{"image": "a.jpg", "caption": 5}], "entry 0", "caption"),
@@ -142,8 +167,18 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
         ("x.jsonl", '{"image": "a.jpg", "caption": "\\ud83d"}', "line 1", ""),
         ("x.jsonl", '{"image": "a.jpg", "caption": "x\\u0000y"}', "line 1", "caption"),
         ("x.jsonl", '{"image": "a\\u0000.jpg", "caption": "x"}', "line 1", "image"),
-        ("x.jsonl", '{"image": "a.jpg", "caption": "b", "image_id": 1' + "0" * 5000 + "}", "line 1", ""),
-        ("x.jsonl", '{"image": "a.jpg", "caption": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1", ""),
+        (
+            "x.jsonl",
+            '{"image": "a.jpg", "caption": "b", "image_id": 1' + "0" * 5000 + "}",
+            "line 1",
+            "",
+        ),
+        (
+            "x.jsonl",
+            '{"image": "a.jpg", "caption": ' + "[" * 100_000 + "]" * 100_000 + "}",
+            "line 1",
+            "",
+        ),
         ("x.csv", "picture,caption\na.jpg,b\n", "", "columns"),
         ("x.csv", "image,text\na.jpg,b\n", "line 2", "caption"),
         ("x.csv", "image,caption,caption\na.jpg,b,c\n", "line 1", ""),
@@ -156,11 +191,17 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
         ("x.parquet", "PAR1", "", "columns"),
     ],
 )
-def test_malformed_files_are_named_with_the_place_and_the_field(tmp_path, name, content, location, field):
+def test_malformed_files_are_named_with_the_place_and_the_field(
+    tmp_path, name, content, location, field
+):
     path = _write(tmp_path / name, content)
     with pytest.raises(FileFormatError) as error:
         load_dataset(path)
-    assert (str(error.value.path), error.value.location, error.value.name) == (path, location, field)
+    assert (str(error.value.path), error.value.location, error.value.name) == (
+        path,
+        location,
+        field,
+    )
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
 
@@ -184,7 +225,11 @@ def test_data_that_cannot_be_joined_are_named(tmp_path, name, content, location,
     path = _write(tmp_path / name, content)
     with pytest.raises(DataError) as error:
         load_dataset(path)
-    assert (str(error.value.path), error.value.location, error.value.name) == (path, location, culprit)
+    assert (str(error.value.path), error.value.location, error.value.name) == (
+        path,
+        location,
+        culprit,
+    )
     assert "\n" not in str(error.value)
 
 
@@ -194,7 +239,11 @@ def test_caption_ids_are_unique_over_all_files(tmp_path):
     paths = [_write(tmp_path / "one.json", one), _write(tmp_path / "two.json", two)]
     with pytest.raises(DataError, match=r"one.json images\[0\]") as error:
         load_dataset(paths)
-    assert (str(error.value.path), error.value.location, error.value.name) == (paths[1], "images[0]", "10")
+    assert (str(error.value.path), error.value.location, error.value.name) == (
+        paths[1],
+        "images[0]",
+        "10",
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,20 +286,28 @@ def test_the_ends_of_csv_cells_are_dropped(tmp_path):
 
 def test_a_csv_file_may_have_columns_without_a_name(tmp_path):
     pandas = ",image,caption,image_id,\n0,a.jpg,x,3.0,\n1,b.jpg,y,,\n"
-    assert [record.image_id for record in load_dataset(_write(tmp_path / "x.csv", pandas)).splits["train"]] == [
+    assert [
+        record.image_id
+        for record in load_dataset(_write(tmp_path / "x.csv", pandas)).splits["train"]
+    ] == [
         "3.0",  # a text, as all cells of CSV
         "b.jpg",
     ]
 
 
 def test_a_form_is_recognised_by_what_a_file_holds(tmp_path):
-    want = (Record("a.jpg", "a.jpg", ("b",), ("a.jpg#0",)), Record("c.jpg", "c.jpg", ("d",), ("c.jpg#0",)))
+    want = (
+        Record("a.jpg", "a.jpg", ("b",), ("a.jpg#0",)),
+        Record("c.jpg", "c.jpg", ("d",), ("c.jpg#0",)),
+    )
     lines = '{"image": "a.jpg", "caption": "b"}\n{"image": "c.jpg", "caption": "d"}\n'
     for name in ("x.jsonl", "x.json", "x.txt", "x"):
         assert load_dataset(_write(tmp_path / name, lines)).splits == {"train": want}, name
     listed = [{"image": "a.jpg", "caption": "b"}, {"image": "c.jpg", "caption": "d"}]
     for name in ("train.json", "train.jsonl", "train.txt"):
-        assert load_dataset(_write(tmp_path / name, json.dumps(listed, indent=1))).splits == {"train": want}, name
+        assert load_dataset(_write(tmp_path / name, json.dumps(listed, indent=1))).splits == {
+            "train": want
+        }, name
     for name in ("captions.txt", "x.csv"):
         content = "\ufeffimage,caption\na.jpg,b\nc.jpg,d\n"
         assert load_dataset(_write(tmp_path / name, content)).splits == {"train": want}, name
@@ -259,8 +316,13 @@ def test_a_form_is_recognised_by_what_a_file_holds(tmp_path):
 
 
 def _coco(*annotations, **image):
-    images = [{"id": 139, "file_name": "000139.jpg", **image}, {"id": 285, "file_name": "000285.jpg"}]
-    listed = [dict(zip(("image_id", "id", "caption"), values, strict=True)) for values in annotations]
+    images = [
+        {"id": 139, "file_name": "000139.jpg", **image},
+        {"id": 285, "file_name": "000285.jpg"},
+    ]
+    listed = [
+        dict(zip(("image_id", "id", "caption"), values, strict=True)) for values in annotations
+    ]
     return {"info": {}, "licenses": [], "images": images, "annotations": listed}
 
 
@@ -273,21 +335,32 @@ def test_cocos_own_captions(tmp_path):
             Record("139", "000139.jpg", ("a room",), ("5",)),
         )
     }
-    assert entry_location(dataset.files, dataset.splits["val"][0].positions[1])[1] == "annotations[2]"
+    assert (
+        entry_location(dataset.files, dataset.splits["val"][0].positions[1])[1] == "annotations[2]"
+    )
     assert load_dataset(f"test={tmp_path / 'captions_val2017.json'}").splits.keys() == {"test"}
 
 
 def test_cocos_own_captions_find_their_images_as_the_archives_unpack_them(tmp_path):
     url = "http://images.cocodataset.org/val2017/000139.jpg"
-    path = _write(tmp_path / "annotations" / "captions_val2017.json", _coco((139, 5, "a"), (285, 6, "b"), coco_url=url))
+    path = _write(
+        tmp_path / "annotations" / "captions_val2017.json",
+        _coco((139, 5, "a"), (285, 6, "b"), coco_url=url),
+    )
     assert load_dataset(path).splits["val"][0].image_path == "000139.jpg"  # nothing is there yet
     (tmp_path / "val2017").mkdir()
     (tmp_path / "val2017" / "000139.jpg").touch()
     for root in (None, tmp_path):
         dataset = load_dataset(path, image_root=root)
-        assert [record.image_path for record in dataset.splits["val"]] == ["val2017/000139.jpg", "val2017/000285.jpg"]
+        assert [record.image_path for record in dataset.splits["val"]] == [
+            "val2017/000139.jpg",
+            "val2017/000285.jpg",
+        ]
         assert dataset.image_root == tmp_path
-    assert load_dataset(path, image_root=tmp_path / "val2017").splits["val"][0].image_path == "000139.jpg"
+    assert (
+        load_dataset(path, image_root=tmp_path / "val2017").splits["val"][0].image_path
+        == "000139.jpg"
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,7 +371,11 @@ def test_cocos_own_captions_find_their_images_as_the_archives_unpack_them(tmp_pa
         (_coco((139, 5, "a")), "", "285"),
         (_coco((139, 5, "a"), (285, 6, "b"), id=285), "images[1]", "id"),
         (_coco((139, 5, "a"), (285, 6, "b"), id=None), "images[0]", "id"),
-        ({**_coco(), "annotations": [{"bbox": [0, 0, 1, 1], "image_id": 139}]}, "annotations[0]", "caption"),
+        (
+            {**_coco(), "annotations": [{"bbox": [0, 0, 1, 1], "image_id": 139}]},
+            "annotations[0]",
+            "caption",
+        ),
     ],
 )
 def test_malformed_captions_of_coco(tmp_path, content, location, name):
@@ -307,7 +384,9 @@ def test_malformed_captions_of_coco(tmp_path, content, location, name):
     assert (error.value.location, error.value.name) == (location, name)
 
 
-@pytest.mark.parametrize(("folder", "split"), [("photos", "train"), ("validation", "val"), ("test", "test")])
+@pytest.mark.parametrize(
+    ("folder", "split"), [("photos", "train"), ("validation", "val"), ("test", "test")]
+)
 def test_imagefolder(tmp_path, folder, split):
     lines = '{"file_name": "0.jpg", "text": "a dog"}\n{"file_name": "sub/1.jpg", "text": "a cat"}\n'
     want = {split: (Record("0.jpg", "0.jpg", ("a dog",), ("0.jpg#0",)),
@@ -323,7 +402,9 @@ def test_a_data_set_is_given_as_a_text_a_path_or_several(tmp_path):
     want = load_dataset([str(path)])
     for sources in (str(path), path, [path], (str(path),)):
         assert load_dataset(sources).splits == want.splits
-    both = load_dataset([path, f"val={_write(tmp_path / 'y.json', [{'image': 'c.jpg', 'caption': 'd'}])}"])
+    both = load_dataset(
+        [path, f"val={_write(tmp_path / 'y.json', [{'image': 'c.jpg', 'caption': 'd'}])}"]
+    )
     assert list(both.splits) == ["train", "val"]
     assert "train: 1 images, val: 1 images" in repr(both)
     with pytest.raises(DataError):
@@ -337,7 +418,9 @@ def test_records_know_where_they_stand(tmp_path):
     places = {}
     for records_of_split in dataset.splits.values():
         for record in records_of_split:
-            places[record.image_id] = [entry_location(dataset.files, position) for position in record.positions]
+            places[record.image_id] = [
+                entry_location(dataset.files, position) for position in record.positions
+            ]
     assert places == {
         "1.jpg": [(tmp_path / "a.csv", "line 2"), (tmp_path / "a.csv", "line 6")],
         "2.jpg": [(tmp_path / "a.csv", "line 4")],
@@ -349,7 +432,9 @@ def test_many_captions_of_one_image_take_no_longer(tmp_path):
     """A list copied for each of them would be 25 GB of copying."""
     lines = "".join(f'{{"image": "a.jpg", "caption": "{number}"}}\n' for number in range(80_000))
     began = time.process_time()
-    assert len(load_dataset(_write(tmp_path / "x.jsonl", lines)).splits["train"][0].captions) == 80_000
+    assert (
+        len(load_dataset(_write(tmp_path / "x.jsonl", lines)).splits["train"][0].captions) == 80_000
+    )
     assert time.process_time() - began < 10
 
 
@@ -405,7 +490,13 @@ FORMS = {
 def _places(content, path=()):
     """Every value within parsed JSON, by the keys that lead to it."""
     yield path
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    items = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
     for key, value in items:
         yield from _places(value, (*path, key))
 
@@ -429,7 +520,9 @@ def test_any_value_in_any_place_is_read_or_refused(tmp_path, name):
             except CusaError as error:
                 errors.append(error)
             else:
-                assert fingerprint([record for split in dataset.splits.values() for record in split])
+                assert fingerprint(
+                    [record for split in dataset.splits.values() for record in split]
+                )
     assert len(errors) > 40
     assert {error.path for error in errors} == {tmp_path / name}
     assert not [str(error) for error in errors if "\n" in str(error)]

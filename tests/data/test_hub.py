@@ -82,7 +82,11 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(cache, monkeypatch):
 
 
 def test_kinds_of_models_on_the_hub(cache, asked, monkeypatch):
-    files = {"owner/words": ["modules.json"], "owner/see": ["processor_config.json"], "owner/text": []}
+    files = {
+        "owner/words": ["modules.json"],
+        "owner/see": ["processor_config.json"],
+        "owner/text": [],
+    }
     monkeypatch.setattr("huggingface_hub.file_exists", lambda name, file: file in files[name])
     kinds = {name: parse_teacher(name).kind for name in files}
     assert kinds == {"owner/words": "sentence", "owner/see": "vision", "owner/text": "sentence"}
@@ -91,14 +95,23 @@ def test_kinds_of_models_on_the_hub(cache, asked, monkeypatch):
 def test_what_the_hub_has_is_loaded_from_there(cache, asked, tmp_path):
     assert locate("owner/model", TeacherError) == "owner/model"
     assert asked[0].endswith("owner/model/resolve/main/config.json")
-    asked.append(EntryNotFoundError("no config.json"))  # such as a repository of sentence-transformers modules
+    asked.append(
+        EntryNotFoundError("no config.json")
+    )  # such as a repository of sentence-transformers modules
     assert locate("owner/other", TeacherError) == "owner/other"
     assert locate(str(tmp_path), TeacherError) == str(tmp_path)
     assert len(asked) == 3
 
 
 def test_only_names_are_looked_up(asked, tmp_path):
-    names = {"owner/model": True, "NAME=owner/model": False, "./owner": False, "a/b/c": False, "a": False, "a/": False}
+    names = {
+        "owner/model": True,
+        "NAME=owner/model": False,
+        "./owner": False,
+        "a/b/c": False,
+        "a": False,
+        "a/": False,
+    }
     assert {name: is_hub_name(name) for name in names} == names
     require("NAME=owner/model", TeacherError)
     require(str(tmp_path), TeacherError)
@@ -110,7 +123,9 @@ def test_teachers_of_a_local_cache(cache, asked, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     save_vision(cache, "ViTModel", "ViTConfig", **VISION)
     words = _snapshot(tmp_path / "hub", "owner", "words")
-    save_text(words, "BertModel", "BertConfig", hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
+    save_text(
+        words, "BertModel", "BertConfig", hidden_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
     assert parse_teacher("owner/model").kind == "vision"
     assert parse_teacher("owner/words").kind == "sentence"
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "s.h5"
@@ -136,7 +151,9 @@ def test_offline_an_unknown_name_fails_before_libraries_are_loaded(module, argum
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
+    )
     assert done.stdout == "1 False\n"
     assert "is not in the local cache" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -7,7 +7,13 @@ import pytest
 from PIL import Image, PngImagePlugin, features
 
 from cusa.data.errors import CusaError, ImageError, SettingError
-from cusa.data.images import ImageTransform, as_viewed, has_transparent_pixels, load_image, max_pixels
+from cusa.data.images import (
+    ImageTransform,
+    as_viewed,
+    has_transparent_pixels,
+    load_image,
+    max_pixels,
+)
 
 
 def test_transform_resizes_the_shorter_side_crops_the_centre_and_normalises():
@@ -21,7 +27,9 @@ def test_transform_resizes_the_shorter_side_crops_the_centre_and_normalises():
     assert (out == out[:, :1, :1]).all()
 
 
-@pytest.mark.parametrize(("size", "want"), [((10, 25), (4, 10)), ((25, 10), (10, 4)), ((4, 9), (4, 9))])
+@pytest.mark.parametrize(
+    ("size", "want"), [((10, 25), (4, 10)), ((25, 10), (10, 4)), ((4, 9), (4, 9))]
+)
 def test_resize_keeps_the_aspect_and_cuts_to_whole_pixels(size, want):
     from cusa.data.images import resize_shorter
 
@@ -81,7 +89,10 @@ STORED = {
 
 def _seen():
     """48 x 32 pixels of which no two corners are alike; blocks of 16 survive JPEG."""
-    blocks = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [90, 90, 90], [0, 250, 250]]], np.uint8)
+    blocks = np.array(
+        [[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [90, 90, 90], [0, 250, 250]]],
+        np.uint8,
+    )
     return blocks.repeat(16, axis=0).repeat(16, axis=1)
 
 
@@ -121,7 +132,9 @@ def test_the_exif_block_of_a_png_may_come_after_its_pixels(tmp_path):
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "xmp.png")), _seen())
 
 
-@pytest.mark.parametrize("block", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0"])
+@pytest.mark.parametrize(
+    "block", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0"]
+)
 def test_a_damaged_exif_block_does_no_harm(tmp_path, block):
     Image.fromarray(_seen()).save(tmp_path / "x.jpg", exif=block)
     assert load_image(tmp_path / "x.jpg").size == (48, 32)
@@ -136,7 +149,9 @@ def _drawing(alpha):
 
 
 @pytest.mark.parametrize(("alpha", "grey"), [(0, 255), (51, 204)])
-@pytest.mark.parametrize("form", ["RGBA.png", "LA.png", "RGBA.webp", "RGBA.tiff", "P.png", "PA in memory"])
+@pytest.mark.parametrize(
+    "form", ["RGBA.png", "LA.png", "RGBA.webp", "RGBA.tiff", "P.png", "PA in memory"]
+)
 def test_transparent_pixels_lie_over_white(tmp_path, form, alpha, grey):
     mode = form.split(".")[0].split()[0]
     picture = _drawing(alpha).convert(mode)
@@ -149,7 +164,12 @@ def test_transparent_pixels_lie_over_white(tmp_path, form, alpha, grey):
 
 
 def _chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def _png(depth, colour_type, row, transparent, width, more=b""):
@@ -174,7 +194,9 @@ def _png(depth, colour_type, row, transparent, width, more=b""):
         (8, 3, b"\0\1", b"\x33\xff", b"\0\0\0\4\4\4", [204, 4]),  # an alpha for each entry
     ],
 )
-def test_transparent_colours_lie_over_white(tmp_path, depth, colour_type, row, transparent, palette, want):
+def test_transparent_colours_lie_over_white(
+    tmp_path, depth, colour_type, row, transparent, palette, want
+):
     path = tmp_path / "x.png"
     path.write_bytes(_png(depth, colour_type, row, transparent, 2, palette))
     assert np.asarray(load_image(path).convert("RGB"))[0].tolist() == [[v] * 3 for v in want]
@@ -190,7 +212,9 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path):
         assert grey.tolist() == [[0, 0, 255, 255]] * 4, form
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "CMYK", "1", "P and a colour that no pixel has"])
+@pytest.mark.parametrize(
+    "mode", ["L", "P", "RGB", "RGBA", "LA", "CMYK", "1", "P and a colour that no pixel has"]
+)
 def test_opaque_upright_pictures_keep_their_bytes(tmp_path, mode):
     """Rows that were made before pictures were turned and laid over white can be told to be equal."""
     noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
@@ -218,7 +242,9 @@ def test_pixels_have_a_limit_of_our_own(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 89_478_485
     monkeypatch.setenv("CUSA_MAX_PIXELS", "5999")
     Image.new("RGB", (100, 60)).save(tmp_path / "x.png")
-    with pytest.raises(ImageError, match=r"100 x 60 pixels, more than 5,999.*CUSA_MAX_PIXELS=6000") as caught:
+    with pytest.raises(
+        ImageError, match=r"100 x 60 pixels, more than 5,999.*CUSA_MAX_PIXELS=6000"
+    ) as caught:
         load_image(tmp_path / "x.png")
     assert caught.value.path == tmp_path / "x.png"
     monkeypatch.setenv("CUSA_MAX_PIXELS", "6000")

@@ -39,7 +39,9 @@ else:
 def _other(folder, names=None, *steps):
     """Another process that asks for the lock and keeps it while the block runs; with the line that it answers."""
     command = [sys.executable, "-c", _OTHER, str(folder), json.dumps(names), *steps]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         process.answer = process.stdout.readline().strip()
         try:
             yield process
@@ -56,7 +58,9 @@ def _asked(folder, names=None):
 def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
     with _other(tmp_path) as first:
         assert first.answer == "has it"
-        with pytest.raises(CusaError, match=f"another run is working on {tmp_path} .process {first.pid} on "):
+        with pytest.raises(
+            CusaError, match=f"another run is working on {tmp_path} .process {first.pid} on "
+        ):
             FolderLock(tmp_path).take()
         first.stdin.close()
         assert first.wait() == 0
@@ -148,12 +152,22 @@ def test_the_store_commands_stay_off_a_store_in_use(tmp_path):
     other = make_store(tmp_path / "o", {"val": 5}, dim=4)
     np.save(tmp_path / "x.npy", unit_rows(16, 4, 0))
     (tmp_path / "x.txt").write_text("".join(f"train{i}\n" for i in range(16)))
-    given = (tmp_path / "x.npy", "--ids", tmp_path / "x.txt", "--teacher", "new", "--split", "train")
+    given = (
+        tmp_path / "x.npy",
+        "--ids",
+        tmp_path / "x.txt",
+        "--teacher",
+        "new",
+        "--split",
+        "train",
+    )
     shard = shard_folder(index) / "vision" / "train-000000007-000000014.h5"
     with _other(shard_folder(index), ["vision/train-000000000-000000007.h5"]):
         before = index.read_bytes()
         for arguments in (("merge", index, other), ("import", index, *given)):
-            assert f"another run is working on {shard_folder(index)}" in run_error("store", *arguments)
+            assert f"another run is working on {shard_folder(index)}" in run_error(
+                "store", *arguments
+            )
         assert run_ok("store", "verify", index) == "9 files are whole\n"
         assert index.read_bytes() == before
         content = shard.read_bytes()
@@ -177,7 +191,11 @@ def _left(path):
 
 
 def test_sweep_removes_what_is_left_of_the_named_files_alone(tmp_path):
-    ours = [tmp_path / "vision" / "train-0.h5", tmp_path / "words" / "train-7.h5", tmp_path / "store.h5"]
+    ours = [
+        tmp_path / "vision" / "train-0.h5",
+        tmp_path / "words" / "train-7.h5",
+        tmp_path / "store.h5",
+    ]
     gone = [_left(path) for path in (*ours, ours[0])]
     others = [
         _left(tmp_path / "vision" / "train-7.h5"),  # another job may be writing these two

@@ -42,7 +42,11 @@ def test_json_that_cannot_be_used_is_a_format_error(tmp_path, text):
 
 def test_json_keeps_whole_characters(tmp_path):
     # an escaped pair is one character; an escaped backslash before "ud800" is none
-    assert parse_json('["\\ud83d\\ude00", "\\\\ud800", "\\u00e9"]', tmp_path) == ["\U0001f600", "\\ud800", "é"]
+    assert parse_json('["\\ud83d\\ude00", "\\\\ud800", "\\u00e9"]', tmp_path) == [
+        "\U0001f600",
+        "\\ud800",
+        "é",
+    ]
 
 
 def test_json_lines_name_the_line(tmp_path):
@@ -99,16 +103,27 @@ def test_text_files_are_read_or_named(tmp_path):
     (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfa dog")
     assert read_text(tmp_path / "marked.txt") == "a dog"
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
-    for path, location in [(tmp_path / "latin.txt", "byte 3"), (tmp_path, ""), (tmp_path / "none", "")]:
+    for path, location in [
+        (tmp_path / "latin.txt", "byte 3"),
+        (tmp_path, ""),
+        (tmp_path / "none", ""),
+    ]:
         with pytest.raises(FileFormatError) as caught:
             read_text(path)
         assert (caught.value.path, caught.value.location) == (path, location)
 
 
 def test_errors_keep_their_fields_between_processes(tmp_path):
-    error = pickle.loads(pickle.dumps(StoreError("it is damaged", path=tmp_path, location="shard 3", name="unicom")))
+    error = pickle.loads(
+        pickle.dumps(StoreError("it is damaged", path=tmp_path, location="shard 3", name="unicom"))
+    )
     assert isinstance(error, CusaError)
-    assert (str(error), error.path, error.location, error.name) == ("it is damaged", tmp_path, "shard 3", "unicom")
+    assert (str(error), error.path, error.location, error.name) == (
+        "it is damaged",
+        tmp_path,
+        "shard 3",
+        "unicom",
+    )
 
 
 def test_the_first_line_of_an_error():

@@ -25,7 +25,12 @@ from tests.tiny_models import SIZES, save_processor, save_tokenizer
 
 SMALL = {**SIZES, "vocab_size": 40}
 ROBERTA = {**SMALL, "max_position_embeddings": 34, "pad_token_id": 1}
-DECODER = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 20}
+DECODER = {
+    "vocab_size": 40,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 20,
+}
 
 
 @pytest.mark.parametrize(
@@ -35,9 +40,24 @@ DECODER = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "
         ("Roberta", ROBERTA, 32),
         ("XLMRoberta", ROBERTA, 32),
         ("MPNet", ROBERTA, 32),
-        ("GPT2", {"vocab_size": 40, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 20}, 20),
+        (
+            "GPT2",
+            {"vocab_size": 40, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 20},
+            20,
+        ),
         ("OPT", {**DECODER, "hidden_size": 32, "ffn_dim": 64, "word_embed_proj_dim": 32}, 20),
-        ("T5", {"vocab_size": 40, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}, None),
+        (
+            "T5",
+            {
+                "vocab_size": 40,
+                "d_model": 32,
+                "d_kv": 16,
+                "d_ff": 64,
+                "num_layers": 1,
+                "num_heads": 2,
+            },
+            None,
+        ),
     ],
 )
 def test_a_text_of_as_many_tokens_as_there_are_positions_is_the_longest(model, settings, limit):
@@ -73,7 +93,9 @@ def test_the_smaller_limit_counts(tmp_path, max_length, limit):
 def test_without_any_limit_nothing_is_cut(tmp_path):
     save_tokenizer(tmp_path, max_length=None)
     tokenizer = load_tokenizer(str(tmp_path), TeacherError)
-    config = transformers.T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    config = transformers.T5Config(
+        vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+    )
     assert token_limit(tokenizer, transformers.T5EncoderModel(config)) is None
     assert tokenized(tokenizer, ["a dog " * 300], None, "longest")["input_ids"].shape == (1, 602)
 
@@ -126,7 +148,9 @@ def _hostile_zip():
     return file.getvalue()
 
 
-@pytest.mark.parametrize("make", [_hostile_pickle, _hostile_zip, lambda: b"\x80\x02garbage", lambda: b""])
+@pytest.mark.parametrize(
+    "make", [_hostile_pickle, _hostile_zip, lambda: b"\x80\x02garbage", lambda: b""]
+)
 def test_pickled_weights_are_never_run(tmp_path, monkeypatch, make):
     monkeypatch.setenv("CUSA_TEST_MARK", str(tmp_path / "executed"))
     folder = tmp_path / "model"
@@ -142,7 +166,9 @@ def test_pickled_weights_are_never_run(tmp_path, monkeypatch, make):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "preprocessor_config.json", "tokenizer_config.json"]
+)
 @pytest.mark.parametrize("content", ["[]", "{", "5", "NaN", '{"a":' * 5000])
 def test_files_of_settings_that_are_no_objects_are_named(tmp_path, file, content):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
@@ -157,7 +183,10 @@ def test_files_of_settings_that_are_no_objects_are_named(tmp_path, file, content
     [
         (KeyError("hidden_size"), "KeyError: 'hidden_size'"),
         (ValueError("Pass `trust_remote_code=True`"), "it needs code of its own, which is not run"),
-        (ImportError("\nX requires the Torchvision library but\nit was not"), "it needs torchvision; pip install"),
+        (
+            ImportError("\nX requires the Torchvision library but\nit was not"),
+            "it needs torchvision; pip install",
+        ),
         (RuntimeError("first\nsecond"), r"\(first\)"),
         (MemoryError(), r"\(MemoryError\)|MemoryError"),
     ],

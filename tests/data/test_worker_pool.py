@@ -35,7 +35,9 @@ class Readable:
 def assert_items_are_those_of(items, numbers):
     for item, number in zip(items, numbers, strict=True):
         expected = Readable()[number]
-        assert {name: type(value) for name, value in item.items()} == {n: type(v) for n, v in expected.items()}
+        assert {name: type(value) for name, value in item.items()} == {
+            n: type(v) for n, v in expected.items()
+        }
         assert (item["number"], item["text"]) == (number, f"item {number}")
         assert torch.equal(item["pixels"], expected["pixels"])
         assert torch.equal(item["half"], expected["half"])
@@ -44,7 +46,9 @@ def assert_items_are_those_of(items, numbers):
         item["rows"] += 1
 
 
-@pytest.mark.parametrize(("workers", "start_method"), [(0, None), (1, "fork"), (4, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(
+    ("workers", "start_method"), [(0, None), (1, "fork"), (4, "fork"), (2, "spawn")]
+)
 def test_items_come_in_order_and_as_they_are(workers, start_method):
     with closing(WorkerPool(Readable(), workers, start_method)) as pool:
         for count in (0, 1, 3, 23):
@@ -86,7 +90,13 @@ def test_keys_are_taken_as_late_as_reading_ahead_allows():
     with closing(WorkerPool(Readable(), 2, "fork")) as pool:
         items = pool.read(keys())
         next(items)
-        assert taken == [0, 1, 2, 3, 4]  # two per worker, and another one for the one that was given out
+        assert taken == [
+            0,
+            1,
+            2,
+            3,
+            4,
+        ]  # two per worker, and another one for the one that was given out
         assert_items_are_those_of(items, range(1, 20))
 
 
@@ -168,7 +178,13 @@ def in_the_middle_of_a_message(monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(
-    "moment", [at_the_start, in_the_middle_of_an_item, between_an_item_and_its_memory, in_the_middle_of_a_message]
+    "moment",
+    [
+        at_the_start,
+        in_the_middle_of_an_item,
+        between_an_item_and_its_memory,
+        in_the_middle_of_a_message,
+    ],
 )
 def test_a_worker_that_is_killed_is_an_error_whenever_that_is(monkeypatch, moment, workers):
     moment(monkeypatch)
@@ -218,7 +234,10 @@ def test_no_moment_is_one_at_which_the_others_wait(workers):
 
 def test_a_worker_that_ends_by_itself_is_named_with_its_status(monkeypatch):
     monkeypatch.setattr(Slow, "__getitem__", lambda *_: os._exit(3))
-    with closing(WorkerPool(Slow(), 1, "fork")) as pool, pytest.raises(WorkerError, match="exited with status 3"):
+    with (
+        closing(WorkerPool(Slow(), 1, "fork")) as pool,
+        pytest.raises(WorkerError, match="exited with status 3"),
+    ):
         next(pool.read([0]))
 
 
@@ -269,7 +288,9 @@ print(*(number for pool in pools for number in pool.process_ids), flush=True)
 KILL, RAISE = "os.kill(os.getpid(), signal.SIGKILL)", "raise KeyError('nobody closes the pools')"
 
 
-@pytest.mark.parametrize(("end", "start_method"), [(KILL, "fork"), (KILL, "spawn"), (RAISE, "fork")])
+@pytest.mark.parametrize(
+    ("end", "start_method"), [(KILL, "fork"), (KILL, "spawn"), (RAISE, "fork")]
+)
 def test_workers_end_with_the_process_that_reads_however_it_ends(end, start_method):
     command = [sys.executable, "-c", PARENT.format(end=end), start_method]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -56,7 +56,9 @@ def test_every_example_is_named_in_the_page_on_hosts():
 
 
 def test_what_the_page_quotes_is_in_the_examples():
-    lines = {line.strip() for path in EXAMPLES.glob("*.py") for line in path.read_text().splitlines()}
+    lines = {
+        line.strip() for path in EXAMPLES.glob("*.py") for line in path.read_text().splitlines()
+    }
     blocks = (DOCS / "hosts.md").read_text().split("```python\n")[1:]
     assert len(blocks) > 8
     for block in blocks:
@@ -71,7 +73,10 @@ def test_plain_loop(example):
 def test_an_example_runs_as_the_page_says():
     command = [sys.executable, EXAMPLES / "plain_loop.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["micro-batches of None", "micro-batches of 8"]
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "micro-batches of None",
+        "micro-batches of 8",
+    ]
 
 
 def test_gradient_caching_trains_as_the_whole_batch_does(example):
@@ -85,7 +90,9 @@ def _trained_everything(trainer, module):
     learns = {name: p for name, p in module.named_parameters() if p.requires_grad}
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in learns.values()}
-    untouched = [name for name, p in learns.items() if not trainer.optimizer.state[p]["exp_avg_sq"].any()]
+    untouched = [
+        name for name, p in learns.items() if not trainer.optimizer.state[p]["exp_avg_sq"].any()
+    ]
     assert not untouched
 
 
@@ -100,7 +107,9 @@ def test_hugging_face_trainer(example, tmp_path):
     _trained_everything(trainer, trainer.model)
     assert any(name.startswith("heads.uni_v") for name, _ in trainer.model.named_parameters())
     start = CUSALoss().temperatures()
-    moved = {name for name, value in trainer.model.loss.temperatures().items() if value != start[name]}
+    moved = {
+        name for name, value in trainer.model.loss.temperatures().items() if value != start[name]
+    }
     assert moved == {"tau", "tau_csa", "tau_usa_image", "tau_usa_text"}  # tau_soft is fixed
     decayed = next(g["params"] for g in trainer.optimizer.param_groups if g["weight_decay"])
     assert not {id(p) for p in trainer.model.loss.parameters()} & {id(p) for p in decayed}
@@ -115,7 +124,9 @@ def test_sentence_transformers_trainer(example, tmp_path):
     losses = _logged(trainer)
     assert losses[-1] < 0.85 * losses[0]
     start = CUSALoss().temperatures()
-    moved = {name for name, value in trainer.loss.cusa.temperatures().items() if value != start[name]}
+    moved = {
+        name for name, value in trainer.loss.cusa.temperatures().items() if value != start[name]
+    }
     assert moved == {"tau", "tau_csa", "tau_usa_image", "tau_usa_text"}
     _trained_everything(trainer, trainer.loss)
     heads = [name for name, _ in trainer.model.named_parameters() if not name.startswith("0.")]
@@ -131,7 +142,9 @@ def _cusa_by_hand(model, store, split, encode, loss):
     for start in range(0, table.n_captions, 32):
         captions = np.arange(start, min(start + 32, table.n_captions))
         images = table.caption_image[captions]
-        pictures = [load_image(store.image_root / table.image_paths[i]).convert("RGB") for i in images]
+        pictures = [
+            load_image(store.image_root / table.image_paths[i]).convert("RGB") for i in images
+        ]
         features = encode(model, pictures, [table.captions[c] for c in captions])
         ids = torch.from_numpy(images)
         values.append(loss(*features, teachers[0][images], teachers[1][captions], ids).total.item())
@@ -146,7 +159,9 @@ def test_hugging_face_evaluates_val_with_the_teachers_of_val(example, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "clip")
 
     def encode(model, pictures, captions):
-        given = processor(images=pictures, text=captions, padding=True, truncation=True, return_tensors="pt")
+        given = processor(
+            images=pictures, text=captions, padding=True, truncation=True, return_tensors="pt"
+        )
         image = model.clip.get_image_features(pixel_values=given["pixel_values"]).pooler_output
         text = model.clip.get_text_features(
             input_ids=given["input_ids"], attention_mask=given["attention_mask"]
@@ -251,14 +266,20 @@ def _normalised(*shape, seed):
 def test_our_contrastive_term_is_open_clips(open_clip):
     v, t, scale = _normalised(9, 5, seed=0), _normalised(9, 5, seed=1), 14.0
     config = LossConfig(
-        terms=("contrastive",), contrastive_scaling="infonce", tau=Temperature(1 / scale, 0.01, 0.1, learnable=False)
+        terms=("contrastive",),
+        contrastive_scaling="infonce",
+        tau=Temperature(1 / scale, 0.01, 0.1, learnable=False),
     )
     want = open_clip.ClipLoss()(v, t, scale)
     assert CUSALoss(config)(v, t).contrastive.item() == pytest.approx(want.item(), abs=1e-6)
 
 
-@pytest.mark.parametrize(("name", "bias"), [("ClipLoss", None), ("SigLipLoss", torch.tensor(-10.0))])
-def test_open_clips_own_loss_stays_as_it_is_and_the_rest_is_weighed_as_in_the_paper(example, open_clip, name, bias):
+@pytest.mark.parametrize(
+    ("name", "bias"), [("ClipLoss", None), ("SigLipLoss", torch.tensor(-10.0))]
+)
+def test_open_clips_own_loss_stays_as_it_is_and_the_rest_is_weighed_as_in_the_paper(
+    example, open_clip, name, bias
+):
     b, scale = 9, torch.tensor(14.0)
     v, t, uni_v, uni_t, teacher_v, teacher_t = (_normalised(b, 5, seed=i) for i in range(6))
     host = getattr(open_clip, name)()
@@ -269,5 +290,7 @@ def test_open_clips_own_loss_stays_as_it_is_and_the_rest_is_weighed_as_in_the_pa
     assert got["contrastive_loss"].item() == pytest.approx(host(v, t, scale, bias).item(), abs=1e-6)
     # The paper's loss of the same batch, times B, has CSA and USA of this size beside an InfoNCE of weight one.
     paper = CUSALoss()(v, t, uni_v, uni_t, teacher_v, teacher_t)
-    assert got["soft_label_loss"].item() == pytest.approx(b * (paper.csa + paper.usa).item(), rel=1e-5)
+    assert got["soft_label_loss"].item() == pytest.approx(
+        b * (paper.csa + paper.usa).item(), rel=1e-5
+    )
     assert loss(v, t, scale, **inputs).item() == pytest.approx(sum(got.values()).item(), rel=1e-6)

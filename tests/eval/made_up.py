@@ -19,13 +19,26 @@ def direction(r1: float, queries: int = 4, candidates: int = 1234, **more: float
     figures = {"r1": r1, "r5": r1 + 10, "r10": r1 + 20, "mean": r1 + 10, **more}
     curve = {"k": [1, 2, 5, 10, 20, 50], "recall": [r1, r1 + 5, r1 + 10, r1 + 20, r1 + 23, r1 + 25]}
     ranks = {"median_rank": 2.0, "mean_rank": 1500.25, "tied": 3}
-    return {**figures, **ranks, "queries": queries, "candidates": candidates, "curve": curve, "ci": around(**figures)}
+    return {
+        **figures,
+        **ranks,
+        "queries": queries,
+        "candidates": candidates,
+        "curve": curve,
+        "ci": around(**figures),
+    }
 
 
 def both_ways(i2t: float, t2i: float) -> dict[str, Any]:
     """Both directions with their sum."""
     rsum = 3 * (i2t + t2i) + 60
-    return {"i2t": direction(i2t), "t2i": direction(t2i), "mean": rsum / 6, "rsum": rsum, "ci": around(rsum=rsum)}
+    return {
+        "i2t": direction(i2t),
+        "t2i": direction(t2i),
+        "mean": rsum / 6,
+        "rsum": rsum,
+        "ci": around(rsum=rsum),
+    }
 
 
 def protocols(base: float) -> dict[str, Any]:
@@ -42,7 +55,14 @@ def protocols(base: float) -> dict[str, Any]:
 
 
 def metrics(
-    name: str, terms: list[str], i2t: float, t2i: float, t2t: float, *, truth: bool = True, coco: bool = False
+    name: str,
+    terms: list[str],
+    i2t: float,
+    t2i: float,
+    t2t: float,
+    *,
+    truth: bool = True,
+    coco: bool = False,
 ) -> dict[str, Any]:
     """A metrics.json of 3 images and 1,234 captions; the uni head finds one point more among captions."""
     heads: dict[str, Any] = {}
@@ -84,7 +104,13 @@ def metrics(
 def image_scores(r1: float, queries: int = 5924, with_positive: int = 5900) -> dict[str, Any]:
     """One head's figures on an image retrieval set."""
     figures = {"r1": r1, "r_precision": r1 - 20, "map_at_r": r1 - 30}
-    more = {"r5": r1 + 10, "r10": r1 + 15, "precision_at_1": r1 + 1, "tied": 0, "ci": around(**figures)}
+    more = {
+        "r5": r1 + 10,
+        "r10": r1 + 15,
+        "precision_at_1": r1 + 1,
+        "tied": 0,
+        "ci": around(**figures),
+    }
     counts = {"queries": queries, "queries_with_positive": with_positive, "candidates": queries - 1}
     return {**figures, **more, **counts}
 
@@ -100,7 +126,13 @@ def images(name: str, base: float) -> dict[str, Any]:
             "heads": {"cross": image_scores(base + i), "uni": image_scores(base + i + 2)},
         }
     average = {"cross": base + 1.5, "uni": base + 3.5}
-    about = {"name": name, "model": MODEL, "ties": "pessimistic", "bootstrap": BOOTSTRAP, "head": "uni"}
+    about = {
+        "name": name,
+        "model": MODEL,
+        "ties": "pessimistic",
+        "bootstrap": BOOTSTRAP,
+        "head": "uni",
+    }
     return {**about, "sets": sets, "average": average}
 
 
@@ -113,7 +145,10 @@ def sts(name: str, base: float, heads: tuple[str, ...] = ("cross",)) -> dict[str
             "headline_rule": "all",
             "spearman": {"all": headline, "mean": headline - 1, "wmean": headline - 2},
             "pearson": {"all": headline + 1, "mean": headline, "wmean": headline},
-            "subsets": {s: {"spearman": headline, "pearson": headline, "pairs": 750} for s in ("MSRpar", "MSRvid")},
+            "subsets": {
+                s: {"spearman": headline, "pearson": headline, "pairs": 750}
+                for s in ("MSRpar", "MSRvid")
+            },
             "pairs": 1500,
             "ci": around(headline=headline),
         }
@@ -143,8 +178,12 @@ def history(terms: list[str], rsums: list[float]) -> tuple[dict[str, Any], ...]:
     lines: list[dict[str, Any]] = []
     for epoch, rsum in enumerate(rsums, 1):
         step = {"kind": "train", "step": 10 * epoch, "epoch": epoch, "loss": 1 / epoch, "lr": 0.1}
-        lines.append(step | dict.fromkeys(terms, 0.5 / epoch) | {"tau": 0.05 / epoch, "tau_soft": 1.0})
-        lines.append({"kind": "val", "step": 10 * epoch, "epoch": epoch, "best": False, "rsum": rsum})
+        lines.append(
+            step | dict.fromkeys(terms, 0.5 / epoch) | {"tau": 0.05 / epoch, "tau_soft": 1.0}
+        )
+        lines.append(
+            {"kind": "val", "step": 10 * epoch, "epoch": epoch, "best": False, "rsum": rsum}
+        )
     return tuple(lines)
 
 
@@ -153,7 +192,10 @@ def comparison(names: list[str]) -> dict[str, Any]:
     rows = []
     for metric, low in (("i2t r1", 0.4), ("t2i r1", -1.2)):
         difference = {"difference": 1.5, "low": low, "high": 2.6, "p_two_sided": 0.012}
-        values, differences = [40.0, *[41.5] * (len(names) - 1)], [None, *[difference] * (len(names) - 1)]
+        values, differences = (
+            [40.0, *[41.5] * (len(names) - 1)],
+            [None, *[difference] * (len(names) - 1)],
+        )
         rows.append(
             {
                 "suite": "retrieval",

@@ -86,7 +86,12 @@ def test_an_unknown_rule_for_ties_is_refused():
 def test_without_captions_or_images_the_scores_are_null():
     """As docs/METRICS.md says: a score without any query is null; images without captions are misses."""
     found = cross_modal_recalls(EYE, EYE[:0], [])
-    assert (found["rsum"], found["mean"], found["t2i"]["r1"], found["t2i"]["queries"]) == (None, None, None, 0)
+    assert (found["rsum"], found["mean"], found["t2i"]["r1"], found["t2i"]["queries"]) == (
+        None,
+        None,
+        None,
+        0,
+    )
     assert (found["i2t"]["r1"], found["i2t"]["queries"], found["i2t"]["candidates"]) == (0, 3, 0)
     assert cross_modal_recalls(EYE[:0], EYE, [-1, -1, -1])["rsum"] is None
     empty = np.zeros((3, 0))
@@ -154,4 +159,7 @@ def test_products_that_float32_cannot_hold_are_refused(size):
         with pytest.raises(EmbeddingsError) as found:
             measure()
         assert found.value.name.startswith("query ")
-    assert cross_modal_recalls(rows.astype(np.float64), rows.astype(np.float64), np.arange(4))["rsum"] == 600
+    assert (
+        cross_modal_recalls(rows.astype(np.float64), rows.astype(np.float64), np.arange(4))["rsum"]
+        == 600
+    )

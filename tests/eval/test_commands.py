@@ -11,7 +11,15 @@ from safetensors.numpy import load_file, save_file
 from cusa.eval.evaluators.images.data import load_image_set
 from cusa.eval.models.any_model import load_encoder
 from cusa.eval.queries import load_queries
-from tests.eval.tiny import caption_id, image_id, make_classes, make_home, make_inshop, make_run, strict
+from tests.eval.tiny import (
+    caption_id,
+    image_id,
+    make_classes,
+    make_home,
+    make_inshop,
+    make_run,
+    strict,
+)
 from tests.helpers import run_error, run_ok
 
 
@@ -39,7 +47,10 @@ def _dataset(home, name="tiny"):
 def _vectors(home):
     """Embeddings of the test's images and captions by the CLIP model, by id; computed one by one."""
     clip = load_encoder(str(home / "clip"), "cpu")
-    images = {str(image_id(n)): clip.image_rows([home / "images" / f"{n:03d}.jpg"])["cross"][0] for n in range(20, 26)}
+    images = {
+        str(image_id(n)): clip.image_rows([home / "images" / f"{n:03d}.jpg"])["cross"][0]
+        for n in range(20, 26)
+    }
     texts = {}
     for image in json.loads((home / "images" / "tiny.json").read_text())["images"][20:]:
         for sentence in image["sentences"]:
@@ -54,10 +65,19 @@ def test_a_hugging_face_model_on_an_annotation_file(home, here):
     out = run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 30)
     assert "tiny, split test: 6 images, 12 captions" in out
     metrics = strict(here / "runs/eval/clip/metrics.json")
-    assert (metrics["format"], metrics["format_version"], metrics["name"]) == ("cusa-metrics", [1, 3], "clip")
+    assert (metrics["format"], metrics["format_version"], metrics["name"]) == (
+        "cusa-metrics",
+        [1, 3],
+        "clip",
+    )
     assert (metrics["model"]["kind"], metrics["model"]["source"]) == ("hf", str(home / "clip"))
-    assert [metrics[k] for k in ("run", "epoch", "step", "checkpoint", "loss_terms")] == [None] * 4 + [[]]
-    assert (metrics["ties"], metrics["bootstrap"]) == ("pessimistic", {"samples": 30, "seed": 0, "level": 0.95})
+    assert [metrics[k] for k in ("run", "epoch", "step", "checkpoint", "loss_terms")] == [
+        None
+    ] * 4 + [[]]
+    assert (metrics["ties"], metrics["bootstrap"]) == (
+        "pessimistic",
+        {"samples": 30, "seed": 0, "level": 0.95},
+    )
     images, texts = _vectors(home)
     scores = np.stack(list(images.values())) @ np.stack(list(texts.values())).T
     found = metrics["heads"]["cross"]["retrieval"]
@@ -71,7 +91,17 @@ def test_a_hugging_face_model_on_an_annotation_file(home, here):
     assert "picture number 2" in html
     queries = load_queries(here / "runs/eval/clip", "retrieval")
     assert queries.found["tiny test/cross/retrieval/t2i"].best.pessimistic.tolist() == ranks
-    again = run_ok("eval", "retrieval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--ties", "mean")
+    again = run_ok(
+        "eval",
+        "retrieval",
+        "--model",
+        home / "clip",
+        *_dataset(home),
+        "--bootstrap",
+        0,
+        "--ties",
+        "mean",
+    )
     assert "tiny, split test" in again
     second = strict(here / "runs/eval/clip/metrics.json")
     assert (second["ties"], second["bootstrap"]) == ("mean", None)
@@ -79,10 +109,24 @@ def test_a_hugging_face_model_on_an_annotation_file(home, here):
 
 
 def test_a_run_and_another_model_on_the_runs_store(home, adapter, here):
-    out = run_ok("eval", "--run", adapter, "--model", home / "clip", "--bootstrap", 20, "--latex", "--out", here / "x")
+    out = run_ok(
+        "eval",
+        "--run",
+        adapter,
+        "--model",
+        home / "clip",
+        "--bootstrap",
+        20,
+        "--latex",
+        "--out",
+        here / "x",
+    )
     assert "adapter" in out
     assert "clip" in out
-    ours, theirs = strict(adapter / "eval/metrics.json"), strict(here / "runs/eval/clip/metrics.json")
+    ours, theirs = (
+        strict(adapter / "eval/metrics.json"),
+        strict(here / "runs/eval/clip/metrics.json"),
+    )
     assert set(ours["heads"]) == {"cross", "uni"}
     assert set(theirs["heads"]) == {"cross"}
     assert ours["unimodal_head"] == "uni"
@@ -90,7 +134,9 @@ def test_a_run_and_another_model_on_the_runs_store(home, adapter, here):
     assert ours["model"]["kind"] == "run"
     assert ours["loss_terms"] == ["contrastive", "csa", "usa"]
     run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 20)
-    assert strict(here / "runs/eval/clip/metrics.json")["heads"] == theirs["heads"]  # files or store, it is one split
+    assert (
+        strict(here / "runs/eval/clip/metrics.json")["heads"] == theirs["heads"]
+    )  # files or store, it is one split
     assert {p.name for p in (here / "x").iterdir()} == {"report.html", "tables.tex"}
     assert "clip" in (here / "x/tables.tex").read_text()
 
@@ -107,7 +153,14 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
             rows = [1e-25 * int(k) ** 9 * texts[k] for k in (*t, t[0])]
             file["embeddings"] = np.stack(rows).astype(np.float32)
             file["ids"] = np.array([int(k) for k in t] + [7])  # one more than is asked for
-        files = ("--image-embeddings", "image.npy", "--image-ids", "ids.txt", "--text-embeddings", "text.h5")
+        files = (
+            "--image-embeddings",
+            "image.npy",
+            "--image-ids",
+            "ids.txt",
+            "--text-embeddings",
+            "text.h5",
+        )
         run_ok("eval", *files, *_dataset(home), "--bootstrap", 0)
         metrics = strict(here / "runs/eval/image-text/metrics.json")
         assert metrics["model"]["kind"] == "files"
@@ -124,9 +177,19 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
     assert "6 rows, but ids.txt 5 ids" in run_error("eval", *files, *_dataset(home))
     images_alone = ("--image-embeddings", "image.npy", "--image-ids", "ids.json")
     (here / "ids.json").write_text(json.dumps(list(i)))
-    assert "image embeds no texts; retrieval needs both" in run_error("eval", *images_alone, *_dataset(home))
+    assert "image embeds no texts; retrieval needs both" in run_error(
+        "eval", *images_alone, *_dataset(home)
+    )
     np.save("wide.npy", np.ones((len(i), 3)))
-    line = run_error("eval", "--image-embeddings", "wide.npy", "--image-ids", "ids.json", *files[4:], *_dataset(home))
+    line = run_error(
+        "eval",
+        "--image-embeddings",
+        "wide.npy",
+        "--image-ids",
+        "ids.json",
+        *files[4:],
+        *_dataset(home),
+    )
     assert line.startswith("Error: image embeddings have 3 dimensions, text embeddings ")
     line = run_error("eval", "--model", home / "clip", "--image-ids", "ids.txt", *_dataset(home))
     assert line == "Error: --image-ids ids.txt are of no embeddings; pass --image-embeddings, too"
@@ -138,8 +201,21 @@ def test_results_of_another_model_of_the_same_name_are_kept(here):
     (here / "ids.json").write_text(json.dumps(ids))
     for person in ("one", "two"):
         (here / person).mkdir()
-        np.save(here / person / "rows.npy", np.random.default_rng(ord(person[0])).normal(size=(len(ids), 4)))
-    args = ("eval", "images", "--data", "birds", "--image-ids", "ids.json", "--bootstrap", 0, "--image-embeddings")
+        np.save(
+            here / person / "rows.npy",
+            np.random.default_rng(ord(person[0])).normal(size=(len(ids), 4)),
+        )
+    args = (
+        "eval",
+        "images",
+        "--data",
+        "birds",
+        "--image-ids",
+        "ids.json",
+        "--bootstrap",
+        0,
+        "--image-embeddings",
+    )
     run_ok(*args, "one/rows.npy")
     before = strict(here / "runs/eval/rows/images.json")
     line = run_error(*args, "two/rows.npy")
@@ -154,12 +230,16 @@ def test_results_of_another_model_of_the_same_name_are_kept(here):
 @pytest.mark.parametrize(("value", "what"), [(np.nan, "not finite"), (0.0, "all zeros")])
 def test_embeddings_that_cannot_rank_stop_it(home, here, value, what):
     rows = np.random.default_rng(0).normal(size=(12, 4))
-    rows[3, : 2 if np.isnan(value) else 4] = value  # NaN throughout would be an item without an embedding
+    rows[3, : 2 if np.isnan(value) else 4] = (
+        value  # NaN throughout would be an item without an embedding
+    )
     np.save("t.npy", rows)
     ids = [str(caption_id(n, c)) for n in range(20, 26) for c in range(2)]
     (here / "ids.json").write_text(json.dumps(ids))
     files = ("--text-embeddings", "t.npy", "--text-ids", "ids.json")
-    assert f"1 rows are {what}, the first that of id '40211'" in run_error("eval", *files, *_dataset(home))
+    assert f"1 rows are {what}, the first that of id '40211'" in run_error(
+        "eval", *files, *_dataset(home)
+    )
 
 
 def test_a_model_that_returns_nan_names_the_item(home, here):
@@ -195,7 +275,9 @@ def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home,
     out = run_ok(*args, "--allow-partial")
     assert "coco, split test: 6 images" in out
     assert "note: coco test has 5,000 images, found 6: figures do not compare with others'" in out
-    assert "note: coco val has 5,000 images, found 4" in run_ok(*args, "--split", "val")  # no one publishes those
+    assert "note: coco val has 5,000 images, found 4" in run_ok(
+        *args, "--split", "val"
+    )  # no one publishes those
     assert "protocols" not in strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]
     line = run_error(*args, "--allow-partial", "--pmrp", here)
     assert "--pmrp goes with COCO's 5,000 test images" in line
@@ -208,10 +290,21 @@ def test_an_image_that_is_skipped_in_a_store(home, here):
         shutil.copy(home / "images" / name, here / "d" / name)
     (here / "d/021.jpg").write_bytes(b"no image")
     teachers = ("--teacher", f"see={home / 'vit'}", "--teacher", f"read={home / 'bert'}")
-    run_ok("precompute", "--dataset", here / "d/tiny.json", *teachers, "--out", here / "s/s.h5", "--on-error", "skip")
+    run_ok(
+        "precompute",
+        "--dataset",
+        here / "d/tiny.json",
+        *teachers,
+        "--out",
+        here / "s/s.h5",
+        "--on-error",
+        "skip",
+    )
     args = ("--embeddings", here / "s/s.h5", "--student", "adapter", "--run-dir", here / "runs/a")
     run_ok("train", *args, "--batch-size", 8, "--epochs", 1, "--set", "student.embed_dim=8")
-    out = run_ok("eval", "--run", "runs/a", "--model", home / "clip", "--bootstrap", 10, "--index", "ivf")
+    out = run_ok(
+        "eval", "--run", "runs/a", "--model", home / "clip", "--bootstrap", 10, "--index", "ivf"
+    )
     assert "5 images, 12 captions (1 and 0 were skipped)" in out
     images, texts = _vectors(home)
     del images[str(image_id(21))]
@@ -231,12 +324,20 @@ def test_an_image_that_is_skipped_in_a_store(home, here):
 
 def test_what_cannot_be_measured_is_one_line(home, here):
     clip, data = ("eval", "--model", home / "clip"), _dataset(home)
-    assert "vit embeds no texts; retrieval needs both" in run_error("eval", "--model", home / "vit", *data)
-    assert "bert embeds no images; retrieval needs both" in run_error("eval", "--model", home / "bert", *data)
+    assert "vit embeds no texts; retrieval needs both" in run_error(
+        "eval", "--model", home / "vit", *data
+    )
+    assert "bert embeds no images; retrieval needs both" in run_error(
+        "eval", "--model", home / "bert", *data
+    )
     assert "no data to measure on" in run_error(*clip)
     assert "no split 'dev'" in run_error(*clip, *data, "--split", "dev")
-    assert "annotation file nowhere.json does not exist" in run_error(*clip, "--dataset", "nowhere.json")
-    assert "no trained run under runs/; train one with cusa-train, or pass --run" in run_error("eval")
+    assert "annotation file nowhere.json does not exist" in run_error(
+        *clip, "--dataset", "nowhere.json"
+    )
+    assert "no trained run under runs/; train one with cusa-train, or pass --run" in run_error(
+        "eval"
+    )
     assert "unknown model 'nothing'" in run_error("eval", "--model", "nothing", *data)
     assert "nowhere.h5" in run_error(*clip, "--embeddings", "nowhere.h5")
     line = run_error(*clip, *data, "--image-root", here)
@@ -254,14 +355,29 @@ def test_what_cannot_be_measured_is_one_line(home, here):
 def test_a_folder_of_classes_by_several_models(home, here):
     classes = make_classes(here / "my animals")
     models = ("--model", home / "clip", "--model", home / "vit")
-    out = run_ok("eval", "images", *models, "--data", classes, "--bootstrap", 20, "--latex", "--index", "hnsw")
+    out = run_ok(
+        "eval",
+        "images",
+        *models,
+        "--data",
+        classes,
+        "--bootstrap",
+        20,
+        "--latex",
+        "--index",
+        "hnsw",
+    )
     assert "my animals" in out
     assert "10 queries, 9 candidates, 4 classes, 1 queries without a right answer" in out
     labels = np.repeat(np.arange(4), (1, 3, 3, 3))
     paths = sorted(classes.rglob("*.jpg"))
     for name in ("clip", "vit"):
         content = strict(here / f"runs/eval/{name}/images.json")
-        assert (content["format"], content["format_version"], content["name"]) == ("cusa-images", [1, 0], name)
+        assert (content["format"], content["format_version"], content["name"]) == (
+            "cusa-images",
+            [1, 0],
+            name,
+        )
         assert (content["head"], content["average"]) == ("cross", {"cross": None})
         rows = load_encoder(str(home / name), "cpu").image_rows(paths)["cross"]
         scores = rows @ rows.T - 10 * np.eye(10)
@@ -280,16 +396,23 @@ def test_a_folder_of_classes_by_several_models(home, here):
 def test_a_published_set_with_query_and_gallery(home, adapter, here):
     make_inshop(here / "data/inshop")
     line = run_error("eval", "images", "--model", home / "vit")
-    assert "inshop has 5 queries and 10 gallery images of 5 classes; the published test set has 14,218" in line
+    assert (
+        "inshop has 5 queries and 10 gallery images of 5 classes; the published test set has 14,218"
+        in line
+    )
     assert "--allow-partial" in line
     for asked in ((), ("--data", "inshop"), ("--data", "inshop=data/inshop")):
-        out = run_ok("eval", "images", "--model", home / "vit", *asked, "--allow-partial", "--bootstrap", 0)
+        out = run_ok(
+            "eval", "images", "--model", home / "vit", *asked, "--allow-partial", "--bootstrap", 0
+        )
         assert "5 queries, 10 candidates, 5 classes" in out
     found = strict(here / "runs/eval/vit/images.json")["sets"]["inshop"]
     assert (found["heads"]["cross"]["queries"], found["heads"]["cross"]["candidates"]) == (5, 10)
     assert any("published" in note for note in found["notes"])
     (here / "data/inshop").rename(here / "data/Inshop_Clothes")  # its usual name
-    run_ok("eval", "images", "--run", adapter, "--data", "inshop", "--allow-partial", "--bootstrap", 0)
+    run_ok(
+        "eval", "images", "--run", adapter, "--data", "inshop", "--allow-partial", "--bootstrap", 0
+    )
     content = strict(adapter / "eval/images.json")
     assert content["head"] == "uni"
     assert set(content["sets"]["inshop"]["heads"]) == {"cross", "uni"}
@@ -300,7 +423,9 @@ def test_image_sets_that_are_not_there_or_ambiguous(home, here):
     make_classes(here / "two/birds", classes=2)
     make_classes(here / "cub")
     args = ("eval", "images", "--model", home / "vit")
-    assert "no image sets below data/ (known: cub, cars, sop, inshop, inaturalist)" in run_error(*args)
+    assert "no image sets below data/ (known: cub, cars, sop, inshop, inaturalist)" in run_error(
+        *args
+    )
     assert "unknown image set 'birds'; legal: cub" in run_error(*args, "--data", "birds=one/birds")
     assert "cubs does not exist" in run_error(*args, "--data", "cubs")
     line = run_error(*args, "--data", "one/birds", "--data", "two/birds")
@@ -308,8 +433,13 @@ def test_image_sets_that_are_not_there_or_ambiguous(home, here):
     assert "data/cub does not exist" in run_error(*args, "--data", "cub")
     assert "no cub in" in run_error(*args, "--data", "cub=one/birds")
     line = run_error(*args, "--data", "./cub")
-    assert "a folder per class under the name of a published set; pass cub=cub if it is that one" in line
-    assert "bert embeds no images" in run_error("eval", "images", "--model", home / "bert", "--data", "one/birds")
+    assert (
+        "a folder per class under the name of a published set; pass cub=cub if it is that one"
+        in line
+    )
+    assert "bert embeds no images" in run_error(
+        "eval", "images", "--model", home / "bert", "--data", "one/birds"
+    )
     (here / "one").rename(here / "a=b")
     assert "birds" in run_ok(*args, "--data", "a=b/birds", "--bootstrap", 0)
     (here / "two/birds/class 1/000.jpg").write_bytes(b"")
@@ -323,7 +453,18 @@ def test_one_image_and_no_positive_is_strict_json(home, here):
     shutil.copy(here / "single/class 0/000.jpg", here / "lonely/other/a.jpg")
     shutil.move(here / "lonely/many/class 0/000.jpg", here / "lonely/many/b.jpg")
     (here / "lonely/many/class 0").rmdir()
-    out = run_ok("eval", "images", "--model", home / "vit", "--data", "lonely", "--bootstrap", 5, "--index", "ivf")
+    out = run_ok(
+        "eval",
+        "images",
+        "--model",
+        home / "vit",
+        "--data",
+        "lonely",
+        "--bootstrap",
+        5,
+        "--index",
+        "ivf",
+    )
     found = strict(here / "runs/eval/vit/images.json")["sets"]["lonely"]["heads"]["cross"]
     assert (found["r1"], found["precision_at_1"], found["map_at_r"]) == (0, None, None)
     assert "compare" in run_error("eval", "compare", "runs/eval/vit")
@@ -351,8 +492,9 @@ def test_a_report_keeps_what_was_measured_of_the_same_weights(home, here):
     run_ok("eval", *args, *_dataset(home))
     assert "animals" not in report.read_text()
     (here / "runs/eval/dual/images.json").write_text("[]")
-    assert "images.json is damaged, or no results of cusa-eval; remove it and run cusa-eval again" in run_error(
-        "eval", *args, *_dataset(home)
+    assert (
+        "images.json is damaged, or no results of cusa-eval; remove it and run cusa-eval again"
+        in run_error("eval", *args, *_dataset(home))
     )
 
 
@@ -371,7 +513,9 @@ def test_an_earlier_split_does_not_stand_beside_another(home, here):
 
 def test_where_nothing_can_be_written_nothing_is_measured(home, here):
     (here / "file").write_text("")
-    line = run_error("eval", "--model", home / "clip", *_dataset(home), "--out", here / "file" / "x")
+    line = run_error(
+        "eval", "--model", home / "clip", *_dataset(home), "--out", here / "file" / "x"
+    )
     assert line == f"Error: {here / 'file'} is no folder; pass another: --out FOLDER"
     assert not (here / "runs").exists()
 
@@ -380,7 +524,9 @@ def test_a_file_that_is_no_result(here):
     for folder, content in (("a", "{}"), ("b", '{"format": "cusa-sts", "name": "b"}')):
         (here / folder).mkdir()
         (here / folder / "sts.json").write_text(content)
-    assert "a/sts.json is damaged, or no results of cusa-eval" in run_error("eval", "compare", "a", "b")
+    assert "a/sts.json is damaged, or no results of cusa-eval" in run_error(
+        "eval", "compare", "a", "b"
+    )
 
 
 def test_compare(home, adapter, here):
@@ -398,21 +544,34 @@ def test_compare(home, adapter, here):
     images = [strict(p / "images.json") for p in (adapter / "eval", here / "runs/eval/clip")]
     sums = [m["retrieval"]["rsum"] for m in metrics]
     assert rows["tiny test", "rsum"]["values"] == pytest.approx(sums)
-    assert rows["tiny test", "rsum"]["differences"][1]["difference"] == pytest.approx(sums[1] - sums[0])
-    assert rows["tiny test", "t2t r5"]["values"] == pytest.approx([m["unimodal"]["t2t"]["r5"] for m in metrics])
+    assert rows["tiny test", "rsum"]["differences"][1]["difference"] == pytest.approx(
+        sums[1] - sums[0]
+    )
+    assert rows["tiny test", "t2t r5"]["values"] == pytest.approx(
+        [m["unimodal"]["t2t"]["r5"] for m in metrics]
+    )
     of_sets = [i["sets"]["animals"]["heads"][i["head"]] for i in images]
     for name in ("r1", "r10", "map_at_r", "r_precision"):
         assert rows["animals", f"i2i {name}"]["values"] == pytest.approx([s[name] for s in of_sets])
-    assert {p.name for p in (here / "made").iterdir()} == {"comparison.json", "comparison.html", "comparison.tex"}
+    assert {p.name for p in (here / "made").iterdir()} == {
+        "comparison.json",
+        "comparison.html",
+        "comparison.tex",
+    }
     run_ok(*args)
     assert (adapter.parent / "eval/comparison.json").is_file()
     assert "compare takes at least two models" in run_error("eval", "compare", adapter)
-    assert "other holds no results of cusa-eval; run cusa-eval" in run_error("eval", "compare", adapter, "other")
-    run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--ties", "optimistic")
+    assert "other holds no results of cusa-eval; run cusa-eval" in run_error(
+        "eval", "compare", adapter, "other"
+    )
+    run_ok(
+        "eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--ties", "optimistic"
+    )
     line = run_error(*args)
     assert "adapter and clip were measured with ties pessimistic and optimistic" in line
     for name in ("retrieval", "images"):
         (here / f"runs/eval/clip/{name}-queries.npz").write_bytes(b"PK")
-    assert "retrieval-queries.npz does not belong to runs/eval/clip/metrics.json; run cusa-eval retrieval" in run_error(
-        *args
+    assert (
+        "retrieval-queries.npz does not belong to runs/eval/clip/metrics.json; run cusa-eval retrieval"
+        in run_error(*args)
     )

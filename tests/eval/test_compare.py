@@ -30,12 +30,21 @@ def _model(name, seed, hardness, uni_head="cross", **changes):
     rng = np.random.default_rng(seed)
     found = {}
     for head in ("cross", "uni"):
-        for part, task in (("retrieval", "i2t"), ("retrieval", "t2i"), ("unimodal", "t2t"), ("eccv", "i2t")):
+        for part, task in (
+            ("retrieval", "i2t"),
+            ("retrieval", "t2i"),
+            ("unimodal", "t2t"),
+            ("eccv", "i2t"),
+        ):
             luck = rng.normal(scale=0.4, size=len(hardness))
             ranks = np.floor(np.exp(hardness + luck) * (0.7 if head == "uni" else 1)).astype(int)
             precisions = 1 / (1 + ranks) if part == "eccv" else None
             found[f"coco test/{head}/{part}/{task}"] = _ranks(ranks, precisions)
-    return Queries(name, uni_head, **{"ties": "pessimistic", "sets": {"coco test": "f00d"}, "found": found, **changes})
+    return Queries(
+        name,
+        uni_head,
+        **{"ties": "pessimistic", "sets": {"coco test": "f00d"}, "found": found, **changes},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,10 @@ def _rows(content):
 
 def test_differences_are_those_of_the_metrics(hardness):
     base = _model("base", 1, hardness)
-    others = [_model("better", 2, hardness - 0.3), _model("own uni head", 3, hardness, uni_head="uni")]
+    others = [
+        _model("better", 2, hardness - 0.3),
+        _model("own uni head", 3, hardness, uni_head="uni"),
+    ]
     models = [base, *others]
     content = compare([{"retrieval": m} for m in models], SOME)
     assert (content["format"], content["format_version"]) == ("cusa-comparison", [1, 0])
@@ -65,10 +77,14 @@ def test_differences_are_those_of_the_metrics(hardness):
         for model in models:
             task, _, name = metric.partition(" ")
             if metric == "rsum":
-                ways = {way: model.found[f"coco test/cross/retrieval/{way}"] for way in ("i2t", "t2i")}
+                ways = {
+                    way: model.found[f"coco test/cross/retrieval/{way}"] for way in ("i2t", "t2i")
+                }
                 want.append(two_ways(ways)["rsum"])
                 continue
-            part = "eccv" if place.endswith("eccv") else "unimodal" if task == "t2t" else "retrieval"
+            part = (
+                "eccv" if place.endswith("eccv") else "unimodal" if task == "t2t" else "retrieval"
+            )
             head = model.uni_head if task == "t2t" else "cross"
             want.append(one_way(model.found[f"coco test/{head}/{part}/{task}"])[name])
         assert row["values"] == pytest.approx(want, rel=1e-12)
@@ -117,7 +133,10 @@ def test_a_model_against_itself(hardness):
     assert {r["suite"] for r in content["rows"]} == {"retrieval", "sts"}
     for row in content["rows"]:
         assert row["values"][0] == row["values"][1]
-        assert row["differences"] == [None, {"difference": 0, "low": 0, "high": 0, "p_two_sided": 1}]
+        assert row["differences"] == [
+            None,
+            {"difference": 0, "low": 0, "high": 0, "p_two_sided": 1},
+        ]
 
 
 def test_sentence_similarity():
@@ -127,21 +146,36 @@ def test_sentence_similarity():
     models = []
     for name, head, found in zip("ab", ("cross", "uni"), cosines, strict=True):
         other = "uni" if head == "cross" else "cross"
-        pairs = {f"STS12/{head}/sts": Judged(found, gold), f"STS12/{other}/sts": Judged(-found, gold)}
+        pairs = {
+            f"STS12/{head}/sts": Judged(found, gold),
+            f"STS12/{other}/sts": Judged(-found, gold),
+        }
         models.append({"sts": Queries(name, head, "pessimistic", {"STS12": "1"}, pairs)})
     (row,) = compare(models, SOME)["rows"]
-    assert (row["suite"], row["set"], row["metric"], row["head"]) == ("sts", "STS12", "spearman", "uni-modal")
+    assert (row["suite"], row["set"], row["metric"], row["head"]) == (
+        "sts",
+        "STS12",
+        "spearman",
+        "uni-modal",
+    )
     assert row["values"] == pytest.approx([100 * spearmanr(c, gold).statistic for c in cosines])
     found = row["differences"][1]
-    assert found["difference"] == pytest.approx(spearman(cosines[1], gold) - spearman(cosines[0], gold))
+    assert found["difference"] == pytest.approx(
+        spearman(cosines[1], gold) - spearman(cosines[0], gold)
+    )
     assert 0 < found["low"] < found["difference"] < found["high"]
 
 
 def test_pairs_too_few_for_a_resample_have_no_interval():
     """With two pairs, a resample may be of one pair twice; here the only one is."""
     pairs = Judged(np.array([0.1, 0.2]), np.array([1.0, 2.0]))
-    model = {"sts": Queries("a", "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": pairs})}
-    found = {str(compare([model, model], Bootstrap(1, seed))["rows"][0]["differences"][1]) for seed in range(20)}
+    model = {
+        "sts": Queries("a", "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": pairs})
+    }
+    found = {
+        str(compare([model, model], Bootstrap(1, seed))["rows"][0]["differences"][1])
+        for seed in range(20)
+    }
     assert found == {
         str({"difference": 0.0, "low": None, "high": None, "p_two_sided": None}),
         str({"difference": 0.0, "low": 0.0, "high": 0.0, "p_two_sided": 1.0}),
@@ -157,7 +191,10 @@ def test_images_are_compared_on_the_sets_that_all_have():
     precisions = np.array([1.0, 0.5, 0.0, 0.25])
     cub = {"cub/cross/i2i": _ranks(ranks, precisions), "cub/uni/i2i": _ranks(ranks * 0, precisions)}
     more = {"my birds/cross/i2i": _ranks([0, 0])}
-    models = [_images("a", {"cub": "1", "my birds": "2"}, **cub, **more), _images("b", {"cub": "1"}, **cub)]
+    models = [
+        _images("a", {"cub": "1", "my birds": "2"}, **cub, **more),
+        _images("b", {"cub": "1"}, **cub),
+    ]
     content = compare(models, SOME)
     rows = _rows(content)
     assert {place for place, _ in rows} == {"cub"}
@@ -176,14 +213,26 @@ def test_images_are_compared_on_the_sets_that_all_have():
             {"sets": {"coco test": "beef"}},
             r"a and b were measured on different data \(retrieval: coco tes",
         ),
-        ("retrieval", {"sets": {"coco val": "f00d"}}, r"different data \(retrieval: coco test\); run cusa-eval again"),
-        ("images", {"sets": {"coco test": "beef"}}, r"a and b were measured on different data \(images: coco test\)"),
+        (
+            "retrieval",
+            {"sets": {"coco val": "f00d"}},
+            r"different data \(retrieval: coco test\); run cusa-eval again",
+        ),
+        (
+            "images",
+            {"sets": {"coco test": "beef"}},
+            r"a and b were measured on different data \(images: coco test\)",
+        ),
         (
             "images",
             {"sets": {"cub": "1"}, "found": {}},
             "these models have no figure in common; run the same cusa-eval",
         ),
-        ("retrieval", {"ties": "mean"}, "a and b were measured with ties pessimistic and mean; run cusa-eval again"),
+        (
+            "retrieval",
+            {"ties": "mean"},
+            "a and b were measured with ties pessimistic and mean; run cusa-eval again",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(hardness, suite, changes, message):
@@ -194,7 +243,10 @@ def test_what_cannot_be_compared_is_refused(hardness, suite, changes, message):
 
 def test_models_without_a_suite_in_common(hardness):
     model = _model("a", 1, hardness)
-    with pytest.raises(CusaError, match="these models have no suite in common; run the same cusa-eval command on each"):
+    with pytest.raises(
+        CusaError,
+        match="these models have no suite in common; run the same cusa-eval command on each",
+    ):
         compare([{"retrieval": model}, {"images": model}], SOME)
     with pytest.raises(CusaError, match="no suite in common"):
         compare([{}, {"images": model}], SOME)
@@ -203,7 +255,10 @@ def test_models_without_a_suite_in_common(hardness):
 def test_a_comparison_without_intervals_is_shown(tmp_path):
     """Of two pairs, one draw may hold the same pair twice, which has no correlation."""
     judged = Judged(np.array([0.1, 0.2]), np.array([1.0, 2.0]))
-    sts = [Queries(n, "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": judged}) for n in "ab"]
+    sts = [
+        Queries(n, "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": judged})
+        for n in "ab"
+    ]
     contents = [compare([{"sts": q} for q in sts], Bootstrap(1, seed)) for seed in range(20)]
     content = next(c for c in contents if c["rows"][0]["differences"][1]["low"] is None)
     write_report(tmp_path / "c.html", [RunReport(n) for n in "ab"], content)

@@ -22,7 +22,16 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     index = make_store(folder / "store", truth=True)
     for name in ("contrastive", "cusa"):
-        args = ("--embeddings", index, "--student", "adapter", "--run-dir", folder / "runs" / name, "--loss", name)
+        args = (
+            "--embeddings",
+            index,
+            "--student",
+            "adapter",
+            "--run-dir",
+            folder / "runs" / name,
+            "--loss",
+            name,
+        )
         run_ok("train", *args, "--batch-size", 16, "--epochs", 6, "--set", "student.embed_dim=8")
     return folder
 
@@ -41,10 +50,18 @@ def test_the_latest_run_and_the_test_split_are_the_default(runs, monkeypatch):
     assert (metrics["format"], metrics["format_version"]) == ("cusa-metrics", [1, 3])
     assert metrics["split"] == "test"
     assert metrics["retrieval"] == metrics["heads"]["cross"]["retrieval"]
-    assert metrics["unimodal"] == metrics["heads"]["cross"]["unimodal"]  # its uni-modal heads were never trained
+    assert (
+        metrics["unimodal"] == metrics["heads"]["cross"]["unimodal"]
+    )  # its uni-modal heads were never trained
     assert metrics["unimodal_head"] == "cross"
-    assert (metrics["retrieval"]["i2t"]["queries"], metrics["retrieval"]["i2t"]["candidates"]) == (8, 16)
-    assert (metrics["unimodal"]["t2t"]["queries"], metrics["unimodal"]["t2t"]["candidates"]) == (16, 15)
+    assert (metrics["retrieval"]["i2t"]["queries"], metrics["retrieval"]["i2t"]["candidates"]) == (
+        8,
+        16,
+    )
+    assert (metrics["unimodal"]["t2t"]["queries"], metrics["unimodal"]["t2t"]["candidates"]) == (
+        16,
+        15,
+    )
     assert metrics["unimodal"]["i2i"]["queries"] == 8
     html = (runs / "runs" / "contrastive" / "eval" / "report.html").read_text()
     assert "RSUM" in html
@@ -60,10 +77,16 @@ def test_numbers_are_those_of_a_brute_force_ranking(runs):
     import torch
 
     with torch.no_grad():
-        image = student.encode_image(torch.from_numpy(store.embeddings("vision", "val").gather(range(10))).float())
-        text = student.encode_text(torch.from_numpy(store.embeddings("words", "val").gather(range(20))).float())
+        image = student.encode_image(
+            torch.from_numpy(store.embeddings("vision", "val").gather(range(10))).float()
+        )
+        text = student.encode_text(
+            torch.from_numpy(store.embeddings("words", "val").gather(range(20))).float()
+        )
     for head in ("cross", "uni"):
-        i, t = (torch.nn.functional.normalize(getattr(f, head), dim=-1).numpy() for f in (image, text))
+        i, t = (
+            torch.nn.functional.normalize(getattr(f, head), dim=-1).numpy() for f in (image, text)
+        )
         scores = t @ i.T
         hits = sum(scores[c].argmax() == c // 2 for c in range(20))
         assert metrics[head]["retrieval"]["t2i"]["r1"] == pytest.approx(100 * hits / 20)
@@ -100,7 +123,18 @@ def test_several_runs_are_compared_in_one_report(runs):
 def test_runs_measured_on_different_data_are_not_compared(runs, tmp_path):
     index = make_store(tmp_path / "s", sizes={"train": 40, "val": 10, "test": 9})
     other = tmp_path / "run"
-    args = ("--embeddings", index, "--student", "adapter", "--run-dir", other, "--batch-size", 16, "--epochs", 1)
+    args = (
+        "--embeddings",
+        index,
+        "--student",
+        "adapter",
+        "--run-dir",
+        other,
+        "--batch-size",
+        16,
+        "--epochs",
+        1,
+    )
     run_ok("train", *args, "--set", "student.embed_dim=8")
     line = run_error("eval", "--run", runs / "runs" / "cusa", "--run", other)
     assert "cannot be compared" in line
@@ -134,7 +168,12 @@ def test_encoding_does_not_depend_on_the_batch_size(runs):
 
     store = EmbeddingStore(runs / "store" / "store.h5")
     sources = open_sources(
-        store, "train", encoders=("vision", "words"), processors=None, image_root=None, normalizer_name="albef"
+        store,
+        "train",
+        encoders=("vision", "words"),
+        processors=None,
+        image_root=None,
+        normalizer_name="albef",
     )
     student = load_saved(run).student
     one, two = (encode_split(student, sources, "cpu", batch_size=b) for b in (7, 256))
@@ -147,7 +186,9 @@ def test_bad_command_lines(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "no trained run under runs/" in run_error("eval")
     assert "holds no student; pass a run directory" in run_error("eval", "--run", tmp_path)
-    assert "has no split 'nope'; it has: test, train, val" in run_error("eval", "--run", run, "--split", "nope")
+    assert "has no split 'nope'; it has: test, train, val" in run_error(
+        "eval", "--run", run, "--split", "nope"
+    )
     other = make_store(tmp_path / "other", dim=8)
     assert "vision.dim" in run_error("eval", "--run", run, "--embeddings", other)
     (run / "checkpoints").rename(run / "aside")
@@ -157,12 +198,23 @@ def test_bad_command_lines(runs, tmp_path, monkeypatch):
         (run / "aside").rename(run / "checkpoints")
     assert "RSUM" in run_ok("eval", "--run", run, "--checkpoint", "last")
     similar = make_store(tmp_path / "similar", sizes={"train": 12, "val": 9})
-    assert "made-up, split val: 9 images" in run_ok("eval", "--run", run, "--embeddings", similar, "--split", "val")
+    assert "made-up, split val: 9 images" in run_ok(
+        "eval", "--run", run, "--embeddings", similar, "--split", "val"
+    )
 
 
 def test_a_store_that_changed_under_its_run_is_refused(tmp_path):
     index = make_store(tmp_path / "s")
-    args = ("--embeddings", index, "--student", "adapter", "--run-dir", tmp_path / "run", "--batch-size", 16)
+    args = (
+        "--embeddings",
+        index,
+        "--student",
+        "adapter",
+        "--run-dir",
+        tmp_path / "run",
+        "--batch-size",
+        16,
+    )
     run_ok("train", *args, "--epochs", 1, "--set", "student.embed_dim=8")
     for f in index.parent.rglob("*.h5"):
         f.unlink()
@@ -183,7 +235,16 @@ def test_one_caption_per_image_leaves_text_to_text_unknown_but_works(tmp_path):
     index = tmp_path / "s.h5"
     add_teacher(index, dataset, "vision", settings("image", 8), rows)
     add_teacher(index, dataset, "words", settings("text", 8), rows)
-    args = ("--embeddings", index, "--student", "adapter", "--run-dir", tmp_path / "run", "--batch-size", 10)
+    args = (
+        "--embeddings",
+        index,
+        "--student",
+        "adapter",
+        "--run-dir",
+        tmp_path / "run",
+        "--batch-size",
+        10,
+    )
     run_ok("train", *args, "--epochs", 1, "--set", "data.val_split=test")
     run_ok("eval", "--run", tmp_path / "run")
     t2t = _metrics(tmp_path / "run")["unimodal"]["t2t"]

@@ -63,7 +63,9 @@ def _counted(monkeypatch, module, name):
     return calls
 
 
-def test_each_model_is_released_before_the_next_is_loaded_and_data_are_read_once(home, here, loads, monkeypatch):
+def test_each_model_is_released_before_the_next_is_loaded_and_data_are_read_once(
+    home, here, loads, monkeypatch
+):
     names = [shutil.copytree(home / "clip", here / name) for name in ("one", "two", "three")]
     make_sts(here / "data/sts")
     make_cxc(here / "data/sts/cxc")
@@ -73,17 +75,40 @@ def test_each_model_is_released_before_the_next_is_loaded_and_data_are_read_once
     tasks = _counted(monkeypatch, measure, "asked_sts_tasks")
     models = [argument for name in names for argument in ("--model", name)]
     tiny = home / "images" / "tiny.json"
-    run_ok("eval", "all", *models, "--dataset", tiny, "--bootstrap", 0, "--allow-partial", "--gallery", 1)
+    run_ok(
+        "eval",
+        "all",
+        *models,
+        "--dataset",
+        tiny,
+        "--bootstrap",
+        0,
+        "--allow-partial",
+        "--gallery",
+        1,
+    )
     assert loads == [(0, 0), (0, 0), (0, 0)]
     assert [len(calls) for calls in (datasets, judged, tasks)] == [1, 1, 1]
-    results = [(here / "runs/eval" / name / "metrics.json").read_text() for name in ("one", "two", "three")]
-    assert len({result.replace('"two"', '"one"').replace('"three"', '"one"').count("r1") for result in results}) == 1
+    results = [
+        (here / "runs/eval" / name / "metrics.json").read_text() for name in ("one", "two", "three")
+    ]
+    assert (
+        len(
+            {
+                result.replace('"two"', '"one"').replace('"three"', '"one"').count("r1")
+                for result in results
+            }
+        )
+        == 1
+    )
 
 
 def test_a_store_is_opened_once_for_a_run_and_its_baseline(home, adapter, here, loads, monkeypatch):
     shutil.copytree(adapter, here / "runs/adapter")
     opened = _counted(monkeypatch, splits, "EmbeddingStore")
-    run_ok("eval", "--run", "runs/adapter", "--model", home / "clip", "--bootstrap", 0, "--gallery", 0)
+    run_ok(
+        "eval", "--run", "runs/adapter", "--model", home / "clip", "--bootstrap", 0, "--gallery", 0
+    )
     assert len(opened) == 1
     assert loads == [(0, 0), (0, 0)]
 
@@ -139,10 +164,14 @@ def test_a_mistyped_run_is_answered_here(home, here):
         line = run_error("eval", option, "runs/cocco")
         assert line == "Error: runs/cocco does not exist; in runs are: coco"
     assert "in runs are: coco, contrastive" in run_error("eval", "--run", "runs/x")
-    assert "owner/model does not exist; pass the directory of a run" in run_error("eval", "--run", "owner/model")
+    assert "owner/model does not exist; pass the directory of a run" in run_error(
+        "eval", "--run", "owner/model"
+    )
     assert "mpnet does not exist" in run_error("eval", "sts", "--run", "mpnet")
     (here / "texts.txt").write_text("a\n")
-    assert "runs/cocco holds no student" in run_error("eval", "index", "texts.txt", "--run", "runs/cocco")
+    assert "runs/cocco holds no student" in run_error(
+        "eval", "index", "texts.txt", "--run", "runs/cocco"
+    )
 
 
 def test_models_stand_in_the_order_of_the_command_line(home, adapter, here):
@@ -161,7 +190,15 @@ def test_a_partial_split_is_noted_in_the_results_and_on_the_report(home, here):
     note = "coco test has 5,000 images, found 6: figures do not compare with others'"
     assert strict(here / "runs/eval/clip/metrics.json")["notes"] == [note]
     assert note in (here / "runs/eval/clip/report.html").read_text().replace("&#39;", "'")
-    run_ok("eval", "--model", home / "clip", "--dataset", home / "images" / "tiny.json", "--bootstrap", 0)
+    run_ok(
+        "eval",
+        "--model",
+        home / "clip",
+        "--dataset",
+        home / "images" / "tiny.json",
+        "--bootstrap",
+        0,
+    )
     assert strict(here / "runs/eval/clip/metrics.json")["notes"] == []
     assert "do not compare" not in (here / "runs/eval/clip/report.html").read_text()
 

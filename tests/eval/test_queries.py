@@ -16,8 +16,12 @@ def _queries():
     shares = Bounds(np.array([1.0, 1 / 3, 0.0]), np.array([0.5, 1 / 3, 0.0]))
     found = {
         "coco test/cross/retrieval/i2t": Rankings(ranks, 25_010),
-        "coco test/cross/eccv/i2t": Rankings(ranks, 9, shares, Bounds(shares.optimistic / 2, shares.pessimistic / 2)),
-        "a: b/uni/i2i": Rankings(RankBounds(np.zeros(0, int), np.zeros(0, int)), 4, Bounds(np.zeros(0), np.zeros(0))),
+        "coco test/cross/eccv/i2t": Rankings(
+            ranks, 9, shares, Bounds(shares.optimistic / 2, shares.pessimistic / 2)
+        ),
+        "a: b/uni/i2i": Rankings(
+            RankBounds(np.zeros(0, int), np.zeros(0, int)), 4, Bounds(np.zeros(0), np.zeros(0))
+        ),
         "STS12/uni/sts": Judged(np.array([0.5, -0.25]), np.array([0.0, 5.0])),
     }
     return Queries("naïve model", "uni", "mean", {"coco test": "f00d", "a: b": "1"}, found)

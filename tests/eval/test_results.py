@@ -21,7 +21,14 @@ def _images(*names, weights="w", r1=50.0, ties="pessimistic"):
     about = {"fingerprint": "f", "classes": 2, "notes": []}
     sets = {name: {**about, "heads": {"cross": scores}} for name in names}
     model = {"weights_sha256": weights}
-    common = {"format": "cusa-images", "name": "m", "model": model, "ties": ties, "bootstrap": None, "head": "cross"}
+    common = {
+        "format": "cusa-images",
+        "name": "m",
+        "model": model,
+        "ties": ties,
+        "bootstrap": None,
+        "head": "cross",
+    }
     return {**common, "sets": sets, "average": {"cross": None}}
 
 
@@ -38,7 +45,10 @@ def test_sets_measured_one_by_one_make_the_papers_average(tmp_path):
     assert read_results(tmp_path, "images") == found
     assert set(read_queries(tmp_path, "images").sets) == set(PAPER_IMAGES)
     again = keep_results(tmp_path, "images", _images("cub", r1=20.0), _queries("cub"))
-    assert (again["sets"]["cub"]["heads"]["cross"]["r1"], again["average"]) == (20.0, {"cross": 20.0})
+    assert (again["sets"]["cub"]["heads"]["cross"]["r1"], again["average"]) == (
+        20.0,
+        {"cross": 20.0},
+    )
 
 
 @pytest.mark.parametrize("other", [{"weights": "other"}, {"ties": "mean"}])
@@ -55,7 +65,10 @@ def test_queries_of_other_figures_are_refused_and_measured_again(tmp_path):
     old = (tmp_path / "images.json").read_bytes()
     keep_results(tmp_path, "images", _images("sop"), _queries("sop"))
     (tmp_path / "images.json").write_bytes(old)
-    with pytest.raises(CusaError, match=r"images-queries.npz does not belong to .*images.json; run cusa-eval images"):
+    with pytest.raises(
+        CusaError,
+        match=r"images-queries.npz does not belong to .*images.json; run cusa-eval images",
+    ):
         read_queries(tmp_path, "images")
     found = keep_results(tmp_path, "images", _images("inshop"), _queries("inshop"))
     assert list(found["sets"]) == ["inshop"]
@@ -65,7 +78,12 @@ def test_queries_of_other_figures_are_refused_and_measured_again(tmp_path):
 def test_what_is_no_result(tmp_path):
     assert read_results(tmp_path, "sts") is None
     assert read_queries(tmp_path, "sts") is None
-    for text in ("{", "[]", json.dumps({"format": "cusa-images", "name": "m", "model": {}}), '{"format": "cusa-sts"}'):
+    for text in (
+        "{",
+        "[]",
+        json.dumps({"format": "cusa-images", "name": "m", "model": {}}),
+        '{"format": "cusa-sts"}',
+    ):
         (tmp_path / "sts.json").write_text(text)
         with pytest.raises(CusaError, match=r"sts.json is damaged, or no results of cusa-eval"):
             read_results(tmp_path, "sts")
@@ -81,7 +99,10 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path):
 def _contents():
     """Whole contents of each suite, as cusa-eval writes them."""
     return {
-        "retrieval": {"format": "cusa-metrics", **made_up.metrics("a", ["usa"], 40.0, 30.0, 20.0, coco=True)},
+        "retrieval": {
+            "format": "cusa-metrics",
+            **made_up.metrics("a", ["usa"], 40.0, 30.0, 20.0, coco=True),
+        },
         "images": {"format": "cusa-images", **made_up.images("a", 40.0)},
         "sts": {"format": "cusa-sts", **made_up.sts("a", 70.0, ("cross", "uni"))},
     }
@@ -149,7 +170,8 @@ def test_the_place_of_a_fault_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a": NaN}', "\xff", '{"format": "cusa-metrics", "x": ' + "9" * 5000 + "}"]
+    "text",
+    ["[" * 100_000, '{"a": NaN}', "\xff", '{"format": "cusa-metrics", "x": ' + "9" * 5000 + "}"],
 )
 def test_what_no_parser_takes_is_one_line(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text, encoding="latin1")

@@ -24,13 +24,23 @@ def make_home(folder: Path) -> Path:
         for _ in range(n):
             number = len(images)
             captions = [
-                {"raw": f"picture number {number} version {c + 3 * (number % 7)}", "sentid": caption_id(number, c)}
+                {
+                    "raw": f"picture number {number} version {c + 3 * (number % 7)}",
+                    "sentid": caption_id(number, c),
+                }
                 for c in range(2)
             ]
-            image = {"filename": next(names), "cocoid": image_id(number), "split": split, "sentences": captions}
+            image = {
+                "filename": next(names),
+                "cocoid": image_id(number),
+                "split": split,
+                "sentences": captions,
+            }
             images.append(image)
     for name in ("tiny", "coco"):
-        (folder / "images" / f"{name}.json").write_text(json.dumps({"dataset": name, "images": images}))
+        (folder / "images" / f"{name}.json").write_text(
+            json.dumps({"dataset": name, "images": images})
+        )
     return folder
 
 
@@ -47,9 +57,34 @@ def caption_id(number: int, c: int) -> int:
 def make_run(home: Path) -> Path:
     """A store of tiny.json, and an adapter trained on it."""
     teachers = ("--teacher", f"see={home / 'vit'}", "--teacher", f"read={home / 'bert'}")
-    run_ok("precompute", "--dataset", home / "images" / "tiny.json", *teachers, "--out", home / "store" / "tiny.h5")
-    args = ("--embeddings", home / "store" / "tiny.h5", "--student", "adapter", "--run-dir", home / "runs" / "adapter")
-    run_ok("train", *args, "--batch-size", 8, "--epochs", 1, "--set", "student.embed_dim=8", "--loss", "cusa")
+    run_ok(
+        "precompute",
+        "--dataset",
+        home / "images" / "tiny.json",
+        *teachers,
+        "--out",
+        home / "store" / "tiny.h5",
+    )
+    args = (
+        "--embeddings",
+        home / "store" / "tiny.h5",
+        "--student",
+        "adapter",
+        "--run-dir",
+        home / "runs" / "adapter",
+    )
+    run_ok(
+        "train",
+        *args,
+        "--batch-size",
+        8,
+        "--epochs",
+        1,
+        "--set",
+        "student.embed_dim=8",
+        "--loss",
+        "cusa",
+    )
     return home / "runs" / "adapter"
 
 
@@ -79,7 +114,9 @@ def make_sts(folder: Path, pairs: int = 12) -> Path:
 
     def pair() -> tuple[str, str, str]:
         first, second = rng.integers(0, 50, (2, 3)).tolist()
-        return *(f"picture number {' '.join(map(str, of))}" for of in (first, second)), f"{rng.integers(0, 26) / 5:g}"
+        return *(
+            f"picture number {' '.join(map(str, of))}" for of in (first, second)
+        ), f"{rng.integers(0, 26) / 5:g}"
 
     years = folder / "STS" / "STS12-en-test"
     years.mkdir(parents=True)
@@ -92,7 +129,10 @@ def make_sts(folder: Path, pairs: int = 12) -> Path:
     lines = (f"g\tf\ty\t{i}\t{score}\t{a}\t{b}\n" for i, (a, b, score) in enumerate(rows))
     (folder / "STS" / "STSBenchmark" / "sts-test.csv").write_text("".join(lines))
     (folder / "SICK").mkdir()
-    lines = (f"{i}\t{a}\t{b}\t{score}\tX\n" for i, (a, b, score) in enumerate(pair() for _ in range(pairs)))
+    lines = (
+        f"{i}\t{a}\t{b}\t{score}\tX\n"
+        for i, (a, b, score) in enumerate(pair() for _ in range(pairs))
+    )
     header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
     (folder / "SICK" / "SICK_test_annotated.txt").write_text(header + "".join(lines))
     return folder

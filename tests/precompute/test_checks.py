@@ -45,7 +45,11 @@ def _text_teacher(encode, batch_size=4):
 
     def tokenize(captions):
         length = max(map(len, captions))
-        return {"input_ids": torch.tensor([[ord(c) for c in caption.ljust(length)] for caption in captions])}
+        return {
+            "input_ids": torch.tensor(
+                [[ord(c) for c in caption.ljust(length)] for caption in captions]
+            )
+        }
 
     return Teacher(
         modality="text",
@@ -83,7 +87,11 @@ def _rows(teacher, dataset, options=OPTIONS):
     task = ShardTask(dataset.image_root / "s.h5", "t", "train", 0, len(dataset.splits["train"]))
     rows, messages = {}, {}
     for _, batch, values in encoded_batches(teacher, "none", iter([task]), dataset, options):
-        rows |= dict(zip(batch.rows.tolist(), values[batch.source] if values is not None else [], strict=True))
+        rows |= dict(
+            zip(
+                batch.rows.tolist(), values[batch.source] if values is not None else [], strict=True
+            )
+        )
         messages |= dict(batch.errors)
     return rows, messages
 
@@ -92,7 +100,9 @@ def test_a_good_teacher_passes(tmp_path):
     rows, messages = _rows(_image_teacher(), _picture_data(tmp_path, range(7)))
     assert messages == {}
     for number, row in rows.items():
-        want = (_picture(number).astype(np.float32).transpose(2, 0, 1) / 255).reshape(-1) @ WEIGHTS.numpy()
+        want = (_picture(number).astype(np.float32).transpose(2, 0, 1) / 255).reshape(
+            -1
+        ) @ WEIGHTS.numpy()
         np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-5)
 
 
@@ -102,14 +112,21 @@ def test_rows_that_change_are_refused(tmp_path):
     def noisy(pixels):
         return _project(pixels) + torch.randn((len(pixels), 5), generator=generator)
 
-    with pytest.raises(TeacherError, match="second pass over its first batch gives other rows") as caught:
+    with pytest.raises(
+        TeacherError, match="second pass over its first batch gives other rows"
+    ) as caught:
         _rows(_image_teacher(noisy), _picture_data(tmp_path, range(7)))
     assert caught.value.name == "t"
 
 
 def test_rows_that_are_all_alike_are_refused(tmp_path):
-    with pytest.raises(TeacherError, match=r"3 different images of its first batch have only 1 different row"):
-        _rows(_image_teacher(lambda pixels: torch.ones(len(pixels), 5)), _picture_data(tmp_path, range(7)))
+    with pytest.raises(
+        TeacherError, match=r"3 different images of its first batch have only 1 different row"
+    ):
+        _rows(
+            _image_teacher(lambda pixels: torch.ones(len(pixels), 5)),
+            _picture_data(tmp_path, range(7)),
+        )
 
 
 def test_captions_that_the_tokeniser_confuses_are_refused(tmp_path):
@@ -120,9 +137,13 @@ def test_captions_that_the_tokeniser_confuses_are_refused(tmp_path):
         return torch.cat([n_letters, torch.ones(len(tokens), 4)], dim=1)
 
     captions = [f"{a}{b}" for a in "abcd" for b in "efgh"] + ["three", "longer"]
-    with pytest.raises(TeacherError, match=r"different captions of its first batch have only 1 different row"):
+    with pytest.raises(
+        TeacherError, match=r"different captions of its first batch have only 1 different row"
+    ):
         _rows(_text_teacher(lengths), _caption_data(tmp_path, captions[:16]))
-    with pytest.raises(TeacherError, match=r"18 different captions of its first batch have only 3 different row"):
+    with pytest.raises(
+        TeacherError, match=r"18 different captions of its first batch have only 3 different row"
+    ):
         _rows(_text_teacher(lengths, batch_size=18), _caption_data(tmp_path, captions))
 
 
@@ -153,7 +174,9 @@ def test_another_dimension_than_declared_is_refused(tmp_path):
 
 def test_another_number_of_rows_is_refused(tmp_path):
     with pytest.raises(TeacherError, match="gives 1 rows for 3 items"):
-        _rows(_image_teacher(lambda pixels: _project(pixels[:1])), _picture_data(tmp_path, range(3)))
+        _rows(
+            _image_teacher(lambda pixels: _project(pixels[:1])), _picture_data(tmp_path, range(3))
+        )
 
 
 def test_the_item_that_a_model_fails_on_is_named(tmp_path):
@@ -162,7 +185,9 @@ def test_the_item_that_a_model_fails_on_is_named(tmp_path):
             raise IndexError("index out of range in self\nand more")
         return _project(pixels)
 
-    with pytest.raises(TeacherError, match=r"5.png: model 'made-up' fails .index out of range in self.$") as caught:
+    with pytest.raises(
+        TeacherError, match=r"5.png: model 'made-up' fails .index out of range in self.$"
+    ) as caught:
         _rows(_image_teacher(picky), _picture_data(tmp_path, range(7)))
     assert caught.value.name == "t"
 
@@ -172,7 +197,9 @@ def test_the_item_that_a_model_fails_on_is_named(tmp_path):
         return torch.nn.functional.one_hot(tokens, 128).sum(dim=1)[:, 97:102].float()
 
     captions = ["abc", "bcd", "a" * 70, "cde"]
-    with pytest.raises(TeacherError, match=r"caption id i2#0 .'a{60}\.\.\.'.: model 'made-up' fails .too long."):
+    with pytest.raises(
+        TeacherError, match=r"caption id i2#0 .'a{60}\.\.\.'.: model 'made-up' fails .too long."
+    ):
         _rows(_text_teacher(short), _caption_data(tmp_path, captions))
 
 
@@ -182,7 +209,9 @@ def test_a_batch_that_fails_only_as_a_whole_is_named(tmp_path):
             raise RuntimeError("no batches")
         return _project(pixels)
 
-    with pytest.raises(TeacherError, match=r"0.png, or one of the 2 batched with it: model 'made-up' fails"):
+    with pytest.raises(
+        TeacherError, match=r"0.png, or one of the 2 batched with it: model 'made-up' fails"
+    ):
         _rows(_image_teacher(lonely), _picture_data(tmp_path, range(3)))
 
 
@@ -191,7 +220,9 @@ def test_rows_of_zeros_are_skipped_or_named(tmp_path):
         return torch.nn.functional.one_hot(tokens, 128).sum(dim=1)[:, 97:102].float()  # of a to e
 
     dataset = _caption_data(tmp_path, ["abc", "xyz", "cab e", "xyz", "dd", "1e-40"])
-    tiny = _text_teacher(lambda tokens: bag(tokens) * torch.where(tokens[:, :1] == ord("1"), 1e-25, 1.0))
+    tiny = _text_teacher(
+        lambda tokens: bag(tokens) * torch.where(tokens[:, :1] == ord("1"), 1e-25, 1.0)
+    )
     rows, messages = _rows(tiny, dataset)
     assert sorted(rows) == [0, 2, 4, 5]  # small features have a direction, too
     assert sorted(messages) == [1, 3]
@@ -201,9 +232,13 @@ def test_rows_of_zeros_are_skipped_or_named(tmp_path):
     header = ShardHeader("t", "train", "f", 0, 6, settings)
 
     def encode(options):
-        return encode_shards(tiny, "none", lambda _: header, iter([task]), dataset, options, lambda t, n: None)
+        return encode_shards(
+            tiny, "none", lambda _: header, iter([task]), dataset, options, lambda t, n: None
+        )
 
-    with pytest.raises(DataError, match=r"gives a row of zeros.*--on-error skip would leave it out"):
+    with pytest.raises(
+        DataError, match=r"gives a row of zeros.*--on-error skip would leave it out"
+    ):
         encode(OPTIONS)
     assert encode(replace(OPTIONS, skip_errors=True))[task].skipped == (1, 3)
 
@@ -214,7 +249,11 @@ def test_pictures_of_several_sizes_keep_their_places():
     groups = stacked(arrays)
     assert isinstance(groups, SizeGroups)
     assert len(groups) == 5
-    teacher = replace(_image_teacher(lambda pixels: torch.stack([pixels.mean((1, 2, 3)), torch.ones(len(pixels))], 1)))
+    teacher = replace(
+        _image_teacher(
+            lambda pixels: torch.stack([pixels.mean((1, 2, 3)), torch.ones(len(pixels))], 1)
+        )
+    )
     rows = teacher.rows(groups, "cpu", "fp32")
     np.testing.assert_allclose(rows[:, 0] / rows[:, 1], [0, 1, 2, 3, 4], rtol=1e-5)
     digests = input_digests(groups)

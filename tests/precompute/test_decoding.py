@@ -58,10 +58,32 @@ def test_rows_of_turned_pictures_are_the_upright_ones(tmp_path):
     clear = np.dstack([upright, np.zeros_like(upright[..., 0])])
     Image.fromarray(clear).save(tmp_path / "d" / "002.png")
     Image.new("RGB", (48, 36), "white").save(tmp_path / "d" / "003.png")
-    manifest.write_text("".join(f"{line}\n" for line in manifest.read_text().replace(".jpg", ".png").splitlines()[:8]))
+    manifest.write_text(
+        "".join(
+            f"{line}\n" for line in manifest.read_text().replace(".jpg", ".png").splitlines()[:8]
+        )
+    )
     words = make_tiny_sentence(tmp_path / "words")
-    teachers = ("--teacher", f"see={vit}", "--teacher", f"read={words}", "--workers", 0, "--val-fraction", 0)
-    run_ok("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5", "--dtype", "float32")
+    teachers = (
+        "--teacher",
+        f"see={vit}",
+        "--teacher",
+        f"read={words}",
+        "--workers",
+        0,
+        "--val-fraction",
+        0,
+    )
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        *teachers,
+        "--out",
+        tmp_path / "s.h5",
+        "--dtype",
+        "float32",
+    )
     rows = EmbeddingStore(tmp_path / "s.h5").embeddings("see", "train").gather(np.arange(4))
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
     np.testing.assert_allclose(rows[2], rows[3], atol=1e-6)
@@ -90,7 +112,9 @@ def test_old_shards_without_an_index_are_known_too(old):
 
 
 def test_old_rows_of_a_turned_picture_stay_refused(old, tmp_path):
-    _turn(tmp_path / "d" / "010.jpg")  # of a split that has no rows yet: those of one teacher are not to be mixed
+    _turn(
+        tmp_path / "d" / "010.jpg"
+    )  # of a split that has no rows yet: those of one teacher are not to be mixed
     line = run_error("precompute", *old, "--check-pictures")
     assert "010.jpg has EXIF orientation 6" in line
 
@@ -103,7 +127,10 @@ def test_what_decodes_otherwise(tmp_path):
         assert changed_decoding(tmp_path / name) is None
         _turn(tmp_path / name)
     # Pillow has turned TIFFs at all times.
-    assert [changed_decoding(tmp_path / name) for name in plain] == [*["EXIF orientation 6"] * 3, None]
+    assert [changed_decoding(tmp_path / name) for name in plain] == [
+        *["EXIF orientation 6"] * 3,
+        None,
+    ]
     rgb.convert("RGBA").save(tmp_path / "opaque.png")
     assert changed_decoding(tmp_path / "opaque.png") is None
     Image.new("RGBA", (8, 6)).save(tmp_path / "clear.png")

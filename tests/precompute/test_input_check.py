@@ -16,7 +16,15 @@ from cusa.data.input_check import check_captions, check_images
 from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import TeacherRequest
-from tests.helpers import make_images, make_pairs, make_tiny_sentence, make_tiny_vit, run, run_error, run_ok
+from tests.helpers import (
+    make_images,
+    make_pairs,
+    make_tiny_sentence,
+    make_tiny_vit,
+    run,
+    run_error,
+    run_ok,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +58,17 @@ def spoiled(tmp_path):
 
 
 @pytest.mark.parametrize("plan", [[], ["--plan"]])
-def test_all_faults_are_listed_before_anything_is_loaded(tmp_path, spoiled, teachers, monkeypatch, plan):
+def test_all_faults_are_listed_before_anything_is_loaded(
+    tmp_path, spoiled, teachers, monkeypatch, plan
+):
     _never_load(monkeypatch)
     result = run("precompute", *_args(spoiled, teachers, tmp_path / "store.h5", *plan))
     assert result.exit_code == 1
-    listed = [line.removeprefix("fault: ") for line in result.output.splitlines() if line.startswith("fault: ")]
+    listed = [
+        line.removeprefix("fault: ")
+        for line in result.output.splitlines()
+        if line.startswith("fault: ")
+    ]
     folder = spoiled.parent
     assert listed == [
         f"{spoiled} line 5: image {folder / '002.jpg'} does not exist",
@@ -73,7 +87,11 @@ def test_the_error_names_the_first_fault(spoiled):
     dataset = load_dataset(spoiled)
     faults = check_images(dataset, {"train": [(0, 8)]})
     assert (faults.n_checked, faults.n_faults) == (8, 2)
-    assert (faults.listed[0].path, faults.listed[0].location, faults.listed[0].name) == (spoiled, "line 5", "id2")
+    assert (faults.listed[0].path, faults.listed[0].location, faults.listed[0].name) == (
+        spoiled,
+        "line 5",
+        "id2",
+    )
     faults = check_captions(dataset, {"val": [(4, 6)]}, "albef")
     assert (faults.n_checked, faults.n_faults, faults.listed[0].name) == (2, 1, "id10#1")
 
@@ -109,7 +127,9 @@ def test_what_is_finished_is_not_looked_at(tmp_path, teachers):
     run_ok("precompute", *_args(manifest, ["--teacher", "minilm", "--workers", "0"], out))
     assert set(EmbeddingStore(out).teachers) == {"vit", "words", "minilm"}
     next(out.parent.glob("store/vit/val-*.h5")).unlink()
-    assert "4 images and captions cannot be used" in run_error("precompute", *_args(manifest, teachers, out))
+    assert "4 images and captions cannot be used" in run_error(
+        "precompute", *_args(manifest, teachers, out)
+    )
 
 
 def test_a_wrong_image_root_is_said_to_be(tmp_path, teachers):
@@ -117,7 +137,9 @@ def test_a_wrong_image_root_is_said_to_be(tmp_path, teachers):
     (tmp_path / "elsewhere").mkdir()
     for root in (tmp_path / "elsewhere", tmp_path / "nowhere"):
         for mode in ("fail", "skip"):
-            args = _args(manifest, teachers, tmp_path / "s.h5", "--image-root", root, "--on-error", mode)
+            args = _args(
+                manifest, teachers, tmp_path / "s.h5", "--image-root", root, "--on-error", mode
+            )
             assert "check --image-root" in run_error("precompute", *args)
     assert not (tmp_path / "s.h5").exists()
 
@@ -135,7 +157,12 @@ def test_files_are_looked_for_as_the_system_does(tmp_path):
     (tmp_path / "many" / "link.jpg").symlink_to("000.jpg")
     (tmp_path / "many" / "dangling.jpg").symlink_to("nothing.jpg")
     paths = [f"many/{number:03d}.jpg" for number in range(100)]
-    paths += ["many/link.jpg", "many/dangling.jpg", str(tmp_path / "many" / "005.jpg"), "many/../many/006.jpg"]
+    paths += [
+        "many/link.jpg",
+        "many/dangling.jpg",
+        str(tmp_path / "many" / "005.jpg"),
+        "many/../many/006.jpg",
+    ]
     paths += ["many/000.jpg/x.jpg", "nowhere/a.jpg", "many", "many/" + "x" * 300]
     records = tuple(Record(str(row), path, ("a",), (f"{row}#0",)) for row, path in enumerate(paths))
     dataset = Dataset("d", tmp_path, {"train": records})
@@ -168,8 +195,12 @@ def test_captions_are_checked_as_they_are_normalised(name):
         "İ",
         "ß",
     ]
-    records = tuple(Record(str(n), "x", (caption,), (str(n),)) for n, caption in enumerate(captions))
-    faults = check_captions(Dataset("d", Path(), {"val": records}), {"val": [(0, len(captions))]}, name)
+    records = tuple(
+        Record(str(n), "x", (caption,), (str(n),)) for n, caption in enumerate(captions)
+    )
+    faults = check_captions(
+        Dataset("d", Path(), {"val": records}), {"val": [(0, len(captions))]}, name
+    )
     wrong = []
     for number, caption in enumerate(captions):
         try:
@@ -187,7 +218,9 @@ def test_a_hundred_thousand_images_take_seconds(tmp_path):
         os.close(os.open(folder / f"{number}.jpg", os.O_CREAT))
     captions = tuple(f"a picture of number {number}" for number in range(5))
     records = tuple(
-        Record(str(row), f"images/{row % 2000}.jpg", captions, tuple(f"{row}#{c}" for c in range(5)))
+        Record(
+            str(row), f"images/{row % 2000}.jpg", captions, tuple(f"{row}#{c}" for c in range(5))
+        )
         for row in range(100_000)
     )
     dataset = Dataset("d", tmp_path, {"train": records})
@@ -199,7 +232,15 @@ def test_a_hundred_thousand_images_take_seconds(tmp_path):
 
 def test_all_processes_stop(tmp_path, spoiled, teachers):
     for plan in ([], ["--plan"]):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cusa.precompute"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "cusa.precompute",
+        ]
         done = subprocess.run(
             [*command, *_args(spoiled, teachers, tmp_path / "s" / "store.h5", *plan)],
             capture_output=True,
@@ -220,9 +261,20 @@ def test_the_error_has_the_fields_of_the_first_fault(spoiled, tmp_path):
     from cusa.precompute.shard_plan import ShardTask
 
     dataset = load_dataset(spoiled)
-    tasks = [ShardTask(tmp_path / "s.h5", "v", "train", 0, 8), ShardTask(tmp_path / "s.h5", "w", "val", 0, 8)]
+    tasks = [
+        ShardTask(tmp_path / "s.h5", "v", "train", 0, 8),
+        ShardTask(tmp_path / "s.h5", "w", "val", 0, 8),
+    ]
     listed = []
     with pytest.raises(DataError) as error:
-        check_inputs(dataset, tasks, {"v": "image", "w": "text"}, "albef", False, listed.append, listed.append)
+        check_inputs(
+            dataset,
+            tasks,
+            {"v": "image", "w": "text"},
+            "albef",
+            False,
+            listed.append,
+            listed.append,
+        )
     assert (error.value.path, error.value.location, error.value.name) == (spoiled, "line 5", "id2")
     assert len(listed) == 3

@@ -11,17 +11,31 @@ from cusa.data.records import Dataset, Record, fingerprint
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute.estimate import choose_draft, measure
-from cusa.precompute.pipeline import PipelineOptions, caption_batches, encode_shards, encoded_batches
+from cusa.precompute.pipeline import (
+    PipelineOptions,
+    caption_batches,
+    encode_shards,
+    encoded_batches,
+)
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
-from tests.helpers import make_images, make_pairs, make_tiny_sentence, make_tiny_vit, run_error, run_ok
+from tests.helpers import (
+    make_images,
+    make_pairs,
+    make_tiny_sentence,
+    make_tiny_vit,
+    run_error,
+    run_ok,
+)
 
 OPTIONS = PipelineOptions("cpu", "fp32", workers=0, encoders=2, skip_errors=False)
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    return parse_teacher(f"words={make_tiny_sentence(tmp_path_factory.mktemp('words'))}").load("cpu", 3)
+    return parse_teacher(f"words={make_tiny_sentence(tmp_path_factory.mktemp('words'))}").load(
+        "cpu", 3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +44,18 @@ def vit(tmp_path_factory):
 
 
 def test_captions_are_batched_by_token_length_and_identical_ones_once(words):
-    texts = ["picture 1", "Picture 1.", "picture number 1 version 2", "version", "", "number 3 4", "picture 1"]
-    batches = list(caption_batches(words, [(t, f"id{i}") for i, t in enumerate(texts)], 10, "albef"))
+    texts = [
+        "picture 1",
+        "Picture 1.",
+        "picture number 1 version 2",
+        "version",
+        "",
+        "number 3 4",
+        "picture 1",
+    ]
+    batches = list(
+        caption_batches(words, [(t, f"id{i}") for i, t in enumerate(texts)], 10, "albef")
+    )
     assert batches[0].errors[0][0] == 14
     assert "caption id id4" in batches[0].errors[0][1]
     # Four different captions of 5, 3, 2, 1 tokens, three to a batch; rows 10, 11 and 16 say the same.
@@ -59,7 +83,9 @@ def test_rows_come_back_in_the_captions_order(words, tmp_path):
         with h5py.File(task.path) as file:
             rows = file["rows"][...]
         for row, caption in enumerate(captions[task.start : task.stop]):
-            np.testing.assert_allclose(rows[row], words.rows([caption], "cpu", "fp32")[0], atol=2e-6)
+            np.testing.assert_allclose(
+                rows[row], words.rows([caption], "cpu", "fp32")[0], atol=2e-6
+            )
 
 
 def test_the_same_bytes_with_any_number_of_threads_and_workers(tmp_path):
@@ -72,7 +98,15 @@ def test_the_same_bytes_with_any_number_of_threads_and_workers(tmp_path):
         task = ShardTask(tmp_path / f"{encoders}{workers}.h5", "vit", "train", 0, 15)
         settings = teacher.settings("fp32", "float32", "none")
         header = ShardHeader("vit", "train", "f", 0, 15, settings)
-        encode_shards(teacher, "none", lambda _t, h=header: h, iter([task]), dataset, options, lambda t, n: None)
+        encode_shards(
+            teacher,
+            "none",
+            lambda _t, h=header: h,
+            iter([task]),
+            dataset,
+            options,
+            lambda t, n: None,
+        )
         contents.append(task.path.read_bytes())
     assert contents[0] == contents[1] == contents[2]
 
@@ -106,7 +140,9 @@ def _large_jpegs(folder, n, kind):
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(n):
-        pixels = rng.integers(0, 255, (8, 7, 3) if kind == "smooth" else (800, 700, 3)).astype(np.uint8)
+        pixels = rng.integers(0, 255, (8, 7, 3) if kind == "smooth" else (800, 700, 3)).astype(
+            np.uint8
+        )
         image = Image.fromarray(pixels).resize((700, 800), Image.Resampling.BICUBIC)
         image.save(folder / f"{i}.jpg", quality=95)
     records = tuple(Record(str(i), f"{i}.jpg", ("x",), (f"{i}#0",)) for i in range(n))
@@ -118,12 +154,16 @@ def test_large_jpegs_are_halved_only_where_that_keeps_the_embeddings(vit, tmp_pa
     smooth = choose_draft(vit, _large_jpegs(tmp_path / "smooth", 9, "smooth"), "cpu", "fp32")
     assert smooth.size == 96
     assert smooth.cosine > 0.999
-    assert choose_draft(vit, _large_jpegs(tmp_path / "few", 7, "smooth"), "cpu", "fp32").size is None
+    assert (
+        choose_draft(vit, _large_jpegs(tmp_path / "few", 7, "smooth"), "cpu", "fp32").size is None
+    )
     small = tmp_path / "small"
     make_images(small, 12)
     records = tuple(Record(str(i), f"{i:03d}.jpg", ("x",), (f"{i}#0",)) for i in range(12))
     assert choose_draft(vit, Dataset("d", small, {"train": records}), "cpu", "fp32").cosine is None
-    far = replace(vit, encode=lambda pixels: pixels.flatten(1).diff(dim=1))  # sees nothing but fine detail
+    far = replace(
+        vit, encode=lambda pixels: pixels.flatten(1).diff(dim=1)
+    )  # sees nothing but fine detail
     noise = choose_draft(far, _large_jpegs(tmp_path / "noise", 9, "noise"), "cpu", "fp32")
     assert noise.size is None
     assert noise.cosine < 0.999
@@ -144,9 +184,20 @@ def test_halving_keeps_at_least_the_size_asked_for(tmp_path):
 def test_what_was_halved_stays_halved_in_later_runs(tmp_path):
     vit, folder = make_tiny_vit(tmp_path / "vit"), tmp_path / "d"
     _large_jpegs(folder, 9, "smooth")
-    lines = [f'{{"image": "{i}.jpg", "caption": "picture {i}", "split": "train"}}' for i in range(9)]
+    lines = [
+        f'{{"image": "{i}.jpg", "caption": "picture {i}", "split": "train"}}' for i in range(9)
+    ]
     (folder / "pairs.jsonl").write_text("\n".join(lines))
-    args = ("--dataset", folder / "pairs.jsonl", "--teacher", f"vit={vit}", "--teacher", "minilm", "--workers", 0)
+    args = (
+        "--dataset",
+        folder / "pairs.jsonl",
+        "--teacher",
+        f"vit={vit}",
+        "--teacher",
+        "minilm",
+        "--workers",
+        0,
+    )
     text = run_ok("precompute", *args, "--out", tmp_path / "s.h5")
     assert "vit: large JPEGs are halved while decoded (least cosine" in text
     assert EmbeddingStore(tmp_path / "s.h5").teachers["vit"].transform["jpeg_draft"] == 96
@@ -158,7 +209,9 @@ def test_what_was_halved_stays_halved_in_later_runs(tmp_path):
 def test_measuring_writes_nothing(words, tmp_path):
     records = tuple(Record(str(i), f"{i}.jpg", (f"picture {i}",), (str(i),)) for i in range(40))
     dataset = Dataset("d", tmp_path, {"train": records})
-    rates = measure(words, "none", [ShardTask(tmp_path / "s.h5", "w", "train", 0, 40)], dataset, OPTIONS, 0.05)
+    rates = measure(
+        words, "none", [ShardTask(tmp_path / "s.h5", "w", "train", 0, 40)], dataset, OPTIONS, 0.05
+    )
     assert rates.whole > 0
     assert rates.encoding > 0
     assert list(tmp_path.iterdir()) == []

@@ -49,7 +49,9 @@ def test_rows_are_the_teachers_embeddings_of_their_images_and_captions(tmp_path,
         got = store.embeddings("vit", "val").gather([row])
         np.testing.assert_allclose(got, teacher.rows(pixels, "cpu", "fp32"), atol=1e-3)
     minilm = parse_teacher("minilm").load("cpu")
-    want = minilm.rows(["picture number 9 version 1"], "cpu", "fp32")  # normalised: the comma is gone
+    want = minilm.rows(
+        ["picture number 9 version 1"], "cpu", "fp32"
+    )  # normalised: the comma is gone
     row = split.captions[:].index("picture number 9, version 1")
     np.testing.assert_allclose(store.embeddings("minilm", "val").gather([row]), want, atol=1e-3)
     assert store.teachers["minilm"].normalizer == "albef"
@@ -67,7 +69,9 @@ def test_a_rerun_makes_only_what_is_missing_byte_for_byte(tmp_path, vit):
     lost.unlink()
     out.unlink()
     run_ok("precompute", *args)
-    assert {f: f.read_bytes() for f in sorted(tmp_path.rglob("*.h5"))} == {f: b for f, (b, _) in before.items()}
+    assert {f: f.read_bytes() for f in sorted(tmp_path.rglob("*.h5"))} == {
+        f: b for f, (b, _) in before.items()
+    }
     again = {f for f, (_, time) in before.items() if f.stat().st_mtime_ns != time}
     assert again == {lost, out}
 
@@ -82,7 +86,9 @@ def test_a_rerun_makes_damaged_shards_again(tmp_path, vit, how):
     position = content.index(EmbeddingStore(out).embeddings("vit", "train").gather([4]).tobytes())
     spoiled = {
         "truncated": content[:-20],
-        "flipped bit": content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :],
+        "flipped bit": content[:position]
+        + bytes([content[position] ^ 1])
+        + content[position + 1 :],
         "empty": b"",
     }
     shard.write_bytes(spoiled[how])
@@ -111,8 +117,21 @@ def test_a_store_keeps_its_image_root_and_any_name(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "photos"), tmp_path / "50%b.h5"
     moved = manifest.rename(tmp_path / "pairs.jsonl")
     root = ("--image-root", tmp_path / "photos")
-    run_ok("precompute", "--dataset", moved, "--teacher", f"vit={vit}", "--teacher", "minilm", "--out", out, *root)
-    run_ok("precompute", "--dataset", moved, "--teacher", f"again={vit}", "--out", out)  # reads images there, too
+    run_ok(
+        "precompute",
+        "--dataset",
+        moved,
+        "--teacher",
+        f"vit={vit}",
+        "--teacher",
+        "minilm",
+        "--out",
+        out,
+        *root,
+    )
+    run_ok(
+        "precompute", "--dataset", moved, "--teacher", f"again={vit}", "--out", out
+    )  # reads images there, too
     assert EmbeddingStore(out).image_root == tmp_path / "photos"
     with h5py.File(out) as file:
         assert np.isfinite(file["teachers/again/train/rows"][...]).all()
@@ -130,12 +149,26 @@ def test_skipping_everything_is_an_error(tmp_path, vit):
 def test_settings_that_change_the_rows_are_not_mixed(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     run_ok("precompute", *_args(manifest, out, vit))
-    assert "precision ('bf16' / 'fp32')" in run_error("precompute", *_args(manifest, out, vit, "--precision", "bf16"))
-    line = run_error("precompute", "--dataset", manifest, "--teacher", "minilm", "--normalizer", "none", "--out", out)
+    assert "precision ('bf16' / 'fp32')" in run_error(
+        "precompute", *_args(manifest, out, vit, "--precision", "bf16")
+    )
+    line = run_error(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        "minilm",
+        "--normalizer",
+        "none",
+        "--out",
+        out,
+    )
     assert "normalizer ('none' / 'albef')" in line
     other = make_tiny_vit(tmp_path / "other")
     config = json.loads((other / "preprocessor_config.json").read_text())
-    (other / "preprocessor_config.json").write_text(json.dumps({**config, "image_mean": [0.1, 0.1, 0.1]}))
+    (other / "preprocessor_config.json").write_text(
+        json.dumps({**config, "image_mean": [0.1, 0.1, 0.1]})
+    )
     assert "transform" in run_error("precompute", *_args(manifest, out, other))
     elsewhere = make_pairs(tmp_path / "other_data")
     assert EmbeddingStore(out).dataset == "pairs"
@@ -158,7 +191,9 @@ def _spoil(folder, how):
     if how == "missing":
         path.unlink()
     else:
-        path.write_bytes({"truncated": content[:300], "zero bytes": b"", "not an image": b"hello"}[how])
+        path.write_bytes(
+            {"truncated": content[:300], "zero bytes": b"", "not an image": b"hello"}[how]
+        )
 
 
 @pytest.mark.parametrize(
@@ -210,11 +245,19 @@ def test_a_teacher_that_returns_nan_leaves_no_shard(tmp_path):
 
 def test_bad_command_lines(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
-    assert "does not exist" in run_error("precompute", "--dataset", tmp_path / "no.json", "--out", out)
-    assert "unknown teacher" in run_error("precompute", "--dataset", manifest, "--teacher", "nope", "--out", out)
+    assert "does not exist" in run_error(
+        "precompute", "--dataset", tmp_path / "no.json", "--out", out
+    )
+    assert "unknown teacher" in run_error(
+        "precompute", "--dataset", manifest, "--teacher", "nope", "--out", out
+    )
     (tmp_path / "bad.json").write_text("{")
-    assert "not valid JSON" in run_error("precompute", "--dataset", tmp_path / "bad.json", "--out", out)
-    line = run_error("precompute", "--dataset", manifest, "--teacher", "unicom=/no/w.pt", "--out", out)
+    assert "not valid JSON" in run_error(
+        "precompute", "--dataset", tmp_path / "bad.json", "--out", out
+    )
+    line = run_error(
+        "precompute", "--dataset", manifest, "--teacher", "unicom=/no/w.pt", "--out", out
+    )
     assert "FP16-ViT-B-32.pt" in line
     assert "must end in .h5" in run_error("precompute", *_args(manifest, tmp_path / "store", vit))
     with h5py.File(out, "w") as file:

@@ -17,7 +17,15 @@ import cusa
 from cusa.data import worker_pool
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.pipeline import ImageReader
-from tests.helpers import make_images, make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_error, run_ok
+from tests.helpers import (
+    make_images,
+    make_pairs,
+    make_tiny_clip,
+    make_tiny_sentence,
+    make_tiny_vit,
+    run_error,
+    run_ok,
+)
 
 ROOT = Path(cusa.__file__).parent.parent
 
@@ -26,7 +34,16 @@ ROOT = Path(cusa.__file__).parent.parent
 def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
-    return ["--teacher", f"vit={vit}", "--teacher", f"words={words}", "--workers", "0", "--batch-size", "2"]
+    return [
+        "--teacher",
+        f"vit={vit}",
+        "--teacher",
+        f"words={words}",
+        "--workers",
+        "0",
+        "--batch-size",
+        "2",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +60,25 @@ def whole(tmp_path_factory, manifest, teachers):
 
 
 def _args(manifest, teachers, out, *more):
-    return ["--dataset", str(manifest), *teachers, "--shard-rows", "5", "--out", str(out), *(str(m) for m in more)]
+    return [
+        "--dataset",
+        str(manifest),
+        *teachers,
+        "--shard-rows",
+        "5",
+        "--out",
+        str(out),
+        *(str(m) for m in more),
+    ]
 
 
 def contents(folder):
     """Every file but the lock."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def torchrun(n, args, **env):
@@ -63,7 +93,13 @@ def torchrun(n, args, **env):
         *args,
     ]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **env}, timeout=120
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        timeout=120,
     )
 
 
@@ -91,7 +127,14 @@ def test_a_rank_that_fails_stops_the_others_and_a_rerun_completes(tmp_path, teac
 
 
 def test_more_ranks_than_shards(tmp_path, manifest, teachers):
-    args = ["--dataset", str(manifest), *teachers, "--splits", "val", "--out"]  # one shard of each teacher
+    args = [
+        "--dataset",
+        str(manifest),
+        *teachers,
+        "--splits",
+        "val",
+        "--out",
+    ]  # one shard of each teacher
     done = torchrun(3, [*args, str(tmp_path / "three" / "store.h5")])
     assert done.returncode == 0, done.stderr
     run_ok("precompute", *args, tmp_path / "one" / "store.h5")
@@ -113,7 +156,9 @@ def test_ranks_with_different_weights_are_refused(tmp_path, manifest, teachers):
     script = tmp_path / "script.py"
     script.write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
+    )
     assert done.returncode != 0
     assert "teacher 'vit' is not the same in rank 0: weights_sha256 ('1111" in done.stderr
 
@@ -125,7 +170,9 @@ def test_processes_that_cannot_meet(tmp_path, manifest, teachers, monkeypatch):
     assert "start with torchrun" in line
 
 
-def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(tmp_path, manifest, teachers, whole):
+def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(
+    tmp_path, manifest, teachers, whole
+):
     out = tmp_path / "s" / "store.h5"
     n_shards = sum(len(p.parts) > 1 for p in whole)
     bounds = [0, 3, 9, n_shards]
@@ -141,11 +188,17 @@ def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(tmp_path,
     for part in parts:
         part.unlink()
     assert contents(out.parent) == whole
-    line = run_error("precompute", *_args(manifest, teachers, out, "--shard-range", f"0:{n_shards + 1}"))
+    line = run_error(
+        "precompute", *_args(manifest, teachers, out, "--shard-range", f"0:{n_shards + 1}")
+    )
     assert f"this run has the shards 0:{n_shards}" in line
     for wrong in ("3", "a:b", "-1:2"):
-        assert "is not A:B" in _usage_error("precompute", *_args(manifest, teachers, out, "--shard-range", wrong))
-    assert "this run has the shards" in run_error("precompute", *_args(manifest, teachers, out, "--shard-range", "3:3"))
+        assert "is not A:B" in _usage_error(
+            "precompute", *_args(manifest, teachers, out, "--shard-range", wrong)
+        )
+    assert "this run has the shards" in run_error(
+        "precompute", *_args(manifest, teachers, out, "--shard-range", "3:3")
+    )
 
 
 def _usage_error(command, *args):
@@ -192,7 +245,9 @@ def _wait_for_shard(out):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, manifest, teachers, whole, number):
+def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(
+    tmp_path, manifest, teachers, whole, number
+):
     out = tmp_path / "s" / "store.h5"
     process = _slow(_args(manifest, teachers, out))
     _wait_for_shard(out)
@@ -201,7 +256,10 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, manifest
     assert process.returncode == 128 + number, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith(f"Error: stopped by {number.name}: ")
-    assert "of 72 rows are encoded; finished shards are kept; run the same command again to go on" in last
+    assert (
+        "of 72 rows are encoded; finished shards are kept; run the same command again to go on"
+        in last
+    )
     assert "Traceback" not in errors
     assert not list(out.parent.rglob("*.tmp"))
     kept = {p: p.stat().st_mtime_ns for p in out.parent.rglob("vit/*.h5")}
@@ -270,8 +328,13 @@ def test_a_killed_worker_stops_the_run_which_goes_on(
     with monkeypatch.context() as patch:
         kill(patch)
         line = run_error("precompute", *args)
-    assert re.search(r"worker process \d+ was killed by SIGKILL, possibly because memory ran out; pass fewer", line)
-    assert line.endswith("rows are encoded; finished shards are kept; run the same command again to go on")
+    assert re.search(
+        r"worker process \d+ was killed by SIGKILL, possibly because memory ran out; pass fewer",
+        line,
+    )
+    assert line.endswith(
+        "rows are encoded; finished shards are kept; run the same command again to go on"
+    )
     kept = {path: path.stat().st_mtime_ns for path in out.parent.rglob("vit/*.h5")}
     assert len(kept) == n_shards
     run_ok("precompute", *args)
@@ -281,12 +344,17 @@ def test_a_killed_worker_stops_the_run_which_goes_on(
 
 def _may_mount():
     try:
-        return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode
+            == 0
+        )
     except FileNotFoundError:
         return False
 
 
-@pytest.mark.skipif(not _may_mount(), reason="needs the right to mount: root, and unshare of util-linux")
+@pytest.mark.skipif(
+    not _may_mount(), reason="needs the right to mount: root, and unshare of util-linux"
+)
 def test_a_small_shm_is_enough_for_every_reader(tmp_path, manifest, teachers):
     """1 MiB of /dev/shm, as containers have it, and batches larger than that."""
     model, store, run_dir = make_tiny_clip(tmp_path / "clip"), tmp_path / "s.h5", tmp_path / "run"
@@ -300,7 +368,16 @@ def test_a_small_shm_is_enough_for_every_reader(tmp_path, manifest, teachers):
     (model / "model.safetensors").unlink()
     CLIPModel(CLIPConfig.from_pretrained(model)).save_pretrained(model)
     commands = [
-        ["precompute", "--dataset", manifest, "--teacher", f"clip={model}", *teachers[2:4], "--out", store],
+        [
+            "precompute",
+            "--dataset",
+            manifest,
+            "--teacher",
+            f"clip={model}",
+            *teachers[2:4],
+            "--out",
+            store,
+        ],
         ["train", "--embeddings", store, "--student", model, "--run-dir", run_dir, "--epochs", "1"],
         ["eval", "--run", run_dir, "--split", "val", "--bootstrap", "0"],
     ]
@@ -349,7 +426,9 @@ def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, tea
         "from cusa.cli.precompute import main\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", code, *_args(manifest, teachers, out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     _wait_for((out.with_suffix("") / ".lock").exists)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
@@ -407,8 +486,19 @@ def test_a_note_tells_that_the_disk_is_too_small(tmp_path, manifest, teachers, m
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 12), (2, 5)])
 def test_killed_anywhere_a_rerun_gives_the_same_bytes(ranks, kills):
     """The short form of benchmarks/crash.py."""
-    command = [sys.executable, "benchmarks/crash.py", "--kills", str(kills), "--ranks", str(ranks), "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    command = [
+        sys.executable,
+        "benchmarks/crash.py",
+        "--kills",
+        str(kills),
+        "--ranks",
+        str(ranks),
+        "--seed",
+        "1",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(done.stdout[done.stdout.index("{") :])
     assert results["identical"] == results["kills"] == kills
@@ -420,12 +510,24 @@ def test_adding_a_teacher_touches_no_row_of_another(tmp_path, manifest, teachers
     run_ok("precompute", *_args(manifest, teachers, out))
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("store/*/*.h5")}
     vit = teachers[1].partition("=")[2]
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"third={vit}", "--workers", 0, "--out", out)
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"third={vit}",
+        "--workers",
+        0,
+        "--out",
+        out,
+    )
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in before} == before
     assert set(EmbeddingStore(out).teachers) == {"vit", "words", "third"}
 
 
-def test_another_shard_length_is_refused_and_the_stores_own_is_kept(tmp_path, manifest, teachers, whole):
+def test_another_shard_length_is_refused_and_the_stores_own_is_kept(
+    tmp_path, manifest, teachers, whole
+):
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out)
     run_ok("precompute", *args)
@@ -451,7 +553,9 @@ def test_a_foreign_file_as_out_is_left_alone(tmp_path, manifest, teachers):
     for content in (b"hello", b"\x89HDF\r\n\x1a\n" + bytes(600), b""):
         out = tmp_path / "foreign.h5"
         out.write_bytes(content)
-        assert "is not a cusa-embeddings file" in run_error("precompute", *_args(manifest, teachers, out))
+        assert "is not a cusa-embeddings file" in run_error(
+            "precompute", *_args(manifest, teachers, out)
+        )
         assert out.read_bytes() == content
     out.unlink()
     out.mkdir()
@@ -494,7 +598,9 @@ def test_audit_finds_rows_that_the_teacher_does_not_give(tmp_path, manifest, tea
     assert "1 of 2 are wrong: rows differ from what the teacher gives" in line
     other = make_tiny_vit(tmp_path / "other")
     config = json.loads((other / "preprocessor_config.json").read_text())
-    (other / "preprocessor_config.json").write_text(json.dumps({**config, "image_mean": [0.1, 0.9, 0.1]}))
+    (other / "preprocessor_config.json").write_text(
+        json.dumps({**config, "image_mean": [0.1, 0.9, 0.1]})
+    )
     result = run_error("store", "audit", out, "--teacher", f"vit={other}")
     assert "are wrong" in result
     assert "has no teacher 'nope'" in run_error("store", "audit", out, "--teacher", "nope")

@@ -34,13 +34,22 @@ def photos(tmp_path):
 
 
 def _manifest(
-    path, photos, numbers, prefix="id", versions=2, split=lambda number: "val" if number % 4 == 3 else "train"
+    path,
+    photos,
+    numbers,
+    prefix="id",
+    versions=2,
+    split=lambda number: "val" if number % 4 == 3 else "train",
 ):
     """A data set of some of the photos, two captions each."""
     lines = []
     for number in numbers:
         for version in range(versions):
-            row = {"image": str(photos / f"{number:03d}.jpg"), "image_id": f"{prefix}{number}", "split": split(number)}
+            row = {
+                "image": str(photos / f"{number:03d}.jpg"),
+                "image_id": f"{prefix}{number}",
+                "split": split(number),
+            }
             lines.append(json.dumps({**row, "caption": f"picture {number} version {version}"}))
     path.write_text("\n".join(lines))
     return path
@@ -66,7 +75,9 @@ def count_encoded(monkeypatch):
 
     monkeypatch.setattr(Teacher, "rows", rows)
     # The check of the first batch encodes it twice.
-    monkeypatch.setattr("cusa.precompute.encoding.FirstBatchCheck", lambda *args: lambda *batch: None)
+    monkeypatch.setattr(
+        "cusa.precompute.encoding.FirstBatchCheck", lambda *args: lambda *batch: None
+    )
 
     def count():
         counts = encoded.count("image"), encoded.count("text")
@@ -90,7 +101,9 @@ def _note(text, teacher):
 def old(tmp_path, models, photos):
     """A store of the first twelve photos."""
     out = tmp_path / "old.h5"
-    run_ok("precompute", *_args(models, _manifest(tmp_path / "pairs.jsonl", photos, range(12)), out))
+    run_ok(
+        "precompute", *_args(models, _manifest(tmp_path / "pairs.jsonl", photos, range(12)), out)
+    )
     return out
 
 
@@ -141,7 +154,10 @@ def test_renamed_and_split_anew(tmp_path, old, models, photos, count_encoded):
     lines = []
     for number in reversed(range(12)):
         row = {"image": f"{number + 100:03d}.jpg", "split": ("train", "val", "test")[number % 3]}
-        lines += [json.dumps({**row, "caption": f"Picture {number}, version {version}!"}) for version in range(2)]
+        lines += [
+            json.dumps({**row, "caption": f"Picture {number}, version {version}!"})
+            for version in range(2)
+        ]
     (renamed / "anew.jsonl").write_text("\n".join(lines))
     vit, words = models
     out = tmp_path / "new.h5"
@@ -156,13 +172,17 @@ def test_renamed_and_split_anew(tmp_path, old, models, photos, count_encoded):
             rows_before[int(image_id.removeprefix("id"))] = before["vit", split.name][row]
     for split in after.splits.values():
         for row, path in enumerate(split.image_paths):
-            np.testing.assert_array_equal(after["seer", split.name][row], rows_before[int(Path(path).stem) - 100])
+            np.testing.assert_array_equal(
+                after["seer", split.name][row], rows_before[int(Path(path).stem) - 100]
+            )
     run_ok("store", "audit", out)
 
 
 def test_a_limited_run(tmp_path, old, models, photos, count_encoded):
     out = tmp_path / "new.h5"
-    run_ok("precompute", *_args(models, tmp_path / "pairs.jsonl", out, "--limit", 2, "--reuse", old))
+    run_ok(
+        "precompute", *_args(models, tmp_path / "pairs.jsonl", out, "--limit", 2, "--reuse", old)
+    )
     assert count_encoded() == (0, 0)
     assert EmbeddingStore(out)["vit", "val"].shape == (2, 32)
 
@@ -172,7 +192,9 @@ def test_what_changed_is_made_anew(tmp_path, old, models, photos, count_encoded)
     bitmap, other = photos / "b.bmp", np.zeros((32, 32, 3), np.uint8)
     Image.fromarray(other).save(bitmap)
     manifest = tmp_path / "pairs.jsonl"
-    extra = json.dumps({"image": str(bitmap), "image_id": "b", "caption": "picture 49", "split": "train"})
+    extra = json.dumps(
+        {"image": str(bitmap), "image_id": "b", "caption": "picture 49", "split": "train"}
+    )
     manifest.write_text(manifest.read_text() + "\n" + extra)
     first, second = tmp_path / "first.h5", tmp_path / "second.h5"
     run_ok("precompute", *_args(models, manifest, first, "--reuse", old))
@@ -185,7 +207,9 @@ def test_what_changed_is_made_anew(tmp_path, old, models, photos, count_encoded)
     run_ok("precompute", *_args(models, manifest, second, "--reuse", first))
     assert count_encoded() == (1, 1)
     row = EmbeddingStore(first).split("train").image_ids[:].index("b")
-    assert (EmbeddingStore(first)["vit", "train"][row] != EmbeddingStore(second)["vit", "train"][row]).any()
+    assert (
+        EmbeddingStore(first)["vit", "train"][row] != EmbeddingStore(second)["vit", "train"][row]
+    ).any()
 
 
 def test_skipped_rows_are_not_taken_over(tmp_path, models, photos, count_encoded):
@@ -195,7 +219,9 @@ def test_skipped_rows_are_not_taken_over(tmp_path, models, photos, count_encoded
     first, second = tmp_path / "first.h5", tmp_path / "second.h5"
     run_ok("precompute", *_args(models, manifest, first, "--on-error", "skip"))
     count_encoded()
-    text = run_ok("precompute", *_args(models, manifest, second, "--on-error", "skip", "--reuse", first))
+    text = run_ok(
+        "precompute", *_args(models, manifest, second, "--on-error", "skip", "--reuse", first)
+    )
     assert "vit: 7 of 8 rows were taken over" in text
     assert EmbeddingStore(second)["vit", "train"].skipped.tolist() == [2]
     (photos / "002.jpg").write_bytes(content)
@@ -205,9 +231,13 @@ def test_skipped_rows_are_not_taken_over(tmp_path, models, photos, count_encoded
 
 
 @pytest.mark.parametrize(("option", "value"), [("--precision", "bf16"), ("--dtype", "float32")])
-def test_rows_of_other_settings_are_not_taken_over(tmp_path, old, models, count_encoded, option, value):
+def test_rows_of_other_settings_are_not_taken_over(
+    tmp_path, old, models, count_encoded, option, value
+):
     out = tmp_path / "new.h5"
-    text = run_ok("precompute", *_args(models, tmp_path / "pairs.jsonl", out, option, value, "--reuse", old))
+    text = run_ok(
+        "precompute", *_args(models, tmp_path / "pairs.jsonl", out, option, value, "--reuse", old)
+    )
     assert count_encoded() == (12, 24)
     for teacher in ("vit", "words"):
         assert ": 0 of " in _note(text, teacher)
@@ -225,17 +255,24 @@ def _forget_pictures(index):
             header, _ = read_shard(index.parent, info.file)
             remade.append((info, header, rows[info.start : info.stop]))
         shards[split] = tuple(
-            write_shard(index.parent, i.file, header, block, i.skipped) for i, header, block in remade
+            write_shard(index.parent, i.file, header, block, i.skipped)
+            for i, header, block in remade
         )
-    write_index(index, replace(content, teachers={**content.teachers, "vit": replace(entry, shards=shards)}))
+    write_index(
+        index, replace(content, teachers={**content.teachers, "vit": replace(entry, shards=shards)})
+    )
 
 
-def test_of_a_store_without_a_record_of_its_pictures_captions_are_taken(tmp_path, old, models, count_encoded):
+def test_of_a_store_without_a_record_of_its_pictures_captions_are_taken(
+    tmp_path, old, models, count_encoded
+):
     _forget_pictures(old)
     out = tmp_path / "new.h5"
     text = run_ok("precompute", *_args(models, tmp_path / "pairs.jsonl", out, "--reuse", old))
     assert count_encoded() == (12, 0)
-    assert "it was made before stores recorded which pictures their rows are of" in _note(text, "vit")
+    assert "it was made before stores recorded which pictures their rows are of" in _note(
+        text, "vit"
+    )
     assert ": 24 of 24 rows" in _note(text, "words")
 
 
@@ -248,8 +285,12 @@ def test_other_data_are_said_to_be(tmp_path, old, models, photos):
 
 def test_a_damaged_or_wrong_store_is_refused(tmp_path, old, models):
     out, args = tmp_path / "new.h5", (models, tmp_path / "pairs.jsonl")
-    assert "is the store that is written" in run_error("precompute", *_args(*args, old, "--reuse", old))
-    assert "does not exist" in run_error("precompute", *_args(*args, out, "--reuse", tmp_path / "nope.h5"))
+    assert "is the store that is written" in run_error(
+        "precompute", *_args(*args, old, "--reuse", old)
+    )
+    assert "does not exist" in run_error(
+        "precompute", *_args(*args, out, "--reuse", tmp_path / "nope.h5")
+    )
     shard = sorted(old.with_suffix("").glob("vit/*.h5"))[1]
     content = bytearray(shard.read_bytes())
     content[3000] ^= 1
@@ -273,14 +314,24 @@ def test_batches_of_several_take_over_whole_rows(tmp_path, models, photos, count
             before, made = (EmbeddingStore(path)[teacher, split] for path in (old, out))
             np.testing.assert_array_equal(made[: len(before)], before[:])
             fresh = EmbeddingStore(plain)[teacher, split]
-            np.testing.assert_allclose(made[:].astype(np.float32), fresh[:].astype(np.float32), atol=1e-3)
+            np.testing.assert_allclose(
+                made[:].astype(np.float32), fresh[:].astype(np.float32), atol=1e-3
+            )
 
 
 def test_two_processes_take_over_the_same_bytes(tmp_path, old, models, photos):
     grown = _manifest(tmp_path / "grown.jsonl", photos, range(16))
     plain, out = tmp_path / "plain.h5", tmp_path / "new.h5"
     run_ok("precompute", *_args(models, grown, plain))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cusa.precompute"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "cusa.precompute",
+    ]
     done = subprocess.run(
         [*command, *_args(models, grown, out, "--reuse", old)],
         capture_output=True,
@@ -305,7 +356,9 @@ def test_pictures_that_were_halved_stay_halved(tmp_path, models):
         pixels = rng.integers(0, 255, (8, 7, 3)).astype(np.uint8)
         image = Image.fromarray(pixels).resize((700, 800), Image.Resampling.BICUBIC)
         image.save(folder / f"{number}.jpg", quality=95)
-        lines.append(json.dumps({"image": f"{number}.jpg", "caption": f"picture {number}", "split": "train"}))
+        lines.append(
+            json.dumps({"image": f"{number}.jpg", "caption": f"picture {number}", "split": "train"})
+        )
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     (folder / "few.jsonl").write_text("\n".join(lines[:3]))
     old, out = tmp_path / "old.h5", tmp_path / "new.h5"

@@ -45,7 +45,11 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     [
         ("GPT2Model", "GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 40}),
         ("LlamaModel", "LlamaConfig", {**SIZES, "max_position_embeddings": 40}),
-        ("T5EncoderModel", "T5Config", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}),
+        (
+            "T5EncoderModel",
+            "T5Config",
+            {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+        ),
     ],
 )
 def test_padding_changes_no_row(tmp_path, name, config, settings):
@@ -61,7 +65,9 @@ def test_padding_changes_no_row(tmp_path, name, config, settings):
 
 
 def test_captions_are_cut_where_the_positions_end_and_the_number_is_told(tmp_path):
-    model = save_text(tmp_path / "read", "RobertaModel", "RobertaConfig", max_length=None, **ROBERTA)
+    model = save_text(
+        tmp_path / "read", "RobertaModel", "RobertaConfig", max_length=None, **ROBERTA
+    )
     teacher = _load(tmp_path / "read")
     assert teacher.token_limit == teacher.transform["max_seq_length"] == 32
     long = " ".join(["dog"] * 50)
@@ -71,7 +77,9 @@ def test_captions_are_cut_where_the_positions_end_and_the_number_is_told(tmp_pat
         # Position numbers are counted from the padding's number on; token 1 is the padding's here.
         mask = torch.ones_like(cut)
         tokens = model(input_ids=cut, attention_mask=mask).last_hidden_state
-    np.testing.assert_allclose(teacher.rows([long], "cpu", "fp32"), _unit(tokens.mean(dim=1)), atol=1e-6)
+    np.testing.assert_allclose(
+        teacher.rows([long], "cpu", "fp32"), _unit(tokens.mean(dim=1)), atol=1e-6
+    )
     manifest = make_pairs(tmp_path / "d")
     lines = manifest.read_text().splitlines()
     for number in (3, 4, 20):
@@ -87,13 +95,20 @@ def test_captions_are_cut_where_the_positions_end_and_the_number_is_told(tmp_pat
 @pytest.mark.parametrize(
     ("name", "config", "more", "feature"),
     [
-        ("CLIPTextModelWithProjection", "CLIPTextConfig", {"projection_dim": 24, "eos_token_id": 2}, "text_embeds"),
+        (
+            "CLIPTextModelWithProjection",
+            "CLIPTextConfig",
+            {"projection_dim": 24, "eos_token_id": 2},
+            "text_embeds",
+        ),
         ("CLIPTextModel", "CLIPTextConfig", {"eos_token_id": 2}, "pooler"),
         ("SiglipTextModel", "SiglipTextConfig", {"projection_size": 24}, "pooler"),
     ],
 )
 def test_text_towers_give_their_embedding(tmp_path, name, config, more, feature):
-    model = save_text(tmp_path / "read", name, config, **SIZES, max_position_embeddings=20, pad_token_id=0, **more)
+    model = save_text(
+        tmp_path / "read", name, config, **SIZES, max_position_embeddings=20, pad_token_id=0, **more
+    )
     teacher = _load(tmp_path / "read")
     assert teacher.transform["feature"] == feature
     assert teacher.token_limit == 20
@@ -115,7 +130,11 @@ def test_weights_that_are_missing_are_refused(tmp_path, name):
     save_text(tmp_path / "read", name, config, **SIZES)
     file = tmp_path / "read" / "model.safetensors"
     weights = load_file(file)
-    save_file({k: v for k, v in weights.items() if "layers.0" not in k and "layer.0" not in k}, file, {"format": "pt"})
+    save_file(
+        {k: v for k, v in weights.items() if "layers.0" not in k and "layer.0" not in k},
+        file,
+        {"format": "pt"},
+    )
     with pytest.raises(TeacherError, match="its weights lack"):
         _load(tmp_path / "read")
 
@@ -128,7 +147,12 @@ def _sentence_folder(folder, path=""):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     modules = [
         {"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.models.Pooling",
+        },
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     return folder
@@ -139,10 +163,14 @@ def test_sentence_transformers_folders(tmp_path, path):
     folder = _sentence_folder(tmp_path / "read", path)
     rows = _load(folder).rows(TEXTS, "cpu", "fp32")
     save_text(tmp_path / "plain", *BERT, **SIZES)
-    np.testing.assert_allclose(rows, _load(tmp_path / "plain").rows(TEXTS, "cpu", "fp32"), atol=1e-6)
+    np.testing.assert_allclose(
+        rows, _load(tmp_path / "plain").rows(TEXTS, "cpu", "fp32"), atol=1e-6
+    )
     file = folder / path / "model.safetensors"
     weights = load_file(file)
-    save_file({k: v for k, v in weights.items() if "layer.0.attention" not in k}, file, {"format": "pt"})
+    save_file(
+        {k: v for k, v in weights.items() if "layer.0.attention" not in k}, file, {"format": "pt"}
+    )
     with pytest.raises(TeacherError, match="its weights lack"):
         _load(folder)
 
@@ -160,10 +188,16 @@ def test_code_of_a_folder_is_never_run(tmp_path, monkeypatch, place):
         Path(place).write_text(json.dumps(modules))
     elif place.startswith("2_Router"):
         Path("2_Router").mkdir()
-        Path(place).write_text(json.dumps({"types": {"query_0": "own.Module"}, "structure": {"query": ["query_0"]}}))
+        Path(place).write_text(
+            json.dumps({"types": {"query_0": "own.Module"}, "structure": {"query": ["query_0"]}})
+        )
     else:
         settings = json.loads(Path(place).read_text())
-        names = {"AutoConfig": "own.Module", "AutoModel": "own.Module", "AutoTokenizer": ["own.Module", "own.Module"]}
+        names = {
+            "AutoConfig": "own.Module",
+            "AutoModel": "own.Module",
+            "AutoTokenizer": ["own.Module", "own.Module"],
+        }
         changes = {"model_type": "own", "auto_map": names, "tokenizer_class": "Own"}
         Path(place).write_text(json.dumps({**settings, **changes}))
     if place == "tokenizer_config.json":  # transformers has another tokeniser for the model's kind
@@ -179,15 +213,28 @@ def test_captions_without_a_known_word(tmp_path):
     from sentence_transformers.sentence_transformer.modules import BoW
 
     words = [str(number) for number in range(20)]
-    SentenceTransformer(modules=[BoW(vocab=words)], device="cpu").save(str(tmp_path / "bag"), create_model_card=False)
+    SentenceTransformer(modules=[BoW(vocab=words)], device="cpu").save(
+        str(tmp_path / "bag"), create_model_card=False
+    )
     manifest = make_pairs(tmp_path / "d")
-    manifest.write_text(manifest.read_text().replace("picture number 3, version 1", "unheard things"))
+    manifest.write_text(
+        manifest.read_text().replace("picture number 3, version 1", "unheard things")
+    )
     vit = make_tiny_vit(tmp_path / "vit")
     teachers = ("--teacher", f"see={vit}", "--teacher", f"bag={tmp_path / 'bag'}", "--workers", 0)
     result = run("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5")
     assert result.exit_code == 1
     assert "('unheard things'): teacher 'bag' gives a row of zeros" in result.output
-    run_ok("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5", "--on-error", "skip")
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        *teachers,
+        "--out",
+        tmp_path / "s.h5",
+        "--on-error",
+        "skip",
+    )
     store = EmbeddingStore(tmp_path / "s.h5")
     row = store.split("train").captions[:].index("unheard things")
     assert store.embeddings("bag", "train").skipped.tolist() == [row]

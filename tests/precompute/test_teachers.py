@@ -76,7 +76,9 @@ def test_efficientnet_lite0(photo):
 
 def test_minilm_knows_what_is_alike():
     teacher = parse_teacher("minilm").load("cpu")
-    rows = teacher.rows(["a dog on a beach", "a puppy at the sea shore", "two plates of pasta"], "cpu", "fp32")
+    rows = teacher.rows(
+        ["a dog on a beach", "a puppy at the sea shore", "two plates of pasta"], "cpu", "fp32"
+    )
     assert rows.shape == (3, 384)
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.3
 
@@ -105,7 +107,11 @@ def test_a_pooler_without_weights_is_not_used(tmp_path, photo):
     pooled = parse_teacher(str(folder)).load("cpu")
     assert pooled.transform["feature"] == "pooler"
     weights = load_file(folder / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if "pooler" not in k}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v for k, v in weights.items() if "pooler" not in k},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     teacher = parse_teacher(str(folder)).load("cpu")
     assert teacher.transform["feature"] == "first_token"
     pixels = torch.from_numpy(teacher.preprocess(photo))[None]
@@ -137,7 +143,9 @@ def test_half_precision_checkpoints_compute_in_float32(tmp_path, photo):
     folder = make_tiny_clip(tmp_path / "clip")
     want = _encode(parse_teacher(str(folder)).load("cpu"), photo)
     CLIPModel.from_pretrained(folder).half().save_pretrained(folder)
-    np.testing.assert_allclose(_encode(parse_teacher(str(folder)).load("cpu"), photo), want, atol=2e-3)
+    np.testing.assert_allclose(
+        _encode(parse_teacher(str(folder)).load("cpu"), photo), want, atol=2e-3
+    )
 
 
 def test_another_pooling_is_another_setting(tmp_path):

@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from cusa.data.errors import CusaError
-from cusa.precompute.teachers.unicom import _MEAN, _STD, RELEASES, Unicom, UnicomArchitecture, load_unicom
+from cusa.precompute.teachers.unicom import (
+    _MEAN,
+    _STD,
+    RELEASES,
+    Unicom,
+    UnicomArchitecture,
+    load_unicom,
+)
 from tests.helpers import GOLDEN
 
 TINY = json.loads((GOLDEN / "unicom_tiny.json").read_text())
@@ -34,7 +41,9 @@ def test_tiny_model_equals_the_reference():
         out = model(torch.from_numpy(io["input"])).numpy()
         wide = model.double()(torch.from_numpy(io["input"]).double()).numpy()
     np.testing.assert_allclose(out, io["output"], atol=1e-4)
-    np.testing.assert_allclose(wide, io["output_f64"], atol=1e-7)  # this one separates the epsilon, too
+    np.testing.assert_allclose(
+        wide, io["output_f64"], atol=1e-7
+    )  # this one separates the epsilon, too
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -42,10 +51,21 @@ def test_full_size_models_have_exactly_the_published_keys(name):
     release, want = RELEASES[name], SHAPES["models"][NAMES[name]]
     with torch.device("meta"):
         state = Unicom(release.architecture).state_dict()
-    assert [(k, list(v.shape)) for k, v in state.items()] == [(s["key"], s["shape"]) for s in want["state_dict"]]
-    assert {k: want["kwargs"][k] for k in asdict(release.architecture)} == asdict(release.architecture)
-    assert (release.file, release.url, release.sha256) == (want["file"], want["url"], want["sha256"])
-    assert (list(_MEAN), list(_STD)) == (SHAPES["preprocessing"]["mean"], SHAPES["preprocessing"]["std"])
+    assert [(k, list(v.shape)) for k, v in state.items()] == [
+        (s["key"], s["shape"]) for s in want["state_dict"]
+    ]
+    assert {k: want["kwargs"][k] for k in asdict(release.architecture)} == asdict(
+        release.architecture
+    )
+    assert (release.file, release.url, release.sha256) == (
+        want["file"],
+        want["url"],
+        want["sha256"],
+    )
+    assert (list(_MEAN), list(_STD)) == (
+        SHAPES["preprocessing"]["mean"],
+        SHAPES["preprocessing"]["std"],
+    )
 
 
 def test_a_missing_or_wrong_file_says_how_to_get_the_right_one(tmp_path, monkeypatch):
@@ -67,10 +87,14 @@ def test_a_missing_or_wrong_file_says_how_to_get_the_right_one(tmp_path, monkeyp
     with pytest.raises(CusaError, match=r"cannot be downloaded .no route.*--teacher unicom=PATH"):
         load_unicom(RELEASES["unicom"], None, "cpu")
     assert not list((tmp_path / "cache").rglob("*.pt*"))
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_args, **_kwargs: io.BytesIO(b"a proxy's page"))
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda *_args, **_kwargs: io.BytesIO(b"a proxy's page")
+    )
     with pytest.raises(CusaError, match="is not Unicom's"):
         load_unicom(RELEASES["unicom"], None, "cpu")
-    assert not list((tmp_path / "cache").rglob("*.pt*"))  # what is wrong never takes the name that is trusted
+    assert not list(
+        (tmp_path / "cache").rglob("*.pt*")
+    )  # what is wrong never takes the name that is trusted
 
 
 def test_a_published_file_loads(tmp_path, monkeypatch):
@@ -82,9 +106,13 @@ def test_a_published_file_loads(tmp_path, monkeypatch):
 
     model, _ = _tiny()
     path = tmp_path / "tiny.pt"
-    torch.save({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, path)
+    torch.save(
+        {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, path
+    )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    release = replace(RELEASES["unicom"], architecture=UnicomArchitecture(**TINY["kwargs"]), sha256=sha256)
+    release = replace(
+        RELEASES["unicom"], architecture=UnicomArchitecture(**TINY["kwargs"]), sha256=sha256
+    )
     teacher = load_unicom(release, path, "cpu")
     pixels = torch.from_numpy(teacher.preprocess(Image.new("RGB", (90, 70), "red")))[None]
     rows = teacher.rows(pixels, "cpu", "fp32")

@@ -54,7 +54,9 @@ def _args(manifest, teachers, out, *more):
 
 def _by_hash(n=N_IMAGES):
     """Written out: ids by the sha256 of their bytes."""
-    return sorted((f"id{i}" for i in range(n)), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    return sorted(
+        (f"id{i}" for i in range(n)), key=lambda name: hashlib.sha256(name.encode()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,10 @@ def test_other_fractions_are_refused(fraction):
 
 
 def test_growing_data_keep_their_val_images():
-    small, large = choose_val_images(f"id{i}" for i in range(1000)), choose_val_images(f"id{i}" for i in range(1100))
+    small, large = (
+        choose_val_images(f"id{i}" for i in range(1000)),
+        choose_val_images(f"id{i}" for i in range(1100)),
+    )
     assert len(small - large) < 15  # by chance: those that others got in front of
 
 
@@ -144,12 +149,19 @@ def _val(out):
 
 def test_fractions(tmp_path, manifest, teachers):
     none, third = tmp_path / "none.h5", tmp_path / "third.h5"
-    assert "no val split" not in run_ok("precompute", *_args(manifest, teachers, none, "--val-fraction", 0))
+    assert "no val split" not in run_ok(
+        "precompute", *_args(manifest, teachers, none, "--val-fraction", 0)
+    )
     assert _val(none) is None
     run_ok("precompute", *_args(manifest, teachers, third, "--val-fraction", 1 / 3))
     assert _val(third) == set(_by_hash()[:8])
-    for out, val in ((none, None), (third, set(_by_hash()[:8]))):  # the store's own split, without being asked for
-        run_ok("precompute", "--dataset", manifest, "--teacher", "minilm", "--workers", 0, "--out", out)
+    for out, val in (
+        (none, None),
+        (third, set(_by_hash()[:8])),
+    ):  # the store's own split, without being asked for
+        run_ok(
+            "precompute", "--dataset", manifest, "--teacher", "minilm", "--workers", 0, "--out", out
+        )
         assert _val(out) == val
         assert EmbeddingStore(out).splits_of("minilm") == EmbeddingStore(out).splits_of("vit")
     line = run_error("precompute", *_args(manifest, teachers, third, "--val-fraction", 0.5))
@@ -187,7 +199,13 @@ def test_a_limited_store_stays_what_it_is(tmp_path):
     images = tuple(Record(f"id{i}", f"{i}.jpg", ("a",), (f"{i}#0",)) for i in range(400))
     dataset = Dataset("d", tmp_path, {"train": images})
     unsplit = tmp_path / "unsplit.h5"
-    add_teacher(unsplit, dataset.limited(5), "old", made_up_settings("image", 4), {"train": unit_rows(5, 4, 0)})
+    add_teacher(
+        unsplit,
+        dataset.limited(5),
+        "old",
+        made_up_settings("image", 4),
+        {"train": unit_rows(5, 4, 0)},
+    )
     again = _selected(dataset, EmbeddingStore(unsplit), limit=5)
     assert {name: len(split) for name, split in again.splits.items()} == {"train": 5}
     limited = _selected(dataset, limit=5)
@@ -200,7 +218,9 @@ def test_a_limited_store_stays_what_it_is(tmp_path):
     for store in (unsplit, out):
         whole = _selected(dataset, EmbeddingStore(store))
         assert len(whole.splits["train"]) == 360
-        assert fingerprint(whole.splits["train"]) != EmbeddingStore(store).split("train").fingerprint
+        assert (
+            fingerprint(whole.splits["train"]) != EmbeddingStore(store).split("train").fingerprint
+        )
 
 
 def test_what_has_a_val_split_or_no_train_split_is_left_alone(tmp_path):
@@ -223,7 +243,13 @@ def test_a_val_split_from_another_file_stays_the_stores(tmp_path):
     add_teacher(tmp_path / "s.h5", both, "old", made_up_settings("image", 4), rows)
     train = Dataset("d", tmp_path, {"train": both.splits["train"]})
     assert _selected(train, EmbeddingStore(tmp_path / "s.h5")).splits == train.splits
-    add_teacher(tmp_path / "v.h5", both.select(["val"]), "old", made_up_settings("image", 4), {"val": rows["val"]})
+    add_teacher(
+        tmp_path / "v.h5",
+        both.select(["val"]),
+        "old",
+        made_up_settings("image", 4),
+        {"val": rows["val"]},
+    )
     assert _selected(train, EmbeddingStore(tmp_path / "v.h5")).splits == train.splits
 
 

@@ -73,7 +73,9 @@ def test_what_becomes_the_row(tmp_path, name, config, settings, feature, referen
     images = pictures()
     rows = _checked_rows(teacher, images)
     assert rows.shape == (4, teacher.dim)
-    np.testing.assert_allclose(rows, _unit(reference(_output(model, teacher, images)).flatten(1)), atol=1e-5)
+    np.testing.assert_allclose(
+        rows, _unit(reference(_output(model, teacher, images)).flatten(1)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,9 @@ def test_the_mean_is_over_the_patches_alone(tmp_path, name, config, more, first)
     teacher = _load(tmp_path / "see", "mean")
     images = pictures()
     tokens = _output(model, teacher, images).last_hidden_state
-    np.testing.assert_allclose(_checked_rows(teacher, images), _unit(tokens[:, first : first + 4].mean(1)), atol=1e-5)
+    np.testing.assert_allclose(
+        _checked_rows(teacher, images), _unit(tokens[:, first : first + 4].mean(1)), atol=1e-5
+    )
 
 
 def test_a_pooling_of_ones_own(tmp_path):
@@ -104,7 +108,9 @@ def test_a_pooling_of_ones_own(tmp_path):
     clip = save_clip(tmp_path / "clip")
     tower = _load(tmp_path / "clip", "mean")
     tokens = _output(clip.vision_model, tower, pictures()).last_hidden_state
-    np.testing.assert_allclose(_checked_rows(tower, pictures()), _unit(tokens[:, 1:].mean(1)), atol=1e-5)
+    np.testing.assert_allclose(
+        _checked_rows(tower, pictures()), _unit(tokens[:, 1:].mean(1)), atol=1e-5
+    )
 
 
 def test_a_pooling_that_a_model_has_not_is_refused(tmp_path):
@@ -116,7 +122,9 @@ def test_a_pooling_that_a_model_has_not_is_refused(tmp_path):
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
     save_file(kept, tmp_path / "vit" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(TeacherError, match="no weights for one"):  # transformers would draw them at random
+    with pytest.raises(
+        TeacherError, match="no weights for one"
+    ):  # transformers would draw them at random
         _load(tmp_path / "vit", "pooler")
     assert _load(tmp_path / "vit").transform["feature"] == "first_token"
 
@@ -126,7 +134,9 @@ def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path):
     teacher = _load(tmp_path / "see")
     assert teacher.transform["feature"] == "first_token"
     model.config.mask_ratio = model.embeddings.config.mask_ratio = 0.0
-    tokens = _output(model, teacher, pictures(), noise=torch.arange(4.0).expand(4, -1)).last_hidden_state
+    tokens = _output(
+        model, teacher, pictures(), noise=torch.arange(4.0).expand(4, -1)
+    ).last_hidden_state
     np.testing.assert_allclose(_checked_rows(teacher, pictures()), _unit(tokens[:, 0]), atol=1e-5)
 
 
@@ -154,7 +164,9 @@ def test_pictures_of_varying_size_are_batched_by_size(tmp_path, workers):
 def test_a_model_that_takes_one_size_alone_names_the_picture(tmp_path):
     """CLIP has positions for 32 x 32 pixels; its processor makes others."""
     save_clip(tmp_path / "clip", crop=False)
-    with pytest.raises(TeacherError, match=r"fails on an image as its image processor makes it .*32"):
+    with pytest.raises(
+        TeacherError, match=r"fails on an image as its image processor makes it .*32"
+    ):
         _load(tmp_path / "clip")
 
 
@@ -175,15 +187,30 @@ def test_images_of_patches_and_masks(tmp_path):
     np.testing.assert_allclose(rows, _unit(output.pooler_output), atol=1e-5)
     mask = processor(images, return_tensors="pt")["pixel_attention_mask"].bool()
     assert not mask.all()
-    means = [tokens[real].mean(dim=0) for tokens, real in zip(output.last_hidden_state, mask, strict=True)]
-    np.testing.assert_allclose(_checked_rows(_load(folder, "mean"), images), _unit(torch.stack(means)), atol=1e-5)
+    means = [
+        tokens[real].mean(dim=0)
+        for tokens, real in zip(output.last_hidden_state, mask, strict=True)
+    ]
+    np.testing.assert_allclose(
+        _checked_rows(_load(folder, "mean"), images), _unit(torch.stack(means)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "config", "settings", "message"),
     [
-        ("PixtralVisionModel", "PixtralVisionConfig", {**SIZES, "image_size": 32, "patch_size": 16}, "not one row"),
-        ("PerceiverModel", "PerceiverConfig", {"num_latents": 4, "d_latents": 8, "d_model": 8}, "not pixels"),
+        (
+            "PixtralVisionModel",
+            "PixtralVisionConfig",
+            {**SIZES, "image_size": 32, "patch_size": 16},
+            "not one row",
+        ),
+        (
+            "PerceiverModel",
+            "PerceiverConfig",
+            {"num_latents": 4, "d_latents": 8, "d_model": 8},
+            "not pixels",
+        ),
         ("TimesformerModel", "TimesformerConfig", {**VISION, "num_frames": 2}, "fails on an image"),
     ],
 )
@@ -198,17 +225,23 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
     save_vision(tmp_path / "see", "DINOv3ViTModel", "DINOv3ViTConfig", **VISION)
     processor = tmp_path / "see" / "preprocessor_config.json"
     settings = json.loads(processor.read_text())
-    processor.write_text(json.dumps({**settings, "image_processor_type": "DINOv3ViTImageProcessorFast"}))
+    processor.write_text(
+        json.dumps({**settings, "image_processor_type": "DINOv3ViTImageProcessorFast"})
+    )
     try:
         import torchvision  # noqa: F401
     except ImportError:
         with pytest.raises(TeacherError, match=r"it needs torchvision; pip install torchvision$"):
             _load(tmp_path / "see")
     (tmp_path / "timm").mkdir()
-    (tmp_path / "timm" / "config.json").write_text('{"architecture": "resnet18", "num_features": 512}')
+    (tmp_path / "timm" / "config.json").write_text(
+        '{"architecture": "resnet18", "num_features": 512}'
+    )
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setattr("cusa.precompute.teachers.find_spec", lambda name: None)
-    with pytest.raises(TeacherError, match=r"timm model .resnet18., which needs timm: pip install timm"):
+    with pytest.raises(
+        TeacherError, match=r"timm model .resnet18., which needs timm: pip install timm"
+    ):
         parse_teacher(f"see={tmp_path / 'timm'}")
 
 
@@ -217,7 +250,9 @@ def test_kinds_of_folders(tmp_path):
     save_vision(tmp_path / "see", "ResNetModel", "ResNetConfig", embedding_size=8, **MAPS)
     want = _checked_rows(_load(tmp_path / "see"), pictures())
     settings = tmp_path / "see" / "preprocessor_config.json"
-    (tmp_path / "see" / "processor_config.json").write_text(f'{{"image_processor": {settings.read_text()}}}')
+    (tmp_path / "see" / "processor_config.json").write_text(
+        f'{{"image_processor": {settings.read_text()}}}'
+    )
     settings.unlink()
     np.testing.assert_array_equal(_checked_rows(_load(tmp_path / "see"), pictures()), want)
     (tmp_path / "see" / "processor_config.json").unlink()
@@ -232,9 +267,14 @@ def test_code_of_a_folder_is_never_run(tmp_path, monkeypatch):
     """transformers would ask on standard input, and run it on "y"."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
-    (tmp_path / "see" / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Model: pass\n")
+    (tmp_path / "see" / "own.py").write_text(
+        f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Model: pass\n"
+    )
     names = {"AutoConfig": "own.Model", "AutoModel": "own.Model", "AutoImageProcessor": "own.Model"}
-    changes = {"config.json": {"model_type": "own"}, "preprocessor_config.json": {"image_processor_type": "Own"}}
+    changes = {
+        "config.json": {"model_type": "own"},
+        "preprocessor_config.json": {"image_processor_type": "Own"},
+    }
     for file, change in changes.items():
         folder = shutil.copytree(tmp_path / "see", tmp_path / file)
         settings = json.loads((folder / file).read_text())
@@ -248,18 +288,34 @@ def test_the_pooling_is_named_recorded_and_kept(tmp_path):
     save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
     manifest, words = make_pairs(tmp_path / "d"), make_tiny_sentence(tmp_path / "words")
     out = tmp_path / "s.h5"
-    teachers = ("--teacher", f"see={tmp_path / 'see'}", "--teacher", f"words={words}", "--workers", 0)
+    teachers = (
+        "--teacher",
+        f"see={tmp_path / 'see'}",
+        "--teacher",
+        f"words={words}",
+        "--workers",
+        0,
+    )
     text = run_ok("precompute", "--dataset", manifest, *teachers, "--out", out, "--pooling", "mean")
     assert "see: the mean over the patches (mean) becomes the row" in text
     store = EmbeddingStore(out)
     assert store.teachers["see"].transform["feature"] == "mean"
-    result = audit(store, "see", None, 8, 0, "cpu")[0]  # it loads the teacher with the pooling recorded
+    result = audit(store, "see", None, 8, 0, "cpu")[
+        0
+    ]  # it loads the teacher with the pooling recorded
     assert result.least > 0.9999
     assert result.differing == ()
     refused = run("precompute", "--dataset", manifest, *teachers, "--out", out)
     assert refused.exit_code == 1
     assert "transform" in refused.output
-    own_pooling = ("--teacher", f"words={words}", "--teacher", "efficientnet-lite0", "--pooling", "mean")
+    own_pooling = (
+        "--teacher",
+        f"words={words}",
+        "--teacher",
+        "efficientnet-lite0",
+        "--pooling",
+        "mean",
+    )
     line = run_error("precompute", "--dataset", manifest, *own_pooling, "--out", tmp_path / "t.h5")
     assert "--pooling is for Hugging Face vision models" in line
 
@@ -272,9 +328,25 @@ def test_narrow_pictures_are_errors_of_their_file(tmp_path):
     manifest, words = make_pairs(tmp_path / "d"), make_tiny_sentence(tmp_path / "words")
     Image.new("L", (1, 1_000_000)).save(tmp_path / "d" / "003.png")
     manifest.write_text(manifest.read_text().replace("003.jpg", "003.png"))
-    teachers = ("--teacher", f"see={tmp_path / 'see'}", "--teacher", f"words={words}", "--workers", 0)
+    teachers = (
+        "--teacher",
+        f"see={tmp_path / 'see'}",
+        "--teacher",
+        f"words={words}",
+        "--workers",
+        0,
+    )
     result = run("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5")
     assert result.exit_code == 1
     assert "003.png cannot be preprocessed (1 x 1,000,000 pixels are too narrow" in result.output
-    run_ok("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5", "--on-error", "skip")
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        *teachers,
+        "--out",
+        tmp_path / "s.h5",
+        "--on-error",
+        "skip",
+    )
     assert EmbeddingStore(tmp_path / "s.h5").embeddings("see", "train").skipped.tolist() == [3]

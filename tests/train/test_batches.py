@@ -13,11 +13,22 @@ from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loader import EpochOrder, Loader, Pairs, open_sources, pairs_per_step
 from cusa.train.student import StudentConfig, dual_encoder_student
-from tests.helpers import add_teacher, make_pairs, make_store, make_tiny_clip, records, run_ok, settings, unit_rows
+from tests.helpers import (
+    add_teacher,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    records,
+    run_ok,
+    settings,
+    unit_rows,
+)
 
 
 def _sources(store, encoders=("vision", "words")):
-    return open_sources(store, "train", encoders=encoders, processors=None, image_root=None, normalizer_name="albef")
+    return open_sources(
+        store, "train", encoders=encoders, processors=None, image_root=None, normalizer_name="albef"
+    )
 
 
 @pytest.fixture
@@ -32,7 +43,9 @@ def test_every_part_of_a_pair_is_of_the_same_image_and_caption(store):
     batch = Pairs(split, inputs, teachers)[[7, 70, 7, 1]]
     assert batch.image_ids.tolist() == [3, 35, 3, 0]
     images = unit_rows(40, 16, 0).astype(np.float16)
-    texts = (np.repeat(unit_rows(40, 16, 0), 2, axis=0) + 0.1 * unit_rows(80, 16, 9)).astype(np.float16)
+    texts = (np.repeat(unit_rows(40, 16, 0), 2, axis=0) + 0.1 * unit_rows(80, 16, 9)).astype(
+        np.float16
+    )
     np.testing.assert_array_equal(batch.images.numpy(), images[[3, 35, 3, 0]].astype(np.float32))
     np.testing.assert_array_equal(batch.texts.numpy(), texts[[7, 70, 7, 1]].astype(np.float32))
     np.testing.assert_array_equal(batch.teacher_image.numpy(), images[[3, 35, 3, 0]])
@@ -42,8 +55,17 @@ def test_every_part_of_a_pair_is_of_the_same_image_and_caption(store):
 def test_skipped_rows_of_any_teacher_in_use_are_never_trained_on(tmp_path):
     index = make_store(tmp_path)
     dataset = Dataset("made-up", tmp_path, {"train": records("train", 40)})
-    add_teacher(index, dataset, "holes-i", settings("image", 4), {"train": unit_rows(40, 4, 0)}, skipped=[3])
-    add_teacher(index, dataset, "holes-t", settings("text", 4), {"train": unit_rows(80, 4, 0)}, skipped=[10, 79])
+    add_teacher(
+        index, dataset, "holes-i", settings("image", 4), {"train": unit_rows(40, 4, 0)}, skipped=[3]
+    )
+    add_teacher(
+        index,
+        dataset,
+        "holes-t",
+        settings("text", 4),
+        {"train": unit_rows(80, 4, 0)},
+        skipped=[10, 79],
+    )
     store = EmbeddingStore(index)
     good = store.embeddings("vision", "train"), store.embeddings("words", "train")
     holes = store.embeddings("holes-i", "train"), store.embeddings("holes-t", "train")
@@ -80,7 +102,9 @@ def test_an_epoch_goes_on_where_it_was_left_and_processes_share_each_batch():
     assert list(order) == []
     parts = [list(EpochOrder(50, 3, seed=2, rank=r, size=2)) for r in range(2)]
     np.testing.assert_array_equal([np.concatenate(p) for p in zip(*parts, strict=True)], whole)
-    with pytest.raises(CusaError, match="batch size 30 in each of 2 processes is larger than the 50"):
+    with pytest.raises(
+        CusaError, match="batch size 30 in each of 2 processes is larger than the 50"
+    ):
         EpochOrder(50, 30, seed=2, size=2)
 
 
@@ -90,11 +114,26 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     manifest, clip = make_pairs(folder / "data", n=20), make_tiny_clip(folder / "clip")
     index = folder / "store.h5"
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", index)
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"vit={clip}",
+        "--teacher",
+        "minilm",
+        "--out",
+        index,
+    )
     store = EmbeddingStore(index)
     processors = dual_encoder_student(StudentConfig(str(clip)), str(clip), pretrained=True)[1]
     sources = open_sources(
-        store, "train", encoders=None, processors=processors, image_root=None, normalizer_name="albef"
+        store,
+        "train",
+        encoders=None,
+        processors=processors,
+        image_root=None,
+        normalizer_name="albef",
     )
     return Pairs(*sources, (store.embeddings("vit", "train"), store.embeddings("minilm", "train")))
 
@@ -126,17 +165,25 @@ def test_what_a_worker_is_sent_does_not_grow_with_the_data_set(tmp_path):
         index = make_store(tmp_path / str(n), sizes={"train": n})
         store = EmbeddingStore(index)
         split, inputs = _sources(store)
-        pairs = Pairs(split, inputs, (store.embeddings("vision", "train"), store.embeddings("words", "train")))
+        pairs = Pairs(
+            split, inputs, (store.embeddings("vision", "train"), store.embeddings("words", "train"))
+        )
         assert len(pairs) == 2 * n
         list(pairs[np.arange(8)].tensors())  # mapped by now, as in the process that forks
-        shards = sum(e.n_shards for e in (store.embeddings("vision", "train"), store.embeddings("words", "train")))
+        shards = sum(
+            e.n_shards
+            for e in (store.embeddings("vision", "train"), store.embeddings("words", "train"))
+        )
         sizes.append(len(pickle.dumps(pairs)) - 2 * 16 * shards)  # bounds and offsets of each shard
     assert sizes[1] < sizes[0] + 1000
 
 
 def test_an_exception_ends_the_workers(pictures):
     """They ignore SIGTERM, and so must be told."""
-    with pytest.raises(KeyError), closing(Loader(pictures, EpochOrder(len(pictures), 4, seed=1), 2)) as loader:
+    with (
+        pytest.raises(KeyError),
+        closing(Loader(pictures, EpochOrder(len(pictures), 4, seed=1), 2)) as loader,
+    ):
         for _ in loader:
             workers = multiprocessing.active_children()
             assert {worker.pid for worker in workers} == set(loader.process_ids)
@@ -146,7 +193,14 @@ def test_an_exception_ends_the_workers(pictures):
 
 def test_a_step_takes_what_there_is_where_that_is_less_than_it_wants():
     """Pairs, pairs wanted of each process, processes; what each takes."""
-    cases = [(80, 16, 1, 16), (80, 128, 1, 80), (80, 128, 3, 26), (80, 20, 4, 20), (2, 8, 2, 1), (0, 8, 1, 1)]
+    cases = [
+        (80, 16, 1, 16),
+        (80, 128, 1, 80),
+        (80, 128, 3, 26),
+        (80, 20, 4, 20),
+        (2, 8, 2, 1),
+        (0, 8, 1, 1),
+    ]
     for n_pairs, wanted, processes, expected in cases:
         assert pairs_per_step(n_pairs, wanted, processes) == expected
     for n_pairs, processes in ((0, 1), (1, 4)):

@@ -31,10 +31,20 @@ def test_presets():
     ]
     configs = {name: build_config(load_preset(name)) for name in preset_names()}
     paper = configs["paper-coco-vit-b32"]
-    assert (paper.train.batch_size, paper.train.epochs, paper.student.name) == (128, 30, "openai/clip-vit-base-patch32")
+    assert (paper.train.batch_size, paper.train.epochs, paper.student.name) == (
+        128,
+        30,
+        "openai/clip-vit-base-patch32",
+    )
     assert (paper.optim.lr, paper.optim.min_lr, paper.optim.weight_decay) == (1e-5, 1e-6, 1e-4)
-    assert (paper.loss.alpha, paper.loss.beta, paper.loss.contrastive_scaling) == (0.1, 0.5, "paper")
-    for name in (name for name in preset_names() if name.startswith("paper-")):  # as the published trainer does
+    assert (paper.loss.alpha, paper.loss.beta, paper.loss.contrastive_scaling) == (
+        0.1,
+        0.5,
+        "paper",
+    )
+    for name in (
+        name for name in preset_names() if name.startswith("paper-")
+    ):  # as the published trainer does
         assert (configs[name].optim.schedule, configs[name].optim.grad_clip) == ("epoch", 0)
     assert (configs["adapter"].optim.schedule, configs["adapter"].optim.grad_clip) == ("step", 1)
     assert configs["paper-flickr-vit-b32"].train.epochs == 40
@@ -45,7 +55,11 @@ def test_presets():
 
 
 def test_settings_reach_their_place():
-    config = build_config(parse_settings(["loss.alpha=0.2", "optim.lr=1e-5", "loss.tau.init=0.07", "loss.terms=[csa]"]))
+    config = build_config(
+        parse_settings(
+            ["loss.alpha=0.2", "optim.lr=1e-5", "loss.tau.init=0.07", "loss.terms=[csa]"]
+        )
+    )
     assert (config.loss.alpha, config.optim.lr, config.loss.terms) == (0.2, 1e-5, ("csa",))
     assert config.loss.tau == Temperature(0.07, 0.01, 0.10)
     assert differing(config, Config()) == [
@@ -56,7 +70,9 @@ def test_settings_reach_their_place():
 
 
 def test_a_written_config_reads_back(tmp_path):
-    config = build_config(parse_settings(["student.name=adapter", "loss.tau_soft.shared=false", "train.workers=2"]))
+    config = build_config(
+        parse_settings(["student.name=adapter", "loss.tau_soft.shared=false", "train.workers=2"])
+    )
     (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert build_config(load_config_file(tmp_path / "c.yaml")) == config
 
@@ -116,7 +132,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("setting", "name"), REFUSED.items(), ids=[setting[:40] for setting in REFUSED])
+@pytest.mark.parametrize(
+    ("setting", "name"), REFUSED.items(), ids=[setting[:40] for setting in REFUSED]
+)
 def test_what_is_no_setting_is_refused_in_one_line_by_name(setting, name):
     with pytest.raises(SettingError) as error:
         build_config(parse_settings([setting]))
@@ -143,7 +161,13 @@ def test_a_refusal_says_what_is_legal():
 
 
 def test_numbers_are_read_in_every_form_that_yaml_may_give():
-    given = ["optim.lr=1e-3", "train.epochs=1e2", "train.log_every=1_000", "loss.alpha=1", "train.workers=null"]
+    given = [
+        "optim.lr=1e-3",
+        "train.epochs=1e2",
+        "train.log_every=1_000",
+        "loss.alpha=1",
+        "train.workers=null",
+    ]
     config = build_config(parse_settings([*given, "data.text_teacher=1e5"]))
     assert (config.optim.lr, config.train.epochs, config.train.log_every) == (1e-3, 100, 1000)
     assert (config.loss.alpha, config.train.workers) == (1.0, None)
@@ -179,8 +203,22 @@ def test_config_files(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("loss: {alpha: 2}\n")
     assert build_config(merge(load_config_file(path), {"loss": {"beta": 3}})).loss.alpha == 2
-    bombs = ["a: [", "- 1", "", "a: &a [*a]", "[" * 3000, "a: !!int x", "? [1]\n: 2", "a: !!python/name:os.system"]
-    contents = [*(text.encode() for text in bombs), b"\xff\xfe", b"a: b\0", b"a: " + b"1" * 2_000_000]
+    bombs = [
+        "a: [",
+        "- 1",
+        "",
+        "a: &a [*a]",
+        "[" * 3000,
+        "a: !!int x",
+        "? [1]\n: 2",
+        "a: !!python/name:os.system",
+    ]
+    contents = [
+        *(text.encode() for text in bombs),
+        b"\xff\xfe",
+        b"a: b\0",
+        b"a: " + b"1" * 2_000_000,
+    ]
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(FileFormatError) as error:

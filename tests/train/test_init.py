@@ -40,7 +40,9 @@ def index(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first(index, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "first"
-    run_ok("train", "--embeddings", index, "--student", "adapter", *SMALL, *SHORT, "--run-dir", run_dir)
+    run_ok(
+        "train", "--embeddings", index, "--student", "adapter", *SMALL, *SHORT, "--run-dir", run_dir
+    )
     return run_dir
 
 
@@ -48,9 +50,34 @@ def first(index, tmp_path_factory):
 def pictures(tmp_path_factory):
     """A store of pictures, and a trained CLIP with heads: the run and its export."""
     folder = tmp_path_factory.mktemp("pictures")
-    manifest, clip, store = make_pairs(folder / "data", n=12), make_tiny_clip(folder / "clip"), folder / "store.h5"
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", store)
-    args = ("--embeddings", store, "--student", clip, "--batch-size", 6, "--epochs", 1, "--workers", 0)
+    manifest, clip, store = (
+        make_pairs(folder / "data", n=12),
+        make_tiny_clip(folder / "clip"),
+        folder / "store.h5",
+    )
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"vit={clip}",
+        "--teacher",
+        "minilm",
+        "--out",
+        store,
+    )
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        clip,
+        "--batch-size",
+        6,
+        "--epochs",
+        1,
+        "--workers",
+        0,
+    )
     run_ok("train", *args, "--set", "optim.lr=1e-3", "--run-dir", folder / "run")
     run_ok("train", "export", "--run", folder / "run", "--to", "hf", "--out", folder / "exported")
     shutil.rmtree(clip)  # nobody needs it any more
@@ -60,7 +87,12 @@ def pictures(tmp_path_factory):
 def _trainer(index, init, run_dir, **student):
     config = {"data": {"embeddings": str(index)}, "student": {"init": str(init), **student}}
     return Trainer(
-        build_config(config), Processes("cpu"), 0, run_dir, resume=False, validation_scores=validation_scores
+        build_config(config),
+        Processes("cpu"),
+        0,
+        run_dir,
+        resume=False,
+        validation_scores=validation_scores,
     )
 
 
@@ -77,10 +109,19 @@ def test_an_adapter_begins_with_the_weights_of_another(index, first, tmp_path, s
     _same(trainer.student.state_dict(), load_saved(first).student.state_dict())
     run_ok("train", "--embeddings", index, "--init", init, *SHORT, "--run-dir", tmp_path / "run")
     config, provenance = load_run(tmp_path / "run")
-    assert (config.student.name, config.student.hidden_dim, config.student.embed_dim) == ("adapter", 16, 8)
+    assert (config.student.name, config.student.hidden_dim, config.student.embed_dim) == (
+        "adapter",
+        16,
+        8,
+    )
     assert config.student.init == str(init)
     beginning = provenance.beginning
-    assert (beginning.path, beginning.dataset, beginning.epoch, beginning.step) == (str(init), "made-up", 2, 10)
+    assert (beginning.path, beginning.dataset, beginning.epoch, beginning.step) == (
+        str(init),
+        "made-up",
+        2,
+        10,
+    )
     lines = read_metrics(tmp_path / "run")
     assert (lines[0]["step"], lines[0]["tau"]) == (1, pytest.approx(0.05, abs=2e-3))
     assert lines[0]["lr"] == read_metrics(first)[0]["lr"]
@@ -102,7 +143,9 @@ def test_killed_before_its_first_checkpoint_it_begins_again_with_the_same(index,
             "Trainer._train_on = wrapped\nfrom cusa.cli.train import main\n"
             f"main({[*map(str, args), '--run-dir', str(run_dir)]!r})\n"
         )
-        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+        assert (
+            subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+        )
     run_ok("train", "--resume", "--run-dir", tmp_path / "early")
     shutil.rmtree(tmp_path / "init")
     run_ok("train", "--resume", "--run-dir", tmp_path / "late")
@@ -110,13 +153,25 @@ def test_killed_before_its_first_checkpoint_it_begins_again_with_the_same(index,
     for name in ("early", "late"):
         _same(Checkpoints(tmp_path / name).newest()[0].tensors, whole.tensors)
         assert load_run(tmp_path / name)[1].beginning == load_run(tmp_path / "whole")[1].beginning
-    assert "student.init" in run_error("train", "--resume", "--run-dir", tmp_path / "late", "--init", first)
+    assert "student.init" in run_error(
+        "train", "--resume", "--run-dir", tmp_path / "late", "--init", first
+    )
 
 
 def test_a_student_that_has_changed_since_is_refused(index, first, tmp_path, monkeypatch):
     shutil.copytree(first, tmp_path / "init")
-    args = ("--embeddings", index, "--init", tmp_path / "init", *SHORT, "--run-dir", tmp_path / "run")
-    monkeypatch.setattr(Trainer, "_train_on", lambda *_: (_ for _ in ()).throw(CusaError("stopped")))
+    args = (
+        "--embeddings",
+        index,
+        "--init",
+        tmp_path / "init",
+        *SHORT,
+        "--run-dir",
+        tmp_path / "run",
+    )
+    monkeypatch.setattr(
+        Trainer, "_train_on", lambda *_: (_ for _ in ()).throw(CusaError("stopped"))
+    )
     run_error("train", *args)
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "init")
@@ -147,7 +202,9 @@ def test_another_kind_or_size_of_student_is_refused(index, first, tmp_path):
         assert name in str(error.value)
         assert error.value.path == first
     args = ("--embeddings", index, *SHORT, "--run-dir", tmp_path / "run")
-    assert "student.name ('adapter' / 'a/b')" in run_error("train", *args, "--init", first, "--student", "a/b")
+    assert "student.name ('adapter' / 'a/b')" in run_error(
+        "train", *args, "--init", first, "--student", "a/b"
+    )
     for wrong in (tmp_path / "nothing", index.parent, index):
         run_error("train", *args, "--init", wrong)
     assert "text" in run_error("train", *args, "--set", "student.init=[1]")
@@ -156,13 +213,17 @@ def test_another_kind_or_size_of_student_is_refused(index, first, tmp_path):
 
 def test_another_encoders_rows_of_the_same_size_are_refused(first, tmp_path):
     """The weights would fit, and mean nothing."""
-    dataset = Dataset("made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))})
+    dataset = Dataset(
+        "made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))}
+    )
     rows = {"train": unit_rows(40, 16, 0), "val": unit_rows(10, 16, 1)}
     other = tmp_path / "store.h5"
     add_teacher(other, dataset, "vision", settings("image", 16, weights_sha256="1" * 64), rows)
     texts = {split: unit_rows(2 * len(values), 16, 3) for split, values in rows.items()}
     add_teacher(other, dataset, "words", settings("text", 16, dtype="float32"), texts)
-    line = run_error("train", "--embeddings", other, "--init", first, *SHORT, "--run-dir", tmp_path / "run")
+    line = run_error(
+        "train", "--embeddings", other, "--init", first, *SHORT, "--run-dir", tmp_path / "run"
+    )
     assert "vision.weights_sha256" in line
     assert "words" not in line  # how rows are rounded does not matter
 
@@ -174,7 +235,9 @@ def test_a_damaged_student_is_refused(index, first, tmp_path):
     content[-3] ^= 1
     weights.write_bytes(content)
     with pytest.raises(RunError) as error:
-        _trainer(index, tmp_path / "init", tmp_path / "run", name="adapter", hidden_dim=16, embed_dim=8)
+        _trainer(
+            index, tmp_path / "init", tmp_path / "run", name="adapter", hidden_dim=16, embed_dim=8
+        )
     assert error.value.path == weights
 
 

@@ -48,7 +48,10 @@ def test_a_finished_run_goes_on_at_the_least_learning_rate(index, planned, tmp_p
     run_dir = tmp_path / "run"
     run_ok("train", *_args(index, run_dir, "--epochs", 3))
     out = run_ok("train", "--resume", "--run-dir", run_dir, "--epochs", 5)
-    assert "5 epochs instead of 3; the schedule stays that of 3: from epoch 4 on the learning rate is 0.0001" in out
+    assert (
+        "5 epochs instead of 3; the schedule stays that of 3: from epoch 4 on the learning rate is 0.0001"
+        in out
+    )
     config = load_run(run_dir)[0]
     assert (config.train.epochs, config.optim.schedule_epochs) == (5, 3)
     rates = [line["lr"] for line in read_metrics(run_dir) if line["kind"] == "train"]
@@ -73,7 +76,9 @@ def test_so_does_one_that_is_not_finished_and_twice_is_once(index, planned, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_on", stopped)
         run_error("train", *_args(index, run_dir, "--epochs", 3, "--checkpoint-steps", 2))
-    out = run_ok("train", *_args(index, run_dir, "--resume", "--epochs", 4, "--checkpoint-steps", 2))
+    out = run_ok(
+        "train", *_args(index, run_dir, "--resume", "--epochs", 4, "--checkpoint-steps", 2)
+    )
     assert "4 epochs instead of 3" in out
     assert "step 3 of the next" in out
     out = run_ok("train", "--resume", "--run-dir", run_dir, "--set", "train.epochs=5")
@@ -96,9 +101,18 @@ def test_a_run_may_end_early_but_not_before_where_it_is(index, planned, tmp_path
 def test_the_error_names_the_setting(index, tmp_path):
     run_ok("train", *_args(index, tmp_path / "run", "--epochs", 2))
     config = load_run(tmp_path / "run")[0]
-    fewer = config.__class__(config.data, config.student, config.loss, config.optim, _with(config.train, epochs=1))
+    fewer = config.__class__(
+        config.data, config.student, config.loss, config.optim, _with(config.train, epochs=1)
+    )
     with pytest.raises(SettingError) as error:
-        Trainer(fewer, Processes("cpu"), 0, tmp_path / "run", resume=True, validation_scores=validation_scores)
+        Trainer(
+            fewer,
+            Processes("cpu"),
+            0,
+            tmp_path / "run",
+            resume=True,
+            validation_scores=validation_scores,
+        )
     assert error.value.name == "train.epochs"
 
 
@@ -123,7 +137,9 @@ def test_other_settings_are_still_refused_beside(index, tmp_path):
     line = run_error("train", "--resume", "--run-dir", run_dir, "--epochs", 2, "--seed", 3)
     assert "train.seed (0 / 3)" in line
     assert "train.epochs" not in line
-    line = run_error("train", "--resume", "--run-dir", run_dir, "--epochs", 2, "--set", "optim.schedule_epochs=2")
+    line = run_error(
+        "train", "--resume", "--run-dir", run_dir, "--epochs", 2, "--set", "optim.schedule_epochs=2"
+    )
     assert "optim.schedule_epochs (None / 2)" in line
 
 

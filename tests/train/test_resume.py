@@ -24,7 +24,16 @@ ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "s
 
 def _args(index, run_dir, *more):
     """Three epochs of five steps, dropout included, a checkpoint every second step."""
-    rest = ("--batch-size", 16, "--epochs", 3, "--set", "train.log_every=1", "--checkpoint-steps", 2)
+    rest = (
+        "--batch-size",
+        16,
+        "--epochs",
+        3,
+        "--set",
+        "train.log_every=1",
+        "--checkpoint-steps",
+        2,
+    )
     return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
 
 
@@ -71,7 +80,9 @@ def whole(index, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("step", "workers"), [(1, 0), (8, 0), (9, 1), (13, 0)])
-def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(index, whole, tmp_path, step, workers):
+def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(
+    index, whole, tmp_path, step, workers
+):
     """SIGKILL, and a torn line in the log; before the first checkpoint, within epochs, with a worker."""
     run_dir = tmp_path / "part"
     done = _interrupted(_args(index, run_dir, "--workers", workers), step)
@@ -83,7 +94,9 @@ def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(index, whole, 
     expected = f"resumed   after epoch {kept // 5}, step {kept % 5} of the next"
     assert (expected in out) == (kept > 0), out
     _assert_same(whole, run_dir)
-    assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)  # nothing is left to do
+    assert "best epoch" in run_ok(
+        "train", "--resume", "--run-dir", run_dir
+    )  # nothing is left to do
     _assert_same(whole, run_dir)
 
 
@@ -95,22 +108,29 @@ def test_killed_while_validating_it_validates_again(index, whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "times", "status"), [(signal.SIGTERM, 1, 143), (signal.SIGTERM, 2, 143), (signal.SIGINT, 1, 130)]
+    ("number", "times", "status"),
+    [(signal.SIGTERM, 1, 143), (signal.SIGTERM, 2, 143), (signal.SIGINT, 1, 130)],
 )
-def test_a_signal_leaves_a_checkpoint_and_its_own_status(index, whole, tmp_path, number, times, status):
+def test_a_signal_leaves_a_checkpoint_and_its_own_status(
+    index, whole, tmp_path, number, times, status
+):
     """Also where SIGTERM comes twice: a cluster's scheduler sends it to all, and then torchrun does."""
     run_dir = tmp_path / "part"
     done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 6, number, times=times)
     assert done.returncode == status, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert errors == [f"Error: stopped by {number.name}: step 7 is kept; go on with: {resume_command(run_dir)}"]
+    assert errors == [
+        f"Error: stopped by {number.name}: step 7 is kept; go on with: {resume_command(run_dir)}"
+    ]
     assert "step 2 of the next" in run_ok("train", "--resume", "--run-dir", run_dir)
     _assert_same(whole, run_dir)
 
 
 def test_a_signal_while_validating_leaves_a_checkpoint(index, whole, tmp_path):
     run_dir = tmp_path / "part"
-    done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 5, signal.SIGTERM, "_validate")
+    done = _interrupted(
+        _args(index, run_dir, "--checkpoint-steps", 1000), 5, signal.SIGTERM, "_validate"
+    )
     assert done.returncode == 143
     assert "step 5 is kept" in done.stderr
     assert [m["kind"] for m in _lines(run_dir)] == ["train"] * 5
@@ -145,7 +165,9 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(index, tmp_path):
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     for line in (run_error("train", "--resume", "--run-dir", run_dir),
                  run_error("eval", "--run", run_dir, "--checkpoint", "last")):  # fmt: skip
-        assert f"no checkpoint of {run_dir} is whole: {two} is damaged (its checksum differs)" in line
+        assert (
+            f"no checkpoint of {run_dir} is whole: {two} is damaged (its checksum differs)" in line
+        )
     assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
 
 
@@ -181,7 +203,9 @@ def test_checkpoints_by_time(index, tmp_path):
     assert [p.stem[-1] for p in Checkpoints(tmp_path / "a").paths()] == ["2", "3"]
     args = [tmp_path / "b" if a == tmp_path / "a" else a for a in args]
     assert _interrupted(args, 8).returncode < 0
-    assert [p.stem[-1] for p in Checkpoints(tmp_path / "b").paths()] == ["5"]  # the epoch's end alone
+    assert [p.stem[-1] for p in Checkpoints(tmp_path / "b").paths()] == [
+        "5"
+    ]  # the epoch's end alone
 
 
 def test_half_precision_goes_on_exactly(index, tmp_path):
@@ -196,13 +220,17 @@ def test_half_precision_goes_on_exactly(index, tmp_path):
     assert one["_growth_tracker"] > 0
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(index, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(
+    index, tmp_path, monkeypatch
+):
     run_dir = tmp_path / "run"
     plain = Trainer._train_on
 
     def step(self, batch):
         if self.progress.step == 7:
-            self.student.image_heads["uni"][1].weight.register_hook(lambda gradient: gradient * float("nan"))
+            self.student.image_heads["uni"][1].weight.register_hook(
+                lambda gradient: gradient * float("nan")
+            )
         return plain(self, batch)
 
     monkeypatch.setattr(Trainer, "_train_on", step)
@@ -243,7 +271,9 @@ def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
     result = run("train", *_args(index, run_dir))
     assert result.exit_code == 0, result.output
     warnings = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
-    assert any("checkpoint of step 6 could not be written (No space left on device)" in w for w in warnings)
+    assert any(
+        "checkpoint of step 6 could not be written (No space left on device)" in w for w in warnings
+    )
     assert any("that of step 5 stays" in w for w in warnings)
     assert any("epoch 2 is the best so far and could not be saved" in w for w in warnings)
     assert any("log could not be written" in w for w in warnings)
@@ -277,7 +307,9 @@ def test_what_is_lost_at_the_end_is_an_error(index, tmp_path, monkeypatch, what,
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_reader_that_is_killed_is_an_error_with_a_way_on(index, whole, tmp_path, monkeypatch, workers):
+def test_a_reader_that_is_killed_is_an_error_with_a_way_on(
+    index, whole, tmp_path, monkeypatch, workers
+):
     plain = Trainer._train_on
 
     def step(self, batch):
@@ -296,7 +328,9 @@ def test_a_reader_that_is_killed_is_an_error_with_a_way_on(index, whole, tmp_pat
     _assert_same(whole, tmp_path / "run")
 
 
-def test_one_that_is_killed_while_validating_stops_the_run_and_keeps_it(index, tmp_path, monkeypatch):
+def test_one_that_is_killed_while_validating_stops_the_run_and_keeps_it(
+    index, tmp_path, monkeypatch
+):
     def read(*_arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -310,8 +344,29 @@ def test_a_relative_student_is_found_from_anywhere(tmp_path, monkeypatch):
     manifest = make_pairs(tmp_path / "data", n=16)
     make_tiny_clip(tmp_path / "clip")
     monkeypatch.chdir(tmp_path)
-    run_ok("precompute", "--dataset", manifest, "--teacher", "vit=clip", "--teacher", "minilm", "--out", "store.h5")
-    args = ("--embeddings", "store.h5", "--student", "clip", "--run-dir", "run", "--batch-size", 6, "--epochs", 1)
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        "vit=clip",
+        "--teacher",
+        "minilm",
+        "--out",
+        "store.h5",
+    )
+    args = (
+        "--embeddings",
+        "store.h5",
+        "--student",
+        "clip",
+        "--run-dir",
+        "run",
+        "--batch-size",
+        6,
+        "--epochs",
+        1,
+    )
     assert _interrupted(args, 1).returncode == -signal.SIGKILL  # before the first checkpoint
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -408,7 +463,10 @@ def test_a_checkpoint_of_another_student_is_named(index, tmp_path):
 def test_files_are_for_everyone_to_read_whom_the_umask_lets(index, tmp_path):
     run_ok("train", *_args(index, tmp_path / "run"))
     plain = (tmp_path / "run" / "config.yaml").stat().st_mode
-    for path in (tmp_path / "run" / "best" / "student.safetensors", *Checkpoints(tmp_path / "run").paths()):
+    for path in (
+        tmp_path / "run" / "best" / "student.safetensors",
+        *Checkpoints(tmp_path / "run").paths(),
+    ):
         assert path.stat().st_mode == plain
 
 
@@ -454,7 +512,18 @@ def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
             picture.rename(hidden)
         return plain(self, batch)
 
-    args = ("--embeddings", store, "--student", clip, "--run-dir", run_dir, "--epochs", 3, "--batch-size", 6)
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        clip,
+        "--run-dir",
+        run_dir,
+        "--epochs",
+        3,
+        "--batch-size",
+        6,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_on", step)
         line = run_error("train", *args, "--workers", 0)
@@ -463,7 +532,9 @@ def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
     kept = int(Checkpoints(run_dir).paths()[-1].stem[-9:])
     assert 6 <= kept < 12
     hidden.rename(picture)
-    assert f"after epoch {kept // 4}, step {kept % 4}" in run_ok("train", "--resume", "--run-dir", run_dir)
+    assert f"after epoch {kept // 4}, step {kept % 4}" in run_ok(
+        "train", "--resume", "--run-dir", run_dir
+    )
 
 
 def test_zero_teacher_rows_are_named(tmp_path):
@@ -472,7 +543,9 @@ def test_zero_teacher_rows_are_named(tmp_path):
     from tests.helpers import add_teacher, records, settings
 
     index = make_store(tmp_path / "store")
-    dataset = Dataset("made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))})
+    dataset = Dataset(
+        "made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))}
+    )
     rows = {s: np.eye(n, 40, dtype=np.float32) for s, n in (("train", 40), ("val", 10))}
     rows["train"][3] = 0
     add_teacher(index, dataset, "zeros", settings("image", 40), rows)

@@ -17,11 +17,15 @@ def test_by_step_it_warms_up_and_ends_at_the_minimum():
     rates = [learning_rate(step, 4, config) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     # Seven intervals of a half cosine: 0.1 + 0.45 (1 + cos(pi k / 7)).
-    assert rates[4:] == pytest.approx([1.0, 0.955436, 0.830570, 0.650134, 0.449866, 0.269430, 0.144564, 0.1], abs=1e-6)
+    assert rates[4:] == pytest.approx(
+        [1.0, 0.955436, 0.830570, 0.650134, 0.449866, 0.269430, 0.144564, 0.1], abs=1e-6
+    )
 
 
 def test_runs_of_earlier_versions_go_on_with_the_same_rates_to_the_last_bit():
-    config = build_config({"optim": {"lr": 1e-3, "min_lr": 1e-5, "warmup_epochs": 1}, "train": {"epochs": 3}})
+    config = build_config(
+        {"optim": {"lr": 1e-3, "min_lr": 1e-5, "warmup_epochs": 1}, "train": {"epochs": 3}}
+    )
     assert [learning_rate(step, 5, config) for step in (2, 4, 5, 9, 14)] == [
         0.0006000000000000001,  # 1e-3 * 3 / 5, in this order
         0.001,
@@ -43,7 +47,9 @@ def test_by_epoch_the_warm_up_shifts_the_cosine():
     config = _config(4, schedule="epoch", warmup_epochs=2)
     rates = [learning_rate(3 * epoch, 3, config) for epoch in range(4)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.868198], abs=1e-6)
-    assert learning_rate(0, 3, _config(4, schedule="epoch", warmup_epochs=0.5)) == 1.0  # never above the peak
+    assert (
+        learning_rate(0, 3, _config(4, schedule="epoch", warmup_epochs=0.5)) == 1.0
+    )  # never above the peak
 
 
 def test_the_papers_schedule_is_that_of_the_published_trainer():

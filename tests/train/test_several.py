@@ -28,11 +28,20 @@ EXACT = ("--set", "student.dropout=0", "--set", "train.log_every=1", "--epochs",
 
 
 def torchrun(*args, n=2, module="cusa.train", wait=True):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(n),
+    ]
     command += ["-m", module, *map(str, args)] if module else list(map(str, args))
     # gloo's own connection attempts go to whatever address the machine's name has
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    begun = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env
+    )
     if not wait:
         return begun
     out, err = begun.communicate(timeout=180)
@@ -54,14 +63,28 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     manifest, clip = make_pairs(folder / "data", n=20), make_tiny_clip(folder / "clip")
     store = folder / "store.h5"
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", store)
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"vit={clip}",
+        "--teacher",
+        "minilm",
+        "--out",
+        store,
+    )
     return "--embeddings", store, "--student", clip, "--set", "optim.lr=1e-3"
 
 
 @pytest.mark.parametrize("student", ["adapter", "accumulated", "clip"])
-def test_two_processes_have_the_losses_of_one_with_their_batches_joined(index, pictures, tmp_path, student):
+def test_two_processes_have_the_losses_of_one_with_their_batches_joined(
+    index, pictures, tmp_path, student
+):
     common = pictures if student == "clip" else ("--embeddings", index, *ADAPTER)
-    each = ("--batch-size", 4, "--accumulate", 2) if student == "accumulated" else ("--batch-size", 8)
+    each = (
+        ("--batch-size", 4, "--accumulate", 2) if student == "accumulated" else ("--batch-size", 8)
+    )
     done = torchrun(*common, *EXACT, "--gather", *each, "--run-dir", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best epoch") == 1  # one of them reports
@@ -71,16 +94,25 @@ def test_two_processes_have_the_losses_of_one_with_their_batches_joined(index, p
     assert len(one) == len(two) > 4
     for a, b in zip(one, two, strict=True):
         assert b.pop("kind") == a.pop("kind")
-        assert b == pytest.approx(a, rel=1e-4)  # recalls included: each process encoded its part of the split
-    first, last = Checkpoints(tmp_path / "one").newest()[0][0], Checkpoints(tmp_path / "two").newest()[0][0]
+        assert b == pytest.approx(
+            a, rel=1e-4
+        )  # recalls included: each process encoded its part of the split
+    first, last = (
+        Checkpoints(tmp_path / "one").newest()[0][0],
+        Checkpoints(tmp_path / "two").newest()[0][0],
+    )
     # Attention's key biases have rounding errors for gradients, which AdamW scales up to its learning rate.
-    for name in (n for n in first if n.startswith(("student.", "loss.")) and "k_proj.bias" not in n):
+    for name in (
+        n for n in first if n.startswith(("student.", "loss.")) and "k_proj.bias" not in n
+    ):
         torch.testing.assert_close(last[name], first[name], rtol=1e-3, atol=1e-5)
 
 
 def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(index, tmp_path):
     """Against both losses, written out in one process."""
-    done = torchrun("--embeddings", index, *ADAPTER, *EXACT, "--batch-size", 8, "--run-dir", tmp_path / "two")
+    done = torchrun(
+        "--embeddings", index, *ADAPTER, *EXACT, "--batch-size", 8, "--run-dir", tmp_path / "two"
+    )
     assert done.returncode == 0, done.stderr
     settings = {
         "data": {"embeddings": str(index)},
@@ -88,7 +120,14 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
         "train": {"epochs": 2, "batch_size": 16},
     }
     config = build_config(merge(load_preset("adapter"), settings))
-    trainer = Trainer(config, Processes("cpu"), 0, tmp_path / "one", resume=False, validation_scores=validation_scores)
+    trainer = Trainer(
+        config,
+        Processes("cpu"),
+        0,
+        tmp_path / "one",
+        resume=False,
+        validation_scores=validation_scores,
+    )
     trainer.step.train()
     expected = []
     for epoch in range(2):
@@ -96,13 +135,27 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
         for number, pairs in enumerate(trainer.order):
             halves = [trainer.step(trainer.pairs[part]).total for part in (pairs[:8], pairs[8:])]
             expected.append(halves[0].item())
-            assert trainer._state.descend(sum(halves) / 2, learning_rate(epoch * 5 + number, 5, config))
-    assert [m["loss"] for m in _lines(tmp_path / "two", "train")] == pytest.approx(expected, rel=1e-4)
+            assert trainer._state.descend(
+                sum(halves) / 2, learning_rate(epoch * 5 + number, 5, config)
+            )
+    assert [m["loss"] for m in _lines(tmp_path / "two", "train")] == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
     """SIGKILL of one of them in the middle of epoch 2; dropout included, which each draws for itself."""
-    args = ("--embeddings", index, *ADAPTER, "--batch-size", 8, "--set", "train.log_every=1", "--epochs", 3)
+    args = (
+        "--embeddings",
+        index,
+        *ADAPTER,
+        "--batch-size",
+        8,
+        "--set",
+        "train.log_every=1",
+        "--epochs",
+        3,
+    )
     args = (*args, "--checkpoint-steps", 3)
     assert torchrun(*args, "--run-dir", tmp_path / "whole").returncode == 0
     script = tmp_path / "killed.py"
@@ -128,7 +181,16 @@ def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
 def test_two_processes_without_validation_and_with_fewer_pairs_than_they_want(tmp_path):
     """And the command that goes on with them, as it is printed."""
     index = make_store(tmp_path / "store", sizes={"train": 5, "test": 4})
-    args = ("--embeddings", index, *ADAPTER, *EXACT, "--batch-size", 8, "--run-dir", tmp_path / "run")
+    args = (
+        "--embeddings",
+        index,
+        *ADAPTER,
+        *EXACT,
+        "--batch-size",
+        8,
+        "--run-dir",
+        tmp_path / "run",
+    )
     done = torchrun(*args)
     assert done.returncode == 0, done.stderr
     assert "no validation" in done.stdout
@@ -139,13 +201,25 @@ def test_two_processes_without_validation_and_with_fewer_pairs_than_they_want(tm
     assert Path(program).name == "torchrun"
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [program, "--standalone", *arguments, "--epochs", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=180)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=env, timeout=180
+    )
     assert done.returncode == 0, done.stderr
     assert load_saved(tmp_path / "run").origin.epoch == 3
 
 
 def test_sigterm_of_torchrun_leaves_a_checkpoint(index, tmp_path):
-    args = ("--embeddings", index, *ADAPTER, "--batch-size", 8, "--epochs", 100_000, "--run-dir", tmp_path / "run")
+    args = (
+        "--embeddings",
+        index,
+        *ADAPTER,
+        "--batch-size",
+        8,
+        "--epochs",
+        100_000,
+        "--run-dir",
+        tmp_path / "run",
+    )
     begun = torchrun(*args, "--checkpoint-minutes", 1000, wait=False)
     best = tmp_path / "run" / "best" / "student.safetensors"
     until = time.monotonic() + 90
@@ -179,5 +253,8 @@ def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pict
     done = torchrun(script, *args, module=None)
     assert done.returncode != 0
     assert time.monotonic() - began < 60
-    assert "Error: image 003.jpg does not exist (the run is kept up to step 3; go on with" in done.stderr
+    assert (
+        "Error: image 003.jpg does not exist (the run is kept up to step 3; go on with"
+        in done.stderr
+    )
     assert Checkpoints(tmp_path / "run").paths()[-1].stem == "step-000000003"

@@ -22,19 +22,27 @@ CPU = torch.device("cpu")
 def _batch(n, teacher=True, pixels=False):
     torch.manual_seed(1)
     images = torch.randn(n, 3, 32, 32) if pixels else torch.randn(n, 16)
-    texts = {"input_ids": torch.tensor([[0, 5, 8, 1]]).repeat(n, 1)} if pixels else torch.randn(n, 12)
+    texts = (
+        {"input_ids": torch.tensor([[0, 5, 8, 1]]).repeat(n, 1)} if pixels else torch.randn(n, 12)
+    )
     rows = (torch.randn(n, 4), torch.randn(n, 6)) if teacher else (None, None)
     return Batch(images, texts, *rows, torch.arange(n))
 
 
 def _step(loss="cusa", precision="fp32", **student):
     student = {"name": "adapter", "hidden_dim": 32, **student}
-    config = build_config({"student": student, "loss": {"terms": TERMS[loss]}, "train": {"precision": precision}})
+    config = build_config(
+        {"student": student, "loss": {"terms": TERMS[loss]}, "train": {"precision": precision}}
+    )
     torch.manual_seed(0)
-    return TrainStep(adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU), config
+    return TrainStep(
+        adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU
+    ), config
 
 
-@pytest.mark.parametrize(("loss", "frozen"), [("cusa", set()), ("csa", {"image_heads.uni", "text_heads.uni"})])
+@pytest.mark.parametrize(
+    ("loss", "frozen"), [("cusa", set()), ("csa", {"image_heads.uni", "text_heads.uni"})]
+)
 def test_heads_that_no_term_uses_are_frozen(loss, frozen):
     step, config = _step(loss)
     before = {k: v.clone() for k, v in step.state_dict().items()}
@@ -45,7 +53,12 @@ def test_heads_that_no_term_uses_are_frozen(loss, frozen):
     assert step.training
     assert all(torch.equal(v, before[k]) for k, v in step.state_dict().items())
     left = {n for n, p in step.named_parameters() if not p.requires_grad}
-    assert left == {f"student.{head}.{i}.{kind}" for head in frozen for i in (0, 1) for kind in ("weight", "bias")}
+    assert left == {
+        f"student.{head}.{i}.{kind}"
+        for head in frozen
+        for i in (0, 1)
+        for kind in ("weight", "bias")
+    }
     assert all(p.grad is None for p in step.parameters())
     names = make_optimizer(step, config)[1]
     assert sorted(names) == sorted(n for n, p in step.named_parameters() if p.requires_grad)
@@ -91,7 +104,9 @@ def test_copies_of_weights_under_autocast_do_not_count_for_every_pair():
 @pytest.mark.parametrize(("grad_clip", "norm"), [(0, 37.5), (1, 1.0), (100, 37.5)])
 def test_gradients_are_clipped_by_their_norm_or_not_at_all(grad_clip, norm):
     """Of a loss that is 37.5 times a temperature, whose gradient has the norm 37.5."""
-    config = build_config({"student": {"name": "adapter", "hidden_dim": 4}, "optim": {"grad_clip": grad_clip}})
+    config = build_config(
+        {"student": {"name": "adapter", "hidden_dim": 4}, "optim": {"grad_clip": grad_clip}}
+    )
     step = TrainStep(adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU)
     assert TrainingState(step, config, CPU).descend(37.5 * step.loss.tau, lr=1e-3)
     assert step.loss.tau.grad.item() == pytest.approx(norm, rel=1e-5)
@@ -101,7 +116,17 @@ def test_tensorboard_files_hold_what_the_log_does(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
-    args = ("--embeddings", index, "--student", "adapter", "--batch-size", 16, "--run-dir", run_dir, "--tensorboard")
+    args = (
+        "--embeddings",
+        index,
+        "--student",
+        "adapter",
+        "--batch-size",
+        16,
+        "--run-dir",
+        run_dir,
+        "--tensorboard",
+    )
     run_ok("train", *args, "--epochs", 2, "--set", "train.log_every=2")
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
@@ -117,7 +142,17 @@ def test_a_resumed_run_has_no_step_twice_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
-    args = ("--embeddings", index, "--student", "adapter", "--batch-size", 16, "--run-dir", run_dir, "--tensorboard")
+    args = (
+        "--embeddings",
+        index,
+        "--student",
+        "adapter",
+        "--batch-size",
+        16,
+        "--run-dir",
+        run_dir,
+        "--tensorboard",
+    )
     args = (*args, "--epochs", 2, "--set", "train.log_every=1")
     plain = Trainer._train_on
 
@@ -143,14 +178,35 @@ def test_tensorboard_files_that_cannot_be_written_end_and_training_goes_on(tmp_p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(SummaryWriter, "flush", full)
-    args = ("--embeddings", make_store(tmp_path / "store"), "--student", "adapter", "--batch-size", 16, "--epochs", 2)
+    args = (
+        "--embeddings",
+        make_store(tmp_path / "store"),
+        "--student",
+        "adapter",
+        "--batch-size",
+        16,
+        "--epochs",
+        2,
+    )
     out = run_ok("train", *args, "--run-dir", tmp_path / "run", "--tensorboard")
-    assert out.count("Warning: the TensorBoard files could not be written (No space left on device)") == 1
+    assert (
+        out.count("Warning: the TensorBoard files could not be written (No space left on device)")
+        == 1
+    )
 
 
 def test_tensorboard_must_be_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     index = make_store(tmp_path / "store")
-    args = ("--embeddings", index, "--student", "adapter", "--batch-size", 16, "--run-dir", tmp_path / "run")
+    args = (
+        "--embeddings",
+        index,
+        "--student",
+        "adapter",
+        "--batch-size",
+        16,
+        "--run-dir",
+        tmp_path / "run",
+    )
     assert "pip install 'cusa[tensorboard]'" in run_error("train", *args, "--tensorboard")
     assert not (tmp_path / "run").exists()

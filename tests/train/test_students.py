@@ -62,7 +62,9 @@ def test_texts_are_cut_where_the_positions_end(tmp_path):
     student, processors, _ = _load(tmp_path / "dual")
     assert processors.max_length == 32
     with torch.no_grad():
-        assert student.eval().encode_text(processors.tokens([" ".join(["dog"] * 90), "a"])).cross.shape == (2, 24)
+        assert student.eval().encode_text(
+            processors.tokens([" ".join(["dog"] * 90), "a"])
+        ).cross.shape == (2, 24)
 
 
 def test_the_end_token_pads_where_no_other_does(clip, tmp_path):
@@ -123,8 +125,16 @@ def test_families(tmp_path, family, text, more, limit):
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("FlavaModel", {"image_config": VISION, "text_config": SIZES, "multimodal_config": SIZES}, "not one row"),
-        ("Siglip2Model", {"vision_config": {**SIZES, "num_patches": 4, "patch_size": 16}}, "cannot be used"),
+        (
+            "FlavaModel",
+            {"image_config": VISION, "text_config": SIZES, "multimodal_config": SIZES},
+            "not one row",
+        ),
+        (
+            "Siglip2Model",
+            {"vision_config": {**SIZES, "num_patches": 4, "patch_size": 16}},
+            "cannot be used",
+        ),
         ("ViltModel", VISION, "has no image tower"),
     ],
 )
@@ -132,7 +142,10 @@ def test_families_that_take_other_inputs_are_refused(tmp_path, name, config, mes
     save_tokenizer(tmp_path)
     small = {"vocab_size": 60, **SIZES}
     if name == "Siglip2Model":
-        config = {**config, "text_config": {**small, "projection_size": 32, "max_position_embeddings": 30}}
+        config = {
+            **config,
+            "text_config": {**small, "projection_size": 32, "max_position_embeddings": 30},
+        }
     torch.manual_seed(0)
     config = getattr(transformers, name.replace("Model", "Config"))(**config)
     getattr(transformers, name)(config).save_pretrained(tmp_path)
@@ -147,10 +160,14 @@ def test_what_a_model_fails_on_is_told(clip):
     loaded = load_dual_encoder(str(clip), True)
     tokens = loaded.processors.tokens(TEXTS)
     tokens["input_ids"][2, 1] = 9_999
-    with pytest.raises(StudentError, match=r"CLIPModel, text tower. fails on item 3 of a batch of 4 .*range") as caught:
+    with pytest.raises(
+        StudentError, match=r"CLIPModel, text tower. fails on item 3 of a batch of 4 .*range"
+    ) as caught:
         loaded.text_tower(tokens)
     assert caught.value.location == FORWARD_PASS
-    with pytest.raises(StudentError, match=r"CLIPModel, image tower. fails on item 1 of a batch of 2"):
+    with pytest.raises(
+        StudentError, match=r"CLIPModel, image tower. fails on item 1 of a batch of 2"
+    ):
         loaded.image_tower(torch.zeros(2, 3, 48, 32))
 
     def exhausted(**inputs):
@@ -164,9 +181,14 @@ def test_what_a_model_fails_on_is_told(clip):
 def test_code_of_a_folder_is_never_run(clip, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     folder = shutil.copytree(clip, tmp_path / "clip")
-    (folder / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Model: pass\n")
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Model: pass\n"
+    )
     settings = json.loads((folder / "config.json").read_text())
-    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Model", "AutoModel": "own.Model"}}
+    settings |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Model", "AutoModel": "own.Model"},
+    }
     (folder / "config.json").write_text(json.dumps(settings))
     for pretrained in (True, False):
         with pytest.raises(StudentError, match="needs code of its own, which is not run"):

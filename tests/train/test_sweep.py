@@ -15,7 +15,9 @@ from tests.helpers import make_store, run, run_error, run_ok
 def test_a_grid_is_every_combination_the_last_axis_fastest():
     cells = parse_grid(["loss=contrastive,cusa", "seed=0,1", "loss.alpha=0.2"])
     assert [c.name for c in cells] == [
-        f"loss-{loss}_seed-{seed}_loss.alpha-0.2" for loss in ("contrastive", "cusa") for seed in (0, 1)
+        f"loss-{loss}_seed-{seed}_loss.alpha-0.2"
+        for loss in ("contrastive", "cusa")
+        for seed in (0, 1)
     ]
     assert cells[2].settings == {
         "loss": {"terms": ("contrastive", "csa", "usa"), "alpha": 0.2},
@@ -45,7 +47,11 @@ def test_faulty_grids(axes, message):
 
 def test_the_table_over_seeds_by_hand(tmp_path):
     """RSUM by run and epoch: the best one, and the last one."""
-    given = {"loss-csa_seed-0": [10, 30, 20], "loss-csa_seed-1": [40, 10, 22], "loss-usa_seed-0": [1, 2, 3]}
+    given = {
+        "loss-csa_seed-0": [10, 30, 20],
+        "loss-csa_seed-1": [40, 10, 22],
+        "loss-usa_seed-0": [1, 2, 3],
+    }
     given["loss-usa_seed-1"] = [6, 5, 4]
     names = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
     for name, values in given.items():
@@ -53,14 +59,26 @@ def test_the_table_over_seeds_by_hand(tmp_path):
         lines, best = [], 0
         for epoch, value in enumerate(values, 1):
             recalls = dict.fromkeys(names, value / 6)
-            lines.append({"kind": "val", "step": epoch, "epoch": epoch, "best": value > best, "rsum": value, **recalls})
+            lines.append(
+                {
+                    "kind": "val",
+                    "step": epoch,
+                    "epoch": epoch,
+                    "best": value > best,
+                    "rsum": value,
+                    **recalls,
+                }
+            )
             best = max(best, value)
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows = summarize(tmp_path, parse_grid(["loss=csa,usa", "seed=0,1"]))
     assert [(r.values, r.n) for r in rows] == [({"loss": "csa"}, 2), ({"loss": "usa"}, 2)]
     assert (rows[0].mean["best"]["rsum"], rows[0].mean["last"]["rsum"]) == (35, 21)
     assert rows[0].std["best"]["rsum"] == pytest.approx(50**0.5)  # of 30 and 40, n - 1
-    assert (rows[1].mean["best"]["rsum"], rows[1].std["last"]["rsum"]) == (4.5, pytest.approx(0.5**0.5))
+    assert (rows[1].mean["best"]["rsum"], rows[1].std["last"]["rsum"]) == (
+        4.5,
+        pytest.approx(0.5**0.5),
+    )
     table = (tmp_path / "sweep.md").read_text().splitlines()
     assert table[2].startswith("| csa | 2 | 5.8 ± 1.2 |")
     assert table[2].endswith("| 35.0 ± 7.1 | 21.0 ± 1.4 |")
@@ -68,8 +86,26 @@ def test_the_table_over_seeds_by_hand(tmp_path):
 
 
 def _sweep(index, folder):
-    small = ("--student", "adapter", "--set", "student.hidden_dim=16", "--batch-size", 16, "--epochs", 2)
-    return ("--embeddings", index, *small, "--run-dir", folder, "--sweep", "loss=contrastive,cusa", "seed=0,1")
+    small = (
+        "--student",
+        "adapter",
+        "--set",
+        "student.hidden_dim=16",
+        "--batch-size",
+        16,
+        "--epochs",
+        2,
+    )
+    return (
+        "--embeddings",
+        index,
+        *small,
+        "--run-dir",
+        folder,
+        "--sweep",
+        "loss=contrastive,cusa",
+        "seed=0,1",
+    )
 
 
 def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
@@ -91,14 +127,19 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
     assert "cusa-eval --run" in out.splitlines()[-1]
     rows = json.loads((folder / "sweep.json").read_text())["table"]
     assert [(r["values"]["loss"], r["n"]) for r in rows] == [("contrastive", 2), ("cusa", 2)]
-    last = [[m for m in read_metrics(folder / f"loss-cusa_seed-{s}") if m["kind"] == "val"][-1]["rsum"] for s in (0, 1)]
+    last = [
+        [m for m in read_metrics(folder / f"loss-cusa_seed-{s}") if m["kind"] == "val"][-1]["rsum"]
+        for s in (0, 1)
+    ]
     assert rows[1]["mean"]["last"]["rsum"] == pytest.approx(statistics.fmean(last))
     assert rows[1]["std"]["last"]["rsum"] == pytest.approx(statistics.stdev(last))
 
 
 def test_without_a_folder_the_same_command_finds_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = [a for a in _sweep(make_store(tmp_path / "store"), "DIR") if a not in ("--run-dir", "DIR")]
+    args = [
+        a for a in _sweep(make_store(tmp_path / "store"), "DIR") if a not in ("--run-dir", "DIR")
+    ]
     run_ok("train", *args[:-1], "seed=0")
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("made-up-sweep-")

@@ -28,7 +28,18 @@ ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "s
 
 
 def _adapter(index, run_dir, *more):
-    return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, "--batch-size", 16, "--epochs", 3, *more)
+    return (
+        "--embeddings",
+        index,
+        "--run-dir",
+        run_dir,
+        *ADAPTER,
+        "--batch-size",
+        16,
+        "--epochs",
+        3,
+        *more,
+    )
 
 
 def _metrics(run_dir):
@@ -41,7 +52,9 @@ def index(tmp_path):
 
 
 def test_an_adapter_learns(index, tmp_path):
-    out = run_ok("train", *_adapter(index, tmp_path / "run", "--epochs", 20, "--set", "train.log_every=1"))
+    out = run_ok(
+        "train", *_adapter(index, tmp_path / "run", "--epochs", 20, "--set", "train.log_every=1")
+    )
     assert "80 pairs of split 'train', 0 left out" in out
     assert "contrastive 1, csa 1.6, usa 8" in out  # alpha 0.1 and beta 0.5, times the batch of 16
     lines = _metrics(tmp_path / "run")
@@ -50,7 +63,9 @@ def test_an_adapter_learns(index, tmp_path):
     assert (len(train), len(val)) == (100, 20)
     for term in ("contrastive", "csa", "usa"):
         assert train[-1][term] < train[0][term]
-    assert train[0]["loss"] == pytest.approx(sum(train[0][t] for t in ("contrastive", "csa", "usa")), rel=1e-5)
+    assert train[0]["loss"] == pytest.approx(
+        sum(train[0][t] for t in ("contrastive", "csa", "usa")), rel=1e-5
+    )
     assert val[-1]["rsum"] > 400 > val[0]["rsum"]
     best = max(val, key=lambda m: m["rsum"])
     assert best["best"]
@@ -63,7 +78,11 @@ def test_an_adapter_learns(index, tmp_path):
 
 @pytest.mark.parametrize(
     ("loss", "terms"),
-    [("contrastive", ["contrastive"]), ("csa", ["contrastive", "csa"]), ("usa", ["contrastive", "usa"])],
+    [
+        ("contrastive", ["contrastive"]),
+        ("csa", ["contrastive", "csa"]),
+        ("usa", ["contrastive", "usa"]),
+    ],
 )
 def test_loss_switches_terms(index, tmp_path, loss, terms):
     run_ok("train", *_adapter(index, tmp_path / "run", "--loss", loss))
@@ -74,7 +93,9 @@ def test_loss_switches_terms(index, tmp_path, loss, terms):
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(index, tmp_path):
     losses = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run_ok("train", *_adapter(index, tmp_path / name, "--seed", seed, "--set", "train.log_every=1"))
+        run_ok(
+            "train", *_adapter(index, tmp_path / name, "--seed", seed, "--set", "train.log_every=1")
+        )
         losses.append([m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"])
     assert losses[0] == losses[1] != losses[2]
 
@@ -90,7 +111,9 @@ def test_a_run_goes_on_when_its_store_has_moved_and_gained_a_teacher(index, tmp_
     moved = index.parent.rename(tmp_path / "moved") / index.name
     line = run_error("train", "--resume", "--run-dir", run_dir)
     assert "does not exist" in line
-    assert "best epoch" in run_ok("train", *_adapter(moved, run_dir, "--resume"))  # the first command, and --resume
+    assert "best epoch" in run_ok(
+        "train", *_adapter(moved, run_dir, "--resume")
+    )  # the first command, and --resume
     assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir, "--embeddings", moved)
     assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)
 
@@ -136,7 +159,9 @@ def test_skipped_rows_leave_their_pairs_out(index, tmp_path):
     rows = {"train": unit_rows(40, 4, 0), "val": unit_rows(10, 4, 1)}
     add_teacher(index, dataset, "holes", settings("image", 4), rows, skipped=[3])
     teachers = ("--image-encoder", "vision", "--image-teacher", "holes")
-    assert "78 pairs of split 'train', 2 left out" in run_ok("train", *_adapter(index, tmp_path / "a", *teachers))
+    assert "78 pairs of split 'train', 2 left out" in run_ok(
+        "train", *_adapter(index, tmp_path / "a", *teachers)
+    )
     teachers = ("--image-encoder", "holes", "--image-teacher", "vision")
     assert "2 left out" in run_ok("train", *_adapter(index, tmp_path / "b", *teachers))
 
@@ -168,11 +193,15 @@ def test_bad_command_lines(index, tmp_path):
     def error(*more, store=index):
         return run_error("train", *_adapter(store, tmp_path / "run", *more))
 
-    assert "unknown image teacher 'x'; pass --image-teacher with one of: vision" in error("--image-teacher", "x")
+    assert "unknown image teacher 'x'; pass --image-teacher with one of: vision" in error(
+        "--image-teacher", "x"
+    )
     assert "with one of: words" in error("--text-encoder", "vision")
     assert "unknown preset 'x'; legal: adapter, demo" in error("--preset", "x")
     assert "unknown setting loss.x; legal: loss.terms" in error("--set", "loss.x=1")
-    assert "no split 'x' to choose the best epoch on; it has: test, train" in error("--set", "data.val_split=x")
+    assert "no split 'x' to choose the best epoch on; it has: test, train" in error(
+        "--set", "data.val_split=x"
+    )
     assert "batch of one pair" in error("--batch-size", 1)
     assert "unknown argument 'seed=1'" in error("seed=1")
     assert "does not exist; make it with cusa-precompute" in error(store=tmp_path / "no.h5")
@@ -182,7 +211,15 @@ def test_bad_command_lines(index, tmp_path):
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         line = error("--student", "some/model")
     assert "hf download some/model --local-dir FOLDER" in line
-    line = run_error("train", "--embeddings", index, "--student", tmp_path / "no-model", "--run-dir", tmp_path / "r")
+    line = run_error(
+        "train",
+        "--embeddings",
+        index,
+        "--student",
+        tmp_path / "no-model",
+        "--run-dir",
+        tmp_path / "r",
+    )
     assert "unknown student" in line
     assert "legal: adapter, a Hugging Face dual encoder" in line
     assert not (tmp_path / "run").exists()
@@ -190,7 +227,9 @@ def test_bad_command_lines(index, tmp_path):
 
 def test_unusable_stores(index, tmp_path):
     only_images = tmp_path / "images" / "store.h5"
-    dataset = Dataset("made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))})
+    dataset = Dataset(
+        "made-up", tmp_path, {s: records(s, n) for s, n in (("train", 40), ("val", 10))}
+    )
     rows = {"train": unit_rows(40, 4, 0), "val": unit_rows(10, 4, 1)}
     add_teacher(only_images, dataset, "vision", settings("image", 4), rows)
     line = run_error("train", *_adapter(only_images, tmp_path / "run"))
@@ -199,7 +238,9 @@ def test_unusable_stores(index, tmp_path):
     index.write_bytes(content[:3000])
     assert "is damaged" in run_error("train", *_adapter(index, tmp_path / "run"))
     index.write_bytes(content.replace(b" 2.1 sha256=", b" 9.1 sha256="))
-    assert "has format version 9.1, this cusa reads 2.x" in run_error("train", *_adapter(index, tmp_path / "run"))
+    assert "has format version 9.1, this cusa reads 2.x" in run_error(
+        "train", *_adapter(index, tmp_path / "run")
+    )
     index.write_bytes(content)
     next(index.parent.glob("store/words/val-*.h5")).unlink()
     assert "is missing" in run_error("train", *_adapter(index, tmp_path / "run"))
@@ -212,19 +253,56 @@ def pairs(tmp_path_factory):
     manifest = make_pairs(folder / "data", n=16)
     vit, clip = make_tiny_vit(folder / "vit"), make_tiny_clip(folder / "clip")
     store = folder / "store.h5"
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={vit}", "--teacher", "minilm", "--out", store)
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"vit={vit}",
+        "--teacher",
+        "minilm",
+        "--out",
+        store,
+    )
     return folder, store, clip
 
 
 def test_images_that_have_moved_are_named_with_the_way_to_them(tmp_path):
     """Before anything is trained: the folder is gone, or is there without its pictures."""
     manifest = make_pairs(tmp_path / "data", n=8, n_val=2)
-    clip, store, run_dir = make_tiny_clip(tmp_path / "clip"), tmp_path / "store.h5", tmp_path / "run"
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", store)
-    args = ("--embeddings", store, "--student", clip, "--run-dir", run_dir, "--epochs", 1, "--batch-size", 4)
+    clip, store, run_dir = (
+        make_tiny_clip(tmp_path / "clip"),
+        tmp_path / "store.h5",
+        tmp_path / "run",
+    )
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"vit={clip}",
+        "--teacher",
+        "minilm",
+        "--out",
+        store,
+    )
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        clip,
+        "--run-dir",
+        run_dir,
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+    )
     args = (*args, "--workers", 0)
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert f"image folder {tmp_path / 'data'} does not exist; pass --image-root" in run_error("train", *args)
+    assert f"image folder {tmp_path / 'data'} does not exist; pass --image-root" in run_error(
+        "train", *args
+    )
     (tmp_path / "data").mkdir()
     line = run_error("train", *args)
     assert f"image {tmp_path / 'data'}" in line
@@ -233,7 +311,16 @@ def test_images_that_have_moved_are_named_with_the_way_to_them(tmp_path):
     assert not run_dir.exists()
     run_ok("train", *args, "--image-root", tmp_path / "moved")
     run_ok("train", "--resume", "--run-dir", run_dir, "--epochs", 2)  # it remembers where they are
-    adapter = ("--student", "adapter", "--run-dir", tmp_path / "rows", "--epochs", 1, "--batch-size", 4)
+    adapter = (
+        "--student",
+        "adapter",
+        "--run-dir",
+        tmp_path / "rows",
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+    )
     run_ok("train", "--embeddings", store, *adapter)  # which reads no picture
 
 
@@ -249,12 +336,17 @@ def test_a_store_that_is_being_written_is_no_store_yet(index, tmp_path):
     line = run_error("train", *_adapter(index, tmp_path / "run", *late))
     assert "teacher 'late' has no rows for split 'val'" in line
     assert not (tmp_path / "run").exists()
-    run_ok("train", *_adapter(index, tmp_path / "run", "--image-teacher", "late", "--image-encoder", "vision"))
+    run_ok(
+        "train",
+        *_adapter(index, tmp_path / "run", "--image-teacher", "late", "--image-encoder", "vision"),
+    )
 
 
 def test_a_student_that_memory_does_not_hold_is_one_line(index, tmp_path, monkeypatch):
     def full(*_args):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
+        )
 
     monkeypatch.setattr("cusa.train.assemble.adapter_student", full)
     line = run_error("train", *_adapter(index, tmp_path / "run"))
@@ -277,7 +369,9 @@ def test_settings_of_one_source_do_not_hide_faults_of_another(index, tmp_path):
         line = run_error("train", *flags, "--config", path, "--run-dir", tmp_path / "run")
         assert f"setting {content.partition(':')[0]}" in line
         assert "must be" in line
-    line = run_error("train", *_adapter(index, tmp_path / "run", "--set", "loss=1", "--loss", "csa"))
+    line = run_error(
+        "train", *_adapter(index, tmp_path / "run", "--set", "loss=1", "--loss", "csa")
+    )
     assert "setting loss must be" in line
     line = run_error("train", "--set", "data.embeddings=3", "--run-dir", tmp_path / "run")
     assert "data.embeddings must be text" in line
@@ -291,7 +385,18 @@ def test_settings_of_one_source_do_not_hide_faults_of_another(index, tmp_path):
 def test_a_hugging_face_dual_encoder_trains_from_image_files(pairs, tmp_path, more):
     _, store, clip = pairs
     run_dir = tmp_path / "run"
-    args = ("--embeddings", store, "--student", clip, "--run-dir", run_dir, "--epochs", 2, "--batch-size", 6)
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        clip,
+        "--run-dir",
+        run_dir,
+        "--epochs",
+        2,
+        "--batch-size",
+        6,
+    )
     run_ok("train", *args, "--set", "optim.lr=1e-3", "--set", "train.log_every=1", *more)
     train = [m for m in _metrics(run_dir) if m["kind"] == "train"]
     assert len(train) == 8
@@ -310,8 +415,27 @@ def test_micro_batches_compute_the_loss_of_the_whole_batch(pairs, tmp_path):
     _, store, clip = pairs
     losses = {}
     for name, more in {"whole": (), "micro": ("--micro-batch", 2)}.items():
-        args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / name, "--epochs", 2)
-        run_ok("train", *args, "--batch-size", 6, "--set", "optim.lr=1e-3", "--set", "train.log_every=1", *more)
+        args = (
+            "--embeddings",
+            store,
+            "--student",
+            clip,
+            "--run-dir",
+            tmp_path / name,
+            "--epochs",
+            2,
+        )
+        run_ok(
+            "train",
+            *args,
+            "--batch-size",
+            6,
+            "--set",
+            "optim.lr=1e-3",
+            "--set",
+            "train.log_every=1",
+            *more,
+        )
         losses[name] = [m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"]
     assert losses["micro"] == pytest.approx(losses["whole"], rel=1e-4)
     assert losses["whole"][-1] != pytest.approx(losses["whole"][0], rel=1e-2)
@@ -324,7 +448,18 @@ def test_a_dual_encoder_resumes_without_its_original_folder(pairs, tmp_path):
 
     copytree(clip, moved)
     run_dir = tmp_path / "run"
-    args = ("--embeddings", store, "--student", moved, "--run-dir", run_dir, "--epochs", 2, "--batch-size", 6)
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        moved,
+        "--run-dir",
+        run_dir,
+        "--epochs",
+        2,
+        "--batch-size",
+        6,
+    )
     run_ok("train", *args)
     rmtree(moved)
     assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)
@@ -338,7 +473,9 @@ def test_unusable_students_are_refused(pairs, tmp_path):
     _, store, clip = pairs
 
     def error(folder):
-        return run_error("train", "--embeddings", store, "--student", folder, "--run-dir", tmp_path / "run")
+        return run_error(
+            "train", "--embeddings", store, "--student", folder, "--run-dir", tmp_path / "run"
+        )
 
     tower = make_tiny_vit(tmp_path / "tower")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -357,10 +494,19 @@ def test_unusable_students_are_refused(pairs, tmp_path):
 
 def test_a_preset_is_chosen_by_data_set_and_student():
     assert default_preset("coco", None) == "paper-coco-vit-b32"
-    assert default_preset("flickr30k", "openai/clip-vit-large-patch14-336") == "paper-flickr-vit-l14-336"
+    assert (
+        default_preset("flickr30k", "openai/clip-vit-large-patch14-336")
+        == "paper-flickr-vit-l14-336"
+    )
     assert default_preset("mine", "models/some-clip") == "paper-coco-vit-b32"
-    assert (default_preset("demo", None), default_preset("demo", "a/b")) == ("demo", "paper-coco-vit-b32")
-    assert (default_preset("coco", "adapter"), default_preset("demo", "adapter")) == ("adapter", "demo")
+    assert (default_preset("demo", None), default_preset("demo", "a/b")) == (
+        "demo",
+        "paper-coco-vit-b32",
+    )
+    assert (default_preset("coco", "adapter"), default_preset("demo", "adapter")) == (
+        "adapter",
+        "demo",
+    )
 
 
 @pytest.mark.parametrize("kind", ["half", "siglip"])
@@ -373,12 +519,28 @@ def test_other_dual_encoders(pairs, tmp_path, kind):
     if kind == "half":
         CLIPModel.from_pretrained(folder).half().save_pretrained(folder)
     else:
-        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        size = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
         text = {**size, "vocab_size": 60, "max_position_embeddings": 16, "projection_size": 32}
         vision = {**size, "image_size": 32, "patch_size": 16}
         SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
         SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    args = ("--embeddings", store, "--student", folder, "--run-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 6)
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        folder,
+        "--run-dir",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--batch-size",
+        6,
+    )
     run_ok("train", *args)
     assert {p.dtype for p in load_saved(tmp_path / "run").student.parameters()} == {torch.float32}
 
@@ -394,7 +556,18 @@ def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
     store = tmp_path / "store.h5"
     teachers = ("--teacher", f"vit={folder / 'vit'}", "--teacher", "minilm")
     run_ok("precompute", "--dataset", manifest, *teachers, "--out", store, "--on-error", "skip")
-    args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 6)
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        clip,
+        "--run-dir",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--batch-size",
+        6,
+    )
     assert "21 pairs of split 'train', 3 left out" in run_ok("train", *args, "--loss", loss)
     out = run_ok("eval", "--run", tmp_path / "run", "--split", "val")
     assert "val: 3 images, 8 captions (1 and 0 were skipped)" in out
@@ -404,13 +577,24 @@ def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
 
 def test_an_image_that_vanished_is_named(pairs, tmp_path):
     folder, store, clip = pairs
-    args = ("--embeddings", store, "--student", clip, "--run-dir", tmp_path / "run", "--batch-size", 6)
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        clip,
+        "--run-dir",
+        tmp_path / "run",
+        "--batch-size",
+        6,
+    )
     image = folder / "data" / "001.jpg"
     content = image.read_bytes()
     image.unlink()
     try:
         for workers in (0, 1):
-            line = run_error("train", *args, "--workers", workers, "--run-dir", tmp_path / f"run{workers}")
+            line = run_error(
+                "train", *args, "--workers", workers, "--run-dir", tmp_path / f"run{workers}"
+            )
             assert "001.jpg does not exist" in line
     finally:
         image.write_bytes(content)
@@ -420,7 +604,15 @@ def test_the_training_process_loads_no_teacher(pairs, tmp_path):
     """In a fresh process, for both students."""
     _, store, clip = pairs
     for student, more in (("adapter", ["--set", "student.embed_dim=8"]), (str(clip), [])):
-        args = ["--embeddings", store, "--student", student, "--run-dir", tmp_path / f"{student[-4:]}", *more]
+        args = [
+            "--embeddings",
+            store,
+            "--student",
+            student,
+            "--run-dir",
+            tmp_path / f"{student[-4:]}",
+            *more,
+        ]
         args = [str(a) for a in [*args, "--epochs", 1, "--batch-size", 6]]
         code = (
             "import sys\nfrom cusa.cli.train import main\n"
@@ -429,6 +621,8 @@ def test_the_training_process_loads_no_teacher(pairs, tmp_path):
             "loaded = [m for m in sys.modules if m.startswith(teachers)]\n"
             "assert 'cusa.train.trainer' in sys.modules\nprint('LOADED', loaded)\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert "LOADED []" in done.stdout

@@ -22,7 +22,16 @@ ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "s
 
 def _args(index, run_dir, *more):
     """Three epochs of five steps."""
-    rest = ("--batch-size", 16, "--epochs", 3, "--set", "train.log_every=1", "--checkpoint-steps", 5)
+    rest = (
+        "--batch-size",
+        16,
+        "--epochs",
+        3,
+        "--set",
+        "train.log_every=1",
+        "--checkpoint-steps",
+        5,
+    )
     return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
 
 
@@ -35,7 +44,10 @@ def index(tmp_path_factory):
 def whole(index, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
     out = run_ok("train", *_args(index, run_dir))
-    assert f"no validation ({index} has no split 'val'): best/ holds the student of the last epoch" in out
+    assert (
+        f"no validation ({index} has no split 'val'): best/ holds the student of the last epoch"
+        in out
+    )
     assert "last epoch 3" in out
     return run_dir
 
@@ -123,11 +135,15 @@ def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
 
 
 def test_a_validation_split_of_skipped_captions_is_refused_before_training(tmp_path):
-    dataset = Dataset("made-up", tmp_path, {"train": records("train", 20), "val": records("val", 4)})
+    dataset = Dataset(
+        "made-up", tmp_path, {"train": records("train", 20), "val": records("val", 4)}
+    )
     images = {"train": unit_rows(20, 8, 0), "val": unit_rows(4, 8, 1)}
     captions = {"train": unit_rows(40, 8, 2), "val": unit_rows(8, 8, 3)}
     add_teacher(tmp_path / "store.h5", dataset, "vision", settings("image", 8), images)
-    add_teacher(tmp_path / "store.h5", dataset, "words", settings("text", 8), captions, skipped=range(8))
+    add_teacher(
+        tmp_path / "store.h5", dataset, "words", settings("text", 8), captions, skipped=range(8)
+    )
     store = EmbeddingStore(tmp_path / "store.h5")
     config, _ = resolve(build_config({"student": {"name": "adapter"}}), store)
     with pytest.raises(DataError) as error:
@@ -136,7 +152,11 @@ def test_a_validation_split_of_skipped_captions_is_refused_before_training(tmp_p
     line = run_error("train", *_args(store.path, tmp_path / "run"))
     assert "data.val_split=null" in line
     assert not (tmp_path / "run").exists()
-    run_ok("train", *_args(store.path, tmp_path / "run", "--set", "data.val_split=null", "--epochs", 1))
+    run_ok(
+        "train", *_args(store.path, tmp_path / "run", "--set", "data.val_split=null", "--epochs", 1)
+    )
     no_val = ("--set", "data.val_split=null")
-    line = run_error("train", *_args(store.path, tmp_path / "none", "--set", "data.train_split=val", *no_val))
+    line = run_error(
+        "train", *_args(store.path, tmp_path / "none", "--set", "data.train_split=val", *no_val)
+    )
     assert "no pair" in line

@@ -140,18 +140,30 @@ class LossConfig:
         more, as the published code does (it averages over the columns, too).
         """
         weights = {"contrastive": self.contrastive_weight, "csa": self.alpha, "usa": self.beta}
-        scalings = {"contrastive": self.contrastive_scaling, "csa": self.csa_scaling, "usa": self.usa_scaling}
-        again = {t: self.divergence(t) == "cross_entropy" and scalings[t] == "paper" for t in self.terms}
+        scalings = {
+            "contrastive": self.contrastive_scaling,
+            "csa": self.csa_scaling,
+            "usa": self.usa_scaling,
+        }
+        again = {
+            t: self.divergence(t) == "cross_entropy" and scalings[t] == "paper" for t in self.terms
+        }
         return {t: weights[t] / 2 / n_pairs / (n_pairs if again[t] else 1) for t in self.terms}
 
     def divergence(self, term: Term) -> Divergence:
         """How a term measures the student's distributions against their targets."""
-        return {"contrastive": "cross_entropy", "csa": self.csa_divergence, "usa": self.usa_divergence}[term]
+        return {
+            "contrastive": "cross_entropy",
+            "csa": self.csa_divergence,
+            "usa": self.usa_divergence,
+        }[term]
 
     def effective_weights(self, batch_size: int) -> dict[str, float]:
         """The terms' weights relative to this contrastive term at weight one, for B = ``batch_size``.
 
         With the published scaling, what alpha and beta would have to be beside an InfoNCE that is not divided by B.
         """
-        unit = replace(self, terms=("contrastive",), contrastive_weight=1.0).row_weights(batch_size)["contrastive"]
+        unit = replace(self, terms=("contrastive",), contrastive_weight=1.0).row_weights(
+            batch_size
+        )["contrastive"]
         return {term: weight / unit for term, weight in self.row_weights(batch_size).items()}

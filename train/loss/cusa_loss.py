@@ -127,7 +127,9 @@ class CUSALoss(nn.Module):
         i, t = pair.image, pair.text
         if pair.shared or fused:
             learnable = i.learnable or t.learnable
-            mean = Temperature((i.init + t.init) / 2, (i.min + t.min) / 2, (i.max + t.max) / 2, learnable)
+            mean = Temperature(
+                (i.init + t.init) / 2, (i.min + t.min) / 2, (i.max + t.max) / 2, learnable
+            )
             self._add(name, mean)
         else:
             self._add(f"{name}_image", i)
@@ -135,7 +137,10 @@ class CUSALoss(nn.Module):
 
     def temperatures(self) -> dict[str, float]:
         """The temperatures as they would be used now, by name."""
-        return {k: min(max(getattr(self, k).item(), low), high) for k, (low, high) in self._bounds.items()}
+        return {
+            k: min(max(getattr(self, k).item(), low), high)
+            for k, (low, high) in self._bounds.items()
+        }
 
     def _taus(self, world: World | None, dtype: torch.dtype) -> Taus:
         """The temperatures by their use, clamped; their gradients are summed over the ranks."""
@@ -143,14 +148,20 @@ class CUSALoss(nn.Module):
             # .data: an in-place change that a graph still waiting for its backward does not trip over.
             getattr(self, name).data.clamp_(low, high)
         values = [getattr(self, name) for name in self._bounds]
-        used = dict(zip(self._bounds, world.sum_gradients(values) if world else values, strict=True))
+        used = dict(
+            zip(self._bounds, world.sum_gradients(values) if world else values, strict=True)
+        )
         used = {name: tau.to(dtype) for name, tau in used.items()}
         c = self.config
 
         def pair(term: Term, name: str) -> Pair | None:
             if term not in c.terms:
                 return None
-            return (used[name], used[name]) if name in used else (used[f"{name}_image"], used[f"{name}_text"])
+            return (
+                (used[name], used[name])
+                if name in used
+                else (used[f"{name}_image"], used[f"{name}_text"])
+            )
 
         return Taus(
             contrastive=pair("contrastive", "tau"),
@@ -205,11 +216,15 @@ class CUSALoss(nn.Module):
                 image_ids = None if image_ids is None else world.all_rows(image_ids.long())
             taus = self._taus(world, features.cross[0].dtype)
             if self._tiles(rows, len(features.cross[0])):
-                share = LossTerms(*tiled_loss(features, image_ids, taus, self.config, rows, self.tile_rows))
+                share = LossTerms(
+                    *tiled_loss(features, image_ids, taus, self.config, rows, self.tile_rows)
+                )
             elif taus.contrastive is not None and self.config.terms == ("contrastive",):
                 # The temperature divides [B, d] instead of [B, B], as open_clip's does.
                 scaled = features.cross[0] * taus.contrastive[0].reciprocal(), features.cross[1]
-                con = self._contrastive(_products(scaled, (scaled[1], scaled[0]), rows), image_ids, rows)
+                con = self._contrastive(
+                    _products(scaled, (scaled[1], scaled[0]), rows), image_ids, rows
+                )
                 share = _as_terms(con, con.new_zeros(()), con.new_zeros(()))
             else:
                 share = self._dense(_similarities(features, rows), image_ids, taus, rows)
@@ -271,7 +286,11 @@ class CUSALoss(nn.Module):
         """What the terms use of it, as far as it is there; nothing flows back into the teacher."""
         uni_image, uni_text, teacher_image, teacher_text = *uni, *teacher
         used_uni = used_teacher = None
-        if {"csa", "usa"} & set(self.config.terms) and teacher_image is not None and teacher_text is not None:
+        if (
+            {"csa", "usa"} & set(self.config.terms)
+            and teacher_image is not None
+            and teacher_text is not None
+        ):
             used_teacher = teacher_image.detach(), teacher_text.detach()
         if "usa" in self.config.terms and uni_image is not None and uni_text is not None:
             used_uni = uni_image, uni_text
@@ -283,11 +302,15 @@ class CUSALoss(nn.Module):
             return (rows.stop - rows.start) * n_candidates >= least**2
         return self.method == "tiled"
 
-    def _dense(self, sims: Sides, image_ids: torch.Tensor | None, taus: Taus, rows: slice) -> LossTerms:
+    def _dense(
+        self, sims: Sides, image_ids: torch.Tensor | None, taus: Taus, rows: slice
+    ) -> LossTerms:
         """The share of some rows in the loss, from their similarities with all candidates."""
         c, weights = self.config, self.config.row_weights(sims.cross[0].shape[1])
 
-        def soft(term: Term, students: Pair, teachers: Pair, tau: Pair, tau_soft: Pair) -> torch.Tensor:
+        def soft(
+            term: Term, students: Pair, teachers: Pair, tau: Pair, tau_soft: Pair
+        ) -> torch.Tensor:
             directions = zip(students, teachers, tau, tau_soft, strict=True)
             image, text = (soft_label_sum(*d, c.divergence(term)) for d in directions)
             return weights[term] * (image + text)
@@ -299,11 +322,18 @@ class CUSALoss(nn.Module):
         if sims.teacher is not None and taus.csa is not None and taus.csa_soft is not None:
             fused = fuse_similarities(*sims.teacher, c.soft_label_source)
             csa = soft("csa", sims.cross, fused, taus.csa, taus.csa_soft)
-        if sims.teacher is not None and sims.uni is not None and taus.usa is not None and taus.usa_soft is not None:
+        if (
+            sims.teacher is not None
+            and sims.uni is not None
+            and taus.usa is not None
+            and taus.usa_soft is not None
+        ):
             usa = soft("usa", sims.uni, sims.teacher, taus.usa, taus.usa_soft)
         return _as_terms(con, csa, usa)
 
-    def _contrastive(self, logits: Pair, image_ids: torch.Tensor | None, rows: slice) -> torch.Tensor:
+    def _contrastive(
+        self, logits: Pair, image_ids: torch.Tensor | None, rows: slice
+    ) -> torch.Tensor:
         targets = positives(image_ids, rows, logits[0])
         image, text = (F.cross_entropy(x, targets, reduction="sum") for x in logits)
         return self.config.row_weights(logits[0].shape[1])["contrastive"] * (image + text)
@@ -360,7 +390,10 @@ def _similarities(features: Sides, rows: slice) -> Sides:
 
 def _within(features: Sides, rows: slice) -> Sides:
     """Of the queries in ``rows`` with all candidates of their own modality; the cross-modal side stays as it is."""
-    uni, teacher = (None if pair is None else _products(pair, pair, rows) for pair in (features.uni, features.teacher))
+    uni, teacher = (
+        None if pair is None else _products(pair, pair, rows)
+        for pair in (features.uni, features.teacher)
+    )
     return Sides(features.cross, uni, teacher)
 
 
@@ -382,14 +415,18 @@ def _fault(sides: Sides, image_ids: torch.Tensor | None, terms: tuple[Term, ...]
     if b == 0:
         return "the batch is empty: a loss needs at least one pair"
     if wrong := [list(x.shape) for x in sides.all() if x.ndim != 2 or len(x) != b]:
-        return f"features and teacher rows must be matrices of {b} rows like the first, got {wrong[0]}"
+        return (
+            f"features and teacher rows must be matrices of {b} rows like the first, got {wrong[0]}"
+        )
     image_dim, text_dim = (x.shape[1] for x in sides.cross)
     if image_dim != text_dim:
         return f"image_features and text_features must have one dimension, got {image_dim} and {text_dim}"
     if image_ids is not None and image_ids.shape != (b,):
         return f"image_ids must be [{b}], got {list(image_ids.shape)}"
     goods = [_usable(rows) for rows in sides.teacher or ()]
-    if goods and not torch.stack([good.all() for good in goods]).all():  # one wait for a GPU, not one for each
+    if (
+        goods and not torch.stack([good.all() for good in goods]).all()
+    ):  # one wait for a GPU, not one for each
         for modality, good in zip(("image", "text"), goods, strict=True):
             if bad := (~good).nonzero().flatten().tolist():
                 shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")

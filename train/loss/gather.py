@@ -54,9 +54,18 @@ class World:
         Raises:
             ValueError: On every rank, if one has a fault, or if they do not bring the same.
         """
-        kinds = [(x.shape[-1], x.dtype == torch.float64, x.requires_grad and torch.is_grad_enabled()) for x in tensors]
+        kinds = [
+            (x.shape[-1], x.dtype == torch.float64, x.requires_grad and torch.is_grad_enabled())
+            for x in tensors
+        ]
         brings = [int(n) for kind in kinds for n in kind] if not fault else []
-        header = [len(tensors[0]), bool(fault), ids is not None, *brings, *[0] * (3 * _MOST_TENSORS - len(brings))]
+        header = [
+            len(tensors[0]),
+            bool(fault),
+            ids is not None,
+            *brings,
+            *[0] * (3 * _MOST_TENSORS - len(brings)),
+        ]
         mine = torch.tensor(header, device=tensors[0].device)
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine, group=self._group)
@@ -65,7 +74,9 @@ class World:
             raise ValueError(fault)
         for rank, (_, bad, *others) in enumerate(table):
             if bad:
-                raise ValueError(f"rank {rank} cannot go on: its batch is faulty; its own error says why")
+                raise ValueError(
+                    f"rank {rank} cannot go on: its batch is faulty; its own error says why"
+                )
             if others != table[0][2:]:
                 raise ValueError(
                     "the ranks do not bring the same; image ids or none, and of each matrix its columns, whether it is "
@@ -105,7 +116,11 @@ class World:
 
     def _padded(self, rows: torch.Tensor) -> torch.Tensor:
         missing = max(self._sizes) - len(rows)
-        return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows.contiguous()
+        return (
+            torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+            if missing
+            else rows.contiguous()
+        )
 
 
 class _Gather(torch.autograd.Function):

@@ -44,9 +44,13 @@ def hard_negatives(
     same = ids[:, None] == ids
     if (alone := same.all(dim=1)).any():
         rows = ", ".join(map(str, alone.nonzero().flatten().tolist()[:10]))
-        raise ValueError(f"rows {rows} have no negative: every pair of the batch is of the same image")
+        raise ValueError(
+            f"rows {rows} have no negative: every pair of the batch is of the same image"
+        )
     # In float32 or wider: half precision would round small chances to nothing.
-    logits = (similarity.to(torch.promote_types(similarity.dtype, torch.float32)) / tau).masked_fill(same, -torch.inf)
+    logits = (
+        similarity.to(torch.promote_types(similarity.dtype, torch.float32)) / tau
+    ).masked_fill(same, -torch.inf)
     return torch.multinomial(F.softmax(logits, dim=1), 1, generator=generator).squeeze(1)
 
 
@@ -84,7 +88,9 @@ def matching_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             f"logits must be [M] or [M, 2] and targets [M], got {list(logits.shape)} and {list(targets.shape)}"
         )
     if not ((targets >= 0) & (targets <= 1)).all():
-        raise ValueError(f"targets must be between 0 and 1, got {targets.min():g} to {targets.max():g}")
+        raise ValueError(
+            f"targets must be between 0 and 1, got {targets.min():g} to {targets.max():g}"
+        )
     score = logits if logits.ndim == 1 else logits[:, 1] - logits[:, 0]
     wide = torch.promote_types(score.dtype, torch.float32)
     return F.binary_cross_entropy_with_logits(score.to(wide), targets.to(wide))

@@ -44,7 +44,9 @@ class Sides(NamedTuple):
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Sides:
         """A function of each tensor."""
-        cross, uni, teacher = (None if pair is None else (function(pair[0]), function(pair[1])) for pair in self)
+        cross, uni, teacher = (
+            None if pair is None else (function(pair[0]), function(pair[1])) for pair in self
+        )
         assert cross is not None
         return Sides(cross, uni, teacher)
 
@@ -89,7 +91,9 @@ def tiled_loss(
 
 def default_tile_rows(n_candidates: int, device: torch.device) -> int:
     """Rows of a tile: what was fastest on a CPU, of its caches' size; elsewhere enough to keep the device busy."""
-    return max(16, min(256, 2**21 // n_candidates) if device.type == "cpu" else 2**26 // n_candidates)
+    return max(
+        16, min(256, 2**21 // n_candidates) if device.type == "cpu" else 2**26 // n_candidates
+    )
 
 
 class _TiledLoss(torch.autograd.Function):
@@ -103,8 +107,12 @@ class _TiledLoss(torch.autograd.Function):
         return terms.sum(), terms
 
     @staticmethod
-    def backward(ctx: Any, factor: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: once_differentiable would let it pass and be wrong
+    def backward(
+        ctx: Any, factor: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: once_differentiable would let it pass and be wrong
             raise RuntimeError("the tiled loss has no second derivative; pass method='dense'")
         return None, None, *(None if g is None else g * factor for g in ctx.saved_tensors)
 
@@ -152,8 +160,12 @@ class _Sweeps:
         """The terms, ``[3]``, and the gradients of their sum to those of the inputs that want one."""
         if self._features.cross[0].device.type == "cpu":
             torch.empty(_BLOCK, dtype=torch.float32)
-        self._gradients = {id(x): torch.zeros_like(x) for x, want in zip(self.inputs, wanted, strict=True) if want}
-        self._values = {term: self._features.cross[0].new_zeros((), dtype=self._wide) for term in self._weights}
+        self._gradients = {
+            id(x): torch.zeros_like(x) for x, want in zip(self.inputs, wanted, strict=True) if want
+        }
+        self._values = {
+            term: self._features.cross[0].new_zeros((), dtype=self._wide) for term in self._weights
+        }
         for side in (0, 1):  # the queries are images, texts
             for start in range(self._rows.start, self._rows.stop, self._tile_rows):
                 self._add_tile(side, slice(start, min(start + self._tile_rows, self._rows.stop)))
@@ -228,7 +240,9 @@ class _Sweeps:
         logits = (queries[tile] / first) @ candidates.T  # a temperature divides [n, d], not [n, m]
         gradient: torch.Tensor | None = None
         for name, tau, targets in terms:
-            part = self._add_term(logits if tau is first else logits * (first / tau), name, tau, targets)
+            part = self._add_term(
+                logits if tau is first else logits * (first / tau), name, tau, targets
+            )
             gradient = part if gradient is None or part is None else gradient.add_(part)
         if gradient is None:
             return
@@ -237,7 +251,9 @@ class _Sweeps:
         if (to_candidates := self._gradients.get(id(candidates))) is not None:
             to_candidates.addmm_(gradient.T, queries[tile])
 
-    def _add_term(self, logits: torch.Tensor, name: Term, tau: torch.Tensor, targets: _Targets) -> torch.Tensor | None:
+    def _add_term(
+        self, logits: torch.Tensor, name: Term, tau: torch.Tensor, targets: _Targets
+    ) -> torch.Tensor | None:
         """Add a term's value and its gradient to the temperatures; its gradient to the similarity, if any is wanted."""
         weight, kl = self._weights[name], self._config.divergence(name) == "kl"
         q, log_z = self._softmax(logits)
@@ -250,10 +266,14 @@ class _Sweeps:
             to_tau += weight / tau * (expected - self._row_sums(q, logits)).sum()
         to_soft = self._gradients.get(id(targets.tau))
         if to_soft is not None and targets.tau is not None and targets.logits is not None:
-            to_soft += weight / targets.tau * self._covariances(targets.p, targets.logits, logits, kl)
+            to_soft += (
+                weight / targets.tau * self._covariances(targets.p, targets.logits, logits, kl)
+            )
         return q.sub_(targets.p).mul_(weight / tau)
 
-    def _covariances(self, p: torch.Tensor, t: torch.Tensor, s: torch.Tensor, kl: bool) -> torch.Tensor:
+    def _covariances(
+        self, p: torch.Tensor, t: torch.Tensor, s: torch.Tensor, kl: bool
+    ) -> torch.Tensor:
         """``sum_i Cov_p(s - t, t)``, t alone where the entropy counts: -tau_s times the gradient to tau_s in p."""
         weighted, mean = p * t, self._row_sums(p, t)
         with_s = self._row_sums(weighted, s) - mean * self._row_sums(p, s)

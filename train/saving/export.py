@@ -36,7 +36,11 @@ _PROBES = ["A Dog's (red)  ball - on: THE grass! ", "2 people", " ".join(["numbe
 
 
 def export(
-    run: Path, kind: Kind = "hf", out: Path | None = None, head: Head = "cross", checkpoint: str = "best"
+    run: Path,
+    kind: Kind = "hf",
+    out: Path | None = None,
+    head: Head = "cross",
+    checkpoint: str = "best",
 ) -> Path:
     """Export the student of a run, with a model card.
 
@@ -56,7 +60,11 @@ def export(
     """
     if kind not in KINDS:
         raise CusaError(f"unknown kind of export {kind!r}; legal: {', '.join(KINDS)}")
-    out = out or run / (f"export-{kind}-uni" if kind == "sentence-transformers" and head == "uni" else f"export-{kind}")
+    out = out or run / (
+        f"export-{kind}-uni"
+        if kind == "sentence-transformers" and head == "uni"
+        else f"export-{kind}"
+    )
     _refuse_full(out)  # before the student is loaded
     saved = load_trained(run, checkpoint)
     metrics = _measured(run, saved.origin)
@@ -85,7 +93,9 @@ def export_hf(saved: SavedStudent, out: Path, metrics: Mapping[str, Any] | None 
     with _new_folder(out) as folder:
         saved.backbone.save_pretrained(folder)
         processors.save(folder)
-        heads = {name: tensor for name, tensor in saved.student.state_dict().items() if "_heads." in name}
+        heads = {
+            name: tensor for name, tensor in saved.student.state_dict().items() if "_heads." in name
+        }
         save_tensors(folder / HEADS_FILE, heads, saved.origin.plain())
         write_card(folder, saved.origin, Usage("hf"), metrics)
 
@@ -115,7 +125,9 @@ def export_sentence_transformers(
         raise CusaError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
     terms = saved.origin.config.loss.terms
     if head == "uni" and "usa" not in terms:
-        raise CusaError(f"this run trained no uni-modal heads (loss terms: {', '.join(terms)}); export head 'cross'")
+        raise CusaError(
+            f"this run trained no uni-modal heads (loss terms: {', '.join(terms)}); export head 'cross'"
+        )
     with _new_folder(out) as folder:
         as_written = _save_modules(folder, saved, processors, head)
         write_card(folder, saved.origin, Usage("sentence-transformers", head, as_written), metrics)
@@ -196,9 +208,17 @@ def _save_modules(folder: Path, saved: SavedStudent, processors: Processors, hea
     """Write the modules; whether their tokeniser takes texts as written."""
     try:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Router, Transformer
+        from sentence_transformers.sentence_transformer.modules import (
+            Dense,
+            LayerNorm,
+            Normalize,
+            Router,
+            Transformer,
+        )
     except ImportError as error:
-        raise CusaError(f"the export needs a newer sentence-transformers ({error}); pip install -U it") from None
+        raise CusaError(
+            f"the export needs a newer sentence-transformers ({error}); pip install -U it"
+        ) from None
 
     def layers(heads: nn.Module) -> list[nn.Module]:
         norm, linear = heads.get_submodule(head).children()
@@ -216,7 +236,9 @@ def _save_modules(folder: Path, saved: SavedStudent, processors: Processors, hea
     return as_written
 
 
-def _transformer(module: Any, folder: Path, saved: SavedStudent, processors: Processors) -> tuple[Any, bool]:
+def _transformer(
+    module: Any, folder: Path, saved: SavedStudent, processors: Processors
+) -> tuple[Any, bool]:
     """The backbone as sentence-transformers' module, and whether its tokeniser takes texts as written."""
     from transformers import ProcessorMixin
 
@@ -224,7 +246,10 @@ def _transformer(module: Any, folder: Path, saved: SavedStudent, processors: Pro
         saved.backbone.save_pretrained(stage)
         processors.save(Path(stage))
         # SigLIP attends to its padding: no mask. The length limit is the tokeniser's, so that users can lower it.
-        text = {"padding": processors.padding, "return_attention_mask": processors.padding != "max_length"}
+        text = {
+            "padding": processors.padding,
+            "return_attention_mask": processors.padding != "max_length",
+        }
         kinds = ("model_kwargs", "processor_kwargs", "config_kwargs")
         transformer = module(
             stage,
@@ -236,9 +261,13 @@ def _transformer(module: Any, folder: Path, saved: SavedStudent, processors: Pro
     transformer.model = saved.backbone  # not a second copy of it
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
-        raise CusaError(f"transformers has no processor for {type(saved.backbone).__name__}; export kind 'hf'")
+        raise CusaError(
+            f"transformers has no processor for {type(saved.backbone).__name__}; export kind 'hf'"
+        )
     processor.image_processor.do_convert_rgb = True
-    processor.tokenizer, as_written = _tokenizer(processor.tokenizer, saved.origin.config.data.normalizer)
+    processor.tokenizer, as_written = _tokenizer(
+        processor.tokenizer, saved.origin.config.data.normalizer
+    )
     if processors.max_length is not None:
         processor.tokenizer.model_max_length = processors.max_length
     return transformer, as_written
@@ -255,7 +284,10 @@ def _methods(backbone: Any, processors: Processors) -> dict[str, dict[str, str |
     for modality, values in inputs.items():
         method = f"get_{modality}_features"
         plain = isinstance(getattr(backbone, method)(**values), torch.Tensor)
-        found[modality] = {"method": method, "method_output_name": None if plain else "pooler_output"}
+        found[modality] = {
+            "method": method,
+            "method_output_name": None if plain else "pooler_output",
+        }
     return found
 
 
@@ -294,7 +326,9 @@ def albef_steps(then: Any = None) -> Any:
     """
     from tokenizers import Regex, normalizers
 
-    space = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # Python's \s
+    space = (
+        "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # Python's \s
+    )
     skipped, cased = r"\p{Case_Ignorable}", r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
     steps = [
         # Greek's final sigma, which depends on its neighbours: Lowercase maps character by character.
@@ -305,20 +339,31 @@ def albef_steps(then: Any = None) -> Any:
         (f"{space}{{2,}}", " "),
         (r"\n+\z", ""),
         (r"\A +| +\z", ""),
-        (r"\A(?:[^ ]* ){63}[^ ]*\K (?m:.*)\z", ""),  # more than 64 words; \K keeps what comes before it
+        (
+            r"\A(?:[^ ]* ){63}[^ ]*\K (?m:.*)\z",
+            "",
+        ),  # more than 64 words; \K keeps what comes before it
     ]
-    sequence = [normalizers.Replace(Regex(step[0]), step[1]) if step else normalizers.Lowercase() for step in steps]
+    sequence = [
+        normalizers.Replace(Regex(step[0]), step[1]) if step else normalizers.Lowercase()
+        for step in steps
+    ]
     return normalizers.Sequence([*sequence, *([then] if then is not None else [])])
 
 
 @torch.no_grad()
-def _compare(folder: Path, saved: SavedStudent, processors: Processors, head: Head, as_written: bool) -> None:
+def _compare(
+    folder: Path, saved: SavedStudent, processors: Processors, head: Head, as_written: bool
+) -> None:
     """Refuse a folder that gives other embeddings than the student."""
     from PIL import Image
     from sentence_transformers import SentenceTransformer
 
     texts = [normalizer(saved.origin.config.data.normalizer)(text) for text in _PROBES]
-    images = [Image.linear_gradient("L").convert("RGB").rotate(90 * turn).crop((0, 0, 160, 240)) for turn in range(3)]
+    images = [
+        Image.linear_gradient("L").convert("RGB").rotate(90 * turn).crop((0, 0, 160, 240))
+        for turn in range(3)
+    ]
     model = SentenceTransformer(
         str(folder),
         device="cpu",

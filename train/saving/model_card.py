@@ -38,7 +38,10 @@ class Usage:
 
 
 def write_card(
-    folder: Path, origin: Origin, usage: Usage | None = None, metrics: Mapping[str, Any] | None = None
+    folder: Path,
+    origin: Origin,
+    usage: Usage | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a folder's README.md, whole or not at all.
 
@@ -52,7 +55,9 @@ def write_card(
         temporary.write_text(model_card(origin, usage, metrics), encoding="utf-8")
 
 
-def model_card(origin: Origin, usage: Usage | None = None, metrics: Mapping[str, Any] | None = None) -> str:
+def model_card(
+    origin: Origin, usage: Usage | None = None, metrics: Mapping[str, Any] | None = None
+) -> str:
     """A model card: YAML metadata, and a page about the model.
 
     Args:
@@ -81,9 +86,16 @@ def _scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
         found[own, origin.config.data.val_split] = dict(origin.val)
     if metrics is not None:
         tasks = metrics["retrieval"]
-        flat = {f"{task}_{recall}": tasks[task][recall] for task in ("i2t", "t2i") for recall in ("r1", "r5", "r10")}
+        flat = {
+            f"{task}_{recall}": tasks[task][recall]
+            for task in ("i2t", "t2i")
+            for recall in ("r1", "r5", "r10")
+        }
         found[metrics.get("dataset", own), metrics["split"]] = {**flat, "rsum": tasks["rsum"]}
-    chosen = {s: {k: v[k] for k in _RECALLS if v.get(k) is not None and math.isfinite(v[k])} for s, v in found.items()}
+    chosen = {
+        s: {k: v[k] for k in _RECALLS if v.get(k) is not None and math.isfinite(v[k])}
+        for s, v in found.items()
+    }
     return {split: values for split, values in chosen.items() if values}
 
 
@@ -106,11 +118,19 @@ def _metadata(origin: Origin, usage: Usage, scores: _Scores) -> str:
         for key, value in values.items()
     ]
     st = usage.kind == "sentence-transformers"
-    library = {"cusa": "cusa", "hf": "transformers", "sentence-transformers": "sentence-transformers"}[usage.kind]
+    library = {
+        "cusa": "cusa",
+        "hf": "transformers",
+        "sentence-transformers": "sentence-transformers",
+    }[usage.kind]
     data = ModelCardData(
         library_name=library,
         pipeline_tag="sentence-similarity" if st else "feature-extraction",
-        tags=["image-text-retrieval", "cusa", *(["sentence-transformers", "sentence-similarity"] if st else [])],
+        tags=[
+            "image-text-retrieval",
+            "cusa",
+            *(["sentence-transformers", "sentence-similarity"] if st else []),
+        ],
         base_model=name if _on_the_hub(name) else None,
         datasets=[_slug(origin.provenance.dataset)],
         metrics=["recall"] if results else None,
@@ -146,7 +166,11 @@ def _what_it_is(origin: Origin, usage: Usage) -> str:
         )
     else:
         body = f"The dual encoder {_student(origin)}, fine-tuned"
-    heads = "" if usage.kind != "sentence-transformers" else f", of which this folder holds `{usage.head}`"
+    heads = (
+        ""
+        if usage.kind != "sentence-transformers"
+        else f", of which this folder holds `{usage.head}`"
+    )
     text = f"{body}, with a cross-modal and a uni-modal head (LayerNorm and Linear) on each side{heads}. "
     if len(origin.config.loss.terms) == 1:
         return f"{text}It was trained for image-text retrieval with a contrastive loss alone."
@@ -157,11 +181,17 @@ def _what_it_is(origin: Origin, usage: Usage) -> str:
 def _results(scores: _Scores) -> str:
     if not scores:
         return "Not measured yet; `cusa-eval` does it."
-    rows = [[*where, *(f"{v[k]:.2f}" if k in v else "" for k in _RECALLS)] for where, v in scores.items()]
+    rows = [
+        [*where, *(f"{v[k]:.2f}" if k in v else "" for k in _RECALLS)]
+        for where, v in scores.items()
+    ]
     titles = [
         "data set",
         "split",
-        *(k.replace("i2t_r", "image to text R@").replace("t2i_r", "text to image R@") for k in _RECALLS),
+        *(
+            k.replace("i2t_r", "image to text R@").replace("t2i_r", "text to image R@")
+            for k in _RECALLS
+        ),
     ]
     caption = "Percent, cross-modal heads, over all candidates of the split."
     return f"{caption}\n\n{_table([[t.replace('rsum', 'RSUM') for t in titles], *rows])}"
@@ -170,7 +200,10 @@ def _results(scores: _Scores) -> str:
 def _heads(origin: Origin, usage: Usage) -> str:
     if usage.kind == "sentence-transformers":
         other = "uni" if usage.head == "cross" else "cross"
-        good = {"cross": "comparing images with texts", "uni": "comparing images with images, or texts with texts"}
+        good = {
+            "cross": "comparing images with texts",
+            "uni": "comparing images with images, or texts with texts",
+        }
         text = f"This folder has the `{usage.head}` heads, which are for {good[usage.head]}."
         if "usa" in origin.config.loss.terms:
             return f"{text} The `{other}` heads, for {good[other]}, are an export of their own."
@@ -178,7 +211,9 @@ def _heads(origin: Origin, usage: Usage) -> str:
     text = "`cross` to compare images with texts."
     if "usa" in origin.config.loss.terms:
         return f"{text} `uni` to compare images with images or texts with texts: USA trained it for that."
-    return f"{text} `cross` within a modality, too: without USA, the `uni` heads were never trained."
+    return (
+        f"{text} `cross` within a modality, too: without USA, the `uni` heads were never trained."
+    )
 
 
 def _loading(origin: Origin, usage: Usage) -> str:
@@ -196,7 +231,11 @@ def _loading(origin: Origin, usage: Usage) -> str:
     if origin.config.student.name == "adapter":
         text += "\n\nIt loads the frozen encoders from where they were; `encoders=` names another place."
     if usage.kind == "hf":
-        more = ["from transformers import AutoModel", "", 'backbone = AutoModel.from_pretrained("PATH")']
+        more = [
+            "from transformers import AutoModel",
+            "",
+            'backbone = AutoModel.from_pretrained("PATH")',
+        ]
         text += "\n\nThe backbone alone, without the heads (`heads.safetensors`):\n\n" + _code(more)
     return text
 
@@ -218,9 +257,15 @@ def _loading_sentence_transformers(origin: Origin, usage: Usage) -> str:
     name = origin.config.data.normalizer
     if not usage.as_written:
         first = f'`cusa.normalize_caption` ("{name}")'
-        notes.insert(0, f"**Texts must be normalised first**, as in training, by {first}; this tokeniser cannot do it.")
+        notes.insert(
+            0,
+            f"**Texts must be normalised first**, as in training, by {first}; this tokeniser cannot do it.",
+        )
     elif name != "none":
-        notes.insert(0, f'The tokeniser normalises texts as in training ("{name}": lower case, no punctuation).')
+        notes.insert(
+            0,
+            f'The tokeniser normalises texts as in training ("{name}": lower case, no punctuation).',
+        )
     return _code(code) + "\n\n" + "\n".join(f"- {note}" for note in notes)
 
 
@@ -294,7 +339,11 @@ def _temperatures(loss: LossConfig) -> list[list[str]]:
 
 def _temperature(value: Temperature | TemperaturePair) -> str:
     if isinstance(value, Temperature):
-        return f"from {value.init:g} in [{value.min:g}, {value.max:g}]" if value.learnable else f"{value.init:g}, fixed"
+        return (
+            f"from {value.init:g} in [{value.min:g}, {value.max:g}]"
+            if value.learnable
+            else f"{value.init:g}, fixed"
+        )
     image, text = _temperature(value.image), _temperature(value.text)
     if value.shared:
         return f"{image}, shared" if image == text else f"mean of {image} and {text}, shared"
@@ -308,7 +357,9 @@ def _provenance(origin: Origin) -> str:
     stored = {f"{m} teacher": t for m, t in provenance.teachers.items()}
     stored |= {f"{m} encoder": t for m, t in provenance.encoders.items()}
     if stored:
-        weights = [[name, _teacher(t), f"`{t.settings.weights_sha256}`"] for name, t in stored.items()]
+        weights = [
+            [name, _teacher(t), f"`{t.settings.weights_sha256}`"] for name, t in stored.items()
+        ]
         text += "\n\n" + _table([["frozen model", "name", "sha256 of its weights"], *weights])
     return text
 

@@ -151,7 +151,10 @@ class Provenance:
                 if modality not in new:
                     lines.append(f"{modality} teacher {teacher.name!r}, which is not used now")
                     continue
-                lines += [f"{teacher.name}.{f}" for f in new[modality].settings.differing(teacher.settings)]
+                lines += [
+                    f"{teacher.name}.{f}"
+                    for f in new[modality].settings.differing(teacher.settings)
+                ]
         return lines
 
 

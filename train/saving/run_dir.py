@@ -19,7 +19,13 @@ from cusa.train.config import Config, build_config, load_config_file, to_yaml
 from cusa.train.saving.plain_values import checked
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_progress import Progress
-from cusa.train.saving.student_folder import BEST_FOLDER, Origin, SavedStudent, load_checkpointed, load_saved
+from cusa.train.saving.student_folder import (
+    BEST_FOLDER,
+    Origin,
+    SavedStudent,
+    load_checkpointed,
+    load_saved,
+)
 from cusa.train.saving.tensors import DamagedFileError, load_tensors, save_tensors
 
 CONFIG_FILE = "config.yaml"
@@ -36,7 +42,10 @@ def begun(run_dir: Path) -> bool:
 def save_run(run_dir: Path, config: Config, provenance: Provenance) -> None:
     """Write settings and provenance."""
     # The settings last: they are what tells that a run has begun.
-    content = {PROVENANCE_FILE: json.dumps(provenance.plain(), indent=2), CONFIG_FILE: to_yaml(config)}
+    content = {
+        PROVENANCE_FILE: json.dumps(provenance.plain(), indent=2),
+        CONFIG_FILE: to_yaml(config),
+    }
     for name, text in content.items():
         with atomic_file(run_dir / name) as temporary:
             temporary.write_text(text)

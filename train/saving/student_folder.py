@@ -21,7 +21,14 @@ from cusa.data.errors import RunError, SettingError, StudentError
 from cusa.train.config import Config, build_config
 from cusa.train.saving.plain_values import checked
 from cusa.train.saving.provenance import Provenance
-from cusa.train.saving.tensors import load_metadata, load_tensors, not_finite, save_tensors, under, unlike
+from cusa.train.saving.tensors import (
+    load_metadata,
+    load_tensors,
+    not_finite,
+    save_tensors,
+    under,
+    unlike,
+)
 from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
 
 WEIGHTS_FILE = "student.safetensors"
@@ -71,7 +78,11 @@ class Origin:
         config = dataclasses.asdict(self.config)
         config["loss"]["terms"] = list(config["loss"]["terms"])
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return plain | {"config": config, "provenance": self.provenance.plain(), "val": dict(self.val)}
+        return plain | {
+            "config": config,
+            "provenance": self.provenance.plain(),
+            "val": dict(self.val),
+        }
 
     @staticmethod
     def from_plain(content: Any) -> Origin:
@@ -168,7 +179,9 @@ def _origin(meta: dict[str, Any], weights: Path) -> Origin:
         raise RunError(message, path=weights, location=error.location, name=error.name) from None
 
 
-def load_checkpointed(folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin) -> SavedStudent:
+def load_checkpointed(
+    folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin
+) -> SavedStudent:
     """Load a student from the tensors of a checkpoint.
 
     Args:

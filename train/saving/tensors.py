@@ -47,7 +47,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[
         seen.add(plain[name].data_ptr())
     with atomic_file(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as other files are; safetensors' own would be for nobody else to read
+        mode = (
+            temporary.stat().st_mode
+        )  # as other files are; safetensors' own would be for nobody else to read
         try:
             text = json.dumps(meta)
             save_file(plain, temporary, {"cusa": text, "sha256": _digest(plain, text)})
@@ -139,7 +141,9 @@ def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inverse of :func:`prefixed`, other names left out."""
-    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+    return {
+        k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")
+    }
 
 
 def unlike(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:

@@ -62,7 +62,9 @@ class ImageSet:
         """sha256 (hex) over ids and labels of queries and gallery in order: equal only if every row means the same."""
         digest = hashlib.sha256()
         for part in (self.queries, self.gallery):
-            digest.update((-1 if part is None else len(part.ids)).to_bytes(8, "little", signed=True))
+            digest.update(
+                (-1 if part is None else len(part.ids)).to_bytes(8, "little", signed=True)
+            )
             if part is not None:
                 for raw in (image_id.encode() for image_id in part.ids):
                     digest.update(len(raw).to_bytes(8, "little") + raw)
@@ -99,11 +101,27 @@ class KnownSet:
 
 IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
     {
-        "cub": KnownSet(5_924, None, 100, ("CUB_200_2011", "cub200"), layouts.CUB_LISTS[:2], layouts.read_cub),
-        "cars": KnownSet(8_131, None, 98, ("cars196", "stanford_cars"), tuple(layouts.CARS_LISTS), layouts.read_cars),
-        "sop": KnownSet(60_502, None, 11_316, ("Stanford_Online_Products",), layouts.SOP_LISTS, layouts.read_sop),
+        "cub": KnownSet(
+            5_924, None, 100, ("CUB_200_2011", "cub200"), layouts.CUB_LISTS[:2], layouts.read_cub
+        ),
+        "cars": KnownSet(
+            8_131,
+            None,
+            98,
+            ("cars196", "stanford_cars"),
+            tuple(layouts.CARS_LISTS),
+            layouts.read_cars,
+        ),
+        "sop": KnownSet(
+            60_502, None, 11_316, ("Stanford_Online_Products",), layouts.SOP_LISTS, layouts.read_sop
+        ),
         "inshop": KnownSet(
-            14_218, 12_612, 3_985, ("Inshop_Clothes", "InShop_Clothes"), layouts.INSHOP_LISTS, layouts.read_inshop
+            14_218,
+            12_612,
+            3_985,
+            ("Inshop_Clothes", "InShop_Clothes"),
+            layouts.INSHOP_LISTS,
+            layouts.read_inshop,
         ),
         "inaturalist": KnownSet(
             136_093,
@@ -184,7 +202,9 @@ def _find(name: str, known: KnownSet, folder: Path) -> Path | None:
 
 def _data_folder(name: str, known: KnownSet, folder: Path) -> Path:
     # Eval/ of In-Shop and devkit/ of the cars hold a list, but are not the data set's folder.
-    is_part = any(Path(x).parent.name == folder.name and (folder.parent / x).is_file() for x in known.lists)
+    is_part = any(
+        Path(x).parent.name == folder.name and (folder.parent / x).is_file() for x in known.lists
+    )
     found = None if is_part else _find(name, known, folder)
     if found is not None:
         return found
@@ -192,7 +212,9 @@ def _data_folder(name: str, known: KnownSet, folder: Path) -> Path:
     if above is not None:
         raise CusaError(f"{folder} is only a part of {name}; pass {above}")
     lists = " or ".join(known.lists)
-    raise CusaError(f"no {name} in {folder}; pass its folder (usually {known.folders[0]}), which holds {lists}")
+    raise CusaError(
+        f"no {name} in {folder}; pass its folder (usually {known.folders[0]}), which holds {lists}"
+    )
 
 
 def _check_listed(listing: Listing, folder: Path) -> None:
@@ -203,26 +225,37 @@ def _check_listed(listing: Listing, folder: Path) -> None:
     seen: dict[str, Place] = {}
     for image in (*listing.queries, *(listing.gallery or ())):
         if image.id in seen:
-            raise image.where.fault(f"{image.id} is listed already, in {seen[image.id]}; list each image once")
+            raise image.where.fault(
+                f"{image.id} is listed already, in {seen[image.id]}; list each image once"
+            )
         seen[image.id] = image.where
         try:
             image.id.encode()
         except UnicodeEncodeError:
-            raise CusaError(f"the file name {image.id!a} in {folder} is not UTF-8; rename it") from None
+            raise CusaError(
+                f"the file name {image.id!a} in {folder} is not UTF-8; rename it"
+            ) from None
 
 
 def _unlike_published(name: str, known: KnownSet, listing: Listing) -> str:
     """How the counts differ from the published ones; empty if they do not."""
     classes = len({image.label for image in (*listing.queries, *(listing.gallery or ()))})
     gallery = None if listing.gallery is None else len(listing.gallery)
-    found, expected = (len(listing.queries), gallery, classes), (known.queries, known.gallery, known.classes)
+    found, expected = (
+        (len(listing.queries), gallery, classes),
+        (known.queries, known.gallery, known.classes),
+    )
     if found == expected:
         return ""
     return f"{name} has {_counts(*found)}; the published test set has {_counts(*expected)}"
 
 
 def _counts(queries: int, gallery: int | None, classes: int) -> str:
-    images = f"{queries:,} images" if gallery is None else f"{queries:,} queries and {gallery:,} gallery images"
+    images = (
+        f"{queries:,} images"
+        if gallery is None
+        else f"{queries:,} queries and {gallery:,} gallery images"
+    )
     return f"{images} of {classes:,} classes"
 
 
@@ -237,22 +270,34 @@ def _present(listing: Listing, allow_partial: bool) -> tuple[Listing, list[str]]
     first = next(image for part in parts for image in part if image.id not in kept)
     missing = f"{n_listed - n_there:,} of {n_listed:,} listed images are missing, first {first.path} ({first.where})"
     if not allow_partial:
-        raise CusaError(f"{missing}; put them there, or pass --allow-partial to evaluate the others")
+        raise CusaError(
+            f"{missing}; put them there, or pass --allow-partial to evaluate the others"
+        )
     if not there[0] or (listing.gallery is not None and not there[1]):
-        raise CusaError(f"{missing}, and nothing is left to evaluate; pass the folder that holds the images, too")
-    return Listing(there[0], None if listing.gallery is None else there[1]), [f"{missing}; they are left out"]
+        raise CusaError(
+            f"{missing}, and nothing is left to evaluate; pass the folder that holds the images, too"
+        )
+    return Listing(there[0], None if listing.gallery is None else there[1]), [
+        f"{missing}; they are left out"
+    ]
 
 
 def _lonely(listing: Listing) -> list[str]:
     """A note on queries that no candidate is of the class of."""
     of_queries = np.array([image.label for image in listing.queries])
-    candidates = of_queries if listing.gallery is None else np.array([image.label for image in listing.gallery])
+    candidates = (
+        of_queries
+        if listing.gallery is None
+        else np.array([image.label for image in listing.gallery])
+    )
     classes, counts = np.unique(candidates, return_counts=True)
     findable = classes[counts > 1] if listing.gallery is None else classes
     lonely = int(np.count_nonzero(~np.isin(of_queries, findable)))
     if not lonely:
         return []
-    return [f"{lonely:,} of {len(of_queries):,} queries have no other image of their class to find: always misses"]
+    return [
+        f"{lonely:,} of {len(of_queries):,} queries have no other image of their class to find: always misses"
+    ]
 
 
 def _image_set(name: str, listing: Listing, notes: list[str]) -> ImageSet:

@@ -17,7 +17,10 @@ from cusa.data.image_folder import find_images
 from cusa.data.lines import Place, read_lines
 from cusa.eval.evaluators.images.mat_files import read_annotations
 
-_CUB_TEST, _CARS_TEST = range(101, 201), range(99, 197)  # the second half of the classes: never seen in training
+_CUB_TEST, _CARS_TEST = (
+    range(101, 201),
+    range(99, 197),
+)  # the second half of the classes: never seen in training
 _CARS_TEST_MAT = "cars_test_annos_withlabels.mat"
 
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "classes.txt")
@@ -101,13 +104,19 @@ def read_cars(folder: Path) -> Listing:
     elif chosen == "anno_test.csv":
         bases = (folder / "car_data" / "car_data", folder / "car_data")
         base = next((b for b in bases if (b / "test").is_dir()), folder)
-        listed = [i for half in ("train", "test") for i in _from_csv(folder / f"anno_{half}.csv", base, half)]
+        listed = [
+            i
+            for half in ("train", "test")
+            for i in _from_csv(folder / f"anno_{half}.csv", base, half)
+        ]
     else:
         train = _first(folder, ("devkit/cars_train_annos.mat", "cars_train_annos.mat"))
         listed = []
         for half, path in ("cars_train", train), ("cars_test", folder / chosen):
             nested = folder / half / half  # one archive in use packs the folder into itself
-            listed += _from_mat(path, "fname", nested if nested.is_dir() else folder / half, f"{half}/")
+            listed += _from_mat(
+                path, "fname", nested if nested.is_dir() else folder / half, f"{half}/"
+            )
     return Listing([image for image in listed if image.label in _CARS_TEST])
 
 
@@ -118,7 +127,9 @@ def read_sop(folder: Path) -> Listing:
         CusaError: If the list is missing or malformed.
     """
     rows = _table(folder / SOP_LISTS[0], "image_id class_id super_class_id path", header=True)
-    return Listing([_image(folder, row[3], _number(row[1], where, "class_id"), where) for where, row in rows])
+    return Listing(
+        [_image(folder, row[3], _number(row[1], where, "class_id"), where) for where, row in rows]
+    )
 
 
 def read_inshop(folder: Path) -> Listing:
@@ -130,7 +141,9 @@ def read_inshop(folder: Path) -> Listing:
     base = next((b for b in (folder, folder / "Img") if (b / "img").is_dir()), folder)
     path = _first(folder, INSHOP_LISTS)
     parts: dict[str, list[Listed]] = {"train": [], "query": [], "gallery": []}
-    for where, (name, item, status) in _table(path, "image_name item_id evaluation_status", header=True, counted=True):
+    for where, (name, item, status) in _table(
+        path, "image_name item_id evaluation_status", header=True, counted=True
+    ):
         if status not in parts:
             raise where.fault(f"evaluation_status {status!r}; legal: {', '.join(parts)}")
         prefix, _, number = item.rpartition("_")
@@ -170,9 +183,14 @@ def read_folder(folder: Path) -> Listing:
     numbers = {name: n for n, name in enumerate(sorted({i.partition("/")[0] for i in ids}))}
     if len(numbers) < 2:
         only = folder / next(iter(numbers))
-        raise DataError(f"all images of {folder} lie in {only}; pass the folder that holds one folder per class")
+        raise DataError(
+            f"all images of {folder} lie in {only}; pass the folder that holds one folder per class"
+        )
     return Listing(
-        [Listed(i, path, numbers[i.partition("/")[0]], Place(folder, "")) for i, path in zip(ids, paths, strict=True)]
+        [
+            Listed(i, path, numbers[i.partition("/")[0]], Place(folder, ""))
+            for i, path in zip(ids, paths, strict=True)
+        ]
     )
 
 
@@ -190,7 +208,9 @@ def _lines(path: Path) -> Iterator[tuple[Place, str]]:
             yield Place(path, f"line {number}"), line.strip()
 
 
-def _table(path: Path, columns: str, header: bool = False, counted: bool = False) -> Iterator[tuple[Place, list[str]]]:
+def _table(
+    path: Path, columns: str, header: bool = False, counted: bool = False
+) -> Iterator[tuple[Place, list[str]]]:
     """Rows of white-space separated columns, each with its place.
 
     Args:
@@ -206,7 +226,9 @@ def _table(path: Path, columns: str, header: bool = False, counted: bool = False
     if header:
         where, line = next(lines, nothing)
         if line.split() != columns.split():
-            raise where.fault(f"expected the header {columns!r}, found {line[:80]!r}; restore the list")
+            raise where.fault(
+                f"expected the header {columns!r}, found {line[:80]!r}; restore the list"
+            )
     wanted, empty = len(columns.split()), True
     for where, line in lines:
         row = line.split(None, wanted - 1)
@@ -224,7 +246,9 @@ def _pairs(path: Path) -> dict[int, tuple[Place, str]]:
     for where, (key, value) in _table(path, "id value"):
         number = _number(key, where, "id")
         if number in pairs:
-            raise where.fault(f"the id {number} is used twice, before in {pairs[number][0]}; restore the list")
+            raise where.fault(
+                f"the id {number} is used twice, before in {pairs[number][0]}; restore the list"
+            )
         pairs[number] = where, value
     return pairs
 
@@ -250,10 +274,16 @@ def _from_csv(path: Path, base: Path, half: str) -> Iterator[Listed]:
         if n == 0 and row[-1] == "class":
             continue
         if len(row) != 6:
-            raise where.fault(f"expected filename,x1,y1,x2,y2,class, found {line[:80]!r}; restore the list")
-        image = _image(base, found.get(row[0], f"{half}/{row[0]}"), _number(row[5], where, "class"), where)
+            raise where.fault(
+                f"expected filename,x1,y1,x2,y2,class, found {line[:80]!r}; restore the list"
+            )
+        image = _image(
+            base, found.get(row[0], f"{half}/{row[0]}"), _number(row[5], where, "class"), where
+        )
         if copies[row[0]] > 1:
-            raise where.fault(f"{copies[row[0]]} files below {base / half} are called {row[0]}; keep the right one")
+            raise where.fault(
+                f"{copies[row[0]]} files below {base / half} are called {row[0]}; keep the right one"
+            )
         yield image
 
 
@@ -266,5 +296,7 @@ def _number(text: str, where: Place, what: str) -> int:
 def _image(base: Path, relative: str, label: int, where: Place) -> Listed:
     path = PurePosixPath(relative)
     if path.is_absolute() or ".." in path.parts or not path.name:
-        raise where.fault(f"{relative!r} is no path below {base}; list images by paths within the data set")
+        raise where.fault(
+            f"{relative!r} is no path below {base}; list images by paths within the data set"
+        )
     return Listed(str(path), base / path, label, where)

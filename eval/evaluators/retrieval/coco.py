@@ -84,7 +84,11 @@ class Judgements:
             FileFormatError: If the file is damaged.
         """
         folder = _package_data()
-        return None if folder is None else open_npy(folder / "coco_test_ids.npy").astype(str).ravel().tolist()
+        return (
+            None
+            if folder is None
+            else open_npy(folder / "coco_test_ids.npy").astype(str).ravel().tolist()
+        )
 
     @cached_property
     def files(self) -> Mapping[str, Mapping[Way, tuple[Path, dict[str, list[str]]]]]:
@@ -98,7 +102,10 @@ class Judgements:
         paths: dict[str, tuple[Path, Path]] = {}
         if folder is not None:
             for name in ("eccv", "cxc"):
-                paths[name] = folder / f"{name}_image_to_caption.json", folder / f"{name}_caption_to_image.json"
+                paths[name] = (
+                    folder / f"{name}_image_to_caption.json",
+                    folder / f"{name}_caption_to_image.json",
+                )
         if self.pmrp is not None:
             if folder is None:
                 message = "--pmrp needs the list of COCO's test ids: pip install 'cusa[eccv]'"
@@ -110,7 +117,9 @@ class Judgements:
         }
 
 
-def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, judgements: Judgements) -> CocoTest | None:
+def coco_test(
+    embeddings: SplitEmbeddings, split: SplitView, dataset: str, judgements: Judgements
+) -> CocoTest | None:
     """The test's items among embeddings; ``None`` if they are of another data set, or not all there.
 
     With the ``eccv`` extra, the items are those of its id list, whatever the split's order. Without it, those of a
@@ -129,7 +138,9 @@ def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, judge
     if judgements.test_ids is None:
         items = _by_order(embeddings, split, dataset)
     else:
-        caption_at = {split.caption_ids[row]: i for i, row in enumerate(embeddings.text_rows.tolist())}
+        caption_at = {
+            split.caption_ids[row]: i for i, row in enumerate(embeddings.text_rows.tolist())
+        }
         items = _by_ids([caption_at.get(i, -1) for i in judgements.test_ids], embeddings)
     if items is None:
         if judgements.pmrp is not None:
@@ -137,16 +148,24 @@ def coco_test(embeddings: SplitEmbeddings, split: SplitView, dataset: str, judge
             raise SettingError(message, name="--pmrp")
         return None
     images, captions, caption_image = items
-    image_index = {split.image_ids[row]: n for n, row in enumerate(embeddings.image_rows[images].tolist())}
-    caption_index = {split.caption_ids[row]: n for n, row in enumerate(embeddings.text_rows[captions].tolist())}
+    image_index = {
+        split.image_ids[row]: n for n, row in enumerate(embeddings.image_rows[images].tolist())
+    }
+    caption_index = {
+        split.caption_ids[row]: n for n, row in enumerate(embeddings.text_rows[captions].tolist())
+    }
     sides = {"i2t": (image_index, caption_index), "t2i": (caption_index, image_index)}
     truths: dict[str, dict[Way, Relevance]] = {}
     for name, ways in judgements.files.items():
-        truths[name] = {way: _relevance(truth, *sides[way], path) for way, (path, truth) in ways.items()}
+        truths[name] = {
+            way: _relevance(truth, *sides[way], path) for way, (path, truth) in ways.items()
+        }
     return CocoTest(images, captions, caption_image, truths)
 
 
-def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str, dict[str, Rankings]]:
+def rank_coco(
+    images: np.ndarray, texts: np.ndarray, test: CocoTest
+) -> dict[str, dict[str, Rankings]]:
     """Rankings by protocol and direction: ``coco_5k``, ``coco_1k`` (its five folds one after the other), the truths.
 
     Args:
@@ -156,15 +175,23 @@ def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str
     """
     images, texts = images[test.images], texts[test.captions]
     image_of = test.caption_image
-    found = {"coco_5k": _ranked(two_way_rank_bounds(images, texts, image_of), len(images), len(texts), image_of)}
+    found = {
+        "coco_5k": _ranked(
+            two_way_rank_bounds(images, texts, image_of), len(images), len(texts), image_of
+        )
+    }
     size = len(images) // FOLDS
     folds, captions = [], []
     for start in range(0, len(images), size):
         mine = np.flatnonzero((image_of >= start) & (image_of < start + size))
-        folds.append(two_way_rank_bounds(images[start : start + size], texts[mine], image_of[mine] - start))
+        folds.append(
+            two_way_rank_bounds(images[start : start + size], texts[mine], image_of[mine] - start)
+        )
         captions.append(mine)
     i2t, t2i = (join_bounds([fold[way] for fold in folds]) for way in (0, 1))
-    found["coco_1k"] = _ranked((i2t, t2i), size, len(texts) // FOLDS, image_of[np.concatenate(captions)])
+    found["coco_1k"] = _ranked(
+        (i2t, t2i), size, len(texts) // FOLDS, image_of[np.concatenate(captions)]
+    )
     for name, truth in test.truths.items():
         found[name] = {}
         for way, of in truth.items():
@@ -174,17 +201,24 @@ def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str
                 ranked = Rankings(rank_bounds(*parts), len(candidates))
             else:
                 ranked = rank_all(*parts, n_relevant=of.n_relevant)
-            found[name][way] = ranked if way == "i2t" else replace(ranked, clusters=image_of[of.queries])
+            found[name][way] = (
+                ranked if way == "i2t" else replace(ranked, clusters=image_of[of.queries])
+            )
     return found
 
 
 def _ranked(
     bounds: tuple[RankBounds, RankBounds], n_images: int, n_texts: int, image_of: np.ndarray
 ) -> dict[str, Rankings]:
-    return {"i2t": Rankings(bounds[0], n_texts), "t2i": Rankings(bounds[1], n_images, clusters=image_of)}
+    return {
+        "i2t": Rankings(bounds[0], n_texts),
+        "t2i": Rankings(bounds[1], n_images, clusters=image_of),
+    }
 
 
-def _by_ids(captions: Sequence[int], embeddings: SplitEmbeddings) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _by_ids(
+    captions: Sequence[int], embeddings: SplitEmbeddings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     positions = np.asarray(captions, np.int64)
     if (positions < 0).any():
         return None
@@ -209,13 +243,19 @@ def _by_order(
     starts = np.searchsorted(of[order], np.arange(n))
     within = np.arange(len(order)) - starts[of[order]]
     captions = order[(of[order] >= 0) & (within < CAPTIONS_PER_IMAGE)]
-    return (np.arange(n), captions, of[captions]) if len(captions) == n * CAPTIONS_PER_IMAGE else None
+    return (
+        (np.arange(n), captions, of[captions]) if len(captions) == n * CAPTIONS_PER_IMAGE else None
+    )
 
 
 def _package_data() -> Path | None:
     """The ``eccv`` extra's files. The package itself is not imported: it warns, and its code is not needed."""
     spec = importlib.util.find_spec("eccv_caption")
-    return Path(spec.submodule_search_locations[0]) / "data" if spec and spec.submodule_search_locations else None
+    return (
+        Path(spec.submodule_search_locations[0]) / "data"
+        if spec and spec.submodule_search_locations
+        else None
+    )
 
 
 def read_judgements(path: Path) -> dict[str, list[str]]:
@@ -244,11 +284,16 @@ def read_judgements(path: Path) -> dict[str, list[str]]:
 
 
 def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(i, (str, int)) and not isinstance(i, bool) for i in value)
+    return isinstance(value, list) and all(
+        isinstance(i, (str, int)) and not isinstance(i, bool) for i in value
+    )
 
 
 def _relevance(
-    truth: Mapping[str, Sequence[str]], queries: Mapping[str, int], candidates: Mapping[str, int], path: Path
+    truth: Mapping[str, Sequence[str]],
+    queries: Mapping[str, int],
+    candidates: Mapping[str, int],
+    path: Path,
 ) -> Relevance:
     unknown = [q for q in truth if q not in queries]
     if unknown:
@@ -260,5 +305,7 @@ def _relevance(
     wanted = [dict.fromkeys(ids) for ids in truth.values()]
     rows = [np.array([candidates[i] for i in ids if i in candidates], np.int64) for ids in wanted]
     return Relevance(
-        np.array([queries[q] for q in truth], np.int64), *csr(rows), np.array([len(ids) for ids in wanted], np.int64)
+        np.array([queries[q] for q in truth], np.int64),
+        *csr(rows),
+        np.array([len(ids) for ids in wanted], np.int64),
     )

@@ -52,17 +52,25 @@ def cross_modal_recalls(
     return two_ways(ranked, scoring)
 
 
-def _ranked_both_ways(images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray) -> dict[str, Rankings]:
+def _ranked_both_ways(
+    images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
+) -> dict[str, Rankings]:
     caption_image = checked_caption_image(caption_image, len(images), len(texts))
     for rows, what in ((images, "image"), (texts, "text")):
         check_rows(rows, what)
         refuse_zeros(rows, what)
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
-    return {"i2t": Rankings(i2t, len(texts)), "t2i": Rankings(t2i, len(images), clusters=caption_image)}
+    return {
+        "i2t": Rankings(i2t, len(texts)),
+        "t2i": Rankings(t2i, len(images), clusters=caption_image),
+    }
 
 
 def cross_modal_recalls_from_scores(
-    scores_i2t: np.ndarray, scores_t2i: np.ndarray, caption_image: np.ndarray, ties: Ties = "pessimistic"
+    scores_i2t: np.ndarray,
+    scores_t2i: np.ndarray,
+    caption_image: np.ndarray,
+    ties: Ties = "pessimistic",
 ) -> dict[str, Any]:
     """As :func:`cross_modal_recalls`, from scores: for hosts whose similarity is not a dot product.
 
@@ -94,7 +102,9 @@ def cross_modal_recalls_from_scores(
     return two_ways(rankings, scoring)
 
 
-def uni_modal_recalls(embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "pessimistic") -> dict[str, Any]:
+def uni_modal_recalls(
+    embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "pessimistic"
+) -> dict[str, Any]:
     """R@1/5/10 among items of one modality: others of the same group are relevant, the query is no candidate.
 
     A query that is alone in its group does not count.
@@ -156,14 +166,27 @@ def evaluate(
         }
         groups["unimodal"] = {"t2t": _ranked_groups(texts, embeddings.caption_image)}
         if split.truth is not None:
-            groups["unimodal"]["i2i"] = _ranked_all(relevance_of("i2i", embeddings, split), embeddings, head)
-            relevances = (true_relevance("i2t", embeddings, split), true_relevance("t2i", embeddings, split))
+            groups["unimodal"]["i2i"] = _ranked_all(
+                relevance_of("i2i", embeddings, split), embeddings, head
+            )
+            relevances = (
+                true_relevance("i2t", embeddings, split),
+                true_relevance("t2i", embeddings, split),
+            )
             groups["truth"] = {r.task: _ranked_all(r, embeddings, head) for r in relevances}
         protocols = rank_coco(images, texts, test) if test else {}
         heads[head] = {
             "retrieval": two_ways(groups["retrieval"], scoring),
-            **{k: {t: one_way(r, scoring) for t, r in groups[k].items()} for k in ("unimodal", "truth") if k in groups},
-            **({"protocols": {k: _protocol(k, ways, scoring) for k, ways in protocols.items()}} if test else {}),
+            **{
+                k: {t: one_way(r, scoring) for t, r in groups[k].items()}
+                for k in ("unimodal", "truth")
+                if k in groups
+            },
+            **(
+                {"protocols": {k: _protocol(k, ways, scoring) for k, ways in protocols.items()}}
+                if test
+                else {}
+            ),
         }
         for part, by_task in {**groups, **protocols}.items():
             ranked |= {f"{head}/{part}/{task}": rankings for task, rankings in by_task.items()}

@@ -64,7 +64,9 @@ def find_cxc(folder: Path) -> dict[str, CxcTask]:
     for kind in get_args(CxcKind):
         paths = sorted(folder.rglob(f"{kind}_test.csv"))
         if len(paths) > 1:
-            raise CusaError(f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; pass one of their folders")
+            raise CusaError(
+                f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; pass one of their folders"
+            )
         for path in paths:
             found[kind] = _read(path, kind)
     return found
@@ -90,7 +92,9 @@ def _read(path: Path, kind: CxcKind) -> CxcTask:
         second.append(_id(second_text, names[1], path, number))
         gold.append(parse_score(score, path, number))
     if not gold:
-        raise FileFormatError(f"{path} holds no pairs; get the file of the data set's repository", path=path)
+        raise FileFormatError(
+            f"{path} holds no pairs; get the file of the data set's repository", path=path
+        )
     return CxcTask(kind, tuple(first), tuple(second), np.array(gold, np.float64))
 
 
@@ -99,14 +103,22 @@ def _id(text: str, column: str, path: Path, line: int) -> int | str:
     if column.startswith("caption"):
         if match := _CAPTION.fullmatch(text):
             return int(match[1])
-        raise line_fault(path, line, f"{shown!r} is no caption; expected such as COCO_val2014:sentid:411553")
+        raise line_fault(
+            path, line, f"{shown!r} is no caption; expected such as COCO_val2014:sentid:411553"
+        )
     if match := _IMAGE.fullmatch(text):
         return match[1]
-    raise line_fault(path, line, f"{shown!r} is no image; expected such as COCO_val2014_000000391895.jpg")
+    raise line_fault(
+        path, line, f"{shown!r} is no image; expected such as COCO_val2014_000000391895.jpg"
+    )
 
 
 def cxc_correlation(
-    similarity: np.ndarray, gold: np.ndarray, query_ids: Sequence[int | str], seed: int, samples: int = 1000
+    similarity: np.ndarray,
+    gold: np.ndarray,
+    query_ids: Sequence[int | str],
+    seed: int,
+    samples: int = 1000,
 ) -> dict[str, Any]:
     """Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
 
@@ -130,10 +142,14 @@ def cxc_correlation(
     """
     whole = spearman(similarity, gold)
     if len(query_ids) != len(gold):
-        raise CusaError(f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each")
+        raise CusaError(
+            f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each"
+        )
     number_of = {query: number for number, query in enumerate(dict.fromkeys(query_ids))}
     query = np.array([number_of[q] for q in query_ids])
-    by_query = np.argsort(query, kind="stable")  # pairs of query q: by_query[start[q] : start[q] + count[q]]
+    by_query = np.argsort(
+        query, kind="stable"
+    )  # pairs of query q: by_query[start[q] : start[q] + count[q]]
     count = np.bincount(query)
     start = np.cumsum(count) - count
     rng = np.random.default_rng(seed)

@@ -34,10 +34,29 @@ from cusa.data.lines import find_columns, line_fault, read_csv, read_lines
 # Pairs of each subset, in SentEval's order (Conneau and Kiela, LREC 2018); STS13 without SMT, which is not distributed
 # freely and which no published "STS13" of SentEval has.
 TASKS: Mapping[str, Mapping[str, int]] = {
-    "STS12": {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "surprise.OnWN": 750, "surprise.SMTnews": 399},
+    "STS12": {
+        "MSRpar": 750,
+        "MSRvid": 750,
+        "SMTeuroparl": 459,
+        "surprise.OnWN": 750,
+        "surprise.SMTnews": 399,
+    },
     "STS13": {"FNWN": 189, "headlines": 750, "OnWN": 561},
-    "STS14": {"deft-forum": 450, "deft-news": 300, "headlines": 750, "images": 750, "OnWN": 750, "tweet-news": 750},
-    "STS15": {"answers-forums": 375, "answers-students": 750, "belief": 375, "headlines": 750, "images": 750},
+    "STS14": {
+        "deft-forum": 450,
+        "deft-news": 300,
+        "headlines": 750,
+        "images": 750,
+        "OnWN": 750,
+        "tweet-news": 750,
+    },
+    "STS15": {
+        "answers-forums": 375,
+        "answers-students": 750,
+        "belief": 375,
+        "headlines": 750,
+        "images": 750,
+    },
     "STS16": {
         "answer-answer": 254,
         "headlines": 249,
@@ -112,7 +131,11 @@ class StsTask:
         """sha256 over the subsets' names, sentences and gold scores, in order."""
         digest = hashlib.sha256()
         for subset in self.subsets:
-            digest.update(json.dumps([subset.name, subset.first, subset.second, subset.gold.tolist()]).encode())
+            digest.update(
+                json.dumps(
+                    [subset.name, subset.first, subset.second, subset.gold.tolist()]
+                ).encode()
+            )
         return digest.hexdigest()
 
 
@@ -164,7 +187,9 @@ def _chosen(candidates: Sequence[tuple[StsTask, Path]], allow_partial: bool) -> 
         )
     for other, there in (whole or candidates)[1:]:
         if other.fingerprint != task.fingerprint:
-            raise DataError(f"{task.name} is in {place} and, with other content, in {there}; pass one of the two")
+            raise DataError(
+                f"{task.name} is in {place} and, with other content, in {there}; pass one of the two"
+            )
     return StsTask(task.name, task.subsets, task.headline, (*task.notes, *_lacks(task)))
 
 
@@ -172,7 +197,9 @@ def _lacks(task: StsTask) -> list[str]:
     """How a task's subsets and pairs differ from the published ones."""
     counts = {subset.name: len(subset.gold) for subset in task.subsets}
     return [
-        f"{name} has {counts[name]} pairs instead of {n}" if name in counts else f"{name} ({n} pairs) is missing"
+        f"{name} has {counts[name]} pairs instead of {n}"
+        if name in counts
+        else f"{name} ({n} pairs) is missing"
         for name, n in TASKS[task.name].items()
         if counts.get(name) != n
     ]
@@ -193,21 +220,29 @@ def _tasks_in(place: Path, names: Sequence[str]) -> Iterator[StsTask]:
         if (match := _BENCHMARK.fullmatch(name)) and (form := _benchmark_form(place / name)):
             splits["STSBenchmark"].append((_SPLITS[match[1]], place / name, form))
         elif match := _SICK.fullmatch(name):
-            splits["SICKRelatedness"].append((_SPLITS[match[1]], place / name, _sick_form(place / name)))
+            splits["SICKRelatedness"].append(
+                (_SPLITS[match[1]], place / name, _sick_form(place / name))
+            )
     for task, files in splits.items():
         by_split: dict[str, tuple[Path, _Form]] = {}
         for split, path, form in files:
             if split in by_split:
-                raise DataError(f"{by_split[split][0]} and {path.name} are both {task} {split}; keep one of the two")
+                raise DataError(
+                    f"{by_split[split][0]} and {path.name} are both {task} {split}; keep one of the two"
+                )
             by_split[split] = path, form
-        yield StsTask(task, tuple(_read_table(*by_split[s], s) for s in TASKS[task] if s in by_split), "test")
+        yield StsTask(
+            task, tuple(_read_table(*by_split[s], s) for s in TASKS[task] if s in by_split), "test"
+        )
 
 
 def _year_task(place: Path, prefix: str, inputs: Mapping[str, str]) -> Iterator[StsTask]:
     """STS12 to STS16, whichever year the subsets are of; nothing if they are of none, such as Spanish ones."""
     shared = {year: len(TASKS[year].keys() & inputs.keys()) for year in _YEARS}
     years = [year for year in _YEARS if shared[year] == max(shared.values()) > 0]
-    named = re.search(r"(?:sts|20)(1[2-6])(?!\d)", f"{prefix} {place.resolve().name}", re.IGNORECASE)
+    named = re.search(
+        r"(?:sts|20)(1[2-6])(?!\d)", f"{prefix} {place.resolve().name}", re.IGNORECASE
+    )
     if named and shared[f"STS{named[1]}"]:
         years = [f"STS{named[1]}"]
     if len(years) > 1:
@@ -217,7 +252,11 @@ def _year_task(place: Path, prefix: str, inputs: Mapping[str, str]) -> Iterator[
         )
     for year in years:
         extra = sorted(inputs.keys() - TASKS[year].keys())
-        notes = (f"left out, since the published figures do without: {', '.join(extra)}",) if extra else ()
+        notes = (
+            (f"left out, since the published figures do without: {', '.join(extra)}",)
+            if extra
+            else ()
+        )
         subsets = (_read_year_subset(place, prefix, name) for name in TASKS[year] if name in inputs)
         yield StsTask(year, tuple(subsets), "all", notes)
 
@@ -240,7 +279,9 @@ def _read_year_subset(place: Path, prefix: str, name: str) -> Pairs:
             if len(cells) not in (2, 4):
                 message = f"{len(cells)} tab-separated columns; expected two sentences, or two and their two sources"
                 raise line_fault(inputs, number, message)
-            rows.append((*_sentences(cells[:2], inputs, number), parse_score(score, scores, number)))
+            rows.append(
+                (*_sentences(cells[:2], inputs, number), parse_score(score, scores, number))
+            )
     return _pairs(rows, name)
 
 
@@ -297,7 +338,9 @@ def _read_table(path: Path, form: _Form, name: str) -> Pairs:
     for number, cells in _cells(path, form):
         if len(cells) not in form.widths:
             kind, legal = "tab" if form.tabs else "comma", " or ".join(map(str, form.widths))
-            raise line_fault(path, number, f"{len(cells)} {kind}-separated columns; expected {legal}")
+            raise line_fault(
+                path, number, f"{len(cells)} {kind}-separated columns; expected {legal}"
+            )
         first, second, score = (cells[column] for column in form.columns)
         rows.append((*_sentences((first, second), path, number), parse_score(score, path, number)))
     return _pairs(rows, name)
@@ -332,7 +375,9 @@ def parse_score(text: str, path: Path, number: int) -> float:
         score = -1.0
     if not 0 <= score <= _HIGHEST:  # NaN is not, either
         shown = text.strip()[:80]
-        raise line_fault(path, number, f"{shown!r} is no score; expected a number from 0 to {_HIGHEST:g}")
+        raise line_fault(
+            path, number, f"{shown!r} is no score; expected a number from 0 to {_HIGHEST:g}"
+        )
     return score
 
 

@@ -52,7 +52,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         CusaError: If the shapes differ, or an embedding is zero or not finite; says of which pair and sentence.
     """
     if a.ndim != 2 or a.shape != b.shape:
-        raise CusaError(f"embeddings of shape {a.shape} and {b.shape} are no pairs; both must be [pairs, dim]")
+        raise CusaError(
+            f"embeddings of shape {a.shape} and {b.shape} are no pairs; both must be [pairs, dim]"
+        )
     return (_directions(a, 1) * _directions(b, 2)).sum(axis=1)
 
 
@@ -114,7 +116,9 @@ def _check(similarity: np.ndarray, gold: np.ndarray) -> None:
         if not np.isfinite(values).all():
             raise CusaError(f"the {name} hold NaN or infinity; no correlation is defined")
         if np.ptp(values) <= _CONSTANT * np.abs(values).max():
-            raise CusaError(f"all {len(values)} {name} equal {values[0]:g}; no correlation with a constant is defined")
+            raise CusaError(
+                f"all {len(values)} {name} equal {values[0]:g}; no correlation with a constant is defined"
+            )
 
 
 def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> StsResult:
@@ -146,20 +150,27 @@ def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> S
     row_of = {sentence: row for row, sentence in enumerate(sentences)}
     missing = [sentence for sentence in task.sentences if sentence not in row_of]
     if missing or len(row_of) != len(sentences):
-        problem = f"the first without an embedding is {missing[0]!r}" if missing else "one is there twice"
+        problem = (
+            f"the first without an embedding is {missing[0]!r}" if missing else "one is there twice"
+        )
         raise EmbeddingsError(
-            f"{task.name}: the sentences are not those of the task, each once: {problem}", name=task.name
+            f"{task.name}: the sentences are not those of the task, each once: {problem}",
+            name=task.name,
         )
     cosines: dict[str, np.ndarray] = {}
     subsets: dict[str, dict[str, Any]] = {}
     for subset in task.subsets:
         with _about(f"{task.name} {subset.name}"):
-            first, second = (rows[[row_of[s] for s in side]] for side in (subset.first, subset.second))
+            first, second = (
+                rows[[row_of[s] for s in side]] for side in (subset.first, subset.second)
+            )
             cosines[subset.name] = cosine(first, second)
             subsets[subset.name] = correlations(cosines[subset.name], subset.gold)
     gold = {subset.name: subset.gold for subset in task.subsets}
     with _about(task.name):
-        together = correlations(np.concatenate(list(cosines.values())), np.concatenate(list(gold.values())))
+        together = correlations(
+            np.concatenate(list(cosines.values())), np.concatenate(list(gold.values()))
+        )
     return StsResult(
         {
             **_headline(task, together, subsets),
@@ -177,13 +188,21 @@ def _headline(
     task: StsTask, together: Mapping[str, Any], subsets: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float | str | None]:
     if task.headline == "all":
-        return {"headline": together["spearman"], "headline_rule": "Spearman over all subsets, concatenated"}
+        return {
+            "headline": together["spearman"],
+            "headline_rule": "Spearman over all subsets, concatenated",
+        }
     if task.headline not in subsets:  # only where the caller allowed a partial task
         return {"headline": None, "headline_rule": f"Spearman on {task.headline}, which is missing"}
-    return {"headline": subsets[task.headline]["spearman"], "headline_rule": f"Spearman on {task.headline}"}
+    return {
+        "headline": subsets[task.headline]["spearman"],
+        "headline_rule": f"Spearman on {task.headline}",
+    }
 
 
-def _means(kind: str, together: Mapping[str, Any], subsets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def _means(
+    kind: str, together: Mapping[str, Any], subsets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
     values, pairs = ([s[key] for s in subsets.values()] for key in (kind, "pairs"))
     return {
         "all": together[kind],

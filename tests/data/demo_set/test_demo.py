@@ -24,7 +24,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def _mtimes(folder: Path) -> dict[Path, int]:
@@ -35,7 +37,10 @@ def test_same_seed_same_bytes_and_another_seed_others(made: Dataset, tmp_path: P
     make_demo(tmp_path / "again", **SMALL)
     assert _bytes(tmp_path / "again") == _bytes(made.image_root)
     make_demo(tmp_path / "other", seed=1, **SMALL)
-    assert all(_bytes(tmp_path / "other")[name] != content for name, content in _bytes(made.image_root).items())
+    assert all(
+        _bytes(tmp_path / "other")[name] != content
+        for name, content in _bytes(made.image_root).items()
+    )
 
 
 def test_second_call_loads_and_renders_nothing(made: Dataset) -> None:
@@ -48,7 +53,9 @@ def test_second_call_loads_and_renders_nothing(made: Dataset) -> None:
             np.testing.assert_array_equal(getattr(again.truth[split], name), array)
 
 
-def test_killed_run_is_redone(made: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_is_redone(
+    made: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = 0
     render = demo.render
 
@@ -68,7 +75,9 @@ def test_killed_run_is_redone(made: Dataset, tmp_path: Path, monkeypatch: pytest
     assert _bytes(tmp_path) == _bytes(made.image_root)
 
 
-@pytest.mark.parametrize("lost", ["demo.json", "manifest.jsonl", "truth.npz", "images/val/demo-val-00003.jpg"])
+@pytest.mark.parametrize(
+    "lost", ["demo.json", "manifest.jsonl", "truth.npz", "images/val/demo-val-00003.jpg"]
+)
 def test_folder_that_lost_a_file_is_redone(lost: str, made: Dataset, tmp_path: Path) -> None:
     make_demo(tmp_path, **SMALL)
     (tmp_path / lost).unlink()
@@ -93,7 +102,9 @@ def _flip(content: bytes) -> bytes:
     ],
     ids=["flipped bit", "truncated", "empty", "no UTF-8", "nested", "other"],
 )
-def test_folder_with_a_damaged_file_is_redone(damaged: str, damage, made: Dataset, tmp_path: Path) -> None:
+def test_folder_with_a_damaged_file_is_redone(
+    damaged: str, damage, made: Dataset, tmp_path: Path
+) -> None:
     folder = shutil.copytree(made.image_root, tmp_path / "demo")
     (folder / damaged).write_bytes(damage((folder / damaged).read_bytes()))
     again = make_demo(folder, **SMALL)
@@ -116,7 +127,11 @@ def test_folder_of_other_sizes_seed_or_version_is_redone(
 
 def test_records_have_stable_ids_and_five_different_captions(made: Dataset) -> None:
     assert made.name == "demo"
-    assert {split: len(records) for split, records in made.splits.items()} == {"train": 24, "val": 8, "test": 8}
+    assert {split: len(records) for split, records in made.splits.items()} == {
+        "train": 24,
+        "val": 8,
+        "test": 8,
+    }
     for split, records in made.splits.items():
         for i, record in enumerate(records):
             assert record.image_id == f"demo-{split}-{i:05d}"
@@ -138,10 +153,12 @@ def test_a_longer_split_begins_with_a_shorter_one() -> None:
 
 
 RED_STAR_OVER_BLUE_RING = Scene(
-    (Thing("star", "red", "large", row=0, col=1), Thing("ring", "blue", "small", row=2, col=1)), "sea"
+    (Thing("star", "red", "large", row=0, col=1), Thing("ring", "blue", "small", row=2, col=1)),
+    "sea",
 )
 TWO_RED_STARS = Scene(
-    (Thing("star", "red", "small", row=1, col=0), Thing("star", "red", "medium", row=1, col=2)), "snow"
+    (Thing("star", "red", "small", row=1, col=0), Thing("star", "red", "medium", row=1, col=2)),
+    "snow",
 )
 ONE_RED_STAR = Scene((Thing("star", "red", "large", row=1, col=1),), "sea")
 WORLD = [RED_STAR_OVER_BLUE_RING, TWO_RED_STARS, ONE_RED_STAR]
@@ -166,11 +183,17 @@ RED_STAR, BLUE = Part(("star",), ("red",)), Part(colours=("blue",))
         ("a star left of a star", Claim((Part(("star",)), Part(("star",))), "left of"), [1]),
         ("two shapes, one of them red", Claim((Part(colours=("red",)),), count=2), [0, 1]),
         ("a single shape, red", Claim((Part(colours=("red",)),), count=1), [2]),
-        ("a star in the snow or on the sea", Claim((Part(("star",)),), settings=("snow", "sea")), [0, 1, 2]),
+        (
+            "a star in the snow or on the sea",
+            Claim((Part(("star",)),), settings=("snow", "sea")),
+            [0, 1, 2],
+        ),
         ("a star on the sea", Claim((Part(("star",)),), settings=("sea",)), [0, 2]),
     ],
 )
-def test_truth_of_claims_that_a_reader_can_check(said: str, claim: Claim, true_of: list[int]) -> None:
+def test_truth_of_claims_that_a_reader_can_check(
+    said: str, claim: Claim, true_of: list[int]
+) -> None:
     truth = truth_of(WORLD, [claim])
     assert truth.indices.tolist() == true_of, said
     assert truth.indptr.tolist() == [0, len(true_of)]
@@ -178,7 +201,8 @@ def test_truth_of_claims_that_a_reader_can_check(said: str, claim: Claim, true_o
 
 def test_images_of_the_same_cast_share_a_label() -> None:
     elsewhere = Scene(
-        (Thing("ring", "blue", "large", row=0, col=0), Thing("star", "red", "small", row=2, col=2)), "chess"
+        (Thing("ring", "blue", "large", row=0, col=0), Thing("star", "red", "small", row=2, col=2)),
+        "chess",
     )
     a, b, c, d = truth_of([*WORLD, elsewhere], []).image_labels
     assert a == d
@@ -214,7 +238,9 @@ def _fits(part: Part, thing: Thing) -> bool:
 
 def test_truth_agrees_with_brute_force_and_holds_the_own_image() -> None:
     scenes = draw_scenes("test", 120, seed=2)
-    claims = [c for i, s in enumerate(scenes) for c in draw_captions(s, np.random.default_rng(i)).values()]
+    claims = [
+        c for i, s in enumerate(scenes) for c in draw_captions(s, np.random.default_rng(i)).values()
+    ]
     assert len(claims) == 600
     truth = truth_of(scenes, claims)
     for c, claim in enumerate(claims):
@@ -226,7 +252,9 @@ def test_truth_agrees_with_brute_force_and_holds_the_own_image() -> None:
 def test_stored_truth_holds_the_own_image(made: Dataset) -> None:
     for split, records in made.splits.items():
         truth = made.truth[split]
-        assert (truth.image_labels.dtype, truth.indptr.dtype, truth.indices.dtype) == (np.int64,) * 3
+        assert (truth.image_labels.dtype, truth.indptr.dtype, truth.indices.dtype) == (
+            np.int64,
+        ) * 3
         assert len(truth.image_labels) == len(records)
         own = caption_rows(records)
         assert len(truth.indptr) == len(own) + 1
@@ -236,7 +264,9 @@ def test_stored_truth_holds_the_own_image(made: Dataset) -> None:
 
 def test_default_world_has_many_captions_true_of_several_images_and_labels_that_recur() -> None:
     scenes = draw_scenes("test", 400, seed=0)
-    claims = [c for i, s in enumerate(scenes) for c in draw_captions(s, np.random.default_rng(i)).values()]
+    claims = [
+        c for i, s in enumerate(scenes) for c in draw_captions(s, np.random.default_rng(i)).values()
+    ]
     truth = truth_of(scenes, claims)
     n_true = np.diff(truth.indptr).reshape(400, 5)
     assert (n_true > 1).mean() > 0.6

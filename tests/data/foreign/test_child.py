@@ -36,7 +36,11 @@ def test_an_error_of_ours_comes_with_its_place(path):
 
 @pytest.mark.parametrize(
     ("reader", "word"),
-    [(child_readers.crash, "SIGSEGV"), (child_readers.hang, "SIGKILL|SIGXCPU"), (child_readers.leave, "no answer")],
+    [
+        (child_readers.crash, "SIGSEGV"),
+        (child_readers.hang, "SIGKILL|SIGXCPU"),
+        (child_readers.leave, "no answer"),
+    ],
 )
 def test_faults_are_one_line(path, monkeypatch, reader, word):
     monkeypatch.setattr("cusa.data.foreign.guarded_process._CPU_SECONDS", 1)

@@ -39,12 +39,16 @@ def save_ids(folder, kind):
 @pytest.mark.parametrize("kind", ["txt", "json", "npy", "int-npy"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8])
 def test_numpy_rows_with_ids_beside(tmp_path, kind, dtype):
-    np.save(tmp_path / "rows.npy", ROWS.astype(dtype) if dtype != np.int8 else (ROWS * 4).astype(dtype))
+    np.save(
+        tmp_path / "rows.npy", ROWS.astype(dtype) if dtype != np.int8 else (ROWS * 4).astype(dtype)
+    )
     names, rows = read(tmp_path / "rows.npy", save_ids(tmp_path, kind))
     assert names == (["7", "30", "2"] if kind == "int-npy" else NAMES)
     assert rows.dtype == dtype
     assert not rows.flags.writeable  # it is the file
-    np.testing.assert_array_equal(rows, ROWS * 4 if dtype == np.int8 else ROWS)  # halves and quarters are exact
+    np.testing.assert_array_equal(
+        rows, ROWS * 4 if dtype == np.int8 else ROWS
+    )  # halves and quarters are exact
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -52,11 +56,15 @@ def test_safetensors(tmp_path, dtype):
     save_file({"embeddings": torch.from_numpy(ROWS).to(dtype)}, tmp_path / "rows.safetensors")
     names, rows = read(tmp_path / "rows.safetensors", save_ids(tmp_path, "json"))
     assert names == NAMES
-    assert rows.dtype == (np.float16 if dtype == torch.float16 else np.float32)  # numpy has no bfloat16
+    assert rows.dtype == (
+        np.float16 if dtype == torch.float16 else np.float32
+    )  # numpy has no bfloat16
     np.testing.assert_array_equal(rows, ROWS)
 
 
-@pytest.mark.parametrize("ids", [np.array([4, 5, 6]), np.array(NAMES, object), np.array([b"x", b"yy", b"z"])])
+@pytest.mark.parametrize(
+    "ids", [np.array([4, 5, 6]), np.array(NAMES, object), np.array([b"x", b"yy", b"z"])]
+)
 def test_hdf5(tmp_path, ids):
     with h5py.File(tmp_path / "rows.h5", "w") as file:
         file["embeddings"], file["ids"] = ROWS, ids
@@ -96,10 +104,19 @@ def bad(rows=ROWS, name="rows.npy", ids=NAMES, ids_name="ids.json"):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (bad(ids=NAMES[:2]), r"rows.npy holds 3 rows, but .*ids.json 2 ids; there must be one each"),
-        (bad(ids=["x", "y", "x"]), "ids.json: 1 ids are given more than once, the first 'x'; keep one row of each"),
+        (
+            bad(ids=NAMES[:2]),
+            r"rows.npy holds 3 rows, but .*ids.json 2 ids; there must be one each",
+        ),
+        (
+            bad(ids=["x", "y", "x"]),
+            "ids.json: 1 ids are given more than once, the first 'x'; keep one row of each",
+        ),
         (bad(ids=[1, 2, "1"]), "more than once, the first '1'"),
-        (bad(rows=ROWS[0]), r"rows.npy holds an array of shape \(2,\); legal: one row per item, \[n, d\]"),
+        (
+            bad(rows=ROWS[0]),
+            r"rows.npy holds an array of shape \(2,\); legal: one row per item, \[n, d\]",
+        ),
         (bad(rows=ROWS[None]), r"shape \(1, 3, 2\)"),
         (bad(rows=ROWS[:, :0]), r"shape \(3, 0\)"),
         (bad(rows=ROWS[:0], ids=[]), "holds no rows"),
@@ -112,15 +129,24 @@ def bad(rows=ROWS, name="rows.npy", ids=NAMES, ids_name="ids.json"):
         (bad(ids=["a", 1.5, "b"]), "entry 1 is 1.5; legal: strings or integers"),
         (bad(ids=["a", True, "b"]), "entry 1 is True"),
         (bad(ids=["a", "", "b"]), "entry 1 is ''"),
-        (bad(ids=np.array([1.0, 2, 3]), ids_name="ids.npy"), "ids.npy holds float64; legal: integers or strings"),
-        (bad(ids=np.array([[1], [2], [3]]), ids_name="ids.npy"), r"shape \(3, 1\); legal: one id per row"),
+        (
+            bad(ids=np.array([1.0, 2, 3]), ids_name="ids.npy"),
+            "ids.npy holds float64; legal: integers or strings",
+        ),
+        (
+            bad(ids=np.array([[1], [2], [3]]), ids_name="ids.npy"),
+            r"shape \(3, 1\); legal: one id per row",
+        ),
         (bad(ids=np.array(["a", "", "c"]), ids_name="ids.npy"), "ids.npy: entry 1 is empty"),
         (bad(ids=b"a\n\nc\n", ids_name="ids.txt"), "ids.txt, line 2: empty"),
         (bad(ids=b"a\n\xff\nc\n", ids_name="ids.txt"), "ids.txt is not UTF-8"),
         (bad(ids=b"[1,", ids_name="ids.json"), "ids.json line 1 is not valid JSON"),
         (bad(ids=b"[" * 100_000, ids_name="ids.json"), "ids.json is not valid JSON"),
         (bad(ids=np.array([b"a", b"\xff", b"c"]), ids_name="ids.npy"), "ids.npy is not UTF-8"),
-        (bad(ids=b"a\nb'id0'\nc\n", ids_name="ids.txt"), "line 2: b'id0' is how Python prints bytes"),
+        (
+            bad(ids=b"a\nb'id0'\nc\n", ids_name="ids.txt"),
+            "line 2: b'id0' is how Python prints bytes",
+        ),
         (bad(ids=["a", 'b"x"', "c"]), 'entry 1: b"x" is how Python prints bytes'),
         (bad(ids=None), "ids .*ids.json do not exist; legal"),
         (bad(rows=None), "embeddings .*rows.npy do not exist; legal"),
@@ -134,7 +160,9 @@ def test_bad_input(tmp_path, case, message):
     if isinstance(ids, np.ndarray):
         np.save(tmp_path / ids_name, ids)
     elif ids is not None:
-        (tmp_path / ids_name).write_bytes(ids if isinstance(ids, bytes) else json.dumps(ids).encode())
+        (tmp_path / ids_name).write_bytes(
+            ids if isinstance(ids, bytes) else json.dumps(ids).encode()
+        )
     with pytest.raises(CusaError, match=message) as found:
         read(tmp_path / name, tmp_path / ids_name)
     assert "\n" not in str(found.value)
@@ -180,7 +208,9 @@ def _saved(path):
 
 
 def test_align():
-    rows, ignored = align(["a", "b", "c", "d"], np.arange(8).reshape(4, 2), ["c", "a", "c"], "images")
+    rows, ignored = align(
+        ["a", "b", "c", "d"], np.arange(8).reshape(4, 2), ["c", "a", "c"], "images"
+    )
     assert rows.tolist() == [[4, 5], [0, 1], [4, 5]]
     assert ignored == 2
     message = "the embeddings lack 2 of 3 captions, the first 'x' (they have 2, such as 'a'); give every one a row"
@@ -219,7 +249,9 @@ def test_ids_as_python_prints_bytes_are_refused(tmp_path, suffix, name):
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_ids_lie_beside_the_rows(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
-    np.save(path, ROWS) if suffix == ".npy" else save_file({"embeddings": torch.from_numpy(ROWS)}, path)
+    np.save(path, ROWS) if suffix == ".npy" else save_file(
+        {"embeddings": torch.from_numpy(ROWS)}, path
+    )
     with pytest.raises(EmbeddingsError) as found:
         read_rows(path)
     assert found.value.path == path
@@ -249,7 +281,9 @@ def test_rows_that_cannot_rank_are_refused(tmp_path, row, value, name):
     assert found.value.name == name
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e300), (np.float64, 1e-300), (np.float16, 2e4)])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(np.float64, 1e300), (np.float64, 1e-300), (np.float16, 2e4)]
+)
 def test_rows_of_any_size_are_normalised(tmp_path, dtype, size):
     found = _given(tmp_path, (ROWS * size).astype(dtype)).images(NAMES, [])["cross"]
     assert found.dtype == np.float32
@@ -313,7 +347,9 @@ def _foreign_h5(path, kind):
         if kind == "unallocated":
             file.create_dataset("embeddings", (2**30, 2**13), "f4")  # 32 TiB in a file of 2 kB
         elif kind == "unallocated chunks":
-            file.create_dataset("embeddings", (2**30, 2**13), "f4", chunks=(64, 64), compression="gzip")
+            file.create_dataset(
+                "embeddings", (2**30, 2**13), "f4", chunks=(64, 64), compression="gzip"
+            )
         elif kind == "a chunk is missing":
             rows = file.create_dataset("embeddings", (3, 5), "f4", chunks=(3, 4))
             rows[:, :4] = 1
@@ -323,7 +359,9 @@ def _foreign_h5(path, kind):
             file.create_virtual_dataset("embeddings", layout)
         elif kind == "external":
             (path.parent / "secret").write_bytes(b"secret" * 4)
-            file.create_dataset("embeddings", (3, 2), "f4", external=[(path.parent / "secret", 0, 24)])
+            file.create_dataset(
+                "embeddings", (3, 2), "f4", external=[(path.parent / "secret", 0, 24)]
+            )
         elif kind == "no space":
             file["embeddings"] = h5py.Empty("f4")
         elif kind == "a number":
@@ -406,7 +444,9 @@ def test_ids_that_name_one_text_many_times_are_refused(tmp_path):
         read_rows(tmp_path / "rows.h5")
 
 
-@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "chunks": (2, 2)}, {"compression": "lzf"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "gzip", "chunks": (2, 2)}, {"compression": "lzf"}]
+)
 def test_rows_and_ids_in_chunks(tmp_path, options):
     with h5py.File(tmp_path / "rows.h5", "w") as file:
         file.create_dataset("embeddings", data=np.ones((3, 2), ">f2"), **options)

@@ -56,7 +56,9 @@ _VECTORS = {
     "torch [1, d] half": lambda row: torch.from_numpy(row)[None].half(),
     "torch bfloat16": lambda row: torch.from_numpy(row).bfloat16(),
     "torch with gradient": lambda row: torch.from_numpy(row).requires_grad_(),
-    "a row of a larger tensor": lambda row: torch.from_numpy(np.stack([0 * row, row], axis=1))[:, 1],
+    "a row of a larger tensor": lambda row: torch.from_numpy(np.stack([0 * row, row], axis=1))[
+        :, 1
+    ],
 }
 
 
@@ -66,20 +68,30 @@ def test_a_dictionary_of_vectors_is_imported(index, tmp_path, kind):
     vectors = {f"train/{i}.jpg": _VECTORS[kind](rows[i]) for i in (5, 0, 3, 1, 4, 2)}
     run_ok(*_import(index, _saved(tmp_path / "train_unicom.npy", vectors)))
     found = EmbeddingStore(index).embeddings("new", "train").gather(range(6))
-    rounding = 2**-8 if "bfloat16" in kind else 2**-10 if "float16" in kind or "half" in kind else 1e-7
+    rounding = (
+        2**-8 if "bfloat16" in kind else 2**-10 if "float16" in kind or "half" in kind else 1e-7
+    )
     np.testing.assert_allclose(found, rows, atol=rounding)
 
 
 @pytest.mark.parametrize("name", ["train{}", "train/{}.jpg", "{}.jpg", "{}"])
 def test_keys_may_be_ids_paths_or_names(index, tmp_path, name):
     rows = unit_rows(6, 4, 3)
-    run_ok(*_import(index, _saved(tmp_path / "x.npy", {name.format(i): rows[i] for i in range(5, -1, -1)})))
-    np.testing.assert_array_equal(EmbeddingStore(index).embeddings("new", "train").gather(range(6)), rows)
+    run_ok(
+        *_import(
+            index, _saved(tmp_path / "x.npy", {name.format(i): rows[i] for i in range(5, -1, -1)})
+        )
+    )
+    np.testing.assert_array_equal(
+        EmbeddingStore(index).embeddings("new", "train").gather(range(6)), rows
+    )
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.str_])
 def test_keys_may_be_numbers_or_texts_of_numpy(tmp_path, kind):
-    keys, rows = read_published_rows(_saved(tmp_path / "x.npy", {kind(i): np.array([i, 1.0]) for i in (7, 12)}))
+    keys, rows = read_published_rows(
+        _saved(tmp_path / "x.npy", {kind(i): np.array([i, 1.0]) for i in (7, 12)})
+    )
     assert keys == ["7", "12"]
     assert rows.dtype == np.float32
     assert rows.tolist() == [[7, 1], [12, 1]]
@@ -88,14 +100,18 @@ def test_keys_may_be_numbers_or_texts_of_numpy(tmp_path, kind):
 def _write_npy(path, content):
     """A .npy whose array is this pickle."""
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|O", "fortran_order": False, "shape": ()}
+        )
         file.write(content)
     return path
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_files_of_older_numpy_are_read(tmp_path, protocol):
-    content = pickle.dumps(np.array({"a": np.array([1.5, -2]), "b": torch.tensor([3.0, 4])}, object), protocol)
+    content = pickle.dumps(
+        np.array({"a": np.array([1.5, -2]), "b": torch.tensor([3.0, 4])}, object), protocol
+    )
     assert b"numpy._core.multiarray" in content
     content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     keys, rows = read_published_rows(_write_npy(tmp_path / "x.npy", content))
@@ -103,11 +119,17 @@ def test_files_of_older_numpy_are_read(tmp_path, protocol):
 
 
 def test_a_pickle_is_read_only_when_allowed(index, tmp_path):
-    path = _saved(tmp_path / "x.npy", {f"train{i}": row for i, row in enumerate(unit_rows(6, 4, 3))})
+    path = _saved(
+        tmp_path / "x.npy", {f"train{i}": row for i, row in enumerate(unit_rows(6, 4, 3))}
+    )
     (tmp_path / "ids.txt").write_text("train0\n")
     arguments = ("store", "import", index, path, "--teacher", "new", "--split", "train")
-    assert "for a dictionary of the published code: cusa-store import --allow-pickle" in run_error(*arguments)
-    assert "Python objects, which are never loaded" in run_error(*arguments, "--ids", tmp_path / "ids.txt")
+    assert "for a dictionary of the published code: cusa-store import --allow-pickle" in run_error(
+        *arguments
+    )
+    assert "Python objects, which are never loaded" in run_error(
+        *arguments, "--ids", tmp_path / "ids.txt"
+    )
     assert "new" not in EmbeddingStore(index).teachers
 
 
@@ -140,7 +162,9 @@ def test_what_is_no_dictionary_of_vectors_is_refused(index, tmp_path, content, m
     assert index.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x93NUMPY\x01\x00", pickle.dumps({"a": 1.0})])
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", b"\x93NUMPY\x01\x00", pickle.dumps({"a": 1.0})]
+)
 def test_what_is_no_npy_is_refused(index, tmp_path, content):
     path = tmp_path / "x.npy"
     assert f"{path} does not exist" in run_error(*_import(index, path))
@@ -149,7 +173,9 @@ def test_what_is_no_npy_is_refused(index, tmp_path, content):
 
 
 def test_a_truncated_dictionary_is_refused(index, tmp_path):
-    path = _saved(tmp_path / "x.npy", {f"train{i}": row for i, row in enumerate(unit_rows(6, 4, 3))})
+    path = _saved(
+        tmp_path / "x.npy", {f"train{i}": row for i, row in enumerate(unit_rows(6, 4, 3))}
+    )
     path.write_bytes(path.read_bytes()[:-40])
     assert f"{path} cannot be read as a dictionary of vectors" in run_error(*_import(index, path))
 
@@ -172,7 +198,9 @@ def _torch_file(evil):
     """An old torch file, well-formed up to its content."""
     true = io.BytesIO()
     torch.save(torch.zeros(2), true, _use_new_zipfile_serialization=False)
-    head = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2) + pickle.dumps(torch.serialization.PROTOCOL_VERSION, 2)
+    head = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2) + pickle.dumps(
+        torch.serialization.PROTOCOL_VERSION, 2
+    )
     assert true.getvalue().startswith(head)
     return head + pickle.dumps({"little_endian": True}, 2) + pickle.dumps(evil, 2)
 
@@ -191,7 +219,9 @@ _EVIL = {
     "numpy.save": lambda mark: {"a": _Call(np.save, str(mark), 1)},
     "numpy.savetxt": lambda mark: {"a": _Call(np.savetxt, str(mark), (1,))},
     "a storage that is a pickle": lambda mark: {"a": _Call(_storage, pickle.dumps(_touch(mark)))},
-    "a storage that is a torch file": lambda mark: {"a": _Call(_storage, _torch_file(_touch(mark)))},
+    "a storage that is a torch file": lambda mark: {
+        "a": _Call(_storage, _torch_file(_touch(mark)))
+    },
 }
 
 
@@ -213,14 +243,22 @@ def _dtype(code, *state):
 
 
 _POINTER = _dtype("O8", None, None, None, -1, -1, 0)  # says that its elements are no pointers
-_LARGE = _dtype("V4", (np.dtype("f4"), (10**8,)), None, None, 4, 1, 0)  # says that 10 ** 8 numbers are four bytes
+_LARGE = _dtype(
+    "V4", (np.dtype("f4"), (10**8,)), None, None, 4, 1, 0
+)  # says that 10 ** 8 numbers are four bytes
 _tensor = torch._utils._rebuild_tensor_v2
 _LIES = {
     "an object's address": lambda: {_Call(scalar, _POINTER, b"A" * 8): np.ones(4)},
     "an array's size": lambda: {"a": _Call(_frombuffer, b"AAAA", _LARGE, (10**8,), "C")},
-    "an array's shape": lambda: {"a": _Call(np.ndarray, (0,), state=(1, (10**8,), np.dtype("f4"), False, b"AAAA"))},
-    "a tensor's stride": lambda: {"a": _Call(_tensor, torch.ones(4).storage(), 0, (4,), (10**8,), False, {})},
-    "a tensor's size": lambda: {"a": _Call(_tensor, torch.ones(4).storage(), 0, (10**8,), (1,), False, {})},
+    "an array's shape": lambda: {
+        "a": _Call(np.ndarray, (0,), state=(1, (10**8,), np.dtype("f4"), False, b"AAAA"))
+    },
+    "a tensor's stride": lambda: {
+        "a": _Call(_tensor, torch.ones(4).storage(), 0, (4,), (10**8,), False, {})
+    },
+    "a tensor's size": lambda: {
+        "a": _Call(_tensor, torch.ones(4).storage(), 0, (10**8,), (1,), False, {})
+    },
 }
 
 
@@ -273,7 +311,9 @@ _BOMBS = {
     "marks without end": lambda: _HEAD + b"(" * 1_000_000 + _END,
     "a flood of containers": lambda: _HEAD + b"(" + b"}" * 5_000_000 + b"t" + _END,
     "a number of a million digits": lambda: _dictionary(b"I" + b"9" * 1_000_000 + b"\n" + _VECTOR),
-    "a text of 2 ** 60 bytes": lambda: _dictionary(b"\x8d" + (2**60).to_bytes(8, "little") + b"a" + _VECTOR),
+    "a text of 2 ** 60 bytes": lambda: _dictionary(
+        b"\x8d" + (2**60).to_bytes(8, "little") + b"a" + _VECTOR
+    ),
     "no end": lambda: _HEAD + b"}" + b"\x94" * 1_000_000,
     "one vector under many names": lambda: _named_often(250_000, 50_000),
     "one storage read many times": lambda: _read_often(1_000_000, 20_000),
@@ -300,7 +340,11 @@ def test_memory_and_time_are_bounded_by_the_size_of_the_file(tmp_path):
     """In a process of its own, which has 3 GiB and a minute: some of these would take all there is."""
     paths = [_write_npy(tmp_path / f"{n}.npy", make()) for n, make in enumerate(_BOMBS.values())]
     done = subprocess.run(
-        [sys.executable, "-c", _LIMITED, *map(str, paths)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", _LIMITED, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     expected = dict.fromkeys(_BOMBS, "refused") | {"a memo of 2 ** 28": "read"}  # its vector is one

@@ -47,7 +47,9 @@ def _image_ids(split="train"):
     return [f"{split}{i}" for i in range(SIZES[split])]
 
 
-@pytest.mark.parametrize(("teacher", "split"), [("vision", "train"), ("vision", "val"), ("words", "train")])
+@pytest.mark.parametrize(
+    ("teacher", "split"), [("vision", "train"), ("vision", "val"), ("words", "train")]
+)
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_export_gives_all_rows_and_their_ids_in_row_order(index, tmp_path, teacher, split, suffix):
     out = tmp_path / f"rows{suffix}"
@@ -66,17 +68,37 @@ def test_export_gives_all_rows_and_their_ids_in_row_order(index, tmp_path, teach
     np.testing.assert_array_equal(rows, _rows(index, teacher, split))
     ids = json.loads((tmp_path / "rows.ids.json").read_text())
     assert ids == (
-        _image_ids(split) if teacher == "vision" else [f"{i}#{c}" for i in _image_ids(split) for c in (0, 1)]
+        _image_ids(split)
+        if teacher == "vision"
+        else [f"{i}#{c}" for i in _image_ids(split) for c in (0, 1)]
     )
 
 
 def test_export_gives_nan_where_rows_were_skipped(index, tmp_path):
     dataset = Dataset("made-up", index.parent, {"train": records("train", 16)})
-    add_teacher(index, dataset, "holes", settings("image", 4), {"train": unit_rows(16, 4, 0)}, skipped=[0, 13])
-    run_ok("store", "export", index, tmp_path / "rows.npy", "--teacher", "holes", "--split", "train")
+    add_teacher(
+        index,
+        dataset,
+        "holes",
+        settings("image", 4),
+        {"train": unit_rows(16, 4, 0)},
+        skipped=[0, 13],
+    )
+    run_ok(
+        "store", "export", index, tmp_path / "rows.npy", "--teacher", "holes", "--split", "train"
+    )
     rows = np.load(tmp_path / "rows.npy")
     assert np.flatnonzero(np.isnan(rows).any(axis=1)).tolist() == [0, 13]
-    again = ("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json", "--split", "train")
+    again = (
+        "store",
+        "import",
+        index,
+        tmp_path / "rows.npy",
+        "--ids",
+        tmp_path / "rows.ids.json",
+        "--split",
+        "train",
+    )
     assert "NaN" in run_error(*again, "--teacher", "again")
     assert "2 skipped" in run_ok(*again, "--teacher", "again", "--on-error", "skip")
     assert EmbeddingStore(index).embeddings("again", "train").skipped.tolist() == [0, 13]
@@ -93,7 +115,9 @@ def test_rows_that_belong_to_nothing_are_counted(index, tmp_path):
 
 def test_export_refuses_what_is_not_there(index, tmp_path):
     def refused(name, teacher, split):
-        return run_error("store", "export", index, tmp_path / name, "--teacher", teacher, "--split", split)
+        return run_error(
+            "store", "export", index, tmp_path / name, "--teacher", teacher, "--split", split
+        )
 
     assert "x.csv: rows are exported to .npy or .safetensors" in refused("x.csv", "vision", "train")
     assert "has no teacher 'nope'; it has: vision, words" in refused("x.npy", "nope", "train")
@@ -106,13 +130,25 @@ def test_export_refuses_what_is_not_there(index, tmp_path):
 @pytest.mark.parametrize(("modality", "per_image"), [("image", 1), ("text", 2)])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_what_was_exported_is_imported_bit_for_bit(index, tmp_path, modality, per_image, dtype):
-    dataset = Dataset("made-up", index.parent, {split: records(split, n) for split, n in SIZES.items()})
+    dataset = Dataset(
+        "made-up", index.parent, {split: records(split, n) for split, n in SIZES.items()}
+    )
     made = {split: unit_rows(per_image * n, 4, 6) for split, n in SIZES.items()}
     add_teacher(index, dataset, "once", settings(modality, 4), made)
     for split in SIZES:
         run_ok("store", "export", index, tmp_path / "x.npy", "--teacher", "once", "--split", split)
         ids = ("--ids", tmp_path / "x.ids.json", "--modality", modality, "--dtype", dtype)
-        run_ok("store", "import", index, tmp_path / "x.npy", *ids, "--teacher", "again", "--split", split)
+        run_ok(
+            "store",
+            "import",
+            index,
+            tmp_path / "x.npy",
+            *ids,
+            "--teacher",
+            "again",
+            "--split",
+            split,
+        )
         assert _rows(index, "again", split).dtype == dtype
         np.testing.assert_array_equal(_rows(index, "again", split), made[split].astype(np.float16))
     found = EmbeddingStore(index)
@@ -149,8 +185,12 @@ def test_rows_in_hdf5_are_imported(index, tmp_path):
 def test_rows_of_any_size_are_normalised(index, tmp_path, dtype, size):
     rows = (np.array([[0.6, 0.8], [0, -1], [1, 0], [-0.6, 0.8], [1, 1]]) * size).astype(dtype)
     given = _given(tmp_path, rows, _image_ids("val"))
-    run_ok("store", "import", index, *given, "--teacher", "new", "--split", "val", "--dtype", "float32")
-    want = rows.astype(np.longdouble) / np.linalg.norm(rows.astype(np.longdouble), axis=1, keepdims=True)
+    run_ok(
+        "store", "import", index, *given, "--teacher", "new", "--split", "val", "--dtype", "float32"
+    )
+    want = rows.astype(np.longdouble) / np.linalg.norm(
+        rows.astype(np.longdouble), axis=1, keepdims=True
+    )
     np.testing.assert_allclose(_rows(index, "new", "val"), want.astype(float), rtol=1e-6)
 
 
@@ -169,16 +209,50 @@ def test_shuffled_rows_are_put_in_order_by_id_path_or_name(index, tmp_path, kind
     want, name = unit_rows(20, 4, 5), _names(kind)
     order = np.random.default_rng(0).permutation(20)  # four more than the split has
     given = _given(tmp_path, want[order], [name(i) for i in order])
-    run_ok("store", "import", index, *given, "--teacher", "new", "--split", "train", "--dtype", "float32")
+    run_ok(
+        "store",
+        "import",
+        index,
+        *given,
+        "--teacher",
+        "new",
+        "--split",
+        "train",
+        "--dtype",
+        "float32",
+    )
     np.testing.assert_array_equal(_rows(index, "new", "train"), want[:16])
 
 
 def test_ids_may_be_lines_and_captions_have_ids_of_their_own(index, tmp_path):
     want = unit_rows(10, 4, 5)
     np.save(tmp_path / "x.npy", want[::-1])
-    (tmp_path / "x.txt").write_text("".join(f"val{i}#{c}\n" for i in range(4, -1, -1) for c in (1, 0)))
-    ids = ("--ids", tmp_path / "x.txt", "--modality", "text", "--normalizer", "none", "--model-id", "m")
-    run_ok("store", "import", index, tmp_path / "x.npy", *ids, "--teacher", "t", "--split", "val", "--dtype", "float32")
+    (tmp_path / "x.txt").write_text(
+        "".join(f"val{i}#{c}\n" for i in range(4, -1, -1) for c in (1, 0))
+    )
+    ids = (
+        "--ids",
+        tmp_path / "x.txt",
+        "--modality",
+        "text",
+        "--normalizer",
+        "none",
+        "--model-id",
+        "m",
+    )
+    run_ok(
+        "store",
+        "import",
+        index,
+        tmp_path / "x.npy",
+        *ids,
+        "--teacher",
+        "t",
+        "--split",
+        "val",
+        "--dtype",
+        "float32",
+    )
     np.testing.assert_array_equal(_rows(index, "t", "val"), want)
     found = EmbeddingStore(index).teachers["t"]
     assert (found.modality, found.normalizer, found.model_id, found.dim) == ("text", "none", "m", 4)
@@ -188,7 +262,9 @@ def test_ids_may_be_lines_and_captions_have_ids_of_their_own(index, tmp_path):
 def test_rows_are_normalised(index, tmp_path, dtype):
     rows = np.array([[3, 4], [0, -2], [5, 0], [0.5, 0], [30, 40]], dtype)
     given = _given(tmp_path, rows, _image_ids("val"))
-    run_ok("store", "import", index, *given, "--teacher", "new", "--split", "val", "--dtype", "float32")
+    run_ok(
+        "store", "import", index, *given, "--teacher", "new", "--split", "val", "--dtype", "float32"
+    )
     want = np.array([[0.6, 0.8], [0, -1], [1, 0], [1, 0], [0.6, 0.8]])
     np.testing.assert_allclose(_rows(index, "new", "val"), want, rtol=1e-6)
     assert EmbeddingStore(index).teachers["new"].normalized
@@ -196,7 +272,16 @@ def test_rows_are_normalised(index, tmp_path, dtype):
 
 def test_rows_whose_squares_no_float32_holds_are_normalised(index, tmp_path):
     rows = np.array([[3e30, 4e30], [3e-30, 4e-30], [1, 0], [1, 0], [1, 0]], np.float32)
-    run_ok("store", "import", index, *_given(tmp_path, rows, _image_ids("val")), "--teacher", "n", "--split", "val")
+    run_ok(
+        "store",
+        "import",
+        index,
+        *_given(tmp_path, rows, _image_ids("val")),
+        "--teacher",
+        "n",
+        "--split",
+        "val",
+    )
     np.testing.assert_allclose(_rows(index, "n", "val")[:2], [[0.6, 0.8]] * 2, rtol=1e-3)
 
 
@@ -204,7 +289,18 @@ def test_missing_rows_are_refused_or_recorded(index, tmp_path):
     kept = [i for i in range(16) if i not in (3, 15)]
     rows = unit_rows(16, 4, 5)
     given = _given(tmp_path, rows[kept], [f"train{i}" for i in kept])
-    arguments = ("store", "import", index, *given, "--teacher", "new", "--split", "train", "--dtype", "float32")
+    arguments = (
+        "store",
+        "import",
+        index,
+        *given,
+        "--teacher",
+        "new",
+        "--split",
+        "train",
+        "--dtype",
+        "float32",
+    )
     before = _files(index)
     assert "no row for 2 of 16 ids of split 'train', such as 'train3'" in run_error(*arguments)
     assert _files(index) == before
@@ -229,12 +325,28 @@ def _changed(row, value):
             [f"x{i}" for i in range(16)],
             "no row for 16 of 16 ids of split 'train', such as 'train0'",
         ),
-        (unit_rows(16, 4, 5), [*_image_ids()[1:], "x"], "no row for 1 of 16 ids of split 'train', such as 'train0'"),
+        (
+            unit_rows(16, 4, 5),
+            [*_image_ids()[1:], "x"],
+            "no row for 1 of 16 ids of split 'train', such as 'train0'",
+        ),
         (unit_rows(0, 4, 5), [], "holds no rows"),
-        (unit_rows(16, 4, 5), [*_image_ids()[:15], "train0"], "given more than once, the first 'train0'"),
+        (
+            unit_rows(16, 4, 5),
+            [*_image_ids()[:15], "train0"],
+            "given more than once, the first 'train0'",
+        ),
         (_changed(9, 0), _image_ids(), "row 9 of the split has an embedding of zeros"),
-        (_changed(9, np.nan), _image_ids(), "NaN or infinity in 1 of 6 rows, the first of them row 9"),
-        (_changed(9, np.inf), _image_ids(), "NaN or infinity in 1 of 6 rows, the first of them row 9"),
+        (
+            _changed(9, np.nan),
+            _image_ids(),
+            "NaN or infinity in 1 of 6 rows, the first of them row 9",
+        ),
+        (
+            _changed(9, np.inf),
+            _image_ids(),
+            "NaN or infinity in 1 of 6 rows, the first of them row 9",
+        ),
         (unit_rows(15, 4, 5), _image_ids(), "holds 15 rows, but "),
         (unit_rows(16, 4, 5)[0], _image_ids(), "holds an array of shape (4,)"),
         (np.ones((16, 4), bool), _image_ids(), "holds bool, not numbers"),
@@ -243,20 +355,41 @@ def _changed(row, value):
 def test_rows_that_do_not_fit_are_refused(index, tmp_path, rows, ids, message):
     before = index.read_bytes()
     given = _given(tmp_path, rows, ids)
-    assert message in run_error("store", "import", index, *given, "--teacher", "new", "--split", "train")
+    assert message in run_error(
+        "store", "import", index, *given, "--teacher", "new", "--split", "train"
+    )
     assert index.read_bytes() == before
     assert verify(index)[1] == []
 
 
 def test_a_name_that_two_images_share_means_neither(tmp_path):
     """Rows by file name must not be given to every image of that name."""
-    pairs = [Record(f"i{i}", f"{'ab'[i % 2]}/{i // 2}.jpg", (f"text {i}",), (f"c{i}",)) for i in range(4)]
+    pairs = [
+        Record(f"i{i}", f"{'ab'[i % 2]}/{i // 2}.jpg", (f"text {i}",), (f"c{i}",)) for i in range(4)
+    ]
     index = tmp_path / "store.h5"
     rows = {"train": unit_rows(4, 4, 0)}
-    add_teacher(index, Dataset("made-up", tmp_path, {"train": tuple(pairs)}), "a", settings("image", 4), rows)
+    add_teacher(
+        index,
+        Dataset("made-up", tmp_path, {"train": tuple(pairs)}),
+        "a",
+        settings("image", 4),
+        rows,
+    )
     before = _files(index)
     given = _given(tmp_path, unit_rows(2, 4, 1), ["0.jpg", "1.jpg"])
-    arguments = ("store", "import", index, *given, "--teacher", "new", "--split", "train", "--on-error", "skip")
+    arguments = (
+        "store",
+        "import",
+        index,
+        *given,
+        "--teacher",
+        "new",
+        "--split",
+        "train",
+        "--on-error",
+        "skip",
+    )
     assert "no row for 4 of 4 ids" in run_error(*arguments)
     assert _files(index) == before
 
@@ -304,14 +437,19 @@ def test_import_asks_for_ids_or_a_dictionary_but_not_both(index, tmp_path):
     rows, *ids = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
     place = ("--teacher", "new", "--split", "train")
     assert "have no ids; pass a file of them" in run_error("store", "import", index, rows, *place)
-    assert "--allow-pickle" in run_error("store", "import", index, rows, *ids, "--allow-pickle", *place)
+    assert "--allow-pickle" in run_error(
+        "store", "import", index, rows, *ids, "--allow-pickle", *place
+    )
 
 
 def test_a_teacher_that_is_there_is_not_replaced(index, tmp_path):
     before = _files(index)
     given = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
     error = run_error("store", "import", index, *given, "--teacher", "vision", "--split", "train")
-    assert "has rows of teacher 'vision' for split 'train' already; pass another --teacher name" in error
+    assert (
+        "has rows of teacher 'vision' for split 'train' already; pass another --teacher name"
+        in error
+    )
     assert _files(index) == before
 
 
@@ -322,7 +460,10 @@ def test_a_teacher_of_other_settings_gets_no_rows_of_a_further_split(index, tmp_
     before = _files(index)
     given = _given(tmp_path, unit_rows(5, 4, 5), _image_ids("val"))
     error = run_error("store", "import", index, *given, "--teacher", "half", "--split", "val")
-    assert "holds teacher 'half' with other settings, not to be mixed: model_id ('half' / 'made-up-image')" in error
+    assert (
+        "holds teacher 'half' with other settings, not to be mixed: model_id ('half' / 'made-up-image')"
+        in error
+    )
     assert _files(index) == before
 
 
@@ -333,7 +474,10 @@ def test_a_split_that_is_not_there_is_refused(index, tmp_path):
 
 
 def _pairs(folder, n):
-    lines = [{"image": f"{i}.jpg", "caption": f"text {i}", "image_id": f"i{i}", "split": "train"} for i in range(n)]
+    lines = [
+        {"image": f"{i}.jpg", "caption": f"text {i}", "image_id": f"i{i}", "split": "train"}
+        for i in range(n)
+    ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder / "pairs.jsonl"
 
@@ -341,7 +485,18 @@ def _pairs(folder, n):
 def test_a_new_store_needs_the_data_set(tmp_path):
     index, rows = tmp_path / "new" / "store.h5", unit_rows(8, 4, 5)
     given = _given(tmp_path, rows, [f"i{i}" for i in range(8)])
-    arguments = ("store", "import", index, *given, "--teacher", "new", "--split", "train", "--dtype", "float32")
+    arguments = (
+        "store",
+        "import",
+        index,
+        *given,
+        "--teacher",
+        "new",
+        "--split",
+        "train",
+        "--dtype",
+        "float32",
+    )
     assert f"{index} does not exist yet: pass --dataset" in run_error(*arguments)
     assert not index.parent.exists()
     run_ok(*arguments, "--dataset", _pairs(tmp_path, 8))
@@ -360,7 +515,9 @@ def test_a_data_set_other_than_the_stores_is_refused(index, tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden", "a b"])
 def test_a_teacher_needs_a_legal_name(index, tmp_path, name):
-    run_ok("store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train")
+    run_ok(
+        "store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train"
+    )
     line = run_error("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json", "--split",
                      "train", "--teacher", name)  # fmt: skip
     assert "legal are letters, digits" in line
@@ -368,8 +525,19 @@ def test_a_teacher_needs_a_legal_name(index, tmp_path, name):
 
 
 def test_a_lost_shard_of_imported_rows_is_imported_again(index, tmp_path):
-    run_ok("store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train")
-    again = ("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json", "--split", "train")
+    run_ok(
+        "store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train"
+    )
+    again = (
+        "store",
+        "import",
+        index,
+        tmp_path / "rows.npy",
+        "--ids",
+        tmp_path / "rows.ids.json",
+        "--split",
+        "train",
+    )
     run_ok(*again, "--teacher", "again")
     before = index.read_bytes()
     next(index.parent.rglob("again/*.h5")).unlink()

@@ -16,13 +16,28 @@ from cusa.data.store.index import read_index
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import read_shard
 from cusa.data.store.verify import verify
-from tests.helpers import add_teacher, change_sealed, make_store, records, run_error, settings, unit_rows
+from tests.helpers import (
+    add_teacher,
+    change_sealed,
+    make_store,
+    records,
+    run_error,
+    settings,
+    unit_rows,
+)
 
 INDEX_DATASETS = [
-    *(f"splits/train/{column}/{part}" for column in ("image_ids", "captions") for part in ("bytes", "offsets")),
+    *(
+        f"splits/train/{column}/{part}"
+        for column in ("image_ids", "captions")
+        for part in ("bytes", "offsets")
+    ),
     "splits/train/caption_image",
     *(f"splits/train/truth/{name}" for name in ("image_labels", "indptr", "indices")),
-    *(f"teachers/vision/train/shards/{name}" for name in ("bounds", "offsets", "files/offsets", "sha256/bytes")),
+    *(
+        f"teachers/vision/train/shards/{name}"
+        for name in ("bounds", "offsets", "files/offsets", "sha256/bytes")
+    ),
     "teachers/vision/train/skipped",
 ]
 INDEX_GROUPS = [
@@ -51,9 +66,13 @@ def whole_store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     owners = np.repeat(np.arange(16), 2)
     truth = {"train": Truth(np.arange(16) // 2, np.arange(33), owners)}
-    dataset = Dataset("made-up", folder, {"train": records("train", 16), "val": records("val", 5)}, truth)
+    dataset = Dataset(
+        "made-up", folder, {"train": records("train", 16), "val": records("val", 5)}, truth
+    )
     images = {"train": unit_rows(16, 4, 0), "val": unit_rows(5, 4, 1)}
-    add_teacher(folder / "store.h5", dataset, "vision", settings("image", 4), images, skipped=[3, 4])
+    add_teacher(
+        folder / "store.h5", dataset, "vision", settings("image", 4), images, skipped=[3, 4]
+    )
     words = {"train": unit_rows(32, 4, 2)}
     add_teacher(folder / "store.h5", dataset, "words", settings("text", 4), words, shard_rows=16)
     return folder / "store.h5"
@@ -72,7 +91,9 @@ def read_everything(index):
         columns = split.image_ids, split.image_paths, split.caption_ids, split.captions
         answers += [[*column[:]] for column in columns]
         answers += [split.fingerprint, split.caption_image.tolist()]
-        answers += [] if split.truth is None else [array.tolist() for array in vars(split.truth).values()]
+        answers += (
+            [] if split.truth is None else [array.tolist() for array in vars(split.truth).values()]
+        )
     for teacher in store.teachers:
         answers.append(store.teachers[teacher].to_json())
         for split in store.splits_of(teacher):
@@ -142,7 +163,9 @@ def _as_chunks(file, name):
     values = file[name][...]
     del file[name]
     chunks = tuple(max(1, length) for length in values.shape)
-    file.create_dataset(name, data=values, chunks=chunks, maxshape=(None,) * values.ndim, compression="gzip")
+    file.create_dataset(
+        name, data=values, chunks=chunks, maxshape=(None,) * values.ndim, compression="gzip"
+    )
 
 
 def _as_32_tebibytes(file, name):
@@ -197,7 +220,10 @@ def test_datasets_of_another_kind(index, name, change):
 @pytest.mark.parametrize("name", [name for name in INDEX_DATASETS if not name.endswith("bytes")])
 def test_datasets_of_other_numbers(index, name, change):
     """Refused, or what was stored; never other rows."""
-    harmless = name.endswith("image_labels") and change in (_negative, _huge)  # any number is a label
+    harmless = name.endswith("image_labels") and change in (
+        _negative,
+        _huge,
+    )  # any number is a label
     harmless |= name.endswith("skipped") and change in (_as_nothing, _shorter)  # the shards tell
     before = read_everything(index)
     change_sealed(index, lambda file: change(file, name))
@@ -210,7 +236,9 @@ def test_datasets_of_other_numbers(index, name, change):
         assert_refused(index)
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "merge", "export", "inspect", "audit", "import"])
+@pytest.mark.parametrize(
+    "command", ["info", "verify", "merge", "export", "inspect", "audit", "import"]
+)
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n" + bytes(600)])
 def test_what_is_no_store_is_one_line_in_every_command(tmp_path, command, content):
     foreign, rows = tmp_path / "foreign.h5", tmp_path / "rows.npy"
@@ -220,7 +248,16 @@ def test_what_is_no_store_is_one_line_in_every_command(tmp_path, command, conten
     arguments = {
         "merge": (tmp_path / "out.h5", foreign),
         "export": (foreign, tmp_path / "out.npy", "--teacher", "vision", "--split", "train"),
-        "import": (foreign, rows, "--ids", tmp_path / "ids.json", "--teacher", "x", "--split", "train"),
+        "import": (
+            foreign,
+            rows,
+            "--ids",
+            tmp_path / "ids.json",
+            "--teacher",
+            "x",
+            "--split",
+            "train",
+        ),
     }
     line = run_error("store", command, *arguments.get(command, (foreign,)))
     assert str(foreign) in line
@@ -356,14 +393,24 @@ def test_shards_lie_below_the_store(index, file_name):
     assert verify(index)[1]
 
 
-SHARD_ATTRIBUTES = ["teacher", "split", "split_fingerprint", "start", "stop", "settings", "format_version"]
+SHARD_ATTRIBUTES = [
+    "teacher",
+    "split",
+    "split_fingerprint",
+    "start",
+    "stop",
+    "settings",
+    "format_version",
+]
 
 
 def _shard(index):
     return index.with_suffix("") / "vision" / "train-000000000-000000007.h5"
 
 
-@pytest.mark.parametrize(("name", "change"), [("rows", _shorter), *product(("rows", "skipped"), OF_DATASETS)])
+@pytest.mark.parametrize(
+    ("name", "change"), [("rows", _shorter), *product(("rows", "skipped"), OF_DATASETS)]
+)
 def test_shards_of_another_kind(index, name, change):
     shard = _shard(index)
     change_sealed(shard, lambda file: change(file, name))
@@ -419,7 +466,9 @@ def test_a_store_that_was_replaced_while_it_was_open_is_noticed(index, tmp_path)
     assert mapped.split("train").captions[3] == "train 1 text 1"
     other = make_store(tmp_path / "other", {"train": 30, "val": 5}, dim=4)
     os.replace(other, index)
-    assert mapped.split("train").captions[4] == "train 2 text 0"  # the old file, as long as it is mapped
+    assert (
+        mapped.split("train").captions[4] == "train 2 text 0"
+    )  # the old file, as long as it is mapped
     for read in (
         lambda: unmapped.split("train").captions[3],
         lambda: unmapped.split("train").caption_image,

@@ -24,7 +24,9 @@ def _part(index, name, keep):
     """An index beside ``index`` of those shards alone of which ``keep(file)`` is true."""
     whole, teachers = read_index(index), {}
     for teacher, entry in whole.teachers.items():
-        shards = {split: tuple(i for i in infos if keep(i.file)) for split, infos in entry.shards.items()}
+        shards = {
+            split: tuple(i for i in infos if keep(i.file)) for split, infos in entry.shards.items()
+        }
         if shards := {split: infos for split, infos in shards.items() if infos}:
             teachers[teacher] = replace(entry, shards=shards)
     path = index.with_name(name)
@@ -114,9 +116,18 @@ def test_an_index_that_is_there_takes_part(index, tmp_path):
 @pytest.mark.parametrize(
     ("keep", "gap"),
     [
-        (lambda file: "vision/train-000000007" not in file, "rows 7 to 14 of teacher 'vision', split 'train'"),
-        (lambda file: "words/val-000000007" not in file, "rows 7 to 10 of teacher 'words', split 'val'"),
-        (lambda file: "words/train-000000000" not in file, "rows 0 to 7 of teacher 'words', split 'train'"),
+        (
+            lambda file: "vision/train-000000007" not in file,
+            "rows 7 to 14 of teacher 'vision', split 'train'",
+        ),
+        (
+            lambda file: "words/val-000000007" not in file,
+            "rows 7 to 10 of teacher 'words', split 'val'",
+        ),
+        (
+            lambda file: "words/train-000000000" not in file,
+            "rows 0 to 7 of teacher 'words', split 'train'",
+        ),
     ],
 )
 def test_missing_shards_are_named_with_their_rows(index, keep, gap):
@@ -130,7 +141,11 @@ def test_missing_shards_are_named_with_their_rows(index, keep, gap):
 def _other_settings(folder):
     dataset = Dataset("made-up", folder, {"train": records("train", 16)})
     add_teacher(
-        folder / "store.h5", dataset, "vision", settings("image", 4, precision="bf16"), {"train": unit_rows(16, 4, 0)}
+        folder / "store.h5",
+        dataset,
+        "vision",
+        settings("image", 4, precision="bf16"),
+        {"train": unit_rows(16, 4, 0)},
     )
 
 
@@ -140,7 +155,9 @@ def _other_data(folder):
 
 def _other_name(folder):
     dataset = Dataset("coco", folder, {"train": records("train", 16)})
-    add_teacher(folder / "store.h5", dataset, "third", settings("image", 4), {"train": unit_rows(16, 4, 0)})
+    add_teacher(
+        folder / "store.h5", dataset, "third", settings("image", 4), {"train": unit_rows(16, 4, 0)}
+    )
 
 
 def _other_rows(folder):
@@ -175,13 +192,25 @@ def _no_index(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_other_settings, "teacher 'vision' with other settings, not to be mixed: precision ('bf16' / 'fp32')"),
+        (
+            _other_settings,
+            "teacher 'vision' with other settings, not to be mixed: precision ('bf16' / 'fp32')",
+        ),
         (_other_data, "belongs to other data: field fingerprint of split 'train' differs"),
         (_other_name, "field dataset is 'made-up', this is 'coco'"),
-        (_other_rows, "hold different rows 0 to 7 of teacher 'vision', split 'train'; leave one of them out"),
+        (
+            _other_rows,
+            "hold different rows 0 to 7 of teacher 'vision', split 'train'; leave one of them out",
+        ),
         (_other_shards, "two shards hold rows"),
-        (_damaged_shard, "val-000000000-000000005.h5 is damaged or another shard than its index names"),
-        (_swapped_shard, "train-000000007-000000014.h5 is damaged or another shard than its index names"),
+        (
+            _damaged_shard,
+            "val-000000000-000000005.h5 is damaged or another shard than its index names",
+        ),
+        (
+            _swapped_shard,
+            "train-000000007-000000014.h5 is damaged or another shard than its index names",
+        ),
         (_missing_shard, "val-000000000-000000005.h5 is missing"),
         (_damaged_index, "is damaged: its checksum does not hold"),
         (_no_index, "other/store.h5 is missing"),
@@ -203,7 +232,9 @@ def test_a_damaged_shard_of_the_store_itself_is_found(index, tmp_path):
     other = _store(tmp_path / "other", {"third": 3})
     _flip(index.with_suffix("") / "words" / "val-000000000-000000007.h5")
     before = index.read_bytes()
-    assert "words/val-000000000-000000007.h5 is damaged" in run_error("store", "merge", index, other)
+    assert "words/val-000000000-000000007.h5 is damaged" in run_error(
+        "store", "merge", index, other
+    )
     assert index.read_bytes() == before
 
 
@@ -225,7 +256,9 @@ def test_a_split_with_images_of_another_is_not_joined(tmp_path):
     for name, split, image_ids in (("a", "train", "pqr"), ("b", "val", "rst")):
         images = tuple(Record(i, f"{i}.jpg", (i,), (f"{i}#0",)) for i in image_ids)
         dataset = Dataset("made-up", tmp_path, {split: images})
-        add_teacher(tmp_path / name / "s.h5", dataset, "vision", teacher, {split: unit_rows(3, 4, 0)})
+        add_teacher(
+            tmp_path / name / "s.h5", dataset, "vision", teacher, {split: unit_rows(3, 4, 0)}
+        )
     parts = tmp_path / "a" / "s.h5", tmp_path / "b" / "s.h5"
     with pytest.raises(StoreError) as error:
         merge(tmp_path / "out.h5", parts)

@@ -19,7 +19,9 @@ from tests.helpers import add_teacher, records, run_error, settings, unit_rows
 def index(tmp_path):
     dataset = Dataset("made-up", tmp_path, {"train": records("train", 9)})
     index = tmp_path / "store.h5"
-    add_teacher(index, dataset, "vision", settings("image", 4), {"train": unit_rows(9, 4, 0)}, skipped=[8])
+    add_teacher(
+        index, dataset, "vision", settings("image", 4), {"train": unit_rows(9, 4, 0)}, skipped=[8]
+    )
     return index
 
 
@@ -63,7 +65,11 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_found(index):
 
 
 def test_a_flipped_bit_anywhere_in_the_index_is_found(index):
-    names = ["splits/train/captions/bytes", "splits/train/caption_image", "teachers/vision/train/shards/bounds"]
+    names = [
+        "splits/train/captions/bytes",
+        "splits/train/caption_image",
+        "teachers/vision/train/shards/bounds",
+    ]
     assert _missed(index, index, [*names, "teachers/vision/train/skipped"]) == []
 
 
@@ -98,7 +104,9 @@ def test_a_file_of_another_length_is_found(index, of, change):
     path.write_bytes(change(path.read_bytes()))
     _, damages = verify(index)
     assert [d.path for d in damages] == [path]
-    assert run_error("store", "verify", index).startswith("Error: 1 of 3 files are damaged or missing")
+    assert run_error("store", "verify", index).startswith(
+        "Error: 1 of 3 files are damaged or missing"
+    )
 
 
 def test_a_sealed_file_is_a_normal_hdf5_file(index):
@@ -129,7 +137,9 @@ class _FullDisk(io.BufferedWriter):
 def _fill_on_write(monkeypatch):
     real = Path.open
     monkeypatch.setattr(
-        Path, "open", lambda p, m="r", **k: _FullDisk(io.FileIO(p, "w")) if "w" in m else real(p, m, **k)
+        Path,
+        "open",
+        lambda p, m="r", **k: _FullDisk(io.FileIO(p, "w")) if "w" in m else real(p, m, **k),
     )
 
 

@@ -46,7 +46,9 @@ def test_round_trip(index):
     assert rows.shape == (40, 16)
     want = unit_rows(40, 16, 0).astype(np.float16)
     order = np.random.default_rng(1).permutation(40)  # over six shards, out of order, with repeats
-    np.testing.assert_array_equal(rows.gather(np.append(order, order[:5])), want[np.append(order, order[:5])])
+    np.testing.assert_array_equal(
+        rows.gather(np.append(order, order[:5])), want[np.append(order, order[:5])]
+    )
     assert rows.gather([]).shape == (0, 16)
     with pytest.raises(IndexError, match=r"\[0, 40\)"):
         rows.gather([40])
@@ -55,17 +57,28 @@ def test_round_trip(index):
 
 
 @pytest.mark.parametrize("lengths", [[40], [1] * 40, [7, 7, 7, 7, 7, 5], [7, 2, 20, 11], [3, 37]])
-@pytest.mark.parametrize(("dim", "dtype"), [(1, "float16"), (3, "float32"), (5, "float16"), (512, "float32")])
+@pytest.mark.parametrize(
+    ("dim", "dtype"), [(1, "float16"), (3, "float32"), (5, "float16"), (512, "float32")]
+)
 def test_any_rows_from_shards_of_any_lengths(tmp_path, lengths, dim, dtype):
     """Against plain indexing of one array; shards are mapped as rows of them are asked for."""
-    dataset, config = Dataset("d", tmp_path, {"train": records("train", 40)}), settings("image", dim, dtype=dtype)
+    dataset, config = (
+        Dataset("d", tmp_path, {"train": records("train", 40)}),
+        settings("image", dim, dtype=dtype),
+    )
     want = unit_rows(40, dim, 3).astype(dtype)
     shards, start = [], 0
     for length in lengths:
-        header = ShardHeader("t", "train", fingerprint(dataset.splits["train"]), start, start + length, config)
-        shards.append(write_shard(tmp_path, f"s/{start}.h5", header, want[start : start + length], []))
+        header = ShardHeader(
+            "t", "train", fingerprint(dataset.splits["train"]), start, start + length, config
+        )
+        shards.append(
+            write_shard(tmp_path, f"s/{start}.h5", header, want[start : start + length], [])
+        )
         start += length
-    write_index(tmp_path / "s.h5", Index.of(dataset, {"t": TeacherEntry(config, {"train": tuple(shards)})}))
+    write_index(
+        tmp_path / "s.h5", Index.of(dataset, {"t": TeacherEntry(config, {"train": tuple(shards)})})
+    )
     rows, rng = EmbeddingStore(tmp_path / "s.h5").embeddings("t", "train"), np.random.default_rng(0)
     for n in (1, 2, 3, 40, 100):
         numbers = rng.integers(0, 40, n)
@@ -120,7 +133,9 @@ def test_images_below_the_store_move_with_it_and_others_stay(index, tmp_path):
     inside = Dataset("made-up", index.parent / "photos", {"train": records("train", 40)})
     add_teacher(index, inside, "a", settings("image", 4), {"train": unit_rows(40, 4, 0)})
     copytree(index.parent, tmp_path / "moved")
-    assert EmbeddingStore(tmp_path / "moved" / "store.h5").image_root == tmp_path / "moved" / "photos"
+    assert (
+        EmbeddingStore(tmp_path / "moved" / "store.h5").image_root == tmp_path / "moved" / "photos"
+    )
     outside = Dataset("made-up", tmp_path / "elsewhere", {"train": records("train", 40)})
     add_teacher(index, outside, "b", settings("image", 4), {"train": unit_rows(40, 4, 0)})
     copytree(index.parent, tmp_path / "again")
@@ -142,7 +157,14 @@ def test_readers_go_to_other_processes_without_their_maps(index):
 def test_skipped_rows_are_listed_and_hold_nan(tmp_path):
     index = make_store(tmp_path)
     dataset = Dataset("made-up", tmp_path, {"train": records("train", 40)})
-    add_teacher(index, dataset, "holes", settings("image", 4), {"train": unit_rows(40, 4, 0)}, skipped=[0, 13, 39])
+    add_teacher(
+        index,
+        dataset,
+        "holes",
+        settings("image", 4),
+        {"train": unit_rows(40, 4, 0)},
+        skipped=[0, 13, 39],
+    )
     rows = EmbeddingStore(index).embeddings("holes", "train")
     assert rows.skipped.tolist() == [0, 13, 39]
     assert np.isnan(rows.gather([13])).all()
@@ -158,7 +180,9 @@ def test_adding_a_teacher_keeps_the_others(index):
     assert set(store.splits) == {"train", "val", "test"}
     assert {n: e.shards for n, e in read_index(index).teachers.items() if n != "third"} == before
     assert store.split("train").truth is not None
-    with pytest.raises(CusaError, match="no rows for split 'train'; run cusa-precompute with --splits train"):
+    with pytest.raises(
+        CusaError, match="no rows for split 'train'; run cusa-precompute with --splits train"
+    ):
         store.embeddings("third", "train")
 
 
@@ -180,7 +204,9 @@ def test_shards_are_contiguous_uncompressed_and_little_endian(index):
 
 
 def test_rows_that_are_not_finite_are_refused():
-    with pytest.raises(CusaError, match=r"NaN or infinity in 1 of 2 rows, the first of them row 11"):
+    with pytest.raises(
+        CusaError, match=r"NaN or infinity in 1 of 2 rows, the first of them row 11"
+    ):
         stored_rows(np.array([[1, 0], [np.nan, 0]]), "float16", [10, 11])
     with pytest.raises(CusaError, match="infinity"):
         stored_rows(np.array([[1e6, 0]]), "float16")
@@ -197,10 +223,14 @@ def test_a_failed_file_leaves_nothing(tmp_path):
 
 def test_a_shard_says_what_it_holds(tmp_path):
     header = ShardHeader("t", "train", "f" * 64, 3, 5, settings("image", 2))
-    info = write_shard(tmp_path, "a/x.h5", header, np.array([[1, 0], [np.nan, np.nan]], np.float16), [4])
+    info = write_shard(
+        tmp_path, "a/x.h5", header, np.array([[1, 0], [np.nan, np.nan]], np.float16), [4]
+    )
     assert read_shard(tmp_path, "a/x.h5") == (header, info)
     assert (info.file, info.start, info.stop, info.skipped) == ("a/x.h5", 3, 5, (4,))
-    assert (tmp_path / "a" / "x.h5").read_bytes()[info.offset :][:4] == np.array([1, 0], "<f2").tobytes()
+    assert (tmp_path / "a" / "x.h5").read_bytes()[info.offset :][:4] == np.array(
+        [1, 0], "<f2"
+    ).tobytes()
     other = ShardHeader("t", "train", "e" * 64, 4, 5, settings("image", 2, precision="bf16"))
     assert header.differing(other) == [
         "precision ('fp32' / 'bf16')",
@@ -280,8 +310,14 @@ def test_what_does_not_fit_is_refused_with_the_field(index):
         join("other", 40)
     with pytest.raises(CusaError, match="fingerprint of split 'train'"):
         join("made-up", 39)
-    assert join("made-up", 40).teachers["vision"].shards == read_index(index).teachers["vision"].shards
-    for field, value in {"weights_sha256": "1" * 64, "precision": "fp16", "transform": {"size": 9}}.items():
+    assert (
+        join("made-up", 40).teachers["vision"].shards == read_index(index).teachers["vision"].shards
+    )
+    for field, value in {
+        "weights_sha256": "1" * 64,
+        "precision": "fp16",
+        "transform": {"size": 9},
+    }.items():
         with pytest.raises(CusaError, match=f"other settings, not to be mixed: {field}"):
             join("made-up", 40, **{field: value})
 
@@ -289,11 +325,15 @@ def test_what_does_not_fit_is_refused_with_the_field(index):
 def test_teachers_are_picked_by_name_or_as_the_only_one(index):
     store = EmbeddingStore(index)
     assert store.pick_teacher("image", None, "--image-teacher") == "vision"
-    with pytest.raises(CusaError, match="unknown text teacher 'x'; pass --text-teacher with one of: words"):
+    with pytest.raises(
+        CusaError, match="unknown text teacher 'x'; pass --text-teacher with one of: words"
+    ):
         store.pick_teacher("text", "x", "--text-teacher")
     dataset = Dataset("made-up", index.parent, {"val": records("val", 10)})
     add_teacher(index, dataset, "third", settings("text", 4), {"val": unit_rows(20, 4, 0)})
-    with pytest.raises(CusaError, match="several text teachers; pass --text-teacher with one of: third, words"):
+    with pytest.raises(
+        CusaError, match="several text teachers; pass --text-teacher with one of: third, words"
+    ):
         EmbeddingStore(index).pick_teacher("text", None, "--text-teacher")
 
 
@@ -308,7 +348,13 @@ def test_store_info(index):
         "fingerprint": "",
     }
     rows = summary["teachers"]["vision"]["rows"]["val"]
-    assert rows | {"norms": None} == {"rows": 10, "skipped": 0, "shards": 2, "bytes": 320, "norms": None}
+    assert rows | {"norms": None} == {
+        "rows": 10,
+        "skipped": 0,
+        "shards": 2,
+        "bytes": 320,
+        "norms": None,
+    }
     assert rows["norms"] == pytest.approx([1, 1, 1], abs=1e-3)
     table = runner.invoke(store_main, ["info", str(index)])
     assert table.exit_code == 0

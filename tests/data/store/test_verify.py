@@ -14,7 +14,9 @@ from tests.helpers import make_store, run_error, run_ok, unit_rows
 
 @pytest.fixture
 def index(tmp_path):
-    return make_store(tmp_path / "s", {"train": 16, "val": 5}, dim=4)  # vision: 3 + 1 shards, words: 5 + 2
+    return make_store(
+        tmp_path / "s", {"train": 16, "val": 5}, dim=4
+    )  # vision: 3 + 1 shards, words: 5 + 2
 
 
 def _shard(index, name="vision/train-000000007-000000014.h5"):
@@ -22,7 +24,9 @@ def _shard(index, name="vision/train-000000007-000000014.h5"):
 
 
 def _files(index):
-    return {p.relative_to(index.parent).as_posix(): p.read_bytes() for p in index.parent.rglob("*.h5*")}
+    return {
+        p.relative_to(index.parent).as_posix(): p.read_bytes() for p in index.parent.rglob("*.h5*")
+    }
 
 
 def _flip(path, place=2000):
@@ -69,7 +73,9 @@ def test_a_wrong_shard_is_named_with_its_rows(index, damage, what):
     assert [d.path for d in damages] == [_shard(index)]
     assert damages[0].what.startswith("teacher 'vision', split 'train', rows 7 to 14: ")
     assert what in damages[0].what
-    assert run_error("store", "verify", index).startswith("Error: 1 of 12 files are damaged or missing")
+    assert run_error("store", "verify", index).startswith(
+        "Error: 1 of 12 files are damaged or missing"
+    )
 
 
 def test_a_shard_that_the_disk_cannot_read_is_named(index, monkeypatch):
@@ -82,7 +88,10 @@ def test_a_shard_that_the_disk_cannot_read_is_named(index, monkeypatch):
 
     monkeypatch.setattr(hashlib, "file_digest", file_digest)
     assert [(d.path, d.what) for d in verify(index)[1]] == [
-        (_shard(index), "teacher 'vision', split 'train', rows 7 to 14: it cannot be read (Input/output error)")
+        (
+            _shard(index),
+            "teacher 'vision', split 'train', rows 7 to 14: it cannot be read (Input/output error)",
+        )
     ]
 
 
@@ -106,8 +115,13 @@ def test_repair_renames_what_is_damaged_and_nothing_else(index):
     _shard(index, "words/val-000000000-000000007.h5").unlink()
     before = _files(index)
     output = run_ok("store", "verify", index, "--repair")
-    renamed = ("store/vision/train-000000007-000000014.h5", "store/words/train-000000014-000000021.h5")
-    assert _files(index) == {f"{n}.damaged" if n in renamed else n: content for n, content in before.items()}
+    renamed = (
+        "store/vision/train-000000007-000000014.h5",
+        "store/words/train-000000014-000000021.h5",
+    )
+    assert _files(index) == {
+        f"{n}.damaged" if n in renamed else n: content for n, content in before.items()
+    }
     for name in renamed:
         assert f"set aside: {index.parent / name}.damaged" in output
     missing = verify(index)[1]
@@ -119,14 +133,18 @@ def test_repair_renames_a_damaged_index(index):
     _flip(index)
     before = _files(index)
     run_ok("store", "verify", index, "--repair")
-    assert _files(index) == {f"{n}.damaged" if n == "store.h5" else n: content for n, content in before.items()}
+    assert _files(index) == {
+        f"{n}.damaged" if n == "store.h5" else n: content for n, content in before.items()
+    }
 
 
 def test_rows_that_no_shard_holds_are_named_and_not_repaired(index):
     whole = read_index(index)
     entry = whole.teachers["vision"]
     shards = {**entry.shards, "train": entry.shards["train"][::2]}
-    write_index(index, replace(whole, teachers={**whole.teachers, "vision": replace(entry, shards=shards)}))
+    write_index(
+        index, replace(whole, teachers={**whole.teachers, "vision": replace(entry, shards=shards)})
+    )
     before = _files(index)
     assert [(d.path, d.what) for d in verify(index)[1]] == [
         (index, "no shard holds rows 7 to 14 of teacher 'vision', split 'train'")
@@ -140,7 +158,9 @@ def test_rows_that_two_shards_hold_are_named(index):
     entry = whole.teachers["vision"]
     first, *others = entry.shards["train"]
     shards = {**entry.shards, "train": (replace(first, stop=9), *others)}
-    write_index(index, replace(whole, teachers={**whole.teachers, "vision": replace(entry, shards=shards)}))
+    write_index(
+        index, replace(whole, teachers={**whole.teachers, "vision": replace(entry, shards=shards)})
+    )
     assert [d.what for d in verify(index)[1]] == [
         "teacher 'vision', split 'train', rows 0 to 9: it holds other rows than the index says: stop (9 / 7)",
         "two shards hold rows 7 to 9 of teacher 'vision', split 'train'",
@@ -150,13 +170,19 @@ def test_rows_that_two_shards_hold_are_named(index):
 def test_what_is_no_store_is_refused_and_left_alone(index):
     folder = index.parent
     for path in (folder / "nope.h5", folder):
-        assert f"embedding store {path} does not exist or is a folder" in run_error("store", "verify", path, "--repair")
+        assert f"embedding store {path} does not exist or is a folder" in run_error(
+            "store", "verify", path, "--repair"
+        )
     assert folder.is_dir()
     assert len(EmbeddingStore(index).embeddings("vision", "train").gather(range(16))) == 16
 
 
 def test_an_index_that_is_sealed_and_makes_no_sense_is_named(index):
     """The shards are then checked in threads, which must not wait for what the failed reading holds."""
-    write_sealed(index, INDEX_FORMAT, lambda file: file.create_group("teachers/a/b") and file.create_group("splits"))
+    write_sealed(
+        index,
+        INDEX_FORMAT,
+        lambda file: file.create_group("teachers/a/b") and file.create_group("splits"),
+    )
     line = run_error("store", "verify", index)
     assert "1 of 12 files are damaged or missing" in line

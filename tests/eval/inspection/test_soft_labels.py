@@ -35,7 +35,16 @@ from cusa.eval.inspection.soft_labels import (
     write_inspection,
 )
 from cusa.train.loader import EpochOrder
-from tests.helpers import add_teacher, make_images, make_store, records, run_error, run_ok, settings, unit_rows
+from tests.helpers import (
+    add_teacher,
+    make_images,
+    make_store,
+    records,
+    run_error,
+    run_ok,
+    settings,
+    unit_rows,
+)
 
 ODD = 'a <b>bold</b> & "quoted" <script>alert(1)</script>'
 
@@ -59,7 +68,14 @@ def make_odd_store(folder, skipped=(), **options):
     n, n_texts = len(records), sum(len(r.captions) for r in records)
     make_images(folder / "images", n)
     index = folder / "odd.h5"
-    add_teacher(index, dataset, "vision", settings("image", 6), {"train": unit_rows(n, 6, 1)}, skipped=skipped)
+    add_teacher(
+        index,
+        dataset,
+        "vision",
+        settings("image", 6),
+        {"train": unit_rows(n, 6, 1)},
+        skipped=skipped,
+    )
     add_teacher(index, dataset, "words", settings("text", 6), {"train": unit_rows(n_texts, 6, 2)})
     return index
 
@@ -114,9 +130,16 @@ def test_alike_by_its_definition():
     s, _, ids = _batch()
     for cosine in (-2.0, 0.1, *COSINES):
         n = len(ids)
-        found = [(i, j) for i in range(n) for j in range(i + 1, n) if ids[i] != ids[j] and s[i, j] >= cosine]
+        found = [
+            (i, j)
+            for i in range(n)
+            for j in range(i + 1, n)
+            if ids[i] != ids[j] and s[i, j] >= cosine
+        ]
         result = alike(torch.tensor(s), torch.tensor(ids), cosine)
-        assert result == Alike(len(found), pytest.approx(len({i for two in found for i in two}) / n))
+        assert result == Alike(
+            len(found), pytest.approx(len({i for two in found for i in two}) / n)
+        )
     assert result.pairs < alike(torch.tensor(s), torch.tensor(ids), 0.1).pairs
 
 
@@ -151,10 +174,15 @@ def test_agreement_of_equal_opposite_and_constant_teachers():
     same = agreement(s, s, ids)
     assert (same.pearson, same.spearman, same.overlap, same.kl) == pytest.approx((1, 1, 1, 0))
     assert agreement(s, -s, ids).spearman == pytest.approx(-1)
-    assert agreement(s, s**3, ids).spearman == pytest.approx(1, abs=1e-4)  # cosines are ranked to five decimals
+    assert agreement(s, s**3, ids).spearman == pytest.approx(
+        1, abs=1e-4
+    )  # cosines are ranked to five decimals
     assert math.isnan(agreement(s, torch.ones(30, 30), ids).pearson)
     one_image = agreement(s, s, torch.zeros(30, dtype=torch.int64))
-    assert all(math.isnan(v) for v in (one_image.pearson, one_image.spearman, one_image.overlap, one_image.chance))
+    assert all(
+        math.isnan(v)
+        for v in (one_image.pearson, one_image.spearman, one_image.overlap, one_image.chance)
+    )
 
 
 def test_what_chance_gives():
@@ -181,7 +209,9 @@ def test_figures_are_means_over_the_trainer_s_batches(tmp_path):
     median = same_image_cosine(text, sample)
     for numbers in batches[:7]:
         ids, captions = np.array([pairs[p] for p in numbers]).T
-        s_i, s_t = (torch.tensor(r @ r.T) for r in (_unit(image.gather(ids)), _unit(text.gather(captions))))
+        s_i, s_t = (
+            torch.tensor(r @ r.T) for r in (_unit(image.gather(ids)), _unit(text.gather(captions)))
+        )
         ids = torch.tensor(ids)
         sharp.append(sharpness(s_i, ids, 0.1))
         close.append(alike(s_t, ids, 0.5))
@@ -195,16 +225,26 @@ def test_figures_are_means_over_the_trainer_s_batches(tmp_path):
         (found.same_image_alike, same),
     ):
         for name, value in vars(figure).items():
-            assert value == pytest.approx(np.mean([getattr(p, name) for p in parts]), rel=1e-5), name
+            assert value == pytest.approx(np.mean([getattr(p, name) for p in parts]), rel=1e-5), (
+                name
+            )
     for name in ("pearson", "spearman", "chance", "kl"):
-        assert getattr(found.agreement, name) == pytest.approx(np.mean([getattr(p, name) for p in agree]), rel=1e-4)
+        assert getattr(found.agreement, name) == pytest.approx(
+            np.mean([getattr(p, name) for p in agree]), rel=1e-4
+        )
     assert found.same_image_cosine == median
-    assert (found.n_pairs, found.n_images, found.n_left_out) == (len(pairs), 9, split.n_captions - len(pairs))
+    assert (found.n_pairs, found.n_images, found.n_left_out) == (
+        len(pairs),
+        9,
+        split.n_captions - len(pairs),
+    )
 
 
 def test_figures_that_a_batch_lacks_do_not_count(tmp_path):
     """Batches of 2 are often of one image only; the others' mean stays."""
-    found = inspect(_open(make_odd_store(tmp_path, n=3, per_image=(6,)))[0], Settings(batch_size=2, batches=30))
+    found = inspect(
+        _open(make_odd_store(tmp_path, n=3, per_image=(6,)))[0], Settings(batch_size=2, batches=30)
+    )
     assert 0 < found.text.sharpness[1.0].other < 1
     assert math.isnan(found.agreement.pearson)  # of a single pair
     assert found.agreement.overlap == found.agreement.chance == 1
@@ -225,11 +265,19 @@ def test_the_median_of_captions_of_one_image(tmp_path):
 
 
 def test_samples():
-    images, captions = np.array([4, 4, 9, 4, 2, 2, *[7] * 9]), np.array([0, 1, 2, 3, 8, 5, *range(20, 29)])
+    images, captions = (
+        np.array([4, 4, 9, 4, 2, 2, *[7] * 9]),
+        np.array([0, 1, 2, 3, 8, 5, *range(20, 29)]),
+    )
     everything = draw_sample(images, captions, 100, 0)
     assert everything.images.tolist() == [2, 4, 7, 9]
     assert everything.counts.tolist() == [2, 3, 5, 1]
-    assert everything.captions.tolist() == [[5, 8, 5, 8, 5], [0, 1, 3, 0, 1], [20, 21, 22, 23, 24], [2] * 5]
+    assert everything.captions.tolist() == [
+        [5, 8, 5, 8, 5],
+        [0, 1, 3, 0, 1],
+        [20, 21, 22, 23, 24],
+        [2] * 5,
+    ]
     some = [draw_sample(images, captions, 2, seed) for seed in range(20)]
     assert len({tuple(s.images.tolist()) for s in some}) > 3
     assert all(len(set(s.images)) == 2 for s in some)
@@ -261,7 +309,9 @@ def test_strongest_pairs_against_all_pairs(tmp_path, block, n):
         kept = np.flatnonzero(np.isin(owner, images))
         sample = draw_sample(owner[kept], kept, 100, 0)
         found, n_duplicates = strongest_pairs(image, text, sample, n, block)
-        rows = {r: [(int(images[i]), int(images[j])) for i, j in places] for r, places in found.items()}
+        rows = {
+            r: [(int(images[i]), int(images[j])) for i, j in places] for r, places in found.items()
+        }
         assert rows == _brute_force(image, text, owner, images, n)
         assert n_duplicates == 0
 
@@ -303,8 +353,12 @@ def test_rows_that_another_teacher_skipped_are_left_out(tmp_path):
     index = make_odd_store(tmp_path)
     dataset = odd_dataset(tmp_path)
     rows = {"train": unit_rows(sum(len(r.captions) for r in dataset.splits["train"]), 5, 3)}
-    add_teacher(index, dataset, "other", settings("text", 5), rows, skipped=[2])  # the only caption of id1
-    found = inspect(_open(index)[0], Settings(text_teacher="words", batch_size=4, batches=1, pairs=99))
+    add_teacher(
+        index, dataset, "other", settings("text", 5), rows, skipped=[2]
+    )  # the only caption of id1
+    found = inspect(
+        _open(index)[0], Settings(text_teacher="words", batch_size=4, batches=1, pairs=99)
+    )
     assert (found.n_images, found.n_left_out) == (10, 1)
     assert "id1" not in {item.text for pair in found.strongest["image"] for item in pair.images}
     assert "pass --text-teacher" in run_error("store", "inspect", index)
@@ -372,8 +426,16 @@ def test_the_page_prints_the_figures(tmp_path):
     found = inspect(_open(make_odd_store(tmp_path))[0], Settings(batch_size=4, batches=1, pairs=1))
     found = replace(
         found,
-        text=replace(found.text, sharpness={1.0: Sharpness(3.14, 0.111, 0.222)}, alike={0.5: Alike(1234.56, 0.0625)}),
-        image=replace(found.image, sharpness={1.0: Sharpness(2.71, 0.333, 0.444)}, alike={0.5: Alike(7.0, 0.5)}),
+        text=replace(
+            found.text,
+            sharpness={1.0: Sharpness(3.14, 0.111, 0.222)},
+            alike={0.5: Alike(1234.56, 0.0625)},
+        ),
+        image=replace(
+            found.image,
+            sharpness={1.0: Sharpness(2.71, 0.333, 0.444)},
+            alike={0.5: Alike(7.0, 0.5)},
+        ),
         agreement=Agreement(0.1234, -0.5678, 0.25, 0.125, 0.00321),
         n_duplicates=1234,
     )
@@ -381,7 +443,10 @@ def test_the_page_prints_the_figures(tmp_path):
     text = Page((tmp_path / "p.html").read_text("utf-8")).text
     assert "1 2.7 0.333 0.444 3.1 0.111 0.222" in text
     assert "0.5 7.0 50.0 % 1,234.6 6.2 %" in text
-    assert "0.123 Correlation of their ranks -0.568 The 3 nearest in common 25.0 % The same, by chance 12.5 %" in text
+    assert (
+        "0.123 Correlation of their ranks -0.568 The 3 nearest in common 25.0 % The same, by chance 12.5 %"
+        in text
+    )
     assert "tau_s 1 0.0032" in text
     assert "there are 1,234 such pairs of images" in text
 
@@ -402,7 +467,16 @@ def test_json(tmp_path):
     index = make_odd_store(tmp_path)
     out = json.loads(
         run_ok(
-            "store", "inspect", index, "--batch-size", 4, "--pairs", 2, "--json", "--out", tmp_path / "new" / "x.html"
+            "store",
+            "inspect",
+            index,
+            "--batch-size",
+            4,
+            "--pairs",
+            2,
+            "--json",
+            "--out",
+            tmp_path / "new" / "x.html",
         )
     )
     assert list(out["image"]["sharpness"]) == [str(t) for t in TEMPERATURES]
@@ -432,14 +506,18 @@ def test_without_the_image_folder(tmp_path):
     assert "vision" in out
     assert "could not be read" in (tmp_path / "store.inspect.html").read_text("utf-8")
     assert "of its pictures could not be read" in out
-    error = run_error("store", "inspect", tmp_path / "store.h5", "--batch-size", 4, "--image-root", "/nowhere")
+    error = run_error(
+        "store", "inspect", tmp_path / "store.h5", "--batch-size", 4, "--image-root", "/nowhere"
+    )
     assert "--image-root /nowhere is no folder" in error
 
 
 def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     index = make_store(tmp_path)
-    assert "file" in run_error("store", "inspect", index, "--batch-size", 4, "--out", tmp_path / "file" / "x.html")
+    assert "file" in run_error(
+        "store", "inspect", index, "--batch-size", 4, "--out", tmp_path / "file" / "x.html"
+    )
 
 
 def test_equal_captions_count_as_likely_false_negatives(tmp_path):
@@ -447,8 +525,18 @@ def test_equal_captions_count_as_likely_false_negatives(tmp_path):
     dataset = Dataset("equal", tmp_path, {"train": records("train", 40)})
     index = tmp_path / "store.h5"
     add_teacher(index, dataset, "vision", settings("image", 16), {"train": unit_rows(40, 16, 0)})
-    add_teacher(index, dataset, "words", settings("text", 64), {"train": np.repeat(unit_rows(1, 64, 1), 80, axis=0)})
-    out = json.loads(run_ok("store", "inspect", index, "--batch-size", 16, "--batches", 3, "--pairs", 0, "--json"))
+    add_teacher(
+        index,
+        dataset,
+        "words",
+        settings("text", 64),
+        {"train": np.repeat(unit_rows(1, 64, 1), 80, axis=0)},
+    )
+    out = json.loads(
+        run_ok(
+            "store", "inspect", index, "--batch-size", 16, "--batches", 3, "--pairs", 0, "--json"
+        )
+    )
     assert out["same_image_alike"]["rows"] == 1.0
 
 
@@ -464,8 +552,13 @@ def test_mistakes_are_one_line(tmp_path):
     assert "no split 'x'; it has: " in run_error("store", "inspect", index, "--split", "x")
     for modality, name in (("image", "vision"), ("text", "words")):
         error = run_error("store", "inspect", index, f"--{modality}-teacher", "x")
-        assert f"unknown {modality} teacher 'x'; pass --{modality}-teacher with one of: {name}" in error
-    assert "larger than the 80 trainable pairs; pass --batch-size" in run_error("store", "inspect", index)
+        assert (
+            f"unknown {modality} teacher 'x'; pass --{modality}-teacher with one of: {name}"
+            in error
+        )
+    assert "larger than the 80 trainable pairs; pass --batch-size" in run_error(
+        "store", "inspect", index
+    )
     assert "--batch-size" in run_error("store", "inspect", index, "--batch-size", 1)
     assert "does not exist" in run_error("store", "inspect", tmp_path / "none.h5")
     assert "is the store" in run_error("store", "inspect", index, "--out", index)
@@ -476,9 +569,13 @@ def test_mistakes_are_one_line(tmp_path):
 def test_a_store_of_one_modality_or_one_image(tmp_path):
     records = (_record("a", "a.jpg", "x", "y", "z"),)
     dataset = Dataset("one", tmp_path, {"train": records}, {})
-    add_teacher(tmp_path / "s.h5", dataset, "vision", settings("image", 4), {"train": unit_rows(1, 4, 0)})
+    add_teacher(
+        tmp_path / "s.h5", dataset, "vision", settings("image", 4), {"train": unit_rows(1, 4, 0)}
+    )
     assert "holds no text teacher; add one" in run_error("store", "inspect", tmp_path / "s.h5")
-    add_teacher(tmp_path / "s.h5", dataset, "words", settings("text", 4), {"train": unit_rows(3, 4, 0)})
+    add_teacher(
+        tmp_path / "s.h5", dataset, "words", settings("text", 4), {"train": unit_rows(3, 4, 0)}
+    )
     error = run_error("store", "inspect", tmp_path / "s.h5", "--batch-size", 2)
     assert "has pairs of one image only" in error
 

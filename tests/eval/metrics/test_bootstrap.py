@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom, spearmanr
 
-from cusa.eval.metrics.bootstrap import NO_BOOTSTRAP, Bootstrap, interval, resampled, resampled_means, two_sided_p
+from cusa.eval.metrics.bootstrap import (
+    NO_BOOTSTRAP,
+    Bootstrap,
+    interval,
+    resampled,
+    resampled_means,
+    two_sided_p,
+)
 from cusa.eval.metrics.metric_options import Scoring, one_way, two_ways
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import RankBounds

@@ -22,7 +22,9 @@ ROOT = Path(cusa.__file__).parent.parent
 @given(st.data())
 def test_the_first_equal_row_is_found_by_comparing_all(data):
     n, dim = data.draw(st.integers(0, 12)), data.draw(st.integers(0, 3))
-    values = data.draw(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.5]), min_size=n * dim, max_size=n * dim))
+    values = data.draw(
+        st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.5]), min_size=n * dim, max_size=n * dim)
+    )
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
     rows = np.array(values, dtype).reshape(n, dim)
     expected = [next(j for j in range(n) if (rows[i] == rows[j]).all()) for i in range(n)]
@@ -41,7 +43,12 @@ def test_equal_embeddings_tie_under_any_kernels(kernels):
     environment = {**os.environ, **({"MKL_CBWR": kernels} if kernels else {})}
     code = "from tests.eval.metrics.ties import check_shapes; check_shapes(120)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -55,6 +62,10 @@ def test_a_model_that_maps_all_images_to_one_point_finds_nothing(normalize):
 def test_captions_that_are_all_alike_find_nothing():
     row = np.random.default_rng(0).normal(size=1024)
     found = cross_modal_recalls(np.tile(row, (5, 1)), np.tile(row, (25, 1)), np.arange(25) // 5)
-    assert [found["i2t"][f"r{k}"] for k in (1, 5, 10)] == [0, 0, 0]  # 20 captions of other images are ahead
+    assert [found["i2t"][f"r{k}"] for k in (1, 5, 10)] == [
+        0,
+        0,
+        0,
+    ]  # 20 captions of other images are ahead
     assert [found["t2i"][f"r{k}"] for k in (1, 5, 10)] == [0, 100, 100]  # 4 other images are ahead
     assert (found["i2t"]["tied"], found["t2i"]["tied"]) == (5, 25)

@@ -9,7 +9,11 @@ from cusa.eval.metrics.metric_options import Scoring
 from cusa.eval.metrics.per_query import rank_all
 from tests.helpers import unit_rows
 
-PAIRS = {"precision_at_1": "precision_at_1", "r_precision": "r_precision", "map_at_r": "mean_average_precision_at_r"}
+PAIRS = {
+    "precision_at_1": "precision_at_1",
+    "r_precision": "r_precision",
+    "map_at_r": "mean_average_precision_at_r",
+}
 
 
 def _theirs(query, labels, gallery, gallery_labels, same, k):
@@ -29,7 +33,9 @@ def test_equality_with_pytorch_metric_learning(case, normalize, k):
     rng = np.random.default_rng(5)
     labels = np.repeat(np.arange(40), rng.integers(1, 60, 40))
     labels[:3] = (100, 101, 102)  # alone
-    rows = (unit_rows(len(labels), 12, 0) + 0.8 * unit_rows(103, 12, 1)[labels]) * rng.uniform(0.5, 2, (len(labels), 1))
+    rows = (unit_rows(len(labels), 12, 0) + 0.8 * unit_rows(103, 12, 1)[labels]) * rng.uniform(
+        0.5, 2, (len(labels), 1)
+    )
     rows = rows.astype(np.float32)
     if normalize:  # theirs ranks by Euclidean distance: of unit rows, that is the order of cosines
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -57,7 +63,10 @@ def test_equality_with_pytorch_metric_learning(case, normalize, k):
 def test_ties_count_as_told():
     """Of the classes a, a, b, all equal: each a has its positive and a b at the same place, and b has no positive."""
     rows, labels = np.ones((3, 4)), np.array(["a", "a", "b"])
-    of = {ties: image_retrieval(rows, labels, ties=ties) for ties in ("pessimistic", "mean", "optimistic")}
+    of = {
+        ties: image_retrieval(rows, labels, ties=ties)
+        for ties in ("pessimistic", "mean", "optimistic")
+    }
     third = 100 / 3
     assert [of[t]["r1"] for t in of] == pytest.approx([0, third, 2 * third])
     assert [of[t]["precision_at_1"] for t in of] == [0, 50, 100]
@@ -71,7 +80,13 @@ def test_no_query_with_a_positive():
     """Figures over no query are unknown, and have no interval; R@1 is zero, since every query is a miss."""
     rankings = rank_all(*image_search(np.eye(3), np.arange(3)))
     found = image_figures(rankings, Scoring(bootstrap=Bootstrap(20)))
-    assert [found[k] for k in ("r1", "r10", "precision_at_1", "r_precision", "map_at_r")] == [0, 0, None, None, None]
+    assert [found[k] for k in ("r1", "r10", "precision_at_1", "r_precision", "map_at_r")] == [
+        0,
+        0,
+        None,
+        None,
+        None,
+    ]
     assert (found["queries"], found["queries_with_positive"], found["candidates"]) == (3, 0, 2)
     assert found["ci"] == {"r1": [0, 0], "r5": [0, 0], "r10": [0, 0]}
     one = image_retrieval(np.eye(1), np.arange(1))

@@ -24,7 +24,9 @@ def _loop(scores, relevant, exclude=None, ties_count=True):
             out.append(-1)
             continue
         best = max(row[c] for c in relevant[q])
-        others = [c for c in range(len(row)) if c not in relevant[q] and not (exclude and c == exclude[q])]
+        others = [
+            c for c in range(len(row)) if c not in relevant[q] and not (exclude and c == exclude[q])
+        ]
         out.append(sum(row[c] >= best if ties_count else row[c] > best for c in others))
     return out
 
@@ -73,7 +75,10 @@ def test_embeddings_that_are_not_finite_are_refused():
     x[1, 0] = np.nan
     with pytest.raises(CusaError, match="query embedding 1 is not finite"):
         best_ranks(x, np.ones((3, 2)), np.arange(4), np.arange(3))
-    with pytest.raises(CusaError, match=r"queries of shape \(3, 2\) and candidates of \(3, 4\) have no dot products"):
+    with pytest.raises(
+        CusaError,
+        match=r"queries of shape \(3, 2\) and candidates of \(3, 4\) have no dot products",
+    ):
         best_ranks(np.ones((3, 2)), np.ones((3, 4)), np.arange(4), np.arange(3))
 
 
@@ -110,7 +115,10 @@ def test_counts_that_no_byte_holds(n, m):
 def test_equal_embeddings_tie_wherever_they_stand(monkeypatch):
     """Copies of one caption all over the gallery: float32 products of different blocks must be the same to the bit."""
     rng = np.random.default_rng(0)
-    images, texts = rng.normal(size=(70, 33)).astype(np.float32), rng.normal(size=(1001, 33)).astype(np.float32)
+    images, texts = (
+        rng.normal(size=(70, 33)).astype(np.float32),
+        rng.normal(size=(1001, 33)).astype(np.float32),
+    )
     copies = rng.choice(np.arange(1, 1001), 200, replace=False)
     texts[copies] = texts[0]
     caption_image = np.full(1001, -1)

@@ -32,19 +32,25 @@ def _with_copies(rng: np.random.Generator, dtype: type, dim: int) -> tuple[np.nd
     return rng.normal(size=(n_different, dim)).astype(dtype)[which], which
 
 
-def _exact_products(queries: np.ndarray, candidates: np.ndarray, which: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _exact_products(
+    queries: np.ndarray, candidates: np.ndarray, which: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
     """float64 ``[n, m]``: of each two different rows once, so that equal rows have equal products."""
     scores = np.empty((len(queries), len(candidates)))
     known: dict[tuple[int, int], float] = {}
     for i, query in enumerate(which[0].tolist()):
         for j, candidate in enumerate(which[1].tolist()):
             if (query, candidate) not in known:
-                known[query, candidate] = float(queries[i].astype(np.float64) @ candidates[j].astype(np.float64))
+                known[query, candidate] = float(
+                    queries[i].astype(np.float64) @ candidates[j].astype(np.float64)
+                )
             scores[i, j] = known[query, candidate]
     return scores
 
 
-def _check(bounds, scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray, exclude=None) -> None:
+def _check(
+    bounds, scores: np.ndarray, indptr: np.ndarray, indices: np.ndarray, exclude=None
+) -> None:
     """Compare ranks with the rule, where no score is close to the best one without being equal."""
     for query in range(len(scores)):
         row, relevant = scores[query].copy(), indices[indptr[query] : indptr[query + 1]]
@@ -80,4 +86,8 @@ def _check_one_set(rng: np.random.Generator, dtype: type) -> None:
     rows = np.tile(rng.normal(size=dim).astype(dtype), (n, 1))
     for normalize in (True, False):
         found = image_retrieval(rows, np.arange(n) * 2 // n, normalize=normalize)
-        assert (found["r1"], found["r_precision"], found["tied"]) == (0.0, 0.0, n), (n, dim, normalize)
+        assert (found["r1"], found["r_precision"], found["tied"]) == (0.0, 0.0, n), (
+            n,
+            dim,
+            normalize,
+        )

@@ -51,11 +51,17 @@ def test_a_dual_encoder_without_tokenizer_is_refused(home, tmp_path):
 
 def test_rows_that_are_all_alike_or_change_are_refused(home):
     encoder = load_encoder(str(home / "clip"), "cpu")
-    constant = _changed(encoder, "text", lambda encode: lambda tokens: torch.ones(len(tokens["input_ids"]), 24))
-    with pytest.raises(TeacherError, match="4 different captions of its first batch have only 1") as caught:
+    constant = _changed(
+        encoder, "text", lambda encode: lambda tokens: torch.ones(len(tokens["input_ids"]), 24)
+    )
+    with pytest.raises(
+        TeacherError, match="4 different captions of its first batch have only 1"
+    ) as caught:
         constant.text_rows(TEXTS)
     assert caught.value.name == "changed"
-    noisy = _changed(encoder, "image", lambda encode: lambda pixels: encode(pixels) + torch.rand(len(pixels), 24))
+    noisy = _changed(
+        encoder, "image", lambda encode: lambda pixels: encode(pixels) + torch.rand(len(pixels), 24)
+    )
     with pytest.raises(TeacherError, match="a second pass"):
         noisy.image_rows(pictures())
 
@@ -67,7 +73,9 @@ def test_the_item_that_a_model_fails_on_is_named(home):
     def fail_on(wrong):
         def changed(encode):
             def forward(inputs):
-                first = inputs["input_ids"][:, 2] if isinstance(inputs, dict) else inputs[:, 0, 0, 0]
+                first = (
+                    inputs["input_ids"][:, 2] if isinstance(inputs, dict) else inputs[:, 0, 0, 0]
+                )
                 if torch.isclose(first.float(), wrong).any():
                     raise IndexError("index out of range in self")
                 return encode(inputs)
@@ -79,7 +87,9 @@ def test_the_item_that_a_model_fails_on_is_named(home):
     side = encoder._sides["text"]
     word = side.tokenize(["cat"])["input_ids"][0, 1].float()
     broken = _changed(encoder, "text", fail_on(word))
-    with pytest.raises(DataError, match=r"text 'a cat' cannot be encoded .*index out of range") as text_error:
+    with pytest.raises(
+        DataError, match=r"text 'a cat' cannot be encoded .*index out of range"
+    ) as text_error:
         encode_texts(broken, ["a dog", "a cat", "picture number 1"])
     assert text_error.value.name == "a cat"
     pixel = torch.tensor(encoder._sides["image"].preprocess(pictures()[2])[0, 0, 0])
@@ -103,8 +113,17 @@ def test_towers_are_models_of_one_modality(tmp_path):
     encoder = load_encoder(str(tmp_path / "text"), "cpu")
     assert encoder.modalities == {"text"}
     assert encoder.text_rows(TEXTS)["cross"].shape == (4, 24)
-    save_vision(tmp_path / "image", "CLIPVisionModelWithProjection", "CLIPVisionConfig", **VISION, projection_dim=24)
-    assert load_encoder(str(tmp_path / "image"), "cpu").image_rows(pictures())["cross"].shape == (4, 24)
+    save_vision(
+        tmp_path / "image",
+        "CLIPVisionModelWithProjection",
+        "CLIPVisionConfig",
+        **VISION,
+        projection_dim=24,
+    )
+    assert load_encoder(str(tmp_path / "image"), "cpu").image_rows(pictures())["cross"].shape == (
+        4,
+        24,
+    )
 
 
 def test_pictures_of_varying_size_come_in_order(tmp_path):
@@ -120,10 +139,37 @@ def test_an_adapter_reads_new_images_as_its_store_did(tmp_path):
     """Its encoder pools as the store's settings tell, and turns pictures upright."""
     save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
     words, out = make_tiny_sentence(tmp_path / "words"), tmp_path / "s.h5"
-    teachers = ("--teacher", f"see={tmp_path / 'see'}", "--teacher", f"read={words}", "--workers", 0)
-    run_ok("precompute", "--dataset", make_pairs(tmp_path / "d"), *teachers, "--out", out, "--pooling", "mean")
+    teachers = (
+        "--teacher",
+        f"see={tmp_path / 'see'}",
+        "--teacher",
+        f"read={words}",
+        "--workers",
+        0,
+    )
+    run_ok(
+        "precompute",
+        "--dataset",
+        make_pairs(tmp_path / "d"),
+        *teachers,
+        "--out",
+        out,
+        "--pooling",
+        "mean",
+    )
     run_dir = tmp_path / "run"
-    args = ("--embeddings", out, "--student", "adapter", "--run-dir", run_dir, "--epochs", 1, "--batch-size", 8)
+    args = (
+        "--embeddings",
+        out,
+        "--student",
+        "adapter",
+        "--run-dir",
+        run_dir,
+        "--epochs",
+        1,
+        "--batch-size",
+        8,
+    )
     run_ok("train", *args)
     student = load_student(run_dir, "cpu")
     assert student._image_encoder.transform["feature"] == "mean"
@@ -131,5 +177,7 @@ def test_an_adapter_reads_new_images_as_its_store_did(tmp_path):
     exif[0x0112] = 6
     picture = pictures(1)[0]
     picture.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
-    rows = student.encode_image([picture, tmp_path / "turned.png", Image.open(tmp_path / "turned.png")])
+    rows = student.encode_image(
+        [picture, tmp_path / "turned.png", Image.open(tmp_path / "turned.png")]
+    )
     np.testing.assert_allclose(rows[1:], rows[:1].repeat(2, axis=0), atol=1e-6)

@@ -15,7 +15,14 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.train.assemble import student_sources
 from cusa.train.encode_split import encode_split
 from cusa.train.saving.run_dir import load_trained
-from tests.helpers import make_pairs, make_tiny_clip, make_tiny_sentence, make_tiny_vit, run_error, run_ok
+from tests.helpers import (
+    make_pairs,
+    make_tiny_clip,
+    make_tiny_sentence,
+    make_tiny_vit,
+    run_error,
+    run_ok,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,10 @@ def test_new_images_and_texts_get_the_embeddings_that_evaluation_has(runs, kind)
     split = store.split("val")
     paths = [store.image_root / p for p in split.image_paths]
     for head in ("cross", "uni"):
-        images, texts = student.encode_image(paths, head, batch_size=3), student.encode_text(list(split.captions), head)
+        images, texts = (
+            student.encode_image(paths, head, batch_size=3),
+            student.encode_text(list(split.captions), head),
+        )
         assert images.dtype == texts.dtype == np.float32
         np.testing.assert_allclose(images, expected.image[head], atol=2e-5)
         np.testing.assert_allclose(texts, expected.text[head], atol=2e-5)
@@ -61,7 +71,9 @@ def test_one_or_many_paths_or_pictures(runs, tmp_path, kind):
     np.testing.assert_allclose(student.encode_image(str(path)), many[1], atol=1e-6)
     np.testing.assert_allclose(many[2], many[0], atol=1e-6)
     assert student.encode_text("a picture").shape == (8,)
-    Image.fromarray(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "deep.png")
+    Image.fromarray(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)).save(
+        tmp_path / "deep.png"
+    )
     deep = student.encode_image([tmp_path / "deep.png", Image.open(tmp_path / "deep.png")])
     np.testing.assert_allclose(deep[1], deep[0], atol=1e-6)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
@@ -98,7 +110,12 @@ def test_arrays_and_tensors_are_pictures(student):
         pictures = [Image.fromarray(pixels.squeeze()) for pixels in stack]
         assert {picture.mode for picture in pictures} == {{1: "L", 3: "RGB", 4: "RGBA"}[channels]}
         expected = student.encode_image(pictures)
-        for given in (stack, _as_tensor(stack), list(stack), (_as_tensor(pixels) for pixels in stack)):
+        for given in (
+            stack,
+            _as_tensor(stack),
+            list(stack),
+            (_as_tensor(pixels) for pixels in stack),
+        ):
             assert_same(student.encode_image(given, batch_size=2), expected)
         for given in (stack[1], _as_tensor(stack[1]), pictures[1]):
             assert_same(student.encode_image(given), expected[1])
@@ -137,7 +154,10 @@ def test_a_sequence_is_any_iterable_and_may_hold_anything(student, runs):
     ("image", "why"),
     [
         (np.zeros((3, 40, 50), np.uint8), r"is an array of shape \[3, 40, 50\]; legal are arrays"),
-        (torch.zeros((40, 50, 3), dtype=torch.uint8), r"is a tensor of shape \[40, 50, 3\]; legal are arrays"),
+        (
+            torch.zeros((40, 50, 3), dtype=torch.uint8),
+            r"is a tensor of shape \[40, 50, 3\]; legal are arrays",
+        ),
         (np.zeros((2, 40, 50, 2), np.uint8), r"is an array of shape \[2, 40, 50, 2\]"),
         (np.zeros((0, 50, 3), np.uint8), r"is an array of shape \[0, 50, 3\]"),
         (np.zeros(7, np.uint8), r"is an array of shape \[7\]"),
@@ -171,7 +191,10 @@ def test_what_is_neither_image_nor_text_is_refused(student):
 
 def test_a_student_says_what_it_is(runs):
     student = cusa.load_student(runs / "adapter")
-    assert repr(student) == f"StudentEncoder({str(runs / 'adapter')!r}, student='adapter', dim=8, device='cpu')"
+    assert (
+        repr(student)
+        == f"StudentEncoder({str(runs / 'adapter')!r}, student='adapter', dim=8, device='cpu')"
+    )
     named = cusa.load_encoder(f"mine={runs / 'vit'}")
     assert repr(named) == "ModelEncoder('mine', kind='teacher', dim=32, device='cpu')"
 
@@ -181,7 +204,10 @@ def test_the_device_is_a_gpu_if_there_is_one(runs):
     expected = cusa.load_student(runs / "dual", "cpu").encode_image(picture)
     for load in (cusa.load_student, cusa.load_encoder):  # the tests see no GPU
         assert_same(load(runs / "dual").encode_image(picture), expected)
-        for device, why in (("gpu", "unknown device 'gpu'; legal: cpu"), ("cuda:3", "there is no device 'cuda:3'")):
+        for device, why in (
+            ("gpu", "unknown device 'gpu'; legal: cpu"),
+            ("cuda:3", "there is no device 'cuda:3'"),
+        ):
             with pytest.raises(SettingError, match=why) as refused:
                 load(runs / "dual", device)
             assert refused.value.name == "device"
@@ -218,7 +244,9 @@ def test_what_is_no_student(runs, tmp_path):
 
 def test_the_commands_that_use_a_student(runs, tmp_path):
     """index, search and export, as a user has them."""
-    out = run_ok("eval", "index", runs / "data", "--run", runs / "adapter", "--out", tmp_path / "index")
+    out = run_ok(
+        "eval", "index", runs / "data", "--run", runs / "adapter", "--out", tmp_path / "index"
+    )
     assert "16 images" in out
     picture = runs / "data" / "002.jpg"
     sheet = tmp_path / "sheet.html"
@@ -233,7 +261,8 @@ def test_the_commands_that_use_a_student(runs, tmp_path):
     out = run_ok("train", "export", "--run", runs / "dual", "--to", "hf", "--out", tmp_path / "hf")
     assert f"exported: {tmp_path / 'hf'}" in out
     one, two = (
-        cusa.load_student(f, device="cpu").encode_image(picture, "uni") for f in (runs / "dual", tmp_path / "hf")
+        cusa.load_student(f, device="cpu").encode_image(picture, "uni")
+        for f in (runs / "dual", tmp_path / "hf")
     )
     np.testing.assert_allclose(two, one, atol=1e-5)
     assert "usage" in run_ok("train", "export", "--help").lower()

@@ -24,14 +24,24 @@ from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, SavedStudent,
 from cusa.train.student import dual_encoder_student
 from tests.helpers import make_images, make_tiny_clip, make_tiny_sentence, make_tiny_vit
 
-TEXTS = ["picture number 7", "Version 3", "number 1 version 2 number 3 version 4 picture 5", "picture"]
+TEXTS = [
+    "picture number 7",
+    "Version 3",
+    "number 1 version 2 number 3 version 4 picture 5",
+    "picture",
+]
 
 
 def make_siglip(folder):
     from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
     make_tiny_clip(folder)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text = {**size, "vocab_size": 60, "max_position_embeddings": 16, "projection_size": 32}
     vision = {**size, "image_size": 32, "patch_size": 16}
     torch.manual_seed(4)
@@ -50,9 +60,15 @@ def home(tmp_path_factory):
     make_siglip(folder / "siglip")
     make_tiny_vit(folder / "vit")
     make_tiny_sentence(folder / "bert")
-    SentenceTransformer(str(folder / "bert"), device="cpu").save(str(folder / "words"), create_model_card=False)
-    SentenceTransformer(str(clip), device="cpu").save(str(folder / "st-clip"), create_model_card=False)
-    config = build_config({"student": {"name": str(clip)}, "loss": {"terms": ["contrastive", "usa"]}})
+    SentenceTransformer(str(folder / "bert"), device="cpu").save(
+        str(folder / "words"), create_model_card=False
+    )
+    SentenceTransformer(str(clip), device="cpu").save(
+        str(folder / "st-clip"), create_model_card=False
+    )
+    config = build_config(
+        {"student": {"name": str(clip)}, "loss": {"terms": ["contrastive", "usa"]}}
+    )
     student, processors, backbone = dual_encoder_student(config.student, str(clip), True)
     origin = Origin(config, Provenance("made-up", {}, {}, {}), 1, 1, {}, 1)
     save_student(folder / "run" / "best" / WEIGHTS_FILE, student, origin)
@@ -64,7 +80,9 @@ def home(tmp_path_factory):
     weights = {f"student.{name}": -tensor for name, tensor in student.state_dict().items()}
     Checkpoints(folder / "run").save(2, weights, {"origin": origin.plain()})
     make_images(folder / "images", 7)
-    Image.open(folder / "images" / "000.jpg").convert("L").rotate(90).save(folder / "images" / "grey.png")
+    Image.open(folder / "images" / "000.jpg").convert("L").rotate(90).save(
+        folder / "images" / "grey.png"
+    )
     return folder
 
 
@@ -87,9 +105,14 @@ def test_a_dual_encoder_gives_its_own_features(home, paths, kind):
     folder = home / kind
     encoder = load_encoder(str(folder), "cpu")
     model = AutoModel.from_pretrained(folder).eval()
-    tokenizer, processor = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    tokenizer, processor = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoImageProcessor.from_pretrained(folder),
+    )
     with torch.no_grad():
-        pixels = processor(images=[Image.open(p).convert("RGB") for p in paths], return_tensors="pt")
+        pixels = processor(
+            images=[Image.open(p).convert("RGB") for p in paths], return_tensors="pt"
+        )
         images = unit(model.get_image_features(**pixels).pooler_output)
         texts = []
         for text in TEXTS:  # one by one: nothing is padded but where the model wants it
@@ -109,9 +132,15 @@ def test_a_dual_encoder_gives_its_own_features(home, paths, kind):
     assert encoder.description["kind"] == "hf"
     assert encoder.description["normalizer"] == "none"
     assert encoder.description["source"] == str(folder)
-    assert encoder.description["transform"]["text"]["padding"] == ("max_length" if kind == "siglip" else "longest")
+    assert encoder.description["transform"]["text"]["padding"] == (
+        "max_length" if kind == "siglip" else "longest"
+    )
     json.dumps(encoder.description)
-    assert encoder.image_rows([])["cross"].shape == encoder.text_rows([])["cross"].shape == (0, images.shape[1])
+    assert (
+        encoder.image_rows([])["cross"].shape
+        == encoder.text_rows([])["cross"].shape
+        == (0, images.shape[1])
+    )
     assert got["cross"].dtype == np.float32
 
 
@@ -121,23 +150,31 @@ def test_sentence_transformers_models(home, paths, name):
 
     encoder = load_encoder(str(home / name), "cpu")
     model = SentenceTransformer(str(home / name), device="cpu")
-    np.testing.assert_allclose(encoder.text_rows(TEXTS, 3)["cross"], unit(model.encode(TEXTS)), atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.text_rows(TEXTS, 3)["cross"], unit(model.encode(TEXTS)), atol=1e-5
+    )
     assert encoder.description["kind"] == "sentence-transformers"
     json.dumps(encoder.description)
     if name in ("words", "bert"):
         assert encoder.modalities == {"text"}
-        with pytest.raises(CusaError, match=f"model '{name}' embeds no images, only texts; pass a model that does"):
+        with pytest.raises(
+            CusaError, match=f"model '{name}' embeds no images, only texts; pass a model that does"
+        ):
             encoder.image_rows(paths)
     else:
         assert encoder.modalities == {"image", "text"}
         opened = [load_image(path).convert("RGB") for path in paths]
-        np.testing.assert_allclose(encoder.image_rows(paths, 3)["cross"], unit(model.encode(opened)), atol=1e-5)
+        np.testing.assert_allclose(
+            encoder.image_rows(paths, 3)["cross"], unit(model.encode(opened)), atol=1e-5
+        )
 
 
 def test_a_prompt_of_the_models_own_is_used(home, tmp_path):
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(home / "words"), device="cpu", prompts={"q": "number 1 "}, default_prompt_name="q")
+    model = SentenceTransformer(
+        str(home / "words"), device="cpu", prompts={"q": "number 1 "}, default_prompt_name="q"
+    )
     model.save(str(tmp_path / "m"), create_model_card=False)
     rows = load_encoder(str(tmp_path / "m"), "cpu").text_rows(["picture"])["cross"]
     np.testing.assert_allclose(rows, unit(model.encode(["picture"])), atol=1e-5)
@@ -153,24 +190,46 @@ def test_vision_models_and_teachers(home, paths):
     model = AutoModel.from_pretrained(home / "vit").eval()
     processor = AutoImageProcessor.from_pretrained(home / "vit")
     with torch.no_grad():
-        pixels = processor(images=[Image.open(p).convert("RGB") for p in paths], return_tensors="pt")
-        np.testing.assert_allclose(vit.image_rows(paths, 2)["cross"], unit(model(**pixels).pooler_output), atol=1e-5)
+        pixels = processor(
+            images=[Image.open(p).convert("RGB") for p in paths], return_tensors="pt"
+        )
+        np.testing.assert_allclose(
+            vit.image_rows(paths, 2)["cross"], unit(model(**pixels).pooler_output), atol=1e-5
+        )
     assert (vit.name, vit.modalities, vit.description["kind"]) == ("vit", {"image"}, "hf")
     with pytest.raises(CusaError, match="model 'vit' embeds no texts, only images"):
         vit.text_rows(TEXTS)
     named = load_encoder(f"mine={home / 'vit'}", "cpu")
-    assert (named.name, named.modalities, named.description["kind"]) == ("mine", {"image"}, "teacher")
+    assert (named.name, named.modalities, named.description["kind"]) == (
+        "mine",
+        {"image"},
+        "teacher",
+    )
     np.testing.assert_array_equal(named.image_rows(paths)["cross"], vit.image_rows(paths)["cross"])
-    assert named.weights_sha256 == vit.weights_sha256 != load_encoder(str(home / "clip"), "cpu").weights_sha256
+    assert (
+        named.weights_sha256
+        == vit.weights_sha256
+        != load_encoder(str(home / "clip"), "cpu").weights_sha256
+    )
     minilm = load_encoder("minilm", "cpu")
-    assert (minilm.name, minilm.modalities, minilm.description["kind"]) == ("minilm", {"text"}, "teacher")
-    rows = minilm.text_rows(["a dog on a beach", "a puppy at the sea shore", "two plates of pasta"])["cross"]
+    assert (minilm.name, minilm.modalities, minilm.description["kind"]) == (
+        "minilm",
+        {"text"},
+        "teacher",
+    )
+    rows = minilm.text_rows(
+        ["a dog on a beach", "a puppy at the sea shore", "two plates of pasta"]
+    )["cross"]
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.3
 
 
 def test_students(home, paths, tmp_path, monkeypatch):
     expected = load_student(home / "run", "cpu")
-    for spec, name in ((home / "run", "run"), (home / "run" / "best", "run"), (home / "exported", "exported")):
+    for spec, name in (
+        (home / "run", "run"),
+        (home / "run" / "best", "run"),
+        (home / "exported", "exported"),
+    ):
         encoder = load_encoder(str(spec), "cpu")
         assert (encoder.name, encoder.heads, encoder.uni_head) == (name, ("cross", "uni"), "uni")
         assert encoder.modalities == {"image", "text"}
@@ -191,7 +250,9 @@ def test_students(home, paths, tmp_path, monkeypatch):
 
 def test_students_normalise_captions_and_others_take_them_as_written(home):
     for name, same in (("run", True), ("clip", False)):
-        rows = load_encoder(str(home / name), "cpu").text_rows(["picture 7", "Picture - 7!"])["cross"]
+        rows = load_encoder(str(home / name), "cpu").text_rows(["picture 7", "Picture - 7!"])[
+            "cross"
+        ]
         assert np.allclose(rows[0], rows[1], atol=1e-5) == same
 
 
@@ -226,7 +287,9 @@ def test_what_cannot_be_loaded(home, tmp_path):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(lacking / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if "text_model" not in k}, lacking / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "text_model" not in k}, lacking / "model.safetensors"
+    )
     for spec, message in {
         "nope": f"unknown model 'nope'; {legal}",
         str(tmp_path / "nowhere"): f"unknown model .*nowhere'; {legal}",
@@ -267,7 +330,12 @@ def test_on_a_gpu_threads_compute_one_at_a_time():
 class Recorder:
     """An encoder whose rows say what they are of; it remembers the batches."""
 
-    name, heads, uni_head, modalities = "made-up", ("cross", "uni"), "uni", frozenset({"image", "text"})
+    name, heads, uni_head, modalities = (
+        "made-up",
+        ("cross", "uni"),
+        "uni",
+        frozenset({"image", "text"}),
+    )
     weights_sha256, description = "", {}
 
     def __init__(self, change=lambda rows: rows):
@@ -291,7 +359,9 @@ def numbered(n):
     return [Path(f"{i}.jpg") for i in range(1, n + 1)]
 
 
-@pytest.mark.parametrize(("n", "batch_size", "workers"), [(1, 4, 1), (8, 4, 2), (23, 3, 4), (23, 1, 2), (5, 9, 3)])
+@pytest.mark.parametrize(
+    ("n", "batch_size", "workers"), [(1, 4, 1), (8, 4, 2), (23, 3, 4), (23, 1, 2), (5, 9, 3)]
+)
 def test_images_come_in_order(n, batch_size, workers):
     told, encoder = [], Recorder()
     threads = torch.get_num_threads()
@@ -326,7 +396,10 @@ def test_equal_texts_are_encoded_once_and_long_ones_together():
 def test_nothing_to_encode(home):
     encoder = load_encoder(str(home / "run"), "cpu")
     for rows in (encode_images(encoder, []), encode_texts(encoder, [])):
-        assert {head: found.shape for head, found in rows.items()} == {"cross": (0, 24), "uni": (0, 24)}
+        assert {head: found.shape for head, found in rows.items()} == {
+            "cross": (0, 24),
+            "uni": (0, 24),
+        }
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "st-clip", "st-exported", "run"])
@@ -337,14 +410,18 @@ def test_batches_do_not_change_rows(home, paths, kind):
     for head in encoder.heads:
         alone = np.concatenate([encoder.text_rows([text])[head] for text in texts])
         np.testing.assert_allclose(encode_texts(encoder, texts, 7)[head], alone, atol=2e-6)
-        np.testing.assert_allclose(encode_texts(encoder, texts[::-1], 64)[head], alone[::-1], atol=2e-6)
+        np.testing.assert_allclose(
+            encode_texts(encoder, texts[::-1], 64)[head], alone[::-1], atol=2e-6
+        )
         alone = np.concatenate([encoder.image_rows([path])[head] for path in paths])
         np.testing.assert_allclose(encode_images(encoder, paths, 3, 2)[head], alone, atol=2e-6)
         np.testing.assert_allclose(encode_images(encoder, paths, 64)[head], alone, atol=2e-6)
         np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize(("value", "what"), [(np.nan, "not finite"), (np.inf, "not finite"), (0, "all zeros")])
+@pytest.mark.parametrize(
+    ("value", "what"), [(np.nan, "not finite"), (np.inf, "not finite"), (0, "all zeros")]
+)
 def test_useless_rows_are_refused(value, what):
     def spoil(rows):
         return np.where(rows[:, :1] == 7, value, rows)
@@ -359,7 +436,10 @@ def test_useless_rows_are_refused(value, what):
 def test_images_that_cannot_be_read_or_encoded(home, paths, tmp_path):
     encoder = load_encoder(str(home / "vit"), "cpu")
     (tmp_path / "torn.jpg").write_bytes(paths[0].read_bytes()[:300])
-    for file, message in (("torn.jpg", "torn.jpg cannot be decoded"), ("gone.jpg", "gone.jpg does not exist")):
+    for file, message in (
+        ("torn.jpg", "torn.jpg cannot be decoded"),
+        ("gone.jpg", "gone.jpg does not exist"),
+    ):
         with pytest.raises(CusaError, match=message):
             encode_images(encoder, [*paths, tmp_path / file], 3, 2)
 
@@ -369,7 +449,9 @@ def test_images_that_cannot_be_read_or_encoded(home, paths, tmp_path):
                 raise ValueError("height and width must be > 0\nand more")
             return super().image_rows(images)
 
-    with pytest.raises(CusaError, match=r"^image 5.jpg cannot be encoded \(height and width must be > 0\); replace"):
+    with pytest.raises(
+        CusaError, match=r"^image 5.jpg cannot be encoded \(height and width must be > 0\); replace"
+    ):
         encode_images(Picky(), numbered(9), 4, 2)
 
 
@@ -378,7 +460,9 @@ def test_memory_that_is_too_small():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     encoder = SimpleNamespace(image_rows=fail, text_rows=fail)
-    with pytest.raises(CusaError, match="not enough GPU memory for batches of 16; use smaller ones"):
+    with pytest.raises(
+        CusaError, match="not enough GPU memory for batches of 16; use smaller ones"
+    ):
         encode_images(encoder, numbered(3), 16)
     with pytest.raises(CusaError, match="not enough GPU memory for batches of 8; use smaller ones"):
         encode_texts(encoder, ["a"], 8)

@@ -21,7 +21,12 @@ from tests.eval import made_up
 from tests.helpers import make_images
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
 )
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
@@ -68,20 +73,41 @@ class Seen:
 def look_at(page, folder, size, *, dark=False):
     """Show an HTML file in a frame of this size."""
     text = html.escape(page.read_text("utf-8"), quote=True)
-    frame = f'<iframe style="border:0;width:{size[0]}px;height:{size[1]}px" srcdoc="{text}"></iframe>'
+    frame = (
+        f'<iframe style="border:0;width:{size[0]}px;height:{size[1]}px" srcdoc="{text}"></iframe>'
+    )
     folder.mkdir()
     around = folder / "around.html"
-    around.write_text(f'<!doctype html><meta charset="utf-8"><script>{LOOK}</script>{frame}', "utf-8")
+    around.write_text(
+        f'<!doctype html><meta charset="utf-8"><script>{LOOK}</script>{frame}', "utf-8"
+    )
     options = [
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"),
+        *(
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-extensions",
+        ),
+        *(
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+        ),
         *("--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"),
-        *("--enable-logging=stderr", "--virtual-time-budget=20000", f"--window-size={size[0]},{size[1]}"),
+        *(
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            f"--window-size={size[0]},{size[1]}",
+        ),
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
     ]
     command = [CHROMIUM, *options, "--dump-dom", around.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    title = re.search(r"<title>(.*?)</title>", done.stdout[: done.stdout.index("<iframe")], re.DOTALL)
+    title = re.search(
+        r"<title>(.*?)</title>", done.stdout[: done.stdout.index("<iframe")], re.DOTALL
+    )
     assert title, done.stderr[-2000:]
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     return Seen(json.loads(html.unescape(title[1])), console)
@@ -93,16 +119,26 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     names = make_images(folder / "images", 11)
     images = [Item("image", name, folder / "images" / name) for name in (*names, "not-there.jpg")]
-    texts = [Item("text", f"caption {i} of " + "a-word-that-does-not-end" * (1 + 3 * (i == 0)), None) for i in range(6)]
+    texts = [
+        Item("text", f"caption {i} of " + "a-word-that-does-not-end" * (1 + 3 * (i == 0)), None)
+        for i in range(6)
+    ]
     gallery = tuple(
         GalleryQuery(
             *(task, "cross", texts[0] if task[0] == "t" else images[0]),
             tuple(Hit(item, 0.5, rank is not None and i == rank) for i, item in enumerate(of[1:6])),
             *(rank, None if rank is None else Hit(of[0], 0.25, True)),
         )
-        for task, of, rank in (("i2t", texts, 3), ("t2i", images[6:], 1200), ("t2t", texts, 7), ("i2i", images, None))
+        for task, of, rank in (
+            ("i2t", texts, 3),
+            ("t2i", images[6:], 1200),
+            ("t2t", texts, 7),
+            ("i2i", images, None),
+        )
     )
-    pair = FalseNegative(texts[0], images[0], images[1], texts[1], 0, 11, 0.5, 0.25, 0.875, 0.75, True)
+    pair = FalseNegative(
+        texts[0], images[0], images[1], texts[1], 0, 11, 0.5, 0.25, 0.875, 0.75, True
+    )
     terms = ["contrastive", "csa", "usa"]
     runs = [
         RunReport(
@@ -114,7 +150,11 @@ def report(tmp_path_factory):
     ]
     runs[0].metrics["paper"] = {"host": "CLIP ViT-B/32", "method": "CUSA", "rsum": 432.1}
     page = folder / "report.html"
-    write_report(page, [*runs, RunReport("words", sts=made_up.sts("words", 72.5))], made_up.comparison(["plain", "b"]))
+    write_report(
+        page,
+        [*runs, RunReport("words", sts=made_up.sts("words", 72.5))],
+        made_up.comparison(["plain", "b"]),
+    )
     return page
 
 
@@ -133,7 +173,16 @@ def test_the_page_fits_and_asks_for_nothing(report, tmp_path, size):
     assert found["pictures"] > 40
     assert found["unseen"] == 0
     suites = ["tables", "protocols", "images", "sts", "cxc", "recalls", "curves", "comparison"]
-    assert found["headings"] == [*suites, "gallery", "i2t", "t2i", "t2t", "i2i", "failures", "negatives"]
+    assert found["headings"] == [
+        *suites,
+        "gallery",
+        "i2t",
+        "t2i",
+        "t2t",
+        "i2i",
+        "failures",
+        "negatives",
+    ]
     assert len(found["links"]) == 14
     assert all(found["links"])
     assert 100 < found["tall"] < 400
@@ -169,7 +218,9 @@ def test_a_bad_page_is_found_out(tmp_path):
     assert len(seen.found["outside"]) == 1
     assert seen.found["decoded"] == [0]
     assert seen.found["unseen"] == 1
-    policy = re.search(r"<meta http-equiv[^>]*>", (resources.files("cusa.eval") / "page.html.jinja").read_text())[0]
+    policy = re.search(
+        r"<meta http-equiv[^>]*>", (resources.files("cusa.eval") / "page.html.jinja").read_text()
+    )[0]
     page.write_text(f"<!doctype html>{policy}{body}")
     console = "".join(look_at(page, tmp_path / "again", PHONE).console)
     assert "Loading the image 'http://example.invalid/x.png' violates" in console

@@ -45,7 +45,11 @@ def _split(n_images, n_captions, truth=None):
 
 def _embeddings(images, texts, caption_image):
     return SplitEmbeddings(
-        {"cross": images}, {"cross": texts}, np.arange(len(images)), np.arange(len(texts)), np.array(caption_image)
+        {"cross": images},
+        {"cross": texts},
+        np.arange(len(images)),
+        np.arange(len(texts)),
+        np.array(caption_image),
     )
 
 
@@ -59,7 +63,9 @@ def four():
 
 
 def test_the_worst_failures_are_those_whose_answer_comes_last(four):
-    found = worst_failures(four, _split(4, 4), Path("images"), {"t2i": "cross", "i2t": "cross"}, per_task=3)
+    found = worst_failures(
+        four, _split(4, 4), Path("images"), {"t2i": "cross", "i2t": "cross"}, per_task=3
+    )
     # Only two of each task are failures at all.
     assert [(f.task, f.query.text, f.rank) for f in found] == [
         ("t2i", "c3", 3),
@@ -68,7 +74,12 @@ def test_the_worst_failures_are_those_whose_answer_comes_last(four):
         ("i2t", "i3", 1),
     ]
     worst = found[0]
-    assert [(h.item.text, h.correct) for h in worst.hits] == [("i1", False), ("i0", False), ("i2", False), ("i3", True)]
+    assert [(h.item.text, h.correct) for h in worst.hits] == [
+        ("i1", False),
+        ("i0", False),
+        ("i2", False),
+        ("i3", True),
+    ]
     assert worst.answer.item.text == "i3"
     assert worst.answer.item.image_path == Path("images/3.jpg")
     assert worst.answer.similarity == _cosine(78)
@@ -80,7 +91,9 @@ def test_of_equal_failures_the_first_comes_first_and_no_more_than_asked_for():
     embeddings = _embeddings(images, images[[1, 2, 3, 4, 4, 5]], range(6))
     found = worst_failures(embeddings, _split(6, 6), Path(), {"t2i": "cross"}, per_task=3)
     assert [(f.query.text, f.rank) for f in found] == [("c0", 2), ("c1", 2), ("c2", 2)]
-    assert worst_failures(embeddings, _split(6, 6), Path(), {"i2i": "cross"}, per_task=3) == ()  # no labels, no failure
+    assert (
+        worst_failures(embeddings, _split(6, 6), Path(), {"i2i": "cross"}, per_task=3) == ()
+    )  # no labels, no failure
     assert worst_failures(embeddings, _split(6, 6), Path(), {"t2i": "cross"}, per_task=0) == ()
 
 
@@ -98,7 +111,11 @@ def test_ranks_of_failures_are_those_of_an_explicit_loop(tmp_path):
         ranks = {}
         for q in range(len(queries)):
             scores = candidates @ queries[q]
-            right = [c for c in range(len(candidates)) if others[c] == group[q] and not (task[0] == task[2] and c == q)]
+            right = [
+                c
+                for c in range(len(candidates))
+                if others[c] == group[q] and not (task[0] == task[2] and c == q)
+            ]
             best = max(scores[right])
             wrong = [c for c in range(len(candidates)) if others[c] != group[q]]
             ranks[names[q]] = sum(scores[c] >= best for c in wrong)
@@ -116,7 +133,11 @@ def test_only_what_stands_above_the_right_answer_is_looked_at():
     teachers = Teachers(Rows(_at(0, 9, 60, 69, 71, 84)), None)
     found = likely_false_negatives(MODEL, _split(6, 6), teachers, Path("images"), 99)
     assert {(f.caption.text, f.retrieved.text) for f in found} == PAIRS
-    assert {(f.caption.text, f.own.text) for f in found} == {("c0", "i0"), ("c2", "i2"), ("c5", "i5")}
+    assert {(f.caption.text, f.own.text) for f in found} == {
+        ("c0", "i0"),
+        ("c2", "i2"),
+        ("c5", "i5"),
+    }
     by_pair = {(f.caption.text, f.retrieved.text): f for f in found}
     second = by_pair["c2", "i3"]
     assert (second.rank, second.own_rank) == (1, 2)
@@ -132,11 +153,19 @@ def test_only_what_stands_above_the_right_answer_is_looked_at():
 
 def test_both_teachers_must_agree():
     """Image teacher: i0-i1 best, i5-i4 worst; text teacher the other way round; c2 with i4 is good for both."""
-    image = Rows(_at(0, 1, 50, 90, 55, 100))  # pairs: 1, 5 (c2 i4), 40 (c2 i3), 45 (c5 i4), 10 (c5 i3)
-    text = Rows(_at(0, 80, 30, 70, 33, 34))  # pairs: 80, 3 (c2 i4), 40 (c2 i3), 1 (c5 i4), 36 (c5 i3)
+    image = Rows(
+        _at(0, 1, 50, 90, 55, 100)
+    )  # pairs: 1, 5 (c2 i4), 40 (c2 i3), 45 (c5 i4), 10 (c5 i3)
+    text = Rows(
+        _at(0, 80, 30, 70, 33, 34)
+    )  # pairs: 80, 3 (c2 i4), 40 (c2 i3), 1 (c5 i4), 36 (c5 i3)
     found = likely_false_negatives(MODEL, _split(6, 6), Teachers(image, text), Path(), 99)
     # Ranks of five, 5 being the most alike. Image: 5, 4, 2, 1, 3. Text: 1, 4, 2, 5, 3. The lower: 1, 4, 2, 1, 3.
-    assert [(f.caption.text, f.retrieved.text) for f in found[:3]] == [("c2", "i4"), ("c5", "i3"), ("c2", "i3")]
+    assert [(f.caption.text, f.retrieved.text) for f in found[:3]] == [
+        ("c2", "i4"),
+        ("c5", "i3"),
+        ("c2", "i3"),
+    ]
     assert {(f.caption.text, f.retrieved.text) for f in found[3:]} == {("c0", "i1"), ("c5", "i4")}
     assert found[0].text_cosine == _cosine(3)
     assert len(likely_false_negatives(MODEL, _split(6, 6), Teachers(image, text), Path(), 2)) == 2
@@ -149,20 +178,30 @@ def test_the_closest_caption_counts_and_two_images_are_shown_once():
     model = _embeddings(_at(0, 20), _at(19, 18, 0, 20, 21, 22), [0, 0, 0, 1, 1, 1])
     text = Rows(_at(0, 40, 0, 90, 44, 36))
     found = likely_false_negatives(model, _split(2, 6), Teachers(None, text), Path(), 99)
-    assert [(f.caption.text, f.retrieved.text, f.closest.text) for f in found] == [("c1", "i1", "c4")]
+    assert [(f.caption.text, f.retrieved.text, f.closest.text) for f in found] == [
+        ("c1", "i1", "c4")
+    ]
     assert found[0].text_cosine == _cosine(4)  # 4 degrees both to c4 and to c5: the first of them
 
 
 def test_what_a_teacher_has_no_row_for_is_left_out():
     rows = _at(0, 9, 60, 69, 71, 84)
     rows[4] = np.nan
-    found = likely_false_negatives(MODEL, _split(6, 6), Teachers(Rows(rows), Rows(_at(*range(6)))), Path(), 99)
-    assert {(f.caption.text, f.retrieved.text) for f in found} == {("c0", "i1"), ("c2", "i3"), ("c5", "i3")}
+    found = likely_false_negatives(
+        MODEL, _split(6, 6), Teachers(Rows(rows), Rows(_at(*range(6)))), Path(), 99
+    )
+    assert {(f.caption.text, f.retrieved.text) for f in found} == {
+        ("c0", "i1"),
+        ("c2", "i3"),
+        ("c5", "i3"),
+    }
 
 
 def test_where_the_truth_is_known_it_says_so():
     """Caption 0 is true of images 0 and 1, every other of its own image only."""
-    truth = Truth(np.zeros(6, np.int64), np.array([0, 2, 3, 4, 5, 6, 7]), np.array([0, 1, 1, 2, 3, 4, 5]))
+    truth = Truth(
+        np.zeros(6, np.int64), np.array([0, 2, 3, 4, 5, 6, 7]), np.array([0, 1, 1, 2, 3, 4, 5])
+    )
     teachers = Teachers(Rows(_at(0, 9, 60, 69, 71, 84)), None)
     found = likely_false_negatives(MODEL, _split(6, 6, truth), teachers, Path(), 99)
     assert {(f.caption.text, f.retrieved.text) for f in found if f.true} == {("c0", "i1")}
@@ -175,10 +214,14 @@ def test_rows_are_those_of_the_split_and_blocks_change_nothing(tmp_path, monkeyp
     split = store.split("test")
     teachers = Teachers(store.embeddings("vision", "test"), store.embeddings("words", "test"))
     images, texts, of = unit_rows(19, 3, 0), unit_rows(39, 3, 1), np.arange(1, 40) // 2 - 1
-    embeddings = SplitEmbeddings({"cross": images}, {"cross": texts}, np.arange(1, 20), np.arange(1, 40), of)
+    embeddings = SplitEmbeddings(
+        {"cross": images}, {"cross": texts}, np.arange(1, 20), np.arange(1, 40), of
+    )
     found = likely_false_negatives(embeddings, split, teachers, Path(), 10)
     assert len(found) == 10
-    vision, words = (t.gather(np.arange(len(t))).astype(np.float64) for t in (teachers.image, teachers.text))
+    vision, words = (
+        t.gather(np.arange(len(t))).astype(np.float64) for t in (teachers.image, teachers.text)
+    )
     vision, words = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (vision, words))
     for f in found:
         caption = split.captions[:].index(f.caption.text)

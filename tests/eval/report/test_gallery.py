@@ -30,7 +30,9 @@ def test_hits_are_the_most_similar_candidates_and_never_the_query_itself(tmp_pat
         (queries, query_names), (candidates, names) = rows[g.task[0]], rows[g.task[2]]
         query = query_names.index(g.query.text)
         similarities = candidates @ queries[query]
-        order = [c for c in np.argsort(-similarities).tolist() if g.task[0] != g.task[2] or c != query]
+        order = [
+            c for c in np.argsort(-similarities).tolist() if g.task[0] != g.task[2] or c != query
+        ]
         assert [h.item.text for h in g.hits] == [names[c] for c in order[:TOP]]
         group = {"i2t": lambda c, q: c // 2 == q, "t2i": lambda c, q: c == q // 2}.get(
             g.task, lambda c, q: c // 2 == q // 2
@@ -38,19 +40,29 @@ def test_hits_are_the_most_similar_candidates_and_never_the_query_itself(tmp_pat
         good = [group(c, query) for c in order]
         assert [h.correct for h in g.hits] == good[:TOP]
         assert g.rank == good.index(True)
-        np.testing.assert_allclose([h.similarity for h in g.hits], similarities[order[:TOP]], rtol=1e-5)
+        np.testing.assert_allclose(
+            [h.similarity for h in g.hits], similarities[order[:TOP]], rtol=1e-5
+        )
         assert g.answer.item.text == names[order[g.rank]]
         np.testing.assert_allclose(g.answer.similarity, similarities[order[g.rank]], rtol=1e-5)
-    assert gallery[3].hits[0].item.image_path == Path("images/test") / f"{gallery[3].hits[0].item.text[4:]}.jpg"
+    assert (
+        gallery[3].hits[0].item.image_path
+        == Path("images/test") / f"{gallery[3].hits[0].item.text[4:]}.jpg"
+    )
 
 
 def test_images_without_labels_have_neighbours_and_nothing_is_right_or_wrong(tmp_path):
     split = _split(tmp_path, truth=False)
     image = unit_rows(8, 4, 0)
     embeddings = SplitEmbeddings(
-        {"cross": image}, {"cross": unit_rows(16, 4, 1)}, *(np.arange(8), np.arange(16)), np.arange(16) // 2
+        {"cross": image},
+        {"cross": unit_rows(16, 4, 1)},
+        *(np.arange(8), np.arange(16)),
+        np.arange(16) // 2,
     )
-    gallery = make_gallery(embeddings, split, Path("images"), {"i2t": "cross", "i2i": "cross"}, per_task=4, seed=0)
+    gallery = make_gallery(
+        embeddings, split, Path("images"), {"i2t": "cross", "i2i": "cross"}, per_task=4, seed=0
+    )
     assert [g.task for g in gallery] == ["i2t"] * 4 + ["i2i"] * 4
     for g in gallery[4:]:
         query = split.image_ids[:].index(g.query.text)
@@ -66,7 +78,9 @@ def test_only_what_has_an_embedding_is_shown(tmp_path):
     split = _split(tmp_path, truth=True)
     image, text = unit_rows(7, 4, 0), unit_rows(15, 4, 1)
     of = np.arange(15) // 2 - 1
-    embeddings = SplitEmbeddings({"cross": image}, {"cross": text}, np.arange(1, 8), np.arange(15), of)
+    embeddings = SplitEmbeddings(
+        {"cross": image}, {"cross": text}, np.arange(1, 8), np.arange(15), of
+    )
     head_of = dict.fromkeys(HEAD_OF, "cross")
     gallery = make_gallery(embeddings, split, Path("images"), head_of, per_task=100, seed=0)
     assert [sum(g.task == task for g in gallery) for task in HEAD_OF] == [7, 13, 12, 6]
@@ -81,7 +95,9 @@ def test_a_hit_that_the_truth_knows_is_not_called_wrong(tmp_path):
     own = np.arange(16) // 2
     true_of = [sorted({int(image), (int(image) + 1) % 8}) for image in own]
     truth = Truth(np.arange(8), np.arange(0, 34, 2), np.array(true_of).ravel())
-    parts = {name: getattr(plain, name) for name in ("n_images", "image_ids", "image_paths", "captions")}
+    parts = {
+        name: getattr(plain, name) for name in ("n_images", "image_ids", "image_paths", "captions")
+    }
     split = SimpleNamespace(**parts, truth=truth)
     image, text = unit_rows(7, 4, 0), unit_rows(14, 4, 1)  # image 0 and its captions are not there
     rows = np.arange(1, 8), np.arange(2, 16), np.arange(14) // 2

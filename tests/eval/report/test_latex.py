@@ -34,7 +34,9 @@ def _tables(latex):
     """Caption, alignment and rows of cells of each table."""
     for body in re.findall(r"\\begin\{table\}(.*?)\\end\{table\}", latex, re.DOTALL):
         caption = re.search(r"\\caption\{(.*)\}\n", body)[1]
-        alignment, inside = re.search(r"\\begin\{tabular\}\{(\w+)\}\n(.*)\\end\{tabular\}", body, re.DOTALL).groups()
+        alignment, inside = re.search(
+            r"\\begin\{tabular\}\{(\w+)\}\n(.*)\\end\{tabular\}", body, re.DOTALL
+        ).groups()
         lines = [line for line in inside.splitlines() if line.endswith(r" \\")]
         yield caption, alignment, [re.split(r" (?<!\\)& ", line[:-3]) for line in lines]
 
@@ -62,7 +64,14 @@ def test_every_suite_is_there(reports):
     titles = [caption.split(".")[0] for caption, _, _ in _tables(latex_tables(reports))]
     assert titles == [
         *["Between images and captions", "Among captions and among images"],
-        *["Between images and captions, by the whole truth", "COCO 5K", "COCO 1K", "ECCV Caption", "CxC", "PMRP"],
+        *[
+            "Between images and captions, by the whole truth",
+            "COCO 5K",
+            "COCO 1K",
+            "ECCV Caption",
+            "CxC",
+            "PMRP",
+        ],
         *["Image retrieval, R@1", "Image retrieval, R-Precision", "Image retrieval, mAP@R"],
         *["Sentence similarity by task", "CxC: captions and images"],
     ]
@@ -72,11 +81,17 @@ def test_every_suite_is_there(reports):
 
 
 def test_image_retrieval_is_a_table_per_figure(reports):
-    r1, r_precision, map_at_r = (t for t in _tables(latex_tables(reports)) if t[0].startswith("Image retrieval"))
+    r1, r_precision, map_at_r = (
+        t for t in _tables(latex_tables(reports)) if t[0].startswith("Image retrieval")
+    )
     assert r1[2][1] == ["Model", "Head", "Average", "CUB", "SOP", "In-Shop", "iNat"]
     assert r1[2][2] == [r"plain\_0 \& 50\%", "cross", "41.5", "41.0", "42.0", "43.0", "40.0"]
     assert r1[2][3][:4] == ["", "uni", "43.5", "43.0"]
-    assert r1[2][5] == ["", "uni", *(rf"\textbf{{{f}}}" for f in ("44.5", "44.0", "45.0", "46.0", "43.0"))]
+    assert r1[2][5] == [
+        "",
+        "uni",
+        *(rf"\textbf{{{f}}}" for f in ("44.5", "44.0", "45.0", "46.0", "43.0")),
+    ]
     assert r1[2][6] == ["paper: SGR, CUSA", "", "34.1", "31.1", "--", "--", "--"]
     assert "CUB-200-2011: 5,924 queries, 5,923 candidates, 100 classes" in r1[0]
     assert r_precision[2][2][1:4] == ["cross", "21.0", "22.0"]

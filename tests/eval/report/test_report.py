@@ -76,9 +76,22 @@ def runs(tmp_path):
     one, two = Item("text", "a red one", None), Item("text", SCRIPT, None)
     right = Hit(one, 0.125, True)
     first = (
-        GalleryQuery("i2t", "cross", red, (Hit(two, 0.912, False), Hit(one, 0.5, True)), 1, Hit(one, 0.5, True)),
         GalleryQuery(
-            *("t2i", "cross", one, (Hit(red, 0.8, True), Hit(gone, 0.7, False), Hit(blue, 0.6, False)), 0),
+            "i2t",
+            "cross",
+            red,
+            (Hit(two, 0.912, False), Hit(one, 0.5, True)),
+            1,
+            Hit(one, 0.5, True),
+        ),
+        GalleryQuery(
+            *(
+                "t2i",
+                "cross",
+                one,
+                (Hit(red, 0.8, True), Hit(gone, 0.7, False), Hit(blue, 0.6, False)),
+                0,
+            ),
             Hit(red, 0.8, True),
         ),
         GalleryQuery("t2t", "uni", two, (Hit(one, 0.25, False),), 1233, right),
@@ -86,10 +99,17 @@ def runs(tmp_path):
     )
     second = tuple(replace(answer, hits=answer.hits[::-1]) for answer in first)
     terms = ["contrastive", "csa", "usa"]
-    made = made_up.metrics("plain-0", terms[:1], 40.0, 36.0, 20.0), made_up.metrics("cusa-0", terms, 43.21, 35.0, 25.0)
+    made = (
+        made_up.metrics("plain-0", terms[:1], 40.0, 36.0, 20.0),
+        made_up.metrics("cusa-0", terms, 43.21, 35.0, 25.0),
+    )
     return [
-        RunReport("plain-0", made[0], history=made_up.history(terms[:1], [300, 310]), gallery=first),
-        RunReport("cusa-0", made[1], history=made_up.history(terms, [305, 320, 315]), gallery=second),
+        RunReport(
+            "plain-0", made[0], history=made_up.history(terms[:1], [300, 310]), gallery=first
+        ),
+        RunReport(
+            "cusa-0", made[1], history=made_up.history(terms, [305, 320, 315]), gallery=second
+        ),
     ]
 
 
@@ -131,11 +151,26 @@ def test_tables_hold_the_figures_and_the_best_is_bold(tmp_path, runs):
         ("cross", ""),
         ("uni", ""),
     ]
-    assert [row[2][:2] for row in uni] == [("20.0", False), ("21.0", False), ("25.0", False), ("26.0", True)]
+    assert [row[2][:2] for row in uni] == [
+        ("20.0", False),
+        ("21.0", False),
+        ("25.0", False),
+        ("26.0", True),
+    ]
     assert [text for text, _, _ in uni[3][5:]] == ["50.0", "33.3", "22.2"]
     truth = page.table("Model", "Image → caption", "Caption → image")[1:]
-    assert [text for text, _, _ in truth[1]] == ["cusa-0", "71.0", "61.0", "51.0", "72.0", "62.0", "52.0"]
-    assert all(bold for row in truth for _, bold, _ in row[1:])  # equal as printed: both are the best
+    assert [text for text, _, _ in truth[1]] == [
+        "cusa-0",
+        "71.0",
+        "61.0",
+        "51.0",
+        "72.0",
+        "62.0",
+        "52.0",
+    ]
+    assert all(
+        bold for row in truth for _, bold, _ in row[1:]
+    )  # equal as printed: both are the best
 
 
 def test_the_lowest_rank_is_the_best_and_of_ties_none(tmp_path, runs):
@@ -152,21 +187,59 @@ def test_the_lowest_rank_is_the_best_and_of_ties_none(tmp_path, runs):
 def test_every_protocol_of_coco_has_its_table_and_the_paper_is_never_the_best(tmp_path, runs):
     made = made_up.metrics("cusa-0", ["contrastive", "csa", "usa"], 40.0, 36.0, 20.0, coco=True)
     made["paper"] = {"host": "CLIP ViT-B/32", "method": "CUSA", "i2t_r1": 99.9, "rsum": 599.9}
-    page = Page(_write(tmp_path, [replace(runs[1], metrics=made), replace(runs[1], name="again", metrics=made)]))
+    page = Page(
+        _write(
+            tmp_path, [replace(runs[1], metrics=made), replace(runs[1], name="again", metrics=made)]
+        )
+    )
     titles = page.words()
     for title in ("COCO 5K", "COCO 1K", "ECCV Caption", "CxC", "PMRP"):
         assert f"{title} cross head" in titles
-    of_split, coco_5k, coco_1k, cxc = (t for t in page.tables if [text for text, _, _ in t[0]] == list(CROSS))
+    of_split, coco_5k, coco_1k, cxc = (
+        t for t in page.tables if [text for text, _, _ in t[0]] == list(CROSS)
+    )
     assert _without_small(of_split[4]) == [
         *[("paper: CLIP ViT-B/32, CUSA", False), ("99.9", False), *[("–", False)] * 5],
         ("599.9", False),
     ]
     assert len(of_split) == 5  # both runs are of its setting, and it is there once
-    assert [text for text, _, _ in coco_5k[2]] == ["cusa-0", "40.0", "50.0", "60.0", "39.0", "49.0", "59.0", "297.0"]
-    assert [text for text, _, _ in coco_1k[2]] == ["cusa-0", "51.0", "62.0", "73.0", "51.0", "62.0", "73.0", "372.0"]
-    assert [text for text, _, _ in cxc[2]] == ["cusa-0", "42.0", "52.0", "62.0", "43.0", "53.0", "63.0", "315.0"]
-    eccv = next(t for t in page.tables if ("mAP@R", False, "") in t[1] and ("30.0", True, "") in t[2])
-    assert _without_small(eccv[2]) == [("cusa-0", False), *[("20.0", True), ("30.0", True), ("60.0", True)] * 2]
+    assert [text for text, _, _ in coco_5k[2]] == [
+        "cusa-0",
+        "40.0",
+        "50.0",
+        "60.0",
+        "39.0",
+        "49.0",
+        "59.0",
+        "297.0",
+    ]
+    assert [text for text, _, _ in coco_1k[2]] == [
+        "cusa-0",
+        "51.0",
+        "62.0",
+        "73.0",
+        "51.0",
+        "62.0",
+        "73.0",
+        "372.0",
+    ]
+    assert [text for text, _, _ in cxc[2]] == [
+        "cusa-0",
+        "42.0",
+        "52.0",
+        "62.0",
+        "43.0",
+        "53.0",
+        "63.0",
+        "315.0",
+    ]
+    eccv = next(
+        t for t in page.tables if ("mAP@R", False, "") in t[1] and ("30.0", True, "") in t[2]
+    )
+    assert _without_small(eccv[2]) == [
+        ("cusa-0", False),
+        *[("20.0", True), ("30.0", True), ("60.0", True)] * 2,
+    ]
     # Supplementary table 11, CLIP ViT-B/32 with CUSA.
     published = ["paper: CLIP ViT-B/32, CUSA", "29.6", "40.7", "72.0", "45.2", "53.6", "85.7"]
     assert [text for text, _, _ in eccv[4]] == published
@@ -188,7 +261,10 @@ def test_image_retrieval_has_both_heads_the_paper_and_what_was_measured(tmp_path
     ]
     assert [bold for _, bold, _ in rows[3]] == [False, False, *[True] * 13]
     words = page.words()
-    assert "CUB-200-2011: 5,924 queries, 5,923 candidates, 100 classes, 24 queries without a right answer" in words
+    assert (
+        "CUB-200-2011: 5,924 queries, 5,923 candidates, 100 classes, 24 queries without a right answer"
+        in words
+    )
     assert "sha256 1a1a1a1a1a1a." in words
     assert "Stanford Online Products: 5,924" in words
     assert "sha256 2a2a2a2a2a2a. 12 images were not there." in words
@@ -201,9 +277,13 @@ def test_image_retrieval_has_both_heads_the_paper_and_what_was_measured(tmp_path
 def test_models_measured_on_different_data_are_told_apart(tmp_path):
     first, second = made_up.images("a", 40.0), made_up.images("b", 41.0)
     second["sets"]["cub"]["fingerprint"] = "7" * 64
-    words = Page(_write(tmp_path, [RunReport("a", images=first), RunReport("b", images=second)])).words()
+    words = Page(
+        _write(tmp_path, [RunReport("a", images=first), RunReport("b", images=second)])
+    ).words()
     assert words.count("measured on different data") == 1
-    assert "sha256 1a1a1a1a1a1a and 777777777777. The models were measured on different data" in words
+    assert (
+        "sha256 1a1a1a1a1a1a and 777777777777. The models were measured on different data" in words
+    )
 
 
 def test_a_text_model_has_a_page_of_its_own_and_its_place_beside_others(tmp_path, runs):
@@ -213,7 +293,12 @@ def test_a_text_model_has_a_page_of_its_own_and_its_place_beside_others(tmp_path
     sets = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R")
     assert [text for text, _, _ in labels] == ["Average", *sets]
     assert labels[1][2] == "1,500 pairs"
-    assert [text for text, _, _ in row] == ["words", "cross", "73.0", *(f"{70 + i}.0" for i in range(7))]
+    assert [text for text, _, _ in row] == [
+        "words",
+        "cross",
+        "73.0",
+        *(f"{70 + i}.0" for i in range(7)),
+    ]
     assert not any(bold for _, bold, _ in row)
     assert row[3][2] == "69.5–70.5"
     rules = page.table("Model", "Head", *made_up.SUITE_TASKS)[1]
@@ -228,7 +313,9 @@ def test_a_text_model_has_a_page_of_its_own_and_its_place_beside_others(tmp_path
 
 
 def test_headlines_are_of_the_head_to_use():
-    run = RunReport("a", images=made_up.images("a", 40.0), sts=made_up.sts("a", 70.0, ("cross", "uni")))
+    run = RunReport(
+        "a", images=made_up.images("a", 40.0), sts=made_up.sts("a", 70.0, ("cross", "uni"))
+    )
     assert [figure for _, figure in headlines(run)] == ["43.5", "74.0"]
     some = made_up.images("a", 40.0)
     some["average"] = {"cross": None, "uni": None}  # a set of the paper's four is missing
@@ -248,7 +335,9 @@ def test_title_and_explanation(tmp_path, runs):
     assert "Temperatures that stay as they are: tau_soft 1." in text
 
 
-@pytest.mark.parametrize(("rule", "words"), [("mean", "Ties count half"), ("optimistic", "Ties count for the model")])
+@pytest.mark.parametrize(
+    ("rule", "words"), [("mean", "Ties count half"), ("optimistic", "Ties count for the model")]
+)
 def test_the_rule_for_ties_is_the_one_that_was_used(tmp_path, runs, rule, words):
     of_rule = [replace(run, metrics={**run.metrics, "ties": rule}) for run in runs]
     text = Page(_write(tmp_path, of_rule)).words()
@@ -264,8 +353,16 @@ def test_metrics_of_the_first_format_are_shown(tmp_path, runs):
     for key in ("name", "model", "ties", "bootstrap", "split_fingerprint"):
         del old[key]
     for head in old["heads"].values():
-        for part in (*head["retrieval"].values(), *head["unimodal"].values(), *head["truth"].values()):
-            for key in ("median_rank", "mean_rank", "tied", "curve", "ci") if isinstance(part, dict) else ():
+        for part in (
+            *head["retrieval"].values(),
+            *head["unimodal"].values(),
+            *head["truth"].values(),
+        ):
+            for key in (
+                ("median_rank", "mean_rank", "tied", "curve", "ci")
+                if isinstance(part, dict)
+                else ()
+            ):
                 part.pop(key, None)
         del head["retrieval"]["ci"]
     page = Page(_write(tmp_path, [RunReport("old", old)]))
@@ -282,7 +379,14 @@ def test_one_run_without_truth_and_image_labels(tmp_path, runs):
     assert len(page.tables) == 3
     assert [len(row) for row in page.table("Model", "Head", "Caption → caption")] == [3, 5, 5]
     assert not any(bold for table in page.tables for row in table for _, bold, _ in row)
-    for absent in ("whole truth", "Image → image", "first five hits", "Protocols", "Worst failures", "Likely false"):
+    for absent in (
+        "whole truth",
+        "Image → image",
+        "first five hits",
+        "Protocols",
+        "Worst failures",
+        "Likely false",
+    ):
         assert absent not in html
 
 
@@ -298,8 +402,16 @@ def test_differences_are_bold_where_they_leave_out_zero(tmp_path, runs):
     comparison, head = made_up.comparison(["plain-0", "cusa-0"]), "retrieval, cross head"
     page = Page(_write(tmp_path, runs, comparison))
     assert page.table("Figure", "plain-0", "cusa-0") == [
-        [("tiny test, i2t r1", False, head), ("40.0", False, ""), ("41.5", True, "+1.5 [+0.4, +2.6], p 0.012")],
-        [("tiny test, t2i r1", False, head), ("40.0", False, ""), ("41.5", False, "+1.5 [-1.2, +2.6], p 0.012")],
+        [
+            ("tiny test, i2t r1", False, head),
+            ("40.0", False, ""),
+            ("41.5", True, "+1.5 [+0.4, +2.6], p 0.012"),
+        ],
+        [
+            ("tiny test, t2i r1", False, head),
+            ("40.0", False, ""),
+            ("41.5", False, "+1.5 [-1.2, +2.6], p 0.012"),
+        ],
     ]
     assert "Differences from plain-0" in page.words()
 
@@ -325,15 +437,27 @@ def test_charts_take_the_page_colour_and_share_no_id(tmp_path, runs):
 def test_nothing_is_fetched(tmp_path, runs):
     html = _write(tmp_path, runs)
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
-    assert not re.search(r"https?://|\bsrc\s*=|@import|<link|<script|<iframe|<!ENTITY", without_namespaces)
-    assert all(url.startswith(("data:image/jpeg;base64,", "#")) for url in re.findall(r"url\(([^)]*)\)", html))
-    hrefs = [value for _, attrs in Page(html).tags for name, value in attrs.items() if name.endswith("href")]
+    assert not re.search(
+        r"https?://|\bsrc\s*=|@import|<link|<script|<iframe|<!ENTITY", without_namespaces
+    )
+    assert all(
+        url.startswith(("data:image/jpeg;base64,", "#"))
+        for url in re.findall(r"url\(([^)]*)\)", html)
+    )
+    hrefs = [
+        value
+        for _, attrs in Page(html).tags
+        for name, value in attrs.items()
+        if name.endswith("href")
+    ]
     assert all(value.startswith("#") for value in hrefs)
     assert "default-src 'none'" in html
 
 
 def test_text_is_inert(tmp_path, runs):
-    evil = replace(runs[0], name="<img onerror=x>", metrics={**runs[0].metrics, "dataset": "</style><script>"})
+    evil = replace(
+        runs[0], name="<img onerror=x>", metrics={**runs[0].metrics, "dataset": "</style><script>"}
+    )
     html = _write(tmp_path, [evil, runs[1]])
     page = Page(html)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
@@ -346,7 +470,9 @@ def test_each_image_is_there_once_and_a_missing_one_is_named(tmp_path, runs):
     html = _write(tmp_path, runs)
     page = Page(html)
     assert html.count("data:image/jpeg;base64,") == 2
-    shown = [attrs["class"] for _, attrs in page.tags if attrs.get("class", "").startswith("picture")]
+    shown = [
+        attrs["class"] for _, attrs in page.tags if attrs.get("class", "").startswith("picture")
+    ]
     # Queries: red and blue once. Hits, twice each: red, gone, blue of t2i, and red of i2i.
     assert sorted(shown) == ["picture missing"] * 2 + ["picture p0"] * 5 + ["picture p2"] * 3
     assert page.labels().count("wrong: image id-gone, which could not be read") == 2
@@ -357,7 +483,10 @@ def test_hits_are_marked_by_more_than_colour(tmp_path, runs):
     page = Page(_write(tmp_path, runs))
     text = page.words()
     assert "plain-0 first right answer: #2 ✗ 0.91" in text
-    assert "first right answer: #1,234 ✗ 0.25 a red one The right answer, at #1,234: ✓ 0.12 a red one" in text
+    assert (
+        "first right answer: #1,234 ✗ 0.25 a red one The right answer, at #1,234: ✓ 0.12 a red one"
+        in text
+    )
     assert text.count("The right answer, at") == 2  # shown where it is not among the hits
     assert "no labels · -0.13" in text
     assert "Nobody labelled which of these belong together" in text
@@ -375,12 +504,15 @@ def test_what_the_truth_knows_has_a_mark_of_its_own(tmp_path, runs):
     for run in runs:
         first = run.gallery[0]
         hits = tuple(
-            replace(hit, is_true=bool(n) if hit.correct is False else None) for n, hit in enumerate(first.hits)
+            replace(hit, is_true=bool(n) if hit.correct is False else None)
+            for n, hit in enumerate(first.hits)
         )
         galleries.append((replace(first, hits=hits), *run.gallery[1:]))
     changed = [replace(run, gallery=gallery) for run, gallery in zip(runs, galleries, strict=True)]
     page = Page(_write(tmp_path, changed))
-    n_true = sum(hit.mark == "true, but not labelled" for gallery in galleries for hit in gallery[0].hits)
+    n_true = sum(
+        hit.mark == "true, but not labelled" for gallery in galleries for hit in gallery[0].hits
+    )
     assert n_true > 0
     assert page.labels().count("true, but not labelled") == n_true
     assert page.text.count("≈") == n_true + 1
@@ -406,13 +538,21 @@ def test_failures_and_likely_false_negatives(tmp_path, runs):
     words = [Item("text", text, None) for text in ("asked", "closest")]
     pair = FalseNegative(words[0], red, blue, words[1], 0, 11, 0.5, 0.25, 0.875, None, True)
     failures = (runs[0].gallery[2], runs[0].gallery[0])
-    changed = replace(runs[0], failures=failures, false_negatives=(pair, replace(pair, true=None)), gallery=())
+    changed = replace(
+        runs[0], failures=failures, false_negatives=(pair, replace(pair, true=None)), gallery=()
+    )
     html = _write(tmp_path, [changed, replace(runs[1], gallery=())])
     text = Page(html).words()
     failed = text[text.index("The queries of each model") :]
-    in_order = ("Image → caption cross head", "Caption → caption uni head")  # of the tasks, not of the failures
+    in_order = (
+        "Image → caption cross head",
+        "Caption → caption uni head",
+    )  # of the tasks, not of the failures
     assert failed.index(in_order[0]) < failed.index(in_order[1])
-    assert "asked written for this one #12, 0.25 ranked above it #1, 0.50 A caption of the latter: closest" in text
+    assert (
+        "asked written for this one #12, 0.25 ranked above it #1, 0.50 A caption of the latter: closest"
+        in text
+    )
     assert text.count("image teacher 0.88 text teacher – model 0.50") == 2
     assert text.count("true of it, by the whole truth") == 1
     assert html.count("data:image/jpeg;base64,") == 2

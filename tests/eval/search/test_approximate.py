@@ -17,7 +17,9 @@ def test_recall_of_exact_is_that_of_a_loop():
     exact = np.stack([rng.permutation(20)[:4] for _ in range(30)])
     found[3, 2:] = -1  # an index may give up
     exact[4, 3] = -1  # and there may be fewer than asked for
-    shared = sum(len(set(f) & set(e) - {-1}) for f, e in zip(found.tolist(), exact.tolist(), strict=True))
+    shared = sum(
+        len(set(f) & set(e) - {-1}) for f, e in zip(found.tolist(), exact.tolist(), strict=True)
+    )
     assert recall_of_exact(found, exact) == pytest.approx(100 * shared / (30 * 4 - 1))
     assert recall_of_exact(exact, exact) == 100
     assert recall_of_exact(np.full((2, 3), -1), np.full((2, 3), -1)) is None
@@ -30,7 +32,9 @@ def _clustered(n, clusters, dim=16):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), group
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("hnsw", {"ef_search": 128}), ("ivf", {"lists": 51, "probed": 8})])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("hnsw", {"ef_search": 128}), ("ivf", {"lists": 51, "probed": 8})]
+)
 def test_two_thousand_rows(kind, settings):
     images, of = _clustered(2_000, 50)
     texts = images + 0.7 * unit_rows(2_000, 16, 3)
@@ -42,7 +46,9 @@ def test_two_thousand_rows(kind, settings):
     exact = cross_modal_recalls(images, texts, np.arange(2_000))["t2i"]
     assert 20 < exact["r1"] < exact["r10"] < 99
     for k in ("r1", "r5", "r10"):
-        assert found[k] == pytest.approx(exact[k], abs=10 - found["recall_of_exact_top10"] / 10 + 0.5)
+        assert found[k] == pytest.approx(
+            exact[k], abs=10 - found["recall_of_exact_top10"] / 10 + 0.5
+        )
     groups = same_group(of)
     alike, _ = search_approximately(images, images, *groups, np.arange(2_000), kind=kind)
     assert alike["r1"] == pytest.approx(image_retrieval(images, of)["r1"], abs=1)
@@ -56,7 +62,9 @@ def test_the_query_is_not_among_its_hits():
     for kind in ("hnsw", "ivf"):
         found, _ = search_approximately(rows, rows, *pairs, np.arange(80), kind=kind)
         assert found["r1"] == 100
-        lonely, _ = search_approximately(rows, rows, *same_group(np.arange(80)), np.arange(80), kind=kind)
+        lonely, _ = search_approximately(
+            rows, rows, *same_group(np.arange(80)), np.arange(80), kind=kind
+        )
         assert [lonely[k] for k in ("r1", "r5", "r10")] == [0, 0, 0]
 
 
@@ -69,11 +77,18 @@ def test_tiny_galleries(n, kind):
     i2t, _ = cross_modal_relevance(np.arange(n), n)
     found, _ = search_approximately(rows, texts, *i2t, kind=kind)
     exact = cross_modal_recalls(rows, texts, np.arange(n))["i2t"]
-    assert found == pytest.approx({**{k: exact[k] for k in ("r1", "r5", "r10")}, "recall_of_exact_top10": 100})
-    last = np.minimum(np.arange(n + 1), 1), np.array([n - 1])  # the first query's alone: what is no hit is not it
+    assert found == pytest.approx(
+        {**{k: exact[k] for k in ("r1", "r5", "r10")}, "recall_of_exact_top10": 100}
+    )
+    last = (
+        np.minimum(np.arange(n + 1), 1),
+        np.array([n - 1]),
+    )  # the first query's alone: what is no hit is not it
     found, _ = search_approximately(rows, rows, *last, kind=kind)
     assert found["r10"] == pytest.approx(100 / n) or n > 10
-    alike, _ = search_approximately(rows, rows, *same_group(np.zeros(n, int)), np.arange(n), kind=kind)
+    alike, _ = search_approximately(
+        rows, rows, *same_group(np.zeros(n, int)), np.arange(n), kind=kind
+    )
     assert alike["r1"] == (100 if n > 1 else 0)
     assert alike["recall_of_exact_top10"] == (100 if n > 1 else None)
 
@@ -83,5 +98,7 @@ def test_queries_whose_item_is_missing_are_misses():
     images, texts = np.eye(3, dtype=np.float32)[[0, 2]], np.eye(3, dtype=np.float32)
     i2t, t2i = cross_modal_relevance(np.array([0, -1, 1]), 2)
     for kind in ("hnsw", "ivf"):
-        assert search_approximately(texts, images, *t2i, kind=kind)[0]["r1"] == pytest.approx(200 / 3)
+        assert search_approximately(texts, images, *t2i, kind=kind)[0]["r1"] == pytest.approx(
+            200 / 3
+        )
         assert search_approximately(images, texts, *i2t, kind=kind)[0]["r1"] == 100

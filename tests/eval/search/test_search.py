@@ -20,7 +20,14 @@ from cusa.data.errors import CusaError, RunError
 from cusa.data.image_folder import find_images
 from cusa.eval.models.student import load_student
 from cusa.eval.report.gallery import Item
-from cusa.eval.search.index import IndexOptions, IndexSummary, Skipped, build_index, latest_index, read_texts
+from cusa.eval.search.index import (
+    IndexOptions,
+    IndexSummary,
+    Skipped,
+    build_index,
+    latest_index,
+    read_texts,
+)
 from cusa.eval.search.search import Answer, Hit, SearchIndex, answer, write_contact_sheet
 from cusa.train.config import build_config
 from cusa.train.saving.provenance import Provenance
@@ -37,7 +44,11 @@ def make_student(folder, clip, terms, seed=0):
     config = build_config({"student": {"name": str(clip)}, "loss": {"terms": terms}})
     torch.manual_seed(seed)
     student, processors, backbone = dual_encoder_student(config.student, str(clip), True)
-    save_student(folder / WEIGHTS_FILE, student, Origin(config, Provenance("made-up", {}, {}, {}), 1, 1, {}, 1))
+    save_student(
+        folder / WEIGHTS_FILE,
+        student,
+        Origin(config, Provenance("made-up", {}, {}, {}), 1, 1, {}, 1),
+    )
     backbone.config.save_pretrained(folder)
     processors.save(folder)
     return folder
@@ -52,7 +63,9 @@ def home(tmp_path_factory):
     make_student(folder / "plain", clip, ["contrastive"], seed=1)
     make_images(folder / "images", 12)
     make_images(folder / "images" / "b" / "c", 11, seed=1)
-    (folder / "images" / "b" / "torn.jpg").write_bytes((folder / "images" / "000.jpg").read_bytes()[:300])
+    (folder / "images" / "b" / "torn.jpg").write_bytes(
+        (folder / "images" / "000.jpg").read_bytes()[:300]
+    )
     (folder / "images" / "empty.png").touch()
     (folder / "texts.txt").write_text("\n".join([TEXTS[0], "", *TEXTS[1:], "  ", ""]))
     return folder
@@ -132,7 +145,8 @@ def test_each_query_is_answered_by_the_right_head(home, student, images, texts, 
 def test_the_heads_differ_here(student, readable):
     """Else the test above could not tell one from the other."""
     orders = {
-        h: sorted_cosines(*(r := student.encode_image(readable, h))[5:6], r)[1].tolist() for h in ("cross", "uni")
+        h: sorted_cosines(*(r := student.encode_image(readable, h))[5:6], r)[1].tolist()
+        for h in ("cross", "uni")
     }
     assert orders["cross"] != orders["uni"]
 
@@ -150,7 +164,9 @@ def test_without_usa_the_cross_head_answers_all(home, plain, readable, tmp_path)
         index.search(rows[:1], "uni", 1)
 
 
-def test_the_query_itself_is_kept_and_marked(home, student, images, texts, readable, tmp_path, monkeypatch):
+def test_the_query_itself_is_kept_and_marked(
+    home, student, images, texts, readable, tmp_path, monkeypatch
+):
     link = tmp_path / "another-name.jpg"
     link.symlink_to(readable[3])
     shutil.copy(readable[3], tmp_path / "copy.jpg")
@@ -159,7 +175,9 @@ def test_the_query_itself_is_kept_and_marked(home, student, images, texts, reada
         assert [hit.is_query for hit in hits] == [True] + [False] * 4
         assert hits[0].item.image_path == readable[3]
         assert hits[0].similarity == pytest.approx(1, abs=1e-6)
-    assert not any(hit.is_query for hit in answer(student, images, str(tmp_path / "copy.jpg"), 5).hits)
+    assert not any(
+        hit.is_query for hit in answer(student, images, str(tmp_path / "copy.jpg"), 5).hits
+    )
     assert not any(hit.is_query for hit in answer(student, texts, str(readable[3]), 5).hits)
     monkeypatch.chdir(readable[3].parent)
     assert answer(student, images, readable[3].name, 1).hits[0].is_query
@@ -186,8 +204,12 @@ def test_several_queries_at_once(student, images, readable):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("hnsw", "IndexHNSWFlat"), ("ivf", "IndexIVFFlat")])
-def test_an_approximate_index_finds_nearly_the_same(home, student, images, readable, tmp_path, kind, name):
-    summary = build_index(student, home / "run", home / "images", tmp_path / "i", IndexOptions(kind=kind))
+def test_an_approximate_index_finds_nearly_the_same(
+    home, student, images, readable, tmp_path, kind, name
+):
+    summary = build_index(
+        student, home / "run", home / "images", tmp_path / "i", IndexOptions(kind=kind)
+    )
     index = SearchIndex.open(tmp_path / "i")
     assert (index.summary.kind, type(index._index("uni")).__name__) == (kind, name)
     assert 95 < summary.recall_of_exact <= 100
@@ -258,9 +280,17 @@ def test_what_is_no_source(home, student, tmp_path):
 def test_summary_and_progress(home, student, tmp_path, readable):
     told = []
     options = IndexOptions(batch_size=4, workers=2)
-    got = build_index(student, home / "run", home / "images", tmp_path / "i", options, lambda *a: told.append(a))
+    got = build_index(
+        student, home / "run", home / "images", tmp_path / "i", options, lambda *a: told.append(a)
+    )
     assert got == SearchIndex.open(tmp_path / "i").summary
-    assert (got.modality, got.kind, got.dim, got.count, got.uni_head) == ("image", "flat", 24, 23, "uni")
+    assert (got.modality, got.kind, got.dim, got.count, got.uni_head) == (
+        "image",
+        "flat",
+        24,
+        23,
+        "uni",
+    )
     assert (got.student, got.source) == (str(home / "run"), str(home / "images"))
     assert {Path(s.item).name: s.reason for s in got.skipped}.keys() == {"torn.jpg", "empty.png"}
     assert "zero bytes" in next(s.reason for s in got.skipped if s.item.endswith("empty.png"))
@@ -270,12 +300,19 @@ def test_summary_and_progress(home, student, tmp_path, readable):
     assert len(done) >= 7
     lines = (tmp_path / "i" / "items.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [str(p) for p in readable]
-    assert {p.name for p in (tmp_path / "i").iterdir()} == {"index.json", "items.jsonl", "cross.faiss", "uni.faiss"}
+    assert {p.name for p in (tmp_path / "i").iterdir()} == {
+        "index.json",
+        "items.jsonl",
+        "cross.faiss",
+        "uni.faiss",
+    }
     assert json.loads((tmp_path / "i" / "index.json").read_text())["format"] == "cusa-index"
 
 
 def test_texts_that_cannot_be_encoded_are_skipped(home, student, tmp_path):
-    (tmp_path / "t.txt").write_text("picture 1\n?!\n\npicture 2\npicture 1\n")  # nothing is left of ?! once normalised
+    (tmp_path / "t.txt").write_text(
+        "picture 1\n?!\n\npicture 2\npicture 1\n"
+    )  # nothing is left of ?! once normalised
     got = build_index(student, home / "run", tmp_path / "t.txt", tmp_path / "i")
     assert [s.item for s in got.skipped] == ["?!"]
     assert "empty once normalised" in got.skipped[0].reason
@@ -313,7 +350,9 @@ def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
     spied = SimpleNamespace(
         uni_head="uni",
         weights_sha256=student.weights_sha256,
-        image_rows=lambda images, batch_size: asked.append(len(images)) or student.image_rows(images),
+        image_rows=lambda images, batch_size: (
+            asked.append(len(images)) or student.image_rows(images)
+        ),
     )
     build_index(spied, home / "run", tmp_path / "in", tmp_path / "i", IndexOptions(batch_size=7))
     assert asked == [1, 3, 3, 1, 2]
@@ -364,7 +403,9 @@ def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
         return student.image_rows(images)
 
     broken = SimpleNamespace(uni_head="uni", weights_sha256="", image_rows=out_of_memory)
-    with pytest.raises(CusaError, match="not enough GPU memory for batches of 32; use smaller ones"):
+    with pytest.raises(
+        CusaError, match="not enough GPU memory for batches of 32; use smaller ones"
+    ):
         build_index(broken, home / "run", home / "images", tmp_path / "i")
 
     def refused(*_args, **_kwargs):
@@ -374,7 +415,9 @@ def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
     with pytest.raises(CusaError, match=r"^the image encoder has other weights"):
         build_index(broken, home / "run", home / "images", tmp_path / "i")
 
-    broken.image_rows = lambda images, batch_size: {h: np.full((len(images), 4), np.nan) for h in ("cross", "uni")}
+    broken.image_rows = lambda images, batch_size: {
+        h: np.full((len(images), 4), np.nan) for h in ("cross", "uni")
+    }
     with pytest.raises(CusaError, match="cross head returns NaN"):
         build_index(broken, home / "run", home / "images", tmp_path / "i")
     assert not (tmp_path / "i").exists()
@@ -384,7 +427,9 @@ def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
 
 
 def _content(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_an_index_replaces_an_index_whole(home, student, tmp_path):
@@ -400,9 +445,13 @@ def test_an_index_replaces_an_index_whole(home, student, tmp_path):
 def test_an_index_of_another_version_is_replaced(home, student, tmp_path):
     build_index(student, home / "run", home / "texts.txt", tmp_path / "i")
     card = json.loads((tmp_path / "i" / "index.json").read_text())
-    (tmp_path / "i" / "index.json").write_text(json.dumps({**card, "format_version": [1, 7], "more": 1}))
+    (tmp_path / "i" / "index.json").write_text(
+        json.dumps({**card, "format_version": [1, 7], "more": 1})
+    )
     assert SearchIndex.open(tmp_path / "i").summary.count == 30
-    (tmp_path / "i" / "index.json").write_text(json.dumps({"format": "cusa-index", "format_version": [2, 0]}))
+    (tmp_path / "i" / "index.json").write_text(
+        json.dumps({"format": "cusa-index", "format_version": [2, 0]})
+    )
     build_index(student, home / "run", home / "texts.txt", tmp_path / "i")
     assert SearchIndex.open(tmp_path / "i").summary.count == 30
 
@@ -420,7 +469,9 @@ def test_nothing_else_is_replaced(home, student, tmp_path):
     build_index(student, home / "run", home / "texts.txt", tmp_path / "mixed")
     (tmp_path / "mixed" / "thesis.tex").touch()
     (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "index.json").write_text('{"format": "other", "format_version": [1, 0]}')
+    (tmp_path / "foreign" / "index.json").write_text(
+        '{"format": "other", "format_version": [1, 0]}'
+    )
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "cross.faiss").touch()
     (tmp_path / "file").touch()
@@ -432,7 +483,9 @@ def test_nothing_else_is_replaced(home, student, tmp_path):
     }
     before = _content(tmp_path)
     for name, message in expected.items():
-        with pytest.raises(CusaError, match=message):  # before anything is encoded: there is no student
+        with pytest.raises(
+            CusaError, match=message
+        ):  # before anything is encoded: there is no student
             build_index(None, home / "run", home / "images", tmp_path / name)
     with pytest.raises(CusaError, match=r"no index, or not only one \(it holds 000.jpg"):
         build_index(student, home / "run", home / "images", home / "images")
@@ -463,7 +516,9 @@ def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, wh
         expected = CusaError
     elif where == "rename":
         rename = Path.rename
-        monkeypatch.setattr(Path, "rename", lambda s, t: fail() if s.suffix == ".tmp" else rename(s, t))
+        monkeypatch.setattr(
+            Path, "rename", lambda s, t: fail() if s.suffix == ".tmp" else rename(s, t)
+        )
     with pytest.raises(expected):
         build_index(student, home / "run", home / "images", out, IndexOptions(workers=2), told)
     assert _content(tmp_path) == before
@@ -471,7 +526,9 @@ def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, wh
     assert answer(student, SearchIndex.open(out), TEXTS[0], 1).hits[0].item.text == TEXTS[0]
 
 
-def test_relative_paths_hold_after_a_move_of_the_working_directory(home, student, tmp_path, monkeypatch):
+def test_relative_paths_hold_after_a_move_of_the_working_directory(
+    home, student, tmp_path, monkeypatch
+):
     make_images(tmp_path / "in", 3)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -495,7 +552,12 @@ def test_a_moved_student_is_known_by_its_weights(home, images, tmp_path):
 def test_another_student_is_refused(home, student, plain, images):
     with pytest.raises(CusaError) as caught:
         answer(plain, images, "picture", student_name=str(home / "plain"))
-    for part in (str(home / "run"), str(home / "plain"), str(images.folder), images.summary.weights_sha256[:12]):
+    for part in (
+        str(home / "run"),
+        str(home / "plain"),
+        str(images.folder),
+        images.summary.weights_sha256[:12],
+    ):
         assert part in str(caught.value)
     changed = load_student(home / "run", "cpu")
     with torch.no_grad():
@@ -527,7 +589,11 @@ def test_damage_is_told(home, student, texts, tmp_path):
         ("future", json.dumps({**card, "format_version": [2, 0]}), "format version 2, not 1"),
         ("torn", '{"format": ', "is damaged, or not an index's"),
         ("list", "[1]", "is damaged, or not an index's"),
-        ("short", '{"format": "cusa-index", "format_version": [1, 0]}', "is damaged, or not an index's"),
+        (
+            "short",
+            '{"format": "cusa-index", "format_version": [1, 0]}',
+            "is damaged, or not an index's",
+        ),
     ):
         (copy(name) / "index.json").write_text(content)
         with pytest.raises(CusaError, match=message):
@@ -540,7 +606,9 @@ def test_damage_is_told(home, student, texts, tmp_path):
         answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
     without_sums = {**card, "format_version": [1, 0]}
     del without_sums["sha256"]
-    (tmp_path / "rows" / "index.json").write_text(json.dumps(without_sums))  # as earlier versions wrote it
+    (tmp_path / "rows" / "index.json").write_text(
+        json.dumps(without_sums)
+    )  # as earlier versions wrote it
     with pytest.raises(CusaError, match=r"uni.faiss (holds 23 rows|is too short)"):
         answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
     (copy("old") / "index.json").write_text(json.dumps(without_sums))
@@ -589,8 +657,12 @@ def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):
     assert found.hits == (whole.hits[0], whole.hits[4])
     assert found.n_unnamed == 3
     write_contact_sheet(tmp_path / "page.html", found)
-    assert "3 more were found whose name is damaged" in " ".join((tmp_path / "page.html").read_text().split())
-    output = run_ok("eval", "search", "picture number 3", "-k", 5, "--index", folder, "--device", "cpu")
+    assert "3 more were found whose name is damaged" in " ".join(
+        (tmp_path / "page.html").read_text().split()
+    )
+    output = run_ok(
+        "eval", "search", "picture number 3", "-k", 5, "--index", folder, "--device", "cpu"
+    )
     assert "note: 3 more found, whose lines in items.jsonl are damaged" in output
 
 
@@ -599,13 +671,18 @@ def test_queries_that_are_none(student, images, tmp_path, monkeypatch):
     Path("README").write_text("words")
     for query, message in (
         ("holiday/photo.JPG", "the name of an image, but holiday/photo.JPG does not exist"),
-        ("README", "the query is the name of a file, and so should be an image: .*README is not an image"),
+        (
+            "README",
+            "the query is the name of a file, and so should be an image: .*README is not an image",
+        ),
         ("  ", "the query is empty"),
         ("?!", "empty once normalised"),
     ):
         with pytest.raises(CusaError, match=message):
             answer(student, images, query)
-    assert answer(student, images, "picture " * 2000, 1).query.image_path is None  # too long for a file's name
+    assert (
+        answer(student, images, "picture " * 2000, 1).query.image_path is None
+    )  # too long for a file's name
     assert answer(student, images, "picture\0 1.2.3", 1).head == "cross"
 
 
@@ -630,7 +707,9 @@ class Page(HTMLParser):
 def _page(path):
     html = path.read_text()
     assert not re.search(r"https?://|\bsrc\s*=|@import|<link|<iframe", html)
-    assert all(url.startswith("data:image/jpeg;base64,") for url in re.findall(r"url\(([^)]*)\)", html))
+    assert all(
+        url.startswith("data:image/jpeg;base64,") for url in re.findall(r"url\(([^)]*)\)", html)
+    )
     return html, Page(html)
 
 
@@ -650,8 +729,21 @@ def test_sheet_of_images(student, images, readable, tmp_path):
 
 
 def _answer(query, hits, modality, **changes):
-    fields = {"modality": modality, "kind": "flat", "dim": 4, "count": 9, "uni_head": "uni", "student": "/runs/a"}
-    fields |= {"weights_sha256": "0" * 64, "source": "/data/in", "skipped": (), "blank_lines": 0, **changes}
+    fields = {
+        "modality": modality,
+        "kind": "flat",
+        "dim": 4,
+        "count": 9,
+        "uni_head": "uni",
+        "student": "/runs/a",
+    }
+    fields |= {
+        "weights_sha256": "0" * 64,
+        "source": "/data/in",
+        "skipped": (),
+        "blank_lines": 0,
+        **changes,
+    }
     hits = tuple(Hit(item, n + 1, 0.5, False) for n, item in enumerate(hits))
     return Answer(query, "cross", hits, IndexSummary(**fields))
 
@@ -664,7 +756,9 @@ def test_sheet_is_inert_and_names_missing_images(tmp_path):
         "skipped": (Skipped("a", "b"),),
         "kind": "hnsw",
     }
-    sheet = _answer(Item("text", SCRIPT, None), [Item("image", str(gone), gone)], "image", **changes)
+    sheet = _answer(
+        Item("text", SCRIPT, None), [Item("image", str(gone), gone)], "image", **changes
+    )
     assert write_contact_sheet(tmp_path / "s.html", sheet) == 1
     _, page = _page(tmp_path / "s.html")
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
@@ -680,7 +774,11 @@ def test_sheet_is_inert_and_names_missing_images(tmp_path):
 def test_sheet_of_texts(tmp_path):
     make_images(tmp_path, 1)
     photo = tmp_path / "000.jpg"
-    sheet = _answer(Item("image", str(photo), photo), [Item("text", SCRIPT, None), Item("text", "two", None)], "text")
+    sheet = _answer(
+        Item("image", str(photo), photo),
+        [Item("text", SCRIPT, None), Item("text", "two", None)],
+        "text",
+    )
     assert write_contact_sheet(tmp_path / "s.html", sheet) == 0
     html, page = _page(tmp_path / "s.html")
     assert html.count("data:image/jpeg;base64,") == 1

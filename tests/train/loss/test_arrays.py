@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.loss.cusa_loss import CUSALoss, contrastive_loss, fuse_similarities, soft_label_loss, soft_labels
+from cusa.train.loss.cusa_loss import (
+    CUSALoss,
+    contrastive_loss,
+    fuse_similarities,
+    soft_label_loss,
+    soft_labels,
+)
 from cusa.train.loss.matching import hard_negatives
 from tests.helpers import make_store
 
@@ -61,7 +67,9 @@ def test_the_loss_on_arrays_is_that_on_tensors(tmp_path, dtype, form, method):
         terms.total.backward()
         results.append([*terms, *(x.grad for x in features)])
         if as_arrays:
-            assert all(np.array_equal(rows, old) for rows, old in zip(teachers, before, strict=True))
+            assert all(
+                np.array_equal(rows, old) for rows, old in zip(teachers, before, strict=True)
+            )
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
@@ -75,15 +83,22 @@ def test_rows_come_straight_from_a_store(tmp_path):
     store = EmbeddingStore(make_store(tmp_path, dim=8))
     captions = np.array([5, 0, 7, 9, 2, 1])
     images = store.split("train").caption_image[captions]
-    rows = [store.embeddings("vision", "train").gather(images), store.embeddings("words", "train").gather(captions)]
-    expected = CUSALoss()(*_features(), *(torch.from_numpy(r) for r in rows), torch.from_numpy(np.array(images)))
+    rows = [
+        store.embeddings("vision", "train").gather(images),
+        store.embeddings("words", "train").gather(captions),
+    ]
+    expected = CUSALoss()(
+        *_features(), *(torch.from_numpy(r) for r in rows), torch.from_numpy(np.array(images))
+    )
     assert CUSALoss()(*_features(), *rows, images).total == expected.total
 
 
 def test_the_form_on_similarities_takes_arrays_too():
     similarity = torch.randn(N, N, generator=torch.Generator().manual_seed(2))
     uni, teachers = _features()[2:], _teachers(np.float16)
-    expected = CUSALoss().on_similarities(similarity, *uni, *map(torch.from_numpy, teachers), torch.from_numpy(IDS))
+    expected = CUSALoss().on_similarities(
+        similarity, *uni, *map(torch.from_numpy, teachers), torch.from_numpy(IDS)
+    )
     assert CUSALoss().on_similarities(similarity, *uni, *teachers, IDS).total == expected.total
 
 
@@ -100,7 +115,9 @@ def test_the_functions_take_arrays(tmp_path):
     p, q = softmax(image / 0.5), softmax(student / 0.2)
     assert soft_labels(image, 0.5).numpy() == pytest.approx(p)
     expected = (p * (np.log(p) - np.log(q))).sum(axis=1).mean()
-    assert soft_label_loss(torch.from_numpy(student), image, 0.2, 0.5).item() == pytest.approx(expected)
+    assert soft_label_loss(torch.from_numpy(student), image, 0.2, 0.5).item() == pytest.approx(
+        expected
+    )
     one, two = fuse_similarities(image, text, "add")
     assert one.numpy() == pytest.approx((np.asarray(image) + text) / 2)
     assert two is one
@@ -110,7 +127,9 @@ def test_the_functions_take_arrays(tmp_path):
     same = IDS[:, None] == IDS
     expected = -(same / same.sum(axis=1, keepdims=True) * np.log(q)).sum(axis=1).mean()
     assert contrastive_loss(torch.from_numpy(student), 0.2, IDS).item() == pytest.approx(expected)
-    chosen = hard_negatives(torch.from_numpy(student), IDS, generator=torch.Generator().manual_seed(0)).numpy()
+    chosen = hard_negatives(
+        torch.from_numpy(student), IDS, generator=torch.Generator().manual_seed(0)
+    ).numpy()
     assert (IDS[chosen] != IDS).all()
 
 
@@ -122,12 +141,30 @@ def test_half_precision_similarities_are_computed_in_single():
 
 
 REFUSED = {
-    "teacher_image of integers": ({"teacher_image": np.ones((N, 4), int)}, "teacher_image must be float16"),
-    "teacher_image of texts": ({"teacher_image": np.full((N, 4), "x")}, "teacher_image must be float16"),
-    "teacher_text of objects": ({"teacher_text": np.full((N, 4), None)}, "teacher_text must be float16"),
-    "teacher_text a list": ({"teacher_text": [[1.0]] * N}, "teacher_text must be a tensor or a numpy array"),
-    "teacher_text of another length": ({"teacher_text": np.ones((N + 1, 4))}, rf"teacher_text must be \[{N}, any\]"),
-    "teacher_text a vector": ({"teacher_text": np.ones(N)}, rf"teacher_text must be \[{N}, any\], got \[{N}\]"),
+    "teacher_image of integers": (
+        {"teacher_image": np.ones((N, 4), int)},
+        "teacher_image must be float16",
+    ),
+    "teacher_image of texts": (
+        {"teacher_image": np.full((N, 4), "x")},
+        "teacher_image must be float16",
+    ),
+    "teacher_text of objects": (
+        {"teacher_text": np.full((N, 4), None)},
+        "teacher_text must be float16",
+    ),
+    "teacher_text a list": (
+        {"teacher_text": [[1.0]] * N},
+        "teacher_text must be a tensor or a numpy array",
+    ),
+    "teacher_text of another length": (
+        {"teacher_text": np.ones((N + 1, 4))},
+        rf"teacher_text must be \[{N}, any\]",
+    ),
+    "teacher_text a vector": (
+        {"teacher_text": np.ones(N)},
+        rf"teacher_text must be \[{N}, any\], got \[{N}\]",
+    ),
     "ids of floats": ({"image_ids": np.ones(N)}, "image_ids must be integers, got float64"),
     "ids of texts": ({"image_ids": np.full(N, "a")}, "image_ids must be integers"),
     "too many ids": ({"image_ids": np.arange(N + 1)}, rf"image_ids must be \[{N}\]"),

@@ -63,13 +63,17 @@ def _gradients(
     if gather and not in_ddp:
         return results
     weights = student.module if in_ddp else student
-    results |= {f"weight {name}": p.grad for name, p in weights.named_parameters() if p.grad is not None}
+    results |= {
+        f"weight {name}": p.grad for name, p in weights.named_parameters() if p.grad is not None
+    }
     return results
 
 
 def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=len(sizes))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=len(sizes)
+    )
     rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     for number, (config, with_ids) in enumerate(CASES.values()):
         for method in ("dense", "tiled"):
@@ -87,7 +91,15 @@ def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
         (x, x, x, x, None if rank == 1 else x, x, None),
         (x.double() if rank == 1 else x, x, x, x, x, x, None),
         (x.clone().requires_grad_(rank == 1), x, x, x, x, x, None),
-        (x, x, x, x, teacher.numpy().astype("i4" if rank == 1 else "f4"), x, None),  # an array of integers
+        (
+            x,
+            x,
+            x,
+            x,
+            teacher.numpy().astype("i4" if rank == 1 else "f4"),
+            x,
+            None,
+        ),  # an array of integers
     ]
     for inputs in wrong:
         with pytest.raises(ValueError) as error:
@@ -96,7 +108,9 @@ def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
     torch.save(errors, folder / f"errors-{rank}.pt")
     dist.barrier()  # a rank that takes its connections down early can abort the others
     dist.destroy_process_group()
-    os._exit(0)  # at times a thread of gloo's outlives DDP's reducer, and the interpreter's own exit aborts
+    os._exit(
+        0
+    )  # at times a thread of gloo's outlives DDP's reducer, and the interpreter's own exit aborts
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids="{} processes".format)
@@ -114,14 +128,18 @@ def test_loss_and_gradients_are_those_of_one_process(gathered, case, method):
     n, w = sum(sizes), len(sizes)
     config, with_ids = CASES[case]
     want = _gradients(config, with_ids, "dense", slice(0, n), n, gather=False)
-    ranks = [torch.load(folder / f"{list(CASES).index(case)}-{method}-{rank}.pt") for rank in range(w)]
+    ranks = [
+        torch.load(folder / f"{list(CASES).index(case)}-{method}-{rank}.pt") for rank in range(w)
+    ]
     for rank, got in enumerate(ranks):
         assert {key for key in want if "weight" not in key} <= got.keys()
         for key in got:
             value = want[key]
             if key.startswith("feature"):  # times the number of ranks, which DDP divides by
                 value = w * value[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
-            torch.testing.assert_close(got[key], value, rtol=1e-9, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(
+                got[key], value, rtol=1e-9, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}"
+            )
 
 
 def test_no_rank_waits_for_one_that_stops(gathered):
@@ -138,4 +156,6 @@ def test_no_rank_waits_for_one_that_stops(gathered):
 
 def test_one_process_alone_gathers_nothing():
     x = torch.randn(6, 4)
-    torch.testing.assert_close(CUSALoss(gather=True)(x, x, x, x, x, x), CUSALoss()(x, x, x, x, x, x))
+    torch.testing.assert_close(
+        CUSALoss(gather=True)(x, x, x, x, x, x), CUSALoss()(x, x, x, x, x, x)
+    )

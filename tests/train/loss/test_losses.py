@@ -56,7 +56,9 @@ def _config(ref: dict) -> LossConfig:
         tau_usa=pair(usa, "{}_tau", usa["use_same_tau"], not usa["is_block_tau"]),
         usa_shares_csa=usa["use_cross_softlabel_same_tau"],
         tau_soft=pair(csa, soft, csa["use_same_softlabel_tau"], not csa["is_block_softlabel_tau"]),
-        tau_soft_usa=pair(usa, soft, usa["use_same_softlabel_tau"], not usa["is_block_softlabel_tau"]),
+        tau_soft_usa=pair(
+            usa, soft, usa["use_same_softlabel_tau"], not usa["is_block_softlabel_tau"]
+        ),
         usa_shares_soft=usa["use_cross_softlabel_same_softlabel_tau"],
     )
 
@@ -85,9 +87,14 @@ def test_golden_values_and_gradients(name, method):
     case = CASES[name]
     data = np.load(GOLDEN / case["file"], allow_pickle=False)
     loss = CUSALoss(_config(case["loss_config"]), method=method, tile_rows=5).double()
-    for ref, init in case["tau_init"].items():  # float64 start values, as the reference's double run had
+    for ref, init in case[
+        "tau_init"
+    ].items():  # float64 start values, as the reference's double run had
         getattr(loss, TAU_NAMES[ref]).data.fill_(init)
-    inputs = {k: torch.from_numpy(data[k]).double() for k in ("cross_image", "cross_text", "uni_image", "uni_text")}
+    inputs = {
+        k: torch.from_numpy(data[k]).double()
+        for k in ("cross_image", "cross_text", "uni_image", "uni_text")
+    }
     for x in inputs.values():
         x.requires_grad_()
     ids = torch.from_numpy(data["idx"]) if "idx" in data else None
@@ -96,7 +103,12 @@ def test_golden_values_and_gradients(name, method):
     terms = loss(*inputs.values(), *teachers, ids)
     terms.total.backward()
 
-    for ours, ref in (("csa", "cross_modal"), ("usa", "uni_modal"), ("contrastive", "contrastive"), ("total", "total")):
+    for ours, ref in (
+        ("csa", "cross_modal"),
+        ("usa", "uni_modal"),
+        ("contrastive", "contrastive"),
+        ("total", "total"),
+    ):
         want = float(data[f"loss_{ref}__pure64"])
         assert getattr(terms, ours).item() == pytest.approx(want, rel=1e-9, abs=1e-12), ours
     for key, x in inputs.items():
@@ -107,8 +119,12 @@ def test_golden_values_and_gradients(name, method):
     for ref in case["tau_learnable"]:
         key = f"grad_tau__{ref}"
         want = data[f"{key}__pure64"] if f"{key}__pure64" in data else data[key]
-        assert float(getattr(loss, TAU_NAMES[ref]).grad) == pytest.approx(float(want), rel=1e-8, abs=1e-9), ref
-    assert loss.temperatures() == pytest.approx({TAU_NAMES[k]: v for k, v in case["tau_used_after_clamp"].items()})
+        assert float(getattr(loss, TAU_NAMES[ref]).grad) == pytest.approx(
+            float(want), rel=1e-8, abs=1e-9
+        ), ref
+    assert loss.temperatures() == pytest.approx(
+        {TAU_NAMES[k]: v for k, v in case["tau_used_after_clamp"].items()}
+    )
 
 
 @pytest.mark.parametrize("method", ["dense", "tiled"])
@@ -193,9 +209,14 @@ def test_all_options_equal_explicit_loops(divergence, scaling, source):
             "add": lambda x, y: (x + y) / 2,
             "dot": lambda x, y: math.sqrt(max(x, 0) * max(y, 0)),
         }[source]
-        fi = ft = [[fuse(x, y) for x, y in zip(r, s, strict=True)] for r, s in zip(si, st_, strict=True)]
+        fi = ft = [
+            [fuse(x, y) for x, y in zip(r, s, strict=True)] for r, s in zip(si, st_, strict=True)
+        ]
         taus, softs = (0.5, 0.5), (0.5, 0.5)
-    con = (_loop_contrastive(sim, 0.05, ids, scaling) + _loop_contrastive(transpose(sim), 0.05, ids, scaling)) / 2
+    con = (
+        _loop_contrastive(sim, 0.05, ids, scaling)
+        + _loop_contrastive(transpose(sim), 0.05, ids, scaling)
+    ) / 2
     csa = (
         _loop_soft_label_loss(sim, fi, taus[0], softs[0], divergence, scaling)
         + _loop_soft_label_loss(transpose(sim), ft, taus[1], softs[1], divergence, scaling)
@@ -278,7 +299,9 @@ def test_swapping_the_modalities_swaps_the_terms(method, n, seed):
         return TemperaturePair(pair.text, pair.image, pair.shared)
 
     c = SEPARATE
-    other = replace(c, tau_csa=swapped(c.tau_csa), tau_usa=swapped(c.tau_usa), tau_soft=swapped(c.tau_soft))
+    other = replace(
+        c, tau_csa=swapped(c.tau_csa), tau_usa=swapped(c.tau_usa), tau_soft=swapped(c.tau_soft)
+    )
     values, gradients = _values(CUSALoss(c, method=method, tile_rows=5).double(), rows, ids)
     exchanged = [rows[i] for i in (1, 0, 3, 2, 5, 4)]
     again, crossed = _values(CUSALoss(other, method=method, tile_rows=5).double(), exchanged, ids)
@@ -307,12 +330,21 @@ def test_soft_labels_of_a_one_hot_teacher_reduce_csa_to_the_contrastive_loss(met
     ids = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
     one_hot = torch.nn.functional.one_hot(ids).double()
     tau = TemperaturePair(Temperature(0.07, 0.01, 0.1), Temperature(0.07, 0.01, 0.1), True)
-    sharp = TemperaturePair(Temperature(0.01, 0.01, 0.1, False), Temperature(0.01, 0.01, 0.1, False), True)
+    sharp = TemperaturePair(
+        Temperature(0.01, 0.01, 0.1, False), Temperature(0.01, 0.01, 0.1, False), True
+    )
     csa = LossConfig(
-        terms=("csa",), alpha=1.0, tau_csa=tau, tau_soft=sharp, csa_divergence=divergence, csa_scaling="infonce"
+        terms=("csa",),
+        alpha=1.0,
+        tau_csa=tau,
+        tau_soft=sharp,
+        csa_divergence=divergence,
+        csa_scaling="infonce",
     )
     con = LossConfig(terms=("contrastive",), contrastive_scaling="infonce", tau=tau.image)
-    soft, soft_gradients = _values(CUSALoss(csa, method=method).double(), [*rows[:4], one_hot, one_hot], ids)
+    soft, soft_gradients = _values(
+        CUSALoss(csa, method=method).double(), [*rows[:4], one_hot, one_hot], ids
+    )
     hard, hard_gradients = _values(CUSALoss(con, method=method).double(), rows, ids)
     entropy = sum(math.log((ids == i).sum()) for i in ids) / 8 if divergence == "kl" else 0
     assert soft[0] == pytest.approx(hard[0] - entropy, rel=1e-9)
@@ -332,18 +364,24 @@ def test_small_batches_and_extreme_ids_equal_loops(method, ids, n):
     as_list = list(range(n)) if given_ids is None else given_ids.tolist()
     columns = [list(c) for c in zip(*sim, strict=True)]
     want = sum(_loop_contrastive(s, 0.05, as_list, "infonce") for s in (sim, columns)) / 2
-    assert values[0] == pytest.approx(want, rel=1e-6, abs=1e-12)  # the start value 0.05 is a float32
+    assert values[0] == pytest.approx(
+        want, rel=1e-6, abs=1e-12
+    )  # the start value 0.05 is a float32
     if n == 1:
         assert all(g is None or not g.any() for g in gradients)
 
 
 @METHODS
-@pytest.mark.parametrize(("fill", "modality"), [(0.0, "image"), (math.nan, "text"), (math.inf, "image")])
+@pytest.mark.parametrize(
+    ("fill", "modality"), [(0.0, "image"), (math.nan, "text"), (math.inf, "image")]
+)
 def test_teacher_rows_of_zeros_or_nan_are_named(method, fill, modality):
     rows, ids = _random(30, 2)
     teacher = rows[4 if modality == "image" else 5]
     teacher[[4, 9]] = fill
-    with pytest.raises(ValueError, match=rf"the {modality} teacher's rows 4, 9 of the batch .* \(2 of 30\)"):
+    with pytest.raises(
+        ValueError, match=rf"the {modality} teacher's rows 4, 9 of the batch .* \(2 of 30\)"
+    ):
         CUSALoss(method=method)(*rows, ids)
     contrastive = CUSALoss(LossConfig(terms=("contrastive",)), method=method)
     assert contrastive(*rows, ids).total.isfinite()  # uses no teacher
@@ -436,7 +474,9 @@ def test_temperatures_are_clamped_before_use_and_keep_their_gradient_on_the_boun
     x, y = torch.randn(4, 8), torch.randn(4, 8)
     terms = loss(x, y)
     sim = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(y).T
-    want = (contrastive_loss(sim, 0.10, None, "paper") + contrastive_loss(sim.T, 0.10, None, "paper")) / 2
+    want = (
+        contrastive_loss(sim, 0.10, None, "paper") + contrastive_loss(sim.T, 0.10, None, "paper")
+    ) / 2
     torch.testing.assert_close(terms.total, want)
     terms.total.backward()
     assert float(loss.tau.detach()) == pytest.approx(0.10)
@@ -480,8 +520,12 @@ def test_features_of_zeros_have_a_finite_gradient(method):
 
 
 def test_effective_weights():
-    assert LossConfig().effective_weights(128) == pytest.approx({"contrastive": 1, "csa": 12.8, "usa": 64})
-    assert LossConfig(contrastive_scaling="infonce", terms=("usa",)).effective_weights(128) == {"usa": 0.5}
+    assert LossConfig().effective_weights(128) == pytest.approx(
+        {"contrastive": 1, "csa": 12.8, "usa": 64}
+    )
+    assert LossConfig(contrastive_scaling="infonce", terms=("usa",)).effective_weights(128) == {
+        "usa": 0.5
+    }
     as_cross_entropy = LossConfig(csa_divergence="cross_entropy").effective_weights(128)
     assert as_cross_entropy == pytest.approx({"contrastive": 1, "csa": 0.1, "usa": 64})
 

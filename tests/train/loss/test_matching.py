@@ -9,7 +9,9 @@ from cusa.train.loss.matching import hard_negatives, matching_loss, matching_tar
 
 
 def test_negatives_are_of_other_images_and_drawn_by_their_similarity():
-    similarity = torch.tensor([[9.0, 9.0, 1.0, 0.0], [9.0, 9.0, 0.0, 2.0], [0.0, 0.0, 9.0, 0.0], [1.0, 0.0, 2.0, 9.0]])
+    similarity = torch.tensor(
+        [[9.0, 9.0, 1.0, 0.0], [9.0, 9.0, 0.0, 2.0], [0.0, 0.0, 9.0, 0.0], [1.0, 0.0, 2.0, 9.0]]
+    )
     ids = torch.tensor([7, 7, 3, 5])
     rng = torch.Generator().manual_seed(0)
     draws = torch.stack([hard_negatives(similarity, ids, 0.5, rng) for _ in range(4000)])
@@ -23,7 +25,9 @@ def test_negatives_are_of_other_images_and_drawn_by_their_similarity():
 
 def test_the_same_seed_draws_the_same():
     similarity = torch.randn(20, 20)
-    one, two = (hard_negatives(similarity, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (
+        hard_negatives(similarity, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
     assert torch.equal(one, two)
     assert (one != torch.arange(20)).all()
 
@@ -35,7 +39,9 @@ def test_a_batch_of_one_image_has_no_negatives():
 
 def test_soft_targets_are_the_labels_of_the_drawn_pairs():
     labels = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.0, 0.5, 0.5]])
-    assert matching_targets(labels, torch.tensor([2, 0, 1])).tolist() == pytest.approx([0.1, 0.3, 0.5])
+    assert matching_targets(labels, torch.tensor([2, 0, 1])).tolist() == pytest.approx(
+        [0.1, 0.3, 0.5]
+    )
 
 
 @pytest.mark.parametrize("width", [1, 2])

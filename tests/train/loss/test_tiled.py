@@ -33,14 +33,26 @@ def _run(loss, inputs, ids, factor=1.0):
 
 
 def _both(config, tile_rows):
-    pair = [CUSALoss(config, method=m, tile_rows=tile_rows if m == "tiled" else None) for m in ("dense", "tiled")]
+    pair = [
+        CUSALoss(config, method=m, tile_rows=tile_rows if m == "tiled" else None)
+        for m in ("dense", "tiled")
+    ]
     return pair
 
 
 OPTIONS = [
-    LossConfig(soft_label_source=source, csa_divergence=csa, usa_divergence=usa, csa_scaling=s, contrastive_scaling=s)
+    LossConfig(
+        soft_label_source=source,
+        csa_divergence=csa,
+        usa_divergence=usa,
+        csa_scaling=s,
+        contrastive_scaling=s,
+    )
     for source, csa, usa, s in itertools.product(
-        ("each", "add", "dot"), ("kl", "cross_entropy"), ("kl", "cross_entropy"), ("paper", "infonce")
+        ("each", "add", "dot"),
+        ("kl", "cross_entropy"),
+        ("kl", "cross_entropy"),
+        ("paper", "infonce"),
     )
 ]
 
@@ -63,12 +75,16 @@ def test_every_option_equals_the_dense_loss(config, learned):
         )
         dense, tiled = (loss.double() for loss in _both(c, 4))
         inputs = _inputs(11)
-        want, got = (_run(loss, inputs, torch.arange(11) // 2, factor=3.0) for loss in (dense, tiled))
+        want, got = (
+            _run(loss, inputs, torch.arange(11) // 2, factor=3.0) for loss in (dense, tiled)
+        )
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
         assert len(got[2]) == len([p for p in tiled.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize("terms", [("contrastive",), ("csa",), ("usa",), ("contrastive", "usa"), ("csa", "usa")])
+@pytest.mark.parametrize(
+    "terms", [("contrastive",), ("csa",), ("usa",), ("contrastive", "usa"), ("csa", "usa")]
+)
 @pytest.mark.parametrize("shared", [False, True])
 def test_any_terms(terms, shared):
     config = LossConfig(terms=terms, usa_shares_csa=shared, usa_shares_soft=shared)
@@ -96,8 +112,12 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 def test_lower_precision_against_float64(dtype, method):
     inputs = _inputs(50)
     want = _run(CUSALoss(method="dense").double(), inputs, torch.arange(50) // 2)
-    got = _run(CUSALoss(method=method, tile_rows=8), [x.to(dtype) for x in inputs], torch.arange(50) // 2)
-    for part, exact in zip((*got[0], *got[1], *got[2]), (*want[0], *want[1], *want[2]), strict=True):
+    got = _run(
+        CUSALoss(method=method, tile_rows=8), [x.to(dtype) for x in inputs], torch.arange(50) // 2
+    )
+    for part, exact in zip(
+        (*got[0], *got[1], *got[2]), (*want[0], *want[1], *want[2]), strict=True
+    ):
         assert (part.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
 
 
@@ -105,7 +125,9 @@ def test_lower_precision_against_float64(dtype, method):
 def test_float32_against_float64_at_usual_sizes(method):
     """d = 512, features that lean to one side, as real ones do."""
     rng = torch.Generator().manual_seed(0)
-    rows = [torch.randn(300, 512, generator=rng) + torch.randn(512, generator=rng) for _ in range(6)]
+    rows = [
+        torch.randn(300, 512, generator=rng) + torch.randn(512, generator=rng) for _ in range(6)
+    ]
     ids = torch.arange(300) // 5
     want = _run(CUSALoss(method="dense").double(), [x.double() for x in rows], ids)
     got = _run(CUSALoss(method=method, tile_rows=64), rows, ids)
@@ -115,9 +137,16 @@ def test_float32_against_float64_at_usual_sizes(method):
 
 def test_float32_tiles_equal_float32_dense_at_paper_temperatures_and_on_the_lower_bounds():
     for tau in (0.05, 0.01):
-        config = replace(LossConfig(), tau=Temperature(tau, 0.01, 0.1), tau_csa=replace(SEPARATE, shared=True))
-        want, got = (_run(loss, _inputs(300, torch.float32), torch.arange(300) // 5) for loss in _both(config, 64))
-        for part, exact in zip((*got[0], *got[1], *got[2]), (*want[0], *want[1], *want[2]), strict=True):
+        config = replace(
+            LossConfig(), tau=Temperature(tau, 0.01, 0.1), tau_csa=replace(SEPARATE, shared=True)
+        )
+        want, got = (
+            _run(loss, _inputs(300, torch.float32), torch.arange(300) // 5)
+            for loss in _both(config, 64)
+        )
+        for part, exact in zip(
+            (*got[0], *got[1], *got[2]), (*want[0], *want[1], *want[2]), strict=True
+        ):
             assert (part - exact).abs().max() <= 5e-6 * exact.abs().max()
 
 
@@ -159,7 +188,9 @@ def test_only_wanted_gradients_are_formed():
             loss(inputs[0], text, *inputs[2:]).total.backward()
         results.append(text.grad)
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
-    assert products == 2  # of images as queries and of texts as queries, to the texts; all four features: eight
+    assert (
+        products == 2
+    )  # of images as queries and of texts as queries, to the texts; all four features: eight
 
 
 def test_a_second_backward_pass_gives_the_same_and_a_second_derivative_is_refused():
@@ -167,7 +198,9 @@ def test_a_second_backward_pass_gives_the_same_and_a_second_derivative_is_refuse
     x = [t.requires_grad_() for t in _inputs(6, torch.float32)]
     total = loss(*x).total
     first = torch.autograd.grad(total, x[0], retain_graph=True)[0]
-    torch.testing.assert_close(torch.autograd.grad(total, x[0], retain_graph=True)[0], first, rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(total, x[0], retain_graph=True)[0], first, rtol=0, atol=0
+    )
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(total, x[0], create_graph=True)
 
@@ -224,7 +257,10 @@ def test_normalised_features_may_be_taken_as_they_are(method):
     torch.testing.assert_close(taken[0], divided[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(taken[2], divided[2], rtol=1e-9, atol=1e-12)
     for x, free, tangent in zip(
-        unit, taken[1], _run(CUSALoss(method=method).double(), [*unit, *inputs[4:]], None)[1], strict=True
+        unit,
+        taken[1],
+        _run(CUSALoss(method=method).double(), [*unit, *inputs[4:]], None)[1],
+        strict=True,
     ):
         along = (free * x).sum(1, keepdim=True) * x
         torch.testing.assert_close(free - along, tangent, rtol=1e-9, atol=1e-12)
@@ -232,7 +268,10 @@ def test_normalised_features_may_be_taken_as_they_are(method):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"method": "fast"}, "must be auto, dense or tiled, got 'fast'"), ({"tile_rows": 0}, "at least 1, got 0")],
+    [
+        ({"method": "fast"}, "must be auto, dense or tiled, got 'fast'"),
+        ({"tile_rows": 0}, "at least 1, got 0"),
+    ],
 )
 def test_illegal_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -246,6 +285,8 @@ def test_compiled(method):
     inputs, ids = _inputs(12, torch.float32), torch.arange(12) // 2
     loss = CUSALoss(config, method=method, tile_rows=8)
     want = _run(loss, inputs, ids)
-    compiled = torch.compile(CUSALoss(config, method=method, tile_rows=8), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        CUSALoss(config, method=method, tile_rows=8), fullgraph=True, backend="aot_eager"
+    )
     got = _run(compiled, inputs, ids)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)

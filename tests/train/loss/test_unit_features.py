@@ -12,7 +12,9 @@ from cusa.train.loss.unit_features import unit_features
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (4, 512), (0, 8)])
 def test_values_and_gradients_are_those_of_torch(shape):
     generator = torch.Generator().manual_seed(0)
-    features, weights = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    features, weights = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
     unit = unit_features(ours)
     expected = torch.nn.functional.normalize(theirs, dim=-1)
@@ -23,7 +25,9 @@ def test_values_and_gradients_are_those_of_torch(shape):
 
 
 def test_derivatives_are_those_of_finite_differences():
-    features = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    features = torch.randn(
+        4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     assert torch.autograd.gradcheck(unit_features, features)
     assert torch.autograd.gradgradcheck(unit_features, features)
 
@@ -43,11 +47,15 @@ def test_zeros_stay_zeros_with_a_finite_gradient():
     assert features.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(260.0, torch.float16), (1e20, torch.float32), (1e-20, torch.float32)])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(260.0, torch.float16), (1e20, torch.float32), (1e-20, torch.float32)]
+)
 def test_students_and_teachers_give_rows_of_length_one(size, dtype):
     features = (torch.tensor([[3.0, 4.0], [0.0, -2.0]]) * size).to(dtype)
     expected = np.array([[0.6, 0.8], [0.0, -1.0]])
     for rows in embed(lambda inputs: (inputs, inputs), features, "cpu").values():
         np.testing.assert_allclose(rows, expected, rtol=1e-3)
-    teacher = Teacher("text", "made-up", "0" * 64, 2, {}, "", lambda inputs: inputs["x"], 2, tokenize=lambda _: {})
+    teacher = Teacher(
+        "text", "made-up", "0" * 64, 2, {}, "", lambda inputs: inputs["x"], 2, tokenize=lambda _: {}
+    )
     np.testing.assert_allclose(teacher.rows({"x": features}, "cpu", "fp32"), expected, rtol=1e-3)

@@ -23,11 +23,22 @@ from cusa.train.saving import export as exports
 from cusa.train.saving.export import albef_steps, export, export_hf, export_sentence_transformers
 from cusa.train.saving.model_card import Usage, model_card, write_card
 from cusa.train.saving.provenance import Provenance, StoredTeacher
-from cusa.train.saving.student_folder import HEADS_FILE, WEIGHTS_FILE, Origin, SavedStudent, load_saved, save_student
+from cusa.train.saving.student_folder import (
+    HEADS_FILE,
+    WEIGHTS_FILE,
+    Origin,
+    SavedStudent,
+    load_saved,
+    save_student,
+)
 from cusa.train.student import adapter_student, dual_encoder_student
 from tests.helpers import make_images, make_tiny_clip, settings
 
-TEXTS = ["Picture: number 7, VERSION 1!", "picture", "picture (3)  number - 12 ... " + "version 9, " * 70]
+TEXTS = [
+    "Picture: number 7, VERSION 1!",
+    "picture",
+    "picture (3)  number - 12 ... " + "version 9, " * 70,
+]
 KINDS = ["clip", "own-tokenizer", "siglip", "slow-tokenizer"]
 
 
@@ -35,18 +46,37 @@ def _teacher(name, modality):
     return StoredTeacher(name, "made up", settings(modality, 8, model_id=f"made-up/{name}"))
 
 
-def _origin(terms=("contrastive", "csa", "usa"), student="made-up/clip", normalize="albef", **changes):
+def _origin(
+    terms=("contrastive", "csa", "usa"), student="made-up/clip", normalize="albef", **changes
+):
     config = build_config(
         {
-            "student": {"name": student, "embed_dim": 20, **({"hidden_dim": 16} if student == "adapter" else {})},
+            "student": {
+                "name": student,
+                "embed_dim": 20,
+                **({"hidden_dim": 16} if student == "adapter" else {}),
+            },
             "data": {"embeddings": "store.h5", "normalizer": normalize},
             "loss": {"terms": list(terms)},
         }
     )
     teachers = {m: _teacher(n, m) for m, n in (("image", "vision"), ("text", "words"))}
     provenance = Provenance("made-up", {"train": "f" * 8, "val": "e" * 8}, teachers, {})
-    val = {"i2t_r1": 41.25, "i2t_r5": 60.0, "i2t_r10": 70.0, "t2i_r1": 30.0, "t2i_r5": 50.0, "t2i_r10": 65.5}
-    fields = {"epoch": 3, "step": 30, "val": {**val, "rsum": 316.75}, "n_pairs": 80, "provenance": provenance}
+    val = {
+        "i2t_r1": 41.25,
+        "i2t_r5": 60.0,
+        "i2t_r10": 70.0,
+        "t2i_r1": 30.0,
+        "t2i_r5": 50.0,
+        "t2i_r10": 65.5,
+    }
+    fields = {
+        "epoch": 3,
+        "step": 30,
+        "val": {**val, "rsum": 316.75},
+        "n_pairs": 80,
+        "provenance": provenance,
+    }
     return Origin(config=config, **{**fields, **changes})
 
 
@@ -63,7 +93,12 @@ def _model(kind, folder):
     )
 
     make_tiny_clip(folder)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision = {**size, "image_size": 32, "patch_size": 16}
     if kind == "siglip":
         text = {**size, "vocab_size": 60, "max_position_embeddings": 16, "projection_size": 32}
@@ -71,24 +106,44 @@ def _model(kind, folder):
         SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     elif kind == "own-tokenizer":
         (folder / "tokenizer.json").unlink()
-        letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 456))]  # byte-level
+        letters = [
+            chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 456))
+        ]  # byte-level
         words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
-        text = {**size, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 1, "bos_token_id": 0}
+        text = {
+            **size,
+            "vocab_size": len(words),
+            "max_position_embeddings": 16,
+            "eos_token_id": 1,
+            "bos_token_id": 0,
+        }
         CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[]).save_pretrained(folder)
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+        CLIPModel(
+            CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        ).save_pretrained(folder)
     elif kind == "slow-tokenizer":
         (folder / "tokenizer.json").unlink()
         special = {"eos_token_id": 0xE001, "bos_token_id": 0xE000}
-        text = {**size, "hidden_size": 8, "vocab_size": 0xE010, "max_position_embeddings": 16, **special}
+        text = {
+            **size,
+            "hidden_size": 8,
+            "vocab_size": 0xE010,
+            "max_position_embeddings": 16,
+            **special,
+        }
         CanineTokenizer().save_pretrained(folder)
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+        CLIPModel(
+            CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        ).save_pretrained(folder)
     return folder
 
 
 def _saved(folder, kind="clip", **origin):
     torch.manual_seed(3)
     made = _origin(**origin)
-    student, processors, backbone = dual_encoder_student(made.config.student, str(_model(kind, folder)), True)
+    student, processors, backbone = dual_encoder_student(
+        made.config.student, str(_model(kind, folder)), True
+    )
     for heads in (student.image_heads, student.text_heads):
         for parameter in heads.parameters():  # LayerNorms and biases that do something, too
             torch.nn.init.normal_(parameter)
@@ -119,10 +174,16 @@ def test_an_exported_folder_gives_the_same_embeddings(students, images, tmp_path
     export_hf(saved, tmp_path / "out")
     before, after = StudentEncoder(saved), load_student(tmp_path / "out", "cpu")
     for head in ("cross", "uni"):
-        np.testing.assert_allclose(after.encode_image(images, head), before.encode_image(images, head), atol=1e-5)
-        np.testing.assert_allclose(after.encode_text(TEXTS, head), before.encode_text(TEXTS, head), atol=1e-5)
+        np.testing.assert_allclose(
+            after.encode_image(images, head), before.encode_image(images, head), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            after.encode_text(TEXTS, head), before.encode_text(TEXTS, head), atol=1e-5
+        )
     assert after.origin.plain() == saved.origin.plain()
-    assert abs(before.encode_image(images, "cross") - before.encode_image(images, "uni")).max() > 0.1
+    assert (
+        abs(before.encode_image(images, "cross") - before.encode_image(images, "uni")).max() > 0.1
+    )
 
 
 def test_transformers_loads_the_backbone_without_us(students, images, tmp_path):
@@ -132,7 +193,9 @@ def test_transformers_loads_the_backbone_without_us(students, images, tmp_path):
     export_hf(saved, tmp_path / "out")
     model, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"]
-    inputs = AutoProcessor.from_pretrained(tmp_path / "out")(images=_opened(images[:2]), return_tensors="pt")
+    inputs = AutoProcessor.from_pretrained(tmp_path / "out")(
+        images=_opened(images[:2]), return_tensors="pt"
+    )
     with torch.no_grad():
         features = model.eval().get_image_features(**inputs).pooler_output
         torch.testing.assert_close(features, saved.student.image_trunk(inputs["pixel_values"]))
@@ -141,30 +204,39 @@ def test_transformers_loads_the_backbone_without_us(students, images, tmp_path):
     with safe_open(tmp_path / "out" / HEADS_FILE, "pt") as file:  # the heads, and nothing twice
         assert len(file.keys()) == 4 * 4
         torch.testing.assert_close(
-            file.get_tensor("text_heads.uni.1.weight"), saved.student.text_heads["uni"][1].weight.detach()
+            file.get_tensor("text_heads.uni.1.weight"),
+            saved.student.text_heads["uni"][1].weight.detach(),
         )
 
 
-@pytest.mark.parametrize(("kind", "head"), [*((kind, "cross") for kind in KINDS), ("clip", "uni"), ("siglip", "uni")])
+@pytest.mark.parametrize(
+    ("kind", "head"), [*((kind, "cross") for kind in KINDS), ("clip", "uni"), ("siglip", "uni")]
+)
 def test_sentence_transformers_gives_the_same_embeddings(students, images, tmp_path, kind, head):
     from sentence_transformers import SentenceTransformer
 
     saved = students[kind]
     export_sentence_transformers(saved, tmp_path / "out", head)
     model, student = SentenceTransformer(str(tmp_path / "out"), device="cpu"), StudentEncoder(saved)
-    np.testing.assert_allclose(model.encode(_opened(images)), student.encode_image(images, head), atol=1e-5)
+    np.testing.assert_allclose(
+        model.encode(_opened(images)), student.encode_image(images, head), atol=1e-5
+    )
     expected = student.encode_text(TEXTS, head)
     by_hand = kind == "slow-tokenizer"
     given_texts = [normalize_caption(text) for text in TEXTS] if by_hand else TEXTS
     np.testing.assert_allclose(model.encode(given_texts), expected, atol=1e-5)
-    alone = [model.encode_query(text) for text in given_texts]  # a short text without a longer one to pad it
+    alone = [
+        model.encode_query(text) for text in given_texts
+    ]  # a short text without a longer one to pad it
     np.testing.assert_allclose(alone, expected, atol=1e-5)
     assert model.get_embedding_dimension() == 20
     assert model.max_seq_length == 16
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert ("must be normalised first" in card.text) == by_hand
     weights = [path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors")]
-    assert sum(weights) < 1.1 * sum(p.numel() * 4 for p in saved.student.parameters()) + 8192  # the backbone once
+    assert (
+        sum(weights) < 1.1 * sum(p.numel() * 4 for p in saved.student.parameters()) + 8192
+    )  # the backbone once
     with pytest.raises(ValueError, match="mixes multiple modalities"):  # the card says so
         model.encode([*_opened(images[:1]), "picture"])
 
@@ -196,19 +268,34 @@ def test_sentence_transformers_needs_no_cusa(students, images, tmp_path):
         "    numpy.save(f'{folder}/{name}-texts.npy', model.encode(texts))\n"
     )
     argument = json.dumps([str(tmp_path), [str(path) for path in images], TEXTS])
-    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, argument], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     student = StudentEncoder(saved)
     for name in ("out", "again"):
-        np.testing.assert_allclose(np.load(tmp_path / f"{name}-images.npy"), student.encode_image(images), atol=1e-5)
-        np.testing.assert_allclose(np.load(tmp_path / f"{name}-texts.npy"), student.encode_text(TEXTS), atol=1e-5)
+        np.testing.assert_allclose(
+            np.load(tmp_path / f"{name}-images.npy"), student.encode_image(images), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            np.load(tmp_path / f"{name}-texts.npy"), student.encode_text(TEXTS), atol=1e-5
+        )
 
 
 # Letters newer than Python's Unicode tables have no lower case for one of the two.
-KNOWN = st.characters(exclude_categories=["Cs", "Cn"]).filter(lambda c: unicodedata.category(c) != "Cn")
+KNOWN = st.characters(exclude_categories=["Cs", "Cn"]).filter(
+    lambda c: unicodedata.category(c) != "Cn"
+)
 PIECES = st.one_of(
     st.sampled_from(
-        [*",.'!?\"()*#:;~-/<> \t\n\x1c\x85\u3000ΣσςİĲ\u0345ʰa1", "<person>", "<PERSON>", " a", "\n\n", "w " * 63]
+        [
+            *",.'!?\"()*#:;~-/<> \t\n\x1c\x85\u3000ΣσςİĲ\u0345ʰa1",
+            "<person>",
+            "<PERSON>",
+            " a",
+            "\n\n",
+            "w " * 63,
+        ]
     ),
     KNOWN,
 )
@@ -290,7 +377,11 @@ def run(students, tmp_path):
     saved.processors.save(best)
     save_student(best / WEIGHTS_FILE, saved.student, saved.origin)
     recalls = {"r1": 22.25, "r5": 40.0, "r10": 50.0}
-    metrics = {"epoch": 3, "split": "test", "retrieval": {"i2t": recalls, "t2i": recalls, "rsum": 224.5}}
+    metrics = {
+        "epoch": 3,
+        "split": "test",
+        "retrieval": {"i2t": recalls, "t2i": recalls, "rsum": 224.5},
+    }
     (tmp_path / "run" / "eval").mkdir()
     (tmp_path / "run" / "eval" / "metrics.json").write_text(json.dumps(metrics))
     return tmp_path / "run"
@@ -305,10 +396,14 @@ def test_a_run_is_exported(students, run, tmp_path, images):
     assert export(run, st_kind) == run / "export-sentence-transformers"
     assert export(run, st_kind, head="uni") == run / "export-sentence-transformers-uni"
     assert export(run, out=tmp_path / "deep" / "er") == tmp_path / "deep" / "er"
-    again = export(run / "export-hf", st_kind, tmp_path / "from-export")  # an export is a student, too
+    again = export(
+        run / "export-hf", st_kind, tmp_path / "from-export"
+    )  # an export is a student, too
     assert (again / "modules.json").is_file()
     assert "| test | 22.25 |" in (run / "export-hf" / "README.md").read_text()
-    with pytest.raises(CusaError, match="unknown kind of export 'onnx'; legal: hf, sentence-transformers"):
+    with pytest.raises(
+        CusaError, match="unknown kind of export 'onnx'; legal: hf, sentence-transformers"
+    ):
         export(run, "onnx")
     with pytest.raises(CusaError, match="export-hf exists"):
         export(run)
@@ -325,7 +420,16 @@ def test_figures_of_other_weights_are_left_out(run, other):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[" * 50_000, "[]", "{}", '{"split": "test"}', '{"split": 3, "retrieval": {}}', '{"epoch": NaN}', '"\\ud800"'],
+    [
+        "",
+        "[" * 50_000,
+        "[]",
+        "{}",
+        '{"split": "test"}',
+        '{"split": 3, "retrieval": {}}',
+        '{"epoch": NaN}',
+        '"\\ud800"',
+    ],
     ids=["empty", "deep", "list", "nothing", "no retrieval", "numbers", "nan", "half a character"],
 )
 def test_figures_of_other_types_are_one_line(run, content):
@@ -342,7 +446,11 @@ def test_a_card_reads_back(tmp_path, kind):
     write_card(tmp_path, _origin(), Usage(kind))
     card = ModelCard.load(tmp_path / "README.md")
     data = card.data
-    libraries = {"cusa": "cusa", "hf": "transformers", "sentence-transformers": "sentence-transformers"}
+    libraries = {
+        "cusa": "cusa",
+        "hf": "transformers",
+        "sentence-transformers": "sentence-transformers",
+    }
     assert data.library_name == libraries[kind]
     assert {"image-text-retrieval", "cusa"} <= set(data.tags)
     assert ("sentence-transformers" in data.tags) == (kind == "sentence-transformers")
@@ -352,7 +460,14 @@ def test_a_card_reads_back(tmp_path, kind):
     assert results["val", "i2t_r1"] == 41.25
     assert results["val", "rsum"] == 316.75
     assert len(results) == 7
-    for part in ("| val | 41.25 | 60.00 |", "`vision` (`made-up/vision`)", "f" * 8, "0.1 * csa", "[0.1, 0.99]", "PATH"):
+    for part in (
+        "| val | 41.25 | 60.00 |",
+        "`vision` (`made-up/vision`)",
+        "f" * 8,
+        "0.1 * csa",
+        "[0.1, 0.99]",
+        "PATH",
+    ):
         assert part in card.text
     loader = "SentenceTransformer(" if kind == "sentence-transformers" else "load_student("
     assert loader in card.text
@@ -374,7 +489,12 @@ def test_a_card_of_an_adapter_and_of_a_local_model(tmp_path):
     assert card.data.base_model is None
     assert card.data.eval_results is None
     assert card.data.datasets == ["a-name-with-signs"]
-    for part in ("Not measured yet", "`ears` (`made-up/ears`)", "frozen encoders", "| image encoder |"):
+    for part in (
+        "Not measured yet",
+        "`ears` (`made-up/ears`)",
+        "frozen encoders",
+        "| image encoder |",
+    ):
         assert part in card.text
     local = ModelCard(model_card(_origin(student=str(tmp_path / "my-clip"))))
     assert local.data.base_model is None
@@ -393,7 +513,11 @@ def test_scores_that_are_none_are_left_out():
 def test_figures_of_another_data_set_stand_beside_our_own():
     recalls = {"r1": 22.25, "r5": 40.0, "r10": 50.0}
     scores = {"i2t": recalls, "t2i": recalls, "rsum": 224.5}
-    card = ModelCard(model_card(_origin(), None, {"dataset": "elsewhere", "split": "val", "retrieval": scores}))
-    found = {(r.dataset_name, r.metric_value) for r in card.data.eval_results if r.metric_name == "rsum"}
+    card = ModelCard(
+        model_card(_origin(), None, {"dataset": "elsewhere", "split": "val", "retrieval": scores})
+    )
+    found = {
+        (r.dataset_name, r.metric_value) for r in card.data.eval_results if r.metric_name == "rsum"
+    }
     assert found == {("made-up", 316.75), ("elsewhere", 224.5)}
     assert "| elsewhere | val | 22.25 |" in card.text

@@ -21,7 +21,18 @@ HEAD = "image_heads.cross.1.weight"
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     index = make_store(folder / "store")
-    run_ok("train", "--embeddings", index, "--run-dir", folder / "run", *ADAPTER, "--batch-size", 16, "--epochs", 2)
+    run_ok(
+        "train",
+        "--embeddings",
+        index,
+        "--run-dir",
+        folder / "run",
+        *ADAPTER,
+        "--batch-size",
+        16,
+        "--epochs",
+        2,
+    )
     return folder / "run"
 
 
@@ -110,7 +121,9 @@ ORIGINS = {
     "a setting out of range": lambda origin: origin["config"]["student"].update(embed_dim=10**12),
     "no encoders": lambda origin: origin["provenance"].update(encoders={}),
     "encoders null": lambda origin: origin["provenance"].update(encoders=None),
-    "no settings of an encoder": lambda origin: origin["provenance"]["encoders"]["image"].pop("settings"),
+    "no settings of an encoder": lambda origin: origin["provenance"]["encoders"]["image"].pop(
+        "settings"
+    ),
     "an encoder of 10^12 dimensions": lambda origin: _encoder(origin).update(dim=10**12),
     "dimensions of text": lambda origin: _encoder(origin).update(dim="16"),
     "rows of objects": lambda origin: _encoder(origin).update(dtype="O"),
@@ -167,7 +180,9 @@ PROVENANCES = {
     "teachers a list": _run_json(lambda content: content.update(teachers=[])),
     "a teacher of text": _run_json(lambda content: content["teachers"].update(image="vision")),
     "no dimension": _run_json(lambda content: content["encoders"]["image"]["settings"].pop("dim")),
-    "another dimension": _run_json(lambda content: content["encoders"]["image"]["settings"].update(dim=10**30)),
+    "another dimension": _run_json(
+        lambda content: content["encoders"]["image"]["settings"].update(dim=10**30)
+    ),
 }
 
 
@@ -235,7 +250,9 @@ STATES = {
     "no temperature": lambda tensors: tensors.pop("loss.tau"),
     "no moment": lambda tensors: tensors.pop(MOMENT),
     "a moment of another shape": _set(MOMENT, lambda moment: moment[:1]),
-    "a moment of another parameter": lambda tensors: tensors.update({"optimizer.student.x.exp_avg": torch.zeros(1)}),
+    "a moment of another parameter": lambda tensors: tensors.update(
+        {"optimizer.student.x.exp_avg": torch.zeros(1)}
+    ),
     "no random state": lambda tensors: tensors.pop("rng.0.cpu"),
     "a random state of floats": _set("rng.0.cpu", torch.Tensor.float),
     "a short random state": _set("rng.0.cpu", lambda state: state[:8]),
@@ -318,8 +335,29 @@ def test_runs_of_earlier_versions_load_and_go_on(trained, run_dir, tmp_path):
 def test_a_dual_encoders_folder_must_fit_its_weights(tmp_path):
     manifest, clip = make_pairs(tmp_path / "data", n=8, n_val=2), make_tiny_clip(tmp_path / "clip")
     store, run_dir = tmp_path / "store.h5", tmp_path / "run"
-    run_ok("precompute", "--dataset", manifest, "--teacher", f"vit={clip}", "--teacher", "minilm", "--out", store)
-    args = ("--embeddings", store, "--student", clip, "--batch-size", 4, "--epochs", 1, "--workers", 0)
+    run_ok(
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        f"vit={clip}",
+        "--teacher",
+        "minilm",
+        "--out",
+        store,
+    )
+    args = (
+        "--embeddings",
+        store,
+        "--student",
+        clip,
+        "--batch-size",
+        4,
+        "--epochs",
+        1,
+        "--workers",
+        0,
+    )
     run_ok("train", *args, "--run-dir", run_dir)
     weights = run_dir / "best" / "student.safetensors"
     name = "image_trunk.backbone.visual_projection.weight"

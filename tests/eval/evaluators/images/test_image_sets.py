@@ -26,7 +26,9 @@ def expect(monkeypatch, name: str, queries: int, gallery: int | None, classes: i
     """Let a made-up tree of that size be the whole published data set."""
     known = IMAGE_SETS[name]
     size = KnownSet(queries, gallery, classes, known.folders, known.lists, known.read)
-    monkeypatch.setattr(image_sets, "IMAGE_SETS", MappingProxyType({**image_sets.IMAGE_SETS, name: size}))
+    monkeypatch.setattr(
+        image_sets, "IMAGE_SETS", MappingProxyType({**image_sets.IMAGE_SETS, name: size})
+    )
 
 
 def annotations(root: Path, name: str, fields: tuple[str, ...], rows: list[tuple]) -> None:
@@ -52,7 +54,9 @@ def make_cub(root: Path) -> Path:
     classes = {label: path.partition("/")[0] for label, path in BIRDS.values()}
     write(root, "classes.txt", "".join(f"{label} {name}\n" for label, name in classes.items()))
     write(root, "images.txt", "".join(f"{n} {path}\n" for n, (_, path) in BIRDS.items()))
-    write(root, "image_class_labels.txt", "".join(f"{n} {label}\n" for n, (label, _) in BIRDS.items()))
+    write(
+        root, "image_class_labels.txt", "".join(f"{n} {label}\n" for n, (label, _) in BIRDS.items())
+    )
     for _, path in BIRDS.values():
         write(root, f"images/{path}")
     return root
@@ -62,14 +66,19 @@ def make_cars(root: Path) -> Path:
     fields = ("relative_im_path", *BOX, "class", "test")
     rows = [(98, 0), (99, 0), (99, 1), (196, 1), (1, 1)]
     annotations(
-        root, "cars_annos.mat", fields, [(f"car_ims/{n:06d}.jpg", 1, 2, 3, 4, c, t) for n, (c, t) in enumerate(rows, 1)]
+        root,
+        "cars_annos.mat",
+        fields,
+        [(f"car_ims/{n:06d}.jpg", 1, 2, 3, 4, c, t) for n, (c, t) in enumerate(rows, 1)],
     )
     for n in range(1, 6):
         write(root, f"car_ims/{n:06d}.jpg")
     return root
 
 
-def make_cars_devkit(root: Path, test_list: str = "cars_test_annos_withlabels.mat", nested: bool = False) -> Path:
+def make_cars_devkit(
+    root: Path, test_list: str = "cars_test_annos_withlabels.mat", nested: bool = False
+) -> Path:
     fields = (*BOX, "class", "fname")
     train = [(39, 116, 569, 375, c, f"{n:05d}.jpg") for n, c in enumerate((14, 99, 150), 1)]
     test = [(30, 52, 246, 147, c, f"{n:05d}.jpg") for n, c in enumerate((181, 2, 99), 1)]
@@ -82,8 +91,16 @@ def make_cars_devkit(root: Path, test_list: str = "cars_test_annos_withlabels.ma
 
 
 def make_cars_csv(root: Path, base: str = "car_data/car_data/", header: str = "") -> Path:
-    write(root, "anno_train.csv", header + "00001.jpg,39,116,569,375,14\n00002.jpg,36,116,868,587,174\n")
-    write(root, "anno_test.csv", header + "00001.jpg,30,52,246,147,181\n00002.jpg,100,19,576,203,174\n")
+    write(
+        root,
+        "anno_train.csv",
+        header + "00001.jpg,39,116,569,375,14\n00002.jpg,36,116,868,587,174\n",
+    )
+    write(
+        root,
+        "anno_test.csv",
+        header + "00001.jpg,30,52,246,147,181\n00002.jpg,100,19,576,203,174\n",
+    )
     write(root, f"{base}train/Audi TTS Coupe 2012/00001.jpg")
     write(root, f"{base}train/Ram C-V Cargo Van Minivan 2012/00002.jpg")
     write(root, f"{base}test/Suzuki Aerio Sedan 2007/00001.jpg")
@@ -100,7 +117,11 @@ def make_sop(root: Path) -> Path:
         "59553": (11319, "bicycle_final/251952414262_1.JPG"),
     }
     images["59554"] = (22634, "toaster_final/391106790575_2.JPG")
-    write(root, "Ebay_test.txt", SOP_HEADER + "".join(f"{n} {c} 1 {path}\n" for n, (c, path) in images.items()))
+    write(
+        root,
+        "Ebay_test.txt",
+        SOP_HEADER + "".join(f"{n} {c} 1 {path}\n" for n, (c, path) in images.items()),
+    )
     write(root, "Ebay_train.txt", SOP_HEADER + "1 1 1 bicycle_final/111085122871_0.JPG\n")
     for _, path in images.values():
         write(root, path)
@@ -117,7 +138,9 @@ CLOTHES = [
 ]
 
 
-def make_inshop(root: Path, partition: str = "Eval/list_eval_partition.txt", images: str = "Img/") -> Path:
+def make_inshop(
+    root: Path, partition: str = "Eval/list_eval_partition.txt", images: str = "Img/"
+) -> Path:
     rows = "".join(f"{name.ljust(70)} {item}  {status}\n" for name, item, status in CLOTHES)
     write(root, partition, f"{len(CLOTHES)}\nimage_name item_id evaluation_status\n{rows}")
     for name, _, _ in CLOTHES:
@@ -125,10 +148,16 @@ def make_inshop(root: Path, partition: str = "Eval/list_eval_partition.txt", ima
     return root
 
 
-SPECIES = ["train_val2018/Aves/3210/aa.jpg", "train_val2018/Plantae/7477/bb.jpg", "train_val2018/Aves/3210/cc.jpg"]
+SPECIES = [
+    "train_val2018/Aves/3210/aa.jpg",
+    "train_val2018/Plantae/7477/bb.jpg",
+    "train_val2018/Aves/3210/cc.jpg",
+]
 
 
-def make_inaturalist(root: Path, split: str = "Inat_dataset_splits/Inaturalist_test_set1.txt") -> Path:
+def make_inaturalist(
+    root: Path, split: str = "Inat_dataset_splits/Inaturalist_test_set1.txt"
+) -> Path:
     write(root, split, "".join(f"{path}\n" for path in SPECIES))
     for path in SPECIES:
         write(root, path)
@@ -166,7 +195,9 @@ def test_cub_tests_on_the_second_half_of_the_classes(tmp_path, monkeypatch):
     assert birds.queries.labels.dtype == np.int64
     assert birds.queries.paths == tuple(tmp_path / "CUB_200_2011" / i for i in birds.queries.ids)
     assert (birds.name, birds.gallery, birds.n_classes) == ("cub", None, 3)
-    assert birds.notes == ("2 of 4 queries have no other image of their class to find: always misses",)
+    assert birds.notes == (
+        "2 of 4 queries have no other image of their class to find: always misses",
+    )
 
 
 def test_cars_of_both_halves_of_the_classification_split(tmp_path, monkeypatch):
@@ -177,7 +208,9 @@ def test_cars_of_both_halves_of_the_classification_split(tmp_path, monkeypatch):
     assert cars.queries.paths[0] == tmp_path / "car_ims/000002.jpg"
 
 
-@pytest.mark.parametrize("test_list", ["cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat"])
+@pytest.mark.parametrize(
+    "test_list", ["cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat"]
+)
 @pytest.mark.parametrize("nested", [False, True])
 def test_cars_of_the_devkit(tmp_path, monkeypatch, test_list, nested):
     expect(monkeypatch, "cars", 4, None, 3)
@@ -208,8 +241,12 @@ def test_cars_of_the_csv_files_lie_in_class_folders(tmp_path, monkeypatch, base,
 
 def test_cars_take_the_list_whose_images_are_there(tmp_path, monkeypatch):
     expect(monkeypatch, "cars", 4, None, 3)
-    annotations(tmp_path, "cars_annos.mat", ("relative_im_path", "class"), [("car_ims/000001.jpg", 99)])
-    assert load_image_set("cars", make_cars_devkit(tmp_path)).queries.ids[0] == "cars_train/00002.jpg"
+    annotations(
+        tmp_path, "cars_annos.mat", ("relative_im_path", "class"), [("car_ims/000001.jpg", 99)]
+    )
+    assert (
+        load_image_set("cars", make_cars_devkit(tmp_path)).queries.ids[0] == "cars_train/00002.jpg"
+    )
 
 
 def test_sop(tmp_path, monkeypatch):
@@ -223,7 +260,9 @@ def test_sop(tmp_path, monkeypatch):
 @pytest.mark.parametrize("images", ["", "Img/"])
 def test_inshop_has_a_gallery(tmp_path, monkeypatch, place, images):
     expect(monkeypatch, "inshop", 3, 2, 2)
-    clothes = load_image_set("inshop", make_inshop(tmp_path, f"{place}list_eval_partition.txt", images))
+    clothes = load_image_set(
+        "inshop", make_inshop(tmp_path, f"{place}list_eval_partition.txt", images)
+    )
     assert clothes.queries.ids == tuple(CLOTHES[n][0] for n in (1, 4, 5))
     assert clothes.queries.labels.tolist() == [1, 80, 80]
     assert clothes.gallery.ids == tuple(CLOTHES[n][0] for n in (2, 3))
@@ -235,13 +274,19 @@ def test_inshop_has_a_gallery(tmp_path, monkeypatch, place, images):
 def test_a_query_without_its_class_in_the_gallery_is_told(tmp_path, monkeypatch):
     expect(monkeypatch, "inshop", 3, 2, 3)
     partition = make_inshop(tmp_path) / "Eval/list_eval_partition.txt"
-    partition.write_text(partition.read_text().replace("id_00000080  gallery", "id_00000081  gallery"))
+    partition.write_text(
+        partition.read_text().replace("id_00000080  gallery", "id_00000081  gallery")
+    )
     clothes = load_image_set("inshop", tmp_path)
     assert clothes.n_classes == 3
-    assert clothes.notes == ("2 of 3 queries have no other image of their class to find: always misses",)
+    assert clothes.notes == (
+        "2 of 3 queries have no other image of their class to find: always misses",
+    )
 
 
-@pytest.mark.parametrize("split", ["Inat_dataset_splits/Inaturalist_test_set1.txt", "Inaturalist_test_set1.txt"])
+@pytest.mark.parametrize(
+    "split", ["Inat_dataset_splits/Inaturalist_test_set1.txt", "Inaturalist_test_set1.txt"]
+)
 def test_inaturalist_takes_the_class_from_the_folder(tmp_path, monkeypatch, split):
     expect(monkeypatch, "inaturalist", 3, None, 2)
     nature = load_image_set("inaturalist", make_inaturalist(tmp_path, split))
@@ -263,17 +308,30 @@ def test_a_relative_folder_gives_absolute_paths(tmp_path, monkeypatch):
     expect(monkeypatch, "sop", 3, None, 2)
     make_sop(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert load_image_set("sop", Path()).queries.paths[0] == tmp_path / "bicycle_final/251952414262_0.JPG"
+    assert (
+        load_image_set("sop", Path()).queries.paths[0]
+        == tmp_path / "bicycle_final/251952414262_0.JPG"
+    )
 
 
 def test_any_folder_of_class_folders(tmp_path):
-    for name in ("b/x/2.png", "b/1.jpg", "a/3.JPEG", "a/notes.txt", ".cache/4.jpg", "a/.5.jpg", "c/deep/er/6.webp"):
+    for name in (
+        "b/x/2.png",
+        "b/1.jpg",
+        "a/3.JPEG",
+        "a/notes.txt",
+        ".cache/4.jpg",
+        "a/.5.jpg",
+        "c/deep/er/6.webp",
+    ):
         write(tmp_path / "things", name)
     things = load_image_set("folder", tmp_path / "things")
     assert things.queries.ids == ("a/3.JPEG", "b/1.jpg", "b/x/2.png", "c/deep/er/6.webp")
     assert things.queries.labels.tolist() == [0, 1, 1, 2]
     assert (things.name, things.gallery, things.n_classes) == ("things", None, 3)
-    assert things.notes == ("2 of 4 queries have no other image of their class to find: always misses",)
+    assert things.notes == (
+        "2 of 4 queries have no other image of their class to find: always misses",
+    )
 
 
 # --- counts, missing images
@@ -282,13 +340,19 @@ def test_any_folder_of_class_folders(tmp_path):
 @pytest.mark.parametrize("name", MAKE)
 def test_other_counts_than_the_published_are_refused_or_told(tmp_path, name):
     make, (queries, gallery, classes) = MAKE[name]
-    images = f"{queries} images" if gallery is None else f"{queries} queries and {gallery} gallery images"
+    images = (
+        f"{queries} images"
+        if gallery is None
+        else f"{queries} queries and {gallery} gallery images"
+    )
     root = make(tmp_path)
     with pytest.raises(CusaError) as error:
         load_image_set(name, root)
     known = IMAGE_SETS[name]
     problem, hint = str(error.value).rsplit("; ", 1)
-    assert problem.startswith(f"{name} has {images} of {classes} classes; the published test set has {known.queries:,}")
+    assert problem.startswith(
+        f"{name} has {images} of {classes} classes; the published test set has {known.queries:,}"
+    )
     assert problem.endswith(f" of {known.classes:,} classes")
     assert hint == "pass --allow-partial to evaluate what is there"
     assert load_image_set(name, root, allow_partial=True).notes[0] == problem
@@ -296,7 +360,9 @@ def test_other_counts_than_the_published_are_refused_or_told(tmp_path, name):
 
 def test_the_count_of_classes_and_of_the_gallery_matter_too(tmp_path, monkeypatch):
     expect(monkeypatch, "sop", 3, None, 3)
-    with pytest.raises(CusaError, match="3 images of 2 classes; the published test set has 3 images of 3 classes"):
+    with pytest.raises(
+        CusaError, match="3 images of 2 classes; the published test set has 3 images of 3 classes"
+    ):
         load_image_set("sop", make_sop(tmp_path / "sop"))
     expect(monkeypatch, "inshop", 3, 3, 2)
     with pytest.raises(CusaError, match="3 queries and 2 gallery images of 2 classes"):
@@ -309,10 +375,15 @@ def test_missing_images_are_an_error_or_left_out_and_told(tmp_path, monkeypatch)
     for n in (2, 4):
         (root / "Img" / CLOTHES[n][0]).unlink()
     where = root / "Eval/list_eval_partition.txt"
-    first = f"2 of 5 listed images are missing, first {root / 'Img' / CLOTHES[4][0]} ({where} line 7)"
+    first = (
+        f"2 of 5 listed images are missing, first {root / 'Img' / CLOTHES[4][0]} ({where} line 7)"
+    )
     with pytest.raises(CusaError) as error:
         load_image_set("inshop", root)
-    assert str(error.value) == f"{first}; put them there, or pass --allow-partial to evaluate the others"
+    assert (
+        str(error.value)
+        == f"{first}; put them there, or pass --allow-partial to evaluate the others"
+    )
     clothes = load_image_set("inshop", root, allow_partial=True)
     assert clothes.queries.ids == (CLOTHES[1][0], CLOTHES[5][0])
     assert clothes.queries.labels.tolist() == [1, 80]
@@ -325,14 +396,19 @@ def test_missing_images_are_an_error_or_left_out_and_told(tmp_path, monkeypatch)
     )
 
 
-@pytest.mark.parametrize(("name", "gone"), [("sop", (0, 1, 2)), ("inshop", (1, 4, 5)), ("inshop", (2, 3))])
+@pytest.mark.parametrize(
+    ("name", "gone"), [("sop", (0, 1, 2)), ("inshop", (1, 4, 5)), ("inshop", (2, 3))]
+)
 def test_without_any_image_a_part_cannot_be_evaluated(tmp_path, name, gone):
     root = MAKE[name][0](tmp_path)
-    images = sorted(root.rglob("*.JPG")) if name == "sop" else [root / "Img" / c[0] for c in CLOTHES]
+    images = (
+        sorted(root.rglob("*.JPG")) if name == "sop" else [root / "Img" / c[0] for c in CLOTHES]
+    )
     for n in gone:
         images[n].unlink()
     with pytest.raises(
-        CusaError, match=f"{len(gone)} of {3 if name == 'sop' else 5} listed .* nothing is left to evaluate"
+        CusaError,
+        match=f"{len(gone)} of {3 if name == 'sop' else 5} listed .* nothing is left to evaluate",
     ):
         load_image_set(name, root, allow_partial=True)
 
@@ -340,7 +416,9 @@ def test_without_any_image_a_part_cannot_be_evaluated(tmp_path, name, gone):
 def test_each_image_is_looked_for_once(tmp_path, monkeypatch):
     looked: Counter[str] = Counter()
     stat = os.stat
-    monkeypatch.setattr(os, "stat", lambda path, **k: (looked.update([str(path)]), stat(path, **k))[1])
+    monkeypatch.setattr(
+        os, "stat", lambda path, **k: (looked.update([str(path)]), stat(path, **k))[1]
+    )
     for name, (make, _) in MAKE.items():
         root = make(tmp_path / name)
         looked.clear()
@@ -375,28 +453,118 @@ SPLIT = "Inat_dataset_splits/Inaturalist_test_set1.txt"
         ("cub", LABELS, "2 101", "2 bird", "line 2: expected a number as class id, found 'bird'"),
         ("cub", LABELS, "2 101", "2", "line 2: expected 'id value', found '2'"),
         ("cub", "images.txt", "", "", "is empty; expected lines of 'id value'"),
-        ("cub", "images.txt", "2 101", "2 102", "line 2: 102.White_Pelican/White_Pelican_0039_96934.jpg has the label"),
+        (
+            "cub",
+            "images.txt",
+            "2 101",
+            "2 102",
+            "line 2: 102.White_Pelican/White_Pelican_0039_96934.jpg has the label",
+        ),
         ("cub", "images.txt", "3 102", "2 102", "line 3: the id 2 is used twice, before in "),
-        ("cub", "images.txt", "White_Pelican_0039", "Wei\xdfpelikan", "is not UTF-8 text; save the file as UTF-8"),
-        ("sop", SOP, "class_id", "class", f"line 1: expected the header {SOP_HEADER.strip()!r}, found 'image_id"),
+        (
+            "cub",
+            "images.txt",
+            "White_Pelican_0039",
+            "Wei\xdfpelikan",
+            "is not UTF-8 text; save the file as UTF-8",
+        ),
+        (
+            "sop",
+            SOP,
+            "class_id",
+            "class",
+            f"line 1: expected the header {SOP_HEADER.strip()!r}, found 'image_id",
+        ),
         ("sop", SOP, "", "", "line 1: expected the header"),
         ("sop", SOP, "", SOP_HEADER, "is empty; expected lines of 'image_id class_id"),
-        ("sop", SOP, "59553 11319 1 ", "59553 11319 ", "line 3: expected 'image_id class_id super_class_id path'"),
+        (
+            "sop",
+            SOP,
+            "59553 11319 1 ",
+            "59553 11319 ",
+            "line 3: expected 'image_id class_id super_class_id path'",
+        ),
         ("sop", SOP, "22634", "-4", "line 4: expected a number as class_id, found '-4'"),
         ("sop", SOP, "22634", "\xb2", "is not UTF-8 text"),
         ("sop", SOP, "22634", "9" * 30, "line 4: expected a number as class_id, found '9999"),
-        ("sop", SOP, "toaster_final", "../toaster_final", "line 4: '../toaster_final/391106790575_2.JPG' is no path"),
-        ("sop", SOP, "toaster_final", "/toaster_final", "line 4: '/toaster_final/391106790575_2.JPG' is no path"),
-        ("sop", SOP, "final/251952414262_1", "final/.//251952414262_0", "line 3: bicycle_final/251952414262_0.JPG is"),
-        ("inshop", EVAL, "6\n", "", "line 1: expected a number as the number of images, found 'image_name"),
-        ("inshop", EVAL, "item_id", "item", "line 2: expected the header 'image_name item_id evaluation_status'"),
-        ("inshop", EVAL, "train", "val", "line 3: evaluation_status 'val'; legal: train, query, gallery"),
-        ("inshop", EVAL, "id_00000080  gallery", "80  gallery", "line 6: item_id '80' is not of the form"),
-        ("inshop", EVAL, "id_00000080  gallery", "id_8O  gallery", "line 6: expected a number as item_id, found '8O'"),
+        (
+            "sop",
+            SOP,
+            "toaster_final",
+            "../toaster_final",
+            "line 4: '../toaster_final/391106790575_2.JPG' is no path",
+        ),
+        (
+            "sop",
+            SOP,
+            "toaster_final",
+            "/toaster_final",
+            "line 4: '/toaster_final/391106790575_2.JPG' is no path",
+        ),
+        (
+            "sop",
+            SOP,
+            "final/251952414262_1",
+            "final/.//251952414262_0",
+            "line 3: bicycle_final/251952414262_0.JPG is",
+        ),
+        (
+            "inshop",
+            EVAL,
+            "6\n",
+            "",
+            "line 1: expected a number as the number of images, found 'image_name",
+        ),
+        (
+            "inshop",
+            EVAL,
+            "item_id",
+            "item",
+            "line 2: expected the header 'image_name item_id evaluation_status'",
+        ),
+        (
+            "inshop",
+            EVAL,
+            "train",
+            "val",
+            "line 3: evaluation_status 'val'; legal: train, query, gallery",
+        ),
+        (
+            "inshop",
+            EVAL,
+            "id_00000080  gallery",
+            "80  gallery",
+            "line 6: item_id '80' is not of the form",
+        ),
+        (
+            "inshop",
+            EVAL,
+            "id_00000080  gallery",
+            "id_8O  gallery",
+            "line 6: expected a number as item_id, found '8O'",
+        ),
         ("inaturalist", SPLIT, "", "\n\n", "is empty; expected lines of 'path'"),
-        ("inaturalist", SPLIT, "7477", "Rosa", "line 2: expected a number as class folder, found 'Rosa'"),
-        ("inaturalist", SPLIT, "train_val2018/Plantae/7477/", "", "line 2: expected a number as class folder"),
-        ("cars", "cars_annos.mat", "", "no matlab", "has no struct array 'annotations' with the fields"),
+        (
+            "inaturalist",
+            SPLIT,
+            "7477",
+            "Rosa",
+            "line 2: expected a number as class folder, found 'Rosa'",
+        ),
+        (
+            "inaturalist",
+            SPLIT,
+            "train_val2018/Plantae/7477/",
+            "",
+            "line 2: expected a number as class folder",
+        ),
+        (
+            "cars",
+            "cars_annos.mat",
+            "",
+            "no matlab",
+            "has no struct array 'annotations' with the fields",
+        ),
     ],
 )
 def test_a_damaged_list_names_itself_and_the_line(tmp_path, name, file, old, new, message):
@@ -414,7 +582,9 @@ def test_a_damaged_list_names_itself_and_the_line(tmp_path, name, file, old, new
 
 def test_damaged_matlab_files_of_any_kind_are_one_line(tmp_path):
     """Cut off, and with bytes changed: scipy hangs or crashes on some, in a process of its own."""
-    annotations(tmp_path, "cars_annos.mat", ("relative_im_path", "class"), [("a.jpg", 99), ("b.jpg", 100)])
+    annotations(
+        tmp_path, "cars_annos.mat", ("relative_im_path", "class"), [("a.jpg", 99), ("b.jpg", 100)]
+    )
     path, rng = tmp_path / "cars_annos.mat", np.random.default_rng(3)
     whole = path.read_bytes()
     for cut in (0, 60, 140, len(whole) - 9):
@@ -444,17 +614,28 @@ def test_an_image_that_is_query_and_gallery_is_refused(tmp_path):
 def test_a_list_without_a_part_is_refused(tmp_path, part):
     partition = make_inshop(tmp_path) / EVAL
     partition.write_text(partition.read_text().replace(f"  {part}", "  train"))
-    with pytest.raises(CusaError, match=f"the lists in {tmp_path} name no {part} image; restore them"):
+    with pytest.raises(
+        CusaError, match=f"the lists in {tmp_path} name no {part} image; restore them"
+    ):
         load_image_set("inshop", tmp_path, allow_partial=True)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a.jpg", 99), ("b.jpg", "BMW")], "cars_annos.mat annotation 2: expected a number as class, found 'BMW'"),
-        ([("a.jpg", 99), ("b.jpg", 99.5)], "cars_annos.mat annotation 2: expected a number as class, found '99.5'"),
+        (
+            [("a.jpg", 99), ("b.jpg", "BMW")],
+            "cars_annos.mat annotation 2: expected a number as class, found 'BMW'",
+        ),
+        (
+            [("a.jpg", 99), ("b.jpg", 99.5)],
+            "cars_annos.mat annotation 2: expected a number as class, found '99.5'",
+        ),
         ([("a.jpg", 9)], "name no test image; restore them"),
-        ([("a.jpg", 99), ("a.jpg", 99)], r"annotation 2: a.jpg is listed already, in .*annotation 1"),
+        (
+            [("a.jpg", 99), ("a.jpg", 99)],
+            r"annotation 2: a.jpg is listed already, in .*annotation 1",
+        ),
         ([("../a.jpg", 99)], r"annotation 1: '\.\./a.jpg' is no path below"),
     ],
 )
@@ -464,15 +645,25 @@ def test_a_damaged_matlab_file(tmp_path, rows, message):
         load_image_set("cars", tmp_path, allow_partial=True)
 
 
-@pytest.mark.parametrize("content", [{"names": [1]}, {"annotations": {"fname": "1.jpg"}}, {"annotations": [1, 2]}])
+@pytest.mark.parametrize(
+    "content", [{"names": [1]}, {"annotations": {"fname": "1.jpg"}}, {"annotations": [1, 2]}]
+)
 def test_a_matlab_file_of_something_else(tmp_path, content):
     savemat(tmp_path / "cars_annos.mat", content)
-    with pytest.raises(CusaError, match=r"cars_annos.mat has no struct array 'annotations' with the fields relative"):
+    with pytest.raises(
+        CusaError,
+        match=r"cars_annos.mat has no struct array 'annotations' with the fields relative",
+    ):
         load_image_set("cars", tmp_path)
 
 
 def test_a_class_stored_as_a_double_is_a_number(tmp_path):
-    annotations(tmp_path, "cars_annos.mat", ("relative_im_path", "class"), [("a.jpg", 99.0), ("b.jpg", 99.0)])
+    annotations(
+        tmp_path,
+        "cars_annos.mat",
+        ("relative_im_path", "class"),
+        [("a.jpg", 99.0), ("b.jpg", 99.0)],
+    )
     write(tmp_path, "a.jpg")
     write(tmp_path, "b.jpg")
     assert load_image_set("cars", tmp_path, allow_partial=True).queries.labels.tolist() == [99, 99]
@@ -481,7 +672,10 @@ def test_a_class_stored_as_a_double_is_a_number(tmp_path):
 def test_the_devkit_needs_both_lists_and_all_images(tmp_path, monkeypatch):
     expect(monkeypatch, "cars", 4, None, 3)
     (make_cars_devkit(tmp_path) / "cars_test/00003.jpg").unlink()
-    with pytest.raises(CusaError, match=r"1 of 4 listed .* first .*cars_test/00003.jpg .*withlabels.mat annotation 3"):
+    with pytest.raises(
+        CusaError,
+        match=r"1 of 4 listed .* first .*cars_test/00003.jpg .*withlabels.mat annotation 3",
+    ):
         load_image_set("cars", tmp_path)
     (tmp_path / "devkit/cars_train_annos.mat").unlink()
     with pytest.raises(CusaError, match=r"devkit/cars_train_annos.mat does not exist"):
@@ -492,9 +686,24 @@ def test_the_devkit_needs_both_lists_and_all_images(tmp_path, monkeypatch):
     ("file", "old", "new", "message"),
     [
         ("anno_train.csv", None, "", "anno_train.csv does not exist"),
-        ("anno_test.csv", ",181", "", "anno_test.csv line 1: expected filename,x1,y1,x2,y2,class, found '00001.jpg,30"),
-        ("anno_test.csv", ",181", ",Suzuki", "anno_test.csv line 1: expected a number as class, found 'Suzuki'"),
-        ("anno_test.csv", "00002", "../00002", "anno_test.csv line 2: 'test/../00002.jpg' is no path below"),
+        (
+            "anno_test.csv",
+            ",181",
+            "",
+            "anno_test.csv line 1: expected filename,x1,y1,x2,y2,class, found '00001.jpg,30",
+        ),
+        (
+            "anno_test.csv",
+            ",181",
+            ",Suzuki",
+            "anno_test.csv line 1: expected a number as class, found 'Suzuki'",
+        ),
+        (
+            "anno_test.csv",
+            "00002",
+            "../00002",
+            "anno_test.csv line 2: 'test/../00002.jpg' is no path below",
+        ),
         ("anno_test.csv", "00002", "00009", "1 of 3 listed images are missing, first "),
     ],
 )
@@ -508,12 +717,16 @@ def test_a_damaged_csv(tmp_path, monkeypatch, file, old, new, message):
 
 def test_two_files_of_one_name_leave_a_csv_ambiguous(tmp_path):
     write(make_cars_csv(tmp_path), "car_data/car_data/test/Copy/00002.jpg")
-    with pytest.raises(CusaError, match=r"anno_test.csv line 2: 2 files below .*car_data/test are called 00002.jpg"):
+    with pytest.raises(
+        CusaError, match=r"anno_test.csv line 2: 2 files below .*car_data/test are called 00002.jpg"
+    ):
         load_image_set("cars", tmp_path)
 
 
 def test_unknown_names_and_places(tmp_path):
-    with pytest.raises(CusaError, match="'birds'; legal: cub, cars, sop, inshop, inaturalist, folder"):
+    with pytest.raises(
+        CusaError, match="'birds'; legal: cub, cars, sop, inshop, inaturalist, folder"
+    ):
         load_image_set("birds", tmp_path)
     with pytest.raises(CusaError, match="nowhere does not exist; pass the data set's folder"):
         load_image_set("cub", tmp_path / "nowhere")
@@ -576,9 +789,14 @@ def test_a_folder_of_something_else_is_told_what_to_look_for(tmp_path):
 def test_a_class_folder_is_not_a_folder_of_classes(tmp_path):
     write(tmp_path, "birds/wren/1.jpg")
     write(tmp_path, "birds/wren/2.jpg")
-    with pytest.raises(CusaError, match=f"2 images lie in no class folder, first .*1.jpg; .*{tmp_path}/birds, if wren"):
+    with pytest.raises(
+        CusaError,
+        match=f"2 images lie in no class folder, first .*1.jpg; .*{tmp_path}/birds, if wren",
+    ):
         load_image_set("folder", tmp_path / "birds/wren")
-    with pytest.raises(CusaError, match=f"all images of {tmp_path} lie in {tmp_path}/birds; pass the folder"):
+    with pytest.raises(
+        CusaError, match=f"all images of {tmp_path} lie in {tmp_path}/birds; pass the folder"
+    ):
         load_image_set("folder", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CusaError, match=r"no images in .*empty"):
@@ -589,7 +807,9 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
     for label in ("a", "b"):
         write(tmp_path, f"{label}/1.jpg")
     (tmp_path / "b" / os.fsdecode(b"\xe9t\xe9.jpg")).write_bytes(b"")
-    with pytest.raises(CusaError, match=r"the file name 'b/\\udce9t\\udce9.jpg' in .* is not UTF-8; rename it"):
+    with pytest.raises(
+        CusaError, match=r"the file name 'b/\\udce9t\\udce9.jpg' in .* is not UTF-8; rename it"
+    ):
         load_image_set("folder", tmp_path)
 
 

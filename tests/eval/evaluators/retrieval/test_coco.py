@@ -38,7 +38,10 @@ def golden():
     row = {i: n for n, i in enumerate(data["image_ids"].tolist())}
     data["caption_image"] = np.array([row[of[str(c)][0]] for c in data["caption_ids"].tolist()])
     for kind in ("image_emb", "caption_emb"):
-        data[f"{kind}_dot"], data[f"{kind}_cosine"] = data[kind].astype(np.float64), _unit(data[kind])
+        data[f"{kind}_dot"], data[f"{kind}_cosine"] = (
+            data[kind].astype(np.float64),
+            _unit(data[kind]),
+        )
     return data
 
 
@@ -56,7 +59,9 @@ def _embeddings(images, texts, caption_image):
 
 def _plain(golden, kind="cosine"):
     split = _split(golden["image_ids"], golden["caption_ids"], golden["caption_image"])
-    embeddings = _embeddings(golden[f"image_emb_{kind}"], golden[f"caption_emb_{kind}"], golden["caption_image"])
+    embeddings = _embeddings(
+        golden[f"image_emb_{kind}"], golden[f"caption_emb_{kind}"], golden["caption_image"]
+    )
     return embeddings, split
 
 
@@ -64,7 +69,9 @@ def _scores(embeddings, split, dataset="coco", pmrp=None):
     """As the package gives them: fractions by name and direction."""
     test = coco_test(embeddings, split, dataset, Judgements(pmrp))
     found = {}
-    for protocol, ways in rank_coco(embeddings.image["cross"], embeddings.text["cross"], test).items():
+    for protocol, ways in rank_coco(
+        embeddings.image["cross"], embeddings.text["cross"], test
+    ).items():
         for way, rankings in ways.items():
             for metric, values in rankings.values("pessimistic").items():
                 found.setdefault(f"{protocol}_{metric}", {})[way] = float(values.mean()) / 100
@@ -76,7 +83,9 @@ def _check(found, wanted, tolerance=1e-12):
         protocol, _, metric = name.rpartition("_")
         if name.endswith("map_at_r"):
             protocol, metric = "eccv", "map_at_r"
-        assert found[f"{protocol}_{NAMES.get(metric, metric)}"] == pytest.approx(ways, abs=tolerance), name
+        assert found[f"{protocol}_{NAMES.get(metric, metric)}"] == pytest.approx(
+            ways, abs=tolerance
+        ), name
 
 
 @pytest.mark.parametrize("kind", ["cosine", "dot"])
@@ -92,27 +101,42 @@ def test_order_and_more_captions_change_nothing(golden, tmp_path):
     images, captions = rng.permutation(5_000), rng.permutation(25_010)
     more = rng.choice(5_000, 10, replace=False)
     ids = np.concatenate([golden["caption_ids"], 9_000_000 + np.arange(10)])[captions]
-    rows = np.concatenate([golden["caption_emb_cosine"], golden["image_emb_cosine"][more]])[captions]  # best hits
+    rows = np.concatenate([golden["caption_emb_cosine"], golden["image_emb_cosine"][more]])[
+        captions
+    ]  # best hits
     place = np.argsort(images)  # of an image of the golden order
     of = place[np.concatenate([golden["caption_image"], more])[captions]]
     split = _split(golden["image_ids"][images], ids, of)
-    embeddings = _embeddings(golden["image_emb_cosine"][images].astype(np.float32), rows.astype(np.float32), of)
+    embeddings = _embeddings(
+        golden["image_emb_cosine"][images].astype(np.float32), rows.astype(np.float32), of
+    )
     scores = ECCV["results"]["cosine"]["scores"]
     assert ECCV["results"]["cosine"]["float32_scores_max_abs_diff"] == 0
     _check(_scores(embeddings, split, dataset="whatever it is called"), scores)
     _plausible(tmp_path / "pm", golden)
-    found, ranked = evaluate(embeddings, split, "cross", coco_test(embeddings, split, "x", Judgements(tmp_path / "pm")))
+    found, ranked = evaluate(
+        embeddings, split, "cross", coco_test(embeddings, split, "x", Judgements(tmp_path / "pm"))
+    )
     protocols = found["heads"]["cross"]["protocols"]
     assert set(protocols) == PROTOCOLS
-    assert {way: part["queries"] for way, part in protocols["pmrp"].items()} == {"i2t": 40, "t2i": 60}
-    assert (found["retrieval"]["i2t"]["candidates"], protocols["coco_5k"]["i2t"]["candidates"]) == (25_010, 25_000)
+    assert {way: part["queries"] for way, part in protocols["pmrp"].items()} == {
+        "i2t": 40,
+        "t2i": 60,
+    }
+    assert (found["retrieval"]["i2t"]["candidates"], protocols["coco_5k"]["i2t"]["candidates"]) == (
+        25_010,
+        25_000,
+    )
     for way in ("i2t", "t2i"):
         for metric in ("map_at_r", "r_precision", "r1"):
             value = scores[f"eccv_{metric.replace('r_p', 'rp')}"][way]
             assert protocols["eccv"][way][metric] == pytest.approx(100 * value, abs=1e-10)
         assert protocols["eccv"][way]["queries"] == ECCV["n_queries"]["eccv"][way]
         assert protocols["cxc"][way]["queries"] == ECCV["n_queries"]["cxc"][way]
-    assert (protocols["coco_1k"]["t2i"]["candidates"], protocols["coco_1k"]["i2t"]["candidates"]) == (1_000, 5_000)
+    assert (
+        protocols["coco_1k"]["t2i"]["candidates"],
+        protocols["coco_1k"]["i2t"]["candidates"],
+    ) == (1_000, 5_000)
     assert protocols["coco_1k"]["folds"] == 5
     assert protocols["coco_1k"]["rsum"] == pytest.approx(
         sum(100 * scores[f"coco_1k_r{k}"][way] for k in (1, 5, 10) for way in ("i2t", "t2i"))
@@ -146,7 +170,13 @@ def test_the_package_itself(golden, other):
     found = package.compute_all_metrics(
         dict(zip(image_ids.tolist(), _first(scores, caption_ids, 200), strict=True)),
         dict(zip(caption_ids.tolist(), _first(scores.T, image_ids, 200), strict=True)),
-        target_metrics=("coco_5k_recalls", "cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r"),
+        target_metrics=(
+            "coco_5k_recalls",
+            "cxc_recalls",
+            "eccv_r1",
+            "eccv_rprecision",
+            "eccv_map_at_r",
+        ),
     )
     i2t, t2i = {}, {}
     for fold in range(5):
@@ -169,7 +199,9 @@ def test_a_fold_is_a_fifth_of_the_images_in_the_order_of_the_id_list(golden, oth
         own = golden["caption_image"][caption]
         fold = own // 1_000
         of_fold = scores[1_000 * fold : 1_000 * fold + 1_000, caption]
-        assert ranks["t2i"].best.pessimistic[caption] == np.count_nonzero(of_fold > scores[own, caption])
+        assert ranks["t2i"].best.pessimistic[caption] == np.count_nonzero(
+            of_fold > scores[own, caption]
+        )
     for image in (999, 1_000):
         fold = image // 1_000
         of_fold = scores[image, 5_000 * fold : 5_000 * fold + 5_000]
@@ -201,8 +233,13 @@ def test_plausible_matches(golden, other, tmp_path):
     truths = _plausible(tmp_path / "pm", golden)
     embeddings, split = _embeddings(images, texts, golden["caption_image"]), _plain(golden)[1]
     found = _scores(embeddings, split, pmrp=tmp_path / "pm")["pmrp_r_precision"]
-    sides = (golden["image_ids"], golden["caption_ids"], scores), (golden["caption_ids"], golden["image_ids"], scores.T)
-    for way, truth, (queries, candidates, similarities) in zip(("i2t", "t2i"), truths, sides, strict=True):
+    sides = (
+        (golden["image_ids"], golden["caption_ids"], scores),
+        (golden["caption_ids"], golden["image_ids"], scores.T),
+    )
+    for way, truth, (queries, candidates, similarities) in zip(
+        ("i2t", "t2i"), truths, sides, strict=True
+    ):
         shares = []
         for query, relevant in truth.items():
             row = similarities[np.flatnonzero(queries == int(query))[0]]
@@ -214,14 +251,22 @@ def test_plausible_matches(golden, other, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (PLAUSIBLE[0], None, "pm_image_to_caption.json does not exist; --pmrp takes the folder of pm_image_to_caption"),
+        (
+            PLAUSIBLE[0],
+            None,
+            "pm_image_to_caption.json does not exist; --pmrp takes the folder of pm_image_to_caption",
+        ),
         (PLAUSIBLE[1], None, "pm_caption_to_image.json does not exist"),
         (PLAUSIBLE[1], b"{", "pm_caption_to_image.json line 1 is not valid JSON"),
         (PLAUSIBLE[0], b"\xff\xfe", "pm_image_to_caption.json is not UTF-8"),
         (PLAUSIBLE[0], b"[]", "pm_image_to_caption.json: expected an object of lists of ids"),
         (PLAUSIBLE[0], b'{"391895": 3}', "expected an object of lists of ids"),
         (PLAUSIBLE[0], b"{}", "expected an object of lists of ids, one per query"),
-        (PLAUSIBLE[0], b'{"391895": [], "7": [1]}', "1 queries are not among COCO's test ids, 7 the first"),
+        (
+            PLAUSIBLE[0],
+            b'{"391895": [], "7": [1]}',
+            "1 queries are not among COCO's test ids, 7 the first",
+        ),
     ],
 )
 def test_bad_files_of_plausible_matches(golden, tmp_path, name, content, message):
@@ -237,12 +282,18 @@ def test_bad_files_of_plausible_matches(golden, tmp_path, name, content, message
 
 def test_not_all_items_are_no_test(golden, tmp_path):
     embeddings, split = _plain(golden)
-    cut = _embeddings(embeddings.image["cross"], embeddings.text["cross"][:-1], embeddings.caption_image[:-1])
+    cut = _embeddings(
+        embeddings.image["cross"], embeddings.text["cross"][:-1], embeddings.caption_image[:-1]
+    )
     assert coco_test(cut, split, "coco", Judgements()) is None
-    lost = _embeddings(*(embeddings.image["cross"], embeddings.text["cross"]), golden["caption_image"].copy())
+    lost = _embeddings(
+        *(embeddings.image["cross"], embeddings.text["cross"]), golden["caption_image"].copy()
+    )
     lost.caption_image[7] = -1  # its image could not be read
     assert coco_test(lost, split, "coco", Judgements()) is None
-    with pytest.raises(CusaError, match="--pmrp goes with COCO's 5,000 test images under COCO's ids"):
+    with pytest.raises(
+        CusaError, match="--pmrp goes with COCO's 5,000 test images under COCO's ids"
+    ):
         coco_test(lost, split, "coco", Judgements(tmp_path))
 
 
@@ -264,9 +315,14 @@ def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monk
     own = [np.flatnonzero(of == image)[:5] for image in range(1_000)]
     fold = np.concatenate(own)
     scores = images[1] @ texts[fold].T
-    assert found["coco_1k"]["i2t"].best.pessimistic[1] == np.count_nonzero(scores > scores[5:10].max())
+    assert found["coco_1k"]["i2t"].best.pessimistic[1] == np.count_nonzero(
+        scores > scores[5:10].max()
+    )
     assert coco_test(embeddings, split, "other", Judgements()) is None
-    assert coco_test(embeddings, _split(range(5_000), range(25_003), of, "val"), "coco", Judgements()) is None
+    assert (
+        coco_test(embeddings, _split(range(5_000), range(25_003), of, "val"), "coco", Judgements())
+        is None
+    )
     fewer = np.where(of == 9, 10, of)  # an image without captions
     assert coco_test(_embeddings(images, texts, fewer), split, "coco", Judgements()) is None
     with pytest.raises(CusaError, match=r"--pmrp needs .* pip install 'cusa\[eccv\]'"):

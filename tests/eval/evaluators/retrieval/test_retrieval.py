@@ -62,7 +62,12 @@ def test_a_hand_made_split():
     found = cross_modal_recalls(images, texts, np.array([0, 0, 1]))
     assert found["i2t"] == {
         **{"r1": 100, "r5": 100, "r10": 100, "mean": 100, "median_rank": 1, "mean_rank": 1},
-        **{"queries": 2, "candidates": 3, "tied": 0, "curve": {"k": [1, 2, 3], "recall": [100, 100, 100]}},
+        **{
+            "queries": 2,
+            "candidates": 3,
+            "tied": 0,
+            "curve": {"k": [1, 2, 3], "recall": [100, 100, 100]},
+        },
     }
     assert found["t2i"]["r1"] == pytest.approx(200 / 3)
     assert (found["t2i"]["median_rank"], found["t2i"]["mean_rank"]) == (1, pytest.approx(4 / 3))
@@ -70,7 +75,11 @@ def test_a_hand_made_split():
     assert found["t2i"]["queries"] == 3
     assert found["rsum"] == pytest.approx(300 + 200 / 3 + 200)
     t2t = uni_modal_recalls(texts, np.array([0, 0, 1]))
-    assert (t2t["r1"], t2t["queries"], t2t["candidates"]) == (50.0, 2, 2)  # caption 2 is alone and does not count
+    assert (t2t["r1"], t2t["queries"], t2t["candidates"]) == (
+        50.0,
+        2,
+        2,
+    )  # caption 2 is alone and does not count
 
 
 def test_an_image_without_captions_is_a_miss_and_collapse_scores_nothing():
@@ -87,7 +96,9 @@ def test_an_image_without_captions_is_a_miss_and_collapse_scores_nothing():
 
 def _loop_precisions(scores, relevant, n_relevant, ties_first):
     """R-Precision and average precision of one query; of equal scores, relevant ones come first or last."""
-    order = sorted(range(len(scores)), key=lambda c: (-scores[c], (c in relevant) != ties_first))[:n_relevant]
+    order = sorted(range(len(scores)), key=lambda c: (-scores[c], (c in relevant) != ties_first))[
+        :n_relevant
+    ]
     hits = [c in relevant for c in order]
     precisions = [sum(hits[: k + 1]) / (k + 1) for k in range(len(hits)) if hits[k]]
     return (sum(hits) / n_relevant, sum(precisions) / n_relevant) if n_relevant else (0, 0)
@@ -99,23 +110,35 @@ def test_precisions_equal_explicit_loops_ties_included(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     m = data.draw(st.sampled_from([1, 9, 40, 700]))
     coarse = data.draw(st.booleans())
-    queries, candidates = (rng.integers(-2, 3, (n, 2)) if coarse else rng.normal(size=(n, 3)) for n in (6, m))
-    relevant = [sorted(rng.choice(m, rng.integers(0, min(m, 12) + 1), replace=False).tolist()) for _ in range(6)]
+    queries, candidates = (
+        rng.integers(-2, 3, (n, 2)) if coarse else rng.normal(size=(n, 3)) for n in (6, m)
+    )
+    relevant = [
+        sorted(rng.choice(m, rng.integers(0, min(m, 12) + 1), replace=False).tolist())
+        for _ in range(6)
+    ]
     missing = rng.integers(0, 3, 6) * data.draw(st.booleans())
     sizes = np.array([len(r) for r in relevant]) + missing
     indptr = np.concatenate([[0], np.cumsum([len(r) for r in relevant])])
     indices = np.array([c for r in relevant for c in r], np.int64)
-    found = rank_all(queries, candidates, indptr, indices, n_relevant=sizes if missing.any() else None)
+    found = rank_all(
+        queries, candidates, indptr, indices, n_relevant=sizes if missing.any() else None
+    )
     scores = (queries @ candidates.T).tolist()
     for side, ties_first in enumerate((True, False)):
-        want = [_loop_precisions(s, set(r), n, ties_first) for s, r, n in zip(scores, relevant, sizes, strict=True)]
+        want = [
+            _loop_precisions(s, set(r), n, ties_first)
+            for s, r, n in zip(scores, relevant, sizes, strict=True)
+        ]
         np.testing.assert_allclose(found.r_precision[side], [w[0] for w in want], rtol=1e-12)
         np.testing.assert_allclose(found.average_precision[side], [w[1] for w in want], rtol=1e-12)
 
 
 def test_image_retrieval_by_hand():
     """On a line: the items at 0, 1, 3 and 7, of the classes a, b, a, a; no class of one."""
-    found = image_retrieval(np.array([[0.0], [1.0], [3.0], [7.0]]), np.array(list("abaa")), normalize=False)
+    found = image_retrieval(
+        np.array([[0.0], [1.0], [3.0], [7.0]]), np.array(list("abaa")), normalize=False
+    )
     # Of 0: b, a, a. Of 3: b, a at 0 before a at 7. Of 7: a at 3, b at 1. b is alone.
     assert found["r1"] == 25  # the query without a positive is a miss
     assert found["precision_at_1"] == pytest.approx(100 / 3)
@@ -143,7 +166,9 @@ def test_bad_embeddings():
         uni_modal_recalls(holed, np.zeros(3, int))
     with pytest.raises(CusaError, match="query embedding 1 is all zeros"):
         image_retrieval(holed, np.zeros(3, int))
-    assert image_retrieval(holed, np.zeros(3, int), normalize=False)["r1"] == 100  # a point like any other
+    assert (
+        image_retrieval(holed, np.zeros(3, int), normalize=False)["r1"] == 100
+    )  # a point like any other
     with pytest.raises(CusaError, match="belong together"):
         image_retrieval(np.eye(2), np.arange(2), gallery=np.eye(2))
     with pytest.raises(CusaError, match="NaN or infinity"):

@@ -81,7 +81,9 @@ def test_a_task_without_its_teacher_or_with_rows_missing_is_left_out(store):
     split = store.split("test")
     assert list(teacher_scores(Teachers(eyes, holes), everything, split, Scoring())) == ["i2i"]
     assert teacher_scores(Teachers(None, None), everything, split, Scoring()) == {}
-    without_it = _embeddings(list(range(N_IMAGES)), [row for row in range(2 * N_IMAGES) if row != 3])
+    without_it = _embeddings(
+        list(range(N_IMAGES)), [row for row in range(2 * N_IMAGES) if row != 3]
+    )
     assert list(teacher_scores(Teachers(None, holes), without_it, split, Scoring())) == ["t2t"]
 
 
@@ -104,14 +106,18 @@ USA = ["contrastive", "csa", "usa"]
         (USA, None, 6.5, 12.3, False),
     ],
 )
-def test_uni_modal_heads_are_explained_where_the_teacher_explains_them(tmp_path, terms, teacher, uni, cross, explained):
+def test_uni_modal_heads_are_explained_where_the_teacher_explains_them(
+    tmp_path, terms, teacher, uni, cross, explained
+):
     metrics = _metrics(terms, teacher, uni, cross)
     line = teachers_know_less(metrics)
     assert bool(line) == explained
     write_report(tmp_path / "r.html", [RunReport("mine", metrics)])
     page = (tmp_path / "r.html").read_text()
     first_screen = page[: page.index("<table>")]
-    assert ("the teachers know less about this data than the pairs teach" in first_screen) == explained
+    assert (
+        "the teachers know less about this data than the pairs teach" in first_screen
+    ) == explained
     if explained:
         assert "\n" not in line
         assert "5.8 for minilm itself, 6.5 for the uni-modal head" in line
@@ -125,5 +131,8 @@ def test_results_hold_the_teachers_figures(tmp_path):
            "--run-dir", tmp_path / "run")  # fmt: skip
     run_ok("eval", "--run", tmp_path / "run", "--bootstrap", 0)
     scores = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())["teachers"]
-    assert {task: figures["teacher"] for task, figures in scores.items()} == {"t2t": "words", "i2i": "vision"}
+    assert {task: figures["teacher"] for task, figures in scores.items()} == {
+        "t2t": "words",
+        "i2i": "vision",
+    }
     assert scores["t2t"]["r1"] > 90  # made up so that captions of an image are alike

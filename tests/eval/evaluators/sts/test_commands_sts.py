@@ -35,8 +35,12 @@ def _dataset(home):
 
 
 def _rho(encoder, pairs):
-    first, second = (encoder.text_rows(list(side))["cross"].astype(float) for side in (pairs.first, pairs.second))
-    cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    first, second = (
+        encoder.text_rows(list(side))["cross"].astype(float) for side in (pairs.first, pairs.second)
+    )
+    cosines = (
+        (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    )
     return cosines, 100 * spearmanr(cosines, pairs.gold).statistic
 
 
@@ -51,8 +55,15 @@ def test_sentence_similarity_by_the_papers_rule(home, here):
     assert "STS12" in out
     for name in ("bert", "clip"):
         content = strict(here / f"runs/eval/{name}/sts.json")
-        assert (content["format"], content["format_version"], content["name"]) == ("cusa-sts", [1, 0], name)
-        assert (content["head"], content["average"]) == ("cross", {"cross": None})  # four of the seven are missing
+        assert (content["format"], content["format_version"], content["name"]) == (
+            "cusa-sts",
+            [1, 0],
+            name,
+        )
+        assert (content["head"], content["average"]) == (
+            "cross",
+            {"cross": None},
+        )  # four of the seven are missing
         assert content["bootstrap"] == {"samples": 20, "seed": 0, "level": 0.95}
         encoder = load_encoder(str(home / name), "cpu")
         tasks = {t.name: t for t in find_sts_tasks(folder, allow_partial=True)}
@@ -62,8 +73,12 @@ def test_sentence_similarity_by_the_papers_rule(home, here):
             each = [_rho(encoder, pairs) for pairs in task.subsets]
             joined = np.concatenate([cosines for cosines, _ in each])
             gold = np.concatenate([pairs.gold for pairs in task.subsets])
-            assert found["headline"] == pytest.approx(100 * spearmanr(joined, gold).statistic, abs=1e-6)
-            assert found["spearman"]["mean"] == pytest.approx(np.mean([rho for _, rho in each]), abs=1e-6)
+            assert found["headline"] == pytest.approx(
+                100 * spearmanr(joined, gold).statistic, abs=1e-6
+            )
+            assert found["spearman"]["mean"] == pytest.approx(
+                np.mean([rho for _, rho in each]), abs=1e-6
+            )
             assert found["ci"]["headline"][0] < found["ci"]["headline"][1]
         assert content["tasks"]["STS12"]["heads"]["cross"]["pairs"] == 24
         assert any("12 pairs instead of 750" in note for note in content["tasks"]["STS12"]["notes"])
@@ -85,7 +100,17 @@ def test_a_benchmark_without_its_test_subset_has_no_headline(home, here):
             path.unlink()
     lines = "".join(f"g\tf\ty\t{i}\t{i}\tpicture {i}\tnumber {i}\n" for i in range(4))
     (here / "sts/STS/STSBenchmark/sts-dev.csv").write_text(lines)
-    args = ("eval", "sts", "--model", home / "bert", "--data", "sts", "--allow-partial", "--bootstrap", 5)
+    args = (
+        "eval",
+        "sts",
+        "--model",
+        home / "bert",
+        "--data",
+        "sts",
+        "--allow-partial",
+        "--bootstrap",
+        5,
+    )
     run_ok(*args)
     found = strict(here / "runs/eval/bert/sts.json")["tasks"]["STSBenchmark"]["heads"]["cross"]
     assert found["headline"] is None
@@ -108,10 +133,16 @@ def test_cxc_on_a_runs_store_and_on_an_annotation_file(home, adapter, here):
     found = strict(here / "runs/eval/clip/sts.json")["cxc"]
     clip = load_encoder(str(home / "clip"), "cpu")
     images = clip.image_rows([home / "images" / f"{n:03d}.jpg" for n in range(20, 26)])["cross"]
-    texts = clip.text_rows([f"picture number {n} version {1 + 3 * (n % 7)}" for n in range(20, 26)])["cross"]
+    texts = clip.text_rows(
+        [f"picture number {n} version {1 + 3 * (n % 7)}" for n in range(20, 26)]
+    )["cross"]
     pairs = [(a, b) for a in range(6) for b in range(6) if a != b]
     gold = [cxc_score(20 + a, 20 + b) for a, b in pairs]
-    for kind, (first, second) in {"sts": (texts, texts), "sis": (images, images), "sits": (texts, images)}.items():
+    for kind, (first, second) in {
+        "sts": (texts, texts),
+        "sis": (images, images),
+        "sits": (texts, images),
+    }.items():
         cosines = [first[a] @ second[b] for a, b in pairs]
         if kind == "sits":  # of the others, a pair and its mirror tie, up to rounding
             want = 100 * spearmanr(cosines, gold).statistic
@@ -119,7 +150,10 @@ def test_cxc_on_a_runs_store_and_on_an_annotation_file(home, adapter, here):
         assert -100 < found[kind]["heads"]["cross"]["spearman_bootstrap"] < 100
     assert "no data to measure on" in run_error(*args, "--model", home / "clip")
     line = run_error(*args, "--run", adapter, "--split", "val")
-    assert "CxC judges 6 captions that tiny val lacks, 40201 the first; it needs COCO's test split" in line
+    assert (
+        "CxC judges 6 captions that tiny val lacks, 40201 the first; it needs COCO's test split"
+        in line
+    )
     out = run_ok(*args, "--model", home / "bert", *_dataset(home))
     assert "note: no sis and no sits of CxC for bert: it embeds no images" in out
     assert set(strict(here / "runs/eval/bert/sts.json")["cxc"]) == {"sts"}
@@ -134,7 +168,9 @@ def test_embeddings_of_captions_by_id_answer_cxc_but_no_sentences(home, here):
     run_ok("eval", "sts", *files, "--data", "cxc", *_dataset(home), "--bootstrap", 0)
     assert set(strict(here / "runs/eval/t/sts.json")["cxc"]) == {"sts"}
     make_sts(here / "sts")
-    assert "the embeddings lack " in run_error("eval", "sts", *files, "--data", "sts", "--allow-partial")
+    assert "the embeddings lack " in run_error(
+        "eval", "sts", *files, "--data", "sts", "--allow-partial"
+    )
 
 
 def test_sts_data_that_is_not_there_or_damaged(home, here):
@@ -149,7 +185,9 @@ def test_sts_data_that_is_not_there_or_damaged(home, here):
     make_cxc(here / "sts/cxc")
     gold = here / "sts/STS/STS12-en-test/STS.gs.MSRpar.txt"
     gold.write_text(gold.read_text().replace("\n", "x\n", 1))
-    line = run_error(*args, "--data", "sts", "--allow-partial", *_dataset(home))  # and not: CxC alone
+    line = run_error(
+        *args, "--data", "sts", "--allow-partial", *_dataset(home)
+    )  # and not: CxC alone
     assert "STS.gs.MSRpar.txt, line 1" in line
     (here / "sts/cxc/sis_test.csv").write_text("nonsense\n")
     gold.unlink()
@@ -178,7 +216,11 @@ def test_all_measures_what_there_is_and_notes_what_is_absent(home, adapter, here
     assert "note: no retrieval for clip: no data to measure on" in out
     assert "note: no CxC for clip: no data to measure on" in out
     assert "note: no sentence similarity for vit: it embeds no texts" in out
-    assert strict(here / "runs/eval/bert/sts.json")["tasks"].keys() == {"STS12", "STSBenchmark", "SICKRelatedness"}
+    assert strict(here / "runs/eval/bert/sts.json")["tasks"].keys() == {
+        "STS12",
+        "STSBenchmark",
+        "SICKRelatedness",
+    }
     run_ok(*args, "--run", adapter, "--model", home / "clip")
     for folder in (adapter / "eval", here / "runs/eval/clip"):
         assert strict(folder / "metrics.json")["n_images"] == 6
@@ -188,7 +230,9 @@ def test_all_measures_what_there_is_and_notes_what_is_absent(home, adapter, here
     assert strict(adapter / "eval/metrics.json")["n_images"] == 4
 
 
-@pytest.mark.parametrize("command", ["retrieval", "images", "sts", "all", "compare", "index", "search"])
+@pytest.mark.parametrize(
+    "command", ["retrieval", "images", "sts", "all", "compare", "index", "search"]
+)
 def test_help_of_each_command_loads_nothing_heavy(command):
     code = (
         "import sys, cusa.cli.evaluate as c\n"

@@ -43,14 +43,22 @@ def test_the_files_of_the_repository(tmp_path):
     [
         ("sts", SIS, "line 1, is no header of CxC; expected caption1, caption2, agg_score"),
         ("sts", STS.replace("sentid:5142", "5142"), "line 2: 'COCO_val2014:5142' is no caption"),
-        ("sis", SIS.replace("000000039081.jpg", "39081.png"), "line 2: 'COCO_val2014_39081.png' is no image"),
+        (
+            "sis",
+            SIS.replace("000000039081.jpg", "39081.png"),
+            "line 2: 'COCO_val2014_39081.png' is no image",
+        ),
         ("sits", SITS.replace("5.0", "9"), "line 3: '9' is no score"),
         ("sits", SITS.replace(",c2i_original", ""), "line 3: expected 4 columns"),
         ("sits", SITS.replace("c2i_original", "a,b"), "line 3: expected 4 columns"),
         ("sis", SIS.splitlines()[0], "holds no pairs"),
         ("sis", "", "line 1, is no header of CxC"),
         ("sis", '"image1,image2\n', "line 1: unexpected end of data"),
-        ("sis", "image1,image2,agg_score," + "x" * 200_000, "line 1: field larger than field limit"),
+        (
+            "sis",
+            "image1,image2,agg_score," + "x" * 200_000,
+            "line 1: field larger than field limit",
+        ),
         ("sis", SIS.replace("image2,", "image2,image1,", 1), "line 1: 2 columns are named image1"),
         ("sis", SIS.replace("agg_score", "agg_score\0"), "line 1, is no header of CxC"),
         ("sits", SITS.replace("5.0", "0_5"), "line 3: '0_5' is no score"),
@@ -97,7 +105,9 @@ def test_the_mean_over_samples_is_that_of_all_samples():
             if x < y:
                 for i in rows[x]:
                     for j in rows[y]:
-                        values.append(100 * np.sign((gold[i] - gold[j]) * (similarity[i] - similarity[j])))
+                        values.append(
+                            100 * np.sign((gold[i] - gold[j]) * (similarity[i] - similarity[j]))
+                        )
                         weights.append(1 / (len(rows[x]) * len(rows[y])))
     want = np.average(values, weights=weights)
     spread = np.average((np.array(values) - want) ** 2, weights=weights) ** 0.5

@@ -31,7 +31,9 @@ def _golden_task(name):
             known |= dict(zip(sides[-1], rows, strict=True))
         subsets.append(Pairs(*sides, data[f"{name}__{subset}__gold"], subset))
     headline = "all" if STS[name]["headline_definition"].startswith("all") else "test"
-    return StsTask(name, tuple(subsets), headline), lambda sentences: np.stack([known[s] for s in sentences])
+    return StsTask(name, tuple(subsets), headline), lambda sentences: np.stack(
+        [known[s] for s in sentences]
+    )
 
 
 @pytest.mark.parametrize("name", STS)
@@ -41,14 +43,21 @@ def test_golden_figures(name):
     want, found = STS[name], result.scores
     for subset in want["subsets"]:
         for kind in ("spearman", "pearson"):
-            assert found["subsets"][subset][kind] == pytest.approx(100 * want["result"][subset][kind], abs=1e-10)
+            assert found["subsets"][subset][kind] == pytest.approx(
+                100 * want["result"][subset][kind], abs=1e-10
+            )
         assert found["subsets"][subset]["pairs"] == want["result"][subset]["nsamples"]
     for kind in ("spearman", "pearson"):
-        assert found[kind] == pytest.approx({k: 100 * v for k, v in want["result"]["all"][kind].items()}, abs=1e-10)
+        assert found[kind] == pytest.approx(
+            {k: 100 * v for k, v in want["result"]["all"][kind].items()}, abs=1e-10
+        )
     assert found["headline"] == pytest.approx(100 * want["headline"], abs=1e-10)
     assert f"{found['headline']:.2f}" == want["cusa_reported_percent"]
     assert found["pairs"] == sum(want["result"][s]["nsamples"] for s in want["subsets"])
-    together = [np.concatenate([part[s] for s in result.headline_subsets]) for part in (result.cosines, result.gold)]
+    together = [
+        np.concatenate([part[s] for s in result.headline_subsets])
+        for part in (result.cosines, result.gold)
+    ]
     assert spearman(*together) == pytest.approx(found["headline"], abs=1e-10)
 
 
@@ -59,7 +68,9 @@ def test_hand_computed():
     found = correlations(similarity, GOLD)
     assert found["spearman"] == pytest.approx(100 * 4.5 / (4.5 * 5) ** 0.5)
     x, y = similarity - similarity.mean(), GOLD - GOLD.mean()
-    assert found["pearson"] == pytest.approx(100 * (x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5)
+    assert found["pearson"] == pytest.approx(
+        100 * (x * y).sum() / ((x**2).sum() * (y**2).sum()) ** 0.5
+    )
     assert found["pairs"] == 4
 
 
@@ -102,7 +113,10 @@ def test_means_are_plain_and_weighted_by_pairs():
         StsTask("STS13", (one, two), "all"),
         lambda sentences: np.array([[1.0, 0.0] if s == "a" else [1.0, len(s)] for s in sentences]),
     ).scores
-    assert (scores["spearman"]["mean"], scores["spearman"]["wmean"]) == (pytest.approx(0), pytest.approx(-50))
+    assert (scores["spearman"]["mean"], scores["spearman"]["wmean"]) == (
+        pytest.approx(0),
+        pytest.approx(-50),
+    )
     assert scores["headline_rule"] == "Spearman over all subsets, concatenated"
 
 
@@ -124,7 +138,11 @@ def test_the_headline_of_a_benchmark_is_that_of_its_test_pairs():
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.nan, "pair 2, sentence 2, is not finite"), (np.inf, "not finite"), (0.0, "pair 2, sentence 2, is zero")],
+    [
+        (np.nan, "pair 2, sentence 2, is not finite"),
+        (np.inf, "not finite"),
+        (0.0, "pair 2, sentence 2, is zero"),
+    ],
 )
 def test_embeddings_without_a_direction(value, message):
     broken = SECOND.copy()
@@ -162,7 +180,9 @@ def test_an_encoder_that_maps_everything_to_one_point():
 
 def test_bad_shapes():
     task, _ = _golden_task("STSBenchmark")
-    with pytest.raises(CusaError, match=r"STSBenchmark: .* an array of shape \(3, 2\) for 598 sentences"):
+    with pytest.raises(
+        CusaError, match=r"STSBenchmark: .* an array of shape \(3, 2\) for 598 sentences"
+    ):
         _evaluate(task, lambda sentences: np.ones((3, 2)))
     with pytest.raises(CusaError, match="must be"):
         cosine(FIRST, SECOND[:3])

@@ -9,7 +9,9 @@ from cusa.data.errors import CusaError
 from cusa.eval.evaluators.sts.data import TASKS, NoStsDataError, find_sts_tasks
 
 FILES = {"train": "train", "dev": "trial", "test": "test_annotated"}
-GLUE_HEADER = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+GLUE_HEADER = (
+    "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+)
 
 
 def _pair(subset, i):
@@ -43,7 +45,11 @@ def _benchmark_lines(split, extra=""):
 def _write_sick(folder, newline="\n"):
     header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
     for split, n in TASKS["SICKRelatedness"].items():
-        rows = (f"{i}\t{a}\t{b}\t{score}\tNEUTRAL" for i in range(n) for a, b, score in [_pair(split, i)])
+        rows = (
+            f"{i}\t{a}\t{b}\t{score}\tNEUTRAL"
+            for i in range(n)
+            for a, b, score in [_pair(split, i)]
+        )
         _write(folder / f"SICK_{FILES[split]}.txt", [header, *rows], newline)
 
 
@@ -81,8 +87,14 @@ def test_published_counts():
 
 def test_the_layout_of_senteval(tmp_path):
     for name in list(TASKS)[:5]:
-        _write_year(tmp_path / "downstream/STS" / f"{name}-en-test", name, gap=3 if name in ("STS15", "STS16") else 0)
-    _write(tmp_path / "downstream/STS/STS12-en-test/STS.gs.ALL.txt", ["1"])  # these two are distributed as well
+        _write_year(
+            tmp_path / "downstream/STS" / f"{name}-en-test",
+            name,
+            gap=3 if name in ("STS15", "STS16") else 0,
+        )
+    _write(
+        tmp_path / "downstream/STS/STS12-en-test/STS.gs.ALL.txt", ["1"]
+    )  # these two are distributed as well
     _write(tmp_path / "downstream/STS/STS13-en-test/STS.gs.SMT.txt", ["1"])
     for split in TASKS["STSBenchmark"]:
         lines = _benchmark_lines(split, "\thttp://one\thttp://two")
@@ -103,7 +115,12 @@ def test_the_layout_of_senteval(tmp_path):
         ("STS13", "test-gs", "STS", ""),
         ("STS14", "sts-en-test-gs-2014", "STS", ""),
         ("STS15", "test_evaluation_task2a", "STS", ""),
-        ("STS16", "sts2016-english-with-gs-v1.0", "STS2016", "\tStackExchange: 1\tStackExchange: 2"),
+        (
+            "STS16",
+            "sts2016-english-with-gs-v1.0",
+            "STS2016",
+            "\tStackExchange: 1\tStackExchange: 2",
+        ),
     ],
 )
 def test_the_folders_of_semeval(tmp_path, name, folder, prefix, extra):
@@ -130,16 +147,25 @@ def test_subsets_that_several_years_have(tmp_path):
     place.rename(tmp_path / "STS2015")
     (task,) = find_sts_tasks(tmp_path, allow_partial=True)
     assert task.name == "STS15"
-    assert task.notes[:2] == ("answers-forums (375 pairs) is missing", "answers-students (750 pairs) is missing")
+    assert task.notes[:2] == (
+        "answers-forums (375 pairs) is missing",
+        "answers-students (750 pairs) is missing",
+    )
     assert task.notes[3] == "headlines has 1 pairs instead of 750"
 
 
 def test_glue(tmp_path):
     for split in ("train", "dev"):
         rows = (_pair(split, i) for i in range(TASKS["STSBenchmark"][split]))
-        lines = (f"{i}\tg\tf\t2012\t{i}\tnone\tnone\t{a}\t{b}\t{score}" for i, (a, b, score) in enumerate(rows))
+        lines = (
+            f"{i}\tg\tf\t2012\t{i}\tnone\tnone\t{a}\t{b}\t{score}"
+            for i, (a, b, score) in enumerate(rows)
+        )
         _write(tmp_path / f"STS-B/{split}.tsv", [GLUE_HEADER, *lines])
-    _write(tmp_path / "STS-B/test.tsv", [GLUE_HEADER.removesuffix("\tscore"), "0\tg\tf\t2012\t0\tnone\tnone\ta\tb"])
+    _write(
+        tmp_path / "STS-B/test.tsv",
+        [GLUE_HEADER.removesuffix("\tscore"), "0\tg\tf\t2012\t0\tnone\tnone\ta\tb"],
+    )
     message = _error(tmp_path)
     assert "STSBenchmark" in message
     assert "test (1379 pairs) is missing" in message
@@ -157,8 +183,14 @@ def test_glue(tmp_path):
     ("file_name", "text"),
     [
         ("test.csv", 'score,Sentence2,SENTENCE1\n2.5,"one, two","said ""no"""\n5,b,a\n'),
-        ("validation.csv", ',sentence1,sentence2,score\n0,"said ""no""","one, two",2.5\n\n1,a,b,5.0\n'),
-        ("sts-test.csv", '\ufeffsentence1,sentence2,score\r\n"said ""no""","one, two",2.5\r\na,b,5\r\n'),
+        (
+            "validation.csv",
+            ',sentence1,sentence2,score\n0,"said ""no""","one, two",2.5\n\n1,a,b,5.0\n',
+        ),
+        (
+            "sts-test.csv",
+            '\ufeffsentence1,sentence2,score\r\n"said ""no""","one, two",2.5\r\na,b,5\r\n',
+        ),
         ("stsb-en-test.csv", '"said ""no""","one, two",2.5\na,b,5.0\n'),
         ("test.tsv", 'sentence1\tsentence2\tscore\nsaid "no"\tone, two\t2.5\na\tb\t5\n'),
     ],
@@ -179,7 +211,10 @@ def test_other_languages_are_not_the_benchmark(tmp_path):
 
 def test_sentences_are_lines_of_the_file_only(tmp_path):
     """U+2028 and U+0085 break lines for str.splitlines, not in these files."""
-    _write(tmp_path / "sts-test.csv", ["g\tf\ty\t0\t1\tone\u2028half\t two\x85half ", "g\tf\ty\t1\t2\tc\td"])
+    _write(
+        tmp_path / "sts-test.csv",
+        ["g\tf\ty\t0\t1\tone\u2028half\t two\x85half ", "g\tf\ty\t1\t2\tc\td"],
+    )
     (task,) = find_sts_tasks(tmp_path, allow_partial=True)
     assert task.subsets[0].first == ("one\u2028half", "c")
     assert task.subsets[0].second == ("two\x85half", "d")
@@ -202,7 +237,10 @@ def test_wrong_counts_are_refused(tmp_path):
     assert str(tmp_path) in message
     assert "headlines has 248 pairs instead of 249; plagiarism (230 pairs) is missing" in message
     (task,) = find_sts_tasks(tmp_path, allow_partial=True)
-    assert task.notes == ("headlines has 248 pairs instead of 249", "plagiarism (230 pairs) is missing")
+    assert task.notes == (
+        "headlines has 248 pairs instead of 249",
+        "plagiarism (230 pairs) is missing",
+    )
 
 
 def test_a_task_in_two_places(tmp_path):
@@ -221,7 +259,10 @@ def test_a_task_in_two_places(tmp_path):
 def test_a_fingerprint_is_of_sentences_and_gold(tmp_path):
     _write_year(tmp_path, "STS13")
     prints = [find_sts_tasks(tmp_path)[0].fingerprint]
-    for name, old, new in (("STS.gs.OnWN.txt", "0.2", "0.3"), ("STS.input.OnWN.txt", "other 3", "other three")):
+    for name, old, new in (
+        ("STS.gs.OnWN.txt", "0.2", "0.3"),
+        ("STS.input.OnWN.txt", "other 3", "other three"),
+    ):
         path = tmp_path / name
         path.write_text(path.read_text().replace(old, new, 1))
         prints.append(find_sts_tasks(tmp_path)[0].fingerprint)
@@ -232,7 +273,11 @@ def test_a_fingerprint_is_of_sentences_and_gold(tmp_path):
 @pytest.mark.parametrize(
     ("file_name", "line", "message"),
     [
-        ("STS.input.FNWN.txt", "one\ttwo\tthree", "line 3: 3 tab-separated columns; expected two sentences"),
+        (
+            "STS.input.FNWN.txt",
+            "one\ttwo\tthree",
+            "line 3: 3 tab-separated columns; expected two sentences",
+        ),
         ("STS.input.FNWN.txt", "one", "line 3: 1 tab-separated columns"),
         ("STS.input.FNWN.txt", "\ttwo", "line 3: an empty sentence"),
         ("STS.gs.FNWN.txt", "high", "line 3: 'high' is no score; expected a number from 0 to 5"),
@@ -256,18 +301,42 @@ def test_malformed_lines_of_a_year(tmp_path, file_name, line, message):
 @pytest.mark.parametrize(
     ("file_name", "text", "message"),
     [
-        ("sts-test.csv", "g\tf\ty\t0\t1\ta\tb\tsource\n", "line 1: 8 tab-separated columns; expected 7 or 9"),
+        (
+            "sts-test.csv",
+            "g\tf\ty\t0\t1\ta\tb\tsource\n",
+            "line 1: 8 tab-separated columns; expected 7 or 9",
+        ),
         ("sts-test.csv", "g\tf\ty\t0\t1\ta\tb\ng\tf\ty\t0\t\ta\tb\n", "line 2: '' is no score"),
         ("sts-dev.csv", "sentence1,sentence2\na,b\n", "line 1: 1 tab-separated columns"),
-        ("dev.tsv", "sentence1\tsentence2\tscore\na\tb\n", "line 2: 2 tab-separated columns; expected 3"),
-        ("dev.csv", "sentence1,sentence2,score\na,b,1\na, b, c,1\n", "line 3: 4 comma-separated columns; expected 3"),
+        (
+            "dev.tsv",
+            "sentence1\tsentence2\tscore\na\tb\n",
+            "line 2: 2 tab-separated columns; expected 3",
+        ),
+        (
+            "dev.csv",
+            "sentence1,sentence2,score\na,b,1\na, b, c,1\n",
+            "line 3: 4 comma-separated columns; expected 3",
+        ),
         ("dev.csv", 'sentence1,sentence2,score\n"a,b,1\n', "unexpected end of data"),
-        ("dev.csv", "sentence1,sentence1,sentence2,score\na,b,c,1\n", "line 1: 2 columns are named sentence1"),
+        (
+            "dev.csv",
+            "sentence1,sentence1,sentence2,score\na,b,c,1\n",
+            "line 1: 2 columns are named sentence1",
+        ),
         ("dev.csv", "sentence1,sentence2,score\n" + '"a,b,1\nc,d,2\n', "unexpected end of data"),
-        ("dev.csv", "sentence1,sentence2,score\na,b," + "1" * 200_000, "field larger than field limit"),
+        (
+            "dev.csv",
+            "sentence1,sentence2,score\na,b," + "1" * 200_000,
+            "field larger than field limit",
+        ),
         ("dev.tsv", "sentence1\tsentence2\tscore\na\tb\t1e999\n", "line 2: '1e999' is no score"),
         ("SICK_trial.txt", "1\ta\tb\t2\tNEUTRAL\n", "line 1, is no header of SICK"),
-        ("SICK_trial.txt", "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\ta\tb\t-1\n", "line 2: '-1' is no"),
+        (
+            "SICK_trial.txt",
+            "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\ta\tb\t-1\n",
+            "line 2: '-1' is no",
+        ),
     ],
 )
 def test_malformed_tables(tmp_path, file_name, text, message):
@@ -286,16 +355,23 @@ def test_missing_files(tmp_path):
     assert "SICK_{train,trial,test_annotated}.txt" in message
     _write_year(tmp_path, "STS13")
     Path(tmp_path / "STS.gs.OnWN.txt").unlink()
-    assert "STS.gs.OnWN.txt does not exist; it holds the gold scores of STS.input.OnWN.txt" in _error(tmp_path)
+    assert (
+        "STS.gs.OnWN.txt does not exist; it holds the gold scores of STS.input.OnWN.txt"
+        in _error(tmp_path)
+    )
 
 
 def test_two_files_of_one_split(tmp_path):
     for name in ("sts-test.csv", "sts-test.tsv"):
         _write(tmp_path / name, ["g\tf\ty\t0\t1\ta\tb"])
-    assert "sts-test.tsv are both STSBenchmark test; keep one" in _error(tmp_path, allow_partial=True)
+    assert "sts-test.tsv are both STSBenchmark test; keep one" in _error(
+        tmp_path, allow_partial=True
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\xff\xfe" * 50, b'"' * 20_001, b"x" * 300_000, b"a,b\n1,2\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"\xff\xfe" * 50, b'"' * 20_001, b"x" * 300_000, b"a,b\n1,2\n"]
+)
 @pytest.mark.parametrize("name", ["train.csv", "test.tsv"])
 def test_tables_of_other_data_sets_are_no_fault(tmp_path, name, content):
     """Any data set may have a train.csv."""
