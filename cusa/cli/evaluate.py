@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import Besides, one_line_errors
+from cusa.cli.console import DefaultCommand, one_line_errors
 from cusa.data.errors import CusaError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ _shown = _options(
 )
 
 
-@click.command(cls=Besides, context_settings=_CONTEXT)
+@click.command(cls=DefaultCommand, context_settings=_CONTEXT)
 @_models
 @_split
 @_data_root
@@ -203,7 +203,8 @@ def index(
     device: str,
 ) -> None:
     """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
-    from cusa.cli.console import default_workers, pick_device, progress, quiet_libraries
+    from cusa.cli.console import default_workers, pick_device, quiet_libraries
+    from cusa.cli.progress import progress
     from cusa.data.shell import shell_command
 
     quiet_libraries()
@@ -278,7 +279,7 @@ def search(
     _print(f"page: {out.resolve()}")
 
 
-main.others |= {
+main.subcommands |= {
     "retrieval": click.Command(
         "retrieval",
         callback=main.callback,
@@ -296,7 +297,8 @@ main.others |= {
 
 
 def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool = False) -> None:
-    from cusa.cli.console import default_workers, pick_device, progress, quiet_libraries
+    from cusa.cli.console import default_workers, pick_device, quiet_libraries
+    from cusa.cli.progress import progress
 
     quiet_libraries()
     from cusa.data.errors import RunError

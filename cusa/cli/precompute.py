@@ -128,7 +128,8 @@ def main(
     Run it again to go on after an interruption, or to add a teacher or a split. With several GPUs, or machines that
     share a file system: torchrun --nproc-per-node N -m cusa.precompute ... (the same options).
     """
-    from cusa.cli.console import console, progress, quiet_libraries, stop_signals
+    from cusa.cli.console import console, quiet_libraries, stop_signals
+    from cusa.cli.progress import progress
     from cusa.data.datasets import load_dataset
     from cusa.data.errors import SettingError, WorkerError
     from cusa.data.store.reader import EmbeddingStore

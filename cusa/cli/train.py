@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import Besides, Stopped, one_line_errors
+from cusa.cli.console import DefaultCommand, Stopped, one_line_errors
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    cls=Besides, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+    cls=DefaultCommand,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.option(
     "--embeddings", type=click.Path(path_type=Path), help="The embedding store of cusa-precompute."
@@ -165,7 +166,7 @@ def export(run: Path, kind: str, head: str, checkpoint: str, out: Path | None) -
     _print(f"exported: {write(run, kind, out, head, checkpoint)}")  # type: ignore[arg-type]
 
 
-main.others["export"] = export
+main.subcommands["export"] = export
 
 
 def _train(
@@ -181,7 +182,8 @@ def _train(
     Raises:
         Stopped: If a signal came; the run is kept.
     """
-    from cusa.cli.console import console, default_workers, progress
+    from cusa.cli.console import console, default_workers
+    from cusa.cli.progress import progress
     from cusa.eval.metrics.validation import validation_scores
     from cusa.train.commands import resume_command
     from cusa.train.trainer import Trainer

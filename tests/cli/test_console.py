@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cusa.cli.console import progress
+from cusa.cli.progress import progress
 from cusa.data.shell import shell_command
 from tests.helpers import make_pairs, make_tiny_vit, run_ok
 

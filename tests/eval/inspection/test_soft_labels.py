@@ -12,28 +12,24 @@ import torch
 
 from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.inspection.batch_figures import (
+    Agreement,
+    FalseNegativeCount,
+    Sharpness,
+    agreement,
+    count_false_negatives,
+    sharpness,
+)
 from cusa.eval.inspection.pair_search import (
-    DUPLICATE,
-    MOST_CAPTIONS,
+    DUPLICATE_COSINE,
+    MAX_CAPTIONS,
     RANKINGS,
     draw_sample,
     same_image_cosine,
     strongest_pairs,
 )
-from cusa.eval.inspection.soft_labels import (
-    COSINES,
-    TEMPERATURES,
-    Agreement,
-    Alike,
-    Settings,
-    Sharpness,
-    agreement,
-    alike,
-    as_json,
-    inspect,
-    sharpness,
-    write_inspection,
-)
+from cusa.eval.inspection.results import Settings, to_json
+from cusa.eval.inspection.soft_labels import COSINES, TEMPERATURES, inspect, write_inspection
 from cusa.train.loader import EpochOrder
 from tests.helpers import (
     add_teacher,
@@ -113,17 +109,25 @@ def test_sharpness_by_its_definition(tau):
         own.append(p[i])
         other.append(max(p[j] for j in range(len(p)) if ids[j] != ids[i]))
     found = sharpness(torch.tensor(s), torch.tensor(ids), tau)
-    for value, expected in ((found.perplexity, perplexity), (found.own, own), (found.other, other)):
+    for value, expected in (
+        (found.perplexity, perplexity),
+        (found.own_label, own),
+        (found.greatest_other_label, other),
+    ):
         assert value == pytest.approx(np.mean(expected))
 
 
 def test_sharpness_at_the_ends():
     ids = torch.arange(4)
     flat = sharpness(torch.ones(4, 4), ids, 1.0)
-    assert (flat.perplexity, flat.own, flat.other) == pytest.approx((4, 0.25, 0.25))
+    assert (flat.perplexity, flat.own_label, flat.greatest_other_label) == pytest.approx(
+        (4, 0.25, 0.25)
+    )
     hard = sharpness(torch.eye(4), ids, 1e-4)
-    assert (hard.perplexity, hard.own, hard.other) == pytest.approx((1, 1, 0))
-    assert math.isnan(sharpness(torch.eye(4), torch.zeros(4, dtype=torch.int64), 1.0).other)
+    assert (hard.perplexity, hard.own_label, hard.greatest_other_label) == pytest.approx((1, 1, 0))
+    assert math.isnan(
+        sharpness(torch.eye(4), torch.zeros(4, dtype=torch.int64), 1.0).greatest_other_label
+    )
 
 
 def test_alike_by_its_definition():
@@ -136,11 +140,11 @@ def test_alike_by_its_definition():
             for j in range(i + 1, n)
             if ids[i] != ids[j] and s[i, j] >= cosine
         ]
-        result = alike(torch.tensor(s), torch.tensor(ids), cosine)
-        assert result == Alike(
+        result = count_false_negatives(torch.tensor(s), torch.tensor(ids), cosine)
+        assert result == FalseNegativeCount(
             len(found), pytest.approx(len({i for two in found for i in two}) / n)
         )
-    assert result.pairs < alike(torch.tensor(s), torch.tensor(ids), 0.1).pairs
+    assert result.pairs < count_false_negatives(torch.tensor(s), torch.tensor(ids), 0.1).pairs
 
 
 def _mean_rank(values):
@@ -214,15 +218,15 @@ def test_figures_are_means_over_the_trainer_s_batches(tmp_path):
         )
         ids = torch.tensor(ids)
         sharp.append(sharpness(s_i, ids, 0.1))
-        close.append(alike(s_t, ids, 0.5))
-        same.append(alike(s_t, ids, median))
+        close.append(count_false_negatives(s_t, ids, 0.5))
+        same.append(count_false_negatives(s_t, ids, median))
         agree.append(agreement(s_i, s_t, ids))
     found = inspect(store, Settings(batch_size=8, batches=7, seed=5))
     assert len(order) * 2 < 7  # more than two epochs
     for figure, parts in (
         (found.image.sharpness[0.1], sharp),
-        (found.text.alike[0.5], close),
-        (found.same_image_alike, same),
+        (found.text.false_negatives[0.5], close),
+        (found.same_image_count, same),
     ):
         for name, value in vars(figure).items():
             assert value == pytest.approx(np.mean([getattr(p, name) for p in parts]), rel=1e-5), (
@@ -245,10 +249,10 @@ def test_figures_that_a_batch_lacks_do_not_count(tmp_path):
     found = inspect(
         _open(make_odd_store(tmp_path, n=3, per_image=(6,)))[0], Settings(batch_size=2, batches=30)
     )
-    assert 0 < found.text.sharpness[1.0].other < 1
+    assert 0 < found.text.sharpness[1.0].greatest_other_label < 1
     assert math.isnan(found.agreement.pearson)  # of a single pair
     assert found.agreement.overlap == found.agreement.chance == 1
-    assert as_json(found)["agreement"]["pearson"] is None
+    assert to_json(found)["agreement"]["pearson"] is None
 
 
 def test_the_median_of_captions_of_one_image(tmp_path):
@@ -257,7 +261,7 @@ def test_the_median_of_captions_of_one_image(tmp_path):
     rows = _unit(text.gather(np.arange(len(text))))
     cosines = []
     for i in range(11):
-        own = np.flatnonzero(owner == i)[:MOST_CAPTIONS]
+        own = np.flatnonzero(owner == i)[:MAX_CAPTIONS]
         cosines += [rows[c] @ rows[d] for c in own for d in own if c < d]
     sample = draw_sample(owner, np.arange(len(owner)), 100, 0)
     for block in (1, 4, 512):
@@ -292,7 +296,7 @@ def _brute_force(image, text, owner, images, n):
         for j in images:
             if i < j:
                 s_i = a[i] @ a[j]
-                own = [np.flatnonzero(owner == k)[:MOST_CAPTIONS] for k in (i, j)]
+                own = [np.flatnonzero(owner == k)[:MAX_CAPTIONS] for k in (i, j)]
                 s_t = max(b[c] @ b[d] for c in own[0] for d in own[1])
                 both = math.sqrt(max(s_i, 0) * max(s_t, 0))
                 for ranking, s in zip(RANKINGS, (s_i, s_t, both), strict=True):
@@ -332,7 +336,7 @@ def test_equal_pairs_and_duplicates(tmp_path):
             assert all(found[ranking] == first[:n] for ranking in RANKINGS)
             assert n_duplicates == 15
     shown = inspect(store, Settings(batch_size=4, batches=2)).strongest["both"]
-    assert all(pair.duplicate and pair.image_cosine >= DUPLICATE for pair in shown)
+    assert all(pair.is_duplicate and pair.image_cosine >= DUPLICATE_COSINE for pair in shown)
     assert len(shown) == 15
 
 
@@ -376,7 +380,9 @@ def test_shown_captions_belong_to_the_images_and_give_the_cosine(tmp_path):
         a, b = _unit(text.gather(places))
         c, d = _unit(image.gather(rows))
         assert (pair.text_cosine, pair.image_cosine) == pytest.approx((a @ b, c @ d), abs=1e-6)
-        assert pair.both == pytest.approx(math.sqrt(max(a @ b, 0) * max(c @ d, 0)), abs=1e-3)
+        assert pair.fused_cosine == pytest.approx(
+            math.sqrt(max(a @ b, 0) * max(c @ d, 0)), abs=1e-3
+        )
     order = [pair.text_cosine for pair in found.strongest["text"]]
     assert order == sorted(order, reverse=True)
 
@@ -429,12 +435,12 @@ def test_the_page_prints_the_figures(tmp_path):
         text=replace(
             found.text,
             sharpness={1.0: Sharpness(3.14, 0.111, 0.222)},
-            alike={0.5: Alike(1234.56, 0.0625)},
+            false_negatives={0.5: FalseNegativeCount(1234.56, 0.0625)},
         ),
         image=replace(
             found.image,
             sharpness={1.0: Sharpness(2.71, 0.333, 0.444)},
-            alike={0.5: Alike(7.0, 0.5)},
+            false_negatives={0.5: FalseNegativeCount(7.0, 0.5)},
         ),
         agreement=Agreement(0.1234, -0.5678, 0.25, 0.125, 0.00321),
         n_duplicates=1234,
