@@ -26,11 +26,7 @@ R = TypeVar("R")
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 PATH = click.Path(path_type=Path)
-DEVICE_OPTION = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-)
+DEVICE_OPTION = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
 LOG_WIDTH = 120  # columns of a table where the output is no terminal
@@ -46,9 +42,9 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except Stopped as stopped:
-            name = signal.Signals(stopped.signal).name
+            signal_name = signal.Signals(stopped.signal).name
             progress = f": {stopped}" if str(stopped) else ""
-            fail(f"stopped by {name}{progress}", 128 + stopped.signal)
+            fail(f"stopped by {signal_name}{progress}", 128 + stopped.signal)
         except CusaError as error:
             fail(str(error).replace("\n", " "))
         except PermissionError as error:
@@ -90,9 +86,9 @@ class DefaultCommand(click.Command):
         """Make the context of the command that the first argument names."""
         if not args or args[0] not in self.subcommands:
             return super().make_context(info_name, args, parent, **extra)
-        name, *own_args = args
-        command = self.subcommands[name]
-        return command.make_context(f"{info_name} {name}", own_args, parent, **extra)
+        subcommand, *own_args = args
+        command = self.subcommands[subcommand]
+        return command.make_context(f"{info_name} {subcommand}", own_args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that the context is of."""
@@ -106,8 +102,8 @@ class DefaultCommand(click.Command):
             return
         with formatter.section("Other commands"):
             rows = []
-            for name, command in self.subcommands.items():
-                rows.append((f"{ctx.command_path} {name}", command.get_short_help_str(120)))
+            for subcommand, command in self.subcommands.items():
+                rows.append((f"{ctx.command_path} {subcommand}", command.get_short_help_str(120)))
             formatter.write_dl(rows)
 
 
@@ -187,13 +183,13 @@ def console(quiet: bool = False) -> Console:
     return Console(quiet=quiet, width=LOG_WIDTH)
 
 
-def print_plain(text: str, screen: Console | None = None) -> None:
+def print_plain(message: str, screen: Console | None = None) -> None:
     """Print text on stdout as it is: no markup, no colours, no line breaks of rich's own."""
     screen = screen or console()
-    screen.print(text, highlight=False, markup=False, soft_wrap=True)
+    screen.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
-def pick_device(name: str) -> str:
+def pick_device(device: str) -> str:
     """Return ``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises:
@@ -202,13 +198,13 @@ def pick_device(name: str) -> str:
     import torch
 
     has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
+    if device == "cuda" and not has_cuda:
         raise SettingError(
             "--device cuda: no CUDA device is available to this torch; pass --device cpu or auto",
             name="--device",
         )
-    if name != "auto":
-        return name
+    if device != "auto":
+        return device
     return "cuda" if has_cuda else "cpu"
 
 
@@ -244,5 +240,5 @@ def quiet_libraries() -> None:
         "TQDM_DISABLE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+    for variable, value in settings.items():
+        os.environ.setdefault(variable, value)

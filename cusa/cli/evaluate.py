@@ -1,4 +1,4 @@
-"""``cusa-eval``: measure models, across modalities and within one, compare them, and show what they retrieve."""
+"""``cusa-eval``: measure models, compare them, and show what they retrieve."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import DefaultCommand, one_line_errors
+from cusa.cli.console import CONTEXT_SETTINGS, DEVICE_OPTION, PATH, DefaultCommand, one_line_errors
+from cusa.cli.search import index, search
 from cusa.data.errors import CusaError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cusa.eval.queries import Suite
     from cusa.eval.report.report import RunReport
     from cusa.eval.request import Plan
 
-_SPECS = (
-    "cusa.eval.models.any_model"  # (spec, whether it is a run), in the order of the command line
-)
-_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+# Key of click's context: (spec, whether it is a run), in the order of the command line.
+_SPECS = "cusa.eval.models.any_model"
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _options(*options: Decorator) -> Decorator:
+    """Join options into one decorator, in the order of ``--help``."""
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
             command = option(command)
@@ -35,119 +38,194 @@ def _options(*options: Decorator) -> Decorator:
 def _in_order(
     context: click.Context, option: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Put models and runs into one list, those first that stand first on the command line."""
+    """Put models and runs into one list, in the order of the command line."""
     specs = context.meta.setdefault(_SPECS, [])
-    specs += [(value, option.name == "models_of_runs") for value in values]
+    is_run = option.name == "models_of_runs"
+    specs += [(value, is_run) for value in values]
     return values
 
 
-_path = click.Path(path_type=Path)
-_models = _options(
-    click.option("--model", "models", multiple=True, metavar="MODEL", callback=_in_order,
-                 help="A Hugging Face dual encoder or sentence-transformers model by name or folder; a teacher; a run. "
-                 "Repeat it to compare."),
-    click.option("--run", "models_of_runs", multiple=True, metavar="FOLDER", callback=_in_order,
-                 help="A run of cusa-train or an exported folder, on this machine; repeatable.  [default: the latest "
-                 "under runs/]"),
-    click.option("--image-embeddings", type=_path, help="Another model's image embeddings: .npy, .h5 or .safetensors."),
-    click.option("--image-ids", type=_path, help="Their ids, if not in the file: .txt, .json or .npy."),
-    click.option("--text-embeddings", type=_path, help="Its text embeddings."),
-    click.option("--text-ids", type=_path, help="Their ids."),
-    click.option("--name", help="That model's name in tables and below runs/eval.  [default: the files']"),
-)  # fmt: skip
-_how = _options(
-    click.option("--ties", type=click.Choice(["pessimistic", "mean", "optimistic"]), default="pessimistic",
-                 help="What equal similarities count as: against the model, for it, or the mean of both."),
-    click.option("--bootstrap", type=click.IntRange(0), default=1000,
-                 help="Resamplings of the queries for 95 % intervals; 0: none."),
-    click.option("--seed", type=click.IntRange(0), default=0, help="Of the resampling, and of the queries shown."),
-    click.option("--allow-partial", is_flag=True, help="Evaluate known data sets that are not complete, too."),
-    click.option("--index", type=click.Choice(["exact", "hnsw", "ivf"]), default="exact",
-                 help="Report an approximate FAISS index beside the exact figures."),
-    click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", help="Of runs."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+_model_options = _options(
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="MODEL",
+        callback=_in_order,
+        help="A Hugging Face dual encoder or sentence-transformers model by name or folder; a "
+        "teacher; a run. Repeat it to compare.",
+    ),
+    click.option(
+        "--run",
+        "models_of_runs",
+        multiple=True,
+        metavar="FOLDER",
+        callback=_in_order,
+        help="A run of cusa-train or an exported folder, on this machine; repeatable.  [default: "
+        "the latest under runs/]",
+    ),
+    click.option(
+        "--image-embeddings",
+        type=PATH,
+        help="Image embeddings of another model: .npy, .h5 or .safetensors.",
+    ),
+    click.option(
+        "--image-ids", type=PATH, help="Their ids, if the file has none: .txt, .json or .npy."
+    ),
+    click.option("--text-embeddings", type=PATH, help="Its text embeddings."),
+    click.option("--text-ids", type=PATH, help="Their ids."),
+    click.option(
+        "--name", help="Name of that model in tables and below runs/eval.  [default: the files']"
+    ),
+)
+_run_options = _options(
+    click.option(
+        "--ties",
+        type=click.Choice(["pessimistic", "mean", "optimistic"]),
+        default="pessimistic",
+        help="Count equal similarities against the model, for it, or as the mean of both.",
+    ),
+    click.option(
+        "--bootstrap",
+        type=click.IntRange(0),
+        default=1000,
+        help="Resamplings of the queries for 95 % intervals; 0: none.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        help="Seed of the resampling, and of the choice of the queries shown.",
+    ),
+    click.option(
+        "--allow-partial", is_flag=True, help="Evaluate known data sets that are incomplete, too."
+    ),
+    click.option(
+        "--index",
+        type=click.Choice(["exact", "hnsw", "ivf"]),
+        default="exact",
+        help="Report an approximate FAISS index beside the exact figures.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=click.Choice(["best", "last"]),
+        default="best",
+        help="Checkpoint of runs.",
+    ),
+    DEVICE_OPTION,
     click.option("--batch-size", type=click.IntRange(1), default=256),
-    click.option("--workers", type=click.IntRange(0), help="Readers of inputs.  [default: cores, at most 8]"),
-    click.option("--out", type=_path,
-                 help="Folder of report.html.  [default: the model's own results, for several eval/ beside them]"),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        help="Processes that read inputs.  [default: cores, at most 8]",
+    ),
+    click.option(
+        "--out",
+        type=PATH,
+        help="Folder of report.html.  [default: the model's own results; for several, eval/ "
+        "beside them]",
+    ),
     click.option("--latex", is_flag=True, help="Write tables.tex beside the report, too."),
-)  # fmt: skip
-_data_root = click.option(
-    "--data-root", type=_path, default=Path("data"), help="Where named data sets lie."
 )
-_split = _options(
+_data_root_option = click.option(
+    "--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets."
+)
+_split_options = _options(
     click.option("--split", default="test", help="Split of the store or data set."),
-    click.option("--dataset", multiple=True,
-                 help="coco, flickr30k, demo, or annotation files as of cusa-precompute.  [default: the run's store]"),
-    click.option("--embeddings", type=_path, help="Another store than the run's own."),
-    click.option("--image-root", type=_path, help="Folder of the images, if not the data's own."),
-)  # fmt: skip
-_shown = _options(
     click.option(
-        "--pmrp", type=_path, help="Folder of pm_*.json: plausible matches of COCO's test."
+        "--dataset",
+        multiple=True,
+        help="coco, flickr30k, demo, or annotation files as for cusa-precompute.  [default: the "
+        "run's store]",
+    ),
+    click.option("--embeddings", type=PATH, help="Another store than the run's own."),
+    click.option("--image-root", type=PATH, help="Folder of the images, if not the data's own."),
+)
+_retrieval_options = _options(
+    click.option(
+        "--pmrp", type=PATH, help="Folder of pm_*.json: plausible matches of COCO's test split."
     ),
     click.option(
-        "--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report."
+        "--gallery",
+        type=click.IntRange(0),
+        default=6,
+        help="Queries of each task to show in the report.",
     ),
 )
 
 
-@click.command(cls=DefaultCommand, context_settings=_CONTEXT)
-@_models
-@_split
-@_data_root
-@_how
-@_shown
+@click.command(cls=DefaultCommand, context_settings=CONTEXT_SETTINGS)
+@_model_options
+@_split_options
+@_data_root_option
+@_run_options
+@_retrieval_options
 @click.version_option(package_name="cusa")
 @one_line_errors
 def main(**options: Any) -> None:
-    """Retrieval across modalities and among captions: exact ranks, tables, metrics.json and report.html."""
+    """Measure retrieval across modalities and among captions, by exact ranks.
+
+    Writes tables, metrics.json and report.html.
+    """
     _measure(options, ("retrieval",))
 
 
-@click.command(context_settings=_CONTEXT)
-@_models
-@click.option("--data", multiple=True, metavar="NAME=FOLDER",
-              help="cub, cars, sop, inshop, inaturalist, or FOLDER with a folder per class; repeat it.  [default: all "
-              "below --data-root]")  # fmt: skip
-@_data_root
-@_how
+@click.command(context_settings=CONTEXT_SETTINGS)
+@_model_options
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="cub, cars, sop, inshop, inaturalist, or FOLDER with a folder per class; repeat it.  "
+    "[default: all below --data-root]",
+)
+@_data_root_option
+@_run_options
 @one_line_errors
 def images(**options: Any) -> None:
-    """Image-to-image retrieval by class: R@1 as in the paper, R-Precision and mAP@R; images.json and report.html."""
+    """Measure image-to-image retrieval by class.
+
+    R@1 as in the paper, R-Precision and mAP@R; writes images.json and report.html.
+    """
     _measure(options, ("images",))
 
 
-@click.command(context_settings=_CONTEXT)
-@_models
+@click.command(context_settings=CONTEXT_SETTINGS)
+@_model_options
 @click.option(
     "--data",
     "sts_data",
-    type=_path,
-    help="Folder of STS sets, any layout.  [default: sts in --data-root]",
+    type=PATH,
+    help="Folder of STS sets, in any layout.  [default: sts in --data-root]",
 )
-@_data_root
-@_split
-@_how
+@_data_root_option
+@_split_options
+@_run_options
 @one_line_errors
 def sts(**options: Any) -> None:
-    """Sentence similarity: STS12-16, STS-B, SICK-R by the paper's rule, and CxC; sts.json and report.html."""
+    """Measure sentence similarity.
+
+    STS12-16, STS-B and SICK-R by the paper's rule, and CxC; writes sts.json and report.html.
+    """
     _measure(options, ("sts",))
 
 
-@click.command("all", context_settings=_CONTEXT)
-@_models
-@_split
-@_data_root
-@_how
-@_shown
+@click.command("all", context_settings=CONTEXT_SETTINGS)
+@_model_options
+@_split_options
+@_data_root_option
+@_run_options
+@_retrieval_options
 @one_line_errors
 def everything(**options: Any) -> None:
-    """All three suites, on what there is: the split, the image sets and the STS sets below --data-root."""
+    """Run all three suites on the data there is.
+
+    That is the split, and the image sets and STS sets below --data-root.
+    """
     _measure(options, ("retrieval", "images", "sts"), skip_absent=True)
 
 
-@click.command(context_settings=_CONTEXT)
+@click.command(context_settings=CONTEXT_SETTINGS)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--bootstrap", type=click.IntRange(1), default=1000, help="Resamplings of the queries."
@@ -155,13 +233,13 @@ def everything(**options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option(
     "--out",
-    type=_path,
+    type=PATH,
     help="Folder of comparison.html and .json.  [default: eval/ beside the first]",
 )
 @click.option("--latex", is_flag=True, help="Write comparison.tex beside it, too.")
 @one_line_errors
 def compare(models: tuple[str, ...], **options: Any) -> None:
-    """Paired differences of models that cusa-eval has measured to the first, with their intervals.
+    """Compare models that cusa-eval has measured with the first of them, by paired differences.
 
     MODEL is a run directory, or a folder of results.
     """
@@ -170,113 +248,9 @@ def compare(models: tuple[str, ...], **options: Any) -> None:
     quiet_libraries()
     from cusa.eval.compare_runs import compare_measured
 
-    content, written = compare_measured([Path(m) for m in models], **options)
+    content, written = compare_measured([Path(model) for model in models], **options)
     _print_comparison(content)
-    _say_written(written)
-
-
-@click.command(context_settings=_CONTEXT)
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "--run", type=click.Path(path_type=Path), help="Run, or exported folder.  [default: the latest]"
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the index.  [default: RUN/index]"
-)
-@click.option("--kind", type=click.Choice(["flat", "hnsw", "ivf"]), default="flat",
-              help="flat is exact; the others are for millions.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), default=32)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Threads that read images.  [default: cores, at most 8]",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@one_line_errors
-def index(
-    source: Path,
-    run: Path | None,
-    out: Path | None,
-    kind: Any,
-    batch_size: int,
-    workers: int | None,
-    device: str,
-) -> None:
-    """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
-    from cusa.cli.console import default_workers, pick_device, quiet_libraries
-    from cusa.cli.progress import progress
-    from cusa.data.shell import shell_command
-
-    quiet_libraries()
-    from cusa.eval.models.evaluated_models import latest_run
-    from cusa.eval.models.student import load_student
-    from cusa.eval.search.index import IndexOptions, build_index
-
-    run = run or latest_run(Path("runs"))
-    out = out or run / "index"
-    student = load_student(run, pick_device(device))
-    options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
-    with progress() as bar:
-        task = bar.add_task("index", total=None, unit="items")
-        found = build_index(
-            student,
-            run,
-            source,
-            out,
-            options,
-            lambda n, of: bar.update(task, completed=n, total=of),
-        )
-    left = f", {len(found.skipped):,} skipped (see index.json)" if found.skipped else ""
-    left += f", {found.blank_lines:,} empty lines" if found.blank_lines else ""
-    if found.recall_of_exact is not None:
-        left += f", {found.recall_of_exact:.1f} % of the exact ten nearest found"
-    _print(f"index: {out.resolve()} ({found.count:,} {found.modality}s{left})")
-    _print(f"next: {shell_command('cusa-eval', 'search', 'a dog on a beach', '--index', out)}")
-
-
-@click.command(context_settings=_CONTEXT)
-@click.argument("query")
-@click.option(
-    "--index", "folder", type=click.Path(path_type=Path), help="[default: the latest under runs/]"
-)
-@click.option(
-    "--run",
-    type=click.Path(path_type=Path),
-    help="The student, if it has moved.  [default: the index's]",
-)
-@click.option("-k", type=click.IntRange(1), default=10, help="Hits.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The page.  [default: search.html beside the index]",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
-@one_line_errors
-def search(
-    query: str, folder: Path | None, run: Path | None, k: int, out: Path | None, device: str
-) -> None:
-    """Search an index for a text, or for an image file."""
-    from cusa.cli.console import pick_device, quiet_libraries
-
-    quiet_libraries()
-    from cusa.eval.models.student import load_student
-    from cusa.eval.search.index import latest_index
-    from cusa.eval.search.search import SearchIndex, answer, write_contact_sheet
-
-    opened = SearchIndex.open(folder or latest_index(Path("runs")))
-    run = run or Path(opened.summary.student)
-    found = answer(load_student(run, pick_device(device)), opened, query, k, str(run))
-    for hit in found.hits:
-        _print(
-            f"{hit.rank:3} {hit.similarity:6.3f}  {hit.item.text}{'  (the query itself)' if hit.is_query else ''}"
-        )
-    if found.n_unnamed:
-        _print(
-            f"note: {found.n_unnamed} more found, whose lines in items.jsonl are damaged; build the index again"
-        )
-    out = out or opened.folder.resolve().parent / "search.html"
-    write_contact_sheet(out, found)
-    _print(f"page: {out.resolve()}")
+    _print_files(written)
 
 
 main.subcommands |= {
@@ -285,7 +259,7 @@ main.subcommands |= {
         callback=main.callback,
         params=main.params,
         help=main.help,
-        context_settings=_CONTEXT,
+        context_settings=CONTEXT_SETTINGS,
     ),
     "images": images,
     "sts": sts,
@@ -328,11 +302,11 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
     _print_reports(found.reports)
     for line in found.notes:
         _print(f"note: {line}")
-    _say_written(found.written)
+    _print_files(found.written)
 
 
 def _specs() -> tuple[str, ...]:
-    """Models by name; a run that is not there is refused here, and never looked up on a model hub."""
+    """Models by name; a run that is not there is refused here, never looked up on a model hub."""
     from cusa.eval.models.evaluated_models import check_local
 
     specs = click.get_current_context().meta.get(_SPECS, [])
@@ -386,12 +360,6 @@ def _file(options: dict[str, Any], modality: str) -> tuple[Path, Path | None] | 
     return (rows, ids) if rows else None
 
 
-def _screen() -> Any:
-    from cusa.cli.console import console
-
-    return console()
-
-
 def _print_reports(reports: Sequence[RunReport]) -> None:
     """The report's tables, on the screen."""
     from rich.markup import escape
@@ -426,21 +394,32 @@ def _print_comparison(content: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    names = [escape(name) for name in content["models"]]
-    table = Table("set", "metric", *names, title=f"differences from {names[0]}")
+    model_names = [escape(model_name) for model_name in content["models"]]
+    table = Table("set", "metric", *model_names, title=f"differences from {model_names[0]}")
     for row in content["rows"]:
         cells = [f"{row['values'][0]:.1f}"]
-        for value, d in zip(row["values"][1:], row["differences"][1:], strict=True):
-            interval = "" if d["low"] is None else f", {d['low']:+.1f} to {d['high']:+.1f}"
-            cells.append(f"{value:.1f} ({d['difference']:+.1f}{interval})")
+        for value, paired in zip(row["values"][1:], row["differences"][1:], strict=True):
+            interval = ""
+            if paired["low"] is not None:
+                interval = f", {paired['low']:+.1f} to {paired['high']:+.1f}"
+            cells.append(f"{value:.1f} ({paired['difference']:+.1f}{interval})")
         table.add_row(escape(row["set"]), row["metric"], *cells)
     _screen().print(table)
 
 
+def _screen() -> Console:
+    from cusa.cli.console import console
+
+    return console()
+
+
+def _print_files(written: dict[str, list[Path]]) -> None:
+    """Print which files were written, by kind."""
+    for kind, paths in written.items():
+        _print(f"{kind}: {', '.join(str(path) for path in paths)}")
+
+
 def _print(text: str) -> None:
-    _screen().print(text, highlight=False, markup=False, soft_wrap=True)
+    from cusa.cli.console import print_plain
 
-
-def _say_written(written: dict[str, Any]) -> None:
-    for what, paths in written.items():
-        _print(f"{what}: {', '.join(str(p) for p in paths)}")
+    print_plain(text)

@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
-@click.argument("store", type=PATH)
-@click.option(
-    "--split",
-    default="train",
-    help="Split whose pairs would be trained on.",
-)
+@click.argument("store_path", metavar="STORE", type=PATH)
+@click.option("--split", default="train", help="Split whose pairs would be trained on.")
 @click.option(
     "--image-teacher",
     help="The store's image teacher that gives the soft labels.  [default: the only one]",
@@ -33,16 +29,10 @@ if TYPE_CHECKING:
     help="The store's text teacher that gives the soft labels.  [default: the only one]",
 )
 @click.option(
-    "--batch-size",
-    type=click.IntRange(2),
-    default=128,
-    help="Pairs in a training batch.",
+    "--batch-size", type=click.IntRange(2), default=128, help="Pairs in a training batch."
 )
 @click.option(
-    "--batches",
-    type=click.IntRange(1),
-    default=100,
-    help="Batches to average the figures over.",
+    "--batches", type=click.IntRange(1), default=100, help="Batches to average the figures over."
 )
 @click.option(
     "--pairs",
@@ -51,30 +41,21 @@ if TYPE_CHECKING:
     help="Most similar pairs to show of each ranking.",
 )
 @click.option(
-    "--sample",
-    type=click.IntRange(2),
-    default=20_000,
-    help="Images to search for these pairs.",
+    "--sample", type=click.IntRange(2), default=20_000, help="Images to search for these pairs."
 )
 @click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    help="Seed of the batches and of the sample.",
+    "--seed", type=click.IntRange(0), default=0, help="Seed of the batches and of the sample."
 )
-@click.option(
-    "--image-root",
-    type=PATH,
-    help="Folder of the images, if not the store's own.",
-)
+@click.option("--image-root", type=PATH, help="Folder of the images, if not the store's own.")
 @click.option(
     "--out",
+    "page_path",
     type=PATH,
     help="HTML page to write.  [default: STORE's name with .inspect.html]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @one_line_errors
-def inspect(store: Path, out: Path | None, as_json: bool, **settings: Any) -> None:
+def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings: Any) -> None:
     """Show how sharp the soft labels of STORE are, with likely false negatives in pictures.
 
     Batches are drawn as cusa-train draws them; no model is loaded.
@@ -83,28 +64,28 @@ def inspect(store: Path, out: Path | None, as_json: bool, **settings: Any) -> No
     from cusa.cli.progress import StepTasks, progress
     from cusa.data.store.reader import EmbeddingStore
 
-    opened = EmbeddingStore(store)
-    page = _page_path(out, store)
+    opened = EmbeddingStore(store_path)
+    page_path = _checked_page_path(page_path, store_path)
     _check_image_root(settings["image_root"])
 
     from cusa.eval.inspection import soft_labels
     from cusa.eval.inspection.results import Settings, to_json
 
-    with progress(quiet=as_json) as bar:
-        steps = StepTasks(bar, unit="steps")
+    with progress(quiet=as_json) as progress_bar:
+        steps = StepTasks(progress_bar, unit="steps")
         inspection = soft_labels.inspect(opened, Settings(**settings), steps.complete)
     if as_json:
-        content = {**to_json(inspection), "page": str(page.resolve())}
+        content = {**to_json(inspection), "page": str(page_path.resolve())}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         _print_inspection(inspection)
-    n_unreadable = soft_labels.write_inspection(page, inspection)
+    n_unreadable = soft_labels.write_inspection(page_path, inspection)
     if not as_json:
         note = f" ({n_unreadable:,} of its pictures could not be read)" if n_unreadable else ""
-        print_plain(f"page: {page.resolve()}{note}")
+        print_plain(f"page: {page_path.resolve()}{note}")
 
 
-def _page_path(out: Path | None, store: Path) -> Path:
+def _checked_page_path(requested: Path | None, store_path: Path) -> Path:
     """Choose where the page goes, and make its folder: before the work, not after it.
 
     Raises:
@@ -112,11 +93,11 @@ def _page_path(out: Path | None, store: Path) -> Path:
     """
     from cusa.data.errors import SettingError
 
-    page = out or store.with_suffix(".inspect.html")
+    page = requested or store_path.with_suffix(".inspect.html")
     problem = ""
     if page.is_dir():
         problem = "a folder"
-    elif page.resolve() == store.resolve():
+    elif page.resolve() == store_path.resolve():
         problem = "the store"
     if problem:
         raise SettingError(

@@ -37,31 +37,31 @@ class StepTasks:
     """Shows named steps as tasks of a progress, each added when it is first heard of.
 
     Args:
-        bar: The progress.
+        progress_bar: The progress.
         unit: What the steps count, or ``None`` for the last word of their names.
     """
 
-    def __init__(self, bar: Progress, unit: str | None = None) -> None:
-        self._bar = bar
+    def __init__(self, progress_bar: Progress, unit: str | None = None) -> None:
+        self._bar = progress_bar
         self._unit = unit
         self._task_ids: dict[str, TaskID] = {}
 
-    def complete(self, name: str, n_done: int, n_steps: int) -> None:
+    def complete(self, task_name: str, n_done: int, n_steps: int) -> None:
         """Show that so many steps are done."""
-        self._bar.update(self._task_id(name, n_steps), completed=n_done)
+        self._bar.update(self._task_id(task_name, n_steps), completed=n_done)
 
-    def advance(self, name: str, n_more: int, n_steps: int) -> None:
+    def advance(self, task_name: str, n_more: int, n_steps: int) -> None:
         """Show that so many more steps are done; after the last, the name begins anew."""
-        task_id = self._task_ids.get(name)
+        task_id = self._task_ids.get(task_name)
         if task_id is not None and self._bar.tasks[task_id].finished:
-            del self._task_ids[name]
-        self._bar.advance(self._task_id(name, n_steps), n_more)
+            del self._task_ids[task_name]
+        self._bar.advance(self._task_id(task_name, n_steps), n_more)
 
-    def _task_id(self, name: str, n_steps: int) -> TaskID:
-        if name not in self._task_ids:
-            unit = self._unit or name.split()[-1]
-            self._task_ids[name] = self._bar.add_task(name, total=n_steps, unit=unit)
-        return self._task_ids[name]
+    def _task_id(self, task_name: str, n_steps: int) -> TaskID:
+        if task_name not in self._task_ids:
+            unit = self._unit or task_name.split()[-1]
+            self._task_ids[task_name] = self._bar.add_task(task_name, total=n_steps, unit=unit)
+        return self._task_ids[task_name]
 
 
 class ProgressLines:

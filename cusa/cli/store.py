@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cusa.data.foreign.rows import ForeignRows
     from cusa.precompute.audit import Audit
 
-STORE = click.argument("store", type=PATH)
+STORE = click.argument("store_path", metavar="STORE", type=PATH)
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
@@ -33,11 +33,11 @@ main.add_command(inspect)
 @STORE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @one_line_errors
-def info(store: Path, as_json: bool) -> None:
+def info(store_path: Path, as_json: bool) -> None:
     """Print what STORE holds: splits, teachers, rows, sizes, norms, provenance."""
     from cusa.data.store.summary import summarize
 
-    summary = summarize(store)
+    summary = summarize(store_path)
     if as_json:
         click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
         return
@@ -50,18 +50,19 @@ def info(store: Path, as_json: bool) -> None:
     dataset = escape(summary["dataset"])
     image_root = escape(summary["image_root"])
     screen.print(
-        f"{escape(str(store))}: data set [bold]{dataset}[/], images under {image_root}",
+        f"{escape(str(store_path))}: data set [bold]{dataset}[/], images under {image_root}",
         soft_wrap=True,
     )
     screen.print(_splits_table(summary["splits"]))
     screen.print(_teachers_table(summary["teachers"]))
-    for name, teacher in summary["teachers"].items():
-        versions = ", ".join(f"{library} {v}" for library, v in teacher["versions"].items())
+    for teacher_name, settings in summary["teachers"].items():
+        versions = settings["versions"].items()
+        libraries = ", ".join(f"{library} {version}" for library, version in versions)
         print_plain(
-            f"{name}: {teacher['modality']} teacher {teacher['model_id']} "
-            f"from {teacher['source']}, weights sha256 {teacher['weights_sha256']}, "
-            f"computed in {teacher['precision']}, "
-            f"caption normaliser {teacher['normalizer']}; {versions}"
+            f"{teacher_name}: {settings['modality']} teacher {settings['model_id']} "
+            f"from {settings['source']}, weights sha256 {settings['weights_sha256']}, "
+            f"computed in {settings['precision']}, "
+            f"caption normaliser {settings['normalizer']}; {libraries}"
         )
 
 
@@ -70,9 +71,9 @@ def _splits_table(splits: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table("split", "images", "captions", "known truth", "fingerprint")
-    for name, split in splits.items():
+    for split_name, split in splits.items():
         table.add_row(
-            escape(name),
+            escape(split_name),
             f"{split['images']:,}",
             f"{split['captions']:,}",
             "yes" if split["truth"] else "no",
@@ -96,15 +97,15 @@ def _teachers_table(teachers: dict[str, Any]) -> Table:
         "MB",
         "norms (least, mean, most)",
     )
-    for name, teacher in teachers.items():
-        for split, rows in teacher["rows"].items():
+    for teacher_name, settings in teachers.items():
+        for split_name, rows in settings["rows"].items():
             norms = " ".join(f"{norm:.4f}" for norm in rows["norms"] or ())
             table.add_row(
-                escape(name),
-                escape(split),
+                escape(teacher_name),
+                escape(split_name),
                 f"{rows['rows']:,}",
-                str(teacher["dim"]),
-                teacher["dtype"],
+                str(settings["dim"]),
+                settings["dtype"],
                 f"{rows['skipped']:,}",
                 f"{rows['shards']:,}",
                 f"{rows['bytes'] / 1e6:,.1f}",
@@ -122,11 +123,11 @@ def _teachers_table(teachers: dict[str, Any]) -> Table:
     "those again.",
 )
 @one_line_errors
-def verify(store: Path, repair: bool) -> None:
+def verify(store_path: Path, repair: bool) -> None:
     """Read every byte of STORE, compare it with the checksums, name damaged or missing files."""
     from cusa.data.store import verify as checks
 
-    n_files, damages = checks.verify(store)
+    n_files, damages = checks.verify(store_path)
     for damage in damages:
         click.echo(f"{damage.path}: {damage.what}")
     if not damages:
@@ -137,7 +138,7 @@ def verify(store: Path, repair: bool) -> None:
             f"{len(damages)} of {n_files} files are damaged or missing; --repair lets "
             "cusa-precompute make them again"
         )
-    for path in checks.set_aside(store, damages):
+    for path in checks.set_aside(store_path, damages):
         click.echo(f"set aside: {path}")
     click.echo(
         "run the same cusa-precompute commands again to make what is missing (all that the store "
@@ -156,16 +157,10 @@ def verify(store: Path, repair: bool) -> None:
     help="Only this teacher; with PATH, loaded from there.  [default: all, from where they were]",
 )
 @click.option(
-    "--sample",
-    type=click.IntRange(1),
-    default=256,
-    help="Rows to check of each teacher and split.",
+    "--sample", type=click.IntRange(1), default=256, help="Rows to check of each teacher and split."
 )
 @click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    help="Seed of the random choice of rows.",
+    "--seed", type=click.IntRange(0), default=0, help="Seed of the random choice of rows."
 )
 @click.option(
     "--least-cosine",
@@ -176,7 +171,7 @@ def verify(store: Path, repair: bool) -> None:
 @DEVICE_OPTION
 @one_line_errors
 def audit(
-    store: Path,
+    store_path: Path,
     teachers: tuple[str, ...],
     sample: int,
     seed: int,
@@ -187,7 +182,7 @@ def audit(
     from cusa.cli.console import console, pick_device, quiet_libraries
     from cusa.data.store.reader import EmbeddingStore
 
-    opened = EmbeddingStore(store)
+    opened = EmbeddingStore(store_path)
     quiet_libraries()
 
     from cusa.precompute.audit import audit as audit_teacher
@@ -195,8 +190,8 @@ def audit(
     device = pick_device(device)
     audits: list[Audit] = []
     for spec in teachers or opened.teachers:
-        name, _, source = spec.partition("=")
-        audits += audit_teacher(opened, name, source or None, sample, seed, device)
+        teacher_name, _, source = spec.partition("=")
+        audits += audit_teacher(opened, teacher_name, source or None, sample, seed, device)
 
     console().print(_audits_table(audits, least_cosine))
     n_wrong = sum(result.least < least_cosine for result in audits)
@@ -229,46 +224,47 @@ def _audits_table(audits: list[Audit], least_cosine: float) -> Table:
 
 
 @main.command()
-@click.argument("out", type=PATH)
-@click.argument("parts", type=PATH, nargs=-1, required=True)
+@click.argument("store_path", metavar="OUT", type=PATH)
+@click.argument("part_paths", metavar="PARTS...", type=PATH, nargs=-1, required=True)
 @one_line_errors
-def merge(out: Path, parts: tuple[Path, ...]) -> None:
+def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
     """Join PARTS into the store OUT.
 
     PARTS are what jobs with --shard-range made, or stores with other teachers or splits.
     """
     from cusa.data.store.merge import merge as merge_stores
 
-    index = merge_stores(out, parts)
-    for name, entry in index.teachers.items():
+    index = merge_stores(store_path, part_paths)
+    for teacher_name, teacher_entry in index.teachers.items():
         n_rows = 0
-        for shards in entry.shards.values():
+        for shards in teacher_entry.shards.values():
             n_rows += sum(shard.stop - shard.start for shard in shards)
-        click.echo(f"{name}: {n_rows:,} rows")
-    click.echo(f"store: {out}")
+        click.echo(f"{teacher_name}: {n_rows:,} rows")
+    click.echo(f"store: {store_path}")
     click.echo("the parts' own index files are no longer needed")
 
 
 @main.command()
 @STORE
-@click.argument("out", type=PATH)
+@click.argument("rows_path", metavar="OUT", type=PATH)
 @click.option("--teacher", required=True, help="Teacher to export.")
 @click.option("--split", required=True, help="Split to export.")
 @one_line_errors
-def export(store: Path, out: Path, teacher: str, split: str) -> None:
+def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
     """Write a teacher's rows to OUT, NAME.npy or NAME.safetensors, and ids to NAME.ids.json."""
     from cusa.data.store.import_export import export_rows
     from cusa.data.store.reader import EmbeddingStore
 
-    ids = export_rows(EmbeddingStore(store), teacher, split, out)
-    click.echo(f"rows: {out}\nids: {ids}")
+    ids = export_rows(EmbeddingStore(store_path), teacher, split, rows_path)
+    click.echo(f"rows: {rows_path}\nids: {ids}")
 
 
 @main.command("import")
 @STORE
-@click.argument("rows", type=PATH)
+@click.argument("rows_path", metavar="ROWS", type=PATH)
 @click.option(
     "--ids",
+    "ids_path",
     type=PATH,
     help="Ids of the rows: .txt (one per line), .json (a list) or .npy.  [default: those in the "
     ".h5, or NAME.ids.json beside NAME.npy]",
@@ -303,12 +299,7 @@ def export(store: Path, out: Path, teacher: str, split: str) -> None:
     help="The data set, where STORE does not exist yet; as for cusa-precompute.",
 )
 @click.option("--image-root", type=PATH, help="Folder that image paths are relative to.")
-@click.option(
-    "--data-root",
-    type=PATH,
-    default=Path("data"),
-    help="Folder of the named data sets.",
-)
+@click.option("--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets.")
 @click.option(
     "--on-error",
     type=click.Choice(["fail", "skip"]),
@@ -317,9 +308,9 @@ def export(store: Path, out: Path, teacher: str, split: str) -> None:
 )
 @one_line_errors
 def import_(
-    store: Path,
-    rows: Path,
-    ids: Path | None,
+    store_path: Path,
+    rows_path: Path,
+    ids_path: Path | None,
     allow_pickle: bool,
     split: str,
     datasets: tuple[str, ...],
@@ -333,10 +324,10 @@ def import_(
     from cusa.data.store.import_export import data_of, import_rows
     from cusa.data.store.schema import TeacherSettings, check_index_path
 
-    check_index_path(store)
-    foreign = _read_foreign_rows(rows, ids, allow_pickle)
+    check_index_path(store_path)
+    foreign = _read_foreign_rows(rows_path, ids_path, allow_pickle)
     dataset = load_dataset(datasets, image_root, data_root) if datasets else None
-    data = data_of(store, dataset)
+    data = data_of(store_path, dataset)
 
     teacher = teacher_options["teacher"]
     modality = teacher_options["modality"]
@@ -352,25 +343,31 @@ def import_(
         normalized=True,
     )
     skip_missing = on_error == "skip"
-    n_skipped, n_unused = import_rows(store, data, split, teacher, settings, foreign, skip_missing)
-    click.echo(f"{teacher}: {split} imported from {rows}, {n_skipped:,} skipped")
+    n_skipped, n_unused = import_rows(
+        store_path, data, split, teacher, settings, foreign, skip_missing
+    )
+    click.echo(f"{teacher}: {split} imported from {rows_path}, {n_skipped:,} skipped")
     if n_unused:
-        click.echo(f"note: {n_unused:,} rows of {rows} belong to nothing in split {split}")
-    click.echo(f"store: {store}")
+        click.echo(f"note: {n_unused:,} rows of {rows_path} belong to nothing in split {split}")
+    click.echo(f"store: {store_path}")
 
 
-def _read_foreign_rows(rows: Path, ids: Path | None, allow_pickle: bool) -> ForeignRows:
+def _read_foreign_rows(
+    rows_path: Path,
+    ids_path: Path | None,
+    allow_pickle: bool,
+) -> ForeignRows:
     from cusa.data.errors import SettingError
     from cusa.data.foreign.published import read_published_rows
     from cusa.data.foreign.rows import ForeignRows, read_rows
 
     if not allow_pickle:
-        return read_rows(rows, ids)
-    if ids is not None:
+        return read_rows(rows_path, ids_path)
+    if ids_path is not None:
         raise SettingError(
             "--ids goes with an array, --allow-pickle with a dictionary of the published code; "
             "pass one of the two",
             name="--ids",
         )
-    keys, embeddings = read_published_rows(rows)
-    return ForeignRows(keys, embeddings, str(rows))
+    keys, embeddings = read_published_rows(rows_path)
+    return ForeignRows(keys, embeddings, str(rows_path))
