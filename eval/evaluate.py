@@ -316,7 +316,7 @@ def _metrics(
 def _paper(subject: Subject, table: str) -> dict[str, Any]:
     origin = subject.origin()
     row = paper_row(origin.config.student.name, origin.config.loss.terms, table) if origin else None
-    return {"paper": row.plain()} if row else {}
+    return {"paper": row.to_dict()} if row else {}
 
 
 def _with_earlier(

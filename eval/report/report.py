@@ -115,4 +115,4 @@ def _items(run: RunReport) -> Iterator[Item]:
         if answer.answer:
             yield answer.answer.item
     for pair in run.false_negatives:
-        yield from (pair.own, pair.retrieved)
+        yield from (pair.own_image, pair.retrieved)

@@ -15,7 +15,7 @@ from importlib import resources
 import pytest
 
 from cusa.eval.report.failures import FalseNegative
-from cusa.eval.report.gallery import GalleryQuery, Hit, Item
+from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
 from cusa.eval.report.report import RunReport, write_report
 from tests.eval import made_up
 from tests.helpers import make_images
@@ -126,8 +126,11 @@ def report(tmp_path_factory):
     gallery = tuple(
         GalleryQuery(
             *(task, "cross", texts[0] if task[0] == "t" else images[0]),
-            tuple(Hit(item, 0.5, rank is not None and i == rank) for i, item in enumerate(of[1:6])),
-            *(rank, None if rank is None else Hit(of[0], 0.25, True)),
+            tuple(
+                GalleryHit(item, 0.5, rank is not None and i == rank)
+                for i, item in enumerate(of[1:6])
+            ),
+            *(rank, None if rank is None else GalleryHit(of[0], 0.25, True)),
         )
         for task, of, rank in (
             ("i2t", texts, 3),

@@ -9,7 +9,7 @@ import pytest
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.records import Truth
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.report import failures
+from cusa.eval.report import false_negative_pairs
 from cusa.eval.report.failures import Teachers, likely_false_negatives, worst_failures
 from tests.helpers import make_store, unit_rows
 
@@ -133,7 +133,7 @@ def test_only_what_stands_above_the_right_answer_is_looked_at():
     teachers = Teachers(Rows(_at(0, 9, 60, 69, 71, 84)), None)
     found = likely_false_negatives(MODEL, _split(6, 6), teachers, Path("images"), 99)
     assert {(f.caption.text, f.retrieved.text) for f in found} == PAIRS
-    assert {(f.caption.text, f.own.text) for f in found} == {
+    assert {(f.caption.text, f.own_image.text) for f in found} == {
         ("c0", "i0"),
         ("c2", "i2"),
         ("c5", "i5"),
@@ -142,7 +142,7 @@ def test_only_what_stands_above_the_right_answer_is_looked_at():
     second = by_pair["c2", "i3"]
     assert (second.rank, second.own_rank) == (1, 2)
     assert (second.similarity, second.own_similarity) == (_cosine(1.2), _cosine(10.2))
-    assert (second.image_cosine, second.text_cosine, second.true) == (_cosine(9), None, None)
+    assert (second.image_cosine, second.text_cosine, second.is_true) == (_cosine(9), None, None)
     assert second.closest.text == "c3"
     assert second.retrieved.image_path == Path("images/3.jpg")
     # By the image teacher alone: 9, 9, 11, 13 and 15 degrees apart; of the equal ones the more similar comes first.
@@ -204,8 +204,8 @@ def test_where_the_truth_is_known_it_says_so():
     )
     teachers = Teachers(Rows(_at(0, 9, 60, 69, 71, 84)), None)
     found = likely_false_negatives(MODEL, _split(6, 6, truth), teachers, Path(), 99)
-    assert {(f.caption.text, f.retrieved.text) for f in found if f.true} == {("c0", "i1")}
-    assert {f.true for f in found} == {True, False}
+    assert {(f.caption.text, f.retrieved.text) for f in found if f.is_true} == {("c0", "i1")}
+    assert {f.is_true for f in found} == {True, False}
 
 
 def test_rows_are_those_of_the_split_and_blocks_change_nothing(tmp_path, monkeypatch):
@@ -225,7 +225,7 @@ def test_rows_are_those_of_the_split_and_blocks_change_nothing(tmp_path, monkeyp
     vision, words = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (vision, words))
     for f in found:
         caption = split.captions[:].index(f.caption.text)
-        own, retrieved = (split.image_ids[:].index(i.text) for i in (f.own, f.retrieved))
+        own, retrieved = (split.image_ids[:].index(i.text) for i in (f.own_image, f.retrieved))
         assert own == caption // 2
         others = [2 * retrieved, 2 * retrieved + 1]
         assert f.image_cosine == pytest.approx(vision[own] @ vision[retrieved], abs=1e-6)
@@ -234,5 +234,5 @@ def test_rows_are_those_of_the_split_and_blocks_change_nothing(tmp_path, monkeyp
         assert f.rank == sum(scores > scores[retrieved - 1])
         assert f.own_rank == sum(scores > scores[own - 1])
         assert f.rank < min(f.own_rank, 5)
-    monkeypatch.setattr(failures, "_BLOCK", 3)
+    monkeypatch.setattr(false_negative_pairs, "_BLOCK", 3)
     assert likely_false_negatives(embeddings, split, teachers, Path(), 10) == found

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cusa.eval.report.failures import FalseNegative
-from cusa.eval.report.gallery import GalleryQuery, Hit, Item
+from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
 from cusa.eval.report.report import TASKS, RunReport, headlines, write_report
 from tests.eval import made_up
 
@@ -74,28 +74,32 @@ def runs(tmp_path):
     Image.new("RGBA", (8, 8), (0, 0, 200, 100)).save(paths[1])
     red, blue, gone = (Item("image", f"id-{p.stem}", p) for p in paths)
     one, two = Item("text", "a red one", None), Item("text", SCRIPT, None)
-    right = Hit(one, 0.125, True)
+    right = GalleryHit(one, 0.125, True)
     first = (
         GalleryQuery(
             "i2t",
             "cross",
             red,
-            (Hit(two, 0.912, False), Hit(one, 0.5, True)),
+            (GalleryHit(two, 0.912, False), GalleryHit(one, 0.5, True)),
             1,
-            Hit(one, 0.5, True),
+            GalleryHit(one, 0.5, True),
         ),
         GalleryQuery(
             *(
                 "t2i",
                 "cross",
                 one,
-                (Hit(red, 0.8, True), Hit(gone, 0.7, False), Hit(blue, 0.6, False)),
+                (
+                    GalleryHit(red, 0.8, True),
+                    GalleryHit(gone, 0.7, False),
+                    GalleryHit(blue, 0.6, False),
+                ),
                 0,
             ),
-            Hit(red, 0.8, True),
+            GalleryHit(red, 0.8, True),
         ),
-        GalleryQuery("t2t", "uni", two, (Hit(one, 0.25, False),), 1233, right),
-        GalleryQuery("i2i", "uni", blue, (Hit(red, -0.126, None),), None, None),
+        GalleryQuery("t2t", "uni", two, (GalleryHit(one, 0.25, False),), 1233, right),
+        GalleryQuery("i2i", "uni", blue, (GalleryHit(red, -0.126, None),), None, None),
     )
     second = tuple(replace(answer, hits=answer.hits[::-1]) for answer in first)
     terms = ["contrastive", "csa", "usa"]
@@ -539,7 +543,7 @@ def test_failures_and_likely_false_negatives(tmp_path, runs):
     pair = FalseNegative(words[0], red, blue, words[1], 0, 11, 0.5, 0.25, 0.875, None, True)
     failures = (runs[0].gallery[2], runs[0].gallery[0])
     changed = replace(
-        runs[0], failures=failures, false_negatives=(pair, replace(pair, true=None)), gallery=()
+        runs[0], failures=failures, false_negatives=(pair, replace(pair, is_true=None)), gallery=()
     )
     html = _write(tmp_path, [changed, replace(runs[1], gallery=())])
     text = Page(html).words()
