@@ -450,8 +450,8 @@ def test_the_page_prints_the_figures(tmp_path):
     assert "1 2.7 0.333 0.444 3.1 0.111 0.222" in text
     assert "0.5 7.0 50.0 % 1,234.6 6.2 %" in text
     assert (
-        "0.123 Correlation of their ranks -0.568 The 3 nearest in common 25.0 % The same, by chance 12.5 %"
-        in text
+        "0.123 Correlation of their ranks -0.568 "
+        "The 3 nearest in common 25.0 % Expected by chance 12.5 %" in text
     )
     assert "tau_s 1 0.0032" in text
     assert "there are 1,234 such pairs of images" in text

@@ -336,7 +336,7 @@ def test_title_and_explanation(tmp_path, runs):
     assert "95 % bootstrap intervals over queries, 1,000 samples, seed 0." in text
     assert "contrastive + csa + usa best checkpoint, epoch 2" in text
     assert "best epoch 2, RSUM 320.0" in text
-    assert "Temperatures that stay as they are: tau_soft 1." in text
+    assert "Constant temperatures: tau_soft 1." in text
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_hits_are_marked_by_more_than_colour(tmp_path, runs):
     )
     assert text.count("The right answer, at") == 2  # shown where it is not among the hits
     assert "no labels · -0.13" in text
-    assert "Nobody labelled which of these belong together" in text
+    assert "No labels say which of these belong together" in text
     assert page.labels().count("right") == 6
     assert page.labels().count("wrong") == 8
     assert page.labels().count("no label") == 2
@@ -558,5 +558,5 @@ def test_failures_and_likely_false_negatives(tmp_path, runs):
         in text
     )
     assert text.count("image teacher 0.88 text teacher – model 0.50") == 2
-    assert text.count("true of it, by the whole truth") == 1
+    assert text.count("true of it, by the known truth") == 1
     assert html.count("data:image/jpeg;base64,") == 2
