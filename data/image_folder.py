@@ -17,8 +17,9 @@ _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 @cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the image files that Pillow reads, in lower case, with the dot."""
-    readable_formats = Image.OPEN.keys() - _UNREADABLE_FORMATS
+    # This loads the formats; Image.OPEN is empty before.
     format_of_suffix = Image.registered_extensions()
+    readable_formats = Image.OPEN.keys() - _UNREADABLE_FORMATS
     return frozenset(
         suffix for suffix, name in format_of_suffix.items() if name in readable_formats
     )
