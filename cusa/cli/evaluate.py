@@ -10,14 +10,14 @@ import click
 
 from cusa.cli.console import CONTEXT_SETTINGS, DEVICE_OPTION, PATH, DefaultCommand, one_line_errors
 from cusa.cli.search import index, search
-from cusa.data.errors import CusaError
+from cusa.data.errors import SettingError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
-    from cusa.eval.queries import Suite
-    from cusa.eval.report.report import RunReport
-    from cusa.eval.request import Plan
+    from cusa.eval.evaluators.request import EvalRequest
+    from cusa.eval.report.tables import Section, Table
 
 # Key of click's context: (spec, whether it is a run), in the order of the command line.
 _SPECS = "cusa.eval.models.any_model"
@@ -270,66 +270,67 @@ main.subcommands |= {
 }
 
 
-def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool = False) -> None:
+def _measure(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool = False) -> None:
+    """Run suites, and print tables, notes, and the files written."""
     from cusa.cli.console import default_workers, pick_device, quiet_libraries
-    from cusa.cli.progress import progress
+    from cusa.cli.progress import StepTasks, progress
 
     quiet_libraries()
-    from cusa.data.errors import RunError
-    from cusa.data.hub import require
-
-    for model in options["models"]:
-        # What stands beside folders is more likely a mistyped run, and the hub is not asked for it.
-        if not Path(model).parent.is_dir():
-            require(model, RunError)
-    from cusa.eval.evaluate import measure
-    from cusa.eval.models.evaluated_models import latest_run
+    _require_hub(options["models"])
+    from cusa.eval.evaluate import evaluate, make_sections
 
     options["device"] = pick_device(options["device"])
     options["readers"] = default_workers(inputs_are_stored=False)
-    options["models"] = _specs()
-    if not options["models"] and not options["image_embeddings"] and not options["text_embeddings"]:
-        options["models"] = (str(latest_run(Path("runs"))),)
-    with progress() as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks or bar.tasks[tasks[what]].finished:
-                tasks[what] = bar.add_task(what, total=total, unit=what.split()[-1])
-            bar.advance(tasks[what], done)
-
-        found = measure(_plan(options, suites, skip_absent), advance)
-    _print_reports(found.reports)
-    for line in found.notes:
-        _print(f"note: {line}")
-    _print_files(found.written)
+    options["models"] = _model_specs(options)
+    request = _request(options, suites, skip_absent)
+    with progress() as progress_bar:
+        evaluation = evaluate(request, StepTasks(progress_bar).advance)
+    _print_tables(make_sections(evaluation.reports))
+    for note in evaluation.notes:
+        _print(f"note: {note}")
+    _print_files(evaluation.written)
 
 
-def _specs() -> tuple[str, ...]:
-    """Models by name; a run that is not there is refused here, never looked up on a model hub."""
-    from cusa.eval.models.evaluated_models import check_local
+def _require_hub(models: Sequence[str]) -> None:
+    """Refuse a model of the hub that is neither there nor cached, before libraries load."""
+    from cusa.data.errors import RunError
+    from cusa.data.hub import require
+
+    for model in models:
+        # What stands beside folders is more likely a mistyped run, and the hub is not asked for it.
+        if not Path(model).parent.is_dir():
+            require(model, RunError)
+
+
+def _model_specs(options: dict[str, Any]) -> tuple[str, ...]:
+    """Name the models, in the order of the command line; the latest run if there is no other.
+
+    A run that does not exist is refused here, and never looked up on a model hub.
+    """
+    from cusa.eval.models.evaluated_models import check_local, latest_run
 
     specs = click.get_current_context().meta.get(_SPECS, [])
     for spec, is_run in specs:
         check_local(spec, is_run)
+    if not specs and not options["image_embeddings"] and not options["text_embeddings"]:
+        return (str(latest_run(Path("runs"))),)
     return tuple(spec for spec, _ in specs)
 
 
-def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool) -> Plan:
+def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool) -> EvalRequest:
+    from cusa.eval.evaluators.request import EvalRequest, MeasureOptions, SplitRequest
     from cusa.eval.metrics.bootstrap import Bootstrap
     from cusa.eval.metrics.metric_options import Scoring
-    from cusa.eval.request import Plan
-    from cusa.eval.splits import DataRequest
-    from cusa.eval.suites import Measure
+    from cusa.eval.models.evaluated_models import ComputeOptions
 
     scoring = Scoring(options["ties"], Bootstrap(options["bootstrap"], options["seed"]))
-    return Plan(
+    return EvalRequest(
         suites=suites,
         skip_absent=skip_absent,
         models=options["models"],
-        files=(_file(options, "image"), _file(options, "text")),
+        embedding_files=(_embedding_file(options, "image"), _embedding_file(options, "text")),
         name=options["name"],
-        data=DataRequest(
+        split=SplitRequest(
             split=options.get("split", "test"),
             dataset=options.get("dataset", ()),
             data_root=options["data_root"],
@@ -337,57 +338,69 @@ def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool)
             image_root=options.get("image_root"),
         ),
         image_sets=options.get("data", ()),
-        sts=options.get("sts_data"),
-        measure=Measure(scoring, options["allow_partial"], options["index"]),
+        sts_folder=options.get("sts_data"),
         pmrp=options.get("pmrp"),
-        device=options["device"],
-        checkpoint=options["checkpoint"],
-        batch_size=options["batch_size"],
-        workers=options["workers"],
-        readers=options["readers"],
+        options=MeasureOptions(
+            scoring, options["allow_partial"], options["index"], options.get("gallery", 0)
+        ),
+        compute=ComputeOptions(
+            device=options["device"],
+            checkpoint=options["checkpoint"],
+            batch_size=options["batch_size"],
+            workers=options["workers"],
+            readers=options["readers"],
+        ),
         out=options["out"],
         latex=options["latex"],
-        gallery=options.get("gallery", 0),
     )
 
 
-def _file(options: dict[str, Any], modality: str) -> tuple[Path, Path | None] | None:
-    rows, ids = options[f"{modality}_embeddings"], options[f"{modality}_ids"]
-    if ids and not rows:
-        raise CusaError(
-            f"--{modality}-ids {ids} are of no embeddings; pass --{modality}-embeddings, too"
+def _embedding_file(options: dict[str, Any], modality: str) -> tuple[Path, Path | None] | None:
+    rows_path = options[f"{modality}_embeddings"]
+    ids_path = options[f"{modality}_ids"]
+    if rows_path:
+        return rows_path, ids_path
+    if ids_path:
+        raise SettingError(
+            f"--{modality}-ids {ids_path} are of no embeddings; pass --{modality}-embeddings, too",
+            path=ids_path,
+            name=f"--{modality}-ids",
         )
-    return (rows, ids) if rows else None
+    return None
 
 
-def _print_reports(reports: Sequence[RunReport]) -> None:
-    """The report's tables, on the screen."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from cusa.eval.report.sections import make_sections
-
-    for section in make_sections(reports):
+def _print_tables(sections: Sequence[Section]) -> None:
+    """Print the report's tables."""
+    screen = _screen()
+    for section in sections:
         for fact in section.facts:
             _print(fact)
-        for made in section.tables:
-            table = Table(title=made.title, title_justify="left")
-            table.add_column("model")
-            if made.by_head:
-                table.add_column("head", no_wrap=True)
-            for group, _ in made.groups:
-                for metric in group.metrics:
-                    table.add_column(
-                        escape(f"{group.title}\n{metric.label}".strip()), justify="right"
-                    )
-            for row in made.rows:
-                head = f"{row.head} (untrained)" if row.untrained else row.head
-                cells = [f"[bold]{c.text}[/]" if c.best else c.text for c in row.cells]
-                style = "dim" if row.run is None else None
-                table.add_row(
-                    escape(row.name), *([head] if made.by_head else []), *cells, style=style
-                )
-            _screen().print(table)
+        for table in section.tables:
+            screen.print(_screen_table(table))
+
+
+def _screen_table(table: Table) -> RichTable:
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    screen_table = RichTable(title=table.title, title_justify="left")
+    screen_table.add_column("model")
+    if table.by_head:
+        screen_table.add_column("head", no_wrap=True)
+    for group, _ in table.groups:
+        for metric in group.metrics:
+            heading = f"{group.title}\n{metric.label}".strip()
+            screen_table.add_column(escape(heading), justify="right")
+
+    for row in table.rows:
+        cells = [escape(row.name)]
+        if table.by_head:
+            cells.append(f"{row.head} (untrained)" if row.untrained else row.head)
+        for cell in row.cells:
+            cells.append(f"[bold]{cell.text}[/]" if cell.best else cell.text)
+        is_published = row.run is None
+        screen_table.add_row(*cells, style="dim" if is_published else None)
+    return screen_table
 
 
 def _print_comparison(content: dict[str, Any]) -> None:

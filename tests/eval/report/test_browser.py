@@ -16,7 +16,6 @@ import pytest
 
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
-from cusa.eval.report.report import RunReport, write_report
 from tests.eval import made_up
 from tests.helpers import make_images
 
@@ -144,7 +143,7 @@ def report(tmp_path_factory):
     )
     terms = ["contrastive", "csa", "usa"]
     runs = [
-        RunReport(
+        made_up.report(
             *(name, made_up.metrics(name, terms, 40.0 + i, 36.0, 20.0, coco=True)),
             *(made_up.images(name, 40.0), made_up.sts(name, 70.0, ("cross", "uni"))),
             *(made_up.history(terms, [300, 310]), gallery, gallery[:3], (pair,) * 3),
@@ -153,9 +152,9 @@ def report(tmp_path_factory):
     ]
     runs[0].metrics["paper"] = {"host": "CLIP ViT-B/32", "method": "CUSA", "rsum": 432.1}
     page = folder / "report.html"
-    write_report(
+    made_up.write(
         page,
-        [*runs, RunReport("words", sts=made_up.sts("words", 72.5))],
+        [*runs, made_up.report("words", sts=made_up.sts("words", 72.5))],
         made_up.comparison(["plain", "b"]),
     )
     return page
@@ -199,7 +198,7 @@ def test_dark_where_the_reader_wants_it(report, tmp_path):
 
 def test_a_page_of_a_text_model_alone(tmp_path):
     page = tmp_path / "report.html"
-    write_report(page, [RunReport("words", sts=made_up.sts("words", 72.5))])
+    made_up.write(page, [made_up.report("words", sts=made_up.sts("words", 72.5))])
     seen = look_at(page, tmp_path / "look", PHONE)
     assert seen.console == []
     assert seen.found["content"] <= PHONE[0]
@@ -222,7 +221,8 @@ def test_a_bad_page_is_found_out(tmp_path):
     assert seen.found["decoded"] == [0]
     assert seen.found["unseen"] == 1
     policy = re.search(
-        r"<meta http-equiv[^>]*>", (resources.files("cusa.eval") / "page.html.jinja").read_text()
+        r"<meta http-equiv[^>]*>",
+        (resources.files("cusa.eval.report") / "page.html.jinja").read_text(),
     )[0]
     page.write_text(f"<!doctype html>{policy}{body}")
     console = "".join(look_at(page, tmp_path / "again", PHONE).console)
