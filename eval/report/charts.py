@@ -241,7 +241,12 @@ def line_chart(
         _scale_x(axes, log_x)
         file = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+        figure.savefig(
+            file,
+            format="svg",
+            transparent=True,
+            metadata=no_metadata,
+        )
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     # Nothing refers to the groups' ids, and they repeat from chart to chart.
@@ -249,7 +254,11 @@ def line_chart(
     return svg.replace(_INK, "currentColor")
 
 
-def _draw(axes: Axes, curve: Curve, mark_best: bool) -> None:
+def _draw(
+    axes: Axes,
+    curve: Curve,
+    mark_best: bool,
+) -> None:
     color, dash = look(curve.model)
     axes.plot(
         curve.x,
@@ -261,7 +270,14 @@ def _draw(axes: Axes, curve: Curve, mark_best: bool) -> None:
     )
     if mark_best:
         best_x = curve.x[curve.y.argmax()]
-        axes.plot(best_x, curve.y.max(), "o", color=color, markersize=7, clip_on=False)
+        axes.plot(
+            best_x,
+            curve.y.max(),
+            "o",
+            color=color,
+            markersize=7,
+            clip_on=False,
+        )
 
 
 def _scale_x(axes: Axes, is_log: bool) -> None:

@@ -151,7 +151,11 @@ def most_similar_first(pairs: RankedAbove, cosines: TeacherCosines) -> np.ndarra
     return order[is_known[order]]
 
 
-def each_pair_once(order: np.ndarray, pairs: RankedAbove, n_shown: int) -> list[int]:
+def each_pair_once(
+    order: np.ndarray,
+    pairs: RankedAbove,
+    n_shown: int,
+) -> list[int]:
     """Take the first pairs of an order, two images together only once."""
     image_pairs: set[frozenset[int]] = set()
     chosen: list[int] = []

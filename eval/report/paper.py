@@ -53,7 +53,11 @@ def paper_tables() -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def paper_row(student: str, terms: Sequence[str], table: str) -> PaperRow | None:
+def paper_row(
+    student: str,
+    terms: Sequence[str],
+    table: str,
+) -> PaperRow | None:
     """Look up the row of the same student and loss; ``None`` if the table has none.
 
     Args:

@@ -6,9 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cusa.eval.evaluators.images.results import ImagesResults
-from cusa.eval.report.tables import (
+from cusa.eval.report.make_tables import make_tables
+from cusa.eval.report.shared_tables import (
     PRECISIONS,
     SELF_IS_NO_CANDIDATE,
+    approximate_spec,
+    by_data_set,
+    by_head_and_data_set,
+    contents_of,
+    fact,
+    intervals_rule,
+    published,
+    ties_rule,
+)
+from cusa.eval.report.tables import (
     FiguresByHead,
     Group,
     Headline,
@@ -16,15 +27,6 @@ from cusa.eval.report.tables import (
     NamedResult,
     Section,
     TableSpec,
-    approximate_spec,
-    by_data_set,
-    by_head_and_data_set,
-    contents_of,
-    fact,
-    intervals_rule,
-    make_tables,
-    published,
-    ties_rule,
 )
 
 Spec = TableSpec[ImagesResults]

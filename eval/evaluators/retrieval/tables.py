@@ -7,11 +7,20 @@ from typing import Any, cast
 
 from cusa.eval.evaluators.retrieval.results import RetrievalResults
 from cusa.eval.evaluators.retrieval.teacher_scores import teachers_know_less
+from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.paper import paper_tables
-from cusa.eval.report.tables import (
+from cusa.eval.report.shared_tables import (
     PRECISIONS,
     RECALLS,
     SELF_IS_NO_CANDIDATE,
+    approximate_spec,
+    contents_of,
+    fact,
+    intervals_rule,
+    published,
+    ties_rule,
+)
+from cusa.eval.report.tables import (
     TASKS,
     FiguresByHead,
     Group,
@@ -20,13 +29,6 @@ from cusa.eval.report.tables import (
     NamedResult,
     Section,
     TableSpec,
-    approximate_spec,
-    contents_of,
-    fact,
-    intervals_rule,
-    make_tables,
-    published,
-    ties_rule,
 )
 
 Spec = TableSpec[RetrievalResults]
