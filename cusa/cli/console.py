@@ -28,9 +28,12 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 PATH = click.Path(path_type=Path)
 DEVICE_OPTION = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 
-INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
-LOG_WIDTH = 120  # columns of a table where the output is no terminal
+# 128 + SIGINT, as shells have it.
+INTERRUPTED_STATUS = 130
+# Columns of a table where the output is no terminal.
+LOG_WIDTH = 120
 MAX_WORKERS = 8
+# A launcher passes on a Ctrl-C that its processes received, too: within this time, it is the same.
 _SECOND_SIGNAL_S = 1.0
 
 
@@ -46,6 +49,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             progress = f": {stopped}" if str(stopped) else ""
             fail(f"stopped by {signal_name}{progress}", 128 + stopped.signal)
         except CusaError as error:
+            # A library's message within it may have several lines.
             fail(str(error).replace("\n", " "))
         except PermissionError as error:
             path = error.filename or error
@@ -147,6 +151,7 @@ def stop_signals() -> Iterator[Callable[[], None]]:
             restore()
             signal.raise_signal(number)
         received.append(number)
+        # Imports and set-up have nothing to keep.
         if not is_working:
             raise Stopped(number)
 
@@ -210,6 +215,7 @@ def pick_device(device: str) -> str:
 
 def cpu_count() -> int:
     """Count the cores that this process may use."""
+    # Containers and job schedulers may lend fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -241,4 +247,5 @@ def quiet_libraries() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     for variable, value in settings.items():
+        # What the user has set stays.
         os.environ.setdefault(variable, value)

@@ -28,6 +28,7 @@ def _options(*options: Decorator) -> Decorator:
     """Join options into one decorator, in the order of ``--help``."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        # The decorator that is applied last is the first of --help.
         for option in reversed(options):
             command = option(command)
         return command
@@ -253,6 +254,7 @@ def compare(models: tuple[str, ...], **options: Any) -> None:
     _print_files(written)
 
 
+# ``cusa-eval retrieval`` is the same as ``cusa-eval`` alone.
 main.subcommands |= {
     "retrieval": click.Command(
         "retrieval",

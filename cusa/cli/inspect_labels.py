@@ -64,6 +64,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
     from cusa.cli.progress import StepTasks, progress
     from cusa.data.store.reader import EmbeddingStore
 
+    # Mistakes are told before torch loads, and before the work.
     opened = EmbeddingStore(store_path)
     page_path = _checked_page_path(page_path, store_path)
     _check_image_root(settings["image_root"])
@@ -170,6 +171,7 @@ def _false_negatives_table(inspection: Inspection) -> Table:
 
     table = Table("cosine", *_teacher_columns("in a batch", "% of rows"))
     table.title = "likely false negatives: pairs of different images with at least this cosine"
+    # Both teachers have the same cosines.
     for least_cosine in inspection.image.false_negatives:
         cells = [f"{least_cosine:g}"]
         for teacher in (inspection.image, inspection.text):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cusa.precompute.run import Outcome, Run, RunOptions
     from cusa.precompute.teachers import TeacherRequest
 
-_PROBE_S = 3.0  # for which --plan runs each teacher
+# Seconds that --plan runs each teacher.
+_PROBE_S = 3.0
 _MAX_DECODERS = 16
 _DATA_OPTIONS = ("datasets", "image_root", "data_root", "splits", "limit", "val_fraction")
 
@@ -165,6 +166,7 @@ def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options
     from cusa.cli.progress import progress
     from cusa.data.store.schema import check_index_path
 
+    # Mistakes are told before libraries load for seconds, and data for minutes.
     if out is not None:
         check_index_path(out)
     quiet_libraries()
@@ -277,6 +279,7 @@ def _run_options(
     device = pick_device(device)
     uses_cuda = device == "cuda"
     if uses_cuda:
+        # A process of torchrun has a GPU of its own.
         device = f"cuda:{processes.local_rank % torch.cuda.device_count()}"
     if precision == "auto":
         precision = "fp16" if uses_cuda else "fp32"
@@ -285,6 +288,7 @@ def _run_options(
         device,
         precision,
         workers=min(cores, _MAX_DECODERS) if workers is None else workers,
+        # On a GPU, one launches a batch while the other fetches rows; on a CPU, each has a core.
         encoders=2 if uses_cuda else cores,
         skip_errors=on_error == "skip",
     )

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, Task, TaskID
 
-LOG_INTERVAL_S = 30.0  # between lines of progress where no terminal shows bars
-_SHORTEST_S = 1e-4  # below it, a rate says nothing
+# Between lines of progress where no terminal shows bars.
+LOG_INTERVAL_S = 30.0
+# Below it, a rate says nothing.
+_SHORTEST_S = 1e-4
 
 
 def progress(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> Progress:
@@ -76,8 +78,10 @@ class ProgressLines:
         self._write = write
         self._clock = clock
         self._next_line_at = self._last_event_at = clock()
-        self._started: dict[int, tuple[float, float]] = {}  # per task: time, and work done before
-        self._reported: dict[int, float] = {}  # per task: work that the latest line reported
+        # By task: when its first work began, and the work done before.
+        self._started: dict[int, tuple[float, float]] = {}
+        # By task: the work that the latest line reported.
+        self._reported: dict[int, float] = {}
         self._is_silent = True
 
     def added(self, task: Task) -> None:
@@ -91,6 +95,7 @@ class ProgressLines:
         """Print a line if one is due, or the task is finished."""
         now = self._clock()
         if task.completed > self._reported[task.id]:
+            # The task began when the last thing before its first work happened.
             start = self._last_event_at, self._reported[task.id]
             self._started.setdefault(task.id, start)
             if task.finished or now >= self._next_line_at:

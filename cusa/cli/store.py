@@ -182,6 +182,7 @@ def audit(
     from cusa.cli.console import console, pick_device, quiet_libraries
     from cusa.data.store.reader import EmbeddingStore
 
+    # Opened first: a mistyped store is told before libraries load.
     opened = EmbeddingStore(store_path)
     quiet_libraries()
 
@@ -331,6 +332,7 @@ def import_(
 
     teacher = teacher_options["teacher"]
     modality = teacher_options["modality"]
+    # Nobody knows how rows from elsewhere were made.
     settings = TeacherSettings(
         modality=modality,
         model_id=teacher_options["model_id"] or teacher,

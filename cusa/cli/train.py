@@ -133,6 +133,7 @@ def main(
 
     _check_sweep(sweep, axes, resume)
     quiet_libraries()
+    # torch loads within: a signal that comes meanwhile stops the run in one line, too.
     with stop_signals() as check_stop:
         from cusa.train.command_settings import Given
 
@@ -259,6 +260,7 @@ def _train(
     from cusa.train.trainer import Trainer
 
     progress_bar = progress(quiet=not processes.leads)
+    # A process that cannot set up stops the others, which would wait for it.
     with processes.all_or_none():
         reporters = _reporters(BarReporter(progress_bar), config, processes)
         workers = _n_workers(config)

@@ -100,7 +100,8 @@ def sharpness(
     same_image = image_ids[:, None] == image_ids
     other_labels = labels.masked_fill(same_image, -torch.inf)
     greatest = other_labels.amax(dim=1)
-    greatest = greatest[greatest.isfinite()]  # without the rows that have no other image
+    # Rows whose batch has no other image have no such label.
+    greatest = greatest[greatest.isfinite()]
 
     return Sharpness(
         perplexity=float(perplexity.mean()),
@@ -122,6 +123,7 @@ def count_false_negatives(
         least_cosine: Cosine from which two pairs count.
     """
     different_images = image_ids[:, None] != image_ids
+    # Above the diagonal: A and B once, not again as B and A.
     similar = ((similarity >= least_cosine) & different_images).triu(1)
     has_partner = similar.any(dim=0) | similar.any(dim=1)
     return FalseNegativeCount(

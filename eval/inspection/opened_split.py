@@ -99,15 +99,9 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     inputs = _NoInputs(store.skipped(settings.split))
     pairs = Pairs(split, inputs, (image_teacher, text_teacher))
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
+    # Asked for after the batches: with no pair at all, their error says more.
     pair_numbers = np.arange(len(pairs))
     image_rows, caption_rows = pairs.rows(pair_numbers)
-    n_images = len(np.unique(image_rows))
-    if n_images < 2:
-        raise DataError(
-            f"split {settings.split!r} has pairs of one image only; soft labels need at least two "
-            "images: pass another --split",
-            name=settings.split,
-        )
     return OpenedSplit(
         split=split,
         image_teacher=image_teacher,
@@ -116,9 +110,20 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
         order=order,
         image_rows=image_rows,
         caption_rows=caption_rows,
-        n_images=n_images,
+        n_images=_count_images(image_rows, settings.split),
         image_root=settings.image_root or store.image_root,
     )
+
+
+def _count_images(image_rows: np.ndarray, split_name: str) -> int:
+    n_images = len(np.unique(image_rows))
+    if n_images < 2:
+        raise DataError(
+            f"split {split_name!r} has pairs of one image only; soft labels need at least two "
+            "images: pass another --split",
+            name=split_name,
+        )
+    return n_images
 
 
 class _NoInputs:

@@ -14,8 +14,10 @@ from cusa.data.store.reader import Embeddings
 from cusa.data.unit_rows import unit_rows
 from cusa.train.loss.functions import fuse_similarities
 
-MAX_CAPTIONS = 5  # of an image, that are compared
-DUPLICATE_COSINE = 0.999  # from which two images are likely the same picture
+# Captions of an image that are compared.
+MAX_CAPTIONS = 5
+# Cosine from which two images are likely the same picture.
+DUPLICATE_COSINE = 0.999
 RANKINGS = ("image", "text", "both")
 
 # Called with the task, the steps done, and the number of steps.
@@ -91,6 +93,7 @@ def draw_sample(
         n_images: Number of images to draw.
         seed: Seed of the choice.
     """
+    # The captions of an image side by side, in the order of the split.
     order = np.lexsort((caption_rows, image_rows))
     images, starts, counts = np.unique(
         image_rows[order],
@@ -130,7 +133,8 @@ def same_image_cosine(
         for first, second in combinations(range(n_most), 2):
             products = rows[:, first] * rows[:, second]
             cosines = products.sum(dim=1).double().numpy()
-            has_both = counts > second  # the others repeat their captions
+            # An image with fewer captions repeats them, and would be compared with itself.
+            has_both = counts > second
             cosine_blocks.append(cosines[has_both])
     cosines = np.concatenate(cosine_blocks)
     if not len(cosines):
@@ -176,9 +180,7 @@ def strongest_pairs(
             rankings[name] = _merge(rankings[name], scores.numpy(), corner, n_pairs)
         n_duplicates += int((similarities["image"] >= DUPLICATE_COSINE).sum())
         advance("strongest pairs", step, n_steps)
-
-    strongest = {name: _position_pairs(ranking) for name, ranking in rankings.items()}
-    return strongest, n_duplicates
+    return _position_pairs(rankings), n_duplicates
 
 
 def teacher_rows(teacher: Embeddings, row_numbers: np.ndarray) -> torch.Tensor:
@@ -273,5 +275,8 @@ def _merge(
     return _Ranking(all_scores[order], positions[order])
 
 
-def _position_pairs(ranking: _Ranking) -> list[Positions]:
-    return [(first, second) for first, second in ranking.positions.tolist()]
+def _position_pairs(rankings: dict[str, _Ranking]) -> dict[str, list[Positions]]:
+    by_ranking = {}
+    for name, ranking in rankings.items():
+        by_ranking[name] = [(first, second) for first, second in ranking.positions.tolist()]
+    return by_ranking

@@ -14,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-MOST_POINTS = 300  # of a curve; more are averaged in blocks
-LOG_SCALE_FACTOR = 20  # between least and greatest y, from which the y axis is on a log scale
+# Points of a curve; more are averaged in blocks.
+MOST_POINTS = 300
+# Factor between least and greatest y from which the y axis is on a log scale.
+LOG_SCALE_FACTOR = 20
 
 # Each has a contrast of at least 3 on the page's light and on its dark background.
 COLORS = (
@@ -86,10 +88,10 @@ def learning_charts(histories: Sequence[History]) -> dict[str, list[Chart]]:
     Returns:
         Charts by section; a section without data is left out.
     """
-    changing = []
-    for name, values in temperatures(histories).items():
+    changing_temperatures = {}
+    for temperature, values in temperatures(histories).items():
         if len(values) > 1:
-            changing.append(name)
+            changing_temperatures[temperature] = temperature
     sections = {
         "RSUM on the validation split, by epoch": _learning_section(
             histories, "val", "epoch", {"rsum": "RSUM"}
@@ -98,7 +100,7 @@ def learning_charts(histories: Sequence[History]) -> dict[str, list[Chart]]:
             histories, "train", "step", LOSSES
         ),
         "Temperatures by step": _learning_section(
-            histories, "train", "step", {name: name for name in changing}
+            histories, "train", "step", changing_temperatures
         ),
     }
     return {title: charts for title, charts in sections.items() if charts}
@@ -121,13 +123,13 @@ def _learning_section(
     charts = []
     for quantity, title in titles.items():
         curves = []
-        for model, history in enumerate(histories):
-            curve = Curve(model, *points(history, kind, unit, quantity))
+        for position, history in enumerate(histories):
+            curve = Curve(position, *points(history, kind, unit, quantity))
             if len(curve.x):
                 curves.append(curve)
         if curves:
-            svg = line_chart(title, unit, curves, mark_best=kind == "val")
-            charts.append((title, svg))
+            chart_svg = line_chart(title, unit, curves, mark_best=kind == "val")
+            charts.append((title, chart_svg))
     return charts
 
 
@@ -144,16 +146,16 @@ def recall_charts(
     charts = []
     for task, title in tasks.items():
         curves = []
-        for model, content in enumerate(metrics):
-            curve = _recall_curve(content or {}, task)
+        for position, content in enumerate(metrics):
+            recall_curve = _recall_curve(content or {}, task)
             # A direction without any query has no recall.
-            if curve and None not in curve["recall"]:
-                cuts = np.array(curve["k"], float)
-                recalls = np.array(curve["recall"], float)
-                curves.append(Curve(model, cuts, recalls))
+            if recall_curve and None not in recall_curve["recall"]:
+                cuts = np.array(recall_curve["k"], float)
+                recalls = np.array(recall_curve["recall"], float)
+                curves.append(Curve(position, cuts, recalls))
         if curves:
-            svg = line_chart(f"recall {task}", "K, log scale", curves, log_x=True)
-            charts.append((title, svg))
+            chart_svg = line_chart(f"recall {task}", "K, log scale", curves, log_x=True)
+            charts.append((title, chart_svg))
     return charts
 
 
@@ -171,11 +173,11 @@ def temperatures(histories: Sequence[History]) -> dict[str, set[float]]:
         for line in history:
             if line.get("kind") != "train":
                 continue
-            for name, value in line.items():
-                if name.startswith("tau"):
-                    values.setdefault(name, set())
+            for quantity, value in line.items():
+                if quantity.startswith("tau"):
+                    values.setdefault(quantity, set())
                     if _is_number(value):
-                        values[name].add(value)
+                        values[quantity].add(value)
     return values
 
 
@@ -209,6 +211,7 @@ def points(
 
 
 def _is_number(value: Any) -> bool:
+    # In Python, True and False are ints.
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -239,15 +242,15 @@ def line_chart(
         _scale_y(axes, np.concatenate([curve.y for curve in curves]))
         axes.set_xlabel(x_label)
         _scale_x(axes, log_x)
-        file = io.StringIO()
+        svg_file = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(
-            file,
+            svg_file,
             format="svg",
             transparent=True,
             metadata=no_metadata,
         )
-    svg = file.getvalue()
+    svg = svg_file.getvalue()
     svg = svg[svg.index("<svg") :]
     # Nothing refers to the groups' ids, and they repeat from chart to chart.
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
@@ -260,6 +263,7 @@ def _draw(
     mark_best: bool,
 ) -> None:
     color, dash = look(curve.model)
+    # A point alone has no line to be seen by.
     axes.plot(
         curve.x,
         curve.y,

@@ -143,7 +143,8 @@ def _false_negatives(
     images = items.embeddings.image["cross"]
     texts = items.embeddings.text["cross"]
     captions = pairs.captions[chosen]
-    indptr = np.arange(len(chosen) + 1)  # each caption's own image alone is relevant to it
+    # Each caption's own image alone is relevant to it.
+    indptr = np.arange(len(chosen) + 1)
     own_ranks = best_ranks(texts[captions], images, indptr, pairs.own_images[chosen])
 
     negatives = []

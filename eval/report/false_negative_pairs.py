@@ -14,7 +14,8 @@ from cusa.eval.inspection.pair_search import teacher_rows
 from cusa.eval.metrics.ranks import cross_modal_relevance
 from cusa.eval.report.gallery import TOP
 
-_BLOCK = 4096  # pairs whose teacher rows are held at once
+# Pairs whose teacher rows are in memory at once.
+_BLOCK = 4096
 
 # Cosines that differ by rounding alone, which depends on the machine, are ties.
 _COSINE_DECIMALS = 5
@@ -112,6 +113,7 @@ class TeacherCosines:
             image_cosines = _cosines(teachers.image, own_rows, retrieved_rows)
 
         text_cosines = None
+        # An image without captions has no first one; its pairs are left out later.
         first_captions = np.minimum(indptr[pairs.retrieved], len(indices) - 1)
         closest = indices[first_captions]
         if teachers.text is not None:
@@ -157,6 +159,7 @@ def each_pair_once(
     n_shown: int,
 ) -> list[int]:
     """Take the first pairs of an order, two images together only once."""
+    # Regardless of which of the two the caption was written for.
     image_pairs: set[frozenset[int]] = set()
     chosen: list[int] = []
     for pair in order.tolist():

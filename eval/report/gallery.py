@@ -15,6 +15,7 @@ from cusa.data.records import SplitView, csr
 from cusa.eval.metrics.ranks import best_ranks
 from cusa.eval.metrics.relevance import Relevance, Task, relevance_of
 
+# Hits shown of each query.
 TOP = 5
 Mark = Literal["right", "true, but not labelled", "wrong", "no label"]
 
@@ -102,14 +103,14 @@ class EmbeddedItems:
 
     def image(self, position: int) -> Item:
         """Return the image of an embedding."""
-        row = int(self.embeddings.image_rows[position])
-        image_path = self.image_root / self.split.image_paths[row]
-        return Item("image", self.split.image_ids[row], image_path)
+        image_row = int(self.embeddings.image_rows[position])
+        image_path = self.image_root / self.split.image_paths[image_row]
+        return Item("image", self.split.image_ids[image_row], image_path)
 
     def caption(self, position: int) -> Item:
         """Return the caption of an embedding."""
-        row = int(self.embeddings.text_rows[position])
-        return Item("text", self.split.captions[row], None)
+        caption_row = int(self.embeddings.text_rows[position])
+        return Item("text", self.split.captions[caption_row], None)
 
     def item(self, letter: str, position: int) -> Item:
         """Return the image (``"i"``) or caption (``"t"``) of an embedding."""
@@ -172,8 +173,9 @@ def make_gallery(
         if not len(drawable):
             drawable = np.arange(len(n_relevant))
         n_queries = min(per_task, len(drawable))
-        rng = np.random.default_rng([seed, number])
-        drawn = np.sort(rng.choice(drawable, n_queries, replace=False))
+        # A generator for each task: more queries of one change no other's.
+        generator = np.random.default_rng([seed, number])
+        drawn = np.sort(generator.choice(drawable, n_queries, replace=False))
         if n_queries:
             gallery += answer_queries(items, head, drawn, relevance)
     return tuple(gallery)
@@ -195,10 +197,8 @@ def answer_queries(
     """
     query_features, candidate_features = relevance.sides(items.embeddings, head)
     query_features = query_features[queries]
-    relevant = []
-    for query in queries:
-        start, stop = relevance.indptr[query : query + 2]
-        relevant.append(relevance.indices[start:stop])
+    relevant = [_relevant_candidates(relevance, query) for query in queries]
+    # Among items of one kind, a query is no answer to itself.
     excluded = np.full(len(queries), -1)
     if relevance.exclude is not None:
         excluded = relevance.exclude[queries]
@@ -220,6 +220,11 @@ def answer_queries(
             answer = answers.best(candidate_features[relevant[number]] @ query_features[number])
         asked_item = items.item(relevance.task[0], query)
         yield GalleryQuery(relevance.task, head, asked_item, hits[:TOP], rank, answer)
+
+
+def _relevant_candidates(relevance: Relevance, query: int) -> np.ndarray:
+    start, stop = relevance.indptr[query : query + 2]
+    return relevance.indices[start:stop]
 
 
 @dataclass(frozen=True)

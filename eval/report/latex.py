@@ -85,11 +85,13 @@ def _environment(
     labels = list(name_columns)
     rules = []
     for group, _ in table.groups:
+        # A heading and a rule over the columns of each group.
         width = len(group.metrics)
         first = len(labels) + 1
         rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
         titles.append(rf"\multicolumn{{{width}}}{{c}}{{{escape(group.title)}}}")
-        labels += [escape(metric.label) for metric in group.metrics]
+        for metric in group.metrics:
+            labels.append(escape(metric.label))
 
     n_figures = len(labels) - len(name_columns)
     alignment = "l" * len(name_columns) + "r" * n_figures
@@ -115,20 +117,21 @@ def _environment(
 
 def _body(table: Table, intervals: bool) -> list[str]:
     """Draw the rows: a model's name in its first one alone, published rows below a rule."""
-    lines = []
+    body_lines = []
     previous: Row | None = None
     for row in table.rows:
         is_published = row.run is None
         if is_published and (previous is None or previous.run is not None):
-            lines.append(r"\midrule")
+            body_lines.append(r"\midrule")
         is_same_model = previous is not None and not is_published and row.run == previous.run
         cells = ["" if is_same_model else escape(row.name)]
         if table.by_head:
             cells.append(row.head)
-        cells += [_figure(cell, intervals) for cell in row.cells]
-        lines.append(_line(cells))
+        for cell in row.cells:
+            cells.append(_figure(cell, intervals))
+        body_lines.append(_line(cells))
         previous = row
-    return lines
+    return body_lines
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -58,8 +58,9 @@ def make_table(
 
     columns = _columns(groups)
     rows = []
-    for (position, head), row_figures in figures.items():
-        rows.append(_row(results[position], position, head, row_figures, columns))
+    # A model without a head has no row for it.
+    for (position, head), figures_of_row in figures.items():
+        rows.append(_row(results[position], position, head, figures_of_row, columns))
     if len(results) > 1:
         rows = _mark_best(rows, columns)
     rows += _published_rows(results, spec, columns)
@@ -92,13 +93,13 @@ def _figures_of_rows(
     return figures
 
 
-def _groups_with_figures(groups: Iterable[Group], rows: Sequence[Figures]) -> list[Group]:
+def _groups_with_figures(groups: Iterable[Group], figures_by_row: Sequence[Figures]) -> list[Group]:
     """Leave out the metrics that no row has, and the groups that have no other."""
     groups_with_figures = []
     for group in groups:
         metrics = []
         for metric in group.metrics:
-            if any(_figure(row, group, metric) is not None for row in rows):
+            if any(_figure(figures, group, metric) is not None for figures in figures_by_row):
                 metrics.append(metric)
         if metrics:
             groups_with_figures.append(replace(group, metrics=tuple(metrics)))
@@ -108,23 +109,22 @@ def _groups_with_figures(groups: Iterable[Group], rows: Sequence[Figures]) -> li
 def _columns(groups: Iterable[Group]) -> list[Column]:
     columns = []
     for group in groups:
-        columns += [(group, metric) for metric in group.metrics]
+        for metric in group.metrics:
+            columns.append((group, metric))
     return columns
 
 
-def _has_figure(row: Figures, groups: Sequence[Group]) -> bool:
-    for group, metric in _columns(groups):
-        if _figure(row, group, metric) is not None:
-            return True
-    return False
+def _has_figure(row_figures: Figures, groups: Sequence[Group]) -> bool:
+    figures = (_figure(row_figures, group, metric) for group, metric in _columns(groups))
+    return any(figure is not None for figure in figures)
 
 
 def _figure(
-    row: Figures,
+    row_figures: Figures,
     group: Group,
     metric: Metric,
 ) -> float | None:
-    return _at_path(row, group).get(metric.key)
+    return _at_path(row_figures, group).get(metric.key)
 
 
 def _at_path(figures: Figures, group: Group) -> Figures:
@@ -142,6 +142,7 @@ def _row(
 ) -> Row:
     cells = []
     for group, metric in columns:
+        # A figure that another model has is a dash here.
         cells.append(_cell(_at_path(figures, group), metric))
     untrained = head == "uni" and _uni_head_is_untrained(result.content)
     return Row(position, result.name, head, untrained, tuple(cells))
@@ -169,21 +170,23 @@ def _cell(figures: Figures, metric: Metric) -> Cell:
 
 def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     """Mark the best figure of each column, as printed: what reads alike is marked alike."""
-    cells_by_row = [list(row.cells) for row in rows]
+    best_texts = []
     for number, (_, metric) in enumerate(columns):
-        best_text = _best_text([cells[number].text for cells in cells_by_row], metric)
-        for cells in cells_by_row:
-            is_best = cells[number].text == best_text
-            cells[number] = replace(cells[number], best=is_best)
+        column = [row.cells[number] for row in rows]
+        best_texts.append(_best_text(column, metric))
+
     marked_rows = []
-    for row, cells in zip(rows, cells_by_row, strict=True):
-        marked_rows.append(replace(row, cells=tuple(cells)))
+    for row in rows:
+        marked_cells = []
+        for cell, best_text in zip(row.cells, best_texts, strict=True):
+            marked_cells.append(replace(cell, best=cell.text == best_text))
+        marked_rows.append(replace(row, cells=tuple(marked_cells)))
     return marked_rows
 
 
-def _best_text(texts: Sequence[str], metric: Metric) -> str | None:
-    """Find the best of a column's printed figures; ``None`` with less than two to compare."""
-    figures = [text for text in texts if text != NONE]
+def _best_text(column: Sequence[Cell], metric: Metric) -> str | None:
+    """Find the best of a column's printed figures; ``None`` with fewer than two to compare."""
+    figures = [cell.text for cell in column if cell.text != NONE]
     if len(figures) < 2 or metric.best == "none":
         return None
     choose = max if metric.best == "highest" else min
@@ -204,16 +207,17 @@ def _published_rows(
     for result in results:
         if result.content is None:
             continue
-        row = spec.published_row(result.content)
-        if row:
-            published[row["host"], row["method"]] = row
+        paper_row = spec.published_row(result.content)
+        if paper_row:
+            published[paper_row["host"], paper_row["method"]] = paper_row
 
-    for (host, method), row in published.items():
+    for (host, method), paper_row in published.items():
         cells = []
         for group, metric in columns:
             paper_key = (group.paper_keys or {}).get(metric.key, "")
-            value = row.get(paper_key)
-            cells.append(Cell(NONE if value is None else f"{value:.1f}"))
+            paper_figure = paper_row.get(paper_key)
+            # Published figures have one decimal place.
+            cells.append(Cell(NONE if paper_figure is None else f"{paper_figure:.1f}"))
         if set(cells) != {Cell(NONE)}:
             yield Row(
                 run=None,
@@ -224,11 +228,11 @@ def _published_rows(
             )
 
 
-def _counts_in_words(group: Group, rows: Iterable[Figures]) -> str:
+def _counts_in_words(group: Group, figures_by_row: Iterable[Figures]) -> str:
     """Say the numbers of queries and candidates that the rows have, each once."""
     different_counts: dict[str, None] = {}
-    for row in rows:
-        counts = counts_of(_at_path(row, group))
+    for row_figures in figures_by_row:
+        counts = counts_of(_at_path(row_figures, group))
         if counts:
             different_counts[counts] = None
     return " / ".join(different_counts)

@@ -15,7 +15,8 @@ from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.data.images import load_image
 
-THUMBNAIL_SIZE = 176  # longer side, in pixels
+# Longer side, in pixels.
+THUMBNAIL_SIZE = 176
 _JPEG_QUALITY = 80
 
 
@@ -32,28 +33,26 @@ def write_page(path: Path, template: str, image_paths: Iterable[Path], **values:
     Returns:
         The number of images that could not be read.
     """
+    # The style sheet names pictures by number, so that the page holds each only once.
     pictures: dict[Path, int] = {}
     thumbnails: dict[int, str] = {}
     different_paths = list(dict.fromkeys(image_paths))
     for number, image_path in enumerate(different_paths):
-        uri = thumbnail(image_path)
-        if uri is not None:
+        data_uri = thumbnail(image_path)
+        if data_uri is not None:
             pictures[image_path] = number
-            thumbnails[number] = uri
+            thumbnails[number] = data_uri
     n_unreadable = len(different_paths) - len(pictures)
 
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_load_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template(template).render(
-        pictures=pictures,
-        thumbnails=thumbnails,
-        unreadable=n_unreadable,
-        **values,
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            pictures=pictures,
+            thumbnails=thumbnails,
+            unreadable=n_unreadable,
+            **values,
+        )
     )
     # File names may hold lone surrogates, which UTF-8 has no bytes for.
     content = html.encode("utf-8", "replace")
@@ -76,6 +75,16 @@ def thumbnail(path: Path) -> str | None:
     except (CusaError, OSError, ValueError):
         return None
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_load_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _load_template(name: str) -> str:

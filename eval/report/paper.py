@@ -67,12 +67,12 @@ def paper_row(
             ``"sts_spearman"``.
     """
     model_name = student.rstrip("/").rsplit("/", 1)[-1]
-    host = _HOSTS.get(model_name)
-    method = _METHODS.get(frozenset(terms))
-    for row in paper_tables()[table]:
-        scores = dict(row)
-        if (scores.pop("host"), scores.pop("method")) == (host, method):
-            return PaperRow(row["host"], row["method"], scores)
+    host_name = _HOSTS.get(model_name)
+    method_name = _METHODS.get(frozenset(terms))
+    for published_row in paper_tables()[table]:
+        scores = dict(published_row)
+        if (scores.pop("host"), scores.pop("method")) == (host_name, method_name):
+            return PaperRow(published_row["host"], published_row["method"], scores)
     return None
 
 
@@ -88,9 +88,13 @@ def paper_retrieval(
         terms: Terms of the loss.
         metrics: Content of metrics.json.
     """
-    size = (metrics["n_images"], metrics["n_captions"])
-    split = _SPLITS.get((metrics["dataset"], metrics["split"], *size))
-    row = paper_row(student, terms, "cross_modal")
-    if row is None or split is None:
+    split_size = (metrics["n_images"], metrics["n_captions"])
+    split = _SPLITS.get((metrics["dataset"], metrics["split"], *split_size))
+    published_row = paper_row(student, terms, "cross_modal")
+    if published_row is None or split is None:
         return None
-    return {"host": row.host, "method": row.method, **row.scores[split]}
+    return {
+        "host": published_row.host,
+        "method": published_row.method,
+        **published_row.scores[split],
+    }

@@ -65,8 +65,7 @@ def write_report(
         path: The HTML file; replaced as a whole.
         models: Models, in the order shown.
         sections: Their tables.
-        comparison: Content of comparison.json (docs/METRICS.md): paired differences between
-            models.
+        comparison: Content of comparison.json (docs/METRICS.md).
 
     Returns:
         The number of its images that could not be read.
@@ -83,11 +82,11 @@ def write_report(
         "report.html.jinja",
         _image_paths(models),
         runs=models,
-        about=next((content for content in metrics if content), None),
+        about=_first_measured(metrics),
         headlines=headlines(models, sections),
         explained=_remarks(models, sections),
-        looks=[look(position) for position in range(len(models))],
-        best=[best_epoch(history) for history in histories],
+        looks=list(map(look, range(len(models)))),
+        best=list(map(best_epoch, histories)),
         tasks=TASKS,
         sections=sections,
         recalls=recall_charts(metrics, TASKS),
@@ -97,6 +96,14 @@ def write_report(
         knows_truth=_knows_truth(models),
         comparison=comparison,
     )
+
+
+def _first_measured(metrics: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    """Return what the page's heading is of: the first model with retrieval results."""
+    for content in metrics:
+        if content:
+            return content
+    return None
 
 
 def headlines(
@@ -120,10 +127,11 @@ def _remarks(models: Sequence[ModelReport], sections: Sequence[Section]) -> list
 
 
 def _constant_temperatures(histories: Sequence[History]) -> dict[str, float]:
+    # Those that change have a chart instead.
     constants = {}
-    for name, values in temperatures(histories).items():
+    for temperature, values in temperatures(histories).items():
         if len(values) == 1:
-            constants[name] = values.pop()
+            constants[temperature] = values.pop()
     return constants
 
 
@@ -136,6 +144,7 @@ def side_by_side(models: Sequence[ModelReport]) -> dict[str, list[ModelAnswers]]
     Raises:
         ValueError: If the models do not show the same queries in the same order.
     """
+    # By position of the model; a text model, say, has none.
     galleries = {}
     for position, model in enumerate(models):
         if model.gallery:
@@ -143,15 +152,19 @@ def side_by_side(models: Sequence[ModelReport]) -> dict[str, list[ModelAnswers]]
     if not galleries:
         return {}
 
-    first, *others = galleries.values()
-    if any(_queries(gallery) != _queries(first) for gallery in others):
-        names = ", ".join(models[position].name for position in galleries)
-        raise ValueError(
-            f"the galleries of {names} do not show the same queries; make them with one seed"
-        )
+    first_gallery = next(iter(galleries.values()))
+    for gallery in galleries.values():
+        if _queries(gallery) != _queries(first_gallery):
+            names = ", ".join(models[position].name for position in galleries)
+            raise ValueError(
+                f"the galleries of {names} do not show the same queries; make them with one seed"
+            )
+
     by_task: dict[str, list[ModelAnswers]] = {task: [] for task in TASKS}
-    for number, query in enumerate(first):
-        answers = [(position, gallery[number]) for position, gallery in galleries.items()]
+    for number, query in enumerate(first_gallery):
+        answers = []
+        for position, gallery in galleries.items():
+            answers.append((position, gallery[number]))
         by_task[query.task].append(answers)
     return {task: queries for task, queries in by_task.items() if queries}
 
@@ -169,8 +182,9 @@ def _answers(models: Sequence[ModelReport]) -> Iterator[GalleryQuery]:
 def _knows_truth(models: Sequence[ModelReport]) -> bool:
     """Whether a hit is shown whose truth the data set knows, whatever its labels say."""
     for answer in _answers(models):
-        if any(hit.is_true is not None for hit in answer.hits):
-            return True
+        for hit in answer.hits:
+            if hit.is_true is not None:
+                return True
     return False
 
 
@@ -179,9 +193,9 @@ def _image_paths(models: Sequence[ModelReport]) -> list[Path]:
     items: list[Item] = []
     for answer in _answers(models):
         items.append(answer.query)
-        items += [hit.item for hit in answer.hits]
-        if answer.answer:
-            items.append(answer.answer.item)
+        hits = (*answer.hits, answer.answer) if answer.answer else answer.hits
+        for hit in hits:
+            items.append(hit.item)
     for model in models:
         for negative in model.false_negatives:
             items += [negative.own_image, negative.retrieved]

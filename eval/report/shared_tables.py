@@ -54,10 +54,13 @@ def ties_rule(contents: Iterable[Mapping[str, Any]]) -> str:
 
     metrics.json of format 1.1 does not say, and counts them against the model.
     """
-    rules = dict.fromkeys(content.get("ties", "pessimistic") for content in contents)
+    rules: dict[str, None] = {}
+    for content in contents:
+        rules[content.get("ties", "pessimistic")] = None
     if len(rules) > 1:
         names = ", ".join(rules)
         return f"Ties are counted by different rules here ({names}): such figures do not compare."
+    # At most one is left.
     for rule in rules:
         return TIES[rule]
     return ""
@@ -65,6 +68,7 @@ def ties_rule(contents: Iterable[Mapping[str, Any]]) -> str:
 
 def intervals_rule(contents: Iterable[Mapping[str, Any]]) -> str:
     """Say what the intervals are; empty where there are none."""
+    # Each rule once, in order.
     rules: dict[str, None] = {}
     for content in contents:
         bootstrap = content.get("bootstrap")
@@ -78,35 +82,36 @@ def intervals_rule(contents: Iterable[Mapping[str, Any]]) -> str:
 
 
 def fact(
-    name: str,
+    set_name: str,
     counts: str,
     fingerprints: Iterable[str | None],
     notes: Iterable[str] = (),
 ) -> str:
     """Say what was measured: counts, hashes, and the notes of the data set's reader."""
-    hashes = list(dict.fromkeys(text[:12] for text in fingerprints if text))
-    if hashes:
-        counts += f", sha256 {' and '.join(hashes)}"
-    if len(hashes) > 1:
+    short_hashes = dict.fromkeys(fingerprint[:12] for fingerprint in fingerprints if fingerprint)
+    if short_hashes:
+        counts += f", sha256 {' and '.join(short_hashes)}"
+    # A model may have been measured before the data changed.
+    if len(short_hashes) > 1:
         counts += ". The models were measured on different data: their figures do not compare"
-    different_notes = dict.fromkeys(note.rstrip(".") for note in notes)
-    return f"{name}: {'. '.join([counts, *different_notes])}."
+    different_notes = dict.fromkeys(set_note.rstrip(".") for set_note in notes)
+    return f"{set_name}: {'. '.join([counts, *different_notes])}."
 
 
 def by_data_set(
-    contents: Sequence[Mapping[str, Any]], key: str
+    contents: Sequence[Mapping[str, Any]], sets_key: str
 ) -> dict[str, list[Mapping[str, Any]]]:
     """Gather the models' results of each data set.
 
     Args:
         contents: The models' files of results.
-        key: Key that holds their data sets by name.
+        sets_key: Key that holds their data sets by name.
     """
     gathered: dict[str, list[Mapping[str, Any]]] = {}
     for content in contents:
-        data_sets = content.get(key) or {}
-        for name, result in data_sets.items():
-            gathered.setdefault(name, []).append(result)
+        data_sets = content.get(sets_key) or {}
+        for set_name, result in data_sets.items():
+            gathered.setdefault(set_name, []).append(result)
     return gathered
 
 
@@ -119,11 +124,11 @@ def by_head_and_data_set(
         data_sets: By name, each with its figures by head under ``heads``.
         take: Picks the wanted ones of a head's figures.
     """
-    turned: dict[str, dict[str, Any]] = {}
-    for name, result in data_sets.items():
+    by_head: dict[str, dict[str, Any]] = {}
+    for set_name, result in data_sets.items():
         for head, figures in result["heads"].items():
-            turned.setdefault(head, {})[name] = take(figures)
-    return turned
+            by_head.setdefault(head, {})[set_name] = take(figures)
+    return by_head
 
 
 def approximate_spec(
@@ -138,21 +143,24 @@ def approximate_spec(
         groups: Title of each group of columns, and the path to its figures.
         figures_by_head: Picks what the groups look into from a model's results.
     """
-    used: dict[str, None] = {}
+    # Models may have been searched with different settings: each once, in order.
+    descriptions: dict[str, None] = {}
     for search in searches:
         for settings in search["settings"].values():
             values = ", ".join(f"{name} {value}" for name, value in settings.items())
-            used[f"{search['index']} ({values})"] = None
+            descriptions[f"{search['index']} ({values})"] = None
     exact_hits = Metric("recall_of_exact_top10", "Exact top 10", "found by it")
     metrics = (*RECALLS, exact_hits)
-    columns = tuple(Group(title, path, metrics) for title, path in groups.items())
+    columns = []
+    for title, path in groups.items():
+        columns.append(Group(title, path, metrics))
     return TableSpec(
         title="By approximate search",
         rule=(
-            f"The same queries through {' and '.join(used)}: recalls by its hits, and the share of "
-            "the exact first ten that it finds."
+            f"The same queries through {' and '.join(descriptions)}: recalls by its hits, and the "
+            "share of the exact first ten that it finds."
         ),
         heads=("cross", "uni"),
-        groups=columns,
+        groups=tuple(columns),
         figures_by_head=figures_by_head,
     )

@@ -16,9 +16,12 @@ TASKS = {
     "t2t": "Caption → caption",
     "i2i": "Image → image",
 }
+# Stands for a figure that there is none of.
 NONE = "–"
 
+# Content of a file of results (docs/METRICS.md).
 Content = TypeVar("Content", bound=Mapping[str, Any])
+# Figures by key; a figure may be a mapping of figures.
 Figures = Mapping[str, Any]
 FiguresByHead = Mapping[str, Figures]
 
