@@ -1,15 +1,17 @@
-"""What the soft labels say: every figure against loops that follow its definition, and the page."""
+"""Inspection of soft labels: figures against loops that follow their definition; the page."""
 
 import json
 import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.inspection.batch_figures import (
@@ -37,6 +39,7 @@ from tests.helpers import (
     make_store,
     records,
     run_error,
+    run_failure,
     run_ok,
     settings,
     unit_rows,
@@ -58,7 +61,10 @@ def odd_dataset(folder, n=11, per_image=(2, 1, 7, 3), captions=None):
 
 
 def make_odd_store(folder, skipped=(), **options):
-    """A store of that with its images and random rows; teachers ``vision``, which skipped images, and ``words``."""
+    """A store of that with its images and random rows, by teachers ``vision`` and ``words``.
+
+    ``vision`` skipped some images.
+    """
     dataset = odd_dataset(folder, **options)
     records = dataset.splits["train"]
     n, n_texts = len(records), sum(len(r.captions) for r in records)
@@ -178,9 +184,8 @@ def test_agreement_of_equal_opposite_and_constant_teachers():
     same = agreement(s, s, ids)
     assert (same.pearson, same.spearman, same.overlap, same.kl) == pytest.approx((1, 1, 1, 0))
     assert agreement(s, -s, ids).spearman == pytest.approx(-1)
-    assert agreement(s, s**3, ids).spearman == pytest.approx(
-        1, abs=1e-4
-    )  # cosines are ranked to five decimals
+    # Cosines are ranked to five decimals.
+    assert agreement(s, s**3, ids).spearman == pytest.approx(1, abs=1e-4)
     assert math.isnan(agreement(s, torch.ones(30, 30), ids).pearson)
     one_image = agreement(s, s, torch.zeros(30, dtype=torch.int64))
     assert all(
@@ -365,7 +370,9 @@ def test_rows_that_another_teacher_skipped_are_left_out(tmp_path):
     )
     assert (found.n_images, found.n_left_out) == (10, 1)
     assert "id1" not in {item.text for pair in found.strongest["image"] for item in pair.images}
-    assert "pass --text-teacher" in run_error("store", "inspect", index)
+    error = run_failure("store", "inspect", index)  # which of the two text teachers?
+    assert isinstance(error, StoreError)
+    assert (error.path, error.name) == (index, "text")
 
 
 def test_shown_captions_belong_to_the_images_and_give_the_cosine(tmp_path):
@@ -508,14 +515,13 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 def test_without_the_image_folder(tmp_path):
     out = run_ok("store", "inspect", make_store(tmp_path), "--batch-size", 16, "--batches", 2)
-    assert "80 pairs of 40 images, 0 left out" in out
+    assert "80 pairs of 40 images" in out
     assert "vision" in out
     assert "could not be read" in (tmp_path / "store.inspect.html").read_text("utf-8")
     assert "of its pictures could not be read" in out
-    error = run_error(
-        "store", "inspect", tmp_path / "store.h5", "--batch-size", 4, "--image-root", "/nowhere"
-    )
-    assert "--image-root /nowhere is no folder" in error
+    error = run_failure("store", "inspect", tmp_path / "store.h5", "--image-root", "/nowhere")
+    assert isinstance(error, SettingError)
+    assert (error.path, error.name) == (Path("/nowhere"), "--image-root")
 
 
 def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
@@ -527,7 +533,7 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
 
 
 def test_equal_captions_count_as_likely_false_negatives(tmp_path):
-    """The median of two captions of one image is that of any two; sums that round otherwise must not hide it."""
+    """The median of two captions of one image is that of any two, whatever the rounding."""
     dataset = Dataset("equal", tmp_path, {"train": records("train", 40)})
     index = tmp_path / "store.h5"
     add_teacher(index, dataset, "vision", settings("image", 16), {"train": unit_rows(40, 16, 0)})
@@ -555,37 +561,40 @@ def test_another_image_folder(tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
     index = make_store(tmp_path)
-    assert "no split 'x'; it has: " in run_error("store", "inspect", index, "--split", "x")
-    for modality, name in (("image", "vision"), ("text", "words")):
-        error = run_error("store", "inspect", index, f"--{modality}-teacher", "x")
-        assert (
-            f"unknown {modality} teacher 'x'; pass --{modality}-teacher with one of: {name}"
-            in error
-        )
-    assert "larger than the 80 trainable pairs; pass --batch-size" in run_error(
-        "store", "inspect", index
-    )
+    no_split = run_failure("store", "inspect", index, "--split", "x")
+    assert isinstance(no_split, StoreError)
+    assert (no_split.path, no_split.name) == (index, "x")
+    for modality in ("image", "text"):
+        no_teacher = run_failure("store", "inspect", index, f"--{modality}-teacher", "x")
+        assert isinstance(no_teacher, StoreError)
+        assert (no_teacher.path, no_teacher.name) == (index, "x")
+        assert f"--{modality}-teacher" in str(no_teacher)
+    assert "--batch-size" in str(run_failure("store", "inspect", index))  # 128, of 80 pairs
     assert "--batch-size" in run_error("store", "inspect", index, "--batch-size", 1)
-    assert "does not exist" in run_error("store", "inspect", tmp_path / "none.h5")
-    assert "is the store" in run_error("store", "inspect", index, "--out", index)
-    assert "is a folder" in run_error("store", "inspect", index, "--out", tmp_path)
+    assert isinstance(run_failure("store", "inspect", tmp_path / "none.h5"), StoreError)
+    for place in (index, tmp_path):  # the store itself, and a folder
+        error = run_failure("store", "inspect", index, "--out", place)
+        assert isinstance(error, SettingError)
+        assert (error.path, error.name) == (place, "--out")
     assert not list(tmp_path.glob("*.html"))
 
 
 def test_a_store_of_one_modality_or_one_image(tmp_path):
-    records = (_record("a", "a.jpg", "x", "y", "z"),)
-    dataset = Dataset("one", tmp_path, {"train": records}, {})
-    add_teacher(
-        tmp_path / "s.h5", dataset, "vision", settings("image", 4), {"train": unit_rows(1, 4, 0)}
-    )
-    assert "holds no text teacher; add one" in run_error("store", "inspect", tmp_path / "s.h5")
-    add_teacher(
-        tmp_path / "s.h5", dataset, "words", settings("text", 4), {"train": unit_rows(3, 4, 0)}
-    )
-    error = run_error("store", "inspect", tmp_path / "s.h5", "--batch-size", 2)
-    assert "has pairs of one image only" in error
+    index = tmp_path / "s.h5"
+    dataset = Dataset("one", tmp_path, {"train": (_record("a", "a.jpg", "x", "y", "z"),)}, {})
+    add_teacher(index, dataset, "vision", settings("image", 4), {"train": unit_rows(1, 4, 0)})
+    no_text_teacher = run_failure("store", "inspect", index)
+    assert isinstance(no_text_teacher, StoreError)
+    assert (no_text_teacher.path, no_text_teacher.name) == (index, "text")
+
+    add_teacher(index, dataset, "words", settings("text", 4), {"train": unit_rows(3, 4, 0)})
+    one_image = run_failure("store", "inspect", index, "--batch-size", 2)
+    assert isinstance(one_image, DataError)
+    assert one_image.name == "train"
 
 
 def test_everything_skipped(tmp_path):
+    """There is no pair to draw batches from, which is no question of their images."""
     index = make_odd_store(tmp_path, skipped=range(11))
-    assert "no pair can be trained on" in run_error("store", "inspect", index, "--batch-size", 2)
+    error = run_failure("store", "inspect", index, "--batch-size", 2)
+    assert "cusa-store info" in str(error)

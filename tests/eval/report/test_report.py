@@ -1,4 +1,4 @@
-"""The HTML report: the right figures in the right cells, nothing fetched, nothing run, nothing twice."""
+"""The HTML report: the right figures in the right cells; nothing fetched, run, or shown twice."""
 
 import copy
 import re
@@ -275,8 +275,8 @@ def test_image_retrieval_has_both_heads_the_paper_and_what_was_measured(tmp_path
     assert [bold for _, bold, _ in rows[3]] == [False, False, *[True] * 13]
     words = page.words()
     assert (
-        "CUB-200-2011: 5,924 queries, 5,923 candidates, 100 classes, 24 queries without a right answer"
-        in words
+        "CUB-200-2011: 5,924 queries, 5,923 candidates, 100 classes, "
+        "24 queries without a right answer" in words
     )
     assert "sha256 1a1a1a1a1a1a." in words
     assert "Stanford Online Products: 5,924" in words
@@ -538,9 +538,9 @@ def test_same_bytes_every_time(tmp_path, runs):
 
 def test_galleries_must_agree(tmp_path, runs):
     for other in (runs[1].gallery[:2], runs[1].gallery[::-1]):
-        with pytest.raises(ValueError, match="plain-0, cusa-0 do not show the same queries"):
+        with pytest.raises(ValueError, match="plain-0, cusa-0"):
             made_up.write(tmp_path / "r.html", [runs[0], replace(runs[1], gallery=other)])
-    with pytest.raises(ValueError, match="at least one model"):
+    with pytest.raises(ValueError, match="model"):
         made_up.write(tmp_path / "r.html", [])
     assert not (tmp_path / "r.html").exists()
     _write(tmp_path, [replace(runs[0], gallery=()), runs[1]])
@@ -563,8 +563,8 @@ def test_failures_and_likely_false_negatives(tmp_path, runs):
     )  # of the tasks, not of the failures
     assert failed.index(in_order[0]) < failed.index(in_order[1])
     assert (
-        "asked written for this one #12, 0.25 ranked above it #1, 0.50 A caption of the latter: closest"
-        in text
+        "asked written for this one #12, 0.25 ranked above it #1, 0.50 "
+        "A caption of the latter: closest" in text
     )
     assert text.count("image teacher 0.88 text teacher – model 0.50") == 2
     assert text.count("true of it, by the known truth") == 1
