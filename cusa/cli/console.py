@@ -136,18 +136,19 @@ def stop_signals() -> Iterator[Callable[[], None]]:
     Yields a function that raises :class:`Stopped` once one of them has arrived. Before its first
     call, while there is no work yet, a signal raises :class:`Stopped` at once. A second Ctrl-C acts
     as it usually does if it comes more than a second later; further SIGTERMs change nothing.
-    (Launchers pass on signals that their processes received, too.)
     """
     received: list[int] = []
     first_at = 0.0
     is_working = False
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in stopping}
 
     def remember(number: int, _frame: FrameType | None) -> None:
         nonlocal first_at
         if not received:
             first_at = time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - first_at > _SECOND_SIGNAL_S:
+            # The user will not wait: the handlers from before act.
             restore()
             signal.raise_signal(number)
         received.append(number)
@@ -165,7 +166,7 @@ def stop_signals() -> Iterator[Callable[[], None]]:
         if received:
             raise Stopped(received[0])
 
-    for number in handlers:
+    for number in stopping:
         signal.signal(number, remember)
     try:
         yield check

@@ -20,6 +20,7 @@ def print_tables(sections: Sequence[Section]) -> None:
     for section in sections:
         for fact in section.facts:
             print_plain(fact)
+        # Further tables are in the report alone.
         for table in section.tables:
             screen.print(_screen_table(table))
 
@@ -58,6 +59,7 @@ def print_comparison(content: Mapping[str, Any]) -> None:
     for row in content["rows"]:
         cells = [f"{row['values'][0]:.1f}"]
         for value, paired in zip(row["values"][1:], row["differences"][1:], strict=True):
+            # Not every figure is resampled.
             interval = ""
             if paired["low"] is not None:
                 interval = f", {paired['low']:+.1f} to {paired['high']:+.1f}"

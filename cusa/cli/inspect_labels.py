@@ -80,6 +80,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         _print_inspection(inspection)
+    # The figures are on the screen before the page's pictures are read.
     n_unreadable = soft_labels.write_inspection(page_path, inspection)
     if not as_json:
         note = f" ({n_unreadable:,} of its pictures could not be read)" if n_unreadable else ""

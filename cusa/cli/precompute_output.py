@@ -67,6 +67,7 @@ class BarReporter:
         count = self._counts[teacher, split]
         count.now = n_done
         completed = count.before + count.now
+        # After the last row, no shard is being made.
         status = file if completed < count.total else ""
         self._bar.update(task, completed=completed, status=status)
 
@@ -116,6 +117,7 @@ def print_outcome(screen: Console, outcome: Outcome, index_path: Path) -> None:
         dim = teacher_entry.settings.dim
         print_plain(f"{teacher}: {counts} rows x {dim}, {n_skipped:,} skipped", screen)
 
+    # A job of --shard-range writes an index of its own part.
     if outcome.index != index_path:
         print_plain(f"part: {outcome.index}", screen)
         print_plain(f"next, with all parts: {merging_command(index_path)}", screen)

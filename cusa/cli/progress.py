@@ -87,6 +87,7 @@ class ProgressLines:
     def added(self, task: Task) -> None:
         """Take note of a task; the first is named at once, so that the log shows a sign of life."""
         self._reported[task.id] = task.completed
+        # Later tasks are named when they have done something.
         if self._is_silent:
             self._print(task.description)
         self._last_event_at = self._clock()
@@ -180,6 +181,7 @@ def _lines(screen: Console, clock: Callable[[], float]) -> Progress:
             super().stop()
             lines.stopped(self.tasks)
 
+    # Disabled, a progress draws nothing and still keeps count.
     return LineProgress(console=screen, disable=True, get_time=clock)
 
 

@@ -57,6 +57,7 @@ def index(
     with progress() as progress_bar:
         task = progress_bar.add_task("index", total=None, unit="items")
 
+        # How many items there are is known with the first of them.
         def advance(n_done: int, n_items: int) -> None:
             progress_bar.update(task, completed=n_done, total=n_items)
 
@@ -103,6 +104,7 @@ def search(
     from cusa.eval.search.index import latest_index
     from cusa.eval.search.search import SearchIndex, answer, write_contact_sheet
 
+    # The index knows the student that made it.
     opened = SearchIndex.open(folder or latest_index(Path("runs")))
     run = run or Path(opened.summary.student)
     student = load_student(run, pick_device(device))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cusa.data.foreign.rows import ForeignRows
+    from cusa.data.store.schema import TeacherSettings
     from cusa.precompute.audit import Audit
 
 STORE = click.argument("store_path", metavar="STORE", type=PATH)
@@ -318,12 +319,12 @@ def import_(
     image_root: Path | None,
     data_root: Path,
     on_error: str,
-    **teacher_options: str,
+    **teacher_options: Any,
 ) -> None:
     """Add ROWS from elsewhere to STORE: .npy, .safetensors or .h5, or the published code's."""
     from cusa.data.datasets import load_dataset
     from cusa.data.store.import_export import data_of, import_rows
-    from cusa.data.store.schema import TeacherSettings, check_index_path
+    from cusa.data.store.schema import check_index_path
 
     check_index_path(store_path)
     foreign = _read_foreign_rows(rows_path, ids_path, allow_pickle)
@@ -331,19 +332,7 @@ def import_(
     data = data_of(store_path, dataset)
 
     teacher = teacher_options["teacher"]
-    modality = teacher_options["modality"]
-    # Nobody knows how rows from elsewhere were made.
-    settings = TeacherSettings(
-        modality=modality,
-        model_id=teacher_options["model_id"] or teacher,
-        weights_sha256="unknown",
-        transform={"imported": True},
-        normalizer=teacher_options["normalizer"] if modality == "text" else "none",
-        precision="unknown",
-        dim=foreign.rows.shape[1],
-        dtype=teacher_options["dtype"],
-        normalized=True,
-    )
+    settings = _unknown_settings(foreign.rows.shape[1], **teacher_options)
     skip_missing = on_error == "skip"
     n_skipped, n_unused = import_rows(
         store_path, data, split, teacher, settings, foreign, skip_missing
@@ -352,6 +341,30 @@ def import_(
     if n_unused:
         click.echo(f"note: {n_unused:,} rows of {rows_path} belong to nothing in split {split}")
     click.echo(f"store: {store_path}")
+
+
+def _unknown_settings(
+    dim: int,
+    teacher: str,
+    modality: str,
+    model_id: str | None,
+    normalizer: str,
+    dtype: str,
+) -> TeacherSettings:
+    """Make the settings of rows from elsewhere: nobody knows how they were computed."""
+    from cusa.data.store.schema import TeacherSettings
+
+    return TeacherSettings(
+        modality=modality,
+        model_id=model_id or teacher,
+        weights_sha256="unknown",
+        transform={"imported": True},
+        normalizer=normalizer if modality == "text" else "none",
+        precision="unknown",
+        dim=dim,
+        dtype=dtype,
+        normalized=True,
+    )
 
 
 def _read_foreign_rows(

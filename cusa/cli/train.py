@@ -305,8 +305,8 @@ def _how_to_go_on(trainer: Trainer, in_sweep: bool) -> str:
     from cusa.train.commands import resume_command
 
     saved_step = trainer.keeper.saved_step
-    kept = f"step {saved_step:,} is kept" if saved_step else "nothing is kept yet"
+    progress = f"step {saved_step:,} is kept" if saved_step else "nothing is kept yet"
     if in_sweep:
-        return f"{kept}; go on with the same --sweep command"
+        return f"{progress}; go on with the same --sweep command"
     command = resume_command(trainer.run_dir, trainer.processes.size)
-    return f"{kept}; go on with: {command}"
+    return f"{progress}; go on with: {command}"

@@ -45,7 +45,6 @@ class BarReporter:
         """Show a step's losses, temperatures, learning rate and speed."""
         words = [f"{term} {metrics[term]:.4f}" for term in self._terms]
         for tau in self._taus:
-            # Those of the teachers never change.
             if not tau.startswith("tau_soft"):
                 words.append(f"{tau} {metrics[tau]:.3f}")
         words.append(f"lr {metrics['lr']:.1e} {metrics['samples_per_s']:,.0f} samples/s")

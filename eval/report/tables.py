@@ -32,7 +32,7 @@ class NamedResult(Generic[Content]):
 
     Attributes:
         name: The model's name in this report.
-        content: Content of the file of results (docs/METRICS.md); ``None``: it was not measured.
+        content: Content of its file of results (docs/METRICS.md); ``None`` if it was not measured.
     """
 
     name: str
@@ -41,13 +41,13 @@ class NamedResult(Generic[Content]):
 
 @dataclass(frozen=True)
 class Metric:
-    """A column.
+    """A column of a table.
 
     Attributes:
         key: The figure's key.
         label: Its label.
-        note: What is printed below the label.
-        best: Which of its figures is the best.
+        note: Text below the label.
+        best: Which of the column's figures is the best.
         digits: Decimal places.
     """
 
@@ -81,15 +81,15 @@ def _not_published(_content: Any) -> Figures | None:
 
 @dataclass(frozen=True)
 class TableSpec(Generic[Content]):
-    """What a table shows.
+    """Description of a table, before there are figures.
 
     Attributes:
         title: Its title.
         rule: How its figures count.
         heads: Heads that may answer, of ``cross`` and ``uni``; a row for each that a model has.
         groups: Columns; those that no model has are left out.
-        figures_by_head: Takes what the groups look into from a model's results.
-        published_row: Takes the published row of its setting: ``host``, ``method`` and figures.
+        figures_by_head: Picks the figures that the groups' paths lead into, from a model's results.
+        published_row: Picks the published row of a model's setting: ``host``, ``method``, figures.
     """
 
     title: str
@@ -155,7 +155,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure that stands for a model in a suite, and what it is."""
+    """The figure that stands for a model in a suite.
+
+    Attributes:
+        label: What the figure is.
+        figure: The figure.
+    """
 
     label: str
     figure: float
@@ -172,9 +177,9 @@ class Section:
         intervals: What the intervals are; empty where there are none.
         tables: Its tables.
         further_tables: Tables that are folded away.
-        narrow_tables: Its tables for a page of paper, where ``tables`` are too wide for that.
-        headlines: Headline of each model, by its position; those that have one.
-        remarks: What explains a model's figures, by its position; those where something does.
+        narrow_tables: The same for a printed page, where ``tables`` are too wide for one.
+        headlines: Headlines of the models that have one, by position.
+        remarks: Explanations of the models' figures, where there are any, by position.
     """
 
     id: str
