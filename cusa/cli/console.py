@@ -30,7 +30,7 @@ DEVICE_OPTION = click.option("--device", type=click.Choice(["auto", "cpu", "cuda
 
 # 128 + SIGINT, as shells have it.
 INTERRUPTED_STATUS = 130
-# Columns of a table where the output is no terminal.
+# Columns of a table where the output is not a terminal.
 LOG_WIDTH = 120
 MAX_WORKERS = 8
 # A launcher passes on a Ctrl-C that its processes received, too: within this time, it is the same.
@@ -114,7 +114,7 @@ class DefaultCommand(click.Command):
 class Stopped(BaseException):
     """Raised when the user or the system asks the run to stop.
 
-    It is no ``Exception``: a library that is being imported or set up must not catch it.
+    It is not an ``Exception``: a library that is being imported or set up must not catch it.
 
     Args:
         number: The signal's number.
@@ -181,7 +181,7 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 def console(quiet: bool = False) -> Console:
-    """Make a rich console on stdout, wide enough for a table where that is no terminal."""
+    """Make a rich console on stdout, wide enough for a table where that is not a terminal."""
     from rich.console import Console
 
     if sys.stdout.isatty():

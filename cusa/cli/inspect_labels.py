@@ -116,7 +116,7 @@ def _check_image_root(image_root: Path | None) -> None:
 
     if image_root is not None and not image_root.is_dir():
         raise SettingError(
-            f"--image-root {image_root} is no folder; leave it out for a page without pictures",
+            f"--image-root {image_root} is not a folder; leave it out for a page without pictures",
             path=image_root,
             name="--image-root",
         )

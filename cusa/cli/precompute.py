@@ -279,7 +279,7 @@ def _run_options(
     device = pick_device(device)
     uses_cuda = device == "cuda"
     if uses_cuda:
-        # A process of torchrun has a GPU of its own.
+        # Each process of torchrun has its own GPU.
         device = f"cuda:{processes.local_rank % torch.cuda.device_count()}"
     if precision == "auto":
         precision = "fp16" if uses_cuda else "fp32"

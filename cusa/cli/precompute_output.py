@@ -117,7 +117,7 @@ def print_outcome(screen: Console, outcome: Outcome, index_path: Path) -> None:
         dim = teacher_entry.settings.dim
         print_plain(f"{teacher}: {counts} rows x {dim}, {n_skipped:,} skipped", screen)
 
-    # A job of --shard-range writes an index of its own part.
+    # A job with --shard-range writes the index of a part.
     if outcome.index != index_path:
         print_plain(f"part: {outcome.index}", screen)
         print_plain(f"next, with all parts: {merging_command(index_path)}", screen)

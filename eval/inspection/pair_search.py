@@ -254,7 +254,7 @@ def _merge(
 
     Args:
         ranking: The best so far.
-        scores: float ``[n, m]``; -inf is no score.
+        scores: float ``[n, m]``; -inf stands for no score.
         corner: Position in the sample of the block's first row and column.
         n_pairs: How many to keep.
     """

@@ -182,7 +182,7 @@ def _measure_batches(
     measurements = _BatchMeasurements()
     for number in range(n_batches):
         split.order.epoch, batch_number = divmod(number, len(split.order))
-        # Every epoch has an order of its own.
+        # Each epoch has its own order.
         if batch_number == 0:
             epoch_batches = list(split.order)
         batch = split.pairs[epoch_batches[batch_number].tolist()]

@@ -67,7 +67,7 @@ def worst_failures(
     """Answer the queries of each task whose best relevant candidate ranks worst.
 
     Worst first; of equal ranks, the first of the split come first. A query that is answered right,
-    or that the labels know no answer to, is no failure.
+    or that the labels know no answer to, is not a failure.
 
     Args:
         embeddings: The model's embeddings.

@@ -198,7 +198,7 @@ def answer_queries(
     query_features, candidate_features = relevance.sides(items.embeddings, head)
     query_features = query_features[queries]
     relevant = [_relevant_candidates(relevance, query) for query in queries]
-    # Among items of one kind, a query is no answer to itself.
+    # Among items of one kind, a query does not answer itself.
     excluded = np.full(len(queries), -1)
     if relevance.exclude is not None:
         excluded = relevance.exclude[queries]
@@ -218,8 +218,8 @@ def answer_queries(
         if len(relevant[number]):
             rank = int(ranks[number])
             answer = answers.best(candidate_features[relevant[number]] @ query_features[number])
-        asked_item = items.item(relevance.task[0], query)
-        yield GalleryQuery(relevance.task, head, asked_item, hits[:TOP], rank, answer)
+        query_item = items.item(relevance.task[0], query)
+        yield GalleryQuery(relevance.task, head, query_item, hits[:TOP], rank, answer)
 
 
 def _relevant_candidates(relevance: Relevance, query: int) -> np.ndarray:

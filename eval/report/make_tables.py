@@ -149,7 +149,7 @@ def _row(
 
 
 def _uni_head_is_untrained(content: Mapping[str, Any] | None) -> bool:
-    """Whether a run was trained without USA; a model that is no run has no loss."""
+    """Whether a run was trained without USA; models that are not runs have no loss."""
     content = content or {}
     loss_terms = content.get("loss_terms") or content.get("model", {}).get("loss_terms")
     return bool(loss_terms) and "usa" not in loss_terms
@@ -169,7 +169,7 @@ def _cell(figures: Figures, metric: Metric) -> Cell:
 
 
 def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    """Mark the best figure of each column, as printed: what reads alike is marked alike."""
+    """Mark the best figure of each column, comparing them as printed: equals are all marked."""
     best_texts = []
     for number, (_, metric) in enumerate(columns):
         column = [row.cells[number] for row in rows]

@@ -16,7 +16,7 @@ TASKS = {
     "t2t": "Caption → caption",
     "i2i": "Image → image",
 }
-# Stands for a figure that there is none of.
+# Printed where there is no figure.
 NONE = "–"
 
 # Content of a file of results (docs/METRICS.md).
