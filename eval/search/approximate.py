@@ -8,7 +8,7 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 
-from cusa.eval.metrics.per_query import CUTS
+from cusa.eval.metrics.recalls import CUTS
 
 ApproximateKind = Literal["hnsw", "ivf"]
 HNSW_SEARCH = 128  # candidates that a search keeps

@@ -4,16 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cusa.data.errors import CusaError
-from cusa.eval.metrics import pair_scores
-from cusa.eval.metrics import ranks as module
+from cusa.eval.metrics import pair_scores, similarity_blocks
 from cusa.eval.metrics.ranks import (
     best_ranks,
     cross_modal_relevance,
     rank_bounds,
     rank_bounds_from_scores,
-    recall_at,
     two_way_rank_bounds,
 )
+from cusa.eval.metrics.recalls import recall_at
 
 
 def _loop(scores, relevant, exclude=None, ties_count=True):
@@ -62,7 +61,7 @@ def test_blocks_and_exclusion(monkeypatch):
     indices = np.array([c for r in relevant for c in r])
     want = _loop((x @ x.T).tolist(), relevant, list(range(23)))
     for block in (1, 7 * 23 * 4, 2**20):
-        monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(similarity_blocks, "_BLOCK_BYTES", block)
         assert best_ranks(x, x, indptr, indices, np.arange(23)).tolist() == want
 
 
@@ -93,7 +92,7 @@ def test_both_ways_in_one_pass_are_each_way_by_itself(data):
     i2t, t2i = cross_modal_relevance(caption_image, n)
     expected = (*rank_bounds(images, texts, *i2t), *rank_bounds(texts, images, *t2i))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_BYTES", data.draw(st.sampled_from([1, 2**20])))
+        patch.setattr(similarity_blocks, "_BLOCK_BYTES", data.draw(st.sampled_from([1, 2**20])))
         patch.setattr(pair_scores, "_PAIRS_AT_ONCE", data.draw(st.sampled_from([1, 3, 64])))
         found = two_way_rank_bounds(images, texts, caption_image)
     for ours, theirs in zip((*found[0], *found[1]), expected, strict=True):
@@ -126,7 +125,7 @@ def test_equal_embeddings_tie_wherever_they_stand(monkeypatch):
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
     assert i2t.pessimistic[69] - i2t.optimistic[69] == 200
     for block in (1, 3000 * 70, 2**20):
-        monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(similarity_blocks, "_BLOCK_BYTES", block)
         _, t2i = two_way_rank_bounds(np.concatenate([images, images[5:]]), texts, caption_image)
         assert t2i.pessimistic[0] - t2i.optimistic[0] == 1
 
