@@ -46,8 +46,10 @@ def one_or_many_images(
     if isinstance(images, np.ndarray) and images.dtype.kind not in "biufc":
         return False, images.tolist()  # of paths
     if isinstance(images, (np.ndarray, torch.Tensor)):
-        stacked = images.ndim == 4 and _channels(images) in _CHANNELS
-        return (False, iter(images)) if stacked else (True, [images])
+        is_stack = images.ndim == 4 and _channels(images) in _CHANNELS
+        if is_stack:
+            return False, iter(images)
+        return True, [images]
     if not isinstance(images, Iterable):
         legal = "paths, pictures, arrays or tensors, one or many"
         raise ImageError(f"images must be {legal}; got {_type(images)}")
@@ -102,7 +104,10 @@ def checked_texts(texts: Iterable[str]) -> Iterator[str]:
         yield text
 
 
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batches(
+    items: Iterable[T],
+    size: int,
+) -> Iterator[list[T]]:
     """Yield lists of ``size`` items; items are taken as their list is asked for.
 
     Raises:
@@ -114,7 +119,10 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     return iter(lambda: list(islice(iterator, size)), [])
 
 
-def _picture(image: np.ndarray | torch.Tensor, location: str) -> Image.Image:
+def _picture(
+    image: np.ndarray | torch.Tensor,
+    location: str,
+) -> Image.Image:
     """Make a picture of an array or a tensor."""
     kind = "a tensor" if isinstance(image, torch.Tensor) else "an array"
     has_legal_shape = image.ndim == 2 or (image.ndim == 3 and _channels(image) in _CHANNELS)
@@ -130,7 +138,8 @@ def _picture(image: np.ndarray | torch.Tensor, location: str) -> Image.Image:
         )
     pixels: Any = image
     if isinstance(pixels, torch.Tensor):
-        pixels = (pixels if pixels.ndim == 2 else pixels.movedim(0, -1)).cpu().numpy()
+        channels_last = pixels if pixels.ndim == 2 else pixels.movedim(0, -1)
+        pixels = channels_last.cpu().numpy()
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(pixels))
@@ -138,8 +147,11 @@ def _picture(image: np.ndarray | torch.Tensor, location: str) -> Image.Image:
 
 def _channels(images: np.ndarray | torch.Tensor) -> int:
     """Return the number of channels: their axis comes last in arrays, before h and w in tensors."""
-    return images.shape[-3 if isinstance(images, torch.Tensor) else -1]
+    channel_axis = -3 if isinstance(images, torch.Tensor) else -1
+    return images.shape[channel_axis]
 
 
 def _type(value: object) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
+    if value is None:
+        return "None"
+    return f"of type {type(value).__name__}"

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from cusa.data.errors import DataError, ImageError, StudentError, TeacherError
-from cusa.eval.models.any_model import ModelEncoder, load_encoder
+from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.batched import encode_images, encode_texts
+from cusa.eval.models.model_encoder import ModelEncoder
 from cusa.eval.models.student import load_student
 from tests.helpers import make_pairs, make_tiny_sentence, run_ok
 from tests.tiny_models import (
@@ -36,9 +37,9 @@ def home(tmp_path_factory):
 
 
 def _changed(encoder, modality, encode):
-    """The same model with another forward pass on one side."""
-    side = encoder._sides[modality]
-    return ModelEncoder("changed", "hf", [replace(side, encode=encode(side.encode))], "cpu")
+    """The same model with another forward pass of one tower."""
+    tower = encoder._towers[modality]
+    return ModelEncoder("changed", "hf", [replace(tower, encode=encode(tower.encode))], "cpu")
 
 
 def test_a_dual_encoder_without_tokenizer_is_refused(home, tmp_path):
@@ -84,15 +85,15 @@ def test_the_item_that_a_model_fails_on_is_named(home):
 
         return changed
 
-    side = encoder._sides["text"]
-    word = side.tokenize(["cat"])["input_ids"][0, 1].float()
+    tower = encoder._towers["text"]
+    word = tower.tokenize(["cat"])["input_ids"][0, 1].float()
     broken = _changed(encoder, "text", fail_on(word))
     with pytest.raises(
         DataError, match=r"text 'a cat' cannot be encoded .*index out of range"
     ) as text_error:
         encode_texts(broken, ["a dog", "a cat", "picture number 1"])
     assert text_error.value.name == "a cat"
-    pixel = torch.tensor(encoder._sides["image"].preprocess(pictures()[2])[0, 0, 0])
+    pixel = torch.tensor(encoder._towers["image"].preprocess(pictures()[2])[0, 0, 0])
     broken = _changed(encoder, "image", fail_on(pixel))
     with pytest.raises(ImageError, match="index out of range") as image_error:
         encode_images(broken, paths)
