@@ -259,7 +259,7 @@ def search(
 
     quiet_libraries()
     from cusa.eval.models.student import load_student
-    from cusa.eval.search.index import latest_index
+    from cusa.eval.search.index_folder import latest_index
     from cusa.eval.search.search import SearchIndex, answer, write_contact_sheet
 
     opened = SearchIndex.open(folder or latest_index(Path("runs")))

@@ -15,20 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-import cusa.eval.search.index as made
 from cusa.data.errors import CusaError, RunError
 from cusa.data.image_folder import find_images
 from cusa.eval.models.student import load_student
 from cusa.eval.report.gallery import Item
-from cusa.eval.search.index import (
-    IndexOptions,
-    IndexSummary,
-    Skipped,
-    build_index,
-    latest_index,
-    read_texts,
-)
-from cusa.eval.search.search import Answer, Hit, SearchIndex, answer, write_contact_sheet
+from cusa.eval.search import index as index_module
+from cusa.eval.search import index_folder
+from cusa.eval.search.index import IndexOptions, build_index
+from cusa.eval.search.index_folder import IndexSummary, Skipped, latest_index
+from cusa.eval.search.search import Answer, Hit, answer, write_contact_sheet
+from cusa.eval.search.search_index import SearchIndex
+from cusa.eval.search.sources import read_texts
 from cusa.train.config import build_config
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, save_student
@@ -199,7 +196,7 @@ def test_several_queries_at_once(student, images, readable):
     for wrong in (queries[0], queries[:, 1:]):
         with pytest.raises(ValueError, match=re.escape("queries are [n, 24]")):
             images.search(wrong, "cross", 3)
-    with pytest.raises(ValueError, match="k at least 1"):
+    with pytest.raises(ValueError, match="n_hits is at least 1"):
         images.search(queries, "cross", 0)
 
 
@@ -345,7 +342,7 @@ def test_an_image_that_only_the_student_refuses_is_skipped(home, tmp_path):
 def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
     """Whatever the size of a batch; and rows stay with their images."""
     make_images(tmp_path / "in", 9)  # 48 x 36 pixels
-    monkeypatch.setattr(made, "_MOST_PIXELS", 2 * 48 * 36)
+    monkeypatch.setattr(index_module, "_MOST_PIXELS", 2 * 48 * 36)
     asked = []
     spied = SimpleNamespace(
         uni_head="uni",
@@ -364,7 +361,7 @@ def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
 def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp_path, monkeypatch):
     make_images(tmp_path / "in", 40)
     begun, names = set(), set()
-    load = made.load_image
+    load = index_module.load_image
 
     def spy(path):
         begun.add(path)
@@ -372,7 +369,7 @@ def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp
         return load(path)
 
     ahead = []
-    monkeypatch.setattr(made, "load_image", spy)
+    monkeypatch.setattr(index_module, "load_image", spy)
     threads, filters = torch.get_num_threads(), list(warnings.filters)
     torch.set_num_threads(threads + 1)  # other than what the threads set
     build_index(
@@ -504,15 +501,15 @@ def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, wh
     told = fail if where == "encoding" else lambda done, total: None
     expected = KeyboardInterrupt
     if where == "items":
-        monkeypatch.setattr(made.json, "dumps", fail)
+        monkeypatch.setattr(index_folder.json, "dumps", fail)
     elif where == "faiss":
-        write = made.faiss.write_index
+        write = index_folder.faiss.write_index
 
         def full_disk(index, path):
             write(index, path)
             raise RuntimeError("Error: 'ret == size' failed: write error: No space left on device")
 
-        monkeypatch.setattr(made.faiss, "write_index", full_disk)
+        monkeypatch.setattr(index_folder.faiss, "write_index", full_disk)
         expected = CusaError
     elif where == "rename":
         rename = Path.rename
