@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -48,14 +47,16 @@ def count_ahead(
     # Rows of the mask are padded to whole words.
     n_words = -(-n_columns // _BYTES_PER_WORD)
     mask_buffer = np.zeros((strip_rows, n_words * _BYTES_PER_WORD), bool)
-    comparisons: tuple[Callable[..., np.ndarray], ...] = (np.greater, np.greater_equal)
-
+    tallies: list[tuple[np.ufunc, np.ndarray, np.ndarray]] = [
+        (np.greater, by_row.above, by_column.above),
+        (np.greater_equal, by_row.reaching, by_column.reaching),
+    ]
     for start in range(0, n_rows, max(1, strip_rows)):
         rows = slice(start, start + strip_rows)
         strip = scores[rows]
         padded_mask = mask_buffer[: len(strip)]
         mask = padded_mask[:, :n_columns]
-        for compare, row_counts, column_counts in zip(comparisons, by_row, by_column, strict=True):
+        for compare, row_counts, column_counts in tallies:
             compare(strip, row_bounds[rows, None], out=mask)
             row_counts[rows] += _true_by_row(padded_mask)
             if column_bounds is not None:
@@ -82,6 +83,7 @@ def _true_by_row(mask: np.ndarray) -> np.ndarray:
     counts = np.zeros(len(mask), np.int64)
     for start in range(0, words.shape[1], _MOST_PER_BYTE):
         stop = start + _MOST_PER_BYTE
+        # No byte carries into the next: at most 255 are added.
         sums = words[:, start:stop].sum(axis=1, dtype=np.uint64)
         byte_sums = sums.view(np.uint8).reshape(-1, _BYTES_PER_WORD)
         counts += byte_sums.sum(axis=1, dtype=np.int64)

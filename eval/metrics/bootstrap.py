@@ -50,7 +50,8 @@ def resampled_means(
     Returns:
         Per metric float64 ``[samples]``; empty without queries.
     """
-    n_queries = len(next(iter(values.values()), ()))
+    first_column = next(iter(values.values()), ())
+    n_queries = len(first_column)
     if not n_queries or not bootstrap.samples:
         return {metric: np.zeros(0) for metric in values}
 
@@ -117,8 +118,9 @@ def two_sided_p(differences: np.ndarray) -> float:
     n_not_positive = int(np.count_nonzero(differences <= 0))
     n_not_negative = int(np.count_nonzero(differences >= 0))
     rarer = min(n_not_positive, n_not_negative)
-    least_p = 1 / len(differences)
-    return min(1.0, max(2 * rarer / len(differences), least_p))
+    n_samples = len(differences)
+    p_value = max(2 * rarer / n_samples, 1 / n_samples)
+    return min(1.0, p_value)
 
 
 def _sums_by_cluster(
@@ -129,7 +131,8 @@ def _sums_by_cluster(
     order = np.argsort(clusters, kind="stable")
     ordered = clusters[order]
     is_first = np.diff(ordered, prepend=ordered[0] - 1)
-    return np.add.reduceat(columns[order], np.flatnonzero(is_first))
+    starts = np.flatnonzero(is_first)
+    return np.add.reduceat(columns[order], starts)
 
 
 def _generator(

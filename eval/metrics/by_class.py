@@ -28,6 +28,16 @@ _ANSWERABLE = {
     "map_at_r": "map_at_r",
 }
 
+# Queries, candidates, indptr and indices of the relevant candidates, and each query's own position
+# among the candidates, if it is one of them.
+SearchArguments = tuple[
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray | None,
+]
+
 
 def image_retrieval(
     embeddings: np.ndarray,
@@ -75,7 +85,7 @@ def image_search(
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
     normalize: bool = True,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+) -> SearchArguments:
     """Return what :func:`cusa.eval.metrics.per_query.rank_all` takes, up to ``exclude``.
 
     Arguments and errors are those of :func:`image_retrieval`.
@@ -87,7 +97,8 @@ def image_search(
         labels = _checked_labels(labels, len(queries))
         classes = np.unique(labels, return_inverse=True)[1]
         indptr, indices = same_group(classes)
-        return queries, candidates, indptr, indices, np.arange(len(labels))
+        own_positions = np.arange(len(labels))
+        return queries, candidates, indptr, indices, own_positions
 
     queries, candidates = _as_dot_products(embeddings, gallery, normalize)
     labels = _checked_labels(labels, len(queries))
@@ -98,6 +109,7 @@ def image_search(
             "numbers, or both as texts",
             name="gallery_labels",
         )
+    # Both sets together, so that a class has one number in both.
     all_labels = np.concatenate([labels, gallery_labels])
     classes = np.unique(all_labels, return_inverse=True)[1]
     query_classes, gallery_classes = np.split(classes, [len(labels)])

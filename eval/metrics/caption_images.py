@@ -6,6 +6,10 @@ import numpy as np
 
 from cusa.data.errors import EmbeddingsError
 
+# indptr int64 [n + 1] and indices int64: query q's relevant candidates are the rows
+# indices[indptr[q]:indptr[q + 1]].
+RelevantRows = tuple[np.ndarray, np.ndarray]
+
 
 def checked_caption_image(
     caption_image: np.ndarray,
@@ -51,7 +55,7 @@ def checked_caption_image(
 def cross_modal_relevance(
     caption_image: np.ndarray,
     n_images: int,
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+) -> tuple[RelevantRows, RelevantRows]:
     """List the captions of each image, and the image of each caption.
 
     Args:
@@ -59,8 +63,7 @@ def cross_modal_relevance(
         n_images: Number of images.
 
     Returns:
-        (indptr, indices) for image-to-text and for text-to-image, as
-        :func:`cusa.eval.metrics.ranks.rank_bounds` takes them.
+        The relevant rows of image-to-text and of text-to-image retrieval.
     """
     captions_by_image = np.argsort(caption_image, kind="stable")
     ordered_images = caption_image[captions_by_image]

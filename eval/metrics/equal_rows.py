@@ -22,20 +22,26 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
 
     # Sorting whole rows is slow, and equal rows begin alike: of most matrices the first column
     # tells all rows apart.
-    _, value_numbers, counts = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
+    _, value_numbers, counts = np.unique(
+        rows[:, 0],
+        return_inverse=True,
+        return_counts=True,
+    )
     suspects = np.flatnonzero(counts[value_numbers] > 1)
     if not len(suspects):
         return first_equal
 
     suspect_bytes = _row_bytes(rows[suspects])
-    _, leaders, groups = np.unique(suspect_bytes, return_index=True, return_inverse=True)
+    _, leaders, groups = np.unique(
+        suspect_bytes,
+        return_index=True,
+        return_inverse=True,
+    )
     first_equal[suspects] = suspects[leaders[groups]]
     return first_equal
 
 
-def column_sharing(
-    first_equal: np.ndarray,
-) -> Callable[[np.ndarray], None]:
+def column_sharing(first_equal: np.ndarray) -> Callable[[np.ndarray], None]:
     """Make a function that gives equal candidates' columns the values of the first of them.
 
     Args:
@@ -58,6 +64,7 @@ def column_sharing(
 
 def _row_bytes(rows: np.ndarray) -> np.ndarray:
     """Return each row as one value, compared byte by byte: void ``[n]``."""
+    # 0.0 and -0.0 are equal, but not their bytes; adding zero makes them the same.
     without_negative_zero = np.ascontiguousarray(rows + rows.dtype.type(0))
     row_bytes = rows.shape[1] * rows.dtype.itemsize
     row_type = np.dtype((np.void, row_bytes))

@@ -109,6 +109,7 @@ def _resampled_metrics(
 ) -> dict[str, np.ndarray]:
     """Resample all metrics of one direction and the mean of its recalls: float64 ``[samples]``."""
     values = rankings.values(scoring.ties)
+    # The mean is resampled with the same draws as the recalls that it is the mean of.
     sums = np.zeros(len(values["r1"]))
     for name in RECALL_NAMES:
         sums = sums + values[name]

@@ -23,7 +23,11 @@ def one_core_threads(n_threads: int) -> Iterator[ThreadPoolExecutor]:
         n_threads: Number of threads.
     """
     threads_before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(
+        n_threads,
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
     try:
         yield pool
     finally:

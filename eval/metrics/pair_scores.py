@@ -6,7 +6,10 @@ import numpy as np
 import torch
 
 from cusa.eval.metrics.caption_images import cross_modal_relevance
-from cusa.eval.metrics.equal_rows import column_sharing, first_equal_row
+from cusa.eval.metrics.equal_rows import (
+    column_sharing,
+    first_equal_row,
+)
 
 # The products of these pairs' captions with all their images are few beside those of all pairs.
 _PAIRS_AT_ONCE = 512
@@ -45,7 +48,11 @@ class PairScores:
 
         # Number the pairs, equal ones alike, and compute the similarity of one of each number.
         pair_numbers = first_image[paired] * len(texts) + self._first_text[paired]
-        _, chosen, copies = np.unique(pair_numbers, return_index=True, return_inverse=True)
+        _, chosen, copies = np.unique(
+            pair_numbers,
+            return_index=True,
+            return_inverse=True,
+        )
         captions = paired[chosen]
         distinct_scores = np.empty(len(captions), images.dtype)
         for start in range(0, len(captions), _PAIRS_AT_ONCE):
@@ -83,8 +90,8 @@ class PairScores:
         # One by one, as all images may be equal.
         for image in images[has_equals].tolist():
             first_image = self._first_image[image]
-            bounds = slice(self._bounds[first_image], self._bounds[first_image + 1])
-            captions = self._captions[bounds]
+            first, stop = self._bounds[first_image : first_image + 2]
+            captions = self._captions[first:stop]
             rows = np.full(len(captions), image - start)
             self._write(scores, rows, captions)
         self._share_columns(scores)
@@ -97,7 +104,8 @@ class PairScores:
         """Return the captions of several images, one image after the other: int64 ``[p]``."""
         n_before = np.cumsum(n_captions) - n_captions
         starts = self._bounds[images] - n_before
-        positions = np.repeat(starts, n_captions) + np.arange(n_captions.sum())
+        offsets = np.arange(n_captions.sum())
+        positions = np.repeat(starts, n_captions) + offsets
         return self._captions[positions]
 
     def _write(

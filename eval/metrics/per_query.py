@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import (
-    Any,
-    Literal,
-    NamedTuple,
-    get_args,
-)
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.eval.metrics.precisions import block_precisions
-from cusa.eval.metrics.ranks import RankBounds, block_bounds, join_bounds
+from cusa.eval.metrics.ranks import (
+    RankBounds,
+    block_bounds,
+    join_bounds,
+)
 from cusa.eval.metrics.recalls import (
     CUTS,
     RECALL_NAMES,
     is_hit,
     recall_name,
 )
-from cusa.eval.metrics.similarity_blocks import over_blocks, ranking_dtype
+from cusa.eval.metrics.similarity_blocks import (
+    over_blocks,
+    ranking_dtype,
+)
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
@@ -61,12 +63,15 @@ class Rankings:
         """Return the rankings of the queries that have a relevant candidate."""
         has_relevant = self.best.optimistic >= 0
         optimistic, pessimistic = self.best
+        clusters = self.clusters
+        if clusters is not None:
+            clusters = clusters[has_relevant]
         return Rankings(
             RankBounds(optimistic[has_relevant], pessimistic[has_relevant]),
             self.candidates,
             _selected(self.r_precision, has_relevant),
             _selected(self.average_precision, has_relevant),
-            None if self.clusters is None else self.clusters[has_relevant],
+            clusters,
         )
 
     def values(self, ties: Ties) -> dict[str, np.ndarray]:
@@ -164,7 +169,10 @@ def _selected(
     """Return the values of some queries."""
     if bounds is None:
         return None
-    return Bounds(bounds.optimistic[is_selected], bounds.pessimistic[is_selected])
+    return Bounds(
+        bounds.optimistic[is_selected],
+        bounds.pessimistic[is_selected],
+    )
 
 
 def _by_ties(
@@ -275,6 +283,8 @@ def rank_all(
         return best
 
     best = join_bounds(over_blocks(rank_block, queries, candidates))
-    n_candidates = max(0, len(candidates) - (exclude is not None))
-    r_precision, average_precision = Bounds(*precisions[:2]), Bounds(*precisions[2:])
+    n_excluded = int(exclude is not None)
+    n_candidates = max(0, len(candidates) - n_excluded)
+    r_precision = Bounds(*precisions[:2])
+    average_precision = Bounds(*precisions[2:])
     return Rankings(best, n_candidates, r_precision, average_precision)

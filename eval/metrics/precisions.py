@@ -98,6 +98,7 @@ def _contenders(
         Query, ascending, and candidate of each: int64 ``[p]`` both.
     """
     n_queries, n_candidates = scores.shape
+    # Several groups for each of the first R, so that few candidates besides them are left.
     n_wanted = max(_LEAST_GROUPS, 4 * int(depths.max()))
     n_groups = min(n_candidates, n_wanted)
     n_grouped = n_candidates // n_groups * n_groups

@@ -53,4 +53,8 @@ def recall_sum(directions: Sequence[Mapping[str, Any]]) -> Any:
         directions: Recalls of each direction by :data:`RECALL_NAMES`: numbers, or arrays of
             resampled ones.
     """
-    return sum(recalls[name] for recalls in directions for name in RECALL_NAMES)
+    total: Any = 0
+    for recalls in directions:
+        for name in RECALL_NAMES:
+            total = total + recalls[name]
+    return total

@@ -9,7 +9,7 @@ import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.records import SplitView, Truth, csr
-from cusa.eval.metrics.caption_images import cross_modal_relevance
+from cusa.eval.metrics.caption_images import RelevantRows, cross_modal_relevance
 
 Task = Literal["i2t", "t2i", "t2t", "i2i"]
 
@@ -71,17 +71,15 @@ def relevance_of(
 
     assert split.truth is not None, "image-to-image retrieval needs a split with image labels"
     labels = split.truth.image_labels[embeddings.image_rows]
-    return Relevance(task, *same_group(labels), np.arange(len(labels)))
+    indptr, indices = same_group(labels)
+    return Relevance(task, indptr, indices, np.arange(len(labels)))
 
 
-def same_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def same_group(groups: np.ndarray) -> RelevantRows:
     """List the other members of each item's group.
 
     Args:
-        groups: int64 ``[n]``: group of each item; an item of a negative group belongs to none.
-
-    Returns:
-        indptr int64 ``[n + 1]`` and indices int64.
+        groups: int64 ``[n]``: group of each item; one of a negative group has no others.
     """
     members = group_members(groups, groups)
     relevant: list[np.ndarray] = []
@@ -109,9 +107,10 @@ def group_members(
     # A stable sort keeps the items of a group in ascending order.
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
-    starts = np.searchsorted(ordered, wanted, "left").tolist()
-    stops = np.searchsorted(ordered, wanted, "right").tolist()
-    return [order[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    starts = np.searchsorted(ordered, wanted, "left")
+    stops = np.searchsorted(ordered, wanted, "right")
+    bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+    return [order[start:stop] for start, stop in bounds]
 
 
 def true_relevance(

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 
 from cusa.data.errors import EmbeddingsError
-from cusa.eval.metrics.equal_rows import column_sharing, first_equal_row
+from cusa.eval.metrics.equal_rows import (
+    column_sharing,
+    first_equal_row,
+)
 from cusa.eval.metrics.one_core_threads import one_core_threads
 
 T = TypeVar("T")
@@ -76,6 +79,7 @@ def over_products(
     rows_that_fit = _BLOCK_BYTES // n_threads // bytes_per_query
     block_rows = min(_BLOCK_ROWS, max(_LEAST_BLOCK_ROWS, rows_that_fit))
     buffer_shape = (min(block_rows, len(queries)), len(candidates))
+    # One buffer per thread, used again for each of its blocks.
     thread_buffers = threading.local()
 
     def work_on_block(start: int) -> T:
@@ -87,6 +91,7 @@ def over_products(
         return work(start, scores.numpy())
 
     starts = range(0, len(queries), block_rows)
+    # A single block is computed on all cores.
     if len(starts) < 2:
         return [work_on_block(start) for start in starts]
     with one_core_threads(min(n_threads, len(starts))) as pool:
@@ -109,12 +114,14 @@ def rankable_rows(
     Raises:
         EmbeddingsError: As of :func:`over_blocks`.
     """
-    if queries.ndim != 2 or queries.shape[1:] != candidates.shape[1:]:
+    has_one_dimension = queries.shape[1:] == candidates.shape[1:]
+    if queries.ndim != 2 or not has_one_dimension:
         raise EmbeddingsError(
             f"queries of shape {queries.shape} and candidates of {candidates.shape} have no dot "
             "products; both must be [n, d] with one d"
         )
     dtype = ranking_dtype(queries, candidates)
+    # torch warns of arrays that are read-only.
     query_rows = np.require(queries, dtype, ["C", "W"])
     candidate_rows = np.require(candidates, dtype, ["C", "W"])
     query_sizes = _largest_values(query_rows, "query")
@@ -151,7 +158,8 @@ def _largest_values(
     """Return the greatest absolute value of each row, ``[n]``; refuse rows that are not finite."""
     if not rows.size:
         return np.zeros(len(rows), rows.dtype)
-    least, most = torch.aminmax(torch.from_numpy(rows), dim=1)
+    tensor = torch.from_numpy(rows)
+    least, most = torch.aminmax(tensor, dim=1)
     sizes = torch.maximum(-least, most).numpy()
 
     # NaN compares as "not ahead" and would look like a perfect rank.

@@ -24,10 +24,13 @@ def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
         embeddings.text["cross"],
         embeddings.caption_image,
     )
-    recalls = {}
+    recalls: dict[str, dict[str, float]] = {}
     for direction, bounds in zip(("i2t", "t2i"), rank_bounds, strict=True):
+        # Ties count against the student: one that maps all items to one point retrieves nothing.
         ranks = bounds.pessimistic
-        recalls[direction] = {recall_name(cut): recall_at(ranks, cut) for cut in CUTS}
+        recalls[direction] = {}
+        for cut in CUTS:
+            recalls[direction][recall_name(cut)] = recall_at(ranks, cut)
 
     scores = {"rsum": recall_sum(list(recalls.values()))}
     for direction, direction_recalls in recalls.items():
