@@ -17,7 +17,8 @@ _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 @cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the image files that Pillow reads, in lower case, with the dot."""
-    format_of_suffix = Image.registered_extensions()  # which loads Pillow's plugins first
+    # This loads the formats; Image.OPEN is empty before.
+    format_of_suffix = Image.registered_extensions()
     readable_formats = Image.OPEN.keys() - _UNREADABLE_FORMATS
     return frozenset(
         suffix for suffix, name in format_of_suffix.items() if name in readable_formats

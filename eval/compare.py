@@ -10,12 +10,11 @@ import numpy as np
 
 from cusa.data.errors import CusaError
 from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
-from cusa.eval.evaluators.sts.measure import spearman
 from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
+from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman, spearman
 from cusa.eval.metrics.metric_options import recall_sum
 from cusa.eval.metrics.per_query import Rankings, Ties
-from cusa.eval.queries import Judged, Queries, Suite
-from cusa.eval.suites import resampled_spearman
+from cusa.eval.queries import Queries
 
 _UNI_MODAL = ("t2t", "i2i", "sts")
 _PRECISIONS = ("r_precision", "map_at_r")
@@ -30,7 +29,7 @@ class Figure:
     samples: np.ndarray
 
 
-def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> dict[str, Any]:
+def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> dict[str, Any]:
     """Differences of all models to the first, on all that they have in common.
 
     A model answers across modalities with its cross-modal head and within one with its own ``uni_head``. All models'
@@ -74,7 +73,7 @@ def compare(models: Sequence[Mapping[Suite, Queries]], bootstrap: Bootstrap) -> 
     }
 
 
-def _check_alike(suite: Suite, queries: Sequence[Queries]) -> None:
+def _check_alike(suite: str, queries: Sequence[Queries]) -> None:
     first = queries[0]
     for other in queries[1:]:
         # Of image sets and tasks, those that both have are compared; retrieval is measured on one split.
@@ -102,10 +101,13 @@ def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str
         data, head, *part, task = key.split("/")
         if head != (queries.uni_head if task in _UNI_MODAL else "cross"):
             continue
-        if isinstance(found, Judged):
+        if isinstance(found, ScoredPairs):
             yield (
                 (data, "spearman"),
-                Figure(spearman(found.cosines, found.gold), resampled_spearman(found, bootstrap)),
+                Figure(
+                    spearman(found.similarities, found.human_scores),
+                    resampled_spearman(found, bootstrap),
+                ),
             )
             continue
         protocol = part[0] if part else ""
@@ -143,7 +145,7 @@ def _resampled(
     return {name: Figure(float(v.mean()), samples[name]) for name, v in values.items() if len(v)}
 
 
-def _row(suite: Suite, key: tuple[str, str], figures: Sequence[Figure]) -> dict[str, Any]:
+def _row(suite: str, key: tuple[str, str], figures: Sequence[Figure]) -> dict[str, Any]:
     base = figures[0]
     differences: list[dict[str, float] | None] = [None]
     for other in figures[1:]:

@@ -10,10 +10,10 @@ from typing import Any
 from cusa.data.errors import CusaError
 from cusa.eval.compare import compare
 from cusa.eval.evaluate import check_writable, write_pages
+from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.metrics.bootstrap import Bootstrap
-from cusa.eval.queries import SUITES
-from cusa.eval.report.report import RunReport
-from cusa.eval.results import FILES, distinct_names, read_queries, read_results, write_json
+from cusa.eval.report.report import ModelReport
+from cusa.eval.results import distinct_names, read_queries, read_results, write_json
 from cusa.train.saving.run_dir import begun
 
 
@@ -38,7 +38,9 @@ def compare_measured(
     folders = []
     for model in models:
         places = [
-            p for p in (model / "eval", model) if any((p / FILES[s]).is_file() for s in SUITES)
+            p
+            for p in (model / "eval", model)
+            if any((p / EVALUATORS[s].results_file.name).is_file() for s in EVALUATORS)
         ]
         if not places:
             raise CusaError(
@@ -52,7 +54,7 @@ def compare_measured(
         or (first.parent.parent if in_run or first.parent.name == "eval" else first.parent) / "eval"
     )
     check_writable(out)
-    results = [{s: c for s in SUITES if (c := read_results(folder, s))} for folder in folders]
+    results = [{s: c for s in EVALUATORS if (c := read_results(folder, s))} for folder in folders]
     queries = [
         {s: q for s in found if (q := read_queries(folder, s))}
         for folder, found in zip(folders, results, strict=True)
@@ -67,10 +69,7 @@ def compare_measured(
         for of, name in zip(queries, names, strict=True)
     ]
     content = compare(named, Bootstrap(bootstrap, seed))
-    reports = [
-        RunReport(name, found.get("retrieval"), found.get("images"), found.get("sts"))
-        for found, name in zip(results, names, strict=True)
-    ]
+    reports = [ModelReport(name, found) for found, name in zip(results, names, strict=True)]
     written: dict[str, list[Path]] = {}
     write_json(out / "comparison.json", content)
     written["comparison"] = [out / "comparison.json"]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
@@ -16,19 +15,9 @@ from cusa.data.errors import FileFormatError, RunError
 from cusa.data.files import atomic_file
 from cusa.data.foreign.npy import read_npz
 from cusa.data.parsing import parse_json
+from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Bounds, Rankings, Ties
 from cusa.eval.metrics.ranks import RankBounds
-
-Suite = Literal["retrieval", "images", "sts"]
-SUITES: tuple[Suite, ...] = ("retrieval", "images", "sts")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Pairs of a similarity task: the model's cosines and the human scores, float64 ``[n]`` each."""
-
-    cosines: np.ndarray
-    gold: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -47,21 +36,21 @@ class Queries:
     uni_head: str
     ties: str
     sets: Mapping[str, str]
-    found: Mapping[str, Rankings | Judged]
+    found: Mapping[str, Rankings | ScoredPairs]
 
 
-def queries_file(folder: Path, suite: Suite) -> Path:
+def queries_file(folder: Path, suite: str) -> Path:
     """Where the queries of a suite are kept."""
     return folder / f"{suite}-queries.npz"
 
 
-def save_queries(folder: Path, suite: Suite, queries: Queries) -> None:
+def save_queries(folder: Path, suite: str, queries: Queries) -> None:
     """Write the queries of a suite."""
     arrays: dict[str, np.ndarray] = {}
     candidates: dict[str, int] = {}
     for key, found in queries.found.items():
-        if isinstance(found, Judged):
-            arrays |= {f"{key}:cosines": found.cosines, f"{key}:gold": found.gold}
+        if isinstance(found, ScoredPairs):
+            arrays |= {f"{key}:cosines": found.similarities, f"{key}:gold": found.human_scores}
             continue
         candidates[key] = found.candidates
         arrays[f"{key}:ranks"] = np.stack(found.best)
@@ -81,7 +70,7 @@ def save_queries(folder: Path, suite: Suite, queries: Queries) -> None:
         np.savez_compressed(file, about=np.array(text), **arrays)  # type: ignore[arg-type] # its stub has a flag, too
 
 
-def load_queries(folder: Path, suite: Suite) -> Queries | None:
+def load_queries(folder: Path, suite: str) -> Queries | None:
     """Read the queries of a suite; ``None`` if there are none.
 
     Raises:
@@ -109,11 +98,11 @@ class _About(BaseModel):
 
 
 def _queries(about: _About, arrays: Mapping[str, np.ndarray]) -> Queries:
-    found: dict[str, Rankings | Judged] = {}
+    found: dict[str, Rankings | ScoredPairs] = {}
     for name in arrays:
         key, _, what = name.rpartition(":")
         if what == "cosines":
-            found[key] = _judged(arrays[name], arrays[f"{key}:gold"])
+            found[key] = _scored_pairs(arrays[name], arrays[f"{key}:gold"])
         elif what == "ranks":
             found[key] = _rankings(key, arrays, about.candidates[key])
         if key.count("/") < 2:
@@ -121,12 +110,12 @@ def _queries(about: _About, arrays: Mapping[str, np.ndarray]) -> Queries:
     return Queries(about.name, about.uni_head, about.ties, about.sets, found)
 
 
-def _judged(cosines: np.ndarray, gold: np.ndarray) -> Judged:
+def _scored_pairs(cosines: np.ndarray, gold: np.ndarray) -> ScoredPairs:
     if cosines.ndim != 1 or cosines.shape != gold.shape:
         raise ValueError(f"cosines {cosines.shape} of {gold.shape} scores")
     _check_numbers(cosines, -np.inf, np.inf)
     _check_numbers(gold, -np.inf, np.inf)
-    return Judged(cosines, gold)
+    return ScoredPairs(cosines, gold)
 
 
 def _rankings(key: str, arrays: Mapping[str, np.ndarray], candidates: int) -> Rankings:

@@ -9,36 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from cusa.data.errors import CusaError, FileFormatError, RunError, first_line
 from cusa.data.files import atomic_file
 from cusa.data.parsing import read_json
-from cusa.eval.queries import Queries, Suite, load_queries, queries_file, save_queries
-from cusa.eval.results_form import Images, Metrics, Sts, first_fault
-from cusa.eval.suites import paper_average
-
-FILES: Mapping[Suite, str] = {
-    "retrieval": "metrics.json",
-    "images": "images.json",
-    "sts": "sts.json",
-}
-FORMATS: Mapping[Suite, tuple[str, tuple[int, int]]] = {
-    "retrieval": ("cusa-metrics", (1, 3)),
-    "images": ("cusa-images", (1, 0)),
-    "sts": ("cusa-sts", (1, 0)),
-}
-_FORMS: Mapping[Suite, type[BaseModel]] = {"retrieval": Metrics, "images": Images, "sts": Sts}
-_DATA_SETS: Mapping[Suite, tuple[str, ...]] = {"images": ("sets",), "sts": ("tasks", "cxc")}
+from cusa.eval.evaluators.forms import first_fault
+from cusa.eval.evaluators.registry import EVALUATORS
+from cusa.eval.queries import Queries, load_queries, queries_file, save_queries
 
 
-def read_results(folder: Path, suite: Suite) -> dict[str, Any] | None:
+def read_results(folder: Path, suite: str) -> dict[str, Any] | None:
     """Read the figures of a suite; ``None`` if there are none.
 
     Raises:
         RunError: If the file is damaged, or of another kind; says where.
     """
-    path = folder / FILES[suite]
+    file = EVALUATORS[suite].results_file
+    path = folder / file.name
     if not path.exists():
         return None
     location, problem = "", "no JSON object of that kind"
@@ -47,8 +33,8 @@ def read_results(folder: Path, suite: Suite) -> dict[str, Any] | None:
     except FileFormatError as error:
         location, problem = error.location, first_line(error).removeprefix(f"{path} ")
     else:
-        if isinstance(content, dict) and content.get("format") == FORMATS[suite][0]:
-            fault = first_fault(_FORMS[suite], content)
+        if isinstance(content, dict) and content.get("format") == file.format:
+            fault = first_fault(file.form, content)
             if fault is None:
                 return content
             location, problem = fault
@@ -60,7 +46,7 @@ def read_results(folder: Path, suite: Suite) -> dict[str, Any] | None:
     )
 
 
-def read_queries(folder: Path, suite: Suite) -> Queries | None:
+def read_queries(folder: Path, suite: str) -> Queries | None:
     """What the queries behind the figures got; ``None`` if the suite was not measured.
 
     Raises:
@@ -72,13 +58,13 @@ def read_queries(folder: Path, suite: Suite) -> Queries | None:
         return None
     path = queries_file(folder, suite)
     if not path.is_file() or _digest(path) != content.get("queries_sha256"):
-        message = f"{path} does not belong to {folder / FILES[suite]}; run cusa-eval {suite} again"
+        message = f"{path} does not belong to {folder / EVALUATORS[suite].results_file.name}; run cusa-eval {suite} again"
         raise RunError(message, path=path)
     return load_queries(folder, suite)
 
 
 def keep_results(
-    folder: Path, suite: Suite, content: Mapping[str, Any], queries: Queries
+    folder: Path, suite: str, content: Mapping[str, Any], queries: Queries
 ) -> dict[str, Any]:
     """Write figures and queries of a suite.
 
@@ -97,28 +83,26 @@ def keep_results(
         CusaError: If files of another kind are in the way.
         OSError: If they cannot be written.
     """
+    file = EVALUATORS[suite].results_file
     merged = dict(content)
     earlier, before = _earlier(folder, suite, content)
-    if earlier is not None and before is not None:
-        for key in _DATA_SETS[suite]:
-            if key in earlier or key in content:
-                merged[key] = {**earlier.get(key, {}), **content.get(key, {})}
+    if file.merge is not None and earlier is not None and before is not None:
+        merged = file.merge(earlier, content)
         queries = replace(
             queries, sets={**before.sets, **queries.sets}, found={**before.found, **queries.found}
         )
-        merged["average"] = paper_average(merged, list(content["average"]))
     save_queries(folder, suite, queries)
     merged["queries_sha256"] = _digest(queries_file(folder, suite))
-    write_json(folder / FILES[suite], merged)
+    write_json(folder / file.name, merged)
     return merged
 
 
 def _earlier(
-    folder: Path, suite: Suite, content: Mapping[str, Any]
+    folder: Path, suite: str, content: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, Queries | None]:
     """What was measured before and may stay; nothing where figures and queries do not belong together."""
     earlier = read_results(folder, suite)
-    if earlier is None or suite not in _DATA_SETS or _rules(earlier) != _rules(content):
+    if earlier is None or _rules(earlier) != _rules(content):
         return None, None
     try:
         return earlier, read_queries(folder, suite)

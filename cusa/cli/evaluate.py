@@ -12,9 +12,8 @@ from cusa.cli.console import Besides, one_line_errors
 from cusa.data.errors import CusaError
 
 if TYPE_CHECKING:
-    from cusa.eval.queries import Suite
-    from cusa.eval.report.report import RunReport
-    from cusa.eval.request import Plan
+    from cusa.eval.evaluators.request import EvalRequest
+    from cusa.eval.report.tables import Section
 
 _SPECS = (
     "cusa.eval.models.any_model"  # (spec, whether it is a run), in the order of the command line
@@ -295,7 +294,7 @@ main.others |= {
 }
 
 
-def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool = False) -> None:
+def _measure(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool = False) -> None:
     from cusa.cli.console import default_workers, pick_device, progress, quiet_libraries
 
     quiet_libraries()
@@ -306,7 +305,7 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
         # What stands beside folders is more likely a mistyped run, and the hub is not asked for it.
         if not Path(model).parent.is_dir():
             require(model, RunError)
-    from cusa.eval.evaluate import measure
+    from cusa.eval.evaluate import evaluate, make_sections
     from cusa.eval.models.evaluated_models import latest_run
 
     options["device"] = pick_device(options["device"])
@@ -322,11 +321,11 @@ def _measure(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bo
                 tasks[what] = bar.add_task(what, total=total, unit=what.split()[-1])
             bar.advance(tasks[what], done)
 
-        found = measure(_plan(options, suites, skip_absent), advance)
-    _print_reports(found.reports)
-    for line in found.notes:
-        _print(f"note: {line}")
-    _say_written(found.written)
+        evaluation = evaluate(_request(options, suites, skip_absent), advance)
+    _print_tables(make_sections(evaluation.reports))
+    for note in evaluation.notes:
+        _print(f"note: {note}")
+    _say_written(evaluation.written)
 
 
 def _specs() -> tuple[str, ...]:
@@ -339,21 +338,20 @@ def _specs() -> tuple[str, ...]:
     return tuple(spec for spec, _ in specs)
 
 
-def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool) -> Plan:
+def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool) -> EvalRequest:
+    from cusa.eval.evaluators.request import EvalRequest, MeasureOptions, SplitRequest
     from cusa.eval.metrics.bootstrap import Bootstrap
     from cusa.eval.metrics.metric_options import Scoring
-    from cusa.eval.request import Plan
-    from cusa.eval.splits import DataRequest
-    from cusa.eval.suites import Measure
+    from cusa.eval.models.evaluated_models import ComputeOptions
 
     scoring = Scoring(options["ties"], Bootstrap(options["bootstrap"], options["seed"]))
-    return Plan(
+    return EvalRequest(
         suites=suites,
         skip_absent=skip_absent,
         models=options["models"],
-        files=(_file(options, "image"), _file(options, "text")),
+        embedding_files=(_file(options, "image"), _file(options, "text")),
         name=options["name"],
-        data=DataRequest(
+        split=SplitRequest(
             split=options.get("split", "test"),
             dataset=options.get("dataset", ()),
             data_root=options["data_root"],
@@ -361,17 +359,20 @@ def _plan(options: dict[str, Any], suites: tuple[Suite, ...], skip_absent: bool)
             image_root=options.get("image_root"),
         ),
         image_sets=options.get("data", ()),
-        sts=options.get("sts_data"),
-        measure=Measure(scoring, options["allow_partial"], options["index"]),
+        sts_folder=options.get("sts_data"),
         pmrp=options.get("pmrp"),
-        device=options["device"],
-        checkpoint=options["checkpoint"],
-        batch_size=options["batch_size"],
-        workers=options["workers"],
-        readers=options["readers"],
+        options=MeasureOptions(
+            scoring, options["allow_partial"], options["index"], options.get("gallery", 0)
+        ),
+        compute=ComputeOptions(
+            device=options["device"],
+            checkpoint=options["checkpoint"],
+            batch_size=options["batch_size"],
+            workers=options["workers"],
+            readers=options["readers"],
+        ),
         out=options["out"],
         latex=options["latex"],
-        gallery=options.get("gallery", 0),
     )
 
 
@@ -390,14 +391,12 @@ def _screen() -> Any:
     return console()
 
 
-def _print_reports(reports: Sequence[RunReport]) -> None:
-    """The report's tables, on the screen."""
+def _print_tables(sections: Sequence[Section]) -> None:
+    """Print the report's tables."""
     from rich.markup import escape
     from rich.table import Table
 
-    from cusa.eval.report.sections import make_sections
-
-    for section in make_sections(reports):
+    for section in sections:
         for fact in section.facts:
             _print(fact)
         for made in section.tables:

@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
-from cusa.eval.report.sections import image_kinds, make_sections
-from cusa.eval.report.tables import (
-    NONE,
-    PRECISIONS,
-    Cell,
-    Found,
-    Group,
-    Kind,
-    Metric,
-    RunReport,
-    Table,
-    make_table,
-)
+from cusa.eval.report.tables import NONE, Cell, Section, Table
 
-_SHORT = {
-    "cub": "CUB",
-    "cars": "Cars",
-    "sop": "SOP",
-    "inshop": "In-Shop",
-    "inaturalist": "iNat",
-    "average": "Average",
-}
 _ESCAPES = str.maketrans(
     {
         **{c: rf"\{c}" for c in "&%$#_{}"},
@@ -38,24 +16,21 @@ _ESCAPES = str.maketrans(
 )
 
 
-def latex_tables(reports: Sequence[RunReport], intervals: bool = False) -> str:
-    r"""Tables of all that was measured: retrieval, COCO's protocols, image retrieval, sentence similarity.
+def latex_tables(sections: Sequence[Section], intervals: bool = False) -> str:
+    r"""Draw the tables of all that was measured.
 
     They need the package ``booktabs`` and nothing else.
 
     Args:
-        reports: Models, in the order shown.
+        sections: The tables.
         intervals: Set each figure's interval below it, as a subscript.
 
     Returns:
         ``table`` environments, each with a ``\label``; empty where nothing was measured.
     """
     parts = []
-    for section in make_sections(reports):
-        tables = section.tables
-        if section.id == "images":  # data sets by three figures would be wider than a page
-            kinds = [_of_one_figure(image_kinds(reports)["sets"], metric) for metric in PRECISIONS]
-            tables = tuple(table for kind in kinds if (table := make_table(reports, kind)))
+    for section in sections:
+        tables = section.narrow_tables or section.tables
         for number, table in enumerate(tables, 1):
             said = [f"{table.title}.", table.rule, *_counts(table), *section.facts]
             if any(cell.best for row in table.rows for cell in row.cells):
@@ -121,37 +96,3 @@ def _figure(cell: Cell, intervals: bool) -> str:
 def _counts(table: Table) -> list[str]:
     said = [f"{group.title}: {counts}" for group, counts in table.groups if counts]
     return ["; ".join(said) + "."] if said else []
-
-
-def _of_one_figure(kind: Kind, metric: Metric) -> Kind:
-    """The table of image retrieval with one figure of every data set."""
-    names = [group.of[0] for group in kind.groups]
-    columns = tuple(
-        Metric(name, _SHORT.get(name, name))
-        for name in names
-        if metric.key == "r1" or name != "average"
-    )
-    group = Group(
-        metric.label, (metric.key,), columns, {n: n for n in names} if metric.key == "r1" else None
-    )
-    title = f"Image retrieval, {metric.label}"
-    return replace(
-        kind, title=title, groups=(group,), found=lambda run: _turned(kind.found(run), metric.key)
-    )
-
-
-def _turned(found: Found, key: str) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """By head, figure and data set what is by head, data set and figure."""
-    return {
-        head: {
-            key: {
-                **{name: scores.get(key) for name, scores in sets.items()},
-                "ci": {
-                    name: ci[key]
-                    for name, scores in sets.items()
-                    if key in (ci := scores.get("ci") or {})
-                },
-            }
-        }
-        for head, sets in found.items()
-    }

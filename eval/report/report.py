@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cusa.eval.evaluators.retrieval.teacher_scores import teachers_know_less
 from cusa.eval.report.charts import best_epoch, learning_charts, look, recall_charts, temperatures
+from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Item
 from cusa.eval.report.page import write_page
-from cusa.eval.report.sections import make_sections
-from cusa.eval.report.tables import TASKS, RunReport
+from cusa.eval.report.tables import TASKS, Section
 
-__all__ = ["RunReport", "write_report"]
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What the report shows of one model.
+
+    Attributes:
+        name: The model's name.
+        results: Content of its file of results by suite (docs/METRICS.md); figures in percent.
+        history: Lines of its ``metrics.jsonl``; may be empty.
+        gallery: Queries with their hits; the same queries in the same order for every model, or none.
+        failures: The model's worst queries.
+        false_negatives: Its hits that are wrong by the labels alone.
+    """
+
+    name: str
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+    gallery: tuple[GalleryQuery, ...] = ()
+    failures: tuple[GalleryQuery, ...] = ()
+    false_negatives: tuple[FalseNegative, ...] = ()
+
+    @property
+    def metrics(self) -> Mapping[str, Any] | None:
+        """Content of its ``metrics.json``, if retrieval was measured."""
+        return self.results.get("retrieval")
 
 
 def write_report(
-    path: Path, runs: Sequence[RunReport], comparison: Mapping[str, Any] | None = None
+    path: Path,
+    models: Sequence[ModelReport],
+    sections: Sequence[Section],
+    comparison: Mapping[str, Any] | None = None,
 ) -> int:
     """Write the page; it holds its pictures and asks for nothing else.
 
     Args:
         path: The HTML file; replaced as a whole.
-        runs: Models, in the order shown; those with retrieval metrics were evaluated on the same split.
+        models: Models, in the order shown.
+        sections: Their tables.
         comparison: Contents of comparison.json (docs/METRICS.md): paired differences between models.
 
     Returns:
@@ -32,87 +60,101 @@ def write_report(
     Raises:
         ValueError: If there is no model, or the models' galleries do not show the same queries.
     """
-    if not runs:
-        raise ValueError("a report needs at least one run; got none")
-    gallery = side_by_side(runs)
-    histories = [run.history for run in runs]
+    if not models:
+        raise ValueError("a report needs at least one model; got none")
+    histories = [model.history for model in models]
+    constants = {}
+    for name, values in temperatures(histories).items():
+        if len(values) == 1:
+            constants[name] = values.pop()
+    items = [item for model in models for item in _items(model)]
     return write_page(
         path,
         "report.html.jinja",
-        [item.image_path for run in runs for item in _items(run) if item.image_path],
-        runs=runs,
-        about=next((run.metrics for run in runs if run.metrics), None),
-        headlines=[headlines(run) for run in runs],
-        explained=[teachers_know_less(run.metrics) if run.metrics else "" for run in runs],
-        looks=[look(i) for i in range(len(runs))],
-        best=[best_epoch(run.history) for run in runs],
+        [item.image_path for item in items if item.image_path],
+        runs=models,
+        about=next((model.metrics for model in models if model.metrics), None),
+        headlines=headlines(models, sections),
+        explained=_remarks(models, sections),
+        looks=[look(position) for position in range(len(models))],
+        best=[best_epoch(history) for history in histories],
         tasks=TASKS,
-        sections=make_sections(runs),
-        recalls=recall_charts([run.metrics for run in runs], TASKS),
+        sections=sections,
+        recalls=recall_charts([model.metrics for model in models], TASKS),
         charts=learning_charts(histories),
-        constants={name: v.pop() for name, v in temperatures(histories).items() if len(v) == 1},
-        gallery=gallery,
-        knows_truth=any(
-            hit.is_true is not None
-            for run in runs
-            for shown in _answered(run)
-            for hit in shown.hits
-        ),
+        constants=constants,
+        gallery=side_by_side(models),
+        knows_truth=_knows_truth(models),
         comparison=comparison,
     )
 
 
-def headlines(run: RunReport) -> list[tuple[str, str]]:
-    """The figure that stands for each suite a model was measured by, and what it is; by the head to use there."""
-    found = [("RSUM of 600, cross head", _retrieval_rsum(run))]
-    for content, key, figure, what, several in (
-        (run.images, "sets", "r1", "R@1 of images", "mean of the paper's four sets"),
-        (run.sts, "tasks", "headline", "100 × Spearman", "mean of the paper's seven STS tasks"),
-    ):
-        if content and content[key]:
-            head, mean = content["head"], content["average"].get(content["head"])
-            first, of_first = next(iter(content[key].items()))
-            of, value = (
-                (several, mean) if mean is not None else (first, of_first["heads"][head][figure])
-            )
-            found.append((f"{what}, {of}, {head} head", value))
-    return [(what, f"{value:.1f}") for what, value in found if value is not None]
+def headlines(
+    models: Sequence[ModelReport], sections: Sequence[Section]
+) -> list[list[tuple[str, str]]]:
+    """Return the figures that stand for each model, one a suite: what it is, and the figure."""
+    of_models: list[list[tuple[str, str]]] = [[] for _ in models]
+    for section in sections:
+        for position, headline in (section.headlines or {}).items():
+            of_models[position].append((headline.label, f"{headline.figure:.1f}"))
+    return of_models
 
 
-def side_by_side(runs: Sequence[RunReport]) -> dict[str, list[list[tuple[int, GalleryQuery]]]]:
-    """Per task its queries, each with the position and the answer of every model that has a gallery.
+def _remarks(models: Sequence[ModelReport], sections: Sequence[Section]) -> list[str]:
+    """What explains each model's figures; empty where nothing does."""
+    remarks = [""] * len(models)
+    for section in sections:
+        for position, remark in (section.remarks or {}).items():
+            remarks[position] = f"{remarks[position]} {remark}".strip()
+    return remarks
+
+
+def side_by_side(
+    models: Sequence[ModelReport],
+) -> dict[str, list[list[tuple[int, GalleryQuery]]]]:
+    """Return per task its queries, each with the position and the answer of every model that has a gallery.
 
     Raises:
         ValueError: If the models do not show the same queries in the same order.
     """
-    shown = [(i, run.gallery) for i, run in enumerate(runs) if run.gallery]
-    asked = [[(a.task, a.query.kind, a.query.text) for a in gallery] for _, gallery in shown]
-    if any(queries != asked[0] for queries in asked):
-        names = ", ".join(runs[i].name for i, _ in shown)
+    shown = [(position, model.gallery) for position, model in enumerate(models) if model.gallery]
+    if not shown:
+        return {}
+    first_asked = _queries(shown[0][1])
+    if any(_queries(gallery) != first_asked for _, gallery in shown):
+        names = ", ".join(models[position].name for position, _ in shown)
         raise ValueError(
             f"the galleries of {names} do not show the same queries; make them with one seed"
         )
-    answers = [
-        [(i, gallery[q]) for i, gallery in shown] for q in range(len(shown[0][1]) if shown else 0)
-    ]
-    by_task = {task: [a for a in answers if a[0][1].task == task] for task in TASKS}
+    by_task: dict[str, list[list[tuple[int, GalleryQuery]]]] = {task: [] for task in TASKS}
+    for number, query in enumerate(shown[0][1]):
+        answers = [(position, gallery[number]) for position, gallery in shown]
+        by_task[query.task].append(answers)
     return {task: queries for task, queries in by_task.items() if queries}
 
 
-def _retrieval_rsum(run: RunReport) -> float | None:
-    return run.metrics["heads"]["cross"]["retrieval"]["rsum"] if run.metrics else None
+def _queries(gallery: Sequence[GalleryQuery]) -> list[tuple[str, str, str]]:
+    return [(answer.task, answer.query.kind, answer.query.text) for answer in gallery]
 
 
-def _answered(run: RunReport) -> tuple[GalleryQuery, ...]:
-    return (*run.gallery, *run.failures)
+def _answers(model: ModelReport) -> tuple[GalleryQuery, ...]:
+    return (*model.gallery, *model.failures)
 
 
-def _items(run: RunReport) -> Iterator[Item]:
+def _knows_truth(models: Sequence[ModelReport]) -> bool:
+    """Whether a hit is shown whose truth the data set knows, whatever its labels say."""
+    hits = (hit for model in models for answer in _answers(model) for hit in answer.hits)
+    return any(hit.is_true is not None for hit in hits)
+
+
+def _items(model: ModelReport) -> Iterator[Item]:
     """Every image and caption that the page shows of a model."""
-    for answer in _answered(run):
+    for answer in _answers(model):
         yield answer.query
-        yield from (hit.item for hit in answer.hits)
+        for hit in answer.hits:
+            yield hit.item
         if answer.answer:
             yield answer.answer.item
-    for pair in run.false_negatives:
-        yield from (pair.own, pair.retrieved)
+    for pair in model.false_negatives:
+        yield pair.own
+        yield pair.retrieved

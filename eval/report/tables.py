@@ -1,17 +1,14 @@
 """The tables of a report: which figures stand where, which is the best of its column, and by what rule they count.
 
-Nothing here knows HTML or LaTeX: report.html.jinja and latex.py draw the same tables.
+Nothing here knows HTML, LaTeX or a suite: report.html.jinja, latex.py and the command line draw the
+same tables, which each suite makes of its results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from cusa.eval.report.failures import FalseNegative
-from cusa.eval.report.gallery import GalleryQuery
-from cusa.eval.report.paper import paper_tables
+from typing import Any, Generic, Literal, TypeVar
 
 TASKS = {
     "i2t": "Image → caption",
@@ -20,45 +17,41 @@ TASKS = {
     "i2i": "Image → image",
 }
 NONE = "–"
-
 TIES = {
     "pessimistic": "Ties count against the model: a wrong candidate as similar as the right one comes before it.",
     "mean": "Ties count half: of the wrong candidates as similar as the right one, half come before it.",
     "optimistic": "Ties count for the model: a wrong candidate as similar as the right one comes after it.",
 }
 
-# What was found, by head: contents of a part of metrics.json, images.json or sts.json.
-Found = Mapping[str, Mapping[str, Any]]
+Content = TypeVar("Content", bound=Mapping[str, Any])
+Figures = Mapping[str, Any]
+FiguresByHead = Mapping[str, Figures]
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """What the report shows of one model.
+class NamedResult(Generic[Content]):
+    """A model's results of one suite.
 
     Attributes:
-        name: The model's name.
-        metrics: Contents of its ``metrics.json`` (docs/METRICS.md), or ``None``; figures in percent.
-        images: Contents of its ``images.json``, or ``None``.
-        sts: Contents of its ``sts.json``, or ``None``.
-        history: Lines of its ``metrics.jsonl``; may be empty.
-        gallery: Queries with their hits; the same queries in the same order for every model, or none.
-        failures: The model's worst queries.
-        false_negatives: Its hits that are wrong by the labels alone.
+        name: The model's name in this report.
+        content: Content of the file of results (docs/METRICS.md); ``None``: it was not measured.
     """
 
     name: str
-    metrics: dict[str, Any] | None = None
-    images: dict[str, Any] | None = None
-    sts: dict[str, Any] | None = None
-    history: tuple[dict[str, Any], ...] = ()
-    gallery: tuple[GalleryQuery, ...] = ()
-    failures: tuple[GalleryQuery, ...] = ()
-    false_negatives: tuple[FalseNegative, ...] = ()
+    content: Content | None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: the figure's key, its label, what is printed below that, and which of its figures is the best."""
+    """A column.
+
+    Attributes:
+        key: The figure's key.
+        label: Its label.
+        note: What is printed below the label.
+        best: Which of its figures is the best.
+        digits: Decimal places.
+    """
 
     key: str
     label: str
@@ -69,33 +62,44 @@ class Metric:
 
 @dataclass(frozen=True)
 class Group:
-    """Columns under one heading: what they are of (keys into what a head found), and the paper's keys by theirs."""
+    """Columns under one heading.
+
+    Attributes:
+        title: The heading.
+        path: Keys from a head's figures to those of the columns.
+        metrics: The columns.
+        paper_keys: The paper's key of each metric that it publishes.
+    """
 
     title: str
-    of: tuple[str, ...]
+    path: tuple[str, ...]
     metrics: tuple[Metric, ...]
-    paper: Mapping[str, str] | None = None
+    paper_keys: Mapping[str, str] | None = None
+
+
+def _not_published(content: Any) -> Figures | None:
+    return None
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a table is of.
+class TableSpec(Generic[Content]):
+    """What a table shows.
 
     Attributes:
         title: Its title.
         rule: How its figures count.
         heads: Heads that may answer, of ``cross`` and ``uni``; a row for each that a model has.
         groups: Columns; those that no model has are left out.
-        found: Of a model, by head, what the groups look into.
-        paper: Of a model, the published row of its setting: ``host``, ``method`` and figures.
+        figures_by_head: Takes what the groups look into from a model's results.
+        published_row: Takes the published row of its setting: ``host``, ``method`` and figures.
     """
 
     title: str
     rule: str
     heads: tuple[str, ...]
     groups: tuple[Group, ...]
-    found: Callable[[RunReport], Found]
-    paper: Callable[[RunReport], Mapping[str, Any] | None] = lambda run: None
+    figures_by_head: Callable[[Content], FiguresByHead]
+    published_row: Callable[[Content], Figures | None] = _not_published
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: the model's position and the head that answers, or what the paper says (position ``None``)."""
+    """A row of a table.
+
+    Attributes:
+        run: The model's position; ``None``: the paper says it.
+        name: The model's name, or that of the published row.
+        head: The head that answers.
+        untrained: Whether the run's loss did not train that head.
+        cells: A cell for each column.
+    """
 
     run: int | None
     name: str
@@ -120,7 +132,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Groups of columns with the numbers of queries and candidates, and rows; ``by_head``: several heads may answer."""
+    """A table.
+
+    Attributes:
+        title: Its title.
+        rule: How its figures count.
+        by_head: Whether several heads may answer.
+        groups: Groups of columns, each with its numbers of queries and candidates in words.
+        rows: Its rows.
+    """
 
     title: str
     rule: str
@@ -129,82 +149,206 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def make_table(runs: Sequence[RunReport], kind: Kind) -> Table | None:
-    """A row per model and head, a column per metric; the paper's rows last.
+@dataclass(frozen=True)
+class Headline:
+    """The figure that stands for a model in a suite, and what it is."""
 
-    With several models the best of each column is marked, as printed: what reads alike is marked alike. A figure that
-    only one row has, and a published one, is not the best of anything.
+    label: str
+    figure: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tables under one heading.
+
+    Attributes:
+        id: Its anchor.
+        title: Its title.
+        facts: What was measured, a line per data set.
+        intervals: What the intervals are; empty where there are none.
+        tables: Its tables.
+        more: Tables for whoever looks further.
+        narrow_tables: Its tables for a page of paper, where ``tables`` are too wide for that.
+        headlines: Headline of each model, by its position; those that have one.
+        remarks: What explains a model's figures, by its position; those where something does.
+    """
+
+    id: str
+    title: str
+    facts: tuple[str, ...]
+    intervals: str
+    tables: tuple[Table, ...]
+    more: tuple[Table, ...] = ()
+    narrow_tables: tuple[Table, ...] = ()
+    headlines: Mapping[int, Headline] | None = None
+    remarks: Mapping[int, str] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether it has a table."""
+        return bool(self.tables or self.more)
+
+
+def make_tables(
+    results: Sequence[NamedResult[Content]], specs: Iterable[TableSpec[Content]]
+) -> tuple[Table, ...]:
+    """Make the tables that at least one model has a figure for."""
+    tables = (make_table(results, spec) for spec in specs)
+    return tuple(table for table in tables if table is not None)
+
+
+def make_table(results: Sequence[NamedResult[Content]], spec: TableSpec[Content]) -> Table | None:
+    """Make a table with a row per model and head, a column per metric; the paper's rows last.
+
+    With several models the best of each column is marked, as printed: what reads alike is marked
+    alike. A figure that only one row has, and a published one, is not the best of anything.
 
     Returns:
         The table; ``None`` where nobody has a figure.
     """
-    found = [kind.found(run) for run in runs]
-    keys = [(i, head) for i, of_run in enumerate(found) for head in kind.heads if head in of_run]
-    parts = {g.title: [_part(found[i][head], g) for i, head in keys] for g in kind.groups}
-    known = (
-        replace(g, metrics=tuple(m for m in g.metrics if _has(parts[g.title], m)))
-        for g in kind.groups
-    )
-    groups = [g for g in known if g.metrics]
-    keys = [
-        (i, head) for i, head in keys if any(_figures(_part(found[i][head], g), g) for g in groups)
-    ]
-    if not keys:
+    figures = _figures_of_rows(results, spec)
+    groups = _groups_with_figures(spec.groups, list(figures.values()))
+    figures = {key: own for key, own in figures.items() if _has_any(own, groups)}
+    if not figures:
         return None
-    columns = [(g, m) for g in groups for m in g.metrics]
-    rows = [
-        Row(
-            run=i,
-            name=runs[i].name,
-            head=head,
-            untrained=head == "uni" and _uni_untrained(runs[i]),
-            cells=tuple(_cell(_part(found[i][head], g), m) for g, m in columns),
-        )
-        for i, head in keys
-    ]
-    if len(runs) > 1:
-        rows = _mark_best(rows, [m for _, m in columns])
-    headings = tuple((g, _counts([_part(found[i][head], g) for i, head in keys])) for g in groups)
+    columns = [(group, metric) for group in groups for metric in group.metrics]
+    rows = []
+    for (position, head), own in figures.items():
+        cells = tuple(_cell(_at_path(own, group), metric) for group, metric in columns)
+        untrained = head == "uni" and _uni_head_is_untrained(results[position].content)
+        rows.append(Row(position, results[position].name, head, untrained, cells))
+    if len(results) > 1:
+        rows = _mark_best(rows, [metric for _, metric in columns])
+    headings = []
+    for group in groups:
+        counts = _counts_in_words([_at_path(own, group) for own in figures.values()])
+        headings.append((group, counts))
     return Table(
-        kind.title,
-        kind.rule,
-        len(kind.heads) > 1,
-        headings,
-        (*rows, *_paper_rows(runs, kind, columns)),
+        spec.title,
+        spec.rule,
+        len(spec.heads) > 1,
+        tuple(headings),
+        (*rows, *_paper_rows(results, spec, columns)),
     )
 
 
-def recalls_by_rank(title: str, of: tuple[str, ...], paper: bool = False) -> Group:
-    """The group of R@1, R@5 and R@10."""
-    direction = of[-1]
-    return Group(
-        title, of, RECALLS, {m.key: f"{direction}_{m.key}" for m in RECALLS} if paper else None
-    )
+def _figures_of_rows(
+    results: Sequence[NamedResult[Content]], spec: TableSpec[Content]
+) -> dict[tuple[int, str], Figures]:
+    """Take the figures of each row: by the model's position and the head."""
+    figures = {}
+    for position, result in enumerate(results):
+        if result.content is None:
+            continue
+        by_head = spec.figures_by_head(result.content)
+        for head in spec.heads:
+            if head in by_head:
+                figures[position, head] = by_head[head]
+    return figures
 
 
-def cross_modal(title: str, rule: str, *of: str, published: bool = False) -> Kind:
-    """Recalls both ways and their sum, of a part of a head's metrics; ``published``: the paper has the same."""
-    both = (recalls_by_rank(TASKS[d], (*of, d), published) for d in ("i2t", "t2i"))
-    groups = (*both, Group("Sum", of, (RSUM,), {"rsum": "rsum"} if published else None))
-    return Kind(
-        title, rule, ("cross",), groups, _heads, _published if published else lambda run: None
-    )
+def _groups_with_figures(groups: Iterable[Group], rows: Sequence[Figures]) -> list[Group]:
+    """Leave out the metrics that no row has, and groups without any other."""
+    kept = []
+    for group in groups:
+        own_figures = [_at_path(row, group) for row in rows]
+        metrics = tuple(metric for metric in group.metrics if _is_known(metric, own_figures))
+        if metrics:
+            kept.append(replace(group, metrics=metrics))
+    return kept
 
 
-def ties_rule(contents: Iterable[Mapping[str, Any] | None]) -> str:
-    """How ties count, in words; metrics.json of format 1.1 does not say and counts them against the model."""
-    rules = dict.fromkeys(c.get("ties", "pessimistic") for c in contents if c)
-    if len(rules) > 1:
-        return f"Ties are counted by different rules here ({', '.join(rules)}): such figures do not compare."
-    return TIES[next(iter(rules))] if rules else ""
+def _is_known(metric: Metric, rows: Sequence[Figures]) -> bool:
+    return any(row.get(metric.key) is not None for row in rows)
 
 
-def counts_of(content: Mapping[str, Any]) -> str:
+def _has_any(row: Figures, groups: Sequence[Group]) -> bool:
+    for group in groups:
+        own_figures = _at_path(row, group)
+        if any(own_figures.get(metric.key) is not None for metric in group.metrics):
+            return True
+    return False
+
+
+def _at_path(figures: Figures, group: Group) -> Figures:
+    for key in group.path:
+        figures = figures.get(key) or {}
+    return figures
+
+
+def _uni_head_is_untrained(content: Mapping[str, Any] | None) -> bool:
+    """Whether a run was trained without USA; a model that is no run has no loss."""
+    content = content or {}
+    loss_terms = content.get("loss_terms") or content.get("model", {}).get("loss_terms")
+    return bool(loss_terms) and "usa" not in loss_terms
+
+
+def _cell(figures: Figures, metric: Metric) -> Cell:
+    value = figures.get(metric.key)
+    if value is None:
+        return Cell(NONE)
+    digits = metric.digits
+    text = f"{value:,.{digits}f}"
+    interval = (figures.get("ci") or {}).get(metric.key)
+    if interval is None:
+        return Cell(text)
+    low, high = interval
+    return Cell(text, f"{low:.{digits}f}–{high:.{digits}f}")
+
+
+def _mark_best(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Row]:
+    cells_by_row = [list(row.cells) for row in rows]
+    for column, metric in enumerate(metrics):
+        texts = {row.cells[column].text for row in rows} - {NONE}
+        n_figures = sum(row.cells[column].text != NONE for row in rows)
+        if n_figures < 2 or metric.best == "none":
+            continue
+        choose = max if metric.best == "highest" else min
+        best_text = choose(texts, key=_printed_value)
+        for cells in cells_by_row:
+            cells[column] = replace(cells[column], best=cells[column].text == best_text)
+    return [replace(row, cells=tuple(cells)) for row, cells in zip(rows, cells_by_row, strict=True)]
+
+
+def _printed_value(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _paper_rows(
+    results: Sequence[NamedResult[Content]],
+    spec: TableSpec[Content],
+    columns: Sequence[tuple[Group, Metric]],
+) -> Iterator[Row]:
+    """Make a row of each published one whose setting a model has."""
+    published: dict[tuple[str, str], Figures] = {}
+    for result in results:
+        row = spec.published_row(result.content) if result.content is not None else None
+        if row:
+            published[row["host"], row["method"]] = row
+    for (host, method), row in published.items():
+        values = []
+        for group, metric in columns:
+            paper_key = (group.paper_keys or {}).get(metric.key, "")
+            values.append(row.get(paper_key))
+        if any(value is not None for value in values):
+            cells = tuple(Cell(NONE) if v is None else Cell(f"{v:.1f}") for v in values)
+            yield Row(None, f"paper: {host}, {method}", "", False, cells)
+
+
+def _counts_in_words(rows: Sequence[Figures]) -> str:
+    counts = (counts_of(row) for row in rows)
+    return " / ".join(dict.fromkeys(text for text in counts if text))
+
+
+def counts_of(figures: Figures) -> str:
     """``"5,000 queries, 25,000 candidates"``, as far as it is known."""
-    return ", ".join(
-        f"{content[k]:,} {k}" for k in ("queries", "candidates") if content.get(k) is not None
-    )
+    counts = []
+    for key in ("queries", "candidates"):
+        if figures.get(key) is not None:
+            counts.append(f"{figures[key]:,} {key}")
+    return ", ".join(counts)
 
+
+# --- what the suites' tables share
 
 RECALLS = (Metric("r1", "R@1"), Metric("r5", "R@5"), Metric("r10", "R@10"))
 PRECISIONS = (
@@ -212,90 +356,109 @@ PRECISIONS = (
     Metric("r_precision", "R-Precision"),
     Metric("map_at_r", "mAP@R"),
 )
-RSUM = Metric("rsum", "RSUM")
+SELF_IS_NO_CANDIDATE = "Where queries are candidates, too, the query itself is none, told apart by its id and never by its rank."
 
 
-def _heads(run: RunReport) -> Found:
-    return run.metrics["heads"] if run.metrics else {}
+def published(content: Mapping[str, Any]) -> Figures | None:
+    """Return the published row that stands beside a model's figures in its results."""
+    return content.get("paper")
 
 
-def _published(run: RunReport) -> Mapping[str, Any] | None:
-    return run.metrics.get("paper") if run.metrics else None
+def contents_of(results: Sequence[NamedResult[Content]]) -> list[Content]:
+    """Return the results of the models that were measured."""
+    return [result.content for result in results if result.content is not None]
 
 
-def published_eccv(run: RunReport) -> Mapping[str, Any] | None:
-    """The published ECCV Caption row of the host and method whose COCO row stands beside the run."""
-    if not (row := _published(run)):
-        return None
-    found = [
-        r
-        for r in paper_tables()["eccv_caption"]
-        if (r["host"], r["method"]) == (row["host"], row["method"])
-    ]
-    return found[0] if found else None
+def ties_rule(contents: Iterable[Mapping[str, Any]]) -> str:
+    """Say how ties count; metrics.json of format 1.1 does not say and counts them against the model."""
+    rules = dict.fromkeys(content.get("ties", "pessimistic") for content in contents)
+    if len(rules) > 1:
+        return f"Ties are counted by different rules here ({', '.join(rules)}): such figures do not compare."
+    return TIES[next(iter(rules))] if rules else ""
 
 
-def _uni_untrained(run: RunReport) -> bool:
-    about = run.metrics or run.images or run.sts or {}
-    terms = about.get("loss_terms") or about.get("model", {}).get("loss_terms")
-    return bool(terms) and "usa" not in terms  # a model that is no run has no loss
+def intervals_rule(contents: Iterable[Mapping[str, Any]]) -> str:
+    """Say what the intervals are; empty where there are none."""
+    rules: dict[str, None] = {}
+    for content in contents:
+        bootstrap = content.get("bootstrap")
+        if bootstrap:
+            level, samples, seed = (bootstrap[key] for key in ("level", "samples", "seed"))
+            rules[
+                f"{100 * level:.0f} % bootstrap intervals over queries, {samples:,} samples, seed {seed}"
+            ] = None
+    return "; ".join(rules)
 
 
-def _part(found: Mapping[str, Any], group: Group) -> Mapping[str, Any]:
-    for key in group.of:
-        found = found.get(key) or {}
-    return found
+def fact(
+    name: str, counts: str, fingerprints: Iterable[str | None], notes: Iterable[str] = ()
+) -> str:
+    """Say what was measured: counts, hash, and what the reader of the data set has to say."""
+    hashes = list(dict.fromkeys(text[:12] for text in fingerprints if text))
+    if hashes:
+        counts += f", sha256 {' and '.join(hashes)}"
+    if len(hashes) > 1:
+        counts += ". The models were measured on different data: their figures do not compare"
+    different_notes = dict.fromkeys(note.rstrip(".") for note in notes)
+    return f"{name}: {'. '.join([counts, *different_notes])}."
 
 
-def _has(parts: Sequence[Mapping[str, Any]], metric: Metric) -> bool:
-    return any(part.get(metric.key) is not None for part in parts)
+def by_data_set(
+    contents: Sequence[Mapping[str, Any]], key: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Gather the models' results of each data set.
+
+    Args:
+        contents: Of the models' files of results.
+        key: Where these hold data sets by name.
+    """
+    gathered: dict[str, list[Mapping[str, Any]]] = {}
+    for content in contents:
+        for name, of_data_set in (content.get(key) or {}).items():
+            gathered.setdefault(name, []).append(of_data_set)
+    return gathered
 
 
-def _figures(part: Mapping[str, Any], group: Group) -> list[float]:
-    return [part[m.key] for m in group.metrics if part.get(m.key) is not None]
+def by_head_and_data_set(
+    data_sets: Mapping[str, Any], take: Callable[[Any], Figures] = lambda figures: figures
+) -> dict[str, dict[str, Any]]:
+    """Turn figures by data set and head around: by head and data set.
+
+    Args:
+        data_sets: By name, each with its figures by head under ``heads``.
+        take: Takes what is wanted of a head's figures.
+    """
+    turned: dict[str, dict[str, Any]] = {}
+    for name, of_data_set in data_sets.items():
+        for head, figures in of_data_set["heads"].items():
+            turned.setdefault(head, {})[name] = take(figures)
+    return turned
 
 
-def _cell(part: Mapping[str, Any], metric: Metric) -> Cell:
-    if (value := part.get(metric.key)) is None:
-        return Cell(NONE)
-    interval = (part.get("ci") or {}).get(metric.key)
-    digits = metric.digits
-    return Cell(
-        f"{value:,.{digits}f}",
-        f"{interval[0]:.{digits}f}–{interval[1]:.{digits}f}" if interval else "",
+def approximate_spec(
+    searches: Sequence[Mapping[str, Any]],
+    groups: Mapping[str, tuple[str, ...]],
+    figures_by_head: Callable[[Any], FiguresByHead],
+) -> TableSpec[Any]:
+    """Describe the table of an approximate index, and of what it loses.
+
+    Args:
+        searches: What was searched: index and settings.
+        groups: Title of each group of columns, and where its figures are.
+        figures_by_head: Takes what the groups look into from a model's results.
+    """
+    used: dict[str, None] = {}
+    for search in searches:
+        for settings in search["settings"].values():
+            values = ", ".join(f"{name} {value}" for name, value in settings.items())
+            used[f"{search['index']} ({values})"] = None
+    exact_hits = Metric("recall_of_exact_top10", "Exact top 10", "that it finds")
+    columns = tuple(Group(title, path, (*RECALLS, exact_hits)) for title, path in groups.items())
+    return TableSpec(
+        "By approximate search",
+        f"The same queries through {' and '.join(used)}: recalls by its hits, and how many of the exact first ten it "
+        "finds.",
+        ("cross", "uni"),
+        columns,
+        figures_by_head,
     )
-
-
-def _mark_best(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Row]:
-    best: list[str | None] = []
-    for column, metric in zip(zip(*(row.cells for row in rows), strict=True), metrics, strict=True):
-        texts = sorted(
-            (c.text for c in column if c.text != NONE),
-            key=lambda text: float(text.replace(",", "")),
-        )
-        marked = len(texts) > 1 and metric.best != "none"
-        best.append(texts[-1 if metric.best == "highest" else 0] if marked else None)
-    return [
-        replace(
-            row,
-            cells=tuple(
-                replace(c, best=c.text == top) for c, top in zip(row.cells, best, strict=True)
-            ),
-        )
-        for row in rows
-    ]
-
-
-def _paper_rows(
-    runs: Sequence[RunReport], kind: Kind, columns: Sequence[tuple[Group, Metric]]
-) -> Iterable[Row]:
-    published = {(row["host"], row["method"]): row for run in runs if (row := kind.paper(run))}
-    for (host, method), row in published.items():
-        values = [row.get((group.paper or {}).get(metric.key, "")) for group, metric in columns]
-        if any(v is not None for v in values):
-            texts = tuple(Cell(NONE if v is None else f"{v:.1f}") for v in values)
-            yield Row(None, f"paper: {host}, {method}", "", False, texts)
-
-
-def _counts(parts: Sequence[Mapping[str, Any]]) -> str:
-    return " / ".join(dict.fromkeys(text for part in parts if (text := counts_of(part))))

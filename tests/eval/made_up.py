@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from cusa.eval.evaluate import make_sections
+from cusa.eval.report.report import ModelReport, write_report
 
 SUITE_TASKS = (*(f"STS{year}" for year in range(12, 17)), "STSBenchmark", "SICKRelatedness")
 BOOTSTRAP = {"samples": 1000, "seed": 0, "level": 0.95}
@@ -207,3 +211,21 @@ def comparison(names: list[str]) -> dict[str, Any]:
             }
         )
     return {"format": "cusa-comparison", "models": names, "base": names[0], "rows": rows}
+
+
+def report(
+    name: str,
+    metrics: dict[str, Any] | None = None,
+    images: dict[str, Any] | None = None,
+    sts: dict[str, Any] | None = None,
+    **examples: Any,
+) -> ModelReport:
+    """What a report shows of a model that was measured by some suites."""
+    results = {"retrieval": metrics, "images": images, "sts": sts}
+    measured = {suite: content for suite, content in results.items() if content is not None}
+    return ModelReport(name, measured, **examples)
+
+
+def write(path: Path, reports: list[ModelReport], comparison: dict[str, Any] | None = None) -> int:
+    """Write the report of models with all their tables."""
+    return write_report(path, reports, make_sections(reports), comparison)

@@ -8,13 +8,13 @@ from scipy.stats import spearmanr
 
 from cusa.data.errors import CusaError
 from cusa.eval.compare import compare
-from cusa.eval.evaluators.sts.measure import spearman
 from cusa.eval.metrics.bootstrap import Bootstrap, interval
+from cusa.eval.metrics.correlation import ScoredPairs, spearman
 from cusa.eval.metrics.metric_options import Scoring, one_way, two_ways
 from cusa.eval.metrics.per_query import Bounds, Rankings
 from cusa.eval.metrics.ranks import RankBounds
-from cusa.eval.queries import Judged, Queries
-from cusa.eval.report.report import RunReport, write_report
+from cusa.eval.queries import Queries
+from tests.eval import made_up
 
 SOME = Bootstrap(400)
 
@@ -127,7 +127,7 @@ def test_intervals_agree_with_each_models_own(hardness):
 
 def test_a_model_against_itself(hardness):
     model = _model("same", 1, hardness)
-    judged = Judged(np.linspace(0, 1, 40) ** 2, np.arange(40) % 6.0)
+    judged = ScoredPairs(np.linspace(0, 1, 40) ** 2, np.arange(40) % 6.0)
     sts = Queries("same", "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": judged})
     content = compare([{"retrieval": model, "sts": sts}] * 2, Bootstrap(50))
     assert {r["suite"] for r in content["rows"]} == {"retrieval", "sts"}
@@ -147,8 +147,8 @@ def test_sentence_similarity():
     for name, head, found in zip("ab", ("cross", "uni"), cosines, strict=True):
         other = "uni" if head == "cross" else "cross"
         pairs = {
-            f"STS12/{head}/sts": Judged(found, gold),
-            f"STS12/{other}/sts": Judged(-found, gold),
+            f"STS12/{head}/sts": ScoredPairs(found, gold),
+            f"STS12/{other}/sts": ScoredPairs(-found, gold),
         }
         models.append({"sts": Queries(name, head, "pessimistic", {"STS12": "1"}, pairs)})
     (row,) = compare(models, SOME)["rows"]
@@ -168,7 +168,7 @@ def test_sentence_similarity():
 
 def test_pairs_too_few_for_a_resample_have_no_interval():
     """With two pairs, a resample may be of one pair twice; here the only one is."""
-    pairs = Judged(np.array([0.1, 0.2]), np.array([1.0, 2.0]))
+    pairs = ScoredPairs(np.array([0.1, 0.2]), np.array([1.0, 2.0]))
     model = {
         "sts": Queries("a", "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": pairs})
     }
@@ -254,12 +254,12 @@ def test_models_without_a_suite_in_common(hardness):
 
 def test_a_comparison_without_intervals_is_shown(tmp_path):
     """Of two pairs, one draw may hold the same pair twice, which has no correlation."""
-    judged = Judged(np.array([0.1, 0.2]), np.array([1.0, 2.0]))
+    judged = ScoredPairs(np.array([0.1, 0.2]), np.array([1.0, 2.0]))
     sts = [
         Queries(n, "cross", "pessimistic", {"STS12": "1"}, {"STS12/cross/sts": judged})
         for n in "ab"
     ]
     contents = [compare([{"sts": q} for q in sts], Bootstrap(1, seed)) for seed in range(20)]
     content = next(c for c in contents if c["rows"][0]["differences"][1]["low"] is None)
-    write_report(tmp_path / "c.html", [RunReport(n) for n in "ab"], content)
+    made_up.write(tmp_path / "c.html", [made_up.report(n) for n in "ab"], content)
     assert "STS12, spearman" in (tmp_path / "c.html").read_text()

@@ -7,11 +7,11 @@ import weakref
 import pytest
 from transformers import CLIPModel
 
-from cusa.eval import evaluate as measure
-from cusa.eval import splits
+from cusa.eval.evaluators import splits
 from cusa.eval.evaluators.retrieval.coco import Judgements
-from cusa.eval.models import evaluated_models as subjects
-from cusa.eval.models.evaluated_models import Machine, Subject
+from cusa.eval.evaluators.sts import evaluator as sts_evaluator
+from cusa.eval.models import evaluated_models
+from cusa.eval.models.evaluated_models import ComputeOptions, EvaluatedModel
 from tests.eval.tiny import make_classes, make_cxc, make_home, make_run, make_sts, strict
 from tests.helpers import run_error, run_ok
 
@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def loads(monkeypatch):
     """Models that are loaded, and how many earlier ones were there when each was."""
-    plain, encoders, alive = subjects.load_encoder, [], []
+    plain, encoders, alive = evaluated_models.load_encoder, [], []
 
     def load(*args):
         gc.collect()
@@ -47,7 +47,7 @@ def loads(monkeypatch):
         encoders.append(weakref.ref(encoder))
         return encoder
 
-    monkeypatch.setattr(subjects, "load_encoder", load)
+    monkeypatch.setattr(evaluated_models, "load_encoder", load)
     return alive
 
 
@@ -71,8 +71,8 @@ def test_each_model_is_released_before_the_next_is_loaded_and_data_are_read_once
     make_cxc(here / "data/sts/cxc")
     make_classes(here / "data/cub-like")
     datasets = _counted(monkeypatch, splits, "load_dataset")
-    judged = _counted(monkeypatch, measure, "find_cxc")
-    tasks = _counted(monkeypatch, measure, "asked_sts_tasks")
+    judged = _counted(monkeypatch, sts_evaluator, "find_cxc")
+    tasks = _counted(monkeypatch, sts_evaluator, "find_sts_tasks")
     models = [argument for name in names for argument in ("--model", name)]
     tiny = home / "images" / "tiny.json"
     run_ok(
@@ -115,7 +115,7 @@ def test_a_store_is_opened_once_for_a_run_and_its_baseline(home, adapter, here, 
 
 def test_a_name_is_known_before_the_model_is_loaded(home, adapter, tmp_path):
     shutil.copytree(adapter / "best", tmp_path / "moved" / "best")
-    machine = Machine("cpu", "best", 8, None, 1, lambda what, done, total: None)
+    compute = ComputeOptions("cpu", "best", 8, None, 1)
     specs = [
         home / "clip",
         home / "vit",
@@ -124,12 +124,13 @@ def test_a_name_is_known_before_the_model_is_loaded(home, adapter, tmp_path):
         tmp_path / "moved" / "best",
         f"mine={home / 'vit'}",
     ]
+    names = []
     for spec in map(str, specs):
-        subject = Subject(spec, machine)
-        name = subject.name
-        assert subject.source.name == name
-        subject.release()
-    assert [Subject(str(spec), machine).name for spec in specs] == [
+        model = EvaluatedModel(spec, compute, lambda *progress: None)
+        names.append(model.name)
+        assert model.source.name == model.name
+        model.release()
+    assert names == [
         "clip",
         "vit",
         "adapter",
@@ -152,7 +153,7 @@ def no_models(monkeypatch):
     def refuse(*args):
         raise AssertionError(f"{args} would be looked up")
 
-    monkeypatch.setattr(subjects, "load_encoder", refuse)
+    monkeypatch.setattr(evaluated_models, "load_encoder", refuse)
 
 
 @pytest.mark.usefixtures("no_models")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError
+from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Bounds, Rankings
 from cusa.eval.metrics.ranks import RankBounds
-from cusa.eval.queries import Judged, Queries, load_queries, queries_file, save_queries
+from cusa.eval.queries import Queries, load_queries, queries_file, save_queries
 
 
 def _queries():
@@ -22,7 +23,7 @@ def _queries():
         "a: b/uni/i2i": Rankings(
             RankBounds(np.zeros(0, int), np.zeros(0, int)), 4, Bounds(np.zeros(0), np.zeros(0))
         ),
-        "STS12/uni/sts": Judged(np.array([0.5, -0.25]), np.array([0.0, 5.0])),
+        "STS12/uni/sts": ScoredPairs(np.array([0.5, -0.25]), np.array([0.0, 5.0])),
     }
     return Queries("naïve model", "uni", "mean", {"coco test": "f00d", "a: b": "1"}, found)
 
@@ -36,9 +37,9 @@ def test_a_round_trip(tmp_path):
     assert set(got.found) == set(queries.found)
     for key, want in queries.found.items():
         found = got.found[key]
-        if isinstance(want, Judged):
-            np.testing.assert_array_equal(found.cosines, want.cosines)
-            np.testing.assert_array_equal(found.gold, want.gold)
+        if isinstance(want, ScoredPairs):
+            np.testing.assert_array_equal(found.similarities, want.similarities)
+            np.testing.assert_array_equal(found.human_scores, want.human_scores)
             continue
         assert found.candidates == want.candidates
         np.testing.assert_array_equal(np.stack(found.best), np.stack(want.best))

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError, RunError
-from cusa.eval.queries import Judged, Queries
+from cusa.eval.evaluate import make_sections
+from cusa.eval.evaluators.images.results import PAPER_SETS
+from cusa.eval.evaluators.registry import EVALUATORS
+from cusa.eval.metrics.correlation import ScoredPairs
+from cusa.eval.queries import Queries
 from cusa.eval.report.charts import recall_charts
 from cusa.eval.report.latex import latex_tables
-from cusa.eval.report.report import RunReport, headlines
+from cusa.eval.report.report import ModelReport, headlines
 from cusa.eval.report.tables import TASKS
-from cusa.eval.results import FILES, distinct_names, keep_results, read_queries, read_results
-from cusa.eval.suites import PAPER_IMAGES
+from cusa.eval.results import distinct_names, keep_results, read_queries, read_results
 from tests.eval import made_up
 
 
@@ -33,17 +36,17 @@ def _images(*names, weights="w", r1=50.0, ties="pessimistic"):
 
 
 def _queries(*names):
-    found = {f"{name}/cross/sts": Judged(np.arange(3.0), np.arange(3.0)) for name in names}
+    found = {f"{name}/cross/sts": ScoredPairs(np.arange(3.0), np.arange(3.0)) for name in names}
     return Queries("m", "cross", "pessimistic", {name: f"hash of {name}" for name in names}, found)
 
 
 def test_sets_measured_one_by_one_make_the_papers_average(tmp_path):
-    for i, name in enumerate(PAPER_IMAGES):
+    for i, name in enumerate(PAPER_SETS):
         found = keep_results(tmp_path, "images", _images(name, r1=10.0 * i), _queries(name))
-        assert list(found["sets"]) == list(PAPER_IMAGES[: i + 1])
+        assert list(found["sets"]) == list(PAPER_SETS[: i + 1])
     assert found["average"] == {"cross": 15.0}
     assert read_results(tmp_path, "images") == found
-    assert set(read_queries(tmp_path, "images").sets) == set(PAPER_IMAGES)
+    assert set(read_queries(tmp_path, "images").sets) == set(PAPER_SETS)
     again = keep_results(tmp_path, "images", _images("cub", r1=20.0), _queries("cub"))
     assert (again["sets"]["cub"]["heads"]["cross"]["r1"], again["average"]) == (
         20.0,
@@ -138,24 +141,25 @@ _OTHERS = (_GONE, None, [], {}, "text", 1.5, {"x": {"x": "x"}}, [None])
 def test_a_value_of_another_kind_is_refused_or_shown(tmp_path, suite):
     """At random places of the file: the page and the tables can be made, or the fault is named."""
     content, rng = _contents()[suite], np.random.default_rng(0)
-    field = {"retrieval": "metrics", "images": "images", "sts": "sts"}[suite]
     places, refused = list(_paths(content)), 0
     for _ in range(200):
         place, value = places[rng.integers(len(places))], _OTHERS[rng.integers(len(_OTHERS))]
-        (tmp_path / FILES[suite]).write_text(json.dumps(_with(content, place, value)))
+        (tmp_path / EVALUATORS[suite].results_file.name).write_text(
+            json.dumps(_with(content, place, value))
+        )
         try:
             found = read_results(tmp_path, suite)
         except RunError as error:
             fault = error
         else:
-            reports = [RunReport("a", **{field: found}), RunReport("b", **{field: content})]
-            assert latex_tables(reports)
-            assert [headlines(report) for report in reports]
+            reports = [ModelReport("a", {suite: found}), ModelReport("b", {suite: content})]
+            assert latex_tables(make_sections(reports))
+            assert headlines(reports, make_sections(reports))
             if "curve" in place:
                 recall_charts([report.metrics for report in reports], TASKS)
             continue
         refused += 1
-        assert fault.path == tmp_path / FILES[suite]
+        assert fault.path == tmp_path / EVALUATORS[suite].results_file.name
         assert "\n" not in str(fault)
     assert refused > 50
 

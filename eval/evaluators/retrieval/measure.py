@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.errors import EmbeddingsError
 from cusa.data.records import SplitView
-from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS, CocoTest, rank_coco
+from cusa.eval.evaluators.retrieval.coco import FOLDS, PROTOCOL_METRICS, CocoTest, rank_coco
+from cusa.eval.evaluators.retrieval.results import CrossModalFigures, HeadFigures
+from cusa.eval.metrics.figures import BothWaysFigures, DirectionFigures
 from cusa.eval.metrics.metric_options import PLAIN, PerQuery, Scoring, one_way, two_ways
 from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, rank_all, refuse_zeros
 from cusa.eval.metrics.ranks import (
@@ -137,86 +140,118 @@ def _ranked_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
     return Rankings(best, max(0, n - 1), clusters=groups).answerable()
 
 
+class SplitFigures(TypedDict):
+    """What metrics.json holds of a split: figures of the heads in use, and of all heads."""
+
+    retrieval: CrossModalFigures
+    unimodal: dict[str, DirectionFigures]
+    unimodal_head: Head
+    heads: dict[Head, HeadFigures]
+
+
 def evaluate(
     embeddings: SplitEmbeddings,
     split: SplitView,
     uni_head: Head,
     test: CocoTest | None = None,
     scoring: Scoring = PLAIN,
-) -> tuple[dict[str, Any], PerQuery]:
-    """All metrics of a split for every head, as metrics.json holds them (docs/METRICS.md).
+) -> tuple[SplitFigures, PerQuery]:
+    """Compute all metrics of a split for every head, as metrics.json holds them (docs/METRICS.md).
 
     Args:
         embeddings: A model's embeddings.
         split: The split.
-        uni_head: The head to use for uni-modal retrieval: ``"uni"`` where it was trained, else ``"cross"``.
+        uni_head: The head to use for uni-modal retrieval: ``"uni"`` where it was trained, else
+            ``"cross"``.
         test: COCO's test among the embeddings, which has protocols of its own.
         scoring: How.
 
     Returns:
-        ``retrieval`` (cross-modal head), ``unimodal`` (``uni_head``), and both for each head under ``heads``; and the
-        rankings behind them, by ``head/part/task``.
+        ``retrieval`` (cross-modal head), ``unimodal`` (``uni_head``), and both for each head under
+        ``heads``; and the rankings behind them, by ``head/protocol/task``.
     """
-    ranked: PerQuery = {}
-    heads: dict[str, Any] = {}
+    per_query: PerQuery = {}
+    heads: dict[Head, HeadFigures] = {}
     for head in embeddings.image:
-        images, texts = embeddings.image[head], embeddings.text[head]
-        groups: dict[str, dict[str, Rankings]] = {
-            "retrieval": _ranked_both_ways(images, texts, embeddings.caption_image)
-        }
-        groups["unimodal"] = {"t2t": _ranked_groups(texts, embeddings.caption_image)}
-        if split.truth is not None:
-            groups["unimodal"]["i2i"] = _ranked_all(
-                relevance_of("i2i", embeddings, split), embeddings, head
-            )
-            relevances = (
-                true_relevance("i2t", embeddings, split),
-                true_relevance("t2i", embeddings, split),
-            )
-            groups["truth"] = {r.task: _ranked_all(r, embeddings, head) for r in relevances}
-        protocols = rank_coco(images, texts, test) if test else {}
-        heads[head] = {
-            "retrieval": two_ways(groups["retrieval"], scoring),
-            **{
-                k: {t: one_way(r, scoring) for t, r in groups[k].items()}
-                for k in ("unimodal", "truth")
-                if k in groups
-            },
-            **(
-                {"protocols": {k: _protocol(k, ways, scoring) for k, ways in protocols.items()}}
-                if test
-                else {}
-            ),
-        }
-        for part, by_task in {**groups, **protocols}.items():
-            ranked |= {f"{head}/{part}/{task}": rankings for task, rankings in by_task.items()}
-    found = {
+        rankings = _rank_split(embeddings, split, head)
+        heads[head] = _head_figures(rankings, scoring)
+        if test is not None:
+            protocols = rank_coco(embeddings.image[head], embeddings.text[head], test)
+            heads[head]["protocols"] = {
+                name: _protocol_figures(name, both_ways, scoring)
+                for name, both_ways in protocols.items()
+            }
+            rankings |= protocols
+        for protocol, by_task in rankings.items():
+            for task, ranked in by_task.items():
+                per_query[f"{head}/{protocol}/{task}"] = ranked
+    figures: SplitFigures = {
         "retrieval": heads["cross"]["retrieval"],
         "unimodal": heads[uni_head]["unimodal"],
         "unimodal_head": uni_head,
         "heads": heads,
     }
-    return found, ranked
+    return figures, per_query
 
 
-def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
+def _rank_split(
+    embeddings: SplitEmbeddings, split: SplitView, head: Head
+) -> dict[str, dict[str, Rankings]]:
+    """Rank by the labels, across and within the modalities, and by the truth where it is known."""
+    images, texts = embeddings.image[head], embeddings.text[head]
+    rankings: dict[str, dict[str, Rankings]] = {
+        "retrieval": _ranked_both_ways(images, texts, embeddings.caption_image),
+        "unimodal": {"t2t": _ranked_groups(texts, embeddings.caption_image)},
+    }
+    if split.truth is not None:
+        same_label = relevance_of("i2i", embeddings, split)
+        rankings["unimodal"]["i2i"] = rank_relevance(same_label, embeddings, head)
+        rankings["truth"] = {}
+        for task in ("i2t", "t2i"):
+            relevance = true_relevance(task, embeddings, split)
+            rankings["truth"][task] = rank_relevance(relevance, embeddings, head)
+    return rankings
+
+
+def _head_figures(rankings: Mapping[str, Mapping[str, Rankings]], scoring: Scoring) -> HeadFigures:
+    figures: dict[str, Any] = {"retrieval": two_ways(rankings["retrieval"], scoring)}
+    for name in ("unimodal", "truth"):
+        if name in rankings:
+            by_task = rankings[name].items()
+            figures[name] = {task: one_way(ranked, scoring) for task, ranked in by_task}
+    return cast("HeadFigures", figures)
+
+
+def rank_relevance(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
+    """Rank every query that has a relevant candidate.
+
+    Args:
+        relevance: Which candidates are relevant.
+        embeddings: A model's embeddings of the split.
+        head: The head that answers.
+    """
     queries, candidates = relevance.sides(embeddings, head)
     ranked = rank_all(queries, candidates, relevance.indptr, relevance.indices, relevance.exclude)
-    of = embeddings.caption_image if relevance.task[0] == "t" else None
-    return replace(ranked, clusters=of).answerable()
+    queries_are_captions = relevance.task[0] == "t"
+    clusters = embeddings.caption_image if queries_are_captions else None
+    return replace(ranked, clusters=clusters).answerable()
 
 
-def _protocol(name: str, ways: Any, scoring: Scoring) -> dict[str, Any]:
-    found = two_ways(ways, scoring)
+def _protocol_figures(
+    name: str, rankings: Mapping[str, Rankings], scoring: Scoring
+) -> BothWaysFigures:
+    figures = two_ways(rankings, scoring)
     if name == "coco_1k":
-        return {**found, "folds": 5}
-    if name not in PROTOCOL_METRICS:
-        return found
-    kept = PROTOCOL_METRICS[name]
-    return {way: _only(found[way], kept) for way in ways}
+        figures["folds"] = FOLDS
+    elif name in PROTOCOL_METRICS:
+        kept = PROTOCOL_METRICS[name]
+        figures = {task: _only(figures[task], kept) for task in rankings}
+    return cast("BothWaysFigures", figures)
 
 
-def _only(part: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
-    """Some of the metrics of a direction, with their intervals and the counts."""
-    ci = {"ci": {k: v for k, v in part["ci"].items() if k in metrics}} if "ci" in part else {}
-    return {k: part[k] for k in (*metrics, "queries", "candidates", "tied")} | ci
+def _only(figures: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Keep some of the metrics of a direction, with their intervals and the counts."""
+    kept = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
+    if "ci" in figures:
+        kept["ci"] = {key: bounds for key, bounds in figures["ci"].items() if key in metrics}
+    return kept

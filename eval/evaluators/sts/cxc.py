@@ -10,16 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from cusa.data.errors import CusaError, FileFormatError
 from cusa.data.lines import find_columns, line_fault, read_csv
 from cusa.eval.evaluators.sts.data import parse_score
-from cusa.eval.evaluators.sts.measure import spearman
-
-CxcKind = Literal["sts", "sis", "sits"]
+from cusa.eval.evaluators.sts.results import CxcKind, CxcScores
+from cusa.eval.metrics.correlation import spearman
 
 _COLUMNS: Mapping[str, tuple[str, str]] = {
     "sts": ("caption1", "caption2"),
@@ -48,7 +47,7 @@ class CxcTask:
     gold: np.ndarray
 
 
-def find_cxc(folder: Path) -> dict[str, CxcTask]:
+def find_cxc(folder: Path) -> dict[CxcKind, CxcTask]:
     """Read ``sts_test.csv``, ``sis_test.csv`` and ``sits_test.csv``, those that lie below a folder.
 
     Args:
@@ -60,7 +59,7 @@ def find_cxc(folder: Path) -> dict[str, CxcTask]:
     Raises:
         CusaError: If a file is there twice or malformed; names the file and the line.
     """
-    found = {}
+    found: dict[CxcKind, CxcTask] = {}
     for kind in get_args(CxcKind):
         paths = sorted(folder.rglob(f"{kind}_test.csv"))
         if len(paths) > 1:
@@ -119,7 +118,7 @@ def cxc_correlation(
     query_ids: Sequence[int | str],
     seed: int,
     samples: int = 1000,
-) -> dict[str, Any]:
+) -> CxcScores:
     """Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
 
     Scores of many pairs depend on each other, since an item is in several of them. So each sample takes half of the

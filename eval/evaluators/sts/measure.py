@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.evaluators.sts.data import StsTask
-
-# A spread this small against the values is rounding: an encoder that maps everything to one point has cosines of
-# 1 +- 2e-16, and their order means nothing.
-_CONSTANT = 1e-12
+from cusa.eval.evaluators.sts.results import StsScores, SubsetMeans
+from cusa.eval.metrics.correlation import Correlations, correlations
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class StsResult:
         headline_subsets: Names of the subsets that the headline is computed over, concatenated.
     """
 
-    scores: Mapping[str, Any]
+    scores: StsScores
     cosines: Mapping[str, np.ndarray]
     gold: Mapping[str, np.ndarray]
     headline_subsets: tuple[str, ...]
@@ -68,57 +65,6 @@ def _directions(x: np.ndarray, sentence: int) -> np.ndarray:
             "look at what the encoder does with that sentence"
         )
     return unit_rows(x, np.float64)
-
-
-def spearman(similarity: np.ndarray, gold: np.ndarray) -> float:
-    """100 x Spearman correlation: Pearson's of the ranks, equal values sharing their mean rank.
-
-    Args:
-        similarity: float ``[pairs]``, finite.
-        gold: float ``[pairs]``, finite.
-
-    Raises:
-        CusaError: If there are fewer than two pairs, or a side is constant or not finite: no correlation is defined.
-    """
-    _check(similarity, gold)
-    return _pearson(stats.rankdata(similarity), stats.rankdata(gold))
-
-
-def correlations(similarity: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
-    """Spearman and Pearson correlation of similarities with gold scores.
-
-    Args:
-        similarity: float ``[pairs]``, finite.
-        gold: float ``[pairs]``, finite.
-
-    Returns:
-        ``{"spearman", "pearson", "pairs"}``, correlations times 100.
-
-    Raises:
-        CusaError: As :func:`spearman`.
-    """
-    rho = spearman(similarity, gold)
-    return {"spearman": rho, "pearson": _pearson(similarity, gold), "pairs": len(gold)}
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    return 100 * float(stats.pearsonr(x, y).statistic)
-
-
-def _check(similarity: np.ndarray, gold: np.ndarray) -> None:
-    if similarity.shape != gold.shape or similarity.ndim != 1:
-        raise CusaError(
-            f"similarities of shape {similarity.shape} for gold scores of shape {gold.shape}; both must be [pairs]"
-        )
-    if len(gold) < 2:
-        raise CusaError(f"a correlation of {len(gold)} pairs is not defined; it takes at least two")
-    for name, values in (("similarities", similarity), ("gold scores", gold)):
-        if not np.isfinite(values).all():
-            raise CusaError(f"the {name} hold NaN or infinity; no correlation is defined")
-        if np.ptp(values) <= _CONSTANT * np.abs(values).max():
-            raise CusaError(
-                f"all {len(values)} {name} equal {values[0]:g}; no correlation with a constant is defined"
-            )
 
 
 def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> StsResult:
@@ -158,7 +104,7 @@ def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> S
             name=task.name,
         )
     cosines: dict[str, np.ndarray] = {}
-    subsets: dict[str, dict[str, Any]] = {}
+    subsets: dict[str, Correlations] = {}
     for subset in task.subsets:
         with _about(f"{task.name} {subset.name}"):
             first, second = (
@@ -171,10 +117,13 @@ def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> S
         together = correlations(
             np.concatenate(list(cosines.values())), np.concatenate(list(gold.values()))
         )
+    headline, rule = _headline(task, together, subsets)
     return StsResult(
         {
-            **_headline(task, together, subsets),
-            **{kind: _means(kind, together, subsets) for kind in ("spearman", "pearson")},
+            "headline": headline,
+            "headline_rule": rule,
+            "spearman": _means("spearman", together, subsets),
+            "pearson": _means("pearson", together, subsets),
             "subsets": subsets,
             "pairs": together["pairs"],
         },
@@ -185,29 +134,27 @@ def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> S
 
 
 def _headline(
-    task: StsTask, together: Mapping[str, Any], subsets: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float | str | None]:
+    task: StsTask, together: Correlations, subsets: Mapping[str, Correlations]
+) -> tuple[float | None, str]:
+    """Choose the published figure, and say how it is computed."""
     if task.headline == "all":
-        return {
-            "headline": together["spearman"],
-            "headline_rule": "Spearman over all subsets, concatenated",
-        }
+        return together["spearman"], "Spearman over all subsets, concatenated"
     if task.headline not in subsets:  # only where the caller allowed a partial task
-        return {"headline": None, "headline_rule": f"Spearman on {task.headline}, which is missing"}
-    return {
-        "headline": subsets[task.headline]["spearman"],
-        "headline_rule": f"Spearman on {task.headline}",
-    }
+        return None, f"Spearman on {task.headline}, which is missing"
+    return subsets[task.headline]["spearman"], f"Spearman on {task.headline}"
 
 
 def _means(
-    kind: str, together: Mapping[str, Any], subsets: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float]:
-    values, pairs = ([s[key] for s in subsets.values()] for key in (kind, "pairs"))
+    kind: Literal["spearman", "pearson"],
+    together: Correlations,
+    subsets: Mapping[str, Correlations],
+) -> SubsetMeans:
+    values = [subset[kind] for subset in subsets.values()]
+    n_pairs = [subset["pairs"] for subset in subsets.values()]
     return {
         "all": together[kind],
         "mean": float(np.mean(values)),
-        "wmean": float(np.average(values, weights=pairs)),
+        "wmean": float(np.average(values, weights=n_pairs)),
     }
 
 

@@ -14,11 +14,10 @@ from cusa.eval.metrics.bootstrap import (
     resampled_means,
     two_sided_p,
 )
+from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman
 from cusa.eval.metrics.metric_options import Scoring, one_way, two_ways
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import RankBounds
-from cusa.eval.queries import Judged
-from cusa.eval.suites import resampled_spearman
 
 SOME = Bootstrap(300)
 
@@ -122,14 +121,18 @@ def test_clusters_of_different_sizes_against_an_explicit_draw():
 def test_resampled_correlations():
     rng = np.random.default_rng(4)
     gold = rng.integers(0, 6, 60).astype(float)
-    pairs = Judged(gold + rng.normal(size=60), gold)
+    pairs = ScoredPairs(gold + rng.normal(size=60), gold)
     samples = resampled_spearman(pairs, Bootstrap(200))
     picked = []
     resampled(lambda rows: picked.append(rows) or 0.0, 60, Bootstrap(200))
     for rows, value in zip(picked[:5], samples[:5], strict=True):
-        assert value == pytest.approx(100 * spearmanr(pairs.cosines[rows], gold[rows]).statistic)
+        assert value == pytest.approx(
+            100 * spearmanr(pairs.similarities[rows], gold[rows]).statistic
+        )
     low, high = interval(samples)
-    assert low < 100 * spearmanr(pairs.cosines, gold).statistic < high
-    few = resampled_spearman(Judged(np.array([0.1, 0.2]), np.array([1.0, 2.0])), Bootstrap(200))
+    assert low < 100 * spearmanr(pairs.similarities, gold).statistic < high
+    few = resampled_spearman(
+        ScoredPairs(np.array([0.1, 0.2]), np.array([1.0, 2.0])), Bootstrap(200)
+    )
     assert set(few[~np.isnan(few)]) == {100.0}
     assert 60 < np.isnan(few).sum() < 140  # one pair drawn twice has no correlation

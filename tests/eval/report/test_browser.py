@@ -16,7 +16,6 @@ import pytest
 
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Hit, Item
-from cusa.eval.report.report import RunReport, write_report
 from tests.eval import made_up
 from tests.helpers import make_images
 
@@ -141,7 +140,7 @@ def report(tmp_path_factory):
     )
     terms = ["contrastive", "csa", "usa"]
     runs = [
-        RunReport(
+        made_up.report(
             *(name, made_up.metrics(name, terms, 40.0 + i, 36.0, 20.0, coco=True)),
             *(made_up.images(name, 40.0), made_up.sts(name, 70.0, ("cross", "uni"))),
             *(made_up.history(terms, [300, 310]), gallery, gallery[:3], (pair,) * 3),
@@ -150,9 +149,9 @@ def report(tmp_path_factory):
     ]
     runs[0].metrics["paper"] = {"host": "CLIP ViT-B/32", "method": "CUSA", "rsum": 432.1}
     page = folder / "report.html"
-    write_report(
+    made_up.write(
         page,
-        [*runs, RunReport("words", sts=made_up.sts("words", 72.5))],
+        [*runs, made_up.report("words", sts=made_up.sts("words", 72.5))],
         made_up.comparison(["plain", "b"]),
     )
     return page
@@ -196,7 +195,7 @@ def test_dark_where_the_reader_wants_it(report, tmp_path):
 
 def test_a_page_of_a_text_model_alone(tmp_path):
     page = tmp_path / "report.html"
-    write_report(page, [RunReport("words", sts=made_up.sts("words", 72.5))])
+    made_up.write(page, [made_up.report("words", sts=made_up.sts("words", 72.5))])
     seen = look_at(page, tmp_path / "look", PHONE)
     assert seen.console == []
     assert seen.found["content"] <= PHONE[0]

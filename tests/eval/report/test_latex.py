@@ -6,28 +6,33 @@ import subprocess
 
 import pytest
 
+from cusa.eval.evaluate import make_sections
 from cusa.eval.report.latex import escape, latex_tables
-from cusa.eval.report.report import RunReport
 from tests.eval import made_up
 
 
 @pytest.fixture
 def reports():
     terms = ["contrastive", "csa", "usa"]
-    first = RunReport(
+    first = made_up.report(
         "plain_0 & 50%",
         made_up.metrics("plain", terms[:1], 40.0, 36.0, 20.0, coco=True),
         made_up.images("plain", 40.0),
         made_up.sts("plain", 70.0, ("cross", "uni")),
     )
-    second = RunReport(
+    second = made_up.report(
         "cusa",
         made_up.metrics("cusa", terms, 43.21, 35.0, 25.0, coco=True),
         made_up.images("cusa", 41.0),
         made_up.sts("cusa", 71.0, ("cross", "uni")),
     )
-    second.images["paper"] = {"host": "SGR", "method": "CUSA", "cub": 31.1, "average": 34.1}
-    return [first, second, RunReport("words", sts=made_up.sts("words", 72.5))]
+    second.results["images"]["paper"] = {
+        "host": "SGR",
+        "method": "CUSA",
+        "cub": 31.1,
+        "average": 34.1,
+    }
+    return [first, second, made_up.report("words", sts=made_up.sts("words", 72.5))]
 
 
 def _tables(latex):
@@ -42,7 +47,7 @@ def _tables(latex):
 
 
 def test_figures_are_those_of_the_report(reports):
-    tables = list(_tables(latex_tables(reports)))
+    tables = list(_tables(latex_tables(make_sections(reports))))
     caption, alignment, rows = tables[0]
     assert alignment == "lrrrrrrr"
     assert rows[1] == ["Model", "R@1", "R@5", "R@10", "R@1", "R@5", "R@10", "RSUM"]
@@ -61,7 +66,9 @@ def test_figures_are_those_of_the_report(reports):
 
 
 def test_every_suite_is_there(reports):
-    titles = [caption.split(".")[0] for caption, _, _ in _tables(latex_tables(reports))]
+    titles = [
+        caption.split(".")[0] for caption, _, _ in _tables(latex_tables(make_sections(reports)))
+    ]
     assert titles == [
         *["Between images and captions", "Among captions and among images"],
         *[
@@ -75,14 +82,18 @@ def test_every_suite_is_there(reports):
         *["Image retrieval, R@1", "Image retrieval, R-Precision", "Image retrieval, mAP@R"],
         *["Sentence similarity by task", "CxC: captions and images"],
     ]
-    only = [caption.split(".")[0] for caption, _, _ in _tables(latex_tables(reports[2:]))]
+    only = [
+        caption.split(".")[0] for caption, _, _ in _tables(latex_tables(make_sections(reports[2:])))
+    ]
     assert only == ["Sentence similarity by task", "CxC: captions and images"]
-    assert latex_tables([RunReport("nothing")]) == ""
+    assert latex_tables(make_sections([made_up.report("nothing")])) == ""
 
 
 def test_image_retrieval_is_a_table_per_figure(reports):
     r1, r_precision, map_at_r = (
-        t for t in _tables(latex_tables(reports)) if t[0].startswith("Image retrieval")
+        t
+        for t in _tables(latex_tables(make_sections(reports)))
+        if t[0].startswith("Image retrieval")
     )
     assert r1[2][1] == ["Model", "Head", "Average", "CUB", "SOP", "In-Shop", "iNat"]
     assert r1[2][2] == [r"plain\_0 \& 50\%", "cross", "41.5", "41.0", "42.0", "43.0", "40.0"]
@@ -100,7 +111,9 @@ def test_image_retrieval_is_a_table_per_figure(reports):
 
 
 def test_sentence_similarity(reports):
-    (table,) = (t for t in _tables(latex_tables(reports)) if t[0].startswith("Sentence"))
+    (table,) = (
+        t for t in _tables(latex_tables(make_sections(reports))) if t[0].startswith("Sentence")
+    )
     assert table[2][0][2:] == [r"\multicolumn{8}{c}{100 $\times$ Spearman}"]
     assert table[2][1][2:5] == ["Average", "STS12", "STS13"]
     assert table[2][6][:4] == ["words", "cross", r"\textbf{75.5}", r"\textbf{72.5}"]
@@ -108,7 +121,7 @@ def test_sentence_similarity(reports):
 
 
 def test_intervals_are_subscripts_on_request(reports):
-    caption, _, rows = next(_tables(latex_tables(reports, intervals=True)))
+    caption, _, rows = next(_tables(latex_tables(make_sections(reports), intervals=True)))
     assert rows[2][1] == r"40.0$_{[39.5,\,40.5]}$"
     assert rows[3][1] == r"\textbf{43.2}$_{[42.7,\,43.7]}$"
     assert r"Subscripts: 95 \% bootstrap intervals over queries, 1,000 samples, seed 0." in caption
@@ -123,7 +136,7 @@ def test_text_is_escaped():
 
 @pytest.mark.parametrize("intervals", [False, True])
 def test_rows_are_as_wide_as_their_table(reports, intervals):
-    latex = latex_tables(reports, intervals)
+    latex = latex_tables(make_sections(reports), intervals)
     for caption, alignment, (titles, *rows) in _tables(latex):
         assert {len(row) for row in rows} == {len(alignment)}, caption
         spans = [int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", " ".join(titles))]
@@ -141,7 +154,7 @@ def test_rows_are_as_wide_as_their_table(reports, intervals):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
 @pytest.mark.parametrize("intervals", [False, True])
 def test_latex_accepts_it(tmp_path, reports, intervals):
-    body = latex_tables(reports, intervals)
+    body = latex_tables(make_sections(reports), intervals)
     (tmp_path / "t.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\extrafloats{50}\\begin{document}\n"
         + body

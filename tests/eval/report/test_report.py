@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from cusa.eval.evaluate import make_sections
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Hit, Item
-from cusa.eval.report.report import TASKS, RunReport, headlines, write_report
+from cusa.eval.report.report import TASKS, headlines
 from tests.eval import made_up
 
 SCRIPT = "<script>alert('boo')</script> & \"quoted\""
@@ -104,10 +105,10 @@ def runs(tmp_path):
         made_up.metrics("cusa-0", terms, 43.21, 35.0, 25.0),
     )
     return [
-        RunReport(
+        made_up.report(
             "plain-0", made[0], history=made_up.history(terms[:1], [300, 310]), gallery=first
         ),
-        RunReport(
+        made_up.report(
             "cusa-0", made[1], history=made_up.history(terms, [305, 320, 315]), gallery=second
         ),
     ]
@@ -120,8 +121,13 @@ RANKS = ("Model", "Head", *TASKS.values())
 
 def _write(tmp_path, runs, comparison=None):
     path = tmp_path / "out" / "report.html"
-    write_report(path, runs, comparison)
+    made_up.write(path, runs, comparison)
     return path.read_text("utf-8")
+
+
+def with_metrics(report, metrics):
+    """A report of other retrieval results."""
+    return replace(report, results={**report.results, "retrieval": metrics})
 
 
 def _without_small(row):
@@ -176,7 +182,7 @@ def test_tables_hold_the_figures_and_the_best_is_bold(tmp_path, runs):
 def test_the_lowest_rank_is_the_best_and_of_ties_none(tmp_path, runs):
     better = copy.deepcopy(runs[1].metrics)
     better["heads"]["cross"]["retrieval"]["i2t"] |= {"median_rank": 1.5, "mean_rank": 200.5}
-    page = Page(_write(tmp_path, [runs[0], replace(runs[1], metrics=better)]))
+    page = Page(_write(tmp_path, [runs[0], with_metrics(runs[1], better)]))
     rows = page.table(*RANKS)[1:]
     assert [row[2:5] for row in (rows[0], rows[2])] == [
         [("2.0", False, ""), ("1,500.2", False, ""), ("3", False, "")],
@@ -189,7 +195,8 @@ def test_every_protocol_of_coco_has_its_table_and_the_paper_is_never_the_best(tm
     made["paper"] = {"host": "CLIP ViT-B/32", "method": "CUSA", "i2t_r1": 99.9, "rsum": 599.9}
     page = Page(
         _write(
-            tmp_path, [replace(runs[1], metrics=made), replace(runs[1], name="again", metrics=made)]
+            tmp_path,
+            [with_metrics(runs[1], made), with_metrics(replace(runs[1], name="again"), made)],
         )
     )
     titles = page.words()
@@ -248,7 +255,9 @@ def test_every_protocol_of_coco_has_its_table_and_the_paper_is_never_the_best(tm
 def test_image_retrieval_has_both_heads_the_paper_and_what_was_measured(tmp_path):
     first, second = made_up.images("a", 40.0), made_up.images("b", 41.0)
     second["paper"] = {"host": "SGR", "method": "CUSA", "cub": 31.1, "average": 34.1}
-    page = Page(_write(tmp_path, [RunReport("a", images=first), RunReport("b", images=second)]))
+    page = Page(
+        _write(tmp_path, [made_up.report("a", images=first), made_up.report("b", images=second)])
+    )
     names = ("CUB-200-2011", "Stanford Online Products", "In-Shop", "iNaturalist 2018")
     labels, *rows = page.table("Model", "Head", "Average", *names)
     assert [text for text, _, _ in labels] == ["R@1", *["R@1", "R-Precision", "mAP@R"] * 4]
@@ -278,7 +287,7 @@ def test_models_measured_on_different_data_are_told_apart(tmp_path):
     first, second = made_up.images("a", 40.0), made_up.images("b", 41.0)
     second["sets"]["cub"]["fingerprint"] = "7" * 64
     words = Page(
-        _write(tmp_path, [RunReport("a", images=first), RunReport("b", images=second)])
+        _write(tmp_path, [made_up.report("a", images=first), made_up.report("b", images=second)])
     ).words()
     assert words.count("measured on different data") == 1
     assert (
@@ -287,7 +296,7 @@ def test_models_measured_on_different_data_are_told_apart(tmp_path):
 
 
 def test_a_text_model_has_a_page_of_its_own_and_its_place_beside_others(tmp_path, runs):
-    text = RunReport("words", sts=made_up.sts("words", 70.0))
+    text = made_up.report("words", sts=made_up.sts("words", 70.0))
     page = Page(_write(tmp_path, [text]))
     labels, row = page.table("Model", "Head", "100 × Spearman")
     sets = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R")
@@ -313,13 +322,14 @@ def test_a_text_model_has_a_page_of_its_own_and_its_place_beside_others(tmp_path
 
 
 def test_headlines_are_of_the_head_to_use():
-    run = RunReport(
+    run = made_up.report(
         "a", images=made_up.images("a", 40.0), sts=made_up.sts("a", 70.0, ("cross", "uni"))
     )
-    assert [figure for _, figure in headlines(run)] == ["43.5", "74.0"]
+    assert [figure for _, figure in headlines([run], make_sections([run]))[0]] == ["43.5", "74.0"]
     some = made_up.images("a", 40.0)
     some["average"] = {"cross": None, "uni": None}  # a set of the paper's four is missing
-    [(what, _)] = headlines(RunReport("a", images=some))
+    partly = [made_up.report("a", images=some)]
+    [[(what, _)]] = headlines(partly, make_sections(partly))
     assert what == f"R@1 of images, {next(iter(some['sets']))}, uni head"
 
 
@@ -339,7 +349,7 @@ def test_title_and_explanation(tmp_path, runs):
     ("rule", "words"), [("mean", "Ties count half"), ("optimistic", "Ties count for the model")]
 )
 def test_the_rule_for_ties_is_the_one_that_was_used(tmp_path, runs, rule, words):
-    of_rule = [replace(run, metrics={**run.metrics, "ties": rule}) for run in runs]
+    of_rule = [with_metrics(run, {**run.metrics, "ties": rule}) for run in runs]
     text = Page(_write(tmp_path, of_rule)).words()
     assert words in text
     assert "against the model" not in text
@@ -365,7 +375,7 @@ def test_metrics_of_the_first_format_are_shown(tmp_path, runs):
             ):
                 part.pop(key, None)
         del head["retrieval"]["ci"]
-    page = Page(_write(tmp_path, [RunReport("old", old)]))
+    page = Page(_write(tmp_path, [made_up.report("old", old)]))
     assert [text for text, _, _ in page.table(*CROSS)[1]][:2] == ["old", "43.2"]
     assert "Median" not in page.text
     assert "Recall at K" not in page.text
@@ -374,7 +384,7 @@ def test_metrics_of_the_first_format_are_shown(tmp_path, runs):
 
 def test_one_run_without_truth_and_image_labels(tmp_path, runs):
     made = made_up.metrics("cusa-0", ["usa"], 43.0, 35.0, 25.0, truth=False)
-    html = _write(tmp_path, [replace(runs[1], metrics=made, gallery=())])
+    html = _write(tmp_path, [with_metrics(replace(runs[1], gallery=()), made)])
     page = Page(html)
     assert len(page.tables) == 3
     assert [len(row) for row in page.table("Model", "Head", "Caption → caption")] == [3, 5, 5]
@@ -455,9 +465,8 @@ def test_nothing_is_fetched(tmp_path, runs):
 
 
 def test_text_is_inert(tmp_path, runs):
-    evil = replace(
-        runs[0], name="<img onerror=x>", metrics={**runs[0].metrics, "dataset": "</style><script>"}
-    )
+    metrics = {**runs[0].metrics, "dataset": "</style><script>"}
+    evil = with_metrics(replace(runs[0], name="<img onerror=x>"), metrics)
     html = _write(tmp_path, [evil, runs[1]])
     page = Page(html)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
@@ -526,9 +535,9 @@ def test_same_bytes_every_time(tmp_path, runs):
 def test_galleries_must_agree(tmp_path, runs):
     for other in (runs[1].gallery[:2], runs[1].gallery[::-1]):
         with pytest.raises(ValueError, match="plain-0, cusa-0 do not show the same queries"):
-            write_report(tmp_path / "r.html", [runs[0], replace(runs[1], gallery=other)])
-    with pytest.raises(ValueError, match="at least one run"):
-        write_report(tmp_path / "r.html", [])
+            made_up.write(tmp_path / "r.html", [runs[0], replace(runs[1], gallery=other)])
+    with pytest.raises(ValueError, match="at least one model"):
+        made_up.write(tmp_path / "r.html", [])
     assert not (tmp_path / "r.html").exists()
     _write(tmp_path, [replace(runs[0], gallery=()), runs[1]])
 

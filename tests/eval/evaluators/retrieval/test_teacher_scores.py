@@ -11,7 +11,6 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
 from cusa.eval.metrics.metric_options import Scoring
 from cusa.eval.report.failures import Teachers
-from cusa.eval.report.report import RunReport, write_report
 from tests.eval import made_up
 from tests.helpers import add_teacher, make_store, records, run_ok, settings, unit_rows
 
@@ -112,7 +111,7 @@ def test_uni_modal_heads_are_explained_where_the_teacher_explains_them(
     metrics = _metrics(terms, teacher, uni, cross)
     line = teachers_know_less(metrics)
     assert bool(line) == explained
-    write_report(tmp_path / "r.html", [RunReport("mine", metrics)])
+    made_up.write(tmp_path / "r.html", [made_up.report("mine", metrics)])
     page = (tmp_path / "r.html").read_text()
     first_screen = page[: page.index("<table>")]
     assert (

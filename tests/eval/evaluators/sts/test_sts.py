@@ -5,7 +5,8 @@ import pytest
 
 from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.eval.evaluators.sts.data import Pairs, StsTask
-from cusa.eval.evaluators.sts.measure import correlations, cosine, evaluate_sts, spearman
+from cusa.eval.evaluators.sts.measure import cosine, evaluate_sts
+from cusa.eval.metrics.correlation import correlations, spearman
 from tests.helpers import GOLDEN
 
 STS = json.loads((GOLDEN / "sts.json").read_text())["tasks"]

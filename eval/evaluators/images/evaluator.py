@@ -1,0 +1,172 @@
+"""The suite "images": image-to-image retrieval by class; images.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from cusa.data.embeddings import Head
+from cusa.data.errors import CusaError
+from cusa.eval.evaluators.approximate import Search, approximate_figures
+from cusa.eval.evaluators.images.data import (
+    FOLDER,
+    IMAGE_SETS,
+    ImageSet,
+    find_image_sets,
+    load_image_set,
+)
+from cusa.eval.evaluators.images.results import (
+    IMAGES_FILE,
+    ImageFigures,
+    ImageSetResults,
+    ImagesResults,
+    average_r1,
+)
+from cusa.eval.evaluators.images.tables import images_section
+from cusa.eval.evaluators.protocol import Absent, Evaluator, SuiteResult, results_head
+from cusa.eval.evaluators.published import published_row
+from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
+from cusa.eval.evaluators.splits import SplitFinder
+from cusa.eval.metrics.by_class import image_figures, image_search
+from cusa.eval.metrics.per_query import Rankings, rank_all
+from cusa.eval.models.embedding_providers import Source
+from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.report.tables import NamedResult, Section
+
+
+class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
+    """Image retrieval by class, on published data sets or any folder of a folder per class."""
+
+    name = "images"
+    results_file = IMAGES_FILE
+
+    def find(self, request: EvalRequest, splits: SplitFinder) -> Sequence[ImageSet] | Absent:
+        """Find the image sets that are asked for, or all that there are.
+
+        Raises:
+            CusaError: If one is malformed, or two have one name.
+        """
+        root = request.split.data_root
+        sets_below_root = find_image_sets(root)
+        places = [_named_place(text, root, sets_below_root) for text in request.image_sets]
+        if not places:
+            places = list(sets_below_root.items())
+        if not places:
+            reason = f"no image sets below {root}/ (known: {', '.join(IMAGE_SETS)})"
+            advice = "put them there, or pass --data NAME=FOLDER"
+            return Absent(reason, CusaError(f"{reason}; {advice}"))
+        sets: dict[str, ImageSet] = {}
+        for name, folder in places:
+            image_set = load_image_set(name, folder, request.options.allow_partial)
+            _check_name(image_set, name, folder, sets)
+            sets[image_set.name] = image_set
+        return list(sets.values())
+
+    def run(
+        self, model: EvaluatedModel, data: Sequence[ImageSet], options: MeasureOptions
+    ) -> SuiteResult[ImagesResults] | Absent:
+        """Measure a model on every set."""
+        source = model.source
+        if "image" not in source.modalities:
+            return Absent(
+                f"no image retrieval for {model.title}: it embeds no images",
+                CusaError(
+                    f"{source.name} embeds no images; image retrieval needs a model that does"
+                ),
+            )
+        sets: dict[str, ImageSetResults] = {}
+        per_query: dict[str, Rankings] = {}
+        for image_set in data:
+            sets[image_set.name], rankings = measure_image_set(source, image_set, options)
+            for head, ranked in rankings.items():
+                per_query[f"{image_set.name}/{head}/i2i"] = ranked
+        content = cast(
+            "ImagesResults",
+            {
+                **results_head(self.results_file, model),
+                **options.scoring.plain(),
+                "head": source.uni_head,
+                "sets": sets,
+                "average": {head: average_r1(sets, head) for head in source.heads},
+            },
+        )
+        if row := published_row(model, "image_retrieval_r1"):
+            content["paper"] = row
+        fingerprints = {image_set.name: image_set.fingerprint for image_set in data}
+        return SuiteResult(content, fingerprints, per_query)
+
+    def tables(self, results: Sequence[NamedResult[ImagesResults]]) -> list[Section]:
+        """Make the tables of image retrieval."""
+        return [images_section(results)]
+
+
+def measure_image_set(
+    source: Source, image_set: ImageSet, options: MeasureOptions
+) -> tuple[ImageSetResults, dict[Head, Rankings]]:
+    """Measure a model on one set.
+
+    Args:
+        source: The model; it embeds images.
+        image_set: The set.
+        options: How.
+
+    Returns:
+        Figures by head with what the set is, and the rankings behind them.
+
+    Raises:
+        CusaError: If an image cannot be read.
+    """
+    queries, gallery = image_set.queries, image_set.gallery
+    query_rows = source.images(queries.ids, queries.paths)
+    gallery_rows = source.images(gallery.ids, gallery.paths) if gallery else None
+    heads: dict[Head, ImageFigures] = {}
+    rankings: dict[Head, Rankings] = {}
+    searches: dict[Head, dict[str, Search]] = {}
+    for head, rows in query_rows.items():
+        if gallery is not None and gallery_rows is not None:
+            search = Search(*image_search(rows, queries.labels, gallery_rows[head], gallery.labels))
+        else:
+            search = Search(*image_search(rows, queries.labels))
+        rankings[head] = rank_all(
+            search.queries, search.candidates, search.indptr, search.indices, search.exclude
+        )
+        heads[head] = cast("ImageFigures", image_figures(rankings[head], options.scoring))
+        searches[head] = {"i2i": search}
+    results: ImageSetResults = {
+        "fingerprint": image_set.fingerprint,
+        "classes": image_set.n_classes,
+        "notes": list(image_set.notes),
+        "heads": heads,
+    }
+    if options.index != "exact":
+        results["approximate"] = approximate_figures(searches, options.index)
+    return results, rankings
+
+
+def _named_place(text: str, root: Path, sets_below_root: dict[str, Path]) -> tuple[str, Path]:
+    """Read ``NAME=FOLDER``, the name of a known set, or the folder of any other."""
+    name, equals, folder = text.partition("=")
+    if not equals or Path(text).is_dir():
+        if text in IMAGE_SETS:
+            return text, sets_below_root.get(text, root / text)
+        return FOLDER, Path(text)
+    if name not in (*IMAGE_SETS, FOLDER):
+        raise CusaError(
+            f"--data {text}: unknown image set {name!r}; "
+            f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER"
+        )
+    return name, Path(folder)
+
+
+def _check_name(image_set: ImageSet, kind: str, folder: Path, sets: dict[str, ImageSet]) -> None:
+    """Refuse two sets of one name, and a folder under the name of a published set."""
+    if image_set.name in sets:
+        raise CusaError(
+            f"two image sets are named {image_set.name!r}; pass each once, or rename a folder"
+        )
+    if kind == FOLDER and image_set.name in IMAGE_SETS:
+        raise CusaError(
+            f"--data {folder}: a folder per class under the name of a published set; pass "
+            f"{image_set.name}={folder} if it is that one, or rename the folder"
+        )

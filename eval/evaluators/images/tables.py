@@ -1,0 +1,198 @@
+"""Tables of image retrieval by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cusa.eval.evaluators.images.results import ImagesResults
+from cusa.eval.report.tables import (
+    PRECISIONS,
+    SELF_IS_NO_CANDIDATE,
+    FiguresByHead,
+    Group,
+    Headline,
+    Metric,
+    NamedResult,
+    Section,
+    TableSpec,
+    approximate_spec,
+    by_data_set,
+    by_head_and_data_set,
+    contents_of,
+    fact,
+    intervals_rule,
+    make_tables,
+    published,
+    ties_rule,
+)
+
+Spec = TableSpec[ImagesResults]
+BOTH_HEADS = ("cross", "uni")
+SET_TITLES = {
+    "cub": "CUB-200-2011",
+    "cars": "Cars-196",
+    "sop": "Stanford Online Products",
+    "inshop": "In-Shop",
+    "inaturalist": "iNaturalist 2018",
+}
+SHORT_TITLES = {
+    "cub": "CUB",
+    "cars": "Cars",
+    "sop": "SOP",
+    "inshop": "In-Shop",
+    "inaturalist": "iNat",
+    "average": "Average",
+}
+
+
+def images_section(results: Sequence[NamedResult[ImagesResults]]) -> Section:
+    """Make the section of image retrieval."""
+    contents = contents_of(results)
+    names = _set_names(contents)
+    shown = [_sets_spec(names, contents), _approximate_spec(contents)]
+    narrow = [_narrow_spec(names, metric, contents) for metric in PRECISIONS]
+    return Section(
+        "images",
+        "Image retrieval",
+        tuple(_facts(contents)),
+        intervals_rule(contents),
+        make_tables(results, shown),
+        make_tables(results, [_more_recalls_spec(names)]),
+        make_tables(results, narrow),
+        headlines=_headlines(results),
+    )
+
+
+def _facts(contents: Sequence[ImagesResults]) -> Iterable[str]:
+    for name, of_models in by_data_set(contents, "sets").items():
+        figures = next(scores for of_model in of_models for scores in of_model["heads"].values())
+        n_queries = figures["queries"]
+        n_alone = n_queries - figures["queries_with_positive"]
+        counts = (
+            f"{n_queries:,} queries, {figures['candidates']:,} candidates, "
+            f"{of_models[0]['classes']:,} classes"
+        )
+        if n_alone > 0:
+            counts += f", {n_alone:,} queries without a right answer"
+        notes = [note for of_model in of_models for note in of_model["notes"]]
+        fingerprints = (of_model["fingerprint"] for of_model in of_models)
+        yield fact(SET_TITLES.get(name, name), counts, fingerprints, notes)
+
+
+def _headlines(results: Sequence[NamedResult[ImagesResults]]) -> dict[int, Headline]:
+    """Choose R@1 of the head in use: the paper's average, or else that of the first set."""
+    headlines = {}
+    for position, result in enumerate(results):
+        content = result.content
+        if content is None or not content["sets"]:
+            continue
+        head = content["head"]
+        of_what: str = "mean of the paper's four sets"
+        figure = content["average"].get(head)
+        if figure is None:
+            of_what = next(iter(content["sets"]))
+            figure = content["sets"][of_what]["heads"][head].get("r1")
+        if figure is not None:
+            headlines[position] = Headline(f"R@1 of images, {of_what}, {head} head", figure)
+    return headlines
+
+
+def _set_names(contents: Sequence[ImagesResults]) -> list[str]:
+    """All measured sets, the published ones first."""
+    order = list(SET_TITLES)
+    names = by_data_set(contents, "sets")
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _sets_spec(names: Sequence[str], contents: Sequence[ImagesResults]) -> Spec:
+    average = Metric("r1", "R@1", "the paper's four")
+    groups = [Group("Average", ("average",), (average,), {"r1": "average"})]
+    for name in names:
+        groups.append(Group(SET_TITLES.get(name, name), (name,), PRECISIONS, {"r1": name}))
+    return TableSpec(
+        "Image retrieval by data set", _rule(contents), BOTH_HEADS, tuple(groups), _sets, published
+    )
+
+
+def _rule(contents: Sequence[ImagesResults]) -> str:
+    return (
+        "Right are the other images of the same class. R@1 as in the paper: over all queries, so that an image "
+        "alone in its class is a miss; R-Precision and mAP@R over the queries that have a right answer (Musgrave "
+        f"et al., ECCV 2020). {SELF_IS_NO_CANDIDATE} {ties_rule(contents)}"
+    )
+
+
+def _more_recalls_spec(names: Sequence[str]) -> Spec:
+    metrics = (
+        Metric("r5", "R@5"),
+        Metric("r10", "R@10"),
+        Metric("precision_at_1", "P@1", "with a positive"),
+    )
+    return TableSpec(
+        "Image retrieval: more recalls",
+        "R@5 and R@10 by the same rule; P@1 is R@1 over the queries that have a right answer.",
+        BOTH_HEADS,
+        tuple(Group(SET_TITLES.get(name, name), (name,), metrics) for name in names),
+        _sets,
+    )
+
+
+def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[ImagesResults]) -> Spec:
+    """Describe the table of one figure of every set: all three are wider than a page of paper."""
+    keys = ["average", *names] if metric.key == "r1" else list(names)
+    columns = tuple(Metric(key, SHORT_TITLES.get(key, key)) for key in keys)
+    paper_keys = {key: key for key in keys} if metric.key == "r1" else None
+
+    def figures_by_head(content: ImagesResults) -> FiguresByHead:
+        return {
+            head: {metric.key: _one_figure(sets, metric.key)}
+            for head, sets in _sets(content).items()
+        }
+
+    return TableSpec(
+        f"Image retrieval, {metric.label}",
+        _rule(contents),
+        BOTH_HEADS,
+        (Group(metric.label, (metric.key,), columns, paper_keys),),
+        figures_by_head,
+        published,
+    )
+
+
+def _one_figure(sets: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Take one figure of each set, with their intervals, from a head's figures by set."""
+    figures: dict[str, Any] = {}
+    intervals = {}
+    for name, of_set in sets.items():
+        figures[name] = of_set.get(key)
+        if key in (of_set.get("ci") or {}):
+            intervals[name] = of_set["ci"][key]
+    return {**figures, "ci": intervals}
+
+
+def _sets(content: ImagesResults) -> FiguresByHead:
+    """Take figures by head and set, with the average as another set."""
+    figures = by_head_and_data_set(content["sets"])
+    for head, average in content["average"].items():
+        figures.setdefault(head, {})["average"] = {"r1": average}
+    return figures
+
+
+def _approximate_spec(contents: Sequence[ImagesResults]) -> Spec:
+    searches = [search for content in contents for search in _approximate_sets(content).values()]
+    names = dict.fromkeys(name for content in contents for name in _approximate_sets(content))
+    groups = {SET_TITLES.get(name, name): (name,) for name in names}
+    return approximate_spec(searches, groups, _approximate_heads)
+
+
+def _approximate_heads(content: ImagesResults) -> FiguresByHead:
+    return by_head_and_data_set(_approximate_sets(content), lambda by_task: by_task["i2i"])
+
+
+def _approximate_sets(content: ImagesResults) -> dict[str, Mapping[str, Any]]:
+    searches: dict[str, Mapping[str, Any]] = {}
+    for name, of_set in content["sets"].items():
+        if search := of_set.get("approximate"):
+            searches[name] = search
+    return searches

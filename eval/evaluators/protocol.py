@@ -1,0 +1,161 @@
+"""The protocol of a suite: find its data once, measure each model, make tables of the results.
+
+A new suite is a folder beside this file with an :class:`Evaluator`, and a line in
+:mod:`cusa.eval.evaluators.registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+
+from cusa.data.errors import CusaError
+from cusa.eval.evaluators.forms import ModelDescription, Results
+from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
+from cusa.eval.evaluators.splits import SplitFinder
+from cusa.eval.metrics.correlation import ScoredPairs
+from cusa.eval.metrics.per_query import Rankings
+from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.report.failures import FalseNegative
+from cusa.eval.report.gallery import GalleryQuery
+from cusa.eval.report.tables import NamedResult, Section
+
+Data = TypeVar("Data")
+Content = TypeVar("Content", bound=Mapping[str, Any])
+PerQuery = Mapping[str, Rankings | ScoredPairs]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A suite that cannot be measured, or not by some model.
+
+    Attributes:
+        note: Says so where suites may be left out.
+        error: Is raised where they may not; ``None``: the note is enough.
+    """
+
+    note: str
+    error: CusaError | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a report shows of a model beside tables.
+
+    Attributes:
+        history: Lines of its ``metrics.jsonl``.
+        gallery: Queries with their hits.
+        failures: Its worst queries.
+        false_negatives: Its hits that are wrong by the labels alone.
+    """
+
+    history: tuple[dict[str, Any], ...] = ()
+    gallery: tuple[GalleryQuery, ...] = ()
+    failures: tuple[GalleryQuery, ...] = ()
+    false_negatives: tuple[FalseNegative, ...] = ()
+
+
+@dataclass(frozen=True)
+class SuiteResult(Generic[Content]):
+    """What a suite measured of one model.
+
+    Attributes:
+        content: Content of its file of results, which begins with :func:`results_head`.
+        fingerprints: sha256 (hex) of each data set that it was measured on.
+        per_query: What every query or pair got, by ``data set/head[/protocol]/task``.
+        notes: What its user should know.
+        examples: What the report shows beside tables.
+    """
+
+    content: Content
+    fingerprints: Mapping[str, str]
+    per_query: PerQuery
+    notes: tuple[str, ...] = ()
+    examples: Examples = field(default=Examples())
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """The file of a suite's results.
+
+    Attributes:
+        name: Its name, such as ``"metrics.json"``.
+        format: What it says that it is, such as ``"cusa-metrics"``.
+        version: Its major and minor version.
+        form: What it must hold.
+        data_sets: Key of what it holds by data set; empty: it is of one data set.
+        merge: Joins the data sets of an earlier call with those of this one; ``None``: these
+            replace those.
+    """
+
+    name: str
+    format: str
+    version: tuple[int, int]
+    form: TypeAdapter[Any]
+    data_sets: str = ""
+    merge: Callable[[Any, Any], Any] | None = None
+
+
+class Evaluator(Protocol[Data, Content]):
+    """A suite of an evaluation; it knows nothing of other suites.
+
+    Attributes:
+        name: Its name; that of ``NAME-queries.npz`` beside its results, too.
+        results_file: Its file of results.
+    """
+
+    name: str
+    results_file: ResultsFile
+
+    def find(self, request: EvalRequest, splits: SplitFinder) -> Data | Absent:
+        """Find what it measures models on, once for all of them.
+
+        Args:
+            request: What is asked for.
+            splits: Finds each model's split, which suites share.
+
+        Raises:
+            CusaError: If data are malformed.
+        """
+        ...
+
+    def run(
+        self, model: EvaluatedModel, data: Data, options: MeasureOptions
+    ) -> SuiteResult[Content] | Absent:
+        """Measure one model.
+
+        Args:
+            model: The model.
+            data: What :meth:`find` found.
+            options: How.
+
+        Raises:
+            CusaError: If an input cannot be read, or a figure is not defined.
+        """
+        ...
+
+    def tables(self, results: Sequence[NamedResult[Content]]) -> list[Section]:
+        """Make the tables of all models, for terminal, page and LaTeX alike.
+
+        Args:
+            results: Of each model, in the order shown.
+        """
+        ...
+
+    def difference_of_data(self, first: Content, other: Content) -> str:
+        """Say why two models' results cannot stand side by side; nothing if they can."""
+        return ""
+
+
+def results_head(file: ResultsFile, model: EvaluatedModel) -> Results:
+    """Return what every file of results begins with."""
+    description: ModelDescription = {**model.source.description}  # type: ignore[typeddict-item]
+    return {
+        "format": file.format,
+        "format_version": list(file.version),
+        "name": model.name,
+        "model": description,
+    }

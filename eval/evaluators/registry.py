@@ -1,0 +1,20 @@
+"""The suites that cusa-eval knows, in the order of a report; a new one is a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cusa.eval.evaluators.images.evaluator import ImagesEvaluator
+from cusa.eval.evaluators.protocol import Evaluator
+from cusa.eval.evaluators.retrieval.evaluator import RetrievalEvaluator
+from cusa.eval.evaluators.sts.evaluator import StsEvaluator
+
+_IN_ORDER: tuple[Evaluator[Any, Any], ...] = (
+    RetrievalEvaluator(),
+    ImagesEvaluator(),
+    StsEvaluator(),
+)
+EVALUATORS: Mapping[str, Evaluator[Any, Any]] = {
+    evaluator.name: evaluator for evaluator in _IN_ORDER
+}

@@ -1,0 +1,190 @@
+"""The suite "retrieval": across modalities and within them, on a split; metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from cusa.data.embeddings import Head, SplitEmbeddings
+from cusa.data.errors import CusaError
+from cusa.eval.evaluators.approximate import Search, approximate_figures
+from cusa.eval.evaluators.forms import ApproximateFigures, PublishedFigures
+from cusa.eval.evaluators.protocol import (
+    Absent,
+    Evaluator,
+    Examples,
+    SuiteResult,
+    results_head,
+)
+from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
+from cusa.eval.evaluators.retrieval.coco import Judgements, coco_test
+from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.evaluators.retrieval.results import (
+    RETRIEVAL_FILE,
+    RetrievalResults,
+    TeacherFigures,
+)
+from cusa.eval.evaluators.retrieval.tables import retrieval_sections
+from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
+from cusa.eval.evaluators.split_embeddings import (
+    BOTH_MODALITIES,
+    split_embeddings,
+    split_teachers,
+)
+from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
+from cusa.eval.metrics.ranks import cross_modal_relevance
+from cusa.eval.metrics.relevance import Task
+from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.report.failures import likely_false_negatives, worst_failures
+from cusa.eval.report.gallery import make_gallery
+from cusa.eval.report.paper import paper_retrieval
+from cusa.eval.report.tables import NamedResult, Section
+from cusa.eval.search.approximate import ApproximateKind
+from cusa.train.saving.run_dir import read_history
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """What retrieval is measured on.
+
+    Attributes:
+        splits: Finds each model's split.
+        judgements: Ground truths of COCO's test.
+    """
+
+    splits: SplitFinder
+    judgements: Judgements
+
+
+class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
+    """Image-text retrieval on a split, and uni-modal retrieval of its captions and images."""
+
+    name = "retrieval"
+    results_file = RETRIEVAL_FILE
+
+    def find(self, request: EvalRequest, splits: SplitFinder) -> RetrievalData:
+        """Find every model's split; one that is missing is said before anything is measured."""
+        if not request.skip_absent:
+            for split in splits.find_all():
+                check_counts(split, request.options.allow_partial)
+        return RetrievalData(splits, Judgements(request.pmrp))
+
+    def run(
+        self, model: EvaluatedModel, data: RetrievalData, options: MeasureOptions
+    ) -> SuiteResult[RetrievalResults] | Absent:
+        """Measure a model on its split."""
+        if missing := model.missing(BOTH_MODALITIES):
+            lacking = "s and no ".join(missing)
+            return Absent(
+                f"no retrieval for {model.title}: it embeds no {lacking}s",
+                CusaError(f"{model.name} embeds no {lacking}s; retrieval needs both"),
+            )
+        try:
+            split = data.splits.find(model.run_dir)
+        except CusaError as error:
+            return Absent(f"no retrieval for {model.title}: {error}", error)
+        unlike_known = check_counts(split, options.allow_partial)
+        embeddings = split_embeddings(model, split)
+        test = coco_test(embeddings, split.view, split.dataset, data.judgements)
+        uni_head = model.source.uni_head
+        figures, per_query = evaluate(embeddings, split.view, uni_head, test, options.scoring)
+        teachers = split_teachers(model, split)
+        scores = teacher_scores(teachers, embeddings, split.view, options.scoring)
+
+        notes = [unlike_known] if unlike_known else []
+        origin = model.origin
+        content = cast(
+            "RetrievalResults",
+            {
+                **results_head(self.results_file, model),
+                "run": str(model.run_dir) if model.run_dir else None,
+                "checkpoint": model.compute.checkpoint if origin else None,
+                "epoch": origin.epoch if origin else None,
+                "step": origin.step if origin else None,
+                "loss_terms": _loss_terms(model),
+                "teachers": cast("dict[str, TeacherFigures]", scores),
+                "dataset": split.dataset,
+                "split": split.view.name,
+                "split_fingerprint": split.view.fingerprint,
+                "n_images": len(embeddings.image_rows),
+                "n_captions": len(embeddings.text_rows),
+                "n_images_skipped": split.view.n_images - len(embeddings.image_rows),
+                "n_captions_skipped": split.view.n_captions - len(embeddings.text_rows),
+                "notes": notes,
+                **options.scoring.plain(),
+                **figures,
+            },
+        )
+        if options.index != "exact":
+            content["approximate"] = _approximate(embeddings, options.index)
+        if origin:
+            row = paper_retrieval(origin.config.student.name, _loss_terms(model), content)
+            if row:
+                content["paper"] = cast("PublishedFigures", row)
+        if explanation := teachers_know_less(content):
+            notes = [*notes, f"{model.title}: {explanation}"]
+        examples, history_note = _examples(model, split, embeddings, options)
+        if history_note:
+            notes = [*notes, history_note]
+        counts = f"{content['n_images']} {content['n_captions']}"
+        return SuiteResult(
+            content,
+            {split.title: f"{split.view.fingerprint} {counts}"},
+            {f"{split.title}/{key}": ranked for key, ranked in per_query.items()},
+            tuple(notes),
+            examples,
+        )
+
+    def tables(self, results: Sequence[NamedResult[RetrievalResults]]) -> list[Section]:
+        """Make the tables of the split, and of COCO's test protocols."""
+        return retrieval_sections(results)
+
+    def difference_of_data(self, first: RetrievalResults, other: RetrievalResults) -> str:
+        """Say what differs of two models' splits."""
+        if _identity(first) == _identity(other):
+            return ""
+        return (
+            f"{other['n_images']} and {first['n_images']} images, "
+            f"{other['n_captions']} and {first['n_captions']} captions"
+        )
+
+
+def _identity(content: RetrievalResults) -> tuple[str, int, int]:
+    """What results must share to stand side by side."""
+    return content["split_fingerprint"], content["n_images"], content["n_captions"]
+
+
+def _loss_terms(model: EvaluatedModel) -> list[str]:
+    return list(model.origin.config.loss.terms) if model.origin else []
+
+
+def _approximate(embeddings: SplitEmbeddings, index: ApproximateKind) -> ApproximateFigures:
+    n_images = len(embeddings.image_rows)
+    i2t, t2i = cross_modal_relevance(embeddings.caption_image, n_images)
+    searches: dict[Head, Mapping[str, Search]] = {}
+    for head, images in embeddings.image.items():
+        texts = embeddings.text[head]
+        searches[head] = {"i2t": Search(images, texts, *i2t), "t2i": Search(texts, images, *t2i)}
+    return approximate_figures(searches, index)
+
+
+def _examples(
+    model: EvaluatedModel,
+    split: EvaluatedSplit,
+    embeddings: SplitEmbeddings,
+    options: MeasureOptions,
+) -> tuple[Examples, str]:
+    """Choose what the report shows beside tables; and say what is wrong with the run's log."""
+    uni_head, n_shown = model.source.uni_head, options.n_shown
+    head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head, "i2i": uni_head}
+    seed = options.scoring.bootstrap.seed
+    view, image_root = split.view, split.image_root
+    teachers = split_teachers(model, split)
+    gallery = make_gallery(embeddings, view, image_root, head_of, n_shown, seed)
+    failures = worst_failures(embeddings, view, image_root, head_of, n_shown)
+    false_negatives = likely_false_negatives(embeddings, view, teachers, image_root, 2 * n_shown)
+    if model.run_dir is None:
+        return Examples((), gallery, failures, false_negatives), ""
+    history = read_history(model.run_dir)
+    return Examples(tuple(history.lines), gallery, failures, false_negatives), history.note

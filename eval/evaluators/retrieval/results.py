@@ -1,0 +1,80 @@
+"""The form of metrics.json (docs/METRICS.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, NotRequired
+
+from pydantic import AfterValidator, TypeAdapter
+from typing_extensions import TypedDict
+
+from cusa.data.embeddings import Head
+from cusa.eval.evaluators.forms import ApproximateFigures, Results, is_of_a_known_version
+from cusa.eval.evaluators.protocol import ResultsFile
+from cusa.eval.metrics.figures import BothWaysFigures, DirectionFigures, Figure
+from cusa.eval.metrics.per_query import Ties
+
+
+class CrossModalFigures(BothWaysFigures):
+    """Both directions; RSUM is always there."""
+
+    rsum: Figure  # type: ignore[misc] # required here
+
+
+class HeadFigures(TypedDict):
+    """Figures of one head."""
+
+    retrieval: CrossModalFigures
+    unimodal: dict[str, DirectionFigures]
+    truth: NotRequired[dict[str, DirectionFigures] | None]
+    protocols: NotRequired[dict[str, BothWaysFigures] | None]
+
+
+class TeacherFigures(DirectionFigures):
+    """Figures of a teacher's own rows."""
+
+    teacher: str
+
+
+class RetrievalResults(Results):
+    """Content of metrics.json."""
+
+    dataset: str
+    split: str
+    split_fingerprint: str
+    n_images: int
+    n_captions: int
+    n_images_skipped: NotRequired[int]
+    n_captions_skipped: NotRequired[int]
+    notes: NotRequired[list[str]]
+    run: NotRequired[str | None]
+    checkpoint: NotRequired[str | None]
+    epoch: NotRequired[int | None]
+    step: NotRequired[int | None]
+    loss_terms: NotRequired[list[str]]
+    ties: NotRequired[Ties]
+    retrieval: CrossModalFigures
+    unimodal: dict[str, DirectionFigures]
+    unimodal_head: NotRequired[Head]
+    heads: dict[Head, HeadFigures]
+    teachers: NotRequired[dict[str, TeacherFigures]]
+    approximate: NotRequired[ApproximateFigures | None]
+
+
+def _has_the_head_that_all_models_have(content: RetrievalResults) -> RetrievalResults:
+    if "cross" not in content["heads"]:
+        raise ValueError("there is no head cross")
+    return content
+
+
+RETRIEVAL_FILE = ResultsFile(
+    name="metrics.json",
+    format="cusa-metrics",
+    version=(1, 3),
+    form=TypeAdapter(
+        Annotated[
+            RetrievalResults,
+            AfterValidator(is_of_a_known_version),
+            AfterValidator(_has_the_head_that_all_models_have),
+        ]
+    ),
+)

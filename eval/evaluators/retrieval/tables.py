@@ -1,0 +1,228 @@
+"""Tables of retrieval: the split's own, and those of the COCO test set's protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from cusa.eval.evaluators.retrieval.results import RetrievalResults
+from cusa.eval.evaluators.retrieval.teacher_scores import teachers_know_less
+from cusa.eval.report.paper import paper_tables
+from cusa.eval.report.tables import (
+    PRECISIONS,
+    RECALLS,
+    SELF_IS_NO_CANDIDATE,
+    TASKS,
+    FiguresByHead,
+    Group,
+    Headline,
+    Metric,
+    NamedResult,
+    Section,
+    TableSpec,
+    approximate_spec,
+    contents_of,
+    fact,
+    intervals_rule,
+    make_tables,
+    published,
+    ties_rule,
+)
+
+Spec = TableSpec[RetrievalResults]
+RSUM = Metric("rsum", "RSUM")
+BOTH_HEADS = ("cross", "uni")
+CROSS_MODAL_TASKS = ("i2t", "t2i")
+
+
+def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list[Section]:
+    """Make the sections of retrieval.
+
+    Args:
+        results: Of each model; they were measured on the same split.
+    """
+    contents = contents_of(results)
+    specs = retrieval_specs(contents)
+    shown = (specs["cross"], specs["uni"], specs["truth"], _approximate_spec(contents))
+    headlines, remarks = {}, {}
+    for position, result in enumerate(results):
+        if result.content is None:
+            continue
+        rsum = result.content["heads"]["cross"]["retrieval"]["rsum"]
+        if rsum is not None:
+            headlines[position] = Headline("RSUM of 600, cross head", rsum)
+        remarks[position] = teachers_know_less(result.content)
+    intervals = intervals_rule(contents)
+    of_split = Section(
+        "tables",
+        "Tables",
+        (_fact(contents),) if contents else (),
+        intervals,
+        make_tables(results, shown),
+        make_tables(results, [specs["ranks"]]),
+        headlines=headlines,
+        remarks=remarks,
+    )
+    protocols = Section(
+        "protocols",
+        "Protocols of the COCO test set",
+        (),
+        intervals,
+        make_tables(results, protocol_specs(contents).values()),
+    )
+    return [of_split, protocols]
+
+
+def _fact(contents: Sequence[RetrievalResults]) -> str:
+    first = contents[0]
+    counts = f"{first['n_images']:,} images, {first['n_captions']:,} captions"
+    skipped = first.get("n_images_skipped", 0), first.get("n_captions_skipped", 0)
+    if any(skipped):
+        counts += f" ({skipped[0]:,} and {skipped[1]:,} were skipped)"
+    notes = [note for content in contents for note in content.get("notes") or ()]
+    fingerprints = (content.get("split_fingerprint") for content in contents)
+    return fact(f"{first['dataset']}, split {first['split']}", counts, fingerprints, notes)
+
+
+def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
+    """Describe the tables of a split by name: ``cross``, ``uni``, ``truth``, ``ranks``."""
+    ties = ties_rule(contents)
+    by_rank = (
+        Metric("median_rank", "Median", best="lowest"),
+        Metric("mean_rank", "Mean", best="lowest"),
+        Metric("tied", "Tied", best="none", digits=0),
+    )
+    rank_groups = []
+    for name, tasks in (("retrieval", CROSS_MODAL_TASKS), ("unimodal", ("t2t", "i2i"))):
+        rank_groups += [Group(TASKS[task], (name, task), by_rank) for task in tasks]
+    return {
+        "cross": recalls_spec(
+            "Between images and captions",
+            f"An image is right for the captions written for it, and they for it. {ties}",
+            ("retrieval",),
+            is_published=True,
+        ),
+        "uni": TableSpec(
+            "Among captions and among images",
+            f"Right are the other captions of the same image, and the other images with the same label. {SELF_IS_NO_CANDIDATE} "
+            f"A query that has no other does not count. {ties}",
+            BOTH_HEADS,
+            (
+                Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
+                Group(TASKS["i2i"], ("unimodal", "i2i"), PRECISIONS),
+            ),
+            heads_of,
+        ),
+        "truth": TableSpec(
+            "Between images and captions, by the whole truth",
+            "Counts every image that a caption is true of, not only the one it was written for.",
+            ("cross",),
+            tuple(Group(TASKS[task], ("truth", task), PRECISIONS) for task in CROSS_MODAL_TASKS),
+            heads_of,
+        ),
+        "ranks": TableSpec(
+            "Median and mean rank",
+            "Of the best right answer, 1 being first, over the queries that have one; lower is better. Tied: queries "
+            "whose rank depends on how ties count.",
+            BOTH_HEADS,
+            tuple(rank_groups),
+            heads_of,
+        ),
+    }
+
+
+def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
+    """Describe the tables of the COCO test set's protocols, by their names in metrics.json."""
+    ties = ties_rule(contents)
+    eccv_metrics = (
+        Metric("map_at_r", "mAP@R"),
+        Metric("r_precision", "R-Precision"),
+        Metric("r1", "R@1"),
+    )
+    r_precision = (Metric("r_precision", "R-Precision"),)
+    eccv_groups, pmrp_groups = [], []
+    for task in CROSS_MODAL_TASKS:
+        paper_keys = {metric.key: f"{task}_{metric.key}" for metric in eccv_metrics}
+        path = ("protocols", "eccv", task)
+        eccv_groups.append(Group(TASKS[task], path, eccv_metrics, paper_keys))
+        pmrp_groups.append(Group(TASKS[task], ("protocols", "pmrp", task), r_precision))
+    return {
+        "coco_5k": recalls_spec(
+            "COCO 5K",
+            f"Five captions of each image: those of ECCV Caption's list of ids, or else the first. {ties}",
+            ("protocols", "coco_5k"),
+        ),
+        "coco_1k": recalls_spec(
+            "COCO 1K",
+            f"Means of five folds of 1,000 images with their captions. {ties}",
+            ("protocols", "coco_1k"),
+        ),
+        "eccv": TableSpec(
+            "ECCV Caption",
+            "Right is what people called right (Chun et al., ECCV 2022), among the queries and candidates of the COCO "
+            "test split, from full rankings.",
+            ("cross",),
+            tuple(eccv_groups),
+            heads_of,
+            published_eccv,
+        ),
+        "cxc": recalls_spec(
+            "CxC",
+            f"Right by Crisscrossed Captions (Parekh et al., EACL 2021). {ties}",
+            ("protocols", "cxc"),
+        ),
+        "pmrp": TableSpec(
+            "PMRP",
+            "R-Precision where candidates are right that differ from the query's objects in at most zeta classes, mean "
+            "over zeta (Chun et al., CVPR 2021).",
+            ("cross",),
+            tuple(pmrp_groups),
+            heads_of,
+        ),
+    }
+
+
+def recalls_spec(title: str, rule: str, path: tuple[str, ...], is_published: bool = False) -> Spec:
+    """Describe a table of recalls both ways and their sum.
+
+    Args:
+        title: Its title.
+        rule: How its figures count.
+        path: Keys from a head's figures to those of both directions.
+        is_published: Whether the paper has the same figures.
+    """
+    groups = []
+    for task in CROSS_MODAL_TASKS:
+        paper_keys = {metric.key: f"{task}_{metric.key}" for metric in RECALLS}
+        groups.append(Group(TASKS[task], (*path, task), RECALLS, paper_keys))
+    groups.append(Group("Sum", path, (RSUM,), {"rsum": "rsum"}))
+    if is_published:
+        return TableSpec(title, rule, ("cross",), tuple(groups), heads_of, published)
+    return TableSpec(title, rule, ("cross",), tuple(groups), heads_of)
+
+
+def heads_of(content: Mapping[str, Any]) -> FiguresByHead:
+    """Return a model's figures by head."""
+    return content["heads"]
+
+
+def published_eccv(content: RetrievalResults) -> Mapping[str, Any] | None:
+    """Return the published ECCV Caption row of the host and method whose COCO row stands beside."""
+    row = published(content)
+    if not row:
+        return None
+    for eccv_row in paper_tables()["eccv_caption"]:
+        if (eccv_row["host"], eccv_row["method"]) == (row["host"], row["method"]):
+            return eccv_row
+    return None
+
+
+def _approximate_spec(contents: Sequence[RetrievalResults]) -> Spec:
+    searches = [search for content in contents if (search := content.get("approximate"))]
+    groups = {TASKS[task]: (task,) for task in CROSS_MODAL_TASKS}
+    return approximate_spec(searches, groups, _approximate_heads)
+
+
+def _approximate_heads(content: RetrievalResults) -> FiguresByHead:
+    approximate = content.get("approximate")
+    return cast("FiguresByHead", approximate["heads"]) if approximate else {}

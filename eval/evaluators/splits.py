@@ -1,0 +1,149 @@
+"""The split that retrieval is measured on: found once for all models, and parsed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cusa.data.datasets import KNOWN_SIZES, load_dataset
+from cusa.data.errors import CusaError, DataError
+from cusa.data.records import RecordSplit, SplitView
+from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.evaluators.request import SplitRequest
+from cusa.train.saving.run_dir import load_run
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedSplit:
+    """A split to retrieve within; each is equal to itself alone.
+
+    Attributes:
+        dataset: Name of the data set.
+        view: Ids, paths and captions of the split.
+        image_root: Folder of its images.
+        skipped_images: int64: image rows that are left out, ascending.
+        skipped_captions: int64: caption rows that are left out, ascending.
+        store: The store that it is in, if it is in one.
+        is_own_store: Whether that must be the store that a run was trained on.
+    """
+
+    dataset: str
+    view: SplitView
+    image_root: Path
+    skipped_images: np.ndarray
+    skipped_captions: np.ndarray
+    store: EmbeddingStore | None = None
+    is_own_store: bool = False
+
+    @property
+    def title(self) -> str:
+        """Data set and split, as results name them: no "/" is in it."""
+        return f"{self.dataset.replace('/', '_')} {self.view.name}"
+
+
+class SplitFinder:
+    """Finds each model's split: of ``--dataset``, of ``--embeddings``, or of a run's store.
+
+    Args:
+        request: Which split.
+        run_dirs: Directories of all runs among the models; others than runs are measured on the
+            first one's split.
+    """
+
+    def __init__(self, request: SplitRequest, run_dirs: Sequence[Path]) -> None:
+        self._request = request
+        self._run_dirs = run_dirs
+        self._in_stores: dict[tuple[Path, Path | None], EvaluatedSplit] = {}
+
+    def find_all(self) -> list[EvaluatedSplit]:
+        """Find the splits of all models.
+
+        Raises:
+            CusaError: As :meth:`find`.
+        """
+        return [self.find(run_dir) for run_dir in self._run_dirs or (None,)]
+
+    def find(self, run_dir: Path | None) -> EvaluatedSplit:
+        """Find the split that a model is measured on.
+
+        Args:
+            run_dir: The model's directory, if it is a run.
+
+        Raises:
+            CusaError: If there is none, or its store or annotations cannot be read or lack it.
+        """
+        request = self._request
+        if request.dataset:
+            return self._of_dataset
+        if request.embeddings is not None:
+            return self._of_store(request.embeddings, request.image_root, is_own_store=False)
+        if run_dir is None and self._run_dirs:
+            run_dir = self._run_dirs[0]
+        if run_dir is None:
+            raise DataError(
+                "no data to measure on: these models are no runs of cusa-train; pass --dataset "
+                "coco, flickr30k or an annotation file, or --embeddings STORE"
+            )
+        config = load_run(run_dir)[0].data
+        image_root = request.image_root
+        if image_root is None and config.image_root:
+            image_root = Path(config.image_root)
+        return self._of_store(Path(config.embeddings), image_root, is_own_store=True)
+
+    @cached_property
+    def _of_dataset(self) -> EvaluatedSplit:
+        request = self._request
+        dataset = load_dataset(request.dataset, request.image_root, request.data_root)
+        nothing = np.zeros(0, np.int64)
+        return EvaluatedSplit(
+            dataset.name,
+            RecordSplit.of(dataset, request.split),
+            dataset.image_root,
+            skipped_images=nothing,
+            skipped_captions=nothing,
+        )
+
+    def _of_store(self, path: Path, image_root: Path | None, is_own_store: bool) -> EvaluatedSplit:
+        key = path, image_root
+        if key not in self._in_stores:
+            store = EmbeddingStore(path)
+            view = store.split(self._request.split)
+            skipped_images, skipped_captions = store.skipped(self._request.split)
+            self._in_stores[key] = EvaluatedSplit(
+                store.dataset,
+                view,
+                image_root or store.image_root,
+                skipped_images,
+                skipped_captions,
+                store,
+                is_own_store,
+            )
+        return self._in_stores[key]
+
+
+def check_counts(split: EvaluatedSplit, allow_partial: bool) -> str | None:
+    """Refuse a known test split of another size: its figures would stand beside others'.
+
+    Returns:
+        What is unlike the known split, where it is evaluated all the same; no one publishes
+        figures of other splits.
+
+    Raises:
+        CusaError: If it is not as large as it should be.
+    """
+    split_name = split.view.name
+    known_size = KNOWN_SIZES.get(split.dataset, {}).get(split_name)
+    n_images = split.view.n_images - len(split.skipped_images)
+    if known_size is None or n_images == known_size:
+        return None
+    unlike = (
+        f"{split.dataset} {split_name} has {known_size:,} images, found {n_images:,}: "
+        "figures do not compare with others'"
+    )
+    if split_name == "test" and not allow_partial:
+        raise CusaError(f"{unlike}; complete it, or pass --allow-partial to evaluate what is there")
+    return unlike

@@ -1,0 +1,129 @@
+"""How well a model's similarities follow human scores: rank correlations and their resampling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from typing_extensions import TypedDict
+
+from cusa.data.errors import CusaError
+from cusa.eval.metrics.bootstrap import Bootstrap, resampled
+
+# A spread this small against the values is rounding: an encoder that maps everything to one point
+# has cosines of 1 +- 2e-16, and their order means nothing.
+_CONSTANT = 1e-12
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Pairs that people scored.
+
+    Attributes:
+        similarities: float64 ``[pairs]``: the model's.
+        human_scores: float64 ``[pairs]``, in the scale of the data set.
+    """
+
+    similarities: np.ndarray
+    human_scores: np.ndarray
+
+
+class Correlations(TypedDict):
+    """Correlations of a set of pairs, times 100, and how many pairs there are."""
+
+    spearman: float
+    pearson: float
+    pairs: int
+
+
+def spearman(similarities: np.ndarray, human_scores: np.ndarray) -> float:
+    """Compute 100 x Spearman correlation: Pearson's of the ranks, ties sharing their mean rank.
+
+    Args:
+        similarities: float ``[pairs]``, finite.
+        human_scores: float ``[pairs]``, finite.
+
+    Raises:
+        CusaError: If there are fewer than two pairs, or a side is constant or not finite: no
+            correlation is defined.
+    """
+    _check_defined(similarities, human_scores)
+    return _pearson(stats.rankdata(similarities), stats.rankdata(human_scores))
+
+
+def kendall_tau_c(similarities: np.ndarray, human_scores: np.ndarray) -> float:
+    """Compute 100 x Kendall's tau-c, for scores of few different values (Stuart 1953).
+
+    Args:
+        similarities: float ``[pairs]``, finite.
+        human_scores: float ``[pairs]``, finite.
+
+    Raises:
+        CusaError: As :func:`spearman`.
+    """
+    _check_defined(similarities, human_scores)
+    return 100 * float(stats.kendalltau(similarities, human_scores, variant="c").statistic)
+
+
+def correlations(similarities: np.ndarray, human_scores: np.ndarray) -> Correlations:
+    """Compute Spearman and Pearson correlation of similarities with human scores.
+
+    Args:
+        similarities: float ``[pairs]``, finite.
+        human_scores: float ``[pairs]``, finite.
+
+    Raises:
+        CusaError: As :func:`spearman`.
+    """
+    rank_correlation = spearman(similarities, human_scores)
+    return {
+        "spearman": rank_correlation,
+        "pearson": _pearson(similarities, human_scores),
+        "pairs": len(human_scores),
+    }
+
+
+def resampled_spearman(pairs: ScoredPairs, bootstrap: Bootstrap) -> np.ndarray:
+    """Compute 100 x Spearman over resampled pairs.
+
+    Args:
+        pairs: The pairs.
+        bootstrap: How to resample.
+
+    Returns:
+        float64 ``[samples]``; NaN where a draw has no two different scores.
+    """
+
+    def spearman_of(drawn: np.ndarray) -> float:
+        try:
+            return spearman(pairs.similarities[drawn], pairs.human_scores[drawn])
+        except CusaError:
+            return math.nan
+
+    return resampled(spearman_of, len(pairs.human_scores), bootstrap)
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    return 100 * float(stats.pearsonr(first, second).statistic)
+
+
+def _check_defined(similarities: np.ndarray, human_scores: np.ndarray) -> None:
+    """Refuse values that have no correlation."""
+    if similarities.shape != human_scores.shape or similarities.ndim != 1:
+        raise CusaError(
+            f"similarities of shape {similarities.shape} for gold scores of shape "
+            f"{human_scores.shape}; both must be [pairs]"
+        )
+    n_pairs = len(human_scores)
+    if n_pairs < 2:
+        raise CusaError(f"a correlation of {n_pairs} pairs is not defined; it takes at least two")
+    for name, values in (("similarities", similarities), ("gold scores", human_scores)):
+        if not np.isfinite(values).all():
+            raise CusaError(f"the {name} hold NaN or infinity; no correlation is defined")
+        if np.ptp(values) <= _CONSTANT * np.abs(values).max():
+            raise CusaError(
+                f"all {n_pairs} {name} equal {values[0]:g}; "
+                "no correlation with a constant is defined"
+            )
