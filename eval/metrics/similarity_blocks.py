@@ -118,7 +118,8 @@ def rankable_rows(
     if queries.ndim != 2 or not has_one_dimension:
         raise EmbeddingsError(
             f"queries of shape {queries.shape} and candidates of {candidates.shape} have no dot "
-            "products; both must be [n, d] with one d"
+            "products; both must be [n, d] with one d",
+            name="candidates",
         )
     dtype = ranking_dtype(queries, candidates)
     # torch warns of arrays that are read-only.

@@ -74,6 +74,7 @@ def _load(
     device: str,
     checkpoint: str,
 ) -> Encoder:
+    # A folder comes before a name: a student may lie in one called as a teacher.
     folder = Path(spec)
     if folder.is_dir() and _holds_student(folder):
         student = load_trained(folder, checkpoint)
@@ -95,14 +96,14 @@ def _check_model_name(spec: str) -> None:
     if folder.is_dir():
         model_files = (folder / "modules.json", folder / "config.json")
         if not any(file.is_file() for file in model_files):
-            raise CusaError(
+            raise RunError(
                 f"folder {spec} holds no student, no modules.json and no config.json; legal: "
                 f"{LEGAL}",
                 path=folder,
                 name=spec,
             )
     elif spec.count("/") != 1 or spec.startswith((".", "/", "~")):
-        raise CusaError(f"unknown model {spec!r}; legal: {LEGAL}", name=spec)
+        raise RunError(f"unknown model {spec!r}; legal: {LEGAL}", name=spec)
 
 
 def _holds_student(folder: Path) -> bool:
@@ -125,6 +126,7 @@ def _load_model(
     if is_sentence_transformer_model(files):
         return _load_sentence_transformer(spec, name, device)
 
+    # Which towers a model has is known from its class, before weights are loaded.
     model_class: Any = MODEL_MAPPING.get(type(load_config(files)), None)
     has_image_tower = hasattr(model_class, "get_image_features")
     has_text_tower = hasattr(model_class, "get_text_features")
@@ -158,7 +160,7 @@ def _load_sentence_transformer(
     if model.supports("image"):
         towers.append(replace(text_tower, modality="image", tokenize=image_inputs))
     if not towers:
-        raise CusaError(
+        raise RunError(
             f"{spec!r} embeds neither images nor texts, only {model.modalities}; pass a model that "
             "does",
             name=spec,
@@ -174,7 +176,7 @@ def _load_towers(
     """Load both towers of a Hugging Face dual encoder."""
     dual_encoder = load_dual_encoder(spec, pretrained=True)
     if dual_encoder.image_dim != dual_encoder.text_dim:
-        raise CusaError(
+        raise RunError(
             f"{spec!r}: image and text features differ in dimension ({dual_encoder.image_dim} and "
             f"{dual_encoder.text_dim}); pass another dual encoder",
             name=spec,

@@ -27,6 +27,7 @@ from cusa.data.errors import (
     FORWARD_PASS,
     CusaError,
     DataError,
+    EmbeddingsError,
     ImageError,
     first_line,
 )
@@ -199,7 +200,7 @@ def _check(
             if is_unusable.any():
                 item = batch[int(np.argmax(is_unusable))]
                 item_name = name_of_item(item)
-                raise CusaError(
+                raise EmbeddingsError(
                     f"{encoder.name}: the embedding ({head} head) of {item_name} is {problem}; "
                     "remove the item, or check the model's weights",
                     name=item_name,
@@ -214,6 +215,7 @@ def _put(
 ) -> None:
     """Write a batch into its positions among all rows, which its first batch allocates."""
     for head, head_rows in batch_rows.items():
+        # The dimension is known from the first batch on.
         if head not in rows:
             dim = head_rows.shape[1]
             rows[head] = np.empty((n_rows, dim), np.float32)
@@ -227,7 +229,8 @@ def enough_memory(batch_size: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise CusaError(
-            f"not enough GPU memory for batches of {batch_size}; use smaller ones"
+            f"not enough GPU memory for batches of {batch_size}; use smaller ones",
+            name="batch_size",
         ) from None
 
 
@@ -248,6 +251,7 @@ def in_threads(
     with warnings.catch_warnings(), one_core_threads(workers) as pool:
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # No more are begun than can be taken soon: their results are held in memory.
         waiting: deque[Future[R]] = deque()
         for argument in arguments:
             waiting.append(pool.submit(work, argument))

@@ -153,8 +153,10 @@ class FileSource:
             files["text"] = text
 
         self._foreign: dict[str, ForeignRows] = {}
+        sources: dict[str, str] = {}
         for modality, (rows_file, ids_file) in files.items():
             self._foreign[modality] = _usable(read_rows(rows_file, ids_file))
+            sources[modality] = str(rows_file.absolute())
         self._check_dimensions()
 
         self.modalities = frozenset(self._foreign)
@@ -162,11 +164,12 @@ class FileSource:
         self.name = name or ", ".join(stems)
         digest = hashlib.sha256()
         for foreign in self._foreign.values():
+            # Ids, too: the same rows under other ids are other embeddings.
             ids = "\0".join(foreign.ids)
             digest.update(ids.encode() + foreign.rows.tobytes())
         self.description = {
             "kind": "files",
-            "source": {modality: str(file[0].absolute()) for modality, file in files.items()},
+            "source": sources,
             "weights_sha256": digest.hexdigest(),
         }
 

@@ -44,15 +44,17 @@ def one_or_many_images(
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return True, [images]
     if isinstance(images, np.ndarray) and images.dtype.kind not in "biufc":
-        return False, images.tolist()  # of paths
+        # An array of strings or objects: paths, or images of several sizes.
+        return False, images.tolist()
     if isinstance(images, (np.ndarray, torch.Tensor)):
+        # A batch has four axes; with three, the array is one image, and never a batch of grey ones.
         is_stack = images.ndim == 4 and _channels(images) in _CHANNELS
         if is_stack:
             return False, iter(images)
         return True, [images]
     if not isinstance(images, Iterable):
         legal = "paths, pictures, arrays or tensors, one or many"
-        raise ImageError(f"images must be {legal}; got {_type(images)}")
+        raise ImageError(f"images must be {legal}; got {_type(images)}", name="images")
     return False, images
 
 
@@ -68,7 +70,8 @@ def one_or_many_texts(texts: str | Iterable[str]) -> tuple[bool, Iterable[str]]:
     if isinstance(texts, str):
         return True, [texts]
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise DataError(f"texts must be strings, one or many; got {_type(texts)}")
+        message = f"texts must be strings, one or many; got {_type(texts)}"
+        raise DataError(message, name="texts")
     return False, texts
 
 

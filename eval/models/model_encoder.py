@@ -9,7 +9,7 @@ import numpy as np
 
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import Head, Rows
-from cusa.data.errors import CusaError
+from cusa.data.errors import EmbeddingsError
 from cusa.eval.models.devices import one_at_a_time
 from cusa.eval.models.inputs import (
     ImageLike,
@@ -104,6 +104,7 @@ class ModelEncoder:
         tower = self._tower("text")
         captions = map(normalizer(_CAPTIONS), checked_texts(texts))
         rows = [np.zeros((0, tower.dim), np.float32)]
+        # The check of the first batch compares rows of different texts.
         for batch in batches(captions, batch_size):
             rows.append(self._encode(tower, tower.inputs(batch), batch))
         return {"cross": np.concatenate(rows)}
@@ -111,10 +112,11 @@ class ModelEncoder:
     def _tower(self, modality: str) -> Teacher:
         if modality not in self._towers:
             embedded = next(iter(self._towers))
-            raise CusaError(
+            raise EmbeddingsError(
                 f"model {self.name!r} embeds no {modality}s, only {embedded}s; pass a model that "
                 "does",
                 name=self.name,
+                location=modality,
             )
         return self._towers[modality]
 

@@ -13,7 +13,7 @@ import torch
 
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import HEADS, Head, Rows
-from cusa.data.errors import CusaError
+from cusa.data.errors import TeacherError
 from cusa.eval.models.devices import chosen_device, one_at_a_time
 from cusa.eval.models.inputs import (
     ImageLike,
@@ -64,8 +64,8 @@ class StudentEncoder:
         self.student = saved.student.to(device)
         self.processors = saved.processors
         self.origin = saved.origin
-        named_folder = source.parent if source.name == BEST_FOLDER else source
-        self.name = folder_name(named_folder)
+        self.name = folder_name(source.parent if source.name == BEST_FOLDER else source)
+        # All heads end in one dimension: the linear layer of any of them tells it.
         head_weight = saved.student.state_dict()["image_heads.cross.1.weight"]
         self.dim = int(head_weight.shape[0])
         self.uni_head: Head = saved.origin.uni_head
@@ -248,7 +248,7 @@ class StudentEncoder:
         source = self._encoder_sources.get(modality) or _teacher_source(stored)
         teacher = parse_teacher(source).load_as(stored.settings, self._device)
         if teacher.weights_sha256 != stored.settings.weights_sha256:
-            raise CusaError(
+            raise TeacherError(
                 f"the {modality} encoder loaded from {teacher.source} has other weights than "
                 f"{stored.name!r}, which the adapter was trained on; pass "
                 f"encoders={{{modality!r}: 'NAME=PATH'}} with the right ones",
@@ -287,6 +287,7 @@ def folder_name(folder: Path) -> str:
 
 def _teacher_source(stored: StoredTeacher) -> str:
     """Return what ``--teacher`` takes: where stage one loaded a teacher from, or its name."""
+    # Stage one may have loaded it from a folder that is on another machine.
     if Path(stored.source).exists():
         return f"{stored.name}={stored.source}"
     if stored.name in KNOWN:

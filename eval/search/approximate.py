@@ -112,6 +112,7 @@ def search_approximately(
         ``r1``, ``r5``, ``r10`` and ``recall_of_exact_top10`` in percent; and the index's settings.
     """
     index, settings = make_index(candidates, kind)
+    # The query itself may take a place among the hits.
     depth = _DEPTH + (exclude is not None)
     exact_depth = min(depth, len(candidates))
     _, hits = index.search(queries, depth)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from cusa.data.embeddings import Head, Rows
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, DataError, EmbeddingsError
 from cusa.data.images import load_image
 from cusa.eval.models.batched import enough_memory, in_threads
 from cusa.eval.models.inputs import batches
@@ -86,14 +86,14 @@ def build_index(
         ValueError: If an option is out_folder of range.
     """
     _check_options(options)
-    out_folder = Path(
-        os.path.realpath(out_folder)
-    )  # of a linked folder, what it links to is replaced
+    # Of a folder that is a link, what it links to is replaced.
+    out_folder = Path(os.path.realpath(out_folder))
     check_replaceable(out_folder)
     modality, items, blank_lines = read_source(source)
+    # Nothing is written before all is embedded: an old index stays until then.
     rows, skipped = _embed(student, modality, items, options, advance)
     if not rows.items:
-        raise CusaError(
+        raise DataError(
             f"none of the {len(items)} items of {source} can be read; the first: "
             f"{skipped[0].reason}",
             path=source,
@@ -145,7 +145,7 @@ class _IndexRows:
         for head in self._heads:
             rows = embedded.rows[head]
             if not np.isfinite(rows).all():
-                raise CusaError(
+                raise EmbeddingsError(
                     f"the student's {head} head returns NaN, for {embedded.items[0]!r} or one "
                     "after it",
                     name=head,
@@ -164,6 +164,7 @@ class _IndexRows:
         recalls: list[float] = []
         for head, exact_index in self.indexes.items():
             rows = exact_index.reconstruct_n(0, exact_index.ntotal)
+            # Items themselves are the queries, so that no other data are needed.
             shuffled = np.random.default_rng(0).permutation(len(rows))
             queries = rows[shuffled[:_N_TEST_QUERIES]]
             self.indexes[head], _ = make_index(rows, kind)

@@ -22,7 +22,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from cusa.data.embeddings import HEADS, Head
 from cusa.data.errors import (
-    CusaError,
     FileFormatError,
     RunError,
     first_line,
@@ -91,12 +90,12 @@ def check_replaceable(out_folder: Path) -> None:
     """Refuse to replace what is not an index, or not only one.
 
     Raises:
-        CusaError: If something else lies at that path.
+        RunError: If something else lies at that path.
     """
     if not out_folder.exists():
         return
     if not out_folder.is_dir():
-        raise CusaError(
+        raise RunError(
             f"{out_folder} is a file; pass another folder for the index", path=out_folder
         )
 
@@ -107,7 +106,7 @@ def check_replaceable(out_folder: Path) -> None:
         _read_any_version(out_folder)
     if CARD not in present or not present <= _FILES:
         foreign = min(present - _FILES, default=CARD)
-        raise CusaError(
+        raise RunError(
             f"{out_folder} is no index, or not only one (it holds {foreign}); pass another folder "
             "for the index",
             path=out_folder,
@@ -132,7 +131,7 @@ def write_index(
         The summary, with the checksums of its files.
 
     Raises:
-        CusaError: If a file cannot be written, or something else than an index has appeared there.
+        RunError: If a file cannot be written, or something else than an index has appeared there.
     """
     temporary_folder = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -162,7 +161,7 @@ def _write_faiss(
         try:
             faiss.write_index(index, str(temporary))
         except RuntimeError as error:  # what FAISS raises for any error of the file system
-            raise CusaError(
+            raise RunError(
                 f"{out_folder} cannot be written ({first_line(error)})", path=out_folder
             ) from None
 
@@ -238,12 +237,12 @@ def latest_index(folder: Path) -> Path:
     """Return the index written last of those in run directories below a folder: ``**/index``.
 
     Raises:
-        CusaError: If there is none.
+        RunError: If there is none.
     """
     cards = folder.glob(f"**/index/{CARD}")
     latest_card = max(cards, key=lambda card: card.stat().st_mtime, default=None)
     if latest_card is None:
-        raise CusaError(
+        raise RunError(
             f"no index under {folder}/; build one with cusa-eval index, or say where it is",
             path=folder,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from cusa.data.embeddings import Head, Rows
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, DataError, RunError
 from cusa.data.image_folder import is_image_name
 from cusa.data.images import load_image
 from cusa.eval.models.student import StudentEncoder
@@ -80,6 +80,7 @@ def answer(
     _check_weights(student, index, student_name)
     query_item, image = _read_query(query)
     head = index.head_for(query_item.kind)
+    # Both heads come from one pass; the items' modality decides which of them is compared.
     rows = _embed_query(student, query_item, image)
     similarities, positions = index.search(rows[head], head, n_hits)
 
@@ -107,11 +108,13 @@ def _check_weights(
     index_sha256 = index.summary.weights_sha256
     student_sha256 = student.weights_sha256
     if index_sha256 != student_sha256:
-        raise CusaError(
+        raise RunError(
             f"the index {index.folder} was built with other weights ({index_sha256[:12]}, from "
             f"{index.summary.student}) than those of {student_name} ({student_sha256[:12]}); use "
             "that student, or build the index again",
             path=index.folder,
+            location="weights_sha256",
+            name=student_name,
         )
 
 
@@ -128,20 +131,20 @@ def _read_query(query: str) -> tuple[Item, Image.Image | None]:
         try:
             image = load_image(Path(query))
         except CusaError as error:
-            raise CusaError(
+            raise DataError(
                 f"the query is the name of a file, and so should be an image: {error}",
                 path=Path(query),
                 name=query,
             ) from None
         return _item("image", os.path.abspath(query)), image
     if is_image_name(query):
-        raise CusaError(
+        raise DataError(
             f"the query is the name of an image, but {query} does not exist; correct it, or add "
             "words",
             name=query,
         )
     if not query.strip():
-        raise CusaError("the query is empty; pass a text or the path of an image", name=query)
+        raise DataError("the query is empty; pass a text or the path of an image", name=query)
     return _item("text", query.strip()), None
 
 

@@ -94,6 +94,7 @@ class SearchIndex:
             )
         index = self._index(head)
         n_hits = min(n_hits, self.summary.count)
+        # A graph's search finds no more hits than the candidates that it keeps.
         if self.summary.kind == "hnsw":
             index.hnsw.efSearch = max(HNSW_SEARCH, 2 * n_hits)
         queries = np.ascontiguousarray(query_rows, np.float32)
@@ -123,7 +124,8 @@ class SearchIndex:
         if items_path.is_file():
             lines = items_path.read_bytes().removesuffix(b"\n").split(b"\n")
         if len(lines) != self.summary.count:
-            raise self._damaged(f"{ITEMS} has {len(lines)} lines of {self.summary.count}")
+            problem = f"{ITEMS} has {len(lines)} lines of {self.summary.count}"
+            raise self._damaged(problem, items_path, "count")
         return lines
 
     def _index(self, head: Head) -> Any:
@@ -144,33 +146,42 @@ class SearchIndex:
             index = faiss.read_index(str(faiss_path))
         except Exception as error:
             # Anything, from a file of an earlier version, which has no checksum.
-            raise self._damaged(first_line(error)) from None
+            raise self._damaged(first_line(error), faiss_path) from None
 
         if index.d != summary.dim or index.ntotal != summary.count:
-            raise self._damaged(f"{name} holds {index.ntotal} rows of dimension {index.d}")
+            problem = f"{name} holds {index.ntotal} rows of dimension {index.d}"
+            raise self._damaged(problem, faiss_path, "count")
         is_kind = isinstance(index, _CLASSES[summary.kind])
         if not is_kind or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise self._damaged(
-                f"{name} is a {type(index).__name__}, not an index of kind {summary.kind}"
-            )
+            problem = f"{name} is a {type(index).__name__}, not an index of kind {summary.kind}"
+            raise self._damaged(problem, faiss_path, "kind")
         return index
 
     def _check_file(self, faiss_path: Path) -> None:
         """Refuse a file that is damaged: FAISS believes its files, and may crash on such a one."""
         summary = self.summary
         if not faiss_path.is_file():
-            raise self._damaged(f"{faiss_path.name} is missing")
+            raise self._damaged(f"{faiss_path.name} is missing", faiss_path)
         checksum = summary.sha256.get(faiss_path.name)
         if checksum is not None and file_digest(faiss_path).hex() != checksum:
-            raise self._damaged(f"{faiss_path.name} has another checksum")
+            problem = f"{faiss_path.name} has another checksum"
+            raise self._damaged(problem, faiss_path, "sha256")
         if faiss_path.stat().st_size < summary.count * summary.dim * _VALUE_BYTES:
-            raise self._damaged(
+            problem = (
                 f"{faiss_path.name} is too short for {summary.count:,} rows of dimension "
                 f"{summary.dim}"
             )
+            raise self._damaged(problem, faiss_path, "count")
 
-    def _damaged(self, problem: str) -> RunError:
+    def _damaged(
+        self,
+        problem: str,
+        path: Path,
+        location: str = "",
+    ) -> RunError:
+        """Return the error of a damaged file; ``location`` is what it does not agree with."""
         return RunError(
             f"the index {self.folder} is damaged ({problem}); build it again with cusa-eval index",
-            path=self.folder,
+            path=path,
+            location=location,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError
 from cusa.data.image_folder import find_images
 from cusa.eval.search.index_folder import Modality
 
@@ -16,26 +16,26 @@ def read_texts(text_file: Path) -> tuple[list[str], int]:
         The texts, and the number of empty lines.
 
     Raises:
-        CusaError: If the file is missing, is not UTF-8, or holds no text.
+        DataError: If the file is missing, is not UTF-8, or holds no text.
     """
     try:
         with text_file.open(encoding="utf-8-sig") as stream:
             lines = [line.strip() for line in stream]
     except FileNotFoundError:
-        raise CusaError(
+        raise DataError(
             f"{text_file} does not exist; pass a folder of images, or a .txt file of one text per "
             "line",
             path=text_file,
         ) from None
     except UnicodeDecodeError:
-        raise CusaError(
+        raise DataError(
             f"{text_file} is not UTF-8 text; convert it, or pass a folder of images",
             path=text_file,
         ) from None
 
     texts = [line for line in lines if line]
     if not texts:
-        raise CusaError(f"{text_file} holds no text; write one per line", path=text_file)
+        raise DataError(f"{text_file} holds no text; write one per line", path=text_file)
     return texts, len(lines) - len(texts)
 
 
@@ -44,7 +44,7 @@ def read_source(source: Path) -> tuple[Modality, list[str], int]:
     if source.is_dir():
         return "image", [str(path) for path in find_images(source)], 0
     if source.exists() and source.suffix.lower() != ".txt":
-        raise CusaError(
+        raise DataError(
             f"{source} is neither a folder of images nor a .txt file of one text per line; pass "
             "one of them",
             path=source,
