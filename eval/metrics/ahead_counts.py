@@ -42,7 +42,6 @@ def count_ahead(
     n_rows, n_columns = scores.shape
     by_row = AheadCounts.zeros(n_rows)
     by_column = AheadCounts.zeros(0 if column_bounds is None else n_columns)
-
     strip_rows = min(n_rows, rows_in_cache(scores), _MOST_PER_BYTE)
     # Rows of the mask are padded to whole words.
     n_words = -(-n_columns // _BYTES_PER_WORD)
@@ -69,7 +68,8 @@ def count_ahead(
 
 def rows_in_cache(scores: np.ndarray) -> int:
     """Return how many rows of scores ``[n, m]`` stay in the cache while they are compared."""
-    row_bytes = max(1, scores.shape[1] * scores.itemsize)
+    n_columns = scores.shape[1]
+    row_bytes = max(1, n_columns * scores.itemsize)
     return max(1, _CACHE_BYTES // row_bytes)
 
 
@@ -80,10 +80,11 @@ def _true_by_row(mask: np.ndarray) -> np.ndarray:
     bytes of a word.
     """
     words = mask.view(np.uint64)
-    counts = np.zeros(len(mask), np.int64)
-    for start in range(0, words.shape[1], _MOST_PER_BYTE):
-        stop = start + _MOST_PER_BYTE
+    n_rows, n_words = words.shape
+    counts = np.zeros(n_rows, np.int64)
+    for start in range(0, n_words, _MOST_PER_BYTE):
         # No byte carries into the next: at most 255 are added.
+        stop = start + _MOST_PER_BYTE
         sums = words[:, start:stop].sum(axis=1, dtype=np.uint64)
         byte_sums = sums.view(np.uint8).reshape(-1, _BYTES_PER_WORD)
         counts += byte_sums.sum(axis=1, dtype=np.int64)

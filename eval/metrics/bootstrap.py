@@ -130,7 +130,8 @@ def _sums_by_cluster(
     """Add up the rows of each cluster: ``[n, c]`` -> ``[n_clusters, c]``, clusters ascending."""
     order = np.argsort(clusters, kind="stable")
     ordered = clusters[order]
-    is_first = np.diff(ordered, prepend=ordered[0] - 1)
+    another = ordered[0] - 1  # any other than the first
+    is_first = np.diff(ordered, prepend=another)
     starts = np.flatnonzero(is_first)
     return np.add.reduceat(columns[order], starts)
 

@@ -209,9 +209,10 @@ def _as_distances(
     """
     # Distances in another unit, a power of two, have the same order, and float64 holds their
     # squares.
-    largest_query = float(np.abs(queries).max(initial=0))
-    largest_candidate = float(np.abs(candidates).max(initial=0))
-    exponent = np.frexp(max(largest_query, largest_candidate))[1]
+    largest_query = np.abs(queries).max(initial=0)
+    largest_candidate = np.abs(candidates).max(initial=0)
+    largest = max(float(largest_query), float(largest_candidate))
+    _, exponent = np.frexp(largest)
     queries = np.ldexp(queries.astype(np.float64), -exponent)
     candidates = np.ldexp(candidates.astype(np.float64), -exponent)
 

@@ -93,14 +93,17 @@ def two_ways(
         figures[direction] = direction_rankings.summary(scoring.ties)
         figures[direction] |= _intervals(direction_samples)
 
-    if not all(figures[direction]["queries"] for direction in rankings):
+    n_queries = [figures[direction]["queries"] for direction in rankings]
+    if not all(n_queries):
         return {**figures, "mean": None, "rsum": None}
 
-    n_recalls = len(rankings) * len(CUTS)
     rsum = recall_sum([figures[direction] for direction in rankings])
     rsum_samples = recall_sum(samples)
-    sums = _intervals({"mean": rsum_samples / n_recalls, "rsum": rsum_samples})
-    return {**figures, "mean": rsum / n_recalls, "rsum": rsum, **sums}
+    n_recalls = len(rankings) * len(CUTS)
+    figures["mean"] = rsum / n_recalls
+    figures["rsum"] = rsum
+    sum_samples = {"mean": rsum_samples / n_recalls, "rsum": rsum_samples}
+    return figures | _intervals(sum_samples)
 
 
 def _resampled_metrics(

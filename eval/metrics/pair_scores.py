@@ -47,7 +47,8 @@ class PairScores:
         first_image[paired] = self._first_image[caption_image[paired]]
 
         # Number the pairs, equal ones alike, and compute the similarity of one of each number.
-        pair_numbers = first_image[paired] * len(texts) + self._first_text[paired]
+        first_pairs = first_image[paired] * len(texts)
+        pair_numbers = first_pairs + self._first_text[paired]
         _, chosen, copies = np.unique(
             pair_numbers,
             return_index=True,
@@ -82,7 +83,8 @@ class PairScores:
         has_equals = self._has_equals[images]
 
         unique_images = images[~has_equals]
-        n_captions = self._bounds[unique_images + 1] - self._bounds[unique_images]
+        starts = self._bounds[unique_images]
+        n_captions = self._bounds[unique_images + 1] - starts
         rows = np.repeat(unique_images - start, n_captions)
         captions = self._captions_of(unique_images, n_captions)
         self._write(scores, rows, captions)

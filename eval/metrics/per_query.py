@@ -269,10 +269,7 @@ def rank_all(
     depths = np.diff(indptr) if n_relevant is None else n_relevant
     precisions = np.zeros((4, len(queries)))
 
-    def rank_block(
-        start: int,
-        scores: np.ndarray,
-    ) -> RankBounds:
+    def rank_block(start: int, scores: np.ndarray) -> RankBounds:
         stop = start + len(scores)
         bounds = indptr[start : stop + 1]
         excluded = None if exclude is None else exclude[start:stop]
@@ -283,8 +280,6 @@ def rank_all(
         return best
 
     best = join_bounds(over_blocks(rank_block, queries, candidates))
-    n_excluded = int(exclude is not None)
-    n_candidates = max(0, len(candidates) - n_excluded)
+    n_candidates = max(0, len(candidates) - int(exclude is not None))
     r_precision = Bounds(*precisions[:2])
-    average_precision = Bounds(*precisions[2:])
-    return Rankings(best, n_candidates, r_precision, average_precision)
+    return Rankings(best, n_candidates, r_precision, Bounds(*precisions[2:]))

@@ -33,7 +33,8 @@ def block_precisions(
     if not len(columns):
         return precisions
 
-    rows = np.repeat(np.arange(n_queries), np.diff(indptr))
+    n_relevant = np.diff(indptr)
+    rows = np.repeat(np.arange(n_queries), n_relevant)
     is_relevant = np.zeros(scores.shape, bool)
     is_relevant[rows, columns] = True
     reachable_depths = np.minimum(depths, n_candidates)
@@ -42,11 +43,11 @@ def block_precisions(
     score = scores[query, candidate]
 
     # Of equal scores, those whose key is False come first: the hits, then the misses.
-    optimistic = np.lexsort((~hit, -score, query))
-    pessimistic = np.lexsort((hit, -score, query))
+    descending = -score
+    optimistic = np.lexsort((~hit, descending, query))
+    pessimistic = np.lexsort((hit, descending, query))
     for tie_rule, order in enumerate((optimistic, pessimistic)):
-        hits_in_order = hit[order]
-        r_precision, average_precision = _precisions(query, hits_in_order, reachable_depths)
+        r_precision, average_precision = _precisions(query, hit[order], reachable_depths)
         precisions[tie_rule] = r_precision
         precisions[2 + tie_rule] = average_precision
     return precisions / np.maximum(depths, 1)
@@ -68,7 +69,8 @@ def _precisions(
         float64 ``[n]`` both.
     """
     n_queries = len(depths)
-    starts = np.searchsorted(query, np.arange(n_queries))
+    queries = np.arange(n_queries)
+    starts = np.searchsorted(query, queries)
     query_start = starts[query]
     rank = np.arange(len(query)) - query_start
     counts = hit & (rank < depths[query])
@@ -107,5 +109,6 @@ def _contenders(
     maxima.sort(axis=1)
     columns = n_groups - np.maximum(depths, 1)
     thresholds = maxima[np.arange(n_queries), columns]
-    positions = np.flatnonzero(scores >= thresholds[:, None])
+    can_be_first = scores >= thresholds[:, None]
+    positions = np.flatnonzero(can_be_first)
     return np.divmod(positions, n_candidates)

@@ -76,13 +76,11 @@ def rank_bounds(
             :func:`cusa.eval.metrics.similarity_blocks.over_blocks`.
     """
 
-    def rank_block(
-        start: int,
-        scores: np.ndarray,
-    ) -> RankBounds:
+    def rank_block(start: int, scores: np.ndarray) -> RankBounds:
         stop = start + len(scores)
         excluded = None if exclude is None else exclude[start:stop]
-        return block_bounds(scores, indptr[start : stop + 1], indices, excluded)
+        block_indptr = indptr[start : stop + 1]
+        return block_bounds(scores, block_indptr, indices, excluded)
 
     return join_bounds(over_blocks(rank_block, queries, candidates))
 
@@ -158,10 +156,7 @@ def two_way_rank_bounds(
     images_ahead = AheadCounts.zeros(len(texts))
     adding = threading.Lock()
 
-    def rank_block(
-        start: int,
-        scores: np.ndarray,
-    ) -> RankBounds:
+    def rank_block(start: int, scores: np.ndarray) -> RankBounds:
         stop = start + len(scores)
         pairs.put(start, scores)
         captions = captions_by_image[bounds[start] : bounds[stop]]
@@ -204,7 +199,8 @@ def block_bounds(
         excluding = np.flatnonzero(exclude >= 0)
         scores[excluding, exclude[excluding]] = -np.inf
     n_relevant = np.diff(indptr)
-    rows = np.repeat(np.arange(len(scores)), n_relevant)
+    all_rows = np.arange(len(scores))
+    rows = np.repeat(all_rows, n_relevant)
     columns = indices[indptr[0] : indptr[-1]]
     relevant_scores = scores[rows, columns]
     best = _best_by_row(relevant_scores, rows, len(scores))

@@ -128,12 +128,14 @@ def true_relevance(
         return Relevance(task, *csr(true_images), None)
 
     n_true = [len(images) for images in true_images]
-    captions = np.repeat(np.arange(len(true_images)), n_true)
+    all_captions = np.arange(len(true_images))
+    captions = np.repeat(all_captions, n_true)
     no_images = np.zeros(0, np.int64)
     images = np.concatenate([no_images, *true_images])
     order = np.argsort(images, kind="stable")
     n_images = len(embeddings.image_rows)
-    bounds = np.searchsorted(images[order], np.arange(n_images + 1))
+    ordered = images[order]
+    bounds = np.searchsorted(ordered, np.arange(n_images + 1))
     return Relevance(task, bounds, captions[order], None)
 
 

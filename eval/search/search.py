@@ -83,7 +83,6 @@ def answer(
     # Both heads come from one pass; the items' modality decides which of them is compared.
     rows = _embed_query(student, query_item, image)
     similarities, positions = index.search(rows[head], head, n_hits)
-
     hits: list[Hit] = []
     n_unnamed = 0
     ranked = zip(positions[0].tolist(), similarities[0].tolist(), strict=True)
