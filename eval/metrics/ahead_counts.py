@@ -46,7 +46,7 @@ def count_ahead(
     # Rows of the mask are padded to whole words.
     n_words = -(-n_columns // _BYTES_PER_WORD)
     mask_buffer = np.zeros((strip_rows, n_words * _BYTES_PER_WORD), bool)
-    tallies: list[tuple[np.ufunc, np.ndarray, np.ndarray]] = [
+    tallies = [
         (np.greater, by_row.above, by_column.above),
         (np.greater_equal, by_row.reaching, by_column.reaching),
     ]
@@ -86,6 +86,7 @@ def _true_by_row(mask: np.ndarray) -> np.ndarray:
         # No byte carries into the next: at most 255 are added.
         stop = start + _MOST_PER_BYTE
         sums = words[:, start:stop].sum(axis=1, dtype=np.uint64)
-        byte_sums = sums.view(np.uint8).reshape(-1, _BYTES_PER_WORD)
+        all_bytes = sums.view(np.uint8)
+        byte_sums = all_bytes.reshape(-1, _BYTES_PER_WORD)
         counts += byte_sums.sum(axis=1, dtype=np.int64)
     return counts

@@ -140,10 +140,12 @@ def image_figures(
 
     intervals: dict[str, list[float]] = {}
     if "ci" in all_queries:
-        intervals |= {name: all_queries["ci"][name] for name in RECALL_NAMES}
+        recall_intervals = all_queries["ci"]
+        intervals |= {name: recall_intervals[name] for name in RECALL_NAMES}
     if "ci" in answerable:
+        answerable_intervals = answerable["ci"]
         for name, direction_name in _ANSWERABLE.items():
-            intervals[name] = answerable["ci"][direction_name]
+            intervals[name] = answerable_intervals[direction_name]
     if intervals:
         figures["ci"] = intervals
     return figures
@@ -187,7 +189,8 @@ def _as_dot_products(
     normalize: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows whose dot products order candidates by cosine, or by Euclidean distance."""
-    queries, candidates = np.asarray(queries), np.asarray(candidates)
+    queries = np.asarray(queries)
+    candidates = np.asarray(candidates)
     check_rows(queries, "query")
     check_rows(candidates, "gallery")
     if not normalize:
@@ -213,8 +216,10 @@ def _as_distances(
     largest_candidate = np.abs(candidates).max(initial=0)
     largest = max(float(largest_query), float(largest_candidate))
     _, exponent = np.frexp(largest)
-    queries = np.ldexp(queries.astype(np.float64), -exponent)
-    candidates = np.ldexp(candidates.astype(np.float64), -exponent)
+    wide_queries = queries.astype(np.float64)
+    wide_candidates = candidates.astype(np.float64)
+    queries = np.ldexp(wide_queries, -exponent)
+    candidates = np.ldexp(wide_candidates, -exponent)
 
     ones = np.ones((len(queries), 1))
     squares = (candidates**2).sum(axis=1, keepdims=True)

@@ -65,7 +65,8 @@ def column_sharing(first_equal: np.ndarray) -> Callable[[np.ndarray], None]:
 def _row_bytes(rows: np.ndarray) -> np.ndarray:
     """Return each row as one value, compared byte by byte: void ``[n]``."""
     # 0.0 and -0.0 are equal, but not their bytes; adding zero makes them the same.
-    without_negative_zero = np.ascontiguousarray(rows + rows.dtype.type(0))
+    zero = rows.dtype.type(0)
+    without_negative_zero = np.ascontiguousarray(rows + zero)
     row_bytes = rows.shape[1] * rows.dtype.itemsize
     row_type = np.dtype((np.void, row_bytes))
     return without_negative_zero.view(row_type).reshape(len(rows))

@@ -89,9 +89,10 @@ def two_ways(
     samples: list[dict[str, np.ndarray]] = []
     for direction, direction_rankings in rankings.items():
         direction_samples = _resampled_metrics(direction_rankings, scoring)
+        direction_figures = direction_rankings.summary(scoring.ties)
+        direction_figures |= _intervals(direction_samples)
         samples.append(direction_samples)
-        figures[direction] = direction_rankings.summary(scoring.ties)
-        figures[direction] |= _intervals(direction_samples)
+        figures[direction] = direction_figures
 
     n_queries = [figures[direction]["queries"] for direction in rankings]
     if not all(n_queries):

@@ -89,7 +89,7 @@ class PairScores:
         captions = self._captions_of(unique_images, n_captions)
         self._write(scores, rows, captions)
 
-        # One by one, as all images may be equal.
+        # One by one: if all images are equal, each has the captions of all.
         for image in images[has_equals].tolist():
             first_image = self._first_image[image]
             first, stop = self._bounds[first_image : first_image + 2]

@@ -89,7 +89,9 @@ class Rankings:
             SettingError: If there is no such rule for ties.
         """
         check_ties(ties)
-        values = {recall_name(cut): self._hits(cut, ties) for cut in CUTS}
+        values: dict[str, np.ndarray] = {}
+        for cut in CUTS:
+            values[recall_name(cut)] = self._hits(cut, ties)
         precisions = {
             "r_precision": self.r_precision,
             "map_at_r": self.average_precision,
@@ -134,13 +136,21 @@ class Rankings:
         figures["median_rank"] = float(np.median(ranks)) if has_ranks else None
         figures["mean_rank"] = float(ranks.mean()) if has_ranks else None
 
-        cuts = [cut for cut in CURVE if cut <= self.candidates]
-        curve = [float(self._hits(cut, ties).mean()) for cut in cuts]
         is_tied = self.best.optimistic != self.best.pessimistic
         figures |= counts
         figures["tied"] = int(np.count_nonzero(is_tied))
-        figures["curve"] = {"k": cuts, "recall": curve}
+        figures["curve"] = self._curve(ties)
         return figures
+
+    def _curve(self, ties: Ties) -> dict[str, list[Any]]:
+        """Return the cuts of the curve and the recall, in percent, at each of them."""
+        # Beyond the number of candidates, recall is the same at every cut.
+        cuts = [cut for cut in CURVE if cut <= self.candidates]
+        recalls: list[float] = []
+        for cut in cuts:
+            hits = self._hits(cut, ties)
+            recalls.append(float(hits.mean()))
+        return {"k": cuts, "recall": recalls}
 
     def _hits(
         self,

@@ -43,10 +43,8 @@ def block_precisions(
     score = scores[query, candidate]
 
     # Of equal scores, those whose key is False come first: the hits, then the misses.
-    descending = -score
-    optimistic = np.lexsort((~hit, descending, query))
-    pessimistic = np.lexsort((hit, descending, query))
-    for tie_rule, order in enumerate((optimistic, pessimistic)):
+    for tie_rule, tie_key in enumerate((~hit, hit)):
+        order = np.lexsort((tie_key, -score, query))
         r_precision, average_precision = _precisions(query, hit[order], reachable_depths)
         precisions[tie_rule] = r_precision
         precisions[2 + tie_rule] = average_precision
@@ -101,7 +99,8 @@ def _contenders(
     """
     n_queries, n_candidates = scores.shape
     # Several groups for each of the first R, so that few candidates besides them are left.
-    n_wanted = max(_LEAST_GROUPS, 4 * int(depths.max()))
+    deepest = int(depths.max())
+    n_wanted = max(_LEAST_GROUPS, 4 * deepest)
     n_groups = min(n_candidates, n_wanted)
     n_grouped = n_candidates // n_groups * n_groups
     grouped = scores[:, :n_grouped].reshape(n_queries, -1, n_groups)

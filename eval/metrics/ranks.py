@@ -149,7 +149,8 @@ def two_way_rank_bounds(
     """
     caption_image = checked_caption_image(caption_image, len(images), len(texts))
     images, texts = rankable_rows(images, texts)
-    (bounds, captions_by_image), _ = cross_modal_relevance(caption_image, len(images))
+    i2t, _ = cross_modal_relevance(caption_image, len(images))
+    bounds, captions_by_image = i2t
     pairs = PairScores(images, texts, caption_image)
 
     # Images ahead of each caption's own, added up over the blocks.

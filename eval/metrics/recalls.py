@@ -53,6 +53,7 @@ def recall_sum(directions: Sequence[Mapping[str, Any]]) -> Any:
         directions: Recalls of each direction by :data:`RECALL_NAMES`: numbers, or arrays of
             resampled ones.
     """
+    # One after the other from zero: RSUM is the same to the bit wherever it is computed.
     total: Any = 0
     for recalls in directions:
         for name in RECALL_NAMES:

@@ -72,7 +72,8 @@ def relevance_of(
     assert split.truth is not None, "image-to-image retrieval needs a split with image labels"
     labels = split.truth.image_labels[embeddings.image_rows]
     indptr, indices = same_group(labels)
-    return Relevance(task, indptr, indices, np.arange(len(labels)))
+    own_positions = np.arange(len(labels))
+    return Relevance(task, indptr, indices, own_positions)
 
 
 def same_group(groups: np.ndarray) -> RelevantRows:
@@ -84,6 +85,7 @@ def same_group(groups: np.ndarray) -> RelevantRows:
     members = group_members(groups, groups)
     relevant: list[np.ndarray] = []
     for item, positions in enumerate(members):
+        # Captions without an image are of group -1.
         if groups[item] >= 0:
             relevant.append(positions[positions != item])
         else:

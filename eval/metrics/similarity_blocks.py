@@ -78,7 +78,8 @@ def over_products(
     bytes_per_query = max(1, queries.itemsize * len(candidates))
     rows_that_fit = _BLOCK_BYTES // n_threads // bytes_per_query
     block_rows = min(_BLOCK_ROWS, max(_LEAST_BLOCK_ROWS, rows_that_fit))
-    buffer_shape = (min(block_rows, len(queries)), len(candidates))
+    buffer_rows = min(block_rows, len(queries))
+    buffer_shape = (buffer_rows, len(candidates))
     # One buffer per thread, used again for each of its blocks.
     thread_buffers = threading.local()
 
@@ -94,7 +95,8 @@ def over_products(
     # A single block is computed on all cores.
     if len(starts) < 2:
         return [work_on_block(start) for start in starts]
-    with one_core_threads(min(n_threads, len(starts))) as pool:
+    n_workers = min(n_threads, len(starts))
+    with one_core_threads(n_workers) as pool:
         return list(pool.map(work_on_block, starts))
 
 

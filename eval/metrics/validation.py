@@ -25,14 +25,16 @@ def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
         embeddings.caption_image,
     )
     recalls: dict[str, dict[str, float]] = {}
-    for direction, bounds in zip(("i2t", "t2i"), rank_bounds, strict=True):
+    directions = ("i2t", "t2i")
+    for direction, bounds in zip(directions, rank_bounds, strict=True):
         # Ties count against the student: one that maps all items to one point retrieves nothing.
         ranks = bounds.pessimistic
         recalls[direction] = {}
         for cut in CUTS:
             recalls[direction][recall_name(cut)] = recall_at(ranks, cut)
 
-    scores = {"rsum": recall_sum(list(recalls.values()))}
+    rsum = recall_sum(list(recalls.values()))
+    scores = {"rsum": rsum}
     for direction, direction_recalls in recalls.items():
         for name, recall in direction_recalls.items():
             scores[f"{direction}_{name}"] = recall
