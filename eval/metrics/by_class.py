@@ -224,5 +224,6 @@ def _as_distances(
     ones = np.ones((len(queries), 1))
     squares = (candidates**2).sum(axis=1, keepdims=True)
     query_rows = np.hstack([queries, ones])
-    candidate_rows = np.hstack([candidates, -(squares / 2)])
+    half_squares = squares / 2
+    candidate_rows = np.hstack([candidates, -half_squares])
     return query_rows, candidate_rows

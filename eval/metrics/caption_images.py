@@ -67,7 +67,8 @@ def cross_modal_relevance(
     """
     captions_by_image = np.argsort(caption_image, kind="stable")
     ordered_images = caption_image[captions_by_image]
-    image_bounds = np.searchsorted(ordered_images, np.arange(n_images + 1))
+    all_images = np.arange(n_images + 1)
+    image_bounds = np.searchsorted(ordered_images, all_images)
 
     has_image = caption_image >= 0
     n_paired = np.cumsum(has_image)

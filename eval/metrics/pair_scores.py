@@ -65,7 +65,8 @@ class PairScores:
 
         i2t, _ = cross_modal_relevance(first_image, len(images))
         self._bounds, self._captions = i2t
-        n_equal = np.bincount(self._first_image, minlength=len(images))
+        n_images = len(images)
+        n_equal = np.bincount(self._first_image, minlength=n_images)
         self._has_equals = n_equal[self._first_image] > 1
 
     def put(
