@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, cast
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from cusa.data.errors import CusaError
+from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
 from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
 from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman, spearman
@@ -18,51 +20,94 @@ from cusa.eval.queries import Queries
 
 _UNI_MODAL = ("t2t", "i2i", "sts")
 _PRECISIONS = ("r_precision", "map_at_r")
-_FIGURE = ("value", "samples")
+_DEFAULT_PROTOCOLS = ("retrieval", "unimodal")  # those of a data set's own labels
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric of one model: its value and its resampled values, float64 ``[samples]``."""
+    """A metric of one model.
+
+    Attributes:
+        value: Its value.
+        samples: float64 ``[samples]``: its resampled values.
+    """
 
     value: float
     samples: np.ndarray
 
 
-def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Differences of all models to the first, on all that they have in common.
+class FigureKey(NamedTuple):
+    """What a figure is: of which data set, by which kind of head, and which metric."""
 
-    A model answers across modalities with its cross-modal head and within one with its own ``uni_head``. All models'
-    queries are resampled alike, so that a query that is hard for all does not count as a difference.
+    data_set: str
+    head: str
+    metric: str
+
+
+class Difference(TypedDict):
+    """The difference of a model to the first, with its 95 % interval."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    p_two_sided: float | None
+
+
+class ComparisonRow(TypedDict):
+    """A figure of all models; the first model has no difference."""
+
+    suite: str
+    set: str
+    head: str
+    metric: str
+    values: list[float]
+    differences: list[Difference | None]
+
+
+class Comparison(TypedDict):
+    """Content of comparison.json (docs/METRICS.md)."""
+
+    format: str
+    format_version: list[int]
+    models: list[str]
+    base: str
+    bootstrap: dict[str, float]
+    rows: list[ComparisonRow]
+
+
+def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Comparison:
+    """Compute differences of all models to the first, on all that they have in common.
+
+    A model answers across modalities with its cross-modal head and within one with its own
+    ``uni_head``. All models' queries are resampled alike, so that a query that is hard for all does
+    not count as a difference.
 
     Args:
-        models: Per model its queries by suite; all of a suite were measured on the same data, or it is refused.
+        models: Per model its queries by suite; all of a suite were measured on the same data, or
+            it is refused.
         bootstrap: How to resample.
-
-    Returns:
-        Content of comparison.json (docs/METRICS.md).
 
     Raises:
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
-    suites = [s for s in models[0] if all(s in m for m in models)]
+    suites = [suite for suite in models[0] if all(suite in model for model in models)]
     if not suites:
         raise CusaError(
             "these models have no suite in common; run the same cusa-eval command on each"
         )
-    rows: list[dict[str, Any]] = []
+    rows: list[ComparisonRow] = []
     for suite in suites:
-        queries = [m[suite] for m in models]
+        queries = [model[suite] for model in models]
         _check_alike(suite, queries)
-        figures = [dict(_figures(q, bootstrap)) for q in queries]
+        figures = [dict(_figures(of_model, bootstrap)) for of_model in queries]
         for key in figures[0]:
-            if all(key in f for f in figures):
-                rows.append(_row(suite, key, [f[key] for f in figures]))
+            if all(key in of_model for of_model in figures):
+                rows.append(_row(suite, key, [of_model[key] for of_model in figures]))
     if not rows:
         raise CusaError(
             "these models have no figure in common; run the same cusa-eval command on each"
         )
-    names = [next(iter(m.values())).name for m in models]
+    names = [next(iter(model.values())).name for model in models]
     return {
         "format": "cusa-comparison",
         "format_version": [1, 0],
@@ -74,93 +119,128 @@ def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> di
 
 
 def _check_alike(suite: str, queries: Sequence[Queries]) -> None:
+    """Refuse queries of different data, or of different rules for ties."""
     first = queries[0]
     for other in queries[1:]:
-        # Of image sets and tasks, those that both have are compared; retrieval is measured on one split.
-        differing = [
-            name
-            for name, fingerprint in first.sets.items()
-            if other.sets.get(name, None if suite == "retrieval" else fingerprint) != fingerprint
-        ]
-        if differing:
+        differences = _different_data_sets(suite, first, other)
+        if differences:
             raise CusaError(
-                f"{first.name} and {other.name} were measured on different data ({suite}: {', '.join(differing)}); run "
-                "cusa-eval again for both on the same"
+                f"{first.name} and {other.name} were measured on different data ({suite}: "
+                f"{', '.join(differences)}); run cusa-eval again for both on the same"
             )
         if first.ties != other.ties:
             raise CusaError(
-                f"{first.name} and {other.name} were measured with ties {first.ties} and {other.ties}; run cusa-eval "
-                "again with the same --ties"
+                f"{first.name} and {other.name} were measured with ties {first.ties} and "
+                f"{other.ties}; run cusa-eval again with the same --ties"
             )
 
 
-def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[tuple[str, str], Figure]]:
-    """Figures of one model by set and metric, by the head that answers."""
+def _different_data_sets(suite: str, first: Queries, other: Queries) -> list[str]:
+    """Name the data sets of the first that the other has differently.
+
+    One that the other lacks is left out of the comparison, where a suite has several; a suite of
+    one data set compares nothing else.
+    """
+    has_several = bool(EVALUATORS[suite].results_file.data_sets)
+    differences = []
+    for name, fingerprint in first.sets.items():
+        if name not in other.sets and has_several:
+            continue
+        if other.sets.get(name) != fingerprint:
+            differences.append(name)
+    return differences
+
+
+def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[FigureKey, Figure]]:
+    """Compute the figures of one model, by the head that answers."""
     directions: dict[str, list[dict[str, Figure]]] = {}
-    for key, found in queries.found.items():
-        data, head, *part, task = key.split("/")
-        if head != (queries.uni_head if task in _UNI_MODAL else "cross"):
+    for key, measured in queries.per_query.items():
+        data_set, head, *protocols, task = key.split("/")
+        is_uni_modal = task in _UNI_MODAL
+        if head != (queries.uni_head if is_uni_modal else "cross"):
             continue
-        if isinstance(found, ScoredPairs):
-            yield (
-                (data, "spearman"),
-                Figure(
-                    spearman(found.similarities, found.human_scores),
-                    resampled_spearman(found, bootstrap),
-                ),
-            )
+        kind_of_head = "uni-modal" if is_uni_modal else "cross"
+        protocol = protocols[0] if protocols else ""
+        if protocol and protocol not in _DEFAULT_PROTOCOLS:
+            data_set = f"{data_set} {protocol}"
+        if isinstance(measured, ScoredPairs):
+            value = spearman(measured.similarities, measured.human_scores)
+            figure = Figure(value, resampled_spearman(measured, bootstrap))
+            yield FigureKey(data_set, kind_of_head, "spearman"), figure
             continue
-        protocol = part[0] if part else ""
-        place = data if protocol in ("", "retrieval", "unimodal") else f"{data} {protocol}"
-        by_metric = _ranked_figures(found, queries.ties, bootstrap, protocol)
+        by_metric = _ranked_figures(measured, queries.ties, bootstrap, protocol)
         for metric, figure in by_metric.items():
-            yield (place, f"{task} {metric}"), figure
+            yield FigureKey(data_set, kind_of_head, f"{task} {metric}"), figure
         if task in ("i2t", "t2i") and protocol not in PROTOCOL_METRICS:
-            directions.setdefault(place, []).append(by_metric)
-    for place, both in directions.items():
+            directions.setdefault(data_set, []).append(by_metric)
+    for data_set, both in directions.items():
         if len(both) == 2 and all(both):
-            values, samples = (
-                [{k: getattr(f, of) for k, f in part.items()} for part in both] for of in _FIGURE
-            )
-            yield (place, "rsum"), Figure(recall_sum(values), recall_sum(samples))
+            yield FigureKey(data_set, "cross", "rsum"), _rsum(both)
+
+
+def _rsum(directions: Sequence[Mapping[str, Figure]]) -> Figure:
+    values, samples = [], []
+    for by_metric in directions:
+        values.append({metric: figure.value for metric, figure in by_metric.items()})
+        samples.append({metric: figure.samples for metric, figure in by_metric.items()})
+    return Figure(recall_sum(values), recall_sum(samples))
 
 
 def _ranked_figures(
     rankings: Rankings, ties: str, bootstrap: Bootstrap, protocol: str
 ) -> dict[str, Figure]:
-    """Recalls over all queries, precisions over those that have an answer; in ECCV and PMRP, over all."""
-    chosen: Ties = ties  # type: ignore[assignment] # as it was written
-    every, answerable = rankings.values(chosen), rankings.answerable()
+    """Compute recalls over all queries, and precisions over those that have an answer.
+
+    The metrics of ECCV Caption and PMRP count all queries.
+    """
+    rule = cast("Ties", ties)
+    values = rankings.values(rule)
     if protocol in PROTOCOL_METRICS:
-        return _resampled({k: every[k] for k in PROTOCOL_METRICS[protocol]}, bootstrap, rankings)
-    precisions = {k: v for k, v in answerable.values(chosen).items() if k in _PRECISIONS}
-    recalls = {k: v for k, v in every.items() if k not in _PRECISIONS}
-    return _resampled(recalls, bootstrap, rankings) | _resampled(precisions, bootstrap, answerable)
+        values = {metric: values[metric] for metric in PROTOCOL_METRICS[protocol]}
+        return _resample(values, bootstrap, rankings)
+    answerable = rankings.answerable()
+    recalls = {metric: each for metric, each in values.items() if metric not in _PRECISIONS}
+    precisions = {}
+    for metric, each in answerable.values(rule).items():
+        if metric in _PRECISIONS:
+            precisions[metric] = each
+    return {
+        **_resample(recalls, bootstrap, rankings),
+        **_resample(precisions, bootstrap, answerable),
+    }
 
 
-def _resampled(
-    values: Mapping[str, np.ndarray], bootstrap: Bootstrap, of: Rankings
+def _resample(
+    values: Mapping[str, np.ndarray], bootstrap: Bootstrap, rankings: Rankings
 ) -> dict[str, Figure]:
-    samples = resampled_means(values, bootstrap, of.clusters)
-    return {name: Figure(float(v.mean()), samples[name]) for name, v in values.items() if len(v)}
+    samples = resampled_means(values, bootstrap, rankings.clusters)
+    figures = {}
+    for metric, each in values.items():
+        if len(each):
+            figures[metric] = Figure(float(each.mean()), samples[metric])
+    return figures
 
 
-def _row(suite: str, key: tuple[str, str], figures: Sequence[Figure]) -> dict[str, Any]:
+def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow:
     base = figures[0]
-    differences: list[dict[str, float] | None] = [None]
+    differences: list[Difference | None] = [None]
     for other in figures[1:]:
         samples = other.samples - base.samples
         samples = samples[~np.isnan(samples)]
         low, high = interval(samples) or (None, None)
-        p = two_sided_p(samples) if len(samples) else None
         differences.append(
-            {"difference": other.value - base.value, "low": low, "high": high, "p_two_sided": p}  # type: ignore[dict-item]
+            {
+                "difference": other.value - base.value,
+                "low": low,
+                "high": high,
+                "p_two_sided": two_sided_p(samples) if len(samples) else None,
+            }
         )
     return {
         "suite": suite,
-        "set": key[0],
-        "head": "uni-modal" if key[1].split()[0] in ("t2t", "i2i", "spearman") else "cross",
-        "metric": key[1],
-        "values": [f.value for f in figures],
+        "set": key.data_set,
+        "head": key.head,
+        "metric": key.metric,
+        "values": [figure.value for figure in figures],
         "differences": differences,
     }

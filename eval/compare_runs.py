@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import CusaError
-from cusa.eval.compare import compare
+from cusa.eval.compare import Comparison, compare
 from cusa.eval.evaluate import check_writable, write_pages
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.metrics.bootstrap import Bootstrap
+from cusa.eval.queries import Queries
 from cusa.eval.report.report import ModelReport
 from cusa.eval.results import distinct_names, read_queries, read_results, write_json
 from cusa.train.saving.run_dir import begun
 
 
+@dataclass(frozen=True)
+class _MeasuredModel:
+    """The results of a model, and the queries behind them, by suite."""
+
+    folder: Path
+    results: Mapping[str, Mapping[str, Any]]
+    queries: Mapping[str, Queries]
+
+    @property
+    def name(self) -> str:
+        """The name in its results; those of all suites have the same."""
+        return next(iter(self.results.values()))["name"]
+
+    @property
+    def place(self) -> Path:
+        """The run that the results lie in, or their own folder."""
+        return self.folder.parent if _is_in_run(self.folder) else self.folder
+
+
 def compare_measured(
     models: Sequence[Path], bootstrap: int, seed: int, out: Path | None, latex: bool
-) -> tuple[dict[str, Any], dict[str, list[Path]]]:
+) -> tuple[Comparison, dict[str, list[Path]]]:
     """Compare models that were measured before; writes comparison.json and comparison.html.
 
     Args:
@@ -30,48 +50,65 @@ def compare_measured(
         out: Folder of what is written; ``None``: ``eval`` beside the first.
         latex: Whether to write comparison.tex.
 
+    Returns:
+        Content of comparison.json; and files by what they are.
+
     Raises:
         CusaError: If one was not measured, or they were measured on different data.
     """
     if len(models) < 2:
         raise CusaError("compare takes at least two models; name another run or folder of results")
-    folders = []
-    for model in models:
-        places = [
-            p
-            for p in (model / "eval", model)
-            if any((p / EVALUATORS[s].results_file.name).is_file() for s in EVALUATORS)
-        ]
-        if not places:
-            raise CusaError(
-                f"{model} holds no results of cusa-eval; run cusa-eval --run {model} first"
-            )
-        folders.append(places[0])
-    first = folders[0].resolve()
-    in_run = first.name == "eval" and begun(first.parent)
-    out = (
-        out
-        or (first.parent.parent if in_run or first.parent.name == "eval" else first.parent) / "eval"
-    )
+    folders = [_results_folder(model) for model in models]
+    out = out or _default_folder(folders[0])
     check_writable(out)
-    results = [{s: c for s in EVALUATORS if (c := read_results(folder, s))} for folder in folders]
-    queries = [
-        {s: q for s in found if (q := read_queries(folder, s))}
-        for folder, found in zip(folders, results, strict=True)
-    ]
-    places = [
-        folder.parent if folder.name == "eval" and begun(folder.parent) else folder
-        for folder in folders
-    ]
-    names = distinct_names([next(iter(found.values()))["name"] for found in results], places)
-    named = [
-        {s: replace(q, name=name) for s, q in of.items()}
-        for of, name in zip(queries, names, strict=True)
-    ]
-    content = compare(named, Bootstrap(bootstrap, seed))
-    reports = [ModelReport(name, found) for found, name in zip(results, names, strict=True)]
-    written: dict[str, list[Path]] = {}
-    write_json(out / "comparison.json", content)
-    written["comparison"] = [out / "comparison.json"]
-    write_pages(out, reports, written, latex, content)
-    return content, written
+
+    measured = [_read(folder) for folder in folders]
+    names = distinct_names([model.name for model in measured], [model.place for model in measured])
+    reports, queries_of_models = [], []
+    for model, name in zip(measured, names, strict=True):
+        reports.append(ModelReport(name, model.results))
+        queries_of_models.append(
+            {suite: replace(queries, name=name) for suite, queries in model.queries.items()}
+        )
+    comparison = compare(queries_of_models, Bootstrap(bootstrap, seed))
+
+    path = out / "comparison.json"
+    write_json(path, comparison)
+    written = {"comparison": [path]}
+    write_pages(out, reports, written, latex, comparison)
+    return comparison, written
+
+
+def _results_folder(model: Path) -> Path:
+    """Return the folder of a model's results: it, or ``eval`` in it."""
+    for folder in (model / "eval", model):
+        files = (folder / evaluator.results_file.name for evaluator in EVALUATORS.values())
+        if any(file.is_file() for file in files):
+            return folder
+    raise CusaError(f"{model} holds no results of cusa-eval; run cusa-eval --run {model} first")
+
+
+def _default_folder(first: Path) -> Path:
+    """Return ``eval`` beside the first model."""
+    first = first.resolve()
+    if _is_in_run(first) or first.parent.name == "eval":
+        return first.parent.parent / "eval"
+    return first.parent / "eval"
+
+
+def _is_in_run(folder: Path) -> bool:
+    return folder.name == "eval" and begun(folder.parent)
+
+
+def _read(folder: Path) -> _MeasuredModel:
+    """Read the results of every suite that a model was measured by."""
+    results, queries = {}, {}
+    for suite in EVALUATORS:
+        content = read_results(folder, suite)
+        if content is not None:
+            results[suite] = content
+    for suite in results:
+        of_suite = read_queries(folder, suite)
+        if of_suite is not None:
+            queries[suite] = of_suite
+    return _MeasuredModel(folder, results, queries)

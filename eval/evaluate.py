@@ -299,7 +299,7 @@ def write_pages(
     reports: Sequence[ModelReport],
     written: dict[str, list[Path]],
     latex: bool,
-    comparison: dict[str, Any] | None = None,
+    comparison: Mapping[str, Any] | None = None,
 ) -> int:
     """Write report.html or comparison.html, and the same tables for LaTeX.
 

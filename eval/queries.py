@@ -15,9 +15,12 @@ from cusa.data.errors import FileFormatError, RunError
 from cusa.data.files import atomic_file
 from cusa.data.foreign.npy import read_npz
 from cusa.data.parsing import parse_json
+from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Bounds, Rankings, Ties
 from cusa.eval.metrics.ranks import RankBounds
+
+_PRECISIONS = ("r_precision", "average_precision")
 
 
 @dataclass(frozen=True)
@@ -25,49 +28,64 @@ class Queries:
     """What the queries of one suite got.
 
     Attributes:
-        name: The model's.
+        name: The model's name.
         uni_head: Its head within a modality.
         ties: How ties were counted.
         sets: Fingerprint of each data set.
-        found: Rankings, or judged pairs, by ``set/head/part/task``.
+        per_query: Rankings, or scored pairs, by ``data set/head[/protocol]/task``.
     """
 
     name: str
     uni_head: str
     ties: str
     sets: Mapping[str, str]
-    found: Mapping[str, Rankings | ScoredPairs]
+    per_query: Mapping[str, Rankings | ScoredPairs]
+
+
+class _About(BaseModel):
+    """What is kept beside the arrays."""
+
+    name: str
+    uni_head: Head
+    ties: Ties
+    sets: dict[str, str]
+    candidates: dict[str, int]
 
 
 def queries_file(folder: Path, suite: str) -> Path:
-    """Where the queries of a suite are kept."""
+    """Return where the queries of a suite are kept."""
     return folder / f"{suite}-queries.npz"
 
 
 def save_queries(folder: Path, suite: str, queries: Queries) -> None:
     """Write the queries of a suite."""
     arrays: dict[str, np.ndarray] = {}
-    candidates: dict[str, int] = {}
-    for key, found in queries.found.items():
-        if isinstance(found, ScoredPairs):
-            arrays |= {f"{key}:cosines": found.similarities, f"{key}:gold": found.human_scores}
-            continue
-        candidates[key] = found.candidates
-        arrays[f"{key}:ranks"] = np.stack(found.best)
-        if found.clusters is not None:
-            arrays[f"{key}:clusters"] = found.clusters
-        for name in ("r_precision", "average_precision"):
-            if (bounds := getattr(found, name)) is not None:
-                arrays[f"{key}:{name}"] = np.stack(bounds)
+    n_candidates: dict[str, int] = {}
+    for key, measured in queries.per_query.items():
+        if isinstance(measured, ScoredPairs):
+            arrays[f"{key}:cosines"] = measured.similarities
+            arrays[f"{key}:gold"] = measured.human_scores
+        else:
+            n_candidates[key] = measured.candidates
+            arrays[f"{key}:ranks"] = np.stack(measured.best)
+        if measured.clusters is not None:
+            arrays[f"{key}:clusters"] = measured.clusters
+        if isinstance(measured, Rankings):
+            for name in _PRECISIONS:
+                bounds = getattr(measured, name)
+                if bounds is not None:
+                    arrays[f"{key}:{name}"] = np.stack(bounds)
     about = {
         "name": queries.name,
         "uni_head": queries.uni_head,
         "ties": queries.ties,
         "sets": dict(queries.sets),
+        "candidates": n_candidates,
     }
-    text = json.dumps({**about, "candidates": candidates})
-    with atomic_file(queries_file(folder, suite)) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, about=np.array(text), **arrays)  # type: ignore[arg-type] # its stub has a flag, too
+    arrays = {"about": np.array(json.dumps(about)), **arrays}
+    path = queries_file(folder, suite)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # its stub has a flag, too
 
 
 def load_queries(folder: Path, suite: str) -> Queries | None:
@@ -84,65 +102,74 @@ def load_queries(folder: Path, suite: str) -> Queries | None:
         about = parse_json(str(arrays.pop("about", np.array("null"))), path)
         return _queries(_About.model_validate(about, strict=True), arrays)
     except (FileFormatError, ValueError, KeyError):  # pydantic's error is a ValueError
-        raise RunError(f"{path} is damaged; run cusa-eval {suite} again", path=path) from None
-
-
-class _About(BaseModel):
-    """What is kept beside the arrays."""
-
-    name: str
-    uni_head: Head
-    ties: Ties
-    sets: dict[str, str]
-    candidates: dict[str, int]
+        command = EVALUATORS[suite].results_file.command
+        raise RunError(f"{path} is damaged; run {command} again", path=path) from None
 
 
 def _queries(about: _About, arrays: Mapping[str, np.ndarray]) -> Queries:
-    found: dict[str, Rankings | ScoredPairs] = {}
+    per_query: dict[str, Rankings | ScoredPairs] = {}
     for name in arrays:
-        key, _, what = name.rpartition(":")
-        if what == "cosines":
-            found[key] = _scored_pairs(arrays[name], arrays[f"{key}:gold"])
-        elif what == "ranks":
-            found[key] = _rankings(key, arrays, about.candidates[key])
+        key, _, kind = name.rpartition(":")
         if key.count("/") < 2:
-            raise ValueError(f"{name} is no set/head/task")
-    return Queries(about.name, about.uni_head, about.ties, about.sets, found)
+            raise ValueError(f"{name} is no data set/head/task")
+        if kind == "cosines":
+            per_query[key] = _scored_pairs(key, arrays)
+        elif kind == "ranks":
+            per_query[key] = _rankings(key, arrays, about.candidates[key])
+    return Queries(about.name, about.uni_head, about.ties, about.sets, per_query)
 
 
-def _scored_pairs(cosines: np.ndarray, gold: np.ndarray) -> ScoredPairs:
-    if cosines.ndim != 1 or cosines.shape != gold.shape:
-        raise ValueError(f"cosines {cosines.shape} of {gold.shape} scores")
-    _check_numbers(cosines, -np.inf, np.inf)
-    _check_numbers(gold, -np.inf, np.inf)
-    return ScoredPairs(cosines, gold)
+def _scored_pairs(key: str, arrays: Mapping[str, np.ndarray]) -> ScoredPairs:
+    similarities, human_scores = arrays[f"{key}:cosines"], arrays[f"{key}:gold"]
+    if similarities.ndim != 1 or similarities.shape != human_scores.shape:
+        raise ValueError(f"cosines {similarities.shape} of {human_scores.shape} scores")
+    _check_within(similarities, -np.inf, np.inf)
+    _check_within(human_scores, -np.inf, np.inf)
+    return ScoredPairs(similarities, human_scores, _clusters(key, arrays, human_scores))
 
 
-def _rankings(key: str, arrays: Mapping[str, np.ndarray], candidates: int) -> Rankings:
-    ranks, clusters = arrays[f"{key}:ranks"], arrays.get(f"{key}:clusters")
+def _rankings(key: str, arrays: Mapping[str, np.ndarray], n_candidates: int) -> Rankings:
+    ranks = arrays[f"{key}:ranks"]
     if ranks.dtype.kind != "i" or ranks.ndim != 2 or len(ranks) != 2:
         raise ValueError(f"ranks are {ranks.dtype} {ranks.shape}")
     optimistic, pessimistic = ranks
     if ((optimistic > pessimistic) | ((optimistic < 0) != (pessimistic < 0))).any():
         raise ValueError("ranks are out of order")
-    if ranks.size and (ranks.min() < -1 or ranks.max() >= max(1, candidates)):
+    if ranks.size and (ranks.min() < -1 or ranks.max() >= max(1, n_candidates)):
         raise ValueError("ranks are out of range")
-    if clusters is not None and (clusters.dtype.kind != "i" or clusters.shape != optimistic.shape):
-        raise ValueError(f"clusters are {clusters.dtype} {clusters.shape}")
-    precisions: dict[str, Bounds | None] = {}
-    for name in ("r_precision", "average_precision"):
-        bounds = arrays.get(f"{key}:{name}")
-        if bounds is not None:
-            _check_numbers(bounds, 0, 1)
-            if bounds.shape != ranks.shape:
-                raise ValueError(f"{name} is {bounds.shape}")
-        precisions[name] = None if bounds is None else Bounds(*bounds)
     return Rankings(
-        RankBounds(optimistic, pessimistic), candidates, **precisions, clusters=clusters
+        RankBounds(optimistic, pessimistic),
+        n_candidates,
+        r_precision=_precisions(f"{key}:r_precision", arrays, ranks.shape),
+        average_precision=_precisions(f"{key}:average_precision", arrays, ranks.shape),
+        clusters=_clusters(key, arrays, optimistic),
     )
 
 
-def _check_numbers(values: np.ndarray, least: float, most: float) -> None:
+def _precisions(
+    name: str, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]
+) -> Bounds | None:
+    bounds = arrays.get(name)
+    if bounds is None:
+        return None
+    _check_within(bounds, 0, 1)
+    if bounds.shape != shape:
+        raise ValueError(f"{name} is {bounds.shape}")
+    return Bounds(*bounds)
+
+
+def _clusters(
+    key: str, arrays: Mapping[str, np.ndarray], of_queries: np.ndarray
+) -> np.ndarray | None:
+    clusters = arrays.get(f"{key}:clusters")
+    if clusters is None:
+        return None
+    if clusters.dtype.kind != "i" or clusters.shape != of_queries.shape:
+        raise ValueError(f"clusters are {clusters.dtype} {clusters.shape}")
+    return clusters
+
+
+def _check_within(values: np.ndarray, least: float, most: float) -> None:
     if values.dtype.kind != "f" or not np.isfinite(values).all():
         raise ValueError(f"{values.dtype} that is not finite")
     if ((values < least) | (values > most)).any():

@@ -20,6 +20,10 @@ from cusa.eval.queries import Queries, load_queries, queries_file, save_queries
 def read_results(folder: Path, suite: str) -> dict[str, Any] | None:
     """Read the figures of a suite; ``None`` if there are none.
 
+    Args:
+        folder: Folder of a model's results.
+        suite: Name of the suite.
+
     Raises:
         RunError: If the file is damaged, or of another kind; says where.
     """
@@ -47,7 +51,11 @@ def read_results(folder: Path, suite: str) -> dict[str, Any] | None:
 
 
 def read_queries(folder: Path, suite: str) -> Queries | None:
-    """What the queries behind the figures got; ``None`` if the suite was not measured.
+    """Read what the queries behind the figures got; ``None`` if the suite was not measured.
+
+    Args:
+        folder: Folder of a model's results.
+        suite: Name of the suite.
 
     Raises:
         RunError: If they are missing, damaged, or not those of the figures: a full disk or a kill
@@ -57,8 +65,9 @@ def read_queries(folder: Path, suite: str) -> Queries | None:
     if content is None:
         return None
     path = queries_file(folder, suite)
+    file = EVALUATORS[suite].results_file
     if not path.is_file() or _digest(path) != content.get("queries_sha256"):
-        message = f"{path} does not belong to {folder / EVALUATORS[suite].results_file.name}; run cusa-eval {suite} again"
+        message = f"{path} does not belong to {folder / file.name}; run {file.command} again"
         raise RunError(message, path=path)
     return load_queries(folder, suite)
 
@@ -68,7 +77,8 @@ def keep_results(
 ) -> dict[str, Any]:
     """Write figures and queries of a suite.
 
-    Image sets and similarity tasks that were measured before, of the same weights by the same rules, stay.
+    Image sets and similarity tasks that were measured before, of the same weights by the same
+    rules, stay.
 
     Args:
         folder: Where to.
@@ -84,23 +94,25 @@ def keep_results(
         OSError: If they cannot be written.
     """
     file = EVALUATORS[suite].results_file
-    merged = dict(content)
-    earlier, before = _earlier(folder, suite, content)
-    if file.merge is not None and earlier is not None and before is not None:
-        merged = file.merge(earlier, content)
-        queries = replace(
-            queries, sets={**before.sets, **queries.sets}, found={**before.found, **queries.found}
-        )
+    kept = dict(content)
+    if file.merge is not None:
+        earlier, earlier_queries = _earlier(folder, suite, content)
+        if earlier is not None and earlier_queries is not None:
+            kept = file.merge(earlier, content)
+            queries = _joined(earlier_queries, queries)
     save_queries(folder, suite, queries)
-    merged["queries_sha256"] = _digest(queries_file(folder, suite))
-    write_json(folder / file.name, merged)
-    return merged
+    kept["queries_sha256"] = _digest(queries_file(folder, suite))
+    write_json(folder / file.name, kept)
+    return kept
 
 
 def _earlier(
     folder: Path, suite: str, content: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, Queries | None]:
-    """What was measured before and may stay; nothing where figures and queries do not belong together."""
+    """Read what was measured before and may stay.
+
+    Nothing may where figures and queries do not belong together.
+    """
     earlier = read_results(folder, suite)
     if earlier is None or _rules(earlier) != _rules(content):
         return None, None
@@ -111,8 +123,16 @@ def _earlier(
 
 
 def _rules(content: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What figures must share to stand in one file."""
+    """Return what figures must share to stand in one file."""
     return content["model"].get("weights_sha256"), content.get("ties"), content.get("bootstrap")
+
+
+def _joined(earlier: Queries, later: Queries) -> Queries:
+    return replace(
+        later,
+        sets={**earlier.sets, **later.sets},
+        per_query={**earlier.per_query, **later.per_query},
+    )
 
 
 def _digest(path: Path) -> str:
@@ -121,29 +141,27 @@ def _digest(path: Path) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of results."""
+    """Write a file of results, all of it or nothing."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def distinct_names(names: Sequence[str], places: Sequence[Path]) -> list[str]:
-    """Names with as much of their places before them as tells equal ones apart.
+    """Put as much of a model's place before its name as tells equal names apart.
 
     Args:
         names: Of models.
         places: Where these are.
     """
-    found = list(names)
-    for i, name in enumerate(names):
-        mine = places[i].resolve().parts
-        others = [
-            o
-            for p, n in zip(places, names, strict=True)
-            if n == name and (o := p.resolve().parts) != mine
-        ]
+    paths = [place.resolve().parts for place in places]
+    distinct = []
+    for name, path in zip(names, paths, strict=True):
+        namesakes = []
+        for other_name, other_path in zip(names, paths, strict=True):
+            if other_name == name and other_path != path:
+                namesakes.append(other_path)
         depth = 2
-        while any(o[-depth:] == mine[-depth:] for o in others):
+        while any(other[-depth:] == path[-depth:] for other in namesakes):
             depth += 1
-        if others:
-            found[i] = "/".join(mine[-depth:])
-    return found
+        distinct.append("/".join(path[-depth:]) if namesakes else name)
+    return distinct

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,13 @@ _shown = _options(
         "--pmrp", type=_path, help="Folder of pm_*.json: plausible matches of COCO's test."
     ),
     click.option(
+        "--judgements",
+        type=_path,
+        multiple=True,
+        help="People's judgements of the split's pairs: CrowdFlowerAnnotations.txt or ExpertAnnotations.txt of "
+        "Flickr8k; repeatable.",
+    ),
+    click.option(
         "--gallery", type=click.IntRange(0), default=6, help="Queries per task shown in the report."
     ),
 )
@@ -101,7 +108,7 @@ _shown = _options(
 @one_line_errors
 def main(**options: Any) -> None:
     """Retrieval across modalities and among captions: exact ranks, tables, metrics.json and report.html."""
-    _measure(options, ("retrieval",))
+    _measure(options, ("retrieval", *_judgements(options)))
 
 
 @click.command(context_settings=_CONTEXT)
@@ -143,7 +150,8 @@ def sts(**options: Any) -> None:
 @one_line_errors
 def everything(**options: Any) -> None:
     """All three suites, on what there is: the split, the image sets and the STS sets below --data-root."""
-    _measure(options, ("retrieval", "images", "sts"), skip_absent=True)
+    suites = ("retrieval", *_judgements(options), "images", "sts")
+    _measure(options, suites, skip_absent=True)
 
 
 @click.command(context_settings=_CONTEXT)
@@ -294,6 +302,11 @@ main.others |= {
 }
 
 
+def _judgements(options: dict[str, Any]) -> tuple[str, ...]:
+    """Name the suite of human judgements, where there are any."""
+    return ("judgements",) if options["judgements"] else ()
+
+
 def _measure(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool = False) -> None:
     from cusa.cli.console import default_workers, pick_device, progress, quiet_libraries
 
@@ -360,6 +373,7 @@ def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool
         ),
         image_sets=options.get("data", ()),
         sts_folder=options.get("sts_data"),
+        judgement_files=options.get("judgements", ()),
         pmrp=options.get("pmrp"),
         options=MeasureOptions(
             scoring, options["allow_partial"], options["index"], options.get("gallery", 0)
@@ -419,7 +433,7 @@ def _print_tables(sections: Sequence[Section]) -> None:
             _screen().print(table)
 
 
-def _print_comparison(content: dict[str, Any]) -> None:
+def _print_comparison(content: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 

@@ -83,6 +83,7 @@ class ResultsFile:
 
     Attributes:
         name: Its name, such as ``"metrics.json"``.
+        command: The command that writes it, such as ``"cusa-eval retrieval"``.
         format: What it says that it is, such as ``"cusa-metrics"``.
         version: Its major and minor version.
         form: What it must hold.
@@ -92,6 +93,7 @@ class ResultsFile:
     """
 
     name: str
+    command: str
     format: str
     version: tuple[int, int]
     form: TypeAdapter[Any]

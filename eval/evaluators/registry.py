@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from cusa.eval.evaluators.images.evaluator import ImagesEvaluator
+from cusa.eval.evaluators.judgements.evaluator import JudgementsEvaluator
 from cusa.eval.evaluators.protocol import Evaluator
 from cusa.eval.evaluators.retrieval.evaluator import RetrievalEvaluator
 from cusa.eval.evaluators.sts.evaluator import StsEvaluator
 
 _IN_ORDER: tuple[Evaluator[Any, Any], ...] = (
     RetrievalEvaluator(),
+    JudgementsEvaluator(),
     ImagesEvaluator(),
     StsEvaluator(),
 )

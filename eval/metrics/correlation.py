@@ -24,10 +24,13 @@ class ScoredPairs:
     Attributes:
         similarities: float64 ``[pairs]``: the model's.
         human_scores: float64 ``[pairs]``, in the scale of the data set.
+        clusters: int64 ``[pairs]``: pairs that belong together, as those of a caption do;
+            ``None``: none do.
     """
 
     similarities: np.ndarray
     human_scores: np.ndarray
+    clusters: np.ndarray | None = None
 
 
 class Correlations(TypedDict):
@@ -86,7 +89,7 @@ def correlations(similarities: np.ndarray, human_scores: np.ndarray) -> Correlat
 
 
 def resampled_spearman(pairs: ScoredPairs, bootstrap: Bootstrap) -> np.ndarray:
-    """Compute 100 x Spearman over resampled pairs.
+    """Compute 100 x Spearman over resampled pairs, or resampled clusters of them.
 
     Args:
         pairs: The pairs.
@@ -102,7 +105,16 @@ def resampled_spearman(pairs: ScoredPairs, bootstrap: Bootstrap) -> np.ndarray:
         except CusaError:
             return math.nan
 
-    return resampled(spearman_of, len(pairs.human_scores), bootstrap)
+    if pairs.clusters is None:
+        return resampled(spearman_of, len(pairs.human_scores), bootstrap)
+    in_order = np.argsort(pairs.clusters, kind="stable")
+    _, starts = np.unique(pairs.clusters[in_order], return_index=True)
+    members = np.split(in_order, starts[1:])
+
+    def spearman_of_clusters(drawn: np.ndarray) -> float:
+        return spearman_of(np.concatenate([members[cluster] for cluster in drawn.tolist()]))
+
+    return resampled(spearman_of_clusters, len(members), bootstrap)
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float:

@@ -90,7 +90,7 @@ def test_a_hugging_face_model_on_an_annotation_file(home, here):
     html = (here / "runs/eval/clip/report.html").read_text()
     assert "picture number 2" in html
     queries = load_queries(here / "runs/eval/clip", "retrieval")
-    assert queries.found["tiny test/cross/retrieval/t2i"].best.pessimistic.tolist() == ranks
+    assert queries.per_query["tiny test/cross/retrieval/t2i"].best.pessimistic.tolist() == ranks
     again = run_ok(
         "eval",
         "retrieval",

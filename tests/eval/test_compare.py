@@ -78,7 +78,8 @@ def test_differences_are_those_of_the_metrics(hardness):
             task, _, name = metric.partition(" ")
             if metric == "rsum":
                 ways = {
-                    way: model.found[f"coco test/cross/retrieval/{way}"] for way in ("i2t", "t2i")
+                    way: model.per_query[f"coco test/cross/retrieval/{way}"]
+                    for way in ("i2t", "t2i")
                 }
                 want.append(two_ways(ways)["rsum"])
                 continue
@@ -86,7 +87,7 @@ def test_differences_are_those_of_the_metrics(hardness):
                 "eccv" if place.endswith("eccv") else "unimodal" if task == "t2t" else "retrieval"
             )
             head = model.uni_head if task == "t2t" else "cross"
-            want.append(one_way(model.found[f"coco test/{head}/{part}/{task}"])[name])
+            want.append(one_way(model.per_query[f"coco test/{head}/{part}/{task}"])[name])
         assert row["values"] == pytest.approx(want, rel=1e-12)
         assert row["differences"][0] is None
         assert row["suite"] == "retrieval"
@@ -105,7 +106,9 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one(hardness):
     models = _model("one", 1, hardness), _model("two", 2, hardness)
     row = _rows(compare([{"retrieval": m} for m in models], SOME))["coco test", "i2t r5"]
     paired = row["differences"][1]["high"] - row["differences"][1]["low"]
-    hits = [100.0 * (m.found["coco test/cross/retrieval/i2t"].best.optimistic < 5) for m in models]
+    hits = [
+        100.0 * (m.per_query["coco test/cross/retrieval/i2t"].best.optimistic < 5) for m in models
+    ]
     rng = np.random.default_rng(9)
     means = [np.array([h[rng.integers(500, size=500)].mean() for _ in range(2_000)]) for h in hits]
     low, high = interval(means[1] - means[0])
@@ -118,9 +121,11 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one(hardness):
 def test_intervals_agree_with_each_models_own(hardness):
     """A model that misses everything, to which the difference is the other's figure: with its own interval."""
     good = _model("good", 1, hardness)
-    nothing = replace(good, found={k: _ranks(np.full(500, 999), np.zeros(500)) for k in good.found})
+    nothing = replace(
+        good, per_query={k: _ranks(np.full(500, 999), np.zeros(500)) for k in good.per_query}
+    )
     rows = _rows(compare([{"retrieval": nothing}, {"retrieval": good}], SOME))
-    own = one_way(good.found["coco test/cross/retrieval/t2i"], Scoring(bootstrap=SOME))
+    own = one_way(good.per_query["coco test/cross/retrieval/t2i"], Scoring(bootstrap=SOME))
     found = rows["coco test", "t2i r10"]["differences"][1]
     assert [found["low"], found["high"]] == pytest.approx(own["ci"]["r10"])
 

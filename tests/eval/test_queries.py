@@ -34,9 +34,9 @@ def test_a_round_trip(tmp_path):
     got = load_queries(tmp_path, "retrieval")
     for field in ("name", "uni_head", "ties", "sets"):
         assert getattr(got, field) == getattr(queries, field)
-    assert set(got.found) == set(queries.found)
-    for key, want in queries.found.items():
-        found = got.found[key]
+    assert set(got.per_query) == set(queries.per_query)
+    for key, want in queries.per_query.items():
+        found = got.per_query[key]
         if isinstance(want, ScoredPairs):
             np.testing.assert_array_equal(found.similarities, want.similarities)
             np.testing.assert_array_equal(found.human_scores, want.human_scores)

@@ -73,6 +73,7 @@ def _merge(earlier: ImagesResults, content: ImagesResults) -> ImagesResults:
 
 IMAGES_FILE = ResultsFile(
     name="images.json",
+    command="cusa-eval images",
     format="cusa-images",
     version=(1, 0),
     form=TypeAdapter(

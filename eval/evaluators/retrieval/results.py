@@ -68,6 +68,7 @@ def _has_the_head_that_all_models_have(content: RetrievalResults) -> RetrievalRe
 
 RETRIEVAL_FILE = ResultsFile(
     name="metrics.json",
+    command="cusa-eval retrieval",
     format="cusa-metrics",
     version=(1, 3),
     form=TypeAdapter(

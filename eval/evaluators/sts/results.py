@@ -108,6 +108,7 @@ def _merge(earlier: StsResults, content: StsResults) -> StsResults:
 
 STS_FILE = ResultsFile(
     name="sts.json",
+    command="cusa-eval sts",
     format="cusa-sts",
     version=(1, 0),
     form=TypeAdapter(

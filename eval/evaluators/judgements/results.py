@@ -1,0 +1,94 @@
+"""The form of judgements.json (docs/METRICS.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, NotRequired
+
+from pydantic import AfterValidator, TypeAdapter
+from typing_extensions import TypedDict
+
+from cusa.data.embeddings import Head
+from cusa.eval.evaluators.forms import Results, is_of_a_known_version
+from cusa.eval.evaluators.judgements.data import JudgementKind
+from cusa.eval.evaluators.protocol import ResultsFile
+from cusa.eval.metrics.figures import DirectionFigures, Figure, Number
+from cusa.eval.metrics.per_query import Ties
+
+
+class JudgedDirection(DirectionFigures, total=False):
+    """Figures of one direction, with average precision over the whole ranking."""
+
+    average_precision: Figure
+
+
+class JudgedDirections(TypedDict):
+    """Figures of both directions, and the sum of their six recalls."""
+
+    i2t: JudgedDirection
+    t2i: JudgedDirection
+    rsum: Figure
+
+
+class Agreement(TypedDict):
+    """How similarities follow people's scores, in 100 x correlation; and retrieval by their verdict."""
+
+    kendall_tau_c: Number
+    spearman: Number
+    pairs: int
+    retrieval: JudgedDirections
+
+
+class HeadJudgements(TypedDict):
+    """Figures of one head: by the labels alone, and by each kind of judgement."""
+
+    labels: JudgedDirections
+    judged: dict[JudgementKind, Agreement]
+
+
+class JudgementFacts(TypedDict):
+    """What the judgements of one kind are."""
+
+    fingerprint: str
+    pairs: int
+    images: int
+    captions: int
+    positives: int
+    positives_beyond_labels: int
+    notes: list[str]
+
+
+class JudgementResults(Results):
+    """Content of judgements.json."""
+
+    dataset: str
+    split: str
+    split_fingerprint: str
+    n_images: int
+    n_captions: int
+    ties: NotRequired[Ties]
+    judgements: dict[JudgementKind, JudgementFacts]
+    heads: dict[Head, HeadJudgements]
+
+
+def _is_complete(content: JudgementResults) -> JudgementResults:
+    if "cross" not in content["heads"]:
+        raise ValueError("there is no head cross")
+    for head, figures in content["heads"].items():
+        if figures["judged"].keys() != content["judgements"].keys():
+            raise ValueError(f"head {head} has other judgements")
+    return content
+
+
+JUDGEMENTS_FILE = ResultsFile(
+    name="judgements.json",
+    command="cusa-eval retrieval --judgements FILE",
+    format="cusa-judgements",
+    version=(1, 0),
+    form=TypeAdapter(
+        Annotated[
+            JudgementResults,
+            AfterValidator(is_of_a_known_version),
+            AfterValidator(_is_complete),
+        ]
+    ),
+)

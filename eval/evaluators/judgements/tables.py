@@ -1,0 +1,107 @@
+"""Tables of agreement with people, and of retrieval where people's verdict counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from cusa.eval.evaluators.judgements.data import JudgementKind
+from cusa.eval.evaluators.judgements.results import JudgementResults
+from cusa.eval.report.tables import (
+    RECALLS,
+    TASKS,
+    FiguresByHead,
+    Group,
+    Headline,
+    Metric,
+    NamedResult,
+    Section,
+    TableSpec,
+    by_data_set,
+    contents_of,
+    fact,
+    intervals_rule,
+    make_tables,
+    ties_rule,
+)
+
+Spec = TableSpec[JudgementResults]
+SCORE_TITLES: dict[JudgementKind, str] = {
+    "crowd": "Share of Yes (crowd)",
+    "experts": "Mean score (experts)",
+}
+PEOPLE_TITLES: dict[JudgementKind, str] = {
+    "crowd": "Labels and crowd",
+    "experts": "Labels and experts",
+}
+
+
+def judgements_section(results: Sequence[NamedResult[JudgementResults]]) -> Section:
+    """Make the section of human judgements."""
+    contents = contents_of(results)
+    specs = [_agreement_spec(), _retrieval_spec("i2t", contents), _retrieval_spec("t2i", contents)]
+    headlines = {}
+    for position, result in enumerate(results):
+        if result.content is not None:
+            headlines[position] = _headline(result.content)
+    return Section(
+        "judgements",
+        "Human judgements",
+        tuple(_facts(contents)),
+        intervals_rule(contents),
+        make_tables(results, specs),
+        headlines=headlines,
+    )
+
+
+def _facts(contents: Sequence[JudgementResults]) -> Iterable[str]:
+    for kind, of_models in by_data_set(contents, "judgements").items():
+        first = of_models[0]
+        counts = (
+            f"{first['pairs']:,} pairs of {first['images']:,} images and "
+            f"{first['captions']:,} captions; {first['positives']:,} are right, "
+            f"{first['positives_beyond_labels']:,} of them wrong by the labels"
+        )
+        fingerprints = (of_model["fingerprint"] for of_model in of_models)
+        notes = [note for of_model in of_models for note in of_model["notes"]]
+        title = SCORE_TITLES[cast("JudgementKind", kind)]
+        yield fact(title, counts, fingerprints, notes)
+
+
+def _headline(content: JudgementResults) -> Headline:
+    kind, agreement = next(iter(content["heads"]["cross"]["judged"].items()))
+    label = f"100 × Kendall's tau-c, {SCORE_TITLES[kind].lower()}, cross head"
+    return Headline(label, agreement["kendall_tau_c"])
+
+
+def _agreement_spec() -> Spec:
+    correlations = (Metric("kendall_tau_c", "Kendall's tau-c"), Metric("spearman", "Spearman"))
+    return TableSpec(
+        "Agreement with people",
+        "100 × rank correlation of a pair's cosine with people's score, over all judged pairs of an image and a "
+        "caption: the share of Yes to whether the caption describes the image, or the mean of the experts' scores "
+        "from 1 to 4 (Hodosh et al., JAIR 2013).",
+        ("cross",),
+        tuple(Group(title, ("judged", kind), correlations) for kind, title in SCORE_TITLES.items()),
+        _heads,
+    )
+
+
+def _retrieval_spec(task: str, contents: Sequence[JudgementResults]) -> Spec:
+    metrics = (*RECALLS, Metric("average_precision", "AP"))
+    groups = [Group("Labels", ("labels", task), metrics)]
+    for kind, title in PEOPLE_TITLES.items():
+        groups.append(Group(title, ("judged", kind, "retrieval", task), metrics))
+    return TableSpec(
+        f"{TASKS[task]}, by labels and by people",
+        "By the labels, an image and the captions written for it are right for each other; by people, so are the "
+        "pairs that more of the crowd call right than wrong, or to which experts give 3 or more on average. AP: "
+        f"average precision over the whole ranking. {ties_rule(contents)}",
+        ("cross",),
+        tuple(groups),
+        _heads,
+    )
+
+
+def _heads(content: JudgementResults) -> FiguresByHead:
+    return cast("FiguresByHead", content["heads"])
