@@ -209,6 +209,18 @@ def test_a_shard_says_what_it_holds(tmp_path):
     ]
 
 
+def test_differing_settings_are_named_one_by_one():
+    mine = settings("image", 2, transform={"size": 8, "feature": "pooler", "crop": 8, "modules": ["m" * 80]})
+    theirs = settings("image", 2, transform={"size": 8, "feature": "mean", "mean": None, "modules": ["n"]})
+    assert mine.differing(theirs) == [
+        "transform.crop (8 / absent)",
+        "transform.feature ('pooler' / 'mean')",
+        "transform.mean (absent / None)",
+        "transform.modules",
+    ]
+    assert mine.differing(mine) == []
+
+
 def _damage(index, how):
     shard = sorted(index.parent.glob("store/vision/train-*.h5"))[1]
     if how == "missing":
