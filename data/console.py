@@ -58,7 +58,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _escape_what_cannot_be_printed() -> None:
-    """Print characters that the output's encoding lacks as ``\\xe4``, as stderr always does.
+    """Print characters that the output's encoding lacks as escapes, as stderr always does.
 
     Captions, ids and paths may hold any character; a log in ASCII must not end the run.
     """

@@ -80,8 +80,8 @@ def test_captions_are_cut_where_the_positions_end_and_the_number_is_told(tmp_pat
     vit, out = make_tiny_vit(tmp_path / "vit"), tmp_path / "s.h5"
     teachers = ("--teacher", f"see={vit}", "--teacher", f"read={tmp_path / 'read'}", "--workers", 0)
     text = run_ok("precompute", "--dataset", manifest, *teachers, "--out", out)
-    assert "read: 3 captions are longer than its 32 tokens and were cut" in text
-    assert "were cut" not in run_ok("precompute", "--dataset", manifest, *teachers, "--out", out)
+    assert "read: captions longer than its 32 tokens that were cut: 3" in text
+    assert "that were cut" not in run_ok("precompute", "--dataset", manifest, *teachers, "--out", out)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,7 @@ def test_captions_without_a_known_word(tmp_path):
     teachers = ("--teacher", f"see={vit}", "--teacher", f"bag={tmp_path / 'bag'}", "--workers", 0)
     result = run("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5")
     assert result.exit_code == 1
+    assert f"{manifest} line 8: caption id id3#1" in result.output
     assert "('unheard things'): teacher 'bag' gives a row of zeros" in result.output
     run_ok("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5", "--on-error", "skip")
     store = EmbeddingStore(tmp_path / "s.h5")
