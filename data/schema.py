@@ -66,15 +66,18 @@ class TeacherSettings:
         return TeacherSettings(**{name: values[name] for name in _LEGAL_SETTINGS})
 
     def differing(self, other: TeacherSettings) -> list[str]:
-        """The fields that differ, with both values; of ``transform``, its keys that do."""
-        mine, theirs = self._named_values(), other._named_values()
+        """The fields that differ, with both values; of ``transform``, its keys, if the model is one."""
+        is_one_model = (self.modality, self.model_id) == (other.modality, other.model_id)
+        mine, theirs = self._named_values(is_one_model), other._named_values(is_one_model)
         names = sorted(mine.keys() | theirs.keys())
         differing = [name for name in names if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT)]
         return [_difference(name, mine, theirs) for name in differing]
 
-    def _named_values(self) -> dict[str, Any]:
-        """Every value by its field's name, those of ``transform`` as ``transform.KEY``."""
+    def _named_values(self, by_key: bool) -> dict[str, Any]:
+        """Every value by its field's name; ``by_key``, those of ``transform`` as ``transform.KEY``."""
         values: dict[str, Any] = json.loads(self.to_json())
+        if not by_key:
+            return values
         transform: dict[str, Any] = values.pop("transform")
         return values | {f"transform.{key}": value for key, value in transform.items()}
 

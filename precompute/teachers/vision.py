@@ -17,6 +17,7 @@ from cusa.data.pretrained import lacking, load_embedding_model, load_image_proce
 from cusa.precompute.teachers.base import (
     FEATURE,
     FEATURE_OF_POOLING,
+    POOLING,
     Pooling,
     Preprocessed,
     Teacher,
@@ -235,7 +236,7 @@ class _Encoder:
         return (pixels.shape[2] // height) * (pixels.shape[3] // width)
 
     def _refuse(self, problem: str) -> None:
-        raise TeacherError(f"{self._name}: {problem}", name=self._name)
+        raise TeacherError(f"{self._name}: {problem}", name=self._name, location=POOLING)
 
 
 def _count_leading_tokens(parameters: set[str], config: Any) -> int:

@@ -219,6 +219,8 @@ def test_differing_settings_are_named_one_by_one():
         "transform.modules",
     ]
     assert mine.differing(mine) == []
+    others = settings("image", 2, transform={"kernel": "a" * 80}, model_id="another")
+    assert mine.differing(others) == ["model_id ('made-up-image' / 'another')", "transform"]
 
 
 def _damage(index, how):

@@ -277,6 +277,18 @@ def test_the_pooling_is_named_recorded_and_kept(tmp_path):
     assert "--pooling is for Hugging Face vision models" in line
 
 
+def test_an_audit_with_a_model_without_the_recorded_pooling_says_so(tmp_path):
+    """And names no option of cusa-precompute."""
+    save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
+    save_vision(tmp_path / "other", "ViTMAEModel", "ViTMAEConfig", **VISION)
+    stored = _load(tmp_path / "see").settings("fp32", "float16", "albef")
+    assert stored.transform["feature"] == "pooler"
+    with pytest.raises(TeacherError) as caught:
+        parse_teacher(f"see={tmp_path / 'other'}").load_as(stored, "cpu")
+    assert caught.value.name == "see"
+    assert "--pooling" not in str(caught.value)
+
+
 def test_narrow_pictures_are_errors_of_their_file(tmp_path):
     save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
     teacher = _load(tmp_path / "see")
