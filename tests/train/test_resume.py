@@ -83,7 +83,9 @@ def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(index, whole, 
     expected = f"resumed   after epoch {kept // 5}, step {kept % 5} of the next"
     assert (expected in out) == (kept > 0), out
     _assert_same(whole, run_dir)
-    assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)  # nothing is left to do
+    out = run_ok("train", "--resume", "--run-dir", run_dir)
+    assert "resumed   after epoch 3, its last one: nothing is left to train" in out
+    assert "best epoch" in out
     _assert_same(whole, run_dir)
 
 

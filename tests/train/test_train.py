@@ -152,8 +152,10 @@ def test_fewer_pairs_than_a_batch_are_one_step(index, tmp_path):
     }.items():
         more = ("--batch-size", *size, "--set", "train.log_every=1", "--set", "student.dropout=0")
         out = run_ok("train", *_adapter(index, tmp_path / name, *more))
-        assert ("80 pairs can be trained on, fewer than a batch" in out) == (name != "all")
-        assert "3 epochs of 1 steps" in out
+        assert ("80 pairs can be trained on, fewer than a step asks for: each takes all of them" in out) == (
+            name != "all"
+        )
+        assert "3 epochs of 1 step, " in out
         assert "at batch 80" in out
         assert "| batch size | 80 |" in (tmp_path / name / "best" / "README.md").read_text()
         logged[name] = [m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"]
