@@ -181,10 +181,11 @@ def test_pictures_whose_pixels_cannot_be_had_are_named(student, runs, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(raw[:-100])
     sparse = torch.zeros((3, 40, 50), dtype=torch.uint8).to_sparse()
     nowhere = torch.zeros((3, 40, 50), dtype=torch.uint8, device="meta")
-    for given in (closed, Image.open(tmp_path / "cut.jpg"), sparse, nowhere):
-        with pytest.raises(ImageError) as refused:
-            student.encode_image([_pixels(0, 40, 50), given])
-        assert refused.value.location == "image 1"
+    with Image.open(tmp_path / "cut.jpg") as cut:
+        for given in (closed, cut, sparse, nowhere):
+            with pytest.raises(ImageError) as refused:
+                student.encode_image([_pixels(0, 40, 50), given])
+            assert refused.value.location == "image 1"
 
 
 def test_a_student_says_what_it_is(runs):
