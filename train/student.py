@@ -50,7 +50,7 @@ class StudentConfig:
     """
 
     name: Text = Field(default="openai/clip-vit-base-patch32", min_length=1)
-    init: Text | None = None
+    init: Text | None = Field(default=None, min_length=1)
     image_encoder: Text | None = None
     text_encoder: Text | None = None
     hidden_dim: WholeNumber = Field(default=512, ge=1, le=GREATEST_DIM)
