@@ -182,14 +182,14 @@ def index(
     options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
     with progress() as bar:
         task = bar.add_task("index", total=None, unit="items")
-        found = build_index(student, run, source, out, options, lambda n, of: bar.update(task, completed=n, total=of))
-    about = [_counted(found.count, found.modality)]
-    if found.skipped:
-        about.append(f"{len(found.skipped):,} skipped (see index.json)")
-    if found.blank_lines:
-        about.append(_counted(found.blank_lines, "empty line"))
-    if found.recall_of_exact is not None:
-        about.append(f"{found.recall_of_exact:.1f} % of the exact ten nearest found")
+        summary = build_index(student, run, source, out, options, lambda n, of: bar.update(task, completed=n, total=of))
+    about = [_counted(summary.count, summary.modality)]
+    if summary.skipped:
+        about.append(f"{len(summary.skipped):,} skipped (see index.json)")
+    if summary.blank_lines:
+        about.append(_counted(summary.blank_lines, "empty line"))
+    if summary.recall_of_exact is not None:
+        about.append(f"{summary.recall_of_exact:.1f} % of the exact ten nearest found")
     _print(f"index: {out.resolve()} ({', '.join(about)})")
     _print(f"next: {shell_command('cusa-eval', 'search', 'a dog on a beach', '--index', out)}")
 

@@ -156,7 +156,7 @@ def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str
     """
     images, texts = images[test.images], texts[test.captions]
     image_of = test.caption_image
-    found = {"coco_5k": _ranked(two_way_rank_bounds(images, texts, image_of), len(images), len(texts), image_of)}
+    protocols = {"coco_5k": _ranked(two_way_rank_bounds(images, texts, image_of), len(images), len(texts), image_of)}
     size = len(images) // FOLDS
     folds, captions = [], []
     for start in range(0, len(images), size):
@@ -164,9 +164,9 @@ def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str
         folds.append(two_way_rank_bounds(images[start : start + size], texts[mine], image_of[mine] - start))
         captions.append(mine)
     i2t, t2i = (join_bounds([fold[way] for fold in folds]) for way in (0, 1))
-    found["coco_1k"] = _ranked((i2t, t2i), size, len(texts) // FOLDS, image_of[np.concatenate(captions)])
+    protocols["coco_1k"] = _ranked((i2t, t2i), size, len(texts) // FOLDS, image_of[np.concatenate(captions)])
     for name, truth in test.truths.items():
-        found[name] = {}
+        protocols[name] = {}
         for way, of in truth.items():
             queries, candidates = (images, texts) if way == "i2t" else (texts, images)
             parts = queries[of.queries], candidates, of.indptr, of.indices
@@ -174,8 +174,8 @@ def rank_coco(images: np.ndarray, texts: np.ndarray, test: CocoTest) -> dict[str
                 ranked = Rankings(rank_bounds(*parts), len(candidates))
             else:
                 ranked = rank_all(*parts, n_relevant=of.n_relevant)
-            found[name][way] = ranked if way == "i2t" else replace(ranked, clusters=image_of[of.queries])
-    return found
+            protocols[name][way] = ranked if way == "i2t" else replace(ranked, clusters=image_of[of.queries])
+    return protocols
 
 
 def _ranked(

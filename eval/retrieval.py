@@ -171,13 +171,13 @@ def evaluate(
         }
         for part, by_task in {**groups, **protocols}.items():
             ranked |= {f"{head}/{part}/{task}": rankings for task, rankings in by_task.items()}
-    found = {
+    figures = {
         "retrieval": heads["cross"]["retrieval"],
         "unimodal": heads[uni_head]["unimodal"],
         "unimodal_head": uni_head,
         "heads": heads,
     }
-    return found, ranked
+    return figures, ranked
 
 
 def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
@@ -188,13 +188,13 @@ def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -
 
 
 def _protocol(name: str, ways: Any, scoring: Scoring) -> dict[str, Any]:
-    found = two_ways(ways, scoring)
+    figures = two_ways(ways, scoring)
     if name == "coco_1k":
-        return {**found, "folds": 5}
+        return {**figures, "folds": 5}
     if name not in PROTOCOL_METRICS:
-        return found
+        return figures
     kept = PROTOCOL_METRICS[name]
-    return {way: _only(found[way], kept) for way in ways}
+    return {way: _only(figures[way], kept) for way in ways}
 
 
 def _only(part: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def _print(text: str) -> None:
 
 
 def _summary(screen: Any, trainer: Trainer) -> None:
-    config, processes, found = trainer.config, trainer.processes, trainer.footprint
+    config, processes, footprint = trainer.config, trainer.processes, trainer.footprint
     n_parameters = sum(p.numel() for p in trainer.step.parameters())
     n_trained = sum(p.numel() for p in trainer.step.parameters() if p.requires_grad)
     named = {f"{m} teacher": t for m, t in trainer.provenance.teachers.items()}
@@ -262,8 +262,9 @@ def _summary(screen: Any, trainer: Trainer) -> None:
         *(f"{'rows':9} {what}: {t.name} ({t.settings.model_id})" for what, t in named.items()),
         f"loss      {', '.join(config.loss.terms)}; weights relative to InfoNCE at batch {batch}: "
         + ", ".join(f"{t} {w:g}" for t, w in weights.items()),
-        f"memory    about {_size(found.state + found.activations)} of each device: {_size(found.state)} of weights, "
-        f"gradients and AdamW, {_size(found.activations)} of activations",
+        f"memory    about {_size(footprint.state + footprint.activations)} of each device: "
+        f"{_size(footprint.state)} of weights, gradients and AdamW, "
+        f"{_size(footprint.activations)} of activations",
         f"run       {trainer.run_dir}, {_counted(config.train.epochs, 'epoch')} of "
         f"{_counted(trainer.steps_per_epoch, 'step')}, "
         f"{processes.device.type}{several}, {config.train.precision}, seed {config.train.seed}",
