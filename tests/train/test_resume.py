@@ -481,5 +481,5 @@ def test_zero_teacher_rows_are_named(tmp_path):
     teachers = ("--image-encoder", "vision", "--image-teacher", "zeros")
     line = run_error("train", *_args(index, tmp_path / "run", *teachers))
     assert "the image teacher's rows" in line
-    assert "are zero or not finite" in line
+    assert "are zero or have no finite length" in line
     assert "train3" in line

@@ -345,7 +345,7 @@ def test_unusable_students_are_refused(pairs, tmp_path):
     tower = make_tiny_vit(tmp_path / "tower")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tower / name).write_bytes((clip / name).read_bytes())
-    assert "has no image tower; use a dual encoder" in error(tower)
+    assert "is no dual encoder, of images and of texts" in error(tower)
     broken = copytree(clip, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     kept = {k: v for k, v in weights.items() if not k.startswith("text_model")}
