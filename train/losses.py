@@ -186,7 +186,8 @@ class CUSALoss(nn.Module):
             image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
 
         Raises:
-            ValueError: If a term lacks an input, sizes differ, or a teacher row is zero or has no finite length; names the rows.
+            ValueError: If a term lacks an input, sizes differ, features are no tensors, or a teacher
+                row is zero or has no finite length; names the rows.
         """
         _refuse_arrays(
             image_features=image_features,
