@@ -143,6 +143,7 @@ def test_a_sequence_is_any_iterable_and_may_hold_anything(student, runs):
     many = student.encode_image((item for item in given), "cross", 2)
     assert_same(many, expected[[0, 0, 0, 1, 1]])
     assert_same(student.encode_image(np.array([str(path)])), expected[:1])
+    assert_same(student.encode_image(np.array(str(path))), expected[0])
     texts = ["picture 1", "number 2", "picture 3"]
     expected = student.encode_text(texts)
     for given in (iter(texts), tuple(texts), np.array(texts), dict.fromkeys(texts)):
@@ -181,7 +182,7 @@ def test_other_arrays_are_refused_in_one_line(student, image):
 
 
 def test_what_is_neither_image_nor_text_is_refused(student):
-    for given in (None, 3):
+    for given in (None, 3, b"\xff\xd8"):
         with pytest.raises(ImageError) as refused:
             student.encode_image(given)
         assert refused.value.name == "images"
@@ -194,8 +195,26 @@ def test_what_is_neither_image_nor_text_is_refused(student):
     with pytest.raises(DataError) as refused:
         student.encode_text(["picture", 3])
     assert refused.value.location == "text 1"
-    with pytest.raises(ValueError, match="batch_size"):
-        student.encode_image(_pixels(0, 40, 50), batch_size=0)
+    with pytest.raises(DataError) as refused:
+        student.encode_text(["picture", "half a \ud83d"])
+    assert refused.value.location == "text 1"
+    for batch_size in (0, 1.5, "8"):
+        with pytest.raises(ValueError, match="batch_size"):
+            student.encode_image(_pixels(0, 40, 50), batch_size=batch_size)
+
+
+def test_pictures_whose_pixels_cannot_be_had_are_named(student, runs, tmp_path):
+    closed = Image.open(runs / "data" / "003.jpg")
+    closed.close()
+    raw = (runs / "data" / "003.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(raw[:-100])
+    sparse = torch.zeros((3, 40, 50), dtype=torch.uint8).to_sparse()
+    nowhere = torch.zeros((3, 40, 50), dtype=torch.uint8, device="meta")
+    with Image.open(tmp_path / "cut.jpg") as cut:
+        for given in (closed, cut, sparse, nowhere):
+            with pytest.raises(ImageError) as refused:
+                student.encode_image([_pixels(0, 40, 50), given])
+            assert refused.value.location == "image 1"
 
 
 def test_a_student_says_what_it_is(runs):
@@ -213,10 +232,16 @@ def test_the_device_is_a_gpu_if_there_is_one(runs):
     expected = cusa.load_student(runs / "dual", "cpu").encode_image(picture)
     for load in (cusa.load_student, cusa.load_encoder):  # the tests see no GPU
         assert_same(load(runs / "dual").encode_image(picture), expected)
-        for device in ("gpu", "cuda:3"):
+        for device in ("gpu", "meta", "xla", 1.5, "cuda:3"):
             with pytest.raises(SettingError) as refused:
                 load(runs / "dual", device)
             assert refused.value.name == "device"
+
+
+def test_an_unknown_checkpoint_is_refused(runs):
+    with pytest.raises(SettingError) as refused:
+        cusa.load_encoder(runs / "dual", checkpoint="newest")
+    assert refused.value.name == "checkpoint"
 
 
 def test_a_moved_student_and_moved_encoders(runs, tmp_path):
