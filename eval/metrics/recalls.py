@@ -15,6 +15,7 @@ def recall_name(cut: int) -> str:
     return f"r{cut}"
 
 
+# The keys of metrics.json, and those of validation after their direction.
 RECALL_NAMES = tuple(recall_name(cut) for cut in CUTS)
 
 

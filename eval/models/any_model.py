@@ -80,6 +80,7 @@ def _load(
         student = load_trained(folder, checkpoint)
         return StudentEncoder(student, device, source=folder)
 
+    # NAME=PATH, unless there is a folder that is called so.
     names_teacher_source = "=" in spec and not folder.exists()
     if spec in KNOWN or names_teacher_source:
         request = parse_teacher(spec)

@@ -68,16 +68,13 @@ def encode_images(
     """
     if not len(paths):
         return encoder.image_rows([])
-
     encode = partial(_encode_image_batch, encoder, batch_size=batch_size)
     path_batches = batches(paths, batch_size)
     rows: Rows = {}
     n_encoded = 0
     with enough_memory(batch_size), closing(in_threads(encode, path_batches, workers)) as results:
-        # The first batch before the threads begin: an adapter's encoder is loaded once, not in
-        # each of them.
-        first_result = encode(next(path_batches))
-        for batch_rows in chain([first_result], results):
+        # Before the threads begin: an adapter's encoder is loaded once, not in each of them.
+        for batch_rows in chain([encode(next(path_batches))], results):
             batch = paths[n_encoded : n_encoded + batch_size]
             _check(batch_rows, encoder, batch, "image {}".format)
             positions = np.arange(n_encoded, n_encoded + len(batch))
@@ -111,13 +108,8 @@ def encode_texts(
     """
     if not len(texts):
         return encoder.text_rows([])
-
-    # Long texts first: if memory is too small for any batch, it is for the first.
-    distinct = sorted(set(texts), key=lambda text: (-len(text), text))
-    number_of_text = {text: number for number, text in enumerate(distinct)}
-    numbers = np.array([number_of_text[text] for text in texts], np.int64)
+    distinct, numbers = _distinct_texts(texts)
     positions_of_text = group_members(numbers, np.arange(len(distinct)))
-
     rows: Rows = {}
     n_distinct = 0
     with enough_memory(batch_size):
@@ -127,10 +119,20 @@ def encode_texts(
             positions = np.concatenate(positions_of_text[n_distinct : n_distinct + len(batch)])
             text_rows = numbers[positions] - n_distinct
             repeated = {head: head_rows[text_rows] for head, head_rows in batch_rows.items()}
+            # A text's row goes to all of its positions.
             _put(rows, len(texts), positions, repeated)
             n_distinct += len(batch)
             advance(len(positions))
     return rows
+
+
+def _distinct_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return the distinct texts, and the number of each text among them, int64 ``[n]``."""
+    # Long texts first: if memory is too small for any batch, it is for the first.
+    distinct = sorted(set(texts), key=lambda text: (-len(text), text))
+    number_of_text = {text: number for number, text in enumerate(distinct)}
+    numbers = [number_of_text[text] for text in texts]
+    return distinct, np.array(numbers, np.int64)
 
 
 def _encode_image_batch(

@@ -26,6 +26,7 @@ def chosen_device(device: str | None) -> str:
     # torch knows other devices, on which nothing here is tested.
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise SettingError(f"unknown device {device!r}; legal: cpu, cuda, cuda:N", name="device")
+    # torch says so only when the device is first used.
     n_gpus = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= n_gpus:
         raise SettingError(

@@ -190,6 +190,7 @@ class FileSource:
         return self._rows("text", ids, "captions")
 
     def _check_dimensions(self) -> None:
+        # Embeddings of two dimensions have no similarity.
         dims = {modality: foreign.rows.shape[1] for modality, foreign in self._foreign.items()}
         if len(set(dims.values())) > 1:
             raise EmbeddingsError(
@@ -233,6 +234,7 @@ def align(
     Raises:
         EmbeddingsError: If ids are missing; says how many and which is the first.
     """
+    # Files may hold more items than are asked for, in any order.
     row_of_id = {item_id: row for row, item_id in enumerate(ids)}
     missing = [item_id for item_id in wanted_ids if item_id not in row_of_id]
     if missing:

@@ -213,6 +213,7 @@ def latest_run(folder: Path) -> Path:
     Raises:
         RunError: If there is none.
     """
+    # A run has no best student before its first validation.
     weights_files = folder.glob(f"**/{BEST_FOLDER}/{WEIGHTS_FILE}")
     latest = max(weights_files, key=lambda weights: weights.stat().st_mtime, default=None)
     if latest is None:

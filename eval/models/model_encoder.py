@@ -55,6 +55,7 @@ class ModelEncoder:
 
         self.name = name
         self.modalities = frozenset(self._towers)
+        # Towers of both modalities are of one model, and agree in what follows.
         first_tower = towers[0]
         self.weights_sha256 = first_tower.weights_sha256
         self.description = {
@@ -127,6 +128,7 @@ class ModelEncoder:
         texts: Sequence[str] | None,
     ) -> np.ndarray:
         """Embed a batch; the first one is checked."""
+        # Inputs are prepared outside: threads read images while another one computes.
         with self._computing:
             rows = tower.rows(inputs, self._device, _PRECISION)
             check = self._checks[tower.modality]

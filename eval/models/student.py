@@ -193,6 +193,7 @@ class StudentEncoder:
         no_rows = np.zeros((0, self.dim), np.float32)
         head_batches: dict[Head, list[np.ndarray]] = {head: [no_rows] for head in HEADS}
         for batch in batches(items, batch_size):
+            # Images are read outside: threads may do so while another one computes.
             inputs = prepare(batch)
             with self._computing:
                 batch_rows = embed(encode, inputs, self._device)
@@ -246,6 +247,7 @@ class StudentEncoder:
         """Load an adapter's frozen encoder, which must be the one that it was trained on."""
         stored = self.origin.provenance.encoders[modality]
         source = self._encoder_sources.get(modality) or _teacher_source(stored)
+        # With the settings of stage one, which the adapter's inputs depend on.
         teacher = parse_teacher(source).load_as(stored.settings, self._device)
         if teacher.weights_sha256 != stored.settings.weights_sha256:
             raise TeacherError(
@@ -268,9 +270,7 @@ def load_student(
         path: A run directory of cusa-train (its best student is taken), its ``best/``, or an
             exported folder.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None``: a GPU if there is one.
-        encoders: For an adapter: where to load its frozen encoders from, as ``cusa-precompute
-            --teacher`` takes it, by ``"image"`` and ``"text"``; by default from where stage one
-            did.
+        encoders: As :class:`StudentEncoder` takes them.
 
     Raises:
         CusaError: If there is no student, it is damaged, or the device is not there.

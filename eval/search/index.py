@@ -83,7 +83,7 @@ def build_index(
     Raises:
         CusaError: If there is nothing to index, no item can be read, ``out_folder`` is something
             else than an index, or memory is too small.
-        ValueError: If an option is out_folder of range.
+        ValueError: If an option is out of range.
     """
     _check_options(options)
     # Of a folder that is a link, what it links to is replaced.
@@ -136,6 +136,7 @@ class _IndexRows:
     """The items embedded so far, and an exact index of them for each head that is needed."""
 
     def __init__(self, uni_head: Head) -> None:
+        # A student whose uni head was not trained has its cross head for both.
         self._heads: tuple[Head, ...] = tuple(dict.fromkeys(("cross", uni_head)))
         self.items: list[str] = []
         self.indexes: dict[Head, Any] = {}
@@ -144,6 +145,7 @@ class _IndexRows:
         """Add items with their rows."""
         for head in self._heads:
             rows = embedded.rows[head]
+            # NaN compares as false: no search would find such an item.
             if not np.isfinite(rows).all():
                 raise EmbeddingsError(
                     f"the student's {head} head returns NaN, for {embedded.items[0]!r} or one "
@@ -206,7 +208,8 @@ def _encode_texts(
 ) -> Generator[_Embedded, None, None]:
     """Embed texts in order, in this thread: a tokeniser is not safe to share."""
     encode = partial(student.text_rows, batch_size=options.batch_size)
-    encode(["a"])  # an error that is not of one text ends it here
+    # An error that is not of one text ends it here.
+    encode(["a"])
     for batch in batches(texts, options.batch_size):
         yield from _encode_batch(encode, batch, batch)
 

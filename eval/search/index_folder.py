@@ -32,6 +32,7 @@ from cusa.data.parsing import read_json
 Modality = Literal["image", "text"]
 Kind = Literal["flat", "hnsw", "ivf"]
 
+# A later minor version adds fields, which are left out; another major version is refused.
 FORMAT, VERSION = "cusa-index", (1, 1)
 CARD, ITEMS = "index.json", "items.jsonl"
 
@@ -99,6 +100,7 @@ def check_replaceable(out_folder: Path) -> None:
             f"{out_folder} is a file; pass another folder for the index", path=out_folder
         )
 
+    # An empty folder is nobody's.
     present = {path.name for path in out_folder.iterdir()}
     if not present:
         return
@@ -193,6 +195,7 @@ def _swap_in(
     if out_folder.exists():
         old = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.old")
         out_folder.rename(old)
+    # Whatever interrupts it, the old index comes back.
     try:
         new.rename(out_folder)
     except BaseException:
@@ -209,6 +212,7 @@ def read_card(folder: Path) -> IndexSummary:
     Raises:
         RunError: If there is none, it is damaged, or it is of another version.
     """
+    # The version first: another one may have other fields.
     content = _read_any_version(folder)
     version = content.get("format_version")
     if not isinstance(version, list) or not version:

@@ -136,6 +136,7 @@ def _read_query(query: str) -> tuple[Item, Image.Image | None]:
                 name=query,
             ) from None
         return _item("image", os.path.abspath(query)), image
+    # A mistyped name of an image would be searched for as a text.
     if is_image_name(query):
         raise DataError(
             f"the query is the name of an image, but {query} does not exist; correct it, or add "
@@ -161,6 +162,7 @@ def _is_same(
 ) -> bool:
     if item.image_path is None or query.image_path is None:
         return item.kind == query.kind and item.text == query.text
+    # A link, or another path to the same file, is the same image; a copy is not.
     try:
         return item.image_path.samefile(query.image_path)
     except OSError:  # the item's file is no longer there

@@ -110,6 +110,7 @@ class SearchIndex:
         Raises:
             RunError: If the file has another number of lines.
         """
+        # A damaged line is no reason to refuse the others.
         line = self._lines[position].decode(errors="replace")
         try:
             item = parse_json(line, self.folder / ITEMS, position + 1)
@@ -166,6 +167,7 @@ class SearchIndex:
         if checksum is not None and file_digest(faiss_path).hex() != checksum:
             problem = f"{faiss_path.name} has another checksum"
             raise self._damaged(problem, faiss_path, "sha256")
+        # Earlier versions wrote no checksum: what can be known without reading the file.
         if faiss_path.stat().st_size < summary.count * summary.dim * _VALUE_BYTES:
             problem = (
                 f"{faiss_path.name} is too short for {summary.count:,} rows of dimension "

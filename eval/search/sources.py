@@ -18,6 +18,7 @@ def read_texts(text_file: Path) -> tuple[list[str], int]:
     Raises:
         DataError: If the file is missing, is not UTF-8, or holds no text.
     """
+    # Editors of some systems begin a file with a mark of its encoding.
     try:
         with text_file.open(encoding="utf-8-sig") as stream:
             lines = [line.strip() for line in stream]
