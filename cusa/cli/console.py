@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        _escape_unprintable_characters()
         try:
             return command(*args, **kwargs)
         except Stopped as stopped:
@@ -60,6 +62,16 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             fail("interrupted; what is finished is kept", INTERRUPTED_STATUS)
 
     return wrapper
+
+
+def _escape_unprintable_characters() -> None:
+    """Print characters that the output's encoding lacks as escapes, as stderr always does.
+
+    Captions, ids and paths may hold any character; a log in ASCII must not end the run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _system_refusal(error: OSError) -> str:
@@ -184,15 +196,20 @@ def console(quiet: bool = False) -> Console:
     """Make a rich console on stdout, wide enough for a table where that is not a terminal."""
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console(quiet=quiet)
-    return Console(quiet=quiet, width=LOG_WIDTH)
+    # A service may run without any output: then stdout is None.
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(quiet=quiet, width=None if is_terminal else LOG_WIDTH)
 
 
 def print_plain(message: str, screen: Console | None = None) -> None:
     """Print text on stdout as it is: no markup, no colours, no line breaks of rich's own."""
     screen = screen or console()
     screen.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def counted(number: int, unit: str) -> str:
+    """Say a number of things: ``"1 epoch"``, ``"2,000 epochs"``."""
+    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
 
 
 def pick_device(device: str) -> str:

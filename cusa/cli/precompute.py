@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,9 +220,14 @@ def _parse_teachers(teachers: tuple[str, ...], pooling: str | None) -> list[Teac
             "--pooling is for Hugging Face vision models; no --teacher is one: leave it out",
             name="--pooling",
         )
+    _require_hub(requests)
+    return requests
+
+
+def _require_hub(requests: Sequence[TeacherRequest]) -> None:
+    """Refuse a teacher of the hub that is neither there nor cached, before any is loaded."""
     for request in requests:
         request.require_hub()
-    return requests
 
 
 def _select_inputs(
@@ -256,8 +262,11 @@ def _select_inputs(
         dataset = select(dataset, selection, store)
         dataset = with_stored_root(dataset, store, image_root)
         stored_teachers = store.teachers.values() if store is not None else ()
-        requests = complete(requests, [settings.modality for settings in stored_teachers])
-    return _Inputs(dataset, requests, out)
+        stored_modalities = [settings.modality for settings in stored_teachers]
+        all_requests = complete(requests, stored_modalities)
+        default_requests = all_requests[len(requests) :]
+        _require_hub(default_requests)
+    return _Inputs(dataset, all_requests, out)
 
 
 def _run_options(

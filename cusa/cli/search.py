@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, DEVICE_OPTION, PATH, one_line_errors
+from cusa.cli.console import CONTEXT_SETTINGS, DEVICE_OPTION, PATH, counted, one_line_errors
 
 if TYPE_CHECKING:
-    from cusa.eval.search.index import IndexSummary
+    from cusa.eval.search.index_folder import IndexSummary
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -46,11 +46,12 @@ def index(
     from cusa.data.shell import shell_command
 
     quiet_libraries()
-    from cusa.eval.models.evaluated_models import latest_run
+    from cusa.eval.models.evaluated_models import check_local, latest_run
     from cusa.eval.models.student import load_student
     from cusa.eval.search.index import IndexOptions, build_index
 
     run = run or latest_run(Path("runs"))
+    check_local(str(run), is_run=True)
     out = out or run / "index"
     student = load_student(run, pick_device(device))
     options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
@@ -68,11 +69,11 @@ def index(
 
 
 def _describe(summary: IndexSummary) -> str:
-    words = [f"{summary.count:,} {summary.modality}s"]
+    words = [counted(summary.count, summary.modality)]
     if summary.skipped:
         words.append(f"{len(summary.skipped):,} skipped (see index.json)")
     if summary.blank_lines:
-        words.append(f"{summary.blank_lines:,} empty lines")
+        words.append(counted(summary.blank_lines, "empty line"))
     if summary.recall_of_exact is not None:
         words.append(f"{summary.recall_of_exact:.1f} % of the exact ten nearest found")
     return ", ".join(words)
@@ -101,8 +102,9 @@ def search(
 
     quiet_libraries()
     from cusa.eval.models.student import load_student
-    from cusa.eval.search.index import latest_index
-    from cusa.eval.search.search import SearchIndex, answer, write_contact_sheet
+    from cusa.eval.search.index_folder import latest_index
+    from cusa.eval.search.search import answer, write_contact_sheet
+    from cusa.eval.search.search_index import SearchIndex
 
     # The index knows the student that made it.
     opened = SearchIndex.open(folder or latest_index(Path("runs")))

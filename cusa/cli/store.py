@@ -243,7 +243,7 @@ def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
             n_rows += sum(shard.stop - shard.start for shard in shards)
         click.echo(f"{teacher_name}: {n_rows:,} rows")
     click.echo(f"store: {store_path}")
-    click.echo("the parts' own index files are no longer needed")
+    click.echo("it does not need the index files of the parts")
 
 
 @main.command()

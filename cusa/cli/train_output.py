@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cusa.cli.console import print_plain
+from cusa.cli.console import counted, print_plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,6 @@ class BarReporter:
     def __init__(self, progress_bar: Progress) -> None:
         self._bar = progress_bar
         self._task: TaskID | None = None
-        self._epoch = "epoch 1"
         self._losses = ""
 
     def started(self, trainer: Trainer) -> None:
@@ -33,6 +32,8 @@ class BarReporter:
         self._epochs = trainer.config.train.epochs
         self._terms = trainer.config.loss.terms
         self._taus = list(trainer.loss.temperatures())
+        epoch = min(self._epochs, trainer.progress.epoch + 1)
+        self._epoch = f"epoch {epoch}/{self._epochs}"
         self._task = self._bar.add_task(
             self._epoch,
             total=self._epochs * trainer.steps_per_epoch,
@@ -129,14 +130,23 @@ def _run_lines(trainer: Trainer) -> list[str]:
     if processes.size > 1:
         device += f", {processes.size} processes"
     lines = [
-        f"run       {trainer.run_dir}, {config.epochs} epochs of "
-        f"{trainer.steps_per_epoch:,} steps, {device}, {config.precision}, seed {config.seed}"
+        f"run       {trainer.run_dir}, {counted(config.epochs, 'epoch')} of "
+        f"{counted(trainer.steps_per_epoch, 'step')}, "
+        f"{device}, {config.precision}, seed {config.seed}"
     ]
     progress = trainer.progress
     if progress.step:
-        step = progress.step - progress.epoch * trainer.steps_per_epoch
-        lines.append(f"resumed   after epoch {progress.epoch}, step {step:,} of the next")
+        lines.append(f"resumed   after epoch {progress.epoch}, {_step_within_epoch(trainer)}")
     return lines
+
+
+def _step_within_epoch(trainer: Trainer) -> str:
+    """Say where a run is after its last whole epoch."""
+    if trainer.finished:
+        return "its last one: nothing is left to train"
+    progress = trainer.progress
+    step = progress.step - progress.epoch * trainer.steps_per_epoch
+    return f"step {step:,} of the next"
 
 
 def _size(n_bytes: int) -> str:

@@ -60,7 +60,10 @@ class OpenedSplit:
         flat_position = int(text_cosines.argmax())
         first, second = np.unravel_index(flat_position, text_cosines.shape)
 
-        fused_cosine, _ = fuse_similarities(image_cosine, text_cosine, "dot")
+        # The loss fuses matrices; this is one of a single pair.
+        fused_cosines, _ = fuse_similarities(
+            image_cosine.reshape(1, 1), text_cosine.reshape(1, 1), "dot"
+        )
         return StrongPair(
             images=(self._item(image_rows[0]), self._item(image_rows[1])),
             captions=(
@@ -69,7 +72,7 @@ class OpenedSplit:
             ),
             image_cosine=float(image_cosine),
             text_cosine=float(text_cosine),
-            fused_cosine=float(fused_cosine),
+            fused_cosine=fused_cosines.item(),
             is_duplicate=float(image_cosine) >= DUPLICATE_COSINE,
         )
 
