@@ -125,7 +125,9 @@ def count_false_negatives(
     different_images = image_ids[:, None] != image_ids
     # Above the diagonal: A and B once, not again as B and A.
     similar = ((similarity >= least_cosine) & different_images).triu(1)
-    has_partner = similar.any(dim=0) | similar.any(dim=1)
+    has_earlier_partner = similar.any(dim=0)
+    has_later_partner = similar.any(dim=1)
+    has_partner = has_earlier_partner | has_later_partner
     return FalseNegativeCount(
         pairs=float(similar.sum()),
         rows=float(has_partner.double().mean()),
@@ -235,7 +237,8 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Compute Pearson's correlation; NaN if one of the two never varies."""
     if len(first) < 2:
         return math.nan
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
+    spans = (np.ptp(first), np.ptp(second))
+    if 0 in spans:
         return math.nan
     correlations = np.corrcoef(first, second)
     return float(correlations[0, 1])

@@ -79,6 +79,12 @@ class _Ranking:
     positions: np.ndarray
 
 
+_NO_PAIRS = _Ranking(
+    scores=np.zeros(0),
+    positions=np.zeros((0, 2), np.int64),
+)
+
+
 def draw_sample(
     image_rows: np.ndarray,
     caption_rows: np.ndarray,
@@ -167,8 +173,7 @@ def strongest_pairs(
         The most similar pairs by ranking, most similar first; and the number of pairs of images
         with a cosine of at least ``DUPLICATE_COSINE``.
     """
-    nothing_yet = _Ranking(np.zeros(0), np.zeros((0, 2), np.int64))
-    rankings = dict.fromkeys(RANKINGS, nothing_yet)
+    rankings = dict.fromkeys(RANKINGS, _NO_PAIRS)
     n_duplicates = 0
     n_blocks = math.ceil(len(sample.images) / block)
     n_steps = math.comb(n_blocks + 1, 2)

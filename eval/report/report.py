@@ -11,12 +11,12 @@ from cusa.eval.report.charts import (
     History,
     best_epoch,
     learning_charts,
-    look,
     recall_charts,
     temperatures,
 )
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Item
+from cusa.eval.report.line_chart import look
 from cusa.eval.report.page import write_page
 from cusa.eval.report.tables import TASKS, Section
 
