@@ -200,7 +200,7 @@ def audit(
     n_wrong = sum(result.least < least_cosine for result in audits)
     if n_wrong:
         fail(
-            f"{n_wrong} of {len(audits)} are wrong: rows differ from what the teacher computes "
+            f"{n_wrong} of {len(audits)} are wrong: rows differ from what the teacher gives "
             f"(cosine < {least_cosine})"
         )
 
