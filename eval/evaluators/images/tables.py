@@ -117,9 +117,10 @@ def _sets_spec(names: Sequence[str], contents: Sequence[ImagesResults]) -> Spec:
 
 def _rule(contents: Sequence[ImagesResults]) -> str:
     return (
-        "Right are the other images of the same class. R@1 as in the paper: over all queries, so that an image "
-        "alone in its class is a miss; R-Precision and mAP@R over the queries that have a right answer (Musgrave "
-        f"et al., ECCV 2020). {SELF_IS_NO_CANDIDATE} {ties_rule(contents)}"
+        "An image is right for the others of its class. R@1 is the paper's: over all queries, so "
+        "that an image alone in its class is a miss; R-Precision and mAP@R are over the queries "
+        "that have a right answer (Musgrave et al., ECCV 2020). "
+        f"{SELF_IS_NO_CANDIDATE} {ties_rule(contents)}"
     )
 
 

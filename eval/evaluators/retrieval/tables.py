@@ -104,8 +104,8 @@ def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "uni": TableSpec(
             "Among captions and among images",
-            f"Right are the other captions of the same image, and the other images with the same label. {SELF_IS_NO_CANDIDATE} "
-            f"A query that has no other does not count. {ties}",
+            "Right are the other captions of the same image, and the other images with the same "
+            f"label. {SELF_IS_NO_CANDIDATE} A query that has no other does not count. {ties}",
             BOTH_HEADS,
             (
                 Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
@@ -122,8 +122,8 @@ def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "ranks": TableSpec(
             "Median and mean rank",
-            "Of the best right answer, 1 being first, over the queries that have one; lower is better. Tied: queries "
-            "whose rank depends on how ties count.",
+            "Of the best right answer, 1 being first, over the queries that have one; lower is "
+            "better. Tied: queries whose rank depends on how ties count.",
             BOTH_HEADS,
             tuple(rank_groups),
             heads_of,
@@ -149,7 +149,8 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
     return {
         "coco_5k": recalls_spec(
             "COCO 5K",
-            f"Five captions of each image: those of ECCV Caption's list of ids, or else the first. {ties}",
+            "Five captions of each image: those of ECCV Caption's list of ids, or else the "
+            f"first. {ties}",
             ("protocols", "coco_5k"),
         ),
         "coco_1k": recalls_spec(
@@ -159,8 +160,8 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "eccv": TableSpec(
             "ECCV Caption",
-            "Right is what people called right (Chun et al., ECCV 2022), among the queries and candidates of the COCO "
-            "test split, from full rankings.",
+            "Right is what people called right (Chun et al., ECCV 2022), among the queries and "
+            "candidates of the COCO test split, from full rankings.",
             ("cross",),
             tuple(eccv_groups),
             heads_of,
@@ -173,8 +174,8 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "pmrp": TableSpec(
             "PMRP",
-            "R-Precision where candidates are right that differ from the query's objects in at most zeta classes, mean "
-            "over zeta (Chun et al., CVPR 2021).",
+            "R-Precision where candidates are right that differ from the query's objects in at "
+            "most zeta classes, mean over zeta (Chun et al., CVPR 2021).",
             ("cross",),
             tuple(pmrp_groups),
             heads_of,

@@ -117,8 +117,8 @@ def _tasks_spec(names: Sequence[str], contents: Sequence[StsResults]) -> Spec:
         columns.append(Metric(name, SHORT_TITLES.get(name, name), f"{n_pairs:,} pairs"))
     return TableSpec(
         "Sentence similarity by task",
-        "100 × Spearman's rank correlation of cosines with people's scores, over all pairs of a task together "
-        "(STS12 to STS16: its subsets joined), as in the paper.",
+        "100 × Spearman's rank correlation of cosines with people's scores, over all pairs of a "
+        "task together (STS12 to STS16: its subsets joined), as in the paper.",
         BOTH_HEADS,
         (Group("100 × Spearman", ("tasks",), tuple(columns), PAPER_KEYS),),
         _headlines_by_head,
@@ -130,8 +130,8 @@ def _rules_spec(names: Sequence[str]) -> Spec:
     metrics = (Metric("mean", "Mean"), Metric("wmean", "Weighted"), Metric("pearson", "Pearson"))
     return TableSpec(
         "Sentence similarity by other rules",
-        "Mean of the subsets' Spearman correlations, the same weighted by their pairs, and Pearson's correlation "
-        "over all pairs; each times 100.",
+        "Mean of the subsets' Spearman correlations, the same weighted by their pairs, and "
+        "Pearson's correlation over all pairs; each times 100.",
         BOTH_HEADS,
         tuple(Group(name, (name,), metrics) for name in names),
         _other_rules,
@@ -146,8 +146,9 @@ def _cxc_spec() -> Spec:
     )
     return TableSpec(
         "CxC: captions and images",
-        "100 × Spearman's correlation with people's scores, mean and standard deviation over random halves of the "
-        "queries with one pair each (Parekh et al., EACL 2021); and over all pairs.",
+        "100 × Spearman's correlation with people's scores, mean and standard deviation over "
+        "random halves of the queries with one pair each (Parekh et al., EACL 2021); and over "
+        "all pairs.",
         BOTH_HEADS,
         tuple(Group(title, (kind,), metrics) for kind, title in CXC_TITLES.items()),
         _cxc_by_head,
