@@ -1,4 +1,4 @@
-"""Files of results beside a model: figures and the queries behind them, joined over several calls."""
+"""Files of results beside a model: figures and the queries behind them, over several calls."""
 
 from __future__ import annotations
 

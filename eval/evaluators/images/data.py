@@ -1,4 +1,4 @@
-"""Image-retrieval data sets: which images are the test set, of which classes, and whether it is whole.
+"""Image-retrieval data sets: the test images, their classes, and whether they are all there.
 
 The test sets are those of the CUSA paper's image retrieval, which follows Unicom's: the second half
 of the classes of CUB-200-2011 and Cars-196, the test splits of Stanford Online Products and of
@@ -148,14 +148,16 @@ def find_image_sets(root: Path) -> dict[str, Path]:
 
 
 def _holds(folder: Path, known_set: KnownSet) -> bool:
-    return any((folder / list_name).is_file() for list_name in known_set.lists)
+    paths = map(folder.joinpath, known_set.lists)
+    return any(map(Path.is_file, paths))
 
 
 def _find(name: str, known_set: KnownSet, folder: Path) -> Path | None:
     """Return the data set's folder: this one, or one of a usual name in it."""
-    usual_names = (name, *known_set.folders)
-    candidates = (folder, *(folder / usual_name for usual_name in usual_names))
-    return next((path for path in candidates if _holds(path, known_set)), None)
+    for candidate in (folder, folder / name, *map(folder.joinpath, known_set.folders)):
+        if _holds(candidate, known_set):
+            return candidate
+    return None
 
 
 def _data_folder(name: str, known_set: KnownSet, folder: Path) -> Path:
@@ -257,12 +259,12 @@ def _with_files(images: Sequence[Listed]) -> list[Listed]:
 
 def _queries_without_answer(listing: Listing) -> list[str]:
     """Note the queries that no candidate is of the class of."""
-    query_labels = np.array([image.label for image in listing.queries])
+    query_labels = _labelled(listing.queries).labels
     if listing.gallery is None:
         classes, counts = np.unique(query_labels, return_counts=True)
         answerable = classes[counts > 1]
     else:
-        answerable = np.array([image.label for image in listing.gallery])
+        answerable = _labelled(listing.gallery).labels
     n_alone = int(np.count_nonzero(~np.isin(query_labels, answerable)))
     if not n_alone:
         return []

@@ -19,7 +19,7 @@ from cusa.eval.report.tables import (
     TableSpec,
     by_data_set,
     contents_of,
-    fact,
+    data_set_fact,
     intervals_rule,
     make_tables,
     ties_rule,
@@ -62,10 +62,8 @@ def _facts(contents: Sequence[JudgementResults]) -> Iterable[str]:
             f"{first['captions']:,} captions; {first['positives']:,} are right, "
             f"{first['positives_beyond_labels']:,} of them wrong by the labels"
         )
-        fingerprints = (of_model["fingerprint"] for of_model in of_models)
-        notes = [note for of_model in of_models for note in of_model["notes"]]
         title = SCORE_TITLES[cast("JudgementKind", kind)]
-        yield fact(title, counts, fingerprints, notes)
+        yield data_set_fact(title, counts, of_models)
 
 
 def _headline(content: JudgementResults) -> Headline:

@@ -13,7 +13,6 @@ from cusa.eval.evaluators.forms import ApproximateFigures, PublishedFigures
 from cusa.eval.evaluators.protocol import (
     Absent,
     Evaluator,
-    Examples,
     SuiteResult,
     results_head,
 )
@@ -39,6 +38,7 @@ from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.report.failures import likely_false_negatives, worst_failures
 from cusa.eval.report.gallery import make_gallery
 from cusa.eval.report.paper import paper_retrieval
+from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
 from cusa.eval.search.approximate import ApproximateKind
 from cusa.train.saving.run_dir import read_history

@@ -1,4 +1,4 @@
-"""Crisscrossed Captions: correlation with human similarity judgements of COCO's captions and images.
+"""Crisscrossed Captions: correlation with people's similarity scores of captions and images.
 
 Parekh et al., Crisscrossed Captions: Extended Intramodal and Intermodal Semantic Similarity
 Judgments for MS-COCO (EACL 2021): pairs of captions (STS), of images (SIS) and of a caption with an

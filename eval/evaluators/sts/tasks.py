@@ -1,4 +1,4 @@
-"""The tasks of semantic textual similarity: their published subsets, and pairs with human scores."""
+"""The tasks of semantic textual similarity: published subsets, and pairs with human scores."""
 
 from __future__ import annotations
 
