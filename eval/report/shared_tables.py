@@ -98,6 +98,32 @@ def fact(
     return f"{set_name}: {'. '.join([counts, *different_notes])}."
 
 
+def data_set_fact(title: str, counts: str, of_models: Sequence[Mapping[str, Any]]) -> str:
+    """Say what was measured on a data set.
+
+    Args:
+        title: Its title.
+        counts: How large it is.
+        of_models: The models' results on it, each with ``fingerprint`` and ``notes``.
+    """
+    fingerprints, notes = [], []
+    for of_model in of_models:
+        fingerprints.append(of_model["fingerprint"])
+        notes += of_model["notes"]
+    return fact(title, counts, fingerprints, notes)
+
+
+def first_scores(of_models: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the figures of any head: what they were computed from is the same for all.
+
+    Args:
+        of_models: The models' results on a data set, each with its figures by head under
+            ``heads``.
+    """
+    heads = of_models[0]["heads"]
+    return next(iter(heads.values()))
+
+
 def by_data_set(
     contents: Sequence[Mapping[str, Any]], sets_key: str
 ) -> dict[str, list[Mapping[str, Any]]]:

@@ -1,11 +1,11 @@
 """Files of people's judgements of image-caption pairs, in the two forms of Flickr8k.
 
-Hodosh, Young and Hockenmaier, Framing Image Description as a Ranking Task (JAIR 2013). Both forms are
-tab-separated lines without a header: the image's file name, the caption's id (``NAME.jpg#2``: the third
-caption of NAME.jpg), and
+Hodosh, Young and Hockenmaier, Framing Image Description as a Ranking Task (JAIR 2013). Both forms
+are tab-separated lines without a header: the image's file name, the caption's id (``NAME.jpg#2``:
+the third caption of NAME.jpg), and
 
-- CrowdFlowerAnnotations.txt: the share of Yes ("the caption describes the image"), and the numbers of Yes
-  and of No;
+- CrowdFlowerAnnotations.txt: the share of Yes ("the caption describes the image"), and the numbers
+  of Yes and of No;
 - ExpertAnnotations.txt: three scores from 1 (does not describe the image) to 4 (describes it).
 """
 

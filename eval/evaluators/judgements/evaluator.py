@@ -101,7 +101,6 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
             return Absent(f"no human judgements for {model.title}: {error}", error)
         embeddings = split_embeddings(model, split)
         judged = {file.kind: match_judgements(file, split, embeddings) for file in data.files}
-        facts = {file.kind: _facts(file, judged[file.kind], embeddings) for file in data.files}
         heads: dict[Head, HeadJudgements] = {}
         per_query: dict[str, Rankings | ScoredPairs] = {}
         for head in embeddings.image:
@@ -110,12 +109,10 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
             except CusaError as error:
                 raise CusaError(f"{model.name}, human judgements: {error}") from None
             heads[head] = measured.figures
-            for protocol, by_task in measured.rankings.items():
-                for task, rankings in by_task.items():
-                    per_query[f"{split.title}/{head}/{protocol}/{task}"] = rankings
-            for kind, pairs in measured.pairs.items():
-                per_query[f"{split.title}/{head}/{kind}/agreement"] = pairs
+            for key, of_queries in measured.per_query.items():
+                per_query[f"{split.title}/{head}/{key}"] = of_queries
 
+        facts = {file.kind: _facts(file, judged[file.kind], embeddings) for file in data.files}
         content = cast(
             "JudgementResults",
             {
@@ -130,11 +127,9 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
                 "heads": heads,
             },
         )
-        fingerprint = " ".join(
-            [split.view.fingerprint, *(of["fingerprint"] for of in facts.values())]
-        )
+        fingerprints = [split.view.fingerprint, *(of["fingerprint"] for of in facts.values())]
         notes = [note for of_kind in facts.values() for note in of_kind["notes"]]
-        return SuiteResult(content, {split.title: fingerprint}, per_query, tuple(notes))
+        return SuiteResult(content, {split.title: " ".join(fingerprints)}, per_query, tuple(notes))
 
     def tables(self, results: Sequence[NamedResult[JudgementResults]]) -> list[Section]:
         """Make the tables of agreement, and of retrieval by people's verdict."""

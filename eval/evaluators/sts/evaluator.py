@@ -16,7 +16,7 @@ from cusa.eval.evaluators.published import published_row
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder
 from cusa.eval.evaluators.sts.cxc import CxcTask, cxc_correlation, find_cxc
-from cusa.eval.evaluators.sts.data import NoStsDataError, StsTask, find_sts_tasks
+from cusa.eval.evaluators.sts.data import find_sts_tasks
 from cusa.eval.evaluators.sts.measure import cosine, evaluate_sts
 from cusa.eval.evaluators.sts.results import (
     STS_FILE,
@@ -28,6 +28,7 @@ from cusa.eval.evaluators.sts.results import (
     average_headline,
 )
 from cusa.eval.evaluators.sts.tables import sts_sections
+from cusa.eval.evaluators.sts.tasks import NoStsDataError, StsTask
 from cusa.eval.metrics.bootstrap import Bootstrap, interval
 from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman
 from cusa.eval.models.embedding_providers import Source

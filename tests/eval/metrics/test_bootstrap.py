@@ -39,25 +39,26 @@ def test_the_interval_of_a_share_is_the_binomials():
 
 def test_resamples_are_an_explicit_draw():
     values = {"a": np.arange(5.0), "b": np.arange(5.0) ** 2}
-    found = resampled_means(values, Bootstrap(7, seed=3))
+    means = resampled_means(values, Bootstrap(7, seed=3))
     drawn = []
     resampled(lambda picked: drawn.append(picked) or 0.0, 5, Bootstrap(7, seed=3))
     for i, picked in enumerate(drawn):
-        assert found["a"][i] == pytest.approx(values["a"][picked].mean())
-        assert found["b"][i] == pytest.approx(values["b"][picked].mean())
+        assert means["a"][i] == pytest.approx(values["a"][picked].mean())
+        assert means["b"][i] == pytest.approx(values["b"][picked].mean())
     assert len({tuple(p) for p in drawn}) > 1
 
 
 def test_which_figures_are_resampled_together():
     rng = np.random.default_rng(0)
-    one, two = {"r1": rng.random(50)}, {"r1": rng.random(50)}
-    two["r1"][0] = 7
-    first = resampled_means(one, SOME)["r1"]
-    np.testing.assert_array_equal(first, resampled_means(dict(one), SOME)["r1"])
+    first_model, second_model = {"r1": rng.random(50)}, {"r1": rng.random(50)}
+    second_model["r1"][0] = 7
+    means = resampled_means(first_model, SOME)["r1"]
+    np.testing.assert_array_equal(means, resampled_means(dict(first_model), SOME)["r1"])
     # Paired: the resamples of a sum are the sum of the resamples.
-    both = resampled_means({"r1": one["r1"] + two["r1"]}, SOME)["r1"]
-    np.testing.assert_allclose(both, first + resampled_means(two, SOME)["r1"])
-    assert abs(np.corrcoef(first, resampled_means(one, Bootstrap(300, seed=1))["r1"])[0, 1]) < 0.25
+    sums = resampled_means({"r1": first_model["r1"] + second_model["r1"]}, SOME)["r1"]
+    np.testing.assert_allclose(sums, means + resampled_means(second_model, SOME)["r1"])
+    other_seed = resampled_means(first_model, Bootstrap(300, seed=1))["r1"]
+    assert abs(np.corrcoef(means, other_seed)[0, 1]) < 0.25
 
 
 def test_no_samples_and_no_queries_have_no_interval():
@@ -84,38 +85,41 @@ def test_intervals_of_a_direction():
     rankings = Rankings(RankBounds(ranks, ranks), 100)
     plain = one_way(rankings)
     assert "ci" not in plain
-    found = one_way(rankings, Scoring(bootstrap=SOME))
-    assert set(found["ci"]) == {"r1", "r5", "r10", "mean"}
-    for name, (low, high) in found["ci"].items():
-        assert low < found[name] < high, name
-    assert found["ci"]["r1"][1] < found["ci"]["r10"][0]
-    both = two_ways({"i2t": rankings, "t2i": rankings}, Scoring(bootstrap=SOME))
-    assert both["i2t"] == found
-    assert both["rsum"] == pytest.approx(6 * both["mean"])
-    assert both["ci"]["rsum"] == pytest.approx([6 * side for side in both["ci"]["mean"]])
+    figures = one_way(rankings, Scoring(bootstrap=SOME))
+    assert set(figures["ci"]) == {"r1", "r5", "r10", "mean"}
+    for name, (low, high) in figures["ci"].items():
+        assert low < figures[name] < high, name
+    assert figures["ci"]["r1"][1] < figures["ci"]["r10"][0]
+    figures_of_both = two_ways({"i2t": rankings, "t2i": rankings}, Scoring(bootstrap=SOME))
+    assert figures_of_both["i2t"] == figures
+    assert figures_of_both["rsum"] == pytest.approx(6 * figures_of_both["mean"])
+    interval_of_mean = figures_of_both["ci"]["mean"]
+    assert figures_of_both["ci"]["rsum"] == pytest.approx([6 * bound for bound in interval_of_mean])
     # The same images are drawn in both directions: here these are equal, and so is their mean.
-    assert both["ci"]["mean"] == pytest.approx(found["ci"]["mean"])
+    assert interval_of_mean == pytest.approx(figures["ci"]["mean"])
 
 
 def test_clusters_are_drawn_whole():
     """Three captions of each image that all succeed or all fail tell no more than one."""
-    one = np.random.default_rng(1).random(60)
+    image_recalls = np.random.default_rng(1).random(60)
     images, captions = np.arange(60), np.repeat(np.arange(60), 3)
     shuffled = np.random.default_rng(2).permutation(180)
-    means = resampled_means({"r1": one}, SOME)["r1"]
-    same = resampled_means({"r1": one[captions][shuffled]}, SOME, captions[shuffled] * 10 - 7)["r1"]
-    np.testing.assert_allclose(same, means)
-    assert resampled_means({"r1": one[captions]}, SOME)["r1"].std() < 0.8 * means.std()
-    np.testing.assert_allclose(resampled_means({"r1": one}, SOME, images)["r1"], means)
+    means = resampled_means({"r1": image_recalls}, SOME)["r1"]
+    caption_recalls = {"r1": image_recalls[captions][shuffled]}
+    clusters = captions[shuffled] * 10 - 7  # numbers of any kind
+    clustered = resampled_means(caption_recalls, SOME, clusters)["r1"]
+    np.testing.assert_allclose(clustered, means)
+    assert resampled_means({"r1": image_recalls[captions]}, SOME)["r1"].std() < 0.8 * means.std()
+    np.testing.assert_allclose(resampled_means({"r1": image_recalls}, SOME, images)["r1"], means)
 
 
 def test_clusters_of_different_sizes_against_an_explicit_draw():
     values, clusters = np.array([1.0, 5.0, 2.0, 8.0]), np.array([4, 9, 4, 4])
-    found = resampled_means({"r1": values}, Bootstrap(9, seed=2), clusters)["r1"]
+    means = resampled_means({"r1": values}, Bootstrap(9, seed=2), clusters)["r1"]
     drawn = []
     resampled(lambda picked: drawn.append(picked) or 0.0, 2, Bootstrap(9, seed=2))
     rows = {0: [0, 2, 3], 1: [1]}
-    for mean, picked in zip(found, drawn, strict=True):
+    for mean, picked in zip(means, drawn, strict=True):
         assert mean == pytest.approx(np.mean([values[r] for c in picked for r in rows[c]]))
 
 

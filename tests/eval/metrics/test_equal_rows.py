@@ -42,7 +42,7 @@ def test_equal_embeddings_tie_under_any_kernels(kernels):
     """MKL takes its kernels from the environment, when torch is loaded: a process of its own."""
     environment = {**os.environ, **({"MKL_CBWR": kernels} if kernels else {})}
     code = "from tests.eval.metrics.ties import check_shapes; check_shapes(120)"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         env=environment,
@@ -50,7 +50,7 @@ def test_equal_embeddings_tie_under_any_kernels(kernels):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -61,11 +61,9 @@ def test_a_model_that_maps_all_images_to_one_point_finds_nothing(normalize):
 
 def test_captions_that_are_all_alike_find_nothing():
     row = np.random.default_rng(0).normal(size=1024)
-    found = cross_modal_recalls(np.tile(row, (5, 1)), np.tile(row, (25, 1)), np.arange(25) // 5)
-    assert [found["i2t"][f"r{k}"] for k in (1, 5, 10)] == [
-        0,
-        0,
-        0,
-    ]  # 20 captions of other images are ahead
-    assert [found["t2i"][f"r{k}"] for k in (1, 5, 10)] == [0, 100, 100]  # 4 other images are ahead
-    assert (found["i2t"]["tied"], found["t2i"]["tied"]) == (5, 25)
+    figures = cross_modal_recalls(np.tile(row, (5, 1)), np.tile(row, (25, 1)), np.arange(25) // 5)
+    # Twenty captions of other images are ahead.
+    assert [figures["i2t"][f"r{k}"] for k in (1, 5, 10)] == [0, 0, 0]
+    # Four other images are ahead.
+    assert [figures["t2i"][f"r{k}"] for k in (1, 5, 10)] == [0, 100, 100]
+    assert (figures["i2t"]["tied"], figures["t2i"]["tied"]) == (5, 25)

@@ -40,57 +40,61 @@ def test_equality_with_pytorch_metric_learning(case, normalize, k):
     if normalize:  # theirs ranks by Euclidean distance: of unit rows, that is the order of cosines
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     if case == "one set":
-        found = image_retrieval(rows, labels, normalize=normalize)
-        want = _theirs(rows, labels, rows, labels, True, k)
-        lonely = sum(np.count_nonzero(labels == own) == 1 for own in labels)
+        figures = image_retrieval(rows, labels, normalize=normalize)
+        expected = _theirs(rows, labels, rows, labels, True, k)
+        lonely = sum(np.count_nonzero(labels == label) == 1 for label in labels)
     else:
         of_query = rng.random(len(labels)) < 0.3
         in_gallery = ~of_query & (labels > 4)
-        parts = rows[of_query], labels[of_query], rows[in_gallery], labels[in_gallery]
-        found = image_retrieval(*parts, normalize=normalize)
-        want = _theirs(*parts, False, k)
-        lonely = sum(own not in labels[in_gallery] for own in labels[of_query])
-        assert found["candidates"] == np.count_nonzero(in_gallery)
+        search = rows[of_query], labels[of_query], rows[in_gallery], labels[in_gallery]
+        figures = image_retrieval(*search, normalize=normalize)
+        expected = _theirs(*search, False, k)
+        lonely = sum(label not in labels[in_gallery] for label in labels[of_query])
+        assert figures["candidates"] == np.count_nonzero(in_gallery)
     assert lonely > 2
-    assert found["queries"] - found["queries_with_positive"] == lonely
+    assert figures["queries"] - figures["queries_with_positive"] == lonely
     for ours, theirs in PAIRS.items():
-        assert found[ours] == pytest.approx(100 * want[theirs], rel=1e-9), ours
-    answered = found["queries_with_positive"] / found["queries"]
-    assert found["r1"] == pytest.approx(found["precision_at_1"] * answered)
-    assert 5 < found["map_at_r"] < found["r_precision"] < found["precision_at_1"] < 95
+        assert figures[ours] == pytest.approx(100 * expected[theirs], rel=1e-9), ours
+    answered = figures["queries_with_positive"] / figures["queries"]
+    assert figures["r1"] == pytest.approx(figures["precision_at_1"] * answered)
+    assert 5 < figures["map_at_r"] < figures["r_precision"] < figures["precision_at_1"] < 95
 
 
 def test_ties_count_as_told():
     """Of the classes a, a, b, all equal: each a ties with its positive and with b, b has none."""
     rows, labels = np.ones((3, 4)), np.array(["a", "a", "b"])
-    of = {
+    by_ties = {
         ties: image_retrieval(rows, labels, ties=ties)
         for ties in ("pessimistic", "mean", "optimistic")
     }
     third = 100 / 3
-    assert [of[t]["r1"] for t in of] == pytest.approx([0, third, 2 * third])
-    assert [of[t]["precision_at_1"] for t in of] == [0, 50, 100]
-    assert [of[t]["r_precision"] for t in of] == [0, 50, 100]
-    assert [of[t]["map_at_r"] for t in of] == [0, 50, 100]
-    assert [of[t]["r5"] for t in of] == pytest.approx([2 * third] * 3)
-    assert [of[t]["tied"] for t in of] == [2, 2, 2]
+    assert [by_ties[t]["r1"] for t in by_ties] == pytest.approx([0, third, 2 * third])
+    assert [by_ties[t]["precision_at_1"] for t in by_ties] == [0, 50, 100]
+    assert [by_ties[t]["r_precision"] for t in by_ties] == [0, 50, 100]
+    assert [by_ties[t]["map_at_r"] for t in by_ties] == [0, 50, 100]
+    assert [by_ties[t]["r5"] for t in by_ties] == pytest.approx([2 * third] * 3)
+    assert [by_ties[t]["tied"] for t in by_ties] == [2, 2, 2]
 
 
 def test_no_query_with_a_positive():
     """Figures over no query are unknown, without an interval; R@1 is zero: all queries miss."""
     rankings = rank_all(*image_search(np.eye(3), np.arange(3)))
-    found = image_figures(rankings, Scoring(bootstrap=Bootstrap(20)))
-    assert [found[k] for k in ("r1", "r10", "precision_at_1", "r_precision", "map_at_r")] == [
+    figures = image_figures(rankings, Scoring(bootstrap=Bootstrap(20)))
+    assert [figures[k] for k in ("r1", "r10", "precision_at_1", "r_precision", "map_at_r")] == [
         0,
         0,
         None,
         None,
         None,
     ]
-    assert (found["queries"], found["queries_with_positive"], found["candidates"]) == (3, 0, 2)
-    assert found["ci"] == {"r1": [0, 0], "r5": [0, 0], "r10": [0, 0]}
-    one = image_retrieval(np.eye(1), np.arange(1))
-    assert (one["r1"], one["precision_at_1"], one["candidates"]) == (0, None, 0)
+    assert (figures["queries"], figures["queries_with_positive"], figures["candidates"]) == (
+        3,
+        0,
+        2,
+    )
+    assert figures["ci"] == {"r1": [0, 0], "r5": [0, 0], "r10": [0, 0]}
+    single = image_retrieval(np.eye(1), np.arange(1))
+    assert (single["r1"], single["precision_at_1"], single["candidates"]) == (0, None, 0)
 
 
 def test_intervals_are_of_the_same_queries_as_the_figures():
@@ -98,10 +102,10 @@ def test_intervals_are_of_the_same_queries_as_the_figures():
     labels[:20] = np.arange(100, 120)  # alone
     rows = unit_rows(90, 6, 3) + unit_rows(120, 6, 4)[labels]
     rankings = rank_all(*image_search(rows, labels))
-    found = image_figures(rankings, Scoring(bootstrap=Bootstrap(400)))
-    assert set(found["ci"]) == {"r1", "r5", "r10", "precision_at_1", "r_precision", "map_at_r"}
-    for name, (low, high) in found["ci"].items():
-        assert low < found[name] < high, name
+    figures = image_figures(rankings, Scoring(bootstrap=Bootstrap(400)))
+    assert set(figures["ci"]) == {"r1", "r5", "r10", "precision_at_1", "r_precision", "map_at_r"}
+    for name, (low, high) in figures["ci"].items():
+        assert low < figures[name] < high, name
     plain = image_figures(rankings)
     assert "ci" not in plain
-    assert {k: v for k, v in found.items() if k != "ci"} == plain
+    assert {k: v for k, v in figures.items() if k != "ci"} == plain

@@ -17,17 +17,17 @@ from cusa.eval.metrics.recalls import recall_at
 
 def _loop(scores, relevant, exclude=None, ties_count=True):
     """The rule, spelled out: irrelevant candidates at least as similar as the best relevant one."""
-    out = []
+    ranks = []
     for q, row in enumerate(scores):
         if not relevant[q]:
-            out.append(-1)
+            ranks.append(-1)
             continue
         best = max(row[c] for c in relevant[q])
-        others = [
+        irrelevant = [
             c for c in range(len(row)) if c not in relevant[q] and not (exclude and c == exclude[q])
         ]
-        out.append(sum(row[c] >= best if ties_count else row[c] > best for c in others))
-    return out
+        ranks.append(sum(row[c] >= best if ties_count else row[c] > best for c in irrelevant))
+    return ranks
 
 
 @settings(deadline=None, max_examples=100)
@@ -39,17 +39,17 @@ def test_ranks_equal_the_rule_spelled_out_ties_included(data):
     relevant = [sorted(data.draw(st.sets(st.integers(0, m - 1)))) for _ in range(n)]
     indptr = np.concatenate([[0], np.cumsum([len(r) for r in relevant])])
     indices = np.array([c for r in relevant for c in r], np.int64)
-    found = rank_bounds_from_scores(np.array(scores), indptr, indices)
-    assert found.pessimistic.tolist() == _loop(scores, relevant)
-    assert found.optimistic.tolist() == _loop(scores, relevant, ties_count=False)
+    bounds = rank_bounds_from_scores(np.array(scores), indptr, indices)
+    assert bounds.pessimistic.tolist() == _loop(scores, relevant)
+    assert bounds.optimistic.tolist() == _loop(scores, relevant, ties_count=False)
 
 
 def test_a_hand_made_case():
     scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2], [0.3, 0.8, 0.9]])
     indptr, indices = np.array([0, 1, 2, 2]), np.array([2, 0])
-    found = rank_bounds_from_scores(scores, indptr, indices)
-    assert found.pessimistic.tolist() == [1, 2, -1]  # behind one; tied with two; none
-    assert found.optimistic.tolist() == [1, 0, -1]
+    bounds = rank_bounds_from_scores(scores, indptr, indices)
+    assert bounds.pessimistic.tolist() == [1, 2, -1]  # behind one; tied with two; none
+    assert bounds.optimistic.tolist() == [1, 0, -1]
 
 
 def test_blocks_and_exclusion(monkeypatch):
@@ -93,8 +93,8 @@ def test_both_ways_in_one_pass_are_each_way_by_itself(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(similarity_blocks, "_BLOCK_BYTES", data.draw(st.sampled_from([1, 2**20])))
         patch.setattr(pair_scores, "_PAIRS_AT_ONCE", data.draw(st.sampled_from([1, 3, 64])))
-        found = two_way_rank_bounds(images, texts, caption_image)
-    for ours, theirs in zip((*found[0], *found[1]), expected, strict=True):
+        both_bounds = two_way_rank_bounds(images, texts, caption_image)
+    for ours, theirs in zip((*both_bounds[0], *both_bounds[1]), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -103,9 +103,9 @@ def test_counts_that_no_byte_holds(n, m):
     """More than 255 rows or words: all candidates tie, and must all be counted."""
     caption_image = np.arange(m) % n
     i2t, t2i = two_way_rank_bounds(np.ones((n, 2)), np.ones((m, 2)), caption_image)
-    own = np.bincount(caption_image, minlength=n)
-    np.testing.assert_array_equal(i2t.pessimistic, np.where(own > 0, m - own, -1))
-    np.testing.assert_array_equal(i2t.optimistic, np.where(own > 0, 0, -1))
+    n_captions = np.bincount(caption_image, minlength=n)
+    np.testing.assert_array_equal(i2t.pessimistic, np.where(n_captions > 0, m - n_captions, -1))
+    np.testing.assert_array_equal(i2t.optimistic, np.where(n_captions > 0, 0, -1))
     assert set(t2i.pessimistic) == {n - 1}
     assert set(t2i.optimistic) == {0}
 

@@ -37,14 +37,14 @@ def _exact_products(
 ) -> np.ndarray:
     """float64 ``[n, m]``: once for two different rows, so that equal rows have equal products."""
     scores = np.empty((len(queries), len(candidates)))
-    known: dict[tuple[int, int], float] = {}
+    products: dict[tuple[int, int], float] = {}
     for i, query in enumerate(which[0].tolist()):
         for j, candidate in enumerate(which[1].tolist()):
-            if (query, candidate) not in known:
-                known[query, candidate] = float(
+            if (query, candidate) not in products:
+                products[query, candidate] = float(
                     queries[i].astype(np.float64) @ candidates[j].astype(np.float64)
                 )
-            scores[i, j] = known[query, candidate]
+            scores[i, j] = products[query, candidate]
     return scores
 
 
@@ -85,8 +85,8 @@ def _check_one_set(rng: np.random.Generator, dtype: type) -> None:
     n, dim = int(rng.integers(4, 60)), int(rng.integers(1, 1100))
     rows = np.tile(rng.normal(size=dim).astype(dtype), (n, 1))
     for normalize in (True, False):
-        found = image_retrieval(rows, np.arange(n) * 2 // n, normalize=normalize)
-        assert (found["r1"], found["r_precision"], found["tied"]) == (0.0, 0.0, n), (
+        figures = image_retrieval(rows, np.arange(n) * 2 // n, normalize=normalize)
+        assert (figures["r1"], figures["r_precision"], figures["tied"]) == (0.0, 0.0, n), (
             n,
             dim,
             normalize,

@@ -71,13 +71,13 @@ def test_the_item_that_a_model_fails_on_is_named(home):
     encoder = load_encoder(str(home / "clip"), "cpu")
     paths = [home / f"{number}.png" for number in range(4)]
 
-    def fail_on(wrong):
+    def fail_on(refused_value):
         def changed(encode):
             def forward(inputs):
                 first = (
                     inputs["input_ids"][:, 2] if isinstance(inputs, dict) else inputs[:, 0, 0, 0]
                 )
-                if torch.isclose(first.float(), wrong).any():
+                if torch.isclose(first.float(), refused_value).any():
                     raise IndexError("index out of range in self")
                 return encode(inputs)
 

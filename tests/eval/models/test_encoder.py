@@ -74,10 +74,10 @@ def test_new_images_and_texts_get_the_embeddings_that_evaluation_has(runs, kind)
 def test_one_or_many_paths_or_pictures(runs, tmp_path, kind):
     student = cusa.load_student(runs / kind / "best", device="cpu")
     path = runs / "data" / "003.jpg"
-    many = student.encode_image([path, str(path), Image.open(path)])
-    assert many.shape == (3, 8)
-    np.testing.assert_allclose(student.encode_image(str(path)), many[1], atol=1e-6)
-    np.testing.assert_allclose(many[2], many[0], atol=1e-6)
+    rows = student.encode_image([path, str(path), Image.open(path)])
+    assert rows.shape == (3, 8)
+    np.testing.assert_allclose(student.encode_image(str(path)), rows[1], atol=1e-6)
+    np.testing.assert_allclose(rows[2], rows[0], atol=1e-6)
     assert student.encode_text("a picture").shape == (8,)
     Image.fromarray(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)).save(
         tmp_path / "deep.png"
@@ -140,8 +140,8 @@ def test_a_sequence_is_any_iterable_and_may_hold_anything(student, runs):
     path, pixels = runs / "data" / "003.jpg", _pixels(1, 40, 50, 3)
     expected = student.encode_image([path, pixels])
     given = (path, str(path), Image.open(path), pixels, _as_tensor(pixels))
-    many = student.encode_image((item for item in given), "cross", 2)
-    assert_same(many, expected[[0, 0, 0, 1, 1]])
+    rows = student.encode_image((item for item in given), "cross", 2)
+    assert_same(rows, expected[[0, 0, 0, 1, 1]])
     assert_same(student.encode_image(np.array([str(path)])), expected[:1])
     assert_same(student.encode_image(np.array(str(path))), expected[0])
     texts = ["picture 1", "number 2", "picture 3"]
@@ -249,13 +249,15 @@ def test_a_moved_student_and_moved_encoders(runs, tmp_path):
 
     best = copytree(runs / "adapter" / "best", tmp_path / "student")
     vit = copytree(runs / "vit", tmp_path / "vit")
-    one = cusa.load_student(runs / "adapter", device="cpu").encode_image(runs / "data" / "001.jpg")
+    expected = cusa.load_student(runs / "adapter", device="cpu").encode_image(
+        runs / "data" / "001.jpg"
+    )
     moved = cusa.load_student(best, device="cpu", encoders={"image": f"vit={vit}"})
-    np.testing.assert_array_equal(moved.encode_image(runs / "data" / "001.jpg"), one)
-    other = make_tiny_vit(tmp_path / "other", poison=True)
-    wrong = cusa.load_student(best, device="cpu", encoders={"image": f"vit={other}"})
+    np.testing.assert_array_equal(moved.encode_image(runs / "data" / "001.jpg"), expected)
+    other_weights = make_tiny_vit(tmp_path / "other", poison=True)
+    student = cusa.load_student(best, device="cpu", encoders={"image": f"vit={other_weights}"})
     with pytest.raises(TeacherError) as refused:
-        wrong.encode_image(runs / "data" / "001.jpg")
+        student.encode_image(runs / "data" / "001.jpg")
     assert refused.value.name == "vit"
 
 
@@ -295,11 +297,11 @@ def test_the_commands_that_use_a_student(runs, tmp_path):
     assert sheet.read_text().count("data:image/") >= 3
     out = run_ok("train", "export", "--run", runs / "dual", "--to", "hf", "--out", tmp_path / "hf")
     assert f"exported: {tmp_path / 'hf'}" in out
-    one, two = (
+    first_rows, second_rows = (
         cusa.load_student(f, device="cpu").encode_image(picture, "uni")
         for f in (runs / "dual", tmp_path / "hf")
     )
-    np.testing.assert_allclose(two, one, atol=1e-5)
+    np.testing.assert_allclose(second_rows, first_rows, atol=1e-5)
     assert "usage" in run_ok("train", "export", "--help").lower()
     for command, other in (("train", "export"), ("eval", "search")):
         assert f" {other} " in run_ok(command, "--help")

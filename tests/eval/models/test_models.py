@@ -325,8 +325,8 @@ def test_what_cannot_be_loaded(home, tmp_path):
     hub_name = "sentence-transformers/all-mpnet-base-v2"
     assert _load_error("mpnet", TeacherError).name == hub_name
     assert "/no/where" in str(_load_error("minilm=/no/where", TeacherError))
-    begun = tmp_path / "begun"
-    assert _load_error(str(begun), RunError).path == begun
+    unfinished_run = tmp_path / "begun"
+    assert _load_error(str(unfinished_run), RunError).path == unfinished_run
     for name, file in (("torn", "config.json"), ("modules", "modules.json")):
         error = _load_error(str(tmp_path / name), FileFormatError)
         assert (error.path, error.location) == (tmp_path / name / file, "line 1")
@@ -386,14 +386,14 @@ def numbered(n):
     ("n", "batch_size", "workers"), [(1, 4, 1), (8, 4, 2), (23, 3, 4), (23, 1, 2), (5, 9, 3)]
 )
 def test_images_come_in_order(n, batch_size, workers):
-    told, encoder = [], Recorder()
+    n_encoded, encoder = [], Recorder()
     threads = torch.get_num_threads()
-    rows = encode_images(encoder, numbered(n), batch_size, workers, told.append)
+    rows = encode_images(encoder, numbered(n), batch_size, workers, n_encoded.append)
     want = np.array([[i, i + 0.5] for i in range(1, n + 1)], np.float32)
     np.testing.assert_array_equal(rows["cross"], want)
     np.testing.assert_array_equal(rows["uni"], -want)
     assert rows["cross"].dtype == np.float32
-    assert sum(told) == n
+    assert sum(n_encoded) == n
     assert max(map(len, encoder.asked)) <= batch_size
     assert encoder.asked[0][0] == "1"
     assert len(encoder.threads) > 1 or n <= batch_size
@@ -407,19 +407,19 @@ def test_images_are_not_read_far_ahead():
 
 
 def test_equal_texts_are_encoded_once_and_long_ones_together():
-    told, encoder = [], Recorder()
+    n_encoded, encoder = [], Recorder()
     texts = ["a 5", "word word 3", "a 5", "word 4", "a 5", "word word 1", "word 4"]
-    rows = encode_texts(encoder, texts, 2, told.append)
+    rows = encode_texts(encoder, texts, 2, n_encoded.append)
     np.testing.assert_array_equal(rows["cross"][:, 0], [5, 3, 5, 4, 5, 1, 4])
     np.testing.assert_array_equal(rows["uni"][:, 1], -np.array([5, 3, 5, 4, 5, 1, 4]) - 0.5)
     assert encoder.asked == [["word word 1", "word word 3"], ["word 4", "a 5"]]
-    assert told == [2, 5]
+    assert n_encoded == [2, 5]
 
 
 def test_nothing_to_encode(home):
     encoder = load_encoder(str(home / "run"), "cpu")
     for rows in (encode_images(encoder, []), encode_texts(encoder, [])):
-        assert {head: found.shape for head, found in rows.items()} == {
+        assert {head: head_rows.shape for head, head_rows in rows.items()} == {
             "cross": (0, 24),
             "uni": (0, 24),
         }
@@ -502,6 +502,6 @@ def test_rows_go_to_a_file_and_come_back(home, paths, tmp_path):
     rows = encode_images(load_encoder(str(home / "vit"), "cpu"), paths)["cross"]
     np.save(tmp_path / "rows.npy", rows)
     (tmp_path / "ids.json").write_text(json.dumps([path.name for path in paths]))
-    found = read_rows(tmp_path / "rows.npy", tmp_path / "ids.json")
-    assert found.ids == [path.name for path in paths]
-    np.testing.assert_array_equal(found.rows, rows)
+    foreign = read_rows(tmp_path / "rows.npy", tmp_path / "ids.json")
+    assert foreign.ids == [path.name for path in paths]
+    np.testing.assert_array_equal(foreign.rows, rows)

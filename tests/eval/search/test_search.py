@@ -193,9 +193,9 @@ def test_several_queries_at_once(student, images, readable):
     rows = student.encode_image(readable)
     for n, query in enumerate(queries):
         assert positions[n].tolist() == sorted_cosines(query, rows)[1][:3].tolist()
-    for wrong in (queries[0], queries[:, 1:]):
+    for malformed in (queries[0], queries[:, 1:]):
         with pytest.raises(ValueError, match="24"):
-            images.search(wrong, "cross", 3)
+            images.search(malformed, "cross", 3)
     with pytest.raises(ValueError, match="n_hits"):
         images.search(queries, "cross", 0)
 
@@ -240,8 +240,8 @@ def test_images_of_a_folder(tmp_path):
     (tmp_path / "elsewhere" / "l.bmp").touch()
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")
-    found = [p.relative_to(tmp_path / "in").as_posix() for p in find_images(tmp_path / "in")]
-    assert found == ["a/y/x.webp", "a/z.png", "b.JPG", "c.jpeg", "linked/l.bmp"]
+    names_found = [p.relative_to(tmp_path / "in").as_posix() for p in find_images(tmp_path / "in")]
+    assert names_found == ["a/y/x.webp", "a/z.png", "b.JPG", "c.jpeg", "linked/l.bmp"]
 
 
 def test_texts_of_a_file(tmp_path):
@@ -271,10 +271,15 @@ def test_what_is_no_source(home, student, tmp_path):
 
 
 def test_summary_and_progress(home, student, tmp_path, readable):
-    told = []
+    progress = []
     options = IndexOptions(batch_size=4, workers=2)
     got = build_index(
-        student, home / "run", home / "images", tmp_path / "i", options, lambda *a: told.append(a)
+        student,
+        home / "run",
+        home / "images",
+        tmp_path / "i",
+        options,
+        lambda *a: progress.append(a),
     )
     assert got == SearchIndex.open(tmp_path / "i").summary
     assert (got.modality, got.kind, got.dim, got.count, got.uni_head) == (
@@ -287,10 +292,10 @@ def test_summary_and_progress(home, student, tmp_path, readable):
     assert (got.student, got.source) == (str(home / "run"), str(home / "images"))
     assert {Path(s.item).name: s.reason for s in got.skipped}.keys() == {"torn.jpg", "empty.png"}
     assert "zero bytes" in next(s.reason for s in got.skipped if s.item.endswith("empty.png"))
-    assert told[-1] == (25, 25)
-    done = [d for d, _ in told]
-    assert done == sorted(done)
-    assert len(done) >= 7
+    assert progress[-1] == (25, 25)
+    n_done = [d for d, _ in progress]
+    assert n_done == sorted(n_done)
+    assert len(n_done) >= 7
     lines = (tmp_path / "i" / "items.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [str(p) for p in readable]
     assert {p.name for p in (tmp_path / "i").iterdir()} == {
@@ -339,16 +344,16 @@ def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
     """Whatever the size of a batch; and rows stay with their images."""
     make_images(tmp_path / "in", 9)  # 48 x 36 pixels
     monkeypatch.setattr(index_module, "_MOST_PIXELS", 2 * 48 * 36)
-    asked = []
+    batch_sizes = []
     spied = SimpleNamespace(
         uni_head="uni",
         weights_sha256=student.weights_sha256,
         image_rows=lambda images, batch_size: (
-            asked.append(len(images)) or student.image_rows(images)
+            batch_sizes.append(len(images)) or student.image_rows(images)
         ),
     )
     build_index(spied, home / "run", tmp_path / "in", tmp_path / "i", IndexOptions(batch_size=7))
-    assert asked == [1, 3, 3, 1, 2]
+    assert batch_sizes == [1, 3, 3, 1, 2]
     index = SearchIndex.open(tmp_path / "i")
     for path in find_images(tmp_path / "in"):
         assert answer(student, index, str(path), 1).hits[0].is_query
@@ -356,11 +361,11 @@ def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
 
 def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp_path, monkeypatch):
     make_images(tmp_path / "in", 40)
-    begun, names = set(), set()
+    decoded, names = set(), set()
     load = index_module.load_image
 
     def spy(path):
-        begun.add(path)
+        decoded.add(path)
         names.add(threading.current_thread().name)
         return load(path)
 
@@ -374,7 +379,7 @@ def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp
         tmp_path / "in",
         tmp_path / "i",
         IndexOptions(batch_size=2, workers=2),
-        lambda done, total: ahead.append(len(begun) - done),
+        lambda done, total: ahead.append(len(decoded) - done),
     )
     assert threading.current_thread().name not in names
     assert max(ahead) <= 2 * 5  # two per batch; four batches wait, and one is taken
@@ -486,8 +491,8 @@ def test_nothing_else_is_replaced(home, student, tmp_path):
     assert _content(tmp_path) == before
 
 
-@pytest.mark.parametrize("where", ["encoding", "items", "faiss", "rename"])
-def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize("failing_step", ["encoding", "items", "faiss", "rename"])
+def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, failing_step):
     out = tmp_path / "i"
     build_index(student, home / "run", home / "texts.txt", out)
     before = _content(tmp_path)
@@ -495,11 +500,11 @@ def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, wh
     def fail(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    told = fail if where == "encoding" else lambda done, total: None
+    advance = fail if failing_step == "encoding" else lambda done, total: None
     expected = KeyboardInterrupt
-    if where == "items":
+    if failing_step == "items":
         monkeypatch.setattr(index_folder.json, "dumps", fail)
-    elif where == "faiss":
+    elif failing_step == "faiss":
         write = index_folder.faiss.write_index
 
         def full_disk(index, path):
@@ -508,13 +513,13 @@ def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, wh
 
         monkeypatch.setattr(index_folder.faiss, "write_index", full_disk)
         expected = CusaError
-    elif where == "rename":
+    elif failing_step == "rename":
         rename = Path.rename
         monkeypatch.setattr(
             Path, "rename", lambda s, t: fail() if s.suffix == ".tmp" else rename(s, t)
         )
     with pytest.raises(expected):
-        build_index(student, home / "run", home / "images", out, IndexOptions(workers=2), told)
+        build_index(student, home / "run", home / "images", out, IndexOptions(workers=2), advance)
     assert _content(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["i"]
     assert answer(student, SearchIndex.open(out), TEXTS[0], 1).hits[0].item.text == TEXTS[0]
@@ -628,25 +633,25 @@ def test_damage_is_told(home, student, texts, tmp_path):
 def test_a_card_of_other_kinds_is_one_line(texts, tmp_path, field, value):
     card = json.loads((texts.folder / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**card, field: value}))
-    with pytest.raises(RunError) as found:
+    with pytest.raises(RunError) as refused:
         SearchIndex.open(tmp_path)
-    assert found.value.path == tmp_path / "index.json"
-    assert found.value.location.startswith(field.split("_")[0]) or field in found.value.location
+    assert refused.value.path == tmp_path / "index.json"
+    assert refused.value.location.startswith(field.split("_")[0]) or field in refused.value.location
 
 
 def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):
     """The others keep their ranks, and the page and the screen say how many are missing."""
-    whole = answer(student, texts, "picture number 3", 5)
+    whole_answer = answer(student, texts, "picture number 3", 5)
     folder = Path(shutil.copytree(texts.folder, tmp_path / "i"))
     lines = (folder / "items.jsonl").read_bytes().split(b"\n")
-    places = [TEXTS.index(hit.item.text) for hit in whole.hits]
-    for place, damage in zip(places[1:4], (b'"pictu', b"\xff\x00", b"[1]"), strict=True):
-        lines[place] = damage
+    positions = [TEXTS.index(hit.item.text) for hit in whole_answer.hits]
+    for position, damage in zip(positions[1:4], (b'"pictu', b"\xff\x00", b"[1]"), strict=True):
+        lines[position] = damage
     (folder / "items.jsonl").write_bytes(b"\n".join(lines))
-    found = answer(student, SearchIndex.open(folder), "picture number 3", 5)
-    assert found.hits == (whole.hits[0], whole.hits[4])
-    assert found.n_unnamed == 3
-    write_contact_sheet(tmp_path / "page.html", found)
+    damaged_answer = answer(student, SearchIndex.open(folder), "picture number 3", 5)
+    assert damaged_answer.hits == (whole_answer.hits[0], whole_answer.hits[4])
+    assert damaged_answer.n_unnamed == 3
+    write_contact_sheet(tmp_path / "page.html", damaged_answer)
     assert "3 more were found whose name is damaged" in " ".join(
         (tmp_path / "page.html").read_text().split()
     )
@@ -737,7 +742,7 @@ def _answer(query, hits, modality, **changes):
 
 
 def test_sheet_is_inert_and_names_missing_images(tmp_path):
-    gone = tmp_path / "a<img onerror=x>.jpg"
+    missing_image = tmp_path / "a<img onerror=x>.jpg"
     changes = {
         "source": f"/data/{SCRIPT}",
         "student": "/runs/<script>",
@@ -745,7 +750,10 @@ def test_sheet_is_inert_and_names_missing_images(tmp_path):
         "kind": "hnsw",
     }
     sheet = _answer(
-        Item("text", SCRIPT, None), [Item("image", str(gone), gone)], "image", **changes
+        Item("text", SCRIPT, None),
+        [Item("image", str(missing_image), missing_image)],
+        "image",
+        **changes,
     )
     assert write_contact_sheet(tmp_path / "s.html", sheet) == 1
     _, page = _page(tmp_path / "s.html")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError, EmbeddingsError
-from cusa.eval.evaluators.sts.data import Pairs, StsTask
 from cusa.eval.evaluators.sts.measure import cosine, evaluate_sts
+from cusa.eval.evaluators.sts.tasks import Pairs, StsTask
 from cusa.eval.metrics.correlation import correlations, spearman
 from tests.helpers import GOLDEN
 
