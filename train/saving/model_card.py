@@ -19,6 +19,13 @@ from cusa.train.saving.student_folder import Origin
 CARD_FILE = "README.md"
 # Recalls in percent by name, by data set and split; what was not measured is left out.
 _Scores = dict[tuple[str, str], dict[str, float]]
+_TEMPERATURE_TITLES = {
+    "tau": "tau",
+    "tau_csa": "tau of CSA",
+    "tau_usa": "tau of USA",
+    "tau_soft": "tau of the soft labels",
+    "tau_soft_usa": "tau of USA's soft labels",
+}
 _RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 
 
@@ -325,16 +332,13 @@ def _normalizer(origin: Origin) -> str:
 
 
 def _temperatures(loss: LossConfig) -> list[list[str]]:
-    """A row for each that the terms use."""
-    csa, usa = "csa" in loss.terms, "usa" in loss.terms
-    used: dict[str, tuple[Temperature | TemperaturePair, bool]] = {
-        "tau": (loss.tau, "contrastive" in loss.terms),
-        "tau of CSA": (loss.tau_csa, csa or (usa and loss.usa_shares_csa)),
-        "tau of USA": (loss.tau_usa, usa and not loss.usa_shares_csa),
-        "tau of the soft labels": (loss.tau_soft, csa or (usa and loss.usa_shares_soft)),
-        "tau of USA's soft labels": (loss.tau_soft_usa, usa and not loss.usa_shares_soft),
-    }
-    return [[name, _temperature(value)] for name, (value, is_used) in used.items() if is_used]
+    """Return a row for each temperature that the terms use."""
+    in_use = loss.temperatures_in_use()
+    rows: list[list[str]] = []
+    for name, title in _TEMPERATURE_TITLES.items():
+        if name in in_use:
+            rows.append([title, _temperature(in_use[name])])
+    return rows
 
 
 def _temperature(value: Temperature | TemperaturePair) -> str:
