@@ -228,7 +228,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(
 
     def step(self, batch):
         if self.progress.step == 7:
-            self.student.image_heads["uni"][1].weight.register_hook(
+            self.model.student.image_heads["uni"][1].weight.register_hook(
                 lambda gradient: gradient * float("nan")
             )
         return plain(self, batch)

@@ -26,8 +26,8 @@ from cusa.train.saving.tensors import (
     load_tensors,
     not_finite,
     save_tensors,
-    under,
-    unlike,
+    without_prefix,
+    mismatch,
 )
 from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
 
@@ -192,7 +192,7 @@ def load_checkpointed(
     Raises:
         CusaError: If they do not fit the student that the origin names.
     """
-    return _filled(folder, under("student", tensors), origin, exported=False)
+    return _filled(folder, without_prefix("student", tensors), origin, exported=False)
 
 
 def _filled(
@@ -216,7 +216,7 @@ def _filled(
     expected = student.state_dict()
     if exported:
         expected = {name: tensor for name, tensor in expected.items() if "_heads." in name}
-    if problem := unlike(tensors, expected):
+    if problem := mismatch(tensors, expected):
         unfit = f"the weights in {folder} do not fit the configuration beside them ({problem})"
         message = f"{unfit}; was a file changed?"
         raise StudentError(message, path=folder)
