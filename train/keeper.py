@@ -100,8 +100,8 @@ class RunKeeper:
                 tensors |= with_prefix(f"rng.{rank}", states)
             epoch = progress.epochs_begun(self._setup.data.steps_per_epoch)
             meta = {
-                "origin": self._origin(epoch, progress.step, scores).plain(),
-                "progress": progress.plain(),
+                "origin": self._origin(epoch, progress.step, scores).to_dict(),
+                "progress": progress.to_dict(),
                 "scaler": state.scaler(),
             }
             try:

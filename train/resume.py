@@ -94,7 +94,7 @@ def begun_run(
         name = fields[0].partition(" ")[0]
         message = f"--resume: settings differ from those of {run_dir}: {'; '.join(fields)}"
         raise SettingError(message, name=name)
-    fields = provenance_before.differing(store, provenance)
+    fields = provenance_before.differences(store, provenance)
     if fields:
         message = f"{store.path} is not the store that {run_dir} began with: {'; '.join(fields)}"
         raise StoreError(message, path=store.path)
@@ -159,7 +159,7 @@ def restore_newest(
     newest, problems = Checkpoints(run_dir).newest()
     if newest is None:
         return Progress(), problems
-    n_before = Origin.from_plain(newest.meta["origin"]).processes
+    n_before = Origin.from_dict(newest.meta["origin"]).processes
     if n_before != processes.size:
         problem = f"{run_dir} was begun by {n_before} processes"
         remedy = "its batches would be others; start as many (torchrun --nproc-per-node)"
@@ -172,7 +172,7 @@ def restore_newest(
     except RunError as error:
         raise RunError(f"{run_dir}: {error}", path=run_dir) from None
 
-    progress = Progress.from_plain(newest.meta["progress"])
+    progress = Progress.from_dict(newest.meta["progress"])
     if not 0 <= progress.steps_into_epoch(steps_per_epoch) <= steps_per_epoch:
         problem = f"step {progress.step:,} is not within epoch {progress.epoch + 1:,}"
         raise RunError(f"the checkpoint of {run_dir} is damaged ({problem})", path=run_dir)

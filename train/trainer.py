@@ -238,7 +238,7 @@ class Trainer:
             raise CusaError(
                 f"not all processes read the same checkpoint; all machines must see {self.run_dir}"
             )
-        # Not before: DDP sends the leading process's weights to the others.
+        # Only then: DDP gives all the leading process's weights, which would hide the difference.
         if self.processes.size > 1:
             self._module = DistributedDataParallel(self.model.step)
         if self.processes.leads:

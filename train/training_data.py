@@ -1,4 +1,4 @@
-"""What a run learns from and is validated on: pairs, their order, readers of the validation split."""
+"""What a run learns from and is validated on: pairs, their order, the validation split's inputs."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Progress:
         """Return how many epochs the steps done belong to."""
         return math.ceil(self.step / steps_per_epoch)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the entries as JSON has them."""
         return {
             "epoch": self.epoch,
@@ -55,8 +55,8 @@ class Progress:
         }
 
     @staticmethod
-    def from_plain(content: Any) -> Progress:
-        """Read the inverse of :meth:`plain`.
+    def from_dict(content: Any) -> Progress:
+        """Read the inverse of :meth:`to_dict`.
 
         Raises:
             RunError: If an entry is missing or of another type; says which.

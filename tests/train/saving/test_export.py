@@ -20,9 +20,11 @@ from cusa.data.images import load_image
 from cusa.eval.models.student import StudentEncoder, load_student
 from cusa.train.config import build_config
 from cusa.train.saving import export as exports
-from cusa.train.saving.export import albef_steps, export, export_hf, export_sentence_transformers
+from cusa.train.saving import sentence_transformers_modules as modules
+from cusa.train.saving.export import export, export_hf, export_sentence_transformers
 from cusa.train.saving.model_card import Usage, model_card, write_card
 from cusa.train.saving.provenance import Provenance, StoredTeacher
+from cusa.train.saving.sentence_transformers_modules import albef_steps
 from cusa.train.saving.student_folder import (
     HEADS_FILE,
     WEIGHTS_FILE,
@@ -180,7 +182,7 @@ def test_an_exported_folder_gives_the_same_embeddings(students, images, tmp_path
         np.testing.assert_allclose(
             after.encode_text(TEXTS, head), before.encode_text(TEXTS, head), atol=1e-5
         )
-    assert after.origin.plain() == saved.origin.plain()
+    assert after.origin.to_dict() == saved.origin.to_dict()
     assert (
         abs(before.encode_image(images, "cross") - before.encode_image(images, "uni")).max() > 0.1
     )
@@ -363,7 +365,7 @@ def test_a_failed_export_leaves_nothing(students, tmp_path, monkeypatch, functio
 def test_an_export_with_other_embeddings_is_refused(students, tmp_path, monkeypatch):
     from tokenizers import normalizers
 
-    monkeypatch.setattr(exports, "albef_steps", lambda then: normalizers.Replace("s", "x"))
+    monkeypatch.setattr(modules, "albef_steps", lambda then: normalizers.Replace("s", "x"))
     with pytest.raises(CusaError, match=r"other embeddings .*export kind 'hf'"):
         export_sentence_transformers(students["own-tokenizer"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
