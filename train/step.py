@@ -49,7 +49,7 @@ class TrainStep(nn.Module):
         The student's inputs may lie on another device if they are encoded a few at a time.
 
         Raises:
-            ValueError: If the batch does not fit the loss; see :class:`CUSALoss`.
+            EmbeddingsError: If the batch does not fit the loss; see :class:`CUSALoss`.
         """
         image, text = self.encode(batch)
         return self.loss(

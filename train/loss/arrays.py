@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from cusa.data.errors import EmbeddingsError
+
 Rows = Tensor | np.ndarray
 Shape = tuple[int | None, ...]  # None: any length
 
+_NAMED_ROWS = 10  # of an error, at most
 _FLOAT_TYPES = (np.float16, np.float32, np.float64)
 
 
@@ -28,13 +33,14 @@ def as_rows(
         shape: The shape that an array must have; checked before any of it is read.
 
     Raises:
-        ValueError: If an array is of another dtype or shape.
+        EmbeddingsError: If an array is of another dtype or shape; ``name`` is as given.
     """
     if isinstance(rows, Tensor):
         return rows
     _check_shape(rows, name, shape)
     if rows.dtype.type not in _FLOAT_TYPES:
-        raise ValueError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
+        message = f"{name} must be float16, float32 or float64, got {rows.dtype}"
+        raise EmbeddingsError(message, name=name)
     return _as_tensor(rows, rows.dtype.newbyteorder("=")).to(device)
 
 
@@ -53,13 +59,13 @@ def as_ids(
         shape: The shape that an array must have.
 
     Raises:
-        ValueError: If an array is not of integers, or of another shape.
+        EmbeddingsError: If an array is not of integers, or of another shape; ``name`` is as given.
     """
     if isinstance(ids, Tensor):
         return ids
     _check_shape(ids, name, shape)
     if ids.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, got {ids.dtype}")
+        raise EmbeddingsError(f"{name} must be integers, got {ids.dtype}", name=name)
     return _as_tensor(ids, np.dtype(np.int64)).to(device)
 
 
@@ -69,7 +75,8 @@ def _check_shape(
     shape: Shape | None,
 ) -> None:
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name} must be a tensor or a numpy array, got {type(array).__name__}")
+        message = f"{name} must be a tensor or a numpy array, got {type(array).__name__}"
+        raise EmbeddingsError(message, name=name)
     if shape is None:
         return
     fits = len(array.shape) == len(shape)
@@ -78,7 +85,16 @@ def _check_shape(
         fits = all(expected in (None, length) for expected, length in lengths)
     if not fits:
         expected_shape = str(list(shape)).replace("None", "any")
-        raise ValueError(f"{name} must be {expected_shape}, got {list(array.shape)}")
+        message = f"{name} must be {expected_shape}, got {list(array.shape)}"
+        raise EmbeddingsError(message, name=name)
+
+
+def rows_in_words(rows: Sequence[int]) -> str:
+    """Name rows for a message, the first few of them: ``"rows 3, 4"``."""
+    listed = ", ".join(map(str, rows[:_NAMED_ROWS]))
+    if len(rows) > _NAMED_ROWS:
+        return f"rows {listed}, ..."
+    return f"rows {listed}"
 
 
 def _as_tensor(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.arrays import Rows
 from cusa.train.loss.config import TERMS, LossConfig, Temperature, TemperaturePair, Term
 from cusa.train.loss.functions import (
@@ -94,7 +95,7 @@ class CUSALoss(LossTemperatures):
         group: Process group to gather over; ``None``: the default one.
 
     Raises:
-        ValueError: If ``method`` or ``tile_rows`` is illegal.
+        SettingError: If ``method`` or ``tile_rows`` is illegal.
     """
 
     def __init__(
@@ -108,9 +109,10 @@ class CUSALoss(LossTemperatures):
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         if method not in ("auto", "dense", "tiled"):
-            raise ValueError(f"method must be auto, dense or tiled, got {method!r}")
+            message = f"method must be auto, dense or tiled, got {method!r}"
+            raise SettingError(message, name="method")
         if tile_rows is not None and tile_rows < 1:
-            raise ValueError(f"tile_rows must be at least 1, got {tile_rows}")
+            raise SettingError(f"tile_rows must be at least 1, got {tile_rows}", name="tile_rows")
         super().__init__(config or LossConfig())
         self.method = method
         self.tile_rows = tile_rows
@@ -146,8 +148,9 @@ class CUSALoss(LossTemperatures):
             image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
 
         Raises:
-            ValueError: If a term lacks an input, sizes differ, or a teacher row is zero or not
-                finite; names the rows.
+            EmbeddingsError: If a term lacks an input, sizes differ, or a teacher row is zero or not
+                finite; ``name`` is the argument, ``location`` names the rows. (It is a
+                ``ValueError``, as all errors of cusa are.)
         """
         inputs, ids, fault = take_inputs(
             cross=(image_features, text_features),
@@ -159,8 +162,8 @@ class CUSALoss(LossTemperatures):
         group = GatherGroup.if_several(self._group) if self.gather else None
         if group is not None:
             group.agree(inputs.tensors(), ids, fault)
-        elif fault:
-            raise ValueError(fault)
+        elif fault is not None:
+            raise fault
 
         # Soft labels lie close together: half precision would round their differences away.
         with torch.autocast(image_features.device.type, enabled=False):
@@ -203,10 +206,11 @@ class CUSALoss(LossTemperatures):
             image_ids: The image of each pair.
 
         Raises:
-            ValueError: As in :meth:`forward`, or if ``similarity`` is not square.
+            EmbeddingsError: As in :meth:`forward`, or if ``similarity`` is not square.
         """
         if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
-            raise ValueError(f"similarity must be [B, B], got {list(similarity.shape)}")
+            message = f"similarity must be [B, B], got {list(similarity.shape)}"
+            raise EmbeddingsError(message, name="similarity")
         inputs, ids, fault = take_inputs(
             cross=(similarity, similarity.T),
             uni=(uni_image_features, uni_text_features),
@@ -214,8 +218,8 @@ class CUSALoss(LossTemperatures):
             image_ids=image_ids,
             terms=self.config.terms,
         )
-        if fault:
-            raise ValueError(fault)
+        if fault is not None:
+            raise fault
         with torch.autocast(similarity.device.type, enabled=False):
             features = normalized(in_one_dtype(inputs), with_cross=False)
             queries = slice(0, len(similarity))

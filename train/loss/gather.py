@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cusa.data.errors import EmbeddingsError, SettingError
+
 _MOST_TENSORS = 6  # features of two heads and teacher rows, of two modalities
 
 
@@ -37,14 +39,14 @@ class GatherGroup:
         """Return the ranks of a group, or ``None`` where this process is alone.
 
         Raises:
-            ValueError: If this process is not one of the group.
+            SettingError: If this process is not one of the group.
         """
         if not dist.is_available() or not dist.is_initialized():
             return None
         if dist.get_world_size(group) == 1:
             return None
         if dist.get_rank(group) < 0:
-            raise ValueError("gather: this process is not one of the group")
+            raise SettingError("gather: this process is not one of the group", name="group")
         return GatherGroup(group)
 
     @property
@@ -57,24 +59,27 @@ class GatherGroup:
         self,
         tensors: Sequence[Tensor],
         image_ids: Tensor | None,
-        fault: str,
+        fault: EmbeddingsError | None,
     ) -> None:
         """Exchange the batch sizes, and make sure that no rank waits for another that has stopped.
 
         Args:
             tensors: What this rank will gather.
             image_ids: Its image ids.
-            fault: What is wrong with them; empty if nothing.
+            fault: What is wrong with them, if anything is.
 
         Raises:
-            ValueError: On every rank, if one has a fault, or if they do not bring the same.
+            EmbeddingsError: On every rank, if one has a fault, or if they do not bring the same;
+                ``location`` names another rank that is at fault.
         """
-        properties = [] if fault else _properties_of_all(tensors)
+        properties: list[int] = []
+        if fault is None:
+            properties = _properties_of_all(tensors)
         padding = [0] * (3 * _MOST_TENSORS - len(properties))
         # All headers have one length, whatever a rank brings: all_gather wants equal shapes.
         header = [
             len(tensors[0]),
-            bool(fault),
+            fault is not None,
             image_ids is not None,
             *properties,
             *padding,
@@ -82,8 +87,8 @@ class GatherGroup:
         own_header = torch.tensor(header, device=tensors[0].device)
         headers = list(own_header.new_empty(self.size, len(header)))
         dist.all_gather(headers, own_header, group=self._group)
-        if fault:  # raised only now: the other ranks waited in all_gather
-            raise ValueError(fault)
+        if fault is not None:  # raised only now: the other ranks waited in all_gather
+            raise fault
 
         table: list[list[int]] = torch.stack(headers).tolist()
         _require_same_inputs(table)
@@ -137,13 +142,14 @@ def _require_same_inputs(table: list[list[int]]) -> None:
     first_inputs = table[0][2:]
     for rank, (_, has_fault, *inputs) in enumerate(table):
         if has_fault:
-            problem = f"rank {rank} cannot go on"
-            raise ValueError(f"{problem}: its batch is faulty; its own error says why")
+            problem = f"rank {rank} cannot go on: its batch is faulty"
+            raise EmbeddingsError(f"{problem}; its own error says why", location=f"rank {rank}")
         if inputs != first_inputs:
-            raise ValueError(
+            raise EmbeddingsError(
                 "the ranks do not bring the same; image ids or none, and of each matrix its "
                 "columns, whether it is float64 and whether it wants a gradient: "
-                f"{first_inputs} on rank 0, {inputs} on rank {rank}"
+                f"{first_inputs} on rank 0, {inputs} on rank {rank}",
+                location=f"rank {rank}",
             )
 
 

@@ -8,13 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cusa.train.loss.arrays import Rows, as_ids, as_rows
+from cusa.data.errors import EmbeddingsError
+from cusa.train.loss.arrays import Rows, as_ids, as_rows, rows_in_words
 from cusa.train.loss.config import Term
 from cusa.train.loss.unit_features import unit_features
 
 ImageText = tuple[Tensor, Tensor]  # one of the images, one of the texts
 
-_NAMED_ROWS = 10  # of an error, at most
+_ARGUMENTS = (
+    ("image_features", "text_features"),
+    ("uni_image_features", "uni_text_features"),
+    ("teacher_image", "teacher_text"),
+)
 
 
 class LossInputs(NamedTuple):
@@ -34,11 +39,15 @@ class LossInputs(NamedTuple):
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors."""
-        tensors = [*self.cross]
-        for pair in (self.uni, self.teacher):
+        return [tensor for _, tensor in self.named_tensors()]
+
+    def named_tensors(self) -> list[tuple[str, Tensor]]:
+        """Return all tensors with their names as arguments of the loss."""
+        named: list[tuple[str, Tensor]] = []
+        for names, pair in zip(_ARGUMENTS, self, strict=True):
             if pair is not None:
-                tensors += pair
-        return tensors
+                named += zip(names, pair, strict=True)
+        return named
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LossInputs:
         """Return a function of each tensor."""
@@ -65,10 +74,8 @@ def take_inputs(
     teacher: tuple[Rows | None, Rows | None],
     image_ids: Rows | None,
     terms: tuple[Term, ...],
-) -> tuple[LossInputs, Tensor | None, str]:
+) -> tuple[LossInputs, Tensor | None, EmbeddingsError | None]:
     """Take what the terms need as tensors where the features are, and check it.
-
-    What is wrong is not raised here: with ``gather``, other ranks would wait for this one.
 
     Args:
         cross: Features or similarities ``[B, ...]`` of the cross-modal heads.
@@ -78,13 +85,12 @@ def take_inputs(
         terms: Terms of the loss.
 
     Returns:
-        The inputs, without gradients of the teacher; the image ids; and what is wrong with them, in
-        a line that is empty if nothing is.
+        The inputs, without gradients of the teacher; the image ids; and what is wrong with them, if
+        anything is. It is not raised here: with ``gather``, other ranks would wait for this one.
     """
     n_pairs = len(cross[0])
     device = cross[0].device
     teacher_image = teacher_text = ids = None
-    fault = ""
     try:
         if teacher[0] is not None:
             teacher_image = as_rows(teacher[0], device, "teacher_image", (n_pairs, None))
@@ -92,11 +98,11 @@ def take_inputs(
             teacher_text = as_rows(teacher[1], device, "teacher_text", (n_pairs, None))
         if image_ids is not None:
             ids = as_ids(image_ids, device, "image_ids", (n_pairs,))
-    except ValueError as error:
-        fault = str(error)
-
-    inputs = _used_inputs(cross, uni, (teacher_image, teacher_text), terms)
-    return inputs, ids, fault or _fault(inputs, ids, terms)
+        inputs = _used_inputs(cross, uni, (teacher_image, teacher_text), terms)
+        _check_inputs(inputs, ids, terms)
+    except EmbeddingsError as error:
+        return LossInputs(cross, None, None), None, error
+    return inputs, ids, None
 
 
 def _used_inputs(
@@ -120,64 +126,68 @@ def _use_soft_labels(terms: tuple[Term, ...]) -> bool:
     return "csa" in terms or "usa" in terms
 
 
-def _fault(
+def _check_inputs(
     inputs: LossInputs,
     image_ids: Tensor | None,
     terms: tuple[Term, ...],
-) -> str:
-    """Return what is wrong with a batch in a line, empty if nothing is.
+) -> None:
+    """Refuse a batch that does not fit the terms.
 
     While compiling, sizes and rows are not looked at.
     """
     if _use_soft_labels(terms) and inputs.teacher is None:
-        return "CSA and USA need teacher_image and teacher_text"
+        message = "CSA and USA need teacher_image and teacher_text"
+        raise EmbeddingsError(message, name="teacher_image")
     if "usa" in terms and inputs.uni is None:
-        return "USA needs uni_image_features and uni_text_features"
-    if torch.compiler.is_compiling():
-        return ""
-    return _wrong_size(inputs, image_ids) or _unusable_teacher(inputs)
+        message = "USA needs uni_image_features and uni_text_features"
+        raise EmbeddingsError(message, name="uni_image_features")
+    if not torch.compiler.is_compiling():
+        _check_sizes(inputs, image_ids)
+        _check_teacher_rows(inputs)
 
 
-def _wrong_size(
-    inputs: LossInputs,
-    image_ids: Tensor | None,
-) -> str:
+def _check_sizes(inputs: LossInputs, image_ids: Tensor | None) -> None:
     n_pairs = len(inputs.cross[0])
     if n_pairs == 0:
-        return "the batch is empty: a loss needs at least one pair"
-    for tensor in inputs.tensors():
+        message = "the batch is empty: a loss needs at least one pair"
+        raise EmbeddingsError(message, name="image_features")
+    for name, tensor in inputs.named_tensors():
         if tensor.ndim != 2 or len(tensor) != n_pairs:
             expected = f"features and teacher rows must be matrices of {n_pairs} rows"
-            return f"{expected} like the first, got {list(tensor.shape)}"
-    image_dim, text_dim = (features.shape[1] for features in inputs.cross)
+            message = f"{expected} like the first, got {list(tensor.shape)}"
+            raise EmbeddingsError(message, name=name)
+    image_features, text_features = inputs.cross
+    image_dim, text_dim = image_features.shape[1], text_features.shape[1]
     if image_dim != text_dim:
         expected = "image_features and text_features must have one dimension"
-        return f"{expected}, got {image_dim} and {text_dim}"
+        message = f"{expected}, got {image_dim} and {text_dim}"
+        raise EmbeddingsError(message, name="text_features")
     if image_ids is not None and image_ids.shape != (n_pairs,):
-        return f"image_ids must be [{n_pairs}], got {list(image_ids.shape)}"
-    return ""
+        message = f"image_ids must be [{n_pairs}], got {list(image_ids.shape)}"
+        raise EmbeddingsError(message, name="image_ids")
 
 
-def _unusable_teacher(inputs: LossInputs) -> str:
-    """Name the teacher's rows that have no direction."""
+def _check_teacher_rows(inputs: LossInputs) -> None:
+    """Refuse teacher rows that have no direction."""
     if inputs.teacher is None:
-        return ""
+        return
     usable = [_has_direction(rows) for rows in inputs.teacher]
     # One wait for a GPU, not one for each modality.
     if torch.stack([row_is_usable.all() for row_is_usable in usable]).all():
-        return ""
+        return
     for modality, row_is_usable in zip(("image", "text"), usable, strict=True):
         rows = (~row_is_usable).nonzero().flatten().tolist()
-        if rows:
-            listed = ", ".join(map(str, rows[:_NAMED_ROWS]))
-            if len(rows) > _NAMED_ROWS:
-                listed += ", ..."
-            return (
-                f"the {modality} teacher's rows {listed} of the batch are zero or not finite "
-                f"({len(rows)} of {len(row_is_usable)}); leave these pairs out, or make the rows "
-                "again"
-            )
-    return ""
+        if not rows:
+            continue
+        location = rows_in_words(rows)
+        problem = f"the {modality} teacher's {location} of the batch are zero or not finite"
+        count = f"({len(rows)} of {len(row_is_usable)})"
+        remedy = "leave these pairs out, or make the rows again"
+        raise EmbeddingsError(
+            f"{problem} {count}; {remedy}",
+            location=location,
+            name=f"teacher_{modality}",
+        )
 
 
 def _has_direction(rows: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cusa.train.loss.arrays import Rows, as_ids
-
-_NAMED_ROWS = 10  # of an error, at most
+from cusa.data.errors import EmbeddingsError
+from cusa.train.loss.arrays import Rows, as_ids, rows_in_words
 
 
 @torch.no_grad()
@@ -40,7 +39,7 @@ def hard_negatives(
         int64 ``[B]``.
 
     Raises:
-        ValueError: If a query has no candidate of another image; names the rows.
+        EmbeddingsError: If a query has no candidate of another image; names the rows.
     """
     n_pairs = len(similarity)
     ids = torch.arange(n_pairs, device=similarity.device)
@@ -52,9 +51,9 @@ def hard_negatives(
     has_no_negative = is_same_image.all(dim=1)
     if has_no_negative.any():
         rows = has_no_negative.nonzero().flatten().tolist()
-        listed = ", ".join(map(str, rows[:_NAMED_ROWS]))
-        problem = f"rows {listed} have no negative"
-        raise ValueError(f"{problem}: every pair of the batch is of the same image")
+        location = rows_in_words(rows)
+        message = f"{location} have no negative: every pair of the batch is of the same image"
+        raise EmbeddingsError(message, location=location, name="image_ids")
 
     # In float32 or wider: half precision would round small chances to nothing.
     wide_dtype = torch.promote_types(similarity.dtype, torch.float32)
@@ -97,15 +96,17 @@ def matching_loss(
         Scalar.
 
     Raises:
-        ValueError: If the shapes do not fit, or a target is not between 0 and 1.
+        EmbeddingsError: If the shapes do not fit, or a target is not between 0 and 1.
     """
     n_pairs = len(targets)
     if logits.shape not in ((n_pairs,), (n_pairs, 2)) or targets.ndim != 1:
         shapes = f"{list(logits.shape)} and {list(targets.shape)}"
-        raise ValueError(f"logits must be [M] or [M, 2] and targets [M], got {shapes}")
+        message = f"logits must be [M] or [M, 2] and targets [M], got {shapes}"
+        raise EmbeddingsError(message, name="logits")
     if not ((targets >= 0) & (targets <= 1)).all():
         least, greatest = targets.min(), targets.max()
-        raise ValueError(f"targets must be between 0 and 1, got {least:g} to {greatest:g}")
+        message = f"targets must be between 0 and 1, got {least:g} to {greatest:g}"
+        raise EmbeddingsError(message, name="targets")
     scores = logits
     if logits.ndim == 2:
         scores = logits[:, 1] - logits[:, 0]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cusa.data.errors import EmbeddingsError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loss.cusa_loss import (
     CUSALoss,
@@ -141,40 +142,24 @@ def test_half_precision_similarities_are_computed_in_single():
 
 
 REFUSED = {
-    "teacher_image of integers": (
-        {"teacher_image": np.ones((N, 4), int)},
-        "teacher_image must be float16",
-    ),
-    "teacher_image of texts": (
-        {"teacher_image": np.full((N, 4), "x")},
-        "teacher_image must be float16",
-    ),
-    "teacher_text of objects": (
-        {"teacher_text": np.full((N, 4), None)},
-        "teacher_text must be float16",
-    ),
-    "teacher_text a list": (
-        {"teacher_text": [[1.0]] * N},
-        "teacher_text must be a tensor or a numpy array",
-    ),
-    "teacher_text of another length": (
-        {"teacher_text": np.ones((N + 1, 4))},
-        rf"teacher_text must be \[{N}, any\]",
-    ),
-    "teacher_text a vector": (
-        {"teacher_text": np.ones(N)},
-        rf"teacher_text must be \[{N}, any\], got \[{N}\]",
-    ),
-    "ids of floats": ({"image_ids": np.ones(N)}, "image_ids must be integers, got float64"),
-    "ids of texts": ({"image_ids": np.full(N, "a")}, "image_ids must be integers"),
-    "too many ids": ({"image_ids": np.arange(N + 1)}, rf"image_ids must be \[{N}\]"),
-    "NaN": ({"teacher_image": np.full((N, 4), np.nan)}, "image teacher's rows 0, 1, 2"),
+    "teacher_image of integers": ("teacher_image", np.ones((N, 4), int)),
+    "teacher_image of texts": ("teacher_image", np.full((N, 4), "x")),
+    "teacher_text of objects": ("teacher_text", np.full((N, 4), None)),
+    "teacher_text a list": ("teacher_text", [[1.0]] * N),
+    "teacher_text of another length": ("teacher_text", np.ones((N + 1, 4))),
+    "teacher_text a vector": ("teacher_text", np.ones(N)),
+    "ids of floats": ("image_ids", np.ones(N)),
+    "ids of texts": ("image_ids", np.full(N, "a")),
+    "too many ids": ("image_ids", np.arange(N + 1)),
+    "NaN": ("teacher_image", np.full((N, 4), np.nan)),
 }
 
 
-@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
-def test_other_arrays_are_refused(change, message):
+@pytest.mark.parametrize(("name", "array"), REFUSED.values(), ids=REFUSED)
+def test_other_arrays_are_refused(name, array):
     image, text = _teachers()
-    given = {"teacher_image": image, "teacher_text": text, "image_ids": IDS} | change
-    with pytest.raises(ValueError, match=message):
-        CUSALoss()(*_features(), **given)
+    arguments = {"teacher_image": image, "teacher_text": text, "image_ids": IDS}
+    arguments[name] = array
+    with pytest.raises(EmbeddingsError) as error:
+        CUSALoss()(*_features(), **arguments)
+    assert error.value.name == name
