@@ -86,8 +86,8 @@ def test_the_footprint_counts_state_and_what_the_backward_pass_keeps():
     trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in step.parameters() if not p.requires_grad)
     assert found.state == 4 * (4 * trained + frozen)
-    # Per pair: the trunks' inputs (16, 12); in each modality GELU's input, LayerNorm's input, its output twice (a head
-    # each) and both heads' outputs, of which one goes into no loss.
+    # Per pair: the trunks' inputs (16, 12); in each modality GELU's input, LayerNorm's input, its
+    # output twice (a head each) and both heads' outputs, of which one goes into no loss.
     per_pair = 4 * (16 + 12 + 2 * (64 + 64 + 64 + 64))
     assert per_pair <= found.activations / 64 <= 2 * per_pair
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, FiniteFloat
 
 from cusa.data.embeddings import HEADS, Head
-from cusa.data.errors import CusaError, RunError
+from cusa.data.errors import CusaError, RunError, SettingError, StudentError
 from cusa.data.parsing import read_json
 from cusa.train.saving.model_card import Usage, write_card
 from cusa.train.saving.plain_values import checked
@@ -55,7 +55,8 @@ def export(
         CusaError: If the student cannot be loaded or exported, or the folder is not empty.
     """
     if kind not in KINDS:
-        raise CusaError(f"unknown kind of export {kind!r}; legal: {', '.join(KINDS)}", name="kind")
+        message = f"unknown kind of export {kind!r}; legal: {', '.join(KINDS)}"
+        raise SettingError(message, name="kind")
     if out is None:
         suffix = "-uni" if kind == "sentence-transformers" and head == "uni" else ""
         out = run / f"export-{kind}{suffix}"
@@ -123,11 +124,12 @@ def export_sentence_transformers(
     """
     processors = _processors(saved)
     if head not in HEADS:
-        raise CusaError(f"head must be one of {', '.join(HEADS)}, got {head!r}", name="head")
+        message = f"head must be one of {', '.join(HEADS)}, got {head!r}"
+        raise SettingError(message, name="head")
     terms = saved.origin.config.loss.terms
     if head == "uni" and "usa" not in terms:
         problem = f"this run trained no uni-modal heads (loss terms: {', '.join(terms)})"
-        raise CusaError(f"{problem}; export head 'cross'", name="head")
+        raise SettingError(f"{problem}; export head 'cross'", name="head")
     with _new_folder(out) as folder:
         as_written = save_modules(folder, saved, processors, head)
         write_card(folder, saved.origin, Usage("sentence-transformers", head, as_written), metrics)
@@ -136,9 +138,10 @@ def export_sentence_transformers(
 
 def _processors(saved: SavedStudent) -> Processors:
     if saved.processors is None or saved.backbone is None:
-        raise CusaError(
+        raise StudentError(
             "an adapter has no backbone to export: it works on the embeddings of frozen encoders; "
-            "use cusa.load_student(RUN), which loads those as well"
+            "use cusa.load_student(RUN), which loads those as well",
+            name="adapter",
         )
     return saved.processors
 

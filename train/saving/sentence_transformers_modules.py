@@ -11,7 +11,7 @@ from torch import nn
 
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, StudentError
 from cusa.train.saving.student_folder import SavedStudent
 from cusa.train.student import Processors
 
@@ -97,8 +97,9 @@ def _transformer(
     transformer.model = saved_student.backbone  # not a second copy of it
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
-        problem = f"transformers has no processor for {type(saved_student.backbone).__name__}"
-        raise CusaError(f"{problem}; export kind 'hf'")
+        name = type(saved_student.backbone).__name__
+        message = f"transformers has no processor for {name}; export kind 'hf'"
+        raise StudentError(message, name=name)
     processor.image_processor.do_convert_rgb = True
     normalizer_name = saved_student.origin.config.data.normalizer
     processor.tokenizer, as_written = _tokenizer(processor.tokenizer, normalizer_name)
@@ -231,7 +232,8 @@ def compare_embeddings(
         if not error <= _TOLERANCE:  # NaN is neither
             name = type(saved_student.backbone).__name__
             problem = "sentence-transformers gives other embeddings for this student"
-            raise CusaError(f"{problem} ({name}, off by {error:.2g}); export kind 'hf'")
+            message = f"{problem} ({name}, off by {error:.2g}); export kind 'hf'"
+            raise StudentError(message, name=name)
 
 
 def _probe_images() -> list[Any]:

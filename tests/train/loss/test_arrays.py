@@ -1,4 +1,7 @@
-"""Losses on numpy rows: as on tensors, of any dtype, order and byte order, from read-only memory, without a warning."""
+"""Losses on numpy rows equal those on tensors, without a warning.
+
+The rows are of any dtype, order and byte order, and from read-only memory.
+"""
 
 import numpy as np
 import pytest

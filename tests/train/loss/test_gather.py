@@ -45,7 +45,7 @@ def _batch(n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
 def _gradients(
     config: LossConfig, with_ids: bool, method: str, rows: slice, n: int, gather: bool
 ) -> dict[str, torch.Tensor]:
-    """Loss and gradients of some rows of the batch, DDP around the student where there are several ranks."""
+    """Loss and gradients of some rows of the batch, in DDP where there are several ranks."""
     (image, text, *teachers), ids = _batch(n)
     student: nn.Module = Student()
     # DDP waits for the gradient of every parameter: the heads that no term uses get none.

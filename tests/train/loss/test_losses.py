@@ -292,7 +292,7 @@ def test_the_order_of_the_batch_does_not_matter(method, n, seed, random):
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 12), seed=st.integers(0, 99))
 def test_swapping_the_modalities_swaps_the_terms(method, n, seed):
-    """With images and texts exchanged, features, teachers and temperatures alike, every term stays as it is."""
+    """With images and texts exchanged everywhere, every term stays as it is."""
     rows, ids = _random(n, seed)
 
     def swapped(pair):
@@ -324,8 +324,11 @@ def test_one_direction_of_csa_is_the_other_with_the_matrix_transposed(n, seed):
 @METHODS
 @pytest.mark.parametrize("divergence", ["kl", "cross_entropy"])
 def test_soft_labels_of_a_one_hot_teacher_reduce_csa_to_the_contrastive_loss(method, divergence):
-    """Teacher rows equal for captions of one image and orthogonal otherwise, at a small temperature: the soft labels
-    are the contrastive targets, and KL lacks only their entropy, log(captions of the image in the batch)."""
+    """Teacher rows equal for captions of one image, orthogonal otherwise, at a small temperature.
+
+    The soft labels are the contrastive targets then, and KL lacks only their entropy, log(captions
+    of the image in the batch).
+    """
     rows, _ = _random(8, 0)
     ids = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
     one_hot = torch.nn.functional.one_hot(ids).double()

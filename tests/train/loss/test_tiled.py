@@ -1,4 +1,4 @@
-"""The tiled loss against the dense one: values and every gradient, at uneven sizes and in every precision."""
+"""The tiled loss against the dense one: values and gradients, at uneven sizes, in any precision."""
 
 import itertools
 from dataclasses import replace
@@ -104,7 +104,8 @@ def test_any_batch_tile_and_ids(b, tile_rows, n_images, seed):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
-# Of the largest number: bf16 features have eight bits, and the loss computes on them in float32 (docs/hosts.md).
+# Of the largest number: bf16 features have eight bits, and the loss computes on them in float32
+# (docs/hosts.md).
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
