@@ -129,7 +129,7 @@ def measure_retrieval(
     """
     unlike = check_counts(data, measure.allow_partial)
     test = coco_test(embeddings, data.split, data.dataset, judgements)
-    found, ranked = evaluate(embeddings, data.split, uni_head, test, measure.scoring)
+    content, ranked = evaluate(embeddings, data.split, uni_head, test, measure.scoring)
     metrics = {
         "dataset": data.dataset,
         "split": data.split.name,
@@ -140,7 +140,7 @@ def measure_retrieval(
         "n_captions_skipped": data.split.n_captions - len(embeddings.text_rows),
         "notes": [unlike] if unlike else [],
         **measure.scoring.plain(),
-        **found,
+        **content,
     }
     if measure.index != "exact":
         i2t, t2i = cross_modal_relevance(embeddings.caption_image, len(embeddings.image_rows))
@@ -174,34 +174,36 @@ def measure_images(
     """
     if "image" not in source.modalities:
         raise CusaError(f"{source.name} embeds no images; image retrieval needs a model that does")
-    content: dict[str, Any] = {}
+    by_set: dict[str, Any] = {}
     queries: dict[str, Rankings] = {}
-    for of in sets:
-        query_rows = source.images(of.queries.ids, of.queries.paths)
-        gallery_rows = source.images(of.gallery.ids, of.gallery.paths) if of.gallery else None
+    for image_set in sets:
+        query_rows = source.images(image_set.queries.ids, image_set.queries.paths)
+        gallery_rows = (
+            source.images(image_set.gallery.ids, image_set.gallery.paths)
+            if image_set.gallery
+            else None
+        )
         heads: dict[Head, dict[str, Any]] = {}
         searches: dict[Head, dict[str, tuple[Any, ...]]] = {}
         for head, rows in query_rows.items():
-            gallery = (
-                (gallery_rows[head], of.gallery.labels)
-                if of.gallery and gallery_rows
-                else (None, None)
-            )
-            searched = image_search(rows, of.queries.labels, *gallery)
+            gallery: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+            if image_set.gallery and gallery_rows:
+                gallery = gallery_rows[head], image_set.gallery.labels
+            searched = image_search(rows, image_set.queries.labels, *gallery)
             ranked = rank_all(*searched)
             heads[head] = image_figures(ranked, measure.scoring)
-            queries[f"{of.name}/{head}/i2i"] = ranked
+            queries[f"{image_set.name}/{head}/i2i"] = ranked
             searches[head] = {"i2i": searched}
-        content[of.name] = {
-            "fingerprint": of.fingerprint,
-            "classes": of.n_classes,
-            "notes": list(of.notes),
+        by_set[image_set.name] = {
+            "fingerprint": image_set.fingerprint,
+            "classes": image_set.n_classes,
+            "notes": list(image_set.notes),
             "heads": heads,
         }
         if measure.index != "exact":
-            content[of.name]["approximate"] = _approximate(searches, measure.index)
-    found = {**measure.scoring.plain(), "head": source.uni_head, "sets": content}
-    return {**found, "average": paper_average(found, source.heads)}, queries
+            by_set[image_set.name]["approximate"] = _approximate(searches, measure.index)
+    content = {**measure.scoring.plain(), "head": source.uni_head, "sets": by_set}
+    return {**content, "average": paper_average(content, source.heads)}, queries
 
 
 def measure_sts(

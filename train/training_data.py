@@ -71,7 +71,8 @@ def open_training_data(
     pairs_in_loss = batch_size
     if train.gather:
         pairs_in_loss = batch_size * processes.size
-    _refuse_single_pair(pairs_in_loss, len(pairs))
+    if pairs_in_loss < 2:
+        raise _single_pair_error(len(pairs), train.pairs_per_step, processes.size)
     return TrainingData(
         pairs=pairs,
         pairs_per_step=batch_size,
@@ -82,13 +83,19 @@ def open_training_data(
     )
 
 
-def _refuse_single_pair(pairs_in_loss: int, n_pairs: int) -> None:
-    # A softmax over one candidate is always right.
-    if pairs_in_loss >= 2:
-        return
-    remedy = "train on more" if n_pairs == 1 else "pass --batch-size with 2 or more"
+def _single_pair_error(
+    n_pairs: int,
+    pairs_per_step: int,
+    n_processes: int,
+) -> SettingError:
+    """Return the error for a batch of one pair: a softmax over one candidate is always right."""
+    remedy = "pass --batch-size with 2 or more"
+    if pairs_per_step > 1:  # it is the pairs that are too few
+        remedy = "train on more pairs"
+        if n_processes > 1:
+            remedy += ", or with fewer processes"
     problem = f"a batch of one pair ({n_pairs:,} can be trained on) has nothing to tell it from"
-    raise SettingError(f"{problem}; {remedy}", name="train.batch_size")
+    return SettingError(f"{problem}; {remedy}", name="train.batch_size")
 
 
 def data_notes(
@@ -110,6 +117,9 @@ def data_notes(
             reason = f"{store.path} has no split {given.data.val_split!r}"
         notes.append(f"no validation ({reason}): best/ holds the student of the last epoch")
     if data.pairs_per_step < given.train.pairs_per_step:
-        problem = f"{len(data.pairs):,} pairs can be trained on, fewer than a batch"
-        notes.append(f"{problem}: steps of {data.pairs_per_step:,} in each process (--batch-size)")
+        in_a_step = "all of them"
+        if data.pairs_per_step < len(data.pairs):
+            in_a_step = f"{data.pairs_per_step:,} in each process"
+        problem = f"{len(data.pairs):,} pairs can be trained on, fewer than a step asks for"
+        notes.append(f"{problem}: each takes {in_a_step} (--batch-size, --accumulate)")
     return notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        _escape_what_cannot_be_printed()
         try:
             return command(*args, **kwargs)
         except Stopped as stopped:
@@ -58,6 +60,16 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             fail("interrupted; what is finished is kept", 130)
 
     return wrapper
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Print characters that the output's encoding lacks as escapes, as stderr always does.
+
+    Captions, ids and paths may hold any character; a log in ASCII must not end the run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Besides(click.Command):
@@ -163,7 +175,8 @@ def console(quiet: bool = False) -> Console:
     """A rich console on stdout; wide enough for a table where the output is no terminal."""
     from rich.console import Console
 
-    return Console(quiet=quiet) if sys.stdout.isatty() else Console(quiet=quiet, width=120)
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: a service without output
+    return Console(quiet=quiet, width=None if is_terminal else 120)
 
 
 class ProgressLines:

@@ -207,17 +207,18 @@ def index(
     from cusa.data.shell import shell_command
 
     quiet_libraries()
-    from cusa.eval.models.evaluated_models import latest_run
+    from cusa.eval.models.evaluated_models import check_local, latest_run
     from cusa.eval.models.student import load_student
     from cusa.eval.search.index import IndexOptions, build_index
 
     run = run or latest_run(Path("runs"))
+    check_local(str(run), is_run=True)
     out = out or run / "index"
     student = load_student(run, pick_device(device))
     options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
     with progress() as bar:
         task = bar.add_task("index", total=None, unit="items")
-        found = build_index(
+        summary = build_index(
             student,
             run,
             source,
@@ -225,11 +226,14 @@ def index(
             options,
             lambda n, of: bar.update(task, completed=n, total=of),
         )
-    left = f", {len(found.skipped):,} skipped (see index.json)" if found.skipped else ""
-    left += f", {found.blank_lines:,} empty lines" if found.blank_lines else ""
-    if found.recall_of_exact is not None:
-        left += f", {found.recall_of_exact:.1f} % of the exact ten nearest found"
-    _print(f"index: {out.resolve()} ({found.count:,} {found.modality}s{left})")
+    about = [_counted(summary.count, summary.modality)]
+    if summary.skipped:
+        about.append(f"{len(summary.skipped):,} skipped (see index.json)")
+    if summary.blank_lines:
+        about.append(_counted(summary.blank_lines, "empty line"))
+    if summary.recall_of_exact is not None:
+        about.append(f"{summary.recall_of_exact:.1f} % of the exact ten nearest found")
+    _print(f"index: {out.resolve()} ({', '.join(about)})")
     _print(f"next: {shell_command('cusa-eval', 'search', 'a dog on a beach', '--index', out)}")
 
 
@@ -382,6 +386,10 @@ def _file(options: dict[str, Any], modality: str) -> tuple[Path, Path | None] | 
             f"--{modality}-ids {ids} are of no embeddings; pass --{modality}-embeddings, too"
         )
     return (rows, ids) if rows else None
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
 
 
 def _screen() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cusa.data.records import Dataset
     from cusa.precompute.processes import Ranks
     from cusa.precompute.run import Estimate, Outcome, RunOptions
+    from cusa.precompute.teachers import TeacherRequest
 
 _PROBE_S = 3.0
 
@@ -143,8 +145,7 @@ def main(
     if options["pooling"] and not any(request.kind == "vision" for request in requests):
         message = "--pooling is for Hugging Face vision models; no --teacher is one: leave it out"
         raise SettingError(message, name="--pooling")
-    for request in requests:
-        request.require_hub()  # before libraries are loaded for seconds, and data read for minutes
+    _require_hub(requests)  # before libraries are loaded for seconds, and data read for minutes
 
     from cusa.precompute.processes import announced_failure, connect
     from cusa.precompute.run import Run
@@ -160,7 +161,9 @@ def main(
         dataset = select(dataset, Selection(parse_splits(splits), limit, val_fraction), store)
         dataset = with_stored_root(dataset, store, image_root)
         stored = store.teachers if store is not None else {}
-        requests = complete(requests, [settings.modality for settings in stored.values()])
+        named = requests
+        requests = complete(named, [settings.modality for settings in stored.values()])
+        _require_hub(requests[len(named) :])  # the default teachers, before any other is loaded
     screen = console(quiet=not ranks.leads)
     for note in dataset.notes:
         _print_labelled(screen, "[yellow]note:[/]", note)
@@ -186,6 +189,11 @@ def main(
             raise WorkerError(f"{error}; {going_on}", name=error.name) from None
     if outcome.index is not None:
         _report(screen, outcome, out)
+
+
+def _require_hub(requests: Sequence[TeacherRequest]) -> None:
+    for request in requests:
+        request.require_hub()
 
 
 def _run_options(

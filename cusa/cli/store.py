@@ -325,7 +325,7 @@ def merge(out: Path, parts: tuple[Path, ...]) -> None:
         rows = sum(shard.stop - shard.start for shards in entry.shards.values() for shard in shards)
         click.echo(f"{name}: {rows:,} rows")
     click.echo(f"store: {out}")
-    click.echo("the parts' own index files are not needed any more")
+    click.echo("it does not need the index files of the parts")
 
 
 @main.command()

@@ -288,7 +288,7 @@ def _print(text: str) -> None:
 
 
 def _summary(screen: Any, trainer: Trainer) -> None:
-    config, processes, found = trainer.config, trainer.processes, trainer.footprint
+    config, processes, footprint = trainer.config, trainer.processes, trainer.footprint
     n_parameters = sum(p.numel() for p in trainer.step.parameters())
     n_trained = sum(p.numel() for p in trainer.step.parameters() if p.requires_grad)
     named = {f"{m} teacher": t for m, t in trainer.provenance.teachers.items()}
@@ -303,16 +303,29 @@ def _summary(screen: Any, trainer: Trainer) -> None:
         *(f"{'rows':9} {what}: {t.name} ({t.settings.model_id})" for what, t in named.items()),
         f"loss      {', '.join(config.loss.terms)}; weights relative to InfoNCE at batch {batch}: "
         + ", ".join(f"{t} {w:g}" for t, w in weights.items()),
-        f"memory    about {_size(found.state + found.activations)} of each device: {_size(found.state)} of weights, "
-        f"gradients and AdamW, {_size(found.activations)} of activations",
-        f"run       {trainer.run_dir}, {config.train.epochs} epochs of {trainer.steps_per_epoch:,} steps, "
+        f"memory    about {_size(footprint.state + footprint.activations)} of each device: "
+        f"{_size(footprint.state)} of weights, gradients and AdamW, "
+        f"{_size(footprint.activations)} of activations",
+        f"run       {trainer.run_dir}, {_counted(config.train.epochs, 'epoch')} of "
+        f"{_counted(trainer.steps_per_epoch, 'step')}, "
         f"{processes.device.type}{several}, {config.train.precision}, seed {config.train.seed}",
     ]
     if trainer.progress.step:
-        within = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch
-        lines.append(f"resumed   after epoch {trainer.progress.epoch}, step {within:,} of the next")
+        lines.append(f"resumed   after epoch {trainer.progress.epoch}, {_step_within(trainer)}")
     lines += [f"note      {note}" for note in trainer.notes]
     screen.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
+
+
+def _step_within(trainer: Trainer) -> str:
+    """Where a run is after its last whole epoch."""
+    if trainer.finished:
+        return "its last one: nothing is left to train"
+    within = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch
+    return f"step {within:,} of the next"
 
 
 def _size(n_bytes: int) -> str:
@@ -325,13 +338,13 @@ class _BarReporter:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task: TaskID | None = None
-        self._epoch = "epoch 1"
         self._losses = ""
 
     def started(self, trainer: Trainer) -> None:
         total = trainer.config.train.epochs * trainer.steps_per_epoch
         self._epochs, self._terms = trainer.config.train.epochs, trainer.config.loss.terms
         self._taus = list(trainer.loss.temperatures())
+        self._epoch = f"epoch {min(self._epochs, trainer.progress.epoch + 1)}/{self._epochs}"
         done = trainer.progress.step
         self._task = self._bar.add_task(
             self._epoch, total=total, completed=done, unit="steps", status=""

@@ -94,15 +94,15 @@ def image_search(
 def image_figures(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any]:
     """Figures of :func:`image_retrieval`, with ``ci``: intervals by metric, where asked for."""
     every, answerable = one_way(rankings, scoring), one_way(rankings.answerable(), scoring)
-    found = {name: every[name] for name in _OVER_ALL} | {"precision_at_1": answerable["r1"]}
-    found |= {name: answerable[name] for name in _ANSWERABLE}
+    figures = {name: every[name] for name in _OVER_ALL} | {"precision_at_1": answerable["r1"]}
+    figures |= {name: answerable[name] for name in _ANSWERABLE}
     ci = {k: every["ci"][k] for k in _OVER_ALL} if "ci" in every else {}
     if "ci" in answerable:
         ci |= {"precision_at_1": answerable["ci"]["r1"]} | {
             k: answerable["ci"][k] for k in _ANSWERABLE
         }
     return {
-        **found,
+        **figures,
         "queries": every["queries"],
         "queries_with_positive": answerable["queries"],
         "candidates": every["candidates"],

@@ -64,15 +64,14 @@ def two_ways(rankings: Mapping[str, Rankings], scoring: Scoring = PLAIN) -> dict
         intervals.
     """
     parts = {way: _with_intervals(r, scoring) for way, r in rankings.items()}
-    found: dict[str, Any] = {way: part for way, (part, _) in parts.items()}
-    if any(not part["queries"] for part in found.values()):
-        return {**found, "mean": None, "rsum": None}
-    rsum = recall_sum(list(found.values()))
+    figures: dict[str, Any] = {way: part for way, (part, _) in parts.items()}
+    if any(not part["queries"] for part in figures.values()):
+        return {**figures, "mean": None, "rsum": None}
+    rsum = recall_sum(list(figures.values()))
     sums = recall_sum([means for _, means in parts.values()])
     n = len(parts) * len(CUTS)
-    return {**found, "mean": rsum / n, "rsum": rsum} | _intervals(
-        {"mean": interval(sums / n), "rsum": interval(sums)}
-    )
+    intervals = _intervals({"mean": interval(sums / n), "rsum": interval(sums)})
+    return {**figures, "mean": rsum / n, "rsum": rsum, **intervals}
 
 
 def recall_sum(parts: Sequence[Mapping[str, Any]]) -> Any:

@@ -243,25 +243,25 @@ def _sentence_model(spec: str, name: str, device: str) -> ModelEncoder:
 
 def _towers(spec: str, name: str, device: str) -> list[Teacher]:
     """Both towers of a Hugging Face dual encoder."""
-    found = load_dual_encoder(spec, pretrained=True)
-    if found.image_dim != found.text_dim:
-        dims = f"{found.image_dim} and {found.text_dim}"
+    dual_encoder = load_dual_encoder(spec, pretrained=True)
+    if dual_encoder.image_dim != dual_encoder.text_dim:
+        dims = f"{dual_encoder.image_dim} and {dual_encoder.text_dim}"
         raise CusaError(
             f"{spec!r}: image and text features have other dimensions ({dims}); pass another dual encoder"
         )
-    found.model.eval().to(device)
+    dual_encoder.model.eval().to(device)
     processors, preprocess = (
-        found.processors,
-        HuggingFaceTransform(found.processors.image_processor),
+        dual_encoder.processors,
+        HuggingFaceTransform(dual_encoder.processors.image_processor),
     )
     image = Teacher(
         modality="image",
         model_id=name,
-        weights_sha256=weights_digest(found.model),
-        dim=found.image_dim,
+        weights_sha256=weights_digest(dual_encoder.model),
+        dim=dual_encoder.image_dim,
         transform={"feature": "image_features", **preprocess.describe()},
         source=spec,
-        encode=found.image_tower,
+        encode=dual_encoder.image_tower,
         batch_size=32,
         preprocess=preprocess,
     )
@@ -273,7 +273,7 @@ def _towers(spec: str, name: str, device: str) -> list[Teacher]:
             "max_length": processors.max_length,
             "padding": processors.padding,
         },
-        encode=found.text_tower,
+        encode=dual_encoder.text_tower,
         preprocess=None,
         tokenize=lambda captions: processors.tokens(list(captions)),
     )

@@ -58,10 +58,10 @@ def encode_images(
     done = 0
     with enough_memory(batch_size), closing(in_threads(work, todo, workers)) as others:
         # The first batch before the threads begin: an adapter's encoder is loaded once, not in each of them.
-        for part in chain([work(next(todo))], others):
+        for batch_rows in chain([work(next(todo))], others):
             batch = paths[done : done + batch_size]
-            _check(part, [f"image {path}" for path in batch], encoder)
-            _put(rows, len(paths), np.arange(done, done + len(batch)), part)
+            _check(batch_rows, [f"image {path}" for path in batch], encoder)
+            _put(rows, len(paths), np.arange(done, done + len(batch)), batch_rows)
             done += len(batch)
             advance(len(batch))
     return rows
@@ -103,15 +103,12 @@ def encode_texts(
     done = 0
     with enough_memory(batch_size):
         for batch in batches(distinct, batch_size):
-            part = _text_rows(encoder, batch, batch_size)
-            _check(part, [f"text {text!r}" for text in batch], encoder)
+            batch_rows = _text_rows(encoder, batch, batch_size)
+            _check(batch_rows, [f"text {text!r}" for text in batch], encoder)
             places = order[bounds[done] : bounds[done + len(batch)]]
-            _put(
-                rows,
-                len(texts),
-                places,
-                {head: found[numbers[places] - done] for head, found in part.items()},
-            )
+            in_batch = numbers[places] - done
+            repeated = {head: head_rows[in_batch] for head, head_rows in batch_rows.items()}
+            _put(rows, len(texts), places, repeated)
             done += len(batch)
             advance(len(places))
     return rows
@@ -155,9 +152,9 @@ def _is_of_an_item(error: Exception) -> bool:
     return True
 
 
-def _check(part: Rows, names: Sequence[str], encoder: Encoder) -> None:
+def _check(batch_rows: Rows, names: Sequence[str], encoder: Encoder) -> None:
     """Refuse rows that would rank anyhow: NaN compares as false, and zeros are as near to all."""
-    for head, rows in part.items():
+    for head, rows in batch_rows.items():
         assert len(rows) == len(names)
         finite, some = np.isfinite(rows).all(axis=1), rows.any(axis=1)
         for wrong, what in ((~finite, "not finite"), (~some, "all zeros")):
@@ -169,11 +166,11 @@ def _check(part: Rows, names: Sequence[str], encoder: Encoder) -> None:
                 )
 
 
-def _put(rows: Rows, n: int, places: np.ndarray, part: Rows) -> None:
-    for head, found in part.items():
+def _put(rows: Rows, n: int, places: np.ndarray, batch_rows: Rows) -> None:
+    for head, head_rows in batch_rows.items():
         if head not in rows:
-            rows[head] = np.empty((n, found.shape[1]), np.float32)
-        rows[head][places] = found
+            rows[head] = np.empty((n, head_rows.shape[1]), np.float32)
+        rows[head][places] = head_rows
 
 
 @contextmanager

@@ -185,14 +185,14 @@ def embeddings_of(subject: Subject, split: FoundSplit, machine: Machine) -> Spli
 
 def teachers_of(subject: Subject, store: EmbeddingStore | None, split: str) -> Teachers:
     """The teachers' rows of a split: those that the run was trained with, or the only ones of the store."""
-    found = {}
+    rows_of = {}
     origin = subject.origin()
     for modality in ("image", "text"):
         used = origin.provenance.teachers.get(modality) if origin else None
         known = [n for n, s in store.teachers.items() if s.modality == modality] if store else []
         name = used.name if used and used.name in known else known[0] if len(known) == 1 else None
-        found[modality] = store.embeddings(name, split) if store and name else None
-    return Teachers(found["image"], found["text"])
+        rows_of[modality] = store.embeddings(name, split) if store and name else None
+    return Teachers(rows_of["image"], rows_of["text"])
 
 
 def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bool) -> None:
@@ -268,7 +268,7 @@ def latest_run(folder: Path) -> Path:
     Raises:
         CusaError: If there is none.
     """
-    found = sorted(folder.glob("**/best/student.safetensors"), key=lambda p: p.stat().st_mtime)
-    if not found:
+    students = sorted(folder.glob("**/best/student.safetensors"), key=lambda p: p.stat().st_mtime)
+    if not students:
         raise CusaError(f"no trained run under {folder}/; train one with cusa-train, or pass --run")
-    return found[-1].parent.parent
+    return students[-1].parent.parent

@@ -246,9 +246,10 @@ def chosen_device(device: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-    except RuntimeError:
-        legal = "cpu, cuda, cuda:N"
-        raise SettingError(f"unknown device {device!r}; legal: {legal}", name="device") from None
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise SettingError(f"unknown device {device!r}; legal: cpu, cuda, cuda:N", name="device")
     n_gpus = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= n_gpus:
         message = f"there is no device {device!r}: torch sees {n_gpus} GPUs; pass cpu or nothing"

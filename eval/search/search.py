@@ -218,8 +218,8 @@ def answer(
         if name is None:
             n_unnamed += 1
             continue
-        found = _item(index.summary.modality, name)
-        hits.append(Hit(found, rank, similarity, _same(found, item)))
+        hit_item = _item(index.summary.modality, name)
+        hits.append(Hit(hit_item, rank, similarity, _same(hit_item, item)))
     return Answer(item, head, tuple(hits), index.summary, n_unnamed)
 
 
@@ -244,11 +244,11 @@ def _item(modality: Modality, text: str) -> Item:
     return Item(modality, text, Path(text) if modality == "image" else None)
 
 
-def _same(found: Item, query: Item) -> bool:
-    if found.image_path is None or query.image_path is None:
-        return (found.kind, found.text) == (query.kind, query.text)
+def _same(item: Item, query: Item) -> bool:
+    if item.image_path is None or query.image_path is None:
+        return (item.kind, item.text) == (query.kind, query.text)
     try:
-        return found.image_path.samefile(query.image_path)
+        return item.image_path.samefile(query.image_path)
     except OSError:  # it is gone
         return False
 

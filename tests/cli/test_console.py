@@ -27,6 +27,26 @@ def test_a_printed_command_is_short_where_the_environment_is_active(monkeypatch)
     assert shell_command("cusa-eval", "--run", Path("runs/a")) == "cusa-eval --run runs/a"
 
 
+_PRINTING = """
+from cusa.cli.console import console, one_line_errors
+one_line_errors(lambda: console().print("caf\\u00e9"))()
+"""
+
+
+def test_what_the_encoding_of_a_log_lacks_is_printed_as_its_escape():
+    environment = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PRINTING], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9\n"), done.stderr
+
+
+def test_a_service_without_output_runs():
+    closed = [shlex.join([sys.executable, "-c", _PRINTING]) + " >&-"]
+    done = subprocess.run(["sh", "-c", *closed], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 class Clock:
     def __init__(self):
         self.now = 1000.0

@@ -30,6 +30,7 @@ from cusa.train.loss.inputs import (
     all_similarities,
     in_one_dtype,
     normalized,
+    require_tensors,
     similarities,
     take_inputs,
     uni_similarities,
@@ -148,10 +149,16 @@ class CUSALoss(LossTemperatures):
             image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
 
         Raises:
-            EmbeddingsError: If a term lacks an input, sizes differ, or a teacher row is zero or not
-                finite; ``name`` is the argument, ``location`` names the rows. (It is a
-                ``ValueError``, as all errors of cusa are.)
+            EmbeddingsError: If a term lacks an input, sizes differ, features are no tensors, or a
+                teacher row is zero or has no finite length; ``name`` is the argument, ``location``
+                names the rows. (It is a ``ValueError``, as all errors of cusa are.)
         """
+        require_tensors(
+            image_features=image_features,
+            text_features=text_features,
+            uni_image_features=uni_image_features,
+            uni_text_features=uni_text_features,
+        )
         inputs, ids, fault = take_inputs(
             cross=(image_features, text_features),
             uni=(uni_image_features, uni_text_features),
@@ -167,7 +174,7 @@ class CUSALoss(LossTemperatures):
 
         # Soft labels lie close together: half precision would round their differences away.
         with torch.autocast(image_features.device.type, enabled=False):
-            features = normalized(in_one_dtype(inputs), with_cross=self.normalize)
+            features = in_one_dtype(normalized(inputs, with_cross=self.normalize))
             queries = slice(0, len(image_features))
             if group is not None:
                 features = features.map(group.gather)
@@ -208,6 +215,11 @@ class CUSALoss(LossTemperatures):
         Raises:
             EmbeddingsError: As in :meth:`forward`, or if ``similarity`` is not square.
         """
+        require_tensors(
+            similarity=similarity,
+            uni_image_features=uni_image_features,
+            uni_text_features=uni_text_features,
+        )
         if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
             message = f"similarity must be [B, B], got {list(similarity.shape)}"
             raise EmbeddingsError(message, name="similarity")
@@ -221,7 +233,7 @@ class CUSALoss(LossTemperatures):
         if fault is not None:
             raise fault
         with torch.autocast(similarity.device.type, enabled=False):
-            features = normalized(in_one_dtype(inputs), with_cross=False)
+            features = in_one_dtype(normalized(inputs, with_cross=False))
             queries = slice(0, len(similarity))
             taus = self.used_temperatures(None, features.cross[0].dtype)
             all_pairs = uni_similarities(features, queries)

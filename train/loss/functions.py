@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cusa.data.errors import EmbeddingsError
 from cusa.train.loss.arrays import Rows, as_ids, as_rows
 from cusa.train.loss.config import Divergence, Scaling, Source, check_option, column_divisor
 
@@ -49,10 +50,14 @@ def fuse_similarities(
 
     Returns:
         Similarities for image-to-text and for text-to-image, ``[n, m]`` each.
+
+    Raises:
+        EmbeddingsError: If the two are not of one size.
     """
     check_option("source", source, Source)
     of_images = _teacher_similarity(image_similarity, text_similarity)
     of_texts = _teacher_similarity(text_similarity, of_images)
+    _check_size("text_similarity", of_texts, of_images)
     if source == "each":
         return of_images, of_texts
     if source == "add":
@@ -88,21 +93,18 @@ def soft_label_loss(
 
     Returns:
         Scalar.
+
+    Raises:
+        EmbeddingsError: If the two are not of one size.
     """
     check_option("divergence", divergence, Divergence)
     check_option("scaling", scaling, Scaling)
+    teacher = _teacher_similarity(teacher_similarity, similarity)
+    _check_size("teacher_similarity", teacher, similarity)
     n_queries, n_candidates = similarity.shape
     divisor = n_queries * column_divisor(divergence, scaling, n_candidates)
-    return (
-        soft_label_sum(
-            similarity,
-            teacher_similarity,
-            tau,
-            tau_soft,
-            divergence,
-        )
-        / divisor
-    )
+    total = soft_label_sum(similarity, teacher, tau, tau_soft, divergence)
+    return total / divisor
 
 
 def contrastive_loss(
@@ -124,9 +126,15 @@ def contrastive_loss(
 
     Returns:
         Scalar.
+
+    Raises:
+        EmbeddingsError: If the similarities are not square, or there is not one id for each row.
     """
     check_option("scaling", scaling, Scaling)
     n_pairs = len(similarity)
+    if similarity.shape != (n_pairs, n_pairs):
+        message = f"similarity must be [B, B], got {list(similarity.shape)}"
+        raise EmbeddingsError(message, name="similarity")
     ids = None
     if image_ids is not None:
         ids = as_ids(image_ids, similarity.device, "image_ids", (n_pairs,))
@@ -168,6 +176,13 @@ def _teacher_similarity(
     device = reference.device if isinstance(reference, Tensor) else torch.device("cpu")
     rows = as_rows(similarity, device, "teacher similarities", (None, None))
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _check_size(name: str, matrix: Tensor, reference: Tensor) -> None:
+    """Refuse what torch would broadcast: one row for all queries, say."""
+    if matrix.ndim != 2 or matrix.shape != reference.shape:
+        expected = f"{name} must be {list(reference.shape)}, as the other"
+        raise EmbeddingsError(f"{expected}, got {list(matrix.shape)}", name=name)
 
 
 def contrastive_targets(

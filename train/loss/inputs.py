@@ -68,6 +68,18 @@ def _of_each(
     return function(pair[0]), function(pair[1])
 
 
+def require_tensors(**features: object) -> None:
+    """Refuse a student's features that are no tensors: nothing could be learnt from the loss.
+
+    Raises:
+        EmbeddingsError: Names them.
+    """
+    for name, value in features.items():
+        if value is not None and not isinstance(value, Tensor):
+            message = f"{name} must be a tensor, got {type(value).__name__}"
+            raise EmbeddingsError(message, name=name)
+
+
 def take_inputs(
     cross: ImageText,
     uni: tuple[Tensor | None, Tensor | None],
@@ -156,6 +168,10 @@ def _check_sizes(inputs: LossInputs, image_ids: Tensor | None) -> None:
             expected = f"features and teacher rows must be matrices of {n_pairs} rows"
             message = f"{expected} like the first, got {list(tensor.shape)}"
             raise EmbeddingsError(message, name=name)
+    for name, rows in zip(_ARGUMENTS[2], inputs.teacher or (), strict=False):
+        if not rows.is_floating_point():
+            message = f"{name} must be of a floating-point type, got {rows.dtype}"
+            raise EmbeddingsError(message, name=name)
     image_features, text_features = inputs.cross
     image_dim, text_dim = image_features.shape[1], text_features.shape[1]
     if image_dim != text_dim:
@@ -180,7 +196,9 @@ def _check_teacher_rows(inputs: LossInputs) -> None:
         if not rows:
             continue
         location = rows_in_words(rows)
-        problem = f"the {modality} teacher's {location} of the batch are zero or not finite"
+        problem = (
+            f"the {modality} teacher's {location} of the batch are zero or have no finite length"
+        )
         count = f"({len(rows)} of {len(row_is_usable)})"
         remedy = "leave these pairs out, or make the rows again"
         raise EmbeddingsError(
@@ -209,18 +227,25 @@ def normalized(
     inputs: LossInputs,
     with_cross: bool,
 ) -> LossInputs:
-    """Return the inputs L2-normalised.
+    """Return the inputs L2-normalised, in float32 or wider.
+
+    Each stays in its own dtype: float32 does not hold the lengths of all float64 rows.
 
     Args:
         inputs: Embeddings.
         with_cross: Whether those of the cross-modal heads are to be normalised, too.
     """
-    uni = _of_each(inputs.uni, unit_features)
-    teacher = _of_each(inputs.teacher, unit_features)
+    uni = _of_each(inputs.uni, _wide_unit_features)
+    teacher = _of_each(inputs.teacher, _wide_unit_features)
     cross = inputs.cross
     if with_cross:
-        cross = unit_features(cross[0]), unit_features(cross[1])
+        cross = _wide_unit_features(cross[0]), _wide_unit_features(cross[1])
     return LossInputs(cross, uni, teacher)
+
+
+def _wide_unit_features(features: Tensor) -> Tensor:
+    wide_dtype = torch.promote_types(features.dtype, torch.float32)
+    return unit_features(features.to(wide_dtype))
 
 
 def all_similarities(

@@ -11,7 +11,8 @@ from torch import Tensor
 def unit_features(features: Tensor) -> Tensor:
     """L2-normalise features.
 
-    Lengths are taken in float64: float32 has no square above 3e38, and none below 1e-45.
+    Lengths are taken in float64: float32 has no square above 3e38, and none below 1e-45. It may not
+    hold a length itself, of features near either end, but it holds the length's square root.
 
     Args:
         features: float32 or float64 ``[n, d]``.
@@ -28,28 +29,29 @@ class _UnitFeatures(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
-        lengths = _lengths(features)
-        ctx.save_for_backward(features, lengths)
-        return features / lengths
+        roots = _roots_of_lengths(features)
+        ctx.save_for_backward(features, roots)
+        return features / roots / roots
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        features, lengths = ctx.saved_tensors
+        features, roots = ctx.saved_tensors
         if torch.is_grad_enabled():
             # With create_graph=True the lengths must have a gradient, too.
-            lengths = _lengths(features)
-        normalized = features / lengths
+            roots = _roots_of_lengths(features)
+        normalized = features / roots / roots
         # What points along the features would change their length alone.
-        along_features = normalized * (normalized * gradient).sum(dim=-1, keepdim=True)
-        return (gradient - along_features) / lengths
+        projection = (normalized * gradient).sum(dim=-1, keepdim=True)
+        along_length = normalized * projection
+        return (gradient - along_length) / roots / roots
 
 
-def _lengths(features: Tensor) -> Tensor:
-    """Return the length of each row, 1 for zeros: ``[n, 1]``."""
+def _roots_of_lengths(features: Tensor) -> Tensor:
+    """Return the square root of each row's length, 1 for zeros: ``[n, 1]``."""
     lengths = torch.linalg.vector_norm(
         features,
         dim=-1,
         keepdim=True,
         dtype=torch.float64,
     )
-    return torch.where(lengths > 0, lengths, 1.0).to(features.dtype)
+    return torch.where(lengths > 0, lengths, 1.0).sqrt().to(features.dtype)

@@ -175,7 +175,7 @@ def rank_coco(
     """
     images, texts = images[test.images], texts[test.captions]
     image_of = test.caption_image
-    found = {
+    protocols = {
         "coco_5k": _ranked(
             two_way_rank_bounds(images, texts, image_of), len(images), len(texts), image_of
         )
@@ -189,11 +189,11 @@ def rank_coco(
         )
         captions.append(mine)
     i2t, t2i = (join_bounds([fold[way] for fold in folds]) for way in (0, 1))
-    found["coco_1k"] = _ranked(
+    protocols["coco_1k"] = _ranked(
         (i2t, t2i), size, len(texts) // FOLDS, image_of[np.concatenate(captions)]
     )
     for name, truth in test.truths.items():
-        found[name] = {}
+        protocols[name] = {}
         for way, of in truth.items():
             queries, candidates = (images, texts) if way == "i2t" else (texts, images)
             parts = queries[of.queries], candidates, of.indptr, of.indices
@@ -201,10 +201,10 @@ def rank_coco(
                 ranked = Rankings(rank_bounds(*parts), len(candidates))
             else:
                 ranked = rank_all(*parts, n_relevant=of.n_relevant)
-            found[name][way] = (
+            protocols[name][way] = (
                 ranked if way == "i2t" else replace(ranked, clusters=image_of[of.queries])
             )
-    return found
+    return protocols
 
 
 def _ranked(

@@ -55,10 +55,10 @@ def cross_modal_recalls(
 def _ranked_both_ways(
     images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
 ) -> dict[str, Rankings]:
-    caption_image = checked_caption_image(caption_image, len(images), len(texts))
     for rows, what in ((images, "image"), (texts, "text")):
         check_rows(rows, what)
         refuse_zeros(rows, what)
+    caption_image = checked_caption_image(caption_image, len(images), len(texts))
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
     return {
         "i2t": Rankings(i2t, len(texts)),
@@ -121,11 +121,14 @@ def uni_modal_recalls(
     """
     scoring = Scoring(ties)
     embeddings, groups = np.asarray(embeddings), np.asarray(groups)
+    check_rows(embeddings, "query")
     if groups.shape != (len(embeddings),) or (groups.size and groups.dtype.kind not in "iu"):
         raise EmbeddingsError(
             f"groups are {groups.dtype} {list(groups.shape)} for {len(embeddings)} embeddings; give each an integer",
             name="groups",
         )
+    if groups.dtype.kind == "u":  # numbers that int64 does not hold would become negative
+        groups = np.unique(groups, return_inverse=True)[1]
     return one_way(_ranked_groups(embeddings, groups.astype(np.int64)), scoring)
 
 
@@ -190,13 +193,13 @@ def evaluate(
         }
         for part, by_task in {**groups, **protocols}.items():
             ranked |= {f"{head}/{part}/{task}": rankings for task, rankings in by_task.items()}
-    found = {
+    figures = {
         "retrieval": heads["cross"]["retrieval"],
         "unimodal": heads[uni_head]["unimodal"],
         "unimodal_head": uni_head,
         "heads": heads,
     }
-    return found, ranked
+    return figures, ranked
 
 
 def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
@@ -207,13 +210,13 @@ def _ranked_all(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -
 
 
 def _protocol(name: str, ways: Any, scoring: Scoring) -> dict[str, Any]:
-    found = two_ways(ways, scoring)
+    figures = two_ways(ways, scoring)
     if name == "coco_1k":
-        return {**found, "folds": 5}
+        return {**figures, "folds": 5}
     if name not in PROTOCOL_METRICS:
-        return found
+        return figures
     kept = PROTOCOL_METRICS[name]
-    return {way: _only(found[way], kept) for way in ways}
+    return {way: _only(figures[way], kept) for way in ways}
 
 
 def _only(part: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:

@@ -314,7 +314,7 @@ def test_what_cannot_be_loaded(home, tmp_path):
         load_encoder(str(home / "exported"), "cpu", checkpoint="last")
     with pytest.raises(CusaError, match="is empty; give it words"):
         load_encoder(str(home / "clip"), "cpu").text_rows(["picture", " "])
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         load_encoder(str(home / "clip"), "cpu").text_rows(["picture"], 0)
 
 
@@ -470,7 +470,7 @@ def test_memory_that_is_too_small():
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"workers": 0}])
 def test_options_out_of_range(wrong):
-    with pytest.raises(ValueError, match=r"must be (at least 1|greater than 0)"):
+    with pytest.raises(ValueError, match=r"must be (a whole number of at least 1|greater than 0)"):
         encode_images(Recorder(), numbered(3), **wrong)
 
 

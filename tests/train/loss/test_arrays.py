@@ -166,3 +166,43 @@ def test_other_arrays_are_refused(name, array):
     with pytest.raises(EmbeddingsError) as error:
         CUSALoss()(*_features(), **arguments)
     assert error.value.name == name
+
+
+def test_a_students_features_are_tensors_and_teachers_rows_are_floats():
+    features, teachers = _features(), _teachers()
+    arrays = [tensor.detach().numpy() for tensor in features]
+    names = ("image_features", "text_features", "uni_image_features", "uni_text_features")
+    for position, name in enumerate(names):
+        given = [*features[:position], arrays[position], *features[position + 1 :]]
+        with pytest.raises(EmbeddingsError) as error:
+            CUSALoss()(*given, *teachers)
+        assert error.value.name == name
+    with pytest.raises(EmbeddingsError) as error:
+        CUSALoss().on_similarities(np.eye(N), *features[2:], *teachers)
+    assert error.value.name == "similarity"
+    with pytest.raises(EmbeddingsError) as error:
+        CUSALoss()(*features, teachers[0], torch.ones(N, 3, dtype=torch.int64))
+    assert error.value.name == "teacher_text"
+
+
+def test_matrices_of_other_sizes_are_refused_and_not_broadcast():
+    similarity, row = torch.eye(N), np.ones((1, N))
+    for name, call in (
+        ("teacher_similarity", lambda: soft_label_loss(similarity, row, tau=0.1)),
+        ("teacher_similarity", lambda: soft_label_loss(similarity, torch.ones(N), tau=0.1)),
+        ("text_similarity", lambda: fuse_similarities(similarity, row, "add")),
+        ("similarity", lambda: contrastive_loss(torch.ones(N, N + 1), tau=0.1)),
+        ("similarity", lambda: contrastive_loss(torch.ones(N), tau=0.1)),
+    ):
+        with pytest.raises(EmbeddingsError) as error:
+            call()
+        assert error.value.name == name
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+@pytest.mark.parametrize("method", ["dense", "tiled"])
+def test_the_size_of_teacher_rows_changes_nothing(size, method):
+    """float32, in which the student's features are, holds neither of them."""
+    expected = CUSALoss(method=method)(*_features(), *_teachers(np.float64)).total
+    teachers = [rows * size for rows in _teachers(np.float64)]
+    torch.testing.assert_close(CUSALoss(method=method)(*_features(), *teachers).total, expected)
