@@ -53,6 +53,7 @@ def why_not_finite(
 
 def _faulty_rows(step: TrainStep, batch: Batch) -> Tensor:
     """Return which pairs have a feature that is not finite: bool ``[B]``."""
+    # Encoded again: a step keeps no features.
     image, text = step.encode(batch)
     features = torch.cat([*image, *text], dim=1)
     return ~torch.isfinite(features).all(dim=1)

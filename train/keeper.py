@@ -93,6 +93,7 @@ class RunKeeper:
             scores: Of the validation split with these weights; empty if it was not measured.
             epoch_ended: Save again where the epoch's last step is saved already.
         """
+        # Each process has dropout masks of its own.
         random_states = self._processes.everyones(state.random_states())
         if self._processes.leads and (progress.step != self.saved_step or epoch_ended):
             tensors = state.tensors()

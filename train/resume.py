@@ -171,7 +171,6 @@ def restore_newest(
         state.restore(newest.tensors, random_states, newest.meta["scaler"])
     except RunError as error:
         raise RunError(f"{run_dir}: {error}", path=run_dir) from None
-
     progress = Progress.from_dict(newest.meta["progress"])
     if not 0 <= progress.steps_into_epoch(steps_per_epoch) <= steps_per_epoch:
         problem = f"step {progress.step:,} is not within epoch {progress.epoch + 1:,}"

@@ -165,6 +165,7 @@ def _trained_model(
     if config.train.pairs_at_a_time is not None:
         at_a_time = min(config.train.pairs_at_a_time, at_a_time)
     two_pairs = data.pairs[[0, 1]].to(device)
+    # The same pairs twice, so that the difference is what two more pairs need.
     four_pairs = data.pairs[[0, 1, 0, 1]].to(device)
     footprint = prepare_step(step, two_pairs, four_pairs, at_a_time)
     return TrainedModel(

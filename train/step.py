@@ -68,6 +68,7 @@ class TrainStep(nn.Module):
         if self._autocast_dtype is not None:
             autocast = torch.autocast(self._device.type, self._autocast_dtype)
         with autocast:
+            # Encoders alone run in half precision; the loss computes in float32 or wider.
             image = self._encode(self.student.encode_image, batch.images)
             text = self._encode(self.student.encode_text, batch.texts)
             return image, text
@@ -175,6 +176,7 @@ def make_optimizer(
     Returns:
         The optimizer, and the names of its parameters in its own order.
     """
+    # Biases, norms and temperatures are vectors and scalars: decay would pull them to zero.
     decayed: dict[str, nn.Parameter] = {}
     not_decayed: dict[str, nn.Parameter] = {}
     for name, parameter in step.named_parameters():

@@ -220,6 +220,7 @@ class Trainer:
             pin=self.processes.device.type == "cuda",
             start_method=self.config.train.worker_start,
         )
+        # The leading process alone takes the lock; the others learn of a failure by all_or_none.
         with contextlib.closing(loader), contextlib.ExitStack() as run_lock:
             with self.processes.all_or_none():
                 if self.processes.leads:
@@ -340,6 +341,7 @@ class Trainer:
         seconds = now - self._pace_start.seconds
         self._pace_start = _PaceStart(now, self.progress.step)
 
+        # Each item() waits for the GPU: only here, where a step is logged.
         values = terms._asdict()
         metrics: dict[str, Any] = {
             "kind": "train",

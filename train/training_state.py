@@ -121,10 +121,9 @@ class TrainingState:
         try:
             self._scaler.load_state_dict(scaler)
         except (RuntimeError, KeyError) as error:
-            raise RunError(
-                f"the checkpoint is of another precision ({first_line(error)})"
-            ) from None
-        # Nothing is changed before all has been looked at.
+            message = f"the checkpoint is of another precision ({first_line(error)})"
+            raise RunError(message) from None
+        # All has been looked at: nothing fails from here on.
         self._step.student.load_state_dict(student)
         self._step.loss.load_state_dict(loss)
         self._restore_optimizer(moments)

@@ -79,6 +79,7 @@ def _check_shape(
         raise EmbeddingsError(message, name=name)
     if shape is None:
         return
+    # Before any of it is read: a memory map may be of a large, wrong file.
     fits = len(array.shape) == len(shape)
     if fits:
         lengths = zip(shape, array.shape, strict=True)

@@ -175,6 +175,7 @@ def _teacher_similarity(
         return similarity
     device = reference.device if isinstance(reference, Tensor) else torch.device("cpu")
     rows = as_rows(similarity, device, "teacher similarities", (None, None))
+    # float16 keeps three digits, and soft labels lie closer together than that.
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 

@@ -104,6 +104,7 @@ class GatherGroup:
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all ranks, without a gradient."""
+        # A copy: all_reduce writes into it.
         total = values.detach().clone()
         dist.all_reduce(total, group=self._group)
         return total

@@ -153,6 +153,7 @@ def _check_inputs(
     if "usa" in terms and inputs.uni is None:
         message = "USA needs uni_image_features and uni_text_features"
         raise EmbeddingsError(message, name="uni_image_features")
+    # A graph that looks at values cannot be compiled as one.
     if not torch.compiler.is_compiling():
         _check_sizes(inputs, image_ids)
         _check_teacher_rows(inputs)

@@ -102,6 +102,7 @@ class LossTemperatures(nn.Module):
                 return None
             names = self.config.temperature_names(term)
             name = names.soft_labels if of_soft_labels else names.student
+            # The same tensor wherever a temperature is shared: tiles tell by its identity.
             if name in by_name:
                 return by_name[name], by_name[name]
             return by_name[f"{name}_image"], by_name[f"{name}_text"]

@@ -173,6 +173,7 @@ class _Sweeps:
         """
         image_features = self._features.cross[0]
         if image_features.device.type == "cpu":
+            # Raises the size from which glibc hands memory back; see _BLOCK.
             torch.empty(_BLOCK, dtype=torch.float32)
         self._gradients: dict[int, Tensor] = {}
         for tensor, is_wanted in zip(self.inputs, wanted, strict=True):
@@ -235,6 +236,7 @@ class _Sweeps:
                     image_features.dtype,
                 )
             )
+        # All images differ: a query's own candidate is its only positive.
         probabilities = image_features.new_zeros(tile.stop - tile.start, len(image_features))
         probabilities.diagonal(tile.start).fill_(1)
         return _Targets(probabilities)
@@ -291,11 +293,11 @@ class _Sweeps:
 
     def _row_sums(
         self,
-        left: Tensor,
-        right: Tensor,
+        weights: Tensor,
+        values: Tensor,
     ) -> Tensor:
-        """Return ``sum_j left_ij right_ij``, wide ``[n]``."""
-        return torch.linalg.vecdot(left, right).to(self._wide)
+        """Return ``sum_j weights_ij values_ij``, wide ``[n]``."""
+        return torch.linalg.vecdot(weights, values).to(self._wide)
 
     def _add_terms(
         self,

@@ -133,6 +133,7 @@ def _eval_results(scores: Scores) -> list[EvalResult]:
 
 
 def _slug(dataset: str) -> str:
+    # Names on a hub take letters, digits, dots, dashes and underscores.
     return re.sub(r"[^\w.-]+", "-", dataset).strip("-.") or "unnamed"
 
 

@@ -200,6 +200,7 @@ def _new_folder(out_folder: Path) -> Iterator[Path]:
     """Make a temporary folder that takes the name only if the block ends well."""
     _refuse_full(out_folder)
     out_folder = out_folder.resolve()
+    # Beside it, so that os.replace stays on one file system.
     temporary = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:

@@ -234,6 +234,7 @@ def _beginning(origin: Origin) -> list[list[str]]:
     beginning = origin.provenance.beginning
     if beginning is None:
         return []
+    # Not its path: that is a place on the author's machine.
     before = f"a student trained for {beginning.epoch} epochs on {beginning.dataset}"
     return [["begun with", f"{before} (sha256 `{beginning.sha256}`)"]]
 
@@ -248,6 +249,7 @@ def _learning_rate(origin: Origin) -> str:
 
 def _batch_size(origin: Origin) -> str:
     train = origin.config.train
+    # All pairs, where there are fewer than a step asks for.
     size = pairs_per_step(origin.n_pairs, train.pairs_per_step, origin.processes)
     if origin.processes == 1:
         return f"{size}"
@@ -278,9 +280,11 @@ def _temperature(value: Temperature | TemperaturePair) -> str:
         return f"from {value.init:g} in [{value.min:g}, {value.max:g}]"
     image = _temperature(value.image)
     text = _temperature(value.text)
+    if image == text:
+        return f"{image}, shared" if value.shared else f"image and text each {image}"
     if value.shared:
-        return f"{image}, shared" if image == text else f"mean of {image} and {text}, shared"
-    return f"image and text each {image}" if image == text else f"image {image}; text {text}"
+        return f"mean of {image} and {text}, shared"
+    return f"image {image}; text {text}"
 
 
 def _provenance(origin: Origin) -> str:

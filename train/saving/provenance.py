@@ -179,6 +179,7 @@ def _stored_teachers(content: Mapping[str, Any]) -> dict[str, StoredTeacher]:
 
 def _stored_teacher(content: Mapping[str, Any]) -> StoredTeacher:
     try:
+        # As the store reads them, so that both refuse the same.
         settings = TeacherSettings.from_json(json.dumps(content["settings"]))
     except (KeyError, TypeError, ValueError) as error:
         message = f"settings of {content['name']} cannot be read: {first_line(error)}"

@@ -97,6 +97,7 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
         raise SettingError(message, name="checkpoint")
     if checkpoint == "best":
         return load_saved(path)
+    # A student alone is asked for: what a run goes on with may be damaged.
     newest, _ = Checkpoints(path).newest(to_go_on=False)
     if newest is None:
         problem = f"{path} holds no checkpoint"
@@ -254,6 +255,7 @@ class MetricsLog:
 
     def trim(self, step: int, epoch: int) -> None:
         """Keep what was written up to a step, and validations up to an epoch."""
+        # A validation is logged at its epoch's last step: the epoch tells whether it is done again.
         texts: list[str] = []
         for line in read_metrics(self._path.parent):
             is_later_validation = line["kind"] == "val" and line["epoch"] > epoch

@@ -56,6 +56,7 @@ def save_modules(
         "image": head_modules(saved_student.student.image_heads),
         "text": head_modules(saved_student.student.text_heads),
     }
+    # By modality alone, whatever the task.
     mappings = {(None, modality): modality for modality in routes}
     router = Router(routes, allow_empty_key=False, route_mappings=mappings)
     model = SentenceTransformer(modules=[transformer, router, Normalize()], device="cpu")
@@ -94,7 +95,8 @@ def _transformer(
             module_output_name="sentence_embedding",
             processing_kwargs={"text": text_settings},
         )
-    transformer.model = saved_student.backbone  # not a second copy of it
+    # Not a second copy of it.
+    transformer.model = saved_student.backbone
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
         name = type(saved_student.backbone).__name__

@@ -102,6 +102,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, 
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if with_tensors:
+                # Without its tensors, no more than a file's header is read.
                 for tensor_name in file.keys():  # noqa: SIM118 - no mapping
                     tensors[tensor_name] = file.get_tensor(tensor_name)
     except _PARSER_ERRORS as error:
