@@ -166,7 +166,7 @@ def main(
         whole.fit([clock], clock)
         parts = clock.parts(whole.steps_per_epoch)
 
-        embeddings = encode_split(whole.student, whole.data.val_sources, device)
+        embeddings = encode_split(whole.model.student, whole.data.val_sources, device)
         both = embeddings.image["cross"], embeddings.text["cross"]
         scoring = seconds(lambda: validation_scores(embeddings))
         bare_scoring = seconds(lambda: products(*both))

@@ -143,8 +143,10 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
         validation_scores=validation_scores,
     )
     if way == "live":
-        sources = student_sources(trainer.store, "train", trainer.config, (), trainer.processors)
-        trainer.pairs = Pairs(*sources, None)
+        sources = student_sources(
+            trainer.store, "train", trainer.config, (), trainer.model.processors
+        )
+        trainer.data.pairs = Pairs(*sources, None)
         trainer.step.register_forward_pre_hook(LiveTeachers(trainer, setting.live_layers))
     return trainer
 
@@ -159,7 +161,7 @@ class Paced:
         device = trainer.processes.device
         self._trainer = trainer
         self._loader = Loader(
-            trainer.pairs, trainer.order, trainer.workers, pin=device.type == "cuda"
+            trainer.pairs, trainer.data.order, trainer.setup.workers, pin=device.type == "cuda"
         )
         self._batches = on_device(self._loader, device, inputs=True)
         trainer.step.train()

@@ -34,12 +34,12 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
             name = store.pick_teacher(
                 modality, getattr(data, f"{modality}_teacher"), f"--{modality}-teacher"
             )
-            teachers[modality] = StoredTeacher.of(store, name)
+            teachers[modality] = StoredTeacher.from_store(store, name)
         if student.name == "adapter":
             name = store.pick_teacher(
                 modality, getattr(student, f"{modality}_encoder"), f"--{modality}-encoder"
             )
-            encoders[modality] = StoredTeacher.of(store, name)
+            encoders[modality] = StoredTeacher.from_store(store, name)
     t, e = ({m: used.name for m, used in part.items()} for part in (teachers, encoders))
     config = replace(
         config,

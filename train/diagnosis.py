@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from cusa.train.loader import Batch
 from cusa.train.loss.cusa_loss import LossTerms
 from cusa.train.step import TrainStep
 
-_SHOWN_IDS = 8
+_NAMED_IMAGES = 8  # at most
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def why_not_finite(
     batch: Batch,
     terms: LossTerms,
     image_ids: Sequence[str],
-    number: int,
+    step_number: int,
 ) -> str:
     """Tell why the loss of a batch, or its gradient, is not finite.
 
@@ -28,23 +29,37 @@ def why_not_finite(
         batch: The batch.
         terms: Its loss.
         image_ids: Ids of the split's images by row.
-        number: Number of the step, from 1.
+        step_number: Number of the step, from 1.
     """
-    faulty = [term for term in step.loss.config.terms if not torch.isfinite(getattr(terms, term))]
-    features = torch.cat([rows for pair in step.encode(batch) for rows in pair], dim=1)
-    is_wrong = ~torch.isfinite(features).all(dim=1)
-    images = named_images(
-        batch.image_ids[is_wrong] if is_wrong.any() else batch.image_ids,
-        image_ids,
-    )
-    problem = f"gradient is not finite at step {number} ({images})"
-    if faulty:
-        problem = f"loss is not finite at step {number} ({', '.join(faulty)}; {images})"
+    rows = _faulty_rows(step, batch)
+    image_rows = batch.image_ids
+    if rows.any():  # otherwise any of the batch may be the cause
+        image_rows = image_rows[rows]
+    images = named_images(image_rows, image_ids)
+
+    values = terms._asdict()
+    faulty_terms: list[str] = []
+    for term in step.loss.config.terms:
+        if not torch.isfinite(values[term]):
+            faulty_terms.append(term)
+    if faulty_terms:
+        listed = ", ".join(faulty_terms)
+        problem = f"loss is not finite at step {step_number} ({listed}; {images})"
+    else:
+        problem = f"gradient is not finite at step {step_number} ({images})"
     remedy = "begin a new run with a lower optim.lr or with --precision fp32"
     return f"the {problem}; the last checkpoint stays; {remedy}"
 
 
-def named_images(rows: torch.Tensor, image_ids: Sequence[str]) -> str:
+def _faulty_rows(step: TrainStep, batch: Batch) -> Tensor:
+    """Return which pairs have a feature that is not finite: bool ``[B]``."""
+    # Encoded again: a step keeps no features.
+    image, text = step.encode(batch)
+    features = torch.cat([*image, *text], dim=1)
+    return ~torch.isfinite(features).all(dim=1)
+
+
+def named_images(rows: Tensor, image_ids: Sequence[str]) -> str:
     """Name the images of a batch, the first few of them, each once.
 
     Args:
@@ -52,5 +67,7 @@ def named_images(rows: torch.Tensor, image_ids: Sequence[str]) -> str:
         image_ids: Ids of the split's images by row.
     """
     ids = [image_ids[row] for row in dict.fromkeys(rows.tolist())]
-    others = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
-    return f"images {', '.join(ids[:_SHOWN_IDS])}{others}"
+    listed = ", ".join(ids[:_NAMED_IMAGES])
+    if len(ids) > _NAMED_IMAGES:
+        return f"images {listed} and {len(ids) - _NAMED_IMAGES} more"
+    return f"images {listed}"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from cusa.train.commands import resume_command
-from cusa.train.config import Config
-from cusa.train.processes import Processes
+from cusa.train.run_setup import RunSetup
 from cusa.train.saving.model_card import write_card
-from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints, MetricsLog, save_run
 from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.student_folder import BEST_FOLDER, WEIGHTS_FILE, Origin, save_student
-from cusa.train.saving.tensors import prefixed
-from cusa.train.student import Student
+from cusa.train.saving.tensors import with_prefix
 from cusa.train.training_state import TrainingState
 
 
@@ -25,9 +20,7 @@ class RunKeeper:
     """Writes the files of a run, in the leading process; what cannot be written is survived.
 
     Args:
-        run_dir: The run's directory.
-        processes: This process and those that train with it.
-        origin: Where weights come from, by epoch, step, and scores of the validation split.
+        setup: What the run trains with.
         saved_step: Step of the newest checkpoint; 0 if there is none.
 
     Attributes:
@@ -35,25 +28,28 @@ class RunKeeper:
         warn: Told what could not be written.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        processes: Processes,
-        origin: Callable[[int, int, Mapping[str, float]], Origin],
-        saved_step: int,
-    ) -> None:
+    def __init__(self, setup: RunSetup, saved_step: int) -> None:
         self.saved_step = saved_step
         self.warn: Callable[[str], None] = lambda text: None
-        self._run_dir, self._processes, self._origin = run_dir, processes, origin
-        self._checkpoints, self._log = Checkpoints(run_dir), MetricsLog(run_dir)
+        self._setup = setup
+        self._processes = setup.processes
+        self._best_folder = setup.run_dir / BEST_FOLDER
+        self._checkpoints = Checkpoints(setup.run_dir)
+        self._log = MetricsLog(setup.run_dir)
         self._saved_at = time.monotonic()
         self._lost_epoch = 0  # whose student is the best and could not be saved
 
-    def begin(self, config: Config, provenance: Provenance, progress: Progress) -> None:
-        """Write settings and provenance; remove what lies after where the run goes on from."""
+    def begin(self, progress: Progress) -> None:
+        """Write what a run begins with; remove what lies after where it goes on from."""
+        model = self._setup.model
+        is_new = progress.step == 0  # later, a checkpoint goes on with the configuration it has
+        if is_new and model.backbone is not None and model.processors is not None:
+            model.backbone.config.save_pretrained(self._best_folder)
+            model.processors.save(self._best_folder)
+        # What a run did after its newest whole checkpoint is done again.
         self._checkpoints.tidy(progress.step)
         self._log.trim(progress.step, progress.epoch)
-        save_run(self._run_dir, config, provenance)
+        save_run(self._setup.run_dir, self._setup.config, self._setup.provenance)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Write a line of metrics.jsonl; one that cannot be written is written with the next."""
@@ -65,26 +61,27 @@ class RunKeeper:
             problem = f"the log could not be written ({_reason(error)})"
             self.warn(f"{problem}; its lines are kept and tried again")
 
-    def checkpoint_due(self, step: int, steps: int | None, minutes: float | None) -> bool:
+    def checkpoint_is_due(self, step: int) -> bool:
         """Tell whether a checkpoint is due after a step.
 
         Args:
             step: Steps done.
-            steps: Steps between checkpoints; ``None``: by time alone.
-            minutes: Minutes between checkpoints; ``None``: by steps alone.
         """
         if step == self.saved_step:
             return False
-        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        return is_late or (steps is not None and step % steps == 0)
+        steps = self._setup.config.train.checkpoint_steps
+        if steps is not None and step % steps == 0:
+            return True
+        minutes = self._setup.config.train.checkpoint_minutes
+        seconds = time.monotonic() - self._saved_at
+        return minutes is not None and seconds >= 60 * minutes
 
     def save_checkpoint(
         self,
         state: TrainingState,
         progress: Progress,
-        steps_per_epoch: int,
-        scores: Mapping[str, float] | None = None,
-        epoch_ended: bool = False,
+        scores: Mapping[str, float],
+        epoch_ended: bool,
     ) -> None:
         """Save all that the run goes on from; if that fails, the last one stays.
 
@@ -93,20 +90,19 @@ class RunKeeper:
         Args:
             state: What training changes.
             progress: How far the run is.
-            steps_per_epoch: Optimizer steps per epoch.
-            scores: Of the validation split, with these weights.
+            scores: Of the validation split with these weights; empty if it was not measured.
             epoch_ended: Save again where the epoch's last step is saved already.
         """
+        # Each process has dropout masks of its own.
         random_states = self._processes.everyones(state.random_states())
         if self._processes.leads and (progress.step != self.saved_step or epoch_ended):
             tensors = state.tensors()
             for rank, states in enumerate(random_states):
-                tensors |= prefixed(f"rng.{rank}", states)
-            epoch = math.ceil(progress.step / steps_per_epoch)
-            origin = self._origin(epoch, progress.step, scores or {})
+                tensors |= with_prefix(f"rng.{rank}", states)
+            epoch = progress.epochs_begun(self._setup.data.steps_per_epoch)
             meta = {
-                "origin": origin.plain(),
-                "progress": progress.plain(),
+                "origin": self._origin(epoch, progress.step, scores).to_dict(),
+                "progress": progress.to_dict(),
                 "scaler": state.scaler(),
             }
             try:
@@ -116,21 +112,21 @@ class RunKeeper:
                 checkpoint = f"the checkpoint of step {progress.step}"
                 problem = f"{checkpoint} could not be written ({_reason(error)})"
                 self.warn(f"{problem}; that of step {self.saved_step} stays")
+        # The leading process alone knows whether it could write.
         self.saved_step = self._processes.everyones(self.saved_step)[0]
         self._saved_at = time.monotonic()
 
     def save_best(
         self,
-        student: Student,
         epoch: int,
         step: int,
         scores: Mapping[str, float],
     ) -> bool:
-        """Save the student of an epoch as the best one; whether that worked."""
-        folder, origin = self._run_dir / BEST_FOLDER, self._origin(epoch, step, scores)
+        """Save the student of an epoch as the best one; tell whether that worked."""
+        origin = self._origin(epoch, step, scores)
         try:
-            save_student(folder / WEIGHTS_FILE, student, origin)
-            write_card(folder, origin)
+            save_student(self._best_folder / WEIGHTS_FILE, self._setup.model.student, origin)
+            write_card(self._best_folder, origin)
         except OSError as error:
             problem = f"epoch {epoch} is the best so far and could not be saved ({_reason(error)})"
             self.warn(f"{problem}; training goes on")
@@ -139,19 +135,36 @@ class RunKeeper:
         self._lost_epoch = 0
         return True
 
-    def going_on(self, problem: str) -> str:
-        """Add to a problem how far the run is kept, and the command that goes on from there."""
-        command = resume_command(self._run_dir, self._processes.size)
+    def _origin(
+        self,
+        epoch: int,
+        step: int,
+        scores: Mapping[str, float],
+    ) -> Origin:
+        return Origin(
+            config=self._setup.config,
+            provenance=self._setup.provenance,
+            epoch=epoch,
+            step=step,
+            val=scores,
+            n_pairs=len(self._setup.data.pairs),
+            processes=self._processes.size,
+        )
+
+    def with_resume_command(self, problem: str) -> str:
+        """Add to a problem how far the run is saved, and the command that goes on from there."""
+        command = resume_command(self._setup.run_dir, self._processes.size)
         return f"{problem} (the run is kept up to step {self.saved_step:,}; go on with: {command})"
 
     def lost_at_the_end(self, progress: Progress) -> str:
-        """Tell what the last epoch leaves that could not be written; empty if nothing."""
+        """Return what the last epoch leaves that could not be written; empty if nothing."""
         if self.saved_step < progress.step:
-            return self.going_on("training is done, but its end could not be saved; make room")
+            problem = "training is done, but its end could not be saved; make room"
+            return self.with_resume_command(problem)
         if self._lost_epoch:
             lost = f"the student of epoch {self._lost_epoch}, the best one, could not be saved"
             saved_epoch = progress.best_epoch or "none"
-            in_its_place = f"{self._run_dir / BEST_FOLDER} holds that of epoch {saved_epoch}"
+            in_its_place = f"{self._best_folder} holds that of epoch {saved_epoch}"
             return f"training is done, but {lost}; {in_its_place}"
         return ""
 

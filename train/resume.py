@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from cusa.train.saving.provenance import Beginning, Provenance
 from cusa.train.saving.run_dir import Checkpoints, load_run
 from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.student_folder import Origin
-from cusa.train.saving.tensors import under
+from cusa.train.saving.tensors import without_prefix
 from cusa.train.training_state import TrainingState
 
 
@@ -35,34 +34,36 @@ class BegunRun:
     @property
     def note(self) -> str:
         """Tell what other epochs than before do to the schedule; empty if there are as many."""
-        epochs, optim = self.config.train.epochs, self.config.optim
-        span = optim.schedule_epochs or epochs
+        epochs = self.config.train.epochs
         if epochs == self.epochs_before:
             return ""
+        optim = self.config.optim
+        schedule_epochs = optim.schedule_epochs or epochs
         change = f"{epochs:,} epochs instead of {self.epochs_before:,}"
-        change = f"{change}; the schedule stays that of {span:,}"
-        if epochs > span:
-            return f"{change}: from epoch {span + 1:,} on the learning rate is {optim.min_lr:g}"
-        return f"{change} and ends early" if epochs < span else change
+        schedule = f"the schedule stays that of {schedule_epochs:,}"
+        if epochs < schedule_epochs:
+            return f"{change}; {schedule} and ends early"
+        if epochs == schedule_epochs:
+            return f"{change}; {schedule}"
+        rate = f"from epoch {schedule_epochs + 1:,} on the learning rate is {optim.min_lr:g}"
+        return f"{change}; {schedule}: {rate}"
 
     def same_beginning(self, loaded: Beginning | None) -> Beginning | None:
-        """Tell which student the run began with.
+        """Return the student that the run began with.
 
         Args:
-            loaded: What is loaded now in its place; ``None`` if a checkpoint goes on from it already.
+            loaded: The student loaded in its place now; ``None`` if a checkpoint goes on from it
+                already.
 
         Raises:
             RunError: If it has changed since.
         """
-        before = self.beginning
-        if (
-            loaded is not None
-            and before is not None
-            and loaded != replace(before, path=loaded.path)
-        ):
+        if loaded is None or self.beginning is None:
+            return self.beginning
+        if loaded != replace(self.beginning, path=loaded.path):
             change = f"the student in {loaded.path} has changed since the run began with it"
             raise RunError(f"{change}; begin a new run", path=Path(loaded.path))
-        return before
+        return self.beginning
 
 
 def begun_run(
@@ -85,27 +86,33 @@ def begun_run(
         RunError: If the run's files are damaged.
     """
     before, provenance_before = load_run(run_dir)
-    as_before, config = _epochs_of(before, config), _with_schedule_of(before, config)
-    if fields := differing(before, as_before):
+    # The schedule goes on as it was begun, whatever the number of epochs is now.
+    resumed = _with_schedule_of(before, config)
+    as_before = _with_epochs_of(before, config)
+    fields = differing(before, as_before)
+    if fields:
         name = fields[0].partition(" ")[0]
-        raise SettingError(
-            f"--resume: settings differ from those of {run_dir}: {'; '.join(fields)}",
-            name=name,
-        )
-    if fields := provenance_before.differing(store, provenance):
+        message = f"--resume: settings differ from those of {run_dir}: {'; '.join(fields)}"
+        raise SettingError(message, name=name)
+    fields = provenance_before.differences(store, provenance)
+    if fields:
         message = f"{store.path} is not the store that {run_dir} began with: {'; '.join(fields)}"
         raise StoreError(message, path=store.path)
-    return BegunRun(config, before.train.epochs, provenance_before.beginning)
-
-
-def _epochs_of(before: Config, config: Config) -> Config:
-    """Give the settings wanted the run's own epochs, and its schedule unless another is named."""
-    span = config.optim.schedule_epochs or before.optim.schedule_epochs
-    optim, train = (
-        replace(config.optim, schedule_epochs=span),
-        replace(config.train, epochs=before.train.epochs),
+    return BegunRun(
+        config=resumed,
+        epochs_before=before.train.epochs,
+        beginning=provenance_before.beginning,
     )
-    return replace(config, optim=optim, train=train)
+
+
+def _with_epochs_of(before: Config, config: Config) -> Config:
+    """Give the settings wanted the run's own epochs, and its schedule unless another is named."""
+    schedule_epochs = config.optim.schedule_epochs or before.optim.schedule_epochs
+    return replace(
+        config,
+        optim=replace(config.optim, schedule_epochs=schedule_epochs),
+        train=replace(config.train, epochs=before.train.epochs),
+    )
 
 
 def _with_schedule_of(before: Config, config: Config) -> Config:
@@ -114,20 +121,26 @@ def _with_schedule_of(before: Config, config: Config) -> Config:
     Raises:
         SettingError: If more epochs would have a learning rate of zero.
     """
-    span = before.optim.schedule_epochs
-    if config.train.epochs != before.train.epochs and span is None:
-        span = before.train.epochs
-    is_longer = span is not None and config.train.epochs > max(span, before.train.epochs)
+    schedule_epochs = before.optim.schedule_epochs
+    if schedule_epochs is None and config.train.epochs != before.train.epochs:
+        schedule_epochs = before.train.epochs
+    is_longer = False
+    if schedule_epochs is not None:
+        is_longer = config.train.epochs > max(schedule_epochs, before.train.epochs)
     if is_longer and config.optim.min_lr == 0:
-        reason = f"the schedule ends with epoch {span:,} at optim.min_lr, which is 0"
+        reason = f"the schedule ends with epoch {schedule_epochs:,} at optim.min_lr, which is 0"
         remedy = "more epochs would change nothing; begin a new run with this one's student: --init"
         message = f"--epochs {config.train.epochs:,}: {reason}: {remedy}"
         raise SettingError(message, name="train.epochs")
-    return replace(config, optim=replace(config.optim, schedule_epochs=span))
+    optim = replace(config.optim, schedule_epochs=schedule_epochs)
+    return replace(config, optim=optim)
 
 
 def restore_newest(
-    run_dir: Path, state: TrainingState, processes: Processes, steps_per_epoch: int
+    run_dir: Path,
+    state: TrainingState,
+    processes: Processes,
+    steps_per_epoch: int,
 ) -> tuple[Progress, list[str]]:
     """Go back to the newest checkpoint that is whole, if there is one.
 
@@ -146,34 +159,36 @@ def restore_newest(
     newest, problems = Checkpoints(run_dir).newest()
     if newest is None:
         return Progress(), problems
-    size = Origin.from_plain(newest.meta["origin"]).processes
-    if size != processes.size:
-        problem = f"{run_dir} was begun by {size} processes and cannot go on with {processes.size}"
+    n_before = Origin.from_dict(newest.meta["origin"]).processes
+    if n_before != processes.size:
+        problem = f"{run_dir} was begun by {n_before} processes"
         remedy = "its batches would be others; start as many (torchrun --nproc-per-node)"
-        raise RunError(f"{problem}: {remedy}", path=run_dir)
+        message = f"{problem} and cannot go on with {processes.size}: {remedy}"
+        raise RunError(message, path=run_dir)
+    # Each process has dropout masks of its own.
+    random_states = without_prefix(f"rng.{processes.rank}", newest.tensors)
     try:
-        state.restore(
-            newest.tensors,
-            under(f"rng.{processes.rank}", newest.tensors),
-            newest.meta["scaler"],
-        )
+        state.restore(newest.tensors, random_states, newest.meta["scaler"])
     except RunError as error:
         raise RunError(f"{run_dir}: {error}", path=run_dir) from None
-    progress = Progress.from_plain(newest.meta["progress"])
-    if not 0 <= progress.step - progress.epoch * steps_per_epoch <= steps_per_epoch:
-        at = f"step {progress.step:,} is not within epoch {progress.epoch + 1:,}"
-        raise RunError(f"the checkpoint of {run_dir} is damaged ({at})", path=run_dir)
+    progress = Progress.from_dict(newest.meta["progress"])
+    if not 0 <= progress.steps_into_epoch(steps_per_epoch) <= steps_per_epoch:
+        problem = f"step {progress.step:,} is not within epoch {progress.epoch + 1:,}"
+        raise RunError(f"the checkpoint of {run_dir} is damaged ({problem})", path=run_dir)
     return progress, problems
 
 
-def refuse_fewer_epochs(epochs: int, progress: Progress, steps_per_epoch: int) -> None:
+def refuse_fewer_epochs(
+    epochs: int,
+    progress: Progress,
+    steps_per_epoch: int,
+) -> None:
     """Refuse to end a run before where it is.
 
     Raises:
         SettingError: If more epochs are begun than it shall have.
     """
-    begun_epochs = math.ceil(progress.step / steps_per_epoch)
-    if epochs < begun_epochs:
-        problem = f"--epochs {epochs:,}: {begun_epochs:,} epochs are begun already"
-        message = f"{problem}; pass as many or more"
-        raise SettingError(message, name="train.epochs")
+    epochs_begun = progress.epochs_begun(steps_per_epoch)
+    if epochs < epochs_begun:
+        problem = f"--epochs {epochs:,}: {epochs_begun:,} epochs are begun already"
+        raise SettingError(f"{problem}; pass as many or more", name="train.epochs")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cusa.train.config import Config
 from cusa.train.gradient_cache import encode_in_micro_batches
@@ -30,18 +30,26 @@ class TrainStep(nn.Module):
     """
 
     def __init__(
-        self, student: Student, loss: CUSALoss, config: Config, device: torch.device
+        self,
+        student: Student,
+        loss: CUSALoss,
+        config: Config,
+        device: torch.device,
     ) -> None:
         super().__init__()
-        self.student, self.loss, self._device = student, loss, device
-        self._reduced = AUTOCAST.get(config.train.precision)
+        self.student = student
+        self.loss = loss
         self.at_a_time = config.train.pairs_at_a_time
+        self._device = device
+        self._autocast_dtype = AUTOCAST.get(config.train.precision)
 
     def forward(self, batch: Batch) -> LossTerms:
-        """The loss of a batch, whose student inputs may lie elsewhere if they are encoded a few at a time.
+        """Return the loss of a batch.
+
+        The student's inputs may lie on another device if they are encoded a few at a time.
 
         Raises:
-            ValueError: If the batch does not fit the loss; see :class:`CUSALoss`.
+            EmbeddingsError: If the batch does not fit the loss; see :class:`CUSALoss`.
         """
         image, text = self.encode(batch)
         return self.loss(
@@ -55,15 +63,21 @@ class TrainStep(nn.Module):
         )
 
     def encode(self, batch: Batch) -> tuple[Features, Features]:
-        """Embeddings of the images and of the captions."""
-        reduced = self._reduced
-        with torch.autocast(self._device.type, reduced) if reduced else contextlib.nullcontext():
-            return (
-                self._encode(self.student.encode_image, batch.images),
-                self._encode(self.student.encode_text, batch.texts),
-            )
+        """Return the embeddings of the images and of the captions."""
+        autocast: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._autocast_dtype is not None:
+            autocast = torch.autocast(self._device.type, self._autocast_dtype)
+        with autocast:
+            # Encoders alone run in half precision; the loss computes in float32 or wider.
+            image = self._encode(self.student.encode_image, batch.images)
+            text = self._encode(self.student.encode_text, batch.texts)
+            return image, text
 
-    def _encode(self, encode: Callable[[Any], Features], inputs: Inputs) -> Features:
+    def _encode(
+        self,
+        encode: Callable[[Any], Features],
+        inputs: Inputs,
+    ) -> Features:
         if self.at_a_time is None:
             return encode(inputs)
         return encode_in_micro_batches(encode, inputs, self.at_a_time, self._device)
@@ -82,66 +96,104 @@ class Footprint:
     activations: int
 
 
-def prepare(step: TrainStep, two: Batch, four: Batch, pairs_at_a_time: int) -> Footprint:
-    """Run small batches forward and backward: freeze what gets no gradient, and see what is kept in memory.
+def prepare_step(
+    step: TrainStep,
+    two_pairs: Batch,
+    four_pairs: Batch,
+    pairs_at_a_time: int,
+) -> Footprint:
+    """Run small batches forward and backward: freeze what gets no gradient, and measure memory.
 
-    A backbone has parameters that no embedding depends on (CLIP's logit scale), and heads may be in no term of the
-    loss; DDP would wait for their gradients.
+    A backbone has parameters that no embedding depends on (CLIP's logit scale), and heads may be in
+    no term of the loss; DDP would wait for their gradients.
 
     Args:
         step: The module; its random states, gradients and mode are as before.
-        two: Two pairs, on its device.
-        four: Four.
+        two_pairs: A batch on its device.
+        four_pairs: A batch of twice as many.
         pairs_at_a_time: Pairs whose activations will be in memory together.
     """
-    before, at_a_time, training = step.loss.gather, step.at_a_time, step.training
-    step.loss.gather, step.at_a_time = False, None  # each process by itself, all of it at once
-    step.eval()  # BatchNorm's statistics are not to see it
-    with torch.random.fork_rng([two.image_ids.device] if two.image_ids.is_cuda else []):
-        # Their difference, since some is kept once for any number of pairs: under autocast, copies of the weights.
-        kept = [_kept(step, batch) for batch in (two, four)]
-    step.loss.gather, step.at_a_time = before, at_a_time
-    step.train(training)
-    state = 0
+    gather = step.loss.gather
+    at_a_time = step.at_a_time
+    is_training = step.training
+    # Each process by itself, all of the batch at once; BatchNorm's statistics are not to see it.
+    step.loss.gather = False
+    step.at_a_time = None
+    step.eval()
+    device = two_pairs.image_ids.device
+    cuda_devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda_devices):
+        bytes_of_two = _activation_bytes(step, two_pairs)
+        bytes_of_four = _activation_bytes(step, four_pairs)
+    step.loss.gather = gather
+    step.at_a_time = at_a_time
+    step.train(is_training)
+
+    # The difference, since some is kept once for any number of pairs: under autocast, copies of the
+    # weights.
+    bytes_of_more = (bytes_of_four - bytes_of_two) * (pairs_at_a_time - 2) // 2
+    return Footprint(_freeze_unused(step), bytes_of_two + bytes_of_more)
+
+
+def _freeze_unused(step: TrainStep) -> int:
+    """Freeze parameters without a gradient; return the bytes that training holds for all."""
+    n_bytes = 0
     for parameter in step.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
+        is_trained = parameter.grad is not None
+        parameter.requires_grad_(is_trained)
         parameter.grad = None
-        state += (
-            parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
-        )
-    return Footprint(state, kept[0] + (kept[1] - kept[0]) * (pairs_at_a_time - 2) // 2)
+        copies = 4 if is_trained else 1  # the gradient and AdamW's two moments beside it
+        n_bytes += copies * parameter.numel() * parameter.element_size()
+    return n_bytes
 
 
-def _kept(step: TrainStep, batch: Batch) -> int:
-    """Bytes that the backward pass keeps, but for the parameters; gradients are left behind."""
-    found: dict[int, int] = {}
-    owned = {p.untyped_storage().data_ptr() for p in step.parameters()}
+def _activation_bytes(step: TrainStep, batch: Batch) -> int:
+    """Return the bytes that the backward pass keeps, without the parameters.
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    Gradients stay at the parameters.
+    """
+    bytes_by_address: dict[int, int] = {}
+    of_parameters = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            found[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in of_parameters:
+            bytes_by_address[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         total = step(batch).total
     total.backward()
-    return sum(found.values())
+    return sum(bytes_by_address.values())
 
 
-def make_optimizer(step: TrainStep, config: Config) -> tuple[torch.optim.AdamW, list[str]]:
-    """AdamW over all that is trained, with weight decay on matrices alone.
+def make_optimizer(
+    step: TrainStep,
+    config: Config,
+) -> tuple[torch.optim.AdamW, list[str]]:
+    """Make AdamW over all that is trained, with weight decay on matrices alone.
 
     Returns:
         The optimizer, and the names of its parameters in its own order.
     """
-    named = [(n, p) for n, p in step.named_parameters() if p.requires_grad]
-    decayed = [(n, p) for n, p in named if p.ndim >= 2]
-    others = [(n, p) for n, p in named if p.ndim < 2]
-    o = config.optim
+    # Biases, norms and temperatures are vectors and scalars: decay would pull them to zero.
+    decayed: dict[str, nn.Parameter] = {}
+    not_decayed: dict[str, nn.Parameter] = {}
+    for name, parameter in step.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = decayed if parameter.ndim >= 2 else not_decayed
+        group[name] = parameter
+    optim = config.optim
     groups = [
-        {"params": [p for _, p in decayed], "weight_decay": o.weight_decay},
-        {"params": [p for _, p in others], "weight_decay": 0.0},
+        {"params": [*decayed.values()], "weight_decay": optim.weight_decay},
+        {"params": [*not_decayed.values()], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
-    return optimizer, [n for n, _ in decayed + others]
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        fused=True,
+    )
+    return optimizer, [*decayed, *not_decayed]

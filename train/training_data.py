@@ -1,4 +1,4 @@
-"""What a run learns from and is validated on: pairs, their order, the validation split's readers."""
+"""What a run learns from and is validated on: pairs, their order, the validation split's inputs."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class TrainingData:
     image_ids: Sequence[str]
     val_sources: Sources | None
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch."""
+        return len(self.order)
+
 
 def open_training_data(
     store: EmbeddingStore,
@@ -53,44 +58,68 @@ def open_training_data(
         processes: Those that train.
 
     Raises:
-        CusaError: If there is not, or rows or the image folder are not there.
+        CusaError: If there is nothing, or rows or the image folder are missing.
     """
-    names = tuple(encoder.name for encoder in provenance.encoders.values())
-    sources = student_sources(store, config.data.train_split, config, names, processors)
-    val_sources = validation_sources(store, config, names, processors)
+    train = config.train
+    encoders = tuple(encoder.name for encoder in provenance.encoders.values())
+    sources = student_sources(store, config.data.train_split, config, encoders, processors)
+    val_sources = validation_sources(store, config, encoders, processors)
     pairs = training_pairs(store, sources, config, provenance)
-    rank, size, seed = processes.rank, processes.size, config.train.seed
-    per_step = pairs_per_step(len(pairs), config.train.pairs_per_step, size)
-    order = EpochOrder(len(pairs), per_step, seed, rank, size)
-    in_loss = per_step * (size if config.train.gather else 1)
-    if in_loss < 2:
-        remedy = "pass --batch-size with 2 or more"
-        if config.train.pairs_per_step > 1:  # it is the pairs that are too few
-            remedy = "train on more pairs" + (", or with fewer processes" if size > 1 else "")
-        batch = f"a batch of one pair ({len(pairs):,} can be trained on)"
-        message = f"{batch} has nothing to tell it from; {remedy}"
-        raise SettingError(message, name="train.batch_size")
-    return TrainingData(pairs, per_step, in_loss, order, sources.split.image_ids, val_sources)
+
+    batch_size = pairs_per_step(len(pairs), train.pairs_per_step, processes.size)
+    order = EpochOrder(len(pairs), batch_size, train.seed, processes.rank, processes.size)
+    pairs_in_loss = batch_size
+    if train.gather:
+        pairs_in_loss = batch_size * processes.size
+    if pairs_in_loss < 2:
+        raise _single_pair_error(len(pairs), train.pairs_per_step, processes.size)
+    return TrainingData(
+        pairs=pairs,
+        pairs_per_step=batch_size,
+        pairs_in_loss=pairs_in_loss,
+        order=order,
+        image_ids=sources.split.image_ids,
+        val_sources=val_sources,
+    )
 
 
-def data_notes(data: TrainingData, given: Config, store: EmbeddingStore) -> list[str]:
-    """Say what differs of a run's data from what is usual, or from the settings as given.
+def _single_pair_error(
+    n_pairs: int,
+    pairs_per_step: int,
+    n_processes: int,
+) -> SettingError:
+    """Return the error for a batch of one pair: a softmax over one candidate is always right."""
+    remedy = "pass --batch-size with 2 or more"
+    if pairs_per_step > 1:  # it is the pairs that are too few
+        remedy = "train on more pairs"
+        if n_processes > 1:
+            remedy += ", or with fewer processes"
+    problem = f"a batch of one pair ({n_pairs:,} can be trained on) has nothing to tell it from"
+    return SettingError(f"{problem}; {remedy}", name="train.batch_size")
+
+
+def data_notes(
+    data: TrainingData,
+    given: Config,
+    store: EmbeddingStore,
+) -> list[str]:
+    """Return what differs of a run's data from what is usual, or from the settings as given.
 
     Args:
         data: Its data.
         given: Its settings as given.
         store: The store.
     """
-    notes = []
+    notes: list[str] = []
     if data.val_sources is None:
-        name, reason = given.data.val_split, "data.val_split is null"
-        if name is not None:
-            reason = f"{store.path} has no split {name!r}"
+        reason = "data.val_split is null"
+        if given.data.val_split is not None:
+            reason = f"{store.path} has no split {given.data.val_split!r}"
         notes.append(f"no validation ({reason}): best/ holds the student of the last epoch")
     if data.pairs_per_step < given.train.pairs_per_step:
         in_a_step = "all of them"
         if data.pairs_per_step < len(data.pairs):
             in_a_step = f"{data.pairs_per_step:,} in each process"
-        pairs = f"{len(data.pairs):,} pairs can be trained on, fewer than a step asks for"
-        notes.append(f"{pairs}: each takes {in_a_step} (--batch-size, --accumulate)")
+        problem = f"{len(data.pairs):,} pairs can be trained on, fewer than a step asks for"
+        notes.append(f"{problem}: each takes {in_a_step} (--batch-size, --accumulate)")
     return notes

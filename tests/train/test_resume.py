@@ -1,4 +1,7 @@
-"""Stopped anywhere, a run goes on as if nothing had been; what is torn, full or not finite is said and survived."""
+"""Stopped anywhere, a run goes on as if nothing had been.
+
+What is torn, full or not finite is said and survived.
+"""
 
 import errno
 import json
@@ -52,7 +55,8 @@ def _interrupted(args, step, number=signal.SIGKILL, where="_train_on", times=1):
         f"    for _ in range({times}):\n"
         f"        self.progress.step == {step} and os.kill(os.getpid(), {int(number)})\n"
         "    return plain(self, *args)\n"
-        f"Trainer.{where} = wrapped\nfrom cusa.cli.train import main\nmain({[str(a) for a in args]!r})\n"
+        f"Trainer.{where} = wrapped\nfrom cusa.cli.train import main\n"
+        f"main({[str(a) for a in args]!r})\n"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -83,7 +87,7 @@ def whole(index, tmp_path_factory):
 def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(
     index, whole, tmp_path, step, workers
 ):
-    """SIGKILL, and a torn line in the log; before the first checkpoint, within epochs, with a worker."""
+    """SIGKILL and a torn log: before the first checkpoint, within epochs, with a worker."""
     run_dir = tmp_path / "part"
     done = _interrupted(_args(index, run_dir, "--workers", workers), step)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -114,7 +118,7 @@ def test_killed_while_validating_it_validates_again(index, whole, tmp_path):
 def test_a_signal_leaves_a_checkpoint_and_its_own_status(
     index, whole, tmp_path, number, times, status
 ):
-    """Also where SIGTERM comes twice: a cluster's scheduler sends it to all, and then torchrun does."""
+    """Also where SIGTERM comes twice: a scheduler sends it to all, and then torchrun does."""
     run_dir = tmp_path / "part"
     done = _interrupted(_args(index, run_dir, "--checkpoint-steps", 1000), 6, number, times=times)
     assert done.returncode == status, done.stderr
@@ -183,7 +187,7 @@ def test_what_a_killed_process_left_half_written_goes(index, tmp_path):
 
 @pytest.mark.parametrize("missing", ["config.yaml", "run.json"])
 def test_killed_before_its_own_files_are_whole_it_begins_anew(index, whole, tmp_path, missing):
-    """Settings are written last, so that without them nothing has begun; and no one resumes half a beginning."""
+    """Settings are written last: without them nothing has begun that could be resumed."""
     run_dir = tmp_path / "part"
     code = (
         "import os\nimport cusa.train.saving.run_dir as files\nplain = files.atomic_file\n"
@@ -228,7 +232,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(
 
     def step(self, batch):
         if self.progress.step == 7:
-            self.student.image_heads["uni"][1].weight.register_hook(
+            self.model.student.image_heads["uni"][1].weight.register_hook(
                 lambda gradient: gradient * float("nan")
             )
         return plain(self, batch)
@@ -490,8 +494,9 @@ def test_one_run_at_a_time(index, tmp_path):
 
 
 def test_patience_stops_a_run_that_gets_no_better(index, tmp_path):
-    out = run_ok("train", *_args(index, tmp_path / "run", "--epochs", 50, "--patience", 2, "--set", "optim.lr=1e-12",
-                                 "--set", "optim.min_lr=0"))  # fmt: skip
+    too_small = ("--set", "optim.lr=1e-12", "--set", "optim.min_lr=0")
+    arguments = _args(index, tmp_path / "run", "--epochs", 50, "--patience", 2, *too_small)
+    out = run_ok("train", *arguments)
     assert "best epoch 1:" in out
     assert "stopped early after epoch 3" in out
     assert "stopped early" in run_ok("train", "--resume", "--run-dir", tmp_path / "run")

@@ -131,11 +131,11 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
     trainer.step.train()
     expected = []
     for epoch in range(2):
-        trainer.order.epoch = epoch
-        for number, pairs in enumerate(trainer.order):
+        trainer.data.order.epoch = epoch
+        for number, pairs in enumerate(trainer.data.order):
             halves = [trainer.step(trainer.pairs[part]).total for part in (pairs[:8], pairs[8:])]
             expected.append(halves[0].item())
-            assert trainer._state.descend(
+            assert trainer.state.descend(
                 sum(halves) / 2, learning_rate(epoch * 5 + number, 5, config)
             )
     assert [m["loss"] for m in _lines(tmp_path / "two", "train")] == pytest.approx(

@@ -10,7 +10,7 @@ from cusa.train.config import build_config
 from cusa.train.loader import Batch
 from cusa.train.loss.cusa_loss import TERMS, CUSALoss
 from cusa.train.saving.run_dir import read_metrics
-from cusa.train.step import TrainStep, make_optimizer, prepare
+from cusa.train.step import TrainStep, make_optimizer, prepare_step
 from cusa.train.student import adapter_student, dual_encoder_student
 from cusa.train.trainer import Trainer
 from cusa.train.training_state import TrainingState
@@ -48,7 +48,7 @@ def test_heads_that_no_term_uses_are_frozen(loss, frozen):
     before = {k: v.clone() for k, v in step.state_dict().items()}
     batch, state = _batch(2), torch.get_rng_state()
     step.train()
-    prepare(step, batch, batch, 2)
+    prepare_step(step, batch, batch, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert step.training
     assert all(torch.equal(v, before[k]) for k, v in step.state_dict().items())
@@ -69,14 +69,14 @@ def test_parameters_that_no_embedding_depends_on_are_frozen(tmp_path):
     config = build_config({"student": {"name": str(clip)}})
     student = dual_encoder_student(config.student, str(clip), pretrained=True)[0]
     step = TrainStep(student, CUSALoss(config.loss), config, CPU)
-    prepare(step, _batch(2, pixels=True), _batch(4, pixels=True), 2)
+    prepare_step(step, _batch(2, pixels=True), _batch(4, pixels=True), 2)
     assert [n for n, p in step.named_parameters() if not p.requires_grad] == [
         "student.image_trunk.backbone.logit_scale"
     ]
 
 
 def _footprint(step, pairs, teacher=False):
-    return prepare(step, _batch(2, teacher), _batch(4, teacher), pairs)
+    return prepare_step(step, _batch(2, teacher), _batch(4, teacher), pairs)
 
 
 def test_the_footprint_counts_state_and_what_the_backward_pass_keeps():
@@ -86,8 +86,8 @@ def test_the_footprint_counts_state_and_what_the_backward_pass_keeps():
     trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in step.parameters() if not p.requires_grad)
     assert found.state == 4 * (4 * trained + frozen)
-    # Per pair: the trunks' inputs (16, 12); in each modality GELU's input, LayerNorm's input, its output twice (a head
-    # each) and both heads' outputs, of which one goes into no loss.
+    # Per pair: the trunks' inputs (16, 12); in each modality GELU's input, LayerNorm's input, its
+    # output twice (a head each) and both heads' outputs, of which one goes into no loss.
     per_pair = 4 * (16 + 12 + 2 * (64 + 64 + 64 + 64))
     assert per_pair <= found.activations / 64 <= 2 * per_pair
 
@@ -108,7 +108,7 @@ def test_gradients_are_clipped_by_their_norm_or_not_at_all(grad_clip, norm):
         {"student": {"name": "adapter", "hidden_dim": 4}, "optim": {"grad_clip": grad_clip}}
     )
     step = TrainStep(adapter_student(config.student, 16, 12), CUSALoss(config.loss), config, CPU)
-    assert TrainingState(step, config, CPU).descend(37.5 * step.loss.tau, lr=1e-3)
+    assert TrainingState(step, config, CPU).descend(37.5 * step.loss.tau, learning_rate=1e-3)
     assert step.loss.tau.grad.item() == pytest.approx(norm, rel=1e-5)
 
 

@@ -1,4 +1,7 @@
-"""Without a validation split a run trains all the same: the last epoch is kept, and whoever reads the run copes."""
+"""Without a validation split a run trains all the same.
+
+The last epoch is kept, and whoever reads the run copes.
+"""
 
 import json
 import signal

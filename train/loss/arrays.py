@@ -2,83 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
-Rows = torch.Tensor | np.ndarray
+from cusa.data.errors import EmbeddingsError
 
-_FLOATS = (np.float16, np.float32, np.float64)
+Rows = Tensor | np.ndarray
+Shape = tuple[int | None, ...]  # None: any length
+
+_NAMED_ROWS = 10  # of an error, at most
+_FLOAT_TYPES = (np.float16, np.float32, np.float64)
 
 
 def as_rows(
     rows: Rows,
     device: torch.device,
     name: str,
-    shape: tuple[int | None, ...] | None = None,
-) -> torch.Tensor:
+    shape: Shape | None = None,
+) -> Tensor:
     """Take floating-point rows as a tensor; a tensor stays as it is.
 
     Args:
         rows: A tensor, or an array of float16, float32 or float64: writable or not, of any strides
             and byte order.
         device: Where an array goes.
-        name: What it is called in messages.
-        shape: What an array must have, ``None`` for any length: told before any of it is read.
+        name: What messages call the rows.
+        shape: The shape that an array must have; checked before any of it is read.
 
     Raises:
-        ValueError: If an array is of another dtype or shape.
+        EmbeddingsError: If an array is of another dtype or shape; ``name`` is as given.
     """
-    if isinstance(rows, torch.Tensor):
+    if isinstance(rows, Tensor):
         return rows
     _check_shape(rows, name, shape)
-    if rows.dtype.type not in _FLOATS:
-        raise ValueError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
-    return _copied(rows, rows.dtype.newbyteorder("=")).to(device)
+    if rows.dtype.type not in _FLOAT_TYPES:
+        message = f"{name} must be float16, float32 or float64, got {rows.dtype}"
+        raise EmbeddingsError(message, name=name)
+    return _as_tensor(rows, rows.dtype.newbyteorder("=")).to(device)
 
 
 def as_ids(
     ids: Rows,
     device: torch.device,
     name: str,
-    shape: tuple[int | None, ...] | None = None,
-) -> torch.Tensor:
+    shape: Shape | None = None,
+) -> Tensor:
     """Take ids as an int64 tensor; a tensor stays as it is.
 
     Args:
         ids: A tensor, or an array of integers.
         device: Where an array goes.
-        name: What it is called in messages.
-        shape: What an array must have, ``None`` for any length.
+        name: What messages call the ids.
+        shape: The shape that an array must have.
 
     Raises:
-        ValueError: If an array is not of integers, or of another shape.
+        EmbeddingsError: If an array is not of integers, or of another shape; ``name`` is as given.
     """
-    if isinstance(ids, torch.Tensor):
+    if isinstance(ids, Tensor):
         return ids
     _check_shape(ids, name, shape)
     if ids.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, got {ids.dtype}")
-    return _copied(ids, np.dtype(np.int64)).to(device)
+        raise EmbeddingsError(f"{name} must be integers, got {ids.dtype}", name=name)
+    return _as_tensor(ids, np.dtype(np.int64)).to(device)
 
 
-def _check_shape(array: np.ndarray, name: str, shape: tuple[int | None, ...] | None) -> None:
+def _check_shape(
+    array: np.ndarray,
+    name: str,
+    shape: Shape | None,
+) -> None:
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name} must be a tensor or a numpy array, got {type(array).__name__}")
+        message = f"{name} must be a tensor or a numpy array, got {type(array).__name__}"
+        raise EmbeddingsError(message, name=name)
     if shape is None:
         return
+    # Before any of it is read: a memory map may be of a large, wrong file.
     fits = len(array.shape) == len(shape)
     if fits:
-        pairs = zip(shape, array.shape, strict=True)
-        fits = all(wanted in (None, length) for wanted, length in pairs)
+        lengths = zip(shape, array.shape, strict=True)
+        fits = all(expected in (None, length) for expected, length in lengths)
     if not fits:
-        expected = ["any" if wanted is None else wanted for wanted in shape]
-        raise ValueError(
-            f"{name} must be {str(expected).replace(repr('any'), 'any')}, got {list(array.shape)}",
-        )
+        expected_shape = str(list(shape)).replace("None", "any")
+        message = f"{name} must be {expected_shape}, got {list(array.shape)}"
+        raise EmbeddingsError(message, name=name)
 
 
-def _copied(array: np.ndarray, dtype: np.dtype) -> torch.Tensor:
+def rows_in_words(rows: Sequence[int]) -> str:
+    """Name rows for a message, the first few of them: ``"rows 3, 4"``."""
+    listed = ", ".join(map(str, rows[:_NAMED_ROWS]))
+    if len(rows) > _NAMED_ROWS:
+        return f"rows {listed}, ..."
+    return f"rows {listed}"
+
+
+def _as_tensor(
+    array: np.ndarray,
+    dtype: np.dtype,
+) -> Tensor:
     """Make a tensor of an array; a copy where torch cannot use its memory, or must not write."""
-    return torch.from_numpy(
-        np.array(array, dtype, order="C", copy=None if array.flags.writeable else True),
-    )
+    copy = None if array.flags.writeable else True  # None: only where the dtype or order differs
+    return torch.from_numpy(np.array(array, dtype, order="C", copy=copy))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
 
 from cusa.data.errors import SettingError
 from cusa.train.settings import Field, Flag, Number, settings
@@ -13,6 +13,7 @@ Scaling = Literal["paper", "infonce"]
 Source = Literal["each", "add", "dot"]
 Term = Literal["contrastive", "csa", "usa"]
 
+ALL_TERMS: tuple[Term, ...] = get_args(Term)
 TERMS: dict[str, tuple[Term, ...]] = {
     "contrastive": ("contrastive",),
     "csa": ("contrastive", "csa"),
@@ -20,23 +21,39 @@ TERMS: dict[str, tuple[Term, ...]] = {
     "cusa": ("contrastive", "csa", "usa"),
 }
 
-
 # Beyond these, float32 softmaxes are one-hot or flat whatever the similarities.
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 1e-6, 1_000_000
 GREATEST_WEIGHT = 1_000_000
 
 
-def check_option(name: str, value: str, options: Any) -> None:
-    """Refuse what is none of the options of a ``Literal``.
+def check_option(
+    name: str,
+    value: str,
+    options: Any,
+) -> None:
+    """Refuse a value that is none of the options of a ``Literal``.
 
     Raises:
-        SettingError: Names what was given, and what is legal.
+        SettingError: Names the value and the legal ones.
     """
-    if value not in get_args(options):
-        raise SettingError(
-            f"{name} must be one of {', '.join(get_args(options))}, got {value!r}",
-            name=name,
-        )
+    legal = get_args(options)
+    if value not in legal:
+        raise SettingError(f"{name} must be one of {', '.join(legal)}, got {value!r}", name=name)
+
+
+def column_divisor(
+    divergence: Divergence,
+    scaling: Scaling,
+    n_candidates: int,
+) -> int:
+    """Return what ``scaling`` divides a loss by once it has been averaged over its queries.
+
+    The published code averages a cross entropy over the columns of the similarity matrix, too,
+    which are its candidates: ``"paper"`` does the same. KL is never divided again.
+    """
+    if divergence == "cross_entropy" and scaling == "paper":
+        return n_candidates
+    return 1
 
 
 @settings
@@ -44,7 +61,7 @@ class Temperature:
     """A temperature that divides similarities.
 
     Attributes:
-        init: Its value at the start, clamped to the bounds like any later one.
+        init: Value at the start, clamped to the bounds like any later one.
         min: Lower bound.
         max: Upper bound.
         learnable: Whether it is trained.
@@ -56,7 +73,7 @@ class Temperature:
     learnable: Flag = True
 
     def __post_init__(self) -> None:
-        """Refuse bounds that are none.
+        """Refuse bounds in the wrong order.
 
         Raises:
             SettingError: Unless ``min <= max``.
@@ -67,42 +84,80 @@ class Temperature:
 
 @settings
 class TemperaturePair:
-    """Temperatures of the image and of the text direction; ``shared`` makes them one, at the mean of both."""
+    """Temperatures of the image and the text direction.
+
+    Attributes:
+        image: With images as queries.
+        text: With captions as queries.
+        shared: Whether both directions have one temperature, :meth:`mean`.
+    """
 
     image: Temperature
     text: Temperature
     shared: Flag
 
+    def mean(self) -> Temperature:
+        """Return the temperature of a shared pair: learnable if either is."""
+        image, text = self.image, self.text
+        return Temperature(
+            init=(image.init + text.init) / 2,
+            min=(image.min + text.min) / 2,
+            max=(image.max + text.max) / 2,
+            learnable=image.learnable or text.learnable,
+        )
 
-def _pair(init: float, low: float, high: float, learnable: bool, shared: bool) -> TemperaturePair:
-    one = Temperature(init, low, high, learnable)
-    return TemperaturePair(one, one, shared)
+
+def _equal_pair(
+    temperature: Temperature,
+    shared: bool,
+) -> TemperaturePair:
+    return TemperaturePair(temperature, temperature, shared)
+
+
+# As published for CLIP; temperatures of soft labels are not trained there.
+_PAPER_TAU_CSA = _equal_pair(Temperature(0.45, 0.10, 0.99), shared=True)
+_PAPER_TAU_USA = _equal_pair(Temperature(0.45, 0.10, 1.00), shared=False)
+_PAPER_TAU_SOFT = _equal_pair(Temperature(1.0, 0.1, 1.0, learnable=False), shared=True)
+
+
+class TemperatureNames(NamedTuple):
+    """Settings that hold a term's temperatures.
+
+    Attributes:
+        student: Divides the student's similarities.
+        soft_labels: Divides the teacher's; ``None`` for the contrastive term.
+    """
+
+    student: str
+    soft_labels: str | None
 
 
 @settings
 class LossConfig:
-    """Settings of :class:`cusa.train.loss.cusa_loss.CUSALoss`; the defaults are the paper's for CLIP.
+    """Settings of :class:`cusa.train.loss.cusa_loss.CUSALoss`.
+
+    The defaults are the paper's for CLIP.
 
     Attributes:
         terms: Which of contrastive, csa, usa are summed.
         alpha: Weight of CSA.
         beta: Weight of USA.
         contrastive_weight: Weight of the contrastive term.
-        contrastive_scaling: ``"paper"`` (InfoNCE / B, as published, so that alpha and beta weigh B times more) or
-            ``"infonce"``.
-        soft_label_source: See :func:`cusa.train.loss.cusa_loss.fuse_similarities`; ``"add"`` and ``"dot"`` share CSA's
-            temperatures.
+        contrastive_scaling: ``"paper"`` (InfoNCE / B, as published, so that alpha and beta weigh B
+            times more) or ``"infonce"``.
+        soft_label_source: See :func:`cusa.train.loss.cusa_loss.fuse_similarities`; with ``"add"``
+            and ``"dot"`` the two directions of CSA share their temperatures.
         csa_divergence: ``"kl"`` or ``"cross_entropy"``.
         usa_divergence: Same, for USA.
-        csa_scaling: Scaling of CSA's cross entropy; nothing to KL.
+        csa_scaling: Scaling of CSA's cross entropy; ignored for KL.
         usa_scaling: Same, for USA.
         tau: Temperature of the contrastive term.
         tau_csa: The student's temperatures in CSA.
         tau_usa: The student's temperatures in USA.
-        usa_shares_csa: USA uses ``tau_csa`` instead of ``tau_usa``.
+        usa_shares_csa: Whether USA uses ``tau_csa`` instead of ``tau_usa``.
         tau_soft: Temperatures of the soft labels.
         tau_soft_usa: Temperatures of USA's soft labels, if not CSA's.
-        usa_shares_soft: USA uses ``tau_soft`` instead of ``tau_soft_usa``.
+        usa_shares_soft: Whether USA uses ``tau_soft`` instead of ``tau_soft_usa``.
     """
 
     terms: tuple[Term, ...] = TERMS["cusa"]
@@ -116,11 +171,11 @@ class LossConfig:
     csa_scaling: Scaling = "paper"
     usa_scaling: Scaling = "paper"
     tau: Temperature = Temperature(0.05, 0.01, 0.10)
-    tau_csa: TemperaturePair = field(default_factory=lambda: _pair(0.45, 0.10, 0.99, True, True))
-    tau_usa: TemperaturePair = field(default_factory=lambda: _pair(0.45, 0.10, 1.00, True, False))
+    tau_csa: TemperaturePair = _PAPER_TAU_CSA
+    tau_usa: TemperaturePair = _PAPER_TAU_USA
     usa_shares_csa: Flag = False
-    tau_soft: TemperaturePair = field(default_factory=lambda: _pair(1.0, 0.1, 1.0, False, True))
-    tau_soft_usa: TemperaturePair = field(default_factory=lambda: _pair(1.0, 0.1, 1.0, False, True))
+    tau_soft: TemperaturePair = _PAPER_TAU_SOFT
+    tau_soft_usa: TemperaturePair = _PAPER_TAU_SOFT
     usa_shares_soft: Flag = True
 
     def __post_init__(self) -> None:
@@ -130,40 +185,82 @@ class LossConfig:
             SettingError: Names what was given, and what is legal.
         """
         if not self.terms or len(set(self.terms)) < len(self.terms):
-            legal = f"at least one of {', '.join(get_args(Term))}, each at most once"
+            legal = f"at least one of {', '.join(ALL_TERMS)}, each at most once"
             raise SettingError(f"must be {legal}, got {list(self.terms)}", name="terms")
 
     def row_weights(self, n_pairs: int) -> dict[Term, float]:
-        """What one row of one direction weighs in the total of B = ``n_pairs``, for each term in use.
+        """Return what one row of one direction weighs in the total, for each term in use.
 
-        The two directions are averaged, and so are the B rows; ``"paper"`` scaling divides a cross entropy by B once
-        more, as the published code does (it averages over the columns, too).
+        The two directions are averaged, and so are the B rows; see also :func:`column_divisor`.
+
+        Args:
+            n_pairs: B.
         """
         weights = {"contrastive": self.contrastive_weight, "csa": self.alpha, "usa": self.beta}
-        scalings = {
-            "contrastive": self.contrastive_scaling,
-            "csa": self.csa_scaling,
-            "usa": self.usa_scaling,
-        }
-        again = {
-            t: self.divergence(t) == "cross_entropy" and scalings[t] == "paper" for t in self.terms
-        }
-        return {t: weights[t] / 2 / n_pairs / (n_pairs if again[t] else 1) for t in self.terms}
+        row_weights: dict[Term, float] = {}
+        for term in self.terms:
+            divisor = column_divisor(self.divergence(term), self._scaling(term), n_pairs)
+            # One division after another: their product would round differently.
+            row_weights[term] = weights[term] / 2 / n_pairs / divisor
+        return row_weights
 
     def divergence(self, term: Term) -> Divergence:
-        """How a term measures the student's distributions against their targets."""
-        return {
-            "contrastive": "cross_entropy",
-            "csa": self.csa_divergence,
-            "usa": self.usa_divergence,
-        }[term]
+        """Return how a term measures the student's distributions against their targets."""
+        if term == "csa":
+            return self.csa_divergence
+        if term == "usa":
+            return self.usa_divergence
+        return "cross_entropy"
+
+    def _scaling(self, term: Term) -> Scaling:
+        if term == "csa":
+            return self.csa_scaling
+        if term == "usa":
+            return self.usa_scaling
+        return self.contrastive_scaling
 
     def effective_weights(self, batch_size: int) -> dict[str, float]:
-        """The terms' weights relative to this contrastive term at weight one, for B = ``batch_size``.
+        """Return the terms' weights relative to this contrastive term at weight one.
 
-        With the published scaling, what alpha and beta would have to be beside an InfoNCE that is not divided by B.
+        With the published scaling, these are the alpha and beta that would be needed beside an
+        InfoNCE that is not divided by B.
+
+        Args:
+            batch_size: B.
         """
-        unit = replace(self, terms=("contrastive",), contrastive_weight=1.0).row_weights(
-            batch_size
-        )["contrastive"]
+        contrastive_alone = replace(self, terms=("contrastive",), contrastive_weight=1.0)
+        unit = contrastive_alone.row_weights(batch_size)["contrastive"]
         return {term: weight / unit for term, weight in self.row_weights(batch_size).items()}
+
+    def temperature_names(self, term: Term) -> TemperatureNames:
+        """Return the names of the settings that hold a term's temperatures."""
+        if term == "contrastive":
+            return TemperatureNames("tau", None)
+        if term == "csa":
+            return TemperatureNames("tau_csa", "tau_soft")
+        return TemperatureNames(
+            student="tau_csa" if self.usa_shares_csa else "tau_usa",
+            soft_labels="tau_soft" if self.usa_shares_soft else "tau_soft_usa",
+        )
+
+    def temperatures_in_use(self) -> dict[str, Temperature | TemperaturePair]:
+        """Return the temperatures that the terms use, by the names of their settings.
+
+        Pairs are as the loss uses them: fused soft labels are the same for both directions, so the
+        temperatures that CSA uses with them are shared.
+        """
+        names_in_use: set[str | None] = set()
+        for term in self.terms:
+            names_in_use.update(self.temperature_names(term))
+        temperatures: dict[str, Temperature | TemperaturePair] = {}
+        if "tau" in names_in_use:
+            temperatures["tau"] = self.tau
+        for name in ("tau_csa", "tau_soft", "tau_usa", "tau_soft_usa"):
+            if name not in names_in_use:
+                continue
+            pair: TemperaturePair = getattr(self, name)
+            # Both directions have the same labels, so two temperatures could only disagree.
+            if self.soft_label_source != "each" and name in ("tau_csa", "tau_soft"):
+                pair = replace(pair, shared=True)
+            temperatures[name] = pair
+        return temperatures

@@ -1,4 +1,7 @@
-"""A batch that is spread over ranks: every rank sees all features, and its gradients go back to whom they belong."""
+"""A batch that is spread over the ranks of ``torch.distributed``.
+
+Every rank sees the features of all, and gradients go back to the rank whose rows they belong to.
+"""
 
 from __future__ import annotations
 
@@ -7,141 +10,193 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from cusa.data.errors import EmbeddingsError, SettingError
 
 _MOST_TENSORS = 6  # features of two heads and teacher rows, of two modalities
 
 
-class World:
-    """The ranks of one batch.
+class GatherGroup:
+    """The ranks that share a batch.
 
     Args:
         group: Their process group; ``None``: the default one.
+
+    Attributes:
+        size: Number of ranks.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
-        self.size, self._rank = dist.get_world_size(group), dist.get_rank(group)
-        self._sizes: list[int] = []
+        self.size = dist.get_world_size(group)
+        self._rank = dist.get_rank(group)
+        self._batch_sizes: list[int] = []
 
     @staticmethod
-    def of(group: dist.ProcessGroup | None) -> World | None:
-        """The ranks of a group, or ``None`` where this process is alone.
+    def if_several(group: dist.ProcessGroup | None) -> GatherGroup | None:
+        """Return the ranks of a group, or ``None`` where this process is alone.
 
         Raises:
-            ValueError: If this process is not one of the group.
+            SettingError: If this process is not one of the group.
         """
-        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
+        if not dist.is_available() or not dist.is_initialized():
+            return None
+        if dist.get_world_size(group) == 1:
             return None
         if dist.get_rank(group) < 0:
-            raise ValueError("gather: this process is not one of the group")
-        return World(group)
+            raise SettingError("gather: this process is not one of the group", name="group")
+        return GatherGroup(group)
 
     @property
     def rows(self) -> slice:
         """This rank's rows of the gathered batch."""
-        start = sum(self._sizes[: self._rank])
-        return slice(start, start + self._sizes[self._rank])
+        start = sum(self._batch_sizes[: self._rank])
+        return slice(start, start + self._batch_sizes[self._rank])
 
-    def agree(self, tensors: Sequence[torch.Tensor], ids: torch.Tensor | None, fault: str) -> None:
+    def agree(
+        self,
+        tensors: Sequence[Tensor],
+        image_ids: Tensor | None,
+        fault: EmbeddingsError | None,
+    ) -> None:
         """Exchange the batch sizes, and make sure that no rank waits for another that has stopped.
 
         Args:
             tensors: What this rank will gather.
-            ids: Its image ids.
-            fault: What is wrong with them; empty if nothing.
+            image_ids: Its image ids.
+            fault: What is wrong with them, if anything is.
 
         Raises:
-            ValueError: On every rank, if one has a fault, or if they do not bring the same.
+            EmbeddingsError: On every rank, if one has a fault, or if they do not bring the same;
+                ``location`` names another rank that is at fault.
         """
-        kinds = [
-            (x.shape[-1], x.dtype == torch.float64, x.requires_grad and torch.is_grad_enabled())
-            for x in tensors
-        ]
-        brings = [int(n) for kind in kinds for n in kind] if not fault else []
+        properties: list[int] = []
+        if fault is None:
+            properties = _properties_of_all(tensors)
+        padding = [0] * (3 * _MOST_TENSORS - len(properties))
+        # All headers have one length, whatever a rank brings: all_gather wants equal shapes.
         header = [
             len(tensors[0]),
-            bool(fault),
-            ids is not None,
-            *brings,
-            *[0] * (3 * _MOST_TENSORS - len(brings)),
+            fault is not None,
+            image_ids is not None,
+            *properties,
+            *padding,
         ]
-        mine = torch.tensor(header, device=tensors[0].device)
-        everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(everyone, mine, group=self._group)
-        table = torch.stack(everyone).tolist()
-        if fault:
-            raise ValueError(fault)
-        for rank, (_, bad, *others) in enumerate(table):
-            if bad:
-                raise ValueError(
-                    f"rank {rank} cannot go on: its batch is faulty; its own error says why"
-                )
-            if others != table[0][2:]:
-                raise ValueError(
-                    "the ranks do not bring the same; image ids or none, and of each matrix its columns, whether it is "
-                    f"float64 and whether it wants a gradient: {table[0][2:]} on rank 0, {others} on rank {rank}"
-                )
-        self._sizes = [row[0] for row in table]
+        own_header = torch.tensor(header, device=tensors[0].device)
+        headers = list(own_header.new_empty(self.size, len(header)))
+        dist.all_gather(headers, own_header, group=self._group)
+        if fault is not None:  # raised only now: the other ranks waited in all_gather
+            raise fault
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of all ranks, ``[N, d]``, rank after rank.
+        table: list[list[int]] = torch.stack(headers).tolist()
+        _require_same_inputs(table)
+        self._batch_sizes = [row[0] for row in table]
 
-        The gradient of a rank's own rows is the sum of what all ranks' losses give them, times the number of ranks.
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, ``[N, d]``, rank after rank.
+
+        The gradient of a rank's own rows is the sum of what all ranks' losses give them, times the
+        number of ranks.
         """
         return _Gather.apply(self, rows)
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Of all ranks, without a gradient."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all ranks, without a gradient."""
+        # A copy: all_reduce writes into it.
         total = values.detach().clone()
         dist.all_reduce(total, group=self._group)
         return total
 
-    def sum_gradients(self, scalars: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The scalars, whose gradients will be the sum of all ranks'."""
+    def sum_gradients(self, scalars: list[Tensor]) -> Sequence[Tensor]:
+        """Return the scalars, whose gradients will be the sum of all ranks'."""
         return _SumGradients.apply(self, *scalars) if scalars else scalars
 
-    def all_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of all ranks."""
-        parts = [rows.new_empty(max(self._sizes), *rows.shape[1:]) for _ in self._sizes]
-        dist.all_gather(parts, self._padded(rows), group=self._group)
-        return torch.cat([part[:n] for part, n in zip(parts, self._sizes, strict=True)])
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, without a gradient."""
+        longest = max(self._batch_sizes)
+        received = list(rows.new_empty(self.size, longest, *rows.shape[1:]))
+        dist.all_gather(received, self._padded(rows), group=self._group)
+        for rank, batch_size in enumerate(self._batch_sizes):
+            received[rank] = received[rank][:batch_size]
+        return torch.cat(received)
 
-    def sum_of_rows(self, everyones: torch.Tensor) -> torch.Tensor:
-        """This rank's rows of the sum over ranks of ``[N, d]``."""
-        parts = [self._padded(part) for part in everyones.split(self._sizes)]
-        mine = torch.empty_like(parts[self._rank])
-        dist.reduce_scatter(mine, parts, group=self._group)
-        return mine[: self._sizes[self._rank]]
+    def sum_of_rows(self, gathered: Tensor) -> Tensor:
+        """Return this rank's rows of the sum over ranks of ``[N, d]``."""
+        to_ranks = [self._padded(rows) for rows in gathered.split(self._batch_sizes)]
+        own_rows = torch.empty_like(to_ranks[self._rank])
+        dist.reduce_scatter(own_rows, to_ranks, group=self._group)
+        return own_rows[: self._batch_sizes[self._rank]]
 
-    def _padded(self, rows: torch.Tensor) -> torch.Tensor:
-        missing = max(self._sizes) - len(rows)
-        return (
-            torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
-            if missing
-            else rows.contiguous()
-        )
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Append rows of zeros: collectives want the same shape from every rank."""
+        n_missing = max(self._batch_sizes) - len(rows)
+        if n_missing == 0:
+            return rows.contiguous()
+        padding = rows.new_zeros(n_missing, *rows.shape[1:])
+        return torch.cat([rows, padding])
+
+
+def _require_same_inputs(table: list[list[int]]) -> None:
+    """Refuse ranks whose headers show a fault, or other inputs than the first rank's."""
+    first_inputs = table[0][2:]
+    for rank, (_, has_fault, *inputs) in enumerate(table):
+        if has_fault:
+            problem = f"rank {rank} cannot go on: its batch is faulty"
+            raise EmbeddingsError(f"{problem}; its own error says why", location=f"rank {rank}")
+        if inputs != first_inputs:
+            raise EmbeddingsError(
+                "the ranks do not bring the same; image ids or none, and of each matrix its "
+                "columns, whether it is float64 and whether it wants a gradient: "
+                f"{first_inputs} on rank 0, {inputs} on rank {rank}",
+                location=f"rank {rank}",
+            )
+
+
+def _properties_of_all(tensors: Sequence[Tensor]) -> list[int]:
+    """Return columns, whether float64, and whether a gradient is wanted, of each tensor."""
+    properties: list[int] = []
+    for tensor in tensors:
+        wants_gradient = tensor.requires_grad and torch.is_grad_enabled()
+        properties += [
+            tensor.shape[-1],
+            int(tensor.dtype == torch.float64),
+            int(wants_gradient),
+        ]
+    return properties
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, world: World, rows: torch.Tensor) -> torch.Tensor:
-        ctx.world = world
-        return world.all_rows(rows)
+    def forward(
+        ctx: Any,
+        group: GatherGroup,
+        rows: Tensor,
+    ) -> Tensor:
+        ctx.group = group
+        return group.all_rows(rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, ctx.world.sum_of_rows(gradient) * ctx.world.size
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        group: GatherGroup = ctx.group
+        # DDP averages over the ranks what is to be their sum.
+        return None, group.sum_of_rows(gradient) * group.size
 
 
 class _SumGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, world: World, *scalars: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.world = world
-        return tuple(x.clone() for x in scalars)
+    def forward(
+        ctx: Any,
+        group: GatherGroup,
+        *scalars: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.group = group
+        return tuple(scalar.clone() for scalar in scalars)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *ctx.world.sum(torch.stack(gradients)).unbind()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        totals = ctx.group.sum(torch.stack(gradients))
+        return None, *totals.unbind()

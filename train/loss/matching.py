@@ -1,28 +1,32 @@
-"""Soft labels for the image-text-matching head of a fusion encoder (ALBEF, X2-VLM): pairs scored one by one.
+"""Soft labels for the image-text-matching head of a fusion encoder (ALBEF, X2-VLM).
 
-Such a head tells, of an image and a caption that went through the fusion encoder together, whether they match. It is
-trained on the B pairs and on 2 B hard negatives: for each image a caption, and for each caption an image, drawn by the
-similarities of the batch (Li et al. 2021, "Align before Fuse", section 3.2). Many of those are no negatives. With soft
-labels, the target of a drawn pair is what the teacher calls it instead of 0; that of a true pair stays 1. At a
-temperature of 1 every soft label is near 1/B, hardly more than 0; sharper ones (``tau`` of 0.1, say) tell pairs apart.
+Such a head tells, of an image and a caption that went through the fusion encoder together, whether
+they match: pairs are scored one by one. It is trained on the B pairs and on 2 B hard negatives: for
+each image a caption, and for each caption an image, drawn by the similarities of the batch (Li et
+al. 2021, "Align before Fuse", section 3.2). Many of those are no negatives. With soft labels, the
+target of a drawn pair is what the teacher calls it instead of 0; that of a true pair stays 1. At a
+temperature of 1 every soft label is near 1/B, hardly more than 0; sharper ones (``tau`` of 0.1,
+say) tell pairs apart.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from cusa.train.loss.arrays import Rows, as_ids
+from cusa.data.errors import EmbeddingsError
+from cusa.train.loss.arrays import Rows, as_ids, rows_in_words
 
 
 @torch.no_grad()
 def hard_negatives(
-    similarity: torch.Tensor,
+    similarity: Tensor,
     image_ids: Rows | None = None,
-    tau: torch.Tensor | float = 1.0,
+    tau: Tensor | float = 1.0,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """For each query one candidate of another image, drawn with ``softmax_j(similarity_ij / tau)``.
+) -> Tensor:
+    """Draw for each query one candidate of another image, with ``softmax_j(similarity_ij / tau)``.
 
     Args:
         similarity: float ``[B, B]``: image-to-text, or its transpose.
@@ -35,27 +39,34 @@ def hard_negatives(
         int64 ``[B]``.
 
     Raises:
-        ValueError: If a query has no candidate of another image; names the rows.
+        EmbeddingsError: If a query has no candidate of another image; names the rows.
     """
-    b = len(similarity)
-    ids = torch.arange(b, device=similarity.device)
+    n_pairs = len(similarity)
+    ids = torch.arange(n_pairs, device=similarity.device)
     if image_ids is not None:
-        ids = as_ids(image_ids, similarity.device, "image_ids", (b,))
-    same = ids[:, None] == ids
-    if (alone := same.all(dim=1)).any():
-        rows = ", ".join(map(str, alone.nonzero().flatten().tolist()[:10]))
-        raise ValueError(
-            f"rows {rows} have no negative: every pair of the batch is of the same image"
-        )
+        ids = as_ids(image_ids, similarity.device, "image_ids", (n_pairs,))
+    # Other captions of the query's image are no negatives.
+    is_same_image = ids[:, None] == ids
+
+    has_no_negative = is_same_image.all(dim=1)
+    if has_no_negative.any():
+        rows = has_no_negative.nonzero().flatten().tolist()
+        location = rows_in_words(rows)
+        message = f"{location} have no negative: every pair of the batch is of the same image"
+        raise EmbeddingsError(message, location=location, name="image_ids")
+
     # In float32 or wider: half precision would round small chances to nothing.
-    logits = (
-        similarity.to(torch.promote_types(similarity.dtype, torch.float32)) / tau
-    ).masked_fill(same, -torch.inf)
-    return torch.multinomial(F.softmax(logits, dim=1), 1, generator=generator).squeeze(1)
+    wide_dtype = torch.promote_types(similarity.dtype, torch.float32)
+    logits = (similarity.to(wide_dtype) / tau).masked_fill(is_same_image, -torch.inf)
+    chances = F.softmax(logits, dim=1)
+    return torch.multinomial(chances, 1, generator=generator).squeeze(1)
 
 
-def matching_targets(soft_labels: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
-    """Targets of drawn pairs: the soft labels ``P[i, negatives[i]]`` of the query's modality.
+def matching_targets(
+    soft_labels: Tensor,
+    negatives: Tensor,
+) -> Tensor:
+    """Return targets of drawn pairs: the soft labels ``P[i, negatives[i]]``.
 
     Args:
         soft_labels: float ``[B, B]``, of :func:`cusa.train.loss.cusa_loss.soft_labels`: the image
@@ -68,29 +79,36 @@ def matching_targets(soft_labels: torch.Tensor, negatives: torch.Tensor) -> torc
     return soft_labels.gather(1, negatives[:, None]).squeeze(1)
 
 
-def matching_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of matching scores against targets between 0 and 1, averaged over pairs.
+def matching_loss(
+    logits: Tensor,
+    targets: Tensor,
+) -> Tensor:
+    """Return the cross entropy of matching scores against targets from 0 to 1, averaged over pairs.
 
     With targets of 0 and 1 this is the usual image-text-matching loss.
 
     Args:
-        logits: float ``[M]``, the logit of "they match"; or ``[M, 2]``, of "they do not" and "they do".
+        logits: float ``[M]``, the logit of "they match"; or ``[M, 2]``, of "they do not" and "they
+            do".
         targets: float ``[M]``: 1 for true pairs, :func:`matching_targets` for drawn ones.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: If the shapes do not fit, or a target is not between 0 and 1.
+        EmbeddingsError: If the shapes do not fit, or a target is not between 0 and 1.
     """
-    if logits.shape not in ((len(targets),), (len(targets), 2)) or targets.ndim != 1:
-        raise ValueError(
-            f"logits must be [M] or [M, 2] and targets [M], got {list(logits.shape)} and {list(targets.shape)}"
-        )
+    n_pairs = len(targets)
+    if logits.shape not in ((n_pairs,), (n_pairs, 2)) or targets.ndim != 1:
+        shapes = f"{list(logits.shape)} and {list(targets.shape)}"
+        message = f"logits must be [M] or [M, 2] and targets [M], got {shapes}"
+        raise EmbeddingsError(message, name="logits")
     if not ((targets >= 0) & (targets <= 1)).all():
-        raise ValueError(
-            f"targets must be between 0 and 1, got {targets.min():g} to {targets.max():g}"
-        )
-    score = logits if logits.ndim == 1 else logits[:, 1] - logits[:, 0]
-    wide = torch.promote_types(score.dtype, torch.float32)
-    return F.binary_cross_entropy_with_logits(score.to(wide), targets.to(wide))
+        least, greatest = targets.min(), targets.max()
+        message = f"targets must be between 0 and 1, got {least:g} to {greatest:g}"
+        raise EmbeddingsError(message, name="targets")
+    scores = logits
+    if logits.ndim == 2:
+        scores = logits[:, 1] - logits[:, 0]
+    wide_dtype = torch.promote_types(scores.dtype, torch.float32)
+    return F.binary_cross_entropy_with_logits(scores.to(wide_dtype), targets.to(wide_dtype))

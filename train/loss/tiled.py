@@ -1,140 +1,137 @@
-"""The CUSA loss of embeddings a few rows of the similarity matrices at a time, with its gradient in the same sweep.
+"""The CUSA loss of embeddings, a few rows of the similarity matrices at a time.
 
-One sweep per modality. A tile is a few queries against all candidates; its soft labels serve CSA and USA alike, and its
-gradient (of a softmax cross entropy: ``(q - p) / tau``) goes to the features at once, as in fused linear cross-entropy
-kernels: the loss being a scalar, what comes down to it in the backward pass is one factor.
+One sweep per modality forms values and gradients together. A tile is a few queries against all
+candidates; its soft labels serve CSA and USA alike, and its gradient (of a softmax cross entropy:
+``(q - p) / tau``) goes to the features at once, as in fused linear cross-entropy kernels: the loss
+being a scalar, what comes down to it in the backward pass is one factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from cusa.train.loss.config import LossConfig, Term
-from cusa.train.loss.functions import fuse_similarities, hard_targets
+from cusa.train.loss.config import ALL_TERMS, LossConfig, Term
+from cusa.train.loss.functions import fuse_similarities, same_image_targets
+from cusa.train.loss.inputs import LossInputs
+from cusa.train.loss.temperatures import UsedTemperatures
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+_LEAST_TILE_ROWS = 16
+_CPU_TILE_NUMBERS = 2**21  # similarities of a tile: of a CPU's caches' size
+_MOST_CPU_TILE_ROWS = 256
+_DEVICE_TILE_NUMBERS = 2**26  # enough to keep a device busy
 
-
-# glibc hands freed memory back to the system above twice the largest block that was freed before, and each tile would
-# have its pages mapped anew, for a quarter of the time. A block of nearly 32 MB, never touched, makes that 64 MB.
+# glibc hands freed memory back to the system above twice the largest block that was freed before,
+# and each tile would have its pages mapped anew, for a quarter of the time. A block of nearly
+# 32 MB, never touched, makes that 64 MB.
 _BLOCK = 2**23 - 2**12
 
 
-class Sides(NamedTuple):
-    """What a loss is computed from, of the image side and of the text side each.
-
-    Embeddings ``[B, d]``; or similarities ``[n, m]`` of n queries with m candidates.
-
-    Attributes:
-        cross: Of the cross-modal heads; as similarities, image-to-text and text-to-image.
-        uni: Of the uni-modal heads, if a term needs them.
-        teacher: Of the teachers, if a term needs them.
-    """
-
-    cross: Pair
-    uni: Pair | None
-    teacher: Pair | None
-
-    def all(self) -> list[torch.Tensor]:
-        """The tensors that are there."""
-        return [x for pair in self if pair is not None for x in pair]
-
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Sides:
-        """A function of each tensor."""
-        cross, uni, teacher = (
-            None if pair is None else (function(pair[0]), function(pair[1])) for pair in self
-        )
-        assert cross is not None
-        return Sides(cross, uni, teacher)
-
-
-class Taus(NamedTuple):
-    """Temperatures of the image and the text direction, scalars; what no term needs is ``None``."""
-
-    contrastive: Pair | None
-    csa: Pair | None
-    csa_soft: Pair | None
-    usa: Pair | None
-    usa_soft: Pair | None
-
-
 def tiled_loss(
-    features: Sides,
-    image_ids: torch.Tensor | None,
-    taus: Taus,
+    features: LossInputs,
+    image_ids: Tensor | None,
+    taus: UsedTemperatures,
     config: LossConfig,
-    rows: slice,
+    queries: slice,
     tile_rows: int | None,
-) -> tuple[torch.Tensor, ...]:
-    """The share of some rows of the similarity matrices in the loss (DESIGN, section 2).
+) -> tuple[Tensor, ...]:
+    """Return the share of some queries in the loss (DESIGN, section 2).
 
     Args:
         features: L2-normalised float32 or float64 ``[N, d]``, of all candidates.
         image_ids: int64 ``[N]``; ``None``: all different.
         taus: Temperatures, of the features' dtype.
         config: Settings.
-        rows: The queries.
+        queries: Their positions among the candidates.
         tile_rows: Rows of a tile; ``None``: as many as suit the device.
 
     Returns:
-        The share, a scalar with a gradient; and its parts of contrastive, CSA and USA, scalars without.
+        The share, a scalar with a gradient; and its parts of contrastive, CSA and USA, scalars
+        without.
     """
     if tile_rows is None:
-        tile_rows = default_tile_rows(len(features.cross[0]), features.cross[0].device)
-    sweeps = _Sweeps(features, image_ids, taus, config, rows, tile_rows)
+        image_features = features.cross[0]
+        tile_rows = default_tile_rows(len(image_features), image_features.device)
+    sweeps = _Sweeps(features, image_ids, taus, config, queries, tile_rows)
     total, terms = _TiledLoss.apply(sweeps, torch.is_grad_enabled(), *sweeps.inputs)
     return total, *terms
 
 
-def default_tile_rows(n_candidates: int, device: torch.device) -> int:
-    """Rows of a tile: what was fastest on a CPU, of its caches' size; elsewhere enough to keep the device busy."""
-    return max(
-        16, min(256, 2**21 // n_candidates) if device.type == "cpu" else 2**26 // n_candidates
-    )
+def default_tile_rows(
+    n_candidates: int,
+    device: torch.device,
+) -> int:
+    """Return the rows of a tile that were fastest on a CPU, or keep another device busy."""
+    if device.type == "cpu":
+        rows = min(_MOST_CPU_TILE_ROWS, _CPU_TILE_NUMBERS // n_candidates)
+    else:
+        rows = _DEVICE_TILE_NUMBERS // n_candidates
+    return max(_LEAST_TILE_ROWS, rows)
 
 
 class _TiledLoss(torch.autograd.Function):
     """Keeps the gradients that the sweeps form in the forward pass for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, sweeps: _Sweeps, differentiate: bool, *inputs: torch.Tensor) -> Pair:
-        terms, gradients = sweeps.run([differentiate and need for need in ctx.needs_input_grad[2:]])
+    def forward(
+        ctx: Any,
+        sweeps: _Sweeps,
+        differentiate: bool,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        needs_gradient = ctx.needs_input_grad[2:]
+        terms, gradients = sweeps.run([differentiate and needed for needed in needs_gradient])
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(terms)
         return terms.sum(), terms
 
     @staticmethod
     def backward(
-        ctx: Any, factor: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        if (
-            torch.is_grad_enabled()
-        ):  # create_graph=True: once_differentiable would let it pass and be wrong
+        ctx: Any,
+        factor: Tensor,
+        _: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        # With create_graph=True; once_differentiable would let it pass and be wrong.
+        if torch.is_grad_enabled():
             raise RuntimeError("the tiled loss has no second derivative; pass method='dense'")
-        return None, None, *(None if g is None else g * factor for g in ctx.saved_tensors)
+        gradients: list[Tensor | None] = []
+        for gradient in ctx.saved_tensors:
+            gradients.append(None if gradient is None else gradient * factor)
+        return None, None, *gradients
 
 
 class _Targets(NamedTuple):
     """Distributions that queries are pulled to.
 
     Attributes:
-        p: ``[n, m]``.
-        negative_entropy: ``sum_j p log p``, wide ``[n]``; not given for hard targets, as what follows.
-        logits: ``[n, m]`` that p is the softmax of: the teacher's similarities over tau.
+        probabilities: ``[n, m]``.
+        negative_entropy: ``sum_j p log p``, wide ``[n]``; not given for hard targets, nor is what
+            follows.
+        logits: ``[n, m]`` that the probabilities are the softmax of: the teacher's similarities
+            over tau.
         tau: Scalar.
     """
 
-    p: torch.Tensor
-    negative_entropy: torch.Tensor | float = 0.0
-    logits: torch.Tensor | None = None
-    tau: torch.Tensor | None = None
+    probabilities: Tensor
+    negative_entropy: Tensor | float = 0.0
+    logits: Tensor | None = None
+    tau: Tensor | None = None
+
+
+class _TileTerm(NamedTuple):
+    """A term on one tile: the student's temperature, and what it is pulled to."""
+
+    name: Term
+    tau: Tensor
+    targets: _Targets
 
 
 class _Sweeps:
-    """The sweeps of one loss. What is summed over a row is combined in float64, where the device has it.
+    """The sweeps of one loss.
+
+    What is summed over a row is combined in float64, where the device has it ("wide").
 
     Attributes:
         inputs: The tensors that may want a gradient, each once.
@@ -142,140 +139,260 @@ class _Sweeps:
 
     def __init__(
         self,
-        features: Sides,
-        image_ids: torch.Tensor | None,
-        taus: Taus,
+        features: LossInputs,
+        image_ids: Tensor | None,
+        taus: UsedTemperatures,
         config: LossConfig,
-        rows: slice,
+        queries: slice,
         tile_rows: int,
     ) -> None:
-        self._features, self._ids, self._taus, self._config = features, image_ids, taus, config
-        self._rows, self._tile_rows = rows, tile_rows
+        self._features = features
+        self._image_ids = image_ids
+        self._taus = taus
+        self._config = config
+        self._queries = queries
+        self._tile_rows = tile_rows
         self._weights = config.row_weights(len(features.cross[0]))
-        self._wide = torch.float32 if features.cross[0].device.type == "mps" else torch.float64
-        pairs = (features.cross, features.uni, *taus)
-        self.inputs = list({id(x): x for pair in pairs if pair is not None for x in pair}.values())
+        self._wide = torch.float64
+        if features.cross[0].device.type == "mps":
+            self._wide = torch.float32
 
-    def run(self, wanted: list[bool]) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """The terms, ``[3]``, and the gradients of their sum to those of the inputs that want one."""
-        if self._features.cross[0].device.type == "cpu":
+        # A tensor may serve twice, such as a temperature that both directions share; autograd takes
+        # one gradient for each input.
+        distinct: dict[int, Tensor] = {}
+        for pair in (features.cross, features.uni, *taus):
+            for tensor in pair or ():
+                distinct[id(tensor)] = tensor
+        self.inputs = list(distinct.values())
+
+    def run(self, wanted: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the terms, ``[3]``, and the gradients of their sum.
+
+        Args:
+            wanted: For each of the inputs, whether its gradient is.
+        """
+        image_features = self._features.cross[0]
+        if image_features.device.type == "cpu":
+            # Raises the size from which glibc hands memory back; see _BLOCK.
             torch.empty(_BLOCK, dtype=torch.float32)
-        self._gradients = {
-            id(x): torch.zeros_like(x) for x, want in zip(self.inputs, wanted, strict=True) if want
-        }
-        self._values = {
-            term: self._features.cross[0].new_zeros((), dtype=self._wide) for term in self._weights
-        }
-        for side in (0, 1):  # the queries are images, texts
-            for start in range(self._rows.start, self._rows.stop, self._tile_rows):
-                self._add_tile(side, slice(start, min(start + self._tile_rows, self._rows.stop)))
-        zero = self._features.cross[0].new_zeros(())
-        names: tuple[Term, ...] = ("contrastive", "csa", "usa")
-        terms = torch.stack([self._values.get(name, zero).to(zero.dtype) for name in names])
-        return terms, [self._gradients.get(id(x)) for x in self.inputs]
+        self._gradients: dict[int, Tensor] = {}
+        for tensor, is_wanted in zip(self.inputs, wanted, strict=True):
+            if is_wanted:
+                self._gradients[id(tensor)] = torch.zeros_like(tensor)
+        self._values: dict[Term, Tensor] = {}
+        for term in self._weights:
+            self._values[term] = image_features.new_zeros((), dtype=self._wide)
 
-    def _add_tile(self, side: int, tile: slice) -> None:
-        f, taus = self._features, self._taus
-        csa, usa = self._soft_targets(side, tile)
-        across: list[tuple[Term, torch.Tensor, _Targets]] = []
+        for modality in (0, 1):  # the queries are images, texts
+            for start in range(self._queries.start, self._queries.stop, self._tile_rows):
+                stop = min(start + self._tile_rows, self._queries.stop)
+                self._add_tile(modality, slice(start, stop))
+
+        gradients = [self._gradients.get(id(tensor)) for tensor in self.inputs]
+        return self._term_values(), gradients
+
+    def _term_values(self) -> Tensor:
+        zero = self._features.cross[0].new_zeros(())
+        values: list[Tensor] = []
+        for term in ALL_TERMS:
+            value = self._values.get(term, zero)
+            values.append(value.to(zero.dtype))
+        return torch.stack(values)
+
+    def _add_tile(self, modality: int, tile: slice) -> None:
+        features = self._features
+        taus = self._taus
+        csa_targets, usa_targets = self._soft_targets(modality, tile)
+
+        cross_modal: list[_TileTerm] = []
         if taus.contrastive is not None:
-            across.append(("contrastive", taus.contrastive[side], self._hard_targets(tile)))
-        if csa is not None and taus.csa is not None:
-            across.append(("csa", taus.csa[side], csa))
-        if across:
-            self._pull(tile, f.cross[side], f.cross[1 - side], across)
-        if usa is not None and taus.usa is not None and f.uni is not None:
-            self._pull(tile, f.uni[side], f.uni[side], [("usa", taus.usa[side], usa)])
+            hard_targets = self._hard_targets(tile)
+            cross_modal.append(
+                _TileTerm(
+                    "contrastive",
+                    taus.contrastive[modality],
+                    hard_targets,
+                )
+            )
+        if csa_targets is not None and taus.csa is not None:
+            cross_modal.append(_TileTerm("csa", taus.csa[modality], csa_targets))
+        if cross_modal:
+            queries = features.cross[modality]
+            candidates = features.cross[1 - modality]
+            self._add_terms(tile, queries, candidates, cross_modal)
+
+        if usa_targets is not None and taus.usa is not None and features.uni is not None:
+            usa = _TileTerm("usa", taus.usa[modality], usa_targets)
+            queries = features.uni[modality]
+            self._add_terms(tile, queries, queries, [usa])
 
     def _hard_targets(self, tile: slice) -> _Targets:
-        like = self._features.cross[0]
-        if self._ids is not None:
-            return _Targets(hard_targets(self._ids, tile, like.dtype))
-        p = like.new_zeros(tile.stop - tile.start, len(like))
-        p.diagonal(tile.start).fill_(1)
-        return _Targets(p)
+        image_features = self._features.cross[0]
+        if self._image_ids is not None:
+            return _Targets(
+                same_image_targets(
+                    self._image_ids,
+                    tile,
+                    image_features.dtype,
+                )
+            )
+        # All images differ: a query's own candidate is its only positive.
+        probabilities = image_features.new_zeros(tile.stop - tile.start, len(image_features))
+        probabilities.diagonal(tile.start).fill_(1)
+        return _Targets(probabilities)
 
-    def _soft_targets(self, side: int, tile: slice) -> tuple[_Targets | None, _Targets | None]:
-        """Of CSA and of USA: the same object where they are the same distributions."""
-        taus, source = self._taus, self._config.soft_label_source
+    def _soft_targets(
+        self,
+        modality: int,
+        tile: slice,
+    ) -> tuple[_Targets | None, _Targets | None]:
+        """Return those of CSA and of USA: one object where they are the same distributions."""
+        source = self._config.soft_label_source
         if self._features.teacher is None:
             return None, None
-        own, other = self._features.teacher[side], self._features.teacher[1 - side]
-        for_csa = None if taus.csa_soft is None else taus.csa_soft[side]
-        for_usa = None if taus.usa_soft is None else taus.usa_soft[side]
-        csa = usa = None
-        if for_csa is not None:
-            logits = (own[tile] / for_csa) @ own.T
+        teacher = self._features.teacher[modality]
+        teacher_of_other = self._features.teacher[1 - modality]
+        csa_tau = usa_tau = None
+        if self._taus.csa_soft is not None:
+            csa_tau = self._taus.csa_soft[modality]
+        if self._taus.usa_soft is not None:
+            usa_tau = self._taus.usa_soft[modality]
+
+        csa_targets = usa_targets = None
+        if csa_tau is not None:
+            logits = _tile_logits(teacher, tile, csa_tau)
             if source != "each":
-                logits, _ = fuse_similarities(logits, (other[tile] / for_csa) @ other.T, source)
-            csa = self._softmax_targets(logits, for_csa)
-        if for_usa is not None:
-            shared = source == "each" and for_usa is for_csa
-            usa = csa if shared else self._softmax_targets((own[tile] / for_usa) @ own.T, for_usa)
-        return csa, usa
+                other_logits = _tile_logits(teacher_of_other, tile, csa_tau)
+                logits, _ = fuse_similarities(logits, other_logits, source)
+            csa_targets = self._softmax_targets(logits, csa_tau)
+        if usa_tau is not None:
+            # One softmax serves both terms where they have the same labels.
+            if source == "each" and usa_tau is csa_tau:
+                usa_targets = csa_targets
+            else:
+                logits = _tile_logits(teacher, tile, usa_tau)
+                usa_targets = self._softmax_targets(logits, usa_tau)
+        return csa_targets, usa_targets
 
-    def _softmax_targets(self, logits: torch.Tensor, tau: torch.Tensor) -> _Targets:
-        p, log_z = self._softmax(logits)
-        return _Targets(p, self._row_sums(p, logits) - log_z, logits, tau)
+    def _softmax_targets(
+        self,
+        logits: Tensor,
+        tau: Tensor,
+    ) -> _Targets:
+        probabilities, log_normalizer = self._softmax(logits)
+        negative_entropy = self._row_sums(probabilities, logits) - log_normalizer
+        return _Targets(probabilities, negative_entropy, logits, tau)
 
-    def _softmax(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``[n, m]``, and the logarithm of what each row was divided by, ``[n]``, wide."""
-        q = torch.softmax(logits, dim=1)
+    def _softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[n, m]``, and the logarithm of what each row was divided by, wide ``[n]``."""
+        probabilities = torch.softmax(logits, dim=1)
         # The greatest of a row is exp(0) over the sum of the row.
-        return q, logits.amax(dim=1).to(self._wide) - q.amax(dim=1).to(self._wide).log()
+        greatest_logits = logits.amax(dim=1).to(self._wide)
+        greatest_probabilities = probabilities.amax(dim=1).to(self._wide)
+        return probabilities, greatest_logits - greatest_probabilities.log()
 
-    def _row_sums(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """``sum_j a_ij b_ij``, ``[n]``, wide."""
-        return torch.linalg.vecdot(a, b).to(self._wide)
+    def _row_sums(
+        self,
+        weights: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        """Return ``sum_j weights_ij values_ij``, wide ``[n]``."""
+        return torch.linalg.vecdot(weights, values).to(self._wide)
 
-    def _pull(
+    def _add_terms(
         self,
         tile: slice,
-        queries: torch.Tensor,
-        candidates: torch.Tensor,
-        terms: list[tuple[Term, torch.Tensor, _Targets]],
+        queries: Tensor,
+        candidates: Tensor,
+        terms: list[_TileTerm],
     ) -> None:
-        """Add the terms of one similarity matrix: values, and gradients to features and temperatures."""
-        first = terms[0][1]
-        logits = (queries[tile] / first) @ candidates.T  # a temperature divides [n, d], not [n, m]
-        gradient: torch.Tensor | None = None
-        for name, tau, targets in terms:
-            part = self._add_term(
-                logits if tau is first else logits * (first / tau), name, tau, targets
-            )
-            gradient = part if gradient is None or part is None else gradient.add_(part)
+        """Add the terms of one similarity matrix.
+
+        Their values go to the sums, their gradients to features and temperatures.
+        """
+        first_tau = terms[0].tau
+        # A temperature divides [n, d], not [n, m].
+        first_logits = (queries[tile] / first_tau) @ candidates.T
+        gradient: Tensor | None = None
+        for term in terms:
+            logits = first_logits
+            # Rescaling the logits is cheaper than another product of features.
+            if term.tau is not first_tau:
+                logits = first_logits * (first_tau / term.tau)
+            term_gradient = self._add_term(logits, term)
+            if gradient is None or term_gradient is None:
+                gradient = term_gradient
+            else:
+                gradient.add_(term_gradient)
         if gradient is None:
             return
-        if (to_queries := self._gradients.get(id(queries))) is not None:
+
+        to_queries = self._gradients.get(id(queries))
+        if to_queries is not None:
             to_queries[tile].addmm_(gradient, candidates)
-        if (to_candidates := self._gradients.get(id(candidates))) is not None:
+        to_candidates = self._gradients.get(id(candidates))
+        if to_candidates is not None:
             to_candidates.addmm_(gradient.T, queries[tile])
 
     def _add_term(
-        self, logits: torch.Tensor, name: Term, tau: torch.Tensor, targets: _Targets
-    ) -> torch.Tensor | None:
-        """Add a term's value and its gradient to the temperatures; its gradient to the similarity, if any is wanted."""
-        weight, kl = self._weights[name], self._config.divergence(name) == "kl"
-        q, log_z = self._softmax(logits)
-        expected = self._row_sums(targets.p, logits)
-        rows = log_z - expected + (targets.negative_entropy if kl else 0)
-        self._values[name] += weight * rows.sum()
+        self,
+        logits: Tensor,
+        term: _TileTerm,
+    ) -> Tensor | None:
+        """Add a term's value, and its gradient to the temperatures.
+
+        Returns:
+            Its gradient to the similarity, ``[n, m]``, if any is wanted.
+        """
+        targets = term.targets
+        weight = self._weights[term.name]
+        is_kl = self._config.divergence(term.name) == "kl"
+        student, log_normalizer = self._softmax(logits)
+        expected_logits = self._row_sums(targets.probabilities, logits)
+        # A row's cross entropy is log z - sum_j p_j logit_j; KL subtracts the entropy of p.
+        divergences = log_normalizer - expected_logits
+        if is_kl:
+            divergences = divergences + targets.negative_entropy
+        self._values[term.name] += weight * divergences.sum()
         if not self._gradients:
             return None
-        if (to_tau := self._gradients.get(id(tau))) is not None:
-            to_tau += weight / tau * (expected - self._row_sums(q, logits)).sum()
-        to_soft = self._gradients.get(id(targets.tau))
-        if to_soft is not None and targets.tau is not None and targets.logits is not None:
-            to_soft += (
-                weight / targets.tau * self._covariances(targets.p, targets.logits, logits, kl)
-            )
-        return q.sub_(targets.p).mul_(weight / tau)
+
+        to_tau = self._gradients.get(id(term.tau))
+        if to_tau is not None:
+            # The logits are similarities over tau, so their derivative is -logits / tau.
+            gap = expected_logits - self._row_sums(student, logits)
+            to_tau += weight / term.tau * gap.sum()
+        to_soft_tau = self._gradients.get(id(targets.tau))
+        if to_soft_tau is not None and targets.tau is not None:
+            covariances = self._covariances(targets, logits, is_kl)
+            to_soft_tau += weight / targets.tau * covariances
+        # In place: nobody needs the student's probabilities again.
+        return student.sub_(targets.probabilities).mul_(weight / term.tau)
 
     def _covariances(
-        self, p: torch.Tensor, t: torch.Tensor, s: torch.Tensor, kl: bool
-    ) -> torch.Tensor:
-        """``sum_i Cov_p(s - t, t)``, t alone where the entropy counts: -tau_s times the gradient to tau_s in p."""
-        weighted, mean = p * t, self._row_sums(p, t)
-        with_s = self._row_sums(weighted, s) - mean * self._row_sums(p, s)
-        with_t = self._row_sums(weighted, t) - mean**2
-        return (with_s - with_t if kl else with_s).sum()
+        self,
+        targets: _Targets,
+        student_logits: Tensor,
+        is_kl: bool,
+    ) -> Tensor:
+        """Return ``sum_i Cov_p(s - t, t)``, without t in front where the entropy does not count.
+
+        p are the targets, t their logits, s the student's; this is -tau_soft times the gradient
+        that reaches tau_soft through p.
+        """
+        assert targets.logits is not None
+        weighted = targets.probabilities * targets.logits
+        mean = self._row_sums(targets.probabilities, targets.logits)
+        student_mean = self._row_sums(targets.probabilities, student_logits)
+        with_student = self._row_sums(weighted, student_logits) - mean * student_mean
+        with_teacher = self._row_sums(weighted, targets.logits) - mean**2
+        return (with_student - with_teacher if is_kl else with_student).sum()
+
+
+def _tile_logits(
+    features: Tensor,
+    tile: slice,
+    tau: Tensor,
+) -> Tensor:
+    """Return the logits of a tile's rows with all rows: ``[n, m]``."""
+    return (features[tile] / tau) @ features.T

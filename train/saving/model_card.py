@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cusa.data.embeddings import Head
 from cusa.data.files import atomic_file
 from cusa.train.loader import pairs_per_step
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
+from cusa.train.saving.card_metadata import (
+    RECALL_NAMES,
+    Scores,
+    Usage,
+    card_scores,
+    card_title,
+    metadata_yaml,
+    student_name,
+)
 from cusa.train.saving.provenance import StoredTeacher
 from cusa.train.saving.student_folder import Origin
 
+__all__ = ["CARD_FILE", "Usage", "model_card", "write_card"]
+
 CARD_FILE = "README.md"
-# Recalls in percent by name, by data set and split; what was not measured is left out.
-_Scores = dict[tuple[str, str], dict[str, float]]
-_RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 
-
-@dataclass(frozen=True)
-class Usage:
-    """What a folder is for.
-
-    Attributes:
-        kind: ``"cusa"`` (a run's ``best/``), ``"hf"`` or ``"sentence-transformers"`` (exports).
-        head: The head of a sentence-transformers export.
-        as_written: Whether it normalises texts itself; where not, the card says that its user has to.
-    """
-
-    kind: Literal["cusa", "hf", "sentence-transformers"] = "cusa"
-    head: Head = "cross"
-    as_written: bool = True
+_RECALL_TITLES = {
+    "i2t_r1": "image to text R@1",
+    "i2t_r5": "image to text R@5",
+    "i2t_r10": "image to text R@10",
+    "t2i_r1": "text to image R@1",
+    "t2i_r5": "text to image R@5",
+    "t2i_r10": "text to image R@10",
+    "rsum": "RSUM",
+}
+_TEMPERATURE_TITLES = {
+    "tau": "tau",
+    "tau_csa": "tau of CSA",
+    "tau_usa": "tau of USA",
+    "tau_soft": "tau of the soft labels",
+    "tau_soft_usa": "tau of USA's soft labels",
+}
+_HEAD_PURPOSES = {
+    "cross": "comparing images with texts",
+    "uni": "comparing images with images, or texts with texts",
+}
+_PAPER = "CUSA, [Huang et al., AAAI 2024](https://doi.org/10.1609/aaai.v38i16.29789)"
 
 
 def write_card(
@@ -56,9 +67,11 @@ def write_card(
 
 
 def model_card(
-    origin: Origin, usage: Usage | None = None, metrics: Mapping[str, Any] | None = None
+    origin: Origin,
+    usage: Usage | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> str:
-    """A model card: YAML metadata, and a page about the model.
+    """Return a model card: YAML metadata, and a page about the model.
 
     Args:
         origin: Where the weights come from.
@@ -66,187 +79,96 @@ def model_card(
         metrics: Content of metrics.json (docs/METRICS.md), measured with these weights.
     """
     usage = usage or Usage()
-    scores = _scores(origin, metrics)
-    parts = [
-        f"# {_title(origin)}",
-        _what_it_is(origin, usage),
+    scores = card_scores(origin, metrics)
+    sections = [
+        f"# {card_title(origin)}",
+        _summary(origin, usage),
         "## Results\n\n" + _results(scores),
         "## Which head\n\n" + _heads(origin, usage),
         "## How to load it\n\n" + _loading(origin, usage),
         "## How it was trained\n\n" + _training(origin),
         "## Provenance\n\n" + _provenance(origin),
     ]
-    return f"---\n{_metadata(origin, usage, scores)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    page = "\n\n".join(sections)
+    return f"---\n{metadata_yaml(origin, usage, scores)}\n---\n\n{page}\n"
 
 
-def _scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
-    own = origin.provenance.dataset
-    by_split: dict[tuple[str, str], dict[str, Any]] = {}
-    if origin.config.data.val_split is not None:
-        by_split[own, origin.config.data.val_split] = dict(origin.val)
-    if metrics is not None:
-        tasks = metrics["retrieval"]
-        flat = {
-            f"{task}_{recall}": tasks[task][recall]
-            for task in ("i2t", "t2i")
-            for recall in ("r1", "r5", "r10")
-        }
-        by_split[metrics.get("dataset", own), metrics["split"]] = {**flat, "rsum": tasks["rsum"]}
-    return {
-        split: known for split, scores in by_split.items() if (known := _finite_recalls(scores))
-    }
-
-
-def _finite_recalls(scores: Mapping[str, Any]) -> dict[str, float]:
-    values = {name: scores.get(name) for name in _RECALLS}
-    return {
-        name: value for name, value in values.items() if value is not None and math.isfinite(value)
-    }
-
-
-def _metadata(origin: Origin, usage: Usage, scores: _Scores) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
-    name = origin.config.student.name
-    results = [
-        EvalResult(
-            task_type="image-text-retrieval",
-            task_name="Image-text retrieval",
-            dataset_type=_slug(dataset),
-            dataset_name=dataset,
-            dataset_split=split,
-            metric_type="rsum" if key == "rsum" else "recall",
-            metric_name=key,
-            metric_value=round(value, 2),
-        )
-        for (dataset, split), values in scores.items()
-        for key, value in values.items()
-    ]
-    st = usage.kind == "sentence-transformers"
-    library = {
-        "cusa": "cusa",
-        "hf": "transformers",
-        "sentence-transformers": "sentence-transformers",
-    }[usage.kind]
-    data = ModelCardData(
-        library_name=library,
-        pipeline_tag="sentence-similarity" if st else "feature-extraction",
-        tags=[
-            "image-text-retrieval",
-            "cusa",
-            *(["sentence-transformers", "sentence-similarity"] if st else []),
-        ],
-        base_model=name if _on_the_hub(name) else None,
-        datasets=[_slug(origin.provenance.dataset)],
-        metrics=["recall"] if results else None,
-        model_name=_title(origin) if results else None,
-        eval_results=results or None,
-    )
-    return data.to_yaml()
-
-
-def _slug(dataset: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", dataset).strip("-.") or "unnamed"
-
-
-def _on_the_hub(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-
-
-def _student(origin: Origin) -> str:
-    name = origin.config.student.name
-    return name if _on_the_hub(name) or name == "adapter" else Path(name).name
-
-
-def _title(origin: Origin) -> str:
-    return f"{_student(origin)} trained with {'+'.join(origin.config.loss.terms)} on {origin.provenance.dataset}"
-
-
-def _what_it_is(origin: Origin, usage: Usage) -> str:
+def _summary(origin: Origin, usage: Usage) -> str:
+    body = f"The dual encoder {student_name(origin)}, fine-tuned"
     if origin.config.student.name == "adapter":
         encoders = origin.provenance.encoders
         body = (
-            f"MLPs on the embeddings of two frozen encoders, {_teacher(encoders['image'])} for images and "
-            f"{_teacher(encoders['text'])} for texts; these are not part of it"
+            "MLPs on the embeddings of two frozen encoders, "
+            f"{_teacher(encoders['image'])} for images and {_teacher(encoders['text'])} for texts; "
+            "these are not part of it"
         )
-    else:
-        body = f"The dual encoder {_student(origin)}, fine-tuned"
-    heads = (
-        ""
-        if usage.kind != "sentence-transformers"
-        else f", of which this folder holds `{usage.head}`"
-    )
-    text = f"{body}, with a cross-modal and a uni-modal head (LayerNorm and Linear) on each side{heads}. "
+    heads = "with a cross-modal and a uni-modal head (LayerNorm and Linear) on each side"
+    if usage.kind == "sentence-transformers":
+        heads += f", of which this folder holds `{usage.head}`"
+    training = f"with soft labels from uni-modal teachers ({_PAPER})"
     if len(origin.config.loss.terms) == 1:
-        return f"{text}It was trained for image-text retrieval with a contrastive loss alone."
-    paper = "CUSA, [Huang et al., AAAI 2024](https://doi.org/10.1609/aaai.v38i16.29789)"
-    return f"{text}It was trained for image-text retrieval with soft labels from uni-modal teachers ({paper})."
+        training = "with a contrastive loss alone"
+    return f"{body}, {heads}. It was trained for image-text retrieval {training}."
 
 
-def _results(scores: _Scores) -> str:
+def _results(scores: Scores) -> str:
     if not scores:
         return "Not measured yet; `cusa-eval` does it."
-    rows = [
-        [*where, *(f"{v[k]:.2f}" if k in v else "" for k in _RECALLS)]
-        for where, v in scores.items()
-    ]
-    titles = [
-        "data set",
-        "split",
-        *(
-            k.replace("i2t_r", "image to text R@").replace("t2i_r", "text to image R@")
-            for k in _RECALLS
-        ),
-    ]
+    table_rows = [["data set", "split", *_RECALL_TITLES.values()]]
+    for (dataset, split), values in scores.items():
+        cells = [dataset, split]
+        for name in RECALL_NAMES:
+            cells.append(f"{values[name]:.2f}" if name in values else "")
+        table_rows.append(cells)
     caption = "Percent, cross-modal heads, over all candidates of the split."
-    return f"{caption}\n\n{_table([[t.replace('rsum', 'RSUM') for t in titles], *rows])}"
+    return f"{caption}\n\n{_table(table_rows)}"
 
 
 def _heads(origin: Origin, usage: Usage) -> str:
+    has_uni_heads = "usa" in origin.config.loss.terms
     if usage.kind == "sentence-transformers":
-        other = "uni" if usage.head == "cross" else "cross"
-        good = {
-            "cross": "comparing images with texts",
-            "uni": "comparing images with images, or texts with texts",
-        }
-        text = f"This folder has the `{usage.head}` heads, which are for {good[usage.head]}."
-        if "usa" in origin.config.loss.terms:
-            return f"{text} The `{other}` heads, for {good[other]}, are an export of their own."
-        return f"{text} They also serve within a modality: this run trained no uni-modal heads."
-    text = "`cross` to compare images with texts."
-    if "usa" in origin.config.loss.terms:
-        return f"{text} `uni` to compare images with images or texts with texts: USA trained it for that."
-    return (
-        f"{text} `cross` within a modality, too: without USA, the `uni` heads were never trained."
-    )
+        purpose = _HEAD_PURPOSES[usage.head]
+        sentence = f"This folder has the `{usage.head}` heads, which are for {purpose}."
+        if not has_uni_heads:
+            within = "They also serve within a modality"
+            return f"{sentence} {within}: this run trained no uni-modal heads."
+        missing = "uni" if usage.head == "cross" else "cross"
+        purpose = _HEAD_PURPOSES[missing]
+        return f"{sentence} The `{missing}` heads, for {purpose}, are an export of their own."
+    sentence = "`cross` to compare images with texts."
+    if has_uni_heads:
+        uni = "`uni` to compare images with images or texts with texts"
+        return f"{sentence} {uni}: USA trained it for that."
+    within = "`cross` within a modality, too"
+    return f"{sentence} {within}: without USA, the `uni` heads were never trained."
 
 
 def _loading(origin: Origin, usage: Usage) -> str:
     if usage.kind == "sentence-transformers":
         return _loading_sentence_transformers(origin, usage)
-    code = [
+    section = _code(
         "from cusa import load_student",
         "",
         'student = load_student("PATH")  # this folder',
         'images = student.encode_image(["photo.jpg"], head="cross")  # paths or PIL images',
         'texts = student.encode_text(["a dog on the grass"], head="cross")',
         "similarity = texts @ images.T  # rows have length one",
-    ]
-    text = _code(code)
+    )
     if origin.config.student.name == "adapter":
-        text += "\n\nIt loads the frozen encoders from where they were; `encoders=` names another place."
+        encoders = "It loads the frozen encoders from where they were"
+        section += f"\n\n{encoders}; `encoders=` names another place."
     if usage.kind == "hf":
-        more = [
+        code = _code(
             "from transformers import AutoModel",
             "",
             'backbone = AutoModel.from_pretrained("PATH")',
-        ]
-        text += "\n\nThe backbone alone, without the heads (`heads.safetensors`):\n\n" + _code(more)
-    return text
+        )
+        section += f"\n\nThe backbone alone, without the heads (`heads.safetensors`):\n\n{code}"
+    return section
 
 
 def _loading_sentence_transformers(origin: Origin, usage: Usage) -> str:
-    code = [
+    code = _code(
         "from PIL import Image",
         "from sentence_transformers import SentenceTransformer",
         "",
@@ -254,38 +176,42 @@ def _loading_sentence_transformers(origin: Origin, usage: Usage) -> str:
         'images = model.encode([Image.open("photo.jpg").convert("RGB")])',
         'texts = model.encode(["a dog on the grass"])',
         "similarity = model.similarity(texts, images)",
-    ]
-    notes = [
-        "Images and texts go in separate calls: sentence-transformers takes no list that mixes them.",
-        "Convert images with transparency to RGB as above: it would be blended with white, here it is dropped.",
-    ]
+    )
     name = origin.config.data.normalizer
+    notes: list[str] = []
     if not usage.as_written:
-        first = f'`cusa.normalize_caption` ("{name}")'
-        notes.insert(
-            0,
-            f"**Texts must be normalised first**, as in training, by {first}; this tokeniser cannot do it.",
+        notes.append(
+            "**Texts must be normalised first**, as in training, by `cusa.normalize_caption` "
+            f'("{name}"); this tokeniser cannot do it.'
         )
     elif name != "none":
-        notes.insert(
-            0,
-            f'The tokeniser normalises texts as in training ("{name}": lower case, no punctuation).',
+        notes.append(
+            f'The tokeniser normalises texts as in training ("{name}": lower case, no punctuation).'
         )
-    return _code(code) + "\n\n" + "\n".join(f"- {note}" for note in notes)
+    notes += [
+        "Images and texts go in separate calls: sentence-transformers takes no list that mixes "
+        "them.",
+        "Convert images with transparency to RGB as above: it would be blended with white, here "
+        "it is dropped.",
+    ]
+    listed = "\n".join(f"- {note}" for note in notes)
+    return f"{code}\n\n{listed}"
 
 
 def _training(origin: Origin) -> str:
-    config = origin.config
-    loss, optim, train = config.loss, config.optim, config.train
-    weights = {"contrastive": loss.contrastive_weight, "csa": loss.alpha, "usa": loss.beta}
-    rows = [
+    loss, optim, train = origin.config.loss, origin.config.optim, origin.config.train
+    table_rows = [
         ["setting", "value"],
-        ["loss", " + ".join(f"{weights[term]:g} * {term}" for term in loss.terms)],
+        ["loss", _weighted_terms(loss)],
         ["contrastive scaling", loss.contrastive_scaling],
-        *([["soft labels of CSA", loss.soft_label_source]] if "csa" in loss.terms else []),
-        *_temperatures(loss),
-        *([f"teacher of {m}s", _teacher(t)] for m, t in origin.provenance.teachers.items()),
-        *_beginning(origin),
+    ]
+    if "csa" in loss.terms:
+        table_rows.append(["soft labels of CSA", loss.soft_label_source])
+    table_rows += _temperatures(loss)
+    for modality, teacher in origin.provenance.teachers.items():
+        table_rows.append([f"teacher of {modality}s", _teacher(teacher)])
+    table_rows += _beginning(origin)
+    table_rows += [
         ["pairs", f"{origin.n_pairs}"],
         ["batch size", _batch_size(origin)],
         ["epochs", f"{origin.epoch} of {train.epochs} ({origin.step} steps)"],
@@ -295,32 +221,40 @@ def _training(origin: Origin) -> str:
         ["precision, seed", f"{train.precision}, {train.seed}"],
         ["caption normaliser", _normalizer(origin)],
     ]
-    return "`cusa-train`, AdamW.\n\n" + _table(rows)
+    return f"`cusa-train`, AdamW.\n\n{_table(table_rows)}"
+
+
+def _weighted_terms(loss: LossConfig) -> str:
+    weights = {"contrastive": loss.contrastive_weight, "csa": loss.alpha, "usa": loss.beta}
+    return " + ".join(f"{weights[term]:g} * {term}" for term in loss.terms)
 
 
 def _beginning(origin: Origin) -> list[list[str]]:
-    """A row for the student that the run began with, if it did."""
+    """Return a row for the student that the run began with, if it began with one."""
     beginning = origin.provenance.beginning
     if beginning is None:
         return []
+    # Not its path: that is a place on the author's machine.
     before = f"a student trained for {beginning.epoch} epochs on {beginning.dataset}"
     return [["begun with", f"{before} (sha256 `{beginning.sha256}`)"]]
 
 
 def _learning_rate(origin: Origin) -> str:
     optim = origin.config.optim
-    length = f", over {optim.schedule_epochs} epochs" if optim.schedule_epochs else ""
-    cosine = f"cosine by {optim.schedule} to {optim.min_lr:g}{length}"
+    cosine = f"cosine by {optim.schedule} to {optim.min_lr:g}"
+    if optim.schedule_epochs:
+        cosine += f", over {optim.schedule_epochs} epochs"
     return f"{optim.lr:g}, {cosine}, warm-up {optim.warmup_epochs:g} epochs"
 
 
 def _batch_size(origin: Origin) -> str:
-    train, n = origin.config.train, origin.processes
-    size = pairs_per_step(origin.n_pairs, train.pairs_per_step, n)
-    if n == 1:
+    train = origin.config.train
+    # All pairs, where there are fewer than a step asks for.
+    size = pairs_per_step(origin.n_pairs, train.pairs_per_step, origin.processes)
+    if origin.processes == 1:
         return f"{size}"
     loss = "one loss over all" if train.gather else "each its own loss"
-    return f"{size} in each of {n} processes, {loss}"
+    return f"{size} in each of {origin.processes} processes, {loss}"
 
 
 def _normalizer(origin: Origin) -> str:
@@ -330,54 +264,60 @@ def _normalizer(origin: Origin) -> str:
 
 
 def _temperatures(loss: LossConfig) -> list[list[str]]:
-    """A row for each that the terms use."""
-    csa, usa = "csa" in loss.terms, "usa" in loss.terms
-    used: dict[str, tuple[Temperature | TemperaturePair, bool]] = {
-        "tau": (loss.tau, "contrastive" in loss.terms),
-        "tau of CSA": (loss.tau_csa, csa or (usa and loss.usa_shares_csa)),
-        "tau of USA": (loss.tau_usa, usa and not loss.usa_shares_csa),
-        "tau of the soft labels": (loss.tau_soft, csa or (usa and loss.usa_shares_soft)),
-        "tau of USA's soft labels": (loss.tau_soft_usa, usa and not loss.usa_shares_soft),
-    }
-    return [[name, _temperature(value)] for name, (value, is_used) in used.items() if is_used]
+    """Return a row for each temperature that the terms use."""
+    in_use = loss.temperatures_in_use()
+    table_rows: list[list[str]] = []
+    for name, title in _TEMPERATURE_TITLES.items():
+        if name in in_use:
+            table_rows.append([title, _temperature(in_use[name])])
+    return table_rows
 
 
 def _temperature(value: Temperature | TemperaturePair) -> str:
     if isinstance(value, Temperature):
-        return (
-            f"from {value.init:g} in [{value.min:g}, {value.max:g}]"
-            if value.learnable
-            else f"{value.init:g}, fixed"
-        )
-    image, text = _temperature(value.image), _temperature(value.text)
+        if not value.learnable:
+            return f"{value.init:g}, fixed"
+        return f"from {value.init:g} in [{value.min:g}, {value.max:g}]"
+    image = _temperature(value.image)
+    text = _temperature(value.text)
+    if image == text:
+        return f"{image}, shared" if value.shared else f"image and text each {image}"
     if value.shared:
-        return f"{image}, shared" if image == text else f"mean of {image} and {text}, shared"
-    return f"image and text each {image}" if image == text else f"image {image}; text {text}"
+        return f"mean of {image} and {text}, shared"
+    return f"image {image}; text {text}"
 
 
 def _provenance(origin: Origin) -> str:
     provenance = origin.provenance
-    rows = [["split", "fingerprint"], *([s, f"`{f}`"] for s, f in provenance.splits.items())]
-    text = f"Data set `{provenance.dataset}`.\n\n{_table(rows)}"
-    stored = {f"{m} teacher": t for m, t in provenance.teachers.items()}
-    stored |= {f"{m} encoder": t for m, t in provenance.encoders.items()}
-    if stored:
-        weights = [
-            [name, _teacher(t), f"`{t.settings.weights_sha256}`"] for name, t in stored.items()
-        ]
-        text += "\n\n" + _table([["frozen model", "name", "sha256 of its weights"], *weights])
+    split_rows = [["split", "fingerprint"]]
+    for split, fingerprint in provenance.splits.items():
+        split_rows.append([split, f"`{fingerprint}`"])
+    model_rows = [["frozen model", "name", "sha256 of its weights"]]
+    for role, models in (("teacher", provenance.teachers), ("encoder", provenance.encoders)):
+        for modality, model in models.items():
+            sha256 = model.settings.weights_sha256
+            model_rows.append([f"{modality} {role}", _teacher(model), f"`{sha256}`"])
+
+    text = f"Data set `{provenance.dataset}`.\n\n{_table(split_rows)}"
+    if len(model_rows) > 1:
+        text += f"\n\n{_table(model_rows)}"
     return text
 
 
 def _teacher(stored: StoredTeacher) -> str:
-    model = stored.settings.model_id
-    return f"`{model}`" if model == stored.name else f"`{stored.name}` (`{model}`)"
+    model_id = stored.settings.model_id
+    return f"`{model_id}`" if model_id == stored.name else f"`{stored.name}` (`{model_id}`)"
 
 
-def _code(lines: list[str]) -> str:
-    return "```python\n" + "\n".join(lines) + "\n```"
+def _code(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```"])
 
 
-def _table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+def _table(table_rows: Sequence[Sequence[str]]) -> str:
+    lines: list[str] = []
+    for row in table_rows:
+        # A bar would end the cell.
+        cells = [cell.replace("|", r"\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.insert(1, "|" + "---|" * len(table_rows[0]))
+    return "\n".join(lines)

@@ -17,7 +17,7 @@ from cusa.train.saving.plain_values import checked
 MOST_DIMENSIONS = 1_000_000  # of a teacher's rows
 
 
-class _PlainSettings(BaseModel):
+class _SettingsForm(BaseModel):
     dim: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)]
     dtype: Literal["float16", "float32"]
     model_id: str
@@ -28,18 +28,18 @@ class _PlainSettings(BaseModel):
     weights_sha256: str
 
 
-class _PlainTeacher(BaseModel):
+class _TeacherForm(BaseModel):
     name: str
     source: str
-    settings: _PlainSettings
+    settings: _SettingsForm
 
 
-class _PlainTeachers(BaseModel):
-    image: _PlainTeacher | None = None
-    text: _PlainTeacher | None = None
+class _TeachersForm(BaseModel):
+    image: _TeacherForm | None = None
+    text: _TeacherForm | None = None
 
 
-class _PlainBeginning(BaseModel):
+class _BeginningForm(BaseModel):
     path: str
     sha256: str
     dataset: str
@@ -47,12 +47,12 @@ class _PlainBeginning(BaseModel):
     step: int
 
 
-class _PlainProvenance(BaseModel):
+class _ProvenanceForm(BaseModel):
     dataset: str
     splits: dict[str, str]
-    teachers: _PlainTeachers
-    encoders: _PlainTeachers
-    beginning: _PlainBeginning | None = None
+    teachers: _TeachersForm
+    encoders: _TeachersForm
+    beginning: _BeginningForm | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class StoredTeacher:
     settings: TeacherSettings
 
     @staticmethod
-    def of(store: EmbeddingStore, name: str) -> StoredTeacher:
-        """A teacher of a store by name."""
+    def from_store(store: EmbeddingStore, name: str) -> StoredTeacher:
+        """Look up a teacher of a store by name."""
         return StoredTeacher(name, store.sources[name], store.teachers[name])
 
 
@@ -101,7 +101,8 @@ class Provenance:
     Attributes:
         dataset: Name of the data set.
         splits: Fingerprint by split name.
-        teachers: The soft labels' teachers by ``"image"`` and ``"text"``; empty where there are no soft labels.
+        teachers: The soft labels' teachers by ``"image"`` and ``"text"``; empty where there are no
+            soft labels.
         encoders: Same for an adapter's frozen encoders; empty for other students.
         beginning: The trained student that it began with, if it began with one.
     """
@@ -112,54 +113,73 @@ class Provenance:
     encoders: Mapping[str, StoredTeacher]
     beginning: Beginning | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """JSON-compatible."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries as JSON has them."""
         return asdict(self)
 
     @staticmethod
-    def from_plain(content: Any) -> Provenance:
-        """Read the inverse of :meth:`plain`.
+    def from_dict(content: Any) -> Provenance:
+        """Read the inverse of :meth:`to_dict`.
 
         Raises:
             RunError: If an entry is missing or of another type; says which.
         """
-        plain = checked(_PlainProvenance, content, "provenance")
+        form = checked(_ProvenanceForm, content, "provenance")
+        beginning: Beginning | None = None
+        if form.beginning is not None:
+            beginning = Beginning(**form.beginning.model_dump())
+        return Provenance(
+            dataset=form.dataset,
+            splits=form.splits,
+            teachers=_stored_teachers(content["teachers"]),
+            encoders=_stored_teachers(content["encoders"]),
+            beginning=beginning,
+        )
 
-        def stored(teachers: Mapping[str, Any]) -> dict[str, StoredTeacher]:
-            modalities = [modality for modality in ("image", "text") if teachers.get(modality)]
-            return {modality: _stored_teacher(teachers[modality]) for modality in modalities}
-
-        teachers, encoders = stored(content["teachers"]), stored(content["encoders"])
-        beginning = None if plain.beginning is None else Beginning(**plain.beginning.model_dump())
-        return Provenance(plain.dataset, plain.splits, teachers, encoders, beginning)
-
-    def differing(self, store: EmbeddingStore, current: Provenance) -> list[str]:
-        """What of a store is not as the run found it; a line each.
+    def differences(self, store: EmbeddingStore, current: Provenance) -> list[str]:
+        """Return what of a store is not as the run used it; a line each.
 
         Args:
             store: The store as it is now.
             current: What a run with the same settings would use of it.
         """
-        lines = []
+        differences: list[str] = []
+        # Not its path: a store may have moved, or have gained teachers that the run does not use.
         if self.dataset != store.dataset:
-            lines.append(f"dataset ({self.dataset!r} / {store.dataset!r})")
+            differences.append(f"dataset ({self.dataset!r} / {store.dataset!r})")
         for name, fingerprint in self.splits.items():
             if store.split(name).fingerprint != fingerprint:
-                lines.append(f"fingerprint of split {name!r}")
-        for old, new in ((self.teachers, current.teachers), (self.encoders, current.encoders)):
-            for modality, teacher in old.items():
-                if modality not in new:
-                    lines.append(f"{modality} teacher {teacher.name!r}, which is not used now")
-                    continue
-                lines += [
-                    f"{teacher.name}.{f}"
-                    for f in new[modality].settings.differing(teacher.settings)
-                ]
-        return lines
+                differences.append(f"fingerprint of split {name!r}")
+        differences += _differences_of_teachers(self.teachers, current.teachers)
+        differences += _differences_of_teachers(self.encoders, current.encoders)
+        return differences
+
+
+def _differences_of_teachers(
+    before: Mapping[str, StoredTeacher],
+    current: Mapping[str, StoredTeacher],
+) -> list[str]:
+    differences: list[str] = []
+    for modality, teacher in before.items():
+        if modality not in current:
+            differences.append(f"{modality} teacher {teacher.name!r}, which is not used now")
+            continue
+        for field in current[modality].settings.differing(teacher.settings):
+            differences.append(f"{teacher.name}.{field}")
+    return differences
+
+
+def _stored_teachers(content: Mapping[str, Any]) -> dict[str, StoredTeacher]:
+    teachers: dict[str, StoredTeacher] = {}
+    for modality in ("image", "text"):
+        if content.get(modality):
+            teachers[modality] = _stored_teacher(content[modality])
+    return teachers
 
 
 def _stored_teacher(content: Mapping[str, Any]) -> StoredTeacher:
     try:
+        # As the store reads them, so that both refuse the same.
         settings = TeacherSettings.from_json(json.dumps(content["settings"]))
     except (KeyError, TypeError, ValueError) as error:
         message = f"settings of {content['name']} cannot be read: {first_line(error)}"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import BaseModel, FiniteFloat, RootModel
+from torch import Tensor
 
 from cusa.data.errors import CusaError, RunError, SettingError
 from cusa.data.files import atomic_file
@@ -31,40 +31,41 @@ from cusa.train.saving.tensors import DamagedFileError, load_tensors, save_tenso
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
-_KEPT = 2
+_KEPT_CHECKPOINTS = 2
 
 
 def begun(run_dir: Path) -> bool:
-    """Whether a run has begun here."""
+    """Tell whether a run has begun here."""
     return (run_dir / CONFIG_FILE).exists()
 
 
 def save_run(run_dir: Path, config: Config, provenance: Provenance) -> None:
     """Write settings and provenance."""
     # The settings last: they are what tells that a run has begun.
-    content = {
-        PROVENANCE_FILE: json.dumps(provenance.plain(), indent=2),
+    contents = {
+        PROVENANCE_FILE: json.dumps(provenance.to_dict(), indent=2),
         CONFIG_FILE: to_yaml(config),
     }
-    for name, text in content.items():
+    for name, text in contents.items():
         with atomic_file(run_dir / name) as temporary:
             temporary.write_text(text)
 
 
 def load_run(run_dir: Path) -> tuple[Config, Provenance]:
-    """Settings and provenance of a run directory.
+    """Read the settings and provenance of a run directory.
 
     Raises:
         CusaError: If it is not one, or one of the two is damaged; ``path`` says which.
     """
-    config_file, provenance_file = run_dir / CONFIG_FILE, run_dir / PROVENANCE_FILE
+    config_file = run_dir / CONFIG_FILE
+    provenance_file = run_dir / PROVENANCE_FILE
     if not config_file.is_file() or not provenance_file.is_file():
         missing = f"no {CONFIG_FILE} and {PROVENANCE_FILE}"
         message = f"{run_dir} is not a run directory ({missing}); make one: cusa-train"
         raise RunError(message, path=run_dir)
     content = read_json(provenance_file)
     try:
-        provenance = Provenance.from_plain(content)
+        provenance = Provenance.from_dict(content)
     except RunError as error:
         message = f"{provenance_file} is damaged ({error}); restore it or train again"
         raise RunError(
@@ -81,7 +82,7 @@ def load_run(run_dir: Path) -> tuple[Config, Provenance]:
 
 
 def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
-    """The student of a run.
+    """Load the student of a run.
 
     Args:
         path: A run directory; for ``"best"`` also a folder with a student.
@@ -96,20 +97,16 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
         raise SettingError(message, name="checkpoint")
     if checkpoint == "best":
         return load_saved(path)
+    # A student alone is asked for: what a run goes on with may be damaged.
     newest, _ = Checkpoints(path).newest(to_go_on=False)
     if newest is None:
-        raise RunError(
-            f"{path} holds no checkpoint; has the run been killed before its first?",
-            path=path,
-        )
-    return load_checkpointed(
-        path / BEST_FOLDER,
-        newest.tensors,
-        Origin.from_plain(newest.meta["origin"]),
-    )
+        problem = f"{path} holds no checkpoint"
+        raise RunError(f"{problem}; has the run been killed before its first?", path=path)
+    origin = Origin.from_dict(newest.meta["origin"])
+    return load_checkpointed(path / BEST_FOLDER, newest.tensors, origin)
 
 
-class _PlainMeta(BaseModel):
+class _MetaForm(BaseModel):
     origin: dict[str, Any]
     progress: dict[str, Any]
     scaler: dict[str, int | float]
@@ -123,38 +120,47 @@ class Checkpoint(NamedTuple):
         meta: JSON-compatible: ``origin``, ``progress`` and ``scaler``.
     """
 
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, Tensor]
     meta: dict[str, Any]
 
 
 class Checkpoints:
-    """All that a run goes on from, a file per step; the newest two are kept, in case that one is torn.
+    """All that a run goes on from, a file per step.
+
+    The newest two are kept, in case that one is torn.
 
     Args:
         run_dir: The run's directory.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self._folder = run_dir, run_dir / "checkpoints"
+        self._run_dir = run_dir
+        self._folder = run_dir / "checkpoints"
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
+        """List the files, oldest first."""
         return sorted(self._folder.glob(f"step-{'[0-9]' * 9}.safetensors"))
 
-    def save(self, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, Any],
+    ) -> None:
         """Write one; the oldest goes once the new one is whole.
 
         Raises:
             OSError: If it cannot be written; all others stay.
         """
-        new = self._folder / f"step-{step:09d}.safetensors"
-        save_tensors(new, tensors, meta)
-        others = [path for path in self.paths() if path != new]
-        for path in others[: len(others) - _KEPT + 1]:
-            path.unlink(missing_ok=True)
+        new_path = self._folder / f"step-{step:09d}.safetensors"
+        save_tensors(new_path, tensors, metadata)
+        old_paths = [path for path in self.paths() if path != new_path]
+        n_removed = len(old_paths) + 1 - _KEPT_CHECKPOINTS
+        for checkpoint_path in old_paths[:n_removed]:
+            checkpoint_path.unlink(missing_ok=True)
 
     def newest(self, to_go_on: bool = True) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, and what is wrong with newer ones.
+        """Load the newest checkpoint that is whole, and tell what is wrong with newer ones.
 
         Args:
             to_go_on: Whether it must have all that a run goes on from, or a student alone.
@@ -166,9 +172,10 @@ class Checkpoints:
             RunError: If there are some, and none is whole.
         """
         problems: list[str] = []
-        for path in reversed(self.paths()):
+        # A kill or a full disk may have torn the newest; the one before it is whole then.
+        for checkpoint_path in reversed(self.paths()):
             try:
-                return _load_checkpoint(path, to_go_on), problems
+                return _load_checkpoint(checkpoint_path, to_go_on), problems
             except DamagedFileError as error:
                 problems.append(str(error))
         if problems:
@@ -178,42 +185,42 @@ class Checkpoints:
         return None, []
 
     def tidy(self, step: int) -> None:
-        """Remove checkpoints after a step (torn ones) and what killed processes left half-written in the run."""
-        for path in self.paths():
-            if _step_in_name(path) > step:
-                path.unlink()
+        """Remove checkpoints after a step (torn ones) and what kills left half-written."""
+        for checkpoint_path in self.paths():
+            if _step_in_name(checkpoint_path) > step:
+                checkpoint_path.unlink()
         for folder in (self._run_dir, self._folder, self._run_dir / BEST_FOLDER):
-            for left in folder.glob(".*.tmp"):
-                left.unlink()
+            for half_written in folder.glob(".*.tmp"):
+                half_written.unlink()
 
 
-def _load_checkpoint(path: Path, to_go_on: bool) -> Checkpoint:
-    tensors, meta = load_tensors(path)
-    steps = set()
+def _load_checkpoint(checkpoint_path: Path, to_go_on: bool) -> Checkpoint:
+    tensors, metadata = load_tensors(checkpoint_path)
+    # A file under another step's name would be taken for that step's.
+    steps: set[int] = set()
     try:
-        origin = Origin.from_plain(meta.get("origin"))
+        origin = Origin.from_dict(metadata.get("origin"))
         if to_go_on:
-            progress = Progress.from_plain(checked(_PlainMeta, meta, "checkpoint").progress)
-            steps = {origin.step, progress.step, _step_in_name(path)}
+            form = checked(_MetaForm, metadata, "checkpoint")
+            progress = Progress.from_dict(form.progress)
+            steps = {origin.step, progress.step, _step_in_name(checkpoint_path)}
     except RunError as error:
-        message = f"{path} is damaged ({error}); use another or train again"
+        message = f"{checkpoint_path} is damaged ({error}); use another or train again"
         raise DamagedFileError(
             message,
-            path=path,
+            path=checkpoint_path,
             location=error.location,
             name=error.name,
         ) from None
     if len(steps) > 1:
-        of_steps = ", ".join(f"{step:,}" for step in sorted(steps))
-        raise DamagedFileError(
-            f"{path} is damaged (it is of steps {of_steps}); use another",
-            path=path,
-        )
-    return Checkpoint(tensors, meta)
+        listed = ", ".join(f"{step:,}" for step in sorted(steps))
+        message = f"{checkpoint_path} is damaged (it is of steps {listed}); use another"
+        raise DamagedFileError(message, path=checkpoint_path)
+    return Checkpoint(tensors, metadata)
 
 
-def _step_in_name(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
+def _step_in_name(checkpoint_path: Path) -> int:
+    return int(checkpoint_path.stem.removeprefix("step-"))
 
 
 class MetricsLog:
@@ -225,7 +232,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / METRICS_FILE
-        self._waiting = ""
+        self._unwritten = ""
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line; what could not be written is written with the next one.
@@ -233,23 +240,29 @@ class MetricsLog:
         Raises:
             OSError: If it cannot be written.
         """
-        self._waiting += json.dumps(line) + "\n"
-        length = self._path.stat().st_size if self._path.exists() else 0
+        self._unwritten += json.dumps(line) + "\n"
+        length = 0
+        if self._path.exists():
+            length = self._path.stat().st_size
         try:
             with self._path.open("a") as file:
-                file.write(self._waiting)
+                file.write(self._unwritten)
         except OSError:
             if self._path.exists():
                 os.truncate(self._path, length)  # no half line
             raise
-        self._waiting = ""
+        self._unwritten = ""
 
     def trim(self, step: int, epoch: int) -> None:
         """Keep what was written up to a step, and validations up to an epoch."""
-        lines = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
-        lines = [line for line in lines if line["kind"] != "val" or line["epoch"] <= epoch]
+        # A validation is logged at its epoch's last step: the epoch tells whether it is done again.
+        texts: list[str] = []
+        for line in read_metrics(self._path.parent):
+            is_later_validation = line["kind"] == "val" and line["epoch"] > epoch
+            if line["step"] <= step and not is_later_validation:
+                texts.append(json.dumps(line) + "\n")
         with atomic_file(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            temporary.write_text("".join(texts))
 
 
 class MetricsHistory(NamedTuple):
@@ -269,27 +282,30 @@ class MetricsHistory(NamedTuple):
 def read_history(run_dir: Path) -> MetricsHistory:
     """Read a run's metrics.jsonl; damaged lines are left out."""
     path = run_dir / METRICS_FILE
-    content = path.read_bytes() if path.is_file() else b""
-    lines, damaged = [], []
+    content = b""
+    if path.is_file():
+        content = path.read_bytes()
+    lines: list[dict[str, Any]] = []
+    damaged: list[int] = []
     *complete, torn = content.split(b"\n")
     for number, line in enumerate(complete, 1):
         try:
             lines.append(_metrics_line(line, path, number))
         except (CusaError, UnicodeDecodeError):
             damaged.append(number)
+    # A kill may have cut off the last line, or its newline alone.
     with contextlib.suppress(CusaError, UnicodeDecodeError):
         lines.append(_metrics_line(torn, path, len(complete) + 1))
     if not damaged:
         return MetricsHistory(lines, "")
-    several = f" and {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
-    return MetricsHistory(
-        lines,
-        f"{path}: line {damaged[0]:,}{several} cannot be read and is left out",
-    )
+    numbers = f"{damaged[0]:,}"
+    if len(damaged) > 1:
+        numbers += f" and {len(damaged) - 1:,} more"
+    return MetricsHistory(lines, f"{path}: line {numbers} cannot be read and is left out")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl; see :func:`read_history`."""
+    """Read the lines of a run's metrics.jsonl; see :func:`read_history`."""
     return read_history(run_dir).lines
 
 
@@ -309,13 +325,14 @@ _LINE_FORMS: Mapping[Any, type[_StepLine]] = {"val": _ValidationLine}
 
 
 def _metrics_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """A line of metrics.jsonl.
+    """Parse a line of metrics.jsonl.
 
     Raises:
         CusaError: If it is no mapping of names to numbers, texts and bools, or lacks what its kind
             has.
         UnicodeDecodeError: If it is not UTF-8.
     """
-    content = checked(_Values, parse_json(line.decode(), path, number), METRICS_FILE).root
-    checked(_LINE_FORMS.get(content.get("kind"), _StepLine), content, METRICS_FILE)
-    return content
+    values = checked(_Values, parse_json(line.decode(), path, number), METRICS_FILE).root
+    form = _LINE_FORMS.get(values.get("kind"), _StepLine)
+    checked(form, values, METRICS_FILE)
+    return values

@@ -13,7 +13,7 @@ from cusa.train.saving.plain_values import checked
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _PlainProgress(BaseModel):
+class _ProgressForm(BaseModel):
     epoch: _Count
     step: _Count
     best_epoch: _Count
@@ -37,20 +37,30 @@ class Progress:
     best_epoch: int = 0
     best_rsum: float = -math.inf
 
-    def plain(self) -> dict[str, Any]:
-        """JSON-compatible."""
+    def steps_into_epoch(self, steps_per_epoch: int) -> int:
+        """Return how many steps of the next epoch are done; all, where validation is missing."""
+        return self.step - self.epoch * steps_per_epoch
+
+    def epochs_begun(self, steps_per_epoch: int) -> int:
+        """Return how many epochs the steps done belong to."""
+        return math.ceil(self.step / steps_per_epoch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries as JSON has them."""
         return {
-            **vars(self),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_epoch": self.best_epoch,
             "best_rsum": self.best_rsum if math.isfinite(self.best_rsum) else None,
         }
 
     @staticmethod
-    def from_plain(content: Any) -> Progress:
-        """Read the inverse of :meth:`plain`.
+    def from_dict(content: Any) -> Progress:
+        """Read the inverse of :meth:`to_dict`.
 
         Raises:
             RunError: If an entry is missing or of another type; says which.
         """
-        plain = checked(_PlainProgress, content, "progress")
-        best_rsum = -math.inf if plain.best_rsum is None else plain.best_rsum
-        return Progress(plain.epoch, plain.step, plain.best_epoch, best_rsum)
+        form = checked(_ProgressForm, content, "progress")
+        best_rsum = -math.inf if form.best_rsum is None else form.best_rsum
+        return Progress(form.epoch, form.step, form.best_epoch, best_rsum)

@@ -1,8 +1,9 @@
-"""A trained student as a folder that loads anywhere: ``best/`` of a run, or what ``cusa-train export`` wrote.
+"""A trained student as a folder that loads anywhere.
 
-``student.safetensors`` holds all weights, with settings and provenance in its metadata; for a Hugging Face student its
-configuration, tokeniser and image processor lie beside it. In a folder exported for transformers the backbone's weights
-are transformers' own file, and ``heads.safetensors`` holds the rest.
+Such are ``best/`` of a run, and what ``cusa-train export`` wrote. ``student.safetensors`` holds all
+weights, with settings and provenance in its metadata; for a Hugging Face student its configuration,
+tokeniser and image processor lie beside it. In a folder exported for transformers the backbone's
+weights are transformers' own file, and ``heads.safetensors`` holds the rest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field, FiniteFloat
+from torch import Tensor
 
 from cusa.data.embeddings import Head
 from cusa.data.errors import RunError, SettingError, StudentError
@@ -24,10 +26,10 @@ from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.tensors import (
     load_metadata,
     load_tensors,
+    mismatch,
     not_finite,
     save_tensors,
-    under,
-    unlike,
+    without_prefix,
 )
 from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
 
@@ -36,7 +38,7 @@ HEADS_FILE = "heads.safetensors"
 BEST_FOLDER = "best"
 
 
-class _PlainOrigin(BaseModel):
+class _OriginForm(BaseModel):
     config: dict[str, Any]
     provenance: dict[str, Any]
     epoch: Annotated[int, Field(ge=0)]
@@ -53,9 +55,10 @@ class Origin:
     Attributes:
         config: The run's settings.
         provenance: What it was trained on.
-        epoch: Epochs done, the one begun included.
+        epoch: Epochs that the steps done belong to: the last one may not be over.
         step: Steps done.
-        val: Recalls of the validation split in percent, by name; empty if it has not been measured with these weights.
+        val: Recalls of the validation split in percent, by name; empty if it has not been measured
+            with these weights.
         n_pairs: Pairs that it was trained on.
         processes: Processes that trained it.
     """
@@ -70,39 +73,50 @@ class Origin:
 
     @property
     def uni_head(self) -> Head:
-        """The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``."""
+        """Head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``."""
         return "uni" if "usa" in self.config.loss.terms else "cross"
 
-    def plain(self) -> dict[str, Any]:
-        """JSON-compatible."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries as JSON has them."""
         config = dataclasses.asdict(self.config)
         config["loss"]["terms"] = list(config["loss"]["terms"])
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return plain | {
+        return {
             "config": config,
-            "provenance": self.provenance.plain(),
+            "provenance": self.provenance.to_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
             "val": dict(self.val),
+            "n_pairs": self.n_pairs,
+            "processes": self.processes,
         }
 
     @staticmethod
-    def from_plain(content: Any) -> Origin:
-        """Read the inverse of :meth:`plain`.
+    def from_dict(content: Any) -> Origin:
+        """Read the inverse of :meth:`to_dict`.
 
         Raises:
             RunError: If an entry is missing, of another type, or has an illegal value; says which.
         """
-        plain = checked(_PlainOrigin, content, "origin")
+        form = checked(_OriginForm, content, "origin")
         try:
-            config = build_config(plain.config)
+            config = build_config(form.config)
         except SettingError as error:
             raise RunError(str(error), name=error.name) from None
-        provenance = Provenance.from_plain(plain.provenance)
+        provenance = Provenance.from_dict(form.provenance)
         if config.student.name == "adapter" and len(provenance.encoders) < 2:
             raise RunError(
                 "an adapter has two encoders, one for images and one for texts",
                 name="encoders",
             )
-        return Origin(**{**plain.model_dump(), "config": config, "provenance": provenance})
+        return Origin(
+            config=config,
+            provenance=provenance,
+            epoch=form.epoch,
+            step=form.step,
+            val=form.val,
+            n_pairs=form.n_pairs,
+            processes=form.processes,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,8 @@ class SavedStudent:
     Attributes:
         student: The model, in eval mode, on the CPU.
         backbone: The transformers model within it; ``None`` for the adapter.
-        processors: Image processor and tokeniser of a Hugging Face student; ``None`` for the adapter.
+        processors: Image processor and tokeniser of a Hugging Face student; ``None`` for the
+            adapter.
         origin: Where its weights come from.
     """
 
@@ -124,17 +139,17 @@ class SavedStudent:
 
 def save_student(path: Path, student: Student, origin: Origin) -> None:
     """Write all weights of a student to a file."""
-    save_tensors(path, student.state_dict(), origin.plain())
+    save_tensors(path, student.state_dict(), origin.to_dict())
 
 
 def student_folder(path: Path) -> Path:
-    """The folder of a student: ``best/`` of a run, or the folder itself.
+    """Return the folder of a student: ``best/`` of a run, or the folder itself.
 
     Raises:
         CusaError: If there is no student in it.
     """
     for folder in (path / BEST_FOLDER, path):
-        if (folder / WEIGHTS_FILE).is_file() or (folder / HEADS_FILE).is_file():
+        if _weights_file(folder).is_file():
             return folder
     if (path / "config.yaml").is_file():
         raise RunError(
@@ -155,7 +170,8 @@ def load_saved(path: Path) -> SavedStudent:
     folder = student_folder(path)
     weights = _weights_file(folder)
     tensors, meta = load_tensors(weights)
-    return _filled(folder, tensors, _origin(meta, weights), exported=weights.name == HEADS_FILE)
+    is_export = weights.name == HEADS_FILE
+    return _with_weights(folder, tensors, _origin(meta, weights), is_export)
 
 
 def load_origin(path: Path) -> Origin:
@@ -169,19 +185,23 @@ def load_origin(path: Path) -> Origin:
 
 
 def _weights_file(folder: Path) -> Path:
-    return folder / (WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else HEADS_FILE)
+    """Return the file of all weights or, where there is none, that of an export's heads."""
+    weights = folder / WEIGHTS_FILE
+    return weights if weights.is_file() else folder / HEADS_FILE
 
 
 def _origin(meta: dict[str, Any], weights: Path) -> Origin:
     try:
-        return Origin.from_plain(meta)
+        return Origin.from_dict(meta)
     except RunError as error:
         message = f"{weights} is damaged ({error}); use another or train again"
         raise RunError(message, path=weights, location=error.location, name=error.name) from None
 
 
 def load_checkpointed(
-    folder: Path, tensors: Mapping[str, torch.Tensor], origin: Origin
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    origin: Origin,
 ) -> SavedStudent:
     """Load a student from the tensors of a checkpoint.
 
@@ -193,40 +213,60 @@ def load_checkpointed(
     Raises:
         CusaError: If they do not fit the student that the origin names.
     """
-    return _filled(folder, under("student", tensors), origin, exported=False)
+    weights = without_prefix("student", tensors)
+    return _with_weights(folder, weights, origin, is_export=False)
 
 
-def _filled(
+def _with_weights(
     folder: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Tensor],
     origin: Origin,
-    exported: bool,
+    is_export: bool,
 ) -> SavedStudent:
-    """A student with these weights; of an exported one, those of its heads alone."""
-    backbone, processors = None, None
-    if origin.config.student.name == "adapter":
-        dims = (origin.provenance.encoders[m].settings.dim for m in ("image", "text"))
-        with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
-            student = adapter_student(origin.config.student, *dims)
-    else:
-        student, processors, backbone = dual_encoder_student(
-            origin.config.student,
-            str(folder),
-            exported,
-        )
+    """Make the student that an origin names, with these weights.
+
+    Args:
+        folder: Where a Hugging Face student's configuration lies.
+        tensors: The weights; of an export, those of the heads alone.
+        origin: Where they come from.
+        is_export: Whether transformers loads the backbone's weights from the folder.
+    """
+    student, processors, backbone = _empty_student(folder, origin, is_export)
     expected = student.state_dict()
-    if exported:
-        expected = {name: tensor for name, tensor in expected.items() if "_heads." in name}
-    if problem := unlike(tensors, expected):
+    if is_export:
+        expected = heads_of(expected)
+    problem = mismatch(tensors, expected)
+    if problem:
         unfit = f"the weights in {folder} do not fit the configuration beside them ({problem})"
-        message = f"{unfit}; was a file changed?"
-        raise StudentError(message, path=folder)
+        raise StudentError(f"{unfit}; was a file changed?", path=folder)
+    # An adapter was made without memory for its weights.
     if backbone is None:
         student.to_empty(device="cpu")
-    student.load_state_dict(tensors, strict=not exported)
-    if exported and (problem := not_finite(student.state_dict())):
-        raise StudentError(
-            f"the weights in {folder} cannot be used ({problem}); export them again",
-            path=folder,
-        )
+    student.load_state_dict(tensors, strict=not is_export)
+    if is_export:
+        problem = not_finite(student.state_dict())
+        if problem:
+            unusable = f"the weights in {folder} cannot be used ({problem})"
+            raise StudentError(f"{unusable}; export them again", path=folder)
     return SavedStudent(student.eval(), backbone, processors, origin)
+
+
+def _empty_student(
+    folder: Path,
+    origin: Origin,
+    is_export: bool,
+) -> tuple[Student, Processors | None, Any]:
+    """Make a student without its weights, its processors, and the backbone within it."""
+    settings = origin.config.student
+    if settings.name != "adapter":
+        return dual_encoder_student(settings, str(folder), is_export)
+    encoders = origin.provenance.encoders
+    image_dim = encoders["image"].settings.dim
+    text_dim = encoders["text"].settings.dim
+    with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
+        return adapter_student(settings, image_dim, text_dim), None, None
+
+
+def heads_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a student's four heads."""
+    return {name: tensor for name, tensor in tensors.items() if "_heads." in name}

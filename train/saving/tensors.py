@@ -1,4 +1,4 @@
-"""Tensors in one safetensors file: written atomically, sealed with a checksum, read back whole or refused."""
+"""Tensors in one safetensors file, sealed with a checksum: read back whole or refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from cusa.data.errors import FileFormatError, RunError, first_line
 from cusa.data.files import atomic_file
@@ -32,34 +33,39 @@ class DamagedFileError(RunError):
     """A file of tensors is torn, or is not one of ours."""
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+) -> None:
     """Write tensors and JSON-compatible metadata; an old file stays until the new one is whole.
 
     Raises:
         OSError: If they cannot be written: no space left, say.
     """
-    plain: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        plain[name] = tensor.detach().cpu().contiguous()
-        if plain[name].data_ptr() in seen:  # tied weights: a safetensors file does not share memory
-            plain[name] = plain[name].clone()
-        seen.add(plain[name].data_ptr())
+    contents: dict[str, Tensor] = {}
+    addresses: set[int] = set()
+    for tensor_name, tensor in tensors.items():
+        content = tensor.detach().cpu().contiguous()
+        if content.data_ptr() in addresses:
+            content = content.clone()  # tied weights: a safetensors file does not share memory
+        addresses.add(content.data_ptr())
+        contents[tensor_name] = content
     with atomic_file(path) as temporary:
         temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # as other files are; safetensors' own would be for nobody else to read
+        # As other files are; safetensors' own mode would be for nobody else to read.
+        mode = temporary.stat().st_mode
+        metadata_json = json.dumps(metadata)
+        sealed = {"cusa": metadata_json, "sha256": _digest(contents, metadata_json)}
         try:
-            text = json.dumps(meta)
-            save_file(plain, temporary, {"cusa": text, "sha256": _digest(plain, text)})
+            save_file(contents, temporary, sealed)
         except SafetensorError as error:  # its own word for any error of the file system
             raise OSError(f"{path} cannot be written ({error})") from None
         temporary.chmod(mode)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file.
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and metadata of a file.
 
     Raises:
         DamagedFileError: If it is torn, or not one of ours.
@@ -76,25 +82,29 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Metadata of a file alone; the checksum, which is over all of it, is not looked at.
+    """Read the metadata of a file; the checksum, which is over all of it, is not looked at.
 
     Raises:
         DamagedFileError: If it is torn, or not one of ours.
         RunError: If it does not exist.
     """
-    return _metadata(_read(path, with_tensors=False)[1]["cusa"], path)
+    _, metadata = _read(path, with_tensors=False)
+    return _metadata(metadata["cusa"], path)
 
 
-def _read(path: Path, with_tensors: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.exists():
         raise RunError(f"{path} does not exist; has the run finished its first epoch?", path=path)
     if not path.is_file():
         raise _damaged(path, "it is no file")
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            names = list(file.keys()) if with_tensors else []
-            tensors = {name: file.get_tensor(name) for name in names}
+            if with_tensors:
+                # Without its tensors, no more than a file's header is read.
+                for tensor_name in file.keys():  # noqa: SIM118 - no mapping
+                    tensors[tensor_name] = file.get_tensor(tensor_name)
     except _PARSER_ERRORS as error:
         raise _damaged(path, first_line(error)) from None
     if "cusa" not in metadata:
@@ -102,11 +112,11 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, torch.Tensor], dict
     return tensors, metadata
 
 
-def _metadata(text: str, path: Path) -> dict[str, Any]:
+def _metadata(metadata_json: str, path: Path) -> dict[str, Any]:
     # Earlier versions wrote a best RSUM that there was not yet as -Infinity, which is no JSON.
-    text = text.replace('"best_rsum": -Infinity', '"best_rsum": null')
+    metadata_json = metadata_json.replace('"best_rsum": -Infinity', '"best_rsum": null')
     try:
-        content = parse_json(text, path)
+        content = parse_json(metadata_json, path)
     except FileFormatError as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(content, dict):
@@ -118,56 +128,61 @@ def _damaged(path: Path, reason: str) -> DamagedFileError:
     return DamagedFileError(f"{path} is damaged ({reason}); use another or train again", path=path)
 
 
-def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 (hex) over names, dtypes, shapes and values."""
-    return _digest(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        "",
-    )
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Compute the sha256 (hex) over names, dtypes, shapes and values."""
+    contents: dict[str, Tensor] = {}
+    for tensor_name, tensor in tensors.items():
+        contents[tensor_name] = tensor.detach().cpu().contiguous()
+    return _digest(contents, "")
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+def _digest(tensors: Mapping[str, Tensor], metadata_json: str) -> str:
+    # Sorted: the order of a file's tensors is its writer's.
+    digest = hashlib.sha256(metadata_json.encode())
+    for tensor_name, tensor in sorted(tensors.items()):
+        digest.update(f"{tensor_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under ``prefix.``."""
-    return {f"{prefix}.{k}": v for k, v in tensors.items()}
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under ``prefix.``."""
+    return {f"{prefix}.{tensor_name}": tensor for tensor_name, tensor in tensors.items()}
 
 
-def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of :func:`prefixed`, other names left out."""
-    return {
-        k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")
-    }
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inverse of :func:`with_prefix`; tensors of other names are left out."""
+    stripped: dict[str, Tensor] = {}
+    for tensor_name, tensor in tensors.items():
+        if tensor_name.startswith(f"{prefix}."):
+            stripped[tensor_name.removeprefix(f"{prefix}.")] = tensor
+    return stripped
 
 
-def unlike(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+def mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Compare weights with those that a model has.
 
     Returns:
         What is wrong with them, in words: a name that is missing or unknown, another shape or
         dtype, a value that is not finite. Empty if they fit.
     """
-    if names := expected.keys() - tensors.keys():
-        return f"{min(names)} is missing"
-    if names := tensors.keys() - expected.keys():
-        return f"{min(names)} is unknown"
-    for name, tensor in tensors.items():
-        wanted = expected[name]
+    missing = expected.keys() - tensors.keys()
+    if missing:
+        return f"{min(missing)} is missing"
+    unknown = tensors.keys() - expected.keys()
+    if unknown:
+        return f"{min(unknown)} is unknown"
+    for tensor_name, tensor in tensors.items():
+        wanted = expected[tensor_name]
         if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
             actual = f"{tensor.dtype} {list(tensor.shape)}"
-            return f"{name} is {actual}, not {wanted.dtype} {list(wanted.shape)}"
+            return f"{tensor_name} is {actual}, not {wanted.dtype} {list(wanted.shape)}"
     return not_finite(tensors)
 
 
-def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
     """Name the first tensor that holds NaN or infinity, in words; empty if none does."""
-    for name, tensor in tensors.items():
+    for tensor_name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            return f"{name} is not finite"
+            return f"{tensor_name} is not finite"
     return ""

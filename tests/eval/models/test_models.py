@@ -88,7 +88,7 @@ def home(tmp_path_factory):
     export_hf(saved, folder / "exported")
     export_sentence_transformers(saved, folder / "st-exported")
     weights = {f"student.{name}": -tensor for name, tensor in student.state_dict().items()}
-    Checkpoints(folder / "run").save(2, weights, {"origin": origin.plain()})
+    Checkpoints(folder / "run").save(2, weights, {"origin": origin.to_dict()})
     make_images(folder / "images", 7)
     Image.open(folder / "images" / "000.jpg").convert("L").rotate(90).save(
         folder / "images" / "grey.png"

@@ -1,9 +1,13 @@
-"""Losses on numpy rows: as on tensors, of any dtype, order and byte order, from read-only memory, without a warning."""
+"""Losses on numpy rows equal those on tensors, without a warning.
+
+The rows are of any dtype, order and byte order, and from read-only memory.
+"""
 
 import numpy as np
 import pytest
 import torch
 
+from cusa.data.errors import EmbeddingsError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loss.cusa_loss import (
     CUSALoss,
@@ -141,72 +145,58 @@ def test_half_precision_similarities_are_computed_in_single():
 
 
 REFUSED = {
-    "teacher_image of integers": (
-        {"teacher_image": np.ones((N, 4), int)},
-        "teacher_image must be float16",
-    ),
-    "teacher_image of texts": (
-        {"teacher_image": np.full((N, 4), "x")},
-        "teacher_image must be float16",
-    ),
-    "teacher_text of objects": (
-        {"teacher_text": np.full((N, 4), None)},
-        "teacher_text must be float16",
-    ),
-    "teacher_text a list": (
-        {"teacher_text": [[1.0]] * N},
-        "teacher_text must be a tensor or a numpy array",
-    ),
-    "teacher_text of another length": (
-        {"teacher_text": np.ones((N + 1, 4))},
-        rf"teacher_text must be \[{N}, any\]",
-    ),
-    "teacher_text a vector": (
-        {"teacher_text": np.ones(N)},
-        rf"teacher_text must be \[{N}, any\], got \[{N}\]",
-    ),
-    "ids of floats": ({"image_ids": np.ones(N)}, "image_ids must be integers, got float64"),
-    "ids of texts": ({"image_ids": np.full(N, "a")}, "image_ids must be integers"),
-    "too many ids": ({"image_ids": np.arange(N + 1)}, rf"image_ids must be \[{N}\]"),
-    "NaN": ({"teacher_image": np.full((N, 4), np.nan)}, "image teacher's rows 0, 1, 2"),
+    "teacher_image of integers": ("teacher_image", np.ones((N, 4), int)),
+    "teacher_image of texts": ("teacher_image", np.full((N, 4), "x")),
+    "teacher_text of objects": ("teacher_text", np.full((N, 4), None)),
+    "teacher_text a list": ("teacher_text", [[1.0]] * N),
+    "teacher_text of another length": ("teacher_text", np.ones((N + 1, 4))),
+    "teacher_text a vector": ("teacher_text", np.ones(N)),
+    "ids of floats": ("image_ids", np.ones(N)),
+    "ids of texts": ("image_ids", np.full(N, "a")),
+    "too many ids": ("image_ids", np.arange(N + 1)),
+    "NaN": ("teacher_image", np.full((N, 4), np.nan)),
 }
 
 
-@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
-def test_other_arrays_are_refused(change, message):
+@pytest.mark.parametrize(("name", "array"), REFUSED.values(), ids=REFUSED)
+def test_other_arrays_are_refused(name, array):
     image, text = _teachers()
-    given = {"teacher_image": image, "teacher_text": text, "image_ids": IDS} | change
-    with pytest.raises(ValueError, match=message):
-        CUSALoss()(*_features(), **given)
+    arguments = {"teacher_image": image, "teacher_text": text, "image_ids": IDS}
+    arguments[name] = array
+    with pytest.raises(EmbeddingsError) as error:
+        CUSALoss()(*_features(), **arguments)
+    assert error.value.name == name
 
 
 def test_a_students_features_are_tensors_and_teachers_rows_are_floats():
     features, teachers = _features(), _teachers()
-    arrays = [x.detach().numpy() for x in features]
-    for position, name in enumerate(
-        ("image_features", "text_features", "uni_image_features", "uni_text_features")
-    ):
+    arrays = [tensor.detach().numpy() for tensor in features]
+    names = ("image_features", "text_features", "uni_image_features", "uni_text_features")
+    for position, name in enumerate(names):
         given = [*features[:position], arrays[position], *features[position + 1 :]]
-        with pytest.raises(ValueError, match=f"{name} must be a tensor"):
+        with pytest.raises(EmbeddingsError) as error:
             CUSALoss()(*given, *teachers)
-    with pytest.raises(ValueError, match="similarity must be a tensor"):
+        assert error.value.name == name
+    with pytest.raises(EmbeddingsError) as error:
         CUSALoss().on_similarities(np.eye(N), *features[2:], *teachers)
-    with pytest.raises(ValueError, match="teacher_text must be of a floating-point type"):
+    assert error.value.name == "similarity"
+    with pytest.raises(EmbeddingsError) as error:
         CUSALoss()(*features, teachers[0], torch.ones(N, 3, dtype=torch.int64))
+    assert error.value.name == "teacher_text"
 
 
 def test_matrices_of_other_sizes_are_refused_and_not_broadcast():
     similarity, row = torch.eye(N), np.ones((1, N))
-    for call in (
-        lambda: soft_label_loss(similarity, row, tau=0.1),
-        lambda: soft_label_loss(similarity, torch.ones(N), tau=0.1),
-        lambda: fuse_similarities(similarity, row, "add"),
-        lambda: contrastive_loss(torch.ones(N, N + 1), tau=0.1),
-        lambda: contrastive_loss(torch.ones(N), tau=0.1),
+    for name, call in (
+        ("teacher_similarity", lambda: soft_label_loss(similarity, row, tau=0.1)),
+        ("teacher_similarity", lambda: soft_label_loss(similarity, torch.ones(N), tau=0.1)),
+        ("text_similarity", lambda: fuse_similarities(similarity, row, "add")),
+        ("similarity", lambda: contrastive_loss(torch.ones(N, N + 1), tau=0.1)),
+        ("similarity", lambda: contrastive_loss(torch.ones(N), tau=0.1)),
     ):
-        with pytest.raises(ValueError, match=r"must be \[") as refused:
+        with pytest.raises(EmbeddingsError) as error:
             call()
-        assert "\n" not in str(refused.value)
+        assert error.value.name == name
 
 
 @pytest.mark.parametrize("size", [1e-60, 1e60])

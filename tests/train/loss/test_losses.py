@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cusa.data.errors import SettingError
+from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.cusa_loss import (
     CUSALoss,
     LossConfig,
@@ -292,7 +292,7 @@ def test_the_order_of_the_batch_does_not_matter(method, n, seed, random):
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 12), seed=st.integers(0, 99))
 def test_swapping_the_modalities_swaps_the_terms(method, n, seed):
-    """With images and texts exchanged, features, teachers and temperatures alike, every term stays as it is."""
+    """With images and texts exchanged everywhere, every term stays as it is."""
     rows, ids = _random(n, seed)
 
     def swapped(pair):
@@ -324,8 +324,11 @@ def test_one_direction_of_csa_is_the_other_with_the_matrix_transposed(n, seed):
 @METHODS
 @pytest.mark.parametrize("divergence", ["kl", "cross_entropy"])
 def test_soft_labels_of_a_one_hot_teacher_reduce_csa_to_the_contrastive_loss(method, divergence):
-    """Teacher rows equal for captions of one image and orthogonal otherwise, at a small temperature: the soft labels
-    are the contrastive targets, and KL lacks only their entropy, log(captions of the image in the batch)."""
+    """Teacher rows equal for captions of one image, orthogonal otherwise, at a small temperature.
+
+    The soft labels are the contrastive targets then, and KL lacks only their entropy, log(captions
+    of the image in the batch).
+    """
     rows, _ = _random(8, 0)
     ids = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
     one_hot = torch.nn.functional.one_hot(ids).double()
@@ -379,57 +382,60 @@ def test_teacher_rows_of_zeros_or_nan_are_named(method, fill, modality):
     rows, ids = _random(30, 2)
     teacher = rows[4 if modality == "image" else 5]
     teacher[[4, 9]] = fill
-    with pytest.raises(
-        ValueError, match=rf"the {modality} teacher's rows 4, 9 of the batch .* \(2 of 30\)"
-    ):
+    with pytest.raises(EmbeddingsError) as error:
         CUSALoss(method=method)(*rows, ids)
+    assert error.value.name == f"teacher_{modality}"
+    assert error.value.location == "rows 4, 9"
     contrastive = CUSALoss(LossConfig(terms=("contrastive",)), method=method)
     assert contrastive(*rows, ids).total.isfinite()  # uses no teacher
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "name"),
     [
-        (lambda r, i: ([*r[:5], r[5][:-1]], i), r"matrices of 6 rows like the first, got \[5, 3\]"),
-        (lambda r, i: ([r[0], r[3], *r[2:]], i), "must have one dimension, got 6 and 5"),
-        (lambda r, i: (r, i[:-1]), r"image_ids must be \[6\], got \[5\]"),
-        (lambda r, i: ([r[0][0], *r[1:]], i), "must be matrices"),
-        (lambda r, i: ([x[:0] for x in r], i[:0]), "the batch is empty"),
+        (lambda rows, ids: ([*rows[:5], rows[5][:-1]], ids), "teacher_text"),
+        (lambda rows, ids: ([rows[0], rows[3], *rows[2:]], ids), "text_features"),
+        (lambda rows, ids: (rows, ids[:-1]), "image_ids"),
+        (lambda rows, ids: ([rows[0][0], *rows[1:]], ids), "image_features"),
+        (lambda rows, ids: ([x[:0] for x in rows], ids[:0]), "image_features"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(change, message):
+def test_sizes_that_do_not_fit_are_refused(change, name):
     rows, ids = change(*_random(6, 0))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(EmbeddingsError) as error:
         CUSALoss()(*rows, ids)
+    assert error.value.name == name
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("name", "value"),
     [
-        ({"csa_divergence": "KL"}, "one of kl, cross_entropy, got 'KL'"),
-        ({"soft_label_source": "mean"}, "one of each, add, dot, got 'mean'"),
-        ({"contrastive_scaling": "sum"}, "one of paper, infonce, got 'sum'"),
-        ({"terms": ("csa", "itm")}, "contrastive, csa, usa, each at most once, got 'itm'"),
-        ({"terms": ()}, "at least one of contrastive, csa, usa"),
+        ("csa_divergence", "KL"),
+        ("soft_label_source", "mean"),
+        ("contrastive_scaling", "sum"),
+        ("terms", ("csa", "itm")),
+        ("terms", ("csa", "csa")),
+        ("terms", ()),
     ],
 )
-def test_unknown_options_are_refused(setting, message):
-    with pytest.raises(SettingError, match=message) as error:
-        LossConfig(**setting)
-    assert error.value.name in setting
+def test_unknown_options_are_refused(name, value):
+    with pytest.raises(SettingError) as error:
+        LossConfig(**{name: value})
+    assert error.value.name == name
 
 
 def test_the_functions_refuse_unknown_options_too():
-    sim = torch.eye(3)
-    for call in (
-        lambda: fuse_similarities(sim, sim, "mean"),
-        lambda: soft_label_loss(sim, sim, 1.0, divergence="KL"),
-        lambda: contrastive_loss(sim, 1.0, scaling="sum"),
-    ):
-        with pytest.raises(SettingError, match="must be one of"):
+    similarity = torch.eye(3)
+    calls = {
+        "source": lambda: fuse_similarities(similarity, similarity, "mean"),
+        "divergence": lambda: soft_label_loss(similarity, similarity, 1.0, divergence="KL"),
+        "scaling": lambda: contrastive_loss(similarity, 1.0, scaling="sum"),
+        "min": lambda: Temperature(0.5, 0.0, 1.0),
+    }
+    for name, call in calls.items():
+        with pytest.raises(SettingError) as error:
             call()
-    with pytest.raises(SettingError, match=r"1e-06 to 1,000,000, got 0\.0"):
-        Temperature(0.5, 0.0, 1.0)
+        assert error.value.name == name
 
 
 def test_the_student_decides_the_dtype():
@@ -449,12 +455,14 @@ def test_the_form_on_similarities_equals_the_form_on_embeddings():
     terms.total.backward()
     assert similarity.grad is not None
     assert rows[4].grad is None  # the teacher's
-    for wrong in (similarity[:, :-1], similarity[:-1], similarity[0]):
-        with pytest.raises(ValueError, match="must be"):
-            loss.on_similarities(wrong, *rows[2:], ids)
+    for not_square in (similarity[:, :-1], similarity[:-1], similarity[0]):
+        with pytest.raises(EmbeddingsError) as error:
+            loss.on_similarities(not_square, *rows[2:], ids)
+        assert error.value.name == "similarity"
     rows[5][3] = 0
-    with pytest.raises(ValueError, match="the text teacher's rows 3"):
+    with pytest.raises(EmbeddingsError) as error:
         loss.on_similarities(similarity, *rows[2:], ids)
+    assert (error.value.name, error.value.location) == ("teacher_text", "rows 3")
 
 
 def test_teacher_gets_no_gradient_and_missing_inputs_are_named():
@@ -462,10 +470,12 @@ def test_teacher_gets_no_gradient_and_missing_inputs_are_named():
     teacher = torch.randn(4, 8, requires_grad=True)
     CUSALoss()(x.clone().requires_grad_(), x, x, x, teacher, teacher).total.backward()
     assert teacher.grad is None
-    with pytest.raises(ValueError, match="teacher_image and teacher_text"):
+    with pytest.raises(EmbeddingsError) as error:
         CUSALoss()(x, x, x, x)
-    with pytest.raises(ValueError, match="uni_image_features"):
+    assert error.value.name == "teacher_image"
+    with pytest.raises(EmbeddingsError) as error:
         CUSALoss()(x, x, teacher_image=x, teacher_text=x)
+    assert error.value.name == "uni_image_features"
 
 
 def test_temperatures_are_clamped_before_use_and_keep_their_gradient_on_the_bound():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from cusa.data.errors import EmbeddingsError
 from cusa.train.loss.matching import hard_negatives, matching_loss, matching_targets
 
 
@@ -33,8 +34,9 @@ def test_the_same_seed_draws_the_same():
 
 
 def test_a_batch_of_one_image_has_no_negatives():
-    with pytest.raises(ValueError, match="rows 0, 1 have no negative"):
+    with pytest.raises(EmbeddingsError) as error:
         hard_negatives(torch.eye(2), torch.tensor([4, 4]))
+    assert error.value.location == "rows 0, 1"
 
 
 def test_soft_targets_are_the_labels_of_the_drawn_pairs():
@@ -61,14 +63,15 @@ def test_the_loss_equals_a_loop_and_with_hard_targets_the_usual_one(width):
 
 
 @pytest.mark.parametrize(
-    ("logits", "targets", "message"),
+    ("logits", "targets", "name"),
     [
-        (torch.zeros(3, 3), torch.zeros(3), r"got \[3, 3\] and \[3\]"),
-        (torch.zeros(3), torch.zeros(4), r"got \[3\] and \[4\]"),
-        (torch.zeros(2), torch.tensor([0.0, 1.5]), "between 0 and 1, got 0 to 1.5"),
-        (torch.zeros(2), torch.tensor([0.0, torch.nan]), "between 0 and 1"),
+        (torch.zeros(3, 3), torch.zeros(3), "logits"),
+        (torch.zeros(3), torch.zeros(4), "logits"),
+        (torch.zeros(2), torch.tensor([0.0, 1.5]), "targets"),
+        (torch.zeros(2), torch.tensor([0.0, torch.nan]), "targets"),
     ],
 )
-def test_what_does_not_fit_is_refused(logits, targets, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_does_not_fit_is_refused(logits, targets, name):
+    with pytest.raises(EmbeddingsError) as error:
         matching_loss(logits, targets)
+    assert error.value.name == name

@@ -1,4 +1,4 @@
-"""The tiled loss against the dense one: values and every gradient, at uneven sizes and in every precision."""
+"""The tiled loss against the dense one: values and gradients, at uneven sizes, in any precision."""
 
 import itertools
 from dataclasses import replace
@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cusa.data.errors import SettingError
 from cusa.train.loss.cusa_loss import CUSALoss, LossConfig, Temperature, TemperaturePair
 
 SEPARATE = TemperaturePair(Temperature(0.4, 0.1, 0.9), Temperature(0.6, 0.1, 0.7), False)
@@ -103,7 +104,8 @@ def test_any_batch_tile_and_ids(b, tile_rows, n_images, seed):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
-# Of the largest number: bf16 features have eight bits, and the loss computes on them in float32 (docs/hosts.md).
+# Of the largest number: bf16 features have eight bits, and the loss computes on them in float32
+# (docs/hosts.md).
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -201,7 +203,7 @@ def test_a_second_backward_pass_gives_the_same_and_a_second_derivative_is_refuse
     torch.testing.assert_close(
         torch.autograd.grad(total, x[0], retain_graph=True)[0], first, rtol=0, atol=0
     )
-    with pytest.raises(RuntimeError, match="no second derivative"):
+    with pytest.raises(RuntimeError):
         torch.autograd.grad(total, x[0], create_graph=True)
 
 
@@ -267,15 +269,12 @@ def test_normalised_features_may_be_taken_as_they_are(method):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"method": "fast"}, "must be auto, dense or tiled, got 'fast'"),
-        ({"tile_rows": 0}, "at least 1, got 0"),
-    ],
+    ("name", "value"), [("method", "fast"), ("tile_rows", 0), ("tile_rows", -1)]
 )
-def test_illegal_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        CUSALoss(**arguments)
+def test_illegal_arguments(name, value):
+    with pytest.raises(SettingError) as error:
+        CUSALoss(**{name: value})
+    assert error.value.name == name
 
 
 @pytest.mark.parametrize("method", ["dense", "tiled"])

@@ -41,7 +41,7 @@ def test_float32_features_of_any_length(size):
 
 @pytest.mark.parametrize("value", [3e38, 1e-45])
 def test_lengths_that_float32_does_not_hold(value):
-    """A row of the first is longer than its greatest number; of the second, it is near its least."""
+    """A row of the first is longer than its greatest number; of the second, near its least."""
     features = torch.full((1, 4), value).requires_grad_()
     unit = unit_features(features)
     torch.testing.assert_close(unit, torch.full((1, 4), 0.5))

@@ -1,0 +1,185 @@
+"""What a run trains with before its first step: store, settings, student, loss and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cusa.data.errors import RunError
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.assemble import MadeStudent, make_student, resolve
+from cusa.train.config import Config
+from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.memory import enough_memory
+from cusa.train.processes import Processes
+from cusa.train.resume import BegunRun, begun_run
+from cusa.train.saving.provenance import Provenance
+from cusa.train.saving.run_dir import Checkpoints, begun
+from cusa.train.saving.student_folder import BEST_FOLDER
+from cusa.train.step import Footprint, TrainStep, prepare_step
+from cusa.train.student import Processors, Student
+from cusa.train.training_data import TrainingData, data_notes, open_training_data
+
+_SMALLER_STUDENT = "train a smaller one: student.hidden_dim, student.embed_dim, --student"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The student in training, and the loss that it learns from.
+
+    Attributes:
+        student: The student.
+        processors: Image processor and tokeniser; ``None`` for the adapter.
+        loss: The loss, with its temperatures.
+        step: Both in one module: from a batch to its loss.
+        backbone: The transformers model within the student; ``None`` for the adapter.
+        footprint: What they need of the device's memory.
+    """
+
+    student: Student
+    processors: Processors | None
+    loss: CUSALoss
+    step: TrainStep
+    backbone: Any
+    footprint: Footprint
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a run trains with.
+
+    Attributes:
+        run_dir: Its directory.
+        processes: This process and those that train with it.
+        workers: Processes that read batches, for each of these.
+        store: The embedding store.
+        config: The settings, with the names of teachers and encoders resolved.
+        provenance: What is trained on.
+        resumed: The run that goes on; ``None`` for one that begins.
+        model: Student and loss.
+        data: What the student learns from and is validated on.
+        notes: What the user should know of the data.
+    """
+
+    run_dir: Path
+    processes: Processes
+    workers: int
+    store: EmbeddingStore
+    config: Config
+    provenance: Provenance
+    resumed: BegunRun | None
+    model: TrainedModel
+    data: TrainingData
+    notes: list[str]
+
+
+def set_up_run(
+    config: Config,
+    processes: Processes,
+    workers: int,
+    run_dir: Path,
+    resume: bool,
+) -> RunSetup:
+    """Open and make all that a run trains with; weights of a checkpoint are not loaded yet.
+
+    Args:
+        config: The run's settings, with the names of teachers and encoders as given.
+        processes: This process and those that train with it.
+        workers: Processes that read batches, for each of these.
+        run_dir: Directory of the run; must not exist unless resumed.
+        resume: Go on with the run that it holds, if it holds one.
+
+    Raises:
+        CusaError: If store, teachers, student or run directory do not fit; says what to do.
+    """
+    if processes.leads and not resume:
+        _refuse_existing(run_dir)
+    store = EmbeddingStore(config.data.embeddings)
+    store.verify_index()
+    resolved, provenance = resolve(config, store)
+    resumed: BegunRun | None = None
+    if resume and begun(run_dir):  # before the student is made: it may be another one
+        resumed = begun_run(run_dir, resolved, provenance, store)
+        resolved = resumed.config
+
+    # Before anything that draws: weights of the heads, dropout masks.
+    torch.manual_seed(resolved.train.seed)
+    with enough_memory(_SMALLER_STUDENT, "student.hidden_dim"):
+        initial = make_student(resolved, provenance, _student_folder(run_dir, resumed))
+        provenance = _with_beginning(provenance, initial, resumed)
+        data = open_training_data(store, resolved, provenance, initial.processors, processes)
+        model = _trained_model(initial, resolved, data, processes.device)
+    _seed_rank(resolved.train.seed, processes.rank)
+    return RunSetup(
+        run_dir=run_dir,
+        processes=processes,
+        workers=workers,
+        store=store,
+        config=resolved,
+        provenance=provenance,
+        resumed=resumed,
+        model=model,
+        data=data,
+        notes=data_notes(data, config, store),
+    )
+
+
+def _refuse_existing(run_dir: Path) -> None:
+    if run_dir.exists() and any(run_dir.iterdir()):
+        remedy = "pass --resume to go on, or another --run-dir"
+        raise RunError(f"run directory {run_dir} exists; {remedy}", path=run_dir)
+
+
+def _student_folder(run_dir: Path, resumed: BegunRun | None) -> Path | None:
+    """Return where a run that has a checkpoint keeps its student's configuration."""
+    if resumed is None or not Checkpoints(run_dir).paths():
+        return None
+    return run_dir / BEST_FOLDER
+
+
+def _with_beginning(
+    provenance: Provenance,
+    initial: MadeStudent,
+    resumed: BegunRun | None,
+) -> Provenance:
+    """Add the trained student that the run began with, if it began with one."""
+    beginning = initial.beginning
+    if resumed is not None:
+        beginning = resumed.same_beginning(beginning)
+    return replace(provenance, beginning=beginning)
+
+
+def _trained_model(
+    initial: MadeStudent,
+    config: Config,
+    data: TrainingData,
+    device: torch.device,
+) -> TrainedModel:
+    loss = CUSALoss(config.loss, gather=config.train.gather)
+    step = TrainStep(initial.student, loss, config, device).to(device)
+    at_a_time = data.pairs_per_step
+    if config.train.pairs_at_a_time is not None:
+        at_a_time = min(config.train.pairs_at_a_time, at_a_time)
+    two_pairs = data.pairs[[0, 1]].to(device)
+    # The same pairs twice, so that the difference is what two more pairs need.
+    four_pairs = data.pairs[[0, 1, 0, 1]].to(device)
+    footprint = prepare_step(step, two_pairs, four_pairs, at_a_time)
+    return TrainedModel(
+        student=initial.student,
+        processors=initial.processors,
+        loss=loss,
+        step=step,
+        backbone=initial.backbone,
+        footprint=footprint,
+    )
+
+
+def _seed_rank(seed: int, rank: int) -> None:
+    """Give other processes than the first other dropout masks: they have other pairs."""
+    if rank > 0:
+        sequence = np.random.SeedSequence([seed, rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
