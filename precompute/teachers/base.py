@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen model of one modality that turns images or captions into L2-normalised rows."""
+"""A teacher: a frozen model of one modality that turns its items into L2-normalised rows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from cusa.data.unit_rows import unit_rows
 
 DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full
 Pooling = Literal["cls", "mean", "pooler"]
-POOLING = "pooling"  # location of the error of a model that has not the pooling asked for
+POOLING = "pooling"  # location of the error of a model without the requested pooling
 FEATURE = "feature"  # key of the settings' transform: what of a vision model's output is the row
-FEATURES = {  # its values, and what they are
+FEATURES = {  # values of that key, and what they mean
     "image_features": "the projected embedding",
     "image_embeds": "the projected embedding",
     "text_embeds": "the projected embedding",
@@ -34,6 +34,7 @@ FEATURES = {  # its values, and what they are
 }
 FEATURE_OF_POOLING: dict[Pooling, str] = {"cls": "first_token", "mean": "mean", "pooler": "pooler"}
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_BATCH_SIZE_ON_GPU = 256
 Preprocessed = np.ndarray | Mapping[str, np.ndarray]
 
 
@@ -53,7 +54,7 @@ class SizeGroups:
         return sum(map(len, self.positions))
 
     def pin_memory(self) -> SizeGroups:
-        """The same in page-locked memory."""
+        """Return the same in page-locked memory."""
         pinned = tuple(each_tensor(group, torch.Tensor.pin_memory) for group in self.groups)
         return replace(self, groups=pinned)
 
@@ -78,8 +79,10 @@ class Teacher:
         batch_size: Items per forward pass that suit it.
         preprocess: Images: PIL image -> float32 ``[3, h, w]``, or arrays by name; runs in worker
             processes.
-        input_size: Images: pixels that ``preprocess`` resizes a side to, ``None`` if it does not tell.
-        draft_size: Images: pixels that both sides of a JPEG keep where it is halved while decoded; ``None``: never.
+        input_size: Images: pixels that ``preprocess`` resizes a side to, ``None`` if it does not
+            tell.
+        draft_size: Images: pixels that both sides of a JPEG keep where it is halved while decoded;
+            ``None``: it never is.
         tokenize: Text: captions -> one padded batch of tensors by name, on the CPU.
         token_counts: Text: captions -> their lengths in tokens before any cut, int64 ``[n]``.
         token_limit: Text: tokens that longer captions are cut to, ``None`` if they never are.
@@ -105,7 +108,7 @@ class Teacher:
     decoding: Mapping[str, str] = field(default_factory=lambda: dict(DECODING))
 
     def settings(self, precision: str, dtype: str, normalizer: str) -> TeacherSettings:
-        """What the store records of this teacher."""
+        """Return what the store records of this teacher."""
         transform = dict(self.transform)
         if self.modality == "image":
             transform |= self.decoding
@@ -124,14 +127,17 @@ class Teacher:
         )
 
     def inputs(self, items: Iterable[Any]) -> TeacherInputs:
-        """PIL images or captions as :meth:`rows` takes them, on the CPU; few images are held decoded."""
+        """Prepare PIL images or captions for :meth:`rows`, on the CPU.
+
+        Images are taken one by one, so that an iterator need not hold many of them decoded.
+        """
         if self.modality == "text" or self.tokenize is not None:
             return self.tokens(list(items))
         assert self.preprocess is not None, "an image teacher brings its preprocessing"
         return stacked([self.preprocess(image) for image in items])
 
     def tokens(self, captions: Sequence[str]) -> Mapping[str, Any]:
-        """Captions as one padded batch of tensors by name, on the CPU.
+        """Tokenise captions into one padded batch of tensors by name, on the CPU.
 
         Raises:
             TeacherError: If the tokeniser fails on them.
@@ -159,8 +165,9 @@ class Teacher:
             TeacherError: If a GPU's memory is too small for the batch, or the model fails on it.
         """
         if isinstance(inputs, SizeGroups):
-            rows = np.concatenate([self.rows(group, device, precision) for group in inputs.groups])
-            return rows[np.argsort(np.concatenate(inputs.positions))]
+            group_rows = [self.rows(group, device, precision) for group in inputs.groups]
+            original_order = np.argsort(np.concatenate(inputs.positions))
+            return np.concatenate(group_rows)[original_order]
         if not isinstance(inputs, torch.Tensor | Mapping):
             inputs = self.tokens(inputs)
         try:
@@ -183,9 +190,11 @@ class Teacher:
             inputs = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
         else:
             inputs = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
-        reduced = _AUTOCAST.get(precision)
-        kind = torch.device(device).type
-        with torch.autocast(kind, reduced) if reduced else contextlib.nullcontext():
+
+        autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if precision in _AUTOCAST:
+            autocast = torch.autocast(torch.device(device).type, _AUTOCAST[precision])
+        with autocast:
             features = self.encode(inputs)
         if features.ndim != 2:
             raise ValueError(f"its output is {list(features.shape)}, not one row for each item")
@@ -195,38 +204,57 @@ class Teacher:
 def stacked(
     items: Sequence[Preprocessed],
 ) -> torch.Tensor | Mapping[str, torch.Tensor] | SizeGroups:
-    """Preprocessed images as one batch, or as several where they are of several sizes.
+    """Stack preprocessed images into one batch, or into several where they are of several sizes.
 
     Args:
         items: float32 ``[3, h, w]`` each, or arrays by name.
     """
-    positions: dict[Any, list[int]] = defaultdict(list)
+    positions_of_shape: dict[Any, list[int]] = defaultdict(list)
     for position, item in enumerate(items):
         arrays = {"": item} if isinstance(item, np.ndarray) else item
-        shapes = tuple((name, array.shape) for name, array in arrays.items())
-        positions[shapes].append(position)
-    groups = tuple(_stack([items[p] for p in chosen]) for chosen in positions.values())
+        shape = tuple((name, array.shape) for name, array in arrays.items())
+        positions_of_shape[shape].append(position)
+
+    groups: list[torch.Tensor | Mapping[str, torch.Tensor]] = []
+    group_positions: list[np.ndarray] = []
+    for positions in positions_of_shape.values():
+        groups.append(_stack([items[position] for position in positions]))
+        group_positions.append(np.asarray(positions, np.int64))
     if len(groups) == 1:
         return groups[0]
-    return SizeGroups(groups, tuple(np.asarray(chosen, np.int64) for chosen in positions.values()))
+    return SizeGroups(tuple(groups), tuple(group_positions))
 
 
 def _stack(items: Sequence[Preprocessed]) -> torch.Tensor | Mapping[str, torch.Tensor]:
+    """Stack preprocessed images of one size."""
     first = items[0]
     if isinstance(first, np.ndarray):
         return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]
-    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in first}
+    tensors: dict[str, torch.Tensor] = {}
+    for name in first:
+        tensors[name] = torch.from_numpy(np.stack([item[name] for item in items]))
+    return tensors
 
 
 def each_tensor(inputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A tensor changed, or each tensor of a mapping."""
+    """Change a tensor, or each tensor of a mapping; its other values stay."""
     if isinstance(inputs, torch.Tensor):
         return change(inputs)
-    return {name: _changed(value, change) for name, value in inputs.items()}
+    changed = dict(inputs)
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            changed[name] = change(value)
+    return changed
 
 
-def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    return change(value) if isinstance(value, torch.Tensor) else value
+def default_batch_size(device: str, on_cpu: int) -> int:
+    """Return how many items of a forward pass suit a device.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        on_cpu: Their number on a CPU, where it depends on the model.
+    """
+    return _BATCH_SIZE_ON_GPU if torch.device(device).type == "cuda" else on_cpu
 
 
 def loading(description: str, source: str) -> contextlib.AbstractContextManager[None]:
@@ -245,9 +273,13 @@ def loading(description: str, source: str) -> contextlib.AbstractContextManager[
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 (hex) over parameters and buffers: names, dtypes, shapes and bytes, whatever file they came from."""
+    """Return the sha256 (hex) of parameters and buffers, whatever file they came from.
+
+    It is taken over their names, dtypes, shapes and bytes.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy())
     return digest.hexdigest()
