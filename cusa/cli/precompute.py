@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from cusa.data.records import Dataset
-    from cusa.precompute.processes import Ranks
+    from cusa.precompute.processes import RunProcesses
     from cusa.precompute.run import Estimate, Outcome, RunOptions
     from cusa.precompute.teachers import TeacherRequest
 
@@ -198,7 +198,7 @@ def _require_hub(requests: Sequence[TeacherRequest]) -> None:
 
 def _run_options(
     out: Path,
-    ranks: Ranks,
+    ranks: RunProcesses,
     *,
     device: str,
     precision: str,

@@ -1,0 +1,34 @@
+"""From the row of a caption to the caption itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cusa.data.records import Dataset, Record, caption_rows
+
+
+class CaptionLocator:
+    """The captions of a data set, by the rows that they have in a store.
+
+    Args:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        # By split: the image's row of each caption, and the row of that image's first caption.
+        self._rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def record(self, split: str, row: int) -> tuple[Record, int]:
+        """Return the record that a caption row belongs to, and the caption's number in it."""
+        records = self._dataset.splits[split]
+        if split not in self._rows:
+            image_rows = caption_rows(records)
+            self._rows[split] = image_rows, np.searchsorted(image_rows, image_rows)
+        image_rows, first_caption_rows = self._rows[split]
+        return records[image_rows[row]], row - int(first_caption_rows[row])
+
+    def caption(self, split: str, row: int) -> tuple[str, str]:
+        """Return a caption, and its id."""
+        record, number = self.record(split, row)
+        return record.captions[number], record.caption_ids[number]
