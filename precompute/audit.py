@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import StoreError, TeacherError
 from cusa.data.store.reader import Embeddings, EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
@@ -15,6 +15,7 @@ from cusa.precompute.embedding import embed_captions, embed_images
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher
 
+# Rows of other origin are compared with those of full precision.
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -64,10 +65,12 @@ def audit(
     """
     teacher, settings = _load_recorded_teacher(store, name, source, device)
     stored = store.teachers[name]
+    # Other fields may differ and the rows still agree: the comparison will tell.
     differing = tuple(stored.differing(settings))
     if any(field.startswith(("modality", "dim")) for field in differing):
-        raise CusaError(
-            f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}"
+        raise TeacherError(
+            f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}",
+            name=name,
         )
 
     audits: list[Audit] = []
@@ -102,14 +105,17 @@ def _load_recorded_teacher(
 ) -> tuple[Teacher, TeacherSettings]:
     """Load the teacher of stored rows, and tell what new rows of it are made with."""
     if name not in store.teachers:
-        raise CusaError(
-            f"{store.path} has no teacher {name!r}; it has: {', '.join(store.teachers)}"
+        raise StoreError(
+            f"{store.path} has no teacher {name!r}; it has: {', '.join(store.teachers)}",
+            path=store.path,
+            name=name,
         )
     stored = store.teachers[name]
     if stored.precision == "unknown" and source is None:
-        raise CusaError(
+        raise TeacherError(
             f"the rows of teacher {name!r} were imported; say which teacher made them: "
-            f"--teacher {name}=PATH"
+            f"--teacher {name}=PATH",
+            name=name,
         )
 
     request = parse_teacher(f"{name}={source or store.sources[name]}")
@@ -127,8 +133,11 @@ def _choose_rows(embeddings: Embeddings, sample: int, seed: int) -> np.ndarray:
 
     # Drawn by number, so that a store of millions of rows needs no list of them.
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(population, min(sample, population), replace=False, shuffle=False)
-    return np.sort(chosen if candidates is None else candidates[chosen])
+    n_chosen = min(sample, population)
+    chosen = rng.choice(population, n_chosen, replace=False, shuffle=False)
+    if candidates is not None:
+        chosen = candidates[chosen]
+    return np.sort(chosen)
 
 
 def _embed(

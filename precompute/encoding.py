@@ -16,7 +16,10 @@ from cusa.precompute.reading import TeacherBatch, read_image
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, stacked
 
-_MAX_SHOWN = 60  # characters of a caption in a message
+# Location of the error of a model that gives more or fewer rows than items.
+ROW_COUNT = "row count"
+# Characters of a caption in a message.
+_MAX_SHOWN = 60
 
 
 class BatchEncoder:
@@ -63,6 +66,7 @@ class BatchEncoder:
             raise TeacherError(
                 f"teacher {task.teacher!r} gives {len(rows)} rows for {n_inputs} items; use "
                 "another model",
+                location=ROW_COUNT,
                 name=task.teacher,
             )
         self._check(task.teacher, batch.inputs, rows, self._caption_keys(task, batch))
@@ -97,29 +101,54 @@ class BatchEncoder:
             digests=digests,
         )
 
-    def _caption_keys(self, task: ShardTask, batch: TeacherBatch) -> list[str] | None:
+    def _caption_keys(
+        self,
+        task: ShardTask,
+        batch: TeacherBatch,
+    ) -> list[str] | None:
         """Return keys that tell captions apart; ``None`` for images."""
         if self._teacher.modality == "image":
             return None
         # Row numbers will do, as equal captions are encoded once.
         return [f"{task.split} {row}" for row in batch.first_rows().tolist()]
 
-    def _with_item(self, error: TeacherError, task: ShardTask, batch: TeacherBatch) -> TeacherError:
+    def _with_item(
+        self,
+        error: TeacherError,
+        task: ShardTask,
+        batch: TeacherBatch,
+    ) -> TeacherError:
         """Return the error of a model that fails, with the item that it fails on."""
         if error.location != FORWARD_PASS:
             return error
 
         rows = batch.first_rows().tolist()
-        if "CUDA" not in str(error):  # after which a GPU fails on everything
+        # A GPU fails on everything after an error of its own.
+        if "CUDA" not in str(error):
             for row in rows:
                 try:
                     self._teacher.rows(self._input(task, row), self._device, self._precision)
                 except TeacherError as error_alone:
-                    item = self._describe_item(task, row)
-                    return TeacherError(f"{item}: {error_alone}", name=task.teacher)
-        first_item = self._describe_item(task, rows[0])
-        items = f"{first_item}, or one of the {len(rows) - 1} batched with it"
-        return TeacherError(f"{items}: {error}", name=task.teacher)
+                    return self._item_error(task, row, "", error_alone)
+        others = f", or one of the {len(rows) - 1} batched with it"
+        return self._item_error(task, rows[0], others, error)
+
+    def _item_error(
+        self,
+        task: ShardTask,
+        row: int,
+        others: str,
+        error: TeacherError,
+    ) -> TeacherError:
+        path: Path | None = None
+        location = ""
+        if self._teacher.modality == "image":
+            path = self._image_path(task, row)
+        else:
+            _, caption_id = self._captions.caption(task.split, row)
+            location = f"caption id {caption_id}"
+        message = f"{self._describe_item(task, row)}{others}: {error}"
+        return TeacherError(message, path=path, location=location, name=task.teacher)
 
     def _input(self, task: ShardTask, row: int) -> TeacherInputs:
         """Return the input of one row, as a batch."""

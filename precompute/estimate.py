@@ -21,7 +21,8 @@ from cusa.precompute.teachers.base import Teacher
 LEAST_COSINE = 0.999
 # A halved JPEG keeps this many times the pixels that it is resized to; see docs/benchmarks.md.
 _MARGIN = 3
-_MAX_OPENED = 256  # pictures whose size is looked at
+# Opening a picture tells its size and format.
+_MAX_OPENED = 256
 _MAX_COMPARED = 16
 _MIN_COMPARED = 8
 
@@ -40,7 +41,12 @@ class Draft:
     cosine: float | None
 
 
-def choose_draft(teacher: Teacher, dataset: Dataset, device: str, precision: str) -> Draft:
+def choose_draft(
+    teacher: Teacher,
+    dataset: Dataset,
+    device: str,
+    precision: str,
+) -> Draft:
     """Compare a teacher's embeddings of JPEGs decoded in full and halved, on a few large ones.
 
     The same data and weights give the same answer.
@@ -58,17 +64,21 @@ def choose_draft(teacher: Teacher, dataset: Dataset, device: str, precision: str
     if teacher.input_size is None:
         return Draft(None, None)
     size = _MARGIN * teacher.input_size
-    large = (path for path in _spread_image_paths(dataset) if _would_be_halved(path, size))
-    image_paths = list(islice(large, _MAX_COMPARED))
+    image_paths: list[Path] = []
+    for path in _spread_image_paths(dataset):
+        if _would_be_halved(path, size):
+            image_paths.append(path)
+        if len(image_paths) == _MAX_COMPARED:
+            break
     if len(image_paths) < _MIN_COMPARED:
         return Draft(None, None)
 
-    # One picture at a time: full decoding takes much memory, and pictures may be of many sizes.
+    # One picture at a time, so that no row depends on those batched with it.
     full_teacher = replace(teacher, draft_size=None)
-    full = embed_images(full_teacher, image_paths, device, precision, batch_size=1)
+    full_rows = embed_images(full_teacher, image_paths, device, precision, batch_size=1)
     halved_teacher = replace(teacher, draft_size=size)
-    halved = embed_images(halved_teacher, image_paths, device, precision, batch_size=1)
-    least_cosine = float((full * halved).sum(axis=1).min())
+    halved_rows = embed_images(halved_teacher, image_paths, device, precision, batch_size=1)
+    least_cosine = float((full_rows * halved_rows).sum(axis=1).min())
     if least_cosine < LEAST_COSINE:
         return Draft(None, least_cosine)
     return Draft(size, least_cosine)
@@ -89,7 +99,8 @@ def _would_be_halved(path: Path, size: int) -> bool:
         with open_image(path) as image:
             return image.format == "JPEG" and min(image.size) >= 2 * size
     except ImageError:
-        return False  # the run itself will say what is wrong with it
+        # The run itself will say what is wrong with it.
+        return False
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,25 @@ class Rates:
 
     whole: float
     encoding: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time and space that a teacher would take.
+
+    Attributes:
+        teacher: The teacher's name in the store.
+        n_rows: Its rows.
+        n_shards: Its shards.
+        n_bytes: Their bytes on disk.
+        rates: Rows per second of this process.
+    """
+
+    teacher: str
+    n_rows: int
+    n_shards: int
+    n_bytes: int
+    rates: Rates
 
 
 def measure(
@@ -183,13 +213,15 @@ def _encoding_rate(
     """Measure the rows per second of a teacher on batches in memory, round and round."""
 
     def encode(number: int) -> int:
+        # Round and round: there may be fewer batches than passes.
         batch = batches[number % len(batches)]
         assert batch.inputs is not None, "only batches with inputs are kept"
         teacher.rows(batch.inputs, options.device, options.precision)
         return len(batch.rows)
 
     with encoder_threads(options) as threads:
-        sum(threads.map(encode, range(options.encoders)))  # warms up
+        # The first passes are slower: each thread has one before the clock runs.
+        sum(threads.map(encode, range(options.encoders)))
 
         n_rows = 0
         number = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -12,13 +13,44 @@ import torch
 from cusa.data.errors import TeacherError
 from cusa.precompute.teachers.base import SizeGroups, Teacher, TeacherInputs
 
+# Locations of the errors of rows that are not as long as declared, and of rows that change.
+ROW_DIM = "row dimension"
+SECOND_PASS = "second pass"
 # Greatest difference between the numbers of two rows that count as equal.
 EQUAL_ROWS = 1e-6
 # The same of one row computed twice. A GPU may add in another order each time.
 REPEATED_ROWS = {"cpu": 1e-5, "cuda": 1e-2}
+# Rows are L2-normalised: their norm is 1, or 0 where all features were 0.
 _LEAST_NORM = 0.5
 # Captions that a tokeniser must tell apart by half: fewer may well be of unknown words alone.
 _ENOUGH_CAPTIONS = 8
+
+
+class EqualRowsError(TeacherError):
+    """A teacher gives different items the same row.
+
+    Args:
+        message: The line.
+        path: As :class:`.CusaError` takes it.
+        location: As :class:`.CusaError` takes it.
+        name: The teacher's name.
+        n_items: Number of different items.
+        n_different: Number of different rows that they have.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        location: str = "",
+        name: str = "",
+        n_items: int = 0,
+        n_different: int = 0,
+    ) -> None:
+        super().__init__(message, path=path, location=location, name=name)
+        self.n_items = n_items
+        self.n_different = n_different
 
 
 class FirstBatchCheck:
@@ -33,7 +65,12 @@ class FirstBatchCheck:
         precision: What it computes in.
     """
 
-    def __init__(self, teacher: Teacher, device: str, precision: str) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        device: str,
+        precision: str,
+    ) -> None:
         self._teacher = teacher
         self._device = device
         self._precision = precision
@@ -64,7 +101,8 @@ class FirstBatchCheck:
         if self._is_over:
             return
         with self._lock:
-            if not self._is_over:  # another thread may have ended it meanwhile
+            # Another thread may have ended it meanwhile.
+            if not self._is_over:
                 self._check(name, inputs, rows, captions)
 
     def _check(
@@ -101,12 +139,19 @@ class FirstBatchCheck:
             raise TeacherError(
                 f"teacher {name!r} ({self._teacher.model_id}) gives {dim} numbers for each item, "
                 f"not the {self._teacher.dim} that it declares; check {self._teacher.source}",
+                location=ROW_DIM,
                 name=name,
             )
 
-    def _refuse_changes(self, name: str, first_pass: np.ndarray, second_pass: np.ndarray) -> None:
+    def _refuse_changes(
+        self,
+        name: str,
+        first_pass: np.ndarray,
+        second_pass: np.ndarray,
+    ) -> None:
         """Refuse rows that a second pass does not repeat, but for rounding."""
-        is_finite = np.isfinite(first_pass).all(axis=1) & np.isfinite(second_pass).all(axis=1)
+        is_finite = np.isfinite(first_pass).all(axis=1)
+        is_finite &= np.isfinite(second_pass).all(axis=1)
         first_pass = first_pass[is_finite]
         second_pass = second_pass[is_finite]
         tolerance = REPEATED_ROWS[torch.device(self._device).type]
@@ -116,10 +161,15 @@ class FirstBatchCheck:
                 f"teacher {name!r} ({self._teacher.model_id}): a second pass over its first batch "
                 f"gives other rows (least cosine {least_cosine:.4f}); it computes with random "
                 "numbers, use another model",
+                location=SECOND_PASS,
                 name=name,
             )
 
-    def _refuse_equal_rows(self, name: str, row_of_item: Mapping[str, np.ndarray]) -> None:
+    def _refuse_equal_rows(
+        self,
+        name: str,
+        row_of_item: Mapping[str, np.ndarray],
+    ) -> None:
         """Refuse rows of different items of which half or more repeat another."""
         if len(row_of_item) < 2:
             return
@@ -130,11 +180,13 @@ class FirstBatchCheck:
         items, preparation = "images", "image processor"
         if self._teacher.modality == "text":
             items, preparation = "captions", "tokeniser"
-        raise TeacherError(
+        raise EqualRowsError(
             f"teacher {name!r} ({self._teacher.model_id}): {len(row_of_item)} different {items} of "
             f"its first batch have only {n_different} different row(s); its {preparation} or "
             f"weights are not the right ones, check {self._teacher.source}",
             name=name,
+            n_items=len(row_of_item),
+            n_different=n_different,
         )
 
 
@@ -163,7 +215,8 @@ def count_different(rows: np.ndarray) -> int:
     """Count the rows ``[n, dim]`` that are not within :data:`EQUAL_ROWS` of an earlier one."""
     different = rows[:0]
     for row in rows:
-        distances = np.abs(different - row).max(axis=1)  # to each of the different rows so far
+        # The distance to each of the different rows so far.
+        distances = np.abs(different - row).max(axis=1)
         if distances.min(initial=np.inf) > EQUAL_ROWS:
             different = np.concatenate([different, row[None]])
     return len(different)
@@ -179,14 +232,19 @@ def input_digests(inputs: TeacherInputs) -> list[str]:
         return digests
 
     values = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
-    tensors = [value for value in values if isinstance(value, torch.Tensor) and value.ndim]
-    arrays = [tensor.cpu().numpy() for tensor in tensors]
-    n_items = {len(array) for array in arrays}
-    if len(n_items) != 1 or arrays[0].ndim < 2:  # such as the token ids of all texts in one row
+    arrays: list[np.ndarray] = []
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.ndim:
+            arrays.append(value.cpu().numpy())
+    n_items = set(map(len, arrays))
+    # Tensors may be flat, such as the token ids of all texts in one row.
+    if len(n_items) != 1 or arrays[0].ndim < 2:
         return []
     return [_item_digest(arrays, number) for number in range(len(arrays[0]))]
 
 
 def _item_digest(arrays: Sequence[np.ndarray], number: int) -> str:
-    content = b"".join(array[number].tobytes() for array in arrays)
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array[number].tobytes())
+    return digest.hexdigest()

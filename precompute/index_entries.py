@@ -14,14 +14,7 @@ from cusa.precompute.reuse import StoreReuse
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teacher_loading import LoadedTeacher
 
-_RECORDED_PACKAGES = (
-    "cusa",
-    "numpy",
-    "pillow",
-    "sentence-transformers",
-    "torch",
-    "transformers",
-)
+_RECORDED_PACKAGES = ("cusa", "numpy", "pillow", "sentence-transformers", "torch", "transformers")
 
 
 def teacher_entries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cusa.data.errors import CusaError, DataError
@@ -10,6 +11,7 @@ from cusa.data.records import Dataset
 from cusa.data.store.shards import read_shard
 from cusa.precompute.shard_plan import ShardTask
 
+RowRange = tuple[int, int]
 _EXAMPLES = 3
 
 
@@ -70,7 +72,8 @@ def _will_be_made(task: ShardTask, skip_errors: bool) -> bool:
     try:
         _, info = read_shard(task.index.parent, task.file)
     except (CusaError, OSError):
-        return True  # damaged: it is made again
+        # A damaged shard is made again.
+        return True
     return bool(info.skipped) and not skip_errors
 
 
@@ -78,21 +81,21 @@ def _pending_rows(
     pending: Sequence[ShardTask],
     modalities: Mapping[str, str],
     modality: str,
-) -> dict[str, list[tuple[int, int]]]:
+) -> dict[str, list[RowRange]]:
     """Return the rows that teachers of a modality will read, by split.
 
     They are disjoint ranges, ascending.
     """
-    ranges_of_split: dict[str, set[tuple[int, int]]] = {}
+    ranges_of_split: dict[str, set[RowRange]] = defaultdict(set)
     for task in pending:
         if modalities[task.teacher] == modality:
-            ranges_of_split.setdefault(task.split, set()).add((task.start, task.stop))
+            ranges_of_split[task.split].add((task.start, task.stop))
     return {split: _disjoint(ranges) for split, ranges in ranges_of_split.items()}
 
 
-def _disjoint(ranges: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+def _disjoint(ranges: Collection[RowRange]) -> list[RowRange]:
     """Merge the ranges of several teachers, which may have shards of different lengths."""
-    disjoint: list[tuple[int, int]] = []
+    disjoint: list[RowRange] = []
     for start, stop in sorted(ranges):
         if disjoint and start <= disjoint[-1][1]:
             last_start, last_stop = disjoint[-1]
@@ -102,7 +105,11 @@ def _disjoint(ranges: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
     return disjoint
 
 
-def _note_skipped(faults: Faults, problem: str, on_note: Callable[[str], None]) -> None:
+def _note_skipped(
+    faults: Faults,
+    problem: str,
+    on_note: Callable[[str], None],
+) -> None:
     if not faults.n_faults:
         return
     examples = "; ".join(fault.message for fault in faults.listed[:_EXAMPLES])
@@ -110,7 +117,11 @@ def _note_skipped(faults: Faults, problem: str, on_note: Callable[[str], None]) 
     on_note(f"{problem} will be skipped: {count}, such as: {examples}")
 
 
-def _refuse(listed: Sequence[Fault], n_faults: int, on_fault: Callable[[str], None]) -> None:
+def _refuse(
+    listed: Sequence[Fault],
+    n_faults: int,
+    on_fault: Callable[[str], None],
+) -> None:
     """List the faults and raise the error that counts them."""
     first = listed[0]
     if n_faults == 1:

@@ -10,8 +10,10 @@ from cusa.data.shell import shell_command
 from cusa.data.store.reader import EmbeddingStore
 
 _MODALITIES = ("image", "text")
-_TRAIN_SPLIT, _VAL_SPLIT = "train", "val"  # cusa-train's defaults
-_FEWEST_PAIRS = 2  # that a contrastive loss can learn from
+# The splits that cusa-train takes by default.
+_TRAIN_SPLIT, _VAL_SPLIT = "train", "val"
+# A contrastive loss learns nothing from fewer.
+_FEWEST_PAIRS = 2
 
 
 def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
@@ -42,7 +44,8 @@ def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
         if not usable:
             return ""
         if len(names) == 1:
-            continue  # cusa-train takes the only one by itself
+            # The command takes the only one by itself.
+            continue
         new = [name for name in usable if name in new_teachers]
         chosen = (new or usable)[0]
         arguments += [f"--{modality}-teacher", chosen]

@@ -12,7 +12,8 @@ from cusa.data.images import DECODING, changed_decoding
 from cusa.data.records import Dataset
 from cusa.data.store.schema import TeacherSettings
 
-_THREADS = 8  # a header is read in the time that it takes to open its file
+# A header is read in the time that it takes to open its file.
+_THREADS = 8
 
 
 def is_older(settings: TeacherSettings) -> bool:
@@ -33,7 +34,11 @@ def older_rows(store_path: Path, teacher_name: str) -> StoreError:
     )
 
 
-def refuse_changed_pictures(dataset: Dataset, teacher_name: str, skip_errors: bool) -> None:
+def refuse_changed_pictures(
+    dataset: Dataset,
+    teacher_name: str,
+    skip_errors: bool,
+) -> None:
     """Refuse rows made before pictures were turned upright, if a picture decodes otherwise today.
 
     Args:
@@ -53,8 +58,8 @@ def refuse_changed_pictures(dataset: Dataset, teacher_name: str, skip_errors: bo
                 return None
             raise
 
-    # Reading silences warnings; their filters belong to the process, and a thread would undo those
-    # of others.
+    # Reading silences warnings. Their filters belong to the process: a thread would undo what
+    # another has set.
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as threads:
         changes = threads.map(find_change, _image_paths(dataset))
         for image_path, change in zip(_image_paths(dataset), changes, strict=True):

@@ -15,7 +15,7 @@ from cusa.data.errors import CusaError, DataError
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
 from cusa.precompute.encoding import BatchEncoder
-from cusa.precompute.reading import TeacherBatch, read_caption_shards, read_image_shards
+from cusa.precompute.reading import RowsToMake, TeacherBatch, read_caption_shards, read_image_shards
 from cusa.precompute.reuse import ReusedRows
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher
@@ -88,18 +88,29 @@ def encode_shards(
         reused[task] = reuse(task)
         return np.setdiff1d(_all_rows(task), reused[task].rows)
 
-    encoded = encoded_batches(teacher, normalizer_name, tasks, dataset, options, rows_to_make)
+    encoded = encoded_batches(
+        teacher,
+        normalizer_name,
+        tasks,
+        dataset,
+        options,
+        rows_to_make,
+    )
     shard: _Shard | None = None
     with ThreadPoolExecutor(1) as writing_thread, closing(encoded):
         writer = _ShardWriter(writing_thread)
         for task, batch, rows in encoded:
             if batch.errors and not options.skip_errors:
-                _, message = batch.errors[0]
-                hint = "(--on-error skip would leave it out)"
-                raise DataError(f"{message} {hint}", name=task.teacher)
+                row, message = batch.errors[0]
+                raise DataError(
+                    f"{message} (--on-error skip would leave it out)",
+                    location=f"row {row}",
+                    name=task.teacher,
+                )
             if batch.n_cut:
                 on_cut(batch.n_cut)
 
+            # A shard begins with its first batch, and no batch belongs to two.
             n_reused = 0
             if shard is None:
                 shard = _Shard(task, header_of(task))
@@ -120,25 +131,49 @@ def _all_rows(task: ShardTask) -> np.ndarray:
 # --- encoding
 
 
+# float32 [n, dim] for the inputs of the batch; None where it has none.
+EncodedBatch = tuple[ShardTask, TeacherBatch, np.ndarray | None]
+
+
 def encoded_batches(
     teacher: Teacher,
     normalizer_name: str,
     tasks: Iterator[ShardTask],
     dataset: Dataset,
     options: PipelineOptions,
-    rows_to_make: Callable[[ShardTask], np.ndarray] = _all_rows,
-) -> Generator[tuple[ShardTask, TeacherBatch, np.ndarray | None], None, None]:
+    rows_to_make: RowsToMake = _all_rows,
+) -> Generator[EncodedBatch, None, None]:
     """Yield the batches of each shard in turn, with float32 ``[n, dim]`` for their inputs.
 
     A shard of which no row is to be made has one batch without rows.
     """
     pin = options.device != "cpu"
     if teacher.modality == "image":
-        batches = read_image_shards(teacher, tasks, dataset, rows_to_make, options.workers, pin)
+        batches = read_image_shards(
+            teacher,
+            tasks,
+            dataset,
+            rows_to_make,
+            options.workers,
+            pin,
+        )
     else:
-        batches = read_caption_shards(teacher, normalizer_name, tasks, dataset, rows_to_make, pin)
+        batches = read_caption_shards(
+            teacher,
+            normalizer_name,
+            tasks,
+            dataset,
+            rows_to_make,
+            pin,
+        )
 
-    encoder = BatchEncoder(teacher, normalizer_name, dataset, options.device, options.precision)
+    encoder = BatchEncoder(
+        teacher,
+        normalizer_name,
+        dataset,
+        options.device,
+        options.precision,
+    )
     pending: deque[_PendingBatch] = deque()
     with encoder_threads(options) as threads:
         for task, batch in batches:
@@ -146,6 +181,7 @@ def encoded_batches(
             if batch.inputs is not None:
                 rows = threads.submit(encoder.rows, task, batch)
             pending.append(_PendingBatch(task, batch, rows))
+            # Each thread has a batch, and one more waits: no thread is without work.
             if len(pending) > options.encoders:
                 yield pending.popleft().wait(encoder)
         while pending:
@@ -160,7 +196,7 @@ class _PendingBatch:
     batch: TeacherBatch
     rows: Future[np.ndarray] | None
 
-    def wait(self, encoder: BatchEncoder) -> tuple[ShardTask, TeacherBatch, np.ndarray | None]:
+    def wait(self, encoder: BatchEncoder) -> EncodedBatch:
         """Wait for the rows, and make errors of those that are zero."""
         if self.rows is None:
             return self.task, self.batch, None
@@ -234,8 +270,11 @@ class _Shard:
         try:
             return stored_rows(rows, self._header.settings.dtype, batch.first_rows())
         except CusaError as error:
-            source = f"teacher {self.task.teacher!r}, split {self.task.split!r}"
-            raise CusaError(f"{source}: {error}") from None
+            raise CusaError(
+                f"teacher {self.task.teacher!r}, split {self.task.split!r}: {error}",
+                location=f"split {self.task.split}",
+                name=self.task.teacher,
+            ) from None
 
     def write(self) -> ShardInfo:
         """Write the shard's file."""

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from cusa.data.errors import CusaError, first_line
 
 _POLL_S = 0.1
-_FAILED = "failed"  # key of the rank of a process that failed
+# Key of the rank of a process that failed.
+_FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,12 @@ class RunProcesses:
                 time.sleep(_POLL_S)
             return json.loads(self.store.get(key))
 
-    def agree(self, key: str, decide: Callable[[], Any], while_waiting: Callable[[], None]) -> Any:
+    def agree(
+        self,
+        key: str,
+        decide: Callable[[], Any],
+        while_waiting: Callable[[], None],
+    ) -> Any:
         """Return what the leading process decides; the others wait for it.
 
         Args:
@@ -108,7 +114,8 @@ def connect() -> RunProcesses:
     except (ValueError, RuntimeError) as error:
         raise CusaError(
             f"WORLD_SIZE is {size}, but the processes cannot meet ({first_line(error)}); "
-            "start with torchrun"
+            "start with torchrun",
+            name="WORLD_SIZE",
         ) from None
 
     # After a restart by torchrun the store still holds what the last attempt told.
@@ -135,7 +142,8 @@ def _contact_errors(quiet: bool = False) -> Iterator[None]:
     """Turn the loss of the key-value store into one line, or ignore it where ``quiet``."""
     try:
         yield
-    except RuntimeError as error:  # DistError: the process that holds the store is gone
+    except RuntimeError as error:
+        # DistError: the process that holds the store is gone.
         if not quiet:
             raise CusaError(
                 f"lost contact with the other processes ({first_line(error)}); finished shards "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,16 @@ from cusa.data.store.shards import DIGEST_BYTES
 from cusa.data.worker_pool import WorkerPool, prefetched
 from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.shard_plan import ShardTask
-from cusa.precompute.teachers.base import Preprocessed, SizeGroups, Teacher, each_tensor, stacked
+from cusa.precompute.teachers.base import (
+    Preprocessed,
+    SizeGroups,
+    Teacher,
+    Tensors,
+    each_tensor,
+    stacked,
+)
 
+RowsToMake = Callable[[ShardTask], np.ndarray]
 _TEXT_BATCHES_AHEAD = 8
 
 
@@ -41,7 +48,7 @@ class TeacherBatch:
         digests: uint8 ``[m, 32]``: sha256 of the picture file of each row; ``None`` for captions.
     """
 
-    inputs: torch.Tensor | Mapping[str, Any] | SizeGroups | None
+    inputs: Tensors | SizeGroups | None
     rows: np.ndarray
     source: np.ndarray
     errors: tuple[tuple[int, str], ...]
@@ -73,6 +80,9 @@ class TeacherBatch:
         return replace(self, inputs=each_tensor(self.inputs, torch.Tensor.pin_memory))
 
 
+ShardBatch = tuple[ShardTask, TeacherBatch]
+
+
 # --- images
 
 
@@ -80,10 +90,10 @@ def read_image_shards(
     teacher: Teacher,
     tasks: Iterator[ShardTask],
     dataset: Dataset,
-    rows_to_make: Callable[[ShardTask], np.ndarray],
+    rows_to_make: RowsToMake,
     workers: int,
     pin: bool,
-) -> Iterator[tuple[ShardTask, TeacherBatch]]:
+) -> Iterator[ShardBatch]:
     """Yield batches of consecutive rows, decoded and preprocessed.
 
     Worker processes ask for the next shard when they have nothing left to read ahead.
@@ -102,6 +112,7 @@ def read_image_shards(
     def keys() -> Iterator[tuple[str, np.ndarray]]:
         for task in tasks:
             rows = rows_to_make(task)
+            # A shard without rows to make still has one batch, or nobody would write it.
             for start in range(0, max(1, len(rows)), teacher.batch_size):
                 requested.append(task)
                 yield task.split, rows[start : start + teacher.batch_size]
@@ -129,7 +140,8 @@ class ImageReader(TorchDataset[TeacherBatch]):
             self._image_paths[split] = np.array(image_paths, np.dtypes.StringDType())
         self._image_root = dataset.image_root
         self._teacher = teacher
-        max_pixels()  # a wrong setting is no error of an image
+        # A wrong setting is no error of an image.
+        max_pixels()
 
     def __getitem__(self, key: tuple[str, np.ndarray]) -> TeacherBatch:
         """Read the images of some rows of a split."""
@@ -165,7 +177,8 @@ def read_image(path: Path, teacher: Teacher) -> Preprocessed:
     image = load_image(path, teacher.draft_size)
     try:
         return teacher.preprocess(image)
-    except Exception as error:  # image processors raise nearly anything on odd sizes
+    except Exception as error:
+        # Image processors raise nearly anything on odd sizes.
         reason = first_line(error)
         message = f"image {path} cannot be preprocessed ({reason}); replace or remove it"
         raise ImageError(message, path=path) from None
@@ -179,9 +192,9 @@ def read_caption_shards(
     normalizer_name: str,
     tasks: Iterator[ShardTask],
     dataset: Dataset,
-    rows_to_make: Callable[[ShardTask], np.ndarray],
+    rows_to_make: RowsToMake,
     pin: bool,
-) -> Iterator[tuple[ShardTask, TeacherBatch]]:
+) -> Iterator[ShardBatch]:
     """Return batches of captions of like length, tokenised a few ahead in a thread.
 
     Args:
@@ -194,11 +207,12 @@ def read_caption_shards(
     """
     locator = CaptionLocator(dataset)
 
-    def batches() -> Iterator[tuple[ShardTask, TeacherBatch]]:
+    def batches() -> Iterator[ShardBatch]:
         for task in tasks:
             rows = rows_to_make(task)
             captions = [locator.caption(task.split, row) for row in rows.tolist()]
             if not captions:
+                # The shard must have a batch, or nobody would write it.
                 yield task, TeacherBatch.without_inputs()
             for batch in caption_batches(teacher, captions, normalizer_name):
                 errors = [(int(rows[number]), message) for number, message in batch.errors]
@@ -228,22 +242,13 @@ def caption_batches(
     if not rows_of_text:
         return
 
-    assert teacher.token_counts is not None, "a text teacher brings its tokeniser"
     texts = list(rows_of_text)
-    token_counts = teacher.token_counts(texts)
-    limit = teacher.token_limit
-    is_cut = np.zeros(len(texts), bool)
-    if limit is not None:
-        is_cut = token_counts > limit
-    if limit:
-        token_counts = np.minimum(token_counts, limit)
-
-    longest_first = np.argsort(-token_counts, kind="stable")
+    longest_first, is_cut = _sort_by_length(teacher, texts)
     for start in range(0, len(texts), teacher.batch_size):
         numbers = longest_first[start : start + teacher.batch_size]
         batch_texts = [texts[number] for number in numbers]
         batch_rows = [rows_of_text[text] for text in batch_texts]
-        copies = np.array([len(rows) for rows in batch_rows], np.int64)
+        copies = np.fromiter(map(len, batch_rows), np.int64)
         yield TeacherBatch(
             inputs=teacher.tokens(batch_texts),
             rows=np.fromiter(chain.from_iterable(batch_rows), np.int64),
@@ -251,6 +256,24 @@ def caption_batches(
             errors=(),
             n_cut=int(copies[is_cut[numbers]].sum()),
         )
+
+
+def _sort_by_length(teacher: Teacher, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sort texts by how many tokens the teacher takes of them.
+
+    Returns:
+        int64 ``[n]``, the numbers of the texts, the longest first; bool ``[n]``, whether each text
+        has more tokens than the teacher takes.
+    """
+    assert teacher.token_counts is not None, "a text teacher brings its tokeniser"
+    token_counts = teacher.token_counts(texts)
+    limit = teacher.token_limit
+    is_cut = np.zeros(len(texts), bool)
+    if limit is not None:
+        is_cut = token_counts > limit
+    if limit:
+        token_counts = np.minimum(token_counts, limit)
+    return np.argsort(-token_counts, kind="stable"), is_cut
 
 
 def _group_equal_captions(

@@ -23,6 +23,8 @@ from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import DRAFT, Teacher
 
 _READING_THREADS = 8
+# sha256 of a picture's file or of a caption as the teacher takes it; None where there is none.
+RowKey = bytes | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class RowReuse:
         dataset: Dataset,
         settings: TeacherSettings,
         sources: Sequence[Embeddings],
-        keys: Sequence[Iterable[bytes | None]],
+        keys: Sequence[Iterable[RowKey]],
     ) -> None:
         self._dataset = dataset
         self._settings = settings
@@ -86,7 +88,9 @@ class RowReuse:
         numbers = np.asarray([self._number_of_key[key] for key in keys], np.int64)
         digests = None
         if self._settings.modality == "image":
-            digests = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), DIGEST_BYTES)
+            # The key of a picture is its digest.
+            digests = np.frombuffer(b"".join(keys), np.uint8)
+            digests = digests.reshape(len(keys), DIGEST_BYTES)
         return ReusedRows(np.asarray(rows, np.int64), digests, lambda: self._gather(numbers))
 
     def _gather(self, numbers: np.ndarray) -> np.ndarray:
@@ -100,7 +104,7 @@ class RowReuse:
             rows[is_of_source] = source.gather(source_rows)
         return rows
 
-    def _keys(self, task: ShardTask) -> list[bytes | None]:
+    def _keys(self, task: ShardTask) -> list[RowKey]:
         """Return what each row of a shard is of; ``None`` where that cannot be read."""
         if self._settings.modality == "image":
             records = self._dataset.splits[task.split][task.start : task.stop]
@@ -178,6 +182,7 @@ class StoreReuse:
         Raises:
             StoreError: If a shard of the store is damaged: its rows would be sealed anew.
         """
+        # One process verifies the shards; the others wait rather than read them, too.
         if self._processes.leads:
             for embeddings in equal_rows(self._store, settings):
                 embeddings.verify_shards()
@@ -194,29 +199,31 @@ class StoreReuse:
 
         return look_up_and_count
 
-    def notes(
+    def note(
         self,
-        settings_by_teacher: Mapping[str, TeacherSettings],
-        made: Sequence[ShardTask],
-    ) -> Iterator[str]:
-        """Say how many rows of each teacher all processes took over, and why there was none.
+        teacher_name: str,
+        settings: TeacherSettings,
+        n_rows: int,
+    ) -> str:
+        """Say how many rows of a teacher all processes took over, and why there was none.
 
         Args:
-            settings_by_teacher: Settings by teacher name.
-            made: The shards that this run made.
+            teacher_name: The teacher's name in this run.
+            settings: Its settings.
+            n_rows: Its rows that were not finished before this run.
         """
-        for teacher_name, settings in settings_by_teacher.items():
-            n_rows = sum(task.n_rows for task in made if task.teacher == teacher_name)
-            if not n_rows:
-                continue
-            n_reused = self._n_reused(teacher_name)
-            note = (
-                f"{teacher_name}: {n_reused:,} of {n_rows:,} rows were taken over from "
-                f"{self._store.path}"
-            )
-            yield note if n_reused else f"{note} ({self._why_none(settings)})"
+        n_reused = self._n_reused(teacher_name)
+        note = (
+            f"{teacher_name}: {n_reused:,} of {n_rows:,} rows were taken over from "
+            f"{self._store.path}"
+        )
+        return note if n_reused else f"{note} ({self._why_none(settings)})"
 
-    def versions(self, teacher_name: str, settings: TeacherSettings) -> Mapping[str, str] | None:
+    def versions(
+        self,
+        teacher_name: str,
+        settings: TeacherSettings,
+    ) -> Mapping[str, str] | None:
         """Return the library versions that rows taken over were made with, ``None`` without such.
 
         Args:
@@ -289,7 +296,7 @@ def find_reusable(
         StoreError: If a shard is missing or another one than the index names.
     """
     sources = list(equal_rows(store, settings))
-    keys: list[Iterator[bytes | None]] = []
+    keys: list[Iterator[RowKey]] = []
     for embeddings in sources:
         if settings.modality == "text":
             captions = store.split(embeddings.split).captions
@@ -301,27 +308,28 @@ def find_reusable(
     return reuse if len(reuse) else None
 
 
-def _without_skipped(keys: Iterator[bytes | None], rows: Embeddings) -> Iterator[bytes | None]:
+def _without_skipped(keys: Iterator[RowKey], rows: Embeddings) -> Iterator[RowKey]:
     skipped = frozenset(rows.skipped.tolist())
     for row, key in enumerate(keys):
         yield None if row in skipped else key
 
 
-def _recorded_keys(digests: np.ndarray) -> Iterator[bytes | None]:
+def _recorded_keys(digests: np.ndarray) -> Iterator[RowKey]:
     """Yield the keys of pictures that a store has recorded: zeros stand for none."""
     for digest in digests:
         key = digest.tobytes()
         yield key if any(key) else None
 
 
-def _picture_key(path: Path) -> bytes | None:
+def _picture_key(path: Path) -> RowKey:
     try:
         return file_digest(path)
     except OSError:
-        return None  # what is wrong with it is said when it is decoded
+        # What is wrong with it is said when it is decoded.
+        return None
 
 
-def _caption_keys(captions: Iterable[str], normalizer_name: str) -> Iterator[bytes | None]:
+def _caption_keys(captions: Iterable[str], normalizer_name: str) -> Iterator[RowKey]:
     normalize = normalizer(normalizer_name)
     for caption in captions:
         try:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from cusa.data.errors import SettingError
 from cusa.data.files import FolderLock, sweep
 from cusa.data.records import Dataset
 from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
-from cusa.data.store.schema import TeacherSettings, shard_folder
+from cusa.data.store.schema import shard_folder
 from cusa.data.store.shards import ShardHeader, ShardInfo
-from cusa.precompute.estimate import Rates, measure
+from cusa.precompute.estimate import Estimate, measure
 from cusa.precompute.index_entries import teacher_entries
 from cusa.precompute.input_check import check_inputs
 from cusa.precompute.pipeline import encode_shards
 from cusa.precompute.processes import RunProcesses, announced_failure
 from cusa.precompute.reuse import StoreReuse
 from cusa.precompute.run_options import RunOptions, RunReporter
-from cusa.precompute.shard_plan import ShardTask, finished_shards, plan_teacher
+from cusa.precompute.run_progress import RunProgress
+from cusa.precompute.shard_plan import (
+    ShardTask,
+    finished_shards,
+    part_path,
+    plan_teacher,
+    tasks_in_range,
+)
 from cusa.precompute.teacher_loading import LoadedTeacher, TeacherLoader
 from cusa.precompute.teachers import TeacherRequest
+
+ShardInfos = dict[ShardTask, ShardInfo]
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,6 @@ class Outcome:
 
     index: Path | None
     entries: Mapping[str, TeacherEntry]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The time and space that a teacher would take.
-
-    Attributes:
-        teacher: The teacher's name in the store.
-        n_rows: Its rows.
-        n_shards: Its shards.
-        n_bytes: Their bytes on disk.
-        rates: Rows per second of this process.
-    """
-
-    teacher: str
-    n_rows: int
-    n_shards: int
-    n_bytes: int
-    rates: Rates
 
 
 class Run:
@@ -92,6 +75,7 @@ class Run:
         self._processes = processes
         self._reporter = reporter
         self._check_stop = check_stop
+        self._progress = RunProgress(processes, reporter, check_stop)
         self._data_index = Index.of(dataset, {})
         self._teachers: dict[str, LoadedTeacher] = {}
         self._reuse: StoreReuse | None = None
@@ -106,7 +90,8 @@ class Run:
                 fails.
         """
         with announced_failure(self._processes):
-            self._stored_index()  # other data are refused before anything is planned or locked
+            # Other data are refused before anything is planned or locked.
+            self._stored_index()
             tasks = self._plan()
             self._check_inputs(tasks)
 
@@ -136,7 +121,7 @@ class Run:
 
         estimates: list[Estimate] = []
         for name, loaded in self._teachers.items():
-            teacher_tasks = [task for task in tasks if task.teacher == name]
+            teacher_tasks = _tasks_of(name, tasks)
             rates = measure(
                 loaded.teacher,
                 loaded.settings.normalizer,
@@ -146,7 +131,7 @@ class Run:
                 seconds,
             )
             n_rows = sum(task.n_rows for task in teacher_tasks)
-            n_bytes = n_rows * _bytes_per_row(loaded.settings)
+            n_bytes = n_rows * loaded.bytes_per_row
             estimates.append(Estimate(name, n_rows, len(teacher_tasks), n_bytes, rates))
         return estimates
 
@@ -174,21 +159,10 @@ class Run:
         options = self._options
         tasks: list[ShardTask] = []
         for request in self._requests:
-            n_rows = {
-                split: table.n_rows(request.modality)
-                for split, table in self._data_index.splits.items()
-            }
+            n_rows = _n_rows_by_split(self._data_index, request.modality)
             tasks += plan_teacher(options.out, request.name, n_rows, options.shard_rows)
-
         if options.shard_range is not None:
-            first, stop = options.shard_range
-            if not 0 <= first < stop <= len(tasks):
-                raise SettingError(
-                    f"--shard-range {first}:{stop}: this run has the shards 0:{len(tasks)}, and "
-                    "A:B are shards A to B - 1",
-                    name="shard_range",
-                )
-            tasks = tasks[first:stop]
+            tasks = tasks_in_range(tasks, options.shard_range)
         return [(task.teacher, task.split, task.start, task.stop) for task in tasks]
 
     def _check_inputs(self, tasks: Sequence[ShardTask]) -> None:
@@ -224,30 +198,29 @@ class Run:
         """Make what is not finished, and the index."""
         stored_index = self._stored_index()
         self._load_teachers(tasks, stored_index)
-        index_path = self._index_path(tasks)
+        shard_range = self._options.shard_range
+        index_path = self._options.out
+        if shard_range is not None:
+            index_path = part_path(self._options.out, shard_range, tasks)
         finished, pending = self._divide(tasks, index_path)
-        made = self._encode(pending)
+        encoded = self._encode(pending)
         if not self._processes.leads:
-            self._processes.tell(
-                f"made-{self._processes.rank}", [asdict(shard) for shard in made.values()]
-            )
+            self._tell_shards(encoded)
             return Outcome(None, {})
 
-        shards = {**finished, **made, **self._made_by_others(tasks)}
-        self._report_cut_captions()
-        self._report_reused(pending)
-        is_range = self._options.shard_range is not None
+        shards = {**finished, **encoded, **self._hear_shards(tasks)}
+        self._report_captions_and_reuse(pending)
+        is_range = shard_range is not None
         entries = teacher_entries(self._teachers, tasks, shards, self._reuse, is_range)
         index = replace(self._data_index, teachers=entries)
         if stored_index is not None and not is_range:
-            # The image root is the one thing that a later run may change.
+            # The images may lie elsewhere than when the store was begun.
             stored_index = replace(stored_index.without(entries), image_root=index.image_root)
             index = stored_index.joined(index, str(self._options.out))
         write_index(index_path, index)
         return Outcome(index_path, entries)
 
     def _load_teachers(self, tasks: Sequence[ShardTask], stored_index: Index | None) -> None:
-        """Load all teachers that have shards, before any is run: what is missing shows at once."""
         loader = TeacherLoader(
             self._dataset,
             self._options,
@@ -256,51 +229,46 @@ class Run:
             self._reporter,
             self._check_stop,
         )
-        needed = {task.teacher for task in tasks}
-        for request in self._requests:
-            if request.name in needed:
-                self._teachers[request.name] = loader.load(request, stored_index, tasks)
-
+        self._teachers = loader.load_all(self._requests, stored_index, tasks)
         if stored_index is not None:
-            entries = {
-                name: TeacherEntry(loaded.settings, {}) for name, loaded in self._teachers.items()
-            }
-            # Teachers with other settings are refused.
-            stored_index.joined(replace(self._data_index, teachers=entries), str(self._options.out))
-
-    def _index_path(self, tasks: Sequence[ShardTask]) -> Path:
-        """Return the path of the index to write: the store's, or one beside it for a range."""
-        out = self._options.out
-        if self._options.shard_range is None:
-            return out
-        # Other shards have another name, also where the same range is of another run.
-        first, stop = self._options.shard_range
-        names = "\n".join(task.name for task in tasks)
-        digest = hashlib.sha256(names.encode()).hexdigest()[:8]
-        return out.with_name(f"{out.stem}.part-{first}-{stop}-{digest}.h5")
+            # Joining refuses teachers with other settings than the store's.
+            entries: dict[str, TeacherEntry] = {}
+            for name, loaded in self._teachers.items():
+                entries[name] = TeacherEntry(loaded.settings, {})
+            index = replace(self._data_index, teachers=entries)
+            stored_index.joined(index, str(self._options.out))
 
     def _divide(
         self,
         tasks: Sequence[ShardTask],
         index_path: Path,
-    ) -> tuple[dict[ShardTask, ShardInfo], list[ShardTask]]:
+    ) -> tuple[ShardInfos, list[ShardTask]]:
         """Divide shards into finished ones, known to the leading process, and pending ones."""
-        finished: dict[ShardTask, ShardInfo] = {}
+        finished: ShardInfos = {}
 
         def find_pending() -> list[int]:
-            headers = [self._header(task) for task in tasks]
+            headers = list(map(self._header, tasks))
             redo_skipped = not self._options.pipeline.skip_errors
-            info_by_number, damaged = finished_shards(tasks, headers, redo_skipped)
+            finished_info, damaged = finished_shards(tasks, headers, redo_skipped)
             for path in damaged.values():
                 self._reporter.note(f"{path} is damaged and will be made again")
-            for number, info in info_by_number.items():
-                finished[tasks[number]] = info
-            sweep([*(task.path for task in tasks), index_path])
-            self._report_plan(tasks, finished)
-            return [number for number in range(len(tasks)) if number not in info_by_number]
 
-        pending = self._processes.agree("pending", find_pending, self._check_stop)
-        return finished, [tasks[number] for number in pending]
+            pending: list[int] = []
+            for number, task in enumerate(tasks):
+                if number in finished_info:
+                    finished[task] = finished_info[number]
+                else:
+                    pending.append(number)
+
+            # Only now, under the lock, is nobody else writing these files.
+            shard_paths = [task.path for task in tasks]
+            sweep([*shard_paths, index_path])
+            folder = shard_folder(self._options.out)
+            self._progress.report_plan(tasks, finished, self._teachers, folder)
+            return pending
+
+        pending_numbers = self._processes.agree("pending", find_pending, self._check_stop)
+        return finished, [tasks[number] for number in pending_numbers]
 
     def _header(self, task: ShardTask) -> ShardHeader:
         return ShardHeader(
@@ -312,28 +280,28 @@ class Run:
             self._teachers[task.teacher].settings,
         )
 
-    def _encode(self, pending: Sequence[ShardTask]) -> dict[ShardTask, ShardInfo]:
+    def _encode(self, pending: Sequence[ShardTask]) -> ShardInfos:
         """Claim shards and make them, teacher by teacher."""
-        made: dict[ShardTask, ShardInfo] = {}
+        encoded: ShardInfos = {}
         for name, loaded in self._teachers.items():
-            teacher_tasks = [task for task in pending if task.teacher == name]
+            teacher_tasks = _tasks_of(name, pending)
             if not teacher_tasks:
                 continue
             reuse = None
             if self._reuse is not None:
                 reuse = self._reuse.rows_of(name, loaded.settings, self._check_stop)
-            made |= encode_shards(
+            encoded |= encode_shards(
                 loaded.teacher,
                 loaded.settings.normalizer,
                 self._header,
                 self._claim(name, teacher_tasks),
                 self._dataset,
                 self._options.pipeline,
-                self._advanced,
+                self._progress.advance,
                 reuse,
-                on_cut=partial(self._processes.add, f"cut-{name}"),
+                on_cut=self._progress.cut_counter(name),
             )
-        return made
+        return encoded
 
     def _claim(self, name: str, tasks: Sequence[ShardTask]) -> Iterator[ShardTask]:
         """Yield the shards of a teacher that no other process has claimed."""
@@ -343,77 +311,41 @@ class Run:
                 return
             yield tasks[number]
 
-    def _made_by_others(self, tasks: Sequence[ShardTask]) -> dict[ShardTask, ShardInfo]:
-        """Wait for the other processes, and return the shards that they made."""
+    def _tell_shards(self, encoded: ShardInfos) -> None:
+        """Tell the leading process which shards this one encoded."""
+        shards = [asdict(shard) for shard in encoded.values()]
+        self._processes.tell(f"made-{self._processes.rank}", shards)
+
+    def _hear_shards(self, tasks: Sequence[ShardTask]) -> ShardInfos:
+        """Wait for the other processes, and return the shards that they encoded."""
         task_of_file = {task.file: task for task in tasks}
-        made: dict[ShardTask, ShardInfo] = {}
+        encoded: ShardInfos = {}
         for rank in range(1, self._processes.size):
-            for fields in self._processes.hear(f"made-{rank}", self._while_others_work):
-                fields["skipped"] = tuple(fields["skipped"])  # JSON has lists alone
-                shard = ShardInfo(**fields)
-                made[task_of_file[shard.file]] = shard
-        return made
-
-    # --- reporting
-
-    def _report_plan(
-        self,
-        tasks: Sequence[ShardTask],
-        finished: Mapping[ShardTask, ShardInfo],
-    ) -> None:
-        n_rows: Counter[tuple[str, str]] = Counter()
-        n_done: Counter[tuple[str, str]] = Counter()
-        n_bytes = 0
-        for task in tasks:
-            n_rows[task.teacher, task.split] += task.n_rows
-            if task in finished:
-                n_done[task.teacher, task.split] += task.n_rows
-            else:
-                n_bytes += task.n_rows * _bytes_per_row(self._teachers[task.teacher].settings)
-
-        for (teacher_name, split), n_planned in n_rows.items():
-            self._reporter.planned(teacher_name, split, n_planned, n_done[teacher_name, split])
-        folder = shard_folder(self._options.out)
-        n_free = shutil.disk_usage(folder).free
-        if n_free < n_bytes:
-            self._reporter.note(
-                f"{n_bytes / 1e9:,.1f} GB are to be written, {folder} has {n_free / 1e9:,.1f} GB "
-                "left"
+            shards = self._processes.hear(
+                f"made-{rank}", lambda: self._progress.follow_others(tasks)
             )
+            for fields in shards:
+                # JSON has lists alone.
+                fields["skipped"] = tuple(fields["skipped"])
+                shard = ShardInfo(**fields)
+                encoded[task_of_file[shard.file]] = shard
+        return encoded
 
-    def _advanced(self, task: ShardTask, n_rows: int) -> None:
-        n_done = self._processes.add(_progress_counter(task.teacher, task.split), n_rows)
-        self._reporter.advanced(task.teacher, task.split, n_done, task.path.name)
-        self._check_stop()
-
-    def _while_others_work(self) -> None:
-        for name in self._teachers:
-            for split in self._dataset.splits:
-                n_done = self._processes.add(_progress_counter(name, split), 0)
-                self._reporter.advanced(name, split, n_done, "")
-        self._check_stop()
-
-    def _report_cut_captions(self) -> None:
+    def _report_captions_and_reuse(self, pending: Sequence[ShardTask]) -> None:
+        """Report what all processes cut and took over, once they are done."""
         for name, loaded in self._teachers.items():
-            n_captions = self._processes.add(f"cut-{name}", 0)
-            if n_captions:
-                self._reporter.note(
-                    f"{name}: captions longer than its {loaded.teacher.token_limit} tokens that "
-                    f"were cut: {n_captions:,}"
-                )
-
-    def _report_reused(self, made: Sequence[ShardTask]) -> None:
+            self._progress.report_cut_captions(name, loaded.teacher.token_limit)
         if self._reuse is None:
             return
-        settings = {name: loaded.settings for name, loaded in self._teachers.items()}
-        for note in self._reuse.notes(settings, made):
-            self._reporter.note(note)
+        for name, loaded in self._teachers.items():
+            n_rows = sum(task.n_rows for task in _tasks_of(name, pending))
+            if n_rows:
+                self._reporter.note(self._reuse.note(name, loaded.settings, n_rows))
 
 
-def _progress_counter(teacher_name: str, split: str) -> str:
-    """Name the counter of the rows that all processes have done."""
-    return f"rows-{teacher_name}-{split}"
+def _n_rows_by_split(index: Index, modality: str) -> dict[str, int]:
+    return {split: table.n_rows(modality) for split, table in index.splits.items()}
 
 
-def _bytes_per_row(settings: TeacherSettings) -> int:
-    return settings.dim * np.dtype(settings.dtype).itemsize
+def _tasks_of(teacher_name: str, tasks: Sequence[ShardTask]) -> list[ShardTask]:
+    return [task for task in tasks if task.teacher == teacher_name]

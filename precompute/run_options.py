@@ -56,11 +56,23 @@ class RunReporter(Protocol):
         """Say that they are loaded."""
         ...
 
-    def planned(self, teacher: str, split: str, n_rows: int, n_done: int) -> None:
+    def planned(
+        self,
+        teacher: str,
+        split: str,
+        n_rows: int,
+        n_done: int,
+    ) -> None:
         """Take note of a teacher's rows for a split, and how many of them are finished."""
         ...
 
-    def advanced(self, teacher: str, split: str, n_done: int, file: str) -> None:
+    def advanced(
+        self,
+        teacher: str,
+        split: str,
+        n_done: int,
+        file: str,
+    ) -> None:
         """Take note of the rows that all processes have done, and of the shard made here."""
         ...
 

@@ -11,7 +11,8 @@ from cusa.data.records import Dataset, fingerprint
 from cusa.data.store.reader import EmbeddingStore, Split
 from cusa.data.validation_split import choose_val_images, order_by_hash, with_val_split
 
-_DIVIDED = frozenset({"train", "val"})  # the splits that training images are divided into
+# The splits that training images are divided into.
+_DIVIDED = frozenset({"train", "val"})
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,11 @@ def parse_splits(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def select(dataset: Dataset, selection: Selection, store: EmbeddingStore | None) -> Dataset:
+def select(
+    dataset: Dataset,
+    selection: Selection,
+    store: EmbeddingStore | None,
+) -> Dataset:
     """Select what a run takes, with a note where training images became a val split.
 
     An existing store keeps the val split that it has: the same command goes on with it, and adds
@@ -120,17 +125,23 @@ def _possible_divisions(
     stored_splits: Mapping[str, Split],
 ) -> Iterator[Dataset]:
     """Yield the data set in the ways that a store of it may have been divided."""
-    yield undivided  # before there was a val split by default, or --val-fraction 0
+    # A store from before there was a val split by default, or of --val-fraction 0.
+    yield undivided
     yield default
     if "val" in stored_splits:
         yield with_val_split(undivided, frozenset(stored_splits["val"].image_ids))
-    else:  # another fraction, of which the store has the train split alone
+    else:
+        # A store of another fraction that has the train split alone.
         train_ids = _train_ids(undivided)
         n_val = max(0, len(train_ids) - stored_splits["train"].n_images)
         yield with_val_split(undivided, frozenset(order_by_hash(train_ids)[:n_val]))
 
 
-def _fits(dataset: Dataset, limit: int | None, stored_splits: Mapping[str, Split]) -> bool:
+def _fits(
+    dataset: Dataset,
+    limit: int | None,
+    stored_splits: Mapping[str, Split],
+) -> bool:
     """Return whether train and val are those of a store, as far as it has them."""
     for name in _DIVIDED.intersection(stored_splits, dataset.splits):
         records = dataset.splits[name][:limit]

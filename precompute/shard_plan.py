@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cusa.data.errors import CusaError, StoreError
+from cusa.data.errors import CusaError, SettingError, StoreError
 from cusa.data.store import schema
 from cusa.data.store.checksum import SHARD_FORMAT, seal_holds
 from cusa.data.store.index import Index
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import ShardHeader, ShardInfo, read_shard
 
+# Threads overlap the reading of one file with the hashing of another.
 _HASHING_THREADS = 4
 
 
@@ -95,6 +97,41 @@ def plan_teacher(
     return tasks
 
 
+def tasks_in_range(tasks: Sequence[ShardTask], shard_range: tuple[int, int]) -> list[ShardTask]:
+    """Return the shards of a range A:B, those from A to B - 1.
+
+    Raises:
+        SettingError: If there are no such shards.
+    """
+    first, stop = shard_range
+    if not 0 <= first < stop <= len(tasks):
+        raise SettingError(
+            f"--shard-range {first}:{stop}: this run has the shards 0:{len(tasks)}, and A:B are "
+            "shards A to B - 1",
+            name="shard_range",
+        )
+    return list(tasks[first:stop])
+
+
+def part_path(
+    out: Path,
+    shard_range: tuple[int, int],
+    tasks: Sequence[ShardTask],
+) -> Path:
+    """Return the path of the index of a range of shards, beside the store's.
+
+    Args:
+        out: Path of the store's index.
+        shard_range: The range A:B.
+        tasks: The shards of the range.
+    """
+    # The digest keeps apart the same range of runs with other teachers, splits or shard lengths.
+    names = "\n".join(task.name for task in tasks)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    first, stop = shard_range
+    return out.with_name(f"{out.stem}.part-{first}-{stop}-{digest}.h5")
+
+
 def _ranges_on_disk(index: Path, teacher: str, split: str) -> set[tuple[int, int]]:
     """Return the row ranges of the shard files that a folder has of a split."""
     folder = (schema.shard_folder(index) / schema.shard_name(teacher, split, 0, 0)).parent
@@ -102,15 +139,19 @@ def _ranges_on_disk(index: Path, teacher: str, split: str) -> set[tuple[int, int
         return set()
 
     pattern = re.compile(re.escape(schema.file_name(split)) + r"-(\d{9,})-(\d{9,})\.h5")
-    matches = [pattern.fullmatch(entry.name) for entry in folder.iterdir()]
-    return {(int(match[1]), int(match[2])) for match in matches if match is not None}
+    ranges: set[tuple[int, int]] = set()
+    for entry in folder.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match is not None:
+            ranges.add((int(match[1]), int(match[2])))
+    return ranges
 
 
 def _length_on_disk(ranges: Collection[tuple[int, int]], n_rows: int) -> int | None:
     """Return how many rows the shards on disk have, ``None`` if there are none."""
     # The last shard of a split is shorter, and tells the length only where it is the first, too.
-    telling = [(start, stop) for start, stop in ranges if stop < n_rows or start == 0]
-    return max((stop - start for start, stop in telling), default=None)
+    lengths = [stop - start for start, stop in ranges if stop < n_rows or start == 0]
+    return max(lengths, default=None)
 
 
 def stored_settings(
@@ -130,7 +171,8 @@ def stored_settings(
     for task in tasks:
         if task.teacher != teacher or not task.path.exists():
             continue
-        with contextlib.suppress(CusaError, OSError):  # a damaged one will be made again
+        # A damaged one will be made again.
+        with contextlib.suppress(CusaError, OSError):
             header, _ = read_shard(task.index.parent, task.file)
             return header.settings
     return None
@@ -174,7 +216,8 @@ def _read_if_intact(task: ShardTask, expected: ShardHeader) -> ShardInfo | Path 
         return None
     try:
         is_intact = seal_holds(task.path, SHARD_FORMAT)
-    except OSError:  # such as a bad sector
+    except OSError:
+        # A bad sector makes a file unreadable.
         is_intact = False
     if not is_intact:
         return task.path

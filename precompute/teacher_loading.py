@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cusa.data.errors import TeacherError
 from cusa.data.records import Dataset
 from cusa.data.store.index import Index
@@ -30,6 +32,11 @@ class LoadedTeacher:
 
     teacher: Teacher
     settings: TeacherSettings
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of a stored row."""
+        return self.settings.dim * np.dtype(self.settings.dtype).itemsize
 
 
 class TeacherLoader:
@@ -59,6 +66,32 @@ class TeacherLoader:
         self._reuse = reuse
         self._reporter = reporter
         self._check_stop = check_stop
+
+    def load_all(
+        self,
+        requests: Sequence[TeacherRequest],
+        index: Index | None,
+        tasks: Sequence[ShardTask],
+    ) -> dict[str, LoadedTeacher]:
+        """Load all teachers that have shards, before any is run: what is missing shows at once.
+
+        Args:
+            requests: The teachers.
+            index: As :meth:`load` takes it.
+            tasks: The planned shards.
+
+        Returns:
+            The loaded teachers, by name.
+
+        Raises:
+            CusaError: As :meth:`load`.
+        """
+        needed = {task.teacher for task in tasks}
+        loaded: dict[str, LoadedTeacher] = {}
+        for request in requests:
+            if request.name in needed:
+                loaded[request.name] = self.load(request, index, tasks)
+        return loaded
 
     def load(
         self,
@@ -97,7 +130,11 @@ class TeacherLoader:
         options = self._options
         return teacher.settings(options.pipeline.precision, options.dtype, options.normalizer)
 
-    def _refuse_other_than_leading(self, name: str, settings: TeacherSettings) -> None:
+    def _refuse_other_than_leading(
+        self,
+        name: str,
+        settings: TeacherSettings,
+    ) -> None:
         leading = self._processes.agree(f"settings-{name}", settings.to_json, self._check_stop)
         differences = settings.differing(TeacherSettings.from_json(leading))
         if differences:
@@ -112,6 +149,7 @@ class TeacherLoader:
         tasks: Sequence[ShardTask],
     ) -> Teacher:
         """Return the teacher decoding pictures as its finished rows have it, in every process."""
+        # Rows of one teacher are all decoded alike, also those of runs to come.
         finished: TeacherSettings | None = None
         if self._processes.leads:
             finished = stored_settings(name, index, tasks)

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 DEFAULTS = {"image": "unicom", "text": "mpnet"}
 _UNICOM = ("unicom", "unicom-vit-b-16", "unicom-vit-l-14", "unicom-vit-l-14-336px")
 KNOWN = (*_UNICOM, "efficientnet-lite0", "mpnet", "minilm")
-_WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")  # whose source is a file
+# Teachers whose source is a weight file.
+_WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")
 _IMAGE_PROCESSOR, _ANY_PROCESSOR = "preprocessor_config.json", "processor_config.json"
-_VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}  # of a config.json
+# Keys by which a config.json is that of a vision model.
+_VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}
 _MPNET = "sentence-transformers/all-mpnet-base-v2"
 
 
@@ -80,7 +82,12 @@ class TeacherRequest:
 
         return load_vision(self.source, model_id, device, batch_size, pooling)
 
-    def _load_weight_file(self, path: Path | None, device: str, batch_size: int | None) -> Teacher:
+    def _load_weight_file(
+        self,
+        path: Path | None,
+        device: str,
+        batch_size: int | None,
+    ) -> Teacher:
         if self.kind in _UNICOM:
             from cusa.precompute.teachers.unicom import RELEASES, load_unicom
 
@@ -93,7 +100,9 @@ class TeacherRequest:
         """Return the name of the model to record, which does not depend on where its folder is."""
         if self.name == "mpnet":
             return _MPNET
-        return Path(source).name if Path(source).is_dir() else source
+        if Path(source).is_dir():
+            return Path(source).name
+        return source
 
     def load_as(self, stored: TeacherSettings, device: str) -> Teacher:
         """Load the teacher to give the rows of a store once more: pooling and decoding as there.
@@ -148,14 +157,16 @@ def parse_teacher(text: str) -> TeacherRequest:
         source = name
         name = file_name(Path(name).name)
     if not source:
-        raise TeacherError(f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder")
+        message = f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder"
+        raise TeacherError(message, name=name)
 
     check_name(name)
     if name not in KNOWN:
         return TeacherRequest(name, _detect_kind(source, text), source)
     needs_folder = name not in _WEIGHT_FILES
     if needs_folder and not Path(source).is_dir() and not is_hub_name(source):
-        raise TeacherError(f"--teacher {text}: folder {source} does not exist")
+        message = f"--teacher {text}: folder {source} does not exist"
+        raise TeacherError(message, path=Path(source), name=name)
     kind = "sentence" if name == "mpnet" else name
     return TeacherRequest(name, kind, source)
 
@@ -218,10 +229,14 @@ def _kind_on_hub(name: str, text: str) -> str:
         if has_file(name, "modules.json"):
             return "sentence"
         is_vision = has_file(name, _IMAGE_PROCESSOR) or has_file(name, _ANY_PROCESSOR)
-    except Exception as error:  # of the HTTP library, of which there are several
+    except Exception as error:
+        # Several HTTP libraries may be at work, each with errors of its own.
         message = f"--teacher {text}: {first_line(error)}; known names: {', '.join(KNOWN)}"
         raise TeacherError(message, name=name) from None
-    return "vision" if is_vision else "sentence"
+    if is_vision:
+        return "vision"
+    # A text model of transformers alone: its tokens are averaged.
+    return "sentence"
 
 
 def _kind_of_folder(folder: Path, text: str) -> str:
@@ -237,7 +252,7 @@ def _kind_of_folder(folder: Path, text: str) -> str:
         if find_spec("timm") is None:
             kind = f"a timm model ({config['architecture']})"
             message = f"--teacher {text}: {folder} is {kind}, which needs timm: pip install timm"
-            raise TeacherError(message, path=folder)
+            raise TeacherError(message, path=folder, name="timm")
         return "vision"
     if (folder / _IMAGE_PROCESSOR).is_file() or not config.keys().isdisjoint(_VISION_KEYS):
         return "vision"

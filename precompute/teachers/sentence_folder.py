@@ -9,6 +9,7 @@ from typing import Any
 from cusa.data.errors import FileFormatError, TeacherError
 from cusa.data.parsing import read_json
 from cusa.data.pretrained import lacking
+from cusa.precompute.teachers.base import WEIGHTS
 
 _OWN_NAMESPACE = "sentence_transformers."
 
@@ -19,7 +20,9 @@ def module_path(folder: Path, number: int) -> str:
     if not path.is_file():
         return ""
     modules = read_json(path)
-    return str(modules[number]["path"]) if number < len(modules) else ""
+    if number >= len(modules):
+        return ""
+    return str(modules[number]["path"])
 
 
 def refuse_own_code(folder: Path) -> None:
@@ -73,4 +76,5 @@ def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
     # sentence-transformers pools the tokens by itself, and never reads a pooler.
     missing = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]
     if missing:
-        raise TeacherError(lacking(source, sorted(missing)), path=folder, name=source)
+        message = lacking(source, sorted(missing))
+        raise TeacherError(message, path=folder, location=WEIGHTS, name=source)

@@ -235,7 +235,7 @@ def load_unicom(
 
 
 def _how_to_get(release: UnicomRelease) -> str:
-    name = next(name for name, known in RELEASES.items() if known == release)
+    name = next(name for name, candidate in RELEASES.items() if candidate == release)
     return f"get it from {release.url} (sha256 {release.sha256}) and pass --teacher {name}=PATH"
 
 
@@ -264,7 +264,8 @@ def _cached(release: UnicomRelease) -> Path:
     try:
         with atomic_file(path) as temporary:
             _download(release.url, temporary)
-            _check(temporary, release)  # before it takes the name under which it is trusted
+            # Checked before it takes the name under which it is trusted.
+            _check(temporary, release)
     except (OSError, http.client.HTTPException) as error:
         raise TeacherError(
             f"Unicom's weight file {release.file} is not in {folder} and cannot be downloaded "

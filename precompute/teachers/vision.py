@@ -17,6 +17,7 @@ from cusa.data.hub import locate
 from cusa.data.pretrained import lacking, load_embedding_model, load_image_processor, processed
 from cusa.precompute.teachers.base import (
     FEATURE,
+    WEIGHTS,
     Pooling,
     Preprocessed,
     Teacher,
@@ -75,7 +76,8 @@ def load_vision(
         encode = VisionEncoder(model, bool(missing_of_pooler), pooling, probe)
     except TeacherError:
         raise
-    except Exception as error:  # a model's own code raises nearly anything on what it does not take
+    except Exception as error:
+        # A model's own code raises nearly anything on what it does not take.
         raise TeacherError(
             f"{source!r} ({type(model).__name__}) fails on an image as its image processor makes "
             f"it ({first_line(error)}); check preprocessor_config.json, or use another model",
@@ -99,7 +101,7 @@ def _refuse_missing(source: str, missing: list[str]) -> None:
     # The mask token is for pretraining alone.
     needed = [key for key in missing if not key.endswith("mask_token")]
     if needed:
-        raise TeacherError(lacking(source, needed), name=source)
+        raise TeacherError(lacking(source, needed), location=WEIGHTS, name=source)
 
 
 def _refuse_other_models(model: Any) -> None:
@@ -118,7 +120,9 @@ def _refuse_other_models(model: Any) -> None:
 
 def _input_names(model: Any) -> tuple[str, ...]:
     """Return the names of the inputs that a model's image side takes."""
-    forward = model.get_image_features if is_dual_encoder(model) else model.forward
+    forward = model.forward
+    if is_dual_encoder(model):
+        forward = model.get_image_features
     return tuple(inspect.signature(forward).parameters)
 
 
@@ -130,7 +134,11 @@ class HuggingFaceTransform:
         input_names: What of its output the model takes.
     """
 
-    def __init__(self, processor: Any, input_names: tuple[str, ...] = (PIXELS,)) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        input_names: tuple[str, ...] = (PIXELS,),
+    ) -> None:
         self._processor = processor
         self._input_names = input_names
 
@@ -148,7 +156,9 @@ class HuggingFaceTransform:
         for name in arrays:
             if name in self._input_names:
                 named[name] = _as_array(arrays[name][0])
-        return named[PIXELS] if list(named) == [PIXELS] else named
+        if list(named) == [PIXELS]:
+            return named[PIXELS]
+        return named
 
     @property
     def input_size(self) -> int | None:
@@ -157,8 +167,9 @@ class HuggingFaceTransform:
         if not settings.get("do_resize"):
             return None
         size = settings.get("size") or {}
-        sides = list(size.values()) if isinstance(size, dict) else [size]
-        return max((side for side in sides if isinstance(side, int)), default=None)
+        lengths = size.values() if isinstance(size, dict) else [size]
+        pixels = [length for length in lengths if isinstance(length, int)]
+        return max(pixels, default=None)
 
     def describe(self) -> dict[str, Any]:
         """Return the processor's settings."""
@@ -168,4 +179,6 @@ class HuggingFaceTransform:
 def _as_array(values: Any) -> np.ndarray:
     """Return an array or tensor as an array, of float32 if it is of floats."""
     array = np.asarray(values)
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
+    if array.dtype.kind != "f":
+        return array
+    return array.astype(np.float32)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from cusa.data.errors import TeacherError
-from cusa.precompute.teachers.base import FEATURE_OF_POOLING, POOLING, Pooling
+from cusa.precompute.teachers.base import FEATURE_OF_POOLING, POOLING, Pooling, Tensors
 
 PIXELS = "pixel_values"
+NamedTensors = Mapping[str, torch.Tensor]
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
@@ -19,9 +20,11 @@ def is_dual_encoder(model: Any) -> bool:
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
-def named_inputs(inputs: Any) -> Mapping[str, torch.Tensor]:
+def named_inputs(inputs: Any) -> NamedTensors:
     """Return a batch of images, as :func:`.stacked` makes it of one size, as tensors by name."""
-    return inputs if isinstance(inputs, Mapping) else {PIXELS: inputs}
+    if isinstance(inputs, Mapping):
+        return inputs
+    return {PIXELS: inputs}
 
 
 class VisionEncoder:
@@ -46,7 +49,7 @@ class VisionEncoder:
         model: Any,
         lacks_pooler: bool,
         pooling: Pooling | None,
-        probe: Mapping[str, torch.Tensor],
+        probe: NamedTensors,
     ) -> None:
         self._model = model
         self._name = type(model).__name__
@@ -69,18 +72,20 @@ class VisionEncoder:
             raise ValueError(f"its output is {list(rows.shape)}, not one row for each image")
         self.dim = rows.shape[1]
 
-    def __call__(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(self, inputs: Tensors) -> torch.Tensor:
         """Encode a batch: ``[n, dim]``, not normalised."""
         named = named_inputs(inputs)
         if self.feature == "image_features":
             features = self._model.get_image_features(**named)
+            # Some versions of transformers return an output object.
             return features if isinstance(features, torch.Tensor) else features.pooler_output
 
         output = self._run(named)
         if self.feature == "image_embeds":
             return output.image_embeds
         if self.feature == "pooler":
-            return output.pooler_output.flatten(1)  # convolutional models pool to [n, dim, 1, 1]
+            # Convolutional models pool to [n, dim, 1, 1].
+            return output.pooler_output.flatten(1)
         if self.feature == "first_token":
             return output.last_hidden_state[:, 0]
         return self._mean(output.last_hidden_state, named)
@@ -94,7 +99,7 @@ class VisionEncoder:
             raise self._no_pooling("its image tower cannot be had alone; leave out --pooling")
         return tower
 
-    def _run(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+    def _run(self, inputs: NamedTensors) -> Any:
         if "MAE" not in self._name:
             return self._tower(**inputs)
         # A masked autoencoder sorts its patches by random numbers. In their own order, rows repeat.
@@ -107,7 +112,7 @@ class VisionEncoder:
         self,
         output: Any,
         pooling: Pooling | None,
-        probe: Mapping[str, torch.Tensor],
+        probe: NamedTensors,
     ) -> str:
         """Choose what becomes a picture's row, or refuse a pooling that the model does not have."""
         if pooling is None and getattr(output, "image_embeds", None) is not None:
@@ -124,16 +129,18 @@ class VisionEncoder:
             return FEATURE_OF_POOLING[pooling]
         if is_pooled:
             return "pooler"
-        return "first_token" if begins_with_class_token else "mean"
+        if begins_with_class_token:
+            return "first_token"
+        return "mean"
 
-    def _begins_with_class_token(self, output: Any, probe: Mapping[str, torch.Tensor]) -> bool:
+    def _begins_with_class_token(self, output: Any, probe: NamedTensors) -> bool:
         tokens = getattr(output, "last_hidden_state", None)
         if not self._has_class_token or tokens is None or tokens.ndim != 3:
             return False
         n_patches = self._count_patches(probe[PIXELS])
         return n_patches is None or tokens.shape[1] >= self._leading_tokens + n_patches
 
-    def _mean(self, features: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _mean(self, features: torch.Tensor, inputs: NamedTensors) -> torch.Tensor:
         """Average a map ``[n, dim, h, w]``, or the patches among tokens ``[n, tokens, dim]``."""
         if features.ndim == 4:
             return features.mean(dim=(2, 3))
@@ -158,7 +165,9 @@ class VisionEncoder:
         height, width = size
         if not isinstance(height, int) or not isinstance(width, int) or pixels.ndim != 4:
             return None
-        return (pixels.shape[2] // height) * (pixels.shape[3] // width)
+        n_rows = pixels.shape[2] // height
+        n_columns = pixels.shape[3] // width
+        return n_rows * n_columns
 
     def _no_pooling(self, problem: str) -> TeacherError:
         return TeacherError(f"{self._name}: {problem}", name=self._name, location=POOLING)
