@@ -129,17 +129,18 @@ class BatchEncoder:
                 try:
                     self._teacher.rows(self._input(task, row), self._device, self._precision)
                 except TeacherError as error_alone:
-                    return self._item_error(task, row, "", error_alone)
-        others = f", or one of the {len(rows) - 1} batched with it"
-        return self._item_error(task, rows[0], others, error)
+                    return self._item_error(task, row, error_alone)
+        qualifier = f", or one of the {len(rows) - 1} batched with it"
+        return self._item_error(task, rows[0], error, qualifier)
 
     def _item_error(
         self,
         task: ShardTask,
         row: int,
-        others: str,
         error: TeacherError,
+        qualifier: str = "",
     ) -> TeacherError:
+        """Return a teacher's error with the item that it is about."""
         path: Path | None = None
         location = ""
         if self._teacher.modality == "image":
@@ -147,7 +148,7 @@ class BatchEncoder:
         else:
             _, caption_id = self._captions.caption(task.split, row)
             location = f"caption id {caption_id}"
-        message = f"{self._describe_item(task, row)}{others}: {error}"
+        message = f"{self._describe_item(task, row)}{qualifier}: {error}"
         return TeacherError(message, path=path, location=location, name=task.teacher)
 
     def _input(self, task: ShardTask, row: int) -> TeacherInputs:

@@ -221,6 +221,7 @@ class Run:
         return Outcome(index_path, entries)
 
     def _load_teachers(self, tasks: Sequence[ShardTask], stored_index: Index | None) -> None:
+        """Load the teachers, and refuse those that the store has with other settings."""
         loader = TeacherLoader(
             self._dataset,
             self._options,

@@ -108,7 +108,7 @@ class TeacherLoader:
 
         Raises:
             TeacherError: If it cannot be loaded, or is not the same in the leading process.
-            CusaError: If its finished rows were decoded in a way that is no longer possible.
+            CusaError: If its finished rows are of a time when pictures were decoded otherwise.
         """
         options = self._options
         self._reporter.loading(request.name)
