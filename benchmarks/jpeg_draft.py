@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from cusa.precompute.pipeline import read_image
+from cusa.precompute.reading import read_image
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import stacked
 

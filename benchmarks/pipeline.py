@@ -31,7 +31,8 @@ from cusa.data.captions import normalize_caption
 from cusa.data.datasets import load_dataset
 from cusa.data.records import Dataset, iter_captions
 from cusa.data.store.shards import ShardHeader
-from cusa.precompute.pipeline import ImageReader, PipelineOptions, encode_shards
+from cusa.precompute.pipeline import PipelineOptions, encode_shards
+from cusa.precompute.reading import ImageReader
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher

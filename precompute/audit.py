@@ -1,4 +1,4 @@
-"""Auditing a store: the teacher once more on a few rows, before GPU hours are spent on wrong ones."""
+"""The audit of a store: teachers once more on a few rows, before GPU hours go into wrong ones."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusa.data.errors import CusaError
-from cusa.data.store.reader import EmbeddingStore, Split
+from cusa.data.errors import StoreError, TeacherError
+from cusa.data.store.reader import Embeddings, EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
-from cusa.precompute.pipeline import caption_batches, read_image
+from cusa.precompute.embedding import embed_captions, embed_images
 from cusa.precompute.teachers import parse_teacher
-from cusa.precompute.teachers.base import Teacher, stacked
+from cusa.precompute.teachers.base import Teacher
+
+# Rows of other origin are compared with those of full precision.
+_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the comparison of stored and new rows found.
+    """The comparison of a split's stored rows with new ones.
 
     Attributes:
         teacher: The teacher's name in the store.
@@ -40,92 +43,116 @@ class Audit:
 
 
 def audit(
-    store: EmbeddingStore, name: str, source: str | None, sample: int, seed: int, device: str
+    store: EmbeddingStore,
+    name: str,
+    source: str | None,
+    sample: int,
+    seed: int,
+    device: str,
 ) -> list[Audit]:
-    """Embed random rows again and compare them with what is stored.
+    """Embed random rows again and compare them with the stored ones.
 
     Args:
         store: The store.
         name: The teacher's name in it.
         source: Where to load the teacher from; ``None``: from where it was loaded then.
-        sample: Rows of each split.
-        seed: Of the choice of rows.
+        sample: Number of rows of each split.
+        seed: Seed of the choice of rows.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         CusaError: If the teacher cannot be loaded, or an image cannot be read.
     """
-    if name not in store.teachers:
-        raise CusaError(
-            f"{store.path} has no teacher {name!r}; it has: {', '.join(store.teachers)}"
-        )
+    teacher, settings = _load_recorded_teacher(store, name, source, device)
     stored = store.teachers[name]
-    if stored.precision == "unknown" and source is None:
-        raise CusaError(
-            f"the rows of teacher {name!r} were imported; say which teacher made them: --teacher {name}=PATH"
-        )
-    teacher = parse_teacher(f"{name}={source or store.sources[name]}").load_as(stored, device)
-    precision = stored.precision if stored.precision in ("fp32", "fp16", "bf16") else "fp32"
-    differing = tuple(
-        stored.differing(teacher.settings(precision, stored.dtype, stored.normalizer))
-    )
+    # Other fields may differ and the rows still agree: the comparison will tell.
+    differing = tuple(stored.differing(settings))
     if any(field.startswith(("modality", "dim")) for field in differing):
-        raise CusaError(
-            f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}"
+        raise TeacherError(
+            f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}",
+            name=name,
         )
-    audits = []
+
+    audits: list[Audit] = []
     for split in store.splits_of(name):
-        rows = store.embeddings(name, split)
-        good = np.setdiff1d(np.arange(len(rows)), rows.skipped) if len(rows.skipped) else None
-        rng, population = np.random.default_rng(seed), len(rows) if good is None else len(good)
-        chosen = rng.choice(population, min(sample, population), replace=False, shuffle=False)
-        chosen = np.sort(chosen if good is None else good[chosen])
-        if not len(chosen):
+        embeddings = store.embeddings(name, split)
+        rows = _choose_rows(embeddings, sample, seed)
+        if not len(rows):
             continue
-        made = _embed(
-            teacher, stored, store, store.split(split), chosen.tolist(), device, precision
-        )
-        kept = unit_rows(rows.gather(chosen))
-        cosines = (kept * made).sum(axis=1)
+        stored_rows = unit_rows(embeddings.gather(rows))
+        new_rows = _embed(teacher, settings, store, split, rows.tolist(), device)
+        cosines = (stored_rows * new_rows).sum(axis=1)
         worst = int(cosines.argmin())
         audits.append(
             Audit(
-                name,
-                split,
-                len(chosen),
-                float(cosines[worst]),
-                float(cosines.mean()),
-                int(chosen[worst]),
-                differing,
+                teacher=name,
+                split=split,
+                n_rows=len(rows),
+                least=float(cosines[worst]),
+                mean=float(cosines.mean()),
+                worst_row=int(rows[worst]),
+                differing=differing,
             )
         )
     return audits
 
 
+def _load_recorded_teacher(
+    store: EmbeddingStore,
+    name: str,
+    source: str | None,
+    device: str,
+) -> tuple[Teacher, TeacherSettings]:
+    """Load the teacher of stored rows, and tell what new rows of it are made with."""
+    if name not in store.teachers:
+        raise StoreError(
+            f"{store.path} has no teacher {name!r}; it has: {', '.join(store.teachers)}",
+            path=store.path,
+            name=name,
+        )
+    stored = store.teachers[name]
+    if stored.precision == "unknown" and source is None:
+        raise TeacherError(
+            f"the rows of teacher {name!r} were imported; say which teacher made them: "
+            f"--teacher {name}=PATH",
+            name=name,
+        )
+
+    request = parse_teacher(f"{name}={source or store.sources[name]}")
+    teacher = request.load_as(stored, device)
+    precision = stored.precision if stored.precision in _PRECISIONS else "fp32"
+    return teacher, teacher.settings(precision, stored.dtype, stored.normalizer)
+
+
+def _choose_rows(embeddings: Embeddings, sample: int, seed: int) -> np.ndarray:
+    """Choose random rows among those that were not skipped: int64, ascending."""
+    candidates: np.ndarray | None = None
+    if len(embeddings.skipped):
+        candidates = np.setdiff1d(np.arange(len(embeddings)), embeddings.skipped)
+    population = len(embeddings) if candidates is None else len(candidates)
+
+    # Drawn by number, so that a store of millions of rows needs no list of them.
+    rng = np.random.default_rng(seed)
+    n_chosen = min(sample, population)
+    chosen = rng.choice(population, n_chosen, replace=False, shuffle=False)
+    if candidates is not None:
+        chosen = candidates[chosen]
+    return np.sort(chosen)
+
+
 def _embed(
     teacher: Teacher,
-    stored: TeacherSettings,
+    settings: TeacherSettings,
     store: EmbeddingStore,
-    split: Split,
+    split_name: str,
     rows: Sequence[int],
     device: str,
-    precision: str,
 ) -> np.ndarray:
-    """float32 ``[len(rows), dim]``, L2-normalised."""
-    out = np.empty((len(rows), teacher.dim), np.float32)
+    """Embed the items of some rows: float32 ``[len(rows), dim]``, L2-normalised."""
+    split = store.split(split_name)
+    precision = settings.precision
     if teacher.modality == "image":
-        for start in range(0, len(rows), teacher.batch_size):
-            paths = [
-                store.image_root / split.image_paths[row]
-                for row in rows[start : start + teacher.batch_size]
-            ]
-            pixels = stacked([read_image(path, teacher) for path in paths])
-            out[start : start + len(paths)] = teacher.rows(pixels, device, precision)
-        return out
+        image_paths = [store.image_root / split.image_paths[row] for row in rows]
+        return embed_images(teacher, image_paths, device, precision, teacher.batch_size)
     captions = [(split.captions[row], split.caption_ids[row]) for row in rows]
-    for batch in caption_batches(teacher, captions, 0, stored.normalizer):
-        if batch.errors:
-            raise CusaError(batch.errors[0][1])
-        assert batch.inputs is not None, "batches without errors have inputs"
-        out[batch.rows] = teacher.rows(batch.inputs, device, precision)[batch.source]
-    return out
+    return embed_captions(teacher, captions, settings.normalizer, device, precision)

@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import FORWARD_PASS, TeacherError
-from cusa.data.images import load_image
-from cusa.data.records import Dataset, Record, caption_rows
+from cusa.data.records import Dataset
+from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.first_batch import FirstBatchCheck, is_zero
+from cusa.precompute.reading import TeacherBatch, read_image
 from cusa.precompute.shard_plan import ShardTask
-from cusa.precompute.teachers.base import SizeGroups, Teacher, each_tensor, stacked
+from cusa.precompute.teachers.base import Teacher, TeacherInputs, stacked
 
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward pass of a teacher takes, and where its rows go.
-
-    Attributes:
-        inputs: Preprocessed images, or tokenised captions; ``None`` if no item could be read.
-        rows: int64 ``[m]``, m >= n: the split's rows that get their embedding from it.
-        source: int64 ``[m]``: which of the n outputs each of them takes.
-        errors: (row, message) of the items that could not be read.
-        n_cut: How many of its captions have more tokens than the teacher takes.
-        digests: uint8 ``[m, 32]``: sha256 of the picture file of each row; ``None`` for captions.
-    """
-
-    inputs: torch.Tensor | Mapping[str, Any] | SizeGroups | None
-    rows: np.ndarray
-    source: np.ndarray
-    errors: tuple[tuple[int, str], ...]
-    n_cut: int = 0
-    digests: np.ndarray | None = None
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; the worker pool calls it."""
-        inputs = self.inputs
-        if isinstance(inputs, torch.Tensor | SizeGroups):
-            return replace(self, inputs=inputs.pin_memory())
-        if inputs is not None:
-            return replace(self, inputs=each_tensor(inputs, torch.Tensor.pin_memory))
-        return self
-
-
-_SHOWN = 60  # characters of a caption in a message
+# Location of the error of a model that gives more or fewer rows than items.
+ROW_COUNT = "row count"
+# Characters of a caption in a message.
+_MAX_SHOWN = 60
 
 
 class BatchEncoder:
-    """Runs a teacher on batches of a data set; several threads may call it.
+    """A teacher that runs on batches of a data set; several threads may call it.
 
     Args:
         teacher: The teacher.
@@ -70,13 +41,16 @@ class BatchEncoder:
         device: str,
         precision: str,
     ) -> None:
-        self._teacher, self._normalizer_name, self._dataset = teacher, normalizer_name, dataset
-        self._device, self._precision = device, precision
+        self._teacher = teacher
+        self._normalizer_name = normalizer_name
+        self._dataset = dataset
+        self._device = device
+        self._precision = precision
         self._check = FirstBatchCheck(teacher, device, precision)
-        self._caption_images: dict[str, np.ndarray] = {}
+        self._captions = CaptionLocator(dataset)
 
-    def rows(self, task: ShardTask, batch: Batch) -> np.ndarray:
-        """float32 ``[n, dim]``, L2-normalised, for the batch's inputs.
+    def rows(self, task: ShardTask, batch: TeacherBatch) -> np.ndarray:
+        """Encode a batch's inputs: float32 ``[n, dim]``, L2-normalised.
 
         Raises:
             TeacherError: If the model fails (names the item), or its first rows are wrong.
@@ -86,86 +60,120 @@ class BatchEncoder:
             rows = self._teacher.rows(batch.inputs, self._device, self._precision)
         except TeacherError as error:
             raise self._with_item(error, task, batch) from None
+
         n_inputs = int(batch.source.max()) + 1
         if len(rows) != n_inputs:
-            problem = f"gives {len(rows)} rows for {n_inputs} items"
-            message = f"teacher {task.teacher!r} {problem}; use another model"
-            raise TeacherError(message, name=task.teacher)
-        self._check(task.teacher, batch.inputs, rows, self._captions(task, batch))
+            raise TeacherError(
+                f"teacher {task.teacher!r} gives {len(rows)} rows for {n_inputs} items; use "
+                "another model",
+                location=ROW_COUNT,
+                name=task.teacher,
+            )
+        self._check(task.teacher, batch.inputs, rows, self._caption_keys(task, batch))
         return rows
 
-    def without_zero_rows(self, task: ShardTask, batch: Batch, rows: np.ndarray) -> Batch:
-        """The batch with an error in the place of each item whose row is zero.
+    def without_zero_rows(
+        self,
+        task: ShardTask,
+        batch: TeacherBatch,
+        rows: np.ndarray,
+    ) -> TeacherBatch:
+        """Return the batch with an error in the place of each item whose row is zero.
 
         A bag of words gives such rows of captions whose words it does not know.
         """
-        concerned = is_zero(rows)[batch.source]
-        if not concerned.any():
+        has_zero_row = is_zero(rows)[batch.source]
+        if not has_zero_row.any():
             return batch
+
         problem = f"teacher {task.teacher!r} gives a row of zeros; it knows nothing in it"
-        rows_of_zeros = batch.rows[concerned].tolist()
-        errors = [(row, f"{self._item(task, row)}: {problem}") for row in rows_of_zeros]
+        errors = list(batch.errors)
+        for row in batch.rows[has_zero_row].tolist():
+            errors.append((row, f"{self._describe_item(task, row)}: {problem}"))
+        digests = batch.digests
+        if digests is not None:
+            digests = digests[~has_zero_row]
         return replace(
             batch,
-            rows=batch.rows[~concerned],
-            source=batch.source[~concerned],
-            errors=(*batch.errors, *errors),
-            digests=None if batch.digests is None else batch.digests[~concerned],
+            rows=batch.rows[~has_zero_row],
+            source=batch.source[~has_zero_row],
+            errors=tuple(errors),
+            digests=digests,
         )
 
-    def _captions(self, task: ShardTask, batch: Batch) -> list[str] | None:
-        """Keys of the captions; row numbers will do, as equal captions are encoded once."""
+    def _caption_keys(
+        self,
+        task: ShardTask,
+        batch: TeacherBatch,
+    ) -> list[str] | None:
+        """Return keys that tell captions apart; ``None`` for images."""
         if self._teacher.modality == "image":
             return None
-        firsts = np.unique(batch.source, return_index=True)[1]
-        return [f"{task.split} {row}" for row in batch.rows[firsts].tolist()]
+        # Row numbers will do, as equal captions are encoded once.
+        return [f"{task.split} {row}" for row in batch.first_rows().tolist()]
 
-    def _with_item(self, error: TeacherError, task: ShardTask, batch: Batch) -> TeacherError:
-        """The error of a model that fails, with the item that it fails on."""
+    def _with_item(
+        self,
+        error: TeacherError,
+        task: ShardTask,
+        batch: TeacherBatch,
+    ) -> TeacherError:
+        """Return the error of a model that fails, with the item that it fails on."""
         if error.location != FORWARD_PASS:
             return error
-        firsts = np.unique(batch.source, return_index=True)[1]
-        rows = batch.rows[firsts].tolist()
-        if "CUDA" not in str(error):  # after which a GPU fails on everything
+
+        rows = batch.first_rows().tolist()
+        # A GPU fails on everything after an error of its own.
+        if "CUDA" not in str(error):
             for row in rows:
                 try:
                     self._teacher.rows(self._input(task, row), self._device, self._precision)
-                except TeacherError as alone:
-                    return TeacherError(f"{self._item(task, row)}: {alone}", name=task.teacher)
-        among = f"{self._item(task, rows[0])}, or one of the {len(rows) - 1} batched with it"
-        return TeacherError(f"{among}: {error}", name=task.teacher)
+                except TeacherError as error_alone:
+                    return self._item_error(task, row, error_alone)
+        qualifier = f", or one of the {len(rows) - 1} batched with it"
+        return self._item_error(task, rows[0], error, qualifier)
 
-    def _input(self, task: ShardTask, row: int) -> Any:
-        """The input of one row, as a batch."""
-        if self._teacher.modality == "text":
-            caption, _ = self._caption(task, row)
-            return self._teacher.tokens([normalizer(self._normalizer_name)(caption)])
-        assert self._teacher.preprocess is not None, "an image teacher brings its preprocessing"
-        path = self._dataset.image_root / self._dataset.splits[task.split][row].image_path
-        return stacked([self._teacher.preprocess(load_image(path, self._teacher.draft_size))])
-
-    def _item(self, task: ShardTask, row: int) -> str:
-        """What a row is of, for messages."""
+    def _item_error(
+        self,
+        task: ShardTask,
+        row: int,
+        error: TeacherError,
+        qualifier: str = "",
+    ) -> TeacherError:
+        """Return a teacher's error with the item that it is about."""
+        path: Path | None = None
+        location = ""
         if self._teacher.modality == "image":
-            record = self._dataset.splits[task.split][row]
-            return f"image {self._dataset.image_root / record.image_path}"
-        caption, caption_id = self._caption(task, row)
-        shown = caption if len(caption) <= _SHOWN else f"{caption[:_SHOWN]}..."
-        record, number = self._record_of_caption(task, row)
-        place = self._dataset.location_of(record, number)
-        where = "" if place is None else f"{place[0]} {place[1]}: "
-        return f"{where}caption id {caption_id} ({shown!r})"
+            path = self._image_path(task, row)
+        else:
+            _, caption_id = self._captions.caption(task.split, row)
+            location = f"caption id {caption_id}"
+        message = f"{self._describe_item(task, row)}{qualifier}: {error}"
+        return TeacherError(message, path=path, location=location, name=task.teacher)
 
-    def _caption(self, task: ShardTask, row: int) -> tuple[str, str]:
-        """Text and id of a caption row."""
-        record, number = self._record_of_caption(task, row)
-        return record.captions[number], record.caption_ids[number]
+    def _input(self, task: ShardTask, row: int) -> TeacherInputs:
+        """Return the input of one row, as a batch."""
+        if self._teacher.modality == "text":
+            caption, _ = self._captions.caption(task.split, row)
+            normalize = normalizer(self._normalizer_name)
+            return self._teacher.tokens([normalize(caption)])
+        return stacked([read_image(self._image_path(task, row), self._teacher)])
 
-    def _record_of_caption(self, task: ShardTask, row: int) -> tuple[Record, int]:
-        """The record that a caption row belongs to, and the caption's number in it."""
-        records = self._dataset.splits[task.split]
-        if task.split not in self._caption_images:
-            self._caption_images[task.split] = caption_rows(records)
-        images = self._caption_images[task.split]
-        number = row - int(np.searchsorted(images, images[row]))
-        return records[images[row]], number
+    def _describe_item(self, task: ShardTask, row: int) -> str:
+        """Describe what a row is of, for messages."""
+        if self._teacher.modality == "image":
+            return f"image {self._image_path(task, row)}"
+
+        caption, caption_id = self._captions.caption(task.split, row)
+        if len(caption) > _MAX_SHOWN:
+            caption = f"{caption[:_MAX_SHOWN]}..."
+        description = f"caption id {caption_id} ({caption!r})"
+        location = self._dataset.location_of(*self._captions.record(task.split, row))
+        if location is None:
+            return description
+        annotation_file, entry = location
+        return f"{annotation_file} {entry}: {description}"
+
+    def _image_path(self, task: ShardTask, row: int) -> Path:
+        record = self._dataset.splits[task.split][row]
+        return self._dataset.image_root / record.image_path

@@ -1,9 +1,10 @@
-"""What a teacher's rows must be, checked on its first batch: before hours are spent on others."""
+"""The check of a teacher's first batch, before hours are spent on others."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -12,17 +13,48 @@ import torch
 from cusa.data.errors import TeacherError
 from cusa.precompute.teachers.base import SizeGroups, Teacher, TeacherInputs
 
-# Greatest difference between two rows that count as one, or as the same row computed twice. A GPU
-# may add in another order each time.
+# Locations of the errors of rows that are not as long as declared, and of rows that change.
+ROW_DIM = "row dimension"
+SECOND_PASS = "second pass"
+# Greatest difference between the numbers of two rows that count as equal.
 EQUAL_ROWS = 1e-6
+# The same of one row computed twice. A GPU may add in another order each time.
 REPEATED_ROWS = {"cpu": 1e-5, "cuda": 1e-2}
+# Rows are L2-normalised: their norm is 1, or 0 where all features were 0.
 _LEAST_NORM = 0.5
 # Captions that a tokeniser must tell apart by half: fewer may well be of unknown words alone.
 _ENOUGH_CAPTIONS = 8
 
 
+class EqualRowsError(TeacherError):
+    """A teacher gives different items the same row.
+
+    Args:
+        message: The line.
+        path: As :class:`.CusaError` takes it.
+        location: As :class:`.CusaError` takes it.
+        name: The teacher's name.
+        n_items: Number of different items.
+        n_different: Number of different rows that they have.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        location: str = "",
+        name: str = "",
+        n_items: int = 0,
+        n_different: int = 0,
+    ) -> None:
+        super().__init__(message, path=path, location=location, name=name)
+        self.n_items = n_items
+        self.n_different = n_different
+
+
 class FirstBatchCheck:
-    """Refuses a teacher whose rows do not tell inputs apart, or change from pass to pass.
+    """A check that refuses teachers whose rows are alike, or change from pass to pass.
 
     It looks at the first batch, and goes on until it has seen two different inputs: a data set may
     begin with copies of one picture. Several threads may call it.
@@ -33,10 +65,18 @@ class FirstBatchCheck:
         precision: What it computes in.
     """
 
-    def __init__(self, teacher: Teacher, device: str, precision: str) -> None:
-        self._teacher, self._device, self._precision = teacher, device, precision
+    def __init__(
+        self,
+        teacher: Teacher,
+        device: str,
+        precision: str,
+    ) -> None:
+        self._teacher = teacher
+        self._device = device
+        self._precision = precision
         self._lock = Lock()
-        self._is_over, self._is_repeated = False, False
+        self._is_over = False
+        self._is_repeated = False
         self._row_of_input: dict[str, np.ndarray] = {}
         self._row_of_caption: dict[str, np.ndarray] = {}
 
@@ -52,7 +92,7 @@ class FirstBatchCheck:
         Args:
             name: The teacher's name.
             inputs: As :meth:`Teacher.rows` takes them.
-            rows: What that returned.
+            rows: float32 ``[n, dim]``: what that returned.
             captions: Texts: the captions, or other keys that tell them apart.
 
         Raises:
@@ -61,7 +101,8 @@ class FirstBatchCheck:
         if self._is_over:
             return
         with self._lock:
-            if not self._is_over:  # another thread may have ended it meanwhile
+            # Another thread may have ended it meanwhile.
+            if not self._is_over:
                 self._check(name, inputs, rows, captions)
 
     def _check(
@@ -73,88 +114,137 @@ class FirstBatchCheck:
     ) -> None:
         if not self._is_repeated:
             self._is_repeated = True
-            self._refuse_shape(name, rows)
+            self._refuse_other_dim(name, rows)
             repeated = self._teacher.rows(inputs, self._device, self._precision)
             self._refuse_changes(name, rows, repeated)
-        usable = ~is_zero(rows) & np.isfinite(rows).all(axis=1)  # others are told of elsewhere
-        self._row_of_input |= _usable(input_digests(inputs), rows, usable)
-        self._row_of_caption |= _usable(captions or (), rows, usable)
-        self._is_over = len(self._row_of_input) > 1 or len(self._row_of_caption) >= _ENOUGH_CAPTIONS
-        if self._is_over:
-            kind = "captions" if self._teacher.modality == "text" else "images"
-            self._refuse_equal_rows(name, self._row_of_input, kind)
-            if len(self._row_of_caption) >= _ENOUGH_CAPTIONS:
-                self._refuse_equal_rows(name, self._row_of_caption, kind)
-            self._row_of_input, self._row_of_caption = {}, {}
 
-    def _refuse_shape(self, name: str, rows: np.ndarray) -> None:
-        if rows.shape[1] != self._teacher.dim:
+        # Rows that are zero, or not finite, are reported where they are stored.
+        is_usable = ~is_zero(rows) & np.isfinite(rows).all(axis=1)
+        self._row_of_input |= _rows_by_key(input_digests(inputs), rows, is_usable)
+        self._row_of_caption |= _rows_by_key(captions or (), rows, is_usable)
+        has_enough_captions = len(self._row_of_caption) >= _ENOUGH_CAPTIONS
+        self._is_over = len(self._row_of_input) > 1 or has_enough_captions
+        if not self._is_over:
+            return
+
+        self._refuse_equal_rows(name, self._row_of_input)
+        if has_enough_captions:
+            self._refuse_equal_rows(name, self._row_of_caption)
+        self._row_of_input = {}
+        self._row_of_caption = {}
+
+    def _refuse_other_dim(self, name: str, rows: np.ndarray) -> None:
+        dim = rows.shape[1]
+        if dim != self._teacher.dim:
             raise TeacherError(
-                f"teacher {name!r} ({self._teacher.model_id}) gives {rows.shape[1]} numbers for "
-                f"each item, not the {self._teacher.dim} that it declares; check "
-                f"{self._teacher.source}",
+                f"teacher {name!r} ({self._teacher.model_id}) gives {dim} numbers for each item, "
+                f"not the {self._teacher.dim} that it declares; check {self._teacher.source}",
+                location=ROW_DIM,
                 name=name,
             )
 
-    def _refuse_changes(self, name: str, first: np.ndarray, second: np.ndarray) -> None:
+    def _refuse_changes(
+        self,
+        name: str,
+        first_pass: np.ndarray,
+        second_pass: np.ndarray,
+    ) -> None:
+        """Refuse rows that a second pass does not repeat, but for rounding."""
+        is_finite = np.isfinite(first_pass).all(axis=1)
+        is_finite &= np.isfinite(second_pass).all(axis=1)
+        first_pass = first_pass[is_finite]
+        second_pass = second_pass[is_finite]
         tolerance = REPEATED_ROWS[torch.device(self._device).type]
-        finite = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
-        first, second = first[finite], second[finite]
-        if np.abs(first - second).max(initial=0) > tolerance:
-            cosine = float((first * second).sum(axis=1).min())
+        if np.abs(first_pass - second_pass).max(initial=0) > tolerance:
+            least_cosine = float((first_pass * second_pass).sum(axis=1).min())
             raise TeacherError(
                 f"teacher {name!r} ({self._teacher.model_id}): a second pass over its first batch "
-                f"gives other rows (least cosine {cosine:.4f}); it computes with random numbers, "
-                "use another model",
+                f"gives other rows (least cosine {least_cosine:.4f}); it computes with random "
+                "numbers, use another model",
+                location=SECOND_PASS,
                 name=name,
             )
 
-    def _refuse_equal_rows(self, name: str, row_of: Mapping[str, np.ndarray], kind: str) -> None:
+    def _refuse_equal_rows(
+        self,
+        name: str,
+        row_of_item: Mapping[str, np.ndarray],
+    ) -> None:
         """Refuse rows of different items of which half or more repeat another."""
-        if len(row_of) < 2:
+        if len(row_of_item) < 2:
             return
-        n_different = count_different(np.stack(list(row_of.values())))
-        preparation = "tokeniser" if self._teacher.modality == "text" else "image processor"
-        if 2 * n_different <= len(row_of):
-            raise TeacherError(
-                f"teacher {name!r} ({self._teacher.model_id}): {len(row_of)} different {kind} of "
-                f"its first batch have only {n_different} different row(s); its {preparation} or "
-                f"weights are not the right ones, check {self._teacher.source}",
-                name=name,
-            )
+        n_different = count_different(np.stack(list(row_of_item.values())))
+        if 2 * n_different > len(row_of_item):
+            return
+
+        items, preparation = "images", "image processor"
+        if self._teacher.modality == "text":
+            items, preparation = "captions", "tokeniser"
+        raise EqualRowsError(
+            f"teacher {name!r} ({self._teacher.model_id}): {len(row_of_item)} different {items} of "
+            f"its first batch have only {n_different} different row(s); its {preparation} or "
+            f"weights are not the right ones, check {self._teacher.source}",
+            name=name,
+            n_items=len(row_of_item),
+            n_different=n_different,
+        )
 
 
-def _usable(keys: Sequence[str], rows: np.ndarray, usable: np.ndarray) -> dict[str, np.ndarray]:
-    return {key: rows[number] for number, key in enumerate(keys) if usable[number]}
+def _rows_by_key(
+    keys: Sequence[str],
+    rows: np.ndarray,
+    is_usable: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return the usable rows by the keys of their items."""
+    return {key: rows[number] for number, key in enumerate(keys) if is_usable[number]}
 
 
 def is_zero(rows: np.ndarray) -> np.ndarray:
-    """Bool ``[n]``: which L2-normalised rows are of features that were all zero."""
+    """Tell which rows are of features that were all zero.
+
+    Args:
+        rows: float32 ``[n, dim]``, L2-normalised.
+
+    Returns:
+        bool ``[n]``.
+    """
     return np.linalg.norm(rows, axis=1) < _LEAST_NORM
 
 
 def count_different(rows: np.ndarray) -> int:
-    """How many of the rows ``[n, dim]`` are not within :data:`EQUAL_ROWS` of an earlier one."""
+    """Count the rows ``[n, dim]`` that are not within :data:`EQUAL_ROWS` of an earlier one."""
     different = rows[:0]
     for row in rows:
-        if not len(different) or np.abs(different - row).max(axis=1).min() > EQUAL_ROWS:
+        # The distance to each of the different rows so far.
+        distances = np.abs(different - row).max(axis=1)
+        if distances.min(initial=np.inf) > EQUAL_ROWS:
             different = np.concatenate([different, row[None]])
     return len(different)
 
 
 def input_digests(inputs: TeacherInputs) -> list[str]:
-    """A digest of each item of a batch; none where its tensors are not one row per item."""
+    """Return a digest of each item of a batch; none where its tensors are not one row per item."""
     if isinstance(inputs, SizeGroups):
         digests = [""] * len(inputs)
         for group, positions in zip(inputs.groups, inputs.positions, strict=True):
             for position, digest in zip(positions.tolist(), input_digests(group), strict=True):
                 digests[position] = digest
         return digests
+
     values = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
-    tensors = [value for value in values if isinstance(value, torch.Tensor) and value.ndim]
-    arrays = [tensor.cpu().numpy() for tensor in tensors]
-    lengths = {len(array) for array in arrays}
-    if len(lengths) != 1 or arrays[0].ndim < 2:  # such as the token ids of all texts in one row
+    arrays: list[np.ndarray] = []
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.ndim:
+            arrays.append(value.cpu().numpy())
+    n_items = set(map(len, arrays))
+    # Tensors may be flat, such as the token ids of all texts in one row.
+    if len(n_items) != 1 or arrays[0].ndim < 2:
         return []
-    parts = ([array[number].tobytes() for array in arrays] for number in range(len(arrays[0])))
-    return [hashlib.sha256(b"".join(part)).hexdigest() for part in parts]
+    return [_item_digest(arrays, number) for number in range(len(arrays[0]))]
+
+
+def _item_digest(arrays: Sequence[np.ndarray], number: int) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array[number].tobytes())
+    return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cusa.data.errors import CusaError, DataError
 from cusa.data.input_check import MAX_LISTED, Fault, Faults, check_captions, check_images
@@ -10,6 +11,7 @@ from cusa.data.records import Dataset
 from cusa.data.store.shards import read_shard
 from cusa.precompute.shard_plan import ShardTask
 
+RowRange = tuple[int, int]
 _EXAMPLES = 3
 
 
@@ -36,63 +38,90 @@ def check_inputs(
     Raises:
         DataError: If there is a fault that is not to be skipped, or no image at all.
     """
-    rows: dict[str, dict[str, set[tuple[int, int]]]] = {"image": {}, "text": {}}
-    for task in tasks:
-        if _will_be_made(task, skip_errors):
-            rows[modalities[task.teacher]].setdefault(task.split, set()).add(
-                (task.start, task.stop)
-            )
-    images = check_images(dataset, _merged(rows["image"]))
-    captions = check_captions(dataset, _merged(rows["text"]), normalizer_name)
-    n_images = sum(map(len, dataset.splits.values()))
-    if images.n_faults == n_images:
-        first = images.listed[0]
-        raise DataError(
-            f"no image could be read; check --image-root: none of {n_images:,} is there, such as {first.message}",
-            path=first.path,
-            location=first.location,
-            name=first.name,
-        )
+    pending = [task for task in tasks if _will_be_made(task, skip_errors)]
+    images = check_images(dataset, _pending_rows(pending, modalities, "image"))
+    captions = check_captions(dataset, _pending_rows(pending, modalities, "text"), normalizer_name)
+    _refuse_if_no_image_exists(images, dataset)
+
     if skip_errors:
         _note_skipped(images, "images that are not there", on_note)
         _note_skipped(captions, "captions without words", on_note)
     elif images.n_faults or captions.n_faults:
-        _refuse((*images.listed, *captions.listed), images.n_faults + captions.n_faults, on_fault)
+        n_faults = images.n_faults + captions.n_faults
+        _refuse((*images.listed, *captions.listed), n_faults, on_fault)
+
+
+def _refuse_if_no_image_exists(images: Faults, dataset: Dataset) -> None:
+    n_images = sum(map(len, dataset.splits.values()))
+    if images.n_faults != n_images:
+        return
+    first = images.listed[0]
+    raise DataError(
+        f"no image could be read; check --image-root: none of {n_images:,} is there, such as "
+        f"{first.message}",
+        path=first.path,
+        location=first.location,
+        name=first.name,
+    )
 
 
 def _will_be_made(task: ShardTask, skip_errors: bool) -> bool:
-    """Whether a shard is not finished, as :func:`.plan.finished_shards` will see it."""
+    """Return whether :func:`.shard_plan.finished_shards` will see a shard as not finished."""
     if not task.path.exists():
         return True
     try:
         _, info = read_shard(task.index.parent, task.file)
     except (CusaError, OSError):
-        return True  # damaged: it is made again
+        # A damaged shard is made again.
+        return True
     return bool(info.skipped) and not skip_errors
 
 
-def _merged(ranges: Mapping[str, set[tuple[int, int]]]) -> dict[str, list[tuple[int, int]]]:
-    """Ranges of several teachers as ranges that do not overlap, ascending."""
-    merged: dict[str, list[tuple[int, int]]] = {}
-    for split, of_split in ranges.items():
-        disjoint: list[tuple[int, int]] = []
-        for start, stop in sorted(of_split):
-            if disjoint and start <= disjoint[-1][1]:
-                disjoint[-1] = disjoint[-1][0], max(stop, disjoint[-1][1])
-            else:
-                disjoint.append((start, stop))
-        merged[split] = disjoint
-    return merged
+def _pending_rows(
+    pending: Sequence[ShardTask],
+    modalities: Mapping[str, str],
+    modality: str,
+) -> dict[str, list[RowRange]]:
+    """Return the rows that teachers of a modality will read, by split.
+
+    They are disjoint ranges, ascending.
+    """
+    ranges_of_split: dict[str, set[RowRange]] = defaultdict(set)
+    for task in pending:
+        if modalities[task.teacher] == modality:
+            ranges_of_split[task.split].add((task.start, task.stop))
+    return {split: _disjoint(ranges) for split, ranges in ranges_of_split.items()}
 
 
-def _note_skipped(faults: Faults, problem: str, on_note: Callable[[str], None]) -> None:
-    if faults.n_faults:
-        examples = "; ".join(fault.message for fault in faults.listed[:_EXAMPLES])
-        count = f"{faults.n_faults:,} of {faults.n_checked:,}"
-        on_note(f"{problem} will be skipped: {count}, such as: {examples}")
+def _disjoint(ranges: Collection[RowRange]) -> list[RowRange]:
+    """Merge the ranges of several teachers, which may have shards of different lengths."""
+    disjoint: list[RowRange] = []
+    for start, stop in sorted(ranges):
+        if disjoint and start <= disjoint[-1][1]:
+            last_start, last_stop = disjoint[-1]
+            disjoint[-1] = (last_start, max(stop, last_stop))
+        else:
+            disjoint.append((start, stop))
+    return disjoint
 
 
-def _refuse(listed: Sequence[Fault], n_faults: int, on_fault: Callable[[str], None]) -> None:
+def _note_skipped(
+    faults: Faults,
+    problem: str,
+    on_note: Callable[[str], None],
+) -> None:
+    if not faults.n_faults:
+        return
+    examples = "; ".join(fault.message for fault in faults.listed[:_EXAMPLES])
+    count = f"{faults.n_faults:,} of {faults.n_checked:,}"
+    on_note(f"{problem} will be skipped: {count}, such as: {examples}")
+
+
+def _refuse(
+    listed: Sequence[Fault],
+    n_faults: int,
+    on_fault: Callable[[str], None],
+) -> None:
     """List the faults and raise the error that counts them."""
     first = listed[0]
     if n_faults == 1:
@@ -101,7 +130,7 @@ def _refuse(listed: Sequence[Fault], n_faults: int, on_fault: Callable[[str], No
         for fault in listed[:MAX_LISTED]:
             on_fault(fault.message)
         message = (
-            f"{n_faults:,} images and captions cannot be used, such as {first.message}; nothing was "
-            "encoded: correct them, or pass --on-error skip to leave them out"
+            f"{n_faults:,} images and captions cannot be used, such as {first.message}; nothing "
+            "was encoded: correct them, or pass --on-error skip to leave them out"
         )
     raise DataError(message, path=first.path, location=first.location, name=first.name)

@@ -1,4 +1,4 @@
-"""The pictures of a data set: whether any is not upright, or not opaque."""
+"""Rows made before pictures were turned upright, and the pictures that this concerns."""
 
 from __future__ import annotations
 
@@ -12,58 +12,68 @@ from cusa.data.images import DECODING, changed_decoding
 from cusa.data.records import Dataset
 from cusa.data.store.schema import TeacherSettings
 
-_THREADS = 8  # a header is read in the time that it takes to open its file
+# A header is read in the time that it takes to open its file.
+_THREADS = 8
 
 
 def is_older(settings: TeacherSettings) -> bool:
-    """Whether rows were made before pictures were turned upright and laid over white."""
+    """Return whether rows were made before pictures were turned upright and laid over white."""
     is_imported = "imported" in settings.transform
     return not is_imported and DECODING.keys().isdisjoint(settings.transform)
 
 
-def older_rows(store: Path, name: str) -> StoreError:
-    """The error of a teacher that is about to add rows to older ones."""
+def older_rows(store_path: Path, teacher_name: str) -> StoreError:
+    """Return the error of a teacher that is about to add rows to older ones."""
     return StoreError(
-        f"{store}: the rows of teacher {name!r} were made before pictures were turned upright "
-        "(EXIF orientation) and laid over white (transparency); pass --check-pictures to keep them "
-        "if that concerns no picture of the data set, or another --out",
-        path=store,
-        name=name,
+        f"{store_path}: the rows of teacher {teacher_name!r} were made before pictures were "
+        "turned upright (EXIF orientation) and laid over white (transparency); pass "
+        "--check-pictures to keep them if that concerns no picture of the data set, or another "
+        "--out",
+        path=store_path,
+        name=teacher_name,
     )
 
 
-def refuse_changed_pictures(dataset: Dataset, name: str, skip_errors: bool) -> None:
+def refuse_changed_pictures(
+    dataset: Dataset,
+    teacher_name: str,
+    skip_errors: bool,
+) -> None:
     """Refuse rows made before pictures were turned upright, if a picture decodes otherwise today.
 
     Args:
         dataset: The data set; all its pictures are looked at.
-        name: The teacher's name in the store.
+        teacher_name: The teacher's name in the store.
         skip_errors: Whether pictures that cannot be read are passed over: they have no row.
 
     Raises:
         DataError: If there is such a picture, or one cannot be read; names the first.
     """
 
-    def look(path: Path) -> str | None:
+    def find_change(image_path: Path) -> str | None:
         try:
-            return changed_decoding(path)
+            return changed_decoding(image_path)
         except ImageError:
             if skip_errors:
                 return None
             raise
 
-    def paths() -> Iterator[Path]:
-        for records in dataset.splits.values():
-            for record in records:
-                yield dataset.image_root / record.image_path
-
-    # Reading silences warnings; their filters belong to the process, and threads would undo others'.
+    # Reading silences warnings. Their filters belong to the process: a thread would undo what
+    # another has set.
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as threads:
-        for path, change in zip(paths(), threads.map(look, paths()), strict=True):
-            if change is not None:
-                raise DataError(
-                    f"image {path} has {change}: the row that teacher {name!r} has of it was made "
-                    "without regard to that; pass another --out to make all rows again",
-                    path=path,
-                    name=name,
-                )
+        changes = threads.map(find_change, _image_paths(dataset))
+        for image_path, change in zip(_image_paths(dataset), changes, strict=True):
+            if change is None:
+                continue
+            raise DataError(
+                f"image {image_path} has {change}: the row that teacher {teacher_name!r} has of "
+                "it was made without regard to that; pass another --out to make all rows again",
+                path=image_path,
+                name=teacher_name,
+            )
+
+
+def _image_paths(dataset: Dataset) -> Iterator[Path]:
+    for records in dataset.splits.values():
+        for record in records:
+            yield dataset.image_root / record.image_path

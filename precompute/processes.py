@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, what they tell each other, and the queues that they share."""
+"""The processes of one run: who they are, what they tell each other, and the queues they share."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, first_line
 
 _POLL_S = 0.1
+# Key of the rank of a process that failed.
+_FAILED = "failed"
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among the run's, joined by a key-value store; one process alone has a store of its own.
+class RunProcesses:
+    """This process among the run's, joined by a key-value store.
+
+    A process that runs alone has a store of its own.
 
     Attributes:
         rank: Number of this process.
         size: Number of processes, on all machines.
         local_rank: Number on this machine.
-        local_size: Processes on this machine.
-        store: The store.
+        local_size: Number of processes on this machine.
+        store: The key-value store.
     """
 
     rank: int
@@ -41,81 +45,107 @@ class Ranks:
         return self.rank == 0
 
     def claim(self, queue: str) -> int:
-        """The next number of a queue: 0, 1, 2, ... each to one process only."""
-        with _lost_contact():
+        """Take the next number of a queue: 0, 1, 2, ... each goes to one process only."""
+        with _contact_errors():
             return self.store.add(queue, 1) - 1
 
     def add(self, counter: str, amount: int) -> int:
-        """Add to a counter; its new value."""
-        with _lost_contact():
+        """Add to a counter that all processes share, and return its new value."""
+        with _contact_errors():
             return self.store.add(counter, amount)
 
     def tell(self, key: str, value: Any) -> None:
-        """Let the others know a JSON-compatible value."""
-        with _lost_contact():
+        """Let the other processes know a JSON-compatible value."""
+        with _contact_errors():
             self.store.set(key, json.dumps(value))
 
     def hear(self, key: str, while_waiting: Callable[[], None]) -> Any:
-        """A value that another process tells; waits for it.
+        """Wait for a value that another process tells, and return it.
 
         Args:
             key: Its key.
             while_waiting: Called ten times a second; may raise.
 
         Raises:
-            CusaError: If another process failed, or the store is gone.
+            CusaError: If another process failed, or the key-value store is gone.
         """
-        with _lost_contact():
+        with _contact_errors():
             while not self.store.check([key]):
-                if self.store.check(["failed"]):
-                    raise CusaError(
-                        f"rank {json.loads(self.store.get('failed'))} failed; see its message"
-                    )
+                if self.store.check([_FAILED]):
+                    failed_rank = json.loads(self.store.get(_FAILED))
+                    raise CusaError(f"rank {failed_rank} failed; see its message")
                 while_waiting()
                 time.sleep(_POLL_S)
             return json.loads(self.store.get(key))
 
+    def agree(
+        self,
+        key: str,
+        decide: Callable[[], Any],
+        while_waiting: Callable[[], None],
+    ) -> Any:
+        """Return what the leading process decides; the others wait for it.
 
-def connect() -> Ranks:
-    """The processes that torchrun started, or this one alone.
+        Args:
+            key: Key of the value.
+            decide: Called in the leading process alone; returns a JSON-compatible value.
+            while_waiting: As :meth:`hear` takes it.
+
+        Raises:
+            CusaError: If another process failed, or the key-value store is gone.
+        """
+        if self.leads:
+            self.tell(key, decide())
+        return self.hear(key, while_waiting)
+
+
+def connect() -> RunProcesses:
+    """Join the processes that torchrun started; without torchrun, this process is alone.
 
     Raises:
         CusaError: If the processes cannot find each other.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return Ranks(0, 1, 0, 1, dist.HashStore())
+        return RunProcesses(0, 1, 0, 1, dist.HashStore())
+
     try:
         store, rank, size = next(dist.rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0]
         raise CusaError(
-            f"WORLD_SIZE is {size}, but the processes cannot meet ({first}); start with torchrun"
+            f"WORLD_SIZE is {size}, but the processes cannot meet ({first_line(error)}); "
+            "start with torchrun",
+            name="WORLD_SIZE",
         ) from None
+
     # After a restart by torchrun the store still holds what the last attempt told.
-    store = dist.PrefixStore(f"cusa-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"cusa-{attempt}", store)
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    return Ranks(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)), store)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return RunProcesses(rank, size, local_rank, local_size, store)
 
 
 @contextmanager
-def announced_failure(ranks: Ranks) -> Iterator[None]:
-    """Let processes that wait for this one know if it fails, so that they stop, too."""
+def announced_failure(processes: RunProcesses) -> Iterator[None]:
+    """Tell processes that wait for this one if it fails, so that they stop, too."""
     try:
         yield
     except BaseException:
-        with _lost_contact(quiet=True):
-            ranks.store.set("failed", json.dumps(ranks.rank))
+        with _contact_errors(quiet=True):
+            processes.store.set(_FAILED, json.dumps(processes.rank))
         raise
 
 
 @contextmanager
-def _lost_contact(quiet: bool = False) -> Iterator[None]:
+def _contact_errors(quiet: bool = False) -> Iterator[None]:
+    """Turn the loss of the key-value store into one line, or ignore it where ``quiet``."""
     try:
         yield
-    except RuntimeError as error:  # DistError: the process that holds the store is gone
+    except RuntimeError as error:
+        # DistError: the process that holds the store is gone.
         if not quiet:
             raise CusaError(
-                f"lost contact with the other processes ({str(error).splitlines()[0]}); finished shards are kept, run "
-                "the same command again"
+                f"lost contact with the other processes ({first_line(error)}); finished shards "
+                "are kept, run the same command again"
             ) from None

@@ -13,15 +13,18 @@ import numpy as np
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, SettingError
 from cusa.data.files import file_digest
-from cusa.data.records import Dataset, caption_rows
+from cusa.data.records import Dataset
 from cusa.data.store.reader import Embeddings, EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import DIGEST_BYTES
-from cusa.precompute.processes import Ranks
+from cusa.precompute.caption_locator import CaptionLocator
+from cusa.precompute.processes import RunProcesses
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import DRAFT, Teacher
 
 _READING_THREADS = 8
+# sha256 of a picture's file or of a caption as the teacher takes it; None where there is none.
+RowKey = bytes | None
 
 
 @dataclass(frozen=True)
@@ -54,63 +57,65 @@ class RowReuse:
         dataset: Dataset,
         settings: TeacherSettings,
         sources: Sequence[Embeddings],
-        keys: Sequence[Iterable[bytes | None]],
+        keys: Sequence[Iterable[RowKey]],
     ) -> None:
-        self._dataset, self._settings, self._sources = dataset, settings, sources
-        self._first_captions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        # The sources' rows are numbered through: a number is less than a pair, and there are
-        # millions.
-        self._starts = np.cumsum([0, *(len(source) for source in sources)])
-        self._places: dict[bytes, int] = {}
-        for start, of_source in zip(self._starts.tolist(), keys, strict=False):
-            for place, key in enumerate(of_source, start):
+        self._dataset = dataset
+        self._settings = settings
+        self._sources = sources
+        self._captions = CaptionLocator(dataset)
+
+        # The sources' rows are numbered through: a number takes less memory than a pair, and there
+        # are millions.
+        self._starts = np.cumsum([0, *map(len, sources)])
+        self._number_of_key: dict[bytes, int] = {}
+        for start, source_keys in zip(self._starts.tolist(), keys, strict=False):
+            for number, key in enumerate(source_keys, start):
                 if key is not None:
-                    self._places.setdefault(key, place)
+                    self._number_of_key.setdefault(key, number)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._number_of_key)
 
     def __call__(self, task: ShardTask) -> ReusedRows:
-        """The rows of a shard that need not be made."""
-        held = [
-            (row, key)
-            for row, key in enumerate(self._keys(task), task.start)
-            if key in self._places
-        ]
-        rows = np.asarray([row for row, _ in held], np.int64)
-        keys = [key for _, key in held if key is not None]
-        places = np.asarray([self._places[key] for key in keys], np.int64)
+        """Return the rows of a shard that need not be made."""
+        rows: list[int] = []
+        keys: list[bytes] = []
+        for row, key in enumerate(self._keys(task), task.start):
+            if key is not None and key in self._number_of_key:
+                rows.append(row)
+                keys.append(key)
+
+        numbers = np.asarray([self._number_of_key[key] for key in keys], np.int64)
         digests = None
         if self._settings.modality == "image":
-            digests = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), DIGEST_BYTES)
-        return ReusedRows(rows, digests, lambda: self._gathered(places))
+            # The key of a picture is its digest.
+            digests = np.frombuffer(b"".join(keys), np.uint8)
+            digests = digests.reshape(len(keys), DIGEST_BYTES)
+        return ReusedRows(np.asarray(rows, np.int64), digests, lambda: self._gather(numbers))
 
-    def _gathered(self, places: np.ndarray) -> np.ndarray:
-        """The rows at some places of all sources."""
+    def _gather(self, numbers: np.ndarray) -> np.ndarray:
+        """Read rows by their number among those of all sources: ``[n, dim]`` as stored."""
         dtype = np.dtype(self._settings.dtype).newbyteorder("<")
-        values = np.empty((len(places), self._settings.dim), dtype)
-        numbers = np.searchsorted(self._starts, places, "right") - 1
-        for number, source in enumerate(self._sources):
-            is_there = numbers == number
-            values[is_there] = source.gather(places[is_there] - self._starts[number])
-        return values
+        rows = np.empty((len(numbers), self._settings.dim), dtype)
+        source_numbers = np.searchsorted(self._starts, numbers, "right") - 1
+        for source_number, source in enumerate(self._sources):
+            is_of_source = source_numbers == source_number
+            source_rows = numbers[is_of_source] - self._starts[source_number]
+            rows[is_of_source] = source.gather(source_rows)
+        return rows
 
-    def _keys(self, task: ShardTask) -> list[bytes | None]:
-        """What each row of a shard is of; ``None`` where that cannot be read."""
-        records = self._dataset.splits[task.split]
+    def _keys(self, task: ShardTask) -> list[RowKey]:
+        """Return what each row of a shard is of; ``None`` where that cannot be read."""
         if self._settings.modality == "image":
-            paths = [
-                self._dataset.image_root / record.image_path
-                for record in records[task.start : task.stop]
-            ]
+            records = self._dataset.splits[task.split][task.start : task.stop]
+            paths = [self._dataset.image_root / record.image_path for record in records]
             with ThreadPoolExecutor(_READING_THREADS) as threads:
                 return list(threads.map(_picture_key, paths))
-        if task.split not in self._first_captions:
-            images = caption_rows(records)
-            self._first_captions[task.split] = images, np.searchsorted(images, images)
-        images, firsts = self._first_captions[task.split]
-        rows = range(task.start, task.stop)
-        captions = [records[images[row]].captions[row - int(firsts[row])] for row in rows]
+
+        captions: list[str] = []
+        for row in range(task.start, task.stop):
+            caption, _ = self._captions.caption(task.split, row)
+            captions.append(caption)
         return list(_caption_keys(captions, self._settings.normalizer))
 
 
@@ -121,127 +126,161 @@ class StoreReuse:
         path: The store's index.
         out: The index that the run writes.
         dataset: The data set of the run.
-        ranks: The processes.
+        processes: The processes.
 
     Raises:
         SettingError: If the store is the one that is written.
         StoreError: If it cannot be read.
     """
 
-    def __init__(self, path: Path, out: Path, dataset: Dataset, ranks: Ranks) -> None:
-        self._store, self._dataset, self._ranks = EmbeddingStore(path), dataset, ranks
+    def __init__(
+        self,
+        path: Path,
+        out: Path,
+        dataset: Dataset,
+        processes: RunProcesses,
+    ) -> None:
+        self._store = EmbeddingStore(path)
+        self._dataset = dataset
+        self._processes = processes
         self._store.verify_index()
         if out.exists() and out.samefile(path):
             message = f"--reuse {path} is the store that is written; pass another --out"
             raise SettingError(message, path=path, name="reuse")
 
     def settings_like(
-        self, teacher: Teacher, settings_of: Callable[[Teacher], TeacherSettings]
+        self,
+        teacher: Teacher,
+        settings_of: Callable[[Teacher], TeacherSettings],
     ) -> TeacherSettings | None:
-        """The settings of a teacher of the store that differ in the halving of JPEGs at most.
+        """Find the settings of a stored teacher that differ in the halving of JPEGs at most.
 
         Args:
             teacher: The teacher of this run.
-            settings_of: Its settings in this run.
+            settings_of: Returns its settings in this run.
         """
         for stored in self._store.teachers.values():
             draft_size = stored.transform.get(DRAFT)
-            if not stored.differing(settings_of(replace(teacher, draft_size=draft_size))):
+            halving_alike = replace(teacher, draft_size=draft_size)
+            if not stored.differing(settings_of(halving_alike)):
                 return stored
         return None
 
     def rows_of(
-        self, teacher: str, settings: TeacherSettings, check_stop: Callable[[], None]
+        self,
+        teacher_name: str,
+        settings: TeacherSettings,
+        check_stop: Callable[[], None],
     ) -> Callable[[ShardTask], ReusedRows] | None:
-        """Look-up of the rows of a teacher's shards, ``None`` if there is nothing to take.
+        """Return a look-up of the rows of a teacher's shards, ``None`` if there is nothing to take.
 
         Args:
-            teacher: The teacher's name in this run.
+            teacher_name: The teacher's name in this run.
             settings: Its settings.
             check_stop: Called while waiting; raises to stop.
 
         Raises:
             StoreError: If a shard of the store is damaged: its rows would be sealed anew.
         """
-        if self._ranks.leads:
-            for rows in self._sources(settings):
-                rows.verify_shards()
-            self._ranks.tell(f"verified-{teacher}", True)
-        self._ranks.hear(f"verified-{teacher}", check_stop)
+        # One process verifies the shards; the others wait rather than read them, too.
+        if self._processes.leads:
+            for embeddings in equal_rows(self._store, settings):
+                embeddings.verify_shards()
+            self._processes.tell(f"verified-{teacher_name}", True)
+        self._processes.hear(f"verified-{teacher_name}", check_stop)
         look_up = find_reusable(self._store, settings, self._dataset)
         if look_up is None:
             return None
 
-        def counted(task: ShardTask) -> ReusedRows:
+        def look_up_and_count(task: ShardTask) -> ReusedRows:
             reused = look_up(task)
-            self._ranks.add(f"reused-{teacher}", len(reused.rows))
+            self._processes.add(_counter(teacher_name), len(reused.rows))
             return reused
 
-        return counted
+        return look_up_and_count
 
-    def notes(
-        self, settings: Mapping[str, TeacherSettings], made: Sequence[ShardTask]
-    ) -> Iterator[str]:
-        """How many rows of each teacher all processes took over, and why there was none.
+    def note(
+        self,
+        teacher_name: str,
+        settings: TeacherSettings,
+        n_rows: int,
+    ) -> str:
+        """Say how many rows of a teacher all processes took over, and why there was none.
 
         Args:
-            settings: By teacher name.
-            made: The shards that this run made.
+            teacher_name: The teacher's name in this run.
+            settings: Its settings.
+            n_rows: Its rows that were not finished before this run.
         """
-        for teacher, of_teacher in settings.items():
-            n_rows = sum(task.n_rows for task in made if task.teacher == teacher)
-            if n_rows:
-                n_reused = self._ranks.add(f"reused-{teacher}", 0)
-                reason = "" if n_reused else f" ({self._why_none(of_teacher)})"
-                path = self._store.path
-                yield f"{teacher}: {n_reused:,} of {n_rows:,} rows were taken over from {path}{reason}"
+        n_reused = self._n_reused(teacher_name)
+        note = (
+            f"{teacher_name}: {n_reused:,} of {n_rows:,} rows were taken over from "
+            f"{self._store.path}"
+        )
+        return note if n_reused else f"{note} ({self._why_none(settings)})"
 
-    def versions(self, teacher: str, settings: TeacherSettings) -> Mapping[str, str] | None:
-        """The library versions that rows taken over were made with, ``None`` if there are none.
+    def versions(
+        self,
+        teacher_name: str,
+        settings: TeacherSettings,
+    ) -> Mapping[str, str] | None:
+        """Return the library versions that rows taken over were made with, ``None`` without such.
 
         Args:
-            teacher: The teacher's name in this run.
+            teacher_name: The teacher's name in this run.
             settings: Its settings.
         """
-        if self._ranks.add(f"reused-{teacher}", 0):
-            for name, stored in self._store.teachers.items():
-                if not stored.differing(settings):
-                    return self._store.versions[name]
+        if not self._n_reused(teacher_name):
+            return None
+        for stored_name, stored in self._store.teachers.items():
+            if not stored.differing(settings):
+                return self._store.versions[stored_name]
         return None
 
-    def _sources(self, settings: TeacherSettings) -> Iterator[Embeddings]:
-        return equal_rows(self._store, settings)
+    def _n_reused(self, teacher_name: str) -> int:
+        return self._processes.add(_counter(teacher_name), 0)
 
     def _why_none(self, settings: TeacherSettings) -> str:
-        stored = [
-            other for other in self._store.teachers.values() if other.modality == settings.modality
-        ]
-        if not stored:
+        candidates: list[TeacherSettings] = []
+        for stored in self._store.teachers.values():
+            if stored.modality == settings.modality:
+                candidates.append(stored)
+        if not candidates:
             return f"it has no {settings.modality} teacher"
-        closest = min(stored, key=lambda other: len(other.differing(settings)))
-        if differing := closest.differing(settings):
-            return f"its settings differ: {'; '.join(differing)}"
+
+        differences = [stored.differing(settings) for stored in candidates]
+        fewest = min(differences, key=len)
+        if fewest:
+            return f"its settings differ: {'; '.join(fewest)}"
         if settings.modality == "text":
             return "its captions are others"
-        if any(rows.picture_digests().any() for rows in self._sources(settings)):
-            return "its pictures are others"
+        for embeddings in equal_rows(self._store, settings):
+            if embeddings.picture_digests().any():
+                return "its pictures are others"
         return "it was made before stores recorded which pictures their rows are of"
 
 
+def _counter(teacher_name: str) -> str:
+    """Name the counter of a teacher's rows that were taken over."""
+    return f"reused-{teacher_name}"
+
+
 def equal_rows(store: EmbeddingStore, settings: TeacherSettings) -> Iterator[Embeddings]:
-    """The rows of a store that were made with these settings, of every teacher and split.
+    """Yield the rows of a store that were made with these settings, of every teacher and split.
 
     Raises:
         StoreError: If rows are missing.
     """
-    for teacher, stored in store.teachers.items():
+    for teacher_name, stored in store.teachers.items():
         if not stored.differing(settings):
-            for split in store.splits_of(teacher):
-                yield store.embeddings(teacher, split)
+            for split in store.splits_of(teacher_name):
+                yield store.embeddings(teacher_name, split)
 
 
 def find_reusable(
-    store: EmbeddingStore, settings: TeacherSettings, dataset: Dataset
+    store: EmbeddingStore,
+    settings: TeacherSettings,
+    dataset: Dataset,
 ) -> RowReuse | None:
     """Find the rows of a store that were made with these settings, ``None`` if there are none.
 
@@ -257,41 +296,45 @@ def find_reusable(
         StoreError: If a shard is missing or another one than the index names.
     """
     sources = list(equal_rows(store, settings))
-    keys: list[Iterator[bytes | None]] = []
-    for rows in sources:
+    keys: list[Iterator[RowKey]] = []
+    for embeddings in sources:
         if settings.modality == "text":
-            of_source = _caption_keys(store.split(rows.split).captions, settings.normalizer)
+            captions = store.split(embeddings.split).captions
+            source_keys = _caption_keys(captions, settings.normalizer)
         else:
-            of_source = _recorded_keys(rows.picture_digests())
-        keys.append(_without_skipped(of_source, rows))
+            source_keys = _recorded_keys(embeddings.picture_digests())
+        keys.append(_without_skipped(source_keys, embeddings))
     reuse = RowReuse(dataset, settings, sources, keys)
     return reuse if len(reuse) else None
 
 
-def _without_skipped(keys: Iterator[bytes | None], rows: Embeddings) -> Iterator[bytes | None]:
+def _without_skipped(keys: Iterator[RowKey], rows: Embeddings) -> Iterator[RowKey]:
     skipped = frozenset(rows.skipped.tolist())
     for row, key in enumerate(keys):
         yield None if row in skipped else key
 
 
-def _recorded_keys(digests: np.ndarray) -> Iterator[bytes | None]:
-    """Keys of pictures as a store has them; of zeros where it has none."""
+def _recorded_keys(digests: np.ndarray) -> Iterator[RowKey]:
+    """Yield the keys of pictures that a store has recorded: zeros stand for none."""
     for digest in digests:
-        raw = digest.tobytes()
-        yield raw if any(raw) else None
+        key = digest.tobytes()
+        yield key if any(key) else None
 
 
-def _picture_key(path: Path) -> bytes | None:
+def _picture_key(path: Path) -> RowKey:
     try:
         return file_digest(path)
     except OSError:
-        return None  # what is wrong with it is said when it is decoded
+        # What is wrong with it is said when it is decoded.
+        return None
 
 
-def _caption_keys(captions: Iterable[str], normalizer_name: str) -> Iterator[bytes | None]:
+def _caption_keys(captions: Iterable[str], normalizer_name: str) -> Iterator[RowKey]:
     normalize = normalizer(normalizer_name)
     for caption in captions:
         try:
-            yield hashlib.sha256(normalize(caption).encode()).digest()
+            text = normalize(caption)
         except CusaError:
             yield None
+        else:
+            yield hashlib.sha256(text.encode()).digest()

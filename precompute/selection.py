@@ -1,4 +1,4 @@
-"""What of a data set a run takes: splits, images, and a val split where the data set has none."""
+"""The selection of what a run takes: splits, images, and a val split where there is none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from cusa.data.records import Dataset, fingerprint
 from cusa.data.store.reader import EmbeddingStore, Split
 from cusa.data.validation_split import choose_val_images, order_by_hash, with_val_split
 
+# The splits that training images are divided into.
+_DIVIDED = frozenset({"train", "val"})
+
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a data set a run takes.
+    """The part of a data set that a run takes.
 
     Attributes:
         splits: Names of the splits, or ``None``: all.
@@ -29,24 +32,29 @@ class Selection:
 
 
 def parse_splits(text: str | None) -> tuple[str, ...] | None:
-    """The names of ``--splits A,B``; ``None`` where it is not given.
+    """Parse ``--splits A,B`` into names; ``None`` where it is not given.
 
     Raises:
         SettingError: If it names nothing.
     """
     if text is None:
         return None
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    stripped = [name.strip() for name in text.split(",")]
+    names = tuple(filter(None, stripped))
     if not names:
         raise SettingError("--splits names no split; pass names such as train,val", name="splits")
     return names
 
 
-def select(dataset: Dataset, selection: Selection, store: EmbeddingStore | None) -> Dataset:
-    """The data set as a run takes it, with a note where training images became a val split.
+def select(
+    dataset: Dataset,
+    selection: Selection,
+    store: EmbeddingStore | None,
+) -> Dataset:
+    """Select what a run takes, with a note where training images became a val split.
 
-    A store that is there keeps the val split that it has: the same command goes on with it, and
-    adds teachers to it, whatever the default was when it was made.
+    An existing store keeps the val split that it has: the same command goes on with it, and adds
+    teachers to it, whatever the default was when it was made.
 
     Args:
         dataset: The data set as read.
@@ -57,69 +65,104 @@ def select(dataset: Dataset, selection: Selection, store: EmbeddingStore | None)
         DataError: If the data set has no split of a name that was selected.
         SettingError: If the val fraction is out of range.
     """
-    lacks_val = "train" in dataset.splits and "val" not in dataset.splits
-    is_asked_for = selection.splits is None or bool({"train", "val"} & set(selection.splits))
-    if lacks_val and is_asked_for:
-        dataset = _with_val(dataset, selection, {} if store is None else store.splits)
+    has_train, has_val = "train" in dataset.splits, "val" in dataset.splits
+    lacks_val = has_train and not has_val
+    is_requested = selection.splits is None or not _DIVIDED.isdisjoint(selection.splits)
+    if lacks_val and is_requested:
+        stored_splits = {} if store is None else store.splits
+        dataset = _with_val(dataset, selection, stored_splits)
     elif selection.val_fraction is not None and not lacks_val:
-        reason = "has a val split" if "val" in dataset.splits else "has no train split"
+        reason = "has a val split" if has_val else "has no train split"
         note = f"--val-fraction changes nothing: {dataset.name} {reason}"
         dataset = replace(dataset, notes=(*dataset.notes, note))
-    return _restricted(dataset, selection)
 
-
-def _restricted(dataset: Dataset, selection: Selection) -> Dataset:
     if selection.splits is not None:
         dataset = dataset.select(selection.splits)
-    return dataset if selection.limit is None else dataset.limited(selection.limit)
+    if selection.limit is not None:
+        dataset = dataset.limited(selection.limit)
+    return dataset
 
 
-def _with_val(dataset: Dataset, selection: Selection, stored: Mapping[str, Split]) -> Dataset:
-    train_ids = [record.image_id for record in dataset.splits["train"]]
-    chosen = with_val_split(dataset, choose_val_images(train_ids, selection.val_fraction))
-    if selection.val_fraction is None and {"train", "val"} & set(stored):
-        candidates = _possible_splits(dataset, chosen, stored)
-        fitting = (split for split in candidates if _fits(split, selection.limit, stored))
-        chosen = next(fitting, chosen)  # of other data: the run will say so
-    if "val" not in chosen.splits:
-        return chosen
-    n_val, n_train = len(chosen.splits["val"]), len(train_ids)
+def _with_val(
+    dataset: Dataset,
+    selection: Selection,
+    stored_splits: Mapping[str, Split],
+) -> Dataset:
+    """Make a val split of training images: the one that a store has, or else the default one."""
+    train_ids = _train_ids(dataset)
+    val_ids = choose_val_images(train_ids, selection.val_fraction)
+    divided = with_val_split(dataset, val_ids)
+    if selection.val_fraction is None and not _DIVIDED.isdisjoint(stored_splits):
+        # Where none fits, the store is of other data: the run will say so.
+        divided = _first_that_fits(dataset, divided, selection.limit, stored_splits)
+    if "val" not in divided.splits:
+        return divided
+
+    n_val = len(divided.splits["val"])
     note = (
-        f"{dataset.name} has no val split: val gets {n_val:,} of its {n_train:,} training images, chosen "
-        "by the sha256 of their ids; --val-fraction takes another share, 0 none"
+        f"{dataset.name} has no val split: val gets {n_val:,} of its {len(train_ids):,} training "
+        "images, chosen by the sha256 of their ids; --val-fraction takes another share, 0 none"
     )
-    return replace(chosen, notes=(*dataset.notes, note))
+    return replace(divided, notes=(*dataset.notes, note))
 
 
-def _possible_splits(
-    unsplit: Dataset, by_default: Dataset, stored: Mapping[str, Split]
+def _first_that_fits(
+    undivided: Dataset,
+    default: Dataset,
+    limit: int | None,
+    stored_splits: Mapping[str, Split],
+) -> Dataset:
+    """Return the data set divided as a store of it has it, or by default where no way fits."""
+    for candidate in _possible_divisions(undivided, default, stored_splits):
+        if _fits(candidate, limit, stored_splits):
+            return candidate
+    return default
+
+
+def _possible_divisions(
+    undivided: Dataset,
+    default: Dataset,
+    stored_splits: Mapping[str, Split],
 ) -> Iterator[Dataset]:
-    """The data set in the ways that a store of it may have been split."""
-    yield unsplit  # before there was a val split by default, or --val-fraction 0
-    yield by_default
-    if "val" in stored:
-        yield with_val_split(unsplit, frozenset(stored["val"].image_ids))
-    else:  # another fraction, of which the store has the train split alone
-        train_ids = [record.image_id for record in unsplit.splits["train"]]
-        n_val = max(0, len(train_ids) - stored["train"].n_images)
-        yield with_val_split(unsplit, frozenset(order_by_hash(train_ids)[:n_val]))
+    """Yield the data set in the ways that a store of it may have been divided."""
+    # A store from before there was a val split by default, or of --val-fraction 0.
+    yield undivided
+    yield default
+    if "val" in stored_splits:
+        yield with_val_split(undivided, frozenset(stored_splits["val"].image_ids))
+    else:
+        # A store of another fraction that has the train split alone.
+        train_ids = _train_ids(undivided)
+        n_val = max(0, len(train_ids) - stored_splits["train"].n_images)
+        yield with_val_split(undivided, frozenset(order_by_hash(train_ids)[:n_val]))
 
 
-def _fits(dataset: Dataset, limit: int | None, stored: Mapping[str, Split]) -> bool:
-    """Whether train and val are those of a store, as far as it has them."""
-    for name in {"train", "val"} & set(stored) & set(dataset.splits):
-        if fingerprint(dataset.splits[name][:limit]) != stored[name].fingerprint:
+def _fits(
+    dataset: Dataset,
+    limit: int | None,
+    stored_splits: Mapping[str, Split],
+) -> bool:
+    """Return whether train and val are those of a store, as far as it has them."""
+    for name in _DIVIDED.intersection(stored_splits, dataset.splits):
+        records = dataset.splits[name][:limit]
+        if fingerprint(records) != stored_splits[name].fingerprint:
             return False
-    if "val" in dataset.splits or "val" not in stored:
+    if "val" in dataset.splits or "val" not in stored_splits:
         return True
-    train_ids = {record.image_id for record in dataset.splits["train"]}
-    return train_ids.isdisjoint(stored["val"].image_ids)  # the store's val split is of another file
+    # Without an image in common, the store's val split is of another file.
+    return set(_train_ids(dataset)).isdisjoint(stored_splits["val"].image_ids)
+
+
+def _train_ids(dataset: Dataset) -> list[str]:
+    return [record.image_id for record in dataset.splits["train"]]
 
 
 def with_stored_root(
-    dataset: Dataset, store: EmbeddingStore | None, image_root: Path | None
+    dataset: Dataset,
+    store: EmbeddingStore | None,
+    image_root: Path | None,
 ) -> Dataset:
-    """The data set with the store's image root, which it keeps until another one is given."""
+    """Return the data set with the store's image root, which stays until another one is given."""
     if store is None or image_root is not None:
         return dataset
     return replace(dataset, image_root=store.image_root)

@@ -1,21 +1,23 @@
-"""Which shards a run has to make, and which of them are finished."""
+"""The shards that a run has to make, and those of them that are finished."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cusa.data.errors import CusaError, StoreError
+from cusa.data.errors import CusaError, SettingError, StoreError
 from cusa.data.store import schema
 from cusa.data.store.checksum import SHARD_FORMAT, seal_holds
 from cusa.data.store.index import Index
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import ShardHeader, ShardInfo, read_shard
 
+# Threads overlap the reading of one file with the hashing of another.
 _HASHING_THREADS = 4
 
 
@@ -39,12 +41,12 @@ class ShardTask:
 
     @property
     def name(self) -> str:
-        """Path relative to the shard folder."""
+        """The shard's path relative to the shard folder."""
         return schema.shard_name(self.teacher, self.split, self.start, self.stop)
 
     @property
     def file(self) -> str:
-        """Path relative to the index's folder."""
+        """The shard's path relative to the index's folder."""
         return f"{schema.shard_folder(self.index).name}/{self.name}"
 
     @property
@@ -59,31 +61,35 @@ class ShardTask:
 
 
 def plan_teacher(
-    index: Path, teacher: str, n_rows: Mapping[str, int], shard_rows: int | None
+    index: Path,
+    teacher: str,
+    n_rows_by_split: Mapping[str, int],
+    shard_rows: int | None,
 ) -> list[ShardTask]:
-    """The shards of a teacher.
+    """Plan the shards of a teacher.
 
     Args:
         index: Path of the store's index.
         teacher: The teacher's name in the store.
-        n_rows: Number of rows by split name.
-        shard_rows: Rows per shard; ``None``: as the shards that are there, or 16,384.
+        n_rows_by_split: Number of rows by split name.
+        shard_rows: Rows per shard; ``None``: as in the shards on disk, or 16,384.
 
     Raises:
-        StoreError: If shards of another length are there.
+        StoreError: If shards of another length are on disk.
     """
-    tasks = []
-    for split, n in n_rows.items():
-        there = _ranges_there(index, teacher, split)
-        lengths = {stop - start for start, stop in there if stop < n or start == 0}
-        length = shard_rows or (max(lengths) if lengths else schema.SHARD_ROWS)
-        ranges = schema.shard_ranges(n, length)
-        if strange := sorted(there - set(ranges)):
-            start, stop = strange[0]
+    tasks: list[ShardTask] = []
+    for split, n_rows in n_rows_by_split.items():
+        ranges_on_disk = _ranges_on_disk(index, teacher, split)
+        length = shard_rows or _length_on_disk(ranges_on_disk, n_rows) or schema.SHARD_ROWS
+        ranges = schema.shard_ranges(n_rows, length)
+
+        unplanned = sorted(ranges_on_disk - set(ranges))
+        if unplanned:
+            start, stop = unplanned[0]
             path = ShardTask(index, teacher, split, start, stop).path
             raise StoreError(
-                f"{path} is there, but shards of {length} rows of {n} are asked for; pass --shard-rows "
-                f"{stop - start} if they were made with that, or another --out",
+                f"{path} is there, but shards of {length} rows of {n_rows} are asked for; pass "
+                f"--shard-rows {stop - start} if they were made with that, or another --out",
                 path=path,
                 name=teacher,
             )
@@ -91,12 +97,61 @@ def plan_teacher(
     return tasks
 
 
-def _ranges_there(index: Path, teacher: str, split: str) -> set[tuple[int, int]]:
-    """Row ranges of the shard files that a folder has of a split."""
+def tasks_in_range(tasks: Sequence[ShardTask], shard_range: tuple[int, int]) -> list[ShardTask]:
+    """Return the shards of a range A:B, those from A to B - 1.
+
+    Raises:
+        SettingError: If there are no such shards.
+    """
+    first, stop = shard_range
+    if not 0 <= first < stop <= len(tasks):
+        raise SettingError(
+            f"--shard-range {first}:{stop}: this run has the shards 0:{len(tasks)}, and A:B are "
+            "shards A to B - 1",
+            name="shard_range",
+        )
+    return list(tasks[first:stop])
+
+
+def part_path(
+    out: Path,
+    shard_range: tuple[int, int],
+    tasks: Sequence[ShardTask],
+) -> Path:
+    """Return the path of the index of a range of shards, beside the store's.
+
+    Args:
+        out: Path of the store's index.
+        shard_range: The range A:B.
+        tasks: The shards of the range.
+    """
+    # The digest keeps apart the same range of runs with other teachers, splits or shard lengths.
+    names = "\n".join(task.name for task in tasks)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    first, stop = shard_range
+    return out.with_name(f"{out.stem}.part-{first}-{stop}-{digest}.h5")
+
+
+def _ranges_on_disk(index: Path, teacher: str, split: str) -> set[tuple[int, int]]:
+    """Return the row ranges of the shard files that a folder has of a split."""
     folder = (schema.shard_folder(index) / schema.shard_name(teacher, split, 0, 0)).parent
+    if not folder.is_dir():
+        return set()
+
     pattern = re.compile(re.escape(schema.file_name(split)) + r"-(\d{9,})-(\d{9,})\.h5")
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return {(int(m[1]), int(m[2])) for m in map(pattern.fullmatch, names) if m}
+    ranges: set[tuple[int, int]] = set()
+    for entry in folder.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match is not None:
+            ranges.add((int(match[1]), int(match[2])))
+    return ranges
+
+
+def _length_on_disk(ranges: Collection[tuple[int, int]], n_rows: int) -> int | None:
+    """Return how many rows the shards on disk have, ``None`` if there are none."""
+    # The last shard of a split is shorter, and tells the length only where it is the first, too.
+    lengths = [stop - start for start, stop in ranges if stop < n_rows or start == 0]
+    return max(lengths, default=None)
 
 
 def stored_settings(
@@ -104,26 +159,31 @@ def stored_settings(
     index: Index | None,
     tasks: Sequence[ShardTask],
 ) -> TeacherSettings | None:
-    """What the rows of a teacher that are there were made with, ``None`` if there are none.
+    """Return what a teacher's finished rows were made with, ``None`` if there are none.
 
     Args:
         teacher: The teacher's name in the store.
         index: The store's index, if there is one.
-        tasks: The planned shards: without an index, the first that is there tells.
+        tasks: The planned shards: without an index, the first one on disk tells.
     """
     if index is not None and teacher in index.teachers:
         return index.teachers[teacher].settings
     for task in tasks:
-        if task.teacher == teacher and task.path.exists():
-            with contextlib.suppress(CusaError, OSError):  # a damaged one will be made again
-                return read_shard(task.index.parent, task.file)[0].settings
+        if task.teacher != teacher or not task.path.exists():
+            continue
+        # A damaged one will be made again.
+        with contextlib.suppress(CusaError, OSError):
+            header, _ = read_shard(task.index.parent, task.file)
+            return header.settings
     return None
 
 
 def finished_shards(
-    tasks: Sequence[ShardTask], headers: Sequence[ShardHeader], redo_skipped: bool = False
+    tasks: Sequence[ShardTask],
+    headers: Sequence[ShardHeader],
+    redo_skipped: bool = False,
 ) -> tuple[dict[int, ShardInfo], dict[int, Path]]:
-    """Find the shards that earlier runs finished, their checksums taken again.
+    """Find the shards that earlier runs finished, and take their checksums again.
 
     Args:
         tasks: The planned shards.
@@ -131,34 +191,44 @@ def finished_shards(
         redo_skipped: Whether a shard that skipped rows counts as not finished.
 
     Returns:
-        Finished shards by task number, and damaged files by task number; those are to be made again.
+        Finished shards by task number, and damaged files by task number; the latter are to be made
+        again.
 
     Raises:
         StoreError: If a finished shard was made with other settings or from other data; names the
             fields.
     """
+    finished: dict[int, ShardInfo] = {}
+    damaged: dict[int, Path] = {}
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        shards = threads.map(_read_if_intact, tasks, headers)
+        for number, shard in enumerate(shards):
+            if isinstance(shard, Path):
+                damaged[number] = shard
+            elif shard is not None and not (redo_skipped and shard.skipped):
+                finished[number] = shard
+    return finished, damaged
 
-    def look(task: ShardTask, header: ShardHeader) -> ShardInfo | Path | None:
-        if not task.path.exists():
-            return None
-        try:
-            if not seal_holds(task.path, SHARD_FORMAT):
-                return task.path
-        except OSError:  # such as a bad sector
-            return task.path
-        found, info = read_shard(task.index.parent, task.file)
-        if fields := header.differing(found):
-            raise StoreError(
-                f"{task.path} was made with other settings, not to be mixed: {'; '.join(fields)}; pass another --out, "
-                "or move it away to make it again",
-                path=task.path,
-                name=task.teacher,
-            )
-        return None if redo_skipped and info.skipped else info
 
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        found = list(pool.map(look, tasks, headers))
-    return (
-        {number: info for number, info in enumerate(found) if isinstance(info, ShardInfo)},
-        {number: path for number, path in enumerate(found) if isinstance(path, Path)},
-    )
+def _read_if_intact(task: ShardTask, expected: ShardHeader) -> ShardInfo | Path | None:
+    """Return what a shard holds, its path if it is damaged, ``None`` if it does not exist."""
+    if not task.path.exists():
+        return None
+    try:
+        is_intact = seal_holds(task.path, SHARD_FORMAT)
+    except OSError:
+        # A bad sector makes a file unreadable.
+        is_intact = False
+    if not is_intact:
+        return task.path
+
+    header, info = read_shard(task.index.parent, task.file)
+    differences = expected.differing(header)
+    if differences:
+        raise StoreError(
+            f"{task.path} was made with other settings, not to be mixed: "
+            f"{'; '.join(differences)}; pass another --out, or move it away to make it again",
+            path=task.path,
+            name=task.teacher,
+        )
+    return info

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cusa.cli.precompute_output import BarReporter
     from cusa.data.records import Dataset
-    from cusa.precompute.processes import Ranks
+    from cusa.precompute.processes import RunProcesses
     from cusa.precompute.run import Outcome, Run, RunOptions
     from cusa.precompute.teachers import TeacherRequest
 
@@ -231,7 +231,7 @@ def _require_hub(requests: Sequence[TeacherRequest]) -> None:
 
 
 def _select_inputs(
-    processes: Ranks,
+    processes: RunProcesses,
     requests: list[TeacherRequest],
     out: Path | None,
     *,
@@ -271,7 +271,7 @@ def _select_inputs(
 
 def _run_options(
     out: Path,
-    processes: Ranks,
+    processes: RunProcesses,
     *,
     device: str,
     precision: str,

@@ -1,4 +1,4 @@
-"""Teachers by name: which there are, what ``--teacher`` means, how each is loaded."""
+"""Teachers by name: what ``--teacher`` means, and how each is loaded."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 DEFAULTS = {"image": "unicom", "text": "mpnet"}
 _UNICOM = ("unicom", "unicom-vit-b-16", "unicom-vit-l-14", "unicom-vit-l-14-336px")
 KNOWN = (*_UNICOM, "efficientnet-lite0", "mpnet", "minilm")
-_WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")  # whose source is a file
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}  # of a config.json
+# Teachers whose source is a weight file.
+_WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")
+_IMAGE_PROCESSOR, _ANY_PROCESSOR = "preprocessor_config.json", "processor_config.json"
+# Keys by which a config.json is that of a vision model.
+_VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}
 _MPNET = "sentence-transformers/all-mpnet-base-v2"
 
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """One ``--teacher`` option, understood but not loaded.
+    """A ``--teacher`` option, understood but not loaded.
 
     Attributes:
         name: The teacher's name in the store.
@@ -62,27 +64,16 @@ class TeacherRequest:
             TeacherError: If its weights cannot be had (says how to get them), or it has no such
                 pooling.
         """
-        path = Path(self.source) if self.source else None
-        if self.kind in _UNICOM:
-            from cusa.precompute.teachers.unicom import RELEASES, load_unicom
-
-            return load_unicom(RELEASES[self.kind], path, device, batch_size)
-        if self.kind == "efficientnet-lite0":
-            from cusa.precompute.teachers.packaged import load_efficientnet_lite0
-
-            return load_efficientnet_lite0(path, device, batch_size)
+        if self.kind in _WEIGHT_FILES:
+            path = Path(self.source) if self.source else None
+            return self._load_weight_file(path, device, batch_size)
         if self.kind == "minilm":
             from cusa.precompute.teachers.packaged import load_minilm
 
             return load_minilm(self.source, device, batch_size)
-        assert self.source is not None
-        model_id = (
-            _MPNET
-            if self.name == "mpnet"
-            else Path(self.source).name
-            if Path(self.source).is_dir()
-            else self.source
-        )
+
+        assert self.source is not None, "only teachers with a default of their own have no source"
+        model_id = self._model_id(self.source)
         if self.kind == "sentence":
             from cusa.precompute.teachers.sentence import load_sentence
 
@@ -90,6 +81,28 @@ class TeacherRequest:
         from cusa.precompute.teachers.vision import load_vision
 
         return load_vision(self.source, model_id, device, batch_size, pooling)
+
+    def _load_weight_file(
+        self,
+        path: Path | None,
+        device: str,
+        batch_size: int | None,
+    ) -> Teacher:
+        if self.kind in _UNICOM:
+            from cusa.precompute.teachers.unicom import RELEASES, load_unicom
+
+            return load_unicom(RELEASES[self.kind], path, device, batch_size)
+        from cusa.precompute.teachers.packaged import load_efficientnet_lite0
+
+        return load_efficientnet_lite0(path, device, batch_size)
+
+    def _model_id(self, source: str) -> str:
+        """Return the name of the model to record, which does not depend on where its folder is."""
+        if self.name == "mpnet":
+            return _MPNET
+        if Path(source).is_dir():
+            return Path(source).name
+        return source
 
     def load_as(self, stored: TeacherSettings, device: str) -> Teacher:
         """Load the teacher to give the rows of a store once more: pooling and decoding as there.
@@ -99,27 +112,28 @@ class TeacherRequest:
             device: ``"cpu"`` or ``"cuda"``.
 
         Raises:
-            TeacherError: As :meth:`load`, or if it has not the pooling that the rows were made with.
+            TeacherError: As :meth:`load`, or if it lacks the pooling that the rows were made with.
         """
         from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURE_OF_POOLING, POOLING
 
-        poolings = {feature: pooling for pooling, feature in FEATURE_OF_POOLING.items()}
+        pooling_of_feature = {feature: name for name, feature in FEATURE_OF_POOLING.items()}
         recorded = stored.transform
+        pooling = pooling_of_feature.get(recorded.get(FEATURE, ""))
         try:
-            teacher = self.load(device, pooling=poolings.get(recorded.get(FEATURE, "")))
+            teacher = self.load(device, pooling=pooling)
         except TeacherError as error:
             if error.location != POOLING:
                 raise
-            message = (
-                f"{self.name}: the store's rows are {recorded[FEATURE]!r} of {stored.model_id!r}, which the model of "
-                f"{self.source} does not have; use the model that made them"
-            )
-            raise TeacherError(message, name=self.name) from None
+            raise TeacherError(
+                f"{self.name}: the store's rows are {recorded[FEATURE]!r} of {stored.model_id!r}, "
+                f"which the model of {self.source} does not have; use the model that made them",
+                name=self.name,
+            ) from None
         decoding = {key: recorded[key] for key in teacher.decoding if key in recorded}
         return replace(teacher, draft_size=recorded.get(DRAFT), decoding=decoding)
 
     def require_hub(self) -> None:
-        """Make sure that a teacher of the model hub can be had from there or from the local cache.
+        """Make sure that a teacher of the model hub is there or in the local cache.
 
         Raises:
             TeacherError: If it cannot; says how to get it.
@@ -129,7 +143,7 @@ class TeacherRequest:
 
 
 def parse_teacher(text: str) -> TeacherRequest:
-    """Understand ``NAME``, ``NAME=PATH``, a hub name ``owner/model`` or a folder.
+    """Parse ``NAME``, ``NAME=PATH``, a hub name ``owner/model`` or a folder.
 
     Raises:
         TeacherError: If it names nothing that is known; says what is.
@@ -143,35 +157,51 @@ def parse_teacher(text: str) -> TeacherRequest:
         source = name
         name = file_name(Path(name).name)
     if not source:
-        raise TeacherError(f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder")
+        message = f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder"
+        raise TeacherError(message, name=name)
+
     check_name(name)
-    if name in KNOWN:
-        if name in ("mpnet", "minilm") and not Path(source).is_dir() and not is_hub_name(source):
-            raise TeacherError(f"--teacher {text}: folder {source} does not exist")
-        return TeacherRequest(name, "sentence" if name == "mpnet" else name, source)
-    return TeacherRequest(name, _detect(source, text), source)
+    if name not in KNOWN:
+        return TeacherRequest(name, _detect_kind(source, text), source)
+    needs_folder = name not in _WEIGHT_FILES
+    if needs_folder and not Path(source).is_dir() and not is_hub_name(source):
+        message = f"--teacher {text}: folder {source} does not exist"
+        raise TeacherError(message, path=Path(source), name=name)
+    kind = "sentence" if name == "mpnet" else name
+    return TeacherRequest(name, kind, source)
 
 
-def complete(requests: Sequence[TeacherRequest], present: Sequence[str]) -> list[TeacherRequest]:
-    """Add the default teacher of a modality that is neither requested nor present in the store already.
+def complete(
+    requests: Sequence[TeacherRequest], stored_modalities: Sequence[str]
+) -> list[TeacherRequest]:
+    """Add the default teacher of each modality that is neither requested nor in the store.
 
     Args:
-        requests: What was asked for.
-        present: Modalities that the store has teachers of.
+        requests: The teachers that were asked for.
+        stored_modalities: Modalities that the store has teachers of.
 
     Raises:
         TeacherError: If two requests share a name.
     """
-    names = [r.name for r in requests]
-    if twice := [n for n in names if names.count(n) > 1]:
-        message = f"--teacher {twice[0]} is given twice; name one of them differently: NAME=PATH"
-        raise TeacherError(message, name=twice[0])
-    missing = [m for m in DEFAULTS if m not in present and m not in {r.modality for r in requests}]
-    return [*requests, *(parse_teacher(DEFAULTS[m]) for m in missing)]
+    names: set[str] = set()
+    for request in requests:
+        if request.name in names:
+            raise TeacherError(
+                f"--teacher {request.name} is given twice; name one of them differently: NAME=PATH",
+                name=request.name,
+            )
+        names.add(request.name)
+
+    completed = list(requests)
+    modalities = {request.modality for request in requests}.union(stored_modalities)
+    for modality, default in DEFAULTS.items():
+        if modality not in modalities:
+            completed.append(parse_teacher(default))
+    return completed
 
 
-def _detect(source: str, text: str) -> str:
-    """Whether a folder or hub repository is of a text model or of a vision model.
+def _detect_kind(source: str, text: str) -> str:
+    """Tell whether a folder or hub repository is of a text model or of a vision model.
 
     Returns:
         ``"sentence"`` or ``"vision"``.
@@ -186,38 +216,47 @@ def _detect(source: str, text: str) -> str:
         raise TeacherError(message, name=text)
     if source.startswith("sentence-transformers/"):
         return "sentence"
-    files = Path(locate(source, TeacherError))
-    return _kind_of_folder(files, text) if files.is_dir() else _kind_on_hub(source, text)
+
+    cached = Path(locate(source, TeacherError))
+    if cached.is_dir():
+        return _kind_of_folder(cached, text)
+    return _kind_on_hub(source, text)
 
 
 def _kind_on_hub(name: str, text: str) -> str:
-    """A modules.json makes a text model, an image processor's file a vision model."""
+    """Tell a text model by its modules.json, and a vision model by its image processor's file."""
     try:
         if has_file(name, "modules.json"):
             return "sentence"
-        is_vision = any(has_file(name, file) for file in _PROCESSORS)
-    except Exception as error:  # of the HTTP library, of which there are several
+        is_vision = has_file(name, _IMAGE_PROCESSOR) or has_file(name, _ANY_PROCESSOR)
+    except Exception as error:
+        # Several HTTP libraries may be at work, each with errors of its own.
         message = f"--teacher {text}: {first_line(error)}; known names: {', '.join(KNOWN)}"
         raise TeacherError(message, name=name) from None
-    return "vision" if is_vision else "sentence"
+    if is_vision:
+        return "vision"
+    # A text model of transformers alone: its tokens are averaged.
+    return "sentence"
 
 
 def _kind_of_folder(folder: Path, text: str) -> str:
+    """Tell whether a model's folder is of a text model or of a vision model."""
     if (folder / "modules.json").is_file():
         return "sentence"
     if not (folder / "config.json").is_file():
         problem = "holds neither config.json nor modules.json; is it a model folder?"
         raise TeacherError(f"--teacher {text}: {folder} {problem}", path=folder)
+
     config = read_object(folder / "config.json")
     if "architecture" in config and "model_type" not in config:
         if find_spec("timm") is None:
             kind = f"a timm model ({config['architecture']})"
             message = f"--teacher {text}: {folder} is {kind}, which needs timm: pip install timm"
-            raise TeacherError(message, path=folder)
+            raise TeacherError(message, path=folder, name="timm")
         return "vision"
-    image_processor, any_processor = (folder / file for file in _PROCESSORS)
-    if image_processor.is_file() or not config.keys().isdisjoint(_VISION_KEYS):
+    if (folder / _IMAGE_PROCESSOR).is_file() or not config.keys().isdisjoint(_VISION_KEYS):
         return "vision"
+    any_processor = folder / _ANY_PROCESSOR
     if any_processor.is_file() and "image_processor" in read_object(any_processor):
         return "vision"
     return "sentence"

@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen model of one modality that turns images or captions into L2-normalised rows."""
+"""A teacher: a frozen model of one modality that turns its items into L2-normalised rows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ from cusa.data.pretrained import one_line_load_errors
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
 
-DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full
+# Key of the settings' transform; absent where JPEGs are decoded in full.
+DRAFT = "jpeg_draft"
 Pooling = Literal["cls", "mean", "pooler"]
-POOLING = "pooling"  # location of the error of a model that has not the pooling asked for
-FEATURE = "feature"  # key of the settings' transform: what of a vision model's output is the row
-FEATURES = {  # its values, and what they are
+# Location of the error of a model without the requested pooling.
+POOLING = "pooling"
+# Location of the error of a model some of whose weights are missing.
+WEIGHTS = "weights"
+# Key of the settings' transform: what of a vision model's output is the row.
+FEATURE = "feature"
+# Values of FEATURE, and what they mean.
+FEATURES = {
     "image_features": "the projected embedding",
     "image_embeds": "the projected embedding",
     "text_embeds": "the projected embedding",
@@ -32,9 +38,12 @@ FEATURES = {  # its values, and what they are
     "first_token": "the class token",
     "mean": "the mean over the patches",
 }
+# What each pooling makes of the output.
 FEATURE_OF_POOLING: dict[Pooling, str] = {"cls": "first_token", "mean": "mean", "pooler": "pooler"}
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_BATCH_SIZE_ON_GPU = 256
 Preprocessed = np.ndarray | Mapping[str, np.ndarray]
+Tensors = torch.Tensor | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,19 +55,19 @@ class SizeGroups:
         positions: int64 ``[n]`` for each: where its images stand among all.
     """
 
-    groups: tuple[torch.Tensor | Mapping[str, torch.Tensor], ...]
+    groups: tuple[Tensors, ...]
     positions: tuple[np.ndarray, ...]
 
     def __len__(self) -> int:
         return sum(map(len, self.positions))
 
     def pin_memory(self) -> SizeGroups:
-        """The same in page-locked memory."""
-        pinned = tuple(each_tensor(group, torch.Tensor.pin_memory) for group in self.groups)
-        return replace(self, groups=pinned)
+        """Return the same in page-locked memory."""
+        groups = [each_tensor(group, torch.Tensor.pin_memory) for group in self.groups]
+        return replace(self, groups=tuple(groups))
 
 
-TeacherInputs = torch.Tensor | Mapping[str, Any] | SizeGroups | Sequence[str]
+TeacherInputs = Tensors | SizeGroups | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,10 @@ class Teacher:
         batch_size: Items per forward pass that suit it.
         preprocess: Images: PIL image -> float32 ``[3, h, w]``, or arrays by name; runs in worker
             processes.
-        input_size: Images: pixels that ``preprocess`` resizes a side to, ``None`` if it does not tell.
-        draft_size: Images: pixels that both sides of a JPEG keep where it is halved while decoded; ``None``: never.
+        input_size: Images: pixels that ``preprocess`` resizes a side to, ``None`` if it does not
+            tell.
+        draft_size: Images: pixels that both sides of a JPEG keep where it is halved while decoded;
+            ``None``: it never is.
         tokenize: Text: captions -> one padded batch of tensors by name, on the CPU.
         token_counts: Text: captions -> their lengths in tokens before any cut, int64 ``[n]``.
         token_limit: Text: tokens that longer captions are cut to, ``None`` if they never are.
@@ -104,8 +115,13 @@ class Teacher:
     token_limit: int | None = None
     decoding: Mapping[str, str] = field(default_factory=lambda: dict(DECODING))
 
-    def settings(self, precision: str, dtype: str, normalizer: str) -> TeacherSettings:
-        """What the store records of this teacher."""
+    def settings(
+        self,
+        precision: str,
+        dtype: str,
+        normalizer: str,
+    ) -> TeacherSettings:
+        """Return what the store records of this teacher."""
         transform = dict(self.transform)
         if self.modality == "image":
             transform |= self.decoding
@@ -124,14 +140,17 @@ class Teacher:
         )
 
     def inputs(self, items: Iterable[Any]) -> TeacherInputs:
-        """PIL images or captions as :meth:`rows` takes them, on the CPU; few images are held decoded."""
+        """Prepare PIL images or captions for :meth:`rows`, on the CPU.
+
+        Images are taken one by one, so that an iterator need not hold many of them decoded.
+        """
         if self.modality == "text" or self.tokenize is not None:
             return self.tokens(list(items))
         assert self.preprocess is not None, "an image teacher brings its preprocessing"
         return stacked([self.preprocess(image) for image in items])
 
     def tokens(self, captions: Sequence[str]) -> Mapping[str, Any]:
-        """Captions as one padded batch of tensors by name, on the CPU.
+        """Tokenise captions into one padded batch of tensors by name, on the CPU.
 
         Raises:
             TeacherError: If the tokeniser fails on them.
@@ -139,11 +158,17 @@ class Teacher:
         assert self.tokenize is not None, "a text teacher brings its tokeniser"
         try:
             return self.tokenize(captions)
-        except Exception as error:  # such as a tokeniser that has no token for an unknown word
+        except Exception as error:
+            # Some tokenisers have no token for an unknown word.
             message = f"the tokeniser of {self.model_id!r} fails ({first_line(error)})"
             raise TeacherError(message, name=self.model_id, location=FORWARD_PASS) from None
 
-    def rows(self, inputs: TeacherInputs, device: str, precision: str) -> np.ndarray:
+    def rows(
+        self,
+        inputs: TeacherInputs,
+        device: str,
+        precision: str,
+    ) -> np.ndarray:
         """Encode one batch; several threads may call it.
 
         Args:
@@ -159,8 +184,9 @@ class Teacher:
             TeacherError: If a GPU's memory is too small for the batch, or the model fails on it.
         """
         if isinstance(inputs, SizeGroups):
-            rows = np.concatenate([self.rows(group, device, precision) for group in inputs.groups])
-            return rows[np.argsort(np.concatenate(inputs.positions))]
+            group_rows = [self.rows(group, device, precision) for group in inputs.groups]
+            original_order = np.argsort(np.concatenate(inputs.positions))
+            return np.concatenate(group_rows)[original_order]
         if not isinstance(inputs, torch.Tensor | Mapping):
             inputs = self.tokens(inputs)
         try:
@@ -168,14 +194,15 @@ class Teacher:
         except torch.OutOfMemoryError:
             message = f"{self.model_id}: not enough memory on {device}; pass a smaller --batch-size"
             raise TeacherError(message, name=self.model_id) from None
-        except Exception as error:  # a model's own code raises nearly anything
+        except Exception as error:
+            # A model's own code raises nearly anything.
             message = f"model {self.model_id!r} fails ({first_line(error)})"
             raise TeacherError(message, name=self.model_id, location=FORWARD_PASS) from None
 
     @torch.inference_mode()
     def _rows(
         self,
-        inputs: torch.Tensor | Mapping[str, Any],
+        inputs: Tensors,
         device: str,
         precision: str,
     ) -> np.ndarray:
@@ -183,50 +210,76 @@ class Teacher:
             inputs = inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
         else:
             inputs = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
-        reduced = _AUTOCAST.get(precision)
-        kind = torch.device(device).type
-        with torch.autocast(kind, reduced) if reduced else contextlib.nullcontext():
+
+        autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if precision in _AUTOCAST:
+            autocast = torch.autocast(torch.device(device).type, _AUTOCAST[precision])
+        with autocast:
             features = self.encode(inputs)
         if features.ndim != 2:
             raise ValueError(f"its output is {list(features.shape)}, not one row for each item")
         return unit_rows(features.float().cpu().numpy())
 
 
-def stacked(
-    items: Sequence[Preprocessed],
-) -> torch.Tensor | Mapping[str, torch.Tensor] | SizeGroups:
-    """Preprocessed images as one batch, or as several where they are of several sizes.
+def stacked(items: Sequence[Preprocessed]) -> Tensors | SizeGroups:
+    """Stack preprocessed images into one batch, or into several where they are of several sizes.
 
     Args:
         items: float32 ``[3, h, w]`` each, or arrays by name.
     """
-    positions: dict[Any, list[int]] = defaultdict(list)
+    positions_of_shape: dict[Any, list[int]] = defaultdict(list)
     for position, item in enumerate(items):
-        arrays = {"": item} if isinstance(item, np.ndarray) else item
-        shapes = tuple((name, array.shape) for name, array in arrays.items())
-        positions[shapes].append(position)
-    groups = tuple(_stack([items[p] for p in chosen]) for chosen in positions.values())
+        positions_of_shape[_shape(item)].append(position)
+
+    groups: list[Tensors] = []
+    group_positions: list[np.ndarray] = []
+    for positions in positions_of_shape.values():
+        groups.append(_stack([items[position] for position in positions]))
+        group_positions.append(np.asarray(positions, np.int64))
     if len(groups) == 1:
         return groups[0]
-    return SizeGroups(groups, tuple(np.asarray(chosen, np.int64) for chosen in positions.values()))
+    return SizeGroups(tuple(groups), tuple(group_positions))
 
 
-def _stack(items: Sequence[Preprocessed]) -> torch.Tensor | Mapping[str, torch.Tensor]:
+def _shape(item: Preprocessed) -> Any:
+    """Return what is equal for images that may be stacked."""
+    if isinstance(item, np.ndarray):
+        return item.shape
+    return tuple((name, array.shape) for name, array in item.items())
+
+
+def _stack(items: Sequence[Preprocessed]) -> Tensors:
+    """Stack preprocessed images of one size."""
     first = items[0]
     if isinstance(first, np.ndarray):
         return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]
-    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in first}
+    tensors: dict[str, torch.Tensor] = {}
+    for name in first:
+        tensors[name] = torch.from_numpy(np.stack([item[name] for item in items]))
+    return tensors
 
 
 def each_tensor(inputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A tensor changed, or each tensor of a mapping."""
+    """Change a tensor, or each tensor of a mapping; its other values stay."""
     if isinstance(inputs, torch.Tensor):
         return change(inputs)
-    return {name: _changed(value, change) for name, value in inputs.items()}
+    changed = dict(inputs)
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            changed[name] = change(value)
+    return changed
 
 
-def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    return change(value) if isinstance(value, torch.Tensor) else value
+def default_batch_size(device: str, on_cpu: int) -> int:
+    """Return how many items of a forward pass suit a device.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        on_cpu: Their number on a CPU, where it depends on the model.
+    """
+    if torch.device(device).type == "cuda":
+        return _BATCH_SIZE_ON_GPU
+    return on_cpu
 
 
 def loading(description: str, source: str) -> contextlib.AbstractContextManager[None]:
@@ -245,9 +298,13 @@ def loading(description: str, source: str) -> contextlib.AbstractContextManager[
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 (hex) over parameters and buffers: names, dtypes, shapes and bytes, whatever file they came from."""
+    """Return the sha256 (hex) of parameters and buffers, whatever file they came from.
+
+    It is taken over their names, dtypes, shapes and bytes.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy())
     return digest.hexdigest()

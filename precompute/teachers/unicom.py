@@ -1,10 +1,11 @@
-"""Unicom (An et al., ICLR 2023), the paper's image teacher: a vision transformer without class token."""
+"""Unicom (An et al., ICLR 2023), the paper's image teacher: a ViT without class token."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import os
+import shutil
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +17,17 @@ from torch.nn import functional as F
 from cusa.data.errors import TeacherError
 from cusa.data.files import atomic_file
 from cusa.data.images import ImageTransform
-from cusa.precompute.teachers.base import Teacher
+from cusa.precompute.teachers.base import Teacher, default_batch_size
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
+_DOWNLOAD_TIMEOUT_S = 30
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class UnicomArchitecture:
-    """Sizes of one Unicom model (images in pixels)."""
+    """The sizes of one Unicom model; those of images are in pixels."""
 
     input_size: int
     patch_size: int
@@ -35,7 +38,7 @@ class UnicomArchitecture:
 
     @property
     def num_patches(self) -> int:
-        """Patches per image."""
+        """Number of patches of an image."""
         return (self.input_size // self.patch_size) ** 2
 
 
@@ -50,39 +53,69 @@ class UnicomRelease:
     sha256: str
 
 
-def _release(model_id: str, tag: str, file: str, sha256: str, *sizes: int) -> UnicomRelease:
+def _release(
+    model_id: str,
+    tag: str,
+    sha256: str,
+    architecture: UnicomArchitecture,
+) -> UnicomRelease:
+    file = f"FP16-{model_id.replace('/', '-').replace('@', '-')}.pt"
     url = f"https://github.com/deepglint/unicom/releases/download/{tag}/{file}"
-    return UnicomRelease(UnicomArchitecture(*sizes), f"unicom/{model_id}", file, url, sha256)
+    return UnicomRelease(architecture, f"unicom/{model_id}", file, url, sha256)
 
 
 RELEASES = {
     "unicom": _release(
         "ViT-B/32",
         "b32",
-        "FP16-ViT-B-32.pt",
         "f9d5696a9b58dbbbefee2d31615ca59084f2895a0fdd2ca4c235e0f9b2793f7a",
-        *(224, 32, 768, 512, 12, 12),
+        UnicomArchitecture(
+            input_size=224,
+            patch_size=32,
+            dim=768,
+            embedding_size=512,
+            depth=12,
+            num_heads=12,
+        ),
     ),
     "unicom-vit-b-16": _release(
         "ViT-B/16",
         "b16",
-        "FP16-ViT-B-16.pt",
         "c04f324f7c3b4435667236ec6c0eca1cd62f9d64fbfc2d06f8e8e60e6497edef",
-        *(224, 16, 768, 768, 12, 12),
+        UnicomArchitecture(
+            input_size=224,
+            patch_size=16,
+            dim=768,
+            embedding_size=768,
+            depth=12,
+            num_heads=12,
+        ),
     ),
     "unicom-vit-l-14": _release(
         "ViT-L/14",
         "l14",
-        "FP16-ViT-L-14.pt",
         "ff3ab62ff782876460099e6e0ee17b73a7c01109de2fffd595f16f4129404bbd",
-        *(224, 14, 1024, 768, 24, 16),
+        UnicomArchitecture(
+            input_size=224,
+            patch_size=14,
+            dim=1024,
+            embedding_size=768,
+            depth=24,
+            num_heads=16,
+        ),
     ),
     "unicom-vit-l-14-336px": _release(
         "ViT-L/14@336px",
         "l14_336px",
-        "FP16-ViT-L-14-336px.pt",
         "3916ab5aed3b522fc90345be8b4457fe5dad60801ad2af5a6871c0c096e8d7ea",
-        *(336, 14, 1024, 768, 24, 16),
+        UnicomArchitecture(
+            input_size=336,
+            patch_size=14,
+            dim=1024,
+            embedding_size=768,
+            depth=24,
+            num_heads=16,
+        ),
     ),
 }
 
@@ -91,7 +124,8 @@ class Unicom(nn.Module):
     """Unicom's image encoder; parameter names are those of the published weight files.
 
     Patch and position embedding; pre-norm blocks; LayerNorm; all patch tokens flattened into
-    Linear - BatchNorm - Linear - BatchNorm. Use it in eval mode: BatchNorm otherwise mixes the batch.
+    Linear - BatchNorm - Linear - BatchNorm. Use it in eval mode: BatchNorm otherwise mixes the
+    batch.
 
     Args:
         architecture: Sizes.
@@ -99,66 +133,78 @@ class Unicom(nn.Module):
 
     def __init__(self, architecture: UnicomArchitecture) -> None:
         super().__init__()
-        a = architecture
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, a.dim, a.patch_size, a.patch_size)})
-        self.pos_embed = nn.Parameter(torch.zeros(1, a.num_patches, a.dim))
-        self.blocks = nn.Sequential(*(_Block(a.dim, a.num_heads) for _ in range(a.depth)))
-        self.norm = nn.LayerNorm(a.dim)
+        dim = architecture.dim
+        num_patches = architecture.num_patches
+        patch_size = architecture.patch_size
+        embedding_size = architecture.embedding_size
+        projection = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_embed = nn.ModuleDict({"proj": projection})
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_patches, dim))
+        blocks = [_Block(dim, architecture.num_heads) for _ in range(architecture.depth)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(dim)
         self.feature = nn.Sequential(
-            nn.Linear(a.dim * a.num_patches, a.dim, bias=False),
-            nn.BatchNorm1d(a.dim, eps=2e-5),
-            nn.Linear(a.dim, a.embedding_size, bias=False),
-            nn.BatchNorm1d(a.embedding_size, eps=2e-5),
+            nn.Linear(dim * num_patches, dim, bias=False),
+            nn.BatchNorm1d(dim, eps=2e-5),
+            nn.Linear(dim, embedding_size, bias=False),
+            nn.BatchNorm1d(embedding_size, eps=2e-5),
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Float ``[n, 3, input_size, input_size]`` -> ``[n, embedding_size]``, not normalised."""
-        tokens = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)  # [n, patches, dim]
-        tokens = self.norm(self.blocks(tokens + self.pos_embed))
-        return self.feature(tokens.flatten(1))
+        """Embed pixels, float ``[n, 3, input_size, input_size]``.
+
+        Returns:
+            Float ``[n, embedding_size]``, not normalised.
+        """
+        patches = self.patch_embed["proj"](pixels)  # [n, dim, height, width]
+        tokens = patches.flatten(2).transpose(1, 2)  # [n, patches, dim]
+        tokens = self.blocks(tokens + self.pos_embed)
+        return self.feature(self.norm(tokens).flatten(1))
 
 
 class _Block(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
         self.attn = _Attention(dim, num_heads)
         self.mlp = nn.Sequential()
         self.mlp.add_module("fc1", nn.Linear(dim, 4 * dim))
         self.mlp.add_module("act", nn.ReLU6())
         self.mlp.add_module("fc2", nn.Linear(4 * dim, dim))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
 
 
 class _Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, patches, dim = x.shape
-        # [n, patches, 3 * dim] -> 3 x [n, heads, patches, dim / heads]
-        q, k, v = (
-            self.qkv(x)
-            .view(n, patches, 3, self.num_heads, dim // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
-        )
-        return self.proj(
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, patches, dim)
-        )
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        n_images, n_patches, dim = tokens.shape
+        head_dim = dim // self.num_heads
+        stacked = self.qkv(tokens).view(n_images, n_patches, 3, self.num_heads, head_dim)
+        # [n, patches, 3, heads, dim / heads] -> 3 x [n, heads, patches, dim / heads]
+        queries, keys, values = stacked.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(queries, keys, values)
+        return self.proj(attended.transpose(1, 2).reshape(n_images, n_patches, dim))
 
 
 def load_unicom(
-    release: UnicomRelease, weights: Path | None, device: str, batch_size: int | None = None
+    release: UnicomRelease,
+    weights: Path | None,
+    device: str,
+    batch_size: int | None = None,
 ) -> Teacher:
     """Load a published Unicom model.
 
     Args:
-        release: Which of the four.
+        release: The published model.
         weights: Its weight file, or ``None`` to take it from the cache or download it there.
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Items per forward pass; ``None``: what suits the device.
@@ -170,7 +216,8 @@ def load_unicom(
     _check(path, release)
     model = Unicom(release.architecture)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    model = model.float().eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.float().eval().to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = release.architecture.input_size
     transform = ImageTransform(size, size, _MEAN, _STD)
     return Teacher(
@@ -181,51 +228,56 @@ def load_unicom(
         transform=asdict(transform),
         source=str(path),
         encode=model,
-        batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 16),
+        batch_size=batch_size or default_batch_size(device, on_cpu=16),
         preprocess=transform,
         input_size=size,
     )
 
 
 def _how_to_get(release: UnicomRelease) -> str:
-    return (
-        f"get it from {release.url} (sha256 {release.sha256}) and pass --teacher "
-        f"{next(k for k, v in RELEASES.items() if v == release)}=PATH"
-    )
+    name = next(name for name, candidate in RELEASES.items() if candidate == release)
+    return f"get it from {release.url} (sha256 {release.sha256}) and pass --teacher {name}=PATH"
 
 
 def _check(path: Path, release: UnicomRelease) -> None:
+    """Refuse a file that is not the published one."""
     if not path.is_file():
         message = f"Unicom's weight file {release.file} is not at {path}; {_how_to_get(release)}"
         raise TeacherError(message, path=path)
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != release.sha256:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != release.sha256:
         raise TeacherError(
-            f"{path} is not Unicom's {release.file}: its sha256 is {found}, expected {release.sha256}; "
-            f"remove it and {_how_to_get(release)}",
+            f"{path} is not Unicom's {release.file}: its sha256 is {sha256}, expected "
+            f"{release.sha256}; remove it and {_how_to_get(release)}",
             path=path,
         )
 
 
 def _cached(release: UnicomRelease) -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cusa"
+    """Return the path of the weight file in the cache, downloading it if it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "cusa"
     path = folder / release.file
     if path.is_file():
         return path
     try:
-        with (
-            atomic_file(path) as temporary,
-            urllib.request.urlopen(release.url, timeout=30) as response,
-        ):
-            with temporary.open("wb") as file:
-                while block := response.read(1 << 20):
-                    file.write(block)
-            _check(temporary, release)  # before it takes the name under which it is trusted
+        with atomic_file(path) as temporary:
+            _download(release.url, temporary)
+            # Checked before it takes the name under which it is trusted.
+            _check(temporary, release)
     except (OSError, http.client.HTTPException) as error:
         raise TeacherError(
-            f"Unicom's weight file {release.file} is not in {folder} and cannot be downloaded ({error}); "
-            f"{_how_to_get(release)}",
+            f"Unicom's weight file {release.file} is not in {folder} and cannot be downloaded "
+            f"({error}); {_how_to_get(release)}",
             path=path,
         ) from None
     return path
+
+
+def _download(url: str, path: Path) -> None:
+    with (
+        urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_S) as response,
+        path.open("wb") as file,
+    ):
+        shutil.copyfileobj(response, file, _BLOCK_BYTES)

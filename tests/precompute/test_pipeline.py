@@ -11,12 +11,8 @@ from cusa.data.records import Dataset, Record, fingerprint
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute.estimate import choose_draft, measure
-from cusa.precompute.pipeline import (
-    PipelineOptions,
-    caption_batches,
-    encode_shards,
-    encoded_batches,
-)
+from cusa.precompute.pipeline import PipelineOptions, encode_shards, encoded_batches
+from cusa.precompute.reading import caption_batches
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import (
@@ -53,13 +49,11 @@ def test_captions_are_batched_by_token_length_and_identical_ones_once(words):
         "number 3 4",
         "picture 1",
     ]
-    batches = list(
-        caption_batches(words, [(t, f"id{i}") for i, t in enumerate(texts)], 10, "albef")
-    )
-    assert batches[0].errors[0][0] == 14
+    batches = list(caption_batches(words, [(t, f"id{i}") for i, t in enumerate(texts)], "albef"))
+    assert batches[0].errors[0][0] == 4
     assert "caption id id4" in batches[0].errors[0][1]
-    # Four different captions of 5, 3, 2, 1 tokens, three to a batch; rows 10, 11 and 16 say the same.
-    assert [b.rows.tolist() for b in batches[1:]] == [[12, 15, 10, 11, 16], [13]]
+    # Four different captions of 5, 3, 2, 1 tokens, three to a batch; rows 0, 1 and 6 say the same.
+    assert [b.rows.tolist() for b in batches[1:]] == [[2, 5, 0, 1, 6], [3]]
     assert [b.source.tolist() for b in batches[1:]] == [[0, 1, 2, 2, 2], [0]]
     assert [tuple(b.inputs["input_ids"].shape) for b in batches[1:]] == [(3, 5), (1, 1)]
 

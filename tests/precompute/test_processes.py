@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 import cusa
 from cusa.data import worker_pool
 from cusa.data.store.reader import EmbeddingStore
-from cusa.precompute.pipeline import ImageReader
+from cusa.precompute.reading import ImageReader
 from tests.helpers import (
     make_images,
     make_pairs,

@@ -1,0 +1,296 @@
+"""Images and captions as batches for a teacher, read ahead by worker processes and threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from cusa.data.captions import normalizer
+from cusa.data.errors import CusaError, ImageError, first_line
+from cusa.data.files import file_digest
+from cusa.data.images import load_image, max_pixels
+from cusa.data.records import Dataset
+from cusa.data.store.shards import DIGEST_BYTES
+from cusa.data.worker_pool import WorkerPool, prefetched
+from cusa.precompute.caption_locator import CaptionLocator
+from cusa.precompute.shard_plan import ShardTask
+from cusa.precompute.teachers.base import (
+    Preprocessed,
+    SizeGroups,
+    Teacher,
+    Tensors,
+    each_tensor,
+    stacked,
+)
+
+RowsToMake = Callable[[ShardTask], np.ndarray]
+_TEXT_BATCHES_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """The items of one forward pass of a teacher, and where their embeddings go.
+
+    Attributes:
+        inputs: Preprocessed images, or tokenised captions; ``None`` if no item could be read.
+        rows: int64 ``[m]``, m >= n: the split's rows that get their embedding from it.
+        source: int64 ``[m]``: which of the n outputs each of them takes.
+        errors: (row, message) of the items that could not be read.
+        n_cut: How many of its captions have more tokens than the teacher takes.
+        digests: uint8 ``[m, 32]``: sha256 of the picture file of each row; ``None`` for captions.
+    """
+
+    inputs: Tensors | SizeGroups | None
+    rows: np.ndarray
+    source: np.ndarray
+    errors: tuple[tuple[int, str], ...]
+    n_cut: int = 0
+    digests: np.ndarray | None = None
+
+    @staticmethod
+    def without_inputs(errors: Sequence[tuple[int, str]] = ()) -> TeacherBatch:
+        """Return a batch of errors alone, or of nothing."""
+        no_rows = np.zeros(0, np.int64)
+        return TeacherBatch(None, no_rows, no_rows, tuple(errors))
+
+    @property
+    def n_settled(self) -> int:
+        """Number of rows that need no other batch: those embedded, and those with an error."""
+        return len(self.rows) + len(self.errors)
+
+    def first_rows(self) -> np.ndarray:
+        """Return the first row that takes each of the outputs, int64 ``[n]``."""
+        _, first_positions = np.unique(self.source, return_index=True)
+        return self.rows[first_positions]
+
+    def pin_memory(self) -> TeacherBatch:
+        """Return the batch in page-locked memory; the worker pool calls it."""
+        if self.inputs is None:
+            return self
+        if isinstance(self.inputs, torch.Tensor | SizeGroups):
+            return replace(self, inputs=self.inputs.pin_memory())
+        return replace(self, inputs=each_tensor(self.inputs, torch.Tensor.pin_memory))
+
+
+ShardBatch = tuple[ShardTask, TeacherBatch]
+
+
+# --- images
+
+
+def read_image_shards(
+    teacher: Teacher,
+    tasks: Iterator[ShardTask],
+    dataset: Dataset,
+    rows_to_make: RowsToMake,
+    workers: int,
+    pin: bool,
+) -> Iterator[ShardBatch]:
+    """Yield batches of consecutive rows, decoded and preprocessed.
+
+    Worker processes ask for the next shard when they have nothing left to read ahead.
+
+    Args:
+        teacher: An image teacher.
+        tasks: Its shards.
+        dataset: The data set.
+        rows_to_make: Returns the rows of a shard to read, ascending; a shard without any has one
+            batch, which is empty.
+        workers: Image decoding processes; 0 decodes in this one.
+        pin: Whether to put batches into page-locked memory, for copies to a GPU.
+    """
+    requested: deque[ShardTask] = deque()
+
+    def keys() -> Iterator[tuple[str, np.ndarray]]:
+        for task in tasks:
+            rows = rows_to_make(task)
+            # A shard without rows to make still has one batch, or nobody would write it.
+            for start in range(0, max(1, len(rows)), teacher.batch_size):
+                requested.append(task)
+                yield task.split, rows[start : start + teacher.batch_size]
+
+    pool = WorkerPool(ImageReader(dataset, teacher), workers, pin=pin)
+    with closing(pool), closing(pool.read(keys())) as batches:
+        for batch in batches:
+            yield requested.popleft(), batch
+
+
+class ImageReader(TorchDataset[TeacherBatch]):
+    """Decodes and preprocesses whole batches, in worker processes.
+
+    Args:
+        dataset: Where the images are.
+        teacher: Whose preprocessing; its model stays out of the workers.
+    """
+
+    def __init__(self, dataset: Dataset, teacher: Teacher) -> None:
+        # One block of text rather than a list: a list's reference counts would copy its pages into
+        # every worker.
+        self._image_paths: dict[str, np.ndarray] = {}
+        for split, records in dataset.splits.items():
+            image_paths = [record.image_path for record in records]
+            self._image_paths[split] = np.array(image_paths, np.dtypes.StringDType())
+        self._image_root = dataset.image_root
+        self._teacher = teacher
+        # A wrong setting is no error of an image.
+        max_pixels()
+
+    def __getitem__(self, key: tuple[str, np.ndarray]) -> TeacherBatch:
+        """Read the images of some rows of a split."""
+        split, requested_rows = key
+        images: list[Preprocessed] = []
+        digests: list[bytes] = []
+        rows: list[int] = []
+        errors: list[tuple[int, str]] = []
+        for row in requested_rows.tolist():
+            try:
+                image_path = self._image_root / str(self._image_paths[split][row])
+                images.append(read_image(image_path, self._teacher))
+                digests.append(file_digest(image_path))
+                rows.append(row)
+            except (CusaError, OSError) as error:
+                errors.append((row, str(error)))
+        return TeacherBatch(
+            inputs=stacked(images) if images else None,
+            rows=np.asarray(rows, np.int64),
+            source=np.arange(len(rows)),
+            errors=tuple(errors),
+            digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
+        )
+
+
+def read_image(path: Path, teacher: Teacher) -> Preprocessed:
+    """Read an image as a teacher takes it: float32 ``[3, h, w]``, or arrays by name.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    assert teacher.preprocess is not None, "an image teacher brings its preprocessing"
+    image = load_image(path, teacher.draft_size)
+    try:
+        return teacher.preprocess(image)
+    except Exception as error:
+        # Image processors raise nearly anything on odd sizes.
+        reason = first_line(error)
+        message = f"image {path} cannot be preprocessed ({reason}); replace or remove it"
+        raise ImageError(message, path=path) from None
+
+
+# --- captions
+
+
+def read_caption_shards(
+    teacher: Teacher,
+    normalizer_name: str,
+    tasks: Iterator[ShardTask],
+    dataset: Dataset,
+    rows_to_make: RowsToMake,
+    pin: bool,
+) -> Iterator[ShardBatch]:
+    """Return batches of captions of like length, tokenised a few ahead in a thread.
+
+    Args:
+        teacher: A text teacher.
+        normalizer_name: Name of the caption normaliser.
+        tasks: The teacher's shards.
+        dataset: The data set.
+        rows_to_make: As :func:`read_image_shards` takes it.
+        pin: Whether to put batches into page-locked memory, for copies to a GPU.
+    """
+    locator = CaptionLocator(dataset)
+
+    def batches() -> Iterator[ShardBatch]:
+        for task in tasks:
+            rows = rows_to_make(task)
+            captions = [locator.caption(task.split, row) for row in rows.tolist()]
+            if not captions:
+                # The shard must have a batch, or nobody would write it.
+                yield task, TeacherBatch.without_inputs()
+            for batch in caption_batches(teacher, captions, normalizer_name):
+                errors = [(int(rows[number]), message) for number, message in batch.errors]
+                batch = replace(batch, rows=rows[batch.rows], errors=tuple(errors))
+                yield task, batch.pin_memory() if pin else batch
+
+    return prefetched(batches(), _TEXT_BATCHES_AHEAD)
+
+
+def caption_batches(
+    teacher: Teacher,
+    captions: Sequence[tuple[str, str]],
+    normalizer_name: str,
+) -> Iterator[TeacherBatch]:
+    """Yield captions as batches of like length, the longest first; equal ones are encoded once.
+
+    A batch's rows are the captions' numbers, from 0. A first batch without inputs has the errors.
+
+    Args:
+        teacher: A text teacher.
+        captions: (caption, caption id) each.
+        normalizer_name: Name of the caption normaliser.
+    """
+    rows_of_text, errors = _group_equal_captions(captions, normalizer_name)
+    if errors:
+        yield TeacherBatch.without_inputs(errors)
+    if not rows_of_text:
+        return
+
+    texts = list(rows_of_text)
+    longest_first, is_cut = _sort_by_length(teacher, texts)
+    for start in range(0, len(texts), teacher.batch_size):
+        numbers = longest_first[start : start + teacher.batch_size]
+        batch_texts = [texts[number] for number in numbers]
+        batch_rows = [rows_of_text[text] for text in batch_texts]
+        copies = np.fromiter(map(len, batch_rows), np.int64)
+        yield TeacherBatch(
+            inputs=teacher.tokens(batch_texts),
+            rows=np.fromiter(chain.from_iterable(batch_rows), np.int64),
+            source=np.repeat(np.arange(len(batch_texts)), copies),
+            errors=(),
+            n_cut=int(copies[is_cut[numbers]].sum()),
+        )
+
+
+def _sort_by_length(teacher: Teacher, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sort texts by how many tokens the teacher takes of them.
+
+    Returns:
+        int64 ``[n]``, the numbers of the texts, the longest first; bool ``[n]``, whether each text
+        has more tokens than the teacher takes.
+    """
+    assert teacher.token_counts is not None, "a text teacher brings its tokeniser"
+    token_counts = teacher.token_counts(texts)
+    limit = teacher.token_limit
+    is_cut = np.zeros(len(texts), bool)
+    if limit is not None:
+        is_cut = token_counts > limit
+    if limit:
+        token_counts = np.minimum(token_counts, limit)
+    return np.argsort(-token_counts, kind="stable"), is_cut
+
+
+def _group_equal_captions(
+    captions: Sequence[tuple[str, str]], normalizer_name: str
+) -> tuple[dict[str, list[int]], list[tuple[int, str]]]:
+    """Normalise captions.
+
+    Returns:
+        The numbers of the captions that become each text, and (number, message) of those that
+        cannot be normalised.
+    """
+    normalize = normalizer(normalizer_name)
+    rows_of_text: dict[str, list[int]] = {}
+    errors: list[tuple[int, str]] = []
+    for row, (caption, caption_id) in enumerate(captions):
+        try:
+            rows_of_text.setdefault(normalize(caption), []).append(row)
+        except CusaError as error:
+            errors.append((row, f"caption id {caption_id}: {error}"))
+    return rows_of_text, errors

@@ -1,0 +1,80 @@
+"""Checks of the files of a sentence-transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cusa.data.errors import FileFormatError, TeacherError
+from cusa.data.parsing import read_json
+from cusa.data.pretrained import lacking
+from cusa.precompute.teachers.base import WEIGHTS
+
+_OWN_NAMESPACE = "sentence_transformers."
+
+
+def module_path(folder: Path, number: int) -> str:
+    """Return where the files of a module lie, below the model's folder."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return ""
+    modules = read_json(path)
+    if number >= len(modules):
+        return ""
+    return str(modules[number]["path"])
+
+
+def refuse_own_code(folder: Path) -> None:
+    """Refuse modules of other packages: older versions of sentence-transformers load them."""
+    for path in (folder / "modules.json", *folder.glob("*/router_config.json")):
+        if not path.is_file():
+            continue
+        for reference in _module_types(path):
+            if reference.startswith(_OWN_NAMESPACE):
+                continue
+            message = (
+                f"{folder} needs code of its own ({reference}), which is not run; use a model "
+                "of sentence-transformers' own modules"
+            )
+            raise TeacherError(message, path=path, name=reference)
+
+
+def _module_types(path: Path) -> Iterator[str]:
+    """Yield the names of the classes that a ``modules.json`` or ``router_config.json`` asks for."""
+    content = read_json(path)
+    names: list[Any] = []
+    if path.name == "modules.json":
+        if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+            raise FileFormatError(f"{path} is not a list of modules; download it again", path=path)
+        names = [entry.get("type") for entry in content]
+    elif isinstance(content, dict):
+        names = list((content.get("types") or {}).values())
+
+    for name in names:
+        if not isinstance(name, str):
+            message = f"{path} names no class for one of its modules; download it again"
+            raise FileFormatError(message, path=path)
+        yield name
+
+
+def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
+    """Refuse a model whose weights are not all in its files: it would be filled at random."""
+    from transformers.utils import is_accelerate_available
+
+    if (folder / "adapter_config.json").is_file():
+        return
+    # sentence-transformers keeps transformers' report to itself. On "meta", no weight is read.
+    device = {"device_map": "meta"} if is_accelerate_available() else {}
+    _, report = type(model).from_pretrained(
+        folder,
+        config=model.config,
+        output_loading_info=True,
+        trust_remote_code=False,
+        **device,
+    )
+    # sentence-transformers pools the tokens by itself, and never reads a pooler.
+    missing = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]
+    if missing:
+        message = lacking(source, sorted(missing))
+        raise TeacherError(message, path=folder, location=WEIGHTS, name=source)

@@ -1,0 +1,192 @@
+"""From the output of a Hugging Face vision model to one row for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cusa.data.errors import TeacherError
+from cusa.precompute.teachers.base import FEATURE_OF_POOLING, POOLING, Pooling, Tensors
+
+PIXELS = "pixel_values"
+NamedTensors = Mapping[str, torch.Tensor]
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+
+
+def is_dual_encoder(model: Any) -> bool:
+    """Return whether a transformers model embeds both images and texts."""
+    return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+
+
+def named_inputs(inputs: Any) -> NamedTensors:
+    """Return a batch of images, as :func:`.stacked` makes it of one size, as tensors by name."""
+    if isinstance(inputs, Mapping):
+        return inputs
+    return {PIXELS: inputs}
+
+
+class VisionEncoder:
+    """A vision model as a function of its inputs.
+
+    Args:
+        model: A transformers model in eval mode.
+        lacks_pooler: Whether the weights lack what the pooled output needs.
+        pooling: What becomes a picture's row; ``None``: the best that the model has.
+        probe: Inputs of several images to try it on.
+
+    Attributes:
+        feature: What becomes a picture's row.
+        dim: Embedding dimension.
+
+    Raises:
+        TeacherError: If the model has no such pooling.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        lacks_pooler: bool,
+        pooling: Pooling | None,
+        probe: NamedTensors,
+    ) -> None:
+        self._model = model
+        self._name = type(model).__name__
+        self._tower = self._image_tower() if pooling is not None else model
+        self._lacks_pooler = lacks_pooler
+        parameters = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+        self._has_class_token = not parameters.isdisjoint(_CLASS_TOKENS)
+        self._leading_tokens = _count_leading_tokens(parameters, model.config)
+
+        with torch.inference_mode():
+            if pooling is None and is_dual_encoder(model):
+                self.feature = "image_features"
+            else:
+                output = self._run(probe)
+                if _begins_with_pooled_output(output):
+                    self._leading_tokens = max(self._leading_tokens, 1)
+                self.feature = self._choose_feature(output, pooling, probe)
+            rows = self(probe)
+        if rows.ndim != 2 or len(rows) != len(probe[PIXELS]):
+            raise ValueError(f"its output is {list(rows.shape)}, not one row for each image")
+        self.dim = rows.shape[1]
+
+    def __call__(self, inputs: Tensors) -> torch.Tensor:
+        """Encode a batch: ``[n, dim]``, not normalised."""
+        named = named_inputs(inputs)
+        if self.feature == "image_features":
+            features = self._model.get_image_features(**named)
+            # Some versions of transformers return an output object.
+            return features if isinstance(features, torch.Tensor) else features.pooler_output
+
+        output = self._run(named)
+        if self.feature == "image_embeds":
+            return output.image_embeds
+        if self.feature == "pooler":
+            # Convolutional models pool to [n, dim, 1, 1].
+            return output.pooler_output.flatten(1)
+        if self.feature == "first_token":
+            return output.last_hidden_state[:, 0]
+        return self._mean(output.last_hidden_state, named)
+
+    def _image_tower(self) -> Any:
+        """Return the model, or the image tower of a dual encoder, which alone has a pooling."""
+        if not is_dual_encoder(self._model):
+            return self._model
+        tower = getattr(self._model, "vision_model", None)
+        if tower is None:
+            raise self._no_pooling("its image tower cannot be had alone; leave out --pooling")
+        return tower
+
+    def _run(self, inputs: NamedTensors) -> Any:
+        if "MAE" not in self._name:
+            return self._tower(**inputs)
+        # A masked autoencoder sorts its patches by random numbers. In their own order, rows repeat.
+        pixels = inputs[PIXELS]
+        n_patches = self._count_patches(pixels) or 0
+        order = torch.arange(n_patches, dtype=torch.float32, device=pixels.device)
+        return self._tower(**inputs, noise=order.expand(len(pixels), -1))
+
+    def _choose_feature(
+        self,
+        output: Any,
+        pooling: Pooling | None,
+        probe: NamedTensors,
+    ) -> str:
+        """Choose what becomes a picture's row, or refuse a pooling that the model does not have."""
+        if pooling is None and getattr(output, "image_embeds", None) is not None:
+            return "image_embeds"
+        is_pooled = not self._lacks_pooler and getattr(output, "pooler_output", None) is not None
+        begins_with_class_token = self._begins_with_class_token(output, probe)
+        if pooling == "pooler" and not is_pooled:
+            raise self._no_pooling(
+                "it has no pooled output, or no weights for one; pass --pooling mean"
+            )
+        if pooling == "cls" and not begins_with_class_token:
+            raise self._no_pooling("it has no class token; pass --pooling mean")
+        if pooling is not None:
+            return FEATURE_OF_POOLING[pooling]
+        if is_pooled:
+            return "pooler"
+        if begins_with_class_token:
+            return "first_token"
+        return "mean"
+
+    def _begins_with_class_token(self, output: Any, probe: NamedTensors) -> bool:
+        tokens = getattr(output, "last_hidden_state", None)
+        if not self._has_class_token or tokens is None or tokens.ndim != 3:
+            return False
+        n_patches = self._count_patches(probe[PIXELS])
+        return n_patches is None or tokens.shape[1] >= self._leading_tokens + n_patches
+
+    def _mean(self, features: torch.Tensor, inputs: NamedTensors) -> torch.Tensor:
+        """Average a map ``[n, dim, h, w]``, or the patches among tokens ``[n, tokens, dim]``."""
+        if features.ndim == 4:
+            return features.mean(dim=(2, 3))
+        if "pixel_attention_mask" in inputs:
+            weights = inputs["pixel_attention_mask"][..., None].to(features.dtype)
+            return (features * weights).sum(dim=1) / weights.sum(dim=1)
+
+        n_tokens = features.shape[1]
+        first_patch = self._leading_tokens
+        n_patches = self._count_patches(inputs[PIXELS])
+        if n_patches is not None and n_tokens >= first_patch + n_patches:
+            return features[:, first_patch : first_patch + n_patches].mean(dim=1)
+        if n_tokens <= first_patch:
+            return features.mean(dim=1)
+        return features[:, first_patch:].mean(dim=1)
+
+    def _count_patches(self, pixels: torch.Tensor) -> int | None:
+        """Count patches of pictures ``[n, 3, h, w]``, ``None`` without patches of one size."""
+        size = getattr(self._tower.config, "patch_size", None)
+        if not isinstance(size, list | tuple) or len(size) != 2:
+            size = (size, size)
+        height, width = size
+        if not isinstance(height, int) or not isinstance(width, int) or pixels.ndim != 4:
+            return None
+        n_rows = pixels.shape[2] // height
+        n_columns = pixels.shape[3] // width
+        return n_rows * n_columns
+
+    def _no_pooling(self, problem: str) -> TeacherError:
+        return TeacherError(f"{self._name}: {problem}", name=self._name, location=POOLING)
+
+
+def _count_leading_tokens(parameters: set[str], config: Any) -> int:
+    """Count the tokens before the patches: class, distillation and register tokens."""
+    count = int(not parameters.isdisjoint(_CLASS_TOKENS))
+    count += int("distillation_token" in parameters)
+    if "register_tokens" in parameters:
+        count += int(getattr(config, "num_register_tokens", 0))
+    return count
+
+
+def _begins_with_pooled_output(output: Any) -> bool:
+    """Return whether the first of several tokens is the pooled output: DINOv3's ConvNeXt."""
+    tokens = getattr(output, "last_hidden_state", None)
+    pooled = getattr(output, "pooler_output", None)
+    if tokens is None or pooled is None or tokens.ndim != 3 or tokens.shape[1] < 2:
+        return False
+    first_token = tokens[:, 0]
+    return pooled.shape == first_token.shape and torch.equal(pooled, first_token)
