@@ -67,7 +67,7 @@ def audit(
     teacher = parse_teacher(f"{name}={source or store.sources[name]}").load_as(stored, device)
     precision = stored.precision if stored.precision in ("fp32", "fp16", "bf16") else "fp32"
     differing = tuple(
-        stored.differing(teacher.settings(precision, stored.dtype, stored.normalizer))
+        stored.differences(teacher.settings(precision, stored.dtype, stored.normalizer))
     )
     if any(field.startswith(("modality", "dim")) for field in differing):
         raise CusaError(

@@ -146,7 +146,7 @@ class StoreReuse:
         """
         for stored in self._store.teachers.values():
             draft_size = stored.transform.get(DRAFT)
-            if not stored.differing(settings_of(replace(teacher, draft_size=draft_size))):
+            if not stored.differences(settings_of(replace(teacher, draft_size=draft_size))):
                 return stored
         return None
 
@@ -205,7 +205,7 @@ class StoreReuse:
         """
         if self._ranks.add(f"reused-{teacher}", 0):
             for name, stored in self._store.teachers.items():
-                if not stored.differing(settings):
+                if not stored.differences(settings):
                     return self._store.versions[name]
         return None
 
@@ -218,8 +218,8 @@ class StoreReuse:
         ]
         if not stored:
             return f"it has no {settings.modality} teacher"
-        closest = min(stored, key=lambda other: len(other.differing(settings)))
-        if differing := closest.differing(settings):
+        closest = min(stored, key=lambda other: len(other.differences(settings)))
+        if differing := closest.differences(settings):
             return f"its settings differ: {'; '.join(differing)}"
         if settings.modality == "text":
             return "its captions are others"
@@ -235,7 +235,7 @@ def equal_rows(store: EmbeddingStore, settings: TeacherSettings) -> Iterator[Emb
         StoreError: If rows are missing.
     """
     for teacher, stored in store.teachers.items():
-        if not stored.differing(settings):
+        if not stored.differences(settings):
             for split in store.splits_of(teacher):
                 yield store.embeddings(teacher, split)
 

@@ -320,7 +320,7 @@ class Run:
             leading = TeacherSettings.from_json(
                 self._ranks.hear(f"settings-{request.name}", self._check_stop)
             )
-            if fields := settings.differing(leading):
+            if fields := settings.differences(leading):
                 message = f"teacher {request.name!r} is not the same in rank 0: {'; '.join(fields)}"
                 raise TeacherError(message, name=request.name)
             self._teachers[request.name], self._settings[request.name] = teacher, settings

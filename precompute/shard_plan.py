@@ -147,7 +147,7 @@ def finished_shards(
         except OSError:  # such as a bad sector
             return task.path
         found, info = read_shard(task.index.parent, task.file)
-        if fields := header.differing(found):
+        if fields := header.differences(found):
             raise StoreError(
                 f"{task.path} was made with other settings, not to be mixed: {'; '.join(fields)}; pass another --out, "
                 "or move it away to make it again",

@@ -202,7 +202,7 @@ class Index:
         teachers = dict(self.teachers)
         for name, entry in other.teachers.items():
             old = teachers.get(name)
-            if old is not None and (fields := entry.settings.differing(old.settings)):
+            if old is not None and (fields := entry.settings.differences(old.settings)):
                 raise StoreError(
                     f"{where} holds teacher {name!r} with other settings, not to be mixed: {'; '.join(fields)}; "
                     "pass another --out or another name (--teacher NAME=...)",

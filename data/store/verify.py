@@ -110,7 +110,7 @@ def _wrong_shard(
     except StoreError as error:
         return str(error)
     settings, fingerprint = index.teachers[teacher].settings, index.splits[split].fingerprint
-    fields = ShardHeader(teacher, split, fingerprint, info.start, info.stop, settings).differing(
+    fields = ShardHeader(teacher, split, fingerprint, info.start, info.stop, settings).differences(
         header
     )
     if (found.offset, found.skipped) != (info.offset, info.skipped):

@@ -218,7 +218,8 @@ def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bo
     for modality, encoder in provenance.encoders.items():
         store.pick_teacher(modality, encoder.name, "--embeddings of a store")
         fields += [
-            f"{encoder.name}.{f}" for f in encoder.settings.differing(store.teachers[encoder.name])
+            f"{encoder.name}.{f}"
+            for f in encoder.settings.differences(store.teachers[encoder.name])
         ]
     if fields:
         raise CusaError(

@@ -153,7 +153,7 @@ class Provenance:
                     continue
                 lines += [
                     f"{teacher.name}.{f}"
-                    for f in new[modality].settings.differing(teacher.settings)
+                    for f in new[modality].settings.differences(teacher.settings)
                 ]
         return lines
 

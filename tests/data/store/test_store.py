@@ -232,7 +232,7 @@ def test_a_shard_says_what_it_holds(tmp_path):
         [1, 0], "<f2"
     ).tobytes()
     other = ShardHeader("t", "train", "e" * 64, 4, 5, settings("image", 2, precision="bf16"))
-    assert header.differing(other) == [
+    assert header.differences(other) == [
         "precision ('fp32' / 'bf16')",
         "fingerprint of split 'train'",
         "start (3 / 4)",
@@ -246,15 +246,15 @@ def test_differing_settings_are_named_one_by_one():
     theirs = settings(
         "image", 2, transform={"size": 8, "feature": "mean", "mean": None, "modules": ["n"]}
     )
-    assert mine.differing(theirs) == [
+    assert mine.differences(theirs) == [
         "transform.crop (8 / absent)",
         "transform.feature ('pooler' / 'mean')",
         "transform.mean (absent / None)",
         "transform.modules",
     ]
-    assert mine.differing(mine) == []
+    assert mine.differences(mine) == []
     others = settings("image", 2, transform={"kernel": "a" * 80}, model_id="another")
-    assert mine.differing(others) == ["model_id ('made-up-image' / 'another')", "transform"]
+    assert mine.differences(others) == ["model_id ('made-up-image' / 'another')", "transform"]
 
 
 def _damage(index, how):
