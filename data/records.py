@@ -267,7 +267,7 @@ class RecordSplit:
     truth: Truth | None
 
     @staticmethod
-    def of(dataset: Dataset, name: str) -> RecordSplit:
+    def from_dataset(dataset: Dataset, name: str) -> RecordSplit:
         """A split of a data set.
 
         Raises:

@@ -93,7 +93,7 @@ class SplitFinder:
     def _of_dataset(self) -> FoundSplit:
         request = self._request
         dataset = load_dataset(request.dataset, request.image_root, request.data_root)
-        split = RecordSplit.of(dataset, request.split)
+        split = RecordSplit.from_dataset(dataset, request.split)
         none_skipped = np.zeros(0, np.int64), np.zeros(0, np.int64)
         return FoundSplit(
             RetrievalData(dataset.name, split, dataset.image_root, none_skipped), None, False

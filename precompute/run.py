@@ -17,9 +17,10 @@ import numpy as np
 from cusa.data.errors import DataError, SettingError, TeacherError
 from cusa.data.files import FolderLock, sweep
 from cusa.data.records import Dataset
-from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import TeacherSettings, shard_folder
 from cusa.data.store.shards import ShardHeader, ShardInfo
+from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.precompute.estimate import Rates, choose_draft, measure
 from cusa.precompute.input_check import check_inputs
 from cusa.precompute.pictures import is_older, older_rows, refuse_changed_pictures
@@ -159,7 +160,7 @@ class Run:
     ) -> None:
         self._dataset, self._requests, self._options = dataset, requests, options
         self._ranks, self._reporter, self._check_stop = ranks, reporter, check_stop
-        self._data = Index.of(dataset, {})
+        self._data = Index.from_dataset(dataset, {})
         self._teachers: dict[str, Teacher] = {}
         self._settings: dict[str, TeacherSettings] = {}
         self._reuse = None

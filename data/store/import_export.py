@@ -12,7 +12,7 @@ from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.data.files import FolderLock
 from cusa.data.foreign.rows import ForeignRows, write_rows
 from cusa.data.records import Dataset
-from cusa.data.store.index import Index, SplitTable, TeacherEntry, read_index, write_index
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import (
     SHARD_ROWS,
@@ -23,6 +23,8 @@ from cusa.data.store.schema import (
     shard_ranges,
 )
 from cusa.data.store.shards import ShardHeader, read_shard, stored_rows, write_shard
+from cusa.data.store.split_table import SplitTable
+from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.data.unit_rows import unit_rows
 
 __all__ = ["ForeignRows", "data_of", "export_rows", "import_rows"]
@@ -182,7 +184,7 @@ def data_of(out: Path, dataset: Dataset | None) -> Index:
         CusaError: If there is neither.
     """
     if dataset is not None:
-        return Index.of(dataset, {})
+        return Index.from_dataset(dataset, {})
     if not out.exists():
         raise CusaError(f"{out} does not exist yet: pass --dataset, so that it can be made")
     known = read_index(out)

@@ -12,9 +12,9 @@ import numpy as np
 from cusa.data.records import Record, Truth
 from cusa.data.store.checksum import MappedFile
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
-from cusa.data.store.index import COLUMNS, TRUTH_COLUMNS
 from cusa.data.store.index_checks import check_caption_image, check_truth
 from cusa.data.store.row_window import RowIndex, indexed_rows
+from cusa.data.store.split_table import COLUMNS, TRUTH_COLUMNS
 
 
 class Strings(Sequence[str]):

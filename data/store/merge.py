@@ -11,8 +11,9 @@ from pathlib import Path
 from cusa.data.errors import StoreError
 from cusa.data.files import FolderLock, atomic_file
 from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, read_seal, seal_holds
-from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import check_index_path, shard_folder, shard_name
+from cusa.data.store.teacher_entry import TeacherEntry
 
 _THREADS = 4
 

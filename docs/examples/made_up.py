@@ -54,7 +54,7 @@ def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
         texts = tuple(" ".join(WORDS[w] for w in caption) for caption in captions)
         records.append(Record(f"{i}", f"{i}.png", texts, (f"{i}#0", f"{i}#1")))
     splits = {"train": tuple(records[:n_images]), "val": tuple(records[n_images:])}
-    data = Index.of(Dataset("made-up", folder, splits), {})
+    data = Index.from_dataset(Dataset("made-up", folder, splits), {})
     flat = tokens.reshape(-1, CAPTION_WORDS)
     rows = {"vision": meaning, "words": np.eye(N_WORDS)[flat].sum(1)}
     for teacher, modality, ids in (

@@ -15,9 +15,10 @@ from cusa.cli.store import main as store_main
 from cusa.data.errors import CusaError, StoreError
 from cusa.data.files import atomic_file
 from cusa.data.records import Dataset, fingerprint
-from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader, read_shard, stored_rows, write_shard
+from cusa.data.store.teacher_entry import TeacherEntry
 from tests.helpers import add_teacher, change_sealed, make_store, records, settings, unit_rows
 
 
@@ -77,7 +78,8 @@ def test_any_rows_from_shards_of_any_lengths(tmp_path, lengths, dim, dtype):
         )
         start += length
     write_index(
-        tmp_path / "s.h5", Index.of(dataset, {"t": TeacherEntry(config, {"train": tuple(shards)})})
+        tmp_path / "s.h5",
+        Index.from_dataset(dataset, {"t": TeacherEntry(config, {"train": tuple(shards)})}),
     )
     rows, rng = EmbeddingStore(tmp_path / "s.h5").embeddings("t", "train"), np.random.default_rng(0)
     for n in (1, 2, 3, 40, 100):
@@ -322,7 +324,7 @@ def test_what_does_not_fit_is_refused_with_the_field(index):
     def join(name, n, **changes):
         dataset = Dataset(name, index.parent, {"train": records("train", n)})
         entry = TeacherEntry(settings("image", 16, **changes), {})
-        return read_index(index).joined(Index.of(dataset, {"vision": entry}), "it")
+        return read_index(index).joined(Index.from_dataset(dataset, {"vision": entry}), "it")
 
     with pytest.raises(CusaError, match="field dataset is 'made-up', this is 'other'"):
         join("other", 40)
