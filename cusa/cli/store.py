@@ -100,7 +100,7 @@ def verify(store: Path, repair: bool) -> None:
 
     n_files, damages = check(store)
     for damage in damages:
-        click.echo(f"{damage.path}: {damage.what}")
+        click.echo(f"{damage.path}: {damage.problem}")
     if not damages:
         click.echo(f"{n_files} files are whole")
         return
@@ -401,7 +401,7 @@ def import_(
     from cusa.data.errors import CusaError
     from cusa.data.foreign.published import read_published_rows
     from cusa.data.foreign.rows import ForeignRows, read_rows
-    from cusa.data.store.import_export import data_of, import_rows
+    from cusa.data.store.import_export import import_rows, index_for_import
     from cusa.data.store.schema import TeacherSettings, check_index_path
 
     check_index_path(store)
@@ -412,7 +412,9 @@ def import_(
     foreign = (
         ForeignRows(*read_published_rows(rows), str(rows)) if allow_pickle else read_rows(rows, ids)
     )
-    data = data_of(store, load_dataset(datasets, image_root, data_root) if datasets else None)
+    data = index_for_import(
+        store, load_dataset(datasets, image_root, data_root) if datasets else None
+    )
     settings = TeacherSettings(
         modality=modality,
         model_id=model_id or teacher,
