@@ -43,12 +43,12 @@ class Annotations:
 
     Attributes:
         dataset_name: Name of the data set.
-        place: How the file's entries are called: ``"line {}"`` takes an entry's number.
+        location_format: What the file's entries are called: ``"line {}"`` takes an entry's number.
         rows: Its rows, read as they are asked for.
     """
 
     dataset_name: str
-    place: str
+    location_format: str
     rows: Iterator[AnnotationRow]
 
 

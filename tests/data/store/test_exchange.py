@@ -23,7 +23,7 @@ def index(tmp_path):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Several blocks and shards for few rows."""
-    monkeypatch.setattr(exchange, "_BLOCK", 7)
+    monkeypatch.setattr(exchange, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(exchange, "SHARD_ROWS", 6)
 
 
