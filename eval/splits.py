@@ -11,7 +11,7 @@ import numpy as np
 
 from cusa.data.datasets import load_dataset
 from cusa.data.errors import DataError
-from cusa.data.records import RecordSplit
+from cusa.data.record_split import RecordSplit
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.suites import RetrievalData
 from cusa.train.saving.run_dir import load_run

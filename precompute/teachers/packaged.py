@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from cusa.data.errors import TeacherError, first_line
-from cusa.data.images import ImageTransform
+from cusa.data.image_transform import ImageTransform
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.precompute.teachers.sentence import load_sentence
 

@@ -15,11 +15,9 @@ import torch
 from cusa.data.errors import FileFormatError, TeacherError
 from cusa.data.hub import cached_snapshot, has_file, locate
 from cusa.data.parsing import read_json
-from cusa.data.pretrained import (
+from cusa.data.pretrained import lacking, load_config, load_embedding_model
+from cusa.data.tokenization import (
     UNLIMITED,
-    lacking,
-    load_config,
-    load_embedding_model,
     load_tokenizer,
     position_limit,
     prepare_tokenizer,

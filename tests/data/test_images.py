@@ -7,13 +7,8 @@ import pytest
 from PIL import Image, PngImagePlugin, features
 
 from cusa.data.errors import CusaError, ImageError, SettingError
-from cusa.data.images import (
-    ImageTransform,
-    as_viewed,
-    has_transparent_pixels,
-    load_image,
-    max_pixels,
-)
+from cusa.data.image_transform import ImageTransform
+from cusa.data.images import as_viewed, has_transparent_pixels, load_image, max_pixels
 
 
 def test_transform_resizes_the_shorter_side_crops_the_centre_and_normalises():
@@ -31,7 +26,7 @@ def test_transform_resizes_the_shorter_side_crops_the_centre_and_normalises():
     ("size", "want"), [((10, 25), (4, 10)), ((25, 10), (10, 4)), ((4, 9), (4, 9))]
 )
 def test_resize_keeps_the_aspect_and_cuts_to_whole_pixels(size, want):
-    from cusa.data.images import resize_shorter
+    from cusa.data.image_transform import resize_shorter
 
     assert resize_shorter(Image.new("RGB", size), 4, "bicubic").size == want
 

@@ -11,16 +11,8 @@ import transformers
 from PIL import Image
 
 from cusa.data.errors import FileFormatError, ImageError, StudentError, TeacherError
-from cusa.data.pretrained import (
-    load_config,
-    load_image_processor,
-    load_tokenizer,
-    one_line_load_errors,
-    position_limit,
-    processed,
-    token_limit,
-    tokenized,
-)
+from cusa.data.pretrained import load_config, load_image_processor, one_line_load_errors, processed
+from cusa.data.tokenization import load_tokenizer, position_limit, token_limit, tokenized
 from tests.tiny_models import SIZES, save_processor, save_tokenizer
 
 SMALL = {**SIZES, "vocab_size": 40}
