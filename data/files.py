@@ -56,7 +56,8 @@ def sweep(paths: Sequence[Path]) -> None:
     """
     for folder in {path.parent for path in paths}:
         for temporary in folder.glob(".*.tmp"):
-            final_name, _, _ = temporary.name.removeprefix(".").rsplit(".", 2)
+            # .NAME.RANDOM.tmp, as atomic_file names it
+            final_name = temporary.name.removeprefix(".").rsplit(".", 2)[0]
             if folder / final_name in paths:
                 temporary.unlink(missing_ok=True)
 

@@ -170,12 +170,12 @@ def test_teachers_of_a_local_cache(cache, asked, monkeypatch, tmp_path):
     [
         ("precompute", ["--dataset", "demo", "--teacher", "owner/model", "--out", "s.h5"]),
         ("precompute", ["--dataset", "demo", "--teacher", "mpnet", "--out", "s.h5"]),
-        ("eval", ["retrieval", "--model", "owner/model"]),
+        ("evaluate", ["retrieval", "--model", "owner/model"]),
     ],
 )
 def test_offline_an_unknown_name_fails_before_libraries_are_loaded(module, arguments, tmp_path):
     code = (
-        f"import sys, cusa.{module}.cli as cli\n"
+        f"import sys, cusa.cli.{module} as cli\n"
         f"try:\n    cli.main({arguments})\n"
         "except SystemExit as stopped:\n    print(stopped.code, 'torch' in sys.modules)\n"
     )

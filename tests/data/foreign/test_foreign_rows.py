@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from cusa.data.errors import CusaError, EmbeddingsError, FileFormatError
 from cusa.data.foreign import hdf5 as foreign_h5
-from cusa.data.foreign.rows import read_ids, read_rows, write_rows
+from cusa.data.foreign.ids import read_ids
+from cusa.data.foreign.rows import read_rows, write_rows
 from cusa.eval.models.embedding_providers import FileSource, align
 
 ROWS = np.array([[1.0, 2.0], [0.0, -3.0], [0.5, 0.25]])

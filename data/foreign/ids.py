@@ -1,0 +1,159 @@
+"""Ids of embedding rows, in files of their own."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cusa.data.errors import EmbeddingsError, FileFormatError, first_line
+from cusa.data.foreign.npy import open_npy
+from cusa.data.parsing import read_json, read_text
+
+LEGAL_IDS = "a .txt file with one per line, a .json list, or an .npy array of integers or strings"
+_PRINTED_BYTES = re.compile(r"""b(['"]).*\1""", re.DOTALL)
+
+
+def read_ids(path: Path) -> list[str]:
+    """Read a file of ids.
+
+    Args:
+        path: ``.txt`` (one per line, without the white space around it), ``.json`` (a list) or
+            ``.npy``; integers are ids as their digits. ``b'id0'``, as Python prints bytes, is
+            refused: whether it means ``id0`` is not for the reader to guess.
+
+    Raises:
+        FileFormatError: If the file is missing, or holds something else.
+    """
+    if not path.exists():
+        raise FileFormatError(f"ids {path} do not exist; legal: {LEGAL_IDS}", path=path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return _ids_of_array(open_npy(path), path)
+    if suffix == ".txt":
+        return _ids_of_lines(read_text(path), path)
+    if suffix == ".json":
+        return _ids_of_json(read_json(path), path)
+    raise FileFormatError(f"ids {path} have an unknown suffix; legal: {LEGAL_IDS}", path=path)
+
+
+def _ids_of_json(content: Any, path: Path) -> list[str]:
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        message = f"ids {path} are a json {kind}; legal: a list of strings or integers"
+        raise FileFormatError(message, path=path)
+    for number, item_id in enumerate(content):
+        is_legal = isinstance(item_id, (str, int)) and not isinstance(item_id, bool)
+        if not is_legal or item_id == "":
+            raise FileFormatError(
+                f"ids {path}: entry {number} is {item_id!r}; legal: strings or integers",
+                path=path,
+                location=f"entry {number}",
+            )
+    ids = [str(item_id) for item_id in content]
+    _refuse_printed_bytes(ids, path, "entry", 0)
+    return ids
+
+
+def check_ids(ids: Sequence[str], n_rows: int, path: Path, ids_path: Path) -> None:
+    """Refuse ids that are not one for each row, or not all different.
+
+    Args:
+        ids: The ids.
+        n_rows: Number of rows.
+        path: The file of the rows, for messages.
+        ids_path: The file of the ids.
+
+    Raises:
+        EmbeddingsError: If there are more or fewer ids than rows, no rows, or an id is there twice.
+    """
+    if len(ids) != n_rows:
+        raise EmbeddingsError(
+            f"{path} holds {n_rows:,} rows, but {ids_path} {len(ids):,} ids; there must be one "
+            "each",
+            path=ids_path,
+        )
+    if not n_rows:
+        raise EmbeddingsError(f"{path} holds no rows; give every item one", path=path)
+
+    repeated = [item_id for item_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise EmbeddingsError(
+            f"{ids_path}: {len(repeated):,} ids are given more than once, the first "
+            f"{repeated[0]!r}; keep one row of each",
+            path=ids_path,
+            name=repeated[0],
+        )
+
+
+def _ids_of_lines(text: str, path: Path) -> list[str]:
+    lines = text.split("\n")  # not splitlines: it takes other characters for ends of lines
+    if lines[-1] == "":
+        lines.pop()
+    ids = [line.strip() for line in lines]
+    if "" in ids:
+        location = f"line {ids.index('') + 1}"
+        raise FileFormatError(
+            f"ids {path}, {location}: empty; write the id of one row per line",
+            path=path,
+            location=location,
+        )
+    _refuse_printed_bytes(ids, path, "line", 1)
+    return ids
+
+
+def _refuse_printed_bytes(ids: Iterable[str], path: Path, unit: str, first_number: int) -> None:
+    """Refuse ids such as ``b'id0'``; ``unit`` is what the file is counted in, from a number."""
+    for number, item_id in enumerate(ids, first_number):
+        if _PRINTED_BYTES.fullmatch(item_id):
+            location = f"{unit} {number}"
+            raise FileFormatError(
+                f"ids {path}, {location}: {item_id} is how Python prints bytes; write the text "
+                "itself",
+                path=path,
+                location=location,
+            )
+
+
+def _ids_of_array(array: np.ndarray, path: Path) -> list[str]:
+    if array.ndim != 1:
+        message = f"{path} is an array of shape {array.shape}; legal: one id per row, [n]"
+        raise FileFormatError(message, path=path)
+    if array.dtype.kind == "S":
+        array = _decoded(array, path)
+    if array.dtype.kind not in "iuU":
+        message = f"{path} holds {array.dtype}; legal: integers or strings"
+        raise FileFormatError(message, path=path)
+    return ids_as_texts(array.tolist(), path, str(path))
+
+
+def ids_as_texts(ids: Sequence[Any], path: Path, subject: str) -> list[str]:
+    """Convert ids, integers or texts, to texts.
+
+    Args:
+        ids: The ids.
+        path: The file that they are from.
+        subject: What they are called in messages.
+
+    Raises:
+        FileFormatError: If one is empty, or bytes as Python prints them.
+    """
+    texts = [str(item_id) for item_id in ids]
+    if "" in texts:
+        location = f"entry {texts.index('')}"
+        message = f"{subject}: {location} is empty; each row needs an id"
+        raise FileFormatError(message, path=path, location=location)
+    _refuse_printed_bytes(texts, path, "entry", 0)
+    return texts
+
+
+def _decoded(array: np.ndarray, path: Path) -> np.ndarray:
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{path} is not UTF-8 ({first_line(error)}); save texts"
+        raise FileFormatError(message, path=path) from None
