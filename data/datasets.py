@@ -29,7 +29,9 @@ Sources = str | Path | Sequence[str | Path]
 
 
 def load_dataset(
-    sources: Sources, image_root: Path | str | None = None, data_root: Path | str = "data"
+    sources: Sources,
+    image_root: Path | str | None = None,
+    data_root: Path | str = "data",
 ) -> Dataset:
     """Read a data set by name or from annotation files.
 
@@ -106,7 +108,11 @@ def _load_files(
     return _read_files([Source(path, split, folders) for split, path in paths_by_split])
 
 
-def _load_named(name: str, image_root: Path | None, data_root: Path) -> Dataset:
+def _load_named(
+    name: str,
+    image_root: Path | None,
+    data_root: Path,
+) -> Dataset:
     """Read COCO or Flickr30k from their usual places under the data root."""
     folder = data_root / name
     file_name = _ANNOTATIONS[name]

@@ -23,7 +23,12 @@ class CusaError(ValueError):
     """
 
     def __init__(
-        self, message: str, *, path: Path | None = None, location: str = "", name: str = ""
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        location: str = "",
+        name: str = "",
     ) -> None:
         super().__init__(message)
         self.path = path

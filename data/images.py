@@ -129,7 +129,11 @@ def _opened(path: Path) -> Image.Image:
                 Image.MAX_IMAGE_PIXELS = limit
 
 
-def _refuse_pixels(size: tuple[int, int], limit: int, path: Path) -> None:
+def _refuse_pixels(
+    size: tuple[int, int],
+    limit: int,
+    path: Path,
+) -> None:
     width, height = size
     if width * height > limit:
         raise ImageError(

@@ -84,7 +84,11 @@ def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
     return Faults(len(records), n_faults, tuple(listed))
 
 
-def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> Faults:
+def check_captions(
+    dataset: Dataset,
+    rows: RowRanges,
+    normalizer_name: str,
+) -> Faults:
     """Normalise the captions of caption rows.
 
     Args:
@@ -136,7 +140,13 @@ def _chosen_captions(
                 yield record, number
 
 
-def _fault(dataset: Dataset, record: Record, number: int, problem: str, name: str) -> Fault:
+def _fault(
+    dataset: Dataset,
+    record: Record,
+    number: int,
+    problem: str,
+    name: str,
+) -> Fault:
     """Return a fault of a record's caption of that number, or of its image."""
     entry = dataset.location_of(record, number)
     if entry is None:

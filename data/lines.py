@@ -24,7 +24,11 @@ class Place(NamedTuple):
         return FileFormatError(f"{self}: {message}", path=self.path, location=self.location)
 
 
-def line_fault(path: Path, number: int, message: str) -> FileFormatError:
+def line_fault(
+    path: Path,
+    number: int,
+    message: str,
+) -> FileFormatError:
     """Return the error of a fault in a line of a file.
 
     Args:
@@ -88,7 +92,11 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, row
 
 
-def find_columns(header: Sequence[str], names: Sequence[str], path: Path) -> list[int] | None:
+def find_columns(
+    header: Sequence[str],
+    names: Sequence[str],
+    path: Path,
+) -> list[int] | None:
     """Find the columns of these names by a table's header.
 
     Args:

@@ -62,7 +62,11 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path)
 
 
-def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+def parse_json(
+    text: str,
+    path: Path,
+    line: int | None = None,
+) -> Any:
     """Parse JSON text.
 
     Args:
@@ -180,7 +184,11 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _refuse_csv(path: Path, line: int, problem: str) -> NoReturn:
+def _refuse_csv(
+    path: Path,
+    line: int,
+    problem: str,
+) -> NoReturn:
     location = f"line {line}"
     message = f"{path} {location} is not valid CSV ({problem}); repair it"
     raise FileFormatError(message, path=path, location=location)
@@ -195,7 +203,11 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_text(path), str(path), path)
 
 
-def parse_yaml(text: str, source: str, path: Path | None = None) -> Any:
+def parse_yaml(
+    text: str,
+    source: str,
+    path: Path | None = None,
+) -> Any:
     """Parse one YAML document of plain values.
 
     Args:

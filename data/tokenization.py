@@ -38,7 +38,11 @@ def load_tokenizer(source: str, error_class: type[CusaError]) -> Any:
     return tokenizer
 
 
-def prepare_tokenizer(tokenizer: Any, source: str, error_class: type[CusaError]) -> None:
+def prepare_tokenizer(
+    tokenizer: Any,
+    source: str,
+    error_class: type[CusaError],
+) -> None:
     """Check a tokeniser, and let its end token pad where it has no token of its own for that.
 
     Args:

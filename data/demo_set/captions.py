@@ -134,7 +134,11 @@ def _describe(
     return Description(kinds, colours, named_size, row, col)
 
 
-def _settings(scene: Scene, rng: np.random.Generator, probability: float) -> tuple[str, ...]:
+def _settings(
+    scene: Scene,
+    rng: np.random.Generator,
+    probability: float,
+) -> tuple[str, ...]:
     """Return the setting, or those of its family, with a probability that it is named."""
     if rng.random() >= probability:
         return ()

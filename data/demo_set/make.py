@@ -64,7 +64,11 @@ def make_demo(
     return Dataset("demo", folder, manifest.splits, truth, files=manifest.files)
 
 
-def _is_complete(folder: Path, contents: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+def _is_complete(
+    folder: Path,
+    contents: Mapping[str, Any],
+    sizes: Mapping[str, int],
+) -> bool:
     """Return whether all files are there; a damaged picture shows when it is decoded."""
     marker = folder / "demo.json"
     if not marker.is_file():
@@ -115,7 +119,12 @@ def _make(
         temporary.write_text(json.dumps(marker) + "\n", encoding="utf-8")
 
 
-def _make_split(folder: Path, split: str, n_images: int, seed: int) -> tuple[list[str], Truth]:
+def _make_split(
+    folder: Path,
+    split: str,
+    n_images: int,
+    seed: int,
+) -> tuple[list[str], Truth]:
     """Render the images of a split; return its lines of the manifest, and its relevance."""
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     scenes = draw_scenes(split, n_images, seed)

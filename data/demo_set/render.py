@@ -213,7 +213,11 @@ def _draw_rows(
                 pen.line([x, y, x, y + step], fill=colour, width=4)
 
 
-def _jittered(rgb: Colour, max_change: int, rng: np.random.Generator) -> Colour:
+def _jittered(
+    rgb: Colour,
+    max_change: int,
+    rng: np.random.Generator,
+) -> Colour:
     """Change each channel of a colour by up to ``max_change``."""
     changes = rng.integers(-max_change, max_change + 1, 3)
     red, green, blue = (np.array(rgb) + changes).clip(0, 255).tolist()

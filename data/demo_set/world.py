@@ -91,7 +91,11 @@ class Claim:
     settings: tuple[str, ...] = ()
 
 
-def draw_scenes(split: str, n_scenes: int, seed: int) -> list[Scene]:
+def draw_scenes(
+    split: str,
+    n_scenes: int,
+    seed: int,
+) -> list[Scene]:
     """Draw the first scenes of a split.
 
     Each has a random stream of its own, so that a longer split begins with a shorter one.
@@ -105,7 +109,12 @@ def draw_scenes(split: str, n_scenes: int, seed: int) -> list[Scene]:
     return scenes
 
 
-def image_rng(seed: int, split: str, number: int, use: str) -> np.random.Generator:
+def image_rng(
+    seed: int,
+    split: str,
+    number: int,
+    use: str,
+) -> np.random.Generator:
     """Return the random numbers of an image for one use: "scene", "captions" or "pixels"."""
     # 0 in the place of the split's number is the casts'.
     split_number = 1 + SPLITS.index(split)

@@ -59,7 +59,12 @@ def _ids_of_json(content: Any, path: Path) -> list[str]:
     return ids
 
 
-def check_ids(ids: Sequence[str], n_rows: int, path: Path, ids_path: Path) -> None:
+def check_ids(
+    ids: Sequence[str],
+    n_rows: int,
+    path: Path,
+    ids_path: Path,
+) -> None:
     """Refuse ids that are not one for each row, or not all different.
 
     Args:
@@ -106,7 +111,12 @@ def _ids_of_lines(text: str, path: Path) -> list[str]:
     return ids
 
 
-def _refuse_printed_bytes(ids: Iterable[str], path: Path, unit: str, first_number: int) -> None:
+def _refuse_printed_bytes(
+    ids: Iterable[str],
+    path: Path,
+    unit: str,
+    first_number: int,
+) -> None:
     """Refuse ids such as ``b'id0'``; ``unit`` is what the file is counted in, from a number."""
     for number, item_id in enumerate(ids, first_number):
         if _PRINTED_BYTES.fullmatch(item_id):
@@ -131,7 +141,11 @@ def _ids_of_array(array: np.ndarray, path: Path) -> list[str]:
     return ids_as_texts(array.tolist(), path, str(path))
 
 
-def ids_as_texts(ids: Sequence[Any], path: Path, subject: str) -> list[str]:
+def ids_as_texts(
+    ids: Sequence[Any],
+    path: Path,
+    subject: str,
+) -> list[str]:
     """Convert ids, integers or texts, to texts.
 
     Args:

@@ -182,7 +182,12 @@ def _no_hooks() -> dict[str, Any]:
     return {}
 
 
-def _latin_bytes(text: str, encoding: str, *, effort: Effort) -> bytes:
+def _latin_bytes(
+    text: str,
+    encoding: str,
+    *,
+    effort: Effort,
+) -> bytes:
     """Encode bytes that an old pickle wrote as a text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError("it writes bytes in another encoding than latin1")
@@ -235,7 +240,11 @@ def _storage_id(persistent: Any) -> _StorageId:
     return _StorageId(storage_type(), length)
 
 
-def _float_values(content: bytes, offset: int, storage: _StorageId) -> np.ndarray:
+def _float_values(
+    content: bytes,
+    offset: int,
+    storage: _StorageId,
+) -> np.ndarray:
     """Return the values of a storage; numpy has no bfloat16, so these become float32."""
     if storage.code != "bfloat16":
         return np.frombuffer(content, f"<{storage.code}", storage.length, offset)

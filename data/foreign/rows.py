@@ -138,7 +138,11 @@ def _write_npy(
             file.write(block.tobytes())
 
 
-def _write_safetensors(path: Path, blocks: Iterable[np.ndarray], settings: str) -> None:
+def _write_safetensors(
+    path: Path,
+    blocks: Iterable[np.ndarray],
+    settings: str,
+) -> None:
     from safetensors.numpy import save
 
     with atomic_file(path) as temporary:

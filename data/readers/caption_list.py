@@ -19,7 +19,11 @@ def _read(content: list[Any], source: Source) -> Annotations:
     return Annotations(source.path.stem, LOCATION_FORMAT, rows)
 
 
-def _rows(content: list[Any], source: Source, split: str) -> Iterator[AnnotationRow]:
+def _rows(
+    content: list[Any],
+    source: Source,
+    split: str,
+) -> Iterator[AnnotationRow]:
     for number, fields in enumerate(content):
         entry = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         image_field = "image"

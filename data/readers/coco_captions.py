@@ -24,7 +24,11 @@ def _read(content: dict[str, Any], source: Source) -> Annotations:
     return Annotations(source.path.stem, LOCATION_FORMAT, rows)
 
 
-def _rows(content: dict[str, Any], source: Source, split: str) -> Iterator[AnnotationRow]:
+def _rows(
+    content: dict[str, Any],
+    source: Source,
+    split: str,
+) -> Iterator[AnnotationRow]:
     image_paths = _image_paths(content["images"], source)
     captioned: set[str] = set()
     for number, fields in enumerate(content["annotations"]):
@@ -85,12 +89,20 @@ def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
     return paths
 
 
-def _refuse_image_id(path: Path, location: str, problem: str) -> NoReturn:
+def _refuse_image_id(
+    path: Path,
+    location: str,
+    problem: str,
+) -> NoReturn:
     message = f"{path} {location}: {problem}; give each image its own"
     raise FileFormatError(message, path=path, location=location, name="id")
 
 
-def _folder_prefix(file_name: str, url: str | None, image_folders: Sequence[Path]) -> str:
+def _folder_prefix(
+    file_name: str,
+    url: str | None,
+    image_folders: Sequence[Path],
+) -> str:
     """Return ``"val2017/"`` where the images lie in the folder that their address names.
 
     Elsewhere, return an empty text.

@@ -129,7 +129,12 @@ class Entry:
 
     __slots__ = ("_fields", "_location", "_path")
 
-    def __init__(self, fields: Any, path: Path, location: str) -> None:
+    def __init__(
+        self,
+        fields: Any,
+        path: Path,
+        location: str,
+    ) -> None:
         self._path = path
         self._location = location
         if not isinstance(fields, dict):
@@ -231,7 +236,12 @@ class Entry:
             self._refuse(f"field {name!r} holds a NUL character; remove it", name)
         return value
 
-    def _refuse_field(self, name: str, rule: str, value: Any) -> NoReturn:
+    def _refuse_field(
+        self,
+        name: str,
+        rule: str,
+        value: Any,
+    ) -> NoReturn:
         given = "missing"
         if name in self._fields:
             given = described(value)
@@ -256,7 +266,11 @@ def described(value: Any) -> str:
     return f"{text[:_MAX_SHOWN]}…"
 
 
-def canonical_split(name: str, path: Path | None = None, location: str = "") -> str:
+def canonical_split(
+    name: str,
+    path: Path | None = None,
+    location: str = "",
+) -> str:
     """Return ``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"``.
 
     Args:

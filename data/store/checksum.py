@@ -41,7 +41,11 @@ class VersionError(StoreError):
     """A file of ours, of another major version."""
 
 
-def write_sealed(path: Path, file_format: str, fill: Callable[[h5py.File], None]) -> str:
+def write_sealed(
+    path: Path,
+    file_format: str,
+    fill: Callable[[h5py.File], None],
+) -> str:
     """Write an HDF5 file, whole or not at all.
 
     It is built in memory and written in one piece: where the disk is full, Python says so, and the
@@ -82,7 +86,11 @@ def write_sealed(path: Path, file_format: str, fill: Callable[[h5py.File], None]
     return seal
 
 
-def _build_in_memory(path: Path, file_format: str, fill: Callable[[h5py.File], None]) -> bytes:
+def _build_in_memory(
+    path: Path,
+    file_format: str,
+    fill: Callable[[h5py.File], None],
+) -> bytes:
     """Return the bytes of an HDF5 file that was never on disk."""
     file = h5py.File(
         str(path),
@@ -140,7 +148,11 @@ def seal_holds(path: Path, file_format: str) -> bool:
 
 
 @contextmanager
-def open_sealed(path: Path, file_format: str, seal: str | None = None) -> Iterator[h5py.File]:
+def open_sealed(
+    path: Path,
+    file_format: str,
+    seal: str | None = None,
+) -> Iterator[h5py.File]:
     """Open a sealed file for reading, without verifying its seal.
 
     Args:
@@ -160,7 +172,11 @@ def open_sealed(path: Path, file_format: str, seal: str | None = None) -> Iterat
         yield file
 
 
-def require_seal(path: Path, file_format: str, seal: str | None) -> str:
+def require_seal(
+    path: Path,
+    file_format: str,
+    seal: str | None,
+) -> str:
     """Return the seal that a file carries, which must be the one expected, if any.
 
     Raises:
@@ -172,7 +188,12 @@ def require_seal(path: Path, file_format: str, seal: str | None) -> str:
     return seal_of_file
 
 
-def _refuse_seal(path: Path, file_format: str, seal: str, expected: str) -> NoReturn:
+def _refuse_seal(
+    path: Path,
+    file_format: str,
+    seal: str,
+    expected: str,
+) -> NoReturn:
     """Raise the error of a file that is whole and not the one expected."""
     if file_format == INDEX_FORMAT:
         problem = "was replaced after the store was opened"
@@ -262,7 +283,11 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
-def _read_first_line(file: BufferedReader, path: Path, file_format: str) -> _FirstLine:
+def _read_first_line(
+    file: BufferedReader,
+    path: Path,
+    file_format: str,
+) -> _FirstLine:
     """Read the first line, and leave the file at the block after it."""
     block = os.pread(file.fileno(), BLOCK, 0)
     file.seek(BLOCK)

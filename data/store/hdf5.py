@@ -73,7 +73,11 @@ def hdf5_errors(path: Path, name: str = "") -> Iterator[None]:
         refuse(path, name, first_line(error).strip("'\""))
 
 
-def refuse(path: Path, name: str, problem: str) -> NoReturn:
+def refuse(
+    path: Path,
+    name: str,
+    problem: str,
+) -> NoReturn:
     """Raise the error that says what is wrong with an object of a file."""
     subject = str(path)
     if name:
@@ -214,7 +218,11 @@ def whole_number_attribute(owner: h5py.Group, name: str) -> int:
     return int(value)
 
 
-def whole_numbers_attribute(owner: h5py.Group, name: str, count: int) -> tuple[int, ...]:
+def whole_numbers_attribute(
+    owner: h5py.Group,
+    name: str,
+    count: int,
+) -> tuple[int, ...]:
     """Read an attribute that is an array of ``count`` whole numbers.
 
     Raises:
@@ -226,7 +234,11 @@ def whole_numbers_attribute(owner: h5py.Group, name: str, count: int) -> tuple[i
     return tuple(value.tolist())
 
 
-def _attribute(owner: h5py.Group, name: str, shape: tuple[int, ...] = ()) -> object:
+def _attribute(
+    owner: h5py.Group,
+    name: str,
+    shape: tuple[int, ...] = (),
+) -> object:
     """Read the value of an attribute, which must be of that shape."""
     path = _file_path(owner)
     full_name = _joined(owner, f"@{name}")
@@ -241,7 +253,11 @@ def _attribute(owner: h5py.Group, name: str, shape: tuple[int, ...] = ()) -> obj
         return value
 
 
-def _child(parent: h5py.Group, name: str, kind: type[h5py.HLObject]) -> h5py.HLObject:
+def _child(
+    parent: h5py.Group,
+    name: str,
+    kind: type[h5py.HLObject],
+) -> h5py.HLObject:
     """Return an object of a group, which must be of that kind and lie in this very file."""
     path = _file_path(parent)
     full_name = _joined(parent, name)

@@ -33,7 +33,12 @@ __all__ = ["ForeignRows", "export_rows", "import_rows", "index_for_import"]
 _BLOCK_ROWS = 65_536  # read, or looked through, at once
 
 
-def export_rows(store: EmbeddingStore, teacher: str, split: str, path: Path) -> Path:
+def export_rows(
+    store: EmbeddingStore,
+    teacher: str,
+    split: str,
+    path: Path,
+) -> Path:
     """Write a teacher's rows to a file of its own, and their ids beside it.
 
     :mod:`cusa.data.foreign.rows` reads them again.
@@ -152,7 +157,12 @@ def _refuse_missing(
     )
 
 
-def _refuse_present_rows(out: Path, present: Index, teacher: str, split: str) -> None:
+def _refuse_present_rows(
+    out: Path,
+    present: Index,
+    teacher: str,
+    split: str,
+) -> None:
     """Refuse to replace a teacher's rows, unless their files are gone."""
     if teacher not in present.teachers:
         return
@@ -201,7 +211,11 @@ def _write_shards(
     return tuple(shards)
 
 
-def _refuse_other_shard(folder: Path, file: str, header: ShardHeader) -> None:
+def _refuse_other_shard(
+    folder: Path,
+    file: str,
+    header: ShardHeader,
+) -> None:
     """Refuse to replace a shard that holds other rows."""
     path = folder / file
     if not path.exists():
@@ -231,7 +245,11 @@ def _without_nan(order: np.ndarray, foreign_rows: np.ndarray) -> np.ndarray:
     return order
 
 
-def _row_order(table: SplitTable, modality: str, foreign_ids: Sequence[str]) -> np.ndarray:
+def _row_order(
+    table: SplitTable,
+    modality: str,
+    foreign_ids: Sequence[str],
+) -> np.ndarray:
     """Return for each row of a split the number of the foreign row with its id, or -1: int64.
 
     Of the names that an image may go by, those count under which most rows are found.

@@ -14,7 +14,12 @@ from cusa.data.store.hdf5 import read_array, refuse, text_attribute, text_attrib
 from cusa.data.store.schema import TeacherSettings
 
 
-def check_caption_image(caption_image: np.ndarray, n_images: int, path: Path, name: str) -> None:
+def check_caption_image(
+    caption_image: np.ndarray,
+    n_images: int,
+    path: Path,
+    name: str,
+) -> None:
     """Refuse captions whose image rows do not ascend from the first image to the last.
 
     Args:
@@ -35,7 +40,13 @@ def check_caption_image(caption_image: np.ndarray, n_images: int, path: Path, na
         refuse(path, f"{name}/caption_image".lstrip("/"), problem)
 
 
-def check_truth(truth: Truth, n_images: int, n_captions: int, path: Path, name: str) -> None:
+def check_truth(
+    truth: Truth,
+    n_images: int,
+    n_captions: int,
+    path: Path,
+    name: str,
+) -> None:
     """Refuse relevance that does not fit its split.
 
     Args:
@@ -52,7 +63,11 @@ def check_truth(truth: Truth, n_images: int, n_captions: int, path: Path, name: 
         refuse(path, f"{name}/truth".lstrip("/"), "it does not fit the split")
 
 
-def _truth_fits(truth: Truth, n_images: int, n_captions: int) -> bool:
+def _truth_fits(
+    truth: Truth,
+    n_images: int,
+    n_captions: int,
+) -> bool:
     if len(truth.image_labels) != n_images or len(truth.indptr) != n_captions + 1:
         return False
     if truth.indptr[0] != 0 or truth.indptr[-1] != len(truth.indices):
@@ -80,7 +95,12 @@ def read_bounds(listing: h5py.Group) -> np.ndarray:
     return bounds
 
 
-def check_skipped(skipped: np.ndarray, n_rows: int, path: Path, name: str) -> None:
+def check_skipped(
+    skipped: np.ndarray,
+    n_rows: int,
+    path: Path,
+    name: str,
+) -> None:
     """Refuse skipped rows that do not ascend within the split.
 
     Raises:

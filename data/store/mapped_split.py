@@ -20,7 +20,12 @@ from cusa.data.store.split_table import TRUTH_COLUMNS
 class Strings(Sequence[str]):
     """A column of texts; opening it costs the same for any number of rows."""
 
-    def __init__(self, index: MappedFile, parent: h5py.Group, name: str) -> None:
+    def __init__(
+        self,
+        index: MappedFile,
+        parent: h5py.Group,
+        name: str,
+    ) -> None:
         group = child_group(parent, name)
         self._index = index
         self._bytes = array_location(group, "bytes", "|u1")
@@ -99,7 +104,12 @@ class Split:
         truth: Relevance beyond the labels, or ``None``.
     """
 
-    def __init__(self, name: str, index: MappedFile, group: h5py.Group) -> None:
+    def __init__(
+        self,
+        name: str,
+        index: MappedFile,
+        group: h5py.Group,
+    ) -> None:
         self.name = name
         self._index = index
         self.fingerprint = text_attribute(group, "fingerprint")

@@ -136,7 +136,12 @@ class EmbeddingStore:
             raise StoreError(message, path=self.path, name=name)
         return self.splits[name]
 
-    def pick_teacher(self, modality: str, name: str | None, flag: str) -> str:
+    def pick_teacher(
+        self,
+        modality: str,
+        name: str | None,
+        flag: str,
+    ) -> str:
         """Return the name of a modality's teacher: the one asked for, or the only one there is.
 
         Args:

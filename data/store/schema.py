@@ -112,7 +112,11 @@ _MAX_SHOWN = 70  # characters of a value in a message, enough for a sha256
 _MAX_DIM = 1 << 20  # a row of more columns is a damaged number
 
 
-def _difference(name: str, own_value: object, compared_value: object) -> str:
+def _difference(
+    name: str,
+    own_value: object,
+    compared_value: object,
+) -> str:
     """Describe a field that differs, without values that are too long to be read."""
     own_text = _value_text(own_value)
     compared_text = _value_text(compared_value)
@@ -198,7 +202,12 @@ def shard_folder(index: Path) -> Path:
     return index.with_suffix("")
 
 
-def shard_name(teacher: str, split: str, start: int, stop: int) -> str:
+def shard_name(
+    teacher: str,
+    split: str,
+    start: int,
+    stop: int,
+) -> str:
     """Return a shard's path relative to the shard folder.
 
     The row range in the name makes the plan visible in a listing.

@@ -214,7 +214,11 @@ def _read_header(content: h5py.File, path: Path) -> ShardHeader:
     )
 
 
-def _read_rows_offset(content: h5py.File, header: ShardHeader, path: Path) -> int:
+def _read_rows_offset(
+    content: h5py.File,
+    header: ShardHeader,
+    path: Path,
+) -> int:
     """Return the byte at which the rows begin, once their shape is the header's."""
     dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
     rows = array_location(content, "rows", dtype, n_dimensions=2)
@@ -225,7 +229,11 @@ def _read_rows_offset(content: h5py.File, header: ShardHeader, path: Path) -> in
     return rows.offset
 
 
-def _read_skipped(content: h5py.File, header: ShardHeader, path: Path) -> tuple[int, ...]:
+def _read_skipped(
+    content: h5py.File,
+    header: ShardHeader,
+    path: Path,
+) -> tuple[int, ...]:
     """Read the numbers of the rows that have no embedding."""
     skipped = read_array(content, "skipped", "<i8")
     is_inside = (skipped >= header.start) & (skipped < header.stop)

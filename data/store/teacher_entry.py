@@ -57,7 +57,11 @@ class TeacherEntry:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_teacher(path: Path, group: h5py.Group, tables: Mapping[str, SplitTable]) -> TeacherEntry:
+def read_teacher(
+    path: Path,
+    group: h5py.Group,
+    tables: Mapping[str, SplitTable],
+) -> TeacherEntry:
     """Read a teacher's group of an index.
 
     Args:
@@ -83,7 +87,11 @@ def read_teacher(path: Path, group: h5py.Group, tables: Mapping[str, SplitTable]
     )
 
 
-def _read_shards(path: Path, split_group: h5py.Group, n_rows: int) -> tuple[ShardInfo, ...]:
+def _read_shards(
+    path: Path,
+    split_group: h5py.Group,
+    n_rows: int,
+) -> tuple[ShardInfo, ...]:
     """Read the shards of a teacher for a split; an index of a part may have gaps between them."""
     listing = child_group(split_group, "shards")
     bounds = read_bounds(listing)

@@ -122,7 +122,11 @@ def _named_shards(contents: Index) -> Iterator[tuple[ShardHeader, ShardInfo]]:
                 yield header, info
 
 
-def _file_problem(path: Path, file_format: str, seal: str | None = None) -> str | None:
+def _file_problem(
+    path: Path,
+    file_format: str,
+    seal: str | None = None,
+) -> str | None:
     """Describe what is wrong with a file's bytes, if anything.
 
     Args:
@@ -146,7 +150,11 @@ def _shard_file_problem(path: Path) -> str | None:
     return _file_problem(path, SHARD_FORMAT)
 
 
-def _named_shard_problem(folder: Path, header: ShardHeader, info: ShardInfo) -> str | None:
+def _named_shard_problem(
+    folder: Path,
+    header: ShardHeader,
+    info: ShardInfo,
+) -> str | None:
     """Describe what is wrong with a shard that an index names, if anything."""
     problem = _file_problem(folder / info.file, SHARD_FORMAT, info.sha256)
     if problem is not None:
