@@ -11,7 +11,8 @@ from cusa.data.errors import DataError, SettingError
 _PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
 
 NORMALIZERS = ("albef", "none")
-_MAX_SHOWN = 60  # characters of a caption in a message
+# Characters of a caption in a message.
+_MAX_SHOWN = 60
 
 
 def normalize_caption(caption: str, max_words: int = 64) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FORWARD_PASS = "forward pass"  # location of what a model's own code raised on its inputs
+# Location of what a model's own code raised on its inputs.
+FORWARD_PASS = "forward pass"
 
 
 class CusaError(ValueError):

@@ -16,7 +16,8 @@ from typing import TextIO
 
 from cusa.data.errors import CusaError
 
-_WHOLE_FILE = [(0, 0)]  # (offset, length); length 0 is "to the end, wherever that is"
+# (offset, length); length 0 is "to the end, wherever that is".
+_WHOLE_FILE = [(0, 0)]
 _UNSUPPORTED_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCKED_ERRORS = (errno.EACCES, errno.EAGAIN)
 
@@ -162,7 +163,8 @@ class FolderLock:
                 raise
             self._file.seek(0)
             owners = self._file.read().splitlines() or ["unknown process"]
-            self.release()  # also of those ranges that were free
+            # Also of those ranges that were free.
+            self.release()
             raise CusaError(
                 f"another run is working on {self._path.parent} ({owners[-1]}); "
                 "wait for it or stop it, or name another place",

@@ -110,7 +110,8 @@ def _hub_problem(name: str) -> str | None:
         try:
             get_hf_file_metadata(hf_hub_url(name, _MARKERS[0]), timeout=_TIMEOUT_S)
         except EntryNotFoundError:
-            answers.append(None)  # the model is there, without this file
+            # The model is there, without this file.
+            answers.append(None)
         except Exception as error:  # of the HTTP library, of which there are several
             answers.append(first_line(error))
         else:

@@ -17,7 +17,8 @@ from cusa.data.errors import ImageError, SettingError, first_line
 # How pictures are decoded, as image teachers' settings record it; older rows have neither key.
 DECODING = {"orientation": "exif", "transparency": "white"}
 MAX_PIXELS_VARIABLE = "CUSA_MAX_PIXELS"
-DEFAULT_MAX_PIXELS = 200_000_000  # in RGB, 800 MB while it is decoded
+# In RGB, 800 MB while it is decoded.
+DEFAULT_MAX_PIXELS = 200_000_000
 _MAX_DIGITS = 15  # of the variable's value
 # Above Pillow's own warning, JPEGs are halved while decoded, as long as both sides keep so many.
 HUGE_PIXELS = 89_478_485
@@ -57,7 +58,8 @@ def load_image(path: Path, at_least: int | None = None) -> Image.Image:
         if at_least is None and image.width * image.height > HUGE_PIXELS:
             at_least = _HUGE_SIDE
         if at_least is not None:
-            image.draft(None, (at_least, at_least))  # does nothing but to JPEGs
+            # Does nothing but to JPEGs.
+            image.draft(None, (at_least, at_least))
         return as_viewed(image)
 
 
@@ -160,12 +162,14 @@ def as_viewed(image: Image.Image) -> Image.Image:
         ImageError: If its pixels are floating-point numbers or 32-bit greys.
     """
     _scale_transparent_colour(image)
-    image.load()  # also what comes after the pixels in a file, such as the EXIF block of a PNG
+    # Also what comes after the pixels in a file, such as the EXIF block of a PNG.
+    image.load()
     turn = _TURNS.get(exif_orientation(image))
     upright = _eight_bit(_over_white(image))
     if turn is not None:
         upright = upright.transpose(turn)
-        upright.info.clear()  # nobody shall turn it again
+        # Nobody shall turn it again.
+        upright.info.clear()
     return upright
 
 
@@ -275,7 +279,8 @@ def changed_decoding(path: Path) -> str | None:
     """
     with open_image(path) as image:
         orientation = exif_orientation(image)
-        if orientation != 1 and image.format != "TIFF":  # Pillow itself has always turned those
+        # Pillow itself has always turned those.
+        if orientation != 1 and image.format != "TIFF":
             return f"EXIF orientation {orientation}"
         if image.format in ("JPEG", "MPO") and image.width * image.height > HUGE_PIXELS:
             return f"more than {HUGE_PIXELS:,} pixels"

@@ -19,8 +19,10 @@ from cusa.data.errors import CusaError
 from cusa.data.records import Dataset, Record
 
 MAX_LISTED = 20
-_MAX_SHOWN_PATH = 4096  # the longest that Linux takes
-_LISTED_FOLDER = 64  # of so many files in a folder, listing it is faster than asking for each
+# The longest that Linux takes.
+_MAX_SHOWN_PATH = 4096
+# Of so many files in a folder, listing it is faster than asking for each.
+_LISTED_FOLDER = 64
 
 RowRanges = Mapping[str, Sequence[tuple[int, int]]]
 """By split: ranges of rows, each from the first to before the last."""
@@ -187,7 +189,8 @@ def _files_of(folder: str) -> Collection[str] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
-        return ()  # it cannot be listed; its files may well be read
+        # It cannot be listed; its files may well be read.
+        return ()
 
 
 def _problem(path: str) -> str | None:

@@ -28,7 +28,8 @@ _LIBRARIES = (
     "peft",
     "librosa",
 )
-_REMOTE_CODE = "trust_remote_code"  # what libraries advise where a model needs code of its own
+# What libraries advise where a model needs code of its own.
+_REMOTE_CODE = "trust_remote_code"
 _SETTINGS = (
     "config.json",
     "preprocessor_config.json",

@@ -214,7 +214,8 @@ def fingerprint(records: Sequence[Record]) -> str:
         for text in texts:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        digest.update(b"\xff" * 8)  # ends a record: no length is that large
+        # Ends a record: no length is that large.
+        digest.update(b"\xff" * 8)
     return digest.hexdigest()
 
 

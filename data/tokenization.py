@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # Entries of a vocabulary besides special tokens; the ones that transformers makes up have 0 or 1.
 _FEWEST_ENTRIES = 2
-UNLIMITED = 10**9  # tokenisers without a limit say 1e30
+# Tokenisers without a limit say 1e30.
+UNLIMITED = 10**9
 _POSITION_TABLES = (
     "position_embedding",
     "position_embeddings",
@@ -72,7 +73,8 @@ def prepare_tokenizer(
             path=folder_of(source),
             name=source,
         )
-    tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it
+    # The attention mask hides it.
+    tokenizer.pad_token = tokenizer.eos_token
 
 
 def position_limit(model: torch.nn.Module) -> int | None:

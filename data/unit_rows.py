@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-_BLOCK_ROWS = 4096  # converted to float64 at once
-_SAFE_BYTES = 4  # a float of no more bytes has squares that float64 holds
+# Converted to float64 at once.
+_BLOCK_ROWS = 4096
+# A float of no more bytes has squares that float64 holds.
+_SAFE_BYTES = 4
 
 
 def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:

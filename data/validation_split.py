@@ -16,7 +16,8 @@ from cusa.data.records import SPLITS, Dataset, truth_of_images
 Value = TypeVar("Value")
 
 DEFAULT_FRACTION = 0.1
-MAX_DEFAULT_IMAGES = 5_000  # as many as COCO's; by default a large data set gives no more
+# As many as COCO's; by default a large data set gives no more.
+MAX_DEFAULT_IMAGES = 5_000
 
 
 def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -> frozenset[str]:

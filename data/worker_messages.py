@@ -12,7 +12,8 @@ from io import BytesIO
 from multiprocessing.connection import Connection
 from typing import Any
 
-_ALIGNMENT = 64  # bytes; where each array starts in shared memory
+# Bytes; where each array starts in shared memory.
+_ALIGNMENT = 64
 
 
 class _TensorPickler(pickle.Pickler):
@@ -65,12 +66,14 @@ def receive(connection: Connection) -> Any:
         with socket.socket(fileno=os.dup(connection.fileno())) as channel:
             message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     except OSError as error:
-        if error.errno is None:  # how Connection reports a truncated message
+        # How Connection reports a truncated message.
+        if error.errno is None:
             raise EOFError from None
         raise
     if not message:
         raise EOFError
-    if not descriptors:  # the kernel drops what would exceed the limit
+    # The kernel drops what would exceed the limit.
+    if not descriptors:
         raise OSError(errno.EMFILE, "too many open files; hold fewer batches at a time")
     return pickle.loads(pickled, buffers=_arrays_in(descriptors[0], sizes))
 
@@ -84,7 +87,8 @@ def _anonymous_memory(n_bytes: int) -> int | None:
     except OSError:
         return None
     try:
-        os.posix_fallocate(memory, 0, n_bytes)  # fails now rather than with SIGBUS on writing
+        # Fails now rather than with SIGBUS on writing.
+        os.posix_fallocate(memory, 0, n_bytes)
     except OSError:
         os.close(memory)
         return None

@@ -33,10 +33,14 @@ Key = TypeVar("Key", contravariant=True)
 Item = TypeVar("Item", covariant=True)
 T = TypeVar("T")
 
-_REQUESTS_PER_WORKER = 2  # one being read, one waiting
-_EXIT_PATIENCE_S = 5.0  # for a killed process to be reaped
-_EXIT_PRIORITY = 10  # above that of multiprocessing's own finalizers
-_parent_connections: WeakSet[Connection] = WeakSet()  # of every pool; forked workers inherit them
+# One being read, one waiting.
+_REQUESTS_PER_WORKER = 2
+# For a killed process to be reaped.
+_EXIT_PATIENCE_S = 5.0
+# Above that of multiprocessing's own finalizers.
+_EXIT_PRIORITY = 10
+# Of every pool; forked workers inherit them.
+_parent_connections: WeakSet[Connection] = WeakSet()
 
 
 class Readable(Protocol[Key, Item]):
@@ -131,7 +135,8 @@ class WorkerPool(Generic[T]):
                     raise answer.error
                 yield answer
         except BaseException:
-            self.close()  # or the next read would get the answers to these requests
+            # Or the next read would get the answers to these requests.
+            self.close()
             raise
 
 
@@ -173,7 +178,8 @@ class _Worker:
         _parent_connections.add(self._connection)
         self.process = context.Process(target=_serve, args=(worker_end, readable), daemon=True)
         self.process.start()
-        worker_end.close()  # the worker holds the only copy: the connection closes when it dies
+        # The worker holds the only copy: the connection closes when it dies.
+        worker_end.close()
 
     def request(self, key: Any) -> None:
         """Ask for an item; if the process has ended, it is the answer that raises.
@@ -245,10 +251,12 @@ def _serve(connection: Connection, readable: Readable[Any, Any]) -> None:
     import torch
 
     for inherited in _parent_connections:
-        inherited.close()  # a copy that would keep the connection open after the parent's death
+        # A copy that would keep the connection open after the parent's death.
+        inherited.close()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)  # there is one worker per core
+    # There is one worker per core.
+    torch.set_num_threads(1)
     keys: SimpleQueue[Any] = SimpleQueue()
     # A thread takes requests off the connection at once; otherwise both processes could block on
     # sending to each other.
@@ -263,7 +271,8 @@ def _receive_keys(connection: Connection, put: Callable[[Any], None]) -> None:
         while True:
             put(connection.recv())
     except (EOFError, OSError):
-        os._exit(0)  # even halfway through an item: nobody waits for it
+        # Even halfway through an item: nobody waits for it.
+        os._exit(0)
 
 
 def _item_or_failure(readable: Readable[Any, Any], key: Any) -> Any:

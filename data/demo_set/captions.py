@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from numpy.random import Generator
 
 from cusa.data.demo_set.vocabulary import (
     COLOUR_FAMILIES,
@@ -17,83 +17,98 @@ from cusa.data.demo_set.vocabulary import (
 )
 from cusa.data.demo_set.world import Claim, Description, Scene, Thing, pick
 
-_P_SETTING_FAMILY = 0.2  # of a setting that is named: by a hypernym
+# Of a setting that is named: by a hypernym.
+_P_SETTING_FAMILY = 0.2
 
 
-def draw_captions(scene: Scene, rng: np.random.Generator) -> dict[str, Claim]:
+def draw_captions(scene: Scene, generator: Generator) -> dict[str, Claim]:
     """Draw five differently worded captions, from specific to vague, each with its claim."""
     captions: dict[str, Claim] = {}
     draws = (_full_claim, _cast_claim, _layout_claim, _one_claim, _vague_claim)
     for n_captions, draw in enumerate(draws, 1):
         # A text that is there already is drawn again.
         while len(captions) < n_captions:
-            claim = draw(scene, rng)
-            captions.setdefault(_in_words(claim, rng), claim)
+            claim = draw(scene, generator)
+            captions.setdefault(_in_words(claim, generator), claim)
     return captions
 
 
 # --- claims
 
 
-def _full_claim(scene: Scene, rng: np.random.Generator) -> Claim:
+def _full_claim(scene: Scene, generator: Generator) -> Claim:
     """Name nearly all: "a large red star in the top left corner and a blue ring at the beach"."""
-    things = _shuffled(scene.things, rng)
-    descriptions = [_describe(thing, rng, size=0.9, cell=0.5) for thing in things]
-    return Claim(tuple(descriptions), settings=_settings(scene, rng, 0.9))
-
-
-def _cast_claim(scene: Scene, rng: np.random.Generator) -> Claim:
-    """Name every thing by kind and colour: "a red star and a blue ring"."""
-    things = _shuffled(scene.things, rng)
-    descriptions = [_describe(thing, rng, size=0.2) for thing in things]
-    return Claim(tuple(descriptions), settings=_settings(scene, rng, 0.3))
-
-
-def _layout_claim(scene: Scene, rng: np.random.Generator) -> Claim:
-    """Relate two things: "a star above something blue"; of one alone, say where it is."""
-    things = _shuffled(scene.things, rng)
-    if len(things) == 1:
-        return Claim((_describe(things[0], rng, kind=0.8, colour=0.8, cell=1),))
-
-    first, second = things[:2]
-    relation = "left of"
-    if first.col == second.col or (first.row != second.row and rng.random() < 0.5):
-        relation = "above"
-    if relation == "above":
-        is_reversed = first.row > second.row
-    else:
-        is_reversed = first.col > second.col
-    if is_reversed:
-        first, second = second, first
     descriptions = []
-    for thing in (first, second):
-        descriptions.append(_describe(thing, rng, kind=0.7, colour=0.8, family=0.1))
+    for thing in _shuffled(scene.things, generator):
+        descriptions.append(_describe(thing, generator, size=0.9, cell=0.5))
+    settings = _settings(scene, generator, 0.9)
+    return Claim(tuple(descriptions), settings=settings)
+
+
+def _cast_claim(scene: Scene, generator: Generator) -> Claim:
+    """Name every thing by kind and colour: "a red star and a blue ring"."""
+    descriptions = []
+    for thing in _shuffled(scene.things, generator):
+        descriptions.append(_describe(thing, generator, size=0.2))
+    settings = _settings(scene, generator, 0.3)
+    return Claim(tuple(descriptions), settings=settings)
+
+
+def _layout_claim(scene: Scene, generator: Generator) -> Claim:
+    """Relate two things: "a star above something blue"; of one alone, say where it is."""
+    things = _shuffled(scene.things, generator)
+    if len(things) == 1:
+        description = _describe(things[0], generator, kind=0.8, colour=0.8, cell=1)
+        return Claim((description,))
+
+    pair = things[:2]
+    relation = _draw_relation(pair[0], pair[1], generator)
+    if relation == "above":
+        pair.sort(key=lambda thing: thing.row)
+    else:
+        pair.sort(key=lambda thing: thing.col)
+    descriptions = []
+    for thing in pair:
+        descriptions.append(_describe(thing, generator, kind=0.7, colour=0.8, family=0.1))
     return Claim(tuple(descriptions), relation)
 
 
-def _one_claim(scene: Scene, rng: np.random.Generator) -> Claim:
+def _draw_relation(first: Thing, second: Thing, generator: Generator) -> str:
+    """Draw a relation that holds for two things in one order or the other."""
+    if first.col == second.col:
+        return "above"
+    if first.row == second.row:
+        return "left of"
+    if generator.random() < 0.5:
+        return "above"
+    return "left of"
+
+
+def _one_claim(scene: Scene, generator: Generator) -> Claim:
     """Name one thing, whatever else there is: "a big star"."""
-    thing = pick(rng, scene.things)
-    description = _describe(thing, rng, kind=0.9, colour=0.6, size=0.3, family=0.1)
-    return Claim((description,), settings=_settings(scene, rng, 0.4))
+    thing = pick(generator, scene.things)
+    description = _describe(thing, generator, kind=0.9, colour=0.6, size=0.3, family=0.1)
+    settings = _settings(scene, generator, 0.4)
+    return Claim((description,), settings=settings)
 
 
-def _vague_claim(scene: Scene, rng: np.random.Generator) -> Claim:
+def _vague_claim(scene: Scene, generator: Generator) -> Claim:
     """Name hardly anything: "three shapes, one of them green", "something round outdoors"."""
-    thing = pick(rng, scene.things)
-    description = _describe(thing, rng, kind=0.4, colour=0.5, size=0.1, family=0.5)
-    if rng.random() < 0.4:
+    thing = pick(generator, scene.things)
+    description = _describe(thing, generator, kind=0.4, colour=0.5, size=0.1, family=0.5)
+    if generator.random() < 0.4:
         return Claim((description,), count=len(scene.things))
-    return Claim((description,), settings=_settings(scene, rng, 0.7))
+    settings = _settings(scene, generator, 0.7)
+    return Claim((description,), settings=settings)
 
 
-def _shuffled(things: Sequence[Thing], rng: np.random.Generator) -> list[Thing]:
-    return [things[number] for number in rng.permutation(len(things))]
+def _shuffled(things: Sequence[Thing], generator: Generator) -> list[Thing]:
+    return [things[number] for number in generator.permutation(len(things))]
 
 
 def _describe(
     thing: Thing,
-    rng: np.random.Generator,
+    generator: Generator,
     *,
     kind: float = 1,
     colour: float = 1,
@@ -105,7 +120,7 @@ def _describe(
 
     Args:
         thing: The thing.
-        rng: Random numbers.
+        generator: Random numbers.
         kind: Probability that its kind is named.
         colour: Probability that its colour is named.
         size: Probability that its size is named, unless that is medium.
@@ -113,15 +128,15 @@ def _describe(
         family: Probability of a hypernym for a kind or colour that has one.
     """
     kinds: tuple[str, ...] = ()
-    if rng.random() < kind:
-        kinds = _widened(thing.kind, KIND_FAMILIES, rng, family)
+    if generator.random() < kind:
+        kinds = _widened(thing.kind, KIND_FAMILIES, generator, family)
     colours: tuple[str, ...] = ()
-    if rng.random() < colour:
-        colours = _widened(thing.colour, COLOUR_FAMILIES, rng, family)
+    if generator.random() < colour:
+        colours = _widened(thing.colour, COLOUR_FAMILIES, generator, family)
     named_size = None
-    if SIZES[thing.size] and rng.random() < size:
+    if SIZES[thing.size] and generator.random() < size:
         named_size = thing.size
-    if rng.random() >= cell:
+    if generator.random() >= cell:
         return Description(kinds, colours, named_size)
 
     # "at the top" says no more than the row; nobody says "at the top, in the middle".
@@ -136,25 +151,25 @@ def _describe(
 
 def _settings(
     scene: Scene,
-    rng: np.random.Generator,
+    generator: Generator,
     probability: float,
 ) -> tuple[str, ...]:
     """Return the setting, or those of its family, with a probability that it is named."""
-    if rng.random() >= probability:
+    if generator.random() >= probability:
         return ()
-    return _widened(scene.setting, SETTING_FAMILIES, rng, _P_SETTING_FAMILY)
+    return _widened(scene.setting, SETTING_FAMILIES, generator, _P_SETTING_FAMILY)
 
 
 def _widened(
     value: str,
     families: Mapping[str, tuple[str, ...]],
-    rng: np.random.Generator,
+    generator: Generator,
     probability: float,
 ) -> tuple[str, ...]:
     """Return the value alone or, with a probability, a family that holds it."""
     candidates = [members for members in families.values() if value in members]
-    if candidates and rng.random() < probability:
-        return pick(rng, candidates)
+    if candidates and generator.random() < probability:
+        return pick(generator, candidates)
     return (value,)
 
 
@@ -195,16 +210,17 @@ _COUNTS = {
 _NOUNS = ("shape", "object", "thing", "figure")
 
 
-def _in_words(claim: Claim, rng: np.random.Generator) -> str:
-    things = [_description_in_words(description, rng) for description in claim.descriptions]
+def _in_words(claim: Claim, generator: Generator) -> str:
+    things = [_description_in_words(description, generator) for description in claim.descriptions]
     if claim.count is not None:
-        template = pick(rng, _COUNTS[claim.count])
-        text = template.format(noun=pick(rng, _NOUNS), thing=things[0])
+        template = pick(generator, _COUNTS[claim.count])
+        noun = pick(generator, _NOUNS)
+        text = template.format(noun=noun, thing=things[0])
     elif claim.relation:
-        text = pick(rng, _RELATIONS[claim.relation]).format(*things)
+        text = pick(generator, _RELATIONS[claim.relation]).format(*things)
     else:
-        text = pick(rng, _LISTS).format(_listed(things))
-    setting_words = _word_of(claim.settings, SETTINGS, SETTING_FAMILIES, rng)
+        text = pick(generator, _LISTS).format(_listed(things))
+    setting_words = _word_of(claim.settings, SETTINGS, SETTING_FAMILIES, generator)
     return " ".join([text, *setting_words])
 
 
@@ -215,19 +231,19 @@ def _listed(things: Sequence[str]) -> str:
     return f"{', '.join(things[:-1])} and {things[-1]}"
 
 
-def _description_in_words(description: Description, rng: np.random.Generator) -> str:
+def _description_in_words(description: Description, generator: Generator) -> str:
     words = []
     if description.size:
-        words.extend(_word_of((description.size,), SIZES, {}, rng))
-    words.extend(_word_of(description.colours, COLOURS, COLOUR_FAMILIES, rng))
-    words.extend(_word_of(description.kinds, KINDS, KIND_FAMILIES, rng))
+        words.extend(_word_of((description.size,), SIZES, {}, generator))
+    words.extend(_word_of(description.colours, COLOURS, COLOUR_FAMILIES, generator))
+    words.extend(_word_of(description.kinds, KINDS, KIND_FAMILIES, generator))
 
     # Without one kind, all words so far are adjectives.
     if len(description.kinds) != 1:
-        if len(words) == 1 and rng.random() < 0.5:
+        if len(words) == 1 and generator.random() < 0.5:
             words.insert(0, "something")
         else:
-            words.append(pick(rng, _NOUNS))
+            words.append(pick(generator, _NOUNS))
     if words[0][0] in "aeiou":
         words.insert(0, "an")
     elif words[0] != "something":
@@ -235,7 +251,7 @@ def _description_in_words(description: Description, rng: np.random.Generator) ->
 
     cell = (description.row, description.col)
     if cell != (None, None):
-        words.append(pick(rng, _CELLS[cell]))
+        words.append(pick(generator, _CELLS[cell]))
     return " ".join(words)
 
 
@@ -243,9 +259,9 @@ def _word_of(
     values: tuple[str, ...],
     words: Mapping[str, tuple[str, ...]],
     families: Mapping[str, tuple[str, ...]],
-    rng: np.random.Generator,
+    generator: Generator,
 ) -> list[str]:
     """Return no word for no value, a synonym for one, the family's name for several."""
     if len(values) > 1:
         return [next(name for name, members in families.items() if members == values)]
-    return [pick(rng, words[value]) for value in values]
+    return [pick(generator, words[value]) for value in values]

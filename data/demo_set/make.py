@@ -16,7 +16,7 @@ from cusa.data.datasets import load_dataset
 from cusa.data.demo_set.captions import draw_captions
 from cusa.data.demo_set.render import render
 from cusa.data.demo_set.truth import truth_of
-from cusa.data.demo_set.world import Claim, draw_scenes, image_rng
+from cusa.data.demo_set.world import Claim, draw_scenes, image_generator
 from cusa.data.errors import FileFormatError
 from cusa.data.files import atomic_file, file_digest
 from cusa.data.parsing import read_json
@@ -59,8 +59,8 @@ def make_demo(
     manifest = load_dataset(folder / "manifest.jsonl")
     truth = {}
     with np.load(folder / "truth.npz") as arrays:
-        for split in manifest.splits:
-            truth[split] = Truth(*(arrays[f"{split}_{name}"] for name in _TRUTH_ARRAYS))
+        for split_name in manifest.splits:
+            truth[split_name] = Truth(*(arrays[f"{split_name}_{name}"] for name in _TRUTH_ARRAYS))
     return Dataset("demo", folder, manifest.splits, truth, files=manifest.files)
 
 
@@ -79,9 +79,9 @@ def _is_complete(
     except (FileFormatError, OSError):
         return False
 
-    for split, n_images in sizes.items():
-        for number in range(n_images):
-            if not (folder / _image_path(split, number)).is_file():
+    for split_name, n_images in sizes.items():
+        for image_number in range(n_images):
+            if not (folder / _image_path(split_name, image_number)).is_file():
                 return False
     return True
 
@@ -103,11 +103,11 @@ def _make(
 
     lines: list[str] = []
     arrays: dict[str, np.ndarray] = {}
-    for split, n_images in sizes.items():
-        split_lines, truth = _make_split(folder, split, n_images, seed)
+    for split_name, n_images in sizes.items():
+        split_lines, truth = _make_split(folder, split_name, n_images, seed)
         lines.extend(split_lines)
         for name in _TRUTH_ARRAYS:
-            arrays[f"{split}_{name}"] = getattr(truth, name)
+            arrays[f"{split_name}_{name}"] = getattr(truth, name)
 
     with atomic_file(folder / "manifest.jsonl") as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
@@ -121,32 +121,32 @@ def _make(
 
 def _make_split(
     folder: Path,
-    split: str,
+    split_name: str,
     n_images: int,
     seed: int,
 ) -> tuple[list[str], Truth]:
     """Render the images of a split; return its lines of the manifest, and its relevance."""
-    (folder / "images" / split).mkdir(parents=True, exist_ok=True)
-    scenes = draw_scenes(split, n_images, seed)
+    (folder / "images" / split_name).mkdir(parents=True, exist_ok=True)
+    scenes = draw_scenes(split_name, n_images, seed)
     claims: list[Claim] = []
     lines: list[str] = []
-    for number, scene in enumerate(scenes):
-        image_path = _image_path(split, number)
-        image = render(scene, image_rng(seed, split, number, "pixels"))
+    for image_number, scene in enumerate(scenes):
+        image_path = _image_path(split_name, image_number)
+        image = render(scene, image_generator(seed, split_name, image_number, "pixels"))
         image.save(folder / image_path, quality=_JPEG_QUALITY)
 
-        captions = draw_captions(scene, image_rng(seed, split, number, "captions"))
+        captions = draw_captions(scene, image_generator(seed, split_name, image_number, "captions"))
         claims.extend(captions.values())
         for caption in captions:
             entry = {
                 "image": image_path,
                 "image_id": Path(image_path).stem,
-                "split": split,
+                "split": split_name,
                 "caption": caption,
             }
             lines.append(json.dumps(entry) + "\n")
     return lines, truth_of(scenes, claims)
 
 
-def _image_path(split: str, number: int) -> str:
-    return f"images/{split}/demo-{split}-{number:05d}.jpg"
+def _image_path(split_name: str, image_number: int) -> str:
+    return f"images/{split_name}/demo-{split_name}-{image_number:05d}.jpg"

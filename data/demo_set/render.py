@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from cusa.data.demo_set.world import GRID, Scene, Thing
 
 SIDE = 224  # pixels
-_OVERSAMPLING = 2  # drawn larger and reduced, for clean edges
+# Drawn larger and reduced, for clean edges.
+_OVERSAMPLING = 2
 Colour = tuple[int, int, int]
 _RGB = {
     "red": (214, 40, 40),
@@ -33,51 +35,66 @@ _BACKDROPS = {  # ground and marks
     "paper": ((248, 246, 238), (150, 180, 215)),
 }
 # Scattered marks: how many, and their radius in pixels; 0: blades of grass.
-_SCATTERED = {"grass": (350, 0), "snow": (90, 5), "sand": (500, 2), "night": (90, 2)}
+_SCATTERED = {
+    "grass": (350, 0),
+    "snow": (90, 5),
+    "sand": (500, 2),
+    "night": (90, 2),
+}
 # Marks in rows: the least distance of the rows in pixels, and the one after the greatest.
-_ROW_STEPS = {"sea": (30, 40), "brick": (34, 42), "chess": (50, 64), "paper": (26, 34)}
-_RADIUS = {"small": 15.0, "medium": 23.0, "large": 34.0}  # pixels; half a cell is 37
-_RIM: Colour = (250, 250, 250)  # tells a green thing from the grass
+_ROW_STEPS = {
+    "sea": (30, 40),
+    "brick": (34, 42),
+    "chess": (50, 64),
+    "paper": (26, 34),
+}
+# Pixels; half a cell is 37.
+_RADIUS = {"small": 15.0, "medium": 23.0, "large": 34.0}
+# Tells a green thing from the grass.
+_RIM: Colour = (250, 250, 250)
 _RIM_WIDTH = 3
 _N_POINTS = 60  # of a round outline
 
 
-def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
+def render(scene: Scene, generator: Generator) -> Image.Image:
     """Render a scene as an RGB image of ``SIDE`` x ``SIDE`` pixels, with light and noise."""
-    image = _backdrop(scene.setting, rng)
+    image = _backdrop(scene.setting, generator)
     pen = ImageDraw.Draw(image)
     cell_side = image.width / GRID
     for thing in scene.things:
-        _draw_thing(pen, thing, cell_side, rng)
+        _draw_thing(pen, thing, cell_side, generator)
 
     pixels = np.asarray(image.reduce(_OVERSAMPLING), np.float32)
     # Light falls from one side and from above or below.
     ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
-    horizontal_light = rng.uniform(-0.12, 0.12) * ramp[None, :]
-    vertical_light = rng.uniform(-0.12, 0.12) * ramp[:, None]
+    horizontal_light = generator.uniform(-0.12, 0.12) * ramp[None, :]
+    vertical_light = generator.uniform(-0.12, 0.12) * ramp[:, None]
     light = 1 + horizontal_light + vertical_light
-    noise = rng.integers(-5, 6, (SIDE, SIDE, 1))
-    lit_pixels = pixels * light[..., None] + noise
-    return Image.fromarray(np.clip(lit_pixels, 0, 255).astype(np.uint8))
+    noise = generator.integers(-5, 6, (SIDE, SIDE, 1))
+    lit_pixels = np.clip(pixels * light[..., None] + noise, 0, 255)
+    return Image.fromarray(lit_pixels.astype(np.uint8))
 
 
 def _draw_thing(
     pen: ImageDraw.ImageDraw,
     thing: Thing,
     cell_side: float,
-    rng: np.random.Generator,
+    generator: Generator,
 ) -> None:
     """Draw a thing near the centre of its cell, turned a little."""
     cell = np.array([thing.col, thing.row])
-    centre = (cell + 0.5 + rng.uniform(-0.03, 0.03, 2)) * cell_side
-    radius = _RADIUS[thing.size] * rng.uniform(0.94, 1.06) * _OVERSAMPLING
-    angle = rng.uniform(-0.15, 0.15)
-    colour = _jittered(_RGB[thing.colour], 12, rng)
+    shift = generator.uniform(-0.03, 0.03, 2)
+    centre = (cell + 0.5 + shift) * cell_side
+    radius = _RADIUS[thing.size] * generator.uniform(0.94, 1.06) * _OVERSAMPLING
+    angle = generator.uniform(-0.15, 0.15)
+    colour = _jittered(_RGB[thing.colour], 12, generator)
     if thing.kind == "ring":
         _draw_ring(pen, centre, radius, colour)
         return
 
-    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    cosine = np.cos(angle)
+    sine = np.sin(angle)
+    rotation = np.array([[cosine, sine], [-sine, cosine]])
     corners = _outline(thing.kind) @ rotation * radius + centre
     points = [(float(x), float(y)) for x, y in corners]
     pen.polygon(points, fill=colour)
@@ -103,8 +120,8 @@ def _draw_circle(
     colour: Colour,
     width: int,
 ) -> None:
-    x, y = centre
-    pen.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour, width=width)
+    box = [*(centre - radius), *(centre + radius)]
+    pen.ellipse(box, outline=colour, width=width)
 
 
 @cache
@@ -117,24 +134,24 @@ def _outline(kind: str) -> np.ndarray:
     if kind == "circle":
         return _polar_outline(angles, np.ones(_N_POINTS))
     if kind == "flower":
-        return _polar_outline(angles, 0.5 + 0.55 * abs(np.cos(2.5 * angles)))
+        petals = abs(np.cos(2.5 * angles))
+        return _polar_outline(angles, 0.5 + 0.55 * petals)
     if kind == "star":
-        return _polar_outline(np.arange(10) * np.pi / 5, np.tile([1.1, 0.45], 5))
+        star_angles = np.arange(10) * np.pi / 5
+        return _polar_outline(star_angles, np.tile([1.1, 0.45], 5))
     if kind == "heart":
-        y = (
+        # The usual heart curve, a sixteenth of its size.
+        height = (
             13 * np.cos(angles)
             - 5 * np.cos(2 * angles)
             - 2 * np.cos(3 * angles)
             - np.cos(4 * angles)
         )
-        return np.stack([np.sin(angles) ** 3, -y / 16], 1)
+        return np.stack([np.sin(angles) ** 3, -height / 16], 1)
     if kind == "moon":
         return _moon_outline()
     if kind == "cross":
-        arm = np.array([(-0.34, -0.34), (-0.34, -1), (0.34, -1)])
-        quarter_turn = np.array([(0, 1), (-1, 0)])
-        arms = [arm @ np.linalg.matrix_power(quarter_turn, number) for number in range(4)]
-        return np.concatenate(arms)
+        return _cross_outline()
     corners = {
         "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
         "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
@@ -145,28 +162,44 @@ def _outline(kind: str) -> np.ndarray:
 
 def _polar_outline(angles: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """Return points by angle, clockwise from the top, and distance from the centre."""
-    return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], 1)
+    x = radii * np.sin(angles)
+    y = -radii * np.cos(angles)
+    return np.stack([x, y], 1)
+
+
+def _cross_outline() -> np.ndarray:
+    """Return four arms, each the one before turned by a right angle."""
+    arm = np.array([(-0.34, -0.34), (-0.34, -1), (0.34, -1)])
+    quarter_turn = np.array([(0, 1), (-1, 0)])
+    arms = []
+    for n_turns in range(4):
+        rotation = np.linalg.matrix_power(quarter_turn, n_turns)
+        arms.append(arm @ rotation)
+    return np.concatenate(arms)
 
 
 def _moon_outline() -> np.ndarray:
     """Return two arcs with the same ends."""
     arc = np.linspace(-1, 1, 30)
-    back = np.stack([-np.cos(0.7 * np.pi * arc), np.sin(0.7 * np.pi * arc)], 1)
+    back_angles = 0.7 * np.pi * arc
+    back = np.stack([-np.cos(back_angles), np.sin(back_angles)], 1)
     front_angles = np.pi / 2 * arc
-    front = np.stack([0.588 - 0.95 * np.cos(front_angles), 0.809 * np.sin(front_angles)], 1)
+    front_x = 0.588 - 0.95 * np.cos(front_angles)
+    front_y = 0.809 * np.sin(front_angles)
+    front = np.stack([front_x, front_y], 1)
     return np.concatenate([back, front[::-1]])
 
 
-def _backdrop(setting: str, rng: np.random.Generator) -> Image.Image:
+def _backdrop(setting: str, generator: Generator) -> Image.Image:
     """Draw a setting, ``_OVERSAMPLING`` times too large: marks of one colour on another."""
     ground_rgb, mark_rgb = _BACKDROPS[setting]
-    ground = _jittered(ground_rgb, 8, rng)
-    mark = _jittered(mark_rgb, 8, rng)
+    ground = _jittered(ground_rgb, 8, generator)
+    mark = _jittered(mark_rgb, 8, generator)
     image = Image.new("RGB", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING), ground)
     if setting in _SCATTERED:
-        _scatter_marks(image, setting, mark, rng)
+        _scatter_marks(image, setting, mark, generator)
     else:
-        _draw_rows(image, setting, mark, rng)
+        _draw_rows(image, setting, mark, generator)
     return image
 
 
@@ -174,38 +207,42 @@ def _scatter_marks(
     image: Image.Image,
     setting: str,
     colour: Colour,
-    rng: np.random.Generator,
+    generator: Generator,
 ) -> None:
     """Scatter blades or grains over an image."""
     pen = ImageDraw.Draw(image)
     n_marks, radius = _SCATTERED[setting]
-    for x, y in rng.integers(0, image.width, (n_marks, 2)).tolist():
+    origins = generator.integers(0, image.width, (n_marks, 2))
+    for x, y in origins.tolist():
         if radius:
-            pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
+            box = [x - radius, y - radius, x + radius, y + radius]
+            pen.ellipse(box, fill=colour)
         else:
-            pen.line([x, y, x + 5, y - 18], fill=colour, width=3)
+            blade = [x, y, x + 5, y - 18]
+            pen.line(blade, fill=colour, width=3)
 
 
 def _draw_rows(
     image: Image.Image,
     setting: str,
     colour: Colour,
-    rng: np.random.Generator,
+    generator: Generator,
 ) -> None:
     """Draw waves, bricks, squares or lines, row by row."""
     pen = ImageDraw.Draw(image)
     side = image.width
-    step = int(rng.integers(*_ROW_STEPS[setting]))
+    step = int(generator.integers(*_ROW_STEPS[setting]))
     for row, y in enumerate(range(0, side, step)):
         # Every other row of bricks and squares is shifted by one step.
         shifted_xs = range(step * (row % 2), side, 2 * step)
         if setting == "sea":
-            xs = np.arange(0, side + 8, 8)
-            ys = y + 6 * np.sin(xs / 16 + rng.uniform(0, 2 * np.pi))
-            pen.line(np.stack([xs, ys], 1).ravel().tolist(), fill=colour, width=4)
+            phase = generator.uniform(0, 2 * np.pi)
+            wave = _wave(side, y, phase)
+            pen.line(wave, fill=colour, width=4)
         elif setting == "chess":
             for x in shifted_xs:
-                pen.rectangle([x, y, x + step - 1, y + step - 1], fill=colour)
+                square = [x, y, x + step - 1, y + step - 1]
+                pen.rectangle(square, fill=colour)
         else:
             pen.line([0, y, side, y], fill=colour, width=4)
         if setting == "brick":
@@ -213,12 +250,21 @@ def _draw_rows(
                 pen.line([x, y, x, y + step], fill=colour, width=4)
 
 
+def _wave(width: int, y: int, phase: float) -> list[float]:
+    """Return the points of a wave over a width, x and y in turn."""
+    xs = np.arange(0, width + 8, 8)
+    ys = y + 6 * np.sin(xs / 16 + phase)
+    points: list[float] = np.stack([xs, ys], 1).ravel().tolist()
+    return points
+
+
 def _jittered(
     rgb: Colour,
     max_change: int,
-    rng: np.random.Generator,
+    generator: Generator,
 ) -> Colour:
     """Change each channel of a colour by up to ``max_change``."""
-    changes = rng.integers(-max_change, max_change + 1, 3)
-    red, green, blue = (np.array(rgb) + changes).clip(0, 255).tolist()
+    changes = generator.integers(-max_change, max_change + 1, 3)
+    changed = np.array(rgb) + changes
+    red, green, blue = changed.clip(0, 255).tolist()
     return red, green, blue

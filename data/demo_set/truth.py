@@ -32,7 +32,9 @@ class _SceneTable:
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         # Of each attribute, [n_scenes, 3].
-        self.things = {name: _column(scenes, name) for name in _ATTRIBUTES}
+        self.things = {
+            attribute_name: _column(scenes, attribute_name) for attribute_name in _ATTRIBUTES
+        }
         self.counts = np.array([len(scene.things) for scene in scenes])
         self.settings = np.array([scene.setting for scene in scenes])
         self._fits: dict[Description, np.ndarray] = {}
@@ -41,22 +43,22 @@ class _SceneTable:
         """Return the scenes that the claim is true of: bool ``[n_scenes]``."""
         holds = np.zeros(len(self.counts), bool)
         # Each way to choose a thing for each description.
-        for slots in permutations(range(_MAX_THINGS), len(claim.descriptions)):
-            holds |= self._holds_for(claim, slots)
+        for thing_numbers in permutations(range(_MAX_THINGS), len(claim.descriptions)):
+            holds |= self._holds_for(claim, thing_numbers)
         if claim.count is not None:
             holds &= self.counts == claim.count
         if claim.settings:
             holds &= np.isin(self.settings, claim.settings)
         return holds
 
-    def _holds_for(self, claim: Claim, slots: Sequence[int]) -> np.ndarray:
+    def _holds_for(self, claim: Claim, thing_numbers: Sequence[int]) -> np.ndarray:
         """Return where descriptions and relation hold for the things in these slots."""
         holds = np.ones(len(self.counts), bool)
-        for description, slot in zip(claim.descriptions, slots, strict=True):
-            holds &= self.fits(description)[:, slot]
+        for description, thing_number in zip(claim.descriptions, thing_numbers, strict=True):
+            holds &= self.fits(description)[:, thing_number]
         if claim.relation:
             axis = self.things[_AXES[claim.relation]]
-            holds &= axis[:, slots[0]] < axis[:, slots[1]]
+            holds &= axis[:, thing_numbers[0]] < axis[:, thing_numbers[1]]
         return holds
 
     def fits(self, description: Description) -> np.ndarray:
@@ -71,18 +73,18 @@ class _SceneTable:
             fits &= np.isin(self.things["kind"], description.kinds)
         if description.colours:
             fits &= np.isin(self.things["colour"], description.colours)
-        for name in ("size", "row", "col"):
-            value = getattr(description, name)
+        for attribute_name in ("size", "row", "col"):
+            value = getattr(description, attribute_name)
             if value is not None:
-                fits &= self.things[name] == value
+                fits &= self.things[attribute_name] == value
         return fits
 
 
-def _column(scenes: Sequence[Scene], name: str) -> np.ndarray:
+def _column(scenes: Sequence[Scene], attribute_name: str) -> np.ndarray:
     """Return an attribute of every thing of every scene: ``[n_scenes, 3]``."""
     rows = []
     for scene in scenes:
         n_missing = _MAX_THINGS - len(scene.things)
-        slots = [*scene.things, *[_NO_THING] * n_missing]
-        rows.append([getattr(thing, name) for thing in slots])
+        thing_numbers = [*scene.things, *[_NO_THING] * n_missing]
+        rows.append([getattr(thing, attribute_name) for thing in thing_numbers])
     return np.array(rows)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numpy.random import Generator
 
 from cusa.data.demo_set.vocabulary import COLOURS, KINDS, SETTINGS, SIZES
 from cusa.data.records import SPLITS
@@ -31,7 +32,8 @@ Cast = tuple[tuple[str, str], ...]
 """The kind and colour of each thing of a scene."""
 
 N_CASTS = 80
-P_FREE = 0.1  # share of scenes outside the casts
+# Share of scenes outside the casts.
+P_FREE = 0.1
 GRID = 3  # cells on a side
 _N_THINGS = (1, 2, 3)
 _P_N_THINGS = (0.3, 0.4, 0.3)
@@ -92,7 +94,7 @@ class Claim:
 
 
 def draw_scenes(
-    split: str,
+    split_name: str,
     n_scenes: int,
     seed: int,
 ) -> list[Scene]:
@@ -100,52 +102,52 @@ def draw_scenes(
 
     Each has a random stream of its own, so that a longer split begins with a shorter one.
     """
-    casts_rng = np.random.default_rng([seed, 0])
-    casts = [_draw_cast(casts_rng) for _ in range(N_CASTS)]
+    casts_generator = np.random.default_rng([seed, 0])
+    casts = [_draw_cast(casts_generator) for _ in range(N_CASTS)]
     scenes = []
-    for number in range(n_scenes):
-        rng = image_rng(seed, split, number, "scene")
-        scenes.append(_draw_scene(casts, rng))
+    for image_number in range(n_scenes):
+        generator = image_generator(seed, split_name, image_number, "scene")
+        scenes.append(_draw_scene(casts, generator))
     return scenes
 
 
-def image_rng(
+def image_generator(
     seed: int,
-    split: str,
-    number: int,
+    split_name: str,
+    image_number: int,
     use: str,
-) -> np.random.Generator:
+) -> Generator:
     """Return the random numbers of an image for one use: "scene", "captions" or "pixels"."""
     # 0 in the place of the split's number is the casts'.
-    split_number = 1 + SPLITS.index(split)
-    return np.random.default_rng([seed, split_number, number, _USES.index(use)])
+    split_number = 1 + SPLITS.index(split_name)
+    return np.random.default_rng([seed, split_number, image_number, _USES.index(use)])
 
 
-def pick(rng: np.random.Generator, values: Sequence[Value]) -> Value:
+def pick(generator: Generator, values: Sequence[Value]) -> Value:
     """Draw one of some values."""
-    return values[int(rng.integers(len(values)))]
+    return values[int(generator.integers(len(values)))]
 
 
-def _draw_cast(rng: np.random.Generator) -> Cast:
-    n_things = int(rng.choice(_N_THINGS, p=_P_N_THINGS))
+def _draw_cast(generator: Generator) -> Cast:
+    n_things = int(generator.choice(_N_THINGS, p=_P_N_THINGS))
     cast = []
     for _ in range(n_things):
-        kind = pick(rng, tuple(KINDS))
-        colour = pick(rng, tuple(COLOURS))
+        kind = pick(generator, tuple(KINDS))
+        colour = pick(generator, tuple(COLOURS))
         cast.append((kind, colour))
     return tuple(cast)
 
 
-def _draw_scene(casts: Sequence[Cast], rng: np.random.Generator) -> Scene:
-    if rng.random() < P_FREE:
-        cast = _draw_cast(rng)
+def _draw_scene(casts: Sequence[Cast], generator: Generator) -> Scene:
+    if generator.random() < P_FREE:
+        cast = _draw_cast(generator)
     else:
-        cast = pick(rng, casts)
+        cast = pick(generator, casts)
 
-    cells = rng.choice(GRID * GRID, len(cast), replace=False).tolist()
+    cells = generator.choice(GRID * GRID, len(cast), replace=False).tolist()
     things = []
     for (kind, colour), cell in zip(cast, cells, strict=True):
-        size = pick(rng, tuple(SIZES))
+        size = pick(generator, tuple(SIZES))
         row, col = divmod(cell, GRID)
         things.append(Thing(kind, colour, size, row, col))
-    return Scene(tuple(things), pick(rng, tuple(SETTINGS)))
+    return Scene(tuple(things), pick(generator, tuple(SETTINGS)))

@@ -12,9 +12,11 @@ import numpy as np
 from cusa.data.errors import CusaError, FileFormatError, first_line
 from cusa.data.foreign.guarded_process import read_in_child
 
-_MAX_COMPRESSION = 1100  # deflate makes a byte of 1,032 at most
+# Deflate makes a byte of 1,032 at most.
+_MAX_COMPRESSION = 1100
 _MAX_SHOWN = 5  # names in a message
-_TEXT_BLOCK = 64  # each may be as long as the file
+# Each may be as long as the file.
+_TEXT_BLOCK = 64
 
 
 def read_h5_rows(

@@ -96,7 +96,8 @@ def check_ids(
 
 
 def _ids_of_lines(text: str, path: Path) -> list[str]:
-    lines = text.split("\n")  # not splitlines: it takes other characters for ends of lines
+    # Not splitlines: it takes other characters for ends of lines.
+    lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
     ids = [line.strip() for line in lines]

@@ -20,8 +20,10 @@ _HEADERS = {
 }
 _ARCHIVE = b"PK\x03\x04"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy writes no others
-_MAX_EXPANSION = 1100  # deflate makes a byte of 1,032 at most
-_MAX_BYTES = 2 * 2**30  # of an archive's arrays together
+# Deflate makes a byte of 1,032 at most.
+_MAX_EXPANSION = 1100
+# Of an archive's arrays together.
+_MAX_BYTES = 2 * 2**30
 
 
 def open_npy(path: Path) -> np.ndarray:

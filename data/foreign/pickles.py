@@ -15,10 +15,14 @@ from typing import Any, Protocol
 
 from cusa.data.errors import first_line
 
-_MAX_MARKS = 64  # containers within containers
-_CONTAINER_BYTES = 8  # of a file, at least, to each list, tuple or dictionary in it
-_SPARE = 1000  # instructions and containers that a file of any size may have
-_MAX_SHOWN = 100  # characters of a name in a message
+# Containers within containers.
+_MAX_MARKS = 64
+# Of a file, at least, to each list, tuple or dictionary in it.
+_CONTAINER_BYTES = 8
+# Instructions and containers that a file of any size may have.
+_SPARE = 1000
+# Characters of a name in a message.
+_MAX_SHOWN = 100
 # Instructions that push their argument.
 _PUSHED = {
     "INT",

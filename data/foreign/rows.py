@@ -23,9 +23,11 @@ from cusa.data.foreign.npy import open_npy
 # Names within HDF5 and safetensors files.
 ROWS = "embeddings"
 IDS = "ids"
-_EARLIER_ROWS = "rows"  # the name that cusa-store export once gave them in safetensors files
+# The name that cusa-store export once gave them in safetensors files.
+_EARLIER_ROWS = "rows"
 LEGAL = ".npy, .safetensors, or .h5 (FILE.h5:/group/name for what lies within)"
-_ID_BLOCK = 65_536  # ids that are written at once
+# Ids that are written at once.
+_ID_BLOCK = 65_536
 _MAX_SHOWN = 5  # names in a message
 _NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from cusa.data.errors import DataError, FileFormatError
-from cusa.data.records import SPLITS
+from cusa.data.readers.described import described
+from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
-SPLIT_ALIASES = {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
-_EXACT_FLOATS = 2**53  # from here on, not every whole number is a float64
-_MAX_SHOWN = 60  # characters of a value in a message
+# From here on, not every whole number is a float64.
+_EXACT_FLOATS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class Source:
 
     def split_by_name(self) -> str | None:
         """Return the split that was given, or that the name tells, such as ``…_train.json``."""
-        return self.split or _split_in(self.path.stem)
+        return self.split or split_in_file_name(self.path.stem)
 
     def required_split(self) -> str:
         """Return the split that was given, or that the name tells, where there must be one.
@@ -250,63 +249,3 @@ class Entry:
     def _refuse(self, problem: str, name: str) -> NoReturn:
         message = f"{self._path} {self._location}: {problem}"
         raise FileFormatError(message, path=self._path, location=self._location, name=name)
-
-
-def described(value: Any) -> str:
-    """Describe a value of a JSON document in a few characters."""
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    text = repr(value)
-    if len(text) <= _MAX_SHOWN:
-        return text
-    return f"{text[:_MAX_SHOWN]}…"
-
-
-def canonical_split(
-    name: str,
-    path: Path | None = None,
-    location: str = "",
-) -> str:
-    """Return ``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"``.
-
-    Args:
-        name: The name.
-        path: The file that has it, for the message.
-        location: Where in it.
-
-    Raises:
-        DataError: If it is no split's name.
-    """
-    split = split_by_alias(name)
-    if split is None:
-        legal = f"legal: {', '.join(SPLITS)} (or {', '.join(SPLIT_ALIASES)})"
-        message = f"unknown split {described(name)}; {legal}"
-        if path is not None or location:
-            subject = f"{path or ''} {location}".strip()
-            message = f"{subject}: {message}"
-        raise DataError(message, path=path, location=location, name=name)
-    return split
-
-
-def split_by_alias(name: str) -> str | None:
-    """Return the split that a name stands for, if any."""
-    split = SPLIT_ALIASES.get(name, name)
-    if split in SPLITS:
-        return split
-    return None
-
-
-def _split_in(file_stem: str) -> str | None:
-    """Return the first split that a file's name has as a word.
-
-    Also with a year: ``captions_val2017``.
-    """
-    for word in re.findall(r"[a-z]+", file_stem.lower()):
-        split = split_by_alias(word)
-        if split is not None:
-            return split
-    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cusa.data.readers.forms import Annotations, Form, Source, Table, split_by_alias
+from cusa.data.readers.forms import Annotations, Form, Source, Table
 from cusa.data.readers.pair_table import LOCATION_FORMAT, read_pairs
+from cusa.data.readers.split_names import split_by_alias
 
 
 def _is_of_form(table: Table) -> bool:

@@ -28,11 +28,14 @@ from cusa.data.store.hdf5 import ArrayLocation, open_hdf5, whole_numbers_attribu
 
 INDEX_FORMAT = "cusa-embeddings"
 SHARD_FORMAT = "cusa-embeddings-shard"
-VERSION = (2, 1)  # a reader refuses another major number, and ignores names that it does not know
+# A reader refuses another major number, and ignores names that it does not know.
+VERSION = (2, 1)
 
 BLOCK = 512
-_SECTOR = 4096  # bytes; arrays at least as long as this begin at multiples of BLOCK
-_MEMORY_STEP = 1 << 22  # bytes by which a file in memory grows
+# Bytes; arrays at least as long as this begin at multiples of BLOCK.
+_SECTOR = 4096
+# Bytes by which a file in memory grows.
+_MEMORY_STEP = 1 << 22
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIRST_LINE_PATTERN = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
 

@@ -99,13 +99,13 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-def child_group(parent: h5py.Group, name: str) -> h5py.Group:
+def child_group(parent: h5py.Group, child_name: str) -> h5py.Group:
     """Return a group that lies directly in another.
 
     Raises:
         StoreError: If it is missing, a link, or no group.
     """
-    return _child(parent, name, h5py.Group)
+    return _child(parent, child_name, h5py.Group)
 
 
 def child_groups(parent: h5py.Group) -> dict[str, h5py.Group]:
@@ -124,7 +124,7 @@ def child_groups(parent: h5py.Group) -> dict[str, h5py.Group]:
 
 def array_location(
     parent: h5py.Group,
-    name: str,
+    dataset_name: str,
     dtype: str,
     n_dimensions: int = 1,
 ) -> ArrayLocation:
@@ -132,7 +132,7 @@ def array_location(
 
     Args:
         parent: The group that it is in.
-        name: Its name there.
+        dataset_name: Its name there.
         dtype: What its elements must be, such as ``"<i8"``.
         n_dimensions: How many dimensions it must have.
 
@@ -141,8 +141,8 @@ def array_location(
             contiguous, or reaches beyond the end of the file.
     """
     path = _file_path(parent)
-    full_name = _joined(parent, name)
-    dataset = _child(parent, name, h5py.Dataset)
+    full_name = _joined(parent, dataset_name)
+    dataset = _child(parent, dataset_name, h5py.Dataset)
     with hdf5_errors(path, full_name):
         shape = dataset.shape
         offset = dataset.id.get_offset()
@@ -162,7 +162,7 @@ def array_location(
 
 def read_array(
     parent: h5py.Group,
-    name: str,
+    dataset_name: str,
     dtype: str,
     n_dimensions: int = 1,
 ) -> np.ndarray:
@@ -172,22 +172,22 @@ def read_array(
         StoreError: As :func:`array_location`, or if the file cannot be read.
     """
     path = _file_path(parent)
-    location = array_location(parent, name, dtype, n_dimensions)
+    location = array_location(parent, dataset_name, dtype, n_dimensions)
     with hdf5_errors(path, location.name):
         n_values = math.prod(location.shape)
         values = np.fromfile(path, location.dtype, n_values, offset=location.offset)
         return values.reshape(location.shape)
 
 
-def text_attribute(owner: h5py.Group, name: str) -> str:
+def text_attribute(owner: h5py.Group, attribute_name: str) -> str:
     """Read an attribute that is one text.
 
     Raises:
         StoreError: If it is missing, something else, or holds a NUL character.
     """
-    value = _attribute(owner, name)
+    value = _attribute(owner, attribute_name)
     path = _file_path(owner)
-    full_name = _joined(owner, f"@{name}")
+    full_name = _joined(owner, f"@{attribute_name}")
     if not isinstance(value, str) or "\0" in value:
         refuse(path, full_name, "expected a text")
     with hdf5_errors(path, full_name):
@@ -206,21 +206,21 @@ def text_attributes(owner: h5py.Group, prefix: str) -> Mapping[str, str]:
     return {name.removeprefix(prefix): text_attribute(owner, name) for name in names}
 
 
-def whole_number_attribute(owner: h5py.Group, name: str) -> int:
+def whole_number_attribute(owner: h5py.Group, attribute_name: str) -> int:
     """Read an attribute that is one whole number.
 
     Raises:
         StoreError: If it is missing or something else.
     """
-    value = _attribute(owner, name)
+    value = _attribute(owner, attribute_name)
     if not isinstance(value, np.integer):
-        refuse(_file_path(owner), _joined(owner, f"@{name}"), "expected a whole number")
+        refuse(_file_path(owner), _joined(owner, f"@{attribute_name}"), "expected a whole number")
     return int(value)
 
 
 def whole_numbers_attribute(
     owner: h5py.Group,
-    name: str,
+    attribute_name: str,
     count: int,
 ) -> tuple[int, ...]:
     """Read an attribute that is an array of ``count`` whole numbers.
@@ -228,46 +228,50 @@ def whole_numbers_attribute(
     Raises:
         StoreError: If it is missing or something else.
     """
-    value = _attribute(owner, name, shape=(count,))
+    value = _attribute(owner, attribute_name, shape=(count,))
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
-        refuse(_file_path(owner), _joined(owner, f"@{name}"), f"expected {count} whole numbers")
+        refuse(
+            _file_path(owner),
+            _joined(owner, f"@{attribute_name}"),
+            f"expected {count} whole numbers",
+        )
     return tuple(value.tolist())
 
 
 def _attribute(
     owner: h5py.Group,
-    name: str,
+    attribute_name: str,
     shape: tuple[int, ...] = (),
 ) -> object:
     """Read the value of an attribute, which must be of that shape."""
     path = _file_path(owner)
-    full_name = _joined(owner, f"@{name}")
+    full_name = _joined(owner, f"@{attribute_name}")
     with hdf5_errors(path, full_name):
-        if name not in owner.attrs:
+        if attribute_name not in owner.attrs:
             refuse(path, full_name, "it is missing")
         # Looked at before h5py makes an array of it.
-        stored_shape = owner.attrs.get_id(name).shape
+        stored_shape = owner.attrs.get_id(attribute_name).shape
         if stored_shape != shape:
             refuse(path, full_name, f"expected the shape {shape}, not {stored_shape}")
-        value: object = owner.attrs[name]
+        value: object = owner.attrs[attribute_name]
         return value
 
 
 def _child(
     parent: h5py.Group,
-    name: str,
+    child_name: str,
     kind: type[h5py.HLObject],
 ) -> h5py.HLObject:
     """Return an object of a group, which must be of that kind and lie in this very file."""
     path = _file_path(parent)
-    full_name = _joined(parent, name)
+    full_name = _joined(parent, child_name)
     with hdf5_errors(path, full_name):
-        link = parent.get(name, getlink=True)
+        link = parent.get(child_name, getlink=True)
         if link is None:
             refuse(path, full_name, "it is missing")
         if not isinstance(link, h5py.HardLink):
             refuse(path, full_name, "it is a link")
-        child = parent[name]
+        child = parent[child_name]
         if not isinstance(child, kind):
             refuse(path, full_name, f"expected a {kind.__name__.lower()}")
         return child

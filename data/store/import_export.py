@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +15,7 @@ from cusa.data.foreign.rows import ForeignRows, write_rows
 from cusa.data.records import Dataset
 from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.row_matching import match_rows, without_nan
 from cusa.data.store.schema import (
     SHARD_ROWS,
     TeacherSettings,
@@ -30,13 +31,13 @@ from cusa.data.unit_rows import unit_rows
 
 __all__ = ["ForeignRows", "export_rows", "import_rows", "index_for_import"]
 
-_BLOCK_ROWS = 65_536  # read, or looked through, at once
+_BLOCK_ROWS = 65_536  # read at once
 
 
 def export_rows(
     store: EmbeddingStore,
-    teacher: str,
-    split: str,
+    teacher_name: str,
+    split_name: str,
     path: Path,
 ) -> Path:
     """Write a teacher's rows to a file of its own, and their ids beside it.
@@ -45,8 +46,8 @@ def export_rows(
 
     Args:
         store: The store.
-        teacher: The teacher's name.
-        split: The split.
+        teacher_name: The teacher's name.
+        split_name: The split.
         path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes
             through memory, with the teacher's settings as metadata).
 
@@ -57,10 +58,10 @@ def export_rows(
     Raises:
         CusaError: If the suffix is another, or the rows cannot be read.
     """
-    embeddings = store.embeddings(teacher, split)
-    item_ids = store.split(split).caption_ids
+    embeddings = store.embeddings(teacher_name, split_name)
+    item_ids = store.split(split_name).caption_ids
     if embeddings.settings.modality == "image":
-        item_ids = store.split(split).image_ids
+        item_ids = store.split(split_name).image_ids
     return write_rows(
         path,
         _blocks(embeddings),
@@ -80,8 +81,8 @@ def _blocks(embeddings: Embeddings) -> Iterator[np.ndarray]:
 def import_rows(
     out: Path,
     data: Index,
-    split: str,
-    teacher: str,
+    split_name: str,
+    teacher_name: str,
     settings: TeacherSettings,
     foreign: ForeignRows,
     skip_missing: bool,
@@ -93,8 +94,8 @@ def import_rows(
     Args:
         out: The store's index; made if it is not there.
         data: The data that the rows belong to.
-        split: The split.
-        teacher: Name for the teacher.
+        split_name: The split.
+        teacher_name: Name for the teacher.
         settings: Its settings.
         foreign: The rows.
         skip_missing: Whether items of the split without a row, or with one of NaN, are recorded as
@@ -106,32 +107,35 @@ def import_rows(
     Raises:
         CusaError: If ids do not fit, or rows are zero or not finite.
     """
-    check_name(teacher)
-    if split not in data.splits:
+    check_name(teacher_name)
+    if split_name not in data.splits:
         legal_splits = ", ".join(data.splits)
-        raise CusaError(f"there is no split {split!r}; there are: {legal_splits}", name=split)
-    table = data.splits[split]
-    order = _row_order(table, settings.modality, foreign.ids)
+        raise CusaError(
+            f"there is no split {split_name!r}; there are: {legal_splits}", name=split_name
+        )
+    table = data.splits[split_name]
+    order = match_rows(table, settings.modality, foreign.ids)
     n_unused = len(foreign.ids) - int((order >= 0).sum())
     if skip_missing:
-        order = _without_nan(order, foreign.rows)
+        order = without_nan(order, foreign.rows)
     missing = np.flatnonzero(order < 0)
     if len(missing) == len(order) or (len(missing) and not skip_missing):
-        _refuse_missing(missing, table, split, settings.modality, foreign)
+        _refuse_missing(missing, table, split_name, settings.modality, foreign)
 
     with FolderLock(shard_folder(out)):
         entry = TeacherEntry(settings, {}, foreign.source)
-        added = replace(data, teachers={teacher: entry})
+        added = replace(data, teachers={teacher_name: entry})
         present = None
         if out.exists():
             present = read_index(out)
-            _refuse_present_rows(out, present, teacher, split)
-            present.joined(added, str(out))  # refuses other data before a shard is made
+            _refuse_present_rows(out, present, teacher_name, split_name)
+            # Refuses other data before a shard is made.
+            present.joined(added, str(out))
 
-        header = ShardHeader(teacher, split, table.fingerprint, 0, len(order), settings)
+        header = ShardHeader(teacher_name, split_name, table.fingerprint, 0, len(order), settings)
         shards = _write_shards(out, header, order, foreign.rows)
-        entry = replace(entry, shards={split: shards})
-        added = replace(data, teachers={teacher: entry})
+        entry = replace(entry, shards={split_name: shards})
+        added = replace(data, teachers={teacher_name: entry})
         if present is not None:
             added = present.joined(added, str(out))
         write_index(out, added)
@@ -141,7 +145,7 @@ def import_rows(
 def _refuse_missing(
     missing: np.ndarray,
     table: SplitTable,
-    split: str,
+    split_name: str,
     modality: str,
     foreign: ForeignRows,
 ) -> NoReturn:
@@ -150,9 +154,9 @@ def _refuse_missing(
     example = item_ids[missing[0]]
     first_foreign_id = next(iter(foreign.ids), None)
     raise CusaError(
-        f"{foreign.source}: no row for {len(missing)} of {len(item_ids)} ids of split {split!r}, "
-        f"such as {example!r} (its first id: {first_foreign_id!r}); --on-error skip would leave "
-        "them out",
+        f"{foreign.source}: no row for {len(missing)} of {len(item_ids)} ids of split "
+        f"{split_name!r}, such as {example!r} (its first id: {first_foreign_id!r}); --on-error "
+        "skip would leave them out",
         name=example,
     )
 
@@ -160,21 +164,21 @@ def _refuse_missing(
 def _refuse_present_rows(
     out: Path,
     present: Index,
-    teacher: str,
-    split: str,
+    teacher_name: str,
+    split_name: str,
 ) -> None:
     """Refuse to replace a teacher's rows, unless their files are gone."""
-    if teacher not in present.teachers:
+    if teacher_name not in present.teachers:
         return
-    shards = present.teachers[teacher].shards.get(split)
+    shards = present.teachers[teacher_name].shards.get(split_name)
     if shards is None:
         return
     if all((out.parent / shard.file).exists() for shard in shards):
         raise CusaError(
-            f"{out} has rows of teacher {teacher!r} for split {split!r} already; pass another "
-            "--teacher name",
+            f"{out} has rows of teacher {teacher_name!r} for split {split_name!r} already; pass "
+            "another --teacher name",
             path=out,
-            name=teacher,
+            name=teacher_name,
         )
 
 
@@ -197,8 +201,8 @@ def _write_shards(
     for start, stop in shard_ranges(len(order), SHARD_ROWS):
         shard_header = replace(header, start=start, stop=stop)
         relative_path = shard_name(header.teacher, header.split, start, stop)
-        file = f"{shard_folder(out).name}/{relative_path}"
-        _refuse_other_shard(out.parent, file, shard_header)
+        shard_file = f"{shard_folder(out).name}/{relative_path}"
+        _refuse_other_shard(out.parent, shard_file, shard_header)
 
         shard_order = order[start:stop]
         has_row = shard_order >= 0
@@ -207,77 +211,26 @@ def _write_shards(
         block = np.full((stop - start, header.settings.dim), np.nan, dtype)
         block[has_row] = stored_rows(rows, header.settings.dtype, row_numbers)
         skipped = start + np.flatnonzero(~has_row)
-        shards.append(write_shard(out.parent, file, shard_header, block, skipped.tolist()))
+        shards.append(write_shard(out.parent, shard_file, shard_header, block, skipped.tolist()))
     return tuple(shards)
 
 
 def _refuse_other_shard(
     folder: Path,
-    file: str,
+    shard_file: str,
     header: ShardHeader,
 ) -> None:
     """Refuse to replace a shard that holds other rows."""
-    path = folder / file
+    path = folder / shard_file
     if not path.exists():
         return
-    stored_header, _ = read_shard(folder, file)
+    stored_header, _ = read_shard(folder, shard_file)
     if stored_header != header:
         raise CusaError(
             f"{path} holds other rows; pass another --teacher name or another store",
             path=path,
             name=header.teacher,
         )
-
-
-def _without_nan(order: np.ndarray, foreign_rows: np.ndarray) -> np.ndarray:
-    """Return the order with -1 also where a row is all NaN, as exported rows are that were skipped.
-
-    Args:
-        order: int64 ``[n_rows]``: for each row of the split, that of ``foreign_rows``, or -1.
-        foreign_rows: ``[n, dim]``.
-    """
-    order = order.copy()
-    rows_of_split = np.flatnonzero(order >= 0)
-    n_blocks = len(rows_of_split) // _BLOCK_ROWS + 1
-    for block in np.array_split(rows_of_split, n_blocks):
-        is_empty = np.isnan(foreign_rows[order[block]]).all(axis=1)
-        order[block[is_empty]] = -1
-    return order
-
-
-def _row_order(
-    table: SplitTable,
-    modality: str,
-    foreign_ids: Sequence[str],
-) -> np.ndarray:
-    """Return for each row of a split the number of the foreign row with its id, or -1: int64.
-
-    Of the names that an image may go by, those count under which most rows are found.
-    """
-    row_of_id = {foreign_id: row for row, foreign_id in enumerate(foreign_ids)}
-    if len(row_of_id) != len(foreign_ids):
-        raise CusaError("the ids are not unique; each row needs its own")
-
-    orders = []
-    for names in _namings(table, modality):
-        # A name of two images stands for neither.
-        if len(set(names)) == len(names):
-            orders.append(np.asarray([row_of_id.get(name, -1) for name in names], np.int64))
-    return max(orders, key=_n_found)
-
-
-def _n_found(order: np.ndarray) -> int:
-    return int((order >= 0).sum())
-
-
-def _namings(table: SplitTable, modality: str) -> list[list[str]]:
-    """Return the names that the rows of a split may go by, per way to name them."""
-    if modality == "text":
-        return [list(table.columns["caption_ids"])]
-    image_paths = list(table.columns["image_paths"])
-    file_names = [Path(path).name for path in image_paths]
-    stems = [Path(path).stem for path in image_paths]
-    return [list(table.columns["image_ids"]), image_paths, file_names, stems]
 
 
 def _normalized(rows: np.ndarray, row_numbers: np.ndarray) -> np.ndarray:

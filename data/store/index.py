@@ -84,30 +84,33 @@ class Index:
                 f"{addition.dataset!r}; pass another --out",
                 name="dataset",
             )
-        for split, table in addition.splits.items():
-            if split in self.splits and self.splits[split].fingerprint != table.fingerprint:
+        for split_name, table in addition.splits.items():
+            if (
+                split_name in self.splits
+                and self.splits[split_name].fingerprint != table.fingerprint
+            ):
                 raise StoreError(
-                    f"{label} belongs to other data: field fingerprint of split {split!r} differs "
-                    "(ids, paths, captions, --limit or --val-fraction changed); pass another "
-                    "--out, and --reuse to take over rows",
+                    f"{label} belongs to other data: field fingerprint of split {split_name!r} "
+                    "differs (ids, paths, captions, --limit or --val-fraction changed); pass "
+                    "another --out, and --reuse to take over rows",
                     name="fingerprint",
                 )
 
     def _refuse_shared_images(self, addition: Index, label: str) -> None:
         """Refuse a new split that shares images with a present one: training would see its test."""
-        new_splits = [split for split in addition.splits if split not in self.splits]
+        new_splits = [split_name for split_name in addition.splits if split_name not in self.splits]
         if not new_splits or not self.splits:
             return
 
         split_of_image: dict[str, str] = {}
-        for split, table in self.splits.items():
-            split_of_image.update(dict.fromkeys(table.columns["image_ids"], split))
-        for split in new_splits:
-            for image_id in addition.splits[split].columns["image_ids"]:
+        for split_name, table in self.splits.items():
+            split_of_image.update(dict.fromkeys(table.columns["image_ids"], split_name))
+        for split_name in new_splits:
+            for image_id in addition.splits[split_name].columns["image_ids"]:
                 if image_id in split_of_image:
                     raise StoreError(
                         f"{label} has image {image_id!r} in split {split_of_image[image_id]!r}, "
-                        f"it is in split {split!r} here; pass another --out",
+                        f"it is in split {split_name!r} here; pass another --out",
                         name=image_id,
                     )
 
@@ -117,8 +120,8 @@ class Index:
         for name, entry in self.teachers.items():
             shards = dict(entry.shards)
             if name in teachers:
-                for split in teachers[name].shards:
-                    shards.pop(split, None)
+                for split_name in teachers[name].shards:
+                    shards.pop(split_name, None)
             remaining[name] = replace(entry, shards=shards)
         return replace(self, teachers=remaining)
 
@@ -129,11 +132,11 @@ class Index:
         """
         gaps = []
         for name, entry in self.teachers.items():
-            for split, shards in entry.shards.items():
-                n_rows = self.splits[split].n_rows(entry.settings.modality)
+            for split_name, shards in entry.shards.items():
+                n_rows = self.splits[split_name].n_rows(entry.settings.modality)
                 gap = _first_gap(shards, n_rows)
                 if gap is not None:
-                    gaps.append(f"{gap} of teacher {name!r}, split {split!r}")
+                    gaps.append(f"{gap} of teacher {name!r}, split {split_name!r}")
         return gaps
 
 
@@ -156,12 +159,12 @@ def _refuse_other_settings(
 def _joined_entry(present: TeacherEntry, added: TeacherEntry) -> TeacherEntry:
     """Put the shards of two entries of one teacher together, in row order."""
     shards = dict(present.shards)
-    for split, added_shards in added.shards.items():
+    for split_name, added_shards in added.shards.items():
         # Of two shards with the same rows, the added one counts.
         by_range: dict[tuple[int, int], ShardInfo] = {}
-        for shard in (*shards.get(split, ()), *added_shards):
+        for shard in (*shards.get(split_name, ()), *added_shards):
             by_range[shard.start, shard.stop] = shard
-        shards[split] = tuple(by_range[row_range] for row_range in sorted(by_range))
+        shards[split_name] = tuple(by_range[row_range] for row_range in sorted(by_range))
     # Finished rows keep the versions that they were made with; the model may have moved.
     return TeacherEntry(added.settings, shards, added.source, present.versions)
 
@@ -180,29 +183,30 @@ def _first_gap(shards: Sequence[ShardInfo], n_rows: int) -> str | None:
     return None
 
 
-def read_index(path: Path) -> Index:
+def read_index(index_path: Path) -> Index:
     """Read an index whole, its seal verified.
 
     Raises:
         StoreError: If it is missing, damaged, or no index.
     """
-    read_seal(path, INDEX_FORMAT)  # what is no index at all is named as such
+    # What is no index at all is named as such.
+    read_seal(index_path, INDEX_FORMAT)
     # Before the HDF5 library parses it.
-    if not seal_holds(path, INDEX_FORMAT):
-        refuse_index(path)
+    if not seal_holds(index_path, INDEX_FORMAT):
+        refuse_index(index_path)
 
-    with open_sealed(path, INDEX_FORMAT) as file:
+    with open_sealed(index_path, INDEX_FORMAT) as file:
         tables: dict[str, SplitTable] = {}
         for name, group in child_groups(child_group(file, "splits")).items():
-            tables[name] = read_split(path, group)
+            tables[name] = read_split(index_path, group)
         entries: dict[str, TeacherEntry] = {}
         for name, group in child_groups(child_group(file, "teachers")).items():
-            entries[name] = read_teacher(path, group, tables)
+            entries[name] = read_teacher(index_path, group, tables)
         dataset = text_attribute(file, "dataset")
-        return Index(dataset, image_root(path, file), tables, entries)
+        return Index(dataset, image_root(index_path, file), tables, entries)
 
 
-def write_index(path: Path, index: Index) -> None:
+def write_index(index_path: Path, index: Index) -> None:
     """Write an index, whole or not at all.
 
     Equal contents give equal bytes, in whatever order they came together.
@@ -210,7 +214,7 @@ def write_index(path: Path, index: Index) -> None:
 
     def fill(file: h5py.File) -> None:
         file.attrs["dataset"] = index.dataset
-        file.attrs["image_root"] = _stored_image_root(path, index.image_root).as_posix()
+        file.attrs["image_root"] = _stored_image_root(index_path, index.image_root).as_posix()
         split_groups = file.create_group("splits")
         teacher_groups = file.create_group("teachers")
         for name, table in sorted(index.splits.items()):
@@ -218,15 +222,15 @@ def write_index(path: Path, index: Index) -> None:
         for name, entry in sorted(index.teachers.items()):
             write_teacher(teacher_groups.create_group(name), entry, index.splits)
 
-    write_sealed(path, INDEX_FORMAT, fill)
+    write_sealed(index_path, INDEX_FORMAT, fill)
 
 
-def _stored_image_root(path: Path, root: Path) -> Path:
+def _stored_image_root(index_path: Path, root: Path) -> Path:
     """Return the image root as it is written: relative where it moves with the store's folder.
 
     Images elsewhere stay where they are; --image-root overrides both.
     """
-    folder = path.parent.resolve()
+    folder = index_path.parent.resolve()
     if root.is_relative_to(folder):
         return root.relative_to(folder)
     return root

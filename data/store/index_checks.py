@@ -17,7 +17,7 @@ from cusa.data.store.schema import TeacherSettings
 def check_caption_image(
     caption_image: np.ndarray,
     n_images: int,
-    path: Path,
+    index_path: Path,
     name: str,
 ) -> None:
     """Refuse captions whose image rows do not ascend from the first image to the last.
@@ -25,7 +25,7 @@ def check_caption_image(
     Args:
         caption_image: int64 ``[n_captions]``.
         n_images: Number of images.
-        path: The index, for the message.
+        index_path: The index, for the message.
         name: The split's name in it.
 
     Raises:
@@ -37,14 +37,14 @@ def check_caption_image(
     starts_and_ends = steps[0] == 1 and steps[-1] == 1
     if not starts_and_ends or steps.min() < 0 or steps.max() > 1:
         problem = "its image rows do not ascend from first to last"
-        refuse(path, f"{name}/caption_image".lstrip("/"), problem)
+        refuse(index_path, f"{name}/caption_image".lstrip("/"), problem)
 
 
 def check_truth(
     truth: Truth,
     n_images: int,
     n_captions: int,
-    path: Path,
+    index_path: Path,
     name: str,
 ) -> None:
     """Refuse relevance that does not fit its split.
@@ -53,14 +53,14 @@ def check_truth(
         truth: The relevance.
         n_images: Number of images.
         n_captions: Number of captions.
-        path: The index, for the message.
+        index_path: The index, for the message.
         name: The split's name in it.
 
     Raises:
         StoreError: If a length differs, or an image row is out of range.
     """
     if not _truth_fits(truth, n_images, n_captions):
-        refuse(path, f"{name}/truth".lstrip("/"), "it does not fit the split")
+        refuse(index_path, f"{name}/truth".lstrip("/"), "it does not fit the split")
 
 
 def _truth_fits(
@@ -98,7 +98,7 @@ def read_bounds(listing: h5py.Group) -> np.ndarray:
 def check_skipped(
     skipped: np.ndarray,
     n_rows: int,
-    path: Path,
+    index_path: Path,
     name: str,
 ) -> None:
     """Refuse skipped rows that do not ascend within the split.
@@ -111,16 +111,16 @@ def check_skipped(
     is_inside = skipped.min() >= 0 and skipped.max() < n_rows
     ascends = (np.diff(skipped) > 0).all()
     if not is_inside or not ascends:
-        refuse(path, f"{name}/skipped".lstrip("/"), "its rows do not ascend within the split")
+        refuse(index_path, f"{name}/skipped".lstrip("/"), "its rows do not ascend within the split")
 
 
-def read_settings(path: Path, group: h5py.Group) -> TeacherSettings:
+def read_settings(index_path: Path, group: h5py.Group) -> TeacherSettings:
     """Read the settings of a teacher's group of an index.
 
     Raises:
         StoreError: If they are missing or make no sense.
     """
-    return TeacherSettings.from_json(text_attribute(group, "settings"), path)
+    return TeacherSettings.from_json(text_attribute(group, "settings"), index_path)
 
 
 def read_versions(group: h5py.Group) -> dict[str, str]:
@@ -128,15 +128,15 @@ def read_versions(group: h5py.Group) -> dict[str, str]:
     return dict(text_attributes(group, "version."))
 
 
-def image_root(path: Path, file: h5py.File) -> Path:
+def image_root(index_path: Path, file: h5py.File) -> Path:
     """Read the image root of an open index: absolute, or relative to the index's folder."""
-    return path.resolve().parent / text_attribute(file, "image_root")
+    return index_path.resolve().parent / text_attribute(file, "image_root")
 
 
-def refuse_index(path: Path) -> NoReturn:
+def refuse_index(index_path: Path) -> NoReturn:
     """Raise the error of an index whose bytes are not as they were written."""
     raise StoreError(
-        f"index {path} is damaged: its checksum does not hold; move it away and run the same "
+        f"index {index_path} is damaged: its checksum does not hold; move it away and run the same "
         "cusa-precompute command again, finished shards are kept",
-        path=path,
+        path=index_path,
     )

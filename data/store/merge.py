@@ -76,7 +76,8 @@ def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
         The joined index, with the shards where they will lie, and their moves to there.
     """
     joined: Index | None = None
-    moves: dict[str, _Move] = {}  # by the shard's file in the joined store
+    # By the shard's file in the joined store.
+    moves: dict[str, _Move] = {}
     for source in sources:
         index = read_index(source)
         label = f"{source} cannot be joined: {sources[0]}"
@@ -84,8 +85,8 @@ def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
             # Other data or settings are the reason for other rows: they are named first.
             joined.joined(index, label)
         teachers = {}
-        for name, entry in index.teachers.items():
-            teachers[name] = _moved_entry(out, source, name, entry, moves)
+        for teacher_name, entry in index.teachers.items():
+            teachers[teacher_name] = _moved_entry(out, source, teacher_name, entry, moves)
         index = replace(index, teachers=teachers)
         if joined is not None:
             index = joined.joined(index, label)
@@ -107,28 +108,29 @@ def _refuse_gaps(joined: Index, out: Path) -> None:
 def _moved_entry(
     out: Path,
     source: Path,
-    name: str,
+    teacher_name: str,
     entry: TeacherEntry,
     moves: dict[str, _Move],
 ) -> TeacherEntry:
     """Return a teacher's entry with its shards where they will lie, and add their moves."""
     shards = {}
-    for split, infos in entry.shards.items():
+    for split_name, infos in entry.shards.items():
         moved_infos = []
         for info in infos:
-            relative_path = shard_name(name, split, info.start, info.stop)
-            file = f"{shard_folder(out).name}/{relative_path}"
-            move = _Move(source.parent / info.file, out.parent / file, info.sha256)
-            first_move = moves.setdefault(file, move)
+            relative_path = shard_name(teacher_name, split_name, info.start, info.stop)
+            shard_file = f"{shard_folder(out).name}/{relative_path}"
+            move = _Move(source.parent / info.file, out.parent / shard_file, info.sha256)
+            first_move = moves.setdefault(shard_file, move)
             if first_move.seal != move.seal:
                 raise StoreError(
                     f"{move.source} and {first_move.source} hold different rows {info.start} to "
-                    f"{info.stop} of teacher {name!r}, split {split!r}; leave one of them out",
+                    f"{info.stop} of teacher {teacher_name!r}, split {split_name!r}; leave one of "
+                    "them out",
                     path=move.source,
-                    name=name,
+                    name=teacher_name,
                 )
-            moved_infos.append(replace(info, file=file))
-        shards[split] = tuple(moved_infos)
+            moved_infos.append(replace(info, file=shard_file))
+        shards[split_name] = tuple(moved_infos)
     return replace(entry, shards=shards)
 
 

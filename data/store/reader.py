@@ -68,7 +68,8 @@ class EmbeddingStore:
         self._seal = read_seal(self.path, INDEX_FORMAT)
         self._is_verified = False
         if self.path.stat().st_size <= VERIFIED_BYTES:
-            self.verify_index()  # before the HDF5 library parses it
+            # Before the HDF5 library parses it.
+            self.verify_index()
         self._index = MappedFile(self.path, INDEX_FORMAT, self._seal)
 
         self.splits: dict[str, Split] = {}

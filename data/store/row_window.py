@@ -22,7 +22,8 @@ class RowWindow:
         load: Maps a shard by number: ``[rows of the shard, dim]``, C-contiguous.
     """
 
-    _UNMAPPED = 1 << 62  # far outside of the array: numpy's own check of indices finds it
+    # Far outside of the array: numpy's own check of indices finds it.
+    _UNMAPPED = 1 << 62
 
     __slots__ = ("_bounds", "_dtype", "_layout", "_load", "_lock", "_maps", "_shard_rows")
 

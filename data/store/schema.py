@@ -63,7 +63,8 @@ class TeacherSettings:
             raise StoreError(str(error), path=path, name="settings") from None
 
         if not isinstance(values, dict):
-            values = {}  # so that the first field is named as missing
+            # So that the first field is named as missing.
+            values = {}
         for name, is_legal in _LEGAL_SETTINGS.items():
             if name not in values or not is_legal(values[name]):
                 raise StoreError(
@@ -108,8 +109,10 @@ class TeacherSettings:
 
 
 _ABSENT = object()  # no JSON value equals it
-_MAX_SHOWN = 70  # characters of a value in a message, enough for a sha256
-_MAX_DIM = 1 << 20  # a row of more columns is a damaged number
+# Characters of a value in a message, enough for a sha256.
+_MAX_SHOWN = 70
+# A row of more columns is a damaged number.
+_MAX_DIM = 1 << 20
 
 
 def _difference(
@@ -203,8 +206,8 @@ def shard_folder(index: Path) -> Path:
 
 
 def shard_name(
-    teacher: str,
-    split: str,
+    teacher_name: str,
+    split_name: str,
     start: int,
     stop: int,
 ) -> str:
@@ -212,23 +215,23 @@ def shard_name(
 
     The row range in the name makes the plan visible in a listing.
     """
-    return f"{file_name(teacher)}/{file_name(split)}-{start:09d}-{stop:09d}.h5"
+    return f"{file_name(teacher_name)}/{file_name(split_name)}-{start:09d}-{stop:09d}.h5"
 
 
-def shard_path(folder: Path, file: str) -> Path:
+def shard_path(folder: Path, shard_file: str) -> Path:
     """Return the path of a shard that an index names.
 
     Args:
         folder: The index's folder.
-        file: The shard's path relative to it.
+        shard_file: The shard's path relative to it.
 
     Raises:
         StoreError: If the name leads out of the index's folder.
     """
-    relative_path = PurePosixPath(file)
+    relative_path = PurePosixPath(shard_file)
     if relative_path.is_absolute() or ".." in relative_path.parts:
         raise StoreError(
-            f"{folder / file}: shards lie below the index's folder; see docs/FORMAT.md",
+            f"{folder / shard_file}: shards lie below the index's folder; see docs/FORMAT.md",
             path=folder,
         )
     return folder / relative_path

@@ -124,7 +124,7 @@ def stored_rows(
 
 def write_shard(
     folder: Path,
-    file: str,
+    shard_file: str,
     header: ShardHeader,
     rows: np.ndarray,
     skipped: Sequence[int],
@@ -134,7 +134,7 @@ def write_shard(
 
     Args:
         folder: The index's folder.
-        file: Path relative to it.
+        shard_file: Path relative to it.
         header: What the rows are.
         rows: ``[stop - start, dim]`` of the stored dtype; NaN where skipped.
         skipped: Row numbers of the split, ascending, that have no embedding.
@@ -164,9 +164,9 @@ def write_shard(
         if picture_digests is not None:
             content.create_dataset(_DIGESTS, data=picture_digests)
 
-    seal = write_sealed(folder / file, SHARD_FORMAT, fill)
+    seal = write_sealed(folder / shard_file, SHARD_FORMAT, fill)
     return ShardInfo(
-        file=file,
+        file=shard_file,
         start=header.start,
         stop=header.stop,
         sha256=seal,
@@ -175,25 +175,25 @@ def write_shard(
     )
 
 
-def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
+def read_shard(folder: Path, shard_file: str) -> tuple[ShardHeader, ShardInfo]:
     """Read what a finished shard holds, without its rows and without verifying its seal.
 
     Args:
         folder: The index's folder.
-        file: Path relative to it.
+        shard_file: Path relative to it.
 
     Raises:
         StoreError: If it cannot be read, or its rows are not as its attributes say.
     """
-    path = folder / file
-    seal = read_seal(path, SHARD_FORMAT)
-    with open_sealed(path, SHARD_FORMAT, seal) as content:
-        header = _read_header(content, path)
-        offset = _read_rows_offset(content, header, path)
-        skipped = _read_skipped(content, header, path)
+    shard_path = folder / shard_file
+    seal = read_seal(shard_path, SHARD_FORMAT)
+    with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
+        header = _read_header(content, shard_path)
+        offset = _read_rows_offset(content, header, shard_path)
+        skipped = _read_skipped(content, header, shard_path)
 
     info = ShardInfo(
-        file=file,
+        file=shard_file,
         start=header.start,
         stop=header.stop,
         sha256=seal,
@@ -203,21 +203,21 @@ def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
     return header, info
 
 
-def _read_header(content: h5py.File, path: Path) -> ShardHeader:
+def _read_header(content: h5py.File, shard_path: Path) -> ShardHeader:
     return ShardHeader(
         teacher=text_attribute(content, "teacher"),
         split=text_attribute(content, "split"),
         fingerprint=text_attribute(content, "split_fingerprint"),
         start=whole_number_attribute(content, "start"),
         stop=whole_number_attribute(content, "stop"),
-        settings=TeacherSettings.from_json(text_attribute(content, "settings"), path),
+        settings=TeacherSettings.from_json(text_attribute(content, "settings"), shard_path),
     )
 
 
 def _read_rows_offset(
     content: h5py.File,
     header: ShardHeader,
-    path: Path,
+    shard_path: Path,
 ) -> int:
     """Return the byte at which the rows begin, once their shape is the header's."""
     dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
@@ -225,29 +225,29 @@ def _read_rows_offset(
     expected_shape = (header.stop - header.start, header.settings.dim)
     is_range = 0 <= header.start < header.stop
     if rows.shape != expected_shape or not is_range:
-        refuse(path, "rows", f"{rows.shape} are not the rows {header.start} to {header.stop}")
+        refuse(shard_path, "rows", f"{rows.shape} are not the rows {header.start} to {header.stop}")
     return rows.offset
 
 
 def _read_skipped(
     content: h5py.File,
     header: ShardHeader,
-    path: Path,
+    shard_path: Path,
 ) -> tuple[int, ...]:
     """Read the numbers of the rows that have no embedding."""
     skipped = read_array(content, "skipped", "<i8")
     is_inside = (skipped >= header.start) & (skipped < header.stop)
     ascends = (np.diff(skipped) > 0).all()
     if not is_inside.all() or not ascends:
-        refuse(path, "skipped", "its rows do not ascend within the shard")
+        refuse(shard_path, "skipped", "its rows do not ascend within the shard")
     return tuple(skipped.tolist())
 
 
-def read_picture_digests(path: Path, seal: str) -> np.ndarray | None:
+def read_picture_digests(shard_path: Path, seal: str) -> np.ndarray | None:
     """Read the sha256 of each row's picture file: uint8 ``[n, 32]``, zeros where unknown.
 
     Args:
-        path: The shard.
+        shard_path: The shard.
         seal: The seal that it must carry.
 
     Returns:
@@ -256,10 +256,10 @@ def read_picture_digests(path: Path, seal: str) -> np.ndarray | None:
     Raises:
         StoreError: If it cannot be read, or is another shard.
     """
-    with open_sealed(path, SHARD_FORMAT, seal) as content:
+    with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
         if _DIGESTS not in content:
             return None
         digests = read_array(content, _DIGESTS, "|u1", n_dimensions=2)
         if digests.shape[1] != DIGEST_BYTES:
-            refuse(path, _DIGESTS, f"{digests.shape[1]} bytes are no sha256")
+            refuse(shard_path, _DIGESTS, f"{digests.shape[1]} bytes are no sha256")
         return digests

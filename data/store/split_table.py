@@ -131,18 +131,18 @@ class SplitTable:
         return len(self.item_ids(modality))
 
 
-def read_split(path: Path, group: h5py.Group) -> SplitTable:
+def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
     """Read a split's group of an index.
 
     Args:
-        path: The index, for messages.
-        group: The group.
+        index_path: The index, for messages.
+        split_group: The group.
 
     Raises:
         StoreError: If a column is missing, or the columns do not fit each other.
     """
-    columns = {name: Texts.read(group, name) for name in COLUMNS}
-    caption_image = read_array(group, "caption_image", "<i8")
+    columns = {name: Texts.read(split_group, name) for name in COLUMNS}
+    caption_image = read_array(split_group, "caption_image", "<i8")
 
     n_images = len(columns["image_ids"])
     n_captions = len(columns["caption_ids"])
@@ -152,27 +152,27 @@ def read_split(path: Path, group: h5py.Group) -> SplitTable:
         and len(caption_image) == n_captions
     )
     if not fits:
-        refuse(path, group.name, "its columns are of different lengths")
-    check_caption_image(caption_image, n_images, path, group.name)
+        refuse(index_path, split_group.name, "its columns are of different lengths")
+    check_caption_image(caption_image, n_images, index_path, split_group.name)
 
     truth = None
-    if "truth" in group:
-        truth_group = child_group(group, "truth")
+    if "truth" in split_group:
+        truth_group = child_group(split_group, "truth")
         truth = Truth(*(read_array(truth_group, name, "<i8") for name in TRUTH_COLUMNS))
-        check_truth(truth, n_images, n_captions, path, group.name)
-    return SplitTable(text_attribute(group, "fingerprint"), columns, caption_image, truth)
+        check_truth(truth, n_images, n_captions, index_path, split_group.name)
+    return SplitTable(text_attribute(split_group, "fingerprint"), columns, caption_image, truth)
 
 
-def write_split(group: h5py.Group, table: SplitTable) -> None:
+def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     """Write a split into a group of an index."""
-    group.attrs["fingerprint"] = table.fingerprint
+    split_group.attrs["fingerprint"] = table.fingerprint
     for name in COLUMNS:
-        table.columns[name].write(group, name)
-    group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
+        table.columns[name].write(split_group, name)
+    split_group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
 
     if table.truth is None:
         return
-    truth_group = group.create_group("truth")
+    truth_group = split_group.create_group("truth")
     for name in TRUTH_COLUMNS:
         values = getattr(table.truth, name)
         truth_group.create_dataset(name, data=values.astype("<i8"))

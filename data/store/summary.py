@@ -41,12 +41,12 @@ def _split_summary(split: Split) -> dict[str, Any]:
     }
 
 
-def _teacher_summary(store: EmbeddingStore, teacher: str) -> dict[str, Any]:
+def _teacher_summary(store: EmbeddingStore, teacher_name: str) -> dict[str, Any]:
     rows_by_split = {}
-    for split in store.splits_of(teacher):
-        embeddings = store.embeddings(teacher, split)
+    for split_name in store.splits_of(teacher_name):
+        embeddings = store.embeddings(teacher_name, split_name)
         n_rows, dim = embeddings.shape
-        rows_by_split[split] = {
+        rows_by_split[split_name] = {
             "rows": n_rows,
             "skipped": len(embeddings.skipped),
             "shards": embeddings.n_shards,
@@ -54,9 +54,9 @@ def _teacher_summary(store: EmbeddingStore, teacher: str) -> dict[str, Any]:
             "norms": _sampled_norms(embeddings),
         }
     return {
-        **asdict(store.teachers[teacher]),
-        "source": store.sources[teacher],
-        "versions": store.versions[teacher],
+        **asdict(store.teachers[teacher_name]),
+        "source": store.sources[teacher_name],
+        "versions": store.versions[teacher_name],
         "rows": rows_by_split,
     }
 

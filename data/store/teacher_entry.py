@@ -58,37 +58,37 @@ class TeacherEntry:
 
 
 def read_teacher(
-    path: Path,
-    group: h5py.Group,
+    index_path: Path,
+    teacher_group: h5py.Group,
     tables: Mapping[str, SplitTable],
 ) -> TeacherEntry:
     """Read a teacher's group of an index.
 
     Args:
-        path: The index, for messages.
-        group: The group.
+        index_path: The index, for messages.
+        teacher_group: The group.
         tables: The index's splits.
 
     Raises:
         StoreError: If something is missing, or does not fit the splits.
     """
-    settings = read_settings(path, group)
+    settings = read_settings(index_path, teacher_group)
     shards: dict[str, tuple[ShardInfo, ...]] = {}
-    for split, split_group in child_groups(group).items():
-        if split not in tables:
-            refuse(path, split_group.name, f"the index has no split {split!r}")
-        n_rows = tables[split].n_rows(settings.modality)
-        shards[split] = _read_shards(path, split_group, n_rows)
+    for split_name, split_group in child_groups(teacher_group).items():
+        if split_name not in tables:
+            refuse(index_path, split_group.name, f"the index has no split {split_name!r}")
+        n_rows = tables[split_name].n_rows(settings.modality)
+        shards[split_name] = _read_shards(index_path, split_group, n_rows)
     return TeacherEntry(
         settings=settings,
         shards=shards,
-        source=text_attribute(group, "source"),
-        versions=read_versions(group),
+        source=text_attribute(teacher_group, "source"),
+        versions=read_versions(teacher_group),
     )
 
 
 def _read_shards(
-    path: Path,
+    index_path: Path,
     split_group: h5py.Group,
     n_rows: int,
 ) -> tuple[ShardInfo, ...]:
@@ -100,11 +100,12 @@ def _read_shards(
     seals = list(Texts.read(listing, "sha256"))
     skipped = read_array(split_group, "skipped", "<i8")
 
-    check_skipped(skipped, n_rows, path, split_group.name)
+    check_skipped(skipped, n_rows, index_path, split_group.name)
     if {len(bounds), len(files), len(seals), len(offsets)} != {len(offsets)}:
-        refuse(path, listing.name, "its columns are of different lengths")
-    for file in files:
-        shard_path(path.parent, file)  # refuses what leads elsewhere
+        refuse(index_path, listing.name, "its columns are of different lengths")
+    for shard_file in files:
+        # Refuses what leads elsewhere.
+        shard_path(index_path.parent, shard_file)
 
     shards = []
     # Of each shard, which of the skipped rows are its own.
@@ -124,22 +125,22 @@ def _read_shards(
 
 
 def write_teacher(
-    group: h5py.Group,
+    teacher_group: h5py.Group,
     entry: TeacherEntry,
     tables: Mapping[str, SplitTable],
 ) -> None:
     """Write a teacher into a group of an index whose splits are ``tables``."""
     settings = entry.settings
-    group.attrs["settings"] = settings.to_json()
-    group.attrs["source"] = entry.source
+    teacher_group.attrs["settings"] = settings.to_json()
+    teacher_group.attrs["source"] = entry.source
     for name in _REPEATED_SETTINGS:
-        group.attrs[name] = getattr(settings, name)
+        teacher_group.attrs[name] = getattr(settings, name)
     for library, version in sorted(entry.versions.items()):
-        group.attrs[f"version.{library}"] = version
+        teacher_group.attrs[f"version.{library}"] = version
 
-    for split, shards in sorted(entry.shards.items()):
-        split_group = group.create_group(split)
-        n_rows = tables[split].n_rows(settings.modality)
+    for split_name, shards in sorted(entry.shards.items()):
+        split_group = teacher_group.create_group(split_name)
+        n_rows = tables[split_name].n_rows(settings.modality)
         _write_virtual_rows(split_group, shards, (n_rows, settings.dim), settings.dtype)
         _write_shards(split_group, shards)
 
@@ -178,8 +179,8 @@ def _write_virtual_rows(
         shard_shape = (shard.stop - shard.start, shape[1])
         space.select_hyperslab((shard.start, 0), shard_shape)
         # HDF5 takes a percent sign in a file name for a pattern, unless it is doubled.
-        file = shard.file.replace("%", "%%").encode()
-        properties.set_virtual(space, file, b"rows", h5py.h5s.create_simple(shard_shape))
+        shard_file = shard.file.replace("%", "%%").encode()
+        properties.set_virtual(space, shard_file, b"rows", h5py.h5s.create_simple(shard_shape))
     space.select_all()
 
     hdf5_type = h5py.h5t.py_create(dtype)

@@ -108,13 +108,13 @@ def _verify_named_shards(index: Path, contents: Index) -> tuple[int, list[Damage
 
 def _named_shards(contents: Index) -> Iterator[tuple[ShardHeader, ShardInfo]]:
     """Yield the header that each shard must have, and what the index says of it."""
-    for teacher, entry in contents.teachers.items():
-        for split, shards in entry.shards.items():
+    for teacher_name, entry in contents.teachers.items():
+        for split_name, shards in entry.shards.items():
             for info in shards:
                 header = ShardHeader(
-                    teacher=teacher,
-                    split=split,
-                    fingerprint=contents.splits[split].fingerprint,
+                    teacher=teacher_name,
+                    split=split_name,
+                    fingerprint=contents.splits[split_name].fingerprint,
                     start=info.start,
                     stop=info.stop,
                     settings=entry.settings,

@@ -7,6 +7,7 @@ from safetensors import safe_open
 
 from cusa.data.records import Dataset, Record
 from cusa.data.store import import_export as exchange
+from cusa.data.store import row_matching
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.verify import verify
 from cusa.eval.models.embedding_providers import FileSource
@@ -24,6 +25,7 @@ def index(tmp_path):
 def _small_blocks(monkeypatch):
     """Several blocks and shards for few rows."""
     monkeypatch.setattr(exchange, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(row_matching, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(exchange, "SHARD_ROWS", 6)
 
 
