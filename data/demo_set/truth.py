@@ -18,13 +18,19 @@ _AXES = {"above": "row", "left of": "col"}
 
 def truth_of(scenes: Sequence[Scene], claims: Sequence[Claim]) -> Truth:
     """Evaluate every claim on every scene; scenes with the same cast get the same image label."""
-    casts = [scene.cast for scene in scenes]
-    label_of_cast = {cast: label for label, cast in enumerate(sorted(set(casts)))}
-    labels = [label_of_cast[cast] for cast in casts]
+    casts = sorted({scene.cast for scene in scenes})
+    label_of_cast = {cast: label for label, cast in enumerate(casts)}
+    labels = np.zeros(len(scenes), np.int64)
+    for number, scene in enumerate(scenes):
+        labels[number] = label_of_cast[scene.cast]
 
     table = _SceneTable(scenes)
-    indptr, indices = csr([np.flatnonzero(table.holds(claim)) for claim in claims])
-    return Truth(np.array(labels, np.int64), indptr, indices)
+    true_rows = []
+    for claim in claims:
+        is_true = table.holds(claim)
+        true_rows.append(np.flatnonzero(is_true))
+    indptr, indices = csr(true_rows)
+    return Truth(labels, indptr, indices)
 
 
 class _SceneTable:
@@ -85,6 +91,6 @@ def _column(scenes: Sequence[Scene], attribute_name: str) -> np.ndarray:
     rows = []
     for scene in scenes:
         n_missing = _MAX_THINGS - len(scene.things)
-        thing_numbers = [*scene.things, *[_NO_THING] * n_missing]
-        rows.append([getattr(thing, attribute_name) for thing in thing_numbers])
+        things = [*scene.things, *[_NO_THING] * n_missing]
+        rows.append([getattr(thing, attribute_name) for thing in things])
     return np.array(rows)

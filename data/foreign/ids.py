@@ -46,6 +46,7 @@ def _ids_of_json(content: Any, path: Path) -> list[str]:
         kind = type(content).__name__
         message = f"ids {path} are a json {kind}; legal: a list of strings or integers"
         raise FileFormatError(message, path=path)
+    # Of JSON, a truth value or null would become the text True or None.
     for number, item_id in enumerate(content):
         is_legal = isinstance(item_id, (str, int)) and not isinstance(item_id, bool)
         if not is_legal or item_id == "":
@@ -134,6 +135,7 @@ def _ids_of_array(array: np.ndarray, path: Path) -> list[str]:
     if array.ndim != 1:
         message = f"{path} is an array of shape {array.shape}; legal: one id per row, [n]"
         raise FileFormatError(message, path=path)
+    # Byte strings are ids, too, where they are UTF-8.
     if array.dtype.kind == "S":
         array = _decoded(array, path)
     if array.dtype.kind not in "iuU":

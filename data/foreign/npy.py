@@ -81,6 +81,7 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], Order, np.dtype, int]:
     """
     try:
         with path.open("rb") as file:
+            # np.load would return the archive, not an array.
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
                 message = f"{path} is an .npz archive; save its array as .npy"
                 raise FileFormatError(message, path=path)

@@ -74,6 +74,7 @@ def read_rows(path: Path, ids: Path | None = None) -> ForeignRows:
         message = f"{path} holds an array of shape {rows.shape}; legal: one row per item, [n, d]"
         raise FileFormatError(message, path=file)
 
+    # Ids that were given go before those within the file, and these before a file beside it.
     ids_path = ids
     if ids_path is None and inner_ids is None:
         ids_path = _existing_ids_path(file)

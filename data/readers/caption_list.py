@@ -26,6 +26,7 @@ def _rows(
 ) -> Iterator[AnnotationRow]:
     for number, fields in enumerate(content):
         entry = Entry(fields, source.path, LOCATION_FORMAT.format(number))
+        # ALBEF's files say image, others image_path.
         image_field = "image"
         if "image_path" in entry:
             image_field = "image_path"

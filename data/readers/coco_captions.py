@@ -58,6 +58,7 @@ def _rows(
             number=number,
         )
 
+    # An image without a caption would be left out in silence.
     for image_id, image_path in image_paths.items():
         if image_id not in captioned:
             raise FileFormatError(
@@ -77,6 +78,7 @@ def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
         image = Entry(fields, source.path, location)
         file_name = image.text("file_name")
         image_id = image.identifier("id")
+        # All images of a file lie in one folder; the first tells which.
         if number == 0:
             url = image.optional_text("coco_url")
             prefix = _folder_prefix(file_name, url, source.image_folders)

@@ -45,6 +45,7 @@ def read_annotations(source: Source) -> Annotations:
 
     content = _parse(text, path)
     if not isinstance(content, Table):
+        # The first form that recognises the content reads it.
         for document_form in DOCUMENT_FORMS:
             if document_form.recognises(content):
                 return document_form.read(content, source)
@@ -72,6 +73,7 @@ def _parse(text: str, path: Path) -> Any:
     bracket = ""
     if opening is not None:
         bracket = opening[1]
+    # A document and JSON Lines both begin with a brace.
     if bracket == "{" and _is_json_lines(text.lstrip(), path):
         return _table_of_json_lines(parse_json_lines(text, path))
     if bracket or path.suffix in _JSON_SUFFIXES:
@@ -82,6 +84,7 @@ def _parse(text: str, path: Path) -> Any:
 def _is_json_lines(text: str, path: Path) -> bool:
     """Return whether text that opens an object has one on each line, and is not one document."""
     first_line, _, further_lines = text.partition("\n")
+    # The name tells, unless a document was written over several lines under it.
     if path.suffix == ".jsonl":
         return first_line.rstrip() != "{"
     return first_line.rstrip().endswith("}") and further_lines.lstrip().startswith("{")

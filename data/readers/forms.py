@@ -174,8 +174,10 @@ class Entry:
             return None
         if isinstance(value, str):
             return self._without_nul(name, value)
+        # pandas writes the ids of a column with gaps as floats.
         if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS:
             return str(int(value))
+        # In Python, a truth value is a number, too.
         if isinstance(value, bool) or not isinstance(value, int):
             self._refuse_field(name, "must be a text or a whole number", value)
         return str(value)

@@ -12,6 +12,7 @@ def _is_of_form(table: Table) -> bool:
 
 
 def _read(table: Table, source: Source) -> Annotations:
+    # Hugging Face's own name is text; other files may say caption.
     caption_column = "text"
     if "caption" in table.columns:
         caption_column = "caption"

@@ -35,6 +35,7 @@ def _rows(images: list[Any], source: Source) -> Iterator[AnnotationRow]:
     for number, fields in enumerate(images):
         image = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         file_name = image.text("filename")
+        # COCO's files name the folder of each image, Flickr30k's do not.
         image_path = file_name
         folder = image.optional_text("filepath")
         if folder is not None:
@@ -58,6 +59,7 @@ def _caption_ids(sentences: Sequence[Entry]) -> tuple[str, ...]:
         caption_id = sentence.identifier("sentid")
         if caption_id is not None:
             caption_ids.append(caption_id)
+    # Ids of some captions only are no ids: all are then numbered within their image.
     if len(caption_ids) < len(sentences):
         return ()
     return tuple(caption_ids)

@@ -51,6 +51,7 @@ def split_in_file_name(file_stem: str) -> str | None:
 
     Also with a year: ``captions_val2017``.
     """
+    # Only letters make words here, so a year at the end does not matter.
     for word in re.findall(r"[a-z]+", file_stem.lower()):
         split = split_by_alias(word)
         if split is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import numpy as np
 
 from cusa.data.errors import StoreError
 from cusa.data.files import atomic_file
-from cusa.data.store.hdf5 import ArrayLocation, open_hdf5, whole_numbers_attribute
+from cusa.data.store.hdf5 import open_hdf5, whole_numbers_attribute
 
 INDEX_FORMAT = "cusa-embeddings"
 SHARD_FORMAT = "cusa-embeddings-shard"
@@ -191,6 +190,26 @@ def require_seal(
     return seal_of_file
 
 
+@contextmanager
+def open_bytes(path: Path, file_format: str, seal: str) -> Iterator[BufferedReader]:
+    """Open a sealed file as bytes.
+
+    Args:
+        path: The file.
+        file_format: Name of its format.
+        seal: The seal that it must carry.
+
+    Raises:
+        StoreError: If it is missing, not of this format, or carries another seal.
+        VersionError: If it is of another major version.
+    """
+    with _opened(path) as file:
+        seal_of_file = _read_first_line(file, path, file_format).seal
+        if seal_of_file != seal:
+            _refuse_seal(path, file_format, seal_of_file, seal)
+        yield file
+
+
 def _refuse_seal(
     path: Path,
     file_format: str,
@@ -206,68 +225,6 @@ def _refuse_seal(
         advice = "move it away and run the cusa-precompute command again"
     message = f"{path} {problem} (its checksum is {seal[:12]}, expected {expected[:12]}); {advice}"
     raise StoreError(message, path=path)
-
-
-class MappedFile:
-    """A sealed file as a read-only map, made on first use; it goes to other processes without it.
-
-    A file that was replaced in the meantime is refused: what was read of the old one, such as where
-    its arrays begin, says nothing of the new one.
-
-    Args:
-        path: The file.
-        file_format: Name of its format.
-        seal: The seal that it must carry.
-        reads_ahead: Whether the system may read more than is asked for.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        file_format: str,
-        seal: str,
-        reads_ahead: bool = True,
-    ) -> None:
-        self.path = path
-        self._file_format = file_format
-        self._seal = seal
-        self._reads_ahead = reads_ahead
-        self._map: mmap.mmap | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_map": None}
-
-    def array(self, location: ArrayLocation) -> np.ndarray:
-        """Return a read-only array over bytes of the file.
-
-        Raises:
-            StoreError: If the file is missing, another one, or too short.
-        """
-        if not location.n_bytes:
-            return np.zeros(location.shape, location.dtype)
-
-        if self._map is None:
-            self._map = self._mapped()
-        if location.offset < 0 or location.offset + location.n_bytes > len(self._map):
-            raise StoreError(
-                f"{self.path} is truncated or damaged ({location.name}); see cusa-store verify",
-                path=self.path,
-                name=location.name,
-            )
-        dtype = np.dtype(location.dtype)
-        n_values = location.n_bytes // dtype.itemsize
-        values = np.frombuffer(self._map, dtype, n_values, location.offset)
-        return values.reshape(location.shape)
-
-    def _mapped(self) -> mmap.mmap:
-        with _opened(self.path) as file:
-            seal = _read_first_line(file, self.path, self._file_format).seal
-            if seal != self._seal:
-                _refuse_seal(self.path, self._file_format, seal, self._seal)
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if not self._reads_ahead:
-            content.madvise(mmap.MADV_RANDOM)
-        return content
 
 
 @contextmanager
@@ -292,6 +249,7 @@ def _read_first_line(
     file_format: str,
 ) -> _FirstLine:
     """Read the first line, and leave the file at the block after it."""
+    # The whole block: what follows the line in it must be zeros.
     block = os.pread(file.fileno(), BLOCK, 0)
     file.seek(BLOCK)
 

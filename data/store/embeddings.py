@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cusa.data.errors import StoreError
-from cusa.data.store.checksum import SHARD_FORMAT, MappedFile, require_seal, seal_holds
+from cusa.data.store.checksum import SHARD_FORMAT, require_seal, seal_holds
 from cusa.data.store.hdf5 import (
     ArrayLocation,
     array_location,
@@ -24,6 +24,7 @@ from cusa.data.store.hdf5 import (
     refuse,
 )
 from cusa.data.store.index_checks import check_skipped, read_bounds
+from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split, Strings, without_arrays
 from cusa.data.store.row_window import RowIndex, RowWindow, indexed_rows
 from cusa.data.store.schema import TeacherSettings, shard_path
@@ -83,6 +84,7 @@ class Embeddings:
             StoreError: If the shards leave rows out, or hold rows twice.
         """
         n_rows = len(self)
+        # Each shard begins where the one before it stops, and the last stops at the end.
         starts = np.append(bounds[:, 0], n_rows)
         previous_stops = np.append(0, bounds[:, 1])
         is_gap = starts != previous_stops
@@ -177,6 +179,7 @@ class Embeddings:
         digests = np.zeros((len(self), DIGEST_BYTES), np.uint8)
         for number in range(self.n_shards):
             start, stop = self._bounds[number : number + 2].tolist()
+            # A shard without digests, or with another number of them, leaves zeros.
             recorded = read_picture_digests(self.shard_path(number), self._seals[number])
             if recorded is not None and len(recorded) == stop - start:
                 digests[start:stop] = recorded
@@ -224,6 +227,7 @@ class Embeddings:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """Return all rows in memory: ``[n_rows, dim]``."""
+        # numpy's word for an array that shares its memory.
         if copy is False:
             raise ValueError("the rows lie in files; an array of them is always a copy")
         rows = self.gather(np.arange(len(self)))
@@ -250,6 +254,7 @@ class Embeddings:
         """Map the rows of a shard."""
         path = self.shard_path(shard_number)
         offset = int(self._offsets[shard_number])
+        # The window over all maps counts in elements, not in bytes.
         if offset % self.dtype.itemsize:
             raise StoreError(
                 f"{path}: its rows begin at an odd place; see docs/FORMAT.md", path=path

@@ -153,6 +153,7 @@ def array_location(
         expected = f"{n_dimensions} dimensions of {dtype}"
         refuse(path, full_name, f"expected {expected}, not {stored_dtype} {shape}")
     location = ArrayLocation(full_name, offset or 0, tuple(shape), dtype)
+    # Chunked datasets have no offset; nor have empty ones, which need none.
     if location.n_bytes and offset is None:
         refuse(path, full_name, "it is not contiguous")
     if location.offset + location.n_bytes > file_size:
@@ -175,6 +176,7 @@ def read_array(
     location = array_location(parent, dataset_name, dtype, n_dimensions)
     with hdf5_errors(path, location.name):
         n_values = math.prod(location.shape)
+        # Past HDF5, once the bytes are known to be there.
         values = np.fromfile(path, location.dtype, n_values, offset=location.offset)
         return values.reshape(location.shape)
 

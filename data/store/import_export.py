@@ -125,6 +125,7 @@ def import_rows(
     with FolderLock(shard_folder(out)):
         entry = TeacherEntry(settings, {}, foreign.source)
         added = replace(data, teachers={teacher_name: entry})
+        # Read under the lock: another import may have added rows since.
         present = None
         if out.exists():
             present = read_index(out)
@@ -202,6 +203,7 @@ def _write_shards(
         shard_header = replace(header, start=start, stop=stop)
         relative_path = shard_name(header.teacher, header.split, start, stop)
         shard_file = f"{shard_folder(out).name}/{relative_path}"
+        # The shards of an import that was cut short are written again.
         _refuse_other_shard(out.parent, shard_file, shard_header)
 
         shard_order = order[start:stop]

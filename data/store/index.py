@@ -71,6 +71,7 @@ class Index:
             teachers[name] = _joined_entry(present, entry)
 
         splits = dict(self.splits)
+        # The relevance that was known last is the one that counts.
         for name, table in addition.splits.items():
             if name not in splits or table.truth is not None:
                 splits[name] = table
@@ -172,6 +173,7 @@ def _joined_entry(present: TeacherEntry, added: TeacherEntry) -> TeacherEntry:
 def _first_gap(shards: Sequence[ShardInfo], n_rows: int) -> str | None:
     """Describe the first rows that no shard holds, or two do; shards in row order."""
     row_ranges = [(shard.start, shard.stop) for shard in shards]
+    # Without a last, empty range, missing rows at the end would be no gap.
     row_ranges.append((n_rows, n_rows))
     position = 0
     for start, stop in row_ranges:
@@ -217,6 +219,7 @@ def write_index(index_path: Path, index: Index) -> None:
         file.attrs["image_root"] = _stored_image_root(index_path, index.image_root).as_posix()
         split_groups = file.create_group("splits")
         teacher_groups = file.create_group("teachers")
+        # Sorted: the bytes must not depend on the order in which parts were joined.
         for name, table in sorted(index.splits.items()):
             write_split(split_groups.create_group(name), table)
         for name, entry in sorted(index.teachers.items()):

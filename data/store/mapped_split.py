@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 
 from cusa.data.records import Record, Truth
-from cusa.data.store.checksum import MappedFile
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
 from cusa.data.store.index_checks import check_caption_image, check_truth
+from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.row_window import RowIndex, indexed_rows
 from cusa.data.store.split_table import TRUTH_COLUMNS
 
@@ -56,6 +56,7 @@ class Strings(Sequence[str]):
         return [self._text(number) for number in rows.tolist()]
 
     def _text(self, row: int) -> str:
+        # Opening a store must cost the same for any number of rows, so offsets are checked here.
         start, stop = self._byte_offsets[row : row + 2].tolist()
         if not 0 <= start <= stop <= len(self._text_bytes):
             refuse(self._index.path, self._offsets.name, f"row {row} is out of range")
@@ -82,6 +83,7 @@ class Strings(Sequence[str]):
 def without_arrays(reader: object) -> dict[str, object]:
     """Return the attributes that go to another process: all but the maps, which are made there."""
     state = dict(vars(reader))
+    # Cached properties are attributes, too, once they were asked for.
     for name, value in vars(reader).items():
         if isinstance(value, np.ndarray):
             del state[name]

@@ -63,6 +63,7 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
     with FolderLock(shard_folder(out)):
         joined, moves = _join(out, sources)
         _refuse_gaps(joined, out)
+        # In threads, since hashing and copying leave Python's lock.
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(_move_shard, moves))
         write_index(out, joined)
@@ -120,6 +121,7 @@ def _moved_entry(
             relative_path = shard_name(teacher_name, split_name, info.start, info.stop)
             shard_file = f"{shard_folder(out).name}/{relative_path}"
             move = _Move(source.parent / info.file, out.parent / shard_file, info.sha256)
+            # A shard that several parts have is copied once.
             first_move = moves.setdefault(shard_file, move)
             if first_move.seal != move.seal:
                 raise StoreError(

@@ -12,7 +12,6 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.store.checksum import (
     INDEX_FORMAT,
-    MappedFile,
     open_sealed,
     read_seal,
     seal_holds,
@@ -25,6 +24,7 @@ from cusa.data.store.index_checks import (
     read_versions,
     refuse_index,
 )
+from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.schema import TeacherSettings
 
@@ -185,6 +185,7 @@ class EmbeddingStore:
         Returns:
             int64 image rows and int64 caption rows, ascending.
         """
+        # Nothing at all could not be concatenated.
         no_rows = np.zeros(0, np.int64)
         rows: dict[str, list[np.ndarray]] = {"image": [no_rows], "text": [no_rows]}
         for teacher, settings in self.teachers.items():

@@ -79,12 +79,14 @@ class TeacherSettings:
 
         Of ``transform``, the keys that differ are returned if both settings are of one model.
         """
+        # Transforms of two models have little in common; their keys would be a long list.
         is_one_model = (self.modality, self.model_id) == (compared.modality, compared.model_id)
         own_values = self._named_values(is_one_model)
         compared_values = compared._named_values(is_one_model)
 
         differences = []
         for name in sorted(own_values.keys() | compared_values.keys()):
+            # A key that one of the two lacks is a difference, too.
             own_value = own_values.get(name, _ABSENT)
             compared_value = compared_values.get(name, _ABSENT)
             if own_value != compared_value:
@@ -192,6 +194,7 @@ def check_index_path(index: Path) -> None:
     Raises:
         SettingError: If it does not end in ``.h5``, or is not UTF-8.
     """
+    # A name that is no UTF-8 is read with half characters, which are not printable.
     if index.suffix != ".h5" or not str(index).isprintable():
         raise SettingError(
             f"{str(index)!r}: a store's path must end in .h5 and be plain text; the shards go to "
@@ -237,6 +240,7 @@ def shard_path(folder: Path, shard_file: str) -> Path:
     return folder / relative_path
 
 
+# 25 MB of float16 rows of 768 columns.
 SHARD_ROWS = 16_384
 
 

@@ -104,6 +104,7 @@ def stored_rows(
     Raises:
         EmbeddingsError: If a row is not finite, before or after the cast.
     """
+    # A number beyond float16's range becomes infinite, which is refused below.
     with np.errstate(over="ignore"):
         block = rows.astype(np.dtype(dtype).newbyteorder("<"))
 
@@ -146,6 +147,7 @@ def write_shard(
     """
     expected_shape = (header.stop - header.start, header.settings.dim)
     assert rows.shape == expected_shape, "a shard is written with all its rows"
+    # Known once HDF5 has laid the rows out.
     offset = 0
 
     def fill(content: h5py.File) -> None:
@@ -220,6 +222,7 @@ def _read_rows_offset(
     shard_path: Path,
 ) -> int:
     """Return the byte at which the rows begin, once their shape is the header's."""
+    # Rows are little-endian on every machine.
     dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
     rows = array_location(content, "rows", dtype, n_dimensions=2)
     expected_shape = (header.stop - header.start, header.settings.dim)
@@ -257,6 +260,7 @@ def read_picture_digests(shard_path: Path, seal: str) -> np.ndarray | None:
         StoreError: If it cannot be read, or is another shard.
     """
     with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
+        # Stores of format 2.0 have no such dataset.
         if _DIGESTS not in content:
             return None
         digests = read_array(content, _DIGESTS, "|u1", n_dimensions=2)

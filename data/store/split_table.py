@@ -61,9 +61,11 @@ class Texts:
 
         if not _divide(offsets, len(column_bytes)):
             refuse(path, group.name, "its offsets do not divide its bytes")
+        # Empty texts at the end begin where the bytes end.
         first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
         if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
             refuse(path, group.name, "its offsets cut characters in two")
+        # All at once: no text of it is cut within a character.
         with hdf5_errors(path, group.name):
             column_bytes.tobytes().decode()
         return Texts(column_bytes, offsets)

@@ -69,6 +69,7 @@ def _sampled_norms(embeddings: Embeddings) -> list[float] | None:
     last_start = max(0, len(embeddings) - _RUN_ROWS)
     starts = np.linspace(0, last_start, _SAMPLED_RUNS).astype(np.int64)
     runs = starts[:, None] + np.arange(_RUN_ROWS)
+    # In a short split the runs overlap; no row counts twice.
     rows = np.unique(np.minimum(runs, len(embeddings) - 1))
 
     norms = np.linalg.norm(embeddings.gather(rows).astype(np.float64), axis=1)

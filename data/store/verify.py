@@ -66,6 +66,7 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
     else:
         return _verify_named_shards(index, contents)
 
+    # Without an index, nothing tells which shards there should be.
     n_shards, damages = _verify_all_shards(shard_folder(index))
     return 1 + n_shards, [index_damage, *damages]
 
@@ -187,9 +188,11 @@ def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
     """
     moved = []
     with FolderLock(shard_folder(index)):
+        # Several damages may name the same file.
         for path in dict.fromkeys(damage.path for damage in damages):
             if not path.exists():
                 continue
+            # Gaps are damages that name the index, whose own bytes are whole.
             if path == index and _file_problem(index, INDEX_FORMAT) is None:
                 continue
             moved.append(path.rename(path.with_name(f"{path.name}.damaged")))
