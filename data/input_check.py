@@ -147,14 +147,14 @@ def _fault(
     record: Record,
     number: int,
     problem: str,
-    name: str,
+    item_id: str,
 ) -> Fault:
     """Return a fault of a record's caption of that number, or of its image."""
     entry = dataset.location_of(record, number)
     if entry is None:
-        return Fault(problem, None, "", name)
+        return Fault(problem, None, "", item_id)
     path, location = entry
-    return Fault(f"{path} {location}: {problem}", path, location, name)
+    return Fault(f"{path} {location}: {problem}", path, location, item_id)
 
 
 def _missing_files(paths: Iterable[str]) -> dict[str, str]:

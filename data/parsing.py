@@ -1,8 +1,8 @@
-"""Text, JSON, CSV and YAML from files, each parser wrapped once: errors name the line.
+"""Text, JSON and CSV from files, each parser wrapped once: errors name the line.
 
-The parsers of the standard library and of PyYAML raise many things on damaged input
-(``RecursionError`` on deep nesting, ``ValueError`` on a number of 5,000 digits, ``KeyError`` on
-``!!bool foo``). Here all of them become :class:`cusa.data.errors.FileFormatError`.
+The parsers of the standard library raise many things on damaged input (``RecursionError`` on deep
+nesting, ``ValueError`` on a number of 5,000 digits). Here all of them become
+:class:`cusa.data.errors.FileFormatError`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from cusa.data.errors import FileFormatError, first_line
 
-# A file of settings has a few hundred; aliases of aliases multiply them without end.
-MAX_YAML_NODES = 10_000
 _CELL_ENDS = " \t\r\n"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_YAML_ERRORS = (
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-)
 
 
 def read_text(path: Path) -> str:
@@ -194,52 +181,6 @@ def _refuse_csv(
     raise FileFormatError(message, path=path, location=location)
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises:
-        FileFormatError: If it cannot be read or parsed; see :func:`parse_yaml`.
-    """
-    return parse_yaml(read_text(path), str(path), path)
-
-
-def parse_yaml(
-    text: str,
-    source: str,
-    path: Path | None = None,
-) -> Any:
-    """Parse one YAML document of plain values.
-
-    Args:
-        text: The text.
-        source: What it is called in messages: a path, or an option with its value.
-        path: The file that it comes from, if any.
-
-    Returns:
-        Plain Python values; ``None`` for an empty document.
-
-    Raises:
-        FileFormatError: If the text is not YAML, a value does not fit its tag, it nests too deeply,
-            or its aliases stand for more than :data:`MAX_YAML_NODES` values.
-    """
-    try:
-        loader = yaml.SafeLoader(text)
-        try:
-            root = loader.get_single_node()
-            if root is None:
-                return None
-            _refuse_expansion(root)
-            return loader.construct_document(root)
-        finally:
-            loader.dispose()
-    except RecursionError:
-        problem = "it nests too deeply"
-    except _YAML_ERRORS as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-    message = f"{source} is not valid YAML ({problem}); correct it"
-    raise FileFormatError(message, path=path) from None
-
-
 def refuse_half_characters(text: str) -> None:
     """Refuse text that UTF-8 cannot hold.
 
@@ -280,34 +221,3 @@ def _refuse_lone_surrogates(content: Any) -> None:
             unchecked.extend(value.values())
         elif isinstance(value, list):
             unchecked.extend(value)
-
-
-def _refuse_expansion(root: yaml.Node) -> None:
-    """Refuse a document whose aliases would be too many values, or hold themselves."""
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-
-    def size(node: yaml.Node) -> int:
-        key = id(node)
-        if key in open_nodes:
-            raise ValueError("an alias holds itself")
-        if key not in sizes:
-            open_nodes.add(key)
-            total = 1
-            for child in _children(node):
-                total += size(child)
-            open_nodes.remove(key)
-            sizes[key] = total
-        return sizes[key]
-
-    if size(root) > MAX_YAML_NODES:
-        raise ValueError(f"it stands for more than {MAX_YAML_NODES:,} values")
-
-
-def _children(node: yaml.Node) -> Iterator[yaml.Node]:
-    if isinstance(node, yaml.SequenceNode):
-        yield from node.value
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield key
-            yield value

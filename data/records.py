@@ -107,7 +107,9 @@ class Dataset:
     files: tuple[AnnotationFile, ...] = ()
 
     def __repr__(self) -> str:
-        sizes = [f"{name}: {len(records):,} images" for name, records in self.splits.items()]
+        sizes = [
+            f"{split_name}: {len(records):,} images" for split_name, records in self.splits.items()
+        ]
         return f"Dataset({self.name!r}, {str(self.image_root)!r}, {', '.join(sizes)})"
 
     def location_of(self, record: Record, number: int) -> tuple[Path, str] | None:
@@ -126,11 +128,14 @@ class Dataset:
 
     def limited(self, limit: int) -> Dataset:
         """Return the first ``limit`` images of every split with their captions and relevance."""
-        splits = {name: records[:limit] for name, records in self.splits.items()}
+        splits = {}
         truth = {}
-        for name, whole_truth in self.truth.items():
-            image_rows = np.arange(len(splits[name]))
-            truth[name] = truth_of_images(whole_truth, self.splits[name], image_rows)
+        for split_name, records in self.splits.items():
+            splits[split_name] = records[:limit]
+            if split_name in self.truth:
+                image_rows = np.arange(len(splits[split_name]))
+                whole_truth = self.truth[split_name]
+                truth[split_name] = truth_of_images(whole_truth, records, image_rows)
         return replace(self, splits=splits, truth=truth)
 
     def select(self, names: Sequence[str]) -> Dataset:
@@ -139,15 +144,19 @@ class Dataset:
         Raises:
             DataError: If a name is not a split of this data set.
         """
-        for name in names:
-            if name not in self.splits:
+        for split_name in names:
+            if split_name not in self.splits:
                 legal_splits = ", ".join(self.splits)
                 raise DataError(
-                    f"data set {self.name!r} has no split {name!r}; it has: {legal_splits}",
-                    name=name,
+                    f"data set {self.name!r} has no split {split_name!r}; it has: {legal_splits}",
+                    name=split_name,
                 )
-        splits = {name: self.splits[name] for name in names}
-        truth = {name: truth for name, truth in self.truth.items() if name in names}
+        splits = {}
+        truth = {}
+        for split_name in names:
+            splits[split_name] = self.splits[split_name]
+            if split_name in self.truth:
+                truth[split_name] = self.truth[split_name]
         return replace(self, splits=splits, truth=truth)
 
 

@@ -33,7 +33,9 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
     Raises:
         SettingError: If the fraction is out of range.
     """
-    share = DEFAULT_FRACTION if fraction is None else fraction
+    share = DEFAULT_FRACTION
+    if fraction is not None:
+        share = fraction
     if not math.isfinite(share) or not 0 <= share < 1:
         raise SettingError(
             f"--val-fraction {fraction}: legal are 0 (no val split) to below 1", name="val_fraction"
@@ -73,12 +75,12 @@ def with_val_split(dataset: Dataset, val_ids: Container[str]) -> Dataset:
     splits = dict(dataset.splits)
     truth = dict(dataset.truth)
     rows_of_split = {"train": np.flatnonzero(~is_val), "val": np.flatnonzero(is_val)}
-    for name, rows in rows_of_split.items():
-        splits[name] = tuple(train[row] for row in rows.tolist())
+    for split_name, rows in rows_of_split.items():
+        splits[split_name] = tuple(train[row] for row in rows.tolist())
         if "train" in dataset.truth:
-            truth[name] = truth_of_images(dataset.truth["train"], train, rows)
+            truth[split_name] = truth_of_images(dataset.truth["train"], train, rows)
     return replace(dataset, splits=_in_order(splits), truth=_in_order(truth))
 
 
 def _in_order(by_split: dict[str, Value]) -> dict[str, Value]:
-    return {name: by_split[name] for name in SPLITS if name in by_split}
+    return {split_name: by_split[split_name] for split_name in SPLITS if split_name in by_split}

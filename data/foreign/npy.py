@@ -26,12 +26,12 @@ _MAX_EXPANSION = 1100
 _MAX_BYTES = 2 * 2**30
 
 
-def open_npy(path: Path) -> np.ndarray:
+def open_npy(file_path: Path) -> np.ndarray:
     """Map the array of a .npy file into memory.
 
     Args:
-        path: The file: numbers or texts of a fixed length; Python objects and records are never
-            loaded.
+        file_path: The file: numbers or texts of a fixed length; Python objects and records are
+            never loaded.
 
     Returns:
         The array, read-only; nothing of it is read yet.
@@ -40,29 +40,29 @@ def open_npy(path: Path) -> np.ndarray:
         FileFormatError: If the file is missing, no .npy file, damaged, shorter than its header
             says, or holds anything else.
     """
-    shape, order, dtype, offset = read_npy_header(path)
+    shape, order, dtype, offset = read_npy_header(file_path)
     if dtype.hasobject:
         raise FileFormatError(
-            f"{path} holds Python objects, which are never loaded; save an array of numbers or "
-            "strings (for a dictionary of the published code: cusa-store import --allow-pickle)",
-            path=path,
+            f"{file_path} holds Python objects, which are never loaded; save an array of numbers "
+            "or strings (for a dictionary of the published code: cusa-store import --allow-pickle)",
+            path=file_path,
         )
     if not _is_plain(dtype):
-        message = f"{path} holds {dtype}; save an array of numbers or strings"
-        raise FileFormatError(message, path=path)
+        message = f"{file_path} holds {dtype}; save an array of numbers or strings"
+        raise FileFormatError(message, path=file_path)
 
     promised = offset + math.prod(shape) * dtype.itemsize
-    size = path.stat().st_size
+    size = file_path.stat().st_size
     if promised > size:
         raise FileFormatError(
-            f"{path} cannot be read: its header promises {promised:,} bytes, it has {size:,}; copy "
-            "it again",
-            path=path,
+            f"{file_path} cannot be read: its header promises {promised:,} bytes, it has "
+            f"{size:,}; copy it again",
+            path=file_path,
         )
     # An empty file cannot be mapped.
     if not math.prod(shape):
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", offset, shape, order)
+    return np.memmap(file_path, dtype, "r", offset, shape, order)
 
 
 def _is_plain(dtype: np.dtype) -> bool:
@@ -70,7 +70,7 @@ def _is_plain(dtype: np.dtype) -> bool:
     return dtype.kind in _PLAIN_KINDS and dtype.subdtype is None and dtype.itemsize > 0
 
 
-def read_npy_header(path: Path) -> tuple[tuple[int, ...], Order, np.dtype, int]:
+def read_npy_header(file_path: Path) -> tuple[tuple[int, ...], Order, np.dtype, int]:
     """Read the header of a .npy file.
 
     Returns:
@@ -80,31 +80,31 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], Order, np.dtype, int]:
         FileFormatError: If the file is missing, or no .npy file.
     """
     try:
-        with path.open("rb") as file:
+        with file_path.open("rb") as file:
             # np.load would return the archive, not an array.
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
-                message = f"{path} is an .npz archive; save its array as .npy"
-                raise FileFormatError(message, path=path)
+                message = f"{file_path} is an .npz archive; save its array as .npy"
+                raise FileFormatError(message, path=file_path)
             file.seek(0)
             return _parse_header(file)
     except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist", path=path) from None
+        raise FileFormatError(f"{file_path} does not exist", path=file_path) from None
     except (FileFormatError, PermissionError):
         raise
     except Exception as error:  # the header is a Python literal: damaged bytes may make it any
         problem = first_line(error)
         raise FileFormatError(
-            f"{path} cannot be read as .npy ({problem}); it is damaged, or not what its suffix "
-            "says",
-            path=path,
+            f"{file_path} cannot be read as .npy ({problem}); it is damaged, or not what its "
+            "suffix says",
+            path=file_path,
         ) from None
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(file_path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz archive.
 
     Args:
-        path: The file; Python objects and records are never loaded.
+        file_path: The file; Python objects and records are never loaded.
 
     Returns:
         The arrays by name.
@@ -114,10 +114,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             bytes can explain, or holds anything else.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file_path) as archive:
             members = archive.infolist()
             size = sum(member.file_size for member in members)
-            max_size = min(_MAX_BYTES, _MAX_EXPANSION * path.stat().st_size)
+            max_size = min(_MAX_BYTES, _MAX_EXPANSION * file_path.stat().st_size)
             if size > max_size:
                 raise ValueError(f"its arrays would have {size:,} bytes")
             arrays = {}
@@ -126,13 +126,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 arrays[name] = _read_member(archive, member)
             return arrays
     except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist", path=path) from None
+        raise FileFormatError(f"{file_path} does not exist", path=file_path) from None
     except PermissionError:
         raise
     except Exception as error:  # of the archive, of its compressed content, or of a header
         problem = first_line(error)
-        message = f"{path} cannot be read as .npz ({problem}); it is damaged"
-        raise FileFormatError(message, path=path) from None
+        message = f"{file_path} cannot be read as .npz ({problem}); it is damaged"
+        raise FileFormatError(message, path=file_path) from None
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

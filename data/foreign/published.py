@@ -31,7 +31,7 @@ _MIN_VALUE_BYTES = 2
 _MAX_DIMENSIONS = 32
 
 
-def read_published_rows(path: Path) -> tuple[list[str], np.ndarray]:
+def read_published_rows(file_path: Path) -> tuple[list[str], np.ndarray]:
     """Read a feature file of the published CUSA code.
 
     It is a dictionary from image to vector, pickled in a ``.npy``.
@@ -40,7 +40,7 @@ def read_published_rows(path: Path) -> tuple[list[str], np.ndarray]:
     it. Memory and time are in proportion to the file's size, whatever it says.
 
     Args:
-        path: ``{split}_unicom.npy``; vectors are ``[dim]`` or ``[1, dim]``.
+        file_path: ``{split}_unicom.npy``; vectors are ``[dim]`` or ``[1, dim]``.
 
     Returns:
         Keys as texts, and float32 ``[n, dim]``.
@@ -49,29 +49,29 @@ def read_published_rows(path: Path) -> tuple[list[str], np.ndarray]:
         FileFormatError: If it holds anything else.
     """
     try:
-        vectors = _read_dictionary(path)
+        vectors = _read_dictionary(file_path)
         keys = [str(key) for key in vectors]
-        return keys, _stacked(list(vectors.values()), path.stat().st_size)
+        return keys, _stacked(list(vectors.values()), file_path.stat().st_size)
     except CusaError:
         raise
     except PermissionError:
         raise
     except Exception as error:  # numpy's own, of the file's values
         problem = first_line(error)
-        message = f"{path} cannot be read as a dictionary of vectors ({problem})"
-        raise FileFormatError(message, path=path) from None
+        message = f"{file_path} cannot be read as a dictionary of vectors ({problem})"
+        raise FileFormatError(message, path=file_path) from None
 
 
-def _read_dictionary(path: Path) -> dict[Any, object]:
+def _read_dictionary(file_path: Path) -> dict[Any, object]:
     """Read the pickled dictionary of a ``.npy``."""
-    shape, _, dtype, offset = read_npy_header(path)
+    shape, _, dtype, offset = read_npy_header(file_path)
     if dtype.kind != "O" or shape != ():
         raise FileFormatError(
-            f"{path} holds {dtype} {shape}, no pickled dictionary; import it with --ids",
-            path=path,
+            f"{file_path} holds {dtype} {shape}, no pickled dictionary; import it with --ids",
+            path=file_path,
         )
 
-    with path.open("rb") as file:
+    with file_path.open("rb") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             content.seek(offset)
             items = _read_pickle(content, len(content))
@@ -81,8 +81,8 @@ def _read_dictionary(path: Path) -> dict[Any, object]:
         items = items.data[0]
     if not isinstance(items, dict) or not items:
         raise FileFormatError(
-            f"{path} holds no dictionary from image to vector; import other arrays with --ids",
-            path=path,
+            f"{file_path} holds no dictionary from image to vector; import other arrays with --ids",
+            path=file_path,
         )
     return items
 

@@ -48,34 +48,36 @@ class ForeignRows:
     source: str
 
 
-def read_rows(path: Path, ids: Path | None = None) -> ForeignRows:
+def read_rows(file_path: Path, given_ids: Path | None = None) -> ForeignRows:
     """Read embedding rows and the id of each.
 
     Args:
-        path: ``.npy``; ``.safetensors`` with a tensor ``embeddings``; ``.h5`` with datasets
+        file_path: ``.npy``; ``.safetensors`` with a tensor ``embeddings``; ``.h5`` with datasets
             ``embeddings`` and ``ids``, or ``FILE.h5:/group/name``: a group with these two, or a
             dataset with ``ids`` beside it.
-        ids: Of the rows, in their order: ``.txt`` (one per line), ``.json`` (a list) or ``.npy``
-            (integers or strings); ``None``: those within the ``.h5``, or else ``NAME.ids.json``
-            beside ``NAME.npy``, as ``cusa-store export`` writes it.
+        given_ids: Of the rows, in their order: ``.txt`` (one per line), ``.json`` (a list) or
+            ``.npy`` (integers or strings); ``None``: those within the ``.h5``, or else
+            ``NAME.ids.json`` beside ``NAME.npy``, as ``cusa-store export`` writes it.
 
     Raises:
         FileFormatError: If a file is missing, damaged, or holds something else.
         EmbeddingsError: If ids are missing, given twice, or not as many as the rows.
     """
-    file, inner_path = _split(path)
+    file, inner_path = _split(file_path)
     if not file.exists():
         raise FileFormatError(f"embeddings {file} do not exist; legal: {LEGAL}", path=file)
     rows, inner_ids = _read_file(file, inner_path)
     if rows.dtype.kind not in "fiu":
-        message = f"{path} holds {rows.dtype}, not numbers; save float16, float32 or float64"
+        message = f"{file_path} holds {rows.dtype}, not numbers; save float16, float32 or float64"
         raise FileFormatError(message, path=file)
     if rows.ndim != 2 or not rows.shape[1]:
-        message = f"{path} holds an array of shape {rows.shape}; legal: one row per item, [n, d]"
+        message = (
+            f"{file_path} holds an array of shape {rows.shape}; legal: one row per item, [n, d]"
+        )
         raise FileFormatError(message, path=file)
 
     # Ids that were given go before those within the file, and these before a file beside it.
-    ids_path = ids
+    ids_path = given_ids
     if ids_path is None and inner_ids is None:
         ids_path = _existing_ids_path(file)
     if ids_path is not None:
@@ -84,29 +86,29 @@ def read_rows(path: Path, ids: Path | None = None) -> ForeignRows:
         ids_path = file
         row_ids = ids_as_texts(inner_ids, file, f"{file}: {IDS}")
     else:
-        message = f"embeddings {path} have no ids; pass a file of them: {LEGAL_IDS}"
+        message = f"embeddings {file_path} have no ids; pass a file of them: {LEGAL_IDS}"
         raise EmbeddingsError(message, path=file)
-    check_ids(row_ids, len(rows), path, ids_path)
-    return ForeignRows(row_ids, rows, str(path))
+    check_ids(row_ids, len(rows), file_path, ids_path)
+    return ForeignRows(row_ids, rows, str(file_path))
 
 
 def write_rows(
-    path: Path,
+    file_path: Path,
     blocks: Iterable[np.ndarray],
     shape: tuple[int, int],
     dtype: np.dtype,
-    ids: Sequence[str],
+    item_ids: Sequence[str],
     settings: str,
 ) -> Path:
     """Write embedding rows to a file of their own, and their ids beside it.
 
     Args:
-        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes
-            through memory).
+        file_path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``;
+            passes through memory).
         blocks: The rows, some at a time.
         shape: Of all rows, ``[n, d]``.
         dtype: Of the rows.
-        ids: Of the rows, in their order.
+        item_ids: Of the rows, in their order.
         settings: The settings of their teacher; kept in the metadata of a ``.safetensors``.
 
     Returns:
@@ -116,110 +118,114 @@ def write_rows(
         FileFormatError: If the suffix is another.
         EmbeddingsError: If a file of the other suffix has its own ids under that name.
     """
-    if path.suffix not in (".npy", ".safetensors"):
-        raise FileFormatError(f"{path}: rows are exported to .npy or .safetensors", path=path)
-    _refuse_shared_ids(path, ids)
-    if path.suffix == ".npy":
-        _write_npy(path, blocks, shape, dtype)
+    if file_path.suffix not in (".npy", ".safetensors"):
+        raise FileFormatError(
+            f"{file_path}: rows are exported to .npy or .safetensors", path=file_path
+        )
+    _refuse_shared_ids(file_path, item_ids)
+    if file_path.suffix == ".npy":
+        _write_npy(file_path, blocks, shape, dtype)
     else:
-        _write_safetensors(path, blocks, settings)
-    ids_path = _ids_path(path)
-    _write_ids(ids_path, ids)
+        _write_safetensors(file_path, blocks, settings)
+    ids_path = _ids_path(file_path)
+    _write_ids(ids_path, item_ids)
     return ids_path
 
 
 def _write_npy(
-    path: Path,
+    file_path: Path,
     blocks: Iterable[np.ndarray],
     shape: tuple[int, int],
     dtype: np.dtype,
 ) -> None:
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
+    with atomic_file(file_path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             file.write(block.tobytes())
 
 
 def _write_safetensors(
-    path: Path,
+    file_path: Path,
     blocks: Iterable[np.ndarray],
     settings: str,
 ) -> None:
     from safetensors.numpy import save
 
-    with atomic_file(path) as temporary:
+    with atomic_file(file_path) as temporary:
         content = save({ROWS: np.concatenate(list(blocks))}, {"settings": settings})
         temporary.write_bytes(content)
 
 
-def _write_ids(path: Path, ids: Sequence[str]) -> None:
+def _write_ids(file_path: Path, item_ids: Sequence[str]) -> None:
     """Write ids as a JSON list, a block at a time: a column of a store is never in memory whole."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_file(file_path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
-        for start in range(0, len(ids), _ID_BLOCK):
+        for start in range(0, len(item_ids), _ID_BLOCK):
             if start > 0:
                 file.write(",\n")
-            block = list(ids[start : start + _ID_BLOCK])
+            block = list(item_ids[start : start + _ID_BLOCK])
             items = json.dumps(block, ensure_ascii=False)[1:-1]  # without brackets
             file.write(items)
         file.write("]\n")
 
 
-def _split(path: Path) -> tuple[Path, str]:
+def _split(file_path: Path) -> tuple[Path, str]:
     """Split ``FILE.h5:/group/name`` into the file and the name within."""
     for suffix in (".h5", ".hdf5"):
-        file, separator, inner_path = str(path).partition(f"{suffix}:")
+        file, separator, inner_path = str(file_path).partition(f"{suffix}:")
         if separator:
             return Path(file + suffix), inner_path
-    return path, ""
+    return file_path, ""
 
 
-def _ids_path(path: Path) -> Path:
+def _ids_path(file_path: Path) -> Path:
     """Return the path of the ids beside a file of rows."""
-    return path.with_suffix(".ids.json")
+    return file_path.with_suffix(".ids.json")
 
 
-def _existing_ids_path(path: Path) -> Path | None:
-    ids_path = _ids_path(path)
+def _existing_ids_path(file_path: Path) -> Path | None:
+    ids_path = _ids_path(file_path)
     if ids_path.is_file():
         return ids_path
     return None
 
 
-def _refuse_shared_ids(path: Path, ids: Sequence[str]) -> None:
+def _refuse_shared_ids(file_path: Path, item_ids: Sequence[str]) -> None:
     """Keep ``x.safetensors`` from giving ``x.npy`` its ids: ``x.ids.json`` has those of both."""
-    twin = path.with_suffix(".npy")
-    if path.suffix == ".npy":
-        twin = path.with_suffix(".safetensors")
-    ids_path = _existing_ids_path(path)
+    twin = file_path.with_suffix(".npy")
+    if file_path.suffix == ".npy":
+        twin = file_path.with_suffix(".safetensors")
+    ids_path = _existing_ids_path(file_path)
     if ids_path is None or not twin.exists():
         return
-    if read_ids(ids_path) != list(ids):
+    if read_ids(ids_path) != list(item_ids):
         raise EmbeddingsError(
             f"{ids_path} has the ids of {twin}, which are others; export to another name than "
-            f"{path}",
+            f"{file_path}",
             path=ids_path,
         )
 
 
-def _read_file(path: Path, inner_path: str) -> tuple[np.ndarray, list[Any] | None]:
+def _read_file(file_path: Path, inner_path: str) -> tuple[np.ndarray, list[Any] | None]:
     """Read rows, and the ids within the file if there are any."""
-    suffix = path.suffix.lower()
+    suffix = file_path.suffix.lower()
     if suffix in (".h5", ".hdf5"):
-        return read_h5_rows(path, inner_path, ROWS, IDS)
+        return read_h5_rows(file_path, inner_path, ROWS, IDS)
     if suffix == ".npy":
-        return open_npy(path), None
+        return open_npy(file_path), None
     if suffix == ".safetensors":
-        return _read_safetensors(path), None
-    raise FileFormatError(f"embeddings {path} have an unknown suffix; legal: {LEGAL}", path=path)
+        return _read_safetensors(file_path), None
+    raise FileFormatError(
+        f"embeddings {file_path} have an unknown suffix; legal: {LEGAL}", path=file_path
+    )
 
 
-def _read_safetensors(path: Path) -> np.ndarray:
+def _read_safetensors(file_path: Path) -> np.ndarray:
     from safetensors import safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(file_path, "pt") as file:
             names = sorted(file.keys())
             tensor: Any = None
             if ROWS in names:
@@ -231,15 +237,15 @@ def _read_safetensors(path: Path) -> np.ndarray:
     except Exception as error:  # torch's own, too: it may not know the type of a tensor
         problem = first_line(error)
         raise FileFormatError(
-            f"{path} cannot be read as safetensors ({problem}); it is damaged, or not what its "
-            "suffix says",
-            path=path,
+            f"{file_path} cannot be read as safetensors ({problem}); it is damaged, or not what "
+            "its suffix says",
+            path=file_path,
         ) from None
 
     if tensor is None:
         contents = ", ".join(names[:_MAX_SHOWN]) or "nothing"
-        message = f"{path} has no tensor {ROWS!r}, it holds {contents}; name it so"
-        raise FileFormatError(message, path=path)
+        message = f"{file_path} has no tensor {ROWS!r}, it holds {contents}; name it so"
+        raise FileFormatError(message, path=file_path)
     # numpy has no bfloat16, and none of torch's shorter floats.
     if tensor.is_floating_point() and str(tensor.dtype) not in _NUMPY_FLOATS:
         tensor = tensor.float()
