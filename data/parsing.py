@@ -12,6 +12,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -131,9 +132,9 @@ def parse_csv(
     rows = _csv_rows(text, path)
     line, header = next(rows, (1, []))
     names = [name for name in header if name]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = Counter(names) - Counter(set(names))
     if repeated:
-        _refuse_csv(path, line, f"the header names {', '.join(repeated)} twice")
+        _refuse_csv(path, line, f"the header names {', '.join(sorted(repeated))} twice")
     return tuple(names), _named_cells(rows, header, path)
 
 

@@ -83,4 +83,8 @@ def with_val_split(dataset: Dataset, val_ids: Container[str]) -> Dataset:
 
 
 def _in_order(by_split: dict[str, Value]) -> dict[str, Value]:
-    return {split_name: by_split[split_name] for split_name in SPLITS if split_name in by_split}
+    ordered = {}
+    for split_name in SPLITS:
+        if split_name in by_split:
+            ordered[split_name] = by_split[split_name]
+    return ordered
