@@ -69,6 +69,10 @@ class SettingError(CusaError):
     """A setting is unknown or has an illegal value."""
 
 
+class LockedError(CusaError):
+    """Another run is working on a folder; ``name`` is its process."""
+
+
 class WorkerError(CusaError):
     """A worker process was killed, or ended by itself."""
 

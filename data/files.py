@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import LockedError
 
 # (offset, length); length 0 is "to the end, wherever that is".
 _WHOLE_FILE = [(0, 0)]
@@ -111,7 +111,7 @@ class FolderLock:
         """Take the lock alone.
 
         Raises:
-            CusaError: If another process has it; says which.
+            LockedError: If another process has it; says which.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+")
@@ -165,7 +165,7 @@ class FolderLock:
             owners = self._file.read().splitlines() or ["unknown process"]
             # Also of those ranges that were free.
             self.release()
-            raise CusaError(
+            raise LockedError(
                 f"another run is working on {self._path.parent} ({owners[-1]}); "
                 "wait for it or stop it, or name another place",
                 path=self._path.parent,

@@ -43,6 +43,14 @@ class VersionError(StoreError):
     """A file of ours, of another major version."""
 
 
+class ChecksumError(StoreError):
+    """A file of ours whose bytes are not as they were written."""
+
+
+class ReplacedError(StoreError):
+    """A file of ours that is whole, and not the one expected."""
+
+
 def write_sealed(
     path: Path,
     file_format: str,
@@ -182,7 +190,8 @@ def require_seal(
     """Return the seal that a file carries, which must be the one expected, if any.
 
     Raises:
-        StoreError: If it is another: the file was replaced.
+        ReplacedError: If it is another.
+        StoreError: If the file is missing or not of this format.
     """
     seal_of_file = read_seal(path, file_format)
     if seal is not None and seal_of_file != seal:
@@ -200,7 +209,8 @@ def open_bytes(path: Path, file_format: str, seal: str) -> Iterator[BufferedRead
         seal: The seal that it must carry.
 
     Raises:
-        StoreError: If it is missing, not of this format, or carries another seal.
+        StoreError: If it is missing, not of this format, or carries another seal
+            (:class:`ReplacedError`).
         VersionError: If it is of another major version.
     """
     with _opened(path) as file:
@@ -224,7 +234,7 @@ def _refuse_seal(
         problem = "is not the shard that the index names"
         advice = "move it away and run the cusa-precompute command again"
     message = f"{path} {problem} (its checksum is {seal[:12]}, expected {expected[:12]}); {advice}"
-    raise StoreError(message, path=path)
+    raise ReplacedError(message, path=path)
 
 
 @contextmanager

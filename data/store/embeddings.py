@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cusa.data.errors import StoreError
-from cusa.data.store.checksum import SHARD_FORMAT, require_seal, seal_holds
+from cusa.data.store.checksum import SHARD_FORMAT, ChecksumError, require_seal, seal_holds
 from cusa.data.store.hdf5 import (
     ArrayLocation,
     array_location,
@@ -95,6 +95,7 @@ class Embeddings:
                 f"{n_rows} rows of split {self.split!r} (row {row} on); join parts with "
                 "cusa-store merge, or run the cusa-precompute command to the end",
                 path=self._index.path,
+                location=f"row {row}",
                 name=self.teacher,
             )
         return starts
@@ -168,7 +169,7 @@ class Embeddings:
         for path, holds in zip(paths, is_whole, strict=True):
             if not holds:
                 message = f"{path} is damaged: its checksum does not hold; see cusa-store verify"
-                raise StoreError(message, path=path)
+                raise ChecksumError(message, path=path)
 
     def picture_digests(self) -> np.ndarray:
         """Read the sha256 of each row's picture file: uint8 ``[n_rows, 32]``, zeros where unknown.

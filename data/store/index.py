@@ -94,6 +94,7 @@ class Index:
                     f"{label} belongs to other data: field fingerprint of split {split_name!r} "
                     "differs (ids, paths, captions, --limit or --val-fraction changed); pass "
                     "another --out, and --reuse to take over rows",
+                    location=f"split {split_name!r}",
                     name="fingerprint",
                 )
 
@@ -153,6 +154,7 @@ def _refuse_other_settings(
         raise StoreError(
             f"{label} holds teacher {name!r} with other settings, not to be mixed: "
             f"{'; '.join(differences)}; pass another --out or another name (--teacher NAME=...)",
+            location="; ".join(differences),
             name=name,
         )
 

@@ -8,8 +8,8 @@ from typing import NoReturn
 import h5py
 import numpy as np
 
-from cusa.data.errors import StoreError
 from cusa.data.records import Truth
+from cusa.data.store.checksum import ChecksumError
 from cusa.data.store.hdf5 import read_array, refuse, text_attribute, text_attributes
 from cusa.data.store.schema import TeacherSettings
 
@@ -135,7 +135,7 @@ def image_root(index_path: Path, file: h5py.File) -> Path:
 
 def refuse_index(index_path: Path) -> NoReturn:
     """Raise the error of an index whose bytes are not as they were written."""
-    raise StoreError(
+    raise ChecksumError(
         f"index {index_path} is damaged: its checksum does not hold; move it away and run the same "
         "cusa-precompute command again, finished shards are kept",
         path=index_path,

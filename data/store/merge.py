@@ -10,7 +10,13 @@ from pathlib import Path
 
 from cusa.data.errors import StoreError
 from cusa.data.files import FolderLock, atomic_file
-from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, read_seal, seal_holds
+from cusa.data.store.checksum import (
+    INDEX_FORMAT,
+    SHARD_FORMAT,
+    ChecksumError,
+    read_seal,
+    seal_holds,
+)
 from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import check_index_path, shard_folder, shard_name
 from cusa.data.store.teacher_entry import TeacherEntry
@@ -140,7 +146,7 @@ def _move_shard(move: _Move) -> None:
     """Verify a shard, and copy it to its place unless it lies there already."""
     is_named = read_seal(move.source, SHARD_FORMAT) == move.seal
     if not is_named or not seal_holds(move.source, SHARD_FORMAT):
-        raise StoreError(
+        raise ChecksumError(
             f"{move.source} is damaged or another shard than its index names; make it again, then "
             "merge",
             path=move.source,

@@ -54,7 +54,7 @@ def test_offline_a_cached_model_is_its_snapshot_and_nothing_is_asked(cache, aske
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert locate("owner/model", TeacherError) == str(cache)
     for error_class in (TeacherError, StudentError):
-        with pytest.raises(error_class, match="hf download owner/other --local-dir") as caught:
+        with pytest.raises(error_class) as caught:
             locate("owner/other", error_class)
         assert caught.value.name == "owner/other"
         assert "\n" not in str(caught.value)
