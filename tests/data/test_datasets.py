@@ -104,7 +104,8 @@ def test_manifests(tmp_path):
         '{"image": "2.jpg", "caption": "c", "split": "validation"}\n'
     )
     csv = (
-        'image,caption,image_id,split\n0.jpg,one\u2028line\x0b,z,test\n1.jpg,"a, ""quoted""",x,train\n'
+        "image,caption,image_id,split\n0.jpg,one\u2028line\x0b,z,test\n"
+        '1.jpg,"a, ""quoted""",x,train\n'
         '1.jpg,"two\nlines",x,train\n2.jpg,c,y,val\n'
     )
     one = load_dataset([_write(tmp_path / "a.jsonl", jsonl)])
@@ -215,8 +216,15 @@ def test_malformed_files_are_named_with_the_place_and_the_field(
         ("x.json", _karpathy((1, "train", [])), "images[0]", "1"),
         ("x.json", _karpathy((1, "train", ["a"]), (1, "val", ["b"])), "images[1]", "1"),
         ("pairs.json", [{"image": "a.jpg", "caption": "b"}], "", "split"),
-        ("train.json", [{"image": "a", "caption": "b", "image_id": 1}, {"image": "c", "caption": "d", "image_id": 1}],
-         "entry 1", "1"),
+        (
+            "train.json",
+            [
+                {"image": "a", "caption": "b", "image_id": 1},
+                {"image": "c", "caption": "d", "image_id": 1},
+            ],
+            "entry 1",
+            "1",
+        ),
         ("x.jsonl", "", "", ""),
         ("x.csv", "", "", ""),
         ("x.csv", "image,caption\n", "", ""),
@@ -279,7 +287,10 @@ def test_other_ids_are_refused(tmp_path, written):
 
 def test_the_ends_of_csv_cells_are_dropped(tmp_path):
     """Spreadsheets leave line breaks in quoted cells, people spaces after commas."""
-    content = 'image, caption ,image_id,split\r\n"a.jpg\n","a dog\n","x\n", train \r\n\r\n b.jpg, "a,\tb",y,val\r\n'
+    content = (
+        'image, caption ,image_id,split\r\n"a.jpg\n","a dog\n","x\n", train \r\n\r\n'
+        ' b.jpg, "a,\tb",y,val\r\n'
+    )
     dataset = load_dataset(_write(tmp_path / "x.csv", content))
     assert dataset.splits["train"] == (Record("x", "a.jpg", ("a dog",), ("x#0",)),)
     assert dataset.splits["val"] == (Record("y", "b.jpg", ("a,\tb",), ("y#0",)),)

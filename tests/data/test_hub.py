@@ -36,7 +36,7 @@ def _snapshot(hub, owner, name):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The addresses that the hub is asked for; it answers with the last item of the list that is an exception."""
+    """The addresses that the hub is asked for; it answers with an exception in the list, if any."""
     asked = []
 
     def answer(url, timeout):

@@ -210,7 +210,7 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path):
     "mode", ["L", "P", "RGB", "RGBA", "LA", "CMYK", "1", "P and a colour that no pixel has"]
 )
 def test_opaque_upright_pictures_keep_their_bytes(tmp_path, mode):
-    """Rows that were made before pictures were turned and laid over white can be told to be equal."""
+    """Rows made before pictures were turned and laid over white can be told to be equal."""
     noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     picture = Image.fromarray(noise)
     if mode.startswith("P"):

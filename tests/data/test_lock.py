@@ -37,7 +37,7 @@ else:
 
 @contextlib.contextmanager
 def _other(folder, names=None, *steps):
-    """Another process that asks for the lock and keeps it while the block runs; with the line that it answers."""
+    """Another process that asks for the lock, keeps it while the block runs, and has an answer."""
     command = [sys.executable, "-c", _OTHER, str(folder), json.dumps(names), *steps]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -199,7 +199,7 @@ def test_whatever_a_library_raises_is_one_line(error, message):
 
 
 def test_pictures_keep_their_values_whatever_the_backend(tmp_path):
-    """Only Pillow's backend: what torchvision would make of a picture must not depend on whether it is installed."""
+    """Only Pillow's backend: pixels must not depend on whether torchvision is installed."""
     save_processor(tmp_path)
     config = json.loads((tmp_path / "preprocessor_config.json").read_text())
     config["image_processor_type"] = "BitImageProcessorFast"

@@ -497,7 +497,8 @@ def test_a_store_is_indexed_by_teacher_and_split(index):
         with pytest.raises(TypeError):
             store[wrong]
     assert repr(store) == (
-        f"<EmbeddingStore {str(index)!r}: test 8 images, train 40 images, val 10 images; teachers: vision, words>"
+        f"<EmbeddingStore {str(index)!r}: test 8 images, train 40 images, val 10 images; "
+        "teachers: vision, words>"
     )
 
 

@@ -162,7 +162,8 @@ def test_rows_that_two_shards_hold_are_named(index):
         index, replace(whole, teachers={**whole.teachers, "vision": replace(entry, shards=shards)})
     )
     assert [d.problem for d in verify(index)[1]] == [
-        "teacher 'vision', split 'train', rows 0 to 9: it holds other rows than the index says: stop (9 / 7)",
+        "teacher 'vision', split 'train', rows 0 to 9: it holds other rows than the index says: "
+        "stop (9 / 7)",
         "two shards hold rows 7 to 9 of teacher 'vision', split 'train'",
     ]
 
@@ -178,7 +179,7 @@ def test_what_is_no_store_is_refused_and_left_alone(index):
 
 
 def test_an_index_that_is_sealed_and_makes_no_sense_is_named(index):
-    """The shards are then checked in threads, which must not wait for what the failed reading holds."""
+    """The shards are then checked in threads, which must not wait for a lock of the failed read."""
     write_sealed(
         index,
         INDEX_FORMAT,
