@@ -105,7 +105,7 @@ def flipped_bits(index: Path, per_section: int) -> dict[str, Any]:
                     _, damages = verify(index)
                     named = [d for d in damages if d.path == path]
                     caught += len(damages) == len(named) == 1 and (
-                        kind == "index" or "rows 0 to" in named[0].what
+                        kind == "index" or "rows 0 to" in named[0].problem
                     )
                 except CusaError as error:
                     caught += str(path) in str(error)

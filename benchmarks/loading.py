@@ -34,8 +34,9 @@ from rich.table import Table
 
 from cusa.cli.console import cpu_count, quiet_libraries
 from cusa.data.records import Record
-from cusa.data.store.index import Index, SplitTable, TeacherEntry, write_index
-from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.index import Index, write_index
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import (
     SHARD_ROWS,
     TeacherSettings,
@@ -44,6 +45,8 @@ from cusa.data.store.schema import (
     shard_ranges,
 )
 from cusa.data.store.shards import ShardHeader, write_shard
+from cusa.data.store.split_table import SplitTable
+from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.train.loader import Batch, EpochOrder, Loader, Pairs, open_sources
 from cusa.train.student import Processors
 
@@ -136,7 +139,9 @@ def coco_size_store(
         make_pictures(root, min(PICTURES, n_images))
     paths = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))
     sizes = {"train": n_images, "val": min(n_images, SIZES["val"])}
-    splits = {s: SplitTable.of(made_up_records(s, n, paths), None) for s, n in sizes.items()}
+    splits = {
+        s: SplitTable.from_records(made_up_records(s, n, paths), None) for s, n in sizes.items()
+    }
     rng = np.random.default_rng(0)
     entries = {}
     for name, (modality, dim) in TEACHERS.items():

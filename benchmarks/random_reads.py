@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cusa.data.store.index import Index, SplitTable, TeacherEntry, Texts, write_index
+from cusa.data.store.index import Index, write_index
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import (
     SHARD_ROWS,
@@ -37,6 +37,8 @@ from cusa.data.store.schema import (
     shard_ranges,
 )
 from cusa.data.store.shards import ShardHeader, write_shard
+from cusa.data.store.split_table import SplitTable, Texts
+from cusa.data.store.teacher_entry import TeacherEntry
 
 SMOKE = ("--size 2000x8 --rounds 1 --readers 2",)
 SIZES = ("566435x768", "113287x512")
@@ -54,7 +56,7 @@ def make_store(index: Path, rows: np.ndarray) -> None:
         file = f"{shard_folder(index).name}/{shard_name('t', 'train', start, stop)}"
         header = ShardHeader("t", "train", "f", start, stop, settings)
         shards.append(write_shard(index.parent, file, header, rows[start:stop], []))
-    ids = Texts.of([str(i) for i in range(n)])
+    ids = Texts.from_strings([str(i) for i in range(n)])
     columns = dict.fromkeys(("image_ids", "image_paths", "caption_ids", "captions"), ids)
     table = SplitTable("f", columns, np.arange(n), None)
     entry = TeacherEntry(settings, {"train": tuple(shards)})

@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, VERSION
-from cusa.data.store.index import COLUMNS, Texts
 from cusa.data.store.reader import VERIFIED_BYTES
 from cusa.data.store.schema import (
     SHARD_ROWS,
@@ -36,6 +35,7 @@ from cusa.data.store.schema import (
     shard_name,
     shard_ranges,
 )
+from cusa.data.store.split_table import COLUMNS, Texts
 
 SMOKE = ("--rows 20000 --rounds 1",)
 DIM = 768
@@ -110,8 +110,8 @@ def make_sparse(index: Path, n: int) -> None:
         shards.create_dataset(
             "offsets", data=np.asarray([offset for _, _, offset, _ in listing], "<i8")
         )
-        Texts.of([file for *_, file in listing]).write(shards, "files")
-        Texts.of(["0" * 64 for _ in listing]).write(shards, "sha256")
+        Texts.from_strings([file for *_, file in listing]).write(shards, "files")
+        Texts.from_strings(["0" * 64 for _ in listing]).write(shards, "sha256")
         part.create_dataset("skipped", data=np.zeros(0, "<i8"))
     seal(index, INDEX_FORMAT)
 

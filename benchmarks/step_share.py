@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from cusa.cli.console import cpu_count, quiet_libraries
-from cusa.train.loss.cusa_loss import TERMS, CUSALoss, LossConfig
+from cusa.train.loss.config import TERMS, LossConfig
+from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.student import Student
 
 from timing import in_turns

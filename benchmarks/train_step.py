@@ -40,7 +40,7 @@ from cusa.eval.metrics.validation import validation_scores
 from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge
 from cusa.train.loader import Batch, Loader, Pairs, on_device
-from cusa.train.loss.cusa_loss import TERMS
+from cusa.train.loss.config import TERMS
 from cusa.train.processes import Processes
 from cusa.train.step import AUTOCAST
 from cusa.train.trainer import Trainer

@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from cusa.data.store.reader import EmbeddingStore
     from cusa.eval.evaluators.retrieval.measure import cross_modal_recalls, uni_modal_recalls
     from cusa.eval.metrics.by_class import image_retrieval
-    from cusa.eval.models.any_model import Encoder, load_encoder
+    from cusa.eval.models.any_model import load_encoder
+    from cusa.eval.models.protocols import Encoder
     from cusa.eval.models.student import StudentEncoder, load_student
     from cusa.train.gradient_cache import encode_in_micro_batches
-    from cusa.train.loss.cusa_loss import (
-        CUSALoss,
-        LossConfig,
-        Temperature,
-        TemperaturePair,
+    from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
+    from cusa.train.loss.cusa_loss import CUSALoss
+    from cusa.train.loss.functions import (
         contrastive_loss,
         fuse_similarities,
         soft_label_loss,

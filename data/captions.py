@@ -1,4 +1,4 @@
-"""Caption normaliser of the ALBEF / X-VLM / CUSA line of work."""
+"""The caption normaliser of the ALBEF / X-VLM / CUSA line of work."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from cusa.data.errors import DataError, SettingError
 _PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
 
 NORMALIZERS = ("albef", "none")
-_SHOWN = 60  # characters of a caption in a message
+# Characters of a caption in a message.
+_MAX_SHOWN = 60
 
 
 def normalize_caption(caption: str, max_words: int = 64) -> str:
     r"""Lower-case, drop punctuation, cut to ``max_words`` words.
 
-    The rule, in order: lower case; each of ``, . ' ! ? " ( ) * # : ; ~ - /`` becomes a space; ``<person>`` becomes
-    ``person``; runs of two or more white-space characters become one space; newlines at the end and spaces at both
-    ends go; the first ``max_words`` words, split at single spaces, stay. A single tab or newline inside survives.
+    The rule, in order: lower case; each of ``, . ' ! ? " ( ) * # : ; ~ - /`` becomes a space;
+    ``<person>`` becomes ``person``; runs of two or more white-space characters become one space;
+    newlines at the end and spaces at both ends go; the first ``max_words`` words, split at single
+    spaces, stay. A single tab or newline inside survives.
 
     Args:
         caption: The caption as written.
@@ -41,10 +43,11 @@ def normalize_caption(caption: str, max_words: int = 64) -> str:
 
 
 def normalizer(name: str) -> Callable[[str], str]:
-    """The caption normaliser of that name, ``str -> str``.
+    """Return the caption normaliser of that name, ``str -> str``.
 
     Args:
-        name: ``"albef"`` (:func:`normalize_caption`) or ``"none"`` (captions as written; blank ones are refused).
+        name: ``"albef"`` (:func:`normalize_caption`) or ``"none"`` (captions as written; blank ones
+            are refused).
 
     Raises:
         SettingError: If the name is unknown.
@@ -65,5 +68,7 @@ def _as_written(caption: str) -> str:
 
 
 def _shown(caption: str) -> str:
-    """A caption for a message: empty ones may be of any length."""
-    return repr(caption) if len(caption) <= _SHOWN else f"{caption[:_SHOWN]!r}…"
+    """Return a caption for a message: blank ones may be of any length."""
+    if len(caption) <= _MAX_SHOWN:
+        return repr(caption)
+    return f"{caption[:_MAX_SHOWN]!r}…"

@@ -20,8 +20,9 @@ class SplitEmbeddings:
         image: Per head, ``[n_images, d]``.
         text: Per head, ``[n_captions, d]``.
         image_rows: int64: row of the split of each image embedding; unreadable images have none.
-        text_rows: int64: same for captions.
-        caption_image: int64 ``[n_captions]``: index into the image embeddings, -1 where the image has none.
+        text_rows: int64: row of the split of each caption embedding.
+        caption_image: int64 ``[n_captions]``: index into the image embeddings, -1 where the image
+            has none.
     """
 
     image: dict[Head, np.ndarray]

@@ -1,14 +1,15 @@
-"""The exceptions that mean "the user can fix this"; command lines print them as one line."""
+"""Errors that the user can fix; command lines print them as one line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-FORWARD_PASS = "forward pass"  # location of what a model's own code raised on its inputs
+# Location of what a model's own code raised on its inputs.
+FORWARD_PASS = "forward pass"
 
 
 class CusaError(ValueError):
-    """A mistake in what the user gave: what it was, what is legal, what to do next, in one line.
+    """A mistake in what the user gave, in one line: what it was, what is legal, what to do.
 
     Args:
         message: The line.
@@ -23,10 +24,17 @@ class CusaError(ValueError):
     """
 
     def __init__(
-        self, message: str, *, path: Path | None = None, location: str = "", name: str = ""
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        location: str = "",
+        name: str = "",
     ) -> None:
         super().__init__(message)
-        self.path, self.location, self.name = path, location, name
+        self.path = path
+        self.location = location
+        self.name = name
 
 
 class FileFormatError(CusaError):
@@ -61,6 +69,10 @@ class SettingError(CusaError):
     """A setting is unknown or has an illegal value."""
 
 
+class LockedError(CusaError):
+    """Another run is working on a folder; ``name`` is its process."""
+
+
 class WorkerError(CusaError):
     """A worker process was killed, or ended by itself."""
 
@@ -70,6 +82,8 @@ class RunError(CusaError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name if it has none."""
+    """Return the first line of an error's message, or its type's name if it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[0]

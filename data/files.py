@@ -14,19 +14,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import LockedError
 
-_EVERYTHING = [(0, 0)]  # (offset, length); length 0 is "to the end, wherever that is"
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# (offset, length); length 0 is "to the end, wherever that is".
+_WHOLE_FILE = [(0, 0)]
+_UNSUPPORTED_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_LOCKED_ERRORS = (errno.EACCES, errno.EAGAIN)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name, flushed to disk, only if the block ends well.
+    """Yield a temporary path beside ``path``, which takes its name only if the block ends well.
 
-    A killed process leaves its temporary file; :func:`sweep` removes it.
+    The file is flushed to disk before. A killed process leaves its temporary file; :func:`sweep`
+    removes it.
     """
-    made = not path.parent.exists()
+    is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -35,10 +38,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _flush_folder(path.parent)
-        if made:  # the new folder's own name must outlive a power cut, too
+        if is_new_folder:
+            # The new folder's own name must outlive a power cut, too.
             _flush_folder(path.parent.parent)
     except OSError as error:
-        if error.errno == errno.ENOSPC:  # the system does not say what did not fit
+        # The system does not say what did not fit.
+        if error.errno == errno.ENOSPC:
             error.filename = error.filename or str(path)
         raise
     finally:
@@ -46,11 +51,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def sweep(paths: Sequence[Path]) -> None:
-    """Remove what killed processes left of these files while writing them; only under the store's lock."""
+    """Remove the temporary files of killed processes that were writing these files.
+
+    Only under the store's lock: a running process has such files, too.
+    """
     for folder in {path.parent for path in paths}:
-        for left in folder.glob(".*.tmp"):
-            if folder / left.name.removeprefix(".").rsplit(".", 2)[0] in paths:
-                left.unlink(missing_ok=True)
+        for temporary in folder.glob(".*.tmp"):
+            # .NAME.RANDOM.tmp, as atomic_file names it
+            final_name = temporary.name.removeprefix(".").rsplit(".", 2)[0]
+            if folder / final_name in paths:
+                temporary.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -62,7 +72,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def file_digest(path: Path) -> bytes:
-    """sha256 of a file's bytes.
+    """Compute the sha256 of a file's bytes.
 
     Raises:
         OSError: If it cannot be read.
@@ -72,12 +82,13 @@ def file_digest(path: Path) -> bytes:
 
 
 class FolderLock:
-    """Keeps a second run off the files of a first one; the operating system drops it when its process ends.
+    """A lock that keeps a second run off the files of a first one.
 
-    The folder is a run directory, or one of shards. It is a record lock (``fcntl``) on the folder's file ``.lock``,
-    which network file systems know, too. Of shards, one byte stands for one, at an offset drawn from its name, so that
-    jobs with other shards of the same store do not wait for each other. Processes of one run share it: the first takes
-    it alone, calls :meth:`share`, and then lets the others :meth:`join`.
+    The operating system drops it when its process ends. The folder is a run directory, or one of
+    shards. It is a record lock (``fcntl``) on the folder's file ``.lock``, which network file
+    systems know, too. One byte stands for each shard, at an offset drawn from its name, so that
+    jobs with other shards of the same store do not wait for each other. Processes of one run share
+    it: the first takes it alone, calls :meth:`share`, and then lets the others :meth:`join`.
 
     Args:
         folder: The folder.
@@ -88,7 +99,9 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
-        self._places = _EVERYTHING if names is None else [(_offset(name), 1) for name in names]
+        self._ranges = _WHOLE_FILE
+        if names is not None:
+            self._ranges = [(_offset(name), 1) for name in names]
         self._path = folder / ".lock"
         self._file: TextIO | None = None
         self._took = False
@@ -98,19 +111,19 @@ class FolderLock:
         """Take the lock alone.
 
         Raises:
-            CusaError: If another process has it; says which.
+            LockedError: If another process has it; says which.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+")
         self._set(fcntl.LOCK_EX)
         self._took = self.held
-        if self.held:
-            if self._places == _EVERYTHING:
-                self._file.truncate(0)
-            self._file.write(
-                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}\n"
-            )
-            self._file.flush()
+        if not self.held:
+            return
+        if self._ranges == _WHOLE_FILE:
+            self._file.truncate(0)
+        now = time.strftime("%F %T")
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
+        self._file.flush()
 
     def share(self) -> None:
         """Let other processes of this run :meth:`join`; other runs stay out."""
@@ -122,11 +135,12 @@ class FolderLock:
         self._set(fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Give it back."""
-        if self._file is not None:
-            if self._took and self._places == _EVERYTHING:
-                self._file.truncate(0)
-            self._file.close()
+        """Give the lock back."""
+        if self._file is None:
+            return
+        if self._took and self._ranges == _WHOLE_FILE:
+            self._file.truncate(0)
+        self._file.close()
 
     def __enter__(self) -> FolderLock:
         self.take()
@@ -136,25 +150,30 @@ class FolderLock:
         self.release()
 
     def _set(self, kind: int) -> None:
+        """Take a lock of a kind, ``fcntl.LOCK_EX`` or ``fcntl.LOCK_SH``, without waiting."""
         assert self._file is not None
         try:
-            for offset, length in self._places:
+            for offset, length in self._ranges:
                 fcntl.lockf(self._file, kind | fcntl.LOCK_NB, length, offset)
         except OSError as error:
-            if error.errno in _NO_LOCKS_HERE:
+            if error.errno in _UNSUPPORTED_ERRORS:
                 self.held = False
                 return
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
+            if error.errno not in _LOCKED_ERRORS:
                 raise
             self._file.seek(0)
-            owners = self._file.read().splitlines()
-            self.release()  # also of those places that were free
-            raise CusaError(
-                f"another run is working on {self._path.parent} ({owners[-1] if owners else 'unknown process'}); "
+            owners = self._file.read().splitlines() or ["unknown process"]
+            # Also of those ranges that were free.
+            self.release()
+            raise LockedError(
+                f"another run is working on {self._path.parent} ({owners[-1]}); "
                 "wait for it or stop it, or name another place",
                 path=self._path.parent,
+                name=owners[-1],
             ) from None
 
 
 def _offset(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    """Return the byte that stands for a shard: 56 bits, which every file system takes."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: in the local cache, on the hub, or neither, told in seconds."""
+"""Models of the Hugging Face hub: in the local cache, on the hub, or neither, known in seconds."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _NEVER_IN_NAMES = ("--", "..")
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a text can be the name of a model on the hub, ``owner/model``."""
+    """Return whether a text can be the name of a model on the hub, ``owner/model``."""
     return "/" in source and _is_legal_name(source)
 
 
 def _is_legal_name(source: str) -> bool:
-    """Whether the hub takes a text as a name; old models have no owner in theirs."""
-    is_of_legal_characters = _NAME.fullmatch(source) is not None
-    has_forbidden_pair = any(pair in source for pair in _NEVER_IN_NAMES)
-    return is_of_legal_characters and not has_forbidden_pair and not source.endswith(".git")
+    """Return whether the hub takes a text as a name; old models have no owner in theirs."""
+    if _NAME.fullmatch(source) is None or source.endswith(".git"):
+        return False
+    return not any(pair in source for pair in _NEVER_IN_NAMES)
 
 
 def locate(source: str, error_class: type[CusaError]) -> str:
-    """Where a model's files can be had without waiting for a network that is not there.
+    """Find a model's files, without waiting for a network that is not there.
 
     Args:
         source: A folder, or the name of a model on the hub.
@@ -51,24 +51,27 @@ def locate(source: str, error_class: type[CusaError]) -> str:
         return source
     if not _is_legal_name(source):
         message = (
-            f"{source!r} is neither a folder nor the name of a model on the hub; legal: owner/model "
-            "of letters, digits, - _ and ., or the path of a folder"
+            f"{source!r} is neither a folder nor the name of a model on the hub; legal: "
+            "owner/model of letters, digits, - _ and ., or the path of a folder"
         )
         raise error_class(message, name=source)
     from huggingface_hub import constants
 
-    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(source)
+    if constants.HF_HUB_OFFLINE:
+        problem: str | None = "HF_HUB_OFFLINE is set"
+    else:
+        problem = _hub_problem(source)
     if problem is None:
         return source
     snapshot = cached_snapshot(source)
     if snapshot is not None:
         return str(snapshot)
-    message = (
+    raise error_class(
         f"{source!r} is not in the local cache ({constants.HF_HUB_CACHE}) and cannot be downloaded "
         f"({problem}); where there is a network: hf download {source} --local-dir FOLDER; then "
-        "pass FOLDER"
+        "pass FOLDER",
+        name=source,
     )
-    raise error_class(message, name=source)
 
 
 def require(source: str, error_class: type[CusaError]) -> None:
@@ -86,7 +89,7 @@ def require(source: str, error_class: type[CusaError]) -> None:
 
 
 def cached_snapshot(name: str) -> Path | None:
-    """The folder of a model's main revision in the local cache, ``None`` if there is none."""
+    """Return the folder of a model's main revision in the local cache, if there is one."""
     from huggingface_hub import try_to_load_from_cache
 
     for marker in _MARKERS:
@@ -96,8 +99,8 @@ def cached_snapshot(name: str) -> Path | None:
     return None
 
 
-def _unreachable(name: str) -> str | None:
-    """Why a model cannot be had from the hub, ``None`` if it can."""
+def _hub_problem(name: str) -> str | None:
+    """Describe why a model cannot be had from the hub, ``None`` if it can."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -107,7 +110,8 @@ def _unreachable(name: str) -> str | None:
         try:
             get_hf_file_metadata(hf_hub_url(name, _MARKERS[0]), timeout=_TIMEOUT_S)
         except EntryNotFoundError:
-            answers.append(None)  # the model is there, without this file
+            # The model is there, without this file.
+            answers.append(None)
         except Exception as error:  # of the HTTP library, of which there are several
             answers.append(first_line(error))
         else:
@@ -117,11 +121,13 @@ def _unreachable(name: str) -> str | None:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_TIMEOUT_S)
-    return answers[0] if answers else f"no answer within {_TIMEOUT_S:g} seconds"
+    if not answers:
+        return f"no answer within {_TIMEOUT_S:g} seconds"
+    return answers[0]
 
 
 def has_file(source: str, name: str) -> bool:
-    """Whether a folder, or a repository on the hub, has a file of this name.
+    """Return whether a folder, or a repository on the hub, has a file of this name.
 
     Raises:
         Exception: Whatever the HTTP library raises.

@@ -16,22 +16,24 @@ _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes of the image files that Pillow reads, in lower case, with the dot."""
+    """Return the suffixes of the image files that Pillow reads, in lower case, with the dot."""
     # This loads the formats; Image.OPEN is empty before.
     format_of_suffix = Image.registered_extensions()
     readable_formats = Image.OPEN.keys() - _UNREADABLE_FORMATS
-    return frozenset(
-        suffix for suffix, name in format_of_suffix.items() if name in readable_formats
-    )
+    suffixes = set()
+    for suffix, format_name in format_of_suffix.items():
+        if format_name in readable_formats:
+            suffixes.add(suffix)
+    return frozenset(suffixes)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is an image, by its suffix."""
+    """Return whether a file of this name is an image, by its suffix."""
     return Path(name).suffix.lower() in image_suffixes()
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Absolute paths of the image files in a folder and below it, sorted.
+    """Return the absolute paths of the image files in a folder and below it, sorted.
 
     Hidden files and folders are left out; links to other folders are followed.
 
@@ -43,25 +45,29 @@ def find_images(folder: Path) -> list[Path]:
         OSError: If a folder cannot be read.
     """
     if not folder.is_dir():
-        problem = "is no folder" if folder.exists() else "does not exist"
-        raise CusaError(f"{folder} {problem}; pass a folder of images")
+        problem = "does not exist"
+        if folder.exists():
+            problem = "is no folder"
+        raise CusaError(f"{folder} {problem}; pass a folder of images", path=folder)
+
     image_paths: list[Path] = []
     visited: set[str] = set()
-    for parent, folder_names, file_names in os.walk(
-        folder.absolute(), onerror=_raise, followlinks=True
-    ):
+    walk = os.walk(folder.absolute(), onerror=_raise, followlinks=True)
+    for parent, folder_names, file_names in walk:
         real_parent = os.path.realpath(parent)
         if real_parent in visited:  # a link may lead back up
             folder_names.clear()
             continue
         visited.add(real_parent)
+        # Folders that are taken out of the list are not walked through.
         folder_names[:] = [name for name in folder_names if not _is_hidden(name)]
         for name in file_names:
             if is_image_name(name) and not _is_hidden(name):
                 image_paths.append(Path(parent, name))
+
     if not image_paths:
         message = f"no images in {folder} or below it (.jpg, .png, .webp, ...); pass another folder"
-        raise CusaError(message)
+        raise CusaError(message, path=folder)
     return sorted(image_paths)
 
 

@@ -1,4 +1,4 @@
-"""Lines and tables of text files that others wrote; a fault names the file and the line."""
+"""Lines and tables of text files that others wrote; an error names the file and the line."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ class Place(NamedTuple):
         return f"{self.path} {self.location}".rstrip()
 
     def fault(self, message: str) -> FileFormatError:
-        """The error of what is wrong there."""
+        """Return the error of a fault in that line."""
         return FileFormatError(f"{self}: {message}", path=self.path, location=self.location)
 
 
-def line_fault(path: Path, number: int, message: str) -> FileFormatError:
-    """The error of what is wrong with a line of a file.
+def line_fault(
+    path: Path,
+    number: int,
+    message: str,
+) -> FileFormatError:
+    """Return the error of a fault in a line of a file.
 
     Args:
         path: The file.
         number: The line, from 1.
         message: What is wrong, and what is expected.
     """
-    return FileFormatError(
-        f"{path}, line {number}: {message}", path=path, location=f"line {number}"
-    )
+    location = f"line {number}"
+    return FileFormatError(f"{path}, {location}: {message}", path=path, location=location)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -43,29 +46,34 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         FileFormatError: If the file is missing, a folder, or not UTF-8; names the line.
     """
-    # str.splitlines would also break lines at characters that occur within sentences, such as
-    # U+2028.
     try:
-        raw = path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         message = f"{path} does not exist; it belongs to the published data set, put it there"
         raise FileFormatError(message, path=path) from None
     except IsADirectoryError:
         raise FileFormatError(f"{path} is a folder, not a file", path=path) from None
     try:
-        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
+        number = content.count(b"\n", 0, error.start) + 1
         location = f"line {number}"
         message = f"{path}, {location}, is not UTF-8 text; save the file as UTF-8"
         raise FileFormatError(message, path=path, location=location) from None
-    return lines if lines[-1] else lines[:-1]
+
+    # str.splitlines would also break lines at characters that occur within sentences, such as
+    # U+2028.
+    lines = text.replace("\r\n", "\n").split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Read a comma-separated file.
 
-    Yields the number of the last line of each row that is not empty, and its cells.
+    Yields:
+        The number of the last line of each row that is not empty, and its cells.
 
     Raises:
         FileFormatError: If a row cannot be parsed: an open quotation mark, a cell of more than
@@ -76,22 +84,28 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise line_fault(
-                path, reader.line_num, f"{error}; expected comma-separated values"
-            ) from None
+            message = f"{error}; expected comma-separated values"
+            raise line_fault(path, reader.line_num, message) from None
         if row is None:
             return
         if row:
             yield reader.line_num, row
 
 
-def find_columns(header: Sequence[str], names: Sequence[str], path: Path) -> list[int] | None:
-    """Where the columns of these names are, by a table's header; ``None`` if one is missing.
+def find_columns(
+    header: Sequence[str],
+    names: Sequence[str],
+    path: Path,
+) -> list[int] | None:
+    """Find the columns of these names by a table's header.
 
     Args:
         header: Cells of the first line.
         names: The names, in lower case.
         path: The file.
+
+    Returns:
+        The number of each column, from 0; ``None`` if one is missing.
 
     Raises:
         FileFormatError: If a column is there twice.

@@ -1,7 +1,7 @@
-"""Text, JSON, CSV and YAML from files, each parser wrapped once: errors name the place.
+"""Text, JSON and CSV from files, each parser wrapped once: errors name the line.
 
-The parsers of the standard library and of PyYAML raise many things on damaged input (``RecursionError`` on deep
-nesting, ``ValueError`` on a number of 5,000 digits, ``KeyError`` on ``!!bool foo``). Here all of them become
+The parsers of the standard library raise many things on damaged input (``RecursionError`` on deep
+nesting, ``ValueError`` on a number of 5,000 digits). Here all of them become
 :class:`cusa.data.errors.FileFormatError`.
 """
 
@@ -12,28 +12,15 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from cusa.data.errors import FileFormatError, first_line
 
-MAX_YAML_NODES = (
-    10_000  # a file of settings has a few hundred; aliases of aliases multiply them without end
-)
 _CELL_ENDS = " \t\r\n"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_YAML_ERRORS = (
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-)
 
 
 def read_text(path: Path) -> str:
@@ -63,7 +50,11 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path)
 
 
-def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+def parse_json(
+    text: str,
+    path: Path,
+    line: int | None = None,
+) -> Any:
     """Parse JSON text.
 
     Args:
@@ -72,13 +63,16 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
         line: The line of the file, where the text is one line of it.
 
     Returns:
-        What :func:`json.loads` returns. No number in it is NaN or infinite, and no text holds half a character.
+        What :func:`json.loads` returns. No number in it is NaN or infinite, and no text holds half
+        a character.
 
     Raises:
-        FileFormatError: If the text is not JSON, nests too deeply, holds NaN or a number of thousands of digits, or
-            half of a surrogate pair.
+        FileFormatError: If the text is not JSON, nests too deeply, holds NaN or a number of
+            thousands of digits, or half of a surrogate pair.
     """
-    location = "" if line is None else f"line {line}"
+    location = ""
+    if line is not None:
+        location = f"line {line}"
     try:
         content = _DECODER.decode(text)
         if _SURROGATE_ESCAPE.search(text):
@@ -92,13 +86,16 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
         problem = first_line(error)
     else:
         return content
-    place = f"{path} {location}".strip()
-    message = f"{place} is not valid JSON ({problem}); repair it or download it again"
+    subject = f"{path} {location}".strip()
+    message = f"{subject} is not valid JSON ({problem}); repair it or download it again"
     raise FileFormatError(message, path=path, location=location) from None
 
 
 def parse_json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Parse JSON Lines: yields the number of each line that is not blank, from 1, and what it holds.
+    """Parse JSON Lines.
+
+    Yields:
+        The number of each line that is not blank, from 1, and its content.
 
     Raises:
         FileFormatError: If a line cannot be parsed; names it.
@@ -135,23 +132,32 @@ def parse_csv(
     rows = _csv_rows(text, path)
     line, header = next(rows, (1, []))
     names = [name for name in header if name]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        _refuse_csv(path, line, f"the header names {', '.join(repeated)} twice")
+    repeated = Counter(names) - Counter(set(names))
+    if repeated:
+        _refuse_csv(path, line, f"the header names {', '.join(sorted(repeated))} twice")
     return tuple(names), _named_cells(rows, header, path)
 
 
 def _named_cells(
-    rows: Iterator[tuple[int, list[str]]], header: list[str], path: Path
+    rows: Iterator[tuple[int, list[str]]],
+    header: list[str],
+    path: Path,
 ) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the line that each row begins on, and its cells by the names of the columns."""
     for line, cells in rows:
         if len(cells) != len(header):
-            problem = f"it has {len(cells)} cells, the header {len(header)}; a cell with a comma needs quotes"
+            problem = (
+                f"it has {len(cells)} cells, the header {len(header)}; a cell with a comma needs "
+                "quotes"
+            )
             _refuse_csv(path, line, problem)
-        yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+        named_cells = dict(zip(header, cells, strict=True))
+        named_cells.pop("", None)
+        yield line, named_cells
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The line that each row begins on, and its cells; rows without any are left out."""
+    """Yield the line that each row begins on, and its cells; rows without any are left out."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     while True:
         line = reader.line_num + 1
@@ -166,53 +172,14 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _refuse_csv(path: Path, line: int, problem: str) -> NoReturn:
+def _refuse_csv(
+    path: Path,
+    line: int,
+    problem: str,
+) -> NoReturn:
     location = f"line {line}"
     message = f"{path} {location} is not valid CSV ({problem}); repair it"
     raise FileFormatError(message, path=path, location=location)
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises:
-        FileFormatError: If it cannot be read or parsed; see :func:`parse_yaml`.
-    """
-    return parse_yaml(read_text(path), str(path), path)
-
-
-def parse_yaml(text: str, source: str, path: Path | None = None) -> Any:
-    """Parse one YAML document of plain values.
-
-    Args:
-        text: The text.
-        source: What it is called in messages: a path, or an option with its value.
-        path: The file that it comes from, if any.
-
-    Returns:
-        Plain Python values; ``None`` for an empty document.
-
-    Raises:
-        FileFormatError: If the text is not YAML, a value does not fit its tag, it nests too deeply, or its aliases
-            stand for more than :data:`MAX_YAML_NODES` values.
-    """
-    try:
-        loader = yaml.SafeLoader(text)
-        try:
-            root = loader.get_single_node()
-            if root is None:
-                return None
-            _refuse_expansion(root)
-            return loader.construct_document(root)
-        finally:
-            loader.dispose()
-    except RecursionError:
-        problem = "it nests too deeply"
-    except _YAML_ERRORS as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-    raise FileFormatError(
-        f"{source} is not valid YAML ({problem}); correct it", path=path
-    ) from None
 
 
 def refuse_half_characters(text: str) -> None:
@@ -244,44 +211,14 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite
 
 def _refuse_lone_surrogates(content: Any) -> None:
     """Refuse half a character in any key or text of parsed JSON."""
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
+    # A stack instead of recursion: documents may nest as deeply as the parser goes.
+    unchecked = [content]
+    while unchecked:
+        value = unchecked.pop()
         if isinstance(value, str):
             refuse_half_characters(value)
         elif isinstance(value, dict):
-            waiting.extend(value.keys())
-            waiting.extend(value.values())
+            unchecked.extend(value.keys())
+            unchecked.extend(value.values())
         elif isinstance(value, list):
-            waiting.extend(value)
-
-
-def _refuse_expansion(root: yaml.Node) -> None:
-    """Refuse a document whose aliases, written out, would be too many values, or hold themselves."""
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-
-    def size(node: yaml.Node) -> int:
-        key = id(node)
-        if key in open_nodes:
-            raise ValueError("an alias holds itself")
-        if key not in sizes:
-            open_nodes.add(key)
-            total = 1
-            for child in _children(node):
-                total += size(child)
-            open_nodes.remove(key)
-            sizes[key] = total
-        return sizes[key]
-
-    if size(root) > MAX_YAML_NODES:
-        raise ValueError(f"it stands for more than {MAX_YAML_NODES:,} values")
-
-
-def _children(node: yaml.Node) -> Iterator[yaml.Node]:
-    if isinstance(node, yaml.SequenceNode):
-        yield from node.value
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield key
-            yield value
+            unchecked.extend(value)

@@ -1,4 +1,4 @@
-"""What teachers and students load by transformers, with checks.
+"""Models and image processors of transformers, loaded with checks.
 
 Nothing here runs code of a model's folder: ``trust_remote_code`` is False in every call.
 """
@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cusa.data.errors import CusaError, FileFormatError
-from cusa.data.images import refuse_narrow
+from cusa.data.image_transform import refuse_narrow
 from cusa.data.parsing import read_json
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
-# Entries of a vocabulary besides special tokens; the ones that transformers makes up have 0 or 1.
-_FEWEST_ENTRIES = 2
 _LIBRARIES = (
     "torchvision",
     "timm",
@@ -31,20 +28,13 @@ _LIBRARIES = (
     "peft",
     "librosa",
 )
-_REMOTE_CODE = "trust_remote_code"  # what libraries advise where a model needs code of its own
-UNLIMITED = 10**9  # tokenisers without a limit say 1e30
+# What libraries advise where a model needs code of its own.
+_REMOTE_CODE = "trust_remote_code"
 _SETTINGS = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer_config.json",
-)
-_POSITION_TABLES = (
-    "position_embedding",
-    "position_embeddings",
-    "embed_positions",
-    "wpe",
-    "positional_embedding",
 )
 
 
@@ -78,42 +68,61 @@ def one_line_load_errors(
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        library = _missing_library(error)
-        if library is not None:
-            advice = f"pip install {library}"
-            message = f"cannot load {description} {source!r}: it needs {library}; {advice}"
-        elif _REMOTE_CODE in str(error):
-            problem = "it needs code of its own, which is not run"
-            advice = "use a model that transformers itself has the code of"
-            message = f"cannot load {description} {source!r}: {problem}; {advice}"
-        else:
-            message = f"cannot load {description} {source!r} ({_reason(error)}); {advice}"
-        path = Path(source) if Path(source).is_dir() else None
-        raise error_class(message, path=path, name=source) from None
+        message = f"cannot load {description} {source!r}{_reason_and_advice(error, advice)}"
+        raise error_class(message, path=folder_of(source), name=source) from None
+
+
+def _reason_and_advice(error: BaseException, advice: str) -> str:
+    """Return the end of the message of a model that does not load."""
+    library = _missing_library(error)
+    if library is not None:
+        return f": it needs {library}; pip install {library}"
+    if _REMOTE_CODE in str(error):
+        return (
+            ": it needs code of its own, which is not run; use a model that transformers itself "
+            "has the code of"
+        )
+    return f" ({_reason(error)}); {advice}"
+
+
+def folder_of(source: str) -> Path | None:
+    """Return the folder that a source is, ``None`` if it is the name of a model on the hub."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    return None
 
 
 def _reason(error: BaseException) -> str:
-    """Why a model does not load."""
+    """Describe why a model does not load."""
     if type(error).__name__ == "UnpicklingError":
         return "its weights are a damaged pickle, or one of other things than tensors, never loaded"
     if isinstance(error, EOFError):
         return "its weights end too early"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    n_lines = 1
+    if lines and lines[0].endswith(":"):
+        n_lines = 2
+    message = " ".join(lines[:n_lines])
     # Their message alone tells little: 'path', or 'list' object has no attribute 'get'.
-    is_bare = isinstance(error, LookupError | AttributeError | TypeError) or not message
-    return f"{type(error).__name__}: {message}" if is_bare else message
+    if isinstance(error, LookupError | AttributeError | TypeError) or not message:
+        return f"{type(error).__name__}: {message}"
+    return message
 
 
 def _missing_library(error: BaseException) -> str | None:
-    """The library that is not installed; transformers tells it in a paragraph."""
+    """Return the library that is not installed; transformers tells it in a paragraph."""
     text = str(error).lower()
-    is_missing = isinstance(error, ImportError) or "not found in your environment" in text
-    return next((library for library in _LIBRARIES if is_missing and library in text), None)
+    if not isinstance(error, ImportError) and "not found in your environment" not in text:
+        return None
+    for library in _LIBRARIES:
+        if library in text:
+            return library
+    return None
 
 
 def load_config(source: str) -> Any:
-    """The configuration of a transformers model.
+    """Load the configuration of a transformers model.
 
     Raises:
         FileFormatError: If one of a folder's files of settings is no JSON object.
@@ -141,23 +150,30 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def load_embedding_model(source: str) -> tuple[Any, list[str]]:
-    """A transformers model that gives embeddings, in float32, and what its weights lack.
+    """Load a transformers model that gives embeddings, in float32.
 
     Towers with a projection keep it: AutoModel would leave it out, and give another output than the
     embedding.
+
+    Returns:
+        The model, and the names of the weights that its files lack.
     """
     import torch
     import transformers
 
     config = load_config(source)
+    # Masked autoencoders hide most patches at random, in eval mode too.
     if hasattr(config, "mask_ratio"):
-        config.mask_ratio = 0.0  # masked autoencoders hide most patches at random, in eval mode too
+        config.mask_ratio = 0.0
+
     model_class: Any = transformers.AutoModel
-    is_known = type(config) in transformers.MODEL_MAPPING
+    suffixes: tuple[str, ...] = ("WithProjection",)
+    if type(config) not in transformers.MODEL_MAPPING:
+        suffixes = ("WithProjection", "Model")  # such as SiglipTextModel
     for architecture in getattr(config, "architectures", None) or ():
-        suffix = "WithProjection" if is_known else ("WithProjection", "Model")  # SiglipTextModel
-        if isinstance(architecture, str) and architecture.endswith(suffix):
+        if isinstance(architecture, str) and architecture.endswith(suffixes):
             model_class = getattr(transformers, architecture, model_class)
+
     # float32 whatever the checkpoint's dtype: stores record the precision, and autocast needs it.
     model, report = model_class.from_pretrained(
         source,
@@ -170,16 +186,13 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
 
 
 def lacking(source: str, missing: Sequence[str]) -> str:
-    """The message of an error about weights that are missing, of which there is at least one."""
+    """Return the message of an error about weights that are missing, at least one."""
     keys = f"{missing[0]} and {len(missing) - 1} more"
     return f"{source!r}: its weights lack {keys}; use complete ones"
 
 
-# --- images
-
-
 def load_image_processor(source: str) -> Any:
-    """The image processor of a transformers model: Pillow's, if it has one.
+    """Load the image processor of a transformers model: Pillow's, if it has one.
 
     So no row depends on whether torchvision is installed.
     """
@@ -189,120 +202,17 @@ def load_image_processor(source: str) -> Any:
 
 
 def processed(processor: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """What an image processor makes of images, as numpy arrays by the name of the model's input.
+    """Process images to numpy arrays by the name of the model's input.
 
     Raises:
         ImageError: If an image is too narrow to be resized.
     """
     size = getattr(processor, "size", None) or {}
-    shorter_side = size.get("shortest_edge") if hasattr(size, "get") else size
-    for image in images:
-        if isinstance(shorter_side, int) and getattr(processor, "do_resize", True):
+    shorter_side = size
+    if hasattr(size, "get"):
+        shorter_side = size.get("shortest_edge")
+    if isinstance(shorter_side, int) and getattr(processor, "do_resize", True):
+        for image in images:
             refuse_narrow(image, shorter_side)
-    return dict(processor(images=[image.convert("RGB") for image in images], return_tensors="np"))
-
-
-# --- texts
-
-
-def load_tokenizer(source: str, error_class: type[CusaError]) -> Any:
-    """The tokeniser of a transformers model, fit for padded batches.
-
-    Raises:
-        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    prepare_tokenizer(tokenizer, source, error_class)
-    return tokenizer
-
-
-def prepare_tokenizer(tokenizer: Any, source: str, error_class: type[CusaError]) -> None:
-    """Check a tokeniser, and let its end token pad where it has no token of its own for that.
-
-    Args:
-        tokenizer: One of transformers.
-        source: Folder or hub name of the model.
-        error_class: Class of the error.
-
-    Raises:
-        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
-    """
-    path = Path(source) if Path(source).is_dir() else None
-    special = set(tokenizer.all_special_ids)
-    ordinary = {number for number in tokenizer.get_vocab().values() if number not in special}
-    if len(ordinary) < _FEWEST_ENTRIES:
-        # transformers makes one up where a folder has none: all texts look alike to it.
-        message = (
-            f"{source!r} has no tokeniser: the vocabulary holds special tokens only; add "
-            "tokenizer.json (or the files of the model's own tokeniser) to its folder"
-        )
-        raise error_class(message, path=path, name=source)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            message = (
-                f"the tokeniser of {source!r} has neither a padding nor an end token; set "
-                "pad_token in tokenizer_config.json"
-            )
-            raise error_class(message, path=path, name=source)
-        tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it
-
-
-def position_limit(model: torch.nn.Module) -> int | None:
-    """Most tokens that a text model has positions for; ``None`` if its positions are no table.
-
-    RoBERTa and its relatives count positions from ``padding_idx + 1``: a table of 514 holds 512.
-    """
-    from torch import nn
-
-    limits = []
-    for name, module in model.named_modules():
-        is_of_images = "vision" in name or "image" in name or "visual" in name
-        is_table = name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding)
-        if is_table and not is_of_images:
-            padding = module.padding_idx
-            unused = padding + 1 if padding is not None else getattr(module, "offset", 0)
-            limits.append(module.num_embeddings - unused)
-    return min(limits, default=None)
-
-
-def token_limit(tokenizer: Any, text_model: Any) -> int | None:
-    """Most tokens of a text, special ones included; ``None`` if there is no limit."""
-    positions = position_limit(text_model)
-    if positions is None:  # such as rotary ones: the configuration tells how many it was trained on
-        positions = getattr(text_model.config, "max_position_embeddings", None)
-    limits = [tokenizer.model_max_length, positions]
-    known = [limit for limit in limits if limit is not None and 0 < limit < UNLIMITED]
-    return min(known, default=None)
-
-
-def text_padding(model_type: str) -> str:
-    """How a model's texts are padded: SigLIP was trained on full length, and attends to padding."""
-    return "max_length" if model_type.startswith("siglip") else "longest"
-
-
-def tokenized(
-    tokenizer: Any,
-    texts: list[str],
-    limit: int | None,
-    padding: str,
-) -> dict[str, torch.Tensor]:
-    """int64 ``[n, length]`` by the name of the model's input.
-
-    Args:
-        tokenizer: One of transformers, with a padding token.
-        texts: The texts.
-        limit: Tokens that longer texts are cut to; ``None``: none is cut.
-        padding: As :func:`text_padding` tells.
-    """
-    batch = tokenizer(
-        texts,
-        padding=padding,
-        truncation=limit is not None,
-        max_length=limit,
-        return_tensors="pt",
-        verbose=False,
-    )
-    names = ("input_ids",) if padding == "max_length" else ("input_ids", "attention_mask")
-    return {name: batch[name] for name in names if name in batch}
+    rgb_images = [image.convert("RGB") for image in images]
+    return dict(processor(images=rgb_images, return_tensors="np"))

@@ -1,4 +1,4 @@
-"""What a pair is: images with their captions, in splits, under stable ids."""
+"""Images with their captions, in splits, under stable ids."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ class Record:
 
     Attributes:
         image_id: Stable id of the image, unique within the data set.
-        image_path: Path of the image file relative to the data set's image root, with "/" as separator.
+        image_path: Path of the image file relative to the data set's image root, with "/" as
+            separator.
         captions: The captions as written, before any normalisation.
-        caption_ids: Stable id of each caption, unique within the data set; same length as ``captions``.
+        caption_ids: Stable id of each caption, unique within the data set; same length as
+            ``captions``.
         positions: Where each caption stands in the annotation files (:func:`entry_location`), or
             nothing.
     """
@@ -44,27 +46,28 @@ class AnnotationFile:
 
     Attributes:
         path: The file.
-        place: How its entries are called: ``"line {}"`` takes an entry's number.
+        location_format: What its entries are called: ``"line {}"`` takes an entry's number.
     """
 
     path: Path
-    place: str
+    location_format: str
 
 
-_NUMBER_BITS = (
-    40  # of an entry's number within its file: one int holds both, and a record little more
-)
+# Bits of an entry's number within its file: one int holds the file's number, too, and a record
+# grows little.
+_NUMBER_BITS = 40
 
 
 def entry_position(file_number: int, number: int) -> int:
-    """The position of an entry: which of the data set's files, and which entry of it."""
+    """Return the position of an entry: which of the data set's files, and which entry of it."""
     return file_number << _NUMBER_BITS | number
 
 
 def entry_location(files: Sequence[AnnotationFile], position: int) -> tuple[Path, str]:
-    """The file and the place in it that a position stands for: ``(pairs.csv, "line 3")``."""
+    """Return the file and the entry that a position stands for: ``(pairs.csv, "line 3")``."""
     file = files[position >> _NUMBER_BITS]
-    return file.path, file.place.format(position & (1 << _NUMBER_BITS) - 1)
+    number = position & (1 << _NUMBER_BITS) - 1
+    return file.path, file.location_format.format(number)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Truth:
 
     Attributes:
         image_labels: int64 ``[n_images]``; images with equal labels are relevant to each other.
-        indptr: int64 ``[n_captions + 1]``; caption ``c`` is true of the images ``indices[indptr[c]:indptr[c + 1]]``.
+        indptr: int64 ``[n_captions + 1]``; caption ``c`` is true of the images
+            ``indices[indptr[c]:indptr[c + 1]]``.
         indices: int64 image rows of the split, ascending within a caption.
     """
 
@@ -103,54 +107,68 @@ class Dataset:
     files: tuple[AnnotationFile, ...] = ()
 
     def __repr__(self) -> str:
-        sizes = ", ".join(
-            f"{name}: {len(records):,} images" for name, records in self.splits.items()
-        )
-        return f"Dataset({self.name!r}, {str(self.image_root)!r}, {sizes})"
+        sizes = [
+            f"{split_name}: {len(records):,} images" for split_name, records in self.splits.items()
+        ]
+        return f"Dataset({self.name!r}, {str(self.image_root)!r}, {', '.join(sizes)})"
 
     def location_of(self, record: Record, number: int) -> tuple[Path, str] | None:
-        """The annotation file and the place in it of a record's caption of that number.
+        """Return the annotation file and the entry of a record's caption.
 
-        ``None`` where the data set was not read from files.
+        Args:
+            record: The record.
+            number: Which of its captions, from 0.
+
+        Returns:
+            ``None`` where the data set was not read from files.
         """
-        if not (record.positions and self.files):
+        if not record.positions or not self.files:
             return None
         return entry_location(self.files, record.positions[number])
 
     def limited(self, limit: int) -> Dataset:
-        """The first ``limit`` images of every split with their captions; known relevance is cut to them."""
-        splits = {name: records[:limit] for name, records in self.splits.items()}
+        """Return the first ``limit`` images of every split with their captions and relevance."""
+        splits = {}
         truth = {}
-        for name, whole_truth in self.truth.items():
-            truth[name] = truth_of_images(
-                whole_truth, self.splits[name], np.arange(len(splits[name]))
-            )
+        for split_name, records in self.splits.items():
+            splits[split_name] = records[:limit]
+            if split_name in self.truth:
+                image_rows = np.arange(len(splits[split_name]))
+                whole_truth = self.truth[split_name]
+                truth[split_name] = truth_of_images(whole_truth, records, image_rows)
         return replace(self, splits=splits, truth=truth)
 
     def select(self, names: Sequence[str]) -> Dataset:
-        """The named splits only.
+        """Return the named splits only.
 
         Raises:
             DataError: If a name is not a split of this data set.
         """
-        for name in names:
-            if name not in self.splits:
+        for split_name in names:
+            if split_name not in self.splits:
+                legal_splits = ", ".join(self.splits)
                 raise DataError(
-                    f"data set {self.name!r} has no split {name!r}; it has: {', '.join(self.splits)}",
-                    name=name,
+                    f"data set {self.name!r} has no split {split_name!r}; it has: {legal_splits}",
+                    name=split_name,
                 )
-        return replace(
-            self,
-            splits={n: self.splits[n] for n in names},
-            truth={n: t for n, t in self.truth.items() if n in names},
-        )
+        splits = {}
+        truth = {}
+        for split_name in names:
+            splits[split_name] = self.splits[split_name]
+            if split_name in self.truth:
+                truth[split_name] = self.truth[split_name]
+        return replace(self, splits=splits, truth=truth)
 
 
-def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndarray) -> Truth:
-    """The known relevance of some images of a split among each other.
+def truth_of_images(
+    truth: Truth,
+    records: Sequence[Record],
+    image_rows: np.ndarray,
+) -> Truth:
+    """Return the known relevance of some images of a split among each other.
 
     Args:
-        truth: That of the whole split.
+        truth: The relevance of the whole split.
         records: The records of the whole split.
         image_rows: int64, ascending: the images.
     """
@@ -158,139 +176,100 @@ def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndar
     new_rows[image_rows] = np.arange(len(image_rows))
     relevant: list[np.ndarray] = []
     for caption, image_row in enumerate(caption_rows(records).tolist()):
-        if new_rows[image_row] >= 0:
-            images = new_rows[truth.indices[truth.indptr[caption] : truth.indptr[caption + 1]]]
-            relevant.append(images[images >= 0])
+        if new_rows[image_row] < 0:
+            continue
+        start, stop = truth.indptr[caption : caption + 2]
+        images = new_rows[truth.indices[start:stop]]
+        relevant.append(images[images >= 0])
     return Truth(truth.image_labels[image_rows], *csr(relevant))
 
 
 def csr(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of different lengths as (indptr int64 ``[len(rows) + 1]``, indices int64)."""
+    """Join rows of different lengths.
+
+    Returns:
+        ``indptr`` int64 ``[len(rows) + 1]`` and ``indices`` int64, as of a sparse matrix: row ``r``
+        is ``indices[indptr[r]:indptr[r + 1]]``.
+    """
     indptr = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(r) for r in rows], out=indptr[1:])
-    indices = np.concatenate(rows) if rows else np.zeros(0)
+    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    indices = np.concatenate([np.zeros(0, np.int64), *rows])
     return indptr, indices.astype(np.int64)
 
 
 def caption_rows(records: Sequence[Record]) -> np.ndarray:
-    """int64 ``[n_captions]``: the image row that each caption of a split belongs to, captions in record order."""
-    return np.repeat(np.arange(len(records), dtype=np.int64), [len(r.captions) for r in records])
+    """Return the image row of each caption of a split: int64 ``[n_captions]``, in record order."""
+    image_rows = np.arange(len(records), dtype=np.int64)
+    n_captions = [len(record.captions) for record in records]
+    return np.repeat(image_rows, n_captions)
 
 
 def iter_captions(records: Sequence[Record]) -> Iterator[str]:
-    """Every caption of a split in row order."""
+    """Yield every caption of a split in row order."""
     for record in records:
         yield from record.captions
 
 
 def fingerprint(records: Sequence[Record]) -> str:
-    """sha256 (hex) over ids, paths and captions in order: equal only if every row means the same."""
+    """Compute the sha256 (hex) over ids, paths and captions in order.
+
+    Those of two splits are equal only if every row means the same.
+    """
     digest = hashlib.sha256()
-    for r in records:
-        for part in (
-            r.image_id,
-            r.image_path,
-            *(x for pair in zip(r.caption_ids, r.captions, strict=True) for x in pair),
-        ):
-            raw = part.encode()
-            digest.update(len(raw).to_bytes(8, "little") + raw)
-        digest.update(b"\xff" * 8)  # ends a record: no length is that large
+    for record in records:
+        texts = [record.image_id, record.image_path]
+        for caption_id, caption in zip(record.caption_ids, record.captions, strict=True):
+            texts.extend((caption_id, caption))
+        for text in texts:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        # Ends a record: no length is that large.
+        digest.update(b"\xff" * 8)
     return digest.hexdigest()
 
 
 class SplitView(Protocol):
-    """What an evaluation asks of a split: :class:`cusa.data.store.reader.Split`, or :class:`RecordSplit`."""
+    """A split as evaluations see it.
+
+    :class:`cusa.data.store.reader.Split` and :class:`cusa.data.record_split.RecordSplit` are two.
+    """
 
     @property
     def name(self) -> str:
-        """Split name."""
+        """Return the split's name."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over ids, paths and captions."""
+        """Return the sha256 (hex) over ids, paths and captions."""
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """One per image row."""
+        """Return the id of each image row."""
 
     @property
     def image_paths(self) -> Sequence[str]:
-        """Same, relative to the image root."""
+        """Return the path of each image row, relative to the image root."""
 
     @property
     def caption_ids(self) -> Sequence[str]:
-        """One per caption row."""
+        """Return the id of each caption row."""
 
     @property
     def captions(self) -> Sequence[str]:
-        """Same, as written."""
+        """Return the caption of each caption row, as written."""
 
     @property
     def caption_image(self) -> np.ndarray:
-        """int64 ``[n_captions]``: the image row of each caption."""
+        """Return the image row of each caption: int64 ``[n_captions]``."""
 
     @property
     def truth(self) -> Truth | None:
-        """Relevance beyond the labels, where it is known."""
+        """Return relevance beyond the labels, where it is known."""
 
     @property
     def n_images(self) -> int:
-        """Number of image rows."""
+        """Return the number of image rows."""
 
     @property
     def n_captions(self) -> int:
-        """Number of caption rows."""
-
-
-@dataclass(frozen=True)
-class RecordSplit:
-    """A split of a data set by row, as an annotation file has it, without a store.
-
-    Attributes:
-        name: Split name.
-        fingerprint: sha256 (hex) over ids, paths and captions.
-        image_ids: Image ids, one per image row.
-        image_paths: Image paths relative to the image root.
-        caption_ids: Caption ids, one per caption row.
-        captions: Captions as written.
-        caption_image: int64 ``[n_captions]``: the image row of each caption.
-        truth: Relevance beyond the labels, or ``None``.
-    """
-
-    name: str
-    fingerprint: str
-    image_ids: tuple[str, ...]
-    image_paths: tuple[str, ...]
-    caption_ids: tuple[str, ...]
-    captions: tuple[str, ...]
-    caption_image: np.ndarray
-    truth: Truth | None
-
-    @staticmethod
-    def of(dataset: Dataset, name: str) -> RecordSplit:
-        """A split of a data set.
-
-        Raises:
-            DataError: If it has no such split.
-        """
-        records = dataset.select([name]).splits[name]
-        return RecordSplit(
-            name=name,
-            fingerprint=fingerprint(records),
-            image_ids=tuple(r.image_id for r in records),
-            image_paths=tuple(r.image_path for r in records),
-            caption_ids=tuple(c for r in records for c in r.caption_ids),
-            captions=tuple(iter_captions(records)),
-            caption_image=caption_rows(records),
-            truth=dataset.truth.get(name),
-        )
-
-    @property
-    def n_images(self) -> int:
-        """Number of image rows."""
-        return len(self.image_ids)
-
-    @property
-    def n_captions(self) -> int:
-        """Number of caption rows."""
-        return len(self.captions)
+        """Return the number of caption rows."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def shell_command(program: str, *arguments: object) -> str:
-    """A command line that runs as printed, also where this environment is not the active one.
+    """Return a command line that runs as printed, even outside the active environment.
 
     Args:
         program: One of this package's programs, such as ``"cusa-train"``.
@@ -17,6 +17,7 @@ def shell_command(program: str, *arguments: object) -> str:
     """
     installed = Path(sys.executable).parent / program
     on_path = shutil.which(program)
-    if installed.exists() and (on_path is None or not installed.samefile(on_path)):
+    is_found_by_name = on_path is not None and installed.exists() and installed.samefile(on_path)
+    if installed.exists() and not is_found_by_name:
         program = str(installed)
     return shlex.join([program, *map(str, arguments)])

@@ -1,12 +1,14 @@
-"""Rows of length one, whatever type and size they come in: lengths are taken in float64."""
+"""L2 normalisation of rows of any type and size: lengths are taken in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-_BLOCK_ROWS = 4096  # converted to float64 at once
-_SAFE_BYTES = 4  # a float of no more bytes has squares that float64 holds
+# Converted to float64 at once.
+_BLOCK_ROWS = 4096
+# A float of no more bytes has squares that float64 holds.
+_SAFE_BYTES = 4
 
 
 def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
@@ -22,23 +24,27 @@ def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     Returns:
         ``[n, d]``; rows of zeros stay zeros, rows that are not finite become NaN.
     """
-    unit = np.empty(rows.shape, dtype)
+    normalized = np.empty(rows.shape, dtype)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        unit[block] = _divided_by_lengths(_scaled(rows[block]))
-    return unit
+        scaled_rows = _scaled(rows[block])
+        normalized[block] = _divided_by_lengths(scaled_rows)
+    return normalized
 
 
 def _divided_by_lengths(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    divisors = np.where(lengths == 0, 1.0, lengths)
     with np.errstate(invalid="ignore"):  # infinity by infinity
-        return rows / np.where(lengths == 0, 1.0, lengths)
+        return rows / divisors
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:
-    """float64, multiplied by a power of two where it would not hold the rows' squares."""
-    wide = np.asarray(rows, np.float64)
-    if rows.dtype.itemsize <= _SAFE_BYTES or not wide.size:
-        return wide
-    _, exponents = np.frexp(np.abs(wide).max(axis=1, keepdims=True))
-    return np.ldexp(wide, -exponents)
+    """Convert rows to float64, times a power of two where it would not hold their squares."""
+    wide_rows = np.asarray(rows, np.float64)
+    if rows.dtype.itemsize <= _SAFE_BYTES or not wide_rows.size:
+        return wide_rows
+    # A power of two leaves every digit as it is, and the direction with it.
+    largest = np.abs(wide_rows).max(axis=1, keepdims=True)
+    _, exponents = np.frexp(largest)
+    return np.ldexp(wide_rows, -exponents)

@@ -16,11 +16,12 @@ from cusa.data.records import SPLITS, Dataset, truth_of_images
 Value = TypeVar("Value")
 
 DEFAULT_FRACTION = 0.1
-MAX_DEFAULT_IMAGES = 5_000  # as many as COCO's; by default a large data set gives no more
+# As many as COCO's; by default a large data set gives no more.
+MAX_DEFAULT_IMAGES = 5_000
 
 
 def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -> frozenset[str]:
-    """The images that are val: those whose ids have the lowest sha256.
+    """Choose the images of the val split: those whose ids have the lowest sha256.
 
     The same ids give the same choice in any order, and it hardly changes when the data grow.
 
@@ -32,8 +33,10 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
     Raises:
         SettingError: If the fraction is out of range.
     """
-    share = DEFAULT_FRACTION if fraction is None else fraction
-    if not (math.isfinite(share) and 0 <= share < 1):
+    share = DEFAULT_FRACTION
+    if fraction is not None:
+        share = fraction
+    if not math.isfinite(share) or not 0 <= share < 1:
         raise SettingError(
             f"--val-fraction {fraction}: legal are 0 (no val split) to below 1", name="val_fraction"
         )
@@ -43,16 +46,22 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
         n_val = min(n_val, MAX_DEFAULT_IMAGES)
     if share > 0:
         n_val = max(n_val, 1)
-    return frozenset(ordered[: min(n_val, len(ordered) - 1)] if ordered else ())
+    # One image stays for training.
+    n_val = min(n_val, max(len(ordered) - 1, 0))
+    return frozenset(ordered[:n_val])
 
 
 def order_by_hash(image_ids: Iterable[str]) -> list[str]:
-    """The ids by their sha256, the lowest first."""
-    return sorted(image_ids, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())
+    """Sort ids by their sha256, the lowest first."""
+    return sorted(image_ids, key=_sha256)
+
+
+def _sha256(image_id: str) -> bytes:
+    return hashlib.sha256(image_id.encode()).digest()
 
 
 def with_val_split(dataset: Dataset, val_ids: Container[str]) -> Dataset:
-    """The data set with some of its training images as val split, in the order that they had.
+    """Return the data set with some of its training images as val split, in the order they had.
 
     Args:
         dataset: A data set with a train split and no val split.
@@ -62,13 +71,20 @@ def with_val_split(dataset: Dataset, val_ids: Container[str]) -> Dataset:
     is_val = np.fromiter((record.image_id in val_ids for record in train), bool, len(train))
     if not is_val.any():
         return dataset
-    splits, truth = dict(dataset.splits), dict(dataset.truth)
-    for name, rows in (("train", np.flatnonzero(~is_val)), ("val", np.flatnonzero(is_val))):
-        splits[name] = tuple(train[row] for row in rows.tolist())
+
+    splits = dict(dataset.splits)
+    truth = dict(dataset.truth)
+    rows_of_split = {"train": np.flatnonzero(~is_val), "val": np.flatnonzero(is_val)}
+    for split_name, rows in rows_of_split.items():
+        splits[split_name] = tuple(train[row] for row in rows.tolist())
         if "train" in dataset.truth:
-            truth[name] = truth_of_images(dataset.truth["train"], train, rows)
+            truth[split_name] = truth_of_images(dataset.truth["train"], train, rows)
     return replace(dataset, splits=_in_order(splits), truth=_in_order(truth))
 
 
 def _in_order(by_split: dict[str, Value]) -> dict[str, Value]:
-    return {name: by_split[name] for name in SPLITS if name in by_split}
+    ordered = {}
+    for split_name in SPLITS:
+        if split_name in by_split:
+            ordered[split_name] = by_split[split_name]
+    return ordered

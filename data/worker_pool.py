@@ -8,20 +8,16 @@ would wait for. Arrays and tensors travel in anonymous shared memory, which take
 
 from __future__ import annotations
 
-import errno
-import mmap
 import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
@@ -30,16 +26,21 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from weakref import WeakSet
 
 from cusa.data.errors import CusaError, WorkerError
+from cusa.data.worker_messages import receive, send
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 Key = TypeVar("Key", contravariant=True)
 Item = TypeVar("Item", covariant=True)
 T = TypeVar("T")
 
-_REQUESTS_PER_WORKER = 2  # one being read, one waiting
-_ALIGNMENT = 64  # bytes; where each array starts in shared memory
-_EXIT_PATIENCE_S = 5.0  # for a killed process to be reaped
-_parent_connections: WeakSet[Connection] = WeakSet()  # of every pool; forked workers inherit them
+# One being read, one waiting.
+_REQUESTS_PER_WORKER = 2
+# For a killed process to be reaped.
+_EXIT_PATIENCE_S = 5.0
+# Above that of multiprocessing's own finalizers.
+_EXIT_PRIORITY = 10
+# Of every pool; forked workers inherit them.
+_parent_connections: WeakSet[Connection] = WeakSet()
 
 
 class Readable(Protocol[Key, Item]):
@@ -51,7 +52,7 @@ class Readable(Protocol[Key, Item]):
 
 
 class WorkerPool(Generic[T]):
-    """Reads items in worker processes, which start with the first :meth:`read`.
+    """A pool of processes that read items; they start with the first :meth:`read`.
 
     Close it to end them.
 
@@ -70,13 +71,15 @@ class WorkerPool(Generic[T]):
         start_method: StartMethod | None = None,
         pin: bool = False,
     ) -> None:
-        self._readable, self._n_workers, self._pin = readable, workers, pin
+        self._readable = readable
+        self._n_workers = workers
+        self._pin = pin
         self._context: Any = multiprocessing.get_context(start_method)
         self._workers: list[_Worker] = []
 
     @property
     def process_ids(self) -> list[int]:
-        """Process ids of the running workers."""
+        """Return the process ids of the running workers."""
         return [worker.process.pid for worker in self._workers]
 
     def read(self, keys: Iterable[Any]) -> Generator[T, None, None]:
@@ -107,13 +110,13 @@ class WorkerPool(Generic[T]):
             return
         # Workers ignore the SIGTERM that multiprocessing sends at exit before it waits for them;
         # a finalizer with a priority runs before that.
-        Finalize(self, _kill_all, (self._workers,), exitpriority=10)
+        Finalize(self, _kill_all, (self._workers,), exitpriority=_EXIT_PRIORITY)
         with _signals_blocked():
             for _ in range(self._n_workers):
                 self._workers.append(_Worker(self._context, self._readable))
 
     def _in_turns(self, keys: Iterator[Any]) -> Iterator[Any]:
-        """Send keys to the workers in turn, so that their answers come back in order."""
+        """Yield items; keys go to the workers in turn, so that answers come back in order."""
         pending: deque[_Worker] = deque()
 
         def request_next(worker: _Worker) -> None:
@@ -132,7 +135,8 @@ class WorkerPool(Generic[T]):
                     raise answer.error
                 yield answer
         except BaseException:
-            self.close()  # or the next read would get the answers to these requests
+            # Or the next read would get the answers to these requests.
+            self.close()
             raise
 
 
@@ -144,7 +148,10 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
         for _ in range(depth):
             waiting.append(thread.submit(next, items, end))
         try:
-            while (item := waiting.popleft().result()) is not end:
+            while True:
+                item = waiting.popleft().result()
+                if item is end:
+                    return
                 waiting.append(thread.submit(next, items, end))
                 yield item
         finally:
@@ -171,7 +178,8 @@ class _Worker:
         _parent_connections.add(self._connection)
         self.process = context.Process(target=_serve, args=(worker_end, readable), daemon=True)
         self.process.start()
-        worker_end.close()  # the worker holds the only copy: the connection closes when it dies
+        # The worker holds the only copy: the connection closes when it dies.
+        worker_end.close()
 
     def request(self, key: Any) -> None:
         """Ask for an item; if the process has ended, it is the answer that raises.
@@ -188,10 +196,11 @@ class _Worker:
             WorkerError: If the process has ended.
         """
         try:
-            return _receive(self._connection)
+            return receive(self._connection)
         except (EOFError, ConnectionError):
-            pid = f"process {self.process.pid}"
-            raise WorkerError(f"worker {pid} {self._cause_of_death()}", name=pid) from None
+            process = f"process {self.process.pid}"
+            message = f"worker {process} {self._cause_of_death()}"
+            raise WorkerError(message, name=process) from None
 
     def kill(self) -> None:
         """End the process at once; it only reads, so nothing is lost."""
@@ -242,17 +251,19 @@ def _serve(connection: Connection, readable: Readable[Any, Any]) -> None:
     import torch
 
     for inherited in _parent_connections:
-        inherited.close()  # a copy that would keep the connection open after the parent's death
+        # A copy that would keep the connection open after the parent's death.
+        inherited.close()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)  # there is one worker per core
+    # There is one worker per core.
+    torch.set_num_threads(1)
     keys: SimpleQueue[Any] = SimpleQueue()
     # A thread takes requests off the connection at once; otherwise both processes could block on
     # sending to each other.
     threading.Thread(target=_receive_keys, args=(connection, keys.put), daemon=True).start()
     with suppress(ConnectionError):
         while True:
-            _send(connection, _item_or_failure(readable, keys.get()))
+            send(connection, _item_or_failure(readable, keys.get()))
 
 
 def _receive_keys(connection: Connection, put: Callable[[Any], None]) -> None:
@@ -260,7 +271,8 @@ def _receive_keys(connection: Connection, put: Callable[[Any], None]) -> None:
         while True:
             put(connection.recv())
     except (EOFError, OSError):
-        os._exit(0)  # even halfway through an item: nobody waits for it
+        # Even halfway through an item: nobody waits for it.
+        os._exit(0)
 
 
 def _item_or_failure(readable: Readable[Any, Any], key: Any) -> Any:
@@ -278,106 +290,3 @@ def _picklable(error: Exception) -> Exception:
     except Exception:  # an exception class may raise anything here
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-# --- messages
-
-
-class _TensorPickler(pickle.Pickler):
-    """Pickles tensors as arrays, whose bytes protocol 5 can leave out of the pickle."""
-
-    def reducer_override(self, value: Any) -> Any:
-        """Reduce a tensor to an array."""
-        import torch
-
-        if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:  # numpy has none
-            return torch.from_numpy, (value.numpy(),)
-        return NotImplemented
-
-
-def _send(connection: Connection, value: Any) -> None:
-    """Send a value as a pickle, the sizes of its arrays, and their bytes."""
-    buffers: list[pickle.PickleBuffer] = []
-    file = BytesIO()
-    _TensorPickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
-    arrays = [buffer.raw() for buffer in buffers]
-    sizes = [array.nbytes for array in arrays]
-    memory = _anonymous_memory(sum(map(_aligned, sizes)))
-    connection.send((file.getvalue(), sizes, memory is not None))
-    if memory is None:
-        for array in arrays:
-            connection.send_bytes(array)
-        return
-    try:
-        _fill(memory, arrays)
-        with socket.socket(fileno=os.dup(connection.fileno())) as channel:
-            socket.send_fds(channel, [b"\0"], [memory])
-    finally:
-        os.close(memory)
-
-
-def _receive(connection: Connection) -> Any:
-    """Receive what :func:`_send` sent; its arrays are writable.
-
-    Raises:
-        EOFError: If the sender dies before it has sent all of it.
-    """
-    try:
-        pickled, sizes, in_memory = connection.recv()
-        if not in_memory:
-            buffers = [bytearray(size) for size in sizes]
-            for buffer in buffers:
-                connection.recv_bytes_into(buffer)
-            return pickle.loads(pickled, buffers=buffers)
-        with socket.socket(fileno=os.dup(connection.fileno())) as channel:
-            message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-    except OSError as error:
-        if error.errno is None:  # how Connection reports a truncated message
-            raise EOFError from None
-        raise
-    if not message:
-        raise EOFError
-    if not descriptors:  # the kernel drops what would exceed the limit
-        raise OSError(errno.EMFILE, "too many open files; hold fewer batches at a time")
-    return pickle.loads(pickled, buffers=_arrays_in(descriptors[0], sizes))
-
-
-def _anonymous_memory(n_bytes: int) -> int | None:
-    """Return a file descriptor of so much memory, or ``None`` if there is none to be had."""
-    if not n_bytes or not hasattr(os, "memfd_create"):
-        return None
-    try:
-        memory = os.memfd_create("cusa")
-    except OSError:
-        return None
-    try:
-        os.posix_fallocate(memory, 0, n_bytes)  # fails now rather than with SIGBUS on writing
-    except OSError:
-        os.close(memory)
-        return None
-    return memory
-
-
-def _fill(memory: int, arrays: Sequence[memoryview]) -> None:
-    with mmap.mmap(memory, 0) as mapped:
-        start = 0
-        for array in arrays:
-            mapped[start : start + array.nbytes] = array
-            start += _aligned(array.nbytes)
-
-
-def _arrays_in(memory: int, sizes: Sequence[int]) -> list[memoryview]:
-    """Return the arrays' bytes; the memory is freed with the last of them."""
-    try:
-        mapped = memoryview(mmap.mmap(memory, 0))
-    finally:
-        os.close(memory)
-    arrays, start = [], 0
-    for size in sizes:
-        arrays.append(mapped[start : start + size])
-        start += _aligned(size)
-    return arrays
-
-
-def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -14,8 +14,8 @@ from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
 from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
 from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman, spearman
-from cusa.eval.metrics.metric_options import recall_sum
 from cusa.eval.metrics.per_query import Rankings, Ties
+from cusa.eval.metrics.recalls import recall_sum
 from cusa.eval.queries import Queries
 
 _UNI_MODAL = ("t2t", "i2i", "sts")

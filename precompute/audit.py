@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cusa.data.errors import StoreError, TeacherError
-from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
 from cusa.precompute.embedding import embed_captions, embed_images
@@ -66,7 +67,7 @@ def audit(
     teacher, settings = _load_recorded_teacher(store, name, source, device)
     stored = store.teachers[name]
     # Other fields may differ and the rows still agree: the comparison will tell.
-    differing = tuple(stored.differing(settings))
+    differing = tuple(stored.differences(settings))
     if any(field.startswith(("modality", "dim")) for field in differing):
         raise TeacherError(
             f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}",

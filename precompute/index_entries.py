@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cusa.data.errors import DataError
-from cusa.data.store.index import TeacherEntry
 from cusa.data.store.shards import ShardInfo
+from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.precompute.reuse import StoreReuse
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teacher_loading import LoadedTeacher

@@ -14,7 +14,8 @@ from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, SettingError
 from cusa.data.files import file_digest
 from cusa.data.records import Dataset
-from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import DIGEST_BYTES
 from cusa.precompute.caption_locator import CaptionLocator
@@ -162,7 +163,7 @@ class StoreReuse:
         for stored in self._store.teachers.values():
             draft_size = stored.transform.get(DRAFT)
             halving_alike = replace(teacher, draft_size=draft_size)
-            if not stored.differing(settings_of(halving_alike)):
+            if not stored.differences(settings_of(halving_alike)):
                 return stored
         return None
 
@@ -233,7 +234,7 @@ class StoreReuse:
         if not self._n_reused(teacher_name):
             return None
         for stored_name, stored in self._store.teachers.items():
-            if not stored.differing(settings):
+            if not stored.differences(settings):
                 return self._store.versions[stored_name]
         return None
 
@@ -248,7 +249,7 @@ class StoreReuse:
         if not candidates:
             return f"it has no {settings.modality} teacher"
 
-        differences = [stored.differing(settings) for stored in candidates]
+        differences = [stored.differences(settings) for stored in candidates]
         fewest = min(differences, key=len)
         if fewest:
             return f"its settings differ: {'; '.join(fewest)}"
@@ -272,7 +273,7 @@ def equal_rows(store: EmbeddingStore, settings: TeacherSettings) -> Iterator[Emb
         StoreError: If rows are missing.
     """
     for teacher_name, stored in store.teachers.items():
-        if not stored.differing(settings):
+        if not stored.differences(settings):
             for split in store.splits_of(teacher_name):
                 yield store.embeddings(teacher_name, split)
 

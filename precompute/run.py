@@ -8,9 +8,10 @@ from pathlib import Path
 
 from cusa.data.files import FolderLock, sweep
 from cusa.data.records import Dataset
-from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import shard_folder
 from cusa.data.store.shards import ShardHeader, ShardInfo
+from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.precompute.estimate import Estimate, measure
 from cusa.precompute.index_entries import teacher_entries
 from cusa.precompute.input_check import check_inputs

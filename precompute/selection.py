@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cusa.data.errors import SettingError
 from cusa.data.records import Dataset, fingerprint
-from cusa.data.store.reader import EmbeddingStore, Split
+from cusa.data.store.mapped_split import Split
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.validation_split import choose_val_images, order_by_hash, with_val_split
 
 # The splits that training images are divided into.

@@ -223,7 +223,7 @@ def _read_if_intact(task: ShardTask, expected: ShardHeader) -> ShardInfo | Path 
         return task.path
 
     header, info = read_shard(task.index.parent, task.file)
-    differences = expected.differing(header)
+    differences = expected.differences(header)
     if differences:
         raise StoreError(
             f"{task.path} was made with other settings, not to be mixed: "

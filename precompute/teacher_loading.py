@@ -136,7 +136,7 @@ class TeacherLoader:
         settings: TeacherSettings,
     ) -> None:
         leading = self._processes.agree(f"settings-{name}", settings.to_json, self._check_stop)
-        differences = settings.differing(TeacherSettings.from_json(leading))
+        differences = settings.differences(TeacherSettings.from_json(leading))
         if differences:
             message = f"teacher {name!r} is not the same in rank 0: {'; '.join(differences)}"
             raise TeacherError(message, name=name)

@@ -20,9 +20,10 @@ from cusa.cli.train import main as train_main
 from cusa.data.errors import CusaError
 from cusa.data.records import Dataset, Record, Truth, fingerprint
 from cusa.data.store.checksum import BLOCK
-from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import TeacherSettings, shard_folder, shard_name
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
+from cusa.data.store.teacher_entry import TeacherEntry
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = {
@@ -154,7 +155,7 @@ def add_teacher(
             block[[s - a for s in missing]] = np.nan
             done.append(write_shard(index.parent, relative, header, block, missing))
         shards[split] = tuple(done)
-    new = Index.of(
+    new = Index.from_dataset(
         dataset, {name: TeacherEntry(config, shards, "made up", {"numpy": np.__version__})}
     )
     if index.exists():

@@ -164,7 +164,7 @@ def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
         precision=now.settings.precision,
         dtype=now.settings.dtype,
     )
-    return [f"{now.name}.{field}" for field in rounded_alike.differing(now.settings)]
+    return [f"{now.name}.{field}" for field in rounded_alike.differences(now.settings)]
 
 
 def student_sources(

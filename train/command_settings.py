@@ -21,7 +21,7 @@ from cusa.train.config import (
     merge,
     parse_settings,
 )
-from cusa.train.loss.cusa_loss import TERMS
+from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
 from cusa.train.settings import shortened

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import yaml
 
 from cusa.data.errors import FileFormatError, SettingError
-from cusa.data.parsing import parse_yaml, read_yaml
 from cusa.data.worker_pool import StartMethod
-from cusa.train.loss.cusa_loss import LossConfig
+from cusa.data.yaml_files import parse_yaml, read_yaml
+from cusa.train.loss.config import LossConfig
 from cusa.train.settings import (
     Field,
     Flag,

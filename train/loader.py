@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, ImageError, first_line
 from cusa.data.images import load_image
-from cusa.data.store.reader import Embeddings, EmbeddingStore, Split
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.mapped_split import Split
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.worker_pool import StartMethod, WorkerPool
 from cusa.train.student import Processors
 

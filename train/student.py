@@ -20,13 +20,10 @@ from cusa.data.pretrained import (
     load_config,
     load_embedding_model,
     load_image_processor,
-    load_tokenizer,
     one_line_load_errors,
     processed,
-    text_padding,
-    token_limit,
-    tokenized,
 )
+from cusa.data.tokenization import load_tokenizer, text_padding, token_limit, tokenized
 from cusa.train.settings import Field, Number, Text, WholeNumber, settings
 
 HEAD_INIT_STD = 0.02

@@ -14,7 +14,7 @@ from cusa.data.errors import CusaError, RunError
 from cusa.data.files import atomic_file
 from cusa.data.store.schema import file_name
 from cusa.train.config import merge, parse_settings
-from cusa.train.loss.cusa_loss import TERMS
+from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import METRICS_FILE, load_run, read_metrics
 
 # Settings that a grid may name as the command line does.

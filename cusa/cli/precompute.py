@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cusa.cli.precompute_output import BarReporter
     from cusa.data.records import Dataset
     from cusa.precompute.processes import RunProcesses
-    from cusa.precompute.run import Outcome, Run, RunOptions
+    from cusa.precompute.run import Outcome, Run
+    from cusa.precompute.run_options import RunOptions
     from cusa.precompute.teachers import TeacherRequest
 
 # Seconds that --plan runs each teacher.
@@ -283,7 +284,7 @@ def _run_options(
 
     from cusa.cli.console import cpu_count, pick_device
     from cusa.precompute.pipeline import PipelineOptions
-    from cusa.precompute.run import RunOptions
+    from cusa.precompute.run_options import RunOptions
 
     device = pick_device(device)
     uses_cuda = device == "cuda"

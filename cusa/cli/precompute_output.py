@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from cusa.precompute.run import Estimate, Outcome
+    from cusa.precompute.estimate import Estimate
+    from cusa.precompute.run import Outcome
 
 
 @dataclass

@@ -131,7 +131,7 @@ def verify(store_path: Path, repair: bool) -> None:
 
     n_files, damages = checks.verify(store_path)
     for damage in damages:
-        click.echo(f"{damage.path}: {damage.what}")
+        click.echo(f"{damage.path}: {damage.problem}")
     if not damages:
         click.echo(f"{n_files} files are whole")
         return

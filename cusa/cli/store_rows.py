@@ -91,13 +91,13 @@ def import_(
 ) -> None:
     """Add ROWS from elsewhere to STORE: .npy, .safetensors or .h5, or the published code's."""
     from cusa.data.datasets import load_dataset
-    from cusa.data.store.import_export import data_of, import_rows
+    from cusa.data.store.import_export import import_rows, index_for_import
     from cusa.data.store.schema import check_index_path
 
     check_index_path(store_path)
     foreign = _read_foreign_rows(rows_path, ids_path, allow_pickle)
     dataset = load_dataset(datasets, image_root, data_root) if datasets else None
-    data = data_of(store_path, dataset)
+    data = index_for_import(store_path, dataset)
 
     teacher = teacher_options["teacher"]
     settings = _unknown_settings(foreign.rows.shape[1], **teacher_options)

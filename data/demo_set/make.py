@@ -1,4 +1,7 @@
-"""The embedded data set ``demo`` as files: made in seconds, the same bytes for the same seed. See demo_world.py."""
+"""The embedded data set ``demo`` as files, made in seconds: the same bytes for the same seed.
+
+:mod:`cusa.data.demo_set.world` describes it.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,37 @@ from typing import Any
 import numpy as np
 
 from cusa.data.datasets import load_dataset
+from cusa.data.demo_set.captions import draw_captions
 from cusa.data.demo_set.render import render
-from cusa.data.demo_set.world import draw_captions, draw_scenes, stream, truth_of
+from cusa.data.demo_set.truth import truth_of
+from cusa.data.demo_set.world import Claim, draw_scenes, image_generator
 from cusa.data.errors import FileFormatError
 from cusa.data.files import atomic_file, file_digest
 from cusa.data.parsing import read_json
 from cusa.data.records import SPLITS, Dataset, Truth
 
-VERSION = 1  # of the world; raise it with every change to images, captions or truth, so that old folders are redone
+# Raise it with every change to images, captions or truth, so that old folders are made anew.
+VERSION = 1
+_TRUTH_ARRAYS = ("image_labels", "indptr", "indices")
+_JPEG_QUALITY = 90
 
 
 def make_demo(
-    folder: Path, *, seed: int = 0, n_train: int = 2000, n_val: int = 400, n_test: int = 400
+    folder: Path,
+    *,
+    seed: int = 0,
+    n_train: int = 2000,
+    n_val: int = 400,
+    n_test: int = 400,
 ) -> Dataset:
     """Render the data set under ``folder``, or load it if it lies there complete.
 
     Args:
-        folder: Gets ``images/``, ``manifest.jsonl`` (a caption a line, in the form of a user's own data), ``truth.npz``
-            and, last, ``demo.json``, which says what was made, and the checksums of the former two.
-            A folder that lacks it, that was made from other arguments or another version, or whose
-            files have changed, is made anew.
-        seed: Of everything; the same seed gives the same bytes.
+        folder: Gets ``images/``, ``manifest.jsonl`` (a caption a line, in the form of a user's own
+            data), ``truth.npz`` and, last, ``demo.json`` with the arguments and the checksums of
+            the former two. A folder that lacks it, that was made from other arguments or another
+            version, or whose files have changed, is made anew.
+        seed: The seed of everything; the same seed gives the same bytes.
         n_train: Number of training images.
         n_val: Number of validation images.
         n_test: Number of test images.
@@ -39,66 +52,101 @@ def make_demo(
         The data set ``demo`` with splits train, val and test, and the known relevance of each.
     """
     sizes = dict(zip(SPLITS, (n_train, n_val, n_test), strict=True))
-    made = {"name": "demo", "version": VERSION, "seed": seed, "images": sizes}
-    if not _is_complete(folder, made, sizes):
-        _make(folder, made, sizes, seed)
+    contents = {"name": "demo", "version": VERSION, "seed": seed, "images": sizes}
+    if not _is_complete(folder, contents, sizes):
+        _make(folder, contents, sizes, seed)
+
     manifest = load_dataset(folder / "manifest.jsonl")
-    splits = manifest.splits
+    truth = {}
     with np.load(folder / "truth.npz") as arrays:
-        truth = {
-            s: Truth(*(arrays[f"{s}_{name}"] for name in ("image_labels", "indptr", "indices")))
-            for s in splits
-        }
-    return Dataset("demo", folder, splits, truth, files=manifest.files)
+        for split_name in manifest.splits:
+            truth[split_name] = Truth(*(arrays[f"{split_name}_{name}"] for name in _TRUTH_ARRAYS))
+    return Dataset("demo", folder, manifest.splits, truth, files=manifest.files)
 
 
-def _is_complete(folder: Path, made: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
-    """Whether all that was made is there; a damaged picture is noticed when it is decoded."""
+def _is_complete(
+    folder: Path,
+    contents: Mapping[str, Any],
+    sizes: Mapping[str, int],
+) -> bool:
+    """Return whether all files are there; a damaged picture shows when it is decoded."""
     marker = folder / "demo.json"
+    if not marker.is_file():
+        return False
     try:
-        content = read_json(marker) if marker.is_file() else None
-        if content != {**made, "sha256": _digests(folder)}:
+        if read_json(marker) != {**contents, "sha256": _digests(folder)}:
             return False
     except (FileFormatError, OSError):
         return False
-    return all(
-        (folder / _image_path(split, i)).is_file() for split, n in sizes.items() for i in range(n)
-    )
+
+    for split_name, n_images in sizes.items():
+        for image_number in range(n_images):
+            if not (folder / _image_path(split_name, image_number)).is_file():
+                return False
+    return True
 
 
 def _digests(folder: Path) -> dict[str, str]:
     return {name: file_digest(folder / name).hex() for name in ("manifest.jsonl", "truth.npz")}
 
 
-def _make(folder: Path, made: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> None:
-    (folder / "demo.json").unlink(
-        missing_ok=True
-    )  # from here until it is back, the folder is not complete
-    for left_over in folder.glob("images/*/demo-*.jpg"):
-        left_over.unlink()
+def _make(
+    folder: Path,
+    contents: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    seed: int,
+) -> None:
+    """Write all files, ``demo.json`` last: from its removal until then, the set is not complete."""
+    (folder / "demo.json").unlink(missing_ok=True)
+    for old_image in folder.glob("images/*/demo-*.jpg"):
+        old_image.unlink()
+
     lines: list[str] = []
     arrays: dict[str, np.ndarray] = {}
-    for split, n in sizes.items():
-        scenes = draw_scenes(split, n, seed)
-        captions = [
-            draw_captions(scene, stream(seed, split, i, "captions"))
-            for i, scene in enumerate(scenes)
-        ]
-        truth = truth_of(scenes, [claim for of_image in captions for claim in of_image.values()])
-        arrays |= {f"{split}_{name}": array for name, array in vars(truth).items()}
-        (folder / "images" / split).mkdir(parents=True, exist_ok=True)
-        for i, scene in enumerate(scenes):
-            path = _image_path(split, i)
-            render(scene, stream(seed, split, i, "pixels")).save(folder / path, quality=90)
-            row = {"image": path, "image_id": Path(path).stem, "split": split}
-            lines += [json.dumps(row | {"caption": text}) + "\n" for text in captions[i]]
-    with atomic_file(folder / "manifest.jsonl") as part:
-        part.write_text("".join(lines), encoding="utf-8")
-    with atomic_file(folder / "truth.npz") as part, part.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **arrays for allow_pickle
-    with atomic_file(folder / "demo.json") as part:
-        part.write_text(json.dumps({**made, "sha256": _digests(folder)}) + "\n", encoding="utf-8")
+    for split_name, n_images in sizes.items():
+        split_lines, truth = _make_split(folder, split_name, n_images, seed)
+        lines.extend(split_lines)
+        for name in _TRUTH_ARRAYS:
+            arrays[f"{split_name}_{name}"] = getattr(truth, name)
+
+    with atomic_file(folder / "manifest.jsonl") as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+    with atomic_file(folder / "truth.npz") as temporary, temporary.open("wb") as file:
+        # numpy's stub takes **arrays for allow_pickle.
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    with atomic_file(folder / "demo.json") as temporary:
+        marker = {**contents, "sha256": _digests(folder)}
+        temporary.write_text(json.dumps(marker) + "\n", encoding="utf-8")
 
 
-def _image_path(split: str, i: int) -> str:
-    return f"images/{split}/demo-{split}-{i:05d}.jpg"
+def _make_split(
+    folder: Path,
+    split_name: str,
+    n_images: int,
+    seed: int,
+) -> tuple[list[str], Truth]:
+    """Render the images of a split; return its lines of the manifest, and its relevance."""
+    (folder / "images" / split_name).mkdir(parents=True, exist_ok=True)
+    scenes = draw_scenes(split_name, n_images, seed)
+    claims: list[Claim] = []
+    lines: list[str] = []
+    for image_number, scene in enumerate(scenes):
+        image_path = _image_path(split_name, image_number)
+        image = render(scene, image_generator(seed, split_name, image_number, "pixels"))
+        image.save(folder / image_path, quality=_JPEG_QUALITY)
+
+        captions = draw_captions(scene, image_generator(seed, split_name, image_number, "captions"))
+        claims.extend(captions.values())
+        for caption in captions:
+            entry = {
+                "image": image_path,
+                "image_id": Path(image_path).stem,
+                "split": split_name,
+                "caption": caption,
+            }
+            lines.append(json.dumps(entry) + "\n")
+    return lines, truth_of(scenes, claims)
+
+
+def _image_path(split_name: str, image_number: int) -> str:
+    return f"images/{split_name}/demo-{split_name}-{image_number:05d}.jpg"

@@ -1,4 +1,4 @@
-"""Readers in a process of their own, which alone dies where a damaged file crashes a library."""
+"""Readers in a process of their own, which dies alone where a damaged file crashes a library."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ import numpy as np
 
 from cusa.data.errors import CusaError, FileFormatError
 
-# What a reader gives: JSON-compatible content, and an array or none.
+# The result of a reader: JSON-compatible content, and an array or none.
 Read = tuple[Any, np.ndarray | None]
 
-_CPU_SECONDS, _BYTES_PER_SECOND = 60, 5_000_000
-_SPARE_MEMORY, _MEMORY_PER_BYTE = 8 * 2**30, 16  # of the address space
+# Limits of the process: some time and address space, and more of both for larger files.
+_CPU_SECONDS = 60
+_BYTES_PER_SECOND = 5_000_000
+_SPARE_MEMORY = 8 * 2**30
+_MEMORY_PER_BYTE = 16
 _PROGRAM = "from cusa.data.foreign.guarded_process import serve; serve()"
 
 
@@ -32,10 +35,10 @@ def read_in_child(reader: Callable[..., Read], form: str, path: Path, *arguments
         reader: A function of a module, which takes the path and the other arguments as texts.
         form: What the file should be, for the message.
         path: The file.
-        arguments: What the reader takes besides.
+        arguments: Further arguments of the reader.
 
     Returns:
-        What the reader returns.
+        The reader's result.
 
     Raises:
         FileFormatError: If the reader raises it, or its process is killed by a fault, or computes
@@ -46,24 +49,20 @@ def read_in_child(reader: Callable[..., Read], form: str, path: Path, *arguments
     command = [sys.executable, "-c", _PROGRAM, str(seconds), function, str(path), *arguments]
     # Each thread of a BLAS would take memory of its own; a reader needs none of them.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    options: dict[str, Any] = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.DEVNULL,
-        "env": environment,
-    }
-    with subprocess.Popen(command, **options) as process:
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    with process:
         assert process.stdout is not None, "it was asked for"
-        answer = _answer(process.stdout)
+        answer = _receive_answer(process.stdout)
+
     if answer is None:
-        number = -process.returncode
-        reason = (
-            signal.Signals(number).name
-            if number in {s.value for s in signal.Signals}
-            else "no answer"
-        )
         raise FileFormatError(
-            f"{path} cannot be read as {form} (its reader ended with {reason}); it is damaged, or not what its suffix "
-            "says",
+            f"{path} cannot be read as {form} (its reader ended with "
+            f"{_cause_of_end(process.returncode)}); it is damaged, or not what its suffix says",
             path=path,
         )
     content, array, error = answer
@@ -73,8 +72,16 @@ def read_in_child(reader: Callable[..., Read], form: str, path: Path, *arguments
     return content, array
 
 
-def _answer(stream: IO[bytes]) -> tuple[Any, np.ndarray | None, list[str] | None] | None:
-    """Content, array and error that a child wrote; ``None`` if it did not come to that."""
+def _cause_of_end(return_code: int) -> str:
+    """Return the name of the signal that ended a process, if one did."""
+    try:
+        return signal.Signals(-return_code).name
+    except ValueError:
+        return "no answer"
+
+
+def _receive_answer(stream: IO[bytes]) -> tuple[Any, np.ndarray | None, list[str] | None] | None:
+    """Read the content, array and error that a child wrote; ``None`` if it did not finish."""
     try:
         header = json.loads(stream.readline())
     except ValueError:
@@ -84,28 +91,46 @@ def _answer(stream: IO[bytes]) -> tuple[Any, np.ndarray | None, list[str] | None
     array = np.empty(header["shape"], header["dtype"])
     buffer = array.reshape(-1).view(np.uint8).data
     received = 0
-    while received < len(buffer) and (count := stream.readinto(buffer[received:])):  # type: ignore[attr-defined]
+    while received < len(buffer):
+        count = stream.readinto(buffer[received:])  # type: ignore[attr-defined]
+        if not count:
+            return None
         received += count
-    return (header["content"], array, None) if received == len(buffer) else None
+    return header["content"], array, None
 
 
 def serve() -> None:
-    """Call the reader that the command line names, and write what it returns; what the child runs."""
+    """Call the reader that the command line names, and write its result.
+
+    This is the child's whole program.
+    """
     seconds, function, *arguments = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    memory = _SPARE_MEMORY + _MEMORY_PER_BYTE * Path(arguments[0]).stat().st_size
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    module, name = function.split(":")
+    file_size = Path(arguments[0]).stat().st_size
+    _limit_resources(int(seconds), file_size)
+
+    module_name, function_name = function.split(":")
+    reader = getattr(importlib.import_module(module_name), function_name)
     header: dict[str, Any] = {"content": None, "dtype": None, "shape": None, "error": None}
     array: np.ndarray | None = None
     try:
-        header["content"], array = getattr(importlib.import_module(module), name)(*arguments)
+        header["content"], array = reader(*arguments)
     except CusaError as error:
         header["error"] = [str(error), error.location]
+
+    # One line of JSON, then the bytes of the array.
     if array is not None:
-        header |= {"dtype": array.dtype.str, "shape": array.shape}
+        header["dtype"] = array.dtype.str
+        header["shape"] = array.shape
     sys.stdout.buffer.write(json.dumps(header).encode() + b"\n")
     if array is not None:
-        sys.stdout.buffer.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        flat_array = np.ascontiguousarray(array).reshape(-1)
+        sys.stdout.buffer.write(flat_array.view(np.uint8).data)
     sys.stdout.buffer.flush()
+
+
+def _limit_resources(seconds: int, file_size: int) -> None:
+    """Limit this process's time and memory, and let it leave no dump when it crashes."""
+    memory = _SPARE_MEMORY + _MEMORY_PER_BYTE * file_size
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

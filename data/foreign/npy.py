@@ -1,15 +1,17 @@
-"""Arrays in .npy and .npz files: what a header promises is compared with the file."""
+"""Arrays in .npy and .npz files: the sizes in a header are compared with the file."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
 from cusa.data.errors import FileFormatError, first_line
+
+Order = Literal["C", "F"]
 
 _PLAIN_KINDS = "biufcSU"
 _HEADERS = {
@@ -18,16 +20,18 @@ _HEADERS = {
 }
 _ARCHIVE = b"PK\x03\x04"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy writes no others
-_MOST_EXPANDED = 1100  # deflate makes a byte of 1,032 at most
-_MOST_BYTES = 2 * 2**30  # of an archive's arrays together
+# Deflate makes a byte of 1,032 at most.
+_MAX_EXPANSION = 1100
+# Of an archive's arrays together.
+_MAX_BYTES = 2 * 2**30
 
 
-def open_npy(path: Path) -> np.ndarray:
+def open_npy(file_path: Path) -> np.ndarray:
     """Map the array of a .npy file into memory.
 
     Args:
-        path: The file: numbers or texts of a fixed length; Python objects and records are never
-            loaded.
+        file_path: The file: numbers or texts of a fixed length; Python objects and records are
+            never loaded.
 
     Returns:
         The array, read-only; nothing of it is read yet.
@@ -36,62 +40,71 @@ def open_npy(path: Path) -> np.ndarray:
         FileFormatError: If the file is missing, no .npy file, damaged, shorter than its header
             says, or holds anything else.
     """
-    shape, is_fortran, dtype, offset = read_npy_header(path)
+    shape, order, dtype, offset = read_npy_header(file_path)
     if dtype.hasobject:
         raise FileFormatError(
-            f"{path} holds Python objects, which are never loaded; save an array of numbers or strings "
-            "(for a dictionary of the published code: cusa-store import --allow-pickle)",
-            path=path,
+            f"{file_path} holds Python objects, which are never loaded; save an array of numbers "
+            "or strings (for a dictionary of the published code: cusa-store import --allow-pickle)",
+            path=file_path,
         )
-    if dtype.kind not in _PLAIN_KINDS or dtype.subdtype is not None or not dtype.itemsize:
-        raise FileFormatError(
-            f"{path} holds {dtype}; save an array of numbers or strings", path=path
-        )
-    promised, size = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
+    if not _is_plain(dtype):
+        message = f"{file_path} holds {dtype}; save an array of numbers or strings"
+        raise FileFormatError(message, path=file_path)
+
+    promised = offset + math.prod(shape) * dtype.itemsize
+    size = file_path.stat().st_size
     if promised > size:
         raise FileFormatError(
-            f"{path} cannot be read: its header promises {promised:,} bytes, it has {size:,}; copy it again",
-            path=path,
+            f"{file_path} cannot be read: its header promises {promised:,} bytes, it has "
+            f"{size:,}; copy it again",
+            path=file_path,
         )
+    # An empty file cannot be mapped.
     if not math.prod(shape):
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", offset, shape, "F" if is_fortran else "C")
+    return np.memmap(file_path, dtype, "r", offset, shape, order)
 
 
-def read_npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Read what a .npy file says of its array.
+def _is_plain(dtype: np.dtype) -> bool:
+    """Return whether elements are numbers or texts of a fixed length."""
+    return dtype.kind in _PLAIN_KINDS and dtype.subdtype is None and dtype.itemsize > 0
+
+
+def read_npy_header(file_path: Path) -> tuple[tuple[int, ...], Order, np.dtype, int]:
+    """Read the header of a .npy file.
 
     Returns:
-        Shape, whether it is in Fortran's order, type, and the byte at which the array begins.
+        Shape, order, type, and the byte at which the array begins.
 
     Raises:
         FileFormatError: If the file is missing, or no .npy file.
     """
     try:
-        with path.open("rb") as file:
+        with file_path.open("rb") as file:
+            # np.load would return the archive, not an array.
             if file.read(len(_ARCHIVE)) == _ARCHIVE:
-                raise FileFormatError(
-                    f"{path} is an .npz archive; save its array as .npy", path=path
-                )
+                message = f"{file_path} is an .npz archive; save its array as .npy"
+                raise FileFormatError(message, path=file_path)
             file.seek(0)
             return _parse_header(file)
     except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist", path=path) from None
+        raise FileFormatError(f"{file_path} does not exist", path=file_path) from None
     except (FileFormatError, PermissionError):
         raise
     except Exception as error:  # the header is a Python literal: damaged bytes may make it any
         problem = first_line(error)
         raise FileFormatError(
-            f"{path} cannot be read as .npy ({problem}); it is damaged, or not what its suffix says",
-            path=path,
+            f"{file_path} cannot be read as .npy ({problem}); it is damaged, or not what its "
+            "suffix says",
+            path=file_path,
         ) from None
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(file_path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz archive.
 
     Args:
-        path: The file; Python objects and records are never loaded.
+        file_path: The file; Python objects and records are never loaded.
 
     Returns:
         The arrays by name.
@@ -101,44 +114,48 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             bytes can explain, or holds anything else.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file_path) as archive:
             members = archive.infolist()
             size = sum(member.file_size for member in members)
-            if size > min(_MOST_BYTES, _MOST_EXPANDED * path.stat().st_size):
+            max_size = min(_MAX_BYTES, _MAX_EXPANSION * file_path.stat().st_size)
+            if size > max_size:
                 raise ValueError(f"its arrays would have {size:,} bytes")
-            return {
-                member.filename.removesuffix(".npy"): _read_member(archive, member)
-                for member in members
-            }
+            arrays = {}
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = _read_member(archive, member)
+            return arrays
     except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist", path=path) from None
+        raise FileFormatError(f"{file_path} does not exist", path=file_path) from None
     except PermissionError:
         raise
-    except (
-        Exception
-    ) as error:  # of the archive, of what is compressed in it, or of an array's header
+    except Exception as error:  # of the archive, of its compressed content, or of a header
         problem = first_line(error)
-        raise FileFormatError(
-            f"{path} cannot be read as .npz ({problem}); it is damaged", path=path
-        ) from None
+        message = f"{file_path} cannot be read as .npz ({problem}); it is damaged"
+        raise FileFormatError(message, path=file_path) from None
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array, once it is known that its header promises what the archive holds."""
+    """Read an array, once its header is known to promise what the archive holds."""
     if member.compress_type not in _METHODS:
         raise ValueError(f"{member.filename} is compressed in another way than numpy compresses")
     with archive.open(member) as file:
-        shape, is_fortran, dtype, offset = _parse_header(file)
-        if dtype.kind not in _PLAIN_KINDS or dtype.subdtype is not None or not dtype.itemsize:
+        shape, order, dtype, offset = _parse_header(file)
+        if not _is_plain(dtype):
             raise ValueError(f"{member.filename} holds {dtype}")
         if offset + math.prod(shape) * dtype.itemsize != member.file_size:
             raise ValueError(f"{member.filename} has a header of another array")
         content = bytearray(file.read())
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    return np.frombuffer(content, dtype).reshape(shape, order=order)
 
 
-def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], Order, np.dtype, int]:
+    """Read a header, and leave the file at the array."""
+    read_header = _HEADERS[np.lib.format.read_magic(file)]
+    shape, is_fortran, dtype = read_header(file)
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
-    return shape, is_fortran, dtype, file.tell()
+    order: Order = "C"
+    if is_fortran:
+        order = "F"
+    return shape, order, dtype, file.tell()

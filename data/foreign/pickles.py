@@ -1,10 +1,9 @@
-"""Pickles read without trust: a few instructions, a few names, and memory and time in proportion to
-the file.
+"""Pickles read without trust: few instructions and names, time and memory by the file's size.
 
 Python's own unpickler believes the file: an index of its memo makes it allocate as many entries, a
-key may be a tuple whose hash takes for ever, and what is built may be nested more deeply than the
-interpreter's stack. Here an interpreter of our own takes the instructions one by one, knows those
-alone that plain data needs, and calls only what it is given.
+key may be a tuple whose hash takes for ever, and the built objects may be nested more deeply than
+the interpreter's stack. Here an interpreter of our own takes the instructions one by one, knows
+only those that plain data needs, and calls only the functions that it is given.
 """
 
 from __future__ import annotations
@@ -16,39 +15,50 @@ from typing import Any, Protocol
 
 from cusa.data.errors import first_line
 
-_MOST_MARKS = 64  # containers within containers
-_CONTAINER_BYTES = 8  # of a file, at least, to each list, tuple or dictionary in it
+# Containers within containers.
+_MAX_MARKS = 64
+# Of a file, at least, to each list, tuple or dictionary in it.
+_CONTAINER_BYTES = 8
+# Instructions and containers that a file of any size may have.
 _SPARE = 1000
+# Characters of a name in a message.
+_MAX_SHOWN = 100
+# Instructions that push their argument.
 _PUSHED = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
-    *(
-        "UNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE",
-        "BINUNICODE8",
-        "SHORT_BINBYTES",
-        "BINBYTES",
-        "BINBYTES8",
-    ),
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "FLOAT",
+    "BINFLOAT",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+    "BINBYTES8",
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Stream(Protocol):
-    """What a pickle is read from: a binary file, or one mapped into memory."""
+    """The source of a pickle: a binary file, or one mapped into memory."""
 
-    def read(self, n: int, /) -> bytes:
-        """Up to n bytes."""
+    def read(self, n_bytes: int, /) -> bytes:
+        """Read up to ``n_bytes`` bytes."""
         ...
 
     def readline(self) -> bytes:
-        """Up to the end of the line."""
+        """Read up to the end of the line."""
         ...
 
 
 class Effort:
-    """What reading may still cost, shared by a pickle and those within it.
+    """The effort that reading may still cost, shared by a pickle and those within it.
 
     Args:
         n_bytes: Size of the file: each of its bytes pays for one instruction, or for one byte that
@@ -56,7 +66,8 @@ class Effort:
     """
 
     def __init__(self, n_bytes: int) -> None:
-        self._steps, self._containers = 2 * n_bytes + _SPARE, n_bytes // _CONTAINER_BYTES + _SPARE
+        self._steps = 2 * n_bytes + _SPARE
+        self._containers = n_bytes // _CONTAINER_BYTES + _SPARE
 
     def spend(self, steps: int) -> None:
         """Pay for instructions or bytes.
@@ -80,7 +91,7 @@ class Effort:
 
 
 class StandIn:
-    """In the place of an object that a pickle builds: keeps the state that the file gives it."""
+    """A stand-in for an object that a pickle builds: keeps the state that the file gives it."""
 
     def set_state(self, state: Any) -> None:
         """Take the object's state."""
@@ -99,18 +110,19 @@ def read_pickle(
         stream: Where it begins.
         effort: What it may cost.
         names: What it may name, by module and name, and what is called in its place.
-        persistent: Gives what a persistent id stands for; ``None``: there are none.
+        persistent: Returns the object that a persistent id stands for; ``None``: there are none.
 
     Returns:
-        Numbers, texts, bytes, tuples, lists, dictionaries with keys of text or numbers, and what
-        ``names`` returned.
+        Numbers, texts, bytes, tuples, lists, dictionaries with keys of text or numbers, and
+        results of the functions in ``names``.
 
     Raises:
         UnpicklingError: If it is damaged, names or holds anything else, or costs too much.
     """
     machine = _Machine(effort, names, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type] # its stub asks for a file
+        # The stub of genops asks for a file.
+        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
             effort.spend(1)
             machine.step(opcode.name, argument)
         return machine.result()
@@ -121,7 +133,7 @@ def read_pickle(
 
 
 class _Machine:
-    """The stack, the memo, and what each instruction does with them."""
+    """The stack and the memo of an unpickler, and its instructions."""
 
     def __init__(
         self,
@@ -129,13 +141,15 @@ class _Machine:
         names: Mapping[tuple[str, str], Callable[..., Any]],
         persistent: Callable[[Any], Any] | None,
     ) -> None:
-        self._effort, self._names, self._persistent = effort, names, persistent
+        self._effort = effort
+        self._names = names
+        self._persistent = persistent
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
     def result(self) -> Any:
-        """What the pickle stands for."""
+        """Return the object that the pickle stands for."""
         [value] = self._stack
         return value
 
@@ -157,11 +171,16 @@ class _Machine:
                 raise pickle.UnpicklingError(f"the instruction {name} is none of plain data")
             instruction(self, argument)
 
-    def _pop(self, n: int) -> list[Any]:
-        if n > len(self._stack) - (self._marks[-1] if self._marks else 0):
+    def _pop(self, n_values: int) -> list[Any]:
+        """Take values off the stack, in the order in which they were pushed."""
+        bottom = 0
+        if self._marks:
+            bottom = self._marks[-1]
+        start = len(self._stack) - n_values
+        if start < bottom:
             raise pickle.UnpicklingError("its stack is empty")
-        values = self._stack[len(self._stack) - n :]
-        del self._stack[len(self._stack) - n :]
+        values = self._stack[start:]
+        del self._stack[start:]
         return values
 
     def _pop_to_mark(self) -> list[Any]:
@@ -175,7 +194,7 @@ class _Machine:
         self._stack.append(container)
 
     def _mark(self, _: Any) -> None:
-        if len(self._marks) == _MOST_MARKS:
+        if len(self._marks) == _MAX_MARKS:
             raise pickle.UnpicklingError("it nests too deeply")
         self._marks.append(len(self._stack))
 
@@ -212,10 +231,10 @@ class _Machine:
         if type(self._stack[-1]) is not dict:
             raise pickle.UnpicklingError("it gives items to what is no dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, (str, int)):  # the hash of a tuple of tuples may take for ever
-                raise pickle.UnpicklingError(
-                    f"a key is a {type(key).__name__}, not a text or a number"
-                )
+            # The hash of a tuple of tuples may take for ever.
+            if not isinstance(key, (str, int)):
+                kind = type(key).__name__
+                raise pickle.UnpicklingError(f"a key is a {kind}, not a text or a number")
             self._stack[-1][key] = value
 
     def _global(self, argument: Any) -> None:
@@ -229,14 +248,14 @@ class _Machine:
             raise pickle.UnpicklingError("a name in it is no text")
         module = module.replace("numpy.core.", "numpy._core.")  # where numpy 1 had it
         if (module, name) not in self._names:
-            shown = f"{module}.{name}"[:100]
-            raise pickle.UnpicklingError(f"{shown} is neither a numpy array nor a torch tensor")
+            full_name = f"{module}.{name}"[:_MAX_SHOWN]
+            raise pickle.UnpicklingError(f"{full_name} is neither a numpy array nor a torch tensor")
         self._stack.append(self._names[module, name])
 
     def _reduce(self, _: Any) -> None:
         function, arguments = self._pop(2)
-        is_known = any(function is legal for legal in self._names.values())
-        if not is_known or not isinstance(arguments, tuple):
+        is_legal = any(function is legal for legal in self._names.values())
+        if not is_legal or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("it calls what is no function")
         self._push_container(function(*arguments))
 

@@ -7,21 +7,30 @@ from typing import Any
 
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
 
-PLACE = "entry {}"
+LOCATION_FORMAT = "entry {}"
 
 
-def _recognises(content: Any) -> bool:
+def _is_of_form(content: Any) -> bool:
     return isinstance(content, list)
 
 
 def _read(content: list[Any], source: Source) -> Annotations:
-    return Annotations(source.path.stem, PLACE, _rows(content, source, source.required_split()))
+    rows = _rows(content, source, source.required_split())
+    return Annotations(source.path.stem, LOCATION_FORMAT, rows)
 
 
-def _rows(content: list[Any], source: Source, split: str) -> Iterator[AnnotationRow]:
+def _rows(
+    content: list[Any],
+    source: Source,
+    split: str,
+) -> Iterator[AnnotationRow]:
     for number, fields in enumerate(content):
-        entry = Entry(fields, source.path, PLACE.format(number))
-        image_path = entry.text("image_path" if "image_path" in entry else "image")
+        entry = Entry(fields, source.path, LOCATION_FORMAT.format(number))
+        # ALBEF's files say image, others image_path.
+        image_field = "image"
+        if "image_path" in entry:
+            image_field = "image_path"
+        image_path = entry.text(image_field)
         yield AnnotationRow(
             split=split,
             image_path=image_path,
@@ -32,4 +41,4 @@ def _rows(content: list[Any], source: Source, split: str) -> Iterator[Annotation
         )
 
 
-FORM = Form("a list [{image or image_path, caption[, image_id]}]", _recognises, _read)
+FORM = Form("a list [{image or image_path, caption[, image_id]}]", _is_of_form, _read)

@@ -5,96 +5,119 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 from cusa.data.errors import FileFormatError
-from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source, described
+from cusa.data.readers.described import described
+from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
 
-PLACE = "annotations[{}]"
+LOCATION_FORMAT = "annotations[{}]"
 
 
-def _recognises(content: Any) -> bool:
+def _is_of_form(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
     return isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)
 
 
 def _read(content: dict[str, Any], source: Source) -> Annotations:
-    return Annotations(source.path.stem, PLACE, _rows(content, source, source.required_split()))
+    rows = _rows(content, source, source.required_split())
+    return Annotations(source.path.stem, LOCATION_FORMAT, rows)
 
 
-def _rows(content: dict[str, Any], source: Source, split: str) -> Iterator[AnnotationRow]:
+def _rows(
+    content: dict[str, Any],
+    source: Source,
+    split: str,
+) -> Iterator[AnnotationRow]:
     image_paths = _image_paths(content["images"], source)
     captioned: set[str] = set()
     for number, fields in enumerate(content["annotations"]):
-        location = PLACE.format(number)
+        location = LOCATION_FORMAT.format(number)
         annotation = Entry(fields, source.path, location)
         image_id = annotation.identifier("image_id")
         if image_id not in image_paths:
             raise FileFormatError(
-                f"{source.path} {location}: 'images' has no image with the id {described(image_id)}; is this "
-                "COCO's own file?",
+                f"{source.path} {location}: 'images' has no image with the id "
+                f"{described(image_id)}; is this COCO's own file?",
                 path=source.path,
                 location=location,
                 name="image_id",
             )
         captioned.add(image_id)
+        caption_ids: tuple[str, ...] = ()
         caption_id = annotation.identifier("id")
+        if caption_id is not None:
+            caption_ids = (caption_id,)
         yield AnnotationRow(
             split=split,
             image_path=image_paths[image_id],
             image_id=image_id,
             captions=(annotation.caption("caption"),),
-            caption_ids=() if caption_id is None else (caption_id,),
+            caption_ids=caption_ids,
             number=number,
         )
+
+    # An image without a caption would be left out in silence.
     for image_id, image_path in image_paths.items():
         if image_id not in captioned:
             raise FileFormatError(
-                f"{source.path}: image {described(image_id)} ({described(image_path)}) has no caption; "
-                "remove it or caption it",
+                f"{source.path}: image {described(image_id)} ({described(image_path)}) has no "
+                "caption; remove it or caption it",
                 path=source.path,
                 name=image_id,
             )
 
 
 def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
-    """Path by image id."""
+    """Return the path of each image by its id, relative to the image root."""
     paths: dict[str, str] = {}
     prefix = ""
     for number, fields in enumerate(images):
         location = f"images[{number}]"
         image = Entry(fields, source.path, location)
-        file_name, image_id = image.text("file_name"), image.identifier("id")
+        file_name = image.text("file_name")
+        image_id = image.identifier("id")
+        # All images of a file lie in one folder; the first tells which.
         if number == 0:
-            prefix = _folder_prefix(
-                file_name, image.optional_text("coco_url"), source.image_folders
-            )
-        if image_id is None or image_id in paths:
-            problem = (
-                "has no id"
-                if image_id is None
-                else f"has the id {described(image_id)} of another image"
-            )
-            raise FileFormatError(
-                f"{source.path} {location}: {problem}; give each image its own",
-                path=source.path,
-                location=location,
-                name="id",
+            url = image.optional_text("coco_url")
+            prefix = _folder_prefix(file_name, url, source.image_folders)
+        if image_id is None:
+            _refuse_image_id(source.path, location, "has no id")
+        if image_id in paths:
+            _refuse_image_id(
+                source.path, location, f"has the id {described(image_id)} of another image"
             )
         paths[image_id] = prefix + file_name
     return paths
 
 
-def _folder_prefix(file_name: str, url: str | None, image_folders: Sequence[Path]) -> str:
-    """``"val2017/"`` where the images lie in the folder that their address names, else nothing.
+def _refuse_image_id(
+    path: Path,
+    location: str,
+    problem: str,
+) -> NoReturn:
+    message = f"{path} {location}: {problem}; give each image its own"
+    raise FileFormatError(message, path=path, location=location, name="id")
+
+
+def _folder_prefix(
+    file_name: str,
+    url: str | None,
+    image_folders: Sequence[Path],
+) -> str:
+    """Return ``"val2017/"`` where the images lie in the folder that their address names.
+
+    Elsewhere, return an empty text.
 
     The files name their images without a folder; COCO's archives unpack to one folder a split.
     """
     if url is None or _is_in(file_name, image_folders):
         return ""
     prefix = f"{PurePosixPath(url).parent.name}/"
-    return prefix if _is_in(prefix + file_name, image_folders) else ""
+    if _is_in(prefix + file_name, image_folders):
+        return prefix
+    return ""
 
 
 def _is_in(name: str, folders: Sequence[Path]) -> bool:
@@ -103,6 +126,6 @@ def _is_in(name: str, folders: Sequence[Path]) -> bool:
 
 FORM = Form(
     'COCO\'s own {"images": [{id, file_name}], "annotations": [{image_id, caption}]}',
-    _recognises,
+    _is_of_form,
     _read,
 )

@@ -1,4 +1,4 @@
-"""Finding out what an annotation file holds."""
+"""The reader of annotation files: it finds out which form a file has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cusa.data.errors import DataError, FileFormatError
 from cusa.data.parsing import parse_csv, parse_json, parse_json_lines, read_text
@@ -16,6 +16,7 @@ from cusa.data.readers.forms import Annotations, Form, Source, Table
 DOCUMENT_FORMS: tuple[Form[Any], ...] = (karpathy.FORM, coco_captions.FORM, caption_list.FORM)
 TABLE_FORMS: tuple[Form[Table], ...] = (pair_table.FORM, image_folder.FORM)
 _JSON_SUFFIXES = (".json", ".jsonl")
+_MAX_SHOWN_COLUMNS = 10
 _OPENING = re.compile(r"\s*([{\[]?)")
 
 
@@ -26,7 +27,7 @@ def read_annotations(source: Source) -> Annotations:
         source: The file.
 
     Returns:
-        Its rows; what is wrong with one of them is told when it is asked for.
+        Its rows; a fault in one of them is raised when it is asked for.
 
     Raises:
         DataError: If there is no such file, or it holds nothing.
@@ -41,8 +42,10 @@ def read_annotations(source: Source) -> Annotations:
     text = read_text(path)
     if not text.strip():
         raise DataError(f"{path} is empty: it holds no image-caption pair", path=path)
+
     content = _parse(text, path)
     if not isinstance(content, Table):
+        # The first form that recognises the content reads it.
         for document_form in DOCUMENT_FORMS:
             if document_form.recognises(content):
                 return document_form.read(content, source)
@@ -50,16 +53,27 @@ def read_annotations(source: Source) -> Annotations:
     for table_form in TABLE_FORMS:
         if table_form.recognises(content):
             return table_form.read(content, source)
+    _refuse_form(content, path)
+
+
+def _refuse_form(table: Table, path: Path) -> NoReturn:
+    """Raise the error of a file of no known form."""
     legal = "; ".join(form.description for form in (*DOCUMENT_FORMS, *TABLE_FORMS))
-    fields = ", ".join(list(content.columns)[:10])
-    message = f"{path}: with the fields or columns {fields or 'of nothing'} it is of no known form; legal: {legal}"
-    raise FileFormatError(message, path=path, name="columns")
+    columns = ", ".join(list(table.columns)[:_MAX_SHOWN_COLUMNS]) or "of nothing"
+    raise FileFormatError(
+        f"{path}: with the fields or columns {columns} it is of no known form; legal: {legal}",
+        path=path,
+        name="columns",
+    )
 
 
 def _parse(text: str, path: Path) -> Any:
-    """A :class:`Table`, or a parsed JSON document."""
+    """Parse text to a :class:`Table`, or to a JSON document."""
     opening = _OPENING.match(text)
-    bracket = opening[1] if opening is not None else ""
+    bracket = ""
+    if opening is not None:
+        bracket = opening[1]
+    # A document and JSON Lines both begin with a brace.
     if bracket == "{" and _is_json_lines(text.lstrip(), path):
         return _table_of_json_lines(parse_json_lines(text, path))
     if bracket or path.suffix in _JSON_SUFFIXES:
@@ -68,22 +82,27 @@ def _parse(text: str, path: Path) -> Any:
 
 
 def _is_json_lines(text: str, path: Path) -> bool:
-    """Whether text that opens an object is one line of several, and not the first of a document."""
+    """Return whether text that opens an object has one on each line, and is not one document."""
     first_line, _, further_lines = text.partition("\n")
+    # The name tells, unless a document was written over several lines under it.
     if path.suffix == ".jsonl":
         return first_line.rstrip() != "{"
     return first_line.rstrip().endswith("}") and further_lines.lstrip().startswith("{")
 
 
 def _table_of_json_lines(lines: Iterator[tuple[int, Any]]) -> Table:
-    first = next(lines)
-    return Table(_fields(first[1]), chain([first], lines))
+    """Return a table whose columns are the fields of its first line."""
+    first_number, first_value = next(lines)
+    all_lines = chain([(first_number, first_value)], lines)
+    return Table(_field_names(first_value), all_lines)
 
 
 def _table_of_one(document: Any) -> Table:
-    """A document as the only line of a table."""
-    return Table(_fields(document), iter([(1, document)]))
+    """Return a table whose only line is a document."""
+    return Table(_field_names(document), iter([(1, document)]))
 
 
-def _fields(value: Any) -> tuple[str, ...]:
-    return tuple(value) if isinstance(value, dict) else ()
+def _field_names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, dict):
+        return tuple(value)
+    return ()

@@ -1,19 +1,18 @@
-"""What a reader of annotations gets and gives, and the typed fields of an entry."""
+"""Input and output of the readers of annotations, and the typed fields of an entry."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from cusa.data.errors import DataError, FileFormatError
-from cusa.data.records import SPLITS
+from cusa.data.readers.described import described
+from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
-SPLIT_ALIASES = {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
-_EXACT_FLOATS = 2**53  # from here on, not every whole number is a float64
-_SHOWN = 60  # characters of a value in a message
+# From here on, not every whole number is a float64.
+_EXACT_FLOATS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,12 @@ class Annotations:
 
     Attributes:
         dataset_name: Name of the data set.
-        place: How the file's entries are called: ``"line {}"`` takes an entry's number.
+        location_format: What the file's entries are called: ``"line {}"`` takes an entry's number.
         rows: Its rows, read as they are asked for.
     """
 
     dataset_name: str
-    place: str
+    location_format: str
     rows: Iterator[AnnotationRow]
 
 
@@ -67,11 +66,11 @@ class Source:
     image_folders: Sequence[Path]
 
     def split_by_name(self) -> str | None:
-        """The split that was given, or that the file's name tells, such as ``…_train.json``."""
-        return self.split or _split_in(self.path.stem)
+        """Return the split that was given, or that the name tells, such as ``…_train.json``."""
+        return self.split or split_in_file_name(self.path.stem)
 
     def required_split(self) -> str:
-        """The same, where there must be one.
+        """Return the split that was given, or that the name tells, where there must be one.
 
         Raises:
             DataError: If none was given and the name tells none.
@@ -79,7 +78,8 @@ class Source:
         split = self.split_by_name()
         if split is None:
             raise DataError(
-                f"{self.path}: its name tells no split; pass --dataset train={self.path} (or val=, test=)",
+                f"{self.path}: its name tells no split; pass --dataset train={self.path} (or "
+                "val=, test=)",
                 path=self.path,
                 name="split",
             )
@@ -128,8 +128,14 @@ class Entry:
 
     __slots__ = ("_fields", "_location", "_path")
 
-    def __init__(self, fields: Any, path: Path, location: str) -> None:
-        self._path, self._location = path, location
+    def __init__(
+        self,
+        fields: Any,
+        path: Path,
+        location: str,
+    ) -> None:
+        self._path = path
+        self._location = location
         if not isinstance(fields, dict):
             self._refuse(f"must be an object with named fields, not {described(fields)}", "")
         self._fields: Mapping[str, Any] = fields
@@ -138,7 +144,7 @@ class Entry:
         return name in self._fields
 
     def text(self, name: str) -> str:
-        """A text that must be there and hold something.
+        """Return a text that must be there and not be empty.
 
         Raises:
             FileFormatError: If it is missing, empty, of another type, or holds a NUL character.
@@ -149,11 +155,13 @@ class Entry:
         return self._without_nul(name, value)
 
     def optional_text(self, name: str) -> str | None:
-        """A text, or ``None`` where it is missing, null or empty."""
-        return None if self._fields.get(name) in (None, "") else self.text(name)
+        """Return a text, or ``None`` where it is missing, null or empty."""
+        if self._fields.get(name) in (None, ""):
+            return None
+        return self.text(name)
 
     def identifier(self, name: str) -> str | None:
-        """An id: a text or a whole number; ``None`` where it is missing, null or empty.
+        """Return an id, a text or a whole number; ``None`` where it is missing, null or empty.
 
         A whole number that was written as a float, as pandas does for a column with gaps, is that
         number: 3.0 is ``"3"``.
@@ -166,14 +174,16 @@ class Entry:
             return None
         if isinstance(value, str):
             return self._without_nul(name, value)
+        # pandas writes the ids of a column with gaps as floats.
         if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS:
             return str(int(value))
+        # In Python, a truth value is a number, too.
         if isinstance(value, bool) or not isinstance(value, int):
             self._refuse_field(name, "must be a text or a whole number", value)
         return str(value)
 
     def caption(self, name: str) -> str:
-        """A caption: any text. Whether it has words is checked before the teachers run.
+        """Return a caption: any text. Whether it has words is checked before the teachers run.
 
         Raises:
             FileFormatError: If it is missing, of another type, or holds a NUL character.
@@ -184,7 +194,7 @@ class Entry:
         return self._without_nul(name, value)
 
     def captions(self, name: str) -> tuple[str, ...]:
-        """A caption or a list of them.
+        """Return the captions of a field that is one caption or a list of them.
 
         Raises:
             FileFormatError: If it is missing, or of other types.
@@ -192,15 +202,16 @@ class Entry:
         value = self._fields.get(name)
         if not isinstance(value, list):
             return (self.caption(name),)
+        captions = []
         for caption in value:
             if not isinstance(caption, str):
-                self._refuse_field(
-                    name, "must be a text or a list of texts; one of the list is", caption
-                )
-        return tuple(self._without_nul(name, caption) for caption in value)
+                rule = "must be a text or a list of texts; one of the list is"
+                self._refuse_field(name, rule, caption)
+            captions.append(self._without_nul(name, caption))
+        return tuple(captions)
 
     def entries(self, name: str) -> list[Entry]:
-        """A list of entries.
+        """Return a list of entries.
 
         Raises:
             FileFormatError: If it is missing, or of other types.
@@ -208,64 +219,35 @@ class Entry:
         values = self._fields.get(name)
         if not isinstance(values, list):
             self._refuse_field(name, "must be a list", values)
-        return [
-            Entry(value, self._path, f"{self._location}.{name}[{i}]")
-            for i, value in enumerate(values)
-        ]
+        entries = []
+        for number, value in enumerate(values):
+            location = f"{self._location}.{name}[{number}]"
+            entries.append(Entry(value, self._path, location))
+        return entries
 
     def split(self) -> str | None:
-        """Its split, by any of its names; ``None`` if it says none."""
-        value = self.optional_text("split")
-        return None if value is None else canonical_split(value, self._path, self._location)
+        """Return the entry's split, by any of its names; ``None`` if it says none."""
+        split_name = self.optional_text("split")
+        if split_name is None:
+            return None
+        return canonical_split(split_name, self._path, self._location)
 
     def _without_nul(self, name: str, value: str) -> str:
         if "\0" in value:
             self._refuse(f"field {name!r} holds a NUL character; remove it", name)
         return value
 
-    def _refuse_field(self, name: str, rule: str, value: Any) -> NoReturn:
-        given = described(value) if name in self._fields else "missing"
+    def _refuse_field(
+        self,
+        name: str,
+        rule: str,
+        value: Any,
+    ) -> NoReturn:
+        given = "missing"
+        if name in self._fields:
+            given = described(value)
         self._refuse(f"field {name!r} {rule}: {given}", name)
 
     def _refuse(self, problem: str, name: str) -> NoReturn:
         message = f"{self._path} {self._location}: {problem}"
         raise FileFormatError(message, path=self._path, location=self._location, name=name)
-
-
-def described(value: Any) -> str:
-    """A value of a JSON document in a few characters."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def canonical_split(name: str, path: Path | None = None, location: str = "") -> str:
-    """``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"``.
-
-    Args:
-        name: The name.
-        path: The file that has it, for the message.
-        location: Where in it.
-
-    Raises:
-        DataError: If it is no split's name.
-    """
-    split = SPLIT_ALIASES.get(name, name)
-    if split not in SPLITS:
-        place = " ".join(str(part) for part in (path, location) if part)
-        legal = f"legal: {', '.join(SPLITS)} (or {', '.join(SPLIT_ALIASES)})"
-        message = f"{place}: unknown split {described(name)}; {legal}".removeprefix(": ")
-        raise DataError(message, path=path, location=location, name=name)
-    return split
-
-
-def _split_in(file_stem: str) -> str | None:
-    """The first split that a file's name has as a word, also with a year: ``captions_val2017``."""
-    for word in re.findall(r"[a-z]+", file_stem.lower()):
-        split = SPLIT_ALIASES.get(word, word)
-        if split in SPLITS:
-            return split
-    return None

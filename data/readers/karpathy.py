@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cusa.data.errors import FileFormatError
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
 
-PLACE = "images[{}]"
+LOCATION_FORMAT = "images[{}]"
+_ILLEGAL_CHARACTERS = set("/\\\0\n")  # in a data set's name
 
 
-def _recognises(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and isinstance(content.get("images"), list)
-        and "annotations" not in content
-    )
+def _is_of_form(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    # COCO's own files have images, too.
+    return isinstance(content.get("images"), list) and "annotations" not in content
 
 
 def _read(content: dict[str, Any], source: Source) -> Annotations:
     name = content.get("dataset", source.path.stem)
-    if not isinstance(name, str) or not name or set("/\\\0\n") & set(name):
+    if not isinstance(name, str) or not name or _ILLEGAL_CHARACTERS & set(name):
         raise FileFormatError(
-            f"{source.path}: field 'dataset' must be a name that a file could have; correct or remove it",
+            f"{source.path}: field 'dataset' must be a name that a file could have; correct or "
+            "remove it",
             path=source.path,
             name="dataset",
         )
-    return Annotations(name, PLACE, _rows(content["images"], source))
+    return Annotations(name, LOCATION_FORMAT, _rows(content["images"], source))
 
 
 def _rows(images: list[Any], source: Source) -> Iterator[AnnotationRow]:
     for number, fields in enumerate(images):
-        image = Entry(fields, source.path, PLACE.format(number))
+        image = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         file_name = image.text("filename")
+        # COCO's files name the folder of each image, Flickr30k's do not.
+        image_path = file_name
         folder = image.optional_text("filepath")
+        if folder is not None:
+            image_path = f"{folder}/{file_name}"
         sentences = image.entries("sentences")
-        sentence_ids = [sentence.identifier("sentid") for sentence in sentences]
-        caption_ids = tuple(sentence_id for sentence_id in sentence_ids if sentence_id is not None)
+        caption_ids = _caption_ids(sentences)
         yield AnnotationRow(
             split=source.split or image.split() or "train",
-            image_path=f"{folder}/{file_name}" if folder else file_name,
+            image_path=image_path,
             image_id=image.identifier("cocoid") or file_name,
             captions=tuple(sentence.caption("raw") for sentence in sentences),
-            caption_ids=caption_ids if len(caption_ids) == len(sentences) else (),
+            caption_ids=caption_ids,
             number=number,
         )
 
 
-FORM = Form('Karpathy\'s {"images": [{filename, split, sentences}]}', _recognises, _read)
+def _caption_ids(sentences: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the ids of sentences, none if one of them has none."""
+    caption_ids = []
+    for sentence in sentences:
+        caption_id = sentence.identifier("sentid")
+        if caption_id is not None:
+            caption_ids.append(caption_id)
+    # Ids of some captions only are no ids: all are then numbered within their image.
+    if len(caption_ids) < len(sentences):
+        return ()
+    return tuple(caption_ids)
+
+
+FORM = Form('Karpathy\'s {"images": [{filename, split, sentences}]}', _is_of_form, _read)

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source, Table
 
-PLACE = "line {}"
+LOCATION_FORMAT = "line {}"
 
 
 def read_pairs(
-    table: Table, source: Source, image_column: str, caption_column: str, default_split: str
+    table: Table,
+    source: Source,
+    image_column: str,
+    caption_column: str,
+    default_split: str,
 ) -> Iterator[AnnotationRow]:
     """Read a table whose lines have an image and its caption, and maybe ``image_id`` and ``split``.
 
@@ -22,7 +26,7 @@ def read_pairs(
         default_split: Split of lines that name none.
     """
     for number, fields in table.lines:
-        entry = Entry(fields, source.path, PLACE.format(number))
+        entry = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         image_path = entry.text(image_column)
         yield AnnotationRow(
             split=source.split or entry.split() or default_split,
@@ -34,13 +38,14 @@ def read_pairs(
         )
 
 
-def _recognises(table: Table) -> bool:
+def _is_of_form(table: Table) -> bool:
     return "image" in table.columns
 
 
 def _read(table: Table, source: Source) -> Annotations:
-    rows = read_pairs(table, source, "image", "caption", source.split_by_name() or "train")
-    return Annotations(source.path.stem, PLACE, rows)
+    default_split = source.split_by_name() or "train"
+    rows = read_pairs(table, source, "image", "caption", default_split)
+    return Annotations(source.path.stem, LOCATION_FORMAT, rows)
 
 
-FORM = Form("lines of image,caption[,image_id][,split]", _recognises, _read)
+FORM = Form("lines of image,caption[,image_id][,split]", _is_of_form, _read)

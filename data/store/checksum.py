@@ -1,14 +1,14 @@
 """Sealed HDF5 files: a checksum over every byte, in a block of plain text before the HDF5 part.
 
-HDF5 lets a file begin with a block that it does not look at (its "user block"); any HDF5 tool reads such a file. Ours
-is 512 bytes: one line with the form, the format version and the sha256 of all that follows, then zeros.
+HDF5 lets a file begin with a block that it does not look at (its "user block"); any HDF5 tool reads
+such a file. Ours is 512 bytes: one line with the name of the format, its version and the sha256 of
+all that follows, then zeros.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,31 +23,48 @@ import numpy as np
 
 from cusa.data.errors import StoreError
 from cusa.data.files import atomic_file
-from cusa.data.store.hdf5 import ArrayLocation, open_hdf5, whole_numbers_attribute
+from cusa.data.store.hdf5 import open_hdf5, whole_numbers_attribute
 
 INDEX_FORMAT = "cusa-embeddings"
 SHARD_FORMAT = "cusa-embeddings-shard"
-VERSION = (2, 1)  # a reader refuses another major number, and ignores names that it does not know
+# A reader refuses another major number, and ignores names that it does not know.
+VERSION = (2, 1)
 
 BLOCK = 512
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LINE = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
+# Bytes; arrays at least as long as this begin at multiples of BLOCK.
+_SECTOR = 4096
+# Bytes by which a file in memory grows.
+_MEMORY_STEP = 1 << 22
+_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FIRST_LINE_PATTERN = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
 
 
 class VersionError(StoreError):
     """A file of ours, of another major version."""
 
 
-def write_sealed(path: Path, form: str, build: Callable[[h5py.File], None]) -> str:
+class ChecksumError(StoreError):
+    """A file of ours whose bytes are not as they were written."""
+
+
+class ReplacedError(StoreError):
+    """A file of ours that is whole, and not the one expected."""
+
+
+def write_sealed(
+    path: Path,
+    file_format: str,
+    fill: Callable[[h5py.File], None],
+) -> str:
     """Write an HDF5 file, whole or not at all.
 
-    It is built in memory and written in one piece: where the disk is full, Python says so, and no HDF5 library is left
-    with a file that it cannot close.
+    It is built in memory and written in one piece: where the disk is full, Python says so, and the
+    HDF5 library is not left with a file that it cannot close.
 
     Args:
         path: Final path.
-        form: Name of the format.
-        build: Fills the file.
+        file_format: Name of the format.
+        fill: Fills the file.
 
     Returns:
         Its seal: sha256 (hex) of all bytes after the first 512.
@@ -56,160 +73,173 @@ def write_sealed(path: Path, form: str, build: Callable[[h5py.File], None]) -> s
         StoreError: If disk or quota is full; nothing is left of the file, an older one of that name
             stays.
     """
-    with h5py.File(str(path), "w", driver="core", backing_store=False, block_size=1 << 22, locking=False,
-                   alignment_threshold=4096, alignment_interval=BLOCK) as file:  # fmt: skip
-        file.attrs["format"], file.attrs["format_version"] = form, np.asarray(VERSION, "<i4")
-        build(file)
-        file.flush()
-        content = file.id.get_file_image()
+    content = _build_in_memory(path, file_format, fill)
     seal = hashlib.sha256(content).hexdigest()
-    line = f"{form} {VERSION[0]}.{VERSION[1]} sha256={seal}\n".encode()
+    major, minor = VERSION
+    first_line = f"{file_format} {major}.{minor} sha256={seal}\n".encode()
+
     try:
-        with atomic_file(path) as temporary, temporary.open("wb") as out:
-            out.seek(BLOCK)
-            out.write(
-                content
-            )  # first and in one piece: the page cache then holds the file in large pages
-            out.seek(0)
-            out.write(line.ljust(BLOCK, b"\0"))
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            # The content goes first and in one piece: the page cache then holds it in large pages.
+            file.seek(BLOCK)
+            file.write(content)
+            file.seek(0)
+            file.write(first_line.ljust(BLOCK, b"\0"))
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _DISK_FULL_ERRORS:
             raise
         raise StoreError(
-            f"cannot write {path}: {error.strerror}; make room and run the same command again, finished files are kept",
+            f"cannot write {path}: {error.strerror}; make room and run the same command again, "
+            "finished files are kept",
             path=path,
         ) from None
     return seal
 
 
+def _build_in_memory(
+    path: Path,
+    file_format: str,
+    fill: Callable[[h5py.File], None],
+) -> bytes:
+    """Return the bytes of an HDF5 file that was never on disk."""
+    file = h5py.File(
+        str(path),
+        "w",
+        driver="core",
+        backing_store=False,
+        block_size=_MEMORY_STEP,
+        locking=False,
+        alignment_threshold=_SECTOR,
+        alignment_interval=BLOCK,
+    )
+    with file:
+        file.attrs["format"] = file_format
+        file.attrs["format_version"] = np.asarray(VERSION, "<i4")
+        fill(file)
+        file.flush()
+        content: bytes = file.id.get_file_image()
+    return content
+
+
 @dataclass(frozen=True)
 class _FirstLine:
-    """What the first line of a sealed file says."""
+    """The first line of a sealed file."""
 
     seal: str
     version: tuple[int, int]
 
 
-def read_seal(path: Path, form: str) -> str:
-    """The seal that a file carries; whether it holds is :func:`seal_holds`'s question.
+def read_seal(path: Path, file_format: str) -> str:
+    """Read the seal that a file carries, without verifying it; see :func:`seal_holds`.
 
     Raises:
-        StoreError: If the file is missing or not of this form.
+        StoreError: If the file is missing or not of this format.
         VersionError: If it is of another major version.
     """
     with _opened(path) as file:
-        return _read_first_line(file, path, form).seal
+        return _read_first_line(file, path, file_format).seal
 
 
-def seal_holds(path: Path, form: str) -> bool:
-    """Whether every byte of a file is as it was written; reads all of it."""
+def seal_holds(path: Path, file_format: str) -> bool:
+    """Return whether every byte of a file is as it was written; reads all of it."""
     try:
         with _opened(path) as file:
-            first_line = _read_first_line(file, path, form)
-            if hashlib.file_digest(file, "sha256").hexdigest() != first_line.seal:
-                return False
-        with open_hdf5(path) as content:  # the line's own version is under no checksum
-            return whole_numbers_attribute(content, "format_version", 2) == first_line.version
+            first_line = _read_first_line(file, path, file_format)
+            seal = hashlib.file_digest(file, "sha256").hexdigest()
+        if seal != first_line.seal:
+            return False
+
+        # No checksum covers the version in the first line.
+        with open_hdf5(path) as content:
+            version = whole_numbers_attribute(content, "format_version", 2)
+        return version == first_line.version
     except StoreError:
         return False
 
 
 @contextmanager
-def open_sealed(path: Path, form: str, seal: str | None = None) -> Iterator[h5py.File]:
-    """Open a sealed file for reading; whether its seal holds is not looked at.
+def open_sealed(
+    path: Path,
+    file_format: str,
+    seal: str | None = None,
+) -> Iterator[h5py.File]:
+    """Open a sealed file for reading, without verifying its seal.
 
     Args:
         path: The file.
-        form: Name of its format.
+        file_format: Name of its format.
         seal: The seal that it must carry, if it was looked at before.
 
     Raises:
-        StoreError: If it is missing, truncated, not of this form, or carries another seal; also in
-            place of what h5py raises within the block.
+        StoreError: If it is missing, truncated, not of this format, or carries another seal; also
+            in place of what h5py raises within the block.
         VersionError: If it is of another major version.
     """
-    seal = require_seal(path, form, seal)
+    seal = require_seal(path, file_format, seal)
     with open_hdf5(path) as file:
-        require_seal(path, form, seal)  # whoever replaces the file does so in one step
+        # Files are replaced in one step: the open one is this one if the seal is still the same.
+        require_seal(path, file_format, seal)
         yield file
 
 
-def require_seal(path: Path, form: str, seal: str | None) -> str:
-    """The seal that a file carries, which must be the one expected, if any.
+def require_seal(
+    path: Path,
+    file_format: str,
+    seal: str | None,
+) -> str:
+    """Return the seal that a file carries, which must be the one expected, if any.
 
     Raises:
-        StoreError: If it is another: the file was replaced.
+        ReplacedError: If it is another.
+        StoreError: If the file is missing or not of this format.
     """
-    seal_of_file = read_seal(path, form)
+    seal_of_file = read_seal(path, file_format)
     if seal is not None and seal_of_file != seal:
-        _refuse_seal(path, form, seal_of_file, seal)
+        _refuse_seal(path, file_format, seal_of_file, seal)
     return seal_of_file
 
 
-def _refuse_seal(path: Path, form: str, seal: str, expected: str) -> NoReturn:
+@contextmanager
+def open_bytes(path: Path, file_format: str, seal: str) -> Iterator[BufferedReader]:
+    """Open a sealed file as bytes.
+
+    Args:
+        path: The file.
+        file_format: Name of its format.
+        seal: The seal that it must carry.
+
+    Raises:
+        StoreError: If it is missing, not of this format, or carries another seal
+            (:class:`ReplacedError`).
+        VersionError: If it is of another major version.
+    """
+    with _opened(path) as file:
+        seal_of_file = _read_first_line(file, path, file_format).seal
+        if seal_of_file != seal:
+            _refuse_seal(path, file_format, seal_of_file, seal)
+        yield file
+
+
+def _refuse_seal(
+    path: Path,
+    file_format: str,
+    seal: str,
+    expected: str,
+) -> NoReturn:
     """Raise the error of a file that is whole and not the one expected."""
-    if form == INDEX_FORMAT:
+    if file_format == INDEX_FORMAT:
         problem = "was replaced after the store was opened"
         advice = "open it again"
     else:
         problem = "is not the shard that the index names"
         advice = "move it away and run the cusa-precompute command again"
     message = f"{path} {problem} (its checksum is {seal[:12]}, expected {expected[:12]}); {advice}"
-    raise StoreError(message, path=path)
-
-
-class MappedFile:
-    """A sealed file as a read-only map, made on first use; it goes to other processes without it.
-
-    A file that was replaced in the meantime is refused: what was read of the old one, such as where
-    its arrays begin, says nothing of the new one.
-
-    Args:
-        path: The file.
-        form: Name of its format.
-        seal: The seal that it must carry.
-        reads_ahead: Whether the system may read more than is asked for.
-    """
-
-    def __init__(self, path: Path, form: str, seal: str, reads_ahead: bool = True) -> None:
-        self.path, self._form, self._seal, self._reads_ahead = path, form, seal, reads_ahead
-        self._map: mmap.mmap | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_map": None}
-
-    def array(self, location: ArrayLocation) -> np.ndarray:
-        """A read-only array over bytes of the file.
-
-        Raises:
-            StoreError: If the file is missing, another one, or too short.
-        """
-        if not location.n_bytes:
-            return np.zeros(location.shape, location.dtype)
-        content = self._map = self._map or self._mapped()
-        if location.offset < 0 or location.offset + location.n_bytes > len(content):
-            raise StoreError(
-                f"{self.path} is truncated or damaged ({location.name}); see cusa-store verify",
-                path=self.path,
-                name=location.name,
-            )
-        dtype = np.dtype(location.dtype)
-        values = np.frombuffer(content, dtype, location.n_bytes // dtype.itemsize, location.offset)
-        return values.reshape(location.shape)
-
-    def _mapped(self) -> mmap.mmap:
-        with _opened(self.path) as file:
-            seal = _read_first_line(file, self.path, self._form).seal
-            if seal != self._seal:
-                _refuse_seal(self.path, self._form, seal, self._seal)
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if not self._reads_ahead:
-            content.madvise(mmap.MADV_RANDOM)
-        return content
+    raise ReplacedError(message, path=path)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -223,17 +253,26 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
-def _read_first_line(file: BufferedReader, path: Path, form: str) -> _FirstLine:
+def _read_first_line(
+    file: BufferedReader,
+    path: Path,
+    file_format: str,
+) -> _FirstLine:
+    """Read the first line, and leave the file at the block after it."""
+    # The whole block: what follows the line in it must be zeros.
     block = os.pread(file.fileno(), BLOCK, 0)
     file.seek(BLOCK)
-    fields = _LINE.fullmatch(block)
-    if fields is None or len(block) < BLOCK or fields[1].decode() != form:
-        raise StoreError(f"{path} is not a {form} file, or its first bytes are damaged", path=path)
-    major, minor = int(fields[2]), int(fields[3])
-    if major != VERSION[0]:
+
+    fields = _FIRST_LINE_PATTERN.fullmatch(block)
+    if fields is None or len(block) < BLOCK or fields[1].decode() != file_format:
+        raise StoreError(
+            f"{path} is not a {file_format} file, or its first bytes are damaged", path=path
+        )
+    version = (int(fields[2]), int(fields[3]))
+    if version[0] != VERSION[0]:
         raise VersionError(
-            f"{path} has format version {major}.{minor}, this cusa reads {VERSION[0]}.x; use the cusa that wrote it, "
-            "or make it again",
+            f"{path} has format version {version[0]}.{version[1]}, this cusa reads "
+            f"{VERSION[0]}.x; use the cusa that wrote it, or make it again",
             path=path,
         )
-    return _FirstLine(fields[4].decode(), (major, minor))
+    return _FirstLine(fields[4].decode(), version)

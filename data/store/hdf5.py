@@ -2,7 +2,7 @@
 
 h5py hands out whatever lies under a name, raises many things on damaged files, follows links into
 other files, and makes an array as large as a file claims before it reads a byte. Here an object is
-what its reader expects, sizes are held against the length of the file, and all else is a
+what its reader expects, sizes are compared with the length of the file, and all else is a
 :class:`cusa.data.errors.StoreError`.
 """
 
@@ -38,7 +38,7 @@ _HDF5_ERRORS = (
 
 @dataclass(frozen=True)
 class ArrayLocation:
-    """A contiguous dataset as what it is on disk: one plain array at an offset of a file.
+    """A contiguous dataset as it lies on disk: one plain array at an offset of a file.
 
     Attributes:
         name: The dataset's name in the file.
@@ -54,7 +54,7 @@ class ArrayLocation:
 
     @property
     def n_bytes(self) -> int:
-        """Its length in bytes."""
+        """Return its length in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
@@ -73,10 +73,16 @@ def hdf5_errors(path: Path, name: str = "") -> Iterator[None]:
         refuse(path, name, first_line(error).strip("'\""))
 
 
-def refuse(path: Path, name: str, problem: str) -> NoReturn:
+def refuse(
+    path: Path,
+    name: str,
+    problem: str,
+) -> NoReturn:
     """Raise the error that says what is wrong with an object of a file."""
-    place = f"{path}: {name}" if name else str(path)
-    message = f"{place} is damaged or of another form ({problem}); see cusa-store verify"
+    subject = str(path)
+    if name:
+        subject = f"{path}: {name}"
+    message = f"{subject} is damaged or of another form ({problem}); see cusa-store verify"
     raise StoreError(message, path=path, name=name)
 
 
@@ -93,36 +99,40 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-def child_group(parent: h5py.Group, name: str) -> h5py.Group:
-    """A group below another.
+def child_group(parent: h5py.Group, child_name: str) -> h5py.Group:
+    """Return a group that lies directly in another.
 
     Raises:
         StoreError: If it is missing, a link, or no group.
     """
-    return _child(parent, name, h5py.Group)
+    return _child(parent, child_name, h5py.Group)
 
 
 def child_groups(parent: h5py.Group) -> dict[str, h5py.Group]:
-    """All that lies directly below a group, which must be groups.
+    """Return all that lies directly in a group, which must be groups, by name.
 
     Raises:
         StoreError: If one is a link or no group.
     """
-    with hdf5_errors(_path(parent), parent.name):
-        names = list(parent)  # an error within the iteration itself would keep HDF5's lock
+    with hdf5_errors(_file_path(parent), parent.name):
+        # An error within the iteration itself would keep HDF5's lock.
+        names = list(parent)
         for name in names:
-            name.encode()  # h5py reads what is no UTF-8 as half characters
+            _require_unicode(name)
     return {name: child_group(parent, name) for name in names}
 
 
 def array_location(
-    parent: h5py.Group, name: str, dtype: str, n_dimensions: int = 1
+    parent: h5py.Group,
+    dataset_name: str,
+    dtype: str,
+    n_dimensions: int = 1,
 ) -> ArrayLocation:
-    """Where a dataset lies in the file.
+    """Find where a dataset lies in the file.
 
     Args:
         parent: The group that it is in.
-        name: Its name there.
+        dataset_name: Its name there.
         dtype: What its elements must be, such as ``"<i8"``.
         n_dimensions: How many dimensions it must have.
 
@@ -130,16 +140,20 @@ def array_location(
         StoreError: If it is missing or a link, of another dtype or number of dimensions, not
             contiguous, or reaches beyond the end of the file.
     """
-    path, full_name = _path(parent), _joined(parent, name)
-    dataset = _child(parent, name, h5py.Dataset)
+    path = _file_path(parent)
+    full_name = _joined(parent, dataset_name)
+    dataset = _child(parent, dataset_name, h5py.Dataset)
     with hdf5_errors(path, full_name):
-        shape, offset, given = dataset.shape, dataset.id.get_offset(), dataset.dtype
+        shape = dataset.shape
+        offset = dataset.id.get_offset()
+        stored_dtype = dataset.dtype
         file_size = path.stat().st_size
-    if given != np.dtype(dtype) or shape is None or len(shape) != n_dimensions:
-        refuse(
-            path, full_name, f"expected {n_dimensions} dimensions of {dtype}, not {given} {shape}"
-        )
+
+    if stored_dtype != np.dtype(dtype) or shape is None or len(shape) != n_dimensions:
+        expected = f"{n_dimensions} dimensions of {dtype}"
+        refuse(path, full_name, f"expected {expected}, not {stored_dtype} {shape}")
     location = ArrayLocation(full_name, offset or 0, tuple(shape), dtype)
+    # Chunked datasets have no offset; nor have empty ones, which need none.
     if location.n_bytes and offset is None:
         refuse(path, full_name, "it is not contiguous")
     if location.offset + location.n_bytes > file_size:
@@ -147,97 +161,130 @@ def array_location(
     return location
 
 
-def read_array(parent: h5py.Group, name: str, dtype: str, n_dimensions: int = 1) -> np.ndarray:
+def read_array(
+    parent: h5py.Group,
+    dataset_name: str,
+    dtype: str,
+    n_dimensions: int = 1,
+) -> np.ndarray:
     """Read a dataset whole; the arguments are those of :func:`array_location`.
 
     Raises:
         StoreError: As :func:`array_location`, or if the file cannot be read.
     """
-    path, location = _path(parent), array_location(parent, name, dtype, n_dimensions)
+    path = _file_path(parent)
+    location = array_location(parent, dataset_name, dtype, n_dimensions)
     with hdf5_errors(path, location.name):
-        count = math.prod(location.shape)
-        values = np.fromfile(path, location.dtype, count, offset=location.offset)
+        n_values = math.prod(location.shape)
+        # Past HDF5, once the bytes are known to be there.
+        values = np.fromfile(path, location.dtype, n_values, offset=location.offset)
         return values.reshape(location.shape)
 
 
-def text_attribute(item: h5py.Group, name: str) -> str:
-    """An attribute that is one text.
+def text_attribute(owner: h5py.Group, attribute_name: str) -> str:
+    """Read an attribute that is one text.
 
     Raises:
         StoreError: If it is missing, something else, or holds a NUL character.
     """
-    value = _attribute(item, name)
+    value = _attribute(owner, attribute_name)
+    path = _file_path(owner)
+    full_name = _joined(owner, f"@{attribute_name}")
     if not isinstance(value, str) or "\0" in value:
-        refuse(_path(item), _joined(item, f"@{name}"), "expected a text")
-    with hdf5_errors(_path(item), _joined(item, f"@{name}")):
-        value.encode()  # h5py reads what is no UTF-8 as half characters
+        refuse(path, full_name, "expected a text")
+    with hdf5_errors(path, full_name):
+        _require_unicode(value)
     return value
 
 
-def text_attributes(item: h5py.Group, prefix: str) -> Mapping[str, str]:
-    """The attributes whose names begin with a prefix, by the rest of their names.
+def text_attributes(owner: h5py.Group, prefix: str) -> Mapping[str, str]:
+    """Read the attributes whose names begin with a prefix, by the rest of their names.
 
     Raises:
         StoreError: If one is no text.
     """
-    with hdf5_errors(_path(item), item.name):
-        names = [name for name in item.attrs if name.startswith(prefix)]
-    return {name.removeprefix(prefix): text_attribute(item, name) for name in names}
+    with hdf5_errors(_file_path(owner), owner.name):
+        names = [name for name in owner.attrs if name.startswith(prefix)]
+    return {name.removeprefix(prefix): text_attribute(owner, name) for name in names}
 
 
-def whole_number_attribute(item: h5py.Group, name: str) -> int:
-    """An attribute that is one whole number.
+def whole_number_attribute(owner: h5py.Group, attribute_name: str) -> int:
+    """Read an attribute that is one whole number.
 
     Raises:
         StoreError: If it is missing or something else.
     """
-    value = _attribute(item, name)
+    value = _attribute(owner, attribute_name)
     if not isinstance(value, np.integer):
-        refuse(_path(item), _joined(item, f"@{name}"), "expected a whole number")
+        refuse(_file_path(owner), _joined(owner, f"@{attribute_name}"), "expected a whole number")
     return int(value)
 
 
-def whole_numbers_attribute(item: h5py.Group, name: str, count: int) -> tuple[int, ...]:
-    """An attribute that is a few whole numbers.
+def whole_numbers_attribute(
+    owner: h5py.Group,
+    attribute_name: str,
+    count: int,
+) -> tuple[int, ...]:
+    """Read an attribute that is an array of ``count`` whole numbers.
 
     Raises:
         StoreError: If it is missing or something else.
     """
-    value = _attribute(item, name, shape=(count,))
+    value = _attribute(owner, attribute_name, shape=(count,))
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
-        refuse(_path(item), _joined(item, f"@{name}"), f"expected {count} whole numbers")
+        refuse(
+            _file_path(owner),
+            _joined(owner, f"@{attribute_name}"),
+            f"expected {count} whole numbers",
+        )
     return tuple(value.tolist())
 
 
-def _attribute(item: h5py.Group, name: str, shape: tuple[int, ...] = ()) -> object:
-    """The value of an attribute, of that shape."""
-    path, full_name = _path(item), _joined(item, f"@{name}")
+def _attribute(
+    owner: h5py.Group,
+    attribute_name: str,
+    shape: tuple[int, ...] = (),
+) -> object:
+    """Read the value of an attribute, which must be of that shape."""
+    path = _file_path(owner)
+    full_name = _joined(owner, f"@{attribute_name}")
     with hdf5_errors(path, full_name):
-        if name not in item.attrs:
+        if attribute_name not in owner.attrs:
             refuse(path, full_name, "it is missing")
-        given = item.attrs.get_id(name).shape
-        if given != shape:  # looked at before an array is made
-            refuse(path, full_name, f"expected the shape {shape}, not {given}")
-        value: object = item.attrs[name]
+        # Looked at before h5py makes an array of it.
+        stored_shape = owner.attrs.get_id(attribute_name).shape
+        if stored_shape != shape:
+            refuse(path, full_name, f"expected the shape {shape}, not {stored_shape}")
+        value: object = owner.attrs[attribute_name]
         return value
 
 
-def _child(parent: h5py.Group, name: str, kind: type[h5py.HLObject]) -> h5py.HLObject:
-    """An object of a group, of that kind, that lies in this very file."""
-    path, full_name = _path(parent), _joined(parent, name)
+def _child(
+    parent: h5py.Group,
+    child_name: str,
+    kind: type[h5py.HLObject],
+) -> h5py.HLObject:
+    """Return an object of a group, which must be of that kind and lie in this very file."""
+    path = _file_path(parent)
+    full_name = _joined(parent, child_name)
     with hdf5_errors(path, full_name):
-        link = parent.get(name, getlink=True)
+        link = parent.get(child_name, getlink=True)
         if link is None:
             refuse(path, full_name, "it is missing")
         if not isinstance(link, h5py.HardLink):
             refuse(path, full_name, "it is a link")
-        item = parent[name]
-        if not isinstance(item, kind):
+        child = parent[child_name]
+        if not isinstance(child, kind):
             refuse(path, full_name, f"expected a {kind.__name__.lower()}")
-        return item
+        return child
 
 
-def _path(item: h5py.HLObject) -> Path:
+def _require_unicode(text: str) -> None:
+    """Raise a UnicodeEncodeError for half characters: h5py reads what is no UTF-8 as such."""
+    text.encode()
+
+
+def _file_path(item: h5py.HLObject) -> Path:
     return Path(item.file.filename)
 
 

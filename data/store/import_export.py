@@ -1,10 +1,11 @@
-"""Rows out of a store and into one: teachers of other programs' making."""
+"""Rows out of a store, and rows that other programs made into one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.data.files import FolderLock
 from cusa.data.foreign.rows import ForeignRows, write_rows
 from cusa.data.records import Dataset
-from cusa.data.store.index import Index, SplitTable, TeacherEntry, read_index, write_index
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.row_matching import match_rows, without_nan
 from cusa.data.store.schema import (
     SHARD_ROWS,
     TeacherSettings,
@@ -22,60 +25,82 @@ from cusa.data.store.schema import (
     shard_name,
     shard_ranges,
 )
-from cusa.data.store.shards import ShardHeader, read_shard, stored_rows, write_shard
+from cusa.data.store.shards import ShardHeader, ShardInfo, read_shard, stored_rows, write_shard
+from cusa.data.store.split_table import SplitTable
+from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.data.unit_rows import unit_rows
 
-__all__ = ["ForeignRows", "data_of", "export_rows", "import_rows"]
+__all__ = ["ForeignRows", "export_rows", "import_rows", "index_for_import"]
 
-_BLOCK = 65_536
+_BLOCK_ROWS = 65_536  # read at once
 
 
-def export_rows(store: EmbeddingStore, teacher: str, split: str, path: Path) -> Path:
+def export_rows(
+    store: EmbeddingStore,
+    teacher_name: str,
+    split_name: str,
+    path: Path,
+) -> Path:
     """Write a teacher's rows to a file of its own, and their ids beside it.
 
     :mod:`cusa.data.foreign.rows` reads them again.
 
     Args:
         store: The store.
-        teacher: The teacher's name.
-        split: The split.
+        teacher_name: The teacher's name.
+        split_name: The split.
         path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes
             through memory, with the teacher's settings as metadata).
 
     Returns:
-        Path of the ids: a JSON list of image or caption ids, in row order; rows without an embedding are NaN.
+        Path of the ids: a JSON list of image or caption ids, in row order; rows without an
+        embedding are NaN.
 
     Raises:
         CusaError: If the suffix is another, or the rows cannot be read.
     """
-    rows, table = store.embeddings(teacher, split), store.split(split)
-    ids = table.image_ids if rows.settings.modality == "image" else table.caption_ids
-    blocks = (
-        rows.gather(np.arange(a, min(a + _BLOCK, len(rows)))) for a in range(0, len(rows), _BLOCK)
+    embeddings = store.embeddings(teacher_name, split_name)
+    item_ids = store.split(split_name).caption_ids
+    if embeddings.settings.modality == "image":
+        item_ids = store.split(split_name).image_ids
+    return write_rows(
+        path,
+        _blocks(embeddings),
+        embeddings.shape,
+        embeddings.dtype,
+        item_ids,
+        embeddings.settings.to_json(),
     )
-    return write_rows(path, blocks, rows.shape, rows.dtype, ids, rows.settings.to_json())
+
+
+def _blocks(embeddings: Embeddings) -> Iterator[np.ndarray]:
+    """Yield all rows in order, a block at a time."""
+    for start, stop in shard_ranges(len(embeddings), _BLOCK_ROWS):
+        yield embeddings.gather(np.arange(start, stop))
 
 
 def import_rows(
     out: Path,
     data: Index,
-    split: str,
-    teacher: str,
+    split_name: str,
+    teacher_name: str,
     settings: TeacherSettings,
     foreign: ForeignRows,
     skip_missing: bool,
 ) -> tuple[int, int]:
-    """Add rows from elsewhere to a store as a teacher of one split, L2-normalised and in the split's order.
+    """Add rows from elsewhere to a store as a teacher of one split.
+
+    They are L2-normalised and brought into the split's order.
 
     Args:
         out: The store's index; made if it is not there.
         data: The data that the rows belong to.
-        split: The split.
-        teacher: Name for the teacher.
+        split_name: The split.
+        teacher_name: Name for the teacher.
         settings: Its settings.
         foreign: The rows.
-        skip_missing: Whether items of the split without a row, or with one of NaN, are recorded as skipped instead of
-            refused.
+        skip_missing: Whether items of the split without a row, or with one of NaN, are recorded as
+            skipped instead of refused.
 
     Returns:
         Number of rows skipped, and of foreign rows that belong to no item of the split.
@@ -83,107 +108,172 @@ def import_rows(
     Raises:
         CusaError: If ids do not fit, or rows are zero or not finite.
     """
-    check_name(teacher)
-    if split not in data.splits:
-        raise CusaError(f"there is no split {split!r}; there are: {', '.join(data.splits)}")
-    table, ids = data.splits[split], foreign.ids
-    order = _order(table, settings.modality, ids)
-    n_unused = len(ids) - int((order >= 0).sum())
+    check_name(teacher_name)
+    if split_name not in data.splits:
+        legal_splits = ", ".join(data.splits)
+        raise CusaError(
+            f"there is no split {split_name!r}; there are: {legal_splits}", name=split_name
+        )
+    table = data.splits[split_name]
+    order = match_rows(table, settings.modality, foreign.ids)
+    n_unused = len(foreign.ids) - int((order >= 0).sum())
     if skip_missing:
-        order = _without_nan(order, foreign.rows)
+        order = without_nan(order, foreign.rows)
     missing = np.flatnonzero(order < 0)
     if len(missing) == len(order) or (len(missing) and not skip_missing):
-        names = list(table.columns["image_ids" if settings.modality == "image" else "caption_ids"])
-        raise CusaError(
-            f"{foreign.source}: no row for {len(missing)} of {len(order)} ids of split {split!r}, such as "
-            f"{names[missing[0]]!r} (its first id: {ids[0] if ids else None!r}); --on-error skip would leave them out"
-        )
-    shards = []
+        _refuse_missing(missing, table, split_name, settings.modality, foreign)
+
     with FolderLock(shard_folder(out)):
-        old = read_index(out) if out.exists() else None
-        if old is not None:
-            there = old.teachers[teacher].shards.get(split) if teacher in old.teachers else None
-            if there is not None and all((out.parent / shard.file).exists() for shard in there):
-                raise CusaError(
-                    f"{out} has rows of teacher {teacher!r} for split {split!r} already; pass another --teacher name"
-                )
-            old.joined(
-                replace(data, teachers={teacher: TeacherEntry(settings, {})}), str(out)
-            )  # before a shard is made
-        for start, stop in shard_ranges(len(order), SHARD_ROWS):
-            header = ShardHeader(teacher, split, table.fingerprint, start, stop, settings)
-            block = np.full(
-                (stop - start, settings.dim), np.nan, np.dtype(settings.dtype).newbyteorder("<")
-            )
-            here = np.flatnonzero(order[start:stop] >= 0)
-            rows = _normalized(foreign.rows[order[start + here]], start + here)
-            block[here] = stored_rows(rows, settings.dtype, start + here)
-            file = f"{shard_folder(out).name}/{shard_name(teacher, split, start, stop)}"
-            if (out.parent / file).exists() and read_shard(out.parent, file)[0] != header:
-                raise CusaError(
-                    f"{out.parent / file} holds other rows; pass another --teacher name or another store"
-                )
-            skipped = missing[(missing >= start) & (missing < stop)].tolist()
-            shards.append(write_shard(out.parent, file, header, block, skipped))
-        added = replace(
-            data, teachers={teacher: TeacherEntry(settings, {split: tuple(shards)}, foreign.source)}
-        )
-        write_index(out, old.joined(added, str(out)) if old is not None else added)
+        entry = TeacherEntry(settings, {}, foreign.source)
+        added = replace(data, teachers={teacher_name: entry})
+        # Read under the lock: another import may have added rows since.
+        present = None
+        if out.exists():
+            present = read_index(out)
+            _refuse_present_rows(out, present, teacher_name, split_name)
+            # Refuses other data before a shard is made.
+            present.joined(added, str(out))
+
+        header = ShardHeader(teacher_name, split_name, table.fingerprint, 0, len(order), settings)
+        shards = _write_shards(out, header, order, foreign.rows)
+        entry = replace(entry, shards={split_name: shards})
+        added = replace(data, teachers={teacher_name: entry})
+        if present is not None:
+            added = present.joined(added, str(out))
+        write_index(out, added)
     return len(missing), n_unused
 
 
-def _without_nan(order: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The order, with -1 also where a row is NaN throughout, as exported rows are that were skipped."""
-    here = np.flatnonzero(order >= 0)
-    empty = np.concatenate([
-        np.isnan(rows[order[part]]).all(axis=1) for part in np.array_split(here, len(here) // _BLOCK + 1)
-    ])  # fmt: skip
-    order = order.copy()
-    order[here[empty]] = -1
-    return order
+def _refuse_missing(
+    missing: np.ndarray,
+    table: SplitTable,
+    split_name: str,
+    modality: str,
+    foreign: ForeignRows,
+) -> NoReturn:
+    """Raise the error of items of a split that have no foreign row."""
+    item_ids = list(table.item_ids(modality))
+    example = item_ids[missing[0]]
+    first_foreign_id = next(iter(foreign.ids), None)
+    raise CusaError(
+        f"{foreign.source}: no row for {len(missing)} of {len(item_ids)} ids of split "
+        f"{split_name!r}, such as {example!r} (its first id: {first_foreign_id!r}); --on-error "
+        "skip would leave them out",
+        name=example,
+    )
 
 
-def _order(table: SplitTable, modality: str, ids: Sequence[str]) -> np.ndarray:
-    """int64: for each row of the split, the number of its id, or -1; by the naming under which most are found."""
-    number = {name: i for i, name in enumerate(ids)}
-    if len(number) != len(ids):
-        raise CusaError("the ids are not unique; each row needs its own")
-    if modality == "text":
-        namings = [list(table.columns["caption_ids"])]
-    else:
-        paths = [Path(p) for p in table.columns["image_paths"]]
-        namings = [list(table.columns["image_ids"]), list(table.columns["image_paths"])]
-        namings += [[p.name for p in paths], [p.stem for p in paths]]
-    namings = [
-        naming for naming in namings if len(set(naming)) == len(naming)
-    ]  # a name of two images means neither
-    orders = [np.asarray([number.get(name, -1) for name in naming], np.int64) for naming in namings]
-    return max(orders, key=lambda order: int((order >= 0).sum()))
+def _refuse_present_rows(
+    out: Path,
+    present: Index,
+    teacher_name: str,
+    split_name: str,
+) -> None:
+    """Refuse to replace a teacher's rows, unless their files are gone."""
+    if teacher_name not in present.teachers:
+        return
+    shards = present.teachers[teacher_name].shards.get(split_name)
+    if shards is None:
+        return
+    if all((out.parent / shard.file).exists() for shard in shards):
+        raise CusaError(
+            f"{out} has rows of teacher {teacher_name!r} for split {split_name!r} already; pass "
+            "another --teacher name",
+            path=out,
+            name=teacher_name,
+        )
 
 
-def _normalized(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Rows of length one; those that are as normalised as their dtype can be stay as they are."""
-    rounding = np.finfo(rows.dtype).eps if rows.dtype.kind == "f" else 0
-    wide = np.asarray(rows, np.float64)
-    if not wide.any(axis=1).all():
-        row = int(numbers[np.flatnonzero(~wide.any(axis=1))[0]])
+def _write_shards(
+    out: Path,
+    header: ShardHeader,
+    order: np.ndarray,
+    foreign_rows: np.ndarray,
+) -> tuple[ShardInfo, ...]:
+    """Write foreign rows as shards.
+
+    Args:
+        out: The store's index.
+        header: What the rows of all shards together are.
+        order: int64 ``[n_rows]``: for each row of the split, that of ``foreign_rows``, or -1.
+        foreign_rows: ``[n, dim]``.
+    """
+    dtype = np.dtype(header.settings.dtype).newbyteorder("<")
+    shards = []
+    for start, stop in shard_ranges(len(order), SHARD_ROWS):
+        shard_header = replace(header, start=start, stop=stop)
+        relative_path = shard_name(header.teacher, header.split, start, stop)
+        shard_file = f"{shard_folder(out).name}/{relative_path}"
+        # The shards of an import that was cut short are written again.
+        _refuse_other_shard(out.parent, shard_file, shard_header)
+
+        shard_order = order[start:stop]
+        has_row = shard_order >= 0
+        row_numbers = start + np.flatnonzero(has_row)
+        rows = _normalized(foreign_rows[shard_order[has_row]], row_numbers)
+        block = np.full((stop - start, header.settings.dim), np.nan, dtype)
+        block[has_row] = stored_rows(rows, header.settings.dtype, row_numbers)
+        skipped = start + np.flatnonzero(~has_row)
+        shards.append(write_shard(out.parent, shard_file, shard_header, block, skipped.tolist()))
+    return tuple(shards)
+
+
+def _refuse_other_shard(
+    folder: Path,
+    shard_file: str,
+    header: ShardHeader,
+) -> None:
+    """Refuse to replace a shard that holds other rows."""
+    path = folder / shard_file
+    if not path.exists():
+        return
+    stored_header, _ = read_shard(folder, shard_file)
+    if stored_header != header:
+        raise CusaError(
+            f"{path} holds other rows; pass another --teacher name or another store",
+            path=path,
+            name=header.teacher,
+        )
+
+
+def _normalized(rows: np.ndarray, row_numbers: np.ndarray) -> np.ndarray:
+    """Return rows of length one; those that are as normalised as their dtype can be stay as is.
+
+    Args:
+        rows: ``[n, dim]``.
+        row_numbers: Their numbers in the split, for the message.
+
+    Raises:
+        EmbeddingsError: If a row is all zeros.
+    """
+    wide_rows = np.asarray(rows, np.float64)
+    is_zero = ~wide_rows.any(axis=1)
+    if is_zero.any():
+        row = int(row_numbers[is_zero][0])
         raise EmbeddingsError(
             f"row {row} of the split has an embedding of zeros", name=f"row {row}"
         )
+
+    rounding = 0.0
+    if rows.dtype.kind == "f":
+        rounding = float(np.finfo(rows.dtype).eps)
     with np.errstate(over="ignore"):
-        is_unit = np.abs(np.linalg.norm(wide, axis=1, keepdims=True) - 1) <= rounding
-    return np.where(is_unit, wide, unit_rows(rows, np.float64))
+        lengths = np.linalg.norm(wide_rows, axis=1, keepdims=True)
+        is_unit = np.abs(lengths - 1) <= rounding
+    return np.where(is_unit, wide_rows, unit_rows(rows, np.float64))
 
 
-def data_of(out: Path, dataset: Dataset | None) -> Index:
-    """The data that rows are imported for: a store's own, or a data set's.
+def index_for_import(out: Path, dataset: Dataset | None) -> Index:
+    """Return the data that rows are imported for: a data set's, or the store's own.
 
     Raises:
         CusaError: If there is neither.
     """
     if dataset is not None:
-        return Index.of(dataset, {})
+        return Index.from_dataset(dataset, {})
     if not out.exists():
-        raise CusaError(f"{out} does not exist yet: pass --dataset, so that it can be made")
-    known = read_index(out)
-    return Index(known.dataset, known.image_root, known.splits)
+        raise CusaError(
+            f"{out} does not exist yet: pass --dataset, so that it can be made", path=out
+        )
+    present = read_index(out)
+    return Index(present.dataset, present.image_root, present.splits)

@@ -1,4 +1,4 @@
-"""What of an index can be wrong although it is whole HDF5: numbers that do not fit each other."""
+"""Checks of an index that is whole HDF5: numbers in it may not fit each other."""
 
 from __future__ import annotations
 
@@ -8,64 +8,99 @@ from typing import NoReturn
 import h5py
 import numpy as np
 
-from cusa.data.errors import StoreError
 from cusa.data.records import Truth
+from cusa.data.store.checksum import ChecksumError
 from cusa.data.store.hdf5 import read_array, refuse, text_attribute, text_attributes
 from cusa.data.store.schema import TeacherSettings
 
 
-def check_caption_image(caption_image: np.ndarray, n_images: int, path: Path, name: str) -> None:
+def check_caption_image(
+    caption_image: np.ndarray,
+    n_images: int,
+    index_path: Path,
+    name: str,
+) -> None:
     """Refuse captions whose image rows do not ascend from the first image to the last.
 
     Args:
         caption_image: int64 ``[n_captions]``.
         n_images: Number of images.
-        path: The index, for the message.
+        index_path: The index, for the message.
         name: The split's name in it.
 
     Raises:
         StoreError: If an image has no caption, or captions of one image are not adjacent.
     """
-    edges = np.concatenate(
-        [[-1], caption_image, [n_images]]
-    )  # each step is to the same or the next
+    # From before the first image to behind the last, each step is to the same image or the next.
+    edges = np.concatenate([[-1], caption_image, [n_images]])
     steps = np.diff(edges)
-    if steps[0] != 1 or steps[-1] != 1 or steps.min() < 0 or steps.max() > 1:
-        refuse(
-            path,
-            f"{name}/caption_image".lstrip("/"),
-            "its image rows do not ascend from first to last",
-        )
+    starts_and_ends = steps[0] == 1 and steps[-1] == 1
+    if not starts_and_ends or steps.min() < 0 or steps.max() > 1:
+        problem = "its image rows do not ascend from first to last"
+        refuse(index_path, f"{name}/caption_image".lstrip("/"), problem)
 
 
-def check_truth(truth: Truth, n_images: int, n_captions: int, path: Path, name: str) -> None:
-    """Refuse relevance that does not fit its split; the arguments are as above.
+def check_truth(
+    truth: Truth,
+    n_images: int,
+    n_captions: int,
+    index_path: Path,
+    name: str,
+) -> None:
+    """Refuse relevance that does not fit its split.
+
+    Args:
+        truth: The relevance.
+        n_images: Number of images.
+        n_captions: Number of captions.
+        index_path: The index, for the message.
+        name: The split's name in it.
 
     Raises:
         StoreError: If a length differs, or an image row is out of range.
     """
-    indptr, indices = truth.indptr, truth.indices
-    fits = len(truth.image_labels) == n_images and len(indptr) == n_captions + 1
-    fits = (
-        fits and indptr[0] == 0 and indptr[-1] == len(indices) and not (np.diff(indptr) < 0).any()
-    )
-    if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < n_images):
-        refuse(path, f"{name}/truth".lstrip("/"), "it does not fit the split")
+    if not _truth_fits(truth, n_images, n_captions):
+        refuse(index_path, f"{name}/truth".lstrip("/"), "it does not fit the split")
+
+
+def _truth_fits(
+    truth: Truth,
+    n_images: int,
+    n_captions: int,
+) -> bool:
+    if len(truth.image_labels) != n_images or len(truth.indptr) != n_captions + 1:
+        return False
+    if truth.indptr[0] != 0 or truth.indptr[-1] != len(truth.indices):
+        return False
+    if (np.diff(truth.indptr) < 0).any():
+        return False
+    if not len(truth.indices):
+        return True
+    return bool(truth.indices.min() >= 0 and truth.indices.max() < n_images)
 
 
 def read_bounds(listing: h5py.Group) -> np.ndarray:
-    """int64 ``[n_shards, 2]``: the first row of each shard, and the one after its last.
+    """Read the first row of each shard, and the one after its last: int64 ``[n_shards, 2]``.
 
     Raises:
         StoreError: If a shard has no row, or a negative one.
     """
     bounds = read_array(listing, "bounds", "<i8", n_dimensions=2)
-    if bounds.shape[1] != 2 or (bounds[:, 0] < 0).any() or (bounds[:, 0] >= bounds[:, 1]).any():
+    is_valid = bounds.shape[1] == 2
+    if is_valid:
+        starts, stops = bounds.T
+        is_valid = ((starts >= 0) & (starts < stops)).all()
+    if not is_valid:
         refuse(Path(listing.file.filename), listing.name, "its bounds are no ranges of rows")
     return bounds
 
 
-def check_skipped(skipped: np.ndarray, n_rows: int, path: Path, name: str) -> None:
+def check_skipped(
+    skipped: np.ndarray,
+    n_rows: int,
+    index_path: Path,
+    name: str,
+) -> None:
     """Refuse skipped rows that do not ascend within the split.
 
     Raises:
@@ -73,33 +108,35 @@ def check_skipped(skipped: np.ndarray, n_rows: int, path: Path, name: str) -> No
     """
     if not len(skipped):
         return
-    if skipped.min() < 0 or skipped.max() >= n_rows or (np.diff(skipped) <= 0).any():
-        refuse(path, f"{name}/skipped".lstrip("/"), "its rows do not ascend within the split")
+    is_inside = skipped.min() >= 0 and skipped.max() < n_rows
+    ascends = (np.diff(skipped) > 0).all()
+    if not is_inside or not ascends:
+        refuse(index_path, f"{name}/skipped".lstrip("/"), "its rows do not ascend within the split")
 
 
-def read_settings(path: Path, group: h5py.Group) -> TeacherSettings:
-    """The settings of a teacher's group.
+def read_settings(index_path: Path, group: h5py.Group) -> TeacherSettings:
+    """Read the settings of a teacher's group of an index.
 
     Raises:
         StoreError: If they are missing or make no sense.
     """
-    return TeacherSettings.from_json(text_attribute(group, "settings"), path)
+    return TeacherSettings.from_json(text_attribute(group, "settings"), index_path)
 
 
 def read_versions(group: h5py.Group) -> dict[str, str]:
-    """The library versions of a teacher's group."""
+    """Read the library versions of a teacher's group of an index."""
     return dict(text_attributes(group, "version."))
 
 
-def image_root(path: Path, file: h5py.File) -> Path:
-    """The image root of an open index: absolute, or relative to the index's folder."""
-    return path.resolve().parent / text_attribute(file, "image_root")
+def image_root(index_path: Path, file: h5py.File) -> Path:
+    """Read the image root of an open index: absolute, or relative to the index's folder."""
+    return index_path.resolve().parent / text_attribute(file, "image_root")
 
 
-def refuse_index(path: Path) -> NoReturn:
+def refuse_index(index_path: Path) -> NoReturn:
     """Raise the error of an index whose bytes are not as they were written."""
-    raise StoreError(
-        f"index {path} is damaged: its checksum does not hold; move it away and run the same cusa-precompute command "
-        "again, finished shards are kept",
-        path=path,
+    raise ChecksumError(
+        f"index {index_path} is damaged: its checksum does not hold; move it away and run the same "
+        "cusa-precompute command again, finished shards are kept",
+        path=index_path,
     )

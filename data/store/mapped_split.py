@@ -1,4 +1,4 @@
-"""A split of a store as its index has it: ids, paths and captions by row, mapped on first use."""
+"""A split of a store: ids, paths and captions by row, mapped from the index on first use."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import h5py
 import numpy as np
 
 from cusa.data.records import Record, Truth
-from cusa.data.store.checksum import MappedFile
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
-from cusa.data.store.index import COLUMNS, TRUTH_COLUMNS
 from cusa.data.store.index_checks import check_caption_image, check_truth
+from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.row_window import RowIndex, indexed_rows
+from cusa.data.store.split_table import TRUTH_COLUMNS
 
 
 class Strings(Sequence[str]):
     """A column of texts; opening it costs the same for any number of rows."""
 
-    def __init__(self, index: MappedFile, parent: h5py.Group, name: str) -> None:
+    def __init__(
+        self,
+        index: MappedFile,
+        parent: h5py.Group,
+        name: str,
+    ) -> None:
         group = child_group(parent, name)
         self._index = index
         self._bytes = array_location(group, "bytes", "|u1")
@@ -36,27 +41,27 @@ class Strings(Sequence[str]):
     @overload
     def __getitem__(self, row: slice | np.ndarray | Sequence[int]) -> list[str]: ...
     def __getitem__(self, row: RowIndex) -> str | list[str]:
-        """The text of a row, or those of several: of a slice, int ``[n]``, or bool ``[n_rows]``.
+        """Return the text of a row, or the texts of a slice, int ``[n]``, or bool ``[n_rows]``.
 
         Raises:
             IndexError: If a row is out of range, or ``row`` is something else.
             StoreError: If a text is damaged.
         """
-        if isinstance(
-            row, int | np.integer
-        ):  # of every training pair: an array takes ten times as long
+        # Asked for with every training pair: by way of an array it would take ten times as long.
+        if isinstance(row, int | np.integer):
             return self._text(range(len(self))[row])
-        numbers = indexed_rows(row, len(self))
-        if not numbers.ndim:
-            return self._text(int(numbers))
-        return [self._text(number) for number in numbers.tolist()]
+        rows = indexed_rows(row, len(self))
+        if not rows.ndim:
+            return self._text(int(rows))
+        return [self._text(number) for number in rows.tolist()]
 
     def _text(self, row: int) -> str:
-        start, stop = self._edges[row : row + 2].tolist()
-        if not 0 <= start <= stop <= len(self._block):
+        # Opening a store must cost the same for any number of rows, so offsets are checked here.
+        start, stop = self._byte_offsets[row : row + 2].tolist()
+        if not 0 <= start <= stop <= len(self._text_bytes):
             refuse(self._index.path, self._offsets.name, f"row {row} is out of range")
         try:
-            return self._block[start:stop].tobytes().decode()
+            return self._text_bytes[start:stop].tobytes().decode()
         except UnicodeDecodeError:
             refuse(self._index.path, self._bytes.name, f"row {row} is no UTF-8")
 
@@ -67,17 +72,18 @@ class Strings(Sequence[str]):
         return without_arrays(self)
 
     @cached_property
-    def _block(self) -> np.ndarray:
+    def _text_bytes(self) -> np.ndarray:
         return self._index.array(self._bytes)
 
     @cached_property
-    def _edges(self) -> np.ndarray:
+    def _byte_offsets(self) -> np.ndarray:
         return self._index.array(self._offsets)
 
 
 def without_arrays(reader: object) -> dict[str, object]:
-    """What of a reader goes to another process: all but the maps, which are made there again."""
+    """Return the attributes that go to another process: all but the maps, which are made there."""
     state = dict(vars(reader))
+    # Cached properties are attributes, too, once they were asked for.
     for name, value in vars(reader).items():
         if isinstance(value, np.ndarray):
             del state[name]
@@ -100,20 +106,31 @@ class Split:
         truth: Relevance beyond the labels, or ``None``.
     """
 
-    def __init__(self, name: str, index: MappedFile, group: h5py.Group) -> None:
-        self.name, self._index = name, index
+    def __init__(
+        self,
+        name: str,
+        index: MappedFile,
+        group: h5py.Group,
+    ) -> None:
+        self.name = name
+        self._index = index
         self.fingerprint = text_attribute(group, "fingerprint")
-        self.image_ids, self.image_paths, self.caption_ids, self.captions = (
-            Strings(index, group, column) for column in COLUMNS
-        )
+        self.image_ids = Strings(index, group, "image_ids")
+        self.image_paths = Strings(index, group, "image_paths")
+        self.caption_ids = Strings(index, group, "caption_ids")
+        self.captions = Strings(index, group, "captions")
         self._caption_image = array_location(group, "caption_image", "<i8")
         self._truth: tuple[ArrayLocation, ...] = ()
         if "truth" in group:
-            part = child_group(group, "truth")
-            self._truth = tuple(array_location(part, column, "<i8") for column in TRUTH_COLUMNS)
-        n_images, n_captions = len(self.image_ids), len(self.caption_ids)
-        lengths = len(self.image_paths), len(self.captions), self._caption_image.shape[0]
-        if lengths != (n_images, n_captions, n_captions):
+            truth_group = child_group(group, "truth")
+            self._truth = tuple(array_location(truth_group, name, "<i8") for name in TRUTH_COLUMNS)
+
+        fits = (
+            len(self.image_paths) == len(self.image_ids)
+            and len(self.captions) == len(self.caption_ids)
+            and self._caption_image.shape[0] == len(self.caption_ids)
+        )
+        if not fits:
             refuse(index.path, group.name, "its columns are of different lengths")
 
     def __len__(self) -> int:
@@ -124,7 +141,10 @@ class Split:
     @overload
     def __getitem__(self, image_row: slice | np.ndarray | Sequence[int]) -> list[Record]: ...
     def __getitem__(self, image_row: RowIndex) -> Record | list[Record]:
-        """The record of an image row, or those of several: a slice, int ``[n]``, bool ``[n_images]``.
+        """Return the record of an image row, or the records of several.
+
+        Args:
+            image_row: A row, a slice, int ``[n]``, or bool ``[n_images]``.
 
         Raises:
             IndexError: If a row is out of range, or ``image_row`` is something else.
@@ -132,21 +152,26 @@ class Split:
         """
         if isinstance(image_row, int | np.integer):
             return self._record(range(self.n_images)[image_row])
-        numbers = indexed_rows(image_row, self.n_images)
-        if not numbers.ndim:
-            return self._record(int(numbers))
-        return [self._record(number) for number in numbers.tolist()]
+        rows = indexed_rows(image_row, self.n_images)
+        if not rows.ndim:
+            return self._record(int(rows))
+        return [self._record(number) for number in rows.tolist()]
 
     def _record(self, image_row: int) -> Record:
-        first, last = np.searchsorted(self.caption_image, (image_row, image_row + 1)).tolist()
-        captions, caption_ids = self.captions[first:last], self.caption_ids[first:last]
-        image_id, image_path = self.image_ids[image_row], self.image_paths[image_row]
-        return Record(image_id, image_path, tuple(captions), tuple(caption_ids))
+        # The captions of an image are adjacent, in the order of the images.
+        bounds = np.searchsorted(self.caption_image, (image_row, image_row + 1))
+        first, last = bounds.tolist()
+        return Record(
+            image_id=self.image_ids[image_row],
+            image_path=self.image_paths[image_row],
+            captions=tuple(self.captions[first:last]),
+            caption_ids=tuple(self.caption_ids[first:last]),
+        )
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
         raise TypeError(
-            "a split is no array; take one of its columns, such as np.array(split.captions[:]), or a teacher's rows: "
-            "np.asarray(store.embeddings(teacher, split))"
+            "a split is no array; take one of its columns, such as np.array(split.captions[:]), "
+            "or a teacher's rows: np.asarray(store.embeddings(teacher, split))"
         )
 
     def __repr__(self) -> str:
@@ -157,17 +182,17 @@ class Split:
 
     @property
     def n_images(self) -> int:
-        """Number of image rows."""
+        """Return the number of image rows."""
         return len(self.image_ids)
 
     @property
     def n_captions(self) -> int:
-        """Number of caption rows."""
+        """Return the number of caption rows."""
         return len(self.captions)
 
     @cached_property
     def caption_image(self) -> np.ndarray:
-        """int64 ``[n_captions]``: the image row of each caption, ascending.
+        """Return the image row of each caption: int64 ``[n_captions]``, ascending.
 
         Raises:
             StoreError: If the index holds other numbers.
@@ -178,7 +203,7 @@ class Split:
 
     @property
     def truth(self) -> Truth | None:
-        """Known relevance, or ``None``.
+        """Return known relevance, or ``None``.
 
         Raises:
             StoreError: If it does not fit the split.

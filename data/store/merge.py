@@ -1,30 +1,54 @@
-"""Joining stores: the parts that an array of jobs made, or stores with other teachers or splits of the same data."""
+"""The merge of stores: parts of an array of jobs, or other teachers or splits of the same data."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cusa.data.errors import StoreError
 from cusa.data.files import FolderLock, atomic_file
-from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, read_seal, seal_holds
-from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
+from cusa.data.store.checksum import (
+    INDEX_FORMAT,
+    SHARD_FORMAT,
+    ChecksumError,
+    read_seal,
+    seal_holds,
+)
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.schema import check_index_path, shard_folder, shard_name
+from cusa.data.store.teacher_entry import TeacherEntry
 
 _THREADS = 4
+_SHOWN_GAPS = 3
 
 
-def merge(out: Path, parts: Sequence[Path]) -> Index:
+@dataclass(frozen=True)
+class _Move:
+    """A shard's way into the joined store.
+
+    Attributes:
+        source: Where it lies now.
+        target: Where it will lie.
+        seal: The seal that it must carry.
+    """
+
+    source: Path
+    target: Path
+    seal: str
+
+
+def merge(out: Path, store_parts: Sequence[Path]) -> Index:
     """Join stores into one.
 
-    Every shard's checksum is verified; shards that do not lie in the folder of ``out`` yet are copied there.
+    Every shard's checksum is verified; shards that do not lie in the folder of ``out`` yet are
+    copied there.
 
     Args:
         out: Path of the joined index; one that is there already takes part.
-        parts: Indexes to join, whole stores or parts.
+        store_parts: Indexes to join, whole stores or parts.
 
     Returns:
         The joined index.
@@ -33,7 +57,7 @@ def merge(out: Path, parts: Sequence[Path]) -> Index:
         StoreError: If the parts are not of the same data or settings, hold different rows in the
             same place, or together leave rows out; says which.
     """
-    sources = [path for path in parts if path.resolve() != out.resolve()]
+    sources = [path for path in store_parts if path.resolve() != out.resolve()]
     if out.exists():
         sources.insert(0, out)
     if not sources:
@@ -41,68 +65,93 @@ def merge(out: Path, parts: Sequence[Path]) -> Index:
     check_index_path(out)
     for source in sources:
         read_seal(source, INDEX_FORMAT)  # before a folder is made
+
     with FolderLock(shard_folder(out)):
-        joined: Index | None = None
-        places: dict[
-            str, tuple[Path, str]
-        ] = {}  # file in the joined store -> where it is now, its seal
-        for source in sources:
-            index, where = read_index(source), f"{source} cannot be joined: {sources[0]}"
-            if joined is not None:
-                joined.joined(index, where)  # other data or settings are the reason for other rows
-            teachers = {
-                name: _placed(out, source, name, entry, places)
-                for name, entry in index.teachers.items()
-            }
-            index = replace(index, teachers=teachers)
-            joined = index if joined is None else joined.joined(index, where)
-        assert joined is not None, "there is at least one source"
-        if gaps := joined.gaps():
-            message = (
-                f"the parts do not make a whole store: {'; '.join(gaps[:3])} ({len(gaps)} in all)"
-            )
-            raise StoreError(message, path=out)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(
-                pool.map(
-                    lambda item: _bring(item[1][0], out.parent / item[0], item[1][1]),
-                    places.items(),
-                )
-            )
+        joined, moves = _join(out, sources)
+        _refuse_gaps(joined, out)
+        # In threads, since hashing and copying leave Python's lock.
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(_move_shard, moves))
         write_index(out, joined)
         return joined
 
 
-def _placed(
-    out: Path, source: Path, name: str, entry: TeacherEntry, places: dict[str, tuple[Path, str]]
+def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
+    """Join indexes, of which there is at least one.
+
+    Returns:
+        The joined index, with the shards where they will lie, and their moves to there.
+    """
+    joined: Index | None = None
+    # By the shard's file in the joined store.
+    moves: dict[str, _Move] = {}
+    for source in sources:
+        index = read_index(source)
+        label = f"{source} cannot be joined: {sources[0]}"
+        if joined is not None:
+            # Other data or settings are the reason for other rows: they are named first.
+            joined.joined(index, label)
+        teachers = {}
+        for teacher_name, entry in index.teachers.items():
+            teachers[teacher_name] = _moved_entry(out, source, teacher_name, entry, moves)
+        index = replace(index, teachers=teachers)
+        if joined is not None:
+            index = joined.joined(index, label)
+        joined = index
+    assert joined is not None, "there is at least one source"
+    return joined, list(moves.values())
+
+
+def _refuse_gaps(joined: Index, out: Path) -> None:
+    gaps = joined.gaps()
+    if gaps:
+        raise StoreError(
+            f"the parts do not make a whole store: {'; '.join(gaps[:_SHOWN_GAPS])} "
+            f"({len(gaps)} in all)",
+            path=out,
+        )
+
+
+def _moved_entry(
+    out: Path,
+    source: Path,
+    teacher_name: str,
+    entry: TeacherEntry,
+    moves: dict[str, _Move],
 ) -> TeacherEntry:
-    """A teacher's entry with its shards where they will lie."""
+    """Return a teacher's entry with its shards where they will lie, and add their moves."""
     shards = {}
-    for split, infos in entry.shards.items():
-        moved = []
+    for split_name, infos in entry.shards.items():
+        moved_infos = []
         for info in infos:
-            file = f"{shard_folder(out).name}/{shard_name(name, split, info.start, info.stop)}"
-            here = source.parent / info.file
-            before, seal = places.setdefault(file, (here, info.sha256))
-            if seal != info.sha256:
+            relative_path = shard_name(teacher_name, split_name, info.start, info.stop)
+            shard_file = f"{shard_folder(out).name}/{relative_path}"
+            move = _Move(source.parent / info.file, out.parent / shard_file, info.sha256)
+            # A shard that several parts have is copied once.
+            first_move = moves.setdefault(shard_file, move)
+            if first_move.seal != move.seal:
                 raise StoreError(
-                    f"{here} and {before} hold different rows {info.start} to {info.stop} of teacher {name!r}, split "
-                    f"{split!r}; leave one of them out",
-                    path=here,
-                    name=name,
+                    f"{move.source} and {first_move.source} hold different rows {info.start} to "
+                    f"{info.stop} of teacher {teacher_name!r}, split {split_name!r}; leave one of "
+                    "them out",
+                    path=move.source,
+                    name=teacher_name,
                 )
-            moved.append(replace(info, file=file))
-        shards[split] = tuple(moved)
+            moved_infos.append(replace(info, file=shard_file))
+        shards[split_name] = tuple(moved_infos)
     return replace(entry, shards=shards)
 
 
-def _bring(here: Path, there: Path, seal: str) -> None:
-    """Copy a shard to its place, unless it is there, and verify it."""
-    if read_seal(here, SHARD_FORMAT) != seal or not seal_holds(here, SHARD_FORMAT):
-        message = (
-            f"{here} is damaged or another shard than its index names; make it again, then merge"
+def _move_shard(move: _Move) -> None:
+    """Verify a shard, and copy it to its place unless it lies there already."""
+    is_named = read_seal(move.source, SHARD_FORMAT) == move.seal
+    if not is_named or not seal_holds(move.source, SHARD_FORMAT):
+        raise ChecksumError(
+            f"{move.source} is damaged or another shard than its index names; make it again, then "
+            "merge",
+            path=move.source,
         )
-        raise StoreError(message, path=here)
-    if not (there.exists() and there.samefile(here)):
-        with atomic_file(there) as temporary:
-            shutil.copyfile(here, temporary)
+    if move.target.exists() and move.target.samefile(move.source):
+        return
+    with atomic_file(move.target) as temporary:
+        shutil.copyfile(move.source, temporary)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from cusa.data.errors import FileFormatError, SettingError, StoreError
 from cusa.data.parsing import parse_json
@@ -15,7 +15,9 @@ from cusa.data.parsing import parse_json
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """All that decides a teacher's embeddings: two stores may be mixed only if every field is equal.
+    """The settings that decide a teacher's embeddings.
+
+    Rows of two stores may be mixed only if every field is equal.
 
     Attributes:
         modality: ``"image"`` or ``"text"``.
@@ -40,12 +42,12 @@ class TeacherSettings:
     normalized: bool
 
     def to_json(self) -> str:
-        """Canonical JSON: equal settings give equal text."""
+        """Return canonical JSON: equal settings give equal text."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
     @staticmethod
     def from_json(text: str, path: Path = Path("settings")) -> TeacherSettings:
-        """The inverse of :meth:`to_json`; fields of a newer minor version are ignored.
+        """Parse what :meth:`to_json` wrote; fields of a newer minor version are ignored.
 
         Args:
             text: The JSON.
@@ -59,58 +61,98 @@ class TeacherSettings:
             values = parse_json(text, path)
         except FileFormatError as error:
             raise StoreError(str(error), path=path, name="settings") from None
+
+        if not isinstance(values, dict):
+            # So that the first field is named as missing.
+            values = {}
         for name, is_legal in _LEGAL_SETTINGS.items():
-            if not isinstance(values, dict) or name not in values or not is_legal(values[name]):
-                message = (
-                    f"{path}: field {name!r} of a teacher's settings is missing or no legal value"
+            if name not in values or not is_legal(values[name]):
+                raise StoreError(
+                    f"{path}: field {name!r} of a teacher's settings is missing or no legal value",
+                    path=path,
+                    name=name,
                 )
-                raise StoreError(message, path=path, name=name)
         return TeacherSettings(**{name: values[name] for name in _LEGAL_SETTINGS})
 
-    def differing(self, other: TeacherSettings) -> list[str]:
-        """The fields that differ, with both values; of ``transform``, its keys, if the model is one."""
-        is_one_model = (self.modality, self.model_id) == (other.modality, other.model_id)
-        mine, theirs = self._named_values(is_one_model), other._named_values(is_one_model)
-        names = sorted(mine.keys() | theirs.keys())
-        differing = [name for name in names if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT)]
-        return [_difference(name, mine, theirs) for name in differing]
+    def differences(self, compared: TeacherSettings) -> list[str]:
+        """Return the fields that differ, each with both values.
 
-    def _named_values(self, by_key: bool) -> dict[str, Any]:
-        """Every value by its field's name; ``by_key``, those of ``transform`` as ``transform.KEY``."""
+        Of ``transform``, the keys that differ are returned if both settings are of one model.
+        """
+        # Transforms of two models have little in common; their keys would be a long list.
+        is_one_model = (self.modality, self.model_id) == (compared.modality, compared.model_id)
+        own_values = self._named_values(is_one_model)
+        compared_values = compared._named_values(is_one_model)
+
+        differences = []
+        for name in sorted(own_values.keys() | compared_values.keys()):
+            # A key that one of the two lacks is a difference, too.
+            own_value = own_values.get(name, _ABSENT)
+            compared_value = compared_values.get(name, _ABSENT)
+            if own_value != compared_value:
+                differences.append(_difference(name, own_value, compared_value))
+        return differences
+
+    def _named_values(self, expand_transform: bool) -> dict[str, Any]:
+        """Return every value by its field's name.
+
+        Args:
+            expand_transform: Whether each value of ``transform`` stands by itself, as
+                ``transform.KEY``.
+        """
         values: dict[str, Any] = json.loads(self.to_json())
-        if not by_key:
+        if not expand_transform:
             return values
+
         transform: dict[str, Any] = values.pop("transform")
-        return values | {f"transform.{key}": value for key, value in transform.items()}
+        for key, value in transform.items():
+            values[f"transform.{key}"] = value
+        return values
 
 
 _ABSENT = object()  # no JSON value equals it
-_LONGEST_SHOWN = 70  # characters of a value in a message: a sha256 is shown
-_MAX_DIM = 1 << 20  # a row of more columns is a damaged number
+# Characters of a value in a message, enough for a sha256.
+_MAX_SHOWN = 70
+# A row of more columns is a damaged number.
+_MAX_DIM = 1 << 20
 
 
-def _difference(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """A field's name with both values, or alone where these are too long to be read."""
-    both = [repr(values[name]) if name in values else "absent" for values in (mine, theirs)]
-    if max(map(len, both)) > _LONGEST_SHOWN:
+def _difference(
+    name: str,
+    own_value: object,
+    compared_value: object,
+) -> str:
+    """Describe a field that differs, without values that are too long to be read."""
+    own_text = _value_text(own_value)
+    compared_text = _value_text(compared_value)
+    if max(len(own_text), len(compared_text)) > _MAX_SHOWN:
         return name
-    return f"{name} ({both[0]} / {both[1]})"
+    return f"{name} ({own_text} / {compared_text})"
+
+
+def _value_text(value: object) -> str:
+    if value is _ABSENT:
+        return "absent"
+    return repr(value)
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_positive_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _is_dim(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_DIM
+    return _is_positive_integer(value) and value <= _MAX_DIM
 
 
 def _is_transform(value: object) -> bool:
-    """An object of anything, whose "jpeg_draft" is a number of pixels."""
+    """Return whether the value is an object whose "jpeg_draft", if any, is a number of pixels."""
     if not isinstance(value, dict):
         return False
-    draft = value.get("jpeg_draft", 1)
-    return isinstance(draft, int) and not isinstance(draft, bool) and draft > 0
+    return _is_positive_integer(value.get("jpeg_draft", 1))
 
 
 # What each field of the settings may be.
@@ -127,16 +169,17 @@ _LEGAL_SETTINGS: Mapping[str, Callable[[object], bool]] = {
 }
 
 
-def file_name(part: str) -> str:
-    """A teacher's or split's name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", part)
+def file_name(name: str) -> str:
+    """Return a teacher's or split's name as it stands in file names."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def check_name(name: str) -> None:
     """Refuse a name for a new teacher that files and HDF5 groups could not have.
 
     Raises:
-        SettingError: If it is not of letters, digits, ``. _ -``, or begins with a dot.
+        SettingError: If it is empty, begins with a dot, or has characters other than letters,
+            digits and ``. _ -``.
     """
     if not name or name != file_name(name) or name.startswith("."):
         raise SettingError(
@@ -151,41 +194,57 @@ def check_index_path(index: Path) -> None:
     Raises:
         SettingError: If it does not end in ``.h5``, or is not UTF-8.
     """
+    # A name that is no UTF-8 is read with half characters, which are not printable.
     if index.suffix != ".h5" or not str(index).isprintable():
         raise SettingError(
-            f"{str(index)!r}: a store's path must end in .h5 and be plain text; the shards go to a folder of that "
-            "name without the suffix",
+            f"{str(index)!r}: a store's path must end in .h5 and be plain text; the shards go to "
+            "a folder of that name without the suffix",
             path=index,
         )
 
 
 def shard_folder(index: Path) -> Path:
-    """The folder beside the index that holds its shards."""
+    """Return the folder beside the index that holds its shards."""
     return index.with_suffix("")
 
 
-def shard_name(teacher: str, split: str, start: int, stop: int) -> str:
-    """Shard path relative to the shard folder; the row range in the name makes the plan visible in a listing."""
-    return f"{file_name(teacher)}/{file_name(split)}-{start:09d}-{stop:09d}.h5"
+def shard_name(
+    teacher_name: str,
+    split_name: str,
+    start: int,
+    stop: int,
+) -> str:
+    """Return a shard's path relative to the shard folder.
+
+    The row range in the name makes the plan visible in a listing.
+    """
+    return f"{file_name(teacher_name)}/{file_name(split_name)}-{start:09d}-{stop:09d}.h5"
 
 
-def shard_path(folder: Path, file: str) -> Path:
-    """The file of a shard that an index names.
+def shard_path(folder: Path, shard_file: str) -> Path:
+    """Return the path of a shard that an index names.
+
+    Args:
+        folder: The index's folder.
+        shard_file: The shard's path relative to it.
 
     Raises:
         StoreError: If the name leads out of the index's folder.
     """
-    name = PurePosixPath(file)
-    if name.is_absolute() or ".." in name.parts:
+    relative_path = PurePosixPath(shard_file)
+    if relative_path.is_absolute() or ".." in relative_path.parts:
         raise StoreError(
-            f"{folder / file}: shards lie below the index's folder; see docs/FORMAT.md", path=folder
+            f"{folder / shard_file}: shards lie below the index's folder; see docs/FORMAT.md",
+            path=folder,
         )
-    return folder / name
+    return folder / relative_path
 
 
+# 25 MB of float16 rows of 768 columns.
 SHARD_ROWS = 16_384
 
 
 def shard_ranges(n_rows: int, shard_rows: int) -> tuple[tuple[int, int], ...]:
-    """Consecutive ranges of ``shard_rows`` rows, the last one shorter."""
-    return tuple((a, min(a + shard_rows, n_rows)) for a in range(0, n_rows, shard_rows))
+    """Return consecutive ranges of ``shard_rows`` rows, the last one shorter."""
+    starts = range(0, n_rows, shard_rows)
+    return tuple((start, min(start + shard_rows, n_rows)) for start in starts)

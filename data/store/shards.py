@@ -10,7 +10,13 @@ import h5py
 import numpy as np
 
 from cusa.data.errors import EmbeddingsError
-from cusa.data.store import checksum as sealed
+from cusa.data.store.checksum import (
+    BLOCK,
+    SHARD_FORMAT,
+    open_sealed,
+    read_seal,
+    write_sealed,
+)
 from cusa.data.store.hdf5 import (
     array_location,
     read_array,
@@ -21,12 +27,13 @@ from cusa.data.store.hdf5 import (
 from cusa.data.store.schema import TeacherSettings
 
 _DIGESTS = "picture_sha256"
+_RANGE_FIELDS = ("teacher", "split", "start", "stop")
 DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One finished shard.
+    """A finished shard.
 
     Attributes:
         file: Its path relative to the index's folder.
@@ -47,7 +54,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What the rows of a shard are.
+    """The teacher, split and row range that a shard's rows belong to.
 
     Attributes:
         teacher: The teacher's name in the store.
@@ -65,49 +72,60 @@ class ShardHeader:
     stop: int
     settings: TeacherSettings
 
-    def differing(self, other: ShardHeader) -> list[str]:
-        """The fields that differ, with both values."""
-        fields = self.settings.differing(other.settings)
-        if self.fingerprint != other.fingerprint:
+    def differences(self, compared: ShardHeader) -> list[str]:
+        """Return the fields that differ, each with both values."""
+        fields = self.settings.differences(compared.settings)
+        if self.fingerprint != compared.fingerprint:
             fields.append(f"fingerprint of split {self.split!r}")
-        for name in ("teacher", "split", "start", "stop"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                fields.append(f"{name} ({mine!r} / {theirs!r})")
+
+        for name in _RANGE_FIELDS:
+            own_value = getattr(self, name)
+            compared_value = getattr(compared, name)
+            if own_value != compared_value:
+                fields.append(f"{name} ({own_value!r} / {compared_value!r})")
         return fields
 
 
 def stored_rows(
-    rows: np.ndarray, dtype: str, numbers: Sequence[int] | np.ndarray | None = None
+    rows: np.ndarray,
+    dtype: str,
+    row_numbers: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """Embeddings as they are stored.
+    """Cast embeddings to the type in which they are stored.
 
     Args:
         rows: ``[n, dim]`` float.
         dtype: ``"float16"`` or ``"float32"``.
-        numbers: Their row numbers, for the message; ``None``: 0, 1, ...
+        row_numbers: Their row numbers, for the message; ``None``: 0, 1, ...
 
     Returns:
         ``[n, dim]``, little-endian.
 
     Raises:
-        EmbeddingsError: If a row is not finite, also once cast.
+        EmbeddingsError: If a row is not finite, before or after the cast.
     """
+    # A number beyond float16's range becomes infinite, which is refused below.
     with np.errstate(over="ignore"):
         block = rows.astype(np.dtype(dtype).newbyteorder("<"))
-    bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-    if len(bad):
-        first = bad[0] if numbers is None else numbers[bad[0]]
-        raise EmbeddingsError(
-            f"NaN or infinity in {len(bad)} of {len(block)} rows, the first of them row {first}; try --precision fp32 "
-            "or --dtype float32, or check where they come from"
-        )
-    return block
+
+    is_finite = np.isfinite(block).all(axis=1)
+    nonfinite_rows = np.flatnonzero(~is_finite)
+    if not len(nonfinite_rows):
+        return block
+
+    first = nonfinite_rows[0]
+    if row_numbers is not None:
+        first = row_numbers[first]
+    raise EmbeddingsError(
+        f"NaN or infinity in {len(nonfinite_rows)} of {len(block)} rows, the first of them row "
+        f"{first}; try --precision fp32 or --dtype float32, or check where they come from",
+        location=f"row {first}",
+    )
 
 
 def write_shard(
     folder: Path,
-    file: str,
+    shard_file: str,
     header: ShardHeader,
     rows: np.ndarray,
     skipped: Sequence[int],
@@ -117,89 +135,135 @@ def write_shard(
 
     Args:
         folder: The index's folder.
-        file: Path relative to it.
+        shard_file: Path relative to it.
         header: What the rows are.
         rows: ``[stop - start, dim]`` of the stored dtype; NaN where skipped.
         skipped: Row numbers of the split, ascending, that have no embedding.
-        picture_digests: uint8 ``[stop - start, 32]``, sha256 of the picture files that the rows are
-            of; zeros where it is not known. ``None``: of none.
+        picture_digests: uint8 ``[stop - start, 32]``, sha256 of each row's picture file; zeros
+            where it is not known. ``None``: the shard records none.
 
     Returns:
         The shard.
     """
-    assert rows.shape == (header.stop - header.start, header.settings.dim), (
-        "a shard is written with all its rows"
-    )
+    expected_shape = (header.stop - header.start, header.settings.dim)
+    assert rows.shape == expected_shape, "a shard is written with all its rows"
+    # Known once HDF5 has laid the rows out.
     offset = 0
 
-    def build(content: h5py.File) -> None:
+    def fill(content: h5py.File) -> None:
         nonlocal offset
-        attrs = content.attrs
-        attrs["teacher"], attrs["split"], attrs["split_fingerprint"] = (
-            header.teacher,
-            header.split,
-            header.fingerprint,
-        )
-        attrs["start"], attrs["stop"] = header.start, header.stop
-        attrs["settings"] = header.settings.to_json()
-        offset = content.create_dataset("rows", data=rows).id.get_offset() + sealed.BLOCK
+        content.attrs["teacher"] = header.teacher
+        content.attrs["split"] = header.split
+        content.attrs["split_fingerprint"] = header.fingerprint
+        content.attrs["start"] = header.start
+        content.attrs["stop"] = header.stop
+        content.attrs["settings"] = header.settings.to_json()
+
+        dataset = content.create_dataset("rows", data=rows)
+        # HDF5 counts from the end of the block that holds the seal.
+        offset = dataset.id.get_offset() + BLOCK
         content.create_dataset("skipped", data=np.asarray(skipped, "<i8"))
         if picture_digests is not None:
             content.create_dataset(_DIGESTS, data=picture_digests)
 
-    seal = sealed.write_sealed(folder / file, sealed.SHARD_FORMAT, build)
-    return ShardInfo(file, header.start, header.stop, seal, offset, tuple(skipped))
+    seal = write_sealed(folder / shard_file, SHARD_FORMAT, fill)
+    return ShardInfo(
+        file=shard_file,
+        start=header.start,
+        stop=header.stop,
+        sha256=seal,
+        offset=offset,
+        skipped=tuple(skipped),
+    )
 
 
-def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
-    """What a finished shard holds; its rows and its seal are not looked at.
+def read_shard(folder: Path, shard_file: str) -> tuple[ShardHeader, ShardInfo]:
+    """Read what a finished shard holds, without its rows and without verifying its seal.
+
+    Args:
+        folder: The index's folder.
+        shard_file: Path relative to it.
 
     Raises:
         StoreError: If it cannot be read, or its rows are not as its attributes say.
     """
-    path = folder / file
-    seal = sealed.read_seal(path, sealed.SHARD_FORMAT)
-    with sealed.open_sealed(path, sealed.SHARD_FORMAT, seal) as content:
-        header = ShardHeader(
-            text_attribute(content, "teacher"),
-            text_attribute(content, "split"),
-            text_attribute(content, "split_fingerprint"),
-            whole_number_attribute(content, "start"),
-            whole_number_attribute(content, "stop"),
-            TeacherSettings.from_json(text_attribute(content, "settings"), path),
-        )
-        dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
-        rows = array_location(content, "rows", dtype, n_dimensions=2)
-        n_rows = header.stop - header.start
-        if rows.shape != (n_rows, header.settings.dim) or not 0 <= header.start < header.stop:
-            refuse(path, "rows", f"{rows.shape} are not the rows {header.start} to {header.stop}")
-        skipped = read_array(content, "skipped", "<i8")
-        inside = ((skipped >= header.start) & (skipped < header.stop)).all()
-        if not inside or (np.diff(skipped) <= 0).any():
-            refuse(path, "skipped", "its rows do not ascend within the shard")
-        info = ShardInfo(
-            file, header.start, header.stop, seal, rows.offset, tuple(skipped.tolist())
-        )
-        return header, info
+    shard_path = folder / shard_file
+    seal = read_seal(shard_path, SHARD_FORMAT)
+    with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
+        header = _read_header(content, shard_path)
+        offset = _read_rows_offset(content, header, shard_path)
+        skipped = _read_skipped(content, header, shard_path)
+
+    info = ShardInfo(
+        file=shard_file,
+        start=header.start,
+        stop=header.stop,
+        sha256=seal,
+        offset=offset,
+        skipped=skipped,
+    )
+    return header, info
 
 
-def read_picture_digests(path: Path, seal: str) -> np.ndarray | None:
-    """Read the sha256 of the picture files of a shard's rows: uint8 ``[n, 32]``, zeros if unknown.
+def _read_header(content: h5py.File, shard_path: Path) -> ShardHeader:
+    return ShardHeader(
+        teacher=text_attribute(content, "teacher"),
+        split=text_attribute(content, "split"),
+        fingerprint=text_attribute(content, "split_fingerprint"),
+        start=whole_number_attribute(content, "start"),
+        stop=whole_number_attribute(content, "stop"),
+        settings=TeacherSettings.from_json(text_attribute(content, "settings"), shard_path),
+    )
+
+
+def _read_rows_offset(
+    content: h5py.File,
+    header: ShardHeader,
+    shard_path: Path,
+) -> int:
+    """Return the byte at which the rows begin, once their shape is the header's."""
+    # Rows are little-endian on every machine.
+    dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
+    rows = array_location(content, "rows", dtype, n_dimensions=2)
+    expected_shape = (header.stop - header.start, header.settings.dim)
+    is_range = 0 <= header.start < header.stop
+    if rows.shape != expected_shape or not is_range:
+        refuse(shard_path, "rows", f"{rows.shape} are not the rows {header.start} to {header.stop}")
+    return rows.offset
+
+
+def _read_skipped(
+    content: h5py.File,
+    header: ShardHeader,
+    shard_path: Path,
+) -> tuple[int, ...]:
+    """Read the numbers of the rows that have no embedding."""
+    skipped = read_array(content, "skipped", "<i8")
+    is_inside = (skipped >= header.start) & (skipped < header.stop)
+    ascends = (np.diff(skipped) > 0).all()
+    if not is_inside.all() or not ascends:
+        refuse(shard_path, "skipped", "its rows do not ascend within the shard")
+    return tuple(skipped.tolist())
+
+
+def read_picture_digests(shard_path: Path, seal: str) -> np.ndarray | None:
+    """Read the sha256 of each row's picture file: uint8 ``[n, 32]``, zeros where unknown.
 
     Args:
-        path: The shard.
+        shard_path: The shard.
         seal: The seal that it must carry.
 
     Returns:
-        ``None`` if the shard has no record of them: of captions, imported, or of format 2.0.
+        ``None`` if the shard records none: its rows are of captions, imported, or of format 2.0.
 
     Raises:
         StoreError: If it cannot be read, or is another shard.
     """
-    with sealed.open_sealed(path, sealed.SHARD_FORMAT, seal) as content:
+    with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
+        # Stores of format 2.0 have no such dataset.
         if _DIGESTS not in content:
             return None
         digests = read_array(content, _DIGESTS, "|u1", n_dimensions=2)
         if digests.shape[1] != DIGEST_BYTES:
-            refuse(path, _DIGESTS, f"{digests.shape[1]} bytes are no sha256")
+            refuse(shard_path, _DIGESTS, f"{digests.shape[1]} bytes are no sha256")
         return digests

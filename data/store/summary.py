@@ -1,4 +1,7 @@
-"""What a store holds, for ``cusa-store info``: reads attributes and a few rows, whatever the number of rows."""
+"""A summary of a store, for ``cusa-store info``.
+
+It reads attributes and a few rows, whatever the number of rows.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +11,71 @@ from typing import Any
 
 import numpy as np
 
-from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.mapped_split import Split
+from cusa.data.store.reader import EmbeddingStore
 
-_SAMPLED_PLACES, _SAMPLED_RUN = 16, 64
+_SAMPLED_RUNS = 16
+_RUN_ROWS = 64
 
 
 def summarize(path: Path) -> dict[str, Any]:
-    """The contents of a store as a JSON-compatible dictionary.
+    """Return the contents of a store as a JSON-compatible dictionary.
 
     Raises:
         CusaError: If it cannot be read.
     """
     store = EmbeddingStore(path)
-    teachers = {}
-    for name, settings in store.teachers.items():
-        rows = {}
-        for split in store.splits_of(name):
-            e = store.embeddings(name, split)
-            rows[split] = {
-                "rows": len(e),
-                "skipped": len(e.skipped),
-                "shards": e.n_shards,
-                "bytes": e.shape[0] * e.shape[1] * e.dtype.itemsize,
-                "norms": _norms(e),
-            }
-        teachers[name] = {
-            **asdict(settings),
-            "source": store.sources[name],
-            "versions": store.versions[name],
-            "rows": rows,
-        }
     return {
         "dataset": store.dataset,
         "image_root": str(store.image_root),
-        "splits": {
-            name: {
-                "images": s.n_images,
-                "captions": s.n_captions,
-                "truth": s.truth is not None,
-                "fingerprint": s.fingerprint,
-            }
-            for name, s in store.splits.items()
-        },
-        "teachers": teachers,
+        "splits": {name: _split_summary(split) for name, split in store.splits.items()},
+        "teachers": {name: _teacher_summary(store, name) for name in store.teachers},
     }
 
 
-def _norms(rows: Embeddings) -> list[float] | None:
-    """Least, mean and greatest norm of up to 1,024 rows, runs of 64 at 16 places; ``None`` if all were skipped."""
-    starts = np.linspace(0, max(0, len(rows) - _SAMPLED_RUN), _SAMPLED_PLACES).astype(np.int64)
-    chosen = np.unique(np.minimum(starts[:, None] + np.arange(_SAMPLED_RUN), len(rows) - 1))
-    norms = np.linalg.norm(rows.gather(chosen).astype(np.float64), axis=1)
+def _split_summary(split: Split) -> dict[str, Any]:
+    return {
+        "images": split.n_images,
+        "captions": split.n_captions,
+        "truth": split.truth is not None,
+        "fingerprint": split.fingerprint,
+    }
+
+
+def _teacher_summary(store: EmbeddingStore, teacher_name: str) -> dict[str, Any]:
+    rows_by_split = {}
+    for split_name in store.splits_of(teacher_name):
+        embeddings = store.embeddings(teacher_name, split_name)
+        n_rows, dim = embeddings.shape
+        rows_by_split[split_name] = {
+            "rows": n_rows,
+            "skipped": len(embeddings.skipped),
+            "shards": embeddings.n_shards,
+            "bytes": n_rows * dim * embeddings.dtype.itemsize,
+            "norms": _sampled_norms(embeddings),
+        }
+    return {
+        **asdict(store.teachers[teacher_name]),
+        "source": store.sources[teacher_name],
+        "versions": store.versions[teacher_name],
+        "rows": rows_by_split,
+    }
+
+
+def _sampled_norms(embeddings: Embeddings) -> list[float] | None:
+    """Return least, mean and greatest norm of up to 1,024 rows, in 16 evenly spread runs of 64.
+
+    ``None`` if all of them were skipped.
+    """
+    last_start = max(0, len(embeddings) - _RUN_ROWS)
+    starts = np.linspace(0, last_start, _SAMPLED_RUNS).astype(np.int64)
+    runs = starts[:, None] + np.arange(_RUN_ROWS)
+    # In a short split the runs overlap; no row counts twice.
+    rows = np.unique(np.minimum(runs, len(embeddings) - 1))
+
+    norms = np.linalg.norm(embeddings.gather(rows).astype(np.float64), axis=1)
     norms = norms[np.isfinite(norms)]
-    return [float(norms.min()), float(norms.mean()), float(norms.max())] if len(norms) else None
+    if not len(norms):
+        return None
+    return [float(norms.min()), float(norms.mean()), float(norms.max())]

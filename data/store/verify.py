@@ -1,4 +1,4 @@
-"""Checking a store: every byte of its files against the checksums that they carry."""
+"""The check of a store: every byte of its files against the checksums that they carry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 
 from cusa.data.errors import StoreError
 from cusa.data.files import FolderLock
-from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, VersionError, read_seal, seal_holds
+from cusa.data.store.checksum import (
+    INDEX_FORMAT,
+    SHARD_FORMAT,
+    VersionError,
+    read_seal,
+    seal_holds,
+)
 from cusa.data.store.index import Index, read_index
 from cusa.data.store.schema import shard_folder
 from cusa.data.store.shards import ShardHeader, ShardInfo, read_shard
@@ -23,107 +29,156 @@ class Damage:
 
     Attributes:
         path: The file.
-        what: What it holds, and what is wrong with it.
+        problem: What it holds, and what is wrong with it.
     """
 
     path: Path
-    what: str
+    problem: str
 
 
 def verify(index: Path) -> tuple[int, list[Damage]]:
-    """Read every file of a store and compare it with its checksum, and the shards with those that the index names.
+    """Read every file of a store and compare it with its checksum, and with the index.
 
     Args:
         index: The store's index.
 
     Returns:
-        Number of files read, and what is damaged or missing. Where the index itself is damaged, all shards of its
-        folder are checked by themselves.
+        Number of files read, and what is damaged or missing. Where the index itself is damaged, all
+        shards of its folder are checked by themselves.
 
     Raises:
         StoreError: If there is no index, or what is there was never one: of another version, or
             without shards.
     """
     if not index.is_file():
-        message = (
-            f"embedding store {index} does not exist or is a folder; pass the path of its index"
+        raise StoreError(
+            f"embedding store {index} does not exist or is a folder; pass the path of its index",
+            path=index,
         )
-        raise StoreError(message, path=index)
     try:
-        found = read_index(index)
+        contents = read_index(index)
     except VersionError:
         raise
     except (StoreError, OSError) as error:
         if not shard_folder(index).is_dir():
             raise
-        problem = f"the index: {error}"
+        index_damage = Damage(index, f"the index: {error}")
     else:
-        return _verify_shards(index, found)
-    shards = sorted(shard_folder(index).glob("*/*.h5"))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        wrong = list(pool.map(lambda path: _wrong(path, SHARD_FORMAT), shards))
-    damages = [
-        Damage(p, f"shard {p.name}: {what}") for p, what in zip(shards, wrong, strict=True) if what
-    ]
-    return 1 + len(shards), [Damage(index, problem), *damages]
+        return _verify_named_shards(index, contents)
+
+    # Without an index, nothing tells which shards there should be.
+    n_shards, damages = _verify_all_shards(shard_folder(index))
+    return 1 + n_shards, [index_damage, *damages]
 
 
-def _verify_shards(index: Path, found: Index) -> tuple[int, list[Damage]]:
-    """The shards that a whole index names."""
-    places = list(_shards(found))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        wrong = list(pool.map(lambda place: _wrong_shard(index.parent, found, *place), places))
+def _verify_all_shards(folder: Path) -> tuple[int, list[Damage]]:
+    """Check the shards of a folder by themselves, without an index."""
+    paths = sorted(folder.glob("*/*.h5"))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        problems = list(threads.map(_shard_file_problem, paths))
+
     damages = []
-    for (teacher, split, info), what in zip(places, wrong, strict=True):
-        if what:
-            rows = f"teacher {teacher!r}, split {split!r}, rows {info.start} to {info.stop}"
-            damages.append(Damage(index.parent / info.file, f"{rows}: {what}"))
-    return 1 + len(places), damages + [Damage(index, gap) for gap in found.gaps()]
+    for path, problem in zip(paths, problems, strict=True):
+        if problem is not None:
+            damages.append(Damage(path, f"shard {path.name}: {problem}"))
+    return len(paths), damages
 
 
-def _shards(index: Index) -> Iterator[tuple[str, str, ShardInfo]]:
-    for teacher, entry in index.teachers.items():
-        for split, shards in entry.shards.items():
+def _verify_named_shards(index: Path, contents: Index) -> tuple[int, list[Damage]]:
+    """Check the shards that a whole index names."""
+    headers = []
+    infos = []
+    for header, info in _named_shards(contents):
+        headers.append(header)
+        infos.append(info)
+    folders = [index.parent] * len(infos)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        problems = list(threads.map(_named_shard_problem, folders, headers, infos))
+
+    damages = []
+    for header, info, problem in zip(headers, infos, problems, strict=True):
+        if problem is not None:
+            shard = (
+                f"teacher {header.teacher!r}, split {header.split!r}, "
+                f"rows {info.start} to {info.stop}"
+            )
+            damages.append(Damage(index.parent / info.file, f"{shard}: {problem}"))
+    damages.extend(Damage(index, gap) for gap in contents.gaps())
+    return 1 + len(infos), damages
+
+
+def _named_shards(contents: Index) -> Iterator[tuple[ShardHeader, ShardInfo]]:
+    """Yield the header that each shard must have, and what the index says of it."""
+    for teacher_name, entry in contents.teachers.items():
+        for split_name, shards in entry.shards.items():
             for info in shards:
-                yield teacher, split, info
+                header = ShardHeader(
+                    teacher=teacher_name,
+                    split=split_name,
+                    fingerprint=contents.splits[split_name].fingerprint,
+                    start=info.start,
+                    stop=info.stop,
+                    settings=entry.settings,
+                )
+                yield header, info
 
 
-def _wrong(path: Path, form: str, seal: str | None = None) -> str | None:
+def _file_problem(
+    path: Path,
+    file_format: str,
+    seal: str | None = None,
+) -> str | None:
+    """Describe what is wrong with a file's bytes, if anything.
+
+    Args:
+        path: The file.
+        file_format: Name of its format.
+        seal: The seal that it must carry, if that is known.
+    """
     try:
-        if seal not in (None, read_seal(path, form)):
+        if seal is not None and read_seal(path, file_format) != seal:
             return "the file is another shard than the index names"
-        return None if seal_holds(path, form) else "its checksum does not hold"
+        if not seal_holds(path, file_format):
+            return "its checksum does not hold"
     except StoreError as error:
         return str(error)
     except OSError as error:  # such as a bad sector
         return f"it cannot be read ({error.strerror})"
+    return None
 
 
-def _wrong_shard(
-    folder: Path, index: Index, teacher: str, split: str, info: ShardInfo
+def _shard_file_problem(path: Path) -> str | None:
+    return _file_problem(path, SHARD_FORMAT)
+
+
+def _named_shard_problem(
+    folder: Path,
+    header: ShardHeader,
+    info: ShardInfo,
 ) -> str | None:
-    """What is wrong with a shard that an index names, if anything."""
-    if what := _wrong(folder / info.file, SHARD_FORMAT, info.sha256):
-        return what
+    """Describe what is wrong with a shard that an index names, if anything."""
+    problem = _file_problem(folder / info.file, SHARD_FORMAT, info.sha256)
+    if problem is not None:
+        return problem
     try:
-        header, found = read_shard(folder, info.file)
+        stored_header, stored_info = read_shard(folder, info.file)
     except StoreError as error:
         return str(error)
-    settings, fingerprint = index.teachers[teacher].settings, index.splits[split].fingerprint
-    fields = ShardHeader(teacher, split, fingerprint, info.start, info.stop, settings).differing(
-        header
-    )
-    if (found.offset, found.skipped) != (info.offset, info.skipped):
-        fields.append("offset or skipped rows")
-    return f"it holds other rows than the index says: {'; '.join(fields)}" if fields else None
+
+    differences = header.differences(stored_header)
+    if (stored_info.offset, stored_info.skipped) != (info.offset, info.skipped):
+        differences.append("offset or skipped rows")
+    if not differences:
+        return None
+    return f"it holds other rows than the index says: {'; '.join(differences)}"
 
 
 def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
-    """Rename damaged files to ``NAME.damaged``, so that the next precompute makes exactly those again.
+    """Rename damaged files to ``NAME.damaged``; the next precompute then makes exactly those again.
 
     Args:
         index: The store's index; it is renamed, too, only if it is damaged itself.
-        damages: What :func:`verify` found.
+        damages: The damages that :func:`verify` returned.
 
     Returns:
         The files' new paths.
@@ -133,7 +188,12 @@ def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
     """
     moved = []
     with FolderLock(shard_folder(index)):
+        # Several damages may name the same file.
         for path in dict.fromkeys(damage.path for damage in damages):
-            if path.exists() and not (path == index and _wrong(index, INDEX_FORMAT) is None):
-                moved.append(path.rename(path.with_name(f"{path.name}.damaged")))
+            if not path.exists():
+                continue
+            # Gaps are damages that name the index, whose own bytes are whole.
+            if path == index and _file_problem(index, INDEX_FORMAT) is None:
+                continue
+            moved.append(path.rename(path.with_name(f"{path.name}.damaged")))
     return moved

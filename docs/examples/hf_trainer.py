@@ -15,8 +15,9 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoProcessor, CLIPModel, Trainer, TrainingArguments
 
-from cusa import CUSALoss, EmbeddingStore
 from cusa.data.images import load_image
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.loss.cusa_loss import CUSALoss
 
 from made_up import make_clip, make_data
 

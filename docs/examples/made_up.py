@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cusa import Dataset, EmbeddingStore, Record
-from cusa.data.store.import_export import ForeignRows, import_rows
+from cusa.data.foreign.rows import ForeignRows
+from cusa.data.records import Dataset, Record
+from cusa.data.store.import_export import import_rows
 from cusa.data.store.index import Index
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 
 WORDS = [f"{letter}{sign}" for letter in "abcdefghijkl" for sign in (0, 1)]
@@ -54,7 +56,7 @@ def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
         texts = tuple(" ".join(WORDS[w] for w in caption) for caption in captions)
         records.append(Record(f"{i}", f"{i}.png", texts, (f"{i}#0", f"{i}#1")))
     splits = {"train": tuple(records[:n_images]), "val": tuple(records[n_images:])}
-    data = Index.of(Dataset("made-up", folder, splits), {})
+    data = Index.from_dataset(Dataset("made-up", folder, splits), {})
     flat = tokens.reshape(-1, CAPTION_WORDS)
     rows = {"vision": meaning, "words": np.eye(N_WORDS)[flat].sum(1)}
     for teacher, modality, ids in (

@@ -15,7 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cusa import CUSALoss, LossConfig, hard_negatives, matching_loss, matching_targets, soft_labels
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.functions import soft_labels
+from cusa.train.loss.matching import hard_negatives, matching_loss, matching_targets
 
 from made_up import N_WORDS, caption_batches, make_data
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cusa import CUSALoss, encode_in_micro_batches
+from cusa.train.gradient_cache import encode_in_micro_batches
+from cusa.train.loss.cusa_loss import CUSALoss
 
 from made_up import N_WORDS, caption_batches, make_data
 

@@ -21,7 +21,8 @@ from sentence_transformers import (
 from sentence_transformers.base.modules import Dense, Transformer
 from torch import nn
 
-from cusa import CUSALoss, EmbeddingStore
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.loss.cusa_loss import CUSALoss
 
 from made_up import make_clip, make_data
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import SiglipConfig, SiglipModel
 
-from cusa import CUSALoss, LossConfig
+from cusa.train.loss.config import LossConfig
+from cusa.train.loss.cusa_loss import CUSALoss
 
 from made_up import N_WORDS, caption_batches, make_data
 

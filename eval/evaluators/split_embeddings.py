@@ -14,7 +14,7 @@ from cusa.eval.evaluators.splits import EvaluatedSplit
 from cusa.eval.models.embedding_providers import Source
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.models.student import StudentEncoder
-from cusa.eval.report.failures import Teachers
+from cusa.eval.report.false_negative_pairs import Teachers
 from cusa.train.assemble import student_sources
 from cusa.train.encode_split import encode_split
 from cusa.train.saving.provenance import Provenance
@@ -154,7 +154,7 @@ def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bo
                 differences.append(f"fingerprint of split {name!r}")
     for modality, encoder in provenance.encoders.items():
         store.pick_teacher(modality, encoder.name, "--embeddings of a store")
-        for setting in encoder.settings.differing(store.teachers[encoder.name]):
+        for setting in encoder.settings.differences(store.teachers[encoder.name]):
             differences.append(f"{encoder.name}.{setting}")
     if differences:
         raise CusaError(

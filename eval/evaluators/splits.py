@@ -11,7 +11,8 @@ import numpy as np
 
 from cusa.data.datasets import KNOWN_SIZES, load_dataset
 from cusa.data.errors import CusaError, DataError
-from cusa.data.records import RecordSplit, SplitView
+from cusa.data.record_split import RecordSplit
+from cusa.data.records import SplitView
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.request import SplitRequest
 from cusa.train.saving.run_dir import load_run
@@ -101,7 +102,7 @@ class SplitFinder:
         nothing = np.zeros(0, np.int64)
         return EvaluatedSplit(
             dataset.name,
-            RecordSplit.of(dataset, request.split),
+            RecordSplit.from_dataset(dataset, request.split),
             dataset.image_root,
             skipped_images=nothing,
             skipped_captions=nothing,

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from cusa.data.errors import DataError
-from cusa.data.store.reader import Embeddings, EmbeddingStore, Split
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.mapped_split import Split
+from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.inspection.pair_search import DUPLICATE_COSINE, Positions, Sample, teacher_rows
 from cusa.eval.inspection.results import Settings, StrongPair
 from cusa.eval.report.gallery import Item

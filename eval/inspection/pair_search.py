@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from cusa.data.store.reader import Embeddings
+from cusa.data.store.embeddings import Embeddings
 from cusa.data.unit_rows import unit_rows
 from cusa.train.loss.functions import fuse_similarities
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from cusa.data.store.reader import Embeddings, EmbeddingStore
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.reader import EmbeddingStore
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.inspection.batch_figures import (
     NEIGHBOURS,

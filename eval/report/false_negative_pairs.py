@@ -9,9 +9,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from cusa.data.embeddings import SplitEmbeddings
-from cusa.data.store.reader import Embeddings
+from cusa.data.store.embeddings import Embeddings
 from cusa.eval.inspection.pair_search import teacher_rows
-from cusa.eval.metrics.ranks import cross_modal_relevance
+from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.report.gallery import TOP
 
 # Pairs whose teacher rows are in memory at once.

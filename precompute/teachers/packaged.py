@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cusa.data.errors import TeacherError, first_line
-from cusa.data.images import ImageTransform
+from cusa.data.image_transform import ImageTransform
 from cusa.precompute.teachers.base import Teacher, default_batch_size, weights_digest
 from cusa.precompute.teachers.sentence import load_sentence
 

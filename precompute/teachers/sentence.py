@@ -14,11 +14,8 @@ import torch
 
 from cusa.data.errors import TeacherError
 from cusa.data.hub import cached_snapshot, has_file, locate
-from cusa.data.pretrained import (
+from cusa.data.tokenization import (
     UNLIMITED,
-    lacking,
-    load_config,
-    load_embedding_model,
     load_tokenizer,
     position_limit,
     prepare_tokenizer,

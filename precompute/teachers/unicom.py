@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cusa.data.errors import TeacherError
 from cusa.data.files import atomic_file
-from cusa.data.images import ImageTransform
+from cusa.data.image_transform import ImageTransform
 from cusa.precompute.teachers.base import Teacher, default_batch_size
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)

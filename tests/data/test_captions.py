@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cusa.data.captions import normalize_caption, normalizer
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError
 from tests.helpers import GOLDEN
 
 CASES = json.loads((GOLDEN / "captions.json").read_text())
@@ -16,7 +16,7 @@ def test_golden(pair):
 
 @pytest.mark.parametrize("case", CASES["raises"], ids=lambda c: repr(c["raw"]))
 def test_golden_refusals(case):
-    with pytest.raises(CusaError, match="empty once normalised"):
+    with pytest.raises(DataError):
         normalize_caption(case["raw"])
 
 
@@ -41,7 +41,7 @@ def test_words_are_cut_at_the_limit():
 
 def test_no_normalisation_refuses_blank_captions_only():
     assert normalizer("none")("A, b!") == "A, b!"
-    with pytest.raises(CusaError, match="empty"):
+    with pytest.raises(DataError):
         normalizer("none")(" \n")
-    with pytest.raises(CusaError, match="albef, none"):
+    with pytest.raises(SettingError):
         normalizer("nope")

@@ -104,7 +104,8 @@ def test_manifests(tmp_path):
         '{"image": "2.jpg", "caption": "c", "split": "validation"}\n'
     )
     csv = (
-        'image,caption,image_id,split\n0.jpg,one\u2028line\x0b,z,test\n1.jpg,"a, ""quoted""",x,train\n'
+        "image,caption,image_id,split\n0.jpg,one\u2028line\x0b,z,test\n"
+        '1.jpg,"a, ""quoted""",x,train\n'
         '1.jpg,"two\nlines",x,train\n2.jpg,c,y,val\n'
     )
     one = load_dataset([_write(tmp_path / "a.jsonl", jsonl)])
@@ -138,8 +139,9 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
         [_write(tmp_path / "x.json", _karpathy((7, "train", ["a", "b"]), (9, "train", ["c"])))]
     )
     assert [r.image_id for r in dataset.limited(1).splits["train"]] == ["7"]
-    with pytest.raises(CusaError, match="no split 'val'; it has: train"):
+    with pytest.raises(DataError) as caught:
         dataset.select(["val"])
+    assert caught.value.name == "val"
 
 
 @pytest.mark.parametrize(
@@ -214,8 +216,15 @@ def test_malformed_files_are_named_with_the_place_and_the_field(
         ("x.json", _karpathy((1, "train", [])), "images[0]", "1"),
         ("x.json", _karpathy((1, "train", ["a"]), (1, "val", ["b"])), "images[1]", "1"),
         ("pairs.json", [{"image": "a.jpg", "caption": "b"}], "", "split"),
-        ("train.json", [{"image": "a", "caption": "b", "image_id": 1}, {"image": "c", "caption": "d", "image_id": 1}],
-         "entry 1", "1"),
+        (
+            "train.json",
+            [
+                {"image": "a", "caption": "b", "image_id": 1},
+                {"image": "c", "caption": "d", "image_id": 1},
+            ],
+            "entry 1",
+            "1",
+        ),
         ("x.jsonl", "", "", ""),
         ("x.csv", "", "", ""),
         ("x.csv", "image,caption\n", "", ""),
@@ -237,7 +246,7 @@ def test_caption_ids_are_unique_over_all_files(tmp_path):
     one, two = _karpathy((1, "train", ["a"])), _karpathy((2, "val", ["b"]))
     two["images"][0]["sentences"][0]["sentid"] = 10  # that of the other file's caption
     paths = [_write(tmp_path / "one.json", one), _write(tmp_path / "two.json", two)]
-    with pytest.raises(DataError, match=r"one.json images\[0\]") as error:
+    with pytest.raises(DataError) as error:
         load_dataset(paths)
     assert (str(error.value.path), error.value.location, error.value.name) == (
         paths[1],
@@ -278,7 +287,10 @@ def test_other_ids_are_refused(tmp_path, written):
 
 def test_the_ends_of_csv_cells_are_dropped(tmp_path):
     """Spreadsheets leave line breaks in quoted cells, people spaces after commas."""
-    content = 'image, caption ,image_id,split\r\n"a.jpg\n","a dog\n","x\n", train \r\n\r\n b.jpg, "a,\tb",y,val\r\n'
+    content = (
+        'image, caption ,image_id,split\r\n"a.jpg\n","a dog\n","x\n", train \r\n\r\n'
+        ' b.jpg, "a,\tb",y,val\r\n'
+    )
     dataset = load_dataset(_write(tmp_path / "x.csv", content))
     assert dataset.splits["train"] == (Record("x", "a.jpg", ("a dog",), ("x#0",)),)
     assert dataset.splits["val"] == (Record("y", "b.jpg", ("a,\tb",), ("y#0",)),)
@@ -439,21 +451,28 @@ def test_many_captions_of_one_image_take_no_longer(tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(DataError, match=r"nope.json does not exist"):
+    with pytest.raises(DataError) as caught:
         load_dataset([str(tmp_path / "nope.json")])
-    with pytest.raises(DataError, match=r"put Karpathy's dataset_coco.json"):
+    assert caught.value.path == tmp_path / "nope.json"
+    with pytest.raises(DataError) as caught:
         load_dataset(["coco"], data_root=tmp_path)
-    with pytest.raises(FileFormatError, match="is a folder"):
+    assert caught.value.path == tmp_path / "coco" / "dataset_coco.json"
+    assert caught.value.name == "coco"
+    with pytest.raises(FileFormatError) as caught:
         load_dataset([str(tmp_path)])
+    assert caught.value.path == tmp_path
     (tmp_path / "latin.csv").write_bytes(b"image,caption\na.jpg,caf\xe9\n")
-    with pytest.raises(FileFormatError, match="not UTF-8"):
+    with pytest.raises(FileFormatError) as caught:
         load_dataset([str(tmp_path / "latin.csv")])
+    assert (caught.value.path, caught.value.location) == (tmp_path / "latin.csv", "byte 23")
     for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
         (tmp_path / "wide.csv").write_bytes("image,caption\na.jpg,b\n".encode(encoding))
-        with pytest.raises(FileFormatError, match="UTF-8"):
+        with pytest.raises(FileFormatError) as caught:
             load_dataset(tmp_path / "wide.csv")
-    with pytest.raises(DataError, match="not UTF-8"):
+        assert caught.value.path == tmp_path / "wide.csv"
+    with pytest.raises(DataError) as caught:
         load_dataset(os.fsdecode(b"caf\xe9.csv"))
+    assert caught.value.name == "--dataset"
 
 
 ODD_VALUES = [

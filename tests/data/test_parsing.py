@@ -3,15 +3,8 @@ import pickle
 import pytest
 
 from cusa.data.errors import CusaError, FileFormatError, StoreError, first_line
-from cusa.data.parsing import (
-    MAX_YAML_NODES,
-    parse_json,
-    parse_json_lines,
-    parse_yaml,
-    read_json,
-    read_text,
-    read_yaml,
-)
+from cusa.data.parsing import parse_json, parse_json_lines, read_json, read_text
+from cusa.data.yaml_files import MAX_YAML_NODES, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import closing
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -164,7 +166,7 @@ def in_the_middle_of_an_item(monkeypatch):
 
 
 def between_an_item_and_its_memory(monkeypatch):
-    monkeypatch.setattr(worker_pool.socket, "send_fds", kill_this_process)
+    monkeypatch.setattr(socket, "send_fds", kill_this_process)
 
 
 def in_the_middle_of_a_message(monkeypatch):
@@ -173,7 +175,7 @@ def in_the_middle_of_a_message(monkeypatch):
         kill_this_process()
 
     monkeypatch.setattr(os, "memfd_create", _no_memory)
-    monkeypatch.setattr(worker_pool.Connection, "send_bytes", torn)
+    monkeypatch.setattr(Connection, "send_bytes", torn)
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -12,15 +12,11 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import cusa
-from cusa import EmbeddingStore
 from cusa.data.images import load_image
-from cusa.train.loss.cusa_loss import (
-    CUSALoss,
-    LossConfig,
-    Temperature,
-    contrastive_loss,
-    soft_label_loss,
-)
+from cusa.data.store.reader import EmbeddingStore
+from cusa.train.loss.config import LossConfig, Temperature
+from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.functions import contrastive_loss, soft_label_loss
 
 DOCS = Path(cusa.__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"

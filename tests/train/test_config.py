@@ -17,7 +17,7 @@ from cusa.train.config import (
     to_yaml,
 )
 from cusa.train.config import presets as preset_names
-from cusa.train.loss.cusa_loss import LossConfig, Temperature
+from cusa.train.loss.config import LossConfig, Temperature
 
 
 def test_presets():

@@ -8,7 +8,8 @@ import torch
 from cusa.data.errors import CusaError
 from cusa.train.config import build_config
 from cusa.train.loader import Batch
-from cusa.train.loss.cusa_loss import TERMS, CUSALoss
+from cusa.train.loss.config import TERMS
+from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.saving.run_dir import read_metrics
 from cusa.train.step import TrainStep, make_optimizer, prepare_step
 from cusa.train.student import adapter_student, dual_encoder_student

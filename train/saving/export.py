@@ -18,7 +18,8 @@ from pydantic import BaseModel, FiniteFloat
 from cusa.data.embeddings import HEADS, Head
 from cusa.data.errors import CusaError, RunError, SettingError, StudentError
 from cusa.data.parsing import read_json
-from cusa.train.saving.model_card import Usage, write_card
+from cusa.train.saving.card_metadata import Usage
+from cusa.train.saving.model_card import write_card
 from cusa.train.saving.plain_values import checked
 from cusa.train.saving.run_dir import load_trained
 from cusa.train.saving.sentence_transformers_modules import compare_embeddings, save_modules

@@ -164,7 +164,7 @@ def _differences_of_teachers(
         if modality not in current:
             differences.append(f"{modality} teacher {teacher.name!r}, which is not used now")
             continue
-        for field in current[modality].settings.differing(teacher.settings):
+        for field in current[modality].settings.differences(teacher.settings):
             differences.append(f"{teacher.name}.{field}")
     return differences
 

@@ -9,13 +9,8 @@ from typing import cast
 from cusa.data.embeddings import Head
 from cusa.data.errors import CusaError
 from cusa.eval.evaluators.approximate import Search, approximate_figures
-from cusa.eval.evaluators.images.data import (
-    FOLDER,
-    IMAGE_SETS,
-    ImageSet,
-    find_image_sets,
-    load_image_set,
-)
+from cusa.eval.evaluators.images.data import FOLDER, ImageSet, find_image_sets, load_image_set
+from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.results import (
     IMAGES_FILE,
     ImageFigures,

@@ -31,8 +31,8 @@ from cusa.eval.evaluators.split_embeddings import (
     split_teachers,
 )
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
+from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.metric_options import PerQuery
-from cusa.eval.metrics.ranks import cross_modal_relevance
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.report.failures import likely_false_negatives, worst_failures

@@ -13,16 +13,11 @@ from cusa.data.errors import EmbeddingsError
 from cusa.data.records import SplitView
 from cusa.eval.evaluators.retrieval.coco import FOLDS, PROTOCOL_METRICS, CocoTest, rank_coco
 from cusa.eval.evaluators.retrieval.results import CrossModalFigures, HeadFigures
+from cusa.eval.metrics.caption_images import checked_caption_image, cross_modal_relevance
 from cusa.eval.metrics.figures import BothWaysFigures, DirectionFigures
 from cusa.eval.metrics.metric_options import PLAIN, PerQuery, Scoring, one_way, two_ways
 from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, rank_all, refuse_zeros
-from cusa.eval.metrics.ranks import (
-    checked_caption_image,
-    cross_modal_relevance,
-    rank_bounds,
-    rank_bounds_from_scores,
-    two_way_rank_bounds,
-)
+from cusa.eval.metrics.ranks import rank_bounds, rank_bounds_from_scores, two_way_rank_bounds
 from cusa.eval.metrics.relevance import Relevance, relevance_of, same_group, true_relevance
 
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.records import SplitView
-from cusa.data.store.reader import Embeddings
+from cusa.data.store.embeddings import Embeddings
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.evaluators.retrieval.results import TeacherFigures
 from cusa.eval.metrics.metric_options import Scoring, one_way
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import rank_bounds
 from cusa.eval.metrics.relevance import Task, relevance_of
-from cusa.eval.report.failures import Teachers
+from cusa.eval.report.false_negative_pairs import Teachers
 
 _TASKS: dict[Task, str] = {"t2t": "text to text", "i2i": "image to image"}
 _METRICS = ("r1", "r5", "r10", "queries", "candidates")

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from cusa.data.demo_set import make as demo
+from cusa.data.demo_set.captions import draw_captions
 from cusa.data.demo_set.make import make_demo
-from cusa.data.demo_set.world import Claim, Part, Scene, Thing, draw_captions, draw_scenes, truth_of
+from cusa.data.demo_set.truth import truth_of
+from cusa.data.demo_set.world import Claim, Description, Scene, Thing, draw_scenes
 from cusa.data.records import Dataset, caption_rows
 
 SMALL = {"n_train": 24, "n_val": 8, "n_test": 8}
@@ -163,32 +165,36 @@ TWO_RED_STARS = Scene(
 ONE_RED_STAR = Scene((Thing("star", "red", "large", row=1, col=1),), "sea")
 WORLD = [RED_STAR_OVER_BLUE_RING, TWO_RED_STARS, ONE_RED_STAR]
 
-RED_STAR, BLUE = Part(("star",), ("red",)), Part(colours=("blue",))
+RED_STAR, BLUE = Description(("star",), ("red",)), Description(colours=("blue",))
 
 
 @pytest.mark.parametrize(
     ("said", "claim", "true_of"),
     [
-        ("a shape", Claim((Part(),)), [0, 1, 2]),
+        ("a shape", Claim((Description(),)), [0, 1, 2]),
         ("a red star", Claim((RED_STAR,)), [0, 1, 2]),
         ("a red star and a red star", Claim((RED_STAR, RED_STAR)), [1]),
-        ("something blue or purple", Claim((Part(colours=("blue", "purple")),)), [0]),
-        ("a round shape", Claim((Part(("circle", "ring")),)), [0]),
-        ("a large star", Claim((Part(("star",), size="large"),)), [0, 2]),
-        ("a large ring", Claim((Part(("ring",), size="large"),)), []),
-        ("a star at the top", Claim((Part(("star",), row=0),)), [0]),
-        ("a star in the middle", Claim((Part(("star",), row=1, col=1),)), [2]),
+        ("something blue or purple", Claim((Description(colours=("blue", "purple")),)), [0]),
+        ("a round shape", Claim((Description(("circle", "ring")),)), [0]),
+        ("a large star", Claim((Description(("star",), size="large"),)), [0, 2]),
+        ("a large ring", Claim((Description(("ring",), size="large"),)), []),
+        ("a star at the top", Claim((Description(("star",), row=0),)), [0]),
+        ("a star in the middle", Claim((Description(("star",), row=1, col=1),)), [2]),
         ("a red star above something blue", Claim((RED_STAR, BLUE), "above"), [0]),
         ("something blue above a red star", Claim((BLUE, RED_STAR), "above"), []),
-        ("a star left of a star", Claim((Part(("star",)), Part(("star",))), "left of"), [1]),
-        ("two shapes, one of them red", Claim((Part(colours=("red",)),), count=2), [0, 1]),
-        ("a single shape, red", Claim((Part(colours=("red",)),), count=1), [2]),
+        (
+            "a star left of a star",
+            Claim((Description(("star",)), Description(("star",))), "left of"),
+            [1],
+        ),
+        ("two shapes, one of them red", Claim((Description(colours=("red",)),), count=2), [0, 1]),
+        ("a single shape, red", Claim((Description(colours=("red",)),), count=1), [2]),
         (
             "a star in the snow or on the sea",
-            Claim((Part(("star",)),), settings=("snow", "sea")),
+            Claim((Description(("star",)),), settings=("snow", "sea")),
             [0, 1, 2],
         ),
-        ("a star on the sea", Claim((Part(("star",)),), settings=("sea",)), [0, 2]),
+        ("a star on the sea", Claim((Description(("star",)),), settings=("sea",)), [0, 2]),
     ],
 )
 def test_truth_of_claims_that_a_reader_can_check(
@@ -215,8 +221,11 @@ def _holds(claim: Claim, scene: Scene) -> bool:
         return False
     if claim.settings and scene.setting not in claim.settings:
         return False
-    for things in permutations(scene.things, len(claim.parts)):
-        fits = all(_fits(part, thing) for part, thing in zip(claim.parts, things, strict=True))
+    for things in permutations(scene.things, len(claim.descriptions)):
+        fits = all(
+            _fits(description, thing)
+            for description, thing in zip(claim.descriptions, things, strict=True)
+        )
         if claim.relation == "above":
             fits = fits and things[0].row < things[1].row
         if claim.relation == "left of":
@@ -226,13 +235,13 @@ def _holds(claim: Claim, scene: Scene) -> bool:
     return False
 
 
-def _fits(part: Part, thing: Thing) -> bool:
+def _fits(description: Description, thing: Thing) -> bool:
     return (
-        (not part.kinds or thing.kind in part.kinds)
-        and (not part.colours or thing.colour in part.colours)
-        and (part.size is None or thing.size == part.size)
-        and (part.row is None or thing.row == part.row)
-        and (part.col is None or thing.col == part.col)
+        (not description.kinds or thing.kind in description.kinds)
+        and (not description.colours or thing.colour in description.colours)
+        and (description.size is None or thing.size == description.size)
+        and (description.row is None or thing.row == description.row)
+        and (description.col is None or thing.col == description.col)
     )
 
 

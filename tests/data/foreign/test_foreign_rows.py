@@ -1,4 +1,4 @@
-"""Embeddings that others made: every format as numpy reads it, and one line for each way of being wrong."""
+"""Embeddings that others made: every format as numpy reads it, and one line for each fault."""
 
 import json
 import pickle
@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from cusa.data.errors import CusaError, EmbeddingsError, FileFormatError
 from cusa.data.foreign import hdf5 as foreign_h5
-from cusa.data.foreign.rows import read_ids, read_rows, write_rows
+from cusa.data.foreign.ids import read_ids
+from cusa.data.foreign.rows import read_rows, write_rows
 from cusa.eval.models.embedding_providers import FileSource, align
 
 ROWS = np.array([[1.0, 2.0], [0.0, -3.0], [0.5, 0.25]])
@@ -86,76 +87,68 @@ def test_hdf5(tmp_path, ids):
     assert got == NAMES
     np.testing.assert_array_equal(rows, 4 * ROWS)
     assert read(tmp_path / "rows.h5", save_ids(tmp_path, "txt"))[0] == NAMES  # those given count
-    for place, message in (
-        (":/alone/rows", "have no ids; pass a file of them"),
-        (":/nope", "has no dataset '/nope', it holds alone, deep, embeddings, ids; name one"),
-        (":/alone", "has no dataset '/alone/embeddings'"),
-        (":/deep/val/uni/x", "has no dataset '/deep/val/uni/x'"),
-        (":/ids", "not numbers|array of shape"),
+    for place, error_class, location in (
+        (":/alone/rows", EmbeddingsError, ""),
+        (":/nope", FileFormatError, "/nope"),
+        (":/alone", FileFormatError, "/alone/embeddings"),
+        (":/deep/val/uni/x", FileFormatError, "/deep/val/uni/x"),
     ):
-        with pytest.raises(CusaError, match=message):
+        with pytest.raises(error_class) as caught:
             read(tmp_path / f"rows.h5{place}", None)
+        assert (caught.value.path, caught.value.location) == (tmp_path / "rows.h5", location)
+    with pytest.raises(FileFormatError):
+        read(tmp_path / "rows.h5:/ids", None)
 
 
 def bad(rows=ROWS, name="rows.npy", ids=NAMES, ids_name="ids.json"):
     return rows, name, ids, ids_name
 
 
+def bad_ids(array):
+    return bad(ids=array, ids_name="ids.npy")
+
+
+def bad_text(content):
+    return bad(ids=content, ids_name="ids.txt")
+
+
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("case", "error_class", "file_name", "location", "name"),
     [
-        (
-            bad(ids=NAMES[:2]),
-            r"rows.npy holds 3 rows, but .*ids.json 2 ids; there must be one each",
-        ),
-        (
-            bad(ids=["x", "y", "x"]),
-            "ids.json: 1 ids are given more than once, the first 'x'; keep one row of each",
-        ),
-        (bad(ids=[1, 2, "1"]), "more than once, the first '1'"),
-        (
-            bad(rows=ROWS[0]),
-            r"rows.npy holds an array of shape \(2,\); legal: one row per item, \[n, d\]",
-        ),
-        (bad(rows=ROWS[None]), r"shape \(1, 3, 2\)"),
-        (bad(rows=ROWS[:, :0]), r"shape \(3, 0\)"),
-        (bad(rows=ROWS[:0], ids=[]), "holds no rows"),
-        (bad(rows=ROWS > 0), "holds bool, not numbers"),
-        (bad(rows=ROWS * 1j), "holds complex128, not numbers"),
-        (bad(rows=np.array([["a", "b"]] * 3)), "holds <U1, not numbers"),
-        (bad(name="rows.csv"), "unknown suffix; legal: .npy, .safetensors, or .h5"),
-        (bad(ids_name="ids.csv"), "ids .*ids.csv have an unknown suffix; legal: a .txt file"),
-        (bad(ids={"a": 1}), "are a json dict; legal: a list"),
-        (bad(ids=["a", 1.5, "b"]), "entry 1 is 1.5; legal: strings or integers"),
-        (bad(ids=["a", True, "b"]), "entry 1 is True"),
-        (bad(ids=["a", "", "b"]), "entry 1 is ''"),
-        (
-            bad(ids=np.array([1.0, 2, 3]), ids_name="ids.npy"),
-            "ids.npy holds float64; legal: integers or strings",
-        ),
-        (
-            bad(ids=np.array([[1], [2], [3]]), ids_name="ids.npy"),
-            r"shape \(3, 1\); legal: one id per row",
-        ),
-        (bad(ids=np.array(["a", "", "c"]), ids_name="ids.npy"), "ids.npy: entry 1 is empty"),
-        (bad(ids=b"a\n\nc\n", ids_name="ids.txt"), "ids.txt, line 2: empty"),
-        (bad(ids=b"a\n\xff\nc\n", ids_name="ids.txt"), "ids.txt is not UTF-8"),
-        (bad(ids=b"[1,", ids_name="ids.json"), "ids.json line 1 is not valid JSON"),
-        (bad(ids=b"[" * 100_000, ids_name="ids.json"), "ids.json is not valid JSON"),
-        (bad(ids=np.array([b"a", b"\xff", b"c"]), ids_name="ids.npy"), "ids.npy is not UTF-8"),
-        (
-            bad(ids=b"a\nb'id0'\nc\n", ids_name="ids.txt"),
-            "line 2: b'id0' is how Python prints bytes",
-        ),
-        (bad(ids=["a", 'b"x"', "c"]), 'entry 1: b"x" is how Python prints bytes'),
-        (bad(ids=None), "ids .*ids.json do not exist; legal"),
-        (bad(rows=None), "embeddings .*rows.npy do not exist; legal"),
+        (bad(ids=NAMES[:2]), EmbeddingsError, "ids.json", "", ""),
+        (bad(ids=["x", "y", "x"]), EmbeddingsError, "ids.json", "", "x"),
+        (bad(ids=[1, 2, "1"]), EmbeddingsError, "ids.json", "", "1"),
+        (bad(rows=ROWS[0]), FileFormatError, "rows.npy", "", ""),
+        (bad(rows=ROWS[None]), FileFormatError, "rows.npy", "", ""),
+        (bad(rows=ROWS[:, :0]), FileFormatError, "rows.npy", "", ""),
+        (bad(rows=ROWS[:0], ids=[]), EmbeddingsError, "rows.npy", "", ""),
+        (bad(rows=ROWS > 0), FileFormatError, "rows.npy", "", ""),
+        (bad(rows=ROWS * 1j), FileFormatError, "rows.npy", "", ""),
+        (bad(rows=np.array([["a", "b"]] * 3)), FileFormatError, "rows.npy", "", ""),
+        (bad(name="rows.csv"), FileFormatError, "rows.csv", "", ""),
+        (bad(ids_name="ids.csv"), FileFormatError, "ids.csv", "", ""),
+        (bad(ids={"a": 1}), FileFormatError, "ids.json", "", ""),
+        (bad(ids=["a", 1.5, "b"]), FileFormatError, "ids.json", "entry 1", ""),
+        (bad(ids=["a", True, "b"]), FileFormatError, "ids.json", "entry 1", ""),
+        (bad(ids=["a", "", "b"]), FileFormatError, "ids.json", "entry 1", ""),
+        (bad_ids(np.array([1.0, 2, 3])), FileFormatError, "ids.npy", "", ""),
+        (bad_ids(np.array([[1], [2], [3]])), FileFormatError, "ids.npy", "", ""),
+        (bad_ids(np.array(["a", "", "c"])), FileFormatError, "ids.npy", "entry 1", ""),
+        (bad_ids(np.array([b"a", b"\xff", b"c"])), FileFormatError, "ids.npy", "", ""),
+        (bad_text(b"a\n\nc\n"), FileFormatError, "ids.txt", "line 2", ""),
+        (bad_text(b"a\n\xff\nc\n"), FileFormatError, "ids.txt", "byte 2", ""),
+        (bad_text(b"a\nb'id0'\nc\n"), FileFormatError, "ids.txt", "line 2", ""),
+        (bad(ids=b"[1,"), FileFormatError, "ids.json", "line 1", ""),
+        (bad(ids=b"[" * 100_000), FileFormatError, "ids.json", "", ""),
+        (bad(ids=["a", 'b"x"', "c"]), FileFormatError, "ids.json", "entry 1", ""),
+        (bad(ids=None), FileFormatError, "ids.json", "", ""),
+        (bad(rows=None), FileFormatError, "rows.npy", "", ""),
     ],
 )
-def test_bad_input(tmp_path, case, message):
-    rows, name, ids, ids_name = case
+def test_bad_input(tmp_path, case, error_class, file_name, location, name):
+    rows, rows_name, ids, ids_name = case
     if rows is not None:
-        with (tmp_path / name).open("wb") as file:
+        with (tmp_path / rows_name).open("wb") as file:
             np.save(file, rows)
     if isinstance(ids, np.ndarray):
         np.save(tmp_path / ids_name, ids)
@@ -163,9 +156,11 @@ def test_bad_input(tmp_path, case, message):
         (tmp_path / ids_name).write_bytes(
             ids if isinstance(ids, bytes) else json.dumps(ids).encode()
         )
-    with pytest.raises(CusaError, match=message) as found:
-        read(tmp_path / name, tmp_path / ids_name)
-    assert "\n" not in str(found.value)
+    with pytest.raises(error_class) as caught:
+        read(tmp_path / rows_name, tmp_path / ids_name)
+    error = caught.value
+    assert (error.path, error.location, error.name) == (tmp_path / file_name, location, name)
+    assert "\n" not in str(error)
 
 
 def test_files_that_are_something_else_or_torn(tmp_path):
@@ -184,22 +179,24 @@ def test_files_that_are_something_else_or_torn(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "torn.safetensors").read_bytes()[:-5])
     save_file({"vectors": torch.from_numpy(ROWS)}, tmp_path / "other.safetensors")
     (tmp_path / "folder.npy").mkdir()
-    for name, message in {
-        "objects.npy": "holds Python objects, which are never loaded",
-        "pickle.npy": "pickle.npy cannot be read",
-        "empty.npy": "empty.npy cannot be read",
-        "torn.npy": "torn.npy cannot be read",
-        "archive.npy": "is an .npz archive",
-        "torn.h5": "torn.h5 cannot be read",
-        "torn.safetensors": "torn.safetensors cannot be read",
-        "other.safetensors": "has no tensor 'embeddings', it holds vectors",
-        "folder.npy": "folder.npy cannot be read",
-    }.items():
-        with pytest.raises(CusaError, match=message) as found:
+    for name in (
+        "objects.npy",
+        "pickle.npy",
+        "empty.npy",
+        "torn.npy",
+        "archive.npy",
+        "torn.h5",
+        "torn.safetensors",
+        "other.safetensors",
+        "folder.npy",
+    ):
+        with pytest.raises(FileFormatError) as caught:
             read(tmp_path / name, ids)
-        assert "\n" not in str(found.value)
-    with pytest.raises(CusaError, match=r"have no ids; pass a file of them: a .txt"):
+        assert caught.value.path == tmp_path / name
+        assert "\n" not in str(caught.value)
+    with pytest.raises(EmbeddingsError) as caught:
         read(_saved(tmp_path / "rows.npy"), None)
+    assert caught.value.path == tmp_path / "rows.npy"
 
 
 def _saved(path):
@@ -213,7 +210,10 @@ def test_align():
     )
     assert rows.tolist() == [[4, 5], [0, 1], [4, 5]]
     assert ignored == 2
-    message = "the embeddings lack 2 of 3 captions, the first 'x' (they have 2, such as 'a'); give every one a row"
+    message = (
+        "the embeddings lack 2 of 3 captions, the first 'x' (they have 2, such as 'a'); "
+        "give every one a row"
+    )
     with pytest.raises(CusaError, match=re.escape(message)):
         align(["a", "b"], np.zeros((2, 2)), ["b", "x", "y"], "captions")
 
@@ -260,7 +260,7 @@ def test_ids_lie_beside_the_rows(tmp_path, suffix):
 
 
 def test_ids_of_another_file_of_rows_are_kept(tmp_path):
-    """x.npy and x.safetensors would share x.ids.json: rows of one would get the other's ids in silence."""
+    """x.npy and x.safetensors would share x.ids.json: rows of one would get the other's ids."""
     rows = np.eye(3, dtype=np.float32)
 
     def export(name, ids):
@@ -331,7 +331,7 @@ def _npy(path, header, content=b"\0" * 64):
     "header",
     [
         "{'descr': '<f4', 'fortran_order': False, 'shape': (8796093022208, 1)}",  # 32 TiB
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4611686018427387904)}",
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**62}, {2**62})}}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -4)}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (17,)}",
         "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,)}",
@@ -475,9 +475,10 @@ def test_rows_and_ids_in_chunks(tmp_path, options):
 
 def _shape_here(path):
     """In this process, which is faster; the file holds no texts, which would crash the library."""
-    return foreign_h5.read_here(str(path), "", "embeddings", "ids")[1].shape if path.suffix == ".h5" else (
-        read_rows(path).rows.shape
-    )  # fmt: skip
+    if path.suffix != ".h5":
+        return read_rows(path).rows.shape
+    _, rows = foreign_h5.read_here(str(path), "", "embeddings", "ids")
+    return rows.shape
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".h5", ".safetensors"])

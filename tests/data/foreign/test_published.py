@@ -292,7 +292,7 @@ def _named_often(n_values, n_names):
 
 
 def _read_often(n_values, n_times):
-    """A dictionary of many tensors, each of which is read from one and the same bytes of a storage."""
+    """A dictionary of many tensors, each read from one and the same bytes of a storage."""
     file = io.BytesIO()
     storage = torch.ones(n_values, dtype=torch.bfloat16).storage()
     torch.save(storage, file, _use_new_zipfile_serialization=False)
@@ -337,7 +337,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_memory_and_time_are_bounded_by_the_size_of_the_file(tmp_path):
-    """In a process of its own, which has 3 GiB and a minute: some of these would take all there is."""
+    """In a process of its own with 3 GiB and a minute: some of these would take all there is."""
     paths = [_write_npy(tmp_path / f"{n}.npy", make()) for n, make in enumerate(_BOMBS.values())]
     done = subprocess.run(
         [sys.executable, "-c", _LIMITED, *map(str, paths)],

@@ -7,6 +7,7 @@ from safetensors import safe_open
 
 from cusa.data.records import Dataset, Record
 from cusa.data.store import import_export as exchange
+from cusa.data.store import row_matching
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.verify import verify
 from cusa.eval.models.embedding_providers import FileSource
@@ -23,7 +24,8 @@ def index(tmp_path):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Several blocks and shards for few rows."""
-    monkeypatch.setattr(exchange, "_BLOCK", 7)
+    monkeypatch.setattr(exchange, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(row_matching, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(exchange, "SHARD_ROWS", 6)
 
 
@@ -107,8 +109,8 @@ def test_export_gives_nan_where_rows_were_skipped(index, tmp_path):
 def test_rows_that_belong_to_nothing_are_counted(index, tmp_path):
     np.save(tmp_path / "rows.npy", np.eye(19, 4, dtype=np.float32) + 1)
     (tmp_path / "ids.txt").write_text("\n".join([f"train{i}" for i in range(16)] + ["x", "y", "z"]))
-    text = run_ok("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt", "--split", "train",
-                  "--teacher", "again")  # fmt: skip
+    given = (tmp_path / "rows.npy", "--ids", tmp_path / "ids.txt")
+    text = run_ok("store", "import", index, *given, "--split", "train", "--teacher", "again")
     assert "note: 3 rows of" in text
     assert "belong to nothing in split train" in text
 
@@ -174,8 +176,8 @@ def test_rows_in_hdf5_are_imported(index, tmp_path):
     rows = unit_rows(16, 4, 5)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["mine/embeddings"], file["mine/ids"] = rows, _image_ids()
-    run_ok("store", "import", index, f"{tmp_path / 'x.h5'}:/mine", "--teacher", "new", "--split", "train", "--dtype",
-           "float32")  # fmt: skip
+    options = ("--teacher", "new", "--split", "train", "--dtype", "float32")
+    run_ok("store", "import", index, f"{tmp_path / 'x.h5'}:/mine", *options)
     np.testing.assert_array_equal(_rows(index, "new", "train"), rows)
 
 
@@ -446,10 +448,8 @@ def test_a_teacher_that_is_there_is_not_replaced(index, tmp_path):
     before = _files(index)
     given = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
     error = run_error("store", "import", index, *given, "--teacher", "vision", "--split", "train")
-    assert (
-        "has rows of teacher 'vision' for split 'train' already; pass another --teacher name"
-        in error
-    )
+    assert "teacher 'vision'" in error
+    assert "split 'train'" in error
     assert _files(index) == before
 
 
@@ -460,17 +460,16 @@ def test_a_teacher_of_other_settings_gets_no_rows_of_a_further_split(index, tmp_
     before = _files(index)
     given = _given(tmp_path, unit_rows(5, 4, 5), _image_ids("val"))
     error = run_error("store", "import", index, *given, "--teacher", "half", "--split", "val")
-    assert (
-        "holds teacher 'half' with other settings, not to be mixed: model_id ('half' / 'made-up-image')"
-        in error
-    )
+    assert "teacher 'half'" in error
+    assert "model_id ('half' / 'made-up-image')" in error
     assert _files(index) == before
 
 
 def test_a_split_that_is_not_there_is_refused(index, tmp_path):
     given = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
     error = run_error("store", "import", index, *given, "--teacher", "new", "--split", "test")
-    assert "there is no split 'test'; there are: train, val" in error
+    assert "'test'" in error
+    assert "train, val" in error
 
 
 def _pairs(folder, n):
@@ -518,9 +517,9 @@ def test_a_teacher_needs_a_legal_name(index, tmp_path, name):
     run_ok(
         "store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train"
     )
-    line = run_error("store", "import", index, tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json", "--split",
-                     "train", "--teacher", name)  # fmt: skip
-    assert "legal are letters, digits" in line
+    given = (tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json")
+    line = run_error("store", "import", index, *given, "--split", "train", "--teacher", name)
+    assert repr(name) in line
     assert "files are whole" in run_ok("store", "verify", index)
 
 

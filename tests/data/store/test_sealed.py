@@ -53,7 +53,7 @@ def _missed(index, path, datasets):
     for place in _places(path, datasets):
         path.write_bytes(_flipped(content, place, rng.randrange(8)))
         _, damages = verify(index)
-        if [d.path for d in damages] != [path] or not damages[0].what.startswith(named):
+        if [d.path for d in damages] != [path] or not damages[0].problem.startswith(named):
             missed.append((place, damages))
     path.write_bytes(content)
     assert verify(index) == (3, [])

@@ -71,8 +71,8 @@ def test_a_wrong_shard_is_named_with_its_rows(index, damage, what):
     n_files, damages = verify(index)
     assert n_files == 12
     assert [d.path for d in damages] == [_shard(index)]
-    assert damages[0].what.startswith("teacher 'vision', split 'train', rows 7 to 14: ")
-    assert what in damages[0].what
+    assert damages[0].problem.startswith("teacher 'vision', split 'train', rows 7 to 14: ")
+    assert what in damages[0].problem
     assert run_error("store", "verify", index).startswith(
         "Error: 1 of 12 files are damaged or missing"
     )
@@ -87,7 +87,7 @@ def test_a_shard_that_the_disk_cannot_read_is_named(index, monkeypatch):
         return real(file, kind)
 
     monkeypatch.setattr(hashlib, "file_digest", file_digest)
-    assert [(d.path, d.what) for d in verify(index)[1]] == [
+    assert [(d.path, d.problem) for d in verify(index)[1]] == [
         (
             _shard(index),
             "teacher 'vision', split 'train', rows 7 to 14: it cannot be read (Input/output error)",
@@ -104,8 +104,8 @@ def test_under_a_damaged_index_the_shards_are_checked_by_themselves(index, place
     n_files, damages = verify(index)
     assert n_files == 11
     assert [d.path for d in damages] == [index, _shard(index)]
-    assert damages[0].what.startswith("the index: ")
-    assert damages[1].what == "shard train-000000007-000000014.h5: its checksum does not hold"
+    assert damages[0].problem.startswith("the index: ")
+    assert damages[1].problem == "shard train-000000007-000000014.h5: its checksum does not hold"
     run_error("store", "verify", index)
 
 
@@ -126,7 +126,7 @@ def test_repair_renames_what_is_damaged_and_nothing_else(index):
         assert f"set aside: {index.parent / name}.damaged" in output
     missing = verify(index)[1]
     assert len(missing) == 3
-    assert all("is missing" in d.what for d in missing)
+    assert all("is missing" in d.problem for d in missing)
 
 
 def test_repair_renames_a_damaged_index(index):
@@ -146,7 +146,7 @@ def test_rows_that_no_shard_holds_are_named_and_not_repaired(index):
         index, replace(whole, teachers={**whole.teachers, "vision": replace(entry, shards=shards)})
     )
     before = _files(index)
-    assert [(d.path, d.what) for d in verify(index)[1]] == [
+    assert [(d.path, d.problem) for d in verify(index)[1]] == [
         (index, "no shard holds rows 7 to 14 of teacher 'vision', split 'train'")
     ]
     assert "set aside" not in run_ok("store", "verify", index, "--repair")
@@ -161,8 +161,9 @@ def test_rows_that_two_shards_hold_are_named(index):
     write_index(
         index, replace(whole, teachers={**whole.teachers, "vision": replace(entry, shards=shards)})
     )
-    assert [d.what for d in verify(index)[1]] == [
-        "teacher 'vision', split 'train', rows 0 to 9: it holds other rows than the index says: stop (9 / 7)",
+    assert [d.problem for d in verify(index)[1]] == [
+        "teacher 'vision', split 'train', rows 0 to 9: it holds other rows than the index says: "
+        "stop (9 / 7)",
         "two shards hold rows 7 to 9 of teacher 'vision', split 'train'",
     ]
 
@@ -178,7 +179,7 @@ def test_what_is_no_store_is_refused_and_left_alone(index):
 
 
 def test_an_index_that_is_sealed_and_makes_no_sense_is_named(index):
-    """The shards are then checked in threads, which must not wait for what the failed reading holds."""
+    """The shards are then checked in threads, which must not wait for a lock of the failed read."""
     write_sealed(
         index,
         INDEX_FORMAT,

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from cusa.data.errors import EmbeddingsError
 from cusa.eval.metrics import pair_scores, similarity_blocks
+from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.ranks import (
     best_ranks,
-    cross_modal_relevance,
     rank_bounds,
     rank_bounds_from_scores,
     two_way_rank_bounds,

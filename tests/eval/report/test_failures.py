@@ -10,7 +10,8 @@ from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.records import Truth
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.report import false_negative_pairs
-from cusa.eval.report.failures import Teachers, likely_false_negatives, worst_failures
+from cusa.eval.report.failures import likely_false_negatives, worst_failures
+from cusa.eval.report.false_negative_pairs import Teachers
 from tests.helpers import make_store, unit_rows
 
 

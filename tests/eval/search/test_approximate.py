@@ -5,7 +5,7 @@ import pytest
 
 from cusa.eval.evaluators.retrieval.measure import cross_modal_recalls
 from cusa.eval.metrics.by_class import image_retrieval
-from cusa.eval.metrics.ranks import cross_modal_relevance
+from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.relevance import same_group
 from cusa.eval.search.approximate import recall_of_exact, search_approximately
 from tests.helpers import unit_rows

@@ -9,8 +9,8 @@ import torch
 
 from cusa.data.errors import EmbeddingsError
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.loss.cusa_loss import (
-    CUSALoss,
+from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.functions import (
     contrastive_loss,
     fuse_similarities,
     soft_label_loss,

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cusa.data.errors import EmbeddingsError
-from cusa.train.loss.cusa_loss import CUSALoss, LossConfig, Temperature, TemperaturePair
+from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
+from cusa.train.loss.cusa_loss import CUSALoss
 
 SIZES = {2: (5, 9), 3: (4, 1, 7)}
 _LEARNED = TemperaturePair(Temperature(0.7, 0.1, 1.0), Temperature(0.5, 0.1, 1.0), False)

@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cusa.data.errors import EmbeddingsError, SettingError
-from cusa.train.loss.cusa_loss import (
-    CUSALoss,
-    LossConfig,
-    Temperature,
-    TemperaturePair,
+from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
+from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.loss.functions import (
     contrastive_loss,
     fuse_similarities,
     soft_label_loss,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cusa.data.errors import SettingError
-from cusa.train.loss.cusa_loss import CUSALoss, LossConfig, Temperature, TemperaturePair
+from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
+from cusa.train.loss.cusa_loss import CUSALoss
 
 SEPARATE = TemperaturePair(Temperature(0.4, 0.1, 0.9), Temperature(0.6, 0.1, 0.7), False)
 SOFT = TemperaturePair(Temperature(0.8, 0.1, 0.9), Temperature(0.3, 0.1, 0.7), False)

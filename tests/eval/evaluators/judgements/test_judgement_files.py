@@ -7,7 +7,8 @@ import pytest
 
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import DataError, FileFormatError
-from cusa.data.records import Dataset, Record, RecordSplit
+from cusa.data.record_split import RecordSplit
+from cusa.data.records import Dataset, Record
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.eval.evaluators.judgements.matching import match_judgements
 from cusa.eval.evaluators.splits import EvaluatedSplit
@@ -104,7 +105,7 @@ def _split(*image_paths, captions=2):
         texts = tuple(f"caption {caption} of {image_path}" for caption in range(captions))
         ids = tuple(str(10 * number + caption) for caption in range(captions))
         records.append(Record(str(number), image_path, texts, ids))
-    view = RecordSplit.of(Dataset("tiny", Path("/"), {"test": tuple(records)}), "test")
+    view = RecordSplit.from_dataset(Dataset("tiny", Path("/"), {"test": tuple(records)}), "test")
     nothing = np.zeros(0, np.int64)
     return EvaluatedSplit("tiny", view, Path("/"), nothing, nothing)
 

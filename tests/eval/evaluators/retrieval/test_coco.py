@@ -11,7 +11,7 @@ import torch
 
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import CusaError
-from cusa.data.records import RecordSplit
+from cusa.data.record_split import RecordSplit
 from cusa.eval.evaluators.retrieval.coco import PLAUSIBLE, Judgements, coco_test, rank_coco
 from cusa.eval.evaluators.retrieval.measure import evaluate
 from tests.helpers import GOLDEN

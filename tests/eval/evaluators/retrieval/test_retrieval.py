@@ -12,8 +12,9 @@ from cusa.eval.evaluators.retrieval.measure import (
     uni_modal_recalls,
 )
 from cusa.eval.metrics.by_class import image_retrieval
+from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.per_query import rank_all
-from cusa.eval.metrics.ranks import cross_modal_relevance, rank_bounds_from_scores
+from cusa.eval.metrics.ranks import rank_bounds_from_scores
 from tests.helpers import GOLDEN
 
 ITM = json.loads((GOLDEN / "itm.json").read_text())

@@ -10,7 +10,7 @@ from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
 from cusa.eval.metrics.metric_options import Scoring
-from cusa.eval.report.failures import Teachers
+from cusa.eval.report.false_negative_pairs import Teachers
 from tests.eval import made_up
 from tests.helpers import add_teacher, make_store, records, run_ok, settings, unit_rows
 

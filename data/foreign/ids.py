@@ -1,0 +1,178 @@
+"""Ids of embedding rows, in files of their own."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cusa.data.errors import EmbeddingsError, FileFormatError, first_line
+from cusa.data.foreign.npy import open_npy
+from cusa.data.parsing import read_json, read_text
+
+LEGAL_IDS = "a .txt file with one per line, a .json list, or an .npy array of integers or strings"
+_PRINTED_BYTES = re.compile(r"""b(['"]).*\1""", re.DOTALL)
+
+
+def read_ids(file_path: Path) -> list[str]:
+    """Read a file of ids.
+
+    Args:
+        file_path: ``.txt`` (one per line, without the white space around it), ``.json`` (a list) or
+            ``.npy``; integers are ids as their digits. ``b'id0'``, as Python prints bytes, is
+            refused: whether it means ``id0`` is not for the reader to guess.
+
+    Raises:
+        FileFormatError: If the file is missing, or holds something else.
+    """
+    if not file_path.exists():
+        raise FileFormatError(f"ids {file_path} do not exist; legal: {LEGAL_IDS}", path=file_path)
+    suffix = file_path.suffix.lower()
+    if suffix == ".npy":
+        return _ids_of_array(open_npy(file_path), file_path)
+    if suffix == ".txt":
+        return _ids_of_lines(read_text(file_path), file_path)
+    if suffix == ".json":
+        return _ids_of_json(read_json(file_path), file_path)
+    raise FileFormatError(
+        f"ids {file_path} have an unknown suffix; legal: {LEGAL_IDS}", path=file_path
+    )
+
+
+def _ids_of_json(content: Any, file_path: Path) -> list[str]:
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        message = f"ids {file_path} are a json {kind}; legal: a list of strings or integers"
+        raise FileFormatError(message, path=file_path)
+    # Of JSON, a truth value or null would become the text True or None.
+    for number, item_id in enumerate(content):
+        is_legal = isinstance(item_id, (str, int)) and not isinstance(item_id, bool)
+        if not is_legal or item_id == "":
+            raise FileFormatError(
+                f"ids {file_path}: entry {number} is {item_id!r}; legal: strings or integers",
+                path=file_path,
+                location=f"entry {number}",
+            )
+    item_ids = [str(item_id) for item_id in content]
+    _refuse_printed_bytes(item_ids, file_path, "entry", 0)
+    return item_ids
+
+
+def check_ids(
+    item_ids: Sequence[str],
+    n_rows: int,
+    file_path: Path,
+    ids_path: Path,
+) -> None:
+    """Refuse ids that are not one for each row, or not all different.
+
+    Args:
+        item_ids: The ids.
+        n_rows: Number of rows.
+        file_path: The file of the rows, for messages.
+        ids_path: The file of the ids.
+
+    Raises:
+        EmbeddingsError: If there are more or fewer ids than rows, no rows, or an id is there twice.
+    """
+    if len(item_ids) != n_rows:
+        raise EmbeddingsError(
+            f"{file_path} holds {n_rows:,} rows, but {ids_path} {len(item_ids):,} ids; there must "
+            "be one each",
+            path=ids_path,
+        )
+    if not n_rows:
+        raise EmbeddingsError(f"{file_path} holds no rows; give every item one", path=file_path)
+
+    repeated = [item_id for item_id, count in Counter(item_ids).items() if count > 1]
+    if repeated:
+        raise EmbeddingsError(
+            f"{ids_path}: {len(repeated):,} ids are given more than once, the first "
+            f"{repeated[0]!r}; keep one row of each",
+            path=ids_path,
+            name=repeated[0],
+        )
+
+
+def _ids_of_lines(text: str, file_path: Path) -> list[str]:
+    # Not splitlines: it takes other characters for ends of lines.
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    item_ids = [line.strip() for line in lines]
+    if "" in item_ids:
+        location = f"line {item_ids.index('') + 1}"
+        raise FileFormatError(
+            f"ids {file_path}, {location}: empty; write the id of one row per line",
+            path=file_path,
+            location=location,
+        )
+    _refuse_printed_bytes(item_ids, file_path, "line", 1)
+    return item_ids
+
+
+def _refuse_printed_bytes(
+    item_ids: Iterable[str],
+    file_path: Path,
+    unit: str,
+    first_number: int,
+) -> None:
+    """Refuse ids such as ``b'id0'``; ``unit`` is what the file is counted in, from a number."""
+    for number, item_id in enumerate(item_ids, first_number):
+        if _PRINTED_BYTES.fullmatch(item_id):
+            location = f"{unit} {number}"
+            raise FileFormatError(
+                f"ids {file_path}, {location}: {item_id} is how Python prints bytes; write the "
+                "text itself",
+                path=file_path,
+                location=location,
+            )
+
+
+def _ids_of_array(array: np.ndarray, file_path: Path) -> list[str]:
+    if array.ndim != 1:
+        message = f"{file_path} is an array of shape {array.shape}; legal: one id per row, [n]"
+        raise FileFormatError(message, path=file_path)
+    # Byte strings are ids, too, where they are UTF-8.
+    if array.dtype.kind == "S":
+        array = _decoded(array, file_path)
+    if array.dtype.kind not in "iuU":
+        message = f"{file_path} holds {array.dtype}; legal: integers or strings"
+        raise FileFormatError(message, path=file_path)
+    return ids_as_texts(array.tolist(), file_path, str(file_path))
+
+
+def ids_as_texts(
+    item_ids: Sequence[Any],
+    file_path: Path,
+    subject: str,
+) -> list[str]:
+    """Convert ids, integers or texts, to texts.
+
+    Args:
+        item_ids: The ids.
+        file_path: The file that they are from.
+        subject: What they are called in messages.
+
+    Raises:
+        FileFormatError: If one is empty, or bytes as Python prints them.
+    """
+    texts = [str(item_id) for item_id in item_ids]
+    if "" in texts:
+        location = f"entry {texts.index('')}"
+        message = f"{subject}: {location} is empty; each row needs an id"
+        raise FileFormatError(message, path=file_path, location=location)
+    _refuse_printed_bytes(texts, file_path, "entry", 0)
+    return texts
+
+
+def _decoded(array: np.ndarray, file_path: Path) -> np.ndarray:
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{file_path} is not UTF-8 ({first_line(error)}); save texts"
+        raise FileFormatError(message, path=file_path) from None

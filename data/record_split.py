@@ -1,0 +1,64 @@
+"""A split of a data set by row, without a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from cusa.data.records import Dataset, Truth, caption_rows, fingerprint, iter_captions
+
+
+@dataclass(frozen=True)
+class RecordSplit:
+    """A split of a data set by row, as an annotation file has it, without a store.
+
+    Attributes:
+        name: Split name.
+        fingerprint: sha256 (hex) over ids, paths and captions.
+        image_ids: Image ids, one per image row.
+        image_paths: Image paths relative to the image root.
+        caption_ids: Caption ids, one per caption row.
+        captions: Captions as written.
+        caption_image: int64 ``[n_captions]``: the image row of each caption.
+        truth: Relevance beyond the labels, or ``None``.
+    """
+
+    name: str
+    fingerprint: str
+    image_ids: tuple[str, ...]
+    image_paths: tuple[str, ...]
+    caption_ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    caption_image: np.ndarray
+    truth: Truth | None
+
+    @staticmethod
+    def from_dataset(dataset: Dataset, name: str) -> RecordSplit:
+        """Return a split of a data set.
+
+        Raises:
+            DataError: If it has no such split.
+        """
+        records = dataset.select([name]).splits[name]
+        return RecordSplit(
+            name=name,
+            fingerprint=fingerprint(records),
+            image_ids=tuple(record.image_id for record in records),
+            image_paths=tuple(record.image_path for record in records),
+            caption_ids=tuple(chain.from_iterable(record.caption_ids for record in records)),
+            captions=tuple(iter_captions(records)),
+            caption_image=caption_rows(records),
+            truth=dataset.truth.get(name),
+        )
+
+    @property
+    def n_images(self) -> int:
+        """Return the number of image rows."""
+        return len(self.image_ids)
+
+    @property
+    def n_captions(self) -> int:
+        """Return the number of caption rows."""
+        return len(self.captions)

@@ -1,0 +1,180 @@
+"""A split as an index stores it: ids, paths and captions in columns of texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cusa.data.records import Record, Truth, caption_rows, fingerprint, iter_captions
+from cusa.data.store.hdf5 import (
+    child_group,
+    hdf5_errors,
+    read_array,
+    refuse,
+    text_attribute,
+)
+from cusa.data.store.index_checks import check_caption_image, check_truth
+
+COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
+TRUTH_COLUMNS = ("image_labels", "indptr", "indices")
+# In UTF-8, a byte that continues a character has these bits.
+_CONTINUATION_MASK = 0xC0
+_CONTINUATION_BITS = 0x80
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column of texts.
+
+    Attributes:
+        bytes: uint8: their UTF-8, one after the other.
+        offsets: int64 ``[n + 1]``: where each begins, then the number of bytes.
+    """
+
+    bytes: np.ndarray
+    offsets: np.ndarray
+
+    @staticmethod
+    def from_strings(strings: Sequence[str]) -> Texts:
+        """Encode texts as UTF-8."""
+        encoded = [string.encode() for string in strings]
+        offsets = np.zeros(len(encoded) + 1, "<i8")
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        return Texts(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    @staticmethod
+    def read(parent: h5py.Group, name: str) -> Texts:
+        """Read a column whole.
+
+        Raises:
+            StoreError: If it is missing, or its offsets do not divide its bytes.
+        """
+        group = child_group(parent, name)
+        path = Path(group.file.filename)
+        column_bytes = read_array(group, "bytes", "|u1")
+        offsets = read_array(group, "offsets", "<i8")
+
+        if not _divide(offsets, len(column_bytes)):
+            refuse(path, group.name, "its offsets do not divide its bytes")
+        # Empty texts at the end begin where the bytes end.
+        first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
+        if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
+            refuse(path, group.name, "its offsets cut characters in two")
+        # All at once: no text of it is cut within a character.
+        with hdf5_errors(path, group.name):
+            column_bytes.tobytes().decode()
+        return Texts(column_bytes, offsets)
+
+    def write(self, group: h5py.Group, name: str) -> None:
+        """Write a column."""
+        column = group.create_group(name)
+        column.create_dataset("bytes", data=self.bytes)
+        column.create_dataset("offsets", data=self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        block = self.bytes.tobytes()
+        for start, stop in itertools.pairwise(self.offsets.tolist()):
+            yield block[start:stop].decode()
+
+
+def _divide(offsets: np.ndarray, n_bytes: int) -> bool:
+    """Return whether offsets ascend from 0 to the number of bytes."""
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != n_bytes:
+        return False
+    return bool((np.diff(offsets) >= 0).all())
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """A split's entry in an index.
+
+    Attributes:
+        fingerprint: sha256 (hex) over ids, paths and captions.
+        columns: The texts of :data:`COLUMNS`.
+        caption_image: int64 ``[n_captions]``, the image row of each caption.
+        truth: Known relevance, or ``None``.
+    """
+
+    fingerprint: str
+    columns: Mapping[str, Texts]
+    caption_image: np.ndarray
+    truth: Truth | None
+
+    @staticmethod
+    def from_records(records: Sequence[Record], truth: Truth | None) -> SplitTable:
+        """Return the table of records."""
+        image_ids = [record.image_id for record in records]
+        image_paths = [record.image_path for record in records]
+        caption_ids = list(itertools.chain.from_iterable(record.caption_ids for record in records))
+        columns = {
+            "image_ids": Texts.from_strings(image_ids),
+            "image_paths": Texts.from_strings(image_paths),
+            "caption_ids": Texts.from_strings(caption_ids),
+            "captions": Texts.from_strings(list(iter_captions(records))),
+        }
+        return SplitTable(fingerprint(records), columns, caption_rows(records), truth)
+
+    def item_ids(self, modality: str) -> Texts:
+        """Return the ids of the rows of an image or text teacher."""
+        if modality == "image":
+            return self.columns["image_ids"]
+        return self.columns["caption_ids"]
+
+    def n_rows(self, modality: str) -> int:
+        """Return the number of rows of an image or text teacher."""
+        return len(self.item_ids(modality))
+
+
+def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
+    """Read a split's group of an index.
+
+    Args:
+        index_path: The index, for messages.
+        split_group: The group.
+
+    Raises:
+        StoreError: If a column is missing, or the columns do not fit each other.
+    """
+    columns = {name: Texts.read(split_group, name) for name in COLUMNS}
+    caption_image = read_array(split_group, "caption_image", "<i8")
+
+    n_images = len(columns["image_ids"])
+    n_captions = len(columns["caption_ids"])
+    fits = (
+        len(columns["image_paths"]) == n_images
+        and len(columns["captions"]) == n_captions
+        and len(caption_image) == n_captions
+    )
+    if not fits:
+        refuse(index_path, split_group.name, "its columns are of different lengths")
+    check_caption_image(caption_image, n_images, index_path, split_group.name)
+
+    truth = None
+    if "truth" in split_group:
+        truth_group = child_group(split_group, "truth")
+        truth = Truth(*(read_array(truth_group, name, "<i8") for name in TRUTH_COLUMNS))
+        check_truth(truth, n_images, n_captions, index_path, split_group.name)
+    return SplitTable(text_attribute(split_group, "fingerprint"), columns, caption_image, truth)
+
+
+def write_split(split_group: h5py.Group, table: SplitTable) -> None:
+    """Write a split into a group of an index."""
+    split_group.attrs["fingerprint"] = table.fingerprint
+    for name in COLUMNS:
+        table.columns[name].write(split_group, name)
+    split_group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
+
+    if table.truth is None:
+        return
+    truth_group = split_group.create_group("truth")
+    for name in TRUTH_COLUMNS:
+        values = getattr(table.truth, name)
+        truth_group.create_dataset(name, data=values.astype("<i8"))

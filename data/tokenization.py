@@ -1,0 +1,151 @@
+"""Tokenisers of transformers, loaded with checks, and the padding and length of their batches.
+
+Nothing here runs code of a model's folder: ``trust_remote_code`` is False in every call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cusa.data.errors import CusaError
+from cusa.data.pretrained import folder_of
+
+if TYPE_CHECKING:
+    import torch
+
+# Entries of a vocabulary besides special tokens; the ones that transformers makes up have 0 or 1.
+_FEWEST_ENTRIES = 2
+# Tokenisers without a limit say 1e30.
+UNLIMITED = 10**9
+_POSITION_TABLES = (
+    "position_embedding",
+    "position_embeddings",
+    "embed_positions",
+    "wpe",
+    "positional_embedding",
+)
+
+
+def load_tokenizer(source: str, error_class: type[CusaError]) -> Any:
+    """Load the tokeniser of a transformers model, fit for padded batches.
+
+    Raises:
+        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    prepare_tokenizer(tokenizer, source, error_class)
+    return tokenizer
+
+
+def prepare_tokenizer(
+    tokenizer: Any,
+    source: str,
+    error_class: type[CusaError],
+) -> None:
+    """Check a tokeniser, and let its end token pad where it has no token of its own for that.
+
+    Args:
+        tokenizer: One of transformers.
+        source: Folder or hub name of the model.
+        error_class: Class of the error.
+
+    Raises:
+        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
+    """
+    # transformers makes a tokeniser up where a folder has none: all texts look alike to it.
+    ordinary_ids = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    if len(ordinary_ids) < _FEWEST_ENTRIES:
+        raise error_class(
+            f"{source!r} has no tokeniser: the vocabulary holds special tokens only; add "
+            "tokenizer.json (or the files of the model's own tokeniser) to its folder",
+            path=folder_of(source),
+            name=source,
+        )
+
+    if tokenizer.pad_token is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise error_class(
+            f"the tokeniser of {source!r} has neither a padding nor an end token; set "
+            "pad_token in tokenizer_config.json",
+            path=folder_of(source),
+            name=source,
+        )
+    # The attention mask hides it.
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def position_limit(model: torch.nn.Module) -> int | None:
+    """Return how many tokens a text model has positions for; ``None`` if they are no table.
+
+    RoBERTa and its relatives count positions from ``padding_idx + 1``: a table of 514 holds 512.
+    """
+    from torch import nn
+
+    limits = []
+    for name, module in model.named_modules():
+        if any(tower in name for tower in ("vision", "image", "visual")):
+            continue
+        _, _, own_name = name.rpartition(".")
+        if own_name not in _POSITION_TABLES or not isinstance(module, nn.Embedding):
+            continue
+        if module.padding_idx is not None:
+            n_unused = module.padding_idx + 1
+        else:
+            n_unused = getattr(module, "offset", 0)
+        limits.append(module.num_embeddings - n_unused)
+    return min(limits, default=None)
+
+
+def token_limit(tokenizer: Any, text_model: Any) -> int | None:
+    """Return how many tokens a text may have, special ones included; ``None``: any number."""
+    n_positions = position_limit(text_model)
+    # Of others, such as rotary ones, the configuration tells how many it was trained on.
+    if n_positions is None:
+        n_positions = getattr(text_model.config, "max_position_embeddings", None)
+
+    limits = []
+    for limit in (tokenizer.model_max_length, n_positions):
+        if limit is not None and 0 < limit < UNLIMITED:
+            limits.append(limit)
+    return min(limits, default=None)
+
+
+def text_padding(model_type: str) -> str:
+    """Return how a model's texts are padded.
+
+    SigLIP was trained on full length, and attends to padding.
+    """
+    if model_type.startswith("siglip"):
+        return "max_length"
+    return "longest"
+
+
+def tokenized(
+    tokenizer: Any,
+    texts: list[str],
+    limit: int | None,
+    padding: str,
+) -> dict[str, torch.Tensor]:
+    """Tokenise texts to int64 ``[n, length]`` by the name of the model's input.
+
+    Args:
+        tokenizer: One of transformers, with a padding token.
+        texts: The texts.
+        limit: Tokens that longer texts are cut to; ``None``: none is cut.
+        padding: As :func:`text_padding` tells.
+    """
+    batch = tokenizer(
+        texts,
+        padding=padding,
+        truncation=limit is not None,
+        max_length=limit,
+        return_tensors="pt",
+        verbose=False,
+    )
+    names = ["input_ids"]
+    if padding != "max_length":
+        names.append("attention_mask")
+    return {name: batch[name] for name in names if name in batch}
