@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
@@ -12,12 +13,22 @@ _MARKERS = ("config.json", "modules.json")
 # Of the one question asked before a model is loaded. The libraries ask many, each with retries,
 # which takes a machine without a network up to a minute.
 _TIMEOUT_S = 5.0
+# The hub's own rule, which its library checks with an exception of its own: letters, digits and
+# "-", "_", "."; none of "-" and "." at either end; neither "--" nor "..".
+_NAME = re.compile(r"(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
+_NEVER_IN_NAMES = ("--", "..")
 
 
 def is_hub_name(source: str) -> bool:
     """Whether a text can be the name of a model on the hub, ``owner/model``."""
-    is_path = source.startswith((".", "/", "~")) or source.endswith("/")
-    return source.count("/") == 1 and "=" not in source and not is_path
+    return "/" in source and _is_legal_name(source)
+
+
+def _is_legal_name(source: str) -> bool:
+    """Whether the hub takes a text as a name; old models have no owner in theirs."""
+    is_of_legal_characters = _NAME.fullmatch(source) is not None
+    has_forbidden_pair = any(pair in source for pair in _NEVER_IN_NAMES)
+    return is_of_legal_characters and not has_forbidden_pair and not source.endswith(".git")
 
 
 def locate(source: str, error_class: type[CusaError]) -> str:
@@ -33,10 +44,17 @@ def locate(source: str, error_class: type[CusaError]) -> str:
         hub.
 
     Raises:
-        CusaError: Of ``error_class``, if it can be had neither from the cache nor from the hub.
+        CusaError: Of ``error_class``, if it can be had neither from the cache nor from the hub, or
+            cannot be the name of a model.
     """
     if Path(source).is_dir():
         return source
+    if not _is_legal_name(source):
+        message = (
+            f"{source!r} is neither a folder nor the name of a model on the hub; legal: owner/model "
+            "of letters, digits, - _ and ., or the path of a folder"
+        )
+        raise error_class(message, name=source)
     from huggingface_hub import constants
 
     problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(source)

@@ -145,7 +145,7 @@ def as_viewed(image: Image.Image) -> Image.Image:
         image: Any image; it may be one that was just opened, whose pixels are not decoded yet.
 
     Raises:
-        ImageError: If its pixels are floating-point numbers.
+        ImageError: If its pixels are floating-point numbers or 32-bit greys.
     """
     _scale_transparent_colour(image)
     image.load()  # also what comes after the pixels in a file, such as the EXIF block of a PNG
@@ -210,13 +210,22 @@ def _is_opaque(layer: Image.Image) -> bool:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise _of_unknown_white(image, "floating-point")
+    if (
+        image.mode == "I" and image.format == "TIFF"
+    ):  # other formats' 16 bits may be in that mode, too
+        raise _of_unknown_white(image, "32-bit")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode == "F":
-        name = getattr(image, "filename", "")
-        message = f"image {name} holds floating-point pixels; convert it to 8 bits"
-        raise ImageError(message, path=Path(name) if name else None)
     return image.convert("L") if image.mode == "1" else image
+
+
+def _of_unknown_white(image: Image.Image, kind: str) -> ImageError:
+    """The error of pixels of which nothing tells what number is white."""
+    name = getattr(image, "filename", "")
+    message = f"image {name} holds {kind} pixels; convert it to 8 bits"
+    return ImageError(message, path=Path(name) if name else None)
 
 
 def changed_decoding(path: Path) -> str | None:

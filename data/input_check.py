@@ -16,7 +16,7 @@ import numpy as np
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError
-from cusa.data.records import Dataset, Record, entry_location
+from cusa.data.records import Dataset, Record
 
 MAX_LISTED = 20
 _MAX_SHOWN_PATH = 4096  # the longest that Linux takes
@@ -139,9 +139,10 @@ def _chosen_captions(
 
 def _fault(dataset: Dataset, record: Record, number: int, problem: str, name: str) -> Fault:
     """A fault of a record's caption of that number, or of its image."""
-    if not (record.positions and dataset.files):
+    place = dataset.location_of(record, number)
+    if place is None:
         return Fault(problem, None, "", name)
-    path, location = entry_location(dataset.files, record.positions[number])
+    path, location = place
     return Fault(f"{path} {location}: {problem}", path, location, name)
 
 

@@ -5,6 +5,7 @@ Nothing here runs code of a model's folder: ``trust_remote_code`` is False in ev
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ _LIBRARIES = (
     "peft",
     "librosa",
 )
+_REMOTE_CODE = "trust_remote_code"  # what libraries advise where a model needs code of its own
 UNLIMITED = 10**9  # tokenisers without a limit say 1e30
 _SETTINGS = (
     "config.json",
@@ -68,7 +70,9 @@ def one_line_load_errors(
         CusaError: Of ``error_class``. A :class:`CusaError` of the block passes as it is.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error tells enough
+            yield
     except CusaError:
         raise
     except BaseException as error:
@@ -78,6 +82,10 @@ def one_line_load_errors(
         if library is not None:
             advice = f"pip install {library}"
             message = f"cannot load {description} {source!r}: it needs {library}; {advice}"
+        elif _REMOTE_CODE in str(error):
+            problem = "it needs code of its own, which is not run"
+            advice = "use a model that transformers itself has the code of"
+            message = f"cannot load {description} {source!r}: {problem}; {advice}"
         else:
             message = f"cannot load {description} {source!r} ({_reason(error)}); {advice}"
         path = Path(source) if Path(source).is_dir() else None
@@ -85,9 +93,7 @@ def one_line_load_errors(
 
 
 def _reason(error: BaseException) -> str:
-    """Why a model does not load, without the libraries' advice to run its code."""
-    if "trust_remote_code" in str(error):
-        return "it needs code of its own, which is not run"
+    """Why a model does not load."""
     if type(error).__name__ == "UnpicklingError":
         return "its weights are a damaged pickle, or one of other things than tensors, never loaded"
     if isinstance(error, EOFError):

@@ -108,6 +108,15 @@ class Dataset:
         )
         return f"Dataset({self.name!r}, {str(self.image_root)!r}, {sizes})"
 
+    def location_of(self, record: Record, number: int) -> tuple[Path, str] | None:
+        """The annotation file and the place in it of a record's caption of that number.
+
+        ``None`` where the data set was not read from files.
+        """
+        if not (record.positions and self.files):
+            return None
+        return entry_location(self.files, record.positions[number])
+
     def limited(self, limit: int) -> Dataset:
         """The first ``limit`` images of every split with their captions; known relevance is cut to them."""
         splits = {name: records[:limit] for name, records in self.splits.items()}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, RunError
+from cusa.data.shell import shell_command
 from cusa.eval.compare import Comparison, compare
 from cusa.eval.evaluate import check_writable, write_pages
 from cusa.eval.evaluators.registry import EVALUATORS
@@ -82,12 +83,20 @@ def compare_measured(
 
 
 def _results_folder(model: Path) -> Path:
-    """Return the folder of a model's results: it, or ``eval`` in it."""
+    """Return the folder of a model's results: it, or ``eval`` in it.
+
+    Raises:
+        RunError: If there are none; says how to make them.
+    """
     for folder in (model / "eval", model):
         for evaluator in EVALUATORS.values():
             if (folder / evaluator.results_file.name).is_file():
                 return folder
-    raise CusaError(f"{model} holds no results of cusa-eval; run cusa-eval --run {model} first")
+    problem = "holds no results of cusa-eval" if model.exists() else "does not exist"
+    remedy = "pass a run that cusa-eval has measured, or a folder of its results"
+    if begun(model):
+        remedy = f"measure it first: {shell_command('cusa-eval', '--run', model)}"
+    raise RunError(f"{model} {problem}; {remedy}", path=model)
 
 
 def _default_folder(first: Path) -> Path:

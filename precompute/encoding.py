@@ -12,7 +12,7 @@ import torch
 from cusa.data.captions import normalizer
 from cusa.data.errors import FORWARD_PASS, TeacherError
 from cusa.data.images import load_image
-from cusa.data.records import Dataset, caption_rows
+from cusa.data.records import Dataset, Record, caption_rows
 from cusa.precompute.first_batch import FirstBatchCheck, is_zero
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import SizeGroups, Teacher, each_tensor, stacked
@@ -151,14 +151,21 @@ class BatchEncoder:
             return f"image {self._dataset.image_root / record.image_path}"
         caption, caption_id = self._caption(task, row)
         shown = caption if len(caption) <= _SHOWN else f"{caption[:_SHOWN]}..."
-        return f"caption id {caption_id} ({shown!r})"
+        record, number = self._record_of_caption(task, row)
+        place = self._dataset.location_of(record, number)
+        where = "" if place is None else f"{place[0]} {place[1]}: "
+        return f"{where}caption id {caption_id} ({shown!r})"
 
     def _caption(self, task: ShardTask, row: int) -> tuple[str, str]:
         """Text and id of a caption row."""
+        record, number = self._record_of_caption(task, row)
+        return record.captions[number], record.caption_ids[number]
+
+    def _record_of_caption(self, task: ShardTask, row: int) -> tuple[Record, int]:
+        """The record that a caption row belongs to, and the caption's number in it."""
         records = self._dataset.splits[task.split]
         if task.split not in self._caption_images:
             self._caption_images[task.split] = caption_rows(records)
         images = self._caption_images[task.split]
         number = row - int(np.searchsorted(images, images[row]))
-        record = records[images[row]]
-        return record.captions[number], record.caption_ids[number]
+        return records[images[row]], number

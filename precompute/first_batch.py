@@ -114,11 +114,12 @@ class FirstBatchCheck:
         if len(row_of) < 2:
             return
         n_different = count_different(np.stack(list(row_of.values())))
+        preparation = "tokeniser" if self._teacher.modality == "text" else "image processor"
         if 2 * n_different <= len(row_of):
             raise TeacherError(
                 f"teacher {name!r} ({self._teacher.model_id}): {len(row_of)} different {kind} of "
-                f"its first batch have only {n_different} different row(s); its tokeniser, image "
-                f"processor or weights are not the right ones, check {self._teacher.source}",
+                f"its first batch have only {n_different} different row(s); its {preparation} or "
+                f"weights are not the right ones, check {self._teacher.source}",
                 name=name,
             )
 

@@ -54,8 +54,8 @@ def check_inputs(
             name=first.name,
         )
     if skip_errors:
-        _note_skipped(images, "images are not there", on_note)
-        _note_skipped(captions, "captions have no words", on_note)
+        _note_skipped(images, "images that are not there", on_note)
+        _note_skipped(captions, "captions without words", on_note)
     elif images.n_faults or captions.n_faults:
         _refuse((*images.listed, *captions.listed), images.n_faults + captions.n_faults, on_fault)
 
@@ -88,9 +88,8 @@ def _merged(ranges: Mapping[str, set[tuple[int, int]]]) -> dict[str, list[tuple[
 def _note_skipped(faults: Faults, problem: str, on_note: Callable[[str], None]) -> None:
     if faults.n_faults:
         examples = "; ".join(fault.message for fault in faults.listed[:_EXAMPLES])
-        on_note(
-            f"{faults.n_faults:,} of {faults.n_checked:,} {problem} and will be skipped, such as: {examples}"
-        )
+        count = f"{faults.n_faults:,} of {faults.n_checked:,}"
+        on_note(f"{problem} will be skipped: {count}, such as: {examples}")
 
 
 def _refuse(listed: Sequence[Fault], n_faults: int, on_fault: Callable[[str], None]) -> None:

@@ -459,7 +459,7 @@ class Run:
         for name, teacher in self._teachers.items():
             if n_captions := self._ranks.add(f"cut-{name}", 0):
                 limit = f"longer than its {teacher.token_limit} tokens"
-                self._reporter.note(f"{name}: {n_captions:,} captions are {limit} and were cut")
+                self._reporter.note(f"{name}: captions {limit} that were cut: {n_captions:,}")
 
     def _advanced(self, task: ShardTask, n_rows: int) -> None:
         total = self._ranks.add(f"rows-{task.teacher}-{task.split}", n_rows)

@@ -85,8 +85,8 @@ def _with_val(dataset: Dataset, selection: Selection, stored: Mapping[str, Split
         return chosen
     n_val, n_train = len(chosen.splits["val"]), len(train_ids)
     note = (
-        f"{dataset.name} has no val split: {n_val:,} of its {n_train:,} training images are val, chosen by "
-        "the sha256 of their ids; --val-fraction takes another share, 0 none"
+        f"{dataset.name} has no val split: val gets {n_val:,} of its {n_train:,} training images, chosen "
+        "by the sha256 of their ids; --val-fraction takes another share, 0 none"
     )
     return replace(chosen, notes=(*dataset.notes, note))
 

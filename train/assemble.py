@@ -220,7 +220,7 @@ def validation_sources(
 
 
 def training_pairs(
-    store: EmbeddingStore, found: Sources, config: Config, provenance: Provenance
+    store: EmbeddingStore, sources: Sources, config: Config, provenance: Provenance
 ) -> Pairs:
     """The trainable pairs, with the teachers' rows where soft labels are used.
 
@@ -228,4 +228,4 @@ def training_pairs(
         CusaError: If a teacher's rows are not there.
     """
     rows = [store.embeddings(t.name, config.data.train_split) for t in provenance.teachers.values()]
-    return Pairs(*found, (rows[0], rows[1]) if rows else None)
+    return Pairs(*sources, (rows[0], rows[1]) if rows else None)

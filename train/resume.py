@@ -45,19 +45,23 @@ class BegunRun:
             return f"{change}: from epoch {span + 1:,} on the learning rate is {optim.min_lr:g}"
         return f"{change} and ends early" if epochs < span else change
 
-    def same_beginning(self, made: Beginning | None) -> Beginning | None:
+    def same_beginning(self, loaded: Beginning | None) -> Beginning | None:
         """Tell which student the run began with.
 
         Args:
-            made: What is loaded now in its place; ``None`` if a checkpoint goes on from it already.
+            loaded: What is loaded now in its place; ``None`` if a checkpoint goes on from it already.
 
         Raises:
             RunError: If it has changed since.
         """
         before = self.beginning
-        if made is not None and before is not None and made != replace(before, path=made.path):
-            change = f"the student in {made.path} has changed since the run began with it"
-            raise RunError(f"{change}; begin a new run", path=Path(made.path))
+        if (
+            loaded is not None
+            and before is not None
+            and loaded != replace(before, path=loaded.path)
+        ):
+            change = f"the student in {loaded.path} has changed since the run began with it"
+            raise RunError(f"{change}; begin a new run", path=Path(loaded.path))
         return before
 
 

@@ -22,7 +22,7 @@ from typing import (
 )
 
 import pydantic.dataclasses
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -170,11 +170,11 @@ def _in_words(kind: Any, constraints: list[Any]) -> str:
         return f"{'a whole number' if kind is int else 'a number'}{_range_in_words(constraints)}"
     if dataclasses.is_dataclass(kind):
         return f"settings below it: {', '.join(field.name for field in dataclasses.fields(kind))}"
-    names = {
-        bool: "true or false",
-        str: "text (in quotes where it looks like a number)",
-        NoneType: "null",
-    }
+    if kind is str:
+        least = max((c.min_length for c in constraints if isinstance(c, MinLen)), default=0)
+        length = f"{least} to {_MOST_CHARACTERS:,}" if least else f"at most {_MOST_CHARACTERS:,}"
+        return f"text of {length} characters (in quotes where it looks like a number)"
+    names = {bool: "true or false", NoneType: "null"}
     return names.get(kind, str(kind))
 
 

@@ -49,7 +49,7 @@ class StudentConfig:
     """
 
     name: Text = Field(default="openai/clip-vit-base-patch32", min_length=1)
-    init: Text | None = None
+    init: Text | None = Field(default=None, min_length=1)
     image_encoder: Text | None = None
     text_encoder: Text | None = None
     hidden_dim: WholeNumber = Field(default=512, ge=1, le=GREATEST_DIM)
@@ -229,10 +229,9 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     files = locate(source, StudentError)
     model = _load_model(files, source, pretrained)
     name = type(model).__name__
-    for tower in ("image", "text"):
-        if not hasattr(model, f"get_{tower}_features"):
-            message = f"{source!r} ({name}) has no {tower} tower; use a dual encoder"
-            raise StudentError(message, name=source)
+    if not all(hasattr(model, f"get_{tower}_features") for tower in ("image", "text")):
+        message = f"{source!r} ({name}) is no dual encoder, of images and of texts; use one"
+        raise StudentError(message, name=source)
     tokenizer = load_tokenizer(files, StudentError)
     limit = token_limit(tokenizer, getattr(model, "text_model", model))
     padding = text_padding(model.config.model_type)

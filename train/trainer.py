@@ -130,13 +130,17 @@ class Trainer:
     def _make_student(self) -> None:
         has_checkpoint = self._begun is not None and bool(Checkpoints(self.run_dir).paths())
         begun_in = self.run_dir / BEST_FOLDER if has_checkpoint else None
-        made = make_student(self.config, self.provenance, begun_in)
-        self.student, self.processors, beginning = made.student, made.processors, made.beginning
+        initial = make_student(self.config, self.provenance, begun_in)
+        self.student, self.processors, beginning = (
+            initial.student,
+            initial.processors,
+            initial.beginning,
+        )
         if self._begun:
             beginning = self._begun.same_beginning(beginning)
         self.provenance = replace(self.provenance, beginning=beginning)
         # Its configuration is written when a run begins.
-        self._backbone = made.backbone if begun_in is None else None
+        self._backbone = initial.backbone if begun_in is None else None
 
     def _prepare(self) -> Footprint:
         most = self.data.pairs_per_step

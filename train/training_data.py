@@ -64,7 +64,9 @@ def open_training_data(
     order = EpochOrder(len(pairs), per_step, seed, rank, size)
     in_loss = per_step * (size if config.train.gather else 1)
     if in_loss < 2:
-        remedy = "train on more" if len(pairs) == 1 else "pass --batch-size with 2 or more"
+        remedy = "pass --batch-size with 2 or more"
+        if config.train.pairs_per_step > 1:  # it is the pairs that are too few
+            remedy = "train on more pairs" + (", or with fewer processes" if size > 1 else "")
         batch = f"a batch of one pair ({len(pairs):,} can be trained on)"
         message = f"{batch} has nothing to tell it from; {remedy}"
         raise SettingError(message, name="train.batch_size")
@@ -86,6 +88,9 @@ def data_notes(data: TrainingData, given: Config, store: EmbeddingStore) -> list
             reason = f"{store.path} has no split {name!r}"
         notes.append(f"no validation ({reason}): best/ holds the student of the last epoch")
     if data.pairs_per_step < given.train.pairs_per_step:
-        pairs = f"{len(data.pairs):,} pairs can be trained on, fewer than a batch"
-        notes.append(f"{pairs}: steps of {data.pairs_per_step:,} in each process (--batch-size)")
+        in_a_step = "all of them"
+        if data.pairs_per_step < len(data.pairs):
+            in_a_step = f"{data.pairs_per_step:,} in each process"
+        pairs = f"{len(data.pairs):,} pairs can be trained on, fewer than a step asks for"
+        notes.append(f"{pairs}: each takes {in_a_step} (--batch-size, --accumulate)")
     return notes

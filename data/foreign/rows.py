@@ -111,7 +111,10 @@ def write_rows(
 
     Raises:
         FileFormatError: If the suffix is another.
+        EmbeddingsError: If a file of the other suffix has its own ids under that name.
     """
+    if path.suffix in (".npy", ".safetensors"):
+        _refuse_ids_of_another(path, ids)
     if path.suffix == ".npy":
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
@@ -181,6 +184,17 @@ def _split(path: Path) -> tuple[Path, str]:
 
 def _beside(path: Path) -> Path:
     return path.with_suffix(".ids.json")
+
+
+def _refuse_ids_of_another(path: Path, ids: Sequence[str]) -> None:
+    """Keep ``x.safetensors`` from giving ``x.npy`` its ids, which ``x.ids.json`` has for both."""
+    other = path.with_suffix(".npy" if path.suffix == ".safetensors" else ".safetensors")
+    ids_path = _ids_beside(path)
+    if ids_path is not None and other.exists() and read_ids(ids_path) != list(ids):
+        raise EmbeddingsError(
+            f"{ids_path} has the ids of {other}, which are others; export to another name than {path}",
+            path=ids_path,
+        )
 
 
 def _ids_beside(path: Path) -> Path | None:

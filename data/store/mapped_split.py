@@ -14,6 +14,7 @@ from cusa.data.store.checksum import MappedFile
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
 from cusa.data.store.index import COLUMNS, TRUTH_COLUMNS
 from cusa.data.store.index_checks import check_caption_image, check_truth
+from cusa.data.store.row_window import RowIndex, indexed_rows
 
 
 class Strings(Sequence[str]):
@@ -33,12 +34,24 @@ class Strings(Sequence[str]):
     @overload
     def __getitem__(self, row: int) -> str: ...
     @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        """The text of a row, or of a range of rows."""
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        row = range(len(self))[row]  # IndexError and negative rows as a list has them
+    def __getitem__(self, row: slice | np.ndarray | Sequence[int]) -> list[str]: ...
+    def __getitem__(self, row: RowIndex) -> str | list[str]:
+        """The text of a row, or those of several: of a slice, int ``[n]``, or bool ``[n_rows]``.
+
+        Raises:
+            IndexError: If a row is out of range, or ``row`` is something else.
+            StoreError: If a text is damaged.
+        """
+        if isinstance(
+            row, int | np.integer
+        ):  # of every training pair: an array takes ten times as long
+            return self._text(range(len(self))[row])
+        numbers = indexed_rows(row, len(self))
+        if not numbers.ndim:
+            return self._text(int(numbers))
+        return [self._text(number) for number in numbers.tolist()]
+
+    def _text(self, row: int) -> str:
         start, stop = self._edges[row : row + 2].tolist()
         if not 0 <= start <= stop <= len(self._block):
             refuse(self._index.path, self._offsets.name, f"row {row} is out of range")
@@ -109,17 +122,26 @@ class Split:
     @overload
     def __getitem__(self, image_row: int) -> Record: ...
     @overload
-    def __getitem__(self, image_row: slice) -> list[Record]: ...
-    def __getitem__(self, image_row: int | slice) -> Record | list[Record]:
-        """The record of an image row, or those of a range of them."""
-        rows = range(self.n_images)[image_row]
-        if isinstance(rows, range):
-            return [self[row] for row in rows]
-        first, last = np.searchsorted(self.caption_image, (rows, rows + 1)).tolist()
+    def __getitem__(self, image_row: slice | np.ndarray | Sequence[int]) -> list[Record]: ...
+    def __getitem__(self, image_row: RowIndex) -> Record | list[Record]:
+        """The record of an image row, or those of several: a slice, int ``[n]``, bool ``[n_images]``.
+
+        Raises:
+            IndexError: If a row is out of range, or ``image_row`` is something else.
+            StoreError: If a text is damaged.
+        """
+        if isinstance(image_row, int | np.integer):
+            return self._record(range(self.n_images)[image_row])
+        numbers = indexed_rows(image_row, self.n_images)
+        if not numbers.ndim:
+            return self._record(int(numbers))
+        return [self._record(number) for number in numbers.tolist()]
+
+    def _record(self, image_row: int) -> Record:
+        first, last = np.searchsorted(self.caption_image, (image_row, image_row + 1)).tolist()
         captions, caption_ids = self.captions[first:last], self.caption_ids[first:last]
-        return Record(
-            self.image_ids[rows], self.image_paths[rows], tuple(captions), tuple(caption_ids)
-        )
+        image_id, image_path = self.image_ids[image_row], self.image_paths[image_row]
+        return Record(image_id, image_path, tuple(captions), tuple(caption_ids))
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
         raise TypeError(

@@ -43,7 +43,7 @@ from cusa.data.store.index_checks import (
     refuse_index,
 )
 from cusa.data.store.mapped_split import Split, Strings, without_arrays
-from cusa.data.store.row_window import RowWindow, row_numbers
+from cusa.data.store.row_window import RowIndex, RowWindow, indexed_rows
 from cusa.data.store.schema import TeacherSettings, shard_path
 from cusa.data.store.shards import DIGEST_BYTES, read_picture_digests
 
@@ -189,17 +189,20 @@ class Embeddings:
             ``[n, dim]`` in the stored dtype, L2-normalised if ``settings.normalized``; NaN for skipped rows.
 
         Raises:
-            IndexError: If a row is out of range, or no integer.
+            IndexError: If a row is out of range or no integer, or ``rows`` has not one dimension.
             StoreError: If a shard is missing or truncated, or is not the one that the index was
                 written for.
         """
-        return self._window.gather(np.asarray(rows))
+        numbers = np.asarray(rows)
+        if numbers.ndim != 1:
+            raise IndexError(f"rows are gathered by int [n]; got shape {numbers.shape}")
+        return self._window.gather(numbers)
 
     @overload
     def __getitem__(self, rows: int) -> np.ndarray: ...
     @overload
     def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> np.ndarray: ...
-    def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
+    def __getitem__(self, rows: RowIndex) -> np.ndarray:
         """Rows as an array would give them, copied: ``[dim]`` of a row, ``[n, dim]`` of several.
 
         Args:
@@ -210,19 +213,7 @@ class Embeddings:
             IndexError: If a row is out of range, or ``rows`` is something else.
             StoreError: As :meth:`gather`.
         """
-        if isinstance(rows, slice):
-            return self.gather(np.arange(*rows.indices(len(self))))
-        numbers = np.asarray(rows)
-        if isinstance(rows, tuple) or numbers.ndim > 1:
-            raise IndexError("rows are asked for by an int, a slice, or an array of one dimension")
-        if numbers.dtype == bool:
-            if numbers.shape != (len(self),):
-                raise IndexError(
-                    f"a mask of {len(self)} rows has as many; got shape {numbers.shape}"
-                )
-            numbers = np.flatnonzero(numbers)
-        numbers = row_numbers(numbers)
-        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        numbers = indexed_rows(rows, len(self))
         return self.gather(numbers) if numbers.ndim else self.gather(numbers[None])[0]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -109,6 +109,39 @@ class RowWindow:
         }
         view = np.asarray(type("Memory", (), {"__array_interface__": interface})())
         return n_rows, length, dim, origins, view, dtype
+
+
+RowIndex = int | slice | np.ndarray | Sequence[int]
+
+
+def indexed_rows(index: RowIndex, n_rows: int) -> np.ndarray:
+    """Row numbers that an index of an array of so many rows stands for.
+
+    Args:
+        index: A row, a slice, int ``[n]``, or bool ``[n_rows]``; negative rows count from the end.
+        n_rows: How many rows there are.
+
+    Returns:
+        int64, each in ``[0, n_rows)``: ``[n]``, or of no dimension for a single row.
+
+    Raises:
+        IndexError: If a row is out of range, or ``index`` is something else.
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(n_rows))
+    given = np.asarray(index)
+    if isinstance(index, tuple) or given.ndim > 1:
+        raise IndexError("rows are asked for by an int, a slice, or an array of one dimension")
+    if given.dtype == bool:
+        if given.shape != (n_rows,):
+            raise IndexError(f"a mask of {n_rows} rows has as many; got shape {given.shape}")
+        given = np.flatnonzero(given)
+    numbers = row_numbers(given)
+    is_outside = (numbers < -n_rows) | (numbers >= n_rows)
+    if is_outside.any():
+        first = given[is_outside][0]
+        raise IndexError(f"rows must lie in [-{n_rows}, {n_rows}); got {first}")
+    return np.where(numbers < 0, numbers + n_rows, numbers)
 
 
 def row_numbers(rows: np.ndarray) -> np.ndarray:

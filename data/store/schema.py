@@ -68,12 +68,33 @@ class TeacherSettings:
         return TeacherSettings(**{name: values[name] for name in _LEGAL_SETTINGS})
 
     def differing(self, other: TeacherSettings) -> list[str]:
-        """The fields that differ, with both values."""
-        mine, theirs = json.loads(self.to_json()), json.loads(other.to_json())
-        return [f"{k} ({mine[k]!r} / {theirs[k]!r})" for k in mine if mine[k] != theirs[k]]
+        """The fields that differ, with both values; of ``transform``, its keys, if the model is one."""
+        is_one_model = (self.modality, self.model_id) == (other.modality, other.model_id)
+        mine, theirs = self._named_values(is_one_model), other._named_values(is_one_model)
+        names = sorted(mine.keys() | theirs.keys())
+        differing = [name for name in names if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT)]
+        return [_difference(name, mine, theirs) for name in differing]
+
+    def _named_values(self, by_key: bool) -> dict[str, Any]:
+        """Every value by its field's name; ``by_key``, those of ``transform`` as ``transform.KEY``."""
+        values: dict[str, Any] = json.loads(self.to_json())
+        if not by_key:
+            return values
+        transform: dict[str, Any] = values.pop("transform")
+        return values | {f"transform.{key}": value for key, value in transform.items()}
 
 
+_ABSENT = object()  # no JSON value equals it
+_LONGEST_SHOWN = 70  # characters of a value in a message: a sha256 is shown
 _MAX_DIM = 1 << 20  # a row of more columns is a damaged number
+
+
+def _difference(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """A field's name with both values, or alone where these are too long to be read."""
+    both = [repr(values[name]) if name in values else "absent" for values in (mine, theirs)]
+    if max(map(len, both)) > _LONGEST_SHOWN:
+        return name
+    return f"{name} ({both[0]} / {both[1]})"
 
 
 def _is_text(value: object) -> bool:

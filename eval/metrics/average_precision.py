@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from cusa.eval.metrics.per_query import Bounds
-from cusa.eval.metrics.ranks import over_blocks
+from cusa.eval.metrics.similarity_blocks import over_blocks
 
 
 def average_precisions(
-    queries: np.ndarray, candidates: np.ndarray, indptr: np.ndarray, indices: np.ndarray
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
 ) -> Bounds:
-    """Compute each query's average precision: the mean of the precisions at its relevant candidates.
+    """Compute average precision: the mean of the precisions at a query's relevant candidates.
 
     Unlike mAP@R, which stops after the first R candidates, it looks at the whole ranking (Manning
     et al., Introduction to Information Retrieval, 2008, section 8.4).
@@ -30,22 +33,28 @@ def average_precisions(
     Raises:
         EmbeddingsError: If an embedding is not finite, or has no dot products that can be ranked.
     """
-    optimistic, pessimistic = np.zeros(len(queries)), np.zeros(len(queries))
+    n_queries = len(queries)
+    optimistic = np.zeros(n_queries)
+    pessimistic = np.zeros(n_queries)
 
     def precisions_of_block(start: int, scores: np.ndarray) -> None:
-        ascending = np.sort(scores, axis=1)
+        sorted_scores = np.sort(scores, axis=1)
         for row in range(len(scores)):
             query = start + row
-            relevant = indices[indptr[query] : indptr[query + 1]]
+            first, stop = indptr[query : query + 2]
+            relevant = indices[first:stop]
             if len(relevant):
-                bounds = _average_precision(scores[row, relevant], ascending[row])
+                bounds = _average_precision(scores[row, relevant], sorted_scores[row])
                 optimistic[query], pessimistic[query] = bounds
 
     over_blocks(precisions_of_block, queries, candidates)
     return Bounds(optimistic, pessimistic)
 
 
-def _average_precision(relevant_scores: np.ndarray, ascending: np.ndarray) -> tuple[float, float]:
+def _average_precision(
+    relevant_scores: np.ndarray,
+    ascending: np.ndarray,
+) -> tuple[float, float]:
     """Compute one query's average precision, ties counted for it and against it.
 
     Args:
@@ -53,12 +62,20 @@ def _average_precision(relevant_scores: np.ndarray, ascending: np.ndarray) -> tu
         ascending: float ``[m]``: similarities of all candidates, sorted.
     """
     scores = np.sort(relevant_scores)[::-1]
-    n_found = np.arange(1, len(scores) + 1)
-    n_more_similar = len(ascending) - np.searchsorted(ascending, scores, "right")
-    n_as_similar = len(ascending) - np.searchsorted(ascending, scores, "left")
-    # Of the relevant ones with the same score, those before and those after this one.
-    n_relevant_above = np.searchsorted(-scores, -scores, "left")
-    n_relevant_down_to = np.searchsorted(-scores, -scores, "right")
-    best_ranks = n_more_similar + n_found - n_relevant_above
-    worst_ranks = n_as_similar - (n_relevant_down_to - n_found)
-    return float(np.mean(n_found / best_ranks)), float(np.mean(n_found / worst_ranks))
+    n_candidates = len(ascending)
+    n_hits = np.arange(1, len(scores) + 1)
+
+    # How many candidates are above each of the scores, and how many reach it.
+    n_above = n_candidates - np.searchsorted(ascending, scores, "right")
+    n_reaching = n_candidates - np.searchsorted(ascending, scores, "left")
+    # The same of relevant candidates: those of one score keep their order among each other.
+    negated = -scores
+    n_relevant_above = np.searchsorted(negated, negated, "left")
+    n_relevant_reaching = np.searchsorted(negated, negated, "right")
+
+    best_ranks = n_above + n_hits - n_relevant_above
+    n_relevant_behind = n_relevant_reaching - n_hits
+    worst_ranks = n_reaching - n_relevant_behind
+    optimistic = np.mean(n_hits / best_ranks)
+    pessimistic = np.mean(n_hits / worst_ranks)
+    return float(optimistic), float(pessimistic)

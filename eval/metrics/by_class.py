@@ -10,12 +10,33 @@ from cusa.data.errors import EmbeddingsError
 from cusa.data.records import csr
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.metrics.metric_options import PLAIN, Scoring, one_way
-from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, rank_all, refuse_zeros
-from cusa.eval.metrics.ranks import ranking_dtype
-from cusa.eval.metrics.relevance import same_group
+from cusa.eval.metrics.per_query import (
+    Rankings,
+    Ties,
+    check_rows,
+    rank_all,
+    refuse_zeros,
+)
+from cusa.eval.metrics.recalls import RECALL_NAMES
+from cusa.eval.metrics.relevance import group_members, same_group
+from cusa.eval.metrics.similarity_blocks import ranking_dtype
 
-_OVER_ALL = ("r1", "r5", "r10")  # a query without a positive is a miss
-_ANSWERABLE = ("r_precision", "map_at_r")  # it does not count
+# Figures by their name in those of one direction: over the queries that have a positive.
+_ANSWERABLE = {
+    "precision_at_1": "r1",
+    "r_precision": "r_precision",
+    "map_at_r": "map_at_r",
+}
+
+# Queries, candidates, indptr and indices of the relevant candidates, and each query's own position
+# among the candidates, if it is one of them.
+SearchArguments = tuple[
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray | None,
+]
 
 
 def image_retrieval(
@@ -26,25 +47,27 @@ def image_retrieval(
     normalize: bool = True,
     ties: Ties = "pessimistic",
 ) -> dict[str, Any]:
-    """Image-to-image retrieval by class label.
+    """Evaluate image-to-image retrieval by class label.
 
-    With one set, every image is a query against the others: itself is left out by its number, wherever it would rank.
-    With a gallery, queries go against the gallery and nothing is left out.
+    With one set, every image is a query against the others: itself is left out by its position,
+    wherever it would rank. With a gallery, queries go against the gallery and nothing is left out.
 
     Args:
         embeddings: float ``[n, d]``.
         labels: ``[n]``, numbers or texts.
         gallery: float ``[m, d]``, or ``None`` for one set.
         gallery_labels: ``[m]``.
-        normalize: L2-normalise (cosine similarity); otherwise candidates are ranked by Euclidean distance.
-        ties: What candidates as similar as a relevant one count as: ``"pessimistic"`` (ahead of it), ``"optimistic"``
-            (behind it), or ``"mean"`` of the two figures.
+        normalize: L2-normalise (cosine similarity); otherwise candidates are ranked by Euclidean
+            distance.
+        ties: What candidates as similar as a relevant one count as: ``"pessimistic"`` (ahead of
+            it), ``"optimistic"`` (behind it), or ``"mean"`` of the two figures.
 
     Returns:
-        In percent: ``r1``, ``r5``, ``r10`` over all queries (one without a positive is a miss, as the paper's script
-        counts); ``precision_at_1``, ``r_precision`` and ``map_at_r`` over the queries that have a positive (as
-        pytorch-metric-learning counts), ``None`` without any; ``queries``, ``queries_with_positive``, ``candidates``,
-        and ``tied``, the queries whose rank ties decide.
+        In percent: ``r1``, ``r5``, ``r10`` over all queries (one without a positive is a miss, as
+        the paper's script counts); ``precision_at_1``, ``r_precision`` and ``map_at_r`` over the
+        queries that have a positive (as pytorch-metric-learning counts), ``None`` without any.
+        Counts: ``queries``, ``queries_with_positive``, ``candidates``, and ``tied``, the queries
+        whose rank ties decide.
 
     Raises:
         EmbeddingsError: If embeddings are not finite or, to be normalised, all zeros, or labels do
@@ -52,8 +75,8 @@ def image_retrieval(
         SettingError: If there is no such rule for ties.
     """
     scoring = Scoring(ties)
-    searched = image_search(embeddings, labels, gallery, gallery_labels, normalize)
-    return image_figures(rank_all(*searched), scoring)
+    search = image_search(embeddings, labels, gallery, gallery_labels, normalize)
+    return image_figures(rank_all(*search), scoring)
 
 
 def image_search(
@@ -62,93 +85,145 @@ def image_search(
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
     normalize: bool = True,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """What :func:`cusa.eval.metrics.per_query.rank_all` takes; arguments and errors as of :func:`image_retrieval`."""
+) -> SearchArguments:
+    """Return what :func:`cusa.eval.metrics.per_query.rank_all` takes, up to ``exclude``.
+
+    Arguments and errors are those of :func:`image_retrieval`.
+    """
     if (gallery is None) != (gallery_labels is None):
         raise EmbeddingsError("gallery and gallery_labels belong together; pass both or neither")
-    alone = gallery is None
     if gallery is None or gallery_labels is None:
-        gallery, gallery_labels = embeddings, labels
-    queries, candidates = _as_dot_products(np.asarray(embeddings), np.asarray(gallery), normalize)
-    labels, gallery_labels = (
-        _checked_labels(given, len(rows))
-        for given, rows in ((labels, queries), (gallery_labels, candidates))
-    )
-    if (labels.dtype.kind in "US") != (gallery_labels.dtype.kind in "US"):
+        queries, candidates = _as_dot_products(embeddings, embeddings, normalize)
+        labels = _checked_labels(labels, len(queries))
+        classes = np.unique(labels, return_inverse=True)[1]
+        indptr, indices = same_group(classes)
+        own_positions = np.arange(len(labels))
+        return queries, candidates, indptr, indices, own_positions
+
+    queries, candidates = _as_dot_products(embeddings, gallery, normalize)
+    labels = _checked_labels(labels, len(queries))
+    gallery_labels = _checked_labels(gallery_labels, len(candidates))
+    if _are_texts(labels) != _are_texts(gallery_labels):
         raise EmbeddingsError(
-            f"labels are {labels.dtype}, gallery_labels {gallery_labels.dtype}; give both as numbers, or both as texts",
+            f"labels are {labels.dtype}, gallery_labels {gallery_labels.dtype}; give both as "
+            "numbers, or both as texts",
             name="gallery_labels",
         )
-    classes = np.unique(np.concatenate([labels, gallery_labels]), return_inverse=True)[1]
-    of_queries, of_gallery = classes[: len(labels)], classes[len(labels) :]
-    if alone:
-        return queries, candidates, *same_group(of_queries), np.arange(len(labels))
-    order = np.argsort(of_gallery, kind="stable")
-    starts, stops = (
-        np.searchsorted(of_gallery[order], of_queries, side) for side in ("left", "right")
-    )
-    relevant = [order[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
-    return queries, candidates, *csr(relevant), None
+    # Both sets together, so that a class has one number in both.
+    all_labels = np.concatenate([labels, gallery_labels])
+    classes = np.unique(all_labels, return_inverse=True)[1]
+    query_classes, gallery_classes = np.split(classes, [len(labels)])
+    indptr, indices = csr(group_members(gallery_classes, query_classes))
+    return queries, candidates, indptr, indices, None
 
 
-def image_figures(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any]:
-    """Figures of :func:`image_retrieval`, with ``ci``: intervals by metric, where asked for."""
-    every, answerable = one_way(rankings, scoring), one_way(rankings.answerable(), scoring)
-    found = {name: every[name] for name in _OVER_ALL} | {"precision_at_1": answerable["r1"]}
-    found |= {name: answerable[name] for name in _ANSWERABLE}
-    ci = {k: every["ci"][k] for k in _OVER_ALL} if "ci" in every else {}
+def image_figures(
+    rankings: Rankings,
+    scoring: Scoring = PLAIN,
+) -> dict[str, Any]:
+    """Compute the figures of :func:`image_retrieval`.
+
+    Args:
+        rankings: Rankings of all queries.
+        scoring: Metric options; with a bootstrap there is also ``ci``, an interval per metric.
+    """
+    all_queries = one_way(rankings, scoring)
+    answerable = one_way(rankings.answerable(), scoring)
+    figures = {name: all_queries[name] for name in RECALL_NAMES}
+    for name, direction_name in _ANSWERABLE.items():
+        figures[name] = answerable[direction_name]
+
+    figures["queries"] = all_queries["queries"]
+    figures["queries_with_positive"] = answerable["queries"]
+    figures["candidates"] = all_queries["candidates"]
+    figures["tied"] = all_queries["tied"]
+
+    intervals: dict[str, list[float]] = {}
+    if "ci" in all_queries:
+        recall_intervals = all_queries["ci"]
+        intervals |= {name: recall_intervals[name] for name in RECALL_NAMES}
     if "ci" in answerable:
-        ci |= {"precision_at_1": answerable["ci"]["r1"]} | {
-            k: answerable["ci"][k] for k in _ANSWERABLE
-        }
-    return {
-        **found,
-        "queries": every["queries"],
-        "queries_with_positive": answerable["queries"],
-        "candidates": every["candidates"],
-        "tied": every["tied"],
-        **({"ci": ci} if ci else {}),
-    }
+        answerable_intervals = answerable["ci"]
+        for name, direction_name in _ANSWERABLE.items():
+            intervals[name] = answerable_intervals[direction_name]
+    if intervals:
+        figures["ci"] = intervals
+    return figures
 
 
-def _checked_labels(labels: np.ndarray, n_rows: int) -> np.ndarray:
-    """Labels as an array ``[n_rows]`` of numbers or texts."""
-    given = np.asarray(labels)
-    if given.dtype.kind == "O" and all(isinstance(label, str) for label in given.ravel()):
-        given = given.astype(str)
-    if given.shape != (n_rows,):
+def _checked_labels(
+    labels: np.ndarray,
+    n_rows: int,
+) -> np.ndarray:
+    """Return labels as an array ``[n_rows]`` of numbers or texts."""
+    checked = np.asarray(labels)
+    if checked.dtype.kind == "O":
+        # Strings of pandas and of lists with other objects arrive so.
+        is_text = [isinstance(label, str) for label in checked.ravel()]
+        if all(is_text):
+            checked = checked.astype(str)
+    if checked.shape != (n_rows,):
         raise EmbeddingsError(
-            f"{n_rows} embeddings have {given.size} labels, of shape {list(given.shape)}; there must be one each",
+            f"{n_rows} embeddings have {checked.size} labels, of shape {list(checked.shape)}; give "
+            "one label for each",
             name="labels",
         )
-    if given.size and (
-        given.dtype.kind not in "biufUS"
-        or (given.dtype.kind == "f" and not np.isfinite(given).all())
-    ):
+    is_legal = checked.dtype.kind in "biuUS" or not checked.size
+    if checked.dtype.kind == "f":
+        is_legal = bool(np.isfinite(checked).all())
+    if not is_legal:
         raise EmbeddingsError(
-            f"labels are {given.dtype}, or not finite; give numbers or texts", name="labels"
+            f"labels are {checked.dtype}, or not finite; give numbers or texts",
+            name="labels",
         )
-    return given
+    return checked
+
+
+def _are_texts(labels: np.ndarray) -> bool:
+    return labels.dtype.kind in "US"
 
 
 def _as_dot_products(
-    queries: np.ndarray, candidates: np.ndarray, normalize: bool
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    normalize: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays whose dot products order candidates as asked for."""
+    """Return rows whose dot products order candidates by cosine, or by Euclidean distance."""
+    queries = np.asarray(queries)
+    candidates = np.asarray(candidates)
     check_rows(queries, "query")
     check_rows(candidates, "gallery")
-    if normalize:
-        refuse_zeros(queries, "query")
-        refuse_zeros(candidates, "gallery")
-        dtype = ranking_dtype(queries, candidates)
-        return unit_rows(queries, dtype), unit_rows(candidates, dtype)
-    # -|q - c|^2 / 2 + |q|^2 / 2 = q.c - |c|^2 / 2: one more column makes it a dot product, in
-    # float64 since the squares are much larger than the differences that decide. Distances in
-    # another unit, a power of two, have the same order, and squares that float64 holds.
-    greatest = max(float(np.abs(rows).max(initial=0)) for rows in (queries, candidates))
-    exponent = np.frexp(greatest)[1]
-    queries, candidates = (
-        np.ldexp(rows.astype(np.float64), -exponent) for rows in (queries, candidates)
-    )
-    squares = (candidates**2).sum(axis=1, keepdims=True) / 2
-    return np.hstack([queries, np.ones((len(queries), 1))]), np.hstack([candidates, -squares])
+    if not normalize:
+        return _as_distances(queries, candidates)
+    refuse_zeros(queries, "query")
+    refuse_zeros(candidates, "gallery")
+    dtype = ranking_dtype(queries, candidates)
+    return unit_rows(queries, dtype), unit_rows(candidates, dtype)
+
+
+def _as_distances(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return float64 rows ``[n, d + 1]`` whose dot products order candidates by Euclidean distance.
+
+    As -|q - c|^2 / 2 + |q|^2 / 2 = q.c - |c|^2 / 2, one more column makes it a dot product; in
+    float64, since the squares are much larger than the differences that decide.
+    """
+    # Distances in another unit, a power of two, have the same order, and float64 holds their
+    # squares.
+    largest_query = np.abs(queries).max(initial=0)
+    largest_candidate = np.abs(candidates).max(initial=0)
+    largest = max(float(largest_query), float(largest_candidate))
+    _, exponent = np.frexp(largest)
+    wide_queries = queries.astype(np.float64)
+    wide_candidates = candidates.astype(np.float64)
+    queries = np.ldexp(wide_queries, -exponent)
+    candidates = np.ldexp(wide_candidates, -exponent)
+
+    ones = np.ones((len(queries), 1))
+    squares = (candidates**2).sum(axis=1, keepdims=True)
+    query_rows = np.hstack([queries, ones])
+    half_squares = squares / 2
+    candidate_rows = np.hstack([candidates, -half_squares])
+    return query_rows, candidate_rows

@@ -1,4 +1,4 @@
-"""Which image each caption belongs to, checked, and as lists of relevant candidates both ways."""
+"""The image of each caption: checked, and as lists of relevant candidates both ways."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import numpy as np
 
 from cusa.data.errors import EmbeddingsError
 
+# indptr int64 [n + 1] and indices int64: query q's relevant candidates are the rows
+# indices[indptr[q]:indptr[q + 1]].
+RelevantRows = tuple[np.ndarray, np.ndarray]
 
-def checked_caption_image(caption_image: np.ndarray, n_images: int, n_texts: int) -> np.ndarray:
+
+def checked_caption_image(
+    caption_image: np.ndarray,
+    n_images: int,
+    n_texts: int,
+) -> np.ndarray:
     """Check which image each caption belongs to.
 
     Args:
@@ -23,38 +31,49 @@ def checked_caption_image(caption_image: np.ndarray, n_images: int, n_texts: int
         EmbeddingsError: If it has another shape or type, or holds something else than indices, such
             as ids.
     """
-    given = np.asarray(caption_image)
-    if given.shape != (n_texts,) or (given.size and given.dtype.kind not in "iu"):
+    image_indices = np.asarray(caption_image)
+    is_integer = image_indices.dtype.kind in "iu" or not image_indices.size
+    if image_indices.shape != (n_texts,) or not is_integer:
         raise EmbeddingsError(
-            f"caption_image is {given.dtype} {given.shape} for {n_texts:,} captions; give integers [{n_texts}]: the "
-            "index of each caption's image",
+            f"caption_image is {image_indices.dtype} {image_indices.shape} for {n_texts:,} "
+            f"captions; give integers [{n_texts}]: the index of each caption's image",
             name="caption_image",
         )
-    wrong = (given < -1) | (given >= n_images)
-    if wrong.any():
-        position = int(wrong.argmax())
+    is_no_index = (image_indices < -1) | (image_indices >= n_images)
+    if is_no_index.any():
+        position = int(is_no_index.argmax())
         raise EmbeddingsError(
-            f"caption_image[{position}] is {given[position]}, which is no index of one of {n_images:,} images; give "
-            f"positions from 0 to {n_images - 1}, not ids, or -1 for a caption without an image",
+            f"caption_image[{position}] is {image_indices[position]}, which is not the index of "
+            f"one of {n_images:,} images; give positions from 0 to {n_images - 1}, not ids, or "
+            "-1 for a caption without an image",
             name="caption_image",
             location=f"entry {position}",
         )
-    return given.astype(np.int64)
+    return image_indices.astype(np.int64)
 
 
 def cross_modal_relevance(
-    caption_image: np.ndarray, n_images: int
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Relevance of captions to images and back, by the labels.
+    caption_image: np.ndarray,
+    n_images: int,
+) -> tuple[RelevantRows, RelevantRows]:
+    """List the captions of each image, and the image of each caption.
 
     Args:
         caption_image: int64 ``[n_captions]``: index of each caption's image, -1 for none.
         n_images: Number of images.
 
     Returns:
-        (indptr, indices) for image-to-text and for text-to-image, as :func:`rank_bounds` takes them.
+        The relevant rows of image-to-text and of text-to-image retrieval.
     """
-    order = np.argsort(caption_image, kind="stable")
-    bounds = np.searchsorted(caption_image[order], np.arange(n_images + 1))
-    has_image = np.concatenate([[0], np.cumsum(caption_image >= 0)])
-    return (bounds, order), (has_image, caption_image[caption_image >= 0])
+    captions_by_image = np.argsort(caption_image, kind="stable")
+    ordered_images = caption_image[captions_by_image]
+    all_images = np.arange(n_images + 1)
+    image_bounds = np.searchsorted(ordered_images, all_images)
+
+    has_image = caption_image >= 0
+    n_paired = np.cumsum(has_image)
+    caption_bounds = np.concatenate([[0], n_paired])
+    return (image_bounds, captions_by_image), (
+        caption_bounds,
+        caption_image[has_image],
+    )

@@ -41,7 +41,10 @@ class Correlations(TypedDict):
     pairs: int
 
 
-def spearman(similarities: np.ndarray, human_scores: np.ndarray) -> float:
+def spearman(
+    similarities: np.ndarray,
+    human_scores: np.ndarray,
+) -> float:
     """Compute 100 x Spearman correlation: Pearson's of the ranks, ties sharing their mean rank.
 
     Args:
@@ -56,7 +59,10 @@ def spearman(similarities: np.ndarray, human_scores: np.ndarray) -> float:
     return _pearson(stats.rankdata(similarities), stats.rankdata(human_scores))
 
 
-def kendall_tau_c(similarities: np.ndarray, human_scores: np.ndarray) -> float:
+def kendall_tau_c(
+    similarities: np.ndarray,
+    human_scores: np.ndarray,
+) -> float:
     """Compute 100 x Kendall's tau-c, for scores of few different values (Stuart 1953).
 
     Args:
@@ -70,7 +76,10 @@ def kendall_tau_c(similarities: np.ndarray, human_scores: np.ndarray) -> float:
     return 100 * float(stats.kendalltau(similarities, human_scores, variant="c").statistic)
 
 
-def correlations(similarities: np.ndarray, human_scores: np.ndarray) -> Correlations:
+def correlations(
+    similarities: np.ndarray,
+    human_scores: np.ndarray,
+) -> Correlations:
     """Compute Spearman and Pearson correlation of similarities with human scores.
 
     Args:
@@ -88,7 +97,10 @@ def correlations(similarities: np.ndarray, human_scores: np.ndarray) -> Correlat
     }
 
 
-def resampled_spearman(pairs: ScoredPairs, bootstrap: Bootstrap) -> np.ndarray:
+def resampled_spearman(
+    pairs: ScoredPairs,
+    bootstrap: Bootstrap,
+) -> np.ndarray:
     """Compute 100 x Spearman over resampled pairs, or resampled clusters of them.
 
     Args:
@@ -107,21 +119,29 @@ def resampled_spearman(pairs: ScoredPairs, bootstrap: Bootstrap) -> np.ndarray:
 
     if pairs.clusters is None:
         return resampled(spearman_of, len(pairs.human_scores), bootstrap)
-    in_order = np.argsort(pairs.clusters, kind="stable")
-    _, starts = np.unique(pairs.clusters[in_order], return_index=True)
-    members = np.split(in_order, starts[1:])
+    order = np.argsort(pairs.clusters, kind="stable")
+    ordered = pairs.clusters[order]
+    _, starts = np.unique(ordered, return_index=True)
+    members = np.split(order, starts[1:])
 
     def spearman_of_clusters(drawn: np.ndarray) -> float:
-        return spearman_of(np.concatenate([members[cluster] for cluster in drawn.tolist()]))
+        drawn_members = [members[cluster] for cluster in drawn.tolist()]
+        return spearman_of(np.concatenate(drawn_members))
 
     return resampled(spearman_of_clusters, len(members), bootstrap)
 
 
-def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+def _pearson(
+    first: np.ndarray,
+    second: np.ndarray,
+) -> float:
     return 100 * float(stats.pearsonr(first, second).statistic)
 
 
-def _check_defined(similarities: np.ndarray, human_scores: np.ndarray) -> None:
+def _check_defined(
+    similarities: np.ndarray,
+    human_scores: np.ndarray,
+) -> None:
     """Refuse values that have no correlation."""
     if similarities.shape != human_scores.shape or similarities.ndim != 1:
         raise CusaError(

@@ -1,4 +1,4 @@
-"""Rows of a matrix that are equal, found by comparing them and not what a product makes of them."""
+"""Rows of a matrix that are equal, found by comparing rows and not products that a BLAS made."""
 
 from __future__ import annotations
 
@@ -16,40 +16,57 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     Returns:
         int64 ``[n]``: a row's own position where no row before it is equal.
     """
-    first = np.arange(len(rows))
+    first_equal = np.arange(len(rows))
     if not rows.size:
-        return np.zeros_like(first)
+        return np.zeros_like(first_equal)
+
     # Sorting whole rows is slow, and equal rows begin alike: of most matrices the first column
     # tells all rows apart.
-    _, values, counts = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
-    suspects = np.flatnonzero(counts[values] > 1)
-    if not len(suspects):
-        return first
-    _, leaders, groups = np.unique(
-        _row_bytes(rows[suspects]), return_index=True, return_inverse=True
+    _, value_numbers, counts = np.unique(
+        rows[:, 0],
+        return_inverse=True,
+        return_counts=True,
     )
-    first[suspects] = suspects[leaders[groups]]
-    return first
+    suspects = np.flatnonzero(counts[value_numbers] > 1)
+    if not len(suspects):
+        return first_equal
+
+    suspect_bytes = _row_bytes(rows[suspects])
+    _, leaders, groups = np.unique(
+        suspect_bytes,
+        return_index=True,
+        return_inverse=True,
+    )
+    first_equal[suspects] = suspects[leaders[groups]]
+    return first_equal
 
 
-def _row_bytes(rows: np.ndarray) -> np.ndarray:
-    """Each row as one value, compared byte by byte: void ``[n]``."""
-    without_negative_zero = np.ascontiguousarray(rows + rows.dtype.type(0))
-    row_type = np.dtype((np.void, rows.shape[1] * rows.dtype.itemsize))
-    return without_negative_zero.view(row_type).reshape(len(rows))
-
-
-def column_sharing(first: np.ndarray) -> Callable[[np.ndarray], None]:
+def column_sharing(first_equal: np.ndarray) -> Callable[[np.ndarray], None]:
     """Make a function that gives equal candidates' columns the values of the first of them.
 
     Args:
-        first: int64 ``[m]``: of each candidate, the first that is equal (:func:`first_equal_row`).
+        first_equal: int64 ``[m]``: the first candidate that equals each candidate
+            (:func:`first_equal_row`).
+
+    Returns:
+        A function that overwrites columns of scores ``[n, m]``.
     """
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    originals = first[copies]
+    positions = np.arange(len(first_equal))
+    copies = np.flatnonzero(first_equal != positions)
+    originals = first_equal[copies]
 
     def share_columns(scores: np.ndarray) -> None:
         if len(copies):
             scores[:, copies] = scores[:, originals]
 
     return share_columns
+
+
+def _row_bytes(rows: np.ndarray) -> np.ndarray:
+    """Return each row as one value, compared byte by byte: void ``[n]``."""
+    # 0.0 and -0.0 are equal, but not their bytes; adding zero makes them the same.
+    zero = rows.dtype.type(0)
+    without_negative_zero = np.ascontiguousarray(rows + zero)
+    row_bytes = rows.shape[1] * rows.dtype.itemsize
+    row_type = np.dtype((np.void, row_bytes))
+    return without_negative_zero.view(row_type).reshape(len(rows))

@@ -1,27 +1,35 @@
-"""Rankings to figures: metrics with their bootstrap intervals."""
+"""From per-query results to figures: how ties count, and which intervals come with a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from cusa.eval.metrics.bootstrap import LEVEL, NO_BOOTSTRAP, Bootstrap, interval, resampled_means
-from cusa.eval.metrics.per_query import CUTS, Rankings, Ties, check_ties
+from cusa.eval.metrics.bootstrap import (
+    LEVEL,
+    NO_BOOTSTRAP,
+    Bootstrap,
+    interval,
+    resampled_means,
+)
+from cusa.eval.metrics.per_query import Rankings, Ties, check_ties
+from cusa.eval.metrics.recalls import CUTS, RECALL_NAMES, recall_sum
 
-# Each query's part in a figure, by what is measured ("cross/retrieval/i2t"); cusa-eval compare pairs them.
+# Rankings by measurement ("cross/retrieval/i2t"); cusa-eval compare pairs those of two models.
 PerQuery = dict[str, Rankings]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How figures are made.
+    """Metric options.
 
     Attributes:
-        ties: What equal similarities count as: ``"pessimistic"`` (against the query), ``"optimistic"``, ``"mean"``.
-        bootstrap: Resampling of the queries for the intervals; ``samples`` 0: none.
+        ties: How equal similarities count: ``"pessimistic"`` (against the query),
+            ``"optimistic"`` (for it), or ``"mean"`` of the two figures.
+        bootstrap: Resampling of the queries for intervals; ``samples`` 0 means none.
 
     Raises:
         SettingError: If there is no such rule for ties.
@@ -34,63 +42,90 @@ class Scoring:
         check_ties(self.ties)
 
     def plain(self) -> dict[str, Any]:
-        """As metrics.json holds it."""
-        used = {**asdict(self.bootstrap), "level": LEVEL} if self.bootstrap.samples else None
-        return {"ties": self.ties, "bootstrap": used}
+        """Return the options as metrics.json holds them."""
+        resampling = None
+        if self.bootstrap.samples:
+            resampling = {**asdict(self.bootstrap), "level": LEVEL}
+        return {"ties": self.ties, "bootstrap": resampling}
 
 
 PLAIN = Scoring()
 
 
-def one_way(rankings: Rankings, scoring: Scoring = PLAIN) -> dict[str, Any]:
-    """Figures of one direction, with ``ci``: intervals by metric.
+def one_way(
+    rankings: Rankings,
+    scoring: Scoring = PLAIN,
+) -> dict[str, Any]:
+    """Compute the figures of one direction.
 
     Args:
-        rankings: Its rankings.
-        scoring: How.
-    """
-    return _with_intervals(rankings, scoring)[0]
-
-
-def two_ways(rankings: Mapping[str, Rankings], scoring: Scoring = PLAIN) -> dict[str, Any]:
-    """Figures of both directions, the mean of all recalls, and RSUM, the sum of the six.
-
-    Args:
-        rankings: ``"i2t"`` and ``"t2i"``.
-        scoring: How.
+        rankings: Rankings of its queries.
+        scoring: Metric options.
 
     Returns:
-        Figures by direction, ``mean`` and ``rsum``, both ``None`` where a direction has no query;
-        intervals.
+        What :meth:`Rankings.summary` returns; with a bootstrap also ``ci``: an interval
+        ``[low, high]`` per metric.
     """
-    parts = {way: _with_intervals(r, scoring) for way, r in rankings.items()}
-    found: dict[str, Any] = {way: part for way, (part, _) in parts.items()}
-    if any(not part["queries"] for part in found.values()):
-        return {**found, "mean": None, "rsum": None}
-    rsum = recall_sum(list(found.values()))
-    sums = recall_sum([means for _, means in parts.values()])
-    n = len(parts) * len(CUTS)
-    return {**found, "mean": rsum / n, "rsum": rsum} | _intervals(
-        {"mean": interval(sums / n), "rsum": interval(sums)}
-    )
+    samples = _resampled_metrics(rankings, scoring)
+    return rankings.summary(scoring.ties) | _intervals(samples)
 
 
-def recall_sum(parts: Sequence[Mapping[str, Any]]) -> Any:
-    """R@1, R@5 and R@10 of all directions, added up: figures, or resampled ones."""
-    return sum(part[f"r{k}"] for part in parts for k in CUTS)
+def two_ways(
+    rankings: Mapping[str, Rankings],
+    scoring: Scoring = PLAIN,
+) -> dict[str, Any]:
+    """Compute the figures of both directions, the mean of their recalls, and RSUM.
+
+    Args:
+        rankings: Rankings of ``"i2t"`` and ``"t2i"``.
+        scoring: Metric options.
+
+    Returns:
+        :func:`one_way` by direction; ``mean`` and ``rsum`` of the six recalls, both ``None``
+        where a direction has no query; with a bootstrap also ``ci`` of these two.
+    """
+    # Both directions draw alike where they have as many queries, so resampled recalls add up.
+    figures: dict[str, Any] = {}
+    samples: list[dict[str, np.ndarray]] = []
+    for direction, direction_rankings in rankings.items():
+        direction_samples = _resampled_metrics(direction_rankings, scoring)
+        direction_figures = direction_rankings.summary(scoring.ties)
+        direction_figures |= _intervals(direction_samples)
+        samples.append(direction_samples)
+        figures[direction] = direction_figures
+
+    n_queries = [figures[direction]["queries"] for direction in rankings]
+    if not all(n_queries):
+        return {**figures, "mean": None, "rsum": None}
+
+    rsum = recall_sum([figures[direction] for direction in rankings])
+    rsum_samples = recall_sum(samples)
+    n_recalls = len(rankings) * len(CUTS)
+    figures["mean"] = rsum / n_recalls
+    figures["rsum"] = rsum
+    sum_samples = {"mean": rsum_samples / n_recalls, "rsum": rsum_samples}
+    return figures | _intervals(sum_samples)
 
 
-def _with_intervals(
-    rankings: Rankings, scoring: Scoring
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _resampled_metrics(
+    rankings: Rankings,
+    scoring: Scoring,
+) -> dict[str, np.ndarray]:
+    """Resample all metrics of one direction and the mean of its recalls: float64 ``[samples]``."""
     values = rankings.values(scoring.ties)
-    values["mean"] = sum((values[f"r{k}"] for k in CUTS), np.zeros(len(values["r1"]))) / len(CUTS)
-    means = resampled_means(values, scoring.bootstrap, rankings.clusters)
-    return rankings.summary(scoring.ties) | _intervals(
-        {k: interval(v) for k, v in means.items()}
-    ), means
+    # The mean is resampled with the same draws as the recalls that it is the mean of.
+    sums = np.zeros(len(values["r1"]))
+    for name in RECALL_NAMES:
+        sums = sums + values[name]
+    values["mean"] = sums / len(CUTS)
+    return resampled_means(values, scoring.bootstrap, rankings.clusters)
 
 
-def _intervals(ci: Mapping[str, list[float] | None]) -> dict[str, Any]:
-    known = {name: bounds for name, bounds in ci.items() if bounds is not None}
-    return {"ci": known} if known else {}
+def _intervals(samples: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return ``{"ci": interval by metric}``; nothing where no metric has samples."""
+    intervals: dict[str, list[float]] = {}
+    for metric, metric_samples in samples.items():
+        bounds = interval(metric_samples)
+        if bounds is not None:
+            intervals[metric] = bounds
+    return {"ci": intervals} if intervals else {}

@@ -1,4 +1,8 @@
-"""Threads that compute on one core each: parts of a whole, which all cores on one part at a time would take longer."""
+"""Threads that compute on one core each.
+
+Many small products, one per core, are done earlier than the same products one after the other on
+all cores.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,23 @@ import torch
 
 
 @contextmanager
-def one_core_threads(n: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads compute on one core each; what they have not begun is dropped if the block fails.
+def one_core_threads(n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Open a pool of threads in each of which torch computes on one core.
+
+    Tasks that have not begun are dropped if the block fails.
 
     Args:
-        n: Threads.
+        n_threads: Number of threads.
     """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
+    threads_before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        n_threads,
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # torch keeps a number per thread, but MKL one for all
+        # torch keeps a number per thread, but MKL one for the whole process.
+        torch.set_num_threads(threads_before)

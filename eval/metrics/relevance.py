@@ -1,4 +1,4 @@
-"""Which candidates are relevant to which query, per task."""
+"""Relevance: which candidates are right for which query, by retrieval task."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
-from cusa.data.records import SplitView, csr
-from cusa.eval.metrics.ranks import cross_modal_relevance
+from cusa.data.records import SplitView, Truth, csr
+from cusa.eval.metrics.caption_images import RelevantRows, cross_modal_relevance
 
 Task = Literal["i2t", "t2i", "t2t", "i2i"]
 
@@ -22,7 +22,8 @@ class Relevance:
         task: First letter: what the queries are; last: what the candidates are (image or text).
         indptr: int64 ``[n_queries + 1]``.
         indices: int64; query q's relevant candidates are ``indices[indptr[q]:indptr[q + 1]]``.
-        exclude: int64 ``[n_queries]``: the query's own position where queries and candidates are the same items.
+        exclude: int64 ``[n_queries]``: the query's own position where queries and candidates are
+            the same items; ``None`` where they are not.
     """
 
     task: Task
@@ -30,63 +31,129 @@ class Relevance:
     indices: np.ndarray
     exclude: np.ndarray | None
 
-    def sides(self, embeddings: SplitEmbeddings, head: Head) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings of the queries and of the candidates."""
-        by_letter = {"i": embeddings.image[head], "t": embeddings.text[head]}
-        return by_letter[self.task[0]], by_letter[self.task[2]]
+    def sides(
+        self,
+        embeddings: SplitEmbeddings,
+        head: Head,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the embeddings of the queries and of the candidates: float32 ``[n, d]`` each."""
+        features = {
+            "i": embeddings.image[head],
+            "t": embeddings.text[head],
+        }
+        query_letter, _, candidate_letter = self.task
+        return features[query_letter], features[candidate_letter]
 
 
-def relevance_of(task: Task, embeddings: SplitEmbeddings, split: SplitView) -> Relevance:
-    """Relevance by the data set's labels.
+def relevance_of(
+    task: Task,
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+) -> Relevance:
+    """Return the relevance by the data set's labels.
 
-    Image-to-text and text-to-image: the captions written for the image. Text-to-text: the other captions of the same
-    image. Image-to-image: the other images with the same label, which only some data sets have.
+    Image-to-text and text-to-image: the captions written for the image. Text-to-text: the other
+    captions of the same image. Image-to-image: the other images with the same label, which only
+    some data sets have.
     """
-    of = embeddings.caption_image
+    caption_image = embeddings.caption_image
     if task in ("i2t", "t2i"):
-        i2t, t2i = cross_modal_relevance(of, len(embeddings.image_rows))
-        return Relevance(task, *(i2t if task == "i2t" else t2i), None)
+        i2t, t2i = cross_modal_relevance(caption_image, len(embeddings.image_rows))
+        indptr, indices = i2t if task == "i2t" else t2i
+        return Relevance(task, indptr, indices, None)
+
     if task == "t2t":
-        return Relevance(task, *same_group(of), np.arange(len(of)))
-    assert split.truth is not None, "image-to-image relevance is asked for only where it is known"
+        return Relevance(
+            task,
+            *same_group(caption_image),
+            np.arange(len(caption_image)),
+        )
+
+    assert split.truth is not None, "image-to-image retrieval needs a split with image labels"
     labels = split.truth.image_labels[embeddings.image_rows]
-    return Relevance(task, *same_group(labels), np.arange(len(labels)))
+    indptr, indices = same_group(labels)
+    own_positions = np.arange(len(labels))
+    return Relevance(task, indptr, indices, own_positions)
 
 
-def same_group(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Relevance among items of one kind: the others of the same group, never the item itself.
+def same_group(groups: np.ndarray) -> RelevantRows:
+    """List the other members of each item's group.
 
     Args:
-        groups: int64 ``[n]``; a negative group is nobody's.
+        groups: int64 ``[n]``: group of each item; one of a negative group has no others.
+    """
+    members = group_members(groups, groups)
+    relevant: list[np.ndarray] = []
+    for item, positions in enumerate(members):
+        # Captions without an image are of group -1.
+        if groups[item] >= 0:
+            relevant.append(positions[positions != item])
+        else:
+            relevant.append(np.zeros(0, np.int64))
+    return csr(relevant)
+
+
+def group_members(
+    groups: np.ndarray,
+    wanted: np.ndarray,
+) -> list[np.ndarray]:
+    """List the items of each group that is wanted.
+
+    Args:
+        groups: int64 ``[m]``: group of each item.
+        wanted: int64 ``[n]``: groups.
 
     Returns:
-        indptr int64 ``[n + 1]`` and indices int64.
+        Positions of the items of each group, int64, ascending; empty for a group without items.
     """
+    # A stable sort keeps the items of a group in ascending order.
     order = np.argsort(groups, kind="stable")
-    starts = np.searchsorted(groups[order], groups, "left")
-    stops = np.searchsorted(groups[order], groups, "right")
-    empty = np.zeros(0, np.int64)
-    rows = [order[a:b] for a, b in zip(starts, stops, strict=True)]
-    return csr([row[row != i] if groups[i] >= 0 else empty for i, row in enumerate(rows)])
+    ordered = groups[order]
+    starts = np.searchsorted(ordered, wanted, "left")
+    stops = np.searchsorted(ordered, wanted, "right")
+    bounds = zip(starts.tolist(), stops.tolist(), strict=True)
+    return [order[start:stop] for start, stop in bounds]
 
 
 def true_relevance(
-    task: Literal["i2t", "t2i"], embeddings: SplitEmbeddings, split: SplitView
+    task: Literal["i2t", "t2i"],
+    embeddings: SplitEmbeddings,
+    split: SplitView,
 ) -> Relevance:
-    """Relevance by the known truth: every image that a caption is true of, whoever it was written for."""
-    truth = split.truth
-    assert truth is not None, "only asked for where the truth is known"
-    position = np.full(split.n_images, -1, np.int64)
-    position[embeddings.image_rows] = np.arange(len(embeddings.image_rows))
-    images = [
-        position[truth.indices[truth.indptr[c] : truth.indptr[c + 1]]]
-        for c in embeddings.text_rows.tolist()
-    ]
-    images = [row[row >= 0] for row in images]
+    """Return the relevance by known truth: every image that a caption is true of.
+
+    A caption is true of an image whether or not it was written for it.
+    """
+    assert split.truth is not None, "true relevance needs a split whose truth is known"
+    true_images = _embedded_true_images(split.truth, embeddings, split.n_images)
     if task == "t2i":
-        return Relevance(task, *csr(images), None)
-    captions = np.repeat(np.arange(len(images)), [len(row) for row in images])
-    flat = np.concatenate(images) if images else np.zeros(0, np.int64)
-    order = np.argsort(flat, kind="stable")
-    bounds = np.searchsorted(flat[order], np.arange(len(embeddings.image_rows) + 1))
+        return Relevance(task, *csr(true_images), None)
+
+    n_true = [len(images) for images in true_images]
+    all_captions = np.arange(len(true_images))
+    captions = np.repeat(all_captions, n_true)
+    no_images = np.zeros(0, np.int64)
+    images = np.concatenate([no_images, *true_images])
+    order = np.argsort(images, kind="stable")
+    n_images = len(embeddings.image_rows)
+    ordered = images[order]
+    bounds = np.searchsorted(ordered, np.arange(n_images + 1))
     return Relevance(task, bounds, captions[order], None)
+
+
+def _embedded_true_images(
+    truth: Truth,
+    embeddings: SplitEmbeddings,
+    n_images: int,
+) -> list[np.ndarray]:
+    """List the images that each embedded caption is true of, as positions among the embeddings."""
+    position_of_row = np.full(n_images, -1, np.int64)
+    n_embedded = len(embeddings.image_rows)
+    position_of_row[embeddings.image_rows] = np.arange(n_embedded)
+    true_images: list[np.ndarray] = []
+    for caption in embeddings.text_rows.tolist():
+        start, stop = truth.indptr[caption : caption + 2]
+        positions = position_of_row[truth.indices[start:stop]]
+        # Images without an embedding, such as unreadable ones, are no candidates.
+        true_images.append(positions[positions >= 0])
+    return true_images

@@ -1,4 +1,4 @@
-"""Where a model's embeddings come from: the model itself, or files of embeddings under ids."""
+"""Providers of a model's embeddings: the model itself, or files of embeddings under ids."""
 
 from __future__ import annotations
 
@@ -14,33 +14,42 @@ from cusa.data.embeddings import Head, Rows
 from cusa.data.errors import EmbeddingsError
 from cusa.data.foreign.rows import ForeignRows, read_rows
 from cusa.data.unit_rows import unit_rows
-from cusa.eval.models.any_model import Encoder, Model
 from cusa.eval.models.batched import encode_images, encode_texts
+from cusa.eval.models.protocols import Encoder, Model
 
-# Called with what is being embedded, how many more are done (0 at first), and how many there are.
+# Called with what is embedded ("images"), how many more are done (0 at first), and how many there
+# are.
 Advance = Callable[[str, int, int], None]
 
 
 class Source(Model, Protocol):
-    """Embeddings of one model, L2-normalised float32 by head."""
+    """Provider of one model's embeddings: L2-normalised float32 ``[n, d]`` by head."""
 
-    def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:
-        """Of images, by id or by file."""
+    def images(
+        self,
+        ids: Sequence[str],
+        paths: Sequence[Path],
+    ) -> Rows:
+        """Return embeddings of images, by id or by file."""
 
-    def texts(self, ids: Sequence[str], texts: Sequence[str]) -> Rows:
-        """Of texts, by id or as they are."""
+    def texts(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+    ) -> Rows:
+        """Return embeddings of texts, by id or by the text itself."""
 
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """A model that embeds what it is given.
+    """Provider that embeds what it is given with a model.
 
     Attributes:
         encoder: The model.
-        batch_size: Items at a time.
+        batch_size: Texts at a time.
         image_batch_size: Images at a time, in each of the threads.
         workers: Threads that read images.
-        advance: Told how far it is.
+        advance: Called with the progress.
     """
 
     encoder: Encoder
@@ -51,60 +60,76 @@ class EncoderSource:
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Name for tables."""
         return self.encoder.name
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """The model's heads."""
+        """Heads of the model."""
         return self.encoder.heads
 
     @property
     def uni_head(self) -> Head:
-        """The head to use within a modality."""
+        """Head to use within a modality."""
         return self.encoder.uni_head
 
     @property
     def modalities(self) -> frozenset[str]:
-        """Of ``"image"`` and ``"text"``."""
+        """Modalities that it embeds: ``"image"``, ``"text"``, or both."""
         return self.encoder.modalities
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What the model is."""
+        """Description of the model, with the sha256 of its weights."""
         return {**self.encoder.description, "weights_sha256": self.encoder.weights_sha256}
 
-    def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:
-        """Embeddings of image files."""
-        n = len(paths)
-        self.advance("images", 0, n)
+    def images(
+        self,
+        ids: Sequence[str],
+        paths: Sequence[Path],
+    ) -> Rows:
+        """Embed image files."""
         return encode_images(
             self.encoder,
             paths,
             self.image_batch_size,
             self.workers,
-            lambda done: self.advance("images", done, n),
+            self._progress_of("images", len(paths)),
         )
 
-    def texts(self, ids: Sequence[str], texts: Sequence[str]) -> Rows:
-        """Embeddings of texts."""
-        n = len(texts)
-        self.advance("texts", 0, n)
+    def texts(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+    ) -> Rows:
+        """Embed texts."""
         return encode_texts(
-            self.encoder, texts, self.batch_size, lambda done: self.advance("texts", done, n)
+            self.encoder,
+            texts,
+            self.batch_size,
+            self._progress_of("texts", len(texts)),
         )
+
+    def _progress_of(
+        self,
+        items_name: str,
+        n_items: int,
+    ) -> Callable[[int], None]:
+        """Announce that items are embedded; return what is called with how many more are done."""
+        self.advance(items_name, 0, n_items)
+        return lambda n_done: self.advance(items_name, n_done, n_items)
 
 
 class FileSource:
-    """Other people's embeddings: files of rows under ids (:mod:`cusa.data.foreign.rows`).
+    """Provider of foreign embeddings: files of rows under ids (:mod:`cusa.data.foreign.rows`).
 
     Rows that are NaN throughout, as ``cusa-store export`` writes them, stand for items without an
     embedding.
 
     Args:
-        image: File of image embeddings and that of their ids, or ``None``.
+        image: File of image embeddings and file of their ids, or ``None``.
         text: Same for texts.
-        name: For tables; ``None``: the files' names.
+        name: Name for tables; ``None``: the files' names.
 
     Raises:
         FileFormatError: If a file is missing or malformed.
@@ -121,92 +146,125 @@ class FileSource:
         text: tuple[Path, Path | None] | None,
         name: str | None = None,
     ) -> None:
-        files = {
-            modality: file
-            for modality, file in (("image", image), ("text", text))
-            if file is not None
-        }
-        self._read = {modality: _unit(read_rows(*file)) for modality, file in files.items()}
-        dims = {modality: foreign.rows.shape[1] for modality, foreign in self._read.items()}
-        if len(set(dims.values())) > 1:
-            raise EmbeddingsError(
-                f"image embeddings have {dims['image']} dimensions, text embeddings {dims['text']}; both must be of "
-                "one space: pass those of one model, or one modality alone"
-            )
-        self.modalities = frozenset(self._read)
-        self.name = name or ", ".join(file[0].stem for file in files.values())
+        files: dict[str, tuple[Path, Path | None]] = {}
+        if image is not None:
+            files["image"] = image
+        if text is not None:
+            files["text"] = text
+
+        self._foreign: dict[str, ForeignRows] = {}
+        sources: dict[str, str] = {}
+        for modality, (rows_file, ids_file) in files.items():
+            self._foreign[modality] = _usable(read_rows(rows_file, ids_file))
+            sources[modality] = str(rows_file.absolute())
+        self._check_dimensions()
+
+        self.modalities = frozenset(self._foreign)
+        stems = [rows_file.stem for rows_file, _ in files.values()]
+        self.name = name or ", ".join(stems)
         digest = hashlib.sha256()
-        for foreign in self._read.values():
-            digest.update("\0".join(foreign.ids).encode() + foreign.rows.tobytes())
-        sources = {modality: str(file[0].absolute()) for modality, file in files.items()}
+        for foreign in self._foreign.values():
+            # Ids, too: the same rows under other ids are other embeddings.
+            ids = "\0".join(foreign.ids)
+            digest.update(ids.encode() + foreign.rows.tobytes())
         self.description = {
             "kind": "files",
             "source": sources,
             "weights_sha256": digest.hexdigest(),
         }
 
-    def images(self, ids: Sequence[str], paths: Sequence[Path]) -> Rows:
-        """Rows of images by id."""
+    def images(
+        self,
+        ids: Sequence[str],
+        paths: Sequence[Path],
+    ) -> Rows:
+        """Return rows of images by id."""
         return self._rows("image", ids, "images")
 
-    def texts(self, ids: Sequence[str], texts: Sequence[str]) -> Rows:
-        """Rows of texts by id."""
+    def texts(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+    ) -> Rows:
+        """Return rows of texts by id."""
         return self._rows("text", ids, "captions")
 
-    def _rows(self, modality: str, wanted: Sequence[str], what: str) -> Rows:
-        if modality not in self._read:
+    def _check_dimensions(self) -> None:
+        # Embeddings of two dimensions have no similarity.
+        dims = {modality: foreign.rows.shape[1] for modality, foreign in self._foreign.items()}
+        if len(set(dims.values())) > 1:
+            raise EmbeddingsError(
+                f"image embeddings have {dims['image']} dimensions, text embeddings "
+                f"{dims['text']}; both must be of one space: pass those of one model, or one "
+                "modality alone"
+            )
+
+    def _rows(
+        self,
+        modality: str,
+        wanted_ids: Sequence[str],
+        items_name: str,
+    ) -> Rows:
+        if modality not in self._foreign:
             raise EmbeddingsError(
                 f"no {modality} embeddings are given; pass --{modality}-embeddings FILE"
             )
-        rows, _ = align(self._read[modality].ids, self._read[modality].rows, wanted, what)
+        foreign = self._foreign[modality]
+        rows, _ = align(foreign.ids, foreign.rows, wanted_ids, items_name)
         return {"cross": rows}
 
 
 def align(
-    ids: Sequence[str], rows: np.ndarray, wanted: Sequence[str], what: str
+    ids: Sequence[str],
+    rows: np.ndarray,
+    wanted_ids: Sequence[str],
+    items_name: str,
 ) -> tuple[np.ndarray, int]:
     """Put rows in the order of the ids that are wanted.
 
     Args:
-        ids: Of the rows, all different.
+        ids: Ids of the rows, all different.
         rows: ``[n, d]``.
-        wanted: Ids, each of them among ``ids``.
-        what: What they are ids of, for the error: ``"images"``, ``"captions"``.
+        wanted_ids: Ids, each of them among ``ids``.
+        items_name: What the ids are of, for the error: ``"images"``, ``"captions"``.
 
     Returns:
-        ``[len(wanted), d]``, and how many of ``ids`` are not wanted.
+        ``[len(wanted_ids), d]``, and how many of ``ids`` are not wanted.
 
     Raises:
         EmbeddingsError: If ids are missing; says how many and which is the first.
     """
-    position = {name: n for n, name in enumerate(ids)}
-    missing = [name for name in wanted if name not in position]
+    # Files may hold more items than are asked for, in any order.
+    row_of_id = {item_id: row for row, item_id in enumerate(ids)}
+    missing = [item_id for item_id in wanted_ids if item_id not in row_of_id]
     if missing:
+        example = ids[0] if len(ids) else None
         raise EmbeddingsError(
-            f"the embeddings lack {len(missing):,} of {len(wanted):,} {what}, the first {missing[0]!r} (they have "
-            f"{len(ids):,}, such as {ids[0] if len(ids) else None!r}); give every one a row under its id",
+            f"the embeddings lack {len(missing):,} of {len(wanted_ids):,} {items_name}, the first "
+            f"{missing[0]!r} (they have {len(ids):,}, such as {example!r}); give every one a row "
+            "under its id",
             name=missing[0],
         )
-    positions = np.fromiter((position[name] for name in wanted), np.int64, len(wanted))
-    return rows[positions], len(ids) - len(set(wanted))
+    wanted_rows = np.array([row_of_id[item_id] for item_id in wanted_ids], np.int64)
+    n_unwanted = len(ids) - len(set(wanted_ids))
+    return rows[wanted_rows], n_unwanted
 
 
-def _unit(foreign: ForeignRows) -> ForeignRows:
-    """The rows that are there, L2-normalised float32."""
+def _usable(foreign: ForeignRows) -> ForeignRows:
+    """Leave out rows of NaN, refuse others that cannot rank, L2-normalise the rest to float32."""
     has_row = ~np.isnan(foreign.rows).all(axis=1)
-    ids = [name for name, is_there in zip(foreign.ids, has_row.tolist(), strict=True) if is_there]
-    given = foreign.rows[has_row]
-    for wrong, problem in (
-        (~np.isfinite(given).all(axis=1), "not finite"),
-        (~given.any(axis=1), "all zeros"),
-    ):
-        if wrong.any():
-            count, first = int(wrong.sum()), ids[int(np.argmax(wrong))]
+    rows = foreign.rows[has_row]
+    ids = [foreign.ids[position] for position in np.flatnonzero(has_row).tolist()]
+    is_not_finite = ~np.isfinite(rows).all(axis=1)
+    is_zero = ~rows.any(axis=1)
+    for is_unusable, problem in ((is_not_finite, "not finite"), (is_zero, "all zeros")):
+        if is_unusable.any():
+            first_id = ids[int(np.argmax(is_unusable))]
             raise EmbeddingsError(
-                f"{foreign.source}: {count:,} rows are {problem}, the first that of id {first!r}; such rows "
-                "cannot rank",
-                name=first,
+                f"{foreign.source}: {int(is_unusable.sum()):,} rows are {problem}, the first that "
+                f"of id {first_id!r}; such rows cannot rank",
+                name=first_id,
             )
     if not ids:
         raise EmbeddingsError(f"{foreign.source} holds rows of NaN alone; give every item a row")
-    return ForeignRows(ids, unit_rows(given), foreign.source)
+    return ForeignRows(ids, unit_rows(rows), foreign.source)

@@ -1,4 +1,4 @@
-"""The models that cusa-eval measures: by name, loaded when needed, with a folder of results each."""
+"""Models that cusa-eval measures: by name, loaded when needed, with a folder of results each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from cusa.data.errors import CusaError, RunError
+from cusa.data.errors import RunError
 from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.embedding_providers import Advance, EncoderSource, FileSource, Source
 from cusa.eval.models.student import StudentEncoder, folder_name
@@ -155,8 +155,10 @@ def model_name(spec: str) -> str:
     folder = Path(spec)
     if not folder.is_dir():
         return spec.partition("=")[0]
-    is_student = any((folder / file).is_file() for file in (WEIGHTS_FILE, HEADS_FILE))
-    return folder_name(folder.parent if folder.name == BEST_FOLDER and is_student else folder)
+    holds_student = (folder / WEIGHTS_FILE).is_file() or (folder / HEADS_FILE).is_file()
+    if folder.name == BEST_FOLDER and holds_student:
+        folder = folder.parent
+    return folder_name(folder)
 
 
 def run_of(spec: str) -> Path | None:
@@ -184,18 +186,21 @@ def check_local(spec: str, is_run: bool) -> None:
         if is_run and not begun(folder):
             student_folder(folder)
         return
-    beside = _runs_in(folder.parent) if is_run or "/" in spec else []
-    if not (is_run or beside):
+    # A model of the hub has a slash, too, but no runs beside it.
+    may_be_run = is_run or "/" in spec
+    sibling_runs = _runs_in(folder.parent) if may_be_run else []
+    if not is_run and not sibling_runs:
         return
-    near = difflib.get_close_matches(folder.name, beside, n=3) or beside[:5]
+    similar_runs = difflib.get_close_matches(folder.name, sibling_runs, n=3)
+    suggestions = similar_runs or sibling_runs[:5]
     advice = "pass the directory of a run, or an exported folder"
-    if near:
-        advice = f"in {folder.parent} are: {', '.join(near)}"
+    if suggestions:
+        advice = f"in {folder.parent} are: {', '.join(suggestions)}"
     raise RunError(f"{spec} does not exist; {advice}", path=folder, name=spec)
 
 
 def _runs_in(folder: Path) -> list[str]:
-    """Names of the runs in a folder."""
+    """Return the names of the runs in a folder."""
     try:
         return sorted(path.name for path in folder.iterdir() if begun(path))
     except OSError:
@@ -203,12 +208,17 @@ def _runs_in(folder: Path) -> list[str]:
 
 
 def latest_run(folder: Path) -> Path:
-    """The run with the newest best student.
+    """Return the run with the newest best student.
 
     Raises:
-        CusaError: If there is none.
+        RunError: If there is none.
     """
-    found = sorted(folder.glob("**/best/student.safetensors"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise CusaError(f"no trained run under {folder}/; train one with cusa-train, or pass --run")
-    return found[-1].parent.parent
+    # A run has no best student before its first validation.
+    weights_files = folder.glob(f"**/{BEST_FOLDER}/{WEIGHTS_FILE}")
+    latest = max(weights_files, key=lambda weights: weights.stat().st_mtime, default=None)
+    if latest is None:
+        raise RunError(
+            f"no trained run under {folder}/; train one with cusa-train, or pass --run",
+            path=folder,
+        )
+    return latest.parent.parent

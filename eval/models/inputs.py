@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cusa.data.errors import DataError, ImageError
+from cusa.data.errors import DataError, ImageError, first_line
 from cusa.data.images import as_viewed, load_image
+from cusa.data.parsing import refuse_half_characters
 
 # A path, a Pillow image, or uint8 pixels: an array [h, w] or [h, w, channels], or a tensor [h, w]
 # or [channels, h, w], with 1, 3 or 4 channels.
@@ -44,13 +45,17 @@ def one_or_many_images(
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return True, [images]
     if isinstance(images, np.ndarray) and images.dtype.kind not in "biufc":
-        return False, images.tolist()  # of paths
+        # An array of strings or objects: a path, paths, or images of several sizes.
+        return one_or_many_images(images.tolist())
     if isinstance(images, (np.ndarray, torch.Tensor)):
-        stacked = images.ndim == 4 and _channels(images) in _CHANNELS
-        return (False, iter(images)) if stacked else (True, [images])
-    if not isinstance(images, Iterable):
+        # A batch has four axes; with three, the array is one image, and never a batch of grey ones.
+        is_stack = images.ndim == 4 and _channels(images) in _CHANNELS
+        if is_stack:
+            return False, iter(images)
+        return True, [images]
+    if isinstance(images, (bytes, bytearray)) or not isinstance(images, Iterable):
         legal = "paths, pictures, arrays or tensors, one or many"
-        raise ImageError(f"images must be {legal}; got {_type(images)}")
+        raise ImageError(f"images must be {legal}; got {_named_type(images)}", name="images")
     return False, images
 
 
@@ -66,7 +71,8 @@ def one_or_many_texts(texts: str | Iterable[str]) -> tuple[bool, Iterable[str]]:
     if isinstance(texts, str):
         return True, [texts]
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise DataError(f"texts must be strings, one or many; got {_type(texts)}")
+        message = f"texts must be strings, one or many; got {_named_type(texts)}"
+        raise DataError(message, name="texts")
     return False, texts
 
 
@@ -77,44 +83,75 @@ def opened_images(images: Iterable[tuple[int, ImageLike]]) -> Iterator[Image.Ima
         ImageError: If one is no image, or its file is missing or cannot be decoded.
     """
     for number, image in images:
+        location = f"image {number}"
         if isinstance(image, (str, os.PathLike)):
             yield load_image(Path(image))
         elif isinstance(image, Image.Image):
-            yield as_viewed(image)
+            yield _viewed(image, location)
         elif isinstance(image, (np.ndarray, torch.Tensor)):
-            yield as_viewed(_picture(image, f"image {number}"))
+            yield as_viewed(_picture(image, location))
         else:
             legal = "a path, a Pillow image, an array or a tensor"
-            location = f"image {number}"
-            raise ImageError(f"{location} is {_type(image)}; pass {legal}", location=location)
+            message = f"{location} is {_named_type(image)}; pass {legal}"
+            raise ImageError(message, location=location)
 
 
 def checked_texts(texts: Iterable[str]) -> Iterator[str]:
     """Yield the texts.
 
     Raises:
-        DataError: If one is no string.
+        DataError: If one is no string, or holds half a character.
     """
     for number, text in enumerate(texts):
+        location = f"text {number}"
         if not isinstance(text, str):
-            location = f"text {number}"
-            raise DataError(f"{location} is {_type(text)}; pass a string", location=location)
+            message = f"{location} is {_named_type(text)}; pass a string"
+            raise DataError(message, location=location)
+        try:
+            refuse_half_characters(text)
+        except ValueError as error:
+            message = f"{location}, {text!a}, cannot be embedded: {error}; correct it"
+            raise DataError(message, location=location) from None
         yield text
 
 
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batches(
+    items: Iterable[T],
+    size: int,
+) -> Iterator[list[T]]:
     """Yield lists of ``size`` items; items are taken as their list is asked for.
 
     Raises:
-        ValueError: If ``size`` is below 1.
+        ValueError: If ``size`` is no whole number, or below 1.
     """
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}")
+    if not isinstance(size, (int, np.integer)) or size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {size!r}")
     iterator = iter(items)
     return iter(lambda: list(islice(iterator, size)), [])
 
 
-def _picture(image: np.ndarray | torch.Tensor, location: str) -> Image.Image:
+def _viewed(
+    image: Image.Image,
+    location: str,
+) -> Image.Image:
+    """Turn a picture as a viewer shows it; it may have been opened without being decoded yet.
+
+    Raises:
+        ImageError: If its pixels cannot be decoded.
+    """
+    try:
+        return as_viewed(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything
+        message = f"{location} cannot be decoded ({first_line(error)}); replace it"
+        raise ImageError(message, location=location) from None
+
+
+def _picture(
+    image: np.ndarray | torch.Tensor,
+    location: str,
+) -> Image.Image:
     """Make a picture of an array or a tensor."""
     kind = "a tensor" if isinstance(image, torch.Tensor) else "an array"
     has_legal_shape = image.ndim == 2 or (image.ndim == 3 and _channels(image) in _CHANNELS)
@@ -129,8 +166,12 @@ def _picture(image: np.ndarray | torch.Tensor, location: str) -> Image.Image:
             location=location,
         )
     pixels: Any = image
-    if isinstance(pixels, torch.Tensor):
-        pixels = (pixels if pixels.ndim == 2 else pixels.movedim(0, -1)).cpu().numpy()
+    if isinstance(image, torch.Tensor):
+        if image.layout != torch.strided or image.is_meta:
+            message = f"{location} is a tensor without pixels in memory; pass a dense one"
+            raise ImageError(message, location=location)
+        channels_last = image if image.ndim == 2 else image.movedim(0, -1)
+        pixels = channels_last.cpu().numpy()
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(pixels))
@@ -138,8 +179,11 @@ def _picture(image: np.ndarray | torch.Tensor, location: str) -> Image.Image:
 
 def _channels(images: np.ndarray | torch.Tensor) -> int:
     """Return the number of channels: their axis comes last in arrays, before h and w in tensors."""
-    return images.shape[-3 if isinstance(images, torch.Tensor) else -1]
+    channel_axis = -3 if isinstance(images, torch.Tensor) else -1
+    return images.shape[channel_axis]
 
 
-def _type(value: object) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
+def _named_type(value: object) -> str:
+    if value is None:
+        return "None"
+    return f"an object of type {type(value).__name__}"

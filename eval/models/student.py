@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,8 @@ import torch
 
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import HEADS, Head, Rows
-from cusa.data.errors import CusaError, SettingError
+from cusa.data.errors import TeacherError
+from cusa.eval.models.devices import chosen_device, one_at_a_time
 from cusa.eval.models.inputs import (
     ImageLike,
     batches,
@@ -33,19 +32,20 @@ from cusa.train.student import Features
 
 
 class StudentEncoder:
-    """Embeds images and texts with a trained student; an adapter's frozen encoders load on first use.
+    """Trained student that embeds images and texts; an adapter's frozen encoders load on first use.
 
     Args:
         saved: The student.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        encoders: Adapter: where to load its encoders from, as ``--teacher`` takes it, by ``"image"`` and ``"text"``;
-            by default from where stage one did.
-        source: Where the student was loaded from; it is named after this folder.
+        encoders: For an adapter: where to load its frozen encoders from, as ``cusa-precompute
+            --teacher`` takes it, by ``"image"`` and ``"text"``; by default from where stage one
+            did.
+        source: Folder that the student was loaded from; it is named after it.
 
     Attributes:
         name: Name of the run or folder.
-        heads: Both.
-        modalities: Both.
+        heads: Both heads.
+        modalities: Both modalities.
         origin: The run that it comes from: settings, provenance, epoch, validation recalls.
         dim: Dimension of all embeddings.
         uni_head: The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``.
@@ -62,20 +62,28 @@ class StudentEncoder:
         source: Path = Path("student"),
     ) -> None:
         self.student = saved.student.to(device)
-        self.processors, self.origin, self._device = saved.processors, saved.origin, device
-        self._alone, self._source = one_at_a_time(device), source
+        self.processors = saved.processors
+        self.origin = saved.origin
         self.name = folder_name(source.parent if source.name == BEST_FOLDER else source)
-        self._encoders = encoders or {}
-        self.dim = int(saved.student.state_dict()["image_heads.cross.1.weight"].shape[0])
+        # All heads end in one dimension: the linear layer of any of them tells it.
+        head_weight = saved.student.state_dict()["image_heads.cross.1.weight"]
+        self.dim = int(head_weight.shape[0])
         self.uni_head: Head = saved.origin.uni_head
+        self._device = device
+        self._source = source
+        self._encoder_sources = encoders or {}
+        self._computing = one_at_a_time(device)
 
     def __repr__(self) -> str:
-        student = Path(self.origin.config.student.name).name
-        about = f"student={student!r}, dim={self.dim}, device={self._device!r}"
-        return f"StudentEncoder({str(self._source)!r}, {about})"
+        student_name = Path(self.origin.config.student.name).name
+        settings = f"student={student_name!r}, dim={self.dim}, device={self._device!r}"
+        return f"StudentEncoder({str(self._source)!r}, {settings})"
 
     def encode_image(
-        self, images: ImageLike | Iterable[ImageLike], head: Head = "cross", batch_size: int = 64
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        head: Head = "cross",
+        batch_size: int = 64,
     ) -> np.ndarray:
         """Embed images.
 
@@ -96,13 +104,16 @@ class StudentEncoder:
                 adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
-        head = _checked(head)
-        is_single, several = one_or_many_images(images)
-        rows = self.image_rows(several, batch_size)[head]
+        _check_head(head)
+        is_single, image_list = one_or_many_images(images)
+        rows = self.image_rows(image_list, batch_size)[head]
         return rows[0] if is_single else rows
 
     def encode_text(
-        self, texts: str | Iterable[str], head: Head = "cross", batch_size: int = 256
+        self,
+        texts: str | Iterable[str],
+        head: Head = "cross",
+        batch_size: int = 256,
     ) -> np.ndarray:
         """Embed texts.
 
@@ -118,40 +129,55 @@ class StudentEncoder:
             CusaError: If an item is no text, or an adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
-        head = _checked(head)
-        is_single, several = one_or_many_texts(texts)
-        rows = self.text_rows(several, batch_size)[head]
+        _check_head(head)
+        is_single, text_list = one_or_many_texts(texts)
+        rows = self.text_rows(text_list, batch_size)[head]
         return rows[0] if is_single else rows
 
-    def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
-        """Embeddings of images from both heads: float32 ``[n, d]`` each, L2-normalised."""
+    def image_rows(
+        self,
+        images: Iterable[ImageLike],
+        batch_size: int = 64,
+    ) -> Rows:
+        """Embed images with both heads: float32 ``[n, d]`` each, L2-normalised."""
         return self._rows(
-            self.student.encode_image, self._image_inputs, enumerate(images), batch_size
+            self.student.encode_image,
+            self._image_inputs,
+            enumerate(images),
+            batch_size,
         )
 
-    def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
-        """Embeddings of texts from both heads: float32 ``[n, d]`` each, L2-normalised."""
+    def text_rows(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 256,
+    ) -> Rows:
+        """Embed texts with both heads: float32 ``[n, d]`` each, L2-normalised."""
         return self._rows(
-            self.student.encode_text, self._text_inputs, checked_texts(texts), batch_size
+            self.student.encode_text,
+            self._text_inputs,
+            checked_texts(texts),
+            batch_size,
         )
 
     @property
     def normalizer(self) -> str:
         """Name of the caption normaliser that it was trained with."""
         encoders = self.origin.provenance.encoders
-        return (
-            encoders["text"].settings.normalizer if encoders else self.origin.config.data.normalizer
-        )
+        if encoders:
+            return encoders["text"].settings.normalizer
+        return self.origin.config.data.normalizer
 
     @property
     def description(self) -> dict[str, Any]:
-        """What it is; JSON-compatible."""
+        """Description of the run, JSON-compatible."""
+        config = self.origin.config
         return {
             "kind": "run",
             "source": str(self._source),
             "normalizer": self.normalizer,
-            "student": self.origin.config.student.name,
-            "loss_terms": list(self.origin.config.loss.terms),
+            "student": config.student.name,
+            "loss_terms": list(config.loss.terms),
             "epoch": self.origin.epoch,
             "step": self.origin.step,
         }
@@ -159,121 +185,116 @@ class StudentEncoder:
     def _rows(
         self,
         encode: Callable[[Any], Features],
-        read: Callable[[Any], Any],
+        prepare: Callable[[Any], Any],
         items: Iterable[Any],
         batch_size: int,
     ) -> Rows:
-        parts = []
+        """Embed items of one modality with both heads, a batch at a time."""
+        no_rows = np.zeros((0, self.dim), np.float32)
+        head_batches: dict[Head, list[np.ndarray]] = {head: [no_rows] for head in HEADS}
         for batch in batches(items, batch_size):
-            inputs = read(batch)
-            with self._alone:
-                parts.append(embed(encode, inputs, self._device))
-        return {
-            h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)])
-            for h in HEADS
-        }
+            # Images are read outside: threads may do so while another one computes.
+            inputs = prepare(batch)
+            with self._computing:
+                batch_rows = embed(encode, inputs, self._device)
+            for head in HEADS:
+                head_batches[head].append(batch_rows[head])
+        return {head: np.concatenate(rows) for head, rows in head_batches.items()}
 
     def _image_inputs(self, images: Sequence[tuple[int, ImageLike]]) -> torch.Tensor:
-        if self.processors is not None:
-            return torch.cat([self.processors.pixels([image]) for image in opened_images(images)])
-        return self._stored_rows("image", self._image_encoder, opened_images(images))
+        opened = opened_images(images)
+        if self.processors is None:
+            return self._stored_rows("image", self._image_encoder, opened)
+        # One at a time: few pictures are held decoded.
+        pixels = [self.processors.pixels([image]) for image in opened]
+        return torch.cat(pixels)
 
     def _text_inputs(self, texts: Sequence[str]) -> Any:
         normalize = normalizer(self.normalizer)
         captions = [normalize(text) for text in texts]
-        if self.processors is not None:
-            return self.processors.tokens(captions)
-        return self._stored_rows("text", self._text_encoder, captions)
+        if self.processors is None:
+            return self._stored_rows("text", self._text_encoder, captions)
+        return self.processors.tokens(captions)
 
-    def _stored_rows(self, modality: str, teacher: Teacher, items: Any) -> torch.Tensor:
+    def _stored_rows(
+        self,
+        modality: str,
+        teacher: Teacher,
+        items: Any,
+    ) -> torch.Tensor:
+        """Encode an adapter's inputs as stage one did: float32 ``[n, d]``."""
         settings = self.origin.provenance.encoders[modality].settings
         inputs = teacher.inputs(items)
-        with self._alone:
+        with self._computing:
             rows = teacher.rows(inputs, self._device, settings.precision)
-        return torch.from_numpy(
-            rows.astype(settings.dtype)
-        ).float()  # rounded as the store rounds them
+        rounded = rows.astype(settings.dtype)  # as the store rounds them
+        return torch.from_numpy(rounded).float()
 
     @cached_property
     def weights_sha256(self) -> str:
-        """sha256 (hex) over the weights, wherever they were loaded from."""
+        """sha256 (hex) of the weights, wherever they were loaded from."""
         return weights_digest(self.student)
 
     @cached_property
     def _image_encoder(self) -> Teacher:
-        return self._load("image")
+        return self._load_encoder("image")
 
     @cached_property
     def _text_encoder(self) -> Teacher:
-        return self._load("text")
+        return self._load_encoder("text")
 
-    def _load(self, modality: str) -> Teacher:
+    def _load_encoder(self, modality: str) -> Teacher:
+        """Load an adapter's frozen encoder, which must be the one that it was trained on."""
         stored = self.origin.provenance.encoders[modality]
-        request = parse_teacher(self._encoders.get(modality) or _where(stored))
-        teacher = request.load_as(stored.settings, self._device)
+        source = self._encoder_sources.get(modality) or _teacher_source(stored)
+        # With the settings of stage one, which the adapter's inputs depend on.
+        teacher = parse_teacher(source).load_as(stored.settings, self._device)
         if teacher.weights_sha256 != stored.settings.weights_sha256:
-            raise CusaError(
-                f"the {modality} encoder loaded from {teacher.source} has other weights than {stored.name!r}, which "
-                f"the adapter was trained on; pass encoders={{{modality!r}: 'NAME=PATH'}} with the right ones"
+            raise TeacherError(
+                f"the {modality} encoder loaded from {teacher.source} has other weights than "
+                f"{stored.name!r}, which the adapter was trained on; pass "
+                f"encoders={{{modality!r}: 'NAME=PATH'}} with the right ones",
+                name=stored.name,
             )
         return teacher
 
 
 def load_student(
-    path: str | Path, device: str | None = None, encoders: dict[str, str] | None = None
+    path: str | Path,
+    device: str | None = None,
+    encoders: dict[str, str] | None = None,
 ) -> StudentEncoder:
     """Load a trained student.
 
     Args:
-        path: A run directory of cusa-train (its best student is taken), its ``best/``, or an exported folder.
+        path: A run directory of cusa-train (its best student is taken), its ``best/``, or an
+            exported folder.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None``: a GPU if there is one.
-        encoders: Adapter: where to load its frozen encoders from, as ``cusa-precompute --teacher`` takes it, by
-            ``"image"`` and ``"text"``; by default from where stage one did.
+        encoders: As :class:`StudentEncoder` takes them.
 
     Raises:
         CusaError: If there is no student, it is damaged, or the device is not there.
     """
-    return StudentEncoder(load_saved(Path(path)), chosen_device(device), encoders, Path(path))
-
-
-def chosen_device(device: str | None) -> str:
-    """Check a device's name; ``None`` chooses a GPU if there is one.
-
-    Raises:
-        SettingError: If there is no such device.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        legal = "cpu, cuda, cuda:N"
-        raise SettingError(f"unknown device {device!r}; legal: {legal}", name="device") from None
-    n_gpus = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= n_gpus:
-        message = f"there is no device {device!r}: torch sees {n_gpus} GPUs; pass cpu or nothing"
-        raise SettingError(message, name="device")
-    return str(chosen)
+    folder = Path(path)
+    saved = load_saved(folder)
+    return StudentEncoder(saved, chosen_device(device), encoders, folder)
 
 
 def folder_name(folder: Path) -> str:
-    """Its name, also where it is written as ``.`` or ``..``."""
+    """Return the name of a folder, also where it is written as ``.`` or ``..``."""
     return os.path.basename(os.path.abspath(folder))
 
 
-def one_at_a_time(device: str) -> contextlib.AbstractContextManager[Any]:
-    """What threads that share a model enter to compute: on a GPU one of them at a time, as its memory is scarce."""
-    return contextlib.nullcontext() if torch.device(device).type == "cpu" else threading.Lock()
-
-
-def _where(stored: StoredTeacher) -> str:
-    """What names a teacher: where stage one found it, or else its name alone."""
+def _teacher_source(stored: StoredTeacher) -> str:
+    """Return what ``--teacher`` takes: where stage one loaded a teacher from, or its name."""
+    # Stage one may have loaded it from a folder that is on another machine.
     if Path(stored.source).exists():
         return f"{stored.name}={stored.source}"
-    return stored.name if stored.name in KNOWN else f"{stored.name}={stored.settings.model_id}"
+    if stored.name in KNOWN:
+        return stored.name
+    return f"{stored.name}={stored.settings.model_id}"
 
 
-def _checked(head: Head) -> Head:
+def _check_head(head: Head) -> None:
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
-    return head

@@ -99,13 +99,22 @@ class TeacherRequest:
             device: ``"cpu"`` or ``"cuda"``.
 
         Raises:
-            TeacherError: As :meth:`load`.
+            TeacherError: As :meth:`load`, or if it has not the pooling that the rows were made with.
         """
-        from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURE_OF_POOLING
+        from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURE_OF_POOLING, POOLING
 
         poolings = {feature: pooling for pooling, feature in FEATURE_OF_POOLING.items()}
         recorded = stored.transform
-        teacher = self.load(device, pooling=poolings.get(recorded.get(FEATURE, "")))
+        try:
+            teacher = self.load(device, pooling=poolings.get(recorded.get(FEATURE, "")))
+        except TeacherError as error:
+            if error.location != POOLING:
+                raise
+            message = (
+                f"{self.name}: the store's rows are {recorded[FEATURE]!r} of {stored.model_id!r}, which the model of "
+                f"{self.source} does not have; use the model that made them"
+            )
+            raise TeacherError(message, name=self.name) from None
         decoding = {key: recorded[key] for key in teacher.decoding if key in recorded}
         return replace(teacher, draft_size=recorded.get(DRAFT), decoding=decoding)
 

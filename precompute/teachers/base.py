@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from cusa.data.unit_rows import unit_rows
 
 DRAFT = "jpeg_draft"  # key of the settings' transform; absent where JPEGs are decoded in full
 Pooling = Literal["cls", "mean", "pooler"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+POOLING = "pooling"  # location of the error of a model that has not the pooling asked for
 FEATURE = "feature"  # key of the settings' transform: what of a vision model's output is the row
 FEATURES = {  # its values, and what they are
     "image_features": "the projected embedding",

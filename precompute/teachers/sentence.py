@@ -143,7 +143,7 @@ def _module_types(path: Path) -> Iterator[str]:
 def _prepare_transformer(module: Any, source: str) -> None:
     """Check a Transformer module's tokeniser, and cut captions where the model's positions end."""
     tokenizer = module.tokenizer
-    if not hasattr(tokenizer, "all_special_ids"):
+    if not _counts_tokens(tokenizer):
         return
     prepare_tokenizer(tokenizer, source, TeacherError)
     limit = position_limit(getattr(module.auto_model, "text_model", module.auto_model))
@@ -181,6 +181,10 @@ def text_teacher(
         raise TeacherError(message, name=source)
     prompt = (model.prompts or {}).get(model.default_prompt_name)
     limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
+    is_limited = limit is not None and limit < UNLIMITED
+    cuts_counted_tokens = is_limited and _counts_tokens(
+        model.tokenizer
+    )  # else a limit in tokens, counts in characters
 
     def encode(inputs: dict[str, Any]) -> torch.Tensor:
         return model(inputs)["sentence_embedding"][
@@ -206,13 +210,18 @@ def text_teacher(
         batch_size=batch_size or (256 if torch.device(device).type == "cuda" else 32),
         tokenize=lambda captions: model.preprocess(list(captions), prompt=prompt),
         token_counts=token_counts,
-        token_limit=limit if limit is not None and limit < UNLIMITED else None,
+        token_limit=limit if cuts_counted_tokens else None,
     )
+
+
+def _counts_tokens(tokenizer: Any) -> bool:
+    """Whether a tokeniser is one of transformers, which tell how long a caption is before any cut."""
+    return hasattr(tokenizer, "all_special_ids")
 
 
 def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
     """Tokens per caption before any cut; characters for tokenisers of other libraries."""
-    if hasattr(tokenizer, "backend_tokenizer"):
+    if _counts_tokens(tokenizer):
         settings = {"padding": False, "truncation": False, "verbose": False}
         captions = tokenizer(list(captions), **settings)["input_ids"]
     return np.fromiter((len(c) for c in captions), np.int64, len(captions))

@@ -17,6 +17,7 @@ from cusa.data.pretrained import lacking, load_embedding_model, load_image_proce
 from cusa.precompute.teachers.base import (
     FEATURE,
     FEATURE_OF_POOLING,
+    POOLING,
     Pooling,
     Preprocessed,
     Teacher,
@@ -155,7 +156,10 @@ class _Encoder:
             if pooling is None and _is_dual_encoder(model):
                 self.feature = "image_features"
             else:
-                self.feature = self._choose(self._run(probe), pooling, probe)
+                output = self._run(probe)
+                if _begins_with_pooled_output(output):
+                    self._leading_tokens = max(self._leading_tokens, 1)
+                self.feature = self._choose(output, pooling, probe)
             rows = self(probe)
         if rows.ndim != 2 or len(rows) != len(probe[_PIXELS]):
             raise ValueError(f"its output is {list(rows.shape)}, not one row for each image")
@@ -232,7 +236,7 @@ class _Encoder:
         return (pixels.shape[2] // height) * (pixels.shape[3] // width)
 
     def _refuse(self, problem: str) -> None:
-        raise TeacherError(f"{self._name}: {problem}", name=self._name)
+        raise TeacherError(f"{self._name}: {problem}", name=self._name, location=POOLING)
 
 
 def _count_leading_tokens(parameters: set[str], config: Any) -> int:
@@ -241,6 +245,17 @@ def _count_leading_tokens(parameters: set[str], config: Any) -> int:
     if "register_tokens" in parameters:
         count += int(getattr(config, "num_register_tokens", 0))
     return count
+
+
+def _begins_with_pooled_output(output: Any) -> bool:
+    """Whether the first of several tokens is the pooled output itself, as DINOv3's ConvNeXt has it."""
+    tokens, pooled = (
+        getattr(output, "last_hidden_state", None),
+        getattr(output, "pooler_output", None),
+    )
+    if tokens is None or pooled is None or tokens.ndim != 3 or tokens.shape[1] < 2:
+        return False
+    return pooled.shape == tokens[:, 0].shape and torch.equal(pooled, tokens[:, 0])
 
 
 class HuggingFaceTransform:

@@ -93,7 +93,7 @@ def test_a_sweep_names_all_of_its_runs(tmp_path):
 
 
 def test_precompute_goes_on_to_training_and_the_index_to_a_search(tmp_path, monkeypatch):
-    """From pairs to hits, each command the one that was printed; only the student is a small one."""
+    """From pairs to hits, each command as it was printed; only the student is a small one."""
     monkeypatch.chdir(tmp_path)
     manifest = make_pairs(Path("my data"), n=10)
     out = run_ok(
@@ -137,6 +137,29 @@ def test_no_training_is_named_where_there_is_nothing_to_train_on(tmp_path):
         tmp_path / "b.h5", dataset, "vision", settings("image", 4), {"train": unit_rows(10, 4, 0)}
     )
     assert training_command(tmp_path / "b.h5", ["vision"]) == ""
+
+
+def test_no_training_is_named_on_a_single_pair(tmp_path):
+    dataset = Dataset("made-up", tmp_path, {"train": records("train", 1, captions=1)})
+    for name, modality in (("vision", "image"), ("words", "text")):
+        teacher_settings = settings(modality, 4)
+        rows = {"train": unit_rows(1, 4, 0)}
+        add_teacher(tmp_path / "a.h5", dataset, name, teacher_settings, rows)
+    assert training_command(tmp_path / "a.h5", ["vision", "words"]) == ""
+
+
+def test_the_demos_student_is_given_rows_of_both_its_splits(tmp_path):
+    splits = {"train": records("train", 8), "val": records("val", 4)}
+    dataset = Dataset("demo", tmp_path, splits)
+    index = tmp_path / "demo.h5"
+    both_splits = {"train": unit_rows(8, 4, 0), "val": unit_rows(4, 4, 1)}
+    add_teacher(index, dataset, "vision", settings("image", 4), both_splits)
+    words = {"train": unit_rows(16, 4, 2), "val": unit_rows(8, 4, 3)}
+    add_teacher(index, dataset, "words", settings("text", 4), words)
+    only_train = {"train": unit_rows(8, 4, 4)}
+    add_teacher(index, dataset, "newest", settings("image", 4), only_train)
+    command = shlex.split(training_command(index, ["newest"]))
+    assert command[3:] == ["--image-teacher", "vision", "--image-encoder", "vision"]
 
 
 def test_parts_are_merged_by_the_shells_own_pattern(tmp_path):

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from cusa.data.errors import StudentError, TeacherError
 from cusa.data.hub import is_hub_name, locate, require
 from cusa.precompute.teachers import parse_teacher
-from tests.helpers import make_pairs, run_ok
+from tests.helpers import make_pairs, run, run_ok
 from tests.tiny_models import VISION, save_text, save_vision
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -113,8 +113,38 @@ def test_only_names_are_looked_up(asked, tmp_path):
         "a/": False,
     }
     assert {name: is_hub_name(name) for name in names} == names
+    illegal = [
+        "a b/c",
+        "owner/model ",
+        "owner/-x",
+        "owner/x--y",
+        "owner/x..y",
+        "owner/x.git",
+        "owner/é",
+        "/a",
+        "a/b\n",
+    ]
+    assert not any(map(is_hub_name, illegal))
     require("NAME=owner/model", TeacherError)
     require(str(tmp_path), TeacherError)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a b/c d", "owner/model ", "no/such/folder", "owner/x--y", "a\0b"]
+)
+def test_what_is_neither_folder_nor_name_is_refused(name, asked):
+    """The hub's library has an exception of its own for each."""
+    with pytest.raises(StudentError) as caught:
+        locate(name, StudentError)
+    assert caught.value.name == name
+    assert asked == []
+
+
+@pytest.mark.parametrize("text", ["a b/c d", "NAME=owner/model ", "owner/x--y"])
+def test_a_teacher_of_an_illegal_name_is_unknown(text, asked):
+    with pytest.raises(TeacherError):
+        parse_teacher(text)
     assert asked == []
 
 
@@ -157,3 +187,15 @@ def test_offline_an_unknown_name_fails_before_libraries_are_loaded(module, argum
     assert done.stdout == "1 False\n"
     assert "is not in the local cache" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_offline_a_default_teacher_is_missed_before_another_is_loaded(cache, monkeypatch, tmp_path):
+    """Nothing is named for captions, and mpnet, which stands in for it, is not in the cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    save_vision(tmp_path / "vit", "ViTModel", "ViTConfig", **VISION)
+    manifest = make_pairs(tmp_path / "d")
+    teacher = ("--teacher", f"v={tmp_path / 'vit'}")
+    result = run("precompute", "--dataset", manifest, *teacher, "--out", tmp_path / "s.h5")
+    assert result.exit_code == 1
+    assert "all-mpnet-base-v2" in result.output
+    assert "loading" not in result.output

@@ -182,7 +182,10 @@ def test_files_of_settings_that_are_no_objects_are_named(tmp_path, file, content
     ("error", "message"),
     [
         (KeyError("hidden_size"), "KeyError: 'hidden_size'"),
-        (ValueError("Pass `trust_remote_code=True`"), "it needs code of its own, which is not run"),
+        (
+            ValueError("Pass `trust_remote_code=True`"),
+            "it needs code of its own, which is not run; use a model",
+        ),
         (
             ImportError("\nX requires the Torchvision library but\nit was not"),
             "it needs torchvision; pip install",

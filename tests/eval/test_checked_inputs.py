@@ -100,6 +100,14 @@ def test_without_captions_or_images_the_scores_are_null():
     assert image_retrieval(EYE[:0], [])["candidates"] == 0
 
 
+def test_groups_may_be_numbers_beyond_int64():
+    """Such as hashes; a negative group is nobody's, and none of these is one."""
+    hashes = np.array([2**63, 2**64 - 1, 2**63], np.uint64)
+    found = uni_modal_recalls(EYE + 0.1, hashes)
+    assert found["queries"] == 2
+    assert found == uni_modal_recalls(EYE + 0.1, [0, 1, 0])
+
+
 @pytest.mark.parametrize(
     "measure",
     [
@@ -115,6 +123,9 @@ def test_without_captions_or_images_the_scores_are_null():
         lambda: image_retrieval(EYE[0], PAIRS),
         lambda: image_retrieval(EYE * 1j, PAIRS),
         lambda: cross_modal_recalls(EYE[0], EYE, PAIRS),
+        lambda: cross_modal_recalls(1.0, EYE, PAIRS),
+        lambda: cross_modal_recalls(EYE, None, PAIRS),
+        lambda: uni_modal_recalls(1.0, PAIRS),
         lambda: cross_modal_recalls(EYE.astype(str), EYE, PAIRS),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cusa.data.shell import shell_command
 from cusa.eval.evaluators.images.data import load_image_set
 from cusa.eval.models.any_model import load_encoder
 from cusa.eval.queries import load_queries
@@ -561,9 +562,16 @@ def test_compare(home, adapter, here):
     run_ok(*args)
     assert (adapter.parent / "eval/comparison.json").is_file()
     assert "compare takes at least two models" in run_error("eval", "compare", adapter)
-    assert "other holds no results of cusa-eval; run cusa-eval" in run_error(
+    assert "other does not exist; pass a run that cusa-eval" in run_error(
         "eval", "compare", adapter, "other"
     )
+    (here / "other").mkdir()
+    assert "other holds no results of cusa-eval; pass" in run_error(
+        "eval", "compare", adapter, "other"
+    )
+    (here / "other" / "config.yaml").touch()
+    line = run_error("eval", "compare", adapter, "other")
+    assert line.endswith(f"measure it first: {shell_command('cusa-eval', '--run', 'other')}")
     run_ok(
         "eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--ties", "optimistic"
     )

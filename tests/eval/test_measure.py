@@ -170,9 +170,8 @@ def test_a_mistyped_run_is_answered_here(home, here):
     )
     assert "mpnet does not exist" in run_error("eval", "sts", "--run", "mpnet")
     (here / "texts.txt").write_text("a\n")
-    assert "runs/cocco holds no student" in run_error(
-        "eval", "index", "texts.txt", "--run", "runs/cocco"
-    )
+    line = run_error("eval", "index", "texts.txt", "--run", "runs/cocco")
+    assert line == "Error: runs/cocco does not exist; in runs are: coco"
 
 
 def test_models_stand_in_the_order_of_the_command_line(home, adapter, here):

@@ -256,7 +256,15 @@ def test_bad_command_lines(tmp_path, vit):
         "precompute", "--dataset", tmp_path / "bad.json", "--out", out
     )
     line = run_error(
-        "precompute", "--dataset", manifest, "--teacher", "unicom=/no/w.pt", "--out", out
+        "precompute",
+        "--dataset",
+        manifest,
+        "--teacher",
+        "unicom=/no/w.pt",
+        "--teacher",
+        "minilm",
+        "--out",
+        out,
     )
     assert "FP16-ViT-B-32.pt" in line
     assert "must end in .h5" in run_error("precompute", *_args(manifest, tmp_path / "store", vit))

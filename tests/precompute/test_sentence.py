@@ -12,7 +12,7 @@ from cusa.data.errors import TeacherError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import make_pairs, make_tiny_vit, run, run_ok
-from tests.tiny_models import SIZES, TEXTS, save_text
+from tests.tiny_models import SIZES, TEXTS, WORDS, save_text
 
 BERT = ("BertModel", "BertConfig")
 ROBERTA = {**SIZES, "max_position_embeddings": 34, "pad_token_id": 1}
@@ -88,8 +88,10 @@ def test_captions_are_cut_where_the_positions_end_and_the_number_is_told(tmp_pat
     vit, out = make_tiny_vit(tmp_path / "vit"), tmp_path / "s.h5"
     teachers = ("--teacher", f"see={vit}", "--teacher", f"read={tmp_path / 'read'}", "--workers", 0)
     text = run_ok("precompute", "--dataset", manifest, *teachers, "--out", out)
-    assert "read: 3 captions are longer than its 32 tokens and were cut" in text
-    assert "were cut" not in run_ok("precompute", "--dataset", manifest, *teachers, "--out", out)
+    assert "read: captions longer than its 32 tokens that were cut: 3" in text
+    assert "that were cut" not in run_ok(
+        "precompute", "--dataset", manifest, *teachers, "--out", out
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,32 @@ def _sentence_folder(folder, path=""):
     return folder
 
 
+def test_captions_of_a_tokeniser_that_counts_characters_are_not_said_to_be_cut(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, WordEmbeddings
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
+
+    vectors = np.random.default_rng(0).normal(size=(len(WORDS), 8)).astype(np.float32)
+    words = WordEmbeddings(WhitespaceTokenizer(WORDS, stop_words=[]), vectors, max_seq_length=8)
+    model = SentenceTransformer(modules=[words, Pooling(8)], device="cpu")
+    model.save(str(tmp_path / "read"), create_model_card=False)
+    teacher = _load(tmp_path / "read")
+    assert teacher.token_counts(["a red dog"]).tolist() == [9]
+    assert teacher.token_limit is None
+
+
+def test_a_tokeniser_written_in_python_counts_tokens(tmp_path):
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "read")
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(vocab_size=384, **sizes)).save_pretrained(tmp_path / "read")
+    assert _load(tmp_path / "read").token_counts(["a dog", ""]).tolist() == [
+        6,
+        1,
+    ]  # one for each byte, and the end
+
+
 @pytest.mark.parametrize("path", ["", "0_Transformer"])
 def test_sentence_transformers_folders(tmp_path, path):
     folder = _sentence_folder(tmp_path / "read", path)
@@ -224,6 +252,7 @@ def test_captions_without_a_known_word(tmp_path):
     teachers = ("--teacher", f"see={vit}", "--teacher", f"bag={tmp_path / 'bag'}", "--workers", 0)
     result = run("precompute", "--dataset", manifest, *teachers, "--out", tmp_path / "s.h5")
     assert result.exit_code == 1
+    assert f"{manifest} line 8: caption id id3#1" in result.output
     assert "('unheard things'): teacher 'bag' gives a row of zeros" in result.output
     run_ok(
         "precompute",

@@ -129,7 +129,7 @@ def test_a_data_set_without_val_trains(tmp_path, manifest, teachers):
     """The two commands of the README, one after the other."""
     out = tmp_path / "store.h5"
     text = run_ok("precompute", *_args(manifest, teachers, out))
-    assert "note: pairs has no val split: 2 of its 24 training images are val" in text
+    assert "note: pairs has no val split: val gets 2 of its 24 training images" in text
     assert "--val-fraction" in text
     store = EmbeddingStore(out)
     assert set(store.split("val").image_ids) == set(_by_hash()[:2])

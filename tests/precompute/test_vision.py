@@ -99,6 +99,23 @@ def test_the_mean_is_over_the_patches_alone(tmp_path, name, config, more, first)
     )
 
 
+def test_the_mean_leaves_out_a_pooled_output_among_the_tokens(tmp_path):
+    """DINOv3's ConvNeXt puts it before its 16 patches."""
+    from transformers import BitImageProcessorPil
+
+    model = save_vision(tmp_path / "see", "DINOv3ConvNextModel", "DINOv3ConvNextConfig", **MAPS)
+    size = {"height": 128, "width": 128}
+    BitImageProcessorPil(size={"shortest_edge": 128}, crop_size=size).save_pretrained(
+        tmp_path / "see"
+    )
+    teacher = _load(tmp_path / "see", "mean")
+    tokens = _output(model, teacher, pictures()).last_hidden_state
+    assert tokens.shape[1] == 17
+    np.testing.assert_allclose(
+        _checked_rows(teacher, pictures()), _unit(tokens[:, 1:].mean(1)), atol=1e-5
+    )
+
+
 def test_a_pooling_of_ones_own(tmp_path):
     model = save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
     teacher = _load(tmp_path / "see", "cls")
@@ -279,7 +296,9 @@ def test_code_of_a_folder_is_never_run(tmp_path, monkeypatch):
         folder = shutil.copytree(tmp_path / "see", tmp_path / file)
         settings = json.loads((folder / file).read_text())
         (folder / file).write_text(json.dumps({**settings, "auto_map": names, **change}))
-        with pytest.raises(TeacherError, match="needs code of its own, which is not run"):
+        with pytest.raises(
+            TeacherError, match="needs code of its own, which is not run; use a model"
+        ):
             _load(folder)
     assert not (tmp_path / "executed").exists()
 
@@ -318,6 +337,18 @@ def test_the_pooling_is_named_recorded_and_kept(tmp_path):
     )
     line = run_error("precompute", "--dataset", manifest, *own_pooling, "--out", tmp_path / "t.h5")
     assert "--pooling is for Hugging Face vision models" in line
+
+
+def test_an_audit_with_a_model_without_the_recorded_pooling_says_so(tmp_path):
+    """And names no option of cusa-precompute."""
+    save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
+    save_vision(tmp_path / "other", "ViTMAEModel", "ViTMAEConfig", **VISION)
+    stored = _load(tmp_path / "see").settings("fp32", "float16", "albef")
+    assert stored.transform["feature"] == "pooler"
+    with pytest.raises(TeacherError) as caught:
+        parse_teacher(f"see={tmp_path / 'other'}").load_as(stored, "cpu")
+    assert caught.value.name == "see"
+    assert "--pooling" not in str(caught.value)
 
 
 def test_narrow_pictures_are_errors_of_their_file(tmp_path):

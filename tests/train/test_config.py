@@ -228,3 +228,11 @@ def test_config_files(tmp_path):
         with pytest.raises(FileFormatError):
             load_config_file(absent)
     assert yaml.safe_load(to_yaml(Config()))["loss"]["terms"] == ["contrastive", "csa", "usa"]
+
+
+@pytest.mark.parametrize("name", ["student.name", "student.init"])
+def test_an_empty_text_is_refused_with_the_length_that_is_legal(name):
+    """An empty path would be the folder at hand."""
+    with pytest.raises(SettingError, match="text of 1 to 4,096 characters") as refused:
+        build_config(parse_settings([f'{name}=""']))
+    assert refused.value.name == name

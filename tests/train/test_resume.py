@@ -94,9 +94,9 @@ def test_killed_at_a_step_a_resumed_run_equals_an_undisturbed_one(
     expected = f"resumed   after epoch {kept // 5}, step {kept % 5} of the next"
     assert (expected in out) == (kept > 0), out
     _assert_same(whole, run_dir)
-    assert "best epoch" in run_ok(
-        "train", "--resume", "--run-dir", run_dir
-    )  # nothing is left to do
+    out = run_ok("train", "--resume", "--run-dir", run_dir)
+    assert "resumed   after epoch 3, its last one: nothing is left to train" in out
+    assert "best epoch" in out
     _assert_same(whole, run_dir)
 
 
@@ -552,5 +552,5 @@ def test_zero_teacher_rows_are_named(tmp_path):
     teachers = ("--image-encoder", "vision", "--image-teacher", "zeros")
     line = run_error("train", *_args(index, tmp_path / "run", *teachers))
     assert "the image teacher's rows" in line
-    assert "are zero or not finite" in line
+    assert "are zero or have no finite length" in line
     assert "train3" in line

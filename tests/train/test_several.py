@@ -194,9 +194,12 @@ def test_two_processes_without_validation_and_with_fewer_pairs_than_they_want(tm
     done = torchrun(*args)
     assert done.returncode == 0, done.stderr
     assert "no validation" in done.stdout
-    assert "steps of 5 in each process" in done.stdout
+    assert "each takes 5 in each process" in done.stdout
     saved = load_saved(tmp_path / "run")
     assert (saved.origin.epoch, saved.origin.step, saved.origin.processes) == (2, 2, 2)
+    few = make_store(tmp_path / "few", sizes={"train": 1})
+    done = torchrun("--embeddings", few, *ADAPTER, "--run-dir", tmp_path / "few-run")
+    assert "train on more pairs, or with fewer processes" in done.stderr
     program, *arguments = shlex.split(resume_command(tmp_path / "run", processes=2))
     assert Path(program).name == "torchrun"
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}

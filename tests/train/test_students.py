@@ -135,7 +135,7 @@ def test_families(tmp_path, family, text, more, limit):
             {"vision_config": {**SIZES, "num_patches": 4, "patch_size": 16}},
             "cannot be used",
         ),
-        ("ViltModel", VISION, "has no image tower"),
+        ("ViltModel", VISION, "is no dual encoder"),
     ],
 )
 def test_families_that_take_other_inputs_are_refused(tmp_path, name, config, message):
@@ -220,5 +220,5 @@ def test_pictures_are_seen_upright_and_over_white(clip, tmp_path):
 def test_vision_towers_are_no_students(tmp_path):
     save_vision(tmp_path / "vit", "ViTModel", "ViTConfig", **VISION)
     save_tokenizer(tmp_path / "vit")
-    with pytest.raises(StudentError, match="has no image tower; use a dual encoder"):
+    with pytest.raises(StudentError, match="is no dual encoder, of images and of texts"):
         _load(tmp_path / "vit")

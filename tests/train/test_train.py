@@ -177,8 +177,10 @@ def test_fewer_pairs_than_a_batch_are_one_step(index, tmp_path):
     }.items():
         more = ("--batch-size", *size, "--set", "train.log_every=1", "--set", "student.dropout=0")
         out = run_ok("train", *_adapter(index, tmp_path / name, *more))
-        assert ("80 pairs can be trained on, fewer than a batch" in out) == (name != "all")
-        assert "3 epochs of 1 steps" in out
+        assert (
+            "80 pairs can be trained on, fewer than a step asks for: each takes all of them" in out
+        ) == (name != "all")
+        assert "3 epochs of 1 step, " in out
         assert "at batch 80" in out
         assert "| batch size | 80 |" in (tmp_path / name / "best" / "README.md").read_text()
         logged[name] = [m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"]
@@ -480,7 +482,7 @@ def test_unusable_students_are_refused(pairs, tmp_path):
     tower = make_tiny_vit(tmp_path / "tower")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tower / name).write_bytes((clip / name).read_bytes())
-    assert "has no image tower; use a dual encoder" in error(tower)
+    assert "is no dual encoder, of images and of texts" in error(tower)
     broken = copytree(clip, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     kept = {k: v for k, v in weights.items() if not k.startswith("text_model")}

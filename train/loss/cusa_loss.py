@@ -197,8 +197,15 @@ class CUSALoss(nn.Module):
             image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
 
         Raises:
-            ValueError: If a term lacks an input, sizes differ, or a teacher row is zero or not finite; names the rows.
+            ValueError: If a term lacks an input, sizes differ, features are no tensors, or a teacher
+                row is zero or has no finite length; names the rows.
         """
+        _refuse_arrays(
+            image_features=image_features,
+            text_features=text_features,
+            uni_image_features=uni_image_features,
+            uni_text_features=uni_text_features,
+        )
         cross = image_features, text_features
         teacher, image_ids, fault = _as_tensors((teacher_image, teacher_text), image_ids, cross[0])
         sides = self._sides(cross, (uni_image_features, uni_text_features), teacher)
@@ -209,7 +216,7 @@ class CUSALoss(nn.Module):
         elif fault:
             raise ValueError(fault)
         with torch.autocast(image_features.device.type, enabled=False):
-            features = _unit(_in_one_dtype(sides), cross=self.normalize)
+            features = _in_one_dtype(_unit(sides, cross=self.normalize))
             rows = slice(0, len(image_features))
             if world is not None:
                 features, rows = features.map(world.gather), world.rows
@@ -258,6 +265,11 @@ class CUSALoss(nn.Module):
         Raises:
             ValueError: As in :meth:`forward`, or if ``similarity`` is not square.
         """
+        _refuse_arrays(
+            similarity=similarity,
+            uni_image_features=uni_image_features,
+            uni_text_features=uni_text_features,
+        )
         if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
             raise ValueError(f"similarity must be [B, B], got {list(similarity.shape)}")
         teacher, image_ids, fault = _as_tensors(
@@ -273,7 +285,7 @@ class CUSALoss(nn.Module):
         if fault := fault or _fault(sides, image_ids, self.config.terms):
             raise ValueError(fault)
         with torch.autocast(similarity.device.type, enabled=False):
-            sides = _unit(_in_one_dtype(sides), cross=False)
+            sides = _in_one_dtype(_unit(sides, cross=False))
             rows, taus = slice(0, len(similarity)), self._taus(None, sides.cross[0].dtype)
             return self._dense(_within(sides, rows), image_ids, taus, rows)
 
@@ -339,6 +351,17 @@ class CUSALoss(nn.Module):
         return self.config.row_weights(logits[0].shape[1])["contrastive"] * (image + text)
 
 
+def _refuse_arrays(**features: object) -> None:
+    """Refuse a student's features that are no tensors: nothing could be learnt from the loss.
+
+    Raises:
+        ValueError: Names them.
+    """
+    for name, value in features.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
 def _as_tensors(
     teacher: tuple[Rows | None, Rows | None], image_ids: Rows | None, like: torch.Tensor
 ) -> tuple[tuple[torch.Tensor | None, torch.Tensor | None], torch.Tensor | None, str]:
@@ -373,10 +396,15 @@ def _in_one_dtype(sides: Sides) -> Sides:
 
 
 def _unit(sides: Sides, cross: bool) -> Sides:
-    """L2-normalised, the cross-modal side if wanted."""
+    """L2-normalised in float32 or wider, the cross-modal side if wanted.
+
+    Each in its own dtype: float32 does not hold the lengths of all float64 rows.
+    """
 
     def unit(pair: Pair) -> Pair:
-        return unit_features(pair[0]), unit_features(pair[1])
+        wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in pair)
+        image, text = (unit_features(x) for x in wide)
+        return image, text
 
     uni, teacher = (None if pair is None else unit(pair) for pair in (sides.uni, sides.teacher))
     return Sides(unit(sides.cross) if cross else sides.cross, uni, teacher)
@@ -418,6 +446,9 @@ def _fault(sides: Sides, image_ids: torch.Tensor | None, terms: tuple[Term, ...]
         return (
             f"features and teacher rows must be matrices of {b} rows like the first, got {wrong[0]}"
         )
+    for name, rows in zip(("teacher_image", "teacher_text"), sides.teacher or (), strict=False):
+        if not rows.is_floating_point():
+            return f"{name} must be of a floating-point type, got {rows.dtype}"
     image_dim, text_dim = (x.shape[1] for x in sides.cross)
     if image_dim != text_dim:
         return f"image_features and text_features must have one dimension, got {image_dim} and {text_dim}"
@@ -431,8 +462,8 @@ def _fault(sides: Sides, image_ids: torch.Tensor | None, terms: tuple[Term, ...]
             if bad := (~good).nonzero().flatten().tolist():
                 shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
                 return (
-                    f"the {modality} teacher's rows {shown} of the batch are zero or not finite ({len(bad)} of {b}); "
-                    "leave these pairs out, or make the rows again"
+                    f"the {modality} teacher's rows {shown} of the batch are zero or have no finite length "
+                    f"({len(bad)} of {b}); leave these pairs out, or make the rows again"
                 )
     return ""
 

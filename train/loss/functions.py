@@ -41,10 +41,14 @@ def fuse_similarities(
 
     Returns:
         Similarities for image-to-text and for text-to-image, ``[n, m]`` each.
+
+    Raises:
+        ValueError: If the two are not of one size.
     """
     check_option("source", source, Source)
     image = _teacher_similarity(image_similarity, text_similarity)
     text = _teacher_similarity(text_similarity, image)
+    _check_size("text_similarity", text, image)
     if source == "each":
         return image, text
     if source == "add":
@@ -78,12 +82,17 @@ def soft_label_loss(
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: If the two are not of one size.
     """
     check_option("divergence", divergence, Divergence)
     check_option("scaling", scaling, Scaling)
+    teacher = _teacher_similarity(teacher_similarity, similarity)
+    _check_size("teacher_similarity", teacher, similarity)
     n, m = similarity.shape
     again = m if divergence == "cross_entropy" and scaling == "paper" else 1
-    return soft_label_sum(similarity, teacher_similarity, tau, tau_soft, divergence) / (n * again)
+    return soft_label_sum(similarity, teacher, tau, tau_soft, divergence) / (n * again)
 
 
 def contrastive_loss(
@@ -102,9 +111,14 @@ def contrastive_loss(
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: If the similarities are not square, or there is not one id for each row.
     """
     check_option("scaling", scaling, Scaling)
     b = len(similarity)
+    if similarity.shape != (b, b):
+        raise ValueError(f"similarity must be [B, B], got {list(similarity.shape)}")
     ids = None if image_ids is None else as_ids(image_ids, similarity.device, "image_ids", (b,))
     loss = F.cross_entropy(similarity / tau, positives(ids, slice(0, b), similarity))
     return loss / (b if scaling == "paper" else 1)
@@ -135,6 +149,14 @@ def _teacher_similarity(similarity: Rows, like: Rows | float) -> torch.Tensor:
     device = like.device if isinstance(like, torch.Tensor) else torch.device("cpu")
     rows = as_rows(similarity, device, "teacher similarities", (None, None))
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _check_size(name: str, matrix: torch.Tensor, other: torch.Tensor) -> None:
+    """Refuse what torch would broadcast: one row for all queries, say."""
+    if matrix.ndim != 2 or matrix.shape != other.shape:
+        raise ValueError(
+            f"{name} must be {list(other.shape)}, as the other, got {list(matrix.shape)}"
+        )
 
 
 def positives(image_ids: torch.Tensor | None, rows: slice, like: torch.Tensor) -> torch.Tensor:

@@ -81,9 +81,9 @@ def model_card(
 
 def _scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
     own = origin.provenance.dataset
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    by_split: dict[tuple[str, str], dict[str, Any]] = {}
     if origin.config.data.val_split is not None:
-        found[own, origin.config.data.val_split] = dict(origin.val)
+        by_split[own, origin.config.data.val_split] = dict(origin.val)
     if metrics is not None:
         tasks = metrics["retrieval"]
         flat = {
@@ -91,12 +91,17 @@ def _scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
             for task in ("i2t", "t2i")
             for recall in ("r1", "r5", "r10")
         }
-        found[metrics.get("dataset", own), metrics["split"]] = {**flat, "rsum": tasks["rsum"]}
-    chosen = {
-        s: {k: v[k] for k in _RECALLS if v.get(k) is not None and math.isfinite(v[k])}
-        for s, v in found.items()
+        by_split[metrics.get("dataset", own), metrics["split"]] = {**flat, "rsum": tasks["rsum"]}
+    return {
+        split: known for split, scores in by_split.items() if (known := _finite_recalls(scores))
     }
-    return {split: values for split, values in chosen.items() if values}
+
+
+def _finite_recalls(scores: Mapping[str, Any]) -> dict[str, float]:
+    values = {name: scores.get(name) for name in _RECALLS}
+    return {
+        name: value for name, value in values.items() if value is not None and math.isfinite(value)
+    }
 
 
 def _metadata(origin: Origin, usage: Usage, scores: _Scores) -> str:

@@ -88,8 +88,12 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
         checkpoint: ``"best"`` or ``"last"``.
 
     Raises:
+        SettingError: If ``checkpoint`` is neither.
         CusaError: If there is none, or it is damaged.
     """
+    if checkpoint not in ("best", "last"):
+        message = f"unknown checkpoint {checkpoint!r}; legal: best, last"
+        raise SettingError(message, name="checkpoint")
     if checkpoint == "best":
         return load_saved(path)
     newest, _ = Checkpoints(path).newest(to_go_on=False)

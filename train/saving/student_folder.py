@@ -142,7 +142,8 @@ def student_folder(path: Path) -> Path:
             path=path,
         )
     kinds = "a run directory of cusa-train, its best/, or a folder of cusa-train export --to hf"
-    raise StudentError(f"{path} holds no student; pass {kinds}", path=path)
+    problem = "holds no student" if path.exists() else "does not exist"
+    raise StudentError(f"{path} {problem}; pass {kinds}", path=path)
 
 
 def load_saved(path: Path) -> SavedStudent:

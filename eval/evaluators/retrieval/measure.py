@@ -62,10 +62,10 @@ def cross_modal_recalls(
 def _rank_cross_modal(
     images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
 ) -> dict[str, Rankings]:
-    caption_image = checked_caption_image(caption_image, len(images), len(texts))
     for rows, modality in ((images, "image"), (texts, "text")):
         check_rows(rows, modality)
         refuse_zeros(rows, modality)
+    caption_image = checked_caption_image(caption_image, len(images), len(texts))
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
     return {
         "i2t": Rankings(i2t, len(texts)),
@@ -131,12 +131,15 @@ def uni_modal_recalls(
     """
     scoring = Scoring(ties)
     embeddings, groups = np.asarray(embeddings), np.asarray(groups)
+    check_rows(embeddings, "query")
     if groups.shape != (len(embeddings),) or (groups.size and groups.dtype.kind not in "iu"):
         raise EmbeddingsError(
             f"groups are {groups.dtype} {list(groups.shape)} for {len(embeddings)} embeddings; "
             "give each an integer",
             name="groups",
         )
+    if groups.dtype.kind == "u":  # numbers that int64 does not hold would become negative
+        groups = np.unique(groups, return_inverse=True)[1]
     return one_way(_rank_within_groups(embeddings, groups.astype(np.int64)), scoring)
 
 

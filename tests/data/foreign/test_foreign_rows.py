@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cusa.data.errors import CusaError, EmbeddingsError, FileFormatError
 from cusa.data.foreign import hdf5 as foreign_h5
-from cusa.data.foreign.rows import read_ids, read_rows
+from cusa.data.foreign.rows import read_ids, read_rows, write_rows
 from cusa.eval.models.embedding_providers import FileSource, align
 
 ROWS = np.array([[1.0, 2.0], [0.0, -3.0], [0.5, 0.25]])
@@ -257,6 +257,24 @@ def test_ids_lie_beside_the_rows(tmp_path, suffix):
     assert found.value.path == path
     (tmp_path / "x.ids.json").write_text(json.dumps(NAMES))
     assert read_rows(path).ids == NAMES
+
+
+def test_ids_of_another_file_of_rows_are_kept(tmp_path):
+    """x.npy and x.safetensors would share x.ids.json: rows of one would get the other's ids in silence."""
+    rows = np.eye(3, dtype=np.float32)
+
+    def export(name, ids):
+        write_rows(tmp_path / name, [rows], rows.shape, rows.dtype, ids, "")
+
+    export("x.npy", ["a", "b", "c"])
+    export("x.safetensors", ["a", "b", "c"])  # the same rows in another form
+    with pytest.raises(EmbeddingsError) as caught:
+        export("x.safetensors", ["d", "e", "f"])
+    assert caught.value.path == tmp_path / "x.ids.json"
+    assert read_rows(tmp_path / "x.npy").ids == ["a", "b", "c"]
+    (tmp_path / "x.safetensors").unlink()
+    export("x.npy", ["d", "e", "f"])  # alone, it is replaced with its ids
+    assert read_rows(tmp_path / "x.npy").ids == ["d", "e", "f"]
 
 
 def test_what_earlier_versions_exported_is_read(tmp_path):

@@ -239,6 +239,24 @@ def test_a_shard_says_what_it_holds(tmp_path):
     ]
 
 
+def test_differing_settings_are_named_one_by_one():
+    mine = settings(
+        "image", 2, transform={"size": 8, "feature": "pooler", "crop": 8, "modules": ["m" * 80]}
+    )
+    theirs = settings(
+        "image", 2, transform={"size": 8, "feature": "mean", "mean": None, "modules": ["n"]}
+    )
+    assert mine.differing(theirs) == [
+        "transform.crop (8 / absent)",
+        "transform.feature ('pooler' / 'mean')",
+        "transform.mean (absent / None)",
+        "transform.modules",
+    ]
+    assert mine.differing(mine) == []
+    others = settings("image", 2, transform={"kernel": "a" * 80}, model_id="another")
+    assert mine.differing(others) == ["model_id ('made-up-image' / 'another')", "transform"]
+
+
 def _damage(index, how):
     shard = sorted(index.parent.glob("store/vision/train-*.h5"))[1]
     if how == "missing":
@@ -387,21 +405,58 @@ WANT = unit_rows(40, 16, 0).astype(np.float16)
         [3, -1, 3],
         [],
         np.array([5, 0]),
+        np.array(5),
         np.arange(40) % 3 == 0,
     ],
     ids=repr,
 )
-def test_rows_are_indexed_as_an_array_is(rows, chosen):
+def test_rows_records_and_texts_are_indexed_as_an_array_is(index, rows, chosen):
     np.testing.assert_array_equal(rows[chosen], WANT[chosen])
     assert rows[chosen].shape == WANT[chosen].shape
+    split, want = EmbeddingStore(index).split("train"), records("train", 40)
+    numbers = np.arange(40)[chosen].tolist()
+    if isinstance(numbers, int):
+        assert (split[chosen], split.image_ids[chosen]) == (want[numbers], want[numbers].image_id)
+    else:
+        assert split[chosen] == [want[number] for number in numbers]
+        assert split.image_ids[chosen] == [want[number].image_id for number in numbers]
 
 
 @pytest.mark.parametrize(
-    "wrong", [40, -41, [0, 40], 1.5, [1.5], "a", (3, 5), [[1]], np.zeros(39, bool), None], ids=repr
+    "wrong",
+    [
+        40,
+        -41,
+        [0, 40],
+        [-41],
+        1.5,
+        [1.5],
+        "a",
+        (3, 5),
+        [[1]],
+        np.zeros(39, bool),
+        None,
+        2**70,
+        np.uint64([2**63]),
+    ],
+    ids=repr,
 )
-def test_other_indexes_of_rows_are_refused(rows, wrong):
+def test_other_indexes_are_refused(index, rows, wrong):
+    split = EmbeddingStore(index).split("train")
+    for indexed in (rows, split, split.image_ids):
+        with pytest.raises(IndexError):
+            indexed[wrong]
+
+
+@pytest.mark.parametrize("wrong", [5, [[0, 1]], [-1], [40], [0.5], [True]], ids=repr)
+def test_other_rows_are_not_gathered(rows, wrong):
     with pytest.raises(IndexError):
-        rows[wrong]
+        rows.gather(wrong)
+
+
+def test_the_index_that_is_out_of_range_is_named(rows):
+    with pytest.raises(IndexError, match=r"\[-40, 40\); got -41$"):
+        rows[[3, -41]]
 
 
 def test_rows_become_an_array(rows):

@@ -31,7 +31,8 @@ def test_the_interval_of_a_share_is_the_binomials():
     assert samples.mean() == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / n / 4000))
     assert samples.std() == pytest.approx(math.sqrt(p * (1 - p) / n), rel=0.05)
     low, high = interval(samples)
-    # The samples' own quantiles vary a little: those of 2.5 % lie within the binomial's of 1.8 and 3.3 %.
+    # The samples' own quantiles vary a little: those of 2.5 % lie within the binomial's of 1.8 and
+    # 3.3 %.
     assert binom.ppf(0.018, n, p) / n <= low <= binom.ppf(0.033, n, p) / n
     assert binom.ppf(0.967, n, p) / n <= high <= binom.ppf(0.982, n, p) / n
 

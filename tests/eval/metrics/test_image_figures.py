@@ -61,7 +61,7 @@ def test_equality_with_pytorch_metric_learning(case, normalize, k):
 
 
 def test_ties_count_as_told():
-    """Of the classes a, a, b, all equal: each a has its positive and a b at the same place, and b has no positive."""
+    """Of the classes a, a, b, all equal: each a ties with its positive and with b, b has none."""
     rows, labels = np.ones((3, 4)), np.array(["a", "a", "b"])
     of = {
         ties: image_retrieval(rows, labels, ties=ties)
@@ -77,7 +77,7 @@ def test_ties_count_as_told():
 
 
 def test_no_query_with_a_positive():
-    """Figures over no query are unknown, and have no interval; R@1 is zero, since every query is a miss."""
+    """Figures over no query are unknown, without an interval; R@1 is zero: all queries miss."""
     rankings = rank_all(*image_search(np.eye(3), np.arange(3)))
     found = image_figures(rankings, Scoring(bootstrap=Bootstrap(20)))
     assert [found[k] for k in ("r1", "r10", "precision_at_1", "r_precision", "map_at_r")] == [

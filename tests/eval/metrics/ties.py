@@ -1,8 +1,8 @@
 """Equal embeddings tie: every ranking function against the rule spelled out, on many shapes with
 copies of rows.
 
-``python -c 'from tests.eval.metrics.ties import check_shapes; check_shapes()'`` runs it under another
-BLAS's settings.
+``python -c 'from tests.eval.metrics.ties import check_shapes; check_shapes()'`` runs it under other
+settings of the BLAS.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cusa.eval.metrics.by_class import image_retrieval
 from cusa.eval.metrics.per_query import rank_all
 from cusa.eval.metrics.ranks import cross_modal_relevance, rank_bounds, two_way_rank_bounds
 
-_CLEAR = 1e-4  # scores that are closer may change places with the rounding; what equals the own one never does
+_CLEAR = 1e-4  # scores that are closer may change places with the rounding; equal ones never do
 
 
 def check_shapes(n_shapes: int = 250) -> None:
@@ -35,7 +35,7 @@ def _with_copies(rng: np.random.Generator, dtype: type, dim: int) -> tuple[np.nd
 def _exact_products(
     queries: np.ndarray, candidates: np.ndarray, which: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """float64 ``[n, m]``: of each two different rows once, so that equal rows have equal products."""
+    """float64 ``[n, m]``: once for two different rows, so that equal rows have equal products."""
     scores = np.empty((len(queries), len(candidates)))
     known: dict[tuple[int, int], float] = {}
     for i, query in enumerate(which[0].tolist()):

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from cusa.data.errors import DataError, ImageError, StudentError, TeacherError
-from cusa.eval.models.any_model import ModelEncoder, load_encoder
+from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.batched import encode_images, encode_texts
+from cusa.eval.models.model_encoder import ModelEncoder
 from cusa.eval.models.student import load_student
 from tests.helpers import make_pairs, make_tiny_sentence, run_ok
 from tests.tiny_models import (
@@ -36,17 +37,18 @@ def home(tmp_path_factory):
 
 
 def _changed(encoder, modality, encode):
-    """The same model with another forward pass on one side."""
-    side = encoder._sides[modality]
-    return ModelEncoder("changed", "hf", [replace(side, encode=encode(side.encode))], "cpu")
+    """The same model with another forward pass of one tower."""
+    tower = encoder._towers[modality]
+    return ModelEncoder("changed", "hf", [replace(tower, encode=encode(tower.encode))], "cpu")
 
 
 def test_a_dual_encoder_without_tokenizer_is_refused(home, tmp_path):
     folder = shutil.copytree(home / "clip", tmp_path / "clip")
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(StudentError, match="has no tokeniser"):
+    with pytest.raises(StudentError) as refused:
         load_encoder(str(folder), "cpu")
+    assert refused.value.name == str(folder)
 
 
 def test_rows_that_are_all_alike_or_change_are_refused(home):
@@ -54,16 +56,15 @@ def test_rows_that_are_all_alike_or_change_are_refused(home):
     constant = _changed(
         encoder, "text", lambda encode: lambda tokens: torch.ones(len(tokens["input_ids"]), 24)
     )
-    with pytest.raises(
-        TeacherError, match="4 different captions of its first batch have only 1"
-    ) as caught:
+    with pytest.raises(TeacherError) as refused:
         constant.text_rows(TEXTS)
-    assert caught.value.name == "changed"
+    assert refused.value.name == "changed"
     noisy = _changed(
         encoder, "image", lambda encode: lambda pixels: encode(pixels) + torch.rand(len(pixels), 24)
     )
-    with pytest.raises(TeacherError, match="a second pass"):
+    with pytest.raises(TeacherError) as refused:
         noisy.image_rows(pictures())
+    assert refused.value.name == "changed"
 
 
 def test_the_item_that_a_model_fails_on_is_named(home):
@@ -84,17 +85,16 @@ def test_the_item_that_a_model_fails_on_is_named(home):
 
         return changed
 
-    side = encoder._sides["text"]
-    word = side.tokenize(["cat"])["input_ids"][0, 1].float()
+    tower = encoder._towers["text"]
+    word = tower.tokenize(["cat"])["input_ids"][0, 1].float()
     broken = _changed(encoder, "text", fail_on(word))
-    with pytest.raises(
-        DataError, match=r"text 'a cat' cannot be encoded .*index out of range"
-    ) as text_error:
+    with pytest.raises(DataError) as text_error:
         encode_texts(broken, ["a dog", "a cat", "picture number 1"])
     assert text_error.value.name == "a cat"
-    pixel = torch.tensor(encoder._sides["image"].preprocess(pictures()[2])[0, 0, 0])
+    assert "index out of range" in str(text_error.value)  # the model's own words
+    pixel = torch.tensor(encoder._towers["image"].preprocess(pictures()[2])[0, 0, 0])
     broken = _changed(encoder, "image", fail_on(pixel))
-    with pytest.raises(ImageError, match="index out of range") as image_error:
+    with pytest.raises(ImageError) as image_error:
         encode_images(broken, paths)
     assert image_error.value.path == paths[2]
 

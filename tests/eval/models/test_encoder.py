@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ import torch
 from PIL import Image
 
 import cusa
-from cusa.data.errors import DataError, ImageError, SettingError
+from cusa.data.errors import (
+    DataError,
+    ImageError,
+    RunError,
+    SettingError,
+    StudentError,
+    TeacherError,
+)
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.assemble import student_sources
 from cusa.train.encode_split import encode_split
@@ -76,13 +84,14 @@ def test_one_or_many_paths_or_pictures(runs, tmp_path, kind):
     )
     deep = student.encode_image([tmp_path / "deep.png", Image.open(tmp_path / "deep.png")])
     np.testing.assert_allclose(deep[1], deep[0], atol=1e-6)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size"):
         student.encode_text(["a"], batch_size=0)
     assert student.encode_text([]).shape == student.encode_image([]).shape == (0, 8)
-    with pytest.raises(ValueError, match="head must be one of cross, uni, got 'both'"):
+    with pytest.raises(ValueError, match="head"):
         student.encode_text("a", head="both")
-    with pytest.raises(cusa.CusaError, match="does not exist"):
+    with pytest.raises(ImageError) as refused:
         student.encode_image("none.jpg")
+    assert refused.value.path == Path("none.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +143,7 @@ def test_a_sequence_is_any_iterable_and_may_hold_anything(student, runs):
     many = student.encode_image((item for item in given), "cross", 2)
     assert_same(many, expected[[0, 0, 0, 1, 1]])
     assert_same(student.encode_image(np.array([str(path)])), expected[:1])
+    assert_same(student.encode_image(np.array(str(path))), expected[0])
     texts = ["picture 1", "number 2", "picture 3"]
     expected = student.encode_text(texts)
     for given in (iter(texts), tuple(texts), np.array(texts), dict.fromkeys(texts)):
@@ -145,48 +155,66 @@ def test_a_sequence_is_any_iterable_and_may_hold_anything(student, runs):
             taken.append(number)
             yield pixels if number < 4 else None
 
-    with pytest.raises(ImageError, match="image 4 is None; pass a path") as refused:
+    with pytest.raises(ImageError) as refused:
         student.encode_image(pictures(), batch_size=2)
     assert refused.value.location == "image 4"
 
 
 @pytest.mark.parametrize(
-    ("image", "why"),
+    "image",
     [
-        (np.zeros((3, 40, 50), np.uint8), r"is an array of shape \[3, 40, 50\]; legal are arrays"),
-        (
-            torch.zeros((40, 50, 3), dtype=torch.uint8),
-            r"is a tensor of shape \[40, 50, 3\]; legal are arrays",
-        ),
-        (np.zeros((2, 40, 50, 2), np.uint8), r"is an array of shape \[2, 40, 50, 2\]"),
-        (np.zeros((0, 50, 3), np.uint8), r"is an array of shape \[0, 50, 3\]"),
-        (np.zeros(7, np.uint8), r"is an array of shape \[7\]"),
-        (np.zeros((40, 50, 3)), r"is an array of float64; pass uint8 values"),
-        (torch.zeros((3, 40, 50)), r"is a tensor of float32; pass uint8 values"),
-        (np.zeros((40, 50), bool), r"is an array of bool; pass uint8"),
+        np.zeros((3, 40, 50), np.uint8),
+        torch.zeros((40, 50, 3), dtype=torch.uint8),
+        np.zeros((2, 40, 50, 2), np.uint8),
+        np.zeros((0, 50, 3), np.uint8),
+        np.zeros(7, np.uint8),
+        np.zeros((40, 50, 3)),
+        torch.zeros((3, 40, 50)),
+        np.zeros((40, 50), bool),
     ],
 )
-def test_other_arrays_are_refused_in_one_line(student, image, why):
-    with pytest.raises(ImageError, match=f"^image 0 {why}") as refused:
-        student.encode_image(image)
-    assert (refused.value.location, "\n" in str(refused.value)) == ("image 0", False)
-    with pytest.raises(ImageError, match=f"^image 1 {why}"):
-        student.encode_image([_pixels(0, 40, 50), image])
+def test_other_arrays_are_refused_in_one_line(student, image):
+    for given, location in ((image, "image 0"), ([_pixels(0, 40, 50), image], "image 1")):
+        with pytest.raises(ImageError) as refused:
+            student.encode_image(given)
+        assert refused.value.location == location
+        assert "\n" not in str(refused.value)
 
 
 def test_what_is_neither_image_nor_text_is_refused(student):
-    for given in (None, 3):
-        with pytest.raises(ImageError, match="images must be paths, pictures, arrays or"):
+    for given in (None, 3, b"\xff\xd8"):
+        with pytest.raises(ImageError) as refused:
             student.encode_image(given)
-        with pytest.raises(DataError, match="texts must be strings, one or many"):
+        assert refused.value.name == "images"
+        with pytest.raises(DataError) as refused:
             student.encode_text(given)
-    with pytest.raises(DataError, match="texts must be strings, one or many; got of type bytes"):
+        assert refused.value.name == "texts"
+    with pytest.raises(DataError) as refused:
         student.encode_text(b"picture")
-    with pytest.raises(DataError, match="text 1 is of type int; pass a string") as refused:
+    assert refused.value.name == "texts"
+    with pytest.raises(DataError) as refused:
         student.encode_text(["picture", 3])
     assert refused.value.location == "text 1"
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        student.encode_image(_pixels(0, 40, 50), batch_size=0)
+    with pytest.raises(DataError) as refused:
+        student.encode_text(["picture", "half a \ud83d"])
+    assert refused.value.location == "text 1"
+    for batch_size in (0, 1.5, "8"):
+        with pytest.raises(ValueError, match="batch_size"):
+            student.encode_image(_pixels(0, 40, 50), batch_size=batch_size)
+
+
+def test_pictures_whose_pixels_cannot_be_had_are_named(student, runs, tmp_path):
+    closed = Image.open(runs / "data" / "003.jpg")
+    closed.close()
+    raw = (runs / "data" / "003.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(raw[:-100])
+    sparse = torch.zeros((3, 40, 50), dtype=torch.uint8).to_sparse()
+    nowhere = torch.zeros((3, 40, 50), dtype=torch.uint8, device="meta")
+    with Image.open(tmp_path / "cut.jpg") as cut:
+        for given in (closed, cut, sparse, nowhere):
+            with pytest.raises(ImageError) as refused:
+                student.encode_image([_pixels(0, 40, 50), given])
+            assert refused.value.location == "image 1"
 
 
 def test_a_student_says_what_it_is(runs):
@@ -204,13 +232,16 @@ def test_the_device_is_a_gpu_if_there_is_one(runs):
     expected = cusa.load_student(runs / "dual", "cpu").encode_image(picture)
     for load in (cusa.load_student, cusa.load_encoder):  # the tests see no GPU
         assert_same(load(runs / "dual").encode_image(picture), expected)
-        for device, why in (
-            ("gpu", "unknown device 'gpu'; legal: cpu"),
-            ("cuda:3", "there is no device 'cuda:3'"),
-        ):
-            with pytest.raises(SettingError, match=why) as refused:
+        for device in ("gpu", "meta", "xla", 1.5, "cuda:3"):
+            with pytest.raises(SettingError) as refused:
                 load(runs / "dual", device)
             assert refused.value.name == "device"
+
+
+def test_an_unknown_checkpoint_is_refused(runs):
+    with pytest.raises(SettingError) as refused:
+        cusa.load_encoder(runs / "dual", checkpoint="newest")
+    assert refused.value.name == "checkpoint"
 
 
 def test_a_moved_student_and_moved_encoders(runs, tmp_path):
@@ -223,23 +254,27 @@ def test_a_moved_student_and_moved_encoders(runs, tmp_path):
     np.testing.assert_array_equal(moved.encode_image(runs / "data" / "001.jpg"), one)
     other = make_tiny_vit(tmp_path / "other", poison=True)
     wrong = cusa.load_student(best, device="cpu", encoders={"image": f"vit={other}"})
-    with pytest.raises(cusa.CusaError, match="has other weights than 'vit'"):
+    with pytest.raises(TeacherError) as refused:
         wrong.encode_image(runs / "data" / "001.jpg")
+    assert refused.value.name == "vit"
 
 
 def test_what_is_no_student(runs, tmp_path):
     from shutil import copytree
 
-    with pytest.raises(cusa.CusaError, match="holds no student; pass a run directory"):
+    with pytest.raises(StudentError) as refused:
         cusa.load_student(tmp_path)
+    assert refused.value.path == tmp_path
     run = copytree(runs / "dual", tmp_path / "run")
     weights = run / "best" / "student.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(cusa.CusaError, match="is damaged"):
+    with pytest.raises(RunError) as refused:
         cusa.load_student(run)
+    assert refused.value.path == weights
     weights.unlink()
-    with pytest.raises(cusa.CusaError, match="holds no best student yet"):
+    with pytest.raises(RunError) as refused:
         cusa.load_student(run)
+    assert refused.value.path == run
 
 
 def test_the_commands_that_use_a_student(runs, tmp_path):

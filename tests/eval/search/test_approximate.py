@@ -56,7 +56,7 @@ def test_two_thousand_rows(kind, settings):
 
 
 def test_the_query_is_not_among_its_hits():
-    """Pairs of copies: the other one is the first hit, for a query that is found before it and for one after."""
+    """Pairs of copies: the other copy is the first hit, be it before the query or after it."""
     rows = np.repeat(unit_rows(40, 8, 0), 2, axis=0)
     pairs = same_group(np.repeat(np.arange(40), 2))
     for kind in ("hnsw", "ivf"):
@@ -94,7 +94,7 @@ def test_tiny_galleries(n, kind):
 
 
 def test_queries_whose_item_is_missing_are_misses():
-    """The second of three images could not be read: its texts have nothing to find, and no text's is another's."""
+    """The second of three images could not be read: its text has nothing to find."""
     images, texts = np.eye(3, dtype=np.float32)[[0, 2]], np.eye(3, dtype=np.float32)
     i2t, t2i = cross_modal_relevance(np.array([0, -1, 1]), 2)
     for kind in ("hnsw", "ivf"):

@@ -1,4 +1,4 @@
-"""Searching folders and lists: hits against a sort of all cosines, what is skipped, refused, replaced, and the page."""
+"""Searching folders and lists: hits against a sort of all cosines, refused inputs, and the page."""
 
 import json
 import os
@@ -15,20 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-import cusa.eval.search.index as made
-from cusa.data.errors import CusaError, RunError
+from cusa.data.errors import CusaError, DataError, EmbeddingsError, RunError
 from cusa.data.image_folder import find_images
 from cusa.eval.models.student import load_student
 from cusa.eval.report.gallery import Item
-from cusa.eval.search.index import (
-    IndexOptions,
-    IndexSummary,
-    Skipped,
-    build_index,
-    latest_index,
-    read_texts,
-)
-from cusa.eval.search.search import Answer, Hit, SearchIndex, answer, write_contact_sheet
+from cusa.eval.search import index as index_module
+from cusa.eval.search import index_folder
+from cusa.eval.search.index import IndexOptions, build_index
+from cusa.eval.search.index_folder import IndexSummary, Skipped, latest_index
+from cusa.eval.search.search import Answer, Hit, answer, write_contact_sheet
+from cusa.eval.search.search_index import SearchIndex
+from cusa.eval.search.sources import read_texts
 from cusa.train.config import build_config
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, save_student
@@ -160,7 +157,7 @@ def test_without_usa_the_cross_head_answers_all(home, plain, readable, tmp_path)
     assert got.head == "cross"
     rows = plain.encode_image(readable, "cross")
     check_answer(got, rows[2], rows, [str(p) for p in readable], 4)
-    with pytest.raises(ValueError, match="no embeddings of the uni head"):
+    with pytest.raises(ValueError, match="uni head"):
         index.search(rows[:1], "uni", 1)
 
 
@@ -197,9 +194,9 @@ def test_several_queries_at_once(student, images, readable):
     for n, query in enumerate(queries):
         assert positions[n].tolist() == sorted_cosines(query, rows)[1][:3].tolist()
     for wrong in (queries[0], queries[:, 1:]):
-        with pytest.raises(ValueError, match=re.escape("queries are [n, 24]")):
+        with pytest.raises(ValueError, match="24"):
             images.search(wrong, "cross", 3)
-    with pytest.raises(ValueError, match="k at least 1"):
+    with pytest.raises(ValueError, match="n_hits"):
         images.search(queries, "cross", 0)
 
 
@@ -261,18 +258,14 @@ def test_what_is_no_source(home, student, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no image")
     (tmp_path / "bad" / "b.jpg").touch()
-    expected = {
-        "empty": "no images in .*empty or below it .*; pass another folder",
-        "nowhere": "nowhere does not exist; pass a folder of images, or a .txt file",
-        "blank.txt": "blank.txt holds no text; write one per line",
-        "latin.txt": "latin.txt is not UTF-8 text; convert it",
-        "rows.csv": "rows.csv is neither a folder of images nor a .txt file",
-        "bad": "none of the 2 items of .*bad can be read; the first: .*a.jpg is not an image",
-    }
-    for name, message in expected.items():
-        with pytest.raises(CusaError, match=message):
+    for name in ("nowhere", "blank.txt", "latin.txt", "rows.csv", "bad"):
+        with pytest.raises(DataError) as refused:
             build_index(student, home / "run", tmp_path / name, tmp_path / "out")
-    with pytest.raises(CusaError, match=r"rows.csv is no folder"):
+        assert refused.value.path == tmp_path / name
+    assert "a.jpg" in str(refused.value)  # the first item that cannot be read
+    with pytest.raises(CusaError):
+        build_index(student, home / "run", tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(CusaError):
         find_images(tmp_path / "rows.csv")
     assert not (tmp_path / "out").exists()
 
@@ -345,7 +338,7 @@ def test_an_image_that_only_the_student_refuses_is_skipped(home, tmp_path):
 def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
     """Whatever the size of a batch; and rows stay with their images."""
     make_images(tmp_path / "in", 9)  # 48 x 36 pixels
-    monkeypatch.setattr(made, "_MOST_PIXELS", 2 * 48 * 36)
+    monkeypatch.setattr(index_module, "_MOST_PIXELS", 2 * 48 * 36)
     asked = []
     spied = SimpleNamespace(
         uni_head="uni",
@@ -364,7 +357,7 @@ def test_few_images_are_held_decoded(home, student, tmp_path, monkeypatch):
 def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp_path, monkeypatch):
     make_images(tmp_path / "in", 40)
     begun, names = set(), set()
-    load = made.load_image
+    load = index_module.load_image
 
     def spy(path):
         begun.add(path)
@@ -372,7 +365,7 @@ def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp
         return load(path)
 
     ahead = []
-    monkeypatch.setattr(made, "load_image", spy)
+    monkeypatch.setattr(index_module, "load_image", spy)
     threads, filters = torch.get_num_threads(), list(warnings.filters)
     torch.set_num_threads(threads + 1)  # other than what the threads set
     build_index(
@@ -390,10 +383,11 @@ def test_images_are_read_ahead_by_threads_but_not_all_of_them(home, student, tmp
     assert warnings.filters == filters
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "pq"}, {"batch_size": 0}, {"workers": 0}])
-def test_options_are_checked(home, student, tmp_path, wrong):
-    with pytest.raises(ValueError, match="kind is flat, hnsw or ivf"):
-        build_index(student, home / "run", home / "images", tmp_path / "i", IndexOptions(**wrong))
+@pytest.mark.parametrize(("name", "value"), [("kind", "pq"), ("batch_size", 0), ("workers", 0)])
+def test_options_are_checked(home, student, tmp_path, name, value):
+    options = IndexOptions(**{name: value})
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        build_index(student, home / "run", home / "images", tmp_path / "i", options)
 
 
 def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
@@ -403,23 +397,23 @@ def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
         return student.image_rows(images)
 
     broken = SimpleNamespace(uni_head="uni", weights_sha256="", image_rows=out_of_memory)
-    with pytest.raises(
-        CusaError, match="not enough GPU memory for batches of 32; use smaller ones"
-    ):
+    with pytest.raises(CusaError) as refused:
         build_index(broken, home / "run", home / "images", tmp_path / "i")
+    assert refused.value.name == "batch_size"
 
     def refused(*_args, **_kwargs):
         raise CusaError("the image encoder has other weights")
 
     broken.image_rows = refused
-    with pytest.raises(CusaError, match=r"^the image encoder has other weights"):
+    with pytest.raises(CusaError, match=r"^the image encoder has other weights$"):
         build_index(broken, home / "run", home / "images", tmp_path / "i")
 
     broken.image_rows = lambda images, batch_size: {
         h: np.full((len(images), 4), np.nan) for h in ("cross", "uni")
     }
-    with pytest.raises(CusaError, match="cross head returns NaN"):
+    with pytest.raises(EmbeddingsError) as refused:
         build_index(broken, home / "run", home / "images", tmp_path / "i")
+    assert refused.value.name == "cross"
     assert not (tmp_path / "i").exists()
 
 
@@ -475,20 +469,20 @@ def test_nothing_else_is_replaced(home, student, tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "cross.faiss").touch()
     (tmp_path / "file").touch()
-    expected = {
-        "mixed": r"no index, or not only one \(it holds thesis.tex\); pass another folder",
-        "foreign": "index.json is damaged, or not an index's",
-        "part": "no index, or not only one",
-        "file": "file is a file; pass another folder for the index",
-    }
     before = _content(tmp_path)
-    for name, message in expected.items():
-        with pytest.raises(
-            CusaError, match=message
-        ):  # before anything is encoded: there is no student
+    for name, refused_file in (
+        ("mixed", ""),
+        ("foreign", "index.json"),
+        ("part", ""),
+        ("file", ""),
+    ):
+        with pytest.raises(RunError) as refused:
+            # Before anything is encoded: there is no student.
             build_index(None, home / "run", home / "images", tmp_path / name)
-    with pytest.raises(CusaError, match=r"no index, or not only one \(it holds 000.jpg"):
+        assert refused.value.path == tmp_path / name / refused_file
+    with pytest.raises(RunError) as refused:
         build_index(student, home / "run", home / "images", home / "images")
+    assert refused.value.path == home / "images"
     assert _content(tmp_path) == before
 
 
@@ -504,15 +498,15 @@ def test_a_failure_leaves_the_old_index(home, student, tmp_path, monkeypatch, wh
     told = fail if where == "encoding" else lambda done, total: None
     expected = KeyboardInterrupt
     if where == "items":
-        monkeypatch.setattr(made.json, "dumps", fail)
+        monkeypatch.setattr(index_folder.json, "dumps", fail)
     elif where == "faiss":
-        write = made.faiss.write_index
+        write = index_folder.faiss.write_index
 
         def full_disk(index, path):
             write(index, path)
             raise RuntimeError("Error: 'ret == size' failed: write error: No space left on device")
 
-        monkeypatch.setattr(made.faiss, "write_index", full_disk)
+        monkeypatch.setattr(index_folder.faiss, "write_index", full_disk)
         expected = CusaError
     elif where == "rename":
         rename = Path.rename
@@ -550,25 +544,24 @@ def test_a_moved_student_is_known_by_its_weights(home, images, tmp_path):
 
 
 def test_another_student_is_refused(home, student, plain, images):
-    with pytest.raises(CusaError) as caught:
+    with pytest.raises(RunError) as refused:
         answer(plain, images, "picture", student_name=str(home / "plain"))
-    for part in (
-        str(home / "run"),
-        str(home / "plain"),
-        str(images.folder),
-        images.summary.weights_sha256[:12],
-    ):
-        assert part in str(caught.value)
+    assert (refused.value.path, refused.value.name) == (images.folder, str(home / "plain"))
+    assert refused.value.location == "weights_sha256"
+    for detail in (str(home / "run"), images.summary.weights_sha256[:12]):
+        assert detail in str(refused.value)
     changed = load_student(home / "run", "cpu")
     with torch.no_grad():
         next(changed.student.parameters()).view(-1)[0] += 1e-3
-    with pytest.raises(CusaError, match="other weights"):
+    with pytest.raises(RunError) as refused:
         answer(changed, images, "picture")
+    assert refused.value.location == "weights_sha256"
 
 
 def test_latest_index(tmp_path):
-    with pytest.raises(CusaError, match=r"no index under .*; build one with cusa-eval index"):
+    with pytest.raises(RunError) as refused:
         latest_index(tmp_path)
+    assert refused.value.path == tmp_path
     for n, name in enumerate(("group/a", "b", "c")):
         card = tmp_path / name / "index" / "index.json"
         card.parent.mkdir(parents=True)
@@ -582,43 +575,40 @@ def test_damage_is_told(home, student, texts, tmp_path):
     def copy(name):
         return Path(shutil.copytree(texts.folder, tmp_path / name))
 
-    with pytest.raises(CusaError, match="nowhere holds no index"):
-        SearchIndex.open(tmp_path / "nowhere")
+    def check_refused(name, file, location):
+        with pytest.raises(RunError) as refused:
+            answer(student, SearchIndex.open(tmp_path / name), "picture")
+        assert (refused.value.path, refused.value.location) == (tmp_path / name / file, location)
+
+    check_refused("nowhere", "", "")
     card = json.loads((texts.folder / "index.json").read_text())
-    for name, content, message in (
-        ("future", json.dumps({**card, "format_version": [2, 0]}), "format version 2, not 1"),
-        ("torn", '{"format": ', "is damaged, or not an index's"),
-        ("list", "[1]", "is damaged, or not an index's"),
-        (
-            "short",
-            '{"format": "cusa-index", "format_version": [1, 0]}',
-            "is damaged, or not an index's",
-        ),
+    for name, content, location in (
+        ("future", json.dumps({**card, "format_version": [2, 0]}), "format_version"),
+        ("torn", '{"format": ', "line 1"),
+        ("list", "[1]", ""),
+        ("short", '{"format": "cusa-index", "format_version": [1, 0]}', "modality"),
     ):
         (copy(name) / "index.json").write_text(content)
-        with pytest.raises(CusaError, match=message):
-            SearchIndex.open(tmp_path / name)
+        check_refused(name, "index.json", location)
     (copy("faiss") / "uni.faiss").write_bytes(b"torn")
-    with pytest.raises(CusaError, match=r"faiss is damaged .*; build it again"):
-        answer(student, SearchIndex.open(tmp_path / "faiss"), "picture")
+    check_refused("faiss", "uni.faiss", "sha256")
+    (copy("missing") / "uni.faiss").unlink()
+    check_refused("missing", "uni.faiss", "")
     shutil.copy(home / "indexes" / "images" / "uni.faiss", copy("rows") / "uni.faiss")
-    with pytest.raises(CusaError, match=r"uni.faiss has another checksum"):
-        answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
+    check_refused("rows", "uni.faiss", "sha256")
+    # As earlier versions wrote it.
     without_sums = {**card, "format_version": [1, 0]}
     del without_sums["sha256"]
-    (tmp_path / "rows" / "index.json").write_text(
-        json.dumps(without_sums)
-    )  # as earlier versions wrote it
-    with pytest.raises(CusaError, match=r"uni.faiss (holds 23 rows|is too short)"):
-        answer(student, SearchIndex.open(tmp_path / "rows"), "picture")
+    (tmp_path / "rows" / "index.json").write_text(json.dumps(without_sums))
+    check_refused("rows", "uni.faiss", "count")
     (copy("old") / "index.json").write_text(json.dumps(without_sums))
     assert answer(student, SearchIndex.open(tmp_path / "old"), "picture", 3).hits
     (copy("kind") / "index.json").write_text(json.dumps({**card, "kind": "hnsw"}))
-    with pytest.raises(CusaError, match=r"not an index of kind hnsw"):
-        answer(student, SearchIndex.open(tmp_path / "kind"), "picture")
+    check_refused("kind", "uni.faiss", "kind")
     (copy("items") / "items.jsonl").write_text('"one"\n')
-    with pytest.raises(CusaError, match=r"items.jsonl has 1 lines of 30"):
-        answer(student, SearchIndex.open(tmp_path / "items"), "picture")
+    check_refused("items", "items.jsonl", "count")
+    (copy("no-items") / "items.jsonl").unlink()
+    check_refused("no-items", "items.jsonl", "count")
 
 
 @pytest.mark.parametrize(
@@ -669,17 +659,15 @@ def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):
 def test_queries_that_are_none(student, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("README").write_text("words")
-    for query, message in (
-        ("holiday/photo.JPG", "the name of an image, but holiday/photo.JPG does not exist"),
-        (
-            "README",
-            "the query is the name of a file, and so should be an image: .*README is not an image",
-        ),
-        ("  ", "the query is empty"),
-        ("?!", "empty once normalised"),
+    for query, name, path in (
+        ("holiday/photo.JPG", "holiday/photo.JPG", None),
+        ("README", "README", Path("README")),
+        ("  ", "  ", None),
+        ("?!", "caption", None),  # nothing is left of it once normalised
     ):
-        with pytest.raises(CusaError, match=message):
+        with pytest.raises(DataError) as refused:
             answer(student, images, query)
+        assert (refused.value.name, refused.value.path) == (name, path)
     assert (
         answer(student, images, "picture " * 2000, 1).query.image_path is None
     )  # too long for a file's name

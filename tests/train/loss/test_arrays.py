@@ -178,3 +178,41 @@ def test_other_arrays_are_refused(change, message):
     given = {"teacher_image": image, "teacher_text": text, "image_ids": IDS} | change
     with pytest.raises(ValueError, match=message):
         CUSALoss()(*_features(), **given)
+
+
+def test_a_students_features_are_tensors_and_teachers_rows_are_floats():
+    features, teachers = _features(), _teachers()
+    arrays = [x.detach().numpy() for x in features]
+    for position, name in enumerate(
+        ("image_features", "text_features", "uni_image_features", "uni_text_features")
+    ):
+        given = [*features[:position], arrays[position], *features[position + 1 :]]
+        with pytest.raises(ValueError, match=f"{name} must be a tensor"):
+            CUSALoss()(*given, *teachers)
+    with pytest.raises(ValueError, match="similarity must be a tensor"):
+        CUSALoss().on_similarities(np.eye(N), *features[2:], *teachers)
+    with pytest.raises(ValueError, match="teacher_text must be of a floating-point type"):
+        CUSALoss()(*features, teachers[0], torch.ones(N, 3, dtype=torch.int64))
+
+
+def test_matrices_of_other_sizes_are_refused_and_not_broadcast():
+    similarity, row = torch.eye(N), np.ones((1, N))
+    for call in (
+        lambda: soft_label_loss(similarity, row, tau=0.1),
+        lambda: soft_label_loss(similarity, torch.ones(N), tau=0.1),
+        lambda: fuse_similarities(similarity, row, "add"),
+        lambda: contrastive_loss(torch.ones(N, N + 1), tau=0.1),
+        lambda: contrastive_loss(torch.ones(N), tau=0.1),
+    ):
+        with pytest.raises(ValueError, match=r"must be \[") as refused:
+            call()
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+@pytest.mark.parametrize("method", ["dense", "tiled"])
+def test_the_size_of_teacher_rows_changes_nothing(size, method):
+    """float32, in which the student's features are, holds neither of them."""
+    expected = CUSALoss(method=method)(*_features(), *_teachers(np.float64)).total
+    teachers = [rows * size for rows in _teachers(np.float64)]
+    torch.testing.assert_close(CUSALoss(method=method)(*_features(), *teachers).total, expected)

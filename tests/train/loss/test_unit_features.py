@@ -39,6 +39,16 @@ def test_float32_features_of_any_length(size):
     torch.testing.assert_close(unit, torch.tensor([[0.6, 0.8], [0.0, -1.0]]), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("value", [3e38, 1e-45])
+def test_lengths_that_float32_does_not_hold(value):
+    """A row of the first is longer than its greatest number; of the second, it is near its least."""
+    features = torch.full((1, 4), value).requires_grad_()
+    unit = unit_features(features)
+    torch.testing.assert_close(unit, torch.full((1, 4), 0.5))
+    unit.sum().backward()
+    assert features.grad.isfinite().all()
+
+
 def test_zeros_stay_zeros_with_a_finite_gradient():
     features = torch.zeros(2, 3, requires_grad=True)
     unit = unit_features(features)

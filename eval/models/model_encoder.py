@@ -1,0 +1,136 @@
+"""A model with one embedding per item as an encoder; it computes as a teacher does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cusa.data.captions import normalizer
+from cusa.data.embeddings import Head, Rows
+from cusa.data.errors import EmbeddingsError
+from cusa.eval.models.devices import one_at_a_time
+from cusa.eval.models.inputs import (
+    ImageLike,
+    batches,
+    checked_texts,
+    opened_images,
+)
+from cusa.precompute.first_batch import FirstBatchCheck
+from cusa.precompute.teachers.base import Teacher, TeacherInputs
+
+_PRECISION = "fp32"
+_CAPTIONS = "none"  # the normaliser: models that are no students get captions as written
+
+
+class ModelEncoder:
+    """A model with one embedding per item, seen as a teacher of each modality that it embeds.
+
+    Args:
+        name: Name for tables.
+        kind: ``"hf"``, ``"sentence-transformers"`` or ``"teacher"``.
+        towers: At least one teacher; those of both modalities embed into one space.
+        device: Device that they are on.
+    """
+
+    heads: tuple[Head, ...] = ("cross",)
+    uni_head: Head = "cross"
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        towers: Sequence[Teacher],
+        device: str,
+    ) -> None:
+        self._towers = {tower.modality: tower for tower in towers}
+        self._device = device
+        self._computing = one_at_a_time(device)
+        self._checks: dict[str, FirstBatchCheck] = {}
+        transforms: dict[str, dict[str, Any]] = {}
+        for modality, tower in self._towers.items():
+            self._checks[modality] = FirstBatchCheck(tower, device, _PRECISION)
+            transforms[modality] = dict(tower.transform)
+
+        self.name = name
+        self.modalities = frozenset(self._towers)
+        # Towers of both modalities are of one model, and agree in what follows.
+        first_tower = towers[0]
+        self.weights_sha256 = first_tower.weights_sha256
+        self.description = {
+            "kind": kind,
+            "source": first_tower.source,
+            "model_id": first_tower.model_id,
+            "normalizer": _CAPTIONS,
+            "dim": first_tower.dim,
+            "transform": transforms,
+        }
+
+    def __repr__(self) -> str:
+        kind = self.description["kind"]
+        dim = self.description["dim"]
+        return f"ModelEncoder({self.name!r}, kind={kind!r}, dim={dim}, device={self._device!r})"
+
+    def image_rows(
+        self,
+        images: Iterable[ImageLike],
+        batch_size: int = 64,
+    ) -> Rows:
+        """Embed images: float32 ``[n, d]``, L2-normalised.
+
+        Raises:
+            CusaError: If it embeds no images, a file cannot be read, or a GPU's memory is too
+                small.
+            ValueError: If ``batch_size`` is below 1.
+        """
+        tower = self._tower("image")
+        rows = [np.zeros((0, tower.dim), np.float32)]
+        for batch in batches(enumerate(images), batch_size):
+            inputs = tower.inputs(opened_images(batch))
+            rows.append(self._encode(tower, inputs, None))
+        return {"cross": np.concatenate(rows)}
+
+    def text_rows(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 256,
+    ) -> Rows:
+        """Embed texts as they are written: float32 ``[n, d]``, L2-normalised.
+
+        Raises:
+            CusaError: If it embeds no texts, one is blank, or a GPU's memory is too small.
+            ValueError: If ``batch_size`` is below 1.
+        """
+        tower = self._tower("text")
+        captions = map(normalizer(_CAPTIONS), checked_texts(texts))
+        rows = [np.zeros((0, tower.dim), np.float32)]
+        # The check of the first batch compares rows of different texts.
+        for batch in batches(captions, batch_size):
+            rows.append(self._encode(tower, tower.inputs(batch), batch))
+        return {"cross": np.concatenate(rows)}
+
+    def _tower(self, modality: str) -> Teacher:
+        if modality not in self._towers:
+            embedded = next(iter(self._towers))
+            raise EmbeddingsError(
+                f"model {self.name!r} embeds no {modality}s, only {embedded}s; pass a model that "
+                "does",
+                name=self.name,
+                location=modality,
+            )
+        return self._towers[modality]
+
+    def _encode(
+        self,
+        tower: Teacher,
+        inputs: TeacherInputs,
+        texts: Sequence[str] | None,
+    ) -> np.ndarray:
+        """Embed a batch; the first one is checked."""
+        # Inputs are prepared outside: threads read images while another one computes.
+        with self._computing:
+            rows = tower.rows(inputs, self._device, _PRECISION)
+            check = self._checks[tower.modality]
+            check(self.name, inputs, rows, texts)
+        return rows

@@ -1,0 +1,74 @@
+"""What an evaluation asks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from cusa.data.embeddings import Head, Rows
+from cusa.eval.models.inputs import ImageLike
+
+
+class Model(Protocol):
+    """A model under evaluation, whatever its embeddings come from."""
+
+    @property
+    def name(self) -> str:
+        """Name for tables: the run's or folder's name, or the model's."""
+        ...
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Heads: ``("cross", "uni")`` of a student, ``("cross",)`` of any other model."""
+        ...
+
+    @property
+    def uni_head(self) -> Head:
+        """Head to use within a modality."""
+        ...
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Modalities that it embeds: ``"image"``, ``"text"``, or both."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """Description for files of results, JSON-compatible.
+
+        It has at least ``kind``, which is ``"run"``, ``"hf"``, ``"sentence-transformers"``,
+        ``"teacher"`` or ``"files"``, and ``source``; of a model that encodes captions also
+        ``normalizer``.
+        """
+        ...
+
+
+class Encoder(Model, Protocol):
+    """A model that embeds images, texts, or both."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """sha256 (hex) of its weights."""
+        ...
+
+    def image_rows(
+        self,
+        images: Iterable[ImageLike],
+        batch_size: int = 64,
+    ) -> Rows:
+        """Embed images: float32 ``[n, d]`` by head, L2-normalised.
+
+        Several threads may call it.
+        """
+        ...
+
+    def text_rows(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 256,
+    ) -> Rows:
+        """Embed texts: float32 ``[n, d]`` by head, L2-normalised.
+
+        One thread may call it at a time, as tokenisers are not safe to share.
+        """
+        ...

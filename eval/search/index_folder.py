@@ -1,0 +1,280 @@
+"""The files of an index: written whole or not at all, and read with suspicion.
+
+An index is a folder. ``index.json`` says what is in it, and whose embeddings they are.
+``items.jsonl`` holds its items, a JSON string per line (absolute image path, or text), in the order
+of the rows. ``cross.faiss`` holds their embeddings from the cross head, for queries of the other
+modality; where the student has a trained uni head, ``uni.faiss`` holds those for their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+from pydantic import TypeAdapter, ValidationError
+
+from cusa.data.embeddings import HEADS, Head
+from cusa.data.errors import (
+    FileFormatError,
+    RunError,
+    first_line,
+)
+from cusa.data.files import atomic_file, file_digest
+from cusa.data.parsing import read_json
+
+Modality = Literal["image", "text"]
+Kind = Literal["flat", "hnsw", "ivf"]
+
+# A later minor version adds fields, which are left out; another major version is refused.
+FORMAT, VERSION = "cusa-index", (1, 1)
+CARD, ITEMS = "index.json", "items.jsonl"
+
+
+def faiss_name(head: Head) -> str:
+    """Return the name of the file that holds the embeddings of a head."""
+    return f"{head}.faiss"
+
+
+_FILES = {CARD, ITEMS, *(faiss_name(head) for head in HEADS)}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An item that is not in the index, and the reason."""
+
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """Summary of an index; kept as ``index.json``.
+
+    Attributes:
+        modality: Modality of the items: ``"image"`` or ``"text"``.
+        kind: ``"flat"``, ``"hnsw"`` or ``"ivf"``.
+        dim: Dimension of the embeddings.
+        count: Number of items in it.
+        uni_head: The head whose embeddings answer queries of the items' own modality.
+        student: Absolute path of the student, a run or a folder.
+        weights_sha256: sha256 (hex) of the student's weights.
+        source: Absolute path of the folder of images, or of the list of texts.
+        skipped: Items that could not be read.
+        blank_lines: Number of empty lines in the list of texts.
+        recall_of_exact: Of an approximate index: percent of the exact ten nearest that it finds,
+            for up to 200 of its items as queries; ``None``: it is exact.
+        sha256: sha256 (hex) of each ``.faiss`` file by its name; indexes of format 1.0 have none.
+    """
+
+    modality: Modality
+    kind: Kind
+    dim: int
+    count: int
+    uni_head: Head
+    student: str
+    weights_sha256: str
+    source: str
+    skipped: tuple[Skipped, ...]
+    blank_lines: int
+    recall_of_exact: float | None = None
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def check_replaceable(out_folder: Path) -> None:
+    """Refuse to replace what is not an index, or not only one.
+
+    Raises:
+        RunError: If something else lies at that path.
+    """
+    if not out_folder.exists():
+        return
+    if not out_folder.is_dir():
+        raise RunError(
+            f"{out_folder} is a file; pass another folder for the index", path=out_folder
+        )
+
+    # An empty folder is nobody's.
+    present = {path.name for path in out_folder.iterdir()}
+    if not present:
+        return
+    if CARD in present:
+        _read_any_version(out_folder)
+    if CARD not in present or not present <= _FILES:
+        foreign = min(present - _FILES, default=CARD)
+        raise RunError(
+            f"{out_folder} is no index, or not only one (it holds {foreign}); pass another folder "
+            "for the index",
+            path=out_folder,
+        )
+
+
+def write_index(
+    out_folder: Path,
+    summary: IndexSummary,
+    items: Sequence[str],
+    indexes: Mapping[Head, Any],
+) -> IndexSummary:
+    """Write an index beside its place, and put it there once it is whole.
+
+    Args:
+        out_folder: Folder of the index; an index that is there is replaced.
+        summary: Its summary, without checksums.
+        items: Image paths or texts, in the order of the rows.
+        indexes: The FAISS index of each head.
+
+    Returns:
+        The summary, with the checksums of its files.
+
+    Raises:
+        RunError: If a file cannot be written, or something else than an index has appeared there.
+    """
+    temporary_folder = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        digests: dict[str, str] = {}
+        for head, index in indexes.items():
+            faiss_path = temporary_folder / faiss_name(head)
+            _write_faiss(faiss_path, index, out_folder)
+            digests[faiss_path.name] = file_digest(faiss_path).hex()
+        summary = dataclasses.replace(summary, sha256=digests)
+
+        _write_items(temporary_folder / ITEMS, items)
+        _write_card(temporary_folder / CARD, summary)
+        # Something else may have appeared there while the items were embedded.
+        check_replaceable(out_folder)
+        _swap_in(temporary_folder, out_folder)
+    finally:
+        shutil.rmtree(temporary_folder, ignore_errors=True)
+    return summary
+
+
+def _write_faiss(
+    file_path: Path,
+    index: Any,
+    out_folder: Path,
+) -> None:
+    with atomic_file(file_path) as temporary:
+        try:
+            faiss.write_index(index, str(temporary))
+        except RuntimeError as error:  # what FAISS raises for any error of the file system
+            raise RunError(
+                f"{out_folder} cannot be written ({first_line(error)})", path=out_folder
+            ) from None
+
+
+def _write_items(file_path: Path, items: Sequence[str]) -> None:
+    with atomic_file(file_path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            for item in items:
+                file.write(json.dumps(item) + "\n")
+
+
+def _write_card(file_path: Path, summary: IndexSummary) -> None:
+    header = {"format": FORMAT, "format_version": list(VERSION)}
+    card = {**header, **dataclasses.asdict(summary)}
+    with atomic_file(file_path) as temporary:
+        temporary.write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _swap_in(
+    new: Path,
+    out_folder: Path,
+) -> None:
+    """Put a new folder in the place of an old one.
+
+    A folder cannot be renamed onto a full one, so there are two renames; killed in between, the old
+    index is ``.NAME.*.old``.
+    """
+    old = None
+    if out_folder.exists():
+        old = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.old")
+        out_folder.rename(old)
+    # Whatever interrupts it, the old index comes back.
+    try:
+        new.rename(out_folder)
+    except BaseException:
+        if old is not None:
+            old.rename(out_folder)
+        raise
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def read_card(folder: Path) -> IndexSummary:
+    """Read the summary of an index.
+
+    Raises:
+        RunError: If there is none, it is damaged, or it is of another version.
+    """
+    # The version first: another one may have other fields.
+    content = _read_any_version(folder)
+    version = content.get("format_version")
+    if not isinstance(version, list) or not version:
+        raise _damaged_card(folder, "format_version")
+    if version[0] != VERSION[0]:
+        raise RunError(
+            f"the index {folder} has format version {version[0]}, not {VERSION[0]}; build it again",
+            path=folder / CARD,
+            location="format_version",
+        )
+
+    # Fields that a later minor version adds are not for us, and are left out_folder.
+    card_bytes = (folder / CARD).read_bytes()
+    try:
+        summary = TypeAdapter(IndexSummary).validate_json(card_bytes, strict=True)
+    except ValidationError as error:
+        field_path = error.errors(include_url=False)[0]["loc"]
+        location = ".".join(str(field) for field in field_path)
+        raise _damaged_card(folder, location) from None
+    if summary.dim < 1 or summary.count < 1:
+        raise _damaged_card(folder, "dim or count")
+    return summary
+
+
+def latest_index(folder: Path) -> Path:
+    """Return the index written last of those in run directories below a folder: ``**/index``.
+
+    Raises:
+        RunError: If there is none.
+    """
+    cards = folder.glob(f"**/index/{CARD}")
+    latest_card = max(cards, key=lambda card: card.stat().st_mtime, default=None)
+    if latest_card is None:
+        raise RunError(
+            f"no index under {folder}/; build one with cusa-eval index, or say where it is",
+            path=folder,
+        )
+    return latest_card.parent
+
+
+def _read_any_version(folder: Path) -> dict[str, Any]:
+    """Read the content of ``index.json``, whatever its version."""
+    if not (folder / CARD).is_file():
+        raise RunError(f"{folder} holds no index; build one with cusa-eval index", path=folder)
+    try:
+        content = read_json(folder / CARD)
+    except FileFormatError as error:
+        raise _damaged_card(folder, error.location) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _damaged_card(folder)
+    return content
+
+
+def _damaged_card(
+    folder: Path,
+    location: str = "",
+) -> RunError:
+    card_path = folder / CARD
+    location_note = f" ({location})" if location else ""
+    return RunError(
+        f"{card_path} is damaged, or not an index's{location_note}; pass another folder, or "
+        "remove it",
+        path=card_path,
+        location=location,
+    )
