@@ -130,32 +130,32 @@ def _suite_rows(
 def _check_alike(suite: str, queries: Sequence[Queries]) -> None:
     """Refuse queries of different data, or of different rules for ties."""
     first = queries[0]
-    for other in queries[1:]:
-        differences = _different_data_sets(suite, first, other)
+    for second in queries[1:]:
+        differences = _different_data_sets(suite, first, second)
         if differences:
             raise CusaError(
-                f"{first.name} and {other.name} were measured on different data ({suite}: "
+                f"{first.name} and {second.name} were measured on different data ({suite}: "
                 f"{', '.join(differences)}); run cusa-eval again for both on the same"
             )
-        if first.ties != other.ties:
+        if first.ties != second.ties:
             raise CusaError(
-                f"{first.name} and {other.name} were measured with ties {first.ties} and "
-                f"{other.ties}; run cusa-eval again with the same --ties"
+                f"{first.name} and {second.name} were measured with ties {first.ties} and "
+                f"{second.ties}; run cusa-eval again with the same --ties"
             )
 
 
-def _different_data_sets(suite: str, first: Queries, other: Queries) -> list[str]:
-    """Name the data sets of the first that the other has differently.
+def _different_data_sets(suite: str, first: Queries, second: Queries) -> list[str]:
+    """Name the data sets of the first that the second has differently.
 
-    One that the other lacks is left out of the comparison, where a suite has several; a suite of
+    One that the second lacks is left out of the comparison, where a suite has several; a suite of
     one data set compares nothing else.
     """
     has_several = bool(EVALUATORS[suite].results_file.data_sets)
     differences = []
     for name, fingerprint in first.sets.items():
-        if name not in other.sets and has_several:
+        if name not in second.sets and has_several:
             continue
-        if other.sets.get(name) != fingerprint:
+        if second.sets.get(name) != fingerprint:
             differences.append(name)
     return differences
 
@@ -182,9 +182,9 @@ def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[FigureKey
             yield FigureKey(data_set, kind_of_head, f"{task} {metric}"), figure
         if task in ("i2t", "t2i") and protocol not in PROTOCOL_METRICS:
             directions.setdefault(data_set, []).append(by_metric)
-    for data_set, both in directions.items():
-        if len(both) == 2 and all(both):
-            yield FigureKey(data_set, "cross", "rsum"), _rsum(both)
+    for data_set, directions_of_set in directions.items():
+        if len(directions_of_set) == 2 and all(directions_of_set):
+            yield FigureKey(data_set, "cross", "rsum"), _rsum(directions_of_set)
 
 
 def _rsum(directions: Sequence[Mapping[str, Figure]]) -> Figure:
@@ -235,13 +235,13 @@ def _resample(
 def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow:
     base = figures[0]
     differences: list[Difference | None] = [None]
-    for other in figures[1:]:
-        samples = other.samples - base.samples
+    for figure in figures[1:]:
+        samples = figure.samples - base.samples
         samples = samples[~np.isnan(samples)]
         low, high = interval(samples) or (None, None)
         differences.append(
             {
-                "difference": other.value - base.value,
+                "difference": figure.value - base.value,
                 "low": low,
                 "high": high,
                 "p_two_sided": two_sided_p(samples) if len(samples) else None,

@@ -97,11 +97,11 @@ def _requested_models(request: EvalRequest, advance: Advance) -> list[EvaluatedM
             return FileSource(*request.embedding_files, name=name)
 
         models.append(EvaluatedModel("", request.compute, advance, read_files, name))
-    names, places = [], []
+    names, folders = [], []
     for model in models:
         names.append(model.name)
-        places.append(model.run_dir or model.results)
-    titles = distinct_names(names, places)
+        folders.append(model.run_dir or model.results)
+    titles = distinct_names(names, folders)
     for model, title in zip(models, titles, strict=True):
         model.title = title
     return models

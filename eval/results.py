@@ -42,10 +42,10 @@ def read_results(folder: Path, suite: str) -> dict[str, Any] | None:
             if fault is None:
                 return content
             location, problem = fault
-    where = f"{location}: {problem}" if location else problem
+    position = f"{location}: {problem}" if location else problem
     raise RunError(
         f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again "
-        f"({where})",
+        f"({position})",
         path=path,
         location=location,
     )
@@ -95,16 +95,16 @@ def keep_results(
         OSError: If they cannot be written.
     """
     file = EVALUATORS[suite].results_file
-    kept = dict(content)
+    merged = dict(content)
     if file.merge is not None:
         earlier, earlier_queries = _earlier(folder, suite, content)
         if earlier is not None and earlier_queries is not None:
-            kept = file.merge(earlier, content)
+            merged = file.merge(earlier, content)
             queries = _joined(earlier_queries, queries)
     save_queries(folder, suite, queries)
-    kept["queries_sha256"] = _digest(queries_file(folder, suite))
-    write_json(folder / file.name, kept)
-    return kept
+    merged["queries_sha256"] = _digest(queries_file(folder, suite))
+    write_json(folder / file.name, merged)
+    return merged
 
 
 def _earlier(
@@ -147,14 +147,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def distinct_names(names: Sequence[str], places: Sequence[Path]) -> list[str]:
-    """Put as much of a model's place before its name as tells equal names apart.
+def distinct_names(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Put as much of a model's folder before its name as tells equal names apart.
 
     Args:
         names: Of models.
-        places: Where these are.
+        folders: Where these are.
     """
-    paths = [place.resolve().parts for place in places]
+    paths = [folder.resolve().parts for folder in folders]
     distinct = []
     for name, path in zip(names, paths, strict=True):
         namesakes = []

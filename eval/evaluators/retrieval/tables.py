@@ -81,10 +81,10 @@ def _fact(contents: Sequence[RetrievalResults]) -> str:
     skipped = first.get("n_images_skipped", 0), first.get("n_captions_skipped", 0)
     if any(skipped):
         counts += f" ({skipped[0]:,} and {skipped[1]:,} were skipped)"
-    fingerprints: list[str] = []
+    fingerprints: list[str | None] = []
     notes: list[str] = []
     for content in contents:
-        fingerprints.append(content["split_fingerprint"])
+        fingerprints.append(content.get("split_fingerprint"))  # the first format has none
         notes += content.get("notes", [])
     return fact(f"{first['dataset']}, split {first['split']}", counts, fingerprints, notes)
 
