@@ -281,8 +281,9 @@ def _image_set(name: str, listing: Listing, notes: list[str]) -> ImageSet:
 
 
 def _labelled(images: Sequence[Listed]) -> LabelledImages:
-    return LabelledImages(
-        paths=tuple(image.path for image in images),
-        labels=np.array([image.label for image in images], np.int64),
-        ids=tuple(image.id for image in images),
-    )
+    paths, labels, ids = [], [], []
+    for image in images:
+        paths.append(image.path)
+        labels.append(image.label)
+        ids.append(image.id)
+    return LabelledImages(tuple(paths), np.array(labels, np.int64), tuple(ids))

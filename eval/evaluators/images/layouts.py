@@ -56,7 +56,9 @@ def read_cub(folder: Path) -> Listing:
         CusaError: If a list is missing or malformed, or an image lies in the folder of another
             class than its label's.
     """
-    images, labels, classes = (read_values_by_id(folder / name) for name in CUB_LISTS)
+    images = read_values_by_id(folder / CUB_LISTS[0])
+    labels = read_values_by_id(folder / CUB_LISTS[1])
+    classes = read_values_by_id(folder / CUB_LISTS[2])
     test_images = []
     for image_number, (line, image_path) in images.items():
         if image_number not in labels:
@@ -90,8 +92,8 @@ def read_cars(folder: Path) -> Listing:
     """
     list_names = [name for name in CARS_LISTS if (folder / name).is_file()]
     # A list of one form may lie beside the images of another: one that has its images goes first.
-    with_images = [name for name in list_names if (folder / CARS_LISTS[name]).is_dir()]
-    list_name = (with_images or list_names)[0]
+    list_names.sort(key=lambda name: not (folder / CARS_LISTS[name]).is_dir())
+    list_name = list_names[0]
     if list_name == "cars_annos.mat":
         images = list(read_mat(folder / list_name, "relative_im_path", folder, ""))
     elif list_name == "anno_test.csv":
@@ -102,8 +104,10 @@ def read_cars(folder: Path) -> Listing:
 
 
 def _read_cars_tables(folder: Path) -> list[Listed]:
-    candidates = (folder / "car_data" / "car_data", folder / "car_data")
-    base = next((path for path in candidates if (path / "test").is_dir()), folder)
+    base = folder
+    for candidate in (folder / "car_data", folder / "car_data" / "car_data"):
+        if (candidate / "test").is_dir():
+            base = candidate
     images: list[Listed] = []
     for half in ("train", "test"):
         images += _read_cars_table(folder / f"anno_{half}.csv", base, half)
@@ -135,7 +139,7 @@ def _read_cars_table(path: Path, base: Path, half: str) -> Iterator[Listed]:
         n_copies.update(names)
 
     for number, (location, line) in enumerate(non_blank_lines(path)):
-        row = [cell.strip() for cell in line.split(",")]
+        row = list(map(str.strip, line.split(",")))
         if number == 0 and row[-1] == "class":
             continue
         if len(row) != 6:

@@ -45,8 +45,10 @@ class Listing:
 
 def first_file(folder: Path, names: Sequence[str]) -> Path:
     """Return the first file that exists, or else the first of all."""
-    paths = [folder / name for name in names]
-    return next((path for path in paths if path.is_file()), paths[0])
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    return folder / names[0]
 
 
 def non_blank_lines(path: Path) -> Iterator[tuple[Place, str]]:

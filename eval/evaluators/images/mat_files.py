@@ -27,7 +27,7 @@ def read_annotations(path: Path, name_field: str) -> list[tuple[str, str]]:
         message = f"{path} does not exist; it belongs to the published data set, put it there"
         raise FileFormatError(message, path=path)
     content, _ = read_in_child(read_here, "MATLAB", path, name_field)
-    return [(name, class_text) for name, class_text in content]
+    return list(map(tuple, content))
 
 
 def read_here(path: str, name_field: str) -> Read:

@@ -13,10 +13,12 @@ from cusa.data.errors import CusaError, SettingError
 from cusa.eval.evaluators.judgements.data import (
     JudgementFile,
     JudgementKind,
+    read_judgements,
+)
+from cusa.eval.evaluators.judgements.matching import (
     SplitJudgements,
     check_is_of_split,
     match_judgements,
-    read_judgements,
 )
 from cusa.eval.evaluators.judgements.measure import (
     labelled_pairs,
@@ -100,7 +102,11 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         except CusaError as error:
             return Absent(f"no human judgements for {model.title}: {error}", error)
         embeddings = split_embeddings(model, split)
-        judged = {file.kind: match_judgements(file, split, embeddings) for file in data.files}
+        judged: dict[JudgementKind, SplitJudgements] = {}
+        facts: dict[JudgementKind, JudgementFacts] = {}
+        for file in data.files:
+            judged[file.kind] = match_judgements(file, split, embeddings)
+            facts[file.kind] = _facts(file, judged[file.kind], embeddings)
         heads: dict[Head, HeadJudgements] = {}
         per_query: dict[str, Rankings | ScoredPairs] = {}
         for head in embeddings.image:
@@ -112,7 +118,6 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
             for key, of_queries in measured.per_query.items():
                 per_query[f"{split.title}/{head}/{key}"] = of_queries
 
-        facts = {file.kind: _facts(file, judged[file.kind], embeddings) for file in data.files}
         content = cast(
             "JudgementResults",
             {
@@ -127,8 +132,10 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
                 "heads": heads,
             },
         )
-        fingerprints = [split.view.fingerprint, *(of["fingerprint"] for of in facts.values())]
-        notes = [note for of_kind in facts.values() for note in of_kind["notes"]]
+        fingerprints, notes = [split.view.fingerprint], []
+        for of_kind in facts.values():
+            fingerprints.append(of_kind["fingerprint"])
+            notes += of_kind["notes"]
         return SuiteResult(content, {split.title: " ".join(fingerprints)}, per_query, tuple(notes))
 
     def tables(self, results: Sequence[NamedResult[JudgementResults]]) -> list[Section]:

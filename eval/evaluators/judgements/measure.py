@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
-from cusa.eval.evaluators.judgements.data import JudgementKind, SplitJudgements
+from cusa.eval.evaluators.judgements.data import JudgementKind
+from cusa.eval.evaluators.judgements.matching import SplitJudgements
 from cusa.eval.evaluators.judgements.results import (
     Agreement,
     HeadJudgements,

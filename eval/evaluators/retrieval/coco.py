@@ -169,12 +169,8 @@ def coco_test(
             raise SettingError(message, name="--pmrp")
         return None
 
-    image_index: dict[str, int] = {}
-    for index, row in enumerate(embeddings.image_rows[items.images].tolist()):
-        image_index[split.image_ids[row]] = index
-    caption_index: dict[str, int] = {}
-    for index, row in enumerate(embeddings.text_rows[items.captions].tolist()):
-        caption_index[split.caption_ids[row]] = index
+    image_index = _index_of_id(split.image_ids, embeddings.image_rows[items.images])
+    caption_index = _index_of_id(split.caption_ids, embeddings.text_rows[items.captions])
     truths: dict[str, dict[Direction, CocoRelevance]] = {}
     for name, files in judgements.files.items():
         truths[name] = {
@@ -182,6 +178,14 @@ def coco_test(
             "t2i": _relevance(files["t2i"], caption_index, image_index),
         }
     return CocoTest(items.images, items.captions, items.caption_image, truths)
+
+
+def _index_of_id(ids: Sequence[str], rows: np.ndarray) -> dict[str, int]:
+    """Map the ids of a split's rows to their places among these."""
+    index_of_id: dict[str, int] = {}
+    for index, row in enumerate(rows.tolist()):
+        index_of_id[ids[row]] = index
+    return index_of_id
 
 
 def rank_coco(
@@ -259,9 +263,9 @@ def _items_by_id(
     position_of_id: dict[str, int] = {}
     for position, row in enumerate(embeddings.text_rows.tolist()):
         position_of_id[split.caption_ids[row]] = position
-    captions = np.array([position_of_id.get(caption_id, -1) for caption_id in test_ids], np.int64)
-    if (captions < 0).any():
+    if not position_of_id.keys() >= set(test_ids):
         return None
+    captions = np.array(list(map(position_of_id.__getitem__, test_ids)), np.int64)
     image_of_caption = embeddings.caption_image[captions]
     if (image_of_caption < 0).any():
         return None
@@ -354,7 +358,7 @@ def _relevance(
         rows.append(np.array(positions, np.int64))
         n_relevant.append(len(different_ids))
     indptr, indices = csr(rows)
-    queries = [query_index[query] for query in file.relevant_ids]
+    queries = list(map(query_index.__getitem__, file.relevant_ids))
     return CocoRelevance(
         np.array(queries, np.int64), indptr, indices, np.array(n_relevant, np.int64)
     )

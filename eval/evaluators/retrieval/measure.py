@@ -190,10 +190,7 @@ def evaluate(
         heads[head] = _head_figures(rankings, scoring)
         if test is not None:
             protocols = rank_coco(embeddings.image[head], embeddings.text[head], test)
-            heads[head]["protocols"] = {
-                name: _protocol_figures(name, both_ways, scoring)
-                for name, both_ways in protocols.items()
-            }
+            heads[head]["protocols"] = _figures_of_protocols(protocols, scoring)
             rankings |= protocols
         for protocol, by_task in rankings.items():
             for task, ranked in by_task.items():
@@ -250,21 +247,25 @@ def rank_relevance(relevance: Relevance, embeddings: SplitEmbeddings, head: Head
     return replace(ranked, clusters=clusters).answerable()
 
 
-def _protocol_figures(
-    name: str, rankings: Mapping[str, Rankings], scoring: Scoring
-) -> BothWaysFigures:
-    figures = two_ways(rankings, scoring)
-    if name == "coco_1k":
-        figures["folds"] = FOLDS
-    elif name in PROTOCOL_METRICS:
-        kept = PROTOCOL_METRICS[name]
-        figures = {task: _only(figures[task], kept) for task in rankings}
-    return cast("BothWaysFigures", figures)
+def _figures_of_protocols(
+    protocols: Mapping[str, Mapping[str, Rankings]], scoring: Scoring
+) -> dict[str, BothWaysFigures]:
+    by_protocol: dict[str, BothWaysFigures] = {}
+    for name, rankings in protocols.items():
+        figures = two_ways(rankings, scoring)
+        if name == "coco_1k":
+            figures["folds"] = FOLDS
+        elif name in PROTOCOL_METRICS:
+            own_metrics = PROTOCOL_METRICS[name]
+            figures = {task: _selected(figures[task], own_metrics) for task in rankings}
+        by_protocol[name] = cast("BothWaysFigures", figures)
+    return by_protocol
 
 
-def _only(figures: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
-    """Keep some of the metrics of a direction, with their intervals and the counts."""
-    kept = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
+def _selected(figures: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Select some of the metrics of a direction, with their intervals and the counts."""
+    selected = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
     if "ci" in figures:
-        kept["ci"] = {key: bounds for key, bounds in figures["ci"].items() if key in metrics}
-    return kept
+        intervals = figures["ci"].items()
+        selected["ci"] = {key: bounds for key, bounds in intervals if key in metrics}
+    return selected

@@ -297,9 +297,7 @@ def parse_score(text: str, path: Path, number: int) -> float:
 
 
 def _pairs(rows: Sequence[_PairRow], name: str) -> Pairs:
-    return Pairs(
-        first=tuple(row.first for row in rows),
-        second=tuple(row.second for row in rows),
-        gold=np.array([row.score for row in rows], np.float64),
-        name=name,
-    )
+    if not rows:
+        return Pairs((), (), np.zeros(0), name)
+    first, second, scores = zip(*rows, strict=True)
+    return Pairs(first, second, np.array(scores, np.float64), name)

@@ -13,7 +13,7 @@ from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.evaluators.sts.results import StsScores, SubsetMeans
 from cusa.eval.evaluators.sts.tasks import Pairs, StsTask
-from cusa.eval.metrics.correlation import Correlations, correlations
+from cusa.eval.metrics.correlation import Correlations, ScoredPairs, correlations
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,14 @@ class StsResult:
 
     Attributes:
         scores: Correlations, times 100 (docs/METRICS.md).
-        cosines: float64 ``[pairs]`` of each subset.
-        gold: float64 ``[pairs]`` of each subset, in the task's own scale.
-        headline_subsets: Names of the subsets that the headline is computed over, concatenated.
+        pairs: Cosines and human scores of each subset.
+        headline_pairs: Those that the headline is computed over; ``None`` where its subset is
+            missing.
     """
 
     scores: StsScores
-    cosines: Mapping[str, np.ndarray]
-    gold: Mapping[str, np.ndarray]
-    headline_subsets: tuple[str, ...]
+    pairs: Mapping[str, ScoredPairs]
+    headline_pairs: ScoredPairs | None
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -91,28 +90,35 @@ def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> S
     """
     rows = np.asarray(rows)
     row_of_sentence = _row_of_sentence(task, sentences, rows)
-    cosines: dict[str, np.ndarray] = {}
+    pairs: dict[str, ScoredPairs] = {}
     subsets: dict[str, Correlations] = {}
     for subset in task.subsets:
         with _named_in_errors(f"{task.name} {subset.name}"):
-            cosines[subset.name] = _subset_cosines(subset, row_of_sentence, rows)
-            subsets[subset.name] = correlations(cosines[subset.name], subset.gold)
-    gold = {subset.name: subset.gold for subset in task.subsets}
+            cosines = _subset_cosines(subset, row_of_sentence, rows)
+            pairs[subset.name] = ScoredPairs(cosines, subset.gold)
+            subsets[subset.name] = correlations(cosines, subset.gold)
+    all_pairs = _concatenated(list(pairs.values()))
     with _named_in_errors(task.name):
-        all_pairs = correlations(
-            np.concatenate(list(cosines.values())), np.concatenate(list(gold.values()))
-        )
-    headline, rule = _headline(task, all_pairs, subsets)
+        over_all = correlations(all_pairs.similarities, all_pairs.human_scores)
+    headline, rule = _headline(task, over_all, subsets)
     scores: StsScores = {
         "headline": headline,
         "headline_rule": rule,
-        "spearman": _means("spearman", all_pairs, subsets),
-        "pearson": _means("pearson", all_pairs, subsets),
+        "spearman": _means("spearman", over_all, subsets),
+        "pearson": _means("pearson", over_all, subsets),
         "subsets": subsets,
-        "pairs": all_pairs["pairs"],
+        "pairs": over_all["pairs"],
     }
-    headline_subsets = tuple(name for name in gold if task.headline in ("all", name))
-    return StsResult(scores, cosines, gold, headline_subsets)
+    headline_pairs = all_pairs if task.headline == "all" else pairs.get(task.headline)
+    return StsResult(scores, pairs, headline_pairs)
+
+
+def _concatenated(subsets: Sequence[ScoredPairs]) -> ScoredPairs:
+    similarities, human_scores = [], []
+    for pairs in subsets:
+        similarities.append(pairs.similarities)
+        human_scores.append(pairs.human_scores)
+    return ScoredPairs(np.concatenate(similarities), np.concatenate(human_scores))
 
 
 def _row_of_sentence(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> dict[str, int]:
@@ -123,7 +129,7 @@ def _row_of_sentence(task: StsTask, sentences: Sequence[str], rows: np.ndarray) 
             "sentences; give [sentences, dim]",
             name=task.name,
         )
-    row_of_sentence = {sentence: row for row, sentence in enumerate(sentences)}
+    row_of_sentence = dict(zip(sentences, range(len(sentences)), strict=True))
     missing = [sentence for sentence in task.sentences if sentence not in row_of_sentence]
     if missing or len(row_of_sentence) != len(sentences):
         problem = "one is there twice"
@@ -139,17 +145,17 @@ def _row_of_sentence(task: StsTask, sentences: Sequence[str], rows: np.ndarray) 
 def _subset_cosines(
     subset: Pairs, row_of_sentence: Mapping[str, int], rows: np.ndarray
 ) -> np.ndarray:
-    first = rows[[row_of_sentence[sentence] for sentence in subset.first]]
-    second = rows[[row_of_sentence[sentence] for sentence in subset.second]]
-    return cosine(first, second)
+    first = list(map(row_of_sentence.__getitem__, subset.first))
+    second = list(map(row_of_sentence.__getitem__, subset.second))
+    return cosine(rows[first], rows[second])
 
 
 def _headline(
-    task: StsTask, all_pairs: Correlations, subsets: Mapping[str, Correlations]
+    task: StsTask, over_all: Correlations, subsets: Mapping[str, Correlations]
 ) -> tuple[float | None, str]:
     """Choose the published figure, and say how it is computed."""
     if task.headline == "all":
-        return all_pairs["spearman"], "Spearman over all subsets, concatenated"
+        return over_all["spearman"], "Spearman over all subsets, concatenated"
     if task.headline not in subsets:  # only where the caller allowed a partial task
         return None, f"Spearman on {task.headline}, which is missing"
     return subsets[task.headline]["spearman"], f"Spearman on {task.headline}"
@@ -157,13 +163,15 @@ def _headline(
 
 def _means(
     kind: Literal["spearman", "pearson"],
-    all_pairs: Correlations,
+    over_all: Correlations,
     subsets: Mapping[str, Correlations],
 ) -> SubsetMeans:
-    values = [subset[kind] for subset in subsets.values()]
-    n_pairs = [subset["pairs"] for subset in subsets.values()]
+    values, n_pairs = [], []
+    for subset in subsets.values():
+        values.append(subset[kind])
+        n_pairs.append(subset["pairs"])
     return {
-        "all": all_pairs[kind],
+        "all": over_all[kind],
         "mean": float(np.mean(values)),
         "wmean": float(np.average(values, weights=n_pairs)),
     }
