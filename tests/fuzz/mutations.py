@@ -10,12 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickletools
 import random
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import yaml
 
 Mutator = Callable[[bytes, random.Random], bytes]
@@ -112,8 +117,8 @@ def on_path(mutate: Callable[[Path, random.Random], None]) -> Mutator:
     """A mutator of bytes from a function that changes a file in place, as libraries such as HDF5 need."""
 
     def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
-        with tempfile.NamedTemporaryFile() as file:
-            path = Path(file.name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "file"
             path.write_bytes(content)
             mutate(path, rng)
             return path.read_bytes()
@@ -141,7 +146,8 @@ _ODD_JSON: tuple[Raw, ...] = tuple(
         Raw,
         (
             "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "-" + "9" * 5000, "0." + "1" * 5000,
-            "1e-999999", "[" * 2000, "[" * 100_000, "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}',
+            "1e-999999", "[" * 2000, "[" * 100_000, "[" * 2000 + "]" * 2000,
+            '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}',
             "-", "01", "1.", "nul", "'x'", '"\\x"', '"\\ud800"', '"\\ud83d\\ude00"', '"a', '"\t"', "[1,]", "{1:2}",
             "/**/1",
         ),
@@ -153,7 +159,8 @@ _ODD_YAML: tuple[Raw, ...] = tuple(
         (
             ".nan", ".inf", "-.inf", "1e999", "9" * 5000, "1:_", "0x", "0b", "0o", "1_000", "190:20:30", "!!bool foo",
             "!!int x", "!!float x", "!!null x", "!!timestamp x", "2001-13-45", "2001-01-01", "!!binary '%'",
-            "!!set {a}", "!!omap [a]", "!!pairs [a]", "!!str", "!!python/object/apply:os.getpid []", "!x y", "*nowhere", "&a [*a]",
+            "!!set {a}", "!!omap [a]", "!!pairs [a]", "!!str", "!!python/object/apply:os.getpid []", "!x y",
+            "*nowhere", "&a [*a]",
             "[&a [1, 1], &b [*a, *a], &c [*b, *b], &d [*c, *c], *d, *d]", "[" * 2000, "[" * 400 + "]" * 400, "{<<: 3}",
             "{<<: [1]}", "{[1]: 2}", "{a: 1, a: 2}", "@", "`", "%", "'a", '"\\ud800"', '"\\q"', "\t", "? a", "- a",
             "|", ">", "~", "yes", "1e5", "=", "<<",
@@ -326,3 +333,296 @@ def _mutate_rows(rows: list[list[str]], rng: random.Random) -> None:
         row[column] = _mutated_text(row[column], rng)
     else:
         row[column] = rng.choice(_ODD_CELLS)
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+_ODD_DTYPES = (
+    "'|O'", "'<f2'", "'<f4'", "'>f4'", "'<f8'", "'<i8'", "'|b1'", "'|u1'", "'<c16'", "'<U9'", "'|S3'", "'|S0'", "'<U0'",
+    "'|V8'", "'<M8[s]'", "'<f128'", "'x'", "''", "[('a', '<f4')]", "('<f4', (3,))", "None", "1", "'<U999999999'", "{}",
+)  # fmt: skip
+_ODD_SHAPES = (
+    "()", "(0,)", "(1,)", "(2, 2)", "(-1,)", "(-2, -3)", "(10**12,)", "(1000000000000,)", "(9223372036854775807, 2)",
+    "(18446744073709551616,)", "(0, 9223372036854775807)", "(2.5,)", "(True,)", "('x',)",
+    "7", "None", "[4, 3]", "(3, 4)",
+    "(1,) * 99", "(" + "1, " * 40 + ")", "(" + "9" * 5000 + ",)",
+)  # fmt: skip
+_ODD_HEADERS = (
+    "", "{", "{}", "[]", "None", "1", "'x'", "{'descr': '<f4'}", "{1: 2}", "(" * 300,
+    "-" * 5000 + "1", "__import__('os')",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'x': 1}", "\0", "é", "x" * 70_000,
+)  # fmt: skip
+
+
+def mutate_npy(content: bytes, rng: random.Random) -> bytes:
+    """Change what the header of a .npy file says: its dtype, shape, order, length or version."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return rng.choice(BYTE_MUTATORS)(content, rng)
+    values = content[stream.tell() :]
+    fields = {"descr": repr(dtype.str), "fortran_order": str(is_fortran), "shape": repr(shape)}
+    change = rng.randrange(6)
+    if change < 2:
+        fields["descr"] = rng.choice(_ODD_DTYPES)
+    elif change < 4:
+        fields["shape"] = rng.choice(_ODD_SHAPES)
+    else:
+        fields["fortran_order"] = rng.choice(("True", "None", "1", "'x'"))
+    if change == 5 and rng.random() < 0.5:
+        del fields[rng.choice(list(fields))]
+    header = "{" + "".join(f"'{name}': {value}, " for name, value in fields.items()) + "}"
+    if rng.random() < 0.1:
+        header = rng.choice(_ODD_HEADERS)
+    if rng.random() < 0.1:
+        version = rng.choice(((1, 0), (2, 0), (3, 0), (0, 0), (255, 255)))
+    size_bytes = 2 if version[0] <= 1 else 4
+    encoded = header.encode("utf-8") + b"\n"
+    size = rng.choice((len(encoded),) * 9 + (2**16 - 1,)) % 256**size_bytes
+    return b"\x93NUMPY" + bytes(version) + size.to_bytes(size_bytes, "little") + encoded + values
+
+
+def mutate_zip(mutate_member: Mutator) -> Mutator:
+    """A mutator of a zip archive, such as a .npz file: a member is changed, renamed, repeated, removed or inflated."""
+
+    def mutate_archive(content: bytes, rng: random.Random) -> bytes:
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                members = [(name, archive.read(name)) for name in archive.namelist()]
+        except Exception:  # zipfile raises a dozen things
+            members = []
+        if not members:
+            return rng.choice(BYTE_MUTATORS)(content, rng)
+        number = rng.randrange(len(members))
+        name, member = members[number]
+        change = rng.randrange(9)
+        if change == 0:
+            del members[number]
+        elif change == 1:
+            members.append(members[number])
+        elif change == 2:
+            odd_names = ("", "x", "../x.npy", "/x.npy", "a" * 60_000, "é.npy", "a\nb.npy", name.upper(), name + "/")
+            members[number] = (rng.choice(odd_names), member)
+        elif change == 3:
+            members[number] = (name, member + b"\0" * rng.choice((1, 1000, 4_000_000)))
+        else:
+            members[number] = (name, mutate_member(member, rng))
+        method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+        return _zipped(members, method)
+
+    return mutate_archive
+
+
+def _zipped(members: list[tuple[str, bytes]], method: int) -> bytes:
+    out = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", method) as archive:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, member in members:
+            archive.writestr(zipfile.ZipInfo(name), member, method)
+    return out.getvalue()
+
+
+def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
+    """Change what the header of a safetensors file says: a name, dtype, shape, offset, or its own length."""
+    size = int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8 : 8 + size])
+    except (ValueError, RecursionError, OverflowError, MemoryError):
+        return rng.choice(BYTE_MUTATORS)(content, rng)
+    values = content[8 + size :]
+    tensors = [name for name in header if isinstance(header[name], dict)] if isinstance(header, dict) else []
+    change = rng.randrange(6)
+    if change == 0 and tensors:
+        header[rng.choice(tensors)]["dtype"] = rng.choice(
+            ("F64", "F16", "BF16", "I8", "I64", "BOOL", "F8_E4M3", "x", "", 1)
+        )
+    elif change == 1 and tensors:
+        odd_shapes = ([], [0], [1], [-1], [2**40], [2**63, 2], [1] * 70, [1.5], ["x"], None, [2, 2])
+        header[rng.choice(tensors)]["shape"] = rng.choice(odd_shapes)
+    elif change == 2 and tensors:
+        odd_offsets = ([0, 0], [0, 4], [4, 0], [-4, 4], [0, 2**40], [2**63, 2**64], [0], [], None, [0, len(values) + 4])
+        header[rng.choice(tensors)]["data_offsets"] = rng.choice(odd_offsets)
+    else:
+        header = _mutate_tree(header, rng, _ODD_JSON)
+    encoded = _dump_json(header)
+    size = rng.choice((len(encoded),) * 9 + (len(encoded) + 1, len(content), 2**40, 2**63)) % 2**64
+    return size.to_bytes(8, "little") + encoded + values
+
+
+# --- HDF5 ----------------------------------------------------------------------------------------
+
+_ODD_ATTRIBUTES: tuple[Any, ...] = (
+    0, 1, -1, 2**63 - 1, 1.5, float("nan"), True, "", "x", "é", "a\nb", "x" * 30_000,
+    b"x", b"\xff\xfe", np.bytes_(b"\xff"),
+    [], [1, 2], [2, 1, 0], ["a", "b"], np.zeros((0,)), np.zeros((3, 3)), np.array([b"x"]), np.uint8(3), np.float16(1),
+    np.array((1, 2.0), [("a", "i4"), ("b", "f8")]), h5py.Empty("f4"), h5py.Empty(h5py.string_dtype()),
+    '{"a": 1}', "[" * 3000, "9" * 5000, "/", "../x", "/etc", "null",
+)  # fmt: skip
+_ODD_ELEMENTS = (0, 1, -1, 2, 255, 2**31, 2**62, -(2**63), 2**63 - 1, 0.5, float("nan"), float("inf"), 1e300)
+
+
+def _mutate_hdf5_file(path: Path, rng: random.Random) -> None:
+    with h5py.File(path, "r+", locking=False) as file:
+        items: list[str] = []
+        file.visit(items.append)
+        name = rng.choice(items) if items else ""
+        change = rng.randrange(10)
+        if change < 3 or not name:
+            _mutate_attribute(file[rng.choice(("/", *items))], rng)
+        elif change == 3:
+            del file[name]
+        elif change == 4:
+            other = rng.choice((rng.choice(items), "new", name + "/new", name + "é", name.upper()))
+            content = file[rng.choice(items)]
+            if other not in file:
+                file[other] = content
+        elif change == 5:
+            del file[name]
+            _link(file, name, rng)
+        elif change < 8 and isinstance(file[name], h5py.Dataset):
+            _mutate_elements(file[name], rng)
+        else:
+            _replace_item(file, name, rng)
+
+
+def _mutate_attribute(item: Any, rng: random.Random) -> None:
+    """Set, remove or rename an attribute, or add one."""
+    name = rng.choice((*item.attrs, "new"))
+    change = rng.randrange(6)
+    if change == 0 and name in item.attrs:
+        del item.attrs[name]
+    elif change == 1 and name in item.attrs:
+        item.attrs[name + "x"] = item.attrs[name]
+        del item.attrs[name]
+    else:
+        value = rng.choice(_ODD_ATTRIBUTES)
+        old = item.attrs.get(name)
+        if isinstance(old, str) and rng.random() < 0.5:
+            text = (
+                mutate_json(old.encode(), rng)
+                if old[:1] in "{["
+                else _mutated_text(old, rng).encode("utf-8", "replace")
+            )
+            value = text.replace(b"\0", b"").decode("utf-8", "replace")
+        item.attrs[name] = value
+
+
+def _link(file: h5py.File, name: str, rng: random.Random) -> None:
+    file[name] = rng.choice(
+        (
+            h5py.SoftLink("/"),
+            h5py.SoftLink(f"/{name}"),
+            h5py.SoftLink("/nowhere"),
+            h5py.ExternalLink("/etc/hostname", "/"),
+            file["/"],
+            np.dtype("f4"),
+        )
+    )
+
+
+def _mutate_elements(dataset: h5py.Dataset, rng: random.Random) -> None:
+    """Change one value of a dataset, or exchange two."""
+    if not dataset.size or dataset.dtype.kind not in "iufb" or dataset.compression or not dataset.shape:
+        return
+    place, other = (tuple(rng.randrange(length) for length in dataset.shape) for _ in range(2))
+    if rng.random() < 0.3:
+        dataset[place], dataset[other] = dataset[other], dataset[place]
+        return
+    value = rng.choice((*_ODD_ELEMENTS, float(dataset[place]) + 1, float(dataset[place]) - 1))
+    if dataset.dtype.kind == "f":
+        dataset[place] = value
+    elif value == value and abs(value) != float("inf"):
+        limits = np.iinfo(dataset.dtype) if dataset.dtype.kind in "iu" else np.iinfo("u1")
+        dataset[place] = min(max(int(value), limits.min), limits.max)
+
+
+def _replace_item(file: h5py.File, name: str, rng: random.Random) -> None:
+    """Put another dataset or a group in the place of an item."""
+    item = file[name]
+    values = item[()] if isinstance(item, h5py.Dataset) else np.arange(3)
+    is_plain = isinstance(values, np.ndarray) and values.dtype.kind in "iufb" and values.ndim > 0
+    del file[name]
+    change = rng.randrange(14)
+    if change == 0:
+        file.create_group(name)
+    elif change == 1:
+        file[name] = rng.choice(("text", b"bytes", 3, 1.5, np.zeros(0), h5py.Empty("f4")))
+    elif change == 2:
+        file.create_dataset(name, data=["a", "bb"], dtype=h5py.string_dtype())
+    elif change == 3:
+        file.create_dataset(name, shape=(2**40,), dtype="f4", chunks=(1024,))
+    elif change == 4:
+        file.create_dataset(name, shape=(10**6, 10**5), dtype="f4", chunks=(100, 100), compression="gzip")
+    elif change == 5:
+        file.create_dataset(name, data=np.zeros(3, [("a", "i4"), ("b", "f8")]))
+    elif change == 6:
+        layout = h5py.VirtualLayout((4,), "f4")
+        layout[:] = h5py.VirtualSource("/nowhere.h5", "x", (4,))
+        file.create_virtual_dataset(name, layout)
+    elif not is_plain:
+        file[name] = np.arange(rng.randrange(9)).astype(rng.choice(("i4", "i8", "f4", "u1")))
+    elif change == 7:
+        file.create_dataset(name, data=values, chunks=True, compression=rng.choice((None, "gzip", "lzf")))
+    elif change == 8:
+        file.create_dataset(
+            name, data=values.astype(rng.choice(("i1", "i4", ">i8", "f2", "f4", "f8", "u1", "u8", "c8")))
+        )
+    elif change == 9:
+        file.create_dataset(name, data=values[: rng.randint(0, len(values))])
+    elif change == 10:
+        file.create_dataset(name, data=np.concatenate([values, values]))
+    elif change == 11:
+        file.create_dataset(name, data=rng.choice((values[None], values.reshape(-1), values[..., None], values[0])))
+    elif change == 12:
+        file.create_dataset(name, data=values[::-1])
+    else:
+        outside = [("/etc/passwd", 0, values.nbytes)]
+        file.create_dataset(name, shape=values.shape, dtype=values.dtype, external=outside)
+
+
+def mutate_hdf5(content: bytes, rng: random.Random) -> bytes:
+    """Change one attribute, dataset, group or link of an HDF5 file; the file stays one that HDF5 can read."""
+    try:
+        return _mutate_hdf5(content, rng)
+    except Exception:  # h5py raises a dozen things on a file that another mutation has damaged
+        return rng.choice(BYTE_MUTATORS)(content, rng)
+
+
+_mutate_hdf5 = on_path(_mutate_hdf5_file)
+
+# --- pickles -------------------------------------------------------------------------------------
+
+_ODD_OPCODES = (
+    b".", b"(", b"0", b"1", b"2", b"N", b"\x88", b"\x89", b"]", b"}", b")", b"\x8f",
+    b"R", b"b", b"s", b"u", b"a", b"e", b"t",
+    b"\x85", b"\x86", b"\x87", b"\x81", b"\x92", b"\x93", b"\x94", b"Q", b"Pnowhere\n", b"J\xff\xff\xff\x7f", b"h\x00",
+    b"j\xff\xff\xff\xff", b"r\xff\xff\xff\x7f", b"cos\nsystem\n", b"cnumpy\nndarray\n", b"cbuiltins\neval\n",
+    b"X\xff\xff\xff\xff", b"X\x01\x00\x00\x00x", b"B\xff\xff\xff\x7f", b"\x8a\xff",
+    b"\x8b\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8,
+    b"\x95" + b"\xff" * 8, b"\x80\x05", b"\x80\xff", b"L" + b"9" * 5000 + b"L\n",
+    b"I01\n", b"Fnan\n", b"S'x'\n", b"Vx\\ud800\n",
+    b"ios\nsystem\n", b"\x82\x01", b"2\x86" * 200, b"(" * 3000, b"\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R",
+)  # fmt: skip
+
+
+def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
+    """Insert, remove, exchange or repeat opcodes of the first pickle in a file, which may lie behind a header."""
+    start = max(0, content.find(b"\x80"))
+    try:
+        starts = [start + place for _, _, place in pickletools.genops(content[start:])]
+    except Exception:  # pickletools raises a dozen things
+        starts = []
+    if len(starts) < 3:
+        return rng.choice(BYTE_MUTATORS)(content, rng)
+    first, second = sorted(rng.sample(starts, 2))
+    change = rng.randrange(6)
+    if change < 3:
+        return content[:first] + rng.choice(_ODD_OPCODES) + content[first:]
+    if change == 3:
+        return content[:first] + content[second:]
+    if change == 4:
+        return content[:second] + content[first:second] * rng.choice((1, 2, 50)) + content[second:]
+    end = starts[starts.index(first) + 1]
+    return content[:first] + rng.choice(_ODD_OPCODES) + content[end:]
