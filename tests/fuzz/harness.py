@@ -38,6 +38,7 @@ SECONDS_PER_CASE = 20.0
 EXTRA_MEMORY = 2**30  # bytes beyond what a worker, or a process that it starts, has when it begins
 BATCH = 250  # cases of one worker process
 _MOST_MUTATIONS = (1, 1, 1, 1, 2, 3)  # of one file, drawn evenly
+_LONGEST_LINE = 4096  # characters of an error, each of whose control characters may be written as four
 _KEPT_OF_A_FAULT = 20  # files kept of one target
 
 
@@ -156,7 +157,7 @@ def run_target(
     """
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="cusa-fuzz-") as name:
-        folder = Path(name) / "valid"
+        folder = Path(name) / "input"
         folder.mkdir()
         file = target.make(folder)
         prepared = _Prepared(target, folder, file, target.read(file))
@@ -322,9 +323,10 @@ def read_case(target: Target, valid_value: Any, file: Path, case: int) -> Outcom
         agrees = target.agrees(valid_value, value, file)
     except (CusaError, click.ClickException) as error:
         line = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        if line.strip() and len(line.splitlines()) == 1:
+        if line.strip() and len(line.splitlines()) == 1 and len(line) <= _LONGEST_LINE:
             return Outcome(case, ONE_LINE, line[:500], 0.0)
-        return Outcome(case, "traceback", f"an error of {len(line.splitlines())} lines: {line[:500]!r}", 0.0)
+        detail = f"an error of {len(line.splitlines())} lines, {len(line)} characters: {line[:500]!r}"
+        return Outcome(case, "traceback", detail, 0.0)
     except MemoryError:
         return Outcome(case, "memory", traceback.format_exc(limit=-8)[-4000:], 0.0)
     except BaseException:

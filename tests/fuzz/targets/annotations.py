@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cusa.data.datasets import load_dataset
 from tests.fuzz.harness import Target
-from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_json
+from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_json, mutate_json_lines, mutate_table
 
 _ALIASES = {"train": ("train", "restval"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 _SPLIT_NAMES = {alias: split for split, aliases in _ALIASES.items() for alias in aliases}
@@ -55,7 +55,8 @@ def _grouped(pairs: Iterator[Pair]) -> Value:
 def _pairs_of_file(path: Path) -> Iterator[Pair]:
     text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     if text.lstrip()[:1] not in ("{", "[") and path.suffix not in (".json", ".jsonl"):
-        return _pairs_of_lines(csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True), path)
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+        return _pairs_of_lines([row for row in rows if not _is_blank(row)], path)
     try:
         document = json.loads(text)
     except ValueError:
@@ -69,8 +70,7 @@ def _pairs_of_file(path: Path) -> Iterator[Pair]:
     return _pairs_of_lines([document], path)
 
 
-def _pairs_of_lines(lines: Any, path: Path) -> Iterator[Pair]:
-    lines = list(lines)
+def _pairs_of_lines(lines: list[dict[str, Any]], path: Path) -> Iterator[Pair]:
     is_image_folder = "image" not in lines[0]
     for line in lines:
         fields = _stripped(line) if path.suffix in (".csv", ".txt") else line
@@ -80,6 +80,12 @@ def _pairs_of_lines(lines: Any, path: Path) -> Iterator[Pair]:
         image_id = _written_id(fields.get("image_id")) or image_path
         for caption in captions if isinstance(captions, list) else [captions]:
             yield Pair(split, image_path, image_id, caption, None)
+
+
+def _is_blank(row: dict[str, str | None]) -> bool:
+    """Whether a row has one cell, with nothing in it."""
+    first, *others = row.values()
+    return (first or "").strip(" \t\r\n") == "" and set(others) == {None}
 
 
 def _stripped(line: dict[str, str]) -> dict[str, str]:
@@ -146,30 +152,81 @@ _COCO = {
         {"id": 10, "image_id": 1, "caption": "the same cat"},
     ],
 }
+_KARPATHY = {
+    "dataset": "tiny",
+    "images": [
+        {
+            "filename": "a.jpg",
+            "filepath": "val2014",
+            "cocoid": 1,
+            "split": "restval",
+            "sentences": [{"raw": "A cat.", "sentid": 1, "tokens": ["a", "cat"]}, {"raw": "a mat", "sentid": 2}],
+        },
+        {"filename": "b.jpg", "split": "val", "sentences": [{"raw": "Ein Löwe 🦁"}]},
+        {
+            "filename": "c.jpg",
+            "imgid": 3,
+            "split": "test",
+            "sentids": [7],
+            "sentences": [{"raw": "a dog", "sentid": 7}],
+        },
+    ],
+}
+_ALBEF = [
+    {"image": "a.jpg", "caption": ["A cat.", "a mat"], "image_id": 1},
+    {"image": "b/b.jpg", "caption": "Ein Löwe 🦁"},
+    {"image_path": "c.jpg", "caption": "a dog"},
+]
+_LINES = [
+    {"image": "a.jpg", "caption": "A cat.", "image_id": "one", "split": "train"},
+    {"image": "a.jpg", "caption": ["a mat", "the cat"], "image_id": "one", "split": "train"},
+    {"image": "b.jpg", "caption": "Ein Löwe 🦁", "split": "test"},
+    {"image": "c.jpg", "caption": "a dog", "image_id": 3},
+]
+_IMAGE_FOLDER_LINES = [{"file_name": "a.jpg", "text": "A cat."}, {"file_name": "b.jpg", "text": "a dog", "n": 1.5}]
+_CSV = """image,caption,image_id,split
+a.jpg,"A cat, on a mat.",1,train
+a.jpg,the same cat,1,train
+b.jpg,"Ein ""Löwe"" 🦁",2,val
+c.jpg,"a dog
+in two lines",3.0,test
+"""
+_PANDAS_CSV = """,file_name,text
+0,a.jpg,A cat.
+1,b.jpg,"a dog, running"
+"""
 
 
-def _json_target(name: str, file_name: str, document: Any) -> Target:
-    return _target(name, file_name, json.dumps(document, indent=1).encode(), mutate_json)
-
-
-def _target(name: str, file_name: str, content: bytes, mutator: Mutator) -> Target:
+def _target(name: str, file_name: str, content: str, mutator: Mutator) -> Target:
     return Target(
         name=f"annotations/{name}",
         make=_writer(file_name, content),
-        mutators=(mutator,) * 12 + BYTE_MUTATORS,
+        mutators=(mutator,) * 16 + BYTE_MUTATORS,
         read=_read,
         agrees=_agrees,
-        weight=3,
+        weight=4,
     )
 
 
-def _writer(file_name: str, content: bytes) -> Callable[[Path], Path]:
+def _writer(file_name: str, content: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         path = folder / file_name
-        path.write_bytes(content)
+        path.write_text(content, encoding="utf-8")
         return path
 
     return make
 
 
-TARGETS = (_json_target("coco", "captions_val.json", _COCO),)
+def _as_lines(entries: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+TARGETS = (
+    _target("coco", "captions_val.json", json.dumps(_COCO, indent=1), mutate_json),
+    _target("karpathy", "dataset.json", json.dumps(_KARPATHY), mutate_json),
+    _target("caption-list", "flickr_test.json", json.dumps(_ALBEF), mutate_json),
+    _target("json-lines", "pairs.jsonl", _as_lines(_LINES), mutate_json_lines),
+    _target("csv", "pairs.csv", _CSV, mutate_table()),
+    _target("image-folder-json-lines", "metadata.jsonl", _as_lines(_IMAGE_FOLDER_LINES), mutate_json_lines),
+    _target("image-folder-csv", "metadata.csv", _PANDAS_CSV, mutate_table()),
+)
