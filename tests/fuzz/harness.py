@@ -28,7 +28,7 @@ from typing import Any
 import click
 
 from cusa.data.errors import CusaError
-from tests.fuzz.mutations import Mutator
+from tests.fuzz.mutations import BYTE_MUTATORS, Mutator
 
 RIGHT, ONE_LINE = "right", "one_line"
 FAULTS = ("traceback", "crash", "hang", "silent_difference", "memory")
@@ -129,7 +129,11 @@ def mutated(target: Target, content: bytes, seed: int, case: int) -> bytes:
     """The bytes of a case."""
     rng = random.Random(f"{seed}/{target.name}/{case}")
     for _ in range(rng.choice(_MOST_MUTATIONS)):
-        content = rng.choice(target.mutators)(content, rng)
+        mutate = rng.choice(target.mutators)
+        try:
+            content = mutate(content, rng)
+        except Exception:  # of a library that parses what an earlier mutation has damaged
+            content = rng.choice(BYTE_MUTATORS)(content, rng)
     return content
 
 
@@ -222,6 +226,7 @@ class _Worker:
     def __init__(self, prepared: _Prepared, cases: range, seed: int, folder: Path, limits: Limits) -> None:
         self.prepared, self.left, self.peak_bytes, self.ended = prepared, cases, 0, False
         self._seed, self._limits, self._text, self._case = seed, limits, b"", cases[0]
+        self._gives_up = False
         self.descriptor, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -242,7 +247,7 @@ class _Worker:
         received = os.read(self.descriptor, 1 << 16)
         if not received:
             status = self._wait()
-            if self.left:
+            if self.left and not self._gives_up:
                 yield self._outcome("crash", f"the process ended with status {status}")
             return
         *lines, self._text = (self._text + received).split(b"\n")
@@ -255,6 +260,7 @@ class _Worker:
                 continue
             self.peak_bytes = max(self.peak_bytes, message["peak_bytes"])
             self.left = self.left[1:]
+            self._gives_up = message["kind"] == "memory"
             yield Outcome(self._case, message["kind"], message["detail"], message["seconds"])
 
     def _outcome(self, kind: str, detail: str) -> Outcome:
@@ -312,6 +318,8 @@ def _work(prepared: _Prepared, cases: range, seed: int, folder: Path, limits: Li
                 outcome = dataclasses.replace(outcome, kind="memory", detail=f"{peak:,} bytes")
             message = dataclasses.asdict(outcome) | {"seconds": time.perf_counter() - began, "peak_bytes": peak}
             os.write(writing, json.dumps(message).encode() + b"\n")
+            if outcome.kind == "memory":
+                break  # the system tells the most memory so far, which says nothing of later cases
     finally:
         os._exit(0)
 
