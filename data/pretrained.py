@@ -5,6 +5,7 @@ Nothing here runs code of a model's folder: ``trust_remote_code`` is False in ev
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Entries of a vocabulary besides special tokens; the ones that transformers makes up have 0 or 1.
 _FEWEST_ENTRIES = 2
+_HIGHEST_ENTRY = 10_000_000  # the largest vocabularies have a million
 _LIBRARIES = (
     "torchvision",
     "timm",
@@ -88,7 +90,7 @@ def one_line_load_errors(
             message = f"cannot load {description} {source!r}: {problem}; {advice}"
         else:
             message = f"cannot load {description} {source!r} ({_reason(error)}); {advice}"
-        path = Path(source) if Path(source).is_dir() else None
+        path = Path(source) if os.path.isdir(source) else None
         raise error_class(message, path=path, name=source) from None
 
 
@@ -227,11 +229,19 @@ def prepare_tokenizer(tokenizer: Any, source: str, error_class: type[CusaError])
         error_class: Class of the error.
 
     Raises:
-        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
+        CusaError: Of ``error_class``, if it has no vocabulary, an impossible one, or no token to
+            pad with.
     """
-    path = Path(source) if Path(source).is_dir() else None
+    path = Path(source) if os.path.isdir(source) else None
     special = set(tokenizer.all_special_ids)
-    ordinary = {number for number in tokenizer.get_vocab().values() if number not in special}
+    numbers = set(tokenizer.get_vocab().values())
+    if max(numbers, default=0) > _HIGHEST_ENTRY:  # the library would list all numbers below it
+        message = (
+            f"the vocabulary of {source!r} numbers a token {max(numbers):,}; its tokenizer.json is "
+            "damaged, download it again"
+        )
+        raise error_class(message, path=path, name=source)
+    ordinary = numbers - special
     if len(ordinary) < _FEWEST_ENTRIES:
         # transformers makes one up where a folder has none: all texts look alike to it.
         message = (

@@ -171,8 +171,13 @@ def text_teacher(model: Any, source: str, model_id: str, device: str, batch_size
     """The teacher that a ``SentenceTransformer`` is; the other arguments are :func:`load_sentence`'s.
 
     Raises:
-        TeacherError: If it tells no embedding dimension.
+        TeacherError: If it tells no embedding dimension, or what it says of itself makes no sense.
     """
+    with loading("sentence-transformers model", source):
+        return _text_teacher(model, source, model_id, device, batch_size)
+
+
+def _text_teacher(model: Any, source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
     dim = model.get_embedding_dimension()
     if not dim:
         message = f"{source!r} tells no embedding dimension; is it a sentence-transformers model?"

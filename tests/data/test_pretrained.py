@@ -180,3 +180,15 @@ def test_pictures_keep_their_values_whatever_the_backend(tmp_path):
     config["image_processor_type"] = "BitImageProcessorFast"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     assert type(load_image_processor(str(tmp_path))).__name__ == "BitImageProcessorPil"
+
+
+def test_a_vocabulary_of_impossible_numbers_is_refused(tmp_path):
+    """The library lists all numbers below the highest, gigabytes of them, when it is asked for its settings."""
+    save_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["picture"] = 2**31
+    path.write_text(json.dumps(content))
+    with pytest.raises(StudentError) as raised:
+        load_tokenizer(str(tmp_path), StudentError)
+    assert raised.value.path == tmp_path
