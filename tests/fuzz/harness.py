@@ -61,7 +61,7 @@ class Target:
     mutators: tuple[Mutator, ...]
     read: Callable[[Path], Any]
     agrees: Callable[[Any, Any, Path], bool]
-    weight: int = 1
+    weight: float = 1
 
 
 @dataclass(frozen=True)

