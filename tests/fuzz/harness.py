@@ -7,6 +7,7 @@ and begins another process behind the case. A worker may take up a gibibyte of m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -235,6 +236,8 @@ class _Worker:
             os.close(self.descriptor)
             _work(prepared, cases, seed, folder, limits, writing)
         os.close(writing)
+        with contextlib.suppress(OSError):  # it does so itself; whoever comes first
+            os.setpgid(self._pid, self._pid)
         self._began = time.monotonic()
         self.deadline = self._began + limits.seconds
 
@@ -306,10 +309,13 @@ def _work(prepared: _Prepared, cases: range, seed: int, folder: Path, limits: Li
         _limit_memory(limits.extra_memory)
         file = own_folder / prepared.file.relative_to(prepared.folder)
         content = prepared.file.read_bytes()
+        listing: set[tuple[str, int, int]] | None = None
         for case in cases:
             os.write(writing, json.dumps({"case": case}).encode() + b"\n")
-            shutil.rmtree(own_folder, ignore_errors=True)
-            shutil.copytree(prepared.folder, own_folder)
+            if _listing(own_folder, file) != listing:  # the last reader has written there
+                shutil.rmtree(own_folder, ignore_errors=True)
+                shutil.copytree(prepared.folder, own_folder)
+                listing = _listing(own_folder, file)
             file.write_bytes(mutated(prepared.target, content, seed, case))
             began = time.perf_counter()
             outcome = read_case(prepared.target, prepared.value, file, case)
@@ -322,6 +328,12 @@ def _work(prepared: _Prepared, cases: range, seed: int, folder: Path, limits: Li
                 break  # the system tells the most memory so far, which says nothing of later cases
     finally:
         os._exit(0)
+
+
+def _listing(folder: Path, mutated_file: Path) -> set[tuple[str, int, int]]:
+    """Path, size and time of all files below a folder but one."""
+    others = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return {(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in others if path != mutated_file}
 
 
 def read_case(target: Target, valid_value: Any, file: Path, case: int) -> Outcome:
