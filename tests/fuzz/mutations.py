@@ -142,33 +142,27 @@ _ODD_VALUES: tuple[Any, ...] = (
     "é" * 70, "%s%n{0}", "1:30", "1e5", "01", "yes",
     [], {}, [[]], [None], [{}], {"": None}, {"a": 1}, [1, 2], ["x"], ["x", 1], {"image": "x.jpg"}, {"\ud800": 1},
 )  # fmt: skip
-_ODD_JSON: tuple[Raw, ...] = tuple(
-    map(
-        Raw,
-        (
-            "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "-" + "9" * 5000, "0." + "1" * 5000,
-            "1e-999999", "[" * 2000, "[" * 100_000, "[" * 2000 + "]" * 2000,
-            '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}',
-            "-", "01", "1.", "nul", "'x'", '"\\x"', '"\\ud800"', '"\\ud83d\\ude00"', '"a', '"\t"', "[1,]", "{1:2}",
-            "/**/1",
-        ),
-    )
+_ODD_JSON_TEXTS = (
+    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "-" + "9" * 5000, "0." + "1" * 5000,
+    "1e-999999", "[" * 2000, "[" * 100_000, "[" * 2000 + "]" * 2000,
+    '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}',
+    "-", "01", "1.", "nul", "'x'", '"\\x"', '"\\ud800"', '"\\ud83d\\ude00"', '"a', '"\t"', "[1,]", "{1:2}",
+    "/**/1",
 )  # fmt: skip
-_ODD_YAML: tuple[Raw, ...] = tuple(
-    map(
-        Raw,
-        (
-            ".nan", ".inf", "-.inf", "1e999", "9" * 5000, "1:_", "0x", "0b", "0o", "1_000", "190:20:30", "!!bool foo",
-            "!!int x", "!!float x", "!!null x", "!!timestamp x", "2001-13-45", "2001-01-01", "!!binary '%'",
-            "!!set {a}", "!!omap [a]", "!!pairs [a]", "!!str", "!!python/object/apply:os.getpid []", "!x y",
-            "*nowhere", "&a [*a]",
-            "[&a [1, 1], &b [*a, *a], &c [*b, *b], &d [*c, *c], *d, *d]", "[" * 2000, "[" * 400 + "]" * 400, "{<<: 3}",
-            "{<<: [1]}", "{[1]: 2}", "{a: 1, a: 2}", "@", "`", "%", "'a", '"\\ud800"', '"\\q"', "\t", "? a", "- a",
-            "|", ">", "~", "yes", "1e5", "=", "<<",
-            "[" + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 1}]" for n in range(12)) + "]",
-        ),
-    )
+# Each stands for nine of the one before.
+_MULTIPLYING_ALIASES = ["&a0 [1]", *(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+_ODD_YAML_TEXTS = (
+    ".nan", ".inf", "-.inf", "1e999", "9" * 5000, "1:_", "0x", "0b", "0o", "1_000", "190:20:30", "!!bool foo",
+    "!!int x", "!!float x", "!!null x", "!!timestamp x", "2001-13-45", "2001-01-01", "!!binary '%'",
+    "!!set {a}", "!!omap [a]", "!!pairs [a]", "!!str", "!!python/object/apply:os.getpid []", "!x y",
+    "*nowhere", "&a [*a]",
+    "[&a [1, 1], &b [*a, *a], &c [*b, *b], &d [*c, *c], *d, *d]", "[" * 2000, "[" * 400 + "]" * 400, "{<<: 3}",
+    "{<<: [1]}", "{[1]: 2}", "{a: 1, a: 2}", "@", "`", "%", "'a", '"\\ud800"', '"\\q"', "\t", "? a", "- a",
+    "|", ">", "~", "yes", "1e5", "=", "<<",
+    f"[{', '.join(_MULTIPLYING_ALIASES)}]",
 )  # fmt: skip
+_ODD_JSON = tuple(Raw(text) for text in _ODD_JSON_TEXTS)
+_ODD_YAML = tuple(Raw(text) for text in _ODD_YAML_TEXTS)
 
 
 def _mutate_tree(document: Any, rng: random.Random, odd_texts: tuple[Raw, ...]) -> Any:
