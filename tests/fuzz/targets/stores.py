@@ -195,7 +195,7 @@ TARGETS = (
     _store_target("index-sealed-anew", _make_store, _read_store, _is_well_formed, _STRUCTURE),
     _store_target("index-of-writers-sealed-anew", _make_store, _read_index, _is_well_formed, _STRUCTURE),
     _store_target("shard", _make_shard, _read_store_of_shard),
-    _store_target("shard-resumed", _make_shard, _read_shard_itself, _is_well_formed),
+    _store_target("shard-resumed", _make_shard, _read_shard_itself),
     _store_target("verify-index", _make_store, _damages, _damage_is_told),
     _store_target("verify-shard", _make_shard, _damages_of_shard, _damage_is_told),
     Target("store/lock", _make_lock, BYTE_MUTATORS, _read_lock, _lock_is_respected),
