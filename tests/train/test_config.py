@@ -126,6 +126,21 @@ def test_what_is_no_setting_is_refused_in_one_line_by_name(setting, name):
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        ["loss=3", "loss.alpha=0.2"],
+        ["loss.tau=0.05", "loss.tau.init=0.07"],
+        ["train.epochs=3", "train.epochs.x=4"],
+        ["loss.tau=0.05", "loss={tau: {init: 0.07}}"],
+    ],
+)
+def test_a_setting_is_not_hidden_by_one_below_it(pairs):
+    with pytest.raises(SettingError) as error:
+        parse_settings(pairs)
+    assert error.value.name == pairs[0].partition("=")[0]
+
+
 def test_a_refusal_says_what_is_legal():
     def message(setting):
         with pytest.raises(SettingError) as error:
