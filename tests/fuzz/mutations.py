@@ -262,6 +262,8 @@ def mutate_json_lines(content: bytes, rng: random.Random) -> bytes:
 
 def mutate_yaml(content: bytes, rng: random.Random) -> bytes:
     """Change one value, key or list of a YAML document; it is written in YAML's inline form, a key a line."""
+    if b"*" in content:
+        raise ValueError("aliases, which an earlier mutation made, may stand for billions of values")
     document = yaml.safe_load(content)
     mutated = _mutate_tree(document, rng, _ODD_YAML)
     if not isinstance(mutated, dict):
