@@ -136,17 +136,21 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
 
 def are_weights_of_file(valid: Any, read: dict[str, np.ndarray], path: Path) -> bool:
     """Whether every parameter is the file's, in float32 and finite."""
-    content = path.read_bytes()
-    if path.suffix == ".safetensors":
-        arrays = arrays_of(content)
-    else:
-        tensors = torch.load(path, weights_only=True)
-        arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    arrays = arrays_of(path.read_bytes()) if path.suffix == ".safetensors" else pickled_arrays_of(path)
     for name, values in read.items():
         written = arrays[name].astype(np.float32)
         if not np.isfinite(values).all() or values.shape != written.shape or not np.array_equal(values, written):
             return False
     return True
+
+
+def pickled_arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a pickled file, read as transformers reads it where a record is longer than its tensor."""
+    try:
+        tensors = torch.load(path, weights_only=True)
+    except RuntimeError:
+        tensors = torch.load(path, weights_only=True, mmap=True)
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
 _JSON: tuple[Mutator, ...] = (*BYTE_MUTATORS, *(mutate_json,) * 16)
