@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ import yaml
 from cusa.train.config import Config
 from cusa.train.run_dir import Checkpoints, load_run, read_history
 from cusa.train.saved import load_saved
+from cusa.train.sweep import parse_grid, summarize
 from cusa.train.tensors import load_tensors
 from tests.fuzz.harness import Target
 from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_json, mutate_json_lines, mutate_yaml
@@ -104,6 +107,52 @@ def is_log_as_written(valid: list[Any], read: list[Any], path: Path) -> bool:
         return False
     kept = [line for line in written if any(is_same(line, good) for good in valid)]
     return sum(any(is_same(line, good) for good in valid) for line in read) == len(kept)
+
+
+def make_swept(folder: Path) -> Path:
+    """A run as the only one of a grid; its log."""
+    shutil.copytree(trained_run() / "run", folder / "seed-0")
+    return folder / "seed-0" / LOG
+
+
+def read_sweep(path: Path) -> dict[str, Any] | None:
+    """Scores at the best and at the last epoch, as the table of a grid has them."""
+    [row] = summarize(path.parent.parent, parse_grid(["seed=0"]))
+    return None if row.mean is None else {epoch: dict(scores) for epoch, scores in row.mean.items()}
+
+
+def are_scores_of_log(valid: Any, read: dict[str, Any] | None, path: Path) -> bool:
+    """Whether they are those of the last validation, and of the last that was the best, by JSON's own parser."""
+    lines = []
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            lines.append(json.loads(line))
+    validations = [line for line in lines if _is_validation(line)]
+    last, best = validations[-1], [line for line in validations if line["best"]][-1]
+    expected = {"best": {name: best[name] for name in _SCORES}, "last": {name: last[name] for name in _SCORES}}
+    return read is not None and is_same(read, expected)
+
+
+_SCORES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+
+
+def _is_validation(line: Any) -> bool:
+    """Whether a line is a whole one of a validation."""
+    if not isinstance(line, dict) or line.get("kind") != "val" or not isinstance(line.get("best"), bool):
+        return False
+    if type(line.get("step")) is not int or type(line.get("epoch")) not in (int, float):
+        return False
+    values_are_plain = all(isinstance(value, (bool, int, float, str)) for value in line.values())
+    numbers = [value for value in line.values() if isinstance(value, float)]
+    scores = [line[name] for name in _SCORES if name in line]
+    recalls = [line[name] for name in _SCORES[:-1] if name in line]
+    return (
+        "rsum" in line
+        and values_are_plain
+        and all(map(math.isfinite, numbers))
+        and all(type(score) in (int, float) for score in scores)
+        and all(0 <= recall <= 100 for recall in recalls)
+    )
 
 
 # --- weights
@@ -240,6 +289,7 @@ TARGETS = (
         is_provenance_as_written,
     ),
     Target("run/log", make_file(LOG), (*_BYTES, mutate_json_lines, mutate_json_lines), read_log, is_log_as_written),
+    Target("run/sweep", make_swept, (*_BYTES, *(mutate_json_lines,) * 4), read_sweep, are_scores_of_log, weight=2),
     Target("run/student", make_file(STUDENT), _BYTES, read_student, is_unchanged),
     Target("run/student-sealed", make_file(STUDENT), _SEALED, read_student, is_origin_as_written),
     Target("run/checkpoint", make_checkpoint, _BYTES, read_checkpoint, is_newest_or_older),
