@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
+SAFETENSORS_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U8": "u1",
+    "BOOL": "?",
+}
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "U8": "uint8"}
 
 
@@ -181,7 +189,12 @@ def reseal_tensors(content: bytes, rng: Any) -> bytes:
 
 def _values(n_bytes: int, rng: Any) -> bytes:
     """So many bytes: all NaN, infinite, huge, zero, random, or with a single NaN."""
-    words = {"nan": b"\0\0\xc0\x7f", "inf": b"\0\0\x80\x7f", "huge": b"\xff\xff\x7f\x7f", "zero": b"\0\0\0\0"}
+    words = {
+        "nan": b"\0\0\xc0\x7f",
+        "inf": b"\0\0\x80\x7f",
+        "huge": b"\xff\xff\x7f\x7f",
+        "zero": b"\0\0\0\0",
+    }
     kind = rng.choice((*words, "random"))
     if kind == "random":
         return rng.randbytes(n_bytes)

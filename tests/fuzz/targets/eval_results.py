@@ -1,4 +1,4 @@
-"""Files of results: figures, the queries behind them, a log that a report draws; read and shown as reports do."""
+"""Files of results: figures, the queries behind them, a log that a report draws."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ from tests.fuzz.mutations import (
 from tests.fuzz.readings import is_same, json_of
 
 _CONTENTS: Mapping[Suite, dict[str, Any]] = {
-    "retrieval": {"format": "cusa-metrics", **made_up.metrics("a", ["usa"], 40.0, 30.0, 20.0, coco=True)},
+    "retrieval": {
+        "format": "cusa-metrics",
+        **made_up.metrics("a", ["usa"], 40.0, 30.0, 20.0, coco=True),
+    },
     "images": {"format": "cusa-images", **made_up.images("a", 40.0)},
     "sts": {"format": "cusa-sts", **made_up.sts("a", 70.0, ("cross", "uni"))},
 }
@@ -60,7 +63,10 @@ def read_and_show(suite: Suite) -> Callable[[Path], Any]:
     def read(path: Path) -> Any:
         content = read_results(path.parent, suite)
         assert content is not None
-        reports = [RunReport("a", **{_FIELDS[suite]: content}), RunReport("b", **{_FIELDS[suite]: _CONTENTS[suite]})]
+        reports = [
+            RunReport("a", **{_FIELDS[suite]: content}),
+            RunReport("b", **{_FIELDS[suite]: _CONTENTS[suite]}),
+        ]
         write_report(path.with_name("report.html"), reports)
         assert latex_tables(reports)
         return content
@@ -103,14 +109,14 @@ def queries_of() -> Queries:
     """Rankings with and without precisions and clusters, and judged pairs."""
     ranks = RankBounds(np.array([0, 3, 1, 0]), np.array([2, 3, 1, 0]))
     shares = Bounds(np.array([1.0, 1 / 3, 0.0, 0.25]), np.array([0.5, 1 / 3, 0.0, 0.25]))
-    found = {
+    answers = {
         "coco test/cross/retrieval/i2t": Rankings(ranks, 10),
         "coco test/cross/retrieval/t2i": Rankings(ranks, 12, clusters=np.array([0, 0, 1, 1])),
         "coco test/cross/eccv/i2t": Rankings(ranks, 9, shares, shares),
         "cub/uni/i2i": Rankings(ranks, 4, shares),
         "STS12/uni/sts": Judged(np.array([0.5, -0.25, 0.75]), np.array([0.0, 5.0, 2.5])),
     }
-    return Queries("a", "uni", "pessimistic", {"coco test": "f00d", "cub": "1", "STS12": "2"}, found)
+    return Queries("a", "uni", "pessimistic", {"coco test": "f00d", "cub": "1", "STS12": "2"}, answers)
 
 
 def make_queries(folder: Path) -> Path:
@@ -131,7 +137,10 @@ def plain(queries: Queries) -> dict[str, Any]:
     candidates: dict[str, int] = {}
     for key, answers in queries.found.items():
         if isinstance(answers, Judged):
-            arrays |= {f"{key}:cosines": answers.cosines.tolist(), f"{key}:gold": answers.gold.tolist()}
+            arrays |= {
+                f"{key}:cosines": answers.cosines.tolist(),
+                f"{key}:gold": answers.gold.tolist(),
+            }
             continue
         candidates[key] = answers.candidates
         bounds = {"ranks": answers.best, "r_precision": answers.r_precision}
@@ -185,7 +194,20 @@ TARGETS = (
         Target(f"results/{suite}", make_results(suite), _JSON, read_and_show(suite), is_json_as_written)
         for suite in _CONTENTS
     ),
-    Target("results/log", make_log, (*BYTE_MUTATORS, *(mutate_json_lines,) * 8), read_and_draw, is_drawn),
+    Target(
+        "results/log",
+        make_log,
+        (*BYTE_MUTATORS, *(mutate_json_lines,) * 8),
+        read_and_draw,
+        is_drawn,
+    ),
     Target("results/queries", make_measured, BYTE_MUTATORS, read_sealed, is_unchanged),
-    Target("results/queries-unsealed", make_queries, _ARCHIVE, read_unsealed, are_arrays_as_written, weight=2),
+    Target(
+        "results/queries-unsealed",
+        make_queries,
+        _ARCHIVE,
+        read_unsealed,
+        are_arrays_as_written,
+        weight=2,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Published sets that an evaluation reads: sentence similarity, CxC, judgements, lists of images, MATLAB files."""
+"""Published sets that an evaluation reads: sentence similarity, CxC, judgements, images."""
 
 from __future__ import annotations
 
@@ -66,10 +66,33 @@ def mutate_lines(content: bytes, rng: random.Random) -> bytes:
             rng.choice((b" ", b"\t", b",", b"/")), rng.choice((b"", b"  ", b"\t", b"|"))
         )
     elif change == 4:
-        odd_numbers = (b"-1", b"0", b"1_0", b"1e3", b"9" * 30, b"nan", b"inf", b"\xd9\xa1", b"5.01", b" 2", b"")
+        odd_numbers = (
+            b"-1",
+            b"0",
+            b"1_0",
+            b"1e3",
+            b"9" * 30,
+            b"nan",
+            b"inf",
+            b"\xd9\xa1",
+            b"5.01",
+            b" 2",
+            b"",
+        )
         lines[number] = re.sub(rb"\d+", rng.choice(odd_numbers), lines[number], count=rng.choice((0, 1)))
     elif change == 5:
-        odd_lines = (b"", b" ", b"\t", b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\0", b"a\tb", b"1 x", b'"')
+        odd_lines = (
+            b"",
+            b" ",
+            b"\t",
+            b"\r",
+            b"\xc2\x85",
+            b"\xe2\x80\xa8",
+            b"\0",
+            b"a\tb",
+            b"1 x",
+            b'"',
+        )
         lines.insert(number, rng.choice(odd_lines))
     else:
         lines[number] = rng.choice((b"../", b"/", b"./", b"a/../../", b"\0", b'"', b"\xef\xbb\xbf")) + lines[number]
@@ -85,14 +108,14 @@ def make_sts_file(name: str) -> Callable[[Path], Path]:
 
 
 def read_tasks(path: Path) -> dict[str, Any]:
-    """Tasks, with subsets and pairs, of the folder that the makers filled."""
-    root = next(parent for parent in path.parents if (parent / "SICK").is_dir() or (parent / "STS").is_dir())
-    tasks = find_sts_tasks(root, allow_partial=True)
-    return {
-        f"{task.name} {subset.name}": list(zip(subset.first, subset.second, subset.gold.tolist(), strict=True))
-        for task in tasks
-        for subset in task.subsets
-    }
+    """Pairs by task and subset, of the folder that the makers filled."""
+    root = next(parent for parent in path.parents if (parent / "SICK").is_dir())
+    pairs = {}
+    for task in find_sts_tasks(root, allow_partial=True):
+        for subset in task.subsets:
+            columns = subset.first, subset.second, subset.gold.tolist()
+            pairs[f"{task.name} {subset.name}"] = list(zip(*columns, strict=True))
+    return pairs
 
 
 class Columns(NamedTuple):
@@ -130,7 +153,11 @@ def pairs_of_table(columns: Columns) -> Callable[[Path], list[Any]]:
 
     def pairs_of(path: Path) -> list[Any]:
         rows = [line.split("\t") for line in lines_of(path) if line.strip()][columns.header :]
-        return [(row[columns.first].strip(), row[columns.second].strip(), float(row[columns.score])) for row in rows]
+        pairs = []
+        for row in rows:
+            first, second = row[columns.first].strip(), row[columns.second].strip()
+            pairs.append((first, second, float(row[columns.score])))
+        return pairs
 
     return pairs_of
 
@@ -156,9 +183,8 @@ def make_cxc_file(kind: str) -> Callable[[Path], Path]:
 
 def read_cxc(path: Path) -> dict[str, Any]:
     """Ids and scores by kind."""
-    return {
-        kind: [list(task.first), list(task.second), task.gold.tolist()] for kind, task in find_cxc(path.parent).items()
-    }
+    tasks = find_cxc(path.parent)
+    return {kind: [list(task.first), list(task.second), task.gold.tolist()] for kind, task in tasks.items()}
 
 
 def is_cxc_as_written(valid: dict[str, Any], read: dict[str, Any], path: Path) -> bool:
@@ -213,7 +239,9 @@ def read_eccv(path: Path) -> dict[str, Any]:
     importlib.invalidate_caches()
     try:
         judgements = Judgements()
-        truths = {name: {way: truth for way, (_, truth) in ways.items()} for name, ways in judgements.files.items()}
+        truths = {}
+        for name, ways in judgements.files.items():
+            truths[name] = {way: truth for way, (_, truth) in ways.items()}
         return {"ids": judgements.test_ids, "truths": truths}
     finally:
         sys.path.pop(0)
@@ -281,7 +309,8 @@ def as_listed(
             if images is None:
                 return None
             normal = [Listed(str(Path(image.path)), image.label) for image in images]
-            return [image for image in normal if os.path.isfile(root / image.path)]  # unlike Path's, it takes any name
+            # os.path's function takes any name; that of Path raises on a long one.
+            return [image for image in normal if os.path.isfile(root / image.path)]
 
         return read == [there(images) for images in listed(root)]
 
@@ -324,19 +353,17 @@ def sop(root: Path) -> tuple[Iterator[Listed], None]:
 
 def inshop(root: Path) -> tuple[Iterator[Listed], Iterator[Listed]]:
     """Queries and gallery."""
-    rows = fields_of(root / "Eval" / "list_eval_partition.txt", 3)[2:]
-    parts = {
-        status: [
-            Listed(f"Img/{name}", int(item.rpartition("_")[2])) for name, item, other in rows if other.strip() == status
-        ]
-        for status in ("query", "gallery")
-    }
-    return iter(parts["query"]), iter(parts["gallery"])
+    by_status: dict[str, list[Listed]] = {"train": [], "query": [], "gallery": []}
+    for name, item, status in fields_of(root / "Eval" / "list_eval_partition.txt", 3)[2:]:
+        image = Listed(f"Img/{name}", int(item.rpartition("_")[2]))
+        by_status[status.strip()].append(image)
+    return iter(by_status["query"]), iter(by_status["gallery"])
 
 
 def inaturalist(root: Path) -> tuple[Iterator[Listed], None]:
     """A path per line; the last folder is the species."""
-    paths = [line.strip() for line in lines_of(root / "Inat_dataset_splits" / "Inaturalist_test_set1.txt")]
+    split_list = root / "Inat_dataset_splits" / "Inaturalist_test_set1.txt"
+    paths = [line.strip() for line in lines_of(split_list)]
     return (Listed(path, int(Path(path).parent.name)) for path in paths if path), None
 
 
@@ -429,10 +456,24 @@ TARGETS = (
         Target(f"cxc/{kind}", make_cxc_file(kind), _COMMAS, read_cxc, is_cxc_as_written, weight=3)
         for kind in ("sts", "sis", "sits")
     ),
-    Target("judgements/pmrp", make_judgements, _JSON, read_judgements, are_judgements_as_written, weight=3),
+    Target(
+        "judgements/pmrp",
+        make_judgements,
+        _JSON,
+        read_judgements,
+        are_judgements_as_written,
+        weight=3,
+    ),
     Target("judgements/eccv-ids", make_eccv, _NPY, read_eccv, are_ids_as_written, weight=3),
     *(
-        Target(f"images/{name}", make_in(make, file), mutators, read_set(set_name), as_listed(listed), weight=3)
+        Target(
+            f"images/{name}",
+            make_in(make, file),
+            mutators,
+            read_set(set_name),
+            as_listed(listed),
+            weight=3,
+        )
         for name, make, file, mutators, set_name, listed in _LISTS
     ),
     Target("images/mat", make_mat, BYTE_MUTATORS, read_mat, are_annotations_in_file),

@@ -19,10 +19,24 @@ from cusa.eval.models import load_encoder
 from cusa.train.config import build_config
 from cusa.train.export import export_hf, export_sentence_transformers
 from cusa.train.provenance import Provenance
-from cusa.train.saved import HEADS_FILE, WEIGHTS_FILE, Origin, SavedStudent, load_saved, save_student
+from cusa.train.saved import (
+    HEADS_FILE,
+    WEIGHTS_FILE,
+    Origin,
+    SavedStudent,
+    load_saved,
+    save_student,
+)
 from cusa.train.student import StudentConfig, dual_encoder_student
 from tests.fuzz.harness import Target
-from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_json, mutate_pickle, mutate_safetensors, mutate_zip
+from tests.fuzz.mutations import (
+    BYTE_MUTATORS,
+    Mutator,
+    mutate_json,
+    mutate_pickle,
+    mutate_safetensors,
+    mutate_zip,
+)
 from tests.fuzz.readings import arrays_of, reseal_tensors, resealed
 from tests.tiny_models import TEXTS, pictures, save_clip
 
@@ -173,9 +187,27 @@ TARGETS = (
         Target(f"student/{name}", make_folder("student", name), _JSON, read_student, are_embeddings)
         for name in _SETTINGS
     ),
-    Target("student/weights", make_folder("student", WEIGHTS_FILE), BYTE_MUTATORS, read_student, are_unchanged),
-    Target("student/weights-sealed", make_folder("student", WEIGHTS_FILE), _SEALED, read_student, are_embeddings),
-    Target("export-hf/config.json", make_folder("hf", "config.json"), _JSON, read_student, are_embeddings),
+    Target(
+        "student/weights",
+        make_folder("student", WEIGHTS_FILE),
+        BYTE_MUTATORS,
+        read_student,
+        are_unchanged,
+    ),
+    Target(
+        "student/weights-sealed",
+        make_folder("student", WEIGHTS_FILE),
+        _SEALED,
+        read_student,
+        are_embeddings,
+    ),
+    Target(
+        "export-hf/config.json",
+        make_folder("hf", "config.json"),
+        _JSON,
+        read_student,
+        are_embeddings,
+    ),
     Target("export-hf/heads", make_folder("hf", HEADS_FILE), BYTE_MUTATORS, read_student, are_unchanged),
     Target(
         "export-hf/weights",
@@ -193,6 +225,12 @@ TARGETS = (
         read_encoder,
         are_embeddings,
     ),
-    Target("encoder/weights", make_folder("clip", "model.safetensors"), _TENSORS, read_weights, are_weights_of_file),
+    Target(
+        "encoder/weights",
+        make_folder("clip", "model.safetensors"),
+        _TENSORS,
+        read_weights,
+        are_weights_of_file,
+    ),
     Target("encoder/weights-pickled", make_pickled, _PICKLED, read_weights, are_weights_of_file),
 )

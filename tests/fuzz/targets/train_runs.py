@@ -26,11 +26,32 @@ from cusa.train.sweep import parse_grid, summarize
 from cusa.train.tensors import load_tensors
 from tests.fuzz.harness import Target
 from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_json, mutate_json_lines, mutate_yaml
-from tests.fuzz.readings import is_overlaid, is_same, is_taken_from, json_of, reseal_tensors, resealed
+from tests.fuzz.readings import (
+    is_overlaid,
+    is_same,
+    is_taken_from,
+    json_of,
+    reseal_tensors,
+    resealed,
+)
 from tests.helpers import make_store, run, run_ok
 
-CONFIG, PROVENANCE, LOG, STUDENT = "config.yaml", "run.json", "metrics.jsonl", "best/student.safetensors"
-SMALL = ("--student", "adapter", "--set", "student.hidden_dim=8", "--set", "student.embed_dim=4", "--loss", "cusa")
+CONFIG, PROVENANCE, LOG, STUDENT = (
+    "config.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "best/student.safetensors",
+)
+SMALL = (
+    "--student",
+    "adapter",
+    "--set",
+    "student.hidden_dim=8",
+    "--set",
+    "student.embed_dim=4",
+    "--loss",
+    "cusa",
+)
 
 
 @cache
@@ -39,7 +60,18 @@ def trained_run() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="cusa-fuzz-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     store = make_store(folder / "store", {"train": 12, "val": 6}, dim=6)
-    run_ok("train", "--embeddings", store, "--run-dir", folder / "run", *SMALL, "--batch-size", 8, "--epochs", 2)
+    run_ok(
+        "train",
+        "--embeddings",
+        store,
+        "--run-dir",
+        folder / "run",
+        *SMALL,
+        "--batch-size",
+        8,
+        "--epochs",
+        2,
+    )
     return folder
 
 
@@ -129,7 +161,10 @@ def are_scores_of_log(valid: Any, read: dict[str, Any] | None, path: Path) -> bo
             lines.append(json.loads(line))
     validations = [line for line in lines if _is_validation(line)]
     last, best = validations[-1], [line for line in validations if line["best"]][-1]
-    expected = {"best": {name: best[name] for name in _SCORES}, "last": {name: last[name] for name in _SCORES}}
+    expected = {
+        "best": {name: best[name] for name in _SCORES},
+        "last": {name: last[name] for name in _SCORES},
+    }
     return read is not None and is_same(read, expected)
 
 
@@ -167,7 +202,8 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _bytes_digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_student(path: Path) -> dict[str, Any]:
@@ -204,17 +240,22 @@ def _digests_in(path: Path) -> dict[str, str]:
     """As :func:`digests`, from the file's own bytes."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
-    found = {}
+    digest_of = {}
     for name, about in sorted(_header(path).items()):
         if name == "__metadata__":
             continue
         first, last = about["data_offsets"]
         digest = hashlib.sha256(content[start + first : start + last]).hexdigest()
-        found[name] = f"{_DTYPES[about['dtype']]} {tuple(about['shape'])} {digest}"
-    return found
+        digest_of[name] = f"{_DTYPES[about['dtype']]} {tuple(about['shape'])} {digest}"
+    return digest_of
 
 
-_DTYPES = {"F32": "torch.float32", "F64": "torch.float64", "F16": "torch.float16", "U8": "torch.uint8"}
+_DTYPES = {
+    "F32": "torch.float32",
+    "F64": "torch.float64",
+    "F16": "torch.float16",
+    "U8": "torch.uint8",
+}
 
 
 # --- checkpoints
@@ -280,7 +321,13 @@ _BYTES: tuple[Mutator, ...] = BYTE_MUTATORS
 _SEALED: tuple[Mutator, ...] = (resealed(mutate_json), resealed(mutate_json), reseal_tensors)
 
 TARGETS = (
-    Target("run/config", make_file(CONFIG), (*_BYTES, mutate_yaml, mutate_yaml), read_config, is_config_as_written),
+    Target(
+        "run/config",
+        make_file(CONFIG),
+        (*_BYTES, mutate_yaml, mutate_yaml),
+        read_config,
+        is_config_as_written,
+    ),
     Target(
         "run/provenance",
         make_file(PROVENANCE),
@@ -288,12 +335,31 @@ TARGETS = (
         read_provenance,
         is_provenance_as_written,
     ),
-    Target("run/log", make_file(LOG), (*_BYTES, mutate_json_lines, mutate_json_lines), read_log, is_log_as_written),
-    Target("run/sweep", make_swept, (*_BYTES, *(mutate_json_lines,) * 4), read_sweep, are_scores_of_log, weight=2),
+    Target(
+        "run/log",
+        make_file(LOG),
+        (*_BYTES, mutate_json_lines, mutate_json_lines),
+        read_log,
+        is_log_as_written,
+    ),
+    Target(
+        "run/sweep",
+        make_swept,
+        (*_BYTES, *(mutate_json_lines,) * 4),
+        read_sweep,
+        are_scores_of_log,
+        weight=2,
+    ),
     Target("run/student", make_file(STUDENT), _BYTES, read_student, is_unchanged),
     Target("run/student-sealed", make_file(STUDENT), _SEALED, read_student, is_origin_as_written),
     Target("run/checkpoint", make_checkpoint, _BYTES, read_checkpoint, is_newest_or_older),
-    Target("run/checkpoint-sealed", make_checkpoint, _SEALED, read_checkpoint, is_sealed_newest_or_older),
+    Target(
+        "run/checkpoint-sealed",
+        make_checkpoint,
+        _SEALED,
+        read_checkpoint,
+        is_sealed_newest_or_older,
+    ),
     Target("run/resume", make_checkpoint, _BYTES, read_by_resuming, is_unchanged),
     Target("run/resume-sealed", make_checkpoint, _SEALED, read_by_resuming, is_any),
 )

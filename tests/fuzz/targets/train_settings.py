@@ -29,7 +29,13 @@ SETTINGS: dict[str, Any] = {
         "soft_label_source": "add",
     },
     "optim": {"lr": 1e-3, "warmup_epochs": 0.5, "schedule_epochs": None, "grad_clip": 0},
-    "train": {"epochs": 3, "batch_size": 16, "gather": False, "precision": "bf16", "checkpoint_minutes": 2.5},
+    "train": {
+        "epochs": 3,
+        "batch_size": 16,
+        "gather": False,
+        "precision": "bf16",
+        "checkpoint_minutes": 2.5,
+    },
     "data": {"embeddings": "store.h5", "val_split": None, "normalizer": "none"},
 }
 PAIRS = (
@@ -177,10 +183,23 @@ def are_axes_as_written(valid: Any, read: list[Any], path: Path) -> bool:
     return len(read) == len(names) == len(grids) == n_runs and is_of_axes
 
 
-_PAIR_MUTATORS: tuple[Mutator, ...] = (*BYTE_MUTATORS, mutate_pair, mutate_pair, mutate_pair, mutate_name)
+_PAIR_MUTATORS: tuple[Mutator, ...] = (
+    *BYTE_MUTATORS,
+    mutate_pair,
+    mutate_pair,
+    mutate_pair,
+    mutate_name,
+)
 
 TARGETS = (
-    Target("settings/file", make_file, (*BYTE_MUTATORS, *(mutate_yaml,) * 6), read_file, is_file_as_written, weight=3),
+    Target(
+        "settings/file",
+        make_file,
+        (*BYTE_MUTATORS, *(mutate_yaml,) * 6),
+        read_file,
+        is_file_as_written,
+        weight=3,
+    ),
     Target("settings/set", make_pairs, _PAIR_MUTATORS, read_pairs, are_pairs_as_written, weight=3),
     Target("settings/sweep", make_axes, _PAIR_MUTATORS, read_axes, are_axes_as_written, weight=2),
 )
