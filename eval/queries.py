@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from cusa.data.errors import FileFormatError, RunError
 from cusa.data.files import atomic_file
 from cusa.data.foreign.npy import read_npz
 from cusa.data.parsing import parse_json
+from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
 from cusa.eval.metrics.per_query import Bounds, Rankings, Ties
 from cusa.eval.metrics.ranks import RankBounds
 
@@ -118,7 +119,21 @@ def _queries(about: _About, arrays: Mapping[str, np.ndarray]) -> Queries:
             found[key] = _rankings(key, arrays, about.candidates[key])
         if key.count("/") < 2:
             raise ValueError(f"{name} is no set/head/task")
+    for key, rankings in found.items():
+        protocol = key.split("/")[-2]
+        if protocol in PROTOCOL_METRICS:
+            _check_precisions(key, rankings, PROTOCOL_METRICS[protocol])
     return Queries(about.name, about.uni_head, about.ties, about.sets, found)
+
+
+def _check_precisions(key: str, found: Rankings | Judged, metrics: Sequence[str]) -> None:
+    """Refuse rankings without the precisions that their protocol reports."""
+    if isinstance(found, Judged):
+        raise ValueError(f"{key} are no rankings")
+    lacks_r_precision = "r_precision" in metrics and found.r_precision is None
+    lacks_average_precision = "map_at_r" in metrics and found.average_precision is None
+    if lacks_r_precision or lacks_average_precision:
+        raise ValueError(f"{key} has no precisions")
 
 
 def _judged(cosines: np.ndarray, gold: np.ndarray) -> Judged:

@@ -16,6 +16,7 @@ from cusa.data.hub import locate
 from cusa.data.pretrained import load_config, one_line_load_errors
 from cusa.eval.models.inputs import ImageLike, batches, checked_texts, opened_images
 from cusa.eval.models.student import StudentEncoder, chosen_device, folder_name, one_at_a_time
+from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.first_batch import FirstBatchCheck
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, weights_digest
@@ -118,7 +119,8 @@ class ModelEncoder:
         """Embeddings of images, float32 ``[n, d]``, L2-normalised.
 
         Raises:
-            CusaError: If it embeds no images, a file cannot be read, or a GPU's memory is too small.
+            CusaError: If it embeds no images, a file cannot be read, an embedding is not finite or
+                all zeros, or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
         side = self._side("image")
@@ -129,7 +131,8 @@ class ModelEncoder:
         """Embeddings of texts as written, float32 ``[n, d]``, L2-normalised.
 
         Raises:
-            CusaError: If it embeds no texts, one is blank, or a GPU's memory is too small.
+            CusaError: If it embeds no texts, one is blank, an embedding is not finite or all zeros,
+                or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
         side, normalize = self._side("text"), normalizer(_CAPTIONS)
@@ -150,11 +153,14 @@ class ModelEncoder:
         inputs: Iterable[tuple[TeacherInputs, Sequence[str] | None]],
     ) -> Rows:
         parts = [np.zeros((0, side.dim), np.float32)]
+        n_done = 0
         for batch, texts in inputs:
             with self._alone:
                 rows = side.rows(batch, self._device, "fp32")
                 self._checks[side.modality](self.name, batch, rows, texts)
+            refuse_unusable({"cross": rows}, self.name, n_done)
             parts.append(rows)
+            n_done += len(rows)
         return {"cross": np.concatenate(parts)}
 
 

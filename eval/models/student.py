@@ -24,6 +24,7 @@ from cusa.eval.models.inputs import (
     one_or_many_texts,
     opened_images,
 )
+from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.encode_split import embed
@@ -92,8 +93,8 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one image.
 
         Raises:
-            CusaError: If an item is no image, a file is missing or cannot be decoded, or an
-                adapter's encoder cannot be loaded.
+            CusaError: If an item is no image, a file is missing or cannot be decoded, an embedding
+                is not finite or all zeros, or an adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         head = _checked(head)
@@ -115,7 +116,8 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one text.
 
         Raises:
-            CusaError: If an item is no text, or an adapter's encoder cannot be loaded.
+            CusaError: If an item is no text, an embedding is not finite or all zeros, or an
+                adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         head = _checked(head)
@@ -164,10 +166,14 @@ class StudentEncoder:
         batch_size: int,
     ) -> Rows:
         parts = []
+        n_done = 0
         for batch in batches(items, batch_size):
             inputs = read(batch)
             with self._alone:
-                parts.append(embed(encode, inputs, self._device))
+                rows = embed(encode, inputs, self._device)
+            refuse_unusable(rows, self.name, n_done)
+            parts.append(rows)
+            n_done += len(batch)
         return {
             h: np.concatenate([np.zeros((0, self.dim), np.float32), *(p[h] for p in parts)])
             for h in HEADS

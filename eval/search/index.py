@@ -18,12 +18,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import faiss
 import numpy as np
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cusa.data.embeddings import HEADS, Head
 from cusa.data.errors import CusaError, FileFormatError, RunError, first_line
@@ -101,7 +101,7 @@ class IndexSummary:
     source: str
     skipped: tuple[Skipped, ...]
     blank_lines: int
-    recall_of_exact: float | None = None
+    recall_of_exact: Annotated[float, Field(ge=0, le=100)] | None = None
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -21,7 +21,14 @@ from cusa.eval.models.student import StudentEncoder
 from cusa.eval.report.gallery import Item
 from cusa.eval.report.page import write_page
 from cusa.eval.search.approximate import HNSW_SEARCH
-from cusa.eval.search.index import ITEMS, IndexSummary, Kind, Modality, file_digest, read_card
+from cusa.eval.search.index import (
+    ITEMS,
+    IndexSummary,
+    Kind,
+    Modality,
+    file_digest,
+    read_card,
+)
 
 _CLASSES: dict[Kind, type] = {
     "flat": faiss.IndexFlat,
@@ -29,6 +36,7 @@ _CLASSES: dict[Kind, type] = {
     "ivf": faiss.IndexIVF,
 }
 _ROW_BYTES = 4  # of each number of a row
+_NO_HIT = -1  # position in the place of one, where an approximate index finds fewer
 
 
 @dataclass(frozen=True)
@@ -103,14 +111,32 @@ class SearchIndex:
             CusaError: If the index is damaged.
             ValueError: If the shapes do not fit, ``k`` is below 1, or the index has no such head.
         """
+        index, k = (
+            self._index(head),
+            min(k, self.summary.count),
+        )  # the card's numbers hold only if the index has them
         if query_rows.ndim != 2 or query_rows.shape[1] != self.summary.dim or k < 1:
             raise ValueError(
                 f"queries are [n, {self.summary.dim}] and k at least 1; got {query_rows.shape}, k = {k}"
             )
-        index, k = self._index(head), min(k, self.summary.count)
         if self.summary.kind == "hnsw":
             index.hnsw.efSearch = max(HNSW_SEARCH, 2 * k)
-        similarities, positions = index.search(np.ascontiguousarray(query_rows, np.float32), k)
+        try:
+            similarities, positions = index.search(np.ascontiguousarray(query_rows, np.float32), k)
+        except (
+            Exception
+        ) as error:  # as in reading: FAISS looks at some of what a file says only now
+            raise self._damaged(first_line(error)) from None
+        is_hit = positions != _NO_HIT
+        if ((positions < _NO_HIT) | (positions >= self.summary.count)).any():
+            raise self._damaged("it finds items that it does not have")
+        has_all = (
+            is_hit.all() or self.summary.kind != "flat"
+        )  # an exact search leaves out rows of NaN alone
+        if np.isfinite(query_rows).all() and not (
+            has_all and np.isfinite(similarities[is_hit]).all()
+        ):
+            raise self._damaged("rows of it are not finite")
         return similarities, positions
 
     def item(self, position: int) -> str | None:
@@ -212,8 +238,8 @@ def answer(
     n_unnamed = 0
     ranked = zip(positions[0].tolist(), similarities[0].tolist(), strict=True)
     for rank, (position, similarity) in enumerate(ranked, 1):
-        if not 0 <= position < index.summary.count:
-            continue  # an approximate index finds fewer
+        if position == _NO_HIT:
+            continue
         name = index.item(position)
         if name is None:
             n_unnamed += 1

@@ -1,6 +1,7 @@
 """Any model as an encoder: what it gives is what its own library gives; and many items through it."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import FORWARD_PASS, CusaError
 from cusa.data.foreign.rows import read_rows
 from cusa.data.images import load_image
 from cusa.eval.models.any_model import load_encoder
@@ -431,6 +432,24 @@ def test_useless_rows_are_refused(value, what):
         encode_images(Recorder(spoil), numbered(9), 2, 2)
     with pytest.raises(CusaError, match=message.format("text 'a 7'")):
         encode_texts(Recorder(spoil), [f"a {i}" for i in range(1, 9)], 3)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_rows_that_are_not_finite_are_refused_where_a_model_gives_them(home, paths, tmp_path):
+    folder = Path(shutil.copytree(home / "clip", tmp_path / "clip"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({**settings, "image_std": [0.5, 0.0, 0.5]})
+    )
+    encoder = load_encoder(str(folder), "cpu")
+    with pytest.raises(CusaError) as caught:
+        encoder.image_rows(paths)
+    assert caught.value.location == FORWARD_PASS
+    assert "item 0 is not finite" in str(caught.value)
+    with pytest.raises(CusaError, match=rf"image {paths[0]} cannot be encoded .* is not finite"):
+        encode_images(encoder, paths, 2)
+    assert np.isfinite(encoder.text_rows(["picture number 1"])["cross"]).all()
 
 
 def test_images_that_cannot_be_read_or_encoded(home, paths, tmp_path):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -17,14 +18,15 @@ from PIL import Image
 
 import cusa.eval.search.index as made
 from cusa.data.errors import CusaError, RunError
-from cusa.data.image_folder import find_images
 from cusa.eval.models.student import load_student
 from cusa.eval.report.gallery import Item
+from cusa.eval.search.approximate import make_index
 from cusa.eval.search.index import (
     IndexOptions,
     IndexSummary,
     Skipped,
     build_index,
+    find_images,
     latest_index,
     read_texts,
 )
@@ -630,6 +632,7 @@ def test_damage_is_told(home, student, texts, tmp_path):
         *(("modality", value) for value in ("sound", 1)),
         *(("uni_head", value) for value in ("other", None)),
         *(("sha256", value) for value in ([], {"cross.faiss": 1})),
+        *(("recall_of_exact", value) for value in (-1, 100.5, "99")),
         ("weights_sha256", None),
         ("format_version", "1.0"),
         ("format_version", []),
@@ -642,6 +645,61 @@ def test_a_card_of_other_kinds_is_one_line(texts, tmp_path, field, value):
         SearchIndex.open(tmp_path)
     assert found.value.path == tmp_path / "index.json"
     assert found.value.location.startswith(field.split("_")[0]) or field in found.value.location
+
+
+def _not_finite(rows):
+    index = faiss.IndexFlatIP(rows.shape[1])
+    rows[3] = np.nan
+    index.add(rows)
+    return index
+
+
+def _lists(rows):
+    index, _ = make_index(rows, "ivf")
+    return index
+
+
+def _others_positions(rows):
+    index = _lists(rows)
+    index.reset()
+    index.add_with_ids(rows, np.arange(len(rows)) + 10**6)
+    return index
+
+
+def _not_trained(rows):
+    index = _lists(rows)
+    index.is_trained = False
+    return index
+
+
+@pytest.mark.parametrize(
+    ("kind", "damaged"), [("flat", _not_finite), ("ivf", _others_positions), ("ivf", _not_trained)]
+)
+def test_what_only_a_search_finds_damaged_is_one_line(
+    home, student, texts, tmp_path, kind, damaged
+):
+    """An index of an earlier version, without checksums, whose file FAISS reads."""
+    folder = Path(shutil.copytree(texts.folder, tmp_path / "i"))
+    card = json.loads((folder / "index.json").read_text()) | {
+        "kind": kind,
+        "format_version": [1, 0],
+    }
+    del card["sha256"]
+    (folder / "index.json").write_text(json.dumps(card))
+    rows = student.text_rows(TEXTS)["uni"]
+    faiss.write_index(damaged(rows), str(folder / "uni.faiss"))
+    with pytest.raises(RunError) as found:
+        answer(student, SearchIndex.open(folder), "picture", len(TEXTS))
+    assert found.value.path == folder
+
+
+def test_a_card_of_another_dimension_is_one_line(student, texts, tmp_path):
+    folder = Path(shutil.copytree(texts.folder, tmp_path / "i"))
+    card = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**card, "dim": 1000 * card["dim"]}))
+    with pytest.raises(RunError) as found:
+        answer(student, SearchIndex.open(folder), "picture")
+    assert found.value.path == folder
 
 
 def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):
