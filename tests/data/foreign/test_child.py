@@ -54,5 +54,5 @@ def test_faults_are_one_line(path, monkeypatch, reader, word):
 
 def test_a_small_file_takes_no_more_than_a_gibibyte(path):
     with pytest.raises(FileFormatError) as raised:
-        child.read_in_child(child_readers.take_memory, "made up", path)
+        read_in_child(child_readers.take_memory, "made up", path)
     assert raised.value.path == path
