@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 FORWARD_PASS = "forward pass"  # location of what a model's own code raised on its inputs
+LONGEST_LINE = 2000  # characters of a message
+_LEFT_OUT = " […] "
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class CusaError(ValueError):
-    """A mistake in what the user gave: what it was, what is legal, what to do next, in one line.
+    r"""A mistake in what the user gave: what it was, what is legal, what to do next, in one line.
 
     Args:
-        message: The line.
+        message: The line. What it quotes from a file may hold line breaks and other control
+            characters, or be very long: breaks become spaces, other ones their escapes, such as
+            ``\x1b``, and of more than :data:`LONGEST_LINE` characters the middle is left out.
         path: The file or folder at fault.
         location: Where in it, such as ``"line 3"``.
         name: What is at fault: a setting, a teacher, a split, an id.
@@ -25,7 +31,7 @@ class CusaError(ValueError):
     def __init__(
         self, message: str, *, path: Path | None = None, location: str = "", name: str = ""
     ) -> None:
-        super().__init__(message)
+        super().__init__(_on_one_line(message))
         self.path, self.location, self.name = path, location, name
 
 
@@ -67,6 +73,17 @@ class WorkerError(CusaError):
 
 class RunError(CusaError):
     """A run directory, checkpoint or file of results cannot be used."""
+
+
+def _on_one_line(message: str) -> str:
+    """A message without line breaks, and without what would move a terminal's cursor."""
+    line = " ".join(message.splitlines())
+    if len(line) > LONGEST_LINE:
+        half = LONGEST_LINE // 2 - len(_LEFT_OUT)
+        line = line[:half] + _LEFT_OUT + line[-half:]
+    return (
+        line if line.isprintable() else _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line)
+    )
 
 
 def first_line(error: BaseException) -> str:

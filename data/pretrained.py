@@ -5,13 +5,16 @@ Nothing here runs code of a model's folder: ``trust_remote_code`` is False in ev
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cusa.data.errors import CusaError, FileFormatError
+from cusa.data.errors import CusaError, FileFormatError, first_line
 from cusa.data.images import refuse_narrow
 from cusa.data.parsing import read_json
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 # Entries of a vocabulary besides special tokens; the ones that transformers makes up have 0 or 1.
 _FEWEST_ENTRIES = 2
+_HIGHEST_ENTRY = 10_000_000  # the largest vocabularies have a million
 _LIBRARIES = (
     "torchvision",
     "timm",
@@ -39,6 +43,8 @@ _SETTINGS = (
     "processor_config.json",
     "tokenizer_config.json",
 )
+_MOST_LAYERS = 10_000
+_LAYERS = re.compile(r"layers?$|depth$")  # the ends of what model families call their number
 _POSITION_TABLES = (
     "position_embedding",
     "position_embeddings",
@@ -88,7 +94,7 @@ def one_line_load_errors(
             message = f"cannot load {description} {source!r}: {problem}; {advice}"
         else:
             message = f"cannot load {description} {source!r} ({_reason(error)}); {advice}"
-        path = Path(source) if Path(source).is_dir() else None
+        path = Path(source) if os.path.isdir(source) else None
         raise error_class(message, path=path, name=source) from None
 
 
@@ -116,15 +122,26 @@ def load_config(source: str) -> Any:
     """The configuration of a transformers model.
 
     Raises:
-        FileFormatError: If one of a folder's files of settings is no JSON object.
+        FileFormatError: If one of a folder's files of settings is no JSON object, or asks for
+            more layers than any model has.
     """
     from transformers import AutoConfig
 
     for name in _SETTINGS:
         path = Path(source, name)
         if path.is_file():
-            read_object(path)
+            _refuse_endless_layers(read_object(path), path)
     return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def _refuse_endless_layers(settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse numbers of layers that would be built until memory or patience ends."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            _refuse_endless_layers(value, path)
+        elif isinstance(value, int | float) and value > _MOST_LAYERS and _LAYERS.search(name):
+            message = f"{path}: {name} is greater than {_MOST_LAYERS:,}; restore the file"
+            raise FileFormatError(message, path=path, location=name)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -140,16 +157,55 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def refuse_damaged_pickles(folder: Path) -> None:
+    """Refuse pickled weights whose archive is damaged, or compressed as torch.save does not.
+
+    transformers maps these files into memory: it would take the compressed bytes for weights, and
+    looks at no checksum.
+
+    Args:
+        folder: A model's folder; those below it are looked at, too. Where there is none, nothing is.
+
+    Raises:
+        FileFormatError: Names the file.
+    """
+    for path in sorted(folder.rglob("*.bin")):
+        if zipfile.is_zipfile(path) and (problem := _archive_fault(path)):
+            message = (
+                f"{path} is damaged ({problem}); download it again, or write it with torch.save"
+            )
+            raise FileFormatError(message, path=path)
+
+
+def _archive_fault(path: Path) -> str:
+    """What is wrong with an archive of weights; empty if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    return f"{member.filename} is compressed"
+            torn = archive.testzip()
+    except Exception as error:  # zipfile raises a dozen things
+        return first_line(error)
+    return "" if torn is None else f"the checksum of {torn} differs"
+
+
 def load_embedding_model(source: str) -> tuple[Any, list[str]]:
     """A transformers model that gives embeddings, in float32, and what its weights lack.
 
     Towers with a projection keep it: AutoModel would leave it out, and give another output than the
     embedding.
+
+    Raises:
+        FileFormatError: If a file of settings is no JSON object, pickled weights are damaged, or
+            weights are not finite.
+        Exception: Whatever transformers raises for other damage.
     """
     import torch
     import transformers
 
     config = load_config(source)
+    refuse_damaged_pickles(Path(source))
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # masked autoencoders hide most patches at random, in eval mode too
     model_class: Any = transformers.AutoModel
@@ -166,7 +222,21 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
         dtype=torch.float32,
         trust_remote_code=False,
     )
+    refuse_not_finite(model, source)
     return model, sorted(report["missing_keys"])
+
+
+def refuse_not_finite(model: torch.nn.Module, source: str) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Raises:
+        FileFormatError: Names the first that does.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            path = Path(source) if Path(source).is_dir() else None
+            message = f"{source!r}: its weights hold NaN or infinity, {name} the first; use others"
+            raise FileFormatError(message, path=path, name=name)
 
 
 def lacking(source: str, missing: Sequence[str]) -> str:
@@ -227,11 +297,19 @@ def prepare_tokenizer(tokenizer: Any, source: str, error_class: type[CusaError])
         error_class: Class of the error.
 
     Raises:
-        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
+        CusaError: Of ``error_class``, if it has no vocabulary, an impossible one, or no token to
+            pad with.
     """
-    path = Path(source) if Path(source).is_dir() else None
+    path = Path(source) if os.path.isdir(source) else None
     special = set(tokenizer.all_special_ids)
-    ordinary = {number for number in tokenizer.get_vocab().values() if number not in special}
+    numbers = set(tokenizer.get_vocab().values())
+    if max(numbers, default=0) > _HIGHEST_ENTRY:  # the library would list all numbers below it
+        message = (
+            f"the vocabulary of {source!r} numbers a token {max(numbers):,}; its tokenizer.json is "
+            "damaged, download it again"
+        )
+        raise error_class(message, path=path, name=source)
+    ordinary = numbers - special
     if len(ordinary) < _FEWEST_ENTRIES:
         # transformers makes one up where a folder has none: all texts look alike to it.
         message = (

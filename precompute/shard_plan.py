@@ -146,7 +146,7 @@ def finished_shards(
                 return task.path
         except OSError:  # such as a bad sector
             return task.path
-        found, info = read_shard(task.index.parent, task.file)
+        found, info = read_shard(task.index.parent, task.file, is_verified=True)
         if fields := header.differing(found):
             raise StoreError(
                 f"{task.path} was made with other settings, not to be mixed: {'; '.join(fields)}; pass another --out, "

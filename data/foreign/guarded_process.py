@@ -20,8 +20,9 @@ from cusa.data.errors import CusaError, FileFormatError
 # What a reader gives: JSON-compatible content, and an array or none.
 Read = tuple[Any, np.ndarray | None]
 
-_CPU_SECONDS, _BYTES_PER_SECOND = 60, 5_000_000
-_SPARE_MEMORY, _MEMORY_PER_BYTE = 8 * 2**30, 16  # of the address space
+_CPU_SECONDS, _BYTES_PER_SECOND = 5, 5_000_000
+# Of the address space; Python and the libraries take a tenth of a GiB of it.
+_SPARE_MEMORY, _MEMORY_PER_BYTE = 2**30, 16
 _PROGRAM = "from cusa.data.foreign.guarded_process import serve; serve()"
 
 

@@ -18,6 +18,8 @@ _HEADERS = {
 }
 _ARCHIVE = b"PK\x03\x04"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy writes no others
+_MOST_DIMENSIONS = 64  # of numpy's arrays
+_CODE_POINTS, _HALF_CHARACTERS = 0x110000, range(0xD800, 0xE000)  # of Unicode
 _MOST_EXPANDED = 1100  # deflate makes a byte of 1,032 at most
 _MOST_BYTES = 2 * 2**30  # of an archive's arrays together
 
@@ -55,7 +57,12 @@ def open_npy(path: Path) -> np.ndarray:
         )
     if not math.prod(shape):
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", offset, shape, "F" if is_fortran else "C")
+    array = np.memmap(path, dtype, "r", offset, shape, "F" if is_fortran else "C")
+    if not _holds_characters(array):
+        raise FileFormatError(
+            f"{path} is damaged: its texts hold what is no character; copy it again", path=path
+        )
+    return array
 
 
 def read_npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -134,11 +141,29 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
         if offset + math.prod(shape) * dtype.itemsize != member.file_size:
             raise ValueError(f"{member.filename} has a header of another array")
         content = bytearray(file.read())
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    if not _holds_characters(array):
+        raise ValueError(f"{member.filename} holds what is no character")
+    return array
+
+
+def _holds_characters(array: np.ndarray) -> bool:
+    """Whether all of an array's texts are of characters: numpy keeps any number, and half ones."""
+    if array.dtype.kind != "U":
+        return True
+    codes = np.frombuffer(array.tobytes(), np.dtype("u4").newbyteorder(array.dtype.byteorder))
+    is_half = (codes >= _HALF_CHARACTERS.start) & (codes < _HALF_CHARACTERS.stop)
+    return bool((codes < _CODE_POINTS).all()) and not is_half.any()
 
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     shape, is_fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
-    if any(length < 0 for length in shape):
+    if (
+        not all(type(length) is int and length >= 0 for length in shape)
+        or len(shape) > _MOST_DIMENSIONS
+    ):
+        raise ValueError(f"shape {shape}")
+    # numpy multiplies the lengths without the zeros among them, in 64 bits.
+    if math.prod(length for length in shape if length) * max(1, dtype.itemsize) >= 2**63:
         raise ValueError(f"shape {shape}")
     return shape, is_fortran, dtype, file.tell()

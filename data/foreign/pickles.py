@@ -19,6 +19,7 @@ from cusa.data.errors import first_line
 _MOST_MARKS = 64  # containers within containers
 _CONTAINER_BYTES = 8  # of a file, at least, to each list, tuple or dictionary in it
 _SPARE = 1000
+_FRAME_BYTES = 9  # of the instruction that begins a frame
 _PUSHED = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
     *(
@@ -44,6 +45,10 @@ class Stream(Protocol):
 
     def readline(self) -> bytes:
         """Up to the end of the line."""
+        ...
+
+    def tell(self) -> int:
+        """Where it stands."""
         ...
 
 
@@ -110,14 +115,37 @@ def read_pickle(
     """
     machine = _Machine(effort, names, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type] # its stub asks for a file
+        frame_end: int | None = None
+        for opcode, argument, position in pickletools.genops(stream):  # type: ignore[arg-type] # its stub asks for a file
             effort.spend(1)
+            assert position is not None, "streams know where they are"
+            frame_end = _checked_frame(frame_end, opcode.name, argument, position)
             machine.step(opcode.name, argument)
         return machine.result()
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # of the damaged bytes, or of what was called with them
         raise pickle.UnpicklingError(f"{type(error).__name__}: {first_line(error)}") from None
+
+
+def _checked_frame(frame_end: int | None, name: str, argument: Any, position: int) -> int | None:
+    """Where the frame ends that the instruction at a position belongs to; ``None`` if it is in none.
+
+    Bytes that were lost or added within a frame show at its end, also where all of its
+    instructions still make sense.
+
+    Raises:
+        UnpicklingError: If the frame before does not end where an instruction does.
+    """
+    crosses_end = frame_end is not None and position > frame_end
+    ends_early = name == "STOP" and frame_end not in (None, position + 1)
+    if crosses_end or ends_early:
+        raise pickle.UnpicklingError(
+            "a frame has another length than it says; bytes are missing or too many"
+        )
+    if name == "FRAME":
+        return position + _FRAME_BYTES + int(argument)
+    return None if position == frame_end else frame_end
 
 
 class _Machine:

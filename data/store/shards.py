@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cusa.data.errors import EmbeddingsError
+from cusa.data.errors import EmbeddingsError, StoreError
 from cusa.data.store import checksum as sealed
 from cusa.data.store.hdf5 import (
     array_location,
@@ -151,14 +151,22 @@ def write_shard(
     return ShardInfo(file, header.start, header.stop, seal, offset, tuple(skipped))
 
 
-def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
-    """What a finished shard holds; its rows and its seal are not looked at.
+def read_shard(folder: Path, file: str, is_verified: bool = False) -> tuple[ShardHeader, ShardInfo]:
+    """What a finished shard holds; its rows are not looked at.
+
+    Args:
+        folder: The index's folder.
+        file: Path relative to it.
+        is_verified: Whether it was just read whole, and its seal holds. Otherwise this is done
+            here: damaged files can hang the HDF5 library.
 
     Raises:
-        StoreError: If it cannot be read, or its rows are not as its attributes say.
+        StoreError: If it cannot be read, is damaged, or its rows are not as its attributes say.
     """
     path = folder / file
     seal = sealed.read_seal(path, sealed.SHARD_FORMAT)
+    if not is_verified:
+        _require_whole(path)
     with sealed.open_sealed(path, sealed.SHARD_FORMAT, seal) as content:
         header = ShardHeader(
             text_attribute(content, "teacher"),
@@ -183,6 +191,13 @@ def read_shard(folder: Path, file: str) -> tuple[ShardHeader, ShardInfo]:
         return header, info
 
 
+def _require_whole(path: Path) -> None:
+    """Refuse a shard whose seal does not hold, before the HDF5 library parses it."""
+    if not sealed.seal_holds(path, sealed.SHARD_FORMAT):
+        message = f"{path} is damaged: its checksum does not hold; see cusa-store verify"
+        raise StoreError(message, path=path)
+
+
 def read_picture_digests(path: Path, seal: str) -> np.ndarray | None:
     """Read the sha256 of the picture files of a shard's rows: uint8 ``[n, 32]``, zeros if unknown.
 
@@ -194,8 +209,10 @@ def read_picture_digests(path: Path, seal: str) -> np.ndarray | None:
         ``None`` if the shard has no record of them: of captions, imported, or of format 2.0.
 
     Raises:
-        StoreError: If it cannot be read, or is another shard.
+        StoreError: If it cannot be read, is damaged, or is another shard.
     """
+    sealed.require_seal(path, sealed.SHARD_FORMAT, seal)
+    _require_whole(path)
     with sealed.open_sealed(path, sealed.SHARD_FORMAT, seal) as content:
         if _DIGESTS not in content:
             return None

@@ -106,7 +106,7 @@ def _wrong_shard(
     if what := _wrong(folder / info.file, SHARD_FORMAT, info.sha256):
         return what
     try:
-        header, found = read_shard(folder, info.file)
+        header, found = read_shard(folder, info.file, is_verified=True)
     except StoreError as error:
         return str(error)
     settings, fingerprint = index.teachers[teacher].settings, index.splits[split].fingerprint

@@ -423,8 +423,14 @@ def _shown(
         ),
         image_cosine=float(by_image),
         text_cosine=float(by_text.max()),
-        both=float(fuse_similarities(by_image, by_text.max(), "dot")[0]),
+        both=_fused(by_image, by_text.max()),
     )
+
+
+def _fused(by_image: torch.Tensor, by_text: torch.Tensor) -> float:
+    """The fused similarity of one pair of images, from both of its cosines."""
+    fused, _ = fuse_similarities(by_image.reshape(1, 1), by_text.reshape(1, 1), "dot")
+    return fused.item()
 
 
 def _nearest(similarity: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -146,7 +147,7 @@ def parse_teacher(text: str) -> TeacherRequest:
         raise TeacherError(f"--teacher {text}: expected NAME, NAME=PATH, owner/model or a folder")
     check_name(name)
     if name in KNOWN:
-        if name in ("mpnet", "minilm") and not Path(source).is_dir() and not is_hub_name(source):
+        if name in ("mpnet", "minilm") and not os.path.isdir(source) and not is_hub_name(source):
             raise TeacherError(f"--teacher {text}: folder {source} does not exist")
         return TeacherRequest(name, "sentence" if name == "mpnet" else name, source)
     return TeacherRequest(name, _detect(source, text), source)
@@ -176,7 +177,7 @@ def _detect(source: str, text: str) -> str:
     Returns:
         ``"sentence"`` or ``"vision"``.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # Path.is_dir raises on names that are too long
         return _kind_of_folder(Path(source), text)
     if not is_hub_name(source):
         message = (

@@ -23,6 +23,8 @@ from cusa.data.pretrained import (
     load_tokenizer,
     position_limit,
     prepare_tokenizer,
+    refuse_damaged_pickles,
+    refuse_not_finite,
     text_padding,
     token_limit,
     tokenized,
@@ -90,6 +92,7 @@ def open_model(source: str, device: str) -> Any:
         files = locate(source, TeacherError)
         if Path(files).is_dir():
             _refuse_own_code(Path(files))
+            refuse_damaged_pickles(Path(files))
         # float32 whatever the checkpoint's dtype: the store records what was computed in, --precision decides it
         model: Any = SentenceTransformer(
             files, device=device, model_kwargs={"dtype": torch.float32}, trust_remote_code=False
@@ -101,6 +104,7 @@ def open_model(source: str, device: str) -> Any:
                 if folder is not None:
                     place = folder / _module_path(folder, number)
                     _refuse_missing_weights(module.auto_model, place, source)
+        refuse_not_finite(model, source)
     return model.eval()
 
 
@@ -173,8 +177,15 @@ def text_teacher(
     """The teacher that a ``SentenceTransformer`` is; the other arguments are :func:`load_sentence`'s.
 
     Raises:
-        TeacherError: If it tells no embedding dimension.
+        TeacherError: If it tells no embedding dimension, or what it says of itself makes no sense.
     """
+    with loading("sentence-transformers model", source):
+        return _text_teacher(model, source, model_id, device, batch_size)
+
+
+def _text_teacher(
+    model: Any, source: str, model_id: str, device: str, batch_size: int | None
+) -> Teacher:
     dim = model.get_embedding_dimension()
     if not dim:
         message = f"{source!r} tells no embedding dimension; is it a sentence-transformers model?"
