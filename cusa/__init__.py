@@ -1,7 +1,7 @@
 """CUSA: cross-modal and uni-modal soft-label alignment for image-text retrieval.
 
-The public names live in the rooms (``cusa.data``, ``cusa.precompute``, ``cusa.train``, ``cusa.eval``) and load on
-first use, so that ``import cusa`` stays cheap.
+The public names live in the rooms (``cusa.data``, ``cusa.precompute``, ``cusa.train``,
+``cusa.eval``) and load on first use, so that ``import cusa`` stays cheap.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from cusa.train.loss.matching import hard_negatives, matching_loss, matching_targets
 
+# The module that each public name is loaded from.
 _HOME = {
     "normalize_caption": "cusa.data.captions",
     "load_dataset": "cusa.data.datasets",
@@ -92,10 +93,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
-        return value
-    raise AttributeError(f"module 'cusa' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'cusa' has no attribute {name!r}")
+    module = importlib.import_module(_HOME[name])
+    value = getattr(module, name)
+    globals()[name] = value  # the next use does not come here
+    return value
 
 
 def __dir__() -> list[str]:

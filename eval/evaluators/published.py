@@ -20,4 +20,4 @@ def published_row(model: EvaluatedModel, table: str) -> PublishedFigures | None:
         return None
     config = model.origin.config
     row = paper_row(config.student.name, config.loss.terms, table)
-    return cast("PublishedFigures", row.plain()) if row else None
+    return cast("PublishedFigures", row.to_dict()) if row else None

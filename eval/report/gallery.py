@@ -1,4 +1,4 @@
-"""Queries with their top hits, right and wrong marked: what the report shows in pictures."""
+"""Queries with their most similar candidates, right and wrong marked, for the report's pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cusa.data.records import SplitView, csr
 from cusa.eval.metrics.ranks import best_ranks
 from cusa.eval.metrics.relevance import Relevance, Task, relevance_of
 
+# Hits shown of each query.
 TOP = 5
 Mark = Literal["right", "true, but not labelled", "wrong", "no label"]
 
@@ -35,13 +36,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Hit:
+class GalleryHit:
     """A retrieved item.
 
     Attributes:
         item: The item.
         similarity: Its cosine similarity to the query.
-        correct: Whether it is relevant by the data set's labels; ``None`` where these know no answer to the query.
+        correct: Whether it is relevant by the data set's labels; ``None`` where these know no
+            answer to the query.
         is_true: Whether image and caption belong together by the data set's own truth, whatever its
             labels say; ``None`` where it knows none.
     """
@@ -53,33 +55,92 @@ class Hit:
 
     @property
     def mark(self) -> Mark:
-        """What is said of it: a hit that the labels call wrong and the truth calls right is neither."""
+        """The word for it; a hit that the labels call wrong and the truth right has its own."""
         if self.correct is None:
             return "no label"
         if self.correct:
             return "right"
-        return "true, but not labelled" if self.is_true else "wrong"
+        if self.is_true:
+            return "true, but not labelled"
+        return "wrong"
 
 
 @dataclass(frozen=True)
 class GalleryQuery:
-    """A query with its top hits.
+    """A query with its most similar candidates.
 
     Attributes:
-        task: What is asked for by what.
+        task: Direction of the retrieval.
         head: The head that answers.
         query: The query.
         hits: The most similar candidates, best first, at most ``TOP``.
-        rank: Rank of the best relevant candidate, 0 being first; ``None`` where the labels know no answer.
-        answer: That candidate; ``None`` as above.
+        rank: Rank of the best relevant candidate, 0 being first; ``None`` where the labels know no
+            answer.
+        answer: That candidate; ``None`` where the labels know no answer.
     """
 
     task: Task
     head: Head
     query: Item
-    hits: tuple[Hit, ...]
+    hits: tuple[GalleryHit, ...]
     rank: int | None
-    answer: Hit | None
+    answer: GalleryHit | None
+
+
+@dataclass(frozen=True)
+class EmbeddedItems:
+    """The embedded images and captions of a split, as items to show.
+
+    Attributes:
+        embeddings: The model's embeddings.
+        split: The split.
+        image_root: Folder of the images.
+    """
+
+    embeddings: SplitEmbeddings
+    split: SplitView
+    image_root: Path
+
+    def image(self, position: int) -> Item:
+        """Return the image of an embedding."""
+        image_row = int(self.embeddings.image_rows[position])
+        image_path = self.image_root / self.split.image_paths[image_row]
+        return Item("image", self.split.image_ids[image_row], image_path)
+
+    def caption(self, position: int) -> Item:
+        """Return the caption of an embedding."""
+        caption_row = int(self.embeddings.text_rows[position])
+        return Item("text", self.split.captions[caption_row], None)
+
+    def item(self, letter: str, position: int) -> Item:
+        """Return the image (``"i"``) or caption (``"t"``) of an embedding."""
+        if letter == "i":
+            return self.image(position)
+        return self.caption(position)
+
+    def is_true(self, caption: int, image: int) -> bool | None:
+        """Whether a caption is true of an image; ``None`` where the data set does not know.
+
+        Args:
+            caption: Position of the caption's embedding.
+            image: Position of the image's.
+        """
+        truth = self.split.truth
+        if truth is None:
+            return None
+        caption_row = int(self.embeddings.text_rows[caption])
+        image_row = int(self.embeddings.image_rows[image])
+        start, stop = truth.indptr[caption_row : caption_row + 2]
+        return image_row in truth.indices[start:stop]
+
+    def relevance(self, task: Task) -> Relevance:
+        """Return relevance by the data set's labels; among images without labels, none for any."""
+        if task == "i2i" and self.split.truth is None:
+            n_images = len(self.embeddings.image_rows)
+            indptr = np.zeros(n_images + 1, np.int64)
+            indices = np.zeros(0, np.int64)
+            return Relevance(task, indptr, indices, np.arange(n_images))
+        return relevance_of(task, self.embeddings, self.split)
 
 
 def make_gallery(
@@ -90,10 +151,10 @@ def make_gallery(
     per_task: int,
     seed: int,
 ) -> tuple[GalleryQuery, ...]:
-    """Random queries of each task; the same for every model of a split and seed.
+    """Draw random queries of each task and answer them.
 
-    Queries are drawn from those with an answer. Where no query of a task has one, as among images without labels, they
-    are drawn from all, and their hits are neither right nor wrong.
+    Drawn are queries that have an answer by the labels. Where no query of a task has one, as among
+    images without labels, they are drawn from all, and their hits are neither right nor wrong.
 
     Args:
         embeddings: The model's embeddings.
@@ -103,119 +164,127 @@ def make_gallery(
         per_task: Queries per task.
         seed: Seed of the choice.
     """
-    shown: list[GalleryQuery] = []
+    items = EmbeddedItems(embeddings, split, image_root)
+    gallery: list[GalleryQuery] = []
     for number, (task, head) in enumerate(head_of.items()):
-        relevance = known_relevance(task, embeddings, split)
-        counts = np.diff(relevance.indptr)
-        drawable = np.flatnonzero(counts) if counts.any() else np.arange(len(counts))
-        rng = np.random.default_rng([seed, number])
-        picked = np.sort(rng.choice(drawable, min(per_task, len(drawable)), replace=False))
-        if len(picked):
-            shown += answer_queries(head, picked, relevance, embeddings, split, image_root)
-    return tuple(shown)
-
-
-def known_relevance(task: Task, embeddings: SplitEmbeddings, split: SplitView) -> Relevance:
-    """Relevance by the data set's labels; among images without labels, none for any query."""
-    if task == "i2i" and split.truth is None:
-        n = len(embeddings.image_rows)
-        return Relevance(task, np.zeros(n + 1, np.int64), np.zeros(0, np.int64), np.arange(n))
-    return relevance_of(task, embeddings, split)
+        relevance = items.relevance(task)
+        n_relevant = np.diff(relevance.indptr)
+        drawable = np.flatnonzero(n_relevant)
+        if not len(drawable):
+            drawable = np.arange(len(n_relevant))
+        n_queries = min(per_task, len(drawable))
+        # A generator for each task: more queries of one change no other's.
+        generator = np.random.default_rng([seed, number])
+        drawn = np.sort(generator.choice(drawable, n_queries, replace=False))
+        if n_queries:
+            gallery += answer_queries(items, head, drawn, relevance)
+    return tuple(gallery)
 
 
 def answer_queries(
+    items: EmbeddedItems,
     head: Head,
-    picked: np.ndarray,
+    queries: np.ndarray,
     relevance: Relevance,
-    embeddings: SplitEmbeddings,
-    split: SplitView,
-    image_root: Path,
 ) -> Iterator[GalleryQuery]:
-    """Queries with their top hits and their best right answer.
+    """Answer queries, each with its hits and its best right answer.
 
     Args:
+        items: The split's items.
         head: The head that answers.
-        picked: int64 ``[n]``, n at least 1: positions of the queries.
+        queries: int64 ``[n]``, n at least 1: positions of the queries.
         relevance: Relevant candidates of all queries of the task.
-        embeddings: The model's embeddings.
-        split: The split.
-        image_root: Folder of the images.
     """
-    task = relevance.task
-    queries, candidates = relevance.sides(embeddings, head)
-    relevant = [relevance.indices[relevance.indptr[q] : relevance.indptr[q + 1]] for q in picked]
-    exclude = None if relevance.exclude is None else relevance.exclude[picked]
-    ranks = best_ranks(queries[picked], candidates, *csr(relevant), exclude)
-    # One more than is shown: the query may find itself.
-    similarities, found = faiss.knn(
-        queries[picked], candidates, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT
+    query_features, candidate_features = relevance.sides(items.embeddings, head)
+    query_features = query_features[queries]
+    relevant = [_relevant_candidates(relevance, query) for query in queries]
+    # Among items of one kind, a query does not answer itself.
+    excluded = np.full(len(queries), -1)
+    if relevance.exclude is not None:
+        excluded = relevance.exclude[queries]
+
+    ranks = best_ranks(query_features, candidate_features, *csr(relevant), excluded)
+    # One more than is shown: a query may find itself.
+    similarities, neighbours = faiss.knn(
+        query_features,
+        candidate_features,
+        TOP + 1,
+        metric=faiss.METRIC_INNER_PRODUCT,
     )
-    for n, query in enumerate(picked.tolist()):
-        own = -1 if exclude is None else int(exclude[n])
-        known = len(relevant[n]) > 0
-        hits = []
-        for candidate, similarity in zip(found[n].tolist(), similarities[n].tolist(), strict=True):
-            if candidate in (-1, own):  # -1: there are fewer candidates than asked for
-                continue
-            item = shown_item(task[2], candidate, embeddings, split, image_root)
-            correct = candidate in relevant[n] if known else None
-            hits.append(
-                Hit(
-                    item,
-                    similarity,
-                    correct,
-                    belongs_together(task, query, candidate, embeddings, split),
-                )
-            )
+    for number, query in enumerate(queries.tolist()):
+        answers = _QueryAnswers(items, relevance.task, query, relevant[number])
+        hits = answers.hits(neighbours[number], similarities[number], int(excluded[number]))
         rank, answer = None, None
-        if known:
-            right = candidates[relevant[n]] @ queries[query]
-            best = int(relevant[n][right.argmax()])
-            rank = int(ranks[n])
-            answer = Hit(
-                shown_item(task[2], best, embeddings, split, image_root), float(right.max()), True
+        if len(relevant[number]):
+            rank = int(ranks[number])
+            answer = answers.best(candidate_features[relevant[number]] @ query_features[number])
+        query_item = items.item(relevance.task[0], query)
+        yield GalleryQuery(relevance.task, head, query_item, hits[:TOP], rank, answer)
+
+
+def _relevant_candidates(relevance: Relevance, query: int) -> np.ndarray:
+    start, stop = relevance.indptr[query : query + 2]
+    return relevance.indices[start:stop]
+
+
+@dataclass(frozen=True)
+class _QueryAnswers:
+    """Turns the candidates of one query into hits.
+
+    Attributes:
+        items: The split's items.
+        task: Direction of the retrieval.
+        query: Position of the query.
+        relevant: int64: its relevant candidates; none where the labels know no answer.
+    """
+
+    items: EmbeddedItems
+    task: Task
+    query: int
+    relevant: np.ndarray
+
+    def hits(
+        self,
+        candidates: np.ndarray,
+        similarities: np.ndarray,
+        excluded: int,
+    ) -> tuple[GalleryHit, ...]:
+        """Return the candidates that a search found, without the query itself.
+
+        Args:
+            candidates: int64 ``[k]``; -1 where there are fewer candidates than asked for.
+            similarities: float32 ``[k]``.
+            excluded: Position of the query among the candidates, or -1.
+        """
+        hits = []
+        for candidate, similarity in zip(candidates.tolist(), similarities.tolist(), strict=True):
+            if candidate in (-1, excluded):
+                continue
+            hit = GalleryHit(
+                item=self.items.item(self.task[2], candidate),
+                similarity=similarity,
+                correct=self._is_relevant(candidate),
+                is_true=self._is_true(candidate),
             )
-        asked = shown_item(task[0], query, embeddings, split, image_root)
-        yield GalleryQuery(task, head, asked, tuple(hits[:TOP]), rank, answer)
+            hits.append(hit)
+        return tuple(hits)
 
+    def best(self, scores: np.ndarray) -> GalleryHit:
+        """Return the relevant candidate of the highest score; the scores are of all of them."""
+        candidate = int(self.relevant[scores.argmax()])
+        item = self.items.item(self.task[2], candidate)
+        return GalleryHit(item, float(scores.max()), correct=True)
 
-def belongs_together(
-    task: Task, query: int, candidate: int, embeddings: SplitEmbeddings, split: SplitView
-) -> bool | None:
-    """Whether a caption is true of an image by the data set; ``None`` where it does not know.
+    def _is_relevant(self, candidate: int) -> bool | None:
+        """Whether the labels call a candidate right; ``None`` where they know no answer."""
+        if not len(self.relevant):
+            return None
+        return candidate in self.relevant
 
-    Args:
-        task: Across modalities; within one, the truth says nothing beyond the labels.
-        query: Position of the query among the embeddings.
-        candidate: Position of the candidate.
-        embeddings: The model's embeddings.
-        split: The split.
-    """
-    if split.truth is None or task not in ("i2t", "t2i"):
+    def _is_true(self, candidate: int) -> bool | None:
+        """Whether image and caption belong together; within a modality, nothing says so."""
+        if self.task == "i2t":
+            return self.items.is_true(caption=candidate, image=self.query)
+        if self.task == "t2i":
+            return self.items.is_true(caption=self.query, image=candidate)
         return None
-    image, text = (query, candidate) if task == "i2t" else (candidate, query)
-    return is_true(split, int(embeddings.text_rows[text]), int(embeddings.image_rows[image]))
-
-
-def is_true(split: SplitView, caption_row: int, image_row: int) -> bool | None:
-    """Whether a caption is true of an image; ``None`` where the data set does not know.
-
-    Args:
-        split: The split.
-        caption_row: The caption's row of the split.
-        image_row: The image's.
-    """
-    truth = split.truth
-    if truth is None:
-        return None
-    return image_row in truth.indices[truth.indptr[caption_row] : truth.indptr[caption_row + 1]]
-
-
-def shown_item(
-    letter: str, position: int, embeddings: SplitEmbeddings, split: SplitView, image_root: Path
-) -> Item:
-    """The image (``"i"``) or caption (``"t"``) of an embedding."""
-    if letter == "i":
-        row = int(embeddings.image_rows[position])
-        return Item("image", split.image_ids[row], image_root / split.image_paths[row])
-    return Item("text", split.captions[int(embeddings.text_rows[position])], None)

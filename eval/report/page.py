@@ -1,4 +1,4 @@
-"""HTML pages that open anywhere: they hold their pictures and ask for nothing else."""
+"""HTML pages that open anywhere: they hold their pictures and fetch nothing."""
 
 from __future__ import annotations
 
@@ -15,54 +15,77 @@ from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.data.images import load_image
 
-THUMBNAIL = 176  # longer side, in pixels
+# Longer side, in pixels.
+THUMBNAIL_SIZE = 176
+_JPEG_QUALITY = 80
 
 
-def write_page(path: Path, template: str, images: Iterable[Path], **values: Any) -> int:
+def write_page(path: Path, template: str, image_paths: Iterable[Path], **values: Any) -> int:
     """Render a template of this room that extends ``page.html.jinja``.
 
     Args:
         path: The HTML file; replaced as a whole.
         template: The template's file name.
-        images: Image files that the page may show; one that cannot be read is shown as its name, and counted.
-        **values: What the template asks for.
+        image_paths: Image files that the page may show; one that cannot be read is shown as its
+            name, and counted.
+        **values: The template's variables.
 
     Returns:
-        How many of the images could not be read.
+        The number of images that could not be read.
     """
-    numbers = {image: i for i, image in enumerate(dict.fromkeys(images))}
-    thumbnails = {i: uri for image, i in numbers.items() if (uri := thumbnail(image))}
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
+    # The style sheet names pictures by number, so that the page holds each only once.
+    pictures: dict[Path, int] = {}
+    thumbnails: dict[int, str] = {}
+    different_paths = list(dict.fromkeys(image_paths))
+    for number, image_path in enumerate(different_paths):
+        data_uri = thumbnail(image_path)
+        if data_uri is not None:
+            pictures[image_path] = number
+            thumbnails[number] = data_uri
+    n_unreadable = len(different_paths) - len(pictures)
+
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            pictures=pictures,
+            thumbnails=thumbnails,
+            unreadable=n_unreadable,
+            **values,
+        )
+    )
+    # File names may hold lone surrogates, which UTF-8 has no bytes for.
+    content = html.encode("utf-8", "replace")
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+    return n_unreadable
+
+
+def thumbnail(path: Path) -> str | None:
+    """Make a JPEG data URI of an image.
+
+    Returns:
+        At most ``THUMBNAIL_SIZE`` pixels wide and high; ``None`` if the image cannot be read.
+    """
+    try:
+        image = load_image(path).convert("RGB")
+        image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        jpeg = io.BytesIO()
+        image.save(jpeg, "JPEG", quality=_JPEG_QUALITY)
+    except (CusaError, OSError, ValueError):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_load_template),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template(template).render(
-        pictures={image: i for image, i in numbers.items() if i in thumbnails},
-        thumbnails=thumbnails,
-        unreadable=len(numbers) - len(thumbnails),
-        **values,
-    )
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(
-            html.encode("utf-8", "replace")
-        )  # an odd file name may hold lone surrogates
-    return len(numbers) - len(thumbnails)
 
 
-def thumbnail(path: Path) -> str | None:
-    """The image as a JPEG data URI, at most ``THUMBNAIL`` pixels wide and high; ``None`` if it cannot be read."""
-    try:
-        image = load_image(path).convert("RGB")
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=80)
-    except (CusaError, OSError, ValueError):
-        return None
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _source(template: str) -> str:
-    return resources.files("cusa.eval.report").joinpath(template).read_text("utf-8")
+def _load_template(name: str) -> str:
+    return resources.files("cusa.eval.report").joinpath(name).read_text("utf-8")

@@ -1,14 +1,15 @@
-"""The published results (paper, supplementary tables 7-13), to set a run beside the row of its setting."""
+"""The published results (paper, supplementary tables 7-13), to set a run beside its own row."""
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
-_STUDENTS = {
+# Last part of a student's name, and the host's name in the paper.
+_HOSTS = {
     "clip-vit-base-patch32": "CLIP ViT-B/32",
     "clip-vit-large-patch14-336": "CLIP ViT-L/14@336px",
 }
@@ -18,7 +19,8 @@ _METHODS = {
     frozenset({"contrastive", "usa"}): "USA",
     frozenset({"contrastive", "csa", "usa"}): "CUSA",
 }
-# Karpathy's test split of COCO has 25,010 captions: ten more than five an image.
+# Data set, split, images and captions. Karpathy's test split of COCO has 25,010 captions: ten more
+# than five an image.
 _SPLITS = {
     ("coco", "test", 5_000, 25_000): "coco5k",
     ("coco", "test", 5_000, 25_010): "coco5k",
@@ -40,50 +42,59 @@ class PaperRow:
     method: str
     scores: Mapping[str, Any]
 
-    def plain(self) -> dict[str, Any]:
-        """As metrics.json holds it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as metrics.json holds it."""
         return {"host": self.host, "method": self.method, **self.scores}
 
 
 def paper_tables() -> dict[str, Any]:
-    """All tables as published, with their source; percent, STS as 100 x Spearman."""
-    return json.loads((importlib.resources.files("cusa.eval.report") / "paper.json").read_text())
+    """Read all tables as published, with their source; percent, STS as 100 x Spearman."""
+    path = resources.files("cusa.eval.report") / "paper.json"
+    return json.loads(path.read_text("utf-8"))
 
 
-def paper_row(student: str, terms: Sequence[str], table: str) -> PaperRow | None:
-    """The row of the same student and loss, if a table has it.
+def paper_row(
+    student: str,
+    terms: Sequence[str],
+    table: str,
+) -> PaperRow | None:
+    """Look up the row of the same student and loss; ``None`` if the table has none.
 
     Args:
         student: The student's name or folder.
         terms: Terms of the loss.
-        table: ``"cross_modal"``, ``"eccv_caption"``, ``"image_retrieval_r1"`` or ``"sts_spearman"``.
+        table: ``"cross_modal"``, ``"eccv_caption"``, ``"image_retrieval_r1"`` or
+            ``"sts_spearman"``.
     """
-    host = _STUDENTS.get(student.rstrip("/").rsplit("/", 1)[-1])
-    method = _METHODS.get(frozenset(terms))
-    for row in paper_tables()[table]:
-        if (row["host"], row["method"]) == (host, method):
-            return PaperRow(
-                row["host"],
-                row["method"],
-                {k: v for k, v in row.items() if k not in ("host", "method")},
-            )
+    model_name = student.rstrip("/").rsplit("/", 1)[-1]
+    host_name = _HOSTS.get(model_name)
+    method_name = _METHODS.get(frozenset(terms))
+    for published_row in paper_tables()[table]:
+        scores = dict(published_row)
+        if (scores.pop("host"), scores.pop("method")) == (host_name, method_name):
+            return PaperRow(published_row["host"], published_row["method"], scores)
     return None
 
 
 def paper_retrieval(
-    student: str, terms: Sequence[str], metrics: Mapping[str, Any]
+    student: str,
+    terms: Sequence[str],
+    metrics: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    """The published recalls of the same student, loss and split, if the paper has them.
+    """Look up the published recalls of the same student, loss and split, if there are any.
 
     Args:
         student: The student's name or folder.
         terms: Terms of the loss.
         metrics: Content of metrics.json.
     """
-    split = _SPLITS.get(
-        (metrics["dataset"], metrics["split"], metrics["n_images"], metrics["n_captions"])
-    )
-    row = paper_row(student, terms, "cross_modal")
-    if row is None or split is None:
+    split_size = (metrics["n_images"], metrics["n_captions"])
+    split = _SPLITS.get((metrics["dataset"], metrics["split"], *split_size))
+    published_row = paper_row(student, terms, "cross_modal")
+    if published_row is None or split is None:
         return None
-    return {"host": row.host, "method": row.method, **row.scores[split]}
+    return {
+        "host": published_row.host,
+        "method": published_row.method,
+        **published_row.scores[split],
+    }

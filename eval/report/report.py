@@ -1,4 +1,4 @@
-"""The evaluation as one HTML page that opens anywhere: tables, curves, queries with their hits, and what went wrong."""
+"""The report of an evaluation, one HTML page: tables, curves, queries with their hits, failures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cusa.eval.report.charts import best_epoch, learning_charts, look, recall_charts, temperatures
+from cusa.eval.report.charts import (
+    History,
+    best_epoch,
+    learning_charts,
+    recall_charts,
+    temperatures,
+)
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Item
+from cusa.eval.report.line_chart import look
 from cusa.eval.report.page import write_page
 from cusa.eval.report.tables import TASKS, Section
+
+# A label, and the figure as printed.
+LabelledFigure = tuple[str, str]
+# Positions of models, and their answers to one query.
+ModelAnswers = list[tuple[int, GalleryQuery]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,8 @@ class ModelReport:
         name: The model's name.
         results: Content of its file of results by suite (docs/METRICS.md); figures in percent.
         history: Lines of its ``metrics.jsonl``; may be empty.
-        gallery: Queries with their hits; the same queries in the same order for every model, or none.
+        gallery: Queries with their hits; the same queries in the same order for every model, or
+            none.
         failures: The model's worst queries.
         false_negatives: Its hits that are wrong by the labels alone.
     """
@@ -76,62 +89,66 @@ def write_report(
     sections: Sequence[Section],
     comparison: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write the page; it holds its pictures and asks for nothing else.
+    """Write the page; it holds its pictures and fetches nothing.
 
     Args:
         path: The HTML file; replaced as a whole.
         models: Models, in the order shown.
         sections: Their tables.
-        comparison: Contents of comparison.json (docs/METRICS.md): paired differences between models.
+        comparison: Content of comparison.json (docs/METRICS.md).
 
     Returns:
-        How many of the images that it shows could not be read.
+        The number of its images that could not be read.
 
     Raises:
         ValueError: If there is no model, or the models' galleries do not show the same queries.
     """
     if not models:
         raise ValueError("a report needs at least one model; got none")
+    metrics = [model.metrics for model in models]
     histories = [model.history for model in models]
-    constants = {}
-    for name, values in temperatures(histories).items():
-        if len(values) == 1:
-            constants[name] = values.pop()
-    items = [item for model in models for item in _items(model)]
     return write_page(
         path,
         "report.html.jinja",
-        [item.image_path for item in items if item.image_path],
+        _image_paths(models),
         runs=models,
-        about=next((model.metrics for model in models if model.metrics), None),
+        about=_first_measured(metrics),
         headlines=headlines(models, sections),
         explained=_remarks(models, sections),
-        looks=[look(position) for position in range(len(models))],
-        best=[best_epoch(history) for history in histories],
+        looks=list(map(look, range(len(models)))),
+        best=list(map(best_epoch, histories)),
         tasks=TASKS,
         sections=sections,
-        recalls=recall_charts([model.metrics for model in models], TASKS),
+        recalls=recall_charts(metrics, TASKS),
         charts=learning_charts(histories),
-        constants=constants,
+        constants=_constant_temperatures(histories),
         gallery=side_by_side(models),
         knows_truth=_knows_truth(models),
         comparison=comparison,
     )
 
 
+def _first_measured(metrics: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    """Return what the page's heading is of: the first model with retrieval results."""
+    for content in metrics:
+        if content:
+            return content
+    return None
+
+
 def headlines(
     models: Sequence[ModelReport], sections: Sequence[Section]
-) -> list[list[tuple[str, str]]]:
-    """Return the figures that stand for each model, one a suite: what it is, and the figure."""
-    of_models: list[list[tuple[str, str]]] = [[] for _ in models]
+) -> list[list[LabelledFigure]]:
+    """Return the figures that stand for each model, one a suite, each with its label."""
+    by_model: list[list[LabelledFigure]] = [[] for _ in models]
     for section in sections:
         for position, headline in (section.headlines or {}).items():
-            of_models[position].append((headline.label, f"{headline.figure:.1f}"))
-    return of_models
+            by_model[position].append((headline.label, f"{headline.figure:.1f}"))
+    return by_model
 
 
 def _remarks(models: Sequence[ModelReport], sections: Sequence[Section]) -> list[str]:
-    """What explains each model's figures; empty where nothing does."""
+    """Return what explains each model's figures; empty where nothing does."""
     remarks = [""] * len(models)
     for section in sections:
         for position, remark in (section.remarks or {}).items():
@@ -139,52 +156,77 @@ def _remarks(models: Sequence[ModelReport], sections: Sequence[Section]) -> list
     return remarks
 
 
-def side_by_side(
-    models: Sequence[ModelReport],
-) -> dict[str, list[list[tuple[int, GalleryQuery]]]]:
-    """Return per task its queries, each with the position and the answer of every model that has a gallery.
+def _constant_temperatures(histories: Sequence[History]) -> dict[str, float]:
+    # Those that change have a chart instead.
+    constants = {}
+    for temperature, values in temperatures(histories).items():
+        if len(values) == 1:
+            constants[temperature] = values.pop()
+    return constants
+
+
+def side_by_side(models: Sequence[ModelReport]) -> dict[str, list[ModelAnswers]]:
+    """Put the models' answers to each query side by side.
+
+    Returns:
+        By task its queries, each with the position and the answer of every model with a gallery.
 
     Raises:
         ValueError: If the models do not show the same queries in the same order.
     """
-    shown = [(position, model.gallery) for position, model in enumerate(models) if model.gallery]
-    if not shown:
+    # By position of the model; a text model, say, has none.
+    galleries = {}
+    for position, model in enumerate(models):
+        if model.gallery:
+            galleries[position] = model.gallery
+    if not galleries:
         return {}
-    first_asked = _queries(shown[0][1])
-    if any(_queries(gallery) != first_asked for _, gallery in shown):
-        names = ", ".join(models[position].name for position, _ in shown)
-        raise ValueError(
-            f"the galleries of {names} do not show the same queries; make them with one seed"
-        )
-    by_task: dict[str, list[list[tuple[int, GalleryQuery]]]] = {task: [] for task in TASKS}
-    for number, query in enumerate(shown[0][1]):
-        answers = [(position, gallery[number]) for position, gallery in shown]
+
+    first_gallery = next(iter(galleries.values()))
+    for gallery in galleries.values():
+        if _queries(gallery) != _queries(first_gallery):
+            names = ", ".join(models[position].name for position in galleries)
+            raise ValueError(
+                f"the galleries of {names} do not show the same queries; make them with one seed"
+            )
+
+    by_task: dict[str, list[ModelAnswers]] = {task: [] for task in TASKS}
+    for number, query in enumerate(first_gallery):
+        answers = []
+        for position, gallery in galleries.items():
+            answers.append((position, gallery[number]))
         by_task[query.task].append(answers)
     return {task: queries for task, queries in by_task.items() if queries}
 
 
-def _queries(gallery: Sequence[GalleryQuery]) -> list[tuple[str, str, str]]:
-    return [(answer.task, answer.query.kind, answer.query.text) for answer in gallery]
+def _queries(gallery: Sequence[GalleryQuery]) -> list[tuple[str, Item]]:
+    return [(answer.task, answer.query) for answer in gallery]
 
 
-def _answers(model: ModelReport) -> tuple[GalleryQuery, ...]:
-    return (*model.gallery, *model.failures)
+def _answers(models: Sequence[ModelReport]) -> Iterator[GalleryQuery]:
+    for model in models:
+        yield from model.gallery
+        yield from model.failures
 
 
 def _knows_truth(models: Sequence[ModelReport]) -> bool:
     """Whether a hit is shown whose truth the data set knows, whatever its labels say."""
-    hits = (hit for model in models for answer in _answers(model) for hit in answer.hits)
-    return any(hit.is_true is not None for hit in hits)
-
-
-def _items(model: ModelReport) -> Iterator[Item]:
-    """Every image and caption that the page shows of a model."""
-    for answer in _answers(model):
-        yield answer.query
+    for answer in _answers(models):
         for hit in answer.hits:
-            yield hit.item
-        if answer.answer:
-            yield answer.answer.item
-    for pair in model.false_negatives:
-        yield pair.own
-        yield pair.retrieved
+            if hit.is_true is not None:
+                return True
+    return False
+
+
+def _image_paths(models: Sequence[ModelReport]) -> list[Path]:
+    """List the image files that the page shows."""
+    items: list[Item] = []
+    for answer in _answers(models):
+        items.append(answer.query)
+        hits = (*answer.hits, answer.answer) if answer.answer else answer.hits
+        for hit in hits:
+            items.append(hit.item)
+    for model in models:
+        for negative in model.false_negatives:
+            items += [negative.own_image, negative.retrieved]
+    return [item.image_path for item in items if item.image_path]

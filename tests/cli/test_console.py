@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cusa.cli.console import progress
+from cusa.cli.progress import progress
 from cusa.data.shell import shell_command
 from tests.helpers import make_pairs, make_tiny_vit, run_ok
 
@@ -57,7 +57,7 @@ class Clock:
 
 def _lines(capsys):
     captured = capsys.readouterr()
-    assert captured.out == ""  # that is for what a command answers
+    assert captured.out == ""  # which is for what a command answers
     return captured.err.splitlines()
 
 
@@ -141,26 +141,43 @@ def test_a_terminal_has_bars(capsys, monkeypatch):
 def test_every_command_says_in_its_log_how_far_it_is(small_run, command):
     """Rows, rate and total; what the commands answer comes besides."""
     store, run_dir, images = small_run
-    vit = images.parent / "vit"
+    folder = images.parent
     commands = {
-        "precompute": ["precompute", "--dataset", images / "pairs.jsonl", "--teacher", f"vit={vit}", "--teacher",
-                       "minilm", "--out", images.parent / "again.h5", "--workers", 0, "--splits", "val"],
-        "train": ["train", "--embeddings", store, "--student", "adapter", "--epochs", 2, "--batch-size", 4,
-                  "--run-dir", run_dir.with_name("second")],
+        "precompute": [
+            "precompute",
+            *("--dataset", images / "pairs.jsonl", "--splits", "val"),
+            *("--teacher", f"vit={folder / 'vit'}", "--teacher", "minilm"),
+            *("--out", folder / "again.h5", "--workers", 0),
+        ],
+        "train": [
+            "train",
+            *("--embeddings", store, "--student", "adapter", "--epochs", 2, "--batch-size", 4),
+            *("--run-dir", run_dir.with_name("second")),
+        ],
         "eval": ["eval", "--run", run_dir, "--split", "val", "--bootstrap", 0],
-        "index": ["eval", "index", images, "--run", run_dir, "--out", images.parent / "index"],
-        "inspect": ["store", "inspect", store, "--batches", 3, "--batch-size", 4, "--out", images.parent / "x.html"],
-    }  # fmt: skip
+        "index": ["eval", "index", images, "--run", run_dir, "--out", folder / "index"],
+        "inspect": [
+            "store",
+            *("inspect", store, "--batches", 3, "--batch-size", 4, "--out", folder / "x.html"),
+        ],
+    }
     lines = {
-        "precompute": [r"vit val: 4 of 4 rows, [\d,.]+ rows/s, took 0:00:\d\d",
-                       r"minilm val: 8 of 8 rows, [\d,.]+ rows/s, took 0:00:\d\d"],
-        "train": [r"epoch 1/2: 1 of 8 steps, [\d.]+ steps/s, \d:\d\d:\d\d left; contrastive [\d.]+ csa .*",
-                  r"epoch 2/2: 8 of 8 steps, [\d.]+ steps/s, took 0:00:\d\d; contrastive .*"],
-        "eval": [r"images: 4 of 4 images(, [\d,.]+ images/s, took 0:00:00)?",
-                 r"captions: 8 of 8 captions(, [\d,.]+ captions/s, took 0:00:00)?"],
+        "precompute": [
+            r"vit val: 4 of 4 rows, [\d,.]+ rows/s, took 0:00:\d\d",
+            r"minilm val: 8 of 8 rows, [\d,.]+ rows/s, took 0:00:\d\d",
+        ],
+        "train": [
+            r"epoch 1/2: 1 of 8 steps, [\d.]+ steps/s, \d:\d\d:\d\d left; "
+            r"contrastive [\d.]+ csa .*",
+            r"epoch 2/2: 8 of 8 steps, [\d.]+ steps/s, took 0:00:\d\d; contrastive .*",
+        ],
+        "eval": [
+            r"images: 4 of 4 images(, [\d,.]+ images/s, took 0:00:00)?",
+            r"captions: 8 of 8 captions(, [\d,.]+ captions/s, took 0:00:00)?",
+        ],
         "index": [r"index: 12 of 12 items, [\d,.]+ items/s, took 0:00:\d\d"],
         "inspect": [r"batches: 3 of 3 steps, [\d,.]+ steps/s, took 0:00:00"],
-    }  # fmt: skip
+    }
     log = run_ok(*commands[command]).splitlines()
     for line in lines[command]:
         assert len([told for told in log if re.fullmatch(line, told)]) == 1, log

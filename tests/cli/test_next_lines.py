@@ -93,7 +93,7 @@ def test_a_sweep_names_all_of_its_runs(tmp_path):
 
 
 def test_precompute_goes_on_to_training_and_the_index_to_a_search(tmp_path, monkeypatch):
-    """From pairs to hits, each command the one that was printed; only the student is a small one."""
+    """From pairs to hits, each command as it was printed; only the student is a small one."""
     monkeypatch.chdir(tmp_path)
     manifest = make_pairs(Path("my data"), n=10)
     out = run_ok(

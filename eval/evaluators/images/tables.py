@@ -6,16 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cusa.eval.evaluators.images.results import ImagesResults
-from cusa.eval.report.tables import (
+from cusa.eval.report.make_tables import make_tables
+from cusa.eval.report.shared_tables import (
     PRECISIONS,
     SELF_IS_NO_CANDIDATE,
-    FiguresByHead,
-    Group,
-    Headline,
-    Metric,
-    NamedResult,
-    Section,
-    TableSpec,
     approximate_spec,
     by_data_set,
     by_head_and_data_set,
@@ -23,9 +17,17 @@ from cusa.eval.report.tables import (
     data_set_fact,
     first_scores,
     intervals_rule,
-    make_tables,
     published,
     ties_rule,
+)
+from cusa.eval.report.tables import (
+    FiguresByHead,
+    Group,
+    Headline,
+    Metric,
+    NamedResult,
+    Section,
+    TableSpec,
 )
 
 Spec = TableSpec[ImagesResults]

@@ -7,8 +7,16 @@ from typing import cast
 
 from cusa.eval.evaluators.judgements.data import JudgementKind
 from cusa.eval.evaluators.judgements.results import JudgementResults
-from cusa.eval.report.tables import (
+from cusa.eval.report.make_tables import make_tables
+from cusa.eval.report.shared_tables import (
     RECALLS,
+    by_data_set,
+    contents_of,
+    data_set_fact,
+    intervals_rule,
+    ties_rule,
+)
+from cusa.eval.report.tables import (
     TASKS,
     FiguresByHead,
     Group,
@@ -17,12 +25,6 @@ from cusa.eval.report.tables import (
     NamedResult,
     Section,
     TableSpec,
-    by_data_set,
-    contents_of,
-    data_set_fact,
-    intervals_rule,
-    make_tables,
-    ties_rule,
 )
 
 Spec = TableSpec[JudgementResults]

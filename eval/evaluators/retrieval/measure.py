@@ -138,8 +138,7 @@ def uni_modal_recalls(
             "give each an integer",
             name="groups",
         )
-    # Unsigned numbers that int64 does not hold would become negative.
-    if groups.dtype.kind == "u":
+    if groups.dtype.kind == "u":  # numbers that int64 does not hold would become negative
         groups = np.unique(groups, return_inverse=True)[1]
     return one_way(_rank_within_groups(embeddings, groups.astype(np.int64)), scoring)
 

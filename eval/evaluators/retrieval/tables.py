@@ -7,11 +7,20 @@ from typing import Any, cast
 
 from cusa.eval.evaluators.retrieval.results import RetrievalResults
 from cusa.eval.evaluators.retrieval.teacher_scores import teachers_know_less
+from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.paper import paper_tables
-from cusa.eval.report.tables import (
+from cusa.eval.report.shared_tables import (
     PRECISIONS,
     RECALLS,
     SELF_IS_NO_CANDIDATE,
+    approximate_spec,
+    contents_of,
+    fact,
+    intervals_rule,
+    published,
+    ties_rule,
+)
+from cusa.eval.report.tables import (
     TASKS,
     FiguresByHead,
     Group,
@@ -20,13 +29,6 @@ from cusa.eval.report.tables import (
     NamedResult,
     Section,
     TableSpec,
-    approximate_spec,
-    contents_of,
-    fact,
-    intervals_rule,
-    make_tables,
-    published,
-    ties_rule,
 )
 
 Spec = TableSpec[RetrievalResults]
@@ -79,10 +81,10 @@ def _fact(contents: Sequence[RetrievalResults]) -> str:
     skipped = first.get("n_images_skipped", 0), first.get("n_captions_skipped", 0)
     if any(skipped):
         counts += f" ({skipped[0]:,} and {skipped[1]:,} were skipped)"
-    fingerprints: list[str] = []
+    fingerprints: list[str | None] = []
     notes: list[str] = []
     for content in contents:
-        fingerprints.append(content["split_fingerprint"])
+        fingerprints.append(content.get("split_fingerprint"))  # the first format has none
         notes += content.get("notes", [])
     return fact(f"{first['dataset']}, split {first['split']}", counts, fingerprints, notes)
 

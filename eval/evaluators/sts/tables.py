@@ -6,6 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from cusa.eval.evaluators.sts.results import PAPER_TASKS, StsResults
+from cusa.eval.report.make_tables import make_tables
+from cusa.eval.report.shared_tables import (
+    by_data_set,
+    by_head_and_data_set,
+    contents_of,
+    data_set_fact,
+    fact,
+    first_scores,
+    intervals_rule,
+    published,
+)
 from cusa.eval.report.tables import (
     FiguresByHead,
     Group,
@@ -14,15 +25,6 @@ from cusa.eval.report.tables import (
     NamedResult,
     Section,
     TableSpec,
-    by_data_set,
-    by_head_and_data_set,
-    contents_of,
-    data_set_fact,
-    fact,
-    first_scores,
-    intervals_rule,
-    make_tables,
-    published,
 )
 
 Spec = TableSpec[StsResults]

@@ -1,39 +1,37 @@
-"""What the soft labels say: every figure against loops that follow its definition, and the page."""
+"""Inspection of soft labels: figures against loops that follow their definition; the page."""
 
 import json
 import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
+from cusa.eval.inspection.batch_figures import (
+    Agreement,
+    FalseNegativeCount,
+    Sharpness,
+    agreement,
+    count_false_negatives,
+    sharpness,
+)
 from cusa.eval.inspection.pair_search import (
-    DUPLICATE,
-    MOST_CAPTIONS,
+    DUPLICATE_COSINE,
+    MAX_CAPTIONS,
     RANKINGS,
     draw_sample,
     same_image_cosine,
     strongest_pairs,
 )
-from cusa.eval.inspection.soft_labels import (
-    COSINES,
-    TEMPERATURES,
-    Agreement,
-    Alike,
-    Settings,
-    Sharpness,
-    agreement,
-    alike,
-    as_json,
-    inspect,
-    sharpness,
-    write_inspection,
-)
+from cusa.eval.inspection.results import Settings, to_json
+from cusa.eval.inspection.soft_labels import COSINES, TEMPERATURES, inspect, write_inspection
 from cusa.train.loader import EpochOrder
 from tests.helpers import (
     add_teacher,
@@ -41,6 +39,7 @@ from tests.helpers import (
     make_store,
     records,
     run_error,
+    run_failure,
     run_ok,
     settings,
     unit_rows,
@@ -62,7 +61,10 @@ def odd_dataset(folder, n=11, per_image=(2, 1, 7, 3), captions=None):
 
 
 def make_odd_store(folder, skipped=(), **options):
-    """A store of that with its images and random rows; teachers ``vision``, which skipped images, and ``words``."""
+    """A store of that with its images and random rows, by teachers ``vision`` and ``words``.
+
+    ``vision`` skipped some images.
+    """
     dataset = odd_dataset(folder, **options)
     records = dataset.splits["train"]
     n, n_texts = len(records), sum(len(r.captions) for r in records)
@@ -113,17 +115,25 @@ def test_sharpness_by_its_definition(tau):
         own.append(p[i])
         other.append(max(p[j] for j in range(len(p)) if ids[j] != ids[i]))
     found = sharpness(torch.tensor(s), torch.tensor(ids), tau)
-    for value, expected in ((found.perplexity, perplexity), (found.own, own), (found.other, other)):
+    for value, expected in (
+        (found.perplexity, perplexity),
+        (found.own_label, own),
+        (found.greatest_other_label, other),
+    ):
         assert value == pytest.approx(np.mean(expected))
 
 
 def test_sharpness_at_the_ends():
     ids = torch.arange(4)
     flat = sharpness(torch.ones(4, 4), ids, 1.0)
-    assert (flat.perplexity, flat.own, flat.other) == pytest.approx((4, 0.25, 0.25))
+    assert (flat.perplexity, flat.own_label, flat.greatest_other_label) == pytest.approx(
+        (4, 0.25, 0.25)
+    )
     hard = sharpness(torch.eye(4), ids, 1e-4)
-    assert (hard.perplexity, hard.own, hard.other) == pytest.approx((1, 1, 0))
-    assert math.isnan(sharpness(torch.eye(4), torch.zeros(4, dtype=torch.int64), 1.0).other)
+    assert (hard.perplexity, hard.own_label, hard.greatest_other_label) == pytest.approx((1, 1, 0))
+    assert math.isnan(
+        sharpness(torch.eye(4), torch.zeros(4, dtype=torch.int64), 1.0).greatest_other_label
+    )
 
 
 def test_alike_by_its_definition():
@@ -136,11 +146,11 @@ def test_alike_by_its_definition():
             for j in range(i + 1, n)
             if ids[i] != ids[j] and s[i, j] >= cosine
         ]
-        result = alike(torch.tensor(s), torch.tensor(ids), cosine)
-        assert result == Alike(
+        result = count_false_negatives(torch.tensor(s), torch.tensor(ids), cosine)
+        assert result == FalseNegativeCount(
             len(found), pytest.approx(len({i for two in found for i in two}) / n)
         )
-    assert result.pairs < alike(torch.tensor(s), torch.tensor(ids), 0.1).pairs
+    assert result.pairs < count_false_negatives(torch.tensor(s), torch.tensor(ids), 0.1).pairs
 
 
 def _mean_rank(values):
@@ -174,9 +184,8 @@ def test_agreement_of_equal_opposite_and_constant_teachers():
     same = agreement(s, s, ids)
     assert (same.pearson, same.spearman, same.overlap, same.kl) == pytest.approx((1, 1, 1, 0))
     assert agreement(s, -s, ids).spearman == pytest.approx(-1)
-    assert agreement(s, s**3, ids).spearman == pytest.approx(
-        1, abs=1e-4
-    )  # cosines are ranked to five decimals
+    # Cosines are ranked to five decimals.
+    assert agreement(s, s**3, ids).spearman == pytest.approx(1, abs=1e-4)
     assert math.isnan(agreement(s, torch.ones(30, 30), ids).pearson)
     one_image = agreement(s, s, torch.zeros(30, dtype=torch.int64))
     assert all(
@@ -214,15 +223,15 @@ def test_figures_are_means_over_the_trainer_s_batches(tmp_path):
         )
         ids = torch.tensor(ids)
         sharp.append(sharpness(s_i, ids, 0.1))
-        close.append(alike(s_t, ids, 0.5))
-        same.append(alike(s_t, ids, median))
+        close.append(count_false_negatives(s_t, ids, 0.5))
+        same.append(count_false_negatives(s_t, ids, median))
         agree.append(agreement(s_i, s_t, ids))
     found = inspect(store, Settings(batch_size=8, batches=7, seed=5))
     assert len(order) * 2 < 7  # more than two epochs
     for figure, parts in (
         (found.image.sharpness[0.1], sharp),
-        (found.text.alike[0.5], close),
-        (found.same_image_alike, same),
+        (found.text.false_negatives[0.5], close),
+        (found.same_image_count, same),
     ):
         for name, value in vars(figure).items():
             assert value == pytest.approx(np.mean([getattr(p, name) for p in parts]), rel=1e-5), (
@@ -245,10 +254,10 @@ def test_figures_that_a_batch_lacks_do_not_count(tmp_path):
     found = inspect(
         _open(make_odd_store(tmp_path, n=3, per_image=(6,)))[0], Settings(batch_size=2, batches=30)
     )
-    assert 0 < found.text.sharpness[1.0].other < 1
+    assert 0 < found.text.sharpness[1.0].greatest_other_label < 1
     assert math.isnan(found.agreement.pearson)  # of a single pair
     assert found.agreement.overlap == found.agreement.chance == 1
-    assert as_json(found)["agreement"]["pearson"] is None
+    assert to_json(found)["agreement"]["pearson"] is None
 
 
 def test_the_median_of_captions_of_one_image(tmp_path):
@@ -257,7 +266,7 @@ def test_the_median_of_captions_of_one_image(tmp_path):
     rows = _unit(text.gather(np.arange(len(text))))
     cosines = []
     for i in range(11):
-        own = np.flatnonzero(owner == i)[:MOST_CAPTIONS]
+        own = np.flatnonzero(owner == i)[:MAX_CAPTIONS]
         cosines += [rows[c] @ rows[d] for c in own for d in own if c < d]
     sample = draw_sample(owner, np.arange(len(owner)), 100, 0)
     for block in (1, 4, 512):
@@ -292,7 +301,7 @@ def _brute_force(image, text, owner, images, n):
         for j in images:
             if i < j:
                 s_i = a[i] @ a[j]
-                own = [np.flatnonzero(owner == k)[:MOST_CAPTIONS] for k in (i, j)]
+                own = [np.flatnonzero(owner == k)[:MAX_CAPTIONS] for k in (i, j)]
                 s_t = max(b[c] @ b[d] for c in own[0] for d in own[1])
                 both = math.sqrt(max(s_i, 0) * max(s_t, 0))
                 for ranking, s in zip(RANKINGS, (s_i, s_t, both), strict=True):
@@ -332,7 +341,7 @@ def test_equal_pairs_and_duplicates(tmp_path):
             assert all(found[ranking] == first[:n] for ranking in RANKINGS)
             assert n_duplicates == 15
     shown = inspect(store, Settings(batch_size=4, batches=2)).strongest["both"]
-    assert all(pair.duplicate and pair.image_cosine >= DUPLICATE for pair in shown)
+    assert all(pair.is_duplicate and pair.image_cosine >= DUPLICATE_COSINE for pair in shown)
     assert len(shown) == 15
 
 
@@ -361,7 +370,9 @@ def test_rows_that_another_teacher_skipped_are_left_out(tmp_path):
     )
     assert (found.n_images, found.n_left_out) == (10, 1)
     assert "id1" not in {item.text for pair in found.strongest["image"] for item in pair.images}
-    assert "pass --text-teacher" in run_error("store", "inspect", index)
+    error = run_failure("store", "inspect", index)  # which of the two text teachers?
+    assert isinstance(error, StoreError)
+    assert (error.path, error.name) == (index, "text")
 
 
 def test_shown_captions_belong_to_the_images_and_give_the_cosine(tmp_path):
@@ -376,7 +387,9 @@ def test_shown_captions_belong_to_the_images_and_give_the_cosine(tmp_path):
         a, b = _unit(text.gather(places))
         c, d = _unit(image.gather(rows))
         assert (pair.text_cosine, pair.image_cosine) == pytest.approx((a @ b, c @ d), abs=1e-6)
-        assert pair.both == pytest.approx(math.sqrt(max(a @ b, 0) * max(c @ d, 0)), abs=1e-3)
+        assert pair.fused_cosine == pytest.approx(
+            math.sqrt(max(a @ b, 0) * max(c @ d, 0)), abs=1e-3
+        )
     order = [pair.text_cosine for pair in found.strongest["text"]]
     assert order == sorted(order, reverse=True)
 
@@ -429,12 +442,12 @@ def test_the_page_prints_the_figures(tmp_path):
         text=replace(
             found.text,
             sharpness={1.0: Sharpness(3.14, 0.111, 0.222)},
-            alike={0.5: Alike(1234.56, 0.0625)},
+            false_negatives={0.5: FalseNegativeCount(1234.56, 0.0625)},
         ),
         image=replace(
             found.image,
             sharpness={1.0: Sharpness(2.71, 0.333, 0.444)},
-            alike={0.5: Alike(7.0, 0.5)},
+            false_negatives={0.5: FalseNegativeCount(7.0, 0.5)},
         ),
         agreement=Agreement(0.1234, -0.5678, 0.25, 0.125, 0.00321),
         n_duplicates=1234,
@@ -444,8 +457,8 @@ def test_the_page_prints_the_figures(tmp_path):
     assert "1 2.7 0.333 0.444 3.1 0.111 0.222" in text
     assert "0.5 7.0 50.0 % 1,234.6 6.2 %" in text
     assert (
-        "0.123 Correlation of their ranks -0.568 The 3 nearest in common 25.0 % The same, by chance 12.5 %"
-        in text
+        "0.123 Correlation of their ranks -0.568 "
+        "The 3 nearest in common 25.0 % Expected by chance 12.5 %" in text
     )
     assert "tau_s 1 0.0032" in text
     assert "there are 1,234 such pairs of images" in text
@@ -502,14 +515,13 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 def test_without_the_image_folder(tmp_path):
     out = run_ok("store", "inspect", make_store(tmp_path), "--batch-size", 16, "--batches", 2)
-    assert "80 pairs of 40 images, 0 left out" in out
+    assert "80 pairs of 40 images" in out
     assert "vision" in out
     assert "could not be read" in (tmp_path / "store.inspect.html").read_text("utf-8")
     assert "of its pictures could not be read" in out
-    error = run_error(
-        "store", "inspect", tmp_path / "store.h5", "--batch-size", 4, "--image-root", "/nowhere"
-    )
-    assert "--image-root /nowhere is no folder" in error
+    error = run_failure("store", "inspect", tmp_path / "store.h5", "--image-root", "/nowhere")
+    assert isinstance(error, SettingError)
+    assert (error.path, error.name) == (Path("/nowhere"), "--image-root")
 
 
 def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
@@ -521,7 +533,7 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(tmp_path):
 
 
 def test_equal_captions_count_as_likely_false_negatives(tmp_path):
-    """The median of two captions of one image is that of any two; sums that round otherwise must not hide it."""
+    """The median of two captions of one image is that of any two, whatever the rounding."""
     dataset = Dataset("equal", tmp_path, {"train": records("train", 40)})
     index = tmp_path / "store.h5"
     add_teacher(index, dataset, "vision", settings("image", 16), {"train": unit_rows(40, 16, 0)})
@@ -549,37 +561,40 @@ def test_another_image_folder(tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
     index = make_store(tmp_path)
-    assert "no split 'x'; it has: " in run_error("store", "inspect", index, "--split", "x")
-    for modality, name in (("image", "vision"), ("text", "words")):
-        error = run_error("store", "inspect", index, f"--{modality}-teacher", "x")
-        assert (
-            f"unknown {modality} teacher 'x'; pass --{modality}-teacher with one of: {name}"
-            in error
-        )
-    assert "larger than the 80 trainable pairs; pass --batch-size" in run_error(
-        "store", "inspect", index
-    )
+    no_split = run_failure("store", "inspect", index, "--split", "x")
+    assert isinstance(no_split, StoreError)
+    assert (no_split.path, no_split.name) == (index, "x")
+    for modality in ("image", "text"):
+        no_teacher = run_failure("store", "inspect", index, f"--{modality}-teacher", "x")
+        assert isinstance(no_teacher, StoreError)
+        assert (no_teacher.path, no_teacher.name) == (index, "x")
+        assert f"--{modality}-teacher" in str(no_teacher)
+    assert "--batch-size" in str(run_failure("store", "inspect", index))  # 128, of 80 pairs
     assert "--batch-size" in run_error("store", "inspect", index, "--batch-size", 1)
-    assert "does not exist" in run_error("store", "inspect", tmp_path / "none.h5")
-    assert "is the store" in run_error("store", "inspect", index, "--out", index)
-    assert "is a folder" in run_error("store", "inspect", index, "--out", tmp_path)
+    assert isinstance(run_failure("store", "inspect", tmp_path / "none.h5"), StoreError)
+    for place in (index, tmp_path):  # the store itself, and a folder
+        error = run_failure("store", "inspect", index, "--out", place)
+        assert isinstance(error, SettingError)
+        assert (error.path, error.name) == (place, "--out")
     assert not list(tmp_path.glob("*.html"))
 
 
 def test_a_store_of_one_modality_or_one_image(tmp_path):
-    records = (_record("a", "a.jpg", "x", "y", "z"),)
-    dataset = Dataset("one", tmp_path, {"train": records}, {})
-    add_teacher(
-        tmp_path / "s.h5", dataset, "vision", settings("image", 4), {"train": unit_rows(1, 4, 0)}
-    )
-    assert "holds no text teacher; add one" in run_error("store", "inspect", tmp_path / "s.h5")
-    add_teacher(
-        tmp_path / "s.h5", dataset, "words", settings("text", 4), {"train": unit_rows(3, 4, 0)}
-    )
-    error = run_error("store", "inspect", tmp_path / "s.h5", "--batch-size", 2)
-    assert "has pairs of one image only" in error
+    index = tmp_path / "s.h5"
+    dataset = Dataset("one", tmp_path, {"train": (_record("a", "a.jpg", "x", "y", "z"),)}, {})
+    add_teacher(index, dataset, "vision", settings("image", 4), {"train": unit_rows(1, 4, 0)})
+    no_text_teacher = run_failure("store", "inspect", index)
+    assert isinstance(no_text_teacher, StoreError)
+    assert (no_text_teacher.path, no_text_teacher.name) == (index, "text")
+
+    add_teacher(index, dataset, "words", settings("text", 4), {"train": unit_rows(3, 4, 0)})
+    one_image = run_failure("store", "inspect", index, "--batch-size", 2)
+    assert isinstance(one_image, DataError)
+    assert one_image.name == "train"
 
 
 def test_everything_skipped(tmp_path):
+    """There is no pair to draw batches from, which is no question of their images."""
     index = make_odd_store(tmp_path, skipped=range(11))
-    assert "no pair can be trained on" in run_error("store", "inspect", index, "--batch-size", 2)
+    error = run_failure("store", "inspect", index, "--batch-size", 2)
+    assert "cusa-store info" in str(error)

@@ -1,7 +1,8 @@
 """The report as a browser shows it: headless Chromium, a phone's width and a desk's, no network.
 
-A window of Chromium is never as narrow as a phone. So a page of our own shows the report, unchanged, in a frame of the
-wanted size, looks into the frame when it is loaded, and writes what it finds into its own title, which Chromium prints.
+A window of Chromium is never as narrow as a phone. So a page of our own shows the report,
+unchanged, in a frame of the wanted size, looks into the frame when it is loaded, and writes what it
+finds into its own title, which Chromium prints.
 """
 
 import html
@@ -15,7 +16,7 @@ from importlib import resources
 import pytest
 
 from cusa.eval.report.failures import FalseNegative
-from cusa.eval.report.gallery import GalleryQuery, Hit, Item
+from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
 from tests.eval import made_up
 from tests.helpers import make_images
 
@@ -37,7 +38,8 @@ onload = async () => {
   const view = frames[0], page = view.document, root = page.documentElement;
   for (const part of page.querySelectorAll("details")) part.open = true;
   const rules = [...page.styleSheets].flatMap(sheet => [...sheet.cssRules]);
-  const uris = rules.map(rule => /url\\("(.*)"\\)/.exec(rule.style ? rule.style.backgroundImage : "")).filter(Boolean);
+  const backgrounds = rules.map(rule => rule.style ? rule.style.backgroundImage : "");
+  const uris = backgrounds.map(text => /url\\("(.*)"\\)/.exec(text)).filter(Boolean);
   const decoded = await Promise.all(uris.map(([, uri]) => new Promise(done => {
     const image = new Image();
     image.onload = () => done(image.naturalWidth);
@@ -45,17 +47,26 @@ onload = async () => {
     image.src = uri;
   })));
   const pictures = [...page.querySelectorAll(".picture:not(.missing)")];
+  const unseen = pictures.filter(p => view.getComputedStyle(p).backgroundImage === "none");
   const outside = [...page.body.querySelectorAll("*")].filter(
-    e => !e.closest(".scroll, svg, .unseen") && e.getBoundingClientRect().right > view.innerWidth + 0.5);
+    e => !e.closest(".scroll, svg, .unseen")
+      && e.getBoundingClientRect().right > view.innerWidth + 0.5);
+  const targets = [...page.querySelectorAll("nav a")].map(a => a.getAttribute("href").slice(1));
+  const chart = page.querySelector("figure svg");
   document.title = JSON.stringify({
-    width: view.innerWidth, content: root.scrollWidth, outside: outside.map(e => e.outerHTML.slice(0, 100)), decoded,
-    pictures: pictures.length, unseen: pictures.filter(p => view.getComputedStyle(p).backgroundImage === "none").length,
+    width: view.innerWidth,
+    content: root.scrollWidth,
+    outside: outside.map(e => e.outerHTML.slice(0, 100)),
+    decoded,
+    pictures: pictures.length,
+    unseen: unseen.length,
     scrolled: [...page.querySelectorAll(".scroll")].map(e => e.scrollWidth > e.clientWidth),
     headings: [...page.querySelectorAll("h2[id], h3[id]")].map(e => e.id),
-    links: [...page.querySelectorAll("nav a")].map(a => page.getElementById(a.getAttribute("href").slice(1)) !== null),
-    tall: page.querySelectorAll("figure svg").length && page.querySelector("figure svg").getBoundingClientRect().height,
+    links: targets.map(id => page.getElementById(id) !== null),
+    tall: chart === null ? 0 : chart.getBoundingClientRect().height,
     fetched: view.performance.getEntriesByType("resource").map(entry => entry.name),
-    page: view.getComputedStyle(page.body).backgroundColor, ink: view.getComputedStyle(page.body).color,
+    page: view.getComputedStyle(page.body).backgroundColor,
+    ink: view.getComputedStyle(page.body).color,
   });
 };
 """
@@ -114,7 +125,10 @@ def look_at(page, folder, size, *, dark=False):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A page with every section: two runs, one with a long name, and a text model; twelve images, one missing."""
+    """A page with every section: two runs, one with a long name, and a text model.
+
+    Of its twelve images, one is missing.
+    """
     folder = tmp_path_factory.mktemp("report")
     names = make_images(folder / "images", 11)
     images = [Item("image", name, folder / "images" / name) for name in (*names, "not-there.jpg")]
@@ -125,8 +139,11 @@ def report(tmp_path_factory):
     gallery = tuple(
         GalleryQuery(
             *(task, "cross", texts[0] if task[0] == "t" else images[0]),
-            tuple(Hit(item, 0.5, rank is not None and i == rank) for i, item in enumerate(of[1:6])),
-            *(rank, None if rank is None else Hit(of[0], 0.25, True)),
+            tuple(
+                GalleryHit(item, 0.5, rank is not None and i == rank)
+                for i, item in enumerate(of[1:6])
+            ),
+            *(rank, None if rank is None else GalleryHit(of[0], 0.25, True)),
         )
         for task, of, rank in (
             ("i2t", texts, 3),
@@ -218,7 +235,8 @@ def test_a_bad_page_is_found_out(tmp_path):
     assert seen.found["decoded"] == [0]
     assert seen.found["unseen"] == 1
     policy = re.search(
-        r"<meta http-equiv[^>]*>", (resources.files("cusa.eval") / "page.html.jinja").read_text()
+        r"<meta http-equiv[^>]*>",
+        (resources.files("cusa.eval.report") / "page.html.jinja").read_text(),
     )[0]
     page.write_text(f"<!doctype html>{policy}{body}")
     console = "".join(look_at(page, tmp_path / "again", PHONE).console)

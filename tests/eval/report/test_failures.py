@@ -9,13 +9,13 @@ import pytest
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.records import Truth
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.report import failures
+from cusa.eval.report import false_negative_pairs
 from cusa.eval.report.failures import Teachers, likely_false_negatives, worst_failures
 from tests.helpers import make_store, unit_rows
 
 
 def _at(*degrees):
-    """Unit vectors in the plane, float32 [n, 2]: two are the more alike the less their angles differ."""
+    """Unit vectors in the plane, float32 [n, 2]: the closer the angles, the more similar."""
     angles = np.deg2rad(np.array(degrees, float))
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
@@ -123,8 +123,8 @@ def test_ranks_of_failures_are_those_of_an_explicit_loop(tmp_path):
         assert shown == sorted(ranks.items(), key=lambda item: -item[1])[:5]
 
 
-# Caption n is of image n. Caption 0 finds images 1, 0; caption 2 finds 4, 3, 2; caption 5 finds 4, 3, 5; the other
-# three find their own.
+# Caption n is of image n. Caption 0 finds images 1, 0; caption 2 finds 4, 3, 2; caption 5 finds
+# 4, 3, 5; the other three find their own.
 MODEL = _embeddings(_at(0, 9, 60, 69, 71, 84), _at(6, 9, 70.2, 69, 71, 74), [0, 1, 2, 3, 4, 5])
 PAIRS = {("c0", "i1"), ("c2", "i4"), ("c2", "i3"), ("c5", "i4"), ("c5", "i3")}
 
@@ -133,7 +133,7 @@ def test_only_what_stands_above_the_right_answer_is_looked_at():
     teachers = Teachers(Rows(_at(0, 9, 60, 69, 71, 84)), None)
     found = likely_false_negatives(MODEL, _split(6, 6), teachers, Path("images"), 99)
     assert {(f.caption.text, f.retrieved.text) for f in found} == PAIRS
-    assert {(f.caption.text, f.own.text) for f in found} == {
+    assert {(f.caption.text, f.own_image.text) for f in found} == {
         ("c0", "i0"),
         ("c2", "i2"),
         ("c5", "i5"),
@@ -142,17 +142,18 @@ def test_only_what_stands_above_the_right_answer_is_looked_at():
     second = by_pair["c2", "i3"]
     assert (second.rank, second.own_rank) == (1, 2)
     assert (second.similarity, second.own_similarity) == (_cosine(1.2), _cosine(10.2))
-    assert (second.image_cosine, second.text_cosine, second.true) == (_cosine(9), None, None)
+    assert (second.image_cosine, second.text_cosine, second.is_true) == (_cosine(9), None, None)
     assert second.closest.text == "c3"
     assert second.retrieved.image_path == Path("images/3.jpg")
-    # By the image teacher alone: 9, 9, 11, 13 and 15 degrees apart; of the equal ones the more similar comes first.
+    # By the image teacher alone: 9, 9, 11, 13 and 15 degrees apart; of equal ones the more similar
+    # comes first.
     assert [(f.caption.text, f.retrieved.text) for f in found] == [
         *[("c2", "i3"), ("c0", "i1"), ("c2", "i4"), ("c5", "i4"), ("c5", "i3")]
     ]
 
 
 def test_both_teachers_must_agree():
-    """Image teacher: i0-i1 best, i5-i4 worst; text teacher the other way round; c2 with i4 is good for both."""
+    """The teachers disagree on i0-i1 and i5-i4; c2 with i4 is good for both."""
     image = Rows(
         _at(0, 1, 50, 90, 55, 100)
     )  # pairs: 1, 5 (c2 i4), 40 (c2 i3), 45 (c5 i4), 10 (c5 i3)
@@ -160,7 +161,8 @@ def test_both_teachers_must_agree():
         _at(0, 80, 30, 70, 33, 34)
     )  # pairs: 80, 3 (c2 i4), 40 (c2 i3), 1 (c5 i4), 36 (c5 i3)
     found = likely_false_negatives(MODEL, _split(6, 6), Teachers(image, text), Path(), 99)
-    # Ranks of five, 5 being the most alike. Image: 5, 4, 2, 1, 3. Text: 1, 4, 2, 5, 3. The lower: 1, 4, 2, 1, 3.
+    # Ranks of five, 5 being the most similar. Image: 5, 4, 2, 1, 3. Text: 1, 4, 2, 5, 3. The lower:
+    # 1, 4, 2, 1, 3.
     assert [(f.caption.text, f.retrieved.text) for f in found[:3]] == [
         ("c2", "i4"),
         ("c5", "i3"),
@@ -204,12 +206,12 @@ def test_where_the_truth_is_known_it_says_so():
     )
     teachers = Teachers(Rows(_at(0, 9, 60, 69, 71, 84)), None)
     found = likely_false_negatives(MODEL, _split(6, 6, truth), teachers, Path(), 99)
-    assert {(f.caption.text, f.retrieved.text) for f in found if f.true} == {("c0", "i1")}
-    assert {f.true for f in found} == {True, False}
+    assert {(f.caption.text, f.retrieved.text) for f in found if f.is_true} == {("c0", "i1")}
+    assert {f.is_true for f in found} == {True, False}
 
 
 def test_rows_are_those_of_the_split_and_blocks_change_nothing(tmp_path, monkeypatch):
-    """Image 0 and its caption 0 have no embedding; the teachers are those of a store, compared in an explicit loop."""
+    """Image 0 and its caption have no embedding; an explicit loop asks the teachers of a store."""
     store = EmbeddingStore(make_store(tmp_path, {"test": 20}))
     split = store.split("test")
     teachers = Teachers(store.embeddings("vision", "test"), store.embeddings("words", "test"))
@@ -225,7 +227,7 @@ def test_rows_are_those_of_the_split_and_blocks_change_nothing(tmp_path, monkeyp
     vision, words = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (vision, words))
     for f in found:
         caption = split.captions[:].index(f.caption.text)
-        own, retrieved = (split.image_ids[:].index(i.text) for i in (f.own, f.retrieved))
+        own, retrieved = (split.image_ids[:].index(i.text) for i in (f.own_image, f.retrieved))
         assert own == caption // 2
         others = [2 * retrieved, 2 * retrieved + 1]
         assert f.image_cosine == pytest.approx(vision[own] @ vision[retrieved], abs=1e-6)
@@ -234,5 +236,5 @@ def test_rows_are_those_of_the_split_and_blocks_change_nothing(tmp_path, monkeyp
         assert f.rank == sum(scores > scores[retrieved - 1])
         assert f.own_rank == sum(scores > scores[own - 1])
         assert f.rank < min(f.own_rank, 5)
-    monkeypatch.setattr(failures, "_BLOCK", 3)
+    monkeypatch.setattr(false_negative_pairs, "_BLOCK", 3)
     assert likely_false_negatives(embeddings, split, teachers, Path(), 10) == found

@@ -37,7 +37,7 @@ def test_no_row_for_another_setting(student, terms, metrics):
 
 
 def test_rows_of_the_other_tables():
-    images = paper_row("openai/clip-vit-base-patch32", CUSA, "image_retrieval_r1").plain()
+    images = paper_row("openai/clip-vit-base-patch32", CUSA, "image_retrieval_r1").to_dict()
     assert set(images) == {"host", "method", "cub", "sop", "inshop", "inaturalist", "average"}
     sts = paper_row("openai/clip-vit-base-patch32", ("contrastive",), "sts_spearman")
     assert (sts.method, len(sts.scores)) == ("baseline", 8)

@@ -1,0 +1,153 @@
+"""Options that commands of ``cusa-eval`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cusa.cli.console import DEVICE_OPTION, PATH
+
+# Key of click's context: (spec, whether it is a run), in the order of the command line.
+MODEL_SPECS_KEY = "cusa.eval.models.any_model"
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _options(*options: Decorator) -> Decorator:
+    """Join options into one decorator, in the order of ``--help``."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        # The decorator that is applied last is the first of --help.
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _in_order(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Put models and runs into one list, in the order of the command line."""
+    specs = context.meta.setdefault(MODEL_SPECS_KEY, [])
+    is_run = option.name == "models_of_runs"
+    specs += [(value, is_run) for value in values]
+    return values
+
+
+MODEL_OPTIONS = _options(
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="MODEL",
+        callback=_in_order,
+        help="A Hugging Face dual encoder or sentence-transformers model by name or folder; a "
+        "teacher; a run. Repeat it to compare.",
+    ),
+    click.option(
+        "--run",
+        "models_of_runs",
+        multiple=True,
+        metavar="FOLDER",
+        callback=_in_order,
+        help="A run of cusa-train or an exported folder, on this machine; repeatable.  [default: "
+        "the latest under runs/]",
+    ),
+    click.option(
+        "--image-embeddings",
+        type=PATH,
+        help="Image embeddings of another model: .npy, .h5 or .safetensors.",
+    ),
+    click.option(
+        "--image-ids", type=PATH, help="Their ids, if the file has none: .txt, .json or .npy."
+    ),
+    click.option("--text-embeddings", type=PATH, help="Its text embeddings."),
+    click.option("--text-ids", type=PATH, help="Their ids."),
+    click.option(
+        "--name", help="Name of that model in tables and below runs/eval.  [default: the files']"
+    ),
+)
+RUN_OPTIONS = _options(
+    click.option(
+        "--ties",
+        type=click.Choice(["pessimistic", "mean", "optimistic"]),
+        default="pessimistic",
+        help="Count equal similarities against the model, for it, or as the mean of both.",
+    ),
+    click.option(
+        "--bootstrap",
+        type=click.IntRange(0),
+        default=1000,
+        help="Resamplings of the queries for 95 % intervals; 0: none.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        help="Seed of the resampling, and of the choice of the queries shown.",
+    ),
+    click.option(
+        "--allow-partial", is_flag=True, help="Evaluate known data sets that are incomplete, too."
+    ),
+    click.option(
+        "--index",
+        type=click.Choice(["exact", "hnsw", "ivf"]),
+        default="exact",
+        help="Report an approximate FAISS index beside the exact figures.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=click.Choice(["best", "last"]),
+        default="best",
+        help="Checkpoint of runs.",
+    ),
+    DEVICE_OPTION,
+    click.option("--batch-size", type=click.IntRange(1), default=256),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        help="Processes that read inputs.  [default: cores, at most 8]",
+    ),
+    click.option(
+        "--out",
+        type=PATH,
+        help="Folder of report.html.  [default: the model's own results; for several, eval/ "
+        "beside them]",
+    ),
+    click.option("--latex", is_flag=True, help="Write tables.tex beside the report, too."),
+)
+DATA_ROOT_OPTION = click.option(
+    "--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets."
+)
+SPLIT_OPTIONS = _options(
+    click.option("--split", default="test", help="Split of the store or data set."),
+    click.option(
+        "--dataset",
+        multiple=True,
+        help="coco, flickr30k, demo, or annotation files as for cusa-precompute.  [default: the "
+        "run's store]",
+    ),
+    click.option("--embeddings", type=PATH, help="Another store than the run's own."),
+    click.option("--image-root", type=PATH, help="Folder of the images, if not the data's own."),
+)
+RETRIEVAL_OPTIONS = _options(
+    click.option(
+        "--pmrp", type=PATH, help="Folder of pm_*.json: plausible matches of COCO's test split."
+    ),
+    click.option(
+        "--judgements",
+        type=PATH,
+        multiple=True,
+        help="People's judgements of the split's pairs: CrowdFlowerAnnotations.txt or "
+        "ExpertAnnotations.txt of Flickr8k; repeatable.",
+    ),
+    click.option(
+        "--gallery",
+        type=click.IntRange(0),
+        default=6,
+        help="Queries of each task to show in the report.",
+    ),
+)

@@ -1,0 +1,211 @@
+"""What ``cusa-precompute`` shows: progress, its outcome, and the table of ``--plan``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cusa.cli.console import print_plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+    from cusa.precompute.run import Estimate, Outcome
+
+
+@dataclass
+class _RowCount:
+    """Rows of a teacher for a split: finished before this run, done in it, and all."""
+
+    before: int
+    now: int
+    total: int
+
+
+class BarReporter:
+    """Shows a run as progress bars.
+
+    Args:
+        progress_bar: The progress.
+        screen: Where notes are printed.
+    """
+
+    def __init__(self, progress_bar: Progress, screen: Console) -> None:
+        self._bar = progress_bar
+        self._screen = screen
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._counts: dict[tuple[str, str], _RowCount] = {}
+        self._loading: TaskID | None = None
+
+    def loading(self, teacher: str) -> None:
+        """Show that a teacher's weights are being loaded."""
+        self._loading = self._bar.add_task(f"{teacher}: loading", total=None)
+
+    def loaded(self) -> None:
+        """Show that they are loaded."""
+        if self._loading is not None:
+            self._bar.remove_task(self._loading)
+            self._loading = None
+
+    def planned(self, teacher: str, split: str, n_rows: int, n_done: int) -> None:
+        """Add a bar for the rows of a teacher for a split."""
+        description = f"{teacher} {split}"
+        task = self._bar.add_task(description, total=n_rows, completed=n_done)
+        self._tasks[teacher, split] = task
+        self._counts[teacher, split] = _RowCount(before=n_done, now=0, total=n_rows)
+
+    def advanced(self, teacher: str, split: str, n_done: int, file: str) -> None:
+        """Show the rows that all processes together have done in this run."""
+        task = self._tasks.get((teacher, split))
+        if task is None:
+            return
+        count = self._counts[teacher, split]
+        count.now = n_done
+        completed = count.before + count.now
+        # After the last row, no shard is being made.
+        status = file if completed < count.total else ""
+        self._bar.update(task, completed=completed, status=status)
+
+    def note(self, message: str) -> None:
+        """Print something that the user should know."""
+        print_labelled(self._screen, "[yellow]note:[/]", message)
+
+    def fault(self, message: str) -> None:
+        """Print an image or a caption that cannot be used."""
+        print_labelled(self._screen, "[red]fault:[/]", message)
+
+    def progress(self) -> str:
+        """Say how far the run got."""
+        counts = self._counts.values()
+        n_rows = sum(count.total for count in counts)
+        if not n_rows:
+            return "no row was encoded yet"
+        n_done = sum(count.before + count.now for count in counts)
+        return f"{n_done:,} of {n_rows:,} rows are encoded; finished shards are kept"
+
+
+def print_labelled(screen: Console, label: str, message: str) -> None:
+    """Print a line that begins with a label in markup; brackets in the text stay brackets."""
+    from rich.markup import escape
+
+    screen.print(f"{label} {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def print_outcome(screen: Console, outcome: Outcome, index_path: Path) -> None:
+    """Print the rows that a run made, and the command to go on with.
+
+    Args:
+        screen: Where to print.
+        outcome: What the run left behind.
+        index_path: The store's index.
+    """
+    from cusa.precompute.next_step import merging_command, training_command
+
+    for teacher, teacher_entry in outcome.entries.items():
+        n_skipped = 0
+        split_counts = []
+        for split, shards in teacher_entry.shards.items():
+            n_rows = sum(shard.stop - shard.start for shard in shards)
+            n_skipped += sum(len(shard.skipped) for shard in shards)
+            split_counts.append(f"{split} {n_rows:,}")
+        counts = ", ".join(split_counts)
+        dim = teacher_entry.settings.dim
+        print_plain(f"{teacher}: {counts} rows x {dim}, {n_skipped:,} skipped", screen)
+
+    # A job with --shard-range writes the index of a part.
+    if outcome.index != index_path:
+        print_plain(f"part: {outcome.index}", screen)
+        print_plain(f"next, with all parts: {merging_command(index_path)}", screen)
+        return
+    print_plain(f"store: {index_path}", screen)
+    command = training_command(index_path, outcome.entries)
+    if command:
+        print_plain(f"next: {command}", screen)
+
+
+def print_plan(
+    screen: Console,
+    estimates: Sequence[Estimate],
+    first_shard: int,
+    n_pairs: int,
+    index_path: Path,
+    processes: int,
+) -> None:
+    """Print what a run would take: rows, shards, disk space, time.
+
+    Args:
+        screen: Where to print.
+        estimates: One per teacher, in the order of their shards.
+        first_shard: Number of the first shard.
+        n_pairs: Training pairs of the data set.
+        index_path: The store's index.
+        processes: Number of processes.
+    """
+    screen.print(_estimates_table(estimates, first_shard, processes))
+    folder = _existing_folder(index_path)
+    n_free = shutil.disk_usage(folder).free
+    n_bytes = sum(estimate.n_bytes for estimate in estimates)
+    total_s = sum(_seconds(estimate, processes) for estimate in estimates)
+    print_plain(
+        f"disk: {n_bytes / 1e9:,.3f} GB of rows, {n_free / 1e9:,.1f} GB free in {folder}\n"
+        f"time: about {_duration(total_s)} in {processes} process(es)",
+        screen,
+    )
+    if n_pairs:
+        # Without a store, an epoch runs every teacher on every pair; with one, it reads their rows.
+        epoch_s = sum(n_pairs / estimate.rates.encoding for estimate in estimates)
+        pair_bytes = sum(estimate.n_bytes / estimate.n_rows for estimate in estimates)
+        print_plain(
+            f"saved per training epoch: {_duration(epoch_s)} of teachers on {n_pairs:,} pairs, "
+            f"for reading {n_pairs * pair_bytes / 1e6:,.1f} MB",
+            screen,
+        )
+
+
+def _estimates_table(
+    estimates: Sequence[Estimate],
+    first_shard: int,
+    processes: int,
+) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("teacher", "rows", "shards", "MB on disk", "rows/s", "teacher alone", "time")
+    for estimate in estimates:
+        stop_shard = first_shard + estimate.n_shards
+        table.add_row(
+            escape(estimate.teacher),
+            f"{estimate.n_rows:,}",
+            f"{estimate.n_shards:,} ({first_shard}:{stop_shard})",
+            f"{estimate.n_bytes / 1e6:,.1f}",
+            f"{estimate.rates.whole:,.0f}",
+            f"{estimate.rates.encoding:,.0f}",
+            _duration(_seconds(estimate, processes)),
+        )
+        first_shard = stop_shard
+    return table
+
+
+def _seconds(estimate: Estimate, processes: int) -> float:
+    return estimate.n_rows / estimate.rates.whole / processes
+
+
+def _existing_folder(path: Path) -> Path:
+    """Find the nearest folder above a path that exists."""
+    folder = path.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

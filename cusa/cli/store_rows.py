@@ -1,0 +1,156 @@
+"""``cusa-store export`` and ``cusa-store import``: take rows out of a store, and add others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cusa.cli.console import CONTEXT_SETTINGS, PATH, one_line_errors
+
+if TYPE_CHECKING:
+    from cusa.data.foreign.rows import ForeignRows
+    from cusa.data.store.schema import TeacherSettings
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.argument("store_path", metavar="STORE", type=PATH)
+@click.argument("rows_path", metavar="OUT", type=PATH)
+@click.option("--teacher", required=True, help="Teacher to export.")
+@click.option("--split", required=True, help="Split to export.")
+@one_line_errors
+def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
+    """Write a teacher's rows to OUT, NAME.npy or NAME.safetensors, and ids to NAME.ids.json."""
+    from cusa.data.store.import_export import export_rows
+    from cusa.data.store.reader import EmbeddingStore
+
+    ids = export_rows(EmbeddingStore(store_path), teacher, split, rows_path)
+    click.echo(f"rows: {rows_path}\nids: {ids}")
+
+
+@click.command("import", context_settings=CONTEXT_SETTINGS)
+@click.argument("store_path", metavar="STORE", type=PATH)
+@click.argument("rows_path", metavar="ROWS", type=PATH)
+@click.option(
+    "--ids",
+    "ids_path",
+    type=PATH,
+    help="Ids of the rows: .txt (one per line), .json (a list) or .npy.  [default: those in the "
+    ".h5, or NAME.ids.json beside NAME.npy]",
+)
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read ROWS as a dictionary of the published code ({split}_unicom.npy), a pickle; nothing "
+    "but numpy arrays and torch tensors is admitted from it.",
+)
+@click.option("--teacher", required=True, help="Name for the teacher.")
+@click.option("--split", required=True, help="Split that the rows belong to.")
+@click.option("--modality", type=click.Choice(["image", "text"]), default="image")
+@click.option("--model-id", help="Model that made the rows.  [default: the teacher's name]")
+@click.option(
+    "--normalizer",
+    type=click.Choice(["albef", "none"]),
+    default="albef",
+    help="Normaliser that the captions went through.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    help="Type to store rows in.",
+)
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="coco|flickr30k|[SPLIT=]PATH",
+    help="The data set, where STORE does not exist yet; as for cusa-precompute.",
+)
+@click.option("--image-root", type=PATH, help="Folder that image paths are relative to.")
+@click.option("--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    help="On an image or caption without a row: stop, or record it as skipped.",
+)
+@one_line_errors
+def import_(
+    store_path: Path,
+    rows_path: Path,
+    ids_path: Path | None,
+    allow_pickle: bool,
+    split: str,
+    datasets: tuple[str, ...],
+    image_root: Path | None,
+    data_root: Path,
+    on_error: str,
+    **teacher_options: Any,
+) -> None:
+    """Add ROWS from elsewhere to STORE: .npy, .safetensors or .h5, or the published code's."""
+    from cusa.data.datasets import load_dataset
+    from cusa.data.store.import_export import data_of, import_rows
+    from cusa.data.store.schema import check_index_path
+
+    check_index_path(store_path)
+    foreign = _read_foreign_rows(rows_path, ids_path, allow_pickle)
+    dataset = load_dataset(datasets, image_root, data_root) if datasets else None
+    data = data_of(store_path, dataset)
+
+    teacher = teacher_options["teacher"]
+    settings = _unknown_settings(foreign.rows.shape[1], **teacher_options)
+    skip_missing = on_error == "skip"
+    n_skipped, n_unused = import_rows(
+        store_path, data, split, teacher, settings, foreign, skip_missing
+    )
+    click.echo(f"{teacher}: {split} imported from {rows_path}, {n_skipped:,} skipped")
+    if n_unused:
+        click.echo(f"note: {n_unused:,} rows of {rows_path} belong to nothing in split {split}")
+    click.echo(f"store: {store_path}")
+
+
+def _unknown_settings(
+    dim: int,
+    teacher: str,
+    modality: str,
+    model_id: str | None,
+    normalizer: str,
+    dtype: str,
+) -> TeacherSettings:
+    """Make the settings of rows from elsewhere: nobody knows how they were computed."""
+    from cusa.data.store.schema import TeacherSettings
+
+    return TeacherSettings(
+        modality=modality,
+        model_id=model_id or teacher,
+        weights_sha256="unknown",
+        transform={"imported": True},
+        normalizer=normalizer if modality == "text" else "none",
+        precision="unknown",
+        dim=dim,
+        dtype=dtype,
+        normalized=True,
+    )
+
+
+def _read_foreign_rows(
+    rows_path: Path,
+    ids_path: Path | None,
+    allow_pickle: bool,
+) -> ForeignRows:
+    from cusa.data.errors import SettingError
+    from cusa.data.foreign.published import read_published_rows
+    from cusa.data.foreign.rows import ForeignRows, read_rows
+
+    if not allow_pickle:
+        return read_rows(rows_path, ids_path)
+    if ids_path is not None:
+        raise SettingError(
+            "--ids goes with an array, --allow-pickle with a dictionary of the published code; "
+            "pass one of the two",
+            name="--ids",
+        )
+    keys, embeddings = read_published_rows(rows_path)
+    return ForeignRows(keys, embeddings, str(rows_path))

@@ -1,0 +1,209 @@
+"""What ``cusa-train`` shows: a run's set-up, its progress, its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cusa.cli.console import counted, print_plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from cusa.train.trainer import Trainer
+
+
+class BarReporter:
+    """Shows a run in a progress bar.
+
+    Args:
+        progress_bar: The progress.
+    """
+
+    def __init__(self, progress_bar: Progress) -> None:
+        self._bar = progress_bar
+        self._task: TaskID | None = None
+        self._losses = ""
+
+    def started(self, trainer: Trainer) -> None:
+        """Add the bar, as far as a resumed run is already."""
+        self._epochs = trainer.config.train.epochs
+        self._terms = trainer.config.loss.terms
+        self._taus = list(trainer.loss.temperatures())
+        epoch = min(self._epochs, trainer.progress.epoch + 1)
+        self._epoch = f"epoch {epoch}/{self._epochs}"
+        self._task = self._bar.add_task(
+            self._epoch,
+            total=self._epochs * trainer.steps_per_epoch,
+            completed=trainer.progress.step,
+            unit="steps",
+            status="",
+        )
+
+    def stepped(self, metrics: dict[str, Any]) -> None:
+        """Show a step's losses, temperatures, learning rate and speed."""
+        words = [f"{term} {metrics[term]:.4f}" for term in self._terms]
+        for tau in self._taus:
+            if not tau.startswith("tau_soft"):
+                words.append(f"{tau} {metrics[tau]:.3f}")
+        words.append(f"lr {metrics['lr']:.1e} {metrics['samples_per_s']:,.0f} samples/s")
+        epoch = min(self._epochs, int(metrics["epoch"]) + 1)
+        self._losses = " ".join(words)
+        self._epoch = f"epoch {epoch}/{self._epochs}"
+        self._show(metrics["step"])
+
+    def validated(self, metrics: dict[str, Any]) -> None:
+        """Print an epoch's validation score."""
+        best = "  best so far" if metrics["best"] else ""
+        self._print(
+            f"epoch {metrics['epoch']:3}  val RSUM {metrics['rsum']:6.1f}  "
+            f"i2t R@1 {metrics['i2t_r1']:.1f}, t2i R@1 {metrics['t2i_r1']:.1f}{best}"
+        )
+        self._epoch = f"epoch {metrics['epoch']}/{self._epochs}"
+        self._show(metrics["step"])
+
+    def warned(self, message: str) -> None:
+        """Print a warning."""
+        self._print(f"Warning: {message}")
+
+    def _print(self, line: str) -> None:
+        print_plain(line, self._bar.console)
+
+    def _show(self, step: int) -> None:
+        assert self._task is not None
+        self._bar.update(self._task, completed=step, description=self._epoch, status=self._losses)
+
+
+def print_setup(screen: Console, trainer: Trainer) -> None:
+    """Print what will be trained, on what, and how."""
+    lines = [
+        *_data_lines(trainer),
+        *_model_lines(trainer),
+        *_run_lines(trainer),
+        *(f"note      {note}" for note in trainer.notes),
+    ]
+    print_plain("\n".join(lines), screen)
+
+
+def _data_lines(trainer: Trainer) -> list[str]:
+    pairs = trainer.pairs
+    split = trainer.config.data.train_split
+    lines = [
+        f"data      {trainer.store.dataset}: {len(pairs):,} pairs of split {split!r}, "
+        f"{pairs.n_left_out:,} left out"
+    ]
+    roles = {"teacher": trainer.provenance.teachers, "encoder": trainer.provenance.encoders}
+    for role, teachers in roles.items():
+        for modality, teacher in teachers.items():
+            model = f"{teacher.name} ({teacher.settings.model_id})"
+            lines.append(f"rows      {modality} {role}: {model}")
+    return lines
+
+
+def _model_lines(trainer: Trainer) -> list[str]:
+    parameters = list(trainer.step.parameters())
+    n_parameters = sum(parameter.numel() for parameter in parameters)
+    n_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+
+    batch = trainer.data.pairs_in_loss
+    loss = trainer.config.loss
+    effective = loss.effective_weights(batch)
+    terms = ", ".join(loss.terms)
+    weights = ", ".join(f"{term} {weight:g}" for term, weight in effective.items())
+    footprint = trainer.footprint
+    return [
+        f"student   {trainer.config.student.name}, {n_parameters:,} parameters, "
+        f"{n_trained:,} trained",
+        f"loss      {terms}; weights relative to InfoNCE at batch {batch}: {weights}",
+        f"memory    about {_size(footprint.state + footprint.activations)} of each device: "
+        f"{_size(footprint.state)} of weights, gradients and AdamW, "
+        f"{_size(footprint.activations)} of activations",
+    ]
+
+
+def _run_lines(trainer: Trainer) -> list[str]:
+    config = trainer.config.train
+    processes = trainer.processes
+    device = processes.device.type
+    if processes.size > 1:
+        device += f", {processes.size} processes"
+    lines = [
+        f"run       {trainer.run_dir}, {counted(config.epochs, 'epoch')} of "
+        f"{counted(trainer.steps_per_epoch, 'step')}, "
+        f"{device}, {config.precision}, seed {config.seed}"
+    ]
+    progress = trainer.progress
+    if progress.step:
+        lines.append(f"resumed   after epoch {progress.epoch}, {_step_within_epoch(trainer)}")
+    return lines
+
+
+def _step_within_epoch(trainer: Trainer) -> str:
+    """Say where a run is after its last whole epoch."""
+    if trainer.finished:
+        return "its last one: nothing is left to train"
+    progress = trainer.progress
+    step = progress.step - progress.epoch * trainer.steps_per_epoch
+    return f"step {step:,} of the next"
+
+
+def _size(n_bytes: int) -> str:
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.1f} MB"
+
+
+def print_outcome(screen: Console, trainer: Trainer) -> None:
+    """Print which epoch is the best, and where the student is."""
+    progress = trainer.progress
+    outcome = f"last epoch {progress.best_epoch}: no validation split"
+    if trainer.data.val_sources is not None:
+        outcome = f"best epoch {progress.best_epoch}: val RSUM {progress.best_rsum:.1f}"
+    if progress.epoch < trainer.config.train.epochs:
+        outcome += f", stopped early after epoch {progress.epoch}"
+    lines = (outcome, f"run: {trainer.run_dir}", f"student: {trainer.run_dir / 'best'}")
+    print_plain("\n".join(lines), screen)
+
+
+def print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
+    """Print the command that evaluates runs."""
+    from cusa.train.commands import evaluation_command
+
+    command = evaluation_command(run_dirs, trainer.config, trainer.provenance, trainer.store)
+    print_plain(f"next: {command}")
+
+
+def print_sweep(folder: Path, rows: Sequence[Any]) -> None:
+    """Print the table of a sweep, and the files that hold it.
+
+    Args:
+        folder: The sweep's folder.
+        rows: Rows of :func:`cusa.train.sweep.summarize`.
+    """
+    from rich.table import Table
+
+    from cusa.cli.console import console
+    from cusa.train.sweep import figures, validated
+
+    if validated(rows):
+        table = Table(
+            *rows[0].values,
+            "runs",
+            "i2t R@1",
+            "R@5",
+            "R@10",
+            "t2i R@1",
+            "R@5",
+            "R@10",
+            "RSUM",
+            "RSUM, last epoch",
+            title="validation split, best epoch: mean ± standard deviation",
+        )
+        for row in rows:
+            table.add_row(*row.values.values(), str(row.n), *figures(row))
+        console().print(table)
+    else:
+        print_plain("no validation split: measure the runs with cusa-eval")
+    print_plain(f"table: {folder / 'sweep.md'}, {folder / 'sweep.json'}")

@@ -1,0 +1,244 @@
+"""Figures of one batch's soft labels, as pure functions of the teachers' cosines.
+
+Notation as in :mod:`cusa.train.loss.functions`: a batch is B pairs of an image and a caption.
+``similarity``, float ``[B, B]``, holds the cosines of a teacher's rows, and ``image_ids``, int64
+``[B]``, the image of each pair. Two pairs are *of different images* if their ids differ; two
+captions of one image never count as a false negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from statistics import fmean
+from typing import TypeVar
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from cusa.train.loss.functions import soft_label_loss, soft_labels
+
+NEIGHBOURS = 10
+
+# Copies of one caption have equal cosines but for rounding, which depends on the machine. To this
+# many decimals they are equal, and tie.
+COSINE_DECIMALS = 5
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Soft labels of a teacher at one temperature, as means over rows.
+
+    Attributes:
+        perplexity: exp of a row's entropy, from 1 to B: over how many pairs the label is as good as
+            evenly spread.
+        own_label: The label of the pair itself, ``P_ii``.
+        greatest_other_label: The greatest label of a pair of another image.
+    """
+
+    perplexity: float
+    own_label: float
+    greatest_other_label: float
+
+
+@dataclass(frozen=True)
+class FalseNegativeCount:
+    """Likely false negatives in a batch: pairs of different images with at least a given cosine.
+
+    Attributes:
+        pairs: How often two pairs of the batch are that similar, A and B counted once.
+        rows: Share of the B pairs that have at least one such partner.
+    """
+
+    pairs: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the two teachers agree on pairs of different images.
+
+    Attributes:
+        pearson: Correlation of their cosines.
+        spearman: Correlation of the cosines' ranks.
+        overlap: Share of a pair's ten nearest neighbours (fewer in a small batch) that both name.
+        chance: What that share would be if one of the teachers drew at random.
+        kl: ``KL(P^I || P^T)`` of the soft labels at temperature 1, in nats.
+    """
+
+    pearson: float
+    spearman: float
+    overlap: float
+    chance: float
+    kl: float
+
+
+BatchFigures = TypeVar("BatchFigures", Sharpness, FalseNegativeCount, Agreement)
+
+
+def sharpness(
+    similarity: torch.Tensor,
+    image_ids: torch.Tensor,
+    tau: float,
+) -> Sharpness:
+    """Measure a batch's soft labels ``P = soft_labels(similarity, tau)`` (paper, section 3.2).
+
+    The greatest other label is averaged over the rows that have a pair of another image; NaN
+    without any.
+
+    Args:
+        similarity: float ``[B, B]``.
+        image_ids: int64 ``[B]``.
+        tau: Temperature.
+    """
+    labels = soft_labels(similarity.double(), tau)
+    entropy = torch.special.entr(labels).sum(dim=1)
+    perplexity = entropy.exp()
+
+    same_image = image_ids[:, None] == image_ids
+    other_labels = labels.masked_fill(same_image, -torch.inf)
+    greatest = other_labels.amax(dim=1)
+    # Rows whose batch has no other image have no such label.
+    greatest = greatest[greatest.isfinite()]
+
+    return Sharpness(
+        perplexity=float(perplexity.mean()),
+        own_label=float(labels.diagonal().mean()),
+        greatest_other_label=float(greatest.mean()),
+    )
+
+
+def count_false_negatives(
+    similarity: torch.Tensor,
+    image_ids: torch.Tensor,
+    least_cosine: float,
+) -> FalseNegativeCount:
+    """Count the likely false negatives of a batch.
+
+    Args:
+        similarity: float ``[B, B]``, symmetric.
+        image_ids: int64 ``[B]``.
+        least_cosine: Cosine from which two pairs count.
+    """
+    different_images = image_ids[:, None] != image_ids
+    # Above the diagonal: A and B once, not again as B and A.
+    similar = ((similarity >= least_cosine) & different_images).triu(1)
+    has_earlier_partner = similar.any(dim=0)
+    has_later_partner = similar.any(dim=1)
+    has_partner = has_earlier_partner | has_later_partner
+    return FalseNegativeCount(
+        pairs=float(similar.sum()),
+        rows=float(has_partner.double().mean()),
+    )
+
+
+def agreement(
+    image_similarity: torch.Tensor,
+    text_similarity: torch.Tensor,
+    image_ids: torch.Tensor,
+) -> Agreement:
+    """Compare the two teachers on a batch.
+
+    The correlations take each two pairs once. KL is over whole rows, the pair itself included, as
+    in the loss.
+
+    Args:
+        image_similarity: float ``[B, B]``, of the image teacher.
+        text_similarity: float ``[B, B]``, of the text teacher.
+        image_ids: int64 ``[B]``.
+
+    Returns:
+        The figures; NaN where the batch has no two pairs of different images, or no two cosines.
+    """
+    different_images = image_ids[:, None] != image_ids
+    each_pair_once = different_images.triu(1)
+    image_cosines = image_similarity[each_pair_once].double().numpy()
+    text_cosines = text_similarity[each_pair_once].double().numpy()
+    divergence = soft_label_loss(
+        text_similarity.double(),
+        image_similarity.double(),
+        tau=1.0,
+        tau_soft=1.0,
+    )
+    overlap, chance = _common_neighbours(image_similarity, text_similarity, different_images)
+    return Agreement(
+        pearson=_correlation(image_cosines, text_cosines),
+        spearman=_correlation(_tied_ranks(image_cosines), _tied_ranks(text_cosines)),
+        overlap=overlap,
+        chance=chance,
+        kl=float(divergence),
+    )
+
+
+def mean_figures(batches: Sequence[BatchFigures]) -> BatchFigures:
+    """Average figures over batches, each over the batches in which it is not NaN.
+
+    Args:
+        batches: Figures of at least one batch, all of one kind.
+    """
+    figures_class = type(batches[0])
+    means = {}
+    for field in fields(figures_class):
+        values = [getattr(figures, field.name) for figures in batches]
+        measured = [value for value in values if not math.isnan(value)]
+        means[field.name] = fmean(measured or [math.nan])
+    return figures_class(**means)
+
+
+def _common_neighbours(
+    image_similarity: torch.Tensor,
+    text_similarity: torch.Tensor,
+    is_candidate: torch.Tensor,
+) -> tuple[float, float]:
+    """Compute the share of nearest neighbours in common, and the share expected by chance.
+
+    Of n candidates, k = min(10, n) are a row's nearest. One drawn at random is among them with
+    probability k / n. Rows without candidates do not count.
+    """
+    n_candidates = is_candidate.sum(dim=1)
+    has_candidates = n_candidates > 0
+    n_candidates = n_candidates[has_candidates]
+    n_nearest = n_candidates.clamp_max(NEIGHBOURS).double()
+
+    by_image = _nearest(image_similarity, is_candidate)
+    by_text = _nearest(text_similarity, is_candidate)
+    n_common = (by_image & by_text).sum(dim=1)[has_candidates]
+
+    overlap = (n_common / n_nearest).mean()
+    chance = (n_nearest / n_candidates).mean()
+    return float(overlap), float(chance)
+
+
+def _nearest(similarity: torch.Tensor, is_candidate: torch.Tensor) -> torch.Tensor:
+    """Mark each row's ten most similar candidates, or all of fewer; of equals the first.
+
+    Returns:
+        bool ``[B, B]``.
+    """
+    candidates_alone = similarity.masked_fill(~is_candidate, -torch.inf)
+    order = candidates_alone.argsort(
+        dim=1,
+        descending=True,
+        stable=True,
+    )
+    nearest = torch.zeros_like(is_candidate)
+    nearest.scatter_(1, order[:, :NEIGHBOURS], True)
+    # A row with fewer candidates than neighbours marked others, too.
+    return nearest & is_candidate
+
+
+def _tied_ranks(cosines: np.ndarray) -> np.ndarray:
+    return rankdata(cosines.round(COSINE_DECIMALS))
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Compute Pearson's correlation; NaN if one of the two never varies."""
+    if len(first) < 2:
+        return math.nan
+    spans = (np.ptp(first), np.ptp(second))
+    if 0 in spans:
+        return math.nan
+    correlations = np.corrcoef(first, second)
+    return float(correlations[0, 1])

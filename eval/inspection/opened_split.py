@@ -1,0 +1,148 @@
+"""A split of a store as it would be trained on, and what the page shows of its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cusa.data.errors import DataError
+from cusa.data.store.reader import Embeddings, EmbeddingStore, Split
+from cusa.eval.inspection.pair_search import DUPLICATE_COSINE, Positions, Sample, teacher_rows
+from cusa.eval.inspection.results import Settings, StrongPair
+from cusa.eval.report.gallery import Item
+from cusa.train.loader import EpochOrder, Pairs
+from cusa.train.loss.functions import fuse_similarities
+
+# int64 rows of images and of captions.
+RowNumbers = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class OpenedSplit:
+    """A split of a store as it would be trained on, without the student's inputs.
+
+    Attributes:
+        split: The split.
+        image_teacher: Rows of the image teacher.
+        text_teacher: Rows of the text teacher.
+        pairs: The trainable pairs.
+        order: Their batches by epoch.
+        image_rows: int64 ``[p]``: the image row of each pair.
+        caption_rows: int64 ``[p]``: its caption row.
+        n_images: Images that have a pair.
+        image_root: Folder of the images.
+    """
+
+    split: Split
+    image_teacher: Embeddings
+    text_teacher: Embeddings
+    pairs: Pairs
+    order: EpochOrder
+    image_rows: np.ndarray
+    caption_rows: np.ndarray
+    n_images: int
+    image_root: Path
+
+    def read_pair(self, sample: Sample, positions: Positions) -> StrongPair:
+        """Read two images of the sample, with the most similar two of their captions."""
+        chosen = list(positions)
+        image_rows = sample.images[chosen]
+        first_image, second_image = teacher_rows(self.image_teacher, image_rows)
+        image_cosine = first_image @ second_image
+
+        caption_rows = sample.captions[chosen]
+        first_captions, second_captions = teacher_rows(self.text_teacher, caption_rows)
+        text_cosines = first_captions @ second_captions.T
+        text_cosine = text_cosines.max()
+        flat_position = int(text_cosines.argmax())
+        first, second = np.unravel_index(flat_position, text_cosines.shape)
+
+        # The loss fuses matrices; this is one of a single pair.
+        fused_cosines, _ = fuse_similarities(
+            image_cosine.reshape(1, 1), text_cosine.reshape(1, 1), "dot"
+        )
+        return StrongPair(
+            images=(self._item(image_rows[0]), self._item(image_rows[1])),
+            captions=(
+                self.split.captions[int(caption_rows[0, first])],
+                self.split.captions[int(caption_rows[1, second])],
+            ),
+            image_cosine=float(image_cosine),
+            text_cosine=float(text_cosine),
+            fused_cosine=fused_cosines.item(),
+            is_duplicate=float(image_cosine) >= DUPLICATE_COSINE,
+        )
+
+    def _item(self, image_row: np.int64) -> Item:
+        row = int(image_row)
+        path = self.image_root / self.split.image_paths[row]
+        return Item("image", self.split.image_ids[row], path)
+
+
+def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
+    """Open a split as a training run would.
+
+    Args:
+        store: The store.
+        settings: Split, teachers, and batches.
+
+    Raises:
+        CusaError: If split or teachers do not exist, or the split has fewer pairs than a batch, or
+            pairs of a single image.
+    """
+    split = store.split(settings.split)
+    image_name = store.pick_teacher("image", settings.image_teacher, "--image-teacher")
+    text_name = store.pick_teacher("text", settings.text_teacher, "--text-teacher")
+    image_teacher = store.embeddings(image_name, settings.split)
+    text_teacher = store.embeddings(text_name, settings.split)
+
+    inputs = _NoInputs(store.skipped(settings.split))
+    pairs = Pairs(split, inputs, (image_teacher, text_teacher))
+    order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
+    # Asked for after the batches: with no pair at all, their error says more.
+    pair_numbers = np.arange(len(pairs))
+    image_rows, caption_rows = pairs.rows(pair_numbers)
+    return OpenedSplit(
+        split=split,
+        image_teacher=image_teacher,
+        text_teacher=text_teacher,
+        pairs=pairs,
+        order=order,
+        image_rows=image_rows,
+        caption_rows=caption_rows,
+        n_images=_count_images(image_rows, settings.split),
+        image_root=settings.image_root or store.image_root,
+    )
+
+
+def _count_images(image_rows: np.ndarray, split_name: str) -> int:
+    n_images = len(np.unique(image_rows))
+    if n_images < 2:
+        raise DataError(
+            f"split {split_name!r} has pairs of one image only; soft labels need at least two "
+            "images: pass another --split",
+            name=split_name,
+        )
+    return n_images
+
+
+class _NoInputs:
+    """Stands for the inputs of a student that reads files, without reading any.
+
+    What a teacher of the store had to skip, such a student cannot read either.
+    """
+
+    def __init__(self, skipped: RowNumbers) -> None:
+        self._skipped = skipped
+
+    def images(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.empty(len(rows), 0)
+
+    def texts(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.empty(len(rows), 0)
+
+    def missing(self) -> RowNumbers:
+        return self._skipped

@@ -1,0 +1,160 @@
+"""Line charts as inline SVG, in the page's own colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+# Factor between least and greatest y from which the y axis is on a log scale.
+LOG_SCALE_FACTOR = 20
+
+
+# Each has a contrast of at least 3 on the page's light and on its dark background.
+COLORS = (
+    "#2f7fd6",
+    "#d9660f",
+    "#16946b",
+    "#b05bc4",
+    "#d6456b",
+    "#85801f",
+    "#2191a3",
+    "#8b7365",
+)
+DASHES = ("solid", "dashed", "dotted", "dashdot")
+
+# Text and axes are drawn in this colour, which then becomes the page's own text colour, light or
+# dark.
+_INK = "#010203"
+_STYLE = {
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "svg.fonttype": "none",
+    "font.size": 10,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The curve of one model.
+
+    Attributes:
+        model: The model's position on the page.
+        x: float64 ``[n]``.
+        y: float64 ``[n]``.
+    """
+
+    model: int
+    x: np.ndarray
+    y: np.ndarray
+
+
+def line_chart(
+    name: str,
+    x_label: str,
+    curves: Sequence[Curve],
+    *,
+    mark_best: bool = False,
+    log_x: bool = False,
+) -> str:
+    """Draw an inline SVG in the page's text colour, the same bytes for the same curves.
+
+    Args:
+        name: What y is; different for every chart of a page.
+        x_label: What x is.
+        curves: At least one, none of them empty; y is on a log scale where it spans a factor of
+            ``LOG_SCALE_FACTOR``.
+        mark_best: Mark the highest point of each curve.
+        log_x: Draw x on a log scale; it is positive.
+    """
+    # The name salts the ids, which are the page's: no two charts share one.
+    with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
+        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for curve in curves:
+            _draw(axes, curve, mark_best)
+        _scale_y(axes, np.concatenate([curve.y for curve in curves]))
+        axes.set_xlabel(x_label)
+        _scale_x(axes, log_x)
+        svg_file = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(
+            svg_file,
+            format="svg",
+            transparent=True,
+            metadata=no_metadata,
+        )
+    svg = svg_file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Nothing refers to the groups' ids, and they repeat from chart to chart.
+    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
+    return svg.replace(_INK, "currentColor")
+
+
+def _draw(
+    axes: Axes,
+    curve: Curve,
+    mark_best: bool,
+) -> None:
+    color, dash = look(curve.model)
+    # A point alone has no line to be seen by.
+    axes.plot(
+        curve.x,
+        curve.y,
+        color=color,
+        linestyle=dash,
+        linewidth=1.6,
+        marker="." if len(curve.x) == 1 else None,
+    )
+    if mark_best:
+        best_x = curve.x[curve.y.argmax()]
+        axes.plot(
+            best_x,
+            curve.y.max(),
+            "o",
+            color=color,
+            markersize=7,
+            clip_on=False,
+        )
+
+
+def _scale_x(axes: Axes, is_log: bool) -> None:
+    if not is_log:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _scale_y(axes: Axes, values: np.ndarray) -> None:
+    if values.min() <= 0 or values.max() <= LOG_SCALE_FACTOR * values.min():
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("log scale")
+
+
+def look(model: int) -> tuple[str, str]:
+    """Choose colour and dash of the model at this position, the same all over the page."""
+    color = COLORS[model % len(COLORS)]
+    dash = DASHES[model // len(COLORS) % len(DASHES)]
+    return color, dash

@@ -1,0 +1,247 @@
+"""Make tables of the models' results: rows, columns, the best of each, the published rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cusa.eval.report.tables import (
+    NONE,
+    Cell,
+    Content,
+    Figures,
+    Group,
+    Metric,
+    NamedResult,
+    Row,
+    Table,
+    TableSpec,
+)
+
+# A column: its group and its metric.
+Column = tuple[Group, Metric]
+# A row that is not made yet: the model's position and the head.
+RowKey = tuple[int, str]
+
+
+def make_tables(
+    results: Sequence[NamedResult[Content]],
+    specs: Iterable[TableSpec[Content]],
+) -> tuple[Table, ...]:
+    """Make the tables that at least one model has a figure for."""
+    tables = []
+    for spec in specs:
+        table = make_table(results, spec)
+        if table is not None:
+            tables.append(table)
+    return tuple(tables)
+
+
+def make_table(
+    results: Sequence[NamedResult[Content]],
+    spec: TableSpec[Content],
+) -> Table | None:
+    """Make a table with a row per model and head, a column per metric; published rows last.
+
+    With several models the best of each column is marked. A figure that only one row has, and a
+    published one, is not the best of anything.
+
+    Returns:
+        The table; ``None`` where no model has a figure.
+    """
+    figures = _figures_of_rows(results, spec)
+    groups = _groups_with_figures(spec.groups, list(figures.values()))
+    figures = {key: row for key, row in figures.items() if _has_figure(row, groups)}
+    if not figures:
+        return None
+
+    columns = _columns(groups)
+    rows = []
+    # A model without a head has no row for it.
+    for (position, head), figures_of_row in figures.items():
+        rows.append(_row(results[position], position, head, figures_of_row, columns))
+    if len(results) > 1:
+        rows = _mark_best(rows, columns)
+    rows += _published_rows(results, spec, columns)
+
+    headings = []
+    for group in groups:
+        headings.append((group, _counts_in_words(group, figures.values())))
+    return Table(
+        title=spec.title,
+        rule=spec.rule,
+        by_head=len(spec.heads) > 1,
+        groups=tuple(headings),
+        rows=tuple(rows),
+    )
+
+
+def _figures_of_rows(
+    results: Sequence[NamedResult[Content]],
+    spec: TableSpec[Content],
+) -> dict[RowKey, Figures]:
+    """Take the figures of every model and head that may answer."""
+    figures = {}
+    for position, result in enumerate(results):
+        if result.content is None:
+            continue
+        by_head = spec.figures_by_head(result.content)
+        for head in spec.heads:
+            if head in by_head:
+                figures[position, head] = by_head[head]
+    return figures
+
+
+def _groups_with_figures(groups: Iterable[Group], figures_by_row: Sequence[Figures]) -> list[Group]:
+    """Leave out the metrics that no row has, and the groups that have no other."""
+    groups_with_figures = []
+    for group in groups:
+        metrics = []
+        for metric in group.metrics:
+            if any(_figure(figures, group, metric) is not None for figures in figures_by_row):
+                metrics.append(metric)
+        if metrics:
+            groups_with_figures.append(replace(group, metrics=tuple(metrics)))
+    return groups_with_figures
+
+
+def _columns(groups: Iterable[Group]) -> list[Column]:
+    columns = []
+    for group in groups:
+        for metric in group.metrics:
+            columns.append((group, metric))
+    return columns
+
+
+def _has_figure(row_figures: Figures, groups: Sequence[Group]) -> bool:
+    figures = (_figure(row_figures, group, metric) for group, metric in _columns(groups))
+    return any(figure is not None for figure in figures)
+
+
+def _figure(
+    row_figures: Figures,
+    group: Group,
+    metric: Metric,
+) -> float | None:
+    return _at_path(row_figures, group).get(metric.key)
+
+
+def _at_path(figures: Figures, group: Group) -> Figures:
+    for key in group.path:
+        figures = figures.get(key) or {}
+    return figures
+
+
+def _row(
+    result: NamedResult[Any],
+    position: int,
+    head: str,
+    figures: Figures,
+    columns: Iterable[Column],
+) -> Row:
+    cells = []
+    for group, metric in columns:
+        # A figure that another model has is a dash here.
+        cells.append(_cell(_at_path(figures, group), metric))
+    untrained = head == "uni" and _uni_head_is_untrained(result.content)
+    return Row(position, result.name, head, untrained, tuple(cells))
+
+
+def _uni_head_is_untrained(content: Mapping[str, Any] | None) -> bool:
+    """Whether a run was trained without USA; models that are not runs have no loss."""
+    content = content or {}
+    loss_terms = content.get("loss_terms") or content.get("model", {}).get("loss_terms")
+    return bool(loss_terms) and "usa" not in loss_terms
+
+
+def _cell(figures: Figures, metric: Metric) -> Cell:
+    value = figures.get(metric.key)
+    if value is None:
+        return Cell(NONE)
+    digits = metric.digits
+    text = f"{value:,.{digits}f}"
+    interval = (figures.get("ci") or {}).get(metric.key)
+    if interval is None:
+        return Cell(text)
+    low, high = interval
+    return Cell(text, f"{low:.{digits}f}–{high:.{digits}f}")
+
+
+def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    """Mark the best figure of each column, comparing them as printed: equals are all marked."""
+    best_texts = []
+    for number, (_, metric) in enumerate(columns):
+        column = [row.cells[number] for row in rows]
+        best_texts.append(_best_text(column, metric))
+
+    marked_rows = []
+    for row in rows:
+        marked_cells = []
+        for cell, best_text in zip(row.cells, best_texts, strict=True):
+            marked_cells.append(replace(cell, best=cell.text == best_text))
+        marked_rows.append(replace(row, cells=tuple(marked_cells)))
+    return marked_rows
+
+
+def _best_text(column: Sequence[Cell], metric: Metric) -> str | None:
+    """Find the best of a column's printed figures; ``None`` with fewer than two to compare."""
+    figures = [cell.text for cell in column if cell.text != NONE]
+    if len(figures) < 2 or metric.best == "none":
+        return None
+    choose = max if metric.best == "highest" else min
+    return choose(figures, key=_printed_value)
+
+
+def _printed_value(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _published_rows(
+    results: Sequence[NamedResult[Content]],
+    spec: TableSpec[Content],
+    columns: Sequence[Column],
+) -> Iterator[Row]:
+    """Make a row of each published result whose setting a model has."""
+    published: dict[tuple[str, str], Figures] = {}
+    for result in results:
+        if result.content is None:
+            continue
+        paper_row = spec.published_row(result.content)
+        if paper_row:
+            published[paper_row["host"], paper_row["method"]] = paper_row
+
+    for (host, method), paper_row in published.items():
+        cells = []
+        for group, metric in columns:
+            paper_key = (group.paper_keys or {}).get(metric.key, "")
+            paper_figure = paper_row.get(paper_key)
+            # Published figures have one decimal place.
+            cells.append(Cell(NONE if paper_figure is None else f"{paper_figure:.1f}"))
+        if set(cells) != {Cell(NONE)}:
+            yield Row(
+                run=None,
+                name=f"paper: {host}, {method}",
+                head="",
+                untrained=False,
+                cells=tuple(cells),
+            )
+
+
+def _counts_in_words(group: Group, figures_by_row: Iterable[Figures]) -> str:
+    """Say the numbers of queries and candidates that the rows have, each once."""
+    different_counts: dict[str, None] = {}
+    for row_figures in figures_by_row:
+        counts = counts_of(_at_path(row_figures, group))
+        if counts:
+            different_counts[counts] = None
+    return " / ".join(different_counts)
+
+
+def counts_of(figures: Figures) -> str:
+    """Say ``"5,000 queries, 25,000 candidates"``, as far as it is known."""
+    counts = []
+    for key in ("queries", "candidates"):
+        if figures.get(key) is not None:
+            counts.append(f"{figures[key]:,} {key}")
+    return ", ".join(counts)

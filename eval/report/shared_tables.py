@@ -1,0 +1,192 @@
+"""What the tables of several suites share: columns, rules in words, facts about the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from cusa.eval.report.tables import (
+    Content,
+    Figures,
+    FiguresByHead,
+    Group,
+    Metric,
+    NamedResult,
+    TableSpec,
+)
+
+RECALLS = (Metric("r1", "R@1"), Metric("r5", "R@5"), Metric("r10", "R@10"))
+PRECISIONS = (
+    Metric("r1", "R@1"),
+    Metric("r_precision", "R-Precision"),
+    Metric("map_at_r", "mAP@R"),
+)
+TIES = {
+    "pessimistic": (
+        "Ties count against the model: a wrong candidate as similar as the right one comes before "
+        "it."
+    ),
+    "mean": (
+        "Ties count half: of the wrong candidates as similar as the right one, half come before it."
+    ),
+    "optimistic": (
+        "Ties count for the model: a wrong candidate as similar as the right one comes after it."
+    ),
+}
+SELF_IS_NO_CANDIDATE = (
+    "Where queries are candidates, too, a query is never its own candidate; it is told apart by "
+    "its id and never by its rank."
+)
+
+
+def published(content: Mapping[str, Any]) -> Figures | None:
+    """Return the published row that stands beside a model's figures in its results."""
+    return content.get("paper")
+
+
+def contents_of(results: Sequence[NamedResult[Content]]) -> list[Content]:
+    """Return the results of the models that were measured."""
+    return [result.content for result in results if result.content is not None]
+
+
+def ties_rule(contents: Iterable[Mapping[str, Any]]) -> str:
+    """Say how ties count.
+
+    metrics.json of format 1.1 does not say, and counts them against the model.
+    """
+    rules: dict[str, None] = {}
+    for content in contents:
+        rules[content.get("ties", "pessimistic")] = None
+    if len(rules) > 1:
+        names = ", ".join(rules)
+        return f"Ties are counted by different rules here ({names}): such figures do not compare."
+    # At most one is left.
+    for rule in rules:
+        return TIES[rule]
+    return ""
+
+
+def intervals_rule(contents: Iterable[Mapping[str, Any]]) -> str:
+    """Say what the intervals are; empty where there are none."""
+    # Each rule once, in order.
+    rules: dict[str, None] = {}
+    for content in contents:
+        bootstrap = content.get("bootstrap")
+        if bootstrap:
+            rule = (
+                f"{100 * bootstrap['level']:.0f} % bootstrap intervals over queries, "
+                f"{bootstrap['samples']:,} samples, seed {bootstrap['seed']}"
+            )
+            rules[rule] = None
+    return "; ".join(rules)
+
+
+def fact(
+    set_name: str,
+    counts: str,
+    fingerprints: Iterable[str | None],
+    notes: Iterable[str] = (),
+) -> str:
+    """Say what was measured: counts, hashes, and the notes of the data set's reader."""
+    short_hashes = dict.fromkeys(fingerprint[:12] for fingerprint in fingerprints if fingerprint)
+    if short_hashes:
+        counts += f", sha256 {' and '.join(short_hashes)}"
+    # A model may have been measured before the data changed.
+    if len(short_hashes) > 1:
+        counts += ". The models were measured on different data: their figures do not compare"
+    different_notes = dict.fromkeys(set_note.rstrip(".") for set_note in notes)
+    return f"{set_name}: {'. '.join([counts, *different_notes])}."
+
+
+def data_set_fact(title: str, counts: str, of_models: Sequence[Mapping[str, Any]]) -> str:
+    """Say what was measured on a data set.
+
+    Args:
+        title: Its title.
+        counts: How large it is.
+        of_models: The models' results on it, each with ``fingerprint`` and ``notes``.
+    """
+    fingerprints, notes = [], []
+    for of_model in of_models:
+        fingerprints.append(of_model["fingerprint"])
+        notes += of_model["notes"]
+    return fact(title, counts, fingerprints, notes)
+
+
+def first_scores(of_models: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the figures of any head: what they were computed from is the same for all.
+
+    Args:
+        of_models: The models' results on a data set, each with its figures by head under
+            ``heads``.
+    """
+    heads = of_models[0]["heads"]
+    return next(iter(heads.values()))
+
+
+def by_data_set(
+    contents: Sequence[Mapping[str, Any]], sets_key: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Gather the models' results of each data set.
+
+    Args:
+        contents: The models' files of results.
+        sets_key: Key that holds their data sets by name.
+    """
+    gathered: dict[str, list[Mapping[str, Any]]] = {}
+    for content in contents:
+        data_sets = content.get(sets_key) or {}
+        for set_name, result in data_sets.items():
+            gathered.setdefault(set_name, []).append(result)
+    return gathered
+
+
+def by_head_and_data_set(
+    data_sets: Mapping[str, Any], take: Callable[[Any], Figures] = lambda figures: figures
+) -> dict[str, dict[str, Any]]:
+    """Rearrange figures by data set and head into figures by head and data set.
+
+    Args:
+        data_sets: By name, each with its figures by head under ``heads``.
+        take: Picks the wanted ones of a head's figures.
+    """
+    by_head: dict[str, dict[str, Any]] = {}
+    for set_name, result in data_sets.items():
+        for head, figures in result["heads"].items():
+            by_head.setdefault(head, {})[set_name] = take(figures)
+    return by_head
+
+
+def approximate_spec(
+    searches: Sequence[Mapping[str, Any]],
+    groups: Mapping[str, tuple[str, ...]],
+    figures_by_head: Callable[[Any], FiguresByHead],
+) -> TableSpec[Any]:
+    """Describe the table of an approximate index, and what it loses.
+
+    Args:
+        searches: The indexes and settings that were used.
+        groups: Title of each group of columns, and the path to its figures.
+        figures_by_head: Picks what the groups look into from a model's results.
+    """
+    # Models may have been searched with different settings: each once, in order.
+    descriptions: dict[str, None] = {}
+    for search in searches:
+        for settings in search["settings"].values():
+            values = ", ".join(f"{name} {value}" for name, value in settings.items())
+            descriptions[f"{search['index']} ({values})"] = None
+    exact_hits = Metric("recall_of_exact_top10", "Exact top 10", "found by it")
+    metrics = (*RECALLS, exact_hits)
+    columns = []
+    for title, path in groups.items():
+        columns.append(Group(title, path, metrics))
+    return TableSpec(
+        title="By approximate search",
+        rule=(
+            f"The same queries through {' and '.join(descriptions)}: recalls by its hits, and the "
+            "share of the exact first ten that it finds."
+        ),
+        heads=("cross", "uni"),
+        groups=tuple(columns),
+        figures_by_head=figures_by_head,
+    )
