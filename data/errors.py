@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 # Location of what a model's own code raised on its inputs.
 FORWARD_PASS = "forward pass"
+# Characters of a message.
+LONGEST_LINE = 2000
+_LEFT_OUT = " […] "
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class CusaError(ValueError):
-    """A mistake in what the user gave, in one line: what it was, what is legal, what to do.
+    r"""A mistake in what the user gave, in one line: what it was, what is legal, what to do.
 
     Args:
-        message: The line.
+        message: The line. What it quotes from a file may hold line breaks and other control
+            characters, or be very long: breaks become spaces, other ones their escapes, such as
+            ``\x1b``, and of more than :data:`LONGEST_LINE` characters the middle is left out.
         path: The file or folder at fault.
         location: Where in it, such as ``"line 3"``.
         name: What is at fault: a setting, a teacher, a split, an id.
@@ -31,7 +38,7 @@ class CusaError(ValueError):
         location: str = "",
         name: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(_on_one_line(message))
         self.path = path
         self.location = location
         self.name = name
@@ -79,6 +86,17 @@ class WorkerError(CusaError):
 
 class RunError(CusaError):
     """A run directory, checkpoint or file of results cannot be used."""
+
+
+def _on_one_line(message: str) -> str:
+    """Return a message without line breaks, and without what would move a terminal's cursor."""
+    line = " ".join(message.splitlines())
+    if len(line) > LONGEST_LINE:
+        half = LONGEST_LINE // 2 - len(_LEFT_OUT)
+        line = line[:half] + _LEFT_OUT + line[-half:]
+    if line.isprintable():
+        return line
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line)
 
 
 def first_line(error: BaseException) -> str:

@@ -114,7 +114,7 @@ class FolderLock:
             LockedError: If another process has it; says which.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a+")
+        self._file = self._path.open("a+", encoding="utf-8", errors="replace")
         self._set(fcntl.LOCK_EX)
         self._took = self.held
         if not self.held:
@@ -131,7 +131,7 @@ class FolderLock:
 
     def join(self) -> None:
         """Hold the lock with the process that shared it, so that it outlives that one."""
-        self._file = self._path.open("a+")
+        self._file = self._path.open("a+", encoding="utf-8", errors="replace")
         self._set(fcntl.LOCK_SH)
 
     def release(self) -> None:

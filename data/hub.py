@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from pathlib import Path
@@ -47,7 +48,7 @@ def locate(source: str, error_class: type[CusaError]) -> str:
         CusaError: Of ``error_class``, if it can be had neither from the cache nor from the hub, or
             cannot be the name of a model.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # Path.is_dir raises on names that are too long
         return source
     if not _is_legal_name(source):
         message = (
@@ -84,7 +85,7 @@ def require(source: str, error_class: type[CusaError]) -> None:
     Raises:
         CusaError: As :func:`locate`.
     """
-    if is_hub_name(source) and not Path(source).exists():
+    if is_hub_name(source) and not os.path.exists(source):
         locate(source, error_class)
 
 
@@ -132,7 +133,7 @@ def has_file(source: str, name: str) -> bool:
     Raises:
         Exception: Whatever the HTTP library raises.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # Path.is_dir raises on names that are too long
         return (Path(source) / name).is_file()
     from huggingface_hub import file_exists
 

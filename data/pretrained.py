@@ -5,17 +5,21 @@ Nothing here runs code of a model's folder: ``trust_remote_code`` is False in ev
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cusa.data.errors import CusaError, FileFormatError
+from cusa.data.errors import CusaError, FileFormatError, first_line
 from cusa.data.image_transform import refuse_narrow
 from cusa.data.parsing import read_json
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 _LIBRARIES = (
@@ -36,6 +40,9 @@ _SETTINGS = (
     "processor_config.json",
     "tokenizer_config.json",
 )
+_MAX_LAYERS = 10_000
+# The ends of what model families call their number of layers.
+_LAYERS = re.compile(r"layers?$|depth$")
 
 
 @contextmanager
@@ -87,9 +94,9 @@ def _reason_and_advice(error: BaseException, advice: str) -> str:
 
 def folder_of(source: str) -> Path | None:
     """Return the folder that a source is, ``None`` if it is the name of a model on the hub."""
-    path = Path(source)
-    if path.is_dir():
-        return path
+    # Path.is_dir raises on names that are too long.
+    if os.path.isdir(source):
+        return Path(source)
     return None
 
 
@@ -125,15 +132,26 @@ def load_config(source: str) -> Any:
     """Load the configuration of a transformers model.
 
     Raises:
-        FileFormatError: If one of a folder's files of settings is no JSON object.
+        FileFormatError: If one of a folder's files of settings is no JSON object, or asks for
+            more layers than any model has.
     """
     from transformers import AutoConfig
 
     for name in _SETTINGS:
         path = Path(source, name)
         if path.is_file():
-            read_object(path)
+            _refuse_endless_layers(read_object(path), path)
     return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def _refuse_endless_layers(settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse numbers of layers that would be built until memory or patience ends."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            _refuse_endless_layers(value, path)
+        elif isinstance(value, int | float) and value > _MAX_LAYERS and _LAYERS.search(name):
+            message = f"{path}: {name} is greater than {_MAX_LAYERS:,}; restore the file"
+            raise FileFormatError(message, path=path, location=name)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -149,6 +167,44 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def refuse_damaged_pickles(folder: Path) -> None:
+    """Refuse pickled weights whose archive is damaged, or compressed as torch.save does not.
+
+    transformers maps these files into memory: it would take the compressed bytes for weights, and
+    looks at no checksum.
+
+    Args:
+        folder: A model's folder; those below it are looked at, too. Where there is none, nothing is.
+
+    Raises:
+        FileFormatError: Names the file.
+    """
+    for path in sorted(folder.rglob("*.bin")):
+        if not zipfile.is_zipfile(path):
+            continue
+        problem = _archive_problem(path)
+        if problem is not None:
+            raise FileFormatError(
+                f"{path} is damaged ({problem}); download it again, or write it with torch.save",
+                path=path,
+            )
+
+
+def _archive_problem(path: Path) -> str | None:
+    """Describe what is wrong with an archive of weights, if anything."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    return f"{member.filename} is compressed"
+            damaged_member = archive.testzip()
+    except Exception as error:  # zipfile raises a dozen things
+        return first_line(error)
+    if damaged_member is None:
+        return None
+    return f"the checksum of {damaged_member} differs"
+
+
 def load_embedding_model(source: str) -> tuple[Any, list[str]]:
     """Load a transformers model that gives embeddings, in float32.
 
@@ -157,11 +213,17 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
 
     Returns:
         The model, and the names of the weights that its files lack.
+
+    Raises:
+        FileFormatError: If a file of settings is no JSON object, pickled weights are damaged, or
+            weights are not finite.
+        Exception: Whatever transformers raises for other damage.
     """
     import torch
     import transformers
 
     config = load_config(source)
+    refuse_damaged_pickles(Path(source))
     # Masked autoencoders hide most patches at random, in eval mode too.
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0
@@ -182,7 +244,20 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
         dtype=torch.float32,
         trust_remote_code=False,
     )
+    refuse_not_finite(model, source)
     return model, sorted(report["missing_keys"])
+
+
+def refuse_not_finite(model: torch.nn.Module, source: str) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Raises:
+        FileFormatError: Names the first that does.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            message = f"{source!r}: its weights hold NaN or infinity, {name} the first; use others"
+            raise FileFormatError(message, path=folder_of(source), name=name)
 
 
 def lacking(source: str, missing: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Entries of a vocabulary besides special tokens; the ones that transformers makes up have 0 or 1.
 _FEWEST_ENTRIES = 2
+# The largest vocabularies have a million entries.
+_HIGHEST_ENTRY = 10_000_000
 # Tokenisers without a limit say 1e30.
 UNLIMITED = 10**9
 _POSITION_TABLES = (
@@ -52,10 +54,22 @@ def prepare_tokenizer(
         error_class: Class of the error.
 
     Raises:
-        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
+        CusaError: Of ``error_class``, if it has no vocabulary, an impossible one, or no token to
+            pad with.
     """
+    token_ids = set(tokenizer.get_vocab().values())
+    highest_id = max(token_ids, default=0)
+    # The library would list all numbers below it.
+    if highest_id > _HIGHEST_ENTRY:
+        raise error_class(
+            f"the vocabulary of {source!r} numbers a token {highest_id:,}; its tokenizer.json is "
+            "damaged, download it again",
+            path=folder_of(source),
+            name=source,
+        )
+
     # transformers makes a tokeniser up where a folder has none: all texts look alike to it.
-    ordinary_ids = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    ordinary_ids = token_ids - set(tokenizer.all_special_ids)
     if len(ordinary_ids) < _FEWEST_ENTRIES:
         raise error_class(
             f"{source!r} has no tokeniser: the vocabulary holds special tokens only; add "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cusa.data.files import atomic_file
 from cusa.data.foreign.npy import read_npz
 from cusa.data.parsing import parse_json
 from cusa.eval.evaluators.registry import EVALUATORS
+from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
 from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Bounds, Rankings, Ties
 from cusa.eval.metrics.ranks import RankBounds
@@ -116,7 +117,21 @@ def _queries(about: _About, arrays: Mapping[str, np.ndarray]) -> Queries:
             per_query[key] = _scored_pairs(key, arrays)
         elif kind == "ranks":
             per_query[key] = _rankings(key, arrays, about.candidates[key])
+    for key, measured in per_query.items():
+        protocol = key.split("/")[-2]
+        if protocol in PROTOCOL_METRICS:
+            _check_precisions(key, measured, PROTOCOL_METRICS[protocol])
     return Queries(about.name, about.uni_head, about.ties, about.sets, per_query)
+
+
+def _check_precisions(key: str, measured: Rankings | ScoredPairs, metrics: Sequence[str]) -> None:
+    """Refuse rankings without the precisions that their protocol reports."""
+    if isinstance(measured, ScoredPairs):
+        raise ValueError(f"{key} are no rankings")
+    lacks_r_precision = "r_precision" in metrics and measured.r_precision is None
+    lacks_average_precision = "map_at_r" in metrics and measured.average_precision is None
+    if lacks_r_precision or lacks_average_precision:
+        raise ValueError(f"{key} has no precisions")
 
 
 def _scored_pairs(key: str, arrays: Mapping[str, np.ndarray]) -> ScoredPairs:

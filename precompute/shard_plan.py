@@ -222,7 +222,7 @@ def _read_if_intact(task: ShardTask, expected: ShardHeader) -> ShardInfo | Path 
     if not is_intact:
         return task.path
 
-    header, info = read_shard(task.index.parent, task.file)
+    header, info = read_shard(task.index.parent, task.file, is_verified=True)
     differences = expected.differences(header)
     if differences:
         raise StoreError(

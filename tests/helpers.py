@@ -246,7 +246,7 @@ def make_tiny_clip(folder: Path) -> Path:
 
 
 def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
-    """A ViT image encoder with random weights as a model folder; ``poison`` makes it return NaN."""
+    """A ViT image encoder with random weights as a model folder; ``poison`` makes it return infinity."""
     import torch
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -261,7 +261,7 @@ def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
     )
     model = ViTModel(config)
     if poison:
-        torch.nn.init.constant_(model.layernorm.weight, float("nan"))
+        torch.nn.init.constant_(model.layernorm.weight, torch.finfo(torch.float32).max)
     model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder

@@ -20,11 +20,11 @@ from cusa.train.config import (
     load_preset,
     merge,
     parse_settings,
+    refuse_hidden,
 )
 from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
-from cusa.train.settings import shortened
 
 _FLAGS = {
     "student": ("init", "image_encoder", "text_encoder"),
@@ -117,7 +117,7 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     """
     over = load_config_file(given.config_file) if given.config_file else {}
     for source in (parse_settings(given.settings), _named_store(given), flags):
-        _refuse_hidden(over, source)
+        refuse_hidden(over, source)
         over = merge(over, source)
     # Checked before a path is opened: a file of settings may hold anything.
     checked = build_config(
@@ -135,23 +135,6 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
         student = over.get("student", {}).get("name")
         preset = default_preset(EmbeddingStore(checked.data.embeddings).dataset, student)
     return build_config(merge(load_preset(preset), over))
-
-
-def _refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse a value that a section of another source would hide.
-
-    Raises:
-        SettingError: Names it.
-    """
-    for name, value in over.items():
-        hidden = under.get(name)
-        if not isinstance(value, Mapping) or hidden is None:
-            continue
-        if not isinstance(hidden, Mapping):
-            full_name, value_text = f"{prefix}{name}", shortened(repr(hidden))
-            message = f"setting {full_name} must be settings below it, got {value_text}"
-            raise SettingError(message, name=full_name)
-        _refuse_hidden(hidden, value, f"{prefix}{name}.")
 
 
 def _initial_settings(init: Path) -> dict[str, Any]:

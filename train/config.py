@@ -219,11 +219,29 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse a value that a section of another source would hide.
+
+    Raises:
+        SettingError: Names it.
+    """
+    for name, value in over.items():
+        hidden = under.get(name)
+        if not isinstance(value, Mapping) or hidden is None:
+            continue
+        if not isinstance(hidden, Mapping):
+            full_name, value_text = f"{prefix}{name}", shortened(repr(hidden))
+            message = f"setting {full_name} must be settings below it, got {value_text}"
+            raise SettingError(message, name=full_name)
+        refuse_hidden(hidden, value, f"{prefix}{name}.")
+
+
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
 
     Raises:
-        SettingError: If a pair is not ``section.name=value``.
+        SettingError: If a pair is not ``section.name=value``, or one gives a setting that another
+            takes for a section.
     """
     nested: dict[str, Any] = {}
     for pair in pairs:
@@ -246,6 +264,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise SettingError(str(error), name=name) from None
         for section in reversed(sections):
             value = {section: value}
+        refuse_hidden(nested, value)
         nested = merge(nested, value)
     return nested
 

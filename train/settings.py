@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import numbers
 import re
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ def _as_number(value: Any) -> int | float:
 def _as_whole_number(value: Any) -> int:
     """An integer, also where it is written as a float: ``1e3``."""
     number = _as_number(value)
-    if not math.isfinite(number) or int(number) != number:
+    if isinstance(number, float) and not number.is_integer():  # nor is NaN, nor infinity
         raise ValueError("no whole number")
     return int(number)
 

@@ -21,9 +21,10 @@ from cusa.data.errors import CusaError, FileFormatError
 Read = tuple[Any, np.ndarray | None]
 
 # Limits of the process: some time and address space, and more of both for larger files.
-_CPU_SECONDS = 60
+_CPU_SECONDS = 5
 _BYTES_PER_SECOND = 5_000_000
-_SPARE_MEMORY = 8 * 2**30
+# Python and the libraries take a tenth of a GiB of it.
+_SPARE_MEMORY = 2**30
 _MEMORY_PER_BYTE = 16
 _PROGRAM = "from cusa.data.foreign.guarded_process import serve; serve()"
 

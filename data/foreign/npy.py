@@ -20,6 +20,11 @@ _HEADERS = {
 }
 _ARCHIVE = b"PK\x03\x04"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy writes no others
+# Of numpy's arrays.
+_MAX_DIMENSIONS = 64
+# Unicode's code points, and those among them that stand for half a character.
+_N_CODE_POINTS = 0x110000
+_HALF_CHARACTERS = range(0xD800, 0xE000)
 # Deflate makes a byte of 1,032 at most.
 _MAX_EXPANSION = 1100
 # Of an archive's arrays together.
@@ -34,7 +39,7 @@ def open_npy(file_path: Path) -> np.ndarray:
             never loaded.
 
     Returns:
-        The array, read-only; nothing of it is read yet.
+        The array, read-only; of numbers, nothing is read yet.
 
     Raises:
         FileFormatError: If the file is missing, no .npy file, damaged, shorter than its header
@@ -62,7 +67,11 @@ def open_npy(file_path: Path) -> np.ndarray:
     # An empty file cannot be mapped.
     if not math.prod(shape):
         return np.empty(shape, dtype)
-    return np.memmap(file_path, dtype, "r", offset, shape, order)
+    array = np.memmap(file_path, dtype, "r", offset, shape, order)
+    if not _holds_characters(array):
+        message = f"{file_path} is damaged: its texts hold what is no character; copy it again"
+        raise FileFormatError(message, path=file_path)
+    return array
 
 
 def _is_plain(dtype: np.dtype) -> bool:
@@ -146,14 +155,35 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
         if offset + math.prod(shape) * dtype.itemsize != member.file_size:
             raise ValueError(f"{member.filename} has a header of another array")
         content = bytearray(file.read())
-    return np.frombuffer(content, dtype).reshape(shape, order=order)
+    array = np.frombuffer(content, dtype).reshape(shape, order=order)
+    if not _holds_characters(array):
+        raise ValueError(f"{member.filename} holds what is no character")
+    return array
+
+
+def _holds_characters(array: np.ndarray) -> bool:
+    """Return whether all of an array's texts are of characters.
+
+    numpy keeps any number in their place, and half characters.
+    """
+    if array.dtype.kind != "U":
+        return True
+    code_type = np.dtype("u4").newbyteorder(array.dtype.byteorder)
+    codes = np.frombuffer(array.tobytes(), code_type)
+    is_half = (codes >= _HALF_CHARACTERS.start) & (codes < _HALF_CHARACTERS.stop)
+    return bool((codes < _N_CODE_POINTS).all()) and not is_half.any()
 
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], Order, np.dtype, int]:
     """Read a header, and leave the file at the array."""
     read_header = _HEADERS[np.lib.format.read_magic(file)]
     shape, is_fortran, dtype = read_header(file)
-    if any(length < 0 for length in shape):
+    has_legal_lengths = all(type(length) is int and length >= 0 for length in shape)
+    if not has_legal_lengths or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"shape {shape}")
+    # numpy multiplies the lengths without the zeros among them, in 64 bits.
+    n_elements = math.prod(length for length in shape if length)
+    if n_elements * max(1, dtype.itemsize) >= 2**63:
         raise ValueError(f"shape {shape}")
     order: Order = "C"
     if is_fortran:

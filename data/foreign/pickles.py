@@ -21,6 +21,8 @@ _MAX_MARKS = 64
 _CONTAINER_BYTES = 8
 # Instructions and containers that a file of any size may have.
 _SPARE = 1000
+# Bytes of the instruction that begins a frame.
+_FRAME_BYTES = 9
 # Characters of a name in a message.
 _MAX_SHOWN = 100
 # Instructions that push their argument.
@@ -54,6 +56,10 @@ class Stream(Protocol):
 
     def readline(self) -> bytes:
         """Read up to the end of the line."""
+        ...
+
+    def tell(self) -> int:
+        """Return the position in the source."""
         ...
 
 
@@ -121,15 +127,45 @@ def read_pickle(
     """
     machine = _Machine(effort, names, persistent)
     try:
+        frame_end: int | None = None
         # The stub of genops asks for a file.
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+        for opcode, argument, position in pickletools.genops(stream):  # type: ignore[arg-type]
             effort.spend(1)
+            assert position is not None, "streams know where they are"
+            frame_end = _checked_frame(frame_end, opcode.name, argument, position)
             machine.step(opcode.name, argument)
         return machine.result()
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # of the damaged bytes, or of what was called with them
         raise pickle.UnpicklingError(f"{type(error).__name__}: {first_line(error)}") from None
+
+
+def _checked_frame(
+    frame_end: int | None,
+    name: str,
+    argument: Any,
+    position: int,
+) -> int | None:
+    """Return where the frame of the instruction at a position ends, ``None`` if it is in none.
+
+    Bytes that were lost or added within a frame show at its end, also where all of its
+    instructions still make sense.
+
+    Raises:
+        UnpicklingError: If the frame before does not end where an instruction does.
+    """
+    crosses_end = frame_end is not None and position > frame_end
+    ends_early = name == "STOP" and frame_end not in (None, position + 1)
+    if crosses_end or ends_early:
+        raise pickle.UnpicklingError(
+            "a frame has another length than it says; bytes are missing or too many"
+        )
+    if name == "FRAME":
+        return position + _FRAME_BYTES + int(argument)
+    if position == frame_end:
+        return None
+    return frame_end
 
 
 class _Machine:

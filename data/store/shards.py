@@ -9,12 +9,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cusa.data.errors import EmbeddingsError
+from cusa.data.errors import EmbeddingsError, StoreError
 from cusa.data.store.checksum import (
     BLOCK,
     SHARD_FORMAT,
     open_sealed,
     read_seal,
+    require_seal,
+    seal_holds,
     write_sealed,
 )
 from cusa.data.store.hdf5 import (
@@ -177,18 +179,26 @@ def write_shard(
     )
 
 
-def read_shard(folder: Path, shard_file: str) -> tuple[ShardHeader, ShardInfo]:
-    """Read what a finished shard holds, without its rows and without verifying its seal.
+def read_shard(
+    folder: Path,
+    shard_file: str,
+    is_verified: bool = False,
+) -> tuple[ShardHeader, ShardInfo]:
+    """Read what a finished shard holds, without its rows.
 
     Args:
         folder: The index's folder.
         shard_file: Path relative to it.
+        is_verified: Whether it was just read whole, and its seal holds. Otherwise this is done
+            here: damaged files can hang the HDF5 library.
 
     Raises:
-        StoreError: If it cannot be read, or its rows are not as its attributes say.
+        StoreError: If it cannot be read, is damaged, or its rows are not as its attributes say.
     """
     shard_path = folder / shard_file
     seal = read_seal(shard_path, SHARD_FORMAT)
+    if not is_verified:
+        _require_intact(shard_path)
     with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
         header = _read_header(content, shard_path)
         offset = _read_rows_offset(content, header, shard_path)
@@ -203,6 +213,13 @@ def read_shard(folder: Path, shard_file: str) -> tuple[ShardHeader, ShardInfo]:
         skipped=skipped,
     )
     return header, info
+
+
+def _require_intact(shard_path: Path) -> None:
+    """Refuse a shard whose seal does not hold, before the HDF5 library parses it."""
+    if not seal_holds(shard_path, SHARD_FORMAT):
+        message = f"{shard_path} is damaged: its checksum does not hold; see cusa-store verify"
+        raise StoreError(message, path=shard_path)
 
 
 def _read_header(content: h5py.File, shard_path: Path) -> ShardHeader:
@@ -257,8 +274,10 @@ def read_picture_digests(shard_path: Path, seal: str) -> np.ndarray | None:
         ``None`` if the shard records none: its rows are of captions, imported, or of format 2.0.
 
     Raises:
-        StoreError: If it cannot be read, or is another shard.
+        StoreError: If it cannot be read, is damaged, or is another shard.
     """
+    require_seal(shard_path, SHARD_FORMAT, seal)
+    _require_intact(shard_path)
     with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
         # Stores of format 2.0 have no such dataset.
         if _DIGESTS not in content:

@@ -161,7 +161,7 @@ def _named_shard_problem(
     if problem is not None:
         return problem
     try:
-        stored_header, stored_info = read_shard(folder, info.file)
+        stored_header, stored_info = read_shard(folder, info.file, is_verified=True)
     except StoreError as error:
         return str(error)
 

@@ -17,6 +17,7 @@ from cusa.eval.models.inputs import (
     checked_texts,
     opened_images,
 )
+from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.first_batch import FirstBatchCheck
 from cusa.precompute.teachers.base import Teacher, TeacherInputs
 
@@ -80,15 +81,17 @@ class ModelEncoder:
         """Embed images: float32 ``[n, d]``, L2-normalised.
 
         Raises:
-            CusaError: If it embeds no images, a file cannot be read, or a GPU's memory is too
-                small.
+            CusaError: If it embeds no images, a file cannot be read, an embedding is not finite or
+                all zeros, or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
         tower = self._tower("image")
         rows = [np.zeros((0, tower.dim), np.float32)]
+        n_embedded = 0
         for batch in batches(enumerate(images), batch_size):
             inputs = tower.inputs(opened_images(batch))
-            rows.append(self._encode(tower, inputs, None))
+            rows.append(self._encode(tower, inputs, None, n_embedded))
+            n_embedded += len(batch)
         return {"cross": np.concatenate(rows)}
 
     def text_rows(
@@ -99,15 +102,18 @@ class ModelEncoder:
         """Embed texts as they are written: float32 ``[n, d]``, L2-normalised.
 
         Raises:
-            CusaError: If it embeds no texts, one is blank, or a GPU's memory is too small.
+            CusaError: If it embeds no texts, one is blank, an embedding is not finite or all zeros,
+                or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
         tower = self._tower("text")
         captions = map(normalizer(_CAPTIONS), checked_texts(texts))
         rows = [np.zeros((0, tower.dim), np.float32)]
+        n_embedded = 0
         # The check of the first batch compares rows of different texts.
         for batch in batches(captions, batch_size):
-            rows.append(self._encode(tower, tower.inputs(batch), batch))
+            rows.append(self._encode(tower, tower.inputs(batch), batch, n_embedded))
+            n_embedded += len(batch)
         return {"cross": np.concatenate(rows)}
 
     def _tower(self, modality: str) -> Teacher:
@@ -126,11 +132,13 @@ class ModelEncoder:
         tower: Teacher,
         inputs: TeacherInputs,
         texts: Sequence[str] | None,
+        first_item: int,
     ) -> np.ndarray:
-        """Embed a batch; the first one is checked."""
+        """Embed a batch; the model is checked with the first one."""
         # Inputs are prepared outside: threads read images while another one computes.
         with self._computing:
             rows = tower.rows(inputs, self._device, _PRECISION)
             check = self._checks[tower.modality]
             check(self.name, inputs, rows, texts)
+        refuse_unusable({"cross": rows}, self.name, first_item)
         return rows

@@ -23,6 +23,7 @@ from cusa.eval.models.inputs import (
     one_or_many_texts,
     opened_images,
 )
+from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.encode_split import embed
@@ -62,8 +63,7 @@ class StudentEncoder:
         source: Path = Path("student"),
     ) -> None:
         self.student = saved.student.to(device)
-        self.processors = saved.processors
-        self.origin = saved.origin
+        self.processors, self.origin = saved.processors, saved.origin
         self.name = folder_name(source.parent if source.name == BEST_FOLDER else source)
         # All heads end in one dimension: the linear layer of any of them tells it.
         head_weight = saved.student.state_dict()["image_heads.cross.1.weight"]
@@ -100,8 +100,8 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one image.
 
         Raises:
-            CusaError: If an item is no image, a file is missing or cannot be decoded, or an
-                adapter's encoder cannot be loaded.
+            CusaError: If an item is no image, a file is missing or cannot be decoded, an embedding
+                is not finite or all zeros, or an adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         _check_head(head)
@@ -126,7 +126,8 @@ class StudentEncoder:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one text.
 
         Raises:
-            CusaError: If an item is no text, or an adapter's encoder cannot be loaded.
+            CusaError: If an item is no text, an embedding is not finite or all zeros, or an
+                adapter's encoder cannot be loaded.
             ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
         """
         _check_head(head)
@@ -192,11 +193,14 @@ class StudentEncoder:
         """Embed items of one modality with both heads, a batch at a time."""
         no_rows = np.zeros((0, self.dim), np.float32)
         head_batches: dict[Head, list[np.ndarray]] = {head: [no_rows] for head in HEADS}
+        n_embedded = 0
         for batch in batches(items, batch_size):
             # Images are read outside: threads may do so while another one computes.
             inputs = prepare(batch)
             with self._computing:
                 batch_rows = embed(encode, inputs, self._device)
+            refuse_unusable(batch_rows, self.name, n_embedded)
+            n_embedded += len(batch)
             for head in HEADS:
                 head_batches[head].append(batch_rows[head])
         return {head: np.concatenate(rows) for head, rows in head_batches.items()}
@@ -206,8 +210,7 @@ class StudentEncoder:
         if self.processors is None:
             return self._stored_rows("image", self._image_encoder, opened)
         # One at a time: few pictures are held decoded.
-        pixels = [self.processors.pixels([image]) for image in opened]
-        return torch.cat(pixels)
+        return torch.cat([self.processors.pixels([image]) for image in opened])
 
     def _text_inputs(self, texts: Sequence[str]) -> Any:
         normalize = normalizer(self.normalizer)
@@ -247,7 +250,6 @@ class StudentEncoder:
         """Load an adapter's frozen encoder, which must be the one that it was trained on."""
         stored = self.origin.provenance.encoders[modality]
         source = self._encoder_sources.get(modality) or _teacher_source(stored)
-        # With the settings of stage one, which the adapter's inputs depend on.
         teacher = parse_teacher(source).load_as(stored.settings, self._device)
         if teacher.weights_sha256 != stored.settings.weights_sha256:
             raise TeacherError(
@@ -275,9 +277,8 @@ def load_student(
     Raises:
         CusaError: If there is no student, it is damaged, or the device is not there.
     """
-    folder = Path(path)
-    saved = load_saved(folder)
-    return StudentEncoder(saved, chosen_device(device), encoders, folder)
+    saved = load_saved(Path(path))
+    return StudentEncoder(saved, chosen_device(device), encoders, Path(path))
 
 
 def folder_name(folder: Path) -> str:

@@ -15,10 +15,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import faiss
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cusa.data.embeddings import HEADS, Head
 from cusa.data.errors import (
@@ -83,7 +83,7 @@ class IndexSummary:
     source: str
     skipped: tuple[Skipped, ...]
     blank_lines: int
-    recall_of_exact: float | None = None
+    recall_of_exact: Annotated[float, Field(ge=0, le=100)] | None = None
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
 

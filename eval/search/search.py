@@ -17,7 +17,7 @@ from cusa.eval.models.student import StudentEncoder
 from cusa.eval.report.gallery import Item
 from cusa.eval.report.page import write_page
 from cusa.eval.search.index_folder import IndexSummary, Modality
-from cusa.eval.search.search_index import SearchIndex
+from cusa.eval.search.search_index import NO_HIT, SearchIndex
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def answer(
     n_unnamed = 0
     ranked = zip(positions[0].tolist(), similarities[0].tolist(), strict=True)
     for rank, (position, similarity) in enumerate(ranked, 1):
-        if not 0 <= position < index.summary.count:
-            continue  # an approximate index may find fewer hits than it is asked for
+        if position == NO_HIT:
+            continue
         text = index.item(position)
         if text is None:
             n_unnamed += 1

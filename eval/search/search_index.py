@@ -29,6 +29,7 @@ _CLASSES: dict[Kind, type] = {
     "ivf": faiss.IndexIVF,
 }
 _VALUE_BYTES = 4  # of each number of a row
+NO_HIT = -1  # position in the place of a hit, where an approximate index finds fewer
 
 
 class SearchIndex:
@@ -73,8 +74,7 @@ class SearchIndex:
 
         Args:
             query_rows: float32 ``[n, d]``, L2-normalised, from the same head of the same student.
-            head: ``"cross"`` for queries of the other modality; for the items' own, the summary's
-                ``uni_head``.
+            head: As :meth:`head_for` returns it.
             n_hits: Items per query; no more than there are.
 
         Returns:
@@ -82,24 +82,45 @@ class SearchIndex:
             positions, int64, same shape; -1 where ``hnsw`` has found fewer.
 
         Raises:
-            CusaError: If the index is damaged.
-            ValueError: If the shapes do not fit, ``n_hits`` is below 1, or the index has
-                no such head.
+            RunError: If the index is damaged.
+            ValueError: If the shapes do not fit, ``n_hits`` is below 1, or there is no such head.
         """
+        # The index first: the numbers of the summary hold only if it has them.
+        index = self._index(head)
         dim = self.summary.dim
         if query_rows.ndim != 2 or query_rows.shape[1] != dim or n_hits < 1:
-            raise ValueError(
-                f"queries are [n, {dim}] and n_hits is at least 1; got {query_rows.shape} and "
-                f"{n_hits}"
-            )
-        index = self._index(head)
+            given = f"{query_rows.shape} and {n_hits}"
+            raise ValueError(f"queries are [n, {dim}] and n_hits is at least 1; got {given}")
         n_hits = min(n_hits, self.summary.count)
         # A graph's search finds no more hits than the candidates that it keeps.
         if self.summary.kind == "hnsw":
             index.hnsw.efSearch = max(HNSW_SEARCH, 2 * n_hits)
         queries = np.ascontiguousarray(query_rows, np.float32)
-        similarities, positions = index.search(queries, n_hits)
+        faiss_path = self.folder / faiss_name(head)
+        try:
+            similarities, positions = index.search(queries, n_hits)
+        except Exception as error:  # FAISS looks at some of what a file says only now
+            raise self._damaged(first_line(error), faiss_path) from None
+        if np.isfinite(queries).all():
+            self._check_hits(similarities, positions, faiss_path)
         return similarities, positions
+
+    def _check_hits(
+        self,
+        similarities: np.ndarray,
+        positions: np.ndarray,
+        faiss_path: Path,
+    ) -> None:
+        """Refuse hits that only a damaged index gives."""
+        is_item = (positions >= 0) & (positions < self.summary.count)
+        is_hit = positions != NO_HIT
+        if (is_hit & ~is_item).any():
+            problem = "it finds items that it does not have"
+            raise self._damaged(problem, faiss_path, "positions")
+        # An exact search leaves out rows of NaN alone.
+        has_all_hits = self.summary.kind != "flat" or is_hit.all()
+        if not has_all_hits or not np.isfinite(similarities[is_hit]).all():
+            raise self._damaged("rows of it are not finite", faiss_path, "rows")
 
     def item(self, position: int) -> str | None:
         """Return the absolute path of an image, or a text; ``None`` if its line is damaged.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -164,7 +165,7 @@ def parse_teacher(text: str) -> TeacherRequest:
     if name not in KNOWN:
         return TeacherRequest(name, _detect_kind(source, text), source)
     needs_folder = name not in _WEIGHT_FILES
-    if needs_folder and not Path(source).is_dir() and not is_hub_name(source):
+    if needs_folder and not os.path.isdir(source) and not is_hub_name(source):
         message = f"--teacher {text}: folder {source} does not exist"
         raise TeacherError(message, path=Path(source), name=name)
     kind = "sentence" if name == "mpnet" else name
@@ -206,7 +207,7 @@ def _detect_kind(source: str, text: str) -> str:
     Returns:
         ``"sentence"`` or ``"vision"``.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # Path.is_dir raises on names that are too long
         return _kind_of_folder(Path(source), text)
     if not is_hub_name(source):
         message = (

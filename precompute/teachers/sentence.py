@@ -14,6 +14,13 @@ import torch
 
 from cusa.data.errors import TeacherError
 from cusa.data.hub import cached_snapshot, has_file, locate
+from cusa.data.pretrained import (
+    lacking,
+    load_config,
+    load_embedding_model,
+    refuse_damaged_pickles,
+    refuse_not_finite,
+)
 from cusa.data.tokenization import (
     UNLIMITED,
     load_tokenizer,
@@ -107,6 +114,7 @@ def open_model(source: str, device: str) -> Any:
         is_local = Path(files).is_dir()
         if is_local:
             refuse_own_code(Path(files))
+            refuse_damaged_pickles(Path(files))
         # float32 whatever the checkpoint's dtype: the store records what was computed in, and
         # --precision decides that.
         model: Any = SentenceTransformer(
@@ -123,6 +131,7 @@ def open_model(source: str, device: str) -> Any:
             if folder is not None:
                 module_folder = folder / module_path(folder, number)
                 refuse_missing_weights(module.auto_model, module_folder, source)
+        refuse_not_finite(model, source)
     return model.eval()
 
 
@@ -157,8 +166,19 @@ def text_teacher(
         batch_size: Captions per forward pass; ``None``: what suits the device.
 
     Raises:
-        TeacherError: If it tells no embedding dimension.
+        TeacherError: If it tells no embedding dimension, or what it says of itself makes no sense.
     """
+    with loading("sentence-transformers model", source):
+        return _text_teacher(model, source, model_id, device, batch_size)
+
+
+def _text_teacher(
+    model: Any,
+    source: str,
+    model_id: str,
+    device: str,
+    batch_size: int | None,
+) -> Teacher:
     dim = model.get_embedding_dimension()
     if not dim:
         message = f"{source!r} tells no embedding dimension; is it a sentence-transformers model?"

@@ -199,3 +199,31 @@ def test_offline_a_default_teacher_is_missed_before_another_is_loaded(cache, mon
     assert result.exit_code == 1
     assert "all-mpnet-base-v2" in result.output
     assert "loading" not in result.output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a--b/c",
+        "a..b/c",
+        "a/c.git",
+        "a\n/c",
+        "-a/b",
+        "a/b-",
+        "a./b",
+        "é/b",
+        "x" * 97 + "/b",
+        "a\0/b",
+    ],
+)
+def test_what_the_hub_would_refuse_as_a_name_is_an_unknown_teacher(asked, text):
+    assert not is_hub_name(text)
+    with pytest.raises(TeacherError) as raised:
+        parse_teacher(text)
+    assert raised.value.name
+    assert asked == []
+
+
+def test_a_teacher_of_a_very_long_name_is_one_error():
+    with pytest.raises(TeacherError):
+        parse_teacher("x=" + "long/" * 1000)

@@ -214,3 +214,12 @@ def test_sweep_removes_what_is_left_of_the_named_files_alone(tmp_path):
     sweep(ours)
     assert not any(path.exists() for path in gone)
     assert all(path.read_text() == "whole" for path in others)
+
+
+def test_a_lock_file_of_other_bytes_is_still_a_lock(tmp_path):
+    with _other(tmp_path) as first:
+        assert first.answer == "has it"
+        (tmp_path / ".lock").write_bytes(b"\xff\xfe on\0")
+        with pytest.raises(CusaError) as raised:
+            FolderLock(tmp_path).take()
+        assert raised.value.path == tmp_path

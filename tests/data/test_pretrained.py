@@ -4,14 +4,22 @@ import io
 import json
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
 from cusa.data.errors import FileFormatError, ImageError, StudentError, TeacherError
-from cusa.data.pretrained import load_config, load_image_processor, one_line_load_errors, processed
+from cusa.data.pretrained import (
+    load_config,
+    load_embedding_model,
+    load_image_processor,
+    one_line_load_errors,
+    processed,
+)
 from cusa.data.tokenization import load_tokenizer, position_limit, token_limit, tokenized
 from tests.tiny_models import SIZES, save_processor, save_tokenizer
 
@@ -205,3 +213,69 @@ def test_pictures_keep_their_values_whatever_the_backend(tmp_path):
     config["image_processor_type"] = "BitImageProcessorFast"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     assert type(load_image_processor(str(tmp_path))).__name__ == "BitImageProcessorPil"
+
+
+def test_a_vocabulary_of_impossible_numbers_is_refused(tmp_path):
+    """The library lists all numbers below the highest, gigabytes of them, when it is asked for its settings."""
+    save_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["picture"] = 2**31
+    path.write_text(json.dumps(content))
+    with pytest.raises(StudentError) as raised:
+        load_tokenizer(str(tmp_path), StudentError)
+    assert raised.value.path == tmp_path
+
+
+def _compressed(path):
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def _with_a_flipped_bit(path):
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        weights = max(archive.infolist(), key=lambda member: member.file_size)
+    content[weights.header_offset + 200 + weights.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_compressed, _with_a_flipped_bit])
+def test_pickled_weights_that_would_be_read_wrong_are_refused(tmp_path, damage):
+    """transformers maps the file: compressed bytes became weights, and a changed one was not noticed."""
+    transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path)
+    weights = tmp_path / "pytorch_model.bin"
+    torch.save(load_file(tmp_path / "model.safetensors"), weights)
+    (tmp_path / "model.safetensors").unlink()
+    load_embedding_model(str(tmp_path))
+    damage(weights)
+    with pytest.raises(FileFormatError) as caught:
+        load_embedding_model(str(tmp_path))
+    assert caught.value.path == weights
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model = transformers.BertModel(transformers.BertConfig(**SMALL))
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.bias[3] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FileFormatError) as caught:
+        load_embedding_model(str(tmp_path))
+    assert (caught.value.path, caught.value.name) == (tmp_path, "encoder.layer.0.output.dense.bias")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_hidden_layers": 2**70}, {"vision_config": {"num_hidden_layers": 1e9}}]
+)
+def test_layers_without_end_are_refused_before_any_is_built(tmp_path, settings):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", **settings}))
+    with pytest.raises(FileFormatError) as caught:
+        load_config(str(tmp_path))
+    assert (caught.value.path, caught.value.location) == (
+        tmp_path / "config.json",
+        "num_hidden_layers",
+    )

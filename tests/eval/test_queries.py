@@ -76,6 +76,30 @@ def test_a_damaged_file_is_said_to_be(tmp_path):
     _fails(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "lost"),
+    [
+        ("coco test/cross/eccv/i2t", "r_precision"),
+        ("coco test/cross/eccv/i2t", "average_precision"),
+        ("coco test/cross/pmrp/t2i", "r_precision"),
+    ],
+)
+def test_rankings_without_the_precisions_of_their_protocol_are_damaged(tmp_path, key, lost):
+    shares = Bounds(np.array([1.0]), np.array([1.0]))
+    precisions = {"r_precision": shares, "average_precision": shares, lost: None}
+    rankings = Rankings(RankBounds(np.array([0]), np.array([0])), 3, **precisions)
+    save_queries(tmp_path, "sts", Queries("m", "cross", "mean", {}, {key: rankings}))
+    _fails(tmp_path)
+
+
+def test_judged_pairs_in_the_place_of_rankings_are_damaged(tmp_path):
+    judged = ScoredPairs(np.array([0.5, 1.0]), np.array([0.0, 5.0]))
+    save_queries(
+        tmp_path, "sts", Queries("m", "cross", "mean", {}, {"coco test/cross/eccv/i2t": judged})
+    )
+    _fails(tmp_path)
+
+
 def test_any_flipped_byte_is_noticed_or_harmless(tmp_path):
     """No traceback, wherever a disk is wrong."""
     save_queries(tmp_path, "sts", _queries())

@@ -267,3 +267,22 @@ def test_captions_without_a_known_word(tmp_path):
     store = EmbeddingStore(tmp_path / "s.h5")
     row = store.split("train").captions[:].index("unheard things")
     assert store.embeddings("bag", "train").skipped.tolist() == [row]
+
+
+@pytest.mark.parametrize("dim", ["NaN", [24], {"x": 1}])
+def test_a_width_that_is_no_number_is_one_error(tmp_path, dim):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    save_text(tmp_path / "plain", *BERT, **SIZES)
+    modules = [Transformer(str(tmp_path / "plain")), Pooling(SIZES["hidden_size"])]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "read"))
+    path = tmp_path / "read" / "1_Pooling" / "config.json"
+    settings = json.loads(path.read_text())
+    [name] = [
+        name for name in settings if name in ("word_embedding_dimension", "embedding_dimension")
+    ]
+    path.write_text(json.dumps({**settings, name: dim}))
+    with pytest.raises(TeacherError) as raised:
+        _load(tmp_path / "read")
+    assert raised.value.path == tmp_path / "read"

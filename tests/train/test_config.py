@@ -126,6 +126,9 @@ REFUSED = {
     "loss.alpha=!!bool foo": "loss.alpha",
     f"loss.alpha={'[' * 5000}": "loss.alpha",
     f"loss.alpha={'9' * 5000}": "loss.alpha",
+    f"loss.alpha={'9' * 400}": "loss.alpha",  # beyond any float, but not beyond Python's limit of digits
+    f"train.epochs={'9' * 400}": "train.epochs",
+    "train.epochs=.inf": "train.epochs",
     "loss.alpha={a: &a [1, 1, 1, 1, 1, 1, 1, 1], b: &b [*a, *a, *a, *a, *a, *a, *a, *a], c: &c [*b, *b, *b, *b, *b], "
     "d: &d [*c, *c, *c, *c, *c], e: [*d, *d, *d, *d, *d, *d, *d, *d]}": "loss.alpha",
     f"{'a.' * 5000}b=1": f"{'a.' * 5000}b",
@@ -142,6 +145,21 @@ def test_what_is_no_setting_is_refused_in_one_line_by_name(setting, name):
     assert name[:40] in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        ["loss=3", "loss.alpha=0.2"],
+        ["loss.tau=0.05", "loss.tau.init=0.07"],
+        ["train.epochs=3", "train.epochs.x=4"],
+        ["loss.tau=0.05", "loss={tau: {init: 0.07}}"],
+    ],
+)
+def test_a_setting_is_not_hidden_by_one_below_it(pairs):
+    with pytest.raises(SettingError) as error:
+        parse_settings(pairs)
+    assert error.value.name == pairs[0].partition("=")[0]
 
 
 def test_a_refusal_says_what_is_legal():

@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, FiniteFloat, RootModel
+from pydantic import BaseModel, Field, FiniteFloat, RootModel
 from torch import Tensor
 
 from cusa.data.errors import CusaError, RunError, SettingError
@@ -309,6 +309,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return read_history(run_dir).lines
 
 
+_Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 class _StepLine(BaseModel):
     kind: str
     step: int
@@ -316,8 +319,16 @@ class _StepLine(BaseModel):
 
 
 class _ValidationLine(_StepLine):
+    """Recalls that a line lacks are told where they are needed."""
+
     best: bool
     rsum: FiniteFloat
+    i2t_r1: _Percent = 0.0
+    i2t_r5: _Percent = 0.0
+    i2t_r10: _Percent = 0.0
+    t2i_r1: _Percent = 0.0
+    t2i_r5: _Percent = 0.0
+    t2i_r10: _Percent = 0.0
 
 
 _Values = RootModel[dict[str, bool | int | FiniteFloat | str]]

@@ -21,13 +21,21 @@ def read_annotations(path: Path, name_field: str) -> list[tuple[str, str]]:
         Name and class of each annotation, as texts.
 
     Raises:
-        FileFormatError: If the file is missing, damaged, or has no such array.
+        FileFormatError: If the file is missing, damaged, or has no such array, or a name is blank or
+            padded: scipy fills up with blanks what a damaged file lacks.
     """
     if not path.is_file():
         message = f"{path} does not exist; it belongs to the published data set, put it there"
         raise FileFormatError(message, path=path)
     content, _ = read_in_child(read_here, "MATLAB", path, name_field)
-    return list(map(tuple, content))
+    for number, (name, _) in enumerate(content, start=1):
+        if not name or name != name.strip():
+            location = f"annotation {number}"
+            message = (
+                f"{path} {location}: {name[:80]!r} is no name of an image; fetch the file again"
+            )
+            raise FileFormatError(message, path=path, location=location)
+    return [(name, label) for name, label in content]
 
 
 def read_here(path: str, name_field: str) -> Read:

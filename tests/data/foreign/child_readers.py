@@ -45,3 +45,7 @@ def leave(path):
     print("half an ans", end="")
     sys.stdout.flush()
     os._exit(0)
+
+
+def take_memory(path):
+    return len(bytes(2 << 30)), None

@@ -50,3 +50,9 @@ def test_faults_are_one_line(path, monkeypatch, reader, word):
     assert found.value.path == path
     assert "\n" not in str(found.value)
     assert time.monotonic() - began < 30
+
+
+def test_a_small_file_takes_no_more_than_a_gibibyte(path):
+    with pytest.raises(FileFormatError) as raised:
+        read_in_child(child_readers.take_memory, "made up", path)
+    assert raised.value.path == path

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from cusa.data.errors import CusaError, EmbeddingsError, FileFormatError
 from cusa.data.foreign import hdf5 as foreign_h5
 from cusa.data.foreign.ids import read_ids
+from cusa.data.foreign.npy import open_npy, read_npz
 from cusa.data.foreign.rows import read_rows, write_rows
 from cusa.eval.models.embedding_providers import FileSource, align
 
@@ -506,3 +507,28 @@ def test_damaged_files_are_refused_or_read(tmp_path, suffix):
             error = caught
         assert error is not None or shape == (3, 2)
         assert error is None or (error.path is not None and "\n" not in str(error))
+
+
+@pytest.mark.parametrize(
+    "shape", ["(0, 9223372036854775807)", "(True,)", "(2.5,)", f"({'1, ' * 65})"]
+)
+def test_headers_of_impossible_shapes_are_one_error(tmp_path, shape):
+    path = tmp_path / "rows.npy"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8))
+    with pytest.raises(FileFormatError) as raised:
+        open_npy(path)
+    assert raised.value.path == path
+
+
+@pytest.mark.parametrize("code", [0x110000, 0xFFFFFFFF, 0xD800])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_texts_of_other_numbers_than_characters_are_one_error(tmp_path, code, order):
+    texts = np.array(["ab", "cd"], f"{order}U2")
+    texts.view(f"{order}u4")[3] = code
+    np.save(tmp_path / "ids.npy", texts)
+    np.savez(tmp_path / "ids.npz", ids=texts)
+    with pytest.raises(FileFormatError):
+        read_ids(tmp_path / "ids.npy")
+    with pytest.raises(FileFormatError):
+        read_npz(tmp_path / "ids.npz")

@@ -358,3 +358,15 @@ def test_a_tensor_whose_rows_lie_on_each_other_is_refused(tmp_path):
         tensor = _Call(_tensor, torch.ones(4).storage(), 0, size, stride, False, {})
         with pytest.raises(FileFormatError):
             read_published_rows(_saved(tmp_path / "x.npy", {"a": tensor}))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_byte_missing_from_a_row_or_added_to_it_is_noticed(tmp_path, change):
+    """What follows may still make sense: the row would take its last byte from there."""
+    path = _saved(tmp_path / "x.npy", {str(i): row for i, row in enumerate(unit_rows(3, 4, 3))})
+    content = path.read_bytes()
+    end = content.index(b"\x94t\x94b")
+    path.write_bytes(content[: end + min(change, 0)] + b"x" * max(change, 0) + content[end:])
+    with pytest.raises(FileFormatError) as raised:
+        read_published_rows(path)
+    assert raised.value.path == path

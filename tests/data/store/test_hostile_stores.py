@@ -11,10 +11,16 @@ import pytest
 
 from cusa.data.errors import StoreError
 from cusa.data.records import Dataset, Truth
-from cusa.data.store.checksum import BLOCK, ChecksumError, ReplacedError
+from cusa.data.store.checksum import (
+    BLOCK,
+    SHARD_FORMAT,
+    ChecksumError,
+    ReplacedError,
+    read_seal,
+)
 from cusa.data.store.index import read_index
 from cusa.data.store.reader import EmbeddingStore
-from cusa.data.store.shards import read_shard
+from cusa.data.store.shards import read_picture_digests, read_shard
 from cusa.data.store.verify import verify
 from tests.helpers import (
     add_teacher,
@@ -476,3 +482,20 @@ def test_a_store_that_was_replaced_while_it_was_open_is_noticed(index, tmp_path)
     ):
         with pytest.raises(ReplacedError):
             read()
+
+
+@pytest.mark.parametrize("place", [700, -40])
+def test_a_damaged_shard_never_reaches_the_hdf5_library(index, monkeypatch, place):
+    """The library may not come back from it."""
+    path = next(index.with_suffix("").rglob("*.h5"))
+    seal = read_seal(path, SHARD_FORMAT)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr("h5py.File", None)
+    with pytest.raises(StoreError) as raised:
+        read_shard(index.parent, str(path.relative_to(index.parent)))
+    assert raised.value.path == path
+    with pytest.raises(StoreError) as raised:
+        read_picture_digests(path, seal)
+    assert raised.value.path == path

@@ -1,6 +1,7 @@
 """Any model as an encoder gives what its own library gives; and many items through it."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from cusa.data.errors import (
+    FORWARD_PASS,
     CusaError,
     DataError,
     EmbeddingsError,
@@ -453,6 +455,23 @@ def test_useless_rows_are_refused(value):
     with pytest.raises(EmbeddingsError) as refused:
         encode_texts(Recorder(spoil), [f"a {i}" for i in range(1, 9)], 3)
     assert refused.value.name == "text 'a 7'"
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_rows_that_are_not_finite_are_refused_where_a_model_gives_them(home, paths, tmp_path):
+    folder = Path(shutil.copytree(home / "clip", tmp_path / "clip"))
+    settings_file = folder / "preprocessor_config.json"
+    settings = json.loads(settings_file.read_text())
+    settings_file.write_text(json.dumps({**settings, "image_std": [0.5, 0.0, 0.5]}))
+    encoder = load_encoder(str(folder), "cpu")
+    with pytest.raises(EmbeddingsError) as refused:
+        encoder.image_rows(paths)
+    assert refused.value.location == FORWARD_PASS
+    with pytest.raises(ImageError) as refused:
+        encode_images(encoder, paths, 2)
+    assert refused.value.path == paths[0]
+    assert np.isfinite(encoder.text_rows(["picture number 1"])["cross"]).all()
 
 
 def test_images_that_cannot_be_read_or_encoded(home, paths, tmp_path):

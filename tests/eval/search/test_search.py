@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from cusa.eval.models.student import load_student
 from cusa.eval.report.gallery import Item
 from cusa.eval.search import index as index_module
 from cusa.eval.search import index_folder
+from cusa.eval.search.approximate import make_index
 from cusa.eval.search.index import IndexOptions, build_index
 from cusa.eval.search.index_folder import IndexSummary, Skipped, latest_index
 from cusa.eval.search.search import Answer, Hit, answer, write_contact_sheet
@@ -625,6 +627,7 @@ def test_damage_is_told(home, student, texts, tmp_path):
         *(("modality", value) for value in ("sound", 1)),
         *(("uni_head", value) for value in ("other", None)),
         *(("sha256", value) for value in ([], {"cross.faiss": 1})),
+        *(("recall_of_exact", value) for value in (-1, 100.5, "99")),
         ("weights_sha256", None),
         ("format_version", "1.0"),
         ("format_version", []),
@@ -637,6 +640,65 @@ def test_a_card_of_other_kinds_is_one_line(texts, tmp_path, field, value):
         SearchIndex.open(tmp_path)
     assert refused.value.path == tmp_path / "index.json"
     assert refused.value.location.startswith(field.split("_")[0]) or field in refused.value.location
+
+
+def _not_finite(rows):
+    index = faiss.IndexFlatIP(rows.shape[1])
+    rows[3] = np.nan
+    index.add(rows)
+    return index
+
+
+def _lists(rows):
+    index, _ = make_index(rows, "ivf")
+    return index
+
+
+def _foreign_positions(rows):
+    index = _lists(rows)
+    index.reset()
+    index.add_with_ids(rows, np.arange(len(rows)) + 10**6)
+    return index
+
+
+def _not_trained(rows):
+    index = _lists(rows)
+    index.is_trained = False
+    return index
+
+
+@pytest.mark.parametrize(
+    ("kind", "damaged", "location"),
+    [
+        ("flat", _not_finite, "rows"),
+        ("ivf", _foreign_positions, "positions"),
+        ("ivf", _not_trained, ""),
+    ],
+)
+def test_what_only_a_search_finds_damaged_is_one_line(
+    home, student, texts, tmp_path, kind, damaged, location
+):
+    """An index of an earlier version, without checksums, whose file FAISS reads."""
+    folder = Path(shutil.copytree(texts.folder, tmp_path / "i"))
+    card = json.loads((folder / "index.json").read_text())
+    card |= {"kind": kind, "format_version": [1, 0]}
+    del card["sha256"]
+    (folder / "index.json").write_text(json.dumps(card))
+    rows = student.text_rows(TEXTS)["uni"]
+    faiss.write_index(damaged(rows), str(folder / "uni.faiss"))
+    with pytest.raises(RunError) as refused:
+        answer(student, SearchIndex.open(folder), "picture", len(TEXTS))
+    assert (refused.value.path, refused.value.location) == (folder / "uni.faiss", location)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_card_of_another_dimension_is_one_line(student, texts, tmp_path):
+    folder = Path(shutil.copytree(texts.folder, tmp_path / "i"))
+    card = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**card, "dim": 1000 * card["dim"]}))
+    with pytest.raises(RunError) as refused:
+        answer(student, SearchIndex.open(folder), "picture")
+    assert (refused.value.path, refused.value.location) == (folder / "uni.faiss", "count")
 
 
 def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):

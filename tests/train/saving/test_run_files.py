@@ -283,6 +283,9 @@ def test_damaged_lines_of_the_log_are_left_out_with_a_note(run_dir):
         b'{"kind": "train", "step": 3, "epoch": 1, "loss": {}}',
         b'{"kind": "val", "step": 3, "epoch": 1, "best": true}',
         b'{"kind": "val", "step": 3, "epoch": 1, "best": 1, "rsum": 3}',
+        b'{"kind": "val", "step": 3, "epoch": 1, "best": true, "rsum": 3, "i2t_r1": "3"}',
+        b'{"kind": "val", "step": 3, "epoch": 1, "best": true, "rsum": 3, "t2i_r10": true}',
+        b'{"kind": "val", "step": 3, "epoch": 1, "best": true, "rsum": 3, "t2i_r5": 1e300}',
         b"[" * 20_000,
         b'{"kind": "train", "step": 3, "epoch": 1, "name": "\xff"}',
     ]

@@ -658,6 +658,16 @@ def test_a_matlab_file_of_something_else(tmp_path, content):
         load_image_set("cars", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["  ", "b.jpg "])
+def test_a_blank_or_padded_name_of_a_matlab_file_is_damage(tmp_path, name):
+    annotations(
+        tmp_path, "cars_annos.mat", ("relative_im_path", "class"), [("a.jpg", 99), (name, 100)]
+    )
+    with pytest.raises(FileFormatError) as error:
+        read_annotations(tmp_path / "cars_annos.mat", "relative_im_path")
+    assert (error.value.path, error.value.location) == (tmp_path / "cars_annos.mat", "annotation 2")
+
+
 def test_a_class_stored_as_a_double_is_a_number(tmp_path):
     annotations(
         tmp_path,
