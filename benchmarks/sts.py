@@ -21,8 +21,9 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers import __version__ as library_version
 
-from cusa.eval.evaluators.sts.data import StsTask, find_sts_tasks
+from cusa.eval.evaluators.sts.data import find_sts_tasks
 from cusa.eval.evaluators.sts.measure import evaluate_sts
+from cusa.eval.evaluators.sts.tasks import StsTask
 
 SMOKE = ("{sts} --model words={words} --allow-partial",)
 PUBLISHED = {

@@ -90,19 +90,17 @@ def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Co
     Raises:
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
-    suites = [suite for suite in models[0] if all(suite in model for model in models)]
+    suites = set(models[0]).intersection(*models[1:])
     if not suites:
         raise CusaError(
             "these models have no suite in common; run the same cusa-eval command on each"
         )
     rows: list[ComparisonRow] = []
-    for suite in suites:
-        queries = [model[suite] for model in models]
-        _check_alike(suite, queries)
-        figures = [dict(_figures(of_model, bootstrap)) for of_model in queries]
-        for key in figures[0]:
-            if all(key in of_model for of_model in figures):
-                rows.append(_row(suite, key, [of_model[key] for of_model in figures]))
+    for suite in models[0]:
+        if suite in suites:
+            queries = [model[suite] for model in models]
+            _check_alike(suite, queries)
+            rows += _suite_rows(suite, queries, bootstrap)
     if not rows:
         raise CusaError(
             "these models have no figure in common; run the same cusa-eval command on each"
@@ -116,6 +114,17 @@ def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Co
         "bootstrap": {"samples": bootstrap.samples, "seed": bootstrap.seed, "level": LEVEL},
         "rows": rows,
     }
+
+
+def _suite_rows(
+    suite: str, queries: Sequence[Queries], bootstrap: Bootstrap
+) -> Iterator[ComparisonRow]:
+    """Yield the rows of the figures that all models have."""
+    figures = [dict(_figures(of_model, bootstrap)) for of_model in queries]
+    shared_keys = set(figures[0]).intersection(*figures[1:])
+    for key in figures[0]:
+        if key in shared_keys:
+            yield _row(suite, key, [of_model[key] for of_model in figures])
 
 
 def _check_alike(suite: str, queries: Sequence[Queries]) -> None:
@@ -179,10 +188,14 @@ def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[FigureKey
 
 
 def _rsum(directions: Sequence[Mapping[str, Figure]]) -> Figure:
-    values, samples = [], []
+    values: list[dict[str, float]] = []
+    samples: list[dict[str, np.ndarray]] = []
     for by_metric in directions:
-        values.append({metric: figure.value for metric, figure in by_metric.items()})
-        samples.append({metric: figure.samples for metric, figure in by_metric.items()})
+        values.append({})
+        samples.append({})
+        for metric, figure in by_metric.items():
+            values[-1][metric] = figure.value
+            samples[-1][metric] = figure.samples
     return Figure(recall_sum(values), recall_sum(samples))
 
 
@@ -199,13 +212,11 @@ def _ranked_figures(
         values = {metric: values[metric] for metric in PROTOCOL_METRICS[protocol]}
         return _resample(values, bootstrap, rankings)
     answerable = rankings.answerable()
-    recalls = {metric: each for metric, each in values.items() if metric not in _PRECISIONS}
-    precisions = {}
-    for metric, each in answerable.values(rule).items():
-        if metric in _PRECISIONS:
-            precisions[metric] = each
+    precisions = answerable.values(rule)
+    for metric in list(values):
+        (values if metric in _PRECISIONS else precisions).pop(metric)
     return {
-        **_resample(recalls, bootstrap, rankings),
+        **_resample(values, bootstrap, rankings),
         **_resample(precisions, bootstrap, answerable),
     }
 

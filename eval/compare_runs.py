@@ -37,6 +37,10 @@ class _MeasuredModel:
         """The run that the results lie in, or their own folder."""
         return self.folder.parent if _is_in_run(self.folder) else self.folder
 
+    def queries_as(self, name: str) -> dict[str, Queries]:
+        """The queries, under another name of the model."""
+        return {suite: replace(queries, name=name) for suite, queries in self.queries.items()}
+
 
 def compare_measured(
     models: Sequence[Path], bootstrap: int, seed: int, out: Path | None, latex: bool
@@ -59,18 +63,16 @@ def compare_measured(
     """
     if len(models) < 2:
         raise CusaError("compare takes at least two models; name another run or folder of results")
-    folders = [_results_folder(model) for model in models]
+    folders = list(map(_results_folder, models))
     out = out or _default_folder(folders[0])
     check_writable(out)
 
-    measured = [_read(folder) for folder in folders]
+    measured = list(map(_read, folders))
     names = distinct_names([model.name for model in measured], [model.place for model in measured])
     reports, queries_of_models = [], []
     for model, name in zip(measured, names, strict=True):
         reports.append(ModelReport(name, model.results))
-        queries_of_models.append(
-            {suite: replace(queries, name=name) for suite, queries in model.queries.items()}
-        )
+        queries_of_models.append(model.queries_as(name))
     comparison = compare(queries_of_models, Bootstrap(bootstrap, seed))
 
     path = out / "comparison.json"
@@ -87,9 +89,9 @@ def _results_folder(model: Path) -> Path:
         RunError: If there are none; says how to make them.
     """
     for folder in (model / "eval", model):
-        files = (folder / evaluator.results_file.name for evaluator in EVALUATORS.values())
-        if any(file.is_file() for file in files):
-            return folder
+        for evaluator in EVALUATORS.values():
+            if (folder / evaluator.results_file.name).is_file():
+                return folder
     problem = "holds no results of cusa-eval" if model.exists() else "does not exist"
     remedy = "pass a run that cusa-eval has measured, or a folder of its results"
     if begun(model):

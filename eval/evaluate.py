@@ -1,4 +1,4 @@
-"""A whole evaluation: find data, measure each model by every suite, write results, and one report."""
+"""A whole evaluation: find data, measure each model by every suite, write results and a report."""
 
 from __future__ import annotations
 
@@ -90,19 +90,26 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
 def _requested_models(request: EvalRequest, advance: Advance) -> list[EvaluatedModel]:
     """Name the models; none of them is loaded."""
     models = [EvaluatedModel(spec, request.compute, advance) for spec in request.models]
-    files = [file for file in request.embedding_files if file is not None]
-    if files:
-        name = request.name or ", ".join(path.stem for path, _ in files)
+    if any(request.embedding_files):
+        name = request.name or _name_of_files(request)
 
         def read_files() -> FileSource:
             return FileSource(*request.embedding_files, name=name)
 
         models.append(EvaluatedModel("", request.compute, advance, read_files, name))
-    places = [model.run_dir or model.results for model in models]
-    titles = distinct_names([model.name for model in models], places)
+    names, places = [], []
+    for model in models:
+        names.append(model.name)
+        places.append(model.run_dir or model.results)
+    titles = distinct_names(names, places)
     for model, title in zip(models, titles, strict=True):
         model.title = title
     return models
+
+
+def _name_of_files(request: EvalRequest) -> str:
+    files = filter(None, request.embedding_files)
+    return ", ".join(path.stem for path, _ in files)
 
 
 def _default_folder(models: Sequence[EvaluatedModel]) -> Path:
@@ -152,8 +159,7 @@ def _measure(
         for note in result.notes:
             evaluation.note(note)
         content = _keep(model, suite, result, request, evaluation)
-        examples = {name: shown for name, shown in vars(result.examples).items() if shown}
-        report = replace(report, results={**report.results, suite: content}, **examples)
+        report = report.with_results(suite, content, result.examples)
     return report
 
 
@@ -192,49 +198,45 @@ def _with_earlier(
     reports: Sequence[ModelReport], models: Sequence[EvaluatedModel], weights: Sequence[str]
 ) -> list[ModelReport]:
     """Add what was measured before of the same weights, where it can stand side by side."""
-    earlier: list[dict[str, Any]] = []
-    for report, model, own_weights in zip(reports, models, weights, strict=True):
-        results = {}
-        for suite in EVALUATORS:
-            if suite in report.results:
-                continue
-            content = read_results(model.results, suite)
-            if content and content["model"].get("weights_sha256") == own_weights:
-                results[suite] = content
-        earlier.append(results)
+    completed = list(reports)
     for suite in EVALUATORS:
-        contents = []
-        for report, results in zip(reports, earlier, strict=True):
-            contents += [of[suite] for of in (report.results, results) if suite in of]
-        if _difference(suite, contents):
-            for results in earlier:
-                results.pop(suite, None)
-    return [
-        replace(report, results={**report.results, **results})
-        for report, results in zip(reports, earlier, strict=True)
-    ]
+        with_suite = []
+        for report, model, own_weights in zip(completed, models, weights, strict=True):
+            content = report.results.get(suite) or read_results(model.results, suite)
+            if content and content["model"].get("weights_sha256") == own_weights:
+                report = replace(report, results={**report.results, suite: content})
+            with_suite.append(report)
+        if _first_difference(suite, with_suite) is None:
+            completed = with_suite
+    return completed
 
 
-def _difference(suite: str, contents: Sequence[Mapping[str, Any]]) -> str:
-    """What differs of the data of a suite's results, whose first are compared with the others."""
-    for content in contents[1:]:
-        difference = EVALUATORS[suite].difference_of_data(contents[0], content)
+def _first_difference(
+    suite: str, reports: Sequence[ModelReport]
+) -> tuple[Mapping[str, Any], Mapping[str, Any], str] | None:
+    """Find two results of a suite that were measured on different data, and what differs."""
+    first: Mapping[str, Any] | None = None
+    for report in reports:
+        content = report.results.get(suite)
+        if content is None:
+            continue
+        first = first or content
+        difference = EVALUATORS[suite].difference_of_data(first, content)
         if difference:
-            return difference
-    return ""
+            return first, content, difference
+    return None
 
 
 def _check_same_data(reports: Sequence[ModelReport]) -> None:
     """Refuse to set side by side what was not measured on the same images and captions."""
-    for suite, evaluator in EVALUATORS.items():
-        contents = [report.results[suite] for report in reports if suite in report.results]
-        for other in contents[1:]:
-            first = contents[0]
-            if difference := evaluator.difference_of_data(first, other):
-                raise CusaError(
-                    f"{other['name']} and {first['name']} cannot be compared: they are measured on "
-                    f"different data ({difference}); pass --embeddings with one store for all"
-                )
+    for suite in EVALUATORS:
+        differing = _first_difference(suite, reports)
+        if differing is not None:
+            first, second, difference = differing
+            raise CusaError(
+                f"{second['name']} and {first['name']} cannot be compared: they are measured on "
+                f"different data ({difference}); pass --embeddings with one store for all"
+            )
 
 
 def _check_apart(models: Sequence[EvaluatedModel]) -> None:
@@ -254,7 +256,8 @@ def _check_replaceable(model: EvaluatedModel) -> None:
     """Refuse a model that would overwrite the results of another one of its name."""
     if model.run_dir is not None:
         return
-    source, weights = (model.source.description[key] for key in ("source", "weights_sha256"))
+    description = model.source.description
+    source, weights = description["source"], description["weights_sha256"]
     for suite in EVALUATORS:
         content = read_results(model.results, suite)
         before = content["model"] if content else {}
@@ -290,7 +293,7 @@ def make_sections(reports: Sequence[ModelReport]) -> list[Section]:
     sections: list[Section] = []
     for suite, evaluator in EVALUATORS.items():
         results = [NamedResult(report.name, report.results.get(suite)) for report in reports]
-        sections += [section for section in evaluator.tables(results) if section]
+        sections += filter(None, evaluator.tables(results))
     return sections
 
 

@@ -1,4 +1,4 @@
-"""Files of results beside a model: figures and the queries behind them, joined over several calls."""
+"""Files of results beside a model: figures and the queries behind them, over several calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def read_results(folder: Path, suite: str) -> dict[str, Any] | None:
             location, problem = fault
     where = f"{location}: {problem}" if location else problem
     raise RunError(
-        f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again ({where})",
+        f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again "
+        f"({where})",
         path=path,
         location=location,
     )

@@ -1,4 +1,4 @@
-"""What all files of results hold (docs/METRICS.md): their readers rely on it, pydantic checks it."""
+"""What all files of results hold (docs/METRICS.md): pydantic checks it, readers rely on it."""
 
 from __future__ import annotations
 
@@ -87,5 +87,5 @@ def first_fault(form: TypeAdapter[Any], content: Mapping[str, Any]) -> tuple[str
         form.validate_python(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return ".".join(str(key) for key in first["loc"]), first["msg"]
+        return ".".join(map(str, first["loc"])), first["msg"]
     return None

@@ -19,8 +19,7 @@ from cusa.eval.evaluators.splits import SplitFinder
 from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.models.evaluated_models import EvaluatedModel
-from cusa.eval.report.failures import FalseNegative
-from cusa.eval.report.gallery import GalleryQuery
+from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
 
 Data = TypeVar("Data")
@@ -39,23 +38,6 @@ class Absent:
 
     note: str
     error: CusaError | None
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What a report shows of a model beside tables.
-
-    Attributes:
-        history: Lines of its ``metrics.jsonl``.
-        gallery: Queries with their hits.
-        failures: Its worst queries.
-        false_negatives: Its hits that are wrong by the labels alone.
-    """
-
-    history: tuple[dict[str, Any], ...] = ()
-    gallery: tuple[GalleryQuery, ...] = ()
-    failures: tuple[GalleryQuery, ...] = ()
-    false_negatives: tuple[FalseNegative, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -61,17 +62,19 @@ def embed_files(source: Source, split: EvaluatedSplit) -> SplitEmbeddings:
     if not len(image_rows) or not len(caption_rows):
         raise CusaError(f"split {view.name!r} has no image or no caption that could be read")
 
-    image_ids = [view.image_ids[row] for row in image_rows.tolist()]
-    image_paths = [split.image_root / view.image_paths[row] for row in image_rows.tolist()]
-    images = source.images(image_ids, image_paths)
-    caption_ids = [view.caption_ids[row] for row in caption_rows.tolist()]
-    captions = [view.captions[row] for row in caption_rows.tolist()]
-    texts = source.texts(caption_ids, captions)
+    image_paths = map(split.image_root.joinpath, _at_rows(view.image_paths, image_rows))
+    images = source.images(_at_rows(view.image_ids, image_rows), list(image_paths))
+    captions = _at_rows(view.captions, caption_rows)
+    texts = source.texts(_at_rows(view.caption_ids, caption_rows), captions)
 
     image_position = np.full(view.n_images, -1, np.int64)
     image_position[image_rows] = np.arange(len(image_rows))
     caption_image = image_position[np.asarray(view.caption_image)[caption_rows]]
     return SplitEmbeddings(images, texts, image_rows, caption_rows, caption_image)
+
+
+def _at_rows(values: Sequence[str], rows: np.ndarray) -> list[str]:
+    return [values[row] for row in rows.tolist()]
 
 
 def _embed_stored(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,23 @@ ModelAnswers = list[tuple[int, GalleryQuery]]
 
 
 @dataclass(frozen=True)
+class Examples:
+    """What a report shows of a model beside tables.
+
+    Attributes:
+        history: Lines of its ``metrics.jsonl``; may be empty.
+        gallery: Queries with their hits.
+        failures: Its worst queries.
+        false_negatives: Its hits that are wrong by the labels alone.
+    """
+
+    history: tuple[dict[str, Any], ...] = ()
+    gallery: tuple[GalleryQuery, ...] = ()
+    failures: tuple[GalleryQuery, ...] = ()
+    false_negatives: tuple[FalseNegative, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelReport:
     """What the report shows of one model.
 
@@ -46,6 +63,19 @@ class ModelReport:
     gallery: tuple[GalleryQuery, ...] = ()
     failures: tuple[GalleryQuery, ...] = ()
     false_negatives: tuple[FalseNegative, ...] = ()
+
+    def with_results(
+        self, suite: str, content: Mapping[str, Any], examples: Examples
+    ) -> ModelReport:
+        """Add the results of a suite, with the examples that it chose."""
+        return replace(
+            self,
+            results={**self.results, suite: content},
+            history=examples.history or self.history,
+            gallery=examples.gallery or self.gallery,
+            failures=examples.failures or self.failures,
+            false_negatives=examples.false_negatives or self.false_negatives,
+        )
 
     @property
     def metrics(self) -> Mapping[str, Any] | None:

@@ -43,7 +43,7 @@ def _model(name, seed, hardness, uni_head="cross", **changes):
     return Queries(
         name,
         uni_head,
-        **{"ties": "pessimistic", "sets": {"coco test": "f00d"}, "found": found, **changes},
+        **{"ties": "pessimistic", "sets": {"coco test": "f00d"}, "per_query": found, **changes},
     )
 
 
@@ -230,7 +230,7 @@ def test_images_are_compared_on_the_sets_that_all_have():
         ),
         (
             "images",
-            {"sets": {"cub": "1"}, "found": {}},
+            {"sets": {"cub": "1"}, "per_query": {}},
             "these models have no figure in common; run the same cusa-eval",
         ),
         (

@@ -27,21 +27,21 @@ def read_annotations(path: Path, name_field: str) -> list[tuple[str, str]]:
         message = f"{path} does not exist; it belongs to the published data set, put it there"
         raise FileFormatError(message, path=path)
     content, _ = read_in_child(read_here, "MATLAB", path, name_field)
-    return [(name, label) for name, label in content]
+    return list(map(tuple, content))
 
 
 def read_here(path: str, name_field: str) -> Read:
-    """As :func:`read_annotations`, in this process."""
+    """Read as :func:`read_annotations` does, in this process."""
     from scipy.io import loadmat
 
     try:
         content = loadmat(path, squeeze_me=True, variable_names="annotations")
         array = np.atleast_1d(content["annotations"])
         pairs = zip(array[name_field], array["class"], strict=True)
-        return [[str(name), str(label)] for name, label in pairs], None
+        return [[str(name), str(class_number)] for name, class_number in pairs], None
     except Exception as error:  # whatever broken bytes make scipy meet
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise FileFormatError(
-            f"{path} has no struct array 'annotations' with the fields {name_field} and class ({problem}); fetch the "
-            "file again"
+            f"{path} has no struct array 'annotations' with the fields {name_field} and class "
+            f"({problem}); fetch the file again"
         ) from None

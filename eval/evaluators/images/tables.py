@@ -14,7 +14,8 @@ from cusa.eval.report.shared_tables import (
     by_data_set,
     by_head_and_data_set,
     contents_of,
-    fact,
+    data_set_fact,
+    first_scores,
     intervals_rule,
     published,
     ties_rule,
@@ -68,7 +69,7 @@ def images_section(results: Sequence[NamedResult[ImagesResults]]) -> Section:
 
 def _facts(contents: Sequence[ImagesResults]) -> Iterable[str]:
     for name, of_models in by_data_set(contents, "sets").items():
-        figures = next(scores for of_model in of_models for scores in of_model["heads"].values())
+        figures = first_scores(of_models)
         n_queries = figures["queries"]
         n_alone = n_queries - figures["queries_with_positive"]
         counts = (
@@ -77,9 +78,7 @@ def _facts(contents: Sequence[ImagesResults]) -> Iterable[str]:
         )
         if n_alone > 0:
             counts += f", {n_alone:,} queries without a right answer"
-        notes = [note for of_model in of_models for note in of_model["notes"]]
-        fingerprints = (of_model["fingerprint"] for of_model in of_models)
-        yield fact(SET_TITLES.get(name, name), counts, fingerprints, notes)
+        yield data_set_fact(SET_TITLES.get(name, name), counts, of_models)
 
 
 def _headlines(results: Sequence[NamedResult[ImagesResults]]) -> dict[int, Headline]:
@@ -119,9 +118,10 @@ def _sets_spec(names: Sequence[str], contents: Sequence[ImagesResults]) -> Spec:
 
 def _rule(contents: Sequence[ImagesResults]) -> str:
     return (
-        "Right are the other images of the same class. R@1 as in the paper: over all queries, so that an image "
-        "alone in its class is a miss; R-Precision and mAP@R over the queries that have a right answer (Musgrave "
-        f"et al., ECCV 2020). {SELF_IS_NO_CANDIDATE} {ties_rule(contents)}"
+        "An image is right for the others of its class. R@1 is the paper's: over all queries, so "
+        "that an image alone in its class is a miss; R-Precision and mAP@R are over the queries "
+        "that have a right answer (Musgrave et al., ECCV 2020). "
+        f"{SELF_IS_NO_CANDIDATE} {ties_rule(contents)}"
     )
 
 
@@ -131,26 +131,31 @@ def _more_recalls_spec(names: Sequence[str]) -> Spec:
         Metric("r10", "R@10"),
         Metric("precision_at_1", "P@1", "with a positive"),
     )
+    groups = []
+    for name in names:
+        groups.append(Group(SET_TITLES.get(name, name), (name,), metrics))
     return TableSpec(
         "Image retrieval: more recalls",
         "R@5 and R@10 by the same rule; P@1 is R@1 over the queries that have a right answer.",
         BOTH_HEADS,
-        tuple(Group(SET_TITLES.get(name, name), (name,), metrics) for name in names),
+        tuple(groups),
         _sets,
     )
 
 
 def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[ImagesResults]) -> Spec:
     """Describe the table of one figure of every set: all three are wider than a page of paper."""
-    keys = ["average", *names] if metric.key == "r1" else list(names)
+    keys, paper_keys = list(names), None
+    if metric.key == "r1":
+        keys = ["average", *names]
+        paper_keys = dict(zip(keys, keys, strict=True))
     columns = tuple(Metric(key, SHORT_TITLES.get(key, key)) for key in keys)
-    paper_keys = {key: key for key in keys} if metric.key == "r1" else None
 
     def figures_by_head(content: ImagesResults) -> FiguresByHead:
-        return {
-            head: {metric.key: _one_figure(sets, metric.key)}
-            for head, sets in _sets(content).items()
-        }
+        by_head = {}
+        for head, sets in _sets(content).items():
+            by_head[head] = {metric.key: _one_figure(sets, metric.key)}
+        return by_head
 
     return TableSpec(
         f"Image retrieval, {metric.label}",
@@ -182,9 +187,12 @@ def _sets(content: ImagesResults) -> FiguresByHead:
 
 
 def _approximate_spec(contents: Sequence[ImagesResults]) -> Spec:
-    searches = [search for content in contents for search in _approximate_sets(content).values()]
-    names = dict.fromkeys(name for content in contents for name in _approximate_sets(content))
-    groups = {SET_TITLES.get(name, name): (name,) for name in names}
+    searches: list[Mapping[str, Any]] = []
+    groups: dict[str, tuple[str, ...]] = {}
+    for content in contents:
+        for name, search in _approximate_sets(content).items():
+            searches.append(search)
+            groups[SET_TITLES.get(name, name)] = (name,)
     return approximate_spec(searches, groups, _approximate_heads)
 
 

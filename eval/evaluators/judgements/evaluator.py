@@ -13,10 +13,12 @@ from cusa.data.errors import CusaError, SettingError
 from cusa.eval.evaluators.judgements.data import (
     JudgementFile,
     JudgementKind,
+    read_judgements,
+)
+from cusa.eval.evaluators.judgements.matching import (
     SplitJudgements,
     check_is_of_split,
     match_judgements,
-    read_judgements,
 )
 from cusa.eval.evaluators.judgements.measure import (
     labelled_pairs,
@@ -100,8 +102,11 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         except CusaError as error:
             return Absent(f"no human judgements for {model.title}: {error}", error)
         embeddings = split_embeddings(model, split)
-        judged = {file.kind: match_judgements(file, split, embeddings) for file in data.files}
-        facts = {file.kind: _facts(file, judged[file.kind], embeddings) for file in data.files}
+        judged: dict[JudgementKind, SplitJudgements] = {}
+        facts: dict[JudgementKind, JudgementFacts] = {}
+        for file in data.files:
+            judged[file.kind] = match_judgements(file, split, embeddings)
+            facts[file.kind] = _facts(file, judged[file.kind], embeddings)
         heads: dict[Head, HeadJudgements] = {}
         per_query: dict[str, Rankings | ScoredPairs] = {}
         for head in embeddings.image:
@@ -110,11 +115,8 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
             except CusaError as error:
                 raise CusaError(f"{model.name}, human judgements: {error}") from None
             heads[head] = measured.figures
-            for protocol, by_task in measured.rankings.items():
-                for task, rankings in by_task.items():
-                    per_query[f"{split.title}/{head}/{protocol}/{task}"] = rankings
-            for kind, pairs in measured.pairs.items():
-                per_query[f"{split.title}/{head}/{kind}/agreement"] = pairs
+            for key, of_queries in measured.per_query.items():
+                per_query[f"{split.title}/{head}/{key}"] = of_queries
 
         content = cast(
             "JudgementResults",
@@ -130,11 +132,11 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
                 "heads": heads,
             },
         )
-        fingerprint = " ".join(
-            [split.view.fingerprint, *(of["fingerprint"] for of in facts.values())]
-        )
-        notes = [note for of_kind in facts.values() for note in of_kind["notes"]]
-        return SuiteResult(content, {split.title: fingerprint}, per_query, tuple(notes))
+        fingerprints, notes = [split.view.fingerprint], []
+        for of_kind in facts.values():
+            fingerprints.append(of_kind["fingerprint"])
+            notes += of_kind["notes"]
+        return SuiteResult(content, {split.title: " ".join(fingerprints)}, per_query, tuple(notes))
 
     def tables(self, results: Sequence[NamedResult[JudgementResults]]) -> list[Section]:
         """Make the tables of agreement, and of retrieval by people's verdict."""

@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
-from cusa.eval.evaluators.judgements.data import JudgementKind, SplitJudgements
+from cusa.eval.evaluators.judgements.data import JudgementKind
+from cusa.eval.evaluators.judgements.matching import SplitJudgements
 from cusa.eval.evaluators.judgements.results import (
     Agreement,
     HeadJudgements,
@@ -55,13 +56,12 @@ class HeadMeasurement:
 
     Attributes:
         figures: Its figures.
-        pairs: Its similarities and people's scores, by kind of judgement.
-        rankings: By what counts as right (``labels``, ``crowd``, ``experts``) and direction.
+        per_query: Rankings by what counts as right and direction (``labels/i2t``, ``crowd/i2t``),
+            and judged pairs by kind (``crowd/agreement``).
     """
 
     figures: HeadJudgements
-    pairs: Mapping[JudgementKind, ScoredPairs]
-    rankings: Mapping[str, Mapping[str, Rankings]]
+    per_query: Mapping[str, Rankings | ScoredPairs]
 
 
 def measure_head(
@@ -82,22 +82,25 @@ def measure_head(
         CusaError: If a correlation is not defined.
     """
     labelled = labelled_pairs(embeddings)
-    by_labels, rankings_by_labels = measure_directions(embeddings, head, labelled, scoring)
-    rankings: dict[str, Mapping[str, Rankings]] = {"labels": rankings_by_labels}
+    by_labels, rankings = measure_directions(embeddings, head, labelled, scoring)
+    per_query: dict[str, Rankings | ScoredPairs] = {}
+    for direction, ranked in rankings.items():
+        per_query[f"labels/{direction}"] = ranked
     agreements: dict[JudgementKind, Agreement] = {}
-    scored: dict[JudgementKind, ScoredPairs] = {}
     for kind, judgements in judged.items():
         pairs = scored_pairs(embeddings, head, judgements)
         right = labelled.with_positives(judgements)
-        retrieval, rankings[kind] = measure_directions(embeddings, head, right, scoring)
+        retrieval, rankings = measure_directions(embeddings, head, right, scoring)
         agreements[kind] = {
             "kendall_tau_c": kendall_tau_c(pairs.similarities, pairs.human_scores),
             "spearman": spearman(pairs.similarities, pairs.human_scores),
             "pairs": len(pairs.human_scores),
             "retrieval": retrieval,
         }
-        scored[kind] = pairs
-    return HeadMeasurement({"labels": by_labels, "judged": agreements}, scored, rankings)
+        for direction, ranked in rankings.items():
+            per_query[f"{kind}/{direction}"] = ranked
+        per_query[f"{kind}/agreement"] = pairs
+    return HeadMeasurement({"labels": by_labels, "judged": agreements}, per_query)
 
 
 def labelled_pairs(embeddings: SplitEmbeddings) -> RightPairs:

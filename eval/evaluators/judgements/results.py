@@ -30,7 +30,7 @@ class JudgedDirections(TypedDict):
 
 
 class Agreement(TypedDict):
-    """How similarities follow people's scores, in 100 x correlation; and retrieval by their verdict."""
+    """How similarities follow people's scores, times 100; and retrieval by people's verdict."""
 
     kendall_tau_c: Number
     spearman: Number

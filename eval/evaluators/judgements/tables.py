@@ -12,7 +12,7 @@ from cusa.eval.report.shared_tables import (
     RECALLS,
     by_data_set,
     contents_of,
-    fact,
+    data_set_fact,
     intervals_rule,
     ties_rule,
 )
@@ -64,10 +64,8 @@ def _facts(contents: Sequence[JudgementResults]) -> Iterable[str]:
             f"{first['captions']:,} captions; {first['positives']:,} are right, "
             f"{first['positives_beyond_labels']:,} of them wrong by the labels"
         )
-        fingerprints = (of_model["fingerprint"] for of_model in of_models)
-        notes = [note for of_model in of_models for note in of_model["notes"]]
         title = SCORE_TITLES[cast("JudgementKind", kind)]
-        yield fact(title, counts, fingerprints, notes)
+        yield data_set_fact(title, counts, of_models)
 
 
 def _headline(content: JudgementResults) -> Headline:
@@ -80,9 +78,9 @@ def _agreement_spec() -> Spec:
     correlations = (Metric("kendall_tau_c", "Kendall's tau-c"), Metric("spearman", "Spearman"))
     return TableSpec(
         "Agreement with people",
-        "100 × rank correlation of a pair's cosine with people's score, over all judged pairs of an image and a "
-        "caption: the share of Yes to whether the caption describes the image, or the mean of the experts' scores "
-        "from 1 to 4 (Hodosh et al., JAIR 2013).",
+        "100 × rank correlation of a pair's cosine with people's score, over all judged pairs of "
+        "an image and a caption: the share of Yes to whether the caption describes the image, or "
+        "the mean of the experts' scores from 1 to 4 (Hodosh et al., JAIR 2013).",
         ("cross",),
         tuple(Group(title, ("judged", kind), correlations) for kind, title in SCORE_TITLES.items()),
         _heads,
@@ -96,9 +94,10 @@ def _retrieval_spec(task: str, contents: Sequence[JudgementResults]) -> Spec:
         groups.append(Group(title, ("judged", kind, "retrieval", task), metrics))
     return TableSpec(
         f"{TASKS[task]}, by labels and by people",
-        "By the labels, an image and the captions written for it are right for each other; by people, so are the "
-        "pairs that more of the crowd call right than wrong, or to which experts give 3 or more on average. AP: "
-        f"average precision over the whole ranking. {ties_rule(contents)}",
+        "By the labels, an image and the captions written for it are right for each other; by "
+        "people, so are the pairs that more of the crowd call right than wrong, or to which "
+        "experts give 3 or more on average. AP: average precision over the whole ranking. "
+        f"{ties_rule(contents)}",
         ("cross",),
         tuple(groups),
         _heads,

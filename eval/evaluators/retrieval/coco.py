@@ -1,7 +1,8 @@
-"""COCO's test protocols: 5K, 1K, and the ground truths of ECCV Caption, CxC and plausible matches (PMRP).
+"""COCO's test protocols: 5K, 1K, and the ground truths of ECCV Caption, CxC and PMRP.
 
-ECCV Caption: Chun et al., ECCV 2022. CxC: Parekh et al., EACL 2021. PMRP: Chun et al., CVPR 2021. All are ranked
-in full: the published CUSA script passes 50 items per query, too few for 1K.
+ECCV Caption: Chun et al., ECCV 2022. CxC: Parekh et al., EACL 2021. PMRP (plausible matches): Chun
+et al., CVPR 2021. All are ranked in full: the published CUSA script passes 50 items per query, too
+few for 1K.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cusa.data.records import SplitView, csr
 from cusa.eval.metrics.per_query import Rankings, rank_all
 from cusa.eval.metrics.ranks import RankBounds, join_bounds, rank_bounds, two_way_rank_bounds
 
-Way = Literal["i2t", "t2i"]
+Direction = Literal["i2t", "t2i"]
 # What the protocols report that have metrics of their own; the others report recalls.
 PROTOCOL_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
 PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")
@@ -31,14 +32,15 @@ IMAGES, CAPTIONS_PER_IMAGE, FOLDS = 5_000, 5, 5
 
 
 @dataclass(frozen=True)
-class Relevance:
+class CocoRelevance:
     """A ground truth of one direction, by position among the test's images and captions.
 
     Attributes:
         queries: int64 ``[q]``.
         indptr: int64 ``[q + 1]``.
         indices: int64: relevant candidates of each query.
-        n_relevant: int64 ``[q]``: how many there are, those included that are not among the candidates.
+        n_relevant: int64 ``[q]``: how many there are, those included that are not among the
+            candidates.
     """
 
     queries: np.ndarray
@@ -48,20 +50,38 @@ class Relevance:
 
 
 @dataclass(frozen=True)
-class CocoTest:
-    """The 5,000 images and 25,000 captions of the test, in its order.
+class CocoItems:
+    """The images and captions of the test among embeddings, in the test's order.
 
     Attributes:
         images: int64 ``[5000]``: positions among the embeddings.
         captions: int64 ``[25000]``: same.
         caption_image: int64 ``[25000]``: index into ``images``.
-        truths: Ground truth by ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction; those that are there.
     """
 
     images: np.ndarray
     captions: np.ndarray
     caption_image: np.ndarray
-    truths: Mapping[str, Mapping[Way, Relevance]]
+
+
+@dataclass(frozen=True)
+class CocoTest(CocoItems):
+    """The test's items, and which of them belong together.
+
+    Attributes:
+        truths: Ground truth by ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction; those that are
+            there.
+    """
+
+    truths: Mapping[str, Mapping[Direction, CocoRelevance]]
+
+
+@dataclass(frozen=True)
+class TruthFile:
+    """A file of a ground truth, and the ids of each query's relevant candidates."""
+
+    path: Path
+    relevant_ids: Mapping[str, Sequence[str]]
 
 
 class Judgements:
@@ -84,15 +104,13 @@ class Judgements:
             FileFormatError: If the file is damaged.
         """
         folder = _package_data()
-        return (
-            None
-            if folder is None
-            else open_npy(folder / "coco_test_ids.npy").astype(str).ravel().tolist()
-        )
+        if folder is None:
+            return None
+        return open_npy(folder / "coco_test_ids.npy").astype(str).ravel().tolist()
 
     @cached_property
-    def files(self) -> Mapping[str, Mapping[Way, tuple[Path, dict[str, list[str]]]]]:
-        """By ground truth and direction: file, and the ids of each query's relevant candidates.
+    def files(self) -> Mapping[str, Mapping[Direction, TruthFile]]:
+        """The files by ground truth and direction.
 
         Raises:
             CusaError: If a file is missing or malformed, or plausible matches are given without the
@@ -102,28 +120,31 @@ class Judgements:
         paths: dict[str, tuple[Path, Path]] = {}
         if folder is not None:
             for name in ("eccv", "cxc"):
-                paths[name] = (
-                    folder / f"{name}_image_to_caption.json",
-                    folder / f"{name}_caption_to_image.json",
-                )
+                image_to_caption = folder / f"{name}_image_to_caption.json"
+                caption_to_image = folder / f"{name}_caption_to_image.json"
+                paths[name] = image_to_caption, caption_to_image
         if self.pmrp is not None:
             if folder is None:
                 message = "--pmrp needs the list of COCO's test ids: pip install 'cusa[eccv]'"
                 raise SettingError(message, name="--pmrp")
             paths["pmrp"] = self.pmrp / PLAUSIBLE[0], self.pmrp / PLAUSIBLE[1]
-        return {
-            name: {"i2t": (i2t, read_judgements(i2t)), "t2i": (t2i, read_judgements(t2i))}
-            for name, (i2t, t2i) in paths.items()
-        }
+        files: dict[str, dict[Direction, TruthFile]] = {}
+        for name, (i2t, t2i) in paths.items():
+            files[name] = {
+                "i2t": TruthFile(i2t, read_judgements(i2t)),
+                "t2i": TruthFile(t2i, read_judgements(t2i)),
+            }
+        return files
 
 
 def coco_test(
     embeddings: SplitEmbeddings, split: SplitView, dataset: str, judgements: Judgements
 ) -> CocoTest | None:
-    """The test's items among embeddings; ``None`` if they are of another data set, or not all there.
+    """Find the test's items among embeddings.
 
-    With the ``eccv`` extra, the items are those of its id list, whatever the split's order. Without it, those of a
-    split ``test`` of the data set ``coco`` with 5,000 images: the first five captions of each, in the split's order.
+    With the ``eccv`` extra, the items are those of its id list, whatever the split's order. Without
+    it, those of a split ``test`` of the data set ``coco`` with 5,000 images: the first five
+    captions of each, in the split's order.
 
     Args:
         embeddings: Embeddings of the split.
@@ -131,181 +152,213 @@ def coco_test(
         dataset: Name of the data set.
         judgements: Which belong together.
 
+    Returns:
+        The items; ``None`` if these are of another data set, or not all there.
+
     Raises:
         CusaError: If plausible matches are given, and a file is missing or malformed, or the ids do
             not fit.
     """
     if judgements.test_ids is None:
-        items = _by_order(embeddings, split, dataset)
+        items = _items_by_order(embeddings, split, dataset)
     else:
-        caption_at = {
-            split.caption_ids[row]: i for i, row in enumerate(embeddings.text_rows.tolist())
-        }
-        items = _by_ids([caption_at.get(i, -1) for i in judgements.test_ids], embeddings)
+        items = _items_by_id(embeddings, split, judgements.test_ids)
     if items is None:
         if judgements.pmrp is not None:
             message = "--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)"
             raise SettingError(message, name="--pmrp")
         return None
-    images, captions, caption_image = items
-    image_index = {
-        split.image_ids[row]: n for n, row in enumerate(embeddings.image_rows[images].tolist())
-    }
-    caption_index = {
-        split.caption_ids[row]: n for n, row in enumerate(embeddings.text_rows[captions].tolist())
-    }
-    sides = {"i2t": (image_index, caption_index), "t2i": (caption_index, image_index)}
-    truths: dict[str, dict[Way, Relevance]] = {}
-    for name, ways in judgements.files.items():
+
+    image_index = _index_of_id(split.image_ids, embeddings.image_rows[items.images])
+    caption_index = _index_of_id(split.caption_ids, embeddings.text_rows[items.captions])
+    truths: dict[str, dict[Direction, CocoRelevance]] = {}
+    for name, files in judgements.files.items():
         truths[name] = {
-            way: _relevance(truth, *sides[way], path) for way, (path, truth) in ways.items()
+            "i2t": _relevance(files["i2t"], image_index, caption_index),
+            "t2i": _relevance(files["t2i"], caption_index, image_index),
         }
-    return CocoTest(images, captions, caption_image, truths)
+    return CocoTest(items.images, items.captions, items.caption_image, truths)
+
+
+def _index_of_id(ids: Sequence[str], rows: np.ndarray) -> dict[str, int]:
+    """Map the ids of a split's rows to their places among these."""
+    index_of_id: dict[str, int] = {}
+    for index, row in enumerate(rows.tolist()):
+        index_of_id[ids[row]] = index
+    return index_of_id
 
 
 def rank_coco(
     images: np.ndarray, texts: np.ndarray, test: CocoTest
 ) -> dict[str, dict[str, Rankings]]:
-    """Rankings by protocol and direction: ``coco_5k``, ``coco_1k`` (its five folds one after the other), the truths.
+    """Rank by protocol and direction.
 
     Args:
         images: float ``[n_images, d]``: a split's image embeddings.
         texts: float ``[n_captions, d]``: its caption embeddings.
         test: The test's items among them.
+
+    Returns:
+        Rankings of ``coco_5k``, ``coco_1k`` (its five folds one after the other), and the truths.
     """
     images, texts = images[test.images], texts[test.captions]
-    image_of = test.caption_image
-    protocols = {
-        "coco_5k": _ranked(
-            two_way_rank_bounds(images, texts, image_of), len(images), len(texts), image_of
-        )
+    caption_image = test.caption_image
+    whole_test = two_way_rank_bounds(images, texts, caption_image)
+    rankings = {
+        "coco_5k": _both_directions(whole_test, len(images), len(texts), caption_image),
+        "coco_1k": _rank_folds(images, texts, caption_image),
     }
-    size = len(images) // FOLDS
-    folds, captions = [], []
-    for start in range(0, len(images), size):
-        mine = np.flatnonzero((image_of >= start) & (image_of < start + size))
-        folds.append(
-            two_way_rank_bounds(images[start : start + size], texts[mine], image_of[mine] - start)
-        )
-        captions.append(mine)
-    i2t, t2i = (join_bounds([fold[way] for fold in folds]) for way in (0, 1))
-    protocols["coco_1k"] = _ranked(
-        (i2t, t2i), size, len(texts) // FOLDS, image_of[np.concatenate(captions)]
-    )
     for name, truth in test.truths.items():
-        protocols[name] = {}
-        for way, of in truth.items():
-            queries, candidates = (images, texts) if way == "i2t" else (texts, images)
-            parts = queries[of.queries], candidates, of.indptr, of.indices
-            if name == "cxc":
-                ranked = Rankings(rank_bounds(*parts), len(candidates))
-            else:
-                ranked = rank_all(*parts, n_relevant=of.n_relevant)
-            protocols[name][way] = (
-                ranked if way == "i2t" else replace(ranked, clusters=image_of[of.queries])
-            )
-    return protocols
+        by_caption = _rank_truth(texts, images, truth["t2i"], name)
+        clusters = caption_image[truth["t2i"].queries]
+        rankings[name] = {
+            "i2t": _rank_truth(images, texts, truth["i2t"], name),
+            "t2i": replace(by_caption, clusters=clusters),
+        }
+    return rankings
 
 
-def _ranked(
-    bounds: tuple[RankBounds, RankBounds], n_images: int, n_texts: int, image_of: np.ndarray
+def _rank_folds(
+    images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
+) -> dict[str, Rankings]:
+    """Rank within each fold of 1,000 images, and join the folds."""
+    size = len(images) // FOLDS
+    i2t, t2i, captions_of_folds = [], [], []
+    for start in range(0, len(images), size):
+        captions = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
+        fold_images = images[start : start + size]
+        fold = two_way_rank_bounds(fold_images, texts[captions], caption_image[captions] - start)
+        i2t.append(fold[0])
+        t2i.append(fold[1])
+        captions_of_folds.append(captions)
+    clusters = caption_image[np.concatenate(captions_of_folds)]
+    bounds = join_bounds(i2t), join_bounds(t2i)
+    return _both_directions(bounds, size, len(texts) // FOLDS, clusters)
+
+
+def _rank_truth(
+    queries: np.ndarray, candidates: np.ndarray, truth: CocoRelevance, name: str
+) -> Rankings:
+    """Rank by a ground truth; CxC reports recalls alone."""
+    queries = queries[truth.queries]
+    if name == "cxc":
+        bounds = rank_bounds(queries, candidates, truth.indptr, truth.indices)
+        return Rankings(bounds, len(candidates))
+    return rank_all(queries, candidates, truth.indptr, truth.indices, n_relevant=truth.n_relevant)
+
+
+def _both_directions(
+    bounds: tuple[RankBounds, RankBounds], n_images: int, n_texts: int, caption_image: np.ndarray
 ) -> dict[str, Rankings]:
     return {
         "i2t": Rankings(bounds[0], n_texts),
-        "t2i": Rankings(bounds[1], n_images, clusters=image_of),
+        "t2i": Rankings(bounds[1], n_images, clusters=caption_image),
     }
 
 
-def _by_ids(
-    captions: Sequence[int], embeddings: SplitEmbeddings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    positions = np.asarray(captions, np.int64)
-    if (positions < 0).any():
+def _items_by_id(
+    embeddings: SplitEmbeddings, split: SplitView, test_ids: Sequence[str]
+) -> CocoItems | None:
+    """Find the test's items by ECCV Caption's list; its images are in order of appearance."""
+    position_of_id: dict[str, int] = {}
+    for position, row in enumerate(embeddings.text_rows.tolist()):
+        position_of_id[split.caption_ids[row]] = position
+    if not position_of_id.keys() >= set(test_ids):
         return None
-    of = embeddings.caption_image[positions]
-    if (of < 0).any():
+    captions = np.array(list(map(position_of_id.__getitem__, test_ids)), np.int64)
+    image_of_caption = embeddings.caption_image[captions]
+    if (image_of_caption < 0).any():
         return None
-    images, first, index = np.unique(of, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # images by first appearance
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return images[order], positions, place[index]
+    images, first, inverse = np.unique(image_of_caption, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank_in_order = np.empty(len(order), np.int64)
+    rank_in_order[order] = np.arange(len(order))
+    return CocoItems(images[order], captions, rank_in_order[inverse])
 
 
-def _by_order(
+def _items_by_order(
     embeddings: SplitEmbeddings, split: SplitView, dataset: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    of = embeddings.caption_image
-    n = len(embeddings.image_rows)
-    if (dataset, split.name, n) != ("coco", "test", IMAGES):
+) -> CocoItems | None:
+    """Take the first five captions of each image of COCO's test split."""
+    caption_image = embeddings.caption_image
+    n_images = len(embeddings.image_rows)
+    if (dataset, split.name, n_images) != ("coco", "test", IMAGES):
         return None
-    order = np.argsort(of, kind="stable")
-    starts = np.searchsorted(of[order], np.arange(n))
-    within = np.arange(len(order)) - starts[of[order]]
-    captions = order[(of[order] >= 0) & (within < CAPTIONS_PER_IMAGE)]
-    return (
-        (np.arange(n), captions, of[captions]) if len(captions) == n * CAPTIONS_PER_IMAGE else None
-    )
+    by_image = np.argsort(caption_image, kind="stable")
+    image_of_sorted = caption_image[by_image]
+    starts = np.searchsorted(image_of_sorted, np.arange(n_images))
+    number_within_image = np.arange(len(by_image)) - starts[image_of_sorted]
+    is_first = (image_of_sorted >= 0) & (number_within_image < CAPTIONS_PER_IMAGE)
+    captions = by_image[is_first]
+    if len(captions) != n_images * CAPTIONS_PER_IMAGE:
+        return None
+    return CocoItems(np.arange(n_images), captions, caption_image[captions])
 
 
 def _package_data() -> Path | None:
-    """The ``eccv`` extra's files. The package itself is not imported: it warns, and its code is not needed."""
+    """Return the folder of the ``eccv`` extra's files.
+
+    The package itself is not imported: it warns, and its code is not needed.
+    """
     spec = importlib.util.find_spec("eccv_caption")
-    return (
-        Path(spec.submodule_search_locations[0]) / "data"
-        if spec and spec.submodule_search_locations
-        else None
-    )
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def read_judgements(path: Path) -> dict[str, list[str]]:
     """Read a file of judgements: of each query, the ids of its relevant candidates.
+
+    Args:
+        path: The file.
 
     Raises:
         FileFormatError: If it is missing, or no JSON object of lists of ids.
     """
     if not path.is_file():
         raise FileFormatError(
-            f"{path} does not exist; --pmrp takes the folder of {' and '.join(PLAUSIBLE)} (eccv_caption's README says "
-            "where they are)",
+            f"{path} does not exist; --pmrp takes the folder of {' and '.join(PLAUSIBLE)} "
+            "(eccv_caption's README says where they are)",
             path=path,
         )
     content = read_json(path)
-    wrong = "" if isinstance(content, dict) and content else "all of it"
-    if not wrong:
-        wrong = next((query for query, ids in content.items() if not _are_ids(ids)), "")
-    if wrong:
+    malformed = ["all of it"]
+    if isinstance(content, dict) and content:
+        malformed = [query for query, ids in content.items() if not _are_ids(ids)]
+    if malformed:
         raise FileFormatError(
-            f"{path}: expected an object of lists of ids, one per query (wrong: {wrong}); download it again",
+            f"{path}: expected an object of lists of ids, one per query (wrong: {malformed[0]}); "
+            "download it again",
             path=path,
-            location=wrong,
+            location=malformed[0],
         )
-    return {query: [str(i) for i in ids] for query, ids in content.items()}
+    return {query: list(map(str, ids)) for query, ids in content.items()}
 
 
 def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(i, (str, int)) and not isinstance(i, bool) for i in value
-    )
+    return isinstance(value, list) and all(type(item) in (str, int) for item in value)
 
 
 def _relevance(
-    truth: Mapping[str, Sequence[str]],
-    queries: Mapping[str, int],
-    candidates: Mapping[str, int],
-    path: Path,
-) -> Relevance:
-    unknown = [q for q in truth if q not in queries]
+    file: TruthFile, query_index: Mapping[str, int], candidate_index: Mapping[str, int]
+) -> CocoRelevance:
+    """Translate a file's ids to positions among the test's items."""
+    unknown = [query for query in file.relevant_ids if query not in query_index]
     if unknown:
         raise FileFormatError(
-            f"{path}: {len(unknown)} queries are not among COCO's test ids, {unknown[0]} the first",
-            path=path,
+            f"{file.path}: {len(unknown)} queries are not among COCO's test ids, "
+            f"{unknown[0]} the first",
+            path=file.path,
             location=unknown[0],
         )
-    wanted = [dict.fromkeys(ids) for ids in truth.values()]
-    rows = [np.array([candidates[i] for i in ids if i in candidates], np.int64) for ids in wanted]
-    return Relevance(
-        np.array([queries[q] for q in truth], np.int64),
-        *csr(rows),
-        np.array([len(ids) for ids in wanted], np.int64),
+    rows, n_relevant = [], []
+    for relevant_ids in file.relevant_ids.values():
+        different_ids = dict.fromkeys(relevant_ids)
+        positions = [candidate_index[i] for i in different_ids if i in candidate_index]
+        rows.append(np.array(positions, np.int64))
+        n_relevant.append(len(different_ids))
+    indptr, indices = csr(rows)
+    queries = list(map(query_index.__getitem__, file.relevant_ids))
+    return CocoRelevance(
+        np.array(queries, np.int64), indptr, indices, np.array(n_relevant, np.int64)
     )

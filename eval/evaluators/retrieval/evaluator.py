@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.errors import CusaError
@@ -13,7 +13,6 @@ from cusa.eval.evaluators.forms import ApproximateFigures, PublishedFigures
 from cusa.eval.evaluators.protocol import (
     Absent,
     Evaluator,
-    Examples,
     SuiteResult,
     results_head,
 )
@@ -23,7 +22,6 @@ from cusa.eval.evaluators.retrieval.measure import evaluate
 from cusa.eval.evaluators.retrieval.results import (
     RETRIEVAL_FILE,
     RetrievalResults,
-    TeacherFigures,
 )
 from cusa.eval.evaluators.retrieval.tables import retrieval_sections
 from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
@@ -33,12 +31,14 @@ from cusa.eval.evaluators.split_embeddings import (
     split_teachers,
 )
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
+from cusa.eval.metrics.metric_options import PerQuery
 from cusa.eval.metrics.ranks import cross_modal_relevance
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.report.failures import likely_false_negatives, worst_failures
 from cusa.eval.report.gallery import make_gallery
 from cusa.eval.report.paper import paper_retrieval
+from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
 from cusa.eval.search.approximate import ApproximateKind
 from cusa.train.saving.run_dir import read_history
@@ -86,42 +86,8 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
             return Absent(f"no retrieval for {model.title}: {error}", error)
         unlike_known = check_counts(split, options.allow_partial)
         embeddings = split_embeddings(model, split)
-        test = coco_test(embeddings, split.view, split.dataset, data.judgements)
-        uni_head = model.source.uni_head
-        figures, per_query = evaluate(embeddings, split.view, uni_head, test, options.scoring)
-        teachers = split_teachers(model, split)
-        scores = teacher_scores(teachers, embeddings, split.view, options.scoring)
-
-        notes = [unlike_known] if unlike_known else []
-        origin = model.origin
-        content = cast(
-            "RetrievalResults",
-            {
-                **results_head(self.results_file, model),
-                "run": str(model.run_dir) if model.run_dir else None,
-                "checkpoint": model.compute.checkpoint if origin else None,
-                "epoch": origin.epoch if origin else None,
-                "step": origin.step if origin else None,
-                "loss_terms": _loss_terms(model),
-                "teachers": cast("dict[str, TeacherFigures]", scores),
-                "dataset": split.dataset,
-                "split": split.view.name,
-                "split_fingerprint": split.view.fingerprint,
-                "n_images": len(embeddings.image_rows),
-                "n_captions": len(embeddings.text_rows),
-                "n_images_skipped": split.view.n_images - len(embeddings.image_rows),
-                "n_captions_skipped": split.view.n_captions - len(embeddings.text_rows),
-                "notes": notes,
-                **options.scoring.plain(),
-                **figures,
-            },
-        )
-        if options.index != "exact":
-            content["approximate"] = _approximate(embeddings, options.index)
-        if origin:
-            row = paper_retrieval(origin.config.student.name, _loss_terms(model), content)
-            if row:
-                content["paper"] = cast("PublishedFigures", row)
+        content, per_query = self._measure(model, split, data.judgements, options)
+        notes = content["notes"] = [unlike_known] if unlike_known else []
         if explanation := teachers_know_less(content):
             notes = [*notes, f"{model.title}: {explanation}"]
         examples, history_note = _examples(model, split, embeddings, options)
@@ -131,10 +97,51 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         return SuiteResult(
             content,
             {split.title: f"{split.view.fingerprint} {counts}"},
-            {f"{split.title}/{key}": ranked for key, ranked in per_query.items()},
+            {f"{split.title}/{key}": rankings for key, rankings in per_query.items()},
             tuple(notes),
             examples,
         )
+
+    def _measure(
+        self,
+        model: EvaluatedModel,
+        split: EvaluatedSplit,
+        judgements: Judgements,
+        options: MeasureOptions,
+    ) -> tuple[RetrievalResults, PerQuery]:
+        """Compute the content of metrics.json, and what every query got."""
+        embeddings = split_embeddings(model, split)
+        test = coco_test(embeddings, split.view, split.dataset, judgements)
+        uni_head = model.source.uni_head
+        figures, per_query = evaluate(embeddings, split.view, uni_head, test, options.scoring)
+        teachers = split_teachers(model, split)
+        n_images, n_captions = len(embeddings.image_rows), len(embeddings.text_rows)
+        content = cast(
+            "RetrievalResults",
+            {
+                **results_head(self.results_file, model),
+                **_run_of(model),
+                "teachers": teacher_scores(teachers, embeddings, split.view, options.scoring),
+                "dataset": split.dataset,
+                "split": split.view.name,
+                "split_fingerprint": split.view.fingerprint,
+                "n_images": n_images,
+                "n_captions": n_captions,
+                "n_images_skipped": split.view.n_images - n_images,
+                "n_captions_skipped": split.view.n_captions - n_captions,
+                "notes": [],
+                **options.scoring.plain(),
+                **figures,
+            },
+        )
+        if options.index != "exact":
+            content["approximate"] = _approximate(embeddings, options.index)
+        if model.origin:
+            config = model.origin.config
+            row = paper_retrieval(config.student.name, config.loss.terms, content)
+            if row:
+                content["paper"] = cast("PublishedFigures", row)
+        return content, per_query
 
     def tables(self, results: Sequence[NamedResult[RetrievalResults]]) -> list[Section]:
         """Make the tables of the split, and of COCO's test protocols."""
@@ -155,8 +162,16 @@ def _identity(content: RetrievalResults) -> tuple[str, int, int]:
     return content["split_fingerprint"], content["n_images"], content["n_captions"]
 
 
-def _loss_terms(model: EvaluatedModel) -> list[str]:
-    return list(model.origin.config.loss.terms) if model.origin else []
+def _run_of(model: EvaluatedModel) -> dict[str, Any]:
+    """Say of which run and checkpoint a model is, if it is of one."""
+    origin = model.origin
+    return {
+        "run": str(model.run_dir) if model.run_dir else None,
+        "checkpoint": model.compute.checkpoint if origin else None,
+        "epoch": origin.epoch if origin else None,
+        "step": origin.step if origin else None,
+        "loss_terms": list(origin.config.loss.terms) if origin else [],
+    }
 
 
 def _approximate(embeddings: SplitEmbeddings, index: ApproximateKind) -> ApproximateFigures:

@@ -29,21 +29,25 @@ from cusa.eval.metrics.relevance import Relevance, relevance_of, same_group, tru
 def cross_modal_recalls(
     images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray, ties: Ties = "pessimistic"
 ) -> dict[str, Any]:
-    """Image-to-text and text-to-image R@1/5/10, their mean, median and mean rank, and RSUM, the sum of the six recalls.
+    """Compute image-to-text and text-to-image recalls.
 
-    A query's rank is that of its best relevant candidate. A query without a relevant candidate is a miss.
+    These are R@1/5/10, their mean, median and mean rank, and RSUM, the sum of the six recalls.
+
+    A query's rank is that of its best relevant candidate. A query without a relevant candidate is a
+    miss.
 
     Args:
         images: float ``[n_images, d]``, L2-normalised.
         texts: float ``[n_texts, d]``, L2-normalised.
         caption_image: int ``[n_texts]``: index of the image that each text belongs to, -1 for none.
-        ties: What candidates as similar as the relevant one count as: ``"pessimistic"`` (ahead of it),
-            ``"optimistic"`` (behind it), or ``"mean"`` of the two. Equal embeddings are equally
-            similar, to the bit.
+        ties: What candidates as similar as the relevant one count as: ``"pessimistic"`` (ahead of
+            it), ``"optimistic"`` (behind it), or ``"mean"`` of the two. Equal embeddings are
+            equally similar, to the bit.
 
     Returns:
-        ``{"i2t": {"r1", "r5", "r10", "mean", "median_rank", "mean_rank", "queries", "candidates", "tied", "curve"},
-        "t2i": {...}, "mean", "rsum"}``, in percent; ``None`` for scores without any query.
+        ``{"i2t": {"r1", "r5", "r10", "mean", "median_rank", "mean_rank", "queries", "candidates",
+        "tied", "curve"}, "t2i": {...}, "mean", "rsum"}``, in percent; ``None`` for scores without
+        any query.
 
     Raises:
         EmbeddingsError: If an embedding is not finite or all zeros, or ``caption_image`` has
@@ -51,16 +55,16 @@ def cross_modal_recalls(
         SettingError: If there is no such rule for ties.
     """
     scoring = Scoring(ties)
-    ranked = _ranked_both_ways(np.asarray(images), np.asarray(texts), caption_image)
-    return two_ways(ranked, scoring)
+    rankings = _rank_cross_modal(np.asarray(images), np.asarray(texts), caption_image)
+    return two_ways(rankings, scoring)
 
 
-def _ranked_both_ways(
+def _rank_cross_modal(
     images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
 ) -> dict[str, Rankings]:
-    for rows, what in ((images, "image"), (texts, "text")):
-        check_rows(rows, what)
-        refuse_zeros(rows, what)
+    for rows, modality in ((images, "image"), (texts, "text")):
+        check_rows(rows, modality)
+        refuse_zeros(rows, modality)
     caption_image = checked_caption_image(caption_image, len(images), len(texts))
     i2t, t2i = two_way_rank_bounds(images, texts, caption_image)
     return {
@@ -75,7 +79,9 @@ def cross_modal_recalls_from_scores(
     caption_image: np.ndarray,
     ties: Ties = "pessimistic",
 ) -> dict[str, Any]:
-    """As :func:`cross_modal_recalls`, from scores: for hosts whose similarity is not a dot product.
+    """Compute :func:`cross_modal_recalls` from scores.
+
+    This is for hosts whose similarity is not a dot product.
 
     Args:
         scores_i2t: float ``[n_images, n_texts]``, finite.
@@ -92,8 +98,8 @@ def cross_modal_recalls_from_scores(
     scores_i2t, scores_t2i = np.asarray(scores_i2t), np.asarray(scores_t2i)
     if scores_i2t.ndim != 2 or scores_t2i.shape != scores_i2t.shape[::-1]:
         raise EmbeddingsError(
-            f"scores_i2t is {list(scores_i2t.shape)} and scores_t2i {list(scores_t2i.shape)}; give [images, texts] and "
-            "[texts, images]",
+            f"scores_i2t is {list(scores_i2t.shape)} and scores_t2i {list(scores_t2i.shape)}; "
+            "give [images, texts] and [texts, images]",
             name="scores_t2i",
         )
     caption_image = checked_caption_image(caption_image, *scores_i2t.shape)
@@ -108,9 +114,10 @@ def cross_modal_recalls_from_scores(
 def uni_modal_recalls(
     embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "pessimistic"
 ) -> dict[str, Any]:
-    """R@1/5/10 among items of one modality: others of the same group are relevant, the query is no candidate.
+    """Compute R@1/5/10 among items of one modality.
 
-    A query that is alone in its group does not count.
+    Others of the same group are relevant; the query is no candidate. A query that is alone in its
+    group does not count.
 
     Args:
         embeddings: float ``[n, d]``, L2-normalised.
@@ -127,20 +134,22 @@ def uni_modal_recalls(
     check_rows(embeddings, "query")
     if groups.shape != (len(embeddings),) or (groups.size and groups.dtype.kind not in "iu"):
         raise EmbeddingsError(
-            f"groups are {groups.dtype} {list(groups.shape)} for {len(embeddings)} embeddings; give each an integer",
+            f"groups are {groups.dtype} {list(groups.shape)} for {len(embeddings)} embeddings; "
+            "give each an integer",
             name="groups",
         )
     if groups.dtype.kind == "u":  # numbers that int64 does not hold would become negative
         groups = np.unique(groups, return_inverse=True)[1]
-    return one_way(_ranked_groups(embeddings, groups.astype(np.int64)), scoring)
+    return one_way(_rank_within_groups(embeddings, groups.astype(np.int64)), scoring)
 
 
-def _ranked_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
+def _rank_within_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
     check_rows(embeddings, "query")
     refuse_zeros(embeddings, "query")
-    n = len(embeddings)
-    best = rank_bounds(embeddings, embeddings, *same_group(groups), np.arange(n))
-    return Rankings(best, max(0, n - 1), clusters=groups).answerable()
+    n_items = len(embeddings)
+    indptr, indices = same_group(groups)
+    bounds = rank_bounds(embeddings, embeddings, indptr, indices, np.arange(n_items))
+    return Rankings(bounds, max(0, n_items - 1), clusters=groups).answerable()
 
 
 class SplitFigures(TypedDict):
@@ -180,10 +189,7 @@ def evaluate(
         heads[head] = _head_figures(rankings, scoring)
         if test is not None:
             protocols = rank_coco(embeddings.image[head], embeddings.text[head], test)
-            heads[head]["protocols"] = {
-                name: _protocol_figures(name, both_ways, scoring)
-                for name, both_ways in protocols.items()
-            }
+            heads[head]["protocols"] = _figures_of_protocols(protocols, scoring)
             rankings |= protocols
         for protocol, by_task in rankings.items():
             for task, ranked in by_task.items():
@@ -203,8 +209,8 @@ def _rank_split(
     """Rank by the labels, across and within the modalities, and by the truth where it is known."""
     images, texts = embeddings.image[head], embeddings.text[head]
     rankings: dict[str, dict[str, Rankings]] = {
-        "retrieval": _ranked_both_ways(images, texts, embeddings.caption_image),
-        "unimodal": {"t2t": _ranked_groups(texts, embeddings.caption_image)},
+        "retrieval": _rank_cross_modal(images, texts, embeddings.caption_image),
+        "unimodal": {"t2t": _rank_within_groups(texts, embeddings.caption_image)},
     }
     if split.truth is not None:
         same_label = relevance_of("i2i", embeddings, split)
@@ -240,21 +246,25 @@ def rank_relevance(relevance: Relevance, embeddings: SplitEmbeddings, head: Head
     return replace(ranked, clusters=clusters).answerable()
 
 
-def _protocol_figures(
-    name: str, rankings: Mapping[str, Rankings], scoring: Scoring
-) -> BothWaysFigures:
-    figures = two_ways(rankings, scoring)
-    if name == "coco_1k":
-        figures["folds"] = FOLDS
-    elif name in PROTOCOL_METRICS:
-        kept = PROTOCOL_METRICS[name]
-        figures = {task: _only(figures[task], kept) for task in rankings}
-    return cast("BothWaysFigures", figures)
+def _figures_of_protocols(
+    protocols: Mapping[str, Mapping[str, Rankings]], scoring: Scoring
+) -> dict[str, BothWaysFigures]:
+    by_protocol: dict[str, BothWaysFigures] = {}
+    for name, rankings in protocols.items():
+        figures = two_ways(rankings, scoring)
+        if name == "coco_1k":
+            figures["folds"] = FOLDS
+        elif name in PROTOCOL_METRICS:
+            own_metrics = PROTOCOL_METRICS[name]
+            figures = {task: _selected(figures[task], own_metrics) for task in rankings}
+        by_protocol[name] = cast("BothWaysFigures", figures)
+    return by_protocol
 
 
-def _only(figures: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
-    """Keep some of the metrics of a direction, with their intervals and the counts."""
-    kept = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
+def _selected(figures: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Select some of the metrics of a direction, with their intervals and the counts."""
+    selected = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
     if "ci" in figures:
-        kept["ci"] = {key: bounds for key, bounds in figures["ci"].items() if key in metrics}
-    return kept
+        intervals = figures["ci"].items()
+        selected["ci"] = {key: bounds for key, bounds in intervals if key in metrics}
+    return selected

@@ -81,8 +81,11 @@ def _fact(contents: Sequence[RetrievalResults]) -> str:
     skipped = first.get("n_images_skipped", 0), first.get("n_captions_skipped", 0)
     if any(skipped):
         counts += f" ({skipped[0]:,} and {skipped[1]:,} were skipped)"
-    notes = [note for content in contents for note in content.get("notes") or ()]
-    fingerprints = (content.get("split_fingerprint") for content in contents)
+    fingerprints: list[str | None] = []
+    notes: list[str] = []
+    for content in contents:
+        fingerprints.append(content.get("split_fingerprint"))  # the first format has none
+        notes += content.get("notes", [])
     return fact(f"{first['dataset']}, split {first['split']}", counts, fingerprints, notes)
 
 
@@ -94,9 +97,12 @@ def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         Metric("mean_rank", "Mean", best="lowest"),
         Metric("tied", "Tied", best="none", digits=0),
     )
-    rank_groups = []
-    for name, tasks in (("retrieval", CROSS_MODAL_TASKS), ("unimodal", ("t2t", "i2i"))):
-        rank_groups += [Group(TASKS[task], (name, task), by_rank) for task in tasks]
+    rank_groups = (
+        Group(TASKS["i2t"], ("retrieval", "i2t"), by_rank),
+        Group(TASKS["t2i"], ("retrieval", "t2i"), by_rank),
+        Group(TASKS["t2t"], ("unimodal", "t2t"), by_rank),
+        Group(TASKS["i2i"], ("unimodal", "i2i"), by_rank),
+    )
     return {
         "cross": recalls_spec(
             "Between images and captions",
@@ -106,8 +112,8 @@ def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "uni": TableSpec(
             "Among captions and among images",
-            f"Right are the other captions of the same image, and the other images with the same label. {SELF_IS_NO_CANDIDATE} "
-            f"A query that has no other does not count. {ties}",
+            "Right are the other captions of the same image, and the other images with the same "
+            f"label. {SELF_IS_NO_CANDIDATE} A query that has no other does not count. {ties}",
             BOTH_HEADS,
             (
                 Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
@@ -119,15 +125,18 @@ def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
             "Between images and captions, by the whole truth",
             "Counts every image that a caption is true of, not only the one it was written for.",
             ("cross",),
-            tuple(Group(TASKS[task], ("truth", task), PRECISIONS) for task in CROSS_MODAL_TASKS),
+            (
+                Group(TASKS["i2t"], ("truth", "i2t"), PRECISIONS),
+                Group(TASKS["t2i"], ("truth", "t2i"), PRECISIONS),
+            ),
             heads_of,
         ),
         "ranks": TableSpec(
             "Median and mean rank",
-            "Of the best right answer, 1 being first, over the queries that have one; lower is better. Tied: queries "
-            "whose rank depends on how ties count.",
+            "Of the best right answer, 1 being first, over the queries that have one; lower is "
+            "better. Tied: queries whose rank depends on how ties count.",
             BOTH_HEADS,
-            tuple(rank_groups),
+            rank_groups,
             heads_of,
         ),
     }
@@ -144,14 +153,15 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
     r_precision = (Metric("r_precision", "R-Precision"),)
     eccv_groups, pmrp_groups = [], []
     for task in CROSS_MODAL_TASKS:
-        paper_keys = {metric.key: f"{task}_{metric.key}" for metric in eccv_metrics}
         path = ("protocols", "eccv", task)
+        paper_keys = _paper_keys(task, eccv_metrics)
         eccv_groups.append(Group(TASKS[task], path, eccv_metrics, paper_keys))
         pmrp_groups.append(Group(TASKS[task], ("protocols", "pmrp", task), r_precision))
     return {
         "coco_5k": recalls_spec(
             "COCO 5K",
-            f"Five captions of each image: those of ECCV Caption's list of ids, or else the first. {ties}",
+            "Five captions of each image: those of ECCV Caption's list of ids, or else the "
+            f"first. {ties}",
             ("protocols", "coco_5k"),
         ),
         "coco_1k": recalls_spec(
@@ -161,8 +171,8 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "eccv": TableSpec(
             "ECCV Caption",
-            "Right is what people called right (Chun et al., ECCV 2022), among the queries and candidates of the COCO "
-            "test split, from full rankings.",
+            "Right is what people called right (Chun et al., ECCV 2022), among the queries and "
+            "candidates of the COCO test split, from full rankings.",
             ("cross",),
             tuple(eccv_groups),
             heads_of,
@@ -175,8 +185,8 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "pmrp": TableSpec(
             "PMRP",
-            "R-Precision where candidates are right that differ from the query's objects in at most zeta classes, mean "
-            "over zeta (Chun et al., CVPR 2021).",
+            "R-Precision where candidates are right that differ from the query's objects in at "
+            "most zeta classes, mean over zeta (Chun et al., CVPR 2021).",
             ("cross",),
             tuple(pmrp_groups),
             heads_of,
@@ -195,12 +205,16 @@ def recalls_spec(title: str, rule: str, path: tuple[str, ...], is_published: boo
     """
     groups = []
     for task in CROSS_MODAL_TASKS:
-        paper_keys = {metric.key: f"{task}_{metric.key}" for metric in RECALLS}
-        groups.append(Group(TASKS[task], (*path, task), RECALLS, paper_keys))
+        groups.append(Group(TASKS[task], (*path, task), RECALLS, _paper_keys(task, RECALLS)))
     groups.append(Group("Sum", path, (RSUM,), {"rsum": "rsum"}))
     if is_published:
         return TableSpec(title, rule, ("cross",), tuple(groups), heads_of, published)
     return TableSpec(title, rule, ("cross",), tuple(groups), heads_of)
+
+
+def _paper_keys(task: str, metrics: Sequence[Metric]) -> dict[str, str]:
+    """The paper's key of each metric of a direction."""
+    return {metric.key: f"{task}_{metric.key}" for metric in metrics}
 
 
 def heads_of(content: Mapping[str, Any]) -> FiguresByHead:
@@ -221,7 +235,7 @@ def published_eccv(content: RetrievalResults) -> Mapping[str, Any] | None:
 
 def _approximate_spec(contents: Sequence[RetrievalResults]) -> Spec:
     searches = [search for content in contents if (search := content.get("approximate"))]
-    groups = {TASKS[task]: (task,) for task in CROSS_MODAL_TASKS}
+    groups = {TASKS["i2t"]: ("i2t",), TASKS["t2i"]: ("t2i",)}
     return approximate_spec(searches, groups, _approximate_heads)
 
 

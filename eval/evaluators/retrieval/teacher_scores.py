@@ -6,7 +6,7 @@ USA makes the uni-modal heads resemble the teachers, so these figures bound what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.records import SplitView
 from cusa.data.store.reader import Embeddings
 from cusa.data.unit_rows import unit_rows
+from cusa.eval.evaluators.retrieval.results import TeacherFigures
 from cusa.eval.metrics.metric_options import Scoring, one_way
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import rank_bounds
@@ -26,7 +27,7 @@ _METRICS = ("r1", "r5", "r10", "queries", "candidates")
 
 def teacher_scores(
     teachers: Teachers, embeddings: SplitEmbeddings, split: SplitView, scoring: Scoring
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TeacherFigures]:
     """Measure the teachers' embeddings by the rules of a model's uni-modal figures.
 
     Args:
@@ -40,21 +41,23 @@ def teacher_scores(
         ``teacher``, ``r1``, ``r5`` and ``r10`` in percent, ``queries`` and ``candidates``. A task
         is left out if its teacher is missing or skipped one of the items.
     """
-    rows_of: dict[Task, tuple[Embeddings | None, np.ndarray]] = {}
-    rows_of["t2t"] = teachers.text, embeddings.text_rows
+    rows_of_task: dict[Task, tuple[Embeddings | None, np.ndarray]] = {}
+    rows_of_task["t2t"] = teachers.text, embeddings.text_rows
     if split.truth is not None:
-        rows_of["i2i"] = teachers.image, embeddings.image_rows
-    scores: dict[str, dict[str, Any]] = {}
-    for task, (teacher, rows) in rows_of.items():
+        rows_of_task["i2i"] = teachers.image, embeddings.image_rows
+    scores: dict[str, TeacherFigures] = {}
+    for task, (teacher, rows) in rows_of_task.items():
         if teacher is None or np.isin(rows, teacher.skipped).any():
             continue
         features = unit_rows(teacher.gather(rows))
         relevance = relevance_of(task, embeddings, split)
-        relevant = relevance.indptr, relevance.indices
-        ranks = rank_bounds(features, features, *relevant, relevance.exclude)
+        ranks = rank_bounds(
+            features, features, relevance.indptr, relevance.indices, relevance.exclude
+        )
         rankings = Rankings(ranks, len(features) - 1).answerable()
         metrics = one_way(rankings, Scoring(scoring.ties))
-        scores[task] = {"teacher": teacher.teacher, **{name: metrics[name] for name in _METRICS}}
+        figures = {name: metrics[name] for name in _METRICS}
+        scores[task] = cast("TeacherFigures", {"teacher": teacher.teacher, **figures})
     return scores
 
 
@@ -75,12 +78,16 @@ def teachers_know_less(metrics: Mapping[str, Any]) -> str:
     for task, title in _TASKS.items():
         if task not in scores:
             continue
-        teacher, recall = scores[task]["teacher"], scores[task]["r1"]
-        uni, cross = (heads[head]["unimodal"][task]["r1"] for head in ("uni", "cross"))
-        if None not in (recall, uni, cross) and max(recall, uni) < cross:
+        teacher_name, teacher_recall = scores[task]["teacher"], scores[task]["r1"]
+        uni_recall = heads["uni"]["unimodal"][task]["r1"]
+        cross_recall = heads["cross"]["unimodal"][task]["r1"]
+        if None in (teacher_recall, uni_recall, cross_recall):
+            continue
+        if max(teacher_recall, uni_recall) < cross_recall:
             comparisons.append(
-                f"{title}, R@1 is {recall:.1f} for {teacher} itself, {uni:.1f} for the uni-modal "
-                f"head trained on it, and {cross:.1f} for the cross-modal head"
+                f"{title}, R@1 is {teacher_recall:.1f} for {teacher_name} itself, "
+                f"{uni_recall:.1f} for the uni-modal head trained on it, and {cross_recall:.1f} "
+                "for the cross-modal head"
             )
     if not comparisons:
         return ""

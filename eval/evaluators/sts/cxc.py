@@ -1,7 +1,8 @@
-"""Crisscrossed Captions: correlation with human similarity judgements of COCO's captions and images.
+"""Crisscrossed Captions: correlation with people's similarity scores of captions and images.
 
-Parekh et al., Crisscrossed Captions: Extended Intramodal and Intermodal Semantic Similarity Judgments for MS-COCO (EACL
-2021): pairs of captions (STS), of images (SIS) and of a caption with an image (SITS) of the Karpathy splits.
+Parekh et al., Crisscrossed Captions: Extended Intramodal and Intermodal Semantic Similarity
+Judgments for MS-COCO (EACL 2021): pairs of captions (STS), of images (SIS) and of a caption with an
+image (SITS) of the Karpathy splits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from cusa.data.errors import CusaError, FileFormatError
 from cusa.data.lines import find_columns, line_fault, read_csv
-from cusa.eval.evaluators.sts.data import parse_score
+from cusa.eval.evaluators.sts.layouts import parse_score
 from cusa.eval.evaluators.sts.results import CxcKind, CxcScores
 from cusa.eval.metrics.correlation import spearman
 
@@ -35,8 +36,9 @@ class CxcTask:
 
     Attributes:
         kind: ``"sts"`` (caption, caption), ``"sis"`` (image, image) or ``"sits"`` (caption, image).
-        first: Ids of the first sides, which are the queries: COCO's caption id as ``int`` (``sentid``), or its image id
-            as ``str`` without leading zeros (a record's ``image_id``).
+        first: Ids of the first sides, which are the queries: COCO's caption id as ``int``
+            (``sentid``), or its image id as ``str`` without leading zeros (a record's
+            ``image_id``).
         second: Ids of the second sides.
         gold: float64 ``[pairs]``: mean human judgement, 0 to 5.
     """
@@ -59,57 +61,56 @@ def find_cxc(folder: Path) -> dict[CxcKind, CxcTask]:
     Raises:
         CusaError: If a file is there twice or malformed; names the file and the line.
     """
-    found: dict[CxcKind, CxcTask] = {}
+    tasks: dict[CxcKind, CxcTask] = {}
     for kind in get_args(CxcKind):
         paths = sorted(folder.rglob(f"{kind}_test.csv"))
         if len(paths) > 1:
             raise CusaError(
-                f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; pass one of their folders"
+                f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; "
+                "pass one of their folders"
             )
-        for path in paths:
-            found[kind] = _read(path, kind)
-    return found
+        if paths:
+            tasks[kind] = _read(paths[0], kind)
+    return tasks
 
 
 def _read(path: Path, kind: CxcKind) -> CxcTask:
-    names = (*_COLUMNS[kind], "agg_score")
+    first_name, second_name = _COLUMNS[kind]
     rows = read_csv(path)
     _, header = next(rows, (1, []))
-    columns = find_columns(header, names, path)
+    columns = find_columns(header, (first_name, second_name, "agg_score"), path)
     if columns is None:
         raise FileFormatError(
-            f"{path}, line 1, is no header of CxC; expected {', '.join(names)}, comma-separated",
+            f"{path}, line 1, is no header of CxC; expected {first_name}, {second_name}, "
+            "agg_score, comma-separated",
             path=path,
             location="line 1",
         )
-    first, second, gold = [], [], []
+    first_column, second_column, score_column = columns
+    first_ids, second_ids, gold = [], [], []
     for number, cells in rows:
         if len(cells) != len(header):
             raise line_fault(path, number, f"expected {len(header)} columns")
-        first_text, second_text, score = (cells[column] for column in columns)
-        first.append(_id(first_text, names[0], path, number))
-        second.append(_id(second_text, names[1], path, number))
-        gold.append(parse_score(score, path, number))
+        first_ids.append(_item_id(cells[first_column], first_name, path, number))
+        second_ids.append(_item_id(cells[second_column], second_name, path, number))
+        gold.append(parse_score(cells[score_column], path, number))
     if not gold:
         raise FileFormatError(
             f"{path} holds no pairs; get the file of the data set's repository", path=path
         )
-    return CxcTask(kind, tuple(first), tuple(second), np.array(gold, np.float64))
+    return CxcTask(kind, tuple(first_ids), tuple(second_ids), np.array(gold, np.float64))
 
 
-def _id(text: str, column: str, path: Path, line: int) -> int | str:
-    shown = text[:80]
-    if column.startswith("caption"):
-        if match := _CAPTION.fullmatch(text):
-            return int(match[1])
-        raise line_fault(
-            path, line, f"{shown!r} is no caption; expected such as COCO_val2014:sentid:411553"
-        )
-    if match := _IMAGE.fullmatch(text):
-        return match[1]
-    raise line_fault(
-        path, line, f"{shown!r} is no image; expected such as COCO_val2014_000000391895.jpg"
-    )
+def _item_id(text: str, column: str, path: Path, number: int) -> int | str:
+    """Read the id of a caption, a number, or of an image, a text."""
+    is_caption = column.startswith("caption")
+    match = (_CAPTION if is_caption else _IMAGE).fullmatch(text)
+    if match is None:
+        expected = "caption; expected such as COCO_val2014:sentid:411553"
+        if not is_caption:
+            expected = "image; expected such as COCO_val2014_000000391895.jpg"
+        raise line_fault(path, number, f"{text[:80]!r} is no {expected}")
+    return int(match[1]) if is_caption else match[1]
 
 
 def cxc_correlation(
@@ -119,11 +120,11 @@ def cxc_correlation(
     seed: int,
     samples: int = 1000,
 ) -> CxcScores:
-    """Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
+    """Compute Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
 
-    Scores of many pairs depend on each other, since an item is in several of them. So each sample takes half of the
-    queries (rounded down), without replacement, and for each of them one of its pairs at random; the figure is the mean
-    over samples.
+    Scores of many pairs depend on each other, since an item is in several of them. So each sample
+    takes half of the queries (rounded down), without replacement, and for each of them one of its
+    pairs at random; the figure is the mean over samples.
 
     Args:
         similarity: float ``[pairs]``, the model's, finite.
@@ -133,23 +134,22 @@ def cxc_correlation(
         samples: Number of samples.
 
     Returns:
-        ``spearman_bootstrap`` and ``std``, mean and standard deviation over the samples; ``spearman``, of all pairs;
-        all times 100; and ``pairs``.
+        ``spearman_bootstrap`` and ``std``, mean and standard deviation over the samples;
+        ``spearman``, of all pairs; all times 100; and ``pairs``.
 
     Raises:
         CusaError: If a correlation is not defined: too few queries, constant or non-finite values.
     """
-    whole = spearman(similarity, gold)
+    over_all_pairs = spearman(similarity, gold)
     if len(query_ids) != len(gold):
         raise CusaError(
             f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each"
         )
-    number_of = {query: number for number, query in enumerate(dict.fromkeys(query_ids))}
-    query = np.array([number_of[q] for q in query_ids])
-    by_query = np.argsort(
-        query, kind="stable"
-    )  # pairs of query q: by_query[start[q] : start[q] + count[q]]
-    count = np.bincount(query)
+    number_of_query = {query: number for number, query in enumerate(dict.fromkeys(query_ids))}
+    queries = np.array([number_of_query[query] for query in query_ids])
+    # The pairs of query q are by_query[start[q] : start[q] + count[q]].
+    by_query = np.argsort(queries, kind="stable")
+    count = np.bincount(queries)
     start = np.cumsum(count) - count
     rng = np.random.default_rng(seed)
     values = np.empty(samples)
@@ -160,6 +160,6 @@ def cxc_correlation(
     return {
         "spearman_bootstrap": float(values.mean()),
         "std": float(values.std()),
-        "spearman": whole,
+        "spearman": over_all_pairs,
         "pairs": len(gold),
     }

@@ -11,7 +11,9 @@ from cusa.eval.report.shared_tables import (
     by_data_set,
     by_head_and_data_set,
     contents_of,
+    data_set_fact,
     fact,
+    first_scores,
     intervals_rule,
     published,
 )
@@ -29,7 +31,11 @@ Spec = TableSpec[StsResults]
 BOTH_HEADS = ("cross", "uni")
 # As the paper names the columns of its tables 12 and 13.
 PAPER_KEYS = {
-    **{f"STS{year}": f"sts{year}" for year in range(12, 17)},
+    "STS12": "sts12",
+    "STS13": "sts13",
+    "STS14": "sts14",
+    "STS15": "sts15",
+    "STS16": "sts16",
     "STSBenchmark": "stsb",
     "SICKRelatedness": "sickr",
     "average": "average",
@@ -67,23 +73,17 @@ def sts_sections(results: Sequence[NamedResult[StsResults]]) -> list[Section]:
 
 def _task_facts(contents: Sequence[StsResults]) -> Iterable[str]:
     for name, of_models in by_data_set(contents, "tasks").items():
-        scores = _first_scores(of_models)
+        scores = first_scores(of_models)
         counts = f"{scores['pairs']:,} pairs"
         n_subsets = len(scores["subsets"])
         if n_subsets > 1:
             counts += f" in {n_subsets} subsets"
-        notes = [note for of_model in of_models for note in of_model["notes"]]
-        yield fact(name, counts, (of_model["fingerprint"] for of_model in of_models), notes)
+        yield data_set_fact(name, counts, of_models)
 
 
 def _cxc_facts(contents: Sequence[StsResults]) -> Iterable[str]:
     for kind, of_models in by_data_set(contents, "cxc").items():
-        yield fact(CXC_TITLES[kind], f"{_first_scores(of_models)['pairs']:,} pairs", ())
-
-
-def _first_scores(of_models: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Scores of any head: what they were computed from is the same for all."""
-    return next(scores for of_model in of_models for scores in of_model["heads"].values())
+        yield fact(CXC_TITLES[kind], f"{first_scores(of_models)['pairs']:,} pairs", ())
 
 
 def _headlines(results: Sequence[NamedResult[StsResults]]) -> dict[int, Headline]:
@@ -115,12 +115,12 @@ def _tasks_spec(names: Sequence[str], contents: Sequence[StsResults]) -> Spec:
     tasks = by_data_set(contents, "tasks")
     columns = [Metric("average", "Average", "the paper's seven")]
     for name in names:
-        n_pairs = _first_scores(tasks[name][-1:])["pairs"]
+        n_pairs = first_scores(tasks[name][-1:])["pairs"]
         columns.append(Metric(name, SHORT_TITLES.get(name, name), f"{n_pairs:,} pairs"))
     return TableSpec(
         "Sentence similarity by task",
-        "100 × Spearman's rank correlation of cosines with people's scores, over all pairs of a task together "
-        "(STS12 to STS16: its subsets joined), as in the paper.",
+        "100 × Spearman's rank correlation of cosines with people's scores, over all pairs of a "
+        "task together (STS12 to STS16: its subsets joined), as in the paper.",
         BOTH_HEADS,
         (Group("100 × Spearman", ("tasks",), tuple(columns), PAPER_KEYS),),
         _headlines_by_head,
@@ -132,8 +132,8 @@ def _rules_spec(names: Sequence[str]) -> Spec:
     metrics = (Metric("mean", "Mean"), Metric("wmean", "Weighted"), Metric("pearson", "Pearson"))
     return TableSpec(
         "Sentence similarity by other rules",
-        "Mean of the subsets' Spearman correlations, the same weighted by their pairs, and Pearson's correlation "
-        "over all pairs; each times 100.",
+        "Mean of the subsets' Spearman correlations, the same weighted by their pairs, and "
+        "Pearson's correlation over all pairs; each times 100.",
         BOTH_HEADS,
         tuple(Group(name, (name,), metrics) for name in names),
         _other_rules,
@@ -148,8 +148,9 @@ def _cxc_spec() -> Spec:
     )
     return TableSpec(
         "CxC: captions and images",
-        "100 × Spearman's correlation with people's scores, mean and standard deviation over random halves of the "
-        "queries with one pair each (Parekh et al., EACL 2021); and over all pairs.",
+        "100 × Spearman's correlation with people's scores, mean and standard deviation over "
+        "random halves of the queries with one pair each (Parekh et al., EACL 2021); and over "
+        "all pairs.",
         BOTH_HEADS,
         tuple(Group(title, (kind,), metrics) for kind, title in CXC_TITLES.items()),
         _cxc_by_head,

@@ -11,7 +11,8 @@ from scipy.io import savemat
 
 from cusa.data.errors import CusaError, FileFormatError
 from cusa.eval.evaluators.images import data as image_sets
-from cusa.eval.evaluators.images.data import IMAGE_SETS, KnownSet, find_image_sets, load_image_set
+from cusa.eval.evaluators.images.data import find_image_sets, load_image_set
+from cusa.eval.evaluators.images.known_sets import IMAGE_SETS, KnownSet
 from cusa.eval.evaluators.images.mat_files import read_annotations
 
 

@@ -8,7 +8,8 @@ import pytest
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import DataError, FileFormatError
 from cusa.data.records import Dataset, Record, RecordSplit
-from cusa.eval.evaluators.judgements.data import match_judgements, read_judgements
+from cusa.eval.evaluators.judgements.data import read_judgements
+from cusa.eval.evaluators.judgements.matching import match_judgements
 from cusa.eval.evaluators.splits import EvaluatedSplit
 
 CROWD = (

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError, EmbeddingsError
-from cusa.eval.evaluators.sts.data import Pairs, StsTask
 from cusa.eval.evaluators.sts.measure import cosine, evaluate_sts
+from cusa.eval.evaluators.sts.tasks import Pairs, StsTask
 from cusa.eval.metrics.correlation import correlations, spearman
 from tests.helpers import GOLDEN
 
@@ -55,11 +55,9 @@ def test_golden_figures(name):
     assert found["headline"] == pytest.approx(100 * want["headline"], abs=1e-10)
     assert f"{found['headline']:.2f}" == want["cusa_reported_percent"]
     assert found["pairs"] == sum(want["result"][s]["nsamples"] for s in want["subsets"])
-    together = [
-        np.concatenate([part[s] for s in result.headline_subsets])
-        for part in (result.cosines, result.gold)
-    ]
-    assert spearman(*together) == pytest.approx(found["headline"], abs=1e-10)
+    pairs = result.headline_pairs
+    rank_correlation = spearman(pairs.similarities, pairs.human_scores)
+    assert rank_correlation == pytest.approx(found["headline"], abs=1e-10)
 
 
 def test_hand_computed():
@@ -91,9 +89,9 @@ def test_sentences_and_rows_belong_together_in_any_order():
     sentences = ["more", "cc", "a", "bbb"]
     rows = np.array([[1.0, len(s)] for s in sentences])
     result = evaluate_sts(task, sentences, rows)
-    np.testing.assert_allclose(result.cosines["one"], [4 / 20**0.5, 1])
+    np.testing.assert_allclose(result.pairs["one"].similarities, [4 / 20**0.5, 1])
     assert result.scores["spearman"]["mean"] == pytest.approx(100)
-    assert result.headline_subsets == ("one", "two")
+    assert len(result.headline_pairs.similarities) == 4
     for wrong_sentences, wrong_rows in (
         (["a", "bbb"], rows[:2]),
         (["a", "bbb", "cc", "a"], rows),
@@ -130,7 +128,7 @@ def test_the_headline_of_a_benchmark_is_that_of_its_test_pairs():
     both = _evaluate(StsTask("STSBenchmark", (dev, test), "test"), embed)
     assert both.scores["headline"] == pytest.approx(100)
     assert both.scores["headline_rule"] == "Spearman on test"
-    assert both.headline_subsets == ("test",)
+    assert both.headline_pairs is both.pairs["test"]
     alone = _evaluate(StsTask("STSBenchmark", (dev,), "test"), embed)
     assert alone.scores["headline"] is None
     assert alone.scores["headline_rule"] == "Spearman on test, which is missing"

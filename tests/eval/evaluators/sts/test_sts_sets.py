@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cusa.data.errors import CusaError
-from cusa.eval.evaluators.sts.data import TASKS, NoStsDataError, find_sts_tasks
+from cusa.eval.evaluators.sts.data import find_sts_tasks
+from cusa.eval.evaluators.sts.tasks import TASKS, NoStsDataError
 
 FILES = {"train": "train", "dev": "trial", "test": "test_annotated"}
 GLUE_HEADER = (

@@ -1,0 +1,78 @@
+"""The published image-retrieval data sets: how large they are, and what their folders look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from cusa.eval.evaluators.images import layouts
+from cusa.eval.evaluators.images.lists import Listing
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A published data set.
+
+    Attributes:
+        queries: Number of test images; with a gallery, of those that search it.
+        gallery: Number of images of the gallery; ``None``: there is none.
+        classes: Number of classes of the test images.
+        folders: Usual names of its folder.
+        lists: Lists, relative to that folder, of which one shows that it is the right one.
+        read: Reads the lists.
+    """
+
+    queries: int
+    gallery: int | None
+    classes: int
+    folders: tuple[str, ...]
+    lists: tuple[str, ...]
+    read: Callable[[Path], Listing]
+
+
+IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
+    {
+        "cub": KnownSet(
+            queries=5_924,
+            gallery=None,
+            classes=100,
+            folders=("CUB_200_2011", "cub200"),
+            lists=layouts.CUB_LISTS[:2],
+            read=layouts.read_cub,
+        ),
+        "cars": KnownSet(
+            queries=8_131,
+            gallery=None,
+            classes=98,
+            folders=("cars196", "stanford_cars"),
+            lists=tuple(layouts.CARS_LISTS),
+            read=layouts.read_cars,
+        ),
+        "sop": KnownSet(
+            queries=60_502,
+            gallery=None,
+            classes=11_316,
+            folders=("Stanford_Online_Products",),
+            lists=layouts.SOP_LISTS,
+            read=layouts.read_sop,
+        ),
+        "inshop": KnownSet(
+            queries=14_218,
+            gallery=12_612,
+            classes=3_985,
+            folders=("Inshop_Clothes", "InShop_Clothes"),
+            lists=layouts.INSHOP_LISTS,
+            read=layouts.read_inshop,
+        ),
+        "inaturalist": KnownSet(
+            queries=136_093,
+            gallery=None,
+            classes=2_452,
+            folders=("iNaturalist", "Inaturalist", "iNaturalist2018", "inaturalist2018"),
+            lists=layouts.INATURALIST_LISTS,
+            read=layouts.read_inaturalist,
+        ),
+    }
+)

@@ -1,0 +1,152 @@
+"""Lists of images as the published data sets have them: tables of columns, one row an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cusa.data.errors import FileFormatError
+from cusa.data.lines import Place, read_lines
+from cusa.eval.evaluators.images.mat_files import read_annotations
+
+_LONGEST_NUMBER = 18  # digits that fit into int64
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An image that a list names.
+
+    Attributes:
+        id: Its path below the folder of the data set's images, "/" separated.
+        path: The file, which may be missing.
+        label: Number of its class.
+        listed_at: The list and the line that name it.
+    """
+
+    id: str
+    path: Path
+    label: int
+    listed_at: Place
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Test images of a data set; without a gallery, each is a query against all others."""
+
+    queries: list[Listed]
+    gallery: list[Listed] | None = None
+
+    @property
+    def images(self) -> list[Listed]:
+        """Queries and gallery."""
+        return [*self.queries, *(self.gallery or ())]
+
+
+def first_file(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first file that exists, or else the first of all."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    return folder / names[0]
+
+
+def non_blank_lines(path: Path) -> Iterator[tuple[Place, str]]:
+    """Yield lines that are not blank, without white space around them, each with its location."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield Place(path, f"line {number}"), line.strip()
+
+
+def read_table(
+    path: Path, columns: str, header: bool = False, counted: bool = False
+) -> Iterator[tuple[Place, list[str]]]:
+    """Yield rows of white-space separated columns, each with its location.
+
+    Args:
+        path: The list.
+        columns: Names of the columns.
+        header: Whether a line with these names precedes the rows.
+        counted: Whether a line with a number precedes that one.
+    """
+    lines = non_blank_lines(path)
+    no_line = Place(path, "line 1"), ""
+    if counted:
+        location, line = next(lines, no_line)
+        whole_number(line, location, "the number of images")
+    if header:
+        location, line = next(lines, no_line)
+        if line.split() != columns.split():
+            raise location.fault(
+                f"expected the header {columns!r}, found {line[:80]!r}; restore the list"
+            )
+    n_columns = len(columns.split())
+    is_empty = True
+    for location, line in lines:
+        row = line.split(None, n_columns - 1)
+        if len(row) < n_columns:
+            raise location.fault(f"expected {columns!r}, found {line[:80]!r}; restore the list")
+        yield location, row
+        is_empty = False
+    if is_empty:
+        raise FileFormatError(f"{path} is empty; expected lines of {columns!r}", path=path)
+
+
+def read_values_by_id(path: Path) -> dict[int, tuple[Place, str]]:
+    """Read a list of CUB, ``<id> <value>``: location and value of each id."""
+    values: dict[int, tuple[Place, str]] = {}
+    for location, (id_text, value) in read_table(path, "id value"):
+        number = whole_number(id_text, location, "id")
+        if number in values:
+            raise location.fault(
+                f"the id {number} is used twice, before in {values[number][0]}; restore the list"
+            )
+        values[number] = location, value
+    return values
+
+
+def read_mat(path: Path, name_field: str, base: Path, prefix: str) -> Iterator[Listed]:
+    """Yield the images of the struct array ``annotations`` of a MATLAB file."""
+    for number, (name, class_text) in enumerate(read_annotations(path, name_field), start=1):
+        location = Place(path, f"annotation {number}")
+        label = whole_number(class_text.removesuffix(".0"), location, "class")
+        image = listed_image(base, name, label, location)
+        yield Listed(prefix + image.id, image.path, image.label, location)
+
+
+def whole_number(text: str, location: Place, meaning: str) -> int:
+    """Read a number of digits alone.
+
+    Args:
+        text: The number as written.
+        location: Where it stands.
+        meaning: What it is, for the error.
+
+    Raises:
+        FileFormatError: If it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER):
+        raise location.fault(
+            f"expected a number as {meaning}, found {text[:80]!r}; restore the list"
+        )
+    return int(text)
+
+
+def listed_image(base: Path, relative: str, label: int, location: Place) -> Listed:
+    """Return an image that a list names.
+
+    Args:
+        base: Folder that paths are relative to.
+        relative: Its path.
+        label: Number of its class.
+        location: The line that names it.
+
+    Raises:
+        FileFormatError: If the path leads out of that folder.
+    """
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise location.fault(
+            f"{relative!r} is no path below {base}; list images by paths within the data set"
+        )
+    return Listed(str(path), base / path, label, location)
