@@ -98,29 +98,33 @@ def fact(
     return f"{set_name}: {'. '.join([counts, *different_notes])}."
 
 
-def data_set_fact(title: str, counts: str, of_models: Sequence[Mapping[str, Any]]) -> str:
+def data_set_fact(
+    title: str,
+    counts: str,
+    model_results: Sequence[Mapping[str, Any]],
+) -> str:
     """Say what was measured on a data set.
 
     Args:
         title: Its title.
         counts: How large it is.
-        of_models: The models' results on it, each with ``fingerprint`` and ``notes``.
+        model_results: The models' results on it, each with ``fingerprint`` and ``notes``.
     """
     fingerprints, notes = [], []
-    for of_model in of_models:
-        fingerprints.append(of_model["fingerprint"])
-        notes += of_model["notes"]
+    for result in model_results:
+        fingerprints.append(result["fingerprint"])
+        notes += result["notes"]
     return fact(title, counts, fingerprints, notes)
 
 
-def first_scores(of_models: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def first_scores(model_results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the figures of any head: what they were computed from is the same for all.
 
     Args:
-        of_models: The models' results on a data set, each with its figures by head under
+        model_results: The models' results on a data set, each with its figures by head under
             ``heads``.
     """
-    heads = of_models[0]["heads"]
+    heads = model_results[0]["heads"]
     return next(iter(heads.values()))
 
 
