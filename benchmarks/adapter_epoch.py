@@ -176,7 +176,7 @@ def main(
             for way in ("streaming", "kept", "floor")
         )
         one = OneBatch(kept)
-        kept.pairs = one  # type: ignore[assignment]
+        kept.data.pairs = one  # type: ignore[assignment]
         paced = {"streaming": Paced(streaming), "one batch": Paced(kept)}
         bare_steps = floor(bare, one.batch)
         ways: dict[str, Callable[[], object]] = {

@@ -43,8 +43,8 @@ def fuse_similarities(
     The paper's ablation of the soft-label source compares these.
 
     Args:
-        image_similarity: float ``[n, m]`` of the image teacher.
-        text_similarity: float ``[n, m]`` of the text teacher.
+        image_similarity: float ``[n, m]`` of the image teacher; tensors may have any shape.
+        text_similarity: Same, of the text teacher.
         source: ``"each"``: images for image-to-text, texts for text-to-image; ``"add"``: the mean
             of both for both; ``"dot"``: ``sqrt(max(s_I, 0) * max(s_T, 0))`` for both.
 
@@ -99,6 +99,9 @@ def soft_label_loss(
     """
     check_option("divergence", divergence, Divergence)
     check_option("scaling", scaling, Scaling)
+    if similarity.ndim != 2:
+        message = f"similarity must be [n, m], got {list(similarity.shape)}"
+        raise EmbeddingsError(message, name="similarity")
     teacher = _teacher_similarity(teacher_similarity, similarity)
     _check_size("teacher_similarity", teacher, similarity)
     n_queries, n_candidates = similarity.shape
@@ -181,7 +184,7 @@ def _teacher_similarity(
 
 def _check_size(name: str, matrix: Tensor, reference: Tensor) -> None:
     """Refuse what torch would broadcast: one row for all queries, say."""
-    if matrix.ndim != 2 or matrix.shape != reference.shape:
+    if matrix.shape != reference.shape:
         expected = f"{name} must be {list(reference.shape)}, as the other"
         raise EmbeddingsError(f"{expected}, got {list(matrix.shape)}", name=name)
 

@@ -190,6 +190,7 @@ def test_matrices_of_other_sizes_are_refused_and_not_broadcast():
     for name, call in (
         ("teacher_similarity", lambda: soft_label_loss(similarity, row, tau=0.1)),
         ("teacher_similarity", lambda: soft_label_loss(similarity, torch.ones(N), tau=0.1)),
+        ("similarity", lambda: soft_label_loss(torch.ones(N), torch.ones(N), tau=0.1)),
         ("text_similarity", lambda: fuse_similarities(similarity, row, "add")),
         ("similarity", lambda: contrastive_loss(torch.ones(N, N + 1), tau=0.1)),
         ("similarity", lambda: contrastive_loss(torch.ones(N), tau=0.1)),
