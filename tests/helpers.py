@@ -17,6 +17,7 @@ from cusa.cli.evaluate import main as eval_main
 from cusa.cli.precompute import main as precompute_main
 from cusa.cli.store import main as store_main
 from cusa.cli.train import main as train_main
+from cusa.data.errors import CusaError
 from cusa.data.records import Dataset, Record, Truth, fingerprint
 from cusa.data.store.checksum import BLOCK
 from cusa.data.store.index import Index, TeacherEntry, read_index, write_index
@@ -53,6 +54,17 @@ def run_error(command: str, *args: object) -> str:
     assert len(errors) == 1, result.output
     assert "Traceback" not in result.output
     return errors[0]
+
+
+def run_failure(command: str, *args: object) -> CusaError:
+    """Run a command line that must fail in the same way; the error behind the line."""
+    result = run(command, *args)
+    assert result.exit_code == 1, result.output
+    assert result.output.count("Error: ") == 1, result.output
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    error = result.exception.__context__
+    assert isinstance(error, CusaError), repr(error)
+    return error
 
 
 def make_images(folder: Path, n: int, seed: int = 0) -> list[str]:
