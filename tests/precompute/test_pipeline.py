@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cusa.data.errors import StoreError
 from cusa.data.images import load_image
 from cusa.data.records import Dataset, Record, fingerprint
 from cusa.data.store.reader import EmbeddingStore
@@ -20,7 +21,7 @@ from tests.helpers import (
     make_pairs,
     make_tiny_sentence,
     make_tiny_vit,
-    run_error,
+    run_failure,
     run_ok,
 )
 
@@ -60,8 +61,10 @@ def test_captions_are_batched_by_token_length_and_identical_ones_once(words):
 
 def test_rows_come_back_in_the_captions_order(words, tmp_path):
     captions = tuple(f"picture {'number ' * (i % 4)}{i % 5}" for i in range(23))
-    records = (Record("a", "a.jpg", captions[:9], tuple(f"a{i}" for i in range(9))),
-               Record("b", "b.jpg", captions[9:], tuple(f"b{i}" for i in range(14))))  # fmt: skip
+    records = (
+        Record("a", "a.jpg", captions[:9], tuple(f"a{i}" for i in range(9))),
+        Record("b", "b.jpg", captions[9:], tuple(f"b{i}" for i in range(14))),
+    )
     dataset = Dataset("d", tmp_path, {"train": records})
     tasks = [ShardTask(tmp_path / "s.h5", "words", "train", a, b) for a, b in ((0, 11), (11, 23))]
     settings = words.settings("fp32", "float32", "none")
@@ -112,7 +115,7 @@ def _dataset(manifest):
 
 
 def test_shards_are_claimed_one_at_a_time(words, tmp_path):
-    """Reading ahead asks for some batches more, not for all shards: another process could make them."""
+    """Reading ahead asks for some batches more, not for all shards, which others could make."""
     captions = [f"picture {i % 50} number {i // 50}" for i in range(400)]
     records = tuple(Record(str(i), f"{i}.jpg", (c,), (str(i),)) for i, c in enumerate(captions))
     dataset = Dataset("d", tmp_path, {"train": records})
@@ -196,8 +199,9 @@ def test_what_was_halved_stays_halved_in_later_runs(tmp_path):
     assert "vit: large JPEGs are halved while decoded (least cosine" in text
     assert EmbeddingStore(tmp_path / "s.h5").teachers["vit"].transform["jpeg_draft"] == 96
     assert "large JPEGs" not in run_ok("precompute", *args, "--out", tmp_path / "s.h5")
-    line = run_error("precompute", *args, "--out", tmp_path / "s.h5", "--jpeg-draft", "off")
-    assert "other settings, not to be mixed: transform" in line
+    error = run_failure("precompute", *args, "--out", tmp_path / "s.h5", "--jpeg-draft", "off")
+    assert (type(error), error.name) == (StoreError, "vit")
+    assert "transform" in str(error)
 
 
 def test_measuring_writes_nothing(words, tmp_path):

@@ -2,17 +2,26 @@
 
 import json
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
+from cusa.data.errors import DataError, FileFormatError, SettingError, StoreError, TeacherError
 from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import shard_ranges
 from cusa.precompute.teachers import parse_teacher
-from tests.helpers import make_images, make_pairs, make_tiny_vit, run_error, run_ok
+from tests.helpers import (
+    make_images,
+    make_pairs,
+    make_tiny_vit,
+    run_error,
+    run_failure,
+    run_ok,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +29,7 @@ def vit(tmp_path_factory):
     return make_tiny_vit(tmp_path_factory.mktemp("models") / "vit")
 
 
-def _args(manifest, out, vit, *more):
+def _args(manifest, out, vit, *options):
     return (
         "--dataset",
         manifest,
@@ -32,7 +41,7 @@ def _args(manifest, out, vit, *more):
         out,
         "--workers",
         0,
-        *more,
+        *options,
     )
 
 
@@ -76,8 +85,8 @@ def test_a_rerun_makes_only_what_is_missing_byte_for_byte(tmp_path, vit):
     assert again == {lost, out}
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped bit", "empty"])
-def test_a_rerun_makes_damaged_shards_again(tmp_path, vit, how):
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty"])
+def test_a_rerun_makes_damaged_shards_again(tmp_path, vit, damage):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     args = _args(manifest, out, vit, "--shard-rows", 3)
     run_ok("precompute", *args)
@@ -91,7 +100,7 @@ def test_a_rerun_makes_damaged_shards_again(tmp_path, vit, how):
         + content[position + 1 :],
         "empty": b"",
     }
-    shard.write_bytes(spoiled[how])
+    shard.write_bytes(spoiled[damage])
     text = run_ok("precompute", *args)
     assert f"{shard} is damaged and will be made again" in text.replace("\n", "")
     assert shard.read_bytes() == content
@@ -103,8 +112,8 @@ def test_splits_limit_and_later_additions(tmp_path, vit):
     run_ok("precompute", *_args(manifest, out, vit, "--splits", "train"))
     store = EmbeddingStore(out)
     assert {s: len(store.embeddings("vit", s)) for s in ("train", "val")} == {"train": 8, "val": 4}
-    line = run_error("precompute", *_args(manifest, out, vit, "--limit", 2))
-    assert "fingerprint of split 'train' differs" in line
+    error = run_failure("precompute", *_args(manifest, out, vit, "--limit", 2))
+    assert (type(error), error.name) == (StoreError, "fingerprint")
     small = tmp_path / "small.h5"
     run_ok("precompute", *_args(manifest, small, vit, "--limit", 2))
     assert EmbeddingStore(small).split("train").image_ids[:] == ["id0", "id1"]
@@ -141,8 +150,9 @@ def test_skipping_everything_is_an_error(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     (tmp_path / "wrong").mkdir()
     args = _args(manifest, out, vit, "--on-error", "skip")
-    line = run_error("precompute", *args, "--image-root", tmp_path / "wrong")
-    assert "no image could be read; check --image-root" in line
+    error = run_failure("precompute", *args, "--image-root", tmp_path / "wrong")
+    assert (type(error), error.path) == (DataError, manifest)
+    assert "--image-root" in str(error)
     assert "0 skipped" in run_ok("precompute", *_args(manifest, out, vit))
 
 
@@ -164,12 +174,12 @@ def test_settings_that_change_the_rows_are_not_mixed(tmp_path, vit):
         out,
     )
     assert "normalizer ('none' / 'albef')" in line
-    other = make_tiny_vit(tmp_path / "other")
-    config = json.loads((other / "preprocessor_config.json").read_text())
-    (other / "preprocessor_config.json").write_text(
+    other_vit = make_tiny_vit(tmp_path / "other")
+    config = json.loads((other_vit / "preprocessor_config.json").read_text())
+    (other_vit / "preprocessor_config.json").write_text(
         json.dumps({**config, "image_mean": [0.1, 0.1, 0.1]})
     )
-    assert "transform" in run_error("precompute", *_args(manifest, out, other))
+    assert "transform" in run_error("precompute", *_args(manifest, out, other_vit))
     elsewhere = make_pairs(tmp_path / "other_data")
     assert EmbeddingStore(out).dataset == "pairs"
     renamed = elsewhere.rename(elsewhere.with_name("renamed.jsonl"))
@@ -178,40 +188,38 @@ def test_settings_that_change_the_rows_are_not_mixed(tmp_path, vit):
 
 def test_workers_give_the_same_bytes(tmp_path, vit):
     manifest = make_pairs(tmp_path / "d")
-    one, two = tmp_path / "a" / "s.h5", tmp_path / "b" / "s.h5"
-    run_ok("precompute", *_args(manifest, one, vit, "--batch-size", 2))
-    run_ok("precompute", *_args(manifest, two, vit, "--batch-size", 2)[:-3], "2", "--batch-size", 2)
-    for a in one.parent.rglob("vit/*.h5"):
-        assert a.read_bytes() == (two.parent / a.relative_to(one.parent)).read_bytes()
+    first_out, second_out = tmp_path / "a" / "s.h5", tmp_path / "b" / "s.h5"
+    run_ok("precompute", *_args(manifest, first_out, vit, "--batch-size", 2))
+    run_ok(
+        "precompute",
+        *_args(manifest, second_out, vit, "--batch-size", 2)[:-3],
+        "2",
+        "--batch-size",
+        2,
+    )
+    for a in first_out.parent.rglob("vit/*.h5"):
+        assert a.read_bytes() == (second_out.parent / a.relative_to(first_out.parent)).read_bytes()
 
 
-def _spoil(folder, how):
+def _spoil(folder, damage):
     path = folder / "002.jpg"
     content = path.read_bytes()
-    if how == "missing":
+    if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(
-            {"truncated": content[:300], "zero bytes": b"", "not an image": b"hello"}[how]
+            {"truncated": content[:300], "zero bytes": b"", "not an image": b"hello"}[damage]
         )
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("missing", "does not exist"),
-        ("truncated", "cannot be decoded"),
-        ("zero bytes", "zero bytes"),
-        ("not an image", "not an image"),
-    ],
-)
-def test_unreadable_images_stop_the_run_or_are_recorded(tmp_path, vit, how, message):
+@pytest.mark.parametrize("damage", ["missing", "truncated", "zero bytes", "not an image"])
+def test_unreadable_images_stop_the_run_or_are_recorded(tmp_path, vit, damage):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
-    _spoil(tmp_path / "d", how)
-    line = run_error("precompute", *_args(manifest, out, vit))
-    assert "002.jpg" in line
-    assert message in line
-    assert "--on-error skip" in line
+    _spoil(tmp_path / "d", damage)
+    error = run_failure("precompute", *_args(manifest, out, vit))
+    assert isinstance(error, DataError)
+    assert str(tmp_path / "d" / "002.jpg") in str(error)
+    assert "--on-error skip" in str(error)
     assert not out.exists()
     text = run_ok("precompute", *_args(manifest, out, vit, "--on-error", "skip"))
     assert "vit: train 8, val 4 rows x 32, 1 skipped" in text
@@ -227,9 +235,8 @@ def test_unreadable_images_stop_the_run_or_are_recorded(tmp_path, vit, how, mess
 def test_empty_captions_stop_the_run_or_are_recorded(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     manifest.write_text(manifest.read_text().replace("picture number 1, version 0", "..."))
-    line = run_error("precompute", *_args(manifest, out, vit))
-    assert "caption id id1#0" in line
-    assert "empty once normalised" in line
+    error = run_failure("precompute", *_args(manifest, out, vit))
+    assert (type(error), error.path, error.name) == (DataError, manifest, "id1#0")
     assert "1 skipped" in run_ok("precompute", *_args(manifest, out, vit, "--on-error", "skip"))
     assert EmbeddingStore(out).embeddings("minilm", "train").skipped.tolist() == [2]
 
@@ -237,25 +244,21 @@ def test_empty_captions_stop_the_run_or_are_recorded(tmp_path, vit):
 def test_a_teacher_that_returns_nan_leaves_no_shard(tmp_path):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     poison = make_tiny_vit(tmp_path / "poison", poison=True)
-    line = run_error("precompute", *_args(manifest, out, poison))
-    assert "teacher 'vit', split 'train'" in line
-    assert "NaN or infinity in 8 of 8 rows, the first of them row 0" in line
+    error = run_failure("precompute", *_args(manifest, out, poison))
+    assert (error.name, error.location) == ("vit", "split train")
     assert not list(tmp_path.rglob("*.h5"))
 
 
 def test_bad_command_lines(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
-    assert "does not exist" in run_error(
-        "precompute", "--dataset", tmp_path / "no.json", "--out", out
-    )
-    assert "unknown teacher" in run_error(
-        "precompute", "--dataset", manifest, "--teacher", "nope", "--out", out
-    )
+    error = run_failure("precompute", "--dataset", tmp_path / "no.json", "--out", out)
+    assert str(tmp_path / "no.json") in str(error)
+    error = run_failure("precompute", "--dataset", manifest, "--teacher", "nope", "--out", out)
+    assert (type(error), error.name) == (TeacherError, "nope")
     (tmp_path / "bad.json").write_text("{")
-    assert "not valid JSON" in run_error(
-        "precompute", "--dataset", tmp_path / "bad.json", "--out", out
-    )
-    line = run_error(
+    error = run_failure("precompute", "--dataset", tmp_path / "bad.json", "--out", out)
+    assert (type(error), error.path) == (FileFormatError, tmp_path / "bad.json")
+    error = run_failure(
         "precompute",
         "--dataset",
         manifest,
@@ -266,11 +269,13 @@ def test_bad_command_lines(tmp_path, vit):
         "--out",
         out,
     )
-    assert "FP16-ViT-B-32.pt" in line
-    assert "must end in .h5" in run_error("precompute", *_args(manifest, tmp_path / "store", vit))
+    assert (type(error), error.path) == (TeacherError, Path("/no/w.pt"))
+    error = run_failure("precompute", *_args(manifest, tmp_path / "store", vit))
+    assert isinstance(error, SettingError)
     with h5py.File(out, "w") as file:
         file["x"] = 1
-    assert "is not a cusa-embeddings file" in run_error("precompute", *_args(manifest, out, vit))
+    error = run_failure("precompute", *_args(manifest, out, vit))
+    assert (type(error), error.path) == (StoreError, out)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import cusa
 from cusa.data import worker_pool
+from cusa.data.errors import SettingError, StoreError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.reading import ImageReader
 from tests.helpers import (
@@ -24,6 +25,7 @@ from tests.helpers import (
     make_tiny_sentence,
     make_tiny_vit,
     run_error,
+    run_failure,
     run_ok,
 )
 
@@ -52,14 +54,14 @@ def manifest(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, manifest, teachers):
+def expected_contents(tmp_path_factory, manifest, teachers):
     """The bytes of an undisturbed run in one process, shards of 5 rows."""
     out = tmp_path_factory.mktemp("whole") / "store.h5"
     run_ok("precompute", *_args(manifest, teachers, out))
     return contents(out.parent)
 
 
-def _args(manifest, teachers, out, *more):
+def _args(manifest, teachers, out, *options):
     return [
         "--dataset",
         str(manifest),
@@ -68,7 +70,7 @@ def _args(manifest, teachers, out, *more):
         "5",
         "--out",
         str(out),
-        *(str(m) for m in more),
+        *(str(m) for m in options),
     ]
 
 
@@ -103,21 +105,21 @@ def torchrun(n, args, **env):
     )
 
 
-def test_two_ranks_give_the_bytes_of_one_process(tmp_path, manifest, teachers, whole):
-    done = torchrun(2, _args(manifest, teachers, tmp_path / "s" / "store.h5"))
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "s") == whole
-    assert done.stdout.count("store: ") == 1  # one rank reports
-    assert "vit: train 18, val 6 rows x 32, 0 skipped" in done.stdout
+def test_two_ranks_give_the_bytes_of_one_process(tmp_path, manifest, teachers, expected_contents):
+    completed = torchrun(2, _args(manifest, teachers, tmp_path / "s" / "store.h5"))
+    assert completed.returncode == 0, completed.stderr
+    assert contents(tmp_path / "s") == expected_contents
+    assert completed.stdout.count("store: ") == 1  # one rank reports
+    assert "vit: train 18, val 6 rows x 32, 0 skipped" in completed.stdout
 
 
 def test_a_rank_that_fails_stops_the_others_and_a_rerun_completes(tmp_path, teachers):
     manifest, out = make_pairs(tmp_path / "d", n=24, n_val=6), tmp_path / "s" / "store.h5"
     (tmp_path / "d" / "013.jpg").write_bytes(b"no image")
-    done = torchrun(2, _args(manifest, teachers, out))
-    assert done.returncode != 0
-    assert "013.jpg is not an image" in done.stderr
-    assert "--on-error skip" in done.stderr
+    completed = torchrun(2, _args(manifest, teachers, out))
+    assert completed.returncode != 0
+    assert "013.jpg is not an image" in completed.stderr
+    assert "--on-error skip" in completed.stderr
     assert not out.exists()
     make_images(tmp_path / "d", 24)
     run_ok("precompute", *_args(manifest, teachers, out))
@@ -135,8 +137,8 @@ def test_more_ranks_than_shards(tmp_path, manifest, teachers):
         "val",
         "--out",
     ]  # one shard of each teacher
-    done = torchrun(3, [*args, str(tmp_path / "three" / "store.h5")])
-    assert done.returncode == 0, done.stderr
+    completed = torchrun(3, [*args, str(tmp_path / "three" / "store.h5")])
+    assert completed.returncode == 0, completed.stderr
     run_ok("precompute", *args, tmp_path / "one" / "store.h5")
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
 
@@ -151,47 +153,47 @@ def test_ranks_with_different_weights_are_refused(tmp_path, manifest, teachers):
         "        import dataclasses\n"
         "        return dataclasses.replace(plain(self, *args), weights_sha256='1' * 64)\n"
         "    Teacher.settings = other\n"
-        f"from cusa.cli.precompute import main\nmain({_args(manifest, teachers, tmp_path / 'store.h5')!r})\n"
+        f"from cusa.cli.precompute import main\n"
+        f"main({_args(manifest, teachers, tmp_path / 'store.h5')!r})\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
     )
-    assert done.returncode != 0
-    assert "teacher 'vit' is not the same in rank 0: weights_sha256 ('1111" in done.stderr
+    assert completed.returncode != 0
+    assert "teacher 'vit' is not the same in rank 0: weights_sha256 ('1111" in completed.stderr
 
 
 def test_processes_that_cannot_meet(tmp_path, manifest, teachers, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = run_error("precompute", *_args(manifest, teachers, tmp_path / "store.h5"))
-    assert "WORLD_SIZE is 2, but the processes cannot meet" in line
-    assert "start with torchrun" in line
+    error = run_failure("precompute", *_args(manifest, teachers, tmp_path / "store.h5"))
+    assert error.name == "WORLD_SIZE"
 
 
 def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(
-    tmp_path, manifest, teachers, whole
+    tmp_path, manifest, teachers, expected_contents
 ):
     out = tmp_path / "s" / "store.h5"
-    n_shards = sum(len(p.parts) > 1 for p in whole)
+    n_shards = sum(len(p.parts) > 1 for p in expected_contents)
     bounds = [0, 3, 9, n_shards]
     for a, b in ((3, 9), (9, n_shards), (0, 3)):  # in any order
         text = run_ok("precompute", *_args(manifest, teachers, out, "--shard-range", f"{a}:{b}"))
         assert f"store.part-{a}-{b}-" in text.replace("\n", "")
     assert not out.exists()
     parts = [next(out.parent.glob(f"store.part-{a}-{b}-*.h5")) for a, b in pairwise(bounds)]
-    line = run_error("store", "merge", out, *parts[:2])
-    assert "no shard holds rows" in line
+    assert isinstance(run_failure("store", "merge", out, *parts[:2]), StoreError)
     assert not out.exists()
     run_ok("store", "merge", out, *parts)
     for part in parts:
         part.unlink()
-    assert contents(out.parent) == whole
-    line = run_error(
+    assert contents(out.parent) == expected_contents
+    error = run_failure(
         "precompute", *_args(manifest, teachers, out, "--shard-range", f"0:{n_shards + 1}")
     )
-    assert f"this run has the shards 0:{n_shards}" in line
+    assert (type(error), error.name) == (SettingError, "shard_range")
+    assert f"0:{n_shards}," in str(error)
     for wrong in ("3", "a:b", "-1:2"):
         assert "is not A:B" in _usage_error(
             "precompute", *_args(manifest, teachers, out, "--shard-range", wrong)
@@ -246,7 +248,7 @@ def _wait_for_shard(out):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(
-    tmp_path, manifest, teachers, whole, number
+    tmp_path, manifest, teachers, expected_contents, number
 ):
     out = tmp_path / "s" / "store.h5"
     process = _slow(_args(manifest, teachers, out))
@@ -262,11 +264,11 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(
     )
     assert "Traceback" not in errors
     assert not list(out.parent.rglob("*.tmp"))
-    kept = {p: p.stat().st_mtime_ns for p in out.parent.rglob("vit/*.h5")}
-    assert kept
+    modified_times = {p: p.stat().st_mtime_ns for p in out.parent.rglob("vit/*.h5")}
+    assert modified_times
     run_ok("precompute", *_args(manifest, teachers, out))
-    assert contents(out.parent) == whole
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept  # not made again
+    assert contents(out.parent) == expected_contents
+    assert {p: p.stat().st_mtime_ns for p in modified_times} == modified_times  # not made again
 
 
 def test_a_signal_to_the_whole_group_is_not_the_workers_business(tmp_path, manifest, teachers):
@@ -319,9 +321,12 @@ def _kill_this_process(*_arguments):
     ],
 )
 def test_a_killed_worker_stops_the_run_which_goes_on(
-    tmp_path, monkeypatch, manifest, teachers, whole, kill, n_shards, workers
+    tmp_path, monkeypatch, manifest, teachers, expected_contents, kill, n_shards, workers
 ):
-    """Batches of two images, shards of five rows: the eighth is of the third, the second is still being encoded."""
+    """Batches of two images, shards of five rows.
+
+    The eighth batch is of the third shard, and the second is still being encoded.
+    """
     monkeypatch.setattr("cusa.cli.console.cpu_count", lambda: 2)  # and so two threads that encode
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out, "--workers", workers)
@@ -335,11 +340,11 @@ def test_a_killed_worker_stops_the_run_which_goes_on(
     assert line.endswith(
         "rows are encoded; finished shards are kept; run the same command again to go on"
     )
-    kept = {path: path.stat().st_mtime_ns for path in out.parent.rglob("vit/*.h5")}
-    assert len(kept) == n_shards
+    modified_times = {path: path.stat().st_mtime_ns for path in out.parent.rglob("vit/*.h5")}
+    assert len(modified_times) == n_shards
     run_ok("precompute", *args)
-    assert contents(out.parent) == whole
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert contents(out.parent) == expected_contents
+    assert {path: path.stat().st_mtime_ns for path in modified_times} == modified_times
 
 
 def _may_mount():
@@ -385,7 +390,7 @@ def test_a_small_shm_is_enough_for_every_reader(tmp_path, manifest, teachers):
     for command in commands:
         arguments = [*map(str, command), "--workers", "2", "--batch-size", "6"]
         code = f"from tests.helpers import COMMANDS; COMMANDS[{arguments[0]!r}]({arguments[1:]!r})"
-        done = subprocess.run(
+        completed = subprocess.run(
             ["unshare", "-m", "sh", "-c", small_shm, "sh", sys.executable, "-c", code],
             capture_output=True,
             text=True,
@@ -393,7 +398,7 @@ def test_a_small_shm_is_enough_for_every_reader(tmp_path, manifest, teachers):
             cwd=ROOT,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert completed.returncode == 0, completed.stderr
 
 
 def test_a_part_may_have_only_skipped_rows(tmp_path, teachers):
@@ -412,8 +417,19 @@ def test_parts_of_other_teachers_do_not_replace_each_other(tmp_path, manifest, t
     run_ok("precompute", *_args(manifest, teachers, out))
     vit = teachers[1].partition("=")[2]
     for name in ("second", "third"):
-        run_ok("precompute", "--dataset", manifest, "--teacher", f"{name}={vit}", "--workers", 0, "--out", out,
-               "--shard-range", "0:2")  # fmt: skip
+        run_ok(
+            "precompute",
+            "--dataset",
+            manifest,
+            "--teacher",
+            f"{name}={vit}",
+            "--workers",
+            0,
+            "--out",
+            out,
+            "--shard-range",
+            "0:2",
+        )
     run_ok("store", "merge", out, *out.parent.glob("store.part-*.h5"))
     assert set(EmbeddingStore(out).teachers) == {"vit", "words", "second", "third"}
 
@@ -436,7 +452,7 @@ def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, tea
     assert "Error: stopped by SIGTERM: no row was encoded yet; run the same command again" in errors
 
 
-def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, whole):
+def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, expected_contents):
     out = tmp_path / "s" / "store.h5"
     first = _slow(_args(manifest, teachers, out), pause=0.3)
     _wait_for_shard(out)
@@ -448,10 +464,10 @@ def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, whol
     first.kill()
     first.communicate()
     run_ok("precompute", *_args(manifest, teachers, out))  # nothing to clean by hand
-    assert contents(out.parent) == whole
+    assert contents(out.parent) == expected_contents
 
 
-def test_a_full_disk_loses_nothing(tmp_path, manifest, teachers, whole, monkeypatch):
+def test_a_full_disk_loses_nothing(tmp_path, manifest, teachers, expected_contents, monkeypatch):
     """The operating system's refusal, made up; benchmarks/damage.py fills a real one."""
     out = tmp_path / "s" / "store.h5"
     fsync, calls = os.fsync, []
@@ -468,10 +484,10 @@ def test_a_full_disk_loses_nothing(tmp_path, manifest, teachers, whole, monkeypa
     assert "No space left on device; make room and run the same command again" in line
     assert not out.exists()
     assert not list(out.parent.rglob("*.tmp"))
-    assert 0 < len(list(out.parent.rglob("*.h5"))) < len(whole)
+    assert 0 < len(list(out.parent.rglob("*.h5"))) < len(expected_contents)
     monkeypatch.setattr("os.fsync", fsync)
     run_ok("precompute", *_args(manifest, teachers, out))
-    assert contents(out.parent) == whole
+    assert contents(out.parent) == expected_contents
 
 
 def test_a_note_tells_that_the_disk_is_too_small(tmp_path, manifest, teachers, monkeypatch):
@@ -496,11 +512,11 @@ def test_killed_anywhere_a_rerun_gives_the_same_bytes(ranks, kills):
         "--seed",
         "1",
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads(done.stdout[done.stdout.index("{") :])
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    results = json.loads(completed.stdout[completed.stdout.index("{") :])
     assert results["identical"] == results["kills"] == kills
     assert len(results["phases"]) > 2
 
@@ -526,16 +542,19 @@ def test_adding_a_teacher_touches_no_row_of_another(tmp_path, manifest, teachers
 
 
 def test_another_shard_length_is_refused_and_the_stores_own_is_kept(
-    tmp_path, manifest, teachers, whole
+    tmp_path, manifest, teachers, expected_contents
 ):
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out)
     run_ok("precompute", *args)
     without = [a for a in args if a not in ("--shard-rows", "5")]
     run_ok("precompute", *without)
-    assert contents(out.parent) == whole
-    line = run_error("precompute", *without, "--shard-rows", 7)
-    assert "is there, but shards of 7 rows of 18 are asked for; pass --shard-rows 5" in line
+    assert contents(out.parent) == expected_contents
+    error = run_failure("precompute", *without, "--shard-rows", 7)
+    assert (type(error), error.name) == (StoreError, "vit")
+    assert error.path is not None
+    assert error.path.is_relative_to(out.with_suffix(""))
+    assert "--shard-rows 5" in str(error)
 
 
 def test_shards_of_another_length_replace_lost_ones(tmp_path, manifest, teachers):
@@ -553,13 +572,12 @@ def test_a_foreign_file_as_out_is_left_alone(tmp_path, manifest, teachers):
     for content in (b"hello", b"\x89HDF\r\n\x1a\n" + bytes(600), b""):
         out = tmp_path / "foreign.h5"
         out.write_bytes(content)
-        assert "is not a cusa-embeddings file" in run_error(
-            "precompute", *_args(manifest, teachers, out)
-        )
+        error = run_failure("precompute", *_args(manifest, teachers, out))
+        assert (type(error), error.path) == (StoreError, out)
         assert out.read_bytes() == content
     out.unlink()
     out.mkdir()
-    assert "is a folder" in run_error("precompute", *_args(manifest, teachers, out))
+    assert run_failure("precompute", *_args(manifest, teachers, out)).path == out
 
 
 def test_plan_prints_and_writes_nothing(tmp_path, manifest, teachers, monkeypatch):
@@ -596,11 +614,12 @@ def test_audit_finds_rows_that_the_teacher_does_not_give(tmp_path, manifest, tea
     assert "files are whole" in run_ok("store", "verify", out)
     line = run_error("store", "audit", out, "--sample", 100, "--teacher", "words")
     assert "1 of 2 are wrong: rows differ from what the teacher gives" in line
-    other = make_tiny_vit(tmp_path / "other")
-    config = json.loads((other / "preprocessor_config.json").read_text())
-    (other / "preprocessor_config.json").write_text(
+    other_vit = make_tiny_vit(tmp_path / "other")
+    config = json.loads((other_vit / "preprocessor_config.json").read_text())
+    (other_vit / "preprocessor_config.json").write_text(
         json.dumps({**config, "image_mean": [0.1, 0.9, 0.1]})
     )
-    result = run_error("store", "audit", out, "--teacher", f"vit={other}")
+    result = run_error("store", "audit", out, "--teacher", f"vit={other_vit}")
     assert "are wrong" in result
-    assert "has no teacher 'nope'" in run_error("store", "audit", out, "--teacher", "nope")
+    error = run_failure("store", "audit", out, "--teacher", "nope")
+    assert (type(error), error.path, error.name) == (StoreError, out, "nope")

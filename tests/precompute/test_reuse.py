@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 import cusa
+from cusa.data.errors import SettingError, StoreError
 from cusa.data.files import file_digest
 from cusa.data.store.index import read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import read_picture_digests, read_shard, write_shard
 from cusa.precompute.teachers.base import Teacher
-from tests.helpers import make_images, make_tiny_sentence, make_tiny_vit, run_error, run_ok
+from tests.helpers import make_images, make_tiny_sentence, make_tiny_vit, run_failure, run_ok
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,20 @@ def _manifest(
     return path
 
 
-def _args(models, manifest, out, *more, batch_size=1):
+def _args(models, manifest, out, *options, batch_size=1):
     vit, words = models
     teachers = ["--teacher", f"vit={vit}", "--teacher", f"words={words}"]
-    options = ["--workers", 0, "--batch-size", batch_size, "--shard-rows", 5, "--out", out, *more]
+    options = [
+        "--workers",
+        0,
+        "--batch-size",
+        batch_size,
+        "--shard-rows",
+        5,
+        "--out",
+        out,
+        *options,
+    ]
     return ["--dataset", str(manifest), *teachers, *(str(option) for option in options)]
 
 
@@ -285,19 +296,17 @@ def test_other_data_are_said_to_be(tmp_path, old, models, photos):
 
 def test_a_damaged_or_wrong_store_is_refused(tmp_path, old, models):
     out, args = tmp_path / "new.h5", (models, tmp_path / "pairs.jsonl")
-    assert "is the store that is written" in run_error(
-        "precompute", *_args(*args, old, "--reuse", old)
-    )
-    assert "does not exist" in run_error(
-        "precompute", *_args(*args, out, "--reuse", tmp_path / "nope.h5")
-    )
+    error = run_failure("precompute", *_args(*args, old, "--reuse", old))
+    assert (type(error), error.path, error.name) == (SettingError, old, "reuse")
+    error = run_failure("precompute", *_args(*args, out, "--reuse", tmp_path / "nope.h5"))
+    assert error.path == tmp_path / "nope.h5"
     shard = sorted(old.with_suffix("").glob("vit/*.h5"))[1]
     content = bytearray(shard.read_bytes())
     content[3000] ^= 1
     shard.write_bytes(content)
-    line = run_error("precompute", *_args(*args, out, "--reuse", old))
-    assert str(shard) in line
-    assert "checksum does not hold" in line
+    error = run_failure("precompute", *_args(*args, out, "--reuse", old))
+    assert isinstance(error, StoreError)
+    assert str(shard) in str(error)
     assert not out.exists()
 
 
@@ -332,7 +341,7 @@ def test_two_processes_take_over_the_same_bytes(tmp_path, old, models, photos):
         "-m",
         "cusa.precompute",
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, *_args(models, grown, out, "--reuse", old)],
         capture_output=True,
         text=True,
@@ -341,8 +350,8 @@ def test_two_processes_take_over_the_same_bytes(tmp_path, old, models, photos):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    assert "vit: 12 of 16 rows were taken over" in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "vit: 12 of 16 rows were taken over" in completed.stdout
     assert _shards(out) == _shards(plain)
 
 

@@ -1,4 +1,4 @@
-"""Text models as teachers: plain Hugging Face models, text towers, sentence-transformers folders."""
+"""Text models as teachers: Hugging Face models, text towers, sentence-transformers folders."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from cusa.data.errors import TeacherError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import parse_teacher
+from cusa.precompute.teachers.base import WEIGHTS
 from tests.helpers import make_pairs, make_tiny_vit, run, run_ok
 from tests.tiny_models import SIZES, TEXTS, WORDS, save_text
 
@@ -35,7 +36,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     save_text(tmp_path / "read", *BERT, **SIZES)
     for file in (tmp_path / "read").glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(TeacherError, match="has no tokeniser") as caught:
+    with pytest.raises(TeacherError) as caught:
         _load(tmp_path / "read")
     assert caught.value.path == tmp_path / "read"
 
@@ -137,8 +138,9 @@ def test_weights_that_are_missing_are_refused(tmp_path, name):
         file,
         {"format": "pt"},
     )
-    with pytest.raises(TeacherError, match="its weights lack"):
+    with pytest.raises(TeacherError) as caught:
         _load(tmp_path / "read")
+    assert caught.value.location == WEIGHTS
 
 
 def _sentence_folder(folder, path=""):
@@ -199,8 +201,9 @@ def test_sentence_transformers_folders(tmp_path, path):
     save_file(
         {k: v for k, v in weights.items() if "layer.0.attention" not in k}, file, {"format": "pt"}
     )
-    with pytest.raises(TeacherError, match="its weights lack"):
+    with pytest.raises(TeacherError) as caught:
         _load(folder)
+    assert caught.value.location == WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -231,7 +234,7 @@ def test_code_of_a_folder_is_never_run(tmp_path, monkeypatch, place):
     if place == "tokenizer_config.json":  # transformers has another tokeniser for the model's kind
         _load(tmp_path / "read")
     else:
-        with pytest.raises(TeacherError, match="needs code of its own"):
+        with pytest.raises(TeacherError):
             _load(tmp_path / "read")
     assert not (tmp_path / "executed").exists()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import TeacherError
 from cusa.precompute.teachers.unicom import (
     _MEAN,
     _STD,
@@ -35,7 +35,7 @@ def _tiny() -> tuple[Unicom, dict]:
 
 
 def test_tiny_model_equals_the_reference():
-    """1e-4 separates every mistake that unicom_tiny.json lists, but for the LayerNorm epsilon (9e-6)."""
+    """1e-4 tells every mistake that unicom_tiny.json lists, but for LayerNorm's epsilon (9e-6)."""
     model, io = _tiny()
     with torch.inference_mode():
         out = model(torch.from_numpy(io["input"])).numpy()
@@ -70,35 +70,39 @@ def test_full_size_models_have_exactly_the_published_keys(name):
 
 def test_a_missing_or_wrong_file_says_how_to_get_the_right_one(tmp_path, monkeypatch):
     release = RELEASES["unicom-vit-l-14"]
-    with pytest.raises(CusaError) as error:
+    with pytest.raises(TeacherError) as error:
         load_unicom(release, tmp_path / "nope.pt", "cpu")
     for part in (release.file, release.url, release.sha256, "--teacher unicom-vit-l-14=PATH"):
         assert part in str(error.value)
     wrong = tmp_path / "wrong.pt"
     wrong.write_bytes(b"x")
-    with pytest.raises(CusaError, match=f"expected {release.sha256}"):
+    with pytest.raises(TeacherError) as other_file:
         load_unicom(release, wrong, "cpu")
+    assert other_file.value.path == wrong
+    assert release.sha256 in str(other_file.value)
 
     def refuse(*_args, **_kwargs):
         raise OSError("no route")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(CusaError, match=r"cannot be downloaded .no route.*--teacher unicom=PATH"):
+    with pytest.raises(TeacherError) as no_download:
         load_unicom(RELEASES["unicom"], None, "cpu")
+    assert no_download.value.path == tmp_path / "cache" / "cusa" / RELEASES["unicom"].file
+    for part in ("no route", "--teacher unicom=PATH"):
+        assert part in str(no_download.value)
     assert not list((tmp_path / "cache").rglob("*.pt*"))
     monkeypatch.setattr(
         "urllib.request.urlopen", lambda *_args, **_kwargs: io.BytesIO(b"a proxy's page")
     )
-    with pytest.raises(CusaError, match="is not Unicom's"):
+    with pytest.raises(TeacherError):
         load_unicom(RELEASES["unicom"], None, "cpu")
-    assert not list(
-        (tmp_path / "cache").rglob("*.pt*")
-    )  # what is wrong never takes the name that is trusted
+    # A wrong file never takes the name that is trusted.
+    assert not list((tmp_path / "cache").rglob("*.pt*"))
 
 
 def test_a_published_file_loads(tmp_path, monkeypatch):
-    """The whole loader, on the tiny weights under a release of their own: fp16 file in, checked, float32 model out."""
+    """The whole loader, on tiny weights: an fp16 file is checked and becomes a float32 model."""
     import hashlib
     from dataclasses import replace
 

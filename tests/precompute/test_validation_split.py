@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cusa.data.datasets import load_dataset
-from cusa.data.errors import DataError, SettingError
+from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset, Record, Truth, fingerprint
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.validation_split import choose_val_images, with_val_split
@@ -18,7 +18,7 @@ from tests.helpers import (
     make_tiny_sentence,
     make_tiny_vit,
     records,
-    run_error,
+    run_failure,
     run_ok,
     unit_rows,
 )
@@ -48,8 +48,8 @@ def manifest(tmp_path_factory):
     return path
 
 
-def _args(manifest, teachers, out, *more):
-    return ["--dataset", str(manifest), *teachers, "--out", str(out), *(str(m) for m in more)]
+def _args(manifest, teachers, out, *options):
+    return ["--dataset", str(manifest), *teachers, "--out", str(out), *(str(m) for m in options)]
 
 
 def _by_hash(n=N_IMAGES):
@@ -135,8 +135,21 @@ def test_a_data_set_without_val_trains(tmp_path, manifest, teachers):
     assert set(store.split("val").image_ids) == set(_by_hash()[:2])
     assert not set(store.split("val").image_ids) & set(store.split("train").image_ids)
     assert store.split("train").n_images == 22
-    run_ok("train", "--embeddings", out, "--student", "adapter", "--run-dir", tmp_path / "run", "--epochs", 1,
-           "--set", "train.batch_size=4", "--set", "train.workers=0")  # fmt: skip
+    run_ok(
+        "train",
+        "--embeddings",
+        out,
+        "--student",
+        "adapter",
+        "--run-dir",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--set",
+        "train.batch_size=4",
+        "--set",
+        "train.workers=0",
+    )
     before = {path: path.read_bytes() for path in tmp_path.rglob("store*/**/*.h5")}
     run_ok("precompute", *_args(manifest, teachers, out))
     assert {path: path.read_bytes() for path in before} == before
@@ -164,9 +177,9 @@ def test_fractions(tmp_path, manifest, teachers):
         )
         assert _val(out) == val
         assert EmbeddingStore(out).splits_of("minilm") == EmbeddingStore(out).splits_of("vit")
-    line = run_error("precompute", *_args(manifest, teachers, third, "--val-fraction", 0.5))
-    assert "fingerprint of split 'train' differs" in line
-    assert "--val-fraction" in line
+    error = run_failure("precompute", *_args(manifest, teachers, third, "--val-fraction", 0.5))
+    assert (type(error), error.name) == (StoreError, "fingerprint")
+    assert "--val-fraction" in str(error)
 
 
 def test_a_store_that_was_made_before_goes_on_without_val(tmp_path, manifest, teachers):

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cusa.data.errors import FileFormatError, ImageError, TeacherError
+from cusa.data.errors import FileFormatError, ImageError, SettingError, TeacherError
 from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.audit import audit
 from cusa.precompute.first_batch import FirstBatchCheck
 from cusa.precompute.teachers import parse_teacher
-from tests.helpers import make_pairs, make_tiny_sentence, run, run_error, run_ok
+from cusa.precompute.teachers.base import POOLING
+from tests.helpers import make_pairs, make_tiny_sentence, run, run_failure, run_ok
 from tests.tiny_models import MAPS, SIZES, VISION, pictures, save_clip, save_vision
 
 
@@ -47,22 +48,65 @@ CHOICES = [
     ("BeitModel", "BeitConfig", VISION, "pooler", lambda out: out.pooler_output),
     ("SiglipVisionModel", "SiglipVisionConfig", VISION, "pooler", lambda out: out.pooler_output),
     ("ConvNextModel", "ConvNextConfig", MAPS, "pooler", lambda out: out.pooler_output),
-    ("SwinModel", "SwinConfig", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1],
-                                 "num_heads": [1, 2], "window_size": 4}, "pooler",
-     lambda out: out.last_hidden_state.mean(dim=1)),
-    ("ResNetModel", "ResNetConfig", {"embedding_size": 8, **MAPS}, "pooler",
-     lambda out: out.last_hidden_state.mean(dim=(2, 3))),
+    (
+        "SwinModel",
+        "SwinConfig",
+        {
+            "image_size": 32,
+            "patch_size": 4,
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "window_size": 4,
+        },
+        "pooler",
+        lambda out: out.last_hidden_state.mean(dim=1),
+    ),
+    (
+        "ResNetModel",
+        "ResNetConfig",
+        {"embedding_size": 8, **MAPS},
+        "pooler",
+        lambda out: out.last_hidden_state.mean(dim=(2, 3)),
+    ),
     ("ViTMSNModel", "ViTMSNConfig", VISION, "first_token", lambda out: out.last_hidden_state[:, 0]),
-    ("Data2VecVisionModel", "Data2VecVisionConfig", VISION, "first_token", lambda out: out.last_hidden_state[:, 0]),
+    (
+        "Data2VecVisionModel",
+        "Data2VecVisionConfig",
+        VISION,
+        "first_token",
+        lambda out: out.last_hidden_state[:, 0],
+    ),
     ("IJepaModel", "IJepaConfig", VISION, "mean", lambda out: out.last_hidden_state.mean(dim=1)),
-    ("SegformerModel", "SegformerConfig", {"num_attention_heads": [1] * 4, **MAPS}, "mean",
-     lambda out: out.last_hidden_state.mean(dim=(2, 3))),
-    ("PoolFormerModel", "PoolFormerConfig", MAPS, "mean", lambda out: out.last_hidden_state.mean(dim=(2, 3))),
-    ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**VISION, "projection_dim": 24}, "image_embeds",
-     lambda out: out.image_embeds),
-    ("BlipVisionModel", "BlipVisionConfig", {**VISION, "initializer_range": 0.5}, "pooler",
-     lambda out: out.pooler_output),
-]  # fmt: skip
+    (
+        "SegformerModel",
+        "SegformerConfig",
+        {"num_attention_heads": [1] * 4, **MAPS},
+        "mean",
+        lambda out: out.last_hidden_state.mean(dim=(2, 3)),
+    ),
+    (
+        "PoolFormerModel",
+        "PoolFormerConfig",
+        MAPS,
+        "mean",
+        lambda out: out.last_hidden_state.mean(dim=(2, 3)),
+    ),
+    (
+        "CLIPVisionModelWithProjection",
+        "CLIPVisionConfig",
+        {**VISION, "projection_dim": 24},
+        "image_embeds",
+        lambda out: out.image_embeds,
+    ),
+    (
+        "BlipVisionModel",
+        "BlipVisionConfig",
+        {**VISION, "initializer_range": 0.5},
+        "pooler",
+        lambda out: out.pooler_output,
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "config", "settings", "feature", "reference"), CHOICES)
@@ -133,16 +177,17 @@ def test_a_pooling_of_ones_own(tmp_path):
 def test_a_pooling_that_a_model_has_not_is_refused(tmp_path):
     save_vision(tmp_path / "jepa", "IJepaModel", "IJepaConfig", **VISION)
     for pooling in ("cls", "pooler"):
-        with pytest.raises(TeacherError, match="pass --pooling mean"):
+        with pytest.raises(TeacherError) as caught:
             _load(tmp_path / "jepa", pooling)
+        assert caught.value.location == POOLING
     save_vision(tmp_path / "vit", "ViTModel", "ViTConfig", **VISION)
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
     save_file(kept, tmp_path / "vit" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        TeacherError, match="no weights for one"
-    ):  # transformers would draw them at random
+    # transformers would draw them at random.
+    with pytest.raises(TeacherError) as caught:
         _load(tmp_path / "vit", "pooler")
+    assert caught.value.location == POOLING
     assert _load(tmp_path / "vit").transform["feature"] == "first_token"
 
 
@@ -181,10 +226,9 @@ def test_pictures_of_varying_size_are_batched_by_size(tmp_path, workers):
 def test_a_model_that_takes_one_size_alone_names_the_picture(tmp_path):
     """CLIP has positions for 32 x 32 pixels; its processor makes others."""
     save_clip(tmp_path / "clip", crop=False)
-    with pytest.raises(
-        TeacherError, match=r"fails on an image as its image processor makes it .*32"
-    ):
+    with pytest.raises(TeacherError) as caught:
         _load(tmp_path / "clip")
+    assert caught.value.name == str(tmp_path / "clip")
 
 
 def test_images_of_patches_and_masks(tmp_path):
@@ -214,27 +258,26 @@ def test_images_of_patches_and_masks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "settings", "message"),
+    ("name", "config", "settings"),
     [
         (
             "PixtralVisionModel",
             "PixtralVisionConfig",
             {**SIZES, "image_size": 32, "patch_size": 16},
-            "not one row",
         ),
         (
             "PerceiverModel",
             "PerceiverConfig",
             {"num_latents": 4, "d_latents": 8, "d_model": 8},
-            "not pixels",
         ),
-        ("TimesformerModel", "TimesformerConfig", {**VISION, "num_frames": 2}, "fails on an image"),
+        ("TimesformerModel", "TimesformerConfig", {**VISION, "num_frames": 2}),
     ],
 )
-def test_models_that_take_other_inputs_are_refused(tmp_path, name, config, settings, message):
+def test_models_that_take_other_inputs_are_refused(tmp_path, name, config, settings):
     save_vision(tmp_path / "see", name, config, **settings)
-    with pytest.raises(TeacherError, match=message) as caught:
+    with pytest.raises(TeacherError) as caught:
         _load(tmp_path / "see")
+    assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -248,22 +291,23 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
     try:
         import torchvision  # noqa: F401
     except ImportError:
-        with pytest.raises(TeacherError, match=r"it needs torchvision; pip install torchvision$"):
+        with pytest.raises(TeacherError) as caught:
             _load(tmp_path / "see")
+        assert "pip install torchvision" in str(caught.value)
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "config.json").write_text(
         '{"architecture": "resnet18", "num_features": 512}'
     )
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setattr("cusa.precompute.teachers.find_spec", lambda name: None)
-    with pytest.raises(
-        TeacherError, match=r"timm model .resnet18., which needs timm: pip install timm"
-    ):
+    with pytest.raises(TeacherError) as caught:
         parse_teacher(f"see={tmp_path / 'timm'}")
+    assert (caught.value.name, caught.value.path) == ("timm", tmp_path / "timm")
+    assert "pip install timm" in str(caught.value)
 
 
 def test_kinds_of_folders(tmp_path):
-    """A processor within processor_config.json, or none but the model's own settings, make a vision model."""
+    """A processor_config.json, or the model's own settings alone, make a vision model."""
     save_vision(tmp_path / "see", "ResNetModel", "ResNetConfig", embedding_size=8, **MAPS)
     want = _checked_rows(_load(tmp_path / "see"), pictures())
     settings = tmp_path / "see" / "preprocessor_config.json"
@@ -296,10 +340,9 @@ def test_code_of_a_folder_is_never_run(tmp_path, monkeypatch):
         folder = shutil.copytree(tmp_path / "see", tmp_path / file)
         settings = json.loads((folder / file).read_text())
         (folder / file).write_text(json.dumps({**settings, "auto_map": names, **change}))
-        with pytest.raises(
-            TeacherError, match="needs code of its own, which is not run; use a model"
-        ):
+        with pytest.raises(TeacherError) as caught:
             _load(folder)
+        assert caught.value.path == folder
     assert not (tmp_path / "executed").exists()
 
 
@@ -335,8 +378,10 @@ def test_the_pooling_is_named_recorded_and_kept(tmp_path):
         "--pooling",
         "mean",
     )
-    line = run_error("precompute", "--dataset", manifest, *own_pooling, "--out", tmp_path / "t.h5")
-    assert "--pooling is for Hugging Face vision models" in line
+    error = run_failure(
+        "precompute", "--dataset", manifest, *own_pooling, "--out", tmp_path / "t.h5"
+    )
+    assert (type(error), error.name) == (SettingError, "--pooling")
 
 
 def test_an_audit_with_a_model_without_the_recorded_pooling_says_so(tmp_path):
@@ -354,7 +399,7 @@ def test_an_audit_with_a_model_without_the_recorded_pooling_says_so(tmp_path):
 def test_narrow_pictures_are_errors_of_their_file(tmp_path):
     save_vision(tmp_path / "see", "ViTModel", "ViTConfig", **VISION)
     teacher = _load(tmp_path / "see")
-    with pytest.raises(ImageError, match="too narrow"):
+    with pytest.raises(ImageError):
         teacher.preprocess(Image.new("L", (1, 1_000_000)))
     manifest, words = make_pairs(tmp_path / "d"), make_tiny_sentence(tmp_path / "words")
     Image.new("L", (1, 1_000_000)).save(tmp_path / "d" / "003.png")
