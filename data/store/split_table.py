@@ -161,7 +161,13 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
     if "truth" in split_group:
         truth_group = child_group(split_group, "truth")
         truth = Truth(*(read_array(truth_group, name, "<i8") for name in TRUTH_COLUMNS))
-        check_truth(truth, n_images, n_captions, index_path, split_group.name)
+        check_truth(
+            truth,
+            n_images,
+            n_captions,
+            index_path,
+            split_group.name,
+        )
     return SplitTable(text_attribute(split_group, "fingerprint"), columns, caption_image, truth)
 
 
