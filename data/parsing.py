@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 from cusa.data.errors import FileFormatError, first_line
 
+# Characters of a value in a message.
+_MAX_SHOWN = 60
 _CELL_ENDS = " \t\r\n"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -222,3 +224,17 @@ def _refuse_lone_surrogates(content: Any) -> None:
             unchecked.extend(value.values())
         elif isinstance(value, list):
             unchecked.extend(value)
+
+
+def described(value: Any) -> str:
+    """Describe a value of a JSON document in a few characters."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    if len(text) <= _MAX_SHOWN:
+        return text
+    return f"{text[:_MAX_SHOWN]}…"

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cusa.data.records import Record, Truth, caption_rows, fingerprint, iter_captions
+from cusa.data.records import Record, Truth, caption_rows, fingerprint, text_columns
 from cusa.data.store.hdf5 import (
     child_group,
     hdf5_errors,
@@ -111,15 +111,8 @@ class SplitTable:
     @staticmethod
     def from_records(records: Sequence[Record], truth: Truth | None) -> SplitTable:
         """Return the table of records."""
-        image_ids = [record.image_id for record in records]
-        image_paths = [record.image_path for record in records]
-        caption_ids = list(itertools.chain.from_iterable(record.caption_ids for record in records))
-        columns = {
-            "image_ids": Texts.from_strings(image_ids),
-            "image_paths": Texts.from_strings(image_paths),
-            "caption_ids": Texts.from_strings(caption_ids),
-            "captions": Texts.from_strings(list(iter_captions(records))),
-        }
+        texts = text_columns(records)
+        columns = {name: Texts.from_strings(texts[name]) for name in COLUMNS}
         return SplitTable(fingerprint(records), columns, caption_rows(records), truth)
 
     def item_ids(self, modality: str) -> Texts:
