@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from cusa.data.errors import DataError
-from cusa.data.readers.described import described
+from cusa.data.parsing import described
 from cusa.data.readers.forms import AnnotationRow
 from cusa.data.records import (
     SPLITS,

@@ -89,18 +89,18 @@ def require(source: str, error_class: type[CusaError]) -> None:
         locate(source, error_class)
 
 
-def cached_snapshot(name: str) -> Path | None:
+def cached_snapshot(model_name: str) -> Path | None:
     """Return the folder of a model's main revision in the local cache, if there is one."""
     from huggingface_hub import try_to_load_from_cache
 
     for marker in _MARKERS:
-        file = try_to_load_from_cache(name, marker)
+        file = try_to_load_from_cache(model_name, marker)
         if isinstance(file, str):
             return Path(file).parent
     return None
 
 
-def _hub_problem(name: str) -> str | None:
+def _hub_problem(model_name: str) -> str | None:
     """Describe why a model cannot be had from the hub, ``None`` if it can."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
@@ -109,7 +109,7 @@ def _hub_problem(name: str) -> str | None:
 
     def ask() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(name, _MARKERS[0]), timeout=_TIMEOUT_S)
+            get_hf_file_metadata(hf_hub_url(model_name, _MARKERS[0]), timeout=_TIMEOUT_S)
         except EntryNotFoundError:
             # The model is there, without this file.
             answers.append(None)

@@ -38,13 +38,13 @@ _GREY_FACTORS = {"L;2": 85, "L;4": 17}
 _pillow_limit_lock = threading.Lock()
 
 
-def load_image(path: Path, at_least: int | None = None) -> Image.Image:
+def load_image(file_path: Path, at_least: int | None = None) -> Image.Image:
     """Decode a whole image file as a viewer shows it (:func:`as_viewed`).
 
     Of an animation, the first frame is taken.
 
     Args:
-        path: The file.
+        file_path: The file.
         at_least: A JPEG may be halved, once or more, while it is decoded, as long as both sides
             keep this many pixels: faster, and not quite the same pixels. ``None``: only where it
             has more than :data:`HUGE_PIXELS`.
@@ -54,7 +54,7 @@ def load_image(path: Path, at_least: int | None = None) -> Image.Image:
             more pixels than :func:`max_pixels`.
         SettingError: If ``CUSA_MAX_PIXELS`` is no number.
     """
-    with open_image(path) as image:
+    with open_image(file_path) as image:
         if at_least is None and image.width * image.height > HUGE_PIXELS:
             at_least = _HUGE_SIDE
         if at_least is not None:
@@ -64,7 +64,7 @@ def load_image(path: Path, at_least: int | None = None) -> Image.Image:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(file_path: Path) -> Iterator[Image.Image]:
     """Open an image and read its header; what fails in the block is an error of the file.
 
     Raises:
@@ -73,26 +73,28 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """
     limit = max_pixels()
     try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"image {path} has zero bytes; replace or remove it", path=path)
+        if file_path.stat().st_size == 0:
+            raise ImageError(
+                f"image {file_path} has zero bytes; replace or remove it", path=file_path
+            )
         with warnings.catch_warnings():
             # Of odd EXIF blocks (the pixels are fine), and of Pillow's limit, which is not ours.
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with _opened(path) as image:
-                _refuse_pixels(image.size, limit, path)
+            with _opened(file_path) as image:
+                _refuse_pixels(image.size, limit, file_path)
                 yield image
     except FileNotFoundError:
-        message = f"image {path} does not exist; check the image root (--image-root)"
-        raise ImageError(message, path=path) from None
+        message = f"image {file_path} does not exist; check the image root (--image-root)"
+        raise ImageError(message, path=file_path) from None
     except UnidentifiedImageError:
-        message = f"image {path} is not an image that Pillow can read; replace or remove it"
-        raise ImageError(message, path=path) from None
+        message = f"image {file_path} is not an image that Pillow can read; replace or remove it"
+        raise ImageError(message, path=file_path) from None
     except (ImageError, SettingError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        message = f"image {path} cannot be decoded ({first_line(error)}); replace or remove it"
-        raise ImageError(message, path=path) from None
+        message = f"image {file_path} cannot be decoded ({first_line(error)}); replace or remove it"
+        raise ImageError(message, path=file_path) from None
 
 
 def max_pixels() -> int:
@@ -116,17 +118,17 @@ def max_pixels() -> int:
     return int(text)
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(file_path: Path) -> Image.Image:
     """Open an image whatever Pillow's own limit of pixels."""
     try:
-        return Image.open(path)
+        return Image.open(file_path)
     except Image.DecompressionBombError:
         # The limit is the whole process's: lifted for the moment in which a header is read.
         with _pillow_limit_lock:
             limit = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None
             try:
-                return Image.open(path)
+                return Image.open(file_path)
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
 
@@ -134,14 +136,14 @@ def _opened(path: Path) -> Image.Image:
 def _refuse_pixels(
     size: tuple[int, int],
     limit: int,
-    path: Path,
+    file_path: Path,
 ) -> None:
     width, height = size
     if width * height > limit:
         raise ImageError(
-            f"image {path} has {width:,} x {height:,} pixels, more than {limit:,}; make it smaller "
-            f"or set {MAX_PIXELS_VARIABLE}={width * height} in the environment",
-            path=path,
+            f"image {file_path} has {width:,} x {height:,} pixels, more than {limit:,}; make it "
+            f"smaller or set {MAX_PIXELS_VARIABLE}={width * height} in the environment",
+            path=file_path,
         )
 
 
@@ -259,13 +261,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _unknown_white_error(image: Image.Image, kind: str) -> ImageError:
     """Return the error of pixels of which nothing tells what number is white."""
     name = getattr(image, "filename", "")
-    path = None
+    file_path = None
     if name:
-        path = Path(name)
-    return ImageError(f"image {name} holds {kind} pixels; convert it to 8 bits", path=path)
+        file_path = Path(name)
+    return ImageError(f"image {name} holds {kind} pixels; convert it to 8 bits", path=file_path)
 
 
-def changed_decoding(path: Path) -> str | None:
+def changed_decoding(file_path: Path) -> str | None:
     """Describe why a file decodes to other pixels than before pictures were turned upright.
 
     ``None`` if it does not.
@@ -277,7 +279,7 @@ def changed_decoding(path: Path) -> str | None:
         ImageError: As :func:`load_image`.
         SettingError: If ``CUSA_MAX_PIXELS`` is no number.
     """
-    with open_image(path) as image:
+    with open_image(file_path) as image:
         orientation = exif_orientation(image)
         # Pillow itself has always turned those.
         if orientation != 1 and image.format != "TIFF":

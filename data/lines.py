@@ -25,41 +25,41 @@ class Place(NamedTuple):
 
 
 def line_fault(
-    path: Path,
+    file_path: Path,
     number: int,
     message: str,
 ) -> FileFormatError:
     """Return the error of a fault in a line of a file.
 
     Args:
-        path: The file.
+        file_path: The file.
         number: The line, from 1.
         message: What is wrong, and what is expected.
     """
     location = f"line {number}"
-    return FileFormatError(f"{path}, {location}: {message}", path=path, location=location)
+    return FileFormatError(f"{file_path}, {location}: {message}", path=file_path, location=location)
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(file_path: Path) -> list[str]:
     """Read the lines of a UTF-8 file, without their ends; a byte order mark is left out.
 
     Raises:
         FileFormatError: If the file is missing, a folder, or not UTF-8; names the line.
     """
     try:
-        content = path.read_bytes()
+        content = file_path.read_bytes()
     except FileNotFoundError:
-        message = f"{path} does not exist; it belongs to the published data set, put it there"
-        raise FileFormatError(message, path=path) from None
+        message = f"{file_path} does not exist; it belongs to the published data set, put it there"
+        raise FileFormatError(message, path=file_path) from None
     except IsADirectoryError:
-        raise FileFormatError(f"{path} is a folder, not a file", path=path) from None
+        raise FileFormatError(f"{file_path} is a folder, not a file", path=file_path) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         location = f"line {number}"
-        message = f"{path}, {location}, is not UTF-8 text; save the file as UTF-8"
-        raise FileFormatError(message, path=path, location=location) from None
+        message = f"{file_path}, {location}, is not UTF-8 text; save the file as UTF-8"
+        raise FileFormatError(message, path=file_path, location=location) from None
 
     # str.splitlines would also break lines at characters that occur within sentences, such as
     # U+2028.
@@ -69,7 +69,7 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+def read_csv(file_path: Path) -> Iterator[tuple[int, list[str]]]:
     """Read a comma-separated file.
 
     Yields:
@@ -79,13 +79,13 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         FileFormatError: If a row cannot be parsed: an open quotation mark, a cell of more than
             131,072 characters.
     """
-    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    reader = csv.reader((f"{line}\n" for line in read_lines(file_path)), strict=True)
     while True:
         try:
             row = next(reader, None)
         except csv.Error as error:
             message = f"{error}; expected comma-separated values"
-            raise line_fault(path, reader.line_num, message) from None
+            raise line_fault(file_path, reader.line_num, message) from None
         if row is None:
             return
         if row:
@@ -95,14 +95,14 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 def find_columns(
     header: Sequence[str],
     names: Sequence[str],
-    path: Path,
+    file_path: Path,
 ) -> list[int] | None:
     """Find the columns of these names by a table's header.
 
     Args:
         header: Cells of the first line.
         names: The names, in lower case.
-        path: The file.
+        file_path: The file.
 
     Returns:
         The number of each column, from 0; ``None`` if one is missing.
@@ -115,5 +115,7 @@ def find_columns(
         return None
     for name in names:
         if cells.count(name) > 1:
-            raise line_fault(path, 1, f"{cells.count(name)} columns are named {name}; keep one")
+            raise line_fault(
+                file_path, 1, f"{cells.count(name)} columns are named {name}; keep one"
+            )
     return [cells.index(name) for name in names]

@@ -19,47 +19,49 @@ from typing import Any, NoReturn
 
 from cusa.data.errors import FileFormatError, first_line
 
+# Characters of a value in a message.
+_MAX_SHOWN = 60
 _CELL_ENDS = " \t\r\n"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_text(path: Path) -> str:
+def read_text(file_path: Path) -> str:
     """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises:
         FileFormatError: If the file is missing, a folder, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return file_path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist", path=path) from None
+        raise FileFormatError(f"{file_path} does not exist", path=file_path) from None
     except IsADirectoryError:
-        raise FileFormatError(f"{path} is a folder, not a file", path=path) from None
+        raise FileFormatError(f"{file_path} is a folder, not a file", path=file_path) from None
     except UnicodeDecodeError as error:
         location = f"byte {error.start}"
-        message = f"{path} is not UTF-8 text ({location}); save it as UTF-8"
-        raise FileFormatError(message, path=path, location=location) from None
+        message = f"{file_path} is not UTF-8 text ({location}); save it as UTF-8"
+        raise FileFormatError(message, path=file_path, location=location) from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(file_path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
         FileFormatError: If it cannot be read or parsed; see :func:`parse_json`.
     """
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(file_path), file_path)
 
 
 def parse_json(
     text: str,
-    path: Path,
+    file_path: Path,
     line: int | None = None,
 ) -> Any:
     """Parse JSON text.
 
     Args:
         text: The text.
-        path: The file that it comes from, for messages.
+        file_path: The file that it comes from, for messages.
         line: The line of the file, where the text is one line of it.
 
     Returns:
@@ -86,12 +88,12 @@ def parse_json(
         problem = first_line(error)
     else:
         return content
-    subject = f"{path} {location}".strip()
+    subject = f"{file_path} {location}".strip()
     message = f"{subject} is not valid JSON ({problem}); repair it or download it again"
-    raise FileFormatError(message, path=path, location=location) from None
+    raise FileFormatError(message, path=file_path, location=location) from None
 
 
-def parse_json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+def parse_json_lines(text: str, file_path: Path) -> Iterator[tuple[int, Any]]:
     """Parse JSON Lines.
 
     Yields:
@@ -102,11 +104,11 @@ def parse_json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield number, parse_json(line, path, number)
+            yield number, parse_json(line, file_path, number)
 
 
 def parse_csv(
-    text: str, path: Path
+    text: str, file_path: Path
 ) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
     """Parse CSV with a header row.
 
@@ -116,7 +118,7 @@ def parse_csv(
 
     Args:
         text: The text.
-        path: The file that it comes from, for messages.
+        file_path: The file that it comes from, for messages.
 
     Returns:
         The names of the columns, and of each row the line that it begins on, from 1, and its cells
@@ -128,20 +130,20 @@ def parse_csv(
     """
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        _refuse_csv(path, line, "it holds a NUL character; if it is UTF-16, save it as UTF-8")
-    rows = _csv_rows(text, path)
+        _refuse_csv(file_path, line, "it holds a NUL character; if it is UTF-16, save it as UTF-8")
+    rows = _csv_rows(text, file_path)
     line, header = next(rows, (1, []))
     names = [name for name in header if name]
     repeated = Counter(names) - Counter(set(names))
     if repeated:
-        _refuse_csv(path, line, f"the header names {', '.join(sorted(repeated))} twice")
-    return tuple(names), _named_cells(rows, header, path)
+        _refuse_csv(file_path, line, f"the header names {', '.join(sorted(repeated))} twice")
+    return tuple(names), _named_cells(rows, header, file_path)
 
 
 def _named_cells(
     rows: Iterator[tuple[int, list[str]]],
     header: list[str],
-    path: Path,
+    file_path: Path,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line that each row begins on, and its cells by the names of the columns."""
     for line, cells in rows:
@@ -150,13 +152,13 @@ def _named_cells(
                 f"it has {len(cells)} cells, the header {len(header)}; a cell with a comma needs "
                 "quotes"
             )
-            _refuse_csv(path, line, problem)
+            _refuse_csv(file_path, line, problem)
         named_cells = dict(zip(header, cells, strict=True))
         named_cells.pop("", None)
         yield line, named_cells
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(text: str, file_path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the line that each row begins on, and its cells; rows without any are left out."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     while True:
@@ -164,7 +166,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            _refuse_csv(path, line, str(error))
+            _refuse_csv(file_path, line, str(error))
         if cells is None:
             return
         cells = [cell.strip(_CELL_ENDS) for cell in cells]
@@ -173,13 +175,13 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _refuse_csv(
-    path: Path,
+    file_path: Path,
     line: int,
     problem: str,
 ) -> NoReturn:
     location = f"line {line}"
-    message = f"{path} {location} is not valid CSV ({problem}); repair it"
-    raise FileFormatError(message, path=path, location=location)
+    message = f"{file_path} {location} is not valid CSV ({problem}); repair it"
+    raise FileFormatError(message, path=file_path, location=location)
 
 
 def refuse_half_characters(text: str) -> None:
@@ -222,3 +224,17 @@ def _refuse_lone_surrogates(content: Any) -> None:
             unchecked.extend(value.values())
         elif isinstance(value, list):
             unchecked.extend(value)
+
+
+def described(value: Any) -> str:
+    """Describe a value of a JSON document in a few characters."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    if len(text) <= _MAX_SHOWN:
+        return text
+    return f"{text[:_MAX_SHOWN]}…"

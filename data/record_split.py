@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
-from cusa.data.records import Dataset, Truth, caption_rows, fingerprint, iter_captions
+from cusa.data.records import Dataset, Truth, caption_rows, fingerprint, text_columns
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,14 @@ class RecordSplit:
             DataError: If it has no such split.
         """
         records = dataset.select([name]).splits[name]
+        columns = text_columns(records)
         return RecordSplit(
             name=name,
             fingerprint=fingerprint(records),
-            image_ids=tuple(record.image_id for record in records),
-            image_paths=tuple(record.image_path for record in records),
-            caption_ids=tuple(chain.from_iterable(record.caption_ids for record in records)),
-            captions=tuple(iter_captions(records)),
+            image_ids=columns["image_ids"],
+            image_paths=columns["image_paths"],
+            caption_ids=columns["caption_ids"],
+            captions=columns["captions"],
             caption_image=caption_rows(records),
             truth=dataset.truth.get(name),
         )

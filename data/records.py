@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -208,6 +209,16 @@ def iter_captions(records: Sequence[Record]) -> Iterator[str]:
     """Yield every caption of a split in row order."""
     for record in records:
         yield from record.captions
+
+
+def text_columns(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
+    """Return the texts of a split: ids and paths by image row, ids and captions by caption row."""
+    return {
+        "image_ids": tuple(record.image_id for record in records),
+        "image_paths": tuple(record.image_path for record in records),
+        "caption_ids": tuple(chain.from_iterable(record.caption_ids for record in records)),
+        "captions": tuple(iter_captions(records)),
+    }
 
 
 def fingerprint(records: Sequence[Record]) -> str:

@@ -99,10 +99,10 @@ def position_limit(model: torch.nn.Module) -> int | None:
     from torch import nn
 
     limits = []
-    for name, module in model.named_modules():
-        if any(tower in name for tower in ("vision", "image", "visual")):
+    for module_name, module in model.named_modules():
+        if any(tower in module_name for tower in ("vision", "image", "visual")):
             continue
-        _, _, own_name = name.rpartition(".")
+        _, _, own_name = module_name.rpartition(".")
         if own_name not in _POSITION_TABLES or not isinstance(module, nn.Embedding):
             continue
         if module.padding_idx is not None:

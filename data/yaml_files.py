@@ -28,26 +28,26 @@ _YAML_ERRORS = (
 )
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(file_path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
         FileFormatError: If it cannot be read or parsed; see :func:`parse_yaml`.
     """
-    return parse_yaml(read_text(path), str(path), path)
+    return parse_yaml(read_text(file_path), str(file_path), file_path)
 
 
 def parse_yaml(
     text: str,
     source: str,
-    path: Path | None = None,
+    file_path: Path | None = None,
 ) -> Any:
     """Parse one YAML document of plain values.
 
     Args:
         text: The text.
         source: What it is called in messages: a path, or an option with its value.
-        path: The file that it comes from, if any.
+        file_path: The file that it comes from, if any.
 
     Returns:
         Plain Python values; ``None`` for an empty document.
@@ -71,7 +71,7 @@ def parse_yaml(
     except _YAML_ERRORS as error:
         problem = " ".join(str(error).split()) or type(error).__name__
     message = f"{source} is not valid YAML ({problem}); correct it"
-    raise FileFormatError(message, path=path) from None
+    raise FileFormatError(message, path=file_path) from None
 
 
 def _refuse_expansion(root: yaml.Node) -> None:

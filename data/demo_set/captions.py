@@ -58,7 +58,13 @@ def _layout_claim(scene: Scene, generator: Generator) -> Claim:
     """Relate two things: "a star above something blue"; of one alone, say where it is."""
     things = _shuffled(scene.things, generator)
     if len(things) == 1:
-        description = _describe(things[0], generator, kind=0.8, colour=0.8, cell=1)
+        description = _describe(
+            things[0],
+            generator,
+            kind=0.8,
+            colour=0.8,
+            cell=1,
+        )
         return Claim((description,))
 
     pair = things[:2]
@@ -69,7 +75,14 @@ def _layout_claim(scene: Scene, generator: Generator) -> Claim:
         pair.sort(key=lambda thing: thing.col)
     descriptions = []
     for thing in pair:
-        descriptions.append(_describe(thing, generator, kind=0.7, colour=0.8, family=0.1))
+        description = _describe(
+            thing,
+            generator,
+            kind=0.7,
+            colour=0.8,
+            family=0.1,
+        )
+        descriptions.append(description)
     return Claim(tuple(descriptions), relation)
 
 
@@ -87,7 +100,14 @@ def _draw_relation(first: Thing, second: Thing, generator: Generator) -> str:
 def _one_claim(scene: Scene, generator: Generator) -> Claim:
     """Name one thing, whatever else there is: "a big star"."""
     thing = pick(generator, scene.things)
-    description = _describe(thing, generator, kind=0.9, colour=0.6, size=0.3, family=0.1)
+    description = _describe(
+        thing,
+        generator,
+        kind=0.9,
+        colour=0.6,
+        size=0.3,
+        family=0.1,
+    )
     settings = _settings(scene, generator, 0.4)
     return Claim((description,), settings=settings)
 
@@ -95,7 +115,14 @@ def _one_claim(scene: Scene, generator: Generator) -> Claim:
 def _vague_claim(scene: Scene, generator: Generator) -> Claim:
     """Name hardly anything: "three shapes, one of them green", "something round outdoors"."""
     thing = pick(generator, scene.things)
-    description = _describe(thing, generator, kind=0.4, colour=0.5, size=0.1, family=0.5)
+    description = _describe(
+        thing,
+        generator,
+        kind=0.4,
+        colour=0.5,
+        size=0.1,
+        family=0.5,
+    )
     if generator.random() < 0.4:
         return Claim((description,), count=len(scene.things))
     settings = _settings(scene, generator, 0.7)
@@ -146,7 +173,13 @@ def _describe(
         row = None
     if thing.col == 1 and thing.row != 1:
         col = None
-    return Description(kinds, colours, named_size, row, col)
+    return Description(
+        kinds,
+        colours,
+        named_size,
+        row,
+        col,
+    )
 
 
 def _settings(

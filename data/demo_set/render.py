@@ -230,21 +230,21 @@ def _draw_rows(
 ) -> None:
     """Draw waves, bricks, squares or lines, row by row."""
     pen = ImageDraw.Draw(image)
-    side = image.width
+    image_side = image.width
     step = int(generator.integers(*_ROW_STEPS[setting]))
-    for row, y in enumerate(range(0, side, step)):
+    for row, y in enumerate(range(0, image_side, step)):
         # Every other row of bricks and squares is shifted by one step.
-        shifted_xs = range(step * (row % 2), side, 2 * step)
+        shifted_xs = range(step * (row % 2), image_side, 2 * step)
         if setting == "sea":
             phase = generator.uniform(0, 2 * np.pi)
-            wave = _wave(side, y, phase)
+            wave = _wave(image_side, y, phase)
             pen.line(wave, fill=colour, width=4)
         elif setting == "chess":
             for x in shifted_xs:
                 square = [x, y, x + step - 1, y + step - 1]
                 pen.rectangle(square, fill=colour)
         else:
-            pen.line([0, y, side, y], fill=colour, width=4)
+            pen.line([0, y, image_side, y], fill=colour, width=4)
         if setting == "brick":
             for x in shifted_xs:
                 pen.line([x, y, x, y + step], fill=colour, width=4)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from cusa.data.errors import FileFormatError
-from cusa.data.readers.described import described
+from cusa.data.parsing import described
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
 
 LOCATION_FORMAT = "annotations[{}]"

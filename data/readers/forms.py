@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from cusa.data.errors import DataError, FileFormatError
-from cusa.data.readers.described import described
+from cusa.data.parsing import described
 from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
 # From here on, not every whole number is a float64.

@@ -8,6 +8,7 @@ from typing import Any
 from cusa.data.errors import FileFormatError
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
 
+# Entries are counted from 0, as in the parsed list.
 LOCATION_FORMAT = "images[{}]"
 _ILLEGAL_CHARACTERS = set("/\\\0\n")  # in a data set's name
 

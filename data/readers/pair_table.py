@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source, Table
 
+# Lines are counted from 1, as editors show them.
 LOCATION_FORMAT = "line {}"
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from cusa.data.errors import DataError
-from cusa.data.readers.described import described
+from cusa.data.parsing import described
 from cusa.data.records import SPLITS
 
 SPLIT_ALIASES = {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}

@@ -52,7 +52,7 @@ class ReplacedError(StoreError):
 
 
 def write_sealed(
-    path: Path,
+    file_path: Path,
     file_format: str,
     fill: Callable[[h5py.File], None],
 ) -> str:
@@ -62,7 +62,7 @@ def write_sealed(
     HDF5 library is not left with a file that it cannot close.
 
     Args:
-        path: Final path.
+        file_path: Final path.
         file_format: Name of the format.
         fill: Fills the file.
 
@@ -73,13 +73,13 @@ def write_sealed(
         StoreError: If disk or quota is full; nothing is left of the file, an older one of that name
             stays.
     """
-    content = _build_in_memory(path, file_format, fill)
+    content = _build_in_memory(file_path, file_format, fill)
     seal = hashlib.sha256(content).hexdigest()
     major, minor = VERSION
     first_line = f"{file_format} {major}.{minor} sha256={seal}\n".encode()
 
     try:
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_file(file_path) as temporary, temporary.open("wb") as file:
             # The content goes first and in one piece: the page cache then holds it in large pages.
             file.seek(BLOCK)
             file.write(content)
@@ -89,21 +89,21 @@ def write_sealed(
         if error.errno not in _DISK_FULL_ERRORS:
             raise
         raise StoreError(
-            f"cannot write {path}: {error.strerror}; make room and run the same command again, "
-            "finished files are kept",
-            path=path,
+            f"cannot write {file_path}: {error.strerror}; make room and run the same command "
+            "again, finished files are kept",
+            path=file_path,
         ) from None
     return seal
 
 
 def _build_in_memory(
-    path: Path,
+    file_path: Path,
     file_format: str,
     fill: Callable[[h5py.File], None],
 ) -> bytes:
     """Return the bytes of an HDF5 file that was never on disk."""
     file = h5py.File(
-        str(path),
+        str(file_path),
         "w",
         driver="core",
         backing_store=False,
@@ -129,28 +129,28 @@ class _FirstLine:
     version: tuple[int, int]
 
 
-def read_seal(path: Path, file_format: str) -> str:
+def read_seal(file_path: Path, file_format: str) -> str:
     """Read the seal that a file carries, without verifying it; see :func:`seal_holds`.
 
     Raises:
         StoreError: If the file is missing or not of this format.
         VersionError: If it is of another major version.
     """
-    with _opened(path) as file:
-        return _read_first_line(file, path, file_format).seal
+    with _opened(file_path) as file:
+        return _read_first_line(file, file_path, file_format).seal
 
 
-def seal_holds(path: Path, file_format: str) -> bool:
+def seal_holds(file_path: Path, file_format: str) -> bool:
     """Return whether every byte of a file is as it was written; reads all of it."""
     try:
-        with _opened(path) as file:
-            first_line = _read_first_line(file, path, file_format)
+        with _opened(file_path) as file:
+            first_line = _read_first_line(file, file_path, file_format)
             seal = hashlib.file_digest(file, "sha256").hexdigest()
         if seal != first_line.seal:
             return False
 
         # No checksum covers the version in the first line.
-        with open_hdf5(path) as content:
+        with open_hdf5(file_path) as content:
             version = whole_numbers_attribute(content, "format_version", 2)
         return version == first_line.version
     except StoreError:
@@ -159,14 +159,14 @@ def seal_holds(path: Path, file_format: str) -> bool:
 
 @contextmanager
 def open_sealed(
-    path: Path,
+    file_path: Path,
     file_format: str,
     seal: str | None = None,
 ) -> Iterator[h5py.File]:
     """Open a sealed file for reading, without verifying its seal.
 
     Args:
-        path: The file.
+        file_path: The file.
         file_format: Name of its format.
         seal: The seal that it must carry, if it was looked at before.
 
@@ -175,15 +175,15 @@ def open_sealed(
             in place of what h5py raises within the block.
         VersionError: If it is of another major version.
     """
-    seal = require_seal(path, file_format, seal)
-    with open_hdf5(path) as file:
+    seal = require_seal(file_path, file_format, seal)
+    with open_hdf5(file_path) as file:
         # Files are replaced in one step: the open one is this one if the seal is still the same.
-        require_seal(path, file_format, seal)
+        require_seal(file_path, file_format, seal)
         yield file
 
 
 def require_seal(
-    path: Path,
+    file_path: Path,
     file_format: str,
     seal: str | None,
 ) -> str:
@@ -193,18 +193,18 @@ def require_seal(
         ReplacedError: If it is another.
         StoreError: If the file is missing or not of this format.
     """
-    seal_of_file = read_seal(path, file_format)
+    seal_of_file = read_seal(file_path, file_format)
     if seal is not None and seal_of_file != seal:
-        _refuse_seal(path, file_format, seal_of_file, seal)
+        _refuse_seal(file_path, file_format, seal_of_file, seal)
     return seal_of_file
 
 
 @contextmanager
-def open_bytes(path: Path, file_format: str, seal: str) -> Iterator[BufferedReader]:
+def open_bytes(file_path: Path, file_format: str, seal: str) -> Iterator[BufferedReader]:
     """Open a sealed file as bytes.
 
     Args:
-        path: The file.
+        file_path: The file.
         file_format: Name of its format.
         seal: The seal that it must carry.
 
@@ -213,15 +213,15 @@ def open_bytes(path: Path, file_format: str, seal: str) -> Iterator[BufferedRead
             (:class:`ReplacedError`).
         VersionError: If it is of another major version.
     """
-    with _opened(path) as file:
-        seal_of_file = _read_first_line(file, path, file_format).seal
+    with _opened(file_path) as file:
+        seal_of_file = _read_first_line(file, file_path, file_format).seal
         if seal_of_file != seal:
-            _refuse_seal(path, file_format, seal_of_file, seal)
+            _refuse_seal(file_path, file_format, seal_of_file, seal)
         yield file
 
 
 def _refuse_seal(
-    path: Path,
+    file_path: Path,
     file_format: str,
     seal: str,
     expected: str,
@@ -233,29 +233,33 @@ def _refuse_seal(
     else:
         problem = "is not the shard that the index names"
         advice = "move it away and run the cusa-precompute command again"
-    message = f"{path} {problem} (its checksum is {seal[:12]}, expected {expected[:12]}); {advice}"
-    raise ReplacedError(message, path=path)
+    message = (
+        f"{file_path} {problem} (its checksum is {seal[:12]}, expected {expected[:12]}); {advice}"
+    )
+    raise ReplacedError(message, path=file_path)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
+def _opened(file_path: Path) -> Iterator[BufferedReader]:
     """Open a file for reading."""
     try:
-        file = path.open("rb")
+        file = file_path.open("rb")
     except FileNotFoundError:
-        message = f"{path} is missing; run the cusa-precompute command again to make it"
-        raise StoreError(message, path=path) from None
+        message = f"{file_path} is missing; run the cusa-precompute command again to make it"
+        raise StoreError(message, path=file_path) from None
     except IsADirectoryError:
-        raise StoreError(f"{path} is a folder, not a file of a store", path=path) from None
+        raise StoreError(
+            f"{file_path} is a folder, not a file of a store", path=file_path
+        ) from None
     except ValueError:  # a NUL in the name
-        raise StoreError(f"{path!r} is no name of a file", path=path) from None
+        raise StoreError(f"{file_path!r} is no name of a file", path=file_path) from None
     with file:
         yield file
 
 
 def _read_first_line(
     file: BufferedReader,
-    path: Path,
+    file_path: Path,
     file_format: str,
 ) -> _FirstLine:
     """Read the first line, and leave the file at the block after it."""
@@ -266,13 +270,14 @@ def _read_first_line(
     fields = _FIRST_LINE_PATTERN.fullmatch(block)
     if fields is None or len(block) < BLOCK or fields[1].decode() != file_format:
         raise StoreError(
-            f"{path} is not a {file_format} file, or its first bytes are damaged", path=path
+            f"{file_path} is not a {file_format} file, or its first bytes are damaged",
+            path=file_path,
         )
     version = (int(fields[2]), int(fields[3]))
     if version[0] != VERSION[0]:
         raise VersionError(
-            f"{path} has format version {version[0]}.{version[1]}, this cusa reads "
+            f"{file_path} has format version {version[0]}.{version[1]}, this cusa reads "
             f"{VERSION[0]}.x; use the cusa that wrote it, or make it again",
-            path=path,
+            path=file_path,
         )
     return _FirstLine(fields[4].decode(), version)

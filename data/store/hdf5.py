@@ -59,7 +59,7 @@ class ArrayLocation:
 
 
 @contextmanager
-def hdf5_errors(path: Path, name: str = "") -> Iterator[None]:
+def hdf5_errors(file_path: Path, name: str = "") -> Iterator[None]:
     """Turn what h5py raises within the block into an error that names the file and the object.
 
     Raises:
@@ -70,32 +70,32 @@ def hdf5_errors(path: Path, name: str = "") -> Iterator[None]:
     except CusaError:
         raise
     except _HDF5_ERRORS as error:
-        refuse(path, name, first_line(error).strip("'\""))
+        refuse(file_path, name, first_line(error).strip("'\""))
 
 
 def refuse(
-    path: Path,
+    file_path: Path,
     name: str,
     problem: str,
 ) -> NoReturn:
     """Raise the error that says what is wrong with an object of a file."""
-    subject = str(path)
+    subject = str(file_path)
     if name:
-        subject = f"{path}: {name}"
+        subject = f"{file_path}: {name}"
     message = f"{subject} is damaged or of another form ({problem}); see cusa-store verify"
-    raise StoreError(message, path=path, name=name)
+    raise StoreError(message, path=file_path, name=name)
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(file_path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading, without a lock.
 
     Raises:
         StoreError: If it is none; also in place of what h5py raises within the block.
     """
-    with hdf5_errors(path):
-        file = h5py.File(path, "r", locking=False)
-    with file, hdf5_errors(path):
+    with hdf5_errors(file_path):
+        file = h5py.File(file_path, "r", locking=False)
+    with file, hdf5_errors(file_path):
         yield file
 
 
@@ -140,24 +140,24 @@ def array_location(
         StoreError: If it is missing or a link, of another dtype or number of dimensions, not
             contiguous, or reaches beyond the end of the file.
     """
-    path = _file_path(parent)
+    file_path = _file_path(parent)
     full_name = _joined(parent, dataset_name)
     dataset = _child(parent, dataset_name, h5py.Dataset)
-    with hdf5_errors(path, full_name):
+    with hdf5_errors(file_path, full_name):
         shape = dataset.shape
         offset = dataset.id.get_offset()
         stored_dtype = dataset.dtype
-        file_size = path.stat().st_size
+        file_size = file_path.stat().st_size
 
     if stored_dtype != np.dtype(dtype) or shape is None or len(shape) != n_dimensions:
         expected = f"{n_dimensions} dimensions of {dtype}"
-        refuse(path, full_name, f"expected {expected}, not {stored_dtype} {shape}")
+        refuse(file_path, full_name, f"expected {expected}, not {stored_dtype} {shape}")
     location = ArrayLocation(full_name, offset or 0, tuple(shape), dtype)
     # Chunked datasets have no offset; nor have empty ones, which need none.
     if location.n_bytes and offset is None:
-        refuse(path, full_name, "it is not contiguous")
+        refuse(file_path, full_name, "it is not contiguous")
     if location.offset + location.n_bytes > file_size:
-        refuse(path, full_name, f"it reaches beyond the end of the file, {file_size:,} bytes")
+        refuse(file_path, full_name, f"it reaches beyond the end of the file, {file_size:,} bytes")
     return location
 
 
@@ -172,12 +172,12 @@ def read_array(
     Raises:
         StoreError: As :func:`array_location`, or if the file cannot be read.
     """
-    path = _file_path(parent)
+    file_path = _file_path(parent)
     location = array_location(parent, dataset_name, dtype, n_dimensions)
-    with hdf5_errors(path, location.name):
+    with hdf5_errors(file_path, location.name):
         n_values = math.prod(location.shape)
         # Past HDF5, once the bytes are known to be there.
-        values = np.fromfile(path, location.dtype, n_values, offset=location.offset)
+        values = np.fromfile(file_path, location.dtype, n_values, offset=location.offset)
         return values.reshape(location.shape)
 
 
@@ -188,11 +188,11 @@ def text_attribute(owner: h5py.Group, attribute_name: str) -> str:
         StoreError: If it is missing, something else, or holds a NUL character.
     """
     value = _attribute(owner, attribute_name)
-    path = _file_path(owner)
+    file_path = _file_path(owner)
     full_name = _joined(owner, f"@{attribute_name}")
     if not isinstance(value, str) or "\0" in value:
-        refuse(path, full_name, "expected a text")
-    with hdf5_errors(path, full_name):
+        refuse(file_path, full_name, "expected a text")
+    with hdf5_errors(file_path, full_name):
         _require_unicode(value)
     return value
 
@@ -246,15 +246,15 @@ def _attribute(
     shape: tuple[int, ...] = (),
 ) -> object:
     """Read the value of an attribute, which must be of that shape."""
-    path = _file_path(owner)
+    file_path = _file_path(owner)
     full_name = _joined(owner, f"@{attribute_name}")
-    with hdf5_errors(path, full_name):
+    with hdf5_errors(file_path, full_name):
         if attribute_name not in owner.attrs:
-            refuse(path, full_name, "it is missing")
+            refuse(file_path, full_name, "it is missing")
         # Looked at before h5py makes an array of it.
         stored_shape = owner.attrs.get_id(attribute_name).shape
         if stored_shape != shape:
-            refuse(path, full_name, f"expected the shape {shape}, not {stored_shape}")
+            refuse(file_path, full_name, f"expected the shape {shape}, not {stored_shape}")
         value: object = owner.attrs[attribute_name]
         return value
 
@@ -265,17 +265,17 @@ def _child(
     kind: type[h5py.HLObject],
 ) -> h5py.HLObject:
     """Return an object of a group, which must be of that kind and lie in this very file."""
-    path = _file_path(parent)
+    file_path = _file_path(parent)
     full_name = _joined(parent, child_name)
-    with hdf5_errors(path, full_name):
+    with hdf5_errors(file_path, full_name):
         link = parent.get(child_name, getlink=True)
         if link is None:
-            refuse(path, full_name, "it is missing")
+            refuse(file_path, full_name, "it is missing")
         if not isinstance(link, h5py.HardLink):
-            refuse(path, full_name, "it is a link")
+            refuse(file_path, full_name, "it is a link")
         child = parent[child_name]
         if not isinstance(child, kind):
-            refuse(path, full_name, f"expected a {kind.__name__.lower()}")
+            refuse(file_path, full_name, f"expected a {kind.__name__.lower()}")
         return child
 
 

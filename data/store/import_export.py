@@ -121,7 +121,13 @@ def import_rows(
         order = without_nan(order, foreign.rows)
     missing = np.flatnonzero(order < 0)
     if len(missing) == len(order) or (len(missing) and not skip_missing):
-        _refuse_missing(missing, table, split_name, settings.modality, foreign)
+        _refuse_missing(
+            missing,
+            table,
+            split_name,
+            settings.modality,
+            foreign,
+        )
 
     with FolderLock(shard_folder(out)):
         entry = TeacherEntry(settings, {}, foreign.source)
@@ -134,7 +140,14 @@ def import_rows(
             # Refuses other data before a shard is made.
             present.joined(added, str(out))
 
-        header = ShardHeader(teacher_name, split_name, table.fingerprint, 0, len(order), settings)
+        header = ShardHeader(
+            teacher=teacher_name,
+            split=split_name,
+            fingerprint=table.fingerprint,
+            start=0,
+            stop=len(order),
+            settings=settings,
+        )
         shards = _write_shards(out, header, order, foreign.rows)
         entry = replace(entry, shards={split_name: shards})
         added = replace(data, teachers={teacher_name: entry})
@@ -214,7 +227,14 @@ def _write_shards(
         block = np.full((stop - start, header.settings.dim), np.nan, dtype)
         block[has_row] = stored_rows(rows, header.settings.dtype, row_numbers)
         skipped = start + np.flatnonzero(~has_row)
-        shards.append(write_shard(out.parent, shard_file, shard_header, block, skipped.tolist()))
+        shard = write_shard(
+            out.parent,
+            shard_file,
+            shard_header,
+            block,
+            skipped.tolist(),
+        )
+        shards.append(shard)
     return tuple(shards)
 
 

@@ -211,5 +211,11 @@ class Split:
         if not self._truth:
             return None
         truth = Truth(*(self._index.array(location) for location in self._truth))
-        check_truth(truth, self.n_images, self.n_captions, self._index.path, f"splits/{self.name}")
+        check_truth(
+            truth,
+            self.n_images,
+            self.n_captions,
+            self._index.path,
+            f"splits/{self.name}",
+        )
         return truth

@@ -93,7 +93,13 @@ def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
             joined.joined(index, label)
         teachers = {}
         for teacher_name, entry in index.teachers.items():
-            teachers[teacher_name] = _moved_entry(out, source, teacher_name, entry, moves)
+            teachers[teacher_name] = _moved_entry(
+                out,
+                source,
+                teacher_name,
+                entry,
+                moves,
+            )
         index = replace(index, teachers=teachers)
         if joined is not None:
             index = joined.joined(index, label)

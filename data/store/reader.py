@@ -221,4 +221,10 @@ class EmbeddingStore:
             teacher_group = child_group(child_group(file, "teachers"), teacher)
             split_group = child_group(teacher_group, split)
             settings = self.teachers[teacher]
-            return Embeddings(teacher, settings, split_columns, self._index, split_group)
+            return Embeddings(
+                teacher,
+                settings,
+                split_columns,
+                self._index,
+                split_group,
+            )

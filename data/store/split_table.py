@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cusa.data.records import Record, Truth, caption_rows, fingerprint, iter_captions
+from cusa.data.records import Record, Truth, caption_rows, fingerprint, text_columns
 from cusa.data.store.hdf5 import (
     child_group,
     hdf5_errors,
@@ -111,15 +111,8 @@ class SplitTable:
     @staticmethod
     def from_records(records: Sequence[Record], truth: Truth | None) -> SplitTable:
         """Return the table of records."""
-        image_ids = [record.image_id for record in records]
-        image_paths = [record.image_path for record in records]
-        caption_ids = list(itertools.chain.from_iterable(record.caption_ids for record in records))
-        columns = {
-            "image_ids": Texts.from_strings(image_ids),
-            "image_paths": Texts.from_strings(image_paths),
-            "caption_ids": Texts.from_strings(caption_ids),
-            "captions": Texts.from_strings(list(iter_captions(records))),
-        }
+        texts = text_columns(records)
+        columns = {name: Texts.from_strings(texts[name]) for name in COLUMNS}
         return SplitTable(fingerprint(records), columns, caption_rows(records), truth)
 
     def item_ids(self, modality: str) -> Texts:
@@ -161,7 +154,13 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
     if "truth" in split_group:
         truth_group = child_group(split_group, "truth")
         truth = Truth(*(read_array(truth_group, name, "<i8") for name in TRUTH_COLUMNS))
-        check_truth(truth, n_images, n_captions, index_path, split_group.name)
+        check_truth(
+            truth,
+            n_images,
+            n_captions,
+            index_path,
+            split_group.name,
+        )
     return SplitTable(text_attribute(split_group, "fingerprint"), columns, caption_image, truth)
 
 

@@ -184,4 +184,10 @@ def _write_virtual_rows(
     space.select_all()
 
     hdf5_type = h5py.h5t.py_create(dtype)
-    h5py.h5d.create(split_group.id, b"rows", hdf5_type, space, dcpl=properties)
+    h5py.h5d.create(
+        split_group.id,
+        b"rows",
+        hdf5_type,
+        space,
+        dcpl=properties,
+    )
