@@ -77,7 +77,7 @@ class Run:
         self._reporter = reporter
         self._check_stop = check_stop
         self._progress = RunProgress(processes, reporter, check_stop)
-        self._data_index = Index.of(dataset, {})
+        self._data_index = Index.from_dataset(dataset, {})
         self._teachers: dict[str, LoadedTeacher] = {}
         self._reuse: StoreReuse | None = None
         if options.reuse is not None:

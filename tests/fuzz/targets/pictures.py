@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cusa.data.images import center_crop, changed_decoding, load_image, resize_shorter
+from cusa.data.image_transform import center_crop, resize_shorter
+from cusa.data.images import changed_decoding, load_image
 from tests.fuzz.harness import Target
 from tests.fuzz.mutations import BYTE_MUTATORS
 

@@ -14,9 +14,10 @@ import h5py
 import numpy as np
 import safetensors.numpy
 
+from cusa.data.foreign.ids import read_ids
 from cusa.data.foreign.npy import read_npz
 from cusa.data.foreign.published import read_published_rows
-from cusa.data.foreign.rows import read_ids, read_rows
+from cusa.data.foreign.rows import read_rows
 from tests.fuzz.harness import Target
 from tests.fuzz.mutations import (
     BYTE_MUTATORS,
