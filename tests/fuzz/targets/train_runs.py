@@ -106,7 +106,7 @@ def is_config_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """Provenance of the run, as plain values."""
-    return load_run(path.parent)[1].plain()
+    return load_run(path.parent)[1].to_dict()
 
 
 def is_provenance_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
@@ -213,7 +213,7 @@ def _bytes_digest(tensor: torch.Tensor) -> str:
 def read_student(path: Path) -> dict[str, Any]:
     """Weights and origin of the best student."""
     saved = load_saved(path.parent)
-    return {"weights": digests(saved.student.state_dict()), "origin": saved.origin.plain()}
+    return {"weights": digests(saved.student.state_dict()), "origin": saved.origin.to_dict()}
 
 
 def is_unchanged(valid: Any, read: Any, path: Path) -> bool:
