@@ -174,7 +174,7 @@ def refuse_damaged_pickles(folder: Path) -> None:
     looks at no checksum.
 
     Args:
-        folder: A model's folder; those below it are looked at, too. Where there is none, nothing is.
+        folder: A model's folder; those below it are looked at, too. It need not exist.
 
     Raises:
         FileFormatError: Names the file.

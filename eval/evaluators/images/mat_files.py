@@ -21,8 +21,8 @@ def read_annotations(path: Path, name_field: str) -> list[tuple[str, str]]:
         Name and class of each annotation, as texts.
 
     Raises:
-        FileFormatError: If the file is missing, damaged, or has no such array, or a name is blank or
-            padded: scipy fills up with blanks what a damaged file lacks.
+        FileFormatError: If the file is missing, damaged, or has no such array, or a name is blank
+            or padded: scipy fills up with blanks what a damaged file lacks.
     """
     if not path.is_file():
         message = f"{path} does not exist; it belongs to the published data set, put it there"
