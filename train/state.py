@@ -130,4 +130,11 @@ class TrainingState:
     def _unlike_random_states(self, states: Mapping[str, torch.Tensor]) -> str:
         if "cpu" not in states:
             return "rng is missing"
-        return unlike({"rng": states["cpu"]}, {"rng": torch.get_rng_state()})
+        difference = unlike({"rng": states["cpu"]}, {"rng": torch.get_rng_state()})
+        if difference:
+            return difference
+        try:
+            torch.Generator().set_state(states["cpu"])
+        except RuntimeError as error:  # numbers that the generator never has
+            return f"rng is no state of the generator: {first_line(error)}"
+        return ""
