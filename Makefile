@@ -26,7 +26,7 @@ types: $(STAMP)
 	MYPYPATH=build/types $(BIN)/mypy build/types/cusa
 
 pytest: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
