@@ -157,4 +157,12 @@ class TrainingState:
     def _mismatch_of_random_states(self, states: Mapping[str, Tensor]) -> str:
         if "cpu" not in states:
             return "rng is missing"
-        return mismatch({"rng": states["cpu"]}, {"rng": torch.get_rng_state()})
+        problem = mismatch({"rng": states["cpu"]}, {"rng": torch.get_rng_state()})
+        if problem:
+            return problem
+        try:
+            torch.Generator().set_state(states["cpu"])
+        except RuntimeError as error:
+            # There are numbers that the generator never has.
+            return f"rng is no state of the generator: {first_line(error)}"
+        return ""

@@ -255,7 +255,7 @@ def read_eccv(path: Path) -> dict[str, Any]:
         judgements = Judgements()
         truths = {}
         for name, ways in judgements.files.items():
-            truths[name] = {way: truth for way, (_, truth) in ways.items()}
+            truths[name] = {way: file.relevant_ids for way, file in ways.items()}
         return {"ids": judgements.test_ids, "truths": truths}
     finally:
         sys.path.pop(0)
