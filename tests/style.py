@@ -17,11 +17,15 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COUNTED_TOKENS = (tokenize.NAME, tokenize.OP, tokenize.NUMBER)
 CONVENTIONAL_NAMES = {"self", "cls", "_"}
 # Names that say nothing of what they hold.
-VAGUE_NAMES = frozenset(
-    "found part parts of what one other others mine here there place places known made said asked "
-    "way ways both own every everyone more rest wrong bad good left shown done held used many some "
-    "kept gone full whole able told begun around again where how side sides".split()
-)
+# fmt: off
+VAGUE_NAMES = frozenset([
+    "found", "part", "parts", "of", "what", "one", "other", "others", "mine", "here", "there",
+    "place", "places", "known", "made", "said", "asked", "way", "ways", "both", "own", "every",
+    "everyone", "more", "rest", "wrong", "bad", "good", "left", "shown", "done", "held", "used",
+    "many", "some", "kept", "gone", "full", "whole", "able", "told", "begun", "around", "again",
+    "where", "how", "side", "sides",
+])
+# fmt: on
 
 
 @dataclass

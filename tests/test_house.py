@@ -18,6 +18,52 @@ MAY_IMPORT = {
     "eval": {"data", "precompute", "train"},
 }
 ROOMS = set(MAY_IMPORT)
+# Rooms within a room, and which of the rooms beside them they import. Arrows both ways are few: a
+# registry and what it registers, settings and their reader.
+INNER_IMPORTS = {
+    "data": {"data/demo_set", "data/readers"},
+    "data/demo_set": {"data"},
+    "data/foreign": {"data"},
+    "data/readers": {"data"},
+    "data/store": {"data", "data/foreign"},
+    "precompute": {"precompute/teachers"},
+    "precompute/teachers": set(),
+    "train": {"train/loss", "train/saving"},
+    "train/loss": {"train"},
+    "train/saving": {"train", "train/loss"},
+    "eval": {
+        "eval/evaluators",
+        "eval/evaluators/retrieval",
+        "eval/metrics",
+        "eval/models",
+        "eval/report",
+    },
+    "eval/evaluators": {
+        "eval/evaluators/images",
+        "eval/evaluators/judgements",
+        "eval/evaluators/retrieval",
+        "eval/evaluators/sts",
+        "eval/metrics",
+        "eval/models",
+        "eval/report",
+        "eval/search",
+    },
+    "eval/evaluators/images": {"eval/evaluators", "eval/metrics", "eval/models", "eval/report"},
+    "eval/evaluators/judgements": {"eval/evaluators", "eval/metrics", "eval/models", "eval/report"},
+    "eval/evaluators/retrieval": {
+        "eval/evaluators",
+        "eval/metrics",
+        "eval/models",
+        "eval/report",
+        "eval/search",
+    },
+    "eval/evaluators/sts": {"eval/evaluators", "eval/metrics", "eval/models", "eval/report"},
+    "eval/inspection": {"eval/report"},
+    "eval/metrics": set(),
+    "eval/models": {"eval/metrics"},
+    "eval/report": {"eval/inspection", "eval/metrics"},
+    "eval/search": {"eval/metrics", "eval/models", "eval/report"},
+}
 
 
 def _imports(path):
@@ -50,6 +96,36 @@ def test_metrics_import_data_alone():
         for name in _imports(path):
             if name.partition(".")[0] == "cusa":
                 assert name.startswith(("cusa.data.", "cusa.eval.metrics.")), f"{path}: {name}"
+
+
+def _inner_room(module):
+    """The room of a module's name, such as ``data/store``; empty outside the rooms."""
+    parts = module.split(".")
+    if parts[0] != "cusa" or len(parts) < 2 or parts[1] not in ROOMS:
+        return ""
+    folder = ROOT.joinpath(*parts[1:])
+    room = folder if folder.is_dir() else folder.parent
+    return room.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("room", sorted(INNER_IMPORTS))
+def test_inner_rooms_import_only_what_they_may(room):
+    top_room = room.split("/")[0]
+    allowed = INNER_IMPORTS[room] | {room}
+    for path in (ROOT / room).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                imported = _inner_room(node.module)
+                if imported.split("/")[0] == top_room:
+                    assert imported in allowed, f"{path} imports {node.module}"
+
+
+def test_every_inner_room_is_in_the_table():
+    rooms = set()
+    for top_room in ROOMS:
+        for init_file in (ROOT / top_room).rglob("__init__.py"):
+            rooms.add(init_file.parent.relative_to(ROOT).as_posix())
+    assert rooms == set(INNER_IMPORTS)
 
 
 def test_only_command_lines_use_click_and_rich():

@@ -85,6 +85,11 @@ def test_the_counts_of_files_add_up(tmp_path):
     for name in ("one.py", "two.py"):
         (tmp_path / name).write_text(source)
     counts = count_files(sorted(tmp_path.glob("*.py")))
-    assert (counts.lines, counts.functions, counts.long_functions, counts.long_lines) == (84, 2, 2, 2)
+    assert (counts.lines, counts.functions, counts.long_functions, counts.long_lines) == (
+        84,
+        2,
+        2,
+        2,
+    )
     assert style_of(counts).long_functions == 100
     assert style_of(Counts()).tokens == 0

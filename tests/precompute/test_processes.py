@@ -14,7 +14,7 @@ import pytest
 from transformers import CLIPConfig, CLIPModel
 
 import cusa
-from cusa.data import worker_pool
+from cusa.data import worker_messages, worker_pool
 from cusa.data.errors import SettingError, StoreError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.reading import ImageReader
@@ -304,7 +304,7 @@ def _killed_while_reading_the_eighth_batch(monkeypatch):
 
 
 def _killed_while_handing_over_a_batch(monkeypatch):
-    monkeypatch.setattr(worker_pool.socket, "send_fds", _kill_this_process)
+    monkeypatch.setattr(worker_messages.socket, "send_fds", _kill_this_process)
 
 
 def _kill_this_process(*_arguments):

@@ -257,7 +257,9 @@ STATES = {
     "no random state": lambda tensors: tensors.pop("rng.0.cpu"),
     "a random state of floats": _set("rng.0.cpu", torch.Tensor.float),
     "a short random state": _set("rng.0.cpu", lambda state: state[:8]),
-    "a random state of impossible numbers": _set("rng.0.cpu", lambda state: torch.full_like(state, 255)),
+    "a random state of impossible numbers": _set(
+        "rng.0.cpu", lambda state: torch.full_like(state, 255)
+    ),
 }
 
 
