@@ -101,22 +101,26 @@ class SearchIndex:
             similarities, positions = index.search(queries, n_hits)
         except Exception as error:  # FAISS looks at some of what a file says only now
             raise self._damaged(first_line(error), faiss_path) from None
+        self._check_positions(positions, faiss_path)
         if np.isfinite(queries).all():
-            self._check_hits(similarities, positions, faiss_path)
+            self._check_similarities(similarities, positions != NO_HIT, faiss_path)
         return similarities, positions
 
-    def _check_hits(
-        self,
-        similarities: np.ndarray,
-        positions: np.ndarray,
-        faiss_path: Path,
-    ) -> None:
-        """Refuse hits that only a damaged index gives."""
+    def _check_positions(self, positions: np.ndarray, faiss_path: Path) -> None:
+        """Refuse positions that only a damaged index gives."""
         is_item = (positions >= 0) & (positions < self.summary.count)
         is_hit = positions != NO_HIT
         if (is_hit & ~is_item).any():
             problem = "it finds items that it does not have"
             raise self._damaged(problem, faiss_path, "positions")
+
+    def _check_similarities(
+        self,
+        similarities: np.ndarray,
+        is_hit: np.ndarray,
+        faiss_path: Path,
+    ) -> None:
+        """Refuse similarities of finite queries that only a damaged index gives."""
         # An exact search leaves out rows of NaN alone.
         has_all_hits = self.summary.kind != "flat" or is_hit.all()
         if not has_all_hits or not np.isfinite(similarities[is_hit]).all():
