@@ -1,4 +1,4 @@
-"""What a run begins with: teachers and encoders resolved against the store, the student, the readers."""
+"""What a run begins with: the store's teachers and encoders, the student, the readers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _MODALITIES = ("image", "text")
 
 
 def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
-    """Name the store's teachers and encoders that a run uses: it keeps them, also when the store gains others.
+    """Name the store's teachers and encoders that a run uses, and keeps if the store gains others.
 
     Raises:
-        CusaError: If a split, teacher or encoder is missing, or several could be meant; says which there are.
+        CusaError: If a split, teacher or encoder is missing, or several could be meant; says which
+            there are.
     """
     data, student = config.data, config.student
     store.split(data.train_split)
@@ -108,7 +109,8 @@ def make_student(config: Config, provenance: Provenance, begun_in: Path | None) 
     Args:
         config: The run's settings.
         provenance: Its encoders.
-        begun_in: Where a run that has begun keeps the student's configuration; its weights come from a checkpoint.
+        begun_in: Where a run that has begun keeps the student's configuration; its weights come
+            from a checkpoint.
 
     Raises:
         CusaError: If it cannot be had; says how to get it.

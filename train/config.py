@@ -112,19 +112,22 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the captions.
         batch_size: Pairs per step of one process.
-        accumulate: Gradient accumulation: a step takes so many times ``batch_size`` pairs, whose activations are in
-            memory ``batch_size`` at a time; the loss is that of all of them together.
-        micro_batch: Pairs whose activations are in memory at a time; the loss is still that of the whole batch, and
-            the encoders run twice. ``None``: all, once.
-        gather: With several processes, the loss of the batches of all of them together; otherwise, as published, each
-            process has the loss of its own.
+        accumulate: Gradient accumulation: a step takes so many times ``batch_size`` pairs, whose
+            activations are in memory ``batch_size`` at a time; the loss is that of all of them
+            together.
+        micro_batch: Pairs whose activations are in memory at a time; the loss is still that of the
+            whole batch, and the encoders run twice. ``None``: all, once.
+        gather: With several processes, the loss of the batches of all of them together; otherwise,
+            as published, each process has the loss of its own.
         seed: Seed of weights, order and dropout.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast; the loss is always float32.
-        workers: Processes that read batches; ``None``: 0 for the adapter, else the cores, at most 8.
+        workers: Processes that read batches; ``None``: 0 for the adapter, else the cores, at most
+            8.
         worker_start: How those processes begin.
         log_every: Steps between lines of metrics.jsonl.
-        checkpoint_steps: Steps between checkpoints; ``None``: by time alone. Every epoch ends with one.
+        checkpoint_steps: Steps between checkpoints; ``None``: by time alone. Every epoch ends with
+            one.
         checkpoint_minutes: Minutes between checkpoints; ``None``: by steps alone.
         patience: Stop after so many epochs without a better validation RSUM; ``None``: never.
         tensorboard: Whether to write TensorBoard files, too.
@@ -302,7 +305,7 @@ _FREE = {
 
 
 def differing(a: Config, b: Config) -> list[str]:
-    """Names of the settings that differ, with both values; those that do not decide what a run computes left out."""
+    """List the settings that differ in what a run computes, each with both values."""
     one, two = deciding(a), deciding(b)
     return [f"{name} ({one[name]!r} / {two[name]!r})" for name in one if one[name] != two[name]]
 

@@ -182,7 +182,8 @@ def on_device(batches: Iterable[Batch], device: torch.device, inputs: bool) -> I
 class Pairs(Dataset[Batch]):
     """The trainable pairs of a split; indexed by a whole batch of pair numbers at once.
 
-    A pair is left out if its image or caption has no student input, or was skipped by a teacher in use.
+    A pair is left out if its image or caption has no student input, or was skipped by a teacher in
+    use.
 
     Args:
         split: The split.
@@ -203,7 +204,8 @@ class Pairs(Dataset[Batch]):
         left_out = set(no_text)
         if no_image:
             left_out |= set(np.flatnonzero(np.isin(split.caption_image, list(no_image))).tolist())
-        # A worker process holds what is left out and no list of what is not: that one grows with the data set.
+        # A worker process holds what is left out and no list of what is not: that one grows with
+        # the data set.
         rows = np.array(sorted(left_out), np.int64)
         self.n_left_out = len(rows)
         self._kept_before = rows - np.arange(len(rows))
@@ -243,9 +245,10 @@ def pairs_per_step(n_pairs: int, wanted: int, processes: int) -> int:
 
 
 class EpochOrder:
-    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped.
+    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); incomplete ones are dropped.
 
-    With several processes, each has its part of every batch: together they see what one alone would.
+    With several processes, each has its part of every batch: together they see what one alone
+    would.
 
     Args:
         n_pairs: Trainable pairs.
@@ -267,13 +270,13 @@ class EpochOrder:
     ) -> None:
         if n_pairs == 0:
             raise CusaError(
-                "no pair can be trained on: every image or every caption was skipped; see cusa-store info"
+                "no pair can be trained on: every image or every caption was skipped; "
+                "see cusa-store info"
             )
         if n_pairs < batch_size * size:
-            of = f" in each of {size} processes" if size > 1 else ""
-            raise CusaError(
-                f"batch size {batch_size}{of} is larger than the {n_pairs} trainable pairs; pass --batch-size"
-            )
+            each = f" in each of {size} processes" if size > 1 else ""
+            problem = f"batch size {batch_size}{each} is larger than the {n_pairs} trainable pairs"
+            raise CusaError(f"{problem}; pass --batch-size")
         self._n, self._batch, self._seed = n_pairs, batch_size, seed
         self._rank, self._size = rank, size
         self.epoch = self.first = 0

@@ -166,7 +166,8 @@ def dual_encoder_student(
     Args:
         config: Sizes.
         source: Name or folder to load configuration, tokeniser, image processor and weights from.
-        pretrained: Whether to load weights; without, they are random, to be filled from a checkpoint.
+        pretrained: Whether to load weights; without, they are random, to be filled from a
+            checkpoint.
 
     Returns:
         The student, its processors, and the backbone (shared with the student's trunks).
@@ -259,9 +260,9 @@ def _advice(source: str) -> str:
         parts = "config, weights, tokeniser and image processor"
         return f"its folder must hold a Hugging Face dual encoder: {parts}"
     return (
-        "legal: adapter, a Hugging Face dual encoder by name, or its folder. Without a network here: "
-        f"hf download {source} --local-dir FOLDER where there is one, copy it, and pass --student "
-        "FOLDER"
+        "legal: adapter, a Hugging Face dual encoder by name, or its folder. Without a network "
+        f"here: hf download {source} --local-dir FOLDER where there is one, copy it, and pass "
+        "--student FOLDER"
     )
 
 
@@ -279,7 +280,7 @@ def _load_model(files: str, source: str, pretrained: bool) -> Any:
 
 
 class _Tower(nn.Module):
-    """One side of a dual encoder. The image side owns the parameters of both; the other only refers to them."""
+    """One tower of a dual encoder; the image tower owns the parameters of both."""
 
     def __init__(self, model: Any, tower: str, source: str) -> None:
         super().__init__()

@@ -56,20 +56,19 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
     """``["loss=contrastive,cusa", "seed=0,1,2"]`` as runs, the last axis changing fastest.
 
     Raises:
-        CusaError: If an axis is not ``NAME=VALUE,VALUE,...``, is there twice, or its name is no setting.
+        CusaError: If an axis is not ``NAME=VALUE,VALUE,...``, is there twice, or its name is no
+            setting.
     """
     grid: dict[str, list[str]] = {}
     for axis in axes:
         name, equals, values = axis.partition("=")
         name = name.replace("-", "_") if "." not in name else name
         if not equals or not all(values.split(",")):
-            raise CusaError(
-                f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2"
-            )
+            expected = "NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2"
+            raise CusaError(f"--sweep {axis}: expected {expected}")
         if name not in SHORT and "." not in name:
-            raise CusaError(
-                f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as loss.alpha"
-            )
+            legal = f"{', '.join(SHORT)}, or a setting such as loss.alpha"
+            raise CusaError(f"--sweep {axis}: unknown name; legal: {legal}")
         if SHORT.get(name, name) in {SHORT.get(n, n) for n in grid}:
             raise CusaError(f"--sweep {axis}: this setting is there twice")
         if name == "train.device":
@@ -119,7 +118,7 @@ class Row:
 
 
 def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
-    """Validation scores of a grid's runs, over seeds; also written to ``sweep.json`` and ``sweep.md``.
+    """Summarise a grid's validation scores over seeds; writes ``sweep.json`` and ``sweep.md``, too.
 
     Args:
         folder: Where the runs lie.
@@ -149,7 +148,7 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The table: mean and standard deviation of the validation recalls at the best epoch, RSUM at the last one too."""
+    """Format the validation recalls, mean ± deviation, at the best epoch; RSUM at the last, too."""
     axes = list(rows[0].values)
     recalls = [score.replace("_r", " R@") for score in _SCORES[:-1]]
     recalls += ["RSUM, best epoch", "RSUM, last epoch"]

@@ -25,8 +25,8 @@ from made_up import make_clip, make_data
 class ClipWithCusa(nn.Module):
     """A CLIPModel, four heads, and the loss.
 
-    The loss is a submodule, so that its temperatures reach the optimizer and the checkpoint, and is computed in
-    ``forward``, so that DDP sees them.
+    The loss is a submodule, so that its temperatures reach the optimizer and the checkpoint, and is
+    computed in ``forward``, so that DDP sees them.
     """
 
     def __init__(self, clip: CLIPModel, loss: CUSALoss) -> None:

@@ -47,7 +47,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         uni_image, uni_text = (
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for _ in range(2)
         )
-        # The sigmoid loss sums over candidates and averages over queries: of the scale of InfoNCE, not of InfoNCE / B.
+        # The sigmoid loss sums over candidates and averages over queries: of the scale of InfoNCE,
+        # not of InfoNCE / B.
         weights = LossConfig().effective_weights(batch_size)
         soft_labels = CUSALoss(
             LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"])
