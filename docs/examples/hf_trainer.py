@@ -136,9 +136,8 @@ class Collator:
             truncation=True,
             return_tensors="pt",
         )
-        image_teacher, text_teacher = (
-            self.store.embeddings(teacher, name) for teacher in self.teachers
-        )
+        image_teacher = self.store.embeddings(self.teachers[0], name)
+        text_teacher = self.store.embeddings(self.teachers[1], name)
         return {
             **batch,
             "teacher_image": torch.from_numpy(image_teacher.gather(image_rows)),
@@ -153,10 +152,9 @@ def pairs_of(store: EmbeddingStore, name: str) -> Dataset:
     # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave
     # their pairs out.
     no_image, no_caption = store.skipped(name)
-    good = ~np.isin(split.caption_image, no_image) & ~np.isin(
-        np.arange(split.n_captions), no_caption
-    )
-    caption_rows = np.flatnonzero(good)
+    has_image = ~np.isin(split.caption_image, no_image)
+    has_caption = ~np.isin(np.arange(split.n_captions), no_caption)
+    caption_rows = np.flatnonzero(has_image & has_caption)
     image_rows = split.caption_image[caption_rows]
     return Dataset.from_dict(
         {"split": [name] * len(caption_rows), "image_row": image_rows, "caption_row": caption_rows}

@@ -63,9 +63,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         )
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]
-            out = siglip(
-                input_ids=tokens[caption_rows], pixel_values=pixels[image_rows], return_loss=True
-            )
+            pairs = {"input_ids": tokens[caption_rows], "pixel_values": pixels[image_rows]}
+            out = siglip(**pairs, return_loss=True)
             v, t = out.image_embeds, out.text_embeds
             teacher_v = vision.gather(image_rows)
             teacher_t = words.gather(caption_rows)
