@@ -157,7 +157,11 @@ class TrainConfig:
     @property
     def pairs_at_a_time(self) -> int | None:
         """Pairs whose activations are in memory at a time, where those are fewer than a step's."""
-        return self.micro_batch or (self.batch_size if self.accumulate > 1 else None)
+        if self.micro_batch is not None:
+            return self.micro_batch
+        if self.accumulate > 1:
+            return self.batch_size
+        return None
 
 
 @settings
@@ -172,17 +176,14 @@ class Config:
 
 
 def presets() -> list[str]:
-    """Names of the presets that come with the package."""
+    """List the names of the presets that come with the package."""
     folder = importlib.resources.files("cusa.train") / "presets"
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    file_names = [entry.name for entry in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in file_names if name.endswith(".yaml"))
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """A preset's settings, nested.
+    """Read a preset's settings, nested.
 
     Raises:
         SettingError: If there is none of that name; says which there are.
@@ -194,7 +195,7 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
-    """A YAML file's settings, nested.
+    """Read a YAML file's settings, nested.
 
     Raises:
         FileFormatError: If it is missing or no YAML mapping.
@@ -212,13 +213,14 @@ def load_config_file(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the settings of ``over`` in place of its own, section by section."""
+    """Put the settings of ``over`` in place of those of ``base``, section by section."""
     merged = dict(base)
     for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = (
-            merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
+        base_value = merged.get(key)
+        if isinstance(base_value, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(base_value, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -233,14 +235,15 @@ def refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str
         if not isinstance(value, Mapping) or hidden is None:
             continue
         if not isinstance(hidden, Mapping):
-            full_name, value_text = f"{prefix}{name}", shortened(repr(hidden))
+            full_name = f"{prefix}{name}"
+            value_text = shortened(repr(hidden))
             message = f"setting {full_name} must be settings below it, got {value_text}"
             raise SettingError(message, name=full_name)
         refuse_hidden(hidden, value, f"{prefix}{name}.")
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
+    """Read ``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
 
     Raises:
         SettingError: If a pair is not ``section.name=value``, or one gives a setting that another
@@ -282,7 +285,7 @@ def build_config(settings: Mapping[str, Any]) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The settings as a file that ``--config`` reads."""
+    """Write the settings as a file that ``--config`` reads."""
     plain = dataclasses.asdict(config)
     plain["loss"]["terms"] = list(plain["loss"]["terms"])
     return yaml.safe_dump(plain, sort_keys=False)
@@ -306,15 +309,20 @@ _FREE = {
 
 def differing(a: Config, b: Config) -> list[str]:
     """List the settings that differ in what a run computes, each with both values."""
-    one, two = deciding(a), deciding(b)
-    return [f"{name} ({one[name]!r} / {two[name]!r})" for name in one if one[name] != two[name]]
+    values_of_a = deciding(a)
+    values_of_b = deciding(b)
+    differences: list[str] = []
+    for name, value_in_a in values_of_a.items():
+        value_in_b = values_of_b[name]
+        if value_in_a != value_in_b:
+            differences.append(f"{name} ({value_in_a!r} / {value_in_b!r})")
+    return differences
 
 
 def deciding(config: Config) -> dict[str, Any]:
-    """The settings that decide what a run computes, by full name."""
-    return {
-        name: value for name, value in _flat(dataclasses.asdict(config), "") if name not in _FREE
-    }
+    """Return the settings that decide what a run computes, by full name."""
+    values = dict(_flat(dataclasses.asdict(config), ""))
+    return {name: value for name, value in values.items() if name not in _FREE}
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
