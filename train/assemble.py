@@ -1,4 +1,4 @@
-"""What a run begins with: teachers and encoders resolved against the store, the student, the readers."""
+"""What a run begins with: the store's teachers and encoders, the student, the readers."""
 
 from __future__ import annotations
 
@@ -13,57 +13,72 @@ from cusa.train.loader import Pairs, Sources, open_sources
 from cusa.train.saving.provenance import Beginning, Provenance, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
-from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
+from cusa.train.student import (
+    Processors,
+    Student,
+    StudentConfig,
+    adapter_student,
+    dual_encoder_student,
+)
 
 _MODALITIES = ("image", "text")
 
 
 def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
-    """Name the store's teachers and encoders that a run uses: it keeps them, also when the store gains others.
+    """Name the store's teachers and encoders that a run uses, and keeps if the store gains others.
 
     Raises:
-        CusaError: If a split, teacher or encoder is missing, or several could be meant; says which there are.
+        CusaError: If a split, teacher or encoder is missing, or several could be meant; says which
+            there are.
     """
-    data, student = config.data, config.student
-    store.split(data.train_split)
+    data = config.data
+    student = config.student
+    fingerprints = {data.train_split: store.split(data.train_split).fingerprint}
     val_split = _validation_split(config, store)
+    if val_split is not None:
+        fingerprints[val_split] = store.splits[val_split].fingerprint
+
     teachers: dict[str, StoredTeacher] = {}
+    teacher_settings: dict[str, Any] = {}
     encoders: dict[str, StoredTeacher] = {}
+    encoder_settings: dict[str, Any] = {}
     for modality in _MODALITIES:
         if {"csa", "usa"} & set(config.loss.terms):
-            name = store.pick_teacher(
-                modality, getattr(data, f"{modality}_teacher"), f"--{modality}-teacher"
-            )
-            teachers[modality] = StoredTeacher.from_store(store, name)
+            teachers[modality] = _stored_teacher(store, modality, data, "teacher")
+            teacher_settings[f"{modality}_teacher"] = teachers[modality].name
         if student.name == "adapter":
-            name = store.pick_teacher(
-                modality, getattr(student, f"{modality}_encoder"), f"--{modality}-encoder"
-            )
-            encoders[modality] = StoredTeacher.from_store(store, name)
-    t, e = ({m: used.name for m, used in part.items()} for part in (teachers, encoders))
-    config = replace(
-        config,
-        data=replace(
-            data,
-            embeddings=str(Path(data.embeddings).absolute()),
-            image_root=data.image_root and str(Path(data.image_root).absolute()),
-            image_teacher=t.get("image", data.image_teacher),
-            text_teacher=t.get("text", data.text_teacher),
-            val_split=val_split,
-        ),
-        student=replace(
-            student,
-            name=str(Path(student.name).absolute())
-            if Path(student.name).is_dir()
-            else student.name,
-            init=student.init and str(Path(student.init).absolute()),
-            image_encoder=e.get("image", student.image_encoder),
-            text_encoder=e.get("text", student.text_encoder),
-        ),
+            encoders[modality] = _stored_teacher(store, modality, student, "encoder")
+            encoder_settings[f"{modality}_encoder"] = encoders[modality].name
+
+    data = replace(
+        data,
+        embeddings=_absolute(data.embeddings),
+        image_root=data.image_root and _absolute(data.image_root),
+        val_split=val_split,
+        **teacher_settings,
     )
-    used_splits = [name for name in (data.train_split, val_split) if name is not None]
-    splits = {name: store.splits[name].fingerprint for name in used_splits}
-    return config, Provenance(store.dataset, splits, teachers, encoders)
+    student = replace(
+        student,
+        init=student.init and _absolute(student.init),
+        **encoder_settings,
+    )
+    if Path(student.name).is_dir():
+        student = replace(student, name=_absolute(student.name))
+    provenance = Provenance(store.dataset, fingerprints, teachers, encoders)
+    return replace(config, data=data, student=student), provenance
+
+
+def _stored_teacher(
+    store: EmbeddingStore, modality: str, section: DataConfig | StudentConfig, role: str
+) -> StoredTeacher:
+    """Choose the store's teacher that a setting names; its role is ``teacher`` or ``encoder``."""
+    wanted = getattr(section, f"{modality}_{role}")
+    name = store.pick_teacher(modality, wanted, f"--{modality}-{role}")
+    return StoredTeacher.from_store(store, name)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
@@ -78,12 +93,13 @@ def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
             path=store.path,
             name=name,
         )
-    name = name if name in store.splits else None
-    if name is None and config.train.patience is not None:
+    if name in store.splits:
+        return name
+    if config.train.patience is not None:
         remedy = "leave it out, or name a split with --set data.val_split=SPLIT"
         message = f"--patience needs a validation split, and {store.path} has none to use; {remedy}"
         raise SettingError(message, name="train.patience")
-    return name
+    return None
 
 
 class MadeStudent(NamedTuple):
@@ -108,7 +124,8 @@ def make_student(config: Config, provenance: Provenance, begun_in: Path | None) 
     Args:
         config: The run's settings.
         provenance: Its encoders.
-        begun_in: Where a run that has begun keeps the student's configuration; its weights come from a checkpoint.
+        begun_in: Where a run that has begun keeps the student's configuration; its weights come
+            from a checkpoint.
 
     Raises:
         CusaError: If it cannot be had; says how to get it.
@@ -116,49 +133,55 @@ def make_student(config: Config, provenance: Provenance, begun_in: Path | None) 
     if config.student.init is not None and begun_in is None:
         return _initial_student(Path(config.student.init), config, provenance)
     if config.student.name == "adapter":
-        dims = (provenance.encoders[m].settings.dim for m in _MODALITIES)
-        return MadeStudent(adapter_student(config.student, *dims), None, None)
+        image_dim = provenance.encoders["image"].settings.dim
+        text_dim = provenance.encoders["text"].settings.dim
+        return MadeStudent(adapter_student(config.student, image_dim, text_dim), None, None)
     if begun_in is not None and not (begun_in / "config.json").is_file():
         remedy = "restore it, or train again in another --run-dir"
         raise RunError(f"{begun_in} lacks the student's config.json; {remedy}", path=begun_in)
-    source = config.student.name if begun_in is None else str(begun_in)
+    if begun_in is None:
+        source = config.student.name
+    else:
+        source = str(begun_in)
     return MadeStudent(*dual_encoder_student(config.student, source, pretrained=begun_in is None))
 
 
 def _initial_student(path: Path, config: Config, provenance: Provenance) -> MadeStudent:
-    """A trained student to go on from: its weights and heads.
+    """Load a trained student to go on from: its weights and heads.
 
     Raises:
         StudentError: If it is of another kind or size than the settings ask for, or works on other
             encoders' rows.
     """
     saved = load_saved(path)
-    wanted, given = config.student, saved.origin.config.student
-    sizes = ["embed_dim"]
-    if wanted.name == given.name == "adapter":
-        sizes.append("hidden_dim")
-    fields = []
-    for name in ("name", *sizes):
-        before, now = getattr(given, name), getattr(wanted, name)
-        if before != now:
-            fields.append(f"student.{name} ({before!r} / {now!r})")
-    for modality, encoder in saved.origin.provenance.encoders.items():
-        if not fields:  # an adapter
-            fields += _unlike_encoder(encoder, provenance.encoders[modality])
-    if fields:
-        message = f"--init {path} is not the student that the settings ask for: {'; '.join(fields)}"
-        raise StudentError(
-            f"{message}; leave these settings out, or pass another --init",
-            path=path,
-        )
-    digest = weights_sha256(saved.student.state_dict())
     origin = saved.origin
+    wanted = config.student
+    given = origin.config.student
+    setting_names = ["name", "embed_dim"]
+    if wanted.name == given.name == "adapter":
+        setting_names.append("hidden_dim")
+
+    differences: list[str] = []
+    for name in setting_names:
+        given_value = getattr(given, name)
+        wanted_value = getattr(wanted, name)
+        if given_value != wanted_value:
+            differences.append(f"student.{name} ({given_value!r} / {wanted_value!r})")
+    for modality, encoder in origin.provenance.encoders.items():
+        if not differences:  # an adapter
+            differences += _unlike_encoder(encoder, provenance.encoders[modality])
+    if differences:
+        problem = f"--init {path} is not the student that the settings ask for"
+        remedy = "leave these settings out, or pass another --init"
+        raise StudentError(f"{problem}: {'; '.join(differences)}; {remedy}", path=path)
+
+    digest = weights_sha256(saved.student.state_dict())
     beginning = Beginning(str(path), digest, origin.provenance.dataset, origin.epoch, origin.step)
     return MadeStudent(saved.student, saved.processors, saved.backbone, beginning)
 
 
 def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
-    """What differs of two encoders' rows, but for how they are rounded."""
+    """List what differs of two encoders' rows, but for how they are rounded."""
     rounded_alike = replace(
         before.settings,
         precision=now.settings.precision,
@@ -174,7 +197,7 @@ def student_sources(
     encoders: tuple[str, ...],
     processors: Processors | None,
 ) -> Sources:
-    """The readers of a student's inputs for one split.
+    """Open the readers of a student's inputs for one split.
 
     Args:
         store: The store.
@@ -186,12 +209,18 @@ def student_sources(
     Raises:
         CusaError: If the split, an encoder's rows or the image folder are not there.
     """
+    encoder_names: tuple[str, str] | None = None
+    if encoders:
+        encoder_names = (encoders[0], encoders[1])
+    image_root: Path | None = None
+    if config.data.image_root:
+        image_root = Path(config.data.image_root)
     return open_sources(
         store,
         split,
-        encoders=(encoders[0], encoders[1]) if encoders else None,
+        encoders=encoder_names,
         processors=processors,
-        image_root=Path(config.data.image_root) if config.data.image_root else None,
+        image_root=image_root,
         normalizer_name=config.data.normalizer,
     )
 
@@ -222,10 +251,14 @@ def validation_sources(
 def training_pairs(
     store: EmbeddingStore, sources: Sources, config: Config, provenance: Provenance
 ) -> Pairs:
-    """The trainable pairs, with the teachers' rows where soft labels are used.
+    """Join the trainable pairs, with the teachers' rows where soft labels are used.
 
     Raises:
         CusaError: If a teacher's rows are not there.
     """
-    rows = [store.embeddings(t.name, config.data.train_split) for t in provenance.teachers.values()]
-    return Pairs(*sources, (rows[0], rows[1]) if rows else None)
+    if not provenance.teachers:
+        return Pairs(*sources, None)
+    split = config.data.train_split
+    image_rows = store.embeddings(provenance.teachers["image"].name, split)
+    text_rows = store.embeddings(provenance.teachers["text"].name, split)
+    return Pairs(*sources, (image_rows, text_rows))

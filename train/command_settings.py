@@ -30,18 +30,19 @@ _FLAGS = {
     "student": ("init", "image_encoder", "text_encoder"),
     "data": ("image_teacher", "text_teacher", "image_root"),
     "train": (
-        *(
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "micro_batch",
-            "gather",
-            "precision",
-            "device",
-            "workers",
-            "seed",
-        ),
-        *("patience", "checkpoint_steps", "checkpoint_minutes", "tensorboard"),
+        "epochs",
+        "batch_size",
+        "accumulate",
+        "micro_batch",
+        "gather",
+        "precision",
+        "device",
+        "workers",
+        "seed",
+        "patience",
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "tensorboard",
     ),
 }
 # Settings of later versions, and the values that keep a run as it was: with these, a sweep's folder
@@ -115,7 +116,9 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     Raises:
         CusaError: If a setting is illegal, or a file cannot be read.
     """
-    over = load_config_file(given.config_file) if given.config_file else {}
+    over: dict[str, Any] = {}
+    if given.config_file:
+        over = load_config_file(given.config_file)
     for source in (parse_settings(given.settings), _named_store(given), flags):
         refuse_hidden(over, source)
         over = merge(over, source)
@@ -151,10 +154,17 @@ def default_preset(dataset: str, student: str | None) -> str:
         dataset: Name of the data set.
         student: ``"adapter"``, or a Hugging Face dual encoder; ``None``: not given.
     """
-    if student == "adapter" or (student is None and dataset == "demo"):
-        return "demo" if dataset == "demo" else "adapter"
-    size = "vit-l14-336" if Path(student or "").name == "clip-vit-large-patch14-336" else "vit-b32"
-    return f"paper-{'flickr' if dataset == 'flickr30k' else 'coco'}-{size}"
+    if dataset == "demo" and student in ("adapter", None):
+        return "demo"
+    if student == "adapter":
+        return "adapter"
+    model_size = "vit-b32"
+    if student is not None and Path(student).name == "clip-vit-large-patch14-336":
+        model_size = "vit-l14-336"
+    paper_dataset = "coco"
+    if dataset == "flickr30k":
+        paper_dataset = "flickr"
+    return f"paper-{paper_dataset}-{model_size}"
 
 
 def _resumed_settings(run_dir: Path, given: Given) -> Config:
@@ -165,7 +175,9 @@ def _resumed_settings(run_dir: Path, given: Given) -> Config:
 
 
 def _named_store(given: Given) -> dict[str, Any]:
-    return {"data": {"embeddings": str(given.embeddings)}} if given.embeddings is not None else {}
+    if given.embeddings is None:
+        return {}
+    return {"data": {"embeddings": str(given.embeddings)}}
 
 
 def default_run_dir(config: Config) -> Path:

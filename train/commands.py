@@ -59,9 +59,10 @@ def evaluation_command(
     arguments = [argument for run_dir in run_dirs for argument in ("--run", run_dir)]
     if split != "test":
         arguments += ["--split", split]
-    elif (known := KNOWN_SIZES.get(store.dataset, {}).get(split)) is not None:
+    elif split in KNOWN_SIZES.get(store.dataset, {}):
         n_images = store.splits[split].n_images - len(store.skipped(split)[0])
-        arguments += ["--allow-partial"] if n_images != known else []
+        if n_images != KNOWN_SIZES[store.dataset][split]:
+            arguments.append("--allow-partial")
     return shell_command("cusa-eval", *arguments)
 
 

@@ -112,19 +112,22 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the captions.
         batch_size: Pairs per step of one process.
-        accumulate: Gradient accumulation: a step takes so many times ``batch_size`` pairs, whose activations are in
-            memory ``batch_size`` at a time; the loss is that of all of them together.
-        micro_batch: Pairs whose activations are in memory at a time; the loss is still that of the whole batch, and
-            the encoders run twice. ``None``: all, once.
-        gather: With several processes, the loss of the batches of all of them together; otherwise, as published, each
-            process has the loss of its own.
+        accumulate: Gradient accumulation: a step takes so many times ``batch_size`` pairs, whose
+            activations are in memory ``batch_size`` at a time; the loss is that of all of them
+            together.
+        micro_batch: Pairs whose activations are in memory at a time; the loss is still that of the
+            whole batch, and the encoders run twice. ``None``: all, once.
+        gather: With several processes, the loss of the batches of all of them together; otherwise,
+            as published, each process has the loss of its own.
         seed: Seed of weights, order and dropout.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` autocast; the loss is always float32.
-        workers: Processes that read batches; ``None``: 0 for the adapter, else the cores, at most 8.
+        workers: Processes that read batches; ``None``: 0 for the adapter, else the cores, at most
+            8.
         worker_start: How those processes begin.
         log_every: Steps between lines of metrics.jsonl.
-        checkpoint_steps: Steps between checkpoints; ``None``: by time alone. Every epoch ends with one.
+        checkpoint_steps: Steps between checkpoints; ``None``: by time alone. Every epoch ends with
+            one.
         checkpoint_minutes: Minutes between checkpoints; ``None``: by steps alone.
         patience: Stop after so many epochs without a better validation RSUM; ``None``: never.
         tensorboard: Whether to write TensorBoard files, too.
@@ -154,7 +157,11 @@ class TrainConfig:
     @property
     def pairs_at_a_time(self) -> int | None:
         """Pairs whose activations are in memory at a time, where those are fewer than a step's."""
-        return self.micro_batch or (self.batch_size if self.accumulate > 1 else None)
+        if self.micro_batch is not None:
+            return self.micro_batch
+        if self.accumulate > 1:
+            return self.batch_size
+        return None
 
 
 @settings
@@ -169,17 +176,14 @@ class Config:
 
 
 def presets() -> list[str]:
-    """Names of the presets that come with the package."""
+    """List the names of the presets that come with the package."""
     folder = importlib.resources.files("cusa.train") / "presets"
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    file_names = [entry.name for entry in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in file_names if name.endswith(".yaml"))
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """A preset's settings, nested.
+    """Read a preset's settings, nested.
 
     Raises:
         SettingError: If there is none of that name; says which there are.
@@ -191,7 +195,7 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
-    """A YAML file's settings, nested.
+    """Read a YAML file's settings, nested.
 
     Raises:
         FileFormatError: If it is missing or no YAML mapping.
@@ -209,13 +213,14 @@ def load_config_file(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the settings of ``over`` in place of its own, section by section."""
+    """Put the settings of ``over`` in place of those of ``base``, section by section."""
     merged = dict(base)
     for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = (
-            merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
+        base_value = merged.get(key)
+        if isinstance(base_value, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(base_value, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -230,14 +235,15 @@ def refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str
         if not isinstance(value, Mapping) or hidden is None:
             continue
         if not isinstance(hidden, Mapping):
-            full_name, value_text = f"{prefix}{name}", shortened(repr(hidden))
+            full_name = f"{prefix}{name}"
+            value_text = shortened(repr(hidden))
             message = f"setting {full_name} must be settings below it, got {value_text}"
             raise SettingError(message, name=full_name)
         refuse_hidden(hidden, value, f"{prefix}{name}.")
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
+    """Read ``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
 
     Raises:
         SettingError: If a pair is not ``section.name=value``, or one gives a setting that another
@@ -279,7 +285,7 @@ def build_config(settings: Mapping[str, Any]) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The settings as a file that ``--config`` reads."""
+    """Write the settings as a file that ``--config`` reads."""
     plain = dataclasses.asdict(config)
     plain["loss"]["terms"] = list(plain["loss"]["terms"])
     return yaml.safe_dump(plain, sort_keys=False)
@@ -302,16 +308,21 @@ _FREE = {
 
 
 def differing(a: Config, b: Config) -> list[str]:
-    """Names of the settings that differ, with both values; those that do not decide what a run computes left out."""
-    one, two = deciding(a), deciding(b)
-    return [f"{name} ({one[name]!r} / {two[name]!r})" for name in one if one[name] != two[name]]
+    """List the settings that differ in what a run computes, each with both values."""
+    values_of_a = deciding(a)
+    values_of_b = deciding(b)
+    differences: list[str] = []
+    for name, value_in_a in values_of_a.items():
+        value_in_b = values_of_b[name]
+        if value_in_a != value_in_b:
+            differences.append(f"{name} ({value_in_a!r} / {value_in_b!r})")
+    return differences
 
 
 def deciding(config: Config) -> dict[str, Any]:
-    """The settings that decide what a run computes, by full name."""
-    return {
-        name: value for name, value in _flat(dataclasses.asdict(config), "") if name not in _FREE
-    }
+    """Return the settings that decide what a run computes, by full name."""
+    values = dict(_flat(dataclasses.asdict(config), ""))
+    return {name: value for name, value in values.items() if name not in _FREE}
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,26 +63,29 @@ def encode_split(
         rows: np.ndarray,
         unit: str,
     ) -> Rows:
-        mine = np.array_split(rows, size)[rank]
-        chunks = _Chunks(read, [mine[a : a + batch_size] for a in range(0, len(mine), batch_size)])
+        rank_rows = np.array_split(rows, size)[rank]
+        n_rows = len(rank_rows)
+        starts = range(0, n_rows, batch_size)
+        chunks = _Chunks(read, [rank_rows[start : start + batch_size] for start in starts])
         pin = torch.device(device).type == "cuda"
         loader = Loader(chunks, range(len(chunks)), min(workers, len(chunks)), pin, start_method)
-        parts = []
-        advance(unit, 0, len(mine))
+        chunk_embeddings: list[Rows] = []
+        advance(unit, 0, n_rows)
         with (
             processes.all_or_none() if processes else contextlib.nullcontext(),
             contextlib.closing(loader),
         ):
-            for inputs in loader:
-                parts.append(embed(forward, inputs, device))
+            for chunk_rows, chunk_inputs in zip(chunks.rows, loader, strict=True):
+                chunk_embeddings.append(embed(forward, chunk_inputs, device))
                 check()
-                advance(unit, len(chunks.rows[len(parts) - 1]), len(mine))
-        parts = [
-            part
-            for found in (processes.everyones(parts) if processes else [parts])
-            for part in found
-        ]
-        return {h: np.concatenate([part[h] for part in parts]) for h in HEADS}
+                advance(unit, len(chunk_rows), n_rows)
+        if processes:
+            by_rank = processes.everyones(chunk_embeddings)
+            chunk_embeddings = list(itertools.chain.from_iterable(by_rank))
+        embeddings: Rows = {}
+        for head in HEADS:
+            embeddings[head] = np.concatenate([chunk[head] for chunk in chunk_embeddings])
+        return embeddings
 
     was_training = student.training
     student.eval()
@@ -109,7 +113,8 @@ def embed(forward: Callable[[Any], Features], inputs: Inputs, device: torch.devi
     Returns:
         Per head, float32 ``[n, d]``, L2-normalised.
     """
-    features = forward(each_tensor(inputs, lambda x: x.to(device, non_blocking=True)))
+    on_device = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
+    features = forward(on_device)
     return {
         head: unit_rows(head_features.float().cpu().numpy())
         for head, head_features in zip(HEADS, features, strict=True)

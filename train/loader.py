@@ -44,21 +44,22 @@ class StoredInputs:
     """The adapter's inputs: embeddings of the store."""
 
     def __init__(self, image_encoder: Embeddings, text_encoder: Embeddings) -> None:
-        self._image, self._text = image_encoder, text_encoder
+        self._image_encoder = image_encoder
+        self._text_encoder = text_encoder
         for encoder in (image_encoder, text_encoder):
             encoder.require_shards()
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
         """float32 ``[n, image_dim]``."""
-        return torch.from_numpy(self._image.gather(rows)).float()
+        return torch.from_numpy(self._image_encoder.gather(rows)).float()
 
     def texts(self, rows: np.ndarray) -> torch.Tensor:
         """float32 ``[n, text_dim]``."""
-        return torch.from_numpy(self._text.gather(rows)).float()
+        return torch.from_numpy(self._text_encoder.gather(rows)).float()
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows that precompute skipped."""
-        return self._image.skipped, self._text.skipped
+        """Return the rows that precompute skipped."""
+        return self._image_encoder.skipped, self._text_encoder.skipped
 
 
 class FileInputs:
@@ -72,13 +73,18 @@ class FileInputs:
         normalizer_name: str,
         skipped: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        self._split, self._root, self._processors = split, image_root, processors
-        self._normalizer, self._skipped = normalizer_name, skipped
+        self._split = split
+        self._image_root = image_root
+        self._processors = processors
+        self._normalizer_name = normalizer_name
+        self._skipped = skipped
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
         """float32 ``[n, 3, h, w]``."""
-        paths = (self._root / self._split.image_paths[row] for row in rows.tolist())
-        return torch.cat([self._pixels(path) for path in paths])
+        pictures: list[torch.Tensor] = []
+        for row in rows.tolist():
+            pictures.append(self._pixels(self._image_root / self._split.image_paths[row]))
+        return torch.cat(pictures)
 
     def _pixels(self, path: Path) -> torch.Tensor:
         image = load_image(path)
@@ -91,8 +97,9 @@ class FileInputs:
 
     def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """int64 ``[n, length]`` per model input."""
-        normalize = normalizer(self._normalizer)
-        return self._processors.tokens([normalize(self._split.captions[r]) for r in rows.tolist()])
+        normalize = normalizer(self._normalizer_name)
+        captions = [normalize(self._split.captions[row]) for row in rows.tolist()]
+        return self._processors.tokens(captions)
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows that any teacher of the store had to skip: what it could not read, we cannot."""
@@ -118,43 +125,47 @@ class Batch:
     image_ids: torch.Tensor
 
     def to(self, device: torch.device, inputs: bool = True) -> Batch:
-        """The batch on a device; the student's inputs stay where they are unless ``inputs``."""
-        names = [f.name for f in fields(self) if inputs or f.name not in ("images", "texts")]
-        return replace(
-            self,
-            **{
-                n: each_tensor(getattr(self, n), lambda x: x.to(device, non_blocking=True))
-                for n in names
-            },
-        )
+        """Move the batch to a device; the student's inputs stay behind unless ``inputs``."""
+
+        def to_device(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        moved: dict[str, Any] = {}
+        for tensor_field in fields(self):
+            name = tensor_field.name
+            if inputs or name not in ("images", "texts"):
+                moved[name] = each_tensor(getattr(self, name), to_device)
+        return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; the worker pool calls it."""
-        return Batch(
-            **{
-                f.name: each_tensor(getattr(self, f.name), torch.Tensor.pin_memory)
-                for f in fields(self)
-            }
-        )
+        """Copy the batch to page-locked memory; the worker pool calls it."""
+        pinned: dict[str, Any] = {}
+        for tensor_field in fields(self):
+            value = getattr(self, tensor_field.name)
+            pinned[tensor_field.name] = each_tensor(value, torch.Tensor.pin_memory)
+        return Batch(**pinned)
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """All tensors of the batch."""
-        for f in fields(self):
-            value = getattr(self, f.name)
-            yield from (
-                value.values() if isinstance(value, Mapping) else () if value is None else (value,)
-            )
+        """Yield all tensors of the batch."""
+        for tensor_field in fields(self):
+            value = getattr(self, tensor_field.name)
+            if isinstance(value, Mapping):
+                yield from value.values()
+            elif value is not None:
+                yield value
 
 
 def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A tensor changed, or each of a mapping; ``None`` stays."""
+    """Change a tensor, or each of a mapping; ``None`` stays."""
+    if value is None:
+        return None
     if isinstance(value, Mapping):
-        return {k: change(v) for k, v in value.items()}
-    return None if value is None else change(value)
+        return {name: change(tensor) for name, tensor in value.items()}
+    return change(value)
 
 
 def on_device(batches: Iterable[Batch], device: torch.device, inputs: bool) -> Iterator[Batch]:
-    """Batches on a device. On a GPU, one is copied while the GPU still works on the last one.
+    """Yield batches on a device; one is copied to a GPU while that still works on the last one.
 
     Args:
         batches: Batches on the CPU, page-locked for a GPU.
@@ -165,24 +176,24 @@ def on_device(batches: Iterable[Batch], device: torch.device, inputs: bool) -> I
         for batch in batches:
             yield batch.to(device, inputs)
         return
-    copies = torch.cuda.Stream(device)
+    copy_stream = torch.cuda.Stream(device)
     for batch in batches:
-        with torch.cuda.stream(copies):
+        with torch.cuda.stream(copy_stream):
             moved = batch.to(device, inputs)
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(copies)
+        compute_stream = torch.cuda.current_stream(device)
+        compute_stream.wait_stream(copy_stream)
         for tensor in moved.tensors():
+            # Its memory is not the copying stream's to reuse before the computing one is done.
             if tensor.is_cuda:
-                tensor.record_stream(
-                    current
-                )  # its memory is not the other stream's to reuse before this one is done
+                tensor.record_stream(compute_stream)
         yield moved
 
 
 class Pairs(Dataset[Batch]):
     """The trainable pairs of a split; indexed by a whole batch of pair numbers at once.
 
-    A pair is left out if its image or caption has no student input, or was skipped by a teacher in use.
+    A pair is left out if its image or caption has no student input, or was skipped by a teacher in
+    use.
 
     Args:
         split: The split.
@@ -193,41 +204,45 @@ class Pairs(Dataset[Batch]):
     def __init__(
         self, split: Split, inputs: StudentInputs, teachers: tuple[Embeddings, Embeddings] | None
     ) -> None:
-        self._split, self._inputs, self._teachers = split, inputs, teachers
-        no_image, no_text = (set(rows.tolist()) for rows in inputs.missing())
+        self._split = split
+        self._inputs = inputs
+        self._teachers = teachers
+        no_image, no_text = inputs.missing()
         if teachers is not None:
             for teacher in teachers:
                 teacher.require_shards()  # now, not in the middle of an epoch
-            no_image |= set(teachers[0].skipped.tolist())
-            no_text |= set(teachers[1].skipped.tolist())
-        left_out = set(no_text)
-        if no_image:
-            left_out |= set(np.flatnonzero(np.isin(split.caption_image, list(no_image))).tolist())
-        # A worker process holds what is left out and no list of what is not: that one grows with the data set.
-        rows = np.array(sorted(left_out), np.int64)
-        self.n_left_out = len(rows)
-        self._kept_before = rows - np.arange(len(rows))
+            no_image = np.union1d(no_image, teachers[0].skipped)
+            no_text = np.union1d(no_text, teachers[1].skipped)
+        left_out = set(no_text.tolist())
+        if len(no_image):
+            captions_without_image = np.flatnonzero(np.isin(split.caption_image, no_image))
+            left_out.update(captions_without_image.tolist())
+        # A worker process holds what is left out and no list of what is not: that one grows with
+        # the data set.
+        left_out_rows = np.array(sorted(left_out), np.int64)
+        self.n_left_out = len(left_out_rows)
+        self._kept_before = left_out_rows - np.arange(self.n_left_out)
 
     def __len__(self) -> int:
         return self._split.n_captions - self.n_left_out
 
     def rows(self, pairs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """int64 image rows and caption rows of pair numbers."""
-        captions = np.asarray(pairs) + np.searchsorted(self._kept_before, pairs, "right")
-        return np.asarray(self._split.caption_image[captions]), captions
+        """Return int64 image rows and caption rows of pair numbers."""
+        caption_rows = np.asarray(pairs) + np.searchsorted(self._kept_before, pairs, "right")
+        return np.asarray(self._split.caption_image[caption_rows]), caption_rows
 
     def __getitem__(self, pairs: ArrayLike) -> Batch:
-        images, captions = self.rows(pairs)
+        image_rows, caption_rows = self.rows(pairs)
         teacher_image = teacher_text = None
         if self._teachers is not None:
-            teacher_image = torch.from_numpy(self._teachers[0].gather(images))
-            teacher_text = torch.from_numpy(self._teachers[1].gather(captions))
+            teacher_image = torch.from_numpy(self._teachers[0].gather(image_rows))
+            teacher_text = torch.from_numpy(self._teachers[1].gather(caption_rows))
         return Batch(
-            images=self._inputs.images(images),
-            texts=self._inputs.texts(captions),
+            images=self._inputs.images(image_rows),
+            texts=self._inputs.texts(caption_rows),
             teacher_image=teacher_image,
             teacher_text=teacher_text,
-            image_ids=torch.from_numpy(images),
+            image_ids=torch.from_numpy(image_rows),
         )
 
 
@@ -243,9 +258,10 @@ def pairs_per_step(n_pairs: int, wanted: int, processes: int) -> int:
 
 
 class EpochOrder:
-    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); the last incomplete batch is dropped.
+    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); incomplete ones are dropped.
 
-    With several processes, each has its part of every batch: together they see what one alone would.
+    With several processes, each has its part of every batch: together they see what one alone
+    would.
 
     Args:
         n_pairs: Trainable pairs.
@@ -267,25 +283,33 @@ class EpochOrder:
     ) -> None:
         if n_pairs == 0:
             raise CusaError(
-                "no pair can be trained on: every image or every caption was skipped; see cusa-store info"
+                "no pair can be trained on: every image or every caption was skipped; "
+                "see cusa-store info"
             )
         if n_pairs < batch_size * size:
-            of = f" in each of {size} processes" if size > 1 else ""
-            raise CusaError(
-                f"batch size {batch_size}{of} is larger than the {n_pairs} trainable pairs; pass --batch-size"
-            )
-        self._n, self._batch, self._seed = n_pairs, batch_size, seed
-        self._rank, self._size = rank, size
-        self.epoch = self.first = 0
+            batch = f"batch size {batch_size}"
+            if size > 1:
+                batch += f" in each of {size} processes"
+            problem = f"{batch} is larger than the {n_pairs} trainable pairs"
+            raise CusaError(f"{problem}; pass --batch-size")
+        self._n_pairs = n_pairs
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._size = size
+        self.epoch = 0
+        self.first = 0
 
     def __len__(self) -> int:
         """Batches of an epoch, wherever it begins."""
-        return self._n // (self._batch * self._size)
+        return self._n_pairs // (self._batch_size * self._size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._n)
-        parts = order[: len(self) * self._batch * self._size].reshape(-1, self._size, self._batch)
-        yield from parts[self.first :, self._rank]
+        generator = np.random.default_rng([self._seed, self.epoch])
+        order = generator.permutation(self._n_pairs)
+        n_used = len(self) * self._batch_size * self._size
+        batches = order[:n_used].reshape(-1, self._size, self._batch_size)
+        yield from batches[self.first :, self._rank]
 
 
 T = TypeVar("T")
@@ -362,12 +386,12 @@ def open_sources(
     """
     split = store.split(split_name)
     if encoders is not None:
-        image, text = (store.embeddings(name, split_name) for name in encoders)
-        return Sources(split, StoredInputs(image, text))
+        image_encoder = store.embeddings(encoders[0], split_name)
+        text_encoder = store.embeddings(encoders[1], split_name)
+        return Sources(split, StoredInputs(image_encoder, text_encoder))
     assert processors is not None
     root = image_root or store.image_root
     if not root.is_dir():
         raise CusaError(f"image folder {root} does not exist; pass --image-root")
-    return Sources(
-        split, FileInputs(split, root, processors, normalizer_name, store.skipped(split_name))
-    )
+    skipped = store.skipped(split_name)
+    return Sources(split, FileInputs(split, root, processors, normalizer_name, skipped))

@@ -29,5 +29,5 @@ def enough_memory(remedy: str, name: str) -> Iterator[None]:
         is_gpu = isinstance(error, torch.OutOfMemoryError)
         if isinstance(error, RuntimeError) and not is_gpu and _CPU_ALLOCATOR not in str(error):
             raise
-        place = "on the GPU" if is_gpu else "on this machine"
-        raise SettingError(f"not enough memory {place}; {remedy}", name=name) from None
+        device = "the GPU" if is_gpu else "this machine"
+        raise SettingError(f"not enough memory on {device}; {remedy}", name=name) from None

@@ -17,8 +17,8 @@ from cusa.data.errors import CusaError
 class Processes:
     """This process among those that torchrun started; or this one alone.
 
-    Gradients and features travel through the default process group (NCCL between GPUs, gloo between CPUs), all else
-    through one of its own on the CPUs.
+    Gradients and features travel through the default process group (NCCL between GPUs, gloo between
+    CPUs), all else through one of its own on the CPUs.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
@@ -33,21 +33,20 @@ class Processes:
     """
 
     def __init__(self, device: str) -> None:
-        self.rank, self.size, self.device = (
-            0,
-            int(os.environ.get("WORLD_SIZE", "1")),
-            torch.device(device),
-        )
+        self.rank = 0
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = torch.device(device)
         if self.size == 1:
             return
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if device == "cuda":
-            if local >= torch.cuda.device_count():
+            if local_rank >= torch.cuda.device_count():
                 raise CusaError(
-                    f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
-                    "start as many processes as GPUs (torchrun --nproc-per-node)"
+                    f"process {local_rank} of this machine has no GPU of its own, there are "
+                    f"{torch.cuda.device_count()}; start as many processes as GPUs "
+                    "(torchrun --nproc-per-node)"
                 )
-            self.device = torch.device("cuda", local)
+            self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
         try:
             # Writing a checkpoint to a slow disk may keep the others waiting.
@@ -55,10 +54,9 @@ class Processes:
                 "nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1)
             )
         except (ValueError, RuntimeError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise CusaError(
-                f"WORLD_SIZE is {self.size}, but the processes cannot meet ({first}); start with torchrun"
-            ) from None
+            reason = str(error).strip().split("\n")[0]
+            problem = f"WORLD_SIZE is {self.size}, but the processes cannot meet ({reason})"
+            raise CusaError(f"{problem}; start with torchrun") from None
         self._group = dist.new_group(backend="gloo")
         self.rank = dist.get_rank()
 
@@ -80,10 +78,10 @@ class Processes:
         """The value of every process, by rank."""
         if self.size == 1:
             return [value]
-        found = [None] * self.size
+        values = [None] * self.size
         with _contact():
-            dist.all_gather_object(found, value, group=self._group)
-        return found
+            dist.all_gather_object(values, value, group=self._group)
+        return values
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
@@ -107,7 +105,7 @@ def _contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0]
         raise CusaError(
-            f"lost contact with the other processes ({first}); go on with --resume"
+            f"lost contact with the other processes ({reason}); go on with --resume"
         ) from None

@@ -81,32 +81,36 @@ class Student(nn.Module):
         embed_dim: int | None,
     ) -> None:
         super().__init__()
-        self.image_trunk, self.text_trunk = image_trunk, text_trunk
-        self.image_heads = nn.ModuleDict(
-            {h: _head(image_dim, embed_dim or image_dim) for h in HEADS}
-        )
-        self.text_heads = nn.ModuleDict({h: _head(text_dim, embed_dim or text_dim) for h in HEADS})
+        self.image_trunk = image_trunk
+        self.text_trunk = text_trunk
+        self.image_heads = _heads(image_dim, embed_dim or image_dim)
+        self.text_heads = _heads(text_dim, embed_dim or text_dim)
 
     def encode_image(self, inputs: Any) -> Features:
-        """Embeddings of images, in whatever form the trunk takes them."""
-        features = self.image_trunk(inputs)
-        return Features(*(self.image_heads[h](features) for h in HEADS))
+        """Embed images, in whatever form the trunk takes them."""
+        return _both_heads(self.image_heads, self.image_trunk(inputs))
 
     def encode_text(self, inputs: Any) -> Features:
-        """Embeddings of texts, in whatever form the trunk takes them."""
-        features = self.text_trunk(inputs)
-        return Features(*(self.text_heads[h](features) for h in HEADS))
+        """Embed texts, in whatever form the trunk takes them."""
+        return _both_heads(self.text_heads, self.text_trunk(inputs))
 
 
-def _head(in_dim: int, out_dim: int) -> nn.Sequential:
-    linear = nn.Linear(in_dim, out_dim)
-    nn.init.normal_(linear.weight, std=HEAD_INIT_STD)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.LayerNorm(in_dim), linear)
+def _heads(feature_dim: int, embed_dim: int) -> nn.ModuleDict:
+    heads = nn.ModuleDict()
+    for head_name in HEADS:
+        linear = nn.Linear(feature_dim, embed_dim)
+        nn.init.normal_(linear.weight, std=HEAD_INIT_STD)
+        nn.init.zeros_(linear.bias)
+        heads[head_name] = nn.Sequential(nn.LayerNorm(feature_dim), linear)
+    return heads
+
+
+def _both_heads(heads: nn.ModuleDict, features: torch.Tensor) -> Features:
+    return Features(*(heads[head_name](features) for head_name in HEADS))
 
 
 def adapter_student(config: StudentConfig, image_dim: int, text_dim: int) -> Student:
-    """Small MLPs on stored embeddings; no encoder is trained or loaded.
+    """Make small MLPs on stored embeddings; no encoder is trained or loaded.
 
     Args:
         config: Sizes.
@@ -161,12 +165,13 @@ class Processors:
 def dual_encoder_student(
     config: StudentConfig, source: str, pretrained: bool
 ) -> tuple[Student, Processors, Any]:
-    """A Hugging Face dual encoder (CLIPModel, SiglipModel, ...) with the four heads.
+    """Make a student of a Hugging Face dual encoder (CLIPModel, SiglipModel, ...) and four heads.
 
     Args:
         config: Sizes.
         source: Name or folder to load configuration, tokeniser, image processor and weights from.
-        pretrained: Whether to load weights; without, they are random, to be filled from a checkpoint.
+        pretrained: Whether to load weights; without, they are random, to be filled from a
+            checkpoint.
 
     Returns:
         The student, its processors, and the backbone (shared with the student's trunks).
@@ -225,21 +230,23 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     """
     files = locate(source, StudentError)
     model = _load_model(files, source, pretrained)
-    name = type(model).__name__
-    if not all(hasattr(model, f"get_{tower}_features") for tower in ("image", "text")):
-        message = f"{source!r} ({name}) is no dual encoder, of images and of texts; use one"
-        raise StudentError(message, name=source)
+    model_class = type(model).__name__
+    for method in ("get_image_features", "get_text_features"):
+        if not hasattr(model, method):
+            problem = f"{source!r} ({model_class}) is no dual encoder, of images and of texts"
+            raise StudentError(f"{problem}; use one", name=source)
     tokenizer = load_tokenizer(files, StudentError)
     limit = token_limit(tokenizer, getattr(model, "text_model", model))
     padding = text_padding(model.config.model_type)
     processors = Processors(load_image_processor(files), tokenizer, limit, padding)
-    image_tower, text_tower = _Tower(model, "image", source), _Tower(model, "text", source)
+    image_tower = _Tower(model, "image", source)
+    text_tower = _Tower(model, "text", source)
     was_training = model.training
     model.eval()
     try:
         image_dim, text_dim = _probed_dims(image_tower, text_tower, processors, pretrained)
     except Exception as error:  # a model's own code raises nearly anything on what it does not take
-        message = f"{source!r} ({name}) cannot be used: {first_line(error)}"
+        message = f"{source!r} ({model_class}) cannot be used: {first_line(error)}"
         raise StudentError(message, name=source) from None
     model.train(was_training)
     return DualEncoder(model, processors, image_tower, text_tower, image_dim, text_dim)
@@ -256,17 +263,17 @@ _PROBE_TEXTS = [
 
 def _advice(source: str) -> str:
     if Path(source).is_dir():
-        parts = "config, weights, tokeniser and image processor"
-        return f"its folder must hold a Hugging Face dual encoder: {parts}"
+        components = "config, weights, tokeniser and image processor"
+        return f"its folder must hold a Hugging Face dual encoder: {components}"
     return (
-        "legal: adapter, a Hugging Face dual encoder by name, or its folder. Without a network here: "
-        f"hf download {source} --local-dir FOLDER where there is one, copy it, and pass --student "
-        "FOLDER"
+        "legal: adapter, a Hugging Face dual encoder by name, or its folder. Without a network "
+        f"here: hf download {source} --local-dir FOLDER where there is one, copy it, and pass "
+        "--student FOLDER"
     )
 
 
 def _load_model(files: str, source: str, pretrained: bool) -> Any:
-    """The model in float32, whatever its checkpoint's dtype: autocast needs float32 parameters."""
+    """Load the model in float32, whatever its checkpoint's: autocast needs float32 parameters."""
     from transformers import AutoModel
 
     if not pretrained:
@@ -279,73 +286,84 @@ def _load_model(files: str, source: str, pretrained: bool) -> Any:
 
 
 class _Tower(nn.Module):
-    """One side of a dual encoder. The image side owns the parameters of both; the other only refers to them."""
+    """One tower of a dual encoder; the image tower owns the parameters of both."""
 
     def __init__(self, model: Any, tower: str, source: str) -> None:
         super().__init__()
         self._encode = getattr(model, f"get_{tower}_features")
-        self._name, self._source = f"{type(model).__name__}, {tower} tower", source
+        self._name = f"{type(model).__name__}, {tower} tower"
+        self._source = source
         if tower == "image":
             self.backbone = model
 
     def forward(self, inputs: torch.Tensor | Mapping[str, torch.Tensor]) -> torch.Tensor:
-        named = inputs if isinstance(inputs, Mapping) else {"pixel_values": inputs}
+        if not isinstance(inputs, Mapping):
+            inputs = {"pixel_values": inputs}
         try:
-            return self._features(named)
+            return self._features(inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model's own code raises nearly anything
-            problem = f"fails on {self._item(named)} ({first_line(error)})"
+            problem = f"fails on {self._item(inputs)} ({first_line(error)})"
             message = f"student {self._source!r} ({self._name}) {problem}"
             raise StudentError(message, name=self._source, location=FORWARD_PASS) from None
 
     def _features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         output = self._encode(**inputs)
-        return output if isinstance(output, torch.Tensor) else output.pooler_output
+        if isinstance(output, torch.Tensor):
+            return output
+        return output.pooler_output
 
     @torch.no_grad()
     def _item(self, inputs: Mapping[str, torch.Tensor]) -> str:
-        """What a batch fails on: the first of its items that fails alone, too."""
-        count = len(next(iter(inputs.values())))
-        for number in range(count if count > 1 else 0):
+        """Name what a batch fails on: the first of its items that fails alone, too."""
+        n_items = len(next(iter(inputs.values())))
+        batch = f"a batch of {n_items}"
+        if n_items == 1:
+            return batch
+        for number in range(n_items):
+            one_item = {name: values[number : number + 1] for name, values in inputs.items()}
             try:
-                alone = slice(number, number + 1)
-                self._features({name: values[alone] for name, values in inputs.items()})
+                self._features(one_item)
             except Exception:
-                return f"item {number + 1} of a batch of {count}"
-        return f"a batch of {count}"
+                return f"item {number + 1} of {batch}"
+        return batch
 
 
 @torch.no_grad()
 def _probed_dims(
     image_tower: nn.Module, text_tower: nn.Module, processors: Processors, pretrained: bool
 ) -> tuple[int, int]:
-    """Feature dimensions, found by encoding: model families name them differently.
+    """Measure the feature dimensions by encoding: model families name them differently.
 
     Raises:
         ValueError: If the features are not one row per item, or do not tell the items apart.
     """
-    noise = np.random.default_rng(0).integers(0, 256, (*_PROBE_SIZES[0], 3)).astype(np.uint8)
-    images = [Image.fromarray(noise), *(Image.new("RGB", size) for size in _PROBE_SIZES)]
-    pixels = [processors.pixels([image]) for image in images]
-    if len({tuple(picture.shape) for picture in pixels}) > 1:
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (*_PROBE_SIZES[0], 3)).astype(np.uint8)
+    pixels = [processors.pixels([Image.fromarray(noise)])]
+    for size in _PROBE_SIZES:
+        pixels.append(processors.pixels([Image.new("RGB", size)]))
+    shapes = {tuple(picture.shape) for picture in pixels}
+    if len(shapes) > 1:
         raise ValueError(
             "its image processor makes pictures of varying size, which do not fit into batches; "
             "set do_center_crop and crop_size in its preprocessor_config.json, or use another dual "
             "encoder"
         )
-    dims = []
-    for kind, tower, inputs in (
-        ("images", image_tower, torch.cat(pixels[:2])),
-        ("texts", text_tower, processors.tokens(_PROBE_TEXTS)),
-    ):
-        rows = tower(inputs)
-        if rows.ndim != 2:
-            problem = f"its features of {kind} are not one row per item"
-            raise ValueError(f"{problem}; use another dual encoder")
-        first = rows[:1].expand_as(rows)
-        if pretrained and kind == "texts" and torch.allclose(rows, first, rtol=1e-6, atol=0):
-            problem = "it gives different texts the same features"
-            raise ValueError(f"{problem}; check its tokeniser and weights")
-        dims.append(rows.shape[1])
-    return dims[0], dims[1]
+
+    image_features = image_tower(torch.cat(pixels[:2]))
+    _require_row_per_item(image_features, "images")
+    text_features = text_tower(processors.tokens(_PROBE_TEXTS))
+    _require_row_per_item(text_features, "texts")
+    first_text = text_features[:1].expand_as(text_features)
+    if pretrained and torch.allclose(text_features, first_text, rtol=1e-6, atol=0):
+        problem = "it gives different texts the same features"
+        raise ValueError(f"{problem}; check its tokeniser and weights")
+    return image_features.shape[1], text_features.shape[1]
+
+
+def _require_row_per_item(features: torch.Tensor, kind: str) -> None:
+    if features.ndim != 2:
+        problem = f"its features of {kind} are not one row per item"
+        raise ValueError(f"{problem}; use another dual encoder")

@@ -32,6 +32,7 @@ SHORT = {
 }
 _SCORES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 _SEED = "seed"
+_Scores = dict[str, dict[str, float]]  # by epoch, "best" or "last", and by name
 
 
 @dataclass(frozen=True)
@@ -51,37 +52,53 @@ class Cell:
         """Of its folder."""
         return "_".join(f"{axis}-{file_name(value)}" for axis, value in self.values.items())
 
+    @property
+    def without_seed(self) -> tuple[tuple[str, str], ...]:
+        """What it shares with the runs that differ from it in their seed alone."""
+        shared = {axis: value for axis, value in self.values.items() if not _is_seed(axis)}
+        return tuple(shared.items())
+
+
+def _is_seed(axis: str) -> bool:
+    return axis in (_SEED, SHORT[_SEED])
+
 
 def parse_grid(axes: Sequence[str]) -> list[Cell]:
-    """``["loss=contrastive,cusa", "seed=0,1,2"]`` as runs, the last axis changing fastest.
+    """Read ``["loss=contrastive,cusa", "seed=0,1,2"]`` as runs, the last axis changing fastest.
 
     Raises:
-        CusaError: If an axis is not ``NAME=VALUE,VALUE,...``, is there twice, or its name is no setting.
+        CusaError: If an axis is not ``NAME=VALUE,VALUE,...``, is there twice, or its name is no
+            setting.
     """
     grid: dict[str, list[str]] = {}
+    full_names: set[str] = set()
     for axis in axes:
         name, equals, values = axis.partition("=")
-        name = name.replace("-", "_") if "." not in name else name
+        if "." not in name:
+            name = name.replace("-", "_")
+        full_name = SHORT.get(name, name)
         if not equals or not all(values.split(",")):
-            raise CusaError(
-                f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2"
-            )
+            expected = "NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2"
+            raise CusaError(f"--sweep {axis}: expected {expected}")
         if name not in SHORT and "." not in name:
-            raise CusaError(
-                f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as loss.alpha"
-            )
-        if SHORT.get(name, name) in {SHORT.get(n, n) for n in grid}:
+            legal = f"{', '.join(SHORT)}, or a setting such as loss.alpha"
+            raise CusaError(f"--sweep {axis}: unknown name; legal: {legal}")
+        if full_name in full_names:
             raise CusaError(f"--sweep {axis}: this setting is there twice")
         if name == "train.device":
             raise CusaError(f"--sweep {axis}: all runs of a grid are on one device; pass --device")
+        full_names.add(full_name)
         grid[name] = values.split(",")
-    cells = [
-        Cell(v, _settings(v))
-        for v in (dict(zip(grid, c, strict=True)) for c in itertools.product(*grid.values()))
-    ]
-    if any(cell.settings == other.settings for cell, other in itertools.combinations(cells, 2)):
-        raise CusaError("--sweep: a value is there twice")
-    if len({cell.name for cell in cells}) < len(cells):
+
+    cells: list[Cell] = []
+    for combination in itertools.product(*grid.values()):
+        axis_values = dict(zip(grid, combination, strict=True))
+        cells.append(Cell(axis_values, _settings(axis_values)))
+    for first, second in itertools.combinations(cells, 2):
+        if first.settings == second.settings:
+            raise CusaError("--sweep: a value is there twice")
+    folder_names = {cell.name for cell in cells}
+    if len(folder_names) < len(cells):
         raise CusaError(
             "--sweep: two of its values would share a folder; name them more differently"
         )
@@ -119,46 +136,59 @@ class Row:
 
 
 def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
-    """Validation scores of a grid's runs, over seeds; also written to ``sweep.json`` and ``sweep.md``.
+    """Summarise a grid's validation scores over seeds; writes ``sweep.json`` and ``sweep.md``, too.
 
     Args:
         folder: Where the runs lie.
         cells: The runs, finished.
     """
-    found = [(cell, _scores(folder / cell.name)) for cell in cells]
+    runs: list[dict[str, Any]] = []
+    scores_by_row: dict[tuple[tuple[str, str], ...], list[_Scores | None]] = {}
+    for cell in cells:
+        scores = _scores(folder / cell.name)
+        runs.append({"run": cell.name, **cell.values, "val": scores})
+        scores_by_row.setdefault(cell.without_seed, []).append(scores)
+
     rows: list[Row] = []
-    for key, group in itertools.groupby(sorted(found, key=_without_seed), key=_without_seed):
-        scores = [run_scores for _, run_scores in group]
-        measured = [run_scores for run_scores in scores if run_scores is not None]
-        if len(measured) < len(scores):
-            rows.append(Row(dict(key), len(scores), None, None))
-            continue
-        mean, std = _by_epoch(_mean, measured), _by_epoch(_deviation, measured)
-        rows.append(Row(dict(key), len(scores), mean, std if len(scores) > 1 else None))
-    order = [_without_seed((cell, {})) for cell in cells]
-    rows.sort(key=lambda row: order.index(tuple(row.values.items())))
-    runs = [{"run": cell.name, **cell.values, "val": scores} for cell, scores in found]
-    table = [{"values": r.values, "n": r.n, "mean": r.mean, "std": r.std} for r in rows]
-    for name, text in {
-        "sweep.json": json.dumps({"runs": runs, "table": table}, indent=2) + "\n",
-        "sweep.md": to_markdown(rows),
-    }.items():
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    table: list[dict[str, Any]] = []
+    for shared_values, run_scores in scores_by_row.items():
+        row = _row(dict(shared_values), run_scores)
+        rows.append(row)
+        table.append({"values": row.values, "n": row.n, "mean": row.mean, "std": row.std})
+
+    report = json.dumps({"runs": runs, "table": table}, indent=2)
+    with atomic_file(folder / "sweep.json") as temporary:
+        temporary.write_text(f"{report}\n", encoding="utf-8")
+    with atomic_file(folder / "sweep.md") as temporary:
+        temporary.write_text(to_markdown(rows), encoding="utf-8")
     return rows
 
 
+def _row(shared_values: Mapping[str, str], run_scores: Sequence[_Scores | None]) -> Row:
+    n_runs = len(run_scores)
+    measured = [scores for scores in run_scores if scores is not None]
+    if len(measured) < n_runs:
+        return Row(shared_values, n_runs, None, None)
+    mean = _by_epoch(statistics.fmean, measured)
+    if n_runs == 1:
+        return Row(shared_values, n_runs, mean, None)
+    return Row(shared_values, n_runs, mean, _by_epoch(statistics.stdev, measured))
+
+
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The table: mean and standard deviation of the validation recalls at the best epoch, RSUM at the last one too."""
-    axes = list(rows[0].values)
-    recalls = [score.replace("_r", " R@") for score in _SCORES[:-1]]
-    recalls += ["RSUM, best epoch", "RSUM, last epoch"]
-    head = [*axes, "runs", *(recalls if validated(rows) else [])]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    """Format the validation recalls, mean ± deviation, at the best epoch; RSUM at the last, too."""
+    head = [*rows[0].values, "runs"]
+    if validated(rows):
+        head += [score.replace("_r", " R@") for score in _SCORES[:-1]]
+        head += ["RSUM, best epoch", "RSUM, last epoch"]
+    lines = [_markdown_line(head), "|" + "---|" * len(head)]
     for row in rows:
-        cells = [*row.values.values(), str(row.n), *figures(row)]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_markdown_line([*row.values.values(), str(row.n), *figures(row)]))
     return "\n".join(lines) + "\n"
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def validated(rows: Sequence[Row]) -> bool:
@@ -170,20 +200,18 @@ def figures(row: Row) -> list[str]:
     """Format a row's scores at the best epoch, and RSUM at the last; none without validation."""
     if row.mean is None:
         return []
+    columns = [("best", score) for score in _SCORES]
+    columns.append(("last", "rsum"))
     texts = []
-    for epoch, score in [*(("best", score) for score in _SCORES), ("last", "rsum")]:
-        deviation = f" ± {row.std[epoch][score]:.1f}" if row.std else ""
-        texts.append(f"{row.mean[epoch][score]:.1f}{deviation}")
+    for epoch, score in columns:
+        text = f"{row.mean[epoch][score]:.1f}"
+        if row.std:
+            text += f" ± {row.std[epoch][score]:.1f}"
+        texts.append(text)
     return texts
 
 
-def _without_seed(item: tuple[Cell, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (axis, value) for axis, value in item[0].values.items() if axis not in (_SEED, SHORT[_SEED])
-    )
-
-
-def _scores(run_dir: Path) -> dict[str, dict[str, float]] | None:
+def _scores(run_dir: Path) -> _Scores | None:
     """Read a run's validation scores by ``best`` and ``last`` epoch; ``None`` without such a split.
 
     Raises:
@@ -194,8 +222,10 @@ def _scores(run_dir: Path) -> dict[str, dict[str, float]] | None:
         return None
     best_lines = [line for line in lines if line["best"]]
     try:
-        best, last = best_lines[-1], lines[-1]
-        return {"best": {s: best[s] for s in _SCORES}, "last": {s: last[s] for s in _SCORES}}
+        by_epoch: _Scores = {}
+        for epoch, line in (("best", best_lines[-1]), ("last", lines[-1])):
+            by_epoch[epoch] = {score: line[score] for score in _SCORES}
+        return by_epoch
     except (IndexError, KeyError):
         path = run_dir / METRICS_FILE
         remedy = "move the run away and train again"
@@ -203,19 +233,11 @@ def _scores(run_dir: Path) -> dict[str, dict[str, float]] | None:
         raise RunError(message, path=path) from None
 
 
-def _by_epoch(
-    function: Callable[[list[float]], float], runs: Sequence[Mapping[str, Mapping[str, float]]]
-) -> dict[str, dict[str, float]]:
-    """A function of each score over runs, by epoch."""
-    table: dict[str, dict[str, float]] = {}
+def _by_epoch(statistic: Callable[[list[float]], float], run_scores: Sequence[_Scores]) -> _Scores:
+    """Compute a statistic of each score over runs, by epoch."""
+    by_epoch: _Scores = {}
     for epoch in ("best", "last"):
-        table[epoch] = {score: function([run[epoch][score] for run in runs]) for score in _SCORES}
-    return table
-
-
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values)
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+        by_epoch[epoch] = {}
+        for score in _SCORES:
+            by_epoch[epoch][score] = statistic([scores[epoch][score] for scores in run_scores])
+    return by_epoch

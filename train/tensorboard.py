@@ -62,6 +62,5 @@ class TensorBoardReporter:
             self._writer.flush()
         except OSError as error:
             self._writer = None
-            self._warn(
-                f"the TensorBoard files could not be written ({error.strerror or error}); they end here"
-            )
+            reason = error.strerror or error
+            self._warn(f"the TensorBoard files could not be written ({reason}); they end here")

@@ -25,8 +25,8 @@ from made_up import make_clip, make_data
 class ClipWithCusa(nn.Module):
     """A CLIPModel, four heads, and the loss.
 
-    The loss is a submodule, so that its temperatures reach the optimizer and the checkpoint, and is computed in
-    ``forward``, so that DDP sees them.
+    The loss is a submodule, so that its temperatures reach the optimizer and the checkpoint, and is
+    computed in ``forward``, so that DDP sees them.
     """
 
     def __init__(self, clip: CLIPModel, loss: CUSALoss) -> None:
@@ -136,9 +136,8 @@ class Collator:
             truncation=True,
             return_tensors="pt",
         )
-        image_teacher, text_teacher = (
-            self.store.embeddings(teacher, name) for teacher in self.teachers
-        )
+        image_teacher = self.store.embeddings(self.teachers[0], name)
+        text_teacher = self.store.embeddings(self.teachers[1], name)
         return {
             **batch,
             "teacher_image": torch.from_numpy(image_teacher.gather(image_rows)),
@@ -153,10 +152,9 @@ def pairs_of(store: EmbeddingStore, name: str) -> Dataset:
     # Rows that precompute skipped (--on-error skip) hold NaN, and the loss refuses them: leave
     # their pairs out.
     no_image, no_caption = store.skipped(name)
-    good = ~np.isin(split.caption_image, no_image) & ~np.isin(
-        np.arange(split.n_captions), no_caption
-    )
-    caption_rows = np.flatnonzero(good)
+    has_image = ~np.isin(split.caption_image, no_image)
+    has_caption = ~np.isin(np.arange(split.n_captions), no_caption)
+    caption_rows = np.flatnonzero(has_image & has_caption)
     image_rows = split.caption_image[caption_rows]
     return Dataset.from_dict(
         {"split": [name] * len(caption_rows), "image_row": image_rows, "caption_row": caption_rows}

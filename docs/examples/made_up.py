@@ -1,7 +1,7 @@
-"""Made-up data and a tiny CLIP for the examples beside this file; nothing of it is needed with data of your own.
+"""Made-up data and a tiny CLIP for the examples beside this file; not needed with your own data.
 
-Each image is a grid of four colours, and its captions name what the colours are made of, so that there is something to
-learn. With real data the store comes from ``cusa-precompute``.
+Each image is a grid of four colours, and its captions name what the colours are made of, so that
+there is something to learn. With real data the store comes from ``cusa-precompute``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ CAPTION_WORDS = 8
 class MadeUp(NamedTuple):
     """A store with the teachers ``vision`` and ``words``, and its train split for a student.
 
-    ``pixels`` is float32 ``[n_images, 3, 32, 32]`` in [0, 1], ``tokens`` int64 ``[n_captions, 8]`` below ``N_WORDS``.
+    ``pixels`` is float32 ``[n_images, 3, 32, 32]`` in [0, 1], ``tokens`` int64 ``[n_captions, 8]``
+    below ``N_WORDS``.
     """
 
     store: EmbeddingStore
@@ -40,7 +41,7 @@ N_WORDS = len(WORDS)
 
 
 def make_data(folder: Path, n_images: int = 64, n_val: int = 16) -> MadeUp:
-    """A data set with two captions an image, splits train and val, as files and store in ``folder``."""
+    """Make a data set of two captions an image, split in two, as files and store in ``folder``."""
     meaning = np.random.default_rng(0).normal(size=(n_images + n_val, 12))
     colours = (
         (255 / (1 + np.exp(-meaning.reshape(-1, 2, 2, 3))))

@@ -1,7 +1,9 @@
-"""A fusion encoder's image-text-matching head, with hard negatives and soft targets: the setting of X2-VLM and ALBEF.
+"""A fusion encoder's image-text-matching head, with hard negatives and soft targets.
 
-The encoders are trained by CUSALoss; the head looks at pairs one by one, and learns from soft labels that some of the
-hard negatives are no negatives.
+It is the setting of X2-VLM and ALBEF.
+
+The encoders are trained by CUSALoss; the head looks at pairs one by one, and learns from soft
+labels that some of the hard negatives are no negatives.
 
 Run it: ``python docs/examples/matching_head.py``
 """
@@ -27,7 +29,7 @@ TAU_TARGETS = 0.1  # at 1, the targets of negatives would all be near 1/B
 
 
 class FusionHost(nn.Module):
-    """Patches and words, two embeddings of each modality, and a fusion encoder with a matching head."""
+    """Patches and words, two embeddings of each modality, a fusion encoder with a matching head."""
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class FusionHost(nn.Module):
         self.match = nn.Linear(dim, 2)
 
     def score(self, patches: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        """Logits ``[M, 2]`` of "no match" and "match", of M pairs ``[M, R, d]`` and ``[M, W, d]``."""
+        """Logits ``[M, 2]`` of "no match", "match", of M pairs ``[M, R, d]`` and ``[M, W, d]``."""
         return self.match(self.fusion(words, patches).mean(dim=1))
 
 

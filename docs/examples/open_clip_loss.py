@@ -1,8 +1,8 @@
 """CSA and USA at the place where open_clip's training calls ClipLoss.
 
-open_clip's step is ``losses = loss(**model(images, texts), output_dict=True)``, then ``sum(losses.values())``. Here the
-model's dictionary gains uni-modal features, and the loss gains one entry; open_clip's contrastive term, its logit_scale
-and its gathering stay what they are.
+open_clip's step is ``losses = loss(**model(images, texts), output_dict=True)``, then
+``sum(losses.values())``. Here the model's dictionary gains uni-modal features, and the loss gains
+one entry; open_clip's contrastive term, its logit_scale and its gathering stay what they are.
 
 Run it: ``python docs/examples/open_clip_loss.py`` (needs ``open_clip_torch``)
 """
@@ -24,7 +24,7 @@ from made_up import N_WORDS, caption_batches, make_data
 
 
 class WithUniHeads(nn.Module):
-    """An open_clip model (made with ``output_dict=True``) and uni-modal heads on its features, which USA trains."""
+    """An open_clip model made with ``output_dict=True``, and on it the heads that USA trains."""
 
     def __init__(self, clip: nn.Module, dim: int) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class WithUniHeads(nn.Module):
 class SoftLabelClipLoss(nn.Module):
     """open_clip's own loss with CSA and USA beside it, weighed in the paper's proportions.
 
-    ``logit_scale`` is 1/tau of the contrastive term and is left to open_clip. CSA and USA have temperatures of their
-    own, which are parameters of this module.
+    ``logit_scale`` is 1/tau of the contrastive term and is left to open_clip. CSA and USA have
+    temperatures of their own, which are parameters of this module.
 
     Args:
         clip_loss: ``open_clip.ClipLoss(...)``, or any loss with its interface.
@@ -57,7 +57,8 @@ class SoftLabelClipLoss(nn.Module):
     def __init__(self, clip_loss: nn.Module, batch_size: int, gather: bool = False) -> None:
         super().__init__()
         self.clip_loss = clip_loss
-        # The paper's contrastive term is InfoNCE / B; beside an undivided one, CSA and USA weigh B times more.
+        # The paper's contrastive term is InfoNCE / B; beside an undivided one, CSA and USA weigh B
+        # times more.
         weights = LossConfig().effective_weights(batch_size)
         config = LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"])
         self.cusa = CUSALoss(config, gather=gather)
@@ -74,7 +75,7 @@ class SoftLabelClipLoss(nn.Module):
         logit_bias: torch.Tensor | None = None,
         output_dict: bool = False,
     ) -> dict[str, torch.Tensor] | torch.Tensor:
-        """As ClipLoss; features come L2-normalised from open_clip, teacher rows as they are stored."""
+        """As ClipLoss; features come L2-normalised from open_clip, teacher rows as stored."""
         contrastive = self.clip_loss(image_features, text_features, logit_scale, logit_bias)
         terms = self.cusa(
             image_features,
@@ -90,7 +91,7 @@ class SoftLabelClipLoss(nn.Module):
 
 
 class TinyClip(nn.Module):
-    """Stands for ``open_clip.create_model(..., output_dict=True)``: the same outputs from a few weights."""
+    """``open_clip.create_model(..., output_dict=True)`` in small: a few weights."""
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
@@ -121,7 +122,8 @@ def main(clip_loss: nn.Module, steps: int = 60, batch_size: int = 32) -> list[fl
         model = WithUniHeads(TinyClip(), 32)
         loss = SoftLabelClipLoss(clip_loss, batch_size)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        # open_clip gives the model's parameters alone to its optimizer; the temperatures are the loss's.
+        # open_clip gives the model's parameters alone to its optimizer; the temperatures are the
+        # loss's.
         optimizer.add_param_group({"params": loss.parameters(), "weight_decay": 0.0})
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]

@@ -1,4 +1,4 @@
-"""CUSALoss in a plain PyTorch loop, and the same with gradient caching for a batch that does not fit in memory.
+"""CUSALoss in a plain PyTorch loop, also with gradient caching for a batch too large for memory.
 
 Run it: ``python docs/examples/plain_loop.py``
 """
@@ -18,7 +18,7 @@ from made_up import N_WORDS, caption_batches, make_data
 
 
 class Encoder(nn.Module):
-    """Your encoder of one modality, with two heads on it: cross-modal and uni-modal (LayerNorm + Linear)."""
+    """Your encoder of one modality, with a cross-modal and a uni-modal head: LayerNorm + Linear."""
 
     def __init__(self, trunk: nn.Module, dim: int, embed_dim: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         self.uni = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, embed_dim))
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-modal and uni-modal embeddings, ``[n, embed_dim]`` each; the loss normalises them."""
+        """Cross-modal, uni-modal embeddings, ``[n, embed_dim]`` each; the loss normalises them."""
         features = self.trunk(inputs)
         return self.cross(features), self.uni(features)
 
@@ -38,7 +38,8 @@ def main(steps: int = 60, batch_size: int = 32, micro_batch: int | None = None) 
     Args:
         steps: Optimizer steps.
         batch_size: Pairs of a batch.
-        micro_batch: Pairs that the encoders hold activations of; ``None``: all of the batch at once.
+        micro_batch: Pairs that the encoders hold activations of; ``None``: all of the batch at
+            once.
     """
     torch.manual_seed(0)
     losses = []

@@ -1,9 +1,10 @@
-"""CUSALoss as a loss of SentenceTransformerTrainer, on a CLIP that sentence-transformers loads by itself.
+"""CUSALoss as a loss of SentenceTransformerTrainer, on a CLIP that sentence-transformers loads.
 
 The labels of the batch say which rows of the store the pairs are: the split's number and the
 caption row. Images and teachers are found by them.
 
-Run it: ``python docs/examples/sentence_transformers_trainer.py`` (needs ``accelerate`` and ``datasets``)
+Run it: ``python docs/examples/sentence_transformers_trainer.py`` (needs ``accelerate`` and
+``datasets``)
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ class StoredSoftLabelLoss(nn.Module):
     caption, so the rows alone would give an evaluation the teachers' embeddings of the training
     captions, and a wrong ``eval_loss``.
 
-    The trainer gives the parameters of its loss to the optimizer, so the temperatures are learned. The heads are part
-    of the model, so that they are saved with it.
+    The trainer gives the parameters of its loss to the optimizer, so the temperatures are learned.
+    The heads are part of the model, so that they are saved with it.
 
     Args:
-        model: The model; gives ``sentence_embedding``, ``uni_image_embedding`` and ``uni_text_embedding``.
+        model: The model; gives ``sentence_embedding``, ``uni_image_embedding`` and
+            ``uni_text_embedding``.
         store: The store.
         splits: The splits, by the numbers that the labels have for them.
         image_teacher: Name of a teacher in the store.
@@ -78,12 +80,13 @@ class StoredSoftLabelLoss(nn.Module):
             teacher_text.to(labels.device),
             torch.from_numpy(image_rows).to(labels.device),
         )
-        # Not the terms as a dictionary: the trainer would sum it, and total alone carries gradients.
+        # Not the terms as a dictionary: the trainer would sum it, and total alone carries
+        # gradients.
         return terms.total
 
 
 def with_uni_heads(clip: Transformer) -> SentenceTransformer:
-    """The model, and two linear heads on its embedding: one that USA uses for images, one for captions."""
+    """The model, and two linear heads on its embedding: USA's for images, and its for captions."""
     clip.model.logit_scale.requires_grad_(
         False
     )  # CLIP's own temperature; CUSALoss has another in its place

@@ -1,4 +1,4 @@
-"""CUSALoss.on_similarities for a host whose similarity is no dot product: attention, as in SGRAF and SCAN.
+"""CUSALoss.on_similarities for a host whose similarity is attention, as in SGRAF and SCAN.
 
 Run it: ``python docs/examples/sgraf_style.py``
 """
@@ -19,7 +19,7 @@ from made_up import N_WORDS, caption_batches, make_data
 
 
 class CrossAttentionHost(nn.Module):
-    """Region and word features, a similarity by attention between them, and a pooled embedding per modality for USA."""
+    """Region and word features, their similarity by attention, and pooled embeddings for USA."""
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class CrossAttentionHost(nn.Module):
 def attended_similarity(
     regions: torch.Tensor, words: torch.Tensor, sharpness: float = 9.0
 ) -> torch.Tensor:
-    """Cosine of each word with what it attends to in the image, averaged over the words of a caption.
+    """Cosine of each word with what it attends to in the image, averaged over a caption's words.
 
     Args:
         regions: float ``[B, R, d]``.

@@ -47,7 +47,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         uni_image, uni_text = (
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for _ in range(2)
         )
-        # The sigmoid loss sums over candidates and averages over queries: of the scale of InfoNCE, not of InfoNCE / B.
+        # The sigmoid loss sums over candidates and averages over queries: of the scale of InfoNCE,
+        # not of InfoNCE / B.
         weights = LossConfig().effective_weights(batch_size)
         soft_labels = CUSALoss(
             LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"])
@@ -62,9 +63,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         )
         for caption_rows in caption_batches(store, batch_size, steps):
             image_rows = split.caption_image[caption_rows]
-            out = siglip(
-                input_ids=tokens[caption_rows], pixel_values=pixels[image_rows], return_loss=True
-            )
+            pairs = {"input_ids": tokens[caption_rows], "pixel_values": pixels[image_rows]}
+            out = siglip(**pairs, return_loss=True)
             v, t = out.image_embeds, out.text_embeds
             teacher_v = vision.gather(image_rows)
             teacher_t = words.gather(caption_rows)
