@@ -28,14 +28,7 @@ SHORT_OF: dict[str, dict[str, float]] = {
     "data/demo_set": {"tokens": 8.4, "comprehensions": 21.2, "name_length": 6.6},
     "data/foreign": {"long_functions": 3.4},
     "precompute/teachers": {"long_functions": 3.5},
-    "train": {
-        "tokens": 7.9,
-        "comprehensions": 29.4,
-        "conditionals": 18.7,
-        "long_lines": 9,
-        "vague_names": 2.2,
-        "name_length": 6.6,
-    },
+    "train": {"tokens": 7.7},
     "eval": {
         "tokens": 8.3,
         "comprehensions": 22.1,
