@@ -156,15 +156,23 @@ def report(tmp_path_factory):
         texts[0], images[0], images[1], texts[1], 0, 11, 0.5, 0.25, 0.875, 0.75, True
     )
     terms = ["contrastive", "csa", "usa"]
-    runs = [
-        made_up.report(
-            *(name, made_up.metrics(name, terms, 40.0 + i, 36.0, 20.0, coco=True)),
-            *(made_up.images(name, 40.0), made_up.sts(name, 70.0, ("cross", "uni"))),
-            *(made_up.history(terms, [300, 310]), gallery, gallery[:3], (pair,) * 3),
+    runs = []
+    for number, name in enumerate(("plain", "a-name-without-an-end-" * 4)):
+        metrics = made_up.metrics(name, terms, 40.0 + number, 36.0, 20.0, coco=True)
+        if number == 0:
+            metrics["paper"] = {"host": "CLIP ViT-B/32", "method": "CUSA", "rsum": 432.1}
+        runs.append(
+            made_up.report(
+                name,
+                metrics,
+                made_up.images(name, 40.0),
+                made_up.sts(name, 70.0, ("cross", "uni")),
+                history=made_up.history(terms, [300, 310]),
+                gallery=gallery,
+                failures=gallery[:3],
+                false_negatives=(pair,) * 3,
+            )
         )
-        for i, name in enumerate(("plain", "a-name-without-an-end-" * 4))
-    ]
-    runs[0].metrics["paper"] = {"host": "CLIP ViT-B/32", "method": "CUSA", "rsum": 432.1}
     page = folder / "report.html"
     made_up.write(
         page,
