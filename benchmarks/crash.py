@@ -76,9 +76,8 @@ def _arm(kill: Kill, report: Path) -> None:
     """Let this process kill itself at a file operation or while a file grows."""
     if kill.way == "byte":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(kill.at), resource.RLIM_INFINITY))
-        signal.signal(
-            signal.SIGXFSZ, signal.SIG_DFL
-        )  # the kernel ends the process within its write
+        # The kernel ends the process within its write.
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         return
     if kill.way != "operation":
         return
@@ -295,9 +294,8 @@ def load_libraries() -> None:
     import tqdm
     import transformers  # noqa: F401
 
-    tqdm.tqdm.set_lock(
-        threading.RLock()
-    )  # its own is shared between forked processes, and dies with a killed one
+    # Its own is shared between forked processes, and dies with a killed one.
+    tqdm.tqdm.set_lock(threading.RLock())
 
     import cusa.precompute.run
     import cusa.precompute.teachers.sentence

@@ -282,9 +282,8 @@ def main(
         )
         teachers = (opened.embeddings("unicom", "train"), opened.embeddings("mpnet", "train"))
         pairs = {"without": Pairs(*sources, None), "with": Pairs(*sources, teachers)}
-        rows_s = row_seconds(
-            pairs["with"], teachers, batch_size
-        )  # first: it leaves their pages in this process's map
+        # First: it leaves their pages in this process's map.
+        rows_s = row_seconds(pairs["with"], teachers, batch_size)
         by_workers = {n: measure(pairs, n, batch_size, batches, rounds) for n in workers}
     later_s = statistics.median(rows_s[-100:])
     results = machine() | {

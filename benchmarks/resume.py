@@ -120,9 +120,8 @@ class Runs:
             self._count_operations(run_dir, kill)
             if kill is not None and kill.way == "byte":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (int(kill.at), resource.RLIM_INFINITY))
-                signal.signal(
-                    signal.SIGXFSZ, signal.SIG_DFL
-                )  # the kernel ends the process within its write
+                # The kernel ends the process within its write.
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             from cusa.cli.train import main
 
             main(list(args), standalone_mode=True)

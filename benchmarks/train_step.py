@@ -196,9 +196,8 @@ class Enough(Exception):  # noqa: N818 - no error
 
 def host_memory() -> float:
     """Private MiB of this process and its workers."""
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # what is freed but not given back, hundreds of MiB by chance, would hide the rest
+    # What is freed but not given back, hundreds of MiB by chance, would hide the rest.
+    ctypes.CDLL(None).malloc_trim(0)
     kib = 0
     for pid in [os.getpid(), *(p.pid for p in multiprocessing.active_children())]:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -32,9 +32,8 @@ class ClipWithCusa(nn.Module):
     def __init__(self, clip: CLIPModel, loss: CUSALoss) -> None:
         super().__init__()
         self.clip, self.loss = clip, loss
-        clip.logit_scale.requires_grad_(
-            False
-        )  # CLIP's own temperature; the loss has another in its place
+        # CLIP's own temperature; the loss has another in its place.
+        clip.logit_scale.requires_grad_(False)
         dim = clip.config.projection_dim
         self.heads = nn.ModuleDict(
             {

@@ -87,9 +87,8 @@ class StoredSoftLabelLoss(nn.Module):
 
 def with_uni_heads(clip: Transformer) -> SentenceTransformer:
     """The model, and two linear heads on its embedding: USA's for images, and its for captions."""
-    clip.model.logit_scale.requires_grad_(
-        False
-    )  # CLIP's own temperature; CUSALoss has another in its place
+    # CLIP's own temperature; CUSALoss has another in its place.
+    clip.model.logit_scale.requires_grad_(False)
     dim = clip.get_embedding_dimension()
     heads = [
         Dense(
@@ -110,9 +109,8 @@ def pairs_of(store: EmbeddingStore, splits: tuple[str, ...], number: int) -> Dat
     columns = {
         "image": [str(store.image_root / split.image_paths[i]) for i in split.caption_image],
         "caption": split.captions[:],
-        "label": [
-            [number, row] for row in range(split.n_captions)
-        ],  # "label" is a name that the trainer looks for
+        # "label" is a name that the trainer looks for.
+        "label": [[number, row] for row in range(split.n_captions)],
     }
     return Dataset.from_dict(columns).cast_column("image", Image())
 

@@ -72,9 +72,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[float]:
         split = store.split("train")
         vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
         host = CrossAttentionHost()
-        loss_fn = CUSALoss(
-            LossConfig(alpha=1.0, beta=0.75)
-        )  # the paper's weights for SAF; SGR has 0.60 and 0.75
+        # The paper's weights for SAF; SGR has 0.60 and 0.75.
+        loss_fn = CUSALoss(LossConfig(alpha=1.0, beta=0.75))
         optimizer = torch.optim.AdamW(
             [{"params": host.parameters()}, {"params": loss_fn.parameters(), "weight_decay": 0.0}],
             lr=3e-3,
