@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from cusa.data.errors import CusaError, first_line
@@ -109,14 +110,12 @@ def _hub_problem(model_name: str) -> str | None:
 
     def ask() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(model_name, _MARKERS[0]), timeout=_TIMEOUT_S)
-        except EntryNotFoundError:
-            # The model is there, without this file.
+            # A model that is there may lack this file.
+            with suppress(EntryNotFoundError):
+                get_hf_file_metadata(hf_hub_url(model_name, _MARKERS[0]), timeout=_TIMEOUT_S)
             answers.append(None)
         except Exception as error:  # of the HTTP library, of which there are several
             answers.append(first_line(error))
-        else:
-            answers.append(None)
 
     # In a thread: the time that the system takes to look up a host's name has no limit of its own.
     thread = threading.Thread(target=ask, daemon=True)

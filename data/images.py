@@ -270,10 +270,11 @@ def _unknown_white_error(image: Image.Image, kind: str) -> ImageError:
 def changed_decoding(file_path: Path) -> str | None:
     """Describe why a file decodes to other pixels than before pictures were turned upright.
 
-    ``None`` if it does not.
+    Reads the header, and also the pixels of PNGs and of files whose header names an alpha channel
+    or a transparent colour.
 
-    Reads the header, and the pixels only where that names an alpha channel or a transparent colour,
-    and of PNGs.
+    Returns:
+        The reason, or ``None`` if the pixels are the same.
 
     Raises:
         ImageError: As :func:`load_image`.

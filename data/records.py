@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -85,6 +85,9 @@ class Truth:
     image_labels: np.ndarray
     indptr: np.ndarray
     indices: np.ndarray
+
+
+TRUTH_ARRAYS = tuple(array_field.name for array_field in fields(Truth))
 
 
 @dataclass(frozen=True, repr=False)
@@ -242,7 +245,8 @@ def fingerprint(records: Sequence[Record]) -> str:
 class SplitView(Protocol):
     """A split as evaluations see it.
 
-    :class:`cusa.data.store.reader.Split` and :class:`cusa.data.record_split.RecordSplit` are two.
+    It is a :class:`cusa.data.store.mapped_split.Split` or a
+    :class:`cusa.data.record_split.RecordSplit`.
     """
 
     @property

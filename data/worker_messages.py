@@ -1,4 +1,8 @@
-"""Messages between the reading process and its workers: pickles whose arrays travel apart."""
+"""Messages between the reading process and its workers: pickles whose arrays travel apart.
+
+Unpickling them is safe: only the reading process and the workers that it started hold the
+ends of their connection, so no message is from a file or from another program.
+"""
 
 from __future__ import annotations
 

@@ -286,6 +286,7 @@ def _item_or_failure(readable: Readable[Any, Any], key: Any) -> Any:
 
 def _picklable(error: Exception) -> Exception:
     try:
+        # Only what was pickled here is unpickled.
         pickle.loads(pickle.dumps(error))
     except Exception:  # an exception class may raise anything here
         return RuntimeError(f"{type(error).__name__}: {error}")

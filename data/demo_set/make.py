@@ -20,11 +20,10 @@ from cusa.data.demo_set.world import Claim, draw_scenes, image_generator
 from cusa.data.errors import FileFormatError
 from cusa.data.files import atomic_file, file_digest
 from cusa.data.parsing import read_json
-from cusa.data.records import SPLITS, Dataset, Truth
+from cusa.data.records import SPLITS, TRUTH_ARRAYS, Dataset, Truth
 
 # Raise it with every change to images, captions or truth, so that old folders are made anew.
 VERSION = 1
-_TRUTH_ARRAYS = ("image_labels", "indptr", "indices")
 _JPEG_QUALITY = 90
 
 
@@ -60,7 +59,7 @@ def make_demo(
     truth = {}
     with np.load(folder / "truth.npz") as arrays:
         for split_name in manifest.splits:
-            truth[split_name] = Truth(*(arrays[f"{split_name}_{name}"] for name in _TRUTH_ARRAYS))
+            truth[split_name] = Truth(*(arrays[f"{split_name}_{name}"] for name in TRUTH_ARRAYS))
     return Dataset("demo", folder, manifest.splits, truth, files=manifest.files)
 
 
@@ -106,7 +105,7 @@ def _make(
     for split_name, n_images in sizes.items():
         split_lines, truth = _make_split(folder, split_name, n_images, seed)
         lines.extend(split_lines)
-        for name in _TRUTH_ARRAYS:
+        for name in TRUTH_ARRAYS:
             arrays[f"{split_name}_{name}"] = getattr(truth, name)
 
     with atomic_file(folder / "manifest.jsonl") as temporary:

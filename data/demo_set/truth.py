@@ -38,9 +38,9 @@ class _SceneTable:
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         # Of each attribute, [n_scenes, 3].
-        self.things = {
-            attribute_name: _column(scenes, attribute_name) for attribute_name in _ATTRIBUTES
-        }
+        self.things: dict[str, np.ndarray] = {}
+        for attribute_name in _ATTRIBUTES:
+            self.things[attribute_name] = _column(scenes, attribute_name)
         self.counts = np.array([len(scene.things) for scene in scenes])
         self.settings = np.array([scene.setting for scene in scenes])
         self._fits: dict[Description, np.ndarray] = {}

@@ -11,9 +11,8 @@ import numpy as np
 
 from cusa.data.errors import CusaError, FileFormatError, first_line
 from cusa.data.foreign.guarded_process import read_in_child
+from cusa.data.foreign.npy import MAX_EXPANSION
 
-# Deflate makes a byte of 1,032 at most.
-_MAX_COMPRESSION = 1100
 _MAX_SHOWN = 5  # names in a message
 # Each may be as long as the file.
 _TEXT_BLOCK = 64
@@ -132,7 +131,7 @@ def _size_problem(dataset: h5py.Dataset, file_size: int) -> str | None:
     promised = math.prod(dataset.shape) * dataset.id.get_type().get_size()
     possible = stored
     if dataset.id.get_create_plist().get_nfilters() > 0:
-        possible = stored * _MAX_COMPRESSION
+        possible = stored * MAX_EXPANSION
     if promised > possible:
         return f"should have {promised:,} bytes and has {stored:,}"
     return None

@@ -26,7 +26,7 @@ _MAX_DIMENSIONS = 64
 _N_CODE_POINTS = 0x110000
 _HALF_CHARACTERS = range(0xD800, 0xE000)
 # Deflate makes a byte of 1,032 at most.
-_MAX_EXPANSION = 1100
+MAX_EXPANSION = 1100
 # Of an archive's arrays together.
 _MAX_BYTES = 2 * 2**30
 
@@ -126,7 +126,7 @@ def read_npz(file_path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(file_path) as archive:
             members = archive.infolist()
             size = sum(member.file_size for member in members)
-            max_size = min(_MAX_BYTES, _MAX_EXPANSION * file_path.stat().st_size)
+            max_size = min(_MAX_BYTES, MAX_EXPANSION * file_path.stat().st_size)
             if size > max_size:
                 raise ValueError(f"its arrays would have {size:,} bytes")
             arrays = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -96,12 +97,12 @@ class Effort:
             raise pickle.UnpicklingError("it holds more containers than a file of its size should")
 
 
-class StandIn:
+class StandIn(ABC):
     """A stand-in for an object that a pickle builds: keeps the state that the file gives it."""
 
+    @abstractmethod
     def set_state(self, state: Any) -> None:
         """Take the object's state."""
-        raise NotImplementedError
 
 
 def read_pickle(

@@ -52,9 +52,7 @@ def read_published_rows(file_path: Path) -> tuple[list[str], np.ndarray]:
         vectors = _read_dictionary(file_path)
         keys = [str(key) for key in vectors]
         return keys, _stacked(list(vectors.values()), file_path.stat().st_size)
-    except CusaError:
-        raise
-    except PermissionError:
+    except (CusaError, PermissionError):
         raise
     except Exception as error:  # numpy's own, of the file's values
         problem = first_line(error)

@@ -6,7 +6,6 @@ that exports a :class:`cusa.data.readers.forms.Form`; a new one is added to a tu
 """
 
 from cusa.data.readers.files import read_annotations
-from cusa.data.readers.forms import AnnotationRow, Annotations, Source
-from cusa.data.readers.split_names import canonical_split
+from cusa.data.readers.forms import Source
 
-__all__ = ["AnnotationRow", "Annotations", "Source", "canonical_split", "read_annotations"]
+__all__ = ["Source", "read_annotations"]

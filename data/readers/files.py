@@ -45,7 +45,6 @@ def read_annotations(source: Source) -> Annotations:
 
     content = _parse(text, path)
     if not isinstance(content, Table):
-        # The first form that recognises the content reads it.
         for document_form in DOCUMENT_FORMS:
             if document_form.recognises(content):
                 return document_form.read(content, source)

@@ -174,7 +174,6 @@ class Entry:
             return None
         if isinstance(value, str):
             return self._without_nul(name, value)
-        # pandas writes the ids of a column with gaps as floats.
         if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS:
             return str(int(value))
         # In Python, a truth value is a number, too.

@@ -15,20 +15,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cusa.data.errors import StoreError
-from cusa.data.store.checksum import SHARD_FORMAT, ChecksumError, require_seal, seal_holds
+from cusa.data.store.checksum import SHARD_FORMAT, require_seal
 from cusa.data.store.hdf5 import (
     ArrayLocation,
     array_location,
     child_group,
     read_array,
-    refuse,
 )
-from cusa.data.store.index_checks import check_skipped, read_bounds
+from cusa.data.store.index_checks import check_lengths, check_skipped, read_bounds
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split, Strings, without_arrays
 from cusa.data.store.row_window import RowIndex, RowWindow, indexed_rows
 from cusa.data.store.schema import TeacherSettings, shard_path
-from cusa.data.store.shards import DIGEST_BYTES, read_picture_digests
+from cusa.data.store.shards import DIGEST_BYTES, read_picture_digests, require_intact
 
 _HASHING_THREADS = 4
 
@@ -69,8 +68,8 @@ class Embeddings:
         self._offsets = read_array(listing, "offsets", "<i8")
         self._files = Strings(index, listing, "files")
         self._seals = Strings(index, listing, "sha256")
-        if {len(self._files), len(self._seals), len(self._offsets)} != {len(bounds)}:
-            refuse(index.path, listing.name, "its columns are of different lengths")
+        lengths = [len(bounds), len(self._offsets), len(self._files), len(self._seals)]
+        check_lengths(lengths, index.path, listing.name)
         self._skipped = array_location(split_group, "skipped", "<i8")
 
     def _adjacent_bounds(self, bounds: np.ndarray) -> np.ndarray:
@@ -164,12 +163,7 @@ class Embeddings:
         self.require_shards()
         paths = [self.shard_path(number) for number in range(self.n_shards)]
         with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-            is_whole = list(threads.map(_shard_seal_holds, paths))
-
-        for path, holds in zip(paths, is_whole, strict=True):
-            if not holds:
-                message = f"{path} is damaged: its checksum does not hold; see cusa-store verify"
-                raise ChecksumError(message, path=path)
+            list(threads.map(require_intact, paths))
 
     def picture_digests(self) -> np.ndarray:
         """Read the sha256 of each row's picture file: uint8 ``[n_rows, 32]``, zeros where unknown.
@@ -274,7 +268,3 @@ class Embeddings:
             dtype=self.dtype.str,
         )
         return file.array(location)
-
-
-def _shard_seal_holds(path: Path) -> bool:
-    return seal_holds(path, SHARD_FORMAT)

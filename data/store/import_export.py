@@ -30,8 +30,6 @@ from cusa.data.store.split_table import SplitTable
 from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.data.unit_rows import unit_rows
 
-__all__ = ["ForeignRows", "export_rows", "import_rows", "index_for_import"]
-
 _BLOCK_ROWS = 65_536  # read at once
 
 

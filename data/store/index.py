@@ -71,7 +71,6 @@ class Index:
             teachers[name] = _joined_entry(present, entry)
 
         splits = dict(self.splits)
-        # The relevance that was known last is the one that counts.
         for name, table in addition.splits.items():
             if name not in splits or table.truth is not None:
                 splits[name] = table
@@ -221,7 +220,6 @@ def write_index(index_path: Path, index: Index) -> None:
         file.attrs["image_root"] = _stored_image_root(index_path, index.image_root).as_posix()
         split_groups = file.create_group("splits")
         teacher_groups = file.create_group("teachers")
-        # Sorted: the bytes must not depend on the order in which parts were joined.
         for name, table in sorted(index.splits.items()):
             write_split(split_groups.create_group(name), table)
         for name, entry in sorted(index.teachers.items()):

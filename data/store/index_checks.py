@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +13,20 @@ from cusa.data.records import Truth
 from cusa.data.store.checksum import ChecksumError
 from cusa.data.store.hdf5 import read_array, refuse, text_attribute, text_attributes
 from cusa.data.store.schema import TeacherSettings
+
+
+def check_lengths(
+    lengths: Iterable[int],
+    index_path: Path,
+    name: str,
+) -> None:
+    """Refuse columns of a group that are not all of one length.
+
+    Raises:
+        StoreError: If their lengths differ.
+    """
+    if len(set(lengths)) > 1:
+        refuse(index_path, name, "its columns are of different lengths")
 
 
 def check_caption_image(

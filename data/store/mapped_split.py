@@ -9,12 +9,11 @@ from typing import NoReturn, overload
 import h5py
 import numpy as np
 
-from cusa.data.records import Record, Truth
+from cusa.data.records import TRUTH_ARRAYS, Record, Truth
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
-from cusa.data.store.index_checks import check_caption_image, check_truth
+from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.row_window import RowIndex, indexed_rows
-from cusa.data.store.split_table import TRUTH_COLUMNS
 
 
 class Strings(Sequence[str]):
@@ -123,15 +122,11 @@ class Split:
         self._truth: tuple[ArrayLocation, ...] = ()
         if "truth" in group:
             truth_group = child_group(group, "truth")
-            self._truth = tuple(array_location(truth_group, name, "<i8") for name in TRUTH_COLUMNS)
+            self._truth = tuple(array_location(truth_group, name, "<i8") for name in TRUTH_ARRAYS)
 
-        fits = (
-            len(self.image_paths) == len(self.image_ids)
-            and len(self.captions) == len(self.caption_ids)
-            and self._caption_image.shape[0] == len(self.caption_ids)
-        )
-        if not fits:
-            refuse(index.path, group.name, "its columns are of different lengths")
+        check_lengths([self.n_images, len(self.image_paths)], index.path, group.name)
+        caption_lengths = [self.n_captions, len(self.caption_ids), *self._caption_image.shape]
+        check_lengths(caption_lengths, index.path, group.name)
 
     def __len__(self) -> int:
         return self.n_images

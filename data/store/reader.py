@@ -28,8 +28,6 @@ from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.schema import TeacherSettings
 
-__all__ = ["VERIFIED_BYTES", "EmbeddingStore", "Embeddings", "Split"]
-
 # An index of this length is read whole at every opening, a tenth of a second's work; COCO's has
 # less. Of a longer one, EmbeddingStore.verify_index does so, which the trainer calls.
 VERIFIED_BYTES = 256 << 20

@@ -25,7 +25,7 @@ class RowWindow:
     # Far outside of the array: numpy's own check of indices finds it.
     _UNMAPPED = 1 << 62
 
-    __slots__ = ("_bounds", "_dtype", "_layout", "_load", "_lock", "_maps", "_shard_rows")
+    __slots__ = ("_bounds", "_layout", "_load", "_lock", "_maps", "_shard_rows")
 
     def __init__(
         self,
@@ -35,7 +35,6 @@ class RowWindow:
         load: Callable[[int], np.ndarray],
     ) -> None:
         self._bounds = bounds
-        self._dtype = dtype
         self._load = load
         self._lock = threading.Lock()
         self._maps: dict[int, np.ndarray] = {}  # keeps the memory mapped

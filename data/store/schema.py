@@ -155,7 +155,6 @@ def _is_transform(value: object) -> bool:
     return _is_positive_integer(value.get("jpeg_draft", 1))
 
 
-# What each field of the settings may be.
 _LEGAL_SETTINGS: Mapping[str, Callable[[object], bool]] = {
     "modality": lambda value: value in ("image", "text"),
     "model_id": _is_text,

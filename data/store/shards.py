@@ -9,10 +9,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cusa.data.errors import EmbeddingsError, StoreError
+from cusa.data.errors import EmbeddingsError
 from cusa.data.store.checksum import (
     BLOCK,
     SHARD_FORMAT,
+    ChecksumError,
     open_sealed,
     read_seal,
     require_seal,
@@ -198,7 +199,7 @@ def read_shard(
     shard_path = folder / shard_file
     seal = read_seal(shard_path, SHARD_FORMAT)
     if not is_verified:
-        _require_intact(shard_path)
+        require_intact(shard_path)
     with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
         header = _read_header(content, shard_path)
         offset = _read_rows_offset(content, header, shard_path)
@@ -215,11 +216,15 @@ def read_shard(
     return header, info
 
 
-def _require_intact(shard_path: Path) -> None:
-    """Refuse a shard whose seal does not hold, before the HDF5 library parses it."""
+def require_intact(shard_path: Path) -> None:
+    """Refuse a shard whose seal does not hold, before the HDF5 library parses it.
+
+    Raises:
+        ChecksumError: If it does not.
+    """
     if not seal_holds(shard_path, SHARD_FORMAT):
         message = f"{shard_path} is damaged: its checksum does not hold; see cusa-store verify"
-        raise StoreError(message, path=shard_path)
+        raise ChecksumError(message, path=shard_path)
 
 
 def _read_header(content: h5py.File, shard_path: Path) -> ShardHeader:
@@ -277,7 +282,7 @@ def read_picture_digests(shard_path: Path, seal: str) -> np.ndarray | None:
         StoreError: If it cannot be read, is damaged, or is another shard.
     """
     require_seal(shard_path, SHARD_FORMAT, seal)
-    _require_intact(shard_path)
+    require_intact(shard_path)
     with open_sealed(shard_path, SHARD_FORMAT, seal) as content:
         # Stores of format 2.0 have no such dataset.
         if _DIGESTS not in content:

@@ -10,7 +10,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cusa.data.records import Record, Truth, caption_rows, fingerprint, text_columns
+from cusa.data.records import (
+    TRUTH_ARRAYS,
+    Record,
+    Truth,
+    caption_rows,
+    fingerprint,
+    text_columns,
+)
 from cusa.data.store.hdf5 import (
     child_group,
     hdf5_errors,
@@ -18,10 +25,9 @@ from cusa.data.store.hdf5 import (
     refuse,
     text_attribute,
 )
-from cusa.data.store.index_checks import check_caption_image, check_truth
+from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 
 COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
-TRUTH_COLUMNS = ("image_labels", "indptr", "indices")
 # In UTF-8, a byte that continues a character has these bits.
 _CONTINUATION_MASK = 0xC0
 _CONTINUATION_BITS = 0x80
@@ -141,19 +147,15 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
 
     n_images = len(columns["image_ids"])
     n_captions = len(columns["caption_ids"])
-    fits = (
-        len(columns["image_paths"]) == n_images
-        and len(columns["captions"]) == n_captions
-        and len(caption_image) == n_captions
-    )
-    if not fits:
-        refuse(index_path, split_group.name, "its columns are of different lengths")
+    check_lengths([n_images, len(columns["image_paths"])], index_path, split_group.name)
+    caption_lengths = [n_captions, len(columns["captions"]), len(caption_image)]
+    check_lengths(caption_lengths, index_path, split_group.name)
     check_caption_image(caption_image, n_images, index_path, split_group.name)
 
     truth = None
     if "truth" in split_group:
         truth_group = child_group(split_group, "truth")
-        truth = Truth(*(read_array(truth_group, name, "<i8") for name in TRUTH_COLUMNS))
+        truth = Truth(*(read_array(truth_group, name, "<i8") for name in TRUTH_ARRAYS))
         check_truth(
             truth,
             n_images,
@@ -174,6 +176,6 @@ def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     if table.truth is None:
         return
     truth_group = split_group.create_group("truth")
-    for name in TRUTH_COLUMNS:
+    for name in TRUTH_ARRAYS:
         values = getattr(table.truth, name)
         truth_group.create_dataset(name, data=values.astype("<i8"))

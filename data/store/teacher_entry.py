@@ -18,6 +18,7 @@ from cusa.data.store.hdf5 import (
     text_attribute,
 )
 from cusa.data.store.index_checks import (
+    check_lengths,
     check_skipped,
     read_bounds,
     read_settings,
@@ -101,8 +102,8 @@ def _read_shards(
     skipped = read_array(split_group, "skipped", "<i8")
 
     check_skipped(skipped, n_rows, index_path, split_group.name)
-    if {len(bounds), len(files), len(seals), len(offsets)} != {len(offsets)}:
-        refuse(index_path, listing.name, "its columns are of different lengths")
+    lengths = [len(bounds), len(offsets), len(files), len(seals)]
+    check_lengths(lengths, index_path, listing.name)
     for shard_file in files:
         # Refuses what leads elsewhere.
         shard_path(index_path.parent, shard_file)

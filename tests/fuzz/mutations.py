@@ -109,15 +109,6 @@ BYTE_MUTATORS: tuple[Mutator, ...] = (
 )
 
 
-def splice_with(other: bytes) -> Mutator:
-    """A mutator that puts the end of another file behind the beginning of this one."""
-
-    def splice_two(content: bytes, rng: random.Random) -> bytes:
-        return content[: rng.randint(0, len(content))] + other[rng.randint(0, len(other)) :]
-
-    return splice_two
-
-
 def on_path(mutate: Callable[[Path, random.Random], None]) -> Mutator:
     """A mutator of bytes from a function that changes a file in place, as libraries such as HDF5 need."""
 
