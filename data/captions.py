@@ -37,7 +37,9 @@ def normalize_caption(caption: str, max_words: int = 64) -> str:
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     text = " ".join(text.split(" ")[:max_words])
     if not text:
-        message = f"caption {_shown(caption)} is empty once normalised; give it words or remove it"
+        message = (
+            f"caption {shown_caption(caption)} is empty once normalised; give it words or remove it"
+        )
         raise DataError(message, name="caption")
     return text
 
@@ -62,13 +64,13 @@ def normalizer(name: str) -> Callable[[str], str]:
 
 def _as_written(caption: str) -> str:
     if not caption.strip():
-        message = f"caption {_shown(caption)} is empty; give it words or remove it"
+        message = f"caption {shown_caption(caption)} is empty; give it words or remove it"
         raise DataError(message, name="caption")
     return caption
 
 
-def _shown(caption: str) -> str:
-    """Return a caption for a message: blank ones may be of any length."""
+def shown_caption(caption: str) -> str:
+    """Quote a caption for a message, cut where it is long."""
     if len(caption) <= _MAX_SHOWN:
         return repr(caption)
     return f"{caption[:_MAX_SHOWN]!r}…"

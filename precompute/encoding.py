@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cusa.data.captions import normalizer
+from cusa.data.captions import normalizer, shown_caption
 from cusa.data.errors import FORWARD_PASS, TeacherError
 from cusa.data.records import Dataset
 from cusa.precompute.caption_locator import CaptionLocator
@@ -18,8 +18,6 @@ from cusa.precompute.teachers.base import Teacher, TeacherInputs, stacked
 
 # Location of the error of a model that gives more or fewer rows than items.
 ROW_COUNT = "row count"
-# Characters of a caption in a message.
-_MAX_SHOWN = 60
 
 
 class BatchEncoder:
@@ -165,9 +163,7 @@ class BatchEncoder:
             return f"image {self._image_path(task, row)}"
 
         caption, caption_id = self._captions.caption(task.split, row)
-        if len(caption) > _MAX_SHOWN:
-            caption = f"{caption[:_MAX_SHOWN]}..."
-        description = f"caption id {caption_id} ({caption!r})"
+        description = f"caption id {caption_id} ({shown_caption(caption)})"
         location = self._dataset.location_of(*self._captions.record(task.split, row))
         if location is None:
             return description

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from cusa.data.errors import CusaError, DataError
+from cusa.data.errors import DataError
 from cusa.data.input_check import MAX_LISTED, Fault, Faults, check_captions, check_images
 from cusa.data.records import Dataset
-from cusa.data.store.shards import read_shard
 from cusa.precompute.shard_plan import ShardTask
 
 RowRange = tuple[int, int]
@@ -17,7 +16,7 @@ _EXAMPLES = 3
 
 def check_inputs(
     dataset: Dataset,
-    tasks: Sequence[ShardTask],
+    pending: Sequence[ShardTask],
     modalities: Mapping[str, str],
     normalizer_name: str,
     skip_errors: bool,
@@ -28,7 +27,7 @@ def check_inputs(
 
     Args:
         dataset: The data set.
-        tasks: The run's shards; those that are finished are not looked at.
+        pending: The run's shards that are not finished.
         modalities: ``"image"`` or ``"text"`` by teacher name.
         normalizer_name: Name of the caption normaliser.
         skip_errors: Whether faults are left out instead of stopping the run.
@@ -38,7 +37,6 @@ def check_inputs(
     Raises:
         DataError: If there is a fault that is not to be skipped, or no image at all.
     """
-    pending = [task for task in tasks if _will_be_made(task, skip_errors)]
     images = check_images(dataset, _pending_rows(pending, modalities, "image"))
     captions = check_captions(dataset, _pending_rows(pending, modalities, "text"), normalizer_name)
     _refuse_if_no_image_exists(images, dataset)
@@ -63,18 +61,6 @@ def _refuse_if_no_image_exists(images: Faults, dataset: Dataset) -> None:
         location=first.location,
         name=first.name,
     )
-
-
-def _will_be_made(task: ShardTask, skip_errors: bool) -> bool:
-    """Return whether :func:`.shard_plan.finished_shards` will see a shard as not finished."""
-    if not task.path.exists():
-        return True
-    try:
-        _, info = read_shard(task.index.parent, task.file)
-    except (CusaError, OSError):
-        # A damaged shard is made again.
-        return True
-    return bool(info.skipped) and not skip_errors
 
 
 def _pending_rows(

@@ -153,11 +153,14 @@ class ImageReader(TorchDataset[TeacherBatch]):
         for row in requested_rows.tolist():
             try:
                 image_path = self._image_root / str(self._image_paths[split][row])
-                images.append(read_image(image_path, self._teacher))
-                digests.append(file_digest(image_path))
-                rows.append(row)
+                image = read_image(image_path, self._teacher)
+                digest = file_digest(image_path)
             except (CusaError, OSError) as error:
                 errors.append((row, str(error)))
+            else:
+                images.append(image)
+                digests.append(digest)
+                rows.append(row)
         return TeacherBatch(
             inputs=stacked(images) if images else None,
             rows=np.asarray(rows, np.int64),

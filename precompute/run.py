@@ -21,8 +21,10 @@ from cusa.precompute.reuse import StoreReuse
 from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.run_progress import RunProgress
 from cusa.precompute.shard_plan import (
+    Shard,
     ShardTask,
     finished_shards,
+    intact_shards,
     part_path,
     plan_teacher,
     tasks_in_range,
@@ -76,8 +78,10 @@ class Run:
         self._processes = processes
         self._reporter = reporter
         self._check_stop = check_stop
+        self._redo_skipped = not options.pipeline.skip_errors
         self._progress = RunProgress(processes, reporter, check_stop)
         self._data_index = Index.from_dataset(dataset, {})
+        self._intact: dict[ShardTask, Shard] = {}
         self._teachers: dict[str, LoadedTeacher] = {}
         self._reuse: StoreReuse | None = None
         if options.reuse is not None:
@@ -170,9 +174,11 @@ class Run:
         """Refuse data that cannot be read; the leading process alone looks at them."""
         if not self._processes.leads:
             return
+        self._intact = intact_shards(tasks, self._redo_skipped)
+        pending = [task for task in tasks if task not in self._intact]
         check_inputs(
             self._dataset,
-            tasks,
+            pending,
             {request.name: request.modality for request in self._requests},
             self._options.normalizer,
             self._options.pipeline.skip_errors,
@@ -250,8 +256,9 @@ class Run:
 
         def find_pending() -> list[int]:
             headers = list(map(self._header, tasks))
-            redo_skipped = not self._options.pipeline.skip_errors
-            finished_info, damaged = finished_shards(tasks, headers, redo_skipped)
+            finished_info, damaged = finished_shards(
+                tasks, headers, self._redo_skipped, self._intact
+            )
             for path in damaged.values():
                 self._reporter.note(f"{path} is damaged and will be made again")
 

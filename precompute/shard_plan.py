@@ -12,13 +12,14 @@ from pathlib import Path
 
 from cusa.data.errors import CusaError, SettingError, StoreError
 from cusa.data.store import schema
-from cusa.data.store.checksum import SHARD_FORMAT, seal_holds
+from cusa.data.store.checksum import SHARD_FORMAT, read_seal, seal_holds
 from cusa.data.store.index import Index
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import ShardHeader, ShardInfo, read_shard
 
 # Threads overlap the reading of one file with the hashing of another.
 _HASHING_THREADS = 4
+Shard = tuple[ShardHeader, ShardInfo]
 
 
 @dataclass(frozen=True)
@@ -169,26 +170,54 @@ def stored_settings(
     if index is not None and teacher in index.teachers:
         return index.teachers[teacher].settings
     for task in tasks:
-        if task.teacher != teacher or not task.path.exists():
+        if task.teacher != teacher:
             continue
-        # A damaged one will be made again.
-        with contextlib.suppress(CusaError, OSError):
-            header, _ = read_shard(task.index.parent, task.file)
+        shard = _read_or_none(task)
+        if shard is not None:
+            header, _ = shard
             return header.settings
+    return None
+
+
+def intact_shards(tasks: Sequence[ShardTask], redo_skipped: bool) -> dict[ShardTask, Shard]:
+    """Read the shards on disk that a run may keep, and verify their checksums.
+
+    Args:
+        tasks: The planned shards.
+        redo_skipped: Whether to leave out shards that skipped rows.
+    """
+    intact: dict[ShardTask, Shard] = {}
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        for task, shard in zip(tasks, threads.map(_read_or_none, tasks), strict=True):
+            if shard is None:
+                continue
+            _, info = shard
+            if not (redo_skipped and info.skipped):
+                intact[task] = shard
+    return intact
+
+
+def _read_or_none(task: ShardTask) -> Shard | None:
+    """Read what a shard holds; ``None`` if it is not there, or damaged and to be made again."""
+    with contextlib.suppress(CusaError, OSError):
+        return read_shard(task.index.parent, task.file)
     return None
 
 
 def finished_shards(
     tasks: Sequence[ShardTask],
     headers: Sequence[ShardHeader],
-    redo_skipped: bool = False,
+    redo_skipped: bool,
+    verified: Mapping[ShardTask, Shard],
 ) -> tuple[dict[int, ShardInfo], dict[int, Path]]:
-    """Find the shards that earlier runs finished, and take their checksums again.
+    """Find the shards that earlier runs finished, and verify the checksums of all of them.
 
     Args:
         tasks: The planned shards.
         headers: What each of them has to hold.
         redo_skipped: Whether a shard that skipped rows counts as not finished.
+        verified: What :func:`intact_shards` returned: these are hashed again only if they were
+            replaced since.
 
     Returns:
         Finished shards by task number, and damaged files by task number; the latter are to be made
@@ -201,7 +230,7 @@ def finished_shards(
     finished: dict[int, ShardInfo] = {}
     damaged: dict[int, Path] = {}
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        shards = threads.map(_read_if_intact, tasks, headers)
+        shards = threads.map(_read_if_intact, tasks, headers, map(verified.get, tasks))
         for number, shard in enumerate(shards):
             if isinstance(shard, Path):
                 damaged[number] = shard
@@ -210,19 +239,23 @@ def finished_shards(
     return finished, damaged
 
 
-def _read_if_intact(task: ShardTask, expected: ShardHeader) -> ShardInfo | Path | None:
+def _read_if_intact(
+    task: ShardTask,
+    expected: ShardHeader,
+    verified: Shard | None,
+) -> ShardInfo | Path | None:
     """Return what a shard holds, its path if it is damaged, ``None`` if it does not exist."""
     if not task.path.exists():
         return None
     try:
-        is_intact = seal_holds(task.path, SHARD_FORMAT)
+        shard = _verified_shard(task, verified)
     except OSError:
         # A bad sector makes a file unreadable.
-        is_intact = False
-    if not is_intact:
+        shard = None
+    if shard is None:
         return task.path
 
-    header, info = read_shard(task.index.parent, task.file, is_verified=True)
+    header, info = shard
     differences = expected.differences(header)
     if differences:
         raise StoreError(
@@ -232,3 +265,15 @@ def _read_if_intact(task: ShardTask, expected: ShardHeader) -> ShardInfo | Path 
             name=task.teacher,
         )
     return info
+
+
+def _verified_shard(task: ShardTask, verified: Shard | None) -> Shard | None:
+    """Read a shard, unless the file is still the one that was; ``None`` if it is damaged."""
+    if verified is not None:
+        _, info = verified
+        with contextlib.suppress(StoreError):
+            if read_seal(task.path, SHARD_FORMAT) == info.sha256:
+                return verified
+    if not seal_holds(task.path, SHARD_FORMAT):
+        return None
+    return read_shard(task.index.parent, task.file, is_verified=True)

@@ -156,7 +156,8 @@ def test_code_of_a_model_is_never_run():
 
 def test_public_names():
     for name in cusa.__all__:
-        assert getattr(cusa, name).__name__ == name
+        public = getattr(cusa, name)
+        assert (public.__name__, public.__module__) == (name, cusa._HOME[name])
     assert set(cusa._HOME) == set(cusa.__all__)
     assert set(cusa.__all__) <= set(dir(cusa))
     with pytest.raises(AttributeError, match="no attribute 'nope'"):

@@ -28,6 +28,19 @@ R = TypeVar("R")
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 PATH = click.Path(path_type=Path)
 DEVICE_OPTION = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+DATA_ROOT_OPTION = click.option(
+    "--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets."
+)
+IMAGE_ROOT_OPTION = click.option(
+    "--image-root", type=PATH, help="Folder that image paths are relative to."
+)
+DTYPE_OPTION = click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    help="Type to store rows in.",
+)
+STORE_ARGUMENT = click.argument("store_path", metavar="STORE", type=PATH)
 
 # 128 + SIGINT, as shells have it.
 INTERRUPTED_STATUS = 130

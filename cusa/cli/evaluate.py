@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, PATH, DefaultCommand, one_line_errors
-from cusa.cli.evaluate_options import (
+from cusa.cli.console import (
+    CONTEXT_SETTINGS,
     DATA_ROOT_OPTION,
+    PATH,
+    DefaultCommand,
+    one_line_errors,
+)
+from cusa.cli.evaluate_options import (
     MODEL_OPTIONS,
     MODEL_SPECS_KEY,
     RETRIEVAL_OPTIONS,

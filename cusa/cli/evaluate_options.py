@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -118,9 +117,6 @@ RUN_OPTIONS = _options(
         "beside them]",
     ),
     click.option("--latex", is_flag=True, help="Write tables.tex beside the report, too."),
-)
-DATA_ROOT_OPTION = click.option(
-    "--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets."
 )
 SPLIT_OPTIONS = _options(
     click.option("--split", default="test", help="Split of the store or data set."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, PATH, one_line_errors
+from cusa.cli.console import CONTEXT_SETTINGS, PATH, STORE_ARGUMENT, one_line_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
-@click.argument("store_path", metavar="STORE", type=PATH)
+@STORE_ARGUMENT
 @click.option("--split", default="train", help="Split whose pairs would be trained on.")
 @click.option(
     "--image-teacher",

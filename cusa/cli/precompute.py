@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, DEVICE_OPTION, PATH, Stopped, one_line_errors
+from cusa.cli.console import (
+    CONTEXT_SETTINGS,
+    DATA_ROOT_OPTION,
+    DEVICE_OPTION,
+    DTYPE_OPTION,
+    IMAGE_ROOT_OPTION,
+    PATH,
+    Stopped,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,8 +71,8 @@ def _shard_range(
 @click.option(
     "--out", type=PATH, help="The store's index file.  [default: DATA_ROOT/NAME_teachers.h5]"
 )
-@click.option("--image-root", type=PATH, help="Folder that image paths are relative to.")
-@click.option("--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets.")
+@IMAGE_ROOT_OPTION
+@DATA_ROOT_OPTION
 @click.option("--splits", metavar="A,B", help="Only these splits.  [default: all]")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N images of each split.")
 @click.option(
@@ -102,12 +111,7 @@ def _shard_range(
     help="Make only shards A to B - 1 of this run, as --plan counts them, for arrays of jobs; join "
     "the parts with cusa-store merge.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    help="Type to store rows in.",
-)
+@DTYPE_OPTION
 @click.option(
     "--normalizer",
     type=click.Choice(["albef", "none"]),

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, DEVICE_OPTION, PATH, fail, one_line_errors
+from cusa.cli.console import (
+    CONTEXT_SETTINGS,
+    DEVICE_OPTION,
+    PATH,
+    STORE_ARGUMENT,
+    fail,
+    one_line_errors,
+)
 from cusa.cli.inspect_labels import inspect
 from cusa.cli.store_rows import export, import_
 
@@ -16,8 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cusa.precompute.audit import Audit
-
-STORE = click.argument("store_path", metavar="STORE", type=PATH)
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
@@ -32,7 +37,7 @@ main.add_command(import_)
 
 
 @main.command()
-@STORE
+@STORE_ARGUMENT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @one_line_errors
 def info(store_path: Path, as_json: bool) -> None:
@@ -117,7 +122,7 @@ def _teachers_table(teachers: dict[str, Any]) -> Table:
 
 
 @main.command()
-@STORE
+@STORE_ARGUMENT
 @click.option(
     "--repair",
     is_flag=True,
@@ -150,7 +155,7 @@ def verify(store_path: Path, repair: bool) -> None:
 
 
 @main.command()
-@STORE
+@STORE_ARGUMENT
 @click.option(
     "--teacher",
     "teachers",

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, PATH, one_line_errors
+from cusa.cli.console import (
+    CONTEXT_SETTINGS,
+    DATA_ROOT_OPTION,
+    DTYPE_OPTION,
+    IMAGE_ROOT_OPTION,
+    PATH,
+    STORE_ARGUMENT,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from cusa.data.foreign.rows import ForeignRows
@@ -15,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
-@click.argument("store_path", metavar="STORE", type=PATH)
+@STORE_ARGUMENT
 @click.argument("rows_path", metavar="OUT", type=PATH)
 @click.option("--teacher", required=True, help="Teacher to export.")
 @click.option("--split", required=True, help="Split to export.")
@@ -30,7 +38,7 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 
 
 @click.command("import", context_settings=CONTEXT_SETTINGS)
-@click.argument("store_path", metavar="STORE", type=PATH)
+@STORE_ARGUMENT
 @click.argument("rows_path", metavar="ROWS", type=PATH)
 @click.option(
     "--ids",
@@ -55,12 +63,7 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
     default="albef",
     help="Normaliser that the captions went through.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    help="Type to store rows in.",
-)
+@DTYPE_OPTION
 @click.option(
     "--dataset",
     "datasets",
@@ -68,8 +71,8 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
     metavar="coco|flickr30k|[SPLIT=]PATH",
     help="The data set, where STORE does not exist yet; as for cusa-precompute.",
 )
-@click.option("--image-root", type=PATH, help="Folder that image paths are relative to.")
-@click.option("--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets.")
+@IMAGE_ROOT_OPTION
+@DATA_ROOT_OPTION
 @click.option(
     "--on-error",
     type=click.Choice(["fail", "skip"]),

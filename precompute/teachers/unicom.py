@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cusa.data.errors import TeacherError
-from cusa.data.files import atomic_file
+from cusa.data.files import atomic_file, file_digest
 from cusa.data.image_transform import ImageTransform
 from cusa.precompute.teachers.base import Teacher, default_batch_size
 
@@ -244,8 +243,7 @@ def _check(path: Path, release: UnicomRelease) -> None:
     if not path.is_file():
         message = f"Unicom's weight file {release.file} is not at {path}; {_how_to_get(release)}"
         raise TeacherError(message, path=path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_digest(path).hex()
     if sha256 != release.sha256:
         raise TeacherError(
             f"{path} is not Unicom's {release.file}: its sha256 is {sha256}, expected "

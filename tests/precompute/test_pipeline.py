@@ -11,6 +11,7 @@ from cusa.data.images import load_image
 from cusa.data.records import Dataset, Record, fingerprint
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader
+from cusa.precompute import reading
 from cusa.precompute.estimate import choose_draft, measure
 from cusa.precompute.pipeline import PipelineOptions, encode_shards, encoded_batches
 from cusa.precompute.reading import caption_batches
@@ -112,6 +113,26 @@ def _dataset(manifest):
     from cusa.data.datasets import load_dataset
 
     return load_dataset([str(manifest)])
+
+
+def test_a_picture_that_goes_away_while_it_is_read_shifts_no_other(vit, tmp_path, monkeypatch):
+    dataset = _dataset(make_pairs(tmp_path))
+    digest = reading.file_digest
+    records = dataset.splits["train"]
+    gone = dataset.image_root / records[1].image_path
+
+    def digest_if_there(path):
+        if path == gone:
+            raise FileNotFoundError(path)
+        return digest(path)
+
+    monkeypatch.setattr(reading, "file_digest", digest_if_there)
+    reader = reading.ImageReader(dataset, vit)
+    batch = reader["train", np.arange(3)]
+    assert batch.rows.tolist() == [0, 2]
+    assert [row for row, _ in batch.errors] == [1]
+    without_gone = reader["train", np.array([0, 2])]
+    np.testing.assert_array_equal(batch.inputs, without_gone.inputs)
 
 
 def test_shards_are_claimed_one_at_a_time(words, tmp_path):

@@ -11,8 +11,10 @@ import torch
 
 from cusa.data.errors import DataError, FileFormatError, SettingError, StoreError, TeacherError
 from cusa.data.images import load_image
+from cusa.data.store import checksum
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import shard_ranges
+from cusa.precompute import shard_plan
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import (
     make_images,
@@ -104,6 +106,35 @@ def test_a_rerun_makes_damaged_shards_again(tmp_path, vit, damage):
     text = run_ok("precompute", *args)
     assert f"{shard} is damaged and will be made again" in text.replace("\n", "")
     assert shard.read_bytes() == content
+
+
+def test_a_verified_shard_is_hashed_again_only_if_the_file_was_replaced(tmp_path, vit, monkeypatch):
+    manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
+    run_ok("precompute", *_args(manifest, out, vit, "--shard-rows", 3))
+    tasks = shard_plan.plan_teacher(out, "vit", {"train": 8}, None)
+    verified = shard_plan.intact_shards(tasks, redo_skipped=True)
+    assert list(verified) == tasks
+    headers = [header for header, _ in verified.values()]
+    hashed = []
+
+    def seal_holds(path, file_format):
+        hashed.append(path)
+        return checksum.seal_holds(path, file_format)
+
+    monkeypatch.setattr(shard_plan, "seal_holds", seal_holds)
+    finished, damaged = shard_plan.finished_shards(tasks, headers, True, verified)
+    assert [finished[number] for number in range(3)] == [info for _, info in verified.values()]
+    assert (damaged, hashed) == ({}, [])
+
+    tasks[0].path.unlink()
+    tasks[1].path.write_bytes(tasks[2].path.read_bytes())
+    with pytest.raises(StoreError) as other_rows:
+        shard_plan.finished_shards(tasks, headers, True, verified)
+    assert other_rows.value.path == tasks[1].path
+    tasks[1].path.write_bytes(b"")
+    finished, damaged = shard_plan.finished_shards(tasks, headers, True, verified)
+    assert (list(finished), damaged) == ([2], {1: tasks[1].path})
+    assert hashed == [tasks[1].path, tasks[1].path]
 
 
 def test_splits_limit_and_later_additions(tmp_path, vit):
