@@ -11,8 +11,9 @@ from PIL import Image
 from cusa.eval.evaluate import make_sections
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
-from cusa.eval.report.report import TASKS, headlines
+from cusa.eval.report.report import headlines
 from cusa.eval.report.shared_tables import TIES
+from cusa.eval.report.tables import TASKS
 from tests.eval import made_up
 
 SCRIPT = "<script>alert('boo')</script> & \"quoted\""
