@@ -233,8 +233,10 @@ def _resample(
 
 def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow:
     base = figures[0]
+    values = [base.value]
     differences: list[Difference | None] = [None]
     for figure in figures[1:]:
+        values.append(figure.value)
         samples = figure.samples - base.samples
         samples = samples[~np.isnan(samples)]
         low, high = interval(samples) or (None, None)
@@ -251,6 +253,6 @@ def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow
         "set": key.data_set,
         "head": key.head,
         "metric": key.metric,
-        "values": [figure.value for figure in figures],
+        "values": values,
         "differences": differences,
     }

@@ -394,7 +394,7 @@ def test_one_run_without_truth_and_image_labels(tmp_path, runs):
     assert [len(row) for row in page.table("Model", "Head", "Caption → caption")] == [3, 5, 5]
     assert not any(bold for table in page.tables for row in table for _, bold, _ in row)
     for absent in (
-        "whole truth",
+        "known truth",
         "Image → image",
         "first five hits",
         "Protocols",
