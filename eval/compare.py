@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -200,19 +200,18 @@ def _rsum(directions: Sequence[Mapping[str, Figure]]) -> Figure:
 
 
 def _ranked_figures(
-    rankings: Rankings, ties: str, bootstrap: Bootstrap, protocol: str
+    rankings: Rankings, ties: Ties, bootstrap: Bootstrap, protocol: str
 ) -> dict[str, Figure]:
     """Compute recalls over all queries, and precisions over those that have an answer.
 
     The metrics of ECCV Caption and PMRP count all queries.
     """
-    rule = cast("Ties", ties)
-    values = rankings.values(rule)
+    values = rankings.values(ties)
     if protocol in PROTOCOL_METRICS:
         values = {metric: values[metric] for metric in PROTOCOL_METRICS[protocol]}
         return _resample(values, bootstrap, rankings)
     answerable = rankings.answerable()
-    precisions = answerable.values(rule)
+    precisions = answerable.values(ties)
     for metric in list(values):
         (values if metric in _PRECISIONS else precisions).pop(metric)
     return {
@@ -234,8 +233,10 @@ def _resample(
 
 def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow:
     base = figures[0]
+    values = [base.value]
     differences: list[Difference | None] = [None]
     for figure in figures[1:]:
+        values.append(figure.value)
         samples = figure.samples - base.samples
         samples = samples[~np.isnan(samples)]
         low, high = interval(samples) or (None, None)
@@ -252,6 +253,6 @@ def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow
         "set": key.data_set,
         "head": key.head,
         "metric": key.metric,
-        "values": [figure.value for figure in figures],
+        "values": values,
         "differences": differences,
     }

@@ -316,13 +316,13 @@ def write_pages(
     Returns:
         How many images that the page shows could not be read.
     """
-    is_comparison = comparison is not None
-    page = out / ("comparison.html" if is_comparison else "report.html")
+    page, tables = out / "report.html", out / "tables.tex"
+    if comparison is not None:
+        page, tables = out / "comparison.html", out / "comparison.tex"
     sections = make_sections(reports)
     n_unreadable = write_report(page, reports, sections, comparison)
     written["report"] = [page.resolve()]
     if latex:
-        tables = out / ("comparison.tex" if is_comparison else "tables.tex")
         with atomic_file(tables) as temporary:
             temporary.write_text(latex_tables(sections))
         written["tables"] = [tables]

@@ -37,8 +37,8 @@ class Queries:
     """
 
     name: str
-    uni_head: str
-    ties: str
+    uni_head: Head
+    ties: Ties
     sets: Mapping[str, str]
     per_query: Mapping[str, Rankings | ScoredPairs]
 

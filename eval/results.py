@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import CusaError, FileFormatError, RunError, first_line
-from cusa.data.files import atomic_file
+from cusa.data.files import atomic_file, file_digest
 from cusa.data.parsing import read_json
 from cusa.eval.evaluators.forms import first_fault
 from cusa.eval.evaluators.registry import EVALUATORS
@@ -67,7 +66,7 @@ def read_queries(folder: Path, suite: str) -> Queries | None:
         return None
     path = queries_file(folder, suite)
     file = EVALUATORS[suite].results_file
-    if not path.is_file() or _digest(path) != content.get("queries_sha256"):
+    if not path.is_file() or file_digest(path).hex() != content.get("queries_sha256"):
         message = f"{path} does not belong to {folder / file.name}; run {file.command} again"
         raise RunError(message, path=path)
     return load_queries(folder, suite)
@@ -102,7 +101,7 @@ def keep_results(
             merged = file.merge(earlier, content)
             queries = _joined(earlier_queries, queries)
     save_queries(folder, suite, queries)
-    merged["queries_sha256"] = _digest(queries_file(folder, suite))
+    merged["queries_sha256"] = file_digest(queries_file(folder, suite)).hex()
     write_json(folder / file.name, merged)
     return merged
 
@@ -134,11 +133,6 @@ def _joined(earlier: Queries, later: Queries) -> Queries:
         sets={**earlier.sets, **later.sets},
         per_query={**earlier.per_query, **later.per_query},
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

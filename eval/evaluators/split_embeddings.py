@@ -11,6 +11,7 @@ from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import CusaError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.splits import EvaluatedSplit
+from cusa.eval.metrics.relevance import positions_of_rows
 from cusa.eval.models.embedding_providers import Source
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.models.student import StudentEncoder
@@ -67,8 +68,7 @@ def embed_files(source: Source, split: EvaluatedSplit) -> SplitEmbeddings:
     captions = _at_rows(view.captions, caption_rows)
     texts = source.texts(_at_rows(view.caption_ids, caption_rows), captions)
 
-    image_position = np.full(view.n_images, -1, np.int64)
-    image_position[image_rows] = np.arange(len(image_rows))
+    image_position = positions_of_rows(image_rows, view.n_images)
     caption_image = image_position[np.asarray(view.caption_image)[caption_rows]]
     return SplitEmbeddings(images, texts, image_rows, caption_rows, caption_image)
 

@@ -100,7 +100,7 @@ class Rankings:
             if bounds is not None:
                 optimistic = 100.0 * bounds.optimistic
                 pessimistic = 100.0 * bounds.pessimistic
-                values[name] = _by_ties(Bounds(optimistic, pessimistic), ties)
+                values[name] = by_ties(Bounds(optimistic, pessimistic), ties)
         return values
 
     def summary(self, ties: Ties) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Rankings:
         """Return 100 for each query that is a hit at a cut, else 0: float64 ``[n]``."""
         optimistic = 100.0 * is_hit(self.best.optimistic, cut)
         pessimistic = 100.0 * is_hit(self.best.pessimistic, cut)
-        return _by_ties(Bounds(optimistic, pessimistic), ties)
+        return by_ties(Bounds(optimistic, pessimistic), ties)
 
     def _ranks_from_one(self, ties: Ties) -> np.ndarray:
         """Return the ranks, 1 being first, of the queries that have a relevant candidate."""
@@ -169,7 +169,7 @@ class Rankings:
             1.0 + optimistic[optimistic >= 0],
             1.0 + pessimistic[pessimistic >= 0],
         )
-        return _by_ties(ranks, ties)
+        return by_ties(ranks, ties)
 
 
 def _selected(
@@ -185,11 +185,11 @@ def _selected(
     )
 
 
-def _by_ties(
+def by_ties(
     bounds: Bounds,
     ties: Ties,
 ) -> np.ndarray:
-    """Return the values that a rule for ties asks for."""
+    """Return the values that a rule for ties asks for, ``[n]``."""
     if ties == "optimistic":
         return bounds.optimistic
     if ties == "pessimistic":

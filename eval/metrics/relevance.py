@@ -115,6 +115,21 @@ def group_members(
     return [order[start:stop] for start, stop in bounds]
 
 
+def positions_of_rows(embedded_rows: np.ndarray, n_rows: int) -> np.ndarray:
+    """Map a split's rows to positions among its embeddings.
+
+    Args:
+        embedded_rows: int64 ``[n]``: row of each embedding.
+        n_rows: Rows of the split.
+
+    Returns:
+        int64 ``[n_rows]``; -1 for a row without an embedding.
+    """
+    positions = np.full(n_rows, -1, np.int64)
+    positions[embedded_rows] = np.arange(len(embedded_rows))
+    return positions
+
+
 def true_relevance(
     task: Literal["i2t", "t2i"],
     embeddings: SplitEmbeddings,
@@ -147,9 +162,7 @@ def _embedded_true_images(
     n_images: int,
 ) -> list[np.ndarray]:
     """List the images that each embedded caption is true of, as positions among the embeddings."""
-    position_of_row = np.full(n_images, -1, np.int64)
-    n_embedded = len(embeddings.image_rows)
-    position_of_row[embeddings.image_rows] = np.arange(n_embedded)
+    position_of_row = positions_of_rows(embeddings.image_rows, n_images)
     true_images: list[np.ndarray] = []
     for caption in embeddings.text_rows.tolist():
         start, stop = truth.indptr[caption : caption + 2]

@@ -35,6 +35,7 @@ from cusa.eval.metrics.one_core_threads import one_core_threads
 from cusa.eval.metrics.relevance import group_members
 from cusa.eval.models.inputs import batches
 from cusa.eval.models.protocols import Encoder
+from cusa.eval.models.usable_rows import unusable_rows
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -193,20 +194,17 @@ def _check(
     batch: Sequence[object],
     name_of_item: Callable[[object], str],
 ) -> None:
-    """Refuse rows that would rank anyhow: NaN compares as false, and zeros are as near to all."""
+    """Refuse rows that would rank anyhow; names the item."""
     for head, rows in batch_rows.items():
         assert len(rows) == len(batch)
-        is_not_finite = ~np.isfinite(rows).all(axis=1)
-        is_zero = ~rows.any(axis=1)
-        for is_unusable, problem in ((is_not_finite, "not finite"), (is_zero, "all zeros")):
-            if is_unusable.any():
-                item = batch[int(np.argmax(is_unusable))]
-                item_name = name_of_item(item)
-                raise EmbeddingsError(
-                    f"{encoder.name}: the embedding ({head} head) of {item_name} is {problem}; "
-                    "remove the item, or check the model's weights",
-                    name=item_name,
-                )
+        positions, problem = unusable_rows(rows)
+        if len(positions):
+            item_name = name_of_item(batch[positions[0]])
+            raise EmbeddingsError(
+                f"{encoder.name}: the embedding ({head} head) of {item_name} is {problem}; "
+                "remove the item, or check the model's weights",
+                name=item_name,
+            )
 
 
 def _put(

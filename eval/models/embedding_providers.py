@@ -16,6 +16,7 @@ from cusa.data.foreign.rows import ForeignRows, read_rows
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.models.batched import encode_images, encode_texts
 from cusa.eval.models.protocols import Encoder, Model
+from cusa.eval.models.usable_rows import unusable_rows
 
 # Called with what is embedded ("images"), how many more are done (0 at first), and how many there
 # are.
@@ -129,7 +130,7 @@ class FileSource:
     Args:
         image: File of image embeddings and file of their ids, or ``None``.
         text: Same for texts.
-        name: Name for tables; ``None``: the files' names.
+        name: Name for tables.
 
     Raises:
         FileFormatError: If a file is missing or malformed.
@@ -144,7 +145,7 @@ class FileSource:
         self,
         image: tuple[Path, Path | None] | None,
         text: tuple[Path, Path | None] | None,
-        name: str | None = None,
+        name: str,
     ) -> None:
         files: dict[str, tuple[Path, Path | None]] = {}
         if image is not None:
@@ -160,8 +161,7 @@ class FileSource:
         self._check_dimensions()
 
         self.modalities = frozenset(self._foreign)
-        stems = [rows_file.stem for rows_file, _ in files.values()]
-        self.name = name or ", ".join(stems)
+        self.name = name
         digest = hashlib.sha256()
         for foreign in self._foreign.values():
             # Ids, too: the same rows under other ids are other embeddings.
@@ -210,8 +210,7 @@ class FileSource:
                 f"no {modality} embeddings are given; pass --{modality}-embeddings FILE"
             )
         foreign = self._foreign[modality]
-        rows, _ = align(foreign.ids, foreign.rows, wanted_ids, items_name)
-        return {"cross": rows}
+        return {"cross": align(foreign.ids, foreign.rows, wanted_ids, items_name)}
 
 
 def align(
@@ -219,7 +218,7 @@ def align(
     rows: np.ndarray,
     wanted_ids: Sequence[str],
     items_name: str,
-) -> tuple[np.ndarray, int]:
+) -> np.ndarray:
     """Put rows in the order of the ids that are wanted.
 
     Args:
@@ -229,7 +228,7 @@ def align(
         items_name: What the ids are of, for the error: ``"images"``, ``"captions"``.
 
     Returns:
-        ``[len(wanted_ids), d]``, and how many of ``ids`` are not wanted.
+        ``[len(wanted_ids), d]``.
 
     Raises:
         EmbeddingsError: If ids are missing; says how many and which is the first.
@@ -246,8 +245,7 @@ def align(
             name=missing[0],
         )
     wanted_rows = np.array([row_of_id[item_id] for item_id in wanted_ids], np.int64)
-    n_unwanted = len(ids) - len(set(wanted_ids))
-    return rows[wanted_rows], n_unwanted
+    return rows[wanted_rows]
 
 
 def _usable(foreign: ForeignRows) -> ForeignRows:
@@ -255,16 +253,14 @@ def _usable(foreign: ForeignRows) -> ForeignRows:
     has_row = ~np.isnan(foreign.rows).all(axis=1)
     rows = foreign.rows[has_row]
     ids = [foreign.ids[position] for position in np.flatnonzero(has_row).tolist()]
-    is_not_finite = ~np.isfinite(rows).all(axis=1)
-    is_zero = ~rows.any(axis=1)
-    for is_unusable, problem in ((is_not_finite, "not finite"), (is_zero, "all zeros")):
-        if is_unusable.any():
-            first_id = ids[int(np.argmax(is_unusable))]
-            raise EmbeddingsError(
-                f"{foreign.source}: {int(is_unusable.sum()):,} rows are {problem}, the first that "
-                f"of id {first_id!r}; such rows cannot rank",
-                name=first_id,
-            )
+    positions, problem = unusable_rows(rows)
+    if len(positions):
+        first_id = ids[positions[0]]
+        raise EmbeddingsError(
+            f"{foreign.source}: {len(positions):,} rows are {problem}, the first that of id "
+            f"{first_id!r}; such rows cannot rank",
+            name=first_id,
+        )
     if not ids:
         raise EmbeddingsError(f"{foreign.source} holds rows of NaN alone; give every item a row")
     return ForeignRows(ids, unit_rows(rows), foreign.source)

@@ -8,12 +8,29 @@ from cusa.data.embeddings import Rows
 from cusa.data.errors import FORWARD_PASS, EmbeddingsError
 
 
+def unusable_rows(rows: np.ndarray) -> tuple[np.ndarray, str]:
+    """Find the rows that would rank anyhow: NaN compares as false, and zeros are as near to all.
+
+    Args:
+        rows: float ``[n, d]``.
+
+    Returns:
+        Their positions, int64, ascending: of those that are not finite, or else of those that are
+        all zeros; and which of the two they are.
+    """
+    is_not_finite = ~np.isfinite(rows).all(axis=1)
+    if is_not_finite.any():
+        return np.flatnonzero(is_not_finite), "not finite"
+    is_zero = ~rows.any(axis=1)
+    return np.flatnonzero(is_zero), "all zeros"
+
+
 def refuse_unusable(
     rows: Rows,
     model_name: str,
     first_item: int,
 ) -> None:
-    """Refuse rows that would rank anyhow: NaN compares as false, and zeros are as near to all.
+    """Refuse a batch with rows that :func:`unusable_rows` finds.
 
     Args:
         rows: By head, float32 ``[n, d]``: the rows of one batch.
@@ -24,15 +41,13 @@ def refuse_unusable(
         EmbeddingsError: If a row is not finite or all zeros; says of which item and head.
     """
     for head, head_rows in rows.items():
-        is_not_finite = ~np.isfinite(head_rows).all(axis=1)
-        is_zero = ~head_rows.any(axis=1)
-        for is_unusable, problem in ((is_not_finite, "not finite"), (is_zero, "all zeros")):
-            if is_unusable.any():
-                item = first_item + int(np.argmax(is_unusable))
-                raise EmbeddingsError(
-                    f"{model_name}: the embedding ({head} head) of item {item} is {problem}; leave "
-                    "the item out, or check the model's weights and the settings of its image "
-                    "processor",
-                    location=FORWARD_PASS,
-                    name=model_name,
-                )
+        positions, problem = unusable_rows(head_rows)
+        if len(positions):
+            item = first_item + int(positions[0])
+            raise EmbeddingsError(
+                f"{model_name}: the embedding ({head} head) of item {item} is {problem}; leave "
+                "the item out, or check the model's weights and the settings of its image "
+                "processor",
+                location=FORWARD_PASS,
+                name=model_name,
+            )

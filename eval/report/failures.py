@@ -20,8 +20,6 @@ from cusa.eval.report.false_negative_pairs import (
 )
 from cusa.eval.report.gallery import EmbeddedItems, GalleryQuery, Item, answer_queries
 
-__all__ = ["FalseNegative", "Teachers", "likely_false_negatives", "worst_failures"]
-
 
 @dataclass(frozen=True)
 class FalseNegative:

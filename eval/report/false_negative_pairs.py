@@ -10,15 +10,13 @@ from scipy.stats import rankdata
 
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.store.embeddings import Embeddings
+from cusa.eval.inspection.batch_figures import COSINE_DECIMALS
 from cusa.eval.inspection.pair_search import teacher_rows
 from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.report.gallery import TOP
 
 # Pairs whose teacher rows are in memory at once.
 _BLOCK = 4096
-
-# Cosines that differ by rounding alone, which depends on the machine, are ties.
-_COSINE_DECIMALS = 5
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def most_similar_first(pairs: RankedAbove, cosines: TeacherCosines) -> np.ndarra
 
     percentiles = []
     for values in by_teacher:
-        rounded = values.round(_COSINE_DECIMALS)
+        rounded = values.round(COSINE_DECIMALS)
         known_alone = np.where(is_known, rounded, -np.inf)
         percentiles.append(rankdata(known_alone))
     agreement = np.min(percentiles, axis=0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from cusa.data.embeddings import HEADS
 from cusa.eval.report.tables import (
     Content,
     Figures,
     FiguresByHead,
     Group,
+    Headline,
     Metric,
     NamedResult,
     TableSpec,
@@ -145,6 +147,56 @@ def by_data_set(
     return gathered
 
 
+def data_set_names(
+    contents: Sequence[Mapping[str, Any]], sets_key: str, published_names: Iterable[str]
+) -> list[str]:
+    """Return the names of all measured data sets: the published ones in their order, then others.
+
+    Args:
+        contents: The models' files of results.
+        sets_key: Key that holds their data sets by name.
+        published_names: The published ones in the order shown.
+    """
+    measured = by_data_set(contents, sets_key)
+    order = dict.fromkeys([*published_names, *measured])
+    return [name for name in order if name in measured]
+
+
+def average_headlines(
+    results: Sequence[NamedResult[Any]],
+    sets_key: str,
+    figure: Metric,
+    average_title: str,
+) -> dict[int, Headline]:
+    """Choose the headlines of the head in use: the paper's average, or else the first data set's.
+
+    Args:
+        results: Of each model.
+        sets_key: Key that holds their data sets by name.
+        figure: The figure of a data set that the average is of.
+        average_title: What the average is over.
+    """
+    headlines = {}
+    for position, result in enumerate(results):
+        content = result.content
+        if content is None or not content[sets_key]:
+            continue
+        head = content["head"]
+        title = average_title
+        value = content["average"].get(head)
+        if value is None:
+            title, first = next(iter(content[sets_key].items()))
+            value = first["heads"][head].get(figure.key)
+        if value is not None:
+            headlines[position] = Headline(f"{figure.label}, {title}, {head} head", value)
+    return headlines
+
+
+def heads_of(content: Mapping[str, Any]) -> FiguresByHead:
+    """Return a model's figures by head."""
+    return content["heads"]
+
+
 def by_head_and_data_set(
     data_sets: Mapping[str, Any], take: Callable[[Any], Figures] = lambda figures: figures
 ) -> dict[str, dict[str, Any]]:
@@ -190,7 +242,7 @@ def approximate_spec(
             f"The same queries through {' and '.join(descriptions)}: recalls by its hits, and the "
             "share of the exact first ten that it finds."
         ),
-        heads=("cross", "uni"),
+        heads=HEADS,
         groups=tuple(columns),
         figures_by_head=figures_by_head,
     )

@@ -224,7 +224,7 @@ def read_card(folder: Path) -> IndexSummary:
             location="format_version",
         )
 
-    # Fields that a later minor version adds are not for us, and are left out_folder.
+    # Fields that a later minor version adds are not for us, and are left out.
     card_bytes = (folder / CARD).read_bytes()
     try:
         summary = TypeAdapter(IndexSummary).validate_json(card_bytes, strict=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cusa.data.embeddings import HEADS
 from cusa.eval.evaluators.images.results import ImagesResults
 from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.shared_tables import (
     PRECISIONS,
     SELF_IS_NO_CANDIDATE,
     approximate_spec,
+    average_headlines,
     by_data_set,
     by_head_and_data_set,
     contents_of,
     data_set_fact,
+    data_set_names,
     first_scores,
     intervals_rule,
     published,
@@ -23,7 +26,6 @@ from cusa.eval.report.shared_tables import (
 from cusa.eval.report.tables import (
     FiguresByHead,
     Group,
-    Headline,
     Metric,
     NamedResult,
     Section,
@@ -31,7 +33,6 @@ from cusa.eval.report.tables import (
 )
 
 Spec = TableSpec[ImagesResults]
-BOTH_HEADS = ("cross", "uni")
 SET_TITLES = {
     "cub": "CUB-200-2011",
     "cars": "Cars-196",
@@ -52,18 +53,19 @@ SHORT_TITLES = {
 def images_section(results: Sequence[NamedResult[ImagesResults]]) -> Section:
     """Make the section of image retrieval."""
     contents = contents_of(results)
-    names = _set_names(contents)
-    shown = [_sets_spec(names, contents), _approximate_spec(contents)]
+    names = data_set_names(contents, "sets", SET_TITLES)
     narrow = [_narrow_spec(names, metric, contents) for metric in PRECISIONS]
     return Section(
         "images",
         "Image retrieval",
         tuple(_facts(contents)),
         intervals_rule(contents),
-        make_tables(results, shown),
+        make_tables(results, [_sets_spec(names, contents), _approximate_spec(contents)]),
         make_tables(results, [_more_recalls_spec(names)]),
         make_tables(results, narrow),
-        headlines=_headlines(results),
+        headlines=average_headlines(
+            results, "sets", Metric("r1", "R@1 of images"), "mean of the paper's four sets"
+        ),
     )
 
 
@@ -81,38 +83,13 @@ def _facts(contents: Sequence[ImagesResults]) -> Iterable[str]:
         yield data_set_fact(SET_TITLES.get(name, name), counts, of_models)
 
 
-def _headlines(results: Sequence[NamedResult[ImagesResults]]) -> dict[int, Headline]:
-    """Choose R@1 of the head in use: the paper's average, or else that of the first set."""
-    headlines = {}
-    for position, result in enumerate(results):
-        content = result.content
-        if content is None or not content["sets"]:
-            continue
-        head = content["head"]
-        of_what: str = "mean of the paper's four sets"
-        figure = content["average"].get(head)
-        if figure is None:
-            of_what = next(iter(content["sets"]))
-            figure = content["sets"][of_what]["heads"][head].get("r1")
-        if figure is not None:
-            headlines[position] = Headline(f"R@1 of images, {of_what}, {head} head", figure)
-    return headlines
-
-
-def _set_names(contents: Sequence[ImagesResults]) -> list[str]:
-    """All measured sets, the published ones first."""
-    order = list(SET_TITLES)
-    names = by_data_set(contents, "sets")
-    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
-
-
 def _sets_spec(names: Sequence[str], contents: Sequence[ImagesResults]) -> Spec:
     average = Metric("r1", "R@1", "the paper's four")
     groups = [Group("Average", ("average",), (average,), {"r1": "average"})]
     for name in names:
         groups.append(Group(SET_TITLES.get(name, name), (name,), PRECISIONS, {"r1": name}))
     return TableSpec(
-        "Image retrieval by data set", _rule(contents), BOTH_HEADS, tuple(groups), _sets, published
+        "Image retrieval by data set", _rule(contents), HEADS, tuple(groups), _sets, published
     )
 
 
@@ -137,7 +114,7 @@ def _more_recalls_spec(names: Sequence[str]) -> Spec:
     return TableSpec(
         "Image retrieval: more recalls",
         "R@5 and R@10 by the same rule; P@1 is R@1 over the queries that have a right answer.",
-        BOTH_HEADS,
+        HEADS,
         tuple(groups),
         _sets,
     )
@@ -149,7 +126,9 @@ def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[Images
     if metric.key == "r1":
         keys = ["average", *names]
         paper_keys = dict(zip(keys, keys, strict=True))
-    columns = tuple(Metric(key, SHORT_TITLES.get(key, key)) for key in keys)
+    columns = []
+    for key in keys:
+        columns.append(Metric(key, SHORT_TITLES.get(key, key)))
 
     def figures_by_head(content: ImagesResults) -> FiguresByHead:
         by_head = {}
@@ -160,8 +139,8 @@ def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[Images
     return TableSpec(
         f"Image retrieval, {metric.label}",
         _rule(contents),
-        BOTH_HEADS,
-        (Group(metric.label, (metric.key,), columns, paper_keys),),
+        HEADS,
+        (Group(metric.label, (metric.key,), tuple(columns), paper_keys),),
         figures_by_head,
         published,
     )

@@ -31,10 +31,11 @@ from cusa.eval.evaluators.judgements.results import (
     JudgementResults,
 )
 from cusa.eval.evaluators.judgements.tables import judgements_section
+from cusa.eval.evaluators.named_errors import named_in_errors
 from cusa.eval.evaluators.protocol import Absent, Evaluator, SuiteResult, results_head
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.split_embeddings import BOTH_MODALITIES, split_embeddings
-from cusa.eval.evaluators.splits import SplitFinder
+from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder
 from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.models.evaluated_models import EvaluatedModel
@@ -89,18 +90,9 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         self, model: EvaluatedModel, data: JudgementData, options: MeasureOptions
     ) -> SuiteResult[JudgementResults] | Absent:
         """Measure a model on its split's judged pairs."""
-        if missing := model.missing(BOTH_MODALITIES):
-            lacking = "s and no ".join(missing)
-            return Absent(
-                f"no human judgements for {model.title}: it embeds no {lacking}s",
-                CusaError(f"{model.name} embeds no {lacking}s; judged pairs need both"),
-            )
-        try:
-            split = data.splits.find(model.run_dir)
-            for file in data.files:
-                check_is_of_split(file, split)
-        except CusaError as error:
-            return Absent(f"no human judgements for {model.title}: {error}", error)
+        split = _judged_split(model, data)
+        if isinstance(split, Absent):
+            return split
         embeddings = split_embeddings(model, split)
         judged: dict[JudgementKind, SplitJudgements] = {}
         facts: dict[JudgementKind, JudgementFacts] = {}
@@ -110,14 +102,11 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         heads: dict[Head, HeadJudgements] = {}
         per_query: dict[str, Rankings | ScoredPairs] = {}
         for head in embeddings.image:
-            try:
+            with named_in_errors(f"{model.name}, human judgements"):
                 measured = measure_head(embeddings, head, judged, options.scoring)
-            except CusaError as error:
-                raise CusaError(f"{model.name}, human judgements: {error}") from None
             heads[head] = measured.figures
             for key, of_queries in measured.per_query.items():
                 per_query[f"{split.title}/{head}/{key}"] = of_queries
-
         content = cast(
             "JudgementResults",
             {
@@ -141,6 +130,23 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
     def tables(self, results: Sequence[NamedResult[JudgementResults]]) -> list[Section]:
         """Make the tables of agreement, and of retrieval by people's verdict."""
         return [judgements_section(results)]
+
+
+def _judged_split(model: EvaluatedModel, data: JudgementData) -> EvaluatedSplit | Absent:
+    """Find the model's split, if the judgements are of it and the model embeds both sides."""
+    if missing := model.missing(BOTH_MODALITIES):
+        lacking = "s and no ".join(missing)
+        return Absent(
+            f"no human judgements for {model.title}: it embeds no {lacking}s",
+            CusaError(f"{model.name} embeds no {lacking}s; judged pairs need both"),
+        )
+    try:
+        split = data.splits.find(model.run_dir)
+        for file in data.files:
+            check_is_of_split(file, split)
+    except CusaError as error:
+        return Absent(f"no human judgements for {model.title}: {error}", error)
+    return split
 
 
 def _facts(

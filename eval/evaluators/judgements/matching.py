@@ -13,6 +13,7 @@ from cusa.data.errors import DataError
 from cusa.data.records import SplitView
 from cusa.eval.evaluators.judgements.data import JudgedPair, JudgementFile
 from cusa.eval.evaluators.splits import EvaluatedSplit
+from cusa.eval.metrics.relevance import positions_of_rows
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def match_judgements(
         DataError: If none of the pairs is among them, or an image's name stands for several.
     """
     check_is_of_split(file, split)
-    image_position = _positions(embeddings.image_rows, split.view.n_images)
-    caption_position = _positions(embeddings.text_rows, split.view.n_captions)
+    image_position = positions_of_rows(embeddings.image_rows, split.view.n_images)
+    caption_position = positions_of_rows(embeddings.text_rows, split.view.n_captions)
     elsewhere: list[JudgedPair] = []
     n_skipped = 0
     images, captions, scores, is_positive = [], [], [], []
@@ -144,10 +145,3 @@ def _caption_rows_by_image(view: SplitView) -> list[np.ndarray]:
     in_order = np.argsort(caption_image, kind="stable")
     stops = np.searchsorted(caption_image[in_order], np.arange(1, view.n_images))
     return np.split(in_order, stops)
-
-
-def _positions(rows: np.ndarray, n_rows: int) -> np.ndarray:
-    """Map a split's rows to positions among its embeddings; -1 for those that have none."""
-    positions = np.full(n_rows, -1, np.int64)
-    positions[rows] = np.arange(len(rows))
-    return positions

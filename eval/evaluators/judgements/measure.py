@@ -21,7 +21,7 @@ from cusa.eval.metrics.average_precision import average_precisions
 from cusa.eval.metrics.bootstrap import interval, resampled_means
 from cusa.eval.metrics.correlation import ScoredPairs, kendall_tau_c, spearman
 from cusa.eval.metrics.metric_options import Scoring, one_way
-from cusa.eval.metrics.per_query import Bounds, Rankings, rank_all
+from cusa.eval.metrics.per_query import Rankings, by_ties, rank_all
 from cusa.eval.metrics.recalls import recall_sum
 
 _PAIRS_AT_ONCE = 8192  # whose rows are held in float64
@@ -179,7 +179,7 @@ def _measure_direction(
     ranked = replace(rank_all(queries, candidates, indptr, indices), clusters=clusters)
     figures = cast("JudgedDirection", one_way(ranked, scoring))
     bounds = average_precisions(queries, candidates, indptr, indices)
-    values = {"average_precision": 100 * _by_rule(bounds, scoring)}
+    values = {"average_precision": 100 * by_ties(bounds, scoring.ties)}
     figures["average_precision"] = (
         float(values["average_precision"].mean()) if len(queries) else None
     )
@@ -188,10 +188,3 @@ def _measure_direction(
     if average_interval is not None:
         figures["ci"]["average_precision"] = average_interval
     return figures, ranked
-
-
-def _by_rule(bounds: Bounds, scoring: Scoring) -> np.ndarray:
-    """Choose what equal similarities count as."""
-    if scoring.ties == "mean":
-        return (bounds.optimistic + bounds.pessimistic) / 2
-    return bounds.optimistic if scoring.ties == "optimistic" else bounds.pessimistic

@@ -13,12 +13,12 @@ from cusa.eval.report.shared_tables import (
     by_data_set,
     contents_of,
     data_set_fact,
+    heads_of,
     intervals_rule,
     ties_rule,
 )
 from cusa.eval.report.tables import (
     TASKS,
-    FiguresByHead,
     Group,
     Headline,
     Metric,
@@ -83,7 +83,7 @@ def _agreement_spec() -> Spec:
         "the mean of the experts' scores from 1 to 4 (Hodosh et al., JAIR 2013).",
         ("cross",),
         tuple(Group(title, ("judged", kind), correlations) for kind, title in SCORE_TITLES.items()),
-        _heads,
+        heads_of,
     )
 
 
@@ -100,9 +100,5 @@ def _retrieval_spec(task: str, contents: Sequence[JudgementResults]) -> Spec:
         f"{ties_rule(contents)}",
         ("cross",),
         tuple(groups),
-        _heads,
+        heads_of,
     )
-
-
-def _heads(content: JudgementResults) -> FiguresByHead:
-    return cast("FiguresByHead", content["heads"])

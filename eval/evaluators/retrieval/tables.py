@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from cusa.data.embeddings import HEADS
 from cusa.eval.evaluators.retrieval.results import RetrievalResults
 from cusa.eval.evaluators.retrieval.teacher_scores import teachers_know_less
 from cusa.eval.report.make_tables import make_tables
@@ -16,6 +17,7 @@ from cusa.eval.report.shared_tables import (
     approximate_spec,
     contents_of,
     fact,
+    heads_of,
     intervals_rule,
     published,
     ties_rule,
@@ -33,7 +35,6 @@ from cusa.eval.report.tables import (
 
 Spec = TableSpec[RetrievalResults]
 RSUM = Metric("rsum", "RSUM")
-BOTH_HEADS = ("cross", "uni")
 CROSS_MODAL_TASKS = ("i2t", "t2i")
 
 
@@ -92,6 +93,40 @@ def _fact(contents: Sequence[RetrievalResults]) -> str:
 def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
     """Describe the tables of a split by name: ``cross``, ``uni``, ``truth``, ``ranks``."""
     ties = ties_rule(contents)
+    return {
+        "cross": recalls_spec(
+            "Between images and captions",
+            f"An image is right for the captions written for it, and they for it. {ties}",
+            ("retrieval",),
+            is_published=True,
+        ),
+        "uni": TableSpec(
+            "Among captions and among images",
+            "The other captions of the same image are right, and so are the other images with the "
+            f"same label. {SELF_IS_NO_CANDIDATE} A query without a right answer does not count. "
+            f"{ties}",
+            HEADS,
+            (
+                Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
+                Group(TASKS["i2i"], ("unimodal", "i2i"), PRECISIONS),
+            ),
+            heads_of,
+        ),
+        "truth": TableSpec(
+            "Between images and captions, by the known truth",
+            "Counts every image that a caption is true of, not only the one it was written for.",
+            ("cross",),
+            (
+                Group(TASKS["i2t"], ("truth", "i2t"), PRECISIONS),
+                Group(TASKS["t2i"], ("truth", "t2i"), PRECISIONS),
+            ),
+            heads_of,
+        ),
+        "ranks": _ranks_spec(),
+    }
+
+
+def _ranks_spec() -> Spec:
     by_rank = (
         Metric("median_rank", "Median", best="lowest"),
         Metric("mean_rank", "Mean", best="lowest"),
@@ -103,43 +138,14 @@ def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         Group(TASKS["t2t"], ("unimodal", "t2t"), by_rank),
         Group(TASKS["i2i"], ("unimodal", "i2i"), by_rank),
     )
-    return {
-        "cross": recalls_spec(
-            "Between images and captions",
-            f"An image is right for the captions written for it, and they for it. {ties}",
-            ("retrieval",),
-            is_published=True,
-        ),
-        "uni": TableSpec(
-            "Among captions and among images",
-            "Right are the other captions of the same image, and the other images with the same "
-            f"label. {SELF_IS_NO_CANDIDATE} A query that has no other does not count. {ties}",
-            BOTH_HEADS,
-            (
-                Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
-                Group(TASKS["i2i"], ("unimodal", "i2i"), PRECISIONS),
-            ),
-            heads_of,
-        ),
-        "truth": TableSpec(
-            "Between images and captions, by the whole truth",
-            "Counts every image that a caption is true of, not only the one it was written for.",
-            ("cross",),
-            (
-                Group(TASKS["i2t"], ("truth", "i2t"), PRECISIONS),
-                Group(TASKS["t2i"], ("truth", "t2i"), PRECISIONS),
-            ),
-            heads_of,
-        ),
-        "ranks": TableSpec(
-            "Median and mean rank",
-            "Of the best right answer, 1 being first, over the queries that have one; lower is "
-            "better. Tied: queries whose rank depends on how ties count.",
-            BOTH_HEADS,
-            rank_groups,
-            heads_of,
-        ),
-    }
+    return TableSpec(
+        "Median and mean rank",
+        "Rank of a query's first right answer, 1 being the best, over the queries that have one; "
+        "lower is better. Tied: queries whose rank depends on how ties count.",
+        HEADS,
+        rank_groups,
+        heads_of,
+    )
 
 
 def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
@@ -171,8 +177,8 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "eccv": TableSpec(
             "ECCV Caption",
-            "Right is what people called right (Chun et al., ECCV 2022), among the queries and "
-            "candidates of the COCO test split, from full rankings.",
+            "Pairs that people called right count as right (Chun et al., ECCV 2022), among the "
+            "queries and candidates of the COCO test split, from full rankings.",
             ("cross",),
             tuple(eccv_groups),
             heads_of,
@@ -180,13 +186,14 @@ def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
         ),
         "cxc": recalls_spec(
             "CxC",
-            f"Right by Crisscrossed Captions (Parekh et al., EACL 2021). {ties}",
+            "Pairs that Crisscrossed Captions calls right count as right (Parekh et al., EACL "
+            f"2021). {ties}",
             ("protocols", "cxc"),
         ),
         "pmrp": TableSpec(
             "PMRP",
-            "R-Precision where candidates are right that differ from the query's objects in at "
-            "most zeta classes, mean over zeta (Chun et al., CVPR 2021).",
+            "R-Precision where a candidate is right if its objects differ from the query's in at "
+            "most zeta classes; mean over zeta (Chun et al., CVPR 2021).",
             ("cross",),
             tuple(pmrp_groups),
             heads_of,
@@ -215,11 +222,6 @@ def recalls_spec(title: str, rule: str, path: tuple[str, ...], is_published: boo
 def _paper_keys(task: str, metrics: Sequence[Metric]) -> dict[str, str]:
     """The paper's key of each metric of a direction."""
     return {metric.key: f"{task}_{metric.key}" for metric in metrics}
-
-
-def heads_of(content: Mapping[str, Any]) -> FiguresByHead:
-    """Return a model's figures by head."""
-    return content["heads"]
 
 
 def published_eccv(content: RetrievalResults) -> Mapping[str, Any] | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cusa.data.embeddings import Head
 from cusa.data.errors import CusaError
+from cusa.eval.evaluators.named_errors import named_in_errors
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder
 from cusa.eval.evaluators.sts.cxc import CxcTask, cxc_correlation
 from cusa.eval.evaluators.sts.measure import cosine
@@ -52,15 +53,7 @@ def find_judged_split(
     Raises:
         CusaError: If it does, and they may not be left out.
     """
-    answerable = dict(tasks)
-    notes = []
-    if "image" not in model.source.modalities:
-        of_images = [kind for kind in tasks if kind != "sts"]
-        for kind in of_images:
-            del answerable[kind]
-        if of_images:
-            unable = " and no ".join(of_images)
-            notes.append(f"no {unable} of CxC for {model.title}: it embeds no images")
+    answerable, notes = _answerable(model, tasks)
     if not answerable:
         return JudgedSplit({}, None, tuple(notes))
     try:
@@ -75,6 +68,20 @@ def find_judged_split(
         notes.append(f"no CxC for {model.title}: {error}")
         return JudgedSplit({}, None, tuple(notes))
     return JudgedSplit(answerable, split, tuple(notes))
+
+
+def _answerable(
+    model: EvaluatedModel, tasks: Mapping[CxcKind, CxcTask]
+) -> tuple[Mapping[CxcKind, CxcTask], list[str]]:
+    """Leave out the tasks of images for a model that embeds none, with a note."""
+    answerable = dict(tasks)
+    of_images = [kind for kind in tasks if kind != "sts"]
+    if "image" in model.source.modalities or not of_images:
+        return answerable, []
+    for kind in of_images:
+        del answerable[kind]
+    unable = " and no ".join(of_images)
+    return answerable, [f"no {unable} of CxC for {model.title}: it embeds no images"]
 
 
 def measure_cxc(source: Source, judged: JudgedSplit, seed: int) -> dict[CxcKind, CxcResults]:
@@ -95,12 +102,10 @@ def measure_cxc(source: Source, judged: JudgedSplit, seed: int) -> dict[CxcKind,
         first = _embed_judged(source, task.first, judged.split)
         second = _embed_judged(source, task.second, judged.split)
         heads: dict[Head, CxcScores] = {}
-        try:
+        with named_in_errors(f"{source.name}, CxC {kind}"):
             for head in first:
                 similarities = cosine(first[head], second[head])
                 heads[head] = cxc_correlation(similarities, task.gold, task.first, seed)
-        except CusaError as error:
-            raise CusaError(f"{source.name}, CxC {kind}: {error}") from None
         results[kind] = {"heads": heads}
     return results
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.data.unit_rows import unit_rows
+from cusa.eval.evaluators.named_errors import named_in_errors
 from cusa.eval.evaluators.sts.results import StsScores, SubsetMeans
 from cusa.eval.evaluators.sts.tasks import Pairs, StsTask
 from cusa.eval.metrics.correlation import Correlations, ScoredPairs, correlations
@@ -93,12 +93,12 @@ def evaluate_sts(task: StsTask, sentences: Sequence[str], rows: np.ndarray) -> S
     pairs: dict[str, ScoredPairs] = {}
     subsets: dict[str, Correlations] = {}
     for subset in task.subsets:
-        with _named_in_errors(f"{task.name} {subset.name}"):
+        with named_in_errors(f"{task.name} {subset.name}"):
             cosines = _subset_cosines(subset, row_of_sentence, rows)
             pairs[subset.name] = ScoredPairs(cosines, subset.gold)
             subsets[subset.name] = correlations(cosines, subset.gold)
     all_pairs = _concatenated(list(pairs.values()))
-    with _named_in_errors(task.name):
+    with named_in_errors(task.name):
         over_all = correlations(all_pairs.similarities, all_pairs.human_scores)
     headline, rule = _headline(task, over_all, subsets)
     scores: StsScores = {
@@ -175,12 +175,3 @@ def _means(
         "mean": float(np.mean(values)),
         "wmean": float(np.average(values, weights=n_pairs)),
     }
-
-
-@contextlib.contextmanager
-def _named_in_errors(name: str) -> Iterator[None]:
-    """Say in an error's line what it happened in."""
-    try:
-        yield
-    except CusaError as error:
-        raise CusaError(f"{name}: {error}") from None

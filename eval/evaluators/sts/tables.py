@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from cusa.data.embeddings import HEADS
 from cusa.eval.evaluators.sts.results import PAPER_TASKS, StsResults
 from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.shared_tables import (
+    average_headlines,
     by_data_set,
     by_head_and_data_set,
     contents_of,
     data_set_fact,
+    data_set_names,
     fact,
     first_scores,
     intervals_rule,
@@ -20,7 +23,6 @@ from cusa.eval.report.shared_tables import (
 from cusa.eval.report.tables import (
     FiguresByHead,
     Group,
-    Headline,
     Metric,
     NamedResult,
     Section,
@@ -28,7 +30,6 @@ from cusa.eval.report.tables import (
 )
 
 Spec = TableSpec[StsResults]
-BOTH_HEADS = ("cross", "uni")
 # As the paper names the columns of its tables 12 and 13.
 PAPER_KEYS = {
     "STS12": "sts12",
@@ -51,7 +52,7 @@ CXC_TITLES = {
 def sts_sections(results: Sequence[NamedResult[StsResults]]) -> list[Section]:
     """Make the sections of sentence similarity and of CxC."""
     contents = contents_of(results)
-    names = _task_names(contents)
+    names = data_set_names(contents, "tasks", PAPER_TASKS)
     of_sentences = Section(
         "sts",
         "Sentence similarity",
@@ -59,7 +60,12 @@ def sts_sections(results: Sequence[NamedResult[StsResults]]) -> list[Section]:
         intervals_rule(contents),
         make_tables(results, [_tasks_spec(names, contents)]),
         make_tables(results, [_rules_spec(names)]),
-        headlines=_headlines(results),
+        headlines=average_headlines(
+            results,
+            "tasks",
+            Metric("headline", "100 × Spearman"),
+            "mean of the paper's seven STS tasks",
+        ),
     )
     of_cxc = Section(
         "cxc",
@@ -86,31 +92,6 @@ def _cxc_facts(contents: Sequence[StsResults]) -> Iterable[str]:
         yield fact(CXC_TITLES[kind], f"{first_scores(of_models)['pairs']:,} pairs", ())
 
 
-def _headlines(results: Sequence[NamedResult[StsResults]]) -> dict[int, Headline]:
-    """Choose the head in use: the paper's average, or else the first task."""
-    headlines = {}
-    for position, result in enumerate(results):
-        content = result.content
-        if content is None or not content["tasks"]:
-            continue
-        head = content["head"]
-        of_what: str = "mean of the paper's seven STS tasks"
-        figure = content["average"].get(head)
-        if figure is None:
-            of_what = next(iter(content["tasks"]))
-            figure = content["tasks"][of_what]["heads"][head]["headline"]
-        if figure is not None:
-            headlines[position] = Headline(f"100 × Spearman, {of_what}, {head} head", figure)
-    return headlines
-
-
-def _task_names(contents: Sequence[StsResults]) -> list[str]:
-    """All measured tasks, in the paper's order."""
-    names = by_data_set(contents, "tasks")
-    order = list(PAPER_TASKS)
-    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
-
-
 def _tasks_spec(names: Sequence[str], contents: Sequence[StsResults]) -> Spec:
     tasks = by_data_set(contents, "tasks")
     columns = [Metric("average", "Average", "the paper's seven")]
@@ -121,7 +102,7 @@ def _tasks_spec(names: Sequence[str], contents: Sequence[StsResults]) -> Spec:
         "Sentence similarity by task",
         "100 × Spearman's rank correlation of cosines with people's scores, over all pairs of a "
         "task together (STS12 to STS16: its subsets joined), as in the paper.",
-        BOTH_HEADS,
+        HEADS,
         (Group("100 × Spearman", ("tasks",), tuple(columns), PAPER_KEYS),),
         _headlines_by_head,
         published,
@@ -134,7 +115,7 @@ def _rules_spec(names: Sequence[str]) -> Spec:
         "Sentence similarity by other rules",
         "Mean of the subsets' Spearman correlations, the same weighted by their pairs, and "
         "Pearson's correlation over all pairs; each times 100.",
-        BOTH_HEADS,
+        HEADS,
         tuple(Group(name, (name,), metrics) for name in names),
         _other_rules,
     )
@@ -151,7 +132,7 @@ def _cxc_spec() -> Spec:
         "100 × Spearman's correlation with people's scores, mean and standard deviation over "
         "random halves of the queries with one pair each (Parekh et al., EACL 2021); and over "
         "all pairs.",
-        BOTH_HEADS,
+        HEADS,
         tuple(Group(title, (kind,), metrics) for kind, title in CXC_TITLES.items()),
         _cxc_by_head,
     )
@@ -159,9 +140,7 @@ def _cxc_spec() -> Spec:
 
 def _headlines_by_head(content: StsResults) -> FiguresByHead:
     figures_by_head: dict[str, dict[str, Any]] = {}
-    averages: dict[str, float | None] = {
-        str(head): mean for head, mean in content["average"].items()
-    }
+    averages = cast("Mapping[str, float | None]", content["average"])
     for head, scores_by_task in by_head_and_data_set(content["tasks"]).items():
         figures: dict[str, Any] = {"average": averages.get(head)}
         intervals = {}

@@ -206,11 +206,8 @@ def _saved(path):
 
 
 def test_align():
-    rows, ignored = align(
-        ["a", "b", "c", "d"], np.arange(8).reshape(4, 2), ["c", "a", "c"], "images"
-    )
+    rows = align(["a", "b", "c", "d"], np.arange(8).reshape(4, 2), ["c", "a", "c"], "images")
     assert rows.tolist() == [[4, 5], [0, 1], [4, 5]]
-    assert ignored == 2
     message = (
         "the embeddings lack 2 of 3 captions, the first 'x' (they have 2, such as 'a'); "
         "give every one a row"
@@ -286,7 +283,7 @@ def test_what_earlier_versions_exported_is_read(tmp_path):
 
 def _given(tmp_path, rows):
     np.save(tmp_path / "rows.npy", rows)
-    return FileSource((tmp_path / "rows.npy", save_ids(tmp_path, "json")), None)
+    return FileSource((tmp_path / "rows.npy", save_ids(tmp_path, "json")), None, "rows")
 
 
 @pytest.mark.parametrize(

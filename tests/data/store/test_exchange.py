@@ -168,7 +168,7 @@ def test_what_was_exported_is_imported_and_evaluated_without_more_words(index, t
     run_ok("store", "import", index, path, "--teacher", "again", "--split", "train")
     rows = _rows(index, "vision", "train")
     np.testing.assert_array_equal(_rows(index, "again", "train"), rows)
-    found = FileSource((path, None), None).images(_image_ids()[::-1], [])["cross"]
+    found = FileSource((path, None), None, "exported").images(_image_ids()[::-1], [])["cross"]
     np.testing.assert_allclose(found, rows[::-1], atol=1e-3)
 
 

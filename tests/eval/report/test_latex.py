@@ -73,7 +73,7 @@ def test_every_suite_is_there(reports):
     assert titles == [
         *["Between images and captions", "Among captions and among images"],
         *[
-            "Between images and captions, by the whole truth",
+            "Between images and captions, by the known truth",
             "COCO 5K",
             "COCO 1K",
             "ECCV Caption",

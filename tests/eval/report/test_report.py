@@ -11,8 +11,9 @@ from PIL import Image
 from cusa.eval.evaluate import make_sections
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
-from cusa.eval.report.report import TASKS, headlines
+from cusa.eval.report.report import headlines
 from cusa.eval.report.shared_tables import TIES
+from cusa.eval.report.tables import TASKS
 from tests.eval import made_up
 
 SCRIPT = "<script>alert('boo')</script> & \"quoted\""
@@ -393,7 +394,7 @@ def test_one_run_without_truth_and_image_labels(tmp_path, runs):
     assert [len(row) for row in page.table("Model", "Head", "Caption → caption")] == [3, 5, 5]
     assert not any(bold for table in page.tables for row in table for _, bold, _ in row)
     for absent in (
-        "whole truth",
+        "known truth",
         "Image → image",
         "first five hits",
         "Protocols",
