@@ -329,5 +329,5 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping):
         yield name, value
         return
-    for key, part in value.items():
-        yield from _flat(part, f"{name}.{key}" if name else key)
+    for key, nested in value.items():
+        yield from _flat(nested, f"{name}.{key}" if name else key)

@@ -226,14 +226,14 @@ def _resolve(
     names: list[str] = []
     field: FieldInfo | None = None
     section = cls
-    for part in path:
-        known = _fields(section)
-        if not known:  # within a list
+    for step in path:
+        fields = _fields(section)
+        if not fields:  # within a list
             break
-        is_position = positional and not names and isinstance(part, int) and part < len(known)
-        name = list(known)[part] if is_position else str(part)
+        is_position = positional and not names and isinstance(step, int) and step < len(fields)
+        name = list(fields)[step] if is_position else str(step)
         names.append(name)
-        field = known.get(name)
+        field = fields.get(name)
         section = field.annotation if field is not None else None
     return names, field
 

@@ -19,10 +19,10 @@ from tests.helpers import (
     make_store,
     make_tiny_clip,
     records,
-    run_ok,
     settings,
     unit_rows,
 )
+from tests.train.pictures import precompute_pictures
 
 
 def _sources(store, encoders=("vision", "words")):
@@ -114,17 +114,7 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     manifest, clip = make_pairs(folder / "data", n=20), make_tiny_clip(folder / "clip")
     index = folder / "store.h5"
-    run_ok(
-        "precompute",
-        "--dataset",
-        manifest,
-        "--teacher",
-        f"vit={clip}",
-        "--teacher",
-        "minilm",
-        "--out",
-        index,
-    )
+    precompute_pictures(manifest, clip, index)
     store = EmbeddingStore(index)
     processors = dual_encoder_student(StudentConfig(str(clip)), str(clip), pretrained=True)[1]
     sources = open_sources(

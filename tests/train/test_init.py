@@ -27,6 +27,7 @@ from tests.helpers import (
     settings,
     unit_rows,
 )
+from tests.train.pictures import precompute_pictures, student_options
 
 SMALL = ("--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 SHORT = ("--batch-size", 16, "--epochs", 2, "--set", "train.log_every=1")
@@ -55,30 +56,9 @@ def pictures(tmp_path_factory):
         make_tiny_clip(folder / "clip"),
         folder / "store.h5",
     )
-    run_ok(
-        "precompute",
-        "--dataset",
-        manifest,
-        "--teacher",
-        f"vit={clip}",
-        "--teacher",
-        "minilm",
-        "--out",
-        store,
-    )
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        clip,
-        "--batch-size",
-        6,
-        "--epochs",
-        1,
-        "--workers",
-        0,
-    )
-    run_ok("train", *args, "--set", "optim.lr=1e-3", "--run-dir", folder / "run")
+    precompute_pictures(manifest, clip, store)
+    args = (*student_options(store, clip, folder / "run", epochs=1, batch_size=6), "--workers", 0)
+    run_ok("train", *args, "--set", "optim.lr=1e-3")
     run_ok("train", "export", "--run", folder / "run", "--to", "hf", "--out", folder / "exported")
     shutil.rmtree(clip)  # nobody needs it any more
     return folder

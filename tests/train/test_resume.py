@@ -21,6 +21,7 @@ from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import load_tensors, save_tensors
 from cusa.train.trainer import Trainer
 from tests.helpers import make_pairs, make_store, make_tiny_clip, run, run_error, run_ok
+from tests.train.pictures import precompute_pictures, student_options
 
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 
@@ -348,29 +349,8 @@ def test_a_relative_student_is_found_from_anywhere(tmp_path, monkeypatch):
     manifest = make_pairs(tmp_path / "data", n=16)
     make_tiny_clip(tmp_path / "clip")
     monkeypatch.chdir(tmp_path)
-    run_ok(
-        "precompute",
-        "--dataset",
-        manifest,
-        "--teacher",
-        "vit=clip",
-        "--teacher",
-        "minilm",
-        "--out",
-        "store.h5",
-    )
-    args = (
-        "--embeddings",
-        "store.h5",
-        "--student",
-        "clip",
-        "--run-dir",
-        "run",
-        "--batch-size",
-        6,
-        "--epochs",
-        1,
-    )
+    precompute_pictures(manifest, "clip", "store.h5")
+    args = student_options("store.h5", "clip", "run", epochs=1, batch_size=6)
     assert _interrupted(args, 1).returncode == -signal.SIGKILL  # before the first checkpoint
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -505,8 +485,7 @@ def test_patience_stops_a_run_that_gets_no_better(index, tmp_path):
 def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
     manifest = make_pairs(tmp_path / "data", n=16)
     clip, store = make_tiny_clip(tmp_path / "clip"), tmp_path / "store.h5"
-    teachers = ("--teacher", f"vit={clip}", "--teacher", "minilm")
-    run_ok("precompute", "--dataset", manifest, *teachers, "--out", store)
+    precompute_pictures(manifest, clip, store)
     run_dir = tmp_path / "run"
     picture = tmp_path / "data" / "003.jpg"
     hidden = picture.with_name("gone")
@@ -517,18 +496,7 @@ def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
             picture.rename(hidden)
         return plain(self, batch)
 
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        clip,
-        "--run-dir",
-        run_dir,
-        "--epochs",
-        3,
-        "--batch-size",
-        6,
-    )
+    args = student_options(store, clip, run_dir, epochs=3, batch_size=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_on", step)
         line = run_error("train", *args, "--workers", 0)

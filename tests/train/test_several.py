@@ -21,6 +21,7 @@ from cusa.train.saving.student_folder import load_saved
 from cusa.train.schedule import learning_rate
 from cusa.train.trainer import Trainer
 from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
+from tests.train.pictures import precompute_pictures
 
 ROOT = Path(cusa.__file__).parent.parent
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
@@ -63,17 +64,7 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     manifest, clip = make_pairs(folder / "data", n=20), make_tiny_clip(folder / "clip")
     store = folder / "store.h5"
-    run_ok(
-        "precompute",
-        "--dataset",
-        manifest,
-        "--teacher",
-        f"vit={clip}",
-        "--teacher",
-        "minilm",
-        "--out",
-        store,
-    )
+    precompute_pictures(manifest, clip, store)
     return "--embeddings", store, "--student", clip, "--set", "optim.lr=1e-3"
 
 

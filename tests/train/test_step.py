@@ -16,6 +16,7 @@ from cusa.train.student import adapter_student, dual_encoder_student
 from cusa.train.trainer import Trainer
 from cusa.train.training_state import TrainingState
 from tests.helpers import make_store, make_tiny_clip, run_error, run_ok
+from tests.train.pictures import student_options
 
 CPU = torch.device("cpu")
 
@@ -117,18 +118,8 @@ def test_tensorboard_files_hold_what_the_log_does(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
-    args = (
-        "--embeddings",
-        index,
-        "--student",
-        "adapter",
-        "--batch-size",
-        16,
-        "--run-dir",
-        run_dir,
-        "--tensorboard",
-    )
-    run_ok("train", *args, "--epochs", 2, "--set", "train.log_every=2")
+    args = (*student_options(index, "adapter", run_dir, epochs=2, batch_size=16), "--tensorboard")
+    run_ok("train", *args, "--set", "train.log_every=2")
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
     lines = read_metrics(run_dir)
@@ -143,18 +134,8 @@ def test_a_resumed_run_has_no_step_twice_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     index, run_dir = make_store(tmp_path / "store"), tmp_path / "run"
-    args = (
-        "--embeddings",
-        index,
-        "--student",
-        "adapter",
-        "--batch-size",
-        16,
-        "--run-dir",
-        run_dir,
-        "--tensorboard",
-    )
-    args = (*args, "--epochs", 2, "--set", "train.log_every=1")
+    args = (*student_options(index, "adapter", run_dir, epochs=2, batch_size=16), "--tensorboard")
+    args = (*args, "--set", "train.log_every=1")
     plain = Trainer._train_on
 
     def stopped(self, batch):

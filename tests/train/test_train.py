@@ -23,6 +23,7 @@ from tests.helpers import (
     settings,
     unit_rows,
 )
+from tests.train.pictures import precompute_pictures, student_options
 
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 
@@ -255,17 +256,7 @@ def pairs(tmp_path_factory):
     manifest = make_pairs(folder / "data", n=16)
     vit, clip = make_tiny_vit(folder / "vit"), make_tiny_clip(folder / "clip")
     store = folder / "store.h5"
-    run_ok(
-        "precompute",
-        "--dataset",
-        manifest,
-        "--teacher",
-        f"vit={vit}",
-        "--teacher",
-        "minilm",
-        "--out",
-        store,
-    )
+    precompute_pictures(manifest, vit, store)
     return folder, store, clip
 
 
@@ -277,29 +268,8 @@ def test_images_that_have_moved_are_named_with_the_way_to_them(tmp_path):
         tmp_path / "store.h5",
         tmp_path / "run",
     )
-    run_ok(
-        "precompute",
-        "--dataset",
-        manifest,
-        "--teacher",
-        f"vit={clip}",
-        "--teacher",
-        "minilm",
-        "--out",
-        store,
-    )
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        clip,
-        "--run-dir",
-        run_dir,
-        "--epochs",
-        1,
-        "--batch-size",
-        4,
-    )
+    precompute_pictures(manifest, clip, store)
+    args = student_options(store, clip, run_dir, epochs=1, batch_size=4)
     args = (*args, "--workers", 0)
     (tmp_path / "data").rename(tmp_path / "moved")
     assert f"image folder {tmp_path / 'data'} does not exist; pass --image-root" in run_error(
@@ -387,18 +357,7 @@ def test_settings_of_one_source_do_not_hide_faults_of_another(index, tmp_path):
 def test_a_hugging_face_dual_encoder_trains_from_image_files(pairs, tmp_path, more):
     _, store, clip = pairs
     run_dir = tmp_path / "run"
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        clip,
-        "--run-dir",
-        run_dir,
-        "--epochs",
-        2,
-        "--batch-size",
-        6,
-    )
+    args = student_options(store, clip, run_dir, epochs=2, batch_size=6)
     run_ok("train", *args, "--set", "optim.lr=1e-3", "--set", "train.log_every=1", *more)
     train = [m for m in _metrics(run_dir) if m["kind"] == "train"]
     assert len(train) == 8
@@ -417,27 +376,8 @@ def test_micro_batches_compute_the_loss_of_the_whole_batch(pairs, tmp_path):
     _, store, clip = pairs
     losses = {}
     for name, more in {"whole": (), "micro": ("--micro-batch", 2)}.items():
-        args = (
-            "--embeddings",
-            store,
-            "--student",
-            clip,
-            "--run-dir",
-            tmp_path / name,
-            "--epochs",
-            2,
-        )
-        run_ok(
-            "train",
-            *args,
-            "--batch-size",
-            6,
-            "--set",
-            "optim.lr=1e-3",
-            "--set",
-            "train.log_every=1",
-            *more,
-        )
+        args = student_options(store, clip, tmp_path / name, epochs=2, batch_size=6)
+        run_ok("train", *args, "--set", "optim.lr=1e-3", "--set", "train.log_every=1", *more)
         losses[name] = [m["loss"] for m in _metrics(tmp_path / name) if m["kind"] == "train"]
     assert losses["micro"] == pytest.approx(losses["whole"], rel=1e-4)
     assert losses["whole"][-1] != pytest.approx(losses["whole"][0], rel=1e-2)
@@ -450,18 +390,7 @@ def test_a_dual_encoder_resumes_without_its_original_folder(pairs, tmp_path):
 
     copytree(clip, moved)
     run_dir = tmp_path / "run"
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        moved,
-        "--run-dir",
-        run_dir,
-        "--epochs",
-        2,
-        "--batch-size",
-        6,
-    )
+    args = student_options(store, moved, run_dir, epochs=2, batch_size=6)
     run_ok("train", *args)
     rmtree(moved)
     assert "best epoch" in run_ok("train", "--resume", "--run-dir", run_dir)
@@ -531,18 +460,7 @@ def test_other_dual_encoders(pairs, tmp_path, kind):
         vision = {**size, "image_size": 32, "patch_size": 16}
         SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
         SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        folder,
-        "--run-dir",
-        tmp_path / "run",
-        "--epochs",
-        1,
-        "--batch-size",
-        6,
-    )
+    args = student_options(store, folder, tmp_path / "run", epochs=1, batch_size=6)
     run_ok("train", *args)
     assert {p.dtype for p in load_saved(tmp_path / "run").student.parameters()} == {torch.float32}
 
@@ -556,20 +474,8 @@ def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
     for name in ("001.jpg", "013.jpg"):
         (tmp_path / "data" / name).write_bytes(b"")
     store = tmp_path / "store.h5"
-    teachers = ("--teacher", f"vit={folder / 'vit'}", "--teacher", "minilm")
-    run_ok("precompute", "--dataset", manifest, *teachers, "--out", store, "--on-error", "skip")
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        clip,
-        "--run-dir",
-        tmp_path / "run",
-        "--epochs",
-        1,
-        "--batch-size",
-        6,
-    )
+    precompute_pictures(manifest, folder / "vit", store, "--on-error", "skip")
+    args = student_options(store, clip, tmp_path / "run", epochs=1, batch_size=6)
     assert "21 pairs of split 'train', 3 left out" in run_ok("train", *args, "--loss", loss)
     out = run_ok("eval", "--run", tmp_path / "run", "--split", "val")
     assert "val: 3 images, 8 captions (1 and 0 were skipped)" in out

@@ -12,6 +12,7 @@ from cusa.train.saving.run_dir import Checkpoints, load_run, load_trained, read_
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import load_tensors, save_tensors
 from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
+from tests.train.pictures import precompute_pictures, student_options
 
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 HEAD = "image_heads.cross.1.weight"
@@ -342,30 +343,9 @@ def test_runs_of_earlier_versions_load_and_go_on(trained, run_dir, tmp_path):
 def test_a_dual_encoders_folder_must_fit_its_weights(tmp_path):
     manifest, clip = make_pairs(tmp_path / "data", n=8, n_val=2), make_tiny_clip(tmp_path / "clip")
     store, run_dir = tmp_path / "store.h5", tmp_path / "run"
-    run_ok(
-        "precompute",
-        "--dataset",
-        manifest,
-        "--teacher",
-        f"vit={clip}",
-        "--teacher",
-        "minilm",
-        "--out",
-        store,
-    )
-    args = (
-        "--embeddings",
-        store,
-        "--student",
-        clip,
-        "--batch-size",
-        4,
-        "--epochs",
-        1,
-        "--workers",
-        0,
-    )
-    run_ok("train", *args, "--run-dir", run_dir)
+    precompute_pictures(manifest, clip, store)
+    args = (*student_options(store, clip, run_dir, epochs=1, batch_size=4), "--workers", 0)
+    run_ok("train", *args)
     weights = run_dir / "best" / "student.safetensors"
     name = "image_trunk.backbone.visual_projection.weight"
     _reseal(weights, _set(name, lambda weight: weight[:3]))
