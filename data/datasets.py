@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from cusa.data.errors import DataError
 from cusa.data.grouping import group_rows
-from cusa.data.readers import Source, read_annotations
+from cusa.data.readers import Source, memory, read_annotations
+from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
+from cusa.data.readers.folders import expand_folder, image_folders_near
 from cusa.data.readers.forms import AnnotationRow, Annotations
+from cusa.data.readers.saved_dataset import HUB_PREFIX, read_hub
 from cusa.data.readers.split_names import canonical_split
 from cusa.data.records import (
     AnnotationFile,
@@ -20,31 +25,51 @@ from cusa.data.records import (
     entry_position,
 )
 
-# Images per split of the Karpathy splits; COCO's train includes restval.
+# Images per split of the Karpathy splits; COCO's train includes restval. Flickr8k's are its
+# official ones.
 KNOWN_SIZES = {
     "coco": {"train": 113_287, "val": 5_000, "test": 5_000},
     "flickr30k": {"train": 29_000, "val": 1_000, "test": 1_000},
+    "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
 }
-_ANNOTATIONS = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}
-
-Sources = str | Path | Sequence[str | Path]
+# Where the annotations of a named data set lie in its folder, the likeliest first.
+_ANNOTATIONS = {
+    "coco": ("dataset_coco.json", "annotations/dataset_coco.json"),
+    "flickr30k": ("dataset_flickr30k.json", "annotations/dataset_flickr30k.json"),
+    "flickr8k": (
+        "dataset_flickr8k.json",
+        "annotations/dataset_flickr8k.json",
+        "Flickr8k.token.txt",
+        "Flickr8k_text/Flickr8k.token.txt",
+    ),
+}
+LEGAL_DATASETS = (
+    "coco, flickr30k, flickr8k, demo, hf:OWNER/NAME[:SPLIT], an annotation file or a folder"
+)
 
 
 def load_dataset(
-    sources: Sources,
+    sources: Any,
     image_root: Path | str | None = None,
     data_root: Path | str = "data",
+    columns: ColumnNames = USUAL_COLUMNS,
 ) -> Dataset:
-    """Read a data set by name or from annotation files.
+    """Read a data set by name, from files or folders, from the hub, or from rows in memory.
 
     Args:
-        sources: ``"coco"``, ``"flickr30k"`` (annotations and images under ``data_root/<name>``),
-            ``"demo"`` (rendered there on first use), or the path of an annotation file; or several
-            paths, which make one data set. A file of a form without splits (ALBEF, flat, COCO's
-            own) takes its split from its name (``…_train.json``) or from ``train=PATH``.
+        sources: ``"coco"``, ``"flickr30k"``, ``"flickr8k"`` (annotations and images under
+            ``data_root/<name>``), ``"demo"`` (rendered there on first use), ``"hf:OWNER/NAME"`` or
+            ``"hf:OWNER/NAME:split"`` (through the package ``datasets``), or the path of an
+            annotation file or of a folder; or several paths, which make one data set. A file of a
+            form without splits (ALBEF, flat, COCO's own) takes its split from its name
+            (``…_train.json``) or from ``train=PATH``. Or rows: a list of dictionaries, a
+            ``pandas.DataFrame`` or a ``datasets.Dataset``. docs/data.md shows every form.
         image_root: Folder that the image paths are relative to; by default the first annotation
-            file's own folder, or the one above where the first image lies there instead.
+            file's own folder, one in it such as ``images``, or the one above, where the first image
+            lies there instead. Pictures that a file holds itself (Parquet, ``datasets``) are
+            written there, by default to ``data_root/unpacked``.
         data_root: Where named data sets lie.
+        columns: Columns of tables that are not called as usual.
 
     Returns:
         The data set, its splits in the order train, val, test.
@@ -54,26 +79,28 @@ def load_dataset(
         FileFormatError: If a file is of no known form, or an entry of it is malformed; names the
             entry.
     """
+    root = None
+    if image_root is not None:
+        root = Path(_as_utf8(os.fspath(image_root), "--image-root"))
+    unpack_folder = root or Path(data_root) / "unpacked"
+    template = Source(Path(), None, (), columns=columns, unpack_folder=unpack_folder)
+    if memory.is_rows(sources):
+        return _load_rows(sources, template, root)
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
     source_texts = [_as_utf8(os.fspath(source), "--dataset") for source in sources]
-    given_root = None
-    if image_root is not None:
-        given_root = Path(_as_utf8(os.fspath(image_root), "--image-root"))
     if not source_texts:
-        raise DataError(
-            "no data set given; pass --dataset coco, flickr30k, demo or the path of an annotation "
-            "file"
-        )
+        raise DataError(f"no data set given; pass --dataset {LEGAL_DATASETS}")
 
     if source_texts == ["demo"]:
         from cusa.data.demo_set.make import make_demo
 
         return make_demo(Path(data_root) / "demo")
     if len(source_texts) == 1 and source_texts[0] in _ANNOTATIONS:
-        return _load_named(source_texts[0], given_root, Path(data_root))
-    paths_by_split = [_parse_source(text) for text in source_texts]
-    return _load_files(paths_by_split, given_root)
+        return _load_named(source_texts[0], root, Path(data_root), template)
+    if len(source_texts) == 1 and source_texts[0].startswith(HUB_PREFIX):
+        return _load_hub(source_texts[0], template)
+    return _load_files(source_texts, root, template)
 
 
 def _as_utf8(name: str, option: str) -> str:
@@ -98,46 +125,76 @@ def _parse_source(text: str) -> tuple[str | None, Path]:
     return None, Path(text)
 
 
-def _load_files(
-    paths_by_split: Sequence[tuple[str | None, Path]],
-    image_root: Path | None,
-) -> Dataset:
-    """Read a data set from annotation files, each with its split or ``None``."""
-    _, first_path = paths_by_split[0]
-    folders = [first_path.parent, first_path.parent.parent]
-    if image_root is not None:
-        folders = [image_root]
-    return _read_files([Source(path, split, folders) for split, path in paths_by_split])
+def _load_rows(rows: Any, template: Source, image_root: Path | None) -> Dataset:
+    """Return the data set of rows in memory."""
+    folders = [image_root or Path()]
+    source = replace(template, path=memory.PATH, image_folders=folders)
+    return _grouped([source], [memory.read_rows(rows, source)])
+
+
+def _load_hub(text: str, template: Source) -> Dataset:
+    """Return a data set of the Hugging Face hub."""
+    name = text.removeprefix(HUB_PREFIX)
+    source = replace(template, path=Path(text), image_folders=[template.unpack_folder])
+    annotations = read_hub(name, source)
+    return _grouped([source] * len(annotations), annotations, name.partition(":")[0].split("/")[-1])
+
+
+def _load_files(texts: Sequence[str], image_root: Path | None, template: Source) -> Dataset:
+    """Read a data set from annotation files and folders, each as a path or ``split=PATH``."""
+    sources: list[Source] = []
+    notes: list[str] = []
+    for text in texts:
+        split, path = _parse_source(text)
+        folders: Sequence[Path] = ()
+        if image_root is not None:
+            folders = [image_root]
+        elif not path.is_dir():
+            folders = image_folders_near(path.parent)
+        source = replace(template, path=path, split=split, image_folders=folders)
+        if not path.is_dir():
+            sources.append(source)
+            continue
+        folder_sources, folder_notes = expand_folder(source)
+        sources.extend(folder_sources)
+        notes.extend(folder_notes)
+    dataset = _grouped(
+        sources, [read_annotations(source) for source in sources], _folder_name(texts)
+    )
+    return replace(dataset, notes=(*notes, *dataset.notes))
+
+
+def _folder_name(texts: Sequence[str]) -> str | None:
+    """Return the name of a data set that is one folder: the folder's."""
+    path = Path(texts[0])
+    if len(texts) > 1 or not path.is_dir():
+        return None
+    return path.resolve().name or None
 
 
 def _load_named(
     name: str,
     image_root: Path | None,
     data_root: Path,
+    template: Source,
 ) -> Dataset:
-    """Read COCO or Flickr30k from their usual places under the data root."""
+    """Read a named data set from its usual place under the data root."""
     folder = data_root / name
-    file_name = _ANNOTATIONS[name]
-    path = folder / file_name
-    if not path.is_file():
-        path = folder / "annotations" / file_name
-    if not path.is_file():
+    paths = [folder / place for place in _ANNOTATIONS[name]]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         raise DataError(
-            f"{folder / file_name} does not exist; put Karpathy's {file_name} and the images under "
-            f"{folder}/, or pass --data-root, or --dataset PATH --image-root FOLDER",
-            path=folder / file_name,
+            f"{paths[0]} does not exist; put Karpathy's {paths[0].name} and the images under "
+            f"{folder}/ (docs/data.md), or pass --data-root, or --dataset PATH --image-root FOLDER",
+            path=paths[0],
             name=name,
         )
 
-    folders = [
-        folder,
-        folder / "images",
-        folder / f"{name}-images",
-        folder / f"{name}_images",
-    ]
+    folders = [*image_folders_near(folder), folder / f"{name}-images", folder / f"{name}_images"]
     if image_root is not None:
         folders = [image_root]
-    return _read_files([Source(path, None, folders)], name)
+    source = replace(template, path=path, image_folders=folders)
+    return _grouped([source], [read_annotations(source)], name)
 
 
 def _folder_of_images(folders: Sequence[Path], splits: Mapping[str, Records]) -> Path | None:
@@ -161,28 +218,57 @@ def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str,
     return tuple(notes)
 
 
-def _read_files(sources: Sequence[Source], name: str | None = None) -> Dataset:
-    """Read a data set from annotation files.
+def _grouped(
+    sources: Sequence[Source],
+    annotations: Sequence[Annotations],
+    name: str | None = None,
+) -> Dataset:
+    """Return the data set of what was read.
 
     Args:
         sources: The files; the first one's folders are where the images may lie.
+        annotations: What each of them holds.
         name: Name of the data set; ``None``: as the first file says.
     """
-    annotations = [read_annotations(source) for source in sources]
     files = []
     for source, content in zip(sources, annotations, strict=True):
         files.append(AnnotationFile(source.path, content.location_format))
     splits = group_rows(_positioned_rows(annotations), files)
 
     name = name or annotations[0].dataset_name
-    folders = sources[0].image_folders
+    file_notes = chain.from_iterable(content.notes for content in annotations)
     return Dataset(
         name,
-        image_root=_folder_of_images(folders, splits) or folders[0],
+        image_root=_image_root(sources, annotations, splits),
         splits=splits,
-        notes=_size_notes(name, splits),
+        notes=(*file_notes, *_size_notes(name, splits)),
         files=tuple(files),
     )
+
+
+def _image_root(
+    sources: Sequence[Source],
+    annotations: Sequence[Annotations],
+    splits: Mapping[str, Records],
+) -> Path:
+    """Return the folder that the image paths of all files are relative to.
+
+    Raises:
+        DataError: If some files hold their pictures themselves, or are folders, and others name
+            pictures that lie elsewhere.
+    """
+    told_folders = {content.image_folder for content in annotations}
+    if len(told_folders) > 1:
+        raise DataError(
+            "the images of these files lie in different folders; pass one data set at a time, and "
+            "join the stores by cusa-store merge",
+            path=sources[0].path,
+        )
+    told_folder = annotations[0].image_folder
+    if told_folder is not None:
+        return told_folder
+    folders = sources[0].image_folders
+    return _folder_of_images(folders, splits) or folders[0]
 
 
 def _positioned_rows(

@@ -108,9 +108,9 @@ def parse_json_lines(text: str, file_path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parse_csv(
-    text: str, file_path: Path
+    text: str, file_path: Path, separator: str = ","
 ) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
-    """Parse CSV with a header row.
+    """Parse CSV, or a table with another separator, with a header row.
 
     Spaces, tabs and line breaks at both ends of a cell are dropped, of names and values alike;
     inside they stay. Columns without a name are left out, such as the row numbers that pandas
@@ -119,6 +119,7 @@ def parse_csv(
     Args:
         text: The text.
         file_path: The file that it comes from, for messages.
+        separator: The character between two cells.
 
     Returns:
         The names of the columns, and of each row the line that it begins on, from 1, and its cells
@@ -131,7 +132,7 @@ def parse_csv(
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         _refuse_csv(file_path, line, "it holds a NUL character; if it is UTF-16, save it as UTF-8")
-    rows = _csv_rows(text, file_path)
+    rows = _csv_rows(text, file_path, separator)
     line, header = next(rows, (1, []))
     names = [name for name in header if name]
     repeated = Counter(names) - Counter(set(names))
@@ -149,8 +150,8 @@ def _named_cells(
     for line, cells in rows:
         if len(cells) != len(header):
             problem = (
-                f"it has {len(cells)} cells, the header {len(header)}; a cell with a comma needs "
-                "quotes"
+                f"it has {len(cells)} cells, the header {len(header)}; a cell that holds the "
+                "separator needs quotes"
             )
             _refuse_csv(file_path, line, problem)
         named_cells = dict(zip(header, cells, strict=True))
@@ -158,9 +159,10 @@ def _named_cells(
         yield line, named_cells
 
 
-def _csv_rows(text: str, file_path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(text: str, file_path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line that each row begins on, and its cells; rows without any are left out."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     while True:
         line = reader.line_num + 1
         try:

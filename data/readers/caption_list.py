@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
+from cusa.data.readers.forms import Annotations, Entry, Form, Source, Table, field_names
+from cusa.data.readers.pair_table import read_pairs
 
 LOCATION_FORMAT = "entry {}"
 
@@ -15,30 +16,15 @@ def _is_of_form(content: Any) -> bool:
 
 
 def _read(content: list[Any], source: Source) -> Annotations:
-    rows = _rows(content, source, source.required_split())
-    return Annotations(source.path.stem, LOCATION_FORMAT, rows)
-
-
-def _rows(
-    content: list[Any],
-    source: Source,
-    split: str,
-) -> Iterator[AnnotationRow]:
-    for number, fields in enumerate(content):
-        entry = Entry(fields, source.path, LOCATION_FORMAT.format(number))
-        # ALBEF's files say image, others image_path.
-        image_field = "image"
-        if "image_path" in entry:
-            image_field = "image_path"
-        image_path = entry.text(image_field)
-        yield AnnotationRow(
-            split=split,
-            image_path=image_path,
-            image_id=entry.identifier("image_id") or image_path,
-            captions=entry.captions("caption"),
-            caption_ids=(),
-            number=number,
-        )
+    if not content:
+        return Annotations(source.path.stem, LOCATION_FORMAT, iter(()))
+    # This refuses anything but an object.
+    Entry(content[0], source.path, LOCATION_FORMAT.format(0))
+    table = Table(field_names(content[0]), iter(enumerate(content)))
+    # Such a file holds one split, unless its entries say theirs.
+    if (source.columns.split or "split") not in table.columns:
+        source = replace(source, split=source.required_split())
+    return read_pairs(table, source, LOCATION_FORMAT)
 
 
 FORM = Form("a list [{image or image_path, caption[, image_id]}]", _is_of_form, _read)

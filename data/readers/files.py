@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -10,11 +11,27 @@ from typing import Any, NoReturn
 
 from cusa.data.errors import DataError, FileFormatError
 from cusa.data.parsing import parse_csv, parse_json, parse_json_lines, read_text
-from cusa.data.readers import caption_list, coco_captions, image_folder, karpathy, pair_table
-from cusa.data.readers.forms import Annotations, Form, Source, Table
+from cusa.data.readers import (
+    caption_list,
+    coco_captions,
+    flickr_tokens,
+    karpathy,
+    pair_table,
+    saved_dataset,
+)
+from cusa.data.readers.columns import (
+    USUAL_COLUMNS,
+    ColumnNames,
+    choose_columns,
+    has_pair_columns,
+    normalised_name,
+)
+from cusa.data.readers.first_bytes import is_parquet, read_first_bytes, refuse_other_than_text
+from cusa.data.readers.forms import Annotations, Form, Source, Table, field_names
+from cusa.data.readers.sidecar_captions import read_sidecars
 
 DOCUMENT_FORMS: tuple[Form[Any], ...] = (karpathy.FORM, coco_captions.FORM, caption_list.FORM)
-TABLE_FORMS: tuple[Form[Table], ...] = (pair_table.FORM, image_folder.FORM)
+SEPARATORS = (",", "\t", ";", "|")
 _JSON_SUFFIXES = (".json", ".jsonl")
 _MAX_SHOWN_COLUMNS = 10
 _OPENING = re.compile(r"\s*([{\[]?)")
@@ -31,57 +48,118 @@ def read_annotations(source: Source) -> Annotations:
 
     Raises:
         DataError: If there is no such file, or it holds nothing.
-        FileFormatError: If it is none of the known forms.
+        FileFormatError: If it is none of the known forms; where its first bytes tell, before it is
+            read whole.
     """
     path = source.path
     if not path.exists():
         raise DataError(
-            f"annotation file {path} does not exist; legal names: coco, flickr30k, demo, or a path",
+            f"annotation file {path} does not exist; legal names: coco, flickr30k, flickr8k, demo, "
+            "hf:OWNER/NAME, or a path",
             path=path,
         )
-    text = read_text(path)
-    if not text.strip():
+    if path.is_dir() and saved_dataset.is_saved(path):
+        return saved_dataset.read_saved(source)
+    if path.is_dir():
+        return read_sidecars(source)
+    first_bytes = read_first_bytes(path)
+    if is_parquet(first_bytes):
+        from cusa.data.readers.parquet import read_parquet
+
+        return read_parquet(source)
+    refuse_other_than_text(path, first_bytes)
+    beginning = first_bytes.decode("utf-8-sig", errors="ignore")
+    if not beginning.strip() and not read_text(path).strip():
         raise DataError(f"{path} is empty: it holds no image-caption pair", path=path)
 
-    content = _parse(text, path)
-    if not isinstance(content, Table):
-        for document_form in DOCUMENT_FORMS:
-            if document_form.recognises(content):
-                return document_form.read(content, source)
-        content = _table_of_one(content)
-    for table_form in TABLE_FORMS:
-        if table_form.recognises(content):
-            return table_form.read(content, source)
-    _refuse_form(content, path)
+    if _is_json(beginning, path):
+        return _read_json(beginning, source)
+    return _read_lines(beginning, source)
 
 
-def _refuse_form(table: Table, path: Path) -> NoReturn:
+def _is_json(beginning: str, path: Path) -> bool:
+    opening = _OPENING.match(beginning)
+    has_bracket = opening is not None and bool(opening[1])
+    return has_bracket or path.suffix in _JSON_SUFFIXES
+
+
+def _read_json(beginning: str, source: Source) -> Annotations:
+    """Read a JSON document of a known form, or JSON Lines."""
+    path = source.path
+    # A document and JSON Lines both begin with a brace.
+    if _is_json_lines(beginning.lstrip(), path):
+        _check_first_fields(beginning, source)
+        return pair_table.read_pairs(_table_of_json_lines(path), source)
+    if beginning.lstrip().startswith("["):
+        _check_first_fields(beginning.lstrip().removeprefix("["), source)
+    content = parse_json(read_text(path), path)
+    for document_form in DOCUMENT_FORMS:
+        if document_form.recognises(content):
+            return document_form.read(content, source)
+    _check_columns(field_names(content), source)
+    # JSON Lines of one line.
+    table = Table(field_names(content), iter([(1, content)]))
+    return pair_table.read_pairs(table, source)
+
+
+def _read_lines(beginning: str, source: Source) -> Annotations:
+    """Read a table with a header, or the captions of Flickr."""
+    path = source.path
+    first_line = _first_line(beginning)
+    if flickr_tokens.is_token_line(first_line):
+        return flickr_tokens.read_tokens(read_text(path), source)
+    separator = _choose_separator(first_line, source.columns)
+    columns, _ = parse_csv(first_line, path, separator)
+    _check_columns(columns, source)
+    return pair_table.read_pairs(Table(*parse_csv(read_text(path), path, separator)), source)
+
+
+def _first_line(text: str) -> str:
+    """Return the first line of a text that is not blank."""
+    return text.lstrip("\r\n \t").partition("\n")[0].rstrip("\r")
+
+
+def _choose_separator(header: str, chosen: ColumnNames) -> str:
+    """Return the separator under which a header names the columns that are needed.
+
+    Under none of them, the one that occurs most.
+    """
+    chosen_names = {normalised_name(name) for name in (chosen.image, chosen.caption) if name}
+    for separator in SEPARATORS:
+        names = {normalised_name(cell.strip('"')) for cell in header.split(separator)}
+        if len(names) > 1 and (chosen_names & names or has_pair_columns(names)):
+            return separator
+    return max(SEPARATORS, key=header.count)
+
+
+def _check_columns(columns: tuple[str, ...], source: Source) -> None:
+    """Refuse content of no known form.
+
+    Raises:
+        FileFormatError: If its columns are not those of pairs, and the user named none.
+    """
+    if source.columns == USUAL_COLUMNS and not has_pair_columns(columns):
+        _refuse_form(columns, source.path)
+    choose_columns(columns, source.columns, source.path)
+
+
+def _refuse_form(columns: tuple[str, ...], path: Path) -> NoReturn:
     """Raise the error of a file of no known form."""
-    legal = "; ".join(form.description for form in (*DOCUMENT_FORMS, *TABLE_FORMS))
-    columns = ", ".join(list(table.columns)[:_MAX_SHOWN_COLUMNS]) or "of nothing"
+    descriptions = [form.description for form in DOCUMENT_FORMS]
+    descriptions += [pair_table.DESCRIPTION, flickr_tokens.DESCRIPTION]
+    shown_columns = ", ".join(columns[:_MAX_SHOWN_COLUMNS]) or "of nothing"
     raise FileFormatError(
-        f"{path}: with the fields or columns {columns} it is of no known form; legal: {legal}",
+        f"{path}: with the fields or columns {shown_columns} it is of no known form; legal: "
+        f"{'; '.join(descriptions)}; name other columns by --image-column and --caption-column",
         path=path,
         name="columns",
     )
 
 
-def _parse(text: str, path: Path) -> Any:
-    """Parse text to a :class:`Table`, or to a JSON document."""
-    opening = _OPENING.match(text)
-    bracket = ""
-    if opening is not None:
-        bracket = opening[1]
-    # A document and JSON Lines both begin with a brace.
-    if bracket == "{" and _is_json_lines(text.lstrip(), path):
-        return _table_of_json_lines(parse_json_lines(text, path))
-    if bracket or path.suffix in _JSON_SUFFIXES:
-        return parse_json(text, path)
-    return Table(*parse_csv(text, path))
-
-
 def _is_json_lines(text: str, path: Path) -> bool:
     """Return whether text that opens an object has one on each line, and is not one document."""
+    if not text.startswith("{"):
+        return False
     first_line, _, further_lines = text.partition("\n")
     # The name tells, unless a document was written over several lines under it.
     if path.suffix == ".jsonl":
@@ -89,19 +167,22 @@ def _is_json_lines(text: str, path: Path) -> bool:
     return first_line.rstrip().endswith("}") and further_lines.lstrip().startswith("{")
 
 
-def _table_of_json_lines(lines: Iterator[tuple[int, Any]]) -> Table:
+def _check_first_fields(text: str, source: Source) -> None:
+    """Refuse objects of no known form by the first one, before the file is read whole.
+
+    What is no object, or one that is cut off, is left to the parser of the whole file.
+    """
+    try:
+        first_value, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return
+    if isinstance(first_value, dict):
+        _check_columns(tuple(first_value), source)
+
+
+def _table_of_json_lines(path: Path) -> Table:
     """Return a table whose columns are the fields of its first line."""
+    lines: Iterator[tuple[int, Any]] = parse_json_lines(read_text(path), path)
     first_number, first_value = next(lines)
     all_lines = chain([(first_number, first_value)], lines)
-    return Table(_field_names(first_value), all_lines)
-
-
-def _table_of_one(document: Any) -> Table:
-    """Return a table whose only line is a document."""
-    return Table(_field_names(document), iter([(1, document)]))
-
-
-def _field_names(value: Any) -> tuple[str, ...]:
-    if isinstance(value, dict):
-        return tuple(value)
-    return ()
+    return Table(field_names(first_value), all_lines)

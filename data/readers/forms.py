@@ -9,6 +9,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from cusa.data.errors import DataError, FileFormatError
 from cusa.data.parsing import described
+from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
 # From here on, not every whole number is a float64.
@@ -44,11 +45,15 @@ class Annotations:
         dataset_name: Name of the data set.
         location_format: What the file's entries are called: ``"line {}"`` takes an entry's number.
         rows: Its rows, read as they are asked for.
+        notes: Things its user should know, such as images that are in no split.
+        image_folder: Folder that its image paths are relative to, where reading it tells.
     """
 
     dataset_name: str
     location_format: str
     rows: Iterator[AnnotationRow]
+    notes: tuple[str, ...] = ()
+    image_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,17 @@ class Source:
         path: The file.
         split: Split of all its rows, or ``None``: as its rows say, or its name.
         image_folders: Folders that its images may lie in, the likeliest first.
+        image_prefix: Folder that its image paths begin in, below an image folder: ``"train/"``.
+        columns: Columns of a table that the user named.
+        unpack_folder: Where pictures that a file holds itself are written.
     """
 
     path: Path
     split: str | None
     image_folders: Sequence[Path]
+    image_prefix: str = ""
+    columns: ColumnNames = USUAL_COLUMNS
+    unpack_folder: Path = Path("data/unpacked")
 
     def split_by_name(self) -> str | None:
         """Return the split that was given, or that the name tells, such as ``…_train.json``."""
@@ -97,6 +108,13 @@ class Table:
 
     columns: Collection[str]
     lines: Iterator[tuple[int, Any]]
+
+
+def field_names(value: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a parsed object; of anything else, none."""
+    if isinstance(value, dict):
+        return tuple(value)
+    return ()
 
 
 Content = TypeVar("Content")
@@ -224,9 +242,9 @@ class Entry:
             entries.append(Entry(value, self._path, location))
         return entries
 
-    def split(self) -> str | None:
+    def split(self, name: str = "split") -> str | None:
         """Return the entry's split, by any of its names; ``None`` if it says none."""
-        split_name = self.optional_text("split")
+        split_name = self.optional_text(name)
         if split_name is None:
             return None
         return canonical_split(split_name, self._path, self._location)

@@ -165,7 +165,8 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
         ("train.json", [["a.jpg", "b"]], "entry 0", ""),
         ("train.json", [{"image": ["a.jpg"], "caption": "b"}], "entry 0", "image"),
         ("x.jsonl", '{"image": "a.jpg", "caption": "b"}\n{oops', "line 2", ""),
-        ("x.jsonl", '{"image": "a.jpg"}', "line 1", "caption"),
+        ("x.jsonl", '{"image": "a.jpg"}', "", "columns"),
+        ("x.jsonl", '{"image": "a", "caption": "b"}\n{"image": "c"}', "line 2", "caption"),
         ("x.jsonl", '{"image": "a.jpg", "caption": "\\ud83d"}', "line 1", ""),
         ("x.jsonl", '{"image": "a.jpg", "caption": "x\\u0000y"}', "line 1", "caption"),
         ("x.jsonl", '{"image": "a\\u0000.jpg", "caption": "x"}', "line 1", "image"),
@@ -182,7 +183,7 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
             "",
         ),
         ("x.csv", "picture,caption\na.jpg,b\n", "", "columns"),
-        ("x.csv", "image,text\na.jpg,b\n", "line 2", "caption"),
+        ("x.csv", "image,words\na.jpg,b\n", "", "columns"),
         ("x.csv", "image,caption,caption\na.jpg,b,c\n", "line 1", ""),
         ("x.csv", "image,caption\na.jpg,a dog, running fast\n", "line 2", ""),
         ("x.csv", 'image,caption\na.jpg,"two\nlines"\nb.jpg,a,b\n', "line 4", ""),
@@ -190,7 +191,7 @@ def test_limit_cuts_images_and_keeps_their_captions(tmp_path):
         ("x.csv", "image,caption\na.jpg,b\nb.jpg,x\0y\n", "line 3", ""),
         ("x.csv", f"image,caption\na.jpg,b\nb.jpg,{'x' * 200_000}\n", "line 3", ""),
         ("x.csv", "image,caption\n,b\n", "line 2", "image"),
-        ("x.parquet", "PAR1", "", "columns"),
+        ("x.parquet", "PAR1", "", ""),
     ],
 )
 def test_malformed_files_are_named_with_the_place_and_the_field(
@@ -458,7 +459,7 @@ def test_missing_files(tmp_path):
         load_dataset(["coco"], data_root=tmp_path)
     assert caught.value.path == tmp_path / "coco" / "dataset_coco.json"
     assert caught.value.name == "coco"
-    with pytest.raises(FileFormatError) as caught:
+    with pytest.raises(DataError) as caught:
         load_dataset([str(tmp_path)])
     assert caught.value.path == tmp_path
     (tmp_path / "latin.csv").write_bytes(b"image,caption\na.jpg,caf\xe9\n")

@@ -1,0 +1,199 @@
+"""Which columns of a table hold the image, its captions, its id and its split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from cusa.data.errors import FileFormatError
+
+# The names that files in use give to each column, in the spelling of :func:`normalised_name`.
+# Where a table has the first and others, the first is meant; of the others there may be one.
+IMAGE_NAMES = (
+    "image",
+    "image_path",
+    "file_name",
+    "filename",
+    "filepath",
+    "file_path",
+    "image_name",
+    "image_file",
+    "img",
+    "img_path",
+    "path",
+)
+CAPTION_NAMES = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "title",
+    "comment",
+    "sentence",
+    "sentences",
+    "description",
+    "txt",
+)
+_IMAGE_ID_NAMES = ("image_id",)
+_SPLIT_NAMES = ("split",)
+_NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|comment|description)_?(\d+)")
+_MAX_SHOWN_COLUMNS = 10
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns that a user named; ``None``: the one that is called as usual.
+
+    Attributes:
+        image: Column of the images' paths.
+        caption: Column of the captions, each a text or, in JSON, a list of texts.
+        image_id: Column of the images' ids; by default the path is the id.
+        split: Column of the splits.
+    """
+
+    image: str | None = None
+    caption: str | None = None
+    image_id: str | None = None
+    split: str | None = None
+
+
+USUAL_COLUMNS = ColumnNames()
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """The columns of a table, as the table spells them.
+
+    Attributes:
+        image: Column of the images' paths.
+        captions: Columns of the captions, one or more (``caption_0``, ``caption_1``, ...).
+        image_id: Column of the images' ids; a table may have none of that name.
+        split: Column of the splits; a table may have none of that name.
+    """
+
+    image: str
+    captions: tuple[str, ...]
+    image_id: str
+    split: str
+
+
+def normalised_name(name: str) -> str:
+    """Return a column's name in lower case, its words joined by underscores."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def has_pair_columns(columns: Collection[str]) -> bool:
+    """Return whether a table has a column of images and one of captions, by their names."""
+    names = {normalised_name(column) for column in columns}
+    return not names.isdisjoint(IMAGE_NAMES) and _has_captions(names)
+
+
+def _has_captions(names: Collection[str]) -> bool:
+    if not set(names).isdisjoint(CAPTION_NAMES):
+        return True
+    return any(_NUMBERED_CAPTION.fullmatch(name) for name in names)
+
+
+def choose_columns(
+    columns: Collection[str],
+    chosen: ColumnNames,
+    path: Path,
+) -> TableColumns:
+    """Return the columns of a table.
+
+    Args:
+        columns: The names of all its columns, as the table spells them.
+        chosen: Those that the user named.
+        path: The table's file, for messages.
+
+    Raises:
+        FileFormatError: If a column that the user named, that of the images or that of the
+            captions is not there, or more than one could be meant.
+    """
+    spelling_of_name: dict[str, str] = {}
+    for column in columns:
+        spelling_of_name.setdefault(normalised_name(column), column)
+    chooser = _Chooser(columns, spelling_of_name, path)
+    image = chooser.choose("image", chosen.image, IMAGE_NAMES)
+    if image is None:
+        chooser.refuse_none("image", IMAGE_NAMES)
+    return TableColumns(
+        image=image,
+        captions=chooser.captions(chosen.caption),
+        image_id=chooser.choose("id", chosen.image_id, _IMAGE_ID_NAMES) or "image_id",
+        split=chooser.choose("split", chosen.split, _SPLIT_NAMES) or "split",
+    )
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Finds columns by name.
+
+    Attributes:
+        columns: All, as the table spells them.
+        spelling_of_name: The spelling of each by its normalised name.
+        path: The table's file.
+    """
+
+    columns: Collection[str]
+    spelling_of_name: Mapping[str, str]
+    path: Path
+
+    def choose(self, role: str, chosen: str | None, usual_names: Sequence[str]) -> str | None:
+        """Return the column that the user named, or the one with a usual name, if any."""
+        if chosen is not None:
+            return self._column_named(role, chosen)
+        present = [name for name in usual_names if name in self.spelling_of_name]
+        if not present:
+            return None
+        if len(present) > 1 and present[0] != usual_names[0]:
+            spellings = ", ".join(self.spelling_of_name[name] for name in present)
+            raise FileFormatError(
+                f"{self.path}: the columns {spellings} could each be the {role}; say which by "
+                f"--{role}-column",
+                path=self.path,
+                name=f"--{role}-column",
+            )
+        return self.spelling_of_name[present[0]]
+
+    def captions(self, chosen: str | None) -> tuple[str, ...]:
+        """Return the column of the captions, or the numbered ones in order."""
+        column = self.choose("caption", chosen, CAPTION_NAMES)
+        if column is not None:
+            return (column,)
+        numbered: list[tuple[int, str]] = []
+        for name, spelling in self.spelling_of_name.items():
+            match = _NUMBERED_CAPTION.fullmatch(name)
+            if match is not None:
+                numbered.append((int(match[1]), spelling))
+        if not numbered:
+            self.refuse_none("caption", CAPTION_NAMES)
+        return tuple(spelling for _, spelling in sorted(numbered))
+
+    def refuse_none(self, role: str, usual_names: Sequence[str]) -> NoReturn:
+        """Raise the error of a table without a column."""
+        raise FileFormatError(
+            f"{self.path}: of the columns {self._shown_columns()}, none is named as those of the "
+            f"{role} are ({', '.join(usual_names)}); say which by --{role}-column",
+            path=self.path,
+            name=f"--{role}-column",
+        )
+
+    def _column_named(self, role: str, chosen: str) -> str:
+        if chosen in self.columns:
+            return chosen
+        spelling = self.spelling_of_name.get(normalised_name(chosen))
+        if spelling is None:
+            raise FileFormatError(
+                f"{self.path}: --{role}-column {chosen}: there is no such column; legal: "
+                f"{self._shown_columns()}",
+                path=self.path,
+                name=f"--{role}-column",
+            )
+        return spelling
+
+    def _shown_columns(self) -> str:
+        return ", ".join(list(self.columns)[:_MAX_SHOWN_COLUMNS]) or "of nothing"

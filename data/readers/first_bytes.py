@@ -1,0 +1,113 @@
+"""What a file is by its first bytes, before it is read whole."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from pathlib import Path
+
+from cusa.data.errors import FileFormatError
+
+N_FIRST_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """The bytes that files of a kind begin with.
+
+    Attributes:
+        kind: What such a file is.
+        advice: What to do with it.
+        magic: The bytes.
+        offset: Where they stand.
+    """
+
+    kind: str
+    advice: str
+    magic: bytes
+    offset: int = 0
+
+
+_UNPACK = "unpack it and pass what is in it"
+_PASS_FOLDER = "pass the folder of the pictures, with their captions beside them"
+_SAVE_AS_UTF8 = "save it as UTF-8"
+_DOWNLOAD = "it is not the data; download the file itself"
+_PASS_SAVED = "pass the folder that datasets saved"
+_EXPORT = "export it as CSV or JSON Lines"
+_NO_ANNOTATIONS = "pass annotations, not embeddings"
+
+_SIGNATURES = (
+    _Signature("a gzip archive", _UNPACK, b"\x1f\x8b"),
+    _Signature("a bzip2 archive", _UNPACK, b"BZh"),
+    _Signature("an xz archive", _UNPACK, b"\xfd7zXZ\0"),
+    _Signature("a Zstandard archive", _UNPACK, b"\x28\xb5\x2f\xfd"),
+    _Signature("a zip archive (or a spreadsheet)", _UNPACK, b"PK\x03\x04"),
+    _Signature("a tar archive", _UNPACK, b"ustar", offset=257),
+    _Signature("a JPEG picture", _PASS_FOLDER, b"\xff\xd8\xff"),
+    _Signature("a PNG picture", _PASS_FOLDER, b"\x89PNG\r\n"),
+    _Signature("a GIF picture", _PASS_FOLDER, b"GIF8"),
+    _Signature("a WebP picture", _PASS_FOLDER, b"WEBP", offset=8),
+    # UTF-32's mark begins with that of UTF-16.
+    _Signature("UTF-32 text", _SAVE_AS_UTF8, codecs.BOM_UTF32_LE),
+    _Signature("UTF-16 text", _SAVE_AS_UTF8, codecs.BOM_UTF16_LE),
+    _Signature("UTF-16 text", _SAVE_AS_UTF8, codecs.BOM_UTF16_BE),
+    _Signature("an Arrow file", _PASS_SAVED, b"ARROW1"),
+    _Signature("an Arrow stream", _PASS_SAVED, b"\xff\xff\xff\xff"),
+    _Signature("an SQLite database", _EXPORT, b"SQLite format 3\0"),
+    _Signature("a PDF document", _EXPORT, b"%PDF"),
+    _Signature("an HDF5 file", _NO_ANNOTATIONS, b"\x89HDF\r\n\x1a\n"),
+    _Signature("a NumPy array", _NO_ANNOTATIONS, b"\x93NUMPY"),
+    _Signature("a pickle", _EXPORT, b"\x80\x02"),
+    _Signature("a pickle", _EXPORT, b"\x80\x03"),
+    _Signature("a pickle", _EXPORT, b"\x80\x04"),
+    _Signature("a pickle", _EXPORT, b"\x80\x05"),
+    _Signature("a Git LFS pointer", _DOWNLOAD, b"version https://git-lfs"),
+    _Signature("a web page", _DOWNLOAD, b"<!DOCTYPE html"),
+    _Signature("a web page", _DOWNLOAD, b"<!doctype html"),
+    _Signature("a web page", _DOWNLOAD, b"<html"),
+)
+_PARQUET = b"PAR1"
+
+
+def read_first_bytes(path: Path) -> bytes:
+    """Return up to :data:`N_FIRST_BYTES` bytes that a file begins with.
+
+    Raises:
+        FileFormatError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(N_FIRST_BYTES)
+    except OSError as error:
+        message = f"{path} cannot be read ({error.strerror}); pass a file that can"
+        raise FileFormatError(message, path=path) from None
+
+
+def is_parquet(first_bytes: bytes) -> bool:
+    """Return whether a file that begins so is a Parquet file."""
+    return first_bytes.startswith(_PARQUET)
+
+
+def refuse_other_than_text(path: Path, first_bytes: bytes) -> None:
+    """Refuse a file that is no UTF-8 text by its first bytes.
+
+    Args:
+        path: The file, for the message.
+        first_bytes: What :func:`read_first_bytes` returned of it.
+
+    Raises:
+        FileFormatError: If it is none; says what it is, and what to do.
+    """
+    for signature in _SIGNATURES:
+        if first_bytes.startswith(signature.magic, signature.offset):
+            message = f"{path} is {signature.kind}, no annotation file; {signature.advice}"
+            raise FileFormatError(message, path=path, name=signature.kind)
+    if b"\0" in first_bytes:
+        before_nul = first_bytes.partition(b"\0")[0]
+        line_breaks = before_nul.count(b"\n")
+        location = f"line {line_breaks + 1}"
+        message = (
+            f"{path} {location} holds a NUL character, as binary data do; pass an annotation file, "
+            "or save it as UTF-8 if it is text"
+        )
+        raise FileFormatError(message, path=path, location=location)

@@ -1,0 +1,167 @@
+"""What a folder of data holds: annotation files, or images with their captions beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cusa.data.errors import CusaError, DataError
+from cusa.data.image_folder import find_images
+from cusa.data.parsing import read_json
+from cusa.data.readers import saved_dataset, sidecar_captions
+from cusa.data.readers.forms import Source
+from cusa.data.readers.split_names import split_by_alias
+
+_METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Each the files of one form, the forms with splits first. Flickr8k.lemma.token.txt has the words'
+# stems, no captions.
+_ANNOTATION_PATTERNS = (
+    ("Karpathy's dataset_NAME.json", "dataset_*.json"),
+    ("Karpathy's dataset_NAME.json", "annotations/dataset_*.json"),
+    ("Flickr's NAME.token", "*.token"),
+    ("Flickr's NAME.token", "Flickr8k.token.txt"),
+    ("Flickr's NAME.token", "*/Flickr8k.token.txt"),
+    ("COCO's captions_SPLIT.json", "captions_*.json"),
+    ("COCO's captions_SPLIT.json", "annotations/captions_*.json"),
+    ("Kaggle's captions.txt", "captions.txt"),
+    ("Kaggle's results.csv", "results.csv"),
+    ("a table captions.csv", "captions.csv"),
+    ("Parquet files", "*.parquet"),
+    ("Parquet files", "data/*.parquet"),
+)
+# Where archives in use unpack their images to.
+_IMAGE_FOLDER_NAMES = (
+    "images",
+    "Images",
+    "Flicker8k_Dataset",
+    "Flickr8k_Dataset",
+    "flickr30k_images",
+    "flickr30k-images",
+    "flickr30k_images/flickr30k_images",
+)
+
+
+def image_folders_near(folder: Path) -> list[Path]:
+    """Return the folders that the images of an annotation file may lie in, by the file's folder."""
+    near = [folder]
+    near += [folder / name for name in _IMAGE_FOLDER_NAMES if (folder / name).is_dir()]
+    return [*near, folder.parent]
+
+
+def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
+    """Return what there is to read in a folder.
+
+    Args:
+        source: The folder.
+
+    Returns:
+        The annotation files, or the folder itself where it was saved by ``datasets`` or its images
+        have their captions beside them; and notes for the user.
+
+    Raises:
+        DataError: If it holds none of the known forms; says which were looked for.
+    """
+    folder = source.path
+    if saved_dataset.is_saved_dict(folder):
+        return _saved_splits(source), ()
+    if saved_dataset.is_saved(folder):
+        return [source], ()
+    metadata = _metadata_sources(source)
+    if metadata:
+        return metadata, ()
+    candidates = _annotation_files(folder)
+    if candidates:
+        form, paths = candidates[0]
+        sources = [replace(source, path=path, image_folders=_folders(source)) for path in paths]
+        return sources, _notes(folder, form, candidates[1:])
+    if sidecar_captions.has_sidecars(_images(folder)):
+        return [source], ()
+    legal = ["a folder that datasets saved", "an imagefolder with metadata.csv, .jsonl or .parquet"]
+    legal += list(dict.fromkeys(form for form, _ in _ANNOTATION_PATTERNS))
+    legal.append(sidecar_captions.DESCRIPTION)
+    raise DataError(
+        f"folder {folder} holds none of the forms that were looked for: {'; '.join(legal)}; pass "
+        "the annotation file itself",
+        path=folder,
+    )
+
+
+def _folders(source: Source) -> Sequence[Path]:
+    """Return the folders that images of a folder's annotation files may lie in."""
+    if source.image_folders:
+        return source.image_folders
+    return image_folders_near(source.path)
+
+
+def _saved_splits(source: Source) -> list[Source]:
+    """Return a source for each split of a ``DatasetDict`` that was saved."""
+    content = read_json(source.path / saved_dataset.DICT_FILE)
+    return [
+        replace(source, path=source.path / split_name, split=source.split or split_name)
+        for split_name in content["splits"]
+    ]
+
+
+def _metadata_sources(source: Source) -> list[Source]:
+    """Return the ``metadata`` files of an imagefolder, in the folder or in one for each split."""
+    folder = source.path
+    image_folders = source.image_folders or [folder]
+    sources = []
+    for path in _metadata_files(folder):
+        prefix = ""
+        split = source.split
+        if path.parent != folder:
+            prefix = f"{path.parent.name}/"
+            split = split or split_by_alias(path.parent.name.lower())
+        sources.append(
+            replace(
+                source,
+                path=path,
+                split=split,
+                image_folders=image_folders,
+                image_prefix=prefix,
+            )
+        )
+    return sources
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    """Return one metadata file of the folder or, where it has none, of each folder in it."""
+    for name in _METADATA_NAMES:
+        if (folder / name).is_file():
+            return [folder / name]
+    paths = []
+    for subfolder in sorted(folder.iterdir()):
+        for name in _METADATA_NAMES:
+            if (subfolder / name).is_file():
+                paths.append(subfolder / name)
+                break
+    return paths
+
+
+def _annotation_files(folder: Path) -> list[tuple[str, list[Path]]]:
+    """Return the annotation files of each form that the folder has, by their usual names."""
+    candidates = []
+    for form, pattern in _ANNOTATION_PATTERNS:
+        paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if paths:
+            candidates.append((form, paths))
+    return candidates
+
+
+def _notes(
+    folder: Path, form: str, others: Sequence[tuple[str, Sequence[Path]]]
+) -> tuple[str, ...]:
+    """Say which of the folder's files are read where it has files of other forms, too."""
+    if not others:
+        return ()
+    names = ", ".join(path.relative_to(folder).as_posix() for _, paths in others for path in paths)
+    return (f"{folder}: {form} is read; not read: {names}",)
+
+
+def _images(folder: Path) -> list[Path]:
+    try:
+        return find_images(folder)
+    except CusaError:  # there are none
+        return []

@@ -1,0 +1,110 @@
+"""Data sets of Hugging Face's ``datasets``: in a saved folder, from the hub, or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cusa.data.errors import DataError, FileFormatError, first_line
+from cusa.data.readers.columns import choose_columns
+from cusa.data.readers.extras import import_extra
+from cusa.data.readers.forms import Annotations, Source, Table
+from cusa.data.readers.image_bytes import with_image_files
+from cusa.data.readers.pair_table import read_pairs
+from cusa.data.readers.split_names import canonical_split
+
+if TYPE_CHECKING:
+    import datasets
+
+LOCATION_FORMAT = "row {}"
+DICT_FILE = "dataset_dict.json"
+HUB_PREFIX = "hf:"
+_SAVED_FILES = ("state.json", "dataset_info.json")
+
+
+def is_saved_dict(folder: Path) -> bool:
+    """Return whether a folder is a ``DatasetDict`` that was saved."""
+    return (folder / DICT_FILE).is_file()
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether a folder is a ``Dataset`` that was saved."""
+    return all((folder / name).is_file() for name in _SAVED_FILES)
+
+
+def read_saved(source: Source) -> Annotations:
+    """Read a ``Dataset`` that ``save_to_disk`` wrote.
+
+    Raises:
+        FileFormatError: If it is damaged, or a column is missing.
+        DataError: If ``datasets`` is not installed.
+    """
+    library = import_extra("datasets", source.path)
+    try:
+        dataset = library.load_from_disk(source.path)
+    except Exception as error:  # datasets and pyarrow raise many things on damaged files
+        message = (
+            f"{source.path} cannot be read as a saved data set ({first_line(error)}); save it again"
+        )
+        raise FileFormatError(message, path=source.path) from None
+    return read_dataset(dataset, source)
+
+
+def read_hub(name: str, source: Source) -> list[Annotations]:
+    """Read a data set of the Hugging Face hub.
+
+    Args:
+        name: ``"OWNER/NAME"``, or ``"OWNER/NAME:split"`` for one split of it.
+        source: What is known about its columns, and where its pictures are written.
+
+    Returns:
+        The rows of each split.
+
+    Raises:
+        DataError: If it cannot be loaded, has no such split, or a split's name is unknown.
+    """
+    repository, _, split_name = name.partition(":")
+    library = import_extra("datasets", f"{HUB_PREFIX}{name}")
+    try:
+        loaded = library.load_dataset(repository, split=split_name or None)
+    except Exception as error:  # of the hub, the network, and of the data set's own files
+        raise DataError(
+            f"{HUB_PREFIX}{name} cannot be loaded ({first_line(error)}); check the name, the "
+            "split and the network",
+            name=name,
+        ) from None
+    if split_name:
+        source = replace(source, split=source.split or canonical_split(split_name))
+        return [read_dataset(loaded, source)]
+    split_sources = {
+        hub_split: replace(source, split=canonical_split(hub_split, source.path))
+        for hub_split in loaded
+    }
+    return [read_dataset(loaded[hub_split], split_sources[hub_split]) for hub_split in loaded]
+
+
+def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:
+    """Read a ``datasets.Dataset``; its pictures are written to the source's unpack folder.
+
+    Raises:
+        FileFormatError: If a column is missing.
+    """
+    columns = choose_columns(dataset.column_names, source.columns, source.path)
+    library = import_extra("datasets", source.path)
+    feature = dataset.features[columns.image]
+    holds_pictures = not isinstance(feature, library.Value) or feature.dtype == "binary"
+    if isinstance(feature, library.Image):
+        dataset = dataset.cast_column(columns.image, library.Image(decode=False))
+    table = Table(tuple(dataset.column_names), _rows(dataset))
+    if not holds_pictures:
+        return read_pairs(table, source, LOCATION_FORMAT)
+    split = source.split_by_name() or "train"
+    table = with_image_files(table, columns.image, source.unpack_folder, f"{split}/")
+    annotations = read_pairs(table, source, LOCATION_FORMAT)
+    return replace(annotations, image_folder=source.unpack_folder)
+
+
+def _rows(dataset: datasets.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield from enumerate(dataset)
