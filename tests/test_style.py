@@ -56,7 +56,6 @@ LONG_FILES = {
     "precompute/pipeline.py": "the steps from files to a shard",
     "precompute/reuse.py": "one look-up of rows",
     "precompute/run.py": "the steps of one run",
-    "precompute/teachers/base.py": "one class, its fields documented",
     "precompute/teachers/sentence.py": "the kinds of text model",
     "train/config.py": "all settings",
     "train/loader.py": "pairs, their order and their loader",

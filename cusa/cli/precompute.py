@@ -129,13 +129,6 @@ def _shard_range(
     "over white, if no picture has an EXIF orientation or transparency: reads the headers of all.",
 )
 @choice_option(
-    "--jpeg-draft",
-    "auto",
-    "off",
-    help="Halve JPEGs while decoding that are at least six times as large as the teacher's input; "
-    "auto tries it on some and does so only if every embedding keeps a cosine of 0.999.",
-)
-@choice_option(
     "--on-error",
     "fail",
     "skip",
