@@ -92,12 +92,6 @@ RUN_OPTIONS = _options(
         "--allow-partial", is_flag=True, help="Evaluate known data sets that are incomplete, too."
     ),
     click.option(
-        "--index",
-        type=click.Choice(["exact", "hnsw", "ivf"]),
-        default="exact",
-        help="Report an approximate FAISS index beside the exact figures.",
-    ),
-    click.option(
         "--checkpoint",
         type=click.Choice(["best", "last"]),
         default="best",
