@@ -216,9 +216,7 @@ def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool
         sts_folder=options.get("sts_data"),
         judgement_files=options.get("judgements", ()),
         pmrp=options.get("pmrp"),
-        options=MeasureOptions(
-            scoring, options["allow_partial"], options["index"], options.get("gallery", 0)
-        ),
+        options=MeasureOptions(scoring, options["allow_partial"], options.get("gallery", 0)),
         compute=compute,
         out=options["out"],
         latex=options["latex"],

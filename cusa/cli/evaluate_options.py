@@ -91,13 +91,6 @@ RUN_OPTIONS = _options(
     click.option(
         "--allow-partial", is_flag=True, help="Evaluate known data sets that are incomplete, too."
     ),
-    choice_option(
-        "--index",
-        "exact",
-        "hnsw",
-        "ivf",
-        help="Report an approximate FAISS index beside the exact figures.",
-    ),
     choice_option("--checkpoint", "best", "last", help="Checkpoint of runs."),
     DEVICE_OPTION,
     click.option("--batch-size", type=POSITIVE, default=256),
