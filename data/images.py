@@ -20,7 +20,7 @@ MAX_PIXELS_VARIABLE = "CUSA_MAX_PIXELS"
 # In RGB, 800 MB while it is decoded.
 DEFAULT_MAX_PIXELS = 200_000_000
 _MAX_DIGITS = 15  # of the variable's value
-# Above Pillow's own warning, JPEGs are halved while decoded, as long as both sides keep so many.
+# JPEGs of more pixels are halved while decoded, as long as both sides keep so many.
 HUGE_PIXELS = 89_478_485
 _HUGE_SIDE = 4096
 _EXIF_ORIENTATION = 0x0112
@@ -38,16 +38,11 @@ _GREY_FACTORS = {"L;2": 85, "L;4": 17}
 _pillow_limit_lock = threading.Lock()
 
 
-def load_image(file_path: Path, at_least: int | None = None) -> Image.Image:
+def load_image(file_path: Path) -> Image.Image:
     """Decode a whole image file as a viewer shows it (:func:`as_viewed`).
 
-    Of an animation, the first frame is taken.
-
-    Args:
-        file_path: The file.
-        at_least: A JPEG may be halved, once or more, while it is decoded, as long as both sides
-            keep this many pixels: faster, and not quite the same pixels. ``None``: only where it
-            has more than :data:`HUGE_PIXELS`.
+    Of an animation, the first frame is taken. A JPEG of more than :data:`HUGE_PIXELS` is halved,
+    once or more, while it is decoded.
 
     Raises:
         ImageError: If the file is missing, unreadable, empty, truncated or not an image, or has
@@ -55,11 +50,9 @@ def load_image(file_path: Path, at_least: int | None = None) -> Image.Image:
         SettingError: If ``CUSA_MAX_PIXELS`` is no number.
     """
     with open_image(file_path) as image:
-        if at_least is None and image.width * image.height > HUGE_PIXELS:
-            at_least = _HUGE_SIDE
-        if at_least is not None:
+        if image.width * image.height > HUGE_PIXELS:
             # Does nothing but to JPEGs.
-            image.draft(None, (at_least, at_least))
+            image.draft(None, (_HUGE_SIDE, _HUGE_SIDE))
         return as_viewed(image)
 
 

@@ -177,7 +177,7 @@ def read_image(path: Path, teacher: Teacher) -> Preprocessed:
         ImageError: If it cannot be read.
     """
     assert teacher.preprocess is not None, "an image teacher brings its preprocessing"
-    image = load_image(path, teacher.draft_size)
+    image = load_image(path)
     try:
         return teacher.preprocess(image)
     except Exception as error:

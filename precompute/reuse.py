@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from cusa.data.store.shards import DIGEST_BYTES
 from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.processes import RunProcesses
 from cusa.precompute.shard_plan import ShardTask
-from cusa.precompute.teachers.base import DRAFT, Teacher
 
 _READING_THREADS = 8
 # sha256 of a picture's file or of a caption as the teacher takes it; None where there is none.
@@ -148,24 +147,6 @@ class StoreReuse:
         if out.exists() and out.samefile(path):
             message = f"--reuse {path} is the store that is written; pass another --out"
             raise SettingError(message, path=path, name="reuse")
-
-    def settings_like(
-        self,
-        teacher: Teacher,
-        settings_of: Callable[[Teacher], TeacherSettings],
-    ) -> TeacherSettings | None:
-        """Find the settings of a stored teacher that differ in the halving of JPEGs at most.
-
-        Args:
-            teacher: The teacher of this run.
-            settings_of: Returns its settings in this run.
-        """
-        for stored in self._store.teachers.values():
-            draft_size = stored.transform.get(DRAFT)
-            halving_alike = replace(teacher, draft_size=draft_size)
-            if not stored.differences(settings_of(halving_alike)):
-                return stored
-        return None
 
     def rows_of(
         self,

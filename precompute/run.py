@@ -233,7 +233,6 @@ class Run:
             self._dataset,
             self._options,
             self._processes,
-            self._reuse,
             self._reporter,
             self._check_stop,
         )

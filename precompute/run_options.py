@@ -22,8 +22,6 @@ class RunOptions:
         shard_range: Only these of all the run's shards, by number; ``None``: all.
         dtype: What rows are stored as.
         normalizer: Name of the caption normaliser.
-        jpeg_draft: ``"auto"``: halve large JPEGs while decoding where that leaves the embeddings
-            alike; ``"off"``: decode them in full.
         reuse: Index of another store whose rows are taken over where they are of the same pictures,
             captions and settings; ``None``: of no other.
         pooling: What of a Hugging Face vision model's output becomes a row; ``None``: the best that
@@ -39,7 +37,6 @@ class RunOptions:
     shard_range: tuple[int, int] | None
     dtype: str
     normalizer: str
-    jpeg_draft: str
     reuse: Path | None = None
     pooling: Pooling | None = None
     check_pictures: bool = False

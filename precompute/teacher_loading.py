@@ -11,14 +11,12 @@ from cusa.data.errors import TeacherError
 from cusa.data.records import Dataset
 from cusa.data.store.index import Index
 from cusa.data.store.schema import TeacherSettings
-from cusa.precompute.estimate import choose_draft
 from cusa.precompute.pictures import is_older, older_rows, refuse_changed_pictures
 from cusa.precompute.processes import RunProcesses
-from cusa.precompute.reuse import StoreReuse
 from cusa.precompute.run_options import RunOptions, RunReporter
 from cusa.precompute.shard_plan import ShardTask, stored_settings
 from cusa.precompute.teachers import TeacherRequest
-from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURES, Teacher
+from cusa.precompute.teachers.base import FEATURE, FEATURES, Teacher
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class TeacherLoader:
         dataset: The data set.
         options: The run's settings.
         processes: The processes, which have to agree on how pictures are decoded.
-        reuse: Another store whose rows are taken over, or ``None``.
         reporter: Told what happens.
         check_stop: Called while waiting; raises to stop.
     """
@@ -56,14 +53,12 @@ class TeacherLoader:
         dataset: Dataset,
         options: RunOptions,
         processes: RunProcesses,
-        reuse: StoreReuse | None,
         reporter: RunReporter,
         check_stop: Callable[[], None],
     ) -> None:
         self._dataset = dataset
         self._options = options
         self._processes = processes
-        self._reuse = reuse
         self._reporter = reporter
         self._check_stop = check_stop
 
@@ -149,45 +144,12 @@ class TeacherLoader:
         tasks: Sequence[ShardTask],
     ) -> Teacher:
         """Return the teacher decoding pictures as its finished rows have it, in every process."""
-        # Rows of one teacher are all decoded alike, also those of runs to come.
-        finished: TeacherSettings | None = None
-        if self._processes.leads:
-            finished = stored_settings(name, index, tasks)
-            if finished is None and self._reuse is not None:
-                finished = self._reuse.settings_like(teacher, self._settings_of)
-
-        draft_size = self._processes.agree(
-            f"draft-{name}",
-            lambda: self._decide_draft_size(name, teacher, finished),
-            self._check_stop,
-        )
         decoding = self._processes.agree(
             f"decoding-{name}",
-            lambda: self._decide_decoding(name, teacher, finished),
+            lambda: self._decide_decoding(name, teacher, stored_settings(name, index, tasks)),
             self._check_stop,
         )
-        return replace(teacher, draft_size=draft_size, decoding=decoding)
-
-    def _decide_draft_size(
-        self,
-        name: str,
-        teacher: Teacher,
-        finished: TeacherSettings | None,
-    ) -> int | None:
-        """Return the pixels that halved JPEGs keep: as finished rows have it, or as measured."""
-        if self._options.jpeg_draft != "auto":
-            return None
-        if finished is not None:
-            return finished.transform.get(DRAFT)
-
-        pipeline = self._options.pipeline
-        draft = choose_draft(teacher, self._dataset, pipeline.device, pipeline.precision)
-        if draft.cosine is not None:
-            verb = "are halved" if draft.size else "are not halved"
-            self._reporter.note(
-                f"{name}: large JPEGs {verb} while decoded (least cosine {draft.cosine:.5f})"
-            )
-        return draft.size
+        return replace(teacher, decoding=decoding)
 
     def _decide_decoding(
         self,

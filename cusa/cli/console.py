@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -22,24 +22,27 @@ from cusa.data.errors import CusaError, SettingError
 if TYPE_CHECKING:
     from rich.console import Console
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 PATH = click.Path(path_type=Path)
-DEVICE_OPTION = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+POSITIVE = click.IntRange(1)
+NOT_NEGATIVE = click.IntRange(0)
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def choice_option(flag: str, *choices: str, **settings: Any) -> Decorator:
+    """Make an option that takes one of several words, by default the first of them."""
+    return click.option(flag, type=click.Choice(choices), default=choices[0], **settings)
+
+
+DEVICE_OPTION = choice_option("--device", "auto", "cpu", "cuda")
 DATA_ROOT_OPTION = click.option(
     "--data-root", type=PATH, default=Path("data"), help="Folder of the named data sets."
 )
 IMAGE_ROOT_OPTION = click.option(
     "--image-root", type=PATH, help="Folder that image paths are relative to."
 )
-DTYPE_OPTION = click.option(
-    "--dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    help="Type to store rows in.",
-)
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+DTYPE_OPTION = choice_option("--dtype", "float16", "float32", help="Type to store rows in.")
 STORE_ARGUMENT = click.argument("store_path", metavar="STORE", type=PATH)
 
 # 128 + SIGINT, as shells have it.
@@ -51,14 +54,18 @@ MAX_WORKERS = 8
 _SECOND_SIGNAL_S = 1.0
 
 
-def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn a user's mistake, or the system's refusal, into one line on stderr and status 1."""
 
-    @functools.wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        _escape_unprintable_characters()
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        # Captions, ids and paths may hold any character; a log in ASCII must not end the run: what
+        # it lacks is printed as an escape, as stderr always does.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return command(*args, **kwargs)
+            return function(*args, **kwargs)
         except Stopped as stopped:
             signal_name = signal.Signals(stopped.signal).name
             progress = f": {stopped}" if str(stopped) else ""
@@ -70,32 +77,28 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             path = error.filename or error
             fail(f"no permission for {path}: choose another path, or change its permissions")
         except OSError as error:
-            fail(_system_refusal(error))
+            advice = ""
+            if error.errno == errno.ENOSPC:
+                advice = "; free some space, and run the command again"
+            fail(f"{error.strerror or error} {error.filename or ''}".strip() + advice)
         except KeyboardInterrupt:
             fail("interrupted; what is finished is kept", INTERRUPTED_STATUS)
 
     return wrapper
 
 
-def _escape_unprintable_characters() -> None:
-    """Print characters that the output's encoding lacks as escapes, as stderr always does.
+def command(name: str | None = None) -> Callable[[Callable[..., Any]], DefaultCommand]:
+    """Make a function a command whose errors are one line each."""
 
-    Captions, ids and paths may hold any character; a log in ASCII must not end the run.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    def decorate(function: Callable[..., Any]) -> DefaultCommand:
+        decorator = click.command(name, DefaultCommand, context_settings=CONTEXT_SETTINGS)
+        return decorator(one_line_errors(function))
 
-
-def _system_refusal(error: OSError) -> str:
-    message = f"{error.strerror or error} {error.filename or ''}".strip()
-    if error.errno == errno.ENOSPC:
-        message += "; free some space, and run the command again"
-    return message
+    return decorate
 
 
 class DefaultCommand(click.Command):
-    """A command with subcommands: ``cusa-train --seed 1`` runs it, ``cusa-train export`` another.
+    """A command that may have others below it: ``cusa-train --seed 1``, ``cusa-train export``.
 
     Attributes:
         subcommands: The subcommands by name.
@@ -106,18 +109,13 @@ class DefaultCommand(click.Command):
         self.subcommands: dict[str, click.Command] = {}
 
     def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> click.Context:
         """Make the context of the command that the first argument names."""
         if not args or args[0] not in self.subcommands:
             return super().make_context(info_name, args, parent, **extra)
-        subcommand, *own_args = args
-        command = self.subcommands[subcommand]
-        return command.make_context(f"{info_name} {subcommand}", own_args, parent, **extra)
+        subcommand = self.subcommands[args[0]]
+        return subcommand.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that the context is of."""
@@ -131,8 +129,8 @@ class DefaultCommand(click.Command):
             return
         with formatter.section("Other commands"):
             rows = []
-            for subcommand, command in self.subcommands.items():
-                rows.append((f"{ctx.command_path} {subcommand}", command.get_short_help_str(120)))
+            for name, subcommand in self.subcommands.items():
+                rows.append((f"{ctx.command_path} {name}", subcommand.get_short_help_str(120)))
             formatter.write_dl(rows)
 
 
@@ -216,8 +214,7 @@ def console(quiet: bool = False) -> Console:
 
 def print_plain(message: str, screen: Console | None = None) -> None:
     """Print text on stdout as it is: no markup, no colours, no line breaks of rich's own."""
-    screen = screen or console()
-    screen.print(message, highlight=False, markup=False, soft_wrap=True)
+    (screen or console()).print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def counted(number: int, unit: str) -> str:
@@ -261,8 +258,7 @@ def default_workers(inputs_are_stored: bool, processes: int = 1) -> int:
     """
     if inputs_are_stored:
         return 0
-    cores = cpu_count() // processes
-    return max(1, min(cores, MAX_WORKERS))
+    return max(1, min(cpu_count() // processes, MAX_WORKERS))
 
 
 def quiet_libraries() -> None:

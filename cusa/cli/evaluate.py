@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cusa.cli.console import (
-    CONTEXT_SETTINGS,
     DATA_ROOT_OPTION,
+    NOT_NEGATIVE,
     PATH,
-    DefaultCommand,
-    one_line_errors,
+    POSITIVE,
+    command,
+    default_workers,
+    pick_device,
+    print_plain,
+    quiet_libraries,
 )
 from cusa.cli.evaluate_options import (
     MODEL_OPTIONS,
@@ -23,29 +28,28 @@ from cusa.cli.evaluate_options import (
     SPLIT_OPTIONS,
 )
 from cusa.cli.search import index, search
-from cusa.data.errors import SettingError
+from cusa.data.errors import RunError, SettingError
 
 if TYPE_CHECKING:
     from cusa.eval.evaluators.request import EvalRequest
 
 
-@click.command(cls=DefaultCommand, context_settings=CONTEXT_SETTINGS)
+@command()
 @MODEL_OPTIONS
 @SPLIT_OPTIONS
 @DATA_ROOT_OPTION
 @RUN_OPTIONS
 @RETRIEVAL_OPTIONS
 @click.version_option(package_name="cusa")
-@one_line_errors
 def main(**options: Any) -> None:
     """Measure retrieval across modalities and among captions, by exact ranks.
 
     Writes tables, metrics.json and report.html.
     """
-    _measure(options, ("retrieval", *_judgements(options)))
+    _measure(options, _retrieval_suites(options))
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @MODEL_OPTIONS
 @click.option(
     "--data",
@@ -56,7 +60,6 @@ def main(**options: Any) -> None:
 )
 @DATA_ROOT_OPTION
 @RUN_OPTIONS
-@one_line_errors
 def images(**options: Any) -> None:
     """Measure image-to-image retrieval by class.
 
@@ -65,7 +68,7 @@ def images(**options: Any) -> None:
     _measure(options, ("images",))
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @MODEL_OPTIONS
 @click.option(
     "--data",
@@ -76,7 +79,6 @@ def images(**options: Any) -> None:
 @DATA_ROOT_OPTION
 @SPLIT_OPTIONS
 @RUN_OPTIONS
-@one_line_errors
 def sts(**options: Any) -> None:
     """Measure sentence similarity.
 
@@ -85,44 +87,37 @@ def sts(**options: Any) -> None:
     _measure(options, ("sts",))
 
 
-@click.command("all", context_settings=CONTEXT_SETTINGS)
+@command("all")
 @MODEL_OPTIONS
 @SPLIT_OPTIONS
 @DATA_ROOT_OPTION
 @RUN_OPTIONS
 @RETRIEVAL_OPTIONS
-@one_line_errors
 def everything(**options: Any) -> None:
     """Run every suite on the data there is.
 
     That is the split, and the image sets and STS sets below --data-root.
     """
-    suites = ("retrieval", *_judgements(options), "images", "sts")
-    _measure(options, suites, skip_absent=True)
+    _measure(options, (*_retrieval_suites(options), "images", "sts"), skip_absent=True)
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option(
-    "--bootstrap", type=click.IntRange(1), default=1000, help="Resamplings of the queries."
-)
-@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--bootstrap", type=POSITIVE, default=1000, help="Resamplings of the queries.")
+@click.option("--seed", type=NOT_NEGATIVE, default=0)
 @click.option(
     "--out",
     type=PATH,
     help="Folder of comparison.html and .json.  [default: eval/ beside the first]",
 )
 @click.option("--latex", is_flag=True, help="Write comparison.tex beside it, too.")
-@one_line_errors
 def compare(models: tuple[str, ...], **options: Any) -> None:
     """Compare models that cusa-eval has measured with the first of them, by paired differences.
 
     MODEL is a run directory, or a folder of results.
     """
-    from cusa.cli.console import quiet_libraries
-    from cusa.cli.evaluate_output import print_comparison, print_files
-
     quiet_libraries()
+    from cusa.cli.evaluate_output import print_comparison, print_files
     from cusa.eval.compare_runs import compare_measured
 
     content, written = compare_measured([Path(model) for model in models], **options)
@@ -130,15 +125,11 @@ def compare(models: tuple[str, ...], **options: Any) -> None:
     print_files(written)
 
 
-# ``cusa-eval retrieval`` is the same as ``cusa-eval`` alone.
-main.subcommands |= {
-    "retrieval": click.Command(
-        "retrieval",
-        callback=main.callback,
-        params=main.params,
-        help=main.help,
-        context_settings=CONTEXT_SETTINGS,
-    ),
+# ``cusa-eval retrieval`` is the same as ``cusa-eval`` alone, with nothing below it.
+retrieval = copy.copy(main)
+retrieval.subcommands = {}
+main.subcommands = {
+    "retrieval": retrieval,
     "images": images,
     "sts": sts,
     "all": everything,
@@ -148,24 +139,18 @@ main.subcommands |= {
 }
 
 
-def _judgements(options: dict[str, Any]) -> tuple[str, ...]:
-    """Name the suite of human judgements, where there are any."""
-    return ("judgements",) if options["judgements"] else ()
+def _retrieval_suites(options: dict[str, Any]) -> tuple[str, ...]:
+    return ("retrieval", "judgements") if options["judgements"] else ("retrieval",)
 
 
 def _measure(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool = False) -> None:
     """Run suites, and print tables, notes, and the files written."""
-    from cusa.cli.console import default_workers, pick_device, print_plain, quiet_libraries
-    from cusa.cli.evaluate_output import print_files, print_tables
-    from cusa.cli.progress import StepTasks, progress
-
     quiet_libraries()
     _require_hub(options["models"])
+    from cusa.cli.evaluate_output import print_files, print_tables
+    from cusa.cli.progress import StepTasks, progress
     from cusa.eval.evaluate import evaluate, make_sections
 
-    options["device"] = pick_device(options["device"])
-    options["readers"] = default_workers(inputs_are_stored=False)
-    options["models"] = _model_specs(options)
     request = _request(options, suites, skip_absent)
     with progress() as progress_bar:
         evaluation = evaluate(request, StepTasks(progress_bar).advance)
@@ -177,7 +162,6 @@ def _measure(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool
 
 def _require_hub(models: Sequence[str]) -> None:
     """Refuse a model of the hub that is neither there nor cached, before libraries load."""
-    from cusa.data.errors import RunError
     from cusa.data.hub import require
 
     for model in models:
@@ -207,11 +191,18 @@ def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool
     from cusa.eval.metrics.metric_options import Scoring
     from cusa.eval.models.evaluated_models import ComputeOptions
 
+    compute = ComputeOptions(
+        device=pick_device(options["device"]),
+        checkpoint=options["checkpoint"],
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        readers=default_workers(inputs_are_stored=False),
+    )
     scoring = Scoring(options["ties"], Bootstrap(options["bootstrap"], options["seed"]))
     return EvalRequest(
         suites=suites,
         skip_absent=skip_absent,
-        models=options["models"],
+        models=_model_specs(options),
         embedding_files=(_embedding_file(options, "image"), _embedding_file(options, "text")),
         name=options["name"],
         split=SplitRequest(
@@ -225,16 +216,8 @@ def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool
         sts_folder=options.get("sts_data"),
         judgement_files=options.get("judgements", ()),
         pmrp=options.get("pmrp"),
-        options=MeasureOptions(
-            scoring, options["allow_partial"], options["index"], options.get("gallery", 0)
-        ),
-        compute=ComputeOptions(
-            device=options["device"],
-            checkpoint=options["checkpoint"],
-            batch_size=options["batch_size"],
-            workers=options["workers"],
-            readers=options["readers"],
-        ),
+        options=MeasureOptions(scoring, options["allow_partial"], options.get("gallery", 0)),
+        compute=compute,
         out=options["out"],
         latex=options["latex"],
     )

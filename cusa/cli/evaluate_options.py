@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from cusa.cli.console import DEVICE_OPTION, PATH
+from cusa.cli.console import DEVICE_OPTION, NOT_NEGATIVE, PATH, POSITIVE, Decorator, choice_option
 
 # Key of click's context: (spec, whether it is a run), in the order of the command line.
 MODEL_SPECS_KEY = "cusa.eval.models.any_model"
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _options(*options: Decorator) -> Decorator:
@@ -70,44 +69,34 @@ MODEL_OPTIONS = _options(
     ),
 )
 RUN_OPTIONS = _options(
-    click.option(
+    choice_option(
         "--ties",
-        type=click.Choice(["pessimistic", "mean", "optimistic"]),
-        default="pessimistic",
+        "pessimistic",
+        "mean",
+        "optimistic",
         help="Count equal similarities against the model, for it, or as the mean of both.",
     ),
     click.option(
         "--bootstrap",
-        type=click.IntRange(0),
+        type=NOT_NEGATIVE,
         default=1000,
         help="Resamplings of the queries for 95 % intervals; 0: none.",
     ),
     click.option(
         "--seed",
-        type=click.IntRange(0),
+        type=NOT_NEGATIVE,
         default=0,
         help="Seed of the resampling, and of the choice of the queries shown.",
     ),
     click.option(
         "--allow-partial", is_flag=True, help="Evaluate known data sets that are incomplete, too."
     ),
-    click.option(
-        "--index",
-        type=click.Choice(["exact", "hnsw", "ivf"]),
-        default="exact",
-        help="Report an approximate FAISS index beside the exact figures.",
-    ),
-    click.option(
-        "--checkpoint",
-        type=click.Choice(["best", "last"]),
-        default="best",
-        help="Checkpoint of runs.",
-    ),
+    choice_option("--checkpoint", "best", "last", help="Checkpoint of runs."),
     DEVICE_OPTION,
-    click.option("--batch-size", type=click.IntRange(1), default=256),
+    click.option("--batch-size", type=POSITIVE, default=256),
     click.option(
         "--workers",
-        type=click.IntRange(0),
+        type=NOT_NEGATIVE,
         help="Processes that read inputs.  [default: cores, at most 8]",
     ),
     click.option(
@@ -142,7 +131,7 @@ RETRIEVAL_OPTIONS = _options(
     ),
     click.option(
         "--gallery",
-        type=click.IntRange(0),
+        type=NOT_NEGATIVE,
         default=6,
         help="Queries of each task to show in the report.",
     ),

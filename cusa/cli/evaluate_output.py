@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import rich.table
+from rich.markup import escape
 
 from cusa.cli.console import console, print_plain
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
-    from cusa.eval.report.tables import Section, Table
+from cusa.eval.report.tables import Section, Table
 
 
 def print_tables(sections: Sequence[Section]) -> None:
@@ -25,11 +24,8 @@ def print_tables(sections: Sequence[Section]) -> None:
             screen.print(_screen_table(table))
 
 
-def _screen_table(table: Table) -> RichTable:
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    screen_table = RichTable(title=table.title, title_justify="left")
+def _screen_table(table: Table) -> rich.table.Table:
+    screen_table = rich.table.Table(title=table.title, title_justify="left")
     screen_table.add_column("model")
     if table.by_head:
         screen_table.add_column("head", no_wrap=True)
@@ -44,18 +40,16 @@ def _screen_table(table: Table) -> RichTable:
             cells.append(f"{row.head} (untrained)" if row.untrained else row.head)
         for cell in row.cells:
             cells.append(f"[bold]{cell.text}[/]" if cell.best else cell.text)
-        is_published = row.run is None
-        screen_table.add_row(*cells, style="dim" if is_published else None)
+        # A published row is of no run.
+        screen_table.add_row(*cells, style="dim" if row.run is None else None)
     return screen_table
 
 
 def print_comparison(content: Mapping[str, Any]) -> None:
     """Print the paired differences from the first model, as comparison.json has them."""
-    from rich.markup import escape
-    from rich.table import Table
-
     model_names = [escape(model_name) for model_name in content["models"]]
-    table = Table("set", "metric", *model_names, title=f"differences from {model_names[0]}")
+    title = f"differences from {model_names[0]}"
+    table = rich.table.Table("set", "metric", *model_names, title=title)
     for row in content["rows"]:
         cells = [f"{row['values'][0]:.1f}"]
         for value, paired in zip(row["values"][1:], row["differences"][1:], strict=True):

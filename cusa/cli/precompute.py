@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cusa.cli.console import (
-    CONTEXT_SETTINGS,
     DATA_ROOT_OPTION,
     DEVICE_OPTION,
     DTYPE_OPTION,
     IMAGE_ROOT_OPTION,
+    NOT_NEGATIVE,
     PATH,
+    POSITIVE,
     Stopped,
-    one_line_errors,
+    choice_option,
+    command,
+    console,
+    cpu_count,
+    pick_device,
+    quiet_libraries,
+    stop_signals,
 )
+from cusa.data.errors import SettingError, WorkerError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from cusa.cli.precompute_output import BarReporter
     from cusa.data.records import Dataset
     from cusa.precompute.processes import RunProcesses
@@ -49,7 +52,7 @@ def _shard_range(
     return int(numbers[1]), int(numbers[2])
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @click.option(
     "--dataset",
     "datasets",
@@ -74,7 +77,7 @@ def _shard_range(
 @IMAGE_ROOT_OPTION
 @DATA_ROOT_OPTION
 @click.option("--splits", metavar="A,B", help="Only these splits.  [default: all]")
-@click.option("--limit", type=click.IntRange(1), help="Only the first N images of each split.")
+@click.option("--limit", type=POSITIVE, help="Only the first N images of each split.")
 @click.option(
     "--val-fraction",
     type=click.FloatRange(0, 1, max_open=True),
@@ -82,25 +85,25 @@ def _shard_range(
     "0: none.  [default: as the store has it, or 0.1 and at most 5,000 images]",
 )
 @DEVICE_OPTION
-@click.option(
+@choice_option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
-    default="auto",
+    "auto",
+    "fp32",
+    "fp16",
+    "bf16",
     help="Precision that teachers compute in; auto is fp16 on a GPU, fp32 elsewhere.",
 )
 @click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    help="Items per forward pass.  [default: what suits the teacher]",
+    "--batch-size", type=POSITIVE, help="Items per forward pass.  [default: what suits the teacher]"
 )
 @click.option(
     "--workers",
-    type=click.IntRange(0),
+    type=NOT_NEGATIVE,
     help="Processes that decode images.  [default: cores, at most 16]",
 )
 @click.option(
     "--shard-rows",
-    type=click.IntRange(1),
+    type=POSITIVE,
     help="Rows per shard; work is handed out and resumed by shard.  [default: the store's own, or "
     "16384]",
 )
@@ -112,12 +115,7 @@ def _shard_range(
     "the parts with cusa-store merge.",
 )
 @DTYPE_OPTION
-@click.option(
-    "--normalizer",
-    type=click.Choice(["albef", "none"]),
-    default="albef",
-    help="Caption normaliser.",
-)
+@choice_option("--normalizer", "albef", "none", help="Caption normaliser.")
 @click.option(
     "--pooling",
     type=click.Choice(["cls", "mean", "pooler"]),
@@ -130,17 +128,10 @@ def _shard_range(
     help="Keep rows that an earlier version made, before pictures were turned upright and laid "
     "over white, if no picture has an EXIF orientation or transparency: reads the headers of all.",
 )
-@click.option(
-    "--jpeg-draft",
-    type=click.Choice(["auto", "off"]),
-    default="auto",
-    help="Halve JPEGs while decoding that are at least six times as large as the teacher's input; "
-    "auto tries it on some and does so only if every embedding keeps a cosine of 0.999.",
-)
-@click.option(
+@choice_option(
     "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
+    "fail",
+    "skip",
     help="On an unreadable image, an empty caption, or an item whose row would be zero: stop, or "
     "record it as skipped.",
 )
@@ -159,7 +150,6 @@ def _shard_range(
     "epoch of training saves. Writes nothing.",
 )
 @click.version_option(package_name="cusa")
-@one_line_errors
 def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options: Any) -> None:
     """Run the teachers once over a data set and write their embeddings to an HDF5 store.
 
@@ -167,8 +157,7 @@ def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options
     or machines that share a file system: torchrun --nproc-per-node N -m cusa.precompute ... (the
     same options).
     """
-    from cusa.cli.console import console, quiet_libraries, stop_signals
-    from cusa.cli.precompute_output import BarReporter, print_labelled, print_outcome
+    from cusa.cli.precompute_output import BarReporter, print_labelled, print_outcome, print_plan
     from cusa.cli.progress import progress
     from cusa.data.store.schema import check_index_path
 
@@ -183,40 +172,26 @@ def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options
 
     processes = connect()
     data_options = {option_name: options.pop(option_name) for option_name in _DATA_OPTIONS}
-    inputs = _select_inputs(processes, requests, out, **data_options)
+    dataset, requests, out = _select_inputs(processes, requests, out, **data_options)
     screen = console(quiet=not processes.leads)
-    for note in inputs.dataset.notes:
+    for note in dataset.notes:
         print_labelled(screen, "[yellow]note:[/]", note)
     with progress(quiet=not processes.leads) as progress_bar, stop_signals() as check_stop:
         reporter = BarReporter(progress_bar, screen)
-        run_options = _run_options(inputs.out, processes, **options)
-        run = Run(inputs.dataset, inputs.requests, run_options, processes, reporter, check_stop)
+        run_options = _run_options(out, processes, **options)
+        run = Run(dataset, requests, run_options, processes, reporter, check_stop)
         if only_plan:
-            _plan(run, progress_bar, screen, inputs.dataset, run_options, processes.size)
+            estimates = run.estimate(_PROBE_S)
+            progress_bar.stop()
+            print_plan(screen, estimates, dataset, run_options, processes.size)
             return
         outcome = _run_to_end(run, reporter)
     if outcome.index is not None:
-        print_outcome(screen, outcome, inputs.out)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What a run reads and writes.
-
-    Attributes:
-        dataset: The selected splits and records.
-        requests: The teachers, those of modalities without any included.
-        out: The store's index.
-    """
-
-    dataset: Dataset
-    requests: list[TeacherRequest]
-    out: Path
+        print_outcome(screen, outcome, out)
 
 
 def _parse_teachers(teachers: tuple[str, ...], pooling: str | None) -> list[TeacherRequest]:
     """Parse every ``--teacher``, before libraries load for seconds, and data for minutes."""
-    from cusa.data.errors import SettingError
     from cusa.precompute.teachers import parse_teacher
 
     requests = [parse_teacher(teacher) for teacher in teachers]
@@ -225,14 +200,9 @@ def _parse_teachers(teachers: tuple[str, ...], pooling: str | None) -> list[Teac
             "--pooling is for Hugging Face vision models; no --teacher is one: leave it out",
             name="--pooling",
         )
-    _require_hub(requests)
-    return requests
-
-
-def _require_hub(requests: Sequence[TeacherRequest]) -> None:
-    """Refuse a teacher of the hub that is neither there nor cached, before any is loaded."""
     for request in requests:
         request.require_hub()
+    return requests
 
 
 def _select_inputs(
@@ -246,8 +216,8 @@ def _select_inputs(
     splits: str | None,
     limit: int | None,
     val_fraction: float | None,
-) -> _Inputs:
-    """Load the data set, and select what this run is of."""
+) -> tuple[Dataset, list[TeacherRequest], Path]:
+    """Load the data set, and select what this run is of; add teachers to modalities without."""
     from cusa.data.datasets import load_dataset
     from cusa.data.store.reader import EmbeddingStore
     from cusa.precompute.processes import announced_failure
@@ -266,12 +236,13 @@ def _select_inputs(
         selection = Selection(parse_splits(splits), limit, val_fraction)
         dataset = select(dataset, selection, store)
         dataset = with_stored_root(dataset, store, image_root)
-        stored_teachers = store.teachers.values() if store is not None else ()
-        stored_modalities = [settings.modality for settings in stored_teachers]
+        stored_modalities = []
+        if store is not None:
+            stored_modalities = [settings.modality for settings in store.teachers.values()]
         all_requests = complete(requests, stored_modalities)
-        default_requests = all_requests[len(requests) :]
-        _require_hub(default_requests)
-    return _Inputs(dataset, all_requests, out)
+        for default_request in all_requests[len(requests) :]:
+            default_request.require_hub()
+    return dataset, all_requests, out
 
 
 def _run_options(
@@ -286,7 +257,6 @@ def _run_options(
 ) -> RunOptions:
     import torch
 
-    from cusa.cli.console import cpu_count, pick_device
     from cusa.precompute.pipeline import PipelineOptions
     from cusa.precompute.run_options import RunOptions
 
@@ -311,8 +281,6 @@ def _run_options(
 
 def _run_to_end(run: Run, reporter: BarReporter) -> Outcome:
     """Make all rows; where the run is stopped, say how far it got."""
-    from cusa.data.errors import WorkerError
-
     try:
         return run.go()
     except Stopped as stopped:
@@ -323,21 +291,3 @@ def _run_to_end(run: Run, reporter: BarReporter) -> Outcome:
 
 def _how_to_go_on(reporter: BarReporter) -> str:
     return f"{reporter.progress()}; run the same command again to go on"
-
-
-def _plan(
-    run: Run,
-    progress_bar: Progress,
-    screen: Console,
-    dataset: Dataset,
-    options: RunOptions,
-    n_processes: int,
-) -> None:
-    """Try the teachers, and print what the run would take."""
-    from cusa.cli.precompute_output import print_plan
-
-    estimates = run.estimate(_PROBE_S)
-    progress_bar.stop()
-    first_shard = options.shard_range[0] if options.shard_range else 0
-    n_pairs = sum(len(record.captions) for record in dataset.splits.get("train", ()))
-    print_plan(screen, estimates, first_shard, n_pairs, options.out, n_processes)

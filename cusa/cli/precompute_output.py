@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
 from cusa.cli.console import print_plain
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-    from rich.table import Table
-
+    # Torch loads with them, and a mistyped option is told before it does.
+    from cusa.data.records import Dataset
     from cusa.precompute.estimate import Estimate
     from cusa.precompute.run import Outcome
+    from cusa.precompute.run_options import RunOptions
 
 
 @dataclass
@@ -55,8 +59,7 @@ class BarReporter:
 
     def planned(self, teacher: str, split: str, n_rows: int, n_done: int) -> None:
         """Add a bar for the rows of a teacher for a split."""
-        description = f"{teacher} {split}"
-        task = self._bar.add_task(description, total=n_rows, completed=n_done)
+        task = self._bar.add_task(f"{teacher} {split}", total=n_rows, completed=n_done)
         self._tasks[teacher, split] = task
         self._counts[teacher, split] = _RowCount(before=n_done, now=0, total=n_rows)
 
@@ -92,8 +95,6 @@ class BarReporter:
 
 def print_labelled(screen: Console, label: str, message: str) -> None:
     """Print a line that begins with a label in markup; brackets in the text stay brackets."""
-    from rich.markup import escape
-
     screen.print(f"{label} {escape(message)}", highlight=False, soft_wrap=True)
 
 
@@ -114,9 +115,8 @@ def print_outcome(screen: Console, outcome: Outcome, index_path: Path) -> None:
             n_rows = sum(shard.stop - shard.start for shard in shards)
             n_skipped += sum(len(shard.skipped) for shard in shards)
             split_counts.append(f"{split} {n_rows:,}")
-        counts = ", ".join(split_counts)
-        dim = teacher_entry.settings.dim
-        print_plain(f"{teacher}: {counts} rows x {dim}, {n_skipped:,} skipped", screen)
+        rows = f"{', '.join(split_counts)} rows x {teacher_entry.settings.dim}"
+        print_plain(f"{teacher}: {rows}, {n_skipped:,} skipped", screen)
 
     # A job with --shard-range writes the index of a part.
     if outcome.index != index_path:
@@ -132,9 +132,8 @@ def print_outcome(screen: Console, outcome: Outcome, index_path: Path) -> None:
 def print_plan(
     screen: Console,
     estimates: Sequence[Estimate],
-    first_shard: int,
-    n_pairs: int,
-    index_path: Path,
+    dataset: Dataset,
+    options: RunOptions,
     processes: int,
 ) -> None:
     """Print what a run would take: rows, shards, disk space, time.
@@ -142,13 +141,15 @@ def print_plan(
     Args:
         screen: Where to print.
         estimates: One per teacher, in the order of their shards.
-        first_shard: Number of the first shard.
-        n_pairs: Training pairs of the data set.
-        index_path: The store's index.
+        dataset: The data set.
+        options: The run's options.
         processes: Number of processes.
     """
+    first_shard = options.shard_range[0] if options.shard_range else 0
     screen.print(_estimates_table(estimates, first_shard, processes))
-    folder = _existing_folder(index_path)
+    folder = options.out.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
     n_free = shutil.disk_usage(folder).free
     n_bytes = sum(estimate.n_bytes for estimate in estimates)
     total_s = sum(_seconds(estimate, processes) for estimate in estimates)
@@ -157,6 +158,7 @@ def print_plan(
         f"time: about {_duration(total_s)} in {processes} process(es)",
         screen,
     )
+    n_pairs = sum(len(record.captions) for record in dataset.splits.get("train", ()))
     if n_pairs:
         # Without a store, an epoch runs every teacher on every pair; with one, it reads their rows.
         epoch_s = sum(n_pairs / estimate.rates.encoding for estimate in estimates)
@@ -168,14 +170,7 @@ def print_plan(
         )
 
 
-def _estimates_table(
-    estimates: Sequence[Estimate],
-    first_shard: int,
-    processes: int,
-) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _estimates_table(estimates: Sequence[Estimate], first_shard: int, processes: int) -> Table:
     table = Table("teacher", "rows", "shards", "MB on disk", "rows/s", "teacher alone", "time")
     for estimate in estimates:
         stop_shard = first_shard + estimate.n_shards
@@ -194,14 +189,6 @@ def _estimates_table(
 
 def _seconds(estimate: Estimate, processes: int) -> float:
     return estimate.n_rows / estimate.rates.whole / processes
-
-
-def _existing_folder(path: Path) -> Path:
-    """Find the nearest folder above a path that exists."""
-    folder = path.resolve().parent
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def _duration(seconds: float) -> str:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.progress import Progress, Task, TaskID
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from cusa.cli.console import print_plain
 
 # Between lines of progress where no terminal shows bars.
 LOG_INTERVAL_S = 30.0
@@ -27,12 +38,17 @@ def progress(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -
         quiet: Show nothing.
         clock: Returns the time in seconds.
     """
-    from rich.console import Console
-
     screen = Console(stderr=True, quiet=quiet)
-    if screen.is_terminal:
-        return _bars(screen, clock)
-    return _lines(screen, clock)
+    if not screen.is_terminal:
+        return LineProgress(screen, clock)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    return BarProgress(*columns, console=screen, get_time=clock)
 
 
 class StepTasks:
@@ -66,35 +82,54 @@ class StepTasks:
         return self._task_ids[task_name]
 
 
-class ProgressLines:
+class LineProgress(Progress):
     """Reports tasks in plain lines, for logs: the first soon, then now and then, then the total.
 
     Args:
-        write: Receives each line.
+        screen: Where the lines go.
         clock: Returns the time in seconds.
     """
 
-    def __init__(self, write: Callable[[str], None], clock: Callable[[], float]) -> None:
-        self._write = write
-        self._clock = clock
+    def __init__(self, screen: Console, clock: Callable[[], float]) -> None:
+        # Disabled, a progress draws nothing and still keeps count.
+        super().__init__(console=screen, disable=True, get_time=clock)
         self._next_line_at = self._last_event_at = clock()
         # By task: when its first work began, and the work done before.
-        self._started: dict[int, tuple[float, float]] = {}
+        self._started: dict[TaskID, tuple[float, float]] = {}
         # By task: the work that the latest line reported.
-        self._reported: dict[int, float] = {}
+        self._reported: dict[TaskID, float] = {}
         self._is_silent = True
 
-    def added(self, task: Task) -> None:
-        """Take note of a task; the first is named at once, so that the log shows a sign of life."""
-        self._reported[task.id] = task.completed
+    def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
+        """Add a task; the first is named at once, so that the log shows a sign of life."""
+        task_id = super().add_task(*args, **kwargs)
+        task = self._tasks[task_id]
+        self._reported[task_id] = task.completed
         # Later tasks are named when they have done something.
         if self._is_silent:
             self._print(task.description)
-        self._last_event_at = self._clock()
+        self._last_event_at = self.get_time()
+        return task_id
 
-    def advanced(self, task: Task) -> None:
-        """Print a line if one is due, or the task is finished."""
-        now = self._clock()
+    def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
+        """Change a task."""
+        super().update(task_id, *args, **kwargs)
+        self._report_if_due(self._tasks[task_id])
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Add to what a task has done."""
+        super().advance(task_id, advance)
+        self._report_if_due(self._tasks[task_id])
+
+    def stop(self) -> None:
+        """Report what no line has reported yet; there will be no more."""
+        super().stop()
+        for task in self.tasks:
+            if task.completed > self._reported[task.id]:
+                self._report(task, self._last_event_at)
+
+    def _report_if_due(self, task: Task) -> None:
+        now = self.get_time()
         if task.completed > self._reported[task.id]:
             # The task began when the last thing before its first work happened.
             start = self._last_event_at, self._reported[task.id]
@@ -103,12 +138,6 @@ class ProgressLines:
                 self._report(task, now)
                 self._next_line_at = now + LOG_INTERVAL_S
         self._last_event_at = now
-
-    def stopped(self, tasks: Iterable[Task]) -> None:
-        """Report what no line has reported yet; there will be no more."""
-        for task in tasks:
-            if task.completed > self._reported[task.id]:
-                self._report(task, self._last_event_at)
 
     def _report(self, task: Task, now: float) -> None:
         unit = task.fields.get("unit", "rows")
@@ -129,7 +158,7 @@ class ProgressLines:
         self._print(line)
 
     def _print(self, line: str) -> None:
-        self._write(line)
+        print_plain(line, self.console)
         self._is_silent = False
 
 
@@ -152,75 +181,23 @@ def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _lines(screen: Console, clock: Callable[[], float]) -> Progress:
-    """Make a progress without bars that reports to :class:`ProgressLines`."""
-    from rich.progress import Progress
+class RateColumn(ProgressColumn):
+    """Shows units per second."""
 
-    def write(line: str) -> None:
-        screen.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    lines = ProgressLines(write, clock)
-
-    class LineProgress(Progress):
-        """Passes on each change of a task."""
-
-        def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
-            task_id = super().add_task(*args, **kwargs)
-            lines.added(self._tasks[task_id])
-            return task_id
-
-        def update(self, task_id: TaskID, **kwargs: Any) -> None:
-            super().update(task_id, **kwargs)
-            lines.advanced(self._tasks[task_id])
-
-        def advance(self, task_id: TaskID, advance: float = 1) -> None:
-            super().advance(task_id, advance)
-            lines.advanced(self._tasks[task_id])
-
-        def stop(self) -> None:
-            super().stop()
-            lines.stopped(self.tasks)
-
-    # Disabled, a progress draws nothing and still keeps count.
-    return LineProgress(console=screen, disable=True, get_time=clock)
+    def render(self, task: Task) -> Text:
+        """Return the rate, or nothing while it is unknown."""
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:,.0f} {task.fields.get('unit', 'rows')}/s")
 
 
-def _bars(screen: Console, clock: Callable[[], float]) -> Progress:
-    """Make bars: description, bar, count and total, rate, time left; ``status`` below."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+class BarProgress(Progress):
+    """Bars with a line of free text below; beside them, a narrow terminal has no room."""
 
-    class RateColumn(ProgressColumn):
-        """Units per second."""
-
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            if not speed:
-                return Text("")
-            unit = task.fields.get("unit", "rows")
-            return Text(f"{speed:,.0f} {unit}/s")
-
-    class BarsWithStatus(Progress):
-        """Bars with a line of free text below; beside them, a narrow terminal has no room."""
-
-        def get_renderables(self) -> Iterable[RenderableType]:
-            yield self.make_tasks_table(self.tasks)
-            for task in self.tasks:
-                if status := task.fields.get("status"):
-                    yield Text(f"  {status}", style="dim")
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeRemainingColumn(),
-    )
-    return BarsWithStatus(*columns, console=screen, get_time=clock)
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bars, then the status of each task."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if status := task.fields.get("status"):
+                yield Text(f"  {status}", style="dim")

@@ -7,43 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, DEVICE_OPTION, PATH, counted, one_line_errors
+from cusa.cli.console import (
+    DEVICE_OPTION,
+    PATH,
+    POSITIVE,
+    choice_option,
+    command,
+    counted,
+    default_workers,
+    pick_device,
+    print_plain,
+    quiet_libraries,
+)
+from cusa.data.shell import shell_command
 
 if TYPE_CHECKING:
     from cusa.eval.search.index_folder import IndexSummary
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @click.argument("source", type=PATH)
 @click.option("--run", type=PATH, help="Run, or exported folder.  [default: the latest]")
 @click.option("--out", type=PATH, help="Folder of the index.  [default: RUN/index]")
+@choice_option("--kind", "flat", "hnsw", "ivf", help="flat is exact; the others are for millions.")
+@click.option("--batch-size", type=POSITIVE, default=32)
 @click.option(
-    "--kind",
-    type=click.Choice(["flat", "hnsw", "ivf"]),
-    default="flat",
-    help="flat is exact; the others are for millions.",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=32)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Threads that read images.  [default: cores, at most 8]",
+    "--workers", type=POSITIVE, help="Threads that read images.  [default: cores, at most 8]"
 )
 @DEVICE_OPTION
-@one_line_errors
 def index(
     source: Path,
     run: Path | None,
     out: Path | None,
-    kind: Any,
-    batch_size: int,
-    workers: int | None,
     device: str,
+    workers: int | None,
+    **settings: Any,
 ) -> None:
     """Index a folder of images, or a .txt file of one text per line, for cusa-eval search."""
-    from cusa.cli.console import default_workers, pick_device, print_plain, quiet_libraries
     from cusa.cli.progress import progress
-    from cusa.data.shell import shell_command
 
     quiet_libraries()
     from cusa.eval.models.evaluated_models import check_local, latest_run
@@ -54,7 +55,8 @@ def index(
     check_local(str(run), is_run=True)
     out = out or run / "index"
     student = load_student(run, pick_device(device))
-    options = IndexOptions(kind, batch_size, workers or default_workers(inputs_are_stored=False))
+    readers = workers or default_workers(inputs_are_stored=False)
+    options = IndexOptions(**settings, workers=readers)
     with progress() as progress_bar:
         task = progress_bar.add_task("index", total=None, unit="items")
 
@@ -64,8 +66,8 @@ def index(
 
         summary = build_index(student, run, source, out, options, advance)
     print_plain(f"index: {out.resolve()} ({_describe(summary)})")
-    command = shell_command("cusa-eval", "search", "a dog on a beach", "--index", out)
-    print_plain(f"next: {command}")
+    next_command = shell_command("cusa-eval", "search", "a dog on a beach", "--index", out)
+    print_plain(f"next: {next_command}")
 
 
 def _describe(summary: IndexSummary) -> str:
@@ -79,27 +81,19 @@ def _describe(summary: IndexSummary) -> str:
     return ", ".join(words)
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @click.argument("query")
 @click.option("--index", "folder", type=PATH, help="[default: the latest under runs/]")
 @click.option("--run", type=PATH, help="The student, if it has moved.  [default: the index's]")
-@click.option("-k", "n_hits", type=click.IntRange(1), default=10, help="Number of hits.")
+@click.option("-k", "n_hits", type=POSITIVE, default=10, help="Number of hits.")
 @click.option(
     "--out", type=PATH, help="HTML page to write.  [default: search.html beside the index]"
 )
 @DEVICE_OPTION
-@one_line_errors
 def search(
-    query: str,
-    folder: Path | None,
-    run: Path | None,
-    n_hits: int,
-    out: Path | None,
-    device: str,
+    query: str, folder: Path | None, run: Path | None, n_hits: int, out: Path | None, device: str
 ) -> None:
     """Search an index for a text, or for an image file."""
-    from cusa.cli.console import pick_device, print_plain, quiet_libraries
-
     quiet_libraries()
     from cusa.eval.models.student import load_student
     from cusa.eval.search.index_folder import latest_index

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cusa.cli.console import (
-    CONTEXT_SETTINGS,
     DATA_ROOT_OPTION,
     DTYPE_OPTION,
     IMAGE_ROOT_OPTION,
     PATH,
     STORE_ARGUMENT,
-    one_line_errors,
+    choice_option,
+    command,
 )
+from cusa.data.errors import SettingError
 
 if TYPE_CHECKING:
     from cusa.data.foreign.rows import ForeignRows
     from cusa.data.store.schema import TeacherSettings
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @STORE_ARGUMENT
 @click.argument("rows_path", metavar="OUT", type=PATH)
 @click.option("--teacher", required=True, help="Teacher to export.")
 @click.option("--split", required=True, help="Split to export.")
-@one_line_errors
 def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
     """Write a teacher's rows to OUT, NAME.npy or NAME.safetensors, and ids to NAME.ids.json."""
     from cusa.data.store.import_export import export_rows
@@ -37,7 +37,7 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
     click.echo(f"rows: {rows_path}\nids: {ids}")
 
 
-@click.command("import", context_settings=CONTEXT_SETTINGS)
+@command("import")
 @STORE_ARGUMENT
 @click.argument("rows_path", metavar="ROWS", type=PATH)
 @click.option(
@@ -55,14 +55,9 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 )
 @click.option("--teacher", required=True, help="Name for the teacher.")
 @click.option("--split", required=True, help="Split that the rows belong to.")
-@click.option("--modality", type=click.Choice(["image", "text"]), default="image")
+@choice_option("--modality", "image", "text")
 @click.option("--model-id", help="Model that made the rows.  [default: the teacher's name]")
-@click.option(
-    "--normalizer",
-    type=click.Choice(["albef", "none"]),
-    default="albef",
-    help="Normaliser that the captions went through.",
-)
+@choice_option("--normalizer", "albef", "none", help="Normaliser that the captions went through.")
 @DTYPE_OPTION
 @click.option(
     "--dataset",
@@ -73,13 +68,12 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 )
 @IMAGE_ROOT_OPTION
 @DATA_ROOT_OPTION
-@click.option(
+@choice_option(
     "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
+    "fail",
+    "skip",
     help="On an image or caption without a row: stop, or record it as skipped.",
 )
-@one_line_errors
 def import_(
     store_path: Path,
     rows_path: Path,
@@ -104,9 +98,8 @@ def import_(
 
     teacher = teacher_options["teacher"]
     settings = _unknown_settings(foreign.rows.shape[1], **teacher_options)
-    skip_missing = on_error == "skip"
     n_skipped, n_unused = import_rows(
-        store_path, data, split, teacher, settings, foreign, skip_missing
+        store_path, data, split, teacher, settings, foreign, skip_missing=on_error == "skip"
     )
     click.echo(f"{teacher}: {split} imported from {rows_path}, {n_skipped:,} skipped")
     if n_unused:
@@ -115,12 +108,7 @@ def import_(
 
 
 def _unknown_settings(
-    dim: int,
-    teacher: str,
-    modality: str,
-    model_id: str | None,
-    normalizer: str,
-    dtype: str,
+    dim: int, teacher: str, modality: str, model_id: str | None, normalizer: str, dtype: str
 ) -> TeacherSettings:
     """Make the settings of rows from elsewhere: nobody knows how they were computed."""
     from cusa.data.store.schema import TeacherSettings
@@ -138,12 +126,7 @@ def _unknown_settings(
     )
 
 
-def _read_foreign_rows(
-    rows_path: Path,
-    ids_path: Path | None,
-    allow_pickle: bool,
-) -> ForeignRows:
-    from cusa.data.errors import SettingError
+def _read_foreign_rows(rows_path: Path, ids_path: Path | None, allow_pickle: bool) -> ForeignRows:
     from cusa.data.foreign.published import read_published_rows
     from cusa.data.foreign.rows import ForeignRows, read_rows
 

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cusa.cli.console import CONTEXT_SETTINGS, PATH, DefaultCommand, Stopped, one_line_errors
+from cusa.cli.console import (
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    Stopped,
+    choice_option,
+    command,
+    console,
+    default_workers,
+    pick_device,
+    print_plain,
+    quiet_libraries,
+    stop_signals,
+)
+from cusa.data.errors import SettingError
 
 if TYPE_CHECKING:
     from cusa.cli.train_output import BarReporter
@@ -21,7 +35,7 @@ if TYPE_CHECKING:
     from cusa.train.trainer import Trainer
 
 
-@click.command(cls=DefaultCommand, context_settings=CONTEXT_SETTINGS)
+@command()
 @click.option("--embeddings", type=PATH, help="The embedding store of cusa-precompute.")
 @click.option("--student", help="adapter, or a Hugging Face dual encoder by name or folder.")
 @click.option(
@@ -51,18 +65,18 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--epochs",
-    type=click.IntRange(1),
+    type=POSITIVE,
     help="Passes over the captions; with --resume, more of them under the schedule of the run.",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Pairs per step on each GPU.")
+@click.option("--batch-size", type=POSITIVE, help="Pairs per step on each GPU.")
 @click.option(
     "--accumulate",
-    type=click.IntRange(1),
+    type=POSITIVE,
     help="Batches per step, by gradient accumulation; the loss is that of all of them.",
 )
 @click.option(
     "--micro-batch",
-    type=click.IntRange(1),
+    type=POSITIVE,
     help="Pairs to encode at a time, twice each: for batches that do not fit into memory; the loss "
     "stays that of the whole batch.",
 )
@@ -74,16 +88,14 @@ if TYPE_CHECKING:
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--workers", type=click.IntRange(0), help="Processes that read batches.")
+@click.option("--workers", type=NOT_NEGATIVE, help="Processes that read batches.")
 @click.option("--seed", type=int)
 @click.option(
-    "--patience",
-    type=click.IntRange(1),
-    help="Stop after this many epochs without a better val RSUM.",
+    "--patience", type=POSITIVE, help="Stop after this many epochs without a better val RSUM."
 )
 @click.option(
     "--checkpoint-steps",
-    type=click.IntRange(1),
+    type=POSITIVE,
     help="Steps between checkpoints that --resume can go on from.",
 )
 @click.option(
@@ -112,7 +124,6 @@ if TYPE_CHECKING:
 )
 @click.argument("axes", nargs=-1, metavar="")
 @click.version_option(package_name="cusa")
-@one_line_errors
 def main(
     embeddings: Path | None,
     preset: str | None,
@@ -129,8 +140,6 @@ def main(
     Settings come from the preset, then --config, then --set, then the other options. With several
     GPUs: torchrun --nproc-per-node N -m cusa.train ... (the same options).
     """
-    from cusa.cli.console import quiet_libraries, stop_signals
-
     _check_sweep(sweep, axes, resume)
     quiet_libraries()
     # torch loads within: a signal that comes meanwhile stops the run in one line, too.
@@ -144,7 +153,7 @@ def main(
             _train_one(given, run_dir, resume, check_stop)
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@command()
 @click.option("--run", required=True, type=PATH, help="Run directory.")
 @click.option(
     "--to",
@@ -154,19 +163,16 @@ def main(
     help="hf: a folder whose backbone transformers loads, heads beside it. sentence-transformers: "
     "one whose SentenceTransformer(folder).encode takes images and texts.",
 )
-@click.option(
+@choice_option(
     "--head",
-    type=click.Choice(["cross", "uni"]),
-    default="cross",
+    "cross",
+    "uni",
     help="sentence-transformers: the head to embed with; uni to compare within a modality.",
 )
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best")
+@choice_option("--checkpoint", "best", "last")
 @click.option("--out", type=PATH, help="New folder.  [default: RUN/export-KIND]")
-@one_line_errors
 def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -> None:
     """Write a trained student, with a model card, for transformers or sentence-transformers."""
-    from cusa.cli.console import print_plain, quiet_libraries
-
     quiet_libraries()
     from cusa.train.saving.export import export as export_run
 
@@ -177,24 +183,17 @@ main.subcommands["export"] = export
 
 
 def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None:
-    from cusa.data.errors import SettingError
-
     if axes and not sweep:
         raise SettingError(f"unknown argument {axes[0]!r}; see cusa-train --help", name=axes[0])
     if sweep and resume:
         raise SettingError(
-            "--sweep goes on by itself when it is run again; leave out --resume",
-            name="--resume",
+            "--sweep goes on by itself when it is run again; leave out --resume", name="--resume"
         )
 
 
 def _train_one(
-    given: Given,
-    run_dir: Path | None,
-    resume: bool,
-    check_stop: Callable[[], None],
+    given: Given, run_dir: Path | None, resume: bool, check_stop: Callable[[], None]
 ) -> None:
-    from cusa.cli.console import pick_device
     from cusa.cli.train_output import print_next
     from cusa.train.command_settings import chosen_settings, default_run_dir
     from cusa.train.processes import Processes
@@ -209,13 +208,9 @@ def _train_one(
 
 
 def _train_sweep(
-    axes: tuple[str, ...],
-    given: Given,
-    folder: Path | None,
-    check_stop: Callable[[], None],
+    axes: tuple[str, ...], given: Given, folder: Path | None, check_stop: Callable[[], None]
 ) -> None:
     """Train the run of every combination, or go on with it, and summarize them."""
-    from cusa.cli.console import pick_device, print_plain
     from cusa.cli.train_output import print_next, print_sweep
     from cusa.train.command_settings import default_sweep_dir, flag_settings, new_settings
     from cusa.train.config import merge
@@ -253,7 +248,6 @@ def _train(
     Raises:
         Stopped: If a signal came; the run is kept.
     """
-    from cusa.cli.console import console
     from cusa.cli.progress import progress
     from cusa.cli.train_output import BarReporter, print_outcome, print_setup
     from cusa.eval.metrics.validation import validation_scores
@@ -263,7 +257,10 @@ def _train(
     # A process that cannot set up stops the others, which would wait for it.
     with processes.all_or_none():
         reporters = _reporters(BarReporter(progress_bar), config, processes)
-        workers = _n_workers(config)
+        workers = config.train.workers
+        if workers is None:
+            processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            workers = default_workers(config.student.name == "adapter", processes_here)
         trainer = Trainer(config, processes, workers, run_dir, resume, validation_scores)
     screen = console(quiet=not processes.leads)
     print_setup(screen, trainer)
@@ -273,15 +270,6 @@ def _train(
         raise Stopped(stop_signal, _how_to_go_on(trainer, in_sweep))
     print_outcome(screen, trainer)
     return trainer
-
-
-def _n_workers(config: Config) -> int:
-    from cusa.cli.console import default_workers
-
-    if config.train.workers is not None:
-        return config.train.workers
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return default_workers(config.student.name == "adapter", processes_here)
 
 
 def _reporters(bar_reporter: BarReporter, config: Config, processes: Processes) -> list[Reporter]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cusa.cli.console import counted, print_plain
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    from cusa.train.trainer import Trainer
+from cusa.cli.console import console, counted, print_plain
+from cusa.train.commands import evaluation_command
+from cusa.train.sweep import figures, validated
+from cusa.train.trainer import Trainer
 
 
 class BarReporter:
@@ -78,12 +79,8 @@ class BarReporter:
 
 def print_setup(screen: Console, trainer: Trainer) -> None:
     """Print what will be trained, on what, and how."""
-    lines = [
-        *_data_lines(trainer),
-        *_model_lines(trainer),
-        *_run_lines(trainer),
-        *(f"note      {note}" for note in trainer.notes),
-    ]
+    lines = _data_lines(trainer) + _model_lines(trainer) + _run_lines(trainer)
+    lines += [f"note      {note}" for note in trainer.notes]
     print_plain("\n".join(lines), screen)
 
 
@@ -97,8 +94,8 @@ def _data_lines(trainer: Trainer) -> list[str]:
     roles = {"teacher": trainer.provenance.teachers, "encoder": trainer.provenance.encoders}
     for role, teachers in roles.items():
         for modality, teacher in teachers.items():
-            model = f"{teacher.name} ({teacher.settings.model_id})"
-            lines.append(f"rows      {modality} {role}: {model}")
+            model_id = teacher.settings.model_id
+            lines.append(f"rows      {modality} {role}: {teacher.name} ({model_id})")
     return lines
 
 
@@ -169,8 +166,6 @@ def print_outcome(screen: Console, trainer: Trainer) -> None:
 
 def print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
     """Print the command that evaluates runs."""
-    from cusa.train.commands import evaluation_command
-
     command = evaluation_command(run_dirs, trainer.config, trainer.provenance, trainer.store)
     print_plain(f"next: {command}")
 
@@ -182,25 +177,10 @@ def print_sweep(folder: Path, rows: Sequence[Any]) -> None:
         folder: The sweep's folder.
         rows: Rows of :func:`cusa.train.sweep.summarize`.
     """
-    from rich.table import Table
-
-    from cusa.cli.console import console
-    from cusa.train.sweep import figures, validated
-
     if validated(rows):
-        table = Table(
-            *rows[0].values,
-            "runs",
-            "i2t R@1",
-            "R@5",
-            "R@10",
-            "t2i R@1",
-            "R@5",
-            "R@10",
-            "RSUM",
-            "RSUM, last epoch",
-            title="validation split, best epoch: mean ± standard deviation",
-        )
+        recalls = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10")
+        table = Table(*rows[0].values, "runs", *recalls, "RSUM", "RSUM, last epoch")
+        table.title = "validation split, best epoch: mean ± standard deviation"
         for row in rows:
             table.add_row(*row.values.values(), str(row.n), *figures(row))
         console().print(table)

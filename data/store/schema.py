@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
+from typing import Any
 
 from cusa.data.errors import FileFormatError, SettingError, StoreError
 from cusa.data.parsing import parse_json
@@ -140,26 +140,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_positive_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _is_dim(value: object) -> bool:
-    return _is_positive_integer(value) and value <= _MAX_DIM
-
-
-def _is_transform(value: object) -> bool:
-    """Return whether the value is an object whose "jpeg_draft", if any, is a number of pixels."""
-    if not isinstance(value, dict):
-        return False
-    return _is_positive_integer(value.get("jpeg_draft", 1))
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_DIM
 
 
 _LEGAL_SETTINGS: Mapping[str, Callable[[object], bool]] = {
     "modality": lambda value: value in ("image", "text"),
     "model_id": _is_text,
     "weights_sha256": _is_text,
-    "transform": _is_transform,
+    "transform": lambda value: isinstance(value, dict),
     "normalizer": _is_text,
     "precision": _is_text,
     "dim": _is_dim,

@@ -8,8 +8,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from cusa.data.embeddings import Head
-from cusa.eval.metrics.figures import DirectionFigures, Number
+from cusa.eval.metrics.figures import Number
 
 
 class BootstrapUsed(TypedDict):
@@ -57,14 +56,6 @@ class Results(TypedDict):
     bootstrap: NotRequired[BootstrapUsed | None]
     paper: NotRequired[PublishedRow | None]
     queries_sha256: NotRequired[str | None]
-
-
-class ApproximateFigures(TypedDict):
-    """The same queries through an approximate index."""
-
-    index: str
-    settings: dict[str, dict[str, int]]
-    heads: dict[Head, dict[str, DirectionFigures]]
 
 
 def is_of_a_known_version(results: Any) -> Any:

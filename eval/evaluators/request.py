@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from cusa.eval.metrics.metric_options import PLAIN, Scoring
 from cusa.eval.models.evaluated_models import ComputeOptions
 
-IndexKind = Literal["exact", "hnsw", "ivf"]
 EmbeddingFile = tuple[Path, Path | None]  # rows, and their ids if these are in a file of their own
 
 
@@ -20,13 +18,11 @@ class MeasureOptions:
     Attributes:
         scoring: Ties, and the bootstrap.
         allow_partial: Whether data sets of other sizes than the known ones are evaluated, too.
-        index: ``"exact"``, or an approximate index of FAISS to report beside the exact figures.
         n_shown: Queries of each task that the report shows with their hits.
     """
 
     scoring: Scoring = PLAIN
     allow_partial: bool = False
-    index: IndexKind = "exact"
     n_shown: int = 0
 
 

@@ -29,7 +29,7 @@ Curve = Annotated[CurvePoints, AfterValidator(_has_a_recall_for_each)]
 
 
 class DirectionFigures(TypedDict, total=False):
-    """Of one direction, one image set, or one approximate search."""
+    """Of one direction or one image set."""
 
     r1: Figure
     r5: Figure
@@ -41,7 +41,6 @@ class DirectionFigures(TypedDict, total=False):
     precision_at_1: Figure
     median_rank: Figure
     mean_rank: Figure
-    recall_of_exact_top10: Figure
     queries: int | None
     candidates: int | None
     tied: int | None

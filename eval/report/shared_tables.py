@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from cusa.data.embeddings import HEADS
 from cusa.eval.report.tables import (
     Content,
     Figures,
     FiguresByHead,
-    Group,
     Headline,
     Metric,
     NamedResult,
-    TableSpec,
 )
 
 RECALLS = (Metric("r1", "R@1"), Metric("r5", "R@5"), Metric("r10", "R@10"))
@@ -211,38 +208,3 @@ def by_head_and_data_set(
         for head, figures in result["heads"].items():
             by_head.setdefault(head, {})[set_name] = take(figures)
     return by_head
-
-
-def approximate_spec(
-    searches: Sequence[Mapping[str, Any]],
-    groups: Mapping[str, tuple[str, ...]],
-    figures_by_head: Callable[[Any], FiguresByHead],
-) -> TableSpec[Any]:
-    """Describe the table of an approximate index, and what it loses.
-
-    Args:
-        searches: The indexes and settings that were used.
-        groups: Title of each group of columns, and the path to its figures.
-        figures_by_head: Picks what the groups look into from a model's results.
-    """
-    # Models may have been searched with different settings: each once, in order.
-    descriptions: dict[str, None] = {}
-    for search in searches:
-        for settings in search["settings"].values():
-            values = ", ".join(f"{name} {value}" for name, value in settings.items())
-            descriptions[f"{search['index']} ({values})"] = None
-    exact_hits = Metric("recall_of_exact_top10", "Exact top 10", "found by it")
-    metrics = (*RECALLS, exact_hits)
-    columns = []
-    for title, path in groups.items():
-        columns.append(Group(title, path, metrics))
-    return TableSpec(
-        title="By approximate search",
-        rule=(
-            f"The same queries through {' and '.join(descriptions)}: recalls by its hits, and the "
-            "share of the exact first ten that it finds."
-        ),
-        heads=HEADS,
-        groups=tuple(columns),
-        figures_by_head=figures_by_head,
-    )

@@ -169,7 +169,7 @@ class _IndexRows:
             # Items themselves are the queries, so that no other data are needed.
             shuffled = np.random.default_rng(0).permutation(len(rows))
             queries = rows[shuffled[:_N_TEST_QUERIES]]
-            self.indexes[head], _ = make_index(rows, kind)
+            self.indexes[head] = make_index(rows, kind)
             _, hits = self.indexes[head].search(queries, _N_COMPARED_HITS)
             _, exact_hits = exact_index.search(queries, _N_COMPARED_HITS)
             recall = recall_of_exact(hits, exact_hits)

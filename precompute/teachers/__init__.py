@@ -115,7 +115,7 @@ class TeacherRequest:
         Raises:
             TeacherError: As :meth:`load`, or if it lacks the pooling that the rows were made with.
         """
-        from cusa.precompute.teachers.base import DRAFT, FEATURE, FEATURE_OF_POOLING, POOLING
+        from cusa.precompute.teachers.base import FEATURE, FEATURE_OF_POOLING, POOLING
 
         pooling_of_feature = {feature: name for name, feature in FEATURE_OF_POOLING.items()}
         recorded = stored.transform
@@ -131,7 +131,7 @@ class TeacherRequest:
                 name=self.name,
             ) from None
         decoding = {key: recorded[key] for key in teacher.decoding if key in recorded}
-        return replace(teacher, draft_size=recorded.get(DRAFT), decoding=decoding)
+        return replace(teacher, decoding=decoding)
 
     def require_hub(self) -> None:
         """Make sure that a teacher of the model hub is there or in the local cache.

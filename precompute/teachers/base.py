@@ -20,8 +20,6 @@ from cusa.data.pretrained import one_line_load_errors
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
 
-# Key of the settings' transform; absent where JPEGs are decoded in full.
-DRAFT = "jpeg_draft"
 Pooling = Literal["cls", "mean", "pooler"]
 # Location of the error of a model without the requested pooling.
 POOLING = "pooling"
@@ -87,10 +85,6 @@ class Teacher:
         batch_size: Items per forward pass that suit it.
         preprocess: Images: PIL image -> float32 ``[3, h, w]``, or arrays by name; runs in worker
             processes.
-        input_size: Images: pixels that ``preprocess`` resizes a side to, ``None`` if it does not
-            tell.
-        draft_size: Images: pixels that both sides of a JPEG keep where it is halved while decoded;
-            ``None``: it never is.
         tokenize: Text: captions -> one padded batch of tensors by name, on the CPU.
         token_counts: Text: captions -> their lengths in tokens before any cut, int64 ``[n]``.
         token_limit: Text: tokens that longer captions are cut to, ``None`` if they never are.
@@ -108,8 +102,6 @@ class Teacher:
     encode: Callable[[Any], torch.Tensor]
     batch_size: int
     preprocess: Callable[[Image.Image], Preprocessed] | None = None
-    input_size: int | None = None
-    draft_size: int | None = None
     tokenize: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
     token_counts: Callable[[Sequence[str]], np.ndarray] | None = None
     token_limit: int | None = None
@@ -125,8 +117,6 @@ class Teacher:
         transform = dict(self.transform)
         if self.modality == "image":
             transform |= self.decoding
-        if self.draft_size is not None:
-            transform[DRAFT] = self.draft_size
         return TeacherSettings(
             modality=self.modality,
             model_id=self.model_id,

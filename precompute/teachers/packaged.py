@@ -58,7 +58,6 @@ def load_efficientnet_lite0(
         # Small batches stay in a CPU's cache.
         batch_size=batch_size or default_batch_size(device, on_cpu=8),
         preprocess=transform,
-        input_size=transform.resize,
     )
 
 

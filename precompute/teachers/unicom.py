@@ -229,7 +229,6 @@ def load_unicom(
         encode=model,
         batch_size=batch_size or default_batch_size(device, on_cpu=16),
         preprocess=transform,
-        input_size=size,
     )
 
 

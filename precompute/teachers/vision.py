@@ -93,7 +93,6 @@ def load_vision(
         encode=encode,
         batch_size=batch_size or default_batch_size(device, on_cpu=16),
         preprocess=preprocess,
-        input_size=preprocess.input_size,
     )
 
 
@@ -159,17 +158,6 @@ class HuggingFaceTransform:
         if list(named) == [PIXELS]:
             return named[PIXELS]
         return named
-
-    @property
-    def input_size(self) -> int | None:
-        """Pixels of the larger side that images are resized to, ``None`` if it cannot be told."""
-        settings = self.describe()
-        if not settings.get("do_resize"):
-            return None
-        size = settings.get("size") or {}
-        lengths = size.values() if isinstance(size, dict) else [size]
-        pixels = [length for length in lengths if isinstance(length, int)]
-        return max(pixels, default=None)
 
     def describe(self) -> dict[str, Any]:
         """Return the processor's settings."""

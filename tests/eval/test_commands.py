@@ -255,20 +255,6 @@ def test_a_model_that_returns_nan_names_the_item(home, here):
     assert not (here / "runs").exists()
 
 
-@pytest.mark.parametrize("index", ["hnsw", "ivf"])
-def test_an_approximate_index_is_reported_beside(home, here, index):
-    run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--index", index)
-    assert "Exact top 10" in (here / "runs/eval/clip/report.html").read_text()
-    metrics = strict(here / "runs/eval/clip/metrics.json")
-    found = metrics["approximate"]
-    assert found["index"] == index
-    assert set(found["settings"]) == {"i2t", "t2i"}
-    for way in ("i2t", "t2i"):
-        part = found["heads"]["cross"][way]
-        assert part["recall_of_exact_top10"] == 100  # of so few, it misses none
-        assert part["r1"] == pytest.approx(metrics["heads"]["cross"]["retrieval"][way]["r1"])
-
-
 def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home, here):
     args = ("eval", "--model", home / "clip", *_dataset(home, "coco"), "--bootstrap", 0)
     line = run_error(*args)
@@ -304,9 +290,7 @@ def test_an_image_that_is_skipped_in_a_store(home, here):
     )
     args = ("--embeddings", here / "s/s.h5", "--student", "adapter", "--run-dir", here / "runs/a")
     run_ok("train", *args, "--batch-size", 8, "--epochs", 1, "--set", "student.embed_dim=8")
-    out = run_ok(
-        "eval", "--run", "runs/a", "--model", home / "clip", "--bootstrap", 10, "--index", "ivf"
-    )
+    out = run_ok("eval", "--run", "runs/a", "--model", home / "clip", "--bootstrap", 10)
     assert "5 images, 12 captions (1 and 0 were skipped)" in out
     images, texts = _vectors(home)
     del images[str(image_id(21))]
@@ -366,8 +350,6 @@ def test_a_folder_of_classes_by_several_models(home, here):
         "--bootstrap",
         20,
         "--latex",
-        "--index",
-        "hnsw",
     )
     assert "my animals" in out
     assert "10 queries, 9 candidates, 4 classes, 1 queries without a right answer" in out
@@ -389,8 +371,6 @@ def test_a_folder_of_classes_by_several_models(home, here):
         assert found["precision_at_1"] == pytest.approx(100 * hits[1:].mean())
         assert (found["queries"], found["queries_with_positive"], found["candidates"]) == (10, 9, 9)
         assert set(found["ci"]) == {"r1", "r5", "r10", "precision_at_1", "r_precision", "map_at_r"}
-        approximate = content["sets"]["my animals"]["approximate"]["heads"]["cross"]["i2i"]
-        assert approximate["r1"] == pytest.approx(found["r1"])
     assert (here / "runs/eval/report.html").is_file()
     assert (here / "runs/eval/tables.tex").is_file()
 
@@ -464,8 +444,6 @@ def test_one_image_and_no_positive_is_strict_json(home, here):
         "lonely",
         "--bootstrap",
         5,
-        "--index",
-        "ivf",
     )
     found = strict(here / "runs/eval/vit/images.json")["sets"]["lonely"]["heads"]["cross"]
     assert (found["r1"], found["precision_at_1"], found["map_at_r"]) == (0, None, None)

@@ -5,11 +5,12 @@ import pytest
 from PIL import Image
 
 from cusa.data.errors import DataError, ImageError, StoreError
-from cusa.data.images import changed_decoding
+from cusa.data.images import DECODING, changed_decoding
 from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.audit import audit
 from cusa.precompute.pictures import refuse_changed_pictures
+from cusa.precompute.teachers import parse_teacher
 from tests.helpers import make_pairs, make_tiny_sentence, make_tiny_vit, run_failure, run_ok
 
 
@@ -118,6 +119,36 @@ def test_old_rows_of_a_turned_picture_stay_refused(old, tmp_path):
     _turn(turned)
     error = run_failure("precompute", *old, "--check-pictures")
     assert (type(error), error.path, error.name) == (DataError, turned, "see")
+
+
+def test_rows_of_halved_pictures_stay_readable_and_get_no_others(tmp_path, monkeypatch):
+    """Earlier versions could halve large JPEGs while they decoded them."""
+    manifest = make_pairs(tmp_path / "d")
+    teachers = ("--teacher", f"see={make_tiny_vit(tmp_path / 'vit')}", "--teacher", "minilm")
+    out = tmp_path / "s.h5"
+    args = ("--dataset", manifest, *teachers, "--workers", 0)
+    with monkeypatch.context() as patch:
+        halved = {**DECODING, "jpeg_draft": 96}
+        patch.setattr("cusa.precompute.teachers.base.DECODING", halved)
+        run_ok("precompute", *args, "--out", out, "--splits", "train")
+
+    error = run_failure("precompute", *args, "--out", out)
+    assert (type(error), error.name) == (StoreError, "see")
+    assert "transform.jpeg_draft" in error.location
+    store = EmbeddingStore(out)
+    assert len(store.embeddings("see", "train")) == 8
+    # Its teacher decodes whole pictures, and the audit says that those of the store were not.
+    assert "jpeg_draft" not in _loaded_again(store).transform
+    (result,) = audit(store, "see", None, 20, 0, "cpu")
+    assert [field.split()[0] for field in result.differing] == ["transform.jpeg_draft"]
+    run_ok("precompute", *args, "--out", tmp_path / "new.h5", "--reuse", out)
+    assert "jpeg_draft" not in EmbeddingStore(tmp_path / "new.h5").teachers["see"].transform
+
+
+def _loaded_again(store):
+    """The settings of the teacher that a search or an evaluation loads for a store's rows."""
+    request = parse_teacher(f"see={store.sources['see']}")
+    return request.load_as(store.teachers["see"], "cpu").settings("fp32", "float16", "none")
 
 
 def test_what_decodes_otherwise(tmp_path):

@@ -4,26 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from cusa.data.errors import StoreError
-from cusa.data.images import load_image
 from cusa.data.records import Dataset, Record, fingerprint
-from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute import reading
-from cusa.precompute.estimate import choose_draft, measure
+from cusa.precompute.estimate import measure
 from cusa.precompute.pipeline import PipelineOptions, encode_shards, encoded_batches
 from cusa.precompute.reading import caption_batches
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import (
-    make_images,
     make_pairs,
     make_tiny_sentence,
     make_tiny_vit,
-    run_failure,
-    run_ok,
 )
 
 OPTIONS = PipelineOptions("cpu", "fp32", workers=0, encoders=2, skip_errors=False)
@@ -151,78 +144,6 @@ def test_shards_are_claimed_one_at_a_time(words, tmp_path):
     next(encoded)
     assert claimed in ([0], [0, 40])
     encoded.close()
-
-
-def _large_jpegs(folder, n, kind):
-    """Pictures of 700 x 800, either smooth (halving them changes little) or noise."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for i in range(n):
-        pixels = rng.integers(0, 255, (8, 7, 3) if kind == "smooth" else (800, 700, 3)).astype(
-            np.uint8
-        )
-        image = Image.fromarray(pixels).resize((700, 800), Image.Resampling.BICUBIC)
-        image.save(folder / f"{i}.jpg", quality=95)
-    records = tuple(Record(str(i), f"{i}.jpg", ("x",), (f"{i}#0",)) for i in range(n))
-    return Dataset("d", folder, {"train": records})
-
-
-def test_large_jpegs_are_halved_only_where_that_keeps_the_embeddings(vit, tmp_path):
-    assert vit.input_size == 32
-    smooth = choose_draft(vit, _large_jpegs(tmp_path / "smooth", 9, "smooth"), "cpu", "fp32")
-    assert smooth.size == 96
-    assert smooth.cosine > 0.999
-    assert (
-        choose_draft(vit, _large_jpegs(tmp_path / "few", 7, "smooth"), "cpu", "fp32").size is None
-    )
-    small = tmp_path / "small"
-    make_images(small, 12)
-    records = tuple(Record(str(i), f"{i:03d}.jpg", ("x",), (f"{i}#0",)) for i in range(12))
-    assert choose_draft(vit, Dataset("d", small, {"train": records}), "cpu", "fp32").cosine is None
-    far = replace(
-        vit, encode=lambda pixels: pixels.flatten(1).diff(dim=1)
-    )  # sees nothing but fine detail
-    noise = choose_draft(far, _large_jpegs(tmp_path / "noise", 9, "noise"), "cpu", "fp32")
-    assert noise.size is None
-    assert noise.cosine < 0.999
-    with_draft = replace(vit, draft_size=96)
-    assert with_draft.settings("fp32", "float16", "none").transform["jpeg_draft"] == 96
-    assert "jpeg_draft" not in vit.settings("fp32", "float16", "none").transform
-
-
-def test_halving_keeps_at_least_the_size_asked_for(tmp_path):
-    _large_jpegs(tmp_path / "d", 1, "smooth")
-    path = tmp_path / "d" / "0.jpg"
-    sizes = {175: (175, 200), 176: (350, 400), 350: (350, 400), 351: (700, 800), None: (700, 800)}
-    assert {at: load_image(path, at).size for at in sizes} == sizes
-    Image.new("RGB", (800, 800)).save(tmp_path / "x.png")
-    assert load_image(tmp_path / "x.png", 10).size == (800, 800)
-
-
-def test_what_was_halved_stays_halved_in_later_runs(tmp_path):
-    vit, folder = make_tiny_vit(tmp_path / "vit"), tmp_path / "d"
-    _large_jpegs(folder, 9, "smooth")
-    lines = [
-        f'{{"image": "{i}.jpg", "caption": "picture {i}", "split": "train"}}' for i in range(9)
-    ]
-    (folder / "pairs.jsonl").write_text("\n".join(lines))
-    args = (
-        "--dataset",
-        folder / "pairs.jsonl",
-        "--teacher",
-        f"vit={vit}",
-        "--teacher",
-        "minilm",
-        "--workers",
-        0,
-    )
-    text = run_ok("precompute", *args, "--out", tmp_path / "s.h5")
-    assert "vit: large JPEGs are halved while decoded (least cosine" in text
-    assert EmbeddingStore(tmp_path / "s.h5").teachers["vit"].transform["jpeg_draft"] == 96
-    assert "large JPEGs" not in run_ok("precompute", *args, "--out", tmp_path / "s.h5")
-    error = run_failure("precompute", *args, "--out", tmp_path / "s.h5", "--jpeg-draft", "off")
-    assert (type(error), error.name) == (StoreError, "vit")
-    assert "transform" in str(error)
 
 
 def test_measuring_writes_nothing(words, tmp_path):

@@ -327,7 +327,9 @@ def test_a_killed_worker_stops_the_run_which_goes_on(
 
     The eighth batch is of the third shard, and the second is still being encoded.
     """
-    monkeypatch.setattr("cusa.cli.console.cpu_count", lambda: 2)  # and so two threads that encode
+    monkeypatch.setattr(
+        "cusa.cli.precompute.cpu_count", lambda: 2
+    )  # and so two threads that encode
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out, "--workers", workers)
     with monkeypatch.context() as patch:

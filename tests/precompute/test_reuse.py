@@ -353,26 +353,3 @@ def test_two_processes_take_over_the_same_bytes(tmp_path, old, models, photos):
     assert completed.returncode == 0, completed.stderr
     assert "vit: 12 of 16 rows were taken over" in completed.stdout
     assert _shards(out) == _shards(plain)
-
-
-def test_pictures_that_were_halved_stay_halved(tmp_path, models):
-    """Too few large pictures are new to tell; the store says how its rows were made."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "large"
-    folder.mkdir()
-    lines = []
-    for number in range(9):
-        pixels = rng.integers(0, 255, (8, 7, 3)).astype(np.uint8)
-        image = Image.fromarray(pixels).resize((700, 800), Image.Resampling.BICUBIC)
-        image.save(folder / f"{number}.jpg", quality=95)
-        lines.append(
-            json.dumps({"image": f"{number}.jpg", "caption": f"picture {number}", "split": "train"})
-        )
-    (folder / "pairs.jsonl").write_text("\n".join(lines))
-    (folder / "few.jsonl").write_text("\n".join(lines[:3]))
-    old, out = tmp_path / "old.h5", tmp_path / "new.h5"
-    none = ("--val-fraction", 0)
-    run_ok("precompute", *_args(models, folder / "pairs.jsonl", old, *none))
-    assert EmbeddingStore(old).teachers["vit"].transform["jpeg_draft"] == 96
-    text = run_ok("precompute", *_args(models, folder / "few.jsonl", out, "--reuse", old, *none))
-    assert "vit: 3 of 3 rows were taken over" in text

@@ -8,7 +8,6 @@ from typing import cast
 
 from cusa.data.embeddings import Head
 from cusa.data.errors import CusaError
-from cusa.eval.evaluators.approximate import Search, approximate_figures
 from cusa.eval.evaluators.images.data import FOLDER, ImageSet, find_image_sets, load_image_set
 from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.results import (
@@ -117,25 +116,19 @@ def measure_image_set(
     gallery_rows = source.images(gallery.ids, gallery.paths) if gallery else None
     heads: dict[Head, ImageFigures] = {}
     rankings: dict[Head, Rankings] = {}
-    searches: dict[Head, dict[str, Search]] = {}
     for head, rows in query_rows.items():
         if gallery is not None and gallery_rows is not None:
-            search = Search(*image_search(rows, queries.labels, gallery_rows[head], gallery.labels))
+            search = image_search(rows, queries.labels, gallery_rows[head], gallery.labels)
         else:
-            search = Search(*image_search(rows, queries.labels))
-        rankings[head] = rank_all(
-            search.queries, search.candidates, search.indptr, search.indices, search.exclude
-        )
+            search = image_search(rows, queries.labels)
+        rankings[head] = rank_all(*search)
         heads[head] = cast("ImageFigures", image_figures(rankings[head], options.scoring))
-        searches[head] = {"i2i": search}
     results: ImageSetResults = {
         "fingerprint": image_set.fingerprint,
         "classes": image_set.n_classes,
         "notes": list(image_set.notes),
         "heads": heads,
     }
-    if options.index != "exact":
-        results["approximate"] = approximate_figures(searches, options.index)
     return results, rankings
 
 

@@ -9,7 +9,6 @@ from typing_extensions import TypedDict
 
 from cusa.data.embeddings import Head
 from cusa.eval.evaluators.forms import (
-    ApproximateFigures,
     Results,
     is_of_a_known_version,
     mean_if_complete,
@@ -36,7 +35,6 @@ class ImageSetResults(TypedDict):
     classes: int
     notes: list[str]
     heads: dict[Head, ImageFigures]
-    approximate: NotRequired[ApproximateFigures | None]
 
 
 class ImagesResults(Results):

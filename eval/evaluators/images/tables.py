@@ -11,7 +11,6 @@ from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.shared_tables import (
     PRECISIONS,
     SELF_IS_NO_CANDIDATE,
-    approximate_spec,
     average_headlines,
     by_data_set,
     by_head_and_data_set,
@@ -60,7 +59,7 @@ def images_section(results: Sequence[NamedResult[ImagesResults]]) -> Section:
         "Image retrieval",
         tuple(_facts(contents)),
         intervals_rule(contents),
-        make_tables(results, [_sets_spec(names, contents), _approximate_spec(contents)]),
+        make_tables(results, [_sets_spec(names, contents)]),
         make_tables(results, [_more_recalls_spec(names)]),
         make_tables(results, narrow),
         headlines=average_headlines(
@@ -163,25 +162,3 @@ def _sets(content: ImagesResults) -> FiguresByHead:
     for head, average in content["average"].items():
         figures.setdefault(head, {})["average"] = {"r1": average}
     return figures
-
-
-def _approximate_spec(contents: Sequence[ImagesResults]) -> Spec:
-    searches: list[Mapping[str, Any]] = []
-    groups: dict[str, tuple[str, ...]] = {}
-    for content in contents:
-        for name, search in _approximate_sets(content).items():
-            searches.append(search)
-            groups[SET_TITLES.get(name, name)] = (name,)
-    return approximate_spec(searches, groups, _approximate_heads)
-
-
-def _approximate_heads(content: ImagesResults) -> FiguresByHead:
-    return by_head_and_data_set(_approximate_sets(content), lambda by_task: by_task["i2i"])
-
-
-def _approximate_sets(content: ImagesResults) -> dict[str, Mapping[str, Any]]:
-    searches: dict[str, Mapping[str, Any]] = {}
-    for name, of_set in content["sets"].items():
-        if search := of_set.get("approximate"):
-            searches[name] = search
-    return searches

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.errors import CusaError
-from cusa.eval.evaluators.approximate import Search, approximate_figures
-from cusa.eval.evaluators.forms import ApproximateFigures, PublishedFigures
+from cusa.eval.evaluators.forms import PublishedFigures
 from cusa.eval.evaluators.protocol import (
     Absent,
     Evaluator,
@@ -31,7 +30,6 @@ from cusa.eval.evaluators.split_embeddings import (
     split_teachers,
 )
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
-from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.metric_options import PerQuery
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
@@ -40,7 +38,6 @@ from cusa.eval.report.gallery import make_gallery
 from cusa.eval.report.paper import paper_retrieval
 from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
-from cusa.eval.search.approximate import ApproximateKind
 from cusa.train.saving.run_dir import read_history
 
 
@@ -134,8 +131,6 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
                 **figures,
             },
         )
-        if options.index != "exact":
-            content["approximate"] = _approximate(embeddings, options.index)
         if model.origin:
             config = model.origin.config
             row = paper_retrieval(config.student.name, config.loss.terms, content)
@@ -172,16 +167,6 @@ def _run_of(model: EvaluatedModel) -> dict[str, Any]:
         "step": origin.step if origin else None,
         "loss_terms": list(origin.config.loss.terms) if origin else [],
     }
-
-
-def _approximate(embeddings: SplitEmbeddings, index: ApproximateKind) -> ApproximateFigures:
-    n_images = len(embeddings.image_rows)
-    i2t, t2i = cross_modal_relevance(embeddings.caption_image, n_images)
-    searches: dict[Head, Mapping[str, Search]] = {}
-    for head, images in embeddings.image.items():
-        texts = embeddings.text[head]
-        searches[head] = {"i2t": Search(images, texts, *i2t), "t2i": Search(texts, images, *t2i)}
-    return approximate_figures(searches, index)
 
 
 def _examples(

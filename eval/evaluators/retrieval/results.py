@@ -8,7 +8,7 @@ from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from cusa.data.embeddings import Head
-from cusa.eval.evaluators.forms import ApproximateFigures, Results, is_of_a_known_version
+from cusa.eval.evaluators.forms import Results, is_of_a_known_version
 from cusa.eval.evaluators.protocol import ResultsFile
 from cusa.eval.metrics.figures import BothWaysFigures, DirectionFigures, Figure
 from cusa.eval.metrics.per_query import Ties
@@ -57,7 +57,6 @@ class RetrievalResults(Results):
     unimodal_head: NotRequired[Head]
     heads: dict[Head, HeadFigures]
     teachers: NotRequired[dict[str, TeacherFigures]]
-    approximate: NotRequired[ApproximateFigures | None]
 
 
 def _has_the_head_that_all_models_have(content: RetrievalResults) -> RetrievalResults:

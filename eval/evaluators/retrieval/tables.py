@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from cusa.data.embeddings import HEADS
 from cusa.eval.evaluators.retrieval.results import RetrievalResults
@@ -14,7 +14,6 @@ from cusa.eval.report.shared_tables import (
     PRECISIONS,
     RECALLS,
     SELF_IS_NO_CANDIDATE,
-    approximate_spec,
     contents_of,
     fact,
     heads_of,
@@ -24,7 +23,6 @@ from cusa.eval.report.shared_tables import (
 )
 from cusa.eval.report.tables import (
     TASKS,
-    FiguresByHead,
     Group,
     Headline,
     Metric,
@@ -46,7 +44,7 @@ def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list
     """
     contents = contents_of(results)
     specs = retrieval_specs(contents)
-    shown = (specs["cross"], specs["uni"], specs["truth"], _approximate_spec(contents))
+    shown = (specs["cross"], specs["uni"], specs["truth"])
     headlines, remarks = {}, {}
     for position, result in enumerate(results):
         if result.content is None:
@@ -233,14 +231,3 @@ def published_eccv(content: RetrievalResults) -> Mapping[str, Any] | None:
         if (eccv_row["host"], eccv_row["method"]) == (row["host"], row["method"]):
             return eccv_row
     return None
-
-
-def _approximate_spec(contents: Sequence[RetrievalResults]) -> Spec:
-    searches = [search for content in contents if (search := content.get("approximate"))]
-    groups = {TASKS["i2t"]: ("i2t",), TASKS["t2i"]: ("t2i",)}
-    return approximate_spec(searches, groups, _approximate_heads)
-
-
-def _approximate_heads(content: RetrievalResults) -> FiguresByHead:
-    approximate = content.get("approximate")
-    return cast("FiguresByHead", approximate["heads"]) if approximate else {}

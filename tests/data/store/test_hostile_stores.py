@@ -349,7 +349,6 @@ def test_attributes_of_another_kind(index, group, name, value):
         ('"normalized": true', '"normalized": "yes"', "normalized"),
         ('"transform": {"size": 8}', '"transform": ' + "[" * 20_000 + "]" * 20_000, "settings"),
         ('"transform": {"size": 8}', '"transform": null', "transform"),
-        ('"transform": {"size": 8}', '"transform": {"jpeg_draft": "96"}', "transform"),
         ('"weights_sha256": "', '"weights": "', "weights_sha256"),
         ("{", "[", "settings"),
     ],

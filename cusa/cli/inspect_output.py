@@ -1,0 +1,79 @@
+"""What ``cusa-store inspect`` prints."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+
+from cusa.cli.console import console, print_plain
+from cusa.eval.inspection.results import FalseNegativeCount, Inspection
+from cusa.eval.inspection.soft_labels import format_figure
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """Print how sharp the soft labels are, likely false negatives, and how the teachers agree."""
+    settings = inspection.settings
+    print_plain(
+        f"{inspection.dataset}, split {settings.split}: {inspection.n_pairs:,} pairs of "
+        f"{inspection.n_images:,} images, {inspection.n_left_out:,} left out; "
+        f"{settings.batches:,} batches of {settings.batch_size:,}\n"
+        f"image teacher {inspection.image.name}, text teacher {inspection.text.name}"
+    )
+    screen = console()
+    screen.print(_sharpness_table(inspection))
+    screen.print(_false_negatives_table(inspection))
+    agreement = inspection.agreement
+    print_plain(
+        f"agreement of the teachers: Pearson {format_figure(agreement.pearson, 3)}, "
+        f"Spearman {format_figure(agreement.spearman, 3)}, "
+        f"nearest neighbours in common {format_figure(100 * agreement.overlap, 1)} % "
+        f"(by chance {format_figure(100 * agreement.chance, 1)} %), "
+        f"KL at tau_s 1 {agreement.kl:.4f}\n"
+        f"likely duplicates: {inspection.n_duplicates:,} pairs among "
+        f"{inspection.n_searched:,} images"
+    )
+
+
+def _sharpness_table(inspection: Inspection) -> Table:
+    teachers = (inspection.image, inspection.text)
+    table = Table("tau_s", *_teacher_columns("perplexity", "own", "other"), title="soft labels")
+    table.caption = (
+        f"perplexity: of {inspection.settings.batch_size:,}; own: label of the pair itself; "
+        "other: greatest label of another image"
+    )
+    for tau in inspection.image.sharpness:
+        cells = [f"{tau:g}"]
+        for teacher in teachers:
+            figures = teacher.sharpness[tau]
+            cells += [
+                format_figure(figures.perplexity, 1),
+                format_figure(figures.own_label, 3),
+                format_figure(figures.greatest_other_label, 3),
+            ]
+        table.add_row(*cells)
+    return table
+
+
+def _false_negatives_table(inspection: Inspection) -> Table:
+    table = Table("cosine", *_teacher_columns("in a batch", "% of rows"))
+    table.title = "likely false negatives: pairs of different images with at least this cosine"
+    # Both teachers have the same cosines.
+    for least_cosine in inspection.image.false_negatives:
+        cells = [f"{least_cosine:g}"]
+        for teacher in (inspection.image, inspection.text):
+            cells += _count_cells(teacher.false_negatives[least_cosine])
+        table.add_row(*cells)
+    if math.isfinite(inspection.same_image_cosine):
+        cells = [f"{inspection.same_image_cosine:.3f} *", "", ""]
+        table.add_row(*cells, *_count_cells(inspection.same_image_count))
+        table.caption = "* the median of two captions of the same image"
+    return table
+
+
+def _count_cells(count: FalseNegativeCount) -> list[str]:
+    return [f"{count.pairs:,.1f}", f"{100 * count.rows:.1f}"]
+
+
+def _teacher_columns(*titles: str) -> list[str]:
+    return [f"{modality}: {title}" for modality in ("image", "text") for title in titles]

@@ -1,0 +1,104 @@
+"""Tables of ``cusa-store info`` and ``cusa-store audit``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cusa.cli.console import console, print_plain
+
+if TYPE_CHECKING:
+    # It would load torch, which a summary does without.
+    from cusa.precompute.audit import Audit
+
+
+def print_summary(store_path: Path, summary: dict[str, Any]) -> None:
+    """Print what a store holds.
+
+    Args:
+        store_path: The store's index.
+        summary: What :func:`cusa.data.store.summary.summarize` returns.
+    """
+    screen = console()
+    dataset = escape(summary["dataset"])
+    image_root = escape(summary["image_root"])
+    screen.print(
+        f"{escape(str(store_path))}: data set [bold]{dataset}[/], images under {image_root}",
+        soft_wrap=True,
+    )
+    screen.print(_splits_table(summary["splits"]))
+    screen.print(_teachers_table(summary["teachers"]))
+    for teacher_name, settings in summary["teachers"].items():
+        versions = settings["versions"].items()
+        libraries = ", ".join(f"{library} {version}" for library, version in versions)
+        print_plain(
+            f"{teacher_name}: {settings['modality']} teacher {settings['model_id']} "
+            f"from {settings['source']}, weights sha256 {settings['weights_sha256']}, "
+            f"computed in {settings['precision']}, "
+            f"caption normaliser {settings['normalizer']}; {libraries}"
+        )
+
+
+def _splits_table(splits: dict[str, Any]) -> Table:
+    table = Table("split", "images", "captions", "known truth", "fingerprint")
+    for split_name, split in splits.items():
+        table.add_row(
+            escape(split_name),
+            f"{split['images']:,}",
+            f"{split['captions']:,}",
+            "yes" if split["truth"] else "no",
+            split["fingerprint"][:12],
+        )
+    return table
+
+
+def _teachers_table(teachers: dict[str, Any]) -> Table:
+    table = Table(
+        "teacher",
+        "split",
+        "rows",
+        "dim",
+        "dtype",
+        "skipped",
+        "shards",
+        "MB",
+        "norms (least, mean, most)",
+    )
+    for teacher_name, settings in teachers.items():
+        for split_name, rows in settings["rows"].items():
+            norms = " ".join(f"{norm:.4f}" for norm in rows["norms"] or ())
+            table.add_row(
+                escape(teacher_name),
+                escape(split_name),
+                f"{rows['rows']:,}",
+                str(settings["dim"]),
+                settings["dtype"],
+                f"{rows['skipped']:,}",
+                f"{rows['shards']:,}",
+                f"{rows['bytes'] / 1e6:,.1f}",
+                norms or "-",
+            )
+    return table
+
+
+def audits_table(audits: Iterable[Audit], least_cosine: float) -> Table:
+    """Make the table of what the teachers give now, against what is stored."""
+    table = Table("teacher", "split", "rows", "least cosine", "of row", "mean cosine", "")
+    for result in audits:
+        notes = [f"another teacher: {field}" for field in result.differing]
+        if result.least < least_cosine:
+            notes.insert(0, "WRONG")
+        table.add_row(
+            escape(result.teacher),
+            result.split,
+            f"{result.n_rows:,}",
+            f"{result.least:.6f}",
+            f"{result.worst_row:,}",
+            f"{result.mean:.6f}",
+            escape("\n".join(notes)),
+        )
+    return table
