@@ -2,6 +2,7 @@
 from .data.captions import normalize_caption as normalize_caption
 from .data.datasets import load_dataset as load_dataset
 from .data.errors import CusaError as CusaError
+from .data.readers.columns import ColumnNames as ColumnNames
 from .data.records import Dataset as Dataset
 from .data.records import Record as Record
 from .data.store.reader import EmbeddingStore as EmbeddingStore

@@ -186,6 +186,7 @@ def _model_specs(options: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool) -> EvalRequest:
+    from cusa.data.readers.columns import USUAL_COLUMNS
     from cusa.eval.evaluators.request import EvalRequest, MeasureOptions, SplitRequest
     from cusa.eval.metrics.bootstrap import Bootstrap
     from cusa.eval.metrics.metric_options import Scoring
@@ -211,6 +212,7 @@ def _request(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool
             data_root=options["data_root"],
             embeddings=options.get("embeddings"),
             image_root=options.get("image_root"),
+            columns=options.get("columns", USUAL_COLUMNS),
         ),
         image_sets=options.get("data", ()),
         sts_folder=options.get("sts_data"),

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from cusa.cli.console import DEVICE_OPTION, NOT_NEGATIVE, PATH, POSITIVE, Decorator, choice_option
+from cusa.cli.console import (
+    DEVICE_OPTION,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    Decorator,
+    choice_option,
+)
+from cusa.cli.data_options import column_options, dataset_option
 
 # Key of click's context: (spec, whether it is a run), in the order of the command line.
 MODEL_SPECS_KEY = "cusa.eval.models.any_model"
@@ -109,12 +117,8 @@ RUN_OPTIONS = _options(
 )
 SPLIT_OPTIONS = _options(
     click.option("--split", default="test", help="Split of the store or data set."),
-    click.option(
-        "--dataset",
-        multiple=True,
-        help="coco, flickr30k, demo, or annotation files as for cusa-precompute.  [default: the "
-        "run's store]",
-    ),
+    dataset_option(help_text="Data set, as for cusa-precompute.  [default: the run's store]"),
+    column_options,
     click.option("--embeddings", type=PATH, help="Another store than the run's own."),
     click.option("--image-root", type=PATH, help="Folder of the images, if not the data's own."),
 )

@@ -25,10 +25,12 @@ from cusa.cli.console import (
     quiet_libraries,
     stop_signals,
 )
+from cusa.cli.data_options import DATASETS_OPTION, column_options
 from cusa.data.errors import SettingError, WorkerError
 
 if TYPE_CHECKING:
     from cusa.cli.precompute_output import BarReporter
+    from cusa.data.readers.columns import ColumnNames
     from cusa.data.records import Dataset
     from cusa.precompute.processes import RunProcesses
     from cusa.precompute.run import Outcome, Run
@@ -38,7 +40,15 @@ if TYPE_CHECKING:
 # Seconds that --plan runs each teacher.
 _PROBE_S = 3.0
 _MAX_DECODERS = 16
-_DATA_OPTIONS = ("datasets", "image_root", "data_root", "splits", "limit", "val_fraction")
+_DATA_OPTIONS = (
+    "datasets",
+    "columns",
+    "image_root",
+    "data_root",
+    "splits",
+    "limit",
+    "val_fraction",
+)
 
 
 def _shard_range(
@@ -53,15 +63,7 @@ def _shard_range(
 
 
 @command()
-@click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    required=True,
-    metavar="coco|flickr30k|demo|[SPLIT=]PATH",
-    help="Data set by name, or annotation files: Karpathy, ALBEF or flat json, your own .jsonl or "
-    ".csv. Repeat it for files of one split each.",
-)
+@DATASETS_OPTION
 @click.option(
     "--teacher",
     "teachers",
@@ -71,6 +73,7 @@ def _shard_range(
     "efficientnet-lite0 (images); mpnet, minilm (text); any Hugging Face vision or "
     "sentence-transformers model. A modality without a teacher gets unicom or mpnet.",
 )
+@column_options
 @click.option(
     "--out", type=PATH, help="The store's index file.  [default: DATA_ROOT/NAME_teachers.h5]"
 )
@@ -211,6 +214,7 @@ def _select_inputs(
     out: Path | None,
     *,
     datasets: tuple[str, ...],
+    columns: ColumnNames,
     image_root: Path | None,
     data_root: Path,
     splits: str | None,
@@ -228,7 +232,7 @@ def _select_inputs(
         if not processes.leads:
             # The embedded data set is drawn when it is first read, which one process does.
             processes.hear("data", lambda: None)
-        dataset = load_dataset(datasets, image_root, data_root)
+        dataset = load_dataset(datasets, image_root, data_root, columns)
         processes.tell("data", "read")
 
         out = out or data_root / f"{dataset.name}_teachers.h5"

@@ -16,10 +16,12 @@ from cusa.cli.console import (
     choice_option,
     command,
 )
+from cusa.cli.data_options import column_options, dataset_option
 from cusa.data.errors import SettingError
 
 if TYPE_CHECKING:
     from cusa.data.foreign.rows import ForeignRows
+    from cusa.data.readers.columns import ColumnNames
     from cusa.data.store.schema import TeacherSettings
 
 
@@ -59,13 +61,10 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 @click.option("--model-id", help="Model that made the rows.  [default: the teacher's name]")
 @choice_option("--normalizer", "albef", "none", help="Normaliser that the captions went through.")
 @DTYPE_OPTION
-@click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    metavar="coco|flickr30k|[SPLIT=]PATH",
-    help="The data set, where STORE does not exist yet; as for cusa-precompute.",
+@dataset_option(
+    "datasets", help_text="The data set, where STORE does not exist yet; as for cusa-precompute."
 )
+@column_options
 @IMAGE_ROOT_OPTION
 @DATA_ROOT_OPTION
 @choice_option(
@@ -81,6 +80,7 @@ def import_(
     allow_pickle: bool,
     split: str,
     datasets: tuple[str, ...],
+    columns: ColumnNames,
     image_root: Path | None,
     data_root: Path,
     on_error: str,
@@ -93,7 +93,7 @@ def import_(
 
     check_index_path(store_path)
     foreign = _read_foreign_rows(rows_path, ids_path, allow_pickle)
-    dataset = load_dataset(datasets, image_root, data_root) if datasets else None
+    dataset = load_dataset(datasets, image_root, data_root, columns) if datasets else None
     data = index_for_import(store_path, dataset)
 
     teacher = teacher_options["teacher"]

@@ -146,18 +146,20 @@ class _Chooser:
         """Return the column that the user named, or the one with a usual name, if any."""
         if chosen is not None:
             return self._column_named(role, chosen)
-        present = [name for name in usual_names if name in self.spelling_of_name]
-        if not present:
+        spellings = []
+        for name in usual_names:
+            if name in self.spelling_of_name:
+                spellings.append(self.spelling_of_name[name])
+        if not spellings:
             return None
-        if len(present) > 1 and present[0] != usual_names[0]:
-            spellings = ", ".join(self.spelling_of_name[name] for name in present)
+        if len(spellings) > 1 and usual_names[0] not in self.spelling_of_name:
             raise FileFormatError(
-                f"{self.path}: the columns {spellings} could each be the {role}; say which by "
-                f"--{role}-column",
+                f"{self.path}: the columns {', '.join(spellings)} could each be the {role}; say "
+                f"which by --{role}-column",
                 path=self.path,
                 name=f"--{role}-column",
             )
-        return self.spelling_of_name[present[0]]
+        return spellings[0]
 
     def captions(self, chosen: str | None) -> tuple[str, ...]:
         """Return the column of the captions, or the numbered ones in order."""

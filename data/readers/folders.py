@@ -8,10 +8,9 @@ from pathlib import Path
 
 from cusa.data.errors import CusaError, DataError
 from cusa.data.image_folder import find_images
-from cusa.data.parsing import read_json
 from cusa.data.readers import saved_dataset, sidecar_captions
 from cusa.data.readers.forms import Source
-from cusa.data.readers.split_names import split_by_alias
+from cusa.data.readers.split_names import canonical_split, split_by_alias
 
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Each the files of one form, the forms with splits first. Flickr8k.lemma.token.txt has the words'
@@ -96,11 +95,12 @@ def _folders(source: Source) -> Sequence[Path]:
 
 def _saved_splits(source: Source) -> list[Source]:
     """Return a source for each split of a ``DatasetDict`` that was saved."""
-    content = read_json(source.path / saved_dataset.DICT_FILE)
-    return [
-        replace(source, path=source.path / split_name, split=source.split or split_name)
-        for split_name in content["splits"]
-    ]
+    sources = []
+    for state_path in sorted(source.path.glob("*/state.json")):
+        split_path = state_path.parent
+        split = source.split or canonical_split(split_path.name, split_path)
+        sources.append(replace(source, path=split_path, split=split))
+    return sources
 
 
 def _metadata_sources(source: Source) -> list[Source]:

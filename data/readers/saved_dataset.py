@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import datasets
 
 LOCATION_FORMAT = "row {}"
-DICT_FILE = "dataset_dict.json"
+_DICT_FILE = "dataset_dict.json"
 HUB_PREFIX = "hf:"
 _SAVED_FILES = ("state.json", "dataset_info.json")
 
 
 def is_saved_dict(folder: Path) -> bool:
     """Return whether a folder is a ``DatasetDict`` that was saved."""
-    return (folder / DICT_FILE).is_file()
+    return (folder / _DICT_FILE).is_file()
 
 
 def is_saved(folder: Path) -> bool:
@@ -78,11 +78,11 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
     if split_name:
         source = replace(source, split=source.split or canonical_split(split_name))
         return [read_dataset(loaded, source)]
-    split_sources = {
-        hub_split: replace(source, split=canonical_split(hub_split, source.path))
-        for hub_split in loaded
-    }
-    return [read_dataset(loaded[hub_split], split_sources[hub_split]) for hub_split in loaded]
+    annotations = []
+    for hub_split in loaded:
+        split_source = replace(source, split=canonical_split(hub_split, source.path))
+        annotations.append(read_dataset(loaded[hub_split], split_source))
+    return annotations
 
 
 def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.eval.metrics.metric_options import PLAIN, Scoring
 from cusa.eval.models.evaluated_models import ComputeOptions
 
@@ -36,6 +37,7 @@ class SplitRequest:
         data_root: Folder of named data sets.
         embeddings: A store, if not the run's own.
         image_root: Folder of the images, if not the data's own.
+        columns: Columns of the data set's tables that are not called as usual.
     """
 
     split: str
@@ -43,6 +45,7 @@ class SplitRequest:
     data_root: Path
     embeddings: Path | None
     image_root: Path | None
+    columns: ColumnNames = USUAL_COLUMNS
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class SplitFinder:
         if run_dir is None:
             raise DataError(
                 "no data to measure on: these models are no runs of cusa-train; pass --dataset "
-                "coco, flickr30k or an annotation file, or --embeddings STORE"
+                "NAME or PATH, or --embeddings STORE"
             )
         config = load_run(run_dir)[0].data
         image_root = request.image_root
@@ -98,7 +98,9 @@ class SplitFinder:
     @cached_property
     def _of_dataset(self) -> EvaluatedSplit:
         request = self._request
-        dataset = load_dataset(request.dataset, request.image_root, request.data_root)
+        dataset = load_dataset(
+            request.dataset, request.image_root, request.data_root, request.columns
+        )
         nothing = np.zeros(0, np.int64)
         return EvaluatedSplit(
             dataset.name,

@@ -32,11 +32,12 @@ def make_pairs(folder: Path) -> Pairs:
     for kind, name in zip(kinds, names, strict=False):
         (folder / name).rename(folder / kind)
     names[: len(kinds)] = kinds
-    return [
-        (name, f"{MESSY_CAPTIONS[number]} {name[:3]}")
-        for name in names
-        for number in range(N_CAPTIONS)
-    ]
+    pairs = []
+    for row, name in enumerate(names):
+        for number, words in enumerate(MESSY_CAPTIONS):
+            # Words that the tests' tokeniser knows.
+            pairs.append((name, f"{words} picture number {row}, version {number}"))
+    return pairs
 
 
 def captions_by_name(pairs: Pairs) -> dict[str, list[str]]:
