@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NoReturn, overload
+from pathlib import Path
+from typing import Any, NoReturn, overload
 
 import h5py
 import numpy as np
 
+from cusa.data.errors import DataError
+from cusa.data.parsing import described
 from cusa.data.records import TRUTH_ARRAYS, Record, Truth
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
+from cusa.data.store.id_lookup import IdLookup
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.row_window import RowIndex, indexed_rows
+from cusa.data.store.split_rows import rows_of_annotations, rows_of_caption_lines
+
+_MAX_SHOWN_IDS = 3
 
 
 class Strings(Sequence[str]):
@@ -118,6 +125,9 @@ class Split:
         self.image_paths = Strings(index, group, "image_paths")
         self.caption_ids = Strings(index, group, "caption_ids")
         self.captions = Strings(index, group, "captions")
+        self._rows_of_image_id = IdLookup(index, group, "image_ids", self.image_ids)
+        self._rows_of_image_path = IdLookup(index, group, "image_paths", self.image_paths)
+        self._rows_of_caption_id = IdLookup(index, group, "caption_ids", self.caption_ids)
         self._caption_image = array_location(group, "caption_image", "<i8")
         self._truth: tuple[ArrayLocation, ...] = ()
         if "truth" in group:
@@ -151,6 +161,97 @@ class Split:
         if not rows.ndim:
             return self._record(int(rows))
         return [self._record(number) for number in rows.tolist()]
+
+    def caption_rows(self, ids: Sequence[str | int]) -> np.ndarray:
+        """Return the caption row of each id.
+
+        Args:
+            ids: Caption ids; whole numbers stand for their texts.
+
+        Returns:
+            int64 ``[len(ids)]``.
+
+        Raises:
+            DataError: If the split has no caption with an id; names the first ones.
+        """
+        texts = [str(caption_id) for caption_id in ids]
+        rows = self._rows_of_caption_id.rows(texts)
+        self._refuse_unknown("caption", texts, rows)
+        return rows
+
+    def image_rows(self, ids_or_paths: Sequence[str | int]) -> np.ndarray:
+        """Return the image row of each id or path; an id wins over a path of the same text.
+
+        Args:
+            ids_or_paths: Image ids, or paths relative to the image root; whole numbers stand for
+                their texts.
+
+        Returns:
+            int64 ``[len(ids_or_paths)]``.
+
+        Raises:
+            DataError: If the split has no such image; names the first ones.
+        """
+        texts = [str(name) for name in ids_or_paths]
+        rows = self.find_images(texts)
+        self._refuse_unknown("image", texts, rows)
+        return rows
+
+    def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
+        """Return the image row of each id or path: int64 ``[n]``; -1 where there is none."""
+        rows = self._rows_of_image_id.rows(ids_or_paths)
+        unknown = np.flatnonzero(rows < 0)
+        paths = [ids_or_paths[number] for number in unknown.tolist()]
+        rows[unknown] = self._rows_of_image_path.rows(paths)
+        return rows
+
+    def _refuse_unknown(self, kind: str, texts: Sequence[str], rows: np.ndarray) -> None:
+        unknown = np.flatnonzero(rows < 0).tolist()
+        if not unknown:
+            return
+        shown = ", ".join(described(texts[number]) for number in unknown[:_MAX_SHOWN_IDS])
+        example = self.caption_ids[0] if kind == "caption" else self.image_ids[0]
+        raise DataError(
+            f"{self._index.path}: split {self.name!r} has no {kind} {shown} ({len(unknown):,} of "
+            f"{len(texts):,} ids are unknown); its ids are such as {described(example)}",
+            path=self._index.path,
+            name=texts[unknown[0]],
+        )
+
+    def rows_of(self, annotations: str | Path | Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Return the caption row of each caption of a host's own annotations, in their order.
+
+        The captions' texts are compared with the store's, after the paper's normaliser: a file in
+        another order gives other rows, and one of another data set is refused.
+
+        Args:
+            annotations: An annotation file of any form that ``--dataset`` takes, or its rows.
+
+        Returns:
+            int64 ``[n]``: of an entry with several captions, one row after the other.
+
+        Raises:
+            DataError: If an image or caption is not of this split; names file and entry.
+        """
+        return rows_of_annotations(self, annotations)
+
+    def rows_of_captions(self, path: str | Path, per_image: int = 5) -> np.ndarray:
+        """Return the caption row of each line of a file of captions, an image's after another's.
+
+        Hosts such as VSE++ and SGRAF read such a file and count line i as of image i // 5. Each
+        block of lines is looked for by its captions' texts, after the paper's normaliser.
+
+        Args:
+            path: The file, a caption a line.
+            per_image: Captions of each image.
+
+        Returns:
+            int64 ``[n_lines]``.
+
+        Raises:
+            DataError: If no image of this split has a block's captions; names the line.
+        """
+        return rows_of_caption_lines(self, Path(path), per_image)
 
     def _record(self, image_row: int) -> Record:
         # The captions of an image are adjacent, in the order of the images.

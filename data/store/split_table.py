@@ -25,6 +25,7 @@ from cusa.data.store.hdf5 import (
     refuse,
     text_attribute,
 )
+from cusa.data.store.id_lookup import LOOKUP_COLUMNS, lookup_table
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 
 COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
@@ -172,6 +173,10 @@ def write_split(split_group: h5py.Group, table: SplitTable) -> None:
     for name in COLUMNS:
         table.columns[name].write(split_group, name)
     split_group.create_dataset("caption_image", data=table.caption_image.astype("<i8"))
+    lookup_group = split_group.create_group("lookup")
+    for name in LOOKUP_COLUMNS:
+        entries = lookup_table(table.columns[name])
+        lookup_group.create_dataset(name, data=entries.astype("<u8"))
 
     if table.truth is None:
         return

@@ -1,0 +1,141 @@
+"""The rows of a split that belong to a host's own captions, with their texts compared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from cusa.data.captions import normalize_caption
+from cusa.data.errors import DataError
+from cusa.data.host_rows import HostPair, read_host_pairs
+from cusa.data.lines import read_lines
+from cusa.data.parsing import described
+
+
+class CaptionedImages(Protocol):
+    """What is asked of a split."""
+
+    name: str
+    captions: Sequence[str]
+    caption_image: np.ndarray
+
+    def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
+        """Return the image row of each id or path: int64 ``[n]``; -1 where there is none."""
+        ...
+
+
+def rows_of_annotations(
+    split: CaptionedImages, annotations: str | Path | Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    """Return the caption row of each caption of a host's annotations, in their order.
+
+    See :meth:`cusa.data.store.mapped_split.Split.rows_of`.
+    """
+    pairs = read_host_pairs(annotations)
+    image_rows = split.find_images([pair.image_id for pair in pairs])
+    unknown = np.flatnonzero(image_rows < 0)
+    image_rows[unknown] = split.find_images(
+        [pairs[number].image_path for number in unknown.tolist()]
+    )
+
+    unused = _CaptionsOfImages(split)
+    caption_rows = np.empty(len(pairs), np.int64)
+    for number, (pair, image_row) in enumerate(zip(pairs, image_rows.tolist(), strict=True)):
+        if image_row < 0:
+            _refuse(pair, f"split {split.name!r} has no image {described(pair.image_path)}")
+        caption_row = unused.take(image_row, pair.caption)
+        if caption_row is None:
+            _refuse(
+                pair,
+                f"image {described(pair.image_path)} of split {split.name!r} has no such caption "
+                f"(any more): {described(pair.caption)}",
+            )
+        caption_rows[number] = caption_row
+    return caption_rows
+
+
+def _refuse(pair: HostPair, problem: str) -> NoReturn:
+    raise DataError(
+        f"{pair.path} {pair.location}: {problem}; is this the file that the store was made of?",
+        path=pair.path,
+        location=pair.location,
+        name=pair.image_id,
+    )
+
+
+class _CaptionsOfImages:
+    """The captions of each image, by text; each is taken once, as far as there are enough."""
+
+    def __init__(self, split: CaptionedImages) -> None:
+        self._split = split
+        self._rows_of_text: dict[int, dict[str, list[int]]] = {}
+
+    def take(self, image_row: int, caption: str) -> int | None:
+        """Return the next row of an image's caption with this text, or ``None``.
+
+        Texts that differ in what the normaliser drops count as equal.
+        """
+        if image_row not in self._rows_of_text:
+            self._rows_of_text[image_row] = self._read(image_row)
+        rows = self._rows_of_text[image_row].get(normalize_caption(caption))
+        if not rows:
+            return None
+        # A caption that the store has once may stand in a host's file several times.
+        if len(rows) > 1:
+            return rows.pop(0)
+        return rows[0]
+
+    def _read(self, image_row: int) -> dict[str, list[int]]:
+        first, last = np.searchsorted(
+            self._split.caption_image, (image_row, image_row + 1)
+        ).tolist()
+        rows_of_text: dict[str, list[int]] = defaultdict(list)
+        for caption_row in range(first, last):
+            rows_of_text[normalize_caption(self._split.captions[caption_row])].append(caption_row)
+        return rows_of_text
+
+
+def rows_of_caption_lines(split: CaptionedImages, path: Path, per_image: int) -> np.ndarray:
+    """Return the caption row of each line of a file that has ``per_image`` lines for each image.
+
+    See :meth:`cusa.data.store.mapped_split.Split.rows_of_captions`.
+    """
+    lines = read_lines(path)
+    if len(lines) % per_image:
+        raise DataError(
+            f"{path} has {len(lines):,} lines, which is no multiple of {per_image} captions an "
+            "image; pass per_image",
+            path=path,
+            name="per_image",
+        )
+    images_of_text: dict[str, set[int]] = defaultdict(set)
+    for caption, image_row in zip(split.captions, split.caption_image.tolist(), strict=True):
+        images_of_text[normalize_caption(caption)].add(image_row)
+
+    unused = _CaptionsOfImages(split)
+    taken_images: set[int] = set()
+    caption_rows = []
+    for first in range(0, len(lines), per_image):
+        block = lines[first : first + per_image]
+        candidates = set.intersection(*(images_of_text[normalize_caption(line)] for line in block))
+        # Images with the same captions are taken in the order of the store.
+        left = sorted(candidates - taken_images)
+        if not left:
+            location = f"line {first + 1}"
+            raise DataError(
+                f"{path} {location}: no image of split {split.name!r} has these {per_image} "
+                f"captions, the first {described(block[0])}; is this the file of that split, with "
+                f"{per_image} captions an image?",
+                path=path,
+                location=location,
+            )
+        taken_images.add(left[0])
+        for line in block:
+            caption_row = unused.take(left[0], line)
+            assert caption_row is not None
+            caption_rows.append(caption_row)
+    return np.array(caption_rows, np.int64)

@@ -1,0 +1,221 @@
+"""Teachers' rows of a batch for any trainer, and a data set joined with the rows of its items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch.utils.data import Dataset, default_collate
+
+from cusa.data.errors import DataError, StoreError
+from cusa.data.store.embeddings import Embeddings
+from cusa.data.store.mapped_split import Split
+from cusa.data.store.reader import EmbeddingStore
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """The teachers' rows of B pairs.
+
+    Attributes:
+        image: float16 or float32 ``[B, e]``, the image teacher's; ``None``: the store has none.
+        text: Same, ``[B, e']``, the text teacher's.
+        image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
+    """
+
+    image: torch.Tensor | None
+    text: torch.Tensor | None
+    image_ids: torch.Tensor
+
+
+class Teachers:
+    """The stored rows of a split's teachers, by caption row.
+
+    One teacher alone serves the losses that need no other: CSA in one direction, and USA of one
+    modality.
+
+    Args:
+        store: The store, or its path.
+        split: Name of the split.
+        image_teacher: Name of the image teacher; by default the only one there is.
+        text_teacher: Name of the text teacher; by default the only one there is.
+
+    Raises:
+        StoreError: If the store has no such split or teacher, neither teacher, or several that
+            could be meant.
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore | Path | str,
+        split: str,
+        image_teacher: str | None = None,
+        text_teacher: str | None = None,
+    ) -> None:
+        if not isinstance(store, EmbeddingStore):
+            store = EmbeddingStore(store)
+        self.split = store.split(split)
+        self._image = _rows_of_teacher(store, split, "image", image_teacher)
+        self._text = _rows_of_teacher(store, split, "text", text_teacher)
+        if self._image is None and self._text is None:
+            raise StoreError(
+                f"{store.path} holds no teacher; add one: cusa-precompute --teacher NAME --out "
+                f"{store.path}",
+                path=store.path,
+            )
+
+    def rows(
+        self, caption_rows: ArrayLike, device: torch.device | str | None = None
+    ) -> TeacherBatch:
+        """Return the teachers' rows of the pairs of these captions.
+
+        Args:
+            caption_rows: int ``[B]``: caption rows of the split, as
+                :meth:`cusa.data.store.mapped_split.Split.caption_rows` finds them by id.
+            device: Where the tensors go; by default they stay on the CPU.
+
+        Raises:
+            IndexError: If a row is out of range.
+            DataError: If a teacher skipped an image or caption of the batch; names the first.
+        """
+        captions = np.asarray(caption_rows, np.int64)
+        if captions.size and (captions.min() < 0 or captions.max() >= self.split.n_captions):
+            raise IndexError(
+                f"caption rows must be from 0 to {self.split.n_captions - 1:,}, not "
+                f"{captions.min():,} to {captions.max():,}"
+            )
+        images = np.asarray(self.split.caption_image)[captions]
+        image_rows = _gather(self._image, images, "image", self.split.image_ids)
+        text_rows = _gather(self._text, captions, "caption", self.split.caption_ids)
+        return TeacherBatch(
+            image=_on(device, image_rows),
+            text=_on(device, text_rows),
+            image_ids=torch.from_numpy(images).to(device or "cpu", non_blocking=True),
+        )
+
+    @property
+    def trainable_captions(self) -> np.ndarray:
+        """Return the caption rows that no teacher skipped, nor their images: int64, ascending."""
+        is_trainable = np.ones(self.split.n_captions, bool)
+        if self._text is not None:
+            is_trainable[self._text.skipped] = False
+        if self._image is not None:
+            is_trainable &= ~np.isin(self.split.caption_image, self._image.skipped)
+        return np.flatnonzero(is_trainable)
+
+
+def _rows_of_teacher(
+    store: EmbeddingStore, split: str, modality: str, name: str | None
+) -> Embeddings | None:
+    """Return the rows of a modality's teacher; ``None`` where none is named and there is none."""
+    modalities = {settings.modality for settings in store.teachers.values()}
+    if name is None and modality not in modalities:
+        return None
+    teacher = store.pick_teacher(modality, name, f"{modality}_teacher")
+    rows = store.embeddings(teacher, split)
+    # Now, not in the middle of an epoch.
+    rows.require_shards()
+    return rows
+
+
+def _gather(
+    embeddings: Embeddings | None, rows: np.ndarray, kind: str, ids: Sequence[str]
+) -> np.ndarray | None:
+    """Return a teacher's rows: float16 or float32 ``[B, e]``."""
+    if embeddings is None:
+        return None
+    if len(embeddings.skipped):
+        skipped = rows[np.isin(rows, embeddings.skipped)]
+        if len(skipped):
+            skipped_id = ids[int(skipped[0])]
+            raise DataError(
+                f"{kind} {skipped_id!r} has no row: its teacher skipped it; leave such pairs out "
+                "(Teachers.trainable_captions has the others)",
+                name=skipped_id,
+            )
+    return embeddings.gather(rows)
+
+
+def _on(device: torch.device | str | None, rows: np.ndarray | None) -> torch.Tensor | None:
+    if rows is None:
+        return None
+    return torch.from_numpy(rows).to(device or "cpu", non_blocking=True)
+
+
+class JoinedDataset(Dataset[tuple[Any, int]]):
+    """A map-style data set whose items come with the caption row of each.
+
+    Args:
+        items: The data set: ``items[i]`` and ``len(items)``.
+        caption_rows: int64 ``[len(items)]``: the caption row of each item.
+
+    Raises:
+        DataError: If there is not a row for each item.
+    """
+
+    def __init__(self, items: Any, caption_rows: ArrayLike) -> None:
+        self.items = items
+        self.caption_rows = np.asarray(caption_rows, np.int64)
+        if len(items) != len(self.caption_rows):
+            raise DataError(
+                f"the data set has {len(items):,} items, and there are {len(self.caption_rows):,} "
+                "caption rows; give one for each item, in the data set's order",
+                name="caption_rows",
+            )
+
+    def __len__(self) -> int:
+        return len(self.caption_rows)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        """Return the data set's own item, and its caption row."""
+        return self.items[number], int(self.caption_rows[number])
+
+
+def join(
+    items: Any,
+    split: Split,
+    *,
+    caption_ids: Sequence[str | int] | None = None,
+    annotations: str | Path | Sequence[Mapping[str, Any]] | None = None,
+) -> JoinedDataset:
+    """Join a map-style data set with the rows of a store, by ids or by the host's annotations.
+
+    Args:
+        items: The data set: ``items[i]`` and ``len(items)``, an item for each caption.
+        split: The split that the items are of.
+        caption_ids: The id of each item's caption, in the data set's order.
+        annotations: The file or rows that the data set was made of, in its order: their captions'
+            texts are compared with the store's.
+
+    Raises:
+        DataError: If neither or both are given, an id or caption is not of the split, or there are
+            not as many as items.
+    """
+    if (caption_ids is None) == (annotations is None):
+        raise DataError("give either caption_ids or annotations", name="caption_ids")
+    if caption_ids is not None:
+        return JoinedDataset(items, split.caption_rows(caption_ids))
+    assert annotations is not None
+    return JoinedDataset(items, split.rows_of(annotations))
+
+
+def collate_joined(
+    batch: Sequence[tuple[Any, int]], collate: Callable[[list[Any]], Any] = default_collate
+) -> tuple[Any, np.ndarray]:
+    """Collate items of a :class:`JoinedDataset`.
+
+    Args:
+        batch: Items with their caption rows.
+        collate: The data set's own collate function.
+
+    Returns:
+        The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`.
+    """
+    items = [item for item, _ in batch]
+    caption_rows = [caption_row for _, caption_row in batch]
+    return collate(items), np.array(caption_rows, np.int64)
