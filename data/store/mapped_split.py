@@ -13,87 +13,15 @@ import numpy as np
 from cusa.data.errors import DataError
 from cusa.data.parsing import described
 from cusa.data.records import TRUTH_ARRAYS, Record, Truth
-from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
+from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, text_attribute
 from cusa.data.store.id_lookup import IdLookup
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 from cusa.data.store.mapped_file import MappedFile
+from cusa.data.store.mapped_texts import Strings, without_arrays
 from cusa.data.store.row_window import RowIndex, indexed_rows
 from cusa.data.store.split_rows import rows_of_annotations, rows_of_caption_lines
 
 _MAX_SHOWN_IDS = 3
-
-
-class Strings(Sequence[str]):
-    """A column of texts; opening it costs the same for any number of rows."""
-
-    def __init__(
-        self,
-        index: MappedFile,
-        parent: h5py.Group,
-        name: str,
-    ) -> None:
-        group = child_group(parent, name)
-        self._index = index
-        self._bytes = array_location(group, "bytes", "|u1")
-        self._offsets = array_location(group, "offsets", "<i8")
-        if self._offsets.shape[0] < 1:
-            refuse(index.path, self._offsets.name, "it is empty")
-
-    def __len__(self) -> int:
-        return self._offsets.shape[0] - 1
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice | np.ndarray | Sequence[int]) -> list[str]: ...
-    def __getitem__(self, row: RowIndex) -> str | list[str]:
-        """Return the text of a row, or the texts of a slice, int ``[n]``, or bool ``[n_rows]``.
-
-        Raises:
-            IndexError: If a row is out of range, or ``row`` is something else.
-            StoreError: If a text is damaged.
-        """
-        # Asked for with every training pair: by way of an array it would take ten times as long.
-        if isinstance(row, int | np.integer):
-            return self._text(range(len(self))[row])
-        rows = indexed_rows(row, len(self))
-        if not rows.ndim:
-            return self._text(int(rows))
-        return [self._text(number) for number in rows.tolist()]
-
-    def _text(self, row: int) -> str:
-        # Opening a store must cost the same for any number of rows, so offsets are checked here.
-        start, stop = self._byte_offsets[row : row + 2].tolist()
-        if not 0 <= start <= stop <= len(self._text_bytes):
-            refuse(self._index.path, self._offsets.name, f"row {row} is out of range")
-        try:
-            return self._text_bytes[start:stop].tobytes().decode()
-        except UnicodeDecodeError:
-            refuse(self._index.path, self._bytes.name, f"row {row} is no UTF-8")
-
-    def __repr__(self) -> str:
-        return f"<{len(self):,} texts: {self._bytes.name.removesuffix('/bytes')}>"
-
-    def __getstate__(self) -> dict[str, object]:
-        return without_arrays(self)
-
-    @cached_property
-    def _text_bytes(self) -> np.ndarray:
-        return self._index.array(self._bytes)
-
-    @cached_property
-    def _byte_offsets(self) -> np.ndarray:
-        return self._index.array(self._offsets)
-
-
-def without_arrays(reader: object) -> dict[str, object]:
-    """Return the attributes that go to another process: all but the maps, which are made there."""
-    state = dict(vars(reader))
-    # Cached properties are attributes, too, once they were asked for.
-    for name, value in vars(reader).items():
-        if isinstance(value, np.ndarray):
-            del state[name]
-    return state
 
 
 class Split:

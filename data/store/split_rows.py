@@ -19,13 +19,20 @@ from cusa.data.parsing import described
 class CaptionedImages(Protocol):
     """What is asked of a split."""
 
-    name: str
-    captions: Sequence[str]
-    caption_image: np.ndarray
+    @property
+    def name(self) -> str:
+        """Return the split's name."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Return the caption of each caption row, as written."""
+
+    @property
+    def caption_image(self) -> np.ndarray:
+        """Return the image row of each caption: int64 ``[n_captions]``."""
 
     def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
         """Return the image row of each id or path: int64 ``[n]``; -1 where there is none."""
-        ...
 
 
 def rows_of_annotations(

@@ -13,6 +13,7 @@ from torch import nn
 
 from cusa.train.gradient_cache import encode_in_micro_batches
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.teacher_rows import Teachers
 
 from made_up import N_WORDS, caption_batches, make_data
 
@@ -48,8 +49,7 @@ def main(steps: int = 60, batch_size: int = 32, micro_batch: int | None = None) 
         image_encoder = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.GELU()), 64, 32)
         text_encoder = Encoder(nn.Sequential(nn.EmbeddingBag(N_WORDS, 64), nn.GELU()), 64, 32)
 
-        split = store.split("train")
-        vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
+        teachers = Teachers(store, "train")
         loss_fn = CUSALoss()
         model = nn.ModuleList([image_encoder, text_encoder])
         optimizer = torch.optim.AdamW(
@@ -60,15 +60,15 @@ def main(steps: int = 60, batch_size: int = 32, micro_batch: int | None = None) 
             lr=1e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):
-            image_rows = split.caption_image[caption_rows]
+            teacher_batch = teachers.rows(caption_rows)
+            image_rows = teacher_batch.image_ids
             if micro_batch is None:
                 v, uni_v = image_encoder(pixels[image_rows])
                 t, uni_t = text_encoder(tokens[caption_rows])
             else:  # the same loss and gradients; activations of micro_batch pairs at a time
                 v, uni_v = encode_in_micro_batches(image_encoder, pixels[image_rows], micro_batch)
                 t, uni_t = encode_in_micro_batches(text_encoder, tokens[caption_rows], micro_batch)
-            teacher_v, teacher_t = vision.gather(image_rows), words.gather(caption_rows)  # numpy
-            terms = loss_fn(v, t, uni_v, uni_t, teacher_v, teacher_t, image_rows)
+            terms = loss_fn(v, t, uni_v, uni_t, teacher_batch.image, teacher_batch.text, image_rows)
             optimizer.zero_grad()
             terms.total.backward()
             optimizer.step()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import cusa
+from cusa.data.errors import DataError
 from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loss.config import LossConfig, Temperature
@@ -101,7 +102,7 @@ def test_hugging_face_trainer(example, tmp_path):
     losses = _logged(trainer)
     assert losses[-1] < 0.85 * losses[0]
     _trained_everything(trainer, trainer.model)
-    assert any(name.startswith("heads.uni_v") for name, _ in trainer.model.named_parameters())
+    assert any(name.startswith("heads.uni_image") for name, _ in trainer.model.named_parameters())
     start = CUSALoss().temperatures()
     moved = {
         name for name, value in trainer.model.loss.temperatures().items() if value != start[name]
@@ -158,12 +159,17 @@ def test_hugging_face_evaluates_val_with_the_teachers_of_val(example, tmp_path):
         given = processor(
             images=pictures, text=captions, padding=True, truncation=True, return_tensors="pt"
         )
-        image = model.clip.get_image_features(pixel_values=given["pixel_values"]).pooler_output
-        text = model.clip.get_text_features(
+        image = model.encoder.get_image_features(pixel_values=given["pixel_values"]).pooler_output
+        text = model.encoder.get_text_features(
             input_ids=given["input_ids"], attention_mask=given["attention_mask"]
         ).pooler_output
         heads = model.heads
-        return heads["v"](image), heads["t"](text), heads["uni_v"](image), heads["uni_t"](text)
+        return (
+            heads["image"](image),
+            heads["text"](text),
+            heads["uni_image"](image),
+            heads["uni_text"](text),
+        )
 
     found = trainer.evaluate()["eval_loss"]
     store = EmbeddingStore(tmp_path / "store.h5")
@@ -171,8 +177,9 @@ def test_hugging_face_evaluates_val_with_the_teachers_of_val(example, tmp_path):
         _cusa_by_hand(trainer.model.eval(), store, "val", encode, trainer.model.loss), rel=1e-4
     )
     collator, pairs = trainer.data_collator, [trainer.train_dataset[0], trainer.eval_dataset[0]]
-    with pytest.raises(ValueError, match="splits"):
+    with pytest.raises(DataError) as caught:
         collator(pairs)
+    assert caught.value.name == "split"
 
 
 def test_sentence_transformers_evaluates_val_with_the_teachers_of_val(example, tmp_path):

@@ -1,0 +1,1 @@
+"""The loss within other libraries' trainers; each module needs the library of its name."""

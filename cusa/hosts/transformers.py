@@ -1,0 +1,197 @@
+"""CUSALoss under ``transformers.Trainer``: a dual encoder with the paper's four heads.
+
+docs/examples/hf_trainer.py shows it at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import Trainer
+
+from cusa.data.images import load_image
+from cusa.data.store.reader import EmbeddingStore
+from cusa.hosts.pairs import SplitTeachers
+from cusa.train.loss.cusa_loss import CUSALoss
+
+LABEL_NAMES = ["image_ids"]
+_TERMS = ("contrastive", "csa", "usa")
+_HEADS = ("image", "text", "uni_image", "uni_text")
+
+
+class SoftLabelModel(nn.Module):
+    """A dual encoder, four heads, and the loss.
+
+    The loss is a submodule, so that its temperatures reach the optimizer and the checkpoint, and is
+    computed in ``forward``, so that DDP sees them.
+
+    Args:
+        encoder: A model with ``get_image_features`` and ``get_text_features``, such as CLIPModel.
+            Its own temperature is frozen: the loss has another in its place.
+        loss: The loss.
+        dim: Length of the encoder's features; by default its ``config.projection_dim``.
+    """
+
+    def __init__(self, encoder: nn.Module, loss: CUSALoss, dim: int | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.loss = loss
+        logit_scale = getattr(encoder, "logit_scale", None)
+        if logit_scale is not None:
+            logit_scale.requires_grad_(False)
+        if dim is None:
+            dim = encoder.config.projection_dim
+        self.heads = nn.ModuleDict()
+        for name in _HEADS:
+            self.heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        teacher_image: torch.Tensor,
+        teacher_text: torch.Tensor,
+        image_ids: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss and its terms, scalars.
+
+        Args:
+            pixel_values: float ``[B, 3, h, w]``.
+            input_ids: int64 ``[B, length]``.
+            attention_mask: int64 ``[B, length]``.
+            teacher_image: float16 or float32 ``[B, e]``.
+            teacher_text: Same, ``[B, e']``.
+            image_ids: int64 ``[B]``; equal ids are the same image.
+        """
+        image_features = _features(self.encoder.get_image_features(pixel_values=pixel_values))
+        text_features = _features(
+            self.encoder.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        )
+        terms = self.loss(
+            self.heads["image"](image_features),
+            self.heads["text"](text_features),
+            self.heads["uni_image"](image_features),
+            self.heads["uni_text"](text_features),
+            teacher_image,
+            teacher_text,
+            image_ids,
+        )
+        return {
+            "loss": terms.total,
+            "contrastive": terms.contrastive,
+            "csa": terms.csa,
+            "usa": terms.usa,
+        }
+
+
+def _features(output: Any) -> torch.Tensor:
+    """Return the features of what an encoder gives: a tensor, or a structure that holds it."""
+    features: torch.Tensor = getattr(output, "pooler_output", output)
+    return features
+
+
+class SoftLabelTrainer(Trainer):
+    """Logs the terms beside the loss, and keeps weight decay away from the temperatures.
+
+    Its arguments need ``label_names=LABEL_NAMES`` (without a name of labels, Trainer evaluates no
+    loss) and ``remove_unused_columns=False`` (the collator, not the model, takes the columns).
+    """
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the model's loss; the terms go to the log."""
+        outputs = model(**inputs)
+        if model.training and self.state.global_step % self.args.logging_steps == 0:
+            terms = {}
+            for name in _TERMS:
+                terms[name] = outputs[name].item()
+            self.log(terms)
+        if return_outputs:
+            return outputs["loss"], outputs
+        return outputs["loss"]
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return all that Trainer would decay, without the temperatures."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.startswith("loss.tau")]
+
+
+class SoftLabelCollator:
+    """Rows of the store to a batch: pictures, tokens, and the teachers' embeddings of them.
+
+    Trainer has one collator for training and evaluation: each pair says which split its row is of.
+
+    Args:
+        store: The store.
+        splits: The splits of training and evaluation.
+        processor: The encoder's processor; takes ``images`` and ``text``.
+        image_teacher: Name of the image teacher; by default the only one there is.
+        text_teacher: Name of the text teacher; by default the only one there is.
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        splits: tuple[str, ...],
+        processor: Callable[..., dict[str, torch.Tensor]],
+        image_teacher: str | None = None,
+        text_teacher: str | None = None,
+    ) -> None:
+        self.image_root = store.image_root
+        self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher)
+        self.processor = processor
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch as keyword arguments of the model.
+
+        Raises:
+            DataError: If the pairs are of several splits.
+        """
+        names = [pair["split"] for pair in pairs]
+        caption_rows = [pair["caption_row"] for pair in pairs]
+        teachers = self.teachers.of_batch(names)
+        teacher_batch = teachers.rows(caption_rows)
+        split = teachers.split
+        pictures = []
+        for image_row in teacher_batch.image_ids.tolist():
+            picture = load_image(self.image_root / split.image_paths[image_row])
+            pictures.append(picture.convert("RGB"))
+        inputs = self.processor(
+            images=pictures,
+            text=split.captions[caption_rows],
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return {
+            **inputs,
+            "teacher_image": teacher_batch.image,
+            "teacher_text": teacher_batch.text,
+            "image_ids": teacher_batch.image_ids,
+        }
+
+
+def pairs_dataset(store: EmbeddingStore, split: str) -> Dataset:
+    """Return the pairs of a split, without those that a teacher skipped.
+
+    Returns:
+        Columns ``split`` and ``caption_row``.
+    """
+    no_image, no_caption = store.skipped(split)
+    caption_image = store.split(split).caption_image
+    is_left_out = np.isin(caption_image, no_image)
+    is_left_out[no_caption] = True
+    caption_rows = np.flatnonzero(~is_left_out)
+    columns = {"split": [split] * len(caption_rows), "caption_row": caption_rows}
+    return Dataset.from_dict(columns)
