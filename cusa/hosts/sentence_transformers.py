@@ -150,7 +150,7 @@ def _loss_file(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}" / _LOSS_FILE
 
 
-def with_uni_heads(encoder: nn.Module) -> SentenceTransformer:
+def with_uni_heads(encoder: Any) -> SentenceTransformer:
     """Return a model with two linear heads on its embedding: USA's for images and for captions.
 
     Args:

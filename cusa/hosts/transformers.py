@@ -37,18 +37,17 @@ class SoftLabelModel(nn.Module):
         dim: Length of the encoder's features; by default its ``config.projection_dim``.
     """
 
-    def __init__(self, encoder: nn.Module, loss: CUSALoss, dim: int | None = None) -> None:
+    def __init__(self, encoder: Any, loss: CUSALoss, dim: int | None = None) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self.loss = loss
         logit_scale = getattr(encoder, "logit_scale", None)
         if logit_scale is not None:
             logit_scale.requires_grad_(False)
-        if dim is None:
-            dim = encoder.config.projection_dim
+        width: int = dim or encoder.config.projection_dim
         self.heads = nn.ModuleDict()
         for name in _HEADS:
-            self.heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+            self.heads[name] = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
 
     def forward(
         self,
@@ -152,7 +151,7 @@ class SoftLabelCollator:
         self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher)
         self.processor = processor
 
-    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor | None]:
         """Return the batch as keyword arguments of the model.
 
         Raises:
