@@ -25,7 +25,6 @@ MAX_FILE_LINES = 300
 # Rooms that miss a limit, and the figure that they keep until they reach it.
 SHORT_OF: dict[str, dict[str, float]] = {
     "data/demo_set": {"tokens": 8.4, "name_length": 6.6},
-    "data/foreign": {"long_functions": 3.4},
     "precompute/teachers": {"long_functions": 3.5},
     "train": {"tokens": 7.7},
     "eval": {
@@ -48,7 +47,6 @@ SHORT_OF: dict[str, dict[str, float]] = {
 }
 # Files that are longer, and why they are not cut.
 LONG_FILES = {
-    "data/foreign/pickles.py": "one interpreter of pickles",
     "eval/evaluate.py": "the steps of one evaluation",
     "eval/evaluators/retrieval/coco.py": "reading COCO's test and ranking it",
     "eval/evaluators/sts/layouts.py": "a reader for each layout",
