@@ -10,10 +10,6 @@ from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Sou
 LOCATION_FORMAT = "entry {}"
 
 
-def _is_of_form(content: Any) -> bool:
-    return isinstance(content, list)
-
-
 def _read(content: list[Any], source: Source) -> Annotations:
     rows = _rows(content, source, source.required_split())
     return Annotations(source.path.stem, LOCATION_FORMAT, rows)
@@ -27,10 +23,7 @@ def _rows(
     for number, fields in enumerate(content):
         entry = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         # ALBEF's files say image, others image_path.
-        image_field = "image"
-        if "image_path" in entry:
-            image_field = "image_path"
-        image_path = entry.text(image_field)
+        image_path = entry.text("image_path" if "image_path" in entry else "image")
         yield AnnotationRow(
             split=split,
             image_path=image_path,
@@ -41,4 +34,8 @@ def _rows(
         )
 
 
-FORM = Form("a list [{image or image_path, caption[, image_id]}]", _is_of_form, _read)
+FORM = Form(
+    "a list [{image or image_path, caption[, image_id]}]",
+    lambda content: isinstance(content, list),
+    _read,
+)

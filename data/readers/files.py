@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from cusa.data.errors import DataError, FileFormatError
 from cusa.data.parsing import parse_csv, parse_json, parse_json_lines, read_text
@@ -17,7 +16,6 @@ DOCUMENT_FORMS: tuple[Form[Any], ...] = (karpathy.FORM, coco_captions.FORM, capt
 TABLE_FORMS: tuple[Form[Table], ...] = (pair_table.FORM, image_folder.FORM)
 _JSON_SUFFIXES = (".json", ".jsonl")
 _MAX_SHOWN_COLUMNS = 10
-_OPENING = re.compile(r"\s*([{\[]?)")
 
 
 def read_annotations(source: Source) -> Annotations:
@@ -48,17 +46,14 @@ def read_annotations(source: Source) -> Annotations:
         for document_form in DOCUMENT_FORMS:
             if document_form.recognises(content):
                 return document_form.read(content, source)
-        content = _table_of_one(content)
+        # A table whose only line is the document.
+        content = _table(iter([(1, content)]))
     for table_form in TABLE_FORMS:
         if table_form.recognises(content):
             return table_form.read(content, source)
-    _refuse_form(content, path)
 
-
-def _refuse_form(table: Table, path: Path) -> NoReturn:
-    """Raise the error of a file of no known form."""
     legal = "; ".join(form.description for form in (*DOCUMENT_FORMS, *TABLE_FORMS))
-    columns = ", ".join(list(table.columns)[:_MAX_SHOWN_COLUMNS]) or "of nothing"
+    columns = ", ".join(list(content.columns)[:_MAX_SHOWN_COLUMNS]) or "of nothing"
     raise FileFormatError(
         f"{path}: with the fields or columns {columns} it is of no known form; legal: {legal}",
         path=path,
@@ -68,14 +63,11 @@ def _refuse_form(table: Table, path: Path) -> NoReturn:
 
 def _parse(text: str, path: Path) -> Any:
     """Parse text to a :class:`Table`, or to a JSON document."""
-    opening = _OPENING.match(text)
-    bracket = ""
-    if opening is not None:
-        bracket = opening[1]
+    bracket = text.lstrip()[0]
     # A document and JSON Lines both begin with a brace.
     if bracket == "{" and _is_json_lines(text.lstrip(), path):
-        return _table_of_json_lines(parse_json_lines(text, path))
-    if bracket or path.suffix in _JSON_SUFFIXES:
+        return _table(parse_json_lines(text, path))
+    if bracket in "{[" or path.suffix in _JSON_SUFFIXES:
         return parse_json(text, path)
     return Table(*parse_csv(text, path))
 
@@ -89,19 +81,8 @@ def _is_json_lines(text: str, path: Path) -> bool:
     return first_line.rstrip().endswith("}") and further_lines.lstrip().startswith("{")
 
 
-def _table_of_json_lines(lines: Iterator[tuple[int, Any]]) -> Table:
+def _table(lines: Iterator[tuple[int, Any]]) -> Table:
     """Return a table whose columns are the fields of its first line."""
     first_number, first_value = next(lines)
-    all_lines = chain([(first_number, first_value)], lines)
-    return Table(_field_names(first_value), all_lines)
-
-
-def _table_of_one(document: Any) -> Table:
-    """Return a table whose only line is a document."""
-    return Table(_field_names(document), iter([(1, document)]))
-
-
-def _field_names(value: Any) -> tuple[str, ...]:
-    if isinstance(value, dict):
-        return tuple(value)
-    return ()
+    columns = tuple(first_value) if isinstance(first_value, dict) else ()
+    return Table(columns, chain([(first_number, first_value)], lines))

@@ -39,14 +39,14 @@ def read_pairs(
         )
 
 
-def _is_of_form(table: Table) -> bool:
-    return "image" in table.columns
-
-
 def _read(table: Table, source: Source) -> Annotations:
     default_split = source.split_by_name() or "train"
     rows = read_pairs(table, source, "image", "caption", default_split)
     return Annotations(source.path.stem, LOCATION_FORMAT, rows)
 
 
-FORM = Form("lines of image,caption[,image_id][,split]", _is_of_form, _read)
+FORM = Form(
+    "lines of image,caption[,image_id][,split]",
+    lambda table: "image" in table.columns,
+    _read,
+)
