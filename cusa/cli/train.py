@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="One setting, e.g. loss.alpha=0.2.",
+    help="One setting, e.g. loss.alpha=0.2; all of them: cusa-train settings.",
 )
 @click.option(
     "--epochs",
@@ -179,7 +179,16 @@ def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -
     print_plain(f"exported: {export_run(run, kind, out, head, checkpoint)}")
 
 
-main.subcommands["export"] = export
+@command("settings")
+def list_settings() -> None:
+    """List all settings for --set and --config: default, legal values, what each decides."""
+    from cusa.train.settings_table import setting_rows
+
+    for row in setting_rows():
+        print_plain(f"{row.name}: {row.default}\n    {row.description}\n    Takes {row.legal}.")
+
+
+main.subcommands |= {"export": export, "settings": list_settings}
 
 
 def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None:
