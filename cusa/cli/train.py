@@ -14,7 +14,6 @@ from cusa.cli.console import (
     NOT_NEGATIVE,
     PATH,
     POSITIVE,
-    Stopped,
     choice_option,
     command,
     console,
@@ -24,7 +23,7 @@ from cusa.cli.console import (
     quiet_libraries,
     stop_signals,
 )
-from cusa.data.errors import SettingError
+from cusa.data.errors import SettingError, Stopped
 
 if TYPE_CHECKING:
     from cusa.cli.train_output import BarReporter
@@ -274,9 +273,10 @@ def _train(
     screen = console(quiet=not processes.leads)
     print_setup(screen, trainer)
     with progress_bar:
-        stop_signal = trainer.fit(reporters, lambda: _signal_received(check_stop))
-    if stop_signal:
-        raise Stopped(stop_signal, _how_to_go_on(trainer, in_sweep))
+        try:
+            trainer.fit(reporters, check_stop)
+        except Stopped as stopped:
+            raise Stopped(stopped.signal, _how_to_go_on(trainer, in_sweep)) from None
     print_outcome(screen, trainer)
     return trainer
 
@@ -289,15 +289,6 @@ def _reporters(bar_reporter: BarReporter, config: Config, processes: Processes) 
     return [bar_reporter, TensorBoardReporter(bar_reporter.warned)]
 
 
-def _signal_received(check_stop: Callable[[], None]) -> int:
-    """Return the signal that came, or 0."""
-    try:
-        check_stop()
-    except Stopped as stopped:
-        return stopped.signal
-    return 0
-
-
 def _how_to_go_on(trainer: Trainer, in_sweep: bool) -> str:
     from cusa.train.commands import resume_command
 
@@ -305,5 +296,5 @@ def _how_to_go_on(trainer: Trainer, in_sweep: bool) -> str:
     progress = f"step {saved_step:,} is kept" if saved_step else "nothing is kept yet"
     if in_sweep:
         return f"{progress}; go on with the same --sweep command"
-    command = resume_command(trainer.run_dir, trainer.processes.size)
+    command = resume_command(trainer.setup.run_dir, trainer.setup.processes.size)
     return f"{progress}; go on with: {command}"
