@@ -27,7 +27,6 @@ SHORT_OF: dict[str, dict[str, float]] = {
     "data/demo_set": {"tokens": 8.4, "name_length": 6.6},
     "data/foreign": {"long_functions": 3.4},
     "precompute/teachers": {"long_functions": 3.5},
-    "train": {"tokens": 7.7},
     "eval": {
         "tokens": 8.3,
         "comprehensions": 20.8,
@@ -61,10 +60,8 @@ LONG_FILES = {
     "train/loader.py": "pairs, their order and their loader",
     "train/loss/cusa_loss.py": "one class",
     "train/loss/tiled.py": "one sweep, forward and backward",
-    "train/saving/model_card.py": "one page",
     "train/saving/run_dir.py": "the files of a run",
     "train/student.py": "the students",
-    "train/trainer.py": "one class",
 }
 
 
