@@ -89,9 +89,8 @@ def correlations(
     Raises:
         CusaError: As :func:`spearman`.
     """
-    rank_correlation = spearman(similarities, human_scores)
     return {
-        "spearman": rank_correlation,
+        "spearman": spearman(similarities, human_scores),
         "pearson": _pearson(similarities, human_scores),
         "pairs": len(human_scores),
     }
@@ -118,10 +117,13 @@ def resampled_spearman(
             return math.nan
 
     if pairs.clusters is None:
-        return resampled(spearman_of, len(pairs.human_scores), bootstrap)
+        return resampled(
+            spearman_of,
+            len(pairs.human_scores),
+            bootstrap,
+        )
     order = np.argsort(pairs.clusters, kind="stable")
-    ordered = pairs.clusters[order]
-    _, starts = np.unique(ordered, return_index=True)
+    _, starts = np.unique(pairs.clusters[order], return_index=True)
     members = np.split(order, starts[1:])
 
     def spearman_of_clusters(drawn: np.ndarray) -> float:

@@ -31,7 +31,11 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     if not len(suspects):
         return first_equal
 
-    suspect_bytes = _row_bytes(rows[suspects])
+    # Each row as one value, compared byte by byte; adding zero makes -0.0 equal to 0.0.
+    zero = rows.dtype.type(0)
+    suspect_rows = np.ascontiguousarray(rows[suspects] + zero)
+    row_type = np.dtype((np.void, suspect_rows[0].nbytes))
+    suspect_bytes = suspect_rows.view(row_type).ravel()
     _, leaders, groups = np.unique(
         suspect_bytes,
         return_index=True,
@@ -51,8 +55,7 @@ def column_sharing(first_equal: np.ndarray) -> Callable[[np.ndarray], None]:
     Returns:
         A function that overwrites columns of scores ``[n, m]``.
     """
-    positions = np.arange(len(first_equal))
-    copies = np.flatnonzero(first_equal != positions)
+    copies = np.flatnonzero(first_equal != np.arange(len(first_equal)))
     originals = first_equal[copies]
 
     def share_columns(scores: np.ndarray) -> None:
@@ -60,13 +63,3 @@ def column_sharing(first_equal: np.ndarray) -> Callable[[np.ndarray], None]:
             scores[:, copies] = scores[:, originals]
 
     return share_columns
-
-
-def _row_bytes(rows: np.ndarray) -> np.ndarray:
-    """Return each row as one value, compared byte by byte: void ``[n]``."""
-    # 0.0 and -0.0 are equal, but not their bytes; adding zero makes them the same.
-    zero = rows.dtype.type(0)
-    without_negative_zero = np.ascontiguousarray(rows + zero)
-    row_bytes = rows.shape[1] * rows.dtype.itemsize
-    row_type = np.dtype((np.void, row_bytes))
-    return without_negative_zero.view(row_type).reshape(len(rows))

@@ -43,8 +43,7 @@ def recall_at(
         ranks: int64 ``[n]``, n at least 1.
         cut: Number of candidates that are looked at.
     """
-    n_hits = np.count_nonzero(is_hit(ranks, cut))
-    return 100.0 * float(n_hits) / len(ranks)
+    return 100.0 * np.count_nonzero(is_hit(ranks, cut)) / len(ranks)
 
 
 def recall_sum(directions: Sequence[Mapping[str, Any]]) -> Any:

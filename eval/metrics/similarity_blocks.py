@@ -10,10 +10,7 @@ import numpy as np
 import torch
 
 from cusa.data.errors import EmbeddingsError
-from cusa.eval.metrics.equal_rows import (
-    column_sharing,
-    first_equal_row,
-)
+from cusa.eval.metrics.equal_rows import column_sharing, first_equal_row
 from cusa.eval.metrics.one_core_threads import one_core_threads
 
 T = TypeVar("T")
@@ -57,7 +54,11 @@ def over_blocks(
         share_columns(scores)
         return work(start, scores)
 
-    return over_products(work_on_shared, query_rows, candidate_rows)
+    return over_products(
+        work_on_shared,
+        query_rows,
+        candidate_rows,
+    )
 
 
 def over_products(
@@ -78,8 +79,7 @@ def over_products(
     bytes_per_query = max(1, queries.itemsize * len(candidates))
     rows_that_fit = _BLOCK_BYTES // n_threads // bytes_per_query
     block_rows = min(_BLOCK_ROWS, max(_LEAST_BLOCK_ROWS, rows_that_fit))
-    buffer_rows = min(block_rows, len(queries))
-    buffer_shape = (buffer_rows, len(candidates))
+    buffer_shape = (min(block_rows, len(queries)), len(candidates))
     # One buffer per thread, used again for each of its blocks.
     thread_buffers = threading.local()
 
@@ -95,8 +95,7 @@ def over_products(
     # A single block is computed on all cores.
     if len(starts) < 2:
         return [work_on_block(start) for start in starts]
-    n_workers = min(n_threads, len(starts))
-    with one_core_threads(n_workers) as pool:
+    with one_core_threads(min(n_threads, len(starts))) as pool:
         return list(pool.map(work_on_block, starts))
 
 
@@ -129,11 +128,7 @@ def rankable_rows(
     candidate_rows = np.require(candidates, dtype, ["C", "W"])
     query_sizes = _largest_values(query_rows, "query")
     candidate_sizes = _largest_values(candidate_rows, "candidate")
-    _check_range(
-        query_sizes,
-        float(candidate_sizes.max(initial=0)),
-        queries.shape[1],
-    )
+    _check_range(query_sizes, float(candidate_sizes.max(initial=0)), queries.shape[1])
     return query_rows, candidate_rows
 
 
@@ -149,9 +144,7 @@ def ranking_dtype(*embeddings: np.ndarray) -> np.dtype:
                 f"embeddings of {rows.dtype} cannot be ranked; give float16, float32 or float64"
             )
     widest = np.result_type(*embeddings, np.float32)
-    if widest == np.float32:
-        return np.dtype(np.float32)
-    return np.dtype(np.float64)
+    return np.dtype(np.float32 if widest == np.float32 else np.float64)
 
 
 def _largest_values(
@@ -181,16 +174,7 @@ def _check_range(
     candidate_size: float,
     dimension: int,
 ) -> None:
-    """Refuse embeddings whose dot products may overflow or vanish.
-
-    Args:
-        query_sizes: float32 or float64 ``[n]``: greatest absolute value of each query.
-        candidate_size: That of all candidates.
-        dimension: Of the embeddings.
-
-    Raises:
-        EmbeddingsError: If there is such a query; names it.
-    """
+    """Refuse queries whose dot products may overflow or vanish; sizes are greatest values."""
     dtype = query_sizes.dtype
     limits = np.finfo(dtype)
     with np.errstate(over="ignore"):
