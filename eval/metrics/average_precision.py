@@ -54,29 +54,13 @@ def _average_precision(
     ascending: np.ndarray,
 ) -> tuple[float, float]:
     """Compute one query's average precision from all scores, ties counted for and against it."""
-    scores = np.sort(relevant_scores)[::-1]
-    n_candidates = len(ascending)
-    n_hits = np.arange(1, len(scores) + 1)
-
-    # How many candidates are above each of the scores, and how many reach it.
-    n_above = n_candidates - np.searchsorted(
-        ascending,
-        scores,
-        "right",
-    )
-    n_reaching = n_candidates - np.searchsorted(
-        ascending,
-        scores,
-        "left",
-    )
-    # The same of relevant candidates: those of one score keep their order among each other.
-    negated = -scores
-    n_relevant_above = np.searchsorted(negated, negated, "left")
-    n_relevant_reaching = np.searchsorted(negated, negated, "right")
-
-    best_ranks = n_above + n_hits - n_relevant_above
-    n_relevant_behind = n_relevant_reaching - n_hits
-    worst_ranks = n_reaching - n_relevant_behind
-    optimistic = np.mean(n_hits / best_ranks)
-    pessimistic = np.mean(n_hits / worst_ranks)
-    return float(optimistic), float(pessimistic)
+    scores = np.sort(relevant_scores)
+    n_hits = np.arange(len(scores), 0, -1)
+    averages = []
+    # Ahead of a score are those above it, or all that reach it.
+    for side in ("right", "left"):
+        n_ahead = len(ascending) - np.searchsorted(ascending, scores, side)
+        n_relevant_ahead = len(scores) - np.searchsorted(scores, scores, side)
+        ranks = n_ahead - n_relevant_ahead + n_hits
+        averages.append(float(np.mean(n_hits / ranks)))
+    return averages[0], averages[1]

@@ -99,7 +99,8 @@ def interval(samples: np.ndarray) -> list[float] | None:
     if not len(samples):
         return None
     tail = (1 - LEVEL) / 2
-    return np.quantile(samples, [tail, (1 + LEVEL) / 2]).tolist()
+    quantiles = [tail, (1 + LEVEL) / 2]
+    return np.quantile(samples, quantiles).tolist()
 
 
 def two_sided_p(differences: np.ndarray) -> float:
@@ -116,4 +117,5 @@ def two_sided_p(differences: np.ndarray) -> float:
     n_not_positive = int(np.count_nonzero(differences <= 0))
     n_not_negative = int(np.count_nonzero(differences >= 0))
     rarer = min(n_not_positive, n_not_negative)
-    return min(1.0, max(2 * rarer, 1) / len(differences))
+    n_extreme = max(2 * rarer, 1)
+    return min(1.0, n_extreme / len(differences))

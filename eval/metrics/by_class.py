@@ -26,11 +26,21 @@ from cusa.eval.metrics.relevance import group_members, same_group
 from cusa.eval.metrics.similarity_blocks import ranking_dtype
 
 # Figures by their name in those of one direction: over the queries that have a positive.
-_ANSWERABLE = {"precision_at_1": "r1", "r_precision": "r_precision", "map_at_r": "map_at_r"}
+_ANSWERABLE = {
+    "precision_at_1": "r1",
+    "r_precision": "r_precision",
+    "map_at_r": "map_at_r",
+}
 
 # Queries, candidates, indptr and indices of the relevant candidates, and each query's own position
 # among the candidates, if it is one of them.
-SearchArguments = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+SearchArguments = tuple[
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray,
+    np.ndarray | None,
+]
 
 
 def image_retrieval(
@@ -92,7 +102,8 @@ def image_search(
     labels = _checked_labels(labels, len(queries))
     if gallery_labels is None:
         classes = np.unique(labels, return_inverse=True)[1]
-        return queries, candidates, *same_group(classes), np.arange(len(labels))
+        own_positions = np.arange(len(labels))
+        return queries, candidates, *same_group(classes), own_positions
 
     gallery_labels = _checked_labels(gallery_labels, len(candidates))
     if (labels.dtype.kind in "US") != (gallery_labels.dtype.kind in "US"):
@@ -105,7 +116,8 @@ def image_search(
     all_labels = np.concatenate([labels, gallery_labels])
     classes = np.unique(all_labels, return_inverse=True)[1]
     query_classes, gallery_classes = np.split(classes, [len(labels)])
-    return queries, candidates, *csr(group_members(gallery_classes, query_classes)), None
+    relevant = group_members(gallery_classes, query_classes)
+    return queries, candidates, *csr(relevant), None
 
 
 def image_figures(
@@ -200,5 +212,8 @@ def _as_distances(
     queries = np.ldexp(queries, -exponent)
     candidates = np.ldexp(candidates, -exponent)
     ones = np.ones((len(queries), 1))
-    half_squares = (candidates**2).sum(axis=1, keepdims=True) / 2
-    return np.hstack([queries, ones]), np.hstack([candidates, -half_squares])
+    squares = (candidates**2).sum(axis=1, keepdims=True)
+    half_squares = squares / 2
+    query_rows = np.hstack([queries, ones])
+    candidate_rows = np.hstack([candidates, -half_squares])
+    return query_rows, candidate_rows

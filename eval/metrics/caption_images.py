@@ -70,5 +70,6 @@ def cross_modal_relevance(
     image_bounds = np.searchsorted(ordered_images, np.arange(n_images + 1))
 
     has_image = caption_image >= 0
-    caption_bounds = np.concatenate([[0], np.cumsum(has_image)])
+    n_paired = np.cumsum(has_image)
+    caption_bounds = np.concatenate([[0], n_paired])
     return (image_bounds, captions_by_image), (caption_bounds, caption_image[has_image])

@@ -117,11 +117,7 @@ def resampled_spearman(
             return math.nan
 
     if pairs.clusters is None:
-        return resampled(
-            spearman_of,
-            len(pairs.human_scores),
-            bootstrap,
-        )
+        return resampled(spearman_of, len(pairs.human_scores), bootstrap)
     order = np.argsort(pairs.clusters, kind="stable")
     _, starts = np.unique(pairs.clusters[order], return_index=True)
     members = np.split(order, starts[1:])

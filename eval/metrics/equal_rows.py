@@ -34,7 +34,8 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     # Each row as one value, compared byte by byte; adding zero makes -0.0 equal to 0.0.
     zero = rows.dtype.type(0)
     suspect_rows = np.ascontiguousarray(rows[suspects] + zero)
-    row_type = np.dtype((np.void, suspect_rows[0].nbytes))
+    row_bytes = suspect_rows[0].nbytes
+    row_type = np.dtype((np.void, row_bytes))
     suspect_bytes = suspect_rows.view(row_type).ravel()
     _, leaders, groups = np.unique(
         suspect_bytes,

@@ -104,8 +104,13 @@ def two_ways(
     rsum = recall_sum(directions)
     rsum_samples = recall_sum(samples)
     n_recalls = len(rankings) * len(CUTS)
-    sum_samples = {"mean": rsum_samples / n_recalls, "rsum": rsum_samples}
-    return {**figures, "mean": rsum / n_recalls, "rsum": rsum, **_intervals(sum_samples)}
+    sum_samples = {
+        "mean": rsum_samples / n_recalls,
+        "rsum": rsum_samples,
+    }
+    figures["mean"] = rsum / n_recalls
+    figures["rsum"] = rsum
+    return figures | _intervals(sum_samples)
 
 
 def _resampled_metrics(
@@ -116,11 +121,7 @@ def _resampled_metrics(
     values = rankings.values(scoring.ties)
     # The mean is resampled with the same draws as the recalls that it is the mean of.
     values["mean"] = recall_sum([values]) / len(CUTS)
-    return resampled_means(
-        values,
-        scoring.bootstrap,
-        rankings.clusters,
-    )
+    return resampled_means(values, scoring.bootstrap, rankings.clusters)
 
 
 def _intervals(samples: Mapping[str, np.ndarray]) -> dict[str, Any]:

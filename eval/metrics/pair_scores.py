@@ -54,11 +54,7 @@ class PairScores:
         distinct_scores = np.empty(len(captions), images.dtype)
         for start in range(0, len(captions), _PAIRS_AT_ONCE):
             block = captions[start : start + _PAIRS_AT_ONCE]
-            products = _pair_products(
-                images,
-                first_image[block],
-                texts[block],
-            )
+            products = _pair_products(images, first_image[block], texts[block])
             distinct_scores[start : start + len(block)] = products
         self.scores = np.full(len(texts), np.inf, images.dtype)
         self.scores[paired] = distinct_scores[copies]
@@ -83,7 +79,8 @@ class PairScores:
         """
         first_images = self._first_image[start : start + len(scores)]
         for row, image in enumerate(first_images.tolist()):
-            captions = slice(self._bounds[image], self._bounds[image + 1])
+            first, stop = self._bounds[image : image + 2]
+            captions = slice(first, stop)
             scores[row, self._columns[captions]] = self._column_scores[captions]
         self._share_columns(scores)
 

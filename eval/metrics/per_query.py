@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import (
-    Any,
-    Literal,
-    NamedTuple,
-    get_args,
-)
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -90,10 +85,14 @@ class Rankings:
         values: dict[str, np.ndarray] = {}
         for cut in CUTS:
             values[recall_name(cut)] = self._hits(cut, ties)
-        precisions = {"r_precision": self.r_precision, "map_at_r": self.average_precision}
+        precisions = {
+            "r_precision": self.r_precision,
+            "map_at_r": self.average_precision,
+        }
         for name, bounds in precisions.items():
             if bounds is not None:
-                values[name] = 100.0 * by_ties(bounds, ties)
+                percentages = [100.0 * shares for shares in bounds]
+                values[name] = by_ties(Bounds(*percentages), ties)
         return values
 
     def summary(self, ties: Ties) -> dict[str, Any]:
@@ -109,7 +108,10 @@ class Rankings:
             decide; and ``curve``, with lists ``k`` of cuts and ``recall``.
         """
         values = self.values(ties)
-        counts = {"queries": len(self.best.optimistic), "candidates": self.candidates}
+        counts = {
+            "queries": len(self.best.optimistic),
+            "candidates": self.candidates,
+        }
         # A mean over no query is unknown, not zero.
         if not counts["queries"]:
             unknown = dict.fromkeys((*values, "mean", "median_rank", "mean_rank"))
@@ -120,17 +122,20 @@ class Rankings:
             figures[name] = float(query_values.mean())
         figures["mean"] = recall_sum([figures]) / len(CUTS)
 
-        ranks = Bounds(*(1.0 + ranks[ranks >= 0] for ranks in self.best))
-        ranks_by_ties = by_ties(ranks, ties)
+        ranks_from_one = [1.0 + ranks[ranks >= 0] for ranks in self.best]
+        ranks_by_ties = by_ties(Bounds(*ranks_from_one), ties)
         has_ranks = len(ranks_by_ties) > 0
         figures["median_rank"] = float(np.median(ranks_by_ties)) if has_ranks else None
         figures["mean_rank"] = float(ranks_by_ties.mean()) if has_ranks else None
 
         figures |= counts
-        figures["tied"] = int(np.count_nonzero(np.not_equal(*self.best)))
+        is_tied = self.best.optimistic != self.best.pessimistic
+        figures["tied"] = int(np.count_nonzero(is_tied))
         # Beyond the number of candidates, recall is the same at every cut.
         cuts = [cut for cut in CURVE if cut <= self.candidates]
-        recalls = [float(self._hits(cut, ties).mean()) for cut in cuts]
+        recalls: list[float] = []
+        for cut in cuts:
+            recalls.append(float(self._hits(cut, ties).mean()))
         figures["curve"] = {"k": cuts, "recall": recalls}
         return figures
 
@@ -140,7 +145,8 @@ class Rankings:
         ties: Ties,
     ) -> np.ndarray:
         """Return 100 for each query that is a hit at a cut, else 0: float64 ``[n]``."""
-        return by_ties(Bounds(*(100.0 * is_hit(ranks, cut) for ranks in self.best)), ties)
+        hits = [100.0 * is_hit(ranks, cut) for ranks in self.best]
+        return by_ties(Bounds(*hits), ties)
 
 
 def _selected(
@@ -255,4 +261,6 @@ def rank_all(
 
     best = join_bounds(over_blocks(rank_block, queries, candidates))
     n_candidates = max(0, len(candidates) - int(exclude is not None))
-    return Rankings(best, n_candidates, Bounds(*precisions[:2]), Bounds(*precisions[2:]))
+    r_precision = Bounds(*precisions[:2])
+    average_precision = Bounds(*precisions[2:])
+    return Rankings(best, n_candidates, r_precision, average_precision)

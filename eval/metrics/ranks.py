@@ -130,11 +130,7 @@ def two_way_rank_bounds(
         EmbeddingsError: If embeddings have no dot products, or none that can be ranked; or
             ``caption_image`` has another length, or holds something else than indices of images.
     """
-    caption_image = checked_caption_image(
-        caption_image,
-        len(images),
-        len(texts),
-    )
+    caption_image = checked_caption_image(caption_image, len(images), len(texts))
     images, texts = rankable_rows(images, texts)
     i2t, _ = cross_modal_relevance(caption_image, len(images))
     bounds, captions_by_image = i2t
@@ -164,7 +160,10 @@ def two_way_rank_bounds(
 
     image_bounds = join_bounds(over_products(rank_block, images, texts))
     has_image = caption_image >= 0
-    text_bounds = RankBounds(*(np.where(has_image, ahead, -1) for ahead in images_ahead))
+    text_bounds = RankBounds(
+        np.where(has_image, images_ahead.above, -1),
+        np.where(has_image, images_ahead.reaching, -1),
+    )
     return image_bounds, text_bounds
 
 
@@ -197,13 +196,7 @@ def block_bounds(
     relevant_scores = scores[rows, columns]
     best = _best_by_row(relevant_scores, rows, len(scores))
     by_row, _ = count_ahead(scores, best, None)
-    return _bounds_of_best(
-        by_row,
-        best,
-        rows,
-        relevant_scores,
-        n_relevant,
-    )
+    return _bounds_of_best(by_row, best, rows, relevant_scores, n_relevant)
 
 
 def join_bounds(blocks: Sequence[RankBounds]) -> RankBounds:
@@ -214,7 +207,10 @@ def join_bounds(blocks: Sequence[RankBounds]) -> RankBounds:
         *blocks,
         strict=True,
     )
-    return RankBounds(np.concatenate(optimistic), np.concatenate(pessimistic))
+    return RankBounds(
+        np.concatenate(optimistic),
+        np.concatenate(pessimistic),
+    )
 
 
 def _best_by_row(

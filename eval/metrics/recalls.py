@@ -43,7 +43,8 @@ def recall_at(
         ranks: int64 ``[n]``, n at least 1.
         cut: Number of candidates that are looked at.
     """
-    return 100.0 * np.count_nonzero(is_hit(ranks, cut)) / len(ranks)
+    n_hits = np.count_nonzero(is_hit(ranks, cut))
+    return 100.0 * n_hits / len(ranks)
 
 
 def recall_sum(directions: Sequence[Mapping[str, Any]]) -> Any:

@@ -41,7 +41,10 @@ class Relevance:
         head: Head,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the embeddings of the queries and of the candidates: float32 ``[n, d]`` each."""
-        features = {"i": embeddings.image[head], "t": embeddings.text[head]}
+        features = {
+            "i": embeddings.image[head],
+            "t": embeddings.text[head],
+        }
         query_letter, _, candidate_letter = self.task
         return features[query_letter], features[candidate_letter]
 
@@ -67,11 +70,8 @@ def relevance_of(
     if task == "i2i":
         assert split.truth is not None, "image-to-image retrieval needs a split with image labels"
         groups = split.truth.image_labels[embeddings.image_rows]
-    return Relevance(
-        task,
-        *same_group(groups),
-        np.arange(len(groups)),
-    )
+    own_positions = np.arange(len(groups))
+    return Relevance(task, *same_group(groups), own_positions)
 
 
 def same_group(groups: np.ndarray) -> RelevantRows:
@@ -138,16 +138,13 @@ def true_relevance(
     A caption is true of an image whether or not it was written for it.
     """
     assert split.truth is not None, "true relevance needs a split whose truth is known"
-    true_images = _embedded_true_images(
-        split.truth,
-        embeddings,
-        split.n_images,
-    )
+    true_images = _embedded_true_images(split.truth, embeddings, split.n_images)
     if task == "t2i":
         return Relevance(task, *csr(true_images), None)
 
     indptr, images = csr(true_images)
-    captions = np.repeat(np.arange(len(true_images)), np.diff(indptr))
+    all_captions = np.arange(len(true_images))
+    captions = np.repeat(all_captions, np.diff(indptr))
     (bounds, order), _ = cross_modal_relevance(images, len(embeddings.image_rows))
     return Relevance(task, bounds, captions[order], None)
 

@@ -54,11 +54,7 @@ def over_blocks(
         share_columns(scores)
         return work(start, scores)
 
-    return over_products(
-        work_on_shared,
-        query_rows,
-        candidate_rows,
-    )
+    return over_products(work_on_shared, query_rows, candidate_rows)
 
 
 def over_products(
@@ -79,7 +75,8 @@ def over_products(
     bytes_per_query = max(1, queries.itemsize * len(candidates))
     rows_that_fit = _BLOCK_BYTES // n_threads // bytes_per_query
     block_rows = min(_BLOCK_ROWS, max(_LEAST_BLOCK_ROWS, rows_that_fit))
-    buffer_shape = (min(block_rows, len(queries)), len(candidates))
+    buffer_rows = min(block_rows, len(queries))
+    buffer_shape = (buffer_rows, len(candidates))
     # One buffer per thread, used again for each of its blocks.
     thread_buffers = threading.local()
 
@@ -128,7 +125,8 @@ def rankable_rows(
     candidate_rows = np.require(candidates, dtype, ["C", "W"])
     query_sizes = _largest_values(query_rows, "query")
     candidate_sizes = _largest_values(candidate_rows, "candidate")
-    _check_range(query_sizes, float(candidate_sizes.max(initial=0)), queries.shape[1])
+    candidate_size = float(candidate_sizes.max(initial=0))
+    _check_range(query_sizes, candidate_size, queries.shape[1])
     return query_rows, candidate_rows
 
 
@@ -144,7 +142,9 @@ def ranking_dtype(*embeddings: np.ndarray) -> np.dtype:
                 f"embeddings of {rows.dtype} cannot be ranked; give float16, float32 or float64"
             )
     widest = np.result_type(*embeddings, np.float32)
-    return np.dtype(np.float32 if widest == np.float32 else np.float64)
+    if widest == np.float32:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64)
 
 
 def _largest_values(

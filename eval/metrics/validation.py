@@ -25,8 +25,12 @@ def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
     recalls: list[dict[str, float]] = []
     scores: dict[str, float] = {}
     for direction, bounds in zip(("i2t", "t2i"), rank_bounds, strict=True):
-        # Ties count against the student: one that maps all items to one point retrieves nothing.
-        recalls.append({recall_name(cut): recall_at(bounds.pessimistic, cut) for cut in CUTS})
-        for name, recall in recalls[-1].items():
-            scores[f"{direction}_{name}"] = recall
+        figures: dict[str, float] = {}
+        for cut in CUTS:
+            # Ties count against the student: one that maps all items to one point retrieves
+            # nothing.
+            recall = recall_at(bounds.pessimistic, cut)
+            figures[recall_name(cut)] = recall
+            scores[f"{direction}_{recall_name(cut)}"] = recall
+        recalls.append(figures)
     return {"rsum": recall_sum(recalls), **scores}

@@ -59,10 +59,7 @@ class ModelReport:
     false_negatives: tuple[FalseNegative, ...] = ()
 
     def with_results(
-        self,
-        suite: str,
-        content: Mapping[str, Any],
-        examples: Examples,
+        self, suite: str, content: Mapping[str, Any], examples: Examples
     ) -> ModelReport:
         """Add the results of a suite, with the examples that it chose."""
         return replace(
