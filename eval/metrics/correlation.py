@@ -152,7 +152,8 @@ def _check_defined(
     for name, values in (("similarities", similarities), ("gold scores", human_scores)):
         if not np.isfinite(values).all():
             raise CusaError(f"the {name} hold NaN or infinity; no correlation is defined")
-        if np.ptp(values) <= _CONSTANT * np.abs(values).max():
+        greatest = np.abs(values).max()
+        if np.ptp(values) <= _CONSTANT * greatest:
             raise CusaError(
                 f"all {n_pairs} {name} equal {values[0]:g}; "
                 "no correlation with a constant is defined"

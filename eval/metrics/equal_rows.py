@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 
@@ -46,21 +44,17 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     return first_equal
 
 
-def column_sharing(first_equal: np.ndarray) -> Callable[[np.ndarray], None]:
-    """Make a function that gives equal candidates' columns the values of the first of them.
+def copied_columns(first_equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List the columns of candidates that equal earlier ones, and the columns of these.
 
     Args:
         first_equal: int64 ``[m]``: the first candidate that equals each candidate
             (:func:`first_equal_row`).
 
     Returns:
-        A function that overwrites columns of scores ``[n, m]``.
+        int64 ``[k]`` both; equal candidates share scores once those of the second are copied to the
+        first.
     """
     copies = np.flatnonzero(first_equal != np.arange(len(first_equal)))
     originals = first_equal[copies]
-
-    def share_columns(scores: np.ndarray) -> None:
-        if len(copies):
-            scores[:, copies] = scores[:, originals]
-
-    return share_columns
+    return copies, originals

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cusa.eval.metrics.caption_images import cross_modal_relevance
-from cusa.eval.metrics.equal_rows import column_sharing, first_equal_row
+from cusa.eval.metrics.equal_rows import copied_columns, first_equal_row
 
 # The products of these pairs' captions with all their images are few beside those of all pairs.
 _PAIRS_AT_ONCE = 512
@@ -37,7 +37,7 @@ class PairScores:
     ) -> None:
         self._first_image = first_equal_row(images)
         first_text = first_equal_row(texts)
-        self._share_columns = column_sharing(first_text)
+        self._copies, self._originals = copied_columns(first_text)
 
         paired = np.flatnonzero(caption_image >= 0)
         first_image = np.full(len(texts), -1)  # of each caption: the first that equals its own
@@ -81,8 +81,9 @@ class PairScores:
         for row, image in enumerate(first_images.tolist()):
             first, stop = self._bounds[image : image + 2]
             captions = slice(first, stop)
-            scores[row, self._columns[captions]] = self._column_scores[captions]
-        self._share_columns(scores)
+            columns = self._columns[captions]
+            scores[row, columns] = self._column_scores[captions]
+        scores[:, self._copies] = scores[:, self._originals]
 
 
 def _pair_products(

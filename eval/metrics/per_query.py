@@ -124,9 +124,10 @@ class Rankings:
 
         ranks_from_one = [1.0 + ranks[ranks >= 0] for ranks in self.best]
         ranks_by_ties = by_ties(Bounds(*ranks_from_one), ties)
-        has_ranks = len(ranks_by_ties) > 0
-        figures["median_rank"] = float(np.median(ranks_by_ties)) if has_ranks else None
-        figures["mean_rank"] = float(ranks_by_ties.mean()) if has_ranks else None
+        figures["median_rank"] = figures["mean_rank"] = None
+        if len(ranks_by_ties):
+            figures["median_rank"] = float(np.median(ranks_by_ties))
+            figures["mean_rank"] = float(ranks_by_ties.mean())
 
         figures |= counts
         is_tied = self.best.optimistic != self.best.pessimistic

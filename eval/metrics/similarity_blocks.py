@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cusa.data.errors import EmbeddingsError
-from cusa.eval.metrics.equal_rows import column_sharing, first_equal_row
+from cusa.eval.metrics.equal_rows import copied_columns, first_equal_row
 from cusa.eval.metrics.one_core_threads import one_core_threads
 
 T = TypeVar("T")
@@ -45,13 +45,13 @@ def over_blocks(
             so small that their products overflow or vanish.
     """
     query_rows, candidate_rows = rankable_rows(queries, candidates)
-    share_columns = column_sharing(first_equal_row(candidate_rows))
+    copies, originals = copied_columns(first_equal_row(candidate_rows))
 
     def work_on_shared(
         start: int,
         scores: np.ndarray,
     ) -> T:
-        share_columns(scores)
+        scores[:, copies] = scores[:, originals]
         return work(start, scores)
 
     return over_products(work_on_shared, query_rows, candidate_rows)
@@ -92,7 +92,8 @@ def over_products(
     # A single block is computed on all cores.
     if len(starts) < 2:
         return [work_on_block(start) for start in starts]
-    with one_core_threads(min(n_threads, len(starts))) as pool:
+    n_workers = min(n_threads, len(starts))
+    with one_core_threads(n_workers) as pool:
         return list(pool.map(work_on_block, starts))
 
 

@@ -16,7 +16,6 @@ from cusa.data.parsing import parse_json
 from cusa.eval.search.approximate import HNSW_SEARCH
 from cusa.eval.search.index_folder import (
     ITEMS,
-    IndexSummary,
     Kind,
     Modality,
     faiss_name,
@@ -38,21 +37,15 @@ class SearchIndex:
     Attributes:
         folder: Folder of the index.
         summary: Summary of the index.
+
+    Raises:
+        CusaError: If there is none, or it is damaged.
     """
 
-    def __init__(self, folder: Path, summary: IndexSummary) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.summary = summary
+        self.summary = read_card(folder)
         self._indexes: dict[Head, Any] = {}
-
-    @staticmethod
-    def open(folder: Path) -> SearchIndex:
-        """Open an index.
-
-        Raises:
-            CusaError: If there is none, or it is damaged.
-        """
-        return SearchIndex(folder, read_card(folder))
 
     def head_for(self, modality: Modality) -> Head:
         """Return the head that embeds queries of a modality."""
