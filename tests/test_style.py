@@ -41,7 +41,6 @@ SHORT_OF: dict[str, dict[str, float]] = {
         "name_length": 6.6,
         "long_functions": 5.5,
     },
-    "eval/search": {"long_functions": 4.5},
 }
 # Files that are longer, and why they are not cut.
 LONG_FILES = {
