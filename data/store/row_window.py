@@ -6,6 +6,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -93,17 +94,19 @@ class RowWindow:
             distances = (addresses - lowest).tolist()
             block_bytes = math.gcd(_MAX_BLOCK_BYTES, row_bytes, *distances)
             memory = (ctypes.c_char * int(ends.max() - lowest)).from_address(int(lowest))
-            blocks = np.frombuffer(memory, np.dtype((np.void, block_bytes)))
+            blocks = np.frombuffer(memoryview(memory), f"V{block_bytes}")
 
             blocks_per_row = np.array(row_bytes // block_bytes)
             numbers = list(self._maps)
             origins = np.full(len(self._bounds) - 1, _UNMAPPED)
             origins[numbers] = (addresses - lowest) // block_bytes
             origins[numbers] -= self._bounds[numbers] * blocks_per_row
-            self._layout = (origins, blocks, blocks_per_row, np.arange(blocks_per_row))
+            row_blocks = np.arange(int(blocks_per_row))
+            self._layout = (origins, blocks, blocks_per_row, row_blocks)
 
 
 RowIndex = int | slice | np.ndarray | Sequence[int]
+Row = TypeVar("Row")
 
 
 def indexed_rows(index: RowIndex, n_rows: int) -> np.ndarray:
@@ -136,6 +139,26 @@ def indexed_rows(index: RowIndex, n_rows: int) -> np.ndarray:
         first = rows[is_outside][0]
         raise IndexError(f"rows must lie in [-{n_rows}, {n_rows}); got {first}")
     return np.where(numbers < 0, numbers + n_rows, numbers)
+
+
+def read_rows(read_row: Callable[[int], Row], index: RowIndex, n_rows: int) -> Row | list[Row]:
+    """Read the row, or the rows, that an index stands for.
+
+    Args:
+        read_row: Reads one, by number.
+        index: As :func:`indexed_rows` takes it.
+        n_rows: Number of rows.
+
+    Raises:
+        IndexError: As :func:`indexed_rows`.
+    """
+    # Asked for with every training pair: by way of an array it would take ten times as long.
+    if isinstance(index, int | np.integer):
+        return read_row(range(n_rows)[index])
+    rows = indexed_rows(index, n_rows)
+    if not rows.ndim:
+        return read_row(int(rows))
+    return list(map(read_row, rows.tolist()))
 
 
 def row_numbers(rows: np.ndarray) -> np.ndarray:
