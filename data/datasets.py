@@ -12,13 +12,7 @@ from cusa.data.grouping import group_rows
 from cusa.data.readers import Source, read_annotations
 from cusa.data.readers.forms import AnnotationRow, Annotations
 from cusa.data.readers.split_names import canonical_split
-from cusa.data.records import (
-    AnnotationFile,
-    Dataset,
-    Record,
-    Records,
-    entry_position,
-)
+from cusa.data.records import AnnotationFile, Dataset, Record, Records, entry_position
 
 # Images per split of the Karpathy splits; COCO's train includes restval.
 KNOWN_SIZES = {
@@ -31,9 +25,7 @@ Sources = str | Path | Sequence[str | Path]
 
 
 def load_dataset(
-    sources: Sources,
-    image_root: Path | str | None = None,
-    data_root: Path | str = "data",
+    sources: Sources, image_root: Path | str | None = None, data_root: Path | str = "data"
 ) -> Dataset:
     """Read a data set by name or from annotation files.
 
@@ -73,7 +65,11 @@ def load_dataset(
     if len(source_texts) == 1 and source_texts[0] in _ANNOTATIONS:
         return _load_named(source_texts[0], given_root, Path(data_root))
     paths_by_split = [_parse_source(text) for text in source_texts]
-    return _load_files(paths_by_split, given_root)
+    _, first_path = paths_by_split[0]
+    folders = [first_path.parent, first_path.parent.parent]
+    if given_root is not None:
+        folders = [given_root]
+    return _read_files([Source(path, split, folders) for split, path in paths_by_split])
 
 
 def _as_utf8(name: str, option: str) -> str:
@@ -98,23 +94,7 @@ def _parse_source(text: str) -> tuple[str | None, Path]:
     return None, Path(text)
 
 
-def _load_files(
-    paths_by_split: Sequence[tuple[str | None, Path]],
-    image_root: Path | None,
-) -> Dataset:
-    """Read a data set from annotation files, each with its split or ``None``."""
-    _, first_path = paths_by_split[0]
-    folders = [first_path.parent, first_path.parent.parent]
-    if image_root is not None:
-        folders = [image_root]
-    return _read_files([Source(path, split, folders) for split, path in paths_by_split])
-
-
-def _load_named(
-    name: str,
-    image_root: Path | None,
-    data_root: Path,
-) -> Dataset:
+def _load_named(name: str, image_root: Path | None, data_root: Path) -> Dataset:
     """Read COCO or Flickr30k from their usual places under the data root."""
     folder = data_root / name
     file_name = _ANNOTATIONS[name]
@@ -129,12 +109,7 @@ def _load_named(
             name=name,
         )
 
-    folders = [
-        folder,
-        folder / "images",
-        folder / f"{name}-images",
-        folder / f"{name}_images",
-    ]
+    folders = [folder, folder / "images", folder / f"{name}-images", folder / f"{name}_images"]
     if image_root is not None:
         folders = [image_root]
     return _read_files([Source(path, None, folders)], name)
@@ -162,12 +137,7 @@ def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str,
 
 
 def _read_files(sources: Sequence[Source], name: str | None = None) -> Dataset:
-    """Read a data set from annotation files.
-
-    Args:
-        sources: The files; the first one's folders are where the images may lie.
-        name: Name of the data set; ``None``: as the first file says.
-    """
+    """Read a data set; images may lie in the first file's folders, which also may name it."""
     annotations = [read_annotations(source) for source in sources]
     files = []
     for source, content in zip(sources, annotations, strict=True):
@@ -185,9 +155,7 @@ def _read_files(sources: Sequence[Source], name: str | None = None) -> Dataset:
     )
 
 
-def _positioned_rows(
-    annotations: Iterable[Annotations],
-) -> Iterator[tuple[int, AnnotationRow]]:
+def _positioned_rows(annotations: Iterable[Annotations]) -> Iterator[tuple[int, AnnotationRow]]:
     """Yield the rows of all files, each with its position."""
     for file_number, content in enumerate(annotations):
         for row in content.rows:

@@ -31,12 +31,7 @@ class CusaError(ValueError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        path: Path | None = None,
-        location: str = "",
-        name: str = "",
+        self, message: str, *, path: Path | None = None, location: str = "", name: str = ""
     ) -> None:
         super().__init__(_on_one_line(message))
         self.path = path

@@ -13,7 +13,7 @@ from cusa.data.records import TRUTH_ARRAYS, Record, Truth
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, refuse, text_attribute
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 from cusa.data.store.mapped_file import MappedFile
-from cusa.data.store.row_window import RowIndex, indexed_rows
+from cusa.data.store.row_window import RowIndex, read_rows
 
 
 class Strings(Sequence[str]):
@@ -46,13 +46,7 @@ class Strings(Sequence[str]):
             IndexError: If a row is out of range, or ``row`` is something else.
             StoreError: If a text is damaged.
         """
-        # Asked for with every training pair: by way of an array it would take ten times as long.
-        if isinstance(row, int | np.integer):
-            return self._text(range(len(self))[row])
-        rows = indexed_rows(row, len(self))
-        if not rows.ndim:
-            return self._text(int(rows))
-        return [self._text(number) for number in rows.tolist()]
+        return read_rows(self._text, row, len(self))
 
     def _text(self, row: int) -> str:
         # Opening a store must cost the same for any number of rows, so offsets are checked here.
@@ -145,12 +139,7 @@ class Split:
             IndexError: If a row is out of range, or ``image_row`` is something else.
             StoreError: If a text is damaged.
         """
-        if isinstance(image_row, int | np.integer):
-            return self._record(range(self.n_images)[image_row])
-        rows = indexed_rows(image_row, self.n_images)
-        if not rows.ndim:
-            return self._record(int(rows))
-        return [self._record(number) for number in rows.tolist()]
+        return read_rows(self._record, image_row, self.n_images)
 
     def _record(self, image_row: int) -> Record:
         # The captions of an image are adjacent, in the order of the images.

@@ -25,11 +25,6 @@ _CPU_TILE_NUMBERS = 2**21  # similarities of a tile: of a CPU's caches' size
 _MOST_CPU_TILE_ROWS = 256
 _DEVICE_TILE_NUMBERS = 2**26  # enough to keep a device busy
 
-# glibc hands freed memory back to the system above twice the largest block that was freed before,
-# and each tile would have its pages mapped anew, for a quarter of the time. A block of nearly
-# 32 MB, never touched, makes that 64 MB.
-_BLOCK = 2**23 - 2**12
-
 
 def tiled_loss(
     features: LossInputs,
@@ -169,9 +164,6 @@ class _Sweeps:
             wanted: For each of the inputs, whether its gradient is.
         """
         image_features = self.features.cross[0]
-        if image_features.device.type == "cpu":
-            # Raises the size from which glibc hands memory back; see _BLOCK.
-            torch.empty(_BLOCK, dtype=torch.float32)
         self._gradients: dict[int, Tensor] = {}
         for tensor, is_wanted in zip(self.inputs, wanted, strict=True):
             if is_wanted:
