@@ -49,11 +49,11 @@ class OneBatch(Dataset[Batch]):
     """Pairs that are always the same, read once."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self._length = len(trainer.pairs)
+        self._length = len(trainer.setup.data.pairs)
         numbers = np.random.default_rng(0).permutation(self._length)[
-            : trainer.config.train.batch_size
+            : trainer.setup.config.train.batch_size
         ]
-        self.batch = trainer.pairs[numbers]
+        self.batch = trainer.setup.data.pairs[numbers]
 
     def __len__(self) -> int:
         return self._length
@@ -63,16 +63,15 @@ class OneBatch(Dataset[Batch]):
 
 
 class Clock:
-    """Notes when a trainer has begun, taken its last step and validated; called as the trainer's ``stop``."""
+    """Notes when a trainer has begun, taken its last step and validated; called as the trainer's ``check_stop``."""
 
     def __init__(self) -> None:
         self._calls: list[float] = []
         self._ended = 0.0
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         """Before each step, and after each batch of validation."""
         self._calls.append(time.perf_counter())
-        return 0
 
     def started(self, trainer: Trainer) -> None:
         """Nothing to note."""
@@ -116,14 +115,16 @@ def make_trainer(store: Path, run_dir: Path, device: str, batch_size: int) -> Tr
 
 def floor(trainer: Trainer, batch: Batch) -> Callable[[int], None]:
     """Forward, backward and AdamW of a trainer's student, so many times."""
-    batch = batch.to(trainer.processes.device)
-    optimizer, _ = make_optimizer(trainer.step, trainer.config)
-    shapes = [x.shape for pair in trainer.step.encode(batch) for x in pair]
-    gradients = [torch.randn(shape, device=trainer.processes.device) / shape[1] for shape in shapes]
+    batch = batch.to(trainer.setup.processes.device)
+    optimizer, _ = make_optimizer(trainer.setup.step, trainer.setup.config)
+    shapes = [x.shape for pair in trainer.setup.step.encode(batch) for x in pair]
+    gradients = [
+        torch.randn(shape, device=trainer.setup.processes.device) / shape[1] for shape in shapes
+    ]
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            features = [x for pair in trainer.step.encode(batch) for x in pair]
+            features = [x for pair in trainer.setup.step.encode(batch) for x in pair]
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(features, gradients)
             optimizer.step()
@@ -161,12 +162,14 @@ def main(
         index = coco_size_store(folder, n_images=images)
         runs, clock = Path(name), Clock()
         whole = make_trainer(index, runs / "epoch", device, batch_size)
-        n_pairs = whole.steps_per_epoch * batch_size
-        assert (rounds + 1) * steps < whole.steps_per_epoch, "the turns are steps of one epoch"
+        n_pairs = whole.setup.data.steps_per_epoch * batch_size
+        assert (rounds + 1) * steps < whole.setup.data.steps_per_epoch, (
+            "the turns are steps of one epoch"
+        )
         whole.fit([clock], clock)
-        parts = clock.parts(whole.steps_per_epoch)
+        parts = clock.parts(whole.setup.data.steps_per_epoch)
 
-        embeddings = encode_split(whole.model.student, whole.data.val_sources, device)
+        embeddings = encode_split(whole.setup.step.student, whole.setup.data.val_sources, device)
         both = embeddings.image["cross"], embeddings.text["cross"]
         scoring = seconds(lambda: validation_scores(embeddings))
         bare_scoring = seconds(lambda: products(*both))
@@ -176,7 +179,7 @@ def main(
             for way in ("streaming", "kept", "floor")
         )
         one = OneBatch(kept)
-        kept.data.pairs = one  # type: ignore[assignment]
+        kept.setup.data.pairs = one  # type: ignore[assignment]
         paced = {"streaming": Paced(streaming), "one batch": Paced(kept)}
         bare_steps = floor(bare, one.batch)
         ways: dict[str, Callable[[], object]] = {

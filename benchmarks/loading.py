@@ -47,7 +47,10 @@ from cusa.data.store.schema import (
 from cusa.data.store.shards import ShardHeader, write_shard
 from cusa.data.store.split_table import SplitTable
 from cusa.data.store.teacher_entry import TeacherEntry
-from cusa.train.loader import Batch, EpochOrder, Loader, Pairs, open_sources
+from cusa.data.worker_pool import WorkerPool
+from cusa.train.assemble import student_sources
+from cusa.train.config import Config
+from cusa.train.loader import EpochOrder, Pairs
 from cusa.train.student import Processors
 
 from timing import in_turns, seconds
@@ -207,23 +210,23 @@ def measure(
     pairs: dict[str, Pairs], workers: int, batch_size: int, batches: int, rounds: int
 ) -> dict[str, Any]:
     """Rates and CPU time with so many workers, by way."""
-    loaders = {
-        name: Loader[Batch](p, Part(EpochOrder(len(p), batch_size, seed=0), batches), workers)
-        for name, p in pairs.items()
+    pools = {name: WorkerPool(p, workers, "fork") for name, p in pairs.items()}
+    orders = {
+        name: Part(EpochOrder(len(p), batch_size, seed=0), batches) for name, p in pairs.items()
     }
 
     cpu: dict[str, list[float]] = {name: [] for name in pairs}
 
     def read(name: str) -> None:
         began = cpu_seconds()
-        for _ in loaders[name]:
+        for _ in pools[name].read(orders[name]):
             pass
         cpu[name].append(cpu_seconds() - began)
 
-    found = in_turns({name: lambda x=name: read(x) for name in loaders}, rounds)  # type: ignore[misc]
+    found = in_turns({name: lambda x=name: read(x) for name in pools}, rounds)  # type: ignore[misc]
     cpu = {name: taken[1:] for name, taken in cpu.items()}  # the first turn is the one to warm up
-    for loader in loaders.values():
-        loader.close()
+    for pool in pools.values():
+        pool.close()
     return {
         "batches_per_s": {
             name: batches / statistics.median(times) for name, times in found.items()
@@ -272,14 +275,7 @@ def main(
     with folder_of(store) as folder:
         opened = EmbeddingStore(coco_size_store(folder, images, n_images))
         processors = save_processors(folder / "clip")
-        sources = open_sources(
-            opened,
-            "train",
-            encoders=None,
-            processors=processors,
-            image_root=None,
-            normalizer_name="albef",
-        )
+        sources = student_sources(opened, "train", Config(), (), processors)
         teachers = (opened.embeddings("unicom", "train"), opened.embeddings("mpnet", "train"))
         pairs = {"without": Pairs(*sources, None), "with": Pairs(*sources, teachers)}
         # First: it leaves their pages in this process's map.

@@ -2,9 +2,9 @@
 
     python benchmarks/random_reads.py --out benchmarks/results/random_reads.json
 
-128 random rows at a time from arrays of COCO's size, in the page cache, from: this project's store, numpy's memory map
-of a .npy, h5py (a contiguous dataset, and chunks of 1,024 rows), a pickled dictionary, safetensors. Medians over rounds
-in which the ways take turns.
+Batches of 128 and of 1,024 random rows from arrays of COCO's size, in the page cache, from: this project's store, its
+shards one by one, numpy's memory map of a .npy (indexed, by take, and by torch), h5py (a contiguous dataset, and chunks
+of 1,024 rows), a pickled dictionary, safetensors. Medians over rounds in which the ways take turns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cusa.data.store.index import Index, write_index
+from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import (
     SHARD_ROWS,
@@ -42,14 +42,15 @@ from cusa.data.store.teacher_entry import TeacherEntry
 
 SMOKE = ("--size 2000x8 --rounds 1 --readers 2",)
 SIZES = ("566435x768", "113287x512")
-BATCH = 128
+BATCHES = (128, 1024)
+READ_ROWS = 128
 
 
 def make_store(index: Path, rows: np.ndarray) -> None:
     """A store of one image teacher over made-up ids."""
     n, dim = rows.shape
     settings = TeacherSettings(
-        "image", "made up", "0" * 64, {}, "none", "fp32", dim, "float16", True
+        "image", "made up", "0" * 64, {}, "none", "fp32", dim, rows.dtype.name, True
     )
     shards = []
     for start, stop in shard_ranges(n, SHARD_ROWS):
@@ -63,10 +64,10 @@ def make_store(index: Path, rows: np.ndarray) -> None:
     write_index(index, Index("made up", index.parent, {"train": table}, {"t": entry}))
 
 
-def prepare(folder: Path, n: int, dim: int) -> None:
+def prepare(folder: Path, n: int, dim: int, dtype: str) -> None:
     """All files, of the same random rows."""
     rng = np.random.default_rng(0)
-    rows = np.empty((n, dim), np.float16)
+    rows = np.empty((n, dim), dtype)
     for start in range(0, n, SHARD_ROWS):
         part = rows[start : start + SHARD_ROWS]
         part[...] = rng.standard_normal(part.shape, np.float32)
@@ -91,6 +92,47 @@ def open_memmap(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Numpy's."""
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     return lambda numbers: rows[numbers]
+
+
+def open_shards(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The same shards, each a map of numpy's, in a loop over those that a batch touches."""
+    info = read_index(folder / "store.h5").teachers["t"]
+    shape = info.settings.dim
+    maps = [
+        np.memmap(
+            folder / shard.file,
+            info.settings.dtype,
+            "r",
+            shard.offset,
+            (shard.stop - shard.start, shape),
+        )
+        for shard in info.shards["train"]
+    ]
+
+    def gather(numbers: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(numbers), shape), info.settings.dtype)
+        shards, places = np.divmod(numbers, SHARD_ROWS)
+        for shard in np.unique(shards).tolist():
+            is_there = shards == shard
+            rows[is_there] = maps[shard].take(places[is_there], axis=0)
+        return rows
+
+    return gather
+
+
+def open_take(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Numpy's take from the memory map of one file."""
+    rows = np.load(folder / "rows.npy", mmap_mode="r")
+    return lambda numbers: np.take(rows, numbers, axis=0)
+
+
+def open_torch(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Torch's index_select from the memory map of one file."""
+    import torch
+
+    torch.set_num_threads(1)
+    rows = torch.from_numpy(np.load(folder / "rows.npy", mmap_mode="c"))
+    return lambda numbers: rows.index_select(0, torch.from_numpy(numbers)).numpy()
 
 
 def open_h5py(folder: Path, name: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -120,38 +162,49 @@ def open_safetensors(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda numbers: rows.index_select(0, torch.from_numpy(numbers)).numpy()
 
 
+# How many batches of 128 rows a turn has.
 WAYS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], int]] = {
-    "EmbeddingStore.gather": (open_store, (), 1000),
-    "numpy memmap of .npy": (open_memmap, (), 1000),
-    "safetensors, index_select": (open_safetensors, (), 1000),
-    "pickled dictionary": (open_pickle, (), 300),
-    "h5py, contiguous": (open_h5py, ("contiguous",), 20),
-    "h5py, 1,024-row chunks": (open_h5py, ("chunked",), 3),
+    "EmbeddingStore.gather": (open_store, (), 64),
+    "loop over shards": (open_shards, (), 32),
+    "numpy memmap of .npy": (open_memmap, (), 64),
+    "memmap of .npy, np.take": (open_take, (), 64),
+    "memmap of .npy, torch index_select": (open_torch, (), 64),
+    "safetensors, index_select": (open_safetensors, (), 64),
+    "pickled dictionary": (open_pickle, (), 32),
+    "h5py, contiguous": (open_h5py, ("contiguous",), 2),
+    "h5py, 1,024-row chunks": (open_h5py, ("chunked",), 1),
 }
+SLOW = ("h5py, contiguous", "h5py, 1,024-row chunks")
 
 
-def rates(folder: Path, n: int, rounds: int) -> dict[str, float]:
-    """Median rows per second of every way."""
+def rates(folder: Path, n: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Median rows per second of every way, by the rows of a batch."""
     rng = np.random.default_rng(1)
     gathers = {
         name: (opening(folder, *more), count) for name, (opening, more, count) in WAYS.items()
     }
-    probe = rng.integers(0, n, BATCH)
+    probe = rng.integers(0, n, READ_ROWS)
     want = gathers["numpy memmap of .npy"][0](probe)
-    for gather, count in gathers.values():
+    for name, (gather, _) in gathers.items():
         np.testing.assert_array_equal(gather(probe), want)
-        if count > 100:  # all pages in the cache and in the page tables; h5py has none of its own
-            for start in range(0, n, BATCH):
-                gather(np.arange(start, min(start + BATCH, n)))
-    found: dict[str, list[float]] = {name: [] for name in WAYS}
-    for _ in range(rounds):
-        for name, (gather, count) in gathers.items():
-            batches = [rng.integers(0, n, BATCH) for _ in range(count)]
-            began = time.perf_counter()
-            for batch in batches:
-                gather(batch)
-            found[name].append(BATCH * count / (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in found.items()}
+        if name not in SLOW:  # all pages in the cache and in the page tables; h5py has none
+            for start in range(0, n, READ_ROWS):
+                gather(np.arange(start, min(start + READ_ROWS, n)))
+    medians = {}
+    for n_rows in BATCHES:
+        measured: dict[str, list[float]] = {name: [] for name in WAYS}
+        for number in range(rounds):
+            for name, (gather, count) in gathers.items():
+                if name in SLOW and number % 10:
+                    continue
+                batches = rng.integers(0, n, (max(1, count * READ_ROWS // n_rows), n_rows))
+                gather(batches[0])
+                began = time.perf_counter()
+                for batch in batches:
+                    gather(batch)
+                measured[name].append(batches.size / (time.perf_counter() - began))
+        medians[str(n_rows)] = {name: statistics.median(v) for name, v in measured.items()}
+    return medians
 
 
 def _read(
@@ -160,7 +213,7 @@ def _read(
     rng = np.random.default_rng(seed)
     for _ in range(1000):
         if gather is not None:
-            gather(rng.integers(0, n, BATCH))
+            gather(rng.integers(0, n, READ_ROWS))
     ready.release()
     end.wait()
 
@@ -210,17 +263,23 @@ def memory(folder: Path, n: int, way: str | None, workers: int) -> float:
     metavar="ROWSxDIM",
     help="Of an array; repeatable.",
 )
-@click.option("--rounds", default=11)
+@click.option("--dtype", default="float16", type=click.Choice(["float16", "float32"]))
+@click.option("--rounds", default=101)
 @click.option("--readers", default=8, help="Forked processes whose memory is taken.")
 @click.option("--out", type=click.Path(path_type=Path))
-def main(sizes: tuple[str, ...], rounds: int, readers: int, out: Path | None) -> None:
+def main(sizes: tuple[str, ...], dtype: str, rounds: int, readers: int, out: Path | None) -> None:
     """Measure, print a table, write the figures to --out."""
-    results: dict[str, Any] = {"machine": platform.platform(), "numpy": np.__version__, "sizes": {}}
+    results: dict[str, Any] = {
+        "machine": platform.platform(),
+        "numpy": np.__version__,
+        "dtype": dtype,
+        "sizes": {},
+    }
     for size in sizes:
         n, dim = map(int, size.split("x"))
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            prepare(folder, n, dim)
+            prepare(folder, n, dim, dtype)
             disk = sum(p.stat().st_size for p in folder.glob("store/**/*.h5"))
             speed = rates(folder, n, rounds)
             idle = memory(folder, n, None, readers)
@@ -228,26 +287,24 @@ def main(sizes: tuple[str, ...], rounds: int, readers: int, out: Path | None) ->
                 w: memory(folder, n, w, readers) - idle
                 for w in ("EmbeddingStore.gather", "pickled dictionary")
             }
+        raw = n * dim * np.dtype(dtype).itemsize
         results["sizes"][f"{n}x{dim}"] = {
             "rows_per_s": speed,
             f"anonymous_mib_{readers}_workers": held,
-            "shard_bytes_over_raw": disk / (n * dim * 2),
+            "shard_bytes_over_raw": disk / raw,
         }
-        table = Table(
-            "way",
-            "rows/s",
-            "ours / theirs",
-            title=f"{n:,} x {dim} float16, {BATCH} random rows at a time",
-        )
-        ours = speed["EmbeddingStore.gather"]
-        for way, rate in speed.items():
-            table.add_row(way, f"{rate:,.0f}", f"{ours / rate:.2f}")
-        Console(width=110).print(table)
+        for n_rows, by_way in speed.items():
+            title = f"{n:,} x {dim} {dtype}, {n_rows} random rows at a time"
+            table = Table("way", "rows/s", "ours / theirs", title=title)
+            ours = by_way["EmbeddingStore.gather"]
+            for way, rate in by_way.items():
+                table.add_row(way, f"{rate:,.0f}", f"{ours / rate:.2f}")
+            Console(width=110).print(table)
         print(
             f"anonymous memory of a reader and {readers} workers, MiB:",
             {k: round(v, 1) for k, v in held.items()},
         )
-        print(f"shards on disk / raw float16: {disk / (n * dim * 2):.5f}")
+        print(f"shards on disk / raw rows: {disk / raw:.5f}")
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")
 

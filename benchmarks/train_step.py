@@ -36,10 +36,11 @@ from rich.table import Table
 from torch import nn
 
 from cusa.cli.console import default_workers, quiet_libraries
+from cusa.data.worker_pool import WorkerPool
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge
-from cusa.train.loader import Batch, Loader, Pairs, on_device
+from cusa.train.loader import Batch, Pairs, on_device
 from cusa.train.loss.config import TERMS
 from cusa.train.processes import Processes
 from cusa.train.step import AUTOCAST
@@ -97,10 +98,10 @@ class LiveTeachers:
     def __init__(self, trainer: Trainer, layers: int) -> None:
         from transformers import MPNetConfig, MPNetModel
 
-        config, self._device = trainer.config, trainer.processes.device
+        config, self._device = trainer.setup.config, trainer.setup.processes.device
         size = MPNetConfig(num_hidden_layers=layers)
         self._encoder = MPNetModel(size, add_pooling_layer=False).to(self._device).eval()
-        stored = trainer.store.embeddings("unicom", config.data.train_split)
+        stored = trainer.setup.store.embeddings("unicom", config.data.train_split)
         self._features = {
             row: torch.from_numpy(stored.gather([row])[0]).float() for row in range(len(stored))
         }
@@ -144,10 +145,10 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
     )
     if way == "live":
         sources = student_sources(
-            trainer.store, "train", trainer.config, (), trainer.model.processors
+            trainer.setup.store, "train", trainer.setup.config, (), trainer.setup.processors
         )
-        trainer.data.pairs = Pairs(*sources, None)
-        trainer.step.register_forward_pre_hook(LiveTeachers(trainer, setting.live_layers))
+        trainer.setup.data.pairs = Pairs(*sources, None)
+        trainer.setup.step.register_forward_pre_hook(LiveTeachers(trainer, setting.live_layers))
     return trainer
 
 
@@ -158,13 +159,12 @@ class Paced:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        device = trainer.processes.device
+        device = trainer.setup.processes.device
         self._trainer = trainer
-        self._loader = Loader(
-            trainer.pairs, trainer.data.order, trainer.setup.workers, pin=device.type == "cuda"
-        )
-        self._batches = on_device(self._loader, device, inputs=True)
-        trainer.step.train()
+        data, pin = trainer.setup.data, device.type == "cuda"
+        self._pool = WorkerPool(data.pairs, trainer.setup.workers, "fork", pin)
+        self._batches = on_device(self._pool.read(data.order), device, inputs=True)
+        trainer.setup.step.train()
 
     def run(self, steps: int) -> None:
         """So many, as the Trainer's own loop takes them."""
@@ -175,7 +175,7 @@ class Paced:
 
     def end(self) -> None:
         """End its workers."""
-        self._loader.close()
+        self._pool.close()
 
 
 def step_seconds(
@@ -209,7 +209,7 @@ def _memory(setting: Setting, way: str, steps: int, answer: Any) -> None:
     quiet_libraries()
     left = steps
 
-    def stop() -> int:
+    def check_stop() -> None:
         nonlocal left
         if left == 0:
             found = {"private": host_memory()}
@@ -218,11 +218,10 @@ def _memory(setting: Setting, way: str, steps: int, answer: Any) -> None:
             answer.put(found)
             raise Enough
         left -= 1
-        return 0
 
     with tempfile.TemporaryDirectory() as run_dir:
         try:
-            make_trainer(setting, way, Path(run_dir) / "run").fit(stop=stop)
+            make_trainer(setting, way, Path(run_dir) / "run").fit(check_stop=check_stop)
         except Enough:
             return
 

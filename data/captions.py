@@ -54,12 +54,10 @@ def normalizer(name: str) -> Callable[[str], str]:
     Raises:
         SettingError: If the name is unknown.
     """
-    if name == "albef":
-        return normalize_caption
-    if name == "none":
-        return _as_written
-    message = f"unknown caption normaliser {name!r}; known: {', '.join(NORMALIZERS)}"
-    raise SettingError(message, name="normalizer")
+    if name not in NORMALIZERS:
+        message = f"unknown caption normaliser {name!r}; known: {', '.join(NORMALIZERS)}"
+        raise SettingError(message, name="normalizer")
+    return normalize_caption if name == "albef" else _as_written
 
 
 def _as_written(caption: str) -> str:

@@ -17,13 +17,7 @@ from cusa.data.readers.folders import expand_folder, image_folders_near
 from cusa.data.readers.forms import AnnotationRow, Annotations
 from cusa.data.readers.saved_dataset import HUB_PREFIX, read_hub
 from cusa.data.readers.split_names import canonical_split
-from cusa.data.records import (
-    AnnotationFile,
-    Dataset,
-    Record,
-    Records,
-    entry_position,
-)
+from cusa.data.records import AnnotationFile, Dataset, Record, Records, entry_position
 
 # Images per split of the Karpathy splits; COCO's train includes restval. Flickr8k's are its
 # official ones.
@@ -271,9 +265,7 @@ def _image_root(
     return _folder_of_images(folders, splits) or folders[0]
 
 
-def _positioned_rows(
-    annotations: Iterable[Annotations],
-) -> Iterator[tuple[int, AnnotationRow]]:
+def _positioned_rows(annotations: Iterable[Annotations]) -> Iterator[tuple[int, AnnotationRow]]:
     """Yield the rows of all files, each with its position."""
     for file_number, content in enumerate(annotations):
         for row in content.rows:

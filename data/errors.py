@@ -31,12 +31,7 @@ class CusaError(ValueError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        path: Path | None = None,
-        location: str = "",
-        name: str = "",
+        self, message: str, *, path: Path | None = None, location: str = "", name: str = ""
     ) -> None:
         super().__init__(_on_one_line(message))
         self.path = path
@@ -86,6 +81,24 @@ class WorkerError(CusaError):
 
 class RunError(CusaError):
     """A run directory, checkpoint or file of results cannot be used."""
+
+
+class Stopped(BaseException):
+    """Raised when the user or the system asks the run to stop.
+
+    It is not an ``Exception``: a library that is being imported or set up must not catch it.
+
+    Args:
+        number: The signal's number.
+        progress: How far the run got, and how to go on.
+
+    Attributes:
+        signal: The signal's number.
+    """
+
+    def __init__(self, number: int, progress: str = "") -> None:
+        super().__init__(progress)
+        self.signal = number
 
 
 def _on_one_line(message: str) -> str:

@@ -9,13 +9,7 @@ from typing import NoReturn
 from cusa.data.errors import DataError
 from cusa.data.parsing import described
 from cusa.data.readers.forms import AnnotationRow
-from cusa.data.records import (
-    SPLITS,
-    AnnotationFile,
-    Record,
-    Records,
-    entry_location,
-)
+from cusa.data.records import SPLITS, AnnotationFile, Record, Records, entry_location
 
 
 @dataclass(slots=True)
@@ -64,7 +58,8 @@ def group_rows(
         group.caption_ids.extend(caption_ids)
         group.positions.extend([position] * max(1, len(row.captions)))
     if not groups:
-        raise DataError(f"{_listing(files)}: holds no image-caption pair", path=files[0].path)
+        paths = ", ".join(str(file.path) for file in files)
+        raise DataError(f"{paths}: holds no image-caption pair", path=files[0].path)
     return _records_by_split(groups, files)
 
 
@@ -75,8 +70,7 @@ def _numbered_ids(row: AnnotationRow, first_number: int) -> list[str]:
 
 
 def _records_by_split(
-    groups: dict[str, _ImageGroup],
-    files: Sequence[AnnotationFile],
+    groups: dict[str, _ImageGroup], files: Sequence[AnnotationFile]
 ) -> dict[str, Records]:
     """Turn groups into records by split.
 
@@ -106,10 +100,7 @@ def _records_by_split(
 
 
 def _refuse_image(
-    row: AnnotationRow,
-    position: int,
-    group: _ImageGroup,
-    files: Sequence[AnnotationFile],
+    row: AnnotationRow, position: int, group: _ImageGroup, files: Sequence[AnnotationFile]
 ) -> NoReturn:
     """Raise the error of an image id that stands for two files or two splits."""
     path, location = entry_location(files, position)
@@ -118,10 +109,10 @@ def _refuse_image(
         problem = f"stands for two files, {both_paths}"
     else:
         problem = f"is used twice, in the splits {group.split} and {row.split}"
-    before = _location_text(files, group.positions[0])
+    before, place = entry_location(files, group.positions[0])
     message = (
-        f"{path} {location}: image id {described(row.image_id)} {problem} (before: {before}); "
-        "give each image one id and one split"
+        f"{path} {location}: image id {described(row.image_id)} {problem} (before: {before} "
+        f"{place}); give each image one id and one split"
     )
     raise DataError(message, path=path, location=location, name=row.image_id)
 
@@ -138,18 +129,10 @@ def _refuse_caption(
     for group in groups.values():
         if caption_id in group.caption_ids:
             first_position = group.positions[group.caption_ids.index(caption_id)]
-            before = f" (before: {_location_text(files, first_position)})"
+            first_path, first_location = entry_location(files, first_position)
+            before = f" (before: {first_path} {first_location})"
     message = (
         f"{path} {location}: caption id {described(caption_id)} is used twice{before}; caption ids "
         "must be unique"
     )
     raise DataError(message, path=path, location=location, name=caption_id)
-
-
-def _location_text(files: Sequence[AnnotationFile], position: int) -> str:
-    path, location = entry_location(files, position)
-    return f"{path} {location}"
-
-
-def _listing(files: Sequence[AnnotationFile]) -> str:
-    return ", ".join(str(file.path) for file in files)

@@ -18,7 +18,6 @@ _TIMEOUT_S = 5.0
 # The hub's own rule, which its library checks with an exception of its own: letters, digits and
 # "-", "_", "."; none of "-" and "." at either end; neither "--" nor "..".
 _NAME = re.compile(r"(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
-_NEVER_IN_NAMES = ("--", "..")
 
 
 def is_hub_name(source: str) -> bool:
@@ -30,7 +29,7 @@ def _is_legal_name(source: str) -> bool:
     """Return whether the hub takes a text as a name; old models have no owner in theirs."""
     if _NAME.fullmatch(source) is None or source.endswith(".git"):
         return False
-    return not any(pair in source for pair in _NEVER_IN_NAMES)
+    return "--" not in source and ".." not in source
 
 
 def locate(source: str, error_class: type[CusaError]) -> str:

@@ -50,11 +50,7 @@ class ImageTransform:
         return np.ascontiguousarray(normalised.transpose(2, 0, 1), np.float32)
 
 
-def resize_shorter(
-    image: Image.Image,
-    size: int,
-    interpolation: str,
-) -> Image.Image:
+def resize_shorter(image: Image.Image, size: int, interpolation: str) -> Image.Image:
     """Resize so that the shorter side is ``size``, and cut the longer one to whole pixels.
 
     torchvision does so, too.

@@ -75,7 +75,14 @@ def open_image(file_path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with _opened(file_path) as image:
-                _refuse_pixels(image.size, limit, file_path)
+                n_pixels = image.width * image.height
+                if n_pixels > limit:
+                    raise ImageError(
+                        f"image {file_path} has {image.width:,} x {image.height:,} pixels, more "
+                        f"than {limit:,}; make it smaller or set {MAX_PIXELS_VARIABLE}={n_pixels} "
+                        "in the environment",
+                        path=file_path,
+                    )
                 yield image
     except FileNotFoundError:
         message = f"image {file_path} does not exist; check the image root (--image-root)"
@@ -124,20 +131,6 @@ def _opened(file_path: Path) -> Image.Image:
                 return Image.open(file_path)
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
-
-
-def _refuse_pixels(
-    size: tuple[int, int],
-    limit: int,
-    file_path: Path,
-) -> None:
-    width, height = size
-    if width * height > limit:
-        raise ImageError(
-            f"image {file_path} has {width:,} x {height:,} pixels, more than {limit:,}; make it "
-            f"smaller or set {MAX_PIXELS_VARIABLE}={width * height} in the environment",
-            path=file_path,
-        )
 
 
 # --- as a viewer shows it

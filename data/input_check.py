@@ -86,11 +86,7 @@ def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
     return Faults(len(records), n_faults, tuple(listed))
 
 
-def check_captions(
-    dataset: Dataset,
-    rows: RowRanges,
-    normalizer_name: str,
-) -> Faults:
+def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> Faults:
     """Normalise the captions of caption rows.
 
     Args:
@@ -142,13 +138,7 @@ def _chosen_captions(
                 yield record, number
 
 
-def _fault(
-    dataset: Dataset,
-    record: Record,
-    number: int,
-    problem: str,
-    item_id: str,
-) -> Fault:
+def _fault(dataset: Dataset, record: Record, number: int, problem: str, item_id: str) -> Fault:
     """Return a fault of a record's caption of that number, or of its image."""
     entry = dataset.location_of(record, number)
     if entry is None:

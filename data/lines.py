@@ -24,11 +24,7 @@ class Place(NamedTuple):
         return FileFormatError(f"{self}: {message}", path=self.path, location=self.location)
 
 
-def line_fault(
-    file_path: Path,
-    number: int,
-    message: str,
-) -> FileFormatError:
+def line_fault(file_path: Path, number: int, message: str) -> FileFormatError:
     """Return the error of a fault in a line of a file.
 
     Args:
@@ -92,11 +88,7 @@ def read_csv(file_path: Path) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, row
 
 
-def find_columns(
-    header: Sequence[str],
-    names: Sequence[str],
-    file_path: Path,
-) -> list[int] | None:
+def find_columns(header: Sequence[str], names: Sequence[str], file_path: Path) -> list[int] | None:
     """Find the columns of these names by a table's header.
 
     Args:

@@ -52,11 +52,7 @@ def read_json(file_path: Path) -> Any:
     return parse_json(read_text(file_path), file_path)
 
 
-def parse_json(
-    text: str,
-    file_path: Path,
-    line: int | None = None,
-) -> Any:
+def parse_json(text: str, file_path: Path, line: int | None = None) -> Any:
     """Parse JSON text.
 
     Args:
@@ -142,9 +138,7 @@ def parse_csv(
 
 
 def _named_cells(
-    rows: Iterator[tuple[int, list[str]]],
-    header: list[str],
-    file_path: Path,
+    rows: Iterator[tuple[int, list[str]]], header: list[str], file_path: Path
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line that each row begins on, and its cells by the names of the columns."""
     for line, cells in rows:
@@ -176,11 +170,7 @@ def _csv_rows(text: str, file_path: Path, separator: str) -> Iterator[tuple[int,
             yield line, cells
 
 
-def _refuse_csv(
-    file_path: Path,
-    line: int,
-    problem: str,
-) -> NoReturn:
+def _refuse_csv(file_path: Path, line: int, problem: str) -> NoReturn:
     location = f"line {line}"
     message = f"{file_path} {location} is not valid CSV ({problem}); repair it"
     raise FileFormatError(message, path=file_path, location=location)
@@ -230,13 +220,8 @@ def _refuse_lone_surrogates(content: Any) -> None:
 
 def described(value: Any) -> str:
     """Describe a value of a JSON document in a few characters."""
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    text = repr(value)
+    names = {type(None): "null", dict: "an object", list: "a list"}
+    text = names.get(type(value)) or repr(value)
     if len(text) <= _MAX_SHOWN:
         return text
     return f"{text[:_MAX_SHOWN]}…"

@@ -47,10 +47,7 @@ _LAYERS = re.compile(r"layers?$|depth$")
 
 @contextmanager
 def one_line_load_errors(
-    description: str,
-    source: str,
-    error_class: type[CusaError],
-    advice: str,
+    description: str, source: str, error_class: type[CusaError], advice: str
 ) -> Iterator[None]:
     """Turn whatever a library raises while it loads a model's files into one line.
 

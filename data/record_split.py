@@ -41,16 +41,12 @@ class RecordSplit:
             DataError: If it has no such split.
         """
         records = dataset.select([name]).splits[name]
-        columns = text_columns(records)
         return RecordSplit(
             name=name,
             fingerprint=fingerprint(records),
-            image_ids=columns["image_ids"],
-            image_paths=columns["image_paths"],
-            caption_ids=columns["caption_ids"],
-            captions=columns["captions"],
             caption_image=caption_rows(records),
             truth=dataset.truth.get(name),
+            **text_columns(records),
         )
 
     @property

@@ -164,11 +164,7 @@ class Dataset:
         return replace(self, splits=splits, truth=truth)
 
 
-def truth_of_images(
-    truth: Truth,
-    records: Sequence[Record],
-    image_rows: np.ndarray,
-) -> Truth:
+def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndarray) -> Truth:
     """Return the known relevance of some images of a split among each other.
 
     Args:

@@ -5,6 +5,7 @@ Nothing here runs code of a model's folder: ``trust_remote_code`` is False in ev
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cusa.data.errors import CusaError
@@ -41,11 +42,7 @@ def load_tokenizer(source: str, error_class: type[CusaError]) -> Any:
     return tokenizer
 
 
-def prepare_tokenizer(
-    tokenizer: Any,
-    source: str,
-    error_class: type[CusaError],
-) -> None:
+def prepare_tokenizer(tokenizer: Any, source: str, error_class: type[CusaError]) -> None:
     """Check a tokeniser, and let its end token pad where it has no token of its own for that.
 
     Args:
@@ -57,35 +54,30 @@ def prepare_tokenizer(
         CusaError: Of ``error_class``, if it has no vocabulary, an impossible one, or no token to
             pad with.
     """
+    fault = partial(error_class, path=folder_of(source), name=source)
     token_ids = set(tokenizer.get_vocab().values())
     highest_id = max(token_ids, default=0)
     # The library would list all numbers below it.
     if highest_id > _HIGHEST_ENTRY:
-        raise error_class(
+        raise fault(
             f"the vocabulary of {source!r} numbers a token {highest_id:,}; its tokenizer.json is "
-            "damaged, download it again",
-            path=folder_of(source),
-            name=source,
+            "damaged, download it again"
         )
 
     # transformers makes a tokeniser up where a folder has none: all texts look alike to it.
     ordinary_ids = token_ids - set(tokenizer.all_special_ids)
     if len(ordinary_ids) < _FEWEST_ENTRIES:
-        raise error_class(
+        raise fault(
             f"{source!r} has no tokeniser: the vocabulary holds special tokens only; add "
-            "tokenizer.json (or the files of the model's own tokeniser) to its folder",
-            path=folder_of(source),
-            name=source,
+            "tokenizer.json (or the files of the model's own tokeniser) to its folder"
         )
 
     if tokenizer.pad_token is not None:
         return
     if tokenizer.eos_token is None:
-        raise error_class(
+        raise fault(
             f"the tokeniser of {source!r} has neither a padding nor an end token; set "
-            "pad_token in tokenizer_config.json",
-            path=folder_of(source),
-            name=source,
+            "pad_token in tokenizer_config.json"
         )
     # The attention mask hides it.
     tokenizer.pad_token = tokenizer.eos_token
@@ -105,10 +97,9 @@ def position_limit(model: torch.nn.Module) -> int | None:
         _, _, own_name = module_name.rpartition(".")
         if own_name not in _POSITION_TABLES or not isinstance(module, nn.Embedding):
             continue
+        n_unused = getattr(module, "offset", 0)
         if module.padding_idx is not None:
             n_unused = module.padding_idx + 1
-        else:
-            n_unused = getattr(module, "offset", 0)
         limits.append(module.num_embeddings - n_unused)
     return min(limits, default=None)
 
@@ -132,16 +123,11 @@ def text_padding(model_type: str) -> str:
 
     SigLIP was trained on full length, and attends to padding.
     """
-    if model_type.startswith("siglip"):
-        return "max_length"
-    return "longest"
+    return "max_length" if model_type.startswith("siglip") else "longest"
 
 
 def tokenized(
-    tokenizer: Any,
-    texts: list[str],
-    limit: int | None,
-    padding: str,
+    tokenizer: Any, texts: list[str], limit: int | None, padding: str
 ) -> dict[str, torch.Tensor]:
     """Tokenise texts to int64 ``[n, length]`` by the name of the model's input.
 

@@ -28,15 +28,11 @@ def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         scaled_rows = _scaled(rows[block])
-        normalized[block] = _divided_by_lengths(scaled_rows)
+        lengths = np.linalg.norm(scaled_rows, axis=1, keepdims=True)
+        divisors = np.where(lengths == 0, 1.0, lengths)
+        with np.errstate(invalid="ignore"):  # infinity by infinity
+            normalized[block] = scaled_rows / divisors
     return normalized
-
-
-def _divided_by_lengths(rows: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    divisors = np.where(lengths == 0, 1.0, lengths)
-    with np.errstate(invalid="ignore"):  # infinity by infinity
-        return rows / divisors
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:

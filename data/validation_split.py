@@ -33,9 +33,7 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
     Raises:
         SettingError: If the fraction is out of range.
     """
-    share = DEFAULT_FRACTION
-    if fraction is not None:
-        share = fraction
+    share = DEFAULT_FRACTION if fraction is None else fraction
     if not math.isfinite(share) or not 0 <= share < 1:
         raise SettingError(
             f"--val-fraction {fraction}: legal are 0 (no val split) to below 1", name="val_fraction"
@@ -53,11 +51,7 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
 
 def order_by_hash(image_ids: Iterable[str]) -> list[str]:
     """Sort ids by their sha256, the lowest first."""
-    return sorted(image_ids, key=_sha256)
-
-
-def _sha256(image_id: str) -> bytes:
-    return hashlib.sha256(image_id.encode()).digest()
+    return sorted(image_ids, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())
 
 
 def with_val_split(dataset: Dataset, val_ids: Container[str]) -> Dataset:

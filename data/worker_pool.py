@@ -16,9 +16,9 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import islice, repeat, takewhile
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from queue import SimpleQueue
@@ -32,6 +32,7 @@ StartMethod = Literal["fork", "forkserver", "spawn"]
 Key = TypeVar("Key", contravariant=True)
 Item = TypeVar("Item", covariant=True)
 T = TypeVar("T")
+Result = TypeVar("Result")
 
 # One being read, one waiting.
 _REQUESTS_PER_WORKER = 2
@@ -142,20 +143,26 @@ class WorkerPool(Generic[T]):
 
 def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
     """Yield the same items, up to ``depth`` of them computed ahead by a thread."""
+    end = object()
     with ThreadPoolExecutor(1) as thread:
-        end = object()
-        waiting: deque[Future[Any]] = deque()
-        for _ in range(depth):
-            waiting.append(thread.submit(next, items, end))
         try:
-            while True:
-                item = waiting.popleft().result()
-                if item is end:
-                    return
-                waiting.append(thread.submit(next, items, end))
-                yield item
+            computed = mapped_ahead(thread, lambda _: next(items, end), repeat(None), depth)
+            yield from takewhile(lambda item: item is not end, computed)
         finally:
             thread.shutdown(cancel_futures=True)
+
+
+def mapped_ahead(
+    threads: Executor, function: Callable[[T], Result], items: Iterable[T], depth: int
+) -> Iterator[Result]:
+    """Yield a function's results in the items' order, up to ``depth`` of them computed ahead."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(threads.submit(function, item))
+        if len(pending) > depth:
+            yield pending.popleft().result()
+    for result in pending:
+        yield result.result()
 
 
 def pinned(item: Any) -> Any:

@@ -37,11 +37,7 @@ def read_yaml(file_path: Path) -> Any:
     return parse_yaml(read_text(file_path), str(file_path), file_path)
 
 
-def parse_yaml(
-    text: str,
-    source: str,
-    file_path: Path | None = None,
-) -> Any:
+def parse_yaml(text: str, source: str, file_path: Path | None = None) -> Any:
     """Parse one YAML document of plain values.
 
     Args:

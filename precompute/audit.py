@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusa.data.errors import StoreError, TeacherError
+from cusa.data.errors import CusaError, StoreError, TeacherError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
-from cusa.precompute.embedding import embed_captions, embed_images
+from cusa.precompute.reading import caption_batches, read_image
 from cusa.precompute.teachers import parse_teacher
-from cusa.precompute.teachers.base import Teacher
+from cusa.precompute.teachers.base import Preprocessed, Teacher, stacked
 
 # Rows of other origin are compared with those of full precision.
 _PRECISIONS = ("fp32", "fp16", "bf16")
@@ -93,7 +93,7 @@ def audit(
                 mean=float(cosines.mean()),
                 worst_row=int(rows[worst]),
                 differing=differing,
-            )
+            ),
         )
     return audits
 
@@ -125,7 +125,11 @@ def _load_recorded_teacher(
     return teacher, teacher.settings(precision, stored.dtype, stored.normalizer)
 
 
-def _choose_rows(embeddings: Embeddings, sample: int, seed: int) -> np.ndarray:
+def _choose_rows(
+    embeddings: Embeddings,
+    sample: int,
+    seed: int,
+) -> np.ndarray:
     """Choose random rows among those that were not skipped: int64, ascending."""
     candidates: np.ndarray | None = None
     if len(embeddings.skipped):
@@ -151,9 +155,22 @@ def _embed(
 ) -> np.ndarray:
     """Embed the items of some rows: float32 ``[len(rows), dim]``, L2-normalised."""
     split = store.split(split_name)
-    precision = settings.precision
     if teacher.modality == "image":
-        image_paths = [store.image_root / split.image_paths[row] for row in rows]
-        return embed_images(teacher, image_paths, device, precision, teacher.batch_size)
+        blocks: list[np.ndarray] = []
+        for start in range(0, len(rows), teacher.batch_size):
+            images: list[Preprocessed] = []
+            for row in rows[start : start + teacher.batch_size]:
+                images.append(read_image(store.image_root / split.image_paths[row], teacher))
+            blocks.append(teacher.rows(stacked(images), device, settings.precision))
+        return np.concatenate(blocks)
+
     captions = [(split.captions[row], split.caption_ids[row]) for row in rows]
-    return embed_captions(teacher, captions, settings.normalizer, device, precision)
+    embeddings = np.empty((len(rows), teacher.dim), np.float32)
+    for batch in caption_batches(teacher, captions, settings.normalizer):
+        if batch.errors:
+            _, message = batch.errors[0]
+            raise CusaError(message)
+        assert batch.inputs is not None, "batches without errors have inputs"
+        batch_embeddings = teacher.rows(batch.inputs, device, settings.precision)
+        embeddings[batch.rows] = batch_embeddings[batch.source]
+    return embeddings

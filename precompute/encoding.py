@@ -12,12 +12,14 @@ from cusa.data.errors import FORWARD_PASS, TeacherError
 from cusa.data.records import Dataset
 from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.first_batch import FirstBatchCheck, is_zero
-from cusa.precompute.reading import TeacherBatch, read_image
+from cusa.precompute.reading import ShardBatch, TeacherBatch, read_image
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, stacked
 
 # Location of the error of a model that gives more or fewer rows than items.
 ROW_COUNT = "row count"
+# float32 [n, dim] for the inputs of the batch; None where it has none.
+EncodedBatch = tuple[ShardTask, TeacherBatch, np.ndarray | None]
 
 
 class BatchEncoder:
@@ -47,13 +49,18 @@ class BatchEncoder:
         self._check = FirstBatchCheck(teacher, device, precision)
         self._captions = CaptionLocator(dataset)
 
-    def rows(self, task: ShardTask, batch: TeacherBatch) -> np.ndarray:
-        """Encode a batch's inputs: float32 ``[n, dim]``, L2-normalised.
+    def encode(self, task_and_batch: ShardBatch) -> EncodedBatch:
+        """Encode a batch's inputs: float32 ``[n, dim]``, L2-normalised; ``None`` without inputs.
+
+        The batch that is returned has an error in the place of each item whose row is zero: a bag
+        of words gives such rows of captions whose words it does not know.
 
         Raises:
             TeacherError: If the model fails (names the item), or its first rows are wrong.
         """
-        assert batch.inputs is not None, "a batch without inputs has no rows"
+        task, batch = task_and_batch
+        if batch.inputs is None:
+            return task, batch, None
         try:
             rows = self._teacher.rows(batch.inputs, self._device, self._precision)
         except TeacherError as error:
@@ -67,23 +74,24 @@ class BatchEncoder:
                 location=ROW_COUNT,
                 name=task.teacher,
             )
-        self._check(task.teacher, batch.inputs, rows, self._caption_keys(task, batch))
-        return rows
+        keys: list[str] | None = None
+        if self._teacher.modality == "text":
+            # Row numbers will do, as equal captions are encoded once.
+            keys = [f"{task.split} {row}" for row in batch.first_rows().tolist()]
+        self._check(task.teacher, batch.inputs, rows, keys)
 
-    def without_zero_rows(
+        has_zero_row = is_zero(rows)[batch.source]
+        if has_zero_row.any():
+            batch = self._without_rows(task, batch, has_zero_row)
+        return task, batch, rows
+
+    def _without_rows(
         self,
         task: ShardTask,
         batch: TeacherBatch,
-        rows: np.ndarray,
+        has_zero_row: np.ndarray,
     ) -> TeacherBatch:
-        """Return the batch with an error in the place of each item whose row is zero.
-
-        A bag of words gives such rows of captions whose words it does not know.
-        """
-        has_zero_row = is_zero(rows)[batch.source]
-        if not has_zero_row.any():
-            return batch
-
+        """Return a batch with errors in the place of some of its rows, bool ``[m]``."""
         problem = f"teacher {task.teacher!r} gives a row of zeros; it knows nothing in it"
         errors = list(batch.errors)
         for row in batch.rows[has_zero_row].tolist():
@@ -98,17 +106,6 @@ class BatchEncoder:
             errors=tuple(errors),
             digests=digests,
         )
-
-    def _caption_keys(
-        self,
-        task: ShardTask,
-        batch: TeacherBatch,
-    ) -> list[str] | None:
-        """Return keys that tell captions apart; ``None`` for images."""
-        if self._teacher.modality == "image":
-            return None
-        # Row numbers will do, as equal captions are encoded once.
-        return [f"{task.split} {row}" for row in batch.first_rows().tolist()]
 
     def _with_item(
         self,
@@ -138,26 +135,29 @@ class BatchEncoder:
         error: TeacherError,
         qualifier: str = "",
     ) -> TeacherError:
-        """Return a teacher's error with the item that it is about."""
-        path: Path | None = None
-        location = ""
+        message = f"{self._describe_item(task, row)}{qualifier}: {error}"
         if self._teacher.modality == "image":
             path = self._image_path(task, row)
-        else:
-            _, caption_id = self._captions.caption(task.split, row)
-            location = f"caption id {caption_id}"
-        message = f"{self._describe_item(task, row)}{qualifier}: {error}"
-        return TeacherError(message, path=path, location=location, name=task.teacher)
+            return TeacherError(message, path=path, name=task.teacher)
+        _, caption_id = self._captions.caption(task.split, row)
+        return TeacherError(message, location=f"caption id {caption_id}", name=task.teacher)
 
-    def _input(self, task: ShardTask, row: int) -> TeacherInputs:
-        """Return the input of one row, as a batch."""
+    def _input(
+        self,
+        task: ShardTask,
+        row: int,
+    ) -> TeacherInputs:
         if self._teacher.modality == "text":
             caption, _ = self._captions.caption(task.split, row)
             normalize = normalizer(self._normalizer_name)
             return self._teacher.tokens([normalize(caption)])
         return stacked([read_image(self._image_path(task, row), self._teacher)])
 
-    def _describe_item(self, task: ShardTask, row: int) -> str:
+    def _describe_item(
+        self,
+        task: ShardTask,
+        row: int,
+    ) -> str:
         """Describe what a row is of, for messages."""
         if self._teacher.modality == "image":
             return f"image {self._image_path(task, row)}"
@@ -170,6 +170,10 @@ class BatchEncoder:
         annotation_file, entry = location
         return f"{annotation_file} {entry}: {description}"
 
-    def _image_path(self, task: ShardTask, row: int) -> Path:
+    def _image_path(
+        self,
+        task: ShardTask,
+        row: int,
+    ) -> Path:
         record = self._dataset.splits[task.split][row]
         return self._dataset.image_root / record.image_path

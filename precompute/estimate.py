@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -68,52 +69,42 @@ def measure(
     Raises:
         CusaError: If no item could be read.
     """
+    warm_up_s = seconds / 2
     batches: list[TeacherBatch] = []
-    stopwatch = _Stopwatch(warm_up_s=seconds / 2)
-    encoded = encoded_batches(teacher, normalizer_name, iter(tasks), dataset, options)
+    # After each batch: seconds since the beginning, and its rows.
+    elapsed_s = [0.0]
+    n_rows = [0]
+    began = time.perf_counter()
+    shards = ((task, task.rows) for task in tasks)
+    encoded = encoded_batches(teacher, normalizer_name, shards, dataset, options)
     with closing(encoded):
         for _, batch, _ in encoded:
-            elapsed = stopwatch.count(len(batch.rows))
+            elapsed_s.append(time.perf_counter() - began)
+            n_rows.append(len(batch.rows))
             if batch.inputs is not None and len(batches) < 4 * options.encoders:
                 batches.append(batch)
-            if elapsed > seconds + seconds / 2:
+            if elapsed_s[-1] > warm_up_s + seconds:
                 break
     if not batches:
         raise CusaError(f"nothing could be read for teacher {teacher.model_id}; check --image-root")
-    return Rates(stopwatch.rate(), _encoding_rate(teacher, batches, options, seconds))
+
+    whole_rate = _warm_rate(elapsed_s, n_rows, warm_up_s)
+    return Rates(whole_rate, _encoding_rate(teacher, batches, options, seconds))
 
 
-class _Stopwatch:
-    """Rows per second since the end of a warm-up: workers start, the device warms up.
+def _warm_rate(
+    elapsed_s: Sequence[float],
+    n_rows: Sequence[int],
+    warm_up_s: float,
+) -> float:
+    """Return rows per second after the warm-up, in which workers start and the device warms up.
 
-    Args:
-        warm_up_s: Seconds that are left out, if there are rows after them.
+    Where it took all the time, nothing is left out.
     """
-
-    def __init__(self, warm_up_s: float) -> None:
-        self._warm_up_s = warm_up_s
-        self._started_at = time.perf_counter()
-        self._warmed_up_at = self._started_at
-        self._ended_at = self._started_at
-        self._n_rows = 0
-        self._n_timed_rows = 0
-
-    def count(self, n_rows: int) -> float:
-        """Count rows that are done now, and return the seconds since the beginning."""
-        self._ended_at = time.perf_counter()
-        self._n_rows += n_rows
-        elapsed = self._ended_at - self._started_at
-        if self._n_timed_rows or elapsed > self._warm_up_s:
-            self._n_timed_rows += n_rows
-        else:
-            self._warmed_up_at = self._ended_at
-        return elapsed
-
-    def rate(self) -> float:
-        """Return the rows per second after the warm-up, or of all where it took all the time."""
-        if self._ended_at > self._warmed_up_at:
-            return self._n_timed_rows / (self._ended_at - self._warmed_up_at)
-        return self._n_rows / (self._ended_at - self._started_at)
+    n_warm_up = bisect(elapsed_s, warm_up_s)
+    if n_warm_up == len(elapsed_s):
+        n_warm_up = 1
+    return sum(n_rows[n_warm_up:]) / (elapsed_s[-1] - elapsed_s[n_warm_up - 1])
 
 
 def _encoding_rate(

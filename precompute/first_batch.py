@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from itertools import compress
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,24 +32,20 @@ class EqualRowsError(TeacherError):
 
     Args:
         message: The line.
-        path: As :class:`.CusaError` takes it.
-        location: As :class:`.CusaError` takes it.
-        name: The teacher's name.
         n_items: Number of different items.
         n_different: Number of different rows that they have.
+        fields: As :class:`.CusaError` takes them.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        path: Path | None = None,
-        location: str = "",
-        name: str = "",
         n_items: int = 0,
         n_different: int = 0,
+        **fields: Any,
     ) -> None:
-        super().__init__(message, path=path, location=location, name=name)
+        super().__init__(message, **fields)
         self.n_items = n_items
         self.n_different = n_different
 
@@ -98,30 +95,29 @@ class FirstBatchCheck:
         Raises:
             TeacherError: If the rows are wrong, or a second pass fails.
         """
-        if self._is_over:
-            return
+        # A batch of another thread waits until the first ones are checked.
         with self._lock:
-            # Another thread may have ended it meanwhile.
             if not self._is_over:
-                self._check(name, inputs, rows, captions)
+                self._check(name, inputs, rows, captions or ())
 
     def _check(
         self,
         name: str,
         inputs: TeacherInputs,
         rows: np.ndarray,
-        captions: Sequence[str] | None,
+        captions: Sequence[str],
     ) -> None:
         if not self._is_repeated:
             self._is_repeated = True
-            self._refuse_other_dim(name, rows)
+            self._refuse_other_dim(name, rows.shape[1])
             repeated = self._teacher.rows(inputs, self._device, self._precision)
             self._refuse_changes(name, rows, repeated)
 
         # Rows that are zero, or not finite, are reported where they are stored.
         is_usable = ~is_zero(rows) & np.isfinite(rows).all(axis=1)
-        self._row_of_input |= _rows_by_key(input_digests(inputs), rows, is_usable)
-        self._row_of_caption |= _rows_by_key(captions or (), rows, is_usable)
+        digests = input_digests(inputs)
+        self._row_of_input |= compress(zip(digests, rows, strict=False), is_usable)
+        self._row_of_caption |= compress(zip(captions, rows, strict=False), is_usable)
         has_enough_captions = len(self._row_of_caption) >= _ENOUGH_CAPTIONS
         self._is_over = len(self._row_of_input) > 1 or has_enough_captions
         if not self._is_over:
@@ -130,11 +126,14 @@ class FirstBatchCheck:
         self._refuse_equal_rows(name, self._row_of_input)
         if has_enough_captions:
             self._refuse_equal_rows(name, self._row_of_caption)
-        self._row_of_input = {}
-        self._row_of_caption = {}
+        self._row_of_input.clear()
+        self._row_of_caption.clear()
 
-    def _refuse_other_dim(self, name: str, rows: np.ndarray) -> None:
-        dim = rows.shape[1]
+    def _refuse_other_dim(
+        self,
+        name: str,
+        dim: int,
+    ) -> None:
         if dim != self._teacher.dim:
             raise TeacherError(
                 f"teacher {name!r} ({self._teacher.model_id}) gives {dim} numbers for each item, "
@@ -190,15 +189,6 @@ class FirstBatchCheck:
         )
 
 
-def _rows_by_key(
-    keys: Sequence[str],
-    rows: np.ndarray,
-    is_usable: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Return the usable rows by the keys of their items."""
-    return {key: rows[number] for number, key in enumerate(keys) if is_usable[number]}
-
-
 def is_zero(rows: np.ndarray) -> np.ndarray:
     """Tell which rows are of features that were all zero.
 
@@ -231,20 +221,19 @@ def input_digests(inputs: TeacherInputs) -> list[str]:
                 digests[position] = digest
         return digests
 
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
     arrays: list[np.ndarray] = []
     for value in values:
         if isinstance(value, torch.Tensor) and value.ndim:
             arrays.append(value.cpu().numpy())
-    n_items = set(map(len, arrays))
     # Tensors may be flat, such as the token ids of all texts in one row.
-    if len(n_items) != 1 or arrays[0].ndim < 2:
+    if len(set(map(len, arrays))) != 1 or arrays[0].ndim < 2:
         return []
-    return [_item_digest(arrays, number) for number in range(len(arrays[0]))]
+    return [_item_digest(item_arrays) for item_arrays in zip(*arrays, strict=True)]
 
 
-def _item_digest(arrays: Sequence[np.ndarray], number: int) -> str:
+def _item_digest(arrays: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(array[number].tobytes())
+        digest.update(array.tobytes())
     return digest.hexdigest()

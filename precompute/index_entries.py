@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from cusa.data.errors import DataError
@@ -38,22 +39,21 @@ def teacher_entries(
     """
     entries: dict[str, TeacherEntry] = {}
     for name, loaded in teachers.items():
-        shards_by_split: dict[str, list[ShardInfo]] = defaultdict(list)
-        n_rows = 0
-        for task in tasks:
-            if task.teacher == name:
-                shard = shards[task]
-                shards_by_split[task.split].append(shard)
-                n_rows += shard.stop - shard.start - len(shard.skipped)
+        teacher_tasks = [task for task in tasks if task.teacher == name]
+        n_rows = sum(task.n_rows - len(shards[task].skipped) for task in teacher_tasks)
         if not n_rows and not may_lack_rows:
             raise _no_rows(name, loaded.settings.modality)
-        if shards_by_split:
-            entries[name] = TeacherEntry(
-                loaded.settings,
-                {split: tuple(infos) for split, infos in shards_by_split.items()},
-                _absolute_source(loaded.teacher.source),
-                _library_versions(name, loaded, reuse),
-            )
+        if not teacher_tasks:
+            continue
+        shards_by_split: dict[str, tuple[ShardInfo, ...]] = {}
+        for split, split_tasks in groupby(teacher_tasks, attrgetter("split")):
+            shards_by_split[split] = tuple(shards[task] for task in split_tasks)
+        # Rows that were taken over are those of other library versions.
+        versions = reuse.versions(name, loaded.settings) if reuse is not None else None
+        if not versions:
+            versions = {package: version(package) for package in _RECORDED_PACKAGES}
+        source = _absolute_source(loaded.teacher.source)
+        entries[name] = TeacherEntry(loaded.settings, shards_by_split, source, versions)
     return entries
 
 
@@ -71,16 +71,3 @@ def _absolute_source(source: str) -> str:
     """Return where a teacher was loaded from, as a path that other folders can use, too."""
     path = Path(source)
     return str(path.resolve()) if path.exists() else source
-
-
-def _library_versions(
-    name: str,
-    loaded: LoadedTeacher,
-    reuse: StoreReuse | None,
-) -> Mapping[str, str]:
-    """Return the library versions that a teacher's rows were made with."""
-    if reuse is not None:
-        versions = reuse.versions(name, loaded.settings)
-        if versions:
-            return versions
-    return {package: version(package) for package in _RECORDED_PACKAGES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from cusa.data.errors import DataError
 from cusa.data.input_check import MAX_LISTED, Fault, Faults, check_captions, check_images
@@ -16,7 +16,7 @@ _EXAMPLES = 3
 
 def check_inputs(
     dataset: Dataset,
-    pending: Sequence[ShardTask],
+    pending: Collection[ShardTask],
     modalities: Mapping[str, str],
     normalizer_name: str,
     skip_errors: bool,
@@ -39,39 +39,44 @@ def check_inputs(
     """
     images = check_images(dataset, _pending_rows(pending, modalities, "image"))
     captions = check_captions(dataset, _pending_rows(pending, modalities, "text"), normalizer_name)
-    _refuse_if_no_image_exists(images, dataset)
+    n_images = sum(map(len, dataset.splits.values()))
+    if images.n_faults == n_images:
+        first = images.listed[0]
+        raise _error(
+            f"no image could be read; check --image-root: none of {n_images:,} is there, such as "
+            f"{first.message}",
+            first,
+        )
 
     if skip_errors:
         _note_skipped(images, "images that are not there", on_note)
         _note_skipped(captions, "captions without words", on_note)
-    elif images.n_faults or captions.n_faults:
-        n_faults = images.n_faults + captions.n_faults
-        _refuse((*images.listed, *captions.listed), n_faults, on_fault)
-
-
-def _refuse_if_no_image_exists(images: Faults, dataset: Dataset) -> None:
-    n_images = sum(map(len, dataset.splits.values()))
-    if images.n_faults != n_images:
         return
-    first = images.listed[0]
-    raise DataError(
-        f"no image could be read; check --image-root: none of {n_images:,} is there, such as "
-        f"{first.message}",
-        path=first.path,
-        location=first.location,
-        name=first.name,
-    )
+    listed = [*images.listed, *captions.listed]
+    if len(listed) == 1:
+        advice = "nothing was encoded (--on-error skip would leave it out)"
+        raise _error(f"{listed[0].message}; {advice}", listed[0])
+    if listed:
+        for fault in listed[:MAX_LISTED]:
+            on_fault(fault.message)
+        raise _error(
+            f"{images.n_faults + captions.n_faults:,} images and captions cannot be used, such as "
+            f"{listed[0].message}; nothing was encoded: correct them, or pass --on-error skip to "
+            "leave them out",
+            listed[0],
+        )
+
+
+def _error(message: str, fault: Fault) -> DataError:
+    return DataError(message, path=fault.path, location=fault.location, name=fault.name)
 
 
 def _pending_rows(
-    pending: Sequence[ShardTask],
+    pending: Collection[ShardTask],
     modalities: Mapping[str, str],
     modality: str,
 ) -> dict[str, list[RowRange]]:
-    """Return the rows that teachers of a modality will read, by split.
-
-    They are disjoint ranges, ascending.
-    """
+    """Return the rows that teachers of a modality will read: disjoint ranges, by split."""
     ranges_of_split: dict[str, set[RowRange]] = defaultdict(set)
     for task in pending:
         if modalities[task.teacher] == modality:
@@ -101,22 +106,3 @@ def _note_skipped(
     examples = "; ".join(fault.message for fault in faults.listed[:_EXAMPLES])
     count = f"{faults.n_faults:,} of {faults.n_checked:,}"
     on_note(f"{problem} will be skipped: {count}, such as: {examples}")
-
-
-def _refuse(
-    listed: Sequence[Fault],
-    n_faults: int,
-    on_fault: Callable[[str], None],
-) -> None:
-    """List the faults and raise the error that counts them."""
-    first = listed[0]
-    if n_faults == 1:
-        message = f"{first.message}; nothing was encoded (--on-error skip would leave it out)"
-    else:
-        for fault in listed[:MAX_LISTED]:
-            on_fault(fault.message)
-        message = (
-            f"{n_faults:,} images and captions cannot be used, such as {first.message}; nothing "
-            "was encoded: correct them, or pass --on-error skip to leave them out"
-        )
-    raise DataError(message, path=first.path, location=first.location, name=first.name)

@@ -37,9 +37,10 @@ def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
     if reads_rows and _VAL_SPLIT in store.splits:
         needed_splits.add(_VAL_SPLIT)
 
+    teachers = store.teachers.items()
     arguments: list[object] = ["--embeddings", store_path]
     for modality in _MODALITIES:
-        names = _teachers_of_modality(store, modality)
+        names = [name for name, settings in teachers if settings.modality == modality]
         usable = [name for name in names if needed_splits.issubset(store.splits_of(name))]
         if not usable:
             return ""
@@ -52,10 +53,6 @@ def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
         if reads_rows:
             arguments += [f"--{modality}-encoder", chosen]
     return shell_command("cusa-train", *arguments)
-
-
-def _teachers_of_modality(store: EmbeddingStore, modality: str) -> list[str]:
-    return [name for name, settings in store.teachers.items() if settings.modality == modality]
 
 
 def merging_command(store_path: Path) -> str:

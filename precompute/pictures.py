@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cusa.data.errors import DataError, ImageError, StoreError
+from cusa.data.errors import DataError, ImageError
 from cusa.data.images import DECODING, changed_decoding
 from cusa.data.records import Dataset
 from cusa.data.store.schema import TeacherSettings
@@ -20,18 +20,6 @@ def is_older(settings: TeacherSettings) -> bool:
     """Return whether rows were made before pictures were turned upright and laid over white."""
     is_imported = "imported" in settings.transform
     return not is_imported and DECODING.keys().isdisjoint(settings.transform)
-
-
-def older_rows(store_path: Path, teacher_name: str) -> StoreError:
-    """Return the error of a teacher that is about to add rows to older ones."""
-    return StoreError(
-        f"{store_path}: the rows of teacher {teacher_name!r} were made before pictures were "
-        "turned upright (EXIF orientation) and laid over white (transparency); pass "
-        "--check-pictures to keep them if that concerns no picture of the data set, or another "
-        "--out",
-        path=store_path,
-        name=teacher_name,
-    )
 
 
 def refuse_changed_pictures(

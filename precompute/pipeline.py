@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ import torch
 from cusa.data.errors import CusaError, DataError
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
-from cusa.precompute.encoding import BatchEncoder
-from cusa.precompute.reading import RowsToMake, TeacherBatch, read_caption_shards, read_image_shards
+from cusa.data.worker_pool import mapped_ahead
+from cusa.precompute.encoding import BatchEncoder, EncodedBatch
+from cusa.precompute.reading import ShardRows, TeacherBatch, read_caption_shards, read_image_shards
 from cusa.precompute.reuse import ReusedRows
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher
@@ -82,31 +82,23 @@ def encode_shards(
     """
     reused: dict[ShardTask, ReusedRows] = {}
 
-    def rows_to_make(task: ShardTask) -> np.ndarray:
-        if reuse is None:
-            return _all_rows(task)
-        reused[task] = reuse(task)
-        return np.setdiff1d(_all_rows(task), reused[task].rows)
+    def rows_to_make() -> Iterator[ShardRows]:
+        for task in tasks:
+            rows = task.rows
+            if reuse is not None:
+                reused[task] = reuse(task)
+                rows = np.setdiff1d(rows, reused[task].rows)
+            yield task, rows
 
-    encoded = encoded_batches(
-        teacher,
-        normalizer_name,
-        tasks,
-        dataset,
-        options,
-        rows_to_make,
-    )
-    shard: _Shard | None = None
-    with ThreadPoolExecutor(1) as writing_thread, closing(encoded):
-        writer = _ShardWriter(writing_thread)
+    encoded = encoded_batches(teacher, normalizer_name, rows_to_make(), dataset, options)
+
+    def full_shards() -> Iterator[_Shard]:
+        shard: _Shard | None = None
         for task, batch, rows in encoded:
             if batch.errors and not options.skip_errors:
                 row, message = batch.errors[0]
-                raise DataError(
-                    f"{message} (--on-error skip would leave it out)",
-                    location=f"row {row}",
-                    name=task.teacher,
-                )
+                message = f"{message} (--on-error skip would leave it out)"
+                raise DataError(message, location=f"row {row}", name=task.teacher)
             if batch.n_cut:
                 on_cut(batch.n_cut)
 
@@ -117,31 +109,25 @@ def encode_shards(
                 if task in reused:
                     n_reused = shard.take_over(reused.pop(task))
             shard.add(batch, rows)
-            if shard.is_full:
-                writer.write(shard)
+            if shard.n_settled == task.n_rows:
+                yield shard
                 shard = None
             on_progress(task, n_reused + batch.n_settled)
-        return writer.finish()
 
-
-def _all_rows(task: ShardTask) -> np.ndarray:
-    return np.arange(task.start, task.stop)
+    # One shard is written while the next one is encoded: no more are held in memory.
+    with ThreadPoolExecutor(1) as writing_thread, closing(encoded):
+        return dict(mapped_ahead(writing_thread, _Shard.write, full_shards(), depth=1))
 
 
 # --- encoding
 
 
-# float32 [n, dim] for the inputs of the batch; None where it has none.
-EncodedBatch = tuple[ShardTask, TeacherBatch, np.ndarray | None]
-
-
 def encoded_batches(
     teacher: Teacher,
     normalizer_name: str,
-    tasks: Iterator[ShardTask],
+    shards: Iterator[ShardRows],
     dataset: Dataset,
     options: PipelineOptions,
-    rows_to_make: RowsToMake = _all_rows,
 ) -> Generator[EncodedBatch, None, None]:
     """Yield the batches of each shard in turn, with float32 ``[n, dim]`` for their inputs.
 
@@ -149,59 +135,14 @@ def encoded_batches(
     """
     pin = options.device != "cpu"
     if teacher.modality == "image":
-        batches = read_image_shards(
-            teacher,
-            tasks,
-            dataset,
-            rows_to_make,
-            options.workers,
-            pin,
-        )
+        batches = read_image_shards(teacher, shards, dataset, options.workers, pin)
     else:
-        batches = read_caption_shards(
-            teacher,
-            normalizer_name,
-            tasks,
-            dataset,
-            rows_to_make,
-            pin,
-        )
+        batches = read_caption_shards(teacher, normalizer_name, shards, dataset, pin)
 
-    encoder = BatchEncoder(
-        teacher,
-        normalizer_name,
-        dataset,
-        options.device,
-        options.precision,
-    )
-    pending: deque[_PendingBatch] = deque()
+    encoder = BatchEncoder(teacher, normalizer_name, dataset, options.device, options.precision)
     with encoder_threads(options) as threads:
-        for task, batch in batches:
-            rows = None
-            if batch.inputs is not None:
-                rows = threads.submit(encoder.rows, task, batch)
-            pending.append(_PendingBatch(task, batch, rows))
-            # Each thread has a batch, and one more waits: no thread is without work.
-            if len(pending) > options.encoders:
-                yield pending.popleft().wait(encoder)
-        while pending:
-            yield pending.popleft().wait(encoder)
-
-
-@dataclass(frozen=True)
-class _PendingBatch:
-    """A batch that a thread encodes, or one without inputs."""
-
-    task: ShardTask
-    batch: TeacherBatch
-    rows: Future[np.ndarray] | None
-
-    def wait(self, encoder: BatchEncoder) -> EncodedBatch:
-        """Wait for the rows, and make errors of those that are zero."""
-        if self.rows is None:
-            return self.task, self.batch, None
-        rows = self.rows.result()
-        return self.task, encoder.without_zero_rows(self.task, self.batch, rows), rows
+        # Each thread has a batch, and one more waits: no thread is without work.
+        yield from mapped_ahead(threads, encoder.encode, batches, options.encoders)
 
 
 @contextmanager
@@ -227,82 +168,69 @@ def encoder_threads(options: PipelineOptions) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Shard:
-    """The rows of a shard while they come in."""
+    """The rows of a shard while they come in; those that are embedded or skipped are settled."""
 
-    def __init__(self, task: ShardTask, header: ShardHeader) -> None:
-        self.task = task
+    def __init__(
+        self,
+        task: ShardTask,
+        header: ShardHeader,
+    ) -> None:
+        self.n_settled = 0
+        self._task = task
         self._header = header
         dtype = np.dtype(header.settings.dtype).newbyteorder("<")
         self._rows = np.full((task.n_rows, header.settings.dim), np.nan, dtype)
         self._digests = np.zeros((task.n_rows, DIGEST_BYTES), np.uint8)
         self._skipped: list[int] = []
-        self._n_settled = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every row is embedded or skipped."""
-        return self._n_settled == self.task.n_rows
 
     def take_over(self, reused: ReusedRows) -> int:
         """Fill in the rows of another store, and return their number."""
-        positions = reused.rows - self.task.start
-        self._rows[positions] = reused.read()
-        if reused.picture_digests is not None:
-            self._digests[positions] = reused.picture_digests
-        self._n_settled += len(positions)
-        return len(positions)
+        self._fill_in(reused.rows, reused.read(), reused.picture_digests)
+        return len(reused.rows)
 
-    def add(self, batch: TeacherBatch, rows: np.ndarray | None) -> None:
+    def add(
+        self,
+        batch: TeacherBatch,
+        rows: np.ndarray | None,
+    ) -> None:
         """Fill in the rows of a batch: float32 ``[n, dim]``, ``None`` if it has no inputs.
 
         Raises:
             CusaError: If a row is not finite.
         """
-        positions = batch.rows - self.task.start
         if rows is not None:
-            self._rows[positions] = self._as_stored(batch, rows)[batch.source]
-        if batch.digests is not None:
-            self._digests[positions] = batch.digests
+            stored = self._as_stored(batch, rows)[batch.source]
+            self._fill_in(batch.rows, stored, batch.digests)
         self._skipped += [row for row, _ in batch.errors]
-        self._n_settled += batch.n_settled
+        self.n_settled += len(batch.errors)
 
-    def _as_stored(self, batch: TeacherBatch, rows: np.ndarray) -> np.ndarray:
+    def _fill_in(
+        self,
+        row_numbers: np.ndarray,
+        rows: np.ndarray,
+        digests: np.ndarray | None,
+    ) -> None:
+        positions = row_numbers - self._task.start
+        self._rows[positions] = rows
+        if digests is not None:
+            self._digests[positions] = digests
+        self.n_settled += len(positions)
+
+    def _as_stored(
+        self,
+        batch: TeacherBatch,
+        rows: np.ndarray,
+    ) -> np.ndarray:
         try:
             return stored_rows(rows, self._header.settings.dtype, batch.first_rows())
         except CusaError as error:
-            raise CusaError(
-                f"teacher {self.task.teacher!r}, split {self.task.split!r}: {error}",
-                location=f"split {self.task.split}",
-                name=self.task.teacher,
-            ) from None
+            split, teacher = self._task.split, self._task.teacher
+            message = f"teacher {teacher!r}, split {split!r}: {error}"
+            raise CusaError(message, location=f"split {split}", name=teacher) from None
 
-    def write(self) -> ShardInfo:
-        """Write the shard's file."""
-        return write_shard(
-            self.task.index.parent,
-            self.task.file,
-            self._header,
-            self._rows,
-            sorted(self._skipped),
-            self._digests if self._digests.any() else None,
-        )
-
-
-class _ShardWriter:
-    """Writes a shard while the next one is encoded."""
-
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
-        self._thread = thread
-        self._written: dict[ShardTask, Future[ShardInfo]] = {}
-        self._last: Future[ShardInfo] | None = None
-
-    def write(self, shard: _Shard) -> None:
-        """Begin to write a shard, once the one before is written: no more are held in memory."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._thread.submit(shard.write)
-        self._written[shard.task] = self._last
-
-    def finish(self) -> dict[ShardTask, ShardInfo]:
-        """Wait for the last shard, and return what all of them hold."""
-        return {task: written.result() for task, written in self._written.items()}
+    def write(self) -> tuple[ShardTask, ShardInfo]:
+        digests = self._digests if self._digests.any() else None
+        task = self._task
+        skipped = sorted(self._skipped)
+        info = write_shard(task.index.parent, task.file, self._header, self._rows, skipped, digests)
+        return task, info

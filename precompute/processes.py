@@ -49,17 +49,29 @@ class RunProcesses:
         with _contact_errors():
             return self.store.add(queue, 1) - 1
 
-    def add(self, counter: str, amount: int) -> int:
+    def add(
+        self,
+        counter: str,
+        amount: int,
+    ) -> int:
         """Add to a counter that all processes share, and return its new value."""
         with _contact_errors():
             return self.store.add(counter, amount)
 
-    def tell(self, key: str, value: Any) -> None:
+    def tell(
+        self,
+        key: str,
+        value: Any,
+    ) -> None:
         """Let the other processes know a JSON-compatible value."""
         with _contact_errors():
             self.store.set(key, json.dumps(value))
 
-    def hear(self, key: str, while_waiting: Callable[[], None]) -> Any:
+    def hear(
+        self,
+        key: str,
+        while_waiting: Callable[[], None],
+    ) -> Any:
         """Wait for a value that another process tells, and return it.
 
         Args:
@@ -147,5 +159,5 @@ def _contact_errors(quiet: bool = False) -> Iterator[None]:
         if not quiet:
             raise CusaError(
                 f"lost contact with the other processes ({first_line(error)}); finished shards "
-                "are kept, run the same command again"
+                "are kept, run the same command again",
             ) from None

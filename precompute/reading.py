@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
@@ -19,7 +18,7 @@ from cusa.data.files import file_digest
 from cusa.data.images import load_image, max_pixels
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES
-from cusa.data.worker_pool import WorkerPool, prefetched
+from cusa.data.worker_pool import WorkerPool, pinned, prefetched
 from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import (
@@ -27,11 +26,11 @@ from cusa.precompute.teachers.base import (
     SizeGroups,
     Teacher,
     Tensors,
-    each_tensor,
     stacked,
 )
 
-RowsToMake = Callable[[ShardTask], np.ndarray]
+# A shard, and which of its rows are to be made, ascending.
+ShardRows = tuple[ShardTask, np.ndarray]
 _TEXT_BATCHES_AHEAD = 8
 
 
@@ -73,11 +72,7 @@ class TeacherBatch:
 
     def pin_memory(self) -> TeacherBatch:
         """Return the batch in page-locked memory; the worker pool calls it."""
-        if self.inputs is None:
-            return self
-        if isinstance(self.inputs, torch.Tensor | SizeGroups):
-            return replace(self, inputs=self.inputs.pin_memory())
-        return replace(self, inputs=each_tensor(self.inputs, torch.Tensor.pin_memory))
+        return replace(self, inputs=pinned(self.inputs))
 
 
 ShardBatch = tuple[ShardTask, TeacherBatch]
@@ -88,9 +83,8 @@ ShardBatch = tuple[ShardTask, TeacherBatch]
 
 def read_image_shards(
     teacher: Teacher,
-    tasks: Iterator[ShardTask],
+    shards: Iterator[ShardRows],
     dataset: Dataset,
-    rows_to_make: RowsToMake,
     workers: int,
     pin: bool,
 ) -> Iterator[ShardBatch]:
@@ -100,18 +94,16 @@ def read_image_shards(
 
     Args:
         teacher: An image teacher.
-        tasks: Its shards.
+        shards: Its shards, and their rows to read; a shard without any has one batch, which is
+            empty.
         dataset: The data set.
-        rows_to_make: Returns the rows of a shard to read, ascending; a shard without any has one
-            batch, which is empty.
         workers: Image decoding processes; 0 decodes in this one.
         pin: Whether to put batches into page-locked memory, for copies to a GPU.
     """
     requested: deque[ShardTask] = deque()
 
     def keys() -> Iterator[tuple[str, np.ndarray]]:
-        for task in tasks:
-            rows = rows_to_make(task)
+        for task, rows in shards:
             # A shard without rows to make still has one batch, or nobody would write it.
             for start in range(0, max(1, len(rows)), teacher.batch_size):
                 requested.append(task)
@@ -131,7 +123,11 @@ class ImageReader(TorchDataset[TeacherBatch]):
         teacher: Whose preprocessing; its model stays out of the workers.
     """
 
-    def __init__(self, dataset: Dataset, teacher: Teacher) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        teacher: Teacher,
+    ) -> None:
         # One block of text rather than a list: a list's reference counts would copy its pages into
         # every worker.
         self._image_paths: dict[str, np.ndarray] = {}
@@ -193,9 +189,8 @@ def read_image(path: Path, teacher: Teacher) -> Preprocessed:
 def read_caption_shards(
     teacher: Teacher,
     normalizer_name: str,
-    tasks: Iterator[ShardTask],
+    shards: Iterator[ShardRows],
     dataset: Dataset,
-    rows_to_make: RowsToMake,
     pin: bool,
 ) -> Iterator[ShardBatch]:
     """Return batches of captions of like length, tokenised a few ahead in a thread.
@@ -203,16 +198,14 @@ def read_caption_shards(
     Args:
         teacher: A text teacher.
         normalizer_name: Name of the caption normaliser.
-        tasks: The teacher's shards.
+        shards: As :func:`read_image_shards` takes them.
         dataset: The data set.
-        rows_to_make: As :func:`read_image_shards` takes it.
         pin: Whether to put batches into page-locked memory, for copies to a GPU.
     """
     locator = CaptionLocator(dataset)
 
     def batches() -> Iterator[ShardBatch]:
-        for task in tasks:
-            rows = rows_to_make(task)
+        for task, rows in shards:
             captions = [locator.caption(task.split, row) for row in rows.tolist()]
             if not captions:
                 # The shard must have a batch, or nobody would write it.
@@ -280,7 +273,8 @@ def _sort_by_length(teacher: Teacher, texts: Sequence[str]) -> tuple[np.ndarray,
 
 
 def _group_equal_captions(
-    captions: Sequence[tuple[str, str]], normalizer_name: str
+    captions: Sequence[tuple[str, str]],
+    normalizer_name: str,
 ) -> tuple[dict[str, list[int]], list[tuple[int, str]]]:
     """Normalise captions.
 

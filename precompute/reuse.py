@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,6 @@ from cusa.precompute.processes import RunProcesses
 from cusa.precompute.shard_plan import ShardTask
 
 _READING_THREADS = 8
-# sha256 of a picture's file or of a caption as the teacher takes it; None where there is none.
-RowKey = bytes | None
 
 
 @dataclass(frozen=True)
@@ -45,53 +45,60 @@ class ReusedRows:
 class RowReuse:
     """Looks up the rows of shards in another store.
 
+    Pictures are known by the sha256 of their files, which stores record since format 2.1; captions
+    by their text as the teacher takes it. Rows that were skipped are not taken.
+
     Args:
         dataset: The data set of this run.
         settings: The teacher's settings.
-        sources: The rows of teachers with the same settings, by split.
-        keys: What each row of the sources is of, or ``None`` for rows not to be taken.
+        store: The store to take rows from: those that were made with these settings.
+
+    Raises:
+        StoreError: If a shard is missing or another one than the index names.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         settings: TeacherSettings,
-        sources: Sequence[Embeddings],
-        keys: Sequence[Iterable[RowKey]],
+        store: EmbeddingStore,
     ) -> None:
         self._dataset = dataset
         self._settings = settings
-        self._sources = sources
+        self._sources = list(equal_rows(store, settings))
         self._captions = CaptionLocator(dataset)
 
         # The sources' rows are numbered through: a number takes less memory than a pair, and there
         # are millions.
-        self._starts = np.cumsum([0, *map(len, sources)])
+        self._starts = np.cumsum([0, *map(len, self._sources)])
         self._number_of_key: dict[bytes, int] = {}
-        for start, source_keys in zip(self._starts.tolist(), keys, strict=False):
-            for number, key in enumerate(source_keys, start):
-                if key is not None:
-                    self._number_of_key.setdefault(key, number)
+        for start, source in zip(self._starts.tolist(), self._sources, strict=False):
+            if settings.modality == "text":
+                captions = store.split(source.split).captions
+                keys = _caption_keys(captions, settings.normalizer)
+            else:
+                keys = map(np.ndarray.tobytes, source.picture_digests())
+            skipped = frozenset(source.skipped.tolist())
+            for row, key in enumerate(keys):
+                # Zeros stand for a picture that was not recorded.
+                if any(key) and row not in skipped:
+                    self._number_of_key.setdefault(key, start + row)
 
     def __len__(self) -> int:
         return len(self._number_of_key)
 
     def __call__(self, task: ShardTask) -> ReusedRows:
         """Return the rows of a shard that need not be made."""
-        rows: list[int] = []
-        keys: list[bytes] = []
-        for row, key in enumerate(self._keys(task), task.start):
-            if key is not None and key in self._number_of_key:
-                rows.append(row)
-                keys.append(key)
-
-        numbers = np.asarray([self._number_of_key[key] for key in keys], np.int64)
+        keys = self._keys(task)
+        is_reused = [key in self._number_of_key for key in keys]
+        reused_keys = list(compress(keys, is_reused))
+        numbers = np.asarray([self._number_of_key[key] for key in reused_keys], np.int64)
         digests = None
         if self._settings.modality == "image":
             # The key of a picture is its digest.
-            digests = np.frombuffer(b"".join(keys), np.uint8)
-            digests = digests.reshape(len(keys), DIGEST_BYTES)
-        return ReusedRows(np.asarray(rows, np.int64), digests, lambda: self._gather(numbers))
+            digests = np.frombuffer(b"".join(reused_keys), np.uint8).reshape(-1, DIGEST_BYTES)
+        rows = task.start + np.flatnonzero(is_reused)
+        return ReusedRows(rows, digests, lambda: self._gather(numbers))
 
     def _gather(self, numbers: np.ndarray) -> np.ndarray:
         """Read rows by their number among those of all sources: ``[n, dim]`` as stored."""
@@ -104,8 +111,8 @@ class RowReuse:
             rows[is_of_source] = source.gather(source_rows)
         return rows
 
-    def _keys(self, task: ShardTask) -> list[RowKey]:
-        """Return what each row of a shard is of; ``None`` where that cannot be read."""
+    def _keys(self, task: ShardTask) -> list[bytes]:
+        """Return what each row of a shard is of; nothing where that cannot be read."""
         if self._settings.modality == "image":
             records = self._dataset.splits[task.split][task.start : task.stop]
             paths = [self._dataset.image_root / record.image_path for record in records]
@@ -164,14 +171,15 @@ class StoreReuse:
         Raises:
             StoreError: If a shard of the store is damaged: its rows would be sealed anew.
         """
-        # One process verifies the shards; the others wait rather than read them, too.
-        if self._processes.leads:
+
+        def verify() -> None:
             for embeddings in equal_rows(self._store, settings):
                 embeddings.verify_shards()
-            self._processes.tell(f"verified-{teacher_name}", True)
-        self._processes.hear(f"verified-{teacher_name}", check_stop)
-        look_up = find_reusable(self._store, settings, self._dataset)
-        if look_up is None:
+
+        # One process verifies the shards; the others wait rather than read them, too.
+        self._processes.agree(f"verified-{teacher_name}", verify, check_stop)
+        look_up = RowReuse(self._dataset, settings, self._store)
+        if not len(look_up):
             return None
 
         def look_up_and_count(task: ShardTask) -> ReusedRows:
@@ -214,23 +222,19 @@ class StoreReuse:
         """
         if not self._n_reused(teacher_name):
             return None
-        for stored_name, stored in self._store.teachers.items():
-            if not stored.differences(settings):
-                return self._store.versions[stored_name]
-        return None
+        equal_teachers = _equal_teachers(self._store, settings)
+        return self._store.versions[equal_teachers[0]]
 
     def _n_reused(self, teacher_name: str) -> int:
         return self._processes.add(_counter(teacher_name), 0)
 
     def _why_none(self, settings: TeacherSettings) -> str:
-        candidates: list[TeacherSettings] = []
+        differences: list[list[str]] = []
         for stored in self._store.teachers.values():
             if stored.modality == settings.modality:
-                candidates.append(stored)
-        if not candidates:
+                differences.append(stored.differences(settings))
+        if not differences:
             return f"it has no {settings.modality} teacher"
-
-        differences = [stored.differences(settings) for stored in candidates]
         fewest = min(differences, key=len)
         if fewest:
             return f"its settings differ: {'; '.join(fewest)}"
@@ -253,70 +257,29 @@ def equal_rows(store: EmbeddingStore, settings: TeacherSettings) -> Iterator[Emb
     Raises:
         StoreError: If rows are missing.
     """
-    for teacher_name, stored in store.teachers.items():
-        if not stored.differences(settings):
-            for split in store.splits_of(teacher_name):
-                yield store.embeddings(teacher_name, split)
+    for teacher_name in _equal_teachers(store, settings):
+        for split in store.splits_of(teacher_name):
+            yield store.embeddings(teacher_name, split)
 
 
-def find_reusable(
-    store: EmbeddingStore,
-    settings: TeacherSettings,
-    dataset: Dataset,
-) -> RowReuse | None:
-    """Find the rows of a store that were made with these settings, ``None`` if there are none.
-
-    Pictures are known by the sha256 of their files, which stores record since format 2.1; captions
-    by their text as the teacher takes it. Rows that were skipped are not taken.
-
-    Args:
-        store: The store to take rows from.
-        settings: The teacher's settings.
-        dataset: The data set of this run.
-
-    Raises:
-        StoreError: If a shard is missing or another one than the index names.
-    """
-    sources = list(equal_rows(store, settings))
-    keys: list[Iterator[RowKey]] = []
-    for embeddings in sources:
-        if settings.modality == "text":
-            captions = store.split(embeddings.split).captions
-            source_keys = _caption_keys(captions, settings.normalizer)
-        else:
-            source_keys = _recorded_keys(embeddings.picture_digests())
-        keys.append(_without_skipped(source_keys, embeddings))
-    reuse = RowReuse(dataset, settings, sources, keys)
-    return reuse if len(reuse) else None
+def _equal_teachers(store: EmbeddingStore, settings: TeacherSettings) -> list[str]:
+    stored_settings = store.teachers.items()
+    return [name for name, stored in stored_settings if not stored.differences(settings)]
 
 
-def _without_skipped(keys: Iterator[RowKey], rows: Embeddings) -> Iterator[RowKey]:
-    skipped = frozenset(rows.skipped.tolist())
-    for row, key in enumerate(keys):
-        yield None if row in skipped else key
-
-
-def _recorded_keys(digests: np.ndarray) -> Iterator[RowKey]:
-    """Yield the keys of pictures that a store has recorded: zeros stand for none."""
-    for digest in digests:
-        key = digest.tobytes()
-        yield key if any(key) else None
-
-
-def _picture_key(path: Path) -> RowKey:
-    try:
+def _picture_key(path: Path) -> bytes:
+    """Return the sha256 of a picture's file."""
+    with contextlib.suppress(OSError):
         return file_digest(path)
-    except OSError:
-        # What is wrong with it is said when it is decoded.
-        return None
+    # What is wrong with it is said when it is decoded.
+    return b""
 
 
-def _caption_keys(captions: Iterable[str], normalizer_name: str) -> Iterator[RowKey]:
+def _caption_keys(captions: Iterable[str], normalizer_name: str) -> Iterator[bytes]:
+    """Yield the sha256 of each caption as the teacher takes it."""
     normalize = normalizer(normalizer_name)
     for caption in captions:
         try:
-            text = normalize(caption)
+            yield hashlib.sha256(normalize(caption).encode()).digest()
         except CusaError:
-            yield None
-        else:
-            yield hashlib.sha256(text.encode()).digest()
+            yield b""

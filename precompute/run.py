@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import starmap
+from operator import attrgetter
 from pathlib import Path
 
 from cusa.data.files import FolderLock, sweep
 from cusa.data.records import Dataset
 from cusa.data.store.index import Index, read_index, write_index
-from cusa.data.store.schema import shard_folder
+from cusa.data.store.schema import TeacherSettings, shard_folder
 from cusa.data.store.shards import ShardHeader, ShardInfo
 from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.precompute.estimate import Estimate, measure
@@ -157,25 +160,30 @@ class Run:
     def _plan(self) -> list[ShardTask]:
         """Return this run's shards, in an order that every process and every rerun has."""
         shards = self._processes.agree("tasks", self._shards_in_range, self._check_stop)
-        return [ShardTask(self._options.out, *shard) for shard in shards]
+        return list(starmap(partial(ShardTask, self._options.out), shards))
 
     def _shards_in_range(self) -> list[tuple[str, str, int, int]]:
         """Return teacher, split, first row and row after the last of each shard to plan."""
         options = self._options
         tasks: list[ShardTask] = []
         for request in self._requests:
-            n_rows = _n_rows_by_split(self._data_index, request.modality)
+            n_rows: dict[str, int] = {}
+            for split, table in self._data_index.splits.items():
+                n_rows[split] = table.n_rows(request.modality)
             tasks += plan_teacher(options.out, request.name, n_rows, options.shard_rows)
         if options.shard_range is not None:
             tasks = tasks_in_range(tasks, options.shard_range)
-        return [(task.teacher, task.split, task.start, task.stop) for task in tasks]
+        return list(map(attrgetter("teacher", "split", "start", "stop"), tasks))
 
     def _check_inputs(self, tasks: Sequence[ShardTask]) -> None:
         """Refuse data that cannot be read; the leading process alone looks at them."""
         if not self._processes.leads:
             return
-        self._intact = intact_shards(tasks, self._redo_skipped)
-        pending = [task for task in tasks if task not in self._intact]
+        self._intact = intact_shards(tasks)
+        pending = dict.fromkeys(tasks)
+        for task, (_, info) in self._intact.items():
+            if not (self._redo_skipped and info.skipped):
+                del pending[task]
         check_inputs(
             self._dataset,
             pending,
@@ -188,21 +196,22 @@ class Run:
 
     def _take(self, lock: FolderLock) -> None:
         """Lock the shards against other runs."""
-        if self._processes.leads:
+
+        def lock_shards() -> bool:
             lock.take()
             lock.share()
-            self._processes.tell("locked", lock.held)
             if not lock.held:
-                self._reporter.note(
-                    f"{self._options.out.parent} knows no locks: start no second run on this store"
-                )
-        elif self._processes.hear("locked", self._check_stop):
+                folder = self._options.out.parent
+                self._reporter.note(f"{folder} knows no locks: start no second run on this store")
+            return lock.held
+
+        is_locked = self._processes.agree("locked", lock_shards, self._check_stop)
+        if is_locked and not self._processes.leads:
             lock.join()
 
     # --- making shards
 
     def _make(self, tasks: Sequence[ShardTask]) -> Outcome:
-        """Make what is not finished, and the index."""
         stored_index = self._stored_index()
         self._load_teachers(tasks, stored_index)
         shard_range = self._options.shard_range
@@ -212,7 +221,8 @@ class Run:
         finished, pending = self._divide(tasks, index_path)
         encoded = self._encode(pending)
         if not self._processes.leads:
-            self._tell_shards(encoded)
+            key = f"made-{self._processes.rank}"
+            self._processes.tell(key, list(map(asdict, encoded.values())))
             return Outcome(None, {})
 
         shards = {**finished, **encoded, **self._hear_shards(tasks)}
@@ -227,7 +237,11 @@ class Run:
         write_index(index_path, index)
         return Outcome(index_path, entries)
 
-    def _load_teachers(self, tasks: Sequence[ShardTask], stored_index: Index | None) -> None:
+    def _load_teachers(
+        self,
+        tasks: Sequence[ShardTask],
+        stored_index: Index | None,
+    ) -> None:
         """Load the teachers, and refuse those that the store has with other settings."""
         loader = TeacherLoader(
             self._dataset,
@@ -236,7 +250,19 @@ class Run:
             self._reporter,
             self._check_stop,
         )
-        self._teachers = loader.load_all(self._requests, stored_index, tasks)
+        settings: dict[str, TeacherSettings] = {}
+        if stored_index is not None:
+            for name, entry in stored_index.teachers.items():
+                settings[name] = entry.settings
+        for task, (header, _) in self._intact.items():
+            settings.setdefault(task.teacher, header.settings)
+
+        # All of them before any is run: what is missing shows at once.
+        needed = {task.teacher for task in tasks}
+        for request in self._requests:
+            if request.name in needed:
+                loaded = loader.load(request, settings.get(request.name))
+                self._teachers[request.name] = loaded
         if stored_index is not None:
             # Joining refuses teachers with other settings than the store's.
             entries: dict[str, TeacherEntry] = {}
@@ -254,26 +280,22 @@ class Run:
         finished: ShardInfos = {}
 
         def find_pending() -> list[int]:
-            headers = list(map(self._header, tasks))
-            finished_info, damaged = finished_shards(
-                tasks, headers, self._redo_skipped, self._intact
+            nonlocal finished
+            finished, damaged = finished_shards(
+                tasks,
+                self._header,
+                self._redo_skipped,
+                self._intact,
             )
-            for path in damaged.values():
+            for path in damaged:
                 self._reporter.note(f"{path} is damaged and will be made again")
-
-            pending: list[int] = []
-            for number, task in enumerate(tasks):
-                if number in finished_info:
-                    finished[task] = finished_info[number]
-                else:
-                    pending.append(number)
 
             # Only now, under the lock, is nobody else writing these files.
             shard_paths = [task.path for task in tasks]
             sweep([*shard_paths, index_path])
             folder = shard_folder(self._options.out)
             self._progress.report_plan(tasks, finished, self._teachers, folder)
-            return pending
+            return [number for number, task in enumerate(tasks) if task not in finished]
 
         pending_numbers = self._processes.agree("pending", find_pending, self._check_stop)
         return finished, [tasks[number] for number in pending_numbers]
@@ -311,28 +333,22 @@ class Run:
             )
         return encoded
 
-    def _claim(self, name: str, tasks: Sequence[ShardTask]) -> Iterator[ShardTask]:
+    def _claim(
+        self,
+        name: str,
+        tasks: Sequence[ShardTask],
+    ) -> Iterator[ShardTask]:
         """Yield the shards of a teacher that no other process has claimed."""
-        while True:
-            number = self._processes.claim(f"next-{name}")
-            if number >= len(tasks):
-                return
+        while (number := self._processes.claim(f"next-{name}")) < len(tasks):
             yield tasks[number]
-
-    def _tell_shards(self, encoded: ShardInfos) -> None:
-        """Tell the leading process which shards this one encoded."""
-        shards = [asdict(shard) for shard in encoded.values()]
-        self._processes.tell(f"made-{self._processes.rank}", shards)
 
     def _hear_shards(self, tasks: Sequence[ShardTask]) -> ShardInfos:
         """Wait for the other processes, and return the shards that they encoded."""
         task_of_file = {task.file: task for task in tasks}
         encoded: ShardInfos = {}
         for rank in range(1, self._processes.size):
-            shards = self._processes.hear(
-                f"made-{rank}", lambda: self._progress.follow_others(tasks)
-            )
-            for fields in shards:
+            follow_others = partial(self._progress.follow_others, tasks)
+            for fields in self._processes.hear(f"made-{rank}", follow_others):
                 # JSON has lists alone.
                 fields["skipped"] = tuple(fields["skipped"])
                 shard = ShardInfo(**fields)
@@ -343,16 +359,9 @@ class Run:
         """Report what all processes cut and took over, once they are done."""
         for name, loaded in self._teachers.items():
             self._progress.report_cut_captions(name, loaded.teacher.token_limit)
-        if self._reuse is None:
-            return
-        for name, loaded in self._teachers.items():
             n_rows = sum(task.n_rows for task in _tasks_of(name, pending))
-            if n_rows:
+            if self._reuse is not None and n_rows:
                 self._reporter.note(self._reuse.note(name, loaded.settings, n_rows))
-
-
-def _n_rows_by_split(index: Index, modality: str) -> dict[str, int]:
-    return {split: table.n_rows(modality) for split, table in index.splits.items()}
 
 
 def _tasks_of(teacher_name: str, tasks: Sequence[ShardTask]) -> list[ShardTask]:

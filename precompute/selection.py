@@ -40,18 +40,13 @@ def parse_splits(text: str | None) -> tuple[str, ...] | None:
     """
     if text is None:
         return None
-    stripped = [name.strip() for name in text.split(",")]
-    names = tuple(filter(None, stripped))
+    names = tuple(filter(None, map(str.strip, text.split(","))))
     if not names:
         raise SettingError("--splits names no split; pass names such as train,val", name="splits")
     return names
 
 
-def select(
-    dataset: Dataset,
-    selection: Selection,
-    store: EmbeddingStore | None,
-) -> Dataset:
+def select(dataset: Dataset, selection: Selection, store: EmbeddingStore | None) -> Dataset:
     """Select what a run takes, with a note where training images became a val split.
 
     An existing store keeps the val split that it has: the same command goes on with it, and adds
@@ -91,11 +86,13 @@ def _with_val(
 ) -> Dataset:
     """Make a val split of training images: the one that a store has, or else the default one."""
     train_ids = _train_ids(dataset)
-    val_ids = choose_val_images(train_ids, selection.val_fraction)
-    divided = with_val_split(dataset, val_ids)
+    divided = with_val_split(dataset, choose_val_images(train_ids, selection.val_fraction))
     if selection.val_fraction is None and not _DIVIDED.isdisjoint(stored_splits):
+        for candidate in _possible_divisions(dataset, divided, stored_splits):
+            if _fits(candidate, selection.limit, stored_splits):
+                divided = candidate
+                break
         # Where none fits, the store is of other data: the run will say so.
-        divided = _first_that_fits(dataset, divided, selection.limit, stored_splits)
     if "val" not in divided.splits:
         return divided
 
@@ -105,19 +102,6 @@ def _with_val(
         "images, chosen by the sha256 of their ids; --val-fraction takes another share, 0 none"
     )
     return replace(divided, notes=(*dataset.notes, note))
-
-
-def _first_that_fits(
-    undivided: Dataset,
-    default: Dataset,
-    limit: int | None,
-    stored_splits: Mapping[str, Split],
-) -> Dataset:
-    """Return the data set divided as a store of it has it, or by default where no way fits."""
-    for candidate in _possible_divisions(undivided, default, stored_splits):
-        if _fits(candidate, limit, stored_splits):
-            return candidate
-    return default
 
 
 def _possible_divisions(
@@ -138,11 +122,7 @@ def _possible_divisions(
         yield with_val_split(undivided, frozenset(order_by_hash(train_ids)[:n_val]))
 
 
-def _fits(
-    dataset: Dataset,
-    limit: int | None,
-    stored_splits: Mapping[str, Split],
-) -> bool:
+def _fits(dataset: Dataset, limit: int | None, stored_splits: Mapping[str, Split]) -> bool:
     """Return whether train and val are those of a store, as far as it has them."""
     for name in _DIVIDED.intersection(stored_splits, dataset.splits):
         records = dataset.splits[name][:limit]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 
-from cusa.data.errors import CusaError, SettingError, StoreError
+import numpy as np
+
+from cusa.data.errors import SettingError, StoreError
 from cusa.data.store import schema
 from cusa.data.store.checksum import SHARD_FORMAT, read_seal, seal_holds
-from cusa.data.store.index import Index
-from cusa.data.store.schema import TeacherSettings
 from cusa.data.store.shards import ShardHeader, ShardInfo, read_shard
 
 # Threads overlap the reading of one file with the hashing of another.
@@ -56,6 +58,11 @@ class ShardTask:
         return self.index.parent / self.file
 
     @property
+    def rows(self) -> np.ndarray:
+        """Its rows, int64 ``[n_rows]``."""
+        return np.arange(self.start, self.stop)
+
+    @property
     def n_rows(self) -> int:
         """Number of rows."""
         return self.stop - self.start
@@ -94,7 +101,7 @@ def plan_teacher(
                 path=path,
                 name=teacher,
             )
-        tasks += [ShardTask(index, teacher, split, start, stop) for start, stop in ranges]
+        tasks += starmap(partial(ShardTask, index, teacher, split), ranges)
     return tasks
 
 
@@ -114,11 +121,7 @@ def tasks_in_range(tasks: Sequence[ShardTask], shard_range: tuple[int, int]) -> 
     return list(tasks[first:stop])
 
 
-def part_path(
-    out: Path,
-    shard_range: tuple[int, int],
-    tasks: Sequence[ShardTask],
-) -> Path:
+def part_path(out: Path, shard_range: tuple[int, int], tasks: Sequence[ShardTask]) -> Path:
     """Return the path of the index of a range of shards, beside the store's.
 
     Args:
@@ -155,125 +158,82 @@ def _length_on_disk(ranges: Collection[tuple[int, int]], n_rows: int) -> int | N
     return max(lengths, default=None)
 
 
-def stored_settings(
-    teacher: str,
-    index: Index | None,
+def intact_shards(
     tasks: Sequence[ShardTask],
-) -> TeacherSettings | None:
-    """Return what a teacher's finished rows were made with, ``None`` if there are none.
-
-    Args:
-        teacher: The teacher's name in the store.
-        index: The store's index, if there is one.
-        tasks: The planned shards: without an index, the first one on disk tells.
-    """
-    if index is not None and teacher in index.teachers:
-        return index.teachers[teacher].settings
-    for task in tasks:
-        if task.teacher != teacher:
-            continue
-        shard = _read_or_none(task)
-        if shard is not None:
-            header, _ = shard
-            return header.settings
-    return None
-
-
-def intact_shards(tasks: Sequence[ShardTask], redo_skipped: bool) -> dict[ShardTask, Shard]:
-    """Read the shards on disk that a run may keep, and verify their checksums.
+    verified: Mapping[ShardTask, Shard] | None = None,
+) -> dict[ShardTask, Shard]:
+    """Read the shards on disk whose checksums hold.
 
     Args:
         tasks: The planned shards.
-        redo_skipped: Whether to leave out shards that skipped rows.
+        verified: Shards that were read before: these are hashed again only if they were replaced
+            since.
+
+    Raises:
+        StoreError: If a shard cannot be read though its checksum holds.
     """
     intact: dict[ShardTask, Shard] = {}
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        for task, shard in zip(tasks, threads.map(_read_or_none, tasks), strict=True):
-            if shard is None:
-                continue
-            _, info = shard
-            if not (redo_skipped and info.skipped):
+        verified_shards = map((verified or {}).get, tasks)
+        shards = threads.map(_read_if_intact, tasks, verified_shards)
+        for task, shard in zip(tasks, shards, strict=True):
+            if shard is not None:
                 intact[task] = shard
     return intact
 
 
-def _read_or_none(task: ShardTask) -> Shard | None:
+def _read_if_intact(task: ShardTask, verified: Shard | None = None) -> Shard | None:
     """Read what a shard holds; ``None`` if it is not there, or damaged and to be made again."""
-    with contextlib.suppress(CusaError, OSError):
-        return read_shard(task.index.parent, task.file)
+    # A bad sector makes a file unreadable.
+    with contextlib.suppress(OSError):
+        if verified is not None:
+            _, info = verified
+            if _seal_or_none(task) == info.sha256:
+                return verified
+        if seal_holds(task.path, SHARD_FORMAT):
+            return read_shard(task.index.parent, task.file, is_verified=True)
+    return None
+
+
+def _seal_or_none(task: ShardTask) -> str | None:
+    with contextlib.suppress(StoreError):
+        return read_seal(task.path, SHARD_FORMAT)
     return None
 
 
 def finished_shards(
     tasks: Sequence[ShardTask],
-    headers: Sequence[ShardHeader],
+    header_of: Callable[[ShardTask], ShardHeader],
     redo_skipped: bool,
     verified: Mapping[ShardTask, Shard],
-) -> tuple[dict[int, ShardInfo], dict[int, Path]]:
+) -> tuple[dict[ShardTask, ShardInfo], list[Path]]:
     """Find the shards that earlier runs finished, and verify the checksums of all of them.
 
     Args:
         tasks: The planned shards.
-        headers: What each of them has to hold.
+        header_of: Returns what a shard has to hold.
         redo_skipped: Whether a shard that skipped rows counts as not finished.
-        verified: What :func:`intact_shards` returned: these are hashed again only if they were
-            replaced since.
+        verified: As :func:`intact_shards` takes it.
 
     Returns:
-        Finished shards by task number, and damaged files by task number; the latter are to be made
-        again.
+        Finished shards, and damaged files, which are to be made again.
 
     Raises:
         StoreError: If a finished shard was made with other settings or from other data; names the
             fields.
     """
-    finished: dict[int, ShardInfo] = {}
-    damaged: dict[int, Path] = {}
-    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-        shards = threads.map(_read_if_intact, tasks, headers, map(verified.get, tasks))
-        for number, shard in enumerate(shards):
-            if isinstance(shard, Path):
-                damaged[number] = shard
-            elif shard is not None and not (redo_skipped and shard.skipped):
-                finished[number] = shard
-    return finished, damaged
-
-
-def _read_if_intact(
-    task: ShardTask,
-    expected: ShardHeader,
-    verified: Shard | None,
-) -> ShardInfo | Path | None:
-    """Return what a shard holds, its path if it is damaged, ``None`` if it does not exist."""
-    if not task.path.exists():
-        return None
-    try:
-        shard = _verified_shard(task, verified)
-    except OSError:
-        # A bad sector makes a file unreadable.
-        shard = None
-    if shard is None:
-        return task.path
-
-    header, info = shard
-    differences = expected.differences(header)
-    if differences:
-        raise StoreError(
-            f"{task.path} was made with other settings, not to be mixed: "
-            f"{'; '.join(differences)}; pass another --out, or move it away to make it again",
-            path=task.path,
-            name=task.teacher,
-        )
-    return info
-
-
-def _verified_shard(task: ShardTask, verified: Shard | None) -> Shard | None:
-    """Read a shard, unless the file is still the one that was; ``None`` if it is damaged."""
-    if verified is not None:
-        _, info = verified
-        with contextlib.suppress(StoreError):
-            if read_seal(task.path, SHARD_FORMAT) == info.sha256:
-                return verified
-    if not seal_holds(task.path, SHARD_FORMAT):
-        return None
-    return read_shard(task.index.parent, task.file, is_verified=True)
+    intact = intact_shards(tasks, verified)
+    finished: dict[ShardTask, ShardInfo] = {}
+    for task, (header, info) in intact.items():
+        differences = header_of(task).differences(header)
+        if differences:
+            raise StoreError(
+                f"{task.path} was made with other settings, not to be mixed: "
+                f"{'; '.join(differences)}; pass another --out, or move it away to make it again",
+                path=task.path,
+                name=task.teacher,
+            )
+        if not (redo_skipped and info.skipped):
+            finished[task] = info
+    missing = [task.path for task in tasks if task not in intact]
+    return finished, list(filter(Path.exists, missing))

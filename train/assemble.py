@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cusa.data.errors import DataError, RunError, SettingError, StoreError, StudentError
+from cusa.data.errors import CusaError, DataError, RunError, SettingError, StoreError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
-from cusa.train.loader import Pairs, Sources, open_sources
+from cusa.train.loader import FileInputs, Sources, StoredInputs
 from cusa.train.saving.provenance import Beginning, Provenance, StoredTeacher
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import weights_sha256
 from cusa.train.student import (
     Processors,
     Student,
-    StudentConfig,
     adapter_student,
     dual_encoder_student,
 )
@@ -39,42 +38,40 @@ def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
         fingerprints[val_split] = store.splits[val_split].fingerprint
 
     teachers: dict[str, StoredTeacher] = {}
-    teacher_settings: dict[str, Any] = {}
     encoders: dict[str, StoredTeacher] = {}
-    encoder_settings: dict[str, Any] = {}
-    for modality in _MODALITIES:
-        if {"csa", "usa"} & set(config.loss.terms):
-            teachers[modality] = _stored_teacher(store, modality, data, "teacher")
-            teacher_settings[f"{modality}_teacher"] = teachers[modality].name
-        if student.name == "adapter":
-            encoders[modality] = _stored_teacher(store, modality, student, "encoder")
-            encoder_settings[f"{modality}_encoder"] = encoders[modality].name
+    if {"csa", "usa"} & set(config.loss.terms):
+        teachers = _stored_teachers(store, "teacher", data.image_teacher, data.text_teacher)
+        image, text = [teacher.name for teacher in teachers.values()]
+        data = replace(data, image_teacher=image, text_teacher=text)
+    if student.name == "adapter":
+        encoders = _stored_teachers(store, "encoder", student.image_encoder, student.text_encoder)
+        image, text = [encoder.name for encoder in encoders.values()]
+        student = replace(student, image_encoder=image, text_encoder=text)
 
     data = replace(
         data,
         embeddings=_absolute(data.embeddings),
         image_root=data.image_root and _absolute(data.image_root),
         val_split=val_split,
-        **teacher_settings,
     )
-    student = replace(
-        student,
-        init=student.init and _absolute(student.init),
-        **encoder_settings,
-    )
+    student = replace(student, init=student.init and _absolute(student.init))
     if Path(student.name).is_dir():
         student = replace(student, name=_absolute(student.name))
     provenance = Provenance(store.dataset, fingerprints, teachers, encoders)
     return replace(config, data=data, student=student), provenance
 
 
-def _stored_teacher(
-    store: EmbeddingStore, modality: str, section: DataConfig | StudentConfig, role: str
-) -> StoredTeacher:
-    """Choose the store's teacher that a setting names; its role is ``teacher`` or ``encoder``."""
-    wanted = getattr(section, f"{modality}_{role}")
-    name = store.pick_teacher(modality, wanted, f"--{modality}-{role}")
-    return StoredTeacher.from_store(store, name)
+def _stored_teachers(
+    store: EmbeddingStore,
+    role: str,
+    *wanted_names: str | None,
+) -> dict[str, StoredTeacher]:
+    """Choose the store's teachers that settings name, in the role of a teacher or an encoder."""
+    chosen = {}
+    for modality, wanted in zip(_MODALITIES, wanted_names, strict=True):
+        name = store.pick_teacher(modality, wanted, f"--{modality}-{role}")
+        chosen[modality] = StoredTeacher(name, store.sources[name], store.teachers[name])
+    return chosen
 
 
 def _absolute(path: str) -> str:
@@ -86,19 +83,20 @@ def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
     name = config.data.val_split
     if name is not None and name not in store.splits and name != DataConfig.val_split:
         splits = ", ".join(store.splits)
-        missing = f"{store.path} has no split {name!r} to choose the best epoch on"
-        message = f"{missing}; it has: {splits}"
         raise StoreError(
-            f"{message}; name one with --set data.val_split=SPLIT",
+            f"{store.path} has no split {name!r} to choose the best epoch on; it has: {splits}; "
+            "name one with --set data.val_split=SPLIT",
             path=store.path,
             name=name,
         )
     if name in store.splits:
         return name
     if config.train.patience is not None:
-        remedy = "leave it out, or name a split with --set data.val_split=SPLIT"
-        message = f"--patience needs a validation split, and {store.path} has none to use; {remedy}"
-        raise SettingError(message, name="train.patience")
+        raise SettingError(
+            f"--patience needs a validation split, and {store.path} has none to use; leave it "
+            "out, or name a split with --set data.val_split=SPLIT",
+            name="train.patience",
+        )
     return None
 
 
@@ -118,7 +116,11 @@ class MadeStudent(NamedTuple):
     beginning: Beginning | None = None
 
 
-def make_student(config: Config, provenance: Provenance, begun_in: Path | None) -> MadeStudent:
+def make_student(
+    config: Config,
+    provenance: Provenance,
+    begun_in: Path | None,
+) -> MadeStudent:
     """Make the student that a run begins with.
 
     Args:
@@ -133,26 +135,24 @@ def make_student(config: Config, provenance: Provenance, begun_in: Path | None) 
     if config.student.init is not None and begun_in is None:
         return _initial_student(Path(config.student.init), config, provenance)
     if config.student.name == "adapter":
-        image_dim = provenance.encoders["image"].settings.dim
-        text_dim = provenance.encoders["text"].settings.dim
-        return MadeStudent(adapter_student(config.student, image_dim, text_dim), None, None)
+        dims = [provenance.encoders[modality].settings.dim for modality in _MODALITIES]
+        return MadeStudent(adapter_student(config.student, *dims), None, None)
     if begun_in is not None and not (begun_in / "config.json").is_file():
-        remedy = "restore it, or train again in another --run-dir"
-        raise RunError(f"{begun_in} lacks the student's config.json; {remedy}", path=begun_in)
-    if begun_in is None:
-        source = config.student.name
-    else:
-        source = str(begun_in)
+        raise RunError(
+            f"{begun_in} lacks the student's config.json; restore it, or train again in another "
+            "--run-dir",
+            path=begun_in,
+        )
+    source = str(begun_in or config.student.name)
     return MadeStudent(*dual_encoder_student(config.student, source, pretrained=begun_in is None))
 
 
-def _initial_student(path: Path, config: Config, provenance: Provenance) -> MadeStudent:
-    """Load a trained student to go on from: its weights and heads.
-
-    Raises:
-        StudentError: If it is of another kind or size than the settings ask for, or works on other
-            encoders' rows.
-    """
+def _initial_student(
+    path: Path,
+    config: Config,
+    provenance: Provenance,
+) -> MadeStudent:
+    """Load a trained student to go on from: its weights and heads."""
     saved = load_saved(path)
     origin = saved.origin
     wanted = config.student
@@ -161,19 +161,20 @@ def _initial_student(path: Path, config: Config, provenance: Provenance) -> Made
     if wanted.name == given.name == "adapter":
         setting_names.append("hidden_dim")
 
-    differences: list[str] = []
+    differences = []
     for name in setting_names:
-        given_value = getattr(given, name)
-        wanted_value = getattr(wanted, name)
-        if given_value != wanted_value:
-            differences.append(f"student.{name} ({given_value!r} / {wanted_value!r})")
+        values = getattr(given, name), getattr(wanted, name)
+        if values[0] != values[1]:
+            differences.append(f"student.{name} ({values[0]!r} / {values[1]!r})")
     for modality, encoder in origin.provenance.encoders.items():
         if not differences:  # an adapter
             differences += _unlike_encoder(encoder, provenance.encoders[modality])
     if differences:
-        problem = f"--init {path} is not the student that the settings ask for"
-        remedy = "leave these settings out, or pass another --init"
-        raise StudentError(f"{problem}: {'; '.join(differences)}; {remedy}", path=path)
+        raise StudentError(
+            f"--init {path} is not the student that the settings ask for: "
+            f"{'; '.join(differences)}; leave these settings out, or pass another --init",
+            path=path,
+        )
 
     digest = weights_sha256(saved.student.state_dict())
     beginning = Beginning(str(path), digest, origin.provenance.dataset, origin.epoch, origin.step)
@@ -192,7 +193,7 @@ def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
 
 def student_sources(
     store: EmbeddingStore,
-    split: str,
+    split_name: str,
     config: Config,
     encoders: tuple[str, ...],
     processors: Processors | None,
@@ -201,7 +202,7 @@ def student_sources(
 
     Args:
         store: The store.
-        split: The split's name.
+        split_name: The split.
         config: The run's settings.
         encoders: Adapter: names of the image and the text encoder in the store; else empty.
         processors: Hugging Face student: its processors.
@@ -209,24 +210,27 @@ def student_sources(
     Raises:
         CusaError: If the split, an encoder's rows or the image folder are not there.
     """
-    encoder_names: tuple[str, str] | None = None
-    if encoders:
-        encoder_names = (encoders[0], encoders[1])
-    image_root: Path | None = None
+    split = store.split(split_name)
+    if processors is None:
+        image_encoder, text_encoder = encoders
+        stored_images = store.embeddings(image_encoder, split_name)
+        stored_texts = store.embeddings(text_encoder, split_name)
+        return Sources(split, StoredInputs(stored_images, stored_texts))
+    image_root = store.image_root
     if config.data.image_root:
         image_root = Path(config.data.image_root)
-    return open_sources(
-        store,
-        split,
-        encoders=encoder_names,
-        processors=processors,
-        image_root=image_root,
-        normalizer_name=config.data.normalizer,
-    )
+    if not image_root.is_dir():
+        raise CusaError(f"image folder {image_root} does not exist; pass --image-root")
+    skipped = store.skipped(split_name)
+    inputs = FileInputs(split, image_root, processors, config.data.normalizer, skipped)
+    return Sources(split, inputs)
 
 
 def validation_sources(
-    store: EmbeddingStore, config: Config, encoders: tuple[str, ...], processors: Processors | None
+    store: EmbeddingStore,
+    config: Config,
+    encoders: tuple[str, ...],
+    processors: Processors | None,
 ) -> Sources | None:
     """Open the readers of the validation split, if the run has one; see :func:`student_sources`.
 
@@ -238,27 +242,10 @@ def validation_sources(
     if split is None:
         return None
     sources = student_sources(store, split, config, encoders, processors)
-    no_image, no_text = sources.inputs.missing()
-    if len(no_image) == sources.split.n_images or len(no_text) == sources.split.n_captions:
-        remedy = "name another with --set data.val_split=SPLIT, or none: --set data.val_split=null"
+    if sources.lack_a_modality:
         raise DataError(
-            f"split {split!r} has no image or no caption to validate on; {remedy}",
+            f"split {split!r} has no image or no caption to validate on; name another with --set "
+            "data.val_split=SPLIT, or none: --set data.val_split=null",
             name=split,
         )
     return sources
-
-
-def training_pairs(
-    store: EmbeddingStore, sources: Sources, config: Config, provenance: Provenance
-) -> Pairs:
-    """Join the trainable pairs, with the teachers' rows where soft labels are used.
-
-    Raises:
-        CusaError: If a teacher's rows are not there.
-    """
-    if not provenance.teachers:
-        return Pairs(*sources, None)
-    split = config.data.train_split
-    image_rows = store.embeddings(provenance.teachers["image"].name, split)
-    text_rows = store.embeddings(provenance.teachers["text"].name, split)
-    return Pairs(*sources, (image_rows, text_rows))

@@ -13,12 +13,14 @@ from typing import Any
 from cusa.data.errors import SettingError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import (
+    SHORT,
     Config,
     build_config,
     deciding,
     load_config_file,
     load_preset,
     merge,
+    nest,
     parse_settings,
     refuse_hidden,
 )
@@ -26,25 +28,6 @@ from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
 
-_FLAGS = {
-    "student": ("init", "image_encoder", "text_encoder"),
-    "data": ("image_teacher", "text_teacher", "image_root"),
-    "train": (
-        "epochs",
-        "batch_size",
-        "accumulate",
-        "micro_batch",
-        "gather",
-        "precision",
-        "device",
-        "workers",
-        "seed",
-        "patience",
-        "checkpoint_steps",
-        "checkpoint_minutes",
-        "tensorboard",
-    ),
-}
 # Settings of later versions, and the values that keep a run as it was: with these, a sweep's folder
 # has the name that it had before.
 _ADDED_LATER = {"optim.schedule": "step", "optim.schedule_epochs": None, "student.init": None}
@@ -69,7 +52,11 @@ class Given:
     flags: Mapping[str, Any]
 
 
-def chosen_settings(given: Given, run_dir: Path | None, resume: bool) -> Config:
+def chosen_settings(
+    given: Given,
+    run_dir: Path | None,
+    resume: bool,
+) -> Config:
     """Choose the settings of one run: a new one's, or those of the run that is to go on.
 
     Args:
@@ -84,10 +71,12 @@ def chosen_settings(given: Given, run_dir: Path | None, resume: bool) -> Config:
     if resume and run_dir is None:
         raise SettingError("--resume: pass --run-dir, the run to go on with", name="run_dir")
     if resume and given.embeddings is None and not keeps_its_own:
-        message = "--resume: the run keeps its own settings; leave out --preset and --config"
-        raise SettingError(message, name="preset")
-    goes_on = resume and run_dir is not None and keeps_its_own
-    if goes_on and run_dir is not None and (begun(run_dir) or given.embeddings is None):
+        raise SettingError(
+            "--resume: the run keeps its own settings; leave out --preset and --config",
+            name="preset",
+        )
+    is_begun = run_dir is not None and (begun(run_dir) or given.embeddings is None)
+    if run_dir is not None and resume and keeps_its_own and is_begun:
         return _resumed_settings(run_dir, given)
     return new_settings(given, flag_settings(given.flags))
 
@@ -95,13 +84,14 @@ def chosen_settings(given: Given, run_dir: Path | None, resume: bool) -> Config:
 def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Nest the options that stand for a setting."""
     nested: dict[str, Any] = {}
-    for section, names in _FLAGS.items():
-        nested[section] = {name: flags[name] for name in names if flags[name] is not None}
-    if flags["student"] is not None:
-        nested["student"]["name"] = flags["student"]
-    if flags["loss"] is not None:
-        nested["loss"] = {"terms": TERMS[flags["loss"]]}
-    return {section: values for section, values in nested.items() if values}
+    sections = dataclasses.asdict(Config())
+    for flag, value in flags.items():
+        if value is None:
+            continue
+        section = next((name for name, fields in sections.items() if flag in fields), "")
+        name = SHORT.get(flag, f"{section}.{flag}")
+        nested = merge(nested, nest(name, TERMS[value] if flag == "loss" else value))
+    return nested
 
 
 def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
@@ -116,16 +106,14 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     Raises:
         CusaError: If a setting is illegal, or a file cannot be read.
     """
-    over: dict[str, Any] = {}
+    over = {}
     if given.config_file:
         over = load_config_file(given.config_file)
     for source in (parse_settings(given.settings), _named_store(given), flags):
         refuse_hidden(over, source)
         over = merge(over, source)
     # Checked before a path is opened: a file of settings may hold anything.
-    checked = build_config(
-        {section: over[section] for section in ("data", "student") if section in over},
-    )
+    checked = build_config({name: over[name] for name in ("data", "student") if name in over})
     if checked.student.init is not None:
         over = merge(_initial_settings(Path(checked.student.init)), over)
     preset = given.preset
@@ -143,8 +131,9 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
 def _initial_settings(init: Path) -> dict[str, Any]:
     """Take from a trained student its kind, its sizes, and how captions are normalised."""
     config = load_origin(init).config
-    student = {name: getattr(config.student, name) for name in ("name", "hidden_dim", "embed_dim")}
-    return {"student": student, "data": {"normalizer": config.data.normalizer}}
+    student = dataclasses.asdict(config.student)
+    sizes = {name: student[name] for name in ("name", "hidden_dim", "embed_dim")}
+    return {"student": sizes, "data": {"normalizer": config.data.normalizer}}
 
 
 def default_preset(dataset: str, student: str | None) -> str:
@@ -161,10 +150,7 @@ def default_preset(dataset: str, student: str | None) -> str:
     model_size = "vit-b32"
     if student is not None and Path(student).name == "clip-vit-large-patch14-336":
         model_size = "vit-l14-336"
-    paper_dataset = "coco"
-    if dataset == "flickr30k":
-        paper_dataset = "flickr"
-    return f"paper-{paper_dataset}-{model_size}"
+    return f"paper-{'flickr' if dataset == 'flickr30k' else 'coco'}-{model_size}"
 
 
 def _resumed_settings(run_dir: Path, given: Given) -> Config:
@@ -175,9 +161,7 @@ def _resumed_settings(run_dir: Path, given: Given) -> Config:
 
 
 def _named_store(given: Given) -> dict[str, Any]:
-    if given.embeddings is None:
-        return {}
-    return {"data": {"embeddings": str(given.embeddings)}}
+    return nest("data.embeddings", str(given.embeddings)) if given.embeddings else {}
 
 
 def default_run_dir(config: Config) -> Path:
@@ -200,4 +184,5 @@ def default_sweep_dir(configs: Sequence[Config]) -> Path:
                 del values[name]
         described.append(values)
     digest = hashlib.sha256(repr(described).encode()).hexdigest()[:8]
-    return Path("runs") / f"{EmbeddingStore(configs[0].data.embeddings).dataset}-sweep-{digest}"
+    dataset = EmbeddingStore(configs[0].data.embeddings).dataset
+    return Path("runs") / f"{dataset}-sweep-{digest}"

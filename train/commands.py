@@ -26,18 +26,11 @@ def resume_command(run_dir: Path, processes: int = 1) -> str:
     if processes == 1:
         return shell_command("cusa-train", *arguments)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    launcher: tuple[object, ...] = ("--nproc-per-node", local)
+    launcher = ["--nproc-per-node", local]
     if local < processes:
         endpoint = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{_RENDEZVOUS_PORT}"
-        machines = (
-            "--nnodes",
-            processes // local,
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            endpoint,
-        )
-        launcher = (*machines, *launcher)
+        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+        launcher = ["--nnodes", processes // local, *rendezvous, *launcher]
     return shell_command("torchrun", *launcher, "-m", "cusa.train", *arguments)
 
 
@@ -66,7 +59,11 @@ def evaluation_command(
     return shell_command("cusa-eval", *arguments)
 
 
-def _split_to_measure(config: Config, provenance: Provenance, store: EmbeddingStore) -> str:
+def _split_to_measure(
+    config: Config,
+    provenance: Provenance,
+    store: EmbeddingStore,
+) -> str:
     """The test split; or else that of the validation, any other, or what was trained on."""
     encoded = [set(store.splits_of(encoder.name)) for encoder in provenance.encoders.values()]
     usable = [name for name, split in store.splits.items() if split.n_images and split.n_captions]

@@ -35,8 +35,24 @@ MOST_STEPS = 1_000_000_000
 MOST_WORKERS = 256  # reading processes of one training process
 MINUTES_OF_A_YEAR = 525_600
 
+_PRESETS = importlib.resources.files("cusa.train") / "presets"
 _MOST_BYTES = 1_000_000  # of a file of settings
 _MOST_PARTS = 8  # of a setting's full name; more than any has
+
+
+# Settings that a grid and command lines name in short; a loss is named by its key in TERMS.
+SHORT = {
+    "loss": "loss.terms",
+    "seed": "train.seed",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "student": "student.name",
+    "init": "student.init",
+    "image_teacher": "data.image_teacher",
+    "text_teacher": "data.text_teacher",
+    "image_encoder": "student.image_encoder",
+    "text_encoder": "student.text_encoder",
+}
 
 
 @settings
@@ -46,8 +62,8 @@ class DataConfig:
     Attributes:
         embeddings: Path of the embedding store.
         image_root: Folder of the images, if not the store's own.
-        image_teacher: Teacher of the soft labels; ``None``: the store's only one.
-        text_teacher: Same for captions.
+        image_teacher: Teacher of the images' soft labels; ``None``: the store's only one.
+        text_teacher: Teacher of the captions' soft labels; ``None``: the store's only one.
         train_split: Split that is trained on.
         val_split: Split that the best epoch is chosen on. ``None``: none, and the last epoch is
             kept; so, with a note, where the store has no split of the default name.
@@ -93,11 +109,7 @@ class OptimConfig:
     grad_clip: Number = Field(default=1.0, ge=0, le=GREATEST_NORM)
 
     def __post_init__(self) -> None:
-        """Refuse a cosine that would rise.
-
-        Raises:
-            SettingError: Unless ``min_lr <= lr``.
-        """
+        """Refuse a cosine that would rise."""
         if self.min_lr > self.lr:
             raise SettingError(
                 f"must be at most optim.lr, {self.lr:g}; got {self.min_lr:g}",
@@ -177,9 +189,8 @@ class Config:
 
 def presets() -> list[str]:
     """List the names of the presets that come with the package."""
-    folder = importlib.resources.files("cusa.train") / "presets"
-    file_names = [entry.name for entry in folder.iterdir()]
-    return sorted(name.removesuffix(".yaml") for name in file_names if name.endswith(".yaml"))
+    paths = [Path(entry.name) for entry in _PRESETS.iterdir()]
+    return sorted(path.stem for path in paths if path.suffix == ".yaml")
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -190,8 +201,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """
     if name not in presets():
         raise SettingError(f"unknown preset {name!r}; legal: {', '.join(presets())}", name=name)
-    text = (importlib.resources.files("cusa.train") / "presets" / f"{name}.yaml").read_text()
-    return parse_yaml(text, f"preset {name}")
+    return parse_yaml((_PRESETS / f"{name}.yaml").read_text(), f"preset {name}")
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
@@ -207,8 +217,11 @@ def load_config_file(path: Path) -> dict[str, Any]:
         )
     content = read_yaml(path)
     if not isinstance(content, dict):
-        example = "sections such as 'train:' with settings below, as in runs/*/config.yaml"
-        raise FileFormatError(f"{path} holds no settings; expected {example}", path=path)
+        raise FileFormatError(
+            f"{path} holds no settings; expected sections such as 'train:' with settings below, "
+            "as in runs/*/config.yaml",
+            path=path,
+        )
     return content
 
 
@@ -224,7 +237,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> None:
+def refuse_hidden(
+    under: Mapping[str, Any],
+    over: Mapping[str, Any],
+    prefix: str = "",
+) -> None:
     """Refuse a value that a section of another source would hide.
 
     Raises:
@@ -237,8 +254,9 @@ def refuse_hidden(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str
         if not isinstance(hidden, Mapping):
             full_name = f"{prefix}{name}"
             value_text = shortened(repr(hidden))
-            message = f"setting {full_name} must be settings below it, got {value_text}"
-            raise SettingError(message, name=full_name)
+            raise SettingError(
+                f"setting {full_name} must be settings below it, got {value_text}", name=full_name
+            )
         refuse_hidden(hidden, value, f"{prefix}{name}.")
 
 
@@ -258,8 +276,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--set {shortened(pair)}: expected NAME=VALUE, e.g. loss.alpha=0.2",
                 name=name,
             )
-        sections = name.split(".")
-        if len(sections) > _MOST_PARTS:
+        if name.count(".") >= _MOST_PARTS:
             raise SettingError(
                 f"unknown setting {shortened(name)}; expected one such as loss.tau.init",
                 name=name,
@@ -268,11 +285,16 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             value = parse_yaml(raw, f"--set {shortened(pair)}")
         except FileFormatError as error:
             raise SettingError(str(error), name=name) from None
-        for section in reversed(sections):
-            value = {section: value}
-        refuse_hidden(nested, value)
-        nested = merge(nested, value)
+        refuse_hidden(nested, nest(name, value))
+        nested = merge(nested, nest(name, value))
     return nested
+
+
+def nest(name: str, value: Any) -> dict[str, Any]:
+    """Nest a value under a setting's full name: ``{"loss": {"alpha": 0.2}}``."""
+    for section in reversed(name.split(".")):
+        value = {section: value}
+    return value
 
 
 def build_config(settings: Mapping[str, Any]) -> Config:
@@ -309,13 +331,11 @@ _FREE = {
 
 def differing(a: Config, b: Config) -> list[str]:
     """List the settings that differ in what a run computes, each with both values."""
-    values_of_a = deciding(a)
     values_of_b = deciding(b)
-    differences: list[str] = []
-    for name, value_in_a in values_of_a.items():
-        value_in_b = values_of_b[name]
-        if value_in_a != value_in_b:
-            differences.append(f"{name} ({value_in_a!r} / {value_in_b!r})")
+    differences = []
+    for name, value in deciding(a).items():
+        if value != values_of_b[name]:
+            differences.append(f"{name} ({value!r} / {values_of_b[name]!r})")
     return differences
 
 

@@ -38,7 +38,7 @@ def why_not_finite(
     images = named_images(image_rows, image_ids)
 
     values = terms._asdict()
-    faulty_terms: list[str] = []
+    faulty_terms = []
     for term in step.loss.config.terms:
         if not torch.isfinite(values[term]):
             faulty_terms.append(term)

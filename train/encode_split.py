@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from cusa.data.embeddings import HEADS, Rows, SplitEmbeddings
 from cusa.data.errors import CusaError
 from cusa.data.unit_rows import unit_rows
-from cusa.data.worker_pool import StartMethod
-from cusa.train.loader import Inputs, Loader, Sources, each_tensor
+from cusa.data.worker_pool import StartMethod, WorkerPool
+from cusa.train.loader import Inputs, Sources, each_tensor
 from cusa.train.processes import Processes
 from cusa.train.student import Features, Student
 
@@ -42,7 +41,7 @@ def encode_split(
         workers: Processes that read inputs.
         start_method: How they begin.
         processes: Those that share the work: each encodes a part, and all of them get the whole.
-        check: Called after each batch; may raise.
+        check: Called after each batch where no other process waits for this one; may raise.
         advance: Called before the first batch and after each one with ``"images"`` or
             ``"captions"``, how many more are encoded, and how many this process encodes in all.
 
@@ -50,9 +49,9 @@ def encode_split(
         CusaError: If an input cannot be read, or none is left.
     """
     split, inputs = sources
-    no_image, no_text = inputs.missing()
-    if len(no_image) == split.n_images or len(no_text) == split.n_captions:
+    if sources.lack_a_modality:
         raise CusaError(f"split {split.name!r} has no image or no caption that could be read")
+    no_image, no_text = inputs.missing()
     image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
     text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)
     rank, size = (processes.rank, processes.size) if processes else (0, 1)
@@ -64,25 +63,23 @@ def encode_split(
         unit: str,
     ) -> Rows:
         rank_rows = np.array_split(rows, size)[rank]
-        n_rows = len(rank_rows)
-        starts = range(0, n_rows, batch_size)
-        chunks = _Chunks(read, [rank_rows[start : start + batch_size] for start in starts])
+        starts = range(0, len(rank_rows), batch_size)
+        chunks = [rank_rows[start : start + batch_size] for start in starts]
         pin = torch.device(device).type == "cuda"
-        loader = Loader(chunks, range(len(chunks)), min(workers, len(chunks)), pin, start_method)
+        pool = WorkerPool(_ByRows(read), min(workers, len(chunks)), start_method, pin)
         chunk_embeddings: list[Rows] = []
-        advance(unit, 0, n_rows)
-        with (
-            processes.all_or_none() if processes else contextlib.nullcontext(),
-            contextlib.closing(loader),
-        ):
-            for chunk_rows, chunk_inputs in zip(chunks.rows, loader, strict=True):
+        advance(unit, 0, len(rank_rows))
+        all_or_none = processes.all_or_none() if processes else contextlib.nullcontext()
+        with all_or_none, contextlib.closing(pool):
+            for chunk_rows, chunk_inputs in zip(chunks, pool.read(chunks), strict=True):
                 chunk_embeddings.append(embed(forward, chunk_inputs, device))
-                check()
-                advance(unit, len(chunk_rows), n_rows)
+                if size == 1:
+                    check()
+                advance(unit, len(chunk_rows), len(rank_rows))
         if processes:
             by_rank = processes.everyones(chunk_embeddings)
             chunk_embeddings = list(itertools.chain.from_iterable(by_rank))
-        embeddings: Rows = {}
+        embeddings = {}
         for head in HEADS:
             embeddings[head] = np.concatenate([chunk[head] for chunk in chunk_embeddings])
         return embeddings
@@ -102,7 +99,11 @@ def encode_split(
 
 
 @torch.no_grad()
-def embed(forward: Callable[[Any], Features], inputs: Inputs, device: torch.device | str) -> Rows:
+def embed(
+    forward: Callable[[Any], Features],
+    inputs: Inputs,
+    device: torch.device | str,
+) -> Rows:
     """Embeddings of one batch from both heads.
 
     Args:
@@ -121,12 +122,11 @@ def embed(forward: Callable[[Any], Features], inputs: Inputs, device: torch.devi
     }
 
 
-class _Chunks(Dataset[Inputs]):
-    def __init__(self, read: Callable[[np.ndarray], Inputs], rows: list[np.ndarray]) -> None:
-        self._read, self.rows = read, rows
+class _ByRows:
+    """Reads inputs in worker processes."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __init__(self, read: Callable[[np.ndarray], Inputs]) -> None:
+        self._read = read
 
-    def __getitem__(self, number: int) -> Inputs:
-        return self._read(self.rows[number])
+    def __getitem__(self, rows: np.ndarray) -> Inputs:
+        return self._read(rows)

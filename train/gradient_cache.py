@@ -58,7 +58,7 @@ def encode_in_micro_batches(
 
     # Of those devices that its arguments are on, checkpoint keeps the random state.
     marker = torch.empty(0, device=device or tensors[0].device)
-    outputs: list[Any] = []
+    outputs = []
     for start in range(0, n_rows, size):
         micro_batch = each_tensor(inputs, operator.itemgetter(slice(start, start + size)))
         outputs.append(checkpoint(run, micro_batch, marker, use_reentrant=False))
@@ -76,5 +76,6 @@ def encode_in_micro_batches(
 
 def _require_rows(embeddings: torch.Tensor, n_rows: int) -> None:
     if len(embeddings) != n_rows:
-        rows = f"a row for each of its {n_rows} rows in all"
-        raise ValueError(f"encode must return {rows}, got {len(embeddings)}")
+        raise ValueError(
+            f"encode must return a row for each of its {n_rows} rows in all, got {len(embeddings)}"
+        )

@@ -55,8 +55,10 @@ class Processes:
             )
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
-            problem = f"WORLD_SIZE is {self.size}, but the processes cannot meet ({reason})"
-            raise CusaError(f"{problem}; start with torchrun") from None
+            raise CusaError(
+                f"WORLD_SIZE is {self.size}, but the processes cannot meet ({reason}); start with "
+                "torchrun"
+            ) from None
         self._group = dist.new_group(backend="gloo")
         self.rank = dist.get_rank()
 

@@ -12,7 +12,6 @@ from cusa.train.processes import Processes
 from cusa.train.saving.provenance import Beginning, Provenance
 from cusa.train.saving.run_dir import Checkpoints, load_run
 from cusa.train.saving.run_progress import Progress
-from cusa.train.saving.student_folder import Origin
 from cusa.train.saving.tensors import without_prefix
 from cusa.train.training_state import TrainingState
 
@@ -61,8 +60,11 @@ class BegunRun:
         if loaded is None or self.beginning is None:
             return self.beginning
         if loaded != replace(self.beginning, path=loaded.path):
-            change = f"the student in {loaded.path} has changed since the run began with it"
-            raise RunError(f"{change}; begin a new run", path=Path(loaded.path))
+            raise RunError(
+                f"the student in {loaded.path} has changed since the run began with it; begin a "
+                "new run",
+                path=Path(loaded.path),
+            )
         return self.beginning
 
 
@@ -92,12 +94,15 @@ def begun_run(
     fields = differing(before, as_before)
     if fields:
         name = fields[0].partition(" ")[0]
-        message = f"--resume: settings differ from those of {run_dir}: {'; '.join(fields)}"
-        raise SettingError(message, name=name)
+        raise SettingError(
+            f"--resume: settings differ from those of {run_dir}: {'; '.join(fields)}", name=name
+        )
     fields = provenance_before.differences(store, provenance)
     if fields:
-        message = f"{store.path} is not the store that {run_dir} began with: {'; '.join(fields)}"
-        raise StoreError(message, path=store.path)
+        raise StoreError(
+            f"{store.path} is not the store that {run_dir} began with: {'; '.join(fields)}",
+            path=store.path,
+        )
     return BegunRun(
         config=resumed,
         epochs_before=before.train.epochs,
@@ -116,11 +121,7 @@ def _with_epochs_of(before: Config, config: Config) -> Config:
 
 
 def _with_schedule_of(before: Config, config: Config) -> Config:
-    """Give the settings wanted the schedule that the run was begun with.
-
-    Raises:
-        SettingError: If more epochs would have a learning rate of zero.
-    """
+    """Give the settings wanted the schedule that the run was begun with."""
     schedule_epochs = before.optim.schedule_epochs
     if schedule_epochs is None and config.train.epochs != before.train.epochs:
         schedule_epochs = before.train.epochs
@@ -128,10 +129,12 @@ def _with_schedule_of(before: Config, config: Config) -> Config:
     if schedule_epochs is not None:
         is_longer = config.train.epochs > max(schedule_epochs, before.train.epochs)
     if is_longer and config.optim.min_lr == 0:
-        reason = f"the schedule ends with epoch {schedule_epochs:,} at optim.min_lr, which is 0"
-        remedy = "more epochs would change nothing; begin a new run with this one's student: --init"
-        message = f"--epochs {config.train.epochs:,}: {reason}: {remedy}"
-        raise SettingError(message, name="train.epochs")
+        raise SettingError(
+            f"--epochs {config.train.epochs:,}: the schedule ends with epoch {schedule_epochs:,} "
+            "at optim.min_lr, which is 0: more epochs would change nothing; begin a new run with "
+            "this one's student: --init",
+            name="train.epochs",
+        )
     optim = replace(config.optim, schedule_epochs=schedule_epochs)
     return replace(config, optim=optim)
 
@@ -158,23 +161,27 @@ def restore_newest(
     """
     newest, problems = Checkpoints(run_dir).newest()
     if newest is None:
-        return Progress(), problems
-    n_before = Origin.from_dict(newest.meta["origin"]).processes
+        return Progress.start(), problems
+    n_before = newest.origin.processes
     if n_before != processes.size:
-        problem = f"{run_dir} was begun by {n_before} processes"
-        remedy = "its batches would be others; start as many (torchrun --nproc-per-node)"
-        message = f"{problem} and cannot go on with {processes.size}: {remedy}"
-        raise RunError(message, path=run_dir)
+        raise RunError(
+            f"{run_dir} was begun by {n_before} processes and cannot go on with {processes.size}: "
+            "its batches would be others; start as many (torchrun --nproc-per-node)",
+            path=run_dir,
+        )
     # Each process has dropout masks of its own.
     random_states = without_prefix(f"rng.{processes.rank}", newest.tensors)
     try:
-        state.restore(newest.tensors, random_states, newest.meta["scaler"])
+        state.restore(newest.tensors, random_states, newest.scaler)
     except RunError as error:
         raise RunError(f"{run_dir}: {error}", path=run_dir) from None
-    progress = Progress.from_dict(newest.meta["progress"])
+    progress = newest.progress
     if not 0 <= progress.steps_into_epoch(steps_per_epoch) <= steps_per_epoch:
-        problem = f"step {progress.step:,} is not within epoch {progress.epoch + 1:,}"
-        raise RunError(f"the checkpoint of {run_dir} is damaged ({problem})", path=run_dir)
+        raise RunError(
+            f"the checkpoint of {run_dir} is damaged (step {progress.step:,} is not within epoch "
+            f"{progress.epoch + 1:,})",
+            path=run_dir,
+        )
     return progress, problems
 
 
@@ -190,5 +197,7 @@ def refuse_fewer_epochs(
     """
     epochs_begun = progress.epochs_begun(steps_per_epoch)
     if epochs < epochs_begun:
-        problem = f"--epochs {epochs:,}: {epochs_begun:,} epochs are begun already"
-        raise SettingError(f"{problem}; pass as many or more", name="train.epochs")
+        raise SettingError(
+            f"--epochs {epochs:,}: {epochs_begun:,} epochs are begun already; pass as many or more",
+            name="train.epochs",
+        )

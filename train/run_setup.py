@@ -21,31 +21,10 @@ from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints, begun
 from cusa.train.saving.student_folder import BEST_FOLDER
 from cusa.train.step import Footprint, TrainStep, prepare_step
-from cusa.train.student import Processors, Student
+from cusa.train.student import Processors
 from cusa.train.training_data import TrainingData, data_notes, open_training_data
 
 _SMALLER_STUDENT = "train a smaller one: student.hidden_dim, student.embed_dim, --student"
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """The student in training, and the loss that it learns from.
-
-    Attributes:
-        student: The student.
-        processors: Image processor and tokeniser; ``None`` for the adapter.
-        loss: The loss, with its temperatures.
-        step: Both in one module: from a batch to its loss.
-        backbone: The transformers model within the student; ``None`` for the adapter.
-        footprint: What they need of the device's memory.
-    """
-
-    student: Student
-    processors: Processors | None
-    loss: CUSALoss
-    step: TrainStep
-    backbone: Any
-    footprint: Footprint
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,11 @@ class RunSetup:
         config: The settings, with the names of teachers and encoders resolved.
         provenance: What is trained on.
         resumed: The run that goes on; ``None`` for one that begins.
-        model: Student and loss.
+        step: Student and loss in one module: from a batch to its loss.
+        processors: Image processor and tokeniser of a Hugging Face student; ``None`` for the
+            adapter.
+        backbone: The transformers model within the student; ``None`` for the adapter.
+        footprint: What training needs of the device's memory.
         data: What the student learns from and is validated on.
         notes: What the user should know of the data.
     """
@@ -72,7 +55,10 @@ class RunSetup:
     config: Config
     provenance: Provenance
     resumed: BegunRun | None
-    model: TrainedModel
+    step: TrainStep
+    processors: Processors | None
+    backbone: Any
+    footprint: Footprint
     data: TrainingData
     notes: list[str]
 
@@ -101,7 +87,7 @@ def set_up_run(
     store = EmbeddingStore(config.data.embeddings)
     store.verify_index()
     resolved, provenance = resolve(config, store)
-    resumed: BegunRun | None = None
+    resumed = None
     if resume and begun(run_dir):  # before the student is made: it may be another one
         resumed = begun_run(run_dir, resolved, provenance, store)
         resolved = resumed.config
@@ -112,26 +98,35 @@ def set_up_run(
         initial = make_student(resolved, provenance, _student_folder(run_dir, resumed))
         provenance = _with_beginning(provenance, initial, resumed)
         data = open_training_data(store, resolved, provenance, initial.processors, processes)
-        model = _trained_model(initial, resolved, data, processes.device)
-    _seed_rank(resolved.train.seed, processes.rank)
+        loss = CUSALoss(resolved.loss, gather=resolved.train.gather)
+        step = TrainStep(initial.student, loss, resolved, processes.device).to(processes.device)
+        footprint = _footprint(step, data)
+    if processes.rank > 0:  # other dropout masks than the first process: it has other pairs
+        sequence = np.random.SeedSequence([resolved.train.seed, processes.rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
     return RunSetup(
-        run_dir=run_dir,
-        processes=processes,
-        workers=workers,
-        store=store,
-        config=resolved,
-        provenance=provenance,
-        resumed=resumed,
-        model=model,
-        data=data,
-        notes=data_notes(data, config, store),
+        run_dir,
+        processes,
+        workers,
+        store,
+        resolved,
+        provenance,
+        resumed,
+        step,
+        initial.processors,
+        initial.backbone,
+        footprint,
+        data,
+        data_notes(data, config, store),
     )
 
 
 def _refuse_existing(run_dir: Path) -> None:
     if run_dir.exists() and any(run_dir.iterdir()):
-        remedy = "pass --resume to go on, or another --run-dir"
-        raise RunError(f"run directory {run_dir} exists; {remedy}", path=run_dir)
+        raise RunError(
+            f"run directory {run_dir} exists; pass --resume to go on, or another --run-dir",
+            path=run_dir,
+        )
 
 
 def _student_folder(run_dir: Path, resumed: BegunRun | None) -> Path | None:
@@ -153,33 +148,11 @@ def _with_beginning(
     return replace(provenance, beginning=beginning)
 
 
-def _trained_model(
-    initial: MadeStudent,
-    config: Config,
-    data: TrainingData,
-    device: torch.device,
-) -> TrainedModel:
-    loss = CUSALoss(config.loss, gather=config.train.gather)
-    step = TrainStep(initial.student, loss, config, device).to(device)
-    at_a_time = data.pairs_per_step
-    if config.train.pairs_at_a_time is not None:
-        at_a_time = min(config.train.pairs_at_a_time, at_a_time)
+def _footprint(step: TrainStep, data: TrainingData) -> Footprint:
+    """Freeze what gets no gradient, and measure the memory of a step."""
+    device = next(step.parameters()).device
+    at_a_time = min(step.at_a_time or data.pairs_per_step, data.pairs_per_step)
     two_pairs = data.pairs[[0, 1]].to(device)
     # The same pairs twice, so that the difference is what two more pairs need.
     four_pairs = data.pairs[[0, 1, 0, 1]].to(device)
-    footprint = prepare_step(step, two_pairs, four_pairs, at_a_time)
-    return TrainedModel(
-        student=initial.student,
-        processors=initial.processors,
-        loss=loss,
-        step=step,
-        backbone=initial.backbone,
-        footprint=footprint,
-    )
-
-
-def _seed_rank(seed: int, rank: int) -> None:
-    """Give other processes than the first other dropout masks: they have other pairs."""
-    if rank > 0:
-        sequence = np.random.SeedSequence([seed, rank])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    return prepare_step(step, two_pairs, four_pairs, at_a_time)

@@ -7,7 +7,11 @@ import math
 from cusa.train.config import Config
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: Config) -> float:
+def learning_rate(
+    step: int,
+    steps_per_epoch: int,
+    config: Config,
+) -> float:
     r"""Compute the learning rate of a step.
 
     The cosine is ``min_lr + (lr - min_lr) (1 + cos(pi t)) / 2`` (Loshchilov & Hutter, "SGDR", ICLR

@@ -6,22 +6,9 @@ import dataclasses
 import functools
 import numbers
 import re
-from collections.abc import Iterator
-from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    cast,
-    dataclass_transform,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -31,27 +18,25 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from pydantic.fields import FieldInfo
 
 from cusa.data.errors import SettingError
 from cusa.data.parsing import refuse_half_characters
-
-__all__ = [
-    "Field",
-    "Flag",
-    "Number",
-    "Text",
-    "WholeNumber",
-    "legal_values",
-    "settings",
-    "shortened",
-    "validate",
-]
 
 T = TypeVar("T")
 
 _MOST_CHARACTERS = 4096  # of a text setting: names and paths
 _SHOWN_CHARACTERS = 60
+# As JSON schemas say them, and as pydantic says those of optional numbers.
+_BOUNDS = {
+    "minimum": "from",
+    "ge": "from",
+    "exclusiveMinimum": "above",
+    "gt": "above",
+    "maximum": "to",
+    "le": "to",
+    "exclusiveMaximum": "to below",
+    "lt": "to below",
+}
 _SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -134,118 +119,78 @@ def validate(cls: type[T], values: Any) -> T:
         ) from None
 
 
-def legal_values(field: FieldInfo) -> str:
+def settings_schema(cls: Any) -> dict[str, Any]:
+    """Return the JSON schema of a class of :func:`settings`, with those below it in place."""
+    schema = TypeAdapter(cls).json_schema()
+    return _without_references(schema, schema.get("$defs", {}))
+
+
+def _without_references(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    fields = {}
+    for name, field in schema.get("properties", {}).items():
+        fields[name] = _without_references(field, definitions)
+    return {**schema, "properties": fields} if fields else schema
+
+
+def legal_values(schema: dict[str, Any]) -> str:
     """Say which values a setting takes: ``"a whole number from 1 to 1,000,000, or null"``.
 
     Args:
-        field: One of ``__pydantic_fields__`` of a class of :func:`settings`.
+        schema: The setting's, of :func:`settings_schema`.
     """
-    words = []
-    for kind in _alternatives(field.annotation):
-        metadata = [*getattr(kind, "__metadata__", ()), *field.metadata]
-        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-        words.append(_in_words(plain, list(_constraints(metadata))))
-    return ", or ".join(words)
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-
-
-def _constraints(metadata: list[Any]) -> Iterator[Any]:
-    for item in metadata:
-        if isinstance(item, FieldInfo):
-            yield from item.metadata
-        else:
-            yield item
-
-
-def _in_words(kind: Any, constraints: list[Any]) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
-    if get_origin(kind) is tuple:
-        return f"a list of {', '.join(map(str, get_args(get_args(kind)[0])))}, each at most once"
-    if kind in (int, float):
-        return f"{'a whole number' if kind is int else 'a number'}{_range_in_words(constraints)}"
-    if dataclasses.is_dataclass(kind):
-        return f"settings below it: {', '.join(field.name for field in dataclasses.fields(kind))}"
-    if kind is str:
-        least = max((c.min_length for c in constraints if isinstance(c, MinLen)), default=0)
-        length = f"{least} to {_MOST_CHARACTERS:,}" if least else f"at most {_MOST_CHARACTERS:,}"
-        return f"text of {length} characters (in quotes where it looks like a number)"
-    names = {bool: "true or false", NoneType: "null"}
-    return names.get(kind, str(kind))
-
-
-def _range_in_words(constraints: list[Any]) -> str:
-    low = high = ""
-    for constraint in constraints:
-        match constraint:
-            case Ge(ge=bound):
-                low = f" from {bound:,}"
-            case Gt(gt=bound):
-                low = f" above {bound:,}"
-            case Le(le=bound):
-                high = f" to {bound:,}"
-            case Lt(lt=bound):
-                high = f" to below {bound:,}"
-    return low + high
+    if "anyOf" in schema:
+        return ", or ".join(map(legal_values, schema["anyOf"]))
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "properties" in schema:
+        return f"settings below it: {', '.join(schema['properties'])}"
+    match schema["type"]:
+        case "array":
+            return f"a list of {', '.join(schema['items']['enum'])}, each at most once"
+        case "string":
+            least = schema.get("minLength", 0)
+            length = f"{least} to" if least else "at most"
+            in_quotes = "(in quotes where it looks like a number)"
+            return f"text of {length} {_MOST_CHARACTERS:,} characters {in_quotes}"
+        case "integer" | "number" as kind:
+            bounds = [f"{words} {schema[key]:,}" for key, words in _BOUNDS.items() if key in schema]
+            return " ".join(["a whole number" if kind == "integer" else "a number", *bounds])
+    return {"boolean": "true or false", "null": "null"}[schema["type"]]
 
 
 def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
-    """The first error in one line."""
+    """Put the first error in one line."""
     first = error.errors(include_url=False)[0]
-    names, field = _resolve(cls, first["loc"], positional=not kind)
+    schema = settings_schema(cls)
+    names: list[str] = []
+    for step in first["loc"]:
+        fields = schema.get("properties")
+        if fields is None:  # within a list
+            break
+        section = names[:]
+        name = str(step)
+        # A class that is called with arguments names the first step by its position.
+        if not kind and not names and isinstance(step, int) and step < len(fields):
+            name = list(fields)[step]
+        names.append(name)
+        if name not in fields:
+            legal = ", ".join(".".join([*section, field]) for field in fields)
+            full_name = ".".join(names)
+            return SettingError(f"unknown setting {full_name}; legal: {legal}", name=full_name)
+        schema = fields[name]
+
+    name = ".".join(names)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):  # of several fields
-        name = ".".join([*names, *([cause.name] if cause.name else [])])
+        name = ".".join(filter(None, [*names, cause.name]))
         return SettingError(f"{kind}{name}: {cause}", name=name)
-    name = ".".join(names)
-    if field is None:
-        section = names[:-1]
-        legal = ", ".join(".".join([*section, field]) for field in _fields(_section(cls, section)))
-        return SettingError(f"unknown setting {name}; legal: {legal}", name=name)
+    legal = legal_values(schema)
     if first["type"] == "missing":
-        return SettingError(f"{kind}{name} is missing; it must be {legal_values(field)}", name=name)
-    message = f"{kind}{name} must be {legal_values(field)}, got {_shown(first['input'])}"
+        return SettingError(f"{kind}{name} is missing; it must be {legal}", name=name)
+    message = f"{kind}{name} must be {legal}, got {_shown(first['input'])}"
     return SettingError(message, name=name)
-
-
-def _resolve(
-    cls: Any,
-    path: tuple[Any, ...],
-    positional: bool,
-) -> tuple[list[str], FieldInfo | None]:
-    """Find the names on the way to a value, by pydantic's location, and its field, if there is one.
-
-    Args:
-        cls: The class of settings.
-        path: Names; where ``positional``, the first may be the number of an argument.
-        positional: See ``path``.
-    """
-    names: list[str] = []
-    field: FieldInfo | None = None
-    section = cls
-    for step in path:
-        fields = _fields(section)
-        if not fields:  # within a list
-            break
-        is_position = positional and not names and isinstance(step, int) and step < len(fields)
-        name = list(fields)[step] if is_position else str(step)
-        names.append(name)
-        field = fields.get(name)
-        section = field.annotation if field is not None else None
-    return names, field
-
-
-def _section(cls: Any, names: list[str]) -> Any:
-    for name in names:
-        cls = _fields(cls)[name].annotation
-    return cls
-
-
-def _fields(cls: Any) -> dict[str, FieldInfo]:
-    return getattr(cls, "__pydantic_fields__", {})
 
 
 def shortened(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +63,8 @@ class TrainStep(nn.Module):
 
     def encode(self, batch: Batch) -> tuple[Features, Features]:
         """Return the embeddings of the images and of the captions."""
-        autocast: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self._autocast_dtype is not None:
-            autocast = torch.autocast(self._device.type, self._autocast_dtype)
-        with autocast:
+        dtype = self._autocast_dtype
+        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
             # Encoders alone run in half precision; the loss computes in float32 or wider.
             image = self._encode(self.student.encode_image, batch.images)
             text = self._encode(self.student.encode_text, batch.texts)
@@ -152,7 +149,7 @@ def _activation_bytes(step: TrainStep, batch: Batch) -> int:
 
     Gradients stay at the parameters.
     """
-    bytes_by_address: dict[int, int] = {}
+    bytes_by_address = {}
     of_parameters = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
@@ -180,10 +177,9 @@ def make_optimizer(
     decayed: dict[str, nn.Parameter] = {}
     not_decayed: dict[str, nn.Parameter] = {}
     for name, parameter in step.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        group = decayed if parameter.ndim >= 2 else not_decayed
-        group[name] = parameter
+        if parameter.requires_grad:
+            group = decayed if parameter.ndim >= 2 else not_decayed
+            group[name] = parameter
     optim = config.optim
     groups = [
         {"params": [*decayed.values()], "weight_decay": optim.weight_decay},

@@ -109,7 +109,11 @@ def _both_heads(heads: nn.ModuleDict, features: torch.Tensor) -> Features:
     return Features(*(heads[head_name](features) for head_name in HEADS))
 
 
-def adapter_student(config: StudentConfig, image_dim: int, text_dim: int) -> Student:
+def adapter_student(
+    config: StudentConfig,
+    image_dim: int,
+    text_dim: int,
+) -> Student:
     """Make small MLPs on stored embeddings; no encoder is trained or loaded.
 
     Args:
@@ -163,7 +167,9 @@ class Processors:
 
 
 def dual_encoder_student(
-    config: StudentConfig, source: str, pretrained: bool
+    config: StudentConfig,
+    source: str,
+    pretrained: bool,
 ) -> tuple[Student, Processors, Any]:
     """Make a student of a Hugging Face dual encoder (CLIPModel, SiglipModel, ...) and four heads.
 
@@ -180,9 +186,11 @@ def dual_encoder_student(
         StudentError: If it cannot be loaded or lacks a tower.
     """
     if not Path(source).is_dir() and not is_hub_name(source):
-        legal = "adapter, a Hugging Face dual encoder (owner/model), a folder"
-        message = f"unknown student {source!r}; legal: {legal}"
-        raise StudentError(message, name=source)
+        raise StudentError(
+            f"unknown student {source!r}; legal: adapter, a Hugging Face dual encoder "
+            "(owner/model), a folder",
+            name=source,
+        )
     with one_line_load_errors("student", source, StudentError, _advice(source)):
         dual_encoder = load_dual_encoder(source, pretrained)
     student = Student(
@@ -233,8 +241,10 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     model_class = type(model).__name__
     for method in ("get_image_features", "get_text_features"):
         if not hasattr(model, method):
-            problem = f"{source!r} ({model_class}) is no dual encoder, of images and of texts"
-            raise StudentError(f"{problem}; use one", name=source)
+            raise StudentError(
+                f"{source!r} ({model_class}) is no dual encoder, of images and of texts; use one",
+                name=source,
+            )
     tokenizer = load_tokenizer(files, StudentError)
     limit = token_limit(tokenizer, getattr(model, "text_model", model))
     padding = text_padding(model.config.model_type)
@@ -246,8 +256,9 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     try:
         image_dim, text_dim = _probed_dims(image_tower, text_tower, processors, pretrained)
     except Exception as error:  # a model's own code raises nearly anything on what it does not take
-        message = f"{source!r} ({model_class}) cannot be used: {first_line(error)}"
-        raise StudentError(message, name=source) from None
+        raise StudentError(
+            f"{source!r} ({model_class}) cannot be used: {first_line(error)}", name=source
+        ) from None
     model.train(was_training)
     return DualEncoder(model, processors, image_tower, text_tower, image_dim, text_dim)
 
@@ -272,7 +283,11 @@ def _advice(source: str) -> str:
     )
 
 
-def _load_model(files: str, source: str, pretrained: bool) -> Any:
+def _load_model(
+    files: str,
+    source: str,
+    pretrained: bool,
+) -> Any:
     """Load the model in float32, whatever its checkpoint's: autocast needs float32 parameters."""
     from transformers import AutoModel
 
@@ -288,7 +303,12 @@ def _load_model(files: str, source: str, pretrained: bool) -> Any:
 class _Tower(nn.Module):
     """One tower of a dual encoder; the image tower owns the parameters of both."""
 
-    def __init__(self, model: Any, tower: str, source: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tower: str,
+        source: str,
+    ) -> None:
         super().__init__()
         self._encode = getattr(model, f"get_{tower}_features")
         self._name = f"{type(model).__name__}, {tower} tower"
@@ -304,9 +324,12 @@ class _Tower(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a model's own code raises nearly anything
-            problem = f"fails on {self._item(inputs)} ({first_line(error)})"
-            message = f"student {self._source!r} ({self._name}) {problem}"
-            raise StudentError(message, name=self._source, location=FORWARD_PASS) from None
+            raise StudentError(
+                f"student {self._source!r} ({self._name}) fails on {self._item(inputs)} "
+                f"({first_line(error)})",
+                name=self._source,
+                location=FORWARD_PASS,
+            ) from None
 
     def _features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         output = self._encode(**inputs)
@@ -332,13 +355,12 @@ class _Tower(nn.Module):
 
 @torch.no_grad()
 def _probed_dims(
-    image_tower: nn.Module, text_tower: nn.Module, processors: Processors, pretrained: bool
+    image_tower: nn.Module,
+    text_tower: nn.Module,
+    processors: Processors,
+    pretrained: bool,
 ) -> tuple[int, int]:
-    """Measure the feature dimensions by encoding: model families name them differently.
-
-    Raises:
-        ValueError: If the features are not one row per item, or do not tell the items apart.
-    """
+    """Measure the feature dimensions by encoding: model families name them differently."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (*_PROBE_SIZES[0], 3)).astype(np.uint8)
     pixels = [processors.pixels([Image.fromarray(noise)])]
@@ -353,17 +375,15 @@ def _probed_dims(
         )
 
     image_features = image_tower(torch.cat(pixels[:2]))
-    _require_row_per_item(image_features, "images")
     text_features = text_tower(processors.tokens(_PROBE_TEXTS))
-    _require_row_per_item(text_features, "texts")
+    for kind, features in (("images", image_features), ("texts", text_features)):
+        if features.ndim != 2:
+            raise ValueError(
+                f"its features of {kind} are not one row per item; use another dual encoder"
+            )
     first_text = text_features[:1].expand_as(text_features)
     if pretrained and torch.allclose(text_features, first_text, rtol=1e-6, atol=0):
-        problem = "it gives different texts the same features"
-        raise ValueError(f"{problem}; check its tokeniser and weights")
+        raise ValueError(
+            "it gives different texts the same features; check its tokeniser and weights"
+        )
     return image_features.shape[1], text_features.shape[1]
-
-
-def _require_row_per_item(features: torch.Tensor, kind: str) -> None:
-    if features.ndim != 2:
-        problem = f"its features of {kind} are not one row per item"
-        raise ValueError(f"{problem}; use another dual encoder")

@@ -6,32 +6,26 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cusa.data.errors import CusaError, RunError
 from cusa.data.files import atomic_file
 from cusa.data.store.schema import file_name
-from cusa.train.config import merge, parse_settings
+from cusa.train.config import SHORT, merge, nest, parse_settings
 from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import METRICS_FILE, load_run, read_metrics
 
-# Settings that a grid may name as the command line does.
-SHORT = {
-    "loss": "loss.terms",
-    "seed": "train.seed",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "student": "student.name",
-    "init": "student.init",
-    "image_teacher": "data.image_teacher",
-    "text_teacher": "data.text_teacher",
-    "image_encoder": "student.image_encoder",
-    "text_encoder": "student.text_encoder",
-}
-_SCORES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
-_SEED = "seed"
+_SCORES = (
+    "i2t_r1",
+    "i2t_r5",
+    "i2t_r10",
+    "t2i_r1",
+    "t2i_r5",
+    "t2i_r10",
+    "rsum",
+)
 _Scores = dict[str, dict[str, float]]  # by epoch, "best" or "last", and by name
 
 
@@ -55,12 +49,8 @@ class Cell:
     @property
     def without_seed(self) -> tuple[tuple[str, str], ...]:
         """What it shares with the runs that differ from it in their seed alone."""
-        shared = {axis: value for axis, value in self.values.items() if not _is_seed(axis)}
-        return tuple(shared.items())
-
-
-def _is_seed(axis: str) -> bool:
-    return axis in (_SEED, SHORT[_SEED])
+        seed_names = ("seed", SHORT["seed"])
+        return tuple(item for item in self.values.items() if item[0] not in seed_names)
 
 
 def parse_grid(axes: Sequence[str]) -> list[Cell]:
@@ -70,19 +60,23 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
         CusaError: If an axis is not ``NAME=VALUE,VALUE,...``, is there twice, or its name is no
             setting.
     """
-    grid: dict[str, list[str]] = {}
-    full_names: set[str] = set()
+    grid = {}
+    full_names = set()
     for axis in axes:
         name, equals, values = axis.partition("=")
         if "." not in name:
             name = name.replace("-", "_")
         full_name = SHORT.get(name, name)
         if not equals or not all(values.split(",")):
-            expected = "NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa seed=0,1,2"
-            raise CusaError(f"--sweep {axis}: expected {expected}")
+            raise CusaError(
+                f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa "
+                "seed=0,1,2"
+            )
         if name not in SHORT and "." not in name:
-            legal = f"{', '.join(SHORT)}, or a setting such as loss.alpha"
-            raise CusaError(f"--sweep {axis}: unknown name; legal: {legal}")
+            raise CusaError(
+                f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as "
+                "loss.alpha"
+            )
         if full_name in full_names:
             raise CusaError(f"--sweep {axis}: this setting is there twice")
         if name == "train.device":
@@ -90,15 +84,14 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
         full_names.add(full_name)
         grid[name] = values.split(",")
 
-    cells: list[Cell] = []
+    cells = []
     for combination in itertools.product(*grid.values()):
         axis_values = dict(zip(grid, combination, strict=True))
         cells.append(Cell(axis_values, _settings(axis_values)))
     for first, second in itertools.combinations(cells, 2):
         if first.settings == second.settings:
             raise CusaError("--sweep: a value is there twice")
-    folder_names = {cell.name for cell in cells}
-    if len(folder_names) < len(cells):
+    if len({cell.name for cell in cells}) < len(cells):
         raise CusaError(
             "--sweep: two of its values would share a folder; name them more differently"
         )
@@ -108,12 +101,13 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
 def _settings(values: Mapping[str, str]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in values.items():
+        if name == "loss" and value not in TERMS:
+            raise CusaError(f"--sweep loss={value}: legal are {', '.join(TERMS)}")
         if name == "loss":
-            if value not in TERMS:
-                raise CusaError(f"--sweep loss={value}: legal are {', '.join(TERMS)}")
-            nested = merge(nested, {"loss": {"terms": TERMS[value]}})
+            setting = nest("loss.terms", TERMS[value])
         else:
-            nested = merge(nested, parse_settings([f"{SHORT.get(name, name)}={value}"]))
+            setting = parse_settings([f"{SHORT.get(name, name)}={value}"])
+        nested = merge(nested, setting)
     return nested
 
 
@@ -142,37 +136,33 @@ def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
         folder: Where the runs lie.
         cells: The runs, finished.
     """
-    runs: list[dict[str, Any]] = []
+    runs = []
     scores_by_row: dict[tuple[tuple[str, str], ...], list[_Scores | None]] = {}
     for cell in cells:
         scores = _scores(folder / cell.name)
         runs.append({"run": cell.name, **cell.values, "val": scores})
         scores_by_row.setdefault(cell.without_seed, []).append(scores)
 
-    rows: list[Row] = []
-    table: list[dict[str, Any]] = []
+    rows = []
     for shared_values, run_scores in scores_by_row.items():
-        row = _row(dict(shared_values), run_scores)
-        rows.append(row)
-        table.append({"values": row.values, "n": row.n, "mean": row.mean, "std": row.std})
-
-    report = json.dumps({"runs": runs, "table": table}, indent=2)
-    with atomic_file(folder / "sweep.json") as temporary:
-        temporary.write_text(f"{report}\n", encoding="utf-8")
-    with atomic_file(folder / "sweep.md") as temporary:
-        temporary.write_text(to_markdown(rows), encoding="utf-8")
+        rows.append(_row(dict(shared_values), run_scores))
+    report = {"runs": runs, "table": [asdict(row) for row in rows]}
+    texts = {"sweep.json": json.dumps(report, indent=2) + "\n", "sweep.md": to_markdown(rows)}
+    for name, text in texts.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return rows
 
 
 def _row(shared_values: Mapping[str, str], run_scores: Sequence[_Scores | None]) -> Row:
     n_runs = len(run_scores)
+    mean = std = None
     measured = [scores for scores in run_scores if scores is not None]
-    if len(measured) < n_runs:
-        return Row(shared_values, n_runs, None, None)
-    mean = _by_epoch(statistics.fmean, measured)
-    if n_runs == 1:
-        return Row(shared_values, n_runs, mean, None)
-    return Row(shared_values, n_runs, mean, _by_epoch(statistics.stdev, measured))
+    if len(measured) == n_runs:
+        mean = _by_epoch(statistics.fmean, measured)
+        if n_runs > 1:
+            std = _by_epoch(statistics.stdev, measured)
+    return Row(shared_values, n_runs, mean, std)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -181,14 +171,10 @@ def to_markdown(rows: Sequence[Row]) -> str:
     if validated(rows):
         head += [score.replace("_r", " R@") for score in _SCORES[:-1]]
         head += ["RSUM, best epoch", "RSUM, last epoch"]
-    lines = [_markdown_line(head), "|" + "---|" * len(head)]
-    for row in rows:
-        lines.append(_markdown_line([*row.values.values(), str(row.n), *figures(row)]))
+    table = [head, *([*row.values.values(), str(row.n), *figures(row)] for row in rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    lines.insert(1, "|" + "---|" * len(head))
     return "\n".join(lines) + "\n"
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def validated(rows: Sequence[Row]) -> bool:
@@ -200,8 +186,7 @@ def figures(row: Row) -> list[str]:
     """Format a row's scores at the best epoch, and RSUM at the last; none without validation."""
     if row.mean is None:
         return []
-    columns = [("best", score) for score in _SCORES]
-    columns.append(("last", "rsum"))
+    columns = [*(("best", score) for score in _SCORES), ("last", "rsum")]
     texts = []
     for epoch, score in columns:
         text = f"{row.mean[epoch][score]:.1f}"
@@ -212,25 +197,22 @@ def figures(row: Row) -> list[str]:
 
 
 def _scores(run_dir: Path) -> _Scores | None:
-    """Read a run's validation scores by ``best`` and ``last`` epoch; ``None`` without such a split.
-
-    Raises:
-        RunError: If they are not in its log.
-    """
+    """Read validation scores by ``best`` and ``last`` epoch; ``None`` without such a split."""
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "val"]
     if not lines and load_run(run_dir)[0].data.val_split is None:
         return None
     best_lines = [line for line in lines if line["best"]]
     try:
-        by_epoch: _Scores = {}
+        by_epoch = {}
         for epoch, line in (("best", best_lines[-1]), ("last", lines[-1])):
             by_epoch[epoch] = {score: line[score] for score in _SCORES}
         return by_epoch
     except (IndexError, KeyError):
         path = run_dir / METRICS_FILE
-        remedy = "move the run away and train again"
-        message = f"{path} lacks the scores of the validation split; {remedy}"
-        raise RunError(message, path=path) from None
+        raise RunError(
+            f"{path} lacks the scores of the validation split; move the run away and train again",
+            path=path,
+        ) from None
 
 
 def _by_epoch(statistic: Callable[[list[float]], float], run_scores: Sequence[_Scores]) -> _Scores:

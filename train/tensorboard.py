@@ -38,7 +38,7 @@ class TensorBoardReporter:
     def started(self, trainer: Trainer) -> None:
         """Open the files; of a resumed run, TensorBoard drops what lies after its checkpoint."""
         self._writer = self._make(
-            str(trainer.run_dir / FOLDER), purge_step=trainer.progress.step + 1
+            str(trainer.setup.run_dir / FOLDER), purge_step=trainer.progress.step + 1
         )
 
     def stepped(self, metrics: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cusa.data.errors import SettingError
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.assemble import student_sources, training_pairs, validation_sources
+from cusa.train.assemble import student_sources, validation_sources
 from cusa.train.config import Config
 from cusa.train.loader import EpochOrder, Pairs, Sources, pairs_per_step
 from cusa.train.processes import Processes
@@ -62,40 +62,33 @@ def open_training_data(
     """
     train = config.train
     encoders = tuple(encoder.name for encoder in provenance.encoders.values())
-    sources = student_sources(store, config.data.train_split, config, encoders, processors)
+    split = config.data.train_split
+    sources = student_sources(store, split, config, encoders, processors)
     val_sources = validation_sources(store, config, encoders, processors)
-    pairs = training_pairs(store, sources, config, provenance)
+    teachers = [store.embeddings(stored.name, split) for stored in provenance.teachers.values()]
+    pairs = Pairs(*sources, teachers)
 
     batch_size = pairs_per_step(len(pairs), train.pairs_per_step, processes.size)
     order = EpochOrder(len(pairs), batch_size, train.seed, processes.rank, processes.size)
-    pairs_in_loss = batch_size
-    if train.gather:
-        pairs_in_loss = batch_size * processes.size
+    pairs_in_loss = batch_size * (processes.size if train.gather else 1)
     if pairs_in_loss < 2:
         raise _single_pair_error(len(pairs), train.pairs_per_step, processes.size)
-    return TrainingData(
-        pairs=pairs,
-        pairs_per_step=batch_size,
-        pairs_in_loss=pairs_in_loss,
-        order=order,
-        image_ids=sources.split.image_ids,
-        val_sources=val_sources,
-    )
+    ids = sources.split.image_ids
+    return TrainingData(pairs, batch_size, pairs_in_loss, order, ids, val_sources)
 
 
-def _single_pair_error(
-    n_pairs: int,
-    pairs_per_step: int,
-    n_processes: int,
-) -> SettingError:
-    """Return the error for a batch of one pair: a softmax over one candidate is always right."""
+def _single_pair_error(n_pairs: int, pairs_per_step: int, n_processes: int) -> SettingError:
+    # A softmax over one candidate is always right.
     remedy = "pass --batch-size with 2 or more"
     if pairs_per_step > 1:  # it is the pairs that are too few
         remedy = "train on more pairs"
         if n_processes > 1:
             remedy += ", or with fewer processes"
-    problem = f"a batch of one pair ({n_pairs:,} can be trained on) has nothing to tell it from"
-    return SettingError(f"{problem}; {remedy}", name="train.batch_size")
+    return SettingError(
+        f"a batch of one pair ({n_pairs:,} can be trained on) has nothing to tell it from; "
+        f"{remedy}",
+        name="train.batch_size",
+    )
 
 
 def data_notes(
@@ -110,7 +103,7 @@ def data_notes(
         given: Its settings as given.
         store: The store.
     """
-    notes: list[str] = []
+    notes = []
     if data.val_sources is None:
         reason = "data.val_split is null"
         if given.data.val_split is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cusa.data.errors import CusaError, SettingError
+from cusa.data.errors import CusaError, SettingError, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,24 +132,6 @@ class DefaultCommand(click.Command):
             for name, subcommand in self.subcommands.items():
                 rows.append((f"{ctx.command_path} {name}", subcommand.get_short_help_str(120)))
             formatter.write_dl(rows)
-
-
-class Stopped(BaseException):
-    """Raised when the user or the system asks the run to stop.
-
-    It is not an ``Exception``: a library that is being imported or set up must not catch it.
-
-    Args:
-        number: The signal's number.
-        progress: How far the run got, and how to go on.
-
-    Attributes:
-        signal: The signal's number.
-    """
-
-    def __init__(self, number: int, progress: str = "") -> None:
-        super().__init__(progress)
-        self.signal = number
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def search(
     from cusa.eval.search.search_index import SearchIndex
 
     # The index knows the student that made it.
-    opened = SearchIndex.open(folder or latest_index(Path("runs")))
+    opened = SearchIndex(folder or latest_index(Path("runs")))
     run = run or Path(opened.summary.student)
     student = load_student(run, pick_device(device))
     hits = answer(student, opened, query, n_hits, str(run))

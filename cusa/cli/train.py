@@ -14,7 +14,6 @@ from cusa.cli.console import (
     NOT_NEGATIVE,
     PATH,
     POSITIVE,
-    Stopped,
     choice_option,
     command,
     console,
@@ -24,7 +23,7 @@ from cusa.cli.console import (
     quiet_libraries,
     stop_signals,
 )
-from cusa.data.errors import SettingError
+from cusa.data.errors import SettingError, Stopped
 
 if TYPE_CHECKING:
     from cusa.cli.train_output import BarReporter
@@ -61,7 +60,7 @@ if TYPE_CHECKING:
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="One setting, e.g. loss.alpha=0.2.",
+    help="One setting, e.g. loss.alpha=0.2; all of them: cusa-train settings.",
 )
 @click.option(
     "--epochs",
@@ -179,7 +178,16 @@ def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -
     print_plain(f"exported: {export_run(run, kind, out, head, checkpoint)}")
 
 
-main.subcommands["export"] = export
+@command("settings")
+def list_settings() -> None:
+    """List all settings for --set and --config: default, legal values, what each decides."""
+    from cusa.train.settings_table import setting_rows
+
+    for row in setting_rows():
+        print_plain(f"{row.name}: {row.default}\n    {row.description}\n    Takes {row.legal}.")
+
+
+main.subcommands |= {"export": export, "settings": list_settings}
 
 
 def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None:
@@ -265,9 +273,10 @@ def _train(
     screen = console(quiet=not processes.leads)
     print_setup(screen, trainer)
     with progress_bar:
-        stop_signal = trainer.fit(reporters, lambda: _signal_received(check_stop))
-    if stop_signal:
-        raise Stopped(stop_signal, _how_to_go_on(trainer, in_sweep))
+        try:
+            trainer.fit(reporters, check_stop)
+        except Stopped as stopped:
+            raise Stopped(stopped.signal, _how_to_go_on(trainer, in_sweep)) from None
     print_outcome(screen, trainer)
     return trainer
 
@@ -280,15 +289,6 @@ def _reporters(bar_reporter: BarReporter, config: Config, processes: Processes) 
     return [bar_reporter, TensorBoardReporter(bar_reporter.warned)]
 
 
-def _signal_received(check_stop: Callable[[], None]) -> int:
-    """Return the signal that came, or 0."""
-    try:
-        check_stop()
-    except Stopped as stopped:
-        return stopped.signal
-    return 0
-
-
 def _how_to_go_on(trainer: Trainer, in_sweep: bool) -> str:
     from cusa.train.commands import resume_command
 
@@ -296,5 +296,5 @@ def _how_to_go_on(trainer: Trainer, in_sweep: bool) -> str:
     progress = f"step {saved_step:,} is kept" if saved_step else "nothing is kept yet"
     if in_sweep:
         return f"{progress}; go on with the same --sweep command"
-    command = resume_command(trainer.run_dir, trainer.processes.size)
+    command = resume_command(trainer.setup.run_dir, trainer.setup.processes.size)
     return f"{progress}; go on with: {command}"

@@ -30,14 +30,14 @@ class BarReporter:
 
     def started(self, trainer: Trainer) -> None:
         """Add the bar, as far as a resumed run is already."""
-        self._epochs = trainer.config.train.epochs
-        self._terms = trainer.config.loss.terms
-        self._taus = list(trainer.loss.temperatures())
+        self._epochs = trainer.setup.config.train.epochs
+        self._terms = trainer.setup.config.loss.terms
+        self._taus = list(trainer.setup.step.loss.temperatures())
         epoch = min(self._epochs, trainer.progress.epoch + 1)
         self._epoch = f"epoch {epoch}/{self._epochs}"
         self._task = self._bar.add_task(
             self._epoch,
-            total=self._epochs * trainer.steps_per_epoch,
+            total=self._epochs * trainer.setup.data.steps_per_epoch,
             completed=trainer.progress.step,
             unit="steps",
             status="",
@@ -85,13 +85,14 @@ def print_setup(screen: Console, trainer: Trainer) -> None:
 
 
 def _data_lines(trainer: Trainer) -> list[str]:
-    pairs = trainer.pairs
-    split = trainer.config.data.train_split
+    setup = trainer.setup
+    pairs = setup.data.pairs
+    split = setup.config.data.train_split
     lines = [
-        f"data      {trainer.store.dataset}: {len(pairs):,} pairs of split {split!r}, "
+        f"data      {setup.store.dataset}: {len(pairs):,} pairs of split {split!r}, "
         f"{pairs.n_left_out:,} left out"
     ]
-    roles = {"teacher": trainer.provenance.teachers, "encoder": trainer.provenance.encoders}
+    roles = {"teacher": setup.provenance.teachers, "encoder": setup.provenance.encoders}
     for role, teachers in roles.items():
         for modality, teacher in teachers.items():
             model_id = teacher.settings.model_id
@@ -100,18 +101,19 @@ def _data_lines(trainer: Trainer) -> list[str]:
 
 
 def _model_lines(trainer: Trainer) -> list[str]:
-    parameters = list(trainer.step.parameters())
+    setup = trainer.setup
+    parameters = list(setup.step.parameters())
     n_parameters = sum(parameter.numel() for parameter in parameters)
     n_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
-    batch = trainer.data.pairs_in_loss
-    loss = trainer.config.loss
+    batch = setup.data.pairs_in_loss
+    loss = setup.config.loss
     effective = loss.effective_weights(batch)
     terms = ", ".join(loss.terms)
     weights = ", ".join(f"{term} {weight:g}" for term, weight in effective.items())
-    footprint = trainer.footprint
+    footprint = setup.footprint
     return [
-        f"student   {trainer.config.student.name}, {n_parameters:,} parameters, "
+        f"student   {setup.config.student.name}, {n_parameters:,} parameters, "
         f"{n_trained:,} trained",
         f"loss      {terms}; weights relative to InfoNCE at batch {batch}: {weights}",
         f"memory    about {_size(footprint.state + footprint.activations)} of each device: "
@@ -121,14 +123,15 @@ def _model_lines(trainer: Trainer) -> list[str]:
 
 
 def _run_lines(trainer: Trainer) -> list[str]:
-    config = trainer.config.train
-    processes = trainer.processes
+    setup = trainer.setup
+    config = setup.config.train
+    processes = setup.processes
     device = processes.device.type
     if processes.size > 1:
         device += f", {processes.size} processes"
     lines = [
-        f"run       {trainer.run_dir}, {counted(config.epochs, 'epoch')} of "
-        f"{counted(trainer.steps_per_epoch, 'step')}, "
+        f"run       {setup.run_dir}, {counted(config.epochs, 'epoch')} of "
+        f"{counted(setup.data.steps_per_epoch, 'step')}, "
         f"{device}, {config.precision}, seed {config.seed}"
     ]
     progress = trainer.progress
@@ -142,7 +145,7 @@ def _step_within_epoch(trainer: Trainer) -> str:
     if trainer.finished:
         return "its last one: nothing is left to train"
     progress = trainer.progress
-    step = progress.step - progress.epoch * trainer.steps_per_epoch
+    step = progress.step - progress.epoch * trainer.setup.data.steps_per_epoch
     return f"step {step:,} of the next"
 
 
@@ -154,19 +157,20 @@ def _size(n_bytes: int) -> str:
 
 def print_outcome(screen: Console, trainer: Trainer) -> None:
     """Print which epoch is the best, and where the student is."""
-    progress = trainer.progress
+    setup, progress = trainer.setup, trainer.progress
     outcome = f"last epoch {progress.best_epoch}: no validation split"
-    if trainer.data.val_sources is not None:
+    if setup.data.val_sources is not None:
         outcome = f"best epoch {progress.best_epoch}: val RSUM {progress.best_rsum:.1f}"
-    if progress.epoch < trainer.config.train.epochs:
+    if progress.epoch < setup.config.train.epochs:
         outcome += f", stopped early after epoch {progress.epoch}"
-    lines = (outcome, f"run: {trainer.run_dir}", f"student: {trainer.run_dir / 'best'}")
+    lines = (outcome, f"run: {setup.run_dir}", f"student: {setup.run_dir / 'best'}")
     print_plain("\n".join(lines), screen)
 
 
 def print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
     """Print the command that evaluates runs."""
-    command = evaluation_command(run_dirs, trainer.config, trainer.provenance, trainer.store)
+    setup = trainer.setup
+    command = evaluation_command(run_dirs, setup.config, setup.provenance, setup.store)
     print_plain(f"next: {command}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from numpy.random import Generator
 
@@ -15,7 +16,7 @@ from cusa.data.demo_set.vocabulary import (
     SETTINGS,
     SIZES,
 )
-from cusa.data.demo_set.world import Claim, Description, Scene, Thing, pick
+from cusa.data.demo_set.world import AXES, Claim, Description, Scene, Thing, pick
 
 # Of a setting that is named: by a hypernym.
 _P_SETTING_FAMILY = 0.2
@@ -38,99 +39,72 @@ def draw_captions(scene: Scene, generator: Generator) -> dict[str, Claim]:
 
 def _full_claim(scene: Scene, generator: Generator) -> Claim:
     """Name nearly all: "a large red star in the top left corner and a blue ring at the beach"."""
-    descriptions = []
-    for thing in _shuffled(scene.things, generator):
-        descriptions.append(_describe(thing, generator, size=0.9, cell=0.5))
-    settings = _settings(scene, generator, 0.9)
-    return Claim(tuple(descriptions), settings=settings)
+    things = _shuffled(scene.things, generator)
+    descriptions = _describe_all(things, generator, size=0.9, cell=0.5)
+    return Claim(descriptions, settings=_settings(scene, generator, 0.9))
 
 
 def _cast_claim(scene: Scene, generator: Generator) -> Claim:
     """Name every thing by kind and colour: "a red star and a blue ring"."""
-    descriptions = []
-    for thing in _shuffled(scene.things, generator):
-        descriptions.append(_describe(thing, generator, size=0.2))
-    settings = _settings(scene, generator, 0.3)
-    return Claim(tuple(descriptions), settings=settings)
+    things = _shuffled(scene.things, generator)
+    descriptions = _describe_all(things, generator, size=0.2)
+    return Claim(descriptions, settings=_settings(scene, generator, 0.3))
 
 
 def _layout_claim(scene: Scene, generator: Generator) -> Claim:
     """Relate two things: "a star above something blue"; of one alone, say where it is."""
     things = _shuffled(scene.things, generator)
     if len(things) == 1:
-        description = _describe(
-            things[0],
-            generator,
-            kind=0.8,
-            colour=0.8,
-            cell=1,
-        )
-        return Claim((description,))
+        return Claim(_describe_all(things, generator, kind=0.8, colour=0.8, cell=1))
 
     pair = things[:2]
     relation = _draw_relation(pair[0], pair[1], generator)
-    if relation == "above":
-        pair.sort(key=lambda thing: thing.row)
-    else:
-        pair.sort(key=lambda thing: thing.col)
-    descriptions = []
-    for thing in pair:
-        description = _describe(
-            thing,
-            generator,
-            kind=0.7,
-            colour=0.8,
-            family=0.1,
-        )
-        descriptions.append(description)
-    return Claim(tuple(descriptions), relation)
+    pair.sort(key=attrgetter(AXES[relation]))
+    descriptions = _describe_all(pair, generator, kind=0.7, colour=0.8, family=0.1)
+    return Claim(descriptions, relation)
 
 
-def _draw_relation(first: Thing, second: Thing, generator: Generator) -> str:
+def _draw_relation(
+    first: Thing,
+    second: Thing,
+    generator: Generator,
+) -> str:
     """Draw a relation that holds for two things in one order or the other."""
-    if first.col == second.col:
+    if first.column == second.column:
         return "above"
-    if first.row == second.row:
+    if first.row == second.row or generator.random() >= 0.5:
         return "left of"
-    if generator.random() < 0.5:
-        return "above"
-    return "left of"
+    return "above"
 
 
 def _one_claim(scene: Scene, generator: Generator) -> Claim:
     """Name one thing, whatever else there is: "a big star"."""
     thing = pick(generator, scene.things)
-    description = _describe(
-        thing,
-        generator,
-        kind=0.9,
-        colour=0.6,
-        size=0.3,
-        family=0.1,
-    )
-    settings = _settings(scene, generator, 0.4)
-    return Claim((description,), settings=settings)
+    probabilities = {"kind": 0.9, "colour": 0.6, "size": 0.3, "family": 0.1}
+    descriptions = _describe_all([thing], generator, **probabilities)
+    return Claim(descriptions, settings=_settings(scene, generator, 0.4))
 
 
 def _vague_claim(scene: Scene, generator: Generator) -> Claim:
     """Name hardly anything: "three shapes, one of them green", "something round outdoors"."""
     thing = pick(generator, scene.things)
-    description = _describe(
-        thing,
-        generator,
-        kind=0.4,
-        colour=0.5,
-        size=0.1,
-        family=0.5,
-    )
+    probabilities = {"kind": 0.4, "colour": 0.5, "size": 0.1, "family": 0.5}
+    descriptions = _describe_all([thing], generator, **probabilities)
     if generator.random() < 0.4:
-        return Claim((description,), count=len(scene.things))
-    settings = _settings(scene, generator, 0.7)
-    return Claim((description,), settings=settings)
+        return Claim(descriptions, count=len(scene.things))
+    return Claim(descriptions, settings=_settings(scene, generator, 0.7))
 
 
 def _shuffled(things: Sequence[Thing], generator: Generator) -> list[Thing]:
     return [things[number] for number in generator.permutation(len(things))]
+
+
+def _describe_all(
+    things: Sequence[Thing],
+    generator: Generator,
+    **probabilities: float,
+) -> tuple[Description, ...]:
+    return tuple(_describe(thing, generator, **probabilities) for thing in things)
 
 
 def _describe(
@@ -168,17 +142,17 @@ def _describe(
 
     # "at the top" says no more than the row; nobody says "at the top, in the middle".
     row: int | None = thing.row
-    col: int | None = thing.col
-    if thing.row == 1 and thing.col != 1:
+    column: int | None = thing.column
+    if row == 1 and column != 1:
         row = None
-    if thing.col == 1 and thing.row != 1:
-        col = None
+    elif column == 1 and row != 1:
+        column = None
     return Description(
         kinds,
         colours,
         named_size,
         row,
-        col,
+        column,
     )
 
 
@@ -208,53 +182,49 @@ def _widened(
 
 # --- words
 
-_LISTS = ("{}", "{}", "a picture of {}", "an image with {}", "there is {}", "you can see {}")
-_CELLS: dict[tuple[int | None, int | None], tuple[str, str]] = {
-    (0, None): ("at the top", "at the upper edge"),
-    (2, None): ("at the bottom", "at the lower edge"),
-    (None, 0): ("on the left", "on the left side"),
-    (None, 2): ("on the right", "on the right side"),
-    (0, 0): ("in the top left", "in the upper left corner"),
-    (0, 2): ("in the top right", "in the upper right corner"),
-    (2, 0): ("in the bottom left", "in the lower left corner"),
-    (2, 2): ("in the bottom right", "in the lower right corner"),
-    (1, 1): ("in the middle", "in the centre"),
+# As in the vocabulary: a caption takes one of several.
+_LISTS = "{} | {} | a picture of {} | an image with {} | there is {} | you can see {}"
+_CELLS: dict[tuple[int | None, int | None], str] = {
+    (0, None): "at the top | at the upper edge",
+    (2, None): "at the bottom | at the lower edge",
+    (None, 0): "on the left | on the left side",
+    (None, 2): "on the right | on the right side",
+    (0, 0): "in the top left | in the upper left corner",
+    (0, 2): "in the top right | in the upper right corner",
+    (2, 0): "in the bottom left | in the lower left corner",
+    (2, 2): "in the bottom right | in the lower right corner",
+    (1, 1): "in the middle | in the centre",
 }
 _RELATIONS = {
-    "above": (
-        "{0} above {1}",
-        "{0} over {1}",
-        "{1} below {0}",
-        "{1} underneath {0}",
-        "{0} higher up than {1}",
-    ),
-    "left of": (
-        "{0} to the left of {1}",
-        "{0} left of {1}",
-        "{1} to the right of {0}",
-        "{1} right of {0}",
-    ),
+    "above": "{0} above {1} | {0} over {1} | {1} below {0} | {1} underneath {0} | "
+    "{0} higher up than {1}",
+    "left of": "{0} to the left of {1} | {0} left of {1} | {1} to the right of {0} | "
+    "{1} right of {0}",
 }
 _COUNTS = {
-    1: ("only one {noun}: {thing}", "a single {noun}: {thing}", "nothing but {thing}"),
-    2: ("two {noun}s, one of them {thing}", "a pair of {noun}s, one is {thing}"),
-    3: ("three {noun}s, one of them {thing}", "a trio of {noun}s, one is {thing}"),
+    1: "only one {noun}: {thing} | a single {noun}: {thing} | nothing but {thing}",
+    2: "two {noun}s, one of them {thing} | a pair of {noun}s, one is {thing}",
+    3: "three {noun}s, one of them {thing} | a trio of {noun}s, one is {thing}",
 }
-_NOUNS = ("shape", "object", "thing", "figure")
+_NOUNS = "shape | object | thing | figure"
+
+
+def _pick_words(generator: Generator, alternatives: str) -> str:
+    return pick(generator, alternatives.split(" | "))
 
 
 def _in_words(claim: Claim, generator: Generator) -> str:
     things = [_description_in_words(description, generator) for description in claim.descriptions]
     if claim.count is not None:
-        template = pick(generator, _COUNTS[claim.count])
-        noun = pick(generator, _NOUNS)
-        text = template.format(noun=noun, thing=things[0])
+        template = _pick_words(generator, _COUNTS[claim.count])
+        noun = _pick_words(generator, _NOUNS)
+        caption = template.format(noun=noun, thing=things[0])
     elif claim.relation:
-        text = pick(generator, _RELATIONS[claim.relation]).format(*things)
+        caption = _pick_words(generator, _RELATIONS[claim.relation]).format(*things)
     else:
-        text = pick(generator, _LISTS).format(_listed(things))
+        caption = _pick_words(generator, _LISTS).format(_listed(things))
     setting_words = _word_of(claim.settings, SETTINGS, SETTING_FAMILIES, generator)
-    return " ".join([text, *setting_words])
+    return " ".join([caption, *setting_words])
 
 
 def _listed(things: Sequence[str]) -> str:
@@ -265,9 +235,8 @@ def _listed(things: Sequence[str]) -> str:
 
 
 def _description_in_words(description: Description, generator: Generator) -> str:
-    words = []
-    if description.size:
-        words.extend(_word_of((description.size,), SIZES, {}, generator))
+    sizes = tuple(filter(None, [description.size]))
+    words = _word_of(sizes, SIZES, {}, generator)
     words.extend(_word_of(description.colours, COLOURS, COLOUR_FAMILIES, generator))
     words.extend(_word_of(description.kinds, KINDS, KIND_FAMILIES, generator))
 
@@ -276,25 +245,25 @@ def _description_in_words(description: Description, generator: Generator) -> str
         if len(words) == 1 and generator.random() < 0.5:
             words.insert(0, "something")
         else:
-            words.append(pick(generator, _NOUNS))
+            words.append(_pick_words(generator, _NOUNS))
     if words[0][0] in "aeiou":
         words.insert(0, "an")
     elif words[0] != "something":
         words.insert(0, "a")
 
-    cell = (description.row, description.col)
+    cell = (description.row, description.column)
     if cell != (None, None):
-        words.append(pick(generator, _CELLS[cell]))
+        words.append(_pick_words(generator, _CELLS[cell]))
     return " ".join(words)
 
 
 def _word_of(
     values: tuple[str, ...],
-    words: Mapping[str, tuple[str, ...]],
+    words: Mapping[str, str],
     families: Mapping[str, tuple[str, ...]],
     generator: Generator,
 ) -> list[str]:
     """Return no word for no value, a synonym for one, the family's name for several."""
     if len(values) > 1:
         return [next(name for name, members in families.items() if members == values)]
-    return [pick(generator, words[value]) for value in values]
+    return [_pick_words(generator, words[value]) for value in values]

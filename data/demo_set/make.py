@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,11 @@ def _is_complete(
     sizes: Mapping[str, int],
 ) -> bool:
     """Return whether all files are there; a damaged picture shows when it is decoded."""
-    marker = folder / "demo.json"
-    if not marker.is_file():
-        return False
     try:
-        if read_json(marker) != {**contents, "sha256": _digests(folder)}:
+        if read_json(folder / "demo.json") != {**contents, "sha256": _digests(folder)}:
             return False
     except (FileFormatError, OSError):
         return False
-
     for split_name, n_images in sizes.items():
         for image_number in range(n_images):
             if not (folder / _image_path(split_name, image_number)).is_file():
@@ -131,10 +128,11 @@ def _make_split(
     lines: list[str] = []
     for image_number, scene in enumerate(scenes):
         image_path = _image_path(split_name, image_number)
-        image = render(scene, image_generator(seed, split_name, image_number, "pixels"))
+        generator_for = partial(image_generator, seed, split_name, image_number)
+        image = render(scene, generator_for("pixels"))
         image.save(folder / image_path, quality=_JPEG_QUALITY)
 
-        captions = draw_captions(scene, image_generator(seed, split_name, image_number, "captions"))
+        captions = draw_captions(scene, generator_for("captions"))
         claims.extend(captions.values())
         for caption in captions:
             entry = {

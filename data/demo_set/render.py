@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from cusa.data.demo_set.world import GRID, Scene, Thing
 
@@ -15,24 +16,24 @@ SIDE = 224  # pixels
 _OVERSAMPLING = 2
 Colour = tuple[int, int, int]
 _RGB = {
-    "red": (214, 40, 40),
-    "orange": (245, 130, 32),
-    "yellow": (250, 210, 50),
-    "green": (40, 150, 70),
-    "blue": (45, 110, 225),
-    "purple": (130, 60, 180),
-    "pink": (245, 130, 180),
-    "brown": (130, 80, 45),
+    "red": "#d62828",
+    "orange": "#f58220",
+    "yellow": "#fad232",
+    "green": "#289646",
+    "blue": "#2d6ee1",
+    "purple": "#823cb4",
+    "pink": "#f582b4",
+    "brown": "#82502d",
 }
 _BACKDROPS = {  # ground and marks
-    "grass": ((120, 180, 80), (80, 140, 50)),
-    "sea": ((70, 150, 200), (180, 220, 240)),
-    "sand": ((226, 204, 160), (195, 170, 120)),
-    "snow": ((205, 215, 228), (252, 252, 255)),
-    "night": ((18, 22, 52), (230, 230, 200)),
-    "brick": ((165, 85, 65), (205, 190, 175)),
-    "chess": ((225, 225, 225), (60, 60, 60)),
-    "paper": ((248, 246, 238), (150, 180, 215)),
+    "grass": ("#78b450", "#508c32"),
+    "sea": ("#4696c8", "#b4dcf0"),
+    "sand": ("#e2cca0", "#c3aa78"),
+    "snow": ("#cdd7e4", "#fcfcff"),
+    "night": ("#121634", "#e6e6c8"),
+    "brick": ("#a55541", "#cdbeaf"),
+    "chess": ("#e1e1e1", "#3c3c3c"),
+    "paper": ("#f8f6ee", "#96b4d7"),
 }
 # Scattered marks: how many, and their radius in pixels; 0: blades of grass.
 _SCATTERED = {
@@ -51,7 +52,7 @@ _ROW_STEPS = {
 # Pixels; half a cell is 37.
 _RADIUS = {"small": 15.0, "medium": 23.0, "large": 34.0}
 # Tells a green thing from the grass.
-_RIM: Colour = (250, 250, 250)
+_RIM = "#fafafa"
 _RIM_WIDTH = 3
 _N_POINTS = 60  # of a round outline
 
@@ -59,10 +60,10 @@ _N_POINTS = 60  # of a round outline
 def render(scene: Scene, generator: Generator) -> Image.Image:
     """Render a scene as an RGB image of ``SIDE`` x ``SIDE`` pixels, with light and noise."""
     image = _backdrop(scene.setting, generator)
-    pen = ImageDraw.Draw(image)
+    drawing = ImageDraw.Draw(image)
     cell_side = image.width / GRID
     for thing in scene.things:
-        _draw_thing(pen, thing, cell_side, generator)
+        _draw_thing(drawing, thing, cell_side, generator)
 
     pixels = np.asarray(image.reduce(_OVERSAMPLING), np.float32)
     # Light falls from one side and from above or below.
@@ -76,52 +77,48 @@ def render(scene: Scene, generator: Generator) -> Image.Image:
 
 
 def _draw_thing(
-    pen: ImageDraw.ImageDraw,
+    drawing: ImageDraw.ImageDraw,
     thing: Thing,
     cell_side: float,
     generator: Generator,
 ) -> None:
     """Draw a thing near the centre of its cell, turned a little."""
-    cell = np.array([thing.col, thing.row])
+    cell = np.array([thing.column, thing.row])
     shift = generator.uniform(-0.03, 0.03, 2)
     centre = (cell + 0.5 + shift) * cell_side
     radius = _RADIUS[thing.size] * generator.uniform(0.94, 1.06) * _OVERSAMPLING
     angle = generator.uniform(-0.15, 0.15)
     colour = _jittered(_RGB[thing.colour], 12, generator)
     if thing.kind == "ring":
-        _draw_ring(pen, centre, radius, colour)
+        _draw_ring(drawing, centre, radius, colour)
         return
 
     cosine = np.cos(angle)
     sine = np.sin(angle)
     rotation = np.array([[cosine, sine], [-sine, cosine]])
     corners = _outline(thing.kind) @ rotation * radius + centre
-    points = [(float(x), float(y)) for x, y in corners]
-    pen.polygon(points, fill=colour)
-    pen.line([*points, points[0]], fill=_RIM, width=_RIM_WIDTH)
+    outline = corners.ravel().tolist()
+    drawing.polygon(outline, fill=colour)
+    drawing.line([*outline, *outline[:2]], fill=_RIM, width=_RIM_WIDTH)
 
 
 def _draw_ring(
-    pen: ImageDraw.ImageDraw,
+    drawing: ImageDraw.ImageDraw,
     centre: np.ndarray,
     radius: float,
     colour: Colour,
 ) -> None:
     """Draw a ring in the rim's colour, and within it a narrower one in its own."""
     thickness = int(0.45 * radius)
-    _draw_circle(pen, centre, radius, _RIM, thickness)
-    _draw_circle(pen, centre, radius - _RIM_WIDTH, colour, thickness - 2 * _RIM_WIDTH)
+    drawing.ellipse(_box(centre, radius), outline=_RIM, width=thickness)
+    inner_box = _box(centre, radius - _RIM_WIDTH)
+    drawing.ellipse(inner_box, outline=colour, width=thickness - 2 * _RIM_WIDTH)
 
 
-def _draw_circle(
-    pen: ImageDraw.ImageDraw,
-    centre: np.ndarray,
-    radius: float,
-    colour: Colour,
-    width: int,
-) -> None:
-    box = [*(centre - radius), *(centre + radius)]
-    pen.ellipse(box, outline=colour, width=width)
+def _box(centre: Iterable[float], radius: float) -> list[float]:
+    """Return the box around a circle."""
+    x, y = centre
+    return [x - radius, y - radius, x + radius, y + radius]
 
 
 @cache
@@ -192,9 +189,7 @@ def _moon_outline() -> np.ndarray:
 
 def _backdrop(setting: str, generator: Generator) -> Image.Image:
     """Draw a setting, ``_OVERSAMPLING`` times too large: marks of one colour on another."""
-    ground_rgb, mark_rgb = _BACKDROPS[setting]
-    ground = _jittered(ground_rgb, 8, generator)
-    mark = _jittered(mark_rgb, 8, generator)
+    ground, mark = (_jittered(colour, 8, generator) for colour in _BACKDROPS[setting])
     image = Image.new("RGB", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING), ground)
     if setting in _SCATTERED:
         _scatter_marks(image, setting, mark, generator)
@@ -210,16 +205,15 @@ def _scatter_marks(
     generator: Generator,
 ) -> None:
     """Scatter blades or grains over an image."""
-    pen = ImageDraw.Draw(image)
+    drawing = ImageDraw.Draw(image)
     n_marks, radius = _SCATTERED[setting]
     origins = generator.integers(0, image.width, (n_marks, 2))
     for x, y in origins.tolist():
         if radius:
-            box = [x - radius, y - radius, x + radius, y + radius]
-            pen.ellipse(box, fill=colour)
+            drawing.ellipse(_box((x, y), radius), fill=colour)
         else:
             blade = [x, y, x + 5, y - 18]
-            pen.line(blade, fill=colour, width=3)
+            drawing.line(blade, fill=colour, width=3)
 
 
 def _draw_rows(
@@ -229,7 +223,7 @@ def _draw_rows(
     generator: Generator,
 ) -> None:
     """Draw waves, bricks, squares or lines, row by row."""
-    pen = ImageDraw.Draw(image)
+    drawing = ImageDraw.Draw(image)
     image_side = image.width
     step = int(generator.integers(*_ROW_STEPS[setting]))
     for row, y in enumerate(range(0, image_side, step)):
@@ -238,19 +232,23 @@ def _draw_rows(
         if setting == "sea":
             phase = generator.uniform(0, 2 * np.pi)
             wave = _wave(image_side, y, phase)
-            pen.line(wave, fill=colour, width=4)
+            drawing.line(wave, fill=colour, width=4)
         elif setting == "chess":
             for x in shifted_xs:
                 square = [x, y, x + step - 1, y + step - 1]
-                pen.rectangle(square, fill=colour)
+                drawing.rectangle(square, fill=colour)
         else:
-            pen.line([0, y, image_side, y], fill=colour, width=4)
+            drawing.line([0, y, image_side, y], fill=colour, width=4)
         if setting == "brick":
             for x in shifted_xs:
-                pen.line([x, y, x, y + step], fill=colour, width=4)
+                drawing.line([x, y, x, y + step], fill=colour, width=4)
 
 
-def _wave(width: int, y: int, phase: float) -> list[float]:
+def _wave(
+    width: int,
+    y: int,
+    phase: float,
+) -> list[float]:
     """Return the points of a wave over a width, x and y in turn."""
     xs = np.arange(0, width + 8, 8)
     ys = y + 6 * np.sin(xs / 16 + phase)
@@ -259,12 +257,12 @@ def _wave(width: int, y: int, phase: float) -> list[float]:
 
 
 def _jittered(
-    rgb: Colour,
+    colour: str,
     max_change: int,
     generator: Generator,
 ) -> Colour:
     """Change each channel of a colour by up to ``max_change``."""
     changes = generator.integers(-max_change, max_change + 1, 3)
-    changed = np.array(rgb) + changes
-    red, green, blue = changed.clip(0, 255).tolist()
+    jittered = ImageColor.getrgb(colour) + changes
+    red, green, blue = jittered.clip(0, 255).tolist()
     return red, green, blue

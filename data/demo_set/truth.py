@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
+from functools import cache
+from itertools import chain, permutations
+from operator import attrgetter
 
 import numpy as np
 
-from cusa.data.demo_set.world import Claim, Description, Scene, Thing
+from cusa.data.demo_set.world import AXES, Claim, Description, Scene, Thing
 from cusa.data.records import Truth, csr
 
 _MAX_THINGS = 3  # of a scene
-_NO_THING = Thing("", "", "", -1, -1)  # fits no description
-_ATTRIBUTES = ("kind", "colour", "size", "row", "col")
-_AXES = {"above": "row", "left of": "col"}
+_NO_THINGS = [Thing("", "", "", -1, -1)] * _MAX_THINGS  # fit no description
+_ATTRIBUTES = ("kind", "colour", "size", "row", "column")
 
 
 def truth_of(scenes: Sequence[Scene], claims: Sequence[Claim]) -> Truth:
     """Evaluate every claim on every scene; scenes with the same cast get the same image label."""
-    casts = sorted({scene.cast for scene in scenes})
-    label_of_cast = {cast: label for label, cast in enumerate(casts)}
-    labels = np.zeros(len(scenes), np.int64)
-    for number, scene in enumerate(scenes):
-        labels[number] = label_of_cast[scene.cast]
-
-    table = _SceneTable(scenes)
-    true_rows = []
-    for claim in claims:
-        is_true = table.holds(claim)
-        true_rows.append(np.flatnonzero(is_true))
-    indptr, indices = csr(true_rows)
-    return Truth(labels, indptr, indices)
+    casts = [scene.cast for scene in scenes]
+    sorted_casts = sorted(set(casts))
+    labels = list(map(sorted_casts.index, casts))
+    is_true = map(_SceneTable(scenes).is_true, claims)
+    indptr, indices = csr(list(map(np.flatnonzero, is_true)))
+    return Truth(np.array(labels, np.int64), indptr, indices)
 
 
 class _SceneTable:
@@ -38,59 +32,51 @@ class _SceneTable:
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         # Of each attribute, [n_scenes, 3].
-        self.things: dict[str, np.ndarray] = {}
+        self._things: dict[str, np.ndarray] = {}
+        padded = [[*scene.things, *_NO_THINGS][:_MAX_THINGS] for scene in scenes]
         for attribute_name in _ATTRIBUTES:
-            self.things[attribute_name] = _column(scenes, attribute_name)
-        self.counts = np.array([len(scene.things) for scene in scenes])
-        self.settings = np.array([scene.setting for scene in scenes])
-        self._fits: dict[Description, np.ndarray] = {}
+            values = map(attrgetter(attribute_name), chain.from_iterable(padded))
+            self._things[attribute_name] = np.array(list(values)).reshape(-1, _MAX_THINGS)
+        self._counts = (self._things["kind"] != "").sum(axis=1)
+        self._settings = np.array([scene.setting for scene in scenes])
+        # One is asked for with each choice of things.
+        self._fits = cache(self._compute_fits)
 
-    def holds(self, claim: Claim) -> np.ndarray:
+    def is_true(self, claim: Claim) -> np.ndarray:
         """Return the scenes that the claim is true of: bool ``[n_scenes]``."""
-        holds = np.zeros(len(self.counts), bool)
+        is_true = np.zeros(len(self._counts), bool)
         # Each way to choose a thing for each description.
         for thing_numbers in permutations(range(_MAX_THINGS), len(claim.descriptions)):
-            holds |= self._holds_for(claim, thing_numbers)
+            is_true |= self._is_true_for(claim, thing_numbers)
         if claim.count is not None:
-            holds &= self.counts == claim.count
+            is_true &= self._counts == claim.count
         if claim.settings:
-            holds &= np.isin(self.settings, claim.settings)
-        return holds
+            is_true &= np.isin(self._settings, claim.settings)
+        return is_true
 
-    def _holds_for(self, claim: Claim, thing_numbers: Sequence[int]) -> np.ndarray:
+    def _is_true_for(
+        self,
+        claim: Claim,
+        thing_numbers: Sequence[int],
+    ) -> np.ndarray:
         """Return where descriptions and relation hold for the things in these slots."""
-        holds = np.ones(len(self.counts), bool)
+        is_true = np.ones(len(self._counts), bool)
         for description, thing_number in zip(claim.descriptions, thing_numbers, strict=True):
-            holds &= self.fits(description)[:, thing_number]
+            is_true &= self._fits(description)[:, thing_number]
         if claim.relation:
-            axis = self.things[_AXES[claim.relation]]
-            holds &= axis[:, thing_numbers[0]] < axis[:, thing_numbers[1]]
-        return holds
-
-    def fits(self, description: Description) -> np.ndarray:
-        """Return the things that fit the description: bool ``[n_scenes, 3]``."""
-        if description not in self._fits:
-            self._fits[description] = self._compute_fits(description)
-        return self._fits[description]
+            positions = self._things[AXES[claim.relation]]
+            is_true &= positions[:, thing_numbers[0]] < positions[:, thing_numbers[1]]
+        return is_true
 
     def _compute_fits(self, description: Description) -> np.ndarray:
-        fits = self.things["kind"] != ""
+        """Return the things that fit the description: bool ``[n_scenes, 3]``."""
+        is_fitting = self._things["kind"] != ""
         if description.kinds:
-            fits &= np.isin(self.things["kind"], description.kinds)
+            is_fitting &= np.isin(self._things["kind"], description.kinds)
         if description.colours:
-            fits &= np.isin(self.things["colour"], description.colours)
-        for attribute_name in ("size", "row", "col"):
+            is_fitting &= np.isin(self._things["colour"], description.colours)
+        for attribute_name in ("size", "row", "column"):
             value = getattr(description, attribute_name)
             if value is not None:
-                fits &= self.things[attribute_name] == value
-        return fits
-
-
-def _column(scenes: Sequence[Scene], attribute_name: str) -> np.ndarray:
-    """Return an attribute of every thing of every scene: ``[n_scenes, 3]``."""
-    rows = []
-    for scene in scenes:
-        n_missing = _MAX_THINGS - len(scene.things)
-        things = [*scene.things, *[_NO_THING] * n_missing]
-        rows.append([getattr(thing, attribute_name) for thing in things])
-    return np.array(rows)
+                is_fitting &= self._things[attribute_name] == value
+        return is_fitting

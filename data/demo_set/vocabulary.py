@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-# Every value of an attribute with the words for it.
+# Every value of an attribute with the words for it, of which a caption takes one.
 KINDS = {
-    "circle": ("circle", "disc", "dot", "ball"),
-    "square": ("square", "box", "block"),
-    "triangle": ("triangle", "pyramid"),
-    "star": ("star", "five-pointed star"),
-    "ring": ("ring", "hoop", "donut"),
-    "cross": ("cross", "plus sign"),
-    "heart": ("heart", "love heart"),
-    "diamond": ("diamond", "rhombus"),
-    "moon": ("moon", "crescent", "half moon"),
-    "flower": ("flower", "blossom", "daisy"),
+    "circle": "circle | disc | dot | ball",
+    "square": "square | box | block",
+    "triangle": "triangle | pyramid",
+    "star": "star | five-pointed star",
+    "ring": "ring | hoop | donut",
+    "cross": "cross | plus sign",
+    "heart": "heart | love heart",
+    "diamond": "diamond | rhombus",
+    "moon": "moon | crescent | half moon",
+    "flower": "flower | blossom | daisy",
 }
 COLOURS = {
-    "red": ("red", "crimson", "scarlet"),
-    "orange": ("orange", "amber"),
-    "yellow": ("yellow", "golden"),
-    "green": ("green", "emerald"),
-    "blue": ("blue", "azure"),
-    "purple": ("purple", "violet"),
-    "pink": ("pink", "rose-coloured"),
-    "brown": ("brown", "chestnut"),
+    "red": "red | crimson | scarlet",
+    "orange": "orange | amber",
+    "yellow": "yellow | golden",
+    "green": "green | emerald",
+    "blue": "blue | azure",
+    "purple": "purple | violet",
+    "pink": "pink | rose-coloured",
+    "brown": "brown | chestnut",
 }
-SIZES: dict[str, tuple[str, ...]] = {
-    "small": ("small", "little", "tiny"),
-    "medium": (),
-    "large": ("large", "big", "huge"),
+SIZES = {
+    "small": "small | little | tiny",
+    "medium": "",
+    "large": "large | big | huge",
 }
 SETTINGS = {
-    "grass": ("on the grass", "on a lawn", "on a green meadow"),
-    "sea": ("on the sea", "in the water", "floating on the waves"),
-    "sand": ("on the sand", "at the beach", "in the desert"),
-    "snow": ("in the snow", "on a snowy day", "in winter"),
-    "night": ("at night", "in the night sky", "in the dark"),
-    "brick": ("on a brick wall", "painted on bricks", "in front of a brick wall"),
-    "chess": ("on a chessboard", "on a checkered floor", "on checked tiles"),
-    "paper": ("on lined paper", "drawn in a notebook", "on a sheet of paper"),
+    "grass": "on the grass | on a lawn | on a green meadow",
+    "sea": "on the sea | in the water | floating on the waves",
+    "sand": "on the sand | at the beach | in the desert",
+    "snow": "in the snow | on a snowy day | in winter",
+    "night": "at night | in the night sky | in the dark",
+    "brick": "on a brick wall | painted on bricks | in front of a brick wall",
+    "chess": "on a chessboard | on a checkered floor | on checked tiles",
+    "paper": "on lined paper | drawn in a notebook | on a sheet of paper",
 }
 # Hypernyms: words that stand for several values.
 KIND_FAMILIES = {

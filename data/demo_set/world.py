@@ -35,20 +35,22 @@ N_CASTS = 80
 # Share of scenes outside the casts.
 P_FREE = 0.1
 GRID = 3  # cells on a side
+# The axis along which the first thing of a relation comes before the second.
+AXES = {"above": "row", "left of": "column"}
 _N_THINGS = (1, 2, 3)
 _P_N_THINGS = (0.3, 0.4, 0.3)
-_USES = ("scene", "captions", "pixels")
+_GENERATOR_USES = ("scene", "captions", "pixels")
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One shape of a scene; ``row`` and ``col`` count the grid's cells from the top left."""
+    """One shape of a scene; ``row`` and ``column`` count the grid's cells from the top left."""
 
     kind: str
     colour: str
     size: str
     row: int
-    col: int
+    column: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Description:
     colours: tuple[str, ...] = ()
     size: str | None = None
     row: int | None = None
-    col: int | None = None
+    column: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def image_generator(
     """Return the random numbers of an image for one use: "scene", "captions" or "pixels"."""
     # 0 in the place of the split's number is the casts'.
     split_number = 1 + SPLITS.index(split_name)
-    return np.random.default_rng([seed, split_number, image_number, _USES.index(use)])
+    return np.random.default_rng([seed, split_number, image_number, _GENERATOR_USES.index(use)])
 
 
 def pick(generator: Generator, values: Sequence[Value]) -> Value:
@@ -139,15 +141,11 @@ def _draw_cast(generator: Generator) -> Cast:
 
 
 def _draw_scene(casts: Sequence[Cast], generator: Generator) -> Scene:
-    if generator.random() < P_FREE:
-        cast = _draw_cast(generator)
-    else:
-        cast = pick(generator, casts)
-
+    is_free = generator.random() < P_FREE
+    cast = _draw_cast(generator) if is_free else pick(generator, casts)
     cells = generator.choice(GRID * GRID, len(cast), replace=False).tolist()
     things = []
     for (kind, colour), cell in zip(cast, cells, strict=True):
         size = pick(generator, tuple(SIZES))
-        row, col = divmod(cell, GRID)
-        things.append(Thing(kind, colour, size, row, col))
+        things.append(Thing(kind, colour, size, *divmod(cell, GRID)))
     return Scene(tuple(things), pick(generator, tuple(SETTINGS)))

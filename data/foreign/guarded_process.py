@@ -29,7 +29,12 @@ _MEMORY_PER_BYTE = 16
 _PROGRAM = "from cusa.data.foreign.guarded_process import serve; serve()"
 
 
-def read_in_child(reader: Callable[..., Read], form: str, path: Path, *arguments: str) -> Read:
+def read_in_child(
+    reader: Callable[..., Read],
+    form: str,
+    path: Path,
+    *arguments: str,
+) -> Read:
     """Call a reader in a process of its own.
 
     Args:
@@ -115,8 +120,8 @@ def serve() -> None:
     array: np.ndarray | None = None
     try:
         header["content"], array = reader(*arguments)
-    except CusaError as error:
-        header["error"] = [str(error), error.location]
+    except (CusaError, PermissionError) as error:
+        header["error"] = [str(error), getattr(error, "location", "")]
 
     # One line of JSON, then the bytes of the array.
     if array is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
 
-from cusa.data.errors import CusaError, FileFormatError, first_line
+from cusa.data.errors import FileFormatError
+from cusa.data.foreign.damaged_files import reading
 from cusa.data.foreign.guarded_process import read_in_child
 from cusa.data.foreign.npy import MAX_EXPANSION
 
@@ -41,7 +42,14 @@ def read_h5_rows(
         FileFormatError: If the file is damaged, has no such dataset, holds something else than
             numbers and ids, or promises more than it can hold.
     """
-    ids, rows = read_in_child(read_here, "HDF5", path, inner_path, rows_name, ids_name)
+    ids, rows = read_in_child(
+        read_here,
+        "HDF5",
+        path,
+        inner_path,
+        rows_name,
+        ids_name,
+    )
     assert rows is not None, "a reader gives rows or an error"
     return rows, ids
 
@@ -54,24 +62,19 @@ def read_here(
 ) -> tuple[list[Any] | None, np.ndarray]:
     """Read ids and rows as :func:`read_h5_rows` does, in this process."""
     file_path = Path(path)
-    try:
-        with h5py.File(path, "r") as file:
-            dataset = _find_dataset(file, file_path, inner_path, rows_name)
-            ids: list[Any] | None = None
-            ids_dataset = dataset.parent.get(ids_name)
-            if isinstance(ids_dataset, h5py.Dataset):
-                ids = _read_ids(ids_dataset, file_path)
-            _check_size(dataset, file_path)
-            return ids, dataset[()]
-    except CusaError:
-        raise
-    except Exception as error:  # the library raises nearly any on damaged files
-        problem = first_line(error)
-        raise FileFormatError(
-            f"{path} cannot be read as HDF5 ({problem}); it is damaged, or not what its suffix "
-            "says",
-            path=file_path,
-        ) from None
+    with reading(file_path, "HDF5"), h5py.File(path, "r") as file:
+        dataset = _find_dataset(
+            file,
+            file_path,
+            inner_path,
+            rows_name,
+        )
+        ids: list[Any] | None = None
+        ids_dataset = dataset.parent.get(ids_name)
+        if isinstance(ids_dataset, h5py.Dataset):
+            ids = _read_ids(ids_dataset, file_path)
+        _check_size(dataset, file_path)
+        return ids, dataset[()]
 
 
 def _find_dataset(
@@ -96,24 +99,25 @@ def _find_dataset(
             location=inner_path,
         )
     if dataset.dtype.kind not in "fiu" or dataset.dtype.subdtype is not None:
-        raise FileFormatError(
-            f"{path}: {dataset.name} holds {dataset.dtype}, not numbers; save float16, float32 or "
-            "float64",
-            path=path,
-            location=str(dataset.name),
-        )
+        problem = f"holds {dataset.dtype}, not numbers; save float16, float32 or float64"
+        _refuse(path, dataset, problem)
     return dataset
+
+
+def _refuse(
+    path: Path,
+    dataset: h5py.Dataset,
+    problem: str,
+) -> NoReturn:
+    message = f"{path}: {dataset.name} {problem}"
+    raise FileFormatError(message, path=path, location=str(dataset.name))
 
 
 def _check_size(dataset: h5py.Dataset, path: Path) -> None:
     """Refuse a dataset that the file cannot hold: what is missing would be read as zeros."""
     problem = _size_problem(dataset, path.stat().st_size)
     if problem is not None:
-        raise FileFormatError(
-            f"{path}: {dataset.name} {problem}; write all of it into the file",
-            path=path,
-            location=str(dataset.name),
-        )
+        _refuse(path, dataset, f"{problem}; write all of it into the file")
 
 
 def _size_problem(dataset: h5py.Dataset, file_size: int) -> str | None:
@@ -123,7 +127,9 @@ def _size_problem(dataset: h5py.Dataset, file_size: int) -> str | None:
     if dataset.shape is None:
         return "is empty"
     if dataset.chunks:
-        n_chunks = _n_chunks(dataset.shape, dataset.chunks)
+        lengths = zip(dataset.shape, dataset.chunks, strict=True)
+        # Rounded up, exactly.
+        n_chunks = math.prod(-(-length // chunk_length) for length, chunk_length in lengths)
         if dataset.id.get_num_chunks() != n_chunks:
             return "lacks some of its chunks"
 
@@ -137,24 +143,13 @@ def _size_problem(dataset: h5py.Dataset, file_size: int) -> str | None:
     return None
 
 
-def _n_chunks(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> int:
-    n_chunks = 1
-    for length, chunk_length in zip(shape, chunk_shape, strict=True):
-        n_chunks *= -(-length // chunk_length)  # rounded up, exactly
-    return n_chunks
-
-
 def _read_ids(dataset: h5py.Dataset, path: Path) -> list[Any]:
     """Read ids, integers or texts."""
     string = h5py.check_string_dtype(dataset.dtype)
     is_legal = string is not None or dataset.dtype.kind in "iu"
     if dataset.ndim != 1 or not is_legal:
-        raise FileFormatError(
-            f"{path}: {dataset.name} is {dataset.dtype} of shape {dataset.shape}; legal: one "
-            "integer or text per row",
-            path=path,
-            location=str(dataset.name),
-        )
+        problem = f"is {dataset.dtype} of shape {dataset.shape}; legal: one integer or text per row"
+        _refuse(path, dataset, problem)
     _check_size(dataset, path)
     if string is None:
         numbers: list[Any] = dataset[()].tolist()
@@ -168,9 +163,5 @@ def _read_ids(dataset: h5py.Dataset, path: Path) -> list[Any]:
         n_characters += sum(map(len, block))
         # Of texts of any length, many entries may name the same bytes of the file.
         if string.length is None and n_characters > path.stat().st_size:
-            raise FileFormatError(
-                f"{path}: {dataset.name} holds more text than the file; write each id by itself",
-                path=path,
-                location=str(dataset.name),
-            )
+            _refuse(path, dataset, "holds more text than the file; write each id by itself")
     return texts

@@ -39,7 +39,8 @@ def read_ids(file_path: Path) -> list[str]:
     if suffix == ".json":
         return _ids_of_json(read_json(file_path), file_path)
     raise FileFormatError(
-        f"ids {file_path} have an unknown suffix; legal: {LEGAL_IDS}", path=file_path
+        f"ids {file_path} have an unknown suffix; legal: {LEGAL_IDS}",
+        path=file_path,
     )
 
 
@@ -50,16 +51,13 @@ def _ids_of_json(content: Any, file_path: Path) -> list[str]:
         raise FileFormatError(message, path=file_path)
     # Of JSON, a truth value or null would become the text True or None.
     for number, item_id in enumerate(content):
-        is_legal = isinstance(item_id, (str, int)) and not isinstance(item_id, bool)
-        if not is_legal or item_id == "":
+        if not isinstance(item_id, (str, int)) or isinstance(item_id, bool):
             raise FileFormatError(
                 f"ids {file_path}: entry {number} is {item_id!r}; legal: strings or integers",
                 path=file_path,
                 location=f"entry {number}",
             )
-    item_ids = [str(item_id) for item_id in content]
-    _refuse_printed_bytes(item_ids, file_path, "entry", 0)
-    return item_ids
+    return ids_as_texts(content, file_path)
 
 
 def check_ids(
@@ -103,34 +101,7 @@ def _ids_of_lines(text: str, file_path: Path) -> list[str]:
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
-    item_ids = [line.strip() for line in lines]
-    if "" in item_ids:
-        location = f"line {item_ids.index('') + 1}"
-        raise FileFormatError(
-            f"ids {file_path}, {location}: empty; write the id of one row per line",
-            path=file_path,
-            location=location,
-        )
-    _refuse_printed_bytes(item_ids, file_path, "line", 1)
-    return item_ids
-
-
-def _refuse_printed_bytes(
-    item_ids: Iterable[str],
-    file_path: Path,
-    unit: str,
-    first_number: int,
-) -> None:
-    """Refuse ids such as ``b'id0'``; ``unit`` is what the file is counted in, from a number."""
-    for number, item_id in enumerate(item_ids, first_number):
-        if _PRINTED_BYTES.fullmatch(item_id):
-            location = f"{unit} {number}"
-            raise FileFormatError(
-                f"ids {file_path}, {location}: {item_id} is how Python prints bytes; write the "
-                "text itself",
-                path=file_path,
-                location=location,
-            )
+    return ids_as_texts(map(str.strip, lines), file_path, "line", 1)
 
 
 def _ids_of_array(array: np.ndarray, file_path: Path) -> list[str]:
@@ -143,30 +114,37 @@ def _ids_of_array(array: np.ndarray, file_path: Path) -> list[str]:
     if array.dtype.kind not in "iuU":
         message = f"{file_path} holds {array.dtype}; legal: integers or strings"
         raise FileFormatError(message, path=file_path)
-    return ids_as_texts(array.tolist(), file_path, str(file_path))
+    return ids_as_texts(array.tolist(), file_path)
 
 
 def ids_as_texts(
-    item_ids: Sequence[Any],
+    item_ids: Iterable[Any],
     file_path: Path,
-    subject: str,
+    unit: str = "entry",
+    first_number: int = 0,
 ) -> list[str]:
     """Convert ids, integers or texts, to texts.
 
     Args:
         item_ids: The ids.
         file_path: The file that they are from.
-        subject: What they are called in messages.
+        unit: What the file is counted in.
+        first_number: Number of the first unit.
 
     Raises:
         FileFormatError: If one is empty, or bytes as Python prints them.
     """
-    texts = [str(item_id) for item_id in item_ids]
-    if "" in texts:
-        location = f"entry {texts.index('')}"
-        message = f"{subject}: {location} is empty; each row needs an id"
-        raise FileFormatError(message, path=file_path, location=location)
-    _refuse_printed_bytes(texts, file_path, "entry", 0)
+    texts = list(map(str, item_ids))
+    for number, text in enumerate(texts, first_number):
+        problem = ""
+        if not text:
+            problem = "empty; write the id of each row"
+        elif _PRINTED_BYTES.fullmatch(text):
+            problem = f"{text} is how Python prints bytes; write the text itself"
+        if problem:
+            location = f"{unit} {number}"
+            message = f"ids {file_path}, {location}: {problem}"
+            raise FileFormatError(message, path=file_path, location=location)
     return texts
 
 

@@ -9,7 +9,8 @@ from typing import IO, Literal
 
 import numpy as np
 
-from cusa.data.errors import FileFormatError, first_line
+from cusa.data.errors import FileFormatError
+from cusa.data.foreign.damaged_files import reading
 
 Order = Literal["C", "F"]
 
@@ -59,15 +60,21 @@ def open_npy(file_path: Path) -> np.ndarray:
     promised = offset + math.prod(shape) * dtype.itemsize
     size = file_path.stat().st_size
     if promised > size:
-        raise FileFormatError(
-            f"{file_path} cannot be read: its header promises {promised:,} bytes, it has "
-            f"{size:,}; copy it again",
-            path=file_path,
+        message = (
+            f"{file_path}: its header promises {promised:,} bytes, it has {size:,}; copy it again"
         )
+        raise FileFormatError(message, path=file_path)
     # An empty file cannot be mapped.
     if not math.prod(shape):
         return np.empty(shape, dtype)
-    array = np.memmap(file_path, dtype, "r", offset, shape, order)
+    array = np.memmap(
+        file_path,
+        dtype,
+        "r",
+        offset,
+        shape,
+        order,
+    )
     if not _holds_characters(array):
         message = f"{file_path} is damaged: its texts hold what is no character; copy it again"
         raise FileFormatError(message, path=file_path)
@@ -88,25 +95,13 @@ def read_npy_header(file_path: Path) -> tuple[tuple[int, ...], Order, np.dtype, 
     Raises:
         FileFormatError: If the file is missing, or no .npy file.
     """
-    try:
-        with file_path.open("rb") as file:
-            # np.load would return the archive, not an array.
-            if file.read(len(_ARCHIVE)) == _ARCHIVE:
-                message = f"{file_path} is an .npz archive; save its array as .npy"
-                raise FileFormatError(message, path=file_path)
-            file.seek(0)
-            return _parse_header(file)
-    except FileNotFoundError:
-        raise FileFormatError(f"{file_path} does not exist", path=file_path) from None
-    except (FileFormatError, PermissionError):
-        raise
-    except Exception as error:  # the header is a Python literal: damaged bytes may make it any
-        problem = first_line(error)
-        raise FileFormatError(
-            f"{file_path} cannot be read as .npy ({problem}); it is damaged, or not what its "
-            "suffix says",
-            path=file_path,
-        ) from None
+    with reading(file_path, ".npy"), file_path.open("rb") as file:
+        # np.load would return the archive, not an array.
+        if file.read(len(_ARCHIVE)) == _ARCHIVE:
+            message = f"{file_path} is an .npz archive; save its array as .npy"
+            raise FileFormatError(message, path=file_path)
+        file.seek(0)
+        return _parse_header(file)
 
 
 def read_npz(file_path: Path) -> dict[str, np.ndarray]:
@@ -122,26 +117,15 @@ def read_npz(file_path: Path) -> dict[str, np.ndarray]:
         FileFormatError: If the file is missing, no such archive, damaged, larger in memory than its
             bytes can explain, or holds anything else.
     """
-    try:
-        with zipfile.ZipFile(file_path) as archive:
-            members = archive.infolist()
-            size = sum(member.file_size for member in members)
-            max_size = min(_MAX_BYTES, MAX_EXPANSION * file_path.stat().st_size)
-            if size > max_size:
-                raise ValueError(f"its arrays would have {size:,} bytes")
-            arrays = {}
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                arrays[name] = _read_member(archive, member)
-            return arrays
-    except FileNotFoundError:
-        raise FileFormatError(f"{file_path} does not exist", path=file_path) from None
-    except PermissionError:
-        raise
-    except Exception as error:  # of the archive, of its compressed content, or of a header
-        problem = first_line(error)
-        message = f"{file_path} cannot be read as .npz ({problem}); it is damaged"
-        raise FileFormatError(message, path=file_path) from None
+    with reading(file_path, ".npz"), zipfile.ZipFile(file_path) as archive:
+        members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        if size > min(_MAX_BYTES, MAX_EXPANSION * file_path.stat().st_size):
+            raise ValueError(f"its arrays would have {size:,} bytes")
+        arrays: dict[str, np.ndarray] = {}
+        for member in members:
+            arrays[member.filename.removesuffix(".npy")] = _read_member(archive, member)
+        return arrays
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -185,7 +169,4 @@ def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], Order, np.dtype, in
     n_elements = math.prod(length for length in shape if length)
     if n_elements * max(1, dtype.itemsize) >= 2**63:
         raise ValueError(f"shape {shape}")
-    order: Order = "C"
-    if is_fortran:
-        order = "F"
-    return shape, order, dtype, file.tell()
+    return shape, "F" if is_fortran else "C", dtype, file.tell()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 import re
 from collections.abc import Callable
@@ -14,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from cusa.data.errors import CusaError, FileFormatError, first_line
+from cusa.data.errors import FileFormatError
+from cusa.data.foreign.damaged_files import reading
+from cusa.data.foreign.guarded_process import Read, read_in_child
 from cusa.data.foreign.npy import read_npy_header
-from cusa.data.foreign.pickles import Effort, StandIn, read_pickle
+from cusa.data.foreign.pickles import PlainUnpickler, StandIn
 
+_FORM = "a dictionary of vectors"
 _TYPE = re.compile(r"[biuf][1248]|U\d{1,4}")
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _TORCH_VERSION = 1001
@@ -27,7 +29,6 @@ _STORAGES = {
     "DoubleStorage": "f8",
     "BFloat16Storage": "bfloat16",
 }
-_MIN_VALUE_BYTES = 2
 _MAX_DIMENSIONS = 32
 
 
@@ -37,7 +38,7 @@ def read_published_rows(file_path: Path) -> tuple[list[str], np.ndarray]:
     It is a dictionary from image to vector, pickled in a ``.npy``.
 
     Numpy arrays and torch tensors are admitted and nothing else; neither library unpickles any of
-    it. Memory and time are in proportion to the file's size, whatever it says.
+    it. A process of its own reads it, whose memory and time are limited by the file's size.
 
     Args:
         file_path: ``{split}_unicom.npy``; vectors are ``[dim]`` or ``[1, dim]``.
@@ -48,16 +49,23 @@ def read_published_rows(file_path: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         FileFormatError: If it holds anything else.
     """
-    try:
+    with reading(file_path, _FORM):
+        keys, rows = read_in_child(read_here, _FORM, file_path)
+    assert rows is not None, "a reader gives rows or an error"
+    return keys, rows
+
+
+def read_here(path: str) -> Read:
+    """Read keys and rows as :func:`read_published_rows` does, in this process."""
+    file_path = Path(path)
+    with reading(file_path, _FORM):
         vectors = _read_dictionary(file_path)
-        keys = [str(key) for key in vectors]
-        return keys, _stacked(list(vectors.values()), file_path.stat().st_size)
-    except (CusaError, PermissionError):
-        raise
-    except Exception as error:  # numpy's own, of the file's values
-        problem = first_line(error)
-        message = f"{file_path} cannot be read as a dictionary of vectors ({problem})"
-        raise FileFormatError(message, path=file_path) from None
+        rows = [_vector(value).astype(np.float32) for value in vectors.values()]
+        lengths = set(map(len, rows))
+        if len(lengths) != 1 or 0 in lengths:
+            problem = f"vectors must have the same shape, they have {len(lengths)}, or none"
+            raise pickle.UnpicklingError(problem)
+        return list(map(str, vectors)), np.stack(rows)
 
 
 def _read_dictionary(file_path: Path) -> dict[Any, object]:
@@ -70,10 +78,8 @@ def _read_dictionary(file_path: Path) -> dict[Any, object]:
         )
 
     with file_path.open("rb") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            content.seek(offset)
-            items = _read_pickle(content, len(content))
-
+        file.seek(offset)
+        items = PlainUnpickler(file, _NAMES).load()
     # numpy pickles an array that holds the dictionary.
     if isinstance(items, _Array):
         items = items.data[0]
@@ -83,41 +89,6 @@ def _read_dictionary(file_path: Path) -> dict[Any, object]:
             path=file_path,
         )
     return items
-
-
-def _read_pickle(stream: Any, n_bytes: int) -> Any:
-    """Read a pickle that may name what arrays and tensors are built of, and nothing else."""
-    effort = Effort(n_bytes)
-    names: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "scalar"): _scalar,
-        ("torch.storage", "_load_from_bytes"): partial(_storage, effort=effort),
-        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-        ("collections", "OrderedDict"): _no_hooks,
-        ("_codecs", "encode"): partial(_latin_bytes, effort=effort),
-    }
-    return read_pickle(stream, effort, names)
-
-
-def _stacked(values: list[object], n_bytes: int) -> np.ndarray:
-    """Stack vectors to float32 ``[n, dim]``.
-
-    Args:
-        values: The vectors.
-        n_bytes: Size of the file, which may name one vector many times.
-    """
-    vectors = [_vector(value) for value in values]
-    lengths = {len(vector) for vector in vectors}
-    if len(lengths) != 1 or 0 in lengths:
-        raise pickle.UnpicklingError(
-            f"vectors must have the same shape, they have {len(lengths)}, or none"
-        )
-    n_values = len(vectors) * lengths.pop()
-    if n_values * _MIN_VALUE_BYTES > n_bytes:
-        raise pickle.UnpicklingError("it names more numbers than it holds")
-    return np.stack([vector.astype(np.float32) for vector in vectors])
 
 
 def _vector(value: object) -> np.ndarray:
@@ -135,7 +106,11 @@ def _vector(value: object) -> np.ndarray:
 class _Dtype(StandIn):
     """A stand-in for a numpy dtype: its code, such as ``f2``, and its byte order."""
 
-    def __init__(self, code: str, *_: object) -> None:
+    def __init__(
+        self,
+        code: str,
+        *_: object,
+    ) -> None:
         self.code = code
         self.order = "="
 
@@ -165,9 +140,7 @@ class _Array(StandIn):
     def values(self) -> np.ndarray:
         """Return the array; its content is the file's, and no copy."""
         values = np.frombuffer(self.data, self.dtype.plain())
-        if self.is_fortran:
-            return values.reshape(self.shape, order="F")
-        return values.reshape(self.shape)
+        return values.reshape(self.shape, order="F" if self.is_fortran else "C")
 
 
 def _scalar(dtype: _Dtype, content: bytes) -> Any:
@@ -180,16 +153,10 @@ def _no_hooks() -> dict[str, Any]:
     return {}
 
 
-def _latin_bytes(
-    text: str,
-    encoding: str,
-    *,
-    effort: Effort,
-) -> bytes:
+def _latin_bytes(text: str, encoding: str) -> bytes:
     """Encode bytes that an old pickle wrote as a text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError("it writes bytes in another encoding than latin1")
-    effort.spend(len(text))
     return text.encode("latin1")
 
 
@@ -201,32 +168,26 @@ class _StorageId:
     length: int
 
 
-def _storage(content: bytes, *, effort: Effort) -> np.ndarray:
+def _storage(content: bytes) -> np.ndarray:
     """Read the values of a torch storage, from a file of torch's older format within the pickle.
 
     The file: four pickles (magic number, version, sizes of C's types, the storage by its persistent
     id), a fifth of the storages' keys, and of each its length, int64, and its values.
     """
     stream = io.BytesIO(content)
-    types: dict[tuple[str, str], Callable[..., Any]] = {}
-    for name, code in _STORAGES.items():
-        types["torch", name] = partial(str, code)
-
-    magic = read_pickle(stream, effort, {})
-    version = read_pickle(stream, effort, {})
+    types = {("torch", name): partial(str, code) for name, code in _STORAGES.items()}
+    magic = PlainUnpickler(stream, {}).load()
+    version = PlainUnpickler(stream, {}).load()
     if (magic, version) != (_TORCH_MAGIC, _TORCH_VERSION):
         raise pickle.UnpicklingError("a storage is not of torch's older format")
-    read_pickle(stream, effort, {})  # the sizes of C's types
-    storage = read_pickle(stream, effort, types, _storage_id)
-    keys = read_pickle(stream, effort, {})
+    PlainUnpickler(stream, {}).load()  # the sizes of C's types
+    storage = PlainUnpickler(stream, types, _storage_id).load()
+    keys = PlainUnpickler(stream, {}).load()
     if not isinstance(storage, _StorageId) or not isinstance(keys, list) or len(keys) != 1:
         raise pickle.UnpicklingError("a torch file holds something else than one storage")
     length = int.from_bytes(stream.read(8), "little")
     if length != storage.length:
         raise pickle.UnpicklingError(f"a storage has {length} values instead of {storage.length}")
-    # The values of this type are copied.
-    if storage.code == "bfloat16":
-        effort.spend(length)
     return _float_values(content, stream.tell(), storage)
 
 
@@ -251,19 +212,23 @@ def _float_values(
     return (upper_halves.astype("<u4") << 16).view("<f4")
 
 
-def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: object) -> np.ndarray:
+def _tensor(
+    storage: Any,
+    offset: int,
+    size: Any,
+    stride: Any,
+    *_: object,
+) -> np.ndarray:
     """Return a view of a storage in which no value of it is twice."""
     has_size = _are_counts(size) and _are_counts(stride) and _are_counts((offset,))
     if not isinstance(storage, np.ndarray) or not has_size:
         raise pickle.UnpicklingError("a tensor has no storage, or no size")
     if len(size) != len(stride) or 0 in stride:
         raise pickle.UnpicklingError(f"a tensor has size {size} and stride {stride}")
-    last = offset
-    for length, step in zip(size, stride, strict=True):
-        last += (length - 1) * step
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if last >= len(storage) and 0 not in size:
         raise pickle.UnpicklingError(
-            f"a tensor of size {size} and stride {stride} lies outside of its storage"
+            f"a tensor of size {size} and stride {stride} lies outside of its storage",
         )
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
@@ -274,3 +239,16 @@ def _are_counts(values: Any) -> bool:
     if not isinstance(values, tuple) or len(values) > _MAX_DIMENSIONS:
         return False
     return all(isinstance(value, int) and value >= 0 for value in values)
+
+
+# What may be named: of what arrays and tensors are built, and nothing else.
+_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("collections", "OrderedDict"): _no_hooks,
+    ("_codecs", "encode"): _latin_bytes,
+}

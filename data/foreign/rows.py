@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cusa.data.errors import EmbeddingsError, FileFormatError, first_line
+from cusa.data.errors import EmbeddingsError, FileFormatError
 from cusa.data.files import atomic_file
+from cusa.data.foreign.damaged_files import reading
 from cusa.data.foreign.hdf5 import read_h5_rows
 from cusa.data.foreign.ids import LEGAL_IDS, check_ids, ids_as_texts, read_ids
 from cusa.data.foreign.npy import open_npy
@@ -71,9 +72,7 @@ def read_rows(file_path: Path, given_ids: Path | None = None) -> ForeignRows:
         message = f"{file_path} holds {rows.dtype}, not numbers; save float16, float32 or float64"
         raise FileFormatError(message, path=file)
     if rows.ndim != 2 or not rows.shape[1]:
-        message = (
-            f"{file_path} holds an array of shape {rows.shape}; legal: one row per item, [n, d]"
-        )
+        message = f"{file_path} holds an array of shape {rows.shape}; legal: a row per item, [n, d]"
         raise FileFormatError(message, path=file)
 
     # Ids that were given go before those within the file, and these before a file beside it.
@@ -84,7 +83,7 @@ def read_rows(file_path: Path, given_ids: Path | None = None) -> ForeignRows:
         row_ids = read_ids(ids_path)
     elif inner_ids is not None:
         ids_path = file
-        row_ids = ids_as_texts(inner_ids, file, f"{file}: {IDS}")
+        row_ids = ids_as_texts(inner_ids, file)
     else:
         message = f"embeddings {file_path} have no ids; pass a file of them: {LEGAL_IDS}"
         raise EmbeddingsError(message, path=file)
@@ -120,7 +119,8 @@ def write_rows(
     """
     if file_path.suffix not in (".npy", ".safetensors"):
         raise FileFormatError(
-            f"{file_path}: rows are exported to .npy or .safetensors", path=file_path
+            f"{file_path}: rows are exported to .npy or .safetensors",
+            path=file_path,
         )
     _refuse_shared_ids(file_path, item_ids)
     if file_path.suffix == ".npy":
@@ -186,16 +186,12 @@ def _ids_path(file_path: Path) -> Path:
 
 def _existing_ids_path(file_path: Path) -> Path | None:
     ids_path = _ids_path(file_path)
-    if ids_path.is_file():
-        return ids_path
-    return None
+    return ids_path if ids_path.is_file() else None
 
 
 def _refuse_shared_ids(file_path: Path, item_ids: Sequence[str]) -> None:
     """Keep ``x.safetensors`` from giving ``x.npy`` its ids: ``x.ids.json`` has those of both."""
-    twin = file_path.with_suffix(".npy")
-    if file_path.suffix == ".npy":
-        twin = file_path.with_suffix(".safetensors")
+    twin = file_path.with_suffix(".safetensors" if file_path.suffix == ".npy" else ".npy")
     ids_path = _existing_ids_path(file_path)
     if ids_path is None or not twin.exists():
         return
@@ -217,30 +213,20 @@ def _read_file(file_path: Path, inner_path: str) -> tuple[np.ndarray, list[Any] 
     if suffix == ".safetensors":
         return _read_safetensors(file_path), None
     raise FileFormatError(
-        f"embeddings {file_path} have an unknown suffix; legal: {LEGAL}", path=file_path
+        f"embeddings {file_path} have an unknown suffix; legal: {LEGAL}",
+        path=file_path,
     )
 
 
 def _read_safetensors(file_path: Path) -> np.ndarray:
     from safetensors import safe_open
 
-    try:
-        with safe_open(file_path, "pt") as file:
-            names = sorted(file.keys())
-            tensor: Any = None
-            if ROWS in names:
-                tensor = file.get_tensor(ROWS)
-            elif _EARLIER_ROWS in names:
-                tensor = file.get_tensor(_EARLIER_ROWS)
-    except PermissionError:
-        raise
-    except Exception as error:  # torch's own, too: it may not know the type of a tensor
-        problem = first_line(error)
-        raise FileFormatError(
-            f"{file_path} cannot be read as safetensors ({problem}); it is damaged, or not what "
-            "its suffix says",
-            path=file_path,
-        ) from None
+    with reading(file_path, "safetensors"), safe_open(file_path, "pt") as file:
+        names = sorted(file.keys())
+        tensor: Any = None
+        for name in (_EARLIER_ROWS, ROWS):
+            if name in names:
+                tensor = file.get_tensor(name)
 
     if tensor is None:
         contents = ", ".join(names[:_MAX_SHOWN]) or "nothing"
@@ -249,5 +235,4 @@ def _read_safetensors(file_path: Path) -> np.ndarray:
     # numpy has no bfloat16, and none of torch's shorter floats.
     if tensor.is_floating_point() and str(tensor.dtype) not in _NUMPY_FLOATS:
         tensor = tensor.float()
-    rows: np.ndarray = tensor.numpy()
-    return rows
+    return tensor.numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 from cusa.data.errors import FileFormatError
 from cusa.data.parsing import described
@@ -33,28 +33,19 @@ def _rows(
     image_paths = _image_paths(content["images"], source)
     captioned: set[str] = set()
     for number, fields in enumerate(content["annotations"]):
-        location = LOCATION_FORMAT.format(number)
-        annotation = Entry(fields, source.path, location)
+        annotation = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         image_id = annotation.identifier("image_id")
         if image_id not in image_paths:
-            raise FileFormatError(
-                f"{source.path} {location}: 'images' has no image with the id "
-                f"{described(image_id)}; is this COCO's own file?",
-                path=source.path,
-                location=location,
-                name="image_id",
-            )
+            problem = f"'images' has no image with the id {described(image_id)}"
+            annotation.refuse(f"{problem}; is this COCO's own file?", "image_id")
         captioned.add(image_id)
-        caption_ids: tuple[str, ...] = ()
         caption_id = annotation.identifier("id")
-        if caption_id is not None:
-            caption_ids = (caption_id,)
         yield AnnotationRow(
             split=split,
             image_path=image_paths[image_id],
             image_id=image_id,
             captions=(annotation.caption("caption"),),
-            caption_ids=caption_ids,
+            caption_ids=() if caption_id is None else (caption_id,),
             number=number,
         )
 
@@ -74,8 +65,7 @@ def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
     paths: dict[str, str] = {}
     prefix = ""
     for number, fields in enumerate(images):
-        location = f"images[{number}]"
-        image = Entry(fields, source.path, location)
+        image = Entry(fields, source.path, f"images[{number}]")
         file_name = image.text("file_name")
         image_id = image.identifier("id")
         # All images of a file lie in one folder; the first tells which.
@@ -83,22 +73,12 @@ def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
             url = image.optional_text("coco_url")
             prefix = _folder_prefix(file_name, url, source.image_folders)
         if image_id is None:
-            _refuse_image_id(source.path, location, "has no id")
+            image.refuse("has no id; give each image its own", "id")
         if image_id in paths:
-            _refuse_image_id(
-                source.path, location, f"has the id {described(image_id)} of another image"
-            )
+            problem = f"has the id {described(image_id)} of another image"
+            image.refuse(f"{problem}; give each image its own", "id")
         paths[image_id] = prefix + file_name
     return paths
-
-
-def _refuse_image_id(
-    path: Path,
-    location: str,
-    problem: str,
-) -> NoReturn:
-    message = f"{path} {location}: {problem}; give each image its own"
-    raise FileFormatError(message, path=path, location=location, name="id")
 
 
 def _folder_prefix(
@@ -107,8 +87,6 @@ def _folder_prefix(
     image_folders: Sequence[Path],
 ) -> str:
     """Return ``"val2017/"`` where the images lie in the folder that their address names.
-
-    Elsewhere, return an empty text.
 
     The files name their images without a folder; COCO's archives unpack to one folder a split.
     """

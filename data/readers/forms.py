@@ -155,7 +155,7 @@ class Entry:
         self._path = path
         self._location = location
         if not isinstance(fields, dict):
-            self._refuse(f"must be an object with named fields, not {described(fields)}", "")
+            self.refuse(f"must be an object with named fields, not {described(fields)}", "")
         self._fields: Mapping[str, Any] = fields
 
     def __contains__(self, name: str) -> bool:
@@ -167,10 +167,10 @@ class Entry:
         Raises:
             FileFormatError: If it is missing, empty, of another type, or holds a NUL character.
         """
-        value = self._fields.get(name)
-        if not isinstance(value, str) or not value:
+        value = self.caption(name)
+        if not value:
             self._refuse_field(name, "must be a text", value)
-        return self._without_nul(name, value)
+        return value
 
     def optional_text(self, name: str) -> str | None:
         """Return a text, or ``None`` where it is missing, null or empty."""
@@ -236,11 +236,9 @@ class Entry:
         values = self._fields.get(name)
         if not isinstance(values, list):
             self._refuse_field(name, "must be a list", values)
-        entries = []
-        for number, value in enumerate(values):
-            location = f"{self._location}.{name}[{number}]"
-            entries.append(Entry(value, self._path, location))
-        return entries
+        location = f"{self._location}.{name}"
+        numbered = enumerate(values)
+        return [Entry(value, self._path, f"{location}[{number}]") for number, value in numbered]
 
     def split(self, name: str = "split") -> str | None:
         """Return the entry's split, by any of its names; ``None`` if it says none."""
@@ -249,9 +247,13 @@ class Entry:
             return None
         return canonical_split(split_name, self._path, self._location)
 
-    def _without_nul(self, name: str, value: str) -> str:
+    def _without_nul(
+        self,
+        name: str,
+        value: str,
+    ) -> str:
         if "\0" in value:
-            self._refuse(f"field {name!r} holds a NUL character; remove it", name)
+            self.refuse(f"field {name!r} holds a NUL character; remove it", name)
         return value
 
     def _refuse_field(
@@ -260,11 +262,18 @@ class Entry:
         rule: str,
         value: Any,
     ) -> NoReturn:
-        given = "missing"
-        if name in self._fields:
-            given = described(value)
-        self._refuse(f"field {name!r} {rule}: {given}", name)
+        given = described(value) if name in self._fields else "missing"
+        self.refuse(f"field {name!r} {rule}: {given}", name)
 
-    def _refuse(self, problem: str, name: str) -> NoReturn:
+    def refuse(
+        self,
+        problem: str,
+        name: str,
+    ) -> NoReturn:
+        """Raise the error of a problem with a field.
+
+        Raises:
+            FileFormatError: Always.
+        """
         message = f"{self._path} {self._location}: {problem}"
         raise FileFormatError(message, path=self._path, location=self._location, name=name)

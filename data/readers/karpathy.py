@@ -37,33 +37,26 @@ def _rows(images: list[Any], source: Source) -> Iterator[AnnotationRow]:
         image = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         file_name = image.text("filename")
         # COCO's files name the folder of each image, Flickr30k's do not.
-        image_path = file_name
         folder = image.optional_text("filepath")
-        if folder is not None:
-            image_path = f"{folder}/{file_name}"
         sentences = image.entries("sentences")
-        caption_ids = _caption_ids(sentences)
         yield AnnotationRow(
             split=source.split or image.split() or "train",
-            image_path=image_path,
+            image_path=f"{folder}/{file_name}" if folder else file_name,
             image_id=image.identifier("cocoid") or file_name,
             captions=tuple(sentence.caption("raw") for sentence in sentences),
-            caption_ids=caption_ids,
+            caption_ids=_caption_ids(sentences),
             number=number,
         )
 
 
 def _caption_ids(sentences: Sequence[Entry]) -> tuple[str, ...]:
     """Return the ids of sentences, none if one of them has none."""
-    caption_ids = []
-    for sentence in sentences:
-        caption_id = sentence.identifier("sentid")
-        if caption_id is not None:
-            caption_ids.append(caption_id)
+    caption_ids = [sentence.identifier("sentid") for sentence in sentences]
+    present_ids = tuple(filter(None, caption_ids))
     # Ids of some captions only are no ids: all are then numbered within their image.
-    if len(caption_ids) < len(sentences):
+    if len(present_ids) < len(sentences):
         return ()
-    return tuple(caption_ids)
+    return present_ids
 
 
 FORM = Form('Karpathy\'s {"images": [{filename, split, sentences}]}', _is_of_form, _read)

@@ -12,11 +12,7 @@ from cusa.data.records import SPLITS
 SPLIT_ALIASES = {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
 
 
-def canonical_split(
-    name: str,
-    path: Path | None = None,
-    location: str = "",
-) -> str:
+def canonical_split(name: str, path: Path | None = None, location: str = "") -> str:
     """Return ``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"``.
 
     Args:
@@ -52,8 +48,5 @@ def split_in_file_name(file_stem: str) -> str | None:
     Also with a year: ``captions_val2017``.
     """
     # Only letters make words here, so a year at the end does not matter.
-    for word in re.findall(r"[a-z]+", file_stem.lower()):
-        split = split_by_alias(word)
-        if split is not None:
-            return split
-    return None
+    words = re.findall(r"[a-z]+", file_stem.lower())
+    return next(filter(None, map(split_by_alias, words)), None)

@@ -13,10 +13,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import NoReturn
 
 import h5py
 import numpy as np
@@ -121,14 +119,6 @@ def _build_in_memory(
     return content
 
 
-@dataclass(frozen=True)
-class _FirstLine:
-    """The first line of a sealed file."""
-
-    seal: str
-    version: tuple[int, int]
-
-
 def read_seal(file_path: Path, file_format: str) -> str:
     """Read the seal that a file carries, without verifying it; see :func:`seal_holds`.
 
@@ -137,22 +127,21 @@ def read_seal(file_path: Path, file_format: str) -> str:
         VersionError: If it is of another major version.
     """
     with _opened(file_path) as file:
-        return _read_first_line(file, file_path, file_format).seal
+        seal, _ = _read_first_line(file, file_path, file_format)
+    return seal
 
 
 def seal_holds(file_path: Path, file_format: str) -> bool:
     """Return whether every byte of a file is as it was written; reads all of it."""
     try:
         with _opened(file_path) as file:
-            first_line = _read_first_line(file, file_path, file_format)
-            seal = hashlib.file_digest(file, "sha256").hexdigest()
-        if seal != first_line.seal:
-            return False
+            seal, version = _read_first_line(file, file_path, file_format)
+            if hashlib.file_digest(file, "sha256").hexdigest() != seal:
+                return False
 
         # No checksum covers the version in the first line.
         with open_hdf5(file_path) as content:
-            version = whole_numbers_attribute(content, "format_version", 2)
-        return version == first_line.version
+            return version == whole_numbers_attribute(content, "format_version", 2)
     except StoreError:
         return False
 
@@ -194,8 +183,8 @@ def require_seal(
         StoreError: If the file is missing or not of this format.
     """
     seal_of_file = read_seal(file_path, file_format)
-    if seal is not None and seal_of_file != seal:
-        _refuse_seal(file_path, file_format, seal_of_file, seal)
+    if seal is not None:
+        _require_equal(seal_of_file, seal, file_path, file_format)
     return seal_of_file
 
 
@@ -214,19 +203,15 @@ def open_bytes(file_path: Path, file_format: str, seal: str) -> Iterator[Buffere
         VersionError: If it is of another major version.
     """
     with _opened(file_path) as file:
-        seal_of_file = _read_first_line(file, file_path, file_format).seal
-        if seal_of_file != seal:
-            _refuse_seal(file_path, file_format, seal_of_file, seal)
+        seal_of_file, _ = _read_first_line(file, file_path, file_format)
+        _require_equal(seal_of_file, seal, file_path, file_format)
         yield file
 
 
-def _refuse_seal(
-    file_path: Path,
-    file_format: str,
-    seal: str,
-    expected: str,
-) -> NoReturn:
-    """Raise the error of a file that is whole and not the one expected."""
+def _require_equal(seal: str, expected: str, file_path: Path, file_format: str) -> None:
+    """Refuse a file that is whole and not the one expected."""
+    if seal == expected:
+        return
     if file_format == INDEX_FORMAT:
         problem = "was replaced after the store was opened"
         advice = "open it again"
@@ -258,11 +243,9 @@ def _opened(file_path: Path) -> Iterator[BufferedReader]:
 
 
 def _read_first_line(
-    file: BufferedReader,
-    file_path: Path,
-    file_format: str,
-) -> _FirstLine:
-    """Read the first line, and leave the file at the block after it."""
+    file: BufferedReader, file_path: Path, file_format: str
+) -> tuple[str, tuple[int, int]]:
+    """Read seal and version from the first line, and leave the file at the block after it."""
     # The whole block: what follows the line in it must be zeros.
     block = os.pread(file.fileno(), BLOCK, 0)
     file.seek(BLOCK)
@@ -280,4 +263,4 @@ def _read_first_line(
             f"{VERSION[0]}.x; use the cusa that wrote it, or make it again",
             path=file_path,
         )
-    return _FirstLine(fields[4].decode(), version)
+    return fields[4].decode(), version

@@ -73,15 +73,7 @@ class Embeddings:
         self._skipped = array_location(split_group, "skipped", "<i8")
 
     def _adjacent_bounds(self, bounds: np.ndarray) -> np.ndarray:
-        """Return the first row of each shard and the number of rows: int64 ``[n_shards + 1]``.
-
-        Args:
-            bounds: int64 ``[n_shards, 2]``: the first row of each shard, and the one after its
-                last.
-
-        Raises:
-            StoreError: If the shards leave rows out, or hold rows twice.
-        """
+        """Return the first row of each shard and the number of rows, which leave no row out."""
         n_rows = len(self)
         # Each shard begins where the one before it stops, and the last stops at the end.
         starts = np.append(bounds[:, 0], n_rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +12,6 @@ from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.data.files import FolderLock
 from cusa.data.foreign.rows import ForeignRows, write_rows
 from cusa.data.records import Dataset
-from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.index import Index, read_index, write_index
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.row_matching import match_rows, without_nan
@@ -61,20 +59,15 @@ def export_rows(
     item_ids = store.split(split_name).caption_ids
     if embeddings.settings.modality == "image":
         item_ids = store.split(split_name).image_ids
+    ranges = shard_ranges(len(embeddings), _BLOCK_ROWS)
     return write_rows(
         path,
-        _blocks(embeddings),
+        (embeddings.gather(np.arange(start, stop)) for start, stop in ranges),
         embeddings.shape,
         embeddings.dtype,
         item_ids,
         embeddings.settings.to_json(),
     )
-
-
-def _blocks(embeddings: Embeddings) -> Iterator[np.ndarray]:
-    """Yield all rows in order, a block at a time."""
-    for start, stop in shard_ranges(len(embeddings), _BLOCK_ROWS):
-        yield embeddings.gather(np.arange(start, stop))
 
 
 def import_rows(
@@ -201,14 +194,7 @@ def _write_shards(
     order: np.ndarray,
     foreign_rows: np.ndarray,
 ) -> tuple[ShardInfo, ...]:
-    """Write foreign rows as shards.
-
-    Args:
-        out: The store's index.
-        header: What the rows of all shards together are.
-        order: int64 ``[n_rows]``: for each row of the split, that of ``foreign_rows``, or -1.
-        foreign_rows: ``[n, dim]``.
-    """
+    """Write foreign rows as shards; ``header`` is of all rows together, -1 in ``order`` is none."""
     dtype = np.dtype(header.settings.dtype).newbyteorder("<")
     shards = []
     for start, stop in shard_ranges(len(order), SHARD_ROWS):
@@ -255,15 +241,7 @@ def _refuse_other_shard(
 
 
 def _normalized(rows: np.ndarray, row_numbers: np.ndarray) -> np.ndarray:
-    """Return rows of length one; those that are as normalised as their dtype can be stay as is.
-
-    Args:
-        rows: ``[n, dim]``.
-        row_numbers: Their numbers in the split, for the message.
-
-    Raises:
-        EmbeddingsError: If a row is all zeros.
-    """
+    """Return rows of length one; those that are as normalised as their dtype can be stay as is."""
     wide_rows = np.asarray(rows, np.float64)
     is_zero = ~wide_rows.any(axis=1)
     if is_zero.any():

@@ -74,24 +74,13 @@ def check_truth(
     Raises:
         StoreError: If a length differs, or an image row is out of range.
     """
-    if not _truth_fits(truth, n_images, n_captions):
+    indptr = truth.indptr
+    fits = len(truth.image_labels) == n_images and len(indptr) == n_captions + 1
+    # The lengths have told already that there is a first offset.
+    fits = fits and bool(indptr[0] == 0 and indptr[-1] == len(truth.indices))
+    fits = fits and bool((np.diff(indptr) >= 0).all())
+    if not fits or ((truth.indices < 0) | (truth.indices >= n_images)).any():
         refuse(index_path, f"{name}/truth".lstrip("/"), "it does not fit the split")
-
-
-def _truth_fits(
-    truth: Truth,
-    n_images: int,
-    n_captions: int,
-) -> bool:
-    if len(truth.image_labels) != n_images or len(truth.indptr) != n_captions + 1:
-        return False
-    if truth.indptr[0] != 0 or truth.indptr[-1] != len(truth.indices):
-        return False
-    if (np.diff(truth.indptr) < 0).any():
-        return False
-    if not len(truth.indices):
-        return True
-    return bool(truth.indices.min() >= 0 and truth.indices.max() < n_images)
 
 
 def read_bounds(listing: h5py.Group) -> np.ndarray:
@@ -121,11 +110,8 @@ def check_skipped(
     Raises:
         StoreError: If they do not.
     """
-    if not len(skipped):
-        return
-    is_inside = skipped.min() >= 0 and skipped.max() < n_rows
-    ascends = (np.diff(skipped) > 0).all()
-    if not is_inside or not ascends:
+    is_outside = (skipped < 0) | (skipped >= n_rows)
+    if is_outside.any() or (np.diff(skipped) <= 0).any():
         refuse(index_path, f"{name}/skipped".lstrip("/"), "its rows do not ascend within the split")
 
 

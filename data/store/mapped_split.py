@@ -18,7 +18,7 @@ from cusa.data.store.id_lookup import IdLookup
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_texts import Strings, without_arrays
-from cusa.data.store.row_window import RowIndex, indexed_rows
+from cusa.data.store.row_window import RowIndex, read_rows
 from cusa.data.store.split_rows import rows_of_annotations, rows_of_caption_lines
 
 _MAX_SHOWN_IDS = 3
@@ -83,12 +83,7 @@ class Split:
             IndexError: If a row is out of range, or ``image_row`` is something else.
             StoreError: If a text is damaged.
         """
-        if isinstance(image_row, int | np.integer):
-            return self._record(range(self.n_images)[image_row])
-        rows = indexed_rows(image_row, self.n_images)
-        if not rows.ndim:
-            return self._record(int(rows))
-        return [self._record(number) for number in rows.tolist()]
+        return read_rows(self._record, image_row, self.n_images)
 
     def caption_rows(self, ids: Sequence[str | int]) -> np.ndarray:
         """Return the caption row of each id.

@@ -11,7 +11,7 @@ import numpy as np
 
 from cusa.data.store.hdf5 import array_location, child_group, refuse
 from cusa.data.store.mapped_file import MappedFile
-from cusa.data.store.row_window import RowIndex, indexed_rows
+from cusa.data.store.row_window import RowIndex, read_rows
 
 
 class Strings(Sequence[str]):
@@ -44,13 +44,7 @@ class Strings(Sequence[str]):
             IndexError: If a row is out of range, or ``row`` is something else.
             StoreError: If a text is damaged.
         """
-        # Asked for with every training pair: by way of an array it would take ten times as long.
-        if isinstance(row, int | np.integer):
-            return self._text(range(len(self))[row])
-        rows = indexed_rows(row, len(self))
-        if not rows.ndim:
-            return self._text(int(rows))
-        return [self._text(number) for number in rows.tolist()]
+        return read_rows(self._text, row, len(self))
 
     def _text(self, row: int) -> str:
         # Opening a store must cost the same for any number of rows, so offsets are checked here.

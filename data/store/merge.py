@@ -27,13 +27,7 @@ _SHOWN_GAPS = 3
 
 @dataclass(frozen=True)
 class _Move:
-    """A shard's way into the joined store.
-
-    Attributes:
-        source: Where it lies now.
-        target: Where it will lie.
-        seal: The seal that it must carry.
-    """
+    """A shard's way into the joined store, and the seal that it must carry."""
 
     source: Path
     target: Path
@@ -68,7 +62,13 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
 
     with FolderLock(shard_folder(out)):
         joined, moves = _join(out, sources)
-        _refuse_gaps(joined, out)
+        gaps = joined.gaps()
+        if gaps:
+            raise StoreError(
+                f"the parts do not make a whole store: {'; '.join(gaps[:_SHOWN_GAPS])} "
+                f"({len(gaps)} in all)",
+                path=out,
+            )
         # In threads, since hashing and copying leave Python's lock.
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(_move_shard, moves))
@@ -77,11 +77,7 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
 
 
 def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
-    """Join indexes, of which there is at least one.
-
-    Returns:
-        The joined index, with the shards where they will lie, and their moves to there.
-    """
+    """Join indexes; return the joined one, with the shards where they will lie, and their moves."""
     joined: Index | None = None
     # By the shard's file in the joined store.
     moves: dict[str, _Move] = {}
@@ -106,16 +102,6 @@ def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
         joined = index
     assert joined is not None, "there is at least one source"
     return joined, list(moves.values())
-
-
-def _refuse_gaps(joined: Index, out: Path) -> None:
-    gaps = joined.gaps()
-    if gaps:
-        raise StoreError(
-            f"the parts do not make a whole store: {'; '.join(gaps[:_SHOWN_GAPS])} "
-            f"({len(gaps)} in all)",
-            path=out,
-        )
 
 
 def _moved_entry(

@@ -47,11 +47,7 @@ def match_rows(
         # A name of two images stands for neither.
         if len(set(names)) == len(names):
             orders.append(np.asarray([row_of_id.get(name, -1) for name in names], np.int64))
-    return max(orders, key=_n_found)
-
-
-def _n_found(order: np.ndarray) -> int:
-    return int((order >= 0).sum())
+    return max(orders, key=lambda order: np.count_nonzero(order >= 0))
 
 
 def _namings(table: SplitTable, modality: str) -> list[list[str]]:

@@ -111,8 +111,7 @@ def stored_rows(
     with np.errstate(over="ignore"):
         block = rows.astype(np.dtype(dtype).newbyteorder("<"))
 
-    is_finite = np.isfinite(block).all(axis=1)
-    nonfinite_rows = np.flatnonzero(~is_finite)
+    nonfinite_rows = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if not len(nonfinite_rows):
         return block
 
@@ -261,9 +260,8 @@ def _read_skipped(
 ) -> tuple[int, ...]:
     """Read the numbers of the rows that have no embedding."""
     skipped = read_array(content, "skipped", "<i8")
-    is_inside = (skipped >= header.start) & (skipped < header.stop)
-    ascends = (np.diff(skipped) > 0).all()
-    if not is_inside.all() or not ascends:
+    is_outside = (skipped < header.start) | (skipped >= header.stop)
+    if is_outside.any() or (np.diff(skipped) <= 0).any():
         refuse(shard_path, "skipped", "its rows do not ascend within the shard")
     return tuple(skipped.tolist())
 

@@ -66,7 +66,8 @@ class Texts:
         column_bytes = read_array(group, "bytes", "|u1")
         offsets = read_array(group, "offsets", "<i8")
 
-        if not _divide(offsets, len(column_bytes)):
+        is_whole = len(offsets) and offsets[0] == 0 and offsets[-1] == len(column_bytes)
+        if not is_whole or (np.diff(offsets) < 0).any():
             refuse(path, group.name, "its offsets do not divide its bytes")
         # Empty texts at the end begin where the bytes end.
         first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
@@ -90,13 +91,6 @@ class Texts:
         block = self.bytes.tobytes()
         for start, stop in itertools.pairwise(self.offsets.tolist()):
             yield block[start:stop].decode()
-
-
-def _divide(offsets: np.ndarray, n_bytes: int) -> bool:
-    """Return whether offsets ascend from 0 to the number of bytes."""
-    if not len(offsets) or offsets[0] != 0 or offsets[-1] != n_bytes:
-        return False
-    return bool((np.diff(offsets) >= 0).all())
 
 
 @dataclass(frozen=True)

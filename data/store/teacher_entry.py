@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import h5py
@@ -27,18 +27,6 @@ from cusa.data.store.index_checks import (
 from cusa.data.store.schema import TeacherSettings, shard_path
 from cusa.data.store.shards import ShardInfo
 from cusa.data.store.split_table import SplitTable, Texts
-
-# Repeated one by one, for readers that do not parse the JSON of the settings.
-_REPEATED_SETTINGS = (
-    "modality",
-    "model_id",
-    "weights_sha256",
-    "normalizer",
-    "precision",
-    "dim",
-    "dtype",
-    "normalized",
-)
 
 
 @dataclass(frozen=True)
@@ -134,8 +122,10 @@ def write_teacher(
     settings = entry.settings
     teacher_group.attrs["settings"] = settings.to_json()
     teacher_group.attrs["source"] = entry.source
-    for name in _REPEATED_SETTINGS:
-        teacher_group.attrs[name] = getattr(settings, name)
+    for setting in fields(settings):
+        # Repeated one by one, for readers that do not parse the JSON.
+        if setting.name != "transform":
+            teacher_group.attrs[setting.name] = getattr(settings, setting.name)
     for library, version in sorted(entry.versions.items()):
         teacher_group.attrs[f"version.{library}"] = version
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 from cusa.data.errors import StoreError
@@ -74,37 +75,41 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
 def _verify_all_shards(folder: Path) -> tuple[int, list[Damage]]:
     """Check the shards of a folder by themselves, without an index."""
     paths = sorted(folder.glob("*/*.h5"))
+    labels = [f"shard {path.name}" for path in paths]
     with ThreadPoolExecutor(_THREADS) as threads:
-        problems = list(threads.map(_shard_file_problem, paths))
-
-    damages = []
-    for path, problem in zip(paths, problems, strict=True):
-        if problem is not None:
-            damages.append(Damage(path, f"shard {path.name}: {problem}"))
-    return len(paths), damages
+        problems = threads.map(_file_problem, paths, repeat(SHARD_FORMAT))
+        return len(paths), _damages(paths, labels, problems)
 
 
 def _verify_named_shards(index: Path, contents: Index) -> tuple[int, list[Damage]]:
     """Check the shards that a whole index names."""
     headers = []
     infos = []
+    paths = []
+    labels = []
     for header, info in _named_shards(contents):
         headers.append(header)
         infos.append(info)
-    folders = [index.parent] * len(infos)
+        paths.append(index.parent / info.file)
+        labels.append(
+            f"teacher {header.teacher!r}, split {header.split!r}, rows {info.start} to {info.stop}"
+        )
     with ThreadPoolExecutor(_THREADS) as threads:
-        problems = list(threads.map(_named_shard_problem, folders, headers, infos))
-
-    damages = []
-    for header, info, problem in zip(headers, infos, problems, strict=True):
-        if problem is not None:
-            shard = (
-                f"teacher {header.teacher!r}, split {header.split!r}, "
-                f"rows {info.start} to {info.stop}"
-            )
-            damages.append(Damage(index.parent / info.file, f"{shard}: {problem}"))
+        problems = threads.map(_named_shard_problem, repeat(index.parent), headers, infos)
+        damages = _damages(paths, labels, problems)
     damages.extend(Damage(index, gap) for gap in contents.gaps())
     return 1 + len(infos), damages
+
+
+def _damages(
+    paths: Sequence[Path], labels: Sequence[str], problems: Iterable[str | None]
+) -> list[Damage]:
+    """Return a damage for each file with a problem."""
+    damages = []
+    for path, label, problem in zip(paths, labels, problems, strict=True):
+        if problem is not None:
+            damages.append(Damage(path, f"{label}: {problem}"))
+    return damages
 
 
 def _named_shards(contents: Index) -> Iterator[tuple[ShardHeader, ShardInfo]]:
@@ -128,13 +133,7 @@ def _file_problem(
     file_format: str,
     seal: str | None = None,
 ) -> str | None:
-    """Describe what is wrong with a file's bytes, if anything.
-
-    Args:
-        path: The file.
-        file_format: Name of its format.
-        seal: The seal that it must carry, if that is known.
-    """
+    """Describe what is wrong with a file's bytes, or with the seal that it must carry, if any."""
     try:
         if seal is not None and read_seal(path, file_format) != seal:
             return "the file is another shard than the index names"
@@ -145,10 +144,6 @@ def _file_problem(
     except OSError as error:  # such as a bad sector
         return f"it cannot be read ({error.strerror})"
     return None
-
-
-def _shard_file_problem(path: Path) -> str | None:
-    return _file_problem(path, SHARD_FORMAT)
 
 
 def _named_shard_problem(

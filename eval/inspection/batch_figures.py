@@ -94,15 +94,11 @@ def sharpness(
         tau: Temperature.
     """
     labels = soft_labels(similarity.double(), tau)
-    entropy = torch.special.entr(labels).sum(dim=1)
-    perplexity = entropy.exp()
-
+    perplexity = torch.special.entr(labels).sum(dim=1).exp()
     same_image = image_ids[:, None] == image_ids
-    other_labels = labels.masked_fill(same_image, -torch.inf)
-    greatest = other_labels.amax(dim=1)
+    greatest = labels.masked_fill(same_image, -torch.inf).amax(dim=1)
     # Rows whose batch has no other image have no such label.
     greatest = greatest[greatest.isfinite()]
-
     return Sharpness(
         perplexity=float(perplexity.mean()),
         own_label=float(labels.diagonal().mean()),
@@ -125,9 +121,7 @@ def count_false_negatives(
     different_images = image_ids[:, None] != image_ids
     # Above the diagonal: A and B once, not again as B and A.
     similar = ((similarity >= least_cosine) & different_images).triu(1)
-    has_earlier_partner = similar.any(dim=0)
-    has_later_partner = similar.any(dim=1)
-    has_partner = has_earlier_partner | has_later_partner
+    has_partner = similar.any(dim=0) | similar.any(dim=1)
     return FalseNegativeCount(
         pairs=float(similar.sum()),
         rows=float(has_partner.double().mean()),
@@ -157,15 +151,15 @@ def agreement(
     image_cosines = image_similarity[each_pair_once].double().numpy()
     text_cosines = text_similarity[each_pair_once].double().numpy()
     divergence = soft_label_loss(
-        text_similarity.double(),
-        image_similarity.double(),
-        tau=1.0,
-        tau_soft=1.0,
+        text_similarity.double(), image_similarity.double(), tau=1.0, tau_soft=1.0
     )
     overlap, chance = _common_neighbours(image_similarity, text_similarity, different_images)
     return Agreement(
         pearson=_correlation(image_cosines, text_cosines),
-        spearman=_correlation(_tied_ranks(image_cosines), _tied_ranks(text_cosines)),
+        spearman=_correlation(
+            rankdata(image_cosines.round(COSINE_DECIMALS)),
+            rankdata(text_cosines.round(COSINE_DECIMALS)),
+        ),
         overlap=overlap,
         chance=chance,
         kl=float(divergence),
@@ -197,9 +191,8 @@ def _common_neighbours(
     Of n candidates, k = min(10, n) are a row's nearest. One drawn at random is among them with
     probability k / n. Rows without candidates do not count.
     """
-    n_candidates = is_candidate.sum(dim=1)
-    has_candidates = n_candidates > 0
-    n_candidates = n_candidates[has_candidates]
+    has_candidates = is_candidate.any(dim=1)
+    n_candidates = is_candidate.sum(dim=1)[has_candidates]
     n_nearest = n_candidates.clamp_max(NEIGHBOURS).double()
 
     by_image = _nearest(image_similarity, is_candidate)
@@ -211,34 +204,24 @@ def _common_neighbours(
     return float(overlap), float(chance)
 
 
-def _nearest(similarity: torch.Tensor, is_candidate: torch.Tensor) -> torch.Tensor:
-    """Mark each row's ten most similar candidates, or all of fewer; of equals the first.
-
-    Returns:
-        bool ``[B, B]``.
-    """
+def _nearest(
+    similarity: torch.Tensor,
+    is_candidate: torch.Tensor,
+) -> torch.Tensor:
+    """Mark each row's ten most similar candidates, or all of fewer; of equals the first."""
     candidates_alone = similarity.masked_fill(~is_candidate, -torch.inf)
-    order = candidates_alone.argsort(
-        dim=1,
-        descending=True,
-        stable=True,
-    )
+    order = candidates_alone.argsort(dim=1, descending=True, stable=True)
     nearest = torch.zeros_like(is_candidate)
     nearest.scatter_(1, order[:, :NEIGHBOURS], True)
     # A row with fewer candidates than neighbours marked others, too.
     return nearest & is_candidate
 
 
-def _tied_ranks(cosines: np.ndarray) -> np.ndarray:
-    return rankdata(cosines.round(COSINE_DECIMALS))
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+def _correlation(
+    first: np.ndarray,
+    second: np.ndarray,
+) -> float:
     """Compute Pearson's correlation; NaN if one of the two never varies."""
-    if len(first) < 2:
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
-    spans = (np.ptp(first), np.ptp(second))
-    if 0 in spans:
-        return math.nan
-    correlations = np.corrcoef(first, second)
-    return float(correlations[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])

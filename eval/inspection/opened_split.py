@@ -12,7 +12,12 @@ from cusa.data.errors import DataError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.inspection.pair_search import DUPLICATE_COSINE, Positions, Sample, teacher_rows
+from cusa.eval.inspection.pair_search import (
+    DUPLICATE_COSINE,
+    Positions,
+    Sample,
+    teacher_rows,
+)
 from cusa.eval.inspection.results import Settings, StrongPair
 from cusa.eval.report.gallery import Item
 from cusa.train.loader import EpochOrder, Pairs
@@ -48,29 +53,33 @@ class OpenedSplit:
     n_images: int
     image_root: Path
 
-    def read_pair(self, sample: Sample, positions: Positions) -> StrongPair:
+    def read_pair(
+        self,
+        sample: Sample,
+        positions: Positions,
+    ) -> StrongPair:
         """Read two images of the sample, with the most similar two of their captions."""
         chosen = list(positions)
-        image_rows = sample.images[chosen]
-        first_image, second_image = teacher_rows(self.image_teacher, image_rows)
+        first_image, second_image = teacher_rows(self.image_teacher, sample.images[chosen])
         image_cosine = first_image @ second_image
 
         caption_rows = sample.captions[chosen]
         first_captions, second_captions = teacher_rows(self.text_teacher, caption_rows)
         text_cosines = first_captions @ second_captions.T
-        text_cosine = text_cosines.max()
-        flat_position = int(text_cosines.argmax())
-        first, second = np.unravel_index(flat_position, text_cosines.shape)
+        first, second = divmod(int(text_cosines.argmax()), text_cosines.shape[1])
+        text_cosine = text_cosines[first, second]
 
         # The loss fuses matrices; this is one of a single pair.
         fused_cosines, _ = fuse_similarities(
             image_cosine.reshape(1, 1), text_cosine.reshape(1, 1), "dot"
         )
+        first_row, second_row = sample.images[chosen].tolist()
+        captions = self.split.captions
         return StrongPair(
-            images=(self._item(image_rows[0]), self._item(image_rows[1])),
+            images=(self._item(first_row), self._item(second_row)),
             captions=(
-                self.split.captions[int(caption_rows[0, first])],
-                self.split.captions[int(caption_rows[1, second])],
+                captions[int(caption_rows[0, first])],
+                captions[int(caption_rows[1, second])],
             ),
             image_cosine=float(image_cosine),
             text_cosine=float(text_cosine),
@@ -78,8 +87,7 @@ class OpenedSplit:
             is_duplicate=float(image_cosine) >= DUPLICATE_COSINE,
         )
 
-    def _item(self, image_row: np.int64) -> Item:
-        row = int(image_row)
+    def _item(self, row: int) -> Item:
         path = self.image_root / self.split.image_paths[row]
         return Item("image", self.split.image_ids[row], path)
 
@@ -105,8 +113,14 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     pairs = Pairs(split, inputs, (image_teacher, text_teacher))
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
     # Asked for after the batches: with no pair at all, their error says more.
-    pair_numbers = np.arange(len(pairs))
-    image_rows, caption_rows = pairs.rows(pair_numbers)
+    image_rows, caption_rows = pairs.rows(np.arange(len(pairs)))
+    n_images = len(np.unique(image_rows))
+    if n_images < 2:
+        raise DataError(
+            f"split {settings.split!r} has pairs of one image only; soft labels need at least two "
+            "images: pass another --split",
+            name=settings.split,
+        )
     return OpenedSplit(
         split=split,
         image_teacher=image_teacher,
@@ -115,20 +129,9 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
         order=order,
         image_rows=image_rows,
         caption_rows=caption_rows,
-        n_images=_count_images(image_rows, settings.split),
+        n_images=n_images,
         image_root=settings.image_root or store.image_root,
     )
-
-
-def _count_images(image_rows: np.ndarray, split_name: str) -> int:
-    n_images = len(np.unique(image_rows))
-    if n_images < 2:
-        raise DataError(
-            f"split {split_name!r} has pairs of one image only; soft labels need at least two "
-            "images: pass another --split",
-            name=split_name,
-        )
-    return n_images
 
 
 class _NoInputs:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import torch
@@ -25,6 +25,15 @@ Advance = Callable[[str, int, int], None]
 
 # Positions of two images in a sample, the first being the lesser.
 Positions = tuple[int, int]
+
+
+# L2-normalised float32 teacher rows of some images, [n, d], and of their captions, [m, n, e].
+_TeacherRows = tuple[torch.Tensor, torch.Tensor]
+
+# The most similar pairs so far, most similar first: scores, float [k], and positions in the sample,
+# int64 [k, 2].
+_Ranking = tuple[np.ndarray, np.ndarray]
+_NO_PAIRS: _Ranking = (np.zeros(0), np.zeros((0, 2), np.int64))
 
 
 def silent(
@@ -51,40 +60,6 @@ class Sample:
     counts: np.ndarray
 
 
-@dataclass(frozen=True)
-class _TeacherBlock:
-    """L2-normalised float32 teacher rows of some images of the sample.
-
-    Attributes:
-        start: Position of the first image in the sample.
-        images: ``[n, d]``.
-        captions: ``[m, n, e]``.
-    """
-
-    start: int
-    images: torch.Tensor
-    captions: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Ranking:
-    """The most similar pairs so far, most similar first.
-
-    Attributes:
-        scores: float ``[k]``.
-        positions: int64 ``[k, 2]``, positions in the sample.
-    """
-
-    scores: np.ndarray
-    positions: np.ndarray
-
-
-_NO_PAIRS = _Ranking(
-    scores=np.zeros(0),
-    positions=np.zeros((0, 2), np.int64),
-)
-
-
 def draw_sample(
     image_rows: np.ndarray,
     caption_rows: np.ndarray,
@@ -101,14 +76,9 @@ def draw_sample(
     """
     # The captions of an image side by side, in the order of the split.
     order = np.lexsort((caption_rows, image_rows))
-    images, starts, counts = np.unique(
-        image_rows[order],
-        return_index=True,
-        return_counts=True,
-    )
-    rng = np.random.default_rng(seed)
+    images, starts, counts = np.unique(image_rows[order], return_index=True, return_counts=True)
     n_drawn = min(n_images, len(images))
-    drawn = rng.choice(len(images), n_drawn, replace=False)
+    drawn = np.random.default_rng(seed).choice(len(images), n_drawn, replace=False)
     drawn.sort()
 
     # An image's captions from its first on, and again from the first where it has fewer.
@@ -134,18 +104,14 @@ def same_image_cosine(
     for start in range(0, len(sample.images), block):
         counts = sample.counts[start : start + block]
         captions = sample.captions[start : start + block]
-        n_most = captions.shape[1]
         rows = teacher_rows(text_teacher, captions)
-        for first, second in combinations(range(n_most), 2):
+        for first, second in combinations(range(captions.shape[1]), 2):
             products = rows[:, first] * rows[:, second]
             cosines = products.sum(dim=1).double().numpy()
             # An image with fewer captions repeats them, and would be compared with itself.
-            has_both = counts > second
-            cosine_blocks.append(cosines[has_both])
+            cosine_blocks.append(cosines[counts > second])
     cosines = np.concatenate(cosine_blocks)
-    if not len(cosines):
-        return math.nan
-    return float(np.median(cosines))
+    return float(np.median(cosines)) if len(cosines) else math.nan
 
 
 def strongest_pairs(
@@ -170,74 +136,57 @@ def strongest_pairs(
         advance: Called after each block.
 
     Returns:
-        The most similar pairs by ranking, most similar first; and the number of pairs of images
-        with a cosine of at least ``DUPLICATE_COSINE``.
+        Pairs by ranking, most similar first; and how many have a cosine of ``DUPLICATE_COSINE`` on.
     """
     rankings = dict.fromkeys(RANKINGS, _NO_PAIRS)
     n_duplicates = 0
-    n_blocks = math.ceil(len(sample.images) / block)
-    n_steps = math.comb(n_blocks + 1, 2)
-    block_pairs = _block_pairs(image_teacher, text_teacher, sample, block)
-    for step, (rows, columns) in enumerate(block_pairs, 1):
+    # Each two blocks once, a block with itself first.
+    corners = list(combinations_with_replacement(range(0, len(sample.images), block), 2))
+    for step, (start, later_start) in enumerate(corners, 1):
+        chosen = slice(later_start, later_start + block)
+        image_rows = teacher_rows(image_teacher, sample.images[chosen])
+        columns = (image_rows, teacher_rows(text_teacher, sample.captions[chosen].T))
+        if start == later_start:
+            rows = columns
         similarities = _similarities(rows, columns)
-        corner = (rows.start, columns.start)
         for name, scores in similarities.items():
-            rankings[name] = _merge(rankings[name], scores.numpy(), corner, n_pairs)
+            rankings[name] = _merge(rankings[name], scores, (start, later_start), n_pairs)
         n_duplicates += int((similarities["image"] >= DUPLICATE_COSINE).sum())
-        advance("strongest pairs", step, n_steps)
+        advance("strongest pairs", step, len(corners))
     return _position_pairs(rankings), n_duplicates
 
 
-def teacher_rows(teacher: Embeddings, row_numbers: np.ndarray) -> torch.Tensor:
+def _position_pairs(rankings: dict[str, _Ranking]) -> dict[str, list[Positions]]:
+    pairs = {}
+    for name, (_, positions) in rankings.items():
+        pairs[name] = list(zip(*positions.T.tolist(), strict=True))
+    return pairs
+
+
+def teacher_rows(
+    teacher: Embeddings,
+    row_numbers: np.ndarray,
+) -> torch.Tensor:
     """Read rows of a teacher: float32 ``[*row_numbers.shape, d]``, L2-normalised."""
     rows = unit_rows(teacher.gather(row_numbers.ravel()))
     return torch.from_numpy(rows).view(*row_numbers.shape, -1)
 
 
-def _block_pairs(
-    image_teacher: Embeddings,
-    text_teacher: Embeddings,
-    sample: Sample,
-    size: int,
-) -> Iterator[tuple[_TeacherBlock, _TeacherBlock]]:
-    """Read each two blocks of the sample once, a block with itself first."""
-
-    def read(start: int) -> _TeacherBlock:
-        images = sample.images[start : start + size]
-        captions = sample.captions[start : start + size]
-        return _TeacherBlock(
-            start,
-            images=teacher_rows(image_teacher, images),
-            captions=teacher_rows(text_teacher, captions.T),
-        )
-
-    starts = range(0, len(sample.images), size)
-    for number, start in enumerate(starts):
-        rows = read(start)
-        yield rows, rows
-        for later_start in starts[number + 1 :]:
-            yield rows, read(later_start)
-
-
 def _similarities(
-    rows: _TeacherBlock,
-    columns: _TeacherBlock,
+    rows: _TeacherRows,
+    columns: _TeacherRows,
 ) -> dict[str, torch.Tensor]:
     """Compute how similar the images of two blocks are, float32 ``[n, m]`` by ranking.
 
     Within a block each pair has a similarity once, and no image with itself; the rest is -inf.
     """
-    by_image = rows.images @ columns.images.T
-
-    all_row_captions = rows.captions.flatten(0, 1)
-    all_column_captions = columns.captions.flatten(0, 1)
-    by_caption = (all_row_captions @ all_column_captions.T).view(
-        len(rows.captions),
-        len(rows.images),
-        len(columns.captions),
-        len(columns.images),
-    )
-    # One axis after the other is five times as fast as both at once.
+    row_images, row_captions = rows
+    column_images, column_captions = columns
+    by_image = row_images @ column_images.T
+    by_caption = row_captions.flatten(0, 1) @ column_captions.flatten(0, 1).T
+    # [captions, images] of the rows, then of the columns. One axis after the other is five times as
+    # fast as both at once.
+    by_caption = by_caption.view(*row_captions.shape[:2], *column_captions.shape[:2])
     by_text = by_caption.amax(dim=0).amax(dim=1)
 
     fused, _ = fuse_similarities(by_image, by_text, "dot")
@@ -251,37 +200,25 @@ def _similarities(
 
 def _merge(
     ranking: _Ranking,
-    scores: np.ndarray,
+    block_scores: torch.Tensor,
     corner: tuple[int, int],
     n_pairs: int,
 ) -> _Ranking:
-    """Take the ``n_pairs`` best of a ranking and of a block of scores.
+    """Take the ``n_pairs`` best of a ranking and of a block of scores, in which -inf is no score.
 
-    Args:
-        ranking: The best so far.
-        scores: float ``[n, m]``; -inf stands for no score.
-        corner: Position in the sample of the block's first row and column.
-        n_pairs: How many to keep.
+    The corner is the position in the sample of the block's first row and column.
     """
+    best_scores, best_positions = ranking
     if n_pairs == 0:
         return ranking
+    scores = block_scores.numpy()
     # Scores below the last of a full ranking cannot enter it: most of a block is dropped here.
-    is_full = len(ranking.scores) == n_pairs
-    least_score = ranking.scores[-1] if is_full else -np.inf
+    least_score = best_scores[-1] if len(best_scores) == n_pairs else -np.inf
     is_eligible = (scores >= least_score) & (scores > -np.inf)
 
-    eligible = np.argwhere(is_eligible)
-    positions = np.concatenate([ranking.positions, eligible + corner])
-    all_scores = np.concatenate([ranking.scores, scores[is_eligible]])
-
+    positions = np.concatenate([best_positions, np.argwhere(is_eligible) + corner])
+    all_scores = np.concatenate([best_scores, scores[is_eligible]])
     # The last key sorts first: by score, then by position in the sample.
     first, second = positions.T
     order = np.lexsort((second, first, -all_scores))[:n_pairs]
-    return _Ranking(all_scores[order], positions[order])
-
-
-def _position_pairs(rankings: dict[str, _Ranking]) -> dict[str, list[Positions]]:
-    by_ranking = {}
-    for name, ranking in rankings.items():
-        by_ranking[name] = [(first, second) for first, second in ranking.positions.tolist()]
-    return by_ranking
+    return all_scores[order], positions[order]

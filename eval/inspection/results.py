@@ -7,7 +7,11 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cusa.eval.inspection.batch_figures import Agreement, FalseNegativeCount, Sharpness
+from cusa.eval.inspection.batch_figures import (
+    Agreement,
+    FalseNegativeCount,
+    Sharpness,
+)
 from cusa.eval.report.gallery import Item
 
 # Names in the JSON output, where they differ from the fields'.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,9 +18,7 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.inspection.batch_figures import (
     NEIGHBOURS,
-    Agreement,
     FalseNegativeCount,
-    Sharpness,
     agreement,
     count_false_negatives,
     mean_figures,
@@ -59,15 +58,15 @@ def inspect(
         advance: Called as the work proceeds.
 
     Raises:
-        CusaError: If split or teachers do not exist, or the split has fewer pairs than a batch, or
-            pairs of a single image.
+        CusaError: As of :func:`cusa.eval.inspection.opened_split.open_split`.
     """
     split = open_split(store, settings)
     sample = draw_sample(split.image_rows, split.caption_rows, settings.sample, settings.seed)
     median = same_image_cosine(split.text_teacher, sample)
     batches = _measure_batches(split, settings.batches, median, advance)
-    teachers = (split.image_teacher, split.text_teacher)
-    ranked, n_duplicates = strongest_pairs(*teachers, sample, settings.pairs, advance=advance)
+    ranked, n_duplicates = strongest_pairs(
+        split.image_teacher, split.text_teacher, sample, settings.pairs, advance=advance
+    )
     strongest = {}
     for ranking, positions in ranked.items():
         strongest[ranking] = tuple(split.read_pair(sample, pair) for pair in positions)
@@ -77,18 +76,21 @@ def inspect(
         n_pairs=len(split.pairs),
         n_images=split.n_images,
         n_left_out=split.pairs.n_left_out,
-        image=batches.teacher_figures("image", split.image_teacher),
-        text=batches.teacher_figures("text", split.text_teacher),
+        image=_teacher_figures(batches, "image", split.image_teacher),
+        text=_teacher_figures(batches, "text", split.text_teacher),
         same_image_cosine=median,
-        same_image_count=batches.same_image_count(),
-        agreement=mean_figures(batches.agreement),
+        same_image_count=mean_figures(batches["same image"]),
+        agreement=mean_figures(batches["agreement"]),
         n_searched=len(sample.images),
         n_duplicates=n_duplicates,
         strongest=strongest,
     )
 
 
-def write_inspection(path: Path, inspection: Inspection) -> int:
+def write_inspection(
+    path: Path,
+    inspection: Inspection,
+) -> int:
     """Write the page.
 
     Args:
@@ -114,63 +116,16 @@ def write_inspection(path: Path, inspection: Inspection) -> int:
     )
 
 
-def format_figure(value: float, digits: int) -> str:
+def format_figure(
+    value: float,
+    digits: int,
+) -> str:
     """Format a figure for a reader; NaN as a dash."""
     return "–" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-class _BatchMeasurements:
-    """Figures of every batch, in the order of the batches.
-
-    Attributes:
-        agreement: Agreement of the teachers.
-    """
-
-    def __init__(self) -> None:
-        self.agreement: list[Agreement] = []
-        # By modality, and by temperature or least cosine.
-        self._sharpness = defaultdict[tuple[str, float], list[Sharpness]](list)
-        self._false_negatives = defaultdict[tuple[str, float], list[FalseNegativeCount]](list)
-        self._same_image: list[FalseNegativeCount] = []
-
-    def add(
-        self,
-        image_cosines: torch.Tensor,
-        text_cosines: torch.Tensor,
-        image_ids: torch.Tensor,
-        same_image_median: float,
-    ) -> None:
-        """Measure a batch: cosines float32 ``[B, B]``, image ids int64 ``[B]``."""
-        for modality, cosines in (("image", image_cosines), ("text", text_cosines)):
-            for tau in TEMPERATURES:
-                figures = sharpness(cosines, image_ids, tau)
-                self._sharpness[modality, tau].append(figures)
-            for least_cosine in COSINES:
-                count = count_false_negatives(cosines, image_ids, least_cosine)
-                self._false_negatives[modality, least_cosine].append(count)
-
-        if not math.isnan(same_image_median):
-            least_cosine = same_image_median - _ROUNDING
-            count = count_false_negatives(text_cosines, image_ids, least_cosine)
-            self._same_image.append(count)
-        self.agreement.append(agreement(image_cosines, text_cosines, image_ids))
-
-    def teacher_figures(self, modality: str, teacher: Embeddings) -> TeacherFigures:
-        """Average the figures of one teacher over the batches."""
-        by_tau = {}
-        for tau in TEMPERATURES:
-            by_tau[tau] = mean_figures(self._sharpness[modality, tau])
-        by_cosine = {}
-        for least_cosine in COSINES:
-            counts = self._false_negatives[modality, least_cosine]
-            by_cosine[least_cosine] = mean_figures(counts)
-        return TeacherFigures(teacher.teacher, teacher.settings.model_id, by_tau, by_cosine)
-
-    def same_image_count(self) -> FalseNegativeCount:
-        """Average the likely false negatives from the same-image cosine on; NaN without one."""
-        if not self._same_image:
-            return FalseNegativeCount(math.nan, math.nan)
-        return mean_figures(self._same_image)
+# Figures of every batch, by modality with temperature or least cosine.
+_BatchFigures = dict[Any, list[Any]]
 
 
 def _measure_batches(
@@ -178,9 +133,10 @@ def _measure_batches(
     n_batches: int,
     same_image_median: float,
     advance: Advance,
-) -> _BatchMeasurements:
+) -> _BatchFigures:
     """Measure the first batches of a training run, over as many epochs as they take."""
-    measurements = _BatchMeasurements()
+    figures: _BatchFigures = defaultdict(list)
+    least_same_image_cosine = same_image_median - _ROUNDING
     for number in range(n_batches):
         split.order.epoch, batch_number = divmod(number, len(split.order))
         # Each epoch has its own order.
@@ -189,14 +145,34 @@ def _measure_batches(
         batch = split.pairs[epoch_batches[batch_number].tolist()]
         assert batch.teacher_image is not None
         assert batch.teacher_text is not None
-        measurements.add(
-            _cosines(batch.teacher_image),
-            _cosines(batch.teacher_text),
-            batch.image_ids,
-            same_image_median,
-        )
+        image_cosines = _cosines(batch.teacher_image)
+        text_cosines = _cosines(batch.teacher_text)
+        image_ids = batch.image_ids
+        for modality, cosines in (("image", image_cosines), ("text", text_cosines)):
+            for tau in TEMPERATURES:
+                figures[modality, "tau", tau].append(sharpness(cosines, image_ids, tau))
+            for least_cosine in COSINES:
+                count = count_false_negatives(cosines, image_ids, least_cosine)
+                figures[modality, "cosine", least_cosine].append(count)
+        same_image_count = FalseNegativeCount(math.nan, math.nan)
+        if not math.isnan(same_image_median):
+            same_image_count = count_false_negatives(
+                text_cosines, image_ids, least_same_image_cosine
+            )
+        figures["same image"].append(same_image_count)
+        figures["agreement"].append(agreement(image_cosines, text_cosines, image_ids))
         advance("batches", number + 1, n_batches)
-    return measurements
+    return figures
+
+
+def _teacher_figures(
+    figures: _BatchFigures,
+    modality: str,
+    teacher: Embeddings,
+) -> TeacherFigures:
+    by_tau = {tau: mean_figures(figures[modality, "tau", tau]) for tau in TEMPERATURES}
+    by_cosine = {cosine: mean_figures(figures[modality, "cosine", cosine]) for cosine in COSINES}
+    return TeacherFigures(teacher.teacher, teacher.settings.model_id, by_tau, by_cosine)
 
 
 def _cosines(rows: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,9 @@ class AheadCounts(NamedTuple):
 
 
 def count_ahead(
-    scores: np.ndarray, row_bounds: np.ndarray, column_bounds: np.ndarray | None
+    scores: np.ndarray,
+    row_bounds: np.ndarray,
+    column_bounds: np.ndarray | None,
 ) -> tuple[AheadCounts, AheadCounts]:
     """Count the scores of each row, and of each column, that are above its bound or reach it.
 

@@ -33,16 +33,14 @@ def average_precisions(
     Raises:
         EmbeddingsError: If an embedding is not finite, or has no dot products that can be ranked.
     """
-    n_queries = len(queries)
-    optimistic = np.zeros(n_queries)
-    pessimistic = np.zeros(n_queries)
+    optimistic = np.zeros(len(queries))
+    pessimistic = np.zeros(len(queries))
 
     def precisions_of_block(start: int, scores: np.ndarray) -> None:
         sorted_scores = np.sort(scores, axis=1)
         for row in range(len(scores)):
             query = start + row
-            first, stop = indptr[query : query + 2]
-            relevant = indices[first:stop]
+            relevant = indices[indptr[query] : indptr[query + 1]]
             if len(relevant):
                 bounds = _average_precision(scores[row, relevant], sorted_scores[row])
                 optimistic[query], pessimistic[query] = bounds
@@ -55,27 +53,14 @@ def _average_precision(
     relevant_scores: np.ndarray,
     ascending: np.ndarray,
 ) -> tuple[float, float]:
-    """Compute one query's average precision, ties counted for it and against it.
-
-    Args:
-        relevant_scores: float ``[r]``: similarities of the relevant candidates.
-        ascending: float ``[m]``: similarities of all candidates, sorted.
-    """
-    scores = np.sort(relevant_scores)[::-1]
-    n_candidates = len(ascending)
-    n_hits = np.arange(1, len(scores) + 1)
-
-    # How many candidates are above each of the scores, and how many reach it.
-    n_above = n_candidates - np.searchsorted(ascending, scores, "right")
-    n_reaching = n_candidates - np.searchsorted(ascending, scores, "left")
-    # The same of relevant candidates: those of one score keep their order among each other.
-    negated = -scores
-    n_relevant_above = np.searchsorted(negated, negated, "left")
-    n_relevant_reaching = np.searchsorted(negated, negated, "right")
-
-    best_ranks = n_above + n_hits - n_relevant_above
-    n_relevant_behind = n_relevant_reaching - n_hits
-    worst_ranks = n_reaching - n_relevant_behind
-    optimistic = np.mean(n_hits / best_ranks)
-    pessimistic = np.mean(n_hits / worst_ranks)
-    return float(optimistic), float(pessimistic)
+    """Compute one query's average precision from all scores, ties counted for and against it."""
+    scores = np.sort(relevant_scores)
+    n_hits = np.arange(len(scores), 0, -1)
+    averages = []
+    # Ahead of a score are those above it, or all that reach it.
+    for side in ("right", "left"):
+        n_ahead = len(ascending) - np.searchsorted(ascending, scores, side)
+        n_relevant_ahead = len(scores) - np.searchsorted(scores, scores, side)
+        ranks = n_ahead - n_relevant_ahead + n_hits
+        averages.append(float(np.mean(n_hits / ranks)))
+    return averages[0], averages[1]

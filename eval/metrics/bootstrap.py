@@ -44,14 +44,12 @@ def resampled_means(
         values: Per metric float64 ``[n]``, the value of each query.
         bootstrap: Number of resamplings and seed.
         clusters: int64 ``[n]``: the cluster of each query, which is drawn as a whole; ``None``:
-            each query by itself. Draws depend on the number of clusters alone, so that images,
-            and captions by image, are drawn alike.
+            each query by itself. Draws depend on the number of clusters alone.
 
     Returns:
         Per metric float64 ``[samples]``; empty without queries.
     """
-    first_column = next(iter(values.values()), ())
-    n_queries = len(first_column)
+    n_queries = len(next(iter(values.values()), ()))
     if not n_queries or not bootstrap.samples:
         return {metric: np.zeros(0) for metric in values}
 
@@ -59,15 +57,17 @@ def resampled_means(
     counts = np.ones(n_queries)
     columns = np.stack([counts, *values.values()], axis=1)
     if clusters is not None:
-        columns = _sums_by_cluster(columns, clusters)
+        cluster_ids, cluster_numbers = np.unique(clusters, return_inverse=True)
+        sums_by_cluster = np.zeros((len(cluster_ids), columns.shape[1]))
+        np.add.at(sums_by_cluster, cluster_numbers, columns)
+        columns = sums_by_cluster
 
     n_units = len(columns)
-    generator = _generator(bootstrap, n_units)
+    generator = np.random.default_rng([bootstrap.seed, n_units])
     means = np.empty((bootstrap.samples, len(values)))
     for sample in range(bootstrap.samples):
         drawn = generator.integers(n_units, size=n_units)
-        times_drawn = np.bincount(drawn, minlength=n_units)
-        sums = times_drawn @ columns
+        sums = np.bincount(drawn, minlength=n_units) @ columns
         means[sample] = sums[1:] / sums[0]
     return dict(zip(values, means.T, strict=True))
 
@@ -85,7 +85,7 @@ def resampled(
         bootstrap: Number of resamplings and seed.
     """
     n_samples = bootstrap.samples if n_queries else 0
-    generator = _generator(bootstrap, n_queries)
+    generator = np.random.default_rng([bootstrap.seed, n_queries])
     samples = np.empty(n_samples)
     for sample in range(n_samples):
         drawn = generator.integers(n_queries, size=n_queries)
@@ -100,8 +100,7 @@ def interval(samples: np.ndarray) -> list[float] | None:
         return None
     tail = (1 - LEVEL) / 2
     quantiles = [tail, (1 + LEVEL) / 2]
-    low, high = np.quantile(samples, quantiles)
-    return [float(low), float(high)]
+    return np.quantile(samples, quantiles).tolist()
 
 
 def two_sided_p(differences: np.ndarray) -> float:
@@ -118,26 +117,5 @@ def two_sided_p(differences: np.ndarray) -> float:
     n_not_positive = int(np.count_nonzero(differences <= 0))
     n_not_negative = int(np.count_nonzero(differences >= 0))
     rarer = min(n_not_positive, n_not_negative)
-    n_samples = len(differences)
-    p_value = max(2 * rarer / n_samples, 1 / n_samples)
-    return min(1.0, p_value)
-
-
-def _sums_by_cluster(
-    columns: np.ndarray,
-    clusters: np.ndarray,
-) -> np.ndarray:
-    """Add up the rows of each cluster: ``[n, c]`` -> ``[n_clusters, c]``, clusters ascending."""
-    order = np.argsort(clusters, kind="stable")
-    ordered = clusters[order]
-    another = ordered[0] - 1  # any other than the first
-    is_first = np.diff(ordered, prepend=another)
-    starts = np.flatnonzero(is_first)
-    return np.add.reduceat(columns[order], starts)
-
-
-def _generator(
-    bootstrap: Bootstrap,
-    n_drawn: int,
-) -> np.random.Generator:
-    return np.random.default_rng([bootstrap.seed, n_drawn])
+    n_extreme = max(2 * rarer, 1)
+    return min(1.0, n_extreme / len(differences))

@@ -9,7 +9,11 @@ import numpy as np
 from cusa.data.errors import EmbeddingsError
 from cusa.data.records import csr
 from cusa.data.unit_rows import unit_rows
-from cusa.eval.metrics.metric_options import PLAIN, Scoring, one_way
+from cusa.eval.metrics.metric_options import (
+    PLAIN,
+    Scoring,
+    one_way,
+)
 from cusa.eval.metrics.per_query import (
     Rankings,
     Ties,
@@ -92,18 +96,17 @@ def image_search(
     """
     if (gallery is None) != (gallery_labels is None):
         raise EmbeddingsError("gallery and gallery_labels belong together; pass both or neither")
-    if gallery is None or gallery_labels is None:
-        queries, candidates = _as_dot_products(embeddings, embeddings, normalize)
-        labels = _checked_labels(labels, len(queries))
-        classes = np.unique(labels, return_inverse=True)[1]
-        indptr, indices = same_group(classes)
-        own_positions = np.arange(len(labels))
-        return queries, candidates, indptr, indices, own_positions
-
-    queries, candidates = _as_dot_products(embeddings, gallery, normalize)
+    queries, candidates = _as_dot_products(
+        embeddings, embeddings if gallery is None else gallery, normalize
+    )
     labels = _checked_labels(labels, len(queries))
+    if gallery_labels is None:
+        classes = np.unique(labels, return_inverse=True)[1]
+        own_positions = np.arange(len(labels))
+        return queries, candidates, *same_group(classes), own_positions
+
     gallery_labels = _checked_labels(gallery_labels, len(candidates))
-    if _are_texts(labels) != _are_texts(gallery_labels):
+    if (labels.dtype.kind in "US") != (gallery_labels.dtype.kind in "US"):
         raise EmbeddingsError(
             f"labels are {labels.dtype}, gallery_labels {gallery_labels.dtype}; give both as "
             "numbers, or both as texts",
@@ -113,8 +116,8 @@ def image_search(
     all_labels = np.concatenate([labels, gallery_labels])
     classes = np.unique(all_labels, return_inverse=True)[1]
     query_classes, gallery_classes = np.split(classes, [len(labels)])
-    indptr, indices = csr(group_members(gallery_classes, query_classes))
-    return queries, candidates, indptr, indices, None
+    relevant = group_members(gallery_classes, query_classes)
+    return queries, candidates, *csr(relevant), None
 
 
 def image_figures(
@@ -129,23 +132,18 @@ def image_figures(
     """
     all_queries = one_way(rankings, scoring)
     answerable = one_way(rankings.answerable(), scoring)
-    figures = {name: all_queries[name] for name in RECALL_NAMES}
-    for name, direction_name in _ANSWERABLE.items():
-        figures[name] = answerable[direction_name]
-
+    origins = [(name, all_queries, name) for name in RECALL_NAMES]
+    origins += [(name, answerable, key) for name, key in _ANSWERABLE.items()]
+    figures: dict[str, Any] = {}
+    intervals: dict[str, list[float]] = {}
+    for name, direction, key in origins:
+        figures[name] = direction[key]
+        if "ci" in direction:
+            intervals[name] = direction["ci"][key]
     figures["queries"] = all_queries["queries"]
     figures["queries_with_positive"] = answerable["queries"]
     figures["candidates"] = all_queries["candidates"]
     figures["tied"] = all_queries["tied"]
-
-    intervals: dict[str, list[float]] = {}
-    if "ci" in all_queries:
-        recall_intervals = all_queries["ci"]
-        intervals |= {name: recall_intervals[name] for name in RECALL_NAMES}
-    if "ci" in answerable:
-        answerable_intervals = answerable["ci"]
-        for name, direction_name in _ANSWERABLE.items():
-            intervals[name] = answerable_intervals[direction_name]
     if intervals:
         figures["ci"] = intervals
     return figures
@@ -157,11 +155,10 @@ def _checked_labels(
 ) -> np.ndarray:
     """Return labels as an array ``[n_rows]`` of numbers or texts."""
     checked = np.asarray(labels)
-    if checked.dtype.kind == "O":
-        # Strings of pandas and of lists with other objects arrive so.
-        is_text = [isinstance(label, str) for label in checked.ravel()]
-        if all(is_text):
-            checked = checked.astype(str)
+    # Strings of pandas and of lists with other objects arrive as objects.
+    is_object = checked.dtype.kind == "O"
+    if is_object and all(isinstance(label, str) for label in checked.ravel()):
+        checked = checked.astype(str)
     if checked.shape != (n_rows,):
         raise EmbeddingsError(
             f"{n_rows} embeddings have {checked.size} labels, of shape {list(checked.shape)}; give "
@@ -177,10 +174,6 @@ def _checked_labels(
             name="labels",
         )
     return checked
-
-
-def _are_texts(labels: np.ndarray) -> bool:
-    return labels.dtype.kind in "US"
 
 
 def _as_dot_products(
@@ -212,18 +205,15 @@ def _as_distances(
     """
     # Distances in another unit, a power of two, have the same order, and float64 holds their
     # squares.
-    largest_query = np.abs(queries).max(initial=0)
-    largest_candidate = np.abs(candidates).max(initial=0)
-    largest = max(float(largest_query), float(largest_candidate))
+    queries = queries.astype(np.float64)
+    candidates = candidates.astype(np.float64)
+    largest = max(np.abs(rows).max(initial=0) for rows in (queries, candidates))
     _, exponent = np.frexp(largest)
-    wide_queries = queries.astype(np.float64)
-    wide_candidates = candidates.astype(np.float64)
-    queries = np.ldexp(wide_queries, -exponent)
-    candidates = np.ldexp(wide_candidates, -exponent)
-
+    queries = np.ldexp(queries, -exponent)
+    candidates = np.ldexp(candidates, -exponent)
     ones = np.ones((len(queries), 1))
     squares = (candidates**2).sum(axis=1, keepdims=True)
-    query_rows = np.hstack([queries, ones])
     half_squares = squares / 2
+    query_rows = np.hstack([queries, ones])
     candidate_rows = np.hstack([candidates, -half_squares])
     return query_rows, candidate_rows

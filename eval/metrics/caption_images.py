@@ -67,13 +67,9 @@ def cross_modal_relevance(
     """
     captions_by_image = np.argsort(caption_image, kind="stable")
     ordered_images = caption_image[captions_by_image]
-    all_images = np.arange(n_images + 1)
-    image_bounds = np.searchsorted(ordered_images, all_images)
+    image_bounds = np.searchsorted(ordered_images, np.arange(n_images + 1))
 
     has_image = caption_image >= 0
     n_paired = np.cumsum(has_image)
     caption_bounds = np.concatenate([[0], n_paired])
-    return (image_bounds, captions_by_image), (
-        caption_bounds,
-        caption_image[has_image],
-    )
+    return (image_bounds, captions_by_image), (caption_bounds, caption_image[has_image])

@@ -89,9 +89,8 @@ def correlations(
     Raises:
         CusaError: As :func:`spearman`.
     """
-    rank_correlation = spearman(similarities, human_scores)
     return {
-        "spearman": rank_correlation,
+        "spearman": spearman(similarities, human_scores),
         "pearson": _pearson(similarities, human_scores),
         "pairs": len(human_scores),
     }
@@ -120,8 +119,7 @@ def resampled_spearman(
     if pairs.clusters is None:
         return resampled(spearman_of, len(pairs.human_scores), bootstrap)
     order = np.argsort(pairs.clusters, kind="stable")
-    ordered = pairs.clusters[order]
-    _, starts = np.unique(ordered, return_index=True)
+    _, starts = np.unique(pairs.clusters[order], return_index=True)
     members = np.split(order, starts[1:])
 
     def spearman_of_clusters(drawn: np.ndarray) -> float:
@@ -154,7 +152,8 @@ def _check_defined(
     for name, values in (("similarities", similarities), ("gold scores", human_scores)):
         if not np.isfinite(values).all():
             raise CusaError(f"the {name} hold NaN or infinity; no correlation is defined")
-        if np.ptp(values) <= _CONSTANT * np.abs(values).max():
+        greatest = np.abs(values).max()
+        if np.ptp(values) <= _CONSTANT * greatest:
             raise CusaError(
                 f"all {n_pairs} {name} equal {values[0]:g}; "
                 "no correlation with a constant is defined"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 
@@ -31,7 +29,12 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     if not len(suspects):
         return first_equal
 
-    suspect_bytes = _row_bytes(rows[suspects])
+    # Each row as one value, compared byte by byte; adding zero makes -0.0 equal to 0.0.
+    zero = rows.dtype.type(0)
+    suspect_rows = np.ascontiguousarray(rows[suspects] + zero)
+    row_bytes = suspect_rows[0].nbytes
+    row_type = np.dtype((np.void, row_bytes))
+    suspect_bytes = suspect_rows.view(row_type).ravel()
     _, leaders, groups = np.unique(
         suspect_bytes,
         return_index=True,
@@ -41,32 +44,17 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     return first_equal
 
 
-def column_sharing(first_equal: np.ndarray) -> Callable[[np.ndarray], None]:
-    """Make a function that gives equal candidates' columns the values of the first of them.
+def copied_columns(first_equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List the columns of candidates that equal earlier ones, and the columns of these.
 
     Args:
         first_equal: int64 ``[m]``: the first candidate that equals each candidate
             (:func:`first_equal_row`).
 
     Returns:
-        A function that overwrites columns of scores ``[n, m]``.
+        int64 ``[k]`` both; equal candidates share scores once those of the second are copied to the
+        first.
     """
-    positions = np.arange(len(first_equal))
-    copies = np.flatnonzero(first_equal != positions)
+    copies = np.flatnonzero(first_equal != np.arange(len(first_equal)))
     originals = first_equal[copies]
-
-    def share_columns(scores: np.ndarray) -> None:
-        if len(copies):
-            scores[:, copies] = scores[:, originals]
-
-    return share_columns
-
-
-def _row_bytes(rows: np.ndarray) -> np.ndarray:
-    """Return each row as one value, compared byte by byte: void ``[n]``."""
-    # 0.0 and -0.0 are equal, but not their bytes; adding zero makes them the same.
-    zero = rows.dtype.type(0)
-    without_negative_zero = np.ascontiguousarray(rows + zero)
-    row_bytes = rows.shape[1] * rows.dtype.itemsize
-    row_type = np.dtype((np.void, row_bytes))
-    return without_negative_zero.view(row_type).reshape(len(rows))
+    return copies, originals

@@ -20,7 +20,8 @@ class CurvePoints(TypedDict):
 
 
 def _has_a_recall_for_each(curve: CurvePoints) -> CurvePoints:
-    if len(curve["k"]) != len(curve["recall"]) or any(k < 1 for k in curve["k"]):
+    has_wrong_cut = any(k < 1 for k in curve["k"])
+    if len(curve["k"]) != len(curve["recall"]) or has_wrong_cut:
         raise ValueError("k and recall are no curve")
     return curve
 

@@ -15,8 +15,12 @@ from cusa.eval.metrics.bootstrap import (
     interval,
     resampled_means,
 )
-from cusa.eval.metrics.per_query import Rankings, Ties, check_ties
-from cusa.eval.metrics.recalls import CUTS, RECALL_NAMES, recall_sum
+from cusa.eval.metrics.per_query import (
+    Rankings,
+    Ties,
+    check_ties,
+)
+from cusa.eval.metrics.recalls import CUTS, recall_sum
 
 # Rankings by measurement ("cross/retrieval/i2t"); cusa-eval compare pairs those of two models.
 PerQuery = dict[str, Rankings]
@@ -89,21 +93,23 @@ def two_ways(
     samples: list[dict[str, np.ndarray]] = []
     for direction, direction_rankings in rankings.items():
         direction_samples = _resampled_metrics(direction_rankings, scoring)
-        direction_figures = direction_rankings.summary(scoring.ties)
-        direction_figures |= _intervals(direction_samples)
         samples.append(direction_samples)
-        figures[direction] = direction_figures
+        summary = direction_rankings.summary(scoring.ties)
+        figures[direction] = summary | _intervals(direction_samples)
 
-    n_queries = [figures[direction]["queries"] for direction in rankings]
-    if not all(n_queries):
+    directions = list(figures.values())
+    if not all(direction["queries"] for direction in directions):
         return {**figures, "mean": None, "rsum": None}
 
-    rsum = recall_sum([figures[direction] for direction in rankings])
+    rsum = recall_sum(directions)
     rsum_samples = recall_sum(samples)
     n_recalls = len(rankings) * len(CUTS)
+    sum_samples = {
+        "mean": rsum_samples / n_recalls,
+        "rsum": rsum_samples,
+    }
     figures["mean"] = rsum / n_recalls
     figures["rsum"] = rsum
-    sum_samples = {"mean": rsum_samples / n_recalls, "rsum": rsum_samples}
     return figures | _intervals(sum_samples)
 
 
@@ -114,10 +120,7 @@ def _resampled_metrics(
     """Resample all metrics of one direction and the mean of its recalls: float64 ``[samples]``."""
     values = rankings.values(scoring.ties)
     # The mean is resampled with the same draws as the recalls that it is the mean of.
-    sums = np.zeros(len(values["r1"]))
-    for name in RECALL_NAMES:
-        sums = sums + values[name]
-    values["mean"] = sums / len(CUTS)
+    values["mean"] = recall_sum([values]) / len(CUTS)
     return resampled_means(values, scoring.bootstrap, rankings.clusters)
 
 

@@ -6,10 +6,7 @@ import numpy as np
 import torch
 
 from cusa.eval.metrics.caption_images import cross_modal_relevance
-from cusa.eval.metrics.equal_rows import (
-    column_sharing,
-    first_equal_row,
-)
+from cusa.eval.metrics.equal_rows import copied_columns, first_equal_row
 
 # The products of these pairs' captions with all their images are few beside those of all pairs.
 _PAIRS_AT_ONCE = 512
@@ -39,16 +36,15 @@ class PairScores:
         caption_image: np.ndarray,
     ) -> None:
         self._first_image = first_equal_row(images)
-        self._first_text = first_equal_row(texts)
-        self._share_columns = column_sharing(self._first_text)
+        first_text = first_equal_row(texts)
+        self._copies, self._originals = copied_columns(first_text)
 
         paired = np.flatnonzero(caption_image >= 0)
         first_image = np.full(len(texts), -1)  # of each caption: the first that equals its own
         first_image[paired] = self._first_image[caption_image[paired]]
 
         # Number the pairs, equal ones alike, and compute the similarity of one of each number.
-        first_pairs = first_image[paired] * len(texts)
-        pair_numbers = first_pairs + self._first_text[paired]
+        pair_numbers = first_image[paired] * len(texts) + first_text[paired]
         _, chosen, copies = np.unique(
             pair_numbers,
             return_index=True,
@@ -63,11 +59,12 @@ class PairScores:
         self.scores = np.full(len(texts), np.inf, images.dtype)
         self.scores[paired] = distinct_scores[copies]
 
+        # Column and similarity of each image's captions, one image after the other.
         i2t, _ = cross_modal_relevance(first_image, len(images))
-        self._bounds, self._captions = i2t
-        n_images = len(images)
-        n_equal = np.bincount(self._first_image, minlength=n_images)
-        self._has_equals = n_equal[self._first_image] > 1
+        bounds, captions = i2t
+        self._bounds: list[int] = bounds.tolist()
+        self._columns = first_text[captions]
+        self._column_scores = self.scores[captions]
 
     def put(
         self,
@@ -80,45 +77,13 @@ class PairScores:
             start: The block's first image.
             scores: ``[b, m]``, of ``b`` images with all captions; overwritten.
         """
-        images = np.arange(start, start + len(scores))
-        has_equals = self._has_equals[images]
-
-        unique_images = images[~has_equals]
-        starts = self._bounds[unique_images]
-        n_captions = self._bounds[unique_images + 1] - starts
-        rows = np.repeat(unique_images - start, n_captions)
-        captions = self._captions_of(unique_images, n_captions)
-        self._write(scores, rows, captions)
-
-        # One by one: if all images are equal, each has the captions of all.
-        for image in images[has_equals].tolist():
-            first_image = self._first_image[image]
-            first, stop = self._bounds[first_image : first_image + 2]
-            captions = self._captions[first:stop]
-            rows = np.full(len(captions), image - start)
-            self._write(scores, rows, captions)
-        self._share_columns(scores)
-
-    def _captions_of(
-        self,
-        images: np.ndarray,
-        n_captions: np.ndarray,
-    ) -> np.ndarray:
-        """Return the captions of several images, one image after the other: int64 ``[p]``."""
-        n_before = np.cumsum(n_captions) - n_captions
-        starts = self._bounds[images] - n_before
-        offsets = np.arange(n_captions.sum())
-        positions = np.repeat(starts, n_captions) + offsets
-        return self._captions[positions]
-
-    def _write(
-        self,
-        scores: np.ndarray,
-        rows: np.ndarray,
-        captions: np.ndarray,
-    ) -> None:
-        columns = self._first_text[captions]
-        scores[rows, columns] = self.scores[captions]
+        first_images = self._first_image[start : start + len(scores)]
+        for row, image in enumerate(first_images.tolist()):
+            first, stop = self._bounds[image : image + 2]
+            captions = slice(first, stop)
+            columns = self._columns[captions]
+            scores[row, columns] = self._column_scores[captions]
+        scores[:, self._copies] = scores[:, self._originals]
 
 
 def _pair_products(
@@ -126,16 +91,7 @@ def _pair_products(
     image_indices: np.ndarray,
     texts: np.ndarray,
 ) -> np.ndarray:
-    """Compute the dot product of each text with its image, rounded as in a product of matrices.
-
-    Args:
-        images: float32 or float64 ``[n, d]``.
-        image_indices: int64 ``[p]``: index of each text's image.
-        texts: Same dtype as the images, ``[p, d]``.
-
-    Returns:
-        Same dtype, ``[p]``.
-    """
+    """Compute the dot product of each text with its image, rounded as in a product of matrices."""
     distinct, row_numbers = np.unique(image_indices, return_inverse=True)
     image_rows = torch.from_numpy(images[distinct])
     text_rows = torch.from_numpy(texts)

@@ -16,14 +16,11 @@ from cusa.eval.metrics.ranks import (
 )
 from cusa.eval.metrics.recalls import (
     CUTS,
-    RECALL_NAMES,
     is_hit,
     recall_name,
+    recall_sum,
 )
-from cusa.eval.metrics.similarity_blocks import (
-    over_blocks,
-    ranking_dtype,
-)
+from cusa.eval.metrics.similarity_blocks import over_blocks, ranking_dtype
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
@@ -62,16 +59,12 @@ class Rankings:
     def answerable(self) -> Rankings:
         """Return the rankings of the queries that have a relevant candidate."""
         has_relevant = self.best.optimistic >= 0
-        optimistic, pessimistic = self.best
-        clusters = self.clusters
-        if clusters is not None:
-            clusters = clusters[has_relevant]
         return Rankings(
-            RankBounds(optimistic[has_relevant], pessimistic[has_relevant]),
+            RankBounds(*(ranks[has_relevant] for ranks in self.best)),
             self.candidates,
             _selected(self.r_precision, has_relevant),
             _selected(self.average_precision, has_relevant),
-            clusters,
+            None if self.clusters is None else self.clusters[has_relevant],
         )
 
     def values(self, ties: Ties) -> dict[str, np.ndarray]:
@@ -98,9 +91,8 @@ class Rankings:
         }
         for name, bounds in precisions.items():
             if bounds is not None:
-                optimistic = 100.0 * bounds.optimistic
-                pessimistic = 100.0 * bounds.pessimistic
-                values[name] = by_ties(Bounds(optimistic, pessimistic), ties)
+                percentages = [100.0 * shares for shares in bounds]
+                values[name] = by_ties(Bounds(*percentages), ties)
         return values
 
     def summary(self, ties: Ties) -> dict[str, Any]:
@@ -128,29 +120,25 @@ class Rankings:
         figures: dict[str, Any] = {}
         for name, query_values in values.items():
             figures[name] = float(query_values.mean())
-        recalls = [figures[name] for name in RECALL_NAMES]
-        figures["mean"] = sum(recalls) / len(recalls)
+        figures["mean"] = recall_sum([figures]) / len(CUTS)
 
-        ranks = self._ranks_from_one(ties)
-        has_ranks = len(ranks) > 0
-        figures["median_rank"] = float(np.median(ranks)) if has_ranks else None
-        figures["mean_rank"] = float(ranks.mean()) if has_ranks else None
+        ranks_from_one = [1.0 + ranks[ranks >= 0] for ranks in self.best]
+        ranks_by_ties = by_ties(Bounds(*ranks_from_one), ties)
+        figures["median_rank"] = figures["mean_rank"] = None
+        if len(ranks_by_ties):
+            figures["median_rank"] = float(np.median(ranks_by_ties))
+            figures["mean_rank"] = float(ranks_by_ties.mean())
 
-        is_tied = self.best.optimistic != self.best.pessimistic
         figures |= counts
+        is_tied = self.best.optimistic != self.best.pessimistic
         figures["tied"] = int(np.count_nonzero(is_tied))
-        figures["curve"] = self._curve(ties)
-        return figures
-
-    def _curve(self, ties: Ties) -> dict[str, list[Any]]:
-        """Return the cuts of the curve and the recall, in percent, at each of them."""
         # Beyond the number of candidates, recall is the same at every cut.
         cuts = [cut for cut in CURVE if cut <= self.candidates]
         recalls: list[float] = []
         for cut in cuts:
-            hits = self._hits(cut, ties)
-            recalls.append(float(hits.mean()))
-        return {"k": cuts, "recall": recalls}
+            recalls.append(float(self._hits(cut, ties).mean()))
+        figures["curve"] = {"k": cuts, "recall": recalls}
+        return figures
 
     def _hits(
         self,
@@ -158,31 +146,17 @@ class Rankings:
         ties: Ties,
     ) -> np.ndarray:
         """Return 100 for each query that is a hit at a cut, else 0: float64 ``[n]``."""
-        optimistic = 100.0 * is_hit(self.best.optimistic, cut)
-        pessimistic = 100.0 * is_hit(self.best.pessimistic, cut)
-        return by_ties(Bounds(optimistic, pessimistic), ties)
-
-    def _ranks_from_one(self, ties: Ties) -> np.ndarray:
-        """Return the ranks, 1 being first, of the queries that have a relevant candidate."""
-        optimistic, pessimistic = self.best
-        ranks = Bounds(
-            1.0 + optimistic[optimistic >= 0],
-            1.0 + pessimistic[pessimistic >= 0],
-        )
-        return by_ties(ranks, ties)
+        hits = [100.0 * is_hit(ranks, cut) for ranks in self.best]
+        return by_ties(Bounds(*hits), ties)
 
 
 def _selected(
     bounds: Bounds | None,
     is_selected: np.ndarray,
 ) -> Bounds | None:
-    """Return the values of some queries."""
     if bounds is None:
         return None
-    return Bounds(
-        bounds.optimistic[is_selected],
-        bounds.pessimistic[is_selected],
-    )
+    return Bounds(*(values[is_selected] for values in bounds))
 
 
 def by_ties(
@@ -204,10 +178,8 @@ def check_ties(ties: str) -> None:
         SettingError: If it is none of :data:`TIES`.
     """
     if ties not in TIES:
-        raise SettingError(
-            f"unknown rule for ties {ties!r}; legal: {', '.join(TIES)}",
-            name="ties",
-        )
+        legal = ", ".join(TIES)
+        raise SettingError(f"unknown rule for ties {ties!r}; legal: {legal}", name="ties")
 
 
 def check_rows(
@@ -280,16 +252,16 @@ def rank_all(
     precisions = np.zeros((4, len(queries)))
 
     def rank_block(start: int, scores: np.ndarray) -> RankBounds:
-        stop = start + len(scores)
-        bounds = indptr[start : stop + 1]
-        excluded = None if exclude is None else exclude[start:stop]
         # Ranks first: they take the query itself out of the scores.
-        best = block_bounds(scores, bounds, indices, excluded)
-        block_depths = depths[start:stop]
-        precisions[:, start:stop] = block_precisions(scores, bounds, indices, block_depths)
+        best = block_bounds(start, scores, indptr, indices, exclude)
+        stop = start + len(scores)
+        precisions[:, start:stop] = block_precisions(
+            scores, indptr[start : stop + 1], indices, depths[start:stop]
+        )
         return best
 
     best = join_bounds(over_blocks(rank_block, queries, candidates))
     n_candidates = max(0, len(candidates) - int(exclude is not None))
     r_precision = Bounds(*precisions[:2])
-    return Rankings(best, n_candidates, r_precision, Bounds(*precisions[2:]))
+    average_precision = Bounds(*precisions[2:])
+    return Rankings(best, n_candidates, r_precision, average_precision)

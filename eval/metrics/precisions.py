@@ -45,9 +45,7 @@ def block_precisions(
     # Of equal scores, those whose key is False come first: the hits, then the misses.
     for tie_rule, tie_key in enumerate((~hit, hit)):
         order = np.lexsort((tie_key, -score, query))
-        r_precision, average_precision = _precisions(query, hit[order], reachable_depths)
-        precisions[tie_rule] = r_precision
-        precisions[2 + tie_rule] = average_precision
+        precisions[tie_rule::2] = _precisions(query, hit[order], reachable_depths)
     return precisions / np.maximum(depths, 1)
 
 
@@ -62,13 +60,9 @@ def _precisions(
         query: int64 ``[p]``, ascending: query of each ranked candidate.
         hit: bool ``[p]``: whether it is relevant; candidates of a query from the first on.
         depths: int64 ``[n]``: R.
-
-    Returns:
-        float64 ``[n]`` both.
     """
     n_queries = len(depths)
-    queries = np.arange(n_queries)
-    starts = np.searchsorted(query, queries)
+    starts = np.searchsorted(query, np.arange(n_queries))
     query_start = starts[query]
     rank = np.arange(len(query)) - query_start
     counts = hit & (rank < depths[query])
@@ -90,24 +84,18 @@ def _contenders(
     maximum is no larger than its R-th largest score, and no candidate below it is among the
     first R.
 
-    Args:
-        scores: float ``[n, m]``.
-        depths: int64 ``[n]``: R, m at most.
-
     Returns:
         Query, ascending, and candidate of each: int64 ``[p]`` both.
     """
     n_queries, n_candidates = scores.shape
     # Several groups for each of the first R, so that few candidates besides them are left.
     deepest = int(depths.max())
-    n_wanted = max(_LEAST_GROUPS, 4 * deepest)
-    n_groups = min(n_candidates, n_wanted)
+    n_groups = min(n_candidates, max(_LEAST_GROUPS, 4 * deepest))
     n_grouped = n_candidates // n_groups * n_groups
     grouped = scores[:, :n_grouped].reshape(n_queries, -1, n_groups)
     maxima = grouped.max(axis=1)
     maxima.sort(axis=1)
     columns = n_groups - np.maximum(depths, 1)
     thresholds = maxima[np.arange(n_queries), columns]
-    can_be_first = scores >= thresholds[:, None]
-    positions = np.flatnonzero(can_be_first)
+    positions = np.flatnonzero(scores >= thresholds[:, None])
     return np.divmod(positions, n_candidates)

@@ -15,10 +15,7 @@ from cusa.eval.metrics.ahead_counts import (
     count_ahead,
     rows_in_cache,
 )
-from cusa.eval.metrics.caption_images import (
-    checked_caption_image,
-    cross_modal_relevance,
-)
+from cusa.eval.metrics.caption_images import checked_caption_image, cross_modal_relevance
 from cusa.eval.metrics.one_core_threads import one_core_threads
 from cusa.eval.metrics.pair_scores import PairScores
 from cusa.eval.metrics.similarity_blocks import (
@@ -40,17 +37,6 @@ class RankBounds(NamedTuple):
 
     optimistic: np.ndarray
     pessimistic: np.ndarray
-
-
-def best_ranks(
-    queries: np.ndarray,
-    candidates: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    exclude: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return the pessimistic ranks of :func:`rank_bounds`: int64 ``[n]``."""
-    return rank_bounds(queries, candidates, indptr, indices, exclude).pessimistic
 
 
 def rank_bounds(
@@ -76,11 +62,11 @@ def rank_bounds(
             :func:`cusa.eval.metrics.similarity_blocks.over_blocks`.
     """
 
-    def rank_block(start: int, scores: np.ndarray) -> RankBounds:
-        stop = start + len(scores)
-        excluded = None if exclude is None else exclude[start:stop]
-        block_indptr = indptr[start : stop + 1]
-        return block_bounds(scores, block_indptr, indices, excluded)
+    def rank_block(
+        start: int,
+        scores: np.ndarray,
+    ) -> RankBounds:
+        return block_bounds(start, scores, indptr, indices, exclude)
 
     return join_bounds(over_blocks(rank_block, queries, candidates))
 
@@ -102,8 +88,7 @@ def rank_bounds_from_scores(
     """
     if scores.dtype.kind not in "fiu":
         raise EmbeddingsError(
-            f"scores of {scores.dtype} cannot be ranked; give float32 or float64",
-            name="scores",
+            f"scores of {scores.dtype} cannot be ranked; give float32 or float64", name="scores"
         )
     if scores.dtype.kind != "f":
         scores = scores.astype(np.float64)
@@ -114,11 +99,9 @@ def rank_bounds_from_scores(
         # NaN compares as "not ahead" and would look like a perfect rank.
         if not np.isfinite(block).all():
             raise EmbeddingsError(
-                "scores hold NaN or infinity; such scores cannot be ranked",
-                name="scores",
+                "scores hold NaN or infinity; such scores cannot be ranked", name="scores"
             )
-        stop = start + len(block)
-        return block_bounds(block, indptr[start : stop + 1], indices)
+        return block_bounds(start, block, indptr, indices)
 
     starts = range(0, len(scores), block_rows)
     with one_core_threads(torch.get_num_threads()) as pool:
@@ -157,7 +140,10 @@ def two_way_rank_bounds(
     images_ahead = AheadCounts.zeros(len(texts))
     adding = threading.Lock()
 
-    def rank_block(start: int, scores: np.ndarray) -> RankBounds:
+    def rank_block(
+        start: int,
+        scores: np.ndarray,
+    ) -> RankBounds:
         stop = start + len(scores)
         pairs.put(start, scores)
         captions = captions_by_image[bounds[start] : bounds[stop]]
@@ -182,6 +168,7 @@ def two_way_rank_bounds(
 
 
 def block_bounds(
+    start: int,
     scores: np.ndarray,
     indptr: np.ndarray,
     indices: np.ndarray,
@@ -190,18 +177,21 @@ def block_bounds(
     """Rank the best relevant candidate of each query of a block.
 
     Args:
-        scores: float ``[n, m]``, finite; overwritten where ``exclude`` names an entry.
-        indptr: int64 ``[n + 1]``, not necessarily starting at 0.
+        start: The block's first query.
+        scores: float ``[b, m]``, finite; overwritten where ``exclude`` names an entry.
+        indptr: int64 ``[n + 1]``, of all queries.
         indices: int64 candidate rows.
         exclude: int64 ``[n]`` or ``None``.
     """
+    stop = start + len(scores)
     # The query itself is behind all others, and ahead of none.
     if exclude is not None:
-        excluding = np.flatnonzero(exclude >= 0)
-        scores[excluding, exclude[excluding]] = -np.inf
+        own_positions = exclude[start:stop]
+        excluding = np.flatnonzero(own_positions >= 0)
+        scores[excluding, own_positions[excluding]] = -np.inf
+    indptr = indptr[start : stop + 1]
     n_relevant = np.diff(indptr)
-    all_rows = np.arange(len(scores))
-    rows = np.repeat(all_rows, n_relevant)
+    rows = np.repeat(np.arange(len(scores)), n_relevant)
     columns = indices[indptr[0] : indptr[-1]]
     relevant_scores = scores[rows, columns]
     best = _best_by_row(relevant_scores, rows, len(scores))
@@ -212,11 +202,14 @@ def block_bounds(
 def join_bounds(blocks: Sequence[RankBounds]) -> RankBounds:
     """Concatenate the ranks of consecutive queries."""
     no_ranks = np.zeros(0, np.int64)
-    optimistic = [block.optimistic for block in blocks]
-    pessimistic = [block.pessimistic for block in blocks]
+    optimistic, pessimistic = zip(
+        RankBounds(no_ranks, no_ranks),
+        *blocks,
+        strict=True,
+    )
     return RankBounds(
-        np.concatenate([no_ranks, *optimistic]),
-        np.concatenate([no_ranks, *pessimistic]),
+        np.concatenate(optimistic),
+        np.concatenate(pessimistic),
     )
 
 

@@ -44,7 +44,7 @@ def recall_at(
         cut: Number of candidates that are looked at.
     """
     n_hits = np.count_nonzero(is_hit(ranks, cut))
-    return 100.0 * float(n_hits) / len(ranks)
+    return 100.0 * n_hits / len(ranks)
 
 
 def recall_sum(directions: Sequence[Mapping[str, Any]]) -> Any:

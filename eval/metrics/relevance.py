@@ -8,7 +8,11 @@ from typing import Literal
 import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
-from cusa.data.records import SplitView, Truth, csr
+from cusa.data.records import (
+    SplitView,
+    Truth,
+    csr,
+)
 from cusa.eval.metrics.caption_images import RelevantRows, cross_modal_relevance
 
 Task = Literal["i2t", "t2i", "t2t", "i2i"]
@@ -62,18 +66,12 @@ def relevance_of(
         indptr, indices = i2t if task == "i2t" else t2i
         return Relevance(task, indptr, indices, None)
 
-    if task == "t2t":
-        return Relevance(
-            task,
-            *same_group(caption_image),
-            np.arange(len(caption_image)),
-        )
-
-    assert split.truth is not None, "image-to-image retrieval needs a split with image labels"
-    labels = split.truth.image_labels[embeddings.image_rows]
-    indptr, indices = same_group(labels)
-    own_positions = np.arange(len(labels))
-    return Relevance(task, indptr, indices, own_positions)
+    groups = caption_image
+    if task == "i2i":
+        assert split.truth is not None, "image-to-image retrieval needs a split with image labels"
+        groups = split.truth.image_labels[embeddings.image_rows]
+    own_positions = np.arange(len(groups))
+    return Relevance(task, *same_group(groups), own_positions)
 
 
 def same_group(groups: np.ndarray) -> RelevantRows:
@@ -82,14 +80,11 @@ def same_group(groups: np.ndarray) -> RelevantRows:
     Args:
         groups: int64 ``[n]``: group of each item; one of a negative group has no others.
     """
-    members = group_members(groups, groups)
     relevant: list[np.ndarray] = []
-    for item, positions in enumerate(members):
+    for item, positions in enumerate(group_members(groups, groups)):
         # Captions without an image are of group -1.
-        if groups[item] >= 0:
-            relevant.append(positions[positions != item])
-        else:
-            relevant.append(np.zeros(0, np.int64))
+        is_other = (positions != item) & (groups[item] >= 0)
+        relevant.append(positions[is_other])
     return csr(relevant)
 
 
@@ -115,7 +110,10 @@ def group_members(
     return [order[start:stop] for start, stop in bounds]
 
 
-def positions_of_rows(embedded_rows: np.ndarray, n_rows: int) -> np.ndarray:
+def positions_of_rows(
+    embedded_rows: np.ndarray,
+    n_rows: int,
+) -> np.ndarray:
     """Map a split's rows to positions among its embeddings.
 
     Args:
@@ -144,15 +142,10 @@ def true_relevance(
     if task == "t2i":
         return Relevance(task, *csr(true_images), None)
 
-    n_true = [len(images) for images in true_images]
+    indptr, images = csr(true_images)
     all_captions = np.arange(len(true_images))
-    captions = np.repeat(all_captions, n_true)
-    no_images = np.zeros(0, np.int64)
-    images = np.concatenate([no_images, *true_images])
-    order = np.argsort(images, kind="stable")
-    n_images = len(embeddings.image_rows)
-    ordered = images[order]
-    bounds = np.searchsorted(ordered, np.arange(n_images + 1))
+    captions = np.repeat(all_captions, np.diff(indptr))
+    (bounds, order), _ = cross_modal_relevance(images, len(embeddings.image_rows))
     return Relevance(task, bounds, captions[order], None)
 
 

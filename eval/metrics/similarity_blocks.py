@@ -10,10 +10,7 @@ import numpy as np
 import torch
 
 from cusa.data.errors import EmbeddingsError
-from cusa.eval.metrics.equal_rows import (
-    column_sharing,
-    first_equal_row,
-)
+from cusa.eval.metrics.equal_rows import copied_columns, first_equal_row
 from cusa.eval.metrics.one_core_threads import one_core_threads
 
 T = TypeVar("T")
@@ -48,13 +45,13 @@ def over_blocks(
             so small that their products overflow or vanish.
     """
     query_rows, candidate_rows = rankable_rows(queries, candidates)
-    share_columns = column_sharing(first_equal_row(candidate_rows))
+    copies, originals = copied_columns(first_equal_row(candidate_rows))
 
     def work_on_shared(
         start: int,
         scores: np.ndarray,
     ) -> T:
-        share_columns(scores)
+        scores[:, copies] = scores[:, originals]
         return work(start, scores)
 
     return over_products(work_on_shared, query_rows, candidate_rows)
@@ -129,11 +126,8 @@ def rankable_rows(
     candidate_rows = np.require(candidates, dtype, ["C", "W"])
     query_sizes = _largest_values(query_rows, "query")
     candidate_sizes = _largest_values(candidate_rows, "candidate")
-    _check_range(
-        query_sizes,
-        float(candidate_sizes.max(initial=0)),
-        queries.shape[1],
-    )
+    candidate_size = float(candidate_sizes.max(initial=0))
+    _check_range(query_sizes, candidate_size, queries.shape[1])
     return query_rows, candidate_rows
 
 
@@ -181,16 +175,7 @@ def _check_range(
     candidate_size: float,
     dimension: int,
 ) -> None:
-    """Refuse embeddings whose dot products may overflow or vanish.
-
-    Args:
-        query_sizes: float32 or float64 ``[n]``: greatest absolute value of each query.
-        candidate_size: That of all candidates.
-        dimension: Of the embeddings.
-
-    Raises:
-        EmbeddingsError: If there is such a query; names it.
-    """
+    """Refuse queries whose dot products may overflow or vanish; sizes are greatest values."""
     dtype = query_sizes.dtype
     limits = np.finfo(dtype)
     with np.errstate(over="ignore"):

@@ -20,22 +20,17 @@ def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
         percent.
     """
     rank_bounds = two_way_rank_bounds(
-        embeddings.image["cross"],
-        embeddings.text["cross"],
-        embeddings.caption_image,
+        embeddings.image["cross"], embeddings.text["cross"], embeddings.caption_image
     )
-    recalls: dict[str, dict[str, float]] = {}
-    directions = ("i2t", "t2i")
-    for direction, bounds in zip(directions, rank_bounds, strict=True):
-        # Ties count against the student: one that maps all items to one point retrieves nothing.
-        ranks = bounds.pessimistic
-        recalls[direction] = {}
+    recalls: list[dict[str, float]] = []
+    scores: dict[str, float] = {}
+    for direction, bounds in zip(("i2t", "t2i"), rank_bounds, strict=True):
+        figures: dict[str, float] = {}
         for cut in CUTS:
-            recalls[direction][recall_name(cut)] = recall_at(ranks, cut)
-
-    rsum = recall_sum(list(recalls.values()))
-    scores = {"rsum": rsum}
-    for direction, direction_recalls in recalls.items():
-        for name, recall in direction_recalls.items():
-            scores[f"{direction}_{name}"] = recall
-    return scores
+            # Ties count against the student: one that maps all items to one point retrieves
+            # nothing.
+            recall = recall_at(bounds.pessimistic, cut)
+            figures[recall_name(cut)] = recall
+            scores[f"{direction}_{recall_name(cut)}"] = recall
+        recalls.append(figures)
+    return {"rsum": recall_sum(recalls), **scores}

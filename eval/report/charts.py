@@ -33,10 +33,10 @@ def learning_charts(histories: Sequence[History]) -> dict[str, list[Chart]]:
     Returns:
         Charts by section; a section without data is left out.
     """
-    changing_temperatures = {}
+    changing = {}
     for temperature, values in temperatures(histories).items():
         if len(values) > 1:
-            changing_temperatures[temperature] = temperature
+            changing[temperature] = temperature
     sections = {
         "RSUM on the validation split, by epoch": _learning_section(
             histories, "val", "epoch", {"rsum": "RSUM"}
@@ -44,9 +44,7 @@ def learning_charts(histories: Sequence[History]) -> dict[str, list[Chart]]:
         "Loss terms by step, weighted as in the total": _learning_section(
             histories, "train", "step", LOSSES
         ),
-        "Temperatures by step": _learning_section(
-            histories, "train", "step", changing_temperatures
-        ),
+        "Temperatures by step": _learning_section(histories, "train", "step", changing),
     }
     return {title: charts for title, charts in sections.items() if charts}
 
@@ -57,14 +55,7 @@ def _learning_section(
     unit: str,
     titles: Mapping[str, str],
 ) -> list[Chart]:
-    """Draw a chart of each quantity that a history has.
-
-    Args:
-        histories: Lines of each model's metrics.jsonl.
-        kind: Lines to draw: ``"train"`` or ``"val"``.
-        unit: What x counts: ``"step"`` or ``"epoch"``.
-        titles: Titles of the quantities.
-    """
+    """Draw a chart of each quantity that a history has, by its title."""
     charts = []
     for quantity, title in titles.items():
         curves = []
@@ -95,8 +86,7 @@ def recall_charts(
             recall_curve = _recall_curve(content or {}, task)
             # A direction without any query has no recall.
             if recall_curve and None not in recall_curve["recall"]:
-                cuts = np.array(recall_curve["k"], float)
-                recalls = np.array(recall_curve["recall"], float)
+                cuts, recalls = np.array([recall_curve["k"], recall_curve["recall"]], float)
                 curves.append(Curve(position, cuts, recalls))
         if curves:
             chart_svg = line_chart(f"recall {task}", "K, log scale", curves, log_x=True)
@@ -104,7 +94,10 @@ def recall_charts(
     return charts
 
 
-def _recall_curve(content: Mapping[str, Any], task: str) -> Mapping[str, Any] | None:
+def _recall_curve(
+    content: Mapping[str, Any],
+    task: str,
+) -> Mapping[str, Any] | None:
     across_modalities = task in ("i2t", "t2i")
     directions = content.get("retrieval" if across_modalities else "unimodal") or {}
     figures = directions.get(task) or {}
@@ -119,10 +112,8 @@ def temperatures(histories: Sequence[History]) -> dict[str, set[float]]:
             if line.get("kind") != "train":
                 continue
             for quantity, value in line.items():
-                if quantity.startswith("tau"):
-                    values.setdefault(quantity, set())
-                    if _is_number(value):
-                        values[quantity].add(value)
+                if quantity.startswith("tau") and _is_number(value):
+                    values.setdefault(quantity, set()).add(value)
     return values
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.records import SplitView
-from cusa.eval.metrics.ranks import best_ranks
+from cusa.eval.metrics.ranks import rank_bounds
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.report.false_negative_pairs import (
     RankedAbove,
@@ -18,7 +18,12 @@ from cusa.eval.report.false_negative_pairs import (
     each_pair_once,
     most_similar_first,
 )
-from cusa.eval.report.gallery import EmbeddedItems, GalleryQuery, Item, answer_queries
+from cusa.eval.report.gallery import (
+    EmbeddedItems,
+    GalleryQuery,
+    Item,
+    answer_queries,
+)
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,10 @@ def worst_failures(
         if per_task == 0 or not len(relevance.indices):
             continue
         queries, candidates = relevance.sides(embeddings, head)
-        ranks = best_ranks(
-            queries,
-            candidates,
-            relevance.indptr,
-            relevance.indices,
-            relevance.exclude,
+        bounds = rank_bounds(
+            queries, candidates, relevance.indptr, relevance.indices, relevance.exclude
         )
+        ranks = bounds.pessimistic
         worst = np.argsort(-ranks, kind="stable")[:per_task]
         worst = worst[ranks[worst] > 0]
         if len(worst):
@@ -125,8 +127,7 @@ def likely_false_negatives(
         return ()
     pairs = RankedAbove.search(embeddings)
     cosines = TeacherCosines.compare(teachers, embeddings, pairs)
-    order = most_similar_first(pairs, cosines)
-    chosen = each_pair_once(order, pairs, n_shown)
+    chosen = each_pair_once(most_similar_first(pairs, cosines), pairs, n_shown)
     items = EmbeddedItems(embeddings, split, image_root)
     return _false_negatives(items, pairs, cosines, chosen)
 
@@ -143,7 +144,7 @@ def _false_negatives(
     captions = pairs.captions[chosen]
     # Each caption's own image alone is relevant to it.
     indptr = np.arange(len(chosen) + 1)
-    own_ranks = best_ranks(texts[captions], images, indptr, pairs.own_images[chosen])
+    own_ranks = rank_bounds(texts[captions], images, indptr, pairs.own_images[chosen]).pessimistic
 
     negatives = []
     for pair, own_rank in zip(chosen, own_ranks.tolist(), strict=True):
@@ -159,15 +160,9 @@ def _false_negatives(
             own_rank=own_rank,
             similarity=float(pairs.similarities[pair]),
             own_similarity=float(texts[caption] @ images[own_image]),
-            image_cosine=_value(cosines.image, pair),
-            text_cosine=_value(cosines.text, pair),
+            image_cosine=None if cosines.image is None else float(cosines.image[pair]),
+            text_cosine=None if cosines.text is None else float(cosines.text[pair]),
             is_true=items.is_true(caption, retrieved),
         )
         negatives.append(negative)
     return tuple(negatives)
-
-
-def _value(values: np.ndarray | None, position: int) -> float | None:
-    if values is None:
-        return None
-    return float(values[position])

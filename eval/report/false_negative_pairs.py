@@ -57,11 +57,9 @@ class RankedAbove:
         """Search the first ``TOP`` images of every caption by the cross head."""
         images = embeddings.image["cross"]
         caption_image = embeddings.caption_image
+        n_hits = min(TOP, len(images))
         similarities, neighbours = faiss.knn(
-            embeddings.text["cross"],
-            images,
-            min(TOP, len(images)),
-            metric=faiss.METRIC_INNER_PRODUCT,
+            embeddings.text["cross"], images, n_hits, metric=faiss.METRIC_INNER_PRODUCT
         )
         is_own = neighbours == caption_image[:, None]
         from_own_on = np.logical_or.accumulate(is_own, axis=1)
@@ -121,19 +119,17 @@ class TeacherCosines:
         has_caption = np.diff(indptr)[pairs.retrieved] > 0
         return cls(image_cosines, text_cosines, closest, has_caption)
 
-    def by_teacher(self) -> list[np.ndarray]:
-        """Return the cosines of the teachers that there are."""
-        cosines = (self.image, self.text)
-        return [values for values in cosines if values is not None]
 
-
-def most_similar_first(pairs: RankedAbove, cosines: TeacherCosines) -> np.ndarray:
+def most_similar_first(
+    pairs: RankedAbove,
+    cosines: TeacherCosines,
+) -> np.ndarray:
     """Order the pairs that every teacher has a row for by the teacher that finds them less similar.
 
     Returns:
         int64: positions of the pairs.
     """
-    by_teacher = cosines.by_teacher()
+    by_teacher = [values for values in (cosines.image, cosines.text) if values is not None]
     is_known = cosines.has_caption.copy()
     for values in by_teacher:
         is_known &= np.isfinite(values)
@@ -146,8 +142,7 @@ def most_similar_first(pairs: RankedAbove, cosines: TeacherCosines) -> np.ndarra
     agreement = np.min(percentiles, axis=0)
 
     # The last key sorts first.
-    keys = (pairs.retrieved, pairs.captions, -pairs.similarities, -agreement)
-    order = np.lexsort(keys)
+    order = np.lexsort((pairs.retrieved, pairs.captions, -pairs.similarities, -agreement))
     return order[is_known[order]]
 
 
@@ -163,9 +158,7 @@ def each_pair_once(
     for pair in order.tolist():
         if len(chosen) == n_shown:
             break
-        own_image = int(pairs.own_images[pair])
-        retrieved = int(pairs.retrieved[pair])
-        image_pair = frozenset((own_image, retrieved))
+        image_pair = frozenset((int(pairs.own_images[pair]), int(pairs.retrieved[pair])))
         if image_pair not in image_pairs:
             image_pairs.add(image_pair)
             chosen.append(pair)
@@ -196,12 +189,8 @@ def _closest_captions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the caption of each retrieved image that is most similar to the query.
 
-    Args:
-        teacher: Rows of the captions.
-        text_rows: int64: row of the split of each caption embedding.
-        pairs: The pairs.
-        indptr: int64: image i's captions are ``indices[indptr[i]:indptr[i + 1]]``.
-        indices: int64: positions of captions.
+    Image i's captions are ``indices[indptr[i]:indptr[i + 1]]``; ``text_rows`` are their rows of the
+    split.
 
     Returns:
         Cosines float64 ``[p]``, NaN for an image without captions; and captions int64 ``[p]``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.records import SplitView, csr
-from cusa.eval.metrics.ranks import best_ranks
+from cusa.eval.metrics.ranks import rank_bounds
 from cusa.eval.metrics.relevance import Relevance, Task, relevance_of
 
 # Hits shown of each query.
@@ -60,9 +60,7 @@ class GalleryHit:
             return "no label"
         if self.correct:
             return "right"
-        if self.is_true:
-            return "true, but not labelled"
-        return "wrong"
+        return "true, but not labelled" if self.is_true else "wrong"
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,34 @@ class EmbeddedItems:
 
     def item(self, letter: str, position: int) -> Item:
         """Return the image (``"i"``) or caption (``"t"``) of an embedding."""
-        if letter == "i":
-            return self.image(position)
-        return self.caption(position)
+        return self.image(position) if letter == "i" else self.caption(position)
+
+    def hits(
+        self,
+        task: Task,
+        query: int,
+        relevant: np.ndarray,
+        neighbours: Mapping[int, float],
+    ) -> tuple[GalleryHit, ...]:
+        """Return the neighbours of a query as hits.
+
+        Args:
+            task: Direction of the retrieval.
+            query: Position of the query.
+            relevant: int64: its relevant candidates; none where the labels know no answer.
+            neighbours: Similarity by position, greatest first.
+        """
+        hits = []
+        for candidate, similarity in neighbours.items():
+            correct = candidate in relevant if len(relevant) else None
+            # Within a modality, nothing says what belongs together.
+            is_true = None
+            if task == "i2t":
+                is_true = self.is_true(caption=candidate, image=query)
+            elif task == "t2i":
+                is_true = self.is_true(caption=query, image=candidate)
+            hits.append(GalleryHit(self.item(task[2], candidate), similarity, correct, is_true))
+        return tuple(hits)
 
     def is_true(self, caption: int, image: int) -> bool | None:
         """Whether a caption is true of an image; ``None`` where the data set does not know.
@@ -137,9 +160,10 @@ class EmbeddedItems:
         """Return relevance by the data set's labels; among images without labels, none for any."""
         if task == "i2i" and self.split.truth is None:
             n_images = len(self.embeddings.image_rows)
-            indptr = np.zeros(n_images + 1, np.int64)
-            indices = np.zeros(0, np.int64)
-            return Relevance(task, indptr, indices, np.arange(n_images))
+            no_indices = np.zeros(0, np.int64)
+            return Relevance(
+                task, np.zeros(n_images + 1, np.int64), no_indices, np.arange(n_images)
+            )
         return relevance_of(task, self.embeddings, self.split)
 
 
@@ -182,10 +206,7 @@ def make_gallery(
 
 
 def answer_queries(
-    items: EmbeddedItems,
-    head: Head,
-    queries: np.ndarray,
-    relevance: Relevance,
+    items: EmbeddedItems, head: Head, queries: np.ndarray, relevance: Relevance
 ) -> Iterator[GalleryQuery]:
     """Answer queries, each with its hits and its best right answer.
 
@@ -197,94 +218,30 @@ def answer_queries(
     """
     query_features, candidate_features = relevance.sides(items.embeddings, head)
     query_features = query_features[queries]
-    relevant = [_relevant_candidates(relevance, query) for query in queries]
+    indptr = relevance.indptr
+    relevant = [relevance.indices[indptr[query] : indptr[query + 1]] for query in queries]
     # Among items of one kind, a query does not answer itself.
     excluded = np.full(len(queries), -1)
     if relevance.exclude is not None:
         excluded = relevance.exclude[queries]
 
-    ranks = best_ranks(query_features, candidate_features, *csr(relevant), excluded)
+    ranks = rank_bounds(query_features, candidate_features, *csr(relevant), excluded).pessimistic
     # One more than is shown: a query may find itself.
     similarities, neighbours = faiss.knn(
-        query_features,
-        candidate_features,
-        TOP + 1,
-        metric=faiss.METRIC_INNER_PRODUCT,
+        query_features, candidate_features, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT
     )
+    task = relevance.task
     for number, query in enumerate(queries.tolist()):
-        answers = _QueryAnswers(items, relevance.task, query, relevant[number])
-        hits = answers.hits(neighbours[number], similarities[number], int(excluded[number]))
+        nearest = dict(zip(neighbours[number].tolist(), similarities[number].tolist(), strict=True))
+        # -1 stands where there are fewer candidates than were asked for.
+        for no_candidate in (-1, int(excluded[number])):
+            nearest.pop(no_candidate, None)
+        hits = items.hits(task, query, relevant[number], nearest)
         rank, answer = None, None
         if len(relevant[number]):
             rank = int(ranks[number])
-            answer = answers.best(candidate_features[relevant[number]] @ query_features[number])
-        query_item = items.item(relevance.task[0], query)
-        yield GalleryQuery(relevance.task, head, query_item, hits[:TOP], rank, answer)
-
-
-def _relevant_candidates(relevance: Relevance, query: int) -> np.ndarray:
-    start, stop = relevance.indptr[query : query + 2]
-    return relevance.indices[start:stop]
-
-
-@dataclass(frozen=True)
-class _QueryAnswers:
-    """Turns the candidates of one query into hits.
-
-    Attributes:
-        items: The split's items.
-        task: Direction of the retrieval.
-        query: Position of the query.
-        relevant: int64: its relevant candidates; none where the labels know no answer.
-    """
-
-    items: EmbeddedItems
-    task: Task
-    query: int
-    relevant: np.ndarray
-
-    def hits(
-        self,
-        candidates: np.ndarray,
-        similarities: np.ndarray,
-        excluded: int,
-    ) -> tuple[GalleryHit, ...]:
-        """Return the candidates that a search found, without the query itself.
-
-        Args:
-            candidates: int64 ``[k]``; -1 where there are fewer candidates than asked for.
-            similarities: float32 ``[k]``.
-            excluded: Position of the query among the candidates, or -1.
-        """
-        hits = []
-        for candidate, similarity in zip(candidates.tolist(), similarities.tolist(), strict=True):
-            if candidate in (-1, excluded):
-                continue
-            hit = GalleryHit(
-                item=self.items.item(self.task[2], candidate),
-                similarity=similarity,
-                correct=self._is_relevant(candidate),
-                is_true=self._is_true(candidate),
-            )
-            hits.append(hit)
-        return tuple(hits)
-
-    def best(self, scores: np.ndarray) -> GalleryHit:
-        """Return the relevant candidate of the highest score; the scores are of all of them."""
-        candidate = int(self.relevant[scores.argmax()])
-        item = self.items.item(self.task[2], candidate)
-        return GalleryHit(item, float(scores.max()), correct=True)
-
-    def _is_relevant(self, candidate: int) -> bool | None:
-        """Whether the labels call a candidate right; ``None`` where they know no answer."""
-        if not len(self.relevant):
-            return None
-        return candidate in self.relevant
-
-    def _is_true(self, candidate: int) -> bool | None:
-        """Whether image and caption belong together; within a modality, nothing says so."""
-        if self.task == "i2t":
-            return self.items.is_true(caption=candidate, image=self.query)
-        if self.task == "t2i":
-            return self.items.is_true(caption=self.query, image=candidate)
-        return None
+            scores = candidate_features[relevant[number]] @ query_features[number]
+            best_candidate = int(relevant[number][scores.argmax()])
+            best_item = items.item(task[2], best_candidate)
+            answer = GalleryHit(best_item, float(scores.max()), correct=True)
+        yield GalleryQuery(task, head, items.item(task[0], query), hits[:TOP], rank, answer)

@@ -26,14 +26,8 @@ _ESCAPES.update({character: f"\\{character}" for character in "&%$#_{}"})
 _ESCAPE_TABLE = str.maketrans(_ESCAPES)
 
 
-def latex_tables(sections: Sequence[Section], intervals: bool = False) -> str:
-    r"""Draw the tables of all that was measured.
-
-    They need the package ``booktabs`` and nothing else.
-
-    Args:
-        sections: The tables.
-        intervals: Set each figure's interval below it, as a subscript.
+def latex_tables(sections: Sequence[Section]) -> str:
+    r"""Draw the tables of all that was measured; they need the package ``booktabs`` alone.
 
     Returns:
         ``table`` environments, each with a ``\label``; empty where nothing was measured.
@@ -42,9 +36,8 @@ def latex_tables(sections: Sequence[Section], intervals: bool = False) -> str:
     for section in sections:
         tables = section.narrow_tables or section.tables
         for number, table in enumerate(tables, 1):
-            caption = _caption(table, section, intervals)
-            label = f"{section.id}-{number}"
-            environments.append(_environment(table, caption, label, intervals))
+            caption = _caption(table, section)
+            environments.append(_environment(table, caption, f"{section.id}-{number}"))
     return "\n".join(environments)
 
 
@@ -53,32 +46,21 @@ def escape(text: str) -> str:
     return text.translate(_ESCAPE_TABLE)
 
 
-def _caption(
-    table: Table,
-    section: Section,
-    intervals: bool,
-) -> str:
+def _caption(table: Table, section: Section) -> str:
     sentences = [f"{table.title}.", table.rule]
     counts = [f"{group.title}: {words}" for group, words in table.groups if words]
     if counts:
         sentences.append("; ".join(counts) + ".")
     sentences += section.facts
-    if any(_has_best(row) for row in table.rows):
+    if any(cell.best for row in table.rows for cell in row.cells):
         sentences.append("The best of each column is bold.")
-    if intervals and section.intervals:
-        sentences.append(f"Subscripts: {section.intervals}.")
     return " ".join(sentences)
-
-
-def _has_best(row: Row) -> bool:
-    return any(cell.best for cell in row.cells)
 
 
 def _environment(
     table: Table,
     caption: str,
     label: str,
-    intervals: bool,
 ) -> str:
     name_columns = ["Model", "Head"] if table.by_head else ["Model"]
     titles = [""] * len(name_columns)
@@ -106,7 +88,7 @@ def _environment(
         " ".join(rules),
         _line(labels),
         r"\midrule",
-        *_body(table, intervals),
+        *_body(table),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -115,7 +97,7 @@ def _environment(
     return "\n".join(lines)
 
 
-def _body(table: Table, intervals: bool) -> list[str]:
+def _body(table: Table) -> list[str]:
     """Draw the rows: a model's name in its first one alone, published rows below a rule."""
     body_lines = []
     previous: Row | None = None
@@ -127,8 +109,7 @@ def _body(table: Table, intervals: bool) -> list[str]:
         cells = ["" if is_same_model else escape(row.name)]
         if table.by_head:
             cells.append(row.head)
-        for cell in row.cells:
-            cells.append(_figure(cell, intervals))
+        cells += map(_figure, row.cells)
         body_lines.append(_line(cells))
         previous = row
     return body_lines
@@ -142,11 +123,7 @@ def _line(cells: Sequence[str]) -> str:
     return row
 
 
-def _figure(cell: Cell, intervals: bool) -> str:
-    text = "--" if cell.text == NONE else cell.text
-    if cell.best:
-        text = rf"\textbf{{{text}}}"
-    if not intervals or not cell.interval:
-        return text
-    bounds = cell.interval.replace("–", r",\,")
-    return rf"{text}$_{{[{bounds}]}}$"
+def _figure(cell: Cell) -> str:
+    if cell.text == NONE:
+        return "--"
+    return rf"\textbf{{{cell.text}}}" if cell.best else cell.text

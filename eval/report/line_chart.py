@@ -10,12 +10,17 @@ from dataclasses import dataclass
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
 
 # Factor between least and greatest y from which the y axis is on a log scale.
 LOG_SCALE_FACTOR = 20
-
 
 # Each has a contrast of at least 3 on the page's light and on its dark background.
 COLORS = (
@@ -89,21 +94,23 @@ def line_chart(
         axes = figure.add_subplot()
         for curve in curves:
             _draw(axes, curve, mark_best)
-        _scale_y(axes, np.concatenate([curve.y for curve in curves]))
         axes.set_xlabel(x_label)
-        _scale_x(axes, log_x)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            _format_log_scale(axes.xaxis)
+        y_values = np.concatenate([curve.y for curve in curves])
+        if y_values.min() > 0 and y_values.max() > LOG_SCALE_FACTOR * y_values.min():
+            axes.set_yscale("log")
+            _format_log_scale(axes.yaxis)
+            axes.set_ylabel("log scale")
         svg_file = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(
-            svg_file,
-            format="svg",
-            transparent=True,
-            metadata=no_metadata,
-        )
-    svg = svg_file.getvalue()
-    svg = svg[svg.index("<svg") :]
+        figure.savefig(svg_file, format="svg", transparent=True, metadata=no_metadata)
+    _, start, svg = svg_file.getvalue().partition("<svg")
     # Nothing refers to the groups' ids, and they repeat from chart to chart.
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
+    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", start + svg)
     return svg.replace(_INK, "currentColor")
 
 
@@ -114,43 +121,16 @@ def _draw(
 ) -> None:
     color, dash = look(curve.model)
     # A point alone has no line to be seen by.
-    axes.plot(
-        curve.x,
-        curve.y,
-        color=color,
-        linestyle=dash,
-        linewidth=1.6,
-        marker="." if len(curve.x) == 1 else None,
-    )
+    marker = "." if len(curve.x) == 1 else None
+    axes.plot(curve.x, curve.y, color=color, linestyle=dash, linewidth=1.6, marker=marker)
     if mark_best:
-        best_x = curve.x[curve.y.argmax()]
-        axes.plot(
-            best_x,
-            curve.y.max(),
-            "o",
-            color=color,
-            markersize=7,
-            clip_on=False,
-        )
+        best = curve.y.argmax()
+        axes.plot(curve.x[best], curve.y[best], "o", color=color, markersize=7, clip_on=False)
 
 
-def _scale_x(axes: Axes, is_log: bool) -> None:
-    if not is_log:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        return
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _scale_y(axes: Axes, values: np.ndarray) -> None:
-    if values.min() <= 0 or values.max() <= LOG_SCALE_FACTOR * values.min():
-        return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("log scale")
+def _format_log_scale(axis: Axis) -> None:
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def look(model: int) -> tuple[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 from cusa.eval.report.tables import (
@@ -32,8 +33,7 @@ def make_tables(
     """Make the tables that at least one model has a figure for."""
     tables = []
     for spec in specs:
-        table = make_table(results, spec)
-        if table is not None:
+        if table := make_table(results, spec):
             tables.append(table)
     return tuple(tables)
 
@@ -51,12 +51,14 @@ def make_table(
         The table; ``None`` where no model has a figure.
     """
     figures = _figures_of_rows(results, spec)
-    groups = _groups_with_figures(spec.groups, list(figures.values()))
-    figures = {key: row for key, row in figures.items() if _has_figure(row, groups)}
+    groups = _groups_with_figures(spec.groups, figures.values())
+    columns: list[Column] = []
+    for group in groups:
+        columns += zip(repeat(group), group.metrics)
+    figures = {key: row for key, row in figures.items() if _has_figure([row], columns)}
     if not figures:
         return None
 
-    columns = _columns(groups)
     rows = []
     # A model without a head has no row for it.
     for (position, head), figures_of_row in figures.items():
@@ -93,38 +95,31 @@ def _figures_of_rows(
     return figures
 
 
-def _groups_with_figures(groups: Iterable[Group], figures_by_row: Sequence[Figures]) -> list[Group]:
+def _groups_with_figures(
+    groups: Iterable[Group],
+    figures_by_row: Collection[Figures],
+) -> list[Group]:
     """Leave out the metrics that no row has, and the groups that have no other."""
     groups_with_figures = []
     for group in groups:
         metrics = []
         for metric in group.metrics:
-            if any(_figure(figures, group, metric) is not None for figures in figures_by_row):
+            if _has_figure(figures_by_row, [(group, metric)]):
                 metrics.append(metric)
         if metrics:
             groups_with_figures.append(replace(group, metrics=tuple(metrics)))
     return groups_with_figures
 
 
-def _columns(groups: Iterable[Group]) -> list[Column]:
-    columns = []
-    for group in groups:
-        for metric in group.metrics:
-            columns.append((group, metric))
-    return columns
-
-
-def _has_figure(row_figures: Figures, groups: Sequence[Group]) -> bool:
-    figures = (_figure(row_figures, group, metric) for group, metric in _columns(groups))
-    return any(figure is not None for figure in figures)
-
-
-def _figure(
-    row_figures: Figures,
-    group: Group,
-    metric: Metric,
-) -> float | None:
-    return _at_path(row_figures, group).get(metric.key)
+def _has_figure(
+    figures_by_row: Iterable[Figures],
+    columns: Sequence[Column],
+) -> bool:
+    for row_figures in figures_by_row:
+        for group, metric in columns:
+            if _at_path(row_figures, group).get(metric.key) is not None:
+                return True
+    return False
 
 
 def _at_path(figures: Figures, group: Group) -> Figures:
@@ -140,10 +135,8 @@ def _row(
     figures: Figures,
     columns: Iterable[Column],
 ) -> Row:
-    cells = []
-    for group, metric in columns:
-        # A figure that another model has is a dash here.
-        cells.append(_cell(_at_path(figures, group), metric))
+    # A figure that another model has is a dash here.
+    cells = [_cell(_at_path(figures, group), metric) for group, metric in columns]
     untrained = head == "uni" and _uni_head_is_untrained(result.content)
     return Row(position, result.name, head, untrained, tuple(cells))
 
@@ -168,7 +161,10 @@ def _cell(figures: Figures, metric: Metric) -> Cell:
     return Cell(text, f"{low:.{digits}f}–{high:.{digits}f}")
 
 
-def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+def _mark_best(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+) -> list[Row]:
     """Mark the best figure of each column, comparing them as printed: equals are all marked."""
     best_texts = []
     for number, (_, metric) in enumerate(columns):
@@ -184,17 +180,16 @@ def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     return marked_rows
 
 
-def _best_text(column: Sequence[Cell], metric: Metric) -> str | None:
+def _best_text(
+    column: Sequence[Cell],
+    metric: Metric,
+) -> str | None:
     """Find the best of a column's printed figures; ``None`` with fewer than two to compare."""
     figures = [cell.text for cell in column if cell.text != NONE]
     if len(figures) < 2 or metric.best == "none":
         return None
     choose = max if metric.best == "highest" else min
-    return choose(figures, key=_printed_value)
-
-
-def _printed_value(text: str) -> float:
-    return float(text.replace(",", ""))
+    return choose(figures, key=lambda text: float(text.replace(",", "")))
 
 
 def _published_rows(
@@ -219,29 +214,21 @@ def _published_rows(
             # Published figures have one decimal place.
             cells.append(Cell(NONE if paper_figure is None else f"{paper_figure:.1f}"))
         if set(cells) != {Cell(NONE)}:
-            yield Row(
-                run=None,
-                name=f"paper: {host}, {method}",
-                head="",
-                untrained=False,
-                cells=tuple(cells),
-            )
+            yield Row(None, f"paper: {host}, {method}", "", False, tuple(cells))
 
 
-def _counts_in_words(group: Group, figures_by_row: Iterable[Figures]) -> str:
+def _counts_in_words(
+    group: Group,
+    figures_by_row: Iterable[Figures],
+) -> str:
     """Say the numbers of queries and candidates that the rows have, each once."""
     different_counts: dict[str, None] = {}
     for row_figures in figures_by_row:
-        counts = counts_of(_at_path(row_figures, group))
+        figures = _at_path(row_figures, group)
+        counts = []
+        for key in ("queries", "candidates"):
+            if figures.get(key) is not None:
+                counts.append(f"{figures[key]:,} {key}")
         if counts:
-            different_counts[counts] = None
+            different_counts[", ".join(counts)] = None
     return " / ".join(different_counts)
-
-
-def counts_of(figures: Figures) -> str:
-    """Say ``"5,000 queries, 25,000 candidates"``, as far as it is known."""
-    counts = []
-    for key in ("queries", "candidates"):
-        if figures.get(key) is not None:
-            counts.append(f"{figures[key]:,} {key}")
-    return ", ".join(counts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +43,18 @@ def write_page(path: Path, template: str, image_paths: Iterable[Path], **values:
             thumbnails[number] = data_uri
     n_unreadable = len(different_paths) - len(pictures)
 
-    html = (
-        _environment()
-        .get_template(template)
-        .render(
-            pictures=pictures,
-            thumbnails=thumbnails,
-            unreadable=n_unreadable,
-            **values,
-        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cusa.eval.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    page = environment.get_template(template)
+    html = page.render(pictures=pictures, thumbnails=thumbnails, unreadable=n_unreadable, **values)
     # File names may hold lone surrogates, which UTF-8 has no bytes for.
-    content = html.encode("utf-8", "replace")
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_text(html, "utf-8", "replace")
     return n_unreadable
 
 
@@ -75,17 +72,3 @@ def thumbnail(path: Path) -> str | None:
     except (CusaError, OSError, ValueError):
         return None
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_load_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _load_template(name: str) -> str:
-    return resources.files("cusa.eval.report").joinpath(name).read_text("utf-8")

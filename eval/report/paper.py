@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -66,13 +66,12 @@ def paper_row(
         table: ``"cross_modal"``, ``"eccv_caption"``, ``"image_retrieval_r1"`` or
             ``"sts_spearman"``.
     """
-    model_name = student.rstrip("/").rsplit("/", 1)[-1]
-    host_name = _HOSTS.get(model_name)
-    method_name = _METHODS.get(frozenset(terms))
-    for published_row in paper_tables()[table]:
-        scores = dict(published_row)
-        if (scores.pop("host"), scores.pop("method")) == (host_name, method_name):
-            return PaperRow(published_row["host"], published_row["method"], scores)
+    host = _HOSTS.get(student.rstrip("/").rsplit("/", 1)[-1])
+    method = _METHODS.get(frozenset(terms))
+    for scores in paper_tables()[table]:
+        published_row = PaperRow(scores.pop("host"), scores.pop("method"), scores)
+        if (published_row.host, published_row.method) == (host, method):
+            return published_row
     return None
 
 
@@ -88,13 +87,9 @@ def paper_retrieval(
         terms: Terms of the loss.
         metrics: Content of metrics.json.
     """
-    split_size = (metrics["n_images"], metrics["n_captions"])
-    split = _SPLITS.get((metrics["dataset"], metrics["split"], *split_size))
+    split_key = (metrics["dataset"], metrics["split"], metrics["n_images"], metrics["n_captions"])
     published_row = paper_row(student, terms, "cross_modal")
-    if published_row is None or split is None:
+    if published_row is None or split_key not in _SPLITS:
         return None
-    return {
-        "host": published_row.host,
-        "method": published_row.method,
-        **published_row.scores[split],
-    }
+    split_scores = published_row.scores[_SPLITS[split_key]]
+    return replace(published_row, scores=split_scores).to_dict()

@@ -7,13 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cusa.eval.report.charts import (
-    History,
-    best_epoch,
-    learning_charts,
-    recall_charts,
-    temperatures,
-)
+from cusa.eval.report import charts
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Item
 from cusa.eval.report.line_chart import look
@@ -112,15 +106,15 @@ def write_report(
         "report.html.jinja",
         _image_paths(models),
         runs=models,
-        about=_first_measured(metrics),
+        about=next(filter(None, metrics), None),
         headlines=headlines(models, sections),
         explained=_remarks(models, sections),
         looks=list(map(look, range(len(models)))),
-        best=list(map(best_epoch, histories)),
+        best=list(map(charts.best_epoch, histories)),
         tasks=TASKS,
         sections=sections,
-        recalls=recall_charts(metrics, TASKS),
-        charts=learning_charts(histories),
+        recalls=charts.recall_charts(metrics, TASKS),
+        charts=charts.learning_charts(histories),
         constants=_constant_temperatures(histories),
         gallery=side_by_side(models),
         knows_truth=_knows_truth(models),
@@ -128,16 +122,9 @@ def write_report(
     )
 
 
-def _first_measured(metrics: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
-    """Return what the page's heading is of: the first model with retrieval results."""
-    for content in metrics:
-        if content:
-            return content
-    return None
-
-
 def headlines(
-    models: Sequence[ModelReport], sections: Sequence[Section]
+    models: Sequence[ModelReport],
+    sections: Sequence[Section],
 ) -> list[list[LabelledFigure]]:
     """Return the figures that stand for each model, one a suite, each with its label."""
     by_model: list[list[LabelledFigure]] = [[] for _ in models]
@@ -147,7 +134,10 @@ def headlines(
     return by_model
 
 
-def _remarks(models: Sequence[ModelReport], sections: Sequence[Section]) -> list[str]:
+def _remarks(
+    models: Sequence[ModelReport],
+    sections: Sequence[Section],
+) -> list[str]:
     """Return what explains each model's figures; empty where nothing does."""
     remarks = [""] * len(models)
     for section in sections:
@@ -156,10 +146,10 @@ def _remarks(models: Sequence[ModelReport], sections: Sequence[Section]) -> list
     return remarks
 
 
-def _constant_temperatures(histories: Sequence[History]) -> dict[str, float]:
+def _constant_temperatures(histories: Sequence[charts.History]) -> dict[str, float]:
     # Those that change have a chart instead.
     constants = {}
-    for temperature, values in temperatures(histories).items():
+    for temperature, values in charts.temperatures(histories).items():
         if len(values) == 1:
             constants[temperature] = values.pop()
     return constants
@@ -223,9 +213,9 @@ def _image_paths(models: Sequence[ModelReport]) -> list[Path]:
     items: list[Item] = []
     for answer in _answers(models):
         items.append(answer.query)
-        hits = (*answer.hits, answer.answer) if answer.answer else answer.hits
-        for hit in hits:
-            items.append(hit.item)
+        for hit in (*answer.hits, answer.answer):
+            if hit:
+                items.append(hit.item)
     for model in models:
         for negative in model.false_negatives:
             items += [negative.own_image, negative.retrieved]

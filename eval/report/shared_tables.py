@@ -53,16 +53,11 @@ def ties_rule(contents: Iterable[Mapping[str, Any]]) -> str:
 
     metrics.json of format 1.1 does not say, and counts them against the model.
     """
-    rules: dict[str, None] = {}
-    for content in contents:
-        rules[content.get("ties", "pessimistic")] = None
+    rules = list(dict.fromkeys(content.get("ties", "pessimistic") for content in contents))
     if len(rules) > 1:
         names = ", ".join(rules)
         return f"Ties are counted by different rules here ({names}): such figures do not compare."
-    # At most one is left.
-    for rule in rules:
-        return TIES[rule]
-    return ""
+    return TIES[rules[0]] if rules else ""
 
 
 def intervals_rule(contents: Iterable[Mapping[str, Any]]) -> str:
@@ -128,7 +123,8 @@ def first_scores(model_results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any
 
 
 def by_data_set(
-    contents: Sequence[Mapping[str, Any]], sets_key: str
+    contents: Sequence[Mapping[str, Any]],
+    sets_key: str,
 ) -> dict[str, list[Mapping[str, Any]]]:
     """Gather the models' results of each data set.
 
@@ -138,14 +134,15 @@ def by_data_set(
     """
     gathered: dict[str, list[Mapping[str, Any]]] = {}
     for content in contents:
-        data_sets = content.get(sets_key) or {}
-        for set_name, result in data_sets.items():
+        for set_name, result in (content.get(sets_key) or {}).items():
             gathered.setdefault(set_name, []).append(result)
     return gathered
 
 
 def data_set_names(
-    contents: Sequence[Mapping[str, Any]], sets_key: str, published_names: Iterable[str]
+    contents: Sequence[Mapping[str, Any]],
+    sets_key: str,
+    published_names: Iterable[str],
 ) -> list[str]:
     """Return the names of all measured data sets: the published ones in their order, then others.
 
@@ -195,7 +192,8 @@ def heads_of(content: Mapping[str, Any]) -> FiguresByHead:
 
 
 def by_head_and_data_set(
-    data_sets: Mapping[str, Any], take: Callable[[Any], Figures] = lambda figures: figures
+    data_sets: Mapping[str, Any],
+    take: Callable[[Any], Figures] = lambda figures: figures,
 ) -> dict[str, dict[str, Any]]:
     """Rearrange figures by data set and head into figures by head and data set.
 

@@ -75,10 +75,6 @@ class Group:
     paper_keys: Mapping[str, str] | None = None
 
 
-def _not_published(_content: Any) -> Figures | None:
-    return None
-
-
 @dataclass(frozen=True)
 class TableSpec(Generic[Content]):
     """Description of a table, before there are figures.
@@ -97,7 +93,7 @@ class TableSpec(Generic[Content]):
     heads: tuple[str, ...]
     groups: tuple[Group, ...]
     figures_by_head: Callable[[Content], FiguresByHead]
-    published_row: Callable[[Content], Figures | None] = _not_published
+    published_row: Callable[[Content], Figures | None] = lambda content: None
 
 
 @dataclass(frozen=True)

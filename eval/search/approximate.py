@@ -27,6 +27,7 @@ def make_index(rows: np.ndarray, kind: ApproximateKind) -> Any:
             clusters).
     """
     n_rows, dim = rows.shape
+    index: Any
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = _HNSW_CONSTRUCTION

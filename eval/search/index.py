@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import (
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +20,10 @@ from cusa.data.images import load_image
 from cusa.eval.models.batched import enough_memory, in_threads
 from cusa.eval.models.inputs import batches
 from cusa.eval.models.student import StudentEncoder
-from cusa.eval.search.approximate import ApproximateKind, make_index, recall_of_exact
+from cusa.eval.search.approximate import make_index, recall_of_exact
 from cusa.eval.search.index_folder import (
     IndexSummary,
     Kind,
-    Modality,
     Skipped,
     check_replaceable,
     write_index,
@@ -54,11 +47,21 @@ class IndexOptions:
             millions.
         batch_size: Items at a time, in each thread.
         workers: Threads that decode and encode images; on a CPU, each computes on one core.
+
+    Raises:
+        ValueError: If an option is out of range.
     """
 
     kind: Kind = "flat"
     batch_size: int = 32
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        is_legal_kind = self.kind in get_args(Kind)
+        if not is_legal_kind or self.batch_size < 1 or self.workers < 1:
+            raise ValueError(
+                f"kind is flat, hnsw or ivf, batch_size and workers are at least 1; got {self}"
+            )
 
 
 def build_index(
@@ -72,33 +75,27 @@ def build_index(
     """Embed all images below a folder, or all lines of a text file, and write their index.
 
     Args:
-        student: The student.
-        student_path: Folder that it was loaded from; a search loads it from there.
+        student: The student, loaded from the folder ``student_path``, as a search loads it.
+        student_path: Its folder.
         source: A folder of images, or a ``.txt`` file with a text per line.
-        out_folder: Folder of the index; an index that is there is replaced once the new one is
-            whole.
+        out_folder: Folder of the index, which takes the place of an earlier one once it is whole.
         options: Kind of the index, and how to compute it.
         advance: Called with the number of items done and the number of all.
 
     Raises:
-        CusaError: If there is nothing to index, no item can be read, ``out_folder`` is something
-            else than an index, or memory is too small.
-        ValueError: If an option is out of range.
+        CusaError: If no item can be read, ``out_folder`` is no index, or memory is too small.
     """
-    _check_options(options)
-    # Of a folder that is a link, what it links to is replaced.
-    out_folder = Path(os.path.realpath(out_folder))
+    out_folder = Path(os.path.realpath(out_folder))  # of a link, what it links to is replaced
     check_replaceable(out_folder)
     modality, items, blank_lines = read_source(source)
     # Nothing is written before all is embedded: an old index stays until then.
-    rows, skipped = _embed(student, modality, items, options, advance)
-    if not rows.items:
-        raise DataError(
-            f"none of the {len(items)} items of {source} can be read; the first: "
-            f"{skipped[0].reason}",
-            path=source,
-        )
-    recall = None if options.kind == "flat" else rows.make_approximate(options.kind)
+    encode = _encode_texts if modality == "text" else _encode_images
+    rows = _IndexRows(student.uni_head)
+    with enough_memory(options.batch_size), closing(encode(student, items, options)) as results:
+        for embedded in results:
+            rows.add(embedded)
+            advance(len(rows.items) + len(rows.skipped), len(items))
+    rows.refuse_if_empty(source)
     summary = IndexSummary(
         modality=modality,
         kind=options.kind,
@@ -108,19 +105,11 @@ def build_index(
         student=str(student_path.absolute()),
         weights_sha256=student.weights_sha256,
         source=str(source.absolute()),
-        skipped=tuple(skipped),
+        skipped=tuple(rows.skipped),
         blank_lines=blank_lines,
-        recall_of_exact=recall,
+        recall_of_exact=rows.make_approximate(options.kind),
     )
     return write_index(out_folder, summary, rows.items, rows.indexes)
-
-
-def _check_options(options: IndexOptions) -> None:
-    is_legal_kind = options.kind in get_args(Kind)
-    if not is_legal_kind or options.batch_size < 1 or options.workers < 1:
-        raise ValueError(
-            f"kind is flat, hnsw or ivf, batch_size and workers are at least 1; got {options}"
-        )
 
 
 @dataclass(frozen=True)
@@ -133,16 +122,20 @@ class _Embedded:
 
 
 class _IndexRows:
-    """The items embedded so far, and an exact index of them for each head that is needed."""
+    """The items so far: those skipped, and an exact index of the others for each head needed."""
 
     def __init__(self, uni_head: Head) -> None:
         # A student whose uni head was not trained has its cross head for both.
         self._heads: tuple[Head, ...] = tuple(dict.fromkeys(("cross", uni_head)))
         self.items: list[str] = []
+        self.skipped: list[Skipped] = []
         self.indexes: dict[Head, Any] = {}
 
     def add(self, embedded: _Embedded) -> None:
-        """Add items with their rows."""
+        """Add items with their rows, or as skipped."""
+        if embedded.reason is not None:
+            self.skipped += [Skipped(item, embedded.reason) for item in embedded.items]
+            return
         for head in self._heads:
             rows = embedded.rows[head]
             # NaN compares as false: no search would find such an item.
@@ -157,12 +150,23 @@ class _IndexRows:
             self.indexes[head].add(rows)
         self.items += embedded.items
 
-    def make_approximate(self, kind: ApproximateKind) -> float | None:
-        """Put approximate indexes in the place of the exact ones.
+    def refuse_if_empty(self, source: Path) -> None:
+        """Refuse a source that nothing could be read of."""
+        if not self.items:
+            raise DataError(
+                f"none of the {len(self.skipped)} items of {source} can be read; the first: "
+                f"{self.skipped[0].reason}",
+                path=source,
+            )
+
+    def make_approximate(self, kind: Kind) -> float | None:
+        """Put approximate indexes in the place of the exact ones, unless the kind is exact.
 
         Returns:
             Percent of the exact hits that they find, of the head where they find fewest.
         """
+        if kind == "flat":
+            return None
         recalls: list[float] = []
         for head, exact_index in self.indexes.items():
             rows = exact_index.reconstruct_n(0, exact_index.ntotal)
@@ -178,33 +182,8 @@ class _IndexRows:
         return min(recalls, default=None)
 
 
-def _embed(
-    student: StudentEncoder,
-    modality: Modality,
-    items: list[str],
-    options: IndexOptions,
-    advance: Callable[[int, int], None],
-) -> tuple[_IndexRows, list[Skipped]]:
-    """Embed all items; those that cannot be read are skipped."""
-    rows = _IndexRows(student.uni_head)
-    skipped: list[Skipped] = []
-    n_done = 0
-    encode = _encode_texts if modality == "text" else _encode_images
-    with enough_memory(options.batch_size), closing(encode(student, items, options)) as results:
-        for embedded in results:
-            if embedded.reason is None:
-                rows.add(embedded)
-            else:
-                skipped += [Skipped(item, embedded.reason) for item in embedded.items]
-            n_done += len(embedded.items)
-            advance(n_done, len(items))
-    return rows, skipped
-
-
 def _encode_texts(
-    student: StudentEncoder,
-    texts: list[str],
-    options: IndexOptions,
+    student: StudentEncoder, texts: list[str], options: IndexOptions
 ) -> Generator[_Embedded, None, None]:
     """Embed texts in order, in this thread: a tokeniser is not safe to share."""
     encode = partial(student.text_rows, batch_size=options.batch_size)
@@ -215,9 +194,7 @@ def _encode_texts(
 
 
 def _encode_images(
-    student: StudentEncoder,
-    paths: list[str],
-    options: IndexOptions,
+    student: StudentEncoder, paths: list[str], options: IndexOptions
 ) -> Generator[_Embedded, None, None]:
     """Embed images in order, in threads."""
     encode = partial(student.image_rows, batch_size=options.batch_size)
@@ -231,10 +208,7 @@ def _encode_images(
             yield from batch_results
 
 
-def _decode_and_encode(
-    encode: Encode,
-    paths: Iterable[str],
-) -> list[_Embedded]:
+def _decode_and_encode(encode: Encode, paths: Iterable[str]) -> list[_Embedded]:
     """Decode and embed a batch of images, of which few are held decoded; called in a thread."""
     results: list[_Embedded] = []
     images: dict[str, Image.Image] = {}
@@ -255,11 +229,7 @@ def _decode_and_encode(
     return results
 
 
-def _encode_batch(
-    encode: Encode,
-    items: Sequence[str],
-    inputs: list[Any],
-) -> Iterator[_Embedded]:
+def _encode_batch(encode: Encode, items: Sequence[str], inputs: list[Any]) -> Iterator[_Embedded]:
     """Embed a batch; one by one where it cannot be encoded, to skip what is at fault alone."""
     if not items:
         return

@@ -21,11 +21,7 @@ import faiss
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cusa.data.embeddings import HEADS, Head
-from cusa.data.errors import (
-    FileFormatError,
-    RunError,
-    first_line,
-)
+from cusa.data.errors import FileFormatError, RunError, first_line
 from cusa.data.files import atomic_file, file_digest
 from cusa.data.parsing import read_json
 
@@ -75,8 +71,8 @@ class IndexSummary:
 
     modality: Modality
     kind: Kind
-    dim: int
-    count: int
+    dim: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1)]
     uni_head: Head
     student: str
     weights_sha256: str
@@ -85,6 +81,9 @@ class IndexSummary:
     blank_lines: int
     recall_of_exact: Annotated[float, Field(ge=0, le=100)] | None = None
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+_CARD_FORM = TypeAdapter(IndexSummary)
 
 
 def check_replaceable(out_folder: Path) -> None:
@@ -137,55 +136,44 @@ def write_index(
     """
     temporary_folder = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.tmp")
     try:
-        digests: dict[str, str] = {}
-        for head, index in indexes.items():
-            faiss_path = temporary_folder / faiss_name(head)
-            _write_faiss(faiss_path, index, out_folder)
-            digests[faiss_path.name] = file_digest(faiss_path).hex()
-        summary = dataclasses.replace(summary, sha256=digests)
-
-        _write_items(temporary_folder / ITEMS, items)
-        _write_card(temporary_folder / CARD, summary)
+        summary = _write_files(temporary_folder, summary, items, indexes)
         # Something else may have appeared there while the items were embedded.
         check_replaceable(out_folder)
         _swap_in(temporary_folder, out_folder)
+    except RuntimeError as error:  # what FAISS raises for any error of the file system
+        raise RunError(
+            f"{out_folder} cannot be written ({first_line(error)})", path=out_folder
+        ) from None
     finally:
         shutil.rmtree(temporary_folder, ignore_errors=True)
     return summary
 
 
-def _write_faiss(
-    file_path: Path,
-    index: Any,
-    out_folder: Path,
-) -> None:
-    with atomic_file(file_path) as temporary:
-        try:
+def _write_files(
+    folder: Path,
+    summary: IndexSummary,
+    items: Sequence[str],
+    indexes: Mapping[Head, Any],
+) -> IndexSummary:
+    digests: dict[str, str] = {}
+    for head, index in indexes.items():
+        faiss_path = folder / faiss_name(head)
+        with atomic_file(faiss_path) as temporary:
             faiss.write_index(index, str(temporary))
-        except RuntimeError as error:  # what FAISS raises for any error of the file system
-            raise RunError(
-                f"{out_folder} cannot be written ({first_line(error)})", path=out_folder
-            ) from None
+        digests[faiss_path.name] = file_digest(faiss_path).hex()
+    summary = dataclasses.replace(summary, sha256=digests)
 
-
-def _write_items(file_path: Path, items: Sequence[str]) -> None:
-    with atomic_file(file_path) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
-            for item in items:
-                file.write(json.dumps(item) + "\n")
-
-
-def _write_card(file_path: Path, summary: IndexSummary) -> None:
+    item_lines = [json.dumps(item) + "\n" for item in items]
+    with atomic_file(folder / ITEMS) as temporary:
+        temporary.write_text("".join(item_lines))
     header = {"format": FORMAT, "format_version": list(VERSION)}
     card = {**header, **dataclasses.asdict(summary)}
-    with atomic_file(file_path) as temporary:
+    with atomic_file(folder / CARD) as temporary:
         temporary.write_text(json.dumps(card, indent=2) + "\n")
+    return summary
 
 
-def _swap_in(
-    new: Path,
-    out_folder: Path,
-) -> None:
+def _swap_in(new: Path, out_folder: Path) -> None:
     """Put a new folder in the place of an old one.
 
     A folder cannot be renamed onto a full one, so there are two renames; killed in between, the old
@@ -225,15 +213,12 @@ def read_card(folder: Path) -> IndexSummary:
         )
 
     # Fields that a later minor version adds are not for us, and are left out.
-    card_bytes = (folder / CARD).read_bytes()
     try:
-        summary = TypeAdapter(IndexSummary).validate_json(card_bytes, strict=True)
+        summary = _CARD_FORM.validate_json((folder / CARD).read_bytes(), strict=True)
     except ValidationError as error:
         field_path = error.errors(include_url=False)[0]["loc"]
         location = ".".join(str(field) for field in field_path)
         raise _damaged_card(folder, location) from None
-    if summary.dim < 1 or summary.count < 1:
-        raise _damaged_card(folder, "dim or count")
     return summary
 
 
@@ -266,10 +251,7 @@ def _read_any_version(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _damaged_card(
-    folder: Path,
-    location: str = "",
-) -> RunError:
+def _damaged_card(folder: Path, location: str = "") -> RunError:
     card_path = folder / CARD
     location_note = f" ({location})" if location else ""
     return RunError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cusa.data.embeddings import Head, Rows
+from cusa.data.embeddings import Head
 from cusa.data.errors import CusaError, DataError, RunError
 from cusa.data.image_folder import is_image_name
 from cusa.data.images import load_image
@@ -81,7 +81,7 @@ def answer(
     query_item, image = _read_query(query)
     head = index.head_for(query_item.kind)
     # Both heads come from one pass; the items' modality decides which of them is compared.
-    rows = _embed_query(student, query_item, image)
+    rows = student.text_rows([query_item.text]) if image is None else student.image_rows([image])
     similarities, positions = index.search(rows[head], head, n_hits)
     hits: list[Hit] = []
     n_unnamed = 0
@@ -98,11 +98,7 @@ def answer(
     return Answer(query_item, head, tuple(hits), index.summary, n_unnamed)
 
 
-def _check_weights(
-    student: StudentEncoder,
-    index: SearchIndex,
-    student_name: str,
-) -> None:
+def _check_weights(student: StudentEncoder, index: SearchIndex, student_name: str) -> None:
     """Refuse a student whose embeddings cannot be compared with those of an index."""
     index_sha256 = index.summary.weights_sha256
     student_sha256 = student.weights_sha256
@@ -115,13 +111,6 @@ def _check_weights(
             location="weights_sha256",
             name=student_name,
         )
-
-
-def _embed_query(student: StudentEncoder, query: Item, image: Image.Image | None) -> Rows:
-    """Embed a query with both heads: float32 ``[1, d]``."""
-    if image is None:
-        return student.text_rows([query.text])
-    return student.image_rows([image])
 
 
 def _read_query(query: str) -> tuple[Item, Image.Image | None]:
@@ -148,18 +137,12 @@ def _read_query(query: str) -> tuple[Item, Image.Image | None]:
     return _item("text", query.strip()), None
 
 
-def _item(
-    modality: Modality,
-    text: str,
-) -> Item:
+def _item(modality: Modality, text: str) -> Item:
     image_path = Path(text) if modality == "image" else None
     return Item(modality, text, image_path)
 
 
-def _is_same(
-    item: Item,
-    query: Item,
-) -> bool:
+def _is_same(item: Item, query: Item) -> bool:
     if item.image_path is None or query.image_path is None:
         return item.kind == query.kind and item.text == query.text
     # A link, or another path to the same file, is the same image; a copy is not.
@@ -169,10 +152,7 @@ def _is_same(
         return False
 
 
-def write_contact_sheet(
-    path: Path,
-    answer: Answer,
-) -> int:
+def write_contact_sheet(path: Path, answer: Answer) -> int:
     """Write an answer as a small HTML page that holds its pictures.
 
     Args:
@@ -184,20 +164,11 @@ def write_contact_sheet(
     """
     items = [answer.query, *(hit.item for hit in answer.hits)]
     image_paths = [item.image_path for item in items if item.image_path is not None]
-    source = Path(answer.index.source)
-    return write_page(
-        path,
-        "search.html.jinja",
-        image_paths,
-        a=answer,
-        shown=partial(_folder_and_name, source),
-    )
+    shown = partial(_folder_and_name, Path(answer.index.source))
+    return write_page(path, "search.html.jinja", image_paths, a=answer, shown=shown)
 
 
-def _folder_and_name(
-    source: Path,
-    path: Path,
-) -> tuple[str, str]:
+def _folder_and_name(source: Path, path: Path) -> tuple[str, str]:
     """Return folder and name of an image, relative to the index's source if it lies there."""
     if path.is_relative_to(source):
         path = path.relative_to(source)

@@ -16,7 +16,6 @@ from cusa.data.parsing import parse_json
 from cusa.eval.search.approximate import HNSW_SEARCH
 from cusa.eval.search.index_folder import (
     ITEMS,
-    IndexSummary,
     Kind,
     Modality,
     faiss_name,
@@ -38,25 +37,15 @@ class SearchIndex:
     Attributes:
         folder: Folder of the index.
         summary: Summary of the index.
+
+    Raises:
+        CusaError: If there is none, or it is damaged.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        summary: IndexSummary,
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.summary = summary
+        self.summary = read_card(folder)
         self._indexes: dict[Head, Any] = {}
-
-    @staticmethod
-    def open(folder: Path) -> SearchIndex:
-        """Open an index.
-
-        Raises:
-            CusaError: If there is none, or it is damaged.
-        """
-        return SearchIndex(folder, read_card(folder))
 
     def head_for(self, modality: Modality) -> Head:
         """Return the head that embeds queries of a modality."""
@@ -65,10 +54,7 @@ class SearchIndex:
         return "cross"
 
     def search(
-        self,
-        query_rows: np.ndarray,
-        head: Head,
-        n_hits: int,
+        self, query_rows: np.ndarray, head: Head, n_hits: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the nearest items of each query.
 
@@ -87,44 +73,39 @@ class SearchIndex:
         """
         # The index first: the numbers of the summary hold only if it has them.
         index = self._index(head)
-        dim = self.summary.dim
-        if query_rows.ndim != 2 or query_rows.shape[1] != dim or n_hits < 1:
-            given = f"{query_rows.shape} and {n_hits}"
-            raise ValueError(f"queries are [n, {dim}] and n_hits is at least 1; got {given}")
+        queries = np.ascontiguousarray(query_rows, np.float32)
+        if queries.shape[1:] != (self.summary.dim,) or n_hits < 1:
+            raise ValueError(
+                f"queries are [n, {self.summary.dim}] and n_hits is at least 1; got "
+                f"{queries.shape} and {n_hits}"
+            )
         n_hits = min(n_hits, self.summary.count)
         # A graph's search finds no more hits than the candidates that it keeps.
         if self.summary.kind == "hnsw":
             index.hnsw.efSearch = max(HNSW_SEARCH, 2 * n_hits)
-        queries = np.ascontiguousarray(query_rows, np.float32)
         faiss_path = self.folder / faiss_name(head)
         try:
             similarities, positions = index.search(queries, n_hits)
         except Exception as error:  # FAISS looks at some of what a file says only now
             raise self._damaged(first_line(error), faiss_path) from None
-        self._check_positions(positions, faiss_path)
-        if np.isfinite(queries).all():
-            self._check_similarities(similarities, positions != NO_HIT, faiss_path)
+        are_finite = self._are_finite(similarities, positions, faiss_path)
+        if np.isfinite(queries).all() and not are_finite:
+            raise self._damaged("rows of it are not finite", faiss_path, "rows")
         return similarities, positions
 
-    def _check_positions(self, positions: np.ndarray, faiss_path: Path) -> None:
-        """Refuse positions that only a damaged index gives."""
+    def _are_finite(
+        self, similarities: np.ndarray, positions: np.ndarray, faiss_path: Path
+    ) -> bool:
+        """Tell whether all hits are finite; refuse hits that are no items."""
         is_item = (positions >= 0) & (positions < self.summary.count)
         is_hit = positions != NO_HIT
         if (is_hit & ~is_item).any():
             problem = "it finds items that it does not have"
             raise self._damaged(problem, faiss_path, "positions")
-
-    def _check_similarities(
-        self,
-        similarities: np.ndarray,
-        is_hit: np.ndarray,
-        faiss_path: Path,
-    ) -> None:
-        """Refuse similarities of finite queries that only a damaged index gives."""
         # An exact search leaves out rows of NaN alone.
-        has_all_hits = self.summary.kind != "flat" or is_hit.all()
-        if not has_all_hits or not np.isfinite(similarities[is_hit]).all():
-            raise self._damaged("rows of it are not finite", faiss_path, "rows")
+        if self.summary.kind == "flat" and not is_hit.all():
+            return False
+        return bool(np.isfinite(similarities[is_hit]).all())
 
     def item(self, position: int) -> str | None:
         """Return the absolute path of an image, or a text; ``None`` if its line is damaged.
@@ -161,12 +142,11 @@ class SearchIndex:
                 "trained none"
             )
         if head not in self._indexes:
-            self._indexes[head] = self._read_index(faiss_name(head))
+            self._indexes[head] = self._read_index(self.folder / faiss_name(head))
         return self._indexes[head]
 
-    def _read_index(self, name: str) -> Any:
-        faiss_path = self.folder / name
-        summary = self.summary
+    def _read_index(self, faiss_path: Path) -> Any:
+        name, summary = faiss_path.name, self.summary
         self._check_file(faiss_path)
         try:
             index = faiss.read_index(str(faiss_path))
@@ -200,12 +180,7 @@ class SearchIndex:
             )
             raise self._damaged(problem, faiss_path, "count")
 
-    def _damaged(
-        self,
-        problem: str,
-        path: Path,
-        location: str = "",
-    ) -> RunError:
+    def _damaged(self, problem: str, path: Path, location: str = "") -> RunError:
         """Return the error of a damaged file; ``location`` is what it does not agree with."""
         return RunError(
             f"the index {self.folder} is damaged ({problem}); build it again with cusa-eval index",

@@ -65,13 +65,17 @@ class TeacherRequest:
             TeacherError: If its weights cannot be had (says how to get them), or it has no such
                 pooling.
         """
-        if self.kind in _WEIGHT_FILES:
-            path = Path(self.source) if self.source else None
-            return self._load_weight_file(path, device, batch_size)
-        if self.kind == "minilm":
-            from cusa.precompute.teachers.packaged import load_minilm
+        path = Path(self.source) if self.source else None
+        if self.kind in _UNICOM:
+            from cusa.precompute.teachers import unicom
 
-            return load_minilm(self.source, device, batch_size)
+            return unicom.load_unicom(unicom.RELEASES[self.kind], path, device, batch_size)
+        if self.kind in ("efficientnet-lite0", "minilm"):
+            from cusa.precompute.teachers import packaged
+
+            if self.kind == "minilm":
+                return packaged.load_minilm(self.source, device, batch_size)
+            return packaged.load_efficientnet_lite0(path, device, batch_size)
 
         assert self.source is not None, "only teachers with a default of their own have no source"
         model_id = self._model_id(self.source)
@@ -83,29 +87,17 @@ class TeacherRequest:
 
         return load_vision(self.source, model_id, device, batch_size, pooling)
 
-    def _load_weight_file(
-        self,
-        path: Path | None,
-        device: str,
-        batch_size: int | None,
-    ) -> Teacher:
-        if self.kind in _UNICOM:
-            from cusa.precompute.teachers.unicom import RELEASES, load_unicom
-
-            return load_unicom(RELEASES[self.kind], path, device, batch_size)
-        from cusa.precompute.teachers.packaged import load_efficientnet_lite0
-
-        return load_efficientnet_lite0(path, device, batch_size)
-
     def _model_id(self, source: str) -> str:
         """Return the name of the model to record, which does not depend on where its folder is."""
         if self.name == "mpnet":
             return _MPNET
-        if Path(source).is_dir():
-            return Path(source).name
-        return source
+        return Path(source).name if Path(source).is_dir() else source
 
-    def load_as(self, stored: TeacherSettings, device: str) -> Teacher:
+    def load_as(
+        self,
+        stored: TeacherSettings,
+        device: str,
+    ) -> Teacher:
         """Load the teacher to give the rows of a store once more: pooling and decoding as there.
 
         Args:
@@ -173,7 +165,8 @@ def parse_teacher(text: str) -> TeacherRequest:
 
 
 def complete(
-    requests: Sequence[TeacherRequest], stored_modalities: Sequence[str]
+    requests: Sequence[TeacherRequest],
+    stored_modalities: Sequence[str],
 ) -> list[TeacherRequest]:
     """Add the default teacher of each modality that is neither requested nor in the store.
 

@@ -19,6 +19,7 @@ from cusa.data.images import DECODING
 from cusa.data.pretrained import one_line_load_errors
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
+from cusa.data.worker_pool import pinned
 
 Pooling = Literal["cls", "mean", "pooler"]
 # Location of the error of a model without the requested pooling.
@@ -61,8 +62,7 @@ class SizeGroups:
 
     def pin_memory(self) -> SizeGroups:
         """Return the same in page-locked memory."""
-        groups = [each_tensor(group, torch.Tensor.pin_memory) for group in self.groups]
-        return replace(self, groups=tuple(groups))
+        return replace(self, groups=tuple(map(pinned, self.groups)))
 
 
 TeacherInputs = Tensors | SizeGroups | Sequence[str]
@@ -239,7 +239,6 @@ def _shape(item: Preprocessed) -> Any:
 
 
 def _stack(items: Sequence[Preprocessed]) -> Tensors:
-    """Stack preprocessed images of one size."""
     first = items[0]
     if isinstance(first, np.ndarray):
         return torch.from_numpy(np.stack(items))  # type: ignore[arg-type]

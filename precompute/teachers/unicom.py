@@ -6,6 +6,7 @@ import http.client
 import os
 import shutil
 import urllib.request
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from cusa.precompute.teachers.base import Teacher, default_batch_size
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _DOWNLOAD_TIMEOUT_S = 30
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,6 @@ class UnicomArchitecture:
     embedding_size: int
     depth: int
     num_heads: int
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches of an image."""
-        return (self.input_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
@@ -63,58 +58,31 @@ def _release(
     return UnicomRelease(architecture, f"unicom/{model_id}", file, url, sha256)
 
 
+# Architectures: input size, patch size, dim, embedding size, depth, heads.
 RELEASES = {
     "unicom": _release(
         "ViT-B/32",
         "b32",
         "f9d5696a9b58dbbbefee2d31615ca59084f2895a0fdd2ca4c235e0f9b2793f7a",
-        UnicomArchitecture(
-            input_size=224,
-            patch_size=32,
-            dim=768,
-            embedding_size=512,
-            depth=12,
-            num_heads=12,
-        ),
+        UnicomArchitecture(224, 32, 768, 512, 12, 12),
     ),
     "unicom-vit-b-16": _release(
         "ViT-B/16",
         "b16",
         "c04f324f7c3b4435667236ec6c0eca1cd62f9d64fbfc2d06f8e8e60e6497edef",
-        UnicomArchitecture(
-            input_size=224,
-            patch_size=16,
-            dim=768,
-            embedding_size=768,
-            depth=12,
-            num_heads=12,
-        ),
+        UnicomArchitecture(224, 16, 768, 768, 12, 12),
     ),
     "unicom-vit-l-14": _release(
         "ViT-L/14",
         "l14",
         "ff3ab62ff782876460099e6e0ee17b73a7c01109de2fffd595f16f4129404bbd",
-        UnicomArchitecture(
-            input_size=224,
-            patch_size=14,
-            dim=1024,
-            embedding_size=768,
-            depth=24,
-            num_heads=16,
-        ),
+        UnicomArchitecture(224, 14, 1024, 768, 24, 16),
     ),
     "unicom-vit-l-14-336px": _release(
         "ViT-L/14@336px",
         "l14_336px",
         "3916ab5aed3b522fc90345be8b4457fe5dad60801ad2af5a6871c0c096e8d7ea",
-        UnicomArchitecture(
-            input_size=336,
-            patch_size=14,
-            dim=1024,
-            embedding_size=768,
-            depth=24,
-            num_heads=16,
-        ),
+        UnicomArchitecture(336, 14, 1024, 768, 24, 16),
     ),
 }
 
@@ -133,9 +101,9 @@ class Unicom(nn.Module):
     def __init__(self, architecture: UnicomArchitecture) -> None:
         super().__init__()
         dim = architecture.dim
-        num_patches = architecture.num_patches
-        patch_size = architecture.patch_size
         embedding_size = architecture.embedding_size
+        patch_size = architecture.patch_size
+        num_patches = (architecture.input_size // patch_size) ** 2
         projection = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
         self.patch_embed = nn.ModuleDict({"proj": projection})
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches, dim))
@@ -167,10 +135,8 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.attn = _Attention(dim, num_heads)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("fc1", nn.Linear(dim, 4 * dim))
-        self.mlp.add_module("act", nn.ReLU6())
-        self.mlp.add_module("fc2", nn.Linear(4 * dim, dim))
+        layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.ReLU6(), "fc2": nn.Linear(4 * dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         tokens = tokens + self.attn(self.norm1(tokens))
@@ -254,27 +220,20 @@ def _check(path: Path, release: UnicomRelease) -> None:
 def _cached(release: UnicomRelease) -> Path:
     """Return the path of the weight file in the cache, downloading it if it is not there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "cusa"
-    path = folder / release.file
+    path = cache / "cusa" / release.file
     if path.is_file():
         return path
     try:
         with atomic_file(path) as temporary:
-            _download(release.url, temporary)
+            answer = urllib.request.urlopen(release.url, timeout=_DOWNLOAD_TIMEOUT_S)
+            with answer, temporary.open("wb") as file:
+                shutil.copyfileobj(answer, file)
             # Checked before it takes the name under which it is trusted.
             _check(temporary, release)
     except (OSError, http.client.HTTPException) as error:
         raise TeacherError(
-            f"Unicom's weight file {release.file} is not in {folder} and cannot be downloaded "
+            f"Unicom's weight file {release.file} is not in {path.parent} and cannot be downloaded "
             f"({error}); {_how_to_get(release)}",
             path=path,
         ) from None
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    with (
-        urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_S) as response,
-        path.open("wb") as file,
-    ):
-        shutil.copyfileobj(response, file, _BLOCK_BYTES)

@@ -66,23 +66,14 @@ def load_vision(
         missing_of_pooler = {key for key in missing if "pooler" in key.split(".")}
         _refuse_missing(source, sorted(set(missing) - missing_of_pooler))
         _refuse_other_models(model)
-        preprocess = HuggingFaceTransform(load_image_processor(files), _input_names(model))
+        forward = model.forward
+        if is_dual_encoder(model):
+            forward = model.get_image_features
+        input_names = tuple(inspect.signature(forward).parameters)
+        preprocess = HuggingFaceTransform(load_image_processor(files), input_names)
         model = model.eval().to(device)
 
-    try:
-        blank = preprocess(Image.new("RGB", (64, 48)))
-        probe = named_inputs(stacked([blank, blank]))
-        probe = each_tensor(probe, lambda tensor: tensor.to(device))
-        encode = VisionEncoder(model, bool(missing_of_pooler), pooling, probe)
-    except TeacherError:
-        raise
-    except Exception as error:
-        # A model's own code raises nearly anything on what it does not take.
-        raise TeacherError(
-            f"{source!r} ({type(model).__name__}) fails on an image as its image processor makes "
-            f"it ({first_line(error)}); check preprocessor_config.json, or use another model",
-            name=source,
-        ) from None
+    encode = _probed_encoder(model, source, preprocess, bool(missing_of_pooler), pooling)
     return Teacher(
         modality="image",
         model_id=model_id,
@@ -96,6 +87,31 @@ def load_vision(
     )
 
 
+def _probed_encoder(
+    model: Any,
+    source: str,
+    preprocess: HuggingFaceTransform,
+    lacks_pooler: bool,
+    pooling: Pooling | None,
+) -> VisionEncoder:
+    """Try a model on two blank pictures."""
+    try:
+        blank = preprocess(Image.new("RGB", (64, 48)))
+        probe = named_inputs(stacked([blank, blank]))
+        device = next(model.parameters()).device
+        probe = each_tensor(probe, lambda tensor: tensor.to(device))
+        return VisionEncoder(model, lacks_pooler, pooling, probe)
+    except TeacherError:
+        raise
+    except Exception as error:
+        # A model's own code raises nearly anything on what it does not take.
+        raise TeacherError(
+            f"{source!r} ({type(model).__name__}) fails on an image as its image processor makes "
+            f"it ({first_line(error)}); check preprocessor_config.json, or use another model",
+            name=source,
+        ) from None
+
+
 def _refuse_missing(source: str, missing: list[str]) -> None:
     # The mask token is for pretraining alone.
     needed = [key for key in missing if not key.endswith("mask_token")]
@@ -105,9 +121,9 @@ def _refuse_missing(source: str, missing: list[str]) -> None:
 
 def _refuse_other_models(model: Any) -> None:
     """Refuse what is no encoder of images: generative models, detectors, models of texts."""
-    name = type(model).__name__
     if is_dual_encoder(model):
         return
+    name = type(model).__name__
     if model.main_input_name != PIXELS:
         problem = f"takes {model.main_input_name}, not pixels"
     elif getattr(model.config, "is_encoder_decoder", False) or hasattr(model, "get_image_features"):
@@ -115,14 +131,6 @@ def _refuse_other_models(model: Any) -> None:
     else:
         return
     raise TeacherError(f"{name} {problem}; use another model as image teacher", name=name)
-
-
-def _input_names(model: Any) -> tuple[str, ...]:
-    """Return the names of the inputs that a model's image side takes."""
-    forward = model.forward
-    if is_dual_encoder(model):
-        forward = model.get_image_features
-    return tuple(inspect.signature(forward).parameters)
 
 
 class HuggingFaceTransform:
@@ -133,11 +141,7 @@ class HuggingFaceTransform:
         input_names: What of its output the model takes.
     """
 
-    def __init__(
-        self,
-        processor: Any,
-        input_names: tuple[str, ...] = (PIXELS,),
-    ) -> None:
+    def __init__(self, processor: Any, input_names: tuple[str, ...] = (PIXELS,)) -> None:
         self._processor = processor
         self._input_names = input_names
 
@@ -150,11 +154,12 @@ class HuggingFaceTransform:
         Raises:
             ImageError: If the image is too narrow to be resized.
         """
-        arrays = processed(self._processor, [image])
         named: dict[str, np.ndarray] = {}
-        for name in arrays:
+        for name, batch in processed(self._processor, [image]).items():
             if name in self._input_names:
-                named[name] = _as_array(arrays[name][0])
+                named[name] = np.asarray(batch[0])
+                if named[name].dtype.kind == "f":
+                    named[name] = named[name].astype(np.float32)
         if list(named) == [PIXELS]:
             return named[PIXELS]
         return named
@@ -162,11 +167,3 @@ class HuggingFaceTransform:
     def describe(self) -> dict[str, Any]:
         """Return the processor's settings."""
         return json.loads(self._processor.to_json_string())
-
-
-def _as_array(values: Any) -> np.ndarray:
-    """Return an array or tensor as an array, of float32 if it is of floats."""
-    array = np.asarray(values)
-    if array.dtype.kind != "f":
-        return array
-    return array.astype(np.float32)

@@ -121,7 +121,7 @@ class VisionEncoder:
         begins_with_class_token = self._begins_with_class_token(output, probe)
         if pooling == "pooler" and not is_pooled:
             raise self._no_pooling(
-                "it has no pooled output, or no weights for one; pass --pooling mean"
+                "it has no pooled output, or no weights for one; pass --pooling mean",
             )
         if pooling == "cls" and not begins_with_class_token:
             raise self._no_pooling("it has no class token; pass --pooling mean")
@@ -149,13 +149,11 @@ class VisionEncoder:
             return (features * weights).sum(dim=1) / weights.sum(dim=1)
 
         n_tokens = features.shape[1]
-        first_patch = self._leading_tokens
+        first_patch = self._leading_tokens if self._leading_tokens < n_tokens else 0
         n_patches = self._count_patches(inputs[PIXELS])
-        if n_patches is not None and n_tokens >= first_patch + n_patches:
-            return features[:, first_patch : first_patch + n_patches].mean(dim=1)
-        if n_tokens <= first_patch:
-            return features.mean(dim=1)
-        return features[:, first_patch:].mean(dim=1)
+        if n_patches is None or n_tokens < self._leading_tokens + n_patches:
+            n_patches = n_tokens
+        return features[:, first_patch : first_patch + n_patches].mean(dim=1)
 
     def _count_patches(self, pixels: torch.Tensor) -> int | None:
         """Count patches of pictures ``[n, 3, h, w]``, ``None`` without patches of one size."""
@@ -165,9 +163,7 @@ class VisionEncoder:
         height, width = size
         if not isinstance(height, int) or not isinstance(width, int) or pixels.ndim != 4:
             return None
-        n_rows = pixels.shape[2] // height
-        n_columns = pixels.shape[3] // width
-        return n_rows * n_columns
+        return (pixels.shape[2] // height) * (pixels.shape[3] // width)
 
     def _no_pooling(self, problem: str) -> TeacherError:
         return TeacherError(f"{self._name}: {problem}", name=self._name, location=POOLING)

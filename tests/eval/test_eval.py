@@ -164,17 +164,11 @@ def test_same_group_leaves_out_the_item_itself():
 
 def test_encoding_does_not_depend_on_the_batch_size(runs):
     run = runs / "runs" / "cusa"
-    from cusa.train.loader import open_sources
+    from cusa.train.assemble import student_sources
+    from cusa.train.config import Config
 
     store = EmbeddingStore(runs / "store" / "store.h5")
-    sources = open_sources(
-        store,
-        "train",
-        encoders=("vision", "words"),
-        processors=None,
-        image_root=None,
-        normalizer_name="albef",
-    )
+    sources = student_sources(store, "train", Config(), ("vision", "words"), processors=None)
     student = load_saved(run).student
     one, two = (encode_split(student, sources, "cpu", batch_size=b) for b in (7, 256))
     np.testing.assert_allclose(one.image["cross"], two.image["cross"], atol=1e-6)

@@ -94,7 +94,8 @@ def _rows(teacher, dataset, options=OPTIONS):
     """Rows by number, and the messages of those without."""
     task = ShardTask(dataset.image_root / "s.h5", "t", "train", 0, len(dataset.splits["train"]))
     rows, messages = {}, {}
-    for _, batch, values in encoded_batches(teacher, "none", iter([task]), dataset, options):
+    shards = iter([(task, task.rows)])
+    for _, batch, values in encoded_batches(teacher, "none", shards, dataset, options):
         rows |= dict(
             zip(
                 batch.rows.tolist(), values[batch.source] if values is not None else [], strict=True

@@ -138,7 +138,8 @@ def test_shards_are_claimed_one_at_a_time(words, tmp_path):
     def tasks():
         for start in range(0, 400, 40):
             claimed.append(start)
-            yield ShardTask(tmp_path / "s.h5", "words", "train", start, start + 40)
+            task = ShardTask(tmp_path / "s.h5", "words", "train", start, start + 40)
+            yield task, task.rows
 
     encoded = encoded_batches(words, "none", tasks(), dataset, OPTIONS)
     next(encoded)

@@ -112,28 +112,29 @@ def test_a_verified_shard_is_hashed_again_only_if_the_file_was_replaced(tmp_path
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     run_ok("precompute", *_args(manifest, out, vit, "--shard-rows", 3))
     tasks = shard_plan.plan_teacher(out, "vit", {"train": 8}, None)
-    verified = shard_plan.intact_shards(tasks, redo_skipped=True)
+    verified = shard_plan.intact_shards(tasks)
     assert list(verified) == tasks
-    headers = [header for header, _ in verified.values()]
+    headers = {task: header for task, (header, _) in verified.items()}
     hashed = []
 
     def seal_holds(path, file_format):
-        hashed.append(path)
+        if path.exists():
+            hashed.append(path)
         return checksum.seal_holds(path, file_format)
 
     monkeypatch.setattr(shard_plan, "seal_holds", seal_holds)
-    finished, damaged = shard_plan.finished_shards(tasks, headers, True, verified)
-    assert [finished[number] for number in range(3)] == [info for _, info in verified.values()]
-    assert (damaged, hashed) == ({}, [])
+    finished, damaged = shard_plan.finished_shards(tasks, headers.get, True, verified)
+    assert finished == {task: info for task, (_, info) in verified.items()}
+    assert (damaged, hashed) == ([], [])
 
     tasks[0].path.unlink()
     tasks[1].path.write_bytes(tasks[2].path.read_bytes())
     with pytest.raises(StoreError) as other_rows:
-        shard_plan.finished_shards(tasks, headers, True, verified)
+        shard_plan.finished_shards(tasks, headers.get, True, verified)
     assert other_rows.value.path == tasks[1].path
     tasks[1].path.write_bytes(b"")
-    finished, damaged = shard_plan.finished_shards(tasks, headers, True, verified)
-    assert (list(finished), damaged) == ([2], {1: tasks[1].path})
+    finished, damaged = shard_plan.finished_shards(tasks, headers.get, True, verified)
+    assert (list(finished), damaged) == ([tasks[2]], [tasks[1].path])
     assert hashed == [tasks[1].path, tasks[1].path]
 
 

@@ -11,7 +11,10 @@ import torch
 from cusa.data.errors import CusaError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.loader import EpochOrder, Loader, Pairs, open_sources, pairs_per_step
+from cusa.data.worker_pool import WorkerPool
+from cusa.train.assemble import student_sources
+from cusa.train.config import Config
+from cusa.train.loader import EpochOrder, Pairs, pairs_per_step
 from cusa.train.student import StudentConfig, dual_encoder_student
 from tests.helpers import (
     add_teacher,
@@ -26,9 +29,7 @@ from tests.train.pictures import precompute_pictures
 
 
 def _sources(store, encoders=("vision", "words")):
-    return open_sources(
-        store, "train", encoders=encoders, processors=None, image_root=None, normalizer_name="albef"
-    )
+    return student_sources(store, "train", Config(), encoders, processors=None)
 
 
 @pytest.fixture
@@ -117,14 +118,7 @@ def pictures(tmp_path_factory):
     precompute_pictures(manifest, clip, index)
     store = EmbeddingStore(index)
     processors = dual_encoder_student(StudentConfig(str(clip)), str(clip), pretrained=True)[1]
-    sources = open_sources(
-        store,
-        "train",
-        encoders=None,
-        processors=processors,
-        image_root=None,
-        normalizer_name="albef",
-    )
+    sources = student_sources(store, "train", Config(), (), processors)
     return Pairs(*sources, (store.embeddings("vit", "train"), store.embeddings("minilm", "train")))
 
 
@@ -134,9 +128,9 @@ def test_workers_however_they_begin_give_the_same_batches(pictures, workers, sta
 
     def read(workers, start="fork"):
         order = EpochOrder(len(pictures), 4, seed=1)
-        with closing(Loader(pictures, order, workers, start_method=start)) as loader:
+        with closing(WorkerPool(pictures, workers, start)) as pool:
             for order.epoch in range(2):
-                yield from loader
+                yield from pool.read(order)
 
     n = 0
     for one, two in zip(read(0), read(workers, start), strict=True):
@@ -171,11 +165,11 @@ def test_an_exception_ends_the_workers(pictures):
     """They ignore SIGTERM, and so must be told."""
     with (
         pytest.raises(KeyError),
-        closing(Loader(pictures, EpochOrder(len(pictures), 4, seed=1), 2)) as loader,
+        closing(WorkerPool(pictures, 2, "fork")) as pool,
     ):
-        for _ in loader:
+        for _ in pool.read(EpochOrder(len(pictures), 4, seed=1)):
             workers = multiprocessing.active_children()
-            assert {worker.pid for worker in workers} == set(loader.process_ids)
+            assert {worker.pid for worker in workers} == set(pool.process_ids)
             raise KeyError
     assert not any(w.is_alive() for w in workers)
 

@@ -86,7 +86,7 @@ def test_an_adapter_begins_with_the_weights_of_another(index, first, tmp_path, s
     """Its student, sizes and normaliser need not be given again; temperatures and schedule are new."""
     init = first.parent / source
     trainer = _trainer(index, init, tmp_path / "run", name="adapter", hidden_dim=16, embed_dim=8)
-    _same(trainer.model.student.state_dict(), load_saved(first).student.state_dict())
+    _same(trainer.setup.step.student.state_dict(), load_saved(first).student.state_dict())
     run_ok("train", "--embeddings", index, "--init", init, *SHORT, "--run-dir", tmp_path / "run")
     config, provenance = load_run(tmp_path / "run")
     assert (config.student.name, config.student.hidden_dim, config.student.embed_dim) == (
@@ -226,7 +226,7 @@ def test_a_dual_encoder_begins_with_a_run_or_an_export(pictures, tmp_path, sourc
     store, init = pictures / "store.h5", pictures / source
     before = load_saved(pictures / "run")
     trainer = _trainer(store, init, tmp_path / "run", name=before.origin.config.student.name)
-    _same(trainer.model.student.state_dict(), before.student.state_dict())
+    _same(trainer.setup.step.student.state_dict(), before.student.state_dict())
     args = ("--embeddings", store, "--init", init, "--batch-size", 6, "--epochs", 1, "--workers", 0)
     run_ok("train", *args, "--run-dir", tmp_path / "run")
     assert load_saved(tmp_path / "run").origin.provenance.beginning.path == str(init)

@@ -65,9 +65,9 @@ def _interrupted(args, step, number=signal.SIGKILL, where="_train_on", times=1):
 def _assert_same(one, two):
     assert _lines(one) == _lines(two)
     a, b = (Checkpoints(r).newest()[0] for r in (one, two))
-    assert a[0].keys() == b[0].keys()
-    assert all(torch.equal(a[0][k], b[0][k]) for k in a[0])
-    assert a[1]["progress"] == b[1]["progress"]
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
+    assert a.progress == b.progress
     best = load_saved(one).student.state_dict(), load_saved(two).student.state_dict()
     assert all(torch.equal(best[0][k], best[1][k]) for k in best[0])
 
@@ -220,7 +220,7 @@ def test_half_precision_goes_on_exactly(index, tmp_path):
     assert _interrupted(_args(index, tmp_path / "part", *args), 7).returncode < 0
     run_ok("train", "--resume", "--run-dir", tmp_path / "part")
     _assert_same(tmp_path / "whole", tmp_path / "part")
-    one, two = (Checkpoints(tmp_path / name).newest()[0][1]["scaler"] for name in ("whole", "part"))
+    one, two = (Checkpoints(tmp_path / name).newest()[0].scaler for name in ("whole", "part"))
     assert one == two
     assert one["_growth_tracker"] > 0
 
@@ -233,7 +233,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(
 
     def step(self, batch):
         if self.progress.step == 7:
-            self.model.student.image_heads["uni"][1].weight.register_hook(
+            self.setup.step.student.image_heads["uni"][1].weight.register_hook(
                 lambda gradient: gradient * float("nan")
             )
         return plain(self, batch)

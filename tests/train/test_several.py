@@ -119,12 +119,15 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
         resume=False,
         validation_scores=validation_scores,
     )
-    trainer.step.train()
+    trainer.setup.step.train()
     expected = []
     for epoch in range(2):
-        trainer.data.order.epoch = epoch
-        for number, pairs in enumerate(trainer.data.order):
-            halves = [trainer.step(trainer.pairs[part]).total for part in (pairs[:8], pairs[8:])]
+        trainer.setup.data.order.epoch = epoch
+        for number, pairs in enumerate(trainer.setup.data.order):
+            halves = [
+                trainer.setup.step(trainer.setup.data.pairs[part]).total
+                for part in (pairs[:8], pairs[8:])
+            ]
             expected.append(halves[0].item())
             assert trainer.state.descend(
                 sum(halves) / 2, learning_rate(epoch * 5 + number, 5, config)
@@ -153,7 +156,7 @@ def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
     script.write_text(
         "import os, sys\nfrom cusa.train.trainer import Trainer\nplain = Trainer._train_on\n"
         "def step(self, batch):\n"
-        "    self.processes.rank == 1 and self.progress.step == 8 and os.kill(os.getpid(), 9)\n"
+        "    self.setup.processes.rank == 1 and self.progress.step == 8 and os.kill(os.getpid(), 9)\n"
         "    return plain(self, batch)\n"
         "Trainer._train_on = step\nfrom cusa.cli.train import main\nmain(sys.argv[1:])\n"
     )

@@ -113,7 +113,9 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
     plain, steps = Trainer._train_on, []
 
     def step(self, batch):
-        steps.append((self.config.loss.terms, self.config.train.seed, self.progress.step))
+        steps.append(
+            (self.setup.config.loss.terms, self.setup.config.train.seed, self.progress.step)
+        )
         if len(steps) == 13:  # in the second of four runs of ten steps
             raise KeyboardInterrupt
         return plain(self, batch)

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_the_last_epochs_student_is_kept(whole):
     last = Checkpoints(whole).newest()[0]
     weights = saved.student.state_dict()
     assert all(torch.equal(weights[name], last.tensors[f"student.{name}"]) for name in weights)
-    assert last.meta["progress"] == {"epoch": 3, "step": 15, "best_epoch": 3, "best_rsum": None}
+    assert asdict(last.progress) == {"epoch": 3, "step": 15, "best_epoch": 3, "best_rsum": None}
     assert {line["kind"] for line in read_metrics(whole)} == {"train"}
     assert "Not measured yet" in (whole / "best" / "README.md").read_text()
 
@@ -83,7 +84,7 @@ def test_killed_it_goes_on_exactly(index, whole, tmp_path, where, step):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     run_ok("train", "--resume", "--run-dir", run_dir)
     one, two = (Checkpoints(folder).newest()[0] for folder in (whole, run_dir))
-    assert one.meta["progress"] == two.meta["progress"]
+    assert one.progress == two.progress
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
     best = load_saved(whole).student.state_dict(), load_saved(run_dir).student.state_dict()
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])

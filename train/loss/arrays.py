@@ -21,7 +21,7 @@ def as_rows(
     rows: Rows,
     device: torch.device,
     name: str,
-    shape: Shape | None = None,
+    shape: Shape,
 ) -> Tensor:
     """Take floating-point rows as a tensor; a tensor stays as it is.
 
@@ -39,8 +39,9 @@ def as_rows(
         return rows
     _check_shape(rows, name, shape)
     if rows.dtype.type not in _FLOAT_TYPES:
-        message = f"{name} must be float16, float32 or float64, got {rows.dtype}"
-        raise EmbeddingsError(message, name=name)
+        raise EmbeddingsError(
+            f"{name} must be float16, float32 or float64, got {rows.dtype}", name=name
+        )
     return _as_tensor(rows, rows.dtype.newbyteorder("=")).to(device)
 
 
@@ -48,7 +49,7 @@ def as_ids(
     ids: Rows,
     device: torch.device,
     name: str,
-    shape: Shape | None = None,
+    shape: Shape,
 ) -> Tensor:
     """Take ids as an int64 tensor; a tensor stays as it is.
 
@@ -72,22 +73,20 @@ def as_ids(
 def _check_shape(
     array: np.ndarray,
     name: str,
-    shape: Shape | None,
+    shape: Shape,
 ) -> None:
     if not isinstance(array, np.ndarray):
-        message = f"{name} must be a tensor or a numpy array, got {type(array).__name__}"
-        raise EmbeddingsError(message, name=name)
-    if shape is None:
-        return
+        raise EmbeddingsError(
+            f"{name} must be a tensor or a numpy array, got {type(array).__name__}", name=name
+        )
     # Before any of it is read: a memory map may be of a large, wrong file.
-    fits = len(array.shape) == len(shape)
-    if fits:
-        lengths = zip(shape, array.shape, strict=True)
-        fits = all(expected in (None, length) for expected, length in lengths)
-    if not fits:
+    lengths = zip(shape, array.shape, strict=False)
+    fits = all(expected in (None, length) for expected, length in lengths)
+    if len(array.shape) != len(shape) or not fits:
         expected_shape = str(list(shape)).replace("None", "any")
-        message = f"{name} must be {expected_shape}, got {list(array.shape)}"
-        raise EmbeddingsError(message, name=name)
+        raise EmbeddingsError(
+            f"{name} must be {expected_shape}, got {list(array.shape)}", name=name
+        )
 
 
 def rows_in_words(rows: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from cusa.data.errors import SettingError
 from cusa.train.settings import Field, Flag, Number, settings
@@ -73,11 +73,7 @@ class Temperature:
     learnable: Flag = True
 
     def __post_init__(self) -> None:
-        """Refuse bounds in the wrong order.
-
-        Raises:
-            SettingError: Unless ``min <= max``.
-        """
+        """Refuse bounds in the wrong order."""
         if self.min > self.max:
             raise SettingError(f"must be at most max, {self.max}; got {self.min}", name="min")
 
@@ -89,7 +85,7 @@ class TemperaturePair:
     Attributes:
         image: With images as queries.
         text: With captions as queries.
-        shared: Whether both directions have one temperature, :meth:`mean`.
+        shared: Whether both directions have one temperature, the mean of the two.
     """
 
     image: Temperature
@@ -107,29 +103,13 @@ class TemperaturePair:
         )
 
 
-def _equal_pair(
-    temperature: Temperature,
-    shared: bool,
-) -> TemperaturePair:
-    return TemperaturePair(temperature, temperature, shared)
-
-
+_TAU_CSA = Temperature(0.45, 0.10, 0.99)
+_TAU_USA = Temperature(0.45, 0.10, 1.00)
+_TAU_SOFT = Temperature(1.0, 0.1, 1.0, learnable=False)
 # As published for CLIP; temperatures of soft labels are not trained there.
-_PAPER_TAU_CSA = _equal_pair(Temperature(0.45, 0.10, 0.99), shared=True)
-_PAPER_TAU_USA = _equal_pair(Temperature(0.45, 0.10, 1.00), shared=False)
-_PAPER_TAU_SOFT = _equal_pair(Temperature(1.0, 0.1, 1.0, learnable=False), shared=True)
-
-
-class TemperatureNames(NamedTuple):
-    """Settings that hold a term's temperatures.
-
-    Attributes:
-        student: Divides the student's similarities.
-        soft_labels: Divides the teacher's; ``None`` for the contrastive term.
-    """
-
-    student: str
-    soft_labels: str | None
+_PAPER_TAU_CSA = TemperaturePair(_TAU_CSA, _TAU_CSA, shared=True)
+_PAPER_TAU_USA = TemperaturePair(_TAU_USA, _TAU_USA, shared=False)
+_PAPER_TAU_SOFT = TemperaturePair(_TAU_SOFT, _TAU_SOFT, shared=True)
 
 
 @settings
@@ -147,10 +127,10 @@ class LossConfig:
             times more) or ``"infonce"``.
         soft_label_source: See :func:`cusa.train.loss.cusa_loss.fuse_similarities`; with ``"add"``
             and ``"dot"`` the two directions of CSA share their temperatures.
-        csa_divergence: ``"kl"`` or ``"cross_entropy"``.
-        usa_divergence: Same, for USA.
+        csa_divergence: How CSA compares distributions, ``"kl"`` or ``"cross_entropy"``.
+        usa_divergence: How USA compares distributions.
         csa_scaling: Scaling of CSA's cross entropy; ignored for KL.
-        usa_scaling: Same, for USA.
+        usa_scaling: Scaling of USA's cross entropy; ignored for KL.
         tau: Temperature of the contrastive term.
         tau_csa: The student's temperatures in CSA.
         tau_usa: The student's temperatures in USA.
@@ -179,14 +159,13 @@ class LossConfig:
     usa_shares_soft: Flag = True
 
     def __post_init__(self) -> None:
-        """Refuse a loss without terms, or with one of them twice.
-
-        Raises:
-            SettingError: Names what was given, and what is legal.
-        """
+        """Refuse a loss without terms, or with one of them twice."""
         if not self.terms or len(set(self.terms)) < len(self.terms):
-            legal = f"at least one of {', '.join(ALL_TERMS)}, each at most once"
-            raise SettingError(f"must be {legal}, got {list(self.terms)}", name="terms")
+            raise SettingError(
+                f"must be at least one of {', '.join(ALL_TERMS)}, each at most once, got "
+                f"{list(self.terms)}",
+                name="terms",
+            )
 
     def row_weights(self, n_pairs: int) -> dict[Term, float]:
         """Return what one row of one direction weighs in the total, for each term in use.
@@ -199,7 +178,9 @@ class LossConfig:
         weights = {"contrastive": self.contrastive_weight, "csa": self.alpha, "usa": self.beta}
         row_weights: dict[Term, float] = {}
         for term in self.terms:
-            divisor = column_divisor(self.divergence(term), self._scaling(term), n_pairs)
+            divisor = column_divisor(
+                self.divergence(term), getattr(self, f"{term}_scaling"), n_pairs
+            )
             # One division after another: their product would round differently.
             row_weights[term] = weights[term] / 2 / n_pairs / divisor
         return row_weights
@@ -211,13 +192,6 @@ class LossConfig:
         if term == "usa":
             return self.usa_divergence
         return "cross_entropy"
-
-    def _scaling(self, term: Term) -> Scaling:
-        if term == "csa":
-            return self.csa_scaling
-        if term == "usa":
-            return self.usa_scaling
-        return self.contrastive_scaling
 
     def effective_weights(self, batch_size: int) -> dict[str, float]:
         """Return the terms' weights relative to this contrastive term at weight one.
@@ -232,16 +206,17 @@ class LossConfig:
         unit = contrastive_alone.row_weights(batch_size)["contrastive"]
         return {term: weight / unit for term, weight in self.row_weights(batch_size).items()}
 
-    def temperature_names(self, term: Term) -> TemperatureNames:
-        """Return the names of the settings that hold a term's temperatures."""
+    def temperature_names(self, term: Term) -> tuple[str, str]:
+        """Return the settings of a term's temperatures: the student's, and its soft labels'.
+
+        The contrastive term has no soft labels: there, both are the student's.
+        """
         if term == "contrastive":
-            return TemperatureNames("tau", None)
+            return "tau", "tau"
         if term == "csa":
-            return TemperatureNames("tau_csa", "tau_soft")
-        return TemperatureNames(
-            student="tau_csa" if self.usa_shares_csa else "tau_usa",
-            soft_labels="tau_soft" if self.usa_shares_soft else "tau_soft_usa",
-        )
+            return "tau_csa", "tau_soft"
+        student = "tau_csa" if self.usa_shares_csa else "tau_usa"
+        return student, "tau_soft" if self.usa_shares_soft else "tau_soft_usa"
 
     def temperatures_in_use(self) -> dict[str, Temperature | TemperaturePair]:
         """Return the temperatures that the terms use, by the names of their settings.
@@ -249,7 +224,7 @@ class LossConfig:
         Pairs are as the loss uses them: fused soft labels are the same for both directions, so the
         temperatures that CSA uses with them are shared.
         """
-        names_in_use: set[str | None] = set()
+        names_in_use: set[str] = set()
         for term in self.terms:
             names_in_use.update(self.temperature_names(term))
         temperatures: dict[str, Temperature | TemperaturePair] = {}

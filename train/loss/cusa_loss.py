@@ -14,20 +14,16 @@ from torch.nn import functional as F
 
 from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.arrays import Rows
-from cusa.train.loss.config import TERMS, LossConfig, Temperature, TemperaturePair, Term
+from cusa.train.loss.config import ALL_TERMS, LossConfig, Term, check_option
 from cusa.train.loss.functions import (
-    contrastive_loss,
     contrastive_targets,
     fuse_similarities,
-    soft_label_loss,
     soft_label_sum,
-    soft_labels,
 )
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.inputs import (
     ImageText,
     LossInputs,
-    all_similarities,
     in_one_dtype,
     normalized,
     require_tensors,
@@ -37,19 +33,6 @@ from cusa.train.loss.inputs import (
 )
 from cusa.train.loss.temperatures import LossTemperatures, UsedTemperatures
 from cusa.train.loss.tiled import tiled_loss
-
-__all__ = [
-    "TERMS",
-    "CUSALoss",
-    "LossConfig",
-    "LossTerms",
-    "Temperature",
-    "TemperaturePair",
-    "contrastive_loss",
-    "fuse_similarities",
-    "soft_label_loss",
-    "soft_labels",
-]
 
 Method = Literal["auto", "dense", "tiled"]
 
@@ -109,9 +92,7 @@ class CUSALoss(LossTemperatures):
         gather: bool = False,
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        if method not in ("auto", "dense", "tiled"):
-            message = f"method must be auto, dense or tiled, got {method!r}"
-            raise SettingError(message, name="method")
+        check_option("method", method, Method)
         if tile_rows is not None and tile_rows < 1:
             raise SettingError(f"tile_rows must be at least 1, got {tile_rows}", name="tile_rows")
         super().__init__(config or LossConfig())
@@ -221,8 +202,9 @@ class CUSALoss(LossTemperatures):
             uni_text_features=uni_text_features,
         )
         if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
-            message = f"similarity must be [B, B], got {list(similarity.shape)}"
-            raise EmbeddingsError(message, name="similarity")
+            raise EmbeddingsError(
+                f"similarity must be [B, B], got {list(similarity.shape)}", name="similarity"
+            )
         inputs, ids, fault = take_inputs(
             cross=(similarity, similarity.T),
             uni=(uni_image_features, uni_text_features),
@@ -248,24 +230,20 @@ class CUSALoss(LossTemperatures):
     ) -> LossTerms:
         """Return the share of some queries in the loss of all candidates, by the method chosen."""
         if self._takes_tiles(queries, len(features.cross[0])):
-            share = tiled_loss(
-                features,
-                image_ids,
-                taus,
-                self.config,
-                queries,
-                self.tile_rows,
+            return LossTerms(
+                *tiled_loss(features, image_ids, taus, self.config, queries, self.tile_rows)
             )
-            return LossTerms(*share)
-        if self.config.terms == ("contrastive",) and taus.contrastive is not None:
+        image, text = features.cross
+        if self.config.terms == ("contrastive",):
             # The temperature divides [B, d] instead of [B, B], as open_clip's does.
-            image = features.cross[0] * taus.contrastive[0].reciprocal()
-            text = features.cross[1]
-            logits = similarities((image, text), (text, image), queries)
-            contrastive = self._contrastive(logits, image_ids, queries)
+            image = image * taus["contrastive"].student[0].reciprocal()
+        cross = similarities((image, text), (text, image), queries)
+        if self.config.terms == ("contrastive",):
+            contrastive = self._contrastive(cross, image_ids, queries)
             zero = contrastive.new_zeros(())
             return _with_total(contrastive, csa=zero, usa=zero)
-        return self._dense(all_similarities(features, queries), image_ids, taus, queries)
+        similarity = uni_similarities(features, queries)._replace(cross=cross)
+        return self._dense(similarity, image_ids, taus, queries)
 
     def _takes_tiles(
         self,
@@ -287,61 +265,31 @@ class CUSALoss(LossTemperatures):
         queries: slice,
     ) -> LossTerms:
         """Return the share of some queries in the loss, from their similarities."""
-        teacher = similarity.teacher
-        contrastive = csa = usa = similarity.cross[0].new_zeros(())
-        if taus.contrastive is not None:
-            image_logits = similarity.cross[0] / taus.contrastive[0]
-            text_logits = similarity.cross[1] / taus.contrastive[1]
-            contrastive = self._contrastive(
-                (image_logits, text_logits),
-                image_ids,
-                queries,
-            )
-        if teacher is not None and taus.csa is not None and taus.csa_soft is not None:
-            fused = fuse_similarities(*teacher, self.config.soft_label_source)
-            csa = self._soft_label_term(
-                "csa",
-                similarity.cross,
-                fused,
-                taus.csa,
-                taus.csa_soft,
-            )
-        if teacher is not None and taus.usa is not None and taus.usa_soft is not None:
-            assert similarity.uni is not None
-            usa = self._soft_label_term(
-                "usa",
-                similarity.uni,
-                teacher,
-                taus.usa,
-                taus.usa_soft,
-            )
-        return _with_total(contrastive, csa, usa)
+        values = dict.fromkeys(ALL_TERMS, similarity.cross[0].new_zeros(()))
+        if "contrastive" in taus:
+            pairs = zip(similarity.cross, taus["contrastive"].student, strict=True)
+            logits = [cross / tau for cross, tau in pairs]
+            values["contrastive"] = self._contrastive(logits, image_ids, queries)
+        if "csa" in taus:
+            image, text = similarity.teacher
+            fused = fuse_similarities(image, text, self.config.soft_label_source)
+            values["csa"] = self._soft_label_term("csa", similarity.cross, fused, taus)
+        if "usa" in taus:
+            values["usa"] = self._soft_label_term("usa", similarity.uni, similarity.teacher, taus)
+        return _with_total(**values)
 
     def _soft_label_term(
         self,
         term: Term,
         student: ImageText,
         teacher: ImageText,
-        taus: ImageText,
-        soft_taus: ImageText,
+        taus: UsedTemperatures,
     ) -> Tensor:
         """Return CSA or USA, both directions, weighted."""
         weight = self.config.row_weights(student[0].shape[1])[term]
         divergence = self.config.divergence(term)
-        image = soft_label_sum(
-            student[0],
-            teacher[0],
-            taus[0],
-            soft_taus[0],
-            divergence,
-        )
-        text = soft_label_sum(
-            student[1],
-            teacher[1],
-            taus[1],
-            soft_taus[1],
-            divergence,
-        )
+        directions = zip(student, teacher, *taus[term], strict=True)
+        image, text = [soft_label_sum(*direction, divergence) for direction in directions]
         return weight * (image + text)
 
     def _contrastive(

@@ -100,14 +100,14 @@ def soft_label_loss(
     check_option("divergence", divergence, Divergence)
     check_option("scaling", scaling, Scaling)
     if similarity.ndim != 2:
-        message = f"similarity must be [n, m], got {list(similarity.shape)}"
-        raise EmbeddingsError(message, name="similarity")
+        raise EmbeddingsError(
+            f"similarity must be [n, m], got {list(similarity.shape)}", name="similarity"
+        )
     teacher = _teacher_similarity(teacher_similarity, similarity)
     _check_size("teacher_similarity", teacher, similarity)
     n_queries, n_candidates = similarity.shape
     divisor = n_queries * column_divisor(divergence, scaling, n_candidates)
-    total = soft_label_sum(similarity, teacher, tau, tau_soft, divergence)
-    return total / divisor
+    return soft_label_sum(similarity, teacher, tau, tau_soft, divergence) / divisor
 
 
 def contrastive_loss(
@@ -136,8 +136,9 @@ def contrastive_loss(
     check_option("scaling", scaling, Scaling)
     n_pairs = len(similarity)
     if similarity.shape != (n_pairs, n_pairs):
-        message = f"similarity must be [B, B], got {list(similarity.shape)}"
-        raise EmbeddingsError(message, name="similarity")
+        raise EmbeddingsError(
+            f"similarity must be [B, B], got {list(similarity.shape)}", name="similarity"
+        )
     ids = None
     if image_ids is not None:
         ids = as_ids(image_ids, similarity.device, "image_ids", (n_pairs,))
@@ -182,11 +183,17 @@ def _teacher_similarity(
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def _check_size(name: str, matrix: Tensor, reference: Tensor) -> None:
+def _check_size(
+    name: str,
+    matrix: Tensor,
+    reference: Tensor,
+) -> None:
     """Refuse what torch would broadcast: one row for all queries, say."""
     if matrix.shape != reference.shape:
-        expected = f"{name} must be {list(reference.shape)}, as the other"
-        raise EmbeddingsError(f"{expected}, got {list(matrix.shape)}", name=name)
+        raise EmbeddingsError(
+            f"{name} must be {list(reference.shape)}, as the other, got {list(matrix.shape)}",
+            name=name,
+        )
 
 
 def contrastive_targets(

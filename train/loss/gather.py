@@ -72,9 +72,7 @@ class GatherGroup:
             EmbeddingsError: On every rank, if one has a fault, or if they do not bring the same;
                 ``location`` names another rank that is at fault.
         """
-        properties: list[int] = []
-        if fault is None:
-            properties = _properties_of_all(tensors)
+        properties = [] if fault else _properties_of_all(tensors)
         padding = [0] * (3 * _MOST_TENSORS - len(properties))
         # All headers have one length, whatever a rank brings: all_gather wants equal shapes.
         header = [
@@ -143,8 +141,10 @@ def _require_same_inputs(table: list[list[int]]) -> None:
     first_inputs = table[0][2:]
     for rank, (_, has_fault, *inputs) in enumerate(table):
         if has_fault:
-            problem = f"rank {rank} cannot go on: its batch is faulty"
-            raise EmbeddingsError(f"{problem}; its own error says why", location=f"rank {rank}")
+            raise EmbeddingsError(
+                f"rank {rank} cannot go on: its batch is faulty; its own error says why",
+                location=f"rank {rank}",
+            )
         if inputs != first_inputs:
             raise EmbeddingsError(
                 "the ranks do not bring the same; image ids or none, and of each matrix its "
@@ -156,14 +156,10 @@ def _require_same_inputs(table: list[list[int]]) -> None:
 
 def _properties_of_all(tensors: Sequence[Tensor]) -> list[int]:
     """Return columns, whether float64, and whether a gradient is wanted, of each tensor."""
-    properties: list[int] = []
+    properties = []
     for tensor in tensors:
         wants_gradient = tensor.requires_grad and torch.is_grad_enabled()
-        properties += [
-            tensor.shape[-1],
-            int(tensor.dtype == torch.float64),
-            int(wants_gradient),
-        ]
+        properties += [tensor.shape[-1], int(tensor.dtype == torch.float64), int(wants_gradient)]
     return properties
 
 
@@ -179,7 +175,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+    def backward(
+        ctx: Any,
+        gradient: Tensor,
+    ) -> tuple[None, Tensor]:
         group: GatherGroup = ctx.group
         # DDP averages over the ranks what is to be their sum.
         return None, group.sum_of_rows(gradient) * group.size
@@ -197,6 +196,9 @@ class _SumGradients(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any,
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         totals = ctx.group.sum(torch.stack(gradients))
         return None, *totals.unbind()

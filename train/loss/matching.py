@@ -42,24 +42,24 @@ def hard_negatives(
         EmbeddingsError: If a query has no candidate of another image; names the rows.
     """
     n_pairs = len(similarity)
-    ids = torch.arange(n_pairs, device=similarity.device)
-    if image_ids is not None:
-        ids = as_ids(image_ids, similarity.device, "image_ids", (n_pairs,))
+    if image_ids is None:
+        image_ids = torch.arange(n_pairs, device=similarity.device)
+    ids = as_ids(image_ids, similarity.device, "image_ids", (n_pairs,))
     # Other captions of the query's image are no negatives.
     is_same_image = ids[:, None] == ids
-
     has_no_negative = is_same_image.all(dim=1)
     if has_no_negative.any():
-        rows = has_no_negative.nonzero().flatten().tolist()
-        location = rows_in_words(rows)
-        message = f"{location} have no negative: every pair of the batch is of the same image"
-        raise EmbeddingsError(message, location=location, name="image_ids")
+        location = rows_in_words(has_no_negative.nonzero().flatten().tolist())
+        raise EmbeddingsError(
+            f"{location} have no negative: every pair of the batch is of the same image",
+            location=location,
+            name="image_ids",
+        )
 
     # In float32 or wider: half precision would round small chances to nothing.
-    wide_dtype = torch.promote_types(similarity.dtype, torch.float32)
-    logits = (similarity.to(wide_dtype) / tau).masked_fill(is_same_image, -torch.inf)
-    chances = F.softmax(logits, dim=1)
-    return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+    dtype = torch.promote_types(similarity.dtype, torch.float32)
+    logits = (similarity.to(dtype) / tau).masked_fill(is_same_image, -torch.inf)
+    return torch.multinomial(F.softmax(logits, dim=1), 1, generator=generator).squeeze(1)
 
 
 def matching_targets(
@@ -100,13 +100,16 @@ def matching_loss(
     """
     n_pairs = len(targets)
     if logits.shape not in ((n_pairs,), (n_pairs, 2)) or targets.ndim != 1:
-        shapes = f"{list(logits.shape)} and {list(targets.shape)}"
-        message = f"logits must be [M] or [M, 2] and targets [M], got {shapes}"
-        raise EmbeddingsError(message, name="logits")
+        raise EmbeddingsError(
+            f"logits must be [M] or [M, 2] and targets [M], got {list(logits.shape)} and "
+            f"{list(targets.shape)}",
+            name="logits",
+        )
     if not ((targets >= 0) & (targets <= 1)).all():
         least, greatest = targets.min(), targets.max()
-        message = f"targets must be between 0 and 1, got {least:g} to {greatest:g}"
-        raise EmbeddingsError(message, name="targets")
+        raise EmbeddingsError(
+            f"targets must be between 0 and 1, got {least:g} to {greatest:g}", name="targets"
+        )
     scores = logits
     if logits.ndim == 2:
         scores = logits[:, 1] - logits[:, 0]

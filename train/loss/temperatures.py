@@ -5,29 +5,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cusa.train.loss.config import LossConfig, Temperature, Term
+from cusa.train.loss.config import ALL_TERMS, LossConfig, Temperature, Term
 from cusa.train.loss.gather import GatherGroup
 from cusa.train.loss.inputs import ImageText
 
 
-class UsedTemperatures(NamedTuple):
-    """Temperatures of the image and the text direction, scalars; ``None`` where no term needs any.
+class TermTemperatures(NamedTuple):
+    """Temperatures of a term, of the image and the text direction each: scalars.
 
     Attributes:
-        contrastive: Of the student in the contrastive term.
-        csa: Of the student in CSA.
-        csa_soft: Of CSA's soft labels.
-        usa: Of the student in USA.
-        usa_soft: Of USA's soft labels.
+        student: Divides the student's similarities.
+        soft_labels: Divides the teacher's; the contrastive term, which has none, repeats the
+            student's.
     """
 
-    contrastive: ImageText | None
-    csa: ImageText | None
-    csa_soft: ImageText | None
-    usa: ImageText | None
-    usa_soft: ImageText | None
+    student: ImageText
+    soft_labels: ImageText
+
+
+UsedTemperatures = dict[Term, TermTemperatures]  # of the terms in use, in the order of ALL_TERMS
 
 
 class LossTemperatures(nn.Module):
@@ -53,7 +51,11 @@ class LossTemperatures(nn.Module):
                 self._add(f"{name}_image", setting.image)
                 self._add(f"{name}_text", setting.text)
 
-    def _add(self, name: str, setting: Temperature) -> None:
+    def _add(
+        self,
+        name: str,
+        setting: Temperature,
+    ) -> None:
         self._settings[name] = setting
         value = torch.tensor(float(setting.init))
         if setting.learnable:
@@ -63,54 +65,45 @@ class LossTemperatures(nn.Module):
 
     def temperatures(self) -> dict[str, float]:
         """Return the temperatures as the next use would clamp them, by name."""
-        values: dict[str, float] = {}
+        values = {}
         for name, setting in self._settings.items():
             value = getattr(self, name).item()
             # As Python floats: 0.1 clamped in float32 would be logged as 0.10000000149.
             values[name] = min(max(value, setting.min), setting.max)
         return values
 
-    def _clamp_temperatures(self) -> None:
-        for name, setting in self._settings.items():
-            # .data: an in-place change that a graph still waiting for its backward ignores.
-            getattr(self, name).data.clamp_(setting.min, setting.max)
-
     def used_temperatures(
         self,
         group: GatherGroup | None,
         dtype: torch.dtype,
     ) -> UsedTemperatures:
-        """Clamp the temperatures, and return them by their use.
+        """Clamp the temperatures, and return them by term.
 
         Args:
             group: The ranks that their gradients are summed over, if there are several.
             dtype: Of the result.
         """
-        self._clamp_temperatures()
-        parameters = [getattr(self, name) for name in self._settings]
+        parameters = []
+        for name, setting in self._settings.items():
+            parameter = getattr(self, name)
+            # .data: an in-place change that a graph still waiting for its backward ignores.
+            parameter.data.clamp_(setting.min, setting.max)
+            parameters.append(parameter)
         if group is not None:
             parameters = list(group.sum_gradients(parameters))
-        by_name: dict[str, Tensor] = {}
+        by_name = {}
         for name, parameter in zip(self._settings, parameters, strict=True):
             by_name[name] = parameter.to(dtype)
 
-        def pair(
-            term: Term,
-            of_soft_labels: bool = False,
-        ) -> ImageText | None:
-            if term not in self.config.terms:
-                return None
-            names = self.config.temperature_names(term)
-            name = names.soft_labels if of_soft_labels else names.student
+        def pair(name: str) -> ImageText:
             # The same tensor wherever a temperature is shared: tiles tell by its identity.
             if name in by_name:
                 return by_name[name], by_name[name]
             return by_name[f"{name}_image"], by_name[f"{name}_text"]
 
-        return UsedTemperatures(
-            contrastive=pair("contrastive"),
-            csa=pair("csa"),
-            csa_soft=pair("csa", of_soft_labels=True),
-            usa=pair("usa"),
-            usa_soft=pair("usa", of_soft_labels=True),
-        )
+        used: UsedTemperatures = {}
+        for term in ALL_TERMS:
+            if term in self.config.terms:
+                names = self.config.temperature_names(term)
+                used[term] = TermTemperatures(*map(pair, names))
+        return used

@@ -8,6 +8,8 @@ being a scalar, what comes down to it in the backward pass is one factor.
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +24,6 @@ _LEAST_TILE_ROWS = 16
 _CPU_TILE_NUMBERS = 2**21  # similarities of a tile: of a CPU's caches' size
 _MOST_CPU_TILE_ROWS = 256
 _DEVICE_TILE_NUMBERS = 2**26  # enough to keep a device busy
-
-# glibc hands freed memory back to the system above twice the largest block that was freed before,
-# and each tile would have its pages mapped anew, for a quarter of the time. A block of nearly
-# 32 MB, never touched, makes that 64 MB.
-_BLOCK = 2**23 - 2**12
 
 
 def tiled_loss(
@@ -96,7 +93,7 @@ class _TiledLoss(torch.autograd.Function):
         # With create_graph=True; once_differentiable would let it pass and be wrong.
         if torch.is_grad_enabled():
             raise RuntimeError("the tiled loss has no second derivative; pass method='dense'")
-        gradients: list[Tensor | None] = []
+        gradients = []
         for gradient in ctx.saved_tensors:
             gradients.append(None if gradient is None else gradient * factor)
         return None, None, *gradients
@@ -128,8 +125,9 @@ class _TileTerm(NamedTuple):
     targets: _Targets
 
 
+@dataclass
 class _Sweeps:
-    """The sweeps of one loss.
+    """The sweeps of one loss; see :func:`tiled_loss` for what it is made of.
 
     What is summed over a row is combined in float64, where the device has it ("wide").
 
@@ -137,31 +135,25 @@ class _Sweeps:
         inputs: The tensors that may want a gradient, each once.
     """
 
-    def __init__(
-        self,
-        features: LossInputs,
-        image_ids: Tensor | None,
-        taus: UsedTemperatures,
-        config: LossConfig,
-        queries: slice,
-        tile_rows: int,
-    ) -> None:
-        self._features = features
-        self._image_ids = image_ids
-        self._taus = taus
-        self._config = config
-        self._queries = queries
-        self._tile_rows = tile_rows
-        self._weights = config.row_weights(len(features.cross[0]))
+    features: LossInputs
+    image_ids: Tensor | None
+    taus: UsedTemperatures
+    config: LossConfig
+    queries: slice
+    tile_rows: int
+
+    def __post_init__(self) -> None:
+        features = self.features
+        self._weights = self.config.row_weights(len(features.cross[0]))
         self._wide = torch.float64
         if features.cross[0].device.type == "mps":
             self._wide = torch.float32
 
         # A tensor may serve twice, such as a temperature that both directions share; autograd takes
         # one gradient for each input.
-        distinct: dict[int, Tensor] = {}
-        for pair in (features.cross, features.uni, *taus):
-            for tensor in pair or ():
+        distinct = {}
+        for pair in (features.cross, features.uni, *itertools.chain(*self.taus.values())):
+            for tensor in pair:
                 distinct[id(tensor)] = tensor
         self.inputs = list(distinct.values())
 
@@ -171,10 +163,7 @@ class _Sweeps:
         Args:
             wanted: For each of the inputs, whether its gradient is.
         """
-        image_features = self._features.cross[0]
-        if image_features.device.type == "cpu":
-            # Raises the size from which glibc hands memory back; see _BLOCK.
-            torch.empty(_BLOCK, dtype=torch.float32)
+        image_features = self.features.cross[0]
         self._gradients: dict[int, Tensor] = {}
         for tensor, is_wanted in zip(self.inputs, wanted, strict=True):
             if is_wanted:
@@ -184,95 +173,69 @@ class _Sweeps:
             self._values[term] = image_features.new_zeros((), dtype=self._wide)
 
         for modality in (0, 1):  # the queries are images, texts
-            for start in range(self._queries.start, self._queries.stop, self._tile_rows):
-                stop = min(start + self._tile_rows, self._queries.stop)
+            for start in range(self.queries.start, self.queries.stop, self.tile_rows):
+                stop = min(start + self.tile_rows, self.queries.stop)
                 self._add_tile(modality, slice(start, stop))
 
         gradients = [self._gradients.get(id(tensor)) for tensor in self.inputs]
         return self._term_values(), gradients
 
     def _term_values(self) -> Tensor:
-        zero = self._features.cross[0].new_zeros(())
-        values: list[Tensor] = []
-        for term in ALL_TERMS:
-            value = self._values.get(term, zero)
-            values.append(value.to(zero.dtype))
-        return torch.stack(values)
+        zero = self.features.cross[0].new_zeros(())
+        return torch.stack([self._values.get(term, zero).to(zero.dtype) for term in ALL_TERMS])
 
-    def _add_tile(self, modality: int, tile: slice) -> None:
-        features = self._features
-        taus = self._taus
-        csa_targets, usa_targets = self._soft_targets(modality, tile)
-
-        cross_modal: list[_TileTerm] = []
-        if taus.contrastive is not None:
-            hard_targets = self._hard_targets(tile)
-            cross_modal.append(
-                _TileTerm(
-                    "contrastive",
-                    taus.contrastive[modality],
-                    hard_targets,
-                )
-            )
-        if csa_targets is not None and taus.csa is not None:
-            cross_modal.append(_TileTerm("csa", taus.csa[modality], csa_targets))
-        if cross_modal:
-            queries = features.cross[modality]
-            candidates = features.cross[1 - modality]
-            self._add_terms(tile, queries, candidates, cross_modal)
-
-        if usa_targets is not None and taus.usa is not None and features.uni is not None:
-            usa = _TileTerm("usa", taus.usa[modality], usa_targets)
-            queries = features.uni[modality]
-            self._add_terms(tile, queries, queries, [usa])
-
-    def _hard_targets(self, tile: slice) -> _Targets:
-        image_features = self._features.cross[0]
-        if self._image_ids is not None:
-            return _Targets(
-                same_image_targets(
-                    self._image_ids,
-                    tile,
-                    image_features.dtype,
-                )
-            )
-        # All images differ: a query's own candidate is its only positive.
-        probabilities = image_features.new_zeros(tile.stop - tile.start, len(image_features))
-        probabilities.diagonal(tile.start).fill_(1)
-        return _Targets(probabilities)
-
-    def _soft_targets(
+    def _add_tile(
         self,
         modality: int,
         tile: slice,
-    ) -> tuple[_Targets | None, _Targets | None]:
-        """Return those of CSA and of USA: one object where they are the same distributions."""
-        source = self._config.soft_label_source
-        if self._features.teacher is None:
-            return None, None
-        teacher = self._features.teacher[modality]
-        teacher_of_other = self._features.teacher[1 - modality]
-        csa_tau = usa_tau = None
-        if self._taus.csa_soft is not None:
-            csa_tau = self._taus.csa_soft[modality]
-        if self._taus.usa_soft is not None:
-            usa_tau = self._taus.usa_soft[modality]
+    ) -> None:
+        features = self.features
+        taus = self.taus
+        targets = self._targets(modality, tile)
+        terms: list[_TileTerm] = []
+        for term in taus:
+            terms.append(_TileTerm(term, taus[term].student[modality], targets[term]))
+        cross_modal = [term for term in terms if term.name != "usa"]
+        if cross_modal:
+            queries = features.cross[modality]
+            self._add_terms(tile, queries, features.cross[1 - modality], cross_modal)
+        if "usa" in taus:
+            queries = features.uni[modality]
+            self._add_terms(tile, queries, queries, terms[-1:])
 
-        csa_targets = usa_targets = None
-        if csa_tau is not None:
-            logits = _tile_logits(teacher, tile, csa_tau)
-            if source != "each":
-                other_logits = _tile_logits(teacher_of_other, tile, csa_tau)
-                logits, _ = fuse_similarities(logits, other_logits, source)
-            csa_targets = self._softmax_targets(logits, csa_tau)
-        if usa_tau is not None:
+    def _targets(
+        self,
+        modality: int,
+        tile: slice,
+    ) -> dict[Term, _Targets]:
+        """Return those of each term: one object where they are the same distributions."""
+        source = self.config.soft_label_source
+        targets: dict[Term, _Targets] = {}
+        for term, taus in self.taus.items():
+            if term == "contrastive":
+                targets[term] = _Targets(self._hard_targets(tile))
+                continue
+            tau = taus.soft_labels[modality]
             # One softmax serves both terms where they have the same labels.
-            if source == "each" and usa_tau is csa_tau:
-                usa_targets = csa_targets
-            else:
-                logits = _tile_logits(teacher, tile, usa_tau)
-                usa_targets = self._softmax_targets(logits, usa_tau)
-        return csa_targets, usa_targets
+            if source == "each" and "csa" in targets and targets["csa"].tau is tau:
+                targets[term] = targets["csa"]
+                continue
+            teacher = self.features.teacher
+            logits = _tile_logits(teacher[modality], tile, tau)
+            if term == "csa" and source != "each":
+                other_logits = _tile_logits(teacher[1 - modality], tile, tau)
+                logits, _ = fuse_similarities(logits, other_logits, source)
+            targets[term] = self._softmax_targets(logits, tau)
+        return targets
+
+    def _hard_targets(self, tile: slice) -> Tensor:
+        image_features = self.features.cross[0]
+        if self.image_ids is not None:
+            return same_image_targets(self.image_ids, tile, image_features.dtype)
+        # All images differ: a query's own candidate is its only positive.
+        probabilities = image_features.new_zeros(tile.stop - tile.start, len(image_features))
+        probabilities.diagonal(tile.start).fill_(1)
+        return probabilities
 
     def _softmax_targets(
         self,
@@ -313,7 +276,7 @@ class _Sweeps:
         first_tau = terms[0].tau
         # A temperature divides [n, d], not [n, m].
         first_logits = (queries[tile] / first_tau) @ candidates.T
-        gradient: Tensor | None = None
+        gradient = None
         for term in terms:
             logits = first_logits
             # Rescaling the logits is cheaper than another product of features.
@@ -346,7 +309,7 @@ class _Sweeps:
         """
         targets = term.targets
         weight = self._weights[term.name]
-        is_kl = self._config.divergence(term.name) == "kl"
+        is_kl = self.config.divergence(term.name) == "kl"
         student, log_normalizer = self._softmax(logits)
         expected_logits = self._row_sums(targets.probabilities, logits)
         # A row's cross entropy is log z - sum_j p_j logit_j; KL subtracts the entropy of p.

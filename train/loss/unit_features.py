@@ -28,13 +28,19 @@ class _UnitFeatures(torch.autograd.Function):
     """Autograd's own backward pass would take the steps of the length one by one, in float64."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        features: Tensor,
+    ) -> Tensor:
         roots = _roots_of_lengths(features)
         ctx.save_for_backward(features, roots)
         return features / roots / roots
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(
+        ctx: Any,
+        gradient: Tensor,
+    ) -> Tensor:
         features, roots = ctx.saved_tensors
         if torch.is_grad_enabled():
             # With create_graph=True the lengths must have a gradient, too.

@@ -16,11 +16,10 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, FiniteFloat
 
 from cusa.data.embeddings import HEADS, Head
-from cusa.data.errors import CusaError, RunError, SettingError, StudentError
+from cusa.data.errors import CusaError, SettingError, StudentError
 from cusa.data.parsing import read_json
-from cusa.train.saving.card_metadata import Usage
-from cusa.train.saving.model_card import write_card
-from cusa.train.saving.plain_values import checked
+from cusa.train.saving.model_card import Usage, write_card
+from cusa.train.saving.plain_values import checked, named_as_damaged
 from cusa.train.saving.run_dir import load_trained
 from cusa.train.saving.sentence_transformers_modules import compare_embeddings, save_modules
 from cusa.train.saving.student_folder import HEADS_FILE, Origin, SavedStudent, heads_of
@@ -56,8 +55,9 @@ def export(
         CusaError: If the student cannot be loaded or exported, or the folder is not empty.
     """
     if kind not in KINDS:
-        message = f"unknown kind of export {kind!r}; legal: {', '.join(KINDS)}"
-        raise SettingError(message, name="kind")
+        raise SettingError(
+            f"unknown kind of export {kind!r}; legal: {', '.join(KINDS)}", name="kind"
+        )
     if out is None:
         suffix = "-uni" if kind == "sentence-transformers" and head == "uni" else ""
         out = run / f"export-{kind}{suffix}"
@@ -125,12 +125,14 @@ def export_sentence_transformers(
     """
     processors = _processors(saved)
     if head not in HEADS:
-        message = f"head must be one of {', '.join(HEADS)}, got {head!r}"
-        raise SettingError(message, name="head")
+        raise SettingError(f"head must be one of {', '.join(HEADS)}, got {head!r}", name="head")
     terms = saved.origin.config.loss.terms
     if head == "uni" and "usa" not in terms:
-        problem = f"this run trained no uni-modal heads (loss terms: {', '.join(terms)})"
-        raise SettingError(f"{problem}; export head 'cross'", name="head")
+        raise SettingError(
+            f"this run trained no uni-modal heads (loss terms: {', '.join(terms)}); export head "
+            "'cross'",
+            name="head",
+        )
     with _new_folder(out) as folder:
         as_written = save_modules(folder, saved, processors, head)
         write_card(folder, saved.origin, Usage("sentence-transformers", head, as_written), metrics)
@@ -170,20 +172,13 @@ class _MetricsForm(BaseModel):
 
 
 def _metrics_of_these_weights(run: Path, origin: Origin) -> dict[str, Any] | None:
-    """Read what cusa-eval measured with the weights that are exported, if it did.
-
-    Raises:
-        CusaError: If its file is damaged.
-    """
+    """Read what cusa-eval measured with the weights that are exported, if it did."""
     path = run / "eval" / "metrics.json"
     if not path.is_file():
         return None
-    try:
+    with named_as_damaged(path, "remove it or run cusa-eval again"):
         metrics = read_json(path)
         form = checked(_MetricsForm, metrics, "metrics")
-    except CusaError as error:
-        message = f"{path} is damaged ({error}); remove it or run cusa-eval again"
-        raise RunError(message, path=path, location=error.location) from None
     # Measured with other weights, unless epoch and step agree; earlier versions wrote no step.
     if form.epoch != origin.epoch or form.step not in (None, origin.step):
         return None
@@ -192,8 +187,10 @@ def _metrics_of_these_weights(run: Path, origin: Origin) -> dict[str, Any] | Non
 
 def _refuse_full(out_folder: Path) -> None:
     if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
-        problem = f"{out_folder} exists and is not an empty folder"
-        raise CusaError(f"{problem}; remove it or pass another --out", path=out_folder)
+        raise CusaError(
+            f"{out_folder} exists and is not an empty folder; remove it or pass another --out",
+            path=out_folder,
+        )
 
 
 @contextlib.contextmanager

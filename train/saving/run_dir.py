@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,17 +16,17 @@ from cusa.data.errors import CusaError, RunError, SettingError
 from cusa.data.files import atomic_file
 from cusa.data.parsing import parse_json, read_json
 from cusa.train.config import Config, build_config, load_config_file, to_yaml
-from cusa.train.saving.plain_values import checked
+from cusa.train.saving.plain_values import checked, named_as_damaged
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_progress import Progress
 from cusa.train.saving.student_folder import (
     BEST_FOLDER,
     Origin,
     SavedStudent,
-    load_checkpointed,
     load_saved,
+    with_weights,
 )
-from cusa.train.saving.tensors import DamagedFileError, load_tensors, save_tensors
+from cusa.train.saving.tensors import DamagedFileError, load_tensors, save_tensors, without_prefix
 
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "run.json"
@@ -43,7 +43,7 @@ def save_run(run_dir: Path, config: Config, provenance: Provenance) -> None:
     """Write settings and provenance."""
     # The settings last: they are what tells that a run has begun.
     contents = {
-        PROVENANCE_FILE: json.dumps(provenance.to_dict(), indent=2),
+        PROVENANCE_FILE: json.dumps(asdict(provenance), indent=2),
         CONFIG_FILE: to_yaml(config),
     }
     for name, text in contents.items():
@@ -60,20 +60,14 @@ def load_run(run_dir: Path) -> tuple[Config, Provenance]:
     config_file = run_dir / CONFIG_FILE
     provenance_file = run_dir / PROVENANCE_FILE
     if not config_file.is_file() or not provenance_file.is_file():
-        missing = f"no {CONFIG_FILE} and {PROVENANCE_FILE}"
-        message = f"{run_dir} is not a run directory ({missing}); make one: cusa-train"
-        raise RunError(message, path=run_dir)
-    content = read_json(provenance_file)
-    try:
-        provenance = Provenance.from_dict(content)
-    except RunError as error:
-        message = f"{provenance_file} is damaged ({error}); restore it or train again"
         raise RunError(
-            message,
-            path=provenance_file,
-            location=error.location,
-            name=error.name,
-        ) from None
+            f"{run_dir} is not a run directory (no {CONFIG_FILE} and {PROVENANCE_FILE}); make "
+            "one: cusa-train",
+            path=run_dir,
+        )
+    content = read_json(provenance_file)
+    with named_as_damaged(provenance_file, "restore it or train again"):
+        provenance = checked(Provenance, content, "provenance")
     try:
         config = build_config(load_config_file(config_file))
     except SettingError as error:
@@ -93,22 +87,23 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
         CusaError: If there is none, or it is damaged.
     """
     if checkpoint not in ("best", "last"):
-        message = f"unknown checkpoint {checkpoint!r}; legal: best, last"
-        raise SettingError(message, name="checkpoint")
+        raise SettingError(
+            f"unknown checkpoint {checkpoint!r}; legal: best, last", name="checkpoint"
+        )
     if checkpoint == "best":
         return load_saved(path)
     # A student alone is asked for: what a run goes on with may be damaged.
     newest, _ = Checkpoints(path).newest(to_go_on=False)
     if newest is None:
-        problem = f"{path} holds no checkpoint"
-        raise RunError(f"{problem}; has the run been killed before its first?", path=path)
-    origin = Origin.from_dict(newest.meta["origin"])
-    return load_checkpointed(path / BEST_FOLDER, newest.tensors, origin)
+        raise RunError(
+            f"{path} holds no checkpoint; has the run been killed before its first?", path=path
+        )
+    weights = without_prefix("student", newest.tensors)
+    return with_weights(path / BEST_FOLDER, weights, newest.origin)
 
 
-class _MetaForm(BaseModel):
-    origin: dict[str, Any]
-    progress: dict[str, Any]
+class _StateForm(BaseModel):
+    progress: Progress
     scaler: dict[str, int | float]
 
 
@@ -117,11 +112,15 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         tensors: By name: student, loss, optimizer, random states.
-        meta: JSON-compatible: ``origin``, ``progress`` and ``scaler``.
+        origin: Where the weights come from.
+        progress: How far the run was; where a student alone is asked for, the start.
+        scaler: State of the gradient scaler.
     """
 
     tensors: dict[str, Tensor]
-    meta: dict[str, Any]
+    origin: Origin
+    progress: Progress
+    scaler: dict[str, int | float]
 
 
 class Checkpoints:
@@ -141,12 +140,7 @@ class Checkpoints:
         """List the files, oldest first."""
         return sorted(self._folder.glob(f"step-{'[0-9]' * 9}.safetensors"))
 
-    def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Tensor],
-        metadata: Mapping[str, Any],
-    ) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Write one; the oldest goes once the new one is whole.
 
         Raises:
@@ -179,9 +173,11 @@ class Checkpoints:
             except DamagedFileError as error:
                 problems.append(str(error))
         if problems:
-            remedy = "restore one, or move the run away and train again"
-            message = f"no checkpoint of {self._run_dir} is whole: {problems[0]}; {remedy}"
-            raise RunError(message, path=self.paths()[-1])
+            raise RunError(
+                f"no checkpoint of {self._run_dir} is whole: {problems[0]}; restore one, or move "
+                "the run away and train again",
+                path=self.paths()[-1],
+            )
         return None, []
 
     def tidy(self, step: int) -> None:
@@ -196,27 +192,20 @@ class Checkpoints:
 
 def _load_checkpoint(checkpoint_path: Path, to_go_on: bool) -> Checkpoint:
     tensors, metadata = load_tensors(checkpoint_path)
-    # A file under another step's name would be taken for that step's.
-    steps: set[int] = set()
-    try:
+    state = _StateForm(progress=Progress.start(), scaler={})
+    with named_as_damaged(checkpoint_path, "use another or train again", DamagedFileError):
         origin = Origin.from_dict(metadata.get("origin"))
         if to_go_on:
-            form = checked(_MetaForm, metadata, "checkpoint")
-            progress = Progress.from_dict(form.progress)
-            steps = {origin.step, progress.step, _step_in_name(checkpoint_path)}
-    except RunError as error:
-        message = f"{checkpoint_path} is damaged ({error}); use another or train again"
-        raise DamagedFileError(
-            message,
-            path=checkpoint_path,
-            location=error.location,
-            name=error.name,
-        ) from None
-    if len(steps) > 1:
+            state = checked(_StateForm, metadata, "checkpoint")
+    # A file under another step's name would be taken for that step's.
+    steps = {origin.step, state.progress.step, _step_in_name(checkpoint_path)}
+    if to_go_on and len(steps) > 1:
         listed = ", ".join(f"{step:,}" for step in sorted(steps))
-        message = f"{checkpoint_path} is damaged (it is of steps {listed}); use another"
-        raise DamagedFileError(message, path=checkpoint_path)
-    return Checkpoint(tensors, metadata)
+        raise DamagedFileError(
+            f"{checkpoint_path} is damaged (it is of steps {listed}); use another",
+            path=checkpoint_path,
+        )
+    return Checkpoint(tensors, origin, state.progress, state.scaler)
 
 
 def _step_in_name(checkpoint_path: Path) -> int:
@@ -256,7 +245,7 @@ class MetricsLog:
     def trim(self, step: int, epoch: int) -> None:
         """Keep what was written up to a step, and validations up to an epoch."""
         # A validation is logged at its epoch's last step: the epoch tells whether it is done again.
-        texts: list[str] = []
+        texts = []
         for line in read_metrics(self._path.parent):
             is_later_validation = line["kind"] == "val" and line["epoch"] > epoch
             if line["step"] <= step and not is_later_validation:
@@ -282,20 +271,17 @@ class MetricsHistory(NamedTuple):
 def read_history(run_dir: Path) -> MetricsHistory:
     """Read a run's metrics.jsonl; damaged lines are left out."""
     path = run_dir / METRICS_FILE
-    content = b""
-    if path.is_file():
-        content = path.read_bytes()
-    lines: list[dict[str, Any]] = []
-    damaged: list[int] = []
-    *complete, torn = content.split(b"\n")
-    for number, line in enumerate(complete, 1):
+    content = path.read_bytes() if path.is_file() else b""
+    lines = []
+    damaged = []
+    texts = content.split(b"\n")
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(_metrics_line(line, path, number))
+            lines.append(_metrics_line(text, path, number))
         except (CusaError, UnicodeDecodeError):
-            damaged.append(number)
-    # A kill may have cut off the last line, or its newline alone.
-    with contextlib.suppress(CusaError, UnicodeDecodeError):
-        lines.append(_metrics_line(torn, path, len(complete) + 1))
+            # A kill may have cut off the last line.
+            if number < len(texts):
+                damaged.append(number)
     if not damaged:
         return MetricsHistory(lines, "")
     numbers = f"{damaged[0]:,}"
@@ -332,18 +318,11 @@ class _ValidationLine(_StepLine):
 
 
 _Values = RootModel[dict[str, bool | int | FiniteFloat | str]]
-_LINE_FORMS: Mapping[Any, type[_StepLine]] = {"val": _ValidationLine}
 
 
 def _metrics_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """Parse a line of metrics.jsonl.
-
-    Raises:
-        CusaError: If it is no mapping of names to numbers, texts and bools, or lacks what its kind
-            has.
-        UnicodeDecodeError: If it is not UTF-8.
-    """
+    """Parse a line of metrics.jsonl."""
     values = checked(_Values, parse_json(line.decode(), path, number), METRICS_FILE).root
-    form = _LINE_FORMS.get(values.get("kind"), _StepLine)
-    checked(form, values, METRICS_FILE)
+    is_validation = values.get("kind") == "val"
+    checked(_ValidationLine if is_validation else _StepLine, values, METRICS_FILE)
     return values

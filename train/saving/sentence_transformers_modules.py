@@ -39,23 +39,23 @@ def save_modules(
             Transformer,
         )
     except ImportError as error:
-        problem = f"the export needs a newer sentence-transformers ({error})"
-        raise CusaError(f"{problem}; pip install -U sentence-transformers") from None
+        raise CusaError(
+            f"the export needs a newer sentence-transformers ({error}); pip install -U "
+            "sentence-transformers"
+        ) from None
 
     def head_modules(heads: nn.Module) -> list[nn.Module]:
         norm, linear = heads.get_submodule(head).children()
-        in_features, out_features = linear.in_features, linear.out_features
-        norm_module = LayerNorm(in_features)
-        dense_module = Dense(in_features, out_features, activation_function=nn.Identity())
+        size = linear.in_features
+        norm_module = LayerNorm(size)
+        dense_module = Dense(size, linear.out_features, activation_function=nn.Identity())
         norm_module.norm = norm
         dense_module.linear = linear
         return [norm_module, dense_module]
 
     transformer, as_written = _transformer(Transformer, folder, saved_student, processors)
-    routes = {
-        "image": head_modules(saved_student.student.image_heads),
-        "text": head_modules(saved_student.student.text_heads),
-    }
+    student = saved_student.student
+    routes = {"image": head_modules(student.image_heads), "text": head_modules(student.text_heads)}
     # By modality alone, whatever the task.
     mappings = {(None, modality): modality for modality in routes}
     router = Router(routes, allow_empty_key=False, route_mappings=mappings)
@@ -82,10 +82,8 @@ def _transformer(
         processors.save(Path(stage))
         # SigLIP attends to its padding: no mask. The length limit is the tokeniser's, so that users
         # can lower it.
-        text_settings = {
-            "padding": processors.padding,
-            "return_attention_mask": processors.padding != "max_length",
-        }
+        padding = processors.padding
+        text_settings = {"padding": padding, "return_attention_mask": padding != "max_length"}
         transformer = module(
             stage,
             model_kwargs={"trust_remote_code": False},
@@ -100,8 +98,7 @@ def _transformer(
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
         name = type(saved_student.backbone).__name__
-        message = f"transformers has no processor for {name}; export kind 'hf'"
-        raise StudentError(message, name=name)
+        raise StudentError(f"transformers has no processor for {name}; export kind 'hf'", name=name)
     processor.image_processor.do_convert_rgb = True
     normalizer_name = saved_student.origin.config.data.normalizer
     processor.tokenizer, as_written = _tokenizer(processor.tokenizer, normalizer_name)
@@ -120,7 +117,7 @@ def _tower_methods(
 
     pixels = processors.pixels([Image.new("RGB", (32, 32))])
     inputs = {"image": {"pixel_values": pixels}, "text": processors.tokens(["a"])}
-    methods: dict[str, dict[str, str | None]] = {}
+    methods = {}
     for modality, values in inputs.items():
         method = f"get_{modality}_features"
         output = getattr(backbone, method)(**values)
@@ -214,7 +211,7 @@ def compare_embeddings(
     )
     images = _probe_images()
     normalize = normalizer(saved_student.origin.config.data.normalizer)
-    captions = [normalize(caption) for caption in _PROBE_CAPTIONS]
+    captions = list(map(normalize, _PROBE_CAPTIONS))
     image_features = saved_student.student.encode_image(processors.pixels(images))
     text_features = saved_student.student.encode_text(processors.tokens(captions))
     probes = [
@@ -233,9 +230,11 @@ def compare_embeddings(
         error = (embeddings - expected).abs().max().item()
         if not error <= _TOLERANCE:  # NaN is neither
             name = type(saved_student.backbone).__name__
-            problem = "sentence-transformers gives other embeddings for this student"
-            message = f"{problem} ({name}, off by {error:.2g}); export kind 'hf'"
-            raise StudentError(message, name=name)
+            raise StudentError(
+                f"sentence-transformers gives other embeddings for this student ({name}, off by "
+                f"{error:.2g}); export kind 'hf'",
+                name=name,
+            )
 
 
 def _probe_images() -> list[Any]:

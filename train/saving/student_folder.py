@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import pydantic.dataclasses
 import torch
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import Field, FiniteFloat, PlainValidator
 from torch import Tensor
 
 from cusa.data.embeddings import Head
-from cusa.data.errors import RunError, SettingError, StudentError
+from cusa.data.errors import RunError, StudentError
 from cusa.train.config import Config, build_config
-from cusa.train.saving.plain_values import checked
+from cusa.train.saving.plain_values import checked, named_as_damaged
 from cusa.train.saving.provenance import Provenance
+from cusa.train.saving.run_progress import Count
 from cusa.train.saving.tensors import (
     load_metadata,
     load_tensors,
     mismatch,
     not_finite,
     save_tensors,
-    without_prefix,
 )
 from cusa.train.student import Processors, Student, adapter_student, dual_encoder_student
 
@@ -38,17 +38,13 @@ HEADS_FILE = "heads.safetensors"
 BEST_FOLDER = "best"
 
 
-class _OriginForm(BaseModel):
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-    epoch: Annotated[int, Field(ge=0)]
-    step: Annotated[int, Field(ge=0)]
-    val: dict[str, FiniteFloat]
-    n_pairs: Annotated[int, Field(ge=0)]
-    processes: Annotated[int, Field(ge=1)] = 1
+def _read_config(content: Any) -> Config:
+    if isinstance(content, Config):
+        return content
+    return build_config(content)
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Origin:
     """Where weights come from.
 
@@ -63,13 +59,13 @@ class Origin:
         processes: Processes that trained it.
     """
 
-    config: Config
+    config: Annotated[Config, PlainValidator(_read_config)]
     provenance: Provenance
-    epoch: int
-    step: int
-    val: Mapping[str, float]
-    n_pairs: int
-    processes: int = 1
+    epoch: Count
+    step: Count
+    val: Mapping[str, FiniteFloat]
+    n_pairs: Count
+    processes: Annotated[int, Field(ge=1)] = 1
 
     @property
     def uni_head(self) -> Head:
@@ -78,17 +74,7 @@ class Origin:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entries as JSON has them."""
-        config = dataclasses.asdict(self.config)
-        config["loss"]["terms"] = list(config["loss"]["terms"])
-        return {
-            "config": config,
-            "provenance": self.provenance.to_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "val": dict(self.val),
-            "n_pairs": self.n_pairs,
-            "processes": self.processes,
-        }
+        return dataclasses.asdict(self)
 
     @staticmethod
     def from_dict(content: Any) -> Origin:
@@ -97,29 +83,15 @@ class Origin:
         Raises:
             RunError: If an entry is missing, of another type, or has an illegal value; says which.
         """
-        form = checked(_OriginForm, content, "origin")
-        try:
-            config = build_config(form.config)
-        except SettingError as error:
-            raise RunError(str(error), name=error.name) from None
-        provenance = Provenance.from_dict(form.provenance)
-        if config.student.name == "adapter" and len(provenance.encoders) < 2:
+        origin = checked(Origin, content, "origin")
+        if origin.config.student.name == "adapter" and len(origin.provenance.encoders) < 2:
             raise RunError(
-                "an adapter has two encoders, one for images and one for texts",
-                name="encoders",
+                "an adapter has two encoders, one for images and one for texts", name="encoders"
             )
-        return Origin(
-            config=config,
-            provenance=provenance,
-            epoch=form.epoch,
-            step=form.step,
-            val=form.val,
-            n_pairs=form.n_pairs,
-            processes=form.processes,
-        )
+        return origin
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SavedStudent:
     """A trained student.
 
@@ -171,7 +143,7 @@ def load_saved(path: Path) -> SavedStudent:
     weights = _weights_file(folder)
     tensors, meta = load_tensors(weights)
     is_export = weights.name == HEADS_FILE
-    return _with_weights(folder, tensors, _origin(meta, weights), is_export)
+    return with_weights(folder, tensors, _origin(meta, weights), is_export)
 
 
 def load_origin(path: Path) -> Origin:
@@ -191,37 +163,15 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _origin(meta: dict[str, Any], weights: Path) -> Origin:
-    try:
+    with named_as_damaged(weights, "use another or train again"):
         return Origin.from_dict(meta)
-    except RunError as error:
-        message = f"{weights} is damaged ({error}); use another or train again"
-        raise RunError(message, path=weights, location=error.location, name=error.name) from None
 
 
-def load_checkpointed(
+def with_weights(
     folder: Path,
     tensors: Mapping[str, Tensor],
     origin: Origin,
-) -> SavedStudent:
-    """Load a student from the tensors of a checkpoint.
-
-    Args:
-        folder: The run's ``best/``, where a Hugging Face student's configuration lies.
-        tensors: The checkpoint's.
-        origin: Where they come from.
-
-    Raises:
-        CusaError: If they do not fit the student that the origin names.
-    """
-    weights = without_prefix("student", tensors)
-    return _with_weights(folder, weights, origin, is_export=False)
-
-
-def _with_weights(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    origin: Origin,
-    is_export: bool,
+    is_export: bool = False,
 ) -> SavedStudent:
     """Make the student that an origin names, with these weights.
 
@@ -230,6 +180,9 @@ def _with_weights(
         tensors: The weights; of an export, those of the heads alone.
         origin: Where they come from.
         is_export: Whether transformers loads the backbone's weights from the folder.
+
+    Raises:
+        CusaError: If the weights do not fit that student.
     """
     student, processors, backbone = _empty_student(folder, origin, is_export)
     expected = student.state_dict()
@@ -237,8 +190,11 @@ def _with_weights(
         expected = heads_of(expected)
     problem = mismatch(tensors, expected)
     if problem:
-        unfit = f"the weights in {folder} do not fit the configuration beside them ({problem})"
-        raise StudentError(f"{unfit}; was a file changed?", path=folder)
+        raise StudentError(
+            f"the weights in {folder} do not fit the configuration beside them ({problem}); was a "
+            "file changed?",
+            path=folder,
+        )
     # An adapter was made without memory for its weights.
     if backbone is None:
         student.to_empty(device="cpu")
@@ -246,8 +202,10 @@ def _with_weights(
     if is_export:
         problem = not_finite(student.state_dict())
         if problem:
-            unusable = f"the weights in {folder} cannot be used ({problem})"
-            raise StudentError(f"{unusable}; export them again", path=folder)
+            raise StudentError(
+                f"the weights in {folder} cannot be used ({problem}); export them again",
+                path=folder,
+            )
     return SavedStudent(student.eval(), backbone, processors, origin)
 
 

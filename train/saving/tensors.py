@@ -43,8 +43,8 @@ def save_tensors(
     Raises:
         OSError: If they cannot be written: no space left, say.
     """
-    contents: dict[str, Tensor] = {}
-    addresses: set[int] = set()
+    contents = {}
+    addresses = set()
     for tensor_name, tensor in tensors.items():
         content = tensor.detach().cpu().contiguous()
         if content.data_ptr() in addresses:
@@ -97,7 +97,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, 
         raise RunError(f"{path} does not exist; has the run finished its first epoch?", path=path)
     if not path.is_file():
         raise _damaged(path, "it is no file")
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -130,7 +130,7 @@ def _damaged(path: Path, reason: str) -> DamagedFileError:
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Compute the sha256 (hex) over names, dtypes, shapes and values."""
-    contents: dict[str, Tensor] = {}
+    contents = {}
     for tensor_name, tensor in tensors.items():
         contents[tensor_name] = tensor.detach().cpu().contiguous()
     return _digest(contents, "")
@@ -152,7 +152,7 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the inverse of :func:`with_prefix`; tensors of other names are left out."""
-    stripped: dict[str, Tensor] = {}
+    stripped = {}
     for tensor_name, tensor in tensors.items():
         if tensor_name.startswith(f"{prefix}."):
             stripped[tensor_name.removeprefix(f"{prefix}.")] = tensor

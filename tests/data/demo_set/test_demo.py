@@ -155,14 +155,20 @@ def test_a_longer_split_begins_with_a_shorter_one() -> None:
 
 
 RED_STAR_OVER_BLUE_RING = Scene(
-    (Thing("star", "red", "large", row=0, col=1), Thing("ring", "blue", "small", row=2, col=1)),
+    (
+        Thing("star", "red", "large", row=0, column=1),
+        Thing("ring", "blue", "small", row=2, column=1),
+    ),
     "sea",
 )
 TWO_RED_STARS = Scene(
-    (Thing("star", "red", "small", row=1, col=0), Thing("star", "red", "medium", row=1, col=2)),
+    (
+        Thing("star", "red", "small", row=1, column=0),
+        Thing("star", "red", "medium", row=1, column=2),
+    ),
     "snow",
 )
-ONE_RED_STAR = Scene((Thing("star", "red", "large", row=1, col=1),), "sea")
+ONE_RED_STAR = Scene((Thing("star", "red", "large", row=1, column=1),), "sea")
 WORLD = [RED_STAR_OVER_BLUE_RING, TWO_RED_STARS, ONE_RED_STAR]
 
 RED_STAR, BLUE = Description(("star",), ("red",)), Description(colours=("blue",))
@@ -179,7 +185,7 @@ RED_STAR, BLUE = Description(("star",), ("red",)), Description(colours=("blue",)
         ("a large star", Claim((Description(("star",), size="large"),)), [0, 2]),
         ("a large ring", Claim((Description(("ring",), size="large"),)), []),
         ("a star at the top", Claim((Description(("star",), row=0),)), [0]),
-        ("a star in the middle", Claim((Description(("star",), row=1, col=1),)), [2]),
+        ("a star in the middle", Claim((Description(("star",), row=1, column=1),)), [2]),
         ("a red star above something blue", Claim((RED_STAR, BLUE), "above"), [0]),
         ("something blue above a red star", Claim((BLUE, RED_STAR), "above"), []),
         (
@@ -207,7 +213,10 @@ def test_truth_of_claims_that_a_reader_can_check(
 
 def test_images_of_the_same_cast_share_a_label() -> None:
     elsewhere = Scene(
-        (Thing("ring", "blue", "large", row=0, col=0), Thing("star", "red", "small", row=2, col=2)),
+        (
+            Thing("ring", "blue", "large", row=0, column=0),
+            Thing("star", "red", "small", row=2, column=2),
+        ),
         "chess",
     )
     a, b, c, d = truth_of([*WORLD, elsewhere], []).image_labels
@@ -229,7 +238,7 @@ def _holds(claim: Claim, scene: Scene) -> bool:
         if claim.relation == "above":
             fits = fits and things[0].row < things[1].row
         if claim.relation == "left of":
-            fits = fits and things[0].col < things[1].col
+            fits = fits and things[0].column < things[1].column
         if fits:
             return True
     return False
@@ -241,7 +250,7 @@ def _fits(description: Description, thing: Thing) -> bool:
         and (not description.colours or thing.colour in description.colours)
         and (description.size is None or thing.size == description.size)
         and (description.row is None or thing.row == description.row)
-        and (description.col is None or thing.col == description.col)
+        and (description.column is None or thing.column == description.column)
     )
 
 

@@ -137,7 +137,7 @@ def test_a_pickle_is_read_only_when_allowed(index, tmp_path):
     ("content", "message"),
     [
         ({}, "holds no dictionary from image to vector"),
-        ({"a", "b"}, "the instruction EMPTY_SET is none of plain data"),
+        ({"a", "b"}, "one of its instructions is none of plain data"),
         ({"a": {"b": np.ones(4)}}, "(dict is no float [dim] or [1, dim])"),
         ({(1, 2): np.ones(4)}, "a key is a tuple, not a text or a number"),
         ({"a": np.ones(0)}, "vectors must have the same shape, they have 1, or none"),
@@ -347,7 +347,8 @@ def test_memory_and_time_are_bounded_by_the_size_of_the_file(tmp_path):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    expected = dict.fromkeys(_BOMBS, "refused") | {"a memo of 2 ** 28": "read"}  # its vector is one
+    # A memo is a dictionary: the vector is one.
+    expected = dict.fromkeys(_BOMBS, "refused") | {"a memo of 2 ** 28": "read"}
     assert dict(zip(_BOMBS, done.stdout.split(), strict=True)) == expected
 
 

@@ -7,7 +7,6 @@ from cusa.data.errors import EmbeddingsError
 from cusa.eval.metrics import pair_scores, similarity_blocks
 from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.ranks import (
-    best_ranks,
     rank_bounds,
     rank_bounds_from_scores,
     two_way_rank_bounds,
@@ -62,7 +61,7 @@ def test_blocks_and_exclusion(monkeypatch):
     want = _loop((x @ x.T).tolist(), relevant, list(range(23)))
     for block in (1, 7 * 23 * 4, 2**20):
         monkeypatch.setattr(similarity_blocks, "_BLOCK_BYTES", block)
-        assert best_ranks(x, x, indptr, indices, np.arange(23)).tolist() == want
+        assert rank_bounds(x, x, indptr, indices, np.arange(23)).pessimistic.tolist() == want
 
 
 def test_recall_counts_unanswerable_queries_as_misses():
@@ -73,10 +72,10 @@ def test_embeddings_that_are_not_finite_are_refused():
     x = np.ones((3, 2), np.float32)
     x[1, 0] = np.nan
     with pytest.raises(EmbeddingsError) as refused:
-        best_ranks(x, np.ones((3, 2)), np.arange(4), np.arange(3))
+        rank_bounds(x, np.ones((3, 2)), np.arange(4), np.arange(3))
     assert refused.value.name == "query 1"
     with pytest.raises(EmbeddingsError) as refused:
-        best_ranks(np.ones((3, 2)), np.ones((3, 4)), np.arange(4), np.arange(3))
+        rank_bounds(np.ones((3, 2)), np.ones((3, 4)), np.arange(4), np.arange(3))
     assert refused.value.name == "candidates"
 
 
@@ -132,5 +131,5 @@ def test_equal_embeddings_tie_wherever_they_stand(monkeypatch):
 def test_read_only_and_half_precision_arrays():
     x = np.eye(4, dtype=np.float16)
     x.flags.writeable = False
-    assert best_ranks(x, x, np.arange(5), np.arange(4)).tolist() == [0, 0, 0, 0]
-    assert best_ranks(x[:0], x, np.zeros(1, int), np.zeros(0, int)).tolist() == []
+    assert rank_bounds(x, x, np.arange(5), np.arange(4)).pessimistic.tolist() == [0, 0, 0, 0]
+    assert rank_bounds(x[:0], x, np.zeros(1, int), np.zeros(0, int)).pessimistic.tolist() == []

@@ -121,13 +121,6 @@ def test_sentence_similarity(reports):
     assert "STS12: 1,500 pairs in 2 subsets, sha256 555555555555." in table[0]
 
 
-def test_intervals_are_subscripts_on_request(reports):
-    caption, _, rows = next(_tables(latex_tables(make_sections(reports), intervals=True)))
-    assert rows[2][1] == r"40.0$_{[39.5,\,40.5]}$"
-    assert rows[3][1] == r"\textbf{43.2}$_{[42.7,\,43.7]}$"
-    assert r"Subscripts: 95 \% bootstrap intervals over queries, 1,000 samples, seed 0." in caption
-
-
 def test_text_is_escaped():
     assert escape(r"a_b & 5% #1 $x {y} ~z ^w \q") == (
         r"a\_b \& 5\% \#1 \$x \{y\} \textasciitilde{}z \textasciicircum{}w \textbackslash{}q"
@@ -135,9 +128,8 @@ def test_text_is_escaped():
     assert escape("100 × a → b\nc") == r"100 $\times$ a $\rightarrow$ b c"
 
 
-@pytest.mark.parametrize("intervals", [False, True])
-def test_rows_are_as_wide_as_their_table(reports, intervals):
-    latex = latex_tables(make_sections(reports), intervals)
+def test_rows_are_as_wide_as_their_table(reports):
+    latex = latex_tables(make_sections(reports))
     for caption, alignment, (titles, *rows) in _tables(latex):
         assert {len(row) for row in rows} == {len(alignment)}, caption
         spans = [int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", " ".join(titles))]
@@ -153,9 +145,8 @@ def test_rows_are_as_wide_as_their_table(reports, intervals):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
-@pytest.mark.parametrize("intervals", [False, True])
-def test_latex_accepts_it(tmp_path, reports, intervals):
-    body = latex_tables(make_sections(reports), intervals)
+def test_latex_accepts_it(tmp_path, reports):
+    body = latex_tables(make_sections(reports))
     (tmp_path / "t.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\extrafloats{50}\\begin{document}\n"
         + body

@@ -60,7 +60,7 @@ def make_index(kind: Kind, name: str, with_checksums: bool = True) -> Callable[[
 
 def search(path: Path) -> dict[str, Any]:
     """What an index says of itself, and rank, name and similarity of the five nearest of three of its items."""
-    index = SearchIndex.open(path.parent)
+    index = SearchIndex(path.parent)
     answers = [answer(cast(StudentEncoder, _Student()), index, text, 5) for text in _TEXTS[:3]]
     hits = [[[hit.rank, hit.item.text, hit.similarity] for hit in one.hits] for one in answers]
     return {"summary": json.loads(json.dumps(dataclasses.asdict(index.summary))), "hits": hits}

@@ -11,6 +11,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import torch
 import yaml
 
 from cusa.train.config import Config
+from cusa.train.saving.plain_values import checked
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_history
-from cusa.train.saving.student_folder import load_saved
+from cusa.train.saving.run_progress import Progress
+from cusa.train.saving.student_folder import Origin, load_saved
 from cusa.train.saving.tensors import load_tensors
 from cusa.train.sweep import parse_grid, summarize
 from tests.fuzz.harness import Target
@@ -269,7 +272,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The newest checkpoint that is whole, and how many newer ones are not."""
     newest, problems = Checkpoints(path.parent.parent).newest()
     assert newest is not None
-    return {"tensors": digests(newest.tensors), "meta": newest.meta, "problems": len(problems)}
+    meta = {
+        "origin": newest.origin.to_dict(),
+        "progress": asdict(newest.progress),
+        "scaler": newest.scaler,
+    }
+    return {"tensors": digests(newest.tensors), "meta": meta, "problems": len(problems)}
+
+
+def _meta_as_read(meta: Any) -> dict[str, Any]:
+    """The metadata of a file, with what earlier versions did not write."""
+    return {
+        "origin": Origin.from_dict(meta["origin"]).to_dict(),
+        "progress": asdict(checked(Progress, meta["progress"], "progress")),
+        "scaler": meta["scaler"],
+    }
 
 
 def is_newest_or_older(valid: Any, read: dict[str, Any], path: Path) -> bool:
@@ -277,7 +294,7 @@ def is_newest_or_older(valid: Any, read: dict[str, Any], path: Path) -> bool:
     if read["problems"] == 0:
         return is_same(read, valid)
     tensors, meta = load_tensors(Checkpoints(path.parent.parent).paths()[0])
-    return is_same(read, {"tensors": digests(tensors), "meta": meta, "problems": 1})
+    return is_same(read, {"tensors": digests(tensors), "meta": _meta_as_read(meta), "problems": 1})
 
 
 def is_sealed_newest_or_older(valid: Any, read: dict[str, Any], path: Path) -> bool:
@@ -285,7 +302,7 @@ def is_sealed_newest_or_older(valid: Any, read: dict[str, Any], path: Path) -> b
     if read["problems"]:
         return is_newest_or_older(valid, read, path)
     return read["tensors"] == _digests_in(path) and is_same(
-        read["meta"], json.loads(_header(path)["__metadata__"]["cusa"])
+        read["meta"], _meta_as_read(json.loads(_header(path)["__metadata__"]["cusa"]))
     )
 
 

@@ -208,10 +208,9 @@ def test_a_second_backward_pass_gives_the_same_and_a_second_derivative_is_refuse
         torch.autograd.grad(total, x[0], create_graph=True)
 
 
-def test_no_matrix_of_the_batch_is_held(monkeypatch):
+def test_no_matrix_of_the_batch_is_held():
     """No tensor that the sweeps make has more numbers than a tile or the features."""
     b, largest = 200, 0
-    monkeypatch.setattr("cusa.train.loss.tiled._BLOCK", 0)
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -21,9 +21,8 @@ from cusa.eval.models.student import StudentEncoder, load_student
 from cusa.train.config import build_config
 from cusa.train.saving import export as exports
 from cusa.train.saving import sentence_transformers_modules as modules
-from cusa.train.saving.card_metadata import Usage
 from cusa.train.saving.export import export, export_hf, export_sentence_transformers
-from cusa.train.saving.model_card import model_card, write_card
+from cusa.train.saving.model_card import Usage, model_card, write_card
 from cusa.train.saving.provenance import Provenance, StoredTeacher
 from cusa.train.saving.sentence_transformers_modules import albef_steps
 from cusa.train.saving.student_folder import (

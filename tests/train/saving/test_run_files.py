@@ -231,7 +231,7 @@ def test_a_checkpoint_whose_metadata_are_damaged_is_named_and_an_older_one_taken
     older, newest = Checkpoints(run_dir).paths()
     _reseal(newest, change_meta=change)
     found, problems = Checkpoints(run_dir).newest()
-    assert found.meta["progress"]["step"] == int(older.stem[-9:])
+    assert found.progress.step == int(older.stem[-9:])
     assert str(newest) in problems[0]
     if "origin" not in load_tensors(newest)[1]:  # all that a student needs
         assert load_trained(run_dir, "last").origin.step == int(older.stem[-9:])
@@ -334,7 +334,7 @@ def test_runs_of_earlier_versions_load_and_go_on(trained, run_dir, tmp_path):
     assert load_saved(stopped).origin.config == load_saved(whole).origin.config
     assert load_run(stopped) == load_run(whole)
     found, problems = Checkpoints(stopped).newest()
-    assert (found.meta["progress"]["best_rsum"], problems) == (None, [])
+    assert (found.progress.best_rsum, problems) == (None, [])
     run_ok("train", "--resume", "--run-dir", stopped)
     one, two = (Checkpoints(folder).newest()[0].tensors for folder in (whole, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,128 @@
+"""The end of an epoch: the validation split encoded and scored, the best student kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cusa.data.embeddings import SplitEmbeddings
+from cusa.data.errors import CusaError, RunError, Stopped
+from cusa.train.encode_split import encode_split
+from cusa.train.keeper import RunKeeper
+from cusa.train.loader import Sources
+from cusa.train.reporter import Reporter
+from cusa.train.run_setup import RunSetup
+from cusa.train.saving.run_progress import Progress
+
+ValidationScores = Callable[[SplitEmbeddings], dict[str, float]]
+
+_ADAPTER_BATCH = 256  # MLPs have room for more pairs than in training
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Ends epochs; all processes take part in every call.
+
+    Attributes:
+        setup: What the run trains with.
+        keeper: Writes the run's files.
+        progress: How far the run is.
+        scores: As of :class:`cusa.train.trainer.Trainer`.
+    """
+
+    setup: RunSetup
+    keeper: RunKeeper
+    progress: Progress
+    scores: ValidationScores
+
+    def end_epoch(self, check_stop: Callable[[], None], reporters: Sequence[Reporter]) -> None:
+        """Save what an epoch leaves: its student if it is the best one, the scores, a checkpoint.
+
+        Without a validation split, the last epoch is the best.
+
+        Args:
+            check_stop: Called after each batch where one process is alone; may raise.
+            reporters: Told the scores.
+
+        Raises:
+            Stopped: As ``check_stop`` does; a checkpoint is saved.
+            CusaError: If an input cannot be read or the split cannot be scored.
+        """
+        embeddings = None
+        if self.setup.data.val_sources is not None:
+            embeddings = self._encode(self.setup.data.val_sources, check_stop)
+        # The student first: the checkpoint that follows says whether it is the best.
+        scores, is_best = self._scores_and_best(embeddings)
+        progress = self.progress
+        progress.epoch += 1
+        if is_best:
+            progress.best_epoch = progress.epoch
+            progress.best_rsum = scores.get("rsum")
+
+        metrics: dict[str, Any] = {
+            "kind": "val",
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "best": is_best,
+            **scores,
+        }
+        if scores:
+            self.keeper.log(metrics)
+        self.keeper.save_checkpoint(scores, epoch_ended=True)
+        if scores:
+            for reporter in reporters:
+                reporter.validated(metrics)
+
+    def _encode(self, sources: Sources, check_stop: Callable[[], None]) -> SplitEmbeddings:
+        """Encode the validation split; whatever ends the run meanwhile leaves a checkpoint."""
+        setup = self.setup
+        if setup.processes.size > 1:
+            # They cannot part in the middle of it, and a launcher that stops them waits briefly.
+            self.keeper.save_checkpoint()
+        batch_size = setup.config.train.batch_size
+        if setup.processors is None:
+            batch_size = _ADAPTER_BATCH
+        try:
+            return encode_split(
+                setup.step.student,
+                sources,
+                setup.processes.device,
+                batch_size,
+                setup.workers,
+                setup.config.train.worker_start,
+                setup.processes,
+                check_stop,
+            )
+        except Stopped:
+            self.keeper.save_checkpoint()
+            raise
+        except CusaError as error:
+            self.keeper.save_checkpoint()
+            message = self.keeper.with_resume_command(str(error))
+            raise type(error)(message, path=error.path, name=error.name) from None
+
+    def _scores_and_best(self, embeddings: SplitEmbeddings | None) -> tuple[dict[str, float], bool]:
+        """Score an epoch, save its student if it is the best; the leading process decides."""
+        progress = self.progress
+        processes = self.setup.processes
+        epoch = progress.epoch + 1
+        scores = {}
+        is_best = embeddings is None
+        with processes.all_or_none():
+            if processes.leads and embeddings is not None:
+                scores = self._scores_of_epoch(embeddings, epoch)
+                is_best = progress.best_rsum is None or scores["rsum"] > progress.best_rsum
+        if is_best and processes.leads:
+            is_best = self.keeper.save_best(epoch, scores)
+        return processes.everyones((scores, is_best))[0]
+
+    def _scores_of_epoch(self, embeddings: SplitEmbeddings, epoch: int) -> dict[str, float]:
+        try:
+            return self.scores(embeddings)
+        except CusaError as error:  # not finite
+            raise RunError(
+                f"epoch {epoch} cannot be validated: {error}; begin a new run with a lower "
+                "optim.lr",
+                path=self.setup.run_dir,
+            ) from None
