@@ -57,8 +57,8 @@ def measure(source: str, tasks: list[StsTask], batch_size: int) -> dict[str, Any
         rows = np.asarray(
             model.encode(task.sentences, batch_size=batch_size, show_progress_bar=False)
         )
-        result = evaluate_sts(task, task.sentences, rows)
-        scores[task.name] = {"fingerprint": task.fingerprint, **result.scores}
+        task_scores, _ = evaluate_sts(task, rows)
+        scores[task.name] = {"fingerprint": task.fingerprint, **task_scores}
     return scores
 
 

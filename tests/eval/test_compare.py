@@ -250,7 +250,7 @@ def test_models_without_a_suite_in_common(hardness):
     model = _model("a", 1, hardness)
     with pytest.raises(
         CusaError,
-        match="these models have no suite in common; run the same cusa-eval command on each",
+        match="these models have no figure in common; run the same cusa-eval command on each",
     ):
         compare([{"retrieval": model}, {"images": model}], SOME)
     with pytest.raises(CusaError, match="no suite in common"):

@@ -128,7 +128,7 @@ def test_a_name_is_known_before_the_model_is_loaded(home, adapter, tmp_path):
     for spec in map(str, specs):
         model = EvaluatedModel(spec, compute, lambda *progress: None)
         names.append(model.name)
-        assert model.source.name == model.name
+        assert model.provider.name == model.name
         model.release()
     assert names == [
         "clip",

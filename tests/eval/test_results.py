@@ -7,7 +7,7 @@ import pytest
 
 from cusa.data.errors import CusaError, RunError
 from cusa.eval.evaluate import make_sections
-from cusa.eval.evaluators.images.results import PAPER_SETS
+from cusa.eval.evaluators.images.known_sets import PAPER_SETS
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.queries import Queries

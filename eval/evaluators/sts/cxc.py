@@ -87,21 +87,26 @@ def _read(path: Path, kind: CxcKind) -> CxcTask:
             location="line 1",
         )
     first_column, second_column, score_column = columns
-    first_ids, second_ids, gold = [], [], []
-    for number, cells in rows:
+    first_ids, second_ids, scores = [], [], []
+    for line_number, cells in rows:
         if len(cells) != len(header):
-            raise line_fault(path, number, f"expected {len(header)} columns")
-        first_ids.append(_item_id(cells[first_column], first_name, path, number))
-        second_ids.append(_item_id(cells[second_column], second_name, path, number))
-        gold.append(parse_score(cells[score_column], path, number))
-    if not gold:
+            raise line_fault(path, line_number, f"expected {len(header)} columns")
+        first_ids.append(_item_id(cells[first_column], first_name, path, line_number))
+        second_ids.append(_item_id(cells[second_column], second_name, path, line_number))
+        scores.append(parse_score(cells[score_column], path, line_number))
+    if not scores:
         raise FileFormatError(
             f"{path} holds no pairs; get the file of the data set's repository", path=path
         )
-    return CxcTask(kind, tuple(first_ids), tuple(second_ids), np.array(gold, np.float64))
+    return CxcTask(kind, tuple(first_ids), tuple(second_ids), np.array(scores, np.float64))
 
 
-def _item_id(text: str, column: str, path: Path, number: int) -> int | str:
+def _item_id(
+    text: str,
+    column: str,
+    path: Path,
+    line_number: int,
+) -> int | str:
     """Read the id of a caption, a number, or of an image, a text."""
     is_caption = column.startswith("caption")
     match = (_CAPTION if is_caption else _IMAGE).fullmatch(text)
@@ -109,7 +114,7 @@ def _item_id(text: str, column: str, path: Path, number: int) -> int | str:
         expected = "caption; expected such as COCO_val2014:sentid:411553"
         if not is_caption:
             expected = "image; expected such as COCO_val2014_000000391895.jpg"
-        raise line_fault(path, number, f"{text[:80]!r} is no {expected}")
+        raise line_fault(path, line_number, f"{text[:80]!r} is no {expected}")
     return int(match[1]) if is_caption else match[1]
 
 
@@ -122,9 +127,9 @@ def cxc_correlation(
 ) -> CxcScores:
     """Compute Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
 
-    Scores of many pairs depend on each other, since an item is in several of them. So each sample
-    takes half of the queries (rounded down), without replacement, and for each of them one of its
-    pairs at random; the figure is the mean over samples.
+    Pairs of one item are not independent. So each sample takes half of the queries (rounded down),
+    without replacement, and for each of them one of its pairs at random; the figure is the mean
+    over samples.
 
     Args:
         similarity: float ``[pairs]``, the model's, finite.
@@ -145,8 +150,11 @@ def cxc_correlation(
         raise CusaError(
             f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each"
         )
-    number_of_query = {query: number for number, query in enumerate(dict.fromkeys(query_ids))}
-    queries = np.array([number_of_query[query] for query in query_ids])
+    # Numbered by first appearance, which the seed's samples depend on.
+    number_of_query: dict[int | str, int] = {}
+    queries = np.zeros(len(query_ids), np.int64)
+    for position, query in enumerate(query_ids):
+        queries[position] = number_of_query.setdefault(query, len(number_of_query))
     # The pairs of query q are by_query[start[q] : start[q] + count[q]].
     by_query = np.argsort(queries, kind="stable")
     count = np.bincount(queries)

@@ -40,7 +40,8 @@ def find_sts_tasks(folder: Path, allow_partial: bool = False) -> list[StsTask]:
             "sts-{train,dev,test}.csv, {train,dev,test}.tsv with sentence1, sentence2 and score, "
             "and SICK_{train,trial,test_annotated}.txt"
         )
-    return [_choose(candidates[name], allow_partial) for name in TASKS if name in candidates]
+    known_names = filter(candidates.__contains__, TASKS)
+    return [_choose(candidates[name], allow_partial) for name in known_names]
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -50,7 +51,10 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield folder, sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
-def _choose(candidates: Sequence[tuple[StsTask, Path]], allow_partial: bool) -> StsTask:
+def _choose(
+    candidates: Sequence[tuple[StsTask, Path]],
+    allow_partial: bool,
+) -> StsTask:
     """Choose the one complete task among folders that have it, or a partial one if allowed."""
     complete = [candidate for candidate in candidates if not _differences(candidate[0])]
     (task, folder), *copies = complete or candidates

@@ -15,7 +15,7 @@ from cusa.data.foreign import hdf5 as foreign_h5
 from cusa.data.foreign.ids import read_ids
 from cusa.data.foreign.npy import open_npy, read_npz
 from cusa.data.foreign.rows import read_rows, write_rows
-from cusa.eval.models.embedding_providers import FileSource, align
+from cusa.eval.models.embedding_providers import FileProvider, align
 
 ROWS = np.array([[1.0, 2.0], [0.0, -3.0], [0.5, 0.25]])
 NAMES = ["a/1.jpg", "b 2", "ü"]
@@ -283,7 +283,7 @@ def test_what_earlier_versions_exported_is_read(tmp_path):
 
 def _given(tmp_path, rows):
     np.save(tmp_path / "rows.npy", rows)
-    return FileSource((tmp_path / "rows.npy", save_ids(tmp_path, "json")), None, "rows")
+    return FileProvider((tmp_path / "rows.npy", save_ids(tmp_path, "json")), None, "rows")
 
 
 @pytest.mark.parametrize(

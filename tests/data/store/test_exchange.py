@@ -10,7 +10,7 @@ from cusa.data.store import import_export as exchange
 from cusa.data.store import row_matching
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.verify import verify
-from cusa.eval.models.embedding_providers import FileSource
+from cusa.eval.models.embedding_providers import FileProvider
 from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
 
 SIZES = {"train": 16, "val": 5}
@@ -168,7 +168,7 @@ def test_what_was_exported_is_imported_and_evaluated_without_more_words(index, t
     run_ok("store", "import", index, path, "--teacher", "again", "--split", "train")
     rows = _rows(index, "vision", "train")
     np.testing.assert_array_equal(_rows(index, "again", "train"), rows)
-    found = FileSource((path, None), None, "exported").images(_image_ids()[::-1], [])["cross"]
+    found = FileProvider((path, None), None, "exported").images(_image_ids()[::-1], [])["cross"]
     np.testing.assert_allclose(found, rows[::-1], atol=1e-3)
 
 

@@ -444,19 +444,6 @@ def test_batches_do_not_change_rows(home, paths, kind):
         np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
-def test_useless_rows_are_refused(value):
-    def spoil(rows):
-        return np.where(rows[:, :1] == 7, value, rows)
-
-    with pytest.raises(EmbeddingsError) as refused:
-        encode_images(Recorder(spoil), numbered(9), 2, 2)
-    assert refused.value.name == "image 7.jpg"
-    with pytest.raises(EmbeddingsError) as refused:
-        encode_texts(Recorder(spoil), [f"a {i}" for i in range(1, 9)], 3)
-    assert refused.value.name == "text 'a 7'"
-
-
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_rows_that_are_not_finite_are_refused_where_a_model_gives_them(home, paths, tmp_path):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusa.eval.evaluators.images.data import LabelledImages, load_image_set
-from cusa.eval.evaluators.images.mat_files import read_annotations
+from cusa.eval.evaluators.images.lists import read_annotations
 from cusa.eval.evaluators.retrieval.coco import Judgements, read_judgements
 from cusa.eval.evaluators.sts.cxc import find_cxc
 from cusa.eval.evaluators.sts.data import find_sts_tasks

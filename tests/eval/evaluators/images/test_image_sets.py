@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,8 +13,8 @@ from scipy.io import savemat
 from cusa.data.errors import CusaError, FileFormatError
 from cusa.eval.evaluators.images import data as image_sets
 from cusa.eval.evaluators.images.data import find_image_sets, load_image_set
-from cusa.eval.evaluators.images.known_sets import IMAGE_SETS, KnownSet
-from cusa.eval.evaluators.images.mat_files import read_annotations
+from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
+from cusa.eval.evaluators.images.lists import read_annotations
 
 
 def write(root: Path, name: str, text: str | bytes = b"") -> None:
@@ -26,7 +27,7 @@ def write(root: Path, name: str, text: str | bytes = b"") -> None:
 def expect(monkeypatch, name: str, queries: int, gallery: int | None, classes: int) -> None:
     """Let a made-up tree of that size be the whole published data set."""
     known = IMAGE_SETS[name]
-    size = KnownSet(queries, gallery, classes, known.folders, known.lists, known.read)
+    size = replace(known, queries=queries, gallery=gallery, classes=classes)
     monkeypatch.setattr(
         image_sets, "IMAGE_SETS", MappingProxyType({**image_sets.IMAGE_SETS, name: size})
     )
