@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import cusa
+from cusa.data.store.reader import EmbeddingStore
 from tests.eval.tiny import make_sts
 from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, make_tiny_vit
 
@@ -38,7 +39,23 @@ def inputs(tmp_path_factory):
         "words": make_tiny_sentence(folder / "words"),
         "clip": make_tiny_clip(folder / "clip"),
         "sts": folder / "sts",
+        "judgements": _judgements(folder / "store" / "store.h5", folder / "judgements.txt"),
     }
+
+
+def _judgements(store, path):
+    """A share of Yes for each image with its own first caption, and with another image's."""
+    names = [
+        Path(image_path).name for image_path in EmbeddingStore(store).split("test").image_paths
+    ]
+    lines = []
+    for number, name in enumerate(names):
+        lines.append(f"{name}\t{name}#0\t1\t3\t0\n")
+        lines.append(
+            f"{name}\t{names[number - 1]}#1\t{number % 3 / 3:.3f}\t{number % 3}\t{3 - number % 3}\n"
+        )
+    path.write_text("".join(lines))
+    return path
 
 
 @pytest.fixture
