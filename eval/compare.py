@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from typing_extensions import TypedDict
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import RunError
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
 from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
@@ -92,8 +92,9 @@ def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Co
     """
     suites = set(models[0]).intersection(*models[1:])
     if not suites:
-        raise CusaError(
-            "these models have no suite in common; run the same cusa-eval command on each"
+        raise RunError(
+            "these models have no suite in common; run the same cusa-eval command on each",
+            name="suite",
         )
     rows: list[ComparisonRow] = []
     for suite in models[0]:
@@ -102,8 +103,9 @@ def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Co
             _check_alike(suite, queries)
             rows += _suite_rows(suite, queries, bootstrap)
     if not rows:
-        raise CusaError(
-            "these models have no figure in common; run the same cusa-eval command on each"
+        raise RunError(
+            "these models have no figure in common; run the same cusa-eval command on each",
+            name="figure",
         )
     names = [next(iter(model.values())).name for model in models]
     return {
@@ -133,14 +135,16 @@ def _check_alike(suite: str, queries: Sequence[Queries]) -> None:
     for second in queries[1:]:
         differences = _different_data_sets(suite, first, second)
         if differences:
-            raise CusaError(
+            raise RunError(
                 f"{first.name} and {second.name} were measured on different data ({suite}: "
-                f"{', '.join(differences)}); run cusa-eval again for both on the same"
+                f"{', '.join(differences)}); run cusa-eval again for both on the same",
+                name=suite,
             )
         if first.ties != second.ties:
-            raise CusaError(
+            raise RunError(
                 f"{first.name} and {second.name} were measured with ties {first.ties} and "
-                f"{second.ties}; run cusa-eval again with the same --ties"
+                f"{second.ties}; run cusa-eval again with the same --ties",
+                name="ties",
             )
 
 

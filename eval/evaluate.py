@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, RunError, SettingError
 from cusa.data.files import atomic_file
 from cusa.eval.evaluators.protocol import Absent, SuiteResult
 from cusa.eval.evaluators.registry import EVALUATORS
@@ -76,7 +76,7 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
         _check_same_data(evaluation.reports)
         model.release()
     if not evaluation.written:
-        raise CusaError(f"nothing to measure: {'; '.join(evaluation.notes)}")
+        raise DataError(f"nothing to measure: {'; '.join(evaluation.notes)}")
 
     with_earlier = _with_earlier(evaluation.reports, models, weights)
     n_unreadable = write_pages(out, with_earlier, evaluation.written, request.latex)
@@ -233,9 +233,10 @@ def _check_same_data(reports: Sequence[ModelReport]) -> None:
         differing = _first_difference(suite, reports)
         if differing is not None:
             first, second, difference = differing
-            raise CusaError(
+            raise RunError(
                 f"{second['name']} and {first['name']} cannot be compared: they are measured on "
-                f"different data ({difference}); pass --embeddings with one store for all"
+                f"different data ({difference}); pass --embeddings with one store for all",
+                name=second["name"],
             )
 
 
@@ -245,9 +246,11 @@ def _check_apart(models: Sequence[EvaluatedModel]) -> None:
     for model in models:
         folder = model.results.resolve()
         if folder in taken:
-            raise CusaError(
+            raise RunError(
                 f"two models are named {model.name!r}, and {model.results} holds the results of "
-                "one; pass each once, or rename a folder"
+                "one; pass each once, or rename a folder",
+                path=model.results,
+                name=model.name,
             )
         taken.add(folder)
 
@@ -262,10 +265,12 @@ def _check_replaceable(model: EvaluatedModel) -> None:
         content = read_results(model.results, suite)
         before = content["model"] if content else {}
         if before and before.get("source") != source and before.get("weights_sha256") != weights:
-            raise CusaError(
+            raise RunError(
                 f"{model.results} holds the results of another model of that name "
                 f"({before.get('source')}); pass --name with --image-embeddings or "
-                "--text-embeddings, rename the model's folder, or remove those results"
+                "--text-embeddings, rename the model's folder, or remove those results",
+                path=model.results,
+                name="--name",
             )
 
 
@@ -279,9 +284,13 @@ def check_writable(out: Path) -> None:
     while not path.exists():
         path = path.parent
     if not path.is_dir():
-        raise CusaError(f"{path} is no folder; pass another: --out FOLDER")
+        raise SettingError(
+            f"{path} is no folder; pass another: --out FOLDER", path=path, name="--out"
+        )
     if not os.access(path, os.W_OK):
-        raise CusaError(f"{path} is not writable; pass another: --out FOLDER")
+        raise SettingError(
+            f"{path} is not writable; pass another: --out FOLDER", path=path, name="--out"
+        )
 
 
 def make_sections(reports: Sequence[ModelReport]) -> list[Section]:

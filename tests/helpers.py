@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -66,6 +66,28 @@ def run_failure(command: str, *args: object) -> CusaError:
     error = result.exception.__context__
     assert isinstance(error, CusaError), repr(error)
     return error
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an error says by its class and its fields, whatever its wording."""
+
+    kind: type[CusaError]
+    path: Path | None = None
+    location: str = ""
+    name: str = ""
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What an error says besides its words."""
+    assert isinstance(error, CusaError), repr(error)
+    assert "\n" not in str(error)
+    return Fault(type(error), error.path, error.location, error.name)
+
+
+def run_fault(command: str, *args: object) -> Fault:
+    """Run a command line that must fail with one line; the fault behind it."""
+    return fault_of(run_failure(command, *args))
 
 
 def make_images(folder: Path, n: int, seed: int = 0) -> list[str]:

@@ -14,4 +14,5 @@ def named_in_errors(name: str) -> Iterator[None]:
     try:
         yield
     except CusaError as error:
-        raise CusaError(f"{name}: {error}") from None
+        line = f"{name}: {error}"
+        raise type(error)(line, path=error.path, location=error.location, name=name) from None

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cusa.data.embeddings import SplitEmbeddings
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, StoreError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.splits import EvaluatedSplit
 from cusa.eval.metrics.relevance import positions_of_rows
@@ -54,14 +54,17 @@ def embed_files(source: Source, split: EvaluatedSplit) -> SplitEmbeddings:
         CusaError: If the model lacks a modality, an input cannot be read, or none is left.
     """
     if missing := BOTH_MODALITIES - source.modalities:
-        raise CusaError(
-            f"{source.name} embeds no {'s and no '.join(sorted(missing))}s; retrieval needs both"
+        raise StudentError(
+            f"{source.name} embeds no {'s and no '.join(sorted(missing))}s; retrieval needs both",
+            name=source.name,
         )
     view = split.view
     image_rows = np.setdiff1d(np.arange(view.n_images), split.skipped_images)
     caption_rows = np.setdiff1d(np.arange(view.n_captions), split.skipped_captions)
     if not len(image_rows) or not len(caption_rows):
-        raise CusaError(f"split {view.name!r} has no image or no caption that could be read")
+        raise DataError(
+            f"split {view.name!r} has no image or no caption that could be read", name=view.name
+        )
 
     image_paths = map(split.image_root.joinpath, _at_rows(view.image_paths, image_rows))
     images = source.images(_at_rows(view.image_ids, image_rows), list(image_paths))
@@ -157,7 +160,8 @@ def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bo
         for setting in encoder.settings.differences(store.teachers[encoder.name]):
             differences.append(f"{encoder.name}.{setting}")
     if differences:
-        raise CusaError(
+        raise StoreError(
             f"{store.path} is not the store that {run} was trained on: {'; '.join(differences)}; "
-            "train again, or pass --embeddings"
+            "train again, or pass --embeddings",
+            path=store.path,
         )

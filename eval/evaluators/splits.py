@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.datasets import KNOWN_SIZES, load_dataset
-from cusa.data.errors import CusaError, DataError
+from cusa.data.errors import DataError
 from cusa.data.record_split import RecordSplit
 from cusa.data.records import SplitView
 from cusa.data.store.reader import EmbeddingStore
@@ -87,7 +87,8 @@ class SplitFinder:
         if run_dir is None:
             raise DataError(
                 "no data to measure on: these models are no runs of cusa-train; pass --dataset "
-                "coco, flickr30k or an annotation file, or --embeddings STORE"
+                "coco, flickr30k or an annotation file, or --embeddings STORE",
+                name="--dataset",
             )
         config = load_run(run_dir)[0].data
         image_root = request.image_root
@@ -146,5 +147,8 @@ def check_counts(split: EvaluatedSplit, allow_partial: bool) -> str | None:
         "figures do not compare with others'"
     )
     if split_name == "test" and not allow_partial:
-        raise CusaError(f"{unlike}; complete it, or pass --allow-partial to evaluate what is there")
+        raise DataError(
+            f"{unlike}; complete it, or pass --allow-partial to evaluate what is there",
+            name=split.dataset,
+        )
     return unlike

@@ -29,6 +29,7 @@ from cusa.data.errors import (
     DataError,
     EmbeddingsError,
     ImageError,
+    SettingError,
     first_line,
 )
 from cusa.eval.metrics.one_core_threads import one_core_threads
@@ -228,7 +229,7 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise CusaError(
+        raise SettingError(
             f"not enough GPU memory for batches of {batch_size}; use smaller ones",
             name="batch_size",
         ) from None

@@ -196,7 +196,8 @@ class FileSource:
             raise EmbeddingsError(
                 f"image embeddings have {dims['image']} dimensions, text embeddings "
                 f"{dims['text']}; both must be of one space: pass those of one model, or one "
-                "modality alone"
+                "modality alone",
+                name="dimensions",
             )
 
     def _rows(

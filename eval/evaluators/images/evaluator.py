@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError, StudentError
 from cusa.eval.evaluators.images.data import FOLDER, ImageSet, find_image_sets, load_image_set
 from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.results import (
@@ -49,7 +49,7 @@ class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
         if not places:
             reason = f"no image sets below {root}/ (known: {', '.join(IMAGE_SETS)})"
             advice = "put them there, or pass --data NAME=FOLDER"
-            return Absent(reason, CusaError(f"{reason}; {advice}"))
+            return Absent(reason, DataError(f"{reason}; {advice}", path=root))
         sets: dict[str, ImageSet] = {}
         for name, folder in places:
             image_set = load_image_set(name, folder, request.options.allow_partial)
@@ -65,8 +65,9 @@ class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
         if "image" not in source.modalities:
             return Absent(
                 f"no image retrieval for {model.title}: it embeds no images",
-                CusaError(
-                    f"{source.name} embeds no images; image retrieval needs a model that does"
+                StudentError(
+                    f"{source.name} embeds no images; image retrieval needs a model that does",
+                    name=source.name,
                 ),
             )
         sets: dict[str, ImageSetResults] = {}
@@ -140,9 +141,10 @@ def _named_place(text: str, root: Path, sets_below_root: dict[str, Path]) -> tup
             return text, sets_below_root.get(text, root / text)
         return FOLDER, Path(text)
     if name not in (*IMAGE_SETS, FOLDER):
-        raise CusaError(
+        raise SettingError(
             f"--data {text}: unknown image set {name!r}; "
-            f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER"
+            f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER",
+            name=name,
         )
     return name, Path(folder)
 
@@ -150,11 +152,14 @@ def _named_place(text: str, root: Path, sets_below_root: dict[str, Path]) -> tup
 def _check_name(image_set: ImageSet, kind: str, folder: Path, sets: dict[str, ImageSet]) -> None:
     """Refuse two sets of one name, and a folder under the name of a published set."""
     if image_set.name in sets:
-        raise CusaError(
-            f"two image sets are named {image_set.name!r}; pass each once, or rename a folder"
+        raise SettingError(
+            f"two image sets are named {image_set.name!r}; pass each once, or rename a folder",
+            name=image_set.name,
         )
     if kind == FOLDER and image_set.name in IMAGE_SETS:
-        raise CusaError(
+        raise SettingError(
             f"--data {folder}: a folder per class under the name of a published set; pass "
-            f"{image_set.name}={folder} if it is that one, or rename the folder"
+            f"{image_set.name}={folder} if it is that one, or rename the folder",
+            path=folder,
+            name=image_set.name,
         )

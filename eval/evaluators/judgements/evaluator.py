@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from cusa.data.embeddings import Head, SplitEmbeddings
-from cusa.data.errors import CusaError, SettingError
+from cusa.data.errors import CusaError, SettingError, StudentError
 from cusa.eval.evaluators.judgements.data import (
     JudgementFile,
     JudgementKind,
@@ -138,7 +138,9 @@ def _judged_split(model: EvaluatedModel, data: JudgementData) -> EvaluatedSplit 
         lacking = "s and no ".join(missing)
         return Absent(
             f"no human judgements for {model.title}: it embeds no {lacking}s",
-            CusaError(f"{model.name} embeds no {lacking}s; judged pairs need both"),
+            StudentError(
+                f"{model.name} embeds no {lacking}s; judged pairs need both", name=model.name
+            ),
         )
     try:
         split = data.splits.find(model.run_dir)

@@ -101,7 +101,8 @@ def check_is_of_split(file: JudgementFile, split: EvaluatedSplit) -> None:
         raise DataError(
             f"none of the {len(file.pairs):,} pairs of {file.path} is in {split.dataset} "
             f"{split.view.name}; judgements go with the split that they were made on, under the "
-            "images' file names"
+            "images' file names",
+            path=file.path,
         )
 
 
@@ -115,7 +116,9 @@ def _rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> list[tuple[int
             if row_of_name.get(name, 0) < 0:
                 raise DataError(
                     f"{file.path} judges {name}, and several images of {split.dataset} "
-                    f"{split.view.name} are called so; rename them"
+                    f"{split.view.name} are called so; rename them",
+                    path=file.path,
+                    name=name,
                 )
         image_row = row_of_name.get(pair.image_name)
         writer_row = row_of_name.get(pair.caption_of)

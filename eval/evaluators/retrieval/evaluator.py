@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from cusa.data.embeddings import Head, SplitEmbeddings
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, StudentError
 from cusa.eval.evaluators.forms import PublishedFigures
 from cusa.eval.evaluators.protocol import (
     Absent,
@@ -75,7 +75,9 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
             lacking = "s and no ".join(missing)
             return Absent(
                 f"no retrieval for {model.title}: it embeds no {lacking}s",
-                CusaError(f"{model.name} embeds no {lacking}s; retrieval needs both"),
+                StudentError(
+                    f"{model.name} embeds no {lacking}s; retrieval needs both", name=model.name
+                ),
             )
         try:
             split = data.splits.find(model.run_dir)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError
+from cusa.data.errors import StudentError
 from cusa.eval.evaluators.protocol import Absent, Evaluator, SuiteResult, results_head
 from cusa.eval.evaluators.published import published_row
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
@@ -88,8 +88,9 @@ class StsEvaluator(Evaluator[StsData, StsResults]):
         if "text" not in source.modalities:
             return Absent(
                 f"no sentence similarity for {model.title}: it embeds no texts",
-                CusaError(
-                    f"{source.name} embeds no texts; sentence similarity needs a model that does"
+                StudentError(
+                    f"{source.name} embeds no texts; sentence similarity needs a model that does",
+                    name=source.name,
                 ),
             )
         judged = find_judged_split(model, data.cxc, data.splits, data.folder, data.skip_absent)
