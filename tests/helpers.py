@@ -78,11 +78,14 @@ class Fault:
     name: str = ""
 
 
-def fault_of(error: BaseException) -> Fault:
-    """What an error says besides its words."""
+def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
+    """What an error says besides its words; its path is made relative to ``folder``."""
     assert isinstance(error, CusaError), repr(error)
     assert "\n" not in str(error)
-    return Fault(type(error), error.path, error.location, error.name)
+    path = error.path
+    if folder is not None and path is not None:
+        path = path.relative_to(folder)
+    return Fault(type(error), path, error.location, error.name)
 
 
 def run_fault(command: str, *args: object) -> Fault:

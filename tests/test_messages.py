@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -92,3 +93,78 @@ def test_every_error_is_of_a_kind():
     raised = {kind for _, kind, _ in MESSAGES}
     kinds = {name for name in vars(errors) if name.endswith("Error")}
     assert kinds - raised == {"CusaError"}
+
+
+# Tests that ask for words, and why.
+WORDED = {
+    "precompute/test_precompute.py": (
+        2,
+        "no CusaError: the system's refusal, in the command's words",
+    ),
+    "precompute/test_teachers.py": (1, "the names that are legal are listed"),
+    "precompute/test_unicom.py": (2, "where the weights are to be had, and under which checksum"),
+    "precompute/test_vision.py": (1, "the line that installs what is missing"),
+    "train/test_config.py": (8, "ranges and choices that are legal are told"),
+}
+
+
+def _is_call(node, *names):
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in names
+
+
+def _count_wordings(tree, kinds):
+    """Count what asks an error for its words: ``match=``, and ``in`` its text or its line."""
+    line_sources = {"run_error"}
+    lines = set()
+    # A function may hand on what another returns.
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            for statement in ast.walk(node):
+                if isinstance(statement, ast.Return) and _is_call(
+                    statement.value, "run_error", "str"
+                ):
+                    line_sources.add(node.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and _is_call(node.value, *line_sources):
+            lines.add(ast.unparse(node.targets[0]))
+    n_wordings = 0
+    for node in ast.walk(tree):
+        if _is_call(node, "pytest.raises"):
+            has_match = any(keyword.arg == "match" for keyword in node.keywords)
+            n_wordings += has_match and ast.unparse(node.args[0]) in kinds
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+            asked = node.comparators[0]
+            is_text = _is_call(asked, "str", *line_sources) or ast.unparse(asked) in lines
+            # That it is one line is no question of words.
+            n_wordings += is_text and ast.unparse(node.left) != repr("\n")
+    return n_wordings
+
+
+def test_tests_ask_for_the_kind_of_an_error_and_its_fields():
+    kinds = _kinds(list(_trees()))
+    wordings = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        n_wordings = _count_wordings(ast.parse(path.read_text(encoding="utf-8")), kinds)
+        if n_wordings:
+            wordings[path.relative_to(ROOT / "tests").as_posix()] = n_wordings
+    assert wordings == {name: number for name, (number, _) in WORDED.items()}
+
+
+def test_which_questions_are_of_words():
+    source = """
+        def line():
+            return run_error("train")
+
+        with pytest.raises(StoreError, match="words") as error:
+            pass
+        with pytest.raises(ValueError, match="words of no error of ours"):
+            pass
+        assert "words" in str(error.value)
+        assert "\\n" not in str(error.value)
+        assert "words" in run_error("train")
+        text = line()
+        assert "words" in text
+        assert "words" in run_ok("train")
+    """
+    tree = ast.parse(textwrap.dedent(source))
+    assert _count_wordings(tree, {"CusaError", "StoreError"}) == 4

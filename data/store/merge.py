@@ -55,7 +55,7 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
     if out.exists():
         sources.insert(0, out)
     if not sources:
-        raise StoreError("nothing to join: name the parts", path=out)
+        raise StoreError("nothing to join: name the parts", location=gaps[0], path=out)
     check_index_path(out)
     for source in sources:
         read_seal(source, INDEX_FORMAT)  # before a folder is made

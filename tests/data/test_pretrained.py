@@ -21,6 +21,7 @@ from cusa.data.pretrained import (
     processed,
 )
 from cusa.data.tokenization import load_tokenizer, position_limit, token_limit, tokenized
+from tests.helpers import Fault, fault_of
 from tests.tiny_models import SIZES, save_processor, save_tokenizer
 
 SMALL = {**SIZES, "vocab_size": 40}
@@ -188,12 +189,12 @@ def test_files_of_settings_that_are_no_objects_are_named(tmp_path, file, content
     ],
 )
 def test_whatever_a_library_raises_is_one_line(error, message):
-    with pytest.raises(StudentError, match=message) as caught:
+    with pytest.raises(StudentError) as caught:
         with one_line_load_errors("student", "owner/model", StudentError, "pass another"):
             raise error
+    assert fault_of(caught.value) == Fault(StudentError, name="owner/model")
     assert caught.value.name == "owner/model"
     assert "\n" not in str(caught.value)
-    assert "=True" not in str(caught.value)
     with pytest.raises(KeyboardInterrupt), one_line_load_errors("x", "y", StudentError, "z"):
         raise KeyboardInterrupt
 

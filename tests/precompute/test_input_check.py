@@ -17,12 +17,13 @@ from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import TeacherRequest
 from tests.helpers import (
+    Fault,
     make_images,
     make_pairs,
     make_tiny_sentence,
     make_tiny_vit,
     run,
-    run_error,
+    run_fault,
     run_ok,
 )
 
@@ -79,9 +80,9 @@ def test_all_faults_are_listed_before_anything_is_loaded(
         f"{spoiled} line 22: caption id id10#1: caption ' \\n' is empty once normalised; "
         "give it words or remove it",
     ]
-    line = run_error("precompute", *_args(spoiled, teachers, tmp_path / "store.h5", *plan))
-    assert line.startswith("Error: 5 images and captions ")
-    assert "--on-error skip" in line
+    assert run_fault(
+        "precompute", *_args(spoiled, teachers, tmp_path / "store.h5", *plan)
+    ) == Fault(DataError, path=spoiled, location="line 5", name="id2")
     assert {path.name for path in tmp_path.iterdir()} == {"d"}
 
 
@@ -129,8 +130,8 @@ def test_what_is_finished_is_not_looked_at(tmp_path, teachers):
     run_ok("precompute", *_args(manifest, ["--teacher", "minilm", "--workers", "0"], out))
     assert set(EmbeddingStore(out).teachers) == {"vit", "words", "minilm"}
     next(out.parent.glob("store/vit/val-*.h5")).unlink()
-    assert "4 images and captions cannot be used" in run_error(
-        "precompute", *_args(manifest, teachers, out)
+    assert run_fault("precompute", *_args(manifest, teachers, out)) == Fault(
+        DataError, path=manifest, location="line 17", name="id8"
     )
 
 
@@ -142,7 +143,9 @@ def test_a_wrong_image_root_is_said_to_be(tmp_path, teachers):
             args = _args(
                 manifest, teachers, tmp_path / "s.h5", "--image-root", root, "--on-error", mode
             )
-            assert "check --image-root" in run_error("precompute", *args)
+            assert run_fault("precompute", *args) == Fault(
+                DataError, path=manifest, location="line 1", name="id0"
+            )
     assert not (tmp_path / "s.h5").exists()
 
 

@@ -15,17 +15,20 @@ from transformers import CLIPConfig, CLIPModel
 
 import cusa
 from cusa.data import worker_messages, worker_pool
-from cusa.data.errors import SettingError, StoreError
+from cusa.data.errors import LockedError, SettingError, StoreError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.reading import ImageReader
 from tests.helpers import (
+    Fault,
     make_images,
     make_pairs,
     make_tiny_clip,
     make_tiny_sentence,
     make_tiny_vit,
+    run,
     run_error,
     run_failure,
+    run_fault,
     run_ok,
 )
 
@@ -193,14 +196,13 @@ def test_parts_of_an_array_of_jobs_merge_into_the_bytes_of_one_process(
         "precompute", *_args(manifest, teachers, out, "--shard-range", f"0:{n_shards + 1}")
     )
     assert (type(error), error.name) == (SettingError, "shard_range")
-    assert f"0:{n_shards}," in str(error)
     for wrong in ("3", "a:b", "-1:2"):
         assert "is not A:B" in _usage_error(
             "precompute", *_args(manifest, teachers, out, "--shard-range", wrong)
         )
-    assert "this run has the shards" in run_error(
+    assert run_fault(
         "precompute", *_args(manifest, teachers, out, "--shard-range", "3:3")
-    )
+    ) == Fault(SettingError, name="shard_range")
 
 
 def _usage_error(command, *args):
@@ -458,11 +460,10 @@ def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, expe
     out = tmp_path / "s" / "store.h5"
     first = _slow(_args(manifest, teachers, out), pause=0.3)
     _wait_for_shard(out)
-    line = run_error("precompute", *_args(manifest, teachers, out))
-    assert f"another run is working on {out.with_suffix('')} (process {first.pid} on " in line
-    assert "wait for it or stop it" in line
-    part = run_error("precompute", *_args(manifest, teachers, out, "--shard-range", "0:2"))
-    assert "another run is working" in part
+    for options in ((), ("--shard-range", "0:2")):
+        error = run_failure("precompute", *_args(manifest, teachers, out, *options))
+        assert (type(error), error.path) == (LockedError, out.with_suffix(""))
+        assert error.name.startswith(f"process {first.pid} on ")
     first.kill()
     first.communicate()
     run_ok("precompute", *_args(manifest, teachers, out))  # nothing to clean by hand
@@ -481,9 +482,9 @@ def test_a_full_disk_loses_nothing(tmp_path, manifest, teachers, expected_conten
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", full)
-    line = run_error("precompute", *_args(manifest, teachers, out))
-    assert "cannot write" in line
-    assert "No space left on device; make room and run the same command again" in line
+    error = run_failure("precompute", *_args(manifest, teachers, out))
+    assert isinstance(error, StoreError)
+    assert error.path.is_relative_to(out.with_suffix(""))
     assert not out.exists()
     assert not list(out.parent.rglob("*.tmp"))
     assert 0 < len(list(out.parent.rglob("*.h5"))) < len(expected_contents)
@@ -556,7 +557,6 @@ def test_another_shard_length_is_refused_and_the_stores_own_is_kept(
     assert (type(error), error.name) == (StoreError, "vit")
     assert error.path is not None
     assert error.path.is_relative_to(out.with_suffix(""))
-    assert "--shard-rows 5" in str(error)
 
 
 def test_shards_of_another_length_replace_lost_ones(tmp_path, manifest, teachers):
@@ -614,14 +614,13 @@ def test_audit_finds_rows_that_the_teacher_does_not_give(tmp_path, manifest, tea
     changed = replace(entry, shards={**entry.shards, "val": shards})
     write_index(out, replace(index, teachers={**index.teachers, "words": changed}))
     assert "files are whole" in run_ok("store", "verify", out)
-    line = run_error("store", "audit", out, "--sample", 100, "--teacher", "words")
-    assert "1 of 2 are wrong: rows differ from what the teacher gives" in line
+    output = run("store", "audit", out, "--sample", 100, "--teacher", "words")
+    assert (output.exit_code, output.stdout.count("WRONG")) == (1, 1)
     other_vit = make_tiny_vit(tmp_path / "other")
     config = json.loads((other_vit / "preprocessor_config.json").read_text())
     (other_vit / "preprocessor_config.json").write_text(
         json.dumps({**config, "image_mean": [0.1, 0.9, 0.1]})
     )
-    result = run_error("store", "audit", out, "--teacher", f"vit={other_vit}")
-    assert "are wrong" in result
+    run_error("store", "audit", out, "--teacher", f"vit={other_vit}")
     error = run_failure("store", "audit", out, "--teacher", "nope")
     assert (type(error), error.path, error.name) == (StoreError, out, "nope")

@@ -179,7 +179,6 @@ def test_fractions(tmp_path, manifest, teachers):
         assert EmbeddingStore(out).splits_of("minilm") == EmbeddingStore(out).splits_of("vit")
     error = run_failure("precompute", *_args(manifest, teachers, third, "--val-fraction", 0.5))
     assert (type(error), error.name) == (StoreError, "fingerprint")
-    assert "--val-fraction" in str(error)
 
 
 def test_a_store_that_was_made_before_goes_on_without_val(tmp_path, manifest, teachers):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cusa
+from cusa.data.errors import RunError
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.commands import resume_command
 from cusa.train.config import build_config, load_preset, merge
@@ -20,7 +21,14 @@ from cusa.train.saving.run_dir import Checkpoints, read_metrics
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.schedule import learning_rate
 from cusa.train.trainer import Trainer
-from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
+from tests.helpers import (
+    Fault,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    run_fault,
+    run_ok,
+)
 from tests.train.pictures import precompute_pictures
 
 ROOT = Path(cusa.__file__).parent.parent
@@ -161,8 +169,9 @@ def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
         "Trainer._train_on = step\nfrom cusa.cli.train import main\nmain(sys.argv[1:])\n"
     )
     assert torchrun(script, *args, "--run-dir", tmp_path / "part", module=None).returncode != 0
-    line = run_error("train", "--resume", "--run-dir", tmp_path / "part")
-    assert "was begun by 2 processes and cannot go on with 1" in line
+    assert run_fault("train", "--resume", "--run-dir", tmp_path / "part") == Fault(
+        RunError, path=tmp_path / "part"
+    )
     done = torchrun("--resume", "--run-dir", tmp_path / "part")
     assert done.returncode == 0, done.stderr
     assert "step 1 of the next" in done.stdout

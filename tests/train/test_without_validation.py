@@ -12,14 +12,23 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from cusa.data.errors import DataError, SettingError, StoreError
+from cusa.data.errors import CusaError, DataError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.assemble import resolve, validation_sources
 from cusa.train.config import build_config
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.student_folder import load_saved
-from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
+from tests.helpers import (
+    Fault,
+    add_teacher,
+    make_store,
+    records,
+    run_fault,
+    run_ok,
+    settings,
+    unit_rows,
+)
 
 ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 
@@ -117,9 +126,9 @@ def test_validation_can_be_switched_off(tmp_path):
     out = run_ok("train", *_args(index, run_dir, "--epochs", 1, "--set", "data.val_split=null"))
     assert "no validation (data.val_split is null)" in out
     assert {line["kind"] for line in read_metrics(run_dir)} == {"train"}
-    assert "data.val_split (None / 'test')" in run_error(
+    assert run_fault(
         "train", "--resume", "--run-dir", run_dir, "--set", "data.val_split=test"
-    )
+    ) == Fault(SettingError, name="data.val_split")
 
 
 def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
@@ -133,8 +142,9 @@ def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
     with pytest.raises(StoreError) as error:
         resolve(config(data={"val_split": "dev"}), store)
     assert error.value.name == "dev"
-    line = run_error("train", *_args(index, tmp_path / "run", "--patience", 2))
-    assert "--patience needs a validation split" in line
+    assert run_fault("train", *_args(index, tmp_path / "run", "--patience", 2)) == Fault(
+        SettingError, name="train.patience"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -153,14 +163,12 @@ def test_a_validation_split_of_skipped_captions_is_refused_before_training(tmp_p
     with pytest.raises(DataError) as error:
         validation_sources(store, config, ("vision", "words"), None)
     assert error.value.name == "val"
-    line = run_error("train", *_args(store.path, tmp_path / "run"))
-    assert "data.val_split=null" in line
+    assert run_fault("train", *_args(store.path, tmp_path / "run")) == Fault(DataError, name="val")
     assert not (tmp_path / "run").exists()
     run_ok(
         "train", *_args(store.path, tmp_path / "run", "--set", "data.val_split=null", "--epochs", 1)
     )
     no_val = ("--set", "data.val_split=null")
-    line = run_error(
+    assert run_fault(
         "train", *_args(store.path, tmp_path / "none", "--set", "data.train_split=val", *no_val)
-    )
-    assert "no pair" in line
+    ) == Fault(CusaError)
