@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,6 +34,8 @@ from cusa.data.store.schema import TeacherSettings, shard_folder, shard_name
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 from cusa.data.store.teacher_entry import TeacherEntry
 
+# A student that trains in no time.
+ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = {
     "precompute": precompute_main,
@@ -61,11 +72,120 @@ def run_failure(command: str, *args: object) -> CusaError:
     """Run a command line that must fail in the same way; the error behind the line."""
     result = run(command, *args)
     assert result.exit_code == 1, result.output
-    assert result.output.count("Error: ") == 1, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, result.output
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     error = result.exception.__context__
     assert isinstance(error, CusaError), repr(error)
     return error
+
+
+class ForkedCommand:
+    """A command line in a copy of this process, which may be disturbed and killed.
+
+    A new interpreter would import the libraries first, for seconds.
+
+    Args:
+        command: The command's name.
+        *args: Its arguments.
+        patch: Called in the copy before the command begins.
+    """
+
+    def __init__(
+        self, command: str, *args: object, patch: Callable[[], object] = lambda: None
+    ) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._command = command
+        self._args = [str(argument) for argument in args]
+        self._patch = patch
+        self._process = multiprocessing.get_context("fork").Process(target=self._run)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def _run(self) -> None:
+        os.dup2(self._output.fileno(), 1)
+        os.dup2(self._errors.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        self._patch()
+        COMMANDS[self._command].main(self._args, f"cusa-{self._command}")
+
+    @property
+    def returncode(self) -> int | None:
+        """Its status, once it has ended."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Wait until it has ended; its status and what it printed."""
+        self._process.join(120)
+        assert self._process.exitcode is not None, "it does not end"
+        texts = []
+        for file in (self._output, self._errors):
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        return subprocess.CompletedProcess(self._args, self._process.exitcode, *texts)
+
+
+def run_ranks(
+    n_ranks: int, command: str, *args: object, patch: Callable[[], object] = lambda: None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command line in several processes of one group, as torchrun does.
+
+    One that fails stops the others. The status is that of the first that failed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def launched(rank: int) -> Callable[[], None]:
+        def in_group() -> None:
+            group = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            group |= {"WORLD_SIZE": n_ranks, "LOCAL_WORLD_SIZE": n_ranks}
+            os.environ.update({name: str(value) for name, value in group.items()})
+            # Gloo's own connection attempts go to whatever address the machine's name has.
+            os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+            patch()
+
+        return in_group
+
+    ranks = [ForkedCommand(command, *args, patch=launched(rank)) for rank in range(n_ranks)]
+    status = 0
+    while any(rank.returncode is None for rank in ranks):
+        time.sleep(0.02)
+        failed = [rank.returncode for rank in ranks if rank.returncode]
+        if failed and not status:
+            status = failed[0]
+            for rank in ranks:
+                if rank.returncode is None:
+                    rank.send_signal(signal.SIGTERM)
+    done = [rank.wait() for rank in ranks]
+    status = status or max(rank.returncode for rank in done)
+    texts = ("".join(rank.stdout for rank in done), "".join(rank.stderr for rank in done))
+    return subprocess.CompletedProcess(list(args), status, *texts)
+
+
+def kill_at(
+    owner: type, method: str, step: int, number: int = signal.SIGKILL, times: int = 1
+) -> Callable[[], None]:
+    """A patch under which a trainer's process gets a signal before a step (counted from 0)."""
+
+    def patch() -> None:
+        plain = getattr(owner, method)
+
+        def wrapped(self: Any, *args: object) -> object:
+            if self.progress.step == step:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+            return plain(self, *args)
+
+        setattr(owner, method, wrapped)
+
+    return patch
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,11 @@ def test_every_error_is_of_a_kind():
 
 # Tests that ask for words, and why.
 WORDED = {
-    "precompute/test_precompute.py": (
-        2,
-        "no CusaError: the system's refusal, in the command's words",
-    ),
+    "precompute/test_precompute.py": (3, "the system's refusal, and the picture of a run's error"),
     "precompute/test_teachers.py": (1, "the names that are legal are listed"),
     "precompute/test_unicom.py": (2, "where the weights are to be had, and under which checksum"),
     "precompute/test_vision.py": (1, "the line that installs what is missing"),
+    "train/test_resume.py": (2, "the command to go on with"),
     "train/test_config.py": (8, "ranges and choices that are legal are told"),
 }
 

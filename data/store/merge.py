@@ -55,7 +55,7 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
     if out.exists():
         sources.insert(0, out)
     if not sources:
-        raise StoreError("nothing to join: name the parts", location=gaps[0], path=out)
+        raise StoreError("nothing to join: name the parts", path=out)
     check_index_path(out)
     for source in sources:
         read_seal(source, INDEX_FORMAT)  # before a folder is made
@@ -68,6 +68,7 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
                 f"the parts do not make a whole store: {'; '.join(gaps[:_SHOWN_GAPS])} "
                 f"({len(gaps)} in all)",
                 path=out,
+                location=gaps[0],
             )
         # In threads, since hashing and copying leave Python's lock.
         with ThreadPoolExecutor(_THREADS) as threads:

@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import closing
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +133,7 @@ def test_an_error_comes_as_it_was_in_its_items_place(workers):
         read = []
         with pytest.raises(ImageError) as raised:
             read.extend(iter(pool.read(range(5))))
-        assert fault_of(raised.value) == Fault(ImageError, path=Path("2.jpg"), name="2")
+        assert fault_of(raised.value) == Fault(ImageError, path="2.jpg", name="2")
         assert (raised.value.path, raised.value.name) == ("2.jpg", "2")
         with pytest.raises(KeyError, match="a bug") as raised:
             next(pool.read([3]))

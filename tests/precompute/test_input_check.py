@@ -2,14 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-import cusa
 from cusa.data.datasets import load_dataset
 from cusa.data.errors import DataError
 from cusa.data.input_check import check_captions, check_images
@@ -25,6 +22,7 @@ from tests.helpers import (
     run,
     run_fault,
     run_ok,
+    run_ranks,
 )
 
 
@@ -237,23 +235,8 @@ def test_a_hundred_thousand_images_take_seconds(tmp_path):
 
 def test_all_processes_stop(tmp_path, spoiled, teachers):
     for plan in ([], ["--plan"]):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "cusa.precompute",
-        ]
-        completed = subprocess.run(
-            [*command, *_args(spoiled, teachers, tmp_path / "s" / "store.h5", *plan)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(cusa.__file__).parent.parent,
-            timeout=120,
-        )
+        args = _args(spoiled, teachers, tmp_path / "s" / "store.h5", *plan)
+        completed = run_ranks(2, "precompute", *args)
         assert completed.returncode != 0
         assert "Error: 5 images and captions cannot be used" in completed.stderr
         assert completed.stdout.count("fault: ") == 5

@@ -18,8 +18,11 @@ from cusa.data import worker_messages, worker_pool
 from cusa.data.errors import LockedError, SettingError, StoreError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.reading import ImageReader
+from cusa.precompute.teachers import TeacherRequest
+from cusa.precompute.teachers.base import Teacher
 from tests.helpers import (
     Fault,
+    ForkedCommand,
     make_images,
     make_pairs,
     make_tiny_clip,
@@ -30,6 +33,7 @@ from tests.helpers import (
     run_failure,
     run_fault,
     run_ok,
+    run_ranks,
 )
 
 ROOT = Path(cusa.__file__).parent.parent
@@ -119,7 +123,7 @@ def test_two_ranks_give_the_bytes_of_one_process(tmp_path, manifest, teachers, e
 def test_a_rank_that_fails_stops_the_others_and_a_rerun_completes(tmp_path, teachers):
     manifest, out = make_pairs(tmp_path / "d", n=24, n_val=6), tmp_path / "s" / "store.h5"
     (tmp_path / "d" / "013.jpg").write_bytes(b"no image")
-    completed = torchrun(2, _args(manifest, teachers, out))
+    completed = run_ranks(2, "precompute", *_args(manifest, teachers, out))
     assert completed.returncode != 0
     assert "013.jpg is not an image" in completed.stderr
     assert "--on-error skip" in completed.stderr
@@ -140,7 +144,7 @@ def test_more_ranks_than_shards(tmp_path, manifest, teachers):
         "val",
         "--out",
     ]  # one shard of each teacher
-    completed = torchrun(3, [*args, str(tmp_path / "three" / "store.h5")])
+    completed = run_ranks(3, "precompute", *args, tmp_path / "three" / "store.h5")
     assert completed.returncode == 0, completed.stderr
     run_ok("precompute", *args, tmp_path / "one" / "store.h5")
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
@@ -213,28 +217,19 @@ def _usage_error(command, *args):
     return result.output
 
 
-# Runs the command line, with a pause before each batch, so that there is time to disturb it.
-SLOW = """
-import sys, time
-from cusa.precompute.teachers.base import Teacher
-plain = Teacher.rows
-def rows(self, *args):
-    time.sleep({pause})
-    return plain(self, *args)
-Teacher.rows = rows
-from cusa.cli.precompute import main
-main(sys.argv[1:])
-"""
+def _slow(args, pause=0.1, prepare=lambda: None):
+    """Begin the command, with a pause before each batch, so that there is time to disturb it."""
+    plain = Teacher.rows
 
+    def rows(self, *arguments):
+        time.sleep(pause)
+        return plain(self, *arguments)
 
-def _slow(args, pause=0.1):
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW.format(pause=pause), *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    def patch():
+        Teacher.rows = rows
+        prepare()
+
+    return ForkedCommand("precompute", *args, patch=patch)
 
 
 def _wait_for(there):
@@ -256,8 +251,9 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(
     process = _slow(_args(manifest, teachers, out))
     _wait_for_shard(out)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
+    done = process.wait()
+    errors = done.stderr
+    assert done.returncode == 128 + number, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith(f"Error: stopped by {number.name}: ")
     assert (
@@ -276,18 +272,12 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(
 def test_a_signal_to_the_whole_group_is_not_the_workers_business(tmp_path, manifest, teachers):
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out, "--workers", 2)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW.format(pause=0.2), *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
+    process = _slow(args, pause=0.2, prepare=os.setsid)
     _wait_for_shard(out)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    done = process.wait()
+    errors = done.stderr
+    assert done.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     assert "stopped by SIGTERM" in errors
 
@@ -440,19 +430,16 @@ def test_parts_of_other_teachers_do_not_replace_each_other(tmp_path, manifest, t
 
 def test_a_signal_while_a_teacher_is_loaded_acts_at_once(tmp_path, manifest, teachers):
     out = tmp_path / "s" / "store.h5"
-    code = (
-        "import sys, time\nfrom cusa.precompute.teachers import TeacherRequest\n"
-        "TeacherRequest.load = lambda *_: time.sleep(60)\n"
-        "from cusa.cli.precompute import main\nmain(sys.argv[1:])\n"
-    )
-    command = [sys.executable, "-c", code, *_args(manifest, teachers, out)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+
+    def patch():
+        TeacherRequest.load = lambda *_: time.sleep(60)
+
+    process = ForkedCommand("precompute", *_args(manifest, teachers, out), patch=patch)
     _wait_for((out.with_suffix("") / ".lock").exists)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    done = process.wait()
+    errors = done.stderr
+    assert done.returncode == 128 + signal.SIGTERM, errors
     assert "Error: stopped by SIGTERM: no row was encoded yet; run the same command again" in errors
 
 
@@ -464,8 +451,8 @@ def test_a_second_run_on_the_same_store_stops(tmp_path, manifest, teachers, expe
         error = run_failure("precompute", *_args(manifest, teachers, out, *options))
         assert (type(error), error.path) == (LockedError, out.with_suffix(""))
         assert error.name.startswith(f"process {first.pid} on ")
-    first.kill()
-    first.communicate()
+    first.send_signal(signal.SIGKILL)
+    first.wait()
     run_ok("precompute", *_args(manifest, teachers, out))  # nothing to clean by hand
     assert contents(out.parent) == expected_contents
 

@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,10 +16,11 @@ from cusa.train.saving.student_folder import load_saved
 from cusa.train.trainer import Trainer
 from tests.helpers import (
     Fault,
+    ForkedCommand,
     add_teacher,
     fault_of,
+    kill_at,
     make_pairs,
-    make_store,
     make_tiny_clip,
     records,
     run_error,
@@ -34,11 +33,6 @@ from tests.train.pictures import precompute_pictures, student_options
 
 SMALL = ("--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 SHORT = ("--batch-size", 16, "--epochs", 2, "--set", "train.log_every=1")
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +112,9 @@ def test_killed_before_its_first_checkpoint_it_begins_again_with_the_same(index,
     args = ("--embeddings", index, "--init", tmp_path / "init", *SHORT)
     run_ok("train", *args, "--run-dir", tmp_path / "whole")
     for step, run_dir in ((2, tmp_path / "early"), (7, tmp_path / "late")):
-        code = (
-            "import os\nfrom cusa.train.trainer import Trainer\nplain = Trainer._train_on\n"
-            "def wrapped(self, *args):\n"
-            f"    self.progress.step == {step} and os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
-            "    return plain(self, *args)\n"
-            "Trainer._train_on = wrapped\nfrom cusa.cli.train import main\n"
-            f"main({[*map(str, args), '--run-dir', str(run_dir)]!r})\n"
-        )
-        assert (
-            subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-        )
+        patch = kill_at(Trainer, "_train_on", step)
+        done = ForkedCommand("train", *args, "--run-dir", run_dir, patch=patch).wait()
+        assert done.returncode == -signal.SIGKILL
     run_ok("train", "--resume", "--run-dir", tmp_path / "early")
     shutil.rmtree(tmp_path / "init")
     run_ok("train", "--resume", "--run-dir", tmp_path / "late")

@@ -12,19 +12,12 @@ from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.trainer import Trainer
-from tests.helpers import Fault, make_store, run_error, run_fault, run_ok
-
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
+from tests.helpers import ADAPTER, Fault, run_error, run_fault, run_ok
 
 
 def _args(index, run_dir, *more):
     rest = ("--batch-size", 16, "--set", "train.log_every=1", "--set", "optim.min_lr=1e-4")
     return ("--embeddings", index, "--run-dir", run_dir, *ADAPTER, *rest, *more)
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from cusa.data.errors import CusaError, ImageError, RunError, SettingError, StoreError, StudentError
+from cusa.data.errors import (
+    DataError,
+    ImageError,
+    RunError,
+    SettingError,
+    StoreError,
+    StudentError,
+)
 from cusa.data.records import Dataset
 from cusa.data.store.checksum import ChecksumError, VersionError
 from cusa.train.command_settings import default_preset
 from cusa.train.saving.student_folder import load_saved
 from tests.helpers import (
+    ADAPTER,
     Fault,
     add_teacher,
     make_pairs,
@@ -28,8 +36,6 @@ from tests.helpers import (
     unit_rows,
 )
 from tests.train.pictures import precompute_pictures, student_options
-
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 
 
 def _adapter(index, run_dir, *more):
@@ -277,10 +283,10 @@ def test_images_that_have_moved_are_named_with_the_way_to_them(tmp_path):
     args = student_options(store, clip, run_dir, epochs=1, batch_size=4)
     args = (*args, "--workers", 0)
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert run_fault("train", *args) == Fault(CusaError)
+    assert run_fault("train", *args) == Fault(DataError, path=tmp_path / "data")
     (tmp_path / "data").mkdir()
     assert run_fault("train", *args) == Fault(ImageError, path=tmp_path / "data/000.jpg")
-    assert run_fault("train", *args, "--image-root", store) == Fault(CusaError)
+    assert run_fault("train", *args, "--image-root", store) == Fault(DataError, path=store)
     assert not run_dir.exists()
     run_ok("train", *args, "--image-root", tmp_path / "moved")
     run_ok("train", "--resume", "--run-dir", run_dir, "--epochs", 2)  # it remembers where they are
@@ -507,7 +513,7 @@ def test_an_image_that_vanished_is_named(pairs, tmp_path):
         for workers in (0, 1):
             assert run_fault(
                 "train", *args, "--workers", workers, "--run-dir", tmp_path / f"run{workers}"
-            ) == Fault(CusaError)
+            ) == Fault(DataError)
     finally:
         image.write_bytes(content)
 

@@ -5,23 +5,25 @@ The last epoch is kept, and whoever reads the run copes.
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from cusa.data.errors import CusaError, DataError, SettingError, StoreError
+from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.assemble import resolve, validation_sources
 from cusa.train.config import build_config
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.student_folder import load_saved
+from cusa.train.trainer import Trainer
 from tests.helpers import (
+    ADAPTER,
     Fault,
+    ForkedCommand,
     add_teacher,
+    kill_at,
     make_store,
     records,
     run_fault,
@@ -29,8 +31,6 @@ from tests.helpers import (
     settings,
     unit_rows,
 )
-
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 
 
 def _args(index, run_dir, *more):
@@ -82,15 +82,9 @@ def test_the_last_epochs_student_is_kept(whole):
 def test_killed_it_goes_on_exactly(index, whole, tmp_path, where, step):
     """In the middle of an epoch, and at its end after the checkpoint of its last step."""
     run_dir = tmp_path / "part"
-    code = (
-        f"import os\nfrom cusa.train.trainer import Trainer\nplain = Trainer.{where}\n"
-        "def wrapped(self, *args):\n"
-        f"    self.progress.step == {step} and os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
-        "    return plain(self, *args)\n"
-        f"Trainer.{where} = wrapped\nfrom cusa.cli.train import main\n"
-        f"main({[str(a) for a in _args(index, run_dir)]!r})\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    patch = kill_at(Trainer, where, step)
+    done = ForkedCommand("train", *_args(index, run_dir), patch=patch).wait()
+    assert done.returncode == -signal.SIGKILL
     run_ok("train", "--resume", "--run-dir", run_dir)
     one, two = (Checkpoints(folder).newest()[0] for folder in (whole, run_dir))
     assert one.progress == two.progress
@@ -171,4 +165,4 @@ def test_a_validation_split_of_skipped_captions_is_refused_before_training(tmp_p
     no_val = ("--set", "data.val_split=null")
     assert run_fault(
         "train", *_args(store.path, tmp_path / "none", "--set", "data.train_split=val", *no_val)
-    ) == Fault(CusaError)
+    ) == Fault(StoreError)

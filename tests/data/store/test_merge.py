@@ -220,7 +220,14 @@ def _no_index(folder):
                 name="vision",
             ),
         ),
-        (_other_shards, Fault(StoreError, path=Path("s/store.h5"))),
+        (
+            _other_shards,
+            Fault(
+                StoreError,
+                path=Path("s/store.h5"),
+                location="two shards hold rows 0 to 7 of teacher 'vision', split 'train'",
+            ),
+        ),
         (
             _damaged_shard,
             Fault(ChecksumError, path=Path("other/store/third/val-000000000-000000005.h5")),

@@ -407,12 +407,12 @@ def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
     assert refused.value.name == "batch_size"
 
     def refused(*_args, **_kwargs):
-        raise CusaError("the image encoder has other weights")
+        raise EmbeddingsError("the image encoder has other weights")
 
     broken.image_rows = refused
     with pytest.raises(CusaError) as refused:
         build_index(broken, home / "run", home / "images", tmp_path / "i")
-    assert fault_of(refused.value) == Fault(CusaError)
+    assert fault_of(refused.value) == Fault(EmbeddingsError)
 
     broken.image_rows = lambda images, batch_size: {
         h: np.full((len(images), 4), np.nan) for h in ("cross", "uni")

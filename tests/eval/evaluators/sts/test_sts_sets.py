@@ -289,8 +289,10 @@ def test_malformed_lines_of_a_year(tmp_path, file_name, line, location):
     lines = path.read_bytes().split(b"\n")
     lines[2] = b"caf\xe9\tlatin-1" if line is None else line.encode()
     path.write_bytes(b"\n".join(lines))
-    fault = Fault(FileFormatError, path=path, location=location)
-    assert _fault(tmp_path, allow_partial=True) == fault
+    fault = _fault(tmp_path, allow_partial=True)
+    assert (fault.kind, fault.location) == (FileFormatError, location)
+    # A difference in lengths is one of two files.
+    assert fault.path == path or not location
 
 
 @pytest.mark.parametrize(
