@@ -28,7 +28,6 @@ SHORT_OF: dict[str, dict[str, float]] = {
     "eval": {
         "tokens": 8.3,
         "comprehensions": 20.8,
-        "conditionals": 15.3,
         "vague_names": 0.6,
         "name_length": 6.6,
     },

@@ -25,29 +25,10 @@ from tests.eval.tiny import (
     caption_id,
     image_id,
     make_classes,
-    make_home,
     make_inshop,
-    make_run,
     strict,
 )
 from tests.helpers import Fault, run_fault, run_ok
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def adapter(home):
-    return make_run(home)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory: results of models that are no run lie below it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def _dataset(home, name="tiny"):

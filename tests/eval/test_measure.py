@@ -14,25 +14,8 @@ from cusa.eval.evaluators.retrieval.coco import Judgements
 from cusa.eval.evaluators.sts import evaluator as sts_evaluator
 from cusa.eval.models import evaluated_models
 from cusa.eval.models.evaluated_models import ComputeOptions, EvaluatedModel
-from tests.eval.tiny import make_classes, make_cxc, make_home, make_run, make_sts, strict
+from tests.eval.tiny import make_classes, make_cxc, make_sts, strict
 from tests.helpers import Fault, run_fault, run_ok
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def adapter(home):
-    return make_run(home)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory: results of models that are no run lie below it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

@@ -17,20 +17,11 @@ from tests.helpers import (
     Fault,
     make_images,
     make_pairs,
-    make_tiny_sentence,
-    make_tiny_vit,
     run,
     run_fault,
     run_ok,
     run_ranks,
 )
-
-
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
-    return ["--teacher", f"vit={vit}", "--teacher", f"words={words}", "--workers", "0"]
 
 
 def _args(manifest, teachers, out, *options):

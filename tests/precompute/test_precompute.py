@@ -29,8 +29,8 @@ from tests.helpers import (
 
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    return make_tiny_vit(tmp_path_factory.mktemp("models") / "vit")
+def vit(models):
+    return models[0]
 
 
 def _args(manifest, out, vit, *options):

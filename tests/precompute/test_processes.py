@@ -26,7 +26,6 @@ from tests.helpers import (
     make_images,
     make_pairs,
     make_tiny_clip,
-    make_tiny_sentence,
     make_tiny_vit,
     run,
     run_error,
@@ -40,19 +39,9 @@ ROOT = Path(cusa.__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
-    return [
-        "--teacher",
-        f"vit={vit}",
-        "--teacher",
-        f"words={words}",
-        "--workers",
-        "0",
-        "--batch-size",
-        "2",
-    ]
+def teachers(teachers):
+    """Of batches of two."""
+    return [*teachers, "--batch-size", "2"]
 
 
 @pytest.fixture(scope="module")

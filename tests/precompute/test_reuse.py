@@ -17,18 +17,10 @@ from cusa.data.store.shards import read_picture_digests, read_shard, write_shard
 from cusa.precompute.teachers.base import Teacher
 from tests.helpers import (
     make_images,
-    make_tiny_sentence,
-    make_tiny_vit,
     run_failure,
     run_ok,
     run_ranks,
 )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
 
 
 @pytest.fixture

@@ -152,8 +152,7 @@ def find_image_sets(root: Path) -> dict[str, Path]:
 
 
 def _holds(folder: Path, known_set: KnownSet) -> bool:
-    paths = map(folder.joinpath, known_set.lists)
-    return any(map(Path.is_file, paths))
+    return any(map(Path.is_file, map(folder.joinpath, known_set.lists)))
 
 
 def _find(name: str, known_set: KnownSet, folder: Path) -> Path | None:

@@ -10,21 +10,10 @@ from sklearn.metrics import average_precision_score
 
 from cusa.data.errors import DataError, FileFormatError, RunError, SettingError
 from cusa.eval.models.any_model import load_encoder
-from tests.eval.tiny import caption_id, make_home, strict
+from tests.eval.tiny import caption_id, strict
 from tests.helpers import Fault, run_fault, run_ok
 
 TEST_IMAGES = range(20, 26)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def _name(number):

@@ -12,25 +12,8 @@ from cusa.data.errors import DataError, EmbeddingsError, FileFormatError, Studen
 from cusa.eval.evaluators.sts.data import find_sts_tasks
 from cusa.eval.evaluators.sts.tasks import NoStsDataError
 from cusa.eval.models.any_model import load_encoder
-from tests.eval.tiny import cxc_score, make_classes, make_cxc, make_home, make_run, make_sts, strict
+from tests.eval.tiny import cxc_score, make_classes, make_cxc, make_sts, strict
 from tests.helpers import Fault, run_fault, run_ok
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def adapter(home):
-    return make_run(home)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory: results of models that are no run lie below it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def _dataset(home):
