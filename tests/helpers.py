@@ -311,7 +311,9 @@ def add_teacher(
 def make_store(
     folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False
 ) -> Path:
-    """A store of made-up rows in which matching images and captions are alike; teachers ``vision`` and ``words``."""
+    """A store of made-up rows in which matching images and captions are alike; teachers ``vision``
+    and ``words``.
+    """
     sizes = sizes or {"train": 40, "val": 10, "test": 8}
     splits = {name: records(name, n) for name, n in sizes.items()}
     known = {}
@@ -342,7 +344,9 @@ def change_sealed(path: Path, change: Callable[[h5py.File], object]) -> None:
 
 
 def make_tiny_clip(folder: Path) -> Path:
-    """A CLIPModel with random weights, a word-level tokeniser and an image processor, as a model folder."""
+    """A CLIPModel with random weights, a word-level tokeniser and an image processor, as a model
+    folder.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
@@ -391,7 +395,9 @@ def make_tiny_clip(folder: Path) -> Path:
 
 
 def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
-    """A ViT image encoder with random weights as a model folder; ``poison`` makes it return infinity."""
+    """A ViT image encoder with random weights as a model folder; ``poison`` makes it return
+    infinity.
+    """
     import torch
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -413,7 +419,9 @@ def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
 
 
 def make_tiny_sentence(folder: Path) -> Path:
-    """A BERT text encoder with random weights and a word-level tokeniser as a model folder; its tokens are pooled."""
+    """A BERT text encoder with random weights and a word-level tokeniser as a model folder; its
+    tokens are pooled.
+    """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

@@ -209,7 +209,9 @@ def test_pictures_keep_their_values_whatever_the_backend(tmp_path):
 
 
 def test_a_vocabulary_of_impossible_numbers_is_refused(tmp_path):
-    """The library lists all numbers below the highest, gigabytes of them, when it is asked for its settings."""
+    """The library lists all numbers below the highest, gigabytes of them, when it is asked for its
+    settings.
+    """
     save_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -238,7 +240,9 @@ def _with_a_flipped_bit(path):
 
 @pytest.mark.parametrize("damage", [_compressed, _with_a_flipped_bit])
 def test_pickled_weights_that_would_be_read_wrong_are_refused(tmp_path, damage):
-    """transformers maps the file: compressed bytes became weights, and a changed one was not noticed."""
+    """transformers maps the file: compressed bytes became weights, and a changed one was not
+    noticed.
+    """
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path)
     weights = tmp_path / "pytorch_model.bin"
     torch.save(load_file(tmp_path / "model.safetensors"), weights)

@@ -36,7 +36,9 @@ def _dataset(home, name="tiny"):
 
 
 def _vectors(home):
-    """Embeddings of the test's images and captions by the CLIP model, by id; computed one by one."""
+    """Embeddings of the test's images and captions by the CLIP model, by id; computed
+    one by one.
+    """
     clip = load_encoder(str(home / "clip"), "cpu")
     images = {
         str(image_id(n)): clip.image_rows([home / "images" / f"{n:03d}.jpg"])["cross"][0]
@@ -256,7 +258,9 @@ def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home,
 
 
 def test_an_image_that_is_skipped_in_a_store(home, here):
-    """A caption whose image could not be read is a miss and a candidate; the same for a run and another model."""
+    """A caption whose image could not be read is a miss and a candidate; the same for a run and
+    another model.
+    """
     (here / "d").mkdir()
     for name in [*(f"{n:03d}.jpg" for n in range(26)), "tiny.json"]:
         shutil.copy(home / "images" / name, here / "d" / name)
@@ -456,7 +460,9 @@ def test_a_report_keeps_what_was_measured_of_the_same_weights(home, here):
 
 
 def test_an_earlier_split_does_not_stand_beside_another(home, here):
-    """One model was measured on the validation split, one on the test; their image retrieval is shown alone."""
+    """One model was measured on the validation split, one on the test; their image retrieval is
+    shown alone.
+    """
     classes = make_classes(here / "animals")
     shutil.copytree(home / "clip", here / "other")
     run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--split", "val")

@@ -120,7 +120,9 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one(hardness):
 
 
 def test_intervals_agree_with_each_models_own(hardness):
-    """A model that misses everything, to which the difference is the other's figure: with its own interval."""
+    """A model that misses everything, to which the difference is the other's figure: with its own
+    interval.
+    """
     good = _model("good", 1, hardness)
     nothing = replace(
         good, per_query={k: _ranks(np.full(500, 999), np.zeros(500)) for k in good.per_query}
@@ -204,7 +206,8 @@ def test_images_are_compared_on_the_sets_that_all_have():
     content = compare(models, SOME)
     rows = _rows(content)
     assert {place for place, _ in rows} == {"cub"}
-    # Recalls over all queries, the query without a positive being a miss; precisions over those with one.
+    # Recalls over all queries, the query without a positive being a miss; precisions over those
+    # with one.
     assert rows["cub", "i2i r1"]["values"] == [25, 25]
     assert rows["cub", "i2i r10"]["values"] == [50, 50]
     assert rows["cub", "i2i r_precision"]["values"] == pytest.approx([100 * 1.75 / 3] * 2)

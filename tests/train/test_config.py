@@ -128,11 +128,13 @@ REFUSED = {
     "loss.alpha=!!bool foo": "loss.alpha",
     f"loss.alpha={'[' * 5000}": "loss.alpha",
     f"loss.alpha={'9' * 5000}": "loss.alpha",
-    f"loss.alpha={'9' * 400}": "loss.alpha",  # beyond any float, but not beyond Python's limit of digits
+    # beyond any float, but not beyond Python's limit of digits
+    f"loss.alpha={'9' * 400}": "loss.alpha",
     f"train.epochs={'9' * 400}": "train.epochs",
     "train.epochs=.inf": "train.epochs",
-    "loss.alpha={a: &a [1, 1, 1, 1, 1, 1, 1, 1], b: &b [*a, *a, *a, *a, *a, *a, *a, *a], c: &c [*b, *b, *b, *b, *b], "
-    "d: &d [*c, *c, *c, *c, *c], e: [*d, *d, *d, *d, *d, *d, *d, *d]}": "loss.alpha",
+    "loss.alpha={a: &a [1, 1, 1, 1, 1, 1, 1, 1], b: &b [*a, *a, *a, *a, *a, *a, *a, *a], "
+    "c: &c [*b, *b, *b, *b, *b], d: &d [*c, *c, *c, *c, *c], "
+    "e: [*d, *d, *d, *d, *d, *d, *d, *d]}": "loss.alpha",
     f"{'a.' * 5000}b=1": f"{'a.' * 5000}b",
 }
 

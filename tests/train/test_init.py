@@ -1,4 +1,6 @@
-"""Warm start: a trained student's weights and heads, a new optimizer and schedule, and a run that remembers."""
+"""Warm start: a trained student's weights and heads, a new optimizer and schedule, and a run that
+remembers.
+"""
 
 import shutil
 import signal
@@ -80,7 +82,9 @@ def _same(one, two):
 
 @pytest.mark.parametrize("source", ["first", "first/best"])
 def test_an_adapter_begins_with_the_weights_of_another(index, first, tmp_path, source):
-    """Its student, sizes and normaliser need not be given again; temperatures and schedule are new."""
+    """Its student, sizes and normaliser need not be given again; temperatures and
+    schedule are new.
+    """
     init = first.parent / source
     trainer = _trainer(index, init, tmp_path / "run", name="adapter", hidden_dim=16, embed_dim=8)
     _same(trainer.setup.step.student.state_dict(), load_saved(first).student.state_dict())

@@ -1,4 +1,6 @@
-"""Several processes (gloo, torchrun): the losses of one, exact resume, and errors that reach everyone."""
+"""Several processes (gloo, torchrun): the losses of one, exact resume, and errors that reach
+everyone.
+"""
 
 import os
 import shlex
@@ -96,7 +98,8 @@ def test_two_processes_have_the_losses_of_one_with_their_batches_joined(
         Checkpoints(tmp_path / "one").newest()[0][0],
         Checkpoints(tmp_path / "two").newest()[0][0],
     )
-    # Attention's key biases have rounding errors for gradients, which AdamW scales up to its learning rate.
+    # Attention's key biases have rounding errors for gradients, which AdamW scales up to its
+    # learning rate.
     for name in (
         n for n in first if n.startswith(("student.", "loss.")) and "k_proj.bias" not in n
     ):
@@ -141,7 +144,9 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
 
 
 def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
-    """SIGKILL of one of them in the middle of epoch 2; dropout included, which each draws for itself."""
+    """SIGKILL of one of them in the middle of epoch 2; dropout included, which each draws for
+    itself.
+    """
     args = (
         "--embeddings",
         index,

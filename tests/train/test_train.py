@@ -1,4 +1,6 @@
-"""The command line: runs, resumes, refusals; the adapter on made-up rows, a dual encoder on image files."""
+"""The command line: runs, resumes, refusals; the adapter on made-up rows, a dual encoder on image
+files.
+"""
 
 import json
 import subprocess
@@ -453,7 +455,9 @@ def test_a_preset_is_chosen_by_data_set_and_student():
 
 @pytest.mark.parametrize("kind", ["half", "siglip"])
 def test_other_dual_encoders(pairs, tmp_path, kind):
-    """Half-precision checkpoints train in float32; SigLIP has other names, padded texts and no projection."""
+    """Half-precision checkpoints train in float32; SigLIP has other names, padded texts and no
+    projection.
+    """
     from transformers import CLIPModel, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
     store = pairs[1]
@@ -478,7 +482,9 @@ def test_other_dual_encoders(pairs, tmp_path, kind):
 
 @pytest.mark.parametrize("loss", ["contrastive", "cusa"])
 def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
-    """A damaged image in train and one in val; an empty caption: trained, validated and evaluated without them."""
+    """A damaged image in train and one in val; an empty caption: trained, validated and evaluated
+    without them.
+    """
     folder, _, clip = pairs
     manifest = make_pairs(tmp_path / "data", n=16)
     manifest.write_text(manifest.read_text().replace("picture number 4, version 1", "..."))
@@ -534,7 +540,8 @@ def test_the_training_process_loads_no_teacher(pairs, tmp_path):
         args = [str(a) for a in [*args, "--epochs", 1, "--batch-size", 6]]
         code = (
             "import sys\nfrom cusa.cli.train import main\n"
-            f"try:\n    main({args!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+            f"try:\n    main({args!r})\n"
+            "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
             "teachers = ('sentence_transformers', 'efficientnet', 'cusa.precompute', 'cusa.eval')\n"
             "loaded = [m for m in sys.modules if m.startswith(teachers)]\n"
             "loaded = [m for m in loaded if not m.startswith('cusa.eval.metrics')]\n"

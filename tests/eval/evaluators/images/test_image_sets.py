@@ -392,8 +392,8 @@ def test_missing_images_are_an_error_or_left_out_and_told(tmp_path, monkeypatch)
     assert clothes.gallery.ids == (CLOTHES[3][0],)
     assert clothes.notes == (
         f"{first}; they are left out",
-        "inshop has 2 queries and 1 gallery images of 2 classes; the published test set has 3 queries and 2 gallery "
-        "images of 2 classes",
+        "inshop has 2 queries and 1 gallery images of 2 classes; the published test set has "
+        "3 queries and 2 gallery images of 2 classes",
         "1 of 2 queries have no other image of their class to find: always misses",
     )
 
@@ -604,7 +604,8 @@ def test_an_image_that_is_query_and_gallery_is_refused(tmp_path):
     with pytest.raises(CusaError) as error:
         load_image_set("inshop", tmp_path, allow_partial=True)
     assert str(error.value) == (
-        f"{partition} line 6: {CLOTHES[4][0]} is listed already, in {partition} line 7; list each image once"
+        f"{partition} line 6: {CLOTHES[4][0]} is listed already, in {partition} line 7; "
+        "list each image once"
     )
 
 

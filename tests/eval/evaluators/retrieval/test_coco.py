@@ -1,4 +1,6 @@
-"""COCO's protocols: against figures of the eccv_caption package, the package itself, and explicit loops."""
+"""COCO's protocols: against figures of the eccv_caption package, the package itself, and explicit
+loops.
+"""
 
 import importlib.util
 import json
@@ -96,7 +98,9 @@ def test_golden(golden, kind):
 
 
 def test_order_and_more_captions_change_nothing(golden, tmp_path):
-    """Karpathy's split has ten captions more, and an order of its own; float32, as encoders give them."""
+    """Karpathy's split has ten captions more, and an order of its own; float32, as encoders give
+    them.
+    """
     rng = np.random.default_rng(0)
     images, captions = rng.permutation(5_000), rng.permutation(25_010)
     more = rng.choice(5_000, 10, replace=False)
@@ -146,7 +150,9 @@ def test_order_and_more_captions_change_nothing(golden, tmp_path):
 
 @pytest.fixture(scope="module")
 def other(golden):
-    """Embeddings of 16 dimensions, all similarities, and files of plausible matches for some of the queries."""
+    """Embeddings of 16 dimensions, all similarities, and files of plausible matches for some of the
+    queries.
+    """
     rng = np.random.default_rng(1)
     images = _unit(rng.normal(size=(5_000, 16)))
     texts = _unit(images[golden["caption_image"]] + 0.2 * rng.normal(size=(25_000, 16)))
@@ -159,7 +165,9 @@ def _first(scores, ids, depth):
 
 
 def test_the_package_itself(golden, other):
-    """Rankings as deep as its metrics look: 200 items of all, and for COCO 1K ten of the query's fold."""
+    """Rankings as deep as its metrics look: 200 items of all, and for COCO 1K ten of the query's
+    fold.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it would rather have ujson
         from eccv_caption import Metrics
@@ -210,7 +218,9 @@ def test_a_fold_is_a_fifth_of_the_images_in_the_order_of_the_id_list(golden, oth
 
 
 def _plausible(folder, golden, seed=2):
-    """Files of plausible matches for 40 images and 60 captions; one match is no candidate, one query has none."""
+    """Files of plausible matches for 40 images and 60 captions; one match is no candidate, one
+    query has none.
+    """
     rng = np.random.default_rng(seed)
     folder.mkdir()
     ids = golden["image_ids"], golden["caption_ids"]

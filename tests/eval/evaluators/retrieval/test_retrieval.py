@@ -96,7 +96,9 @@ def test_an_image_without_captions_is_a_miss_and_collapse_scores_nothing():
 
 
 def _loop_precisions(scores, relevant, n_relevant, ties_first):
-    """R-Precision and average precision of one query; of equal scores, relevant ones come first or last."""
+    """R-Precision and average precision of one query; of equal scores, relevant ones come first or
+    last.
+    """
     order = sorted(range(len(scores)), key=lambda c: (-scores[c], (c in relevant) != ties_first))[
         :n_relevant
     ]
@@ -149,7 +151,9 @@ def test_image_retrieval_by_hand():
 
 
 def test_a_copy_of_the_query_is_a_candidate_the_query_is_not():
-    """Self is left out by number, not as the first of the ranking: a copy with another label counts against it."""
+    """Self is left out by number, not as the first of the ranking: a copy with another label counts
+    against it.
+    """
     embeddings = np.array([[1.0, 0], [1.0, 0], [0.9, 0.1], [0, 1]])
     found = image_retrieval(embeddings, np.array([0, 1, 0, 1]))
     assert found["r1"] == 0

@@ -79,8 +79,8 @@ def test_malformed_files(tmp_path, kind, text, location):
 def test_a_sample_is_of_half_the_queries_with_one_pair_each():
     """Between queries the model is right, within a query it is as wrong as can be.
 
-    One pair of each query leaves the order between queries, so that every sample has correlation 1. Two pairs of one
-    query would break it: those of query q have gold 10 q and 10 q + 5.
+    One pair of each query leaves the order between queries, so that every sample has correlation 1.
+    Two pairs of one query would break it: those of query q have gold 10 q and 10 q + 5.
     """
     queries = [*range(7), *range(6, -1, -1)]  # not grouped
     gold = np.array([10.0 * q for q in range(7)] + [10.0 * q + 5 for q in range(6, -1, -1)])

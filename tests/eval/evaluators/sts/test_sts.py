@@ -61,7 +61,9 @@ def test_golden_figures(name):
 
 
 def test_hand_computed():
-    """Ranks of the cosines 3.5, 2, 3.5, 1 and of the gold 4, 2, 3, 1: covariance 4.5, variances 4.5 and 5."""
+    """Ranks of the cosines 3.5, 2, 3.5, 1 and of the gold 4, 2, 3, 1: covariance 4.5, variances 4.5
+    and 5.
+    """
     similarity = cosine(FIRST, SECOND)
     np.testing.assert_allclose(similarity, [1, 0.5**0.5, 1, 0], atol=1e-15)
     found = correlations(similarity, GOLD)

@@ -27,7 +27,9 @@ def _write(path, lines, newline="\n"):
 
 
 def _write_year(folder, name, prefix="STS", extra="", gap=0):
-    """Subsets of one year; ``gap`` unannotated pairs, with lines that need no two columns, after each annotated one."""
+    """Subsets of one year; ``gap`` unannotated pairs, with lines that need no two columns, after
+    each annotated one.
+    """
     for subset, n in TASKS[name].items():
         lines, scores = [], []
         for i in range(n):
@@ -41,7 +43,8 @@ def _write_year(folder, name, prefix="STS", extra="", gap=0):
 def _benchmark_lines(split, extra=""):
     for i in range(TASKS["STSBenchmark"][split]):
         first, second, score = _pair(split, i)
-        yield f"main-news\tMSRpar\t2012test\t{i:04d}\t{score}\t{first}\t{second}{extra if i % 2 else ''}"
+        ending = extra if i % 2 else ""
+        yield f"main-news\tMSRpar\t2012test\t{i:04d}\t{score}\t{first}\t{second}{ending}"
 
 
 def _write_sick(folder, newline="\n"):
