@@ -1,7 +1,7 @@
 """Contrastive and CUSA against people: how a model's cosines follow Flickr8k's judgements.
 
-Trains the adapter student on split train of a store and measures split test: the best epoch by val. Usage, on a store that
-cusa-precompute made of Flickr8k:
+Trains the adapter student on split train of a store and measures split test: the best epoch by val.
+Usage, on a store that cusa-precompute made of Flickr8k:
 
     python benchmarks/judgements.py runs/flickr8k.h5 CrowdFlowerAnnotations.txt --out results.json
 """

@@ -1,10 +1,11 @@
 """Sentence models on semantic textual similarity, beside their published figures.
 
-    python benchmarks/sts.py data/senteval --model all-mpnet-base-v2 --out benchmarks/results/sts.json
+    python benchmarks/sts.py data/senteval --model all-mpnet-base-v2 --out sts.json
 
-Every task below DATA is scored with sentence-transformers' own encode. The published figures are those of MTEB
-(Muennighoff et al., EACL 2023; results/MODEL/TASK.json of the repository embeddings-benchmark/mtebpaper,
-cos_sim.spearman), which follow the same rule. A model in a folder of another name is given as NAME=FOLDER.
+Every task below DATA is scored with sentence-transformers' own encode. The published figures are
+those of MTEB (Muennighoff et al., EACL 2023; results/MODEL/TASK.json of the repository
+embeddings-benchmark/mtebpaper, cos_sim.spearman), which follow the same rule. A model in a folder
+of another name is given as NAME=FOLDER.
 """
 
 from __future__ import annotations

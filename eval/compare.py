@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from typing_extensions import TypedDict
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import RunError
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
 from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
@@ -83,6 +83,11 @@ def compare(
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
     shared_suites = set(models[0]).intersection(*models[1:])
+    if not shared_suites:
+        raise RunError(
+            "these models have no suite in common; run the same cusa-eval command on each",
+            name="suite",
+        )
     rows: list[ComparisonRow] = []
     for suite in models[0]:
         if suite in shared_suites:
@@ -90,8 +95,9 @@ def compare(
             _check_alike(suite, queries_of_models)
             rows += _suite_rows(suite, queries_of_models, bootstrap)
     if not rows:
-        raise CusaError(
-            "these models have no figure in common; run the same cusa-eval command on each"
+        raise RunError(
+            "these models have no figure in common; run the same cusa-eval command on each",
+            name="figure",
         )
     names = [next(iter(model.values())).name for model in models]
     return {
@@ -129,14 +135,16 @@ def _check_alike(
     for second in queries[1:]:
         differences = _different_data_sets(suite, first, second)
         if differences:
-            raise CusaError(
+            raise RunError(
                 f"{first.name} and {second.name} were measured on different data ({suite}: "
-                f"{', '.join(differences)}); run cusa-eval again for both on the same"
+                f"{', '.join(differences)}); run cusa-eval again for both on the same",
+                name=suite,
             )
         if first.ties != second.ties:
-            raise CusaError(
+            raise RunError(
                 f"{first.name} and {second.name} were measured with ties {first.ties} and "
-                f"{second.ties}; run cusa-eval again with the same --ties"
+                f"{second.ties}; run cusa-eval again with the same --ties",
+                name="ties",
             )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError, RunError
+from cusa.data.errors import RunError, SettingError
 from cusa.data.shell import shell_command
 from cusa.eval.compare import Comparison, compare
 from cusa.eval.evaluate import check_writable, write_pages
@@ -42,7 +42,9 @@ def compare_measured(
         CusaError: If one was not measured, or they were measured on different data.
     """
     if len(models) < 2:
-        raise CusaError("compare takes at least two models; name another run or folder of results")
+        raise SettingError(
+            "compare takes at least two models; name another run or folder of results", name="MODEL"
+        )
     folders = list(map(_results_folder, models))
     out = out or _default_folder(folders[0])
     check_writable(out)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, RunError, SettingError
 from cusa.data.files import atomic_file
 from cusa.eval.evaluators.protocol import Absent
 from cusa.eval.evaluators.registry import EVALUATORS
@@ -81,7 +81,7 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
         _check_same_data(evaluation.reports)
         model.release()
     if not evaluation.written:
-        raise CusaError(f"nothing to measure: {'; '.join(evaluation.notes)}")
+        raise DataError(f"nothing to measure: {'; '.join(evaluation.notes)}", name="suite")
 
     with_earlier = _with_earlier(evaluation.reports, models, weights)
     n_unreadable = write_pages(out, with_earlier, evaluation.written, request.latex)
@@ -109,9 +109,11 @@ def _requested_models(
         locations.append(model.run_dir or model.results)
         results_folders.add(model.results.resolve())
         if len(results_folders) < len(names):
-            raise CusaError(
+            raise RunError(
                 f"two models are named {model.name!r}, and {model.results} holds the results of "
-                "one; pass each once, or rename a folder"
+                "one; pass each once, or rename a folder",
+                path=model.results,
+                name=model.name,
             )
     for model, title in zip(models, distinct_names(names, locations), strict=True):
         model.title = title
@@ -244,9 +246,10 @@ def _check_same_data(reports: Sequence[ModelReport]) -> None:
         difference = _first_difference(suite, reports)
         if difference is not None:
             first, second, difference_in_words = difference
-            raise CusaError(
+            raise RunError(
                 f"{second['name']} and {first['name']} cannot be compared: they are measured on "
-                f"different data ({difference_in_words}); pass --embeddings with one store for all"
+                f"different data ({difference_in_words}); pass --embeddings with one store for all",
+                name=second["name"],
             )
 
 
@@ -264,10 +267,12 @@ def _check_replaceable(model: EvaluatedModel) -> None:
         for key in ("source", "weights_sha256"):
             is_same |= measured.get(key) == description[key]
         if measured and not is_same:
-            raise CusaError(
+            raise RunError(
                 f"{model.results} holds the results of another model of that name "
                 f"({measured.get('source')}); pass --name with --image-embeddings or "
-                "--text-embeddings, rename the model's folder, or remove those results"
+                "--text-embeddings, rename the model's folder, or remove those results",
+                path=model.results,
+                name="--name",
             )
 
 
@@ -281,9 +286,13 @@ def check_writable(out: Path) -> None:
     while not path.exists():
         path = path.parent
     if not path.is_dir():
-        raise CusaError(f"{path} is no folder; pass another: --out FOLDER")
+        raise SettingError(
+            f"{path} is no folder; pass another: --out FOLDER", path=path, name="--out"
+        )
     if not os.access(path, os.W_OK):
-        raise CusaError(f"{path} is not writable; pass another: --out FOLDER")
+        raise SettingError(
+            f"{path} is not writable; pass another: --out FOLDER", path=path, name="--out"
+        )
 
 
 def make_sections(reports: Sequence[ModelReport]) -> list[Section]:

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, StudentError
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.splits import SplitFinder
 from cusa.eval.metrics.correlation import ScoredPairs
@@ -158,7 +158,7 @@ def absent_without(
     problem = f"embeds no {'s and no '.join(missing)}s"
     return Absent(
         f"no {measurement} for {model.title}: it {problem}",
-        CusaError(f"{model.name} {problem}; {need}"),
+        StudentError(f"{model.name} {problem}; {need}", name=model.name),
     )
 
 
@@ -192,4 +192,5 @@ def named_in_errors(name: str) -> Iterator[None]:
     try:
         yield
     except CusaError as error:
-        raise CusaError(f"{name}: {error}") from None
+        line = f"{name}: {error}"
+        raise type(error)(line, path=error.path, location=error.location, name=name) from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cusa.data.embeddings import SplitEmbeddings
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.splits import EvaluatedSplit
@@ -64,7 +64,9 @@ def _embed_files(provider: EmbeddingProvider, split: EvaluatedSplit) -> SplitEmb
     image_rows = np.setdiff1d(np.arange(view.n_images), split.skipped_images)
     caption_rows = np.setdiff1d(np.arange(view.n_captions), split.skipped_captions)
     if not len(image_rows) or not len(caption_rows):
-        raise CusaError(f"split {view.name!r} has no image or no caption that could be read")
+        raise DataError(
+            f"split {view.name!r} has no image or no caption that could be read", name=view.name
+        )
 
     image_paths = map(split.image_root.joinpath, _at_rows(view.image_paths, image_rows))
     images = provider.images(_at_rows(view.image_ids, image_rows), list(image_paths))
@@ -160,7 +162,8 @@ def _check_store(
         for setting in encoder.settings.differences(store.teachers[encoder.name]):
             differences.append(f"{encoder.name}.{setting}")
     if differences:
-        raise CusaError(
+        raise StoreError(
             f"{store.path} is not the store that {run_name} was trained on: "
-            f"{'; '.join(differences)}; train again, or pass --embeddings"
+            f"{'; '.join(differences)}; train again, or pass --embeddings",
+            path=store.path,
         )

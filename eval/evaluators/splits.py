@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.datasets import KNOWN_SIZES, load_dataset
-from cusa.data.errors import CusaError, DataError
+from cusa.data.errors import DataError
 from cusa.data.record_split import RecordSplit
 from cusa.data.records import SplitView
 from cusa.data.store.reader import EmbeddingStore
@@ -142,7 +142,8 @@ def check_counts(split: EvaluatedSplit, allow_partial: bool) -> str | None:
         "figures do not compare with others'"
     )
     if split_name == "test" and not allow_partial:
-        raise CusaError(
-            f"{problem}; complete it, or pass --allow-partial to evaluate what is there"
+        raise DataError(
+            f"{problem}; complete it, or pass --allow-partial to evaluate what is there",
+            name=split.dataset,
         )
     return problem

@@ -17,7 +17,14 @@ import torch
 from PIL import Image
 
 from cusa.data.embeddings import Rows
-from cusa.data.errors import FORWARD_PASS, CusaError, DataError, ImageError, first_line
+from cusa.data.errors import (
+    FORWARD_PASS,
+    CusaError,
+    DataError,
+    ImageError,
+    SettingError,
+    first_line,
+)
 from cusa.eval.metrics.one_core_threads import one_core_threads
 from cusa.eval.models.inputs import batches
 from cusa.eval.models.protocols import Encoder
@@ -168,7 +175,7 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise CusaError(
+        raise SettingError(
             f"not enough GPU memory for batches of {batch_size}; use smaller ones",
             name="batch_size",
         ) from None

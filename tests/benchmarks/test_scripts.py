@@ -1,4 +1,6 @@
-"""Every script under benchmarks/ still runs: in its smoke form, on tiny inputs; nothing is asserted of the times."""
+"""Every script under benchmarks/ still runs: in its smoke form, on tiny inputs; nothing is asserted
+of the times.
+"""
 
 import importlib
 import json
@@ -73,7 +75,8 @@ def load(monkeypatch):
 def test_a_script_runs_in_its_smoke_form(name, load, inputs, tmp_path):
     script = load(name)
     assert script.SMOKE, (
-        f"benchmarks/{name}.py needs SMOKE, the arguments of a run of seconds (see benchmarks/timing.py)"
+        f"benchmarks/{name}.py needs SMOKE, the arguments of a run of seconds "
+        "(see benchmarks/timing.py)"
     )
     for number, line in enumerate(script.SMOKE):
         out = tmp_path / f"{number}.json"

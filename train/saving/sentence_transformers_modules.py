@@ -11,7 +11,7 @@ from torch import nn
 
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError, StudentError
+from cusa.data.errors import StudentError
 from cusa.train.saving.student_folder import SavedStudent
 from cusa.train.student import Processors
 
@@ -39,9 +39,10 @@ def save_modules(
             Transformer,
         )
     except ImportError as error:
-        raise CusaError(
+        raise StudentError(
             f"the export needs a newer sentence-transformers ({error}); pip install -U "
-            "sentence-transformers"
+            "sentence-transformers",
+            name="sentence-transformers",
         ) from None
 
     def head_modules(heads: nn.Module) -> list[nn.Module]:

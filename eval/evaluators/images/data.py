@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError
 from cusa.data.lines import Place
 from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.layouts import read_folder
@@ -105,11 +105,13 @@ def load_image_set(name: str, folder: Path, allow_partial: bool = False) -> Imag
         OSError: If a folder cannot be read.
     """
     if name != FOLDER and name not in IMAGE_SETS:
-        raise CusaError(f"unknown image set {name!r}; legal: {', '.join((*IMAGE_SETS, FOLDER))}")
+        raise SettingError(
+            f"unknown image set {name!r}; legal: {', '.join((*IMAGE_SETS, FOLDER))}", name=name
+        )
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
         problem = "is no folder" if folder.exists() else "does not exist"
-        raise CusaError(f"{folder} {problem}; pass the data set's folder")
+        raise DataError(f"{folder} {problem}; pass the data set's folder", path=folder)
     if name == FOLDER:
         listing = read_folder(folder)
         _check_listed(listing, folder)
@@ -120,7 +122,9 @@ def load_image_set(name: str, folder: Path, allow_partial: bool = False) -> Imag
     _check_listed(listing, folder)
     difference = _unlike_published(name, listing)
     if difference and not allow_partial:
-        raise CusaError(f"{difference}; pass --allow-partial to evaluate what is there")
+        raise DataError(
+            f"{difference}; pass --allow-partial to evaluate what is there", path=folder, name=name
+        )
     listing, notes = _present(listing, allow_partial)
     if difference := _unlike_published(name, listing):
         notes.append(difference)
@@ -167,11 +171,15 @@ def _data_folder(name: str, folder: Path) -> Path:
             return data_folder
     for parent in folder.parents[:3]:
         if _holds(name, parent):
-            raise CusaError(f"{folder} is only a part of {name}; pass {parent}")
+            raise DataError(
+                f"{folder} is only a part of {name}; pass {parent}", path=folder, name=name
+            )
     lists = " or ".join(known_set.lists)
-    raise CusaError(
+    raise DataError(
         f"no {name} in {folder}; pass its folder (usually {known_set.folders[0]}), which holds "
-        f"{lists}"
+        f"{lists}",
+        path=folder,
+        name=name,
     )
 
 
@@ -181,7 +189,9 @@ def _check_listed(listing: Listing, folder: Path) -> None:
         role = "test"
         if listing.gallery is not None:
             role = "gallery" if listing.queries else "query"
-        raise CusaError(f"the lists in {folder} name no {role} image; restore them")
+        raise DataError(
+            f"the lists in {folder} name no {role} image; restore them", path=folder, name=role
+        )
     line_of_id: dict[str, Place] = {}
     for image in listing.images:
         if image.id in line_of_id:
@@ -192,8 +202,8 @@ def _check_listed(listing: Listing, folder: Path) -> None:
         try:
             image.id.encode()
         except UnicodeEncodeError:
-            raise CusaError(
-                f"the file name {image.id!a} in {folder} is not UTF-8; rename it"
+            raise DataError(
+                f"the file name {image.id!a} in {folder} is not UTF-8; rename it", path=folder
             ) from None
 
 
@@ -234,13 +244,15 @@ def _present(listing: Listing, allow_partial: bool) -> tuple[Listing, list[str]]
         f"first {first.path} ({first.listed_at})"
     )
     if not allow_partial:
-        raise CusaError(
-            f"{missing}; put them there, or pass --allow-partial to evaluate the others"
+        raise DataError(
+            f"{missing}; put them there, or pass --allow-partial to evaluate the others",
+            path=first.path,
         )
     if not queries or gallery == []:
-        raise CusaError(
+        raise DataError(
             f"{missing}, and nothing is left to evaluate; "
-            "pass the folder that holds the images, too"
+            "pass the folder that holds the images, too",
+            path=first.path,
         )
     return present, [f"{missing}; they are left out"]
 

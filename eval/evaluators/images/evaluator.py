@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError
 from cusa.eval.evaluators.images.data import FOLDER, ImageSet, find_image_sets, load_image_set
 from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.results import (
@@ -57,7 +57,7 @@ class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
         if not folders:
             reason = f"no image sets below {root}/ (known: {', '.join(IMAGE_SETS)})"
             advice = "put them there, or pass --data NAME=FOLDER"
-            return Absent(reason, CusaError(f"{reason}; {advice}"))
+            return Absent(reason, DataError(f"{reason}; {advice}", path=root))
         image_sets: dict[str, ImageSet] = {}
         for name, folder in folders:
             image_set = load_image_set(name, folder, request.options.allow_partial)
@@ -129,9 +129,10 @@ def _named_folder(text: str, root: Path, sets_below_root: dict[str, Path]) -> tu
             return text, sets_below_root.get(text, root / text)
         return FOLDER, Path(text)
     if name not in (*IMAGE_SETS, FOLDER):
-        raise CusaError(
+        raise SettingError(
             f"--data {text}: unknown image set {name!r}; "
-            f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER"
+            f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER",
+            name=name,
         )
     return name, Path(folder)
 
@@ -141,11 +142,14 @@ def _check_name(
 ) -> None:
     """Refuse two sets of one name, and a folder under the name of a published set."""
     if image_set.name in image_sets:
-        raise CusaError(
-            f"two image sets are named {image_set.name!r}; pass each once, or rename a folder"
+        raise SettingError(
+            f"two image sets are named {image_set.name!r}; pass each once, or rename a folder",
+            name=image_set.name,
         )
     if kind == FOLDER and image_set.name in IMAGE_SETS:
-        raise CusaError(
+        raise SettingError(
             f"--data {folder}: a folder per class under the name of a published set; pass "
-            f"{image_set.name}={folder} if it is that one, or rename the folder"
+            f"{image_set.name}={folder} if it is that one, or rename the folder",
+            path=folder,
+            name=image_set.name,
         )

@@ -231,14 +231,16 @@ def read_folder(folder: Path) -> Listing:
         raise DataError(
             f"{len(outside):,} images lie in no class folder, first {folder / outside[0]}; pass "
             f"the folder that holds one folder per class ({folder.parent}, if {folder.name} is a "
-            "class)"
+            "class)",
+            path=folder / outside[0],
         )
     class_names = [image_id.partition("/")[0] for image_id in ids]
     label_of_class = {name: label for label, name in enumerate(sorted(set(class_names)))}
     if len(label_of_class) < 2:
         raise DataError(
             f"all images of {folder} lie in {folder / class_names[0]}; pass the folder that holds "
-            "one folder per class"
+            "one folder per class",
+            path=folder,
         )
     images = []
     for image_id, path, class_name in zip(ids, image_paths, class_names, strict=True):

@@ -15,7 +15,7 @@ from typing import get_args
 
 import numpy as np
 
-from cusa.data.errors import CusaError, FileFormatError
+from cusa.data.errors import DataError, EmbeddingsError, FileFormatError
 from cusa.data.lines import find_columns, line_fault, read_csv
 from cusa.eval.evaluators.sts.layouts import parse_score
 from cusa.eval.evaluators.sts.results import CxcKind, CxcScores
@@ -65,9 +65,11 @@ def find_cxc(folder: Path) -> dict[CxcKind, CxcTask]:
     for kind in get_args(CxcKind):
         paths = sorted(folder.rglob(f"{kind}_test.csv"))
         if len(paths) > 1:
-            raise CusaError(
+            raise DataError(
                 f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; "
-                "pass one of their folders"
+                "pass one of their folders",
+                path=paths[1],
+                name=kind,
             )
         if paths:
             tasks[kind] = _read(paths[0], kind)
@@ -147,8 +149,9 @@ def cxc_correlation(
     """
     over_all_pairs = spearman(similarity, gold)
     if len(query_ids) != len(gold):
-        raise CusaError(
-            f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each"
+        raise EmbeddingsError(
+            f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each",
+            name="query_ids",
         )
     # Numbered by first appearance, which the seed's samples depend on.
     number_of_query: dict[int | str, int] = {}

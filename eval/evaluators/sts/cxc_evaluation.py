@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, DataError
 from cusa.eval.evaluators.protocol import named_in_errors
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder
 from cusa.eval.evaluators.sts.cxc import CxcTask, cxc_correlation
@@ -67,8 +67,9 @@ def measure_cxc(
             _check_has_what_is_judged(split, task)
     except CusaError as error:
         if not data.skip_absent:
-            raise CusaError(
-                f"CxC in {data.folder}: {error}; or pass a folder without its csv files"
+            raise DataError(
+                f"CxC in {data.folder}: {error}; or pass a folder without its csv files",
+                path=data.folder,
             ) from None
         return {}, [*notes, f"no CxC for {model.title}: {error}"]
     results: dict[CxcKind, CxcResults] = {}
@@ -100,10 +101,11 @@ def _check_has_what_is_judged(split: EvaluatedSplit, task: CxcTask) -> None:
         missing = [item for item in _distinct(ids) if item not in row_of_id]
         if missing:
             modality = "captions" if isinstance(ids[0], int) else "images"
-            raise CusaError(
+            raise DataError(
                 f"CxC judges {len(missing)} {modality} that {split.dataset} {split.view.name} "
                 f"lacks, {missing[0]} the first; it needs COCO's test split under COCO's ids "
-                "(Karpathy's json)"
+                "(Karpathy's json)",
+                name=str(missing[0]),
             )
 
 

@@ -96,7 +96,9 @@ def tasks_in(folder: Path, file_names: Sequence[str]) -> Iterator[StsTask]:
         if split in tables[task_name]:
             first_path, _ = tables[task_name][split]
             raise DataError(
-                f"{first_path} and {name} are both {task_name} {split}; keep one of the two"
+                f"{first_path} and {name} are both {task_name} {split}; keep one of the two",
+                path=folder / name,
+                name=task_name,
             )
         tables[task_name][split] = folder / name, table_form
     for task_name, table_of_split in tables.items():
@@ -162,7 +164,8 @@ def _year_of(
     if len(years) > 1:
         raise DataError(
             f"{folder} has the subsets {', '.join(subset_names)}, which may be of "
-            f"{' or '.join(years)}; name the folder after its year, such as {years[0]}-en-test"
+            f"{' or '.join(years)}; name the folder after its year, such as {years[0]}-en-test",
+            path=folder,
         )
     return years[0]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from cusa.data.errors import CusaError, EmbeddingsError
+from cusa.data.errors import EmbeddingsError
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.evaluators.protocol import named_in_errors
 from cusa.eval.evaluators.sts.results import StsScores, SubsetMeans
@@ -31,7 +31,7 @@ def cosine(first_rows: np.ndarray, second_rows: np.ndarray) -> np.ndarray:
             and sentence.
     """
     if first_rows.ndim != 2 or first_rows.shape != second_rows.shape:
-        raise CusaError(
+        raise EmbeddingsError(
             f"embeddings of shape {first_rows.shape} and {second_rows.shape} are no pairs; "
             "both must be [pairs, dim]"
         )
@@ -45,9 +45,10 @@ def _directions(embeddings: np.ndarray, sentence: int) -> np.ndarray:
     if has_no_cosine.any():
         pair = int(has_no_cosine.argmax())
         problem = "zero" if is_zero[pair] else "not finite"
-        raise CusaError(
+        raise EmbeddingsError(
             f"the embedding of pair {pair}, sentence {sentence}, is {problem} and has no cosine; "
-            "look at what the encoder does with that sentence"
+            "look at what the encoder does with that sentence",
+            location=f"pair {pair}, sentence {sentence}",
         )
     return unit_rows(embeddings, np.float64)
 

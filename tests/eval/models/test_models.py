@@ -34,7 +34,14 @@ from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, SavedStudent, save_student
 from cusa.train.student import dual_encoder_student
-from tests.helpers import make_images, make_tiny_clip, make_tiny_sentence, make_tiny_vit
+from tests.helpers import (
+    Fault,
+    fault_of,
+    make_images,
+    make_tiny_clip,
+    make_tiny_sentence,
+    make_tiny_vit,
+)
 
 TEXTS = [
     "picture number 7",
@@ -326,7 +333,7 @@ def test_what_cannot_be_loaded(home, tmp_path):
         assert _load_error(spec, error_class).name == spec
     hub_name = "sentence-transformers/all-mpnet-base-v2"
     assert _load_error("mpnet", TeacherError).name == hub_name
-    assert "/no/where" in str(_load_error("minilm=/no/where", TeacherError))
+    assert _load_error("minilm=/no/where", TeacherError).path == Path("/no/where")
     unfinished_run = tmp_path / "begun"
     assert _load_error(str(unfinished_run), RunError).path == unfinished_run
     for name, file in (("torn", "config.json"), ("modules", "modules.json")):
@@ -477,9 +484,8 @@ def test_images_that_cannot_be_read_or_encoded(home, paths, tmp_path):
 
     with pytest.raises(ImageError) as refused:
         encode_images(Picky(), numbered(9), 4, 2)
+    assert fault_of(refused.value) == Fault(ImageError, path=Path("5.jpg"))
     assert refused.value.path == Path("5.jpg")
-    assert "height and width must be > 0" in str(refused.value)  # the model's own words
-    assert "and more" not in str(refused.value)
 
 
 def test_memory_that_is_too_small():

@@ -12,6 +12,7 @@ from cusa.data.records import Dataset, Record
 from cusa.eval.evaluators.judgements.data import read_judgements
 from cusa.eval.evaluators.judgements.matching import match_judgements, rows_in_split
 from cusa.eval.evaluators.splits import EvaluatedSplit
+from tests.helpers import Fault, fault_of
 
 CROWD = (
     "a.jpg\ta.jpg#0\t1\t3\t0\na.jpg\tb.jpg#1\t0.333333333333333\t1\t2\nb.jpg\ta.jpg#0\t0.5\t2\t2\n"
@@ -155,4 +156,6 @@ def test_a_name_of_several_images_is_refused(tmp_path):
     split = _split("x/a.jpg", "y/a.jpg", "b.jpg")
     with pytest.raises(DataError) as caught:
         _match(file, split, _embeddings([0, 1, 2], range(6), [0, 0, 1, 1, 2, 2]))
-    assert "a.jpg" in str(caught.value)
+    assert fault_of(caught.value) == Fault(
+        DataError, path=tmp_path / "judgements.txt", name="a.jpg"
+    )

@@ -7,7 +7,7 @@ from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.eval.evaluators.sts.measure import cosine, evaluate_sts
 from cusa.eval.evaluators.sts.tasks import Pairs, StsTask
 from cusa.eval.metrics.correlation import correlations, spearman
-from tests.helpers import GOLDEN
+from tests.helpers import GOLDEN, Fault, fault_of
 
 STS = json.loads((GOLDEN / "sts.json").read_text())["tasks"]
 FIRST = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
@@ -61,7 +61,9 @@ def test_golden_figures(name):
 
 
 def test_hand_computed():
-    """Ranks of the cosines 3.5, 2, 3.5, 1 and of the gold 4, 2, 3, 1: covariance 4.5, variances 4.5 and 5."""
+    """Ranks of the cosines 3.5, 2, 3.5, 1 and of the gold 4, 2, 3, 1: covariance 4.5, variances 4.5
+    and 5.
+    """
     similarity = cosine(FIRST, SECOND)
     np.testing.assert_allclose(similarity, [1, 0.5**0.5, 1, 0], atol=1e-15)
     found = correlations(similarity, GOLD)
@@ -140,42 +142,47 @@ def test_the_headline_of_a_benchmark_is_that_of_its_test_pairs():
 def test_embeddings_without_a_direction(value, message):
     broken = SECOND.copy()
     broken[2] = value
-    with pytest.raises(CusaError, match=message):
+    with pytest.raises(CusaError) as refused:
         cosine(FIRST, broken)
+    assert fault_of(refused.value) == Fault(EmbeddingsError, location="pair 2, sentence 2")
     rows = {"x": [1.0, 0.0], "y": [value, value]}
     task = StsTask("STS12", (Pairs(("x", "x"), ("x", "y"), np.array([1.0, 2.0]), "MSRpar"),), "all")
-    with pytest.raises(CusaError, match="STS12 MSRpar: the embedding of pair 1, sentence 2"):
+    with pytest.raises(CusaError) as refused:
         _evaluate(task, lambda sentences: np.array([rows[s] for s in sentences]))
+    assert fault_of(refused.value) == Fault(
+        EmbeddingsError, location="pair 1, sentence 2", name="STS12 MSRpar"
+    )
 
 
 @pytest.mark.parametrize(
-    ("similarity", "gold", "message"),
+    ("similarity", "gold", "name"),
     [
-        ([0.5, 0.5, 0.5], [1, 2, 3], "all 3 similarities equal 0.5"),
-        ([1, 1 + 2e-16, 1 - 2e-16], [1, 2, 3], "all 3 similarities equal 1"),
-        ([0.1, 0.2, 0.3], [2, 2, 2], "all 3 gold scores equal 2"),
-        ([0.1, np.nan, 0.3], [1, 2, 3], "similarities hold NaN"),
-        ([0.1], [1], "at least two"),
-        ([0.1, 0.2], [1, 2, 3], r"shape \(2,\) for gold scores of shape \(3,\)"),
+        ([0.5, 0.5, 0.5], [1, 2, 3], "similarities"),
+        ([1, 1 + 2e-16, 1 - 2e-16], [1, 2, 3], "similarities"),
+        ([0.1, 0.2, 0.3], [2, 2, 2], "gold scores"),
+        ([0.1, np.nan, 0.3], [1, 2, 3], "similarities"),
+        ([0.1], [1], "gold scores"),
+        ([0.1, 0.2], [1, 2, 3], "similarities"),
     ],
 )
-def test_undefined_correlations(similarity, gold, message):
-    with pytest.raises(CusaError, match=message) as error:
+def test_undefined_correlations(similarity, gold, name):
+    with pytest.raises(CusaError) as error:
         correlations(np.array(similarity), np.array(gold, np.float64))
-    assert "\n" not in str(error.value)
+    assert fault_of(error.value) == Fault(EmbeddingsError, name=name)
 
 
 def test_an_encoder_that_maps_everything_to_one_point():
     task, _ = _golden_task("STS16")
-    with pytest.raises(CusaError, match="STS16 answer-answer: all 208 similarities equal 1"):
+    with pytest.raises(CusaError) as refused:
         _evaluate(task, lambda sentences: np.tile([0.1, 0.7, 0.2], (len(sentences), 1)))
+    assert fault_of(refused.value) == Fault(EmbeddingsError, name="STS16 answer-answer")
 
 
 def test_bad_shapes():
     task, _ = _golden_task("STSBenchmark")
-    with pytest.raises(
-        CusaError, match=r"STSBenchmark: .* an array of shape \(3, 2\) for 598 sentences"
-    ):
+    with pytest.raises(CusaError) as refused:
         _evaluate(task, lambda sentences: np.ones((3, 2)))
-    with pytest.raises(CusaError, match="must be"):
+    assert fault_of(refused.value) == Fault(EmbeddingsError, name="STSBenchmark")
+    with pytest.raises(CusaError) as refused:
         cosine(FIRST, SECOND[:3])
+    assert fault_of(refused.value) == Fault(EmbeddingsError)
