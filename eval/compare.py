@@ -82,12 +82,7 @@ def compare(
     Raises:
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
-    shared_suites = set(models[0]).intersection(*models[1:])
-    if not shared_suites:
-        raise RunError(
-            "these models have no suite in common; run the same cusa-eval command on each",
-            name="suite",
-        )
+    shared_suites = _shared_suites(models)
     rows: list[ComparisonRow] = []
     for suite in models[0]:
         if suite in shared_suites:
@@ -108,6 +103,17 @@ def compare(
         "bootstrap": {"samples": bootstrap.samples, "seed": bootstrap.seed, "level": LEVEL},
         "rows": rows,
     }
+
+
+def _shared_suites(models: Sequence[Mapping[str, Queries]]) -> set[str]:
+    """Return the suites that all models have."""
+    shared_suites = set(models[0]).intersection(*models[1:])
+    if not shared_suites:
+        raise RunError(
+            "these models have no suite in common; run the same cusa-eval command on each",
+            name="suite",
+        )
+    return shared_suites
 
 
 def _suite_rows(

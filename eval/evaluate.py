@@ -81,7 +81,7 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
         _check_same_data(evaluation.reports)
         model.release()
     if not evaluation.written:
-        raise DataError(f"nothing to measure: {'; '.join(evaluation.notes)}", name="suite")
+        raise DataError(f"nothing to measure: {'; '.join(evaluation.notes)}")
 
     with_earlier = _with_earlier(evaluation.reports, models, weights)
     n_unreadable = write_pages(out, with_earlier, evaluation.written, request.latex)
