@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -49,26 +49,17 @@ def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
         DataError: If all of them are, or an image's name stands for several.
     """
     view = split.view
-    image_rows: dict[str, list[int]] = defaultdict(list)
-    for row in range(view.n_images):
-        image_rows[PurePosixPath(view.image_paths[row]).name].append(row)
+    row_of_name = _rows_by_file_name(file, split)
     caption_rows = group_members(np.asarray(view.caption_image), np.arange(view.n_images))
     rows = np.full((len(file.pairs), 2), -1)
     for number, pair in enumerate(file.pairs):
-        judged_images = image_rows.get(pair.image_name, [])
-        described_images = image_rows.get(pair.caption_of, [])
-        for name in (pair.image_name, pair.caption_of):
-            if len(image_rows.get(name, [])) > 1:
-                raise DataError(
-                    f"{file.path} judges {name}, and several images of {split.dataset} "
-                    f"{view.name} are called so; rename them",
-                    path=file.path,
-                    name=name,
-                )
-        if judged_images and described_images:
-            captions = caption_rows[described_images[0]]
-            if pair.caption_number < len(captions):
-                rows[number] = judged_images[0], captions[pair.caption_number]
+        judged_row = row_of_name.get(pair.image_name)
+        described_row = row_of_name.get(pair.caption_of)
+        if judged_row is None or described_row is None:
+            continue
+        captions = caption_rows[described_row]
+        if pair.caption_number < len(captions):
+            rows[number] = judged_row, captions[pair.caption_number]
     if (rows < 0).all():
         raise DataError(
             f"none of the {len(file.pairs):,} pairs of {file.path} is in {split.dataset} "
@@ -77,6 +68,23 @@ def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
             path=file.path,
         )
     return rows
+
+
+def _rows_by_file_name(file: JudgementFile, split: EvaluatedSplit) -> dict[str, int]:
+    """Return the image row of each file name; refuse a judged name of several images."""
+    view = split.view
+    names = [PurePosixPath(view.image_paths[row]).name for row in range(view.n_images)]
+    n_images = Counter(names)
+    for pair in file.pairs:
+        for name in (pair.image_name, pair.caption_of):
+            if n_images[name] > 1:
+                raise DataError(
+                    f"{file.path} judges {name}, and several images of {split.dataset} "
+                    f"{view.name} are called so; rename them",
+                    path=file.path,
+                    name=name,
+                )
+    return dict(zip(names, range(view.n_images), strict=True))
 
 
 def match_judgements(
