@@ -57,8 +57,7 @@ def save_modules(
     transformer, as_written = _transformer(Transformer, folder, saved_student, processors)
     student = saved_student.student
     routes = {"image": head_modules(student.image_heads), "text": head_modules(student.text_heads)}
-    # By modality alone, whatever the task.
-    mappings = {(None, modality): modality for modality in routes}
+    mappings = {(None, modality): modality for modality in routes}  # whatever the task
     router = Router(routes, allow_empty_key=False, route_mappings=mappings)
     model = SentenceTransformer(modules=[transformer, router, Normalize()], device="cpu")
     model.save(str(folder), create_model_card=False)
@@ -94,8 +93,7 @@ def _transformer(
             module_output_name="sentence_embedding",
             processing_kwargs={"text": text_settings},
         )
-    # Not a second copy of it.
-    transformer.model = saved_student.backbone
+    transformer.model = saved_student.backbone  # not a second copy of it
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
         name = type(saved_student.backbone).__name__
