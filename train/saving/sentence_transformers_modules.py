@@ -99,8 +99,7 @@ def _transformer(
             module_output_name="sentence_embedding",
             processing_kwargs={"text": text_settings},
         )
-    # Not a second copy of it.
-    transformer.model = saved_student.backbone
+    transformer.model = saved_student.backbone  # not a second copy of it
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
         name = type(saved_student.backbone).__name__
