@@ -84,10 +84,7 @@ def compare(
     """
     shared_suites = set(models[0]).intersection(*models[1:])
     if not shared_suites:
-        raise RunError(
-            "these models have no suite in common; run the same cusa-eval command on each",
-            name="suite",
-        )
+        raise _nothing_in_common("suite")
     rows: list[ComparisonRow] = []
     for suite in models[0]:
         if suite in shared_suites:
@@ -95,10 +92,7 @@ def compare(
             _check_alike(suite, queries_of_models)
             rows += _suite_rows(suite, queries_of_models, bootstrap)
     if not rows:
-        raise RunError(
-            "these models have no figure in common; run the same cusa-eval command on each",
-            name="figure",
-        )
+        raise _nothing_in_common("figure")
     names = [next(iter(model.values())).name for model in models]
     return {
         "format": "cusa-comparison",
@@ -108,6 +102,11 @@ def compare(
         "bootstrap": {"samples": bootstrap.samples, "seed": bootstrap.seed, "level": LEVEL},
         "rows": rows,
     }
+
+
+def _nothing_in_common(name: str) -> RunError:
+    message = f"these models have no {name} in common; run the same cusa-eval command on each"
+    return RunError(message, name=name)
 
 
 def _suite_rows(
