@@ -82,7 +82,9 @@ def compare(
     Raises:
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
-    shared_suites = _shared_suites(models)
+    shared_suites = set(models[0]).intersection(*models[1:])
+    if not shared_suites:
+        raise _nothing_in_common("suite")
     rows: list[ComparisonRow] = []
     for suite in models[0]:
         if suite in shared_suites:
@@ -90,10 +92,7 @@ def compare(
             _check_alike(suite, queries_of_models)
             rows += _suite_rows(suite, queries_of_models, bootstrap)
     if not rows:
-        raise RunError(
-            "these models have no figure in common; run the same cusa-eval command on each",
-            name="figure",
-        )
+        raise _nothing_in_common("figure")
     names = [next(iter(model.values())).name for model in models]
     return {
         "format": "cusa-comparison",
@@ -105,15 +104,9 @@ def compare(
     }
 
 
-def _shared_suites(models: Sequence[Mapping[str, Queries]]) -> set[str]:
-    """Return the suites that all models have."""
-    shared_suites = set(models[0]).intersection(*models[1:])
-    if not shared_suites:
-        raise RunError(
-            "these models have no suite in common; run the same cusa-eval command on each",
-            name="suite",
-        )
-    return shared_suites
+def _nothing_in_common(name: str) -> RunError:
+    message = f"these models have no {name} in common; run the same cusa-eval command on each"
+    return RunError(message, name=name)
 
 
 def _suite_rows(
