@@ -83,11 +83,9 @@ def compare(
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
     shared_suites = set(models[0]).intersection(*models[1:])
+    advice = "run the same cusa-eval command on each"
     if not shared_suites:
-        raise RunError(
-            "these models have no suite in common; run the same cusa-eval command on each",
-            name="suite",
-        )
+        raise RunError(f"these models have no suite in common; {advice}", name="suite")
     rows: list[ComparisonRow] = []
     for suite in models[0]:
         if suite in shared_suites:
@@ -95,10 +93,7 @@ def compare(
             _check_alike(suite, queries_of_models)
             rows += _suite_rows(suite, queries_of_models, bootstrap)
     if not rows:
-        raise RunError(
-            "these models have no figure in common; run the same cusa-eval command on each",
-            name="figure",
-        )
+        raise RunError(f"these models have no figure in common; {advice}", name="figure")
     names = [next(iter(model.values())).name for model in models]
     return {
         "format": "cusa-comparison",

@@ -333,7 +333,7 @@ def test_one_that_is_killed_while_validating_stops_the_run_and_keeps_it(
     def read(*_arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("cusa.train.encode_split._Chunks.__getitem__", read)
+    monkeypatch.setattr("cusa.train.encode_split._ByRows.__getitem__", read)
     error = run_failure("train", *_args(index, tmp_path / "run", "--workers", 2))
     assert isinstance(error, WorkerError)
     assert error.name.startswith("process ")

@@ -39,11 +39,8 @@ def save_modules(
             Transformer,
         )
     except ImportError as error:
-        raise StudentError(
-            f"the export needs a newer sentence-transformers ({error}); pip install -U "
-            "sentence-transformers",
-            name="sentence-transformers",
-        ) from None
+        problem = f"the export needs a newer sentence-transformers ({error})"
+        raise StudentError(f"{problem}; pip install -U sentence-transformers") from None
 
     def head_modules(heads: nn.Module) -> list[nn.Module]:
         norm, linear = heads.get_submodule(head).children()

@@ -311,6 +311,6 @@ def test_a_killed_worker_stops_an_evaluation(runs, monkeypatch):
     def read(*_arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("cusa.train.encode_split._Chunks.__getitem__", read)
+    monkeypatch.setattr("cusa.train.encode_split._ByRows.__getitem__", read)
     error = run_failure("eval", "--run", runs / "dual", "--split", "val", "--workers", 2)
     assert isinstance(error, WorkerError)
