@@ -37,11 +37,8 @@ def save_modules(
             Transformer,
         )
     except ImportError as error:
-        raise StudentError(
-            f"the export needs a newer sentence-transformers ({error}); pip install -U "
-            "sentence-transformers",
-            name="sentence-transformers",
-        ) from None
+        problem = f"the export needs a newer sentence-transformers ({error})"
+        raise StudentError(f"{problem}; pip install -U sentence-transformers") from None
 
     transformer, as_written = _transformer(Transformer, folder, saved_student, processors)
     student = saved_student.student
