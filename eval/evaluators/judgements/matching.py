@@ -37,13 +37,8 @@ class SplitJudgements:
 def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
     """Find the judged images, by file name, and captions, by number, in a split.
 
-    Args:
-        file: The judgements.
-        split: The split.
-
     Returns:
-        int64 ``[pairs, 2]``: the image row and the caption row of each pair; -1 for one that is
-        elsewhere.
+        int64 ``[pairs, 2]``: the image row and the caption row of each pair; -1: elsewhere.
 
     Raises:
         DataError: If all of them are, or an image's name stands for several.
@@ -61,7 +56,9 @@ def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
             if len(image_rows.get(name, [])) > 1:
                 raise DataError(
                     f"{file.path} judges {name}, and several images of {split.dataset} "
-                    f"{view.name} are called so; rename them"
+                    f"{view.name} are called so; rename them",
+                    path=file.path,
+                    name=name,
                 )
         if judged_images and described_images:
             captions = caption_rows[described_images[0]]
@@ -71,7 +68,8 @@ def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
         raise DataError(
             f"none of the {len(file.pairs):,} pairs of {file.path} is in {split.dataset} "
             f"{view.name}; judgements go with the split that they were made on, under the "
-            "images' file names"
+            "images' file names",
+            path=file.path,
         )
     return rows
 
