@@ -83,7 +83,6 @@ def compare(
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
     shared_suites = set(models[0]).intersection(*models[1:])
-    advice = "run the same cusa-eval command on each"
     if not shared_suites:
         raise _nothing_in_common("suite")
     rows: list[ComparisonRow] = []
