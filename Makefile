@@ -1,4 +1,5 @@
-# make demo: the whole path on the embedded data set.   make test: lint, types, tests.   Both set up .venv by themselves.
+# make demo: the whole path on the embedded data set.   make test: lint, types, tests.
+# Both set up .venv by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed

@@ -1,9 +1,10 @@
 """Contrastive, CSA, USA and CUSA on a small COCO: mean and standard deviation over seeds.
 
-Trains the adapter student on split train and measures split val. The epoch is the last one: choosing the best epoch on
-the split that is reported would flatter every method. Usage, on a store that cusa-precompute made:
+Trains the adapter student on split train and measures split val. The epoch is the last one:
+choosing the best epoch on the split that is reported would flatter every method. Usage, on a store
+that cusa-precompute made:
 
-    python benchmarks/coco_sample.py runs/sample/coco.h5 --text-teacher mpnet --text-teacher minilm --out results.json
+    python benchmarks/coco_sample.py runs/sample/coco.h5 --text-teacher mpnet --out results.json
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from cusa.train.saving.run_dir import load_trained
 from cusa.train.trainer import Trainer
 
 SMOKE = (
-    "{store} --text-teacher words --image-teacher vision --image-encoder vision --text-encoder words "
+    "{store} --text-teacher words --image-teacher vision "
+    "--image-encoder vision --text-encoder words "
     "--seeds 2 --set train.epochs=1 --set train.batch_size=8",
 )
 
@@ -117,9 +119,8 @@ def main(
             cells = []
             for name in names:
                 values = [r[name] for r in runs]
-                cells.append(
-                    f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if seeds > 1 else 0:.1f}"
-                )
+                deviation = statistics.stdev(values) if seeds > 1 else 0
+                cells.append(f"{statistics.mean(values):.1f} +- {deviation:.1f}")
             table.add_row(text_teacher, loss, *cells)
     Console(width=160).print(table)
     if out is not None:

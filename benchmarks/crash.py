@@ -1,12 +1,14 @@
-"""Kill cusa-precompute at random moments, run it again to the end, and compare every byte with an undisturbed run.
+"""Kill cusa-precompute at random moments, run it again to the end, and compare every byte with an
+undisturbed run.
 
     python benchmarks/crash.py --kills 200 --ranks 1 --out benchmarks/results/crash_1.json
     python benchmarks/crash.py --kills 200 --ranks 2 --out benchmarks/results/crash_2.json
 
-Each run is a process of its own, forked from this one, which has the libraries loaded already. It is killed (SIGKILL)
-in one of four ways, drawn at random: after a random time; at a random file operation (opening, renaming, removing,
-flushing, locking); in the middle of writing a shard or the index, at a random byte; and, of several ranks, only one of
-them, after which the others get the SIGTERM that torchrun would send.
+Each run is a process of its own, forked from this one, which has the libraries loaded already. It
+is killed (SIGKILL) in one of four ways, drawn at random: after a random time; at a random file
+operation (opening, renaming, removing, flushing, locking); in the middle of writing a shard or the
+index, at a random byte; and, of several ranks, only one of them, after which the others get the
+SIGTERM that torchrun would send.
 """
 
 from __future__ import annotations
@@ -122,7 +124,9 @@ def kind_of(path: str) -> str:
 
 
 def end_of(children: list[int], kill: Kill | None, victim: int, grace_s: float = 20) -> list[int]:
-    """Wait for all; kill the victim in time; once one has failed, stop the others as torchrun does. Statuses."""
+    """Wait for all; kill the victim in time; once one has failed, stop the others as torchrun does.
+    Statuses.
+    """
     statuses: dict[int, int] = {}
     began, stopping = time.perf_counter(), 0.0
     while len(statuses) < len(children):
@@ -251,7 +255,8 @@ def crash(
         if not same:
             names = [name for name in {*found, *whole} if found.get(name) != whole.get(name)]
             wrong.append(
-                f"{kill} ({where}): statuses {again}, differing {names}: {(folder / 'log').read_text()[-500:]}"
+                f"{kill} ({where}): statuses {again}, differing {names}: "
+                f"{(folder / 'log').read_text()[-500:]}"
             )
         on_kill(number, same)
     return {
@@ -285,7 +290,9 @@ def make_inputs(folder: Path) -> Callable[[Path], list[str]]:
 
 
 def load_libraries() -> None:
-    """Load what the forked processes need, with one thread: forking a process with threads is not safe."""
+    """Load what the forked processes need, with one thread: forking a process with threads is not
+    safe.
+    """
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
     import torch
 

@@ -33,7 +33,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def precompute(args: list[str], log: Path) -> tuple[int, str]:
-    """Run cusa-precompute in a process of its own; its status, and the last line that it printed."""
+    """Run cusa-precompute in a process of its own; its status, and the last line that
+    it printed.
+    """
     log.unlink(missing_ok=True)
     (status,) = end_of([start(args, {}, log, None, log)], None, 0)
     return status, log.read_text().strip().splitlines()[-1]
@@ -68,7 +70,9 @@ def full_disk(
 
 
 def sections(path: Path) -> dict[str, list[int]]:
-    """Bytes of a sealed file by section: first block, row data, other datasets, HDF5's own structures between them."""
+    """Bytes of a sealed file by section: first block, row data, other datasets, HDF5's own
+    structures between them.
+    """
     size, taken = path.stat().st_size, {}
     with h5py.File(path) as file:
 

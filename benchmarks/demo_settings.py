@@ -1,10 +1,12 @@
-"""The embedded data set under every loss, and under other settings of CUSA: each head, on val and on test.
+"""The embedded data set under every loss, and under other settings of CUSA: each head, on val and
+on test.
 
     cusa-precompute --dataset demo --teacher efficientnet-lite0 --teacher minilm
-    python benchmarks/demo_settings.py data/demo_teachers.h5 --out benchmarks/results/demo_settings.json
+    python benchmarks/demo_settings.py data/demo_teachers.h5 --out demo_settings.json
 
-Preset demo, as `make demo` trains: the best epoch by val, measured on val, which settings are chosen on, and on test.
-Mean and standard deviation over seeds. With one thread, so that it does not matter how many cores there are.
+Preset demo, as `make demo` trains: the best epoch by val, measured on val, which settings are
+chosen on, and on test. Mean and standard deviation over seeds. With one thread, so that it does not
+matter how many cores there are.
 """
 
 from __future__ import annotations
@@ -126,9 +128,8 @@ def main(
             cells = []
             for name in FIGURES:
                 values = [figures[split][name] for figures in by_seed]
-                cells.append(
-                    f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if seeds > 1 else 0:.1f}"
-                )
+                deviation = statistics.stdev(values) if seeds > 1 else 0
+                cells.append(f"{statistics.mean(values):.1f} +- {deviation:.1f}")
             table.add_row(way, *cells)
         Console(width=200).print(table)
     if out is not None:

@@ -1,14 +1,17 @@
-"""What teacher rows add to loading: batches of decoded images and tokenised captions, with and without them.
+"""What teacher rows add to loading: batches of decoded images and tokenised captions, with and
+without them.
 
     python benchmarks/loading.py --out benchmarks/results/loading.json
 
-The trainer's own loader over a store of COCO's size (113,287 images x 512, 566,435 captions x 768, float16, made up),
-with CLIP's preprocessing at 224 px, against the same loader over the same pairs without teachers. The two take turns,
-each turn with other pairs; the figure is the median over rounds of the two rates beside each other. Reading rows takes
-microseconds where a batch takes seconds, so the rows are also gathered by themselves: their share of a batch's time,
-and that of the first batches, which map the rows' pages into the process; worker processes do that in their turns.
-Where others use the machine, too, rates say little; hence the CPU time of this process and its workers beside them.
-The image paths of the store repeat a few hundred pictures: made-up ones of 640 x 480, or those of --images.
+The trainer's own loader over a store of COCO's size (113,287 images x 512, 566,435 captions x 768,
+float16, made up), with CLIP's preprocessing at 224 px, against the same loader over the same pairs
+without teachers. The two take turns, each turn with other pairs; the figure is the median over
+rounds of the two rates beside each other. Reading rows takes microseconds where a batch takes
+seconds, so the rows are also gathered by themselves: their share of a batch's time, and that of the
+first batches, which map the rows' pages into the process; worker processes do that in their turns.
+Where others use the machine, too, rates say little; hence the CPU time of this process and its
+workers beside them. The image paths of the store repeat a few hundred pictures: made-up ones of 640
+x 480, or those of --images.
 """
 
 from __future__ import annotations
@@ -91,7 +94,9 @@ def folder_of(store: Path | None) -> Iterator[Path]:
 
 
 def make_pictures(folder: Path, n: int) -> None:
-    """Made-up JPEG files of COCO's usual 640 x 480, smooth with some noise: about as long to decode as photographs."""
+    """Made-up JPEG files of COCO's usual 640 x 480, smooth with some noise: about as long to decode
+    as photographs.
+    """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for i in range(n):
@@ -166,7 +171,9 @@ def coco_size_store(
 
 
 def save_processors(folder: Path) -> Processors:
-    """CLIP's image preprocessing and a tokeniser of the made-up words, saved and as the trainer has them."""
+    """CLIP's image preprocessing and a tokeniser of the made-up words, saved and as the trainer has
+    them.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
@@ -239,7 +246,9 @@ def measure(
 
 
 def row_seconds(pairs: Pairs, teachers: Sequence[Embeddings], batch_size: int) -> list[float]:
-    """Of reading the teacher rows of one batch after the other, in a process that has not touched them yet."""
+    """Of reading the teacher rows of one batch after the other, in a process that has not touched
+    them yet.
+    """
     order = Part(EpochOrder(len(pairs), batch_size, seed=1), TOUCHING)
     rows = [pairs.rows(numbers) for numbers in order]
     return [

@@ -2,10 +2,10 @@
 
     python benchmarks/losses.py --out benchmarks/results/losses.json
 
-Time and peak extra memory of forward and backward, d = 512, all terms, two captions an image. Each figure of memory
-comes from a fresh process: the peak of its resident set above what it had with the inputs in place (on a GPU, of what
-torch allocates). Times are medians over rounds in which the ways take turns. The limit is the matrix products of the
-tiled sweeps alone, at the same tile size.
+Time and peak extra memory of forward and backward, d = 512, all terms, two captions an image. Each
+figure of memory comes from a fresh process: the peak of its resident set above what it had with the
+inputs in place (on a GPU, of what torch allocates). Times are medians over rounds in which the ways
+take turns. The limit is the matrix products of the tiled sweeps alone, at the same tile size.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Case:
 
 
 def bare_products(b: int, device: str) -> Callable[[], None]:
-    """The products of the tiled sweeps for all three terms: per modality, three of similarities, four of gradients."""
+    """The products of the tiled sweeps for all three terms: per modality, three of similarities,
+    four of gradients.
+    """
     x, y = (torch.randn(b, DIM, device=device) for _ in range(2))
     out = torch.zeros_like(x)
     rows = default_tile_rows(b, x.device)
@@ -94,7 +96,9 @@ def rounds_for(b: int, most: int) -> int:
 
 
 def extra_memory(b: int, method: str, device: str, dtype: torch.dtype) -> int:
-    """Bytes at the peak of a call above those of the inputs; runs in this process, which should be fresh."""
+    """Bytes at the peak of a call above those of the inputs; runs in this process, which should be
+    fresh.
+    """
     Case(64, method, device, dtype=dtype)()  # libraries and their buffers
     case = Case(b, method, device, dtype=dtype)
     gc.collect()
@@ -157,7 +161,9 @@ def by_size(b: int, device: str, most_dense: int, rounds: int) -> dict[str, Any]
 
 
 def clip_loss_class() -> Any:
-    """open_clip's ClipLoss; from its file alone where the package cannot be imported for want of torchvision."""
+    """open_clip's ClipLoss; from its file alone where the package cannot be imported for want of
+    torchvision.
+    """
     try:
         return importlib.import_module("open_clip").ClipLoss
     except (ImportError, RuntimeError):
@@ -174,7 +180,9 @@ def clip_loss_class() -> Any:
 
 
 def against_open_clip(b: int, device: str, rounds: int) -> dict[str, Any]:
-    """The contrastive term alone on the same normalised features, forward and backward, at logit scale 1/tau = 20."""
+    """The contrastive term alone on the same normalised features, forward and backward, at logit
+    scale 1/tau = 20.
+    """
     torch.manual_seed(0)
     image, text = (F.normalize(torch.randn(b, DIM, device=device), dim=1) for _ in range(2))
     text = F.normalize(0.3 * image + text, dim=1)
@@ -211,7 +219,9 @@ def against_open_clip(b: int, device: str, rounds: int) -> dict[str, Any]:
 
 
 def largest_on_gpu() -> dict[str, Any]:
-    """The largest power of two that runs, dense and tiled, in float32, and the time at 32,768 with bf16 features."""
+    """The largest power of two that runs, dense and tiled, in float32, and the time at 32,768 with
+    bf16 features.
+    """
     found: dict[str, Any] = {}
     for method in ("dense", "tiled"):
         b = 16384

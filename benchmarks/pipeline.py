@@ -1,11 +1,12 @@
 """Stage one as a whole against its parts, and its text rate against SentenceTransformer.encode.
 
-    python benchmarks/pipeline.py --dataset dataset_coco.json --image-root images --out benchmarks/results/pipeline.json
+    python benchmarks/pipeline.py --dataset coco.json --image-root images --out pipeline.json
 
-Images: the whole stage (decode, encode, checksum, write) against the bare teacher on tensors in memory plus bare
-decoding in as many processes; on a GPU, where the two can run side by side, against the slower of them. Text: the
-whole stage against SentenceTransformer.encode with the same model, batch size, cores and precision; and reduced
-precision with its cosine. The ways take turns; medians over rounds.
+Images: the whole stage (decode, encode, checksum, write) against the bare teacher on tensors in
+memory plus bare decoding in as many processes; on a GPU, where the two can run side by side,
+against the slower of them. Text: the whole stage against SentenceTransformer.encode with the same
+model, batch size, cores and precision; and reduced precision with its cosine. The ways take turns;
+medians over rounds.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ from cusa.precompute.teachers.base import Teacher
 from timing import in_turns
 
 SMOKE = (
-    "--dataset {pairs} --image-teacher vit={vit} --text-teacher words={words} --device cpu --rounds 1",
+    "--dataset {pairs} --image-teacher vit={vit} --text-teacher words={words} "
+    "--device cpu --rounds 1",
 )
 
 
 def stage(teacher: Teacher, dataset: Dataset, options: PipelineOptions, n: int) -> np.ndarray:
-    """The whole of stage one for the rows of split train, into a folder that is thrown away; the rows."""
+    """The whole of stage one for the rows of split train, into a folder that is thrown away; the
+    rows.
+    """
     with tempfile.TemporaryDirectory() as folder:
         task = ShardTask(Path(folder) / "s.h5", "t", "train", 0, n)
         settings = teacher.settings(options.precision, "float16", "albef")

@@ -1,10 +1,12 @@
-"""Random rows from a store, against the other ways of keeping embeddings on disk; and the memory that readers hold.
+"""Random rows from a store, against the other ways of keeping embeddings on disk; and the memory
+that readers hold.
 
     python benchmarks/random_reads.py --out benchmarks/results/random_reads.json
 
-Batches of 128 and of 1,024 random rows from arrays of COCO's size, in the page cache, from: this project's store, its
-shards one by one, numpy's memory map of a .npy (indexed, by take, and by torch), h5py (a contiguous dataset, and chunks
-of 1,024 rows), a pickled dictionary, safetensors. Medians over rounds in which the ways take turns.
+Batches of 128 and of 1,024 random rows from arrays of COCO's size, in the page cache, from: this
+project's store, its shards one by one, numpy's memory map of a .npy (indexed, by take, and by
+torch), h5py (a contiguous dataset, and chunks of 1,024 rows), a pickled dictionary, safetensors.
+Medians over rounds in which the ways take turns.
 """
 
 from __future__ import annotations
@@ -219,7 +221,9 @@ def _read(
 
 
 def _memory(folder: Path, n: int, way: str | None, workers: int, answer: Any) -> None:
-    """Anonymous memory of a process and its forked workers, all having read; shared pages are counted once."""
+    """Anonymous memory of a process and its forked workers, all having read; shared pages are
+    counted once.
+    """
     context = get_context("fork")
     gather = None
     if way is not None:

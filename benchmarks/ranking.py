@@ -1,14 +1,16 @@
-"""Exact ranks against row-by-row sorting, image retrieval against pytorch-metric-learning, FAISS's approximate indexes.
+"""Exact ranks against row-by-row sorting, image retrieval against pytorch-metric-learning, FAISS's
+approximate indexes.
 
     python benchmarks/ranking.py --out benchmarks/results/ranking.json
 
-COCO 5K's size, 5,000 images and 25,000 captions, d = 512, random unit rows: all recalls both ways, from the embeddings
-and from the score matrix, against what published code does: one product, then an argsort of every row of it and of its
-transpose, from which the ranks of the right ones are looked up. Stanford Online Products' size, 60,502 rows in 11,316
-classes, d = 512: R@1, R-Precision and mAP@R against pytorch-metric-learning's AccuracyCalculator, both from float32
-rows. A gallery of a million: FAISS exact, HNSW and IVF, with the recall that approximation loses; rows in clusters,
-since no index can do anything for rows without neighbours. Ways take turns; ratios are medians over rounds. Memory: the
-peak of the resident set above the inputs, in a fresh process each.
+COCO 5K's size, 5,000 images and 25,000 captions, d = 512, random unit rows: all recalls both ways,
+from the embeddings and from the score matrix, against what published code does: one product, then
+an argsort of every row of it and of its transpose, from which the ranks of the right ones are
+looked up. Stanford Online Products' size, 60,502 rows in 11,316 classes, d = 512: R@1, R-Precision
+and mAP@R against pytorch-metric-learning's AccuracyCalculator, both from float32 rows. A gallery of
+a million: FAISS exact, HNSW and IVF, with the recall that approximation loses; rows in clusters,
+since no index can do anything for rows without neighbours. Ways take turns; ratios are medians over
+rounds. Memory: the peak of the resident set above the inputs, in a fresh process each.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from cusa.eval.search.approximate import make_index, recall_of_exact
 from timing import in_turns
 
 SMOKE = (
-    "--images 40 --sop-images 90 --rounds 1 --image-rounds 1 --gallery 2500 --gallery-dim 8 --gallery-queries 5",
+    "--images 40 --sop-images 90 --rounds 1 --image-rounds 1 "
+    "--gallery 2500 --gallery-dim 8 --gallery-queries 5",
 )
 N_IMAGES, PER_IMAGE, DIM = 5_000, 5, 512
 SOP_IMAGES, SOP_IMAGES_PER_CLASS = 60_502, 5.3466
@@ -238,7 +241,9 @@ def main(
     memory: str | None,
     out: Path | None,
 ) -> None:
-    """Measure, print tables, write the figures to --out; parts that are left out keep theirs there."""
+    """Measure, print tables, write the figures to --out; parts that are left out keep
+    theirs there.
+    """
     if memory:
         click.echo(extra_memory(images, memory))
         return

@@ -2,11 +2,12 @@
 
     python benchmarks/ranks.py --out benchmarks/results/ranks.json
 
-torchrun with two processes of batch B and --gather against one process of batch 2B: the same pairs, one loss over all
-of them, no dropout, so every logged loss must be equal but for rounding. The two take turns; on CPUs (gloo) each of two
-processes has one thread and a single one has two. The figure is the median over rounds of the two rates beside each
-other, a run's rate being the median over its steps but the first few. The adapter on a made-up store, and a tiny CLIP
-(or that of --clip) from image files.
+torchrun with two processes of batch B and --gather against one process of batch 2B: the same pairs,
+one loss over all of them, no dropout, so every logged loss must be equal but for rounding. The two
+take turns; on CPUs (gloo) each of two processes has one thread and a single one has two. The figure
+is the median over rounds of the two rates beside each other, a run's rate being the median over its
+steps but the first few. The adapter on a made-up store, and a tiny CLIP (or that of --clip) from
+image files.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def train(
     )
     if done.returncode:
         raise SystemExit(
-            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+            f"{' '.join(command)} ended with {done.returncode}:\n"
+            f"{done.stdout[-1000:]}{done.stderr[-2000:]}"
         )
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 

@@ -1,13 +1,15 @@
-"""Kill cusa-train again and again, resume it to the end, and compare every bit with an undisturbed run.
+"""Kill cusa-train again and again, resume it to the end, and compare every bit with an undisturbed
+run.
 
     python benchmarks/resume.py --kills 50 --out benchmarks/results/resume.json
 
-Two kinds of run: the adapter, with dropout, on a made-up store, and (every fourth) a tiny CLIP from image files with
-two reading processes. Each is a process of its own, forked from this one, which has the libraries loaded already. It is
-killed (SIGKILL) after a random time; before a random step; at a random file operation (opening, renaming, removing,
-flushing, making a folder); or in the middle of writing a file, at a random byte. Then the same command with --resume
-goes on, and is killed again at even odds. At its end the log (but for samples/s), the tensors and the progress of the
-newest checkpoint, and the best student are compared with those of the undisturbed run.
+Two kinds of run: the adapter, with dropout, on a made-up store, and (every fourth) a tiny CLIP from
+image files with two reading processes. Each is a process of its own, forked from this one, which
+has the libraries loaded already. It is killed (SIGKILL) after a random time; before a random step;
+at a random file operation (opening, renaming, removing, flushing, making a folder); or in the
+middle of writing a file, at a random byte. Then the same command with --resume goes on, and is
+killed again at even odds. At its end the log (but for samples/s), the tensors and the progress of
+the newest checkpoint, and the best student are compared with those of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -319,7 +321,9 @@ def make_args(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
 
 
 def load_libraries() -> None:
-    """Load what the forked processes need, with one thread: forking a process with threads is not safe."""
+    """Load what the forked processes need, with one thread: forking a process with threads is not
+    safe.
+    """
     sys.path.insert(0, str(Path(__file__).parent.parent))
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
     from cusa.cli.console import quiet_libraries

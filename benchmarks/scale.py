@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --out benchmarks/results/scale.json
 
-The large store is made of sparse files (its rows are zeros that take no room on disk) with the structure of real ones.
-Each measurement is made in a fresh process; medians.
+The large store is made of sparse files (its rows are zeros that take no room on disk) with the
+structure of real ones. Each measurement is made in a fresh process; medians.
 """
 
 from __future__ import annotations

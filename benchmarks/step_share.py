@@ -2,11 +2,11 @@
 
     python benchmarks/step_share.py --out benchmarks/results/step_share.json
 
-Random weights, images and tokens in memory, the trainer's student with its four heads, AdamW. Steps with the
-contrastive term alone and steps with all of CUSA take turns on the same student and batch; the figure is the median
-over rounds of CUSA's time over that of the contrastive step beside it. A step takes seconds on a CPU and the terms take
-milliseconds, so the loss is also timed by itself, on features of the same shape: its share is the difference over the
-step's time.
+Random weights, images and tokens in memory, the trainer's student with its four heads, AdamW. Steps
+with the contrastive term alone and steps with all of CUSA take turns on the same student and batch;
+the figure is the median over rounds of CUSA's time over that of the contrastive step beside it. A
+step takes seconds on a CPU and the terms take milliseconds, so the loss is also timed by itself, on
+features of the same shape: its share is the difference over the step's time.
 """
 
 from __future__ import annotations

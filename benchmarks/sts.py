@@ -1,10 +1,11 @@
 """Sentence models on semantic textual similarity, beside their published figures.
 
-    python benchmarks/sts.py data/senteval --model all-mpnet-base-v2 --out benchmarks/results/sts.json
+    python benchmarks/sts.py data/senteval --model all-mpnet-base-v2 --out sts.json
 
-Every task below DATA is scored with sentence-transformers' own encode. The published figures are those of MTEB
-(Muennighoff et al., EACL 2023; results/MODEL/TASK.json of the repository embeddings-benchmark/mtebpaper,
-cos_sim.spearman), which follow the same rule. A model in a folder of another name is given as NAME=FOLDER.
+Every task below DATA is scored with sentence-transformers' own encode. The published figures are
+those of MTEB (Muennighoff et al., EACL 2023; results/MODEL/TASK.json of the repository
+embeddings-benchmark/mtebpaper, cos_sim.spearman), which follow the same rule. A model in a folder
+of another name is given as NAME=FOLDER.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def measure(source: str, tasks: list[StsTask], batch_size: int) -> dict[str, Any
         rows = np.asarray(
             model.encode(task.sentences, batch_size=batch_size, show_progress_bar=False)
         )
-        result = evaluate_sts(task, task.sentences, rows)
-        scores[task.name] = {"fingerprint": task.fingerprint, **result.scores}
+        task_scores, _ = evaluate_sts(task, rows)
+        scores[task.name] = {"fingerprint": task.fingerprint, **task_scores}
     return scores
 
 

@@ -1,8 +1,9 @@
 """Timing that several benchmarks share, and how a benchmark is kept running.
 
-Every script here has a click command ``main`` and ``SMOKE``: the arguments of runs that take seconds on tiny inputs.
-tests/benchmarks/test_scripts.py takes these runs, so that a script keeps running when what it measures changes. A name
-in braces stands for an input of the tests, such as ``{store}``.
+Every script here has a click command ``main`` and ``SMOKE``: the arguments of runs that take
+seconds on tiny inputs. tests/benchmarks/test_scripts.py takes these runs, so that a script keeps
+running when what it measures changes. A name in braces stands for an input of the tests, such as
+``{store}``.
 """
 
 from __future__ import annotations

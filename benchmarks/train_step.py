@@ -1,18 +1,21 @@
-"""Time and memory of a training step: contrastive alone, CUSA from the store, CUSA with live teachers.
+"""Time and memory of a training step: contrastive alone, CUSA from the store, CUSA with live
+teachers.
 
     python benchmarks/train_step.py --out benchmarks/results/train_step_cpu.json
     python benchmarks/train_step.py --device cuda --out benchmarks/results/train_step_gpu.json
 
-CLIP ViT-B/32 with random weights, trained by the Trainer itself (worker processes, AdamW, clipping, log) from image
-files and a store of COCO's size; batch 32 and fp32 on a CPU, 128 and bf16 on a GPU. Baseline: the contrastive term
-alone, without teachers. *live* is the published way: a sentence encoder of mpnet's size (random weights, in the
-student's precision, on the student's tokens: no second tokenisation is counted) runs on each batch's captions, and the
-image teacher's features come from a dictionary of all images in memory.
+CLIP ViT-B/32 with random weights, trained by the Trainer itself (worker processes, AdamW, clipping,
+log) from image files and a store of COCO's size; batch 32 and fp32 on a CPU, 128 and bf16 on a GPU.
+Baseline: the contrastive term alone, without teachers. *live* is the published way: a sentence
+encoder of mpnet's size (random weights, in the student's precision, on the student's tokens: no
+second tokenisation is counted) runs on each batch's captions, and the image teacher's features come
+from a dictionary of all images in memory.
 
-Time: the trainers live in one process, and one thread, and take turns of a few steps; the figure is the median over
-rounds of a way's time over contrastive's beside it. Memory: each way in a fresh process, after so many steps: peak
-allocation on the GPU; and host memory that is private (Pss_Anon: what forked processes share counts once), trainer and
-workers together, once the trainer's allocator has given back what it had freed.
+Time: the trainers live in one process, and one thread, and take turns of a few steps; the figure is
+the median over rounds of a way's time over contrastive's beside it. Memory: each way in a fresh
+process, after so many steps: peak allocation on the GPU; and host memory that is private (Pss_Anon:
+what forked processes share counts once), trainer and workers together, once the trainer's allocator
+has given back what it had freed.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ class Setting:
 
 
 def make_clip(folder: Path) -> Path:
-    """CLIP ViT-B/32 with random weights, its preprocessing, and a tokeniser of the made-up words."""
+    """CLIP ViT-B/32 with random weights, its preprocessing, and a tokeniser of the
+    made-up words.
+    """
     from transformers import CLIPConfig, CLIPModel
 
     if not (folder / "model.safetensors").exists():
@@ -155,7 +160,8 @@ def make_trainer(setting: Setting, way: str, run_dir: Path) -> Trainer:
 class Paced:
     """A trainer that takes its steps when it is asked to.
 
-    In this thread: each of several threads would have its own team of OpenMP threads, and those would fight for cores.
+    In this thread: each of several threads would have its own team of OpenMP threads, and those
+    would fight for cores.
     """
 
     def __init__(self, trainer: Trainer) -> None:

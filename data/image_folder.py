@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError
 
 # Pillow names these formats, but cannot read them on its own.
 _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -48,7 +48,7 @@ def find_images(folder: Path) -> list[Path]:
         problem = "does not exist"
         if folder.exists():
             problem = "is no folder"
-        raise CusaError(f"{folder} {problem}; pass a folder of images", path=folder)
+        raise DataError(f"{folder} {problem}; pass a folder of images", path=folder)
 
     image_paths: list[Path] = []
     visited: set[str] = set()
@@ -67,7 +67,7 @@ def find_images(folder: Path) -> list[Path]:
 
     if not image_paths:
         message = f"no images in {folder} or below it (.jpg, .png, .webp, ...); pass another folder"
-        raise CusaError(message, path=folder)
+        raise DataError(message, path=folder)
     return sorted(image_paths)
 
 

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 from typing_extensions import TypedDict
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import RunError
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.retrieval.coco import PROTOCOL_METRICS
 from cusa.eval.metrics.bootstrap import LEVEL, Bootstrap, interval, resampled_means, two_sided_p
 from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman, spearman
 from cusa.eval.metrics.per_query import Rankings, Ties
-from cusa.eval.metrics.recalls import recall_sum
+from cusa.eval.metrics.recalls import RECALL_NAMES, recall_sum
 from cusa.eval.queries import Queries
 
 _UNI_MODAL = ("t2t", "i2i", "sts")
 _PRECISIONS = ("r_precision", "map_at_r")
 _DEFAULT_PROTOCOLS = ("retrieval", "unimodal")  # those of a data set's own labels
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric of one model.
-
-    Attributes:
-        value: Its value.
-        samples: float64 ``[samples]``: its resampled values.
-    """
-
-    value: float
-    samples: np.ndarray
+# float64 [1 + samples]: a metric of one model, and its resampled values.
+Samples = np.ndarray
 
 
 class FigureKey(NamedTuple):
@@ -75,7 +64,10 @@ class Comparison(TypedDict):
     rows: list[ComparisonRow]
 
 
-def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Comparison:
+def compare(
+    models: Sequence[Mapping[str, Queries]],
+    bootstrap: Bootstrap,
+) -> Comparison:
     """Compute differences of all models to the first, on all that they have in common.
 
     A model answers across modalities with its cross-modal head and within one with its own
@@ -90,21 +82,17 @@ def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Co
     Raises:
         CusaError: If there is nothing in common, or data or the counting of ties differ.
     """
-    suites = set(models[0]).intersection(*models[1:])
-    if not suites:
-        raise CusaError(
-            "these models have no suite in common; run the same cusa-eval command on each"
-        )
+    shared_suites = set(models[0]).intersection(*models[1:])
+    if not shared_suites:
+        raise _nothing_in_common("suite")
     rows: list[ComparisonRow] = []
     for suite in models[0]:
-        if suite in suites:
-            queries = [model[suite] for model in models]
-            _check_alike(suite, queries)
-            rows += _suite_rows(suite, queries, bootstrap)
+        if suite in shared_suites:
+            queries_of_models = list(map(itemgetter(suite), models))
+            _check_alike(suite, queries_of_models)
+            rows += _suite_rows(suite, queries_of_models, bootstrap)
     if not rows:
-        raise CusaError(
-            "these models have no figure in common; run the same cusa-eval command on each"
-        )
+        raise _nothing_in_common("figure")
     names = [next(iter(model.values())).name for model in models]
     return {
         "format": "cusa-comparison",
@@ -116,35 +104,54 @@ def compare(models: Sequence[Mapping[str, Queries]], bootstrap: Bootstrap) -> Co
     }
 
 
+def _nothing_in_common(name: str) -> RunError:
+    message = f"these models have no {name} in common; run the same cusa-eval command on each"
+    return RunError(message, name=name)
+
+
 def _suite_rows(
-    suite: str, queries: Sequence[Queries], bootstrap: Bootstrap
+    suite: str,
+    queries_of_models: Sequence[Queries],
+    bootstrap: Bootstrap,
 ) -> Iterator[ComparisonRow]:
     """Yield the rows of the figures that all models have."""
-    figures = [dict(_figures(of_model, bootstrap)) for of_model in queries]
-    shared_keys = set(figures[0]).intersection(*figures[1:])
-    for key in figures[0]:
-        if key in shared_keys:
-            yield _row(suite, key, [of_model[key] for of_model in figures])
+    figures_of_models = []
+    for queries in queries_of_models:
+        figures_of_models.append(dict(_figures(queries, bootstrap)))
+    shared_keys = set(figures_of_models[0]).intersection(*figures_of_models[1:])
+    for figure_key in figures_of_models[0]:
+        if figure_key in shared_keys:
+            figures = list(map(itemgetter(figure_key), figures_of_models))
+            yield _row(suite, figure_key, figures)
 
 
-def _check_alike(suite: str, queries: Sequence[Queries]) -> None:
+def _check_alike(
+    suite: str,
+    queries: Sequence[Queries],
+) -> None:
     """Refuse queries of different data, or of different rules for ties."""
     first = queries[0]
     for second in queries[1:]:
         differences = _different_data_sets(suite, first, second)
         if differences:
-            raise CusaError(
+            raise RunError(
                 f"{first.name} and {second.name} were measured on different data ({suite}: "
-                f"{', '.join(differences)}); run cusa-eval again for both on the same"
+                f"{', '.join(differences)}); run cusa-eval again for both on the same",
+                name=suite,
             )
         if first.ties != second.ties:
-            raise CusaError(
+            raise RunError(
                 f"{first.name} and {second.name} were measured with ties {first.ties} and "
-                f"{second.ties}; run cusa-eval again with the same --ties"
+                f"{second.ties}; run cusa-eval again with the same --ties",
+                name="ties",
             )
 
 
-def _different_data_sets(suite: str, first: Queries, second: Queries) -> list[str]:
+def _different_data_sets(
+    suite: str,
+    first: Queries,
+    second: Queries,
+) -> list[str]:
     """Name the data sets of the first that the second has differently.
 
     One that the second lacks is left out of the comparison, where a suite has several; a suite of
@@ -160,89 +167,84 @@ def _different_data_sets(suite: str, first: Queries, second: Queries) -> list[st
     return differences
 
 
-def _figures(queries: Queries, bootstrap: Bootstrap) -> Iterator[tuple[FigureKey, Figure]]:
+def _figures(
+    queries: Queries,
+    bootstrap: Bootstrap,
+) -> Iterator[tuple[FigureKey, Samples]]:
     """Compute the figures of one model, by the head that answers."""
-    directions: dict[str, list[dict[str, Figure]]] = {}
-    for key, measured in queries.per_query.items():
-        data_set, head, *protocols, task = key.split("/")
-        is_uni_modal = task in _UNI_MODAL
-        if head != (queries.uni_head if is_uni_modal else "cross"):
+    directions: dict[str, list[dict[str, Samples]]] = {}
+    for query_key, measured in queries.per_query.items():
+        data_set, head, *protocols, task = query_key.split("/")
+        answering_head, kind_of_head = "cross", "cross"
+        if task in _UNI_MODAL:
+            answering_head, kind_of_head = queries.uni_head, "uni-modal"
+        if head != answering_head:
             continue
-        kind_of_head = "uni-modal" if is_uni_modal else "cross"
         protocol = protocols[0] if protocols else ""
         if protocol and protocol not in _DEFAULT_PROTOCOLS:
             data_set = f"{data_set} {protocol}"
         if isinstance(measured, ScoredPairs):
-            value = spearman(measured.similarities, measured.human_scores)
-            figure = Figure(value, resampled_spearman(measured, bootstrap))
-            yield FigureKey(data_set, kind_of_head, "spearman"), figure
+            correlation = spearman(measured.similarities, measured.human_scores)
+            samples = np.append(correlation, resampled_spearman(measured, bootstrap))
+            yield FigureKey(data_set, kind_of_head, "spearman"), samples
             continue
         by_metric = _ranked_figures(measured, queries.ties, bootstrap, protocol)
-        for metric, figure in by_metric.items():
-            yield FigureKey(data_set, kind_of_head, f"{task} {metric}"), figure
+        for metric, samples in by_metric.items():
+            yield FigureKey(data_set, kind_of_head, f"{task} {metric}"), samples
         if task in ("i2t", "t2i") and protocol not in PROTOCOL_METRICS:
             directions.setdefault(data_set, []).append(by_metric)
-    for data_set, directions_of_set in directions.items():
-        if len(directions_of_set) == 2 and all(directions_of_set):
-            yield FigureKey(data_set, "cross", "rsum"), _rsum(directions_of_set)
-
-
-def _rsum(directions: Sequence[Mapping[str, Figure]]) -> Figure:
-    values: list[dict[str, float]] = []
-    samples: list[dict[str, np.ndarray]] = []
-    for by_metric in directions:
-        values.append({})
-        samples.append({})
-        for metric, figure in by_metric.items():
-            values[-1][metric] = figure.value
-            samples[-1][metric] = figure.samples
-    return Figure(recall_sum(values), recall_sum(samples))
+    for data_set, both_directions in directions.items():
+        if len(both_directions) == 2 and all(both_directions):
+            yield FigureKey(data_set, "cross", "rsum"), recall_sum(both_directions)
 
 
 def _ranked_figures(
-    rankings: Rankings, ties: Ties, bootstrap: Bootstrap, protocol: str
-) -> dict[str, Figure]:
+    rankings: Rankings,
+    ties: Ties,
+    bootstrap: Bootstrap,
+    protocol: str,
+) -> dict[str, Samples]:
     """Compute recalls over all queries, and precisions over those that have an answer.
 
     The metrics of ECCV Caption and PMRP count all queries.
     """
-    values = rankings.values(ties)
     if protocol in PROTOCOL_METRICS:
-        values = {metric: values[metric] for metric in PROTOCOL_METRICS[protocol]}
-        return _resample(values, bootstrap, rankings)
-    answerable = rankings.answerable()
-    precisions = answerable.values(ties)
-    for metric in list(values):
-        (values if metric in _PRECISIONS else precisions).pop(metric)
-    return {
-        **_resample(values, bootstrap, rankings),
-        **_resample(precisions, bootstrap, answerable),
-    }
+        return _resample(rankings, ties, bootstrap, PROTOCOL_METRICS[protocol])
+    recalls = _resample(rankings, ties, bootstrap, RECALL_NAMES)
+    return recalls | _resample(rankings.answerable(), ties, bootstrap, _PRECISIONS)
 
 
 def _resample(
-    values: Mapping[str, np.ndarray], bootstrap: Bootstrap, rankings: Rankings
-) -> dict[str, Figure]:
+    rankings: Rankings,
+    ties: Ties,
+    bootstrap: Bootstrap,
+    metrics: Sequence[str],
+) -> dict[str, Samples]:
+    """Compute those of the metrics that there are, and resample them."""
+    values = rankings.values(ties)
     samples = resampled_means(values, bootstrap, rankings.clusters)
     figures = {}
-    for metric, each in values.items():
-        if len(each):
-            figures[metric] = Figure(float(each.mean()), samples[metric])
+    for metric in metrics:
+        if metric in values and len(values[metric]):
+            figures[metric] = np.append(values[metric].mean(), samples[metric])
     return figures
 
 
-def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow:
-    base = figures[0]
-    values = [base.value]
+def _row(
+    suite: str,
+    figure_key: FigureKey,
+    figures: Sequence[Samples],
+) -> ComparisonRow:
+    values = [float(figure[0]) for figure in figures]
     differences: list[Difference | None] = [None]
     for figure in figures[1:]:
-        values.append(figure.value)
-        samples = figure.samples - base.samples
+        paired = figure - figures[0]
+        samples = paired[1:]
         samples = samples[~np.isnan(samples)]
         low, high = interval(samples) or (None, None)
         differences.append(
             {
-                "difference": figure.value - base.value,
+                "difference": float(paired[0]),
                 "low": low,
                 "high": high,
                 "p_two_sided": two_sided_p(samples) if len(samples) else None,
@@ -250,9 +252,9 @@ def _row(suite: str, key: FigureKey, figures: Sequence[Figure]) -> ComparisonRow
         )
     return {
         "suite": suite,
-        "set": key.data_set,
-        "head": key.head,
-        "metric": key.metric,
+        "set": figure_key.data_set,
+        "head": figure_key.head,
+        "metric": figure_key.metric,
         "values": values,
         "differences": differences,
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError, RunError
+from cusa.data.errors import RunError, SettingError
 from cusa.data.shell import shell_command
 from cusa.eval.compare import Comparison, compare
 from cusa.eval.evaluate import check_writable, write_pages
@@ -19,37 +19,17 @@ from cusa.eval.results import distinct_names, read_queries, read_results, write_
 from cusa.train.saving.run_dir import begun
 
 
-@dataclass(frozen=True)
-class _MeasuredModel:
-    """The results of a model, and the queries behind them, by suite."""
-
-    folder: Path
-    results: Mapping[str, Mapping[str, Any]]
-    queries: Mapping[str, Queries]
-
-    @property
-    def name(self) -> str:
-        """The name in its results; those of all suites have the same."""
-        return next(iter(self.results.values()))["name"]
-
-    @property
-    def place(self) -> Path:
-        """The run that the results lie in, or their own folder."""
-        return self.folder.parent if _is_in_run(self.folder) else self.folder
-
-    def queries_as(self, name: str) -> dict[str, Queries]:
-        """The queries, under another name of the model."""
-        return {suite: replace(queries, name=name) for suite, queries in self.queries.items()}
-
-
 def compare_measured(
-    models: Sequence[Path], bootstrap: int, seed: int, out: Path | None, latex: bool
+    models: Sequence[Path],
+    bootstrap: int,
+    seed: int,
+    out: Path | None,
+    latex: bool,
 ) -> tuple[Comparison, dict[str, list[Path]]]:
     """Compare models that were measured before; writes comparison.json and comparison.html.
 
     Args:
-        models: Run directories, or folders of results; the first is what the others are compared
-            to.
+        models: Run directories, or folders of results; others are compared to the first.
         bootstrap: Resamplings.
         seed: Their seed.
         out: Folder of what is written; ``None``: ``eval`` beside the first.
@@ -62,22 +42,29 @@ def compare_measured(
         CusaError: If one was not measured, or they were measured on different data.
     """
     if len(models) < 2:
-        raise CusaError("compare takes at least two models; name another run or folder of results")
+        raise SettingError(
+            "compare takes at least two models; name another run or folder of results", name="MODEL"
+        )
     folders = list(map(_results_folder, models))
     out = out or _default_folder(folders[0])
     check_writable(out)
 
-    measured = list(map(_read, folders))
-    names = distinct_names([model.name for model in measured], [model.place for model in measured])
-    reports, queries_of_models = [], []
-    for model, name in zip(measured, names, strict=True):
-        reports.append(ModelReport(name, model.results))
-        queries_of_models.append(model.queries_as(name))
-    comparison = compare(queries_of_models, Bootstrap(bootstrap, seed))
+    results, queries = [], []
+    names, locations = [], []
+    for folder in folders:
+        results_by_suite = _by_suite(folder, read_results)
+        results.append(results_by_suite)
+        queries.append(_by_suite(folder, read_queries))
+        names.append(next(iter(results_by_suite.values()))["name"])
+        locations.append(folder.parent if _is_in_run(folder) else folder)
+    titles = distinct_names(names, locations)
+    titled_queries = list(map(_titled, queries, titles))
+    comparison = compare(titled_queries, Bootstrap(bootstrap, seed))
 
-    path = out / "comparison.json"
-    write_json(path, comparison)
-    written = {"comparison": [path]}
+    comparison_file = out / "comparison.json"
+    write_json(comparison_file, comparison)
+    written = {"comparison": [comparison_file]}
+    reports = list(map(ModelReport, titles, results))
     write_pages(out, reports, written, latex, comparison)
     return comparison, written
 
@@ -111,15 +98,22 @@ def _is_in_run(folder: Path) -> bool:
     return folder.name == "eval" and begun(folder.parent)
 
 
-def _read(folder: Path) -> _MeasuredModel:
-    """Read the results of every suite that a model was measured by."""
-    results, queries = {}, {}
+def _by_suite(
+    folder: Path,
+    read: Callable[[Path, str], Any],
+) -> dict[str, Any]:
+    """Read the results, or the queries, of every suite that a model was measured by."""
+    contents = {}
     for suite in EVALUATORS:
-        content = read_results(folder, suite)
+        content = read(folder, suite)
         if content is not None:
-            results[suite] = content
-    for suite in results:
-        of_suite = read_queries(folder, suite)
-        if of_suite is not None:
-            queries[suite] = of_suite
-    return _MeasuredModel(folder, results, queries)
+            contents[suite] = content
+    return contents
+
+
+def _titled(
+    queries: Mapping[str, Queries],
+    title: str,
+) -> dict[str, Queries]:
+    """Give the model of queries another name."""
+    return {suite: replace(of_suite, name=title) for suite, of_suite in queries.items()}

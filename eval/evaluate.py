@@ -8,19 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, RunError, SettingError
 from cusa.data.files import atomic_file
-from cusa.eval.evaluators.protocol import Absent, SuiteResult
+from cusa.eval.evaluators.protocol import Absent
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.evaluators.request import EvalRequest
 from cusa.eval.evaluators.splits import SplitFinder
-from cusa.eval.models.embedding_providers import Advance, FileSource
+from cusa.eval.models.embedding_providers import Advance
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.queries import Queries
 from cusa.eval.report.latex import latex_tables
-from cusa.eval.report.report import ModelReport, write_report
+from cusa.eval.report.report import Examples, ModelReport, write_report
 from cusa.eval.report.tables import NamedResult, Section
 from cusa.eval.results import distinct_names, keep_results, read_results
+
+Content = Mapping[str, Any]  # of a file of results
 
 
 @dataclass
@@ -43,7 +45,11 @@ class Evaluation:
             self.notes.append(text)
 
 
-def _silent(task: str, done: int, total: int) -> None:
+def _silent(
+    task: str,
+    done: int,
+    total: int,
+) -> None:
     """Tell nobody how far an evaluation is."""
 
 
@@ -61,7 +67,6 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
         CusaError: If a model or data cannot be had, or models were measured on different data.
     """
     models = _requested_models(request, advance)
-    _check_apart(models)
     out = request.out or _default_folder(models)
     check_writable(out)
 
@@ -71,12 +76,12 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
     for model in models:
         _check_replaceable(model)
         report = _measure(model, data_of_suite, request, evaluation)
-        weights.append(model.source.description["weights_sha256"])
+        weights.append(model.provider.description["weights_sha256"])
         evaluation.reports.append(report)
         _check_same_data(evaluation.reports)
         model.release()
     if not evaluation.written:
-        raise CusaError(f"nothing to measure: {'; '.join(evaluation.notes)}")
+        raise DataError(f"nothing to measure: {'; '.join(evaluation.notes)}")
 
     with_earlier = _with_earlier(evaluation.reports, models, weights)
     n_unreadable = write_pages(out, with_earlier, evaluation.written, request.latex)
@@ -87,29 +92,32 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
     return evaluation
 
 
-def _requested_models(request: EvalRequest, advance: Advance) -> list[EvaluatedModel]:
-    """Name the models; none of them is loaded."""
+def _requested_models(
+    request: EvalRequest,
+    advance: Advance,
+) -> list[EvaluatedModel]:
+    """Name the models; none of them is loaded, and none overwrites another's results."""
     models = [EvaluatedModel(spec, request.compute, advance) for spec in request.models]
-    if any(request.embedding_files):
-        name = request.name or _name_of_files(request)
-
-        def read_files() -> FileSource:
-            return FileSource(*request.embedding_files, name=name)
-
-        models.append(EvaluatedModel("", request.compute, advance, read_files, name))
-    names, folders = [], []
+    files = list(filter(None, request.embedding_files))
+    if files:
+        name = request.name or ", ".join(rows_file.stem for rows_file, _ in files)
+        model = EvaluatedModel("", request.compute, advance, request.embedding_files, name)
+        models.append(model)
+    names, locations, results_folders = [], [], set()
     for model in models:
         names.append(model.name)
-        folders.append(model.run_dir or model.results)
-    titles = distinct_names(names, folders)
-    for model, title in zip(models, titles, strict=True):
+        locations.append(model.run_dir or model.results)
+        results_folders.add(model.results.resolve())
+        if len(results_folders) < len(names):
+            raise RunError(
+                f"two models are named {model.name!r}, and {model.results} holds the results of "
+                "one; pass each once, or rename a folder",
+                path=model.results,
+                name=model.name,
+            )
+    for model, title in zip(models, distinct_names(names, locations), strict=True):
         model.title = title
     return models
-
-
-def _name_of_files(request: EvalRequest) -> str:
-    files = filter(None, request.embedding_files)
-    return ", ".join(path.stem for path, _ in files)
 
 
 def _default_folder(models: Sequence[EvaluatedModel]) -> Path:
@@ -122,10 +130,12 @@ def _default_folder(models: Sequence[EvaluatedModel]) -> Path:
 
 
 def _find_data(
-    request: EvalRequest, models: Sequence[EvaluatedModel], evaluation: Evaluation
+    request: EvalRequest,
+    models: Sequence[EvaluatedModel],
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """Find what each suite measures models on; one without data is left out, or refused."""
-    run_dirs = [model.run_dir for model in models if model.run_dir is not None]
+    run_dirs = [model.run_dir for model in models if model.run_dir]
     splits = SplitFinder(request.split, run_dirs)
     data_of_suite = {}
     for suite in request.suites:
@@ -137,7 +147,11 @@ def _find_data(
     return data_of_suite
 
 
-def _note_or_raise(absent: Absent, request: EvalRequest, evaluation: Evaluation) -> None:
+def _note_or_raise(
+    absent: Absent,
+    request: EvalRequest,
+    evaluation: Evaluation,
+) -> None:
     if absent.error is not None and not request.skip_absent:
         raise absent.error
     evaluation.note(absent.note)
@@ -150,7 +164,8 @@ def _measure(
     evaluation: Evaluation,
 ) -> ModelReport:
     """Load a model, measure it by every suite, and write its results."""
-    report = ModelReport(model.title)
+    results: dict[str, Content] = {}
+    examples = Examples()
     for suite, data in data_of_suite.items():
         result = EVALUATORS[suite].run(model, data, request.options)
         if isinstance(result, Absent):
@@ -158,52 +173,53 @@ def _measure(
             continue
         for note in result.notes:
             evaluation.note(note)
-        content = _keep(model, suite, result, request, evaluation)
-        report = report.with_results(suite, content, result.examples)
-    return report
+        queries = Queries(
+            model.name,
+            model.provider.uni_head,
+            request.options.scoring.ties,
+            result.fingerprints,
+            result.per_query,
+        )
+        results[suite] = _keep(model, suite, result.content, queries, evaluation)
+        examples = result.examples or examples
+    return ModelReport(model.title, results, **vars(examples))
 
 
 def _keep(
     model: EvaluatedModel,
     suite: str,
-    result: SuiteResult[Any],
-    request: EvalRequest,
+    content: Content,
+    queries: Queries,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
     """Write a suite's results beside the model; returns them as written."""
-    queries = Queries(
-        model.name,
-        model.source.uni_head,
-        request.options.scoring.ties,
-        result.fingerprints,
-        result.per_query,
-    )
     file = EVALUATORS[suite].results_file
-    path = model.results / file.name
+    results_file = model.results / file.name
     before = read_results(model.results, suite) or {}
-    written = keep_results(model.results, suite, result.content, queries)
-    if file.data_sets:
-        remaining = written[file.data_sets]
-        replaced = [name for name in before.get(file.data_sets, {}) if name not in remaining]
-        if replaced:
-            evaluation.note(
-                f"{path}: {', '.join(replaced)}, measured before by other weights or rules, "
-                "made way"
-            )
-    evaluation.written.setdefault("metrics", []).append(path)
+    written = keep_results(model.results, suite, content, queries)
+    remaining = written.get(file.data_sets, {})
+    replaced = [name for name in before.get(file.data_sets, {}) if name not in remaining]
+    if replaced:
+        evaluation.note(
+            f"{results_file}: {', '.join(replaced)}, measured before by other weights or rules, "
+            "made way"
+        )
+    evaluation.written.setdefault("metrics", []).append(results_file)
     return written
 
 
 def _with_earlier(
-    reports: Sequence[ModelReport], models: Sequence[EvaluatedModel], weights: Sequence[str]
+    reports: Sequence[ModelReport],
+    models: Sequence[EvaluatedModel],
+    weights: Sequence[str],
 ) -> list[ModelReport]:
     """Add what was measured before of the same weights, where it can stand side by side."""
     completed = list(reports)
     for suite in EVALUATORS:
         with_suite = []
-        for report, model, own_weights in zip(completed, models, weights, strict=True):
+        for report, model, weights_sha256 in zip(completed, models, weights, strict=True):
             content = report.results.get(suite) or read_results(model.results, suite)
-            if content and content["model"].get("weights_sha256") == own_weights:
+            if content and content["model"].get("weights_sha256") == weights_sha256:
                 report = replace(report, results={**report.results, suite: content})
             with_suite.append(report)
         if _first_difference(suite, with_suite) is None:
@@ -212,60 +228,51 @@ def _with_earlier(
 
 
 def _first_difference(
-    suite: str, reports: Sequence[ModelReport]
-) -> tuple[Mapping[str, Any], Mapping[str, Any], str] | None:
+    suite: str,
+    reports: Sequence[ModelReport],
+) -> tuple[Content, Content, str] | None:
     """Find two results of a suite that were measured on different data, and what differs."""
-    first: Mapping[str, Any] | None = None
-    for report in reports:
-        content = report.results.get(suite)
-        if content is None:
-            continue
-        first = first or content
-        difference = EVALUATORS[suite].difference_of_data(first, content)
+    contents = [report.results[suite] for report in reports if suite in report.results]
+    for content in contents[1:]:
+        difference = EVALUATORS[suite].difference_of_data(contents[0], content)
         if difference:
-            return first, content, difference
+            return contents[0], content, difference
     return None
 
 
 def _check_same_data(reports: Sequence[ModelReport]) -> None:
     """Refuse to set side by side what was not measured on the same images and captions."""
     for suite in EVALUATORS:
-        differing = _first_difference(suite, reports)
-        if differing is not None:
-            first, second, difference = differing
-            raise CusaError(
+        difference = _first_difference(suite, reports)
+        if difference is not None:
+            first, second, difference_in_words = difference
+            raise RunError(
                 f"{second['name']} and {first['name']} cannot be compared: they are measured on "
-                f"different data ({difference}); pass --embeddings with one store for all"
+                f"different data ({difference_in_words}); pass --embeddings with one store for all",
+                name=second["name"],
             )
-
-
-def _check_apart(models: Sequence[EvaluatedModel]) -> None:
-    """Refuse models that would overwrite each other's results."""
-    taken: set[Path] = set()
-    for model in models:
-        folder = model.results.resolve()
-        if folder in taken:
-            raise CusaError(
-                f"two models are named {model.name!r}, and {model.results} holds the results of "
-                "one; pass each once, or rename a folder"
-            )
-        taken.add(folder)
 
 
 def _check_replaceable(model: EvaluatedModel) -> None:
     """Refuse a model that would overwrite the results of another one of its name."""
     if model.run_dir is not None:
         return
-    description = model.source.description
-    source, weights = description["source"], description["weights_sha256"]
+    description = model.provider.description
     for suite in EVALUATORS:
         content = read_results(model.results, suite)
-        before = content["model"] if content else {}
-        if before and before.get("source") != source and before.get("weights_sha256") != weights:
-            raise CusaError(
+        if content is None:
+            continue
+        measured = content["model"]
+        is_same = False
+        for key in ("source", "weights_sha256"):
+            is_same |= measured.get(key) == description[key]
+        if measured and not is_same:
+            raise RunError(
                 f"{model.results} holds the results of another model of that name "
-                f"({before.get('source')}); pass --name with --image-embeddings or "
-                "--text-embeddings, rename the model's folder, or remove those results"
+                f"({measured.get('source')}); pass --name with --image-embeddings or "
+                "--text-embeddings, rename the model's folder, or remove those results",
+                path=model.results,
+                name="--name",
             )
 
 
@@ -279,9 +286,13 @@ def check_writable(out: Path) -> None:
     while not path.exists():
         path = path.parent
     if not path.is_dir():
-        raise CusaError(f"{path} is no folder; pass another: --out FOLDER")
+        raise SettingError(
+            f"{path} is no folder; pass another: --out FOLDER", path=path, name="--out"
+        )
     if not os.access(path, os.W_OK):
-        raise CusaError(f"{path} is not writable; pass another: --out FOLDER")
+        raise SettingError(
+            f"{path} is not writable; pass another: --out FOLDER", path=path, name="--out"
+        )
 
 
 def make_sections(reports: Sequence[ModelReport]) -> list[Section]:
@@ -302,7 +313,7 @@ def write_pages(
     reports: Sequence[ModelReport],
     written: dict[str, list[Path]],
     latex: bool,
-    comparison: Mapping[str, Any] | None = None,
+    comparison: Content | None = None,
 ) -> int:
     """Write report.html or comparison.html, and the same tables for LaTeX.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from cusa.eval.metrics.per_query import Bounds, Rankings, Ties
 from cusa.eval.metrics.ranks import RankBounds
 
 _PRECISIONS = ("r_precision", "average_precision")
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,11 @@ def queries_file(folder: Path, suite: str) -> Path:
     return folder / f"{suite}-queries.npz"
 
 
-def save_queries(folder: Path, suite: str, queries: Queries) -> None:
+def save_queries(
+    folder: Path,
+    suite: str,
+    queries: Queries,
+) -> None:
     """Write the queries of a suite."""
     arrays: dict[str, np.ndarray] = {}
     n_candidates: dict[str, int] = {}
@@ -76,14 +80,14 @@ def save_queries(folder: Path, suite: str, queries: Queries) -> None:
                 bounds = getattr(measured, name)
                 if bounds is not None:
                     arrays[f"{key}:{name}"] = np.stack(bounds)
-    about = {
-        "name": queries.name,
-        "uni_head": queries.uni_head,
-        "ties": queries.ties,
-        "sets": dict(queries.sets),
-        "candidates": n_candidates,
-    }
-    arrays = {"about": np.array(json.dumps(about)), **arrays}
+    about = _About(
+        name=queries.name,
+        uni_head=queries.uni_head,
+        ties=queries.ties,
+        sets=dict(queries.sets),
+        candidates=n_candidates,
+    )
+    arrays["about"] = np.array(about.model_dump_json())
     path = queries_file(folder, suite)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # its stub has a flag, too
@@ -107,85 +111,80 @@ def load_queries(folder: Path, suite: str) -> Queries | None:
         raise RunError(f"{path} is damaged; run {command} again", path=path) from None
 
 
-def _queries(about: _About, arrays: Mapping[str, np.ndarray]) -> Queries:
+def _queries(about: _About, arrays: Arrays) -> Queries:
     per_query: dict[str, Rankings | ScoredPairs] = {}
     for name in arrays:
         key, _, kind = name.rpartition(":")
-        if key.count("/") < 2:
-            raise ValueError(f"{name} is no data set/head/task")
+        _require(key.count("/") >= 2)
         if kind == "cosines":
             per_query[key] = _scored_pairs(key, arrays)
         elif kind == "ranks":
             per_query[key] = _rankings(key, arrays, about.candidates[key])
-    for key, measured in per_query.items():
-        protocol = key.split("/")[-2]
-        if protocol in PROTOCOL_METRICS:
-            _check_precisions(key, measured, PROTOCOL_METRICS[protocol])
     return Queries(about.name, about.uni_head, about.ties, about.sets, per_query)
 
 
-def _check_precisions(key: str, measured: Rankings | ScoredPairs, metrics: Sequence[str]) -> None:
-    """Refuse rankings without the precisions that their protocol reports."""
-    if isinstance(measured, ScoredPairs):
-        raise ValueError(f"{key} are no rankings")
-    lacks_r_precision = "r_precision" in metrics and measured.r_precision is None
-    lacks_average_precision = "map_at_r" in metrics and measured.average_precision is None
-    if lacks_r_precision or lacks_average_precision:
-        raise ValueError(f"{key} has no precisions")
-
-
-def _scored_pairs(key: str, arrays: Mapping[str, np.ndarray]) -> ScoredPairs:
+def _scored_pairs(key: str, arrays: Arrays) -> ScoredPairs:
     similarities, human_scores = arrays[f"{key}:cosines"], arrays[f"{key}:gold"]
-    if similarities.ndim != 1 or similarities.shape != human_scores.shape:
-        raise ValueError(f"cosines {similarities.shape} of {human_scores.shape} scores")
-    _check_within(similarities, -np.inf, np.inf)
-    _check_within(human_scores, -np.inf, np.inf)
+    _require(similarities.ndim == 1 and similarities.shape == human_scores.shape)
+    _require(_protocol(key) not in PROTOCOL_METRICS)
+    for values in (similarities, human_scores):
+        _require(values.dtype.kind == "f" and np.isfinite(values).all())
     return ScoredPairs(similarities, human_scores, _clusters(key, arrays, human_scores))
 
 
-def _rankings(key: str, arrays: Mapping[str, np.ndarray], n_candidates: int) -> Rankings:
+def _rankings(
+    key: str,
+    arrays: Arrays,
+    n_candidates: int,
+) -> Rankings:
     ranks = arrays[f"{key}:ranks"]
-    if ranks.dtype.kind != "i" or ranks.ndim != 2 or len(ranks) != 2:
-        raise ValueError(f"ranks are {ranks.dtype} {ranks.shape}")
+    _require(ranks.dtype.kind == "i" and ranks.ndim == 2 and len(ranks) == 2)
     optimistic, pessimistic = ranks
-    if ((optimistic > pessimistic) | ((optimistic < 0) != (pessimistic < 0))).any():
-        raise ValueError("ranks are out of order")
-    if ranks.size and (ranks.min() < -1 or ranks.max() >= max(1, n_candidates)):
-        raise ValueError("ranks are out of range")
-    return Rankings(
+    _require((optimistic <= pessimistic).all())
+    _require(((optimistic < 0) == (pessimistic < 0)).all())
+    _require(ranks.min(initial=0) >= -1 and ranks.max(initial=0) < max(1, n_candidates))
+    rankings = Rankings(
         RankBounds(optimistic, pessimistic),
         n_candidates,
         r_precision=_precisions(f"{key}:r_precision", arrays, ranks.shape),
         average_precision=_precisions(f"{key}:average_precision", arrays, ranks.shape),
         clusters=_clusters(key, arrays, optimistic),
     )
+    reported = PROTOCOL_METRICS.get(_protocol(key), ())
+    _require("r_precision" not in reported or rankings.r_precision is not None)
+    _require("map_at_r" not in reported or rankings.average_precision is not None)
+    return rankings
+
+
+def _protocol(key: str) -> str:
+    return key.split("/")[-2]
 
 
 def _precisions(
-    name: str, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]
+    name: str,
+    arrays: Arrays,
+    shape: tuple[int, ...],
 ) -> Bounds | None:
     bounds = arrays.get(name)
     if bounds is None:
         return None
-    _check_within(bounds, 0, 1)
-    if bounds.shape != shape:
-        raise ValueError(f"{name} is {bounds.shape}")
+    _require(bounds.dtype.kind == "f" and bounds.shape == shape)
+    _require(((bounds >= 0) & (bounds <= 1)).all())  # NaN is not, either
     return Bounds(*bounds)
 
 
 def _clusters(
-    key: str, arrays: Mapping[str, np.ndarray], of_queries: np.ndarray
+    key: str,
+    arrays: Arrays,
+    query_values: np.ndarray,
 ) -> np.ndarray | None:
     clusters = arrays.get(f"{key}:clusters")
-    if clusters is None:
-        return None
-    if clusters.dtype.kind != "i" or clusters.shape != of_queries.shape:
-        raise ValueError(f"clusters are {clusters.dtype} {clusters.shape}")
+    if clusters is not None:
+        _require(clusters.dtype.kind == "i" and clusters.shape == query_values.shape)
     return clusters
 
 
-def _check_within(values: np.ndarray, least: float, most: float) -> None:
-    if values.dtype.kind != "f" or not np.isfinite(values).all():
-        raise ValueError(f"{values.dtype} that is not finite")
-    if ((values < least) | (values > most)).any():
-        raise ValueError(f"not within {least} and {most}")
+def _require(is_sound: bool | np.bool_) -> None:
+    """Raise what :func:`load_queries` reports as damage, unless an array is sound."""
+    if not is_sound:
+        raise ValueError

@@ -8,15 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cusa.data.errors import CusaError, FileFormatError, RunError, first_line
 from cusa.data.files import atomic_file, file_digest
 from cusa.data.parsing import read_json
-from cusa.eval.evaluators.forms import first_fault
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.queries import Queries, load_queries, queries_file, save_queries
 
 
-def read_results(folder: Path, suite: str) -> dict[str, Any] | None:
+def read_results(
+    folder: Path,
+    suite: str,
+) -> dict[str, Any] | None:
     """Read the figures of a suite; ``None`` if there are none.
 
     Args:
@@ -33,15 +37,16 @@ def read_results(folder: Path, suite: str) -> dict[str, Any] | None:
     location, problem = "", "no JSON object of that kind"
     try:
         content = read_json(path)
+        if isinstance(content, dict) and content.get("format") == file.format:
+            file.form.validate_python(content, strict=True)
+            return content
     except FileFormatError as error:
         location, problem = error.location, first_line(error).removeprefix(f"{path} ")
-    else:
-        if isinstance(content, dict) and content.get("format") == file.format:
-            fault = first_fault(file.form, content)
-            if fault is None:
-                return content
-            location, problem = fault
-    position = f"{location}: {problem}" if location else problem
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = ".".join(map(str, first["loc"]))
+        problem = first["msg"]
+    position = f"{location}: {problem}".removeprefix(": ")
     raise RunError(
         f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again "
         f"({position})",
@@ -73,7 +78,10 @@ def read_queries(folder: Path, suite: str) -> Queries | None:
 
 
 def keep_results(
-    folder: Path, suite: str, content: Mapping[str, Any], queries: Queries
+    folder: Path,
+    suite: str,
+    content: Mapping[str, Any],
+    queries: Queries,
 ) -> dict[str, Any]:
     """Write figures and queries of a suite.
 
@@ -99,7 +107,11 @@ def keep_results(
         earlier, earlier_queries = _earlier(folder, suite, content)
         if earlier is not None and earlier_queries is not None:
             merged = file.merge(earlier, content)
-            queries = _joined(earlier_queries, queries)
+            queries = replace(
+                queries,
+                sets={**earlier_queries.sets, **queries.sets},
+                per_query={**earlier_queries.per_query, **queries.per_query},
+            )
     save_queries(folder, suite, queries)
     merged["queries_sha256"] = file_digest(queries_file(folder, suite)).hex()
     write_json(folder / file.name, merged)
@@ -122,26 +134,28 @@ def _earlier(
         return None, None
 
 
-def _rules(content: Mapping[str, Any]) -> tuple[Any, ...]:
+def _rules(
+    content: Mapping[str, Any],
+) -> tuple[Any, ...]:
     """Return what figures must share to stand in one file."""
-    return content["model"].get("weights_sha256"), content.get("ties"), content.get("bootstrap")
+    weights_sha256 = content["model"].get("weights_sha256")
+    return weights_sha256, content.get("ties"), content.get("bootstrap")
 
 
-def _joined(earlier: Queries, later: Queries) -> Queries:
-    return replace(
-        later,
-        sets={**earlier.sets, **later.sets},
-        per_query={**earlier.per_query, **later.per_query},
-    )
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(
+    path: Path,
+    content: Mapping[str, Any],
+) -> None:
     """Write a file of results, all of it or nothing."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=2, allow_nan=False)
+        temporary.write_text(f"{text}\n")
 
 
-def distinct_names(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+def distinct_names(
+    names: Sequence[str],
+    folders: Sequence[Path],
+) -> list[str]:
     """Put as much of a model's folder before its name as tells equal names apart.
 
     Args:
@@ -151,12 +165,12 @@ def distinct_names(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
     paths = [folder.resolve().parts for folder in folders]
     distinct = []
     for name, path in zip(names, paths, strict=True):
-        namesakes = []
+        namesakes = set()
         for other_name, other_path in zip(names, paths, strict=True):
             if other_name == name and other_path != path:
-                namesakes.append(other_path)
+                namesakes.add(other_path)
         depth = 2
-        while any(other[-depth:] == path[-depth:] for other in namesakes):
+        while any(namesake[-depth:] == path[-depth:] for namesake in namesakes):
             depth += 1
         distinct.append("/".join(path[-depth:]) if namesakes else name)
     return distinct

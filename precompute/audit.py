@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cusa.data.errors import CusaError, StoreError, TeacherError
+from cusa.data.errors import DataError, StoreError, TeacherError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
@@ -169,7 +169,7 @@ def _embed(
     for batch in caption_batches(teacher, captions, settings.normalizer):
         if batch.errors:
             _, message = batch.errors[0]
-            raise CusaError(message)
+            raise DataError(message)
         assert batch.inputs is not None, "batches without errors have inputs"
         batch_embeddings = teacher.rows(batch.inputs, device, settings.precision)
         embeddings[batch.rows] = batch_embeddings[batch.source]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError
 from cusa.data.records import Dataset
 from cusa.precompute.pipeline import PipelineOptions, encoded_batches, encoder_threads
 from cusa.precompute.reading import TeacherBatch
@@ -86,7 +86,7 @@ def measure(
             if elapsed_s[-1] > warm_up_s + seconds:
                 break
     if not batches:
-        raise CusaError(f"nothing could be read for teacher {teacher.model_id}; check --image-root")
+        raise DataError(f"nothing could be read for teacher {teacher.model_id}; check --image-root")
 
     whole_rate = _warm_rate(elapsed_s, n_rows, warm_up_s)
     return Rates(whole_rate, _encoding_rate(teacher, batches, options, seconds))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cusa.data.errors import CusaError, DataError
+from cusa.data.errors import CusaError, DataError, TeacherError
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
 from cusa.data.worker_pool import mapped_ahead
@@ -226,7 +226,7 @@ class _Shard:
         except CusaError as error:
             split, teacher = self._task.split, self._task.teacher
             message = f"teacher {teacher!r}, split {split!r}: {error}"
-            raise CusaError(message, location=f"split {split}", name=teacher) from None
+            raise TeacherError(message, location=f"split {split}", name=teacher) from None
 
     def write(self) -> tuple[ShardTask, ShardInfo]:
         digests = self._digests if self._digests.any() else None

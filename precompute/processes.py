@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cusa.data.errors import CusaError, first_line
+from cusa.data.errors import WorkerError, first_line
 
 _POLL_S = 0.1
 # Key of the rank of a process that failed.
@@ -85,7 +85,9 @@ class RunProcesses:
             while not self.store.check([key]):
                 if self.store.check([_FAILED]):
                     failed_rank = json.loads(self.store.get(_FAILED))
-                    raise CusaError(f"rank {failed_rank} failed; see its message")
+                    raise WorkerError(
+                        f"rank {failed_rank} failed; see its message", name=str(failed_rank)
+                    )
                 while_waiting()
                 time.sleep(_POLL_S)
             return json.loads(self.store.get(key))
@@ -124,7 +126,7 @@ def connect() -> RunProcesses:
     try:
         store, rank, size = next(dist.rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
-        raise CusaError(
+        raise WorkerError(
             f"WORLD_SIZE is {size}, but the processes cannot meet ({first_line(error)}); "
             "start with torchrun",
             name="WORLD_SIZE",
@@ -157,7 +159,7 @@ def _contact_errors(quiet: bool = False) -> Iterator[None]:
     except RuntimeError as error:
         # DistError: the process that holds the store is gone.
         if not quiet:
-            raise CusaError(
+            raise WorkerError(
                 f"lost contact with the other processes ({first_line(error)}); finished shards "
                 "are kept, run the same command again",
             ) from None

@@ -1,4 +1,6 @@
-"""Tests run on the CPU and off the hub, also where a GPU or a network is there: the figures are the CPU's."""
+"""Tests run on the CPU and off the hub, also where a GPU or a network is there: the figures are the
+CPU's.
+"""
 
 import os
 

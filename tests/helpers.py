@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,6 +34,8 @@ from cusa.data.store.schema import TeacherSettings, shard_folder, shard_name
 from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
 from cusa.data.store.teacher_entry import TeacherEntry
 
+# A student that trains in no time.
+ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = {
     "precompute": precompute_main,
@@ -61,11 +72,145 @@ def run_failure(command: str, *args: object) -> CusaError:
     """Run a command line that must fail in the same way; the error behind the line."""
     result = run(command, *args)
     assert result.exit_code == 1, result.output
-    assert result.output.count("Error: ") == 1, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, result.output
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     error = result.exception.__context__
     assert isinstance(error, CusaError), repr(error)
     return error
+
+
+class ForkedCommand:
+    """A command line in a copy of this process, which may be disturbed and killed.
+
+    A new interpreter would import the libraries first, for seconds.
+
+    Args:
+        command: The command's name.
+        *args: Its arguments.
+        patch: Called in the copy before the command begins.
+    """
+
+    def __init__(
+        self, command: str, *args: object, patch: Callable[[], object] = lambda: None
+    ) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._command = command
+        self._args = [str(argument) for argument in args]
+        self._patch = patch
+        self._process = multiprocessing.get_context("fork").Process(target=self._run)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def _run(self) -> None:
+        os.dup2(self._output.fileno(), 1)
+        os.dup2(self._errors.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        self._patch()
+        COMMANDS[self._command].main(self._args, f"cusa-{self._command}")
+
+    @property
+    def returncode(self) -> int | None:
+        """Its status, once it has ended."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Wait until it has ended; its status and what it printed."""
+        self._process.join(120)
+        assert self._process.exitcode is not None, "it does not end"
+        texts = []
+        for file in (self._output, self._errors):
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        return subprocess.CompletedProcess(self._args, self._process.exitcode, *texts)
+
+
+def run_ranks(
+    n_ranks: int, command: str, *args: object, patch: Callable[[], object] = lambda: None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command line in several processes of one group, as torchrun does.
+
+    One that fails stops the others. The status is that of the first that failed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def launched(rank: int) -> Callable[[], None]:
+        def in_group() -> None:
+            group = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            group |= {"WORLD_SIZE": n_ranks, "LOCAL_WORLD_SIZE": n_ranks}
+            os.environ.update({name: str(value) for name, value in group.items()})
+            # Gloo's own connection attempts go to whatever address the machine's name has.
+            os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+            patch()
+
+        return in_group
+
+    ranks = [ForkedCommand(command, *args, patch=launched(rank)) for rank in range(n_ranks)]
+    status = 0
+    while any(rank.returncode is None for rank in ranks):
+        time.sleep(0.02)
+        failed = [rank.returncode for rank in ranks if rank.returncode]
+        if failed and not status:
+            status = failed[0]
+            for rank in ranks:
+                if rank.returncode is None:
+                    rank.send_signal(signal.SIGTERM)
+    done = [rank.wait() for rank in ranks]
+    status = status or max(rank.returncode for rank in done)
+    texts = ("".join(rank.stdout for rank in done), "".join(rank.stderr for rank in done))
+    return subprocess.CompletedProcess(list(args), status, *texts)
+
+
+def kill_at(
+    owner: type, method: str, step: int, number: int = signal.SIGKILL, times: int = 1
+) -> Callable[[], None]:
+    """A patch under which a trainer's process gets a signal before a step (counted from 0)."""
+
+    def patch() -> None:
+        plain = getattr(owner, method)
+
+        def wrapped(self: Any, *args: object) -> object:
+            if self.progress.step == step:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+            return plain(self, *args)
+
+        setattr(owner, method, wrapped)
+
+    return patch
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an error says by its class and its fields, whatever its wording."""
+
+    kind: type[CusaError]
+    path: Path | None = None
+    location: str = ""
+    name: str = ""
+
+
+def fault_of(error: BaseException, folder: Path | None = None) -> Fault:
+    """What an error says besides its words; its path is made relative to ``folder``."""
+    assert isinstance(error, CusaError), repr(error)
+    assert "\n" not in str(error)
+    path = error.path
+    if folder is not None and path is not None:
+        path = path.relative_to(folder)
+    return Fault(type(error), path, error.location, error.name)
+
+
+def run_fault(command: str, *args: object) -> Fault:
+    """Run a command line that must fail with one line; the fault behind it."""
+    return fault_of(run_failure(command, *args))
 
 
 def make_images(folder: Path, n: int, seed: int = 0) -> list[str]:
@@ -166,7 +311,9 @@ def add_teacher(
 def make_store(
     folder: Path, sizes: dict[str, int] | None = None, dim: int = 16, truth: bool = False
 ) -> Path:
-    """A store of made-up rows in which matching images and captions are alike; teachers ``vision`` and ``words``."""
+    """A store of made-up rows in which matching images and captions are alike; teachers ``vision``
+    and ``words``.
+    """
     sizes = sizes or {"train": 40, "val": 10, "test": 8}
     splits = {name: records(name, n) for name, n in sizes.items()}
     known = {}
@@ -197,7 +344,9 @@ def change_sealed(path: Path, change: Callable[[h5py.File], object]) -> None:
 
 
 def make_tiny_clip(folder: Path) -> Path:
-    """A CLIPModel with random weights, a word-level tokeniser and an image processor, as a model folder."""
+    """A CLIPModel with random weights, a word-level tokeniser and an image processor, as a model
+    folder.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
@@ -246,7 +395,9 @@ def make_tiny_clip(folder: Path) -> Path:
 
 
 def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
-    """A ViT image encoder with random weights as a model folder; ``poison`` makes it return infinity."""
+    """A ViT image encoder with random weights as a model folder; ``poison`` makes it return
+    infinity.
+    """
     import torch
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -268,7 +419,9 @@ def make_tiny_vit(folder: Path, *, poison: bool = False) -> Path:
 
 
 def make_tiny_sentence(folder: Path) -> Path:
-    """A BERT text encoder with random weights and a word-level tokeniser as a model folder; its tokens are pooled."""
+    """A BERT text encoder with random weights and a word-level tokeniser as a model folder; its
+    tokens are pooled.
+    """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

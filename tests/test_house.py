@@ -134,7 +134,9 @@ def test_only_command_lines_use_click_and_rich():
 
 
 def _loads_a_model(call):
-    """Whether a call is one of transformers' or sentence-transformers' that may run code of a model's folder."""
+    """Whether a call is one of transformers' or sentence-transformers' that may run code of a
+    model's folder.
+    """
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name == "from_pretrained":
         return "EfficientNet" not in ast.unparse(call.func)
@@ -190,7 +192,10 @@ def test_importing_cusa_loads_nothing_heavy():
     "module", ["cusa.cli.precompute", "cusa.cli.train", "cusa.cli.evaluate", "cusa.cli.store"]
 )
 def test_help_loads_nothing_heavy(module):
-    code = f"import sys, {module} as c; c.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    code = (
+        f"import sys, {module} as c\n"
+        "c.main(['--help'], standalone_mode=False)\nprint(sorted(sys.modules))"
+    )
     loaded = ast.literal_eval(_fresh(code).splitlines()[-1])
     assert not {m.split(".")[0] for m in loaded} & {
         "torch",
@@ -253,7 +258,8 @@ def test_an_installed_wheel_works_outside_the_repository(wheel, tmp_path):
     """Unpacked as pip would, with nothing of the source tree on the path."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        f"import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         f"sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import cusa, cusa.train.config as config\n"
         f"assert cusa.__file__.startswith({str(tmp_path)!r}), cusa.__file__\n"

@@ -1,4 +1,6 @@
-"""Tiny Hugging Face models with random weights, saved as folders: what teachers and students of every kind are."""
+"""Tiny Hugging Face models with random weights, saved as folders: what teachers and students of
+every kind are.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,9 @@ def save_clip(folder: Path, *, crop: bool = True) -> Any:
 
 
 def save_roberta_dual(folder: Path) -> Any:
-    """A VisionTextDualEncoderModel whose text side has 32 positions in a table of 34, as a folder; the model."""
+    """A VisionTextDualEncoderModel whose text side has 32 positions in a table of 34, as a folder;
+    the model.
+    """
     import torch
     from transformers import (
         RobertaConfig,

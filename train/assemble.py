@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cusa.data.errors import CusaError, DataError, RunError, SettingError, StoreError, StudentError
+from cusa.data.errors import DataError, RunError, SettingError, StoreError, StudentError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config, DataConfig
 from cusa.train.loader import FileInputs, Sources, StoredInputs
@@ -220,7 +220,9 @@ def student_sources(
     if config.data.image_root:
         image_root = Path(config.data.image_root)
     if not image_root.is_dir():
-        raise CusaError(f"image folder {image_root} does not exist; pass --image-root")
+        raise DataError(
+            f"image folder {image_root} does not exist; pass --image-root", path=image_root
+        )
     skipped = store.skipped(split_name)
     inputs = FileInputs(split, image_root, processors, config.data.normalizer, skipped)
     return Sources(split, inputs)

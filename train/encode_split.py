@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cusa.data.embeddings import HEADS, Rows, SplitEmbeddings
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError
 from cusa.data.unit_rows import unit_rows
 from cusa.data.worker_pool import StartMethod, WorkerPool
 from cusa.train.loader import Inputs, Sources, each_tensor
@@ -50,7 +50,9 @@ def encode_split(
     """
     split, inputs = sources
     if sources.lack_a_modality:
-        raise CusaError(f"split {split.name!r} has no image or no caption that could be read")
+        raise DataError(
+            f"split {split.name!r} has no image or no caption that could be read", name=split.name
+        )
     no_image, no_text = inputs.missing()
     image_rows = np.setdiff1d(np.arange(split.n_images), no_image)
     text_rows = np.setdiff1d(np.arange(split.n_captions), no_text)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError, ImageError, first_line
+from cusa.data.errors import ImageError, SettingError, StoreError, first_line
 from cusa.data.images import load_image
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
@@ -298,7 +298,7 @@ class EpochOrder:
     def __post_init__(self) -> None:
         """Refuse too few pairs."""
         if self.n_pairs == 0:
-            raise CusaError(
+            raise StoreError(
                 "no pair can be trained on: every image or every caption was skipped; "
                 "see cusa-store info"
             )
@@ -306,8 +306,9 @@ class EpochOrder:
             batch = f"batch size {self.batch_size}"
             if self.size > 1:
                 batch += f" in each of {self.size} processes"
-            raise CusaError(
-                f"{batch} is larger than the {self.n_pairs} trainable pairs; pass --batch-size"
+            raise SettingError(
+                f"{batch} is larger than the {self.n_pairs} trainable pairs; pass --batch-size",
+                name="--batch-size",
             )
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import SettingError, WorkerError
 
 
 class Processes:
@@ -41,10 +41,11 @@ class Processes:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if device == "cuda":
             if local_rank >= torch.cuda.device_count():
-                raise CusaError(
+                raise SettingError(
                     f"process {local_rank} of this machine has no GPU of its own, there are "
                     f"{torch.cuda.device_count()}; start as many processes as GPUs "
-                    "(torchrun --nproc-per-node)"
+                    "(torchrun --nproc-per-node)",
+                    name="--device",
                 )
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
@@ -55,9 +56,10 @@ class Processes:
             )
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise CusaError(
+            raise WorkerError(
                 f"WORLD_SIZE is {self.size}, but the processes cannot meet ({reason}); start with "
-                "torchrun"
+                "torchrun",
+                name="WORLD_SIZE",
             ) from None
         self._group = dist.new_group(backend="gloo")
         self.rank = dist.get_rank()
@@ -94,7 +96,7 @@ class Processes:
             self.most([1])
             raise
         if self.most([0])[0]:
-            raise CusaError("another process has failed; its own message says why")
+            raise WorkerError("another process has failed; its own message says why")
 
     def close(self) -> None:
         """Part from the others."""
@@ -108,6 +110,6 @@ def _contact() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[0]
-        raise CusaError(
+        raise WorkerError(
             f"lost contact with the other processes ({reason}); go on with --resume"
         ) from None

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cusa.data.errors import CusaError, RunError
+from cusa.data.errors import RunError, SettingError
 from cusa.data.files import atomic_file
 from cusa.data.store.schema import file_name
 from cusa.train.config import SHORT, merge, nest, parse_settings
@@ -68,19 +68,24 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
             name = name.replace("-", "_")
         full_name = SHORT.get(name, name)
         if not equals or not all(values.split(",")):
-            raise CusaError(
+            raise SettingError(
                 f"--sweep {axis}: expected NAME=VALUE,VALUE,..., e.g. loss=contrastive,cusa "
-                "seed=0,1,2"
+                "seed=0,1,2",
+                name="--sweep",
             )
         if name not in SHORT and "." not in name:
-            raise CusaError(
+            raise SettingError(
                 f"--sweep {axis}: unknown name; legal: {', '.join(SHORT)}, or a setting such as "
-                "loss.alpha"
+                "loss.alpha",
+                name="--sweep",
             )
         if full_name in full_names:
-            raise CusaError(f"--sweep {axis}: this setting is there twice")
+            raise SettingError(f"--sweep {axis}: this setting is there twice", name="--sweep")
         if name == "train.device":
-            raise CusaError(f"--sweep {axis}: all runs of a grid are on one device; pass --device")
+            raise SettingError(
+                f"--sweep {axis}: all runs of a grid are on one device; pass --device",
+                name="--sweep",
+            )
         full_names.add(full_name)
         grid[name] = values.split(",")
 
@@ -90,10 +95,11 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
         cells.append(Cell(axis_values, _settings(axis_values)))
     for first, second in itertools.combinations(cells, 2):
         if first.settings == second.settings:
-            raise CusaError("--sweep: a value is there twice")
+            raise SettingError("--sweep: a value is there twice", name="--sweep")
     if len({cell.name for cell in cells}) < len(cells):
-        raise CusaError(
-            "--sweep: two of its values would share a folder; name them more differently"
+        raise SettingError(
+            "--sweep: two of its values would share a folder; name them more differently",
+            name="--sweep",
         )
     return cells
 
@@ -102,7 +108,9 @@ def _settings(values: Mapping[str, str]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in values.items():
         if name == "loss" and value not in TERMS:
-            raise CusaError(f"--sweep loss={value}: legal are {', '.join(TERMS)}")
+            raise SettingError(
+                f"--sweep loss={value}: legal are {', '.join(TERMS)}", name="--sweep"
+            )
         if name == "loss":
             setting = nest("loss.terms", TERMS[value])
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import SettingError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -29,8 +29,9 @@ class TensorBoardReporter:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise CusaError(
-                "--tensorboard needs the package tensorboard; pip install 'cusa[tensorboard]'"
+            raise SettingError(
+                "--tensorboard needs the package tensorboard; pip install 'cusa[tensorboard]'",
+                name="--tensorboard",
             ) from None
         self._make, self._warn = SummaryWriter, warn
         self._writer: SummaryWriter | None = None

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cusa.data.errors import CusaError, DataError, RunError, SettingError, Stopped
+from cusa.data.errors import CusaError, DataError, RunError, SettingError, Stopped, StudentError
 from cusa.data.files import FolderLock
 from cusa.data.worker_pool import WorkerPool
 from cusa.train.config import Config
@@ -154,8 +154,9 @@ class Trainer:
         progress = self.progress
         positions = processes.everyones((progress.step, progress.epoch))
         if len(set(positions)) > 1:
-            raise CusaError(
-                f"not all processes read the same checkpoint; all machines must see {setup.run_dir}"
+            raise RunError(
+                f"not all processes read the same checkpoint; all must see {setup.run_dir}",
+                path=setup.run_dir,
             )
         # Only then: DDP gives all the leading process's weights, which would hide the difference.
         if processes.size > 1:
@@ -210,12 +211,12 @@ class Trainer:
         # Without a checkpoint: it would go on to the same step, with the same loss.
         if any_not_finite:
             elsewhere = "another process has a loss that is not finite; its own message says why"
-            raise CusaError(not_finite or elsewhere)
+            raise StudentError(not_finite or elsewhere)
         if any_fault or signal or any_due:
             self.keeper.save_checkpoint()
         if any_fault:
             problem = fault or "another process has no next batch; its own message says why"
-            raise CusaError(self.keeper.with_resume_command(problem))
+            raise DataError(self.keeper.with_resume_command(problem))
         if signal:
             raise Stopped(signal)
 

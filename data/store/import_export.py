@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from cusa.data.errors import CusaError, EmbeddingsError
+from cusa.data.errors import EmbeddingsError, SettingError, StoreError
 from cusa.data.files import FolderLock
 from cusa.data.foreign.rows import ForeignRows, write_rows
 from cusa.data.records import Dataset
@@ -102,7 +102,7 @@ def import_rows(
     check_name(teacher_name)
     if split_name not in data.splits:
         legal_splits = ", ".join(data.splits)
-        raise CusaError(
+        raise SettingError(
             f"there is no split {split_name!r}; there are: {legal_splits}", name=split_name
         )
     table = data.splits[split_name]
@@ -159,7 +159,7 @@ def _refuse_missing(
     item_ids = list(table.item_ids(modality))
     example = item_ids[missing[0]]
     first_foreign_id = next(iter(foreign.ids), None)
-    raise CusaError(
+    raise EmbeddingsError(
         f"{foreign.source}: no row for {len(missing)} of {len(item_ids)} ids of split "
         f"{split_name!r}, such as {example!r} (its first id: {first_foreign_id!r}); --on-error "
         "skip would leave them out",
@@ -180,7 +180,7 @@ def _refuse_present_rows(
     if shards is None:
         return
     if all((out.parent / shard.file).exists() for shard in shards):
-        raise CusaError(
+        raise StoreError(
             f"{out} has rows of teacher {teacher_name!r} for split {split_name!r} already; pass "
             "another --teacher name",
             path=out,
@@ -233,7 +233,7 @@ def _refuse_other_shard(
         return
     stored_header, _ = read_shard(folder, shard_file)
     if stored_header != header:
-        raise CusaError(
+        raise StoreError(
             f"{path} holds other rows; pass another --teacher name or another store",
             path=path,
             name=header.teacher,
@@ -268,7 +268,7 @@ def index_for_import(out: Path, dataset: Dataset | None) -> Index:
     if dataset is not None:
         return Index.from_dataset(dataset, {})
     if not out.exists():
-        raise CusaError(
+        raise StoreError(
             f"{out} does not exist yet: pass --dataset, so that it can be made", path=out
         )
     present = read_index(out)

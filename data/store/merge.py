@@ -68,6 +68,7 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
                 f"the parts do not make a whole store: {'; '.join(gaps[:_SHOWN_GAPS])} "
                 f"({len(gaps)} in all)",
                 path=out,
+                location=gaps[0],
             )
         # In threads, since hashing and copying leave Python's lock.
         with ThreadPoolExecutor(_THREADS) as threads:

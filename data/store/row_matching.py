@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import EmbeddingsError
 from cusa.data.store.split_table import SplitTable
 
 _BLOCK_ROWS = 65_536  # looked through at once
@@ -40,7 +40,7 @@ def match_rows(
     """
     row_of_id = {foreign_id: row for row, foreign_id in enumerate(foreign_ids)}
     if len(row_of_id) != len(foreign_ids):
-        raise CusaError("the ids are not unique; each row needs its own")
+        raise EmbeddingsError("the ids are not unique; each row needs its own")
 
     orders = []
     for names in _namings(table, modality):

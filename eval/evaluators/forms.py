@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
+from cusa.data.embeddings import Head
 from cusa.eval.metrics.figures import Number
+
+_NOT_MEASURED: dict[str, Any] = {"heads": {}}
 
 
 class BootstrapUsed(TypedDict):
@@ -58,25 +61,62 @@ class Results(TypedDict):
     queries_sha256: NotRequired[str | None]
 
 
-def is_of_a_known_version(results: Any) -> Any:
-    """Refuse results of another major version: a validator of each form."""
-    version = results.get("format_version", [1, 0])
-    if version[:1] != [1]:
-        raise ValueError(f"format version {version} is not known here")
-    return results
+def form_of(
+    results: Any,
+    check: Callable[[Any], None],
+) -> TypeAdapter[Any]:
+    """Make the form of a suite's file of results.
+
+    Args:
+        results: The type of its content.
+        check: Raises ``ValueError`` where content of that type is not complete.
+    """
+
+    def checked(content: Any) -> Any:
+        version = content.get("format_version", [1, 0])
+        if version[:1] != [1]:
+            raise ValueError(f"format version {version} is not known here")
+        check(content)
+        return content
+
+    return TypeAdapter(Annotated[results, AfterValidator(checked)])
 
 
-def mean_if_complete(values: Sequence[float | None]) -> float | None:
-    """Compute the mean of figures; ``None`` where one is missing."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+def check_head_in_use(data_sets: Mapping[str, Any], head: Head) -> None:
+    """Refuse results by data set where one lacks the figures of the head in use.
+
+    Raises:
+        ValueError: If one does; says which.
+    """
+    for name, result in data_sets.items():
+        if head not in result["heads"]:
+            raise ValueError(f"{name} lacks the head {head}")
 
 
-def first_fault(form: TypeAdapter[Any], content: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Find where content differs from a form, and how; ``None`` if it does not."""
-    try:
-        form.validate_python(content, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return ".".join(map(str, first["loc"])), first["msg"]
-    return None
+def paper_averages(
+    data_sets: Mapping[str, Any],
+    names: Iterable[str],
+    figure: str,
+    heads: Iterable[Head],
+) -> dict[Head, float | None]:
+    """Compute the mean of a figure over the paper's data sets.
+
+    Args:
+        data_sets: Results by data set, each with its figures by head under ``heads``.
+        names: The paper's data sets.
+        figure: Key of the figure.
+        heads: Heads to compute it for.
+
+    Returns:
+        The mean by head; ``None`` where a data set lacks the figure.
+    """
+    averages: dict[Head, float | None] = {}
+    for head in heads:
+        values = []
+        for name in names:
+            figures_by_head = data_sets.get(name, _NOT_MEASURED)["heads"]
+            values.append(figures_by_head.get(head, {}).get(figure))
+        averages[head] = None
+        if None not in values:
+            averages[head] = sum(values) / len(values)
+    return averages

@@ -6,19 +6,20 @@ A new suite is a folder beside this file with an :class:`Evaluator`, and a line 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from cusa.data.errors import CusaError
-from cusa.eval.evaluators.forms import ModelDescription, Results
+from cusa.data.errors import CusaError, StudentError
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.splits import SplitFinder
 from cusa.eval.metrics.correlation import ScoredPairs
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.report.paper import paper_row
 from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
 
@@ -49,14 +50,14 @@ class SuiteResult(Generic[Content]):
         fingerprints: sha256 (hex) of each data set that it was measured on.
         per_query: What every query or pair got, by ``data set/head[/protocol]/task``.
         notes: What its user should know.
-        examples: What the report shows beside tables.
+        examples: What the report shows beside tables, if the suite has any.
     """
 
     content: Content
     fingerprints: Mapping[str, str]
     per_query: PerQuery
     notes: tuple[str, ...] = ()
-    examples: Examples = field(default=Examples())
+    examples: Examples | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ class Evaluator(Protocol[Data, Content]):
         ...
 
     def run(
-        self, model: EvaluatedModel, data: Data, options: MeasureOptions
+        self,
+        model: EvaluatedModel,
+        data: Data,
+        options: MeasureOptions,
     ) -> SuiteResult[Content] | Absent:
         """Measure one model.
 
@@ -129,17 +133,64 @@ class Evaluator(Protocol[Data, Content]):
         """
         ...
 
-    def difference_of_data(self, first: Content, other: Content) -> str:
+    def difference_of_data(self, first: Content, second: Content) -> str:
         """Say why two models' results cannot stand side by side; nothing if they can."""
         return ""
 
 
-def results_head(file: ResultsFile, model: EvaluatedModel) -> Results:
+def absent_without(
+    modalities: frozenset[str],
+    model: EvaluatedModel,
+    measurement: str,
+    need: str,
+) -> Absent | None:
+    """Say that a model does not embed what a measurement needs; ``None`` if it does.
+
+    Args:
+        modalities: What the measurement needs: ``"image"``, ``"text"``, or both.
+        model: The model.
+        measurement: Its name in words.
+        need: Says that the measurement needs them.
+    """
+    missing = sorted(modalities - model.provider.modalities)
+    if not missing:
+        return None
+    problem = f"embeds no {'s and no '.join(missing)}s"
+    return Absent(
+        f"no {measurement} for {model.title}: it {problem}",
+        StudentError(f"{model.name} {problem}; {need}", name=model.name),
+    )
+
+
+def results_head(file: ResultsFile, model: EvaluatedModel) -> dict[str, Any]:
     """Return what every file of results begins with."""
-    description: ModelDescription = {**model.source.description}  # type: ignore[typeddict-item]
     return {
         "format": file.format,
         "format_version": list(file.version),
         "name": model.name,
-        "model": description,
+        "model": dict(model.provider.description),
     }
+
+
+def published_row(model: EvaluatedModel, table: str) -> dict[str, Any]:
+    """Return the row of a model's student and loss as ``paper``; nothing if the paper has none.
+
+    Args:
+        model: The model.
+        table: As :func:`cusa.eval.report.paper.paper_row` takes it.
+    """
+    if model.origin is None:
+        return {}
+    config = model.origin.config
+    row = paper_row(config.student.name, config.loss.terms, table)
+    return {"paper": row.to_dict()} if row else {}
+
+
+@contextmanager
+def named_in_errors(name: str) -> Iterator[None]:
+    """Begin an error's line with what it happened in."""
+    try:
+        yield
+    except CusaError as error:
+        line = f"{name}: {error}"
+        raise type(error)(line, path=error.path, location=error.location, name=name) from None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.eval.metrics.metric_options import PLAIN, Scoring
+from cusa.eval.models.embedding_providers import EmbeddingFile
 from cusa.eval.models.evaluated_models import ComputeOptions
-
-EmbeddingFile = tuple[Path, Path | None]  # rows, and their ids if these are in a file of their own
 
 
 @dataclass(frozen=True)
@@ -82,4 +81,4 @@ class EvalRequest:
     compute: ComputeOptions
     out: Path | None
     latex: bool
-    judgement_files: tuple[Path, ...] = field(default=())
+    judgement_files: tuple[Path, ...] = ()

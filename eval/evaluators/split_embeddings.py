@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from cusa.data.embeddings import SplitEmbeddings
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, StoreError
+from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.evaluators.splits import EvaluatedSplit
 from cusa.eval.metrics.relevance import positions_of_rows
-from cusa.eval.models.embedding_providers import Source
+from cusa.eval.models.embedding_providers import EmbeddingProvider
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.models.student import StudentEncoder
 from cusa.eval.report.false_negative_pairs import Teachers
@@ -27,71 +29,75 @@ def split_embeddings(model: EvaluatedModel, split: EvaluatedSplit) -> SplitEmbed
     """Return a model's embeddings of a split; they are computed once, until it is released.
 
     Args:
-        model: The model; a student reads its store, all others read files.
+        model: The model, which embeds both modalities; a student reads its store, all others read
+            files.
         split: The split.
 
     Raises:
-        CusaError: If the store is another than the one that a run was trained on, the model lacks
-            a modality, or an input cannot be read.
+        CusaError: If the store is another than the one that a run was trained on, or an input
+            cannot be read, or none is left.
     """
-    return model.compute_once(split, lambda: _embed(model, split))
+    if split not in model.split_embeddings:
+        student, store = model.student, split.store
+        if student is None or store is None:
+            embeddings = _embed_files(model.provider, split)
+        else:
+            embeddings = _embed_stored(model, student, split, store)
+        model.split_embeddings[split] = embeddings
+    return model.split_embeddings[split]
 
 
-def _embed(model: EvaluatedModel, split: EvaluatedSplit) -> SplitEmbeddings:
-    if split.store is None or model.student is None:
-        return embed_files(model.source, split)
-    return _embed_stored(model, model.student, split, split.store)
+def split_facts(split: EvaluatedSplit, embeddings: SplitEmbeddings) -> dict[str, Any]:
+    """Say what a model was measured on, as files of results hold it."""
+    return {
+        "dataset": split.dataset,
+        "split": split.view.name,
+        "split_fingerprint": split.view.fingerprint,
+        "n_images": len(embeddings.image_rows),
+        "n_captions": len(embeddings.text_rows),
+    }
 
 
-def embed_files(source: Source, split: EvaluatedSplit) -> SplitEmbeddings:
-    """Embed the images and captions of a split from their files.
-
-    Args:
-        source: The model.
-        split: The split.
-
-    Raises:
-        CusaError: If the model lacks a modality, an input cannot be read, or none is left.
-    """
-    if missing := BOTH_MODALITIES - source.modalities:
-        raise CusaError(
-            f"{source.name} embeds no {'s and no '.join(sorted(missing))}s; retrieval needs both"
-        )
+def _embed_files(provider: EmbeddingProvider, split: EvaluatedSplit) -> SplitEmbeddings:
+    """Embed the images and captions of a split from their files."""
     view = split.view
     image_rows = np.setdiff1d(np.arange(view.n_images), split.skipped_images)
     caption_rows = np.setdiff1d(np.arange(view.n_captions), split.skipped_captions)
     if not len(image_rows) or not len(caption_rows):
-        raise CusaError(f"split {view.name!r} has no image or no caption that could be read")
+        raise DataError(
+            f"split {view.name!r} has no image or no caption that could be read", name=view.name
+        )
 
     image_paths = map(split.image_root.joinpath, _at_rows(view.image_paths, image_rows))
-    images = source.images(_at_rows(view.image_ids, image_rows), list(image_paths))
+    images = provider.images(_at_rows(view.image_ids, image_rows), list(image_paths))
     captions = _at_rows(view.captions, caption_rows)
-    texts = source.texts(_at_rows(view.caption_ids, caption_rows), captions)
+    texts = provider.texts(_at_rows(view.caption_ids, caption_rows), captions)
 
     image_position = positions_of_rows(image_rows, view.n_images)
     caption_image = image_position[np.asarray(view.caption_image)[caption_rows]]
     return SplitEmbeddings(images, texts, image_rows, caption_rows, caption_image)
 
 
-def _at_rows(values: Sequence[str], rows: np.ndarray) -> list[str]:
+def _at_rows(
+    values: Sequence[str],
+    rows: np.ndarray,
+) -> list[str]:
     return [values[row] for row in rows.tolist()]
 
 
 def _embed_stored(
-    model: EvaluatedModel, student: StudentEncoder, split: EvaluatedSplit, store: EmbeddingStore
+    model: EvaluatedModel,
+    student: StudentEncoder,
+    split: EvaluatedSplit,
+    store: EmbeddingStore,
 ) -> SplitEmbeddings:
     """Embed a split by a student: an adapter reads its frozen encoders' rows from the store."""
     origin, compute = student.origin, model.compute
-    check_store(store, origin.provenance, model.name, split.is_own_store)
+    _check_store(store, origin.provenance, model.name, split.is_own_store)
     encoder_names = tuple(encoder.name for encoder in origin.provenance.encoders.values())
     data_settings = replace(origin.config.data, image_root=str(split.image_root))
-    sources = student_sources(
-        store,
-        split.view.name,
-        replace(origin.config, data=data_settings),
-        encoder_names,
-        student.processors,
-    )
+    config = replace(origin.config, data=data_settings)
+    sources = student_sources(store, split.view.name, config, encoder_names, student.processors)
     workers = compute.workers
     if workers is None:
         workers = 0 if encoder_names else compute.readers
@@ -117,36 +123,35 @@ def split_teachers(model: EvaluatedModel, split: EvaluatedSplit) -> Teachers:
     """
     if split.store is None:
         return Teachers(None, None)
-    rows = {}
-    for modality in ("image", "text"):
+    rows: dict[str, Embeddings | None] = {"image": None, "text": None}
+    for modality in rows:
         name = _teacher_name(model, split.store, modality)
-        rows[modality] = split.store.embeddings(name, split.view.name) if name else None
+        if name is not None:
+            rows[modality] = split.store.embeddings(name, split.view.name)
     return Teachers(rows["image"], rows["text"])
 
 
 def _teacher_name(model: EvaluatedModel, store: EmbeddingStore, modality: str) -> str | None:
     stored = [name for name, teacher in store.teachers.items() if teacher.modality == modality]
-    used = model.origin.provenance.teachers.get(modality) if model.origin else None
-    if used and used.name in stored:
-        return used.name
+    if model.origin is not None:
+        trained_with = model.origin.provenance.teachers.get(modality)
+        if trained_with and trained_with.name in stored:
+            return trained_with.name
     return stored[0] if len(stored) == 1 else None
 
 
-def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bool) -> None:
+def _check_store(
+    store: EmbeddingStore,
+    provenance: Provenance,
+    run_name: str,
+    is_own_store: bool,
+) -> None:
     """Refuse a store that is not the one that a run was trained on.
 
-    Args:
-        store: The store.
-        provenance: What the run was trained on.
-        run: Its name.
-        own: Whether it should be the run's own; another, named on purpose, may be of other data,
-            but its encoders must be the same.
-
-    Raises:
-        CusaError: If it is another; names the fields.
+    Another store, named on purpose, may be of other data, but its encoders must be the same.
     """
     differences = []
-    if own:
+    if is_own_store:
         if store.dataset != provenance.dataset:
             differences.append(f"dataset ({store.dataset!r} / {provenance.dataset!r})")
         for name, fingerprint in provenance.splits.items():
@@ -157,7 +162,8 @@ def check_store(store: EmbeddingStore, provenance: Provenance, run: str, own: bo
         for setting in encoder.settings.differences(store.teachers[encoder.name]):
             differences.append(f"{encoder.name}.{setting}")
     if differences:
-        raise CusaError(
-            f"{store.path} is not the store that {run} was trained on: {'; '.join(differences)}; "
-            "train again, or pass --embeddings"
+        raise StoreError(
+            f"{store.path} is not the store that {run_name} was trained on: "
+            f"{'; '.join(differences)}; train again, or pass --embeddings",
+            path=store.path,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cusa.data.datasets import KNOWN_SIZES, load_dataset
-from cusa.data.errors import CusaError, DataError
+from cusa.data.errors import DataError
 from cusa.data.record_split import RecordSplit
 from cusa.data.records import SplitView
 from cusa.data.store.reader import EmbeddingStore
@@ -66,7 +66,7 @@ class SplitFinder:
         Raises:
             CusaError: As :meth:`find`.
         """
-        return [self.find(run_dir) for run_dir in self._run_dirs or (None,)]
+        return list(map(self.find, self._run_dirs or (None,)))
 
     def find(self, run_dir: Path | None) -> EvaluatedSplit:
         """Find the split that a model is measured on.
@@ -101,27 +101,24 @@ class SplitFinder:
         dataset = load_dataset(
             request.dataset, request.image_root, request.data_root, request.columns
         )
-        nothing = np.zeros(0, np.int64)
-        return EvaluatedSplit(
-            dataset.name,
-            RecordSplit.from_dataset(dataset, request.split),
-            dataset.image_root,
-            skipped_images=nothing,
-            skipped_captions=nothing,
-        )
+        view = RecordSplit.from_dataset(dataset, request.split)
+        no_rows = np.zeros(0, np.int64)
+        return EvaluatedSplit(dataset.name, view, dataset.image_root, no_rows, no_rows)
 
-    def _of_store(self, path: Path, image_root: Path | None, is_own_store: bool) -> EvaluatedSplit:
+    def _of_store(
+        self,
+        path: Path,
+        image_root: Path | None,
+        is_own_store: bool,
+    ) -> EvaluatedSplit:
         key = path, image_root
         if key not in self._in_stores:
             store = EmbeddingStore(path)
-            view = store.split(self._request.split)
-            skipped_images, skipped_captions = store.skipped(self._request.split)
             self._in_stores[key] = EvaluatedSplit(
                 store.dataset,
-                view,
+                store.split(self._request.split),
                 image_root or store.image_root,
-                skipped_images,
-                skipped_captions,
+                *store.skipped(self._request.split),
                 store,
                 is_own_store,
             )
@@ -132,21 +129,23 @@ def check_counts(split: EvaluatedSplit, allow_partial: bool) -> str | None:
     """Refuse a known test split of another size: its figures would stand beside others'.
 
     Returns:
-        What is unlike the known split, where it is evaluated all the same; no one publishes
-        figures of other splits.
+        What is unlike the known split, where it is evaluated all the same.
 
     Raises:
         CusaError: If it is not as large as it should be.
     """
     split_name = split.view.name
-    known_size = KNOWN_SIZES.get(split.dataset, {}).get(split_name)
+    published_size = KNOWN_SIZES.get(split.dataset, {}).get(split_name)
     n_images = split.view.n_images - len(split.skipped_images)
-    if known_size is None or n_images == known_size:
+    if published_size is None or n_images == published_size:
         return None
-    unlike = (
-        f"{split.dataset} {split_name} has {known_size:,} images, found {n_images:,}: "
+    problem = (
+        f"{split.dataset} {split_name} has {published_size:,} images, found {n_images:,}: "
         "figures do not compare with others'"
     )
     if split_name == "test" and not allow_partial:
-        raise CusaError(f"{unlike}; complete it, or pass --allow-partial to evaluate what is there")
-    return unlike
+        raise DataError(
+            f"{problem}; complete it, or pass --allow-partial to evaluate what is there",
+            name=split.dataset,
+        )
+    return problem

@@ -95,7 +95,10 @@ def image_search(
     Arguments and errors are those of :func:`image_retrieval`.
     """
     if (gallery is None) != (gallery_labels is None):
-        raise EmbeddingsError("gallery and gallery_labels belong together; pass both or neither")
+        raise EmbeddingsError(
+            "gallery and gallery_labels belong together; pass both or neither",
+            name="gallery_labels",
+        )
     queries, candidates = _as_dot_products(
         embeddings, embeddings if gallery is None else gallery, normalize
     )

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 from typing_extensions import TypedDict
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.eval.metrics.bootstrap import Bootstrap, resampled
 
 # A spread this small against the values is rounding: an encoder that maps everything to one point
@@ -142,19 +142,26 @@ def _check_defined(
 ) -> None:
     """Refuse values that have no correlation."""
     if similarities.shape != human_scores.shape or similarities.ndim != 1:
-        raise CusaError(
+        raise EmbeddingsError(
             f"similarities of shape {similarities.shape} for gold scores of shape "
-            f"{human_scores.shape}; both must be [pairs]"
+            f"{human_scores.shape}; both must be [pairs]",
+            name="similarities",
         )
     n_pairs = len(human_scores)
     if n_pairs < 2:
-        raise CusaError(f"a correlation of {n_pairs} pairs is not defined; it takes at least two")
+        raise EmbeddingsError(
+            f"a correlation of {n_pairs} pairs is not defined; it takes at least two",
+            name="gold scores",
+        )
     for name, values in (("similarities", similarities), ("gold scores", human_scores)):
         if not np.isfinite(values).all():
-            raise CusaError(f"the {name} hold NaN or infinity; no correlation is defined")
+            raise EmbeddingsError(
+                f"the {name} hold NaN or infinity; no correlation is defined", name=name
+            )
         greatest = np.abs(values).max()
         if np.ptp(values) <= _CONSTANT * greatest:
-            raise CusaError(
+            raise EmbeddingsError(
                 f"all {n_pairs} {name} equal {values[0]:g}; "
-                "no correlation with a constant is defined"
+                "no correlation with a constant is defined",
+                name=name,
             )

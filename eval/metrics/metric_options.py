@@ -45,7 +45,7 @@ class Scoring:
     def __post_init__(self) -> None:
         check_ties(self.ties)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the options as metrics.json holds them."""
         resampling = None
         if self.bootstrap.samples:

@@ -43,7 +43,8 @@ def recall_at(
         ranks: int64 ``[n]``, n at least 1.
         cut: Number of candidates that are looked at.
     """
-    n_hits = np.count_nonzero(is_hit(ranks, cut))
+    # A plain number: figures are written as JSON.
+    n_hits = int(np.count_nonzero(is_hit(ranks, cut)))
     return 100.0 * n_hits / len(ranks)
 
 

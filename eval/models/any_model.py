@@ -69,11 +69,7 @@ def load_encoder(
         ) from None
 
 
-def _load(
-    spec: str,
-    device: str,
-    checkpoint: str,
-) -> Encoder:
+def _load(spec: str, device: str, checkpoint: str) -> Encoder:
     # A folder comes before a name: a student may lie in one called as a teacher.
     folder = Path(spec)
     if folder.is_dir() and _holds_student(folder):
@@ -114,10 +110,7 @@ def _holds_student(folder: Path) -> bool:
         return begun(folder)  # a run without a student yet: loading it says so
 
 
-def _load_model(
-    spec: str,
-    device: str,
-) -> ModelEncoder:
+def _load_model(spec: str, device: str) -> ModelEncoder:
     """Load a model by folder or hub name."""
     from sentence_transformers.util import is_sentence_transformer_model
     from transformers import MODEL_MAPPING
@@ -142,11 +135,7 @@ def _load_model(
     return _load_sentence_transformer(spec, name, device)
 
 
-def _load_sentence_transformer(
-    spec: str,
-    name: str,
-    device: str,
-) -> ModelEncoder:
+def _load_sentence_transformer(spec: str, name: str, device: str) -> ModelEncoder:
     model = open_model(spec, device)
     text_tower = text_teacher(model, spec, name, device, None)
     prompt = text_tower.transform["prompt"]
@@ -169,11 +158,7 @@ def _load_sentence_transformer(
     return ModelEncoder(name, "sentence-transformers", towers, device)
 
 
-def _load_towers(
-    spec: str,
-    name: str,
-    device: str,
-) -> list[Teacher]:
+def _load_towers(spec: str, name: str, device: str) -> list[Teacher]:
     """Load both towers of a Hugging Face dual encoder."""
     dual_encoder = load_dual_encoder(spec, pretrained=True)
     if dual_encoder.image_dim != dual_encoder.text_dim:

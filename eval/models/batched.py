@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import (
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from functools import partial
@@ -27,15 +21,13 @@ from cusa.data.errors import (
     FORWARD_PASS,
     CusaError,
     DataError,
-    EmbeddingsError,
     ImageError,
+    SettingError,
     first_line,
 )
 from cusa.eval.metrics.one_core_threads import one_core_threads
-from cusa.eval.metrics.relevance import group_members
 from cusa.eval.models.inputs import batches
 from cusa.eval.models.protocols import Encoder
-from cusa.eval.models.usable_rows import unusable_rows
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,19 +61,16 @@ def encode_images(
     """
     if not len(paths):
         return encoder.image_rows([])
-    encode = partial(_encode_image_batch, encoder, batch_size=batch_size)
+    encode = partial(_encode_batch, encoder.image_rows, _image_error)
     path_batches = batches(paths, batch_size)
     rows: Rows = {}
     n_encoded = 0
     with enough_memory(batch_size), closing(in_threads(encode, path_batches, workers)) as results:
         # Before the threads begin: an adapter's encoder is loaded once, not in each of them.
         for batch_rows in chain([encode(next(path_batches))], results):
-            batch = paths[n_encoded : n_encoded + batch_size]
-            _check(batch_rows, encoder, batch, "image {}".format)
-            positions = np.arange(n_encoded, n_encoded + len(batch))
-            _put(rows, len(paths), positions, batch_rows)
-            n_encoded += len(batch)
-            advance(len(batch))
+            n_batch = _put(batch_rows, rows, n_encoded, len(paths))
+            n_encoded += n_batch
+            advance(n_batch)
     return rows
 
 
@@ -109,76 +98,41 @@ def encode_texts(
     """
     if not len(texts):
         return encoder.text_rows([])
-    distinct, numbers = _distinct_texts(texts)
-    positions_of_text = group_members(numbers, np.arange(len(distinct)))
-    rows: Rows = {}
-    n_distinct = 0
-    with enough_memory(batch_size):
-        for batch in batches(distinct, batch_size):
-            batch_rows = _encode_text_batch(encoder, batch, batch_size)
-            _check(batch_rows, encoder, batch, "text {!r}".format)
-            positions = np.concatenate(positions_of_text[n_distinct : n_distinct + len(batch)])
-            text_rows = numbers[positions] - n_distinct
-            repeated = {head: head_rows[text_rows] for head, head_rows in batch_rows.items()}
-            # A text's row goes to all of its positions.
-            _put(rows, len(texts), positions, repeated)
-            n_distinct += len(batch)
-            advance(len(positions))
-    return rows
-
-
-def _distinct_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return the distinct texts, and the number of each text among them, int64 ``[n]``."""
     # Long texts first: if memory is too small for any batch, it is for the first.
     distinct = sorted(set(texts), key=lambda text: (-len(text), text))
     number_of_text = {text: number for number, text in enumerate(distinct)}
-    numbers = [number_of_text[text] for text in texts]
-    return distinct, np.array(numbers, np.int64)
+    numbers = np.array(list(map(number_of_text.__getitem__, texts)))
+    n_copies = np.bincount(numbers)
+    rows: Rows = {}
+    n_encoded = 0
+    with enough_memory(batch_size):
+        for batch in batches(distinct, batch_size):
+            batch_rows = _encode_batch(encoder.text_rows, _text_error, batch)
+            n_batch = _put(batch_rows, rows, n_encoded, len(distinct))
+            advance(int(n_copies[n_encoded : n_encoded + n_batch].sum()))
+            n_encoded += n_batch
+    return {head: head_rows[numbers] for head, head_rows in rows.items()}
 
 
-def _encode_image_batch(
-    encoder: Encoder,
-    paths: Sequence[Path],
-    batch_size: int,
+def _encode_batch(
+    encode: Callable[[Sequence[T], int], Rows],
+    item_error: Callable[[T, str], CusaError],
+    items: Sequence[T],
 ) -> Rows:
-    """Embed images; where a model fails, one by one, to name the image that it fails on."""
+    """Embed items; where a model fails, one by one, to name the item that it fails on."""
     try:
-        return encoder.image_rows(paths, batch_size)
+        return encode(items, len(items))
     except (OSError, ValueError) as error:
         # A model may refuse what can be decoded, such as an image one pixel high.
         if not _is_of_an_item(error):
             raise
-        if len(paths) == 1:
-            raise ImageError(
-                f"image {paths[0]} cannot be encoded ({first_line(error)}); replace or remove it",
-                path=paths[0],
-            ) from None
-    return _joined([_encode_image_batch(encoder, [path], batch_size) for path in paths])
-
-
-def _encode_text_batch(
-    encoder: Encoder,
-    texts: Sequence[str],
-    batch_size: int,
-) -> Rows:
-    """Embed texts; where a model fails, one by one, to name the text that it fails on."""
-    try:
-        return encoder.text_rows(texts, batch_size)
-    except CusaError as error:
-        if not _is_of_an_item(error):
-            raise
-        if len(texts) == 1:
-            raise DataError(
-                f"text {texts[0]!r} cannot be encoded ({first_line(error)}); change or remove it",
-                name=texts[0],
-            ) from None
-    return _joined([_encode_text_batch(encoder, [text], batch_size) for text in texts])
-
-
-def _joined(item_rows: Sequence[Rows]) -> Rows:
-    """Concatenate the rows of items, by head."""
-    heads = list(item_rows[0])
-    return {head: np.concatenate([rows[head] for rows in item_rows]) for head in heads}
+        if len(items) == 1:
+            raise item_error(items[0], first_line(error)) from None
+    item_rows = [_encode_batch(encode, item_error, [item]) for item in items]
+    rows: Rows = {}
+    for head in item_rows[0]:
+        rows[head] = np.concatenate([one_row[head] for one_row in item_rows])
+    return rows
 
 
 def _is_of_an_item(error: Exception) -> bool:
@@ -188,38 +142,31 @@ def _is_of_an_item(error: Exception) -> bool:
     return True
 
 
-def _check(
-    batch_rows: Rows,
-    encoder: Encoder,
-    batch: Sequence[object],
-    name_of_item: Callable[[object], str],
-) -> None:
-    """Refuse rows that would rank anyhow; names the item."""
-    for head, rows in batch_rows.items():
-        assert len(rows) == len(batch)
-        positions, problem = unusable_rows(rows)
-        if len(positions):
-            item_name = name_of_item(batch[positions[0]])
-            raise EmbeddingsError(
-                f"{encoder.name}: the embedding ({head} head) of {item_name} is {problem}; "
-                "remove the item, or check the model's weights",
-                name=item_name,
-            )
+def _image_error(path: Path, problem: str) -> CusaError:
+    message = f"image {path} cannot be encoded ({problem}); replace or remove it"
+    return ImageError(message, path=path)
+
+
+def _text_error(text: str, problem: str) -> CusaError:
+    message = f"text {text!r} cannot be encoded ({problem}); change or remove it"
+    return DataError(message, name=text)
 
 
 def _put(
-    rows: Rows,
-    n_rows: int,
-    positions: np.ndarray,
     batch_rows: Rows,
-) -> None:
-    """Write a batch into its positions among all rows, which its first batch allocates."""
+    rows: Rows,
+    start: int,
+    n_rows: int,
+) -> int:
+    """Write a batch among all rows, which its first batch allocates; returns how many it has."""
+    stop = start
     for head, head_rows in batch_rows.items():
         # The dimension is known from the first batch on.
         if head not in rows:
-            dim = head_rows.shape[1]
-            rows[head] = np.empty((n_rows, dim), np.float32)
-        rows[head][positions] = head_rows
+            rows[head] = np.empty((n_rows, head_rows.shape[1]), np.float32)
+        stop = start + len(head_rows)
+        rows[head][start:stop] = head_rows
+    return stop - start
 
 
 @contextmanager
@@ -228,16 +175,14 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise CusaError(
+        raise SettingError(
             f"not enough GPU memory for batches of {batch_size}; use smaller ones",
             name="batch_size",
         ) from None
 
 
 def in_threads(
-    work: Callable[[T], R],
-    arguments: Iterable[T],
-    workers: int,
+    work: Callable[[T], R], arguments: Iterable[T], workers: int
 ) -> Generator[R, None, None]:
     """Yield a function's results in order; threads compute a few of them ahead.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -21,9 +20,10 @@ from cusa.eval.models.usable_rows import unusable_rows
 # Called with what is embedded ("images"), how many more are done (0 at first), and how many there
 # are.
 Advance = Callable[[str, int, int], None]
+EmbeddingFile = tuple[Path, Path | None]  # rows, and their ids if these are in a file of their own
 
 
-class Source(Model, Protocol):
+class EmbeddingProvider(Model, Protocol):
     """Provider of one model's embeddings: L2-normalised float32 ``[n, d]`` by head."""
 
     def images(
@@ -41,11 +41,10 @@ class Source(Model, Protocol):
         """Return embeddings of texts, by id or by the text itself."""
 
 
-@dataclass(frozen=True)
-class EncoderSource:
+class EncoderProvider:
     """Provider that embeds what it is given with a model.
 
-    Attributes:
+    Args:
         encoder: The model.
         batch_size: Texts at a time.
         image_batch_size: Images at a time, in each of the threads.
@@ -53,36 +52,20 @@ class EncoderSource:
         advance: Called with the progress.
     """
 
-    encoder: Encoder
-    batch_size: int
-    image_batch_size: int
-    workers: int
-    advance: Advance
-
-    @property
-    def name(self) -> str:
-        """Name for tables."""
-        return self.encoder.name
-
-    @property
-    def heads(self) -> tuple[Head, ...]:
-        """Heads of the model."""
-        return self.encoder.heads
-
-    @property
-    def uni_head(self) -> Head:
-        """Head to use within a modality."""
-        return self.encoder.uni_head
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """Modalities that it embeds: ``"image"``, ``"text"``, or both."""
-        return self.encoder.modalities
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """Description of the model, with the sha256 of its weights."""
-        return {**self.encoder.description, "weights_sha256": self.encoder.weights_sha256}
+    def __init__(
+        self,
+        encoder: Encoder,
+        batch_size: int,
+        image_batch_size: int,
+        workers: int,
+        advance: Advance,
+    ) -> None:
+        self.encoder = encoder
+        self.name, self.heads, self.uni_head = encoder.name, encoder.heads, encoder.uni_head
+        self.modalities = encoder.modalities
+        self.description = {**encoder.description, "weights_sha256": encoder.weights_sha256}
+        self._batch_size, self._image_batch_size = batch_size, image_batch_size
+        self._workers, self._advance = workers, advance
 
     def images(
         self,
@@ -90,13 +73,8 @@ class EncoderSource:
         paths: Sequence[Path],
     ) -> Rows:
         """Embed image files."""
-        return encode_images(
-            self.encoder,
-            paths,
-            self.image_batch_size,
-            self.workers,
-            self._progress_of("images", len(paths)),
-        )
+        progress = self._progress_of("images", len(paths))
+        return encode_images(self.encoder, paths, self._image_batch_size, self._workers, progress)
 
     def texts(
         self,
@@ -104,12 +82,8 @@ class EncoderSource:
         texts: Sequence[str],
     ) -> Rows:
         """Embed texts."""
-        return encode_texts(
-            self.encoder,
-            texts,
-            self.batch_size,
-            self._progress_of("texts", len(texts)),
-        )
+        progress = self._progress_of("texts", len(texts))
+        return encode_texts(self.encoder, texts, self._batch_size, progress)
 
     def _progress_of(
         self,
@@ -117,11 +91,11 @@ class EncoderSource:
         n_items: int,
     ) -> Callable[[int], None]:
         """Announce that items are embedded; return what is called with how many more are done."""
-        self.advance(items_name, 0, n_items)
-        return lambda n_done: self.advance(items_name, n_done, n_items)
+        self._advance(items_name, 0, n_items)
+        return lambda n_done: self._advance(items_name, n_done, n_items)
 
 
-class FileSource:
+class FileProvider:
     """Provider of foreign embeddings: files of rows under ids (:mod:`cusa.data.foreign.rows`).
 
     Rows that are NaN throughout, as ``cusa-store export`` writes them, stand for items without an
@@ -143,30 +117,29 @@ class FileSource:
 
     def __init__(
         self,
-        image: tuple[Path, Path | None] | None,
-        text: tuple[Path, Path | None] | None,
+        image: EmbeddingFile | None,
+        text: EmbeddingFile | None,
         name: str,
     ) -> None:
-        files: dict[str, tuple[Path, Path | None]] = {}
-        if image is not None:
-            files["image"] = image
-        if text is not None:
-            files["text"] = text
-
         self._foreign: dict[str, ForeignRows] = {}
         sources: dict[str, str] = {}
-        for modality, (rows_file, ids_file) in files.items():
-            self._foreign[modality] = _usable(read_rows(rows_file, ids_file))
-            sources[modality] = str(rows_file.absolute())
-        self._check_dimensions()
-
-        self.modalities = frozenset(self._foreign)
-        self.name = name
         digest = hashlib.sha256()
-        for foreign in self._foreign.values():
+        for modality, files in (("image", image), ("text", text)):
+            if files is None:
+                continue
+            foreign = self._foreign[modality] = _usable(read_rows(*files))
+            sources[modality] = str(files[0].absolute())
             # Ids, too: the same rows under other ids are other embeddings.
-            ids = "\0".join(foreign.ids)
-            digest.update(ids.encode() + foreign.rows.tobytes())
+            digest.update("\0".join(foreign.ids).encode() + foreign.rows.tobytes())
+        # Embeddings of two dimensions have no similarity.
+        dims = [foreign.rows.shape[1] for foreign in self._foreign.values()]
+        if len(set(dims)) > 1:
+            raise EmbeddingsError(
+                f"image embeddings have {dims[0]} dimensions, text embeddings {dims[1]}; both must "
+                "be of one space: pass those of one model, or one modality alone"
+            )
+        self.name = name
+        self.modalities = frozenset(self._foreign)
         self.description = {
             "kind": "files",
             "source": sources,
@@ -189,16 +162,6 @@ class FileSource:
         """Return rows of texts by id."""
         return self._rows("text", ids, "captions")
 
-    def _check_dimensions(self) -> None:
-        # Embeddings of two dimensions have no similarity.
-        dims = {modality: foreign.rows.shape[1] for modality, foreign in self._foreign.items()}
-        if len(set(dims.values())) > 1:
-            raise EmbeddingsError(
-                f"image embeddings have {dims['image']} dimensions, text embeddings "
-                f"{dims['text']}; both must be of one space: pass those of one model, or one "
-                "modality alone"
-            )
-
     def _rows(
         self,
         modality: str,
@@ -214,10 +177,7 @@ class FileSource:
 
 
 def align(
-    ids: Sequence[str],
-    rows: np.ndarray,
-    wanted_ids: Sequence[str],
-    items_name: str,
+    ids: Sequence[str], rows: np.ndarray, wanted_ids: Sequence[str], items_name: str
 ) -> np.ndarray:
     """Put rows in the order of the ids that are wanted.
 
@@ -237,7 +197,7 @@ def align(
     row_of_id = {item_id: row for row, item_id in enumerate(ids)}
     missing = [item_id for item_id in wanted_ids if item_id not in row_of_id]
     if missing:
-        example = ids[0] if len(ids) else None
+        example = next(iter(ids), None)
         raise EmbeddingsError(
             f"the embeddings lack {len(missing):,} of {len(wanted_ids):,} {items_name}, the first "
             f"{missing[0]!r} (they have {len(ids):,}, such as {example!r}); give every one a row "

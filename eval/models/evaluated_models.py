@@ -5,17 +5,23 @@ from __future__ import annotations
 import difflib
 import gc
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
 
 import torch
 
+from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import RunError
 from cusa.eval.models.any_model import load_encoder
-from cusa.eval.models.embedding_providers import Advance, EncoderSource, FileSource, Source
+from cusa.eval.models.embedding_providers import (
+    Advance,
+    EmbeddingFile,
+    EmbeddingProvider,
+    EncoderProvider,
+    FileProvider,
+)
 from cusa.eval.models.student import StudentEncoder, folder_name
 from cusa.train.saving.run_dir import begun
 from cusa.train.saving.student_folder import (
@@ -28,7 +34,6 @@ from cusa.train.saving.student_folder import (
 
 RESULTS = Path("runs") / "eval"  # of models that are no run
 CPU_IMAGE_BATCH = 32  # on a CPU, small batches of images stay in the cache
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class EvaluatedModel:
             hold its embeddings.
         compute: How its embeddings are computed.
         advance: Told how far it is.
-        read_files: Reads its embeddings, where files hold them.
+        files: Its image and its text embeddings, where files hold them.
         name: Its name, where files hold its embeddings.
 
     Attributes:
@@ -68,6 +73,7 @@ class EvaluatedModel:
         advance: As given.
         run_dir: Its run's directory, if it is a run.
         results: Folder of its results: in the run's directory, or below ``runs/eval``.
+        split_embeddings: Its embeddings of each split; several suites measure them.
     """
 
     def __init__(
@@ -75,57 +81,39 @@ class EvaluatedModel:
         spec: str,
         compute: ComputeOptions,
         advance: Advance,
-        read_files: Callable[[], FileSource] | None = None,
+        files: tuple[EmbeddingFile | None, EmbeddingFile | None] | None = None,
         name: str = "",
     ) -> None:
-        self._spec = spec
-        self._read_files = read_files
-        self._computed: dict[Hashable, object] = {}
+        self._spec, self._files = spec, files
         self.compute = compute
         self.advance = advance
-        self.name = name if read_files is not None else model_name(spec)
-        self.title = self.name
-        self.run_dir = run_of(spec) if read_files is None else None
+        self.name = self.title = name or _name_of(spec)
+        self.run_dir = _run_of(spec) if spec else None
         folder_of_name = re.sub(r"[^\w.+-]+", "-", self.name).lstrip(".")
         self.results = self.run_dir / "eval" if self.run_dir else RESULTS / folder_of_name
+        self.split_embeddings: dict[Hashable, SplitEmbeddings] = {}
 
     @cached_property
-    def source(self) -> Source:
-        """Its embeddings.
+    def provider(self) -> EmbeddingProvider:
+        """Provider of its embeddings.
 
         Raises:
             CusaError: If it cannot be loaded.
         """
-        if self._read_files is not None:
-            return self._read_files()
+        if self._files is not None:
+            return FileProvider(*self._files, name=self.name)
         compute = self.compute
         encoder = load_encoder(self._spec, compute.device, compute.checkpoint)
         image_batch_size = compute.batch_size
         if compute.device == "cpu":
             image_batch_size = min(image_batch_size, CPU_IMAGE_BATCH)
-        return EncoderSource(
-            encoder,
-            compute.batch_size,
-            image_batch_size,
-            compute.workers or compute.readers,
-            self.advance,
-        )
-
-    def compute_once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """Return what several suites need of the model: computed at first, then remembered.
-
-        Args:
-            key: What it is.
-            compute: Computes it.
-        """
-        if key not in self._computed:
-            self._computed[key] = compute()
-        return cast("Value", self._computed[key])
+        workers = compute.workers or compute.readers
+        return EncoderProvider(encoder, compute.batch_size, image_batch_size, workers, self.advance)
 
     def release(self) -> None:
         """Let the model go, so that the next one has its memory; using it again loads it again."""
-        self.__dict__.pop("source", None)
-        self._computed.clear()
+        self.__dict__.pop("provider", None)
+        self.split_embeddings.clear()
         gc.collect()  # models hold themselves in circles
         if self.compute.device != "cpu":
             torch.cuda.empty_cache()
@@ -133,7 +121,7 @@ class EvaluatedModel:
     @property
     def student(self) -> StudentEncoder | None:
         """The trained student, if it is one."""
-        encoder = getattr(self.source, "encoder", None)
+        encoder = getattr(self.provider, "encoder", None)
         return encoder if isinstance(encoder, StudentEncoder) else None
 
     @property
@@ -141,17 +129,9 @@ class EvaluatedModel:
         """The run that its weights come from, if one trained it."""
         return self.student.origin if self.student else None
 
-    def missing(self, modalities: frozenset[str]) -> list[str]:
-        """Return the modalities that it does not embed, in order, of those that are needed."""
-        return sorted(modalities - self.source.modalities)
 
-
-def model_name(spec: str) -> str:
-    """Return what a model will be called once it is loaded.
-
-    Args:
-        spec: As :func:`cusa.eval.models.any_model.load_encoder` takes it.
-    """
+def _name_of(spec: str) -> str:
+    """Return what a model will be called once it is loaded."""
     folder = Path(spec)
     if not folder.is_dir():
         return spec.partition("=")[0]
@@ -161,7 +141,7 @@ def model_name(spec: str) -> str:
     return folder_name(folder)
 
 
-def run_of(spec: str) -> Path | None:
+def _run_of(spec: str) -> Path | None:
     """Return the run that a name stands for, its directory or its ``best/``, if it is one's."""
     folder = Path(spec)
     if folder.name == BEST_FOLDER and begun(folder.parent):
@@ -187,8 +167,9 @@ def check_local(spec: str, is_run: bool) -> None:
             student_folder(folder)
         return
     # A model of the hub has a slash, too, but no runs beside it.
-    may_be_run = is_run or "/" in spec
-    sibling_runs = _runs_in(folder.parent) if may_be_run else []
+    sibling_runs: list[str] = []
+    if is_run or "/" in spec:
+        sibling_runs = _runs_in(folder.parent)
     if not is_run and not sibling_runs:
         return
     similar_runs = difflib.get_close_matches(folder.name, sibling_runs, n=3)

@@ -28,9 +28,7 @@ _LEGAL_SHAPES = (
 )
 
 
-def one_or_many_images(
-    images: ImageLike | Iterable[ImageLike],
-) -> tuple[bool, Iterable[ImageLike]]:
+def one_or_many_images(images: ImageLike | Iterable[ImageLike]) -> tuple[bool, Iterable[ImageLike]]:
     """Tell a single image from several.
 
     Args:
@@ -76,7 +74,9 @@ def one_or_many_texts(texts: str | Iterable[str]) -> tuple[bool, Iterable[str]]:
     return False, texts
 
 
-def opened_images(images: Iterable[tuple[int, ImageLike]]) -> Iterator[Image.Image]:
+def opened_images(
+    images: Iterable[tuple[int, ImageLike]],
+) -> Iterator[Image.Image]:
     """Open numbered images as pictures of 8 bits per channel, one at a time.
 
     Raises:
@@ -130,10 +130,7 @@ def batches(
     return iter(lambda: list(islice(iterator, size)), [])
 
 
-def _viewed(
-    image: Image.Image,
-    location: str,
-) -> Image.Image:
+def _viewed(image: Image.Image, location: str) -> Image.Image:
     """Turn a picture as a viewer shows it; it may have been opened without being decoded yet.
 
     Raises:

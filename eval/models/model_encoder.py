@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,10 @@ from cusa.data.captions import normalizer
 from cusa.data.embeddings import Head, Rows
 from cusa.data.errors import EmbeddingsError
 from cusa.eval.models.devices import one_at_a_time
-from cusa.eval.models.inputs import (
-    ImageLike,
-    batches,
-    checked_texts,
-    opened_images,
-)
+from cusa.eval.models.inputs import ImageLike, batches, checked_texts, opened_images
 from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.first_batch import FirstBatchCheck
-from cusa.precompute.teachers.base import Teacher, TeacherInputs
+from cusa.precompute.teachers.base import Teacher
 
 _PRECISION = "fp32"
 _CAPTIONS = "none"  # the normaliser: models that are no students get captions as written
@@ -73,11 +68,7 @@ class ModelEncoder:
         dim = self.description["dim"]
         return f"ModelEncoder({self.name!r}, kind={kind!r}, dim={dim}, device={self._device!r})"
 
-    def image_rows(
-        self,
-        images: Iterable[ImageLike],
-        batch_size: int = 64,
-    ) -> Rows:
+    def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embed images: float32 ``[n, d]``, L2-normalised.
 
         Raises:
@@ -85,20 +76,9 @@ class ModelEncoder:
                 all zeros, or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
-        tower = self._tower("image")
-        rows = [np.zeros((0, tower.dim), np.float32)]
-        n_embedded = 0
-        for batch in batches(enumerate(images), batch_size):
-            inputs = tower.inputs(opened_images(batch))
-            rows.append(self._encode(tower, inputs, None, n_embedded))
-            n_embedded += len(batch)
-        return {"cross": np.concatenate(rows)}
+        return self._rows("image", enumerate(images), opened_images, batch_size)
 
-    def text_rows(
-        self,
-        texts: Iterable[str],
-        batch_size: int = 256,
-    ) -> Rows:
+    def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embed texts as they are written: float32 ``[n, d]``, L2-normalised.
 
         Raises:
@@ -106,13 +86,29 @@ class ModelEncoder:
                 or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
-        tower = self._tower("text")
         captions = map(normalizer(_CAPTIONS), checked_texts(texts))
+        return self._rows("text", captions, list, batch_size)
+
+    def _rows(
+        self,
+        modality: str,
+        items: Iterable[Any],
+        prepare: Callable[[Sequence[Any]], Iterable[Any]],
+        batch_size: int,
+    ) -> Rows:
+        """Embed items in batches; the model is checked with the first one."""
+        tower = self._tower(modality)
         rows = [np.zeros((0, tower.dim), np.float32)]
         n_embedded = 0
-        # The check of the first batch compares rows of different texts.
-        for batch in batches(captions, batch_size):
-            rows.append(self._encode(tower, tower.inputs(batch), batch, n_embedded))
+        for batch in batches(items, batch_size):
+            # Inputs are prepared outside: threads read images while another one computes.
+            inputs = tower.inputs(prepare(batch))
+            with self._computing:
+                rows.append(tower.rows(inputs, self._device, _PRECISION))
+                # The check compares rows of different texts.
+                texts = batch if modality == "text" else None
+                self._checks[modality](self.name, inputs, rows[-1], texts)
+            refuse_unusable({"cross": rows[-1]}, self.name, n_embedded)
             n_embedded += len(batch)
         return {"cross": np.concatenate(rows)}
 
@@ -126,19 +122,3 @@ class ModelEncoder:
                 location=modality,
             )
         return self._towers[modality]
-
-    def _encode(
-        self,
-        tower: Teacher,
-        inputs: TeacherInputs,
-        texts: Sequence[str] | None,
-        first_item: int,
-    ) -> np.ndarray:
-        """Embed a batch; the model is checked with the first one."""
-        # Inputs are prepared outside: threads read images while another one computes.
-        with self._computing:
-            rows = tower.rows(inputs, self._device, _PRECISION)
-            check = self._checks[tower.modality]
-            check(self.name, inputs, rows, texts)
-        refuse_unusable({"cross": rows}, self.name, first_item)
-        return rows

@@ -15,22 +15,18 @@ class Model(Protocol):
     @property
     def name(self) -> str:
         """Name for tables: the run's or folder's name, or the model's."""
-        ...
 
     @property
     def heads(self) -> tuple[Head, ...]:
         """Heads: ``("cross", "uni")`` of a student, ``("cross",)`` of any other model."""
-        ...
 
     @property
     def uni_head(self) -> Head:
         """Head to use within a modality."""
-        ...
 
     @property
     def modalities(self) -> frozenset[str]:
         """Modalities that it embeds: ``"image"``, ``"text"``, or both."""
-        ...
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -40,7 +36,6 @@ class Model(Protocol):
         ``"teacher"`` or ``"files"``, and ``source``; of a model that encodes captions also
         ``normalizer``.
         """
-        ...
 
 
 class Encoder(Model, Protocol):
@@ -49,26 +44,15 @@ class Encoder(Model, Protocol):
     @property
     def weights_sha256(self) -> str:
         """sha256 (hex) of its weights."""
-        ...
 
-    def image_rows(
-        self,
-        images: Iterable[ImageLike],
-        batch_size: int = 64,
-    ) -> Rows:
+    def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embed images: float32 ``[n, d]`` by head, L2-normalised.
 
         Several threads may call it.
         """
-        ...
 
-    def text_rows(
-        self,
-        texts: Iterable[str],
-        batch_size: int = 256,
-    ) -> Rows:
+    def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embed texts: float32 ``[n, d]`` by head, L2-normalised.
 
         One thread may call it at a time, as tokenisers are not safe to share.
         """
-        ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class StudentEncoder:
         self._source = source
         self._encoder_sources = encoders or {}
         self._computing = one_at_a_time(device)
+        self._encoder = cache(self._load_encoder)
 
     def __repr__(self) -> str:
         student_name = Path(self.origin.config.student.name).name
@@ -135,31 +136,15 @@ class StudentEncoder:
         rows = self.text_rows(text_list, batch_size)[head]
         return rows[0] if is_single else rows
 
-    def image_rows(
-        self,
-        images: Iterable[ImageLike],
-        batch_size: int = 64,
-    ) -> Rows:
+    def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embed images with both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(
-            self.student.encode_image,
-            self._image_inputs,
-            enumerate(images),
-            batch_size,
-        )
+        items = enumerate(images)
+        return self._rows(self.student.encode_image, self._image_inputs, items, batch_size)
 
-    def text_rows(
-        self,
-        texts: Iterable[str],
-        batch_size: int = 256,
-    ) -> Rows:
+    def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embed texts with both heads: float32 ``[n, d]`` each, L2-normalised."""
-        return self._rows(
-            self.student.encode_text,
-            self._text_inputs,
-            checked_texts(texts),
-            batch_size,
-        )
+        items = checked_texts(texts)
+        return self._rows(self.student.encode_text, self._text_inputs, items, batch_size)
 
     @property
     def normalizer(self) -> str:
@@ -205,10 +190,13 @@ class StudentEncoder:
                 head_batches[head].append(batch_rows[head])
         return {head: np.concatenate(rows) for head, rows in head_batches.items()}
 
-    def _image_inputs(self, images: Sequence[tuple[int, ImageLike]]) -> torch.Tensor:
+    def _image_inputs(
+        self,
+        images: Sequence[tuple[int, ImageLike]],
+    ) -> torch.Tensor:
         opened = opened_images(images)
         if self.processors is None:
-            return self._stored_rows("image", self._image_encoder, opened)
+            return self._stored_rows("image", opened)
         # One at a time: few pictures are held decoded.
         return torch.cat([self.processors.pixels([image]) for image in opened])
 
@@ -216,16 +204,12 @@ class StudentEncoder:
         normalize = normalizer(self.normalizer)
         captions = [normalize(text) for text in texts]
         if self.processors is None:
-            return self._stored_rows("text", self._text_encoder, captions)
+            return self._stored_rows("text", captions)
         return self.processors.tokens(captions)
 
-    def _stored_rows(
-        self,
-        modality: str,
-        teacher: Teacher,
-        items: Any,
-    ) -> torch.Tensor:
+    def _stored_rows(self, modality: str, items: Any) -> torch.Tensor:
         """Encode an adapter's inputs as stage one did: float32 ``[n, d]``."""
+        teacher = self._encoder(modality)
         settings = self.origin.provenance.encoders[modality].settings
         inputs = teacher.inputs(items)
         with self._computing:
@@ -237,14 +221,6 @@ class StudentEncoder:
     def weights_sha256(self) -> str:
         """sha256 (hex) of the weights, wherever they were loaded from."""
         return weights_digest(self.student)
-
-    @cached_property
-    def _image_encoder(self) -> Teacher:
-        return self._load_encoder("image")
-
-    @cached_property
-    def _text_encoder(self) -> Teacher:
-        return self._load_encoder("text")
 
     def _load_encoder(self, modality: str) -> Teacher:
         """Load an adapter's frozen encoder, which must be the one that it was trained on."""

@@ -25,11 +25,7 @@ def unusable_rows(rows: np.ndarray) -> tuple[np.ndarray, str]:
     return np.flatnonzero(is_zero), "all zeros"
 
 
-def refuse_unusable(
-    rows: Rows,
-    model_name: str,
-    first_item: int,
-) -> None:
+def refuse_unusable(rows: Rows, model_name: str, first_item: int) -> None:
     """Refuse a batch with rows that :func:`unusable_rows` finds.
 
     Args:

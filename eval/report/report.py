@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +20,11 @@ LabelledFigure = tuple[str, str]
 ModelAnswers = list[tuple[int, GalleryQuery]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Examples:
     """What a report shows of a model beside tables.
 
     Attributes:
-        history: Lines of its ``metrics.jsonl``; may be empty.
-        gallery: Queries with their hits.
-        failures: Its worst queries.
-        false_negatives: Its hits that are wrong by the labels alone.
-    """
-
-    history: tuple[dict[str, Any], ...] = ()
-    gallery: tuple[GalleryQuery, ...] = ()
-    failures: tuple[GalleryQuery, ...] = ()
-    false_negatives: tuple[FalseNegative, ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """What the report shows of one model.
-
-    Attributes:
-        name: The model's name.
-        results: Content of its file of results by suite (docs/METRICS.md); figures in percent.
         history: Lines of its ``metrics.jsonl``; may be empty.
         gallery: Queries with their hits; the same queries in the same order for every model, or
             none.
@@ -51,25 +32,23 @@ class ModelReport:
         false_negatives: Its hits that are wrong by the labels alone.
     """
 
-    name: str
-    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
     gallery: tuple[GalleryQuery, ...] = ()
     failures: tuple[GalleryQuery, ...] = ()
     false_negatives: tuple[FalseNegative, ...] = ()
 
-    def with_results(
-        self, suite: str, content: Mapping[str, Any], examples: Examples
-    ) -> ModelReport:
-        """Add the results of a suite, with the examples that it chose."""
-        return replace(
-            self,
-            results={**self.results, suite: content},
-            history=examples.history or self.history,
-            gallery=examples.gallery or self.gallery,
-            failures=examples.failures or self.failures,
-            false_negatives=examples.false_negatives or self.false_negatives,
-        )
+
+@dataclass(frozen=True)
+class ModelReport(Examples):
+    """What the report shows of one model.
+
+    Attributes:
+        name: The model's name.
+        results: Content of its file of results by suite (docs/METRICS.md); figures in percent.
+    """
+
+    name: str
+    results: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> Mapping[str, Any] | None:

@@ -169,7 +169,7 @@ def text_teacher(
         TeacherError: If it tells no embedding dimension, or what it says of itself makes no sense.
     """
     with loading("sentence-transformers model", source):
-        dim = model.get_embedding_dimension()
+        dim = int(model.get_embedding_dimension() or 0)
         prompt = (model.prompts or {}).get(model.default_prompt_name)
         limit = model.max_seq_length or None
         if limit is not None and not math.isfinite(limit):
@@ -199,7 +199,7 @@ def text_teacher(
         modality="text",
         model_id=model_id,
         weights_sha256=weights_digest(model),
-        dim=int(dim),
+        dim=dim,
         transform=transform,
         source=source,
         encode=encode,

@@ -1,4 +1,6 @@
-"""Every script under benchmarks/ still runs: in its smoke form, on tiny inputs; nothing is asserted of the times."""
+"""Every script under benchmarks/ still runs: in its smoke form, on tiny inputs; nothing is asserted
+of the times.
+"""
 
 import importlib
 import json
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import cusa
+from cusa.data.store.reader import EmbeddingStore
 from tests.eval.tiny import make_sts
 from tests.helpers import make_pairs, make_store, make_tiny_clip, make_tiny_sentence, make_tiny_vit
 
@@ -38,7 +41,23 @@ def inputs(tmp_path_factory):
         "words": make_tiny_sentence(folder / "words"),
         "clip": make_tiny_clip(folder / "clip"),
         "sts": folder / "sts",
+        "judgements": _judgements(folder / "store" / "store.h5", folder / "judgements.txt"),
     }
+
+
+def _judgements(store, path):
+    """A share of Yes for each image with its own first caption, and with another image's."""
+    names = [
+        Path(image_path).name for image_path in EmbeddingStore(store).split("test").image_paths
+    ]
+    lines = []
+    for number, name in enumerate(names):
+        lines.append(f"{name}\t{name}#0\t1\t3\t0\n")
+        lines.append(
+            f"{name}\t{names[number - 1]}#1\t{number % 3 / 3:.3f}\t{number % 3}\t{3 - number % 3}\n"
+        )
+    path.write_text("".join(lines))
+    return path
 
 
 @pytest.fixture
@@ -56,7 +75,8 @@ def load(monkeypatch):
 def test_a_script_runs_in_its_smoke_form(name, load, inputs, tmp_path):
     script = load(name)
     assert script.SMOKE, (
-        f"benchmarks/{name}.py needs SMOKE, the arguments of a run of seconds (see benchmarks/timing.py)"
+        f"benchmarks/{name}.py needs SMOKE, the arguments of a run of seconds "
+        "(see benchmarks/timing.py)"
     )
     for number, line in enumerate(script.SMOKE):
         out = tmp_path / f"{number}.json"

@@ -13,9 +13,17 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.next_step import merging_command, training_command
 from cusa.train.commands import evaluation_command, resume_command
 from cusa.train.saving.run_dir import load_run
-from tests.helpers import add_teacher, make_pairs, make_store, records, run_ok, settings, unit_rows
+from tests.helpers import (
+    ADAPTER,
+    add_teacher,
+    make_pairs,
+    make_store,
+    records,
+    run_ok,
+    settings,
+    unit_rows,
+)
 
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 SHORT = ("--batch-size", 16, "--epochs", 1)
 
 

@@ -13,7 +13,7 @@ from cusa.data.errors import CusaError, LockedError
 from cusa.data.files import FolderLock, atomic_file, sweep
 from cusa.data.store.schema import shard_folder
 from cusa.data.store.verify import verify
-from tests.helpers import make_store, run_error, run_ok, unit_rows
+from tests.helpers import make_store, run_failure, run_ok, unit_rows
 
 _OTHER = """
 import json, sys
@@ -165,14 +165,13 @@ def test_the_store_commands_stay_off_a_store_in_use(tmp_path):
     with _other(shard_folder(index), ["vision/train-000000000-000000007.h5"]):
         before = index.read_bytes()
         for arguments in (("merge", index, other), ("import", index, *given)):
-            assert f"another run is working on {shard_folder(index)}" in run_error(
-                "store", *arguments
-            )
+            error = run_failure("store", *arguments)
+            assert (type(error), error.path) == (LockedError, tmp_path / "s/store")
         assert run_ok("store", "verify", index) == "9 files are whole\n"
         assert index.read_bytes() == before
         content = shard.read_bytes()
         shard.write_bytes(b"")
-        assert "another run is working on" in run_error("store", "verify", index, "--repair")
+        assert isinstance(run_failure("store", "verify", index, "--repair"), LockedError)
         assert shard.read_bytes() == b""
         shard.write_bytes(content)
     run_ok("store", "import", index, *given)

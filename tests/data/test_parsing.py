@@ -4,7 +4,8 @@ import pytest
 
 from cusa.data.errors import CusaError, FileFormatError, StoreError, first_line
 from cusa.data.parsing import parse_json, parse_json_lines, read_json, read_text
-from cusa.data.yaml_files import MAX_YAML_NODES, parse_yaml, read_yaml
+from cusa.data.yaml_files import parse_yaml, read_yaml
+from tests.helpers import Fault, fault_of
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_yaml_aliases_are_bounded():
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     with pytest.raises(FileFormatError) as caught:
         parse_yaml("\n".join(lines), "laughs.yaml")
-    assert f"{MAX_YAML_NODES:,}" in str(caught.value)
+    assert fault_of(caught.value) == Fault(FileFormatError)
 
 
 def test_yaml_anchors_of_ordinary_files_work(tmp_path):

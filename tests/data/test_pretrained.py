@@ -21,6 +21,7 @@ from cusa.data.pretrained import (
     processed,
 )
 from cusa.data.tokenization import load_tokenizer, position_limit, token_limit, tokenized
+from tests.helpers import Fault, fault_of
 from tests.tiny_models import SIZES, save_processor, save_tokenizer
 
 SMALL = {**SIZES, "vocab_size": 40}
@@ -188,12 +189,12 @@ def test_files_of_settings_that_are_no_objects_are_named(tmp_path, file, content
     ],
 )
 def test_whatever_a_library_raises_is_one_line(error, message):
-    with pytest.raises(StudentError, match=message) as caught:
+    with pytest.raises(StudentError) as caught:
         with one_line_load_errors("student", "owner/model", StudentError, "pass another"):
             raise error
+    assert fault_of(caught.value) == Fault(StudentError, name="owner/model")
     assert caught.value.name == "owner/model"
     assert "\n" not in str(caught.value)
-    assert "=True" not in str(caught.value)
     with pytest.raises(KeyboardInterrupt), one_line_load_errors("x", "y", StudentError, "z"):
         raise KeyboardInterrupt
 
@@ -208,7 +209,9 @@ def test_pictures_keep_their_values_whatever_the_backend(tmp_path):
 
 
 def test_a_vocabulary_of_impossible_numbers_is_refused(tmp_path):
-    """The library lists all numbers below the highest, gigabytes of them, when it is asked for its settings."""
+    """The library lists all numbers below the highest, gigabytes of them, when it is asked for its
+    settings.
+    """
     save_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -237,7 +240,9 @@ def _with_a_flipped_bit(path):
 
 @pytest.mark.parametrize("damage", [_compressed, _with_a_flipped_bit])
 def test_pickled_weights_that_would_be_read_wrong_are_refused(tmp_path, damage):
-    """transformers maps the file: compressed bytes became weights, and a changed one was not noticed."""
+    """transformers maps the file: compressed bytes became weights, and a changed one was not
+    noticed.
+    """
     transformers.BertModel(transformers.BertConfig(**SMALL)).save_pretrained(tmp_path)
     weights = tmp_path / "pytorch_model.bin"
     torch.save(load_file(tmp_path / "model.safetensors"), weights)

@@ -239,7 +239,8 @@ def test_on_similarities_is_the_sum_of_the_functions():
 def test_matching_head(example):
     history = example("matching_head").main()
     _falls([embeddings for embeddings, _ in history], 0.5)
-    # One pair in three matches. A head that knows this alone is at the entropy of 1/3, 0.637. (Processors round
+    # One pair in three matches. A head that knows this alone is at the entropy of 1/3, 0.637.
+    # (Processors round
     # differently: on one of them it comes to 0.603.)
     assert sum(matching for _, matching in history[-10:]) / 10 < 0.625
 
@@ -252,7 +253,9 @@ def test_sigmoid_host(example):
 
 @pytest.fixture
 def open_clip():
-    """open_clip's losses. Its package imports torchvision, which has no build for every torch; loss.py does not."""
+    """open_clip's losses. Its package imports torchvision, which has no build for every torch;
+    loss.py does not.
+    """
     if OPEN_CLIP is None:
         pytest.skip("needs open_clip_torch: pip install --no-deps open_clip_torch")
     return _load(Path(OPEN_CLIP.submodule_search_locations[0]) / "loss.py")
@@ -291,7 +294,8 @@ def test_open_clips_own_loss_stays_as_it_is_and_the_rest_is_weighed_as_in_the_pa
     inputs |= {"teacher_image": teacher_v, "teacher_text": teacher_t, "logit_bias": bias}
     got = loss(v, t, scale, **inputs, output_dict=True)
     assert got["contrastive_loss"].item() == pytest.approx(host(v, t, scale, bias).item(), abs=1e-6)
-    # The paper's loss of the same batch, times B, has CSA and USA of this size beside an InfoNCE of weight one.
+    # The paper's loss of the same batch, times B, has CSA and USA of this size beside an InfoNCE of
+    # weight one.
     paper = CUSALoss()(v, t, uni_v, uni_t, teacher_v, teacher_t)
     assert got["soft_label_loss"].item() == pytest.approx(
         b * (paper.csa + paper.usa).item(), rel=1e-5

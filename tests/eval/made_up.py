@@ -1,4 +1,6 @@
-"""Made-up contents of metrics.json, images.json, sts.json and comparison.json, in the form of docs/METRICS.md."""
+"""Made-up contents of metrics.json, images.json, sts.json and comparison.json, in the form of
+docs/METRICS.md.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def metrics(
     truth: bool = True,
     coco: bool = False,
 ) -> dict[str, Any]:
-    """A metrics.json of 3 images and 1,234 captions; the uni head finds one point more among captions."""
+    """A metrics.json of 3 images and 1,234 captions; the uni head finds one point more among
+    captions.
+    """
     heads: dict[str, Any] = {}
     for head in ("cross", "uni"):
         heads[head] = {

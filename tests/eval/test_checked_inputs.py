@@ -84,7 +84,9 @@ def test_an_unknown_rule_for_ties_is_refused():
 
 
 def test_without_captions_or_images_the_scores_are_null():
-    """As docs/METRICS.md says: a score without any query is null; images without captions are misses."""
+    """As docs/METRICS.md says: a score without any query is null; images without captions are
+    misses.
+    """
     found = cross_modal_recalls(EYE, EYE[:0], [])
     assert (found["rsum"], found["mean"], found["t2i"]["r1"], found["t2i"]["queries"]) == (
         None,

@@ -2,13 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cusa.data.shell import shell_command
+from cusa.data.errors import (
+    DataError,
+    EmbeddingsError,
+    ImageError,
+    RunError,
+    SettingError,
+    StoreError,
+    StudentError,
+)
 from cusa.eval.evaluators.images.data import load_image_set
 from cusa.eval.models.any_model import load_encoder
 from cusa.eval.queries import load_queries
@@ -16,29 +25,10 @@ from tests.eval.tiny import (
     caption_id,
     image_id,
     make_classes,
-    make_home,
     make_inshop,
-    make_run,
     strict,
 )
-from tests.helpers import run_error, run_ok
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def adapter(home):
-    return make_run(home)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory: results of models that are no run lie below it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.helpers import Fault, run_fault, run_ok
 
 
 def _dataset(home, name="tiny"):
@@ -46,7 +36,9 @@ def _dataset(home, name="tiny"):
 
 
 def _vectors(home):
-    """Embeddings of the test's images and captions by the CLIP model, by id; computed one by one."""
+    """Embeddings of the test's images and captions by the CLIP model, by id; computed
+    one by one.
+    """
     clip = load_encoder(str(home / "clip"), "cpu")
     images = {
         str(image_id(n)): clip.image_rows([home / "images" / f"{n:03d}.jpg"])["cross"][0]
@@ -171,18 +163,18 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
     run_ok("eval", "--model", home / "clip", *files, *_dataset(home), "--bootstrap", 0)
     model = strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]["retrieval"]
     assert model["rsum"] == wanted["cross"]["retrieval"]["rsum"]
-    line = run_error("eval", *files, *_dataset(home), "--split", "val")
-    assert "lack 4 of 4 images" in line
-    assert str(image_id(16)) in line
+    assert run_fault("eval", *files, *_dataset(home), "--split", "val") == Fault(
+        EmbeddingsError, name="1012"
+    )
     (here / "ids.txt").write_text("\n".join(i[:-1]))
-    assert "6 rows, but ids.txt 5 ids" in run_error("eval", *files, *_dataset(home))
+    assert run_fault("eval", *files, *_dataset(home)) == Fault(
+        EmbeddingsError, path=Path("ids.txt")
+    )
     images_alone = ("--image-embeddings", "image.npy", "--image-ids", "ids.json")
     (here / "ids.json").write_text(json.dumps(list(i)))
-    assert "image embeds no texts; retrieval needs both" in run_error(
-        "eval", *images_alone, *_dataset(home)
-    )
+    assert run_fault("eval", *images_alone, *_dataset(home)) == Fault(StudentError, name="image")
     np.save("wide.npy", np.ones((len(i), 3)))
-    line = run_error(
+    assert run_fault(
         "eval",
         "--image-embeddings",
         "wide.npy",
@@ -190,10 +182,10 @@ def test_embeddings_in_files_are_joined_by_id(home, here):
         "ids.json",
         *files[4:],
         *_dataset(home),
-    )
-    assert line.startswith("Error: image embeddings have 3 dimensions, text embeddings ")
-    line = run_error("eval", "--model", home / "clip", "--image-ids", "ids.txt", *_dataset(home))
-    assert line == "Error: --image-ids ids.txt are of no embeddings; pass --image-embeddings, too"
+    ) == Fault(EmbeddingsError, name="dimensions")
+    assert run_fault(
+        "eval", "--model", home / "clip", "--image-ids", "ids.txt", *_dataset(home)
+    ) == Fault(SettingError, path=Path("ids.txt"), name="--image-ids")
 
 
 def test_results_of_another_model_of_the_same_name_are_kept(here):
@@ -219,9 +211,9 @@ def test_results_of_another_model_of_the_same_name_are_kept(here):
     )
     run_ok(*args, "one/rows.npy")
     before = strict(here / "runs/eval/rows/images.json")
-    line = run_error(*args, "two/rows.npy")
-    assert "runs/eval/rows holds the results of another model of that name" in line
-    assert "pass --name" in line
+    assert run_fault(*args, "two/rows.npy") == Fault(
+        RunError, path=Path("runs/eval/rows"), name="--name"
+    )
     assert strict(here / "runs/eval/rows/images.json") == before
     run_ok(*args, "two/rows.npy", "--name", "second")
     assert strict(here / "runs/eval/second/images.json")["name"] == "second"
@@ -238,9 +230,7 @@ def test_embeddings_that_cannot_rank_stop_it(home, here, value, what):
     ids = [str(caption_id(n, c)) for n in range(20, 26) for c in range(2)]
     (here / "ids.json").write_text(json.dumps(ids))
     files = ("--text-embeddings", "t.npy", "--text-ids", "ids.json")
-    assert f"1 rows are {what}, the first that of id '40211'" in run_error(
-        "eval", *files, *_dataset(home)
-    )
+    assert run_fault("eval", *files, *_dataset(home)) == Fault(EmbeddingsError, name="40211")
 
 
 def test_a_model_that_returns_nan_names_the_item(home, here):
@@ -248,18 +238,15 @@ def test_a_model_that_returns_nan_names_the_item(home, here):
     weights = load_file(here / "broken/model.safetensors")
     weights["text_projection.weight"][:] = np.finfo(np.float32).max
     save_file(weights, here / "broken/model.safetensors", {"format": "pt"})
-    line = run_error("eval", "--model", "broken", *_dataset(home))
-    assert "text 'picture number 2" in line
-    assert "broken: the embedding (cross head)" in line
-    assert "is not finite" in line
+    assert run_fault("eval", "--model", "broken", *_dataset(home)) == Fault(
+        DataError, name="picture number 20 version 18"
+    )
     assert not (here / "runs").exists()
 
 
 def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home, here):
     args = ("eval", "--model", home / "clip", *_dataset(home, "coco"), "--bootstrap", 0)
-    line = run_error(*args)
-    assert "coco test has 5,000 images, found 6" in line
-    assert "--allow-partial" in line
+    assert run_fault(*args) == Fault(DataError, name="coco")
     out = run_ok(*args, "--allow-partial")
     assert "coco, split test: 6 images" in out
     assert "note: coco test has 5,000 images, found 6: figures do not compare with others'" in out
@@ -267,12 +254,13 @@ def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home,
         *args, "--split", "val"
     )  # no one publishes those
     assert "protocols" not in strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]
-    line = run_error(*args, "--allow-partial", "--pmrp", here)
-    assert "--pmrp goes with COCO's 5,000 test images" in line
+    assert run_fault(*args, "--allow-partial", "--pmrp", here) == Fault(SettingError, name="--pmrp")
 
 
 def test_an_image_that_is_skipped_in_a_store(home, here):
-    """A caption whose image could not be read is a miss and a candidate; the same for a run and another model."""
+    """A caption whose image could not be read is a miss and a candidate; the same for a run and
+    another model.
+    """
     (here / "d").mkdir()
     for name in [*(f"{n:03d}.jpg" for n in range(26)), "tiny.json"]:
         shutil.copy(home / "images" / name, here / "d" / name)
@@ -310,28 +298,26 @@ def test_an_image_that_is_skipped_in_a_store(home, here):
 
 def test_what_cannot_be_measured_is_one_line(home, here):
     clip, data = ("eval", "--model", home / "clip"), _dataset(home)
-    assert "vit embeds no texts; retrieval needs both" in run_error(
-        "eval", "--model", home / "vit", *data
+    assert run_fault("eval", "--model", home / "vit", *data) == Fault(StudentError, name="vit")
+    assert run_fault("eval", "--model", home / "bert", *data) == Fault(StudentError, name="bert")
+    assert run_fault(*clip) == Fault(DataError, name="--dataset")
+    assert run_fault(*clip, *data, "--split", "dev") == Fault(DataError, name="dev")
+    assert run_fault(*clip, "--dataset", "nowhere.json") == Fault(
+        DataError, path=Path("nowhere.json")
     )
-    assert "bert embeds no images; retrieval needs both" in run_error(
-        "eval", "--model", home / "bert", *data
+    assert run_fault("eval") == Fault(RunError, path=Path("runs"))
+    assert run_fault("eval", "--model", "nothing", *data) == Fault(RunError, name="nothing")
+    assert run_fault(*clip, "--embeddings", "nowhere.h5") == Fault(
+        StoreError, path=Path("nowhere.h5")
     )
-    assert "no data to measure on" in run_error(*clip)
-    assert "no split 'dev'" in run_error(*clip, *data, "--split", "dev")
-    assert "annotation file nowhere.json does not exist" in run_error(
-        *clip, "--dataset", "nowhere.json"
-    )
-    assert "no trained run under runs/; train one with cusa-train, or pass --run" in run_error(
-        "eval"
-    )
-    assert "unknown model 'nothing'" in run_error("eval", "--model", "nothing", *data)
-    assert "nowhere.h5" in run_error(*clip, "--embeddings", "nowhere.h5")
-    line = run_error(*clip, *data, "--image-root", here)
-    assert str(here / "020.jpg") in line
+    assert run_fault(*clip, *data, "--image-root", here) == Fault(ImageError, path=here / "020.jpg")
     shutil.copytree(home / "clip", here / "other/clip")
-    line = run_error(*clip, "--model", here / "other/clip", *data)
-    assert "two models are named 'clip', and runs/eval/clip holds the results of one" in line
-    assert "two models are named" in run_error(*clip, "--model", home / "clip", *data)
+    assert run_fault(*clip, "--model", here / "other/clip", *data) == Fault(
+        RunError, path=Path("runs/eval/clip"), name="clip"
+    )
+    assert run_fault(*clip, "--model", home / "clip", *data) == Fault(
+        RunError, path=Path("runs/eval/clip"), name="clip"
+    )
     assert not (here / "runs").exists()
 
 
@@ -377,12 +363,9 @@ def test_a_folder_of_classes_by_several_models(home, here):
 
 def test_a_published_set_with_query_and_gallery(home, adapter, here):
     make_inshop(here / "data/inshop")
-    line = run_error("eval", "images", "--model", home / "vit")
-    assert (
-        "inshop has 5 queries and 10 gallery images of 5 classes; the published test set has 14,218"
-        in line
+    assert run_fault("eval", "images", "--model", home / "vit") == Fault(
+        DataError, path=here / "data/inshop", name="inshop"
     )
-    assert "--allow-partial" in line
     for asked in ((), ("--data", "inshop"), ("--data", "inshop=data/inshop")):
         out = run_ok(
             "eval", "images", "--model", home / "vit", *asked, "--allow-partial", "--bootstrap", 0
@@ -405,27 +388,26 @@ def test_image_sets_that_are_not_there_or_ambiguous(home, here):
     make_classes(here / "two/birds", classes=2)
     make_classes(here / "cub")
     args = ("eval", "images", "--model", home / "vit")
-    assert "no image sets below data/ (known: cub, cars, sop, inshop, inaturalist)" in run_error(
-        *args
+    assert run_fault(*args) == Fault(DataError, path=Path("data"))
+    assert run_fault(*args, "--data", "birds=one/birds") == Fault(SettingError, name="birds")
+    assert run_fault(*args, "--data", "cubs") == Fault(DataError, path=here / "cubs")
+    assert run_fault(*args, "--data", "one/birds", "--data", "two/birds") == Fault(
+        SettingError, name="birds"
     )
-    assert "unknown image set 'birds'; legal: cub" in run_error(*args, "--data", "birds=one/birds")
-    assert "cubs does not exist" in run_error(*args, "--data", "cubs")
-    line = run_error(*args, "--data", "one/birds", "--data", "two/birds")
-    assert "two image sets are named 'birds'; pass each once, or rename a folder" in line
-    assert "data/cub does not exist" in run_error(*args, "--data", "cub")
-    assert "no cub in" in run_error(*args, "--data", "cub=one/birds")
-    line = run_error(*args, "--data", "./cub")
-    assert (
-        "a folder per class under the name of a published set; pass cub=cub if it is that one"
-        in line
+    assert run_fault(*args, "--data", "cub") == Fault(DataError, path=here / "data/cub")
+    assert run_fault(*args, "--data", "cub=one/birds") == Fault(
+        DataError, path=here / "one/birds", name="cub"
     )
-    assert "bert embeds no images" in run_error(
-        "eval", "images", "--model", home / "bert", "--data", "one/birds"
+    assert run_fault(*args, "--data", "./cub") == Fault(SettingError, path=Path("cub"), name="cub")
+    assert run_fault("eval", "images", "--model", home / "bert", "--data", "one/birds") == Fault(
+        StudentError, name="bert"
     )
     (here / "one").rename(here / "a=b")
     assert "birds" in run_ok(*args, "--data", "a=b/birds", "--bootstrap", 0)
     (here / "two/birds/class 1/000.jpg").write_bytes(b"")
-    assert "two/birds/class 1/000.jpg" in run_error(*args, "--data", "two/birds")
+    assert run_fault(*args, "--data", "two/birds") == Fault(
+        ImageError, path=here / "two/birds/class 1/000.jpg"
+    )
 
 
 def test_one_image_and_no_positive_is_strict_json(home, here):
@@ -447,7 +429,7 @@ def test_one_image_and_no_positive_is_strict_json(home, here):
     )
     found = strict(here / "runs/eval/vit/images.json")["sets"]["lonely"]["heads"]["cross"]
     assert (found["r1"], found["precision_at_1"], found["map_at_r"]) == (0, None, None)
-    assert "compare" in run_error("eval", "compare", "runs/eval/vit")
+    assert run_fault("eval", "compare", "runs/eval/vit") == Fault(SettingError, name="MODEL")
     out = run_ok("eval", "compare", "runs/eval/vit", "runs/eval/vit", "--bootstrap", 5)
     assert "differences from vit" in out
 
@@ -472,14 +454,15 @@ def test_a_report_keeps_what_was_measured_of_the_same_weights(home, here):
     run_ok("eval", *args, *_dataset(home))
     assert "animals" not in report.read_text()
     (here / "runs/eval/dual/images.json").write_text("[]")
-    assert (
-        "images.json is damaged, or no results of cusa-eval; remove it and run cusa-eval again"
-        in run_error("eval", *args, *_dataset(home))
+    assert run_fault("eval", *args, *_dataset(home)) == Fault(
+        RunError, path=Path("runs/eval/dual/images.json")
     )
 
 
 def test_an_earlier_split_does_not_stand_beside_another(home, here):
-    """One model was measured on the validation split, one on the test; their image retrieval is shown alone."""
+    """One model was measured on the validation split, one on the test; their image retrieval is
+    shown alone.
+    """
     classes = make_classes(here / "animals")
     shutil.copytree(home / "clip", here / "other")
     run_ok("eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--split", "val")
@@ -487,16 +470,16 @@ def test_an_earlier_split_does_not_stand_beside_another(home, here):
     both = ("--model", home / "clip", "--model", "other")
     run_ok("eval", "images", *both, "--data", classes, "--bootstrap", 0)
     assert "split val" not in (here / "runs/eval/report.html").read_text()
-    line = run_error("eval", "compare", "runs/eval/clip", "runs/eval/other")
-    assert "clip and other were measured on different data (retrieval: tiny val)" in line
+    assert run_fault("eval", "compare", "runs/eval/clip", "runs/eval/other") == Fault(
+        RunError, name="retrieval"
+    )
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(home, here):
     (here / "file").write_text("")
-    line = run_error(
+    assert run_fault(
         "eval", "--model", home / "clip", *_dataset(home), "--out", here / "file" / "x"
-    )
-    assert line == f"Error: {here / 'file'} is no folder; pass another: --out FOLDER"
+    ) == Fault(SettingError, path=here / "file", name="--out")
     assert not (here / "runs").exists()
 
 
@@ -504,9 +487,7 @@ def test_a_file_that_is_no_result(here):
     for folder, content in (("a", "{}"), ("b", '{"format": "cusa-sts", "name": "b"}')):
         (here / folder).mkdir()
         (here / folder / "sts.json").write_text(content)
-    assert "a/sts.json is damaged, or no results of cusa-eval" in run_error(
-        "eval", "compare", "a", "b"
-    )
+    assert run_fault("eval", "compare", "a", "b") == Fault(RunError, path=Path("a/sts.json"))
 
 
 def test_compare(home, adapter, here):
@@ -540,25 +521,16 @@ def test_compare(home, adapter, here):
     }
     run_ok(*args)
     assert (adapter.parent / "eval/comparison.json").is_file()
-    assert "compare takes at least two models" in run_error("eval", "compare", adapter)
-    assert "other does not exist; pass a run that cusa-eval" in run_error(
-        "eval", "compare", adapter, "other"
-    )
+    assert run_fault("eval", "compare", adapter) == Fault(SettingError, name="MODEL")
+    assert run_fault("eval", "compare", adapter, "other") == Fault(RunError, path=Path("other"))
     (here / "other").mkdir()
-    assert "other holds no results of cusa-eval; pass" in run_error(
-        "eval", "compare", adapter, "other"
-    )
+    assert run_fault("eval", "compare", adapter, "other") == Fault(RunError, path=Path("other"))
     (here / "other" / "config.yaml").touch()
-    line = run_error("eval", "compare", adapter, "other")
-    assert line.endswith(f"measure it first: {shell_command('cusa-eval', '--run', 'other')}")
+    assert run_fault("eval", "compare", adapter, "other") == Fault(RunError, path=Path("other"))
     run_ok(
         "eval", "--model", home / "clip", *_dataset(home), "--bootstrap", 0, "--ties", "optimistic"
     )
-    line = run_error(*args)
-    assert "adapter and clip were measured with ties pessimistic and optimistic" in line
+    assert run_fault(*args) == Fault(RunError, name="ties")
     for name in ("retrieval", "images"):
         (here / f"runs/eval/clip/{name}-queries.npz").write_bytes(b"PK")
-    assert (
-        "retrieval-queries.npz does not belong to runs/eval/clip/metrics.json; run cusa-eval retrieval"
-        in run_error(*args)
-    )
+    assert run_fault(*args) == Fault(RunError, path=Path("runs/eval/clip/retrieval-queries.npz"))

@@ -3,17 +3,19 @@
 import itertools
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cusa.data.embeddings import SplitEmbeddings
+from cusa.data.errors import RunError, StoreError, StudentError
 from cusa.data.records import Truth
 from cusa.data.store.reader import EmbeddingStore
 from cusa.eval.metrics.relevance import same_group, true_relevance
 from cusa.train.encode_split import encode_split
 from cusa.train.saving.student_folder import load_saved
-from tests.helpers import make_store, run_error, run_ok
+from tests.helpers import Fault, make_store, run_fault, run_ok
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +138,9 @@ def test_runs_measured_on_different_data_are_not_compared(runs, tmp_path):
         1,
     )
     run_ok("train", *args, "--set", "student.embed_dim=8")
-    line = run_error("eval", "--run", runs / "runs" / "cusa", "--run", other)
-    assert "cannot be compared" in line
-    assert "9 and 8 images" in line
+    assert run_fault("eval", "--run", runs / "runs" / "cusa", "--run", other) == Fault(
+        RunError, name="run"
+    )
 
 
 def test_true_relevance_counts_every_image_that_a_caption_is_true_of():
@@ -178,16 +180,16 @@ def test_encoding_does_not_depend_on_the_batch_size(runs):
 def test_bad_command_lines(runs, tmp_path, monkeypatch):
     run = runs / "runs" / "cusa"
     monkeypatch.chdir(tmp_path)
-    assert "no trained run under runs/" in run_error("eval")
-    assert "holds no student; pass a run directory" in run_error("eval", "--run", tmp_path)
-    assert "has no split 'nope'; it has: test, train, val" in run_error(
-        "eval", "--run", run, "--split", "nope"
+    assert run_fault("eval") == Fault(RunError, path=Path("runs"))
+    assert run_fault("eval", "--run", tmp_path) == Fault(StudentError, path=tmp_path)
+    assert run_fault("eval", "--run", run, "--split", "nope") == Fault(
+        StoreError, path=runs / "store/store.h5", name="nope"
     )
     other = make_store(tmp_path / "other", dim=8)
-    assert "vision.dim" in run_error("eval", "--run", run, "--embeddings", other)
+    assert run_fault("eval", "--run", run, "--embeddings", other) == Fault(StoreError, path=other)
     (run / "checkpoints").rename(run / "aside")
     try:
-        assert "holds no checkpoint" in run_error("eval", "--run", run, "--checkpoint", "last")
+        assert run_fault("eval", "--run", run, "--checkpoint", "last") == Fault(RunError, path=run)
     finally:
         (run / "aside").rename(run / "checkpoints")
     assert "RSUM" in run_ok("eval", "--run", run, "--checkpoint", "last")
@@ -213,9 +215,7 @@ def test_a_store_that_changed_under_its_run_is_refused(tmp_path):
     for f in index.parent.rglob("*.h5"):
         f.unlink()
     make_store(index.parent, sizes={"train": 40, "val": 12, "test": 8})
-    line = run_error("eval", "--run", tmp_path / "run")
-    assert "is not the store" in line
-    assert "fingerprint of split 'val'" in line
+    assert run_fault("eval", "--run", tmp_path / "run") == Fault(StoreError, path=index)
 
 
 def test_one_caption_per_image_leaves_text_to_text_unknown_but_works(tmp_path):

@@ -3,34 +3,19 @@
 import gc
 import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 from transformers import CLIPModel
 
+from cusa.data.errors import RunError
 from cusa.eval.evaluators import splits
 from cusa.eval.evaluators.retrieval.coco import Judgements
 from cusa.eval.evaluators.sts import evaluator as sts_evaluator
 from cusa.eval.models import evaluated_models
 from cusa.eval.models.evaluated_models import ComputeOptions, EvaluatedModel
-from tests.eval.tiny import make_classes, make_cxc, make_home, make_run, make_sts, strict
-from tests.helpers import run_error, run_ok
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def adapter(home):
-    return make_run(home)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory: results of models that are no run lie below it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.eval.tiny import make_classes, make_cxc, make_sts, strict
+from tests.helpers import Fault, run_fault, run_ok
 
 
 @pytest.fixture
@@ -128,7 +113,7 @@ def test_a_name_is_known_before_the_model_is_loaded(home, adapter, tmp_path):
     for spec in map(str, specs):
         model = EvaluatedModel(spec, compute, lambda *progress: None)
         names.append(model.name)
-        assert model.source.name == model.name
+        assert model.provider.name == model.name
         model.release()
     assert names == [
         "clip",
@@ -162,16 +147,22 @@ def test_a_mistyped_run_is_answered_here(home, here):
         (here / "runs" / name).mkdir(parents=True)
         (here / "runs" / name / "config.yaml").touch()
     for option in ("--run", "--model"):
-        line = run_error("eval", option, "runs/cocco")
-        assert line == "Error: runs/cocco does not exist; in runs are: coco"
-    assert "in runs are: coco, contrastive" in run_error("eval", "--run", "runs/x")
-    assert "owner/model does not exist; pass the directory of a run" in run_error(
-        "eval", "--run", "owner/model"
+        assert run_fault("eval", option, "runs/cocco") == Fault(
+            RunError, path=Path("runs/cocco"), name="runs/cocco"
+        )
+    assert run_fault("eval", "--run", "runs/x") == Fault(
+        RunError, path=Path("runs/x"), name="runs/x"
     )
-    assert "mpnet does not exist" in run_error("eval", "sts", "--run", "mpnet")
+    assert run_fault("eval", "--run", "owner/model") == Fault(
+        RunError, path=Path("owner/model"), name="owner/model"
+    )
+    assert run_fault("eval", "sts", "--run", "mpnet") == Fault(
+        RunError, path=Path("mpnet"), name="mpnet"
+    )
     (here / "texts.txt").write_text("a\n")
-    line = run_error("eval", "index", "texts.txt", "--run", "runs/cocco")
-    assert line == "Error: runs/cocco does not exist; in runs are: coco"
+    assert run_fault("eval", "index", "texts.txt", "--run", "runs/cocco") == Fault(
+        RunError, path=Path("runs/cocco"), name="runs/cocco"
+    )
 
 
 def test_models_stand_in_the_order_of_the_command_line(home, adapter, here):

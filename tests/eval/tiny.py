@@ -1,4 +1,6 @@
-"""Tiny models, images and texts under COCO's kind of ids, and what the commands wrote about them."""
+"""Tiny models, images and texts under COCO's kind of ids, and what the commands wrote
+about them.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +141,9 @@ def make_sts(folder: Path, pairs: int = 12) -> Path:
 
 
 def make_cxc(folder: Path) -> Path:
-    """Judgements of the test's captions and images, both kinds and across: all pairs of different numbers."""
+    """Judgements of the test's captions and images, both kinds and across: all pairs of different
+    numbers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = range(20, 26)
     captions = {n: f"COCO_val2014:sentid:{caption_id(n, 1)}" for n in numbers}

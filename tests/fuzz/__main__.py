@@ -47,7 +47,8 @@ _FAULTS_IN_RESULTS = 50
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file of the figures.")
 @click.option("--list", "lists", is_flag=True, help="List the targets.")
 def main(
-    cases: int, seed: int, only: tuple[str, ...], case: int | None, jobs: int, keep: Path | None, out: Path | None,
+    cases: int, seed: int, only: tuple[str, ...], case: int | None, jobs: int,
+    keep: Path | None, out: Path | None,
     lists: bool,
 ) -> None:  # fmt: skip
     """Mutate files of every kind that cusa reads, and read them.

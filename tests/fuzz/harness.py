@@ -1,8 +1,10 @@
-"""Runs mutated files through our readers, each batch in a process of its own, and says how each came out.
+"""Runs mutated files through our readers, each batch in a process of its own, and says how each
+came out.
 
-A case is a target, a seed and a number; these three make the mutated file. A worker process takes a batch of
-cases and tells of each when it begins and how it ends. Whoever waits for it kills it when a case takes too long,
-and begins another process behind the case. A worker may take up a gibibyte of memory more than it began with.
+A case is a target, a seed and a number; these three make the mutated file. A worker process takes a
+batch of cases and tells of each when it begins and how it ends. Whoever waits for it kills it when
+a case takes too long, and begins another process behind the case. A worker may take up a gibibyte
+of memory more than it began with.
 """
 
 from __future__ import annotations
@@ -51,10 +53,12 @@ class Target:
 
     Attributes:
         name: Such as ``"annotations/coco"``.
-        make: Writes valid input in an empty folder, the same at every call; returns the file that is mutated.
+        make: Writes valid input in an empty folder, the same at every call; returns the file that
+        is mutated.
         mutators: What may change its bytes; each case draws one to three times.
         read: Reads the file through our public reader and returns a value.
-        agrees: Whether a value is right, of (value of the valid file, value read, mutated file): equal to that of
+        agrees: Whether a value is right, of (value of the valid file, value read, mutated file):
+        equal to that of
             the valid file, or what an independent reading of the mutated file gives.
         weight: Its share of the cases, beside the other targets'.
     """
@@ -94,7 +98,8 @@ class Tally:
         kept: Folders with the mutated files of faults.
         seconds: Time of all cases.
         slowest: Time of the slowest one.
-        peak_bytes: The most memory that a worker, or a process of its, took beyond what it began with.
+        peak_bytes: The most memory that a worker, or a process of its, took beyond what it began
+        with.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -154,7 +159,8 @@ def run_target(
         target: The target.
         cases: Numbers of the cases.
         seed: Seed of all.
-        keep: Folder for the mutated files of faults, each in a folder ``TARGET-CASE`` with all that lies
+        keep: Folder for the mutated files of faults, each in a folder ``TARGET-CASE`` with all that
+        lies
             beside it.
         jobs: Worker processes at a time.
         limits: What a case may take.

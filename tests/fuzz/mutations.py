@@ -1,9 +1,9 @@
 """Seeded mutators: each takes a file's bytes and a random generator, and gives other bytes.
 
-Mutators of bytes suit every file. Those of a form (JSON, YAML, CSV, HDF5, .npy, safetensors, pickle) change
-what the file says and leave it well-formed, so that the reader's checks are reached and not its parser's alone.
-A mutator of a form may raise where it cannot parse its input, which another one has damaged: the harness then
-mutates bytes.
+Mutators of bytes suit every file. Those of a form (JSON, YAML, CSV, HDF5, .npy, safetensors,
+pickle) change what the file says and leave it well-formed, so that the reader's checks are reached
+and not its parser's alone. A mutator of a form may raise where it cannot parse its input, which
+another one has damaged: the harness then mutates bytes.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ BYTE_MUTATORS: tuple[Mutator, ...] = (
 
 
 def on_path(mutate: Callable[[Path, random.Random], None]) -> Mutator:
-    """A mutator of bytes from a function that changes a file in place, as libraries such as HDF5 need."""
+    """A mutator of bytes from a function that changes a file in place, as libraries such as HDF5
+    need.
+    """
 
     def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -131,17 +133,23 @@ class Raw(str):
 
 
 _ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 1.5, -0.0, 3.0, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 2**70, 1e300, 1e-300,
-    "", " ", "0", "1", "x", "NaN", "null", "train", "../x", "/", "/dev/null", "a/../../b", "~", "a\0b", "\0", "\n",
-    "a\nb", "\r", "\u2028", "\ufeff", "\x1b[31m", "\U0001f600", "\ud83d", "a\udc00b", "x" * 300, "x" * 100_000,
+    None, True, False, 0, 1, -1, 1.5, -0.0, 3.0, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 2**70,
+    1e300, 1e-300,
+    "", " ", "0", "1", "x", "NaN", "null", "train", "../x", "/", "/dev/null", "a/../../b", "~",
+    "a\0b", "\0", "\n",
+    "a\nb", "\r", "\u2028", "\ufeff", "\x1b[31m", "\U0001f600", "\ud83d", "a\udc00b", "x" * 300,
+    "x" * 100_000,
     "é" * 70, "%s%n{0}", "1:30", "1e5", "01", "yes",
-    [], {}, [[]], [None], [{}], {"": None}, {"a": 1}, [1, 2], ["x"], ["x", 1], {"image": "x.jpg"}, {"\ud800": 1},
+    [], {}, [[]], [None], [{}], {"": None}, {"a": 1}, [1, 2], ["x"], ["x", 1], {"image": "x.jpg"},
+    {"\ud800": 1},
 )  # fmt: skip
 _ODD_JSON_TEXTS = (
-    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "-" + "9" * 5000, "0." + "1" * 5000,
+    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "-" + "9" * 5000,
+    "0." + "1" * 5000,
     "1e-999999", "[" * 2000, "[" * 100_000, "[" * 2000 + "]" * 2000,
     '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}',
-    "-", "01", "1.", "nul", "'x'", '"\\x"', '"\\ud800"', '"\\ud83d\\ude00"', '"a', '"\t"', "[1,]", "{1:2}",
+    "-", "01", "1.", "nul", "'x'", '"\\x"', '"\\ud800"', '"\\ud83d\\ude00"', '"a', '"\t"', "[1,]",
+    "{1:2}",
     "/**/1",
 )  # fmt: skip
 # Each stands for nine of the one before.
@@ -150,12 +158,15 @@ _MULTIPLYING_ALIASES = [
     *(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)),
 ]
 _ODD_YAML_TEXTS = (
-    ".nan", ".inf", "-.inf", "1e999", "9" * 5000, "1:_", "0x", "0b", "0o", "1_000", "190:20:30", "!!bool foo",
+    ".nan", ".inf", "-.inf", "1e999", "9" * 5000, "1:_", "0x", "0b", "0o", "1_000", "190:20:30",
+    "!!bool foo",
     "!!int x", "!!float x", "!!null x", "!!timestamp x", "2001-13-45", "2001-01-01", "!!binary '%'",
     "!!set {a}", "!!omap [a]", "!!pairs [a]", "!!str", "!!python/object/apply:os.getpid []", "!x y",
     "*nowhere", "&a [*a]",
-    "[&a [1, 1], &b [*a, *a], &c [*b, *b], &d [*c, *c], *d, *d]", "[" * 2000, "[" * 400 + "]" * 400, "{<<: 3}",
-    "{<<: [1]}", "{[1]: 2}", "{a: 1, a: 2}", "@", "`", "%", "'a", '"\\ud800"', '"\\q"', "\t", "? a", "- a",
+    "[&a [1, 1], &b [*a, *a], &c [*b, *b], &d [*c, *c], *d, *d]", "[" * 2000, "[" * 400 + "]" * 400,
+    "{<<: 3}",
+    "{<<: [1]}", "{[1]: 2}", "{a: 1, a: 2}", "@", "`", "%", "'a", '"\\ud800"', '"\\q"', "\t", "? a",
+    "- a",
     "|", ">", "~", "yes", "1e5", "=", "<<",
     f"[{', '.join(_MULTIPLYING_ALIASES)}]",
 )  # fmt: skip
@@ -284,7 +295,9 @@ def mutate_json_lines(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_yaml(content: bytes, rng: random.Random) -> bytes:
-    """Change one value, key or list of a YAML document; it is written in YAML's inline form, a key a line."""
+    """Change one value, key or list of a YAML document; it is written in YAML's inline form, a key
+    a line.
+    """
     if b"*" in content:
         raise ValueError(
             "aliases, which an earlier mutation made, may stand for billions of values"
@@ -300,7 +313,8 @@ def mutate_yaml(content: bytes, rng: random.Random) -> bytes:
 # --- tables --------------------------------------------------------------------------------------
 
 _ODD_CELLS = (
-    "", " ", "\t", '"', "'", ",", "\0", "x", "nan", "null", "-1", "1e999", "9" * 5000, "x" * 200_000, "a\nb", "a\r\nb",
+    "", " ", "\t", '"', "'", ",", "\0", "x", "nan", "null", "-1", "1e999", "9" * 5000,
+    "x" * 200_000, "a\nb", "a\r\nb",
     "a\rb", "\ufeff", "../x", "/", "é", "=1+1", "train", "test", "nowhere",
 )  # fmt: skip
 
@@ -353,11 +367,14 @@ def _mutate_rows(rows: list[list[str]], rng: random.Random) -> None:
 # --- arrays --------------------------------------------------------------------------------------
 
 _ODD_DTYPES = (
-    "'|O'", "'<f2'", "'<f4'", "'>f4'", "'<f8'", "'<i8'", "'|b1'", "'|u1'", "'<c16'", "'<U9'", "'|S3'", "'|S0'", "'<U0'",
-    "'|V8'", "'<M8[s]'", "'<f128'", "'x'", "''", "[('a', '<f4')]", "('<f4', (3,))", "None", "1", "'<U999999999'", "{}",
+    "'|O'", "'<f2'", "'<f4'", "'>f4'", "'<f8'", "'<i8'", "'|b1'", "'|u1'", "'<c16'", "'<U9'",
+    "'|S3'", "'|S0'", "'<U0'",
+    "'|V8'", "'<M8[s]'", "'<f128'", "'x'", "''", "[('a', '<f4')]", "('<f4', (3,))", "None", "1",
+    "'<U999999999'", "{}",
 )  # fmt: skip
 _ODD_SHAPES = (
-    "()", "(0,)", "(1,)", "(2, 2)", "(-1,)", "(-2, -3)", "(10**12,)", "(1000000000000,)", "(9223372036854775807, 2)",
+    "()", "(0,)", "(1,)", "(2, 2)", "(-1,)", "(-2, -3)", "(10**12,)", "(1000000000000,)",
+    "(9223372036854775807, 2)",
     "(18446744073709551616,)", "(0, 9223372036854775807)", "(2.5,)", "(True,)", "('x',)",
     "7", "None", "[4, 3]", "(3, 4)",
     "(1,) * 99", "(" + "1, " * 40 + ")", "(" + "9" * 5000 + ",)",
@@ -397,7 +414,9 @@ def mutate_npy(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_zip(mutate_member: Mutator) -> Mutator:
-    """A mutator of a zip archive, such as a .npz file: a member is changed, renamed, repeated, removed or inflated."""
+    """A mutator of a zip archive, such as a .npz file: a member is changed, renamed, repeated,
+    removed or inflated.
+    """
 
     def mutate_archive(content: bytes, rng: random.Random) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -444,7 +463,9 @@ def _zipped(members: list[tuple[str, bytes]], method: int) -> bytes:
 
 
 def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
-    """Change what the header of a safetensors file says: a name, dtype, shape, offset, or its own length."""
+    """Change what the header of a safetensors file says: a name, dtype, shape, offset, or its own
+    length.
+    """
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     values = content[8 + size :]
@@ -487,8 +508,10 @@ def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
 _ODD_ATTRIBUTES: tuple[Any, ...] = (
     0, 1, -1, 2**63 - 1, 1.5, float("nan"), True, "", "x", "é", "a\nb", "x" * 30_000,
     b"x", b"\xff\xfe", np.bytes_(b"\xff"),
-    [], [1, 2], [2, 1, 0], ["a", "b"], np.zeros((0,)), np.zeros((3, 3)), np.array([b"x"]), np.uint8(3), np.float16(1),
-    np.array((1, 2.0), [("a", "i4"), ("b", "f8")]), h5py.Empty("f4"), h5py.Empty(h5py.string_dtype()),
+    [], [1, 2], [2, 1, 0], ["a", "b"], np.zeros((0,)), np.zeros((3, 3)), np.array([b"x"]),
+    np.uint8(3), np.float16(1),
+    np.array((1, 2.0), [("a", "i4"), ("b", "f8")]), h5py.Empty("f4"),
+    h5py.Empty(h5py.string_dtype()),
     '{"a": 1}', "[" * 3000, "9" * 5000, "/", "../x", "/etc", "null",
 )  # fmt: skip
 _ODD_ELEMENTS = (
@@ -647,18 +670,23 @@ mutate_hdf5 = on_path(_mutate_hdf5_file)
 _ODD_OPCODES = (
     b".", b"(", b"0", b"1", b"2", b"N", b"\x88", b"\x89", b"]", b"}", b")", b"\x8f",
     b"R", b"b", b"s", b"u", b"a", b"e", b"t",
-    b"\x85", b"\x86", b"\x87", b"\x81", b"\x92", b"\x93", b"\x94", b"Q", b"Pnowhere\n", b"J\xff\xff\xff\x7f", b"h\x00",
-    b"j\xff\xff\xff\xff", b"r\xff\xff\xff\x7f", b"cos\nsystem\n", b"cnumpy\nndarray\n", b"cbuiltins\neval\n",
+    b"\x85", b"\x86", b"\x87", b"\x81", b"\x92", b"\x93", b"\x94", b"Q", b"Pnowhere\n",
+    b"J\xff\xff\xff\x7f", b"h\x00",
+    b"j\xff\xff\xff\xff", b"r\xff\xff\xff\x7f", b"cos\nsystem\n", b"cnumpy\nndarray\n",
+    b"cbuiltins\neval\n",
     b"X\xff\xff\xff\xff", b"X\x01\x00\x00\x00x", b"B\xff\xff\xff\x7f", b"\x8a\xff",
     b"\x8b\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8,
     b"\x95" + b"\xff" * 8, b"\x80\x05", b"\x80\xff", b"L" + b"9" * 5000 + b"L\n",
     b"I01\n", b"Fnan\n", b"S'x'\n", b"Vx\\ud800\n",
-    b"ios\nsystem\n", b"\x82\x01", b"2\x86" * 200, b"(" * 3000, b"\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R",
+    b"ios\nsystem\n", b"\x82\x01", b"2\x86" * 200, b"(" * 3000,
+    b"\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R",
 )  # fmt: skip
 
 
 def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
-    """Insert, remove, exchange or repeat opcodes of the first pickle in a file, which may lie behind a header."""
+    """Insert, remove, exchange or repeat opcodes of the first pickle in a file, which may lie
+    behind a header.
+    """
     start = max(0, content.find(b"\x80"))
     starts = [start + place for _, _, place in pickletools.genops(content[start:])]
     first, second = sorted(rng.sample(starts, 2))

@@ -1,4 +1,6 @@
-"""Simple readings of structured files, independent of the library's own, that targets compare with."""
+"""Simple readings of structured files, independent of the library's own, that targets
+compare with.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def json_of(path: Path) -> Any:
 
 
 def is_same(read: Any, written: Any) -> bool:
-    """Whether a value was read as it is written; a whole number may be read as a float, and no bool is a number."""
+    """Whether a value was read as it is written; a whole number may be read as a float, and no bool
+    is a number.
+    """
     if isinstance(read, Mapping):
         return (
             isinstance(written, Mapping) and read.keys() == written.keys() and _agree(read, written)
@@ -134,7 +138,9 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
 
 
 def sealed(header: Mapping[str, Any], data: bytes) -> bytes:
-    """A file of tensors of ours with a checksum that holds: what it says may be wrong, not a byte of it is torn."""
+    """A file of tensors of ours with a checksum that holds: what it says may be wrong, not a byte
+    of it is torn.
+    """
     header = json.loads(json.dumps(header))
     metadata = header.get("__metadata__")
     if isinstance(metadata, dict) and isinstance(metadata.get("cusa"), str):
@@ -151,7 +157,9 @@ def sealed(header: Mapping[str, Any], data: bytes) -> bytes:
 
 
 def resealed(change: Callable[[bytes, Any], bytes]) -> Callable[[bytes, Any], bytes]:
-    """A mutator of a sealed file from one of JSON: its metadata change, and its checksum with them."""
+    """A mutator of a sealed file from one of JSON: its metadata change, and its
+    checksum with them.
+    """
 
     def mutate_metadata(content: bytes, rng: Any) -> bytes:
         header, data = parse_safetensors(content)

@@ -2,14 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-import cusa
 from cusa.data.datasets import load_dataset
 from cusa.data.errors import DataError
 from cusa.data.input_check import check_captions, check_images
@@ -17,21 +14,14 @@ from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.teachers import TeacherRequest
 from tests.helpers import (
+    Fault,
     make_images,
     make_pairs,
-    make_tiny_sentence,
-    make_tiny_vit,
     run,
-    run_error,
+    run_fault,
     run_ok,
+    run_ranks,
 )
-
-
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
-    return ["--teacher", f"vit={vit}", "--teacher", f"words={words}", "--workers", "0"]
 
 
 def _args(manifest, teachers, out, *options):
@@ -79,9 +69,9 @@ def test_all_faults_are_listed_before_anything_is_loaded(
         f"{spoiled} line 22: caption id id10#1: caption ' \\n' is empty once normalised; "
         "give it words or remove it",
     ]
-    line = run_error("precompute", *_args(spoiled, teachers, tmp_path / "store.h5", *plan))
-    assert line.startswith("Error: 5 images and captions ")
-    assert "--on-error skip" in line
+    assert run_fault(
+        "precompute", *_args(spoiled, teachers, tmp_path / "store.h5", *plan)
+    ) == Fault(DataError, path=spoiled, location="line 5", name="id2")
     assert {path.name for path in tmp_path.iterdir()} == {"d"}
 
 
@@ -129,8 +119,8 @@ def test_what_is_finished_is_not_looked_at(tmp_path, teachers):
     run_ok("precompute", *_args(manifest, ["--teacher", "minilm", "--workers", "0"], out))
     assert set(EmbeddingStore(out).teachers) == {"vit", "words", "minilm"}
     next(out.parent.glob("store/vit/val-*.h5")).unlink()
-    assert "4 images and captions cannot be used" in run_error(
-        "precompute", *_args(manifest, teachers, out)
+    assert run_fault("precompute", *_args(manifest, teachers, out)) == Fault(
+        DataError, path=manifest, location="line 17", name="id8"
     )
 
 
@@ -142,7 +132,9 @@ def test_a_wrong_image_root_is_said_to_be(tmp_path, teachers):
             args = _args(
                 manifest, teachers, tmp_path / "s.h5", "--image-root", root, "--on-error", mode
             )
-            assert "check --image-root" in run_error("precompute", *args)
+            assert run_fault("precompute", *args) == Fault(
+                DataError, path=manifest, location="line 1", name="id0"
+            )
     assert not (tmp_path / "s.h5").exists()
 
 
@@ -234,23 +226,8 @@ def test_a_hundred_thousand_images_take_seconds(tmp_path):
 
 def test_all_processes_stop(tmp_path, spoiled, teachers):
     for plan in ([], ["--plan"]):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "cusa.precompute",
-        ]
-        completed = subprocess.run(
-            [*command, *_args(spoiled, teachers, tmp_path / "s" / "store.h5", *plan)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(cusa.__file__).parent.parent,
-            timeout=120,
-        )
+        args = _args(spoiled, teachers, tmp_path / "s" / "store.h5", *plan)
+        completed = run_ranks(2, "precompute", *args)
         assert completed.returncode != 0
         assert "Error: 5 images and captions cannot be used" in completed.stderr
         assert completed.stdout.count("fault: ") == 5

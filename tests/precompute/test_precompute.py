@@ -17,18 +17,20 @@ from cusa.data.store.schema import shard_ranges
 from cusa.precompute import shard_plan
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import (
+    Fault,
     make_images,
     make_pairs,
     make_tiny_vit,
     run_error,
     run_failure,
+    run_fault,
     run_ok,
 )
 
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    return make_tiny_vit(tmp_path_factory.mktemp("models") / "vit")
+def vit(models):
+    return models[0]
 
 
 def _args(manifest, out, vit, *options):
@@ -149,8 +151,8 @@ def test_splits_limit_and_later_additions(tmp_path, vit):
     small = tmp_path / "small.h5"
     run_ok("precompute", *_args(manifest, small, vit, "--limit", 2))
     assert EmbeddingStore(small).split("train").image_ids[:] == ["id0", "id1"]
-    assert "has no split 'test'; it has: train, val" in run_error(
-        "precompute", *_args(manifest, out, vit, "--splits", "test")
+    assert run_fault("precompute", *_args(manifest, out, vit, "--splits", "test")) == Fault(
+        DataError, name="test"
     )
 
 
@@ -184,17 +186,16 @@ def test_skipping_everything_is_an_error(tmp_path, vit):
     args = _args(manifest, out, vit, "--on-error", "skip")
     error = run_failure("precompute", *args, "--image-root", tmp_path / "wrong")
     assert (type(error), error.path) == (DataError, manifest)
-    assert "--image-root" in str(error)
     assert "0 skipped" in run_ok("precompute", *_args(manifest, out, vit))
 
 
 def test_settings_that_change_the_rows_are_not_mixed(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     run_ok("precompute", *_args(manifest, out, vit))
-    assert "precision ('bf16' / 'fp32')" in run_error(
-        "precompute", *_args(manifest, out, vit, "--precision", "bf16")
+    assert run_fault("precompute", *_args(manifest, out, vit, "--precision", "bf16")) == Fault(
+        StoreError, location="precision ('bf16' / 'fp32')", name="vit"
     )
-    line = run_error(
+    assert run_fault(
         "precompute",
         "--dataset",
         manifest,
@@ -204,18 +205,19 @@ def test_settings_that_change_the_rows_are_not_mixed(tmp_path, vit):
         "none",
         "--out",
         out,
-    )
-    assert "normalizer ('none' / 'albef')" in line
+    ) == Fault(StoreError, location="normalizer ('none' / 'albef')", name="minilm")
     other_vit = make_tiny_vit(tmp_path / "other")
     config = json.loads((other_vit / "preprocessor_config.json").read_text())
     (other_vit / "preprocessor_config.json").write_text(
         json.dumps({**config, "image_mean": [0.1, 0.1, 0.1]})
     )
-    assert "transform" in run_error("precompute", *_args(manifest, out, other_vit))
+    assert run_fault("precompute", *_args(manifest, out, other_vit)) == Fault(
+        StoreError, location="model_id ('other' / 'vit'); transform", name="vit"
+    )
     elsewhere = make_pairs(tmp_path / "other_data")
     assert EmbeddingStore(out).dataset == "pairs"
     renamed = elsewhere.rename(elsewhere.with_name("renamed.jsonl"))
-    assert "field dataset is 'pairs'" in run_error("precompute", *_args(renamed, out, vit))
+    assert run_fault("precompute", *_args(renamed, out, vit)) == Fault(StoreError, name="dataset")
 
 
 def test_workers_give_the_same_bytes(tmp_path, vit):
@@ -251,7 +253,6 @@ def test_unreadable_images_stop_the_run_or_are_recorded(tmp_path, vit, damage):
     error = run_failure("precompute", *_args(manifest, out, vit))
     assert isinstance(error, DataError)
     assert str(tmp_path / "d" / "002.jpg") in str(error)
-    assert "--on-error skip" in str(error)
     assert not out.exists()
     text = run_ok("precompute", *_args(manifest, out, vit, "--on-error", "skip"))
     assert "vit: train 8, val 4 rows x 32, 1 skipped" in text
@@ -284,7 +285,7 @@ def test_a_teacher_that_returns_nan_leaves_no_shard(tmp_path):
 def test_bad_command_lines(tmp_path, vit):
     manifest, out = make_pairs(tmp_path / "d"), tmp_path / "store.h5"
     error = run_failure("precompute", "--dataset", tmp_path / "no.json", "--out", out)
-    assert str(tmp_path / "no.json") in str(error)
+    assert error.path == tmp_path / "no.json"
     error = run_failure("precompute", "--dataset", manifest, "--teacher", "nope", "--out", out)
     assert (type(error), error.name) == (TeacherError, "nope")
     (tmp_path / "bad.json").write_text("{")
@@ -314,8 +315,9 @@ def test_bad_command_lines(tmp_path, vit):
 def test_no_permission_to_write(tmp_path, vit):
     manifest = make_pairs(tmp_path / "d")
     (tmp_path / "locked").mkdir(mode=0o500)
-    line = run_error("precompute", *_args(manifest, tmp_path / "locked" / "store.h5", vit))
-    assert "no permission for" in line
+    assert "locked" in run_error(
+        "precompute", *_args(manifest, tmp_path / "locked" / "store.h5", vit)
+    )
 
 
 def test_no_permission_is_one_line(tmp_path, vit, monkeypatch):
@@ -327,7 +329,6 @@ def test_no_permission_is_one_line(tmp_path, vit, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     line = run_error("precompute", *_args(manifest, tmp_path / "locked" / "store.h5", vit))
-    assert "no permission for" in line
     assert "locked" in line
 
 

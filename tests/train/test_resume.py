@@ -8,22 +8,33 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+from cusa.data.errors import DataError, RunError, StudentError, WorkerError
 from cusa.train.commands import resume_command
+from cusa.train.saving import run_dir as run_files
 from cusa.train.saving.run_dir import Checkpoints, read_metrics
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import load_tensors, save_tensors
 from cusa.train.trainer import Trainer
-from tests.helpers import make_pairs, make_store, make_tiny_clip, run, run_error, run_ok
+from tests.helpers import (
+    ADAPTER,
+    Fault,
+    ForkedCommand,
+    kill_at,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    run,
+    run_error,
+    run_failure,
+    run_fault,
+    run_ok,
+)
 from tests.train.pictures import precompute_pictures, student_options
-
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 
 
 def _args(index, run_dir, *more):
@@ -50,16 +61,8 @@ def _lines(run_dir):
 
 def _interrupted(args, step, number=signal.SIGKILL, where="_train_on", times=1):
     """Run the command in a process that gets a signal before a step (counted from 0) has begun."""
-    code = (
-        f"import os\nfrom cusa.train.trainer import Trainer\nplain = Trainer.{where}\n"
-        "def wrapped(self, *args):\n"
-        f"    for _ in range({times}):\n"
-        f"        self.progress.step == {step} and os.kill(os.getpid(), {int(number)})\n"
-        "    return plain(self, *args)\n"
-        f"Trainer.{where} = wrapped\nfrom cusa.cli.train import main\n"
-        f"main({[str(a) for a in args]!r})\n"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    patch = kill_at(Trainer, where, step, number, times)
+    return ForkedCommand("train", *args, patch=patch).wait()
 
 
 def _assert_same(one, two):
@@ -70,11 +73,6 @@ def _assert_same(one, two):
     assert a.progress == b.progress
     best = load_saved(one).student.state_dict(), load_saved(two).student.state_dict()
     assert all(torch.equal(best[0][k], best[1][k]) for k in best[0])
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
 @pytest.fixture(scope="module")
@@ -190,14 +188,18 @@ def test_what_a_killed_process_left_half_written_goes(index, tmp_path):
 def test_killed_before_its_own_files_are_whole_it_begins_anew(index, whole, tmp_path, missing):
     """Settings are written last: without them nothing has begun that could be resumed."""
     run_dir = tmp_path / "part"
-    code = (
-        "import os\nimport cusa.train.saving.run_dir as files\nplain = files.atomic_file\n"
-        "def killed(path):\n"
-        f"    path.name == {missing!r} and os.kill(os.getpid(), 9)\n    return plain(path)\n"
-        "files.atomic_file = killed\nfrom cusa.cli.train import main\n"
-        f"main({[str(a) for a in _args(index, run_dir)]!r})\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    plain = run_files.atomic_file
+
+    def killed(path):
+        if path.name == missing:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(path)
+
+    def patch():
+        run_files.atomic_file = killed
+
+    done = ForkedCommand("train", *_args(index, run_dir), patch=patch).wait()
+    assert done.returncode == -signal.SIGKILL
     run_ok("train", *_args(index, run_dir, "--resume"))
     _assert_same(whole, run_dir)
 
@@ -239,15 +241,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(
         return plain(self, batch)
 
     monkeypatch.setattr(Trainer, "_train_on", step)
-    line = run_error("train", *_args(index, run_dir, "--checkpoint-steps", 1))
-    assert "the gradient is not finite at step 8 (images train" in line
+    assert run_fault("train", *_args(index, run_dir, "--checkpoint-steps", 1)) == Fault(
+        StudentError
+    )
     tensors = load_tensors(Checkpoints(run_dir).paths()[-1])[0]
     assert all(torch.isfinite(t).all() for t in tensors.values())
 
 
 def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
     """Checkpoints, log and best student fail in epoch 2, and work again in epoch 3."""
-    from cusa.train.saving import run_dir as files
     from cusa.train.saving import student_folder as saved
 
     run_dir = tmp_path / "run"
@@ -270,9 +272,9 @@ def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
         return plain_step(self, batch)
 
     monkeypatch.setattr(Trainer, "_train_on", step)
-    monkeypatch.setattr(files, "save_tensors", failing(save_tensors))
+    monkeypatch.setattr(run_files, "save_tensors", failing(save_tensors))
     monkeypatch.setattr(saved, "save_tensors", failing(save_tensors))
-    monkeypatch.setattr(files.MetricsLog, "append", failing(files.MetricsLog.append))
+    monkeypatch.setattr(run_files.MetricsLog, "append", failing(run_files.MetricsLog.append))
     result = run("train", *_args(index, run_dir))
     assert result.exit_code == 0, result.output
     warnings = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
@@ -287,15 +289,8 @@ def test_a_full_disk_is_said_and_survived(index, whole, tmp_path, monkeypatch):
     assert json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 3
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("checkpoints", "its end could not be saved; make room"),
-        ("best", "the student of epoch 3, the best one, could not be saved"),
-    ],
-)
-def test_what_is_lost_at_the_end_is_an_error(index, tmp_path, monkeypatch, what, message):
-    from cusa.train.saving import run_dir as files
+@pytest.mark.parametrize("what", ["checkpoints", "best"])
+def test_what_is_lost_at_the_end_is_an_error(index, tmp_path, monkeypatch, what):
     from cusa.train.saving import student_folder as saved
 
     def full(path, *_args):
@@ -303,11 +298,10 @@ def test_what_is_lost_at_the_end_is_an_error(index, tmp_path, monkeypatch, what,
             raise OSError(errno.ENOSPC, "No space left on device")
         return save_tensors(path, *_args)
 
-    monkeypatch.setattr(files if what == "checkpoints" else saved, "save_tensors", full)
-    line = run_error("train", *_args(index, tmp_path / "run"))
-    assert message in line
+    monkeypatch.setattr(run_files if what == "checkpoints" else saved, "save_tensors", full)
+    fault = run_fault("train", *_args(index, tmp_path / "run"))
+    assert fault == Fault(RunError, path=tmp_path / "run")
     if what == "best":
-        assert "holds that of epoch 2" in line
         assert load_saved(tmp_path / "run").origin.epoch == 2
 
 
@@ -326,9 +320,9 @@ def test_a_reader_that_is_killed_is_an_error_with_a_way_on(
     args = _args(index, tmp_path / "run", "--workers", workers)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_on", step)
-        line = run_error("train", *args)
-    assert "was killed by SIGKILL, possibly because memory ran out; pass fewer --workers" in line
-    assert f"go on with: {resume_command(tmp_path / 'run')}" in line
+        error = run_failure("train", *args)
+    assert isinstance(error, DataError)
+    assert f"go on with: {resume_command(tmp_path / 'run')}" in str(error)
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
     _assert_same(whole, tmp_path / "run")
 
@@ -339,10 +333,10 @@ def test_one_that_is_killed_while_validating_stops_the_run_and_keeps_it(
     def read(*_arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("cusa.train.encode_split._Chunks.__getitem__", read)
-    line = run_error("train", *_args(index, tmp_path / "run", "--workers", 2))
-    assert "was killed by SIGKILL" in line
-    assert "the run is kept up to step" in line
+    monkeypatch.setattr("cusa.train.encode_split._ByRows.__getitem__", read)
+    error = run_failure("train", *_args(index, tmp_path / "run", "--workers", 2))
+    assert isinstance(error, WorkerError)
+    assert error.name.startswith("process ")
 
 
 def test_a_relative_student_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -356,8 +350,9 @@ def test_a_relative_student_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     run_ok("train", "--resume", "--run-dir", tmp_path / "run")
     (tmp_path / "run" / "best" / "config.json").unlink()
-    line = run_error("train", "--resume", "--run-dir", tmp_path / "run")
-    assert "lacks the student's config.json; restore it" in line
+    assert run_fault("train", "--resume", "--run-dir", tmp_path / "run") == Fault(
+        RunError, path=tmp_path / "run/best"
+    )
 
 
 def test_a_copy_of_a_checkpoint_is_left_alone(index, whole, tmp_path):
@@ -424,9 +419,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(index, tmp_pat
         return plain(self, batch)
 
     monkeypatch.setattr(Trainer, "_train_on", step)
-    line = run_error("train", *_args(index, run_dir))
-    assert "the loss is not finite at step 8 (contrastive, csa, usa; images " in line
-    assert f"(contrastive, csa, usa; images train{poisoned[0]})" in line
+    assert run_fault("train", *_args(index, run_dir)) == Fault(StudentError)
     assert [p.stem[-1] for p in Checkpoints(run_dir).paths()] == ["5", "6"]
     monkeypatch.undo()
     run_ok("train", "--resume", "--run-dir", run_dir)
@@ -439,9 +432,7 @@ def test_a_checkpoint_of_another_student_is_named(index, tmp_path):
     tensors, meta = load_tensors(path)
     tensors["student.image_heads.uni.1.weight"] = torch.zeros(3, 16)
     save_tensors(path, tensors, meta)
-    line = run_error("train", "--resume", "--run-dir", run_dir)
-    assert "is of another student" in line
-    assert "image_heads.uni.1.weight" in line
+    assert run_fault("train", "--resume", "--run-dir", run_dir) == Fault(RunError, path=run_dir)
 
 
 def test_files_are_for_everyone_to_read_whom_the_umask_lets(index, tmp_path):
@@ -462,8 +453,7 @@ def test_one_run_at_a_time(index, tmp_path):
 
     def step(self, batch):
         if not refused:
-            command = [sys.executable, "-m", "cusa.train", "--resume", "--run-dir", str(run_dir)]
-            refused.append(subprocess.run(command, capture_output=True, text=True, check=False))
+            refused.append(ForkedCommand("train", "--resume", "--run-dir", run_dir).wait())
         return plain(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -499,9 +489,9 @@ def test_images_that_vanish_stop_the_run_with_a_checkpoint(tmp_path):
     args = student_options(store, clip, run_dir, epochs=3, batch_size=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_on", step)
-        line = run_error("train", *args, "--workers", 0)
-    assert f"image {picture} does not exist" in line
-    assert f"go on with: {resume_command(run_dir)}" in line
+        error = run_failure("train", *args, "--workers", 0)
+    assert isinstance(error, DataError)
+    assert f"go on with: {resume_command(run_dir)}" in str(error)
     kept = int(Checkpoints(run_dir).paths()[-1].stem[-9:])
     assert 6 <= kept < 12
     hidden.rename(picture)
@@ -523,7 +513,4 @@ def test_zero_teacher_rows_are_named(tmp_path):
     rows["train"][3] = 0
     add_teacher(index, dataset, "zeros", settings("image", 40), rows)
     teachers = ("--image-encoder", "vision", "--image-teacher", "zeros")
-    line = run_error("train", *_args(index, tmp_path / "run", *teachers))
-    assert "the image teacher's rows" in line
-    assert "are zero or have no finite length" in line
-    assert "train3" in line
+    assert run_fault("train", *_args(index, tmp_path / "run", *teachers)) == Fault(DataError)

@@ -53,7 +53,9 @@ def test_by_epoch_the_warm_up_shifts_the_cosine():
 
 
 def test_the_papers_schedule_is_that_of_the_published_trainer():
-    """timm's CosineLRScheduler(t_initial=30, lr_min=1e-6, t_in_epochs=True), stepped with the epoch's number."""
+    """timm's CosineLRScheduler(t_initial=30, lr_min=1e-6, t_in_epochs=True), stepped with the
+    epoch's number.
+    """
     config = build_config(load_preset("paper-coco-vit-b32"))
     for epoch in range(30):
         expected = 1e-6 + 0.5 * (1e-5 - 1e-6) * (1 + math.cos(math.pi * epoch / 30))

@@ -1,4 +1,6 @@
-"""Several processes (gloo, torchrun): the losses of one, exact resume, and errors that reach everyone."""
+"""Several processes (gloo, torchrun): the losses of one, exact resume, and errors that reach
+everyone.
+"""
 
 import os
 import shlex
@@ -12,32 +14,35 @@ import pytest
 import torch
 
 import cusa
+from cusa.data.errors import DataError, RunError
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.commands import resume_command
 from cusa.train.config import build_config, load_preset, merge
+from cusa.train.loader import FileInputs
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import Checkpoints, read_metrics
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.schedule import learning_rate
 from cusa.train.trainer import Trainer
-from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
+from tests.helpers import (
+    ADAPTER,
+    Fault,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    run_fault,
+    run_ok,
+    run_ranks,
+)
 from tests.train.pictures import precompute_pictures
 
 ROOT = Path(cusa.__file__).parent.parent
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 EXACT = ("--set", "student.dropout=0", "--set", "train.log_every=1", "--epochs", 2, "--workers", 0)
 
 
-def torchrun(*args, n=2, module="cusa.train", wait=True):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(n),
-    ]
-    command += ["-m", module, *map(str, args)] if module else list(map(str, args))
+def torchrun(*args, wait=True):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [sys.executable, *launcher, "-m", "cusa.train", *map(str, args)]
     # gloo's own connection attempts go to whatever address the machine's name has
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     begun = subprocess.Popen(
@@ -76,7 +81,8 @@ def test_two_processes_have_the_losses_of_one_with_their_batches_joined(
     each = (
         ("--batch-size", 4, "--accumulate", 2) if student == "accumulated" else ("--batch-size", 8)
     )
-    done = torchrun(*common, *EXACT, "--gather", *each, "--run-dir", tmp_path / "two")
+    args = (*common, *EXACT, "--gather", *each, "--run-dir", tmp_path / "two")
+    done = torchrun(*args) if student == "adapter" else run_ranks(2, "train", *args)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best epoch") == 1  # one of them reports
     assert "2 processes" in done.stdout
@@ -92,7 +98,8 @@ def test_two_processes_have_the_losses_of_one_with_their_batches_joined(
         Checkpoints(tmp_path / "one").newest()[0][0],
         Checkpoints(tmp_path / "two").newest()[0][0],
     )
-    # Attention's key biases have rounding errors for gradients, which AdamW scales up to its learning rate.
+    # Attention's key biases have rounding errors for gradients, which AdamW scales up to its
+    # learning rate.
     for name in (
         n for n in first if n.startswith(("student.", "loss.")) and "k_proj.bias" not in n
     ):
@@ -101,9 +108,8 @@ def test_two_processes_have_the_losses_of_one_with_their_batches_joined(
 
 def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(index, tmp_path):
     """Against both losses, written out in one process."""
-    done = torchrun(
-        "--embeddings", index, *ADAPTER, *EXACT, "--batch-size", 8, "--run-dir", tmp_path / "two"
-    )
+    args = ("--embeddings", index, *ADAPTER, *EXACT, "--batch-size", 8)
+    done = run_ranks(2, "train", *args, "--run-dir", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     settings = {
         "data": {"embeddings": str(index)},
@@ -138,7 +144,9 @@ def test_without_gather_each_has_its_own_loss_and_all_share_the_mean_gradient(in
 
 
 def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
-    """SIGKILL of one of them in the middle of epoch 2; dropout included, which each draws for itself."""
+    """SIGKILL of one of them in the middle of epoch 2; dropout included, which each draws for
+    itself.
+    """
     args = (
         "--embeddings",
         index,
@@ -151,19 +159,23 @@ def test_two_processes_killed_go_on_exactly_and_only_as_two(index, tmp_path):
         3,
     )
     args = (*args, "--checkpoint-steps", 3)
-    assert torchrun(*args, "--run-dir", tmp_path / "whole").returncode == 0
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import os, sys\nfrom cusa.train.trainer import Trainer\nplain = Trainer._train_on\n"
-        "def step(self, batch):\n"
-        "    self.setup.processes.rank == 1 and self.progress.step == 8 and os.kill(os.getpid(), 9)\n"
-        "    return plain(self, batch)\n"
-        "Trainer._train_on = step\nfrom cusa.cli.train import main\nmain(sys.argv[1:])\n"
+    assert run_ranks(2, "train", *args, "--run-dir", tmp_path / "whole").returncode == 0
+    plain = Trainer._train_on
+
+    def step(self, batch):
+        if self.setup.processes.rank == 1 and self.progress.step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, batch)
+
+    def patch():
+        Trainer._train_on = step
+
+    done = run_ranks(2, "train", *args, "--run-dir", tmp_path / "part", patch=patch)
+    assert done.returncode != 0
+    assert run_fault("train", "--resume", "--run-dir", tmp_path / "part") == Fault(
+        RunError, path=tmp_path / "part"
     )
-    assert torchrun(script, *args, "--run-dir", tmp_path / "part", module=None).returncode != 0
-    line = run_error("train", "--resume", "--run-dir", tmp_path / "part")
-    assert "was begun by 2 processes and cannot go on with 1" in line
-    done = torchrun("--resume", "--run-dir", tmp_path / "part")
+    done = run_ranks(2, "train", "--resume", "--run-dir", tmp_path / "part")
     assert done.returncode == 0, done.stderr
     assert "step 1 of the next" in done.stdout
     assert _lines(tmp_path / "part") == _lines(tmp_path / "whole")
@@ -185,14 +197,14 @@ def test_two_processes_without_validation_and_with_fewer_pairs_than_they_want(tm
         "--run-dir",
         tmp_path / "run",
     )
-    done = torchrun(*args)
+    done = run_ranks(2, "train", *args)
     assert done.returncode == 0, done.stderr
     assert "no validation" in done.stdout
     assert "each takes 5 in each process" in done.stdout
     saved = load_saved(tmp_path / "run")
     assert (saved.origin.epoch, saved.origin.step, saved.origin.processes) == (2, 2, 2)
     few = make_store(tmp_path / "few", sizes={"train": 1})
-    done = torchrun("--embeddings", few, *ADAPTER, "--run-dir", tmp_path / "few-run")
+    done = run_ranks(2, "train", "--embeddings", few, *ADAPTER, "--run-dir", tmp_path / "few-run")
     assert "train on more pairs, or with fewer processes" in done.stderr
     program, *arguments = shlex.split(resume_command(tmp_path / "run", processes=2))
     assert Path(program).name == "torchrun"
@@ -232,22 +244,23 @@ def test_sigterm_of_torchrun_leaves_a_checkpoint(index, tmp_path):
 
 def test_an_image_that_one_process_cannot_read_stops_both_with_a_checkpoint(pictures, tmp_path):
     """Its message names the image; the other one does not wait for it."""
-    script = tmp_path / "vanishing.py"
-    script.write_text(
-        "import sys\nimport cusa.train.loader as batches\nfrom cusa.data.errors import CusaError\n"
-        "from cusa.train.trainer import Trainer\n"
-        "plain, steps = batches.FileInputs.images, Trainer._train_on\nseen = []\n"
-        "def images(self, rows):\n"
-        "    if len(seen) == 3 and seen[0].processes.rank == 1:\n"
-        "        raise CusaError('image 003.jpg does not exist')\n"
-        "    return plain(self, rows)\n"
-        "def step(self, batch):\n    seen.append(self)\n    return steps(self, batch)\n"
-        "batches.FileInputs.images, Trainer._train_on = images, step\n"
-        "from cusa.cli.train import main\nmain(sys.argv[1:])\n"
-    )
+    plain_images, plain_step, trainers = FileInputs.images, Trainer._train_on, []
+
+    def images(self, rows):
+        if len(trainers) == 3 and trainers[0].setup.processes.rank == 1:
+            raise DataError("image 003.jpg does not exist")
+        return plain_images(self, rows)
+
+    def step(self, batch):
+        trainers.append(self)
+        return plain_step(self, batch)
+
+    def patch():
+        FileInputs.images, Trainer._train_on = images, step
+
     args = (*pictures, *EXACT, "--batch-size", 4, "--run-dir", tmp_path / "run")
     began = time.monotonic()
-    done = torchrun(script, *args, module=None)
+    done = run_ranks(2, "train", *args, patch=patch)
     assert done.returncode != 0
     assert time.monotonic() - began < 60
     assert (

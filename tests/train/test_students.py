@@ -13,6 +13,7 @@ from PIL import Image
 from cusa.data.errors import FORWARD_PASS, ImageError, StudentError
 from cusa.train.loader import FileInputs
 from cusa.train.student import StudentConfig, dual_encoder_student, load_dual_encoder
+from tests.helpers import Fault, fault_of
 from tests.tiny_models import (
     SIZES,
     TEXTS,
@@ -42,9 +43,9 @@ def test_a_folder_without_tokenizer_is_refused(clip, tmp_path):
     folder = shutil.copytree(clip, tmp_path / "clip")
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(StudentError, match="has no tokeniser") as caught:
+    with pytest.raises(StudentError) as caught:
         _load(folder)
-    assert caught.value.path == folder
+    assert fault_of(caught.value) == Fault(StudentError, path=folder, name=str(folder))
 
 
 def test_a_tokenizer_that_confuses_all_texts_is_refused(clip, tmp_path):
@@ -53,8 +54,9 @@ def test_a_tokenizer_that_confuses_all_texts_is_refused(clip, tmp_path):
     settings = json.loads((folder / "config.json").read_text())
     settings["text_config"]["eos_token_id"] = 1
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(StudentError, match="gives different texts the same features"):
+    with pytest.raises(StudentError) as refused:
         _load(folder)
+    assert fault_of(refused.value) == Fault(StudentError, name=str(folder))
 
 
 def test_texts_are_cut_where_the_positions_end(tmp_path):
@@ -79,8 +81,9 @@ def test_the_end_token_pads_where_no_other_does(clip, tmp_path):
 
 def test_pictures_of_varying_size_are_refused(tmp_path):
     save_clip(tmp_path / "clip", crop=False)
-    with pytest.raises(StudentError, match="pictures of varying size"):
+    with pytest.raises(StudentError) as refused:
         _load(tmp_path / "clip")
+    assert fault_of(refused.value) == Fault(StudentError, name=str(tmp_path / "clip"))
 
 
 TEXT = {**SIZES, "max_position_embeddings": 30, "pad_token_id": 0}
@@ -123,22 +126,20 @@ def test_families(tmp_path, family, text, more, limit):
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "message"),
+    ("name", "config"),
     [
         (
             "FlavaModel",
             {"image_config": VISION, "text_config": SIZES, "multimodal_config": SIZES},
-            "not one row",
         ),
         (
             "Siglip2Model",
             {"vision_config": {**SIZES, "num_patches": 4, "patch_size": 16}},
-            "cannot be used",
         ),
-        ("ViltModel", VISION, "is no dual encoder"),
+        ("ViltModel", VISION),
     ],
 )
-def test_families_that_take_other_inputs_are_refused(tmp_path, name, config, message):
+def test_families_that_take_other_inputs_are_refused(tmp_path, name, config):
     save_tokenizer(tmp_path)
     small = {"vocab_size": 60, **SIZES}
     if name == "Siglip2Model":
@@ -150,7 +151,7 @@ def test_families_that_take_other_inputs_are_refused(tmp_path, name, config, mes
     config = getattr(transformers, name.replace("Model", "Config"))(**config)
     getattr(transformers, name)(config).save_pretrained(tmp_path)
     save_processor(tmp_path)
-    with pytest.raises(StudentError, match=message) as caught:
+    with pytest.raises(StudentError) as caught:
         _load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -160,15 +161,12 @@ def test_what_a_model_fails_on_is_told(clip):
     loaded = load_dual_encoder(str(clip), True)
     tokens = loaded.processors.tokens(TEXTS)
     tokens["input_ids"][2, 1] = 9_999
-    with pytest.raises(
-        StudentError, match=r"CLIPModel, text tower. fails on item 3 of a batch of 4 .*range"
-    ) as caught:
+    with pytest.raises(StudentError) as caught:
         loaded.text_tower(tokens)
-    assert caught.value.location == FORWARD_PASS
-    with pytest.raises(
-        StudentError, match=r"CLIPModel, image tower. fails on item 1 of a batch of 2"
-    ):
+    assert fault_of(caught.value) == Fault(StudentError, location=FORWARD_PASS, name=str(clip))
+    with pytest.raises(StudentError) as refused:
         loaded.image_tower(torch.zeros(2, 3, 48, 32))
+    assert fault_of(refused.value) == Fault(StudentError, location=FORWARD_PASS, name=str(clip))
 
     def exhausted(**inputs):
         raise torch.OutOfMemoryError("more")
@@ -191,8 +189,9 @@ def test_code_of_a_folder_is_never_run(clip, tmp_path, monkeypatch):
     }
     (folder / "config.json").write_text(json.dumps(settings))
     for pretrained in (True, False):
-        with pytest.raises(StudentError, match="needs code of its own, which is not run"):
+        with pytest.raises(StudentError) as refused:
             dual_encoder_student(StudentConfig(), str(folder), pretrained)
+        assert fault_of(refused.value) == Fault(StudentError, path=folder, name=str(folder))
     assert not (tmp_path / "executed").exists()
 
 
@@ -212,13 +211,15 @@ def test_pictures_are_seen_upright_and_over_white(clip, tmp_path):
     pixels = inputs.images(np.arange(4))
     torch.testing.assert_close(pixels[0], pixels[1])
     torch.testing.assert_close(pixels[2], pixels[3])
-    with pytest.raises(ImageError, match="too narrow") as narrow:
+    with pytest.raises(ImageError) as narrow:
         inputs.images(np.array([4]))
+    assert fault_of(narrow.value) == Fault(ImageError, path=tmp_path / "narrow.png")
     assert narrow.value.path == tmp_path / "narrow.png"
 
 
 def test_vision_towers_are_no_students(tmp_path):
     save_vision(tmp_path / "vit", "ViTModel", "ViTConfig", **VISION)
     save_tokenizer(tmp_path / "vit")
-    with pytest.raises(StudentError, match="is no dual encoder, of images and of texts"):
+    with pytest.raises(StudentError) as refused:
         _load(tmp_path / "vit")
+    assert fault_of(refused.value) == Fault(StudentError, name=str(tmp_path / "vit"))

@@ -5,11 +5,11 @@ import statistics
 
 import pytest
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import SettingError
 from cusa.train.saving.run_dir import read_metrics
 from cusa.train.sweep import parse_grid, summarize
 from cusa.train.trainer import Trainer
-from tests.helpers import make_store, run, run_error, run_ok
+from tests.helpers import Fault, make_store, run, run_fault, run_ok
 
 
 def test_a_grid_is_every_combination_the_last_axis_fastest():
@@ -26,23 +26,24 @@ def test_a_grid_is_every_combination_the_last_axis_fastest():
 
 
 @pytest.mark.parametrize(
-    ("axes", "message"),
+    "axes",
     [
-        (["loss"], "expected NAME=VALUE,VALUE"),
-        (["seed=0,,1"], "expected NAME=VALUE,VALUE"),
-        (["sed=0"], "unknown name; legal: loss, seed"),
-        (["loss=cosine"], "legal are contrastive, csa, usa, cusa"),
-        (["seed=0", "seed=1"], "is there twice"),
-        (["seed=1,1"], "is there twice"),
-        (["seed=0,00"], "is there twice"),
-        (["seed=0", "train.seed=1"], "is there twice"),
-        (["train.device=cpu,cuda"], "pass --device"),
-        (["student=a/b,a-b"], "would share a folder"),
+        ["loss"],
+        ["seed=0,,1"],
+        ["sed=0"],
+        ["loss=cosine"],
+        ["seed=0", "seed=1"],
+        ["seed=1,1"],
+        ["seed=0,00"],
+        ["seed=0", "train.seed=1"],
+        ["train.device=cpu,cuda"],
+        ["student=a/b,a-b"],
     ],
 )
-def test_faulty_grids(axes, message):
-    with pytest.raises(CusaError, match=message):
+def test_faulty_grids(axes):
+    with pytest.raises(SettingError) as refused:
         parse_grid(axes)
+    assert refused.value.name == "--sweep"
 
 
 def test_the_table_over_seeds_by_hand(tmp_path):
@@ -155,7 +156,6 @@ def test_without_a_folder_the_same_command_finds_its_own(tmp_path, monkeypatch):
 def test_bad_sweeps(tmp_path):
     index = make_store(tmp_path / "store")
     args = _sweep(index, tmp_path / "s")
-    assert "leave out --resume" in run_error("train", *args, "--resume")
-    line = run_error("train", *args[:-1], "train.sed=1")
-    assert "unknown setting train.sed" in line
+    assert run_fault("train", *args, "--resume") == Fault(SettingError, name="--resume")
+    assert run_fault("train", *args[:-1], "train.sed=1") == Fault(SettingError, name="train.sed")
     assert not (tmp_path / "s").exists()

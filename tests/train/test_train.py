@@ -1,4 +1,6 @@
-"""The command line: runs, resumes, refusals; the adapter on made-up rows, a dual encoder on image files."""
+"""The command line: runs, resumes, refusals; the adapter on made-up rows, a dual encoder on image
+files.
+"""
 
 import json
 import subprocess
@@ -8,24 +10,34 @@ import numpy as np
 import pytest
 import torch
 
+from cusa.data.errors import (
+    DataError,
+    ImageError,
+    RunError,
+    SettingError,
+    StoreError,
+    StudentError,
+)
 from cusa.data.records import Dataset
+from cusa.data.store.checksum import ChecksumError, VersionError
 from cusa.train.command_settings import default_preset
 from cusa.train.saving.student_folder import load_saved
 from tests.helpers import (
+    ADAPTER,
+    Fault,
     add_teacher,
     make_pairs,
     make_store,
     make_tiny_clip,
     make_tiny_vit,
     records,
-    run_error,
+    run_failure,
+    run_fault,
     run_ok,
     settings,
     unit_rows,
 )
 from tests.train.pictures import precompute_pictures, student_options
-
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 
 
 def _adapter(index, run_dir, *more):
@@ -110,8 +122,7 @@ def test_a_run_goes_on_when_its_store_has_moved_and_gained_a_teacher(index, tmp_
     rows = {"train": unit_rows(80, 4, 0), "val": unit_rows(20, 4, 1)}
     add_teacher(index, dataset, "third", settings("text", 4), rows)
     moved = index.parent.rename(tmp_path / "moved") / index.name
-    line = run_error("train", "--resume", "--run-dir", run_dir)
-    assert "does not exist" in line
+    assert run_fault("train", "--resume", "--run-dir", run_dir) == Fault(StoreError, path=index)
     assert "best epoch" in run_ok(
         "train", *_adapter(moved, run_dir, "--resume")
     )  # the first command, and --resume
@@ -126,8 +137,9 @@ def test_a_preset_lies_under_a_config_file(index, tmp_path):
     run_ok("train", *args, "--run-dir", tmp_path / "run")
     config = load_saved(tmp_path / "run").origin.config
     assert (config.loss.alpha, config.optim.lr) == (0.3, 1e-3)  # the adapter preset's learning rate
-    line = run_error("train", "--resume", "--run-dir", tmp_path / "run", "--preset", "demo")
-    assert "leave out --preset" in line
+    assert run_fault(
+        "train", "--resume", "--run-dir", tmp_path / "run", "--preset", "demo"
+    ) == Fault(SettingError, name="preset")
     run_ok("train", "--config", tmp_path / "run" / "config.yaml", "--run-dir", tmp_path / "again")
     assert load_saved(tmp_path / "again").origin.config == config
 
@@ -135,23 +147,25 @@ def test_a_preset_lies_under_a_config_file(index, tmp_path):
 def test_resume_refuses_other_settings_and_other_stores(index, tmp_path):
     run_dir = tmp_path / "run"
     run_ok("train", *_adapter(index, run_dir))
-    assert f"run directory {run_dir} exists" in run_error("train", *_adapter(index, run_dir))
-    line = run_error("train", *_adapter(index, run_dir, "--resume", "--set", "loss.alpha=0.2"))
-    assert "settings differ" in line
-    assert "loss.alpha (0.1 / 0.2)" in line
-    line = run_error("train", "--resume", "--run-dir", run_dir, "--seed", 4)
-    assert "train.seed (0 / 4)" in line
+    assert run_fault("train", *_adapter(index, run_dir)) == Fault(RunError, path=run_dir)
+    assert run_fault(
+        "train", *_adapter(index, run_dir, "--resume", "--set", "loss.alpha=0.2")
+    ) == Fault(SettingError, name="loss.alpha")
+    assert run_fault("train", "--resume", "--run-dir", run_dir, "--seed", 4) == Fault(
+        SettingError, name="train.seed"
+    )
     clip = make_tiny_clip(tmp_path / "clip")
-    line = run_error("train", "--resume", "--run-dir", run_dir, "--student", clip)
-    assert f"student.name ('adapter' / '{clip}')" in line
+    assert run_fault("train", "--resume", "--run-dir", run_dir, "--student", clip) == Fault(
+        SettingError, name="student.name"
+    )
     for f in index.parent.rglob("*.h5"):
         f.unlink()
     make_store(index.parent, sizes={"train": 40, "val": 12})
-    line = run_error("train", "--resume", "--run-dir", run_dir)
-    assert "is not the store" in line
-    assert "fingerprint of split 'val'" in line
-    assert "not a run directory" in run_error("train", "--resume", "--run-dir", tmp_path / "nope")
-    assert "pass --run-dir" in run_error("train", "--resume")
+    assert run_fault("train", "--resume", "--run-dir", run_dir) == Fault(StoreError, path=index)
+    assert run_fault("train", "--resume", "--run-dir", tmp_path / "nope") == Fault(
+        RunError, path=tmp_path / "nope"
+    )
+    assert run_fault("train", "--resume") == Fault(SettingError, name="run_dir")
 
 
 def test_skipped_rows_leave_their_pairs_out(index, tmp_path):
@@ -194,27 +208,25 @@ def test_fewer_pairs_than_a_batch_are_one_step(index, tmp_path):
 
 def test_bad_command_lines(index, tmp_path):
     def error(*more, store=index):
-        return run_error("train", *_adapter(store, tmp_path / "run", *more))
+        return run_fault("train", *_adapter(store, tmp_path / "run", *more))
 
-    assert "unknown image teacher 'x'; pass --image-teacher with one of: vision" in error(
-        "--image-teacher", "x"
+    assert error("--image-teacher", "x") == Fault(StoreError, path=index, name="x")
+    assert error("--text-encoder", "vision") == Fault(StoreError, path=index, name="vision")
+    assert error("--preset", "x") == Fault(SettingError, name="x")
+    assert error("--set", "loss.x=1") == Fault(SettingError, name="loss.x")
+    assert error("--set", "data.val_split=x") == Fault(StoreError, path=index, name="x")
+    assert error("--batch-size", 1) == Fault(SettingError, name="train.batch_size")
+    assert error("seed=1") == Fault(SettingError, name="seed=1")
+    assert error(store=tmp_path / "no.h5") == Fault(StoreError, path=tmp_path / "no.h5")
+    if not torch.cuda.is_available():
+        assert error("--device", "cuda") == Fault(SettingError, name="--device")
+    assert run_fault("train", "--run-dir", tmp_path / "run") == Fault(
+        SettingError, name="data.embeddings"
     )
-    assert "with one of: words" in error("--text-encoder", "vision")
-    assert "unknown preset 'x'; legal: adapter, demo" in error("--preset", "x")
-    assert "unknown setting loss.x; legal: loss.terms" in error("--set", "loss.x=1")
-    assert "no split 'x' to choose the best epoch on; it has: test, train" in error(
-        "--set", "data.val_split=x"
-    )
-    assert "batch of one pair" in error("--batch-size", 1)
-    assert "unknown argument 'seed=1'" in error("seed=1")
-    assert "does not exist; make it with cusa-precompute" in error(store=tmp_path / "no.h5")
-    assert "no CUDA device" in error("--device", "cuda") or torch.cuda.is_available()
-    assert "pass --embeddings" in run_error("train", "--run-dir", tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        line = error("--student", "some/model")
-    assert "hf download some/model --local-dir FOLDER" in line
-    line = run_error(
+        assert error("--student", "some/model") == Fault(StudentError, name="some/model")
+    assert run_fault(
         "train",
         "--embeddings",
         index,
@@ -222,9 +234,7 @@ def test_bad_command_lines(index, tmp_path):
         tmp_path / "no-model",
         "--run-dir",
         tmp_path / "r",
-    )
-    assert "unknown student" in line
-    assert "legal: adapter, a Hugging Face dual encoder" in line
+    ) == Fault(StudentError, name=str(tmp_path / "no-model"))
     assert not (tmp_path / "run").exists()
 
 
@@ -235,18 +245,21 @@ def test_unusable_stores(index, tmp_path):
     )
     rows = {"train": unit_rows(40, 4, 0), "val": unit_rows(10, 4, 1)}
     add_teacher(only_images, dataset, "vision", settings("image", 4), rows)
-    line = run_error("train", *_adapter(only_images, tmp_path / "run"))
-    assert "holds no text teacher; add one: cusa-precompute --teacher NAME" in line
+    assert run_fault("train", *_adapter(only_images, tmp_path / "run")) == Fault(
+        StoreError, path=only_images, name="text"
+    )
     content = index.read_bytes()
     index.write_bytes(content[:3000])
-    assert "is damaged" in run_error("train", *_adapter(index, tmp_path / "run"))
-    index.write_bytes(content.replace(b" 2.1 sha256=", b" 9.1 sha256="))
-    assert "has format version 9.1, this cusa reads 2.x" in run_error(
-        "train", *_adapter(index, tmp_path / "run")
+    assert run_fault("train", *_adapter(index, tmp_path / "run")) == Fault(
+        ChecksumError, path=index
     )
+    index.write_bytes(content.replace(b" 2.1 sha256=", b" 9.1 sha256="))
+    assert run_fault("train", *_adapter(index, tmp_path / "run")) == Fault(VersionError, path=index)
     index.write_bytes(content)
     next(index.parent.glob("store/words/val-*.h5")).unlink()
-    assert "is missing" in run_error("train", *_adapter(index, tmp_path / "run"))
+    assert run_fault("train", *_adapter(index, tmp_path / "run")) == Fault(
+        StoreError, path=tmp_path / "store/store/words/val-000000014-000000020.h5"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -272,14 +285,10 @@ def test_images_that_have_moved_are_named_with_the_way_to_them(tmp_path):
     args = student_options(store, clip, run_dir, epochs=1, batch_size=4)
     args = (*args, "--workers", 0)
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert f"image folder {tmp_path / 'data'} does not exist; pass --image-root" in run_error(
-        "train", *args
-    )
+    assert run_fault("train", *args) == Fault(DataError, path=tmp_path / "data")
     (tmp_path / "data").mkdir()
-    line = run_error("train", *args)
-    assert f"image {tmp_path / 'data'}" in line
-    assert "--image-root" in line
-    assert "does not exist" in run_error("train", *args, "--image-root", store)
+    assert run_fault("train", *args) == Fault(ImageError, path=tmp_path / "data/000.jpg")
+    assert run_fault("train", *args, "--image-root", store) == Fault(DataError, path=store)
     assert not run_dir.exists()
     run_ok("train", *args, "--image-root", tmp_path / "moved")
     run_ok("train", "--resume", "--run-dir", run_dir, "--epochs", 2)  # it remembers where they are
@@ -300,13 +309,14 @@ def test_a_store_that_is_being_written_is_no_store_yet(index, tmp_path):
     """Its index comes last; and a teacher whose rows of a split are not there yet is named."""
     content = index.read_bytes()
     index.unlink()
-    assert "does not exist" in run_error("train", *_adapter(index, tmp_path / "run"))
+    assert run_fault("train", *_adapter(index, tmp_path / "run")) == Fault(StoreError, path=index)
     index.write_bytes(content)
     dataset = Dataset("made-up", tmp_path, {"train": records("train", 40)})
     add_teacher(index, dataset, "late", settings("image", 4), {"train": unit_rows(40, 4, 0)})
     late = ("--image-encoder", "late", "--image-teacher", "vision")
-    line = run_error("train", *_adapter(index, tmp_path / "run", *late))
-    assert "teacher 'late' has no rows for split 'val'" in line
+    assert run_fault("train", *_adapter(index, tmp_path / "run", *late)) == Fault(
+        StoreError, path=index, name="late"
+    )
     assert not (tmp_path / "run").exists()
     run_ok(
         "train",
@@ -321,11 +331,14 @@ def test_a_student_that_memory_does_not_hold_is_one_line(index, tmp_path, monkey
         )
 
     monkeypatch.setattr("cusa.train.assemble.adapter_student", full)
-    line = run_error("train", *_adapter(index, tmp_path / "run"))
-    assert "not enough memory on this machine; train a smaller one: student.hidden_dim" in line
+    assert run_fault("train", *_adapter(index, tmp_path / "run")) == Fault(
+        SettingError, name="student.hidden_dim"
+    )
     monkeypatch.undo()
     monkeypatch.setattr("cusa.train.training_state.TrainingState.descend", full)
-    assert "--micro-batch" in run_error("train", *_adapter(index, tmp_path / "run"))
+    assert run_fault("train", *_adapter(index, tmp_path / "run")) == Fault(
+        SettingError, name="train.batch_size"
+    )
 
 
 def test_settings_of_one_source_do_not_hide_faults_of_another(index, tmp_path):
@@ -338,15 +351,15 @@ def test_settings_of_one_source_do_not_hide_faults_of_another(index, tmp_path):
         "data: {embeddings: {a: 1}}": given[2:],
     }.items():
         path.write_text(content)
-        line = run_error("train", *flags, "--config", path, "--run-dir", tmp_path / "run")
-        assert f"setting {content.partition(':')[0]}" in line
-        assert "must be" in line
-    line = run_error(
+        error = run_failure("train", *flags, "--config", path, "--run-dir", tmp_path / "run")
+        assert isinstance(error, SettingError)
+        assert error.name.startswith(content.partition(":")[0])
+    assert run_fault(
         "train", *_adapter(index, tmp_path / "run", "--set", "loss=1", "--loss", "csa")
+    ) == Fault(SettingError, name="loss")
+    assert run_fault("train", "--set", "data.embeddings=3", "--run-dir", tmp_path / "run") == Fault(
+        SettingError, name="data.embeddings"
     )
-    assert "setting loss must be" in line
-    line = run_error("train", "--set", "data.embeddings=3", "--run-dir", tmp_path / "run")
-    assert "data.embeddings must be text" in line
 
 
 @pytest.mark.parametrize(
@@ -404,23 +417,23 @@ def test_unusable_students_are_refused(pairs, tmp_path):
     _, store, clip = pairs
 
     def error(folder):
-        return run_error(
+        return run_fault(
             "train", "--embeddings", store, "--student", folder, "--run-dir", tmp_path / "run"
         )
 
     tower = make_tiny_vit(tmp_path / "tower")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tower / name).write_bytes((clip / name).read_bytes())
-    assert "is no dual encoder, of images and of texts" in error(tower)
+    assert error(tower) == Fault(StudentError, name=str(tower))
     broken = copytree(clip, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     kept = {k: v for k, v in weights.items() if not k.startswith("text_model")}
     save_file(kept, broken / "model.safetensors", {"format": "pt"})
-    assert "its weights lack text_model" in error(broken)
+    assert error(broken) == Fault(StudentError, name=str(broken))
     (broken / "model.safetensors").write_bytes(b"no weights")
-    assert "cannot load student" in error(broken)
+    assert error(broken) == Fault(StudentError, path=broken, name=str(broken))
     (broken / "tokenizer.json").unlink()
-    assert "cannot load student" in error(broken)
+    assert error(broken) == Fault(StudentError, path=broken, name=str(broken))
 
 
 def test_a_preset_is_chosen_by_data_set_and_student():
@@ -442,7 +455,9 @@ def test_a_preset_is_chosen_by_data_set_and_student():
 
 @pytest.mark.parametrize("kind", ["half", "siglip"])
 def test_other_dual_encoders(pairs, tmp_path, kind):
-    """Half-precision checkpoints train in float32; SigLIP has other names, padded texts and no projection."""
+    """Half-precision checkpoints train in float32; SigLIP has other names, padded texts and no
+    projection.
+    """
     from transformers import CLIPModel, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
     store = pairs[1]
@@ -467,7 +482,9 @@ def test_other_dual_encoders(pairs, tmp_path, kind):
 
 @pytest.mark.parametrize("loss", ["contrastive", "cusa"])
 def test_what_precompute_skipped_is_never_read(pairs, tmp_path, loss):
-    """A damaged image in train and one in val; an empty caption: trained, validated and evaluated without them."""
+    """A damaged image in train and one in val; an empty caption: trained, validated and evaluated
+    without them.
+    """
     folder, _, clip = pairs
     manifest = make_pairs(tmp_path / "data", n=16)
     manifest.write_text(manifest.read_text().replace("picture number 4, version 1", "..."))
@@ -500,10 +517,9 @@ def test_an_image_that_vanished_is_named(pairs, tmp_path):
     image.unlink()
     try:
         for workers in (0, 1):
-            line = run_error(
+            assert run_fault(
                 "train", *args, "--workers", workers, "--run-dir", tmp_path / f"run{workers}"
-            )
-            assert "001.jpg does not exist" in line
+            ) == Fault(DataError)
     finally:
         image.write_bytes(content)
 
@@ -524,7 +540,8 @@ def test_the_training_process_loads_no_teacher(pairs, tmp_path):
         args = [str(a) for a in [*args, "--epochs", 1, "--batch-size", 6]]
         code = (
             "import sys\nfrom cusa.cli.train import main\n"
-            f"try:\n    main({args!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+            f"try:\n    main({args!r})\n"
+            "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
             "teachers = ('sentence_transformers', 'efficientnet', 'cusa.precompute', 'cusa.eval')\n"
             "loaded = [m for m in sys.modules if m.startswith(teachers)]\n"
             "loaded = [m for m in loaded if not m.startswith('cusa.eval.metrics')]\n"

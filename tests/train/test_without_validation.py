@@ -5,8 +5,6 @@ The last epoch is kept, and whoever reads the run copes.
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
@@ -19,9 +17,20 @@ from cusa.train.assemble import resolve, validation_sources
 from cusa.train.config import build_config
 from cusa.train.saving.run_dir import Checkpoints, load_run, read_metrics
 from cusa.train.saving.student_folder import load_saved
-from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
-
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
+from cusa.train.trainer import Trainer
+from tests.helpers import (
+    ADAPTER,
+    Fault,
+    ForkedCommand,
+    add_teacher,
+    kill_at,
+    make_store,
+    records,
+    run_fault,
+    run_ok,
+    settings,
+    unit_rows,
+)
 
 
 def _args(index, run_dir, *more):
@@ -73,15 +82,9 @@ def test_the_last_epochs_student_is_kept(whole):
 def test_killed_it_goes_on_exactly(index, whole, tmp_path, where, step):
     """In the middle of an epoch, and at its end after the checkpoint of its last step."""
     run_dir = tmp_path / "part"
-    code = (
-        f"import os\nfrom cusa.train.trainer import Trainer\nplain = Trainer.{where}\n"
-        "def wrapped(self, *args):\n"
-        f"    self.progress.step == {step} and os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
-        "    return plain(self, *args)\n"
-        f"Trainer.{where} = wrapped\nfrom cusa.cli.train import main\n"
-        f"main({[str(a) for a in _args(index, run_dir)]!r})\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    patch = kill_at(Trainer, where, step)
+    done = ForkedCommand("train", *_args(index, run_dir), patch=patch).wait()
+    assert done.returncode == -signal.SIGKILL
     run_ok("train", "--resume", "--run-dir", run_dir)
     one, two = (Checkpoints(folder).newest()[0] for folder in (whole, run_dir))
     assert one.progress == two.progress
@@ -117,9 +120,9 @@ def test_validation_can_be_switched_off(tmp_path):
     out = run_ok("train", *_args(index, run_dir, "--epochs", 1, "--set", "data.val_split=null"))
     assert "no validation (data.val_split is null)" in out
     assert {line["kind"] for line in read_metrics(run_dir)} == {"train"}
-    assert "data.val_split (None / 'test')" in run_error(
+    assert run_fault(
         "train", "--resume", "--run-dir", run_dir, "--set", "data.val_split=test"
-    )
+    ) == Fault(SettingError, name="data.val_split")
 
 
 def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
@@ -133,8 +136,9 @@ def test_what_needs_a_validation_split_is_refused_without_one(index, tmp_path):
     with pytest.raises(StoreError) as error:
         resolve(config(data={"val_split": "dev"}), store)
     assert error.value.name == "dev"
-    line = run_error("train", *_args(index, tmp_path / "run", "--patience", 2))
-    assert "--patience needs a validation split" in line
+    assert run_fault("train", *_args(index, tmp_path / "run", "--patience", 2)) == Fault(
+        SettingError, name="train.patience"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -153,14 +157,12 @@ def test_a_validation_split_of_skipped_captions_is_refused_before_training(tmp_p
     with pytest.raises(DataError) as error:
         validation_sources(store, config, ("vision", "words"), None)
     assert error.value.name == "val"
-    line = run_error("train", *_args(store.path, tmp_path / "run"))
-    assert "data.val_split=null" in line
+    assert run_fault("train", *_args(store.path, tmp_path / "run")) == Fault(DataError, name="val")
     assert not (tmp_path / "run").exists()
     run_ok(
         "train", *_args(store.path, tmp_path / "run", "--set", "data.val_split=null", "--epochs", 1)
     )
     no_val = ("--set", "data.val_split=null")
-    line = run_error(
+    assert run_fault(
         "train", *_args(store.path, tmp_path / "none", "--set", "data.train_split=val", *no_val)
-    )
-    assert "no pair" in line
+    ) == Fault(StoreError)

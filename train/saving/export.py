@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, FiniteFloat
 
 from cusa.data.embeddings import HEADS, Head
-from cusa.data.errors import CusaError, SettingError, StudentError
+from cusa.data.errors import SettingError, StudentError
 from cusa.data.parsing import read_json
 from cusa.train.saving.model_card import Usage, write_card
 from cusa.train.saving.plain_values import checked, named_as_damaged
@@ -187,7 +187,7 @@ def _metrics_of_these_weights(run: Path, origin: Origin) -> dict[str, Any] | Non
 
 def _refuse_full(out_folder: Path) -> None:
     if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
-        raise CusaError(
+        raise SettingError(
             f"{out_folder} exists and is not an empty folder; remove it or pass another --out",
             path=out_folder,
         )

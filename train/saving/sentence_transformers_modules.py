@@ -11,7 +11,7 @@ from torch import nn
 
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError, StudentError
+from cusa.data.errors import StudentError
 from cusa.train.saving.student_folder import SavedStudent
 from cusa.train.student import Processors
 
@@ -32,36 +32,39 @@ def save_modules(
     try:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import (
-            Dense,
-            LayerNorm,
             Normalize,
             Router,
             Transformer,
         )
     except ImportError as error:
-        raise CusaError(
-            f"the export needs a newer sentence-transformers ({error}); pip install -U "
-            "sentence-transformers"
-        ) from None
-
-    def head_modules(heads: nn.Module) -> list[nn.Module]:
-        norm, linear = heads.get_submodule(head).children()
-        size = linear.in_features
-        norm_module = LayerNorm(size)
-        dense_module = Dense(size, linear.out_features, activation_function=nn.Identity())
-        norm_module.norm = norm
-        dense_module.linear = linear
-        return [norm_module, dense_module]
+        problem = f"the export needs a newer sentence-transformers ({error})"
+        raise StudentError(f"{problem}; pip install -U sentence-transformers") from None
 
     transformer, as_written = _transformer(Transformer, folder, saved_student, processors)
     student = saved_student.student
-    routes = {"image": head_modules(student.image_heads), "text": head_modules(student.text_heads)}
+    routes = {
+        "image": _head_modules(student.image_heads.get_submodule(head)),
+        "text": _head_modules(student.text_heads.get_submodule(head)),
+    }
     # By modality alone, whatever the task.
     mappings = {(None, modality): modality for modality in routes}
     router = Router(routes, allow_empty_key=False, route_mappings=mappings)
     model = SentenceTransformer(modules=[transformer, router, Normalize()], device="cpu")
     model.save(str(folder), create_model_card=False)
     return as_written
+
+
+def _head_modules(head: nn.Module) -> list[nn.Module]:
+    """Make sentence-transformers' modules of a head: LayerNorm, then Linear."""
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
+
+    norm, linear = head.children()
+    size = linear.in_features
+    norm_module = LayerNorm(size)
+    dense_module = Dense(size, linear.out_features, activation_function=nn.Identity())
+    norm_module.norm = norm
+    dense_module.linear = linear
+    return [norm_module, dense_module]
 
 
 def _transformer(
@@ -93,8 +96,7 @@ def _transformer(
             module_output_name="sentence_embedding",
             processing_kwargs={"text": text_settings},
         )
-    # Not a second copy of it.
-    transformer.model = saved_student.backbone
+    transformer.model = saved_student.backbone  # not a second copy of it
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
         name = type(saved_student.backbone).__name__

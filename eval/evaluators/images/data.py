@@ -12,13 +12,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError
 from cusa.data.lines import Place
-from cusa.eval.evaluators.images.known_sets import IMAGE_SETS, KnownSet
+from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.layouts import read_folder
 from cusa.eval.evaluators.images.lists import Listed, Listing
 
@@ -68,10 +69,10 @@ class ImageSet:
         """
         digest = hashlib.sha256()
         for images in (self.queries, self.gallery):
-            n_images = -1 if images is None else len(images.ids)
-            digest.update(n_images.to_bytes(8, "little", signed=True))
             if images is None:
+                digest.update((-1).to_bytes(8, "little", signed=True))
                 continue
+            digest.update(len(images.ids).to_bytes(8, "little"))
             for image_id in images.ids:
                 encoded = image_id.encode()
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -104,26 +105,28 @@ def load_image_set(name: str, folder: Path, allow_partial: bool = False) -> Imag
         OSError: If a folder cannot be read.
     """
     if name != FOLDER and name not in IMAGE_SETS:
-        raise CusaError(f"unknown image set {name!r}; legal: {', '.join((*IMAGE_SETS, FOLDER))}")
+        raise SettingError(
+            f"unknown image set {name!r}; legal: {', '.join((*IMAGE_SETS, FOLDER))}", name=name
+        )
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
         problem = "is no folder" if folder.exists() else "does not exist"
-        raise CusaError(f"{folder} {problem}; pass the data set's folder")
+        raise DataError(f"{folder} {problem}; pass the data set's folder", path=folder)
     if name == FOLDER:
         listing = read_folder(folder)
         _check_listed(listing, folder)
         return _image_set(folder.name, listing, [])
 
-    known_set = IMAGE_SETS[name]
-    folder = _data_folder(name, known_set, folder)
-    listing = known_set.read(folder)
+    folder = _data_folder(name, folder)
+    listing = IMAGE_SETS[name].read(folder)
     _check_listed(listing, folder)
-    difference = _unlike_published(name, known_set, listing)
+    difference = _unlike_published(name, listing)
     if difference and not allow_partial:
-        raise CusaError(f"{difference}; pass --allow-partial to evaluate what is there")
+        raise DataError(
+            f"{difference}; pass --allow-partial to evaluate what is there", path=folder, name=name
+        )
     listing, notes = _present(listing, allow_partial)
-    difference = _unlike_published(name, known_set, listing)
-    if difference:
+    if difference := _unlike_published(name, listing):
         notes.append(difference)
     return _image_set(name, listing, notes)
 
@@ -140,48 +143,44 @@ def find_image_sets(root: Path) -> dict[str, Path]:
     folders = {}
     for name, known_set in IMAGE_SETS.items():
         for usual_name in (name, *known_set.folders):
-            folder = _find(name, known_set, root / usual_name)
-            if folder is not None:
+            folder = _find(name, root / usual_name)
+            if folder is not None and name not in folders:
                 folders[name] = folder
-                break
     return folders
 
 
-def _holds(folder: Path, known_set: KnownSet) -> bool:
-    paths = map(folder.joinpath, known_set.lists)
-    return any(map(Path.is_file, paths))
+def _holds(name: str, folder: Path) -> bool:
+    return any((folder / list_name).is_file() for list_name in IMAGE_SETS[name].lists)
 
 
-def _find(name: str, known_set: KnownSet, folder: Path) -> Path | None:
+def _find(name: str, folder: Path) -> Path | None:
     """Return the data set's folder: this one, or one of a usual name in it."""
-    for candidate in (folder, folder / name, *map(folder.joinpath, known_set.folders)):
-        if _holds(candidate, known_set):
-            return candidate
+    for usual_name in ("", name, *IMAGE_SETS[name].folders):
+        if _holds(name, folder / usual_name):
+            return folder / usual_name
     return None
 
 
-def _data_folder(name: str, known_set: KnownSet, folder: Path) -> Path:
-    if not _is_part_of_set(known_set, folder):
-        data_folder = _find(name, known_set, folder)
+def _data_folder(name: str, folder: Path) -> Path:
+    known_set = IMAGE_SETS[name]
+    # Eval/ of In-Shop and devkit/ of the cars hold lists, and are folders of the set's folder.
+    list_folders = map(attrgetter("parent.name"), map(Path, known_set.lists))
+    if folder.name not in list_folders or not _holds(name, folder.parent):
+        data_folder = _find(name, folder)
         if data_folder is not None:
             return data_folder
     for parent in folder.parents[:3]:
-        if _holds(parent, known_set):
-            raise CusaError(f"{folder} is only a part of {name}; pass {parent}")
+        if _holds(name, parent):
+            raise DataError(
+                f"{folder} is only a part of {name}; pass {parent}", path=folder, name=name
+            )
     lists = " or ".join(known_set.lists)
-    raise CusaError(
+    raise DataError(
         f"no {name} in {folder}; pass its folder (usually {known_set.folders[0]}), which holds "
-        f"{lists}"
+        f"{lists}",
+        path=folder,
+        name=name,
     )
-
-
-def _is_part_of_set(known_set: KnownSet, folder: Path) -> bool:
-    """Whether it is a folder of lists: Eval/ of In-Shop and devkit/ of the cars hold one."""
-    for list_name in known_set.lists:
-        is_its_parent = Path(list_name).parent.name == folder.name
-        if is_its_parent and (folder.parent / list_name).is_file():
-            return True
-    return False
 
 
 def _check_listed(listing: Listing, folder: Path) -> None:
@@ -190,7 +189,9 @@ def _check_listed(listing: Listing, folder: Path) -> None:
         role = "test"
         if listing.gallery is not None:
             role = "gallery" if listing.queries else "query"
-        raise CusaError(f"the lists in {folder} name no {role} image; restore them")
+        raise DataError(
+            f"the lists in {folder} name no {role} image; restore them", path=folder, name=role
+        )
     line_of_id: dict[str, Place] = {}
     for image in listing.images:
         if image.id in line_of_id:
@@ -201,13 +202,14 @@ def _check_listed(listing: Listing, folder: Path) -> None:
         try:
             image.id.encode()
         except UnicodeEncodeError:
-            raise CusaError(
-                f"the file name {image.id!a} in {folder} is not UTF-8; rename it"
+            raise DataError(
+                f"the file name {image.id!a} in {folder} is not UTF-8; rename it", path=folder
             ) from None
 
 
-def _unlike_published(name: str, known_set: KnownSet, listing: Listing) -> str:
+def _unlike_published(name: str, listing: Listing) -> str:
     """Say how the counts differ from the published ones; nothing if they do not."""
+    known_set = IMAGE_SETS[name]
     n_classes = len({image.label for image in listing.images})
     n_gallery = None if listing.gallery is None else len(listing.gallery)
     counts = len(listing.queries), n_gallery, n_classes
@@ -235,20 +237,22 @@ def _present(listing: Listing, allow_partial: bool) -> tuple[Listing, list[str]]
     if n_present == n_listed:
         return listing, []
 
-    present_ids = {image.id for image in present.images}
+    present_ids = set(map(attrgetter("id"), present.images))
     first = next(image for image in listing.images if image.id not in present_ids)
     missing = (
         f"{n_listed - n_present:,} of {n_listed:,} listed images are missing, "
         f"first {first.path} ({first.listed_at})"
     )
     if not allow_partial:
-        raise CusaError(
-            f"{missing}; put them there, or pass --allow-partial to evaluate the others"
+        raise DataError(
+            f"{missing}; put them there, or pass --allow-partial to evaluate the others",
+            path=first.path,
         )
     if not queries or gallery == []:
-        raise CusaError(
+        raise DataError(
             f"{missing}, and nothing is left to evaluate; "
-            "pass the folder that holds the images, too"
+            "pass the folder that holds the images, too",
+            path=first.path,
         )
     return present, [f"{missing}; they are left out"]
 
@@ -257,27 +261,22 @@ def _with_files(images: Sequence[Listed]) -> list[Listed]:
     return [image for image in images if os.path.isfile(image.path)]
 
 
-def _queries_without_answer(listing: Listing) -> list[str]:
-    """Note the queries that no candidate is of the class of."""
-    query_labels = _labelled(listing.queries).labels
+def _image_set(name: str, listing: Listing, notes: list[str]) -> ImageSet:
+    """Make the set, with a note on queries that no candidate is of the class of."""
+    queries, gallery = _labelled(listing.queries), None
     if listing.gallery is None:
-        classes, counts = np.unique(query_labels, return_counts=True)
+        classes, counts = np.unique(queries.labels, return_counts=True)
         answerable = classes[counts > 1]
     else:
-        answerable = _labelled(listing.gallery).labels
-    n_alone = int(np.count_nonzero(~np.isin(query_labels, answerable)))
-    if not n_alone:
-        return []
-    return [
-        f"{n_alone:,} of {len(query_labels):,} queries have no other image of their class to find: "
-        "always misses"
-    ]
-
-
-def _image_set(name: str, listing: Listing, notes: list[str]) -> ImageSet:
-    gallery = None if listing.gallery is None else _labelled(listing.gallery)
-    all_notes = (*notes, *_queries_without_answer(listing))
-    return ImageSet(name, _labelled(listing.queries), gallery, all_notes)
+        gallery = _labelled(listing.gallery)
+        answerable = gallery.labels
+    n_alone = int(np.count_nonzero(~np.isin(queries.labels, answerable)))
+    if n_alone:
+        notes.append(
+            f"{n_alone:,} of {len(queries.labels):,} queries have no other image of their class to "
+            "find: always misses"
+        )
+    return ImageSet(name, queries, gallery, tuple(notes))
 
 
 def _labelled(images: Sequence[Listed]) -> LabelledImages:

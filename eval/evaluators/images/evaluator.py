@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from cusa.data.embeddings import Head
-from cusa.data.errors import CusaError
+from cusa.data.errors import DataError, SettingError
 from cusa.eval.evaluators.images.data import FOLDER, ImageSet, find_image_sets, load_image_set
 from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.results import (
@@ -18,13 +18,19 @@ from cusa.eval.evaluators.images.results import (
     average_r1,
 )
 from cusa.eval.evaluators.images.tables import images_section
-from cusa.eval.evaluators.protocol import Absent, Evaluator, SuiteResult, results_head
-from cusa.eval.evaluators.published import published_row
+from cusa.eval.evaluators.protocol import (
+    Absent,
+    Evaluator,
+    SuiteResult,
+    absent_without,
+    published_row,
+    results_head,
+)
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.splits import SplitFinder
 from cusa.eval.metrics.by_class import image_figures, image_search
 from cusa.eval.metrics.per_query import Rankings, rank_all
-from cusa.eval.models.embedding_providers import Source
+from cusa.eval.models.embedding_providers import EmbeddingProvider
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.report.tables import NamedResult, Section
 
@@ -43,77 +49,60 @@ class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
         """
         root = request.split.data_root
         sets_below_root = find_image_sets(root)
-        places = [_named_place(text, root, sets_below_root) for text in request.image_sets]
-        if not places:
-            places = list(sets_below_root.items())
-        if not places:
+        folders = []
+        for text in request.image_sets:
+            folders.append(_named_folder(text, root, sets_below_root))
+        if not folders:
+            folders += sets_below_root.items()
+        if not folders:
             reason = f"no image sets below {root}/ (known: {', '.join(IMAGE_SETS)})"
             advice = "put them there, or pass --data NAME=FOLDER"
-            return Absent(reason, CusaError(f"{reason}; {advice}"))
-        sets: dict[str, ImageSet] = {}
-        for name, folder in places:
+            return Absent(reason, DataError(f"{reason}; {advice}", path=root))
+        image_sets: dict[str, ImageSet] = {}
+        for name, folder in folders:
             image_set = load_image_set(name, folder, request.options.allow_partial)
-            _check_name(image_set, name, folder, sets)
-            sets[image_set.name] = image_set
-        return list(sets.values())
+            _check_name(image_set, name, folder, image_sets)
+            image_sets[image_set.name] = image_set
+        return list(image_sets.values())
 
     def run(
         self, model: EvaluatedModel, data: Sequence[ImageSet], options: MeasureOptions
     ) -> SuiteResult[ImagesResults] | Absent:
         """Measure a model on every set."""
-        source = model.source
-        if "image" not in source.modalities:
-            return Absent(
-                f"no image retrieval for {model.title}: it embeds no images",
-                CusaError(
-                    f"{source.name} embeds no images; image retrieval needs a model that does"
-                ),
-            )
-        sets: dict[str, ImageSetResults] = {}
+        need = "image retrieval needs a model that does"
+        if absent := absent_without(frozenset({"image"}), model, "image retrieval", need):
+            return absent
+        image_sets: dict[str, ImageSetResults] = {}
+        fingerprints: dict[str, str] = {}
         per_query: dict[str, Rankings] = {}
         for image_set in data:
-            sets[image_set.name], rankings = measure_image_set(source, image_set, options)
+            name = image_set.name
+            image_sets[name], rankings = _measure_image_set(model.provider, image_set, options)
+            fingerprints[name] = image_set.fingerprint
             for head, ranked in rankings.items():
-                per_query[f"{image_set.name}/{head}/i2i"] = ranked
-        content = cast(
-            "ImagesResults",
-            {
-                **results_head(self.results_file, model),
-                **options.scoring.plain(),
-                "head": source.uni_head,
-                "sets": sets,
-                "average": {head: average_r1(sets, head) for head in source.heads},
-            },
-        )
-        if row := published_row(model, "image_retrieval_r1"):
-            content["paper"] = row
-        fingerprints = {image_set.name: image_set.fingerprint for image_set in data}
-        return SuiteResult(content, fingerprints, per_query)
+                per_query[f"{name}/{head}/i2i"] = ranked
+        content = {
+            **results_head(self.results_file, model),
+            **options.scoring.to_dict(),
+            "head": model.provider.uni_head,
+            "sets": image_sets,
+            "average": average_r1(image_sets, model.provider.heads),
+            **published_row(model, "image_retrieval_r1"),
+        }
+        return SuiteResult(cast("ImagesResults", content), fingerprints, per_query)
 
     def tables(self, results: Sequence[NamedResult[ImagesResults]]) -> list[Section]:
         """Make the tables of image retrieval."""
         return [images_section(results)]
 
 
-def measure_image_set(
-    source: Source, image_set: ImageSet, options: MeasureOptions
+def _measure_image_set(
+    provider: EmbeddingProvider, image_set: ImageSet, options: MeasureOptions
 ) -> tuple[ImageSetResults, dict[Head, Rankings]]:
-    """Measure a model on one set.
-
-    Args:
-        source: The model; it embeds images.
-        image_set: The set.
-        options: How.
-
-    Returns:
-        Figures by head with what the set is, and the rankings behind them.
-
-    Raises:
-        CusaError: If an image cannot be read.
-    """
+    """Return figures by head with what the set is, and the rankings behind them."""
     queries, gallery = image_set.queries, image_set.gallery
-    query_rows = source.images(queries.ids, queries.paths)
-    gallery_rows = source.images(gallery.ids, gallery.paths) if gallery else None
+    query_rows = provider.images(queries.ids, queries.paths)
+    gallery_rows = provider.images(gallery.ids, gallery.paths) if gallery else None
     heads: dict[Head, ImageFigures] = {}
     rankings: dict[Head, Rankings] = {}
     for head, rows in query_rows.items():
@@ -132,7 +121,7 @@ def measure_image_set(
     return results, rankings
 
 
-def _named_place(text: str, root: Path, sets_below_root: dict[str, Path]) -> tuple[str, Path]:
+def _named_folder(text: str, root: Path, sets_below_root: dict[str, Path]) -> tuple[str, Path]:
     """Read ``NAME=FOLDER``, the name of a known set, or the folder of any other."""
     name, equals, folder = text.partition("=")
     if not equals or Path(text).is_dir():
@@ -140,21 +129,27 @@ def _named_place(text: str, root: Path, sets_below_root: dict[str, Path]) -> tup
             return text, sets_below_root.get(text, root / text)
         return FOLDER, Path(text)
     if name not in (*IMAGE_SETS, FOLDER):
-        raise CusaError(
+        raise SettingError(
             f"--data {text}: unknown image set {name!r}; "
-            f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER"
+            f"legal: {', '.join(IMAGE_SETS)}, or a FOLDER",
+            name=name,
         )
     return name, Path(folder)
 
 
-def _check_name(image_set: ImageSet, kind: str, folder: Path, sets: dict[str, ImageSet]) -> None:
+def _check_name(
+    image_set: ImageSet, kind: str, folder: Path, image_sets: dict[str, ImageSet]
+) -> None:
     """Refuse two sets of one name, and a folder under the name of a published set."""
-    if image_set.name in sets:
-        raise CusaError(
-            f"two image sets are named {image_set.name!r}; pass each once, or rename a folder"
+    if image_set.name in image_sets:
+        raise SettingError(
+            f"two image sets are named {image_set.name!r}; pass each once, or rename a folder",
+            name=image_set.name,
         )
     if kind == FOLDER and image_set.name in IMAGE_SETS:
-        raise CusaError(
+        raise SettingError(
             f"--data {folder}: a folder per class under the name of a published set; pass "
-            f"{image_set.name}={folder} if it is that one, or rename the folder"
+            f"{image_set.name}={folder} if it is that one, or rename the folder",
+            path=folder,
+            name=image_set.name,
         )

@@ -22,6 +22,9 @@ class KnownSet:
         folders: Usual names of its folder.
         lists: Lists, relative to that folder, of which one shows that it is the right one.
         read: Reads the lists.
+        title: Its title.
+        short_title: Its title in narrow columns.
+        in_paper: Whether the paper's average counts it.
     """
 
     queries: int
@@ -30,6 +33,9 @@ class KnownSet:
     folders: tuple[str, ...]
     lists: tuple[str, ...]
     read: Callable[[Path], Listing]
+    title: str
+    short_title: str
+    in_paper: bool = True
 
 
 IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
@@ -41,6 +47,8 @@ IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
             folders=("CUB_200_2011", "cub200"),
             lists=layouts.CUB_LISTS[:2],
             read=layouts.read_cub,
+            title="CUB-200-2011",
+            short_title="CUB",
         ),
         "cars": KnownSet(
             queries=8_131,
@@ -49,6 +57,9 @@ IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
             folders=("cars196", "stanford_cars"),
             lists=tuple(layouts.CARS_LISTS),
             read=layouts.read_cars,
+            title="Cars-196",
+            short_title="Cars",
+            in_paper=False,
         ),
         "sop": KnownSet(
             queries=60_502,
@@ -57,6 +68,8 @@ IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
             folders=("Stanford_Online_Products",),
             lists=layouts.SOP_LISTS,
             read=layouts.read_sop,
+            title="Stanford Online Products",
+            short_title="SOP",
         ),
         "inshop": KnownSet(
             queries=14_218,
@@ -65,6 +78,8 @@ IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
             folders=("Inshop_Clothes", "InShop_Clothes"),
             lists=layouts.INSHOP_LISTS,
             read=layouts.read_inshop,
+            title="In-Shop",
+            short_title="In-Shop",
         ),
         "inaturalist": KnownSet(
             queries=136_093,
@@ -73,6 +88,9 @@ IMAGE_SETS: Mapping[str, KnownSet] = MappingProxyType(
             folders=("iNaturalist", "Inaturalist", "iNaturalist2018", "inaturalist2018"),
             lists=layouts.INATURALIST_LISTS,
             read=layouts.read_inaturalist,
+            title="iNaturalist 2018",
+            short_title="iNat",
         ),
     }
 )
+PAPER_SETS = tuple(name for name, known_set in IMAGE_SETS.items() if known_set.in_paper)

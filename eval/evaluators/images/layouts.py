@@ -60,23 +60,23 @@ def read_cub(folder: Path) -> Listing:
     labels = read_values_by_id(folder / CUB_LISTS[1])
     classes = read_values_by_id(folder / CUB_LISTS[2])
     test_images = []
-    for image_number, (line, image_path) in images.items():
+    for image_number, (location, image_path) in images.items():
         if image_number not in labels:
             path = folder / CUB_LISTS[1]
             raise FileFormatError(
-                f"{path} has no label of image {image_number} ({line}); restore the whole list",
+                f"{path} has no label of image {image_number} ({location}); restore the whole list",
                 path=path,
             )
-        label_line, label_text = labels[image_number]
-        label = whole_number(label_text, label_line, "class id")
+        label_location, label_text = labels[image_number]
+        label = whole_number(label_text, label_location, "class id")
         class_name = classes[label][1] if label in classes else ""
         if image_path.partition("/")[0] != class_name:
-            raise line.fault(
+            raise location.fault(
                 f"{image_path} has the label {label}, which {CUB_LISTS[2]} calls {class_name!r}; "
                 "restore the lists"
             )
         if label in _CUB_TEST_CLASSES:
-            test_images.append(listed_image(folder, f"images/{image_path}", label, line))
+            test_images.append(listed_image(folder, f"images/{image_path}", label, location))
     return Listing(test_images)
 
 
@@ -92,8 +92,7 @@ def read_cars(folder: Path) -> Listing:
     """
     list_names = [name for name in CARS_LISTS if (folder / name).is_file()]
     # A list of one form may lie beside the images of another: one that has its images goes first.
-    list_names.sort(key=lambda name: not (folder / CARS_LISTS[name]).is_dir())
-    list_name = list_names[0]
+    list_name = max(list_names, key=lambda name: (folder / CARS_LISTS[name]).is_dir())
     if list_name == "cars_annos.mat":
         images = list(read_mat(folder / list_name, "relative_im_path", folder, ""))
     elif list_name == "anno_test.csv":
@@ -104,13 +103,13 @@ def read_cars(folder: Path) -> Listing:
 
 
 def _read_cars_tables(folder: Path) -> list[Listed]:
-    base = folder
+    base_folder = folder
     for candidate in (folder / "car_data", folder / "car_data" / "car_data"):
         if (candidate / "test").is_dir():
-            base = candidate
+            base_folder = candidate
     images: list[Listed] = []
     for half in ("train", "test"):
-        images += _read_cars_table(folder / f"anno_{half}.csv", base, half)
+        images += _read_cars_table(folder / f"anno_{half}.csv", base_folder, half)
     return images
 
 
@@ -125,15 +124,15 @@ def _read_cars_devkit(folder: Path, test_list: Path) -> list[Listed]:
     return images
 
 
-def _read_cars_table(path: Path, base: Path, half: str) -> Iterator[Listed]:
+def _read_cars_table(path: Path, base_folder: Path, half: str) -> Iterator[Listed]:
     """Yield the images of ``filename, x1, y1, x2, y2, class``.
 
     They are looked for below ``base/half``, where they lie in class folders.
     """
     path_of_name: dict[str, str] = {}
     n_copies: Counter[str] = Counter()
-    for folder, _, names in os.walk(base / half, followlinks=True):
-        below_base = Path(folder).relative_to(base).as_posix()
+    for folder, _, names in os.walk(base_folder / half, followlinks=True):
+        below_base = Path(folder).relative_to(base_folder).as_posix()
         for name in names:
             path_of_name[name] = f"{below_base}/{name}"
         n_copies.update(names)
@@ -148,10 +147,11 @@ def _read_cars_table(path: Path, base: Path, half: str) -> Iterator[Listed]:
             )
         name = row[0]
         label = whole_number(row[5], location, "class")
-        image = listed_image(base, path_of_name.get(name, f"{half}/{name}"), label, location)
+        image = listed_image(base_folder, path_of_name.get(name, f"{half}/{name}"), label, location)
         if n_copies[name] > 1:
             raise location.fault(
-                f"{n_copies[name]} files below {base / half} are called {name}; keep the right one"
+                f"{n_copies[name]} files below {base_folder / half} are called {name}; keep the "
+                "right one"
             )
         yield image
 
@@ -164,9 +164,11 @@ def read_sop(folder: Path) -> Listing:
     """
     columns = "image_id class_id super_class_id path"
     images = []
-    for line, (_, class_id, _, path) in read_table(folder / SOP_LISTS[0], columns, header=True):
-        label = whole_number(class_id, line, "class_id")
-        images.append(listed_image(folder, path, label, line))
+    for location, (_, class_id, _, image_path) in read_table(
+        folder / SOP_LISTS[0], columns, header=True
+    ):
+        label = whole_number(class_id, location, "class_id")
+        images.append(listed_image(folder, image_path, label, location))
     return Listing(images)
 
 
@@ -178,23 +180,23 @@ def read_inshop(folder: Path) -> Listing:
     Raises:
         CusaError: If the list is missing or malformed.
     """
-    base = folder
+    base_folder = folder
     if not (folder / "img").is_dir() and (folder / "Img" / "img").is_dir():
-        base = folder / "Img"
+        base_folder = folder / "Img"
     list_path = first_file(folder, INSHOP_LISTS)
     columns = "image_name item_id evaluation_status"
     by_status: dict[str, list[Listed]] = {"train": [], "query": [], "gallery": []}
-    for line, row in read_table(list_path, columns, header=True, counted=True):
+    for location, row in read_table(list_path, columns, header=True, counted=True):
         image_name, item_id, status = row
         if status not in by_status:
-            raise line.fault(f"evaluation_status {status!r}; legal: {', '.join(by_status)}")
+            raise location.fault(f"evaluation_status {status!r}; legal: {', '.join(by_status)}")
         prefix, _, item_number = item_id.rpartition("_")
         if prefix != "id":
-            raise line.fault(
+            raise location.fault(
                 f"item_id {item_id!r} is not of the form id_00000001; restore the list"
             )
-        label = whole_number(item_number, line, "item_id")
-        by_status[status].append(listed_image(base, image_name, label, line))
+        label = whole_number(item_number, location, "item_id")
+        by_status[status].append(listed_image(base_folder, image_name, label, location))
     return Listing(by_status["query"], by_status["gallery"])
 
 
@@ -207,9 +209,9 @@ def read_inaturalist(folder: Path) -> Listing:
         CusaError: If the list is missing or malformed.
     """
     images = []
-    for line, (path,) in read_table(first_file(folder, INATURALIST_LISTS), "path"):
-        species = whole_number(PurePosixPath(path).parent.name, line, "class folder")
-        images.append(listed_image(folder, path, species, line))
+    for location, (image_path,) in read_table(first_file(folder, INATURALIST_LISTS), "path"):
+        species = whole_number(PurePosixPath(image_path).parent.name, location, "class folder")
+        images.append(listed_image(folder, image_path, species, location))
     return Listing(images)
 
 
@@ -229,14 +231,16 @@ def read_folder(folder: Path) -> Listing:
         raise DataError(
             f"{len(outside):,} images lie in no class folder, first {folder / outside[0]}; pass "
             f"the folder that holds one folder per class ({folder.parent}, if {folder.name} is a "
-            "class)"
+            "class)",
+            path=folder / outside[0],
         )
     class_names = [image_id.partition("/")[0] for image_id in ids]
     label_of_class = {name: label for label, name in enumerate(sorted(set(class_names)))}
     if len(label_of_class) < 2:
         raise DataError(
             f"all images of {folder} lie in {folder / class_names[0]}; pass the folder that holds "
-            "one folder per class"
+            "one folder per class",
+            path=folder,
         )
     images = []
     for image_id, path, class_name in zip(ids, image_paths, class_names, strict=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from cusa.data.errors import FileFormatError
+import numpy as np
+
+from cusa.data.errors import FileFormatError, first_line
+from cusa.data.foreign.guarded_process import Read, read_in_child
 from cusa.data.lines import Place, read_lines
-from cusa.eval.evaluators.images.mat_files import read_annotations
 
 _LONGEST_NUMBER = 18  # digits that fit into int64
 
@@ -105,22 +107,64 @@ def read_values_by_id(path: Path) -> dict[int, tuple[Place, str]]:
     return values
 
 
-def read_mat(path: Path, name_field: str, base: Path, prefix: str) -> Iterator[Listed]:
+def read_mat(path: Path, name_field: str, base_folder: Path, prefix: str) -> Iterator[Listed]:
     """Yield the images of the struct array ``annotations`` of a MATLAB file."""
     for number, (name, class_text) in enumerate(read_annotations(path, name_field), start=1):
         location = Place(path, f"annotation {number}")
         label = whole_number(class_text.removesuffix(".0"), location, "class")
-        image = listed_image(base, name, label, location)
-        yield Listed(prefix + image.id, image.path, image.label, location)
+        image = listed_image(base_folder, name, label, location)
+        yield replace(image, id=prefix + image.id)
+
+
+def read_annotations(path: Path, name_field: str) -> list[tuple[str, str]]:
+    """Read the struct array ``annotations`` of a MATLAB file.
+
+    It is read in a process of its own: damaged files crash or hang scipy.
+
+    Args:
+        path: The file.
+        name_field: Its field that names the image.
+
+    Returns:
+        Name and class of each annotation, as texts.
+
+    Raises:
+        FileFormatError: If the file is missing, damaged, or has no such array, or a name is blank
+            or padded: scipy fills up with blanks what a damaged file lacks.
+    """
+    if not path.is_file():
+        message = f"{path} does not exist; it belongs to the published data set, put it there"
+        raise FileFormatError(message, path=path)
+    content, _ = read_in_child(read_here, "MATLAB", path, name_field)
+    for number, (name, _) in enumerate(content, start=1):
+        if not name or name != name.strip():
+            location = f"annotation {number}"
+            message = (
+                f"{path} {location}: {name[:80]!r} is no name of an image; fetch the file again"
+            )
+            raise FileFormatError(message, path=path, location=location)
+    return [(name, label) for name, label in content]
+
+
+def read_here(path: str, name_field: str) -> Read:
+    """Read as :func:`read_annotations` does, in this process."""
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path, squeeze_me=True, variable_names="annotations")
+        array = np.atleast_1d(content["annotations"])
+        pairs = zip(array[name_field], array["class"], strict=True)
+        return [[str(name), str(class_number)] for name, class_number in pairs], None
+    except Exception as error:  # whatever broken bytes make scipy meet
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise FileFormatError(
+            f"{path} has no struct array 'annotations' with the fields {name_field} and class "
+            f"({problem}); fetch the file again"
+        ) from None
 
 
 def whole_number(text: str, location: Place, meaning: str) -> int:
-    """Read a number of digits alone.
-
-    Args:
-        text: The number as written.
-        location: Where it stands.
-        meaning: What it is, for the error.
+    """Read a number of digits alone; the error says what it should be.
 
     Raises:
         FileFormatError: If it is none.
@@ -132,14 +176,8 @@ def whole_number(text: str, location: Place, meaning: str) -> int:
     return int(text)
 
 
-def listed_image(base: Path, relative: str, label: int, location: Place) -> Listed:
-    """Return an image that a list names.
-
-    Args:
-        base: Folder that paths are relative to.
-        relative: Its path.
-        label: Number of its class.
-        location: The line that names it.
+def listed_image(base_folder: Path, relative: str, label: int, location: Place) -> Listed:
+    """Return an image that a list names by its path below a folder.
 
     Raises:
         FileFormatError: If the path leads out of that folder.
@@ -147,6 +185,6 @@ def listed_image(base: Path, relative: str, label: int, location: Place) -> List
     path = PurePosixPath(relative)
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise location.fault(
-            f"{relative!r} is no path below {base}; list images by paths within the data set"
+            f"{relative!r} is no path below {base_folder}; list images by paths within the data set"
         )
-    return Listed(str(path), base / path, label, location)
+    return Listed(str(path), base_folder / path, label, location)

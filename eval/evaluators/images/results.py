@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
+from collections.abc import Iterable, Mapping
+from typing import Any, NotRequired
 
-from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from cusa.data.embeddings import Head
-from cusa.eval.evaluators.forms import (
-    Results,
-    is_of_a_known_version,
-    mean_if_complete,
-)
+from cusa.eval.evaluators import forms
+from cusa.eval.evaluators.images.known_sets import PAPER_SETS
 from cusa.eval.evaluators.protocol import ResultsFile
 from cusa.eval.metrics.figures import DirectionFigures, Figure
 from cusa.eval.metrics.per_query import Ties
-
-PAPER_SETS = ("cub", "sop", "inshop", "inaturalist")
 
 
 class ImageFigures(DirectionFigures):
@@ -37,7 +32,7 @@ class ImageSetResults(TypedDict):
     heads: dict[Head, ImageFigures]
 
 
-class ImagesResults(Results):
+class ImagesResults(forms.Results):
     """Content of images.json."""
 
     head: Head
@@ -46,27 +41,19 @@ class ImagesResults(Results):
     average: dict[Head, Figure]
 
 
-def _has_the_head_in_use(content: ImagesResults) -> ImagesResults:
-    head = content["head"]
-    if any(head not in of_set["heads"] for of_set in content["sets"].values()):
-        raise ValueError(f"a set lacks the head {head}")
-    return content
+def average_r1(sets: Mapping[str, Any], heads: Iterable[Head]) -> dict[Head, float | None]:
+    """Compute the mean of R@1 over the paper's four sets by head; ``None`` where one is missing."""
+    return forms.paper_averages(sets, PAPER_SETS, "r1", heads)
 
 
-def average_r1(sets: dict[str, ImageSetResults], head: Head) -> float | None:
-    """Compute the mean of R@1 over the paper's four sets; ``None`` where one is missing."""
-    values = []
-    for name in PAPER_SETS:
-        heads = sets[name]["heads"] if name in sets else {}
-        values.append(heads[head].get("r1") if head in heads else None)
-    return mean_if_complete(values)
+def _check_complete(content: ImagesResults) -> None:
+    forms.check_head_in_use(content["sets"], content["head"])
 
 
 def _merge(earlier: ImagesResults, content: ImagesResults) -> ImagesResults:
     """Keep the sets of an earlier call that this one did not measure."""
     sets = {**earlier["sets"], **content["sets"]}
-    average = {head: average_r1(sets, head) for head in content["average"]}
-    return {**content, "sets": sets, "average": average}
+    return {**content, "sets": sets, "average": average_r1(sets, content["average"])}
 
 
 IMAGES_FILE = ResultsFile(
@@ -74,13 +61,7 @@ IMAGES_FILE = ResultsFile(
     command="cusa-eval images",
     format="cusa-images",
     version=(1, 0),
-    form=TypeAdapter(
-        Annotated[
-            ImagesResults,
-            AfterValidator(is_of_a_known_version),
-            AfterValidator(_has_the_head_in_use),
-        ]
-    ),
+    form=forms.form_of(ImagesResults, _check_complete),
     data_sets="sets",
     merge=_merge,
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cusa.data.embeddings import HEADS
+from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.results import ImagesResults
 from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.shared_tables import (
@@ -32,27 +33,12 @@ from cusa.eval.report.tables import (
 )
 
 Spec = TableSpec[ImagesResults]
-SET_TITLES = {
-    "cub": "CUB-200-2011",
-    "cars": "Cars-196",
-    "sop": "Stanford Online Products",
-    "inshop": "In-Shop",
-    "inaturalist": "iNaturalist 2018",
-}
-SHORT_TITLES = {
-    "cub": "CUB",
-    "cars": "Cars",
-    "sop": "SOP",
-    "inshop": "In-Shop",
-    "inaturalist": "iNat",
-    "average": "Average",
-}
 
 
 def images_section(results: Sequence[NamedResult[ImagesResults]]) -> Section:
     """Make the section of image retrieval."""
     contents = contents_of(results)
-    names = data_set_names(contents, "sets", SET_TITLES)
+    names = data_set_names(contents, "sets", IMAGE_SETS)
     narrow = [_narrow_spec(names, metric, contents) for metric in PRECISIONS]
     return Section(
         "images",
@@ -68,25 +54,29 @@ def images_section(results: Sequence[NamedResult[ImagesResults]]) -> Section:
     )
 
 
+def _title(name: str) -> str:
+    return IMAGE_SETS[name].title if name in IMAGE_SETS else name
+
+
 def _facts(contents: Sequence[ImagesResults]) -> Iterable[str]:
-    for name, of_models in by_data_set(contents, "sets").items():
-        figures = first_scores(of_models)
+    for name, model_results in by_data_set(contents, "sets").items():
+        figures = first_scores(model_results)
         n_queries = figures["queries"]
         n_alone = n_queries - figures["queries_with_positive"]
         counts = (
             f"{n_queries:,} queries, {figures['candidates']:,} candidates, "
-            f"{of_models[0]['classes']:,} classes"
+            f"{model_results[0]['classes']:,} classes"
         )
         if n_alone > 0:
             counts += f", {n_alone:,} queries without a right answer"
-        yield data_set_fact(SET_TITLES.get(name, name), counts, of_models)
+        yield data_set_fact(_title(name), counts, model_results)
 
 
 def _sets_spec(names: Sequence[str], contents: Sequence[ImagesResults]) -> Spec:
     average = Metric("r1", "R@1", "the paper's four")
     groups = [Group("Average", ("average",), (average,), {"r1": "average"})]
     for name in names:
-        groups.append(Group(SET_TITLES.get(name, name), (name,), PRECISIONS, {"r1": name}))
+        groups.append(Group(_title(name), (name,), PRECISIONS, {"r1": name}))
     return TableSpec(
         "Image retrieval by data set", _rule(contents), HEADS, tuple(groups), _sets, published
     )
@@ -107,27 +97,24 @@ def _more_recalls_spec(names: Sequence[str]) -> Spec:
         Metric("r10", "R@10"),
         Metric("precision_at_1", "P@1", "with a positive"),
     )
-    groups = []
-    for name in names:
-        groups.append(Group(SET_TITLES.get(name, name), (name,), metrics))
     return TableSpec(
         "Image retrieval: more recalls",
         "R@5 and R@10 by the same rule; P@1 is R@1 over the queries that have a right answer.",
         HEADS,
-        tuple(groups),
+        tuple(Group(_title(name), (name,), metrics) for name in names),
         _sets,
     )
 
 
 def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[ImagesResults]) -> Spec:
     """Describe the table of one figure of every set: all three are wider than a page of paper."""
-    keys, paper_keys = list(names), None
+    columns, paper_keys = [], None
     if metric.key == "r1":
-        keys = ["average", *names]
-        paper_keys = dict(zip(keys, keys, strict=True))
-    columns = []
-    for key in keys:
-        columns.append(Metric(key, SHORT_TITLES.get(key, key)))
+        columns.append(Metric("average", "Average"))
+        paper_keys = {name: name for name in ("average", *names)}
+    for name in names:
+        title = IMAGE_SETS[name].short_title if name in IMAGE_SETS else name
+        columns.append(Metric(name, title))
 
     def figures_by_head(content: ImagesResults) -> FiguresByHead:
         by_head = {}
@@ -149,10 +136,10 @@ def _one_figure(sets: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Take one figure of each set, with their intervals, from a head's figures by set."""
     figures: dict[str, Any] = {}
     intervals = {}
-    for name, of_set in sets.items():
-        figures[name] = of_set.get(key)
-        if key in (of_set.get("ci") or {}):
-            intervals[name] = of_set["ci"][key]
+    for name, set_figures in sets.items():
+        figures[name] = set_figures.get(key)
+        if key in (set_figures.get("ci") or {}):
+            intervals[name] = set_figures["ci"][key]
     return {**figures, "ci": intervals}
 
 

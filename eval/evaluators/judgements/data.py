@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from cusa.data.errors import FileFormatError
 from cusa.data.lines import line_fault, read_lines
 
 JudgementKind = Literal["crowd", "experts"]
+Fault = Callable[[str], FileFormatError]  # makes the error of a line, of what is wrong with it
 
 _CAPTION_ID = re.compile(r"(.+)#([0-9]{1,9})")
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -30,6 +32,7 @@ _ROUNDING = 0.01  # of a share that was written with few digits
 _EXPERTS_POSITIVE = 3.0
 _CROWD_FORM = "a share of Yes from 0 to 1, the number of Yes and the number of No"
 _EXPERTS_FORM = "three scores from 1 to 4"
+_LINE_FORM = f"an image, a caption's id, and {_CROWD_FORM}, or {_EXPERTS_FORM}"
 
 
 class JudgedPair(NamedTuple):
@@ -86,25 +89,26 @@ def read_judgements(path: Path) -> JudgementFile:
     """
     kind: JudgementKind | None = None
     pairs: list[JudgedPair] = []
-    line_of: dict[tuple[str, str], int] = {}
+    line_of_pair: dict[tuple[str, str], int] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
+        fault = partial(line_fault, path, number)
         cells = list(map(str.strip, line.split("\t")))
         if len(cells) != 5:
-            message = (
-                f"{len(cells)} tab-separated columns; expected an image, a caption's id, and "
-                f"{_CROWD_FORM}, or {_EXPERTS_FORM}"
-            )
-            raise line_fault(path, number, message)
+            raise fault(f"{len(cells)} tab-separated columns; expected {_LINE_FORM}")
+        image_name, caption_id, *scores = cells
         if kind is None:
-            kind = "experts" if _are_expert_scores(cells[2:]) else "crowd"
-        key = cells[0], cells[1]
-        if key in line_of:
-            message = f"{key[0]} and {key[1]} are judged already, in line {line_of[key]}; keep one"
-            raise line_fault(path, number, message)
-        line_of[key] = number
-        pairs.append(_read_pair(cells, kind, path, number))
+            kind = "experts" if _are_expert_scores(scores) else "crowd"
+        first_line = line_of_pair.setdefault((image_name, caption_id), number)
+        if first_line != number:
+            raise fault(
+                f"{image_name} and {caption_id} are judged already, in line {first_line}; keep one"
+            )
+        read_scores = _read_crowd if kind == "crowd" else _read_experts
+        caption_of, caption_number = _read_ids(image_name, caption_id, fault)
+        score, is_positive = read_scores(scores, fault)
+        pairs.append(JudgedPair(image_name, caption_of, caption_number, score, is_positive))
     if kind is None:
         raise FileFormatError(
             f"{path} holds no judgements; expected CrowdFlowerAnnotations.txt or "
@@ -114,42 +118,40 @@ def read_judgements(path: Path) -> JudgementFile:
     return JudgementFile(path, kind, tuple(pairs))
 
 
-def _read_pair(cells: Sequence[str], kind: JudgementKind, path: Path, number: int) -> JudgedPair:
-    image_name, caption_id = cells[:2]
+def _read_ids(image_name: str, caption_id: str, fault: Fault) -> tuple[str, int]:
+    """Read a caption's id: its image's file name, and its number; the image has a name, too."""
     if not image_name:
-        raise line_fault(path, number, "no image; expected its file name")
+        raise fault("no image; expected its file name")
     match = _CAPTION_ID.fullmatch(caption_id)
     if match is None:
-        message = f"{caption_id[:80]!r} is no caption's id; expected such as {image_name}#0"
-        raise line_fault(path, number, message)
-    read_scores = _read_crowd if kind == "crowd" else _read_experts
-    score, is_positive = read_scores(cells[2:], path, number)
-    return JudgedPair(image_name, match[1], int(match[2]), score, is_positive)
+        raise fault(f"{caption_id[:80]!r} is no caption's id; expected such as {image_name}#0")
+    return match[1], int(match[2])
 
 
-def _read_crowd(cells: Sequence[str], path: Path, number: int) -> tuple[float, bool]:
+def _read_crowd(cells: Sequence[str], fault: Fault) -> tuple[float, bool]:
     """Read a share of Yes with its counts; they must agree."""
-    scores = ", ".join(cells)[:80]
+    form_fault = f"{', '.join(cells)[:80]}; expected {_CROWD_FORM}"
     if not (_COUNT.fullmatch(cells[1]) and _COUNT.fullmatch(cells[2])):
-        raise line_fault(path, number, f"{scores}; expected {_CROWD_FORM}")
+        raise fault(form_fault)
     n_yes, n_no = int(cells[1]), int(cells[2])
     try:
         share = float(cells[0]) if cells[0].isascii() and "_" not in cells[0] else -1.0
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1 or n_yes + n_no == 0:  # NaN is not, either
-        raise line_fault(path, number, f"{scores}; expected {_CROWD_FORM}")
-    if abs(share - n_yes / (n_yes + n_no)) > _ROUNDING:
-        message = f"a share of {share:g} is not that of {n_yes} Yes and {n_no} No; correct the line"
-        raise line_fault(path, number, message)
-    return n_yes / (n_yes + n_no), n_yes > n_no
+        raise fault(form_fault)
+    counted_share = n_yes / (n_yes + n_no)
+    if abs(share - counted_share) > _ROUNDING:
+        raise fault(
+            f"a share of {share:g} is not that of {n_yes} Yes and {n_no} No; correct the line"
+        )
+    return counted_share, n_yes > n_no
 
 
-def _read_experts(cells: Sequence[str], path: Path, number: int) -> tuple[float, bool]:
+def _read_experts(cells: Sequence[str], fault: Fault) -> tuple[float, bool]:
     """Read three scores: their mean."""
     if not _are_expert_scores(cells):
-        message = f"{', '.join(cells)[:80]}; expected {_EXPERTS_FORM}, as in the lines above"
-        raise line_fault(path, number, message)
+        raise fault(f"{', '.join(cells)[:80]}; expected {_EXPERTS_FORM}, as in the lines above")
     mean = sum(map(int, cells)) / len(cells)
     return mean, mean >= _EXPERTS_POSITIVE
 

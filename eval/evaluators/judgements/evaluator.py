@@ -8,36 +8,31 @@ from typing import cast
 
 import numpy as np
 
-from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.errors import CusaError, SettingError
-from cusa.eval.evaluators.judgements.data import (
-    JudgementFile,
-    JudgementKind,
-    read_judgements,
-)
+from cusa.eval.evaluators.judgements.data import JudgementFile, JudgementKind, read_judgements
 from cusa.eval.evaluators.judgements.matching import (
     SplitJudgements,
-    check_is_of_split,
     match_judgements,
+    rows_in_split,
 )
-from cusa.eval.evaluators.judgements.measure import (
-    labelled_pairs,
-    measure_head,
-)
+from cusa.eval.evaluators.judgements.measure import labelled_pairs, measure_heads, with_positives
 from cusa.eval.evaluators.judgements.results import (
     JUDGEMENTS_FILE,
-    HeadJudgements,
     JudgementFacts,
     JudgementResults,
 )
 from cusa.eval.evaluators.judgements.tables import judgements_section
-from cusa.eval.evaluators.named_errors import named_in_errors
-from cusa.eval.evaluators.protocol import Absent, Evaluator, SuiteResult, results_head
+from cusa.eval.evaluators.protocol import (
+    Absent,
+    Evaluator,
+    SuiteResult,
+    absent_without,
+    named_in_errors,
+    results_head,
+)
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
-from cusa.eval.evaluators.split_embeddings import BOTH_MODALITIES, split_embeddings
-from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder
-from cusa.eval.metrics.correlation import ScoredPairs
-from cusa.eval.metrics.per_query import Rankings
+from cusa.eval.evaluators.split_embeddings import BOTH_MODALITIES, split_embeddings, split_facts
+from cusa.eval.evaluators.splits import SplitFinder
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.report.tables import NamedResult, Section
 
@@ -83,83 +78,62 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         if not request.skip_absent:
             for split in splits.find_all():
                 for file in files.values():
-                    check_is_of_split(file, split)
+                    rows_in_split(file, split)
         return JudgementData(list(files.values()), splits)
 
     def run(
         self, model: EvaluatedModel, data: JudgementData, options: MeasureOptions
     ) -> SuiteResult[JudgementResults] | Absent:
         """Measure a model on its split's judged pairs."""
-        split = _judged_split(model, data)
-        if isinstance(split, Absent):
-            return split
+        need = "judged pairs need both"
+        if absent := absent_without(BOTH_MODALITIES, model, "human judgements", need):
+            return absent
+        try:
+            split = data.splits.find(model.run_dir)
+            rows_of_files = [rows_in_split(file, split) for file in data.files]
+        except CusaError as error:
+            return Absent(f"no human judgements for {model.title}: {error}", error)
         embeddings = split_embeddings(model, split)
+        labelled = labelled_pairs(embeddings)
         judged: dict[JudgementKind, SplitJudgements] = {}
         facts: dict[JudgementKind, JudgementFacts] = {}
-        for file in data.files:
-            judged[file.kind] = match_judgements(file, split, embeddings)
-            facts[file.kind] = _facts(file, judged[file.kind], embeddings)
-        heads: dict[Head, HeadJudgements] = {}
-        per_query: dict[str, Rankings | ScoredPairs] = {}
-        for head in embeddings.image:
-            with named_in_errors(f"{model.name}, human judgements"):
-                measured = measure_head(embeddings, head, judged, options.scoring)
-            heads[head] = measured.figures
-            for key, of_queries in measured.per_query.items():
-                per_query[f"{split.title}/{head}/{key}"] = of_queries
-        content = cast(
-            "JudgementResults",
-            {
-                **results_head(self.results_file, model),
-                "dataset": split.dataset,
-                "split": split.view.name,
-                "split_fingerprint": split.view.fingerprint,
-                "n_images": len(embeddings.image_rows),
-                "n_captions": len(embeddings.text_rows),
-                **options.scoring.plain(),
-                "judgements": facts,
-                "heads": heads,
-            },
-        )
+        for file, rows in zip(data.files, rows_of_files, strict=True):
+            judged[file.kind] = match_judgements(file, split, rows, embeddings)
+            facts[file.kind] = _facts(file, judged[file.kind], labelled)
+        with named_in_errors(f"{model.name}, human judgements"):
+            heads, per_query = measure_heads(embeddings, judged, split.title, options.scoring)
+        content = {
+            **results_head(self.results_file, model),
+            **split_facts(split, embeddings),
+            **options.scoring.to_dict(),
+            "judgements": facts,
+            "heads": heads,
+        }
         fingerprints, notes = [split.view.fingerprint], []
-        for of_kind in facts.values():
-            fingerprints.append(of_kind["fingerprint"])
-            notes += of_kind["notes"]
-        return SuiteResult(content, {split.title: " ".join(fingerprints)}, per_query, tuple(notes))
+        for kind_facts in facts.values():
+            fingerprints.append(kind_facts["fingerprint"])
+            notes += kind_facts["notes"]
+        return SuiteResult(
+            cast("JudgementResults", content),
+            {split.title: " ".join(fingerprints)},
+            per_query,
+            tuple(notes),
+        )
 
     def tables(self, results: Sequence[NamedResult[JudgementResults]]) -> list[Section]:
         """Make the tables of agreement, and of retrieval by people's verdict."""
         return [judgements_section(results)]
 
 
-def _judged_split(model: EvaluatedModel, data: JudgementData) -> EvaluatedSplit | Absent:
-    """Find the model's split, if the judgements are of it and the model embeds both sides."""
-    if missing := model.missing(BOTH_MODALITIES):
-        lacking = "s and no ".join(missing)
-        return Absent(
-            f"no human judgements for {model.title}: it embeds no {lacking}s",
-            CusaError(f"{model.name} embeds no {lacking}s; judged pairs need both"),
-        )
-    try:
-        split = data.splits.find(model.run_dir)
-        for file in data.files:
-            check_is_of_split(file, split)
-    except CusaError as error:
-        return Absent(f"no human judgements for {model.title}: {error}", error)
-    return split
-
-
-def _facts(
-    file: JudgementFile, judged: SplitJudgements, embeddings: SplitEmbeddings
-) -> JudgementFacts:
+def _facts(file: JudgementFile, judged: SplitJudgements, labelled: np.ndarray) -> JudgementFacts:
     """Say what the judgements of a file are, of those pairs that have embeddings."""
-    labelled = labelled_pairs(embeddings)
+    n_labelled = labelled.shape[1]
     return {
         "fingerprint": file.fingerprint,
         "pairs": len(judged.scores),
         "images": len(np.unique(judged.images)),
         "captions": len(np.unique(judged.captions)),
         "positives": int(judged.is_positive.sum()),
-        "positives_beyond_labels": len(labelled.with_positives(judged)) - len(labelled),
+        "positives_beyond_labels": with_positives(labelled, judged).shape[1] - n_labelled,
         "notes": list(judged.notes),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import DataError
-from cusa.data.records import SplitView
-from cusa.eval.evaluators.judgements.data import JudgedPair, JudgementFile
+from cusa.eval.evaluators.judgements.data import JudgementFile
 from cusa.eval.evaluators.splits import EvaluatedSplit
-from cusa.eval.metrics.relevance import positions_of_rows
+from cusa.eval.metrics.relevance import group_members, positions_of_rows
 
 
 @dataclass(frozen=True)
@@ -35,113 +34,93 @@ class SplitJudgements:
     notes: tuple[str, ...]
 
 
+def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
+    """Find the judged images, by file name, and captions, by number, in a split.
+
+    Args:
+        file: The judgements.
+        split: The split.
+
+    Returns:
+        int64 ``[pairs, 2]``: the image row and the caption row of each pair; -1 for one that is
+        elsewhere.
+
+    Raises:
+        DataError: If all of them are, or an image's name stands for several.
+    """
+    view = split.view
+    row_of_name = _rows_by_file_name(file, split)
+    caption_rows = group_members(np.asarray(view.caption_image), np.arange(view.n_images))
+    rows = np.full((len(file.pairs), 2), -1)
+    for number, pair in enumerate(file.pairs):
+        judged_row = row_of_name.get(pair.image_name)
+        described_row = row_of_name.get(pair.caption_of)
+        if judged_row is None or described_row is None:
+            continue
+        captions = caption_rows[described_row]
+        if pair.caption_number < len(captions):
+            rows[number] = judged_row, captions[pair.caption_number]
+    if (rows < 0).all():
+        raise DataError(
+            f"none of the {len(file.pairs):,} pairs of {file.path} is in {split.dataset} "
+            f"{view.name}; judgements go with the split that they were made on, under the "
+            "images' file names",
+            path=file.path,
+        )
+    return rows
+
+
+def _rows_by_file_name(file: JudgementFile, split: EvaluatedSplit) -> dict[str, int]:
+    """Return the image row of each file name; refuse a judged name of several images."""
+    view = split.view
+    names = [PurePosixPath(view.image_paths[row]).name for row in range(view.n_images)]
+    n_images = Counter(names)
+    for pair in file.pairs:
+        for name in (pair.image_name, pair.caption_of):
+            if n_images[name] > 1:
+                raise DataError(
+                    f"{file.path} judges {name}, and several images of {split.dataset} "
+                    f"{view.name} are called so; rename them",
+                    path=file.path,
+                    name=name,
+                )
+    return dict(zip(names, range(view.n_images), strict=True))
+
+
 def match_judgements(
-    file: JudgementFile, split: EvaluatedSplit, embeddings: SplitEmbeddings
+    file: JudgementFile, split: EvaluatedSplit, rows: np.ndarray, embeddings: SplitEmbeddings
 ) -> SplitJudgements:
     """Find the judged images and captions among embeddings.
 
     Args:
         file: The judgements.
-        split: The split; its images are known by their file names, its captions by their number
-            within their image.
+        split: The split.
+        rows: int64 ``[pairs, 2]``: :func:`rows_in_split`.
         embeddings: Embeddings of the split.
-
-    Raises:
-        DataError: If none of the pairs is among them, or an image's name stands for several.
     """
-    check_is_of_split(file, split)
-    image_position = positions_of_rows(embeddings.image_rows, split.view.n_images)
-    caption_position = positions_of_rows(embeddings.text_rows, split.view.n_captions)
-    elsewhere: list[JudgedPair] = []
-    n_skipped = 0
-    images, captions, scores, is_positive = [], [], [], []
-    for pair, rows in zip(file.pairs, _rows_in_split(file, split), strict=True):
-        if rows is None:
-            elsewhere.append(pair)
-            continue
-        image, caption = image_position[rows[0]], caption_position[rows[1]]
-        if image < 0 or caption < 0:
-            n_skipped += 1
-            continue
-        images.append(image)
-        captions.append(caption)
-        scores.append(pair.score)
-        is_positive.append(pair.is_positive)
-    return SplitJudgements(
-        np.array(images, np.int64),
-        np.array(captions, np.int64),
-        np.array(scores, np.float64),
-        np.array(is_positive, bool),
-        tuple(_notes(file, split, elsewhere, n_skipped)),
-    )
-
-
-def _notes(
-    file: JudgementFile, split: EvaluatedSplit, elsewhere: Sequence[JudgedPair], n_skipped: int
-) -> Iterator[str]:
-    """Say which pairs are left out."""
-    if elsewhere:
-        first = elsewhere[0]
-        yield (
-            f"{len(elsewhere):,} of {len(file.pairs):,} pairs are not in {split.dataset} "
+    in_split = rows[:, 0] >= 0
+    image_rows, caption_rows = rows[in_split].T
+    images = positions_of_rows(embeddings.image_rows, split.view.n_images)[image_rows]
+    captions = positions_of_rows(embeddings.text_rows, split.view.n_captions)[caption_rows]
+    is_embedded = (images >= 0) & (captions >= 0)
+    notes = []
+    n_elsewhere = int(np.count_nonzero(~in_split))
+    if n_elsewhere:
+        first = file.pairs[int(in_split.argmin())]
+        notes.append(
+            f"{n_elsewhere:,} of {len(file.pairs):,} pairs are not in {split.dataset} "
             f"{split.view.name} and are left out, first {first.image_name} with "
             f"{first.caption_of}#{first.caption_number}"
         )
+    n_skipped = int(np.count_nonzero(~is_embedded))
     if n_skipped:
-        yield f"{n_skipped:,} pairs have no embedding and are left out"
-
-
-def check_is_of_split(file: JudgementFile, split: EvaluatedSplit) -> None:
-    """Refuse judgements of another split before anything is embedded.
-
-    Raises:
-        DataError: If none of the pairs is in the split, or an image's name stands for several.
-    """
-    if not any(_rows_in_split(file, split)):
-        raise DataError(
-            f"none of the {len(file.pairs):,} pairs of {file.path} is in {split.dataset} "
-            f"{split.view.name}; judgements go with the split that they were made on, under the "
-            "images' file names"
-        )
-
-
-def _rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> list[tuple[int, int] | None]:
-    """Find the image row and the caption row of each pair; ``None`` for one that is elsewhere."""
-    row_of_name = _image_rows_by_name(split.view)
-    captions_of_image = _caption_rows_by_image(split.view)
-    rows: list[tuple[int, int] | None] = []
-    for pair in file.pairs:
-        for name in (pair.image_name, pair.caption_of):
-            if row_of_name.get(name, 0) < 0:
-                raise DataError(
-                    f"{file.path} judges {name}, and several images of {split.dataset} "
-                    f"{split.view.name} are called so; rename them"
-                )
-        image_row = row_of_name.get(pair.image_name)
-        writer_row = row_of_name.get(pair.caption_of)
-        if image_row is None or writer_row is None:
-            rows.append(None)
-            continue
-        own_captions = captions_of_image[writer_row]
-        if pair.caption_number < len(own_captions):
-            rows.append((image_row, int(own_captions[pair.caption_number])))
-        else:
-            rows.append(None)
-    return rows
-
-
-def _image_rows_by_name(view: SplitView) -> dict[str, int]:
-    """Map file names to image rows; -1 where several images have the name."""
-    row_of_name: dict[str, int] = {}
-    for row in range(view.n_images):
-        name = PurePosixPath(view.image_paths[row]).name
-        row_of_name[name] = -1 if name in row_of_name else row
-    return row_of_name
-
-
-def _caption_rows_by_image(view: SplitView) -> list[np.ndarray]:
-    """List the caption rows of each image row, in order."""
-    caption_image = np.asarray(view.caption_image)
-    in_order = np.argsort(caption_image, kind="stable")
-    stops = np.searchsorted(caption_image[in_order], np.arange(1, view.n_images))
-    return np.split(in_order, stops)
+        notes.append(f"{n_skipped:,} pairs have no embedding and are left out")
+    scores = np.array([pair.score for pair in file.pairs], np.float64)
+    is_positive = np.array([pair.is_positive for pair in file.pairs], bool)
+    return SplitJudgements(
+        images[is_embedded],
+        captions[is_embedded],
+        scores[in_split][is_embedded],
+        is_positive[in_split][is_embedded],
+        tuple(notes),
+    )

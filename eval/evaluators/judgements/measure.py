@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -27,71 +27,52 @@ from cusa.eval.metrics.recalls import recall_sum
 _PAIRS_AT_ONCE = 8192  # whose rows are held in float64
 
 
-@dataclass(frozen=True)
-class RightPairs:
-    """Images and captions that are right for each other, each pair once.
-
-    Attributes:
-        images: int64 ``[pairs]``: positions among the embeddings.
-        captions: int64 ``[pairs]``.
-    """
-
-    images: np.ndarray
-    captions: np.ndarray
-
-    def __len__(self) -> int:
-        """How many pairs there are."""
-        return len(self.images)
-
-    def with_positives(self, judged: SplitJudgements) -> RightPairs:
-        """Add the pairs that people call right."""
-        images = np.concatenate([self.images, judged.images[judged.is_positive]])
-        captions = np.concatenate([self.captions, judged.captions[judged.is_positive]])
-        pairs = np.unique(np.stack([images, captions]), axis=1)
-        return RightPairs(pairs[0], pairs[1])
-
-
-@dataclass(frozen=True)
-class HeadMeasurement:
-    """What was measured of one head.
-
-    Attributes:
-        figures: Its figures.
-        per_query: Rankings by what counts as right and direction (``labels/i2t``, ``crowd/i2t``),
-            and judged pairs by kind (``crowd/agreement``).
-    """
-
-    figures: HeadJudgements
-    per_query: Mapping[str, Rankings | ScoredPairs]
-
-
-def measure_head(
+def measure_heads(
     embeddings: SplitEmbeddings,
-    head: Head,
     judged: Mapping[JudgementKind, SplitJudgements],
+    title: str,
     scoring: Scoring,
-) -> HeadMeasurement:
-    """Measure one head by the labels alone, and by each kind of judgement.
+) -> tuple[dict[Head, HeadJudgements], dict[str, Rankings | ScoredPairs]]:
+    """Measure each head by the labels alone, and by each kind of judgement.
 
     Args:
         embeddings: A model's embeddings.
-        head: The head.
         judged: The judged pairs by kind.
+        title: The split's.
         scoring: How.
+
+    Returns:
+        Figures by head; and rankings (``TITLE/HEAD/labels/i2t``, ``TITLE/HEAD/crowd/i2t``) and
+        pairs (``TITLE/HEAD/crowd/agreement``).
 
     Raises:
         CusaError: If a correlation is not defined.
     """
+    heads: dict[Head, HeadJudgements] = {}
+    per_query: dict[str, Rankings | ScoredPairs] = {}
+    for head in embeddings.image:
+        heads[head], measured = _measure_head(embeddings, head, judged, scoring)
+        for key, query_results in measured.items():
+            per_query[f"{title}/{head}/{key}"] = query_results
+    return heads, per_query
+
+
+def _measure_head(
+    embeddings: SplitEmbeddings,
+    head: Head,
+    judged: Mapping[JudgementKind, SplitJudgements],
+    scoring: Scoring,
+) -> tuple[HeadJudgements, dict[str, Rankings | ScoredPairs]]:
     labelled = labelled_pairs(embeddings)
-    by_labels, rankings = measure_directions(embeddings, head, labelled, scoring)
+    by_labels, rankings = _measure_directions(embeddings, head, labelled, scoring)
     per_query: dict[str, Rankings | ScoredPairs] = {}
     for direction, ranked in rankings.items():
         per_query[f"labels/{direction}"] = ranked
     agreements: dict[JudgementKind, Agreement] = {}
     for kind, judgements in judged.items():
-        pairs = scored_pairs(embeddings, head, judgements)
-        right = labelled.with_positives(judgements)
-        retrieval, rankings = measure_directions(embeddings, head, right, scoring)
+        pairs = _scored_pairs(embeddings, head, judgements)
+        right = with_positives(labelled, judgements)
+        retrieval, rankings = _measure_directions(embeddings, head, right, scoring)
         agreements[kind] = {
             "kendall_tau_c": kendall_tau_c(pairs.similarities, pairs.human_scores),
             "spearman": spearman(pairs.similarities, pairs.human_scores),
@@ -101,51 +82,40 @@ def measure_head(
         for direction, ranked in rankings.items():
             per_query[f"{kind}/{direction}"] = ranked
         per_query[f"{kind}/agreement"] = pairs
-    return HeadMeasurement({"labels": by_labels, "judged": agreements}, per_query)
+    return {"labels": by_labels, "judged": agreements}, per_query
 
 
-def labelled_pairs(embeddings: SplitEmbeddings) -> RightPairs:
-    """Return each caption with the image that it was written for."""
+def labelled_pairs(embeddings: SplitEmbeddings) -> np.ndarray:
+    """Return each image and caption written for it, as positions: int64 ``[2, pairs]``."""
     captions = np.flatnonzero(embeddings.caption_image >= 0)
-    return RightPairs(embeddings.caption_image[captions], captions)
+    return np.stack([embeddings.caption_image[captions], captions])
 
 
-def scored_pairs(embeddings: SplitEmbeddings, head: Head, judged: SplitJudgements) -> ScoredPairs:
-    """Return a head's similarity of each judged pair, with people's score.
+def with_positives(pairs: np.ndarray, judged: SplitJudgements) -> np.ndarray:
+    """Add the pairs that people call right to others; each pair once."""
+    positives = np.stack([judged.images, judged.captions])[:, judged.is_positive]
+    return np.unique(np.concatenate([pairs, positives], axis=1), axis=1)
 
-    Args:
-        embeddings: A model's embeddings, L2-normalised.
-        head: The head.
-        judged: The judged pairs.
-    """
+
+def _scored_pairs(embeddings: SplitEmbeddings, head: Head, judged: SplitJudgements) -> ScoredPairs:
+    """Return a head's similarity of each judged pair, with people's score."""
     similarities = np.empty(len(judged.scores))
     for start in range(0, len(similarities), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
-        images = embeddings.image[head][judged.images[part]].astype(np.float64)
-        texts = embeddings.text[head][judged.captions[part]].astype(np.float64)
-        similarities[part] = (images * texts).sum(axis=1)
+        block = slice(start, start + _PAIRS_AT_ONCE)
+        images = embeddings.image[head][judged.images[block]].astype(np.float64)
+        texts = embeddings.text[head][judged.captions[block]].astype(np.float64)
+        similarities[block] = (images * texts).sum(axis=1)
     return ScoredPairs(similarities, judged.scores, clusters=judged.captions)
 
 
-def measure_directions(
-    embeddings: SplitEmbeddings, head: Head, right: RightPairs, scoring: Scoring
+def _measure_directions(
+    embeddings: SplitEmbeddings, head: Head, right: np.ndarray, scoring: Scoring
 ) -> tuple[JudgedDirections, dict[str, Rankings]]:
-    """Compute recalls and average precision of both directions, and RSUM.
-
-    Args:
-        embeddings: A model's embeddings.
-        head: The head.
-        right: The pairs that count as right.
-        scoring: How.
-
-    Returns:
-        The figures; and the rankings behind them by direction.
-    """
+    """Compute recalls and average precision of both directions, and RSUM, by the right pairs."""
     images, texts = embeddings.image[head], embeddings.text[head]
-    i2t, ranked_i2t = _measure_direction(images, texts, right.images, right.captions, None, scoring)
-    t2i, ranked_t2i = _measure_direction(
-        texts, images, right.captions, right.images, embeddings.caption_image, scoring
-    )
+    clusters = embeddings.caption_image
+    i2t, ranked_i2t = _measure_direction(images, texts, right, None, scoring)
+    t2i, ranked_t2i = _measure_direction(texts, images, right[::-1], clusters, scoring)
     has_queries = i2t["queries"] and t2i["queries"]
     figures: JudgedDirections = {
         "i2t": i2t,
@@ -158,32 +128,19 @@ def measure_directions(
 def _measure_direction(
     queries: np.ndarray,
     candidates: np.ndarray,
-    right_queries: np.ndarray,
-    right_candidates: np.ndarray,
+    right: np.ndarray,
     clusters: np.ndarray | None,
     scoring: Scoring,
 ) -> tuple[JudgedDirection, Rankings]:
-    """Measure one direction.
-
-    Args:
-        queries: float ``[n, d]``.
-        candidates: float ``[m, d]``.
-        right_queries: int64 ``[pairs]``: the query of each right pair.
-        right_candidates: int64 ``[pairs]``: the candidate of each right pair.
-        clusters: int64 ``[n]``: queries that belong together, or ``None``.
-        scoring: How.
-    """
-    by_query = np.argsort(right_queries, kind="stable")
-    indices = right_candidates[by_query]
-    indptr = np.searchsorted(right_queries[by_query], np.arange(len(queries) + 1))
+    """Measure one direction; ``right``: int64 ``[2, pairs]``, query and candidate of each pair."""
+    by_query = right[:, np.argsort(right[0], kind="stable")]
+    indptr, indices = np.searchsorted(by_query[0], np.arange(len(queries) + 1)), by_query[1]
     ranked = replace(rank_all(queries, candidates, indptr, indices), clusters=clusters)
     figures = cast("JudgedDirection", one_way(ranked, scoring))
     bounds = average_precisions(queries, candidates, indptr, indices)
-    values = {"average_precision": 100 * by_ties(bounds, scoring.ties)}
-    figures["average_precision"] = (
-        float(values["average_precision"].mean()) if len(queries) else None
-    )
-    means = resampled_means(values, scoring.bootstrap, clusters)
+    values = 100 * by_ties(bounds, scoring.ties)
+    figures["average_precision"] = float(values.mean()) if len(queries) else None
+    means = resampled_means({"average_precision": values}, scoring.bootstrap, clusters)
     average_interval = interval(means["average_precision"])
     if average_interval is not None:
         figures["ci"]["average_precision"] = average_interval

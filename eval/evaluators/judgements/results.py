@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
+from typing import NotRequired
 
-from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from cusa.data.embeddings import Head
-from cusa.eval.evaluators.forms import Results, is_of_a_known_version
+from cusa.eval.evaluators import forms
 from cusa.eval.evaluators.judgements.data import JudgementKind
 from cusa.eval.evaluators.protocol import ResultsFile
 from cusa.eval.metrics.figures import DirectionFigures, Figure, Number
@@ -57,7 +56,7 @@ class JudgementFacts(TypedDict):
     notes: list[str]
 
 
-class JudgementResults(Results):
+class JudgementResults(forms.Results):
     """Content of judgements.json."""
 
     dataset: str
@@ -70,13 +69,12 @@ class JudgementResults(Results):
     heads: dict[Head, HeadJudgements]
 
 
-def _is_complete(content: JudgementResults) -> JudgementResults:
+def _check_complete(content: JudgementResults) -> None:
     if "cross" not in content["heads"]:
         raise ValueError("there is no head cross")
     for head, figures in content["heads"].items():
         if figures["judged"].keys() != content["judgements"].keys():
             raise ValueError(f"head {head} has other judgements")
-    return content
 
 
 JUDGEMENTS_FILE = ResultsFile(
@@ -84,11 +82,5 @@ JUDGEMENTS_FILE = ResultsFile(
     command="cusa-eval retrieval --judgements FILE",
     format="cusa-judgements",
     version=(1, 0),
-    form=TypeAdapter(
-        Annotated[
-            JudgementResults,
-            AfterValidator(is_of_a_known_version),
-            AfterValidator(_is_complete),
-        ]
-    ),
+    form=forms.form_of(JudgementResults, _check_complete),
 )

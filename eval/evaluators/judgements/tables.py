@@ -57,15 +57,15 @@ def judgements_section(results: Sequence[NamedResult[JudgementResults]]) -> Sect
 
 
 def _facts(contents: Sequence[JudgementResults]) -> Iterable[str]:
-    for kind, of_models in by_data_set(contents, "judgements").items():
-        first = of_models[0]
+    for kind, model_results in by_data_set(contents, "judgements").items():
+        first = model_results[0]
         counts = (
             f"{first['pairs']:,} pairs of {first['images']:,} images and "
             f"{first['captions']:,} captions; {first['positives']:,} are right, "
             f"{first['positives_beyond_labels']:,} of them wrong by the labels"
         )
         title = SCORE_TITLES[cast("JudgementKind", kind)]
-        yield data_set_fact(title, counts, of_models)
+        yield data_set_fact(title, counts, model_results)
 
 
 def _headline(content: JudgementResults) -> Headline:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from cusa.data.parsing import read_json
 from cusa.data.records import SplitView, csr
 from cusa.eval.metrics.per_query import Rankings, rank_all
 from cusa.eval.metrics.ranks import RankBounds, join_bounds, rank_bounds, two_way_rank_bounds
+from cusa.eval.metrics.relevance import group_members
 
 Direction = Literal["i2t", "t2i"]
 # What the protocols report that have metrics of their own; the others report recalls.
@@ -50,34 +51,24 @@ class CocoRelevance:
 
 
 @dataclass(frozen=True)
-class CocoItems:
+class CocoTest:
     """The images and captions of the test among embeddings, in the test's order.
 
     Attributes:
         images: int64 ``[5000]``: positions among the embeddings.
         captions: int64 ``[25000]``: same.
         caption_image: int64 ``[25000]``: index into ``images``.
+        truths: Ground truth by ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction; those that are
+            there.
     """
 
     images: np.ndarray
     captions: np.ndarray
     caption_image: np.ndarray
+    truths: Mapping[str, Mapping[Direction, CocoRelevance]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class CocoTest(CocoItems):
-    """The test's items, and which of them belong together.
-
-    Attributes:
-        truths: Ground truth by ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction; those that are
-            there.
-    """
-
-    truths: Mapping[str, Mapping[Direction, CocoRelevance]]
-
-
-@dataclass(frozen=True)
-class TruthFile:
+class TruthFile(NamedTuple):
     """A file of a ground truth, and the ids of each query's relevant candidates."""
 
     path: Path
@@ -109,42 +100,43 @@ class Judgements:
         return open_npy(folder / "coco_test_ids.npy").astype(str).ravel().tolist()
 
     @cached_property
-    def files(self) -> Mapping[str, Mapping[Direction, TruthFile]]:
-        """The files by ground truth and direction.
+    def files(self) -> Mapping[str, tuple[TruthFile, TruthFile]]:
+        """The files by ground truth: image to caption, and caption to image.
 
         Raises:
             CusaError: If a file is missing or malformed, or plausible matches are given without the
                 extra.
         """
         folder = _package_data()
-        paths: dict[str, tuple[Path, Path]] = {}
-        if folder is not None:
-            for name in ("eccv", "cxc"):
-                image_to_caption = folder / f"{name}_image_to_caption.json"
-                caption_to_image = folder / f"{name}_caption_to_image.json"
-                paths[name] = image_to_caption, caption_to_image
-        if self.pmrp is not None:
-            if folder is None:
+        if folder is None:
+            if self.pmrp is not None:
                 message = "--pmrp needs the list of COCO's test ids: pip install 'cusa[eccv]'"
                 raise SettingError(message, name="--pmrp")
-            paths["pmrp"] = self.pmrp / PLAUSIBLE[0], self.pmrp / PLAUSIBLE[1]
-        files: dict[str, dict[Direction, TruthFile]] = {}
-        for name, (i2t, t2i) in paths.items():
-            files[name] = {
-                "i2t": TruthFile(i2t, read_judgements(i2t)),
-                "t2i": TruthFile(t2i, read_judgements(t2i)),
-            }
+            return {}
+        files: dict[str, tuple[TruthFile, TruthFile]] = {}
+        for name in ("eccv", "cxc"):
+            image_to_caption = _truth_file(folder / f"{name}_image_to_caption.json")
+            files[name] = image_to_caption, _truth_file(folder / f"{name}_caption_to_image.json")
+        if self.pmrp is not None:
+            image_to_caption = _truth_file(self.pmrp / PLAUSIBLE[0])
+            files["pmrp"] = image_to_caption, _truth_file(self.pmrp / PLAUSIBLE[1])
         return files
 
 
+def _truth_file(path: Path) -> TruthFile:
+    return TruthFile(path, read_judgements(path))
+
+
 def coco_test(
-    embeddings: SplitEmbeddings, split: SplitView, dataset: str, judgements: Judgements
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+    dataset: str,
+    judgements: Judgements,
 ) -> CocoTest | None:
     """Find the test's items among embeddings.
 
     With the ``eccv`` extra, the items are those of its id list, whatever the split's order. Without
-    it, those of a split ``test`` of the data set ``coco`` with 5,000 images: the first five
-    captions of each, in the split's order.
+    it, the first five captions of each of the 5,000 images of ``coco``'s ``test``.
 
     Args:
         embeddings: Embeddings of the split.
@@ -156,40 +148,41 @@ def coco_test(
         The items; ``None`` if these are of another data set, or not all there.
 
     Raises:
-        CusaError: If plausible matches are given, and a file is missing or malformed, or the ids do
-            not fit.
+        CusaError: If plausible matches are given and missing, malformed, or of other ids.
     """
     if judgements.test_ids is None:
-        items = _items_by_order(embeddings, split, dataset)
+        test = _items_by_order(embeddings, split, dataset)
     else:
-        items = _items_by_id(embeddings, split, judgements.test_ids)
-    if items is None:
+        test = _items_by_id(embeddings, split, judgements.test_ids)
+    if test is None:
         if judgements.pmrp is not None:
             message = "--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)"
             raise SettingError(message, name="--pmrp")
         return None
 
-    image_index = _index_of_id(split.image_ids, embeddings.image_rows[items.images])
-    caption_index = _index_of_id(split.caption_ids, embeddings.text_rows[items.captions])
+    images = _index_of_id(split.image_ids, embeddings.image_rows[test.images])
+    captions = _index_of_id(split.caption_ids, embeddings.text_rows[test.captions])
     truths: dict[str, dict[Direction, CocoRelevance]] = {}
-    for name, files in judgements.files.items():
+    for name, (i2t, t2i) in judgements.files.items():
         truths[name] = {
-            "i2t": _relevance(files["i2t"], image_index, caption_index),
-            "t2i": _relevance(files["t2i"], caption_index, image_index),
+            "i2t": _relevance(i2t, images, captions),
+            "t2i": _relevance(t2i, captions, images),
         }
-    return CocoTest(items.images, items.captions, items.caption_image, truths)
+    return replace(test, truths=truths)
 
 
-def _index_of_id(ids: Sequence[str], rows: np.ndarray) -> dict[str, int]:
+def _index_of_id(
+    ids: Sequence[str],
+    rows: np.ndarray,
+) -> dict[str, int]:
     """Map the ids of a split's rows to their places among these."""
-    index_of_id: dict[str, int] = {}
-    for index, row in enumerate(rows.tolist()):
-        index_of_id[ids[row]] = index
-    return index_of_id
+    return {ids[row]: index for index, row in enumerate(rows.tolist())}
 
 
 def rank_coco(
-    images: np.ndarray, texts: np.ndarray, test: CocoTest
+    images: np.ndarray,
+    texts: np.ndarray,
+    test: CocoTest,
 ) -> dict[str, dict[str, Rankings]]:
     """Rank by protocol and direction.
 
@@ -219,25 +212,28 @@ def rank_coco(
 
 
 def _rank_folds(
-    images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
+    images: np.ndarray,
+    texts: np.ndarray,
+    caption_image: np.ndarray,
 ) -> dict[str, Rankings]:
     """Rank within each fold of 1,000 images, and join the folds."""
     size = len(images) // FOLDS
-    i2t, t2i, captions_of_folds = [], [], []
+    folds, clusters = [], []
     for start in range(0, len(images), size):
         captions = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
-        fold_images = images[start : start + size]
-        fold = two_way_rank_bounds(fold_images, texts[captions], caption_image[captions] - start)
-        i2t.append(fold[0])
-        t2i.append(fold[1])
-        captions_of_folds.append(captions)
-    clusters = caption_image[np.concatenate(captions_of_folds)]
+        fold_images, fold_clusters = images[start : start + size], caption_image[captions]
+        folds.append(two_way_rank_bounds(fold_images, texts[captions], fold_clusters - start))
+        clusters.append(fold_clusters)
+    i2t, t2i = zip(*folds, strict=True)
     bounds = join_bounds(i2t), join_bounds(t2i)
-    return _both_directions(bounds, size, len(texts) // FOLDS, clusters)
+    return _both_directions(bounds, size, len(texts) // FOLDS, np.concatenate(clusters))
 
 
 def _rank_truth(
-    queries: np.ndarray, candidates: np.ndarray, truth: CocoRelevance, name: str
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    truth: CocoRelevance,
+    name: str,
 ) -> Rankings:
     """Rank by a ground truth; CxC reports recalls alone."""
     queries = queries[truth.queries]
@@ -248,7 +244,10 @@ def _rank_truth(
 
 
 def _both_directions(
-    bounds: tuple[RankBounds, RankBounds], n_images: int, n_texts: int, caption_image: np.ndarray
+    bounds: tuple[RankBounds, RankBounds],
+    n_images: int,
+    n_texts: int,
+    caption_image: np.ndarray,
 ) -> dict[str, Rankings]:
     return {
         "i2t": Rankings(bounds[0], n_texts),
@@ -257,42 +256,37 @@ def _both_directions(
 
 
 def _items_by_id(
-    embeddings: SplitEmbeddings, split: SplitView, test_ids: Sequence[str]
-) -> CocoItems | None:
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+    test_ids: Sequence[str],
+) -> CocoTest | None:
     """Find the test's items by ECCV Caption's list; its images are in order of appearance."""
-    position_of_id: dict[str, int] = {}
-    for position, row in enumerate(embeddings.text_rows.tolist()):
-        position_of_id[split.caption_ids[row]] = position
+    position_of_id = _index_of_id(split.caption_ids, embeddings.text_rows)
     if not position_of_id.keys() >= set(test_ids):
         return None
-    captions = np.array(list(map(position_of_id.__getitem__, test_ids)), np.int64)
-    image_of_caption = embeddings.caption_image[captions]
-    if (image_of_caption < 0).any():
+    captions = np.array([position_of_id[caption_id] for caption_id in test_ids], np.int64)
+    image_of_caption = embeddings.caption_image[captions].tolist()
+    index_of_image: dict[int, int] = {}
+    for image in image_of_caption:
+        index_of_image.setdefault(image, len(index_of_image))
+    if -1 in index_of_image:
         return None
-    images, first, inverse = np.unique(image_of_caption, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank_in_order = np.empty(len(order), np.int64)
-    rank_in_order[order] = np.arange(len(order))
-    return CocoItems(images[order], captions, rank_in_order[inverse])
+    caption_image = [index_of_image[image] for image in image_of_caption]
+    return CocoTest(np.array(list(index_of_image)), captions, np.array(caption_image))
 
 
-def _items_by_order(
-    embeddings: SplitEmbeddings, split: SplitView, dataset: str
-) -> CocoItems | None:
+def _items_by_order(embeddings: SplitEmbeddings, split: SplitView, dataset: str) -> CocoTest | None:
     """Take the first five captions of each image of COCO's test split."""
     caption_image = embeddings.caption_image
     n_images = len(embeddings.image_rows)
     if (dataset, split.name, n_images) != ("coco", "test", IMAGES):
         return None
-    by_image = np.argsort(caption_image, kind="stable")
-    image_of_sorted = caption_image[by_image]
-    starts = np.searchsorted(image_of_sorted, np.arange(n_images))
-    number_within_image = np.arange(len(by_image)) - starts[image_of_sorted]
-    is_first = (image_of_sorted >= 0) & (number_within_image < CAPTIONS_PER_IMAGE)
-    captions = by_image[is_first]
+    images = np.arange(n_images)
+    members = group_members(caption_image, images)
+    captions = np.concatenate([positions[:CAPTIONS_PER_IMAGE] for positions in members])
     if len(captions) != n_images * CAPTIONS_PER_IMAGE:
         return None
-    return CocoItems(np.arange(n_images), captions, caption_image[captions])
+    return CocoTest(images, captions, caption_image[captions])
 
 
 def _package_data() -> Path | None:
@@ -340,7 +334,9 @@ def _are_ids(value: object) -> bool:
 
 
 def _relevance(
-    file: TruthFile, query_index: Mapping[str, int], candidate_index: Mapping[str, int]
+    file: TruthFile,
+    query_index: Mapping[str, int],
+    candidate_index: Mapping[str, int],
 ) -> CocoRelevance:
     """Translate a file's ids to positions among the test's items."""
     unknown = [query for query in file.relevant_ids if query not in query_index]
@@ -351,14 +347,11 @@ def _relevance(
             path=file.path,
             location=unknown[0],
         )
-    rows, n_relevant = [], []
-    for relevant_ids in file.relevant_ids.values():
+    queries, rows, n_relevant = [], [], []
+    for query, relevant_ids in file.relevant_ids.items():
         different_ids = dict.fromkeys(relevant_ids)
         positions = [candidate_index[i] for i in different_ids if i in candidate_index]
+        queries.append(query_index[query])
         rows.append(np.array(positions, np.int64))
         n_relevant.append(len(different_ids))
-    indptr, indices = csr(rows)
-    queries = list(map(query_index.__getitem__, file.relevant_ids))
-    return CocoRelevance(
-        np.array(queries, np.int64), indptr, indices, np.array(n_relevant, np.int64)
-    )
+    return CocoRelevance(np.array(queries), *csr(rows), np.array(n_relevant))

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.errors import CusaError
-from cusa.eval.evaluators.forms import PublishedFigures
 from cusa.eval.evaluators.protocol import (
     Absent,
     Evaluator,
     SuiteResult,
+    absent_without,
     results_head,
 )
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
 from cusa.eval.evaluators.retrieval.coco import Judgements, coco_test
 from cusa.eval.evaluators.retrieval.measure import evaluate
-from cusa.eval.evaluators.retrieval.results import (
-    RETRIEVAL_FILE,
-    RetrievalResults,
-)
+from cusa.eval.evaluators.retrieval.results import RETRIEVAL_FILE, RetrievalResults
 from cusa.eval.evaluators.retrieval.tables import retrieval_sections
 from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
 from cusa.eval.evaluators.split_embeddings import (
     BOTH_MODALITIES,
     split_embeddings,
+    split_facts,
     split_teachers,
 )
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
-from cusa.eval.metrics.metric_options import PerQuery
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
 from cusa.eval.report.failures import likely_false_negatives, worst_failures
+from cusa.eval.report.false_negative_pairs import Teachers
 from cusa.eval.report.gallery import make_gallery
 from cusa.eval.report.paper import paper_retrieval
 from cusa.eval.report.report import Examples
@@ -68,87 +66,57 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         return RetrievalData(splits, Judgements(request.pmrp))
 
     def run(
-        self, model: EvaluatedModel, data: RetrievalData, options: MeasureOptions
+        self,
+        model: EvaluatedModel,
+        data: RetrievalData,
+        options: MeasureOptions,
     ) -> SuiteResult[RetrievalResults] | Absent:
         """Measure a model on its split."""
-        if missing := model.missing(BOTH_MODALITIES):
-            lacking = "s and no ".join(missing)
-            return Absent(
-                f"no retrieval for {model.title}: it embeds no {lacking}s",
-                CusaError(f"{model.name} embeds no {lacking}s; retrieval needs both"),
-            )
+        if absent := absent_without(BOTH_MODALITIES, model, "retrieval", "retrieval needs both"):
+            return absent
         try:
             split = data.splits.find(model.run_dir)
         except CusaError as error:
             return Absent(f"no retrieval for {model.title}: {error}", error)
-        unlike_known = check_counts(split, options.allow_partial)
+        difference = check_counts(split, options.allow_partial)
         embeddings = split_embeddings(model, split)
-        content, per_query = self._measure(model, split, data.judgements, options)
-        notes = content["notes"] = [unlike_known] if unlike_known else []
-        if explanation := teachers_know_less(content):
-            notes = [*notes, f"{model.title}: {explanation}"]
-        examples, history_note = _examples(model, split, embeddings, options)
-        if history_note:
-            notes = [*notes, history_note]
+        test = coco_test(embeddings, split.view, split.dataset, data.judgements)
+        teachers = split_teachers(model, split)
+        uni_head, scoring = model.provider.uni_head, options.scoring
+        figures, per_query = evaluate(embeddings, split.view, uni_head, test, scoring)
+        content = {
+            **results_head(self.results_file, model),
+            **_run_of(model),
+            **_facts(split, embeddings),
+            "teachers": teacher_scores(teachers, embeddings, split.view, scoring),
+            "notes": [difference] if difference else [],
+            **scoring.to_dict(),
+            **figures,
+        }
+        content |= _paper_row(model, content)
+        explanation = teachers_know_less(content)
+        examples, history_note = _examples(model, split, embeddings, teachers, options)
+        notes = difference, explanation and f"{model.title}: {explanation}", history_note
         counts = f"{content['n_images']} {content['n_captions']}"
         return SuiteResult(
-            content,
+            cast("RetrievalResults", content),
             {split.title: f"{split.view.fingerprint} {counts}"},
             {f"{split.title}/{key}": rankings for key, rankings in per_query.items()},
-            tuple(notes),
+            tuple(filter(None, notes)),
             examples,
         )
-
-    def _measure(
-        self,
-        model: EvaluatedModel,
-        split: EvaluatedSplit,
-        judgements: Judgements,
-        options: MeasureOptions,
-    ) -> tuple[RetrievalResults, PerQuery]:
-        """Compute the content of metrics.json, and what every query got."""
-        embeddings = split_embeddings(model, split)
-        test = coco_test(embeddings, split.view, split.dataset, judgements)
-        uni_head = model.source.uni_head
-        figures, per_query = evaluate(embeddings, split.view, uni_head, test, options.scoring)
-        teachers = split_teachers(model, split)
-        n_images, n_captions = len(embeddings.image_rows), len(embeddings.text_rows)
-        content = cast(
-            "RetrievalResults",
-            {
-                **results_head(self.results_file, model),
-                **_run_of(model),
-                "teachers": teacher_scores(teachers, embeddings, split.view, options.scoring),
-                "dataset": split.dataset,
-                "split": split.view.name,
-                "split_fingerprint": split.view.fingerprint,
-                "n_images": n_images,
-                "n_captions": n_captions,
-                "n_images_skipped": split.view.n_images - n_images,
-                "n_captions_skipped": split.view.n_captions - n_captions,
-                "notes": [],
-                **options.scoring.plain(),
-                **figures,
-            },
-        )
-        if model.origin:
-            config = model.origin.config
-            row = paper_retrieval(config.student.name, config.loss.terms, content)
-            if row:
-                content["paper"] = cast("PublishedFigures", row)
-        return content, per_query
 
     def tables(self, results: Sequence[NamedResult[RetrievalResults]]) -> list[Section]:
         """Make the tables of the split, and of COCO's test protocols."""
         return retrieval_sections(results)
 
-    def difference_of_data(self, first: RetrievalResults, other: RetrievalResults) -> str:
+    def difference_of_data(self, first: RetrievalResults, second: RetrievalResults) -> str:
         """Say what differs of two models' splits."""
-        if _identity(first) == _identity(other):
+        if _identity(first) == _identity(second):
             return ""
         return (
-            f"{other['n_images']} and {first['n_images']} images, "
-            f"{other['n_captions']} and {first['n_captions']} captions"
+            f"{second['n_images']} and {first['n_images']} images, "
+            f"{second['n_captions']} and {first['n_captions']} captions"
         )
 
 
@@ -169,22 +137,45 @@ def _run_of(model: EvaluatedModel) -> dict[str, Any]:
     }
 
 
+def _facts(split: EvaluatedSplit, embeddings: SplitEmbeddings) -> dict[str, Any]:
+    facts = split_facts(split, embeddings)
+    return {
+        **facts,
+        "n_images_skipped": split.view.n_images - facts["n_images"],
+        "n_captions_skipped": split.view.n_captions - facts["n_captions"],
+    }
+
+
+def _paper_row(
+    model: EvaluatedModel,
+    content: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the published row as ``paper``; nothing if the paper has none."""
+    if model.origin is None:
+        return {}
+    config = model.origin.config
+    row = paper_retrieval(config.student.name, config.loss.terms, content)
+    return {"paper": row} if row else {}
+
+
 def _examples(
     model: EvaluatedModel,
     split: EvaluatedSplit,
     embeddings: SplitEmbeddings,
+    teachers: Teachers,
     options: MeasureOptions,
 ) -> tuple[Examples, str]:
     """Choose what the report shows beside tables; and say what is wrong with the run's log."""
-    uni_head, n_shown = model.source.uni_head, options.n_shown
+    uni_head, n_shown = model.provider.uni_head, options.n_shown
     head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head, "i2i": uni_head}
     seed = options.scoring.bootstrap.seed
     view, image_root = split.view, split.image_root
-    teachers = split_teachers(model, split)
-    gallery = make_gallery(embeddings, view, image_root, head_of, n_shown, seed)
-    failures = worst_failures(embeddings, view, image_root, head_of, n_shown)
-    false_negatives = likely_false_negatives(embeddings, view, teachers, image_root, 2 * n_shown)
+    examples = Examples(
+        gallery=make_gallery(embeddings, view, image_root, head_of, n_shown, seed),
+        failures=worst_failures(embeddings, view, image_root, head_of, n_shown),
+        false_negatives=likely_false_negatives(embeddings, view, teachers, image_root, 2 * n_shown),
+    )
     if model.run_dir is None:
-        return Examples((), gallery, failures, false_negatives), ""
+        return examples, ""
     history = read_history(model.run_dir)
-    return Examples(tuple(history.lines), gallery, failures, false_negatives), history.note
+    return replace(examples, history=tuple(history.lines)), history.note

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypedDict, cast
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,7 @@ from cusa.data.embeddings import Head, SplitEmbeddings
 from cusa.data.errors import EmbeddingsError
 from cusa.data.records import SplitView
 from cusa.eval.evaluators.retrieval.coco import FOLDS, PROTOCOL_METRICS, CocoTest, rank_coco
-from cusa.eval.evaluators.retrieval.results import CrossModalFigures, HeadFigures
 from cusa.eval.metrics.caption_images import checked_caption_image, cross_modal_relevance
-from cusa.eval.metrics.figures import BothWaysFigures, DirectionFigures
 from cusa.eval.metrics.metric_options import PLAIN, PerQuery, Scoring, one_way, two_ways
 from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, rank_all, refuse_zeros
 from cusa.eval.metrics.ranks import rank_bounds, rank_bounds_from_scores, two_way_rank_bounds
@@ -22,7 +20,10 @@ from cusa.eval.metrics.relevance import Relevance, relevance_of, same_group, tru
 
 
 def cross_modal_recalls(
-    images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray, ties: Ties = "pessimistic"
+    images: np.ndarray,
+    texts: np.ndarray,
+    caption_image: np.ndarray,
+    ties: Ties = "pessimistic",
 ) -> dict[str, Any]:
     """Compute image-to-text and text-to-image recalls.
 
@@ -55,7 +56,9 @@ def cross_modal_recalls(
 
 
 def _rank_cross_modal(
-    images: np.ndarray, texts: np.ndarray, caption_image: np.ndarray
+    images: np.ndarray,
+    texts: np.ndarray,
+    caption_image: np.ndarray,
 ) -> dict[str, Rankings]:
     for rows, modality in ((images, "image"), (texts, "text")):
         check_rows(rows, modality)
@@ -107,7 +110,9 @@ def cross_modal_recalls_from_scores(
 
 
 def uni_modal_recalls(
-    embeddings: np.ndarray, groups: np.ndarray, ties: Ties = "pessimistic"
+    embeddings: np.ndarray,
+    groups: np.ndarray,
+    ties: Ties = "pessimistic",
 ) -> dict[str, Any]:
     """Compute R@1/5/10 among items of one modality.
 
@@ -147,29 +152,19 @@ def _rank_within_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
     return Rankings(bounds, max(0, n_items - 1), clusters=groups).answerable()
 
 
-class SplitFigures(TypedDict):
-    """What metrics.json holds of a split: figures of the heads in use, and of all heads."""
-
-    retrieval: CrossModalFigures
-    unimodal: dict[str, DirectionFigures]
-    unimodal_head: Head
-    heads: dict[Head, HeadFigures]
-
-
 def evaluate(
     embeddings: SplitEmbeddings,
     split: SplitView,
     uni_head: Head,
     test: CocoTest | None = None,
     scoring: Scoring = PLAIN,
-) -> tuple[SplitFigures, PerQuery]:
+) -> tuple[dict[str, Any], PerQuery]:
     """Compute all metrics of a split for every head, as metrics.json holds them (docs/METRICS.md).
 
     Args:
         embeddings: A model's embeddings.
         split: The split.
-        uni_head: The head to use for uni-modal retrieval: ``"uni"`` where it was trained, else
-            ``"cross"``.
+        uni_head: The head to use for uni-modal retrieval.
         test: COCO's test among the embeddings, which has protocols of its own.
         scoring: How.
 
@@ -178,18 +173,18 @@ def evaluate(
         ``heads``; and the rankings behind them, by ``head/protocol/task``.
     """
     per_query: PerQuery = {}
-    heads: dict[Head, HeadFigures] = {}
-    for head in embeddings.image:
+    heads: dict[Head, dict[str, Any]] = {}
+    for head, images in embeddings.image.items():
         rankings = _rank_split(embeddings, split, head)
-        heads[head] = _head_figures(rankings, scoring)
+        heads[head] = _figures(rankings, scoring)
         if test is not None:
-            protocols = rank_coco(embeddings.image[head], embeddings.text[head], test)
-            heads[head]["protocols"] = _figures_of_protocols(protocols, scoring)
+            protocols = rank_coco(images, embeddings.text[head], test)
+            heads[head]["protocols"] = _figures(protocols, scoring)
             rankings |= protocols
         for protocol, by_task in rankings.items():
             for task, ranked in by_task.items():
                 per_query[f"{head}/{protocol}/{task}"] = ranked
-    figures: SplitFigures = {
+    figures = {
         "retrieval": heads["cross"]["retrieval"],
         "unimodal": heads[uni_head]["unimodal"],
         "unimodal_head": uni_head,
@@ -199,7 +194,9 @@ def evaluate(
 
 
 def _rank_split(
-    embeddings: SplitEmbeddings, split: SplitView, head: Head
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+    head: Head,
 ) -> dict[str, dict[str, Rankings]]:
     """Rank by the labels, across and within the modalities, and by the truth where it is known."""
     images, texts = embeddings.image[head], embeddings.text[head]
@@ -209,31 +206,16 @@ def _rank_split(
     }
     if split.truth is not None:
         same_label = relevance_of("i2i", embeddings, split)
-        rankings["unimodal"]["i2i"] = rank_relevance(same_label, embeddings, head)
+        rankings["unimodal"]["i2i"] = _rank_relevance(same_label, embeddings, head)
         rankings["truth"] = {}
         for task in ("i2t", "t2i"):
             relevance = true_relevance(task, embeddings, split)
-            rankings["truth"][task] = rank_relevance(relevance, embeddings, head)
+            rankings["truth"][task] = _rank_relevance(relevance, embeddings, head)
     return rankings
 
 
-def _head_figures(rankings: Mapping[str, Mapping[str, Rankings]], scoring: Scoring) -> HeadFigures:
-    figures: dict[str, Any] = {"retrieval": two_ways(rankings["retrieval"], scoring)}
-    for name in ("unimodal", "truth"):
-        if name in rankings:
-            by_task = rankings[name].items()
-            figures[name] = {task: one_way(ranked, scoring) for task, ranked in by_task}
-    return cast("HeadFigures", figures)
-
-
-def rank_relevance(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
-    """Rank every query that has a relevant candidate.
-
-    Args:
-        relevance: Which candidates are relevant.
-        embeddings: A model's embeddings of the split.
-        head: The head that answers.
-    """
+def _rank_relevance(relevance: Relevance, embeddings: SplitEmbeddings, head: Head) -> Rankings:
+    """Rank every query that has a relevant candidate."""
     queries, candidates = relevance.sides(embeddings, head)
     ranked = rank_all(queries, candidates, relevance.indptr, relevance.indices, relevance.exclude)
     queries_are_captions = relevance.task[0] == "t"
@@ -241,22 +223,31 @@ def rank_relevance(relevance: Relevance, embeddings: SplitEmbeddings, head: Head
     return replace(ranked, clusters=clusters).answerable()
 
 
-def _figures_of_protocols(
-    protocols: Mapping[str, Mapping[str, Rankings]], scoring: Scoring
-) -> dict[str, BothWaysFigures]:
-    by_protocol: dict[str, BothWaysFigures] = {}
-    for name, rankings in protocols.items():
-        figures = two_ways(rankings, scoring)
-        if name == "coco_1k":
+def _figures(
+    rankings: Mapping[str, Mapping[str, Rankings]],
+    scoring: Scoring,
+) -> dict[str, Any]:
+    """Compute the figures of each protocol, as metrics.json holds them."""
+    by_protocol: dict[str, Any] = {}
+    for protocol, by_task in rankings.items():
+        figures: dict[str, Any]
+        if protocol in ("unimodal", "truth"):
+            figures = {task: one_way(ranked, scoring) for task, ranked in by_task.items()}
+        else:
+            figures = two_ways(by_task, scoring)
+        if protocol == "coco_1k":
             figures["folds"] = FOLDS
-        elif name in PROTOCOL_METRICS:
-            own_metrics = PROTOCOL_METRICS[name]
-            figures = {task: _selected(figures[task], own_metrics) for task in rankings}
-        by_protocol[name] = cast("BothWaysFigures", figures)
+        elif protocol in PROTOCOL_METRICS:
+            metrics = PROTOCOL_METRICS[protocol]
+            figures = {task: _selected(figures[task], metrics) for task in by_task}
+        by_protocol[protocol] = figures
     return by_protocol
 
 
-def _selected(figures: dict[str, Any], metrics: tuple[str, ...]) -> dict[str, Any]:
+def _selected(
+    figures: dict[str, Any],
+    metrics: tuple[str, ...],
+) -> dict[str, Any]:
     """Select some of the metrics of a direction, with their intervals and the counts."""
     selected = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
     if "ci" in figures:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
+from typing import NotRequired
 
-from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from cusa.data.embeddings import Head
-from cusa.eval.evaluators.forms import Results, is_of_a_known_version
+from cusa.eval.evaluators import forms
 from cusa.eval.evaluators.protocol import ResultsFile
 from cusa.eval.metrics.figures import BothWaysFigures, DirectionFigures, Figure
 from cusa.eval.metrics.per_query import Ties
@@ -35,7 +34,7 @@ class TeacherFigures(DirectionFigures):
     teacher: str
 
 
-class RetrievalResults(Results):
+class RetrievalResults(forms.Results):
     """Content of metrics.json."""
 
     dataset: str
@@ -59,10 +58,9 @@ class RetrievalResults(Results):
     teachers: NotRequired[dict[str, TeacherFigures]]
 
 
-def _has_the_head_that_all_models_have(content: RetrievalResults) -> RetrievalResults:
+def _check_complete(content: RetrievalResults) -> None:
     if "cross" not in content["heads"]:
         raise ValueError("there is no head cross")
-    return content
 
 
 RETRIEVAL_FILE = ResultsFile(
@@ -70,11 +68,5 @@ RETRIEVAL_FILE = ResultsFile(
     command="cusa-eval retrieval",
     format="cusa-metrics",
     version=(1, 3),
-    form=TypeAdapter(
-        Annotated[
-            RetrievalResults,
-            AfterValidator(is_of_a_known_version),
-            AfterValidator(_has_the_head_that_all_models_have),
-        ]
-    ),
+    form=forms.form_of(RetrievalResults, _check_complete),
 )

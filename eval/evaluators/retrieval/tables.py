@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cusa.data.embeddings import HEADS
@@ -32,7 +33,6 @@ from cusa.eval.report.tables import (
 )
 
 Spec = TableSpec[RetrievalResults]
-RSUM = Metric("rsum", "RSUM")
 CROSS_MODAL_TASKS = ("i2t", "t2i")
 
 
@@ -43,8 +43,6 @@ def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list
         results: Of each model; they were measured on the same split.
     """
     contents = contents_of(results)
-    specs = retrieval_specs(contents)
-    shown = (specs["cross"], specs["uni"], specs["truth"])
     headlines, remarks = {}, {}
     for position, result in enumerate(results):
         if result.content is None:
@@ -53,14 +51,14 @@ def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list
         if rsum is not None:
             headlines[position] = Headline("RSUM of 600, cross head", rsum)
         remarks[position] = teachers_know_less(result.content)
-    intervals = intervals_rule(contents)
+    intervals, ties = intervals_rule(contents), ties_rule(contents)
     of_split = Section(
         "tables",
         "Tables",
         (_fact(contents),) if contents else (),
         intervals,
-        make_tables(results, shown),
-        make_tables(results, [specs["ranks"]]),
+        make_tables(results, _split_specs(ties)),
+        make_tables(results, [_ranks_spec()]),
         headlines=headlines,
         remarks=remarks,
     )
@@ -69,7 +67,7 @@ def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list
         "Protocols of the COCO test set",
         (),
         intervals,
-        make_tables(results, protocol_specs(contents).values()),
+        make_tables(results, _protocol_specs(ties)),
     )
     return [of_split, protocols]
 
@@ -88,40 +86,36 @@ def _fact(contents: Sequence[RetrievalResults]) -> str:
     return fact(f"{first['dataset']}, split {first['split']}", counts, fingerprints, notes)
 
 
-def retrieval_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
-    """Describe the tables of a split by name: ``cross``, ``uni``, ``truth``, ``ranks``."""
-    ties = ties_rule(contents)
-    return {
-        "cross": recalls_spec(
-            "Between images and captions",
-            f"An image is right for the captions written for it, and they for it. {ties}",
-            ("retrieval",),
-            is_published=True,
+def _split_specs(ties: str) -> list[Spec]:
+    """Describe the tables of a split.
+
+    Args:
+        ties: How ties count, in words.
+    """
+    across = _recalls_spec(
+        "Between images and captions",
+        f"An image is right for the captions written for it, and they for it. {ties}",
+        ("retrieval",),
+    )
+    within: Spec = TableSpec(
+        "Among captions and among images",
+        "The other captions of the same image are right, and so are the other images with the "
+        f"same label. {SELF_IS_NO_CANDIDATE} A query without a right answer does not count. "
+        f"{ties}",
+        HEADS,
+        (
+            Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
+            Group(TASKS["i2i"], ("unimodal", "i2i"), PRECISIONS),
         ),
-        "uni": TableSpec(
-            "Among captions and among images",
-            "The other captions of the same image are right, and so are the other images with the "
-            f"same label. {SELF_IS_NO_CANDIDATE} A query without a right answer does not count. "
-            f"{ties}",
-            HEADS,
-            (
-                Group(TASKS["t2t"], ("unimodal", "t2t"), RECALLS),
-                Group(TASKS["i2i"], ("unimodal", "i2i"), PRECISIONS),
-            ),
-            heads_of,
-        ),
-        "truth": TableSpec(
-            "Between images and captions, by the known truth",
-            "Counts every image that a caption is true of, not only the one it was written for.",
-            ("cross",),
-            (
-                Group(TASKS["i2t"], ("truth", "i2t"), PRECISIONS),
-                Group(TASKS["t2i"], ("truth", "t2i"), PRECISIONS),
-            ),
-            heads_of,
-        ),
-        "ranks": _ranks_spec(),
-    }
+        heads_of,
+    )
+    by_truth = _two_way_spec(
+        "Between images and captions, by the known truth",
+        "Counts every image that a caption is true of, not only the one it was written for.",
+        ("truth",),
+        PRECISIONS,
+    )
+    return [replace(across, published_row=published), within, by_truth]
 
 
 def _ranks_spec() -> Spec:
@@ -130,99 +124,94 @@ def _ranks_spec() -> Spec:
         Metric("mean_rank", "Mean", best="lowest"),
         Metric("tied", "Tied", best="none", digits=0),
     )
-    rank_groups = (
-        Group(TASKS["i2t"], ("retrieval", "i2t"), by_rank),
-        Group(TASKS["t2i"], ("retrieval", "t2i"), by_rank),
-        Group(TASKS["t2t"], ("unimodal", "t2t"), by_rank),
-        Group(TASKS["i2i"], ("unimodal", "i2i"), by_rank),
-    )
+    groups = []
+    for task, title in TASKS.items():
+        measurement = "retrieval" if task in CROSS_MODAL_TASKS else "unimodal"
+        groups.append(Group(title, (measurement, task), by_rank))
     return TableSpec(
         "Median and mean rank",
         "Rank of a query's first right answer, 1 being the best, over the queries that have one; "
         "lower is better. Tied: queries whose rank depends on how ties count.",
         HEADS,
-        rank_groups,
+        tuple(groups),
         heads_of,
     )
 
 
-def protocol_specs(contents: Sequence[RetrievalResults]) -> dict[str, Spec]:
-    """Describe the tables of the COCO test set's protocols, by their names in metrics.json."""
-    ties = ties_rule(contents)
-    eccv_metrics = (
-        Metric("map_at_r", "mAP@R"),
-        Metric("r_precision", "R-Precision"),
-        Metric("r1", "R@1"),
+def _protocol_specs(ties: str) -> list[Spec]:
+    """Describe the tables of the COCO test set's protocols.
+
+    Args:
+        ties: How ties count, in words.
+    """
+    r_precision = Metric("r_precision", "R-Precision")
+    coco_5k = _recalls_spec(
+        "COCO 5K",
+        "Five captions of each image: those of ECCV Caption's list of ids, or else the first. "
+        f"{ties}",
+        ("protocols", "coco_5k"),
     )
-    r_precision = (Metric("r_precision", "R-Precision"),)
-    eccv_groups, pmrp_groups = [], []
-    for task in CROSS_MODAL_TASKS:
-        path = ("protocols", "eccv", task)
-        paper_keys = _paper_keys(task, eccv_metrics)
-        eccv_groups.append(Group(TASKS[task], path, eccv_metrics, paper_keys))
-        pmrp_groups.append(Group(TASKS[task], ("protocols", "pmrp", task), r_precision))
-    return {
-        "coco_5k": recalls_spec(
-            "COCO 5K",
-            "Five captions of each image: those of ECCV Caption's list of ids, or else the "
-            f"first. {ties}",
-            ("protocols", "coco_5k"),
-        ),
-        "coco_1k": recalls_spec(
-            "COCO 1K",
-            f"Means of five folds of 1,000 images with their captions. {ties}",
-            ("protocols", "coco_1k"),
-        ),
-        "eccv": TableSpec(
-            "ECCV Caption",
-            "Pairs that people called right count as right (Chun et al., ECCV 2022), among the "
-            "queries and candidates of the COCO test split, from full rankings.",
-            ("cross",),
-            tuple(eccv_groups),
-            heads_of,
-            published_eccv,
-        ),
-        "cxc": recalls_spec(
-            "CxC",
-            "Pairs that Crisscrossed Captions calls right count as right (Parekh et al., EACL "
-            f"2021). {ties}",
-            ("protocols", "cxc"),
-        ),
-        "pmrp": TableSpec(
-            "PMRP",
-            "R-Precision where a candidate is right if its objects differ from the query's in at "
-            "most zeta classes; mean over zeta (Chun et al., CVPR 2021).",
-            ("cross",),
-            tuple(pmrp_groups),
-            heads_of,
-        ),
-    }
+    coco_1k = _recalls_spec(
+        "COCO 1K",
+        f"Means of five folds of 1,000 images with their captions. {ties}",
+        ("protocols", "coco_1k"),
+    )
+    eccv = _two_way_spec(
+        "ECCV Caption",
+        "Pairs that people called right count as right (Chun et al., ECCV 2022), among the queries "
+        "and candidates of the COCO test split, from full rankings.",
+        ("protocols", "eccv"),
+        (Metric("map_at_r", "mAP@R"), r_precision, Metric("r1", "R@1")),
+    )
+    cxc = _recalls_spec(
+        "CxC",
+        f"Pairs that Crisscrossed Captions calls right count as right (Parekh et al., EACL 2021). "
+        f"{ties}",
+        ("protocols", "cxc"),
+    )
+    pmrp = _two_way_spec(
+        "PMRP",
+        "R-Precision where a candidate is right if its objects differ from the query's in at most "
+        "zeta classes; mean over zeta (Chun et al., CVPR 2021).",
+        ("protocols", "pmrp"),
+        (r_precision,),
+    )
+    return [coco_5k, coco_1k, replace(eccv, published_row=_published_eccv), cxc, pmrp]
 
 
-def recalls_spec(title: str, rule: str, path: tuple[str, ...], is_published: bool = False) -> Spec:
-    """Describe a table of recalls both ways and their sum.
+def _recalls_spec(
+    title: str,
+    rule: str,
+    path: tuple[str, ...],
+) -> Spec:
+    """Describe a table of recalls both ways and their sum."""
+    spec = _two_way_spec(title, rule, path, RECALLS)
+    rsum = Group("Sum", path, (Metric("rsum", "RSUM"),), {"rsum": "rsum"})
+    return replace(spec, groups=(*spec.groups, rsum))
+
+
+def _two_way_spec(
+    title: str,
+    rule: str,
+    path: tuple[str, ...],
+    metrics: tuple[Metric, ...],
+) -> Spec:
+    """Describe a table of metrics of both directions.
 
     Args:
         title: Its title.
         rule: How its figures count.
         path: Keys from a head's figures to those of both directions.
-        is_published: Whether the paper has the same figures.
+        metrics: The metrics.
     """
     groups = []
     for task in CROSS_MODAL_TASKS:
-        groups.append(Group(TASKS[task], (*path, task), RECALLS, _paper_keys(task, RECALLS)))
-    groups.append(Group("Sum", path, (RSUM,), {"rsum": "rsum"}))
-    if is_published:
-        return TableSpec(title, rule, ("cross",), tuple(groups), heads_of, published)
+        paper_keys = {metric.key: f"{task}_{metric.key}" for metric in metrics}
+        groups.append(Group(TASKS[task], (*path, task), metrics, paper_keys))
     return TableSpec(title, rule, ("cross",), tuple(groups), heads_of)
 
 
-def _paper_keys(task: str, metrics: Sequence[Metric]) -> dict[str, str]:
-    """The paper's key of each metric of a direction."""
-    return {metric.key: f"{task}_{metric.key}" for metric in metrics}
-
-
-def published_eccv(content: RetrievalResults) -> Mapping[str, Any] | None:
+def _published_eccv(content: RetrievalResults) -> Mapping[str, Any] | None:
     """Return the published ECCV Caption row of the host and method whose COCO row stands beside."""
     row = published(content)
     if not row:

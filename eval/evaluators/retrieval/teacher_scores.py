@@ -26,7 +26,10 @@ _METRICS = ("r1", "r5", "r10", "queries", "candidates")
 
 
 def teacher_scores(
-    teachers: Teachers, embeddings: SplitEmbeddings, split: SplitView, scoring: Scoring
+    teachers: Teachers,
+    embeddings: SplitEmbeddings,
+    split: SplitView,
+    scoring: Scoring,
 ) -> dict[str, TeacherFigures]:
     """Measure the teachers' embeddings by the rules of a model's uni-modal figures.
 

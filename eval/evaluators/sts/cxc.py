@@ -15,7 +15,7 @@ from typing import get_args
 
 import numpy as np
 
-from cusa.data.errors import CusaError, FileFormatError
+from cusa.data.errors import DataError, EmbeddingsError, FileFormatError
 from cusa.data.lines import find_columns, line_fault, read_csv
 from cusa.eval.evaluators.sts.layouts import parse_score
 from cusa.eval.evaluators.sts.results import CxcKind, CxcScores
@@ -65,9 +65,11 @@ def find_cxc(folder: Path) -> dict[CxcKind, CxcTask]:
     for kind in get_args(CxcKind):
         paths = sorted(folder.rglob(f"{kind}_test.csv"))
         if len(paths) > 1:
-            raise CusaError(
+            raise DataError(
                 f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; "
-                "pass one of their folders"
+                "pass one of their folders",
+                path=paths[1],
+                name=kind,
             )
         if paths:
             tasks[kind] = _read(paths[0], kind)
@@ -87,21 +89,26 @@ def _read(path: Path, kind: CxcKind) -> CxcTask:
             location="line 1",
         )
     first_column, second_column, score_column = columns
-    first_ids, second_ids, gold = [], [], []
-    for number, cells in rows:
+    first_ids, second_ids, scores = [], [], []
+    for line_number, cells in rows:
         if len(cells) != len(header):
-            raise line_fault(path, number, f"expected {len(header)} columns")
-        first_ids.append(_item_id(cells[first_column], first_name, path, number))
-        second_ids.append(_item_id(cells[second_column], second_name, path, number))
-        gold.append(parse_score(cells[score_column], path, number))
-    if not gold:
+            raise line_fault(path, line_number, f"expected {len(header)} columns")
+        first_ids.append(_item_id(cells[first_column], first_name, path, line_number))
+        second_ids.append(_item_id(cells[second_column], second_name, path, line_number))
+        scores.append(parse_score(cells[score_column], path, line_number))
+    if not scores:
         raise FileFormatError(
             f"{path} holds no pairs; get the file of the data set's repository", path=path
         )
-    return CxcTask(kind, tuple(first_ids), tuple(second_ids), np.array(gold, np.float64))
+    return CxcTask(kind, tuple(first_ids), tuple(second_ids), np.array(scores, np.float64))
 
 
-def _item_id(text: str, column: str, path: Path, number: int) -> int | str:
+def _item_id(
+    text: str,
+    column: str,
+    path: Path,
+    line_number: int,
+) -> int | str:
     """Read the id of a caption, a number, or of an image, a text."""
     is_caption = column.startswith("caption")
     match = (_CAPTION if is_caption else _IMAGE).fullmatch(text)
@@ -109,7 +116,7 @@ def _item_id(text: str, column: str, path: Path, number: int) -> int | str:
         expected = "caption; expected such as COCO_val2014:sentid:411553"
         if not is_caption:
             expected = "image; expected such as COCO_val2014_000000391895.jpg"
-        raise line_fault(path, number, f"{text[:80]!r} is no {expected}")
+        raise line_fault(path, line_number, f"{text[:80]!r} is no {expected}")
     return int(match[1]) if is_caption else match[1]
 
 
@@ -122,9 +129,9 @@ def cxc_correlation(
 ) -> CxcScores:
     """Compute Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
 
-    Scores of many pairs depend on each other, since an item is in several of them. So each sample
-    takes half of the queries (rounded down), without replacement, and for each of them one of its
-    pairs at random; the figure is the mean over samples.
+    Pairs of one item are not independent. So each sample takes half of the queries (rounded down),
+    without replacement, and for each of them one of its pairs at random; the figure is the mean
+    over samples.
 
     Args:
         similarity: float ``[pairs]``, the model's, finite.
@@ -142,11 +149,15 @@ def cxc_correlation(
     """
     over_all_pairs = spearman(similarity, gold)
     if len(query_ids) != len(gold):
-        raise CusaError(
-            f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each"
+        raise EmbeddingsError(
+            f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each",
+            name="query_ids",
         )
-    number_of_query = {query: number for number, query in enumerate(dict.fromkeys(query_ids))}
-    queries = np.array([number_of_query[query] for query in query_ids])
+    # Numbered by first appearance, which the seed's samples depend on.
+    number_of_query: dict[int | str, int] = {}
+    queries = np.zeros(len(query_ids), np.int64)
+    for position, query in enumerate(query_ids):
+        queries[position] = number_of_query.setdefault(query, len(number_of_query))
     # The pairs of query q are by_query[start[q] : start[q] + count[q]].
     by_query = np.argsort(queries, kind="stable")
     count = np.bincount(queries)

@@ -29,7 +29,10 @@ def find_sts_tasks(folder: Path, allow_partial: bool = False) -> list[StsTask]:
     """
     if not folder.is_dir():
         problem = "is no folder" if folder.exists() else "does not exist"
-        raise NoStsDataError(f"{folder} {problem}; pass a folder of STS data")
+        raise NoStsDataError(
+            f"{folder} {problem}; pass a folder of STS data",
+            path=folder,
+        )
     candidates: dict[str, list[tuple[StsTask, Path]]] = defaultdict(list)
     for task_folder, file_names in _folders(folder):
         for task in tasks_in(task_folder, file_names):
@@ -38,9 +41,11 @@ def find_sts_tasks(folder: Path, allow_partial: bool = False) -> list[StsTask]:
         raise NoStsDataError(
             f"{folder} holds no STS data; looked for STS.input.*.txt with STS.gs.*.txt, "
             "sts-{train,dev,test}.csv, {train,dev,test}.tsv with sentence1, sentence2 and score, "
-            "and SICK_{train,trial,test_annotated}.txt"
+            "and SICK_{train,trial,test_annotated}.txt",
+            path=folder,
         )
-    return [_choose(candidates[name], allow_partial) for name in TASKS if name in candidates]
+    known_names = filter(candidates.__contains__, TASKS)
+    return [_choose(candidates[name], allow_partial) for name in known_names]
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -50,20 +55,27 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield folder, sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
-def _choose(candidates: Sequence[tuple[StsTask, Path]], allow_partial: bool) -> StsTask:
+def _choose(
+    candidates: Sequence[tuple[StsTask, Path]],
+    allow_partial: bool,
+) -> StsTask:
     """Choose the one complete task among folders that have it, or a partial one if allowed."""
     complete = [candidate for candidate in candidates if not _differences(candidate[0])]
     (task, folder), *copies = complete or candidates
     if not complete and not allow_partial:
         raise DataError(
             f"{task.name} in {folder} is not the published one: {'; '.join(_differences(task))}; "
-            "get the missing files, or pass --allow-partial to evaluate what is there"
+            "get the missing files, or pass --allow-partial to evaluate what is there",
+            path=folder,
+            name=task.name,
         )
     for copy, copy_folder in copies:
         if copy.fingerprint != task.fingerprint:
             raise DataError(
                 f"{task.name} is in {folder} and, with other content, in {copy_folder}; "
-                "pass one of the two"
+                "pass one of the two",
+                path=copy_folder,
+                name=task.name,
             )
     return StsTask(task.name, task.subsets, task.headline, (*task.notes, *_differences(task)))
 

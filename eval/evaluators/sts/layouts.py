@@ -31,7 +31,7 @@ from cusa.data.errors import DataError, FileFormatError
 from cusa.data.lines import find_columns, line_fault, read_csv, read_lines
 from cusa.eval.evaluators.sts.tasks import TASKS, Pairs, StsTask
 
-_YEARS = ("STS12", "STS13", "STS14", "STS15", "STS16")
+_YEARS = tuple(name for name in TASKS if name[3:].isdigit())
 _SPLITS = {
     "train": "train",
     "dev": "dev",
@@ -92,19 +92,21 @@ def tasks_in(folder: Path, file_names: Sequence[str]) -> Iterator[StsTask]:
         table = _recognise_table(folder / name)
         if table is None:
             continue
-        task_name, split, form = table
+        task_name, split, table_form = table
         if split in tables[task_name]:
             first_path, _ = tables[task_name][split]
             raise DataError(
-                f"{first_path} and {name} are both {task_name} {split}; keep one of the two"
+                f"{first_path} and {name} are both {task_name} {split}; keep one of the two",
+                path=folder / name,
+                name=task_name,
             )
-        tables[task_name][split] = folder / name, form
+        tables[task_name][split] = folder / name, table_form
     for task_name, table_of_split in tables.items():
         subsets = []
         for split in TASKS[task_name]:
             if split in table_of_split:
-                path, form = table_of_split[split]
-                subsets.append(_read_table(path, form, split))
+                path, table_form = table_of_split[split]
+                subsets.append(_read_table(path, table_form, split))
         yield StsTask(task_name, tuple(subsets), "test")
 
 
@@ -112,8 +114,8 @@ def _recognise_table(path: Path) -> tuple[str, str, _TableForm] | None:
     """Return the task, the split and the form of a table, if its name and header are of one."""
     benchmark = _BENCHMARK_FILE.fullmatch(path.name)
     if benchmark is not None:
-        form = _benchmark_form(path)
-        return None if form is None else ("STSBenchmark", _SPLITS[benchmark[1]], form)
+        table_form = _benchmark_form(path)
+        return None if table_form is None else ("STSBenchmark", _SPLITS[benchmark[1]], table_form)
     sick = _SICK_FILE.fullmatch(path.name)
     if sick is not None:
         return "SICKRelatedness", _SPLITS[sick[1]], _sick_form(path)
@@ -145,7 +147,11 @@ def _year_tasks(folder: Path, file_names: Sequence[str]) -> Iterator[StsTask]:
         yield StsTask(year, tuple(subsets), "all", tuple(notes))
 
 
-def _year_of(folder: Path, prefix: str, subset_names: Sequence[str]) -> str | None:
+def _year_of(
+    folder: Path,
+    prefix: str,
+    subset_names: Sequence[str],
+) -> str | None:
     """Tell the year that subsets are of; ``None`` if they are of none, such as Spanish ones."""
     n_shared = {year: len(TASKS[year].keys() & set(subset_names)) for year in _YEARS}
     named = _YEAR_IN_NAME.search(f"{prefix} {folder.resolve().name}")
@@ -158,7 +164,8 @@ def _year_of(folder: Path, prefix: str, subset_names: Sequence[str]) -> str | No
     if len(years) > 1:
         raise DataError(
             f"{folder} has the subsets {', '.join(subset_names)}, which may be of "
-            f"{' or '.join(years)}; name the folder after its year, such as {years[0]}-en-test"
+            f"{' or '.join(years)}; name the folder after its year, such as {years[0]}-en-test",
+            path=folder,
         )
     return years[0]
 
@@ -180,7 +187,7 @@ def _read_year_subset(folder: Path, prefix: str, name: str) -> Pairs:
             path=input_path,
         )
     rows = []
-    for number, (line, score_text) in enumerate(zip(lines, scores, strict=True), start=1):
+    for line_number, (line, score_text) in enumerate(zip(lines, scores, strict=True), start=1):
         if not score_text.strip():
             continue
         cells = line.rstrip().split("\t")
@@ -189,9 +196,9 @@ def _read_year_subset(folder: Path, prefix: str, name: str) -> Pairs:
                 f"{len(cells)} tab-separated columns; expected two sentences, or two and their two "
                 "sources"
             )
-            raise line_fault(input_path, number, message)
-        first, second = _sentences(cells[0], cells[1], input_path, number)
-        rows.append(_PairRow(first, second, parse_score(score_text, score_path, number)))
+            raise line_fault(input_path, line_number, message)
+        score = parse_score(score_text, score_path, line_number)
+        rows.append(_pair_row(cells[0], cells[1], score, input_path, line_number))
     return _pairs(rows, name)
 
 
@@ -220,66 +227,79 @@ def _form_by_header(path: Path, names: Sequence[str]) -> _TableForm | None:
 
 
 def _benchmark_form(path: Path) -> _TableForm | None:
-    form = _form_by_header(path, ("sentence1", "sentence2", "score"))
-    if form is not None or not path.name.startswith("sts"):  # any data set may have a train.tsv
-        return form
+    table_form = _form_by_header(path, ("sentence1", "sentence2", "score"))
+    if table_form is not None or not path.name.startswith(
+        "sts"
+    ):  # any data set may have a train.tsv
+        return table_form
     if path.name.startswith("stsb"):
         return _TableForm(columns=(0, 1, 2), widths=(3,), is_tabbed=False, has_header=False)
     return _TableForm(columns=(5, 6, 4), widths=(7, 9), is_tabbed=True, has_header=False)
 
 
 def _sick_form(path: Path) -> _TableForm:
-    form = _form_by_header(path, ("sentence_a", "sentence_b", "relatedness_score"))
-    if form is None:
+    table_form = _form_by_header(path, ("sentence_a", "sentence_b", "relatedness_score"))
+    if table_form is None:
         raise FileFormatError(
             f"{path}, line 1, is no header of SICK; expected pair_ID, sentence_A, sentence_B, "
             "relatedness_score and entailment_judgment, tab-separated",
             path=path,
             location="line 1",
         )
-    return form
+    return table_form
 
 
-def _read_table(path: Path, form: _TableForm, name: str) -> Pairs:
+def _read_table(path: Path, table_form: _TableForm, name: str) -> Pairs:
     rows = []
-    first_column, second_column, score_column = form.columns
-    for number, cells in _cells(path, form):
-        if len(cells) not in form.widths:
-            separator = "tab" if form.is_tabbed else "comma"
-            legal = " or ".join(map(str, form.widths))
+    first_column, second_column, score_column = table_form.columns
+    for line_number, cells in _cells(path, table_form):
+        if len(cells) not in table_form.widths:
+            separator = "tab" if table_form.is_tabbed else "comma"
+            legal = " or ".join(map(str, table_form.widths))
             message = f"{len(cells)} {separator}-separated columns; expected {legal}"
-            raise line_fault(path, number, message)
-        first, second = _sentences(cells[first_column], cells[second_column], path, number)
-        rows.append(_PairRow(first, second, parse_score(cells[score_column], path, number)))
+            raise line_fault(path, line_number, message)
+        score = parse_score(cells[score_column], path, line_number)
+        row = _pair_row(cells[first_column], cells[second_column], score, path, line_number)
+        rows.append(row)
     return _pairs(rows, name)
 
 
-def _cells(path: Path, form: _TableForm) -> Iterator[tuple[int, list[str]]]:
+def _cells(
+    path: Path,
+    table_form: _TableForm,
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each row that is not empty, with the number of its last line."""
-    if form.is_tabbed:
+    if table_form.is_tabbed:
         rows = []
-        for number, line in enumerate(read_lines(path), start=1):
+        for line_number, line in enumerate(read_lines(path), start=1):
             if line.strip():
-                rows.append((number, line.split("\t")))
+                rows.append((line_number, line.split("\t")))
     else:
         rows = list(read_csv(path))
-    yield from rows[form.has_header :]
+    yield from rows[table_form.has_header :]
 
 
-def _sentences(first: str, second: str, path: Path, number: int) -> tuple[str, str]:
-    first, second = first.strip(), second.strip()
-    if not (first and second):
-        raise line_fault(path, number, "an empty sentence; expected two sentences and a score")
-    return first, second
+def _pair_row(
+    first_sentence: str,
+    second_sentence: str,
+    score: float,
+    path: Path,
+    line_number: int,
+) -> _PairRow:
+    row = _PairRow(first_sentence.strip(), second_sentence.strip(), score)
+    if not (row.first and row.second):
+        message = "an empty sentence; expected two sentences and a score"
+        raise line_fault(path, line_number, message)
+    return row
 
 
-def parse_score(text: str, path: Path, number: int) -> float:
+def parse_score(text: str, path: Path, line_number: int) -> float:
     """Read a human judgement, 0 to 5.
 
     Args:
         text: The score as written.
         path: The file that it stands in.
-        number: The line.
+        line_number: The line.
 
     Raises:
         FileFormatError: If it is no such number; names the file and the line.
@@ -292,12 +312,12 @@ def parse_score(text: str, path: Path, number: int) -> float:
         message = (
             f"{text.strip()[:80]!r} is no score; expected a number from 0 to {_HIGHEST_SCORE:g}"
         )
-        raise line_fault(path, number, message)
+        raise line_fault(path, line_number, message)
     return score
 
 
 def _pairs(rows: Sequence[_PairRow], name: str) -> Pairs:
     if not rows:
         return Pairs((), (), np.zeros(0), name)
-    first, second, scores = zip(*rows, strict=True)
-    return Pairs(first, second, np.array(scores, np.float64), name)
+    first_sentences, second_sentences, scores = zip(*rows, strict=True)
+    return Pairs(first_sentences, second_sentences, np.array(scores, np.float64), name)

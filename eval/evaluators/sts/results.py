@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, NotRequired
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from cusa.data.embeddings import Head
-from cusa.eval.evaluators.forms import Results, is_of_a_known_version, mean_if_complete
+from cusa.eval.evaluators import forms
 from cusa.eval.evaluators.protocol import ResultsFile
+from cusa.eval.evaluators.sts.tasks import TASKS
 from cusa.eval.metrics.correlation import Correlations
 from cusa.eval.metrics.figures import Figure, Interval
 
-PAPER_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
 CxcKind = Literal["sts", "sis", "sits"]
 
 
@@ -71,7 +71,7 @@ class CxcResults(TypedDict):
     heads: dict[Head, CxcScores]
 
 
-class StsResults(Results):
+class StsResults(forms.Results):
     """Content of sts.json."""
 
     head: Head
@@ -80,26 +80,22 @@ class StsResults(Results):
     cxc: NotRequired[dict[CxcKind, CxcResults]]
 
 
-def _has_the_head_in_use(content: StsResults) -> StsResults:
-    head = content["head"]
-    if any(head not in task["heads"] for task in content["tasks"].values()):
-        raise ValueError(f"a task lacks the head {head}")
-    return content
+def average_headline(
+    tasks: Mapping[str, Any],
+    heads: Iterable[Head],
+) -> dict[Head, float | None]:
+    """Compute the mean over the paper's seven tasks by head; ``None`` where one is missing."""
+    return forms.paper_averages(tasks, TASKS, "headline", heads)
 
 
-def average_headline(tasks: Mapping[str, StsTaskResults], head: Head) -> float | None:
-    """Compute the mean over the paper's seven tasks; ``None`` where one is missing."""
-    values = []
-    for name in PAPER_TASKS:
-        heads = tasks[name]["heads"] if name in tasks else {}
-        values.append(heads[head]["headline"] if head in heads else None)
-    return mean_if_complete(values)
+def _check_complete(content: StsResults) -> None:
+    forms.check_head_in_use(content["tasks"], content["head"])
 
 
 def _merge(earlier: StsResults, content: StsResults) -> StsResults:
     """Keep the tasks of an earlier call that this one did not measure."""
     tasks = {**earlier["tasks"], **content["tasks"]}
-    average = {head: average_headline(tasks, head) for head in content["average"]}
+    average = average_headline(tasks, content["average"])
     merged: StsResults = {**content, "tasks": tasks, "average": average}
     if "cxc" in earlier or "cxc" in content:
         merged["cxc"] = {**earlier.get("cxc", {}), **content.get("cxc", {})}
@@ -111,13 +107,7 @@ STS_FILE = ResultsFile(
     command="cusa-eval sts",
     format="cusa-sts",
     version=(1, 0),
-    form=TypeAdapter(
-        Annotated[
-            StsResults,
-            AfterValidator(is_of_a_known_version),
-            AfterValidator(_has_the_head_in_use),
-        ]
-    ),
+    form=forms.form_of(StsResults, _check_complete),
     data_sets="tasks",
     merge=_merge,
 )

@@ -1,17 +1,31 @@
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from safetensors import safe_open
 
+from cusa.data.errors import EmbeddingsError, FileFormatError, SettingError, StoreError
 from cusa.data.records import Dataset, Record
 from cusa.data.store import import_export as exchange
 from cusa.data.store import row_matching
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.verify import verify
-from cusa.eval.models.embedding_providers import FileSource
-from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
+from cusa.eval.models.embedding_providers import FileProvider
+from tests.helpers import (
+    Fault,
+    add_teacher,
+    fault_of,
+    make_store,
+    records,
+    run_error,
+    run_failure,
+    run_fault,
+    run_ok,
+    settings,
+    unit_rows,
+)
 
 SIZES = {"train": 16, "val": 5}
 
@@ -101,7 +115,7 @@ def test_export_gives_nan_where_rows_were_skipped(index, tmp_path):
         "--split",
         "train",
     )
-    assert "NaN" in run_error(*again, "--teacher", "again")
+    assert run_fault(*again, "--teacher", "again") == Fault(EmbeddingsError, location="row 0")
     assert "2 skipped" in run_ok(*again, "--teacher", "again", "--on-error", "skip")
     assert EmbeddingStore(index).embeddings("again", "train").skipped.tolist() == [0, 13]
 
@@ -117,15 +131,17 @@ def test_rows_that_belong_to_nothing_are_counted(index, tmp_path):
 
 def test_export_refuses_what_is_not_there(index, tmp_path):
     def refused(name, teacher, split):
-        return run_error(
+        return run_fault(
             "store", "export", index, tmp_path / name, "--teacher", teacher, "--split", split
         )
 
-    assert "x.csv: rows are exported to .npy or .safetensors" in refused("x.csv", "vision", "train")
-    assert "has no teacher 'nope'; it has: vision, words" in refused("x.npy", "nope", "train")
-    assert "has no split 'test'; it has: train, val" in refused("x.npy", "vision", "test")
+    assert refused("x.csv", "vision", "train") == Fault(FileFormatError, path=tmp_path / "x.csv")
+    assert refused("x.npy", "nope", "train") == Fault(StoreError, path=index, name="nope")
+    assert refused("x.npy", "vision", "test") == Fault(StoreError, path=index, name="test")
     (index.with_suffix("") / "vision" / "train-000000014-000000016.h5").unlink()
-    assert "train-000000014-000000016.h5 is missing" in refused("x.npy", "vision", "train")
+    assert refused("x.npy", "vision", "train") == Fault(
+        StoreError, path=tmp_path / "s/store/vision/train-000000014-000000016.h5"
+    )
     assert list(tmp_path.glob("*x*")) == []
 
 
@@ -168,7 +184,7 @@ def test_what_was_exported_is_imported_and_evaluated_without_more_words(index, t
     run_ok("store", "import", index, path, "--teacher", "again", "--split", "train")
     rows = _rows(index, "vision", "train")
     np.testing.assert_array_equal(_rows(index, "again", "train"), rows)
-    found = FileSource((path, None), None, "exported").images(_image_ids()[::-1], [])["cross"]
+    found = FileProvider((path, None), None, "exported").images(_image_ids()[::-1], [])["cross"]
     np.testing.assert_allclose(found, rows[::-1], atol=1e-3)
 
 
@@ -304,7 +320,7 @@ def test_missing_rows_are_refused_or_recorded(index, tmp_path):
         "float32",
     )
     before = _files(index)
-    assert "no row for 2 of 16 ids of split 'train', such as 'train3'" in run_error(*arguments)
+    assert run_fault(*arguments) == Fault(EmbeddingsError, name="train3")
     assert _files(index) == before
     assert "2 skipped" in run_ok(*arguments, "--on-error", "skip")
     found = EmbeddingStore(index).embeddings("new", "train")
@@ -320,46 +336,45 @@ def _changed(row, value):
 
 
 @pytest.mark.parametrize(
-    ("rows", "ids", "message"),
+    ("rows", "ids", "fault"),
     [
         (
             unit_rows(16, 4, 5),
             [f"x{i}" for i in range(16)],
-            "no row for 16 of 16 ids of split 'train', such as 'train0'",
+            Fault(EmbeddingsError, name="train0"),
         ),
         (
             unit_rows(16, 4, 5),
             [*_image_ids()[1:], "x"],
-            "no row for 1 of 16 ids of split 'train', such as 'train0'",
+            Fault(EmbeddingsError, name="train0"),
         ),
-        (unit_rows(0, 4, 5), [], "holds no rows"),
+        (unit_rows(0, 4, 5), [], Fault(EmbeddingsError, path=Path("given.npy"))),
         (
             unit_rows(16, 4, 5),
             [*_image_ids()[:15], "train0"],
-            "given more than once, the first 'train0'",
+            Fault(EmbeddingsError, path=Path("given.json"), name="train0"),
         ),
-        (_changed(9, 0), _image_ids(), "row 9 of the split has an embedding of zeros"),
+        (_changed(9, 0), _image_ids(), Fault(EmbeddingsError, name="row 9")),
         (
             _changed(9, np.nan),
             _image_ids(),
-            "NaN or infinity in 1 of 6 rows, the first of them row 9",
+            Fault(EmbeddingsError, location="row 9"),
         ),
         (
             _changed(9, np.inf),
             _image_ids(),
-            "NaN or infinity in 1 of 6 rows, the first of them row 9",
+            Fault(EmbeddingsError, location="row 9"),
         ),
-        (unit_rows(15, 4, 5), _image_ids(), "holds 15 rows, but "),
-        (unit_rows(16, 4, 5)[0], _image_ids(), "holds an array of shape (4,)"),
-        (np.ones((16, 4), bool), _image_ids(), "holds bool, not numbers"),
+        (unit_rows(15, 4, 5), _image_ids(), Fault(EmbeddingsError, path=Path("given.json"))),
+        (unit_rows(16, 4, 5)[0], _image_ids(), Fault(FileFormatError, path=Path("given.npy"))),
+        (np.ones((16, 4), bool), _image_ids(), Fault(FileFormatError, path=Path("given.npy"))),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(index, tmp_path, rows, ids, message):
+def test_rows_that_do_not_fit_are_refused(index, tmp_path, rows, ids, fault):
     before = index.read_bytes()
     given = _given(tmp_path, rows, ids)
-    assert message in run_error(
-        "store", "import", index, *given, "--teacher", "new", "--split", "train"
-    )
+    error = run_failure("store", "import", index, *given, "--teacher", "new", "--split", "train")
+    assert fault_of(error, tmp_path) == fault
     assert index.read_bytes() == before
     assert verify(index)[1] == []
 
@@ -392,7 +407,7 @@ def test_a_name_that_two_images_share_means_neither(tmp_path):
         "--on-error",
         "skip",
     )
-    assert "no row for 4 of 4 ids" in run_error(*arguments)
+    assert run_fault(*arguments) == Fault(EmbeddingsError, name="i0")
     assert _files(index) == before
 
 
@@ -419,7 +434,7 @@ def test_what_is_no_array_is_refused(index, tmp_path, content, message):
         path.write_bytes(path.read_bytes()[:-1] if content == "cut" else content)
     (tmp_path / "ids.json").write_text(json.dumps(_image_ids()))
     arguments = ("store", "import", index, path, "--teacher", "new", "--split", "train", "--ids")
-    assert f"{path} {message}" in run_error(*arguments, tmp_path / "ids.json")
+    assert run_fault(*arguments, tmp_path / "ids.json") == Fault(FileFormatError, path=path)
     assert "new" not in EmbeddingStore(index).teachers
 
 
@@ -428,28 +443,30 @@ def test_ids_that_are_no_list_are_refused(index, tmp_path, content):
     rows, _, ids = _given(tmp_path, unit_rows(16, 4, 5), [])
     ids.write_text(content)
     arguments = ("store", "import", index, rows, "--teacher", "new", "--split", "train", "--ids")
-    assert str(ids) in run_error(*arguments, ids)
-    assert f"{tmp_path / 'no.json'} do not exist" in run_error(*arguments, tmp_path / "no.json")
+    assert run_failure(*arguments, ids).path == ids
+    assert run_fault(*arguments, tmp_path / "no.json") == Fault(
+        FileFormatError, path=tmp_path / "no.json"
+    )
     ids.unlink()
     rows.unlink()
-    assert f"{rows} do not exist" in run_error(*arguments, ids)
+    assert run_fault(*arguments, ids) == Fault(FileFormatError, path=rows)
 
 
 def test_import_asks_for_ids_or_a_dictionary_but_not_both(index, tmp_path):
     rows, *ids = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
     place = ("--teacher", "new", "--split", "train")
-    assert "have no ids; pass a file of them" in run_error("store", "import", index, rows, *place)
-    assert "--allow-pickle" in run_error(
-        "store", "import", index, rows, *ids, "--allow-pickle", *place
+    assert run_fault("store", "import", index, rows, *place) == Fault(EmbeddingsError, path=rows)
+    assert run_fault("store", "import", index, rows, *ids, "--allow-pickle", *place) == Fault(
+        SettingError, name="--ids"
     )
 
 
 def test_a_teacher_that_is_there_is_not_replaced(index, tmp_path):
     before = _files(index)
     given = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
-    error = run_error("store", "import", index, *given, "--teacher", "vision", "--split", "train")
-    assert "teacher 'vision'" in error
-    assert "split 'train'" in error
+    assert run_fault(
+        "store", "import", index, *given, "--teacher", "vision", "--split", "train"
+    ) == Fault(StoreError, path=index, name="vision")
     assert _files(index) == before
 
 
@@ -459,17 +476,16 @@ def test_a_teacher_of_other_settings_gets_no_rows_of_a_further_split(index, tmp_
     add_teacher(index, dataset, "half", settings("image", 4), {"train": unit_rows(16, 4, 0)})
     before = _files(index)
     given = _given(tmp_path, unit_rows(5, 4, 5), _image_ids("val"))
-    error = run_error("store", "import", index, *given, "--teacher", "half", "--split", "val")
-    assert "teacher 'half'" in error
-    assert "model_id ('half' / 'made-up-image')" in error
+    error = run_failure("store", "import", index, *given, "--teacher", "half", "--split", "val")
+    assert (type(error), error.name) == (StoreError, "half")
     assert _files(index) == before
 
 
 def test_a_split_that_is_not_there_is_refused(index, tmp_path):
     given = _given(tmp_path, unit_rows(16, 4, 5), _image_ids())
-    error = run_error("store", "import", index, *given, "--teacher", "new", "--split", "test")
-    assert "'test'" in error
-    assert "train, val" in error
+    assert run_fault(
+        "store", "import", index, *given, "--teacher", "new", "--split", "test"
+    ) == Fault(SettingError, name="test")
 
 
 def _pairs(folder, n):
@@ -496,7 +512,7 @@ def test_a_new_store_needs_the_data_set(tmp_path):
         "--dtype",
         "float32",
     )
-    assert f"{index} does not exist yet: pass --dataset" in run_error(*arguments)
+    assert run_fault(*arguments) == Fault(StoreError, path=index)
     assert not index.parent.exists()
     run_ok(*arguments, "--dataset", _pairs(tmp_path, 8))
     np.testing.assert_array_equal(_rows(index, "new", "train"), rows)
@@ -508,7 +524,7 @@ def test_a_data_set_other_than_the_stores_is_refused(index, tmp_path):
     before = _files(index)
     given = _given(tmp_path, unit_rows(8, 4, 5), [f"i{i}" for i in range(8)])
     place = ("--teacher", "new", "--split", "train", "--dataset", _pairs(tmp_path, 8))
-    assert "belongs to another data set" in run_error("store", "import", index, *given, *place)
+    assert run_fault("store", "import", index, *given, *place) == Fault(StoreError, name="dataset")
     assert _files(index) == before
 
 
@@ -518,8 +534,8 @@ def test_a_teacher_needs_a_legal_name(index, tmp_path, name):
         "store", "export", index, tmp_path / "rows.npy", "--teacher", "vision", "--split", "train"
     )
     given = (tmp_path / "rows.npy", "--ids", tmp_path / "rows.ids.json")
-    line = run_error("store", "import", index, *given, "--split", "train", "--teacher", name)
-    assert repr(name) in line
+    named = ("--split", "train", "--teacher", name)
+    assert run_fault("store", "import", index, *given, *named) == Fault(SettingError, name=name)
     assert "files are whole" in run_ok("store", "verify", index)
 
 

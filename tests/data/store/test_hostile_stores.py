@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cusa.data.errors import StoreError
+from cusa.data.errors import SettingError, StoreError
 from cusa.data.records import Dataset, Truth
 from cusa.data.store.checksum import (
     BLOCK,
@@ -23,11 +23,13 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import read_picture_digests, read_shard
 from cusa.data.store.verify import verify
 from tests.helpers import (
+    Fault,
     add_teacher,
     change_sealed,
     make_store,
     records,
     run_error,
+    run_fault,
     settings,
     unit_rows,
 )
@@ -265,15 +267,17 @@ def test_what_is_no_store_is_one_line_in_every_command(tmp_path, command, conten
             "train",
         ),
     }
-    line = run_error("store", command, *arguments.get(command, (foreign,)))
-    assert str(foreign) in line
+    assert run_fault("store", command, *arguments.get(command, (foreign,))) == Fault(
+        StoreError, path=foreign
+    )
     assert foreign.read_bytes() == content
     assert {path.name for path in tmp_path.iterdir()} == {"foreign.h5", "rows.npy", "ids.json"}
 
 
 def test_a_merged_store_has_the_name_of_one(index, tmp_path):
     for name in ("out", "out.hdf5"):
-        assert "must end in .h5" in run_error("store", "merge", tmp_path / name, index)
+        fault = Fault(SettingError, path=tmp_path / name)
+        assert run_fault("store", "merge", tmp_path / name, index) == fault
         assert not (tmp_path / name).exists()
         arguments = (
             tmp_path / name,
@@ -285,7 +289,7 @@ def test_a_merged_store_has_the_name_of_one(index, tmp_path):
             "--split",
             "train",
         )
-        assert "must end in .h5" in run_error("store", "import", *arguments)
+        assert run_fault("store", "import", *arguments) == fault
 
 
 @pytest.mark.parametrize("rows", [[3, 3], [5, 2], [-1], [16], [1 << 62]])

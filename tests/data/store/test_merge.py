@@ -1,16 +1,29 @@
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cusa.data.errors import StoreError
 from cusa.data.records import Dataset, Record
+from cusa.data.store.checksum import ChecksumError
 from cusa.data.store.index import read_index, write_index
 from cusa.data.store.merge import merge
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.verify import verify
-from tests.helpers import add_teacher, make_store, records, run_error, run_ok, settings, unit_rows
+from tests.helpers import (
+    Fault,
+    add_teacher,
+    fault_of,
+    make_store,
+    records,
+    run_failure,
+    run_fault,
+    run_ok,
+    settings,
+    unit_rows,
+)
 
 SIZES = {"train": 16, "val": 5}
 
@@ -132,8 +145,9 @@ def test_an_index_that_is_there_takes_part(index, tmp_path):
 )
 def test_missing_shards_are_named_with_their_rows(index, keep, gap):
     part, out = _part(index, "part.h5", keep), index.with_name("out.h5")
-    error = run_error("store", "merge", out, part)
-    assert f"the parts do not make a whole store: no shard holds {gap} (1 in all)" in error
+    assert run_fault("store", "merge", out, part) == Fault(
+        StoreError, path=out, location=f"no shard holds {gap}"
+    )
     assert not out.exists()
     assert not list(out.parent.glob("out/*/*"))
 
@@ -190,41 +204,55 @@ def _no_index(folder):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "fault"),
     [
         (
             _other_settings,
-            "teacher 'vision' with other settings, not to be mixed: precision ('bf16' / 'fp32')",
+            Fault(StoreError, location="precision ('bf16' / 'fp32')", name="vision"),
         ),
-        (_other_data, "belongs to other data: field fingerprint of split 'train' differs"),
-        (_other_name, "field dataset is 'made-up', this is 'coco'"),
+        (_other_data, Fault(StoreError, location="split 'train'", name="fingerprint")),
+        (_other_name, Fault(StoreError, name="dataset")),
         (
             _other_rows,
-            "hold different rows 0 to 7 of teacher 'vision', split 'train'; leave one of them out",
+            Fault(
+                StoreError,
+                path=Path("other/store/vision/train-000000000-000000007.h5"),
+                name="vision",
+            ),
         ),
-        (_other_shards, "two shards hold rows"),
+        (
+            _other_shards,
+            Fault(
+                StoreError,
+                path=Path("s/store.h5"),
+                location="two shards hold rows 0 to 7 of teacher 'vision', split 'train'",
+            ),
+        ),
         (
             _damaged_shard,
-            "val-000000000-000000005.h5 is damaged or another shard than its index names",
+            Fault(ChecksumError, path=Path("other/store/third/val-000000000-000000005.h5")),
         ),
         (
             _swapped_shard,
-            "train-000000007-000000014.h5 is damaged or another shard than its index names",
+            Fault(ChecksumError, path=Path("other/store/third/train-000000007-000000014.h5")),
         ),
-        (_missing_shard, "val-000000000-000000005.h5 is missing"),
-        (_damaged_index, "is damaged: its checksum does not hold"),
-        (_no_index, "other/store.h5 is missing"),
+        (
+            _missing_shard,
+            Fault(StoreError, path=Path("other/store/third/val-000000000-000000005.h5")),
+        ),
+        (_damaged_index, Fault(ChecksumError, path=Path("other/store.h5"))),
+        (_no_index, Fault(StoreError, path=Path("other/store.h5"))),
     ],
 )
-def test_what_cannot_be_joined_is_refused_and_no_index_written(index, tmp_path, make, message):
+def test_what_cannot_be_joined_is_refused_and_no_index_written(index, tmp_path, make, fault):
     other, out = tmp_path / "other" / "store.h5", tmp_path / "out" / "out.h5"
     make(other.parent)
     before = _files(index.parent)
-    assert message in run_error("store", "merge", index, other)
+    assert fault_of(run_failure("store", "merge", index, other), tmp_path) == fault
     after = _files(index.parent)
     assert {path: after[path] for path in before} == before
     assert verify(index) == (12, [])
-    assert message in run_error("store", "merge", out, index, other)
+    assert type(run_failure("store", "merge", out, index, other)) is fault.kind
     assert not out.exists()
 
 
@@ -232,8 +260,8 @@ def test_a_damaged_shard_of_the_store_itself_is_found(index, tmp_path):
     other = _store(tmp_path / "other", {"third": 3})
     _flip(index.with_suffix("") / "words" / "val-000000000-000000007.h5")
     before = index.read_bytes()
-    assert "words/val-000000000-000000007.h5 is damaged" in run_error(
-        "store", "merge", index, other
+    assert run_fault("store", "merge", index, other) == Fault(
+        ChecksumError, path=tmp_path / "s/store/words/val-000000000-000000007.h5"
     )
     assert index.read_bytes() == before
 
@@ -269,5 +297,7 @@ def test_a_split_with_images_of_another_is_not_joined(tmp_path):
 def test_a_part_that_is_no_store_leaves_nothing(tmp_path):
     index = make_store(tmp_path / "s", {"train": 5})
     for missing in (tmp_path / "nope.h5", tmp_path):
-        assert str(missing) in run_error("store", "merge", tmp_path / "out.h5", index, missing)
+        assert run_fault("store", "merge", tmp_path / "out.h5", index, missing) == Fault(
+            StoreError, path=missing
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"s"}

@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
-from cusa.data.errors import CusaError
+from cusa.data.errors import CusaError, StoreError
 from cusa.data.records import Dataset
 from cusa.data.store.checksum import INDEX_FORMAT, SHARD_FORMAT, seal_holds, write_sealed
 from cusa.data.store.verify import verify
-from tests.helpers import add_teacher, records, run_error, settings, unit_rows
+from tests.helpers import Fault, add_teacher, fault_of, records, run_error, settings, unit_rows
 
 
 @pytest.fixture
@@ -158,8 +158,9 @@ def test_a_full_disk_leaves_nothing_new(tmp_path, monkeypatch, fill, older):
         path.write_bytes(older)
     with monkeypatch.context() as patch:
         fill(patch)
-        with pytest.raises(CusaError, match="No space left on device"):
+        with pytest.raises(CusaError) as refused:
             write_sealed(path, SHARD_FORMAT, lambda file: None)
+        assert fault_of(refused.value) == Fault(StoreError, path=path)
     assert [p.name for p in tmp_path.iterdir()] == ([] if older is None else ["x.h5"])
     assert older is None or path.read_bytes() == older
     write_sealed(path, SHARD_FORMAT, lambda file: None)

@@ -13,7 +13,7 @@ from cusa.eval.models.any_model import load_encoder
 from cusa.eval.models.batched import encode_images, encode_texts
 from cusa.eval.models.model_encoder import ModelEncoder
 from cusa.eval.models.student import load_student
-from tests.helpers import make_pairs, make_tiny_sentence, run_ok
+from tests.helpers import Fault, fault_of, make_pairs, make_tiny_sentence, run_ok
 from tests.tiny_models import (
     SIZES,
     TEXTS,
@@ -90,8 +90,8 @@ def test_the_item_that_a_model_fails_on_is_named(home):
     broken = _changed(encoder, "text", fail_on(word))
     with pytest.raises(DataError) as text_error:
         encode_texts(broken, ["a dog", "a cat", "picture number 1"])
+    assert fault_of(text_error.value) == Fault(DataError, name="a cat")
     assert text_error.value.name == "a cat"
-    assert "index out of range" in str(text_error.value)  # the model's own words
     pixel = torch.tensor(encoder._towers["image"].preprocess(pictures()[2])[0, 0, 0])
     broken = _changed(encoder, "image", fail_on(pixel))
     with pytest.raises(ImageError) as image_error:
@@ -172,7 +172,7 @@ def test_an_adapter_reads_new_images_as_its_store_did(tmp_path):
     )
     run_ok("train", *args)
     student = load_student(run_dir, "cpu")
-    assert student._image_encoder.transform["feature"] == "mean"
+    assert student._encoder("image").transform["feature"] == "mean"
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = pictures(1)[0]

@@ -34,7 +34,14 @@ from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.run_dir import Checkpoints
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, SavedStudent, save_student
 from cusa.train.student import dual_encoder_student
-from tests.helpers import make_images, make_tiny_clip, make_tiny_sentence, make_tiny_vit
+from tests.helpers import (
+    Fault,
+    fault_of,
+    make_images,
+    make_tiny_clip,
+    make_tiny_sentence,
+    make_tiny_vit,
+)
 
 TEXTS = [
     "picture number 7",
@@ -326,7 +333,7 @@ def test_what_cannot_be_loaded(home, tmp_path):
         assert _load_error(spec, error_class).name == spec
     hub_name = "sentence-transformers/all-mpnet-base-v2"
     assert _load_error("mpnet", TeacherError).name == hub_name
-    assert "/no/where" in str(_load_error("minilm=/no/where", TeacherError))
+    assert _load_error("minilm=/no/where", TeacherError).path == Path("/no/where")
     unfinished_run = tmp_path / "begun"
     assert _load_error(str(unfinished_run), RunError).path == unfinished_run
     for name, file in (("torn", "config.json"), ("modules", "modules.json")):
@@ -444,19 +451,6 @@ def test_batches_do_not_change_rows(home, paths, kind):
         np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
-def test_useless_rows_are_refused(value):
-    def spoil(rows):
-        return np.where(rows[:, :1] == 7, value, rows)
-
-    with pytest.raises(EmbeddingsError) as refused:
-        encode_images(Recorder(spoil), numbered(9), 2, 2)
-    assert refused.value.name == "image 7.jpg"
-    with pytest.raises(EmbeddingsError) as refused:
-        encode_texts(Recorder(spoil), [f"a {i}" for i in range(1, 9)], 3)
-    assert refused.value.name == "text 'a 7'"
-
-
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_rows_that_are_not_finite_are_refused_where_a_model_gives_them(home, paths, tmp_path):
@@ -490,9 +484,8 @@ def test_images_that_cannot_be_read_or_encoded(home, paths, tmp_path):
 
     with pytest.raises(ImageError) as refused:
         encode_images(Picky(), numbered(9), 4, 2)
+    assert fault_of(refused.value) == Fault(ImageError, path=Path("5.jpg"))
     assert refused.value.path == Path("5.jpg")
-    assert "height and width must be > 0" in str(refused.value)  # the model's own words
-    assert "and more" not in str(refused.value)
 
 
 def test_memory_that_is_too_small():

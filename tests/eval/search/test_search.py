@@ -32,7 +32,7 @@ from cusa.train.config import build_config
 from cusa.train.saving.provenance import Provenance
 from cusa.train.saving.student_folder import WEIGHTS_FILE, Origin, save_student
 from cusa.train.student import dual_encoder_student
-from tests.helpers import make_images, make_tiny_clip, run_ok
+from tests.helpers import Fault, fault_of, make_images, make_tiny_clip, run_ok
 
 TEXTS = [f"picture number {i} version {i * 7 % 13}" for i in range(30)]
 SCRIPT = '<script>alert("1")</script> & <b>bold</b>'
@@ -264,7 +264,6 @@ def test_what_is_no_source(home, student, tmp_path):
         with pytest.raises(DataError) as refused:
             build_index(student, home / "run", tmp_path / name, tmp_path / "out")
         assert refused.value.path == tmp_path / name
-    assert "a.jpg" in str(refused.value)  # the first item that cannot be read
     with pytest.raises(CusaError):
         build_index(student, home / "run", tmp_path / "empty", tmp_path / "out")
     with pytest.raises(CusaError):
@@ -408,11 +407,12 @@ def test_errors_of_the_student_are_not_skipped(home, student, tmp_path):
     assert refused.value.name == "batch_size"
 
     def refused(*_args, **_kwargs):
-        raise CusaError("the image encoder has other weights")
+        raise EmbeddingsError("the image encoder has other weights")
 
     broken.image_rows = refused
-    with pytest.raises(CusaError, match=r"^the image encoder has other weights$"):
+    with pytest.raises(CusaError) as refused:
         build_index(broken, home / "run", home / "images", tmp_path / "i")
+    assert fault_of(refused.value) == Fault(EmbeddingsError)
 
     broken.image_rows = lambda images, batch_size: {
         h: np.full((len(images), 4), np.nan) for h in ("cross", "uni")
@@ -554,8 +554,6 @@ def test_another_student_is_refused(home, student, plain, images):
         answer(plain, images, "picture", student_name=str(home / "plain"))
     assert (refused.value.path, refused.value.name) == (images.folder, str(home / "plain"))
     assert refused.value.location == "weights_sha256"
-    for detail in (str(home / "run"), images.summary.weights_sha256[:12]):
-        assert detail in str(refused.value)
     changed = load_student(home / "run", "cpu")
     with torch.no_grad():
         next(changed.student.parameters()).view(-1)[0] += 1e-3

@@ -1,4 +1,6 @@
-"""Annotation files of every form, against a second reading of each by the rules that the docs state."""
+"""Annotation files of every form, against a second reading of each by the rules that
+the docs state.
+"""
 
 from __future__ import annotations
 

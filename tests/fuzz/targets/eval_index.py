@@ -1,4 +1,6 @@
-"""Files of a search index: its card, its items, and what FAISS wrote, with and without a checksum."""
+"""Files of a search index: its card, its items, and what FAISS wrote, with and without
+a checksum.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def make_index(kind: Kind, name: str, with_checksums: bool = True) -> Callable[[
 
 
 def search(path: Path) -> dict[str, Any]:
-    """What an index says of itself, and rank, name and similarity of the five nearest of three of its items."""
+    """What an index says of itself, and rank, name and similarity of the five nearest of three of
+    its items.
+    """
     index = SearchIndex(path.parent)
     answers = [answer(cast(StudentEncoder, _Student()), index, text, 5) for text in _TEXTS[:3]]
     hits = [[[hit.rank, hit.item.text, hit.similarity] for hit in one.hits] for one in answers]
@@ -72,7 +76,9 @@ def is_unchanged(valid: Any, read: Any, path: Path) -> bool:
 
 
 def is_card_as_written(valid: dict[str, Any], read: dict[str, Any], path: Path) -> bool:
-    """Whether the card is as JSON's own parser reads it, and the hits the valid index's where it names its heads."""
+    """Whether the card is as JSON's own parser reads it, and the hits the valid index's where it
+    names its heads.
+    """
     summary, before = read["summary"], valid["summary"]
     asks_another_head = any(summary[name] != before[name] for name in ("modality", "uni_head"))
     same_hits = asks_another_head or is_same(read["hits"], valid["hits"])

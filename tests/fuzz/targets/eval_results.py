@@ -60,7 +60,9 @@ def make_results(suite: str) -> Callable[[Path], Path]:
 
 
 def read_and_show(suite: str) -> Callable[[Path], Any]:
-    """A reader of the figures of a suite, which also makes the report and the tables of them beside others."""
+    """A reader of the figures of a suite, which also makes the report and the tables of them beside
+    others.
+    """
 
     def read(path: Path) -> Any:
         content = read_results(path.parent, suite)
@@ -94,7 +96,9 @@ def make_log(folder: Path) -> Path:
 
 
 def read_and_draw(path: Path) -> list[str]:
-    """The curves of a log as a report draws them, as SVG; its lines are compared by another target."""
+    """The curves of a log as a report draws them, as SVG; its lines are compared by
+    another target.
+    """
     lines = read_history(path.parent).lines
     best_epoch(lines)
     return [svg for charts in learning_charts([lines]).values() for _, svg in charts]
@@ -177,7 +181,9 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def are_arrays_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
-    """Whether all is as numpy and JSON's own parser read it; arrays that nothing names may be left out."""
+    """Whether all is as numpy and JSON's own parser read it; arrays that nothing names may be left
+    out.
+    """
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     about = json.loads(str(arrays.pop("about")))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cusa.eval.evaluators.images.data import LabelledImages, load_image_set
-from cusa.eval.evaluators.images.mat_files import read_annotations
+from cusa.eval.evaluators.images.lists import read_annotations
 from cusa.eval.evaluators.retrieval.coco import Judgements, read_judgements
 from cusa.eval.evaluators.sts.cxc import find_cxc
 from cusa.eval.evaluators.sts.data import find_sts_tasks
@@ -144,7 +144,9 @@ def with_subset(
 
 
 def pairs_of_year(path: Path) -> list[Any]:
-    """Pairs of ``STS.input.*.txt`` with the scores of ``STS.gs.*.txt``; those without a score are left out."""
+    """Pairs of ``STS.input.*.txt`` with the scores of ``STS.gs.*.txt``; those without a score are
+    left out.
+    """
     inputs = path.with_name(path.name.replace(".gs.", ".input."))
     scores = lines_of(inputs.with_name(inputs.name.replace(".input.", ".gs.")))
     pairs = []
@@ -198,7 +200,9 @@ def read_cxc(path: Path) -> dict[str, Any]:
 
 
 def is_cxc_as_written(valid: dict[str, Any], read: dict[str, Any], path: Path) -> bool:
-    """Whether one kind is as the csv module reads it, ids without leading zeros, and the others are unchanged."""
+    """Whether one kind is as the csv module reads it, ids without leading zeros, and the others are
+    unchanged.
+    """
     header, *rows = csv_rows(path)
     names = [name.strip().strip('"').lower() for name in header]
     sides = [
@@ -332,7 +336,9 @@ def as_listed(
 
 
 def fields_of(path: Path, count: int) -> list[list[str]]:
-    """Columns, separated by white space, of lines that are not blank; the last one takes the rest."""
+    """Columns, separated by white space, of lines that are not blank; the last one
+    takes the rest.
+    """
     return [line.split(None, count - 1) for line in lines_of(path) if line.strip()]
 
 
@@ -405,7 +411,9 @@ def read_mat(path: Path) -> list[tuple[str, str]]:
 
 
 def are_annotations_in_file(valid: list[Any], read: list[Any], path: Path) -> bool:
-    """Whether every name is written in the file; its classes are numbers in binary and may be any."""
+    """Whether every name is written in the file; its classes are numbers in binary and
+    may be any.
+    """
     content = path.read_bytes()
     return all(_is_written(name, content) for name, _ in read)
 

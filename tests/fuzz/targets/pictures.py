@@ -47,7 +47,9 @@ def _read(path: Path) -> tuple[str, tuple[int, int], bytes]:
 def _is_pillows(
     valid: tuple[str, tuple[int, int], bytes], value: tuple[str, tuple[int, int], bytes], path: Path
 ) -> bool:
-    """Equal to the valid one, or as many pixels as Pillow finds: whole lines of damaged pixels cannot be told."""
+    """Equal to the valid one, or as many pixels as Pillow finds: whole lines of damaged pixels
+    cannot be told.
+    """
     if value == valid:
         return True
     with Image.open(path) as picture:

@@ -1,4 +1,6 @@
-"""Embedding rows in files that others wrote, and files of ids, against numpy's and json's own reading."""
+"""Embedding rows in files that others wrote, and files of ids, against numpy's and json's own
+reading.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Embedding stores: index, shards and lock. Whatever carries a checksum is read as it was written, or refused."""
+"""Embedding stores: index, shards and lock. Whatever carries a checksum is read as it was written,
+or refused.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ _SHARD = "store/vision/train-000000000-000000004.h5"
 
 
 def _make_store(folder: Path) -> Path:
-    """A store with two teachers, shards of four rows, skipped rows and known relevance; its index."""
+    """A store with two teachers, shards of four rows, skipped rows and known relevance;
+    its index.
+    """
     splits = {name: records(name, n) for name, n in _SIZES.items()}
     truth = {
         name: Truth(np.arange(n) // 2, np.arange(2 * n + 1), np.repeat(np.arange(n), 2))

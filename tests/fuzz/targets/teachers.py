@@ -1,8 +1,10 @@
-"""Folders of teachers as Hugging Face and sentence-transformers have them, and what ``--teacher`` may say.
+"""Folders of teachers as Hugging Face and sentence-transformers have them, and what ``--teacher``
+may say.
 
-Nothing in such a folder is under a checksum: a changed weight gives other rows, and the store records the digest of
-the weights that made them. So rows must be finite, of length one, and as wide as the teacher says; those of files that
-say the same, the same. (A row of zeros is an item that the teacher knows nothing of; precompute says so.)
+Nothing in such a folder is under a checksum: a changed weight gives other rows, and the store
+records the digest of the weights that made them. So rows must be finite, of length one, and as wide
+as the teacher says; those of files that say the same, the same. (A row of zeros is an item that the
+teacher knows nothing of; precompute says so.)
 """
 
 from __future__ import annotations

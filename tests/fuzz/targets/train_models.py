@@ -1,4 +1,6 @@
-"""Folders of models: a student's, its exports, and a dual encoder's own; every one of their files."""
+"""Folders of models: a student's, its exports, and a dual encoder's own; every one of
+their files.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ def embeddings(encoder: Any, path: Path) -> dict[str, Any]:
 
 
 def document_of(path: Path) -> bytes:
-    """What a JSON file says, in one form: 3.0 is not 3 to transformers; of another file, its bytes."""
+    """What a JSON file says, in one form: 3.0 is not 3 to transformers; of another
+    file, its bytes.
+    """
     content = path.read_bytes()
     try:
         return json.dumps(json.loads(content), sort_keys=True).encode()
@@ -117,7 +121,9 @@ def document_of(path: Path) -> bytes:
 
 
 def are_embeddings(valid: dict[str, Any], read: dict[str, Any], path: Path) -> bool:
-    """Whether all rows are finite and of length one; and those of the valid file, if the file says the same."""
+    """Whether all rows are finite and of length one; and those of the valid file, if the file says
+    the same.
+    """
     for modality, heads in read["rows"].items():
         for head, rows in heads.items():
             lengths = np.linalg.norm(rows, axis=1)
@@ -177,7 +183,9 @@ def are_weights_of_file(valid: Any, read: dict[str, np.ndarray], path: Path) -> 
 
 
 def pickled_arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a pickled file, read as transformers reads it where a record is longer than its tensor."""
+    """The tensors of a pickled file, read as transformers reads it where a record is longer than
+    its tensor.
+    """
     try:
         tensors = torch.load(path, weights_only=True)
     except RuntimeError:

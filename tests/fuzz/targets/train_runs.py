@@ -130,7 +130,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def is_log_as_written(valid: list[Any], read: list[Any], path: Path) -> bool:
-    """Whether every line read is one of the file, in order, and no line is lost that is as it was."""
+    """Whether every line read is one of the file, in order, and no line is lost that is
+    as it was.
+    """
     written = []
     for line in path.read_bytes().split(b"\n"):
         try:
@@ -157,7 +159,9 @@ def read_sweep(path: Path) -> dict[str, Any] | None:
 
 
 def are_scores_of_log(valid: Any, read: dict[str, Any] | None, path: Path) -> bool:
-    """Whether they are those of the last validation, and of the last that was the best, by JSON's own parser."""
+    """Whether they are those of the last validation, and of the last that was the best, by JSON's
+    own parser.
+    """
     lines = []
     for line in path.read_bytes().split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -228,7 +232,9 @@ _ORIGIN_DEFAULTS: dict[str, Any] = {"beginning": None, "processes": 1}
 
 
 def is_origin_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
-    """Whether a file that was sealed again was read as it says: weights bit by bit, origin by JSON's own parser."""
+    """Whether a file that was sealed again was read as it says: weights bit by bit, origin by
+    JSON's own parser.
+    """
     header = _header(path)
     written = json.loads(header["__metadata__"]["cusa"])
     origin = dict(read["origin"])
@@ -298,7 +304,9 @@ def is_newest_or_older(valid: Any, read: dict[str, Any], path: Path) -> bool:
 
 
 def is_sealed_newest_or_older(valid: Any, read: dict[str, Any], path: Path) -> bool:
-    """The same of a checkpoint that was sealed again: it may say other things, of the same tensors."""
+    """The same of a checkpoint that was sealed again: it may say other things, of the
+    same tensors.
+    """
     if read["problems"]:
         return is_newest_or_older(valid, read, path)
     return read["tensors"] == _digests_in(path) and is_same(
@@ -334,7 +342,9 @@ def command_line(command: str, *arguments: object) -> str:
 
 
 def is_any(valid: Any, read: Any, path: Path) -> bool:
-    """Of a file that was sealed again with other content: whatever it says is right, so long as it is no crash."""
+    """Of a file that was sealed again with other content: whatever it says is right, so long as it
+    is no crash.
+    """
     return True
 
 

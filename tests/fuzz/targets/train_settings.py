@@ -1,4 +1,6 @@
-"""Settings as a user gives them: a YAML file, ``--set``, ``--sweep``; whole command lines with them."""
+"""Settings as a user gives them: a YAML file, ``--set``, ``--sweep``; whole command
+lines with them.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def is_file_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
-    """Whether every setting of the file, as PyYAML reads it, is there, and all others are as the preset has them."""
+    """Whether every setting of the file, as PyYAML reads it, is there, and all others are as the
+    preset has them.
+    """
     written = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     return is_overlaid(read, written, dataclasses.asdict(build_config(load_preset(_PRESET))))
 
@@ -96,7 +100,9 @@ def read_pairs(path: Path) -> dict[str, Any]:
 
 
 def are_pairs_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
-    """Whether each setting has the value that PyYAML reads behind the first ``=``, the last of several counting."""
+    """Whether each setting has the value that PyYAML reads behind the first ``=``, the last of
+    several counting.
+    """
     expected: dict[str, Any] = {}
     for pair in arguments_of(path):
         name, _, text = pair.partition("=")

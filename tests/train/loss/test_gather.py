@@ -112,7 +112,8 @@ def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
 def gathered(request, tmp_path_factory):
     sizes = SIZES[request.param]
     folder = tmp_path_factory.mktemp("gathered")
-    mp.spawn(_rank, (sizes, folder), nprocs=len(sizes))
+    # A new interpreter would import the libraries first, for seconds.
+    mp.start_processes(_rank, (sizes, folder), nprocs=len(sizes), start_method="fork")
     return sizes, folder
 
 

@@ -11,10 +11,19 @@ from cusa.data.errors import CusaError, RunError, SettingError, StudentError
 from cusa.train.saving.run_dir import Checkpoints, load_run, load_trained, read_history
 from cusa.train.saving.student_folder import load_saved
 from cusa.train.saving.tensors import load_tensors, save_tensors
-from tests.helpers import make_pairs, make_store, make_tiny_clip, run_error, run_ok
+from tests.helpers import (
+    ADAPTER,
+    Fault,
+    make_pairs,
+    make_store,
+    make_tiny_clip,
+    run_error,
+    run_failure,
+    run_fault,
+    run_ok,
+)
 from tests.train.pictures import precompute_pictures, student_options
 
-ADAPTER = ("--student", "adapter", "--set", "student.hidden_dim=16", "--set", "student.embed_dim=8")
 HEAD = "image_heads.cross.1.weight"
 
 
@@ -47,9 +56,7 @@ def _refused(call, kind, path):
     with pytest.raises(kind) as error:
         call()
     assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
     assert error.value.path == path
-    return str(error.value)
 
 
 def _reseal(path, change_tensors=None, change_meta=None):
@@ -150,7 +157,7 @@ def test_nothing_is_allocated_for_sizes_that_the_weights_do_not_have(run_dir):
         _encoder(origin)["dim"] = 1_000_000
 
     _reseal(run_dir / "best" / "student.safetensors", change_meta=enlarge)
-    assert "[16384]" in _refused(lambda: load_saved(run_dir), StudentError, run_dir / "best")
+    _refused(lambda: load_saved(run_dir), StudentError, run_dir / "best")
 
 
 def test_a_folder_in_place_of_the_student_is_none(run_dir):
@@ -192,7 +199,7 @@ def test_a_run_json_of_other_types_is_refused(run_dir, damage):
     path = run_dir / "run.json"
     path.write_text(damage(path.read_text()))
     _refused(lambda: load_run(run_dir), CusaError, path)
-    assert str(path) in run_error("train", "--resume", "--run-dir", run_dir)
+    assert run_failure("train", "--resume", "--run-dir", run_dir).path == path
 
 
 @pytest.mark.parametrize(
@@ -267,9 +274,7 @@ STATES = {
 @pytest.mark.parametrize("change", STATES.values(), ids=STATES)
 def test_a_checkpoint_of_another_state_is_refused(run_dir, change):
     _reseal(Checkpoints(run_dir).paths()[-1], change)
-    line = run_error("train", "--resume", "--run-dir", run_dir)
-    assert "the checkpoint is of another student" in line
-    assert str(run_dir) in line
+    assert run_fault("train", "--resume", "--run-dir", run_dir) == Fault(RunError, path=run_dir)
 
 
 def test_damaged_lines_of_the_log_are_left_out_with_a_note(run_dir):
@@ -349,6 +354,6 @@ def test_a_dual_encoders_folder_must_fit_its_weights(tmp_path):
     weights = run_dir / "best" / "student.safetensors"
     name = "image_trunk.backbone.visual_projection.weight"
     _reseal(weights, _set(name, lambda weight: weight[:3]))
-    assert name in _refused(lambda: load_saved(run_dir), StudentError, run_dir / "best")
+    _refused(lambda: load_saved(run_dir), StudentError, run_dir / "best")
     _reseal(weights, lambda tensors: tensors.pop(name))
-    assert name in _refused(lambda: load_saved(run_dir), StudentError, run_dir / "best")
+    _refused(lambda: load_saved(run_dir), StudentError, run_dir / "best")

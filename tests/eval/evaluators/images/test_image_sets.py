@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from cusa.data.errors import CusaError, FileFormatError
+from cusa.data.errors import CusaError, DataError, FileFormatError, SettingError
 from cusa.eval.evaluators.images import data as image_sets
 from cusa.eval.evaluators.images.data import find_image_sets, load_image_set
-from cusa.eval.evaluators.images.known_sets import IMAGE_SETS, KnownSet
-from cusa.eval.evaluators.images.mat_files import read_annotations
+from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
+from cusa.eval.evaluators.images.lists import read_annotations
+from tests.helpers import Fault, fault_of
 
 
 def write(root: Path, name: str, text: str | bytes = b"") -> None:
@@ -26,7 +28,7 @@ def write(root: Path, name: str, text: str | bytes = b"") -> None:
 def expect(monkeypatch, name: str, queries: int, gallery: int | None, classes: int) -> None:
     """Let a made-up tree of that size be the whole published data set."""
     known = IMAGE_SETS[name]
-    size = KnownSet(queries, gallery, classes, known.folders, known.lists, known.read)
+    size = replace(known, queries=queries, gallery=gallery, classes=classes)
     monkeypatch.setattr(
         image_sets, "IMAGE_SETS", MappingProxyType({**image_sets.IMAGE_SETS, name: size})
     )
@@ -361,13 +363,13 @@ def test_other_counts_than_the_published_are_refused_or_told(tmp_path, name):
 
 def test_the_count_of_classes_and_of_the_gallery_matter_too(tmp_path, monkeypatch):
     expect(monkeypatch, "sop", 3, None, 3)
-    with pytest.raises(
-        CusaError, match="3 images of 2 classes; the published test set has 3 images of 3 classes"
-    ):
+    with pytest.raises(CusaError) as refused:
         load_image_set("sop", make_sop(tmp_path / "sop"))
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "sop", name="sop")
     expect(monkeypatch, "inshop", 3, 3, 2)
-    with pytest.raises(CusaError, match="3 queries and 2 gallery images of 2 classes"):
+    with pytest.raises(CusaError) as refused:
         load_image_set("inshop", make_inshop(tmp_path / "inshop"))
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "inshop", name="inshop")
 
 
 def test_missing_images_are_an_error_or_left_out_and_told(tmp_path, monkeypatch):
@@ -391,8 +393,8 @@ def test_missing_images_are_an_error_or_left_out_and_told(tmp_path, monkeypatch)
     assert clothes.gallery.ids == (CLOTHES[3][0],)
     assert clothes.notes == (
         f"{first}; they are left out",
-        "inshop has 2 queries and 1 gallery images of 2 classes; the published test set has 3 queries and 2 gallery "
-        "images of 2 classes",
+        "inshop has 2 queries and 1 gallery images of 2 classes; the published test set has "
+        "3 queries and 2 gallery images of 2 classes",
         "1 of 2 queries have no other image of their class to find: always misses",
     )
 
@@ -407,11 +409,9 @@ def test_without_any_image_a_part_cannot_be_evaluated(tmp_path, name, gone):
     )
     for n in gone:
         images[n].unlink()
-    with pytest.raises(
-        CusaError,
-        match=f"{len(gone)} of {3 if name == 'sop' else 5} listed .* nothing is left to evaluate",
-    ):
+    with pytest.raises(CusaError) as error:
         load_image_set(name, root, allow_partial=True)
+    assert fault_of(error.value) == Fault(DataError, path=images[gone[0]])
 
 
 def test_each_image_is_looked_for_once(tmp_path, monkeypatch):
@@ -446,139 +446,137 @@ SPLIT = "Inat_dataset_splits/Inaturalist_test_set1.txt"
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "old", "new", "message"),
+    ("name", "file", "old", "new", "location"),
     [
-        ("cub", "classes.txt", None, "", "does not exist; it belongs to the published data set"),
-        ("cub", LABELS, None, "", "does not exist; it belongs to the published data set"),
-        ("cub", LABELS, "5 200\n", "", "has no label of image 5 ("),
-        ("cub", LABELS, "2 101", "2 bird", "line 2: expected a number as class id, found 'bird'"),
-        ("cub", LABELS, "2 101", "2", "line 2: expected 'id value', found '2'"),
-        ("cub", "images.txt", "", "", "is empty; expected lines of 'id value'"),
+        ("cub", "classes.txt", None, "", ""),
+        ("cub", LABELS, None, "", ""),
+        ("cub", LABELS, "5 200\n", "", ""),
+        ("cub", LABELS, "2 101", "2 bird", "line 2"),
+        ("cub", LABELS, "2 101", "2", "line 2"),
+        ("cub", "images.txt", "", "", ""),
         (
             "cub",
             "images.txt",
             "2 101",
             "2 102",
-            "line 2: 102.White_Pelican/White_Pelican_0039_96934.jpg has the label",
+            "line 2",
         ),
-        ("cub", "images.txt", "3 102", "2 102", "line 3: the id 2 is used twice, before in "),
+        ("cub", "images.txt", "3 102", "2 102", "line 3"),
         (
             "cub",
             "images.txt",
             "White_Pelican_0039",
             "Wei\xdfpelikan",
-            "is not UTF-8 text; save the file as UTF-8",
+            "line 2",
         ),
         (
             "sop",
             SOP,
             "class_id",
             "class",
-            f"line 1: expected the header {SOP_HEADER.strip()!r}, found 'image_id",
+            "line 1",
         ),
-        ("sop", SOP, "", "", "line 1: expected the header"),
-        ("sop", SOP, "", SOP_HEADER, "is empty; expected lines of 'image_id class_id"),
+        ("sop", SOP, "", "", "line 1"),
+        ("sop", SOP, "", SOP_HEADER, ""),
         (
             "sop",
             SOP,
             "59553 11319 1 ",
             "59553 11319 ",
-            "line 3: expected 'image_id class_id super_class_id path'",
+            "line 3",
         ),
-        ("sop", SOP, "22634", "-4", "line 4: expected a number as class_id, found '-4'"),
-        ("sop", SOP, "22634", "\xb2", "is not UTF-8 text"),
-        ("sop", SOP, "22634", "9" * 30, "line 4: expected a number as class_id, found '9999"),
+        ("sop", SOP, "22634", "-4", "line 4"),
+        ("sop", SOP, "22634", "\xb2", "line 4"),
+        ("sop", SOP, "22634", "9" * 30, "line 4"),
         (
             "sop",
             SOP,
             "toaster_final",
             "../toaster_final",
-            "line 4: '../toaster_final/391106790575_2.JPG' is no path",
+            "line 4",
         ),
         (
             "sop",
             SOP,
             "toaster_final",
             "/toaster_final",
-            "line 4: '/toaster_final/391106790575_2.JPG' is no path",
+            "line 4",
         ),
         (
             "sop",
             SOP,
             "final/251952414262_1",
             "final/.//251952414262_0",
-            "line 3: bicycle_final/251952414262_0.JPG is",
+            "line 3",
         ),
         (
             "inshop",
             EVAL,
             "6\n",
             "",
-            "line 1: expected a number as the number of images, found 'image_name",
+            "line 1",
         ),
         (
             "inshop",
             EVAL,
             "item_id",
             "item",
-            "line 2: expected the header 'image_name item_id evaluation_status'",
+            "line 2",
         ),
         (
             "inshop",
             EVAL,
             "train",
             "val",
-            "line 3: evaluation_status 'val'; legal: train, query, gallery",
+            "line 3",
         ),
         (
             "inshop",
             EVAL,
             "id_00000080  gallery",
             "80  gallery",
-            "line 6: item_id '80' is not of the form",
+            "line 6",
         ),
         (
             "inshop",
             EVAL,
             "id_00000080  gallery",
             "id_8O  gallery",
-            "line 6: expected a number as item_id, found '8O'",
+            "line 6",
         ),
-        ("inaturalist", SPLIT, "", "\n\n", "is empty; expected lines of 'path'"),
+        ("inaturalist", SPLIT, "", "\n\n", ""),
         (
             "inaturalist",
             SPLIT,
             "7477",
             "Rosa",
-            "line 2: expected a number as class folder, found 'Rosa'",
+            "line 2",
         ),
         (
             "inaturalist",
             SPLIT,
             "train_val2018/Plantae/7477/",
             "",
-            "line 2: expected a number as class folder",
+            "line 2",
         ),
         (
             "cars",
             "cars_annos.mat",
             "",
             "no matlab",
-            "has no struct array 'annotations' with the fields",
+            "",
         ),
     ],
 )
-def test_a_damaged_list_names_itself_and_the_line(tmp_path, name, file, old, new, message):
+def test_a_damaged_list_names_itself_and_the_line(tmp_path, name, file, old, new, location):
     root = MAKE[name][0](tmp_path)
     damage(root / file, old, new)
     for allow_partial in (False, True):
         with pytest.raises(CusaError) as error:
             load_image_set(name, root, allow_partial)
+        fault = Fault(FileFormatError, path=root / file, location=location)
+        assert fault_of(error.value) == fault
         assert str(error.value).startswith(str(root / file))
-        assert message in str(error.value)
-        assert "\n" not in str(error.value)
-        assert error.value.path == root / file
-        assert not message.startswith("line ") or error.value.location == message[:6]
 
 
 def test_damaged_matlab_files_of_any_kind_are_one_line(tmp_path):
@@ -607,7 +605,8 @@ def test_an_image_that_is_query_and_gallery_is_refused(tmp_path):
     with pytest.raises(CusaError) as error:
         load_image_set("inshop", tmp_path, allow_partial=True)
     assert str(error.value) == (
-        f"{partition} line 6: {CLOTHES[4][0]} is listed already, in {partition} line 7; list each image once"
+        f"{partition} line 6: {CLOTHES[4][0]} is listed already, in {partition} line 7; "
+        "list each image once"
     )
 
 
@@ -615,35 +614,38 @@ def test_an_image_that_is_query_and_gallery_is_refused(tmp_path):
 def test_a_list_without_a_part_is_refused(tmp_path, part):
     partition = make_inshop(tmp_path) / EVAL
     partition.write_text(partition.read_text().replace(f"  {part}", "  train"))
-    with pytest.raises(
-        CusaError, match=f"the lists in {tmp_path} name no {part} image; restore them"
-    ):
+    with pytest.raises(CusaError) as error:
         load_image_set("inshop", tmp_path, allow_partial=True)
+    assert fault_of(error.value) == Fault(DataError, path=tmp_path, name=part)
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rows", "fault"),
     [
         (
             [("a.jpg", 99), ("b.jpg", "BMW")],
-            "cars_annos.mat annotation 2: expected a number as class, found 'BMW'",
+            Fault(FileFormatError, path=Path("cars_annos.mat"), location="annotation 2"),
         ),
         (
             [("a.jpg", 99), ("b.jpg", 99.5)],
-            "cars_annos.mat annotation 2: expected a number as class, found '99.5'",
+            Fault(FileFormatError, path=Path("cars_annos.mat"), location="annotation 2"),
         ),
-        ([("a.jpg", 9)], "name no test image; restore them"),
+        ([("a.jpg", 9)], Fault(DataError, path=Path("."), name="test")),
         (
             [("a.jpg", 99), ("a.jpg", 99)],
-            r"annotation 2: a.jpg is listed already, in .*annotation 1",
+            Fault(FileFormatError, path=Path("cars_annos.mat"), location="annotation 2"),
         ),
-        ([("../a.jpg", 99)], r"annotation 1: '\.\./a.jpg' is no path below"),
+        (
+            [("../a.jpg", 99)],
+            Fault(FileFormatError, path=Path("cars_annos.mat"), location="annotation 1"),
+        ),
     ],
 )
-def test_a_damaged_matlab_file(tmp_path, rows, message):
+def test_a_damaged_matlab_file(tmp_path, rows, fault):
     annotations(tmp_path, "cars_annos.mat", ("relative_im_path", "class"), rows)
-    with pytest.raises(CusaError, match=message):
+    with pytest.raises(CusaError) as error:
         load_image_set("cars", tmp_path, allow_partial=True)
+    assert fault_of(error.value, tmp_path) == fault
 
 
 @pytest.mark.parametrize(
@@ -651,11 +653,9 @@ def test_a_damaged_matlab_file(tmp_path, rows, message):
 )
 def test_a_matlab_file_of_something_else(tmp_path, content):
     savemat(tmp_path / "cars_annos.mat", content)
-    with pytest.raises(
-        CusaError,
-        match=r"cars_annos.mat has no struct array 'annotations' with the fields relative",
-    ):
+    with pytest.raises(CusaError) as refused:
         load_image_set("cars", tmp_path)
+    assert fault_of(refused.value) == Fault(FileFormatError, path=tmp_path / "cars_annos.mat")
 
 
 @pytest.mark.parametrize("name", ["  ", "b.jpg "])
@@ -683,67 +683,75 @@ def test_a_class_stored_as_a_double_is_a_number(tmp_path):
 def test_the_devkit_needs_both_lists_and_all_images(tmp_path, monkeypatch):
     expect(monkeypatch, "cars", 4, None, 3)
     (make_cars_devkit(tmp_path) / "cars_test/00003.jpg").unlink()
-    with pytest.raises(
-        CusaError,
-        match=r"1 of 4 listed .* first .*cars_test/00003.jpg .*withlabels.mat annotation 3",
-    ):
+    with pytest.raises(CusaError) as refused:
         load_image_set("cars", tmp_path)
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "cars_test/00003.jpg")
     (tmp_path / "devkit/cars_train_annos.mat").unlink()
-    with pytest.raises(CusaError, match=r"devkit/cars_train_annos.mat does not exist"):
+    with pytest.raises(CusaError) as refused:
         load_image_set("cars", tmp_path)
+    assert fault_of(refused.value) == Fault(
+        FileFormatError, path=tmp_path / "devkit/cars_train_annos.mat"
+    )
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "message"),
+    ("file", "old", "new", "fault"),
     [
-        ("anno_train.csv", None, "", "anno_train.csv does not exist"),
+        ("anno_train.csv", None, "", Fault(FileFormatError, path=Path("anno_train.csv"))),
         (
             "anno_test.csv",
             ",181",
             "",
-            "anno_test.csv line 1: expected filename,x1,y1,x2,y2,class, found '00001.jpg,30",
+            Fault(FileFormatError, path=Path("anno_test.csv"), location="line 1"),
         ),
         (
             "anno_test.csv",
             ",181",
             ",Suzuki",
-            "anno_test.csv line 1: expected a number as class, found 'Suzuki'",
+            Fault(FileFormatError, path=Path("anno_test.csv"), location="line 1"),
         ),
         (
             "anno_test.csv",
             "00002",
             "../00002",
-            "anno_test.csv line 2: 'test/../00002.jpg' is no path below",
+            Fault(FileFormatError, path=Path("anno_test.csv"), location="line 2"),
         ),
-        ("anno_test.csv", "00002", "00009", "1 of 3 listed images are missing, first "),
+        (
+            "anno_test.csv",
+            "00002",
+            "00009",
+            Fault(DataError, path=Path("car_data/car_data/test/00009.jpg")),
+        ),
     ],
 )
-def test_a_damaged_csv(tmp_path, monkeypatch, file, old, new, message):
+def test_a_damaged_csv(tmp_path, monkeypatch, file, old, new, fault):
     expect(monkeypatch, "cars", 3, None, 2)
     damage(make_cars_csv(tmp_path) / file, old, new)
     with pytest.raises(CusaError) as error:
         load_image_set("cars", tmp_path)
-    assert message in str(error.value)
+    assert fault_of(error.value, tmp_path) == fault
 
 
 def test_two_files_of_one_name_leave_a_csv_ambiguous(tmp_path):
     write(make_cars_csv(tmp_path), "car_data/car_data/test/Copy/00002.jpg")
-    with pytest.raises(
-        CusaError, match=r"anno_test.csv line 2: 2 files below .*car_data/test are called 00002.jpg"
-    ):
+    with pytest.raises(CusaError) as refused:
         load_image_set("cars", tmp_path)
+    assert fault_of(refused.value) == Fault(
+        FileFormatError, path=tmp_path / "anno_test.csv", location="line 2"
+    )
 
 
 def test_unknown_names_and_places(tmp_path):
-    with pytest.raises(
-        CusaError, match="'birds'; legal: cub, cars, sop, inshop, inaturalist, folder"
-    ):
+    with pytest.raises(CusaError) as refused:
         load_image_set("birds", tmp_path)
-    with pytest.raises(CusaError, match="nowhere does not exist; pass the data set's folder"):
+    assert fault_of(refused.value) == Fault(SettingError, name="birds")
+    with pytest.raises(CusaError) as refused:
         load_image_set("cub", tmp_path / "nowhere")
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "nowhere")
     write(tmp_path, "file")
-    with pytest.raises(CusaError, match="file is no folder"):
+    with pytest.raises(CusaError) as refused:
         load_image_set("folder", tmp_path / "file")
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "file")
 
 
 # --- one level off
@@ -800,28 +808,25 @@ def test_a_folder_of_something_else_is_told_what_to_look_for(tmp_path):
 def test_a_class_folder_is_not_a_folder_of_classes(tmp_path):
     write(tmp_path, "birds/wren/1.jpg")
     write(tmp_path, "birds/wren/2.jpg")
-    with pytest.raises(
-        CusaError,
-        match=f"2 images lie in no class folder, first .*1.jpg; .*{tmp_path}/birds, if wren",
-    ):
+    with pytest.raises(CusaError) as refused:
         load_image_set("folder", tmp_path / "birds/wren")
-    with pytest.raises(
-        CusaError, match=f"all images of {tmp_path} lie in {tmp_path}/birds; pass the folder"
-    ):
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "birds/wren/1.jpg")
+    with pytest.raises(CusaError) as refused:
         load_image_set("folder", tmp_path)
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CusaError, match=r"no images in .*empty"):
+    with pytest.raises(CusaError) as refused:
         load_image_set("folder", tmp_path / "empty")
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path / "empty")
 
 
 def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
     for label in ("a", "b"):
         write(tmp_path, f"{label}/1.jpg")
     (tmp_path / "b" / os.fsdecode(b"\xe9t\xe9.jpg")).write_bytes(b"")
-    with pytest.raises(
-        CusaError, match=r"the file name 'b/\\udce9t\\udce9.jpg' in .* is not UTF-8; rename it"
-    ):
+    with pytest.raises(CusaError) as refused:
         load_image_set("folder", tmp_path)
+    assert fault_of(refused.value) == Fault(DataError, path=tmp_path)
 
 
 def test_find_image_sets(tmp_path):

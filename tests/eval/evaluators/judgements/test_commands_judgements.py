@@ -1,28 +1,19 @@
 """``cusa-eval retrieval --judgements``: agreement with people, and retrieval by their verdict."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import average_precision_score
 
+from cusa.data.errors import DataError, FileFormatError, RunError, SettingError
 from cusa.eval.models.any_model import load_encoder
-from tests.eval.tiny import caption_id, make_home, strict
-from tests.helpers import run_error, run_ok
+from tests.eval.tiny import caption_id, strict
+from tests.helpers import Fault, run_fault, run_ok
 
 TEST_IMAGES = range(20, 26)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def _name(number):
@@ -162,8 +153,9 @@ def test_models_are_compared_on_the_same_judgements(home, here, files):
         (here / "crowd.txt").read_text().replace("\t1.0\t3\t0", "\t0.0\t0\t3", 1)
     )
     _eval(home, "retrieval", *files, "--bootstrap", 5)
-    line = run_error("eval", "compare", "runs/eval/clip", "runs/eval/random")
-    assert "judgements" in line
+    assert run_fault("eval", "compare", "runs/eval/clip", "runs/eval/random") == Fault(
+        RunError, name="judgements"
+    )
 
 
 def test_bad_files_are_refused_before_a_model_is_loaded(home, here, files, monkeypatch):
@@ -173,9 +165,16 @@ def test_bad_files_are_refused_before_a_model_is_loaded(home, here, files, monke
     monkeypatch.setattr("cusa.eval.models.evaluated_models.load_encoder", refuse)
     common = ("--model", home / "clip", "--dataset", home / "images" / "tiny.json")
     (here / "bad.txt").write_text("020.jpg\t021.jpg#0\t1\t3\n")
-    assert "bad.txt, line 1" in run_error("eval", *common, "--judgements", "bad.txt")
+    assert run_fault("eval", *common, "--judgements", "bad.txt") == Fault(
+        FileFormatError, path=Path("bad.txt"), location="line 1"
+    )
     (here / "elsewhere.txt").write_text("x.jpg\tx.jpg#0\t1\t3\t0\n")
-    assert "elsewhere.txt" in run_error("eval", *common, "--judgements", "elsewhere.txt")
-    line = run_error("eval", *common, "--judgements", "crowd.txt", "--judgements", "crowd.txt")
-    assert "crowd.txt" in line
-    assert "none.txt" in run_error("eval", *common, "--judgements", "none.txt")
+    assert run_fault("eval", *common, "--judgements", "elsewhere.txt") == Fault(
+        DataError, path=Path("elsewhere.txt")
+    )
+    assert run_fault(
+        "eval", *common, "--judgements", "crowd.txt", "--judgements", "crowd.txt"
+    ) == Fault(SettingError, name="--judgements")
+    assert run_fault("eval", *common, "--judgements", "none.txt") == Fault(
+        FileFormatError, path=Path("none.txt")
+    )

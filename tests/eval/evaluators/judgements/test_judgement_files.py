@@ -10,8 +10,9 @@ from cusa.data.errors import DataError, FileFormatError
 from cusa.data.record_split import RecordSplit
 from cusa.data.records import Dataset, Record
 from cusa.eval.evaluators.judgements.data import read_judgements
-from cusa.eval.evaluators.judgements.matching import match_judgements
+from cusa.eval.evaluators.judgements.matching import match_judgements, rows_in_split
 from cusa.eval.evaluators.splits import EvaluatedSplit
+from tests.helpers import Fault, fault_of
 
 CROWD = (
     "a.jpg\ta.jpg#0\t1\t3\t0\na.jpg\tb.jpg#1\t0.333333333333333\t1\t2\nb.jpg\ta.jpg#0\t0.5\t2\t2\n"
@@ -117,10 +118,14 @@ def _embeddings(images, captions, caption_image):
     )
 
 
+def _match(file, split, embeddings):
+    return match_judgements(file, split, rows_in_split(file, split), embeddings)
+
+
 def test_pairs_are_found_by_file_name_and_number(tmp_path):
     file = read_judgements(_written(tmp_path, CROWD))
     split = _split("x/b.jpg", "y/a.jpg")
-    judged = match_judgements(file, split, _embeddings([0, 1], [0, 1, 2, 3], [0, 0, 1, 1]))
+    judged = _match(file, split, _embeddings([0, 1], [0, 1, 2, 3], [0, 0, 1, 1]))
     assert judged.images.tolist() == [1, 1, 0]
     assert judged.captions.tolist() == [2, 1, 2]
     assert judged.scores.tolist() == [1.0, 1 / 3, 0.5]
@@ -132,7 +137,7 @@ def test_pairs_without_an_embedding_or_in_no_split_are_left_out_and_said_to_be(t
     elsewhere = "a.jpg\tb.jpg#2\t1\t1\t0\nc.jpg\ta.jpg#0\t1\t1\t0\na.jpg\tc.jpg#0\t1\t1\t0\n"
     file = read_judgements(_written(tmp_path, CROWD + elsewhere))
     embeddings = _embeddings([0, 1], [0, 2, 3], [0, 1, 1])  # the second caption of b.jpg is skipped
-    judged = match_judgements(file, _split("b.jpg", "a.jpg"), embeddings)
+    judged = _match(file, _split("b.jpg", "a.jpg"), embeddings)
     assert judged.captions.tolist() == [1, 1]
     elsewhere_note, skipped_note = judged.notes
     assert elsewhere_note.startswith("3 of 6 pairs")
@@ -143,12 +148,14 @@ def test_pairs_without_an_embedding_or_in_no_split_are_left_out_and_said_to_be(t
 def test_judgements_of_another_split_are_refused(tmp_path):
     file = read_judgements(_written(tmp_path, CROWD))
     with pytest.raises(DataError):
-        match_judgements(file, _split("other.jpg"), _embeddings([0], [0, 1], [0, 0]))
+        _match(file, _split("other.jpg"), _embeddings([0], [0, 1], [0, 0]))
 
 
 def test_a_name_of_several_images_is_refused(tmp_path):
     file = read_judgements(_written(tmp_path, CROWD))
     split = _split("x/a.jpg", "y/a.jpg", "b.jpg")
     with pytest.raises(DataError) as caught:
-        match_judgements(file, split, _embeddings([0, 1, 2], range(6), [0, 0, 1, 1, 2, 2]))
-    assert "a.jpg" in str(caught.value)
+        _match(file, split, _embeddings([0, 1, 2], range(6), [0, 0, 1, 1, 2, 2]))
+    assert fault_of(caught.value) == Fault(
+        DataError, path=tmp_path / "judgements.txt", name="a.jpg"
+    )

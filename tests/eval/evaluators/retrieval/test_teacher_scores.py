@@ -1,4 +1,6 @@
-"""The teachers' own figures, against a loop over all pairs; and when a page explains uni-modal heads by them."""
+"""The teachers' own figures, against a loop over all pairs; and when a page explains uni-modal
+heads by them.
+"""
 
 import json
 
@@ -21,7 +23,9 @@ EARS = np.repeat(unit_rows(N_IMAGES, 5, 4), 2, axis=0) + 0.8 * unit_rows(2 * N_I
 
 @pytest.fixture
 def store(tmp_path):
-    """Two captions an image, two images a label but for the last; rows that are far from perfect."""
+    """Two captions an image, two images a label but for the last; rows that are far
+    from perfect.
+    """
     index = make_store(tmp_path, {"test": N_IMAGES}, truth=True)
     dataset = Dataset("made-up", tmp_path, {"test": records("test", N_IMAGES)})
     add_teacher(index, dataset, "eyes", settings("image", 5), {"test": EYES})
@@ -43,7 +47,9 @@ def _unit(rows):
 
 
 def _recall(rows, groups, k):
-    """Percent of queries with one of their group among the k most similar others, of those that have one."""
+    """Percent of queries with one of their group among the k most similar others, of those that
+    have one.
+    """
     hits = []
     for query, group in enumerate(groups):
         others = [place for place in range(len(rows)) if place != query]
@@ -126,8 +132,8 @@ def test_uni_modal_heads_are_explained_where_the_teacher_explains_them(
 
 def test_results_hold_the_teachers_figures(tmp_path):
     index = make_store(tmp_path / "data", truth=True)
-    run_ok("train", "--embeddings", index, "--student", "adapter", "--epochs", 1, "--batch-size", 16,
-           "--run-dir", tmp_path / "run")  # fmt: skip
+    args = ("--embeddings", index, "--student", "adapter", "--epochs", 1, "--batch-size", 16)
+    run_ok("train", *args, "--run-dir", tmp_path / "run")
     run_ok("eval", "--run", tmp_path / "run", "--bootstrap", 0)
     scores = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())["teachers"]
     assert {task: figures["teacher"] for task, figures in scores.items()} == {

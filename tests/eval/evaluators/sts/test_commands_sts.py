@@ -2,32 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from cusa.data.errors import DataError, EmbeddingsError, FileFormatError, StudentError
 from cusa.eval.evaluators.sts.data import find_sts_tasks
+from cusa.eval.evaluators.sts.tasks import NoStsDataError
 from cusa.eval.models.any_model import load_encoder
-from tests.eval.tiny import cxc_score, make_classes, make_cxc, make_home, make_run, make_sts, strict
-from tests.helpers import run_error, run_ok
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def adapter(home):
-    return make_run(home)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory: results of models that are no run lie below it."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.eval.tiny import cxc_score, make_classes, make_cxc, make_sts, strict
+from tests.helpers import Fault, run_fault, run_ok
 
 
 def _dataset(home):
@@ -46,10 +32,9 @@ def _rho(encoder, pairs):
 
 def test_sentence_similarity_by_the_papers_rule(home, here):
     folder = make_sts(here / "data/sts")
-    line = run_error("eval", "sts", "--model", home / "bert")
-    assert "STS12 in " in line
-    assert "MSRpar has 12 pairs instead of 750" in line
-    assert "pass --allow-partial to evaluate what is there" in line
+    assert run_fault("eval", "sts", "--model", home / "bert") == Fault(
+        DataError, path=Path("data/sts/STS/STS12-en-test"), name="STS12"
+    )
     models = ("--model", home / "bert", "--model", home / "clip")
     out = run_ok("eval", "sts", *models, "--allow-partial", "--bootstrap", 20, "--latex")
     assert "STS12" in out
@@ -116,7 +101,7 @@ def test_a_benchmark_without_its_test_subset_has_no_headline(home, here):
     assert found["headline"] is None
     assert "ci" not in found
     (here / "sts/STS/STSBenchmark/sts-dev.csv").write_text(lines.replace("picture", "number"))
-    assert "STSBenchmark dev: all 4 similarities equal 1; no correlation" in run_error(*args)
+    assert run_fault(*args) == Fault(EmbeddingsError, name="STSBenchmark dev")
 
 
 def test_cxc_on_a_runs_store_and_on_an_annotation_file(home, adapter, here):
@@ -148,11 +133,9 @@ def test_cxc_on_a_runs_store_and_on_an_annotation_file(home, adapter, here):
             want = 100 * spearmanr(cosines, gold).statistic
             assert found[kind]["heads"]["cross"]["spearman"] == pytest.approx(want, abs=0.5)
         assert -100 < found[kind]["heads"]["cross"]["spearman_bootstrap"] < 100
-    assert "no data to measure on" in run_error(*args, "--model", home / "clip")
-    line = run_error(*args, "--run", adapter, "--split", "val")
-    assert (
-        "CxC judges 6 captions that tiny val lacks, 40201 the first; it needs COCO's test split"
-        in line
+    assert run_fault(*args, "--model", home / "clip") == Fault(DataError, path=Path("cxc"))
+    assert run_fault(*args, "--run", adapter, "--split", "val") == Fault(
+        DataError, path=Path("cxc")
     )
     out = run_ok(*args, "--model", home / "bert", *_dataset(home))
     assert "note: no sis and no sits of CxC for bert: it embeds no images" in out
@@ -168,30 +151,31 @@ def test_embeddings_of_captions_by_id_answer_cxc_but_no_sentences(home, here):
     run_ok("eval", "sts", *files, "--data", "cxc", *_dataset(home), "--bootstrap", 0)
     assert set(strict(here / "runs/eval/t/sts.json")["cxc"]) == {"sts"}
     make_sts(here / "sts")
-    assert "the embeddings lack " in run_error(
-        "eval", "sts", *files, "--data", "sts", "--allow-partial"
+    assert run_fault("eval", "sts", *files, "--data", "sts", "--allow-partial") == Fault(
+        EmbeddingsError, name="picture number 42 31 25"
     )
 
 
 def test_sts_data_that_is_not_there_or_damaged(home, here):
     args = ("eval", "sts", "--model", home / "bert")
-    assert "data/sts does not exist; pass a folder of STS data" in run_error(*args)
+    assert run_fault(*args) == Fault(NoStsDataError, path=Path("data/sts"))
     (here / "empty").mkdir()
-    assert "empty holds no STS data" in run_error(*args, "--data", "empty")
+    assert run_fault(*args, "--data", "empty") == Fault(NoStsDataError, path=Path("empty"))
     make_sts(here / "sts")
-    assert "vit embeds no texts" in run_error(
+    assert run_fault(
         "eval", "sts", "--model", home / "vit", "--data", "sts", "--allow-partial"
-    )
+    ) == Fault(StudentError, name="vit")
     make_cxc(here / "sts/cxc")
     gold = here / "sts/STS/STS12-en-test/STS.gs.MSRpar.txt"
     gold.write_text(gold.read_text().replace("\n", "x\n", 1))
-    line = run_error(
-        *args, "--data", "sts", "--allow-partial", *_dataset(home)
+    assert run_fault(*args, "--data", "sts", "--allow-partial", *_dataset(home)) == Fault(
+        FileFormatError, path=Path("sts/STS/STS12-en-test/STS.gs.MSRpar.txt"), location="line 1"
     )  # and not: CxC alone
-    assert "STS.gs.MSRpar.txt, line 1" in line
     (here / "sts/cxc/sis_test.csv").write_text("nonsense\n")
     gold.unlink()
-    assert "Error: " in run_error(*args, "--data", "sts", "--allow-partial", *_dataset(home))
+    assert run_fault(*args, "--data", "sts", "--allow-partial", *_dataset(home)) == Fault(
+        FileFormatError, path=Path("sts/cxc/sis_test.csv"), location="line 1"
+    )
 
 
 def test_all_measures_what_there_is_and_notes_what_is_absent(home, adapter, here):
@@ -206,9 +190,7 @@ def test_all_measures_what_there_is_and_notes_what_is_absent(home, adapter, here
     ):
         assert note in out
     assert not (here / "runs/eval/bert").exists()
-    line = run_error(*args, "--model", home / "vit")
-    assert "nothing to measure: no image sets below data/" in line
-    assert "no retrieval for vit: it embeds no texts" in line
+    assert run_fault(*args, "--model", home / "vit") == Fault(DataError)
     make_sts(here / "data/sts")
     make_cxc(here / "data/sts/cxc")
     make_classes(here / "data/other")
