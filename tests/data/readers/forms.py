@@ -1,4 +1,4 @@
-"""The same forty messy pairs in every form that ``--dataset`` takes: eight images, five captions each."""
+"""The same forty messy pairs in every form that ``--dataset`` takes: five captions an image."""
 
 from __future__ import annotations
 
