@@ -136,7 +136,8 @@ class FileProvider:
         if len(set(dims)) > 1:
             raise EmbeddingsError(
                 f"image embeddings have {dims[0]} dimensions, text embeddings {dims[1]}; both must "
-                "be of one space: pass those of one model, or one modality alone"
+                "be of one space: pass those of one model, or one modality alone",
+                name="dimensions",
             )
         self.name = name
         self.modalities = frozenset(self._foreign)
