@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from cusa.data.readers.columns import has_split_column
 from cusa.data.readers.forms import Annotations, Entry, Form, Source, Table, field_names
 from cusa.data.readers.pair_table import read_pairs
 
@@ -22,7 +23,7 @@ def _read(content: list[Any], source: Source) -> Annotations:
     Entry(content[0], source.path, LOCATION_FORMAT.format(0))
     table = Table(field_names(content[0]), iter(enumerate(content)))
     # Such a file holds one split, unless its entries say theirs.
-    if (source.columns.split or "split") not in table.columns:
+    if source.columns.split is None and not has_split_column(table.columns):
         source = replace(source, split=source.required_split())
     return read_pairs(table, source, LOCATION_FORMAT)
 

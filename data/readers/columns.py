@@ -91,6 +91,11 @@ def has_pair_columns(columns: Collection[str]) -> bool:
     return not names.isdisjoint(IMAGE_NAMES) and _has_captions(names)
 
 
+def has_split_column(columns: Collection[str]) -> bool:
+    """Return whether a table has a column of splits, by its name."""
+    return any(normalised_name(column) in _SPLIT_NAMES for column in columns)
+
+
 def _has_captions(names: Collection[str]) -> bool:
     if not set(names).isdisjoint(CAPTION_NAMES):
         return True

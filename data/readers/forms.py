@@ -161,6 +161,11 @@ class Entry:
     def __contains__(self, name: str) -> bool:
         return name in self._fields
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the fields."""
+        return tuple(self._fields)
+
     def text(self, name: str) -> str:
         """Return a text that must be there and not be empty.
 

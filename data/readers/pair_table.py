@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cusa.data.readers.columns import TableColumns, choose_columns, normalised_name
+from cusa.data.errors import FileFormatError, first_line
+from cusa.data.readers.columns import (
+    USUAL_COLUMNS,
+    TableColumns,
+    choose_columns,
+    has_pair_columns,
+    normalised_name,
+)
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Source, Table
 from cusa.data.readers.split_names import split_by_alias
 
@@ -41,17 +48,37 @@ def _rows(
     location_format: str,
 ) -> Iterator[AnnotationRow]:
     default_split = _default_split(source, columns)
+    # Objects of JSON may differ in their fields and how they spell them.
+    columns_by_names = {tuple(table.columns): columns}
     for number, fields in table.lines:
         entry = Entry(fields, source.path, location_format.format(number))
-        image_path = source.image_prefix + entry.text(columns.image)
+        own_columns = columns_by_names.get(entry.names)
+        if own_columns is None:
+            own_columns = _columns_of_entry(entry, columns, source)
+            columns_by_names[entry.names] = own_columns
+        image_path = source.image_prefix + entry.text(own_columns.image)
         yield AnnotationRow(
-            split=source.split or entry.split(columns.split) or default_split,
+            split=source.split or entry.split(own_columns.split) or default_split,
             image_path=image_path,
-            image_id=entry.identifier(columns.image_id) or image_path,
-            captions=_captions(entry, columns.captions),
+            image_id=entry.identifier(own_columns.image_id) or image_path,
+            captions=_captions(entry, own_columns.captions),
             caption_ids=(),
             number=number,
         )
+
+
+def _columns_of_entry(entry: Entry, columns: TableColumns, source: Source) -> TableColumns:
+    """Return the columns of an entry that has other fields than the first one.
+
+    Those of the first one where the user named some, or where the entry lacks one: reading it then
+    says which.
+    """
+    if source.columns != USUAL_COLUMNS or not has_pair_columns(entry.names):
+        return columns
+    try:
+        return choose_columns(entry.names, source.columns, source.path)
+    except FileFormatError as error:
+        entry.refuse(first_line(error), error.name)
 
 
 def _captions(entry: Entry, columns: tuple[str, ...]) -> tuple[str, ...]:

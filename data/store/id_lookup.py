@@ -69,14 +69,15 @@ class IdLookup:
         """
         keys = _keys(ids)
         first_places = np.searchsorted(self._table, keys).tolist()
-        rows = np.full(len(keys), -1, np.int64)
-        for number, (text, key, place) in enumerate(
-            zip(ids, keys.tolist(), first_places, strict=True)
-        ):
-            rows[number] = self._row(text, key, place)
-        return rows
+        rows = map(self._row, ids, keys.tolist(), first_places)
+        return np.fromiter(rows, np.int64, len(keys))
 
-    def _row(self, text: str, key: int, place: int) -> int:
+    def _row(
+        self,
+        text: str,
+        key: int,
+        place: int,
+    ) -> int:
         """Return the row of a text, from the first place where its entry may be; else -1."""
         checksum = key >> 32
         while place < len(self._table):

@@ -128,7 +128,12 @@ class Split:
         rows[unknown] = self._rows_of_image_path.rows(paths)
         return rows
 
-    def _refuse_unknown(self, kind: str, texts: Sequence[str], rows: np.ndarray) -> None:
+    def _refuse_unknown(
+        self,
+        kind: str,
+        texts: Sequence[str],
+        rows: np.ndarray,
+    ) -> None:
         unknown = np.flatnonzero(rows < 0).tolist()
         if not unknown:
             return

@@ -36,7 +36,8 @@ class CaptionedImages(Protocol):
 
 
 def rows_of_annotations(
-    split: CaptionedImages, annotations: str | Path | Sequence[Mapping[str, Any]]
+    split: CaptionedImages,
+    annotations: str | Path | Sequence[Mapping[str, Any]],
 ) -> np.ndarray:
     """Return the caption row of each caption of a host's annotations, in their order.
 
@@ -45,9 +46,8 @@ def rows_of_annotations(
     pairs = read_host_pairs(annotations)
     image_rows = split.find_images([pair.image_id for pair in pairs])
     unknown = np.flatnonzero(image_rows < 0)
-    image_rows[unknown] = split.find_images(
-        [pairs[number].image_path for number in unknown.tolist()]
-    )
+    paths = [pairs[number].image_path for number in unknown.tolist()]
+    image_rows[unknown] = split.find_images(paths)
 
     unused = _CaptionsOfImages(split)
     caption_rows = np.empty(len(pairs), np.int64)
@@ -65,7 +65,10 @@ def rows_of_annotations(
     return caption_rows
 
 
-def _refuse(pair: HostPair, problem: str) -> NoReturn:
+def _refuse(
+    pair: HostPair,
+    problem: str,
+) -> NoReturn:
     raise DataError(
         f"{pair.path} {pair.location}: {problem}; is this the file that the store was made of?",
         path=pair.path,
@@ -81,7 +84,11 @@ class _CaptionsOfImages:
         self._split = split
         self._rows_of_text: dict[int, dict[str, list[int]]] = {}
 
-    def take(self, image_row: int, caption: str) -> int | None:
+    def take(
+        self,
+        image_row: int,
+        caption: str,
+    ) -> int | None:
         """Return the next row of an image's caption with this text, or ``None``.
 
         Texts that differ in what the normaliser drops count as equal.
@@ -106,7 +113,25 @@ class _CaptionsOfImages:
         return rows_of_text
 
 
-def rows_of_caption_lines(split: CaptionedImages, path: Path, per_image: int) -> np.ndarray:
+def _images_with(
+    captions: Sequence[str],
+    images_of_text: Mapping[str, set[int]],
+) -> set[int]:
+    """Return the images that have all of these captions."""
+    candidates: set[int] | None = None
+    for caption in captions:
+        images = images_of_text.get(normalize_caption(caption), set())
+        if candidates is None:
+            candidates = set(images)
+        candidates &= images
+    return candidates or set()
+
+
+def rows_of_caption_lines(
+    split: CaptionedImages,
+    path: Path,
+    per_image: int,
+) -> np.ndarray:
     """Return the caption row of each line of a file that has ``per_image`` lines for each image.
 
     See :meth:`cusa.data.store.mapped_split.Split.rows_of_captions`.
@@ -128,7 +153,7 @@ def rows_of_caption_lines(split: CaptionedImages, path: Path, per_image: int) ->
     caption_rows = []
     for first in range(0, len(lines), per_image):
         block = lines[first : first + per_image]
-        candidates = set.intersection(*(images_of_text[normalize_caption(line)] for line in block))
+        candidates = _images_with(block, images_of_text)
         # Images with the same captions are taken in the order of the store.
         left = sorted(candidates - taken_images)
         if not left:
