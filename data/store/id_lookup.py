@@ -86,7 +86,8 @@ class IdLookup:
                 return -1
             row = entry & _ROW_MASK
             if row >= len(self._texts):
-                refuse(Path(self._index.path), self._name, "it holds a row that is not there")
+                path = Path(self._index.path)
+                refuse(path, self._name, "it holds a row that is not there")
             # Another text may have the same checksum.
             if self._texts[row] == text:
                 return row

@@ -137,8 +137,11 @@ class Split:
         unknown = np.flatnonzero(rows < 0).tolist()
         if not unknown:
             return
-        shown = ", ".join(described(texts[number]) for number in unknown[:_MAX_SHOWN_IDS])
-        example = self.caption_ids[0] if kind == "caption" else self.image_ids[0]
+        shown_ids = [described(texts[number]) for number in unknown[:_MAX_SHOWN_IDS]]
+        shown = ", ".join(shown_ids)
+        example = self.image_ids[0]
+        if kind == "caption":
+            example = self.caption_ids[0]
         raise DataError(
             f"{self._index.path}: split {self.name!r} has no {kind} {shown} ({len(unknown):,} of "
             f"{len(texts):,} ids are unknown); its ids are such as {described(example)}",
