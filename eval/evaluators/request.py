@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
-from cusa.eval.metrics.metric_options import PLAIN, Scoring
+from cusa.eval.metrics.metric_options import DEFAULT_SCORING, Scoring
 from cusa.eval.models.embedding_providers import EmbeddingFile
 from cusa.eval.models.evaluated_models import ComputeOptions
 
@@ -21,7 +21,7 @@ class MeasureOptions:
         n_shown: Queries of each task that the report shows with their hits.
     """
 
-    scoring: Scoring = PLAIN
+    scoring: Scoring = DEFAULT_SCORING
     allow_partial: bool = False
     n_shown: int = 0
 

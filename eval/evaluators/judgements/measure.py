@@ -20,7 +20,7 @@ from cusa.eval.evaluators.judgements.results import (
 from cusa.eval.metrics.average_precision import average_precisions
 from cusa.eval.metrics.bootstrap import interval, resampled_means
 from cusa.eval.metrics.correlation import ScoredPairs, kendall_tau_c, spearman
-from cusa.eval.metrics.metric_options import Scoring, one_way
+from cusa.eval.metrics.metric_options import Scoring, direction_figures
 from cusa.eval.metrics.per_query import Rankings, by_ties, rank_all
 from cusa.eval.metrics.recalls import recall_sum
 
@@ -136,7 +136,7 @@ def _measure_direction(
     by_query = right[:, np.argsort(right[0], kind="stable")]
     indptr, indices = np.searchsorted(by_query[0], np.arange(len(queries) + 1)), by_query[1]
     ranked = replace(rank_all(queries, candidates, indptr, indices), clusters=clusters)
-    figures = cast("JudgedDirection", one_way(ranked, scoring))
+    figures = cast("JudgedDirection", direction_figures(ranked, scoring))
     bounds = average_precisions(queries, candidates, indptr, indices)
     values = 100 * by_ties(bounds, scoring.ties)
     figures["average_precision"] = float(values.mean()) if len(queries) else None

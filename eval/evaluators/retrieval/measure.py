@@ -13,7 +13,13 @@ from cusa.data.errors import EmbeddingsError
 from cusa.data.records import SplitView
 from cusa.eval.evaluators.retrieval.coco import FOLDS, PROTOCOL_METRICS, CocoTest, rank_coco
 from cusa.eval.metrics.caption_images import checked_caption_image, cross_modal_relevance
-from cusa.eval.metrics.metric_options import PLAIN, PerQuery, Scoring, one_way, two_ways
+from cusa.eval.metrics.metric_options import (
+    DEFAULT_SCORING,
+    PerQuery,
+    Scoring,
+    direction_figures,
+    two_way_figures,
+)
 from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, rank_all, refuse_zeros
 from cusa.eval.metrics.ranks import rank_bounds, rank_bounds_from_scores, two_way_rank_bounds
 from cusa.eval.metrics.relevance import Relevance, relevance_of, same_group, true_relevance
@@ -52,7 +58,7 @@ def cross_modal_recalls(
     """
     scoring = Scoring(ties)
     rankings = _rank_cross_modal(np.asarray(images), np.asarray(texts), caption_image)
-    return two_ways(rankings, scoring)
+    return two_way_figures(rankings, scoring)
 
 
 def _rank_cross_modal(
@@ -106,7 +112,7 @@ def cross_modal_recalls_from_scores(
         "i2t": Rankings(rank_bounds_from_scores(scores_i2t, *i2t), scores_i2t.shape[1]),
         "t2i": Rankings(rank_bounds_from_scores(scores_t2i, *t2i), scores_t2i.shape[1]),
     }
-    return two_ways(rankings, scoring)
+    return two_way_figures(rankings, scoring)
 
 
 def uni_modal_recalls(
@@ -141,7 +147,7 @@ def uni_modal_recalls(
     # Unsigned numbers that int64 does not hold would become negative.
     if groups.dtype.kind == "u":
         groups = np.unique(groups, return_inverse=True)[1]
-    return one_way(_rank_within_groups(embeddings, groups.astype(np.int64)), scoring)
+    return direction_figures(_rank_within_groups(embeddings, groups.astype(np.int64)), scoring)
 
 
 def _rank_within_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
@@ -157,7 +163,7 @@ def evaluate(
     split: SplitView,
     uni_head: Head,
     test: CocoTest | None = None,
-    scoring: Scoring = PLAIN,
+    scoring: Scoring = DEFAULT_SCORING,
 ) -> tuple[dict[str, Any], PerQuery]:
     """Compute all metrics of a split for every head, as metrics.json holds them (docs/METRICS.md).
 
@@ -232,9 +238,9 @@ def _figures(
     for protocol, by_task in rankings.items():
         figures: dict[str, Any]
         if protocol in ("unimodal", "truth"):
-            figures = {task: one_way(ranked, scoring) for task, ranked in by_task.items()}
+            figures = {task: direction_figures(ranked, scoring) for task, ranked in by_task.items()}
         else:
-            figures = two_ways(by_task, scoring)
+            figures = two_way_figures(by_task, scoring)
         if protocol == "coco_1k":
             figures["folds"] = FOLDS
         elif protocol in PROTOCOL_METRICS:

@@ -15,7 +15,7 @@ from cusa.data.records import SplitView
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.evaluators.retrieval.results import TeacherFigures
-from cusa.eval.metrics.metric_options import Scoring, one_way
+from cusa.eval.metrics.metric_options import Scoring, direction_figures
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import rank_bounds
 from cusa.eval.metrics.relevance import Task, relevance_of
@@ -58,7 +58,7 @@ def teacher_scores(
             features, features, relevance.indptr, relevance.indices, relevance.exclude
         )
         rankings = Rankings(ranks, len(features) - 1).answerable()
-        metrics = one_way(rankings, Scoring(scoring.ties))
+        metrics = direction_figures(rankings, Scoring(scoring.ties))
         figures = {name: metrics[name] for name in _METRICS}
         scores[task] = cast("TeacherFigures", {"teacher": teacher.teacher, **figures})
     return scores
