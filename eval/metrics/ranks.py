@@ -152,9 +152,7 @@ def two_way_rank_bounds(
         pair_scores = pairs.scores[captions]
         best = _best_by_row(pair_scores, rows, len(scores))
         by_row, by_column = count_ahead(scores, best, pairs.scores)
-        by_column.reaching[captions] -= (
-            1  # a caption's own image is not ahead of itself
-        )
+        by_column.reaching[captions] -= 1  # a caption's own image is not ahead of itself
         with images_ahead_lock:
             images_ahead.above[:] += by_column.above
             images_ahead.reaching[:] += by_column.reaching
