@@ -10,7 +10,7 @@ from transformers import CLIPModel
 
 from cusa.data.errors import RunError
 from cusa.eval.evaluators import splits
-from cusa.eval.evaluators.retrieval.coco import Judgements
+from cusa.eval.evaluators.retrieval.coco import CocoTruths
 from cusa.eval.evaluators.sts import evaluator as sts_evaluator
 from cusa.eval.models import evaluated_models
 from cusa.eval.models.evaluated_models import ComputeOptions, EvaluatedModel
@@ -125,10 +125,10 @@ def test_a_name_is_known_before_the_model_is_loaded(home, adapter, tmp_path):
     ]
 
 
-def test_judgements_are_read_once(tmp_path):
-    judgements = Judgements()
-    assert judgements.files is judgements.files
-    assert judgements.test_ids is judgements.test_ids
+def test_ground_truths_are_read_once(tmp_path):
+    truths = CocoTruths()
+    assert truths.files is truths.files
+    assert truths.test_ids is truths.test_ids
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def read_judgements(path: Path) -> JudgementFile:
 
 
 def _read_ids(image_name: str, caption_id: str, fault: Fault) -> tuple[str, int]:
-    """Split a caption's id into its image's file name and its number; check that there is an image."""
+    """Split a caption's id into its image's file name and its number; require an image, too."""
     if not image_name:
         raise fault("the image is missing; expected its file name")
     match = _CAPTION_ID.fullmatch(caption_id)
