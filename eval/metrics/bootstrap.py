@@ -43,9 +43,8 @@ def resampled_means(
     Args:
         values: The value of each query, float64 ``[n]``, by metric.
         bootstrap: Number of resamplings and seed.
-        clusters: int64 ``[n]``: the cluster of each query; clusters are drawn as a whole. If
-            ``None``, each query is drawn by itself. Draws depend only on the seed and the number of
-            clusters.
+        clusters: int64 ``[n]``: the cluster of each query, drawn as a whole; ``None`` to draw each
+            query by itself. Draws depend only on the seed and the number of clusters.
 
     Returns:
         The mean in each sample, float64 ``[samples]``, by metric; ``[0]`` without queries.

@@ -68,9 +68,6 @@ def over_products(
         work: As for :func:`over_blocks`.
         queries: ``[n, d]``, as :func:`rankable_rows` returns them.
         candidates: ``[m, d]``, as :func:`rankable_rows` returns them.
-
-    Returns:
-        The function's results in the order of the queries.
     """
     query_rows = torch.from_numpy(queries)
     candidate_rows = torch.from_numpy(candidates)

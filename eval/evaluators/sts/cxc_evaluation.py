@@ -41,19 +41,16 @@ def measure_cxc(
     data: CxcData,
     seed: int,
 ) -> tuple[dict[CxcKind, CxcResults], list[str]]:
-    """Measure a model on the tasks that it can answer.
+    """Measure a model on the tasks it can answer; return results by kind, and remarks.
 
     Args:
         model: A model that embeds texts.
         data: The tasks.
         seed: Seed of the samples.
 
-    Returns:
-        Results by kind, and remarks for the user.
-
     Raises:
-        CusaError: If the split lacks judged items and tasks may not be left out, an input cannot be
-            read, or a correlation is not defined.
+        CusaError: If the split lacks judged items, an input cannot be read, or no correlation is
+            defined.
     """
     tasks, notes = dict(data.tasks), []
     image_kinds = tasks.keys() - {"sts"}
@@ -67,7 +64,7 @@ def measure_cxc(
     try:
         split = data.splits.find(model.run_dir)
         for task in tasks.values():
-            _check_has_what_is_judged(split, task)
+            _check_has_judged_items(split, task)
     except CusaError as error:
         if not data.skip_absent:
             raise DataError(
@@ -97,7 +94,7 @@ def _measure_task(
     return {"heads": heads}
 
 
-def _check_has_what_is_judged(split: EvaluatedSplit, task: CxcTask) -> None:
+def _check_has_judged_items(split: EvaluatedSplit, task: CxcTask) -> None:
     """Refuse a split that lacks judged items; the message says how many, and names the first."""
     for ids in (task.first, task.second):
         row_of_id = _row_by_id(ids, split)

@@ -12,8 +12,8 @@ import numpy as np
 
 from cusa.data.errors import DataError
 
-# Number of pairs of each subset, in SentEval's order (Conneau and Kiela, LREC 2018). STS13 lacks SMT,
-# which is not freely distributed, and which no published figure of SentEval's STS13 includes.
+# Number of pairs of each subset, in SentEval's order (Conneau and Kiela, LREC 2018). STS13 lacks
+# SMT, which is not freely distributed and which no published figure of SentEval's STS13 includes.
 TASKS: Mapping[str, Mapping[str, int]] = {
     "STS12": {
         "MSRpar": 750,

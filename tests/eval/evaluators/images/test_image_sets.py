@@ -602,7 +602,7 @@ def test_an_image_that_is_query_and_gallery_is_refused(tmp_path):
     with pytest.raises(CusaError) as error:
         load_image_set("inshop", tmp_path, allow_partial=True)
     assert str(error.value) == (
-        f"{partition} line 6: {CLOTHES[4][0]} is listed already, in {partition} line 7; "
+        f"{partition} line 6: {CLOTHES[4][0]} is already listed in {partition} line 7; "
         "list each image once"
     )
 
@@ -781,7 +781,7 @@ def test_a_part_of_the_folder_names_the_folder(tmp_path, name, part):
     root = MAKE[name][0](tmp_path / "sets")
     with pytest.raises(CusaError) as error:
         load_image_set(name, root / part)
-    assert str(error.value) == f"{root / part} is only a part of {name}; pass {root}"
+    assert str(error.value) == f"{root / part} is only part of {name}; pass {root}"
 
 
 @pytest.mark.parametrize("part", ["devkit", "cars_test"])
@@ -789,7 +789,7 @@ def test_a_part_of_the_devkit_names_the_folder(tmp_path, part):
     root = make_cars_devkit(tmp_path / "sets", "devkit/cars_test_annos_withlabels.mat")
     with pytest.raises(CusaError) as error:
         load_image_set("cars", root / part)
-    assert str(error.value) == f"{root / part} is only a part of cars; pass {root}"
+    assert str(error.value) == f"{root / part} is only part of cars; pass {root}"
 
 
 def test_a_folder_of_something_else_is_told_what_to_look_for(tmp_path):

@@ -269,9 +269,9 @@ def test_plausible_matches(golden, other, tmp_path):
         (PLAUSIBLE[1], None, ""),
         (PLAUSIBLE[1], b"{", "line 1"),
         (PLAUSIBLE[0], b"\xff\xfe", "byte 0"),
-        (PLAUSIBLE[0], b"[]", "all of it"),
+        (PLAUSIBLE[0], b"[]", "the whole file"),
         (PLAUSIBLE[0], b'{"391895": 3}', "391895"),
-        (PLAUSIBLE[0], b"{}", "all of it"),
+        (PLAUSIBLE[0], b"{}", "the whole file"),
         (
             PLAUSIBLE[0],
             b'{"391895": [], "7": [1]}',
