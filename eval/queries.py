@@ -90,7 +90,7 @@ def save_queries(
     arrays["about"] = np.array(about.model_dump_json())
     path = queries_file(folder, suite)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # the stub declares a flag, too
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # its stub has a flag, too
 
 
 def load_queries(folder: Path, suite: str) -> Queries | None:

@@ -210,7 +210,7 @@ def _nearest(
     similarity: torch.Tensor,
     is_candidate: torch.Tensor,
 ) -> torch.Tensor:
-    """Mark each row's ten most similar candidates, or all if there are fewer; ties take the first."""
+    """Mark each row's ten most similar candidates, or all of fewer; ties take the first."""
     candidates_alone = similarity.masked_fill(~is_candidate, -torch.inf)
     order = candidates_alone.argsort(dim=1, descending=True, stable=True)
     nearest = torch.zeros_like(is_candidate)

@@ -136,8 +136,7 @@ def strongest_pairs(
         advance: Called after each two blocks.
 
     Returns:
-        Pairs by ranking (:data:`RANKINGS`), most similar first; and the number of pairs whose image
-        cosine is at least ``DUPLICATE_COSINE``.
+        Pairs by ranking, most similar first; and the number of likely duplicates among all pairs.
     """
     rankings = dict.fromkeys(RANKINGS, _NO_PAIRS)
     n_duplicates = 0

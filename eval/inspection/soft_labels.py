@@ -124,7 +124,8 @@ def format_figure(
     return "–" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-# Figures of every batch by kind: of a modality at a temperature or a least cosine, or of both teachers.
+# Figures of every batch, by modality with temperature or least cosine, or by name for the text
+# teacher's "same image" count and the teachers' "agreement".
 _BatchFigures = dict[Any, list[Any]]
 
 

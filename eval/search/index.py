@@ -216,7 +216,7 @@ def _encode_images(
 
 
 def _decode_and_encode(encode: Encode, paths: Iterable[str]) -> list[_Embedded]:
-    """Decode and embed a batch of images, a limited number of pixels at a time; runs in a thread."""
+    """Decode and embed a batch of images in a thread, a limited number of pixels at a time."""
     results: list[_Embedded] = []
     images: dict[str, Image.Image] = {}
     n_pixels = 0
