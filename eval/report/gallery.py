@@ -157,7 +157,7 @@ class EmbeddedItems:
         return image_row in truth.indices[start:stop]
 
     def relevance(self, task: Task) -> Relevance:
-        """Return the relevance by the data set's labels; without image labels, none among images."""
+        """Return the relevance by the data set's labels; or, without image labels, none."""
         if task == "i2i" and self.split.truth is None:
             n_images = len(self.embeddings.image_rows)
             no_indices = np.zeros(0, np.int64)

@@ -34,7 +34,7 @@ TIES = {
 }
 SELF_IS_NO_CANDIDATE = (
     "Where queries are also candidates, a query is never its own candidate; it is excluded by its "
-    "id, never by its rank."
+    "position in the data, never by its rank."
 )
 
 
