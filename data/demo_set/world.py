@@ -10,8 +10,9 @@ The captions. Every image gets five, from one that names nearly everything to "t
 them green". Each puts a `Claim` into words, with synonyms and hypernyms, and the claim is evaluated
 on every scene of the split, so that the images that a caption is true of are known, not guessed. A
 claim says what is present, not what is absent: "a red star" is true of every scene with a red star;
-only a number ("two shapes") is exact. A vague caption is true of dozens of images, and a contrastive
-loss treats nearly all of them as negatives: the false negatives that soft labels are meant for.
+only a number ("two shapes") is exact. A vague caption is true of dozens of images, and a
+contrastive loss treats nearly all of them as negatives: the false negatives that soft labels are
+meant for.
 """
 
 from __future__ import annotations
