@@ -92,7 +92,7 @@ def has_pair_columns(columns: Collection[str]) -> bool:
 
 
 def has_split_column(columns: Collection[str]) -> bool:
-    """Return whether a table has a column of splits, by its name."""
+    """Return whether a table has a split column with its usual name."""
     return any(normalised_name(column) in _SPLIT_NAMES for column in columns)
 
 

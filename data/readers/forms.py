@@ -166,7 +166,7 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of the fields."""
+        """Return the names of the entry's fields."""
         return tuple(self._fields)
 
     def text(self, name: str) -> str:

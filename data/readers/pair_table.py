@@ -49,7 +49,7 @@ def _rows(
     location_format: str,
 ) -> Iterator[AnnotationRow]:
     default_split = _default_split(source, columns)
-    # Objects of JSON may differ in their fields and how they spell them.
+    # JSON objects may differ in their fields, and in the spelling of the fields' names.
     columns_by_names = {tuple(table.columns): columns}
     for number, fields in table.lines:
         entry = Entry(fields, source.path, location_format.format(number))
@@ -69,10 +69,10 @@ def _rows(
 
 
 def _columns_of_entry(entry: Entry, columns: TableColumns, source: Source) -> TableColumns:
-    """Return the columns of an entry that has other fields than the first one.
+    """Return the columns of an entry with other fields than the first entry.
 
-    Those of the first one where the user named some, or where the entry lacks one: reading it then
-    says which.
+    If the user named columns, or the entry lacks one, these are the first entry's columns; reading
+    the entry then raises an error that names the missing field.
     """
     if source.columns != USUAL_COLUMNS or not has_pair_columns(entry.names):
         return columns
