@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from cusa.data.errors import SettingError
-from cusa.data.parsing import refuse_half_characters
+from cusa.data.parsing import refuse_lone_surrogates
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def _as_whole_number(value: Any) -> int:
 
 
 def _sound_text(text: str) -> str:
-    refuse_half_characters(text)
+    refuse_lone_surrogates(text)
     if "\0" in text or len(text) > _MOST_CHARACTERS:
         raise ValueError("no name or path")
     return text
