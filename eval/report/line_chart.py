@@ -104,9 +104,14 @@ def line_chart(
             axes.set_yscale("log")
             _format_log_scale(axes.yaxis)
             axes.set_ylabel("log scale")
-        svg_file = io.StringIO()
-        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(svg_file, format="svg", transparent=True, metadata=no_metadata)
+        return _inline_svg(figure)
+
+
+def _inline_svg(figure: Figure) -> str:
+    """Return a figure as SVG for a page: without metadata, in the page's own colour."""
+    svg_file = io.StringIO()
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(svg_file, format="svg", transparent=True, metadata=no_metadata)
     _, start, svg = svg_file.getvalue().partition("<svg")
     # The ids of groups repeat from chart to chart, and nothing refers to them.
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", start + svg)
