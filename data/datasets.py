@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cusa.data.errors import DataError
 from cusa.data.grouping import group_rows
@@ -80,12 +80,7 @@ def load_dataset(
     template = Source(Path(), None, (), columns=columns, unpack_folder=unpack_folder)
     if memory.is_rows(sources):
         return _load_rows(sources, template, root)
-    if isinstance(sources, str | os.PathLike):
-        sources = [sources]
-    source_texts = [_as_utf8(os.fspath(source), "--dataset") for source in sources]
-    if not source_texts:
-        raise DataError(f"no data set given; pass --dataset {LEGAL_DATASETS}")
-
+    source_texts = _source_texts(sources)
     if source_texts == ["demo"]:
         from cusa.data.demo_set.make import make_demo
 
@@ -95,6 +90,48 @@ def load_dataset(
     if len(source_texts) == 1 and source_texts[0].startswith(HUB_PREFIX):
         return _load_hub(source_texts[0], template)
     return _load_files(source_texts, root, template)
+
+
+def _source_texts(sources: Any) -> list[str]:
+    """Return names and paths as texts.
+
+    Raises:
+        DataError: If one is something else, empty, or must stand alone and does not.
+    """
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    if not isinstance(sources, Sequence | Set) or isinstance(sources, bytes):
+        _refuse_source(sources)
+    texts = []
+    for source in sources:
+        if not isinstance(source, str | os.PathLike):
+            _refuse_source(source)
+        text = _as_utf8(os.fsdecode(source), "--dataset")
+        # An empty path would be the folder that the command runs in.
+        if not text or (text.endswith("=") and not os.path.exists(text)):
+            raise DataError(
+                f"--dataset {text!r} names nothing; pass {LEGAL_DATASETS}", name="--dataset"
+            )
+        texts.append(text)
+    if not texts:
+        raise DataError(f"no data set given; pass --dataset {LEGAL_DATASETS}")
+    for text in texts:
+        is_name = text in (*_ANNOTATIONS, "demo") or text.startswith(HUB_PREFIX)
+        if is_name and len(texts) > 1 and not os.path.exists(text):
+            raise DataError(
+                f"--dataset {text} is a data set of its own, and others are given beside it; pass "
+                "it alone",
+                name="--dataset",
+            )
+    return texts
+
+
+def _refuse_source(source: Any) -> NoReturn:
+    kind = type(source).__name__
+    raise DataError(
+        f"a data set cannot be of type {kind}; pass {LEGAL_DATASETS}, or {memory.LEGAL_ROWS}",
+        name=kind,
+    )
 
 
 def _as_utf8(name: str, option: str) -> str:
@@ -113,7 +150,8 @@ def _parse_source(text: str) -> tuple[str | None, Path]:
     A file whose own name holds "=" wins.
     """
     split_name, equals, path = text.partition("=")
-    if equals and not Path(text).exists():
+    # Path.exists raises on names that are too long.
+    if equals and not os.path.exists(text):
         split = canonical_split(split_name, location=f"--dataset {text}")
         return split, Path(path)
     return None, Path(text)
@@ -129,7 +167,9 @@ def _load_rows(rows: Any, template: Source, image_root: Path | None) -> Dataset:
 def _load_hub(text: str, template: Source) -> Dataset:
     """Return a data set of the Hugging Face hub."""
     name = text.removeprefix(HUB_PREFIX)
-    source = replace(template, path=Path(text), image_folders=[template.unpack_folder])
+    unpack_folder = template.unpack_folder
+    assert unpack_folder is not None, "load_dataset names one"
+    source = replace(template, path=Path(text), image_folders=[unpack_folder])
     annotations = read_hub(name, source)
     return _grouped([source] * len(annotations), annotations, name.partition(":")[0].split("/")[-1])
 
@@ -143,10 +183,10 @@ def _load_files(texts: Sequence[str], image_root: Path | None, template: Source)
         folders: Sequence[Path] = ()
         if image_root is not None:
             folders = [image_root]
-        elif not path.is_dir():
+        elif not os.path.isdir(path):
             folders = image_folders_near(path.parent)
         source = replace(template, path=path, split=split, image_folders=folders)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             sources.append(source)
             continue
         folder_sources, folder_notes = expand_folder(source)
@@ -161,7 +201,7 @@ def _load_files(texts: Sequence[str], image_root: Path | None, template: Source)
 def _folder_name(texts: Sequence[str]) -> str | None:
     """Return the name of a data set that is one folder: the folder's."""
     path = Path(texts[0])
-    if len(texts) > 1 or not path.is_dir():
+    if len(texts) > 1 or not os.path.isdir(path):
         return None
     return path.resolve().name or None
 

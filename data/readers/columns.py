@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cusa.data.errors import FileFormatError
+from cusa.data.parsing import described
 
 # The names that files in use give to each column, in the spelling of :func:`normalised_name`.
 # Where a table has the first and others, the first is meant; of the others there may be one.
@@ -87,13 +88,9 @@ def normalised_name(name: str) -> str:
 
 def has_pair_columns(columns: Collection[str]) -> bool:
     """Return whether a table has a column of images and one of captions, by their names."""
-    names = {normalised_name(column) for column in columns}
+    # Of rows in memory, names may be anything.
+    names = {normalised_name(column) for column in columns if isinstance(column, str)}
     return not names.isdisjoint(IMAGE_NAMES) and _has_captions(names)
-
-
-def has_split_column(columns: Collection[str]) -> bool:
-    """Return whether a table has a column of splits, by its name."""
-    return any(normalised_name(column) in _SPLIT_NAMES for column in columns)
 
 
 def _has_captions(names: Collection[str]) -> bool:
@@ -118,10 +115,7 @@ def choose_columns(
         FileFormatError: If a column that the user named, that of the images or that of the
             captions is not there, or more than one could be meant.
     """
-    spelling_of_name: dict[str, str] = {}
-    for column in columns:
-        spelling_of_name.setdefault(normalised_name(column), column)
-    chooser = _Chooser(columns, spelling_of_name, path)
+    chooser = _Chooser(columns, _spellings_of_names(columns, path), path)
     image = chooser.choose("image", chosen.image, IMAGE_NAMES)
     if image is None:
         chooser.refuse_none("image", IMAGE_NAMES)
@@ -133,38 +127,71 @@ def choose_columns(
     )
 
 
+def choose_caption_columns(
+    columns: Collection[str], chosen: ColumnNames, path: Path
+) -> tuple[str, ...]:
+    """Return the columns of captions alone, as :func:`choose_columns` does.
+
+    Raises:
+        FileFormatError: If there is none, or more than one could be meant.
+    """
+    return _Chooser(columns, _spellings_of_names(columns, path), path).captions(chosen.caption)
+
+
+def _spellings_of_names(columns: Collection[str], path: Path) -> dict[str, list[str]]:
+    """Return the columns by their normalised names, under which a table may have several."""
+    spellings_of_name: dict[str, list[str]] = {}
+    for column in columns:
+        if not isinstance(column, str):
+            raise FileFormatError(
+                f"{path}: the columns' names must be texts, not {described(column)}; name them",
+                path=path,
+                name="columns",
+            )
+        spellings_of_name.setdefault(normalised_name(column), []).append(column)
+    return spellings_of_name
+
+
 @dataclass(frozen=True)
 class _Chooser:
     """Finds columns by name.
 
     Attributes:
         columns: All, as the table spells them.
-        spelling_of_name: The spelling of each by its normalised name.
+        spellings_of_name: The spellings of each normalised name.
         path: The table's file.
     """
 
     columns: Collection[str]
-    spelling_of_name: Mapping[str, str]
+    spellings_of_name: Mapping[str, Sequence[str]]
     path: Path
 
     def choose(self, role: str, chosen: str | None, usual_names: Sequence[str]) -> str | None:
         """Return the column that the user named, or the one with a usual name, if any."""
         if chosen is not None:
             return self._column_named(role, chosen)
-        spellings = []
+        spellings: list[str] = []
         for name in usual_names:
-            if name in self.spelling_of_name:
-                spellings.append(self.spelling_of_name[name])
+            spellings += self.spellings_of_name.get(name, ())
+            # The first usual name wins over the others.
+            if spellings and name == usual_names[0]:
+                break
         if not spellings:
             return None
-        if len(spellings) > 1 and usual_names[0] not in self.spelling_of_name:
-            raise FileFormatError(
-                f"{self.path}: the columns {', '.join(spellings)} could each be the {role}; say "
-                f"which by --{role}-column",
-                path=self.path,
-                name=f"--{role}-column",
-            )
-        return spellings[0]
+        return self._only(role, spellings)
+
+    def _only(self, role: str, spellings: Sequence[str]) -> str:
+        """Return the one column there is, and refuse several."""
+        if len(spellings) == 1:
+            return spellings[0]
+        advice = f"say which by --{role}-column"
+        if len(set(spellings)) == 1:
+            advice = "rename all but one"
+        raise FileFormatError(
+            f"{self.path}: the columns {', '.join(spellings)} could each be the {role}; {advice}",
+            path=self.path,
+            name=f"--{role}-column",
+        )
 
     def captions(self, chosen: str | None) -> tuple[str, ...]:
         """Return the column of the captions, or the numbered ones in order."""
@@ -172,10 +199,10 @@ class _Chooser:
         if column is not None:
             return (column,)
         numbered: list[tuple[int, str]] = []
-        for name, spelling in self.spelling_of_name.items():
+        for name, spellings in self.spellings_of_name.items():
             match = _NUMBERED_CAPTION.fullmatch(name)
             if match is not None:
-                numbered.append((int(match[1]), spelling))
+                numbered.append((int(match[1]), self._only("caption", spellings)))
         if not numbered:
             self.refuse_none("caption", CAPTION_NAMES)
         return tuple(spelling for _, spelling in sorted(numbered))
@@ -190,17 +217,16 @@ class _Chooser:
         )
 
     def _column_named(self, role: str, chosen: str) -> str:
-        if chosen in self.columns:
-            return chosen
-        spelling = self.spelling_of_name.get(normalised_name(chosen))
-        if spelling is None:
+        exact = [column for column in self.columns if column == chosen]
+        spellings = exact or self.spellings_of_name.get(normalised_name(chosen))
+        if not spellings:
             raise FileFormatError(
                 f"{self.path}: --{role}-column {chosen}: there is no such column; legal: "
                 f"{self._shown_columns()}",
                 path=self.path,
                 name=f"--{role}-column",
             )
-        return spelling
+        return self._only(role, spellings)
 
     def _shown_columns(self) -> str:
         return ", ".join(list(self.columns)[:_MAX_SHOWN_COLUMNS]) or "of nothing"

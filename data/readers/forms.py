@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from cusa.data.errors import DataError, FileFormatError
-from cusa.data.parsing import described
+from cusa.data.parsing import described, refuse_half_characters
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
@@ -66,7 +66,7 @@ class Source:
         image_folders: Folders that its images may lie in, the likeliest first.
         image_prefix: Folder that its image paths begin in, below an image folder: ``"train/"``.
         columns: Columns of a table that the user named.
-        unpack_folder: Where pictures that a file holds itself are written.
+        unpack_folder: Where pictures that a file holds itself are written; ``None``: nowhere.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Source:
     image_folders: Sequence[Path]
     image_prefix: str = ""
     columns: ColumnNames = USUAL_COLUMNS
-    unpack_folder: Path = Path("data/unpacked")
+    unpack_folder: Path | None = None
 
     def split_by_name(self) -> str | None:
         """Return the split that was given, or that the name tells, such as ``…_train.json``."""
@@ -170,7 +170,8 @@ class Entry:
         """Return a text that must be there and not be empty.
 
         Raises:
-            FileFormatError: If it is missing, empty, of another type, or holds a NUL character.
+            FileFormatError: If it is missing, empty, of another type, or holds a NUL or half a
+                character.
         """
         value = self.caption(name)
         if not value:
@@ -196,7 +197,7 @@ class Entry:
         if value is None or value == "":
             return None
         if isinstance(value, str):
-            return self._without_nul(name, value)
+            return self._checked(name, value)
         if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS:
             return str(int(value))
         # In Python, a truth value is a number, too.
@@ -208,12 +209,12 @@ class Entry:
         """Return a caption: any text. Whether it has words is checked before the teachers run.
 
         Raises:
-            FileFormatError: If it is missing, of another type, or holds a NUL character.
+            FileFormatError: If it is missing, of another type, or holds a NUL or half a character.
         """
         value = self._fields.get(name)
         if not isinstance(value, str):
             self._refuse_field(name, "must be a text", value)
-        return self._without_nul(name, value)
+        return self._checked(name, value)
 
     def captions(self, name: str) -> tuple[str, ...]:
         """Return the captions of a field that is one caption or a list of them.
@@ -229,7 +230,7 @@ class Entry:
             if not isinstance(caption, str):
                 rule = "must be a text or a list of texts; one of the list is"
                 self._refuse_field(name, rule, caption)
-            captions.append(self._without_nul(name, caption))
+            captions.append(self._checked(name, caption))
         return tuple(captions)
 
     def entries(self, name: str) -> list[Entry]:
@@ -252,13 +253,18 @@ class Entry:
             return None
         return canonical_split(split_name, self._path, self._location)
 
-    def _without_nul(
+    def _checked(
         self,
         name: str,
         value: str,
     ) -> str:
         if "\0" in value:
             self.refuse(f"field {name!r} holds a NUL character; remove it", name)
+        # Rows in memory may hold such texts; of files, parsing refuses them.
+        try:
+            refuse_half_characters(value)
+        except ValueError as error:
+            self.refuse(f"field {name!r}: {error}; correct it", name)
         return value
 
     def _refuse_field(
@@ -280,5 +286,6 @@ class Entry:
         Raises:
             FileFormatError: Always.
         """
-        message = f"{self._path} {self._location}: {problem}"
+        subject = f"{self._path} {self._location}".rstrip()
+        message = f"{subject}: {problem}"
         raise FileFormatError(message, path=self._path, location=self._location, name=name)

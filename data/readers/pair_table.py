@@ -61,7 +61,7 @@ def _rows(
             split=source.split or entry.split(own_columns.split) or default_split,
             image_path=image_path,
             image_id=entry.identifier(own_columns.image_id) or image_path,
-            captions=_captions(entry, own_columns.captions),
+            captions=captions_of_columns(entry, own_columns.captions),
             caption_ids=(),
             number=number,
         )
@@ -81,7 +81,7 @@ def _columns_of_entry(entry: Entry, columns: TableColumns, source: Source) -> Ta
         entry.refuse(first_line(error), error.name)
 
 
-def _captions(entry: Entry, columns: tuple[str, ...]) -> tuple[str, ...]:
+def captions_of_columns(entry: Entry, columns: tuple[str, ...]) -> tuple[str, ...]:
     """Return the captions of an entry; of several columns, the empty ones are left out."""
     if len(columns) == 1:
         return entry.captions(columns[0])

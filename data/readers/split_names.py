@@ -35,7 +35,8 @@ def canonical_split(name: str, path: Path | None = None, location: str = "") -> 
 
 
 def split_by_alias(name: str) -> str | None:
-    """Return the split that a name stands for, if any."""
+    """Return the split that a name stands for, in any case, if any."""
+    name = name.lower()
     split = SPLIT_ALIASES.get(name, name)
     if split in SPLITS:
         return split
@@ -48,5 +49,5 @@ def split_in_file_name(file_stem: str) -> str | None:
     Also with a year: ``captions_val2017``.
     """
     # Only letters make words here, so a year at the end does not matter.
-    words = re.findall(r"[a-z]+", file_stem.lower())
+    words = re.findall(r"[a-z]+", file_stem, re.IGNORECASE)
     return next(filter(None, map(split_by_alias, words)), None)
