@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from cusa.data.dataset_names import ANNOTATIONS, as_utf8, source_texts
 from cusa.data.errors import DataError
 from cusa.data.grouping import group_rows
 from cusa.data.readers import Source, memory, read_annotations
@@ -26,20 +27,6 @@ KNOWN_SIZES = {
     "flickr30k": {"train": 29_000, "val": 1_000, "test": 1_000},
     "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
 }
-# Where the annotations of a named data set lie in its folder, the likeliest first.
-_ANNOTATIONS = {
-    "coco": ("dataset_coco.json", "annotations/dataset_coco.json"),
-    "flickr30k": ("dataset_flickr30k.json", "annotations/dataset_flickr30k.json"),
-    "flickr8k": (
-        "dataset_flickr8k.json",
-        "annotations/dataset_flickr8k.json",
-        "Flickr8k.token.txt",
-        "Flickr8k_text/Flickr8k.token.txt",
-    ),
-}
-LEGAL_DATASETS = (
-    "coco, flickr30k, flickr8k, demo, hf:OWNER/NAME[:SPLIT], an annotation file or a folder"
-)
 
 
 def load_dataset(
@@ -75,73 +62,21 @@ def load_dataset(
     """
     root = None
     if image_root is not None:
-        root = Path(_as_utf8(os.fspath(image_root), "--image-root"))
+        root = Path(as_utf8(os.fspath(image_root), "--image-root"))
     unpack_folder = root or Path(data_root) / "unpacked"
     template = Source(Path(), None, (), columns=columns, unpack_folder=unpack_folder)
     if memory.is_rows(sources):
         return _load_rows(sources, template, root)
-    source_texts = _source_texts(sources)
-    if source_texts == ["demo"]:
+    texts = source_texts(sources)
+    if texts == ["demo"]:
         from cusa.data.demo_set.make import make_demo
 
         return make_demo(Path(data_root) / "demo")
-    if len(source_texts) == 1 and source_texts[0] in _ANNOTATIONS:
-        return _load_named(source_texts[0], root, Path(data_root), template)
-    if len(source_texts) == 1 and source_texts[0].startswith(HUB_PREFIX):
-        return _load_hub(source_texts[0], template)
-    return _load_files(source_texts, root, template)
-
-
-def _source_texts(sources: Any) -> list[str]:
-    """Return names and paths as texts.
-
-    Raises:
-        DataError: If one is something else, empty, or must stand alone and does not.
-    """
-    if isinstance(sources, str | os.PathLike):
-        sources = [sources]
-    if not isinstance(sources, Sequence | Set) or isinstance(sources, bytes):
-        _refuse_source(sources)
-    texts = []
-    for source in sources:
-        if not isinstance(source, str | os.PathLike):
-            _refuse_source(source)
-        text = _as_utf8(os.fsdecode(source), "--dataset")
-        # An empty path would be the folder that the command runs in.
-        if not text or (text.endswith("=") and not os.path.exists(text)):
-            raise DataError(
-                f"--dataset {text!r} names nothing; pass {LEGAL_DATASETS}", name="--dataset"
-            )
-        texts.append(text)
-    if not texts:
-        raise DataError(f"no data set given; pass --dataset {LEGAL_DATASETS}")
-    for text in texts:
-        is_name = text in (*_ANNOTATIONS, "demo") or text.startswith(HUB_PREFIX)
-        if is_name and len(texts) > 1 and not os.path.exists(text):
-            raise DataError(
-                f"--dataset {text} is a data set of its own, and others are given beside it; pass "
-                "it alone",
-                name="--dataset",
-            )
-    return texts
-
-
-def _refuse_source(source: Any) -> NoReturn:
-    kind = type(source).__name__
-    raise DataError(
-        f"a data set cannot be of type {kind}; pass {LEGAL_DATASETS}, or {memory.LEGAL_ROWS}",
-        name=kind,
-    )
-
-
-def _as_utf8(name: str, option: str) -> str:
-    """Return a path that can be written down; others are refused before anything is computed."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        message = f"{option} {name!r}: the name is not UTF-8; rename it"
-        raise DataError(message, name=option) from None
-    return name
+    if len(texts) == 1 and texts[0] in ANNOTATIONS:
+        return _load_named(texts[0], root, Path(data_root), template)
+    if len(texts) == 1 and texts[0].startswith(HUB_PREFIX):
+        return _load_hub(texts[0], template)
+    return _load_files(texts, root, template)
 
 
 def _parse_source(text: str) -> tuple[str | None, Path]:
@@ -214,7 +149,7 @@ def _load_named(
 ) -> Dataset:
     """Read a named data set from its usual place under the data root."""
     folder = data_root / name
-    paths = [folder / place for place in _ANNOTATIONS[name]]
+    paths = [folder / place for place in ANNOTATIONS[name]]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise DataError(

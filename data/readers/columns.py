@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -80,6 +80,11 @@ class TableColumns:
     image_id: str
     split: str
 
+    def select(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those of a table's columns that are among these."""
+        used_names = {self.image, *self.captions, self.image_id, self.split}
+        return tuple(filter(used_names.__contains__, names))
+
 
 def normalised_name(name: str) -> str:
     """Return a column's name in lower case, its words joined by underscores."""
@@ -128,7 +133,9 @@ def choose_columns(
 
 
 def choose_caption_columns(
-    columns: Collection[str], chosen: ColumnNames, path: Path
+    columns: Collection[str],
+    chosen: ColumnNames,
+    path: Path,
 ) -> tuple[str, ...]:
     """Return the columns of captions alone, as :func:`choose_columns` does.
 
@@ -180,7 +187,11 @@ class _Chooser:
             return None
         return self._only(role, spellings)
 
-    def _only(self, role: str, spellings: Sequence[str]) -> str:
+    def _only(
+        self,
+        role: str,
+        spellings: Sequence[str],
+    ) -> str:
         """Return the one column there is, and refuse several."""
         if len(spellings) == 1:
             return spellings[0]
@@ -217,7 +228,7 @@ class _Chooser:
         )
 
     def _column_named(self, role: str, chosen: str) -> str:
-        exact = [column for column in self.columns if column == chosen]
+        exact = [chosen] * list(self.columns).count(chosen)
         spellings = exact or self.spellings_of_name.get(normalised_name(chosen))
         if not spellings:
             raise FileFormatError(

@@ -116,7 +116,10 @@ def refuse_other_than_text(path: Path, first_bytes: bytes) -> None:
         raise FileFormatError(message, path=path, location=location)
 
 
-def read_beginning(path: Path, first_bytes: bytes) -> str:
+def read_beginning(
+    path: Path,
+    first_bytes: bytes,
+) -> str:
     """Return the text that a file begins with: its first bytes, and its first line to the end.
 
     Args:

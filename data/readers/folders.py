@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from cusa.data.errors import CusaError, DataError
@@ -144,16 +143,21 @@ def _metadata_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _unread_metadata(folder: Path, sources: Sequence[Source]) -> tuple[str, ...]:
+def _unread_metadata(
+    folder: Path,
+    sources: Sequence[Source],
+) -> tuple[str, ...]:
     """Say which ``metadata`` files of an imagefolder are not read, and which splits have none."""
     read_paths = [source.path for source in sources]
     read_folders = {path.parent for path in read_paths}
-    subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
+    subfolders = sorted(filter(Path.is_dir, folder.iterdir()))
     unread = []
     notes = []
     for parent in (folder, *subfolders):
-        paths = [parent / name for name in _METADATA_NAMES]
-        unread += [path for path in paths if path.is_file() and path not in read_paths]
+        for name in _METADATA_NAMES:
+            path = parent / name
+            if path.is_file() and path not in read_paths:
+                unread.append(path)
         is_split = split_by_alias(parent.name) is not None
         if is_split and folder not in read_folders and parent not in read_folders:
             notes.append(f"{parent}: it has no metadata file; its images are left out")
@@ -185,7 +189,9 @@ def _notes(
     """Say which of the folder's files are read where it has files of other forms, too."""
     if not others:
         return ()
-    unread = chain.from_iterable(paths for _, paths in others)
+    unread: list[Path] = []
+    for _, paths in others:
+        unread.extend(paths)
     return (f"{folder}: {form} is read; not read: {_relative_names(unread, folder)}",)
 
 

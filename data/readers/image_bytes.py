@@ -21,7 +21,10 @@ _DIGITS = 32
 
 
 def with_image_files(
-    table: Table, image_column: str, folder: Path | None, id_prefix: str = ""
+    table: Table,
+    image_column: str,
+    folder: Path | None,
+    id_prefix: str = "",
 ) -> Table:
     """Return a table whose images are paths, of one whose images are bytes.
 

@@ -67,7 +67,11 @@ def _rows(
         )
 
 
-def _columns_of_entry(entry: Entry, columns: TableColumns, source: Source) -> TableColumns:
+def _columns_of_entry(
+    entry: Entry,
+    columns: TableColumns,
+    source: Source,
+) -> TableColumns:
     """Return the columns of an entry that has other fields than the first one.
 
     Those of the first one where the user named some, or where the entry lacks one: reading it then
@@ -81,7 +85,10 @@ def _columns_of_entry(entry: Entry, columns: TableColumns, source: Source) -> Ta
         entry.refuse(first_line(error), error.name)
 
 
-def captions_of_columns(entry: Entry, columns: tuple[str, ...]) -> tuple[str, ...]:
+def captions_of_columns(
+    entry: Entry,
+    columns: tuple[str, ...],
+) -> tuple[str, ...]:
     """Return the captions of an entry; of several columns, the empty ones are left out."""
     if len(columns) == 1:
         return entry.captions(columns[0])

@@ -37,8 +37,7 @@ def read_parquet(source: Source) -> Annotations:
         raise _damaged(source, error) from None
     columns = choose_columns(names, source.columns, source.path)
     # The other columns may be large, or hold what Python has no type for.
-    needed = {columns.image, *columns.captions, columns.image_id, columns.split}
-    names = tuple(name for name in names if name in needed)
+    names = columns.select(names)
     table = Table(names, _rows(file, source, names))
     # Only a text is a path; other columns hold the pictures themselves.
     image_type = file.schema_arrow.field(columns.image).type
@@ -51,7 +50,9 @@ def read_parquet(source: Source) -> Annotations:
 
 
 def _rows(
-    file: ParquetFile, source: Source, names: Sequence[str]
+    file: ParquetFile,
+    source: Source,
+    names: Sequence[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number of each row, from 0, and its cells in columns of these names."""
     number = 0

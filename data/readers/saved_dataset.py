@@ -102,8 +102,7 @@ def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:
     # A transform of the user's stays. Other formats give tensors of what the columns hold, and
     # columns that nobody asks for may need long to be decoded.
     if getattr(dataset, "format", {"type": None})["type"] != "custom":
-        needed = {columns.image, *columns.captions, columns.image_id, columns.split}
-        names = tuple(name for name in names if name in needed)
+        names = columns.select(names)
         dataset = dataset.with_format(None).select_columns(list(names))
     table = Table(names, _rows(dataset, source))
     if not holds_pictures:
@@ -114,7 +113,10 @@ def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:
     return replace(annotations, image_folder=source.unpack_folder)
 
 
-def _rows(dataset: datasets.Dataset, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(
+    dataset: datasets.Dataset,
+    source: Source,
+) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         for fields in dataset:

@@ -30,9 +30,13 @@ def has_sidecars(image_paths: Sequence[Path]) -> bool:
 
 def notes(folder: Path, image_paths: Sequence[Path]) -> tuple[str, ...]:
     """Say how many texts of a folder are beside no image."""
-    stems = {path.with_suffix("") for path in image_paths}
+    stems: set[Path] = set()
+    parents: set[Path] = set()
+    for path in image_paths:
+        stems.add(path.with_suffix(""))
+        parents.add(path.parent)
     alone = []
-    for parent in sorted({path.parent for path in image_paths}):
+    for parent in sorted(parents):
         for path in sorted(parent.iterdir()):
             is_text = path.suffix.lower() in _TEXT_SUFFIXES and not path.name.startswith(".")
             if is_text and path.with_suffix("") not in stems:
@@ -80,11 +84,13 @@ class _Sidecars:
         """Return the file of an image's captions, if there is one."""
         folder = image_path.parent
         if folder not in self._of_folder:
+            sidecars: dict[tuple[str, str], Path] = {}
             # Of names that differ in the suffix's case, the last in order is in lower case.
-            paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-            self._of_folder[folder] = {
-                (path.stem, path.suffix.lower()): path for path in paths if path.is_file()
-            }
+            for path in sorted(folder.iterdir()):
+                suffix = path.suffix.lower()
+                if suffix in _SUFFIXES and path.is_file():
+                    sidecars[path.stem, suffix] = path
+            self._of_folder[folder] = sidecars
         for suffix in _SUFFIXES:
             sidecar = self._of_folder[folder].get((image_path.stem, suffix))
             if sidecar is not None:
@@ -93,7 +99,10 @@ class _Sidecars:
 
 
 def _rows(
-    image_paths: Sequence[Path], folder: Path, source: Source, sidecars: _Sidecars
+    image_paths: Sequence[Path],
+    folder: Path,
+    source: Source,
+    sidecars: _Sidecars,
 ) -> Iterator[AnnotationRow]:
     for number, image_path in enumerate(image_paths):
         relative = image_path.relative_to(folder)

@@ -69,7 +69,7 @@ def id_texts(ids: Iterable[Any]) -> list[str]:
         if not is_id:
             raise DataError(
                 f"id {number} is {described(item)}; legal: texts (decode bytes) and whole numbers",
-                name=str(item),
+                name="ids",
                 location=f"id {number}",
             )
         texts.append(str(item_id))
