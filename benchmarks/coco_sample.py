@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.evaluators.retrieval.measure import measure_split
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge, parse_settings
@@ -58,7 +58,7 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, f
     loaded = load_trained(run_dir, "last")
     encoders = settings["student"]["image_encoder"], settings["student"]["text_encoder"]
     sources = student_sources(EmbeddingStore(store), "val", config, encoders, processors=None)
-    metrics, _ = evaluate(encode_split(loaded.student, sources, "cpu"), sources.split, "uni")
+    metrics, _ = measure_split(encode_split(loaded.student, sources, "cpu"), sources.split, "uni")
     heads = metrics["heads"]
     return {
         "rsum": heads["cross"]["retrieval"]["rsum"],

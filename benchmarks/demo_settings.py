@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.evaluators.retrieval.measure import measure_split
 from cusa.eval.metrics.validation import validation_scores
 from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge, parse_settings
@@ -79,7 +79,7 @@ def measure(store: Path, settings: dict[str, Any], run_dir: Path) -> dict[str, d
         sources = student_sources(
             EmbeddingStore(store), split, trainer.setup.config, encoders, processors=None
         )
-        metrics, _ = evaluate(encode_split(student, sources, "cpu"), sources.split, "uni")
+        metrics, _ = measure_split(encode_split(student, sources, "cpu"), sources.split, "uni")
         figures[split] = {name: _figure(metrics["heads"], path) for name, path in FIGURES.items()}
     return figures
 

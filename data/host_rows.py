@@ -1,4 +1,4 @@
-"""Pairs of a host's own files, in their order: to find the rows of a store that belong to them."""
+"""The pairs of a host code base's own annotations, in order, so that their rows can be found."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cusa.data.readers.forms import Annotations
 
 @dataclass(frozen=True)
 class HostPair:
-    """A caption as a host has it.
+    """A caption of a host's annotations, with its image.
 
     Attributes:
-        image_id: Id of its image.
-        image_path: Path of its image.
-        caption: The caption.
-        path: The file that it stands in.
-        location: Where in it.
+        image_id: Id of the image.
+        image_path: Path of the image.
+        caption: The caption, as written.
+        path: The annotation file.
+        location: The entry of that file, such as ``"line 3"``.
     """
 
     image_id: str

@@ -1,4 +1,4 @@
-"""Models side by side, query by query: paired differences and how sure they are."""
+"""Comparison of models query by query: paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from cusa.eval.queries import Queries
 _UNI_MODAL = ("t2t", "i2i", "sts")
 _PRECISIONS = ("r_precision", "map_at_r")
 _DEFAULT_PROTOCOLS = ("retrieval", "unimodal")  # those of a data set's own labels
-# float64 [1 + samples]: a metric of one model, and its resampled values.
+# float64 [1 + samples]: a metric of one model, followed by its resampled values.
 Samples = np.ndarray
 
 
 class FigureKey(NamedTuple):
-    """What a figure is: of which data set, by which kind of head, and which metric."""
+    """Identity of a figure: its data set, its kind of head, and its metric."""
 
     data_set: str
     head: str
@@ -34,7 +34,7 @@ class FigureKey(NamedTuple):
 
 
 class Difference(TypedDict):
-    """The difference of a model to the first, with its 95 % interval."""
+    """The difference of a model from the first, with its 95 % interval."""
 
     difference: float
     low: float | None
@@ -43,7 +43,7 @@ class Difference(TypedDict):
 
 
 class ComparisonRow(TypedDict):
-    """A figure of all models; the first model has no difference."""
+    """One figure of all models; the first model has no difference."""
 
     suite: str
     set: str
@@ -68,19 +68,19 @@ def compare(
     models: Sequence[Mapping[str, Queries]],
     bootstrap: Bootstrap,
 ) -> Comparison:
-    """Compute differences of all models to the first, on all that they have in common.
+    """Compute the differences of all models from the first, in all figures that they share.
 
-    A model answers across modalities with its cross-modal head and within one with its own
-    ``uni_head``. All models' queries are resampled alike, so that a query that is hard for all does
-    not count as a difference.
+    A model answers across modalities with its cross-modal head, and within a modality with its
+    ``uni_head``. Each resampling draws the same queries for all models, so that a query that is
+    hard for all of them does not blur the differences.
 
     Args:
-        models: Per model its queries by suite; all of a suite were measured on the same data, or
-            it is refused.
-        bootstrap: How to resample.
+        models: The queries of each model by suite.
+        bootstrap: Number of resamplings and seed.
 
     Raises:
-        CusaError: If there is nothing in common, or data or the counting of ties differ.
+        RunError: If the models have no figure in common, or were measured on different data or with
+            different rules for ties.
     """
     shared_suites = set(models[0]).intersection(*models[1:])
     if not shared_suites:
@@ -114,7 +114,7 @@ def _suite_rows(
     queries_of_models: Sequence[Queries],
     bootstrap: Bootstrap,
 ) -> Iterator[ComparisonRow]:
-    """Yield the rows of the figures that all models have."""
+    """Yield a row for each figure that all models have."""
     figures_of_models = []
     for queries in queries_of_models:
         figures_of_models.append(dict(_figures(queries, bootstrap)))
@@ -129,14 +129,14 @@ def _check_alike(
     suite: str,
     queries: Sequence[Queries],
 ) -> None:
-    """Refuse queries of different data, or of different rules for ties."""
+    """Refuse models measured on different data, or with different rules for ties."""
     first = queries[0]
     for second in queries[1:]:
         differences = _different_data_sets(suite, first, second)
         if differences:
             raise RunError(
                 f"{first.name} and {second.name} were measured on different data ({suite}: "
-                f"{', '.join(differences)}); run cusa-eval again for both on the same",
+                f"{', '.join(differences)}); run cusa-eval again for both on the same data",
                 name=suite,
             )
         if first.ties != second.ties:
@@ -152,10 +152,10 @@ def _different_data_sets(
     first: Queries,
     second: Queries,
 ) -> list[str]:
-    """Name the data sets of the first that the second has differently.
+    """Name the data sets of the first model whose content differs for the second.
 
-    One that the second lacks is left out of the comparison, where a suite has several; a suite of
-    one data set compares nothing else.
+    In a suite of several data sets, one that the second model lacks is left out of the comparison;
+    in a suite of a single data set, it is a difference.
     """
     has_several = bool(EVALUATORS[suite].results_file.data_sets)
     differences = []
@@ -171,7 +171,7 @@ def _figures(
     queries: Queries,
     bootstrap: Bootstrap,
 ) -> Iterator[tuple[FigureKey, Samples]]:
-    """Compute the figures of one model, by the head that answers."""
+    """Yield the figures of one model, each from the head that answers."""
     directions: dict[str, list[dict[str, Samples]]] = {}
     for query_key, measured in queries.per_query.items():
         data_set, head, *protocols, task = query_key.split("/")
@@ -204,9 +204,9 @@ def _ranked_figures(
     bootstrap: Bootstrap,
     protocol: str,
 ) -> dict[str, Samples]:
-    """Compute recalls over all queries, and precisions over those that have an answer.
+    """Compute recalls over all queries, and precisions over the answerable ones.
 
-    The metrics of ECCV Caption and PMRP count all queries.
+    ECCV Caption and PMRP count all queries in all their metrics.
     """
     if protocol in PROTOCOL_METRICS:
         return _resample(rankings, ties, bootstrap, PROTOCOL_METRICS[protocol])
@@ -220,7 +220,7 @@ def _resample(
     bootstrap: Bootstrap,
     metrics: Sequence[str],
 ) -> dict[str, Samples]:
-    """Compute those of the metrics that there are, and resample them."""
+    """Compute and resample the metrics that the rankings have."""
     values = rankings.values(ties)
     samples = resampled_means(values, bootstrap, rankings.clusters)
     figures = {}

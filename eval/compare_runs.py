@@ -1,4 +1,4 @@
-"""Models that were measured before, side by side: comparison.json and comparison.html."""
+"""Comparison of models that were measured before: comparison.json and comparison.html."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ def compare_measured(
     out: Path | None,
     latex: bool,
 ) -> tuple[Comparison, dict[str, list[Path]]]:
-    """Compare models that were measured before; writes comparison.json and comparison.html.
+    """Compare models that were measured before, and write comparison.json and comparison.html.
 
     Args:
-        models: Run directories, or folders of results; others are compared to the first.
-        bootstrap: Resamplings.
-        seed: Their seed.
-        out: Folder of what is written; ``None``: ``eval`` beside the first.
-        latex: Whether to write comparison.tex.
+        models: Run directories, or folders of results; all are compared with the first.
+        bootstrap: Number of resamplings.
+        seed: Seed of the resamplings.
+        out: Folder to write to; ``None`` for ``eval`` beside the first model.
+        latex: Whether to write comparison.tex, too.
 
     Returns:
-        Content of comparison.json; and files by what they are.
+        The content of comparison.json; and the files written, by kind.
 
     Raises:
-        CusaError: If one was not measured, or they were measured on different data.
+        CusaError: If there are fewer than two models, one of them was not measured, or they were
+            measured on different data.
     """
     if len(models) < 2:
         raise SettingError(
@@ -70,10 +71,10 @@ def compare_measured(
 
 
 def _results_folder(model: Path) -> Path:
-    """Return the folder of a model's results: it, or ``eval`` in it.
+    """Return the folder of a model's results: the given folder, or ``eval`` in it.
 
     Raises:
-        RunError: If there are none; says how to make them.
+        RunError: If there are no results; the message says how to get them.
     """
     for folder in (model / "eval", model):
         for evaluator in EVALUATORS.values():
@@ -87,7 +88,7 @@ def _results_folder(model: Path) -> Path:
 
 
 def _default_folder(first: Path) -> Path:
-    """Return ``eval`` beside the first model."""
+    """Return the folder ``eval`` beside the first model."""
     first = first.resolve()
     if _is_in_run(first) or first.parent.name == "eval":
         return first.parent.parent / "eval"
@@ -102,7 +103,7 @@ def _by_suite(
     folder: Path,
     read: Callable[[Path, str], Any],
 ) -> dict[str, Any]:
-    """Read the results, or the queries, of every suite that a model was measured by."""
+    """Read the results, or the queries, of every suite that measured a model."""
     contents = {}
     for suite in EVALUATORS:
         content = read(folder, suite)
@@ -115,5 +116,5 @@ def _titled(
     queries: Mapping[str, Queries],
     title: str,
 ) -> dict[str, Queries]:
-    """Give the model of queries another name."""
-    return {suite: replace(of_suite, name=title) for suite, of_suite in queries.items()}
+    """Return a model's queries by suite under another name of the model."""
+    return {suite: replace(suite_queries, name=title) for suite, suite_queries in queries.items()}

@@ -1,4 +1,4 @@
-"""A whole evaluation: find data, measure each model by every suite, write results and a report."""
+"""An evaluation: find the data, measure each model by every suite, write results and report."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from cusa.eval.report.report import Examples, ModelReport, write_report
 from cusa.eval.report.tables import NamedResult, Section
 from cusa.eval.results import distinct_names, keep_results, read_results
 
-Content = Mapping[str, Any]  # of a file of results
+Content = Mapping[str, Any]  # content of a results file
 
 
 @dataclass
 class Evaluation:
-    """What an evaluation made.
+    """The outcome of an evaluation.
 
     Attributes:
-        reports: What was measured of each model.
-        written: Files by what they are.
-        notes: What its user should know.
+        reports: Results and examples of each model.
+        written: Files written, by kind.
+        notes: Remarks for the user.
     """
 
     reports: list[ModelReport] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Tell the user something, once."""
+        """Add a remark, unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -50,21 +50,22 @@ def _silent(
     done: int,
     total: int,
 ) -> None:
-    """Tell nobody how far an evaluation is."""
+    """Report no progress."""
 
 
 def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
-    """Measure models, write their results and a report.
+    """Measure models, and write their results and a report.
 
-    Data are found first, once for all models. Each model is loaded, measured by every suite, and
-    released before the next one is loaded.
+    The data are found first, once for all models. Each model is loaded, measured by every suite,
+    and released before the next one is loaded.
 
     Args:
         request: What to measure, and how.
-        advance: Told how far it is.
+        advance: Called with the progress of the embedding.
 
     Raises:
-        CusaError: If a model or data cannot be had, or models were measured on different data.
+        CusaError: If a model or its data cannot be loaded, or models would be measured on different
+            data.
     """
     models = _requested_models(request, advance)
     out = request.out or _default_folder(models)
@@ -96,7 +97,7 @@ def _requested_models(
     request: EvalRequest,
     advance: Advance,
 ) -> list[EvaluatedModel]:
-    """Name the models; none of them is loaded, and none overwrites another's results."""
+    """Describe the models without loading them; refuse two that would share a results folder."""
     models = [EvaluatedModel(spec, request.compute, advance) for spec in request.models]
     files = list(filter(None, request.embedding_files))
     if files:
@@ -121,7 +122,7 @@ def _requested_models(
 
 
 def _default_folder(models: Sequence[EvaluatedModel]) -> Path:
-    """The folder of the report: the model's results, or ``eval`` beside the first of several."""
+    """Return the folder of the report: a single model's results, else ``eval`` beside the first."""
     first = models[0]
     if len(models) == 1:
         return first.results
@@ -134,7 +135,7 @@ def _find_data(
     models: Sequence[EvaluatedModel],
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Find what each suite measures models on; one without data is left out, or refused."""
+    """Find the data of each suite; leave out, or refuse, a suite without data."""
     run_dirs = [model.run_dir for model in models if model.run_dir]
     splits = SplitFinder(request.split, run_dirs)
     data_of_suite = {}
@@ -163,7 +164,7 @@ def _measure(
     request: EvalRequest,
     evaluation: Evaluation,
 ) -> ModelReport:
-    """Load a model, measure it by every suite, and write its results."""
+    """Load a model, measure it by every suite that has data, and write its results."""
     results: dict[str, Content] = {}
     examples = Examples()
     for suite, data in data_of_suite.items():
@@ -180,19 +181,19 @@ def _measure(
             result.fingerprints,
             result.per_query,
         )
-        results[suite] = _keep(model, suite, result.content, queries, evaluation)
+        results[suite] = _write_results(model, suite, result.content, queries, evaluation)
         examples = result.examples or examples
     return ModelReport(model.title, results, **vars(examples))
 
 
-def _keep(
+def _write_results(
     model: EvaluatedModel,
     suite: str,
     content: Content,
     queries: Queries,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Write a suite's results beside the model; returns them as written."""
+    """Write a suite's results beside the model, and return them as written."""
     file = EVALUATORS[suite].results_file
     results_file = model.results / file.name
     before = read_results(model.results, suite) or {}
@@ -201,8 +202,8 @@ def _keep(
     replaced = [name for name in before.get(file.data_sets, {}) if name not in remaining]
     if replaced:
         evaluation.note(
-            f"{results_file}: {', '.join(replaced)}, measured before by other weights or rules, "
-            "made way"
+            f"{results_file}: replaced the results on {', '.join(replaced)}, which were measured "
+            "with other weights or rules"
         )
     evaluation.written.setdefault("metrics", []).append(results_file)
     return written
@@ -213,7 +214,7 @@ def _with_earlier(
     models: Sequence[EvaluatedModel],
     weights: Sequence[str],
 ) -> list[ModelReport]:
-    """Add what was measured before of the same weights, where it can stand side by side."""
+    """Add earlier results of the same weights, suite by suite, where all models are comparable."""
     completed = list(reports)
     for suite in EVALUATORS:
         with_suite = []
@@ -231,7 +232,7 @@ def _first_difference(
     suite: str,
     reports: Sequence[ModelReport],
 ) -> tuple[Content, Content, str] | None:
-    """Find two results of a suite that were measured on different data, and what differs."""
+    """Return two results of a suite that were measured on different data, and what differs."""
     contents = [report.results[suite] for report in reports if suite in report.results]
     for content in contents[1:]:
         difference = EVALUATORS[suite].difference_of_data(contents[0], content)
@@ -241,7 +242,7 @@ def _first_difference(
 
 
 def _check_same_data(reports: Sequence[ModelReport]) -> None:
-    """Refuse to set side by side what was not measured on the same images and captions."""
+    """Refuse to report models side by side that were measured on different data."""
     for suite in EVALUATORS:
         difference = _first_difference(suite, reports)
         if difference is not None:
@@ -254,7 +255,7 @@ def _check_same_data(reports: Sequence[ModelReport]) -> None:
 
 
 def _check_replaceable(model: EvaluatedModel) -> None:
-    """Refuse a model that would overwrite the results of another one of its name."""
+    """Refuse a model that would overwrite the results of another model of the same name."""
     if model.run_dir is not None:
         return
     description = model.provider.description
@@ -268,19 +269,19 @@ def _check_replaceable(model: EvaluatedModel) -> None:
             is_same |= measured.get(key) == description[key]
         if measured and not is_same:
             raise RunError(
-                f"{model.results} holds the results of another model of that name "
-                f"({measured.get('source')}); pass --name with --image-embeddings or "
-                "--text-embeddings, rename the model's folder, or remove those results",
+                f"{model.results} holds the results of another model of the same name "
+                f"({measured.get('source')}); pass --name (with --image-embeddings or "
+                "--text-embeddings), rename the model's folder, or remove those results",
                 path=model.results,
                 name="--name",
             )
 
 
 def check_writable(out: Path) -> None:
-    """Say before anything is measured that its results cannot be written.
+    """Refuse, before anything is measured, a folder that cannot be written to.
 
     Raises:
-        CusaError: If they cannot.
+        SettingError: If it is no folder, or not writable.
     """
     path = out.absolute()
     while not path.exists():
@@ -296,10 +297,10 @@ def check_writable(out: Path) -> None:
 
 
 def make_sections(reports: Sequence[ModelReport]) -> list[Section]:
-    """Make the tables of all suites, in the order shown.
+    """Make the tables of all suites, in the order of the report.
 
     Args:
-        reports: Models, in the order shown.
+        reports: The models, in the order of the report.
     """
     sections: list[Section] = []
     for suite, evaluator in EVALUATORS.items():
@@ -315,17 +316,17 @@ def write_pages(
     latex: bool,
     comparison: Content | None = None,
 ) -> int:
-    """Write report.html or comparison.html, and the same tables for LaTeX.
+    """Write report.html or comparison.html, and its tables for LaTeX.
 
     Args:
-        out: Where to.
-        reports: Models, in the order shown.
-        written: Told which files are written.
-        latex: Whether to write the tables for LaTeX.
-        comparison: Content of comparison.json, if this is one.
+        out: The folder to write to.
+        reports: The models, in the order of the report.
+        written: Files written, by kind; the files of this call are added.
+        latex: Whether to write the tables for LaTeX, too.
+        comparison: Content of comparison.json, if the page is a comparison.
 
     Returns:
-        How many images that the page shows could not be read.
+        The number of images on the page that could not be read.
     """
     page, tables = out / "report.html", out / "tables.tex"
     if comparison is not None:

@@ -1,4 +1,4 @@
-"""What every query got, kept beside the metrics: runs are compared query by query."""
+"""Per-query results, kept beside the metrics so that models can be compared query by query."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Queries:
-    """What the queries of one suite got.
+    """A model's per-query results in one suite.
 
     Attributes:
         name: The model's name.
-        uni_head: Its head within a modality.
+        uni_head: The head that answers within a modality.
         ties: How ties were counted.
-        sets: Fingerprint of each data set.
+        sets: Fingerprint of each data set by name.
         per_query: Rankings, or scored pairs, by ``data set/head[/protocol]/task``.
     """
 
@@ -44,7 +44,7 @@ class Queries:
 
 
 class _About(BaseModel):
-    """What is kept beside the arrays."""
+    """The JSON metadata stored beside the arrays."""
 
     name: str
     uni_head: Head
@@ -54,7 +54,7 @@ class _About(BaseModel):
 
 
 def queries_file(folder: Path, suite: str) -> Path:
-    """Return where the queries of a suite are kept."""
+    """Return the path of a suite's per-query results in a results folder."""
     return folder / f"{suite}-queries.npz"
 
 
@@ -63,7 +63,7 @@ def save_queries(
     suite: str,
     queries: Queries,
 ) -> None:
-    """Write the queries of a suite."""
+    """Write the per-query results of a suite to its file in a results folder."""
     arrays: dict[str, np.ndarray] = {}
     n_candidates: dict[str, int] = {}
     for key, measured in queries.per_query.items():
@@ -94,7 +94,7 @@ def save_queries(
 
 
 def load_queries(folder: Path, suite: str) -> Queries | None:
-    """Read the queries of a suite; ``None`` if there are none.
+    """Read the per-query results of a suite; return ``None`` if there is no file.
 
     Raises:
         RunError: If the file is damaged.
@@ -169,7 +169,7 @@ def _precisions(
     if bounds is None:
         return None
     _require(bounds.dtype.kind == "f" and bounds.shape == shape)
-    _require(((bounds >= 0) & (bounds <= 1)).all())  # NaN is not, either
+    _require(((bounds >= 0) & (bounds <= 1)).all())  # NaN fails this, too
     return Bounds(*bounds)
 
 
@@ -185,6 +185,6 @@ def _clusters(
 
 
 def _require(is_sound: bool | np.bool_) -> None:
-    """Raise what :func:`load_queries` reports as damage, unless an array is sound."""
+    """Raise ``ValueError``, which :func:`load_queries` reports as damage, if a check fails."""
     if not is_sound:
         raise ValueError

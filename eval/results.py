@@ -1,4 +1,4 @@
-"""Files of results beside a model: figures and the queries behind them, over several calls."""
+"""Results files beside a model: its figures and per-query results, merged over several calls."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def read_results(
     folder: Path,
     suite: str,
 ) -> dict[str, Any] | None:
-    """Read the figures of a suite; ``None`` if there are none.
+    """Read the results of a suite; return ``None`` if there is no file.
 
     Args:
         folder: Folder of a model's results.
         suite: Name of the suite.
 
     Raises:
-        RunError: If the file is damaged, or of another kind; says where.
+        RunError: If the file is damaged, or of another kind; ``location`` is the key at fault.
     """
     file = EVALUATORS[suite].results_file
     path = folder / file.name
     if not path.exists():
         return None
-    location, problem = "", "no JSON object of that kind"
+    location, problem = "", f"not a JSON object of format {file.format}"
     try:
         content = read_json(path)
         if isinstance(content, dict) and content.get("format") == file.format:
@@ -48,7 +48,7 @@ def read_results(
         problem = first["msg"]
     position = f"{location}: {problem}".removeprefix(": ")
     raise RunError(
-        f"{path} is damaged, or no results of cusa-eval; remove it and run cusa-eval again "
+        f"{path} is damaged, or not a results file of cusa-eval; remove it and run cusa-eval again "
         f"({position})",
         path=path,
         location=location,
@@ -56,15 +56,15 @@ def read_results(
 
 
 def read_queries(folder: Path, suite: str) -> Queries | None:
-    """Read what the queries behind the figures got; ``None`` if the suite was not measured.
+    """Read the per-query results behind a suite's figures; ``None`` if it was not measured.
 
     Args:
         folder: Folder of a model's results.
         suite: Name of the suite.
 
     Raises:
-        RunError: If they are missing, damaged, or not those of the figures: a full disk or a kill
-            can leave that.
+        RunError: If they are missing, damaged, or do not belong to the figures, as a full disk or a
+            killed process may leave them.
     """
     content = read_results(folder, suite)
     if content is None:
@@ -83,23 +83,22 @@ def keep_results(
     content: Mapping[str, Any],
     queries: Queries,
 ) -> dict[str, Any]:
-    """Write figures and queries of a suite.
+    """Write the results of a suite, and the per-query results behind them.
 
-    Image sets and similarity tasks that were measured before, of the same weights by the same
-    rules, stay.
+    Image sets and STS tasks that an earlier call measured with the same weights and rules are kept.
 
     Args:
-        folder: Where to.
-        suite: The suite.
-        content: Its figures.
-        queries: What the queries got.
+        folder: Folder of the model's results.
+        suite: Name of the suite.
+        content: Content of the results file.
+        queries: The per-query results.
 
     Returns:
-        The figures as written.
+        The content as written.
 
     Raises:
-        CusaError: If files of another kind are in the way.
-        OSError: If they cannot be written.
+        RunError: If the results file that is there is damaged, or of another kind.
+        OSError: If a file cannot be written.
     """
     file = EVALUATORS[suite].results_file
     merged = dict(content)
@@ -121,9 +120,9 @@ def keep_results(
 def _earlier(
     folder: Path, suite: str, content: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, Queries | None]:
-    """Read what was measured before and may stay.
+    """Read the earlier results that may be kept.
 
-    Nothing may where figures and queries do not belong together.
+    None are kept if their weights or rules differ, or figures and queries do not belong together.
     """
     earlier = read_results(folder, suite)
     if earlier is None or _rules(earlier) != _rules(content):
@@ -137,7 +136,7 @@ def _earlier(
 def _rules(
     content: Mapping[str, Any],
 ) -> tuple[Any, ...]:
-    """Return what figures must share to stand in one file."""
+    """Return what figures must have in common to share a results file."""
     weights_sha256 = content["model"].get("weights_sha256")
     return weights_sha256, content.get("ties"), content.get("bootstrap")
 
@@ -146,7 +145,7 @@ def write_json(
     path: Path,
     content: Mapping[str, Any],
 ) -> None:
-    """Write a file of results, all of it or nothing."""
+    """Write a results file atomically."""
     with atomic_file(path) as temporary:
         text = json.dumps(content, indent=2, allow_nan=False)
         temporary.write_text(f"{text}\n")
@@ -156,11 +155,14 @@ def distinct_names(
     names: Sequence[str],
     folders: Sequence[Path],
 ) -> list[str]:
-    """Put as much of a model's folder before its name as tells equal names apart.
+    """Replace equal names by the ends of the models' paths that tell them apart.
 
     Args:
-        names: Of models.
-        folders: Where these are.
+        names: Names of the models.
+        folders: Folder of each model.
+
+    Returns:
+        A name for each model: its own, or the last two or more parts of its folder's path.
     """
     paths = [folder.resolve().parts for folder in folders]
     distinct = []

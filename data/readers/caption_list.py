@@ -1,4 +1,4 @@
-"""A json list of images with captions: ALBEF's ``[{image, caption}]`` or ``[{image_path, …}]``."""
+"""JSON lists of captioned images: ALBEF's ``[{image, caption}]``, or ``[{image_path, …}]``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _is_of_form(content: Any) -> bool:
 def _read(content: list[Any], source: Source) -> Annotations:
     if not content:
         return Annotations(source.path.stem, LOCATION_FORMAT, iter(()))
-    # This refuses anything but an object.
+    # Refuse a list of anything but objects.
     Entry(content[0], source.path, LOCATION_FORMAT.format(0))
     names = tuple(dict.fromkeys(chain.from_iterable(map(field_names, content))))
     table = Table(names, iter(enumerate(content)))

@@ -1,4 +1,4 @@
-"""Pictures that a table holds itself: each is written to a file once, as it is."""
+"""Pictures embedded in a table, each written to an image file once, byte by byte as it is."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def with_image_files(
 ) -> Table:
     """Return a table whose images are paths, of one whose images are bytes.
 
-    An image is bytes, a structure ``{bytes, path}`` as Hugging Face's are, or a path already. A
-    picture's file is named after its content, so that equal pictures share one. The id of an image
-    is its column ``image_id``, its own path, or, where another picture had that path, path and
-    content; without a path, its content.
+    An image is bytes, a structure ``{bytes, path}`` as in Hugging Face data sets, or a path, which
+    stays. An image file is named after a checksum of its bytes, so equal pictures share a file. The
+    table gets a column ``image_id``, unless it has one: the picture's own path; the path and the
+    checksum, if another picture has the same path; or the checksum, if the picture has no path.
 
     Args:
         table: The table.
@@ -76,7 +76,7 @@ def _lines_with_files(
 
 
 def _content_and_path(value: Any) -> tuple[bytes | None, Any]:
-    """Return the bytes of a table's image, if it has any, and its path."""
+    """Return the bytes of an image, or ``None`` if it has none, and its path."""
     if isinstance(value, bytes):
         return value, None
     if not isinstance(value, dict) or value.keys().isdisjoint(("bytes", "path")):
@@ -112,12 +112,12 @@ def write_picture(content: bytes, file_path: Path) -> None:
 
 
 def _suffix(content: bytes) -> str:
-    """Return the suffix of an image file's format; of other bytes, ``".img"``.
+    """Return the suffix of an image's format, or ``".img"`` if the format is not known.
 
-    Whether it can be decoded is found out where images are checked.
+    Damaged images are reported later, when they are decoded.
     """
     try:
         with Image.open(BytesIO(content)) as image:
             return _SUFFIX_OF_FORMAT.get(image.format or "", ".img")
-    except Exception:  # Pillow's formats raise many things on damaged files
+    except Exception:  # Pillow raises errors of many classes on damaged files
         return ".img"

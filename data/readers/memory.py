@@ -1,4 +1,4 @@
-"""Rows in memory: a list of dictionaries, a pandas frame, or a data set of ``datasets``."""
+"""Rows in memory: a list of dictionaries, a pandas data frame, or a ``datasets.Dataset``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cusa.data.readers.forms import Annotations, Source, Table, field_names
 from cusa.data.readers.pair_table import read_pairs
 
 LOCATION_FORMAT = "row {}"
-# What messages call rows that no file holds.
+# Stands for the file in messages about rows in memory.
 PATH = Path("rows")
 LEGAL_ROWS = "rows: a list of dictionaries, a pandas.DataFrame or a datasets.Dataset"
 
 
 def is_rows(sources: Any) -> bool:
-    """Return whether an argument is rows in memory, and no name or path."""
+    """Return whether an argument is rows in memory rather than names or paths."""
     if isinstance(sources, Sequence) and not isinstance(sources, str):
         return bool(sources) and isinstance(sources[0], dict)
     return _is_dataset(sources) or _is_frame(sources)
@@ -38,15 +38,16 @@ def _is_frame(rows: Any) -> bool:
 
 
 def read_rows(rows: Any, source: Source) -> Annotations:
-    """Read rows in memory; the columns are the fields of the first one.
+    """Read rows in memory; the fields of the first row are the columns.
 
     Args:
         rows: A list of dictionaries, a ``pandas.DataFrame`` or a ``datasets.Dataset``.
-        source: What is known about them.
+        source: Split, columns and folders of the rows.
 
     Raises:
-        DataError: If there are none.
-        FileFormatError: If a column is missing. A fault in a row is raised when it is asked for.
+        DataError: If there are no rows.
+        FileFormatError: If a column is missing. The error of a malformed row is raised when that
+            row is read.
     """
     if _is_dataset(rows):
         return saved_dataset.read_dataset(rows, source)

@@ -1,8 +1,8 @@
-"""Tables of a pair a line: CSV with any separator, JSON Lines, Parquet, or a JSON list.
+"""Tables with an image-caption pair per row: CSV, JSON Lines, Parquet, or JSON lists.
 
-``image,caption``, open_clip's ``filepath<TAB>title``, Hugging Face's ``file_name,text``, Kaggle's
-``image_name| comment_number| comment`` and their like: :mod:`cusa.data.readers.columns` knows the
-names.
+The columns may be ``image,caption``, open_clip's ``filepath<TAB>title``, Hugging Face's
+``file_name,text``, Kaggle's ``image_name| comment_number| comment`` and the like;
+:mod:`cusa.data.readers.columns` lists the names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cusa.data.readers.split_names import split_by_alias
 
 # Lines are counted from 1, as editors show them.
 LOCATION_FORMAT = "line {}"
-DESCRIPTION = "a table or JSON Lines of image,caption[,image_id][,split], by these or like names"
+DESCRIPTION = "a table or JSON Lines with image,caption[,image_id][,split] or similar names"
 
 
 def read_pairs(table: Table, source: Source, location_format: str = LOCATION_FORMAT) -> Annotations:
@@ -31,10 +31,11 @@ def read_pairs(table: Table, source: Source, location_format: str = LOCATION_FOR
     Args:
         table: The table.
         source: Where it comes from.
-        location_format: What its entries are called: ``"line {}"`` takes an entry's number.
+        location_format: Format of a row's location, given its number, such as ``"line {}"``.
 
     Raises:
-        FileFormatError: If a column is missing. A fault in a row is raised when it is asked for.
+        FileFormatError: If a column is missing. The error of a malformed row is raised when that
+            row is read.
     """
     columns = choose_columns(table.columns, source.columns, source.path)
     rows = _rows(table, source, columns, location_format)
@@ -48,7 +49,7 @@ def _rows(
     location_format: str,
 ) -> Iterator[AnnotationRow]:
     default_split = _default_split(source, columns)
-    # Objects of JSON may differ in their fields and how they spell them.
+    # JSON objects may differ in their fields, and in the spelling of the fields' names.
     columns_by_names = {tuple(table.columns): columns}
     for number, fields in table.lines:
         entry = Entry(fields, source.path, location_format.format(number))
@@ -72,10 +73,10 @@ def _columns_of_entry(
     columns: TableColumns,
     source: Source,
 ) -> TableColumns:
-    """Return the columns of an entry that has other fields than the first one.
+    """Return the columns of an entry with other fields than the first entry.
 
-    Those of the first one where the user named some, or where the entry lacks one: reading it then
-    says which.
+    If the user named columns, or the entry lacks one, these are the first entry's columns; reading
+    the entry then raises an error that names the missing field.
     """
     if source.columns != USUAL_COLUMNS or not has_pair_columns(entry.names):
         return columns
@@ -89,7 +90,7 @@ def captions_of_columns(
     entry: Entry,
     columns: tuple[str, ...],
 ) -> tuple[str, ...]:
-    """Return the captions of an entry; of several columns, the empty ones are left out."""
+    """Return the captions of an entry; with several columns, empty cells are left out."""
     if len(columns) == 1:
         return entry.captions(columns[0])
     captions: list[str] = []
@@ -100,9 +101,9 @@ def captions_of_columns(
 
 
 def _default_split(source: Source, columns: TableColumns) -> str:
-    """Return the split of rows that name none, as the file's name tells, or its folder's."""
+    """Return the split of rows that name none, by the name of the file or its folder."""
     split = source.split_by_name()
-    # Hugging Face's imagefolder has a folder for each split.
+    # A Hugging Face imagefolder has a folder per split.
     if split is None and normalised_name(columns.image) == "file_name":
         split = split_by_alias(source.path.resolve().parent.name.lower())
     return split or "train"

@@ -1,4 +1,4 @@
-"""Parquet files of pairs, with paths of the images or with the images themselves."""
+"""Parquet files of image-caption pairs, with the images' paths or the images themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def read_parquet(source: Source) -> Annotations:
-    """Read a Parquet file; pictures in it are written to the source's unpack folder.
+    """Read a Parquet file; embedded pictures are written to the source's unpack folder.
 
     Raises:
         FileFormatError: If it is damaged, or a column is missing.
@@ -66,5 +66,5 @@ def _rows(
 
 
 def _damaged(source: Source, error: Exception) -> FileFormatError:
-    message = f"{source.path} is no valid Parquet file ({first_line(error)}); download it again"
+    message = f"{source.path} is not a valid Parquet file ({first_line(error)}); download it again"
     return FileFormatError(message, path=source.path)

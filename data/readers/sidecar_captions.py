@@ -1,4 +1,4 @@
-"""A folder of images, each with its captions beside it in a file of the same name."""
+"""Folders of images, each with its captions in a file of the same name beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from cusa.data.errors import DataError
 from cusa.data.image_folder import find_images
-from cusa.data.parsing import read_json, read_text, refuse_half_characters, refuse_nul
+from cusa.data.parsing import read_json, read_text, refuse_lone_surrogates, refuse_nul
 from cusa.data.readers.columns import choose_caption_columns
 from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Source, field_names
 from cusa.data.readers.pair_table import captions_of_columns
@@ -50,14 +50,14 @@ def notes(folder: Path, image_paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def read_sidecars(source: Source) -> Annotations:
-    """Read the captions beside the images of a folder and below it.
+    """Read the captions beside the images of a folder and its subfolders.
 
-    A ``.txt`` or ``.caption`` file has a caption a line, a ``.json`` file a field such as
-    ``caption``. Images in a folder that is called after a split are of that split.
+    A ``.txt`` or ``.caption`` file has a caption per line, a ``.json`` file a field such as
+    ``caption``. Images in a subfolder that is named after a split belong to that split.
 
     Raises:
-        DataError: If an image has no such file; names the first ones.
-        FileFormatError: If a file cannot be read. That is raised when its row is asked for.
+        DataError: If an image has no such file; names the first such images.
+        FileFormatError: If a file cannot be read. This is raised when its row is read.
     """
     folder = source.path.absolute()
     image_paths = find_images(folder)
@@ -66,8 +66,8 @@ def read_sidecars(source: Source) -> Annotations:
     if without_captions:
         shown = ", ".join(str(path) for path in without_captions[:_MAX_SHOWN_FILES])
         raise DataError(
-            f"{source.path}: {len(without_captions):,} of {len(image_paths):,} images have no file "
-            f"of captions beside them ({shown}); write them, or move the images away",
+            f"{source.path}: {len(without_captions):,} of {len(image_paths):,} images have no "
+            f"caption file beside them ({shown}); write captions, or move the images away",
             path=without_captions[0],
         )
     rows = _rows(image_paths, folder, source, sidecars)
@@ -127,7 +127,7 @@ def _split_of_folders(relative: Path) -> str | None:
 def _refuse_name_that_is_no_text(name: str, image_path: Path) -> None:
     """Refuse a file name that no store can hold."""
     try:
-        refuse_half_characters(name)
+        refuse_lone_surrogates(name)
     except ValueError:
         message = f"{name!r}: the image's name is not UTF-8; rename it"
         raise DataError(message, path=image_path, name=name) from None

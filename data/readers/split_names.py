@@ -13,15 +13,15 @@ SPLIT_ALIASES = {"restval": "train", "valid": "val", "validation": "val", "dev":
 
 
 def canonical_split(name: str, path: Path | None = None, location: str = "") -> str:
-    """Return ``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"``.
+    """Return ``"train"``, ``"val"`` or ``"test"`` for a split's name or alias (``"restval"``).
 
     Args:
-        name: The name.
-        path: The file that has it, for the message.
-        location: Where in it.
+        name: The name or alias.
+        path: The file that has the name, for the message.
+        location: Where in the file the name is, for the message.
 
     Raises:
-        DataError: If it is no split's name.
+        DataError: If there is no such split.
     """
     split = split_by_alias(name)
     if split is None:
@@ -44,9 +44,9 @@ def split_by_alias(name: str) -> str | None:
 
 
 def split_in_file_name(file_stem: str) -> str | None:
-    """Return the first split that a file's name has as a word.
+    """Return the first split that a file's name contains as a word, or ``None``.
 
-    Also with a year: ``captions_val2017``.
+    A word may be followed by a year: ``captions_val2017``.
     """
     # Only letters make words here, so a year at the end does not matter.
     words = re.findall(r"[a-z]+", file_stem, re.IGNORECASE)

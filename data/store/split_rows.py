@@ -1,4 +1,4 @@
-"""The rows of a split that belong to a host's own captions, with their texts compared."""
+"""Matching of a host code base's own captions to the rows of a split, by text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_SHOWN_IMAGES = 3
 
 
 class CaptionedImages(Protocol):
-    """What is asked of a split."""
+    """The part of a split that is needed here."""
 
     @property
     def name(self) -> str:
@@ -38,14 +38,14 @@ class CaptionedImages(Protocol):
         """Return the image row of each caption: int64 ``[n_captions]``."""
 
     def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
-        """Return the image row of each id or path: int64 ``[n]``; -1 where there is none."""
+        """Return the image row of each id or path: int64 ``[n]``; -1 for unknown ones."""
 
 
 def rows_of_annotations(
     split: CaptionedImages,
     annotations: str | Path | Sequence[Mapping[str, Any]],
 ) -> np.ndarray:
-    """Return the caption row of each caption of a host's annotations, in their order.
+    """Return the caption row of each caption of a host's annotations, in order.
 
     See :meth:`cusa.data.store.mapped_split.Split.rows_of`.
     """
@@ -67,8 +67,8 @@ def rows_of_annotations(
         if caption_row is None:
             _refuse(
                 pair,
-                f"image {described(pair.image_path)} of split {split.name!r} has no such caption "
-                f"(any more): {described(pair.caption)}",
+                f"image {described(pair.image_path)} of split {split.name!r} does not have the "
+                f"caption {described(pair.caption)}",
             )
         caption_rows[number] = caption_row
     return caption_rows
@@ -87,7 +87,7 @@ def _refuse(
     problem: str,
 ) -> NoReturn:
     raise DataError(
-        f"{pair.path} {pair.location}: {problem}; is this the file that the store was made of?",
+        f"{pair.path} {pair.location}: {problem}; is this the file that the store was made from?",
         path=pair.path,
         location=pair.location,
         name=pair.image_id,
@@ -95,7 +95,7 @@ def _refuse(
 
 
 class _CaptionsOfImages:
-    """The captions of each image, by text; each is taken once, as far as there are enough."""
+    """The captions of each image by text, so that repeated captions get different rows."""
 
     def __init__(self, split: CaptionedImages) -> None:
         self._split = split
@@ -108,14 +108,14 @@ class _CaptionsOfImages:
     ) -> int | None:
         """Return the next row of an image's caption with this text, or ``None``.
 
-        Texts that differ in what the normaliser drops count as equal.
+        Texts are compared after normalisation.
         """
         if image_row not in self._rows_of_text:
             self._rows_of_text[image_row] = self._read(image_row)
         rows = self._rows_of_text[image_row].get(_comparable(caption))
         if not rows:
             return None
-        # A caption that the store has once may stand in a host's file several times.
+        # The last row is kept: a host's file may repeat a caption more often than the store.
         if len(rows) > 1:
             return rows.pop(0)
         return rows[0]
@@ -168,7 +168,7 @@ def rows_of_caption_lines(
         raise DataError(f"{path} is empty; it must hold a caption a line", path=path)
     if len(lines) % per_image:
         raise DataError(
-            f"{path} has {len(lines):,} lines, which is no multiple of {per_image} captions an "
+            f"{path} has {len(lines):,} lines, which is not a multiple of {per_image} captions per "
             "image; pass per_image",
             path=path,
             name="per_image",
@@ -184,25 +184,25 @@ def rows_of_caption_lines(
         block = lines[first : first + per_image]
         texts = sorted(map(_comparable, block))
         candidates = _images_with(texts, images_of_text)
-        left = sorted(candidates - taken_images)
-        if len(left) > 1:
+        untaken = sorted(candidates - taken_images)
+        if len(untaken) > 1:
             # Images with the same captions are taken in the order of the store.
-            equal = [row for row in left if unused.texts(row) == texts]
+            equal = [row for row in untaken if unused.texts(row) == texts]
             if not equal:
-                _refuse_block(split, path, first, left)
-            left = equal
-        if not left:
+                _refuse_block(split, path, first, untaken)
+            untaken = equal
+        if not untaken:
             location = f"line {first + 1}"
             raise DataError(
                 f"{path} {location}: no image of split {split.name!r} has these {per_image} "
                 f"captions, the first {described(block[0])}; is this the file of that split, with "
-                f"{per_image} captions an image?",
+                f"{per_image} captions per image?",
                 path=path,
                 location=location,
             )
-        taken_images.add(left[0])
+        taken_images.add(untaken[0])
         for line in block:
-            caption_row = unused.take(left[0], line)
+            caption_row = unused.take(untaken[0], line)
             assert caption_row is not None
             caption_rows.append(caption_row)
     return np.array(caption_rows, np.int64)

@@ -1,4 +1,4 @@
-"""What all files of results hold (docs/METRICS.md): pydantic checks it, readers rely on it."""
+"""The form that all results files share (docs/METRICS.md), which pydantic validates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOT_MEASURED: dict[str, Any] = {"heads": {}}
 
 
 class BootstrapUsed(TypedDict):
-    """How intervals were made."""
+    """The bootstrap behind the intervals."""
 
     samples: int
     seed: int
@@ -23,7 +23,7 @@ class BootstrapUsed(TypedDict):
 
 
 class ModelDescription(TypedDict, total=False):
-    """What a model is, and what else there is to say of it."""
+    """Description of a model; it may have more keys."""
 
     source: str | dict[str, str] | None
     weights_sha256: str | None
@@ -31,7 +31,7 @@ class ModelDescription(TypedDict, total=False):
 
 
 class PublishedFigures(TypedDict):
-    """A row of the paper; its figures are beside these keys."""
+    """A row of the paper's tables; its figures stand beside these keys."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc] # pydantic's own name
 
@@ -50,7 +50,7 @@ PublishedRow = Annotated[PublishedFigures, AfterValidator(_has_figures_beside)]
 
 
 class Results(TypedDict):
-    """What every file of results begins with; keys of a later minor version are no fault."""
+    """The keys that every results file begins with; later minor versions may add keys."""
 
     format: NotRequired[str]
     format_version: NotRequired[list[int]]
@@ -65,17 +65,17 @@ def form_of(
     results: Any,
     check: Callable[[Any], None],
 ) -> TypeAdapter[Any]:
-    """Make the form of a suite's file of results.
+    """Make the validator of a suite's results file.
 
     Args:
         results: The type of its content.
-        check: Raises ``ValueError`` where content of that type is not complete.
+        check: Raises ``ValueError`` if content of that type is incomplete.
     """
 
     def checked(content: Any) -> Any:
         version = content.get("format_version", [1, 0])
         if version[:1] != [1]:
-            raise ValueError(f"format version {version} is not known here")
+            raise ValueError(f"format version {version} is unknown to this version of cusa")
         check(content)
         return content
 
@@ -83,10 +83,10 @@ def form_of(
 
 
 def check_head_in_use(data_sets: Mapping[str, Any], head: Head) -> None:
-    """Refuse results by data set where one lacks the figures of the head in use.
+    """Refuse results in which a data set lacks the figures of the head in use.
 
     Raises:
-        ValueError: If one does; says which.
+        ValueError: If a data set does; the message names it.
     """
     for name, result in data_sets.items():
         if head not in result["heads"]:
@@ -102,13 +102,13 @@ def paper_averages(
     """Compute the mean of a figure over the paper's data sets.
 
     Args:
-        data_sets: Results by data set, each with its figures by head under ``heads``.
+        data_sets: Results by data set, each with figures by head under ``heads``.
         names: The paper's data sets.
         figure: Key of the figure.
-        heads: Heads to compute it for.
+        heads: Heads to compute the mean for.
 
     Returns:
-        The mean by head; ``None`` where a data set lacks the figure.
+        The mean by head; ``None`` if a data set lacks the figure.
     """
     averages: dict[Head, float | None] = {}
     for head in heads:

@@ -1,6 +1,6 @@
-"""The protocol of a suite: find its data once, measure each model, make tables of the results.
+"""The protocol of a suite: find its data once, measure each model, tabulate the results.
 
-A new suite is a folder beside this file with an :class:`Evaluator`, and a line in
+To add a suite, put a folder with its :class:`Evaluator` beside this file, and add a line to
 :mod:`cusa.eval.evaluators.registry`.
 """
 
@@ -30,11 +30,11 @@ PerQuery = Mapping[str, Rankings | ScoredPairs]
 
 @dataclass(frozen=True)
 class Absent:
-    """A suite that cannot be measured, or not by some model.
+    """A suite that has no data, or cannot measure a certain model.
 
     Attributes:
-        note: Says so where suites may be left out.
-        error: Is raised where they may not; ``None``: the note is enough.
+        note: Remark for the user, if suites may be left out.
+        error: The error to raise if they may not; ``None`` if the remark suffices in any case.
     """
 
     note: str
@@ -43,14 +43,14 @@ class Absent:
 
 @dataclass(frozen=True)
 class SuiteResult(Generic[Content]):
-    """What a suite measured of one model.
+    """The results of one model in a suite.
 
     Attributes:
-        content: Content of its file of results, which begins with :func:`results_head`.
-        fingerprints: sha256 (hex) of each data set that it was measured on.
-        per_query: What every query or pair got, by ``data set/head[/protocol]/task``.
-        notes: What its user should know.
-        examples: What the report shows beside tables, if the suite has any.
+        content: Content of the suite's results file, which begins with :func:`results_head`.
+        fingerprints: Fingerprint of each data set, by name; begins with a sha256 (hex).
+        per_query: Rankings, or scored pairs, by ``data set/head[/protocol]/task``.
+        notes: Remarks for the user.
+        examples: What the report shows beside tables, if the suite has examples.
     """
 
     content: Content
@@ -62,17 +62,18 @@ class SuiteResult(Generic[Content]):
 
 @dataclass(frozen=True)
 class ResultsFile:
-    """The file of a suite's results.
+    """Description of the results file of a suite.
 
     Attributes:
-        name: Its name, such as ``"metrics.json"``.
+        name: File name, such as ``"metrics.json"``.
         command: The command that writes it, such as ``"cusa-eval retrieval"``.
-        format: What it says that it is, such as ``"cusa-metrics"``.
-        version: Its major and minor version.
-        form: What it must hold.
-        data_sets: Key of what it holds by data set; empty: it is of one data set.
-        merge: Joins the data sets of an earlier call with those of this one; ``None``: these
-            replace those.
+        format: Value of its key ``format``, such as ``"cusa-metrics"``.
+        version: Major and minor version of the format.
+        form: Validator of its content.
+        data_sets: The key under which it holds results by data set; empty if the suite has a single
+            data set.
+        merge: Merges the content of an earlier call with that of this one, in this order; ``None``
+            if each call replaces the file.
     """
 
     name: str
@@ -88,19 +89,19 @@ class Evaluator(Protocol[Data, Content]):
     """A suite of an evaluation; it knows nothing of other suites.
 
     Attributes:
-        name: Its name; that of ``NAME-queries.npz`` beside its results, too.
-        results_file: Its file of results.
+        name: Name of the suite, which also names ``NAME-queries.npz`` beside its results.
+        results_file: Its results file.
     """
 
     name: str
     results_file: ResultsFile
 
     def find(self, request: EvalRequest, splits: SplitFinder) -> Data | Absent:
-        """Find what it measures models on, once for all of them.
+        """Find the data that the suite measures on, once for all models.
 
         Args:
-            request: What is asked for.
-            splits: Finds each model's split, which suites share.
+            request: The evaluation requested.
+            splits: Finds each model's split; shared by the suites.
 
         Raises:
             CusaError: If data are malformed.
@@ -117,8 +118,8 @@ class Evaluator(Protocol[Data, Content]):
 
         Args:
             model: The model.
-            data: What :meth:`find` found.
-            options: How.
+            data: The data that :meth:`find` returned.
+            options: How to measure.
 
         Raises:
             CusaError: If an input cannot be read, or a figure is not defined.
@@ -126,15 +127,15 @@ class Evaluator(Protocol[Data, Content]):
         ...
 
     def tables(self, results: Sequence[NamedResult[Content]]) -> list[Section]:
-        """Make the tables of all models, for terminal, page and LaTeX alike.
+        """Make the tables of all models, for the terminal, the page and LaTeX alike.
 
         Args:
-            results: Of each model, in the order shown.
+            results: The results of each model, in the order of the report.
         """
         ...
 
     def difference_of_data(self, first: Content, second: Content) -> str:
-        """Say why two models' results cannot stand side by side; nothing if they can."""
+        """Describe how the data behind two models' results differ; empty if they do not."""
         return ""
 
 
@@ -144,13 +145,16 @@ def absent_without(
     measurement: str,
     need: str,
 ) -> Absent | None:
-    """Say that a model does not embed what a measurement needs; ``None`` if it does.
+    """Check that a model embeds the modalities that a measurement needs.
 
     Args:
-        modalities: What the measurement needs: ``"image"``, ``"text"``, or both.
+        modalities: The modalities needed: ``"image"``, ``"text"``, or both.
         model: The model.
-        measurement: Its name in words.
-        need: Says that the measurement needs them.
+        measurement: What is measured, in words.
+        need: The need in words, which ends the error's line.
+
+    Returns:
+        The remark and the error for a model that does not; ``None`` for one that does.
     """
     missing = sorted(modalities - model.provider.modalities)
     if not missing:
@@ -163,7 +167,7 @@ def absent_without(
 
 
 def results_head(file: ResultsFile, model: EvaluatedModel) -> dict[str, Any]:
-    """Return what every file of results begins with."""
+    """Return the keys that every results file begins with."""
     return {
         "format": file.format,
         "format_version": list(file.version),
@@ -173,11 +177,14 @@ def results_head(file: ResultsFile, model: EvaluatedModel) -> dict[str, Any]:
 
 
 def published_row(model: EvaluatedModel, table: str) -> dict[str, Any]:
-    """Return the row of a model's student and loss as ``paper``; nothing if the paper has none.
+    """Look up the published row of a model's student and loss.
 
     Args:
         model: The model.
         table: As :func:`cusa.eval.report.paper.paper_row` takes it.
+
+    Returns:
+        The row under the key ``paper``; an empty dict if the paper has none.
     """
     if model.origin is None:
         return {}
@@ -188,7 +195,7 @@ def published_row(model: EvaluatedModel, table: str) -> dict[str, Any]:
 
 @contextmanager
 def named_in_errors(name: str) -> Iterator[None]:
-    """Begin an error's line with what it happened in."""
+    """Prefix the errors of a block with the name of what was being measured."""
     try:
         yield
     except CusaError as error:

@@ -1,4 +1,4 @@
-"""The suites that cusa-eval knows, in the order of a report; a new one is a line here."""
+"""The suites of cusa-eval, in the order of the report; add a new one here."""
 
 from __future__ import annotations
 

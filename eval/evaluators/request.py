@@ -1,4 +1,4 @@
-"""What an evaluation is asked for; the fields are the options of ``cusa-eval``."""
+"""The request for an evaluation; its fields are the options of ``cusa-eval``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
-from cusa.eval.metrics.metric_options import PLAIN, Scoring
+from cusa.eval.metrics.metric_options import DEFAULT_SCORING, Scoring
 from cusa.eval.models.embedding_providers import EmbeddingFile
 from cusa.eval.models.evaluated_models import ComputeOptions
 
@@ -16,27 +16,28 @@ class MeasureOptions:
     """How every suite measures.
 
     Attributes:
-        scoring: Ties, and the bootstrap.
-        allow_partial: Whether data sets of other sizes than the known ones are evaluated, too.
-        n_shown: Queries of each task that the report shows with their hits.
+        scoring: The rule for ties, and the bootstrap.
+        allow_partial: Whether to evaluate incomplete data sets, too, whose sizes are not the
+            published ones.
+        n_shown: Number of queries per task that the report shows with their hits.
     """
 
-    scoring: Scoring = PLAIN
+    scoring: Scoring = DEFAULT_SCORING
     allow_partial: bool = False
     n_shown: int = 0
 
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """Which split is retrieved within.
+    """The split that retrieval is measured on.
 
     Attributes:
         split: Name of the split.
-        dataset: A data set's name or annotation files; empty: none.
-        data_root: Folder of named data sets.
-        embeddings: A store, if not the run's own.
-        image_root: Folder of the images, if not the data's own.
-        columns: Columns of the data set's tables that are not called as usual.
+        dataset: A data set's name, or its annotation files; empty for the split of a store.
+        data_root: Folder of the data sets that are given by name.
+        embeddings: The store to use instead of the run's own; ``None`` for the run's own.
+        image_root: Folder of the images; ``None`` for the folder that the data name.
+        columns: Names of the data set's columns.
     """
 
     split: str
@@ -52,20 +53,21 @@ class EvalRequest:
     """What to measure, and how.
 
     Attributes:
-        suites: Names of the evaluators to run.
-        skip_absent: Whether a suite without data is left out, with a note, instead of refused.
-        models: Models by name.
-        embedding_files: Another model's image and text embeddings, if given.
-        name: That model's name; ``None``: the files'.
+        suites: Names of the suites to run.
+        skip_absent: Whether to leave out a suite without data, with a note, instead of refusing.
+        models: The models, as :func:`cusa.eval.models.any_model.load_encoder` takes them.
+        embedding_files: Files of another model's image and text embeddings.
+        name: Name of that model; ``None`` for the names of its files.
         split: The split that retrieval is measured on.
-        image_sets: ``NAME=FOLDER`` or ``FOLDER``; empty: all below the data root.
-        sts_folder: Folder of STS sets; ``None``: ``sts`` in the data root.
-        judgement_files: People's judgements of the split's images and captions.
-        pmrp: Folder of COCO's plausible matches, if given.
+        image_sets: Image sets, each ``NAME=FOLDER`` or ``FOLDER``; empty for all known ones below
+            the data root.
+        sts_folder: Folder of the STS data; ``None`` for ``sts`` in the data root.
+        judgement_files: Files of human judgements of the split's images and captions.
+        pmrp: Folder of COCO's plausible matches, or ``None``.
         options: How every suite measures.
         compute: How embeddings are computed.
-        out: Folder of the report; ``None``: beside the results.
-        latex: Whether the tables are written for LaTeX, too.
+        out: Folder of the report; ``None`` for the default beside the results.
+        latex: Whether to write the tables for LaTeX, too.
     """
 
     suites: tuple[str, ...]

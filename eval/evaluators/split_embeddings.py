@@ -1,4 +1,4 @@
-"""A model's embeddings of a split, and its teachers' rows: computed once for all suites."""
+"""A model's embeddings of a split, computed once for all suites, and its teachers' rows."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ BOTH_MODALITIES = frozenset({"image", "text"})
 
 
 def split_embeddings(model: EvaluatedModel, split: EvaluatedSplit) -> SplitEmbeddings:
-    """Return a model's embeddings of a split; they are computed once, until it is released.
+    """Return a model's embeddings of a split, which are computed once until the model is released.
 
     Args:
-        model: The model, which embeds both modalities; a student reads its store, all others read
-            files.
+        model: A model that embeds both modalities. A student reads the store's rows where the split
+            is in a store; any other model reads image files and captions.
         split: The split.
 
     Raises:
-        CusaError: If the store is another than the one that a run was trained on, or an input
-            cannot be read, or none is left.
+        CusaError: If the store is not the one that a run was trained on, an input cannot be read,
+            or no image or no caption is left.
     """
     if split not in model.split_embeddings:
         student, store = model.student, split.store
@@ -48,7 +48,7 @@ def split_embeddings(model: EvaluatedModel, split: EvaluatedSplit) -> SplitEmbed
 
 
 def split_facts(split: EvaluatedSplit, embeddings: SplitEmbeddings) -> dict[str, Any]:
-    """Say what a model was measured on, as files of results hold it."""
+    """Return the keys of a results file that describe the split a model was measured on."""
     return {
         "dataset": split.dataset,
         "split": split.view.name,
@@ -65,7 +65,8 @@ def _embed_files(provider: EmbeddingProvider, split: EvaluatedSplit) -> SplitEmb
     caption_rows = np.setdiff1d(np.arange(view.n_captions), split.skipped_captions)
     if not len(image_rows) or not len(caption_rows):
         raise DataError(
-            f"split {view.name!r} has no image or no caption that could be read", name=view.name
+            f"split {view.name!r} has no readable image or no caption; pass another --split",
+            name=view.name,
         )
 
     image_paths = map(split.image_root.joinpath, _at_rows(view.image_paths, image_rows))
@@ -91,7 +92,7 @@ def _embed_stored(
     split: EvaluatedSplit,
     store: EmbeddingStore,
 ) -> SplitEmbeddings:
-    """Embed a split by a student: an adapter reads its frozen encoders' rows from the store."""
+    """Embed a split with a student; an adapter reads its frozen encoders' rows from the store."""
     origin, compute = student.origin, model.compute
     _check_store(store, origin.provenance, model.name, split.is_own_store)
     encoder_names = tuple(encoder.name for encoder in origin.provenance.encoders.values())
@@ -115,11 +116,12 @@ def split_teachers(model: EvaluatedModel, split: EvaluatedSplit) -> Teachers:
     """Return the teachers' rows of a split.
 
     Args:
-        model: The model; a run's own teachers are preferred.
+        model: The model.
         split: The split; without a store, there are no teachers.
 
     Returns:
-        The teachers that the run was trained with, or the only ones of the store.
+        For each modality the teacher that the run was trained with, else the store's only one, else
+        ``None``.
     """
     if split.store is None:
         return Teachers(None, None)
@@ -146,9 +148,9 @@ def _check_store(
     run_name: str,
     is_own_store: bool,
 ) -> None:
-    """Refuse a store that is not the one that a run was trained on.
+    """Refuse a store that is not the one a run was trained on.
 
-    Another store, named on purpose, may be of other data, but its encoders must be the same.
+    A store that the user names may hold other data, but its encoders must be the same.
     """
     differences = []
     if is_own_store:

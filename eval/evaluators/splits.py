@@ -1,4 +1,4 @@
-"""The split that retrieval is measured on: found once for all models, and parsed once."""
+"""The split that retrieval is measured on, parsed once for all models."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cusa.train.saving.run_dir import load_run
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedSplit:
-    """A split to retrieve within; each is equal to itself alone.
+    """A split to evaluate on; compared and hashed by identity.
 
     Attributes:
         dataset: Name of the data set.
         view: Ids, paths and captions of the split.
         image_root: Folder of its images.
-        skipped_images: int64: image rows that are left out, ascending.
-        skipped_captions: int64: caption rows that are left out, ascending.
-        store: The store that it is in, if it is in one.
-        is_own_store: Whether that must be the store that a run was trained on.
+        skipped_images: int64, ascending: image rows to leave out.
+        skipped_captions: int64, ascending: caption rows to leave out.
+        store: The store that holds the split, or ``None``.
+        is_own_store: Whether the store must be the one that a run was trained on.
     """
 
     dataset: str
@@ -42,17 +42,17 @@ class EvaluatedSplit:
 
     @property
     def title(self) -> str:
-        """Data set and split, as results name them: no "/" is in it."""
+        """Data set and split as results name them, without "/"."""
         return f"{self.dataset.replace('/', '_')} {self.view.name}"
 
 
 class SplitFinder:
-    """Finds each model's split: of ``--dataset``, of ``--embeddings``, or of a run's store.
+    """Finds each model's split: in ``--dataset``, in ``--embeddings``, or in its run's store.
 
     Args:
-        request: Which split.
-        run_dirs: Directories of all runs among the models; others than runs are measured on the
-            first one's split.
+        request: The split requested.
+        run_dirs: Directories of all runs among the models; models that are not runs are measured on
+            the first run's split.
     """
 
     def __init__(self, request: SplitRequest, run_dirs: Sequence[Path]) -> None:
@@ -75,7 +75,8 @@ class SplitFinder:
             run_dir: The model's directory, if it is a run.
 
         Raises:
-            CusaError: If there is none, or its store or annotations cannot be read or lack it.
+            CusaError: If no data are given, or the store or the annotations cannot be read or lack
+                the split.
         """
         request = self._request
         if request.dataset:
@@ -86,7 +87,7 @@ class SplitFinder:
             run_dir = self._run_dirs[0]
         if run_dir is None:
             raise DataError(
-                "no data to measure on: these models are no runs of cusa-train; pass --dataset "
+                "no data to measure on, since no model is a run of cusa-train; pass --dataset "
                 "NAME or PATH, or --embeddings STORE",
                 name="--dataset",
             )
@@ -127,13 +128,17 @@ class SplitFinder:
 
 
 def check_counts(split: EvaluatedSplit, allow_partial: bool) -> str | None:
-    """Refuse a known test split of another size: its figures would stand beside others'.
+    """Refuse a known test split of another size, whose figures would not be comparable.
+
+    Args:
+        split: The split.
+        allow_partial: Whether to evaluate it nevertheless.
 
     Returns:
-        What is unlike the known split, where it is evaluated all the same.
+        The difference from the published size, if the split is evaluated nevertheless.
 
     Raises:
-        CusaError: If it is not as large as it should be.
+        DataError: If a test split does not have its published number of images.
     """
     split_name = split.view.name
     published_size = KNOWN_SIZES.get(split.dataset, {}).get(split_name)
@@ -141,12 +146,12 @@ def check_counts(split: EvaluatedSplit, allow_partial: bool) -> str | None:
     if published_size is None or n_images == published_size:
         return None
     problem = (
-        f"{split.dataset} {split_name} has {published_size:,} images, found {n_images:,}: "
-        "figures do not compare with others'"
+        f"{split.dataset} {split_name} has {n_images:,} images instead of {published_size:,}, so "
+        "figures are not comparable with published ones"
     )
     if split_name == "test" and not allow_partial:
         raise DataError(
-            f"{problem}; complete it, or pass --allow-partial to evaluate what is there",
+            f"{problem}; complete it, or pass --allow-partial to evaluate it as it is",
             name=split.dataset,
         )
     return problem

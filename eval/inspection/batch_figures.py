@@ -1,8 +1,8 @@
 """Figures of one batch's soft labels, as pure functions of the teachers' cosines.
 
-Notation as in :mod:`cusa.train.loss.functions`: a batch is B pairs of an image and a caption.
-``similarity``, float ``[B, B]``, holds the cosines of a teacher's rows, and ``image_ids``, int64
-``[B]``, the image of each pair. Two pairs are *of different images* if their ids differ; two
+The notation is that of :mod:`cusa.train.loss.functions`: a batch is B pairs of an image and a
+caption. ``similarity``, float ``[B, B]``, holds the cosines of a teacher's rows; ``image_ids``,
+int64 ``[B]``, the image of each pair. Two pairs are *of different images* if these ids differ; two
 captions of one image never count as a false negative.
 """
 
@@ -22,18 +22,18 @@ from cusa.train.loss.functions import soft_label_loss, soft_labels
 
 NEIGHBOURS = 10
 
-# Copies of one caption have equal cosines but for rounding, which depends on the machine. To this
-# many decimals they are equal, and tie.
+# Copies of one caption have equal cosines up to rounding, which depends on the machine. Rounded to
+# this many decimals, they tie.
 COSINE_DECIMALS = 5
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Soft labels of a teacher at one temperature, as means over rows.
+    """Sharpness of a teacher's soft labels at one temperature; each figure is a mean over rows.
 
     Attributes:
-        perplexity: exp of a row's entropy, from 1 to B: over how many pairs the label is as good as
-            evenly spread.
+        perplexity: exp of a row's entropy, from 1 to B: the number of pairs over which evenly
+            spread labels would have that entropy.
         own_label: The label of the pair itself, ``P_ii``.
         greatest_other_label: The greatest label of a pair of another image.
     """
@@ -48,8 +48,8 @@ class FalseNegativeCount:
     """Likely false negatives in a batch: pairs of different images with at least a given cosine.
 
     Attributes:
-        pairs: How often two pairs of the batch are that similar, A and B counted once.
-        rows: Share of the B pairs that have at least one such partner.
+        pairs: How often two pairs of the batch are that similar, each two counted once.
+        rows: Share of the B pairs that have at least one such partner, 0 to 1.
     """
 
     pairs: float
@@ -58,13 +58,14 @@ class FalseNegativeCount:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the two teachers agree on pairs of different images.
+    """Agreement of the two teachers on pairs of different images.
 
     Attributes:
-        pearson: Correlation of their cosines.
-        spearman: Correlation of the cosines' ranks.
-        overlap: Share of a pair's ten nearest neighbours (fewer in a small batch) that both name.
-        chance: What that share would be if one of the teachers drew at random.
+        pearson: Correlation of their cosines, -1 to 1.
+        spearman: Correlation of the cosines' ranks, -1 to 1.
+        overlap: Share of a pair's ten nearest neighbours (fewer in a small batch) on which both
+            teachers agree, 0 to 1.
+        chance: The share expected if one of the teachers chose neighbours at random.
         kl: ``KL(P^I || P^T)`` of the soft labels at temperature 1, in nats.
     """
 
@@ -85,19 +86,19 @@ def sharpness(
 ) -> Sharpness:
     """Measure a batch's soft labels ``P = soft_labels(similarity, tau)`` (paper, section 3.2).
 
-    The greatest other label is averaged over the rows that have a pair of another image; NaN
-    without any.
+    The greatest other label is averaged over the rows that have a pair of another image; it is NaN
+    if no row has one.
 
     Args:
-        similarity: float ``[B, B]``.
-        image_ids: int64 ``[B]``.
+        similarity: float ``[B, B]``: a teacher's cosines.
+        image_ids: int64 ``[B]``: the image of each pair.
         tau: Temperature.
     """
     labels = soft_labels(similarity.double(), tau)
     perplexity = torch.special.entr(labels).sum(dim=1).exp()
     same_image = image_ids[:, None] == image_ids
     greatest = labels.masked_fill(same_image, -torch.inf).amax(dim=1)
-    # Rows whose batch has no other image have no such label.
+    # A row is minus infinity if the batch holds no other image.
     greatest = greatest[greatest.isfinite()]
     return Sharpness(
         perplexity=float(perplexity.mean()),
@@ -114,12 +115,12 @@ def count_false_negatives(
     """Count the likely false negatives of a batch.
 
     Args:
-        similarity: float ``[B, B]``, symmetric.
-        image_ids: int64 ``[B]``.
-        least_cosine: Cosine from which two pairs count.
+        similarity: float ``[B, B]``, symmetric: a teacher's cosines.
+        image_ids: int64 ``[B]``: the image of each pair.
+        least_cosine: The least cosine at which two pairs count.
     """
     different_images = image_ids[:, None] != image_ids
-    # Above the diagonal: A and B once, not again as B and A.
+    # Above the diagonal, each two pairs appear once.
     similar = ((similarity >= least_cosine) & different_images).triu(1)
     has_partner = similar.any(dim=0) | similar.any(dim=1)
     return FalseNegativeCount(
@@ -135,16 +136,17 @@ def agreement(
 ) -> Agreement:
     """Compare the two teachers on a batch.
 
-    The correlations take each two pairs once. KL is over whole rows, the pair itself included, as
+    The correlations count each two pairs once. KL is over whole rows, including the pair itself, as
     in the loss.
 
     Args:
-        image_similarity: float ``[B, B]``, of the image teacher.
-        text_similarity: float ``[B, B]``, of the text teacher.
-        image_ids: int64 ``[B]``.
+        image_similarity: float ``[B, B]``: cosines of the image teacher.
+        text_similarity: float ``[B, B]``: cosines of the text teacher.
+        image_ids: int64 ``[B]``: the image of each pair.
 
     Returns:
-        The figures; NaN where the batch has no two pairs of different images, or no two cosines.
+        The figures. All but KL are NaN if the batch holds one image only; a correlation is also NaN
+        if a teacher's cosines do not vary.
     """
     different_images = image_ids[:, None] != image_ids
     each_pair_once = different_images.triu(1)
@@ -167,7 +169,7 @@ def agreement(
 
 
 def mean_figures(batches: Sequence[BatchFigures]) -> BatchFigures:
-    """Average figures over batches, each over the batches in which it is not NaN.
+    """Average each figure over the batches in which it is not NaN.
 
     Args:
         batches: Figures of at least one batch, all of one kind.
@@ -188,8 +190,8 @@ def _common_neighbours(
 ) -> tuple[float, float]:
     """Compute the share of nearest neighbours in common, and the share expected by chance.
 
-    Of n candidates, k = min(10, n) are a row's nearest. One drawn at random is among them with
-    probability k / n. Rows without candidates do not count.
+    Of its n candidates, a row has k = min(10, n) nearest neighbours; a candidate drawn at random is
+    among them with probability k / n. Rows without candidates do not count.
     """
     has_candidates = is_candidate.any(dim=1)
     n_candidates = is_candidate.sum(dim=1)[has_candidates]
@@ -208,12 +210,12 @@ def _nearest(
     similarity: torch.Tensor,
     is_candidate: torch.Tensor,
 ) -> torch.Tensor:
-    """Mark each row's ten most similar candidates, or all of fewer; of equals the first."""
+    """Mark each row's ten most similar candidates, or all of fewer; ties take the first."""
     candidates_alone = similarity.masked_fill(~is_candidate, -torch.inf)
     order = candidates_alone.argsort(dim=1, descending=True, stable=True)
     nearest = torch.zeros_like(is_candidate)
     nearest.scatter_(1, order[:, :NEIGHBOURS], True)
-    # A row with fewer candidates than neighbours marked others, too.
+    # In a row with too few candidates, others were marked, too.
     return nearest & is_candidate
 
 
@@ -221,7 +223,7 @@ def _correlation(
     first: np.ndarray,
     second: np.ndarray,
 ) -> float:
-    """Compute Pearson's correlation; NaN if one of the two never varies."""
+    """Compute Pearson's correlation; NaN if one of the arrays is constant or shorter than two."""
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
     return float(np.corrcoef(first, second)[0, 1])

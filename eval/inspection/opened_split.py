@@ -1,4 +1,4 @@
-"""A split of a store as it would be trained on, and what the page shows of its images."""
+"""A split of a store as it would be trained on, and the pairs that the page shows of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class OpenedSplit:
         image_teacher: Rows of the image teacher.
         text_teacher: Rows of the text teacher.
         pairs: The trainable pairs.
-        order: Their batches by epoch.
+        order: The batches of each epoch.
         image_rows: int64 ``[p]``: the image row of each pair.
         caption_rows: int64 ``[p]``: its caption row.
         n_images: Images that have a pair.
@@ -58,7 +58,12 @@ class OpenedSplit:
         sample: Sample,
         positions: Positions,
     ) -> StrongPair:
-        """Read two images of the sample, with the most similar two of their captions."""
+        """Look up two images of the sample, with the most similar two of their captions.
+
+        Args:
+            sample: The sample.
+            positions: Positions of the two images in it.
+        """
         chosen = list(positions)
         first_image, second_image = teacher_rows(self.image_teacher, sample.images[chosen])
         image_cosine = first_image @ second_image
@@ -69,7 +74,7 @@ class OpenedSplit:
         first, second = divmod(int(text_cosines.argmax()), text_cosines.shape[1])
         text_cosine = text_cosines[first, second]
 
-        # The loss fuses matrices; this is one of a single pair.
+        # The loss fuses matrices, so each cosine is passed as a matrix of one entry.
         fused_cosines, _ = fuse_similarities(
             image_cosine.reshape(1, 1), text_cosine.reshape(1, 1), "dot"
         )
@@ -97,11 +102,11 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
 
     Args:
         store: The store.
-        settings: Split, teachers, and batches.
+        settings: The split, the teachers and the batches to open.
 
     Raises:
-        CusaError: If split or teachers do not exist, or the split has fewer pairs than a batch, or
-            pairs of a single image.
+        CusaError: If the split or a teacher does not exist, or the split has fewer pairs than a
+            batch, or pairs of a single image only.
     """
     split = store.split(settings.split)
     image_name = store.pick_teacher("image", settings.image_teacher, "--image-teacher")
@@ -112,13 +117,13 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
     inputs = _NoInputs(store.skipped(settings.split))
     pairs = Pairs(split, inputs, (image_teacher, text_teacher))
     order = EpochOrder(len(pairs), settings.batch_size, settings.seed)
-    # Asked for after the batches: with no pair at all, their error says more.
+    # Checked after the batches, whose error says more if there are no pairs at all.
     image_rows, caption_rows = pairs.rows(np.arange(len(pairs)))
     n_images = len(np.unique(image_rows))
     if n_images < 2:
         raise DataError(
-            f"split {settings.split!r} has pairs of one image only; soft labels need at least two "
-            "images: pass another --split",
+            f"split {settings.split!r} has pairs of one image only, and soft labels need at least "
+            "two images; pass another --split",
             name=settings.split,
         )
     return OpenedSplit(
@@ -135,9 +140,9 @@ def open_split(store: EmbeddingStore, settings: Settings) -> OpenedSplit:
 
 
 class _NoInputs:
-    """Stands for the inputs of a student that reads files, without reading any.
+    """Placeholder for the inputs of a student that reads files; it reads none.
 
-    What a teacher of the store had to skip, such a student cannot read either.
+    Such a student could not read the images and captions that stage one skipped.
     """
 
     def __init__(self, skipped: RowNumbers) -> None:

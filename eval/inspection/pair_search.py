@@ -1,4 +1,4 @@
-"""Search for the most similar pairs of images, comparing all with all block by block."""
+"""Search for the most similar pairs of images, comparing all with all, block by block."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cusa.data.store.embeddings import Embeddings
 from cusa.data.unit_rows import unit_rows
 from cusa.train.loss.functions import fuse_similarities
 
-# Captions of an image that are compared.
+# Number of captions of an image that are compared.
 MAX_CAPTIONS = 5
-# Cosine from which two images are likely the same picture.
+# Least cosine at which two images are likely the same picture.
 DUPLICATE_COSINE = 0.999
 RANKINGS = ("image", "text", "both")
 
-# Called with the task, the steps done, and the number of steps.
+# Called with the task, the number of steps done, and the number of all steps.
 Advance = Callable[[str, int, int], None]
 
-# Positions of two images in a sample, the first being the lesser.
+# Positions of two images in a sample, the smaller one first.
 Positions = tuple[int, int]
 
 
@@ -50,9 +50,9 @@ class Sample:
 
     Attributes:
         images: int64 ``[n]``, ascending.
-        captions: int64 ``[n, m]``: the first m captions of each image, repeated from the first on
-            where it has fewer.
-        counts: int64 ``[n]``: how many of them are different, 1 to m.
+        captions: int64 ``[n, m]``: the first m captions of each image, repeated cyclically if it
+            has fewer.
+        counts: int64 ``[n]``: number of distinct captions among them, 1 to m.
     """
 
     images: np.ndarray
@@ -66,22 +66,22 @@ def draw_sample(
     n_images: int,
     seed: int,
 ) -> Sample:
-    """Draw random images of trainable pairs, all if there are no more than ``n_images``.
+    """Draw random images of trainable pairs, or take all if there are at most ``n_images``.
 
     Args:
         image_rows: int64 ``[p]``: the image row of each pair.
         caption_rows: int64 ``[p]``: its caption row.
         n_images: Number of images to draw.
-        seed: Seed of the choice.
+        seed: Seed of the draw.
     """
-    # The captions of an image side by side, in the order of the split.
+    # Sort the captions of an image side by side, in the order of the split.
     order = np.lexsort((caption_rows, image_rows))
     images, starts, counts = np.unique(image_rows[order], return_index=True, return_counts=True)
     n_drawn = min(n_images, len(images))
     drawn = np.random.default_rng(seed).choice(len(images), n_drawn, replace=False)
     drawn.sort()
 
-    # An image's captions from its first on, and again from the first where it has fewer.
+    # Number each image's captions from its first one, cyclically if it has fewer than the columns.
     counts = np.minimum(counts[drawn], MAX_CAPTIONS)
     within_image = np.arange(counts.max()) % counts[:, None]
     captions = caption_rows[order][starts[drawn, None] + within_image]
@@ -98,7 +98,7 @@ def same_image_cosine(
     Args:
         text_teacher: Rows of the captions.
         sample: Images with their captions.
-        block: Images at once.
+        block: Number of images per block.
     """
     cosine_blocks = [np.zeros(0)]
     for start in range(0, len(sample.images), block):
@@ -108,7 +108,7 @@ def same_image_cosine(
         for first, second in combinations(range(captions.shape[1]), 2):
             products = rows[:, first] * rows[:, second]
             cosines = products.sum(dim=1).double().numpy()
-            # An image with fewer captions repeats them, and would be compared with itself.
+            # An image with fewer captions repeats them: a caption would be compared with itself.
             cosine_blocks.append(cosines[counts > second])
     cosines = np.concatenate(cosine_blocks)
     return float(np.median(cosines)) if len(cosines) else math.nan
@@ -124,23 +124,23 @@ def strongest_pairs(
 ) -> tuple[dict[str, list[Positions]], int]:
     """Find the most similar pairs of different images in a sample, comparing all with all.
 
-    Two images are as similar in text as the most similar two of their captions. Of equal pairs, the
-    first in the sample come first.
+    The text similarity of two images is that of the most similar two of their captions. Equally
+    similar pairs are in the order of the sample.
 
     Args:
         image_teacher: Rows of the images.
         text_teacher: Rows of the captions.
         sample: Images with their captions.
-        n_pairs: Pairs in each ranking.
-        block: Images at once; ``(m * block) ** 2`` similarities are in memory.
-        advance: Called after each block.
+        n_pairs: Number of pairs in each ranking.
+        block: Number of images per block; ``(m * block) ** 2`` similarities are in memory.
+        advance: Called after each two blocks.
 
     Returns:
-        Pairs by ranking, most similar first; and how many have a cosine of ``DUPLICATE_COSINE`` on.
+        Pairs by ranking, most similar first; and the number of likely duplicates among all pairs.
     """
     rankings = dict.fromkeys(RANKINGS, _NO_PAIRS)
     n_duplicates = 0
-    # Each two blocks once, a block with itself first.
+    # Each two blocks once, including each block with itself.
     corners = list(combinations_with_replacement(range(0, len(sample.images), block), 2))
     for step, (start, later_start) in enumerate(corners, 1):
         chosen = slice(later_start, later_start + block)
@@ -176,16 +176,17 @@ def _similarities(
     rows: _TeacherRows,
     columns: _TeacherRows,
 ) -> dict[str, torch.Tensor]:
-    """Compute how similar the images of two blocks are, float32 ``[n, m]`` by ranking.
+    """Compute the similarities of the images of two blocks, float32 ``[n, m]``, by ranking.
 
-    Within a block each pair has a similarity once, and no image with itself; the rest is -inf.
+    Within one block, only the entries above the diagonal are kept, and all others are -inf: each
+    pair counts once, and no image with itself.
     """
     row_images, row_captions = rows
     column_images, column_captions = columns
     by_image = row_images @ column_images.T
     by_caption = row_captions.flatten(0, 1) @ column_captions.flatten(0, 1).T
-    # [captions, images] of the rows, then of the columns. One axis after the other is five times as
-    # fast as both at once.
+    # The axes are captions and images of the rows, then of the columns. Reducing one axis after the
+    # other is five times as fast as both at once.
     by_caption = by_caption.view(*row_captions.shape[:2], *column_captions.shape[:2])
     by_text = by_caption.amax(dim=0).amax(dim=1)
 
@@ -204,21 +205,21 @@ def _merge(
     corner: tuple[int, int],
     n_pairs: int,
 ) -> _Ranking:
-    """Take the ``n_pairs`` best of a ranking and of a block of scores, in which -inf is no score.
+    """Merge a block of scores into a ranking of the ``n_pairs`` best; -inf marks no pair.
 
-    The corner is the position in the sample of the block's first row and column.
+    The corner holds the positions in the sample of the block's first row and first column.
     """
     best_scores, best_positions = ranking
     if n_pairs == 0:
         return ranking
     scores = block_scores.numpy()
-    # Scores below the last of a full ranking cannot enter it: most of a block is dropped here.
+    # Scores below the last of a full ranking cannot enter it, which excludes most of a block.
     least_score = best_scores[-1] if len(best_scores) == n_pairs else -np.inf
     is_eligible = (scores >= least_score) & (scores > -np.inf)
 
     positions = np.concatenate([best_positions, np.argwhere(is_eligible) + corner])
     all_scores = np.concatenate([best_scores, scores[is_eligible]])
-    # The last key sorts first: by score, then by position in the sample.
+    # The last key is the primary one: by score, then by position in the sample.
     first, second = positions.T
     order = np.lexsort((second, first, -all_scores))[:n_pairs]
     return all_scores[order], positions[order]

@@ -1,4 +1,4 @@
-"""Settings and results of an inspection, and the results as JSON."""
+"""Settings and results of an inspection, and their conversion to JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cusa.eval.inspection.batch_figures import (
 )
 from cusa.eval.report.gallery import Item
 
-# Names in the JSON output, where they differ from the fields'.
+# Keys in the JSON output that differ from the names of the fields.
 _JSON_NAMES = {
     "own_label": "own",
     "greatest_other_label": "other",
@@ -27,20 +27,20 @@ _JSON_NAMES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What to inspect.
+    """Settings of an inspection.
 
     Attributes:
-        split: The split.
-        image_teacher: Image teacher, or ``None`` for the store's only one.
-        text_teacher: Text teacher, or ``None`` for the store's only one.
-        batch_size: B, at least 2.
-        batches: Number of batches that figures are averaged over.
-        pairs: Number of pairs listed in each ranking.
-        sample: Number of images that are compared with each other, and that the median over
-            captions is taken over.
-        seed: Seed of the batches, which are those of a training run with this seed, and of the
-            sample.
-        image_root: Folder of the images, or ``None`` for the store's own.
+        split: Name of the split.
+        image_teacher: Name of the image teacher; ``None`` for the store's only one.
+        text_teacher: Name of the text teacher; ``None`` for the store's only one.
+        batch_size: Number of pairs per batch, at least 2.
+        batches: Number of batches to average figures over.
+        pairs: Number of pairs in each ranking.
+        sample: Number of images to draw; they are compared with each other, and the median cosine
+            of two captions is taken over them.
+        seed: Seed of the sample, and of the batches, which are those of a training run with this
+            seed.
+        image_root: Folder of the images; ``None`` for the store's own.
     """
 
     split: str = "train"
@@ -56,7 +56,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class TeacherFigures:
-    """Figures of a teacher: sharpness by temperature, likely false negatives by least cosine."""
+    """Figures of a teacher.
+
+    Attributes:
+        name: Name of the teacher in the store.
+        model_id: Name of its model.
+        sharpness: Sharpness of the soft labels by temperature.
+        false_negatives: Likely false negatives by least cosine.
+    """
 
     name: str
     model_id: str
@@ -69,8 +76,8 @@ class StrongPair:
     """Two images that a teacher finds similar, and the most similar two of their captions.
 
     Attributes:
-        images: The images.
-        captions: A caption of each.
+        images: The two images.
+        captions: A caption of each image.
         image_cosine: Cosine of the images, by the image teacher.
         text_cosine: Cosine of the captions, by the text teacher.
         fused_cosine: ``sqrt(max(image_cosine, 0) * max(text_cosine, 0))``, the ``dot`` source.
@@ -87,23 +94,24 @@ class StrongPair:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All figures; NaN where there is nothing to average.
+    """The result of an inspection; figures are NaN if there is nothing to average.
 
     Attributes:
         dataset: Name of the data set.
         settings: The settings.
-        n_pairs: Trainable pairs of the split.
-        n_images: Images of these pairs.
-        n_left_out: Pairs left out because their image or caption was skipped.
+        n_pairs: Number of trainable pairs of the split.
+        n_images: Number of images of these pairs.
+        n_left_out: Number of pairs left out because their image or caption was skipped.
         image: Figures of the image teacher.
         text: Figures of the text teacher.
         same_image_cosine: Median cosine of two captions of one image, by the text teacher; NaN if
             no image has two.
-        same_image_count: Likely false negatives from that cosine on.
+        same_image_count: Likely false negatives with at least that cosine.
         agreement: Agreement of the two teachers.
-        n_searched: Images that were compared with each other.
-        n_duplicates: Pairs of these that are likely one picture.
-        strongest: The most similar pairs, most similar first, by image, text and both.
+        n_searched: Number of images that were compared with each other.
+        n_duplicates: Number of pairs of these images that are likely one picture.
+        strongest: The most similar pairs by ranking (``"image"``, ``"text"``, ``"both"``), most
+            similar first.
     """
 
     dataset: str

@@ -1,7 +1,7 @@
 """Inspection of soft labels before training: how sharp they are, and where false negatives lie.
 
-All figures are of batches as the trainer draws them, with the teachers' rows of a store; no model
-is loaded.
+All figures are measured on batches as the trainer draws them, from the teachers' rows of a store;
+no model is loaded.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from cusa.eval.report.page import write_page
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 COSINES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
-# The same sums in another order round otherwise: captions that are as similar as the median must
-# count, so they may fall this little below it.
+# Captions exactly as similar as the median must count, but the same sums in another order round
+# differently; so cosines count that are smaller by up to this much.
 _ROUNDING = 1e-6
 
 
@@ -55,10 +55,10 @@ def inspect(
     Args:
         store: The store.
         settings: What to inspect.
-        advance: Called as the work proceeds.
+        advance: Called with the progress.
 
     Raises:
-        CusaError: As of :func:`cusa.eval.inspection.opened_split.open_split`.
+        CusaError: As :func:`cusa.eval.inspection.opened_split.open_split`.
     """
     split = open_split(store, settings)
     sample = draw_sample(split.image_rows, split.caption_rows, settings.sample, settings.seed)
@@ -91,14 +91,14 @@ def write_inspection(
     path: Path,
     inspection: Inspection,
 ) -> int:
-    """Write the page.
+    """Write an inspection as a page.
 
     Args:
-        path: The HTML file; replaced as a whole.
-        inspection: What it shows.
+        path: The HTML file, which is written atomically.
+        inspection: The inspection.
 
     Returns:
-        The number of its images that could not be read.
+        The number of images on the page that could not be read.
     """
     image_paths = []
     for pairs in inspection.strongest.values():
@@ -120,11 +120,12 @@ def format_figure(
     value: float,
     digits: int,
 ) -> str:
-    """Format a figure for a reader; NaN as a dash."""
+    """Format a figure for the page; NaN becomes a dash."""
     return "–" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-# Figures of every batch, by modality with temperature or least cosine.
+# Figures of every batch, by modality with temperature or least cosine, or by name for the text
+# teacher's "same image" count and the teachers' "agreement".
 _BatchFigures = dict[Any, list[Any]]
 
 
@@ -134,12 +135,12 @@ def _measure_batches(
     same_image_median: float,
     advance: Advance,
 ) -> _BatchFigures:
-    """Measure the first batches of a training run, over as many epochs as they take."""
+    """Measure the first batches of a training run, in as many epochs as that takes."""
     figures: _BatchFigures = defaultdict(list)
     least_same_image_cosine = same_image_median - _ROUNDING
     for number in range(n_batches):
         split.order.epoch, batch_number = divmod(number, len(split.order))
-        # Each epoch has its own order.
+        # A new epoch has a new order.
         if batch_number == 0:
             epoch_batches = list(split.order)
         batch = split.pairs[epoch_batches[batch_number].tolist()]

@@ -24,14 +24,14 @@ def average_precisions(
         candidates: float ``[m, d]``.
         indptr: int64 ``[n + 1]``; query i's relevant candidates are
             ``indices[indptr[i]:indptr[i + 1]]``.
-        indices: int64, none twice for a query.
+        indices: int64, without duplicates within a query.
 
     Returns:
-        float64 ``[n]`` in 0 to 1, twice: of equal similarities the relevant first, and last; 0 for
-        a query without a relevant candidate.
+        float64 ``[n]`` in 0 to 1, with ties counted for the query and against it; 0 for a query
+        without a relevant candidate.
 
     Raises:
-        EmbeddingsError: If an embedding is not finite, or has no dot products that can be ranked.
+        EmbeddingsError: If an embedding is not finite, or its dot products cannot be ranked.
     """
     optimistic = np.zeros(len(queries))
     pessimistic = np.zeros(len(queries))
@@ -53,11 +53,11 @@ def _average_precision(
     relevant_scores: np.ndarray,
     ascending: np.ndarray,
 ) -> tuple[float, float]:
-    """Compute one query's average precision from all scores, ties counted for and against it."""
+    """Compute one query's average precision with ties counted for it, and against it."""
     scores = np.sort(relevant_scores)
     n_hits = np.arange(len(scores), 0, -1)
     averages = []
-    # Ahead of a score are those above it, or all that reach it.
+    # Counted for the query, only greater scores are ahead; counted against it, equal ones are, too.
     for side in ("right", "left"):
         n_ahead = len(ascending) - np.searchsorted(ascending, scores, side)
         n_relevant_ahead = len(scores) - np.searchsorted(scores, scores, side)

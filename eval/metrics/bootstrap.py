@@ -18,8 +18,8 @@ class Bootstrap:
     """Settings of the resampling.
 
     Attributes:
-        samples: Number of resamplings; 0 means none, and no interval.
-        seed: Seed of the draws. Metrics over as many queries are resampled alike, whatever the
+        samples: Number of resamplings; with 0, there are no intervals.
+        seed: Seed of the draws. Metrics over equally many queries share their draws, whatever the
             model, so that differences between models are paired.
     """
 
@@ -35,25 +35,25 @@ def resampled_means(
     bootstrap: Bootstrap,
     clusters: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Compute means over queries drawn with replacement, as many as there are (Efron 1979).
+    """Compute the means of bootstrap samples: n queries drawn with replacement (Efron 1979).
 
     Captions of one image are not independent of each other: drawn one by one, they would make
     intervals too narrow. Queries that belong together are therefore drawn together.
 
     Args:
-        values: Per metric float64 ``[n]``, the value of each query.
+        values: The value of each query, float64 ``[n]``, by metric.
         bootstrap: Number of resamplings and seed.
-        clusters: int64 ``[n]``: the cluster of each query, which is drawn as a whole; ``None``:
-            each query by itself. Draws depend on the number of clusters alone.
+        clusters: int64 ``[n]``: the cluster of each query, drawn as a whole; ``None`` to draw each
+            query by itself. Draws depend only on the seed and the number of clusters.
 
     Returns:
-        Per metric float64 ``[samples]``; empty without queries.
+        The mean in each sample, float64 ``[samples]``, by metric; ``[0]`` without queries.
     """
     n_queries = len(next(iter(values.values()), ()))
     if not n_queries or not bootstrap.samples:
         return {metric: np.zeros(0) for metric in values}
 
-    # The column of ones counts queries: clusters differ in size, and so do draws of them.
+    # The column of ones counts the queries drawn, since clusters differ in size.
     counts = np.ones(n_queries)
     columns = np.stack([counts, *values.values()], axis=1)
     if clusters is not None:
@@ -77,12 +77,15 @@ def resampled(
     n_queries: int,
     bootstrap: Bootstrap,
 ) -> np.ndarray:
-    """Compute a statistic of any kind over resampled queries: float64 ``[samples]``.
+    """Compute any statistic over bootstrap samples.
 
     Args:
         statistic: Function of the positions of the queries drawn, int64 ``[n_queries]``.
-        n_queries: Number of queries; without any, there is no sample.
+        n_queries: Number of queries.
         bootstrap: Number of resamplings and seed.
+
+    Returns:
+        float64 ``[samples]``; ``[0]`` without queries.
     """
     n_samples = bootstrap.samples if n_queries else 0
     generator = np.random.default_rng([bootstrap.seed, n_queries])
@@ -94,7 +97,14 @@ def resampled(
 
 
 def interval(samples: np.ndarray) -> list[float] | None:
-    """Return the 95 % percentile interval ``[low, high]`` of samples that are not NaN, if any."""
+    """Return the 95 % percentile interval ``[low, high]`` of the samples that are not NaN.
+
+    Args:
+        samples: float64 ``[samples]``.
+
+    Returns:
+        The interval; ``None`` if all samples are NaN, or there are none.
+    """
     samples = samples[~np.isnan(samples)]
     if not len(samples):
         return None
@@ -104,10 +114,10 @@ def interval(samples: np.ndarray) -> list[float] | None:
 
 
 def two_sided_p(differences: np.ndarray) -> float:
-    """Compute the bootstrap p-value against no difference.
+    """Compute the two-sided bootstrap p-value of the hypothesis that there is no difference.
 
     Args:
-        differences: float64 ``[samples]``: the difference in each resampling.
+        differences: float64 ``[samples]``, at least one: the difference in each resampling.
 
     Returns:
         Twice the share of resamplings in which the difference has the rarer sign; at least

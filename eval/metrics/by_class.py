@@ -10,9 +10,9 @@ from cusa.data.errors import EmbeddingsError
 from cusa.data.records import csr
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.metrics.metric_options import (
-    PLAIN,
+    DEFAULT_SCORING,
     Scoring,
-    one_way,
+    direction_figures,
 )
 from cusa.eval.metrics.per_query import (
     Rankings,
@@ -25,7 +25,7 @@ from cusa.eval.metrics.recalls import RECALL_NAMES
 from cusa.eval.metrics.relevance import group_members, same_group
 from cusa.eval.metrics.similarity_blocks import ranking_dtype
 
-# Figures by their name in those of one direction: over the queries that have a positive.
+# Figures over the queries that have a positive, and their keys among those of one direction.
 _ANSWERABLE = {
     "precision_at_1": "r1",
     "r_precision": "r_precision",
@@ -53,18 +53,19 @@ def image_retrieval(
 ) -> dict[str, Any]:
     """Evaluate image-to-image retrieval by class label.
 
-    With one set, every image is a query against the others: itself is left out by its position,
-    wherever it would rank. With a gallery, queries go against the gallery and nothing is left out.
+    Without a gallery, every image is a query against all others; the query itself is excluded by
+    its position, wherever it would rank. With a gallery, queries are compared with the gallery, and
+    nothing is excluded.
 
     Args:
-        embeddings: float ``[n, d]``.
-        labels: ``[n]``, numbers or texts.
-        gallery: float ``[m, d]``, or ``None`` for one set.
-        gallery_labels: ``[m]``.
-        normalize: L2-normalise (cosine similarity); otherwise candidates are ranked by Euclidean
-            distance.
-        ties: What candidates as similar as a relevant one count as: ``"pessimistic"`` (ahead of
-            it), ``"optimistic"`` (behind it), or ``"mean"`` of the two figures.
+        embeddings: float ``[n, d]``, not necessarily L2-normalised.
+        labels: Class of each image, ``[n]``: numbers or strings.
+        gallery: float ``[m, d]``; ``None`` if the images search among themselves.
+        gallery_labels: Class of each image of the gallery, ``[m]``.
+        normalize: Whether to L2-normalise the embeddings and rank by cosine similarity; otherwise
+            candidates are ranked by Euclidean distance.
+        ties: Where to rank candidates that are as similar as a relevant one: ``"pessimistic"``
+            (ahead of it) or ``"optimistic"`` (behind it); ``"mean"`` averages the two figures.
 
     Returns:
         In percent: ``r1``, ``r5``, ``r10`` over all queries (one without a positive is a miss, as
@@ -74,9 +75,9 @@ def image_retrieval(
         whose rank ties decide.
 
     Raises:
-        EmbeddingsError: If embeddings are not finite or, to be normalised, all zeros, or labels do
-            not fit.
-        SettingError: If there is no such rule for ties.
+        EmbeddingsError: If an embedding is not finite, or is all zeros and cannot be normalised, or
+            the labels do not fit the embeddings.
+        SettingError: If ``ties`` is unknown.
     """
     scoring = Scoring(ties)
     search = image_search(embeddings, labels, gallery, gallery_labels, normalize)
@@ -90,7 +91,7 @@ def image_search(
     gallery_labels: np.ndarray | None = None,
     normalize: bool = True,
 ) -> SearchArguments:
-    """Return what :func:`cusa.eval.metrics.per_query.rank_all` takes, up to ``exclude``.
+    """Prepare the first five arguments of :func:`cusa.eval.metrics.per_query.rank_all`.
 
     Arguments and errors are those of :func:`image_retrieval`.
     """
@@ -112,10 +113,10 @@ def image_search(
     if (labels.dtype.kind in "US") != (gallery_labels.dtype.kind in "US"):
         raise EmbeddingsError(
             f"labels are {labels.dtype}, gallery_labels {gallery_labels.dtype}; give both as "
-            "numbers, or both as texts",
+            "numbers, or both as strings",
             name="gallery_labels",
         )
-    # Both sets together, so that a class has one number in both.
+    # Number the classes of both sets together, so that a class has the same number in both.
     all_labels = np.concatenate([labels, gallery_labels])
     classes = np.unique(all_labels, return_inverse=True)[1]
     query_classes, gallery_classes = np.split(classes, [len(labels)])
@@ -125,16 +126,17 @@ def image_search(
 
 def image_figures(
     rankings: Rankings,
-    scoring: Scoring = PLAIN,
+    scoring: Scoring = DEFAULT_SCORING,
 ) -> dict[str, Any]:
-    """Compute the figures of :func:`image_retrieval`.
+    """Compute the figures that :func:`image_retrieval` returns.
 
     Args:
         rankings: Rankings of all queries.
-        scoring: Metric options; with a bootstrap there is also ``ci``, an interval per metric.
+        scoring: Metric options; with a bootstrap, the figures include ``ci``, an interval
+            ``[low, high]`` by metric.
     """
-    all_queries = one_way(rankings, scoring)
-    answerable = one_way(rankings.answerable(), scoring)
+    all_queries = direction_figures(rankings, scoring)
+    answerable = direction_figures(rankings.answerable(), scoring)
     origins = [(name, all_queries, name) for name in RECALL_NAMES]
     origins += [(name, answerable, key) for name, key in _ANSWERABLE.items()]
     figures: dict[str, Any] = {}
@@ -156,16 +158,16 @@ def _checked_labels(
     labels: np.ndarray,
     n_rows: int,
 ) -> np.ndarray:
-    """Return labels as an array ``[n_rows]`` of numbers or texts."""
+    """Return labels as an array ``[n_rows]`` of numbers or strings."""
     checked = np.asarray(labels)
-    # Strings of pandas and of lists with other objects arrive as objects.
+    # Strings from pandas have the dtype object.
     is_object = checked.dtype.kind == "O"
     if is_object and all(isinstance(label, str) for label in checked.ravel()):
         checked = checked.astype(str)
     if checked.shape != (n_rows,):
         raise EmbeddingsError(
-            f"{n_rows} embeddings have {checked.size} labels, of shape {list(checked.shape)}; give "
-            "one label for each",
+            f"{n_rows} embeddings come with labels of shape {list(checked.shape)}; give one label "
+            "for each",
             name="labels",
         )
     is_legal = checked.dtype.kind in "biuUS" or not checked.size
@@ -173,7 +175,7 @@ def _checked_labels(
         is_legal = bool(np.isfinite(checked).all())
     if not is_legal:
         raise EmbeddingsError(
-            f"labels are {checked.dtype}, or not finite; give numbers or texts",
+            f"labels are {checked.dtype}, or not finite; give finite numbers or strings",
             name="labels",
         )
     return checked
@@ -184,7 +186,7 @@ def _as_dot_products(
     candidates: np.ndarray,
     normalize: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows whose dot products order candidates by cosine, or by Euclidean distance."""
+    """Convert embeddings so that dot products rank by cosine, or by Euclidean distance."""
     queries = np.asarray(queries)
     candidates = np.asarray(candidates)
     check_rows(queries, "query")
@@ -203,11 +205,11 @@ def _as_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return float64 rows ``[n, d + 1]`` whose dot products order candidates by Euclidean distance.
 
-    As -|q - c|^2 / 2 + |q|^2 / 2 = q.c - |c|^2 / 2, one more column makes it a dot product; in
-    float64, since the squares are much larger than the differences that decide.
+    For a fixed query q, candidates c are ordered by q.c - |c|^2 / 2 = (|q|^2 - |q - c|^2) / 2. One
+    more column turns this into a dot product. It takes float64, since the squares are much larger
+    than the differences that decide.
     """
-    # Distances in another unit, a power of two, have the same order, and float64 holds their
-    # squares.
+    # Scaling by a power of two keeps the order exactly, and keeps the squares within float64.
     queries = queries.astype(np.float64)
     candidates = candidates.astype(np.float64)
     largest = max(np.abs(rows).max(initial=0) for rows in (queries, candidates))

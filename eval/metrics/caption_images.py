@@ -28,8 +28,8 @@ def checked_caption_image(
         The same as int64.
 
     Raises:
-        EmbeddingsError: If it has another shape or type, or holds something else than indices, such
-            as ids.
+        EmbeddingsError: If it has another shape or type, or holds anything but indices of images,
+            such as ids.
     """
     image_indices = np.asarray(caption_image)
     is_integer = image_indices.dtype.kind in "iu" or not image_indices.size
@@ -39,13 +39,13 @@ def checked_caption_image(
             f"captions; give integers [{n_texts}]: the index of each caption's image",
             name="caption_image",
         )
-    is_no_index = (image_indices < -1) | (image_indices >= n_images)
-    if is_no_index.any():
-        position = int(is_no_index.argmax())
+    is_out_of_range = (image_indices < -1) | (image_indices >= n_images)
+    if is_out_of_range.any():
+        position = int(is_out_of_range.argmax())
         raise EmbeddingsError(
-            f"caption_image[{position}] is {image_indices[position]}, which is not the index of "
-            f"one of {n_images:,} images; give positions from 0 to {n_images - 1}, not ids, or "
-            "-1 for a caption without an image",
+            f"caption_image[{position}] is {image_indices[position]}, which is not an index into "
+            f"{n_images:,} images; give positions from 0 to {n_images - 1}, not ids, or -1 for a "
+            "caption without an image",
             name="caption_image",
             location=f"entry {position}",
         )
@@ -63,7 +63,7 @@ def cross_modal_relevance(
         n_images: Number of images.
 
     Returns:
-        The relevant rows of image-to-text and of text-to-image retrieval.
+        The relevant candidates of image-to-text and of text-to-image retrieval.
     """
     captions_by_image = np.argsort(caption_image, kind="stable")
     ordered_images = caption_image[captions_by_image]

@@ -12,20 +12,20 @@ from typing_extensions import TypedDict
 from cusa.data.errors import CusaError, EmbeddingsError
 from cusa.eval.metrics.bootstrap import Bootstrap, resampled
 
-# A spread this small against the values is rounding: an encoder that maps everything to one point
-# has cosines of 1 +- 2e-16, and their order means nothing.
+# Values with a smaller relative spread are constant up to rounding: an encoder that maps everything
+# to one point has cosines of 1 ± 2e-16, and their order means nothing.
 _CONSTANT = 1e-12
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs that people scored.
+    """Pairs of items with the model's similarity and a human score.
 
     Attributes:
-        similarities: float64 ``[pairs]``: the model's.
-        human_scores: float64 ``[pairs]``, in the scale of the data set.
-        clusters: int64 ``[pairs]``: pairs that belong together, as those of a caption do;
-            ``None``: none do.
+        similarities: float64 ``[pairs]``: the model's similarity of each pair.
+        human_scores: float64 ``[pairs]``, on the scale of the data set.
+        clusters: int64 ``[pairs]``: the cluster of each pair, such as its caption; ``None`` if
+            pairs are independent.
     """
 
     similarities: np.ndarray
@@ -34,7 +34,7 @@ class ScoredPairs:
 
 
 class Correlations(TypedDict):
-    """Correlations of a set of pairs, times 100, and how many pairs there are."""
+    """Correlations over a set of pairs, times 100, and the number of pairs."""
 
     spearman: float
     pearson: float
@@ -45,15 +45,15 @@ def spearman(
     similarities: np.ndarray,
     human_scores: np.ndarray,
 ) -> float:
-    """Compute 100 x Spearman correlation: Pearson's of the ranks, ties sharing their mean rank.
+    """Compute 100 x Spearman's correlation: Pearson's of the ranks, where ties share a mean rank.
 
     Args:
         similarities: float ``[pairs]``, finite.
         human_scores: float ``[pairs]``, finite.
 
     Raises:
-        CusaError: If there are fewer than two pairs, or a side is constant or not finite: no
-            correlation is defined.
+        CusaError: If no correlation is defined: there are fewer than two pairs, or one of the
+            arrays is constant or not finite.
     """
     _check_defined(similarities, human_scores)
     return _pearson(stats.rankdata(similarities), stats.rankdata(human_scores))
@@ -63,7 +63,7 @@ def kendall_tau_c(
     similarities: np.ndarray,
     human_scores: np.ndarray,
 ) -> float:
-    """Compute 100 x Kendall's tau-c, for scores of few different values (Stuart 1953).
+    """Compute 100 x Kendall's tau-c, which suits scores with few distinct values (Stuart 1953).
 
     Args:
         similarities: float ``[pairs]``, finite.
@@ -80,7 +80,7 @@ def correlations(
     similarities: np.ndarray,
     human_scores: np.ndarray,
 ) -> Correlations:
-    """Compute Spearman and Pearson correlation of similarities with human scores.
+    """Compute Spearman's and Pearson's correlation of similarities with human scores.
 
     Args:
         similarities: float ``[pairs]``, finite.
@@ -100,14 +100,14 @@ def resampled_spearman(
     pairs: ScoredPairs,
     bootstrap: Bootstrap,
 ) -> np.ndarray:
-    """Compute 100 x Spearman over resampled pairs, or resampled clusters of them.
+    """Compute 100 x Spearman's correlation over resampled pairs, or resampled clusters of them.
 
     Args:
         pairs: The pairs.
-        bootstrap: How to resample.
+        bootstrap: Number of resamplings and seed.
 
     Returns:
-        float64 ``[samples]``; NaN where a draw has no two different scores.
+        float64 ``[samples]``; NaN for a sample without a defined correlation.
     """
 
     def spearman_of(drawn: np.ndarray) -> float:
@@ -140,11 +140,11 @@ def _check_defined(
     similarities: np.ndarray,
     human_scores: np.ndarray,
 ) -> None:
-    """Refuse values that have no correlation."""
+    """Refuse values between which no correlation is defined."""
     if similarities.shape != human_scores.shape or similarities.ndim != 1:
         raise EmbeddingsError(
-            f"similarities of shape {similarities.shape} for gold scores of shape "
-            f"{human_scores.shape}; both must be [pairs]",
+            f"similarities have shape {similarities.shape}, gold scores {human_scores.shape}; both "
+            "must be [pairs]",
             name="similarities",
         )
     n_pairs = len(human_scores)

@@ -1,4 +1,4 @@
-"""Rows of a matrix that are equal, found by comparing rows and not products that a BLAS made."""
+"""Equal rows of a matrix, found by comparing the rows themselves and not their products."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
         rows: float ``[n, d]``, finite; 0.0 and -0.0 are equal.
 
     Returns:
-        int64 ``[n]``: a row's own position where no row before it is equal.
+        int64 ``[n]``: the position of the first equal row, which may be the row itself.
     """
     first_equal = np.arange(len(rows))
     if not rows.size:
         return np.zeros_like(first_equal)
 
-    # Sorting whole rows is slow, and equal rows begin alike: of most matrices the first column
-    # tells all rows apart.
+    # Sorting whole rows is slow. Equal rows agree in the first column, which in most matrices
+    # already tells all rows apart.
     _, value_numbers, counts = np.unique(
         rows[:, 0],
         return_inverse=True,
@@ -29,7 +29,7 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
     if not len(suspects):
         return first_equal
 
-    # Each row as one value, compared byte by byte; adding zero makes -0.0 equal to 0.0.
+    # View each row as one value, compared byte by byte; adding zero turns -0.0 into 0.0.
     zero = rows.dtype.type(0)
     suspect_rows = np.ascontiguousarray(rows[suspects] + zero)
     row_bytes = suspect_rows[0].nbytes
@@ -45,15 +45,15 @@ def first_equal_row(rows: np.ndarray) -> np.ndarray:
 
 
 def copied_columns(first_equal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """List the columns of candidates that equal earlier ones, and the columns of these.
+    """List the candidates that equal an earlier one, each with the first of its equals.
 
     Args:
         first_equal: int64 ``[m]``: the first candidate that equals each candidate
             (:func:`first_equal_row`).
 
     Returns:
-        int64 ``[k]`` both; equal candidates share scores once those of the second are copied to the
-        first.
+        Copies and originals, int64 ``[k]`` each: columns of a score matrix. Equal candidates share
+        their scores once ``scores[:, copies] = scores[:, originals]``.
     """
     copies = np.flatnonzero(first_equal != np.arange(len(first_equal)))
     originals = first_equal[copies]

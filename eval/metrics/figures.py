@@ -1,4 +1,4 @@
-"""Figures as files of results hold them, in percent; pydantic checks them against these forms."""
+"""Types of the figures in result files, in percent; pydantic validates against them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Figure = Number | None  # None: there is no query to measure it with
+Figure = Number | None  # None where there is no query to measure it with
 Interval = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 class CurvePoints(TypedDict):
-    """Recall at more cut-offs."""
+    """Recall at k, for many values of k."""
 
     k: list[int]
     recall: list[Figure]
 
 
 def _has_a_recall_for_each(curve: CurvePoints) -> CurvePoints:
-    has_wrong_cut = any(k < 1 for k in curve["k"])
-    if len(curve["k"]) != len(curve["recall"]) or has_wrong_cut:
-        raise ValueError("k and recall are no curve")
+    has_illegal_cut = any(k < 1 for k in curve["k"])
+    if len(curve["k"]) != len(curve["recall"]) or has_illegal_cut:
+        raise ValueError("k and recall must be of one length, and every k at least 1")
     return curve
 
 
@@ -30,7 +30,7 @@ Curve = Annotated[CurvePoints, AfterValidator(_has_a_recall_for_each)]
 
 
 class DirectionFigures(TypedDict, total=False):
-    """Of one direction or one image set."""
+    """Figures of one direction, or of one image set."""
 
     r1: Figure
     r5: Figure
@@ -50,7 +50,7 @@ class DirectionFigures(TypedDict, total=False):
 
 
 class BothWaysFigures(DirectionFigures):
-    """Of image to text and text to image, and what is a mean or a sum of both."""
+    """Figures of image to text and text to image, and means or sums over both."""
 
     i2t: DirectionFigures
     t2i: DirectionFigures

@@ -1,4 +1,4 @@
-"""From per-query results to figures: how ties count, and which intervals come with a figure."""
+"""Figures from per-query results: how ties count, and which intervals come with them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Scoring:
     """Metric options.
 
     Attributes:
-        ties: How equal similarities count: ``"pessimistic"`` (against the query),
-            ``"optimistic"`` (for it), or ``"mean"`` of the two figures.
-        bootstrap: Resampling of the queries for intervals; ``samples`` 0 means none.
+        ties: How equal similarities count: ``"pessimistic"`` (against the query) or
+            ``"optimistic"`` (for it); ``"mean"`` averages the two figures.
+        bootstrap: Resampling of the queries for intervals; none if ``samples`` is 0.
 
     Raises:
-        SettingError: If there is no such rule for ties.
+        SettingError: If ``ties`` is unknown.
     """
 
     ties: Ties = "pessimistic"
@@ -53,12 +53,12 @@ class Scoring:
         return {"ties": self.ties, "bootstrap": resampling}
 
 
-PLAIN = Scoring()
+DEFAULT_SCORING = Scoring()
 
 
-def one_way(
+def direction_figures(
     rankings: Rankings,
-    scoring: Scoring = PLAIN,
+    scoring: Scoring = DEFAULT_SCORING,
 ) -> dict[str, Any]:
     """Compute the figures of one direction.
 
@@ -67,16 +67,16 @@ def one_way(
         scoring: Metric options.
 
     Returns:
-        What :meth:`Rankings.summary` returns; with a bootstrap also ``ci``: an interval
-        ``[low, high]`` per metric.
+        What :meth:`Rankings.summary` returns, and with a bootstrap ``ci``: an interval
+        ``[low, high]`` by metric.
     """
     samples = _resampled_metrics(rankings, scoring)
     return rankings.summary(scoring.ties) | _intervals(samples)
 
 
-def two_ways(
+def two_way_figures(
     rankings: Mapping[str, Rankings],
-    scoring: Scoring = PLAIN,
+    scoring: Scoring = DEFAULT_SCORING,
 ) -> dict[str, Any]:
     """Compute the figures of both directions, the mean of their recalls, and RSUM.
 
@@ -85,10 +85,11 @@ def two_ways(
         scoring: Metric options.
 
     Returns:
-        :func:`one_way` by direction; ``mean`` and ``rsum`` of the six recalls, both ``None``
-        where a direction has no query; with a bootstrap also ``ci`` of these two.
+        The figures of each direction, as :func:`direction_figures` returns them; ``mean`` and
+        ``rsum`` of the six recalls, both ``None`` if a direction has no query; and with a bootstrap
+        ``ci``, the intervals of these two.
     """
-    # Both directions draw alike where they have as many queries, so resampled recalls add up.
+    # Directions with equally many clusters share their draws, so resampled recalls add up.
     figures: dict[str, Any] = {}
     samples: list[dict[str, np.ndarray]] = []
     for direction, direction_rankings in rankings.items():
@@ -117,15 +118,15 @@ def _resampled_metrics(
     rankings: Rankings,
     scoring: Scoring,
 ) -> dict[str, np.ndarray]:
-    """Resample all metrics of one direction and the mean of its recalls: float64 ``[samples]``."""
+    """Resample each metric of one direction and the mean of its recalls: float64 ``[samples]``."""
     values = rankings.values(scoring.ties)
-    # The mean is resampled with the same draws as the recalls that it is the mean of.
+    # Resampled together, the mean shares the draws of its recalls.
     values["mean"] = recall_sum([values]) / len(CUTS)
     return resampled_means(values, scoring.bootstrap, rankings.clusters)
 
 
 def _intervals(samples: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return ``{"ci": interval by metric}``; nothing where no metric has samples."""
+    """Return ``{"ci": interval by metric}``, or an empty dict if no metric has samples."""
     intervals: dict[str, list[float]] = {}
     for metric, metric_samples in samples.items():
         bounds = interval(metric_samples)

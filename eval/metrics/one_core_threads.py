@@ -1,7 +1,7 @@
 """Threads that compute on one core each.
 
-Many small products, one per core, are done earlier than the same products one after the other on
-all cores.
+Many small matrix products finish sooner if each core computes one of them than if all cores share
+each in turn.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 @contextmanager
 def one_core_threads(n_threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Open a pool of threads in each of which torch computes on one core.
+    """Open a pool of threads, in each of which torch computes on one core.
 
-    Tasks that have not begun are dropped if the block fails.
+    If the block fails, tasks that have not started are cancelled.
 
     Args:
         n_threads: Number of threads.
@@ -32,5 +32,5 @@ def one_core_threads(n_threads: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        # torch keeps a number per thread, but MKL one for the whole process.
+        # torch keeps the number of threads per thread, but MKL keeps one for the whole process.
         torch.set_num_threads(threads_before)

@@ -1,4 +1,4 @@
-"""Similarity of each caption with its image, by itself: equal pairs get one value, to the bit."""
+"""Similarity of each caption with its image, bit for bit the same for equal pairs."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.metrics.equal_rows import copied_columns, first_equal_row
 
-# The products of these pairs' captions with all their images are few beside those of all pairs.
+# A block computes the products of all its captions with all its images, and needs the diagonal
+# alone; blocks of this size are a small part of all products.
 _PAIRS_AT_ONCE = 512
 
 
 class PairScores:
-    """Similarity of each caption with its image: one for equal captions of equal images.
+    """Similarity of each caption with its image, computed once for all equal pairs.
 
-    These are computed by themselves, once for all equal pairs, and take the place of what the large
-    product gives: a caption's column lies in many blocks of it, in each of which a BLAS may give
-    equal images other values.
+    These scores replace those of the large matrix product: a caption's column spans many blocks of
+    it, and a BLAS may round the scores of equal images differently from block to block.
 
     Args:
         images: float32 or float64 ``[n, d]``.
-        texts: Same dtype, ``[m, d]``.
+        texts: ``[m, d]``, in the dtype of ``images``.
         caption_image: int64 ``[m]``: index of each caption's image, -1 for none.
 
     Attributes:
-        scores: Same dtype, ``[m]``: similarity of each caption with its image; infinite for a
-            caption without one.
+        scores: ``[m]``, in the same dtype: similarity of each caption with its image; infinite for
+            a caption without one.
     """
 
     def __init__(
@@ -40,26 +40,27 @@ class PairScores:
         self._copies, self._originals = copied_columns(first_text)
 
         paired = np.flatnonzero(caption_image >= 0)
-        first_image = np.full(len(texts), -1)  # of each caption: the first that equals its own
+        # The first image that equals each caption's own.
+        first_image = np.full(len(texts), -1)
         first_image[paired] = self._first_image[caption_image[paired]]
 
-        # Number the pairs, equal ones alike, and compute the similarity of one of each number.
+        # Equal pairs have equal numbers; one pair of each number is computed.
         pair_numbers = first_image[paired] * len(texts) + first_text[paired]
-        _, chosen, copies = np.unique(
+        _, representatives, distinct_of_pair = np.unique(
             pair_numbers,
             return_index=True,
             return_inverse=True,
         )
-        captions = paired[chosen]
+        captions = paired[representatives]
         distinct_scores = np.empty(len(captions), images.dtype)
         for start in range(0, len(captions), _PAIRS_AT_ONCE):
             block = captions[start : start + _PAIRS_AT_ONCE]
             products = _pair_products(images, first_image[block], texts[block])
             distinct_scores[start : start + len(block)] = products
         self.scores = np.full(len(texts), np.inf, images.dtype)
-        self.scores[paired] = distinct_scores[copies]
+        self.scores[paired] = distinct_scores[distinct_of_pair]
 
-        # Column and similarity of each image's captions, one image after the other.
+        # Columns and scores of the captions of each image, one image after the other.
         i2t, _ = cross_modal_relevance(first_image, len(images))
         bounds, captions = i2t
         self._bounds: list[int] = bounds.tolist()
@@ -71,11 +72,11 @@ class PairScores:
         start: int,
         scores: np.ndarray,
     ) -> None:
-        """Write them into a block of products: to each image the captions of all equal images.
+        """Write the scores into a block of products: for each image, the captions of its equals.
 
         Args:
             start: The block's first image.
-            scores: ``[b, m]``, of ``b`` images with all captions; overwritten.
+            scores: ``[b, m]``, products of ``b`` images with all captions; overwritten.
         """
         first_images = self._first_image[start : start + len(scores)]
         for row, image in enumerate(first_images.tolist()):
@@ -91,7 +92,7 @@ def _pair_products(
     image_indices: np.ndarray,
     texts: np.ndarray,
 ) -> np.ndarray:
-    """Compute the dot product of each text with its image, rounded as in a product of matrices."""
+    """Compute the dot product of each text with its image, rounded as a matrix product rounds."""
     distinct, row_numbers = np.unique(image_indices, return_inverse=True)
     image_rows = torch.from_numpy(images[distinct])
     text_rows = torch.from_numpy(texts)

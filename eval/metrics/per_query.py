@@ -1,4 +1,4 @@
-"""Per-query results of a retrieval task, of which every metric is a mean: ranks and precisions."""
+"""Ranks and precisions of each query of a retrieval task; every metric is a mean of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from cusa.eval.metrics.similarity_blocks import over_blocks, ranking_dtype
 
 Ties = Literal["pessimistic", "mean", "optimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)
-# Cuts of the curve of recalls that the report draws.
+# Cut-offs k of the recall curve that the report draws.
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 
 
 class Bounds(NamedTuple):
-    """A value of each query, float64 ``[n]`` in 0 to 1: ties counted for it, and against it."""
+    """A value of each query, float64 ``[n]``, with ties counted for it and against it."""
 
     optimistic: np.ndarray
     pessimistic: np.ndarray
@@ -42,12 +42,12 @@ class Rankings:
     Attributes:
         best: Rank of each query's best relevant candidate; -1 for a query that has none.
         candidates: Number of candidates of each query.
-        r_precision: Of R relevant candidates, the share within the first R; 0 for a query without
-            any. ``None``: not computed.
-        average_precision: Average precision within the first R: its mean is mAP@R. ``None``: not
-            computed.
-        clusters: int64 ``[n]``: queries that belong together, as captions of an image do; ``None``:
-            none do.
+        r_precision: For R relevant candidates, the share of them within the first R, 0 to 1; 0 for
+            a query without any. ``None`` if not computed.
+        average_precision: Average precision within the first R, 0 to 1, whose mean is mAP@R;
+            ``None`` if not computed.
+        clusters: int64 ``[n]``: the cluster of each query, such as a caption's image; ``None`` if
+            queries are independent.
     """
 
     best: RankBounds
@@ -68,18 +68,18 @@ class Rankings:
         )
 
     def values(self, ties: Ties) -> dict[str, np.ndarray]:
-        """Return each query's value in percent, float64 ``[n]``; a metric is their mean.
+        """Return the values of each query, of which the metrics are the means.
 
         Args:
-            ties: ``"optimistic"``, ``"pessimistic"`` (equal similarities count for or against the
-                query), or ``"mean"``: the mean of a query's two values.
+            ties: How equal similarities count: ``"optimistic"`` (for the query) or
+                ``"pessimistic"`` (against it); ``"mean"`` averages a query's two values.
 
         Returns:
-            By metric: ``r1``, ``r5`` and ``r10``; ``r_precision`` and ``map_at_r`` where they were
-            computed.
+            Percent, float64 ``[n]``, by metric: ``r1``, ``r5`` and ``r10``; ``r_precision`` and
+            ``map_at_r`` if they were computed.
 
         Raises:
-            SettingError: If there is no such rule for ties.
+            SettingError: If ``ties`` is unknown.
         """
         check_ties(ties)
         values: dict[str, np.ndarray] = {}
@@ -102,10 +102,11 @@ class Rankings:
             ties: As for :meth:`values`.
 
         Returns:
-            In percent, ``None`` without any query: what :meth:`values` has, and ``mean``, that of
-            the recalls. ``median_rank`` and ``mean_rank`` (1 being first) of the queries that have
-            a relevant candidate; ``queries``; ``candidates``; ``tied``, the queries whose rank ties
-            decide; and ``curve``, with lists ``k`` of cuts and ``recall``.
+            The metrics of :meth:`values` and ``mean``, the mean of the recalls, in percent;
+            ``median_rank`` and ``mean_rank``, 1 being first, over the queries that have a relevant
+            candidate; the counts ``queries``, ``candidates`` and ``tied``, the queries whose rank
+            depends on the rule for ties; and ``curve``, the lists ``k`` and ``recall``. Without any
+            query there is no curve, and all but the counts are ``None``.
         """
         values = self.values(ties)
         counts = {
@@ -163,7 +164,12 @@ def by_ties(
     bounds: Bounds,
     ties: Ties,
 ) -> np.ndarray:
-    """Return the values that a rule for ties asks for, ``[n]``."""
+    """Return each query's value by a rule for ties, float64 ``[n]``.
+
+    Args:
+        bounds: Values of the queries with ties counted for and against them.
+        ties: ``"optimistic"``, ``"pessimistic"``, or ``"mean"`` of the two.
+    """
     if ties == "optimistic":
         return bounds.optimistic
     if ties == "pessimistic":
@@ -172,10 +178,10 @@ def by_ties(
 
 
 def check_ties(ties: str) -> None:
-    """Refuse a rule for ties that does not exist.
+    """Refuse an unknown rule for ties.
 
     Raises:
-        SettingError: If it is none of :data:`TIES`.
+        SettingError: If it is not one of :data:`TIES`.
     """
     if ties not in TIES:
         legal = ", ".join(TIES)
@@ -186,14 +192,14 @@ def check_rows(
     rows: np.ndarray,
     item_name: str,
 ) -> None:
-    """Refuse arrays that are no embeddings.
+    """Refuse an array that does not hold embeddings.
 
     Args:
         rows: The array.
-        item_name: What the rows are, for the error: ``"query"``, ``"gallery"``.
+        item_name: What a row is of, for the error, such as ``"query"``.
 
     Raises:
-        EmbeddingsError: If it is not ``[n, d]``, or holds no numbers.
+        EmbeddingsError: If its shape is not ``[n, d]``, or it does not hold real numbers.
     """
     if rows.ndim != 2:
         raise EmbeddingsError(
@@ -207,11 +213,11 @@ def refuse_zeros(
     rows: np.ndarray,
     item_name: str,
 ) -> None:
-    """Refuse embeddings of zeros: as similar to all, they would rank by the rule for ties alone.
+    """Refuse all-zero embeddings: they tie with everything, so the rule for ties alone ranks them.
 
     Args:
         rows: float ``[n, d]``.
-        item_name: What the rows are, for the error.
+        item_name: What a row is of, for the error, such as ``"query"``.
 
     Raises:
         EmbeddingsError: If a row is all zeros.
@@ -220,7 +226,7 @@ def refuse_zeros(
     if is_zero.any():
         row = int(is_zero.argmax())
         raise EmbeddingsError(
-            f"{item_name} embedding {row} is all zeros; such embeddings cannot be ranked",
+            f"{item_name} embedding {row} is all zeros and cannot be ranked; leave that item out",
             name=f"{item_name} {row}",
         )
 
@@ -236,23 +242,23 @@ def rank_all(
     """Compute rank, R-Precision and average precision (Musgrave et al. 2020, section 4) per query.
 
     Args:
-        queries: float ``[n, d]``; up to ``exclude`` as for
+        queries: float ``[n, d]``; this and the next four arguments are those of
             :func:`cusa.eval.metrics.ranks.rank_bounds`.
         candidates: float ``[m, d]``.
         indptr: int64 ``[n + 1]``.
-        indices: int64, none twice for a query.
+        indices: int64, without duplicates within a query.
         exclude: int64 ``[n]`` or ``None``.
-        n_relevant: int64 ``[n]``: R, where relevant items exist that are no candidates; ``None``:
-            as many as given.
+        n_relevant: int64 ``[n]``: R of each query, if relevant items exist that are not among the
+            candidates; by default the number of its relevant candidates.
 
     Raises:
-        EmbeddingsError: If an embedding is not finite, or has no dot products that can be ranked.
+        EmbeddingsError: If an embedding is not finite, or its dot products cannot be ranked.
     """
     depths = np.diff(indptr) if n_relevant is None else n_relevant
     precisions = np.zeros((4, len(queries)))
 
     def rank_block(start: int, scores: np.ndarray) -> RankBounds:
-        # Ranks first: they take the query itself out of the scores.
+        # Ranks come first, since block_bounds removes the query itself from the scores.
         best = block_bounds(start, scores, indptr, indices, exclude)
         stop = start + len(scores)
         precisions[:, start:stop] = block_precisions(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_LEAST_GROUPS = 256  # of candidates, whose maxima tell which of them can be among the first R
+_LEAST_GROUPS = 256  # groups of candidates, whose maxima bound the R-th largest score
 
 
 def block_precisions(
@@ -21,11 +21,12 @@ def block_precisions(
     Args:
         scores: float ``[n, m]``.
         indptr: int64 ``[n + 1]``, not necessarily starting at 0.
-        indices: int64 rows of relevant candidates.
-        depths: int64 ``[n]``: R.
+        indices: int64: positions of the relevant candidates.
+        depths: int64 ``[n]``: R of each query.
 
     Returns:
-        float64 ``[4, n]``: R-Precision optimistic and pessimistic, average precision likewise.
+        float64 ``[4, n]``, 0 to 1: R-Precision, optimistic and pessimistic, then average precision,
+        optimistic and pessimistic.
     """
     n_queries, n_candidates = scores.shape
     precisions = np.zeros((4, n_queries))
@@ -42,7 +43,7 @@ def block_precisions(
     hit = is_relevant[query, candidate]
     score = scores[query, candidate]
 
-    # Of equal scores, those whose key is False come first: the hits, then the misses.
+    # Among equal scores, False sorts first: hits ahead of misses, then misses ahead of hits.
     for tie_rule, tie_key in enumerate((~hit, hit)):
         order = np.lexsort((tie_key, -score, query))
         precisions[tie_rule::2] = _precisions(query, hit[order], reachable_depths)
@@ -54,12 +55,12 @@ def _precisions(
     hit: np.ndarray,
     depths: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the hits among the first R of each query, and the precisions at them.
+    """Count the hits among the first R candidates of each query, and sum the precisions at them.
 
     Args:
-        query: int64 ``[p]``, ascending: query of each ranked candidate.
-        hit: bool ``[p]``: whether it is relevant; candidates of a query from the first on.
-        depths: int64 ``[n]``: R.
+        query: int64 ``[p]``, ascending: query of each candidate.
+        hit: bool ``[p]``: whether it is relevant; the candidates of a query are in ranked order.
+        depths: int64 ``[n]``: R of each query.
     """
     n_queries = len(depths)
     starts = np.searchsorted(query, np.arange(n_queries))
@@ -68,7 +69,7 @@ def _precisions(
     counts = hit & (rank < depths[query])
     hits_so_far = np.cumsum(counts)
     hits_before = hits_so_far - counts
-    hits_so_far -= hits_before[query_start]  # those of the queries before
+    hits_so_far -= hits_before[query_start]  # without those of earlier queries
     precision_at_hits = counts * hits_so_far / (rank + 1)
     n_hits = np.bincount(query, counts, n_queries)
     return n_hits, np.bincount(query, precision_at_hits, n_queries)
@@ -78,17 +79,16 @@ def _contenders(
     scores: np.ndarray,
     depths: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the candidates that can be among the first R of each query, and all that tie with them.
+    """Find the candidates that may be among the first R of each query, ties included.
 
-    Sorting all candidates is slow, so they are put into groups: a query's R-th largest group
-    maximum is no larger than its R-th largest score, and no candidate below it is among the
-    first R.
+    Sorting all candidates is slow. They are split into groups instead: a query's R-th largest group
+    maximum is no larger than its R-th largest score, so no candidate below it is among the first R.
 
     Returns:
-        Query, ascending, and candidate of each: int64 ``[p]`` both.
+        Queries, ascending, and their candidates: int64 ``[p]`` each.
     """
     n_queries, n_candidates = scores.shape
-    # Several groups for each of the first R, so that few candidates besides them are left.
+    # With several groups for each of the first R, few other candidates are left.
     deepest = int(depths.max())
     n_groups = min(n_candidates, max(_LEAST_GROUPS, 4 * deepest))
     n_grouped = n_candidates // n_groups * n_groups

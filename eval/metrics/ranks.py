@@ -31,8 +31,9 @@ class RankBounds(NamedTuple):
     Both are int64 ``[n]``, -1 for a query that has no relevant candidate.
 
     Attributes:
-        optimistic: Irrelevant candidates that are more similar: ties count for the query.
-        pessimistic: Irrelevant candidates that are at least as similar: ties count against it.
+        optimistic: Number of irrelevant candidates that are more similar: ties count for the query.
+        pessimistic: Number of irrelevant candidates that are at least as similar: ties count
+            against the query.
     """
 
     optimistic: np.ndarray
@@ -49,17 +50,17 @@ def rank_bounds(
     """Rank the best relevant candidate of each query.
 
     Args:
-        queries: float ``[n, d]``; similarities are dot products in float32, in float64 if given so.
-        candidates: float ``[m, d]``; equal ones are equally similar to a query, to the bit.
+        queries: float ``[n, d]``; similarities are dot products, in float64 if either array is
+            float64, else in float32.
+        candidates: float ``[m, d]``; equal candidates get bit for bit the same similarity.
         indptr: int64 ``[n + 1]``; query i's relevant candidates are
             ``indices[indptr[i]:indptr[i + 1]]``.
         indices: int64 candidate rows.
-        exclude: int64 ``[n]``, the row of each query itself, which is no candidate for it; -1 for
-            none.
+        exclude: int64 ``[n]``: for each query, the candidate that is the query itself and does not
+            count; -1 for none.
 
     Raises:
-        EmbeddingsError: If embeddings have no dot products, or none that can be ranked: see
-            :func:`cusa.eval.metrics.similarity_blocks.over_blocks`.
+        EmbeddingsError: As :func:`cusa.eval.metrics.similarity_blocks.over_blocks`.
     """
 
     def rank_block(
@@ -76,7 +77,7 @@ def rank_bounds_from_scores(
     indptr: np.ndarray,
     indices: np.ndarray,
 ) -> RankBounds:
-    """Rank as :func:`rank_bounds` does, by similarities of any kind.
+    """Rank as :func:`rank_bounds` does, but by given scores.
 
     Args:
         scores: float ``[n, m]``.
@@ -84,7 +85,7 @@ def rank_bounds_from_scores(
         indices: int64 candidate rows.
 
     Raises:
-        EmbeddingsError: If a score is no number, or not finite.
+        EmbeddingsError: If the scores are not real numbers, or not finite.
     """
     if scores.dtype.kind not in "fiu":
         raise EmbeddingsError(
@@ -99,7 +100,7 @@ def rank_bounds_from_scores(
         # NaN compares as "not ahead" and would look like a perfect rank.
         if not np.isfinite(block).all():
             raise EmbeddingsError(
-                "scores hold NaN or infinity; such scores cannot be ranked", name="scores"
+                "scores hold NaN or infinity and cannot be ranked; give finite ones", name="scores"
             )
         return block_bounds(start, block, indptr, indices)
 
@@ -117,18 +118,18 @@ def two_way_rank_bounds(
     """Rank from images to their captions and back, in one pass over the similarities.
 
     Args:
-        images: float ``[n, d]``; similarities are dot products in float32, in float64 if given so.
-            Equal images are equally similar to a caption, to the bit, as equal captions are to an
-            image.
+        images: float ``[n, d]``; similarities are dot products, in float64 if either array is
+            float64, else in float32. Equal images get bit for bit the same similarity to a caption,
+            and equal captions to an image.
         texts: float ``[m, d]``.
         caption_image: int ``[m]``: index of each caption's image, -1 for none.
 
     Returns:
-        Ranks of each image's best caption, and of each text's image.
+        Ranks of each image's best caption, and of each caption's image.
 
     Raises:
-        EmbeddingsError: If embeddings have no dot products, or none that can be ranked; or
-            ``caption_image`` has another length, or holds something else than indices of images.
+        EmbeddingsError: As :func:`cusa.eval.metrics.similarity_blocks.over_blocks`; also if
+            ``caption_image`` has another length, or holds anything but indices of images.
     """
     caption_image = checked_caption_image(caption_image, len(images), len(texts))
     images, texts = rankable_rows(images, texts)
@@ -136,9 +137,9 @@ def two_way_rank_bounds(
     bounds, captions_by_image = i2t
     pairs = PairScores(images, texts, caption_image)
 
-    # Images ahead of each caption's own, added up over the blocks.
+    # Images ahead of each caption's own, summed over the blocks.
     images_ahead = AheadCounts.zeros(len(texts))
-    adding = threading.Lock()
+    images_ahead_lock = threading.Lock()
 
     def rank_block(
         start: int,
@@ -152,7 +153,7 @@ def two_way_rank_bounds(
         best = _best_by_row(pair_scores, rows, len(scores))
         by_row, by_column = count_ahead(scores, best, pairs.scores)
         by_column.reaching[captions] -= 1  # a caption's own image is not ahead of itself
-        with adding:
+        with images_ahead_lock:
             images_ahead.above[:] += by_column.above
             images_ahead.reaching[:] += by_column.reaching
         n_relevant = np.diff(bounds[start : stop + 1])
@@ -182,9 +183,12 @@ def block_bounds(
         indptr: int64 ``[n + 1]``, of all queries.
         indices: int64 candidate rows.
         exclude: int64 ``[n]`` or ``None``.
+
+    Returns:
+        Ranks of the block's queries, int64 ``[b]`` each.
     """
     stop = start + len(scores)
-    # The query itself is behind all others, and ahead of none.
+    # A score of minus infinity puts the query itself behind all others.
     if exclude is not None:
         own_positions = exclude[start:stop]
         excluding = np.flatnonzero(own_positions >= 0)
@@ -200,7 +204,7 @@ def block_bounds(
 
 
 def join_bounds(blocks: Sequence[RankBounds]) -> RankBounds:
-    """Concatenate the ranks of consecutive queries."""
+    """Concatenate the ranks of consecutive blocks of queries, of which there may be none."""
     no_ranks = np.zeros(0, np.int64)
     optimistic, pessimistic = zip(
         RankBounds(no_ranks, no_ranks),
@@ -234,7 +238,7 @@ def _bounds_of_best(
     """Turn counts of all candidates ahead of the best relevant one into its rank.
 
     Args:
-        by_row: Scores of each row above, and reaching, its best relevant score.
+        by_row: Counts of each row's scores above, and at or above, its best relevant score.
         best: ``[n]``: that score.
         rows: int64 ``[p]``: row of each relevant pair.
         relevant_scores: ``[p]``: its score.

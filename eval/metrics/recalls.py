@@ -1,4 +1,4 @@
-"""Recall at k in one place: its cuts, the names under which figures are kept, and RSUM."""
+"""Recall at k: the cut-offs in use, the keys of the figures, and RSUM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def recall_name(cut: int) -> str:
     return f"r{cut}"
 
 
-# The keys of metrics.json, and those of validation after their direction.
+# Keys in metrics.json; validation scores prefix them with the direction.
 RECALL_NAMES = tuple(recall_name(cut) for cut in CUTS)
 
 
@@ -28,7 +28,7 @@ def is_hit(
     Args:
         ranks: int64 ``[n]``: rank of each query's best relevant candidate, 0 being first; -1 for
             a query without any, which is a miss.
-        cut: Number of candidates that are looked at.
+        cut: Number of candidates that count, k of R@k.
     """
     return (ranks >= 0) & (ranks < cut)
 
@@ -41,21 +41,24 @@ def recall_at(
 
     Args:
         ranks: int64 ``[n]``, n at least 1.
-        cut: Number of candidates that are looked at.
+        cut: Number of candidates that count, k of R@k.
     """
-    # A plain number: figures are written as JSON.
+    # A plain int, since figures are written as JSON.
     n_hits = int(np.count_nonzero(is_hit(ranks, cut)))
     return 100.0 * n_hits / len(ranks)
 
 
 def recall_sum(directions: Sequence[Mapping[str, Any]]) -> Any:
-    """Add up R@1, R@5 and R@10 of all directions; of both cross-modal directions this is RSUM.
+    """Sum R@1, R@5 and R@10 over all directions; over both cross-modal directions this is RSUM.
 
     Args:
-        directions: Recalls of each direction by :data:`RECALL_NAMES`: numbers, or arrays of
-            resampled ones.
+        directions: Recalls of each direction by :data:`RECALL_NAMES`: numbers, or arrays
+            ``[samples]`` of resampled ones.
+
+    Returns:
+        The sum, of the same type.
     """
-    # One after the other from zero: RSUM is the same to the bit wherever it is computed.
+    # The order of summation is fixed, so that RSUM is the same to the bit wherever it is computed.
     total: Any = 0
     for recalls in directions:
         for name in RECALL_NAMES:

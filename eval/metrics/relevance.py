@@ -1,4 +1,4 @@
-"""Relevance: which candidates are right for which query, by retrieval task."""
+"""Relevance of candidates to queries, by retrieval task."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class Relevance:
     """Relevant candidates of every query.
 
     Attributes:
-        task: First letter: what the queries are; last: what the candidates are (image or text).
+        task: The task; its first letter tells what the queries are, its last what the candidates
+            are (image or text).
         indptr: int64 ``[n_queries + 1]``.
         indices: int64; query q's relevant candidates are ``indices[indptr[q]:indptr[q + 1]]``.
-        exclude: int64 ``[n_queries]``: the query's own position where queries and candidates are
-            the same items; ``None`` where they are not.
+        exclude: int64 ``[n_queries]``: each query's own position among the candidates, if both are
+            the same items; else ``None``.
     """
 
     task: Task
@@ -56,9 +57,9 @@ def relevance_of(
 ) -> Relevance:
     """Return the relevance by the data set's labels.
 
-    Image-to-text and text-to-image: the captions written for the image. Text-to-text: the other
-    captions of the same image. Image-to-image: the other images with the same label, which only
-    some data sets have.
+    Between images and texts, an image and the captions written for it are relevant to each other.
+    Text-to-text, the other captions of the same image are; image-to-image, the other images with
+    the same label, which only some data sets have.
     """
     caption_image = embeddings.caption_image
     if task in ("i2t", "t2i"):
@@ -78,11 +79,11 @@ def same_group(groups: np.ndarray) -> RelevantRows:
     """List the other members of each item's group.
 
     Args:
-        groups: int64 ``[n]``: group of each item; one of a negative group has no others.
+        groups: int64 ``[n]``: group of each item; negative for an item of no group.
     """
     relevant: list[np.ndarray] = []
     for item, positions in enumerate(group_members(groups, groups)):
-        # Captions without an image are of group -1.
+        # Captions without an image have the group -1, and do not form one.
         is_other = (positions != item) & (groups[item] >= 0)
         relevant.append(positions[is_other])
     return csr(relevant)
@@ -90,22 +91,23 @@ def same_group(groups: np.ndarray) -> RelevantRows:
 
 def group_members(
     groups: np.ndarray,
-    wanted: np.ndarray,
+    wanted_groups: np.ndarray,
 ) -> list[np.ndarray]:
-    """List the items of each group that is wanted.
+    """List the items of each wanted group.
 
     Args:
         groups: int64 ``[m]``: group of each item.
-        wanted: int64 ``[n]``: groups.
+        wanted_groups: int64 ``[n]``: the wanted groups.
 
     Returns:
-        Positions of the items of each group, int64, ascending; empty for a group without items.
+        For each wanted group the positions of its items, int64, ascending; empty for a group
+        without items.
     """
     # A stable sort keeps the items of a group in ascending order.
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
-    starts = np.searchsorted(ordered, wanted, "left")
-    stops = np.searchsorted(ordered, wanted, "right")
+    starts = np.searchsorted(ordered, wanted_groups, "left")
+    stops = np.searchsorted(ordered, wanted_groups, "right")
     bounds = zip(starts.tolist(), stops.tolist(), strict=True)
     return [order[start:stop] for start, stop in bounds]
 
@@ -118,10 +120,10 @@ def positions_of_rows(
 
     Args:
         embedded_rows: int64 ``[n]``: row of each embedding.
-        n_rows: Rows of the split.
+        n_rows: Number of rows of the split.
 
     Returns:
-        int64 ``[n_rows]``; -1 for a row without an embedding.
+        int64 ``[n_rows]``: position of each row's embedding; -1 for a row without one.
     """
     positions = np.full(n_rows, -1, np.int64)
     positions[embedded_rows] = np.arange(len(embedded_rows))
@@ -133,9 +135,10 @@ def true_relevance(
     embeddings: SplitEmbeddings,
     split: SplitView,
 ) -> Relevance:
-    """Return the relevance by known truth: every image that a caption is true of.
+    """Return the relevance by the known truth.
 
-    A caption is true of an image whether or not it was written for it.
+    A caption and every image that it is true of are relevant to each other, whether or not it was
+    written for that image.
     """
     assert split.truth is not None, "true relevance needs a split whose truth is known"
     true_images = _embedded_true_images(split.truth, embeddings, split.n_images)

@@ -15,9 +15,9 @@ from cusa.eval.metrics.one_core_threads import one_core_threads
 
 T = TypeVar("T")
 
-_BLOCK_BYTES = 256 * 2**20  # similarities held at once by all threads together, at most
+_BLOCK_BYTES = 256 * 2**20  # most similarities that all threads together hold at once
 _BLOCK_ROWS = 256  # fewer queries at a time are slower, more are no faster
-_LEAST_BLOCK_ROWS = 16  # even where the bytes would allow fewer
+_LEAST_BLOCK_ROWS = 16  # even if that exceeds _BLOCK_BYTES
 
 
 def over_blocks(
@@ -25,15 +25,15 @@ def over_blocks(
     queries: np.ndarray,
     candidates: np.ndarray,
 ) -> list[T]:
-    """Apply a function to the similarities of all queries, a block at a time on each core.
+    """Apply a function to the similarities of all queries, a block of queries per core at a time.
 
-    A query is equally similar to equal candidates, to the bit: a BLAS adds up the columns at the
-    edge of a product in another order than those within, so equal candidates are found before the
-    product and share one column of it.
+    Equal candidates get bit for bit the same similarity to a query. A BLAS sums the columns at the
+    edge of a product in another order than those inside, so equal candidates are found beforehand
+    and share one column of the product.
 
     Args:
-        work: Function of a block's first query and of its dot products, float32 or float64
-            ``[b, m]``, which it may overwrite.
+        work: Function of the number of a block's first query and of the block's dot products,
+            float32 or float64 ``[b, m]``, which it may overwrite; called from several threads.
         queries: float ``[n, d]``.
         candidates: float ``[m, d]``.
 
@@ -41,8 +41,8 @@ def over_blocks(
         The function's results in the order of the queries.
 
     Raises:
-        EmbeddingsError: If an embedding is not finite, dimensions differ, or values are so large or
-            so small that their products overflow or vanish.
+        EmbeddingsError: If embeddings are not real numbers or not finite, dimensions differ, or
+            values are so large or so small that their products overflow or vanish.
     """
     query_rows, candidate_rows = rankable_rows(queries, candidates)
     copies, originals = copied_columns(first_equal_row(candidate_rows))
@@ -62,12 +62,12 @@ def over_products(
     queries: np.ndarray,
     candidates: np.ndarray,
 ) -> list[T]:
-    """Apply a function as :func:`over_blocks` does, to the products as the BLAS rounds them.
+    """Apply a function as :func:`over_blocks` does, but to products as the BLAS rounds them.
 
     Args:
         work: As for :func:`over_blocks`.
-        queries: Rows that :func:`rankable_rows` returned, ``[n, d]``.
-        candidates: Same, ``[m, d]``.
+        queries: ``[n, d]``, as :func:`rankable_rows` returns them.
+        candidates: ``[m, d]``, as :func:`rankable_rows` returns them.
     """
     query_rows = torch.from_numpy(queries)
     candidate_rows = torch.from_numpy(candidates)
@@ -77,7 +77,7 @@ def over_products(
     block_rows = min(_BLOCK_ROWS, max(_LEAST_BLOCK_ROWS, rows_that_fit))
     buffer_rows = min(block_rows, len(queries))
     buffer_shape = (buffer_rows, len(candidates))
-    # One buffer per thread, used again for each of its blocks.
+    # Each thread reuses one buffer for all its blocks.
     thread_buffers = threading.local()
 
     def work_on_block(start: int) -> T:
@@ -89,7 +89,7 @@ def over_products(
         return work(start, scores.numpy())
 
     starts = range(0, len(queries), block_rows)
-    # A single block is computed on all cores.
+    # A single block is computed here, on all cores.
     if len(starts) < 2:
         return [work_on_block(start) for start in starts]
     n_workers = min(n_threads, len(starts))
@@ -101,27 +101,27 @@ def rankable_rows(
     queries: np.ndarray,
     candidates: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Convert embeddings to one dtype, once it is known that their dot products can be ranked.
+    """Check that the dot products of embeddings can be ranked, and convert both to one dtype.
 
     Args:
         queries: float ``[n, d]``.
         candidates: float ``[m, d]``.
 
     Returns:
-        Both as C-contiguous float32 or float64, as :func:`ranking_dtype` chooses.
+        Both, C-contiguous, in the dtype that :func:`ranking_dtype` chooses.
 
     Raises:
-        EmbeddingsError: As of :func:`over_blocks`.
+        EmbeddingsError: As :func:`over_blocks`.
     """
-    has_one_dimension = queries.shape[1:] == candidates.shape[1:]
-    if queries.ndim != 2 or not has_one_dimension:
+    have_equal_dimension = queries.shape[1:] == candidates.shape[1:]
+    if queries.ndim != 2 or not have_equal_dimension:
         raise EmbeddingsError(
             f"queries of shape {queries.shape} and candidates of {candidates.shape} have no dot "
-            "products; both must be [n, d] with one d",
+            "products; both must be [n, d] with the same d",
             name="candidates",
         )
     dtype = ranking_dtype(queries, candidates)
-    # torch warns of arrays that are read-only.
+    # torch warns about read-only arrays, so they are copied.
     query_rows = np.require(queries, dtype, ["C", "W"])
     candidate_rows = np.require(candidates, dtype, ["C", "W"])
     query_sizes = _largest_values(query_rows, "query")
@@ -132,10 +132,10 @@ def rankable_rows(
 
 
 def ranking_dtype(*embeddings: np.ndarray) -> np.dtype:
-    """Choose the type of similarities: float64 for what float32 cannot hold, else float32.
+    """Choose the dtype of similarities: float32 if it holds all embeddings, else float64.
 
     Raises:
-        EmbeddingsError: If embeddings are no numbers.
+        EmbeddingsError: If embeddings are not real numbers.
     """
     for rows in embeddings:
         if rows.dtype.kind not in "fiu":
@@ -152,7 +152,7 @@ def _largest_values(
     rows: np.ndarray,
     item_name: str,
 ) -> np.ndarray:
-    """Return the greatest absolute value of each row, ``[n]``; refuse rows that are not finite."""
+    """Return the largest absolute value of each row, ``[n]``; refuse rows that are not finite."""
     if not rows.size:
         return np.zeros(len(rows), rows.dtype)
     tensor = torch.from_numpy(rows)
@@ -164,7 +164,7 @@ def _largest_values(
     if is_unusable.any():
         row = int(is_unusable.argmax())
         raise EmbeddingsError(
-            f"{item_name} embedding {row} is not finite; such embeddings cannot be ranked",
+            f"{item_name} embedding {row} is not finite and cannot be ranked; leave that item out",
             name=f"{item_name} {row}",
         )
     return sizes
@@ -175,7 +175,10 @@ def _check_range(
     candidate_size: float,
     dimension: int,
 ) -> None:
-    """Refuse queries whose dot products may overflow or vanish; sizes are greatest values."""
+    """Refuse queries whose dot products may overflow or vanish.
+
+    A size is the largest absolute value of a query, or of all candidates.
+    """
     dtype = query_sizes.dtype
     limits = np.finfo(dtype)
     with np.errstate(over="ignore"):

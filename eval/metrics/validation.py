@@ -13,7 +13,7 @@ from cusa.eval.metrics.recalls import (
 
 
 def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
-    """Compute RSUM of the cross-modal heads, and the six recalls that it is the sum of.
+    """Compute RSUM of the cross-modal heads, and the six recalls that it sums.
 
     Returns:
         ``rsum``, ``i2t_r1``, ``i2t_r5``, ``i2t_r10``, ``t2i_r1``, ``t2i_r5`` and ``t2i_r10``, in
@@ -27,8 +27,8 @@ def validation_scores(embeddings: SplitEmbeddings) -> dict[str, float]:
     for direction, bounds in zip(("i2t", "t2i"), rank_bounds, strict=True):
         figures: dict[str, float] = {}
         for cut in CUTS:
-            # Ties count against the student: one that maps all items to one point retrieves
-            # nothing.
+            # Ties count against the student, so that one that maps all items to one point
+            # retrieves nothing.
             recall = recall_at(bounds.pessimistic, cut)
             figures[recall_name(cut)] = recall
             scores[f"{direction}_{recall_name(cut)}"] = recall

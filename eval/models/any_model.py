@@ -1,4 +1,4 @@
-"""Any model as an encoder, by its name.
+"""Loading of any model as an encoder, by name or folder.
 
 It may be a trained student, a Hugging Face or sentence-transformers model, or a teacher.
 """
@@ -46,20 +46,20 @@ def load_encoder(
 
     Args:
         spec: A run of cusa-train, or a folder with a student; else the name of a teacher, or
-            ``NAME=PATH``; else the folder or hub name (``owner/model``) of a model:
-            sentence-transformers if it has ``modules.json``, a dual encoder if it has both towers
-            (their features as they are), a vision or a sentence model otherwise.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None``: a GPU if there is one.
-        checkpoint: Which student of a run: ``"best"`` or ``"last"``.
+            ``NAME=PATH`` of one; else the folder or hub name (``owner/model``) of a model. A model
+            with ``modules.json`` is loaded by sentence-transformers; one with both towers as a dual
+            encoder, without any heads on its features; any other as a vision or a sentence model.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None`` for a GPU if there is one.
+        checkpoint: The student of a run to load: ``"best"`` or ``"last"``.
 
     Raises:
-        CusaError: If it is none of these, or cannot be loaded; says what is legal, or how to get
-            it.
+        CusaError: If it is none of these, or cannot be loaded; the message says what is legal, or
+            how to get the model.
     """
     try:
         return _load(str(spec), chosen_device(device), checkpoint)
     except CusaError as error:
-        # Teachers' errors name an option of another command.
+        # Teachers' errors name --teacher, an option of another command.
         message = str(error).replace("--teacher ", "")
         raise type(error)(
             message,
@@ -70,13 +70,13 @@ def load_encoder(
 
 
 def _load(spec: str, device: str, checkpoint: str) -> Encoder:
-    # A folder comes before a name: a student may lie in one called as a teacher.
+    # Folders take precedence: a student's folder may have the name of a teacher.
     folder = Path(spec)
     if folder.is_dir() and _holds_student(folder):
         student = load_trained(folder, checkpoint)
         return StudentEncoder(student, device, source=folder)
 
-    # NAME=PATH, unless there is a folder that is called so.
+    # NAME=PATH, unless a folder has that very name.
     names_teacher_source = "=" in spec and not folder.exists()
     if spec in KNOWN or names_teacher_source:
         request = parse_teacher(spec)
@@ -88,7 +88,7 @@ def _load(spec: str, device: str, checkpoint: str) -> Encoder:
 
 
 def _check_model_name(spec: str) -> None:
-    """Refuse what is neither a model's folder nor a name that a hub may know."""
+    """Refuse what is neither the folder of a model nor a possible hub name."""
     folder = Path(spec)
     if folder.is_dir():
         model_files = (folder / "modules.json", folder / "config.json")
@@ -107,7 +107,7 @@ def _holds_student(folder: Path) -> bool:
     try:
         return bool(student_folder(folder))
     except CusaError:
-        return begun(folder)  # a run without a student yet: loading it says so
+        return begun(folder)  # a run may have no student yet, which loading it reports
 
 
 def _load_model(spec: str, device: str) -> ModelEncoder:
@@ -120,7 +120,7 @@ def _load_model(spec: str, device: str) -> ModelEncoder:
     if is_sentence_transformer_model(files):
         return _load_sentence_transformer(spec, name, device)
 
-    # Which towers a model has is known from its class, before weights are loaded.
+    # The class of a model tells which towers it has, before any weights are loaded.
     model_class: Any = MODEL_MAPPING.get(type(load_config(files)), None)
     has_image_tower = hasattr(model_class, "get_image_features")
     has_text_tower = hasattr(model_class, "get_text_features")
@@ -131,7 +131,7 @@ def _load_model(spec: str, device: str) -> ModelEncoder:
         return ModelEncoder(name, "hf", [load_vision(spec, name, device, None)], device)
     if is_text_tower(spec):
         return ModelEncoder(name, "hf", [load_sentence(spec, name, device, None)], device)
-    # Any other language model: sentence-transformers averages its tokens.
+    # For any other language model, sentence-transformers averages the token embeddings.
     return _load_sentence_transformer(spec, name, device)
 
 
@@ -152,7 +152,7 @@ def _load_sentence_transformer(spec: str, name: str, device: str) -> ModelEncode
     if not towers:
         raise RunError(
             f"{spec!r} embeds neither images nor texts, only {model.modalities}; pass a model that "
-            "does",
+            "embeds one of them",
             name=spec,
         )
     return ModelEncoder(name, "sentence-transformers", towers, device)

@@ -1,4 +1,4 @@
-"""Many images or texts through an encoder: in batches, read ahead by threads, each row checked."""
+"""Encoding of many images or texts: in batches, images in threads that work ahead."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cusa.eval.models.protocols import Encoder
 T = TypeVar("T")
 R = TypeVar("R")
 
-_WAITING_PER_THREAD = 2  # results that are computed before they are asked for
+_WAITING_PER_THREAD = 2  # results computed ahead of their use
 
 
 def encode_images(
@@ -42,21 +42,21 @@ def encode_images(
     workers: int = 1,
     advance: Callable[[int], None] = lambda n_encoded: None,
 ) -> Rows:
-    """Embed image files; besides the rows, a few batches are held in memory.
+    """Embed image files, holding only a few batches of images in memory.
 
     Args:
         encoder: The encoder.
-        paths: The files.
-        batch_size: Images at a time, in each thread.
-        workers: Threads that decode and encode; on a CPU, each computes on one core.
+        paths: The image files.
+        batch_size: Number of images per batch.
+        workers: Number of threads that decode and encode batches; on a CPU, each uses one core.
         advance: Called with the number of images just encoded.
 
     Returns:
         By head, float32 ``[len(paths), d]``, L2-normalised, in the order of the paths.
 
     Raises:
-        CusaError: If a file cannot be read or encoded, an embedding is not finite or zero, or a
-            GPU's memory is too small.
+        CusaError: If a file cannot be read or encoded, an embedding is not finite or all zeros, or
+            a GPU's memory is too small.
         ValueError: If ``batch_size`` or ``workers`` is below 1.
     """
     if not len(paths):
@@ -66,7 +66,8 @@ def encode_images(
     rows: Rows = {}
     n_encoded = 0
     with enough_memory(batch_size), closing(in_threads(encode, path_batches, workers)) as results:
-        # Before the threads begin: an adapter's encoder is loaded once, not in each of them.
+        # The first batch is encoded before the threads start, so that an adapter's encoder is
+        # loaded once and not in each of them.
         for batch_rows in chain([encode(next(path_batches))], results):
             n_batch = _put(batch_rows, rows, n_encoded, len(paths))
             n_encoded += n_batch
@@ -80,25 +81,25 @@ def encode_texts(
     batch_size: int = 256,
     advance: Callable[[int], None] = lambda n_encoded: None,
 ) -> Rows:
-    """Embed texts: equal ones once, and those of like length together.
+    """Embed texts, equal ones only once, and those of similar length in the same batches.
 
     Args:
         encoder: The encoder.
         texts: The texts.
-        batch_size: Texts at a time.
+        batch_size: Number of texts per batch.
         advance: Called with the number of texts just encoded.
 
     Returns:
         By head, float32 ``[len(texts), d]``, L2-normalised, in the order of the texts.
 
     Raises:
-        CusaError: If a text is blank, an embedding is not finite or zero, or a GPU's memory is too
-            small.
+        CusaError: If a text is blank, an embedding is not finite or all zeros, or a GPU's memory is
+            too small.
         ValueError: If ``batch_size`` is below 1.
     """
     if not len(texts):
         return encoder.text_rows([])
-    # Long texts first: if memory is too small for any batch, it is for the first.
+    # Long texts come first: if memory is too small for any batch, it fails at once.
     distinct = sorted(set(texts), key=lambda text: (-len(text), text))
     number_of_text = {text: number for number, text in enumerate(distinct)}
     numbers = np.array(list(map(number_of_text.__getitem__, texts)))
@@ -119,11 +120,11 @@ def _encode_batch(
     item_error: Callable[[T, str], CusaError],
     items: Sequence[T],
 ) -> Rows:
-    """Embed items; where a model fails, one by one, to name the item that it fails on."""
+    """Embed items; if the model fails, embed them one by one to name the item at fault."""
     try:
         return encode(items, len(items))
     except (OSError, ValueError) as error:
-        # A model may refuse what can be decoded, such as an image one pixel high.
+        # A model may refuse inputs that could be decoded, such as an image one pixel high.
         if not _is_of_an_item(error):
             raise
         if len(items) == 1:
@@ -136,7 +137,7 @@ def _encode_batch(
 
 
 def _is_of_an_item(error: Exception) -> bool:
-    """Tell whether a model failed on one input only; after a CUDA error it takes no other."""
+    """Tell whether an error is due to one input; after a CUDA error, all others fail, too."""
     if isinstance(error, CusaError):
         return error.location == FORWARD_PASS and "CUDA" not in str(error)
     return True
@@ -158,7 +159,7 @@ def _put(
     start: int,
     n_rows: int,
 ) -> int:
-    """Write a batch among all rows, which its first batch allocates; returns how many it has."""
+    """Write a batch's rows at ``start``, allocating all rows with the first batch; count them."""
     stop = start
     for head, head_rows in batch_rows.items():
         # The dimension is known from the first batch on.
@@ -171,12 +172,12 @@ def _put(
 
 @contextmanager
 def enough_memory(batch_size: int) -> Iterator[None]:
-    """Say what to do where a GPU's memory is too small for batches of this size."""
+    """Turn a GPU's lack of memory into an error that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise SettingError(
-            f"not enough GPU memory for batches of {batch_size}; use smaller ones",
+            f"not enough GPU memory for batches of {batch_size}; use smaller batches",
             name="batch_size",
         ) from None
 
@@ -184,19 +185,19 @@ def enough_memory(batch_size: int) -> Iterator[None]:
 def in_threads(
     work: Callable[[T], R], arguments: Iterable[T], workers: int
 ) -> Generator[R, None, None]:
-    """Yield a function's results in order; threads compute a few of them ahead.
+    """Yield a function's results in order, while threads compute a few of them ahead.
 
     Args:
-        work: Function that a thread calls; on a CPU, it computes on one core.
-        arguments: Its arguments; taken as they are needed.
+        work: The function, called in a thread; on a CPU, torch computes on one core in it.
+        arguments: The argument of each call, consumed as threads need them.
         workers: Number of threads.
     """
-    # load_image silences these, too, but the filters of warnings belong to the process: one thread
-    # would undo another's.
+    # load_image silences these, too. But warning filters belong to the process, and one thread
+    # would undo those of another.
     with warnings.catch_warnings(), one_core_threads(workers) as pool:
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        # No more are begun than can be taken soon: their results are held in memory.
+        # Results are held in memory, so only a few are computed ahead.
         waiting: deque[Future[R]] = deque()
         for argument in arguments:
             waiting.append(pool.submit(work, argument))

@@ -1,4 +1,4 @@
-"""Providers of a model's embeddings: the model itself, or files of embeddings under ids."""
+"""Providers of a model's embeddings: the model itself, or files of embeddings with ids."""
 
 from __future__ import annotations
 
@@ -17,38 +17,48 @@ from cusa.eval.models.batched import encode_images, encode_texts
 from cusa.eval.models.protocols import Encoder, Model
 from cusa.eval.models.usable_rows import unusable_rows
 
-# Called with what is embedded ("images"), how many more are done (0 at first), and how many there
-# are.
+# Called with what is being embedded ("images"), the number of items just done (0 at the start), and
+# the number of all items.
 Advance = Callable[[str, int, int], None]
-EmbeddingFile = tuple[Path, Path | None]  # rows, and their ids if these are in a file of their own
+EmbeddingFile = tuple[Path, Path | None]  # file of rows, and file of their ids if that is separate
 
 
 class EmbeddingProvider(Model, Protocol):
-    """Provider of one model's embeddings: L2-normalised float32 ``[n, d]`` by head."""
+    """Provider of one model's embeddings: float32 ``[n, d]`` by head, L2-normalised."""
 
     def images(
         self,
         ids: Sequence[str],
         paths: Sequence[Path],
     ) -> Rows:
-        """Return embeddings of images, by id or by file."""
+        """Return embeddings of images, which the provider looks up by id or computes from files.
+
+        Args:
+            ids: Id of each image.
+            paths: File of each image.
+        """
 
     def texts(
         self,
         ids: Sequence[str],
         texts: Sequence[str],
     ) -> Rows:
-        """Return embeddings of texts, by id or by the text itself."""
+        """Return embeddings of texts, which the provider looks up by id or computes.
+
+        Args:
+            ids: Id of each text.
+            texts: The texts.
+        """
 
 
 class EncoderProvider:
-    """Provider that embeds what it is given with a model.
+    """Provider that embeds files and texts with a model.
 
     Args:
         encoder: The model.
-        batch_size: Texts at a time.
-        image_batch_size: Images at a time, in each of the threads.
-        workers: Threads that read images.
+        batch_size: Number of texts per batch.
+        image_batch_size: Number of images per batch.
+        workers: Number of threads that decode and encode images.
         advance: Called with the progress.
     """
 
@@ -90,26 +100,25 @@ class EncoderProvider:
         items_name: str,
         n_items: int,
     ) -> Callable[[int], None]:
-        """Announce that items are embedded; return what is called with how many more are done."""
+        """Report the start, and return a function that reports a number of items just done."""
         self._advance(items_name, 0, n_items)
         return lambda n_done: self._advance(items_name, n_done, n_items)
 
 
 class FileProvider:
-    """Provider of foreign embeddings: files of rows under ids (:mod:`cusa.data.foreign.rows`).
+    """Provider of embeddings from files of rows with ids (:mod:`cusa.data.foreign.rows`).
 
-    Rows that are NaN throughout, as ``cusa-store export`` writes them, stand for items without an
-    embedding.
+    Rows of NaN alone stand for items without an embedding, as ``cusa-store export`` writes them.
 
     Args:
-        image: File of image embeddings and file of their ids, or ``None``.
-        text: Same for texts.
+        image: File of image embeddings, and file of their ids; ``None`` without image embeddings.
+        text: File of text embeddings, and file of their ids; ``None`` without text embeddings.
         name: Name for tables.
 
     Raises:
         FileFormatError: If a file is missing or malformed.
-        EmbeddingsError: If rows and ids do not fit, dimensions differ, or a row is zero or not
-            finite.
+        EmbeddingsError: If rows and ids do not fit, the dimensions of image and text embeddings
+            differ, or a row is all zeros or not finite.
     """
 
     heads: tuple[Head, ...] = ("cross",)
@@ -129,14 +138,14 @@ class FileProvider:
                 continue
             foreign = self._foreign[modality] = _usable(read_rows(*files))
             sources[modality] = str(files[0].absolute())
-            # Ids, too: the same rows under other ids are other embeddings.
+            # The ids count, too: the same rows with other ids are other embeddings.
             digest.update("\0".join(foreign.ids).encode() + foreign.rows.tobytes())
-        # Embeddings of two dimensions have no similarity.
+        # Rows of different dimensions have no dot product.
         dims = [foreign.rows.shape[1] for foreign in self._foreign.values()]
         if len(set(dims)) > 1:
             raise EmbeddingsError(
-                f"image embeddings have {dims[0]} dimensions, text embeddings {dims[1]}; both must "
-                "be of one space: pass those of one model, or one modality alone",
+                f"image embeddings have {dims[0]} dimensions, text embeddings {dims[1]}; pass "
+                "embeddings of one model, or of one modality alone",
                 name="dimensions",
             )
         self.name = name
@@ -152,7 +161,11 @@ class FileProvider:
         ids: Sequence[str],
         paths: Sequence[Path],
     ) -> Rows:
-        """Return rows of images by id."""
+        """Return the rows of images by id.
+
+        Raises:
+            EmbeddingsError: If there are no image embeddings, or ids are missing.
+        """
         return self._rows("image", ids, "images")
 
     def texts(
@@ -160,7 +173,11 @@ class FileProvider:
         ids: Sequence[str],
         texts: Sequence[str],
     ) -> Rows:
-        """Return rows of texts by id."""
+        """Return the rows of texts by id.
+
+        Raises:
+            EmbeddingsError: If there are no text embeddings, or ids are missing.
+        """
         return self._rows("text", ids, "captions")
 
     def _rows(
@@ -171,7 +188,7 @@ class FileProvider:
     ) -> Rows:
         if modality not in self._foreign:
             raise EmbeddingsError(
-                f"no {modality} embeddings are given; pass --{modality}-embeddings FILE"
+                f"no {modality} embeddings were given; pass --{modality}-embeddings FILE"
             )
         foreign = self._foreign[modality]
         return {"cross": align(foreign.ids, foreign.rows, wanted_ids, items_name)}
@@ -180,29 +197,29 @@ class FileProvider:
 def align(
     ids: Sequence[str], rows: np.ndarray, wanted_ids: Sequence[str], items_name: str
 ) -> np.ndarray:
-    """Put rows in the order of the ids that are wanted.
+    """Select the rows of wanted ids, in their order.
 
     Args:
-        ids: Ids of the rows, all different.
+        ids: Id of each row, all different.
         rows: ``[n, d]``.
-        wanted_ids: Ids, each of them among ``ids``.
-        items_name: What the ids are of, for the error: ``"images"``, ``"captions"``.
+        wanted_ids: Ids to look up.
+        items_name: Name of the items for the error: ``"images"`` or ``"captions"``.
 
     Returns:
-        ``[len(wanted_ids), d]``.
+        ``[len(wanted_ids), d]``, in the dtype of ``rows``.
 
     Raises:
-        EmbeddingsError: If ids are missing; says how many and which is the first.
+        EmbeddingsError: If ids are missing; the message says how many, and names the first.
     """
-    # Files may hold more items than are asked for, in any order.
+    # Files may hold more items than wanted, in any order.
     row_of_id = {item_id: row for row, item_id in enumerate(ids)}
     missing = [item_id for item_id in wanted_ids if item_id not in row_of_id]
     if missing:
         example = next(iter(ids), None)
         raise EmbeddingsError(
-            f"the embeddings lack {len(missing):,} of {len(wanted_ids):,} {items_name}, the first "
-            f"{missing[0]!r} (they have {len(ids):,}, such as {example!r}); give every one a row "
-            "under its id",
+            f"the embeddings lack {len(missing):,} of {len(wanted_ids):,} {items_name}, first "
+            f"{missing[0]!r} (they have {len(ids):,}, such as {example!r}); give each of them a "
+            "row under its id",
             name=missing[0],
         )
     wanted_rows = np.array([row_of_id[item_id] for item_id in wanted_ids], np.int64)
@@ -210,7 +227,7 @@ def align(
 
 
 def _usable(foreign: ForeignRows) -> ForeignRows:
-    """Leave out rows of NaN, refuse others that cannot rank, L2-normalise the rest to float32."""
+    """Leave out rows of NaN alone, refuse zero or non-finite ones, and L2-normalise in float32."""
     has_row = ~np.isnan(foreign.rows).all(axis=1)
     rows = foreign.rows[has_row]
     ids = [foreign.ids[position] for position in np.flatnonzero(has_row).tolist()]
@@ -218,10 +235,10 @@ def _usable(foreign: ForeignRows) -> ForeignRows:
     if len(positions):
         first_id = ids[positions[0]]
         raise EmbeddingsError(
-            f"{foreign.source}: {len(positions):,} rows are {problem}, the first that of id "
-            f"{first_id!r}; such rows cannot rank",
+            f"{foreign.source}: {len(positions):,} rows are {problem} and cannot be ranked, "
+            f"first that of id {first_id!r}; correct them, or set them to NaN to leave them out",
             name=first_id,
         )
     if not ids:
-        raise EmbeddingsError(f"{foreign.source} holds rows of NaN alone; give every item a row")
+        raise EmbeddingsError(f"all rows of {foreign.source} are NaN; give the items embeddings")
     return ForeignRows(ids, unit_rows(rows), foreign.source)

@@ -1,4 +1,4 @@
-"""Models that cusa-eval measures: by name, loaded when needed, with a folder of results each."""
+"""Models that cusa-eval measures: loaded by name when needed, each with a folder of results."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from cusa.train.saving.student_folder import (
     student_folder,
 )
 
-RESULTS = Path("runs") / "eval"  # of models that are no run
-CPU_IMAGE_BATCH = 32  # on a CPU, small batches of images stay in the cache
+RESULTS = Path("runs") / "eval"  # folder of the results of models that are not runs
+CPU_IMAGE_BATCH = 32  # small enough for a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class ComputeOptions:
 
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        checkpoint: Of runs: ``"best"`` or ``"last"``.
-        batch_size: Items at a time.
-        workers: Readers of inputs; ``None``: none for stored inputs, else one per core.
-        readers: Readers of inputs that are not stored.
+        checkpoint: The student of a run to load: ``"best"`` or ``"last"``.
+        batch_size: Number of items per batch.
+        workers: Number of workers that read inputs; ``None`` for no workers if inputs are read from
+            a store, else ``readers`` of them.
+        readers: Default number of workers for inputs that are not in a store.
     """
 
     device: str
@@ -56,24 +57,25 @@ class ComputeOptions:
 
 
 class EvaluatedModel:
-    """One model, loaded when it is needed and released when it was measured.
+    """A model under evaluation, loaded when it is needed and released after it is measured.
 
     Args:
-        spec: Its name, as :func:`cusa.eval.models.any_model.load_encoder` takes it; empty: files
+        spec: The model, as :func:`cusa.eval.models.any_model.load_encoder` takes it; empty if files
             hold its embeddings.
-        compute: How its embeddings are computed.
-        advance: Told how far it is.
-        files: Its image and its text embeddings, where files hold them.
-        name: Its name, where files hold its embeddings.
+        compute: How to compute its embeddings.
+        advance: Called with the progress.
+        files: Files of its image and text embeddings, if files hold them.
+        name: Its name, if files hold its embeddings.
 
     Attributes:
-        name: For the folder of its results; known before it is loaded.
-        title: Its name beside other models, which may be called the same.
-        compute: As given.
-        advance: As given.
-        run_dir: Its run's directory, if it is a run.
-        results: Folder of its results: in the run's directory, or below ``runs/eval``.
-        split_embeddings: Its embeddings of each split; several suites measure them.
+        name: Its name, known before it is loaded.
+        title: Its name in a report, unlike those of the other models.
+        compute: How to compute its embeddings.
+        advance: Called with the progress.
+        run_dir: Directory of its run; ``None`` if it is not a run.
+        results: Folder of its results: ``eval`` in the run's directory, or a folder in
+            ``runs/eval``.
+        split_embeddings: Its embeddings by split, kept for all suites.
     """
 
     def __init__(
@@ -95,10 +97,10 @@ class EvaluatedModel:
 
     @cached_property
     def provider(self) -> EmbeddingProvider:
-        """Provider of its embeddings.
+        """Provider of its embeddings; the first access loads the model.
 
         Raises:
-            CusaError: If it cannot be loaded.
+            CusaError: If the model cannot be loaded.
         """
         if self._files is not None:
             return FileProvider(*self._files, name=self.name)
@@ -111,27 +113,27 @@ class EvaluatedModel:
         return EncoderProvider(encoder, compute.batch_size, image_batch_size, workers, self.advance)
 
     def release(self) -> None:
-        """Let the model go, so that the next one has its memory; using it again loads it again."""
+        """Free the model's memory for the next one; another use loads it again."""
         self.__dict__.pop("provider", None)
         self.split_embeddings.clear()
-        gc.collect()  # models hold themselves in circles
+        gc.collect()  # models hold reference cycles
         if self.compute.device != "cpu":
             torch.cuda.empty_cache()
 
     @property
     def student(self) -> StudentEncoder | None:
-        """The trained student, if it is one."""
+        """The trained student; ``None`` if the model is no student."""
         encoder = getattr(self.provider, "encoder", None)
         return encoder if isinstance(encoder, StudentEncoder) else None
 
     @property
     def origin(self) -> Origin | None:
-        """The run that its weights come from, if one trained it."""
+        """The run that trained the student; ``None`` if the model is no student."""
         return self.student.origin if self.student else None
 
 
 def _name_of(spec: str) -> str:
-    """Return what a model will be called once it is loaded."""
+    """Return the name that a model will have once it is loaded."""
     folder = Path(spec)
     if not folder.is_dir():
         return spec.partition("=")[0]
@@ -142,7 +144,7 @@ def _name_of(spec: str) -> str:
 
 
 def _run_of(spec: str) -> Path | None:
-    """Return the run that a name stands for, its directory or its ``best/``, if it is one's."""
+    """Return the run directory that is given by itself or by its ``best/``, or ``None``."""
     folder = Path(spec)
     if folder.name == BEST_FOLDER and begun(folder.parent):
         return folder.parent
@@ -150,23 +152,23 @@ def _run_of(spec: str) -> Path | None:
 
 
 def check_local(spec: str, is_run: bool) -> None:
-    """Refuse a mistyped run before a model hub is asked for it.
+    """Refuse a mistyped run before it is looked up on a model hub.
 
     Args:
-        spec: What names a model.
-        is_run: Whether it was named as a run; of other models, those that stand beside runs must be
-            folders, too.
+        spec: The model, as the user named it.
+        is_run: Whether it must be a run or a student's folder. Any other model must be a folder
+            only if there are runs where it would lie.
 
     Raises:
-        RunError: If there is no such folder; names those that are like it.
-        CusaError: If a folder that was named as a run holds no student.
+        RunError: If there is no such folder; the message names similar ones.
+        CusaError: If a folder that must be a run holds no student.
     """
     folder = Path(spec)
     if folder.is_dir():
         if is_run and not begun(folder):
             student_folder(folder)
         return
-    # A model of the hub has a slash, too, but no runs beside it.
+    # A hub name has a slash, too, but no runs lie beside it.
     sibling_runs: list[str] = []
     if is_run or "/" in spec:
         sibling_runs = _runs_in(folder.parent)
@@ -176,7 +178,7 @@ def check_local(spec: str, is_run: bool) -> None:
     suggestions = similar_runs or sibling_runs[:5]
     advice = "pass the directory of a run, or an exported folder"
     if suggestions:
-        advice = f"in {folder.parent} are: {', '.join(suggestions)}"
+        advice = f"{folder.parent} holds {', '.join(suggestions)}"
     raise RunError(f"{spec} does not exist; {advice}", path=folder, name=spec)
 
 
@@ -189,10 +191,10 @@ def _runs_in(folder: Path) -> list[str]:
 
 
 def latest_run(folder: Path) -> Path:
-    """Return the run with the newest best student.
+    """Return the run below a folder whose best student is the newest.
 
     Raises:
-        RunError: If there is none.
+        RunError: If there is no run with a best student.
     """
     # A run has no best student before its first validation.
     weights_files = folder.glob(f"**/{BEST_FOLDER}/{WEIGHTS_FILE}")

@@ -1,4 +1,4 @@
-"""Images and texts as callers pass them: one or many, as paths, pictures, arrays or tensors."""
+"""Images and texts as callers pass them: one or many; as paths, pictures, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from cusa.data.errors import DataError, ImageError, first_line
 from cusa.data.images import as_viewed, load_image
-from cusa.data.parsing import refuse_half_characters
+from cusa.data.parsing import refuse_lone_surrogates
 
 # A path, a Pillow image, or uint8 pixels: an array [h, w] or [h, w, channels], or a tensor [h, w]
 # or [channels, h, w], with 1, 3 or 4 channels.
@@ -43,10 +43,10 @@ def one_or_many_images(images: ImageLike | Iterable[ImageLike]) -> tuple[bool, I
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return True, [images]
     if isinstance(images, np.ndarray) and images.dtype.kind not in "biufc":
-        # An array of strings or objects: a path, paths, or images of several sizes.
+        # An array of strings or objects holds a path, paths, or images of several sizes.
         return one_or_many_images(images.tolist())
     if isinstance(images, (np.ndarray, torch.Tensor)):
-        # A batch has four axes; with three, the array is one image, and never a batch of grey ones.
+        # A batch has four axes; an array with three is one image, never a batch of grey ones.
         is_stack = images.ndim == 4 and _channels(images) in _CHANNELS
         if is_stack:
             return False, iter(images)
@@ -59,6 +59,9 @@ def one_or_many_images(images: ImageLike | Iterable[ImageLike]) -> tuple[bool, I
 
 def one_or_many_texts(texts: str | Iterable[str]) -> tuple[bool, Iterable[str]]:
     """Tell a single text from several.
+
+    Args:
+        texts: A text, or any iterable of texts.
 
     Returns:
         Whether it is a single text, and the texts.
@@ -79,8 +82,11 @@ def opened_images(
 ) -> Iterator[Image.Image]:
     """Open numbered images as pictures of 8 bits per channel, one at a time.
 
+    Args:
+        images: Number and image, of which the number is for errors.
+
     Raises:
-        ImageError: If one is no image, or its file is missing or cannot be decoded.
+        ImageError: If an item is no image, or its file is missing or cannot be decoded.
     """
     for number, image in images:
         location = f"image {number}"
@@ -97,10 +103,10 @@ def opened_images(
 
 
 def checked_texts(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts.
+    """Yield the texts, after checking each.
 
     Raises:
-        DataError: If one is no string, or holds half a character.
+        DataError: If an item is no string, or holds half a character (a lone surrogate).
     """
     for number, text in enumerate(texts):
         location = f"text {number}"
@@ -108,7 +114,7 @@ def checked_texts(texts: Iterable[str]) -> Iterator[str]:
             message = f"{location} is {_named_type(text)}; pass a string"
             raise DataError(message, location=location)
         try:
-            refuse_half_characters(text)
+            refuse_lone_surrogates(text)
         except ValueError as error:
             message = f"{location}, {text!a}, cannot be embedded: {error}; correct it"
             raise DataError(message, location=location) from None
@@ -119,10 +125,10 @@ def batches(
     items: Iterable[T],
     size: int,
 ) -> Iterator[list[T]]:
-    """Yield lists of ``size`` items; items are taken as their list is asked for.
+    """Yield lists of ``size`` items, the last of which may be shorter; items are consumed lazily.
 
     Raises:
-        ValueError: If ``size`` is no whole number, or below 1.
+        ValueError: If ``size`` is not an integer of at least 1.
     """
     if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {size!r}")
@@ -131,7 +137,7 @@ def batches(
 
 
 def _viewed(image: Image.Image, location: str) -> Image.Image:
-    """Turn a picture as a viewer shows it; it may have been opened without being decoded yet.
+    """Orient a picture as a viewer shows it, decoding it if it was only opened.
 
     Raises:
         ImageError: If its pixels cannot be decoded.
@@ -149,7 +155,7 @@ def _picture(
     image: np.ndarray | torch.Tensor,
     location: str,
 ) -> Image.Image:
-    """Make a picture of an array or a tensor."""
+    """Convert an array or a tensor to a picture."""
     kind = "a tensor" if isinstance(image, torch.Tensor) else "an array"
     has_legal_shape = image.ndim == 2 or (image.ndim == 3 and _channels(image) in _CHANNELS)
     if not has_legal_shape or 0 in image.shape:
@@ -175,7 +181,7 @@ def _picture(
 
 
 def _channels(images: np.ndarray | torch.Tensor) -> int:
-    """Return the number of channels: their axis comes last in arrays, before h and w in tensors."""
+    """Return the number of channels, whose axis is last in arrays, but before h, w in tensors."""
     channel_axis = -3 if isinstance(images, torch.Tensor) else -1
     return images.shape[channel_axis]
 

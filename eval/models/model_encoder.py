@@ -1,4 +1,4 @@
-"""A model with one embedding per item as an encoder; it computes as a teacher does."""
+"""An encoder for models without student heads; it computes embeddings as teachers do."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cusa.precompute.first_batch import FirstBatchCheck
 from cusa.precompute.teachers.base import Teacher
 
 _PRECISION = "fp32"
-_CAPTIONS = "none"  # the normaliser: models that are no students get captions as written
+_NORMALIZER = "none"  # models that are no students get captions as written
 
 
 class ModelEncoder:
-    """A model with one embedding per item, seen as a teacher of each modality that it embeds.
+    """A model with one embedding per item, made of a teacher for each modality that it embeds.
 
     Args:
         name: Name for tables.
         kind: ``"hf"``, ``"sentence-transformers"`` or ``"teacher"``.
-        towers: At least one teacher; those of both modalities embed into one space.
-        device: Device that they are on.
+        towers: A teacher of images, of texts, or both, which then embed into the same space.
+        device: Device that the teachers are on.
     """
 
     heads: tuple[Head, ...] = ("cross",)
@@ -51,14 +51,14 @@ class ModelEncoder:
 
         self.name = name
         self.modalities = frozenset(self._towers)
-        # Towers of both modalities are of one model, and agree in what follows.
+        # Both towers are of the same model, and agree in what follows.
         first_tower = towers[0]
         self.weights_sha256 = first_tower.weights_sha256
         self.description = {
             "kind": kind,
             "source": first_tower.source,
             "model_id": first_tower.model_id,
-            "normalizer": _CAPTIONS,
+            "normalizer": _NORMALIZER,
             "dim": first_tower.dim,
             "transform": transforms,
         }
@@ -69,24 +69,24 @@ class ModelEncoder:
         return f"ModelEncoder({self.name!r}, kind={kind!r}, dim={dim}, device={self._device!r})"
 
     def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
-        """Embed images: float32 ``[n, d]``, L2-normalised.
+        """Embed images: float32 ``[n, d]``, L2-normalised, under ``"cross"``.
 
         Raises:
-            CusaError: If it embeds no images, a file cannot be read, an embedding is not finite or
-                all zeros, or a GPU's memory is too small.
+            CusaError: If the model embeds no images, a file cannot be read, an embedding is not
+                finite or all zeros, or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
         return self._rows("image", enumerate(images), opened_images, batch_size)
 
     def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
-        """Embed texts as they are written: float32 ``[n, d]``, L2-normalised.
+        """Embed texts as they are written: float32 ``[n, d]``, L2-normalised, under ``"cross"``.
 
         Raises:
-            CusaError: If it embeds no texts, one is blank, an embedding is not finite or all zeros,
-                or a GPU's memory is too small.
+            CusaError: If the model embeds no texts, a text is blank, an embedding is not finite or
+                all zeros, or a GPU's memory is too small.
             ValueError: If ``batch_size`` is below 1.
         """
-        captions = map(normalizer(_CAPTIONS), checked_texts(texts))
+        captions = map(normalizer(_NORMALIZER), checked_texts(texts))
         return self._rows("text", captions, list, batch_size)
 
     def _rows(
@@ -96,12 +96,12 @@ class ModelEncoder:
         prepare: Callable[[Sequence[Any]], Iterable[Any]],
         batch_size: int,
     ) -> Rows:
-        """Embed items in batches; the model is checked with the first one."""
+        """Embed items in batches; the first batch of each modality also checks the model."""
         tower = self._tower(modality)
         rows = [np.zeros((0, tower.dim), np.float32)]
         n_embedded = 0
         for batch in batches(items, batch_size):
-            # Inputs are prepared outside: threads read images while another one computes.
+            # Inputs are prepared before the lock, so that threads read images while one computes.
             inputs = tower.inputs(prepare(batch))
             with self._computing:
                 rows.append(tower.rows(inputs, self._device, _PRECISION))
@@ -117,7 +117,7 @@ class ModelEncoder:
             embedded = next(iter(self._towers))
             raise EmbeddingsError(
                 f"model {self.name!r} embeds no {modality}s, only {embedded}s; pass a model that "
-                "does",
+                f"embeds {modality}s",
                 name=self.name,
                 location=modality,
             )

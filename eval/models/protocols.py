@@ -1,4 +1,4 @@
-"""What an evaluation asks of a model."""
+"""Protocols of the models that an evaluation measures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cusa.eval.models.inputs import ImageLike
 
 
 class Model(Protocol):
-    """A model under evaluation, whatever its embeddings come from."""
+    """A model under evaluation, wherever its embeddings come from."""
 
     @property
     def name(self) -> str:
@@ -18,7 +18,7 @@ class Model(Protocol):
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Heads: ``("cross", "uni")`` of a student, ``("cross",)`` of any other model."""
+        """Heads: ``("cross", "uni")`` for a student, ``("cross",)`` for any other model."""
 
     @property
     def uni_head(self) -> Head:
@@ -30,11 +30,10 @@ class Model(Protocol):
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """Description for files of results, JSON-compatible.
+        """Description for results files, JSON-compatible.
 
-        It has at least ``kind``, which is ``"run"``, ``"hf"``, ``"sentence-transformers"``,
-        ``"teacher"`` or ``"files"``, and ``source``; of a model that encodes captions also
-        ``normalizer``.
+        It has at least ``kind`` (``"run"``, ``"hf"``, ``"sentence-transformers"``, ``"teacher"`` or
+        ``"files"``) and ``source``; for a model that encodes captions, also ``normalizer``.
         """
 
 
@@ -48,11 +47,11 @@ class Encoder(Model, Protocol):
     def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
         """Embed images: float32 ``[n, d]`` by head, L2-normalised.
 
-        Several threads may call it.
+        Several threads may call it at a time.
         """
 
     def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
         """Embed texts: float32 ``[n, d]`` by head, L2-normalised.
 
-        One thread may call it at a time, as tokenisers are not safe to share.
+        Only one thread may call it at a time, since tokenisers are not thread-safe.
         """

@@ -33,21 +33,24 @@ from cusa.train.student import Features
 
 
 class StudentEncoder:
-    """Trained student that embeds images and texts; an adapter's frozen encoders load on first use.
+    """A trained student that embeds images and texts.
+
+    An adapter loads its frozen encoders on first use.
 
     Args:
         saved: The student.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        encoders: For an adapter: where to load its frozen encoders from, as ``cusa-precompute
-            --teacher`` takes it, by ``"image"`` and ``"text"``; by default from where stage one
-            did.
-        source: Folder that the student was loaded from; it is named after it.
+        encoders: Sources of an adapter's frozen encoders by ``"image"`` and ``"text"``, as
+            ``cusa-precompute --teacher`` takes them; by default those that stage one used.
+        source: Folder that the student was loaded from, after which it is named.
 
     Attributes:
+        student: The module, on ``device``.
+        processors: Image processor and tokeniser; ``None`` for an adapter.
         name: Name of the run or folder.
         heads: Both heads.
         modalities: Both modalities.
-        origin: The run that it comes from: settings, provenance, epoch, validation recalls.
+        origin: The run that trained it: settings, provenance, epoch, validation recalls.
         dim: Dimension of all embeddings.
         uni_head: The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``.
     """
@@ -65,7 +68,7 @@ class StudentEncoder:
         self.student = saved.student.to(device)
         self.processors, self.origin = saved.processors, saved.origin
         self.name = folder_name(source.parent if source.name == BEST_FOLDER else source)
-        # All heads end in one dimension: the linear layer of any of them tells it.
+        # All heads end in a linear layer of the same output dimension.
         head_weight = saved.student.state_dict()["image_heads.cross.1.weight"]
         self.dim = int(head_weight.shape[0])
         self.uni_head: Head = saved.origin.uni_head
@@ -92,10 +95,9 @@ class StudentEncoder:
             images: One image: a path, a Pillow image, a uint8 array ``[h, w]`` or
                 ``[h, w, channels]``, or a uint8 tensor ``[h, w]`` or ``[channels, h, w]``, with 1,
                 3 or 4 channels (grey, RGB, RGBA). Or several: an array ``[n, h, w, channels]``, a
-                tensor ``[n, channels, h, w]``, or a list, generator or other iterable of images,
-                of any kinds and sizes.
+                tensor ``[n, channels, h, w]``, or any iterable of images of any kinds and sizes.
             head: ``"cross"`` to compare with captions, ``"uni"`` to compare with images.
-            batch_size: Images at a time.
+            batch_size: Number of images per batch.
 
         Returns:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one image.
@@ -103,7 +105,7 @@ class StudentEncoder:
         Raises:
             CusaError: If an item is no image, a file is missing or cannot be decoded, an embedding
                 is not finite or all zeros, or an adapter's encoder cannot be loaded.
-            ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
+            ValueError: If ``head`` is unknown, or ``batch_size`` is below 1.
         """
         _check_head(head)
         is_single, image_list = one_or_many_images(images)
@@ -119,9 +121,9 @@ class StudentEncoder:
         """Embed texts.
 
         Args:
-            texts: A text, or a list, generator or other iterable of texts.
+            texts: A text, or any iterable of texts.
             head: ``"cross"`` to compare with images, ``"uni"`` to compare with texts.
-            batch_size: Texts at a time.
+            batch_size: Number of texts per batch.
 
         Returns:
             float32 ``[n, d]``, L2-normalised; ``[d]`` for one text.
@@ -129,7 +131,7 @@ class StudentEncoder:
         Raises:
             CusaError: If an item is no text, an embedding is not finite or all zeros, or an
                 adapter's encoder cannot be loaded.
-            ValueError: If ``head`` is neither, or ``batch_size`` is below 1.
+            ValueError: If ``head`` is unknown, or ``batch_size`` is below 1.
         """
         _check_head(head)
         is_single, text_list = one_or_many_texts(texts)
@@ -148,7 +150,7 @@ class StudentEncoder:
 
     @property
     def normalizer(self) -> str:
-        """Name of the caption normaliser that it was trained with."""
+        """Name of the caption normaliser that the student was trained with."""
         encoders = self.origin.provenance.encoders
         if encoders:
             return encoders["text"].settings.normalizer
@@ -180,7 +182,7 @@ class StudentEncoder:
         head_batches: dict[Head, list[np.ndarray]] = {head: [no_rows] for head in HEADS}
         n_embedded = 0
         for batch in batches(items, batch_size):
-            # Images are read outside: threads may do so while another one computes.
+            # Inputs are prepared before the lock, so that threads read images while one computes.
             inputs = prepare(batch)
             with self._computing:
                 batch_rows = embed(encode, inputs, self._device)
@@ -197,7 +199,7 @@ class StudentEncoder:
         opened = opened_images(images)
         if self.processors is None:
             return self._stored_rows("image", opened)
-        # One at a time: few pictures are held decoded.
+        # One at a time, so that few decoded pictures are in memory.
         return torch.cat([self.processors.pixels([image]) for image in opened])
 
     def _text_inputs(self, texts: Sequence[str]) -> Any:
@@ -208,7 +210,7 @@ class StudentEncoder:
         return self.processors.tokens(captions)
 
     def _stored_rows(self, modality: str, items: Any) -> torch.Tensor:
-        """Encode an adapter's inputs as stage one did: float32 ``[n, d]``."""
+        """Encode inputs with an adapter's frozen encoder, as stage one did: float32 ``[n, d]``."""
         teacher = self._encoder(modality)
         settings = self.origin.provenance.encoders[modality].settings
         inputs = teacher.inputs(items)
@@ -219,11 +221,11 @@ class StudentEncoder:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """sha256 (hex) of the weights, wherever they were loaded from."""
+        """sha256 (hex) of the student's weights."""
         return weights_digest(self.student)
 
     def _load_encoder(self, modality: str) -> Teacher:
-        """Load an adapter's frozen encoder, which must be the one that it was trained on."""
+        """Load an adapter's frozen encoder; refuse another than the one it was trained on."""
         stored = self.origin.provenance.encoders[modality]
         source = self._encoder_sources.get(modality) or _teacher_source(stored)
         teacher = parse_teacher(source).load_as(stored.settings, self._device)
@@ -245,26 +247,26 @@ def load_student(
     """Load a trained student.
 
     Args:
-        path: A run directory of cusa-train (its best student is taken), its ``best/``, or an
+        path: A run directory of cusa-train, whose best student is loaded, its ``best/``, or an
             exported folder.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None``: a GPU if there is one.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None`` for a GPU if there is one.
         encoders: As :class:`StudentEncoder` takes them.
 
     Raises:
-        CusaError: If there is no student, it is damaged, or the device is not there.
+        CusaError: If there is no student, it is damaged, or there is no such device.
     """
     saved = load_saved(Path(path))
     return StudentEncoder(saved, chosen_device(device), encoders, Path(path))
 
 
 def folder_name(folder: Path) -> str:
-    """Return the name of a folder, also where it is written as ``.`` or ``..``."""
+    """Return the name of a folder, even if it is given as ``.`` or ``..``."""
     return os.path.basename(os.path.abspath(folder))
 
 
 def _teacher_source(stored: StoredTeacher) -> str:
-    """Return what ``--teacher`` takes: where stage one loaded a teacher from, or its name."""
-    # Stage one may have loaded it from a folder that is on another machine.
+    """Return the source of a stored teacher in the form of ``--teacher``."""
+    # The folder that stage one loaded it from may be on another machine.
     if Path(stored.source).exists():
         return f"{stored.name}={stored.source}"
     if stored.name in KNOWN:

@@ -1,4 +1,4 @@
-"""Embeddings that no ranking may see."""
+"""Refusal of embeddings that cannot be ranked."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cusa.data.errors import FORWARD_PASS, EmbeddingsError
 
 
 def unusable_rows(rows: np.ndarray) -> tuple[np.ndarray, str]:
-    """Find the rows that would rank anyhow: NaN compares as false, and zeros are as near to all.
+    """Find rows that cannot be ranked: NaN compares as false, and zeros tie with everything.
 
     Args:
         rows: float ``[n, d]``.
 
     Returns:
-        Their positions, int64, ascending: of those that are not finite, or else of those that are
-        all zeros; and which of the two they are.
+        The positions of the rows that are not finite, or if there are none, of those that are all
+        zeros, int64, ascending; and the problem in words.
     """
     is_not_finite = ~np.isfinite(rows).all(axis=1)
     if is_not_finite.any():
@@ -29,12 +29,12 @@ def refuse_unusable(rows: Rows, model_name: str, first_item: int) -> None:
     """Refuse a batch with rows that :func:`unusable_rows` finds.
 
     Args:
-        rows: By head, float32 ``[n, d]``: the rows of one batch.
+        rows: The rows of one batch, float32 ``[n, d]``, by head.
         model_name: Name of the model.
         first_item: Number of the batch's first item.
 
     Raises:
-        EmbeddingsError: If a row is not finite or all zeros; says of which item and head.
+        EmbeddingsError: If a row is not finite or all zeros; the message names the item and head.
     """
     for head, head_rows in rows.items():
         positions, problem = unusable_rows(head_rows)

@@ -1,4 +1,4 @@
-"""Curves as SVG inside the page: recall at K, and how a model learned."""
+"""Charts as SVG inside the page: recall at K, and learning curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from cusa.eval.report.line_chart import Curve, line_chart
 
-# Points of a curve; more are averaged in blocks.
+# Most points of a curve; longer curves are averaged in blocks.
 MOST_POINTS = 300
 LOSSES = {
     "loss": "Total loss",
@@ -18,7 +18,7 @@ LOSSES = {
     "usa": "USA: uni-modal soft labels",
 }
 
-# Lines of metrics.jsonl.
+# Lines of a run's metrics.jsonl.
 History = Sequence[Mapping[str, Any]]
 # A chart's title and its SVG.
 Chart = tuple[str, str]
@@ -55,7 +55,14 @@ def _learning_section(
     unit: str,
     titles: Mapping[str, str],
 ) -> list[Chart]:
-    """Draw a chart of each quantity that a history has, by its title."""
+    """Draw a chart of each quantity that some history has.
+
+    Args:
+        histories: Lines of each model's metrics.jsonl.
+        kind: Kind of the lines, ``"train"`` or ``"val"``.
+        unit: The quantity on the x axis, ``"epoch"`` or ``"step"``.
+        titles: Titles of the quantities on the y axis.
+    """
     charts = []
     for quantity, title in titles.items():
         curves = []
@@ -73,10 +80,10 @@ def recall_charts(
     metrics: Sequence[Mapping[str, Any] | None],
     tasks: Mapping[str, str],
 ) -> list[Chart]:
-    """Draw recall at K, a chart per direction with all models.
+    """Draw recall at K of all models, a chart per direction.
 
     Args:
-        metrics: Contents of each model's metrics.json, or ``None``.
+        metrics: Content of each model's metrics.json; ``None`` for a model without one.
         tasks: Titles of the directions.
     """
     charts = []
@@ -105,7 +112,7 @@ def _recall_curve(
 
 
 def temperatures(histories: Sequence[History]) -> dict[str, set[float]]:
-    """Collect all values that each temperature ever has, by its name."""
+    """Collect the distinct values of each temperature over all histories, by its name."""
     values: dict[str, set[float]] = {}
     for history in histories:
         for line in history:
@@ -127,12 +134,12 @@ def points(
 
     Args:
         history: Lines of metrics.jsonl.
-        kind: ``"train"`` or ``"val"``.
-        x_name: One quantity.
-        y_name: The other.
+        kind: Kind of the lines, ``"train"`` or ``"val"``.
+        x_name: Name of the first quantity.
+        y_name: Name of the second quantity.
 
     Returns:
-        Their values, float64 ``[n]`` each; a long train curve in block means.
+        Their values, float64 ``[n]`` each; a long training curve is averaged in blocks.
     """
     pairs = []
     for line in history:
@@ -147,15 +154,15 @@ def points(
 
 
 def _is_number(value: Any) -> bool:
-    # In Python, True and False are ints.
+    # In Python, bool is a subclass of int.
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def best_epoch(history: Iterable[Mapping[str, Any]]) -> tuple[int, float] | None:
-    """Find the first epoch of the highest validation RSUM, and that RSUM.
+    """Find the first epoch with the highest validation RSUM.
 
     Returns:
-        ``None`` without validation.
+        The epoch and its RSUM; ``None`` without validation.
     """
     epochs, rsums = points(history, "val", "epoch", "rsum")
     if not len(rsums):

@@ -1,4 +1,4 @@
-"""Where a model fails, and where the labels likely do: worst queries, likely false negatives."""
+"""Failures of a model and, likely, of the labels: worst queries and likely false negatives."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from cusa.eval.report.gallery import (
 
 @dataclass(frozen=True)
 class FalseNegative:
-    """A caption, and an image that is wrong for it by the labels alone.
+    """A caption, and an image that the labels likely call wrong by mistake.
 
     Attributes:
-        caption: The query.
+        caption: The caption, which is the query.
         own_image: The image that it was written for.
-        retrieved: The image that the model ranks above that.
+        retrieved: An image that the model ranks above its own.
         closest: The caption of the retrieved image that the text teacher finds most similar to the
-            query; without a text teacher, its first.
+            query; without a text teacher, the image's first caption.
         rank: Rank of the retrieved image, 0 being first.
-        own_rank: Rank of its own image, ties counting against it.
-        similarity: The model's cosine of caption and retrieved image.
-        own_similarity: The model's cosine of caption and own image.
-        image_cosine: The image teacher's cosine of the two images; ``None`` without one.
+        own_rank: Rank of the caption's own image, with ties counted against it.
+        similarity: The model's cosine of the caption and the retrieved image.
+        own_similarity: The model's cosine of the caption and its own image.
+        image_cosine: The image teacher's cosine of the two images; ``None`` without an image
+            teacher.
         text_cosine: The text teacher's cosine of the caption and the closest one; ``None`` without
-            one.
-        is_true: Whether the caption is true of the retrieved image; ``None`` where the data set
-            does not know.
+            a text teacher.
+        is_true: Whether the caption is true of the retrieved image; ``None`` if the data set does
+            not tell.
     """
 
     caption: Item
@@ -69,15 +70,15 @@ def worst_failures(
 ) -> tuple[GalleryQuery, ...]:
     """Answer the queries of each task whose best relevant candidate ranks worst.
 
-    Worst first; of equal ranks, the first of the split come first. A query that is answered right,
-    or that the labels know no answer to, is not a failure.
+    The worst come first; equal ranks are in the order of the split. A query whose first hit is
+    right, or to which the labels have no answer, is not a failure.
 
     Args:
         embeddings: The model's embeddings.
         split: The split.
         image_root: Folder of the images.
-        head_of: Tasks to show, and the head that answers each.
-        per_task: Queries per task, at most.
+        head_of: The head that answers, by task.
+        per_task: Most queries per task.
     """
     items = EmbeddedItems(embeddings, split, image_root)
     failures: list[GalleryQuery] = []
@@ -104,24 +105,24 @@ def likely_false_negatives(
     image_root: Path,
     n_shown: int,
 ) -> tuple[FalseNegative, ...]:
-    """Find captions with an image that the labels call wrong, but model and teachers right.
+    """Find captions with an image that the labels call wrong, but the model and teachers right.
 
-    Candidates are the images among the first few of a caption that the cross head ranks above the
-    caption's own. The image teacher compares such an image with the caption's own image, the text
-    teacher its closest caption with the query. Each teacher's cosines become percentile ranks among
-    all these pairs, since one teacher's 0.8 is not another's; a pair is as similar as the teacher
-    says that finds it less so. Most similar first, and two images together only once. Pairs that a
-    teacher has no row for are left out.
+    Candidates are pairs of a caption and an image among its first few hits that the cross head
+    ranks above the caption's own image. The image teacher compares this image with the caption's
+    own; the text teacher compares its closest caption with the query. Since the scales of the
+    teachers' cosines differ, they are converted to ranks among all these pairs, and a pair gets the
+    lower of its two ranks. The most similar pairs come first, and each two images appear once.
+    Pairs for which a teacher has no row are left out.
 
     Args:
         embeddings: The model's embeddings.
         split: The split.
-        teachers: Their rows of the same split.
+        teachers: The teachers' rows of the same split.
         image_root: Folder of the images.
-        n_shown: How many to show, at most.
+        n_shown: Most false negatives to return.
 
     Returns:
-        At most ``n_shown``; none without any teacher.
+        The false negatives, most similar first; none without any teacher.
     """
     if n_shown == 0 or (teachers.image is None and teachers.text is None):
         return ()
@@ -142,7 +143,7 @@ def _false_negatives(
     images = items.embeddings.image["cross"]
     texts = items.embeddings.text["cross"]
     captions = pairs.captions[chosen]
-    # Each caption's own image alone is relevant to it.
+    # Only its own image is relevant to a caption here.
     indptr = np.arange(len(chosen) + 1)
     own_ranks = rank_bounds(texts[captions], images, indptr, pairs.own_images[chosen]).pessimistic
 

@@ -1,4 +1,4 @@
-"""Pairs of a caption and a wrong image that the model prefers, as the teachers see them."""
+"""Pairs of a caption and a wrong image that the model prefers, compared by the teachers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cusa.eval.inspection.pair_search import teacher_rows
 from cusa.eval.metrics.caption_images import cross_modal_relevance
 from cusa.eval.report.gallery import TOP
 
-# Pairs whose teacher rows are in memory at once.
+# Number of pairs whose teacher rows are in memory at once.
 _BLOCK = 4096
 
 
@@ -36,14 +36,12 @@ class Teachers:
 class RankedAbove:
     """Pairs of a caption and an image that the model ranks above the caption's own.
 
-    All are positions of embeddings, ``[p]``, but for the similarities.
-
     Attributes:
-        captions: int64.
-        own_images: int64: the image that the caption was written for.
-        retrieved: int64: the image that is ranked above it.
-        ranks: int64: its rank, less than ``TOP``.
-        similarities: float32: the cosine of caption and retrieved image.
+        captions: int64 ``[p]``: position of the caption among the embeddings.
+        own_images: int64 ``[p]``: position of the image that the caption was written for.
+        retrieved: int64 ``[p]``: position of the image that is ranked above it.
+        ranks: int64 ``[p]``: rank of that image, less than ``TOP``.
+        similarities: float32 ``[p]``: the model's cosine of the caption and that image.
     """
 
     captions: np.ndarray
@@ -54,7 +52,7 @@ class RankedAbove:
 
     @classmethod
     def search(cls, embeddings: SplitEmbeddings) -> RankedAbove:
-        """Search the first ``TOP`` images of every caption by the cross head."""
+        """Search the ``TOP`` nearest images of every caption by the cross head."""
         images = embeddings.image["cross"]
         caption_image = embeddings.caption_image
         n_hits = min(TOP, len(images))
@@ -76,14 +74,15 @@ class RankedAbove:
 
 @dataclass(frozen=True)
 class TeacherCosines:
-    """What the teachers say of the pairs; NaN where one has no row.
+    """The teachers' cosines for the pairs; NaN where a teacher has no row.
 
     Attributes:
         image: float64 ``[p]``: cosine of the two images; ``None`` without an image teacher.
-        text: float64 ``[p]``: cosine of the caption with the retrieved image's closest one;
+        text: float64 ``[p]``: cosine of the caption and the retrieved image's closest caption;
             ``None`` without a text teacher.
-        closest: int64 ``[p]``: position of that caption; without a text teacher, of the first.
-        has_caption: bool ``[p]``: whether the retrieved image has a caption at all.
+        closest: int64 ``[p]``: position of that closest caption; without a text teacher, of the
+            retrieved image's first caption.
+        has_caption: bool ``[p]``: whether the retrieved image has a caption.
     """
 
     image: np.ndarray | None
@@ -98,7 +97,13 @@ class TeacherCosines:
         embeddings: SplitEmbeddings,
         pairs: RankedAbove,
     ) -> TeacherCosines:
-        """Ask each teacher that there is about every pair."""
+        """Compute the cosines of each teacher for every pair.
+
+        Args:
+            teachers: The teachers' rows of the split.
+            embeddings: The model's embeddings of the split.
+            pairs: The pairs.
+        """
         n_images = len(embeddings.image_rows)
         (indptr, indices), _ = cross_modal_relevance(embeddings.caption_image, n_images)
 
@@ -109,7 +114,7 @@ class TeacherCosines:
             image_cosines = _cosines(teachers.image, own_rows, retrieved_rows)
 
         text_cosines = None
-        # An image without captions has no first one; its pairs are left out later.
+        # For an image without captions this is any caption; has_caption excludes its pairs later.
         first_captions = np.minimum(indptr[pairs.retrieved], len(indices) - 1)
         closest = indices[first_captions]
         if teachers.text is not None:
@@ -124,10 +129,14 @@ def most_similar_first(
     pairs: RankedAbove,
     cosines: TeacherCosines,
 ) -> np.ndarray:
-    """Order the pairs that every teacher has a row for by the teacher that finds them less similar.
+    """Order pairs by the teacher that finds them less similar, the most similar first.
+
+    Args:
+        pairs: The pairs.
+        cosines: The teachers' cosines for them.
 
     Returns:
-        int64: positions of the pairs.
+        int64: positions of the pairs for which every teacher has rows.
     """
     by_teacher = [values for values in (cosines.image, cosines.text) if values is not None]
     is_known = cosines.has_caption.copy()
@@ -141,7 +150,7 @@ def most_similar_first(
         percentiles.append(rankdata(known_alone))
     agreement = np.min(percentiles, axis=0)
 
-    # The last key sorts first.
+    # The last key is the primary one.
     order = np.lexsort((pairs.retrieved, pairs.captions, -pairs.similarities, -agreement))
     return order[is_known[order]]
 
@@ -151,8 +160,8 @@ def each_pair_once(
     pairs: RankedAbove,
     n_shown: int,
 ) -> list[int]:
-    """Take the first pairs of an order, two images together only once."""
-    # Regardless of which of the two the caption was written for.
+    """Take the first pairs of an order, skipping those whose two images were taken before."""
+    # A set of two images is the same whichever of them the caption was written for.
     image_pairs: set[frozenset[int]] = set()
     chosen: list[int] = []
     for pair in order.tolist():
@@ -170,7 +179,7 @@ def _cosines(
     first_rows: np.ndarray,
     second_rows: np.ndarray,
 ) -> np.ndarray:
-    """Compute float64 ``[p]`` cosines of a teacher's rows, in blocks; NaN where one is skipped."""
+    """Compute cosines of a teacher's rows, float64 ``[p]``; NaN where the teacher has no row."""
     blocks = [np.zeros(0)]
     for start in range(0, len(first_rows), _BLOCK):
         stop = start + _BLOCK
@@ -189,11 +198,11 @@ def _closest_captions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the caption of each retrieved image that is most similar to the query.
 
-    Image i's captions are ``indices[indptr[i]:indptr[i + 1]]``; ``text_rows`` are their rows of the
-    split.
+    Image i has the captions ``indices[indptr[i]:indptr[i + 1]]``; ``text_rows`` maps captions to
+    rows of the split.
 
     Returns:
-        Cosines float64 ``[p]``, NaN for an image without captions; and captions int64 ``[p]``.
+        Cosines, float64 ``[p]``, NaN for an image without captions; and captions, int64 ``[p]``.
     """
     n_pairs = len(pairs.captions)
     n_captions = np.diff(indptr)[pairs.retrieved]
@@ -207,8 +216,8 @@ def _closest_captions(
 
     greatest = np.full(n_pairs, np.nan)
     closest = np.zeros(n_pairs, np.int64)
-    # The last write wins: from the least cosine to the greatest, and of equals the first caption
-    # last.
+    # The last assignment to an index wins, so the greatest cosine comes last, and among equal ones
+    # the first caption.
     sortable = np.where(np.isnan(cosines), -np.inf, cosines)
     order = np.lexsort((-within_image, sortable))
     greatest[pair_numbers[order]] = cosines[order]

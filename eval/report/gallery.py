@@ -1,4 +1,4 @@
-"""Queries with their most similar candidates, right and wrong marked, for the report's pictures."""
+"""Queries with their most similar candidates, marked right or wrong, to show in the report."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cusa.data.records import SplitView, csr
 from cusa.eval.metrics.ranks import rank_bounds
 from cusa.eval.metrics.relevance import Relevance, Task, relevance_of
 
-# Hits shown of each query.
+# Number of hits shown for each query.
 TOP = 5
 Mark = Literal["right", "true, but not labelled", "wrong", "no label"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image or a caption, as shown.
+    """An image or a text, as shown on a page.
 
     Attributes:
         kind: ``"image"`` or ``"text"``.
-        text: The caption, or the image's id.
-        image_path: The image file; ``None`` for a caption.
+        text: The text, or the image's id or path.
+        image_path: The image file; ``None`` for a text.
     """
 
     kind: Literal["image", "text"]
@@ -42,10 +42,10 @@ class GalleryHit:
     Attributes:
         item: The item.
         similarity: Its cosine similarity to the query.
-        correct: Whether it is relevant by the data set's labels; ``None`` where these know no
-            answer to the query.
-        is_true: Whether image and caption belong together by the data set's own truth, whatever its
-            labels say; ``None`` where it knows none.
+        correct: Whether it is relevant by the data set's labels; ``None`` if these have no answer
+            to the query.
+        is_true: Whether image and caption belong together by the data set's known truth, whatever
+            its labels say; ``None`` if no truth is known.
     """
 
     item: Item
@@ -55,7 +55,7 @@ class GalleryHit:
 
     @property
     def mark(self) -> Mark:
-        """The word for it; a hit that the labels call wrong and the truth right has its own."""
+        """The verdict in words; a hit that only the known truth calls right has its own."""
         if self.correct is None:
             return "no label"
         if self.correct:
@@ -71,10 +71,10 @@ class GalleryQuery:
         task: Direction of the retrieval.
         head: The head that answers.
         query: The query.
-        hits: The most similar candidates, best first, at most ``TOP``.
-        rank: Rank of the best relevant candidate, 0 being first; ``None`` where the labels know no
+        hits: The ``TOP`` most similar candidates, most similar first; fewer if there are fewer.
+        rank: Rank of the best relevant candidate, 0 being first; ``None`` if the labels have no
             answer.
-        answer: That candidate; ``None`` where the labels know no answer.
+        answer: That candidate; ``None`` if the labels have no answer.
     """
 
     task: Task
@@ -126,13 +126,13 @@ class EmbeddedItems:
         Args:
             task: Direction of the retrieval.
             query: Position of the query.
-            relevant: int64: its relevant candidates; none where the labels know no answer.
-            neighbours: Similarity by position, greatest first.
+            relevant: int64: its relevant candidates; empty if the labels have no answer.
+            neighbours: Similarity by position of the candidate, greatest first.
         """
         hits = []
         for candidate, similarity in neighbours.items():
             correct = candidate in relevant if len(relevant) else None
-            # Within a modality, nothing says what belongs together.
+            # The known truth tells nothing about two items of one modality.
             is_true = None
             if task == "i2t":
                 is_true = self.is_true(caption=candidate, image=query)
@@ -142,11 +142,11 @@ class EmbeddedItems:
         return tuple(hits)
 
     def is_true(self, caption: int, image: int) -> bool | None:
-        """Whether a caption is true of an image; ``None`` where the data set does not know.
+        """Tell whether a caption is true of an image; ``None`` if no truth is known.
 
         Args:
-            caption: Position of the caption's embedding.
-            image: Position of the image's.
+            caption: Position of the caption among the embeddings.
+            image: Position of the image among the embeddings.
         """
         truth = self.split.truth
         if truth is None:
@@ -157,7 +157,7 @@ class EmbeddedItems:
         return image_row in truth.indices[start:stop]
 
     def relevance(self, task: Task) -> Relevance:
-        """Return relevance by the data set's labels; among images without labels, none for any."""
+        """Return the relevance by the data set's labels; or, without image labels, none."""
         if task == "i2i" and self.split.truth is None:
             n_images = len(self.embeddings.image_rows)
             no_indices = np.zeros(0, np.int64)
@@ -177,16 +177,17 @@ def make_gallery(
 ) -> tuple[GalleryQuery, ...]:
     """Draw random queries of each task and answer them.
 
-    Drawn are queries that have an answer by the labels. Where no query of a task has one, as among
-    images without labels, they are drawn from all, and their hits are neither right nor wrong.
+    Queries are drawn from those to which the labels have an answer. If no query of a task has one,
+    as among images without labels, they are drawn from all, and their hits are neither right nor
+    wrong.
 
     Args:
         embeddings: The model's embeddings.
         split: The split.
         image_root: Folder of the images.
-        head_of: Tasks to show, and the head that answers each.
-        per_task: Queries per task.
-        seed: Seed of the choice.
+        head_of: The head that answers, by task.
+        per_task: Number of queries per task.
+        seed: Seed of the draw.
     """
     items = EmbeddedItems(embeddings, split, image_root)
     gallery: list[GalleryQuery] = []
@@ -197,7 +198,7 @@ def make_gallery(
         if not len(drawable):
             drawable = np.arange(len(n_relevant))
         n_queries = min(per_task, len(drawable))
-        # A generator for each task: more queries of one change no other's.
+        # Each task has its own generator, so that the draws of one do not change another's.
         generator = np.random.default_rng([seed, number])
         drawn = np.sort(generator.choice(drawable, n_queries, replace=False))
         if n_queries:
@@ -208,10 +209,10 @@ def make_gallery(
 def answer_queries(
     items: EmbeddedItems, head: Head, queries: np.ndarray, relevance: Relevance
 ) -> Iterator[GalleryQuery]:
-    """Answer queries, each with its hits and its best right answer.
+    """Yield queries, each with its hits and its best right answer.
 
     Args:
-        items: The split's items.
+        items: The items of the split.
         head: The head that answers.
         queries: int64 ``[n]``, n at least 1: positions of the queries.
         relevance: Relevant candidates of all queries of the task.
@@ -220,20 +221,20 @@ def answer_queries(
     query_features = query_features[queries]
     indptr = relevance.indptr
     relevant = [relevance.indices[indptr[query] : indptr[query + 1]] for query in queries]
-    # Among items of one kind, a query does not answer itself.
+    # Within a modality, the query itself is no candidate.
     excluded = np.full(len(queries), -1)
     if relevance.exclude is not None:
         excluded = relevance.exclude[queries]
 
     ranks = rank_bounds(query_features, candidate_features, *csr(relevant), excluded).pessimistic
-    # One more than is shown: a query may find itself.
+    # Search for one more than is shown, since a query may find itself.
     similarities, neighbours = faiss.knn(
         query_features, candidate_features, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT
     )
     task = relevance.task
     for number, query in enumerate(queries.tolist()):
         nearest = dict(zip(neighbours[number].tolist(), similarities[number].tolist(), strict=True))
-        # -1 stands where there are fewer candidates than were asked for.
+        # FAISS returns -1 where there are too few candidates.
         for no_candidate in (-1, int(excluded[number])):
             nearest.pop(no_candidate, None)
         hits = items.hits(task, query, relevant[number], nearest)

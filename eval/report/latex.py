@@ -1,4 +1,4 @@
-"""The report's tables for a paper: LaTeX with booktabs, the best of each column bold."""
+"""The report's tables in LaTeX with booktabs, with the best figure of each column in bold."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ _ESCAPE_TABLE = str.maketrans(_ESCAPES)
 
 
 def latex_tables(sections: Sequence[Section]) -> str:
-    r"""Draw the tables of all that was measured; they need the package ``booktabs`` alone.
+    r"""Render the tables of all sections; they need the package ``booktabs`` only.
+
+    Args:
+        sections: The sections of the report.
 
     Returns:
-        ``table`` environments, each with a ``\label``; empty where nothing was measured.
+        ``table`` environments, each with a ``\label``; empty without tables.
     """
     environments = []
     for section in sections:
@@ -42,7 +45,7 @@ def latex_tables(sections: Sequence[Section]) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape text so that LaTeX prints it as it is."""
+    """Escape a text so that LaTeX prints it literally."""
     return text.translate(_ESCAPE_TABLE)
 
 
@@ -67,7 +70,7 @@ def _environment(
     labels = list(name_columns)
     rules = []
     for group, _ in table.groups:
-        # A heading and a rule over the columns of each group.
+        # Each group has a heading and a rule above its columns.
         width = len(group.metrics)
         first = len(labels) + 1
         rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
@@ -98,7 +101,7 @@ def _environment(
 
 
 def _body(table: Table) -> list[str]:
-    """Draw the rows: a model's name in its first one alone, published rows below a rule."""
+    """Render the rows: a model's name in its first row only, published rows below a rule."""
     body_lines = []
     previous: Row | None = None
     for row in table.rows:
@@ -118,7 +121,7 @@ def _body(table: Table) -> list[str]:
 def _line(cells: Sequence[str]) -> str:
     row = " & ".join(cells) + r" \\"
     if row.startswith("["):
-        # The line break before it would take the bracket as its argument.
+        # The line break above would take the bracket as its argument.
         return "{}" + row
     return row
 

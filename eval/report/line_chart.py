@@ -19,10 +19,10 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-# Factor between least and greatest y from which the y axis is on a log scale.
+# Ratio of the greatest to the least y above which the y axis is logarithmic.
 LOG_SCALE_FACTOR = 20
 
-# Each has a contrast of at least 3 on the page's light and on its dark background.
+# Each has a contrast of at least 3 with both the light and the dark background of the page.
 COLORS = (
     "#2f7fd6",
     "#d9660f",
@@ -35,8 +35,7 @@ COLORS = (
 )
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 
-# Text and axes are drawn in this colour, which then becomes the page's own text colour, light or
-# dark.
+# Text and axes are drawn in this colour, which is then replaced by the page's text colour.
 _INK = "#010203"
 _STYLE = {
     "text.color": _INK,
@@ -78,17 +77,17 @@ def line_chart(
     mark_best: bool = False,
     log_x: bool = False,
 ) -> str:
-    """Draw an inline SVG in the page's text colour, the same bytes for the same curves.
+    """Draw a line chart as inline SVG; the same curves give the same bytes.
 
     Args:
-        name: What y is; different for every chart of a page.
-        x_label: What x is.
-        curves: At least one, none of them empty; y is on a log scale where it spans a factor of
-            ``LOG_SCALE_FACTOR``.
-        mark_best: Mark the highest point of each curve.
-        log_x: Draw x on a log scale; it is positive.
+        name: Name of the chart, different for every chart of a page.
+        x_label: Label of the x axis.
+        curves: At least one curve, none of them empty. The y axis is logarithmic if y is positive
+            and spans more than a factor of ``LOG_SCALE_FACTOR``.
+        mark_best: Whether to mark the highest point of each curve.
+        log_x: Whether the x axis is logarithmic; x must then be positive.
     """
-    # The name salts the ids, which are the page's: no two charts share one.
+    # All charts share the page's ids, so the name of each salts its own.
     with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
@@ -109,7 +108,7 @@ def line_chart(
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(svg_file, format="svg", transparent=True, metadata=no_metadata)
     _, start, svg = svg_file.getvalue().partition("<svg")
-    # Nothing refers to the groups' ids, and they repeat from chart to chart.
+    # The ids of groups repeat from chart to chart, and nothing refers to them.
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", start + svg)
     return svg.replace(_INK, "currentColor")
 
@@ -120,7 +119,7 @@ def _draw(
     mark_best: bool,
 ) -> None:
     color, dash = look(curve.model)
-    # A point alone has no line to be seen by.
+    # A single point has no line, and needs a marker to be seen.
     marker = "." if len(curve.x) == 1 else None
     axes.plot(curve.x, curve.y, color=color, linestyle=dash, linewidth=1.6, marker=marker)
     if mark_best:
@@ -134,7 +133,7 @@ def _format_log_scale(axis: Axis) -> None:
 
 
 def look(model: int) -> tuple[str, str]:
-    """Choose colour and dash of the model at this position, the same all over the page."""
+    """Choose the colour and the dash pattern of a model by its position on the page."""
     color = COLORS[model % len(COLORS)]
     dash = DASHES[model // len(COLORS) % len(DASHES)]
     return color, dash

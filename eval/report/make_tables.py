@@ -1,4 +1,4 @@
-"""Make tables of the models' results: rows, columns, the best of each, the published rows."""
+"""Tables of the models' results, with the best of each column and the published rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cusa.eval.report.tables import (
 
 # A column: its group and its metric.
 Column = tuple[Group, Metric]
-# A row that is not made yet: the model's position and the head.
+# Key of a row: the model's position, and the head.
 RowKey = tuple[int, str]
 
 
@@ -30,7 +30,12 @@ def make_tables(
     results: Sequence[NamedResult[Content]],
     specs: Iterable[TableSpec[Content]],
 ) -> tuple[Table, ...]:
-    """Make the tables that at least one model has a figure for."""
+    """Make the tables, leaving out those for which no model has a figure.
+
+    Args:
+        results: The results of each model, in the order of the report.
+        specs: Descriptions of the tables.
+    """
     tables = []
     for spec in specs:
         if table := make_table(results, spec):
@@ -42,13 +47,17 @@ def make_table(
     results: Sequence[NamedResult[Content]],
     spec: TableSpec[Content],
 ) -> Table | None:
-    """Make a table with a row per model and head, a column per metric; published rows last.
+    """Make a table with a row per model and head, and a column per metric; published rows are last.
 
-    With several models the best of each column is marked. A figure that only one row has, and a
-    published one, is not the best of anything.
+    With several models, the best figure of each column is marked. Published figures do not compete,
+    nor does the only figure of a column.
+
+    Args:
+        results: The results of each model, in the order of the report.
+        spec: Description of the table.
 
     Returns:
-        The table; ``None`` where no model has a figure.
+        The table; ``None`` if no model has a figure.
     """
     figures = _figures_of_rows(results, spec)
     groups = _groups_with_figures(spec.groups, figures.values())
@@ -60,7 +69,7 @@ def make_table(
         return None
 
     rows = []
-    # A model without a head has no row for it.
+    # A model has no row for a head that it lacks.
     for (position, head), figures_of_row in figures.items():
         rows.append(_row(results[position], position, head, figures_of_row, columns))
     if len(results) > 1:
@@ -83,7 +92,7 @@ def _figures_of_rows(
     results: Sequence[NamedResult[Content]],
     spec: TableSpec[Content],
 ) -> dict[RowKey, Figures]:
-    """Take the figures of every model and head that may answer."""
+    """Return the figures of every model and head that may answer."""
     figures = {}
     for position, result in enumerate(results):
         if result.content is None:
@@ -99,7 +108,7 @@ def _groups_with_figures(
     groups: Iterable[Group],
     figures_by_row: Collection[Figures],
 ) -> list[Group]:
-    """Leave out the metrics that no row has, and the groups that have no other."""
+    """Leave out the metrics that no row has, and groups without any metric left."""
     groups_with_figures = []
     for group in groups:
         metrics = []
@@ -135,14 +144,14 @@ def _row(
     figures: Figures,
     columns: Iterable[Column],
 ) -> Row:
-    # A figure that another model has is a dash here.
+    # A missing figure becomes a dash.
     cells = [_cell(_at_path(figures, group), metric) for group, metric in columns]
     untrained = head == "uni" and _uni_head_is_untrained(result.content)
     return Row(position, result.name, head, untrained, tuple(cells))
 
 
 def _uni_head_is_untrained(content: Mapping[str, Any] | None) -> bool:
-    """Whether a run was trained without USA; models that are not runs have no loss."""
+    """Tell whether a run was trained without USA; models that are not runs have no loss terms."""
     content = content or {}
     loss_terms = content.get("loss_terms") or content.get("model", {}).get("loss_terms")
     return bool(loss_terms) and "usa" not in loss_terms
@@ -165,7 +174,7 @@ def _mark_best(
     rows: Sequence[Row],
     columns: Sequence[Column],
 ) -> list[Row]:
-    """Mark the best figure of each column, comparing them as printed: equals are all marked."""
+    """Mark the best figure of each column as printed; equal ones are all marked."""
     best_texts = []
     for number, (_, metric) in enumerate(columns):
         column = [row.cells[number] for row in rows]
@@ -184,7 +193,7 @@ def _best_text(
     column: Sequence[Cell],
     metric: Metric,
 ) -> str | None:
-    """Find the best of a column's printed figures; ``None`` with fewer than two to compare."""
+    """Return the best printed figure of a column; ``None`` with fewer than two to compare."""
     figures = [cell.text for cell in column if cell.text != NONE]
     if len(figures) < 2 or metric.best == "none":
         return None
@@ -197,7 +206,7 @@ def _published_rows(
     spec: TableSpec[Content],
     columns: Sequence[Column],
 ) -> Iterator[Row]:
-    """Make a row of each published result whose setting a model has."""
+    """Yield a row for each published result of the same setting as one of the models."""
     published: dict[tuple[str, str], Figures] = {}
     for result in results:
         if result.content is None:
@@ -221,7 +230,7 @@ def _counts_in_words(
     group: Group,
     figures_by_row: Iterable[Figures],
 ) -> str:
-    """Say the numbers of queries and candidates that the rows have, each once."""
+    """Return the rows' numbers of queries and candidates in words, each combination once."""
     different_counts: dict[str, None] = {}
     for row_figures in figures_by_row:
         figures = _at_path(row_figures, group)

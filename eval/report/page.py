@@ -1,4 +1,4 @@
-"""HTML pages that open anywhere: they hold their pictures and fetch nothing."""
+"""Self-contained HTML pages: they embed their pictures, and load nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cusa.data.errors import CusaError
 from cusa.data.files import atomic_file
 from cusa.data.images import load_image
 
-# Longer side, in pixels.
+# Longer side of a thumbnail, in pixels.
 THUMBNAIL_SIZE = 176
 _JPEG_QUALITY = 80
 
@@ -23,16 +23,15 @@ def write_page(path: Path, template: str, image_paths: Iterable[Path], **values:
     """Render a template of this room that extends ``page.html.jinja``.
 
     Args:
-        path: The HTML file; replaced as a whole.
-        template: The template's file name.
-        image_paths: Image files that the page may show; one that cannot be read is shown as its
-            name, and counted.
+        path: The HTML file, which is written atomically.
+        template: File name of the template.
+        image_paths: Image files that the page shows; a name replaces one that cannot be read.
         **values: The template's variables.
 
     Returns:
         The number of images that could not be read.
     """
-    # The style sheet names pictures by number, so that the page holds each only once.
+    # The style sheet holds each picture once, under a number that the page refers to.
     pictures: dict[Path, int] = {}
     thumbnails: dict[int, str] = {}
     different_paths = list(dict.fromkeys(image_paths))
@@ -52,17 +51,18 @@ def write_page(path: Path, template: str, image_paths: Iterable[Path], **values:
     )
     page = environment.get_template(template)
     html = page.render(pictures=pictures, thumbnails=thumbnails, unreadable=n_unreadable, **values)
-    # File names may hold lone surrogates, which UTF-8 has no bytes for.
+    # File names may hold lone surrogates, which UTF-8 cannot encode.
     with atomic_file(path) as temporary:
         temporary.write_text(html, "utf-8", "replace")
     return n_unreadable
 
 
 def thumbnail(path: Path) -> str | None:
-    """Make a JPEG data URI of an image.
+    """Make a thumbnail of an image.
 
     Returns:
-        At most ``THUMBNAIL_SIZE`` pixels wide and high; ``None`` if the image cannot be read.
+        A JPEG data URI, at most ``THUMBNAIL_SIZE`` pixels wide and high; ``None`` if the image
+        cannot be read.
     """
     try:
         image = load_image(path).convert("RGB")

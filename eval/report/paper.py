@@ -1,4 +1,4 @@
-"""The published results (paper, supplementary tables 7-13), to set a run beside its own row."""
+"""The published results (supplementary tables 7-13 of the paper), to show beside a run's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
-# Last part of a student's name, and the host's name in the paper.
+# The host's name in the paper, by the last part of the student's name.
 _HOSTS = {
     "clip-vit-base-patch32": "CLIP ViT-B/32",
     "clip-vit-large-patch14-336": "CLIP ViT-L/14@336px",
@@ -19,8 +19,8 @@ _METHODS = {
     frozenset({"contrastive", "usa"}): "USA",
     frozenset({"contrastive", "csa", "usa"}): "CUSA",
 }
-# Data set, split, images and captions. Karpathy's test split of COCO has 25,010 captions: ten more
-# than five an image.
+# Keys of the paper's splits by data set, split, number of images and number of captions. Karpathy's
+# test split of COCO has 25,010 captions, ten more than five per image.
 _SPLITS = {
     ("coco", "test", 5_000, 25_000): "coco5k",
     ("coco", "test", 5_000, 25_010): "coco5k",
@@ -33,9 +33,9 @@ class PaperRow:
     """A published row.
 
     Attributes:
-        host: The model, as the paper names it.
+        host: The paper's name of the model.
         method: ``"baseline"``, ``"CSA"``, ``"USA"`` or ``"CUSA"``.
-        scores: Percent, by the table's own names. Checkpoints were chosen on the test split.
+        scores: Percent, by the keys of the table. The paper chose checkpoints on the test split.
     """
 
     host: str
@@ -48,7 +48,7 @@ class PaperRow:
 
 
 def paper_tables() -> dict[str, Any]:
-    """Read all tables as published, with their source; percent, STS as 100 x Spearman."""
+    """Read all published tables, with their source: percent, and 100 x Spearman for STS."""
     path = resources.files("cusa.eval.report") / "paper.json"
     return json.loads(path.read_text("utf-8"))
 
@@ -61,7 +61,7 @@ def paper_row(
     """Look up the row of the same student and loss; ``None`` if the table has none.
 
     Args:
-        student: The student's name or folder.
+        student: Name or folder of the student.
         terms: Terms of the loss.
         table: ``"cross_modal"``, ``"eccv_caption"``, ``"image_retrieval_r1"`` or
             ``"sts_spearman"``.
@@ -80,10 +80,10 @@ def paper_retrieval(
     terms: Sequence[str],
     metrics: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    """Look up the published recalls of the same student, loss and split, if there are any.
+    """Look up the published recalls of the same student, loss and split; ``None`` without any.
 
     Args:
-        student: The student's name or folder.
+        student: Name or folder of the student.
         terms: Terms of the loss.
         metrics: Content of metrics.json.
     """

@@ -1,4 +1,4 @@
-"""The report of an evaluation, one HTML page: tables, curves, queries with their hits, failures."""
+"""The report of an evaluation, an HTML page: tables, curves, queries with their hits, failures."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Examples:
     """What a report shows of a model beside tables.
 
     Attributes:
-        history: Lines of its ``metrics.jsonl``; may be empty.
-        gallery: Queries with their hits; the same queries in the same order for every model, or
+        history: Lines of the run's ``metrics.jsonl``; empty for a model that is no run.
+        gallery: Queries with their hits: the same queries in the same order for every model, or
             none.
         failures: The model's worst queries.
-        false_negatives: Its hits that are wrong by the labels alone.
+        false_negatives: Hits that the labels likely call wrong by mistake.
     """
 
     history: tuple[dict[str, Any], ...] = ()
@@ -44,7 +44,7 @@ class ModelReport(Examples):
 
     Attributes:
         name: The model's name.
-        results: Content of its file of results by suite (docs/METRICS.md); figures in percent.
+        results: Content of its results file by suite (docs/METRICS.md); figures in percent.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ModelReport(Examples):
 
     @property
     def metrics(self) -> Mapping[str, Any] | None:
-        """Content of its ``metrics.json``, if retrieval was measured."""
+        """Content of its ``metrics.json``; ``None`` if retrieval was not measured."""
         return self.results.get("retrieval")
 
 
@@ -62,16 +62,16 @@ def write_report(
     sections: Sequence[Section],
     comparison: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write the page; it holds its pictures and fetches nothing.
+    """Write the report as a self-contained page.
 
     Args:
-        path: The HTML file; replaced as a whole.
-        models: Models, in the order shown.
+        path: The HTML file, which is written atomically.
+        models: The models, in the order of the report.
         sections: Their tables.
-        comparison: Content of comparison.json (docs/METRICS.md).
+        comparison: Content of comparison.json (docs/METRICS.md), if the page is a comparison.
 
     Returns:
-        The number of its images that could not be read.
+        The number of images on the page that could not be read.
 
     Raises:
         ValueError: If there is no model, or the models' galleries do not show the same queries.
@@ -105,7 +105,7 @@ def headlines(
     models: Sequence[ModelReport],
     sections: Sequence[Section],
 ) -> list[list[LabelledFigure]]:
-    """Return the figures that stand for each model, one a suite, each with its label."""
+    """Return the headline figures of each model, one per suite, each with its label."""
     by_model: list[list[LabelledFigure]] = [[] for _ in models]
     for section in sections:
         for position, headline in (section.headlines or {}).items():
@@ -117,7 +117,7 @@ def _remarks(
     models: Sequence[ModelReport],
     sections: Sequence[Section],
 ) -> list[str]:
-    """Return what explains each model's figures; empty where nothing does."""
+    """Return the remarks on each model's figures; empty for a model without any."""
     remarks = [""] * len(models)
     for section in sections:
         for position, remark in (section.remarks or {}).items():
@@ -126,7 +126,7 @@ def _remarks(
 
 
 def _constant_temperatures(histories: Sequence[charts.History]) -> dict[str, float]:
-    # Those that change have a chart instead.
+    # Changing temperatures have a chart instead.
     constants = {}
     for temperature, values in charts.temperatures(histories).items():
         if len(values) == 1:
@@ -138,12 +138,13 @@ def side_by_side(models: Sequence[ModelReport]) -> dict[str, list[ModelAnswers]]
     """Put the models' answers to each query side by side.
 
     Returns:
-        By task its queries, each with the position and the answer of every model with a gallery.
+        The queries of each task, each as the positions of all models with a gallery and their
+        answers.
 
     Raises:
         ValueError: If the models do not show the same queries in the same order.
     """
-    # By position of the model; a text model, say, has none.
+    # Keyed by the model's position, as some models, such as text models, have no gallery.
     galleries = {}
     for position, model in enumerate(models):
         if model.gallery:
@@ -179,7 +180,7 @@ def _answers(models: Sequence[ModelReport]) -> Iterator[GalleryQuery]:
 
 
 def _knows_truth(models: Sequence[ModelReport]) -> bool:
-    """Whether a hit is shown whose truth the data set knows, whatever its labels say."""
+    """Tell whether the page shows a hit whose truth is known beyond the labels."""
     for answer in _answers(models):
         for hit in answer.hits:
             if hit.is_true is not None:

@@ -1,4 +1,4 @@
-"""What the tables of several suites share: columns, rules in words, facts about the data."""
+"""Columns, rules in words and facts about the data that the tables of several suites share."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ TIES = {
     ),
 }
 SELF_IS_NO_CANDIDATE = (
-    "Where queries are candidates, too, a query is never its own candidate; it is told apart by "
-    "its id and never by its rank."
+    "Where queries are also candidates, a query is never its own candidate; it is excluded by its "
+    "position in the data, never by its rank."
 )
 
 
 def published(content: Mapping[str, Any]) -> Figures | None:
-    """Return the published row that stands beside a model's figures in its results."""
+    """Return the published row in a model's results, if there is one."""
     return content.get("paper")
 
 
@@ -49,9 +49,9 @@ def contents_of(results: Sequence[NamedResult[Content]]) -> list[Content]:
 
 
 def ties_rule(contents: Iterable[Mapping[str, Any]]) -> str:
-    """Say how ties count.
+    """Return the rule for ties in words; empty without results.
 
-    metrics.json of format 1.1 does not say, and counts them against the model.
+    Results without a rule, such as metrics.json 1.1, count ties against the model.
     """
     rules = list(dict.fromkeys(content.get("ties", "pessimistic") for content in contents))
     if len(rules) > 1:
@@ -61,8 +61,8 @@ def ties_rule(contents: Iterable[Mapping[str, Any]]) -> str:
 
 
 def intervals_rule(contents: Iterable[Mapping[str, Any]]) -> str:
-    """Say what the intervals are; empty where there are none."""
-    # Each rule once, in order.
+    """Describe the intervals in words; empty if there are none."""
+    # The keys are distinct descriptions, in order.
     rules: dict[str, None] = {}
     for content in contents:
         bootstrap = content.get("bootstrap")
@@ -81,13 +81,20 @@ def fact(
     fingerprints: Iterable[str | None],
     notes: Iterable[str] = (),
 ) -> str:
-    """Say what was measured: counts, hashes, and the notes of the data set's reader."""
+    """Describe a data set in a sentence: its counts, its hashes, and notes on it.
+
+    Args:
+        set_name: Name of the data set.
+        counts: Its counts in words.
+        fingerprints: The fingerprints that the models' results have; equal ones are shown once.
+        notes: Remarks on the data set; equal ones are shown once.
+    """
     short_hashes = dict.fromkeys(fingerprint[:12] for fingerprint in fingerprints if fingerprint)
     if short_hashes:
         counts += f", sha256 {' and '.join(short_hashes)}"
     # A model may have been measured before the data changed.
     if len(short_hashes) > 1:
-        counts += ". The models were measured on different data: their figures do not compare"
+        counts += ". The models were measured on different data, and their figures do not compare"
     different_notes = dict.fromkeys(set_note.rstrip(".") for set_note in notes)
     return f"{set_name}: {'. '.join([counts, *different_notes])}."
 
@@ -97,11 +104,11 @@ def data_set_fact(
     counts: str,
     model_results: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Say what was measured on a data set.
+    """Describe a data set in a sentence, with the hashes and notes in the models' results.
 
     Args:
-        title: Its title.
-        counts: How large it is.
+        title: Title of the data set.
+        counts: Its counts in words.
         model_results: The models' results on it, each with ``fingerprint`` and ``notes``.
     """
     fingerprints, notes = [], []
@@ -112,11 +119,10 @@ def data_set_fact(
 
 
 def first_scores(model_results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the figures of any head: what they were computed from is the same for all.
+    """Return the figures of the first model's first head, whose counts hold for all heads.
 
     Args:
-        model_results: The models' results on a data set, each with its figures by head under
-            ``heads``.
+        model_results: The models' results on a data set, each with figures by head under ``heads``.
     """
     heads = model_results[0]["heads"]
     return next(iter(heads.values()))
@@ -126,11 +132,11 @@ def by_data_set(
     contents: Sequence[Mapping[str, Any]],
     sets_key: str,
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """Gather the models' results of each data set.
+    """Gather the models' results on each data set.
 
     Args:
-        contents: The models' files of results.
-        sets_key: Key that holds their data sets by name.
+        contents: Contents of the models' results files.
+        sets_key: The key that holds results by data set.
     """
     gathered: dict[str, list[Mapping[str, Any]]] = {}
     for content in contents:
@@ -147,9 +153,9 @@ def data_set_names(
     """Return the names of all measured data sets: the published ones in their order, then others.
 
     Args:
-        contents: The models' files of results.
-        sets_key: Key that holds their data sets by name.
-        published_names: The published ones in the order shown.
+        contents: Contents of the models' results files.
+        sets_key: The key that holds results by data set.
+        published_names: Names of the published data sets, in order.
     """
     measured = by_data_set(contents, sets_key)
     order = dict.fromkeys([*published_names, *measured])
@@ -162,13 +168,16 @@ def average_headlines(
     figure: Metric,
     average_title: str,
 ) -> dict[int, Headline]:
-    """Choose the headlines of the head in use: the paper's average, or else the first data set's.
+    """Choose each model's headline: the paper's average, or else the first data set's figure.
 
     Args:
-        results: Of each model.
-        sets_key: Key that holds their data sets by name.
-        figure: The figure of a data set that the average is of.
-        average_title: What the average is over.
+        results: The results of each model.
+        sets_key: The key that holds results by data set.
+        figure: The figure that is averaged.
+        average_title: Description of the average.
+
+    Returns:
+        The headlines by position of the model, for the head in use.
     """
     headlines = {}
     for position, result in enumerate(results):
@@ -198,8 +207,8 @@ def by_head_and_data_set(
     """Rearrange figures by data set and head into figures by head and data set.
 
     Args:
-        data_sets: By name, each with its figures by head under ``heads``.
-        take: Picks the wanted ones of a head's figures.
+        data_sets: Results by data set, each with figures by head under ``heads``.
+        take: Selects the wanted figures of a head; by default all.
     """
     by_head: dict[str, dict[str, Any]] = {}
     for set_name, result in data_sets.items():

@@ -1,7 +1,7 @@
-"""The tables of a report: which figures stand where, and which is the best of its column.
+"""The tables of a report, as data.
 
-Nothing here knows HTML, LaTeX or a suite: report.html.jinja, latex.py and the command line draw the
-same tables, which each suite makes of its results.
+They know nothing of HTML, LaTeX or suites: each suite makes tables of its results, and
+report.html.jinja, latex.py and the command line render them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ TASKS = {
     "t2t": "Caption → caption",
     "i2i": "Image → image",
 }
-# Printed where there is no figure.
+# Printed in place of a missing figure.
 NONE = "–"
 
-# Content of a file of results (docs/METRICS.md).
+# Content of a results file (docs/METRICS.md).
 Content = TypeVar("Content", bound=Mapping[str, Any])
 # Figures by key; a figure may be a mapping of figures.
 Figures = Mapping[str, Any]
@@ -32,7 +32,7 @@ class NamedResult(Generic[Content]):
 
     Attributes:
         name: The model's name in this report.
-        content: Content of its file of results (docs/METRICS.md); ``None`` if it was not measured.
+        content: Content of its results file (docs/METRICS.md); ``None`` if it was not measured.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Metric:
     """A column of a table.
 
     Attributes:
-        key: The figure's key.
-        label: Its label.
+        key: Key of the figure.
+        label: Label of the column.
         note: Text below the label.
-        best: Which of the column's figures is the best.
-        digits: Decimal places.
+        best: Which figure of the column is the best.
+        digits: Number of decimal places.
     """
 
     key: str
@@ -64,9 +64,9 @@ class Group:
 
     Attributes:
         title: The heading.
-        path: Keys from a head's figures to those of the columns.
+        path: Keys that lead from a head's figures to those of the columns.
         metrics: The columns.
-        paper_keys: The paper's key of each metric that it publishes.
+        paper_keys: The paper's keys by those of the metrics that it publishes.
     """
 
     title: str
@@ -77,15 +77,17 @@ class Group:
 
 @dataclass(frozen=True)
 class TableSpec(Generic[Content]):
-    """Description of a table, before there are figures.
+    """Description of a table without its figures.
 
     Attributes:
-        title: Its title.
-        rule: How its figures count.
-        heads: Heads that may answer, of ``cross`` and ``uni``; a row for each that a model has.
-        groups: Columns; those that no model has are left out.
-        figures_by_head: Picks the figures that the groups' paths lead into, from a model's results.
-        published_row: Picks the published row of a model's setting: ``host``, ``method``, figures.
+        title: Title of the table.
+        rule: The rule behind its figures, in words.
+        heads: Heads that may answer, ``"cross"`` or ``"uni"``; a model has a row for each it has.
+        groups: Groups of columns; columns without any figure are left out.
+        figures_by_head: Selects the figures by head, into which the groups' paths lead, from a
+            model's results.
+        published_row: Selects the published row of a model's setting from its results: ``host``,
+            ``method`` and figures.
     """
 
     title: str
@@ -102,8 +104,8 @@ class Cell:
 
     Attributes:
         text: The figure.
-        interval: Its 95 % interval, or nothing.
-        best: Whether it is the best of its column.
+        interval: Its 95 % interval; empty without one.
+        best: Whether it is the best figure of its column.
     """
 
     text: str
@@ -116,10 +118,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-        run: The model's position; ``None`` for a published row.
-        name: The model's name, or that of the published row.
-        head: The head that answers.
-        untrained: Whether the run's loss did not train that head.
+        run: Position of the model; ``None`` for a published row.
+        name: Name of the model, or of the published row.
+        head: The head that answers; empty for a published row.
+        untrained: Whether the run's loss left that head untrained.
         cells: A cell for each column.
     """
 
@@ -135,11 +137,11 @@ class Table:
     """A table.
 
     Attributes:
-        title: Its title.
-        rule: How its figures count.
-        by_head: Whether several heads may answer.
+        title: Title of the table.
+        rule: The rule behind its figures, in words.
+        by_head: Whether several heads may answer, so that rows name their head.
         groups: Groups of columns, each with its numbers of queries and candidates in words.
-        rows: Its rows.
+        rows: The rows.
     """
 
     title: str
@@ -167,15 +169,15 @@ class Section:
     """Tables under one heading.
 
     Attributes:
-        id: Its anchor.
-        title: Its title.
-        facts: What was measured, a line per data set.
-        intervals: What the intervals are; empty where there are none.
-        tables: Its tables.
-        further_tables: Tables that are folded away.
-        narrow_tables: The same for a printed page, where ``tables`` are too wide for one.
-        headlines: Headlines of the models that have one, by position.
-        remarks: Explanations of the models' figures, where there are any, by position.
+        id: Anchor of the section.
+        title: Title of the section.
+        facts: Descriptions of the data measured, a sentence or more per data set.
+        intervals: Description of the intervals; empty if there are none.
+        tables: The tables.
+        further_tables: Tables that the page folds away.
+        narrow_tables: The same figures for print, if ``tables`` are too wide for a page of paper.
+        headlines: Headlines by position of the model.
+        remarks: Remarks on the models' figures by position of the model.
     """
 
     id: str
@@ -189,5 +191,5 @@ class Section:
     remarks: Mapping[int, str] | None = None
 
     def __bool__(self) -> bool:
-        """Whether it has a table."""
+        """Tell whether the section has a table."""
         return bool(self.tables or self.further_tables)

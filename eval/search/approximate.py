@@ -1,4 +1,4 @@
-"""Approximate indexes of FAISS for large galleries, and how much of the exact hits they find."""
+"""Approximate FAISS indexes for large galleries, and the share of exact hits that they find."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import numpy as np
 
 ApproximateKind = Literal["hnsw", "ivf"]
 HNSW_SEARCH = 128  # candidates that a search keeps
-_HNSW_LINKS = 32
-_HNSW_CONSTRUCTION = 200
-_FAISS_LEAST_ROWS = 39  # that FAISS wants for each list when it trains
-_MOST_TRAINING_ROWS = 64  # for each list
-_LISTS_PER_PROBE = 16  # one list of so many is searched, and no fewer than 8
-_LEAST_PROBES = 8
+_HNSW_LINKS = 32  # neighbours of each node
+_HNSW_CONSTRUCTION = 200  # candidates that inserting a node keeps
+_FAISS_LEAST_ROWS = 39  # training rows per list below which FAISS warns
+_MOST_TRAINING_ROWS = 64  # training rows per list
+_LISTS_PER_PROBE = 16  # one in so many lists is searched
+_LEAST_PROBES = 8  # least number of lists that are searched
 
 
 def make_index(rows: np.ndarray, kind: ApproximateKind) -> Any:
-    """Build an index of rows for search by dot product.
+    """Build an approximate index of rows for search by dot product.
 
     Args:
-        rows: float32 ``[n, d]``.
-        kind: ``"hnsw"`` (a graph of neighbours; Malkov and Yashunin 2018) or ``"ivf"`` (lists of
-            clusters).
+        rows: float32 ``[n, d]``, n at least 1.
+        kind: ``"hnsw"`` (a graph of neighbours; Malkov and Yashunin 2018) or ``"ivf"`` (inverted
+            lists of clusters).
+
+    Returns:
+        The FAISS index, which holds all rows.
     """
     n_rows, dim = rows.shape
     index: Any
@@ -38,7 +41,7 @@ def make_index(rows: np.ndarray, kind: ApproximateKind) -> Any:
         quantizer = faiss.IndexFlatIP(dim)
         index = faiss.IndexIVFFlat(quantizer, dim, n_lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.max_points_per_centroid = _MOST_TRAINING_ROWS
-        # Of fewer rows than FAISS wants there is one list, and nothing to warn of.
+        # With fewer rows than that there is one list only, and FAISS need not warn.
         index.cp.min_points_per_centroid = 1
         index.train(rows)
         index.nprobe = min(n_lists, max(_LEAST_PROBES, n_lists // _LISTS_PER_PROBE))
@@ -50,8 +53,8 @@ def recall_of_exact(hits: np.ndarray, exact_hits: np.ndarray) -> float | None:
     """Compute the percentage of the exact hits that an approximate index finds.
 
     Args:
-        hits: int64 ``[n, k]``: its hits; -1 is no hit.
-        exact_hits: int64 ``[n, k]``: the exact ones.
+        hits: int64 ``[n, k]``: hits of the approximate index; -1 for none.
+        exact_hits: int64 ``[n, k]``: hits of the exact index; -1 for none.
 
     Returns:
         The percentage; ``None`` without exact hits.

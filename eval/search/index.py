@@ -1,4 +1,4 @@
-"""Building an index of a folder of images, or of a list of texts, embedded by a trained student."""
+"""Building an index of images or texts that a trained student embeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cusa.eval.search.index_folder import (
 )
 from cusa.eval.search.sources import read_source
 
-_MOST_PIXELS = 64_000_000  # that a thread holds decoded: batches of large photographs are cut
+_MOST_PIXELS = 64_000_000  # most decoded pixels per thread; batches of large photographs are split
 # How an approximate index is compared with the exact one.
 _N_TEST_QUERIES = 200
 _N_COMPARED_HITS = 10
@@ -43,10 +43,10 @@ class IndexOptions:
     """Options of an index.
 
     Attributes:
-        kind: ``"flat"``: exact search; ``"hnsw"`` or ``"ivf"``: approximate, for galleries of
-            millions.
-        batch_size: Items at a time, in each thread.
-        workers: Threads that decode and encode images; on a CPU, each computes on one core.
+        kind: ``"flat"`` for exact search; ``"hnsw"`` or ``"ivf"`` for approximate search, in
+            galleries of millions.
+        batch_size: Number of items per batch.
+        workers: Number of threads that decode and encode images; on a CPU, each uses one core.
 
     Raises:
         ValueError: If an option is out of range.
@@ -60,7 +60,7 @@ class IndexOptions:
         is_legal_kind = self.kind in get_args(Kind)
         if not is_legal_kind or self.batch_size < 1 or self.workers < 1:
             raise ValueError(
-                f"kind is flat, hnsw or ivf, batch_size and workers are at least 1; got {self}"
+                f"kind must be flat, hnsw or ivf, batch_size and workers at least 1; got {self}"
             )
 
 
@@ -75,20 +75,22 @@ def build_index(
     """Embed all images below a folder, or all lines of a text file, and write their index.
 
     Args:
-        student: The student, loaded from the folder ``student_path``, as a search loads it.
-        student_path: Its folder.
+        student: The student, loaded from ``student_path``.
+        student_path: Folder of the student, from which a search will load it.
         source: A folder of images, or a ``.txt`` file with a text per line.
-        out_folder: Folder of the index, which takes the place of an earlier one once it is whole.
+        out_folder: Folder of the index; an index that is there is replaced once the new one is
+            complete.
         options: Kind of the index, and how to compute it.
-        advance: Called with the number of items done and the number of all.
+        advance: Called with the number of items done, and the number of all items.
 
     Raises:
-        CusaError: If no item can be read, ``out_folder`` is no index, or memory is too small.
+        CusaError: If no item can be read, ``out_folder`` holds anything but an index, or a GPU's
+            memory is too small.
     """
-    out_folder = Path(os.path.realpath(out_folder))  # of a link, what it links to is replaced
+    out_folder = Path(os.path.realpath(out_folder))  # replace the target of a link, not the link
     check_replaceable(out_folder)
     modality, items, blank_lines = read_source(source)
-    # Nothing is written before all is embedded: an old index stays until then.
+    # Nothing is written before everything is embedded, so that an old index stays until then.
     encode = _encode_texts if modality == "text" else _encode_images
     rows = _IndexRows(student.uni_head)
     with enough_memory(options.batch_size), closing(encode(student, items, options)) as results:
@@ -114,7 +116,7 @@ def build_index(
 
 @dataclass(frozen=True)
 class _Embedded:
-    """Items and their rows from both heads; or items that cannot be read, and the reason."""
+    """Items with their rows by head; or items that cannot be embedded, with the reason."""
 
     items: tuple[str, ...]
     rows: Rows
@@ -122,27 +124,31 @@ class _Embedded:
 
 
 class _IndexRows:
-    """The items so far: those skipped, and an exact index of the others for each head needed."""
+    """The items so far: skipped ones, and an exact index of the others for each head in use."""
 
     def __init__(self, uni_head: Head) -> None:
-        # A student whose uni head was not trained has its cross head for both.
+        # A student whose uni head was not trained uses its cross head for both.
         self._heads: tuple[Head, ...] = tuple(dict.fromkeys(("cross", uni_head)))
         self.items: list[str] = []
         self.skipped: list[Skipped] = []
         self.indexes: dict[Head, Any] = {}
 
     def add(self, embedded: _Embedded) -> None:
-        """Add items with their rows, or as skipped."""
+        """Add items with their rows, or as skipped.
+
+        Raises:
+            EmbeddingsError: If a row is not finite.
+        """
         if embedded.reason is not None:
             self.skipped += [Skipped(item, embedded.reason) for item in embedded.items]
             return
         for head in self._heads:
             rows = embedded.rows[head]
-            # NaN compares as false: no search would find such an item.
+            # NaN compares as false, so that no search would find the item.
             if not np.isfinite(rows).all():
                 raise EmbeddingsError(
-                    f"the student's {head} head returns NaN, for {embedded.items[0]!r} or one "
-                    "after it",
+                    f"the student's {head} head returns NaN or infinity for {embedded.items[0]!r} "
+                    "or another item of its batch; check the student's weights",
                     name=head,
                 )
             if head not in self.indexes:
@@ -151,26 +157,27 @@ class _IndexRows:
         self.items += embedded.items
 
     def refuse_if_empty(self, source: Path) -> None:
-        """Refuse a source that nothing could be read of."""
+        """Refuse a source none of whose items could be embedded."""
         if not self.items:
             raise DataError(
-                f"none of the {len(self.skipped)} items of {source} can be read; the first: "
-                f"{self.skipped[0].reason}",
+                f"none of the {len(self.skipped)} items of {source} can be embedded, the first "
+                f"because: {self.skipped[0].reason}",
                 path=source,
             )
 
     def make_approximate(self, kind: Kind) -> float | None:
-        """Put approximate indexes in the place of the exact ones, unless the kind is exact.
+        """Replace the exact indexes by approximate ones, unless the kind is exact.
 
         Returns:
-            Percent of the exact hits that they find, of the head where they find fewest.
+            Percentage of the exact hits that they find, for the head where it is lowest; ``None``
+            if the kind is exact.
         """
         if kind == "flat":
             return None
         recalls: list[float] = []
         for head, exact_index in self.indexes.items():
             rows = exact_index.reconstruct_n(0, exact_index.ntotal)
-            # Items themselves are the queries, so that no other data are needed.
+            # The items themselves serve as queries, so that no other data are needed.
             shuffled = np.random.default_rng(0).permutation(len(rows))
             queries = rows[shuffled[:_N_TEST_QUERIES]]
             self.indexes[head] = make_index(rows, kind)
@@ -185,9 +192,9 @@ class _IndexRows:
 def _encode_texts(
     student: StudentEncoder, texts: list[str], options: IndexOptions
 ) -> Generator[_Embedded, None, None]:
-    """Embed texts in order, in this thread: a tokeniser is not safe to share."""
+    """Embed texts in order, in this thread, since tokenisers are not thread-safe."""
     encode = partial(student.text_rows, batch_size=options.batch_size)
-    # An error that is not of one text ends it here.
+    # An error that is not due to a text is raised here.
     encode(["a"])
     for batch in batches(texts, options.batch_size):
         yield from _encode_batch(encode, batch, batch)
@@ -198,8 +205,8 @@ def _encode_images(
 ) -> Generator[_Embedded, None, None]:
     """Embed images in order, in threads."""
     encode = partial(student.image_rows, batch_size=options.batch_size)
-    # An error that is not of one image ends it here; and an adapter's encoder is loaded once, not
-    # in each thread.
+    # An error that is not due to an image is raised here; and an adapter's encoder is loaded once,
+    # not in each thread.
     encode([Image.new("RGB", (64, 64))])
     work = partial(_decode_and_encode, encode)
     path_batches = batches(paths, options.batch_size)
@@ -209,7 +216,7 @@ def _encode_images(
 
 
 def _decode_and_encode(encode: Encode, paths: Iterable[str]) -> list[_Embedded]:
-    """Decode and embed a batch of images, of which few are held decoded; called in a thread."""
+    """Decode and embed a batch of images in a thread, a limited number of pixels at a time."""
     results: list[_Embedded] = []
     images: dict[str, Image.Image] = {}
     n_pixels = 0
@@ -230,13 +237,13 @@ def _decode_and_encode(encode: Encode, paths: Iterable[str]) -> list[_Embedded]:
 
 
 def _encode_batch(encode: Encode, items: Sequence[str], inputs: list[Any]) -> Iterator[_Embedded]:
-    """Embed a batch; one by one where it cannot be encoded, to skip what is at fault alone."""
+    """Embed a batch; if that fails, embed its items one by one, to skip only those at fault."""
     if not items:
         return
     try:
         rows = encode(inputs)
     except (OSError, ValueError) as error:  # a CusaError is a ValueError
-        # A text of which normalising leaves nothing, an image one pixel high.
+        # Such as a text of which normalising leaves nothing, or an image one pixel high.
         if len(items) == 1:
             yield _Embedded(tuple(items), {}, str(error))
             return

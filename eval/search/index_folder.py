@@ -1,9 +1,10 @@
-"""The files of an index: written whole or not at all, and read with suspicion.
+"""The files of an index: written atomically, and checked when read.
 
-An index is a folder. ``index.json`` says what is in it, and whose embeddings they are.
-``items.jsonl`` holds its items, a JSON string per line (absolute image path, or text), in the order
-of the rows. ``cross.faiss`` holds their embeddings from the cross head, for queries of the other
-modality; where the student has a trained uni head, ``uni.faiss`` holds those for their own.
+An index is a folder. ``index.json`` describes its content and the student behind it.
+``items.jsonl`` holds its items, a JSON string per line (an absolute image path, or a text), in the
+order of the rows. ``cross.faiss`` holds their embeddings from the cross head, for queries of the
+other modality; if the student has a trained uni head, ``uni.faiss`` holds those for queries of the
+same modality.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cusa.data.parsing import read_json
 Modality = Literal["image", "text"]
 Kind = Literal["flat", "hnsw", "ivf"]
 
-# A later minor version adds fields, which are left out; another major version is refused.
+# Fields of a later minor version are ignored; another major version is refused.
 FORMAT, VERSION = "cusa-index", (1, 1)
 CARD, ITEMS = "index.json", "items.jsonl"
 
@@ -43,7 +44,7 @@ _FILES = {CARD, ITEMS, *(faiss_name(head) for head in HEADS)}
 
 @dataclass(frozen=True)
 class Skipped:
-    """An item that is not in the index, and the reason."""
+    """An item that was left out of the index, and the reason."""
 
     item: str
     reason: str
@@ -57,16 +58,16 @@ class IndexSummary:
         modality: Modality of the items: ``"image"`` or ``"text"``.
         kind: ``"flat"``, ``"hnsw"`` or ``"ivf"``.
         dim: Dimension of the embeddings.
-        count: Number of items in it.
-        uni_head: The head whose embeddings answer queries of the items' own modality.
+        count: Number of items in the index.
+        uni_head: The head whose embeddings answer queries of the items' modality.
         student: Absolute path of the student, a run or a folder.
         weights_sha256: sha256 (hex) of the student's weights.
-        source: Absolute path of the folder of images, or of the list of texts.
-        skipped: Items that could not be read.
-        blank_lines: Number of empty lines in the list of texts.
-        recall_of_exact: Of an approximate index: percent of the exact ten nearest that it finds,
-            for up to 200 of its items as queries; ``None``: it is exact.
-        sha256: sha256 (hex) of each ``.faiss`` file by its name; indexes of format 1.0 have none.
+        source: Absolute path of the folder of images, or of the file of texts.
+        skipped: Items that could not be embedded.
+        blank_lines: Number of empty lines in the file of texts.
+        recall_of_exact: Percentage of the exact ten nearest items that an approximate index finds,
+            with up to 200 of its items as queries; ``None`` for an exact index.
+        sha256: sha256 (hex) of each ``.faiss`` file by its name; empty in format 1.0.
     """
 
     modality: Modality
@@ -87,10 +88,10 @@ _CARD_FORM = TypeAdapter(IndexSummary)
 
 
 def check_replaceable(out_folder: Path) -> None:
-    """Refuse to replace what is not an index, or not only one.
+    """Refuse to replace anything but an index or an empty folder.
 
     Raises:
-        RunError: If something else lies at that path.
+        RunError: If the path is a file, or a folder with other files.
     """
     if not out_folder.exists():
         return
@@ -99,7 +100,7 @@ def check_replaceable(out_folder: Path) -> None:
             f"{out_folder} is a file; pass another folder for the index", path=out_folder
         )
 
-    # An empty folder is nobody's.
+    # An empty folder may be used.
     present = {path.name for path in out_folder.iterdir()}
     if not present:
         return
@@ -108,8 +109,8 @@ def check_replaceable(out_folder: Path) -> None:
     if CARD not in present or not present <= _FILES:
         foreign = min(present - _FILES, default=CARD)
         raise RunError(
-            f"{out_folder} is no index, or not only one (it holds {foreign}); pass another folder "
-            "for the index",
+            f"{out_folder} is not an index, or holds other files, too ({foreign}); pass another "
+            "folder for the index",
             path=out_folder,
         )
 
@@ -120,11 +121,11 @@ def write_index(
     items: Sequence[str],
     indexes: Mapping[Head, Any],
 ) -> IndexSummary:
-    """Write an index beside its place, and put it there once it is whole.
+    """Write an index to a temporary folder, and rename that once it is complete.
 
     Args:
         out_folder: Folder of the index; an index that is there is replaced.
-        summary: Its summary, without checksums.
+        summary: Summary of the index, without checksums.
         items: Image paths or texts, in the order of the rows.
         indexes: The FAISS index of each head.
 
@@ -132,7 +133,7 @@ def write_index(
         The summary, with the checksums of its files.
 
     Raises:
-        RunError: If a file cannot be written, or something else than an index has appeared there.
+        RunError: If a file cannot be written, or ``out_folder`` holds anything but an index.
     """
     temporary_folder = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -140,9 +141,11 @@ def write_index(
         # Something else may have appeared there while the items were embedded.
         check_replaceable(out_folder)
         _swap_in(temporary_folder, out_folder)
-    except RuntimeError as error:  # what FAISS raises for any error of the file system
+    except RuntimeError as error:  # FAISS raises it for all errors of the file system
         raise RunError(
-            f"{out_folder} cannot be written ({first_line(error)})", path=out_folder
+            f"{out_folder} cannot be written ({first_line(error)}); free some space, or pass "
+            "another folder for the index",
+            path=out_folder,
         ) from None
     finally:
         shutil.rmtree(temporary_folder, ignore_errors=True)
@@ -174,16 +177,16 @@ def _write_files(
 
 
 def _swap_in(new: Path, out_folder: Path) -> None:
-    """Put a new folder in the place of an old one.
+    """Replace a folder by a new one.
 
-    A folder cannot be renamed onto a full one, so there are two renames; killed in between, the old
-    index is ``.NAME.*.old``.
+    A folder cannot be renamed onto one that is not empty, so there are two renames. If the process
+    is killed in between, the old index remains as ``.NAME.*.old``.
     """
     old = None
     if out_folder.exists():
         old = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.old")
         out_folder.rename(old)
-    # Whatever interrupts it, the old index comes back.
+    # Whatever interrupts the second rename, the old index is restored.
     try:
         new.rename(out_folder)
     except BaseException:
@@ -198,9 +201,9 @@ def read_card(folder: Path) -> IndexSummary:
     """Read the summary of an index.
 
     Raises:
-        RunError: If there is none, it is damaged, or it is of another version.
+        RunError: If there is no index, or it is damaged or of another major version.
     """
-    # The version first: another one may have other fields.
+    # The version is checked first, since another one may have other fields.
     content = _read_any_version(folder)
     version = content.get("format_version")
     if not isinstance(version, list) or not version:
@@ -212,7 +215,7 @@ def read_card(folder: Path) -> IndexSummary:
             location="format_version",
         )
 
-    # Fields that a later minor version adds are not for us, and are left out.
+    # Validation ignores the fields that a later minor version adds.
     try:
         summary = _CARD_FORM.validate_json((folder / CARD).read_bytes(), strict=True)
     except ValidationError as error:
@@ -223,16 +226,16 @@ def read_card(folder: Path) -> IndexSummary:
 
 
 def latest_index(folder: Path) -> Path:
-    """Return the index written last of those in run directories below a folder: ``**/index``.
+    """Return the newest of the indexes ``**/index`` below a folder of runs.
 
     Raises:
-        RunError: If there is none.
+        RunError: If there is no index.
     """
     cards = folder.glob(f"**/index/{CARD}")
     latest_card = max(cards, key=lambda card: card.stat().st_mtime, default=None)
     if latest_card is None:
         raise RunError(
-            f"no index under {folder}/; build one with cusa-eval index, or say where it is",
+            f"no index under {folder}/; build one with cusa-eval index, or pass --index",
             path=folder,
         )
     return latest_card.parent
@@ -255,8 +258,8 @@ def _damaged_card(folder: Path, location: str = "") -> RunError:
     card_path = folder / CARD
     location_note = f" ({location})" if location else ""
     return RunError(
-        f"{card_path} is damaged, or not an index's{location_note}; pass another folder, or "
-        "remove it",
+        f"{card_path} is damaged, or does not belong to an index{location_note}; pass another "
+        "folder, or remove it",
         path=card_path,
         location=location,
     )

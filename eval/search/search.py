@@ -1,4 +1,4 @@
-"""Search in an index of images or texts, for a text or an image, and the page of its hits."""
+"""Search in an index of images or texts, by a text or an image, and the page of the hits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Hit:
     """An item that a search returns.
 
     Attributes:
-        item: The image, its text being the path, or the text.
+        item: The image, with its path as the text, or the text.
         rank: Its rank, 1 being the nearest.
         similarity: Its cosine similarity to the query.
         is_query: Whether it is the query itself: the same file, or the same text.
@@ -46,7 +46,7 @@ class Answer:
         head: The head whose embeddings were compared.
         hits: Hits, nearest first.
         index: Summary of the index.
-        n_unnamed: Number of hits that are left out, as their line in ``items.jsonl`` is damaged.
+        n_unnamed: Number of hits left out because their lines in ``items.jsonl`` are damaged.
     """
 
     query: Item
@@ -68,19 +68,19 @@ def answer(
     Args:
         student: The student that the index was built with.
         index: The index.
-        query: An image, if there is a file of that name; else a text.
-        n_hits: Number of hits; the query itself, if it is in the index, is one of them, and marked.
+        query: The path of an image, if there is such a file; else a text.
+        n_hits: Number of hits. If the query itself is in the index, it counts, and is marked.
         student_name: Name of the student in errors.
 
     Raises:
-        CusaError: If the student's weights are not those that the index was built with, or the
-            query cannot be read or is empty.
+        CusaError: If the student's weights are not those that the index was built with, the query
+            cannot be read or is empty, or the index is damaged.
         ValueError: If ``n_hits`` is below 1.
     """
     _check_weights(student, index, student_name)
     query_item, image = _read_query(query)
     head = index.head_for(query_item.kind)
-    # Both heads come from one pass; the items' modality decides which of them is compared.
+    # One pass computes both heads; the modality of the items decides which one is compared.
     rows = student.text_rows([query_item.text]) if image is None else student.image_rows([image])
     similarities, positions = index.search(rows[head], head, n_hits)
     hits: list[Hit] = []
@@ -115,21 +115,21 @@ def _check_weights(student: StudentEncoder, index: SearchIndex, student_name: st
 
 def _read_query(query: str) -> tuple[Item, Image.Image | None]:
     """Return the query as an item, and its image if it is one."""
-    if os.path.isfile(query):  # unlike Path's, it takes any text
+    if os.path.isfile(query):  # takes any text, unlike Path.is_file
         try:
             image = load_image(Path(query))
         except CusaError as error:
             raise DataError(
-                f"the query is the name of a file, and so should be an image: {error}",
+                f"the query is the name of a file, which must be an image: {error}",
                 path=Path(query),
                 name=query,
             ) from None
         return _item("image", os.path.abspath(query)), image
-    # A mistyped name of an image would be searched for as a text.
+    # Otherwise, a mistyped path of an image would be taken as a text.
     if is_image_name(query):
         raise DataError(
-            f"the query is the name of an image, but {query} does not exist; correct it, or add "
-            "words",
+            f"the query looks like an image's path, but {query} does not exist; correct the path, "
+            "or add words to make it a text",
             name=query,
         )
     if not query.strip():
@@ -145,7 +145,7 @@ def _item(modality: Modality, text: str) -> Item:
 def _is_same(item: Item, query: Item) -> bool:
     if item.image_path is None or query.image_path is None:
         return item.kind == query.kind and item.text == query.text
-    # A link, or another path to the same file, is the same image; a copy is not.
+    # A link or another path to the same file is the same image; a copy is not.
     try:
         return item.image_path.samefile(query.image_path)
     except OSError:  # the item's file is no longer there
@@ -153,14 +153,14 @@ def _is_same(item: Item, query: Item) -> bool:
 
 
 def write_contact_sheet(path: Path, answer: Answer) -> int:
-    """Write an answer as a small HTML page that holds its pictures.
+    """Write an answer as a small HTML page with its pictures embedded.
 
     Args:
-        path: The page; replaced as a whole.
+        path: The HTML file, which is written atomically.
         answer: The answer.
 
     Returns:
-        The number of its images that can no longer be read; their names stand in their places.
+        The number of images that can no longer be read, and are replaced by their names.
     """
     items = [answer.query, *(hit.item for hit in answer.hits)]
     image_paths = [item.image_path for item in items if item.image_path is not None]
@@ -169,7 +169,7 @@ def write_contact_sheet(path: Path, answer: Answer) -> int:
 
 
 def _folder_and_name(source: Path, path: Path) -> tuple[str, str]:
-    """Return folder and name of an image, relative to the index's source if it lies there."""
+    """Return folder and name of an image, relative to the index's source if it lies below it."""
     if path.is_relative_to(source):
         path = path.relative_to(source)
     folder = "" if path.parent == Path() else f"{path.parent}/"

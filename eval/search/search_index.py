@@ -1,4 +1,4 @@
-"""An open index, which finds the nearest items of query rows."""
+"""An open index, which finds the nearest items of queries."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ _CLASSES: dict[Kind, type] = {
     "hnsw": faiss.IndexHNSW,
     "ivf": faiss.IndexIVF,
 }
-_VALUE_BYTES = 4  # of each number of a row
-NO_HIT = -1  # position in the place of a hit, where an approximate index finds fewer
+_VALUE_BYTES = 4  # size of a float32
+NO_HIT = -1  # stands for a missing hit if an approximate index finds too few
 
 
 class SearchIndex:
-    """An open index; embeddings are read when they are first asked for.
+    """An open index; the embeddings of a head are read on first use.
+
+    Args:
+        folder: Folder of the index.
 
     Attributes:
         folder: Folder of the index.
         summary: Summary of the index.
 
     Raises:
-        CusaError: If there is none, or it is damaged.
+        RunError: If there is no index, or its summary is damaged or of another major version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +51,7 @@ class SearchIndex:
         self._indexes: dict[Head, Any] = {}
 
     def head_for(self, modality: Modality) -> Head:
-        """Return the head that embeds queries of a modality."""
+        """Return the head to embed queries of a modality with."""
         if modality == self.summary.modality:
             return self.summary.uni_head
         return "cross"
@@ -60,49 +63,49 @@ class SearchIndex:
 
         Args:
             query_rows: float32 ``[n, d]``, L2-normalised, from the same head of the same student.
-            head: As :meth:`head_for` returns it.
-            n_hits: Items per query; no more than there are.
+            head: The head, as :meth:`head_for` returns it.
+            n_hits: Number of hits per query; at most the number of items are returned.
 
         Returns:
-            Cosine similarities, float32 ``[n, min(n_hits, count)]``, greatest first, and the items'
-            positions, int64, same shape; -1 where ``hnsw`` has found fewer.
+            Cosine similarities, float32 ``[n, min(n_hits, count)]``, greatest first; and the items'
+            positions, int64 of the same shape, -1 where an approximate index finds too few.
 
         Raises:
             RunError: If the index is damaged.
-            ValueError: If the shapes do not fit, ``n_hits`` is below 1, or there is no such head.
+            ValueError: If the shape is wrong, ``n_hits`` is below 1, or there is no such head.
         """
-        # The index first: the numbers of the summary hold only if it has them.
+        # Read the index first: that checks the numbers of the summary, which are used below.
         index = self._index(head)
         queries = np.ascontiguousarray(query_rows, np.float32)
         if queries.shape[1:] != (self.summary.dim,) or n_hits < 1:
             raise ValueError(
-                f"queries are [n, {self.summary.dim}] and n_hits is at least 1; got "
+                f"queries must be [n, {self.summary.dim}] and n_hits at least 1; got "
                 f"{queries.shape} and {n_hits}"
             )
         n_hits = min(n_hits, self.summary.count)
-        # A graph's search finds no more hits than the candidates that it keeps.
+        # A search in a graph finds at most as many hits as it keeps candidates.
         if self.summary.kind == "hnsw":
             index.hnsw.efSearch = max(HNSW_SEARCH, 2 * n_hits)
         faiss_path = self.folder / faiss_name(head)
         try:
             similarities, positions = index.search(queries, n_hits)
-        except Exception as error:  # FAISS looks at some of what a file says only now
+        except Exception as error:  # FAISS checks some of a file's content only now
             raise self._damaged(first_line(error), faiss_path) from None
         are_finite = self._are_finite(similarities, positions, faiss_path)
         if np.isfinite(queries).all() and not are_finite:
-            raise self._damaged("rows of it are not finite", faiss_path, "rows")
+            raise self._damaged("some of its rows are not finite", faiss_path, "rows")
         return similarities, positions
 
     def _are_finite(
         self, similarities: np.ndarray, positions: np.ndarray, faiss_path: Path
     ) -> bool:
-        """Tell whether all hits are finite; refuse hits that are no items."""
+        """Tell whether the similarities of all hits are finite; refuse positions of no item."""
         is_item = (positions >= 0) & (positions < self.summary.count)
         is_hit = positions != NO_HIT
         if (is_hit & ~is_item).any():
-            problem = "it finds items that it does not have"
+            problem = "a search finds items that it does not have"
             raise self._damaged(problem, faiss_path, "positions")
-        # An exact search leaves out rows of NaN alone.
+        # An exact search misses hits only if their rows are NaN.
         if self.summary.kind == "flat" and not is_hit.all():
             return False
         return bool(np.isfinite(similarities[is_hit]).all())
@@ -114,9 +117,9 @@ class SearchIndex:
             position: Position of the item in the index.
 
         Raises:
-            RunError: If the file has another number of lines.
+            RunError: If ``items.jsonl`` has another number of lines than the index has items.
         """
-        # A damaged line is no reason to refuse the others.
+        # A damaged line is no reason to refuse the other lines.
         line = self._lines[position].decode(errors="replace")
         try:
             item = parse_json(line, self.folder / ITEMS, position + 1)
@@ -151,7 +154,7 @@ class SearchIndex:
         try:
             index = faiss.read_index(str(faiss_path))
         except Exception as error:
-            # Anything, from a file of an earlier version, which has no checksum.
+            # Files of an earlier version have no checksum, and FAISS may raise anything.
             raise self._damaged(first_line(error), faiss_path) from None
 
         if index.d != summary.dim or index.ntotal != summary.count:
@@ -164,7 +167,7 @@ class SearchIndex:
         return index
 
     def _check_file(self, faiss_path: Path) -> None:
-        """Refuse a file that is damaged: FAISS believes its files, and may crash on such a one."""
+        """Refuse a damaged file: FAISS trusts its files, and may crash on a damaged one."""
         summary = self.summary
         if not faiss_path.is_file():
             raise self._damaged(f"{faiss_path.name} is missing", faiss_path)
@@ -172,7 +175,7 @@ class SearchIndex:
         if checksum is not None and file_digest(faiss_path).hex() != checksum:
             problem = f"{faiss_path.name} has another checksum"
             raise self._damaged(problem, faiss_path, "sha256")
-        # Earlier versions wrote no checksum: what can be known without reading the file.
+        # Files of an earlier version have no checksum, so at least their size is checked.
         if faiss_path.stat().st_size < summary.count * summary.dim * _VALUE_BYTES:
             problem = (
                 f"{faiss_path.name} is too short for {summary.count:,} rows of dimension "
@@ -181,7 +184,7 @@ class SearchIndex:
             raise self._damaged(problem, faiss_path, "count")
 
     def _damaged(self, problem: str, path: Path, location: str = "") -> RunError:
-        """Return the error of a damaged file; ``location`` is what it does not agree with."""
+        """Return the error for a damaged file; ``location`` names what it contradicts."""
         return RunError(
             f"the index {self.folder} is damaged ({problem}); build it again with cusa-eval index",
             path=path,

@@ -1,4 +1,4 @@
-"""What an index is made of: a folder of images, or a file of texts."""
+"""The source of an index: a folder of images, or a file of texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cusa.eval.search.index_folder import Modality
 
 
 def read_texts(text_file: Path) -> tuple[list[str], int]:
-    """Read the texts of a file, one per line, without white space around them.
+    """Read the texts of a file, one per line, stripped of white space.
 
     Returns:
         The texts, and the number of empty lines.
@@ -18,7 +18,7 @@ def read_texts(text_file: Path) -> tuple[list[str], int]:
     Raises:
         DataError: If the file is missing, is not UTF-8, or holds no text.
     """
-    # Editors of some systems begin a file with a mark of its encoding.
+    # Some editors begin a file with a byte order mark, which utf-8-sig drops.
     try:
         with text_file.open(encoding="utf-8-sig") as stream:
             lines = [line.strip() for line in stream]
@@ -41,7 +41,17 @@ def read_texts(text_file: Path) -> tuple[list[str], int]:
 
 
 def read_source(source: Path) -> tuple[Modality, list[str], int]:
-    """Return the modality of a source, its items, and the number of empty lines."""
+    """Read the items of a source: the paths of images, or texts.
+
+    Args:
+        source: A folder of images, or a ``.txt`` file with a text per line.
+
+    Returns:
+        The modality, the items, and the number of empty lines.
+
+    Raises:
+        CusaError: If the source is missing, of another kind, or has no items.
+    """
     if source.is_dir():
         return "image", [str(path) for path in find_images(source)], 0
     if source.exists() and source.suffix.lower() != ".txt":

@@ -249,8 +249,8 @@ def test_a_known_data_set_of_another_size_is_refused_before_it_is_embedded(home,
     assert run_fault(*args) == Fault(DataError, name="coco")
     out = run_ok(*args, "--allow-partial")
     assert "coco, split test: 6 images" in out
-    assert "note: coco test has 5,000 images, found 6: figures do not compare with others'" in out
-    assert "note: coco val has 5,000 images, found 4" in run_ok(
+    assert "note: coco test has 6 images instead of 5,000, so figures are not comparable" in out
+    assert "note: coco val has 4 images instead of 5,000" in run_ok(
         *args, "--split", "val"
     )  # no one publishes those
     assert "protocols" not in strict(here / "runs/eval/clip/metrics.json")["heads"]["cross"]

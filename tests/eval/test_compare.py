@@ -10,7 +10,7 @@ from cusa.data.errors import CusaError, RunError
 from cusa.eval.compare import compare
 from cusa.eval.metrics.bootstrap import Bootstrap, interval
 from cusa.eval.metrics.correlation import ScoredPairs, spearman
-from cusa.eval.metrics.metric_options import Scoring, one_way, two_ways
+from cusa.eval.metrics.metric_options import Scoring, direction_figures, two_way_figures
 from cusa.eval.metrics.per_query import Bounds, Rankings
 from cusa.eval.metrics.ranks import RankBounds
 from cusa.eval.queries import Queries
@@ -82,13 +82,13 @@ def test_differences_are_those_of_the_metrics(hardness):
                     way: model.per_query[f"coco test/cross/retrieval/{way}"]
                     for way in ("i2t", "t2i")
                 }
-                want.append(two_ways(ways)["rsum"])
+                want.append(two_way_figures(ways)["rsum"])
                 continue
             part = (
                 "eccv" if place.endswith("eccv") else "unimodal" if task == "t2t" else "retrieval"
             )
             head = model.uni_head if task == "t2t" else "cross"
-            want.append(one_way(model.per_query[f"coco test/{head}/{part}/{task}"])[name])
+            want.append(direction_figures(model.per_query[f"coco test/{head}/{part}/{task}"])[name])
         assert row["values"] == pytest.approx(want, rel=1e-12)
         assert row["differences"][0] is None
         assert row["suite"] == "retrieval"
@@ -128,7 +128,9 @@ def test_intervals_agree_with_each_models_own(hardness):
         good, per_query={k: _ranks(np.full(500, 999), np.zeros(500)) for k in good.per_query}
     )
     rows = _rows(compare([{"retrieval": nothing}, {"retrieval": good}], SOME))
-    own = one_way(good.per_query["coco test/cross/retrieval/t2i"], Scoring(bootstrap=SOME))
+    own = direction_figures(
+        good.per_query["coco test/cross/retrieval/t2i"], Scoring(bootstrap=SOME)
+    )
     found = rows["coco test", "t2i r10"]["differences"][1]
     assert [found["low"], found["high"]] == pytest.approx(own["ci"]["r10"])
 

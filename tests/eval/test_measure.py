@@ -10,7 +10,7 @@ from transformers import CLIPModel
 
 from cusa.data.errors import RunError
 from cusa.eval.evaluators import splits
-from cusa.eval.evaluators.retrieval.coco import Judgements
+from cusa.eval.evaluators.retrieval.coco import CocoTruths
 from cusa.eval.evaluators.sts import evaluator as sts_evaluator
 from cusa.eval.models import evaluated_models
 from cusa.eval.models.evaluated_models import ComputeOptions, EvaluatedModel
@@ -125,10 +125,10 @@ def test_a_name_is_known_before_the_model_is_loaded(home, adapter, tmp_path):
     ]
 
 
-def test_judgements_are_read_once(tmp_path):
-    judgements = Judgements()
-    assert judgements.files is judgements.files
-    assert judgements.test_ids is judgements.test_ids
+def test_ground_truths_are_read_once(tmp_path):
+    truths = CocoTruths()
+    assert truths.files is truths.files
+    assert truths.test_ids is truths.test_ids
 
 
 @pytest.fixture
@@ -178,7 +178,8 @@ def test_models_stand_in_the_order_of_the_command_line(home, adapter, here):
 def test_a_partial_split_is_noted_in_the_results_and_on_the_report(home, here):
     coco = ("--dataset", home / "images" / "coco.json", "--bootstrap", 0)
     run_ok("eval", "--model", home / "clip", *coco, "--allow-partial")
-    note = "coco test has 5,000 images, found 6: figures do not compare with others'"
+    problem = "coco test has 6 images instead of 5,000"
+    note = f"{problem}, so figures are not comparable with published ones"
     assert strict(here / "runs/eval/clip/metrics.json")["notes"] == [note]
     assert note in (here / "runs/eval/clip/report.html").read_text().replace("&#39;", "'")
     run_ok(
@@ -191,7 +192,7 @@ def test_a_partial_split_is_noted_in_the_results_and_on_the_report(home, here):
         0,
     )
     assert strict(here / "runs/eval/clip/metrics.json")["notes"] == []
-    assert "do not compare" not in (here / "runs/eval/clip/report.html").read_text()
+    assert "not comparable" not in (here / "runs/eval/clip/report.html").read_text()
 
 
 def test_damaged_lines_of_the_log_are_noted(home, adapter, here):

@@ -1,9 +1,9 @@
-"""Image-retrieval data sets: the test images, their classes, and whether they are all there.
+"""Image-retrieval data sets: their test images and classes, and checks that they are complete.
 
-The test sets are those of the CUSA paper's image retrieval, which follows Unicom's: the second half
-of the classes of CUB-200-2011 and Cars-196, the test splits of Stanford Online Products and of
-iNaturalist 2018 as Smooth-AP splits it, and query and gallery of In-Shop Clothes Retrieval. Any
-folder of one folder per class will do as well.
+The test sets are those of the CUSA paper's image retrieval, which follows Unicom: the second half
+of the classes of CUB-200-2011 and Cars-196; the test splits of Stanford Online Products and of
+iNaturalist 2018 (Smooth-AP's); and the queries and gallery of In-Shop Clothes Retrieval. Any folder
+with one folder per class can be measured, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cusa.eval.evaluators.images.known_sets import IMAGE_SETS
 from cusa.eval.evaluators.images.layouts import read_folder
 from cusa.eval.evaluators.images.lists import Listed, Listing
 
-FOLDER = "folder"  # the name of any tree of one folder per class
+FOLDER = "folder"  # stands for any folder with one folder per class
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class LabelledImages:
 
     Attributes:
         paths: Absolute path of each file.
-        labels: int64 ``[n]``, each class's number in the data set: of In-Shop the item's, of
-            iNaturalist the species'; in a folder of classes, the position among the sorted names.
-        ids: Path of each file relative to the data set's folder, "/" separated; whatever a copy
-            packs around its images (``Img/``, ``car_data/``, a folder twice) is left out, so that
-            all copies have the same ids.
+        labels: int64 ``[n]``: class of each image, as the data set numbers its classes (In-Shop's
+            items, iNaturalist's species); in a folder of classes, the position among their sorted
+            names.
+        ids: Path of each file relative to the data set's folder, "/" separated. Folders that only
+            some copies of the data set have around the images (``Img/``, ``car_data/``, a folder
+            nested in itself) are left out, so that all copies have the same ids.
     """
 
     paths: tuple[Path, ...]
@@ -49,11 +50,12 @@ class ImageSet:
     """The test set of an image-retrieval data set.
 
     Attributes:
-        name: ``"cub"``, ``"cars"``, ``"sop"``, ``"inshop"``, ``"inaturalist"``, or the folder's.
-        queries: Images that search.
-        gallery: Images that are searched; ``None``: every image is a query against all others.
-        notes: What the user should know: missing images, counts that are not the published ones,
-            classes of a single image.
+        name: ``"cub"``, ``"cars"``, ``"sop"``, ``"inshop"``, ``"inaturalist"``, or the name of a
+            folder.
+        queries: The query images.
+        gallery: The images searched; ``None`` if every image is a query against all others.
+        notes: Remarks for the user: missing images, counts that differ from the published ones,
+            queries without another image of their class.
     """
 
     name: str
@@ -63,10 +65,7 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over ids and labels of queries and gallery, in order.
-
-        It is equal only if every row means the same.
-        """
+        """sha256 (hex) over the ids and labels of queries and gallery, in order."""
         digest = hashlib.sha256()
         for images in (self.queries, self.gallery):
             if images is None:
@@ -81,7 +80,7 @@ class ImageSet:
 
     @property
     def n_classes(self) -> int:
-        """Classes of queries and gallery together."""
+        """Number of classes of queries and gallery together."""
         labels = self.queries.labels
         if self.gallery is not None:
             labels = np.concatenate([labels, self.gallery.labels])
@@ -89,19 +88,18 @@ class ImageSet:
 
 
 def load_image_set(name: str, folder: Path, allow_partial: bool = False) -> ImageSet:
-    """Return the test images of a data set and their classes; no image is read.
+    """Return the test images of a data set and their classes, without reading the images.
 
     Args:
         name: ``"cub"``, ``"cars"``, ``"sop"``, ``"inshop"``, ``"inaturalist"``, or ``"folder"`` for
-            any tree of one folder per class, where every image is a query.
-        folder: The data set's folder, or the one above it.
-        allow_partial: Leave out listed images that are missing, and take other counts than the
-            published ones; the notes tell.
+            any folder with one folder per class, in which every image is a query.
+        folder: The data set's folder, or its parent.
+        allow_partial: Whether to leave out listed images that are missing, and to accept counts
+            other than the published ones; the notes then say so.
 
     Raises:
-        CusaError: If the name is unknown, the folder is another one, a list is missing or
-            malformed, images are missing or listed twice, or their counts are not the published
-            ones.
+        CusaError: If the name is unknown, the folder is not the data set's, a list is missing or
+            malformed, images are missing or listed twice, or the counts are not the published ones.
         OSError: If a folder cannot be read.
     """
     if name != FOLDER and name not in IMAGE_SETS:
@@ -123,7 +121,7 @@ def load_image_set(name: str, folder: Path, allow_partial: bool = False) -> Imag
     difference = _unlike_published(name, listing)
     if difference and not allow_partial:
         raise DataError(
-            f"{difference}; pass --allow-partial to evaluate what is there", path=folder, name=name
+            f"{difference}; pass --allow-partial to evaluate it as it is", path=folder, name=name
         )
     listing, notes = _present(listing, allow_partial)
     if difference := _unlike_published(name, listing):
@@ -132,13 +130,13 @@ def load_image_set(name: str, folder: Path, allow_partial: bool = False) -> Imag
 
 
 def find_image_sets(root: Path) -> dict[str, Path]:
-    """Find known data sets below a folder, each in a folder of its own name or of its usual one.
+    """Find the known data sets in a folder, each in a subfolder of a usual name.
 
     Args:
         root: The folder, such as ``data``.
 
     Returns:
-        Name and folder of each, in the order of :data:`IMAGE_SETS`.
+        The folder of each data set by its name, in the order of :data:`IMAGE_SETS`.
     """
     folders = {}
     for name, known_set in IMAGE_SETS.items():
@@ -154,7 +152,7 @@ def _holds(name: str, folder: Path) -> bool:
 
 
 def _find(name: str, folder: Path) -> Path | None:
-    """Return the data set's folder: this one, or one of a usual name in it."""
+    """Return the data set's folder: the given one, or one of a usual name in it."""
     for usual_name in ("", name, *IMAGE_SETS[name].folders):
         if _holds(name, folder / usual_name):
             return folder / usual_name
@@ -163,7 +161,7 @@ def _find(name: str, folder: Path) -> Path | None:
 
 def _data_folder(name: str, folder: Path) -> Path:
     known_set = IMAGE_SETS[name]
-    # Eval/ of In-Shop and devkit/ of the cars hold lists, and are folders of the set's folder.
+    # In-Shop's Eval/ and the cars' devkit/ hold lists, but are subfolders of the data set's folder.
     list_folders = map(attrgetter("parent.name"), map(Path, known_set.lists))
     if folder.name not in list_folders or not _holds(name, folder.parent):
         data_folder = _find(name, folder)
@@ -172,7 +170,7 @@ def _data_folder(name: str, folder: Path) -> Path:
     for parent in folder.parents[:3]:
         if _holds(name, parent):
             raise DataError(
-                f"{folder} is only a part of {name}; pass {parent}", path=folder, name=name
+                f"{folder} is only part of {name}; pass {parent}", path=folder, name=name
             )
     lists = " or ".join(known_set.lists)
     raise DataError(
@@ -184,7 +182,7 @@ def _data_folder(name: str, folder: Path) -> Path:
 
 
 def _check_listed(listing: Listing, folder: Path) -> None:
-    """Refuse empty sets, images that are listed twice, and names that no report could show."""
+    """Refuse empty sets, images that are listed twice, and names that are not UTF-8."""
     if not listing.queries or listing.gallery == []:
         role = "test"
         if listing.gallery is not None:
@@ -196,7 +194,7 @@ def _check_listed(listing: Listing, folder: Path) -> None:
     for image in listing.images:
         if image.id in line_of_id:
             raise image.listed_at.fault(
-                f"{image.id} is listed already, in {line_of_id[image.id]}; list each image once"
+                f"{image.id} is already listed in {line_of_id[image.id]}; list each image once"
             )
         line_of_id[image.id] = image.listed_at
         try:
@@ -208,7 +206,7 @@ def _check_listed(listing: Listing, folder: Path) -> None:
 
 
 def _unlike_published(name: str, listing: Listing) -> str:
-    """Say how the counts differ from the published ones; nothing if they do not."""
+    """Describe how the counts differ from the published ones; empty if they do not."""
     known_set = IMAGE_SETS[name]
     n_classes = len({image.label for image in listing.images})
     n_gallery = None if listing.gallery is None else len(listing.gallery)
@@ -229,7 +227,7 @@ def _counts_in_words(n_queries: int, n_gallery: int | None, n_classes: int) -> s
 
 
 def _present(listing: Listing, allow_partial: bool) -> tuple[Listing, list[str]]:
-    """Return the images whose files are there, and a note on the others."""
+    """Return the images whose files exist, and a note on those that are missing."""
     queries = _with_files(listing.queries)
     gallery = None if listing.gallery is None else _with_files(listing.gallery)
     present = Listing(queries, gallery)
@@ -245,13 +243,12 @@ def _present(listing: Listing, allow_partial: bool) -> tuple[Listing, list[str]]
     )
     if not allow_partial:
         raise DataError(
-            f"{missing}; put them there, or pass --allow-partial to evaluate the others",
+            f"{missing}; add them, or pass --allow-partial to evaluate the others",
             path=first.path,
         )
     if not queries or gallery == []:
         raise DataError(
-            f"{missing}, and nothing is left to evaluate; "
-            "pass the folder that holds the images, too",
+            f"{missing}, and nothing is left to evaluate; pass a folder that holds the images, too",
             path=first.path,
         )
     return present, [f"{missing}; they are left out"]
@@ -262,7 +259,7 @@ def _with_files(images: Sequence[Listed]) -> list[Listed]:
 
 
 def _image_set(name: str, listing: Listing, notes: list[str]) -> ImageSet:
-    """Make the set, with a note on queries that no candidate is of the class of."""
+    """Make the set, with a note on the queries that have no candidate of their class."""
     queries, gallery = _labelled(listing.queries), None
     if listing.gallery is None:
         classes, counts = np.unique(queries.labels, return_counts=True)
@@ -274,7 +271,7 @@ def _image_set(name: str, listing: Listing, notes: list[str]) -> ImageSet:
     if n_alone:
         notes.append(
             f"{n_alone:,} of {len(queries.labels):,} queries have no other image of their class to "
-            "find: always misses"
+            "find, and always count as misses"
         )
     return ImageSet(name, queries, gallery, tuple(notes))
 

@@ -36,16 +36,16 @@ from cusa.eval.report.tables import NamedResult, Section
 
 
 class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
-    """Image retrieval by class, on published data sets or any folder of a folder per class."""
+    """Image retrieval by class, on published data sets or any folder with one folder per class."""
 
     name = "images"
     results_file = IMAGES_FILE
 
     def find(self, request: EvalRequest, splits: SplitFinder) -> Sequence[ImageSet] | Absent:
-        """Find the image sets that are asked for, or all that there are.
+        """Find the requested image sets, or by default all known ones below the data root.
 
         Raises:
-            CusaError: If one is malformed, or two have one name.
+            CusaError: If a set is malformed, or two have the same name.
         """
         root = request.split.data_root
         sets_below_root = find_image_sets(root)
@@ -56,7 +56,7 @@ class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
             folders += sets_below_root.items()
         if not folders:
             reason = f"no image sets below {root}/ (known: {', '.join(IMAGE_SETS)})"
-            advice = "put them there, or pass --data NAME=FOLDER"
+            advice = "add some, or pass --data NAME=FOLDER"
             return Absent(reason, DataError(f"{reason}; {advice}", path=root))
         image_sets: dict[str, ImageSet] = {}
         for name, folder in folders:
@@ -99,7 +99,7 @@ class ImagesEvaluator(Evaluator[Sequence[ImageSet], ImagesResults]):
 def _measure_image_set(
     provider: EmbeddingProvider, image_set: ImageSet, options: MeasureOptions
 ) -> tuple[ImageSetResults, dict[Head, Rankings]]:
-    """Return figures by head with what the set is, and the rankings behind them."""
+    """Return the results on an image set, and the rankings behind them by head."""
     queries, gallery = image_set.queries, image_set.gallery
     query_rows = provider.images(queries.ids, queries.paths)
     gallery_rows = provider.images(gallery.ids, gallery.paths) if gallery else None
@@ -122,7 +122,7 @@ def _measure_image_set(
 
 
 def _named_folder(text: str, root: Path, sets_below_root: dict[str, Path]) -> tuple[str, Path]:
-    """Read ``NAME=FOLDER``, the name of a known set, or the folder of any other."""
+    """Parse ``NAME=FOLDER``, the name of a known set, or the folder of any other set."""
     name, equals, folder = text.partition("=")
     if not equals or Path(text).is_dir():
         if text in IMAGE_SETS:
@@ -140,7 +140,7 @@ def _named_folder(text: str, root: Path, sets_below_root: dict[str, Path]) -> tu
 def _check_name(
     image_set: ImageSet, kind: str, folder: Path, image_sets: dict[str, ImageSet]
 ) -> None:
-    """Refuse two sets of one name, and a folder under the name of a published set."""
+    """Refuse two sets of the same name, and any other folder with the name of a published set."""
     if image_set.name in image_sets:
         raise SettingError(
             f"two image sets are named {image_set.name!r}; pass each once, or rename a folder",
@@ -148,8 +148,8 @@ def _check_name(
         )
     if kind == FOLDER and image_set.name in IMAGE_SETS:
         raise SettingError(
-            f"--data {folder}: a folder per class under the name of a published set; pass "
-            f"{image_set.name}={folder} if it is that one, or rename the folder",
+            f"--data {folder}: the folder has the name of a published set; pass "
+            f"{image_set.name}={folder} if it holds that set, or rename it",
             path=folder,
             name=image_set.name,
         )

@@ -1,4 +1,4 @@
-"""The published image-retrieval data sets: how large they are, and what their folders look like."""
+"""The published image-retrieval data sets: their sizes, and the layout of their folders."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class KnownSet:
     """A published data set.
 
     Attributes:
-        queries: Number of test images; with a gallery, of those that search it.
-        gallery: Number of images of the gallery; ``None``: there is none.
+        queries: Number of test images; with a gallery, number of query images.
+        gallery: Number of gallery images; ``None`` without a gallery.
         classes: Number of classes of the test images.
         folders: Usual names of its folder.
-        lists: Lists, relative to that folder, of which one shows that it is the right one.
-        read: Reads the lists.
-        title: Its title.
-        short_title: Its title in narrow columns.
-        in_paper: Whether the paper's average counts it.
+        lists: Files relative to that folder, any of which identifies it.
+        read: Reads the test images from the data set's folder.
+        title: Title in reports.
+        short_title: Title in narrow columns.
+        in_paper: Whether the paper's average includes it.
     """
 
     queries: int

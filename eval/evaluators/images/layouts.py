@@ -1,7 +1,7 @@
-"""The published folders of image-retrieval data sets: their split lists, read to the test images.
+"""Readers of the published image-retrieval data sets: the test images, from the split lists.
 
-Each reader takes the data set's own folder and looks at lists only: whether the images are there,
-and whether it is as many as there should be, is for :mod:`cusa.eval.evaluators.images.data` to say.
+Each reader takes the data set's own folder and reads the lists only. Whether the images exist, and
+in the published number, is checked in :mod:`cusa.eval.evaluators.images.data`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CARS_TEST_CLASSES = range(99, 197)
 _CARS_TEST_MAT = "cars_test_annos_withlabels.mat"
 
 CUB_LISTS = ("images.txt", "image_class_labels.txt", "classes.txt")
-CARS_LISTS = {  # the list of each form, and the folder that its images lie in
+CARS_LISTS = {  # the test list of each form, and the folder of its images
     "cars_annos.mat": "car_ims",
     f"devkit/{_CARS_TEST_MAT}": "cars_test",
     _CARS_TEST_MAT: "cars_test",
@@ -48,13 +48,13 @@ INATURALIST_LISTS = ("Inat_dataset_splits/Inaturalist_test_set1.txt", "Inaturali
 
 
 def read_cub(folder: Path) -> Listing:
-    """Read CUB-200-2011: classes 101 to 200, named by three lists.
+    """Read the test images of CUB-200-2011, classes 101 to 200.
 
-    These are ``images.txt``, ``image_class_labels.txt`` and ``classes.txt``.
+    The lists are ``images.txt``, ``image_class_labels.txt`` and ``classes.txt``.
 
     Raises:
         CusaError: If a list is missing or malformed, or an image lies in the folder of another
-            class than its label's.
+            class than that of its label.
     """
     images = read_values_by_id(folder / CUB_LISTS[0])
     labels = read_values_by_id(folder / CUB_LISTS[1])
@@ -64,7 +64,7 @@ def read_cub(folder: Path) -> Listing:
         if image_number not in labels:
             path = folder / CUB_LISTS[1]
             raise FileFormatError(
-                f"{path} has no label of image {image_number} ({location}); restore the whole list",
+                f"{path} has no label for image {image_number} ({location}); restore the list",
                 path=path,
             )
         label_location, label_text = labels[image_number]
@@ -72,7 +72,7 @@ def read_cub(folder: Path) -> Listing:
         class_name = classes[label][1] if label in classes else ""
         if image_path.partition("/")[0] != class_name:
             raise location.fault(
-                f"{image_path} has the label {label}, which {CUB_LISTS[2]} calls {class_name!r}; "
+                f"{image_path} has the label {label}, which {CUB_LISTS[2]} names {class_name!r}; "
                 "restore the lists"
             )
         if label in _CUB_TEST_CLASSES:
@@ -81,17 +81,18 @@ def read_cub(folder: Path) -> Listing:
 
 
 def read_cars(folder: Path) -> Listing:
-    """Read Cars-196: classes 99 to 196, from both halves of the classification split.
+    """Read the test images of Cars-196, classes 99 to 196 of both halves of the original split.
 
     Three forms are in use: ``cars_annos.mat`` with ``car_ims/``; the devkit's two lists with
     ``cars_train/`` and ``cars_test/``; and ``anno_train.csv`` and ``anno_test.csv`` with
-    ``car_data/train/`` and ``car_data/test/``. One list at least must be there.
+    ``car_data/train/`` and ``car_data/test/``. The caller knows that one of :data:`CARS_LISTS`
+    exists.
 
     Raises:
-        CusaError: If a list is missing or malformed, or two images of a half have one name.
+        CusaError: If a list is missing or malformed, or two images of a half have the same name.
     """
     list_names = [name for name in CARS_LISTS if (folder / name).is_file()]
-    # A list of one form may lie beside the images of another: one that has its images goes first.
+    # Lists of several forms may lie side by side: prefer one whose images are there.
     list_name = max(list_names, key=lambda name: (folder / CARS_LISTS[name]).is_dir())
     if list_name == "cars_annos.mat":
         images = list(read_mat(folder / list_name, "relative_im_path", folder, ""))
@@ -118,16 +119,16 @@ def _read_cars_devkit(folder: Path, test_list: Path) -> list[Listed]:
     images: list[Listed] = []
     for half, list_path in (("cars_train", train_list), ("cars_test", test_list)):
         image_folder = folder / half
-        if (image_folder / half).is_dir():  # one archive in use packs the folder into itself
+        if (image_folder / half).is_dir():  # a common archive nests the folder in itself
             image_folder = image_folder / half
         images += read_mat(list_path, "fname", image_folder, f"{half}/")
     return images
 
 
 def _read_cars_table(path: Path, base_folder: Path, half: str) -> Iterator[Listed]:
-    """Yield the images of ``filename, x1, y1, x2, y2, class``.
+    """Yield the images of a table with the columns filename, x1, y1, x2, y2 and class.
 
-    They are looked for below ``base/half``, where they lie in class folders.
+    The files are searched for in the class folders below ``base_folder / half``.
     """
     path_of_name: dict[str, str] = {}
     n_copies: Counter[str] = Counter()
@@ -150,14 +151,14 @@ def _read_cars_table(path: Path, base_folder: Path, half: str) -> Iterator[Liste
         image = listed_image(base_folder, path_of_name.get(name, f"{half}/{name}"), label, location)
         if n_copies[name] > 1:
             raise location.fault(
-                f"{n_copies[name]} files below {base_folder / half} are called {name}; keep the "
+                f"{n_copies[name]} files below {base_folder / half} are named {name}; keep the "
                 "right one"
             )
         yield image
 
 
 def read_sop(folder: Path) -> Listing:
-    """Read Stanford Online Products: the images of ``Ebay_test.txt``.
+    """Read the test images of Stanford Online Products from ``Ebay_test.txt``.
 
     Raises:
         CusaError: If the list is missing or malformed.
@@ -173,9 +174,9 @@ def read_sop(folder: Path) -> Listing:
 
 
 def read_inshop(folder: Path) -> Listing:
-    """Read In-Shop Clothes Retrieval: query and gallery of ``list_eval_partition.txt``.
+    """Read queries and gallery of In-Shop Clothes Retrieval from ``list_eval_partition.txt``.
 
-    Images lie in ``img/`` or ``Img/img/``.
+    The images lie in ``img/`` or ``Img/img/``.
 
     Raises:
         CusaError: If the list is missing or malformed.
@@ -201,9 +202,9 @@ def read_inshop(folder: Path) -> Listing:
 
 
 def read_inaturalist(folder: Path) -> Listing:
-    """Read Smooth-AP's retrieval split of iNaturalist 2018.
+    """Read the test images of Smooth-AP's retrieval split of iNaturalist 2018.
 
-    It has a path per line, whose last folder is the species' number.
+    The list has a path per line, in which the last folder is the number of the species.
 
     Raises:
         CusaError: If the list is missing or malformed.
@@ -216,12 +217,12 @@ def read_inaturalist(folder: Path) -> Listing:
 
 
 def read_folder(folder: Path) -> Listing:
-    """Read one folder per class, images at any depth below it.
+    """Read a folder with one folder per class, each with images at any depth.
 
     Classes are numbered in the order of their names.
 
     Raises:
-        CusaError: If there are no images, images outside of a class folder, or fewer than two
+        CusaError: If there are no images, images outside any class folder, or fewer than two
             classes.
     """
     image_paths = find_images(folder)
@@ -230,16 +231,15 @@ def read_folder(folder: Path) -> Listing:
     if outside:
         raise DataError(
             f"{len(outside):,} images lie in no class folder, first {folder / outside[0]}; pass "
-            f"the folder that holds one folder per class ({folder.parent}, if {folder.name} is a "
-            "class)",
+            f"the folder with one folder per class ({folder.parent}, if {folder.name} is a class)",
             path=folder / outside[0],
         )
     class_names = [image_id.partition("/")[0] for image_id in ids]
     label_of_class = {name: label for label, name in enumerate(sorted(set(class_names)))}
     if len(label_of_class) < 2:
         raise DataError(
-            f"all images of {folder} lie in {folder / class_names[0]}; pass the folder that holds "
-            "one folder per class",
+            f"all images of {folder} lie in {folder / class_names[0]}; pass the folder with one "
+            "folder per class, of which there must be two or more",
             path=folder,
         )
     images = []

@@ -1,4 +1,4 @@
-"""The form of images.json (docs/METRICS.md), and how results of several calls are joined."""
+"""The form of images.json (docs/METRICS.md), and the merging of results of several calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageFigures(DirectionFigures):
 
 
 class ImageSetResults(TypedDict):
-    """Figures of all heads on one image set, and what it is."""
+    """Figures of all heads on one image set, and facts about the set."""
 
     fingerprint: str
     classes: int
@@ -42,7 +42,7 @@ class ImagesResults(forms.Results):
 
 
 def average_r1(sets: Mapping[str, Any], heads: Iterable[Head]) -> dict[Head, float | None]:
-    """Compute the mean of R@1 over the paper's four sets by head; ``None`` where one is missing."""
+    """Compute the mean R@1 over the paper's four sets by head; ``None`` if one is missing."""
     return forms.paper_averages(sets, PAPER_SETS, "r1", heads)
 
 

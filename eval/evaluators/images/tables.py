@@ -84,8 +84,8 @@ def _sets_spec(names: Sequence[str], contents: Sequence[ImagesResults]) -> Spec:
 
 def _rule(contents: Sequence[ImagesResults]) -> str:
     return (
-        "An image is right for the others of its class. R@1 is the paper's: over all queries, so "
-        "that an image alone in its class is a miss; R-Precision and mAP@R are over the queries "
+        "The other images of a query's class are right. R@1 is the paper's, over all queries: an "
+        "image alone in its class counts as a miss. R-Precision and mAP@R are over the queries "
         "that have a right answer (Musgrave et al., ECCV 2020). "
         f"{SELF_IS_NO_CANDIDATE} {ties_rule(contents)}"
     )
@@ -107,7 +107,7 @@ def _more_recalls_spec(names: Sequence[str]) -> Spec:
 
 
 def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[ImagesResults]) -> Spec:
-    """Describe the table of one figure of every set: all three are wider than a page of paper."""
+    """Describe the table of one figure on every set, since all three are too wide to print."""
     columns, paper_keys = [], None
     if metric.key == "r1":
         columns.append(Metric("average", "Average"))
@@ -133,7 +133,7 @@ def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[Images
 
 
 def _one_figure(sets: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Take one figure of each set, with their intervals, from a head's figures by set."""
+    """Return one figure of each set, with its interval, from a head's figures by set."""
     figures: dict[str, Any] = {}
     intervals = {}
     for name, set_figures in sets.items():
@@ -144,7 +144,7 @@ def _one_figure(sets: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _sets(content: ImagesResults) -> FiguresByHead:
-    """Take figures by head and set, with the average as another set."""
+    """Return figures by head and set, with the average as another set."""
     figures = by_head_and_data_set(content["sets"])
     for head, average in content["average"].items():
         figures.setdefault(head, {})["average"] = {"r1": average}

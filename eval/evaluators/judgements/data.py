@@ -1,8 +1,8 @@
-"""Files of people's judgements of image-caption pairs, in the two forms of Flickr8k.
+"""Files of human judgements of image-caption pairs, in the two forms of Flickr8k.
 
 Hodosh, Young and Hockenmaier, Framing Image Description as a Ranking Task (JAIR 2013). Both forms
-are tab-separated lines without a header: the image's file name, the caption's id (``NAME.jpg#2``:
-the third caption of NAME.jpg), and
+have tab-separated lines without a header: the image's file name, the caption's id (``NAME.jpg#2``
+is the third caption of NAME.jpg), and
 
 - CrowdFlowerAnnotations.txt: the share of Yes ("the caption describes the image"), and the numbers
   of Yes and of No;
@@ -23,28 +23,30 @@ from cusa.data.errors import FileFormatError
 from cusa.data.lines import line_fault, read_lines
 
 JudgementKind = Literal["crowd", "experts"]
-Fault = Callable[[str], FileFormatError]  # makes the error of a line, of what is wrong with it
+Fault = Callable[
+    [str], FileFormatError
+]  # makes the error of a line from a description of its fault
 
 _CAPTION_ID = re.compile(r"(.+)#([0-9]{1,9})")
 _COUNT = re.compile(r"[0-9]{1,9}")
 _EXPERT_SCORE = re.compile(r"[1-4]")
-_ROUNDING = 0.01  # of a share that was written with few digits
+_ROUNDING = 0.01  # tolerance for shares that are written with few digits
 _EXPERTS_POSITIVE = 3.0
 _CROWD_FORM = "a share of Yes from 0 to 1, the number of Yes and the number of No"
 _EXPERTS_FORM = "three scores from 1 to 4"
-_LINE_FORM = f"an image, a caption's id, and {_CROWD_FORM}, or {_EXPERTS_FORM}"
+_LINE_FORM = f"an image, a caption's id, and either {_CROWD_FORM}, or {_EXPERTS_FORM}"
 
 
 class JudgedPair(NamedTuple):
-    """A line of a file.
+    """The judgement of one image-caption pair, a line of a file.
 
     Attributes:
         image_name: File name of the image.
         caption_of: File name of the image that the caption was written for.
-        caption_number: Which of that image's captions it is, 0 being the first.
+        caption_number: Number of the caption among that image's captions, from 0.
         score: Share of Yes, 0 to 1; or mean of the experts' scores, 1 to 4.
-        is_positive: Whether it says that the caption describes the image: there are more Yes than
-            No, or the mean is 3 or more.
+        is_positive: Whether people say that the caption describes the image: there are more Yes
+            than No, or the mean score is 3 or more.
     """
 
     image_name: str
@@ -60,8 +62,8 @@ class JudgementFile:
 
     Attributes:
         path: The file.
-        kind: Whose judgements they are, which is its form.
-        pairs: Its lines.
+        kind: Whose judgements it holds, which determines its form.
+        pairs: The judged pairs, one per line.
     """
 
     path: Path
@@ -78,14 +80,14 @@ class JudgementFile:
 
 
 def read_judgements(path: Path) -> JudgementFile:
-    """Read a file of either form; which one, its first line tells.
+    """Read a file of judgements of either form, which the first line determines.
 
     Args:
         path: The file.
 
     Raises:
         FileFormatError: If the file is missing or empty, a line is malformed, or a pair is judged
-            twice; names the line.
+            twice; the message names the line.
     """
     kind: JudgementKind | None = None
     pairs: list[JudgedPair] = []
@@ -103,7 +105,8 @@ def read_judgements(path: Path) -> JudgementFile:
         first_line = line_of_pair.setdefault((image_name, caption_id), number)
         if first_line != number:
             raise fault(
-                f"{image_name} and {caption_id} are judged already, in line {first_line}; keep one"
+                f"{image_name} and {caption_id} are already judged in line {first_line}; keep one "
+                "of the two"
             )
         read_scores = _read_crowd if kind == "crowd" else _read_experts
         caption_of, caption_number = _read_ids(image_name, caption_id, fault)
@@ -119,17 +122,17 @@ def read_judgements(path: Path) -> JudgementFile:
 
 
 def _read_ids(image_name: str, caption_id: str, fault: Fault) -> tuple[str, int]:
-    """Read a caption's id: its image's file name, and its number; the image has a name, too."""
+    """Split a caption's id into its image's file name and its number; require an image, too."""
     if not image_name:
-        raise fault("no image; expected its file name")
+        raise fault("the image is missing; expected its file name")
     match = _CAPTION_ID.fullmatch(caption_id)
     if match is None:
-        raise fault(f"{caption_id[:80]!r} is no caption's id; expected such as {image_name}#0")
+        raise fault(f"{caption_id[:80]!r} is not a caption's id; expected one like {image_name}#0")
     return match[1], int(match[2])
 
 
 def _read_crowd(cells: Sequence[str], fault: Fault) -> tuple[float, bool]:
-    """Read a share of Yes with its counts; they must agree."""
+    """Read the share of Yes and the counts, which must agree."""
     form_fault = f"{', '.join(cells)[:80]}; expected {_CROWD_FORM}"
     if not (_COUNT.fullmatch(cells[1]) and _COUNT.fullmatch(cells[2])):
         raise fault(form_fault)
@@ -138,18 +141,18 @@ def _read_crowd(cells: Sequence[str], fault: Fault) -> tuple[float, bool]:
         share = float(cells[0]) if cells[0].isascii() and "_" not in cells[0] else -1.0
     except ValueError:
         share = -1.0
-    if not 0 <= share <= 1 or n_yes + n_no == 0:  # NaN is not, either
+    if not 0 <= share <= 1 or n_yes + n_no == 0:  # NaN fails this, too
         raise fault(form_fault)
     counted_share = n_yes / (n_yes + n_no)
     if abs(share - counted_share) > _ROUNDING:
         raise fault(
-            f"a share of {share:g} is not that of {n_yes} Yes and {n_no} No; correct the line"
+            f"the share {share:g} does not agree with {n_yes} Yes and {n_no} No; correct the line"
         )
     return counted_share, n_yes > n_no
 
 
 def _read_experts(cells: Sequence[str], fault: Fault) -> tuple[float, bool]:
-    """Read three scores: their mean."""
+    """Read three scores, and return their mean and whether it is positive."""
     if not _are_expert_scores(cells):
         raise fault(f"{', '.join(cells)[:80]}; expected {_EXPERTS_FORM}, as in the lines above")
     mean = sum(map(int, cells)) / len(cells)
@@ -157,5 +160,5 @@ def _read_experts(cells: Sequence[str], fault: Fault) -> tuple[float, bool]:
 
 
 def _are_expert_scores(cells: Sequence[str]) -> bool:
-    """Whether three columns are scores; a share with its counts never is: they would disagree."""
+    """Tell experts' scores from a share with its counts, which would disagree with such numbers."""
     return all(map(_EXPERT_SCORE.fullmatch, cells))

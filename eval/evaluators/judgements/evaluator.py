@@ -1,4 +1,4 @@
-"""The suite "judgements": how a model agrees with people on a split's pairs; judgements.json."""
+"""The suite "judgements": agreement of a model with people on a split's pairs; judgements.json."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from cusa.eval.report.tables import NamedResult, Section
 
 @dataclass(frozen=True)
 class JudgementData:
-    """What agreement is measured on.
+    """The data that agreement is measured on.
 
     Attributes:
-        files: Judgements, one file of a kind.
+        files: Files of judgements, at most one of each kind.
         splits: Finds each model's split, whose pairs were judged.
     """
 
@@ -51,7 +51,7 @@ class JudgementData:
 
 
 class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
-    """Agreement with people's judgements of image-caption pairs, and retrieval by their verdict."""
+    """Agreement with human judgements of image-caption pairs, and retrieval by these judgements."""
 
     name = "judgements"
     results_file = JUDGEMENTS_FILE
@@ -60,18 +60,19 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         """Read the files of judgements.
 
         Raises:
-            CusaError: If one is malformed, two are of one kind, or they are of another split.
+            CusaError: If a file is malformed, two are of the same kind, or their pairs are not in
+                the split.
         """
         if not request.judgement_files:
-            reason = "no human judgements are given"
+            reason = "no human judgements were given"
             return Absent(reason, SettingError(f"{reason}; pass --judgements FILE"))
         files: dict[JudgementKind, JudgementFile] = {}
         for path in request.judgement_files:
             file = read_judgements(path)
             if file.kind in files:
                 raise SettingError(
-                    f"{files[file.kind].path} and {path} are of one form; pass one file of "
-                    "each: of the crowd's judgements, and of the experts'",
+                    f"{files[file.kind].path} and {path} have the same form; pass at most one file "
+                    "of the crowd's judgements and one of the experts'",
                     name="--judgements",
                 )
             files[file.kind] = file
@@ -84,7 +85,7 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
     def run(
         self, model: EvaluatedModel, data: JudgementData, options: MeasureOptions
     ) -> SuiteResult[JudgementResults] | Absent:
-        """Measure a model on its split's judged pairs."""
+        """Measure a model on the judged pairs of its split."""
         need = "judged pairs need both"
         if absent := absent_without(BOTH_MODALITIES, model, "human judgements", need):
             return absent
@@ -121,12 +122,12 @@ class JudgementsEvaluator(Evaluator[JudgementData, JudgementResults]):
         )
 
     def tables(self, results: Sequence[NamedResult[JudgementResults]]) -> list[Section]:
-        """Make the tables of agreement, and of retrieval by people's verdict."""
+        """Make the tables of agreement, and of retrieval by human judgements."""
         return [judgements_section(results)]
 
 
 def _facts(file: JudgementFile, judged: SplitJudgements, labelled: np.ndarray) -> JudgementFacts:
-    """Say what the judgements of a file are, of those pairs that have embeddings."""
+    """Describe a file's judgements, counting the pairs that have embeddings."""
     n_labelled = labelled.shape[1]
     return {
         "fingerprint": file.fingerprint,

@@ -1,4 +1,4 @@
-"""Which images and captions of a split the pairs of a file of judgements are."""
+"""Matching of judged pairs with the images and captions of a split."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cusa.eval.metrics.relevance import group_members, positions_of_rows
 
 @dataclass(frozen=True)
 class SplitJudgements:
-    """The judged pairs of a split that has embeddings.
+    """The judged pairs of a split that have embeddings.
 
     Attributes:
-        images: int64 ``[pairs]``: position of each image among the embeddings.
-        captions: int64 ``[pairs]``: position of each caption.
-        scores: float64 ``[pairs]``: people's.
-        is_positive: bool ``[pairs]``: whether they say that the caption describes the image.
-        notes: What a reader of figures should know, such as pairs that were left out.
+        images: int64 ``[pairs]``: position of each pair's image among the embeddings.
+        captions: int64 ``[pairs]``: position of each pair's caption.
+        scores: float64 ``[pairs]``: the human score of each pair.
+        is_positive: bool ``[pairs]``: whether people say that the caption describes the image.
+        notes: Remarks on the figures, such as pairs that were left out.
     """
 
     images: np.ndarray
@@ -35,18 +35,18 @@ class SplitJudgements:
 
 
 def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
-    """Find the judged images, by file name, and captions, by number, in a split.
+    """Find the judged images in a split by file name, and the captions by their number.
 
     Args:
         file: The judgements.
         split: The split.
 
     Returns:
-        int64 ``[pairs, 2]``: the image row and the caption row of each pair; -1 for one that is
-        elsewhere.
+        int64 ``[pairs, 2]``: the image row and the caption row of each pair; -1 for both if the
+        pair is not in the split.
 
     Raises:
-        DataError: If all of them are, or an image's name stands for several.
+        DataError: If no pair is in the split, or several images have a judged file name.
     """
     view = split.view
     row_of_name = _rows_by_file_name(file, split)
@@ -63,15 +63,14 @@ def rows_in_split(file: JudgementFile, split: EvaluatedSplit) -> np.ndarray:
     if (rows < 0).all():
         raise DataError(
             f"none of the {len(file.pairs):,} pairs of {file.path} is in {split.dataset} "
-            f"{view.name}; judgements go with the split that they were made on, under the "
-            "images' file names",
+            f"{view.name}; pass the split that people judged, with the images' original file names",
             path=file.path,
         )
     return rows
 
 
 def _rows_by_file_name(file: JudgementFile, split: EvaluatedSplit) -> dict[str, int]:
-    """Return the image row of each file name; refuse a judged name of several images."""
+    """Return the image row of each file name; refuse a judged name that several images have."""
     view = split.view
     names = [PurePosixPath(view.image_paths[row]).name for row in range(view.n_images)]
     n_images = Counter(names)
@@ -79,8 +78,8 @@ def _rows_by_file_name(file: JudgementFile, split: EvaluatedSplit) -> dict[str, 
         for name in (pair.image_name, pair.caption_of):
             if n_images[name] > 1:
                 raise DataError(
-                    f"{file.path} judges {name}, and several images of {split.dataset} "
-                    f"{view.name} are called so; rename them",
+                    f"{file.path} judges {name}, but several images of {split.dataset} "
+                    f"{view.name} have that name; rename them",
                     path=file.path,
                     name=name,
                 )
@@ -90,12 +89,12 @@ def _rows_by_file_name(file: JudgementFile, split: EvaluatedSplit) -> dict[str, 
 def match_judgements(
     file: JudgementFile, split: EvaluatedSplit, rows: np.ndarray, embeddings: SplitEmbeddings
 ) -> SplitJudgements:
-    """Find the judged images and captions among embeddings.
+    """Find the judged images and captions among a split's embeddings.
 
     Args:
         file: The judgements.
         split: The split.
-        rows: int64 ``[pairs, 2]``: :func:`rows_in_split`.
+        rows: int64 ``[pairs, 2]``, as :func:`rows_in_split` returns them.
         embeddings: Embeddings of the split.
     """
     in_split = rows[:, 0] >= 0

@@ -1,4 +1,4 @@
-"""How a model agrees with people's judgements: correlations, and retrieval by their verdict."""
+"""Agreement of a model with human judgements: correlations, and retrieval by the judgements."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cusa.eval.evaluators.judgements.results import (
 from cusa.eval.metrics.average_precision import average_precisions
 from cusa.eval.metrics.bootstrap import interval, resampled_means
 from cusa.eval.metrics.correlation import ScoredPairs, kendall_tau_c, spearman
-from cusa.eval.metrics.metric_options import Scoring, one_way
+from cusa.eval.metrics.metric_options import Scoring, direction_figures
 from cusa.eval.metrics.per_query import Rankings, by_ties, rank_all
 from cusa.eval.metrics.recalls import recall_sum
 
-_PAIRS_AT_ONCE = 8192  # whose rows are held in float64
+_PAIRS_AT_ONCE = 8192  # pairs whose rows are held in float64
 
 
 def measure_heads(
@@ -36,14 +36,15 @@ def measure_heads(
     """Measure each head by the labels alone, and by each kind of judgement.
 
     Args:
-        embeddings: A model's embeddings.
+        embeddings: A model's embeddings of the split.
         judged: The judged pairs by kind.
-        title: The split's.
-        scoring: How.
+        title: Title of the split.
+        scoring: Metric options.
 
     Returns:
-        Figures by head; and rankings (``TITLE/HEAD/labels/i2t``, ``TITLE/HEAD/crowd/i2t``) and
-        pairs (``TITLE/HEAD/crowd/agreement``).
+        Figures by head; and the per-query results behind them: rankings (under keys such as
+        ``TITLE/HEAD/labels/i2t`` and ``TITLE/HEAD/crowd/i2t``) and pairs
+        (``TITLE/HEAD/crowd/agreement``).
 
     Raises:
         CusaError: If a correlation is not defined.
@@ -86,19 +87,28 @@ def _measure_head(
 
 
 def labelled_pairs(embeddings: SplitEmbeddings) -> np.ndarray:
-    """Return each image and caption written for it, as positions: int64 ``[2, pairs]``."""
+    """Return the pairs of an image and a caption written for it.
+
+    Returns:
+        int64 ``[2, pairs]``: positions of the images, then of the captions.
+    """
     captions = np.flatnonzero(embeddings.caption_image >= 0)
     return np.stack([embeddings.caption_image[captions], captions])
 
 
 def with_positives(pairs: np.ndarray, judged: SplitJudgements) -> np.ndarray:
-    """Add the pairs that people call right to others; each pair once."""
+    """Add the pairs that people call right to other pairs, each pair once.
+
+    Args:
+        pairs: int64 ``[2, pairs]``: positions of images and of captions.
+        judged: The judged pairs.
+    """
     positives = np.stack([judged.images, judged.captions])[:, judged.is_positive]
     return np.unique(np.concatenate([pairs, positives], axis=1), axis=1)
 
 
 def _scored_pairs(embeddings: SplitEmbeddings, head: Head, judged: SplitJudgements) -> ScoredPairs:
-    """Return a head's similarity of each judged pair, with people's score."""
+    """Return the judged pairs with a head's similarities and the human scores."""
     similarities = np.empty(len(judged.scores))
     for start in range(0, len(similarities), _PAIRS_AT_ONCE):
         block = slice(start, start + _PAIRS_AT_ONCE)
@@ -111,7 +121,7 @@ def _scored_pairs(embeddings: SplitEmbeddings, head: Head, judged: SplitJudgemen
 def _measure_directions(
     embeddings: SplitEmbeddings, head: Head, right: np.ndarray, scoring: Scoring
 ) -> tuple[JudgedDirections, dict[str, Rankings]]:
-    """Compute recalls and average precision of both directions, and RSUM, by the right pairs."""
+    """Compute recalls and average precision of both directions, and RSUM, for given right pairs."""
     images, texts = embeddings.image[head], embeddings.text[head]
     clusters = embeddings.caption_image
     i2t, ranked_i2t = _measure_direction(images, texts, right, None, scoring)
@@ -136,7 +146,7 @@ def _measure_direction(
     by_query = right[:, np.argsort(right[0], kind="stable")]
     indptr, indices = np.searchsorted(by_query[0], np.arange(len(queries) + 1)), by_query[1]
     ranked = replace(rank_all(queries, candidates, indptr, indices), clusters=clusters)
-    figures = cast("JudgedDirection", one_way(ranked, scoring))
+    figures = cast("JudgedDirection", direction_figures(ranked, scoring))
     bounds = average_precisions(queries, candidates, indptr, indices)
     values = 100 * by_ties(bounds, scoring.ties)
     figures["average_precision"] = float(values.mean()) if len(queries) else None

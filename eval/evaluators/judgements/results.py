@@ -29,7 +29,7 @@ class JudgedDirections(TypedDict):
 
 
 class Agreement(TypedDict):
-    """How similarities follow people's scores, times 100; and retrieval by people's verdict."""
+    """Correlations of similarities with human scores, times 100; and retrieval by judgements."""
 
     kendall_tau_c: Number
     spearman: Number
@@ -45,7 +45,7 @@ class HeadJudgements(TypedDict):
 
 
 class JudgementFacts(TypedDict):
-    """What the judgements of one kind are."""
+    """Facts about the judgements of one kind."""
 
     fingerprint: str
     pairs: int
@@ -71,10 +71,10 @@ class JudgementResults(forms.Results):
 
 def _check_complete(content: JudgementResults) -> None:
     if "cross" not in content["heads"]:
-        raise ValueError("there is no head cross")
+        raise ValueError("the figures of the cross head are missing")
     for head, figures in content["heads"].items():
         if figures["judged"].keys() != content["judgements"].keys():
-            raise ValueError(f"head {head} has other judgements")
+            raise ValueError(f"the {head} head has figures for other kinds of judgements")
 
 
 JUDGEMENTS_FILE = ResultsFile(

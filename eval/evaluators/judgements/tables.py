@@ -1,4 +1,4 @@
-"""Tables of agreement with people, and of retrieval where people's verdict counts."""
+"""Tables of agreement with people, and of retrieval by human judgements."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def _facts(contents: Sequence[JudgementResults]) -> Iterable[str]:
         first = model_results[0]
         counts = (
             f"{first['pairs']:,} pairs of {first['images']:,} images and "
-            f"{first['captions']:,} captions; {first['positives']:,} are right, "
-            f"{first['positives_beyond_labels']:,} of them wrong by the labels"
+            f"{first['captions']:,} captions; people call {first['positives']:,} right, "
+            f"{first['positives_beyond_labels']:,} of which the labels call wrong"
         )
         title = SCORE_TITLES[cast("JudgementKind", kind)]
         yield data_set_fact(title, counts, model_results)
@@ -78,9 +78,9 @@ def _agreement_spec() -> Spec:
     correlations = (Metric("kendall_tau_c", "Kendall's tau-c"), Metric("spearman", "Spearman"))
     return TableSpec(
         "Agreement with people",
-        "100 × rank correlation of a pair's cosine with people's score, over all judged pairs of "
-        "an image and a caption: the share of Yes to whether the caption describes the image, or "
-        "the mean of the experts' scores from 1 to 4 (Hodosh et al., JAIR 2013).",
+        "100 × rank correlation of cosines with human scores, over all judged pairs of an image "
+        "and a caption. A score is the share of people who say that the caption describes the "
+        "image, or the mean of the experts' scores from 1 to 4 (Hodosh et al., JAIR 2013).",
         ("cross",),
         tuple(Group(title, ("judged", kind), correlations) for kind, title in SCORE_TITLES.items()),
         heads_of,
@@ -94,9 +94,9 @@ def _retrieval_spec(task: str, contents: Sequence[JudgementResults]) -> Spec:
         groups.append(Group(title, ("judged", kind, "retrieval", task), metrics))
     return TableSpec(
         f"{TASKS[task]}, by labels and by people",
-        "By the labels, an image and the captions written for it are right for each other; by "
-        "people, so are the pairs that more of the crowd call right than wrong, or to which "
-        "experts give 3 or more on average. AP: average precision over the whole ranking. "
+        "By the labels, an image and the captions written for it are right for each other. By "
+        "people, pairs are right, too, if more of the crowd said Yes than No, or if the experts "
+        "gave a mean score of 3 or more. AP: average precision over the whole ranking. "
         f"{ties_rule(contents)}",
         ("cross",),
         tuple(groups),

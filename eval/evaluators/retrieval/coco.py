@@ -1,8 +1,8 @@
 """COCO's test protocols: 5K, 1K, and the ground truths of ECCV Caption, CxC and PMRP.
 
 ECCV Caption: Chun et al., ECCV 2022. CxC: Parekh et al., EACL 2021. PMRP (plausible matches): Chun
-et al., CVPR 2021. All are ranked in full: the published CUSA script passes 50 items per query, too
-few for 1K.
+et al., CVPR 2021. All use full rankings; the published CUSA script passes 50 items per query, which
+are too few for 1K.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cusa.eval.metrics.ranks import RankBounds, join_bounds, rank_bounds, two_wa
 from cusa.eval.metrics.relevance import group_members
 
 Direction = Literal["i2t", "t2i"]
-# What the protocols report that have metrics of their own; the others report recalls.
+# Metrics of the protocols that have their own; the other protocols report recalls.
 PROTOCOL_METRICS = {"eccv": ("map_at_r", "r_precision", "r1"), "pmrp": ("r_precision",)}
 PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")
 IMAGES, CAPTIONS_PER_IMAGE, FOLDS = 5_000, 5, 5
@@ -34,14 +34,15 @@ IMAGES, CAPTIONS_PER_IMAGE, FOLDS = 5_000, 5, 5
 
 @dataclass(frozen=True)
 class CocoRelevance:
-    """A ground truth of one direction, by position among the test's images and captions.
+    """A ground truth of one direction; positions are among the test's images and captions.
 
     Attributes:
-        queries: int64 ``[q]``.
+        queries: int64 ``[q]``: position of each query.
         indptr: int64 ``[q + 1]``.
-        indices: int64: relevant candidates of each query.
-        n_relevant: int64 ``[q]``: how many there are, those included that are not among the
-            candidates.
+        indices: int64; the relevant candidates of the i-th of these queries are
+            ``indices[indptr[i]:indptr[i + 1]]``.
+        n_relevant: int64 ``[q]``: number of relevant items of each query, including those that are
+            not among the candidates.
     """
 
     queries: np.ndarray
@@ -52,14 +53,14 @@ class CocoRelevance:
 
 @dataclass(frozen=True)
 class CocoTest:
-    """The images and captions of the test among embeddings, in the test's order.
+    """The images and captions of COCO's test among a model's embeddings, in the test's order.
 
     Attributes:
-        images: int64 ``[5000]``: positions among the embeddings.
-        captions: int64 ``[25000]``: same.
-        caption_image: int64 ``[25000]``: index into ``images``.
-        truths: Ground truth by ``"eccv"``, ``"cxc"``, ``"pmrp"`` and direction; those that are
-            there.
+        images: int64 ``[5000]``: position of each image among the image embeddings.
+        captions: int64 ``[25000]``: position of each caption among the text embeddings.
+        caption_image: int64 ``[25000]``: index into ``images`` of each caption's image.
+        truths: The available ground truths by name (``"eccv"``, ``"cxc"``, ``"pmrp"``) and
+            direction.
     """
 
     images: np.ndarray
@@ -69,19 +70,19 @@ class CocoTest:
 
 
 class TruthFile(NamedTuple):
-    """A file of a ground truth, and the ids of each query's relevant candidates."""
+    """The path of a ground truth's file, and its content: relevant ids by the id of the query."""
 
     path: Path
     relevant_ids: Mapping[str, Sequence[str]]
 
 
-class Judgements:
-    """Which captions and images of COCO's test belong together; each file is read once.
+class CocoTruths:
+    """Ground truths of COCO's test, each file of which is read once.
 
-    With the ``eccv`` extra: ECCV Caption's list of ids, its ground truth and that of CxC.
+    The ``eccv`` extra provides ECCV Caption's list of ids, its ground truth and that of CxC.
 
     Args:
-        pmrp: Folder of the two files of plausible matches, if given.
+        pmrp: Folder of the two files of plausible matches, or ``None``.
     """
 
     def __init__(self, pmrp: Path | None = None) -> None:
@@ -89,7 +90,7 @@ class Judgements:
 
     @cached_property
     def test_ids(self) -> list[str] | None:
-        """ECCV Caption's 25,000 caption ids, in its order; ``None`` without the extra.
+        """ECCV Caption's 25,000 caption ids, in its order; ``None`` without the ``eccv`` extra.
 
         Raises:
             FileFormatError: If the file is damaged.
@@ -101,11 +102,11 @@ class Judgements:
 
     @cached_property
     def files(self) -> Mapping[str, tuple[TruthFile, TruthFile]]:
-        """The files by ground truth: image to caption, and caption to image.
+        """The files of each ground truth: image to caption, and caption to image.
 
         Raises:
             CusaError: If a file is missing or malformed, or plausible matches are given without the
-                extra.
+                ``eccv`` extra.
         """
         folder = _package_data()
         if folder is None:
@@ -124,38 +125,39 @@ class Judgements:
 
 
 def _truth_file(path: Path) -> TruthFile:
-    return TruthFile(path, read_judgements(path))
+    return TruthFile(path, read_relevant_ids(path))
 
 
 def coco_test(
     embeddings: SplitEmbeddings,
     split: SplitView,
     dataset: str,
-    judgements: Judgements,
+    ground_truths: CocoTruths,
 ) -> CocoTest | None:
-    """Find the test's items among embeddings.
+    """Find the items of COCO's test among embeddings.
 
-    With the ``eccv`` extra, the items are those of its id list, whatever the split's order. Without
-    it, the first five captions of each of the 5,000 images of ``coco``'s ``test``.
+    With the ``eccv`` extra, they are the items of its id list, whatever the split's order. Without
+    it, they are the 5,000 images of ``coco``'s split ``test`` with the first five captions of each.
 
     Args:
         embeddings: Embeddings of the split.
-        split: The split, with COCO's ids of images and captions (Karpathy's json has them).
+        split: The split, with COCO's ids of images and captions, as Karpathy's json has them.
         dataset: Name of the data set.
-        judgements: Which belong together.
+        ground_truths: The ground truths to translate.
 
     Returns:
-        The items; ``None`` if these are of another data set, or not all there.
+        The items; ``None`` if the split is of another data set, or some of them are missing.
 
     Raises:
-        CusaError: If plausible matches are given and missing, malformed, or of other ids.
+        CusaError: If a file of a ground truth is missing or malformed or has unknown ids, or
+            plausible matches are given for a split that is not COCO's test.
     """
-    if judgements.test_ids is None:
+    if ground_truths.test_ids is None:
         test = _items_by_order(embeddings, split, dataset)
     else:
-        test = _items_by_id(embeddings, split, judgements.test_ids)
+        test = _items_by_id(embeddings, split, ground_truths.test_ids)
     if test is None:
-        if judgements.pmrp is not None:
+        if ground_truths.pmrp is not None:
             message = "--pmrp goes with COCO's 5,000 test images under COCO's ids (Karpathy's json)"
             raise SettingError(message, name="--pmrp")
         return None
@@ -163,7 +165,7 @@ def coco_test(
     images = _index_of_id(split.image_ids, embeddings.image_rows[test.images])
     captions = _index_of_id(split.caption_ids, embeddings.text_rows[test.captions])
     truths: dict[str, dict[Direction, CocoRelevance]] = {}
-    for name, (i2t, t2i) in judgements.files.items():
+    for name, (i2t, t2i) in ground_truths.files.items():
         truths[name] = {
             "i2t": _relevance(i2t, images, captions),
             "t2i": _relevance(t2i, captions, images),
@@ -175,7 +177,7 @@ def _index_of_id(
     ids: Sequence[str],
     rows: np.ndarray,
 ) -> dict[str, int]:
-    """Map the ids of a split's rows to their places among these."""
+    """Map the ids of some of a split's rows to their index among these rows."""
     return {ids[row]: index for index, row in enumerate(rows.tolist())}
 
 
@@ -184,15 +186,16 @@ def rank_coco(
     texts: np.ndarray,
     test: CocoTest,
 ) -> dict[str, dict[str, Rankings]]:
-    """Rank by protocol and direction.
+    """Rank COCO's test by every protocol, in both directions.
 
     Args:
         images: float ``[n_images, d]``: a split's image embeddings.
         texts: float ``[n_captions, d]``: its caption embeddings.
-        test: The test's items among them.
+        test: The items of the test among them.
 
     Returns:
-        Rankings of ``coco_5k``, ``coco_1k`` (its five folds one after the other), and the truths.
+        Rankings by protocol and direction: ``coco_5k``, ``coco_1k`` (its five folds concatenated),
+        and each ground truth of the test.
     """
     images, texts = images[test.images], texts[test.captions]
     caption_image = test.caption_image
@@ -216,7 +219,7 @@ def _rank_folds(
     texts: np.ndarray,
     caption_image: np.ndarray,
 ) -> dict[str, Rankings]:
-    """Rank within each fold of 1,000 images, and join the folds."""
+    """Rank within each fold of 1,000 images, and concatenate the folds."""
     size = len(images) // FOLDS
     folds, clusters = [], []
     for start in range(0, len(images), size):
@@ -235,7 +238,7 @@ def _rank_truth(
     truth: CocoRelevance,
     name: str,
 ) -> Rankings:
-    """Rank by a ground truth; CxC reports recalls alone."""
+    """Rank by a ground truth; CxC needs ranks alone, since it reports recalls."""
     queries = queries[truth.queries]
     if name == "cxc":
         bounds = rank_bounds(queries, candidates, truth.indptr, truth.indices)
@@ -260,7 +263,7 @@ def _items_by_id(
     split: SplitView,
     test_ids: Sequence[str],
 ) -> CocoTest | None:
-    """Find the test's items by ECCV Caption's list; its images are in order of appearance."""
+    """Find the test's items by ECCV Caption's list, with images in order of first appearance."""
     position_of_id = _index_of_id(split.caption_ids, embeddings.text_rows)
     if not position_of_id.keys() >= set(test_ids):
         return None
@@ -290,9 +293,9 @@ def _items_by_order(embeddings: SplitEmbeddings, split: SplitView, dataset: str)
 
 
 def _package_data() -> Path | None:
-    """Return the folder of the ``eccv`` extra's files.
+    """Return the folder of the ``eccv`` extra's files; ``None`` if it is not installed.
 
-    The package itself is not imported: it warns, and its code is not needed.
+    The package is not imported, since its code is not needed, and it emits warnings.
     """
     spec = importlib.util.find_spec("eccv_caption")
     if spec is None or not spec.submodule_search_locations:
@@ -300,29 +303,32 @@ def _package_data() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def read_judgements(path: Path) -> dict[str, list[str]]:
-    """Read a file of judgements: of each query, the ids of its relevant candidates.
+def read_relevant_ids(path: Path) -> dict[str, list[str]]:
+    """Read a file of a ground truth.
 
     Args:
         path: The file.
 
+    Returns:
+        The ids of the relevant candidates by the id of the query.
+
     Raises:
-        FileFormatError: If it is missing, or no JSON object of lists of ids.
+        FileFormatError: If it is missing, or not a JSON object of lists of ids.
     """
     if not path.is_file():
         raise FileFormatError(
             f"{path} does not exist; --pmrp takes the folder of {' and '.join(PLAUSIBLE)} "
-            "(eccv_caption's README says where they are)",
+            "(eccv_caption's README says where to get them)",
             path=path,
         )
     content = read_json(path)
-    malformed = ["all of it"]
+    malformed = ["the whole file"]
     if isinstance(content, dict) and content:
         malformed = [query for query, ids in content.items() if not _are_ids(ids)]
     if malformed:
         raise FileFormatError(
-            f"{path}: expected an object of lists of ids, one per query (wrong: {malformed[0]}); "
-            "download it again",
+            f"{path}: expected a JSON object with a list of ids for each query (malformed: "
+            f"{malformed[0]}); download the file again",
             path=path,
             location=malformed[0],
         )
@@ -338,19 +344,19 @@ def _relevance(
     query_index: Mapping[str, int],
     candidate_index: Mapping[str, int],
 ) -> CocoRelevance:
-    """Translate a file's ids to positions among the test's items."""
+    """Convert a file's ids to positions among the test's items."""
     unknown = [query for query in file.relevant_ids if query not in query_index]
     if unknown:
         raise FileFormatError(
-            f"{file.path}: {len(unknown)} queries are not among COCO's test ids, "
-            f"{unknown[0]} the first",
+            f"{file.path}: {len(unknown)} queries are not among COCO's test ids, first "
+            f"{unknown[0]}; get the file that belongs to COCO's test",
             path=file.path,
             location=unknown[0],
         )
     queries, rows, n_relevant = [], [], []
     for query, relevant_ids in file.relevant_ids.items():
         different_ids = dict.fromkeys(relevant_ids)
-        positions = [candidate_index[i] for i in different_ids if i in candidate_index]
+        positions = [candidate_index[item] for item in different_ids if item in candidate_index]
         queries.append(query_index[query])
         rows.append(np.array(positions, np.int64))
         n_relevant.append(len(different_ids))

@@ -1,4 +1,4 @@
-"""The suite "retrieval": across modalities and within them, on a split; metrics.json."""
+"""The suite "retrieval": retrieval on a split, across and within modalities; metrics.json."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cusa.eval.evaluators.protocol import (
     results_head,
 )
 from cusa.eval.evaluators.request import EvalRequest, MeasureOptions
-from cusa.eval.evaluators.retrieval.coco import Judgements, coco_test
-from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.evaluators.retrieval.coco import CocoTruths, coco_test
+from cusa.eval.evaluators.retrieval.measure import measure_split
 from cusa.eval.evaluators.retrieval.results import RETRIEVAL_FILE, RetrievalResults
 from cusa.eval.evaluators.retrieval.tables import retrieval_sections
 from cusa.eval.evaluators.retrieval.teacher_scores import teacher_scores, teachers_know_less
@@ -41,15 +41,15 @@ from cusa.train.saving.run_dir import read_history
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """What retrieval is measured on.
+    """The data that retrieval is measured on.
 
     Attributes:
         splits: Finds each model's split.
-        judgements: Ground truths of COCO's test.
+        coco_truths: Ground truths of COCO's test.
     """
 
     splits: SplitFinder
-    judgements: Judgements
+    coco_truths: CocoTruths
 
 
 class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
@@ -59,11 +59,15 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
     results_file = RETRIEVAL_FILE
 
     def find(self, request: EvalRequest, splits: SplitFinder) -> RetrievalData:
-        """Find every model's split; one that is missing is said before anything is measured."""
+        """Find every model's split, so that a missing one is reported before anything is measured.
+
+        Raises:
+            CusaError: If a split cannot be found, or is a known test split of another size.
+        """
         if not request.skip_absent:
             for split in splits.find_all():
                 check_counts(split, request.options.allow_partial)
-        return RetrievalData(splits, Judgements(request.pmrp))
+        return RetrievalData(splits, CocoTruths(request.pmrp))
 
     def run(
         self,
@@ -80,10 +84,10 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
             return Absent(f"no retrieval for {model.title}: {error}", error)
         difference = check_counts(split, options.allow_partial)
         embeddings = split_embeddings(model, split)
-        test = coco_test(embeddings, split.view, split.dataset, data.judgements)
+        test = coco_test(embeddings, split.view, split.dataset, data.coco_truths)
         teachers = split_teachers(model, split)
         uni_head, scoring = model.provider.uni_head, options.scoring
-        figures, per_query = evaluate(embeddings, split.view, uni_head, test, scoring)
+        figures, per_query = measure_split(embeddings, split.view, uni_head, test, scoring)
         content = {
             **results_head(self.results_file, model),
             **_run_of(model),
@@ -111,7 +115,7 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         return retrieval_sections(results)
 
     def difference_of_data(self, first: RetrievalResults, second: RetrievalResults) -> str:
-        """Say what differs of two models' splits."""
+        """Describe how the splits behind two models' results differ; empty if they do not."""
         if _identity(first) == _identity(second):
             return ""
         return (
@@ -121,12 +125,12 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
 
 
 def _identity(content: RetrievalResults) -> tuple[str, int, int]:
-    """What results must share to stand side by side."""
+    """Return what two models' results must have in common to be comparable."""
     return content["split_fingerprint"], content["n_images"], content["n_captions"]
 
 
 def _run_of(model: EvaluatedModel) -> dict[str, Any]:
-    """Say of which run and checkpoint a model is, if it is of one."""
+    """Return the keys of metrics.json that identify a model's run and checkpoint, if it has one."""
     origin = model.origin
     return {
         "run": str(model.run_dir) if model.run_dir else None,
@@ -150,7 +154,7 @@ def _paper_row(
     model: EvaluatedModel,
     content: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the published row as ``paper``; nothing if the paper has none."""
+    """Return the published row under the key ``paper``; empty if the paper has none."""
     if model.origin is None:
         return {}
     config = model.origin.config
@@ -165,7 +169,7 @@ def _examples(
     teachers: Teachers,
     options: MeasureOptions,
 ) -> tuple[Examples, str]:
-    """Choose what the report shows beside tables; and say what is wrong with the run's log."""
+    """Choose the report's examples, and describe what is wrong with the run's log, if anything."""
     uni_head, n_shown = model.provider.uni_head, options.n_shown
     head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head, "i2i": uni_head}
     seed = options.scoring.bootstrap.seed

@@ -13,7 +13,13 @@ from cusa.data.errors import EmbeddingsError
 from cusa.data.records import SplitView
 from cusa.eval.evaluators.retrieval.coco import FOLDS, PROTOCOL_METRICS, CocoTest, rank_coco
 from cusa.eval.metrics.caption_images import checked_caption_image, cross_modal_relevance
-from cusa.eval.metrics.metric_options import PLAIN, PerQuery, Scoring, one_way, two_ways
+from cusa.eval.metrics.metric_options import (
+    DEFAULT_SCORING,
+    PerQuery,
+    Scoring,
+    direction_figures,
+    two_way_figures,
+)
 from cusa.eval.metrics.per_query import Rankings, Ties, check_rows, rank_all, refuse_zeros
 from cusa.eval.metrics.ranks import rank_bounds, rank_bounds_from_scores, two_way_rank_bounds
 from cusa.eval.metrics.relevance import Relevance, relevance_of, same_group, true_relevance
@@ -29,16 +35,16 @@ def cross_modal_recalls(
 
     These are R@1/5/10, their mean, median and mean rank, and RSUM, the sum of the six recalls.
 
-    A query's rank is that of its best relevant candidate. A query without a relevant candidate is a
-    miss.
+    A query's rank is that of its best relevant candidate. A query without a relevant candidate
+    counts as a miss.
 
     Args:
         images: float ``[n_images, d]``, L2-normalised.
         texts: float ``[n_texts, d]``, L2-normalised.
         caption_image: int ``[n_texts]``: index of the image that each text belongs to, -1 for none.
-        ties: What candidates as similar as the relevant one count as: ``"pessimistic"`` (ahead of
-            it), ``"optimistic"`` (behind it), or ``"mean"`` of the two. Equal embeddings are
-            equally similar, to the bit.
+        ties: Where to rank candidates that are as similar as the relevant one: ``"pessimistic"``
+            (ahead of it) or ``"optimistic"`` (behind it); ``"mean"`` averages the two figures.
+            Equal embeddings get bit for bit the same similarity.
 
     Returns:
         ``{"i2t": {"r1", "r5", "r10", "mean", "median_rank", "mean_rank", "queries", "candidates",
@@ -47,12 +53,12 @@ def cross_modal_recalls(
 
     Raises:
         EmbeddingsError: If an embedding is not finite or all zeros, or ``caption_image`` has
-            another length, or holds something else than indices of images, such as ids.
-        SettingError: If there is no such rule for ties.
+            another length, or holds anything but indices of images, such as ids.
+        SettingError: If ``ties`` is unknown.
     """
     scoring = Scoring(ties)
     rankings = _rank_cross_modal(np.asarray(images), np.asarray(texts), caption_image)
-    return two_ways(rankings, scoring)
+    return two_way_figures(rankings, scoring)
 
 
 def _rank_cross_modal(
@@ -77,20 +83,21 @@ def cross_modal_recalls_from_scores(
     caption_image: np.ndarray,
     ties: Ties = "pessimistic",
 ) -> dict[str, Any]:
-    """Compute :func:`cross_modal_recalls` from scores.
-
-    This is for hosts whose similarity is not a dot product.
+    """Compute :func:`cross_modal_recalls` from scores, for similarities that are no dot products.
 
     Args:
         scores_i2t: float ``[n_images, n_texts]``, finite.
         scores_t2i: float ``[n_texts, n_images]``, finite.
-        caption_image: int ``[n_texts]``.
-        ties: As there; equal scores tie.
+        caption_image: int ``[n_texts]``: index of the image that each text belongs to, -1 for none.
+        ties: As for :func:`cross_modal_recalls`; equal scores tie.
+
+    Returns:
+        As :func:`cross_modal_recalls`.
 
     Raises:
-        EmbeddingsError: If a score is not finite, the matrices are not of one size, or
-            ``caption_image`` is wrong.
-        SettingError: If there is no such rule for ties.
+        EmbeddingsError: If a score is not finite, the sizes of the matrices do not match, or
+            ``caption_image`` is malformed.
+        SettingError: If ``ties`` is unknown.
     """
     scoring = Scoring(ties)
     scores_i2t, scores_t2i = np.asarray(scores_i2t), np.asarray(scores_t2i)
@@ -106,7 +113,7 @@ def cross_modal_recalls_from_scores(
         "i2t": Rankings(rank_bounds_from_scores(scores_i2t, *i2t), scores_i2t.shape[1]),
         "t2i": Rankings(rank_bounds_from_scores(scores_t2i, *t2i), scores_t2i.shape[1]),
     }
-    return two_ways(rankings, scoring)
+    return two_way_figures(rankings, scoring)
 
 
 def uni_modal_recalls(
@@ -116,18 +123,22 @@ def uni_modal_recalls(
 ) -> dict[str, Any]:
     """Compute R@1/5/10 among items of one modality.
 
-    Others of the same group are relevant; the query is no candidate. A query that is alone in its
-    group does not count.
+    The other items of a query's group are relevant; the query itself is no candidate. A query that
+    is alone in its group does not count.
 
     Args:
         embeddings: float ``[n, d]``, L2-normalised.
-        groups: int ``[n]``, e.g. the image that each caption belongs to; negative: nobody's.
-        ties: As in :func:`cross_modal_recalls`.
+        groups: int ``[n]``: group of each item, such as a caption's image; negative for an item of
+            no group.
+        ties: As for :func:`cross_modal_recalls`.
+
+    Returns:
+        The keys of one direction of :func:`cross_modal_recalls`.
 
     Raises:
-        EmbeddingsError: If an embedding is not finite or all zeros, or there is not one group for
-            each.
-        SettingError: If there is no such rule for ties.
+        EmbeddingsError: If an embedding is not finite or all zeros, or ``groups`` has another
+            length or type.
+        SettingError: If ``ties`` is unknown.
     """
     scoring = Scoring(ties)
     embeddings, groups = np.asarray(embeddings), np.asarray(groups)
@@ -135,13 +146,13 @@ def uni_modal_recalls(
     if groups.shape != (len(embeddings),) or (groups.size and groups.dtype.kind not in "iu"):
         raise EmbeddingsError(
             f"groups are {groups.dtype} {list(groups.shape)} for {len(embeddings)} embeddings; "
-            "give each an integer",
+            "give one integer for each",
             name="groups",
         )
-    # Unsigned numbers that int64 does not hold would become negative.
+    # Unsigned numbers beyond int64 would become negative, so groups are numbered anew.
     if groups.dtype.kind == "u":
         groups = np.unique(groups, return_inverse=True)[1]
-    return one_way(_rank_within_groups(embeddings, groups.astype(np.int64)), scoring)
+    return direction_figures(_rank_within_groups(embeddings, groups.astype(np.int64)), scoring)
 
 
 def _rank_within_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
@@ -152,25 +163,26 @@ def _rank_within_groups(embeddings: np.ndarray, groups: np.ndarray) -> Rankings:
     return Rankings(bounds, max(0, n_items - 1), clusters=groups).answerable()
 
 
-def evaluate(
+def measure_split(
     embeddings: SplitEmbeddings,
     split: SplitView,
     uni_head: Head,
     test: CocoTest | None = None,
-    scoring: Scoring = PLAIN,
+    scoring: Scoring = DEFAULT_SCORING,
 ) -> tuple[dict[str, Any], PerQuery]:
     """Compute all metrics of a split for every head, as metrics.json holds them (docs/METRICS.md).
 
     Args:
-        embeddings: A model's embeddings.
+        embeddings: A model's embeddings of the split.
         split: The split.
         uni_head: The head to use for uni-modal retrieval.
-        test: COCO's test among the embeddings, which has protocols of its own.
-        scoring: How.
+        test: COCO's test among the embeddings, if the split is COCO's test.
+        scoring: Metric options.
 
     Returns:
-        ``retrieval`` (cross-modal head), ``unimodal`` (``uni_head``), and both for each head under
-        ``heads``; and the rankings behind them, by ``head/protocol/task``.
+        ``retrieval`` (of the cross-modal head), ``unimodal`` and ``unimodal_head`` (of
+        ``uni_head``), and ``heads``, the figures of each head; and the rankings behind them, by
+        ``head/protocol/task``.
     """
     per_query: PerQuery = {}
     heads: dict[Head, dict[str, Any]] = {}
@@ -198,7 +210,7 @@ def _rank_split(
     split: SplitView,
     head: Head,
 ) -> dict[str, dict[str, Rankings]]:
-    """Rank by the labels, across and within the modalities, and by the truth where it is known."""
+    """Rank by the labels, across and within modalities, and by the truth if it is known."""
     images, texts = embeddings.image[head], embeddings.text[head]
     rankings: dict[str, dict[str, Rankings]] = {
         "retrieval": _rank_cross_modal(images, texts, embeddings.caption_image),
@@ -232,9 +244,9 @@ def _figures(
     for protocol, by_task in rankings.items():
         figures: dict[str, Any]
         if protocol in ("unimodal", "truth"):
-            figures = {task: one_way(ranked, scoring) for task, ranked in by_task.items()}
+            figures = {task: direction_figures(ranked, scoring) for task, ranked in by_task.items()}
         else:
-            figures = two_ways(by_task, scoring)
+            figures = two_way_figures(by_task, scoring)
         if protocol == "coco_1k":
             figures["folds"] = FOLDS
         elif protocol in PROTOCOL_METRICS:
@@ -248,7 +260,7 @@ def _selected(
     figures: dict[str, Any],
     metrics: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Select some of the metrics of a direction, with their intervals and the counts."""
+    """Select some of a direction's metrics, with their intervals and the counts."""
     selected = {key: figures[key] for key in (*metrics, "queries", "candidates", "tied")}
     if "ci" in figures:
         intervals = figures["ci"].items()

@@ -14,7 +14,7 @@ from cusa.eval.metrics.per_query import Ties
 
 
 class CrossModalFigures(BothWaysFigures):
-    """Both directions; RSUM is always there."""
+    """Figures of both directions; RSUM is required."""
 
     rsum: Figure  # type: ignore[misc] # required here
 
@@ -60,7 +60,7 @@ class RetrievalResults(forms.Results):
 
 def _check_complete(content: RetrievalResults) -> None:
     if "cross" not in content["heads"]:
-        raise ValueError("there is no head cross")
+        raise ValueError("the figures of the cross head are missing")
 
 
 RETRIEVAL_FILE = ResultsFile(

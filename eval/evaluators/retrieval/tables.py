@@ -1,4 +1,4 @@
-"""Tables of retrieval: the split's own, and those of the COCO test set's protocols."""
+"""Tables of retrieval: on the split, and by the protocols of the COCO test set."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def retrieval_sections(results: Sequence[NamedResult[RetrievalResults]]) -> list
     """Make the sections of retrieval.
 
     Args:
-        results: Of each model; they were measured on the same split.
+        results: The results of each model, all measured on the same split.
     """
     contents = contents_of(results)
     headlines, remarks = {}, {}
@@ -81,7 +81,9 @@ def _fact(contents: Sequence[RetrievalResults]) -> str:
     fingerprints: list[str | None] = []
     notes: list[str] = []
     for content in contents:
-        fingerprints.append(content.get("split_fingerprint"))  # the first format has none
+        fingerprints.append(
+            content.get("split_fingerprint")
+        )  # missing in the first version of the format
         notes += content.get("notes", [])
     return fact(f"{first['dataset']}, split {first['split']}", counts, fingerprints, notes)
 
@@ -94,13 +96,13 @@ def _split_specs(ties: str) -> list[Spec]:
     """
     across = _recalls_spec(
         "Between images and captions",
-        f"An image is right for the captions written for it, and they for it. {ties}",
+        f"An image and the captions written for it are right for each other. {ties}",
         ("retrieval",),
     )
     within: Spec = TableSpec(
         "Among captions and among images",
-        "The other captions of the same image are right, and so are the other images with the "
-        f"same label. {SELF_IS_NO_CANDIDATE} A query without a right answer does not count. "
+        "For a caption, the other captions of its image are right; for an image, the other images "
+        f"with its label. {SELF_IS_NO_CANDIDATE} A query without a right answer does not count. "
         f"{ties}",
         HEADS,
         (
@@ -130,8 +132,8 @@ def _ranks_spec() -> Spec:
         groups.append(Group(title, (measurement, task), by_rank))
     return TableSpec(
         "Median and mean rank",
-        "Rank of a query's first right answer, 1 being the best, over the queries that have one; "
-        "lower is better. Tied: queries whose rank depends on how ties count.",
+        "Rank of a query's first right answer (1 is best), over the queries that have one; lower "
+        "is better. Tied: number of queries whose rank depends on how ties count.",
         HEADS,
         tuple(groups),
         heads_of,
@@ -147,7 +149,7 @@ def _protocol_specs(ties: str) -> list[Spec]:
     r_precision = Metric("r_precision", "R-Precision")
     coco_5k = _recalls_spec(
         "COCO 5K",
-        "Five captions of each image: those of ECCV Caption's list of ids, or else the first. "
+        "Five captions of each image: those of ECCV Caption's list of ids, or else the first five. "
         f"{ties}",
         ("protocols", "coco_5k"),
     )
@@ -158,14 +160,14 @@ def _protocol_specs(ties: str) -> list[Spec]:
     )
     eccv = _two_way_spec(
         "ECCV Caption",
-        "Pairs that people called right count as right (Chun et al., ECCV 2022), among the queries "
-        "and candidates of the COCO test split, from full rankings.",
+        "Pairs that people called right count as right (Chun et al., ECCV 2022), in full rankings "
+        "of the COCO test split.",
         ("protocols", "eccv"),
         (Metric("map_at_r", "mAP@R"), r_precision, Metric("r1", "R@1")),
     )
     cxc = _recalls_spec(
         "CxC",
-        f"Pairs that Crisscrossed Captions calls right count as right (Parekh et al., EACL 2021). "
+        "Pairs that Crisscrossed Captions calls right count as right (Parekh et al., EACL 2021). "
         f"{ties}",
         ("protocols", "cxc"),
     )
@@ -184,7 +186,7 @@ def _recalls_spec(
     rule: str,
     path: tuple[str, ...],
 ) -> Spec:
-    """Describe a table of recalls both ways and their sum."""
+    """Describe a table of the recalls of both directions and their sum."""
     spec = _two_way_spec(title, rule, path, RECALLS)
     rsum = Group("Sum", path, (Metric("rsum", "RSUM"),), {"rsum": "rsum"})
     return replace(spec, groups=(*spec.groups, rsum))
@@ -199,10 +201,10 @@ def _two_way_spec(
     """Describe a table of metrics of both directions.
 
     Args:
-        title: Its title.
-        rule: How its figures count.
-        path: Keys from a head's figures to those of both directions.
-        metrics: The metrics.
+        title: Title of the table.
+        rule: The rule behind its figures, in words.
+        path: Keys that lead from a head's figures to those of both directions.
+        metrics: The columns of each direction.
     """
     groups = []
     for task in CROSS_MODAL_TASKS:
@@ -212,7 +214,7 @@ def _two_way_spec(
 
 
 def _published_eccv(content: RetrievalResults) -> Mapping[str, Any] | None:
-    """Return the published ECCV Caption row of the host and method whose COCO row stands beside."""
+    """Return the published ECCV Caption row of the same host and method as the COCO row."""
     row = published(content)
     if not row:
         return None

@@ -1,4 +1,4 @@
-"""How well the teachers themselves retrieve within their modality.
+"""Uni-modal retrieval by the teachers themselves.
 
 USA makes the uni-modal heads resemble the teachers, so these figures bound what the heads can gain.
 """
@@ -15,7 +15,7 @@ from cusa.data.records import SplitView
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.unit_rows import unit_rows
 from cusa.eval.evaluators.retrieval.results import TeacherFigures
-from cusa.eval.metrics.metric_options import Scoring, one_way
+from cusa.eval.metrics.metric_options import Scoring, direction_figures
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import rank_bounds
 from cusa.eval.metrics.relevance import Task, relevance_of
@@ -34,15 +34,15 @@ def teacher_scores(
     """Measure the teachers' embeddings by the rules of a model's uni-modal figures.
 
     Args:
-        teachers: Their rows of the split.
-        embeddings: A model's embeddings of the split; the same items are queries and candidates.
+        teachers: The teachers' rows of the split.
+        embeddings: A model's embeddings of the split, whose items are queries and candidates.
         split: The split.
-        scoring: How ties count.
+        scoring: Metric options, of which only the rule for ties is used.
 
     Returns:
-        For ``"t2t"`` and, where image labels are known, ``"i2i"``: the teacher's name as
-        ``teacher``, ``r1``, ``r5`` and ``r10`` in percent, ``queries`` and ``candidates``. A task
-        is left out if its teacher is missing or skipped one of the items.
+        For ``"t2t"`` and, where image labels are known, ``"i2i"``: ``teacher``, its name; ``r1``,
+        ``r5`` and ``r10`` in percent; ``queries`` and ``candidates``. A task is left out if its
+        teacher is missing or skipped one of the items.
     """
     rows_of_task: dict[Task, tuple[Embeddings | None, np.ndarray]] = {}
     rows_of_task["t2t"] = teachers.text, embeddings.text_rows
@@ -58,21 +58,21 @@ def teacher_scores(
             features, features, relevance.indptr, relevance.indices, relevance.exclude
         )
         rankings = Rankings(ranks, len(features) - 1).answerable()
-        metrics = one_way(rankings, Scoring(scoring.ties))
+        metrics = direction_figures(rankings, Scoring(scoring.ties))
         figures = {name: metrics[name] for name in _METRICS}
         scores[task] = cast("TeacherFigures", {"teacher": teacher.teacher, **figures})
     return scores
 
 
 def teachers_know_less(metrics: Mapping[str, Any]) -> str:
-    """Explain uni-modal heads that USA made worse than the cross-modal ones.
+    """Explain why USA made the uni-modal heads worse than the cross-modal ones, if it did.
 
     Args:
-        metrics: The contents of a model's metrics.json.
+        metrics: Content of a model's metrics.json.
 
     Returns:
         One line; empty if USA was not used, the uni-modal heads are at least as good, or the
-        teachers are better than the cross-modal heads, so that they do not explain it.
+        teachers are at least as good as the cross-modal heads, and so do not explain it.
     """
     heads, scores = metrics["heads"], metrics.get("teachers", {})
     if "usa" not in metrics.get("loss_terms", ()) or "uni" not in heads:

@@ -1,8 +1,8 @@
-"""Crisscrossed Captions: correlation with people's similarity scores of captions and images.
+"""Crisscrossed Captions: correlation with human similarity scores of captions and images.
 
 Parekh et al., Crisscrossed Captions: Extended Intramodal and Intermodal Semantic Similarity
-Judgments for MS-COCO (EACL 2021): pairs of captions (STS), of images (SIS) and of a caption with an
-image (SITS) of the Karpathy splits.
+Judgments for MS-COCO (EACL 2021): pairs of captions (STS), of images (SIS), and of a caption and an
+image (SITS) from the Karpathy splits.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _IMAGE = re.compile(r"COCO_(?:train|val)2014_0*([0-9]{1,18})\.jpg")
 
 @dataclass(frozen=True)
 class CxcTask:
-    """The judged pairs of one kind, test split.
+    """The judged pairs of one kind, from the test split.
 
     Attributes:
         kind: ``"sts"`` (caption, caption), ``"sis"`` (image, image) or ``"sits"`` (caption, image).
-        first: Ids of the first sides, which are the queries: COCO's caption id as ``int``
-            (``sentid``), or its image id as ``str`` without leading zeros (a record's
-            ``image_id``).
-        second: Ids of the second sides.
-        gold: float64 ``[pairs]``: mean human judgement, 0 to 5.
+        first: Id of the first item of each pair, which is the query: COCO's caption id (``sentid``)
+            as ``int``, or its image id as ``str`` without leading zeros, as in a record's
+            ``image_id``.
+        second: Id of the second item of each pair, likewise.
+        gold: float64 ``[pairs]``: mean human score, 0 to 5.
     """
 
     kind: CxcKind
@@ -50,24 +50,24 @@ class CxcTask:
 
 
 def find_cxc(folder: Path) -> dict[CxcKind, CxcTask]:
-    """Read ``sts_test.csv``, ``sis_test.csv`` and ``sits_test.csv``, those that lie below a folder.
+    """Read ``sts_test.csv``, ``sis_test.csv`` and ``sits_test.csv``, as far as a folder has them.
 
     Args:
-        folder: Such as a clone of the data set's repository.
+        folder: A folder that has the files at any depth, such as a clone of the data set's
+            repository.
 
     Returns:
-        The tasks by kind; empty where there is none of the files.
+        The tasks by kind; empty if none of the files exists.
 
     Raises:
-        CusaError: If a file is there twice or malformed; names the file and the line.
+        CusaError: If a file exists twice or is malformed; the message names the file and the line.
     """
     tasks: dict[CxcKind, CxcTask] = {}
     for kind in get_args(CxcKind):
         paths = sorted(folder.rglob(f"{kind}_test.csv"))
         if len(paths) > 1:
             raise DataError(
-                f"{paths[0]} and {paths[1]} both hold the {kind} pairs of CxC; "
-                "pass one of their folders",
+                f"{paths[0]} and {paths[1]} both hold CxC's {kind} pairs; pass one of the folders",
                 path=paths[1],
                 name=kind,
             )
@@ -83,8 +83,8 @@ def _read(path: Path, kind: CxcKind) -> CxcTask:
     columns = find_columns(header, (first_name, second_name, "agg_score"), path)
     if columns is None:
         raise FileFormatError(
-            f"{path}, line 1, is no header of CxC; expected {first_name}, {second_name}, "
-            "agg_score, comma-separated",
+            f"{path}, line 1, is not a header of CxC; expected the comma-separated columns "
+            f"{first_name}, {second_name} and agg_score",
             path=path,
             location="line 1",
         )
@@ -98,7 +98,7 @@ def _read(path: Path, kind: CxcKind) -> CxcTask:
         scores.append(parse_score(cells[score_column], path, line_number))
     if not scores:
         raise FileFormatError(
-            f"{path} holds no pairs; get the file of the data set's repository", path=path
+            f"{path} holds no pairs; get the file from the data set's repository", path=path
         )
     return CxcTask(kind, tuple(first_ids), tuple(second_ids), np.array(scores, np.float64))
 
@@ -109,14 +109,14 @@ def _item_id(
     path: Path,
     line_number: int,
 ) -> int | str:
-    """Read the id of a caption, a number, or of an image, a text."""
+    """Parse the id of a caption, an ``int``, or of an image, a ``str``."""
     is_caption = column.startswith("caption")
     match = (_CAPTION if is_caption else _IMAGE).fullmatch(text)
     if match is None:
-        expected = "caption; expected such as COCO_val2014:sentid:411553"
+        expected = "caption's id; expected one like COCO_val2014:sentid:411553"
         if not is_caption:
-            expected = "image; expected such as COCO_val2014_000000391895.jpg"
-        raise line_fault(path, line_number, f"{text[:80]!r} is no {expected}")
+            expected = "image's name; expected one like COCO_val2014_000000391895.jpg"
+        raise line_fault(path, line_number, f"{text[:80]!r} is not a COCO {expected}")
     return int(match[1]) if is_caption else match[1]
 
 
@@ -129,31 +129,32 @@ def cxc_correlation(
 ) -> CxcScores:
     """Compute Spearman's bootstrap correlation, as in the CxC paper's evaluation of correlations.
 
-    Pairs of one item are not independent. So each sample takes half of the queries (rounded down),
-    without replacement, and for each of them one of its pairs at random; the figure is the mean
-    over samples.
+    Pairs that share an item are not independent. Each sample therefore draws half of the queries
+    (rounded down) without replacement, and one random pair of each; the figure is the mean over the
+    samples.
 
     Args:
-        similarity: float ``[pairs]``, the model's, finite.
-        gold: float ``[pairs]``.
-        query_ids: Query of each pair; :attr:`CxcTask.first`.
+        similarity: float ``[pairs]``, finite: the model's similarities.
+        gold: float ``[pairs]``: the human scores.
+        query_ids: Id of each pair's query, as in :attr:`CxcTask.first`.
         seed: Seed of the samples.
         samples: Number of samples.
 
     Returns:
-        ``spearman_bootstrap`` and ``std``, mean and standard deviation over the samples;
-        ``spearman``, of all pairs; all times 100; and ``pairs``.
+        ``spearman_bootstrap`` and ``std``, the mean and standard deviation over the samples, and
+        ``spearman``, over all pairs, all times 100; and ``pairs``, the number of pairs.
 
     Raises:
-        CusaError: If a correlation is not defined: too few queries, constant or non-finite values.
+        CusaError: If a correlation is not defined: there are too few queries, or values are
+            constant or not finite.
     """
     over_all_pairs = spearman(similarity, gold)
     if len(query_ids) != len(gold):
         raise EmbeddingsError(
-            f"{len(query_ids)} query ids for {len(gold)} pairs; there must be one for each",
+            f"{len(query_ids)} query ids for {len(gold)} pairs; give one for each pair",
             name="query_ids",
         )
-    # Numbered by first appearance, which the seed's samples depend on.
+    # Queries are numbered in order of first appearance, on which a seed's samples depend.
     number_of_query: dict[int | str, int] = {}
     queries = np.zeros(len(query_ids), np.int64)
     for position, query in enumerate(query_ids):

@@ -1,4 +1,4 @@
-"""A model on Crisscrossed Captions: which of its tasks it can answer, and how well."""
+"""Measurement of a model on the tasks of Crisscrossed Captions that it can answer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CxcData:
 
     Attributes:
         tasks: The tasks by kind.
-        folder: Where they were found.
-        splits: Finds each model's split, whose captions and images they judge.
-        skip_absent: Whether they are left out, with a note, where the split lacks what they judge.
+        folder: The folder they were found in.
+        splits: Finds each model's split, which has the judged captions and images.
+        skip_absent: Whether to leave the tasks out, with a note, if the split lacks judged items.
     """
 
     tasks: Mapping[CxcKind, CxcTask]
@@ -41,16 +41,16 @@ def measure_cxc(
     data: CxcData,
     seed: int,
 ) -> tuple[dict[CxcKind, CxcResults], list[str]]:
-    """Measure a model on the tasks that it can answer; returns results by kind, and notes.
+    """Measure a model on the tasks it can answer; return results by kind, and remarks.
 
     Args:
-        model: The model; it embeds texts.
+        model: A model that embeds texts.
         data: The tasks.
         seed: Seed of the samples.
 
     Raises:
-        CusaError: If the split lacks what is judged and that may not be left out, an input cannot
-            be read, or a correlation is not defined.
+        CusaError: If the split lacks judged items, an input cannot be read, or no correlation is
+            defined.
     """
     tasks, notes = dict(data.tasks), []
     image_kinds = tasks.keys() - {"sts"}
@@ -64,11 +64,11 @@ def measure_cxc(
     try:
         split = data.splits.find(model.run_dir)
         for task in tasks.values():
-            _check_has_what_is_judged(split, task)
+            _check_has_judged_items(split, task)
     except CusaError as error:
         if not data.skip_absent:
             raise DataError(
-                f"CxC in {data.folder}: {error}; or pass a folder without its csv files",
+                f"CxC in {data.folder}: {error}, or pass a folder without its csv files",
                 path=data.folder,
             ) from None
         return {}, [*notes, f"no CxC for {model.title}: {error}"]
@@ -94,8 +94,8 @@ def _measure_task(
     return {"heads": heads}
 
 
-def _check_has_what_is_judged(split: EvaluatedSplit, task: CxcTask) -> None:
-    """Refuse a split that lacks what CxC judges; says how many and which is the first."""
+def _check_has_judged_items(split: EvaluatedSplit, task: CxcTask) -> None:
+    """Refuse a split that lacks judged items; the message says how many, and names the first."""
     for ids in (task.first, task.second):
         row_of_id = _row_by_id(ids, split)
         missing = [item for item in _distinct(ids) if item not in row_of_id]
@@ -103,8 +103,8 @@ def _check_has_what_is_judged(split: EvaluatedSplit, task: CxcTask) -> None:
             modality = "captions" if isinstance(ids[0], int) else "images"
             raise DataError(
                 f"CxC judges {len(missing)} {modality} that {split.dataset} {split.view.name} "
-                f"lacks, {missing[0]} the first; it needs COCO's test split under COCO's ids "
-                "(Karpathy's json)",
+                f"lacks, first {missing[0]}; use COCO's test split under COCO's ids (Karpathy's "
+                "json)",
                 name=str(missing[0]),
             )
 
@@ -113,7 +113,7 @@ def _row_by_id(
     ids: Sequence[int | str],
     split: EvaluatedSplit,
 ) -> dict[str, int]:
-    """Map ids to the split's rows: those of captions are numbers here, those of images texts."""
+    """Map the ids of the split's captions, if CxC's ids are ``int``, or of its images to rows."""
     split_ids = split.view.caption_ids if isinstance(ids[0], int) else split.view.image_ids
     return dict(zip(split_ids, range(len(split_ids)), strict=True))
 
@@ -127,7 +127,7 @@ def _embed_judged(
     ids: Sequence[int | str],
     split: EvaluatedSplit,
 ) -> dict[Head, np.ndarray]:
-    """Embed CxC's captions or images, each once; rows in the order of the ids."""
+    """Embed CxC's captions or images, each once, and return the rows in the order of the ids."""
     view, distinct = split.view, _distinct(ids)
     split_rows = list(map(_row_by_id(ids, split).__getitem__, distinct))
     if isinstance(ids[0], int):

@@ -1,4 +1,4 @@
-"""The tasks of semantic textual similarity that lie below a folder, and whether they are whole."""
+"""Search for the tasks of semantic textual similarity below a folder, and checks of their sizes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def find_sts_tasks(folder: Path, allow_partial: bool = False) -> list[StsTask]:
     """Read every known task below a folder.
 
     Args:
-        folder: A folder of one task or of many, in any of the layouts of
+        folder: A folder of one or more tasks, in any of the layouts of
             :mod:`cusa.eval.evaluators.sts.layouts`.
-        allow_partial: Take tasks that lack subsets or pairs, too, with a note.
+        allow_partial: Whether to accept tasks that lack subsets or pairs, with a note.
 
     Returns:
         The tasks, in the order of :data:`TASKS`.
 
     Raises:
-        NoStsDataError: If there is none.
+        NoStsDataError: If there is no task.
         CusaError: If a file is missing or malformed, the counts are not the published ones, or a
-            task is there twice with different content; names the file and the line.
+            task exists twice with different content; the message names the file and the line.
     """
     if not folder.is_dir():
         problem = "is no folder" if folder.exists() else "does not exist"
@@ -59,21 +59,21 @@ def _choose(
     candidates: Sequence[tuple[StsTask, Path]],
     allow_partial: bool,
 ) -> StsTask:
-    """Choose the one complete task among folders that have it, or a partial one if allowed."""
+    """Choose the complete task among several copies of it, or a partial one if that is allowed."""
     complete = [candidate for candidate in candidates if not _differences(candidate[0])]
     (task, folder), *copies = complete or candidates
     if not complete and not allow_partial:
         raise DataError(
             f"{task.name} in {folder} is not the published one: {'; '.join(_differences(task))}; "
-            "get the missing files, or pass --allow-partial to evaluate what is there",
+            "get the missing files, or pass --allow-partial to evaluate it as it is",
             path=folder,
             name=task.name,
         )
     for copy, copy_folder in copies:
         if copy.fingerprint != task.fingerprint:
             raise DataError(
-                f"{task.name} is in {folder} and, with other content, in {copy_folder}; "
-                "pass one of the two",
+                f"{task.name} is in {folder} and, with other content, in {copy_folder}; pass one "
+                "of the two folders",
                 path=copy_folder,
                 name=task.name,
             )
@@ -81,7 +81,7 @@ def _choose(
 
 
 def _differences(task: StsTask) -> list[str]:
-    """Say how a task's subsets and pairs differ from the published ones."""
+    """Describe how a task's subsets and pairs differ from the published ones."""
     n_pairs = {subset.name: len(subset.gold) for subset in task.subsets}
     differences = []
     for name, n_published in TASKS[task.name].items():

@@ -1,4 +1,4 @@
-"""The suite "sts": similarity of sentences, and CxC's of captions and images; sts.json."""
+"""The suite "sts": similarity of sentences, and of captions and images (CxC); sts.json."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from cusa.eval.report.tables import NamedResult, Section
 
 @dataclass(frozen=True)
 class StsData:
-    """What similarity is measured on.
+    """The data that similarity is measured on.
 
     Attributes:
-        tasks: The tasks of sentences.
-        cxc: Tasks of Crisscrossed Captions.
-        notes: What its user should know.
+        tasks: The tasks of sentence similarity.
+        cxc: The tasks of Crisscrossed Captions.
+        notes: Remarks for the user.
     """
 
     tasks: Sequence[StsTask]
@@ -59,10 +59,10 @@ class StsEvaluator(Evaluator[StsData, StsResults]):
     results_file = STS_FILE
 
     def find(self, request: EvalRequest, splits: SplitFinder) -> StsData | Absent:
-        """Find the tasks that there are: of sentences, of CxC, or both.
+        """Find the tasks of sentence similarity, of CxC, or both.
 
         Raises:
-            CusaError: If a task is malformed or not complete.
+            CusaError: If a task is malformed or incomplete.
         """
         folder = request.sts_folder or request.split.data_root / "sts"
         cxc = CxcData(find_cxc(folder), folder, splits, request.skip_absent)
@@ -116,7 +116,7 @@ class StsEvaluator(Evaluator[StsData, StsResults]):
 def _measure_task(
     provider: EmbeddingProvider, task: StsTask, bootstrap: Bootstrap
 ) -> tuple[StsTaskResults, dict[Head, ScoredPairs]]:
-    """Return scores by head with what the task is, and the pairs behind the headline."""
+    """Return the results on a task, and the pairs behind its headline by head."""
     heads: dict[Head, StsScores] = {}
     pairs_by_head: dict[Head, ScoredPairs] = {}
     sentences = task.sentences

@@ -1,18 +1,17 @@
 """Readers of the data sets of semantic textual similarity, as distributed and in SentEval's layout.
 
-Known layouts, found wherever they lie below a folder:
+The layouts, which may lie at any depth below a folder:
 
-- STS12 to STS16: per subset ``STS.input.NAME.txt`` (two sentences, tab-separated) and
-  ``STS.gs.NAME.txt`` (a score per line; an empty line: the pair was not annotated and is left out).
-  The year is told by the subsets and the folder.
-- STSBenchmark: ``sts-train.csv``, ``sts-dev.csv``, ``sts-test.csv`` (tab-separated; genre, file,
-  year, index, score and the sentences, sometimes their sources); or any ``train``, ``dev``,
+- STS12 to STS16: for each subset, ``STS.input.NAME.txt`` (two sentences per line, tab-separated)
+  and ``STS.gs.NAME.txt`` (a score per line; the line of a pair without a score is empty, and the
+  pair is left out). The names of the subsets and of the folder determine the year.
+- STSBenchmark: ``sts-train.csv``, ``sts-dev.csv`` and ``sts-test.csv`` (tab-separated: genre, file,
+  year, index, score and the sentences, sometimes also their sources); or any ``train``, ``dev``,
   ``validation`` or ``test`` file, ``.csv`` or ``.tsv``, whose header names sentence1, sentence2 and
-  score, as GLUE has them; or ``stsb-en-test.csv`` (sentences and score, without a header) of
-  stsb_multi_mt.
-- SICKRelatedness: ``SICK_train.txt``, ``SICK_trial.txt``, ``SICK_test_annotated.txt``.
+  score, as GLUE's do; or ``stsb-en-test.csv`` of stsb_multi_mt (sentences and score, no header).
+- SICKRelatedness: ``SICK_train.txt``, ``SICK_trial.txt`` and ``SICK_test_annotated.txt``.
 
-Quotation marks are part of the sentences in all of them but the comma-separated ones.
+Quotation marks are part of the sentences, except in comma-separated files.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _TRAIN_FOLDER = re.compile(r"(?<![a-z])train", re.IGNORECASE)
 _BENCHMARK_FILE = re.compile(r"(?:sts-|stsb[-_]en[-_])?(train|dev|validation|test)\.(?:csv|tsv)")
 _SICK_FILE = re.compile(r"SICK_(train|trial|test_annotated)\.txt")
 _HIGHEST_SCORE = 5.0
-_LONGEST_HEADER = 10_000  # bytes; a file that is no table may have no line
+_LONGEST_HEADER = 10_000  # bytes; a file that is no table may have a line of any length
 
 
 class _PairRow(NamedTuple):
@@ -59,12 +58,12 @@ class _PairRow(NamedTuple):
 
 @dataclass(frozen=True)
 class _TableForm:
-    """How a table is written.
+    """The form of a table of sentence pairs.
 
     Attributes:
-        columns: Columns of both sentences and of the score.
+        columns: Positions of the columns of both sentences and of the score.
         widths: Legal numbers of columns.
-        is_tabbed: Whether tabs separate columns; else commas do.
+        is_tabbed: Whether tabs separate the columns; otherwise commas do.
         has_header: Whether the first line names the columns.
     """
 
@@ -82,9 +81,10 @@ def tasks_in(folder: Path, file_names: Sequence[str]) -> Iterator[StsTask]:
         file_names: Names of its files, sorted.
 
     Raises:
-        CusaError: If a file is missing or malformed, or there twice; names the file and the line.
+        CusaError: If a file is missing or malformed, or two files hold the same split; the message
+            names the file and the line.
     """
-    # STS12's training pairs bear the test's names.
+    # STS12's training files have the same names as its test files.
     if not _TRAIN_FOLDER.search(folder.resolve().name):
         yield from _year_tasks(folder, file_names)
     tables: dict[str, dict[str, tuple[Path, _TableForm]]] = defaultdict(dict)
@@ -111,7 +111,7 @@ def tasks_in(folder: Path, file_names: Sequence[str]) -> Iterator[StsTask]:
 
 
 def _recognise_table(path: Path) -> tuple[str, str, _TableForm] | None:
-    """Return the task, the split and the form of a table, if its name and header are of one."""
+    """Return a table's task, split and form; ``None`` if its name or its header is unknown."""
     benchmark = _BENCHMARK_FILE.fullmatch(path.name)
     if benchmark is not None:
         table_form = _benchmark_form(path)
@@ -126,7 +126,7 @@ def _recognise_table(path: Path) -> tuple[str, str, _TableForm] | None:
 
 
 def _year_tasks(folder: Path, file_names: Sequence[str]) -> Iterator[StsTask]:
-    """Yield the tasks of years; files of one prefix are one task."""
+    """Yield the tasks STS12 to STS16; the files with the same prefix form a task."""
     inputs_of_prefix: dict[str, list[str]] = defaultdict(list)
     for name in file_names:
         match = _INPUT_FILE.fullmatch(name)
@@ -139,7 +139,7 @@ def _year_tasks(folder: Path, file_names: Sequence[str]) -> Iterator[StsTask]:
         notes = []
         unknown = sorted(set(subset_names) - TASKS[year].keys())
         if unknown:
-            notes.append(f"left out, since the published figures do without: {', '.join(unknown)}")
+            notes.append(f"left out, as in the published figures: {', '.join(unknown)}")
         subsets = []
         for name in TASKS[year]:
             if name in subset_names:
@@ -152,7 +152,7 @@ def _year_of(
     prefix: str,
     subset_names: Sequence[str],
 ) -> str | None:
-    """Tell the year that subsets are of; ``None`` if they are of none, such as Spanish ones."""
+    """Determine the year of subsets; ``None`` if they are of no known year, as Spanish ones are."""
     n_shared = {year: len(TASKS[year].keys() & set(subset_names)) for year in _YEARS}
     named = _YEAR_IN_NAME.search(f"{prefix} {folder.resolve().name}")
     if named is not None and n_shared[f"STS{named[1]}"]:
@@ -163,8 +163,8 @@ def _year_of(
     years = [year for year in _YEARS if n_shared[year] == most_shared]
     if len(years) > 1:
         raise DataError(
-            f"{folder} has the subsets {', '.join(subset_names)}, which may be of "
-            f"{' or '.join(years)}; name the folder after its year, such as {years[0]}-en-test",
+            f"{folder} has the subsets {', '.join(subset_names)}, which may belong to "
+            f"{' or '.join(years)}; name the folder after the year, such as {years[0]}-en-test",
             path=folder,
         )
     return years[0]
@@ -175,15 +175,15 @@ def _read_year_subset(folder: Path, prefix: str, name: str) -> Pairs:
     score_path = folder / f"{prefix}.gs.{name}.txt"
     if not score_path.is_file():
         raise FileFormatError(
-            f"{score_path} does not exist; it holds the gold scores of {input_path.name}, "
-            "one a line",
+            f"{score_path} does not exist; get that file, which holds the gold scores of "
+            f"{input_path.name}, one per line",
             path=score_path,
         )
     lines, scores = read_lines(input_path), read_lines(score_path)
     if len(lines) != len(scores):
         raise FileFormatError(
-            f"{input_path} has {len(lines)} lines and {score_path.name} {len(scores)}; "
-            "they must have the same number",
+            f"{input_path} has {len(lines)} lines, but {score_path.name} has {len(scores)}; "
+            "they must have the same number of lines",
             path=input_path,
         )
     rows = []
@@ -193,8 +193,8 @@ def _read_year_subset(folder: Path, prefix: str, name: str) -> Pairs:
         cells = line.rstrip().split("\t")
         if len(cells) not in (2, 4):
             message = (
-                f"{len(cells)} tab-separated columns; expected two sentences, or two and their two "
-                "sources"
+                f"{len(cells)} tab-separated columns; expected two sentences, possibly followed by "
+                "their two sources"
             )
             raise line_fault(input_path, line_number, message)
         score = parse_score(score_text, score_path, line_number)
@@ -206,13 +206,13 @@ def _read_year_subset(folder: Path, prefix: str, name: str) -> Pairs:
 
 
 def _form_by_header(path: Path, names: Sequence[str]) -> _TableForm | None:
-    """Return the form of a table whose first line names its columns, if it has those names."""
+    """Return the form of a table by its header; ``None`` if the header lacks one of the names."""
     with path.open("rb") as file:
         first_line = file.readline(_LONGEST_HEADER).decode("utf-8-sig", errors="replace")
     is_tabbed = "\t" in first_line
     try:
         header = first_line.split("\t") if is_tabbed else next(csv.reader([first_line]), [])
-    except csv.Error:  # of another data set's table
+    except csv.Error:  # a table of another data set
         return None
     columns = find_columns(header, names, path)
     if columns is None:
@@ -228,9 +228,8 @@ def _form_by_header(path: Path, names: Sequence[str]) -> _TableForm | None:
 
 def _benchmark_form(path: Path) -> _TableForm | None:
     table_form = _form_by_header(path, ("sentence1", "sentence2", "score"))
-    if table_form is not None or not path.name.startswith(
-        "sts"
-    ):  # any data set may have a train.tsv
+    # Without that header, a file such as train.tsv may be of any data set.
+    if table_form is not None or not path.name.startswith("sts"):
         return table_form
     if path.name.startswith("stsb"):
         return _TableForm(columns=(0, 1, 2), widths=(3,), is_tabbed=False, has_header=False)
@@ -241,8 +240,8 @@ def _sick_form(path: Path) -> _TableForm:
     table_form = _form_by_header(path, ("sentence_a", "sentence_b", "relatedness_score"))
     if table_form is None:
         raise FileFormatError(
-            f"{path}, line 1, is no header of SICK; expected pair_ID, sentence_A, sentence_B, "
-            "relatedness_score and entailment_judgment, tab-separated",
+            f"{path}, line 1, is not a header of SICK; expected the tab-separated columns pair_ID, "
+            "sentence_A, sentence_B, relatedness_score and entailment_judgment",
             path=path,
             location="line 1",
         )
@@ -268,7 +267,7 @@ def _cells(
     path: Path,
     table_form: _TableForm,
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each row that is not empty, with the number of its last line."""
+    """Yield the line number and the cells of each row that is not empty, without the header."""
     if table_form.is_tabbed:
         rows = []
         for line_number, line in enumerate(read_lines(path), start=1):
@@ -288,29 +287,29 @@ def _pair_row(
 ) -> _PairRow:
     row = _PairRow(first_sentence.strip(), second_sentence.strip(), score)
     if not (row.first and row.second):
-        message = "an empty sentence; expected two sentences and a score"
+        message = "a sentence is empty; expected two sentences and a score"
         raise line_fault(path, line_number, message)
     return row
 
 
 def parse_score(text: str, path: Path, line_number: int) -> float:
-    """Read a human judgement, 0 to 5.
+    """Parse a human score, 0 to 5.
 
     Args:
         text: The score as written.
-        path: The file that it stands in.
-        line_number: The line.
+        path: The file, for the error.
+        line_number: The line, for the error.
 
     Raises:
-        FileFormatError: If it is no such number; names the file and the line.
+        FileFormatError: If the text is not a number from 0 to 5.
     """
     try:
         score = float(text) if text.isascii() and "_" not in text else -1.0
     except ValueError:
         score = -1.0
-    if not 0 <= score <= _HIGHEST_SCORE:  # NaN is not, either
+    if not 0 <= score <= _HIGHEST_SCORE:  # NaN fails this, too
         message = (
-            f"{text.strip()[:80]!r} is no score; expected a number from 0 to {_HIGHEST_SCORE:g}"
+            f"{text.strip()[:80]!r} is not a score; expected a number from 0 to {_HIGHEST_SCORE:g}"
         )
         raise line_fault(path, line_number, message)
     return score

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: how well cosines of sentence embeddings follow human judgement."""
+"""Semantic textual similarity: correlation of sentence embeddings' cosines with human scores."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ def cosine(first_rows: np.ndarray, second_rows: np.ndarray) -> np.ndarray:
     """Compute the cosine of each row with the same row of another array, in float64.
 
     Args:
-        first_rows: float ``[pairs, dim]``: embeddings of the first sentences, not necessarily
+        first_rows: float ``[pairs, dim]``: embeddings of the first items, not necessarily
             L2-normalised.
-        second_rows: float ``[pairs, dim]``: embeddings of the second sentences.
+        second_rows: float ``[pairs, dim]``: embeddings of the second items, likewise.
 
     Returns:
         float64 ``[pairs]``.
 
     Raises:
-        CusaError: If the shapes differ, or an embedding is zero or not finite; says of which pair
-            and sentence.
+        EmbeddingsError: If the shapes differ, or an embedding is zero or not finite; the message
+            names the pair and the item.
     """
     if first_rows.ndim != 2 or first_rows.shape != second_rows.shape:
         raise EmbeddingsError(
-            f"embeddings of shape {first_rows.shape} and {second_rows.shape} are no pairs; "
-            "both must be [pairs, dim]"
+            f"embeddings have shapes {first_rows.shape} and {second_rows.shape}; both must be "
+            "[pairs, dim]"
         )
     return (_directions(first_rows, 1) * _directions(second_rows, 2)).sum(axis=1)
 
 
 def _directions(embeddings: np.ndarray, sentence: int) -> np.ndarray:
-    """Scale rows to length 1; refuse those that have no direction."""
+    """Scale rows to length 1; refuse rows that are zero or not finite."""
     is_zero = np.equal(embeddings, 0).all(axis=1)
     has_no_cosine = is_zero | ~np.isfinite(embeddings).all(axis=1)
     if has_no_cosine.any():
@@ -47,7 +47,7 @@ def _directions(embeddings: np.ndarray, sentence: int) -> np.ndarray:
         problem = "zero" if is_zero[pair] else "not finite"
         raise EmbeddingsError(
             f"the embedding of pair {pair}, sentence {sentence}, is {problem} and has no cosine; "
-            "look at what the encoder does with that sentence",
+            "check what the encoder does with that sentence",
             location=f"pair {pair}, sentence {sentence}",
         )
     return unit_rows(embeddings, np.float64)
@@ -56,9 +56,9 @@ def _directions(embeddings: np.ndarray, sentence: int) -> np.ndarray:
 def evaluate_sts(task: StsTask, rows: np.ndarray) -> tuple[StsScores, ScoredPairs | None]:
     """Score a model's embeddings on one task.
 
-    The headline is the CUSA paper's, which is that of SimCSE (Gao et al., EMNLP 2021, appendix on
-    STS settings). ``mean`` and ``wmean`` are SentEval's: the mean of the subsets' correlations,
-    plain or weighted by their pairs.
+    The headline follows the rule of the CUSA paper, which is SimCSE's (Gao et al., EMNLP 2021,
+    appendix on STS settings). ``mean`` and ``wmean`` are SentEval's: the mean of the subsets'
+    correlations, plain or weighted by their numbers of pairs.
 
     Args:
         task: The task.
@@ -66,11 +66,12 @@ def evaluate_sts(task: StsTask, rows: np.ndarray) -> tuple[StsScores, ScoredPair
             necessarily L2-normalised.
 
     Returns:
-        Correlations, times 100 (docs/METRICS.md); and the headline's pairs, if there are any.
+        Correlations, times 100 (docs/METRICS.md); and the pairs behind the headline, or ``None`` if
+        their subset is missing.
 
     Raises:
-        EmbeddingsError: If there is not one row for each sentence.
-        CusaError: If an embedding is zero or not finite, or a correlation is not defined.
+        EmbeddingsError: If there is not one row for each sentence, an embedding is zero or not
+            finite, or a correlation is not defined.
     """
     pairs = _scored_pairs(task, np.asarray(rows))
     subsets: dict[str, Correlations] = {}
@@ -95,12 +96,12 @@ def evaluate_sts(task: StsTask, rows: np.ndarray) -> tuple[StsScores, ScoredPair
 
 
 def _scored_pairs(task: StsTask, rows: np.ndarray) -> dict[str, ScoredPairs]:
-    """Return cosines and human scores of each subset."""
+    """Return the cosines and human scores of each subset."""
     sentences = task.sentences
     if rows.ndim != 2 or len(rows) != len(sentences):
         raise EmbeddingsError(
-            f"{task.name}: the embeddings are an array of shape {rows.shape} for {len(sentences)} "
-            "sentences; give [sentences, dim]",
+            f"{task.name}: embeddings of {len(sentences)} sentences have shape {rows.shape}; give "
+            "[sentences, dim]",
             name=task.name,
         )
     row_of_sentence = dict(zip(sentences, range(len(sentences)), strict=True))
@@ -125,7 +126,7 @@ def _headline(
     over_all: Correlations,
     subsets: Mapping[str, Correlations],
 ) -> tuple[float | None, str]:
-    """Choose the published figure, and say how it is computed."""
+    """Return the figure by the published rule, and that rule in words."""
     if task.headline == "all":
         return over_all["spearman"], "Spearman over all subsets, concatenated"
     if task.headline not in subsets:  # only where the caller allowed a partial task

@@ -1,4 +1,4 @@
-"""The form of sts.json (docs/METRICS.md), and how results of several calls are joined."""
+"""The form of sts.json (docs/METRICS.md), and the merging of results of several calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CxcKind = Literal["sts", "sis", "sits"]
 
 
 class SubsetMeans(TypedDict):
-    """A correlation over all pairs, and means of the subsets' (SentEval's)."""
+    """A correlation over all pairs, and SentEval's two means of the subsets' correlations."""
 
     all: Figure
     mean: Figure
@@ -27,10 +27,10 @@ class SubsetMeans(TypedDict):
 
 
 class StsScores(TypedDict):
-    """Scores of one head on one task, in 100 x correlation.
+    """Scores of one head on one task, as 100 x correlation.
 
-    ``headline`` is the paper's figure by ``headline_rule``, ``None`` where its subset is missing;
-    ``wmean`` weights subsets by their pairs.
+    ``headline`` is the figure by the paper's rule, ``headline_rule``; ``None`` if its subset is
+    missing.
     """
 
     headline: Figure
@@ -44,12 +44,12 @@ class StsScores(TypedDict):
 
 def _has_the_interval_of_its_headline(scores: StsScores) -> StsScores:
     if scores.get("ci") and "headline" not in scores["ci"]:
-        raise ValueError("ci has no headline")
+        raise ValueError("ci lacks the interval of the headline")
     return scores
 
 
 class StsTaskResults(TypedDict):
-    """Scores of all heads on one task, and what it is."""
+    """Scores of all heads on one task, and facts about the task."""
 
     fingerprint: str
     notes: list[str]
@@ -57,7 +57,7 @@ class StsTaskResults(TypedDict):
 
 
 class CxcScores(TypedDict):
-    """Scores of one head on the pairs of one kind of CxC, in 100 x correlation."""
+    """Scores of one head on CxC's pairs of one kind, as 100 x correlation."""
 
     spearman_bootstrap: Figure
     std: Figure
@@ -66,7 +66,7 @@ class CxcScores(TypedDict):
 
 
 class CxcResults(TypedDict):
-    """Scores of all heads on one kind of CxC."""
+    """Scores of all heads on CxC's pairs of one kind."""
 
     heads: dict[Head, CxcScores]
 
@@ -84,7 +84,7 @@ def average_headline(
     tasks: Mapping[str, Any],
     heads: Iterable[Head],
 ) -> dict[Head, float | None]:
-    """Compute the mean over the paper's seven tasks by head; ``None`` where one is missing."""
+    """Compute the mean headline of the paper's seven tasks by head; ``None`` if one is missing."""
     return forms.paper_averages(tasks, TASKS, "headline", heads)
 
 

@@ -85,7 +85,7 @@ def _cxc_facts(contents: Sequence[StsResults]) -> Iterable[str]:
 def _tasks_spec(names: Sequence[str], contents: Sequence[StsResults]) -> Spec:
     tasks = by_data_set(contents, "tasks")
     columns = [Metric("average", "Average", "the paper's seven")]
-    paper_keys = {"average": "average"}  # the paper's are sts12 to sts16, stsb and sickr
+    paper_keys = {"average": "average"}  # the paper's keys are sts12 to sts16, stsb and sickr
     for name in names:
         title = SHORT_TITLES.get(name, name)
         n_pairs = first_scores(tasks[name][-1:])["pairs"]
@@ -93,8 +93,8 @@ def _tasks_spec(names: Sequence[str], contents: Sequence[StsResults]) -> Spec:
         paper_keys[name] = title.replace("-", "").lower()
     return TableSpec(
         "Sentence similarity by task",
-        "100 × Spearman's rank correlation of cosines with people's scores, over all pairs of a "
-        "task together (STS12 to STS16: its subsets joined), as in the paper.",
+        "100 × Spearman's rank correlation of cosines with human scores, over all pairs of a task "
+        "(for STS12 to STS16, all subsets concatenated), as in the paper.",
         HEADS,
         (Group("100 × Spearman", ("tasks",), tuple(columns), paper_keys),),
         _headlines_by_head,
@@ -106,8 +106,8 @@ def _rules_spec(names: Sequence[str]) -> Spec:
     metrics = (Metric("mean", "Mean"), Metric("wmean", "Weighted"), Metric("pearson", "Pearson"))
     return TableSpec(
         "Sentence similarity by other rules",
-        "Mean of the subsets' Spearman correlations, the same weighted by their pairs, and "
-        "Pearson's correlation over all pairs; each times 100.",
+        "Mean of the subsets' Spearman correlations, the same weighted by their numbers of pairs, "
+        "and Pearson's correlation over all pairs; all times 100.",
         HEADS,
         tuple(Group(name, (name,), metrics) for name in names),
         _other_rules,
@@ -122,8 +122,8 @@ def _cxc_spec() -> Spec:
     )
     return TableSpec(
         "CxC: captions and images",
-        "100 × Spearman's correlation with people's scores, mean and standard deviation over "
-        "random halves of the queries with one pair each (Parekh et al., EACL 2021); and over "
+        "100 × Spearman's correlation with human scores: mean and standard deviation over random "
+        "halves of the queries with one pair each (Parekh et al., EACL 2021), and the value over "
         "all pairs.",
         HEADS,
         tuple(Group(title, (kind,), metrics) for kind, title in CXC_TITLES.items()),

@@ -1,4 +1,4 @@
-"""The tasks of semantic textual similarity: published subsets, and pairs with human scores."""
+"""The tasks of semantic textual similarity: published sizes, and pairs with human scores."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from cusa.data.errors import DataError
 
-# Pairs of each subset, in SentEval's order (Conneau and Kiela, LREC 2018); STS13 without SMT, which
-# is not distributed freely and which no published "STS13" of SentEval has.
+# Number of pairs of each subset, in SentEval's order (Conneau and Kiela, LREC 2018). STS13 lacks
+# SMT, which is not freely distributed and which no published figure of SentEval's STS13 includes.
 TASKS: Mapping[str, Mapping[str, int]] = {
     "STS12": {
         "MSRpar": 750,
@@ -51,7 +51,7 @@ TASKS: Mapping[str, Mapping[str, int]] = {
 
 
 class NoStsDataError(DataError):
-    """A folder that holds no STS data, or is none."""
+    """No STS data: the folder holds none, or is no folder."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Pairs:
     """The annotated sentence pairs of one subset.
 
     Attributes:
-        first: First sentences, as written but for white space around them.
-        second: Second sentences.
-        gold: float64 ``[pairs]``: mean human judgement, 0 to 5.
+        first: First sentence of each pair, without white space around it.
+        second: Second sentence of each pair, likewise.
+        gold: float64 ``[pairs]``: mean human score, 0 to 5.
         name: Name of the subset.
     """
 
@@ -78,9 +78,9 @@ class StsTask:
     Attributes:
         name: A key of :data:`TASKS`.
         subsets: Its subsets, in the order of :data:`TASKS`.
-        headline: What the published figure is computed over: all subsets together, or the test
+        headline: Pairs behind the published figure: ``"all"`` subsets together, or the ``"test"``
             subset.
-        notes: What a reader of its figures should know, such as subsets that are missing.
+        notes: Remarks on its figures, such as missing subsets.
     """
 
     name: str
@@ -90,7 +90,7 @@ class StsTask:
 
     @property
     def sentences(self) -> list[str]:
-        """Its different sentences, by first appearance."""
+        """Its distinct sentences, in order of first appearance."""
         different: dict[str, None] = {}
         for subset in self.subsets:
             different.update(dict.fromkeys(subset.first))
@@ -99,7 +99,7 @@ class StsTask:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the subsets' names, sentences and gold scores, in order."""
+        """sha256 (hex) over the subsets' names, sentences and gold scores, in order."""
         digest = hashlib.sha256()
         for subset in self.subsets:
             content = [subset.name, subset.first, subset.second, subset.gold.tolist()]

@@ -15,7 +15,7 @@ from cusa.eval.metrics.bootstrap import (
     two_sided_p,
 )
 from cusa.eval.metrics.correlation import ScoredPairs, resampled_spearman
-from cusa.eval.metrics.metric_options import Scoring, one_way, two_ways
+from cusa.eval.metrics.metric_options import Scoring, direction_figures, two_way_figures
 from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import RankBounds
 
@@ -83,14 +83,14 @@ def test_the_p_value_is_twice_the_rarer_sign():
 def test_intervals_of_a_direction():
     ranks = np.arange(40) % 20
     rankings = Rankings(RankBounds(ranks, ranks), 100)
-    plain = one_way(rankings)
+    plain = direction_figures(rankings)
     assert "ci" not in plain
-    figures = one_way(rankings, Scoring(bootstrap=SOME))
+    figures = direction_figures(rankings, Scoring(bootstrap=SOME))
     assert set(figures["ci"]) == {"r1", "r5", "r10", "mean"}
     for name, (low, high) in figures["ci"].items():
         assert low < figures[name] < high, name
     assert figures["ci"]["r1"][1] < figures["ci"]["r10"][0]
-    figures_of_both = two_ways({"i2t": rankings, "t2i": rankings}, Scoring(bootstrap=SOME))
+    figures_of_both = two_way_figures({"i2t": rankings, "t2i": rankings}, Scoring(bootstrap=SOME))
     assert figures_of_both["i2t"] == figures
     assert figures_of_both["rsum"] == pytest.approx(6 * figures_of_both["mean"])
     interval_of_mean = figures_of_both["ci"]["mean"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from cusa.eval.evaluators.images.data import LabelledImages, load_image_set
 from cusa.eval.evaluators.images.lists import read_annotations
-from cusa.eval.evaluators.retrieval.coco import Judgements, read_judgements
+from cusa.eval.evaluators.retrieval.coco import CocoTruths, read_relevant_ids
 from cusa.eval.evaluators.sts.cxc import find_cxc
 from cusa.eval.evaluators.sts.data import find_sts_tasks
 from cusa.eval.search.sources import read_texts
@@ -256,11 +256,11 @@ def read_eccv(path: Path) -> dict[str, Any]:
     sys.path.insert(0, str(path.parents[2]))
     importlib.invalidate_caches()
     try:
-        judgements = Judgements()
+        ground_truths = CocoTruths()
         truths = {}
-        for name, files in judgements.files.items():
+        for name, files in ground_truths.files.items():
             truths[name] = [file.relevant_ids for file in files]
-        return {"ids": judgements.test_ids, "truths": truths}
+        return {"ids": ground_truths.test_ids, "truths": truths}
     finally:
         sys.path.pop(0)
 
@@ -493,7 +493,7 @@ TARGETS = (
         "judgements/pmrp",
         make_judgements,
         _JSON,
-        read_judgements,
+        read_relevant_ids,
         are_judgements_as_written,
         weight=3,
     ),

@@ -199,7 +199,7 @@ def test_cub_tests_on_the_second_half_of_the_classes(tmp_path, monkeypatch):
     assert birds.queries.paths == tuple(tmp_path / "CUB_200_2011" / i for i in birds.queries.ids)
     assert (birds.name, birds.gallery, birds.n_classes) == ("cub", None, 3)
     assert birds.notes == (
-        "2 of 4 queries have no other image of their class to find: always misses",
+        "2 of 4 queries have no other image of their class to find, and always count as misses",
     )
 
 
@@ -283,7 +283,7 @@ def test_a_query_without_its_class_in_the_gallery_is_told(tmp_path, monkeypatch)
     clothes = load_image_set("inshop", tmp_path)
     assert clothes.n_classes == 3
     assert clothes.notes == (
-        "2 of 3 queries have no other image of their class to find: always misses",
+        "2 of 3 queries have no other image of their class to find, and always count as misses",
     )
 
 
@@ -333,7 +333,7 @@ def test_any_folder_of_class_folders(tmp_path):
     assert things.queries.labels.tolist() == [0, 1, 1, 2]
     assert (things.name, things.gallery, things.n_classes) == ("things", None, 3)
     assert things.notes == (
-        "2 of 4 queries have no other image of their class to find: always misses",
+        "2 of 4 queries have no other image of their class to find, and always count as misses",
     )
 
 
@@ -357,7 +357,7 @@ def test_other_counts_than_the_published_are_refused_or_told(tmp_path, name):
         f"{name} has {images} of {classes} classes; the published test set has {known.queries:,}"
     )
     assert problem.endswith(f" of {known.classes:,} classes")
-    assert hint == "pass --allow-partial to evaluate what is there"
+    assert hint == "pass --allow-partial to evaluate it as it is"
     assert load_image_set(name, root, allow_partial=True).notes[0] == problem
 
 
@@ -383,10 +383,7 @@ def test_missing_images_are_an_error_or_left_out_and_told(tmp_path, monkeypatch)
     )
     with pytest.raises(CusaError) as error:
         load_image_set("inshop", root)
-    assert (
-        str(error.value)
-        == f"{first}; put them there, or pass --allow-partial to evaluate the others"
-    )
+    assert str(error.value) == f"{first}; add them, or pass --allow-partial to evaluate the others"
     clothes = load_image_set("inshop", root, allow_partial=True)
     assert clothes.queries.ids == (CLOTHES[1][0], CLOTHES[5][0])
     assert clothes.queries.labels.tolist() == [1, 80]
@@ -395,7 +392,7 @@ def test_missing_images_are_an_error_or_left_out_and_told(tmp_path, monkeypatch)
         f"{first}; they are left out",
         "inshop has 2 queries and 1 gallery images of 2 classes; the published test set has "
         "3 queries and 2 gallery images of 2 classes",
-        "1 of 2 queries have no other image of their class to find: always misses",
+        "1 of 2 queries have no other image of their class to find, and always count as misses",
     )
 
 
@@ -605,7 +602,7 @@ def test_an_image_that_is_query_and_gallery_is_refused(tmp_path):
     with pytest.raises(CusaError) as error:
         load_image_set("inshop", tmp_path, allow_partial=True)
     assert str(error.value) == (
-        f"{partition} line 6: {CLOTHES[4][0]} is listed already, in {partition} line 7; "
+        f"{partition} line 6: {CLOTHES[4][0]} is already listed in {partition} line 7; "
         "list each image once"
     )
 
@@ -784,7 +781,7 @@ def test_a_part_of_the_folder_names_the_folder(tmp_path, name, part):
     root = MAKE[name][0](tmp_path / "sets")
     with pytest.raises(CusaError) as error:
         load_image_set(name, root / part)
-    assert str(error.value) == f"{root / part} is only a part of {name}; pass {root}"
+    assert str(error.value) == f"{root / part} is only part of {name}; pass {root}"
 
 
 @pytest.mark.parametrize("part", ["devkit", "cars_test"])
@@ -792,7 +789,7 @@ def test_a_part_of_the_devkit_names_the_folder(tmp_path, part):
     root = make_cars_devkit(tmp_path / "sets", "devkit/cars_test_annos_withlabels.mat")
     with pytest.raises(CusaError) as error:
         load_image_set("cars", root / part)
-    assert str(error.value) == f"{root / part} is only a part of cars; pass {root}"
+    assert str(error.value) == f"{root / part} is only part of cars; pass {root}"
 
 
 def test_a_folder_of_something_else_is_told_what_to_look_for(tmp_path):

@@ -14,8 +14,8 @@ import torch
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.errors import CusaError, FileFormatError, SettingError
 from cusa.data.record_split import RecordSplit
-from cusa.eval.evaluators.retrieval.coco import PLAUSIBLE, Judgements, coco_test, rank_coco
-from cusa.eval.evaluators.retrieval.measure import evaluate
+from cusa.eval.evaluators.retrieval.coco import PLAUSIBLE, CocoTruths, coco_test, rank_coco
+from cusa.eval.evaluators.retrieval.measure import measure_split
 from tests.helpers import GOLDEN, Fault, fault_of
 
 ECCV = json.loads((GOLDEN / "eccv.json").read_text())
@@ -69,7 +69,7 @@ def _plain(golden, kind="cosine"):
 
 def _scores(embeddings, split, dataset="coco", pmrp=None):
     """As the package gives them: fractions by name and direction."""
-    test = coco_test(embeddings, split, dataset, Judgements(pmrp))
+    test = coco_test(embeddings, split, dataset, CocoTruths(pmrp))
     found = {}
     for protocol, ways in rank_coco(
         embeddings.image["cross"], embeddings.text["cross"], test
@@ -118,8 +118,8 @@ def test_order_and_more_captions_change_nothing(golden, tmp_path):
     assert ECCV["results"]["cosine"]["float32_scores_max_abs_diff"] == 0
     _check(_scores(embeddings, split, dataset="whatever it is called"), scores)
     _plausible(tmp_path / "pm", golden)
-    found, ranked = evaluate(
-        embeddings, split, "cross", coco_test(embeddings, split, "x", Judgements(tmp_path / "pm"))
+    found, ranked = measure_split(
+        embeddings, split, "cross", coco_test(embeddings, split, "x", CocoTruths(tmp_path / "pm"))
     )
     protocols = found["heads"]["cross"]["protocols"]
     assert set(protocols) == PROTOCOLS
@@ -201,7 +201,7 @@ def test_the_package_itself(golden, other):
 def test_a_fold_is_a_fifth_of_the_images_in_the_order_of_the_id_list(golden, other):
     images, texts, scores = other
     embeddings = _embeddings(images, texts, golden["caption_image"])
-    test = coco_test(embeddings, _plain(golden)[1], "coco", Judgements())
+    test = coco_test(embeddings, _plain(golden)[1], "coco", CocoTruths())
     ranks = rank_coco(images, texts, test)["coco_1k"]
     for caption in (0, 4_999, 5_000, 24_999):
         own = golden["caption_image"][caption]
@@ -269,9 +269,9 @@ def test_plausible_matches(golden, other, tmp_path):
         (PLAUSIBLE[1], None, ""),
         (PLAUSIBLE[1], b"{", "line 1"),
         (PLAUSIBLE[0], b"\xff\xfe", "byte 0"),
-        (PLAUSIBLE[0], b"[]", "all of it"),
+        (PLAUSIBLE[0], b"[]", "the whole file"),
         (PLAUSIBLE[0], b'{"391895": 3}', "391895"),
-        (PLAUSIBLE[0], b"{}", "all of it"),
+        (PLAUSIBLE[0], b"{}", "the whole file"),
         (
             PLAUSIBLE[0],
             b'{"391895": [], "7": [1]}',
@@ -284,7 +284,7 @@ def test_bad_files_of_plausible_matches(golden, tmp_path, name, content, locatio
     path = tmp_path / "pm" / name
     path.write_bytes(content) if content is not None else path.unlink()
     with pytest.raises(CusaError) as error:
-        coco_test(*_plain(golden), "coco", Judgements(tmp_path / "pm"))
+        coco_test(*_plain(golden), "coco", CocoTruths(tmp_path / "pm"))
     assert fault_of(error.value) == Fault(FileFormatError, path=path, location=location)
 
 
@@ -293,14 +293,14 @@ def test_not_all_items_are_no_test(golden, tmp_path):
     cut = _embeddings(
         embeddings.image["cross"], embeddings.text["cross"][:-1], embeddings.caption_image[:-1]
     )
-    assert coco_test(cut, split, "coco", Judgements()) is None
+    assert coco_test(cut, split, "coco", CocoTruths()) is None
     lost = _embeddings(
         *(embeddings.image["cross"], embeddings.text["cross"]), golden["caption_image"].copy()
     )
     lost.caption_image[7] = -1  # its image could not be read
-    assert coco_test(lost, split, "coco", Judgements()) is None
+    assert coco_test(lost, split, "coco", CocoTruths()) is None
     with pytest.raises(CusaError) as refused:
-        coco_test(lost, split, "coco", Judgements(tmp_path))
+        coco_test(lost, split, "coco", CocoTruths(tmp_path))
     assert fault_of(refused.value) == Fault(SettingError, name="--pmrp")
 
 
@@ -311,7 +311,7 @@ def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monk
     of = rng.permutation(np.concatenate([np.repeat(np.arange(5_000), 5), [2, 2, 4_000]]))
     images, texts = _unit(rng.normal(size=(5_000, 4))), _unit(rng.normal(size=(25_003, 4)))
     embeddings, split = _embeddings(images, texts, of), _split(range(5_000), range(25_003), of)
-    test = coco_test(embeddings, split, "coco", Judgements())
+    test = coco_test(embeddings, split, "coco", CocoTruths())
     assert test.truths == {}
     for image in (0, 2, 4_000, 4_999):
         mine = np.flatnonzero(of == image)[:5]
@@ -325,13 +325,13 @@ def test_without_the_package_it_is_the_first_five_captions_by_order(golden, monk
     assert found["coco_1k"]["i2t"].best.pessimistic[1] == np.count_nonzero(
         scores > scores[5:10].max()
     )
-    assert coco_test(embeddings, split, "other", Judgements()) is None
+    assert coco_test(embeddings, split, "other", CocoTruths()) is None
     assert (
-        coco_test(embeddings, _split(range(5_000), range(25_003), of, "val"), "coco", Judgements())
+        coco_test(embeddings, _split(range(5_000), range(25_003), of, "val"), "coco", CocoTruths())
         is None
     )
     fewer = np.where(of == 9, 10, of)  # an image without captions
-    assert coco_test(_embeddings(images, texts, fewer), split, "coco", Judgements()) is None
+    assert coco_test(_embeddings(images, texts, fewer), split, "coco", CocoTruths()) is None
     with pytest.raises(CusaError) as refused:
-        coco_test(embeddings, split, "coco", Judgements(tmp_path))
+        coco_test(embeddings, split, "coco", CocoTruths(tmp_path))
     assert fault_of(refused.value) == Fault(SettingError, name="--pmrp")

@@ -227,7 +227,7 @@ def test_extra_subsets_are_left_out_with_a_note(tmp_path):
     _write(tmp_path / "STS.input.SMT.txt", ["a\tb"])
     (task,) = find_sts_tasks(tmp_path)
     _check(task)
-    assert task.notes == ("left out, since the published figures do without: SMT",)
+    assert task.notes == ("left out, as in the published figures: SMT",)
 
 
 def test_wrong_counts_are_refused(tmp_path):
