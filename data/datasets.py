@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cusa.data.dataset_names import ANNOTATIONS, as_utf8, source_texts
 from cusa.data.errors import DataError
 from cusa.data.grouping import group_rows
 from cusa.data.readers import Source, memory, read_annotations
@@ -26,20 +27,6 @@ KNOWN_SIZES = {
     "flickr30k": {"train": 29_000, "val": 1_000, "test": 1_000},
     "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
 }
-# Where a named data set's folder may keep its annotations, the likeliest place first.
-_ANNOTATIONS = {
-    "coco": ("dataset_coco.json", "annotations/dataset_coco.json"),
-    "flickr30k": ("dataset_flickr30k.json", "annotations/dataset_flickr30k.json"),
-    "flickr8k": (
-        "dataset_flickr8k.json",
-        "annotations/dataset_flickr8k.json",
-        "Flickr8k.token.txt",
-        "Flickr8k_text/Flickr8k.token.txt",
-    ),
-}
-LEGAL_DATASETS = (
-    "coco, flickr30k, flickr8k, demo, hf:OWNER/NAME[:SPLIT], an annotation file or a folder"
-)
 
 
 def load_dataset(
@@ -76,36 +63,21 @@ def load_dataset(
     """
     root = None
     if image_root is not None:
-        root = Path(_as_utf8(os.fspath(image_root), "--image-root"))
+        root = Path(as_utf8(os.fspath(image_root), "--image-root"))
     unpack_folder = root or Path(data_root) / "unpacked"
     template = Source(Path(), None, (), columns=columns, unpack_folder=unpack_folder)
     if memory.is_rows(sources):
         return _load_rows(sources, template, root)
-    if isinstance(sources, str | os.PathLike):
-        sources = [sources]
-    source_texts = [_as_utf8(os.fspath(source), "--dataset") for source in sources]
-    if not source_texts:
-        raise DataError(f"no data set given; pass --dataset {LEGAL_DATASETS}")
-
-    if source_texts == ["demo"]:
+    texts = source_texts(sources)
+    if texts == ["demo"]:
         from cusa.data.demo_set.make import make_demo
 
         return make_demo(Path(data_root) / "demo")
-    if len(source_texts) == 1 and source_texts[0] in _ANNOTATIONS:
-        return _load_named(source_texts[0], root, Path(data_root), template)
-    if len(source_texts) == 1 and source_texts[0].startswith(HUB_PREFIX):
-        return _load_hub(source_texts[0], template)
-    return _load_files(source_texts, root, template)
-
-
-def _as_utf8(name: str, option: str) -> str:
-    """Return the path unchanged; refuse one that UTF-8, and so a store, cannot hold."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        message = f"{option} {name!r}: the name is not UTF-8; rename it"
-        raise DataError(message, name=option) from None
-    return name
+    if len(texts) == 1 and texts[0] in ANNOTATIONS:
+        return _load_named(texts[0], root, Path(data_root), template)
+    if len(texts) == 1 and texts[0].startswith(HUB_PREFIX):
+        return _load_hub(texts[0], template)
+    return _load_files(texts, root, template)
 
 
 def _parse_source(text: str) -> tuple[str | None, Path]:
@@ -114,7 +86,8 @@ def _parse_source(text: str) -> tuple[str | None, Path]:
     If a file of the whole text exists, the "=" belongs to its name.
     """
     split_name, equals, path = text.partition("=")
-    if equals and not Path(text).exists():
+    # Path.exists raises on names that are too long.
+    if equals and not os.path.exists(text):
         split = canonical_split(split_name, location=f"--dataset {text}")
         return split, Path(path)
     return None, Path(text)
@@ -130,7 +103,9 @@ def _load_rows(rows: Any, template: Source, image_root: Path | None) -> Dataset:
 def _load_hub(text: str, template: Source) -> Dataset:
     """Load a data set from the Hugging Face hub."""
     name = text.removeprefix(HUB_PREFIX)
-    source = replace(template, path=Path(text), image_folders=[template.unpack_folder])
+    unpack_folder = template.unpack_folder
+    assert unpack_folder is not None, "load_dataset names one"
+    source = replace(template, path=Path(text), image_folders=[unpack_folder])
     annotations = read_hub(name, source)
     return _grouped([source] * len(annotations), annotations, name.partition(":")[0].split("/")[-1])
 
@@ -144,10 +119,10 @@ def _load_files(texts: Sequence[str], image_root: Path | None, template: Source)
         folders: Sequence[Path] = ()
         if image_root is not None:
             folders = [image_root]
-        elif not path.is_dir():
+        elif not os.path.isdir(path):
             folders = image_folders_near(path.parent)
         source = replace(template, path=path, split=split, image_folders=folders)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             sources.append(source)
             continue
         folder_sources, folder_notes = expand_folder(source)
@@ -162,7 +137,7 @@ def _load_files(texts: Sequence[str], image_root: Path | None, template: Source)
 def _folder_name(texts: Sequence[str]) -> str | None:
     """Name a data set after its folder, if it was given as a single folder."""
     path = Path(texts[0])
-    if len(texts) > 1 or not path.is_dir():
+    if len(texts) > 1 or not os.path.isdir(path):
         return None
     return path.resolve().name or None
 
@@ -175,7 +150,7 @@ def _load_named(
 ) -> Dataset:
     """Read a named data set from its usual place under the data root."""
     folder = data_root / name
-    paths = [folder / relative_path for relative_path in _ANNOTATIONS[name]]
+    paths = [folder / place for place in ANNOTATIONS[name]]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise DataError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cusa.data.errors import DataError
 from cusa.data.readers import Source, memory, read_annotations
 from cusa.data.readers.forms import Annotations
 
@@ -30,26 +32,37 @@ class HostPair:
     location: str
 
 
-def read_host_pairs(annotations: str | Path | Sequence[Mapping[str, Any]]) -> list[HostPair]:
-    """Read a host's captions in file order, one pair for each caption of an entry.
+def read_host_pairs(
+    annotations: str | Path | Sequence[Mapping[str, Any]], split: str
+) -> list[HostPair]:
+    """Read a host's captions in their order: of an entry with several, one after the other.
 
     Args:
-        annotations: An annotation file of any known form, or its rows.
+        annotations: An annotation file of any form, or its rows.
+        split: The split that they are of.
 
     Raises:
-        DataError: If there is no such file, or it is empty.
-        FileFormatError: If the file has no known form, or an entry is malformed; names the entry.
+        DataError: If it cannot be read, or holds no caption; names file and entry.
     """
-    source = Source(memory.PATH, "train", [Path()])
+    source = Source(memory.PATH, split, [Path()])
     content: Annotations
     if memory.is_rows(annotations):
         content = memory.read_rows(annotations, source)
-    else:
-        source = Source(Path(str(annotations)), "train", [Path(str(annotations)).parent])
+    elif isinstance(annotations, str | os.PathLike):
+        path = Path(annotations)
+        source = Source(path, split, [path.parent])
         content = read_annotations(source)
+    else:
+        raise DataError(
+            f"annotations cannot be of type {type(annotations).__name__}; pass the path of an "
+            f"annotation file, or {memory.LEGAL_ROWS}",
+            name="annotations",
+        )
     pairs = []
     for row in content.rows:
         location = content.location_format.format(row.number)
         for caption in row.captions:
             pairs.append(HostPair(row.image_id, row.image_path, caption, source.path, location))
+    if not pairs:
+        raise DataError(f"{source.path}: holds no image-caption pair", path=source.path)
     return pairs

@@ -38,9 +38,14 @@ def read_text(file_path: Path) -> str:
     except IsADirectoryError:
         raise FileFormatError(f"{file_path} is a folder, not a file", path=file_path) from None
     except UnicodeDecodeError as error:
-        location = f"byte {error.start}"
-        message = f"{file_path} is not UTF-8 text ({location}); save it as UTF-8"
-        raise FileFormatError(message, path=file_path, location=location) from None
+        raise not_utf8(file_path, error) from None
+
+
+def not_utf8(file_path: Path, error: UnicodeDecodeError) -> FileFormatError:
+    """Return the error of a file that is no UTF-8 text; it names the byte."""
+    location = f"byte {error.start}"
+    message = f"{file_path} is not UTF-8 text ({location}); save it as UTF-8"
+    return FileFormatError(message, path=file_path, location=location)
 
 
 def read_json(file_path: Path) -> Any:
@@ -175,8 +180,25 @@ def _refuse_csv(file_path: Path, line: int, problem: str) -> NoReturn:
     raise FileFormatError(message, path=file_path, location=location)
 
 
+def refuse_nul(text: str, file_path: Path) -> None:
+    """Refuse the text of a file with a NUL character, as binary data and UTF-16 text have.
+
+    Raises:
+        FileFormatError: If it holds one; names the line.
+    """
+    if "\0" not in text:
+        return
+    line_breaks = text.partition("\0")[0].count("\n")
+    location = f"line {line_breaks + 1}"
+    message = (
+        f"{file_path} {location} holds a NUL character, as binary data do; save it as UTF-8 if it "
+        "is text, or pass another file"
+    )
+    raise FileFormatError(message, path=file_path, location=location)
+
+
 def refuse_lone_surrogates(text: str) -> None:
-    """Refuse text that UTF-8 cannot encode.
+    """Refuse text that UTF-8 cannot hold.
 
     Raises:
         ValueError: If it holds half of a surrogate pair.

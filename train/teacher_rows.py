@@ -16,6 +16,7 @@ from cusa.data.errors import DataError, StoreError
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.reader import EmbeddingStore
+from cusa.data.store.row_window import row_numbers
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,10 @@ class Teachers:
             device: The device of the tensors; ``None``: the CPU.
 
         Raises:
-            IndexError: If a row is out of range.
-            DataError: If a teacher skipped an image or caption of the batch; ``name`` is the id of
-                the first.
+            IndexError: If a row is out of range, or they are no whole numbers in one dimension.
+            DataError: If a teacher skipped an image or caption of the batch; names the first.
         """
-        captions = np.asarray(caption_rows, np.int64)
+        captions = _row_numbers(caption_rows)
         if captions.size and (captions.min() < 0 or captions.max() >= self.split.n_captions):
             raise IndexError(
                 f"caption rows must be from 0 to {self.split.n_captions - 1:,}, not "
@@ -111,6 +111,18 @@ class Teachers:
         if self._image is not None:
             is_trainable &= ~np.isin(self.split.caption_image, self._image.skipped)
         return np.flatnonzero(is_trainable)
+
+
+def _row_numbers(rows: ArrayLike) -> np.ndarray:
+    """Return rows as int64 ``[n]``; ids, masks and shares must not become rows in silence.
+
+    Raises:
+        IndexError: If they are no whole numbers in one dimension.
+    """
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1:
+        raise IndexError(f"caption rows are int [n]; got shape {numbers.shape}")
+    return row_numbers(numbers)
 
 
 def _rows_of_teacher(
@@ -159,12 +171,19 @@ class JoinedDataset(Dataset[tuple[Any, int]]):
         caption_rows: int64 ``[len(items)]``: the caption row of each item.
 
     Raises:
-        DataError: If there are not as many rows as items.
+        DataError: If there is not a row for each item, or the items cannot be counted.
+        IndexError: If the rows are no whole numbers in one dimension.
     """
 
     def __init__(self, items: Any, caption_rows: ArrayLike) -> None:
+        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+            raise DataError(
+                f"a {type(items).__name__} has no items by number; pass a map-style data set, with "
+                "items[i] and len(items)",
+                name="items",
+            )
         self.items = items
-        self.caption_rows = np.asarray(caption_rows, np.int64)
+        self.caption_rows = _row_numbers(caption_rows)
         if len(items) != len(self.caption_rows):
             raise DataError(
                 f"the data set has {len(items):,} items, but there are {len(self.caption_rows):,} "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from cusa.data.readers.columns import has_split_column
+from cusa.data.readers.columns import choose_columns
 from cusa.data.readers.forms import Annotations, Entry, Form, Source, Table, field_names
 from cusa.data.readers.pair_table import read_pairs
 
@@ -21,9 +22,10 @@ def _read(content: list[Any], source: Source) -> Annotations:
         return Annotations(source.path.stem, LOCATION_FORMAT, iter(()))
     # Refuse a list of anything but objects.
     Entry(content[0], source.path, LOCATION_FORMAT.format(0))
-    table = Table(field_names(content[0]), iter(enumerate(content)))
-    # Such a file holds one split, unless its entries name theirs.
-    if source.columns.split is None and not has_split_column(table.columns):
+    names = tuple(dict.fromkeys(chain.from_iterable(map(field_names, content))))
+    table = Table(names, iter(enumerate(content)))
+    # Such a file holds one split, unless its entries say theirs.
+    if choose_columns(names, source.columns, source.path).split not in names:
         source = replace(source, split=source.required_split())
     return read_pairs(table, source, LOCATION_FORMAT)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from cusa.data.errors import FileFormatError
+from cusa.data.parsing import described
 
 # The names that published files give to each column, in the spelling of :func:`normalised_name`. If
 # a table has several of them, the first of the list is taken; without the first, it is an error.
@@ -79,6 +80,11 @@ class TableColumns:
     image_id: str
     split: str
 
+    def select(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those of a table's columns that are among these."""
+        used_names = {self.image, *self.captions, self.image_id, self.split}
+        return tuple(filter(used_names.__contains__, names))
+
 
 def normalised_name(name: str) -> str:
     """Return a column's name in lower case, with its words joined by underscores."""
@@ -86,14 +92,10 @@ def normalised_name(name: str) -> str:
 
 
 def has_pair_columns(columns: Collection[str]) -> bool:
-    """Return whether a table has an image column and a caption column with usual names."""
-    names = {normalised_name(column) for column in columns}
+    """Return whether a table has a column of images and one of captions, by their names."""
+    # Of rows in memory, names may be anything.
+    names = {normalised_name(column) for column in columns if isinstance(column, str)}
     return not names.isdisjoint(IMAGE_NAMES) and _has_captions(names)
-
-
-def has_split_column(columns: Collection[str]) -> bool:
-    """Return whether a table has a split column with its usual name."""
-    return any(normalised_name(column) in _SPLIT_NAMES for column in columns)
 
 
 def _has_captions(names: Collection[str]) -> bool:
@@ -118,10 +120,7 @@ def choose_columns(
         FileFormatError: If the image column, the caption column or a column that the user named is
             missing, or several columns could be meant.
     """
-    spelling_of_name: dict[str, str] = {}
-    for column in columns:
-        spelling_of_name.setdefault(normalised_name(column), column)
-    chooser = _Chooser(columns, spelling_of_name, path)
+    chooser = _Chooser(columns, _spellings_of_names(columns, path), path)
     image = chooser.choose("image", chosen.image, IMAGE_NAMES)
     if image is None:
         chooser.refuse_none("image", IMAGE_NAMES)
@@ -133,38 +132,77 @@ def choose_columns(
     )
 
 
+def choose_caption_columns(
+    columns: Collection[str],
+    chosen: ColumnNames,
+    path: Path,
+) -> tuple[str, ...]:
+    """Return the columns of captions alone, as :func:`choose_columns` does.
+
+    Raises:
+        FileFormatError: If there is none, or more than one could be meant.
+    """
+    return _Chooser(columns, _spellings_of_names(columns, path), path).captions(chosen.caption)
+
+
+def _spellings_of_names(columns: Collection[str], path: Path) -> dict[str, list[str]]:
+    """Return the columns by their normalised names, under which a table may have several."""
+    spellings_of_name: dict[str, list[str]] = {}
+    for column in columns:
+        if not isinstance(column, str):
+            raise FileFormatError(
+                f"{path}: the columns' names must be texts, not {described(column)}; name them",
+                path=path,
+                name="columns",
+            )
+        spellings_of_name.setdefault(normalised_name(column), []).append(column)
+    return spellings_of_name
+
+
 @dataclass(frozen=True)
 class _Chooser:
     """Finds columns of a table by name.
 
     Attributes:
-        columns: All column names, as the table spells them.
-        spelling_of_name: The table's spelling by normalised name.
+        columns: All, as the table spells them.
+        spellings_of_name: The spellings of each normalised name.
         path: The table's file.
     """
 
     columns: Collection[str]
-    spelling_of_name: Mapping[str, str]
+    spellings_of_name: Mapping[str, Sequence[str]]
     path: Path
 
     def choose(self, role: str, chosen: str | None, usual_names: Sequence[str]) -> str | None:
         """Return the column that the user named, or one with a usual name, or ``None``."""
         if chosen is not None:
             return self._column_named(role, chosen)
-        spellings = []
+        spellings: list[str] = []
         for name in usual_names:
-            if name in self.spelling_of_name:
-                spellings.append(self.spelling_of_name[name])
+            spellings += self.spellings_of_name.get(name, ())
+            # The first usual name wins over the others.
+            if spellings and name == usual_names[0]:
+                break
         if not spellings:
             return None
-        if len(spellings) > 1 and usual_names[0] not in self.spelling_of_name:
-            raise FileFormatError(
-                f"{self.path}: the columns {', '.join(spellings)} could each be the {role}; say "
-                f"which with --{role}-column",
-                path=self.path,
-                name=f"--{role}-column",
-            )
-        return spellings[0]
+        return self._only(role, spellings)
+
+    def _only(
+        self,
+        role: str,
+        spellings: Sequence[str],
+    ) -> str:
+        """Return the one column there is, and refuse several."""
+        if len(spellings) == 1:
+            return spellings[0]
+        advice = f"say which by --{role}-column"
+        if len(set(spellings)) == 1:
+            advice = "rename all but one"
+        raise FileFormatError(
+            f"{self.path}: the columns {', '.join(spellings)} could each be the {role}; {advice}",
+            path=self.path,
+            name=f"--{role}-column",
+        )
 
     def captions(self, chosen: str | None) -> tuple[str, ...]:
         """Return the caption column, or else the numbered caption columns in order."""
@@ -172,10 +210,10 @@ class _Chooser:
         if column is not None:
             return (column,)
         numbered: list[tuple[int, str]] = []
-        for name, spelling in self.spelling_of_name.items():
+        for name, spellings in self.spellings_of_name.items():
             match = _NUMBERED_CAPTION.fullmatch(name)
             if match is not None:
-                numbered.append((int(match[1]), spelling))
+                numbered.append((int(match[1]), self._only("caption", spellings)))
         if not numbered:
             self.refuse_none("caption", CAPTION_NAMES)
         return tuple(spelling for _, spelling in sorted(numbered))
@@ -190,17 +228,16 @@ class _Chooser:
         )
 
     def _column_named(self, role: str, chosen: str) -> str:
-        if chosen in self.columns:
-            return chosen
-        spelling = self.spelling_of_name.get(normalised_name(chosen))
-        if spelling is None:
+        exact = [chosen] * list(self.columns).count(chosen)
+        spellings = exact or self.spellings_of_name.get(normalised_name(chosen))
+        if not spellings:
             raise FileFormatError(
                 f"{self.path}: --{role}-column {chosen}: no such column; legal: "
                 f"{self._shown_columns()}",
                 path=self.path,
                 name=f"--{role}-column",
             )
-        return spelling
+        return self._only(role, spellings)
 
     def _shown_columns(self) -> str:
         return ", ".join(list(self.columns)[:_MAX_SHOWN_COLUMNS]) or "(none)"

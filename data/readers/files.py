@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -26,7 +27,12 @@ from cusa.data.readers.columns import (
     has_pair_columns,
     normalised_name,
 )
-from cusa.data.readers.first_bytes import is_parquet, read_first_bytes, refuse_other_than_text
+from cusa.data.readers.first_bytes import (
+    is_parquet,
+    read_beginning,
+    read_first_bytes,
+    refuse_other_than_text,
+)
 from cusa.data.readers.forms import Annotations, Form, Source, Table, field_names
 from cusa.data.readers.sidecar_captions import read_sidecars
 
@@ -52,7 +58,8 @@ def read_annotations(source: Source) -> Annotations:
             read.
     """
     path = source.path
-    if not path.exists():
+    # Path.exists raises on names that are too long.
+    if not os.path.exists(path):
         raise DataError(
             f"annotation file {path} does not exist; legal names: coco, flickr30k, flickr8k, demo, "
             "hf:OWNER/NAME, or a path",
@@ -68,7 +75,7 @@ def read_annotations(source: Source) -> Annotations:
 
         return read_parquet(source)
     refuse_other_than_text(path, first_bytes)
-    beginning = first_bytes.decode("utf-8-sig", errors="ignore")
+    beginning = read_beginning(path, first_bytes)
     if not beginning.strip() and not read_text(path).strip():
         raise DataError(f"{path} is empty: it holds no image-caption pair", path=path)
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.errors import FileFormatError
+from cusa.data.parsing import not_utf8
 
 N_FIRST_BYTES = 1 << 16
+# Of a first line that is longer: tables of a million columns, captions by the thousand.
+_LONGEST_FIRST_LINE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -111,3 +114,31 @@ def refuse_other_than_text(path: Path, first_bytes: bytes) -> None:
             "file, or save it as UTF-8 if it is text"
         )
         raise FileFormatError(message, path=path, location=location)
+
+
+def read_beginning(
+    path: Path,
+    first_bytes: bytes,
+) -> str:
+    """Return the text that a file begins with: its first bytes, and its first line to the end.
+
+    Args:
+        path: The file.
+        first_bytes: What :func:`read_first_bytes` returned of it.
+
+    Raises:
+        FileFormatError: If it is not UTF-8; names the byte.
+    """
+    if b"\n" not in first_bytes.lstrip() and len(first_bytes) == N_FIRST_BYTES:
+        with path.open("rb") as file:
+            file.seek(N_FIRST_BYTES)
+            first_bytes += file.readline(_LONGEST_FIRST_LINE)
+            # The beginning of the second line tells JSON Lines from a document.
+            first_bytes += file.readline(N_FIRST_BYTES)
+    # The last character may be cut off.
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        text = decoder.decode(first_bytes)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
+    return text.removeprefix("\ufeff")

@@ -97,7 +97,7 @@ def _read_split_lists(path: Path) -> dict[str, str]:
         match = _LIST_NAME.fullmatch(list_path.stem)
         if match is None or list_path == path:
             continue
-        split = split_by_alias(match[1].lower())
+        split = split_by_alias(match[1])
         assert split is not None
         for number, line in enumerate(read_text(list_path).splitlines(), 1):
             image_name = _listed_name(line)

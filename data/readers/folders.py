@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,17 +65,18 @@ def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
     if saved_dataset.is_saved_dict(folder):
         return _saved_splits(source), ()
     if saved_dataset.is_saved(folder):
-        return [source], ()
+        return [replace(source, image_folders=_folders(source))], ()
     metadata = _metadata_sources(source)
     if metadata:
-        return metadata, ()
+        return metadata, _unread_metadata(folder, metadata)
     candidates = _annotation_files(folder)
     if candidates:
         form, paths = candidates[0]
         sources = [replace(source, path=path, image_folders=_folders(source)) for path in paths]
         return sources, _notes(folder, form, candidates[1:])
-    if sidecar_captions.has_sidecars(_images(folder)):
-        return [source], ()
+    image_paths = _images(folder)
+    if sidecar_captions.has_sidecars(image_paths):
+        return [source], sidecar_captions.notes(folder, image_paths)
     legal = ["a folder that datasets saved", "an imagefolder with metadata.csv, .jsonl or .parquet"]
     legal += list(dict.fromkeys(form for form, _ in _ANNOTATION_PATTERNS))
     legal.append(sidecar_captions.DESCRIPTION)
@@ -99,7 +100,9 @@ def _saved_splits(source: Source) -> list[Source]:
     for state_path in sorted(source.path.glob("*/state.json")):
         split_path = state_path.parent
         split = source.split or canonical_split(split_path.name, split_path)
-        sources.append(replace(source, path=split_path, split=split))
+        sources.append(
+            replace(source, path=split_path, split=split, image_folders=_folders(source))
+        )
     return sources
 
 
@@ -113,7 +116,7 @@ def _metadata_sources(source: Source) -> list[Source]:
         split = source.split
         if path.parent != folder:
             prefix = f"{path.parent.name}/"
-            split = split or split_by_alias(path.parent.name.lower())
+            split = split or split_by_alias(path.parent.name)
         sources.append(
             replace(
                 source,
@@ -140,6 +143,36 @@ def _metadata_files(folder: Path) -> list[Path]:
     return paths
 
 
+def _unread_metadata(
+    folder: Path,
+    sources: Sequence[Source],
+) -> tuple[str, ...]:
+    """Say which ``metadata`` files of an imagefolder are not read, and which splits have none."""
+    read_paths = [source.path for source in sources]
+    read_folders = {path.parent for path in read_paths}
+    subfolders = sorted(filter(Path.is_dir, folder.iterdir()))
+    unread = []
+    notes = []
+    for parent in (folder, *subfolders):
+        for name in _METADATA_NAMES:
+            path = parent / name
+            if path.is_file() and path not in read_paths:
+                unread.append(path)
+        is_split = split_by_alias(parent.name) is not None
+        if is_split and folder not in read_folders and parent not in read_folders:
+            notes.append(f"{parent}: it has no metadata file; its images are left out")
+    if unread:
+        notes.append(
+            f"{folder}: {_relative_names(read_paths, folder)} is read; not read: "
+            f"{_relative_names(unread, folder)}"
+        )
+    return tuple(notes)
+
+
+def _relative_names(paths: Iterable[Path], folder: Path) -> str:
+    return ", ".join(path.relative_to(folder).as_posix() for path in paths)
+
+
 def _annotation_files(folder: Path) -> list[tuple[str, list[Path]]]:
     """Return the folder's annotation files by form, recognised by their usual names."""
     candidates = []
@@ -156,8 +189,10 @@ def _notes(
     """Note which files are not read, if the folder also has files of other forms."""
     if not unread:
         return ()
-    names = ", ".join(path.relative_to(folder).as_posix() for _, paths in unread for path in paths)
-    return (f"{folder}: reading {form}; not reading {names}",)
+    unread_paths: list[Path] = []
+    for _, paths in unread:
+        unread_paths.extend(paths)
+    return (f"{folder}: {form} is read; not read: {_relative_names(unread_paths, folder)}",)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from cusa.data.errors import DataError, FileFormatError
-from cusa.data.parsing import described
+from cusa.data.parsing import described, refuse_lone_surrogates
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
@@ -66,7 +66,7 @@ class Source:
         image_folders: Folders where its images may be, the likeliest first.
         image_prefix: Prefix of its image paths, relative to an image folder, such as ``"train/"``.
         columns: Column names that the user gave.
-        unpack_folder: Where embedded pictures are written.
+        unpack_folder: Where embedded pictures are written; ``None``: nowhere.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Source:
     image_folders: Sequence[Path]
     image_prefix: str = ""
     columns: ColumnNames = USUAL_COLUMNS
-    unpack_folder: Path = Path("data/unpacked")
+    unpack_folder: Path | None = None
 
     def split_by_name(self) -> str | None:
         """Return the given split, or the one in the file's name, such as ``…_train.json``."""
@@ -173,7 +173,7 @@ class Entry:
         """Return a text, which must not be missing or empty.
 
         Raises:
-            FileFormatError: If it is missing, empty, of another type, or holds a NUL character.
+            FileFormatError: If it is missing, empty, no text, or holds a NUL or half a character.
         """
         value = self.caption(name)
         if not value:
@@ -203,7 +203,7 @@ class Entry:
         if value is None or value == "":
             return None
         if isinstance(value, str):
-            return self._without_nul(name, value)
+            return self._checked(name, value)
         if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS:
             return str(int(value))
         # In Python, bool is a subclass of int.
@@ -215,12 +215,12 @@ class Entry:
         """Return a caption, which may be empty here; it is checked before the teachers run.
 
         Raises:
-            FileFormatError: If it is missing, of another type, or holds a NUL character.
+            FileFormatError: If it is missing, of another type, or holds a NUL or half a character.
         """
         value = self._fields.get(name)
         if not isinstance(value, str):
             self._refuse_field(name, "must be a text", value)
-        return self._without_nul(name, value)
+        return self._checked(name, value)
 
     def captions(self, name: str) -> tuple[str, ...]:
         """Return the captions of a field that holds a caption or a list of captions.
@@ -237,7 +237,7 @@ class Entry:
             if not isinstance(caption, str):
                 rule = "must be a text or a list of texts, but has the element"
                 self._refuse_field(name, rule, caption)
-            captions.append(self._without_nul(name, caption))
+            captions.append(self._checked(name, caption))
         return tuple(captions)
 
     def entries(self, name: str) -> list[Entry]:
@@ -264,13 +264,17 @@ class Entry:
             return None
         return canonical_split(split_name, self._path, self._location)
 
-    def _without_nul(
+    def _checked(
         self,
         name: str,
         value: str,
     ) -> str:
         if "\0" in value:
             self.refuse(f"field {name!r} holds a NUL character; remove it", name)
+        try:  # rows in memory are not parsed
+            refuse_lone_surrogates(value)
+        except ValueError as error:
+            self.refuse(f"field {name!r}: {error}; correct it", name)
         return value
 
     def _refuse_field(
@@ -292,5 +296,5 @@ class Entry:
         Raises:
             FileFormatError: Always.
         """
-        message = f"{self._path} {self._location}: {problem}"
+        message = f"{self._path} {self._location}".rstrip() + f": {problem}"
         raise FileFormatError(message, path=self._path, location=self._location, name=name)

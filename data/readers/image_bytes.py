@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from cusa.data.errors import DataError
+from cusa.data.readers.columns import normalised_name
 from cusa.data.readers.forms import Table
 
 _SUFFIX_OF_FORMAT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif"}
@@ -19,8 +20,13 @@ _ID_COLUMN = "image_id"
 _DIGITS = 32
 
 
-def with_image_files(table: Table, image_column: str, folder: Path, id_prefix: str = "") -> Table:
-    """Replace the embedded pictures of a table by the paths of image files.
+def with_image_files(
+    table: Table,
+    image_column: str,
+    folder: Path | None,
+    id_prefix: str = "",
+) -> Table:
+    """Return a table whose images are paths, of one whose images are bytes.
 
     An image is bytes, a structure ``{bytes, path}`` as in Hugging Face data sets, or a path, which
     stays. An image file is named after a checksum of its bytes, so equal pictures share a file. The
@@ -30,21 +36,23 @@ def with_image_files(table: Table, image_column: str, folder: Path, id_prefix: s
     Args:
         table: The table.
         image_column: Column of the images.
-        folder: Where the files are written; the new paths are relative to it.
-        id_prefix: Prefix of the ids that are made here, such as ``"train/"``.
-
-    Raises:
-        DataError: If a file cannot be written. This is raised when its row is read.
+        folder: Where the files are written; the new paths are relative to it. ``None``: they are
+            not written.
+        id_prefix: What ids that are made here begin with, such as ``"train/"``.
     """
-    lines = _lines_with_files(table, image_column, folder, id_prefix)
+    has_ids = _ID_COLUMN in map(normalised_name, table.columns)
+    lines = _lines_with_files(table, image_column, folder, id_prefix, has_ids)
+    if has_ids:
+        return Table(table.columns, lines)
     return Table((*table.columns, _ID_COLUMN), lines)
 
 
 def _lines_with_files(
     table: Table,
     image_column: str,
-    folder: Path,
+    folder: Path | None,
     id_prefix: str,
+    has_ids: bool,
 ) -> Iterator[tuple[int, Any]]:
     first_content_of_path: dict[str, str] = {}
     for number, fields in table.lines:
@@ -53,49 +61,54 @@ def _lines_with_files(
             yield number, {**fields, image_column: path}
             continue
         digest = hashlib.sha256(content).hexdigest()[:_DIGITS]
+        image_path = f"{digest[:2]}/{digest}{_suffix(content)}"
+        if folder is not None:
+            write_picture(content, folder / image_path)
+        if has_ids:
+            yield number, {**fields, image_column: image_path}
+            continue
         image_id = digest
         if path:
             image_id = path
             if first_content_of_path.setdefault(path, digest) != digest:
                 image_id = f"{path}~{digest}"
-        image_path = write_picture(content, digest, folder)
-        yield number, {_ID_COLUMN: id_prefix + image_id, **fields, image_column: image_path}
+        yield number, {**fields, image_column: image_path, _ID_COLUMN: id_prefix + image_id}
 
 
 def _content_and_path(value: Any) -> tuple[bytes | None, Any]:
     """Return the bytes of an image, or ``None`` if it has none, and its path."""
     if isinstance(value, bytes):
         return value, None
-    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
-        return value.get("bytes"), value.get("path")
-    return None, value
+    if not isinstance(value, dict) or value.keys().isdisjoint(("bytes", "path")):
+        return None, value
+    content, path = value.get("bytes"), value.get("path")
+    # Of other types, neither is a picture's: the value is left to be refused as it is.
+    if not isinstance(content, bytes | None) or not isinstance(path, str | None):
+        return None, value
+    return content, path
 
 
-def write_picture(content: bytes, digest: str, folder: Path) -> str:
-    """Write a picture unless its file exists, and return its path relative to the folder.
+def write_picture(content: bytes, file_path: Path) -> None:
+    """Write a picture, unless it is there.
 
     Args:
         content: The bytes of the image file.
-        digest: A checksum of these bytes in hexadecimal, which becomes the file's name.
-        folder: The folder; it is created if it does not exist.
+        file_path: The file, named after its content; its folder is made if it is not there.
 
     Raises:
         DataError: If it cannot be written.
     """
-    image_path = f"{digest[:2]}/{digest}{_suffix(content)}"
-    file_path = folder / image_path
     try:
         if file_path.is_file() and file_path.stat().st_size == len(content):
-            return image_path
+            return
         file_path.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may write the same picture at the same time.
-        temporary = file_path.with_name(f".{digest}-{os.getpid()}")
+        # Processes may write the same picture at a time.
+        temporary = file_path.with_name(f".{file_path.stem}-{os.getpid()}")
         temporary.write_bytes(content)
         temporary.replace(file_path)
     except OSError as error:
         message = f"{file_path} cannot be written ({error.strerror}); pass another --image-root"
         raise DataError(message, path=file_path, name="--image-root") from None
-    return image_path
 
 
 def _suffix(content: bytes) -> str:

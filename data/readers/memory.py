@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cusa.data.errors import DataError
 from cusa.data.readers import saved_dataset
@@ -14,13 +17,24 @@ from cusa.data.readers.pair_table import read_pairs
 LOCATION_FORMAT = "row {}"
 # Stands for the file in messages about rows in memory.
 PATH = Path("rows")
+LEGAL_ROWS = "rows: a list of dictionaries, a pandas.DataFrame or a datasets.Dataset"
 
 
 def is_rows(sources: Any) -> bool:
     """Return whether an argument is rows in memory rather than names or paths."""
     if isinstance(sources, Sequence) and not isinstance(sources, str):
         return bool(sources) and isinstance(sources[0], dict)
-    return hasattr(sources, "to_dict") or hasattr(sources, "column_names")
+    return _is_dataset(sources) or _is_frame(sources)
+
+
+def _is_dataset(rows: Any) -> bool:
+    """Return whether rows are a ``datasets.Dataset``; of arrow's tables, none has features."""
+    return hasattr(rows, "column_names") and hasattr(rows, "features")
+
+
+def _is_frame(rows: Any) -> bool:
+    """Return whether rows are a ``pandas.DataFrame``; a series has no columns."""
+    return hasattr(rows, "iloc") and hasattr(rows, "columns")
 
 
 def read_rows(rows: Any, source: Source) -> Annotations:
@@ -35,18 +49,41 @@ def read_rows(rows: Any, source: Source) -> Annotations:
         FileFormatError: If a column is missing. The error of a malformed row is raised when that
             row is read.
     """
-    if hasattr(rows, "column_names"):
+    if _is_dataset(rows):
         return saved_dataset.read_dataset(rows, source)
-    if not isinstance(rows, Sequence):
-        rows = _records_of_frame(rows)
-    if not rows:
+    if not len(rows):
         raise DataError("the rows are empty: they hold no image-caption pair", path=source.path)
-    table = Table(field_names(rows[0]), iter(enumerate(rows)))
-    return read_pairs(table, source, LOCATION_FORMAT)
+    if _is_frame(rows):
+        columns = tuple(rows.columns)
+        records: Iterable[Any] = _records_of_frame(rows)
+    else:
+        columns = field_names(rows[0])
+        records = rows
+    return read_pairs(Table(columns, _numbered(records)), source, LOCATION_FORMAT)
 
 
-def _records_of_frame(frame: Any) -> list[dict[str, Any]]:
-    """Return the rows of a pandas data frame, with missing values (NaN) as ``None``."""
+def _numbered(records: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each row, from 0, and its fields as JSON would have them."""
+    for number, fields in enumerate(records):
+        if isinstance(fields, dict):
+            fields = {name: _plain(value) for name, value in fields.items()}
+        yield number, fields
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers and arrays of numpy, paths and tuples as Python's own; NaN as ``None``."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple):
+        return list(value)
+    is_missing = isinstance(value, float) and np.isnan(value)
+    return None if is_missing else value
+
+
+def _records_of_frame(frame: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a pandas frame; a missing value (NaN) is ``None``."""
     with_none = frame.astype(object).where(frame.notna(), None)
-    records: list[dict[str, Any]] = with_none.to_dict("records")
-    return records
+    for values in with_none.itertuples(index=False, name=None):
+        yield dict(zip(frame.columns, values, strict=True))

@@ -62,13 +62,17 @@ def _rows(
             split=source.split or entry.split(own_columns.split) or default_split,
             image_path=image_path,
             image_id=entry.identifier(own_columns.image_id) or image_path,
-            captions=_captions(entry, own_columns.captions),
+            captions=captions_of_columns(entry, own_columns.captions),
             caption_ids=(),
             number=number,
         )
 
 
-def _columns_of_entry(entry: Entry, columns: TableColumns, source: Source) -> TableColumns:
+def _columns_of_entry(
+    entry: Entry,
+    columns: TableColumns,
+    source: Source,
+) -> TableColumns:
     """Return the columns of an entry with other fields than the first entry.
 
     If the user named columns, or the entry lacks one, these are the first entry's columns; reading
@@ -82,7 +86,10 @@ def _columns_of_entry(entry: Entry, columns: TableColumns, source: Source) -> Ta
         entry.refuse(first_line(error), error.name)
 
 
-def _captions(entry: Entry, columns: tuple[str, ...]) -> tuple[str, ...]:
+def captions_of_columns(
+    entry: Entry,
+    columns: tuple[str, ...],
+) -> tuple[str, ...]:
     """Return the captions of an entry; with several columns, empty cells are left out."""
     if len(columns) == 1:
         return entry.captions(columns[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Rows are counted from 0, as data frames show them.
 LOCATION_FORMAT = "row {}"
 _ROWS_PER_BATCH = 64
+_TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def read_parquet(source: Source) -> Annotations:
@@ -32,13 +33,15 @@ def read_parquet(source: Source) -> Annotations:
     try:
         file: ParquetFile = parquet.ParquetFile(source.path)
         names = tuple(file.schema_arrow.names)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # pyarrow raises many things on damaged files
         raise _damaged(source, error) from None
     columns = choose_columns(names, source.columns, source.path)
-    table = Table(names, _rows(file, source))
-    # Texts are paths; a column of any other type holds the pictures themselves.
-    image_type = str(file.schema_arrow.field(columns.image).type)
-    if image_type in ("string", "large_string", "string_view"):
+    # The other columns may be large, or hold what Python has no type for.
+    names = columns.select(names)
+    table = Table(names, _rows(file, source, names))
+    # Only a text is a path; other columns hold the pictures themselves.
+    image_type = file.schema_arrow.field(columns.image).type
+    if str(getattr(image_type, "value_type", image_type)) in _TEXT_TYPES:
         return read_pairs(table, source, LOCATION_FORMAT)
     split = source.split_by_name() or "train"
     table = with_image_files(table, columns.image, source.unpack_folder, f"{split}/")
@@ -46,15 +49,19 @@ def read_parquet(source: Source) -> Annotations:
     return replace(annotations, image_folder=source.unpack_folder)
 
 
-def _rows(file: ParquetFile, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each row, from 0, and its cells by column."""
+def _rows(
+    file: ParquetFile,
+    source: Source,
+    names: Sequence[str],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each row, from 0, and its cells in columns of these names."""
     number = 0
     try:
-        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
+        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=list(names)):
             for cells in batch.to_pylist():
                 yield number, cells
                 number += 1
-    except (OSError, ValueError) as error:
+    except Exception as error:  # pyarrow raises many things on damaged files
         raise _damaged(source, error) from None
 
 

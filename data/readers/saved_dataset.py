@@ -91,13 +91,20 @@ def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:
     Raises:
         FileFormatError: If a column is missing.
     """
-    columns = choose_columns(dataset.column_names, source.columns, source.path)
+    # Of a stream, the columns may be unknown.
+    names = tuple(dataset.features or ())
+    columns = choose_columns(names, source.columns, source.path)
     library = import_extra("datasets", source.path)
     feature = dataset.features[columns.image]
     holds_pictures = not isinstance(feature, library.Value) or feature.dtype == "binary"
     if isinstance(feature, library.Image):
         dataset = dataset.cast_column(columns.image, library.Image(decode=False))
-    table = Table(tuple(dataset.column_names), _rows(dataset))
+    # A transform of the user's stays. Other formats give tensors of what the columns hold, and
+    # columns that nobody asks for may need long to be decoded.
+    if getattr(dataset, "format", {"type": None})["type"] != "custom":
+        names = columns.select(names)
+        dataset = dataset.with_format(None).select_columns(list(names))
+    table = Table(names, _rows(dataset, source))
     if not holds_pictures:
         return read_pairs(table, source, LOCATION_FORMAT)
     split = source.split_by_name() or "train"
@@ -106,5 +113,19 @@ def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:
     return replace(annotations, image_folder=source.unpack_folder)
 
 
-def _rows(dataset: datasets.Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from enumerate(dataset)
+def _rows(
+    dataset: datasets.Dataset,
+    source: Source,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    try:
+        for fields in dataset:
+            yield number, fields
+            number += 1
+    except Exception as error:  # of damaged files, of decoders, of the user's own transform
+        location = LOCATION_FORMAT.format(number)
+        raise FileFormatError(
+            f"{source.path} {location} cannot be read ({first_line(error)}); repair or remove it",
+            path=source.path,
+            location=location,
+        ) from None

@@ -35,7 +35,8 @@ def canonical_split(name: str, path: Path | None = None, location: str = "") -> 
 
 
 def split_by_alias(name: str) -> str | None:
-    """Return the split with this name or alias, or ``None``."""
+    """Return the split that a name stands for, in any case, if any."""
+    name = name.lower()
     split = SPLIT_ALIASES.get(name, name)
     if split in SPLITS:
         return split
@@ -47,6 +48,6 @@ def split_in_file_name(file_stem: str) -> str | None:
 
     A word may be followed by a year: ``captions_val2017``.
     """
-    # Words consist of letters only here, so a year ends one.
-    words = re.findall(r"[a-z]+", file_stem.lower())
+    # Only letters make words here, so a year at the end does not matter.
+    words = re.findall(r"[a-z]+", file_stem, re.IGNORECASE)
     return next(filter(None, map(split_by_alias, words)), None)

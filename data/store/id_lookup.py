@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from cusa.data.errors import DataError
+from cusa.data.parsing import described
 from cusa.data.store.hdf5 import array_location, child_group, refuse
 from cusa.data.store.index_checks import check_lengths
 from cusa.data.store.mapped_file import MappedFile
@@ -30,9 +33,47 @@ def lookup_table(texts: Iterable[str]) -> np.ndarray:
 
 
 def _keys(texts: Iterable[str]) -> np.ndarray:
-    """Return the lowest table entry that each text could have: uint64 ``[n]``."""
-    checksums = np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64)
+    """Return the least entry that each text could have: uint64 ``[n]``."""
+    # Half a character is in no store, and may be asked for.
+    encoded = (text.encode(errors="surrogatepass") for text in texts)
+    checksums = np.fromiter(map(zlib.crc32, encoded), np.uint64)
     return checksums << _ROW_BITS
+
+
+def id_texts(ids: Iterable[Any]) -> list[str]:
+    """Return ids as the texts that a store has: texts, and whole numbers as their digits.
+
+    Args:
+        ids: Several ids, in a sequence, an array or a tensor of one dimension.
+
+    Raises:
+        DataError: If they are a single text, or one is something else: its text could be another's
+            id.
+    """
+    # The characters of a single text could be ids, too.
+    is_single = isinstance(ids, str | bytes) or not hasattr(ids, "__iter__")
+    # A set has an order of its own.
+    if is_single or isinstance(ids, Set) or getattr(ids, "ndim", 1) != 1:
+        raise DataError(
+            f"ids are asked for in a list, an array or tensor of one dimension, not as "
+            f"{described(ids)}",
+            name="ids",
+        )
+    # Arrays and tensors give numbers of their own kinds.
+    if hasattr(ids, "tolist"):
+        ids = ids.tolist()
+    texts = []
+    for number, item in enumerate(ids):
+        item_id = item.item() if getattr(item, "ndim", None) == 0 else item
+        is_id = isinstance(item_id, str | int) and not isinstance(item_id, bool)
+        if not is_id:
+            raise DataError(
+                f"id {number} is {described(item)}; legal: texts (decode bytes) and whole numbers",
+                name="ids",
+                location=f"id {number}",
+            )
+        texts.append(str(item_id))
+    return texts
 
 
 class IdLookup:

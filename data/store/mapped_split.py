@@ -14,7 +14,7 @@ from cusa.data.errors import DataError
 from cusa.data.parsing import described
 from cusa.data.records import TRUTH_ARRAYS, Record, Truth
 from cusa.data.store.hdf5 import ArrayLocation, array_location, child_group, text_attribute
-from cusa.data.store.id_lookup import IdLookup
+from cusa.data.store.id_lookup import IdLookup, id_texts
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_texts import Strings, without_arrays
@@ -89,15 +89,17 @@ class Split:
         """Return the caption row of each id.
 
         Args:
-            ids: Caption ids; a whole number is taken as the text of its digits.
+            ids: Caption ids; whole numbers stand for their texts. An array or tensor of them will
+                do.
 
         Returns:
             int64 ``[len(ids)]``.
 
         Raises:
-            DataError: If the split lacks some of the ids; names the first of them.
+            DataError: If the split has no caption with an id, or one is no text or whole number;
+                names the first ones.
         """
-        texts = [str(caption_id) for caption_id in ids]
+        texts = id_texts(ids)
         rows = self._rows_of_caption_id.rows(texts)
         self._refuse_unknown("caption", texts, rows)
         return rows
@@ -113,9 +115,10 @@ class Split:
             int64 ``[len(ids_or_paths)]``.
 
         Raises:
-            DataError: If the split lacks some of the images; names the first of them.
+            DataError: If the split has no such image, or an id is no text or whole number; names
+                the first ones.
         """
-        texts = [str(name) for name in ids_or_paths]
+        texts = id_texts(ids_or_paths)
         rows = self.find_images(texts)
         self._refuse_unknown("image", texts, rows)
         return rows

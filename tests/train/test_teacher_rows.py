@@ -35,6 +35,48 @@ def test_rows_out_of_range(store, rows):
         Teachers(store, "train").rows(rows)
 
 
+@pytest.mark.parametrize("rows", [[0.5], [True], ["1"], [None], None, 1, [[0]], [1 << 70]])
+def test_ids_masks_and_shares_are_no_rows(store, rows):
+    with pytest.raises(IndexError):
+        Teachers(store, "train").rows(rows)
+    with pytest.raises(IndexError):
+        JoinedDataset(range(1), rows)
+
+
+def test_a_stream_cannot_be_joined(store):
+    with pytest.raises(DataError) as caught:
+        join(iter([1]), store.split("train"), caption_ids=["train0#0"])
+    assert caught.value.name == "items"
+
+
+class _Rows:
+    """A collate function that gathers rows in the loader's workers."""
+
+    def __init__(self, teachers):
+        self.teachers = teachers
+
+    def __call__(self, batch):
+        _, caption_rows = collate_joined(batch)
+        ids = self.teachers.split.caption_ids[caption_rows]
+        found_rows = self.teachers.split.caption_rows(ids)
+        return self.teachers.rows(found_rows), found_rows
+
+
+def test_workers_that_are_spawned(store):
+    teachers = Teachers(store, "train")
+    split = store.split("train")
+    split.caption_rows(["train0#0"])
+    joined = join(range(80), split, caption_ids=split.caption_ids[::-1])
+    loader = DataLoader(
+        joined, 40, collate_fn=_Rows(teachers), num_workers=1, multiprocessing_context="spawn"
+    )
+    rows = []
+    for batch, caption_rows in loader:
+        rows += caption_rows.tolist()
+        assert torch.equal(batch.text, teachers.rows(caption_rows).text)
+    assert rows == list(range(79, -1, -1))
+
+
 def _one_teacher_store(folder, skipped=()):
     dataset = Dataset("mine", folder, {"train": records("train", 6)})
     rows = {"train": unit_rows(12, 8, 0)}

@@ -6,8 +6,12 @@ import zlib
 
 import h5py
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import torch
 
+from cusa.data.datasets import load_dataset
 from cusa.data.errors import DataError, StoreError
 from cusa.data.records import Dataset, Record
 from cusa.data.store.id_lookup import LOOKUP_COLUMNS, lookup_table
@@ -207,3 +211,110 @@ def test_rows_of_a_file_of_captions(tmp_path, split):
     with pytest.raises(DataError) as caught:
         split.rows_of_captions(path)
     assert caught.value.name == "per_image"
+
+
+# Ids and files of other kinds
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([100, 102]),
+        torch.tensor([100, 102]),
+        [np.int64(100), torch.tensor(102)],
+        ["100", 102],
+    ],
+)
+def test_whole_numbers_of_any_kind_are_ids(split, ids):
+    assert split.image_rows(ids).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("ids", ["100", b"100", 100, None, {"100"}, np.array(100)])
+def test_ids_are_several(split, ids):
+    with pytest.raises(DataError) as caught:
+        split.image_rows(ids)
+    assert caught.value.name == "ids"
+
+
+@pytest.mark.parametrize("item", [b"100", None, True, 100.0, ["100"]])
+def test_what_is_no_id_is_refused(split, item):
+    with pytest.raises(DataError) as caught:
+        split.image_rows([100, item])
+    assert (caught.value.name, caught.value.location) == ("ids", "id 1")
+
+
+def test_half_a_character_is_an_unknown_id(split):
+    with pytest.raises(DataError) as caught:
+        split.caption_rows(["\ud800"])
+    assert caught.value.name == "\ud800"
+
+
+@pytest.fixture
+def mixed_split(tmp_path):
+    """Two images share a caption; one caption has no words, as its teacher's skipping leaves it."""
+    captions = {"1": ("A dog.", "A cat."), "2": ("A dog.", "A bird."), "3": ("...", "A fish.")}
+    records = []
+    for image_id, texts in captions.items():
+        ids = (f"{image_id}#0", f"{image_id}#1")
+        records.append(Record(image_id, f"{image_id}.jpg", texts, ids))
+    dataset = Dataset("mine", tmp_path, {"val": tuple(records)})
+    write_index(tmp_path / "store.h5", Index.from_dataset(dataset, {}))
+    return EmbeddingStore(tmp_path / "store.h5").split("val")
+
+
+def test_a_caption_without_words(mixed_split, tmp_path):
+    rows = [{"image": "3.jpg", "caption": "A fish"}, {"image": "3.jpg", "caption": "..."}]
+    assert mixed_split.rows_of(rows).tolist() == [5, 4]
+    path = tmp_path / "captions.txt"
+    path.write_text("A fish\n...\nA bird\nA dog\n")
+    assert mixed_split.rows_of_captions(path, per_image=2).tolist() == [5, 4, 3, 2]
+
+
+def test_a_line_that_is_a_caption_of_several_images(mixed_split, tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("A fish\nA dog\n")
+    with pytest.raises(DataError) as caught:
+        mixed_split.rows_of_captions(path, per_image=1)
+    assert caught.value.location == "line 2"
+
+
+def test_a_host_that_counts_images_in_its_own_way(mixed_split):
+    rows = [{"image": "1.jpg", "caption": "A dog", "image_id": 2}]
+    assert mixed_split.rows_of(rows).tolist() == [0]
+
+
+@pytest.mark.parametrize("per_image", [0, -1, 2.0, None, "5", True])
+def test_captions_of_each_image_are_a_whole_number(split, tmp_path, per_image):
+    (tmp_path / "captions.txt").write_text("A dog\n")
+    with pytest.raises(DataError) as caught:
+        split.rows_of_captions(tmp_path / "captions.txt", per_image)
+    assert caught.value.name == "per_image"
+
+
+def test_a_file_of_captions_that_is_empty_or_missing(split, tmp_path):
+    path = tmp_path / "captions.txt"
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            split.rows_of_captions(path)
+        assert caught.value.path == path
+        path.touch()
+
+
+@pytest.mark.parametrize("annotations", [None, 3, [], b"x", {"image": ["a"]}, iter([{}])])
+def test_what_is_no_annotations(split, annotations):
+    with pytest.raises(DataError) as caught:
+        split.rows_of(annotations)
+    assert caught.value.name == "annotations"
+
+
+def test_pictures_in_annotations_are_not_written(tmp_path, monkeypatch):
+    picture = {"bytes": b"no picture", "path": "a.jpg"}
+    table = pyarrow.table({"image": pyarrow.array([picture]), "caption": ["A dog"]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    dataset = load_dataset(f"val={tmp_path / 'x.parquet'}", data_root=tmp_path / "data")
+    write_index(tmp_path / "store.h5", Index.from_dataset(dataset, {}))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    split = EmbeddingStore(tmp_path / "store.h5").split("val")
+    assert split.rows_of(tmp_path / "x.parquet").tolist() == [0]
+    assert not list((tmp_path / "work").iterdir())
