@@ -91,7 +91,7 @@ def test_the_error_names_the_first_fault(spoiled):
 def test_faults_to_be_skipped_are_counted(tmp_path, spoiled, teachers):
     out = tmp_path / "store.h5"
     text = run_ok("precompute", *_args(spoiled, teachers, out, "--on-error", "skip"))
-    assert "note: images that are not there will be skipped: 3 of 12, such as: " in text
+    assert "note: missing images will be skipped: 3 of 12, such as: " in text
     assert "note: captions without words will be skipped: 2 of 24, such as: " in text
     store = EmbeddingStore(out)
     assert store.embeddings("vit", "train").skipped.tolist() == [2, 4]

@@ -285,8 +285,8 @@ def test_of_a_store_without_a_record_of_its_pictures_captions_are_taken(
 def test_other_data_are_said_to_be(tmp_path, old, models, photos):
     other = _manifest(tmp_path / "other.jsonl", photos, range(12, 16))
     text = run_ok("precompute", *_args(models, other, tmp_path / "new.h5", "--reuse", old))
-    assert "its pictures are others" in _note(text, "vit")
-    assert "its captions are others" in _note(text, "words")
+    assert "none of its pictures are the same" in _note(text, "vit")
+    assert "none of its captions are the same" in _note(text, "words")
 
 
 def test_a_damaged_or_wrong_store_is_refused(tmp_path, old, models):
