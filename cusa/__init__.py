@@ -1,7 +1,7 @@
 """CUSA: cross-modal and uni-modal soft-label alignment for image-text retrieval.
 
-The public names live in the rooms (``cusa.data``, ``cusa.precompute``, ``cusa.train``,
-``cusa.eval``) and load on first use, so that ``import cusa`` stays cheap. ``__init__.pyi`` lists
+The public names are defined in the subpackages (``cusa.data``, ``cusa.precompute``, ``cusa.train``,
+``cusa.eval``) and imported on first use, so that ``import cusa`` stays fast. ``__init__.pyi`` lists
 them.
 """
 

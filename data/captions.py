@@ -11,21 +11,21 @@ from cusa.data.errors import DataError, SettingError
 _PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
 
 NORMALIZERS = ("albef", "none")
-# Characters of a caption in a message.
+# Characters of a caption that a message quotes.
 _MAX_SHOWN = 60
 
 
 def normalize_caption(caption: str, max_words: int = 64) -> str:
-    r"""Lower-case, drop punctuation, cut to ``max_words`` words.
+    r"""Lower-case a caption, drop its punctuation and cut it to ``max_words`` words.
 
     The rule, in order: lower case; each of ``, . ' ! ? " ( ) * # : ; ~ - /`` becomes a space;
     ``<person>`` becomes ``person``; runs of two or more white-space characters become one space;
-    newlines at the end and spaces at both ends go; the first ``max_words`` words, split at single
-    spaces, stay. A single tab or newline inside survives.
+    newlines at the end and spaces at both ends are stripped; the first ``max_words`` words, split
+    at single spaces, are kept. A single tab or newline inside survives.
 
     Args:
         caption: The caption as written.
-        max_words: Number of words kept.
+        max_words: Number of words to keep.
 
     Returns:
         The normalised caption.
@@ -45,7 +45,7 @@ def normalize_caption(caption: str, max_words: int = 64) -> str:
 
 
 def normalizer(name: str) -> Callable[[str], str]:
-    """Return the caption normaliser of that name, ``str -> str``.
+    """Return a caption normaliser by its name, ``str -> str``.
 
     Args:
         name: ``"albef"`` (:func:`normalize_caption`) or ``"none"`` (captions as written; blank ones
@@ -68,7 +68,7 @@ def _as_written(caption: str) -> str:
 
 
 def shown_caption(caption: str) -> str:
-    """Quote a caption for a message, cut where it is long."""
+    """Quote a caption for a message, shortened if it is long."""
     if len(caption) <= _MAX_SHOWN:
         return repr(caption)
     return f"{caption[:_MAX_SHOWN]!r}…"

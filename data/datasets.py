@@ -19,14 +19,14 @@ from cusa.data.readers.saved_dataset import HUB_PREFIX, read_hub
 from cusa.data.readers.split_names import canonical_split
 from cusa.data.records import AnnotationFile, Dataset, Record, Records, entry_position
 
-# Images per split of the Karpathy splits; COCO's train includes restval. Flickr8k's are its
-# official ones.
+# Images in each of the Karpathy splits (COCO's train includes restval); for Flickr8k, in its
+# official splits.
 KNOWN_SIZES = {
     "coco": {"train": 113_287, "val": 5_000, "test": 5_000},
     "flickr30k": {"train": 29_000, "val": 1_000, "test": 1_000},
     "flickr8k": {"train": 6_000, "val": 1_000, "test": 1_000},
 }
-# Where the annotations of a named data set lie in its folder, the likeliest first.
+# Where a named data set's folder may keep its annotations, the likeliest place first.
 _ANNOTATIONS = {
     "coco": ("dataset_coco.json", "annotations/dataset_coco.json"),
     "flickr30k": ("dataset_flickr30k.json", "annotations/dataset_flickr30k.json"),
@@ -58,19 +58,20 @@ def load_dataset(
             form without splits (ALBEF, flat, COCO's own) takes its split from its name
             (``…_train.json``) or from ``train=PATH``. Or rows: a list of dictionaries, a
             ``pandas.DataFrame`` or a ``datasets.Dataset``. docs/data.md shows every form.
-        image_root: Folder that the image paths are relative to; by default the first annotation
-            file's own folder, one in it such as ``images``, or the one above, where the first image
-            lies there instead. Pictures that a file holds itself (Parquet, ``datasets``) are
-            written there, by default to ``data_root/unpacked``.
-        data_root: Where named data sets lie.
-        columns: Columns of tables that are not called as usual.
+        image_root: Folder that the image paths are relative to. By default it is looked for near
+            the first annotation file: that file's folder, a subfolder such as ``images``, or the
+            parent, whichever has the first image. Pictures embedded in a file (Parquet,
+            ``datasets``) are written to this folder, by default to ``data_root/unpacked``.
+        data_root: Folder that holds the named data sets.
+        columns: Names of table columns, where they are not among the usual ones.
 
     Returns:
         The data set, its splits in the order train, val, test.
 
     Raises:
-        DataError: If a file is missing, or ids cannot be joined; says which and what to do.
-        FileFormatError: If a file is of no known form, or an entry of it is malformed; names the
+        DataError: If a file is missing, an image has no caption, or an id is ambiguous; says which
+            and what to do.
+        FileFormatError: If a file has no known form, or one of its entries is malformed; names the
             entry.
     """
     root = None
@@ -98,7 +99,7 @@ def load_dataset(
 
 
 def _as_utf8(name: str, option: str) -> str:
-    """Return a path that can be written down; others are refused before anything is computed."""
+    """Return the path unchanged; refuse one that UTF-8, and so a store, cannot hold."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -108,9 +109,9 @@ def _as_utf8(name: str, option: str) -> str:
 
 
 def _parse_source(text: str) -> tuple[str | None, Path]:
-    """Split ``train=PATH`` into the split and the path; of ``PATH`` alone, the split is ``None``.
+    """Split ``train=PATH`` into the split and the path; for ``PATH`` alone, the split is ``None``.
 
-    A file whose own name holds "=" wins.
+    If a file of the whole text exists, the "=" belongs to its name.
     """
     split_name, equals, path = text.partition("=")
     if equals and not Path(text).exists():
@@ -120,14 +121,14 @@ def _parse_source(text: str) -> tuple[str | None, Path]:
 
 
 def _load_rows(rows: Any, template: Source, image_root: Path | None) -> Dataset:
-    """Return the data set of rows in memory."""
+    """Build the data set from rows in memory."""
     folders = [image_root or Path()]
     source = replace(template, path=memory.PATH, image_folders=folders)
     return _grouped([source], [memory.read_rows(rows, source)])
 
 
 def _load_hub(text: str, template: Source) -> Dataset:
-    """Return a data set of the Hugging Face hub."""
+    """Load a data set from the Hugging Face hub."""
     name = text.removeprefix(HUB_PREFIX)
     source = replace(template, path=Path(text), image_folders=[template.unpack_folder])
     annotations = read_hub(name, source)
@@ -159,7 +160,7 @@ def _load_files(texts: Sequence[str], image_root: Path | None, template: Source)
 
 
 def _folder_name(texts: Sequence[str]) -> str | None:
-    """Return the name of a data set that is one folder: the folder's."""
+    """Name a data set after its folder, if it was given as a single folder."""
     path = Path(texts[0])
     if len(texts) > 1 or not path.is_dir():
         return None
@@ -174,7 +175,7 @@ def _load_named(
 ) -> Dataset:
     """Read a named data set from its usual place under the data root."""
     folder = data_root / name
-    paths = [folder / place for place in _ANNOTATIONS[name]]
+    paths = [folder / relative_path for relative_path in _ANNOTATIONS[name]]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise DataError(
@@ -192,17 +193,17 @@ def _load_named(
 
 
 def _folder_of_images(folders: Sequence[Path], splits: Mapping[str, Records]) -> Path | None:
-    """Return the first folder that has the first image, or ``None``."""
+    """Return the first folder that holds the data set's first image, or ``None``."""
     first_record = next(chain.from_iterable(splits.values()))
     for folder in folders:
-        # Path.is_file raises on names that are too long.
+        # Unlike Path.is_file, this does not raise on names that are too long.
         if os.path.isfile(folder / first_record.image_path):
             return folder
     return None
 
 
 def _size_notes(name: str, splits: Mapping[str, Sequence[Record]]) -> tuple[str, ...]:
-    """Describe how a data set differs from the known sizes of the one of that name."""
+    """Describe where a data set's sizes differ from those known for its name."""
     notes = []
     for split, expected in KNOWN_SIZES.get(name, {}).items():
         n_images = len(splits.get(split, ()))
@@ -217,12 +218,12 @@ def _grouped(
     annotations: Sequence[Annotations],
     name: str | None = None,
 ) -> Dataset:
-    """Return the data set of what was read.
+    """Group what was read into a data set.
 
     Args:
-        sources: The files; the first one's folders are where the images may lie.
-        annotations: What each of them holds.
-        name: Name of the data set; ``None``: as the first file says.
+        sources: The files; the images are looked for in the first one's folders.
+        annotations: The annotations of each file.
+        name: Name of the data set; ``None``: the name that the first file gives.
     """
     files = []
     for source, content in zip(sources, annotations, strict=True):
@@ -248,25 +249,25 @@ def _image_root(
     """Return the folder that the image paths of all files are relative to.
 
     Raises:
-        DataError: If some files hold their pictures themselves, or are folders, and others name
-            pictures that lie elsewhere.
+        DataError: If the files' images lie in different folders: some files embed their pictures,
+            or are folders of images, and others refer to images elsewhere.
     """
-    told_folders = {content.image_folder for content in annotations}
-    if len(told_folders) > 1:
+    image_folders = {content.image_folder for content in annotations}
+    if len(image_folders) > 1:
         raise DataError(
             "the images of these files lie in different folders; pass one data set at a time, and "
-            "join the stores by cusa-store merge",
+            "join the stores with cusa-store merge",
             path=sources[0].path,
         )
-    told_folder = annotations[0].image_folder
-    if told_folder is not None:
-        return told_folder
+    image_folder = annotations[0].image_folder
+    if image_folder is not None:
+        return image_folder
     folders = sources[0].image_folders
     return _folder_of_images(folders, splits) or folders[0]
 
 
 def _positioned_rows(annotations: Iterable[Annotations]) -> Iterator[tuple[int, AnnotationRow]]:
-    """Yield the rows of all files, each with its position."""
+    """Yield the rows of all files, each with its position (:func:`entry_position`)."""
     for file_number, content in enumerate(annotations):
         for row in content.rows:
             yield entry_position(file_number, row.number), row

@@ -19,10 +19,11 @@ class SplitEmbeddings:
     Attributes:
         image: Per head, ``[n_images, d]``.
         text: Per head, ``[n_captions, d]``.
-        image_rows: int64: row of the split of each image embedding; unreadable images have none.
-        text_rows: int64: row of the split of each caption embedding.
-        caption_image: int64 ``[n_captions]``: index into the image embeddings, -1 where the image
-            has none.
+        image_rows: int64 ``[n_images]``: the split's image row of each embedding; unreadable
+            images have no embedding.
+        text_rows: int64 ``[n_captions]``: the split's caption row of each embedding.
+        caption_image: int64 ``[n_captions]``: index into the image embeddings, -1 where the
+            caption's image has none.
     """
 
     image: dict[Head, np.ndarray]

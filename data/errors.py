@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-# Location of what a model's own code raised on its inputs.
+# ``location`` of an error that a model's own code raised on its inputs.
 FORWARD_PASS = "forward pass"
-# Characters of a message.
+# Characters of a message, at most.
 LONGEST_LINE = 2000
 _LEFT_OUT = " […] "
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -17,9 +17,9 @@ class CusaError(ValueError):
     r"""A mistake in what the user gave, in one line: what it was, what is legal, what to do.
 
     Args:
-        message: The line. What it quotes from a file may hold line breaks and other control
-            characters, or be very long: breaks become spaces, other ones their escapes, such as
-            ``\x1b``, and of more than :data:`LONGEST_LINE` characters the middle is left out.
+        message: The line. What it quotes from a file may hold control characters or be very long:
+            line breaks become spaces, other control characters their escapes, such as ``\x1b``,
+            and the middle of a message of more than :data:`LONGEST_LINE` characters is left out.
         path: The file or folder at fault.
         location: Where in it, such as ``"line 3"``.
         name: What is at fault: a setting, a teacher, a split, an id.
@@ -40,7 +40,7 @@ class CusaError(ValueError):
 
 
 class FileFormatError(CusaError):
-    """A file cannot be parsed, or holds other things than its form allows."""
+    """A file cannot be parsed, or holds something that its format does not allow."""
 
 
 class DataError(CusaError):
@@ -56,7 +56,7 @@ class StoreError(CusaError):
 
 
 class EmbeddingsError(CusaError):
-    """Embedding rows cannot be used: their shape, ids, or values are wrong."""
+    """Embedding rows cannot be used: their shape, ids or values are wrong."""
 
 
 class TeacherError(CusaError):
@@ -72,11 +72,11 @@ class SettingError(CusaError):
 
 
 class LockedError(CusaError):
-    """Another run is working on a folder; ``name`` is its process."""
+    """Another run is working on a folder; ``name`` describes its process."""
 
 
 class WorkerError(CusaError):
-    """A worker process was killed, or ended by itself."""
+    """A worker process was killed, or exited on its own."""
 
 
 class RunError(CusaError):
@@ -90,7 +90,7 @@ class Stopped(BaseException):
 
     Args:
         number: The signal's number.
-        progress: How far the run got, and how to go on.
+        progress: How far the run got, and how to resume it.
 
     Attributes:
         signal: The signal's number.
@@ -102,7 +102,7 @@ class Stopped(BaseException):
 
 
 def _on_one_line(message: str) -> str:
-    """Return a message without line breaks, and without what would move a terminal's cursor."""
+    """Put a message on one line, with the control characters of a terminal escaped."""
     line = " ".join(message.splitlines())
     if len(line) > LONGEST_LINE:
         half = LONGEST_LINE // 2 - len(_LEFT_OUT)

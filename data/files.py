@@ -24,10 +24,10 @@ _LOCKED_ERRORS = (errno.EACCES, errno.EAGAIN)
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, which takes its name only if the block ends well.
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
-    The file is flushed to disk before. A killed process leaves its temporary file; :func:`sweep`
-    removes it.
+    The file is flushed to disk before it is renamed. A killed process leaves its temporary file
+    behind; :func:`sweep` removes it.
     """
     is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             # The new folder's own name must outlive a power cut, too.
             _flush_folder(path.parent.parent)
     except OSError as error:
-        # The system does not say what did not fit.
+        # When the disk is full, the system does not say for which file.
         if error.errno == errno.ENOSPC:
             error.filename = error.filename or str(path)
         raise
@@ -51,9 +51,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def sweep(paths: Sequence[Path]) -> None:
-    """Remove the temporary files of killed processes that were writing these files.
+    """Remove the temporary files that killed processes left when they wrote these paths.
 
-    Only under the store's lock: a running process has such files, too.
+    Hold the folder's lock: a running process has such files, too.
     """
     for folder in {path.parent for path in paths}:
         for temporary in folder.glob(".*.tmp"):
@@ -75,7 +75,7 @@ def file_digest(path: Path) -> bytes:
     """Compute the sha256 of a file's bytes.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
@@ -84,18 +84,19 @@ def file_digest(path: Path) -> bytes:
 class FolderLock:
     """A lock that keeps a second run off the files of a first one.
 
-    The operating system drops it when its process ends. The folder is a run directory, or one of
-    shards. It is a record lock (``fcntl``) on the folder's file ``.lock``, which network file
-    systems know, too. One byte stands for each shard, at an offset drawn from its name, so that
-    jobs with other shards of the same store do not wait for each other. Processes of one run share
-    it: the first takes it alone, calls :meth:`share`, and then lets the others :meth:`join`.
+    The folder is a run directory, or a folder of shards. The lock is a record lock (``fcntl``) on
+    the folder's file ``.lock``: network file systems support it, and the operating system drops it
+    when the process ends. Each shard is represented by one byte, at an offset derived from its
+    name, so that jobs with different shards of one store do not exclude each other. The processes
+    of one run share the lock: the first takes it alone, then calls :meth:`share`, and the others
+    :meth:`join`.
 
     Args:
         folder: The folder.
-        names: The shards to lock, or ``None`` for all that is in it.
+        names: The shards to lock; ``None`` for the whole folder.
 
     Attributes:
-        held: False where the file system has no locks.
+        held: False where the file system does not support locks.
     """
 
     def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
@@ -108,10 +109,10 @@ class FolderLock:
         self.held = True
 
     def take(self) -> None:
-        """Take the lock alone.
+        """Take the lock exclusively.
 
         Raises:
-            LockedError: If another process has it; says which.
+            LockedError: If another process holds it; says which.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+", encoding="utf-8", errors="replace")
@@ -130,7 +131,7 @@ class FolderLock:
         self._set(fcntl.LOCK_SH)
 
     def join(self) -> None:
-        """Hold the lock with the process that shared it, so that it outlives that one."""
+        """Hold the lock together with the process that shared it, and after that one ends."""
         self._file = self._path.open("a+", encoding="utf-8", errors="replace")
         self._set(fcntl.LOCK_SH)
 
@@ -163,17 +164,17 @@ class FolderLock:
                 raise
             self._file.seek(0)
             owners = self._file.read().splitlines() or ["unknown process"]
-            # Also of those ranges that were free.
+            # This also gives back the ranges that were free.
             self.release()
             raise LockedError(
                 f"another run is working on {self._path.parent} ({owners[-1]}); "
-                "wait for it or stop it, or name another place",
+                "wait for it, stop it, or name another folder",
                 path=self._path.parent,
                 name=owners[-1],
             ) from None
 
 
 def _offset(name: str) -> int:
-    """Return the byte that stands for a shard: 56 bits, which every file system takes."""
+    """Derive the offset of a shard's byte from its name: 56 bits, legal on every file system."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:7], "big")

@@ -14,7 +14,7 @@ from cusa.data.records import SPLITS, AnnotationFile, Record, Records, entry_loc
 
 @dataclass(slots=True)
 class _ImageGroup:
-    """The rows of one image that were read so far."""
+    """What the rows read so far say of one image."""
 
     split: str
     image_path: str
@@ -30,14 +30,14 @@ def group_rows(
 
     Args:
         rows: Each row with its position; see :func:`cusa.data.records.entry_position`.
-        files: The files that they come from.
+        files: The files that the rows come from.
 
     Returns:
         Records by split, in the order train, val, test; splits without an image are left out.
 
     Raises:
-        DataError: If there is no row, an image has no caption, an image id stands for two files or
-            two splits, or a caption id is used twice; names the entries.
+        DataError: If there is no row, an image has no caption, an image id is used for two files or
+            in two splits, or a caption id is used twice; names the entries.
     """
     groups: dict[str, _ImageGroup] = {}
     all_caption_ids: set[str] = set()
@@ -64,7 +64,7 @@ def group_rows(
 
 
 def _numbered_ids(row: AnnotationRow, first_number: int) -> list[str]:
-    """Return an id for each caption of a row: its image's id and its number."""
+    """Return an id for each caption of a row: the image's id and the caption's number."""
     numbers = range(first_number, first_number + len(row.captions))
     return [f"{row.image_id}#{number}" for number in numbers]
 
@@ -74,7 +74,7 @@ def _records_by_split(
 ) -> dict[str, Records]:
     """Turn groups into records by split.
 
-    Each group is taken out of the dictionary: not all are in memory twice.
+    Each group is popped from the dictionary, so that the captions are not in memory twice.
     """
     records: dict[str, list[Record]] = {}
     for image_id in list(groups):
@@ -102,17 +102,17 @@ def _records_by_split(
 def _refuse_image(
     row: AnnotationRow, position: int, group: _ImageGroup, files: Sequence[AnnotationFile]
 ) -> NoReturn:
-    """Raise the error of an image id that stands for two files or two splits."""
+    """Raise the error of an image id that is used for two files or in two splits."""
     path, location = entry_location(files, position)
     if row.image_path != group.image_path:
-        both_paths = f"{described(group.image_path)} and {described(row.image_path)}"
-        problem = f"stands for two files, {both_paths}"
+        image_paths = f"{described(group.image_path)} and {described(row.image_path)}"
+        problem = f"is used for two files, {image_paths}"
     else:
         problem = f"is used twice, in the splits {group.split} and {row.split}"
-    before, place = entry_location(files, group.positions[0])
+    first_path, first_location = entry_location(files, group.positions[0])
     message = (
-        f"{path} {location}: image id {described(row.image_id)} {problem} (before: {before} "
-        f"{place}); give each image one id and one split"
+        f"{path} {location}: image id {described(row.image_id)} {problem} (first used: "
+        f"{first_path} {first_location}); give each image one id and one split"
     )
     raise DataError(message, path=path, location=location, name=row.image_id)
 
@@ -125,14 +125,14 @@ def _refuse_caption(
 ) -> NoReturn:
     """Raise the error of a caption id that is used twice."""
     path, location = entry_location(files, position)
-    before = ""
+    first_use = ""
     for group in groups.values():
         if caption_id in group.caption_ids:
             first_position = group.positions[group.caption_ids.index(caption_id)]
             first_path, first_location = entry_location(files, first_position)
-            before = f" (before: {first_path} {first_location})"
+            first_use = f" (first used: {first_path} {first_location})"
     message = (
-        f"{path} {location}: caption id {described(caption_id)} is used twice{before}; caption ids "
-        "must be unique"
+        f"{path} {location}: caption id {described(caption_id)} is used twice{first_use}; caption "
+        "ids must be unique"
     )
     raise DataError(message, path=path, location=location, name=caption_id)

@@ -1,4 +1,4 @@
-"""Pairs of a host's own files, in their order: to find the rows of a store that belong to them."""
+"""The pairs of a host code base's own annotations, in order, so that their rows can be found."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cusa.data.readers.forms import Annotations
 
 @dataclass(frozen=True)
 class HostPair:
-    """A caption as a host has it.
+    """A caption of a host's annotations, with its image.
 
     Attributes:
-        image_id: Id of its image.
-        image_path: Path of its image.
-        caption: The caption.
-        path: The file that it stands in.
-        location: Where in it.
+        image_id: Id of the image.
+        image_path: Path of the image.
+        caption: The caption, as written.
+        path: The annotation file.
+        location: The entry of that file, such as ``"line 3"``.
     """
 
     image_id: str
@@ -31,13 +31,14 @@ class HostPair:
 
 
 def read_host_pairs(annotations: str | Path | Sequence[Mapping[str, Any]]) -> list[HostPair]:
-    """Read a host's captions in their order: of an entry with several, one after the other.
+    """Read a host's captions in file order, one pair for each caption of an entry.
 
     Args:
-        annotations: An annotation file of any form, or its rows.
+        annotations: An annotation file of any known form, or its rows.
 
     Raises:
-        DataError: If it cannot be read; names file and entry.
+        DataError: If there is no such file, or it is empty.
+        FileFormatError: If the file has no known form, or an entry is malformed; names the entry.
     """
     source = Source(memory.PATH, "train", [Path()])
     content: Annotations

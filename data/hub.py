@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: in the local cache, on the hub, or neither, known in seconds."""
+"""Where a Hugging Face model is: in the local cache, on the hub or neither, found in seconds."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from pathlib import Path
 
 from cusa.data.errors import CusaError, first_line
 
-# Files of which a model has one; the first that is cached tells the folder of its snapshot.
+# Every model has one of these files; a cached one shows where the model's snapshot is.
 _MARKERS = ("config.json", "modules.json")
-# Of the one question asked before a model is loaded. The libraries ask many, each with retries,
-# which takes a machine without a network up to a minute.
+# Timeout of the single request made before a model is loaded. The libraries make many, each with
+# retries, which takes up to a minute on a machine without a network.
 _TIMEOUT_S = 5.0
-# The hub's own rule, which its library checks with an exception of its own: letters, digits and
-# "-", "_", "."; none of "-" and "." at either end; neither "--" nor "..".
+# The hub's rule for names, checked here for the sake of our own message: letters, digits, "-", "_"
+# and "."; no "-" or "." at either end; neither "--" nor "..".
 _NAME = re.compile(r"(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether a text can be the name of a model on the hub, ``owner/model``."""
+    """Return whether a text could be the name of a model on the hub, ``owner/model``."""
     return "/" in source and _is_legal_name(source)
 
 
 def _is_legal_name(source: str) -> bool:
-    """Return whether the hub takes a text as a name; old models have no owner in theirs."""
+    """Return whether the hub would accept a name; those of old models have no owner."""
     if _NAME.fullmatch(source) is None or source.endswith(".git"):
         return False
     return "--" not in source and ".." not in source
 
 
 def locate(source: str, error_class: type[CusaError]) -> str:
-    """Find a model's files, without waiting for a network that is not there.
+    """Find a model's files, without waiting long for a network that is down.
 
     Args:
         source: A folder, or the name of a model on the hub.
-        error_class: Class of the error.
+        error_class: Class of the error to raise.
 
     Returns:
-        The folder itself; the folder of the model's snapshot in the local cache, where
-        ``HF_HUB_OFFLINE`` is set or the hub does not answer; or the name, to be loaded from the
-        hub.
+        For a folder, the folder itself. For a name: the name, to be loaded from the hub; or, if
+        ``HF_HUB_OFFLINE`` is set or the hub does not answer, the folder of the model's snapshot in
+        the local cache.
 
     Raises:
-        CusaError: Of ``error_class``, if it can be had neither from the cache nor from the hub, or
-            cannot be the name of a model.
+        CusaError: An ``error_class``, if the model is neither in the cache nor on the hub, or the
+            name is not legal.
     """
     if os.path.isdir(source):  # Path.is_dir raises on names that are too long
         return source
@@ -76,21 +76,21 @@ def locate(source: str, error_class: type[CusaError]) -> str:
 
 
 def require(source: str, error_class: type[CusaError]) -> None:
-    """Make sure that a model of the hub can be had, before libraries are loaded for seconds.
+    """Check that a model of the hub is available, before slow libraries are imported.
 
     Args:
-        source: The name of a model on the hub; other texts, and folders, are passed over.
-        error_class: Class of the error.
+        source: The name of a model on the hub; anything else, such as a folder, is ignored.
+        error_class: Class of the error to raise.
 
     Raises:
-        CusaError: As :func:`locate`.
+        CusaError: As :func:`locate` raises it.
     """
     if is_hub_name(source) and not os.path.exists(source):
         locate(source, error_class)
 
 
 def cached_snapshot(model_name: str) -> Path | None:
-    """Return the folder of a model's main revision in the local cache, if there is one."""
+    """Return the folder of a model's main revision in the local cache, or ``None``."""
     from huggingface_hub import try_to_load_from_cache
 
     for marker in _MARKERS:
@@ -101,7 +101,7 @@ def cached_snapshot(model_name: str) -> Path | None:
 
 
 def _hub_problem(model_name: str) -> str | None:
-    """Describe why a model cannot be had from the hub, ``None`` if it can."""
+    """Describe why a model cannot be loaded from the hub; ``None`` if it can."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -109,14 +109,14 @@ def _hub_problem(model_name: str) -> str | None:
 
     def ask() -> None:
         try:
-            # A model that is there may lack this file.
+            # The model may exist without this file.
             with suppress(EntryNotFoundError):
                 get_hf_file_metadata(hf_hub_url(model_name, _MARKERS[0]), timeout=_TIMEOUT_S)
             answers.append(None)
-        except Exception as error:  # of the HTTP library, of which there are several
+        except Exception as error:  # huggingface_hub may use any of several HTTP libraries
             answers.append(first_line(error))
 
-    # In a thread: the time that the system takes to look up a host's name has no limit of its own.
+    # In a thread, since the timeout does not cover the lookup of the host's name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_TIMEOUT_S)
@@ -126,10 +126,10 @@ def _hub_problem(model_name: str) -> str | None:
 
 
 def has_file(source: str, name: str) -> bool:
-    """Return whether a folder, or a repository on the hub, has a file of this name.
+    """Return whether a folder, or a repository on the hub, has a file with this name.
 
     Raises:
-        Exception: Whatever the HTTP library raises.
+        Exception: Whatever the HTTP library raises for a repository on the hub.
     """
     if os.path.isdir(source):  # Path.is_dir raises on names that are too long
         return (Path(source) / name).is_file()

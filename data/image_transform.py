@@ -1,4 +1,4 @@
-"""Resizing, cropping and normalising of decoded images, to arrays."""
+"""Resizing, cropping and normalising of decoded images into arrays."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ImageTransform:
     """Resize the shorter side, crop the centre, convert to RGB, scale and normalise.
 
     Attributes:
-        resize: The shorter side, in pixels, after resizing with the aspect kept.
-        crop: Side of the centre crop in pixels.
-        mean: Per-channel mean that is subtracted after scaling to [0, 1].
-        std: Per-channel standard deviation that is divided by.
+        resize: Length of the shorter side after resizing, in pixels; the aspect ratio is kept.
+        crop: Side of the centre crop, in pixels.
+        mean: Per-channel mean to subtract, after scaling to [0, 1].
+        std: Per-channel standard deviation to divide by.
         interpolation: ``"bicubic"`` or ``"bilinear"``, antialiased as Pillow does it.
     """
 
@@ -38,8 +38,8 @@ class ImageTransform:
             ImageError: If the image is too narrow to be resized.
         """
         resized = resize_shorter(image, self.resize, self.interpolation)
-        # RGB comes after resize and crop, as in Unicom's published transform; for palette images
-        # that matters.
+        # Converted to RGB after resizing and cropping, as in Unicom's published transform; this
+        # matters for palette images.
         rgb = center_crop(resized, self.crop).convert("RGB")
 
         pixels = np.asarray(rgb, np.float32) / np.float32(255)
@@ -51,12 +51,17 @@ class ImageTransform:
 
 
 def resize_shorter(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """Resize so that the shorter side is ``size``, and cut the longer one to whole pixels.
+    """Resize so that the shorter side is ``size`` pixels; the longer one is rounded down.
 
-    torchvision does so, too.
+    torchvision rounds the same way.
+
+    Args:
+        image: The image.
+        size: Length of the shorter side, in pixels.
+        interpolation: ``"bicubic"`` or ``"bilinear"``.
 
     Raises:
-        ImageError: If the image is too narrow: see :func:`refuse_narrow`.
+        ImageError: If the image is too narrow; see :func:`refuse_narrow`.
     """
     refuse_narrow(image, size)
     width, height = image.size
@@ -70,11 +75,12 @@ def resize_shorter(image: Image.Image, size: int, interpolation: str) -> Image.I
 
 
 def refuse_narrow(image: Image.Image, shorter_side: int) -> None:
-    """Refuse an image such as one of 1 x 1,000,000 pixels: no memory would hold it enlarged.
+    """Refuse an image, such as one of 1 x 1,000,000 pixels, that would be huge once resized.
 
     Args:
         image: The image.
-        shorter_side: Pixels that its shorter side is resized to, with the aspect kept.
+        shorter_side: Length in pixels that its shorter side is resized to, at the same aspect
+            ratio.
 
     Raises:
         ImageError: If the resized image would have more pixels than :func:`max_pixels`.

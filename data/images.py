@@ -14,13 +14,13 @@ from PIL import Image, UnidentifiedImageError
 
 from cusa.data.errors import ImageError, SettingError, first_line
 
-# How pictures are decoded, as image teachers' settings record it; older rows have neither key.
+# How images are decoded, as recorded in image teachers' settings; older stores have neither key.
 DECODING = {"orientation": "exif", "transparency": "white"}
 MAX_PIXELS_VARIABLE = "CUSA_MAX_PIXELS"
-# In RGB, 800 MB while it is decoded.
+# An RGB image of that size takes 800 MB while it is decoded.
 DEFAULT_MAX_PIXELS = 200_000_000
 _MAX_DIGITS = 15  # of the variable's value
-# JPEGs of more pixels are halved while decoded, as long as both sides keep so many.
+# A JPEG of more pixels is halved while it is decoded, as long as both sides keep _HUGE_SIDE pixels.
 HUGE_PIXELS = 89_478_485
 _HUGE_SIDE = 4096
 _EXIF_ORIENTATION = 0x0112
@@ -33,16 +33,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Of a PNG's grey samples of fewer bits: what Pillow multiplies them by.
+# What Pillow multiplies a PNG's 2-bit and 4-bit grey samples by.
 _GREY_FACTORS = {"L;2": 85, "L;4": 17}
 _pillow_limit_lock = threading.Lock()
 
 
 def load_image(file_path: Path) -> Image.Image:
-    """Decode a whole image file as a viewer shows it (:func:`as_viewed`).
+    """Decode an image file completely, as a viewer shows it (:func:`as_viewed`).
 
-    Of an animation, the first frame is taken. A JPEG of more than :data:`HUGE_PIXELS` is halved,
-    once or more, while it is decoded.
+    Of an animation, the first frame is decoded. A JPEG of more than :data:`HUGE_PIXELS` pixels is
+    halved, once or repeatedly, while it is decoded.
 
     Raises:
         ImageError: If the file is missing, unreadable, empty, truncated or not an image, or has
@@ -51,14 +51,14 @@ def load_image(file_path: Path) -> Image.Image:
     """
     with open_image(file_path) as image:
         if image.width * image.height > HUGE_PIXELS:
-            # Does nothing but to JPEGs.
+            # This has an effect on JPEGs only.
             image.draft(None, (_HUGE_SIDE, _HUGE_SIDE))
         return as_viewed(image)
 
 
 @contextmanager
 def open_image(file_path: Path) -> Iterator[Image.Image]:
-    """Open an image and read its header; what fails in the block is an error of the file.
+    """Open an image and read its header; a failure within the block is blamed on the file.
 
     Raises:
         ImageError: As :func:`load_image`.
@@ -71,7 +71,7 @@ def open_image(file_path: Path) -> Iterator[Image.Image]:
                 f"image {file_path} has zero bytes; replace or remove it", path=file_path
             )
         with warnings.catch_warnings():
-            # Of odd EXIF blocks (the pixels are fine), and of Pillow's limit, which is not ours.
+            # Pillow warns of odd EXIF blocks (the pixels are fine) and of its own pixel limit.
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with _opened(file_path) as image:
@@ -100,10 +100,10 @@ def open_image(file_path: Path) -> Iterator[Image.Image]:
 def max_pixels() -> int:
     """Return how many pixels an image may have.
 
-    That is ``CUSA_MAX_PIXELS`` of the environment, or 200 million.
+    The environment variable ``CUSA_MAX_PIXELS`` sets the limit; by default it is 200 million.
 
     Raises:
-        SettingError: If the variable is no whole number above zero.
+        SettingError: If the variable is not a whole number above zero.
     """
     text = os.environ.get(MAX_PIXELS_VARIABLE, "").strip()
     if not text:
@@ -119,11 +119,11 @@ def max_pixels() -> int:
 
 
 def _opened(file_path: Path) -> Image.Image:
-    """Open an image whatever Pillow's own limit of pixels."""
+    """Open an image regardless of Pillow's own pixel limit."""
     try:
         return Image.open(file_path)
     except Image.DecompressionBombError:
-        # The limit is the whole process's: lifted for the moment in which a header is read.
+        # The limit is global to the process, so it is lifted only while the header is read.
         with _pillow_limit_lock:
             limit = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None
@@ -137,26 +137,29 @@ def _opened(file_path: Path) -> Image.Image:
 
 
 def as_viewed(image: Image.Image) -> Image.Image:
-    """Return the picture as a viewer shows it: turned as its EXIF orientation says, over white.
+    """Turn an image as its EXIF orientation says, and lay it over white if it is transparent.
 
-    Where there is neither orientation nor a transparent pixel, the pixels and the mode stay as they
-    are, but that 16-bit grey becomes 8-bit grey (Pillow would clip it to white), and
-    black-and-white becomes grey (Pillow would resize it without greys).
+    An image without orientation or transparent pixels keeps its pixels and its mode, with two
+    exceptions: 16-bit grey becomes 8-bit grey (Pillow would clip it to white), and black-and-white
+    becomes 8-bit grey (Pillow would resize it to black and white alone).
 
     Args:
-        image: Any image; it may be one that was just opened, whose pixels are not decoded yet.
+        image: Any image; its pixels need not be decoded yet.
+
+    Returns:
+        The image as a viewer shows it, its pixels decoded.
 
     Raises:
-        ImageError: If its pixels are floating-point numbers or 32-bit greys.
+        ImageError: If its pixels are floating-point numbers or 32-bit integers.
     """
     _scale_transparent_colour(image)
-    # Also what comes after the pixels in a file, such as the EXIF block of a PNG.
+    # This also reads what follows the pixels in the file, such as the EXIF block of a PNG.
     image.load()
     turn = _TURNS.get(exif_orientation(image))
     upright = _eight_bit(_over_white(image))
     if turn is not None:
         upright = upright.transpose(turn)
-        # Nobody shall turn it again.
+        # Drop the orientation, so that the image is not turned twice.
         upright.info.clear()
     return upright
 
@@ -165,7 +168,7 @@ def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 (upright) if there is none or it is damaged."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged block: the pixels are fine
+    except Exception:  # the block is damaged; the pixels are fine
         return 1
     if isinstance(orientation, int) and orientation in _TURNS:
         return orientation
@@ -173,16 +176,16 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def has_transparent_pixels(image: Image.Image) -> bool:
-    """Return whether a pixel is not opaque.
+    """Return whether any pixel is not opaque.
 
-    Decodes images that have an alpha channel or a transparent colour.
+    Images with an alpha channel or a transparent colour are decoded for this.
     """
     _scale_transparent_colour(image)
     return image.has_transparency_data and not _is_opaque(_with_alpha(image))
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:
-    """Scale the transparent colour of a PNG to 8 bits: Pillow scales the samples alone."""
+    """Scale a PNG's transparent colour to 8 bits, since Pillow scales only the samples."""
     tiles = getattr(image, "tile", None)
     if image.format != "PNG" or not tiles:
         return
@@ -195,14 +198,14 @@ def _scale_transparent_colour(image: Image.Image) -> None:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """Lay an image over white, if a pixel of it is not opaque."""
+    """Lay an image over white if any of its pixels is not opaque."""
     if not image.has_transparency_data:
         return image
     rgba = _with_alpha(image)
     if not _is_opaque(rgba):
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    # The transparent colour may be that of no pixel; Pillow would warn of it later.
+    # The image names a transparent colour that no pixel has; Pillow would warn of it later.
     if "transparency" in image.info:
         image = image.copy()
         del image.info["transparency"]
@@ -211,14 +214,14 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _with_alpha(image: Image.Image) -> Image.Image:
     """Convert an image with transparency to RGBA."""
-    # 16-bit grey of which one value is transparent: Pillow would clip it.
+    # 16-bit grey with one transparent value, which Pillow would clip.
     if image.mode.startswith("I"):
         is_transparent = np.asarray(image) == image.info["transparency"]
         alpha = np.where(is_transparent, 0, 255).astype(np.uint8)
         rgba = _eight_bit(image).convert("RGBA")
         rgba.putalpha(Image.fromarray(alpha))
         return rgba
-    # Pillow has no way straight from premultiplied grey.
+    # Pillow cannot convert premultiplied grey to RGBA directly.
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGBA")
@@ -233,7 +236,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Convert 16-bit grey and black-and-white to 8-bit grey; other modes stay as they are."""
     if image.mode == "F":
         raise _unknown_white_error(image, "floating-point")
-    # In other formats, 16 bits may be in that mode, too.
+    # In other formats, mode I may also hold 16-bit samples.
     if image.mode == "I" and image.format == "TIFF":
         raise _unknown_white_error(image, "32-bit")
     if image.mode.startswith("I"):
@@ -245,7 +248,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _unknown_white_error(image: Image.Image, kind: str) -> ImageError:
-    """Return the error of pixels of which nothing tells what number is white."""
+    """Return the error of an image that does not say which pixel value is white."""
     name = getattr(image, "filename", "")
     file_path = None
     if name:
@@ -254,13 +257,13 @@ def _unknown_white_error(image: Image.Image, kind: str) -> ImageError:
 
 
 def changed_decoding(file_path: Path) -> str | None:
-    """Describe why a file decodes to other pixels than before pictures were turned upright.
+    """Describe why an image now decodes to other pixels than before images were turned upright.
 
-    Reads the header, and also the pixels of PNGs and of files whose header names an alpha channel
-    or a transparent colour.
+    Reads the header; also the pixels of PNGs, whose EXIF block may come after them, and of files
+    whose header names an alpha channel or a transparent colour.
 
     Returns:
-        The reason, or ``None`` if the pixels are the same.
+        The reason; ``None`` if the pixels are the same.
 
     Raises:
         ImageError: As :func:`load_image`.
@@ -268,7 +271,7 @@ def changed_decoding(file_path: Path) -> str | None:
     """
     with open_image(file_path) as image:
         orientation = exif_orientation(image)
-        # Pillow itself has always turned those.
+        # Pillow itself has always turned TIFFs.
         if orientation != 1 and image.format != "TIFF":
             return f"EXIF orientation {orientation}"
         if image.format in ("JPEG", "MPO") and image.width * image.height > HUGE_PIXELS:

@@ -1,6 +1,6 @@
 """The check of a data set's images and captions, before anything is computed.
 
-What a file holds shows when it is decoded; here it is enough that there is one.
+Only the existence of the image files is checked here; they are decoded later.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from cusa.data.errors import CusaError
 from cusa.data.records import Dataset, Record
 
 MAX_LISTED = 20
-# The longest that Linux takes.
+# Characters; Linux takes no longer paths.
 _MAX_SHOWN_PATH = 4096
-# Of so many files in a folder, listing it is faster than asking for each.
+# From this many files in a folder on, listing the folder is faster than a stat of each file.
 _LISTED_FOLDER = 64
 
 RowRanges = Mapping[str, Sequence[tuple[int, int]]]
-"""By split: ranges of rows, each from the first to before the last."""
+"""Row ranges by split name, each as (first row, row after the last)."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Fault:
     """An image or a caption that cannot be used.
 
     Attributes:
-        message: What is wrong with it, with the annotation file and the place in it.
-        path: The annotation file, or ``None`` where the data set was not read from one.
-        location: Where in it.
+        message: What is wrong with it, with the annotation file and the entry.
+        path: The annotation file; ``None`` if the data set was not read from one.
+        location: The entry of that file, such as ``"line 3"``.
         name: The image's or caption's id.
     """
 
@@ -50,7 +50,7 @@ class Faults:
     """The result of a check.
 
     Attributes:
-        n_checked: How many images or captions were looked at.
+        n_checked: How many images or captions were checked.
         n_faults: How many of them cannot be used.
         listed: The first 20 of those, in row order.
     """
@@ -61,11 +61,11 @@ class Faults:
 
 
 def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
-    """Look for the files of image rows, by listing their folders.
+    """Check that the image files of some rows exist.
 
     Args:
         dataset: The data set.
-        rows: The image rows to look at.
+        rows: The image rows to check.
     """
     records: list[Record] = []
     for split, ranges in rows.items():
@@ -87,12 +87,15 @@ def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
 
 
 def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> Faults:
-    """Normalise the captions of caption rows.
+    """Check that some captions are not empty once normalised.
 
     Args:
         dataset: The data set.
-        rows: The caption rows to look at.
+        rows: The caption rows to check.
         normalizer_name: Name of the caption normaliser.
+
+    Raises:
+        SettingError: If the normaliser is unknown.
     """
     normalize = normalizer(normalizer_name)
     n_checked = 0
@@ -102,7 +105,8 @@ def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> F
         for record, number in _chosen_captions(dataset.splits[split], ranges):
             n_checked += 1
             caption = record.captions[number]
-            # Every normaliser keeps a letter; to normalise half a million captions takes seconds.
+            # A caption that begins with a letter stays non-empty under every normaliser; this
+            # saves seconds on half a million captions.
             if caption[:1].isalnum():
                 continue
             try:
@@ -126,7 +130,7 @@ def _chosen_records(
 def _chosen_captions(
     records: Sequence[Record], ranges: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[Record, int]]:
-    """Yield the record of each chosen caption row, and the caption's number in it."""
+    """Yield the record of each chosen caption row, and the caption's number within it."""
     n_captions = sum(len(record.captions) for record in records)
     is_chosen = np.zeros(n_captions, bool)
     for start, stop in ranges:
@@ -139,7 +143,7 @@ def _chosen_captions(
 
 
 def _fault(dataset: Dataset, record: Record, number: int, problem: str, item_id: str) -> Fault:
-    """Return a fault of a record's caption of that number, or of its image."""
+    """Locate a problem of a record's image, or of its caption with that number."""
     entry = dataset.location_of(record, number)
     if entry is None:
         return Fault(problem, None, "", item_id)
@@ -148,7 +152,7 @@ def _fault(dataset: Dataset, record: Record, number: int, problem: str, item_id:
 
 
 def _missing_files(paths: Iterable[str]) -> dict[str, str]:
-    """Return the problem of each path that is no file."""
+    """Return the problem of each path that is not a readable file."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         by_folder[os.path.dirname(path)].append(path)
@@ -163,8 +167,7 @@ def _missing_files(paths: Iterable[str]) -> dict[str, str]:
         for path in files:
             if os.path.basename(path) in present:
                 continue
-            # Where names are not equal byte by byte (case, forms of Unicode), the system knows
-            # more.
+            # The file system may equate names that differ in case or Unicode form, so ask it.
             problem = _problem(path)
             if problem is not None:
                 missing[path] = problem
@@ -172,19 +175,19 @@ def _missing_files(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _files_of(folder: str) -> Collection[str] | None:
-    """Return the names of the files in a folder, ``None`` if there is no such folder."""
+    """Return the names of the files in a folder; ``None`` if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
-        # It cannot be listed; its files may well be read.
+        # A folder that cannot be listed may still hold readable files.
         return ()
 
 
 def _problem(path: str) -> str | None:
-    """Describe why a path is no file that could be read, if it is none."""
+    """Describe why a path is not a readable file; ``None`` if it is one."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

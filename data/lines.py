@@ -1,4 +1,4 @@
-"""Lines and tables of text files that others wrote; an error names the file and the line."""
+"""Lines and tables of published text files, with errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Place(NamedTuple):
         return f"{self.path} {self.location}".rstrip()
 
     def fault(self, message: str) -> FileFormatError:
-        """Return the error of a fault in that line."""
+        """Return the error for a fault in that line."""
         return FileFormatError(f"{self}: {message}", path=self.path, location=self.location)
 
 
 def line_fault(file_path: Path, number: int, message: str) -> FileFormatError:
-    """Return the error of a fault in a line of a file.
+    """Return the error for a fault in a line of a file.
 
     Args:
         file_path: The file.
@@ -37,7 +37,7 @@ def line_fault(file_path: Path, number: int, message: str) -> FileFormatError:
 
 
 def read_lines(file_path: Path) -> list[str]:
-    """Read the lines of a UTF-8 file, without their ends; a byte order mark is left out.
+    """Read the lines of a UTF-8 file, without line ends and without a byte order mark.
 
     Raises:
         FileFormatError: If the file is missing, a folder, or not UTF-8; names the line.
@@ -45,7 +45,7 @@ def read_lines(file_path: Path) -> list[str]:
     try:
         content = file_path.read_bytes()
     except FileNotFoundError:
-        message = f"{file_path} does not exist; it belongs to the published data set, put it there"
+        message = f"{file_path} does not exist; check the path, or put the file there"
         raise FileFormatError(message, path=file_path) from None
     except IsADirectoryError:
         raise FileFormatError(f"{file_path} is a folder, not a file", path=file_path) from None
@@ -72,8 +72,8 @@ def read_csv(file_path: Path) -> Iterator[tuple[int, list[str]]]:
         The number of the last line of each row that is not empty, and its cells.
 
     Raises:
-        FileFormatError: If a row cannot be parsed: an open quotation mark, a cell of more than
-            131,072 characters.
+        FileFormatError: If the file cannot be read, or a row cannot be parsed, such as one with an
+            open quotation mark or a cell of more than 131,072 characters.
     """
     reader = csv.reader((f"{line}\n" for line in read_lines(file_path)), strict=True)
     while True:
@@ -89,18 +89,18 @@ def read_csv(file_path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def find_columns(header: Sequence[str], names: Sequence[str], file_path: Path) -> list[int] | None:
-    """Find the columns of these names by a table's header.
+    """Find columns by their names in a table's header.
 
     Args:
         header: Cells of the first line.
         names: The names, in lower case.
-        file_path: The file.
+        file_path: The file, for messages.
 
     Returns:
         The number of each column, from 0; ``None`` if one is missing.
 
     Raises:
-        FileFormatError: If a column is there twice.
+        FileFormatError: If several columns have one of the names.
     """
     cells = [cell.strip().strip('"').lower() for cell in header]
     if not set(names) <= set(cells):

@@ -1,8 +1,8 @@
-"""Text, JSON and CSV from files, each parser wrapped once: errors name the line.
+"""Text, JSON and CSV from files, with errors that name the file and the line.
 
-The parsers of the standard library raise many things on damaged input (``RecursionError`` on deep
-nesting, ``ValueError`` on a number of 5,000 digits). Here all of them become
-:class:`cusa.data.errors.FileFormatError`.
+The parsers of the standard library raise exceptions of many classes on damaged input
+(``RecursionError`` on deep nesting, ``ValueError`` on a number of 5,000 digits). Here all of them
+become :class:`cusa.data.errors.FileFormatError`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from cusa.data.errors import FileFormatError, first_line
 
-# Characters of a value in a message.
+# Characters of a value that a message quotes.
 _MAX_SHOWN = 60
 _CELL_ENDS = " \t\r\n"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -61,12 +61,11 @@ def parse_json(text: str, file_path: Path, line: int | None = None) -> Any:
         line: The line of the file, where the text is one line of it.
 
     Returns:
-        What :func:`json.loads` returns. No number in it is NaN or infinite, and no text holds half
-        a character.
+        What :func:`json.loads` returns, without NaN, infinity, or lone surrogates.
 
     Raises:
-        FileFormatError: If the text is not JSON, nests too deeply, holds NaN or a number of
-            thousands of digits, or half of a surrogate pair.
+        FileFormatError: If the text is not JSON, nests too deeply, or holds NaN, a number of
+            thousands of digits, or a lone surrogate.
     """
     location = ""
     if line is not None:
@@ -74,7 +73,7 @@ def parse_json(text: str, file_path: Path, line: int | None = None) -> Any:
     try:
         content = _DECODER.decode(text)
         if _SURROGATE_ESCAPE.search(text):
-            _refuse_lone_surrogates(content)
+            _refuse_surrogates_within(content)
     except json.JSONDecodeError as error:
         location = location or f"line {error.lineno}"
         problem = error.msg
@@ -108,9 +107,8 @@ def parse_csv(
 ) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
     """Parse CSV, or a table with another separator, with a header row.
 
-    Spaces, tabs and line breaks at both ends of a cell are dropped, of names and values alike;
-    inside they stay. Columns without a name are left out, such as the row numbers that pandas
-    writes.
+    Spaces, tabs and line breaks at both ends of every cell are stripped. Columns without a name,
+    such as the row numbers that pandas writes, are left out.
 
     Args:
         text: The text.
@@ -118,12 +116,13 @@ def parse_csv(
         separator: The character between two cells.
 
     Returns:
-        The names of the columns, and of each row the line that it begins on, from 1, and its cells
-        by name.
+        The names of the columns, and the rows: the line that each begins on, counted from 1, and
+        its cells by column name.
 
     Raises:
         FileFormatError: If the text is not CSV, holds a NUL character, names a column twice, or a
-            row has not as many cells as the header. Of rows, this is told when they are asked for.
+            row does not have as many cells as the header. The rows are parsed lazily, and so are
+            their errors.
     """
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -154,7 +153,7 @@ def _named_cells(
 
 
 def _csv_rows(text: str, file_path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line that each row begins on, and its cells; rows without any are left out."""
+    """Yield the line that each row begins on, and its cells; blank lines are left out."""
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     while True:
@@ -176,8 +175,8 @@ def _refuse_csv(file_path: Path, line: int, problem: str) -> NoReturn:
     raise FileFormatError(message, path=file_path, location=location)
 
 
-def refuse_half_characters(text: str) -> None:
-    """Refuse text that UTF-8 cannot hold.
+def refuse_lone_surrogates(text: str) -> None:
+    """Refuse text that UTF-8 cannot encode.
 
     Raises:
         ValueError: If it holds half of a surrogate pair.
@@ -189,7 +188,7 @@ def refuse_half_characters(text: str) -> None:
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}, which is no JSON number")
+    raise ValueError(f"it holds {constant}, which is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -199,18 +198,18 @@ def _finite(digits: str) -> float:
     return number
 
 
-# json.loads would make one for each line of a file.
+# json.loads would make a decoder for each line of a file.
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
-def _refuse_lone_surrogates(content: Any) -> None:
-    """Refuse half a character in any key or text of parsed JSON."""
+def _refuse_surrogates_within(content: Any) -> None:
+    """Refuse lone surrogates in any key or text of parsed JSON."""
     # A stack instead of recursion: documents may nest as deeply as the parser goes.
     unchecked = [content]
     while unchecked:
         value = unchecked.pop()
         if isinstance(value, str):
-            refuse_half_characters(value)
+            refuse_lone_surrogates(value)
         elif isinstance(value, dict):
             unchecked.extend(value.keys())
             unchecked.extend(value.values())
@@ -219,9 +218,9 @@ def _refuse_lone_surrogates(content: Any) -> None:
 
 
 def described(value: Any) -> str:
-    """Describe a value of a JSON document in a few characters."""
-    names = {type(None): "null", dict: "an object", list: "a list"}
-    text = names.get(type(value)) or repr(value)
+    """Describe a value of a JSON document for a message, shortened if it is long."""
+    descriptions = {type(None): "null", dict: "an object", list: "a list"}
+    text = descriptions.get(type(value)) or repr(value)
     if len(text) <= _MAX_SHOWN:
         return text
     return f"{text[:_MAX_SHOWN]}…"

@@ -32,7 +32,7 @@ _LIBRARIES = (
     "peft",
     "librosa",
 )
-# What libraries advise where a model needs code of its own.
+# Libraries' messages mention this option if a model needs code of its own.
 _REMOTE_CODE = "trust_remote_code"
 _SETTINGS = (
     "config.json",
@@ -41,7 +41,7 @@ _SETTINGS = (
     "tokenizer_config.json",
 )
 _MAX_LAYERS = 10_000
-# The ends of what model families call their number of layers.
+# How model families' names for their number of layers end.
 _LAYERS = re.compile(r"layers?$|depth$")
 
 
@@ -51,17 +51,17 @@ def one_line_load_errors(
 ) -> Iterator[None]:
     """Turn whatever a library raises while it loads a model's files into one line.
 
-    Damaged files raise nearly anything: ``TypeError`` from a configuration of other types,
-    ``pickle.UnpicklingError`` from hostile weights, panics of the tokenizers library.
+    Damaged files raise nearly anything: ``TypeError`` for a configuration with values of wrong
+    types, ``pickle.UnpicklingError`` for hostile weights, panics of the tokenizers library.
 
     Args:
         description: What is being loaded, such as ``"vision model"``.
         source: Its folder or hub name.
-        error_class: Class of the error.
-        advice: What to do.
+        error_class: Class of the error to raise.
+        advice: What the user should do.
 
     Raises:
-        CusaError: Of ``error_class``. A :class:`CusaError` of the block passes as it is.
+        CusaError: An ``error_class``. A :class:`CusaError` of the block passes unchanged.
     """
     try:
         with warnings.catch_warnings():
@@ -77,21 +77,21 @@ def one_line_load_errors(
 
 
 def _reason_and_advice(error: BaseException, advice: str) -> str:
-    """Return the end of the message of a model that does not load."""
+    """Return the end of a message about a model that does not load."""
     library = _missing_library(error)
     if library is not None:
         return f": it needs {library}; pip install {library}"
     if _REMOTE_CODE in str(error):
         return (
             ": it needs code of its own, which is not run; use a model that transformers itself "
-            "has the code of"
+            "implements"
         )
     return f" ({_reason(error)}); {advice}"
 
 
 def folder_of(source: str) -> Path | None:
-    """Return the folder that a source is, ``None`` if it is the name of a model on the hub."""
-    # Path.is_dir raises on names that are too long.
+    """Return a source's folder; ``None`` if the source is the name of a model on the hub."""
+    # Unlike Path.is_dir, this does not raise on names that are too long.
     if os.path.isdir(source):
         return Path(source)
     return None
@@ -100,7 +100,7 @@ def folder_of(source: str) -> Path | None:
 def _reason(error: BaseException) -> str:
     """Describe why a model does not load."""
     if type(error).__name__ == "UnpicklingError":
-        return "its weights are a damaged pickle, or one of other things than tensors, never loaded"
+        return "its weights are a damaged pickle, or hold more than tensors, which is never loaded"
     if isinstance(error, EOFError):
         return "its weights end too early"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -108,14 +108,14 @@ def _reason(error: BaseException) -> str:
     if lines and lines[0].endswith(":"):
         n_lines = 2
     message = " ".join(lines[:n_lines])
-    # Their message alone tells little: 'path', or 'list' object has no attribute 'get'.
+    # The messages of these say little without the class: 'path', or no attribute 'get'.
     if isinstance(error, LookupError | AttributeError | TypeError) or not message:
         return f"{type(error).__name__}: {message}"
     return message
 
 
 def _missing_library(error: BaseException) -> str | None:
-    """Return the library that is not installed; transformers tells it in a paragraph."""
+    """Return the library that is not installed, by transformers' long message, or ``None``."""
     text = str(error).lower()
     if not isinstance(error, ImportError) and "not found in your environment" not in text:
         return None
@@ -129,8 +129,9 @@ def load_config(source: str) -> Any:
     """Load the configuration of a transformers model.
 
     Raises:
-        FileFormatError: If one of a folder's files of settings is no JSON object, or asks for
-            more layers than any model has.
+        FileFormatError: If one of a folder's settings files is not a JSON object, or asks for more
+            layers than any model has.
+        Exception: Whatever transformers raises for other damage.
     """
     from transformers import AutoConfig
 
@@ -142,7 +143,7 @@ def load_config(source: str) -> Any:
 
 
 def _refuse_endless_layers(settings: Mapping[str, Any], path: Path) -> None:
-    """Refuse numbers of layers that would be built until memory or patience ends."""
+    """Refuse a number of layers so large that building the model would never finish."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             _refuse_endless_layers(value, path)
@@ -165,13 +166,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def refuse_damaged_pickles(folder: Path) -> None:
-    """Refuse pickled weights whose archive is damaged, or compressed as torch.save does not.
+    """Refuse pickled weights whose archive is damaged or compressed; torch.save never compresses.
 
-    transformers maps these files into memory: it would take the compressed bytes for weights, and
-    looks at no checksum.
+    transformers maps these files into memory: it would read compressed bytes as weights, and it
+    verifies no checksum.
 
     Args:
-        folder: A model's folder; those below it are looked at, too. It need not exist.
+        folder: A model's folder, searched with its subfolders. It need not exist.
 
     Raises:
         FileFormatError: Names the file.
@@ -203,16 +204,16 @@ def _archive_problem(path: Path) -> str | None:
 
 
 def load_embedding_model(source: str) -> tuple[Any, list[str]]:
-    """Load a transformers model that gives embeddings, in float32.
+    """Load a transformers model that computes embeddings, in float32.
 
-    Towers with a projection keep it: AutoModel would leave it out, and give another output than the
-    embedding.
+    A tower's projection is loaded with it; AutoModel would leave it out, and so return features
+    before the projection instead of embeddings.
 
     Returns:
         The model, and the names of the weights that its files lack.
 
     Raises:
-        FileFormatError: If a file of settings is no JSON object, pickled weights are damaged, or
+        FileFormatError: If a settings file is not a JSON object, pickled weights are damaged, or
             weights are not finite.
         Exception: Whatever transformers raises for other damage.
     """
@@ -221,7 +222,7 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
 
     config = load_config(source)
     refuse_damaged_pickles(Path(source))
-    # Masked autoencoders hide most patches at random, in eval mode too.
+    # Masked autoencoders drop most patches at random, even in eval mode.
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0
 
@@ -233,7 +234,7 @@ def load_embedding_model(source: str) -> tuple[Any, list[str]]:
         if isinstance(architecture, str) and architecture.endswith(suffixes):
             model_class = getattr(transformers, architecture, model_class)
 
-    # float32 whatever the checkpoint's dtype: stores record the precision, and autocast needs it.
+    # float32, whatever the checkpoint's dtype: stores record the precision, and autocast needs it.
     model, report = model_class.from_pretrained(
         source,
         config=config,
@@ -249,7 +250,7 @@ def refuse_not_finite(model: torch.nn.Module, source: str) -> None:
     """Refuse weights that hold NaN or infinity.
 
     Raises:
-        FileFormatError: Names the first that does.
+        FileFormatError: Names the first such weight.
     """
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.isfinite().all():
@@ -258,15 +259,15 @@ def refuse_not_finite(model: torch.nn.Module, source: str) -> None:
 
 
 def lacking(source: str, missing: Sequence[str]) -> str:
-    """Return the message of an error about weights that are missing, at least one."""
+    """Return an error's message about missing weights, of which there is at least one."""
     keys = f"{missing[0]} and {len(missing) - 1} more"
     return f"{source!r}: its weights lack {keys}; use complete ones"
 
 
 def load_image_processor(source: str) -> Any:
-    """Load the image processor of a transformers model: Pillow's, if it has one.
+    """Load the image processor of a transformers model, the one with Pillow if there is one.
 
-    So no row depends on whether torchvision is installed.
+    So no embedding depends on whether torchvision is installed.
     """
     from transformers import AutoImageProcessor
 
@@ -274,7 +275,10 @@ def load_image_processor(source: str) -> Any:
 
 
 def processed(processor: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """Process images to numpy arrays by the name of the model's input.
+    """Preprocess images of any mode with an image processor of transformers.
+
+    Returns:
+        Arrays by input name, such as ``pixel_values``: float ``[n, 3, height, width]``.
 
     Raises:
         ImageError: If an image is too narrow to be resized.

@@ -1,4 +1,4 @@
-"""A split of a data set by row, without a store."""
+"""A split of a data set as columns, where there is no store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cusa.data.records import Dataset, Truth, caption_rows, fingerprint, text_co
 
 @dataclass(frozen=True)
 class RecordSplit:
-    """A split of a data set by row, as an annotation file has it, without a store.
+    """A split of a data set as columns, read from annotations instead of a store.
 
     Attributes:
         name: Split name.
@@ -21,7 +21,7 @@ class RecordSplit:
         caption_ids: Caption ids, one per caption row.
         captions: Captions as written.
         caption_image: int64 ``[n_captions]``: the image row of each caption.
-        truth: Relevance beyond the labels, or ``None``.
+        truth: Known relevance beyond the caption's own image, or ``None``.
     """
 
     name: str
@@ -35,10 +35,10 @@ class RecordSplit:
 
     @staticmethod
     def from_dataset(dataset: Dataset, name: str) -> RecordSplit:
-        """Return a split of a data set.
+        """Return a split of a data set by name.
 
         Raises:
-            DataError: If it has no such split.
+            DataError: If the data set has no such split.
         """
         records = dataset.select([name]).splits[name]
         return RecordSplit(

@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image and the captions that were written for it.
+    """An image with the captions that were written for it.
 
     Attributes:
         image_id: Stable id of the image, unique within the data set.
@@ -27,8 +27,8 @@ class Record:
         captions: The captions as written, before any normalisation.
         caption_ids: Stable id of each caption, unique within the data set; same length as
             ``captions``.
-        positions: Where each caption stands in the annotation files (:func:`entry_location`), or
-            nothing.
+        positions: Each caption's place in the annotation files (:func:`entry_location`); empty if
+            the data set was not read from files.
     """
 
     image_id: str
@@ -47,25 +47,25 @@ class AnnotationFile:
 
     Attributes:
         path: The file.
-        location_format: What its entries are called: ``"line {}"`` takes an entry's number.
+        location_format: Format of an entry's location, given its number, such as ``"line {}"``.
     """
 
     path: Path
     location_format: str
 
 
-# Bits of an entry's number within its file: one int holds the file's number, too, and a record
-# grows little.
+# Bits of an entry's number within its file. The file's number takes the bits above them: a position
+# is one int, and records stay small.
 _NUMBER_BITS = 40
 
 
 def entry_position(file_number: int, number: int) -> int:
-    """Return the position of an entry: which of the data set's files, and which entry of it."""
+    """Encode the number of a file in the data set, and of an entry in that file, as one int."""
     return file_number << _NUMBER_BITS | number
 
 
 def entry_location(files: Sequence[AnnotationFile], position: int) -> tuple[Path, str]:
-    """Return the file and the entry that a position stands for: ``(pairs.csv, "line 3")``."""
+    """Decode a position into the file and the entry: ``(pairs.csv, "line 3")``."""
     file = files[position >> _NUMBER_BITS]
     number = position & (1 << _NUMBER_BITS) - 1
     return file.path, file.location_format.format(number)
@@ -73,13 +73,13 @@ def entry_location(files: Sequence[AnnotationFile], position: int) -> tuple[Path
 
 @dataclass(frozen=True)
 class Truth:
-    """Relevance that is known beyond "this caption was written for this image".
+    """Known relevance beyond "this caption was written for this image".
 
     Attributes:
         image_labels: int64 ``[n_images]``; images with equal labels are relevant to each other.
         indptr: int64 ``[n_captions + 1]``; caption ``c`` is true of the images
             ``indices[indptr[c]:indptr[c + 1]]``.
-        indices: int64 image rows of the split, ascending within a caption.
+        indices: int64 ``[n_relevant]``: image rows of the split, ascending within a caption.
     """
 
     image_labels: np.ndarray
@@ -100,7 +100,7 @@ class Dataset:
         splits: Records per split name.
         truth: Known relevance per split name, where the data set has it.
         notes: Things its user should know, such as an unexpected number of images.
-        files: The annotation files that the records' positions are in.
+        files: The annotation files that the records' positions refer to.
     """
 
     name: str
@@ -121,10 +121,10 @@ class Dataset:
 
         Args:
             record: The record.
-            number: Which of its captions, from 0.
+            number: Number of the caption within the record, from 0.
 
         Returns:
-            ``None`` where the data set was not read from files.
+            ``None`` if the data set was not read from files.
         """
         if not record.positions or not self.files:
             return None
@@ -143,7 +143,7 @@ class Dataset:
         return replace(self, splits=splits, truth=truth)
 
     def select(self, names: Sequence[str]) -> Dataset:
-        """Return the named splits only.
+        """Return the data set with only the named splits.
 
         Raises:
             DataError: If a name is not a split of this data set.
@@ -165,12 +165,12 @@ class Dataset:
 
 
 def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndarray) -> Truth:
-    """Return the known relevance of some images of a split among each other.
+    """Restrict the known relevance of a split to some of its images and their captions.
 
     Args:
         truth: The relevance of the whole split.
         records: The records of the whole split.
-        image_rows: int64, ascending: the images.
+        image_rows: int64 ``[n]``, ascending: the image rows to keep.
     """
     new_rows = np.full(len(records), -1, np.int64)
     new_rows[image_rows] = np.arange(len(image_rows))
@@ -185,11 +185,14 @@ def truth_of_images(truth: Truth, records: Sequence[Record], image_rows: np.ndar
 
 
 def csr(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Join rows of different lengths.
+    """Concatenate rows of different lengths, as in a sparse matrix (CSR).
+
+    Args:
+        rows: Integers, ``[n_r]`` for row ``r``.
 
     Returns:
-        ``indptr`` int64 ``[len(rows) + 1]`` and ``indices`` int64, as of a sparse matrix: row ``r``
-        is ``indices[indptr[r]:indptr[r + 1]]``.
+        ``indptr`` int64 ``[len(rows) + 1]`` and ``indices`` int64: row ``r`` is
+        ``indices[indptr[r]:indptr[r + 1]]``.
     """
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=indptr[1:])
@@ -221,9 +224,9 @@ def text_columns(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
 
 
 def fingerprint(records: Sequence[Record]) -> str:
-    """Compute the sha256 (hex) over ids, paths and captions in order.
+    """Compute the sha256 (hex) over ids, paths and captions in row order.
 
-    Those of two splits are equal only if every row means the same.
+    Two splits have the same fingerprint only if all of their rows are the same.
     """
     digest = hashlib.sha256()
     for record in records:
@@ -233,7 +236,7 @@ def fingerprint(records: Sequence[Record]) -> str:
         for text in texts:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        # Ends a record: no length is that large.
+        # Marks the end of a record, as no text is that long.
         digest.update(b"\xff" * 8)
     return digest.hexdigest()
 
@@ -275,7 +278,7 @@ class SplitView(Protocol):
 
     @property
     def truth(self) -> Truth | None:
-        """Return relevance beyond the labels, where it is known."""
+        """Return known relevance beyond the caption's own image, or ``None``."""
 
     @property
     def n_images(self) -> int:

@@ -1,4 +1,4 @@
-"""Command lines that run as printed."""
+"""Commands for the user to copy from a message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def shell_command(program: str, *arguments: object) -> str:
 
     Args:
         program: One of this package's programs, such as ``"cusa-train"``.
-        arguments: Its arguments; they are quoted where a shell needs it.
+        arguments: Its arguments; they are quoted if a shell needs it.
     """
     installed = Path(sys.executable).parent / program
     on_path = shutil.which(program)

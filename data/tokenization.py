@@ -1,4 +1,4 @@
-"""Tokenisers of transformers, loaded with checks, and the padding and length of their batches.
+"""Tokenisers of transformers, loaded with checks, and how they pad and cut a batch.
 
 Nothing here runs code of a model's folder: ``trust_remote_code`` is False in every call.
 """
@@ -14,11 +14,11 @@ from cusa.data.pretrained import folder_of
 if TYPE_CHECKING:
     import torch
 
-# Entries of a vocabulary besides special tokens; the ones that transformers makes up have 0 or 1.
+# Least number of ordinary tokens; vocabularies that transformers makes up have 0 or 1.
 _FEWEST_ENTRIES = 2
-# The largest vocabularies have a million entries.
+# Highest legal token id; the largest vocabularies have a million entries.
 _HIGHEST_ENTRY = 10_000_000
-# Tokenisers without a limit say 1e30.
+# Tokenisers without a length limit report one of 1e30.
 UNLIMITED = 10**9
 _POSITION_TABLES = (
     "position_embedding",
@@ -30,10 +30,15 @@ _POSITION_TABLES = (
 
 
 def load_tokenizer(source: str, error_class: type[CusaError]) -> Any:
-    """Load the tokeniser of a transformers model, fit for padded batches.
+    """Load the tokeniser of a transformers model, ready for padded batches.
+
+    Args:
+        source: Folder or hub name of the model.
+        error_class: Class of the error to raise.
 
     Raises:
-        CusaError: Of ``error_class``, if it has no vocabulary, or no token to pad with.
+        CusaError: An ``error_class``; see :func:`prepare_tokenizer`.
+        Exception: Whatever transformers raises on damaged files.
     """
     from transformers import AutoTokenizer
 
@@ -43,28 +48,28 @@ def load_tokenizer(source: str, error_class: type[CusaError]) -> Any:
 
 
 def prepare_tokenizer(tokenizer: Any, source: str, error_class: type[CusaError]) -> None:
-    """Check a tokeniser, and let its end token pad where it has no token of its own for that.
+    """Check a tokeniser, and let it pad with its end token if it has no padding token.
 
     Args:
-        tokenizer: One of transformers.
+        tokenizer: A tokeniser of transformers.
         source: Folder or hub name of the model.
-        error_class: Class of the error.
+        error_class: Class of the error to raise.
 
     Raises:
-        CusaError: Of ``error_class``, if it has no vocabulary, an impossible one, or no token to
-            pad with.
+        CusaError: An ``error_class``, if the vocabulary is missing or impossible, or there is no
+            token to pad with.
     """
     fault = partial(error_class, path=folder_of(source), name=source)
     token_ids = set(tokenizer.get_vocab().values())
     highest_id = max(token_ids, default=0)
-    # The library would list all numbers below it.
+    # The library would build a list of that length.
     if highest_id > _HIGHEST_ENTRY:
         raise fault(
             f"the vocabulary of {source!r} numbers a token {highest_id:,}; its tokenizer.json is "
             "damaged, download it again"
         )
 
-    # transformers makes a tokeniser up where a folder has none: all texts look alike to it.
+    # If a folder has no tokeniser, transformers makes one up, to which all texts look alike.
     ordinary_ids = token_ids - set(tokenizer.all_special_ids)
     if len(ordinary_ids) < _FEWEST_ENTRIES:
         raise fault(
@@ -79,14 +84,15 @@ def prepare_tokenizer(tokenizer: Any, source: str, error_class: type[CusaError])
             f"the tokeniser of {source!r} has neither a padding nor an end token; set "
             "pad_token in tokenizer_config.json"
         )
-    # The attention mask hides it.
+    # The attention mask hides the padding.
     tokenizer.pad_token = tokenizer.eos_token
 
 
 def position_limit(model: torch.nn.Module) -> int | None:
-    """Return how many tokens a text model has positions for; ``None`` if they are no table.
+    """Return the length of a text model's position table, in tokens; ``None`` if it has none.
 
-    RoBERTa and its relatives count positions from ``padding_idx + 1``: a table of 514 holds 512.
+    RoBERTa and its relatives count positions from ``padding_idx + 1``: a table of 514 rows has room
+    for 512 tokens.
     """
     from torch import nn
 
@@ -105,9 +111,9 @@ def position_limit(model: torch.nn.Module) -> int | None:
 
 
 def token_limit(tokenizer: Any, text_model: Any) -> int | None:
-    """Return how many tokens a text may have, special ones included; ``None``: any number."""
+    """Return how many tokens a text may have, special tokens included; ``None``: no limit."""
     n_positions = position_limit(text_model)
-    # Of others, such as rotary ones, the configuration tells how many it was trained on.
+    # Without a table, as with rotary positions, the configuration has the length of training texts.
     if n_positions is None:
         n_positions = getattr(text_model.config, "max_position_embeddings", None)
 
@@ -119,9 +125,9 @@ def token_limit(tokenizer: Any, text_model: Any) -> int | None:
 
 
 def text_padding(model_type: str) -> str:
-    """Return how a model's texts are padded.
+    """Return how to pad a model's texts: ``"max_length"`` or ``"longest"``.
 
-    SigLIP was trained on full length, and attends to padding.
+    SigLIP was trained on texts padded to full length, and attends to the padding.
     """
     return "max_length" if model_type.startswith("siglip") else "longest"
 
@@ -129,13 +135,17 @@ def text_padding(model_type: str) -> str:
 def tokenized(
     tokenizer: Any, texts: list[str], limit: int | None, padding: str
 ) -> dict[str, torch.Tensor]:
-    """Tokenise texts to int64 ``[n, length]`` by the name of the model's input.
+    """Tokenise texts as one batch.
 
     Args:
-        tokenizer: One of transformers, with a padding token.
+        tokenizer: A tokeniser of transformers, with a padding token.
         texts: The texts.
-        limit: Tokens that longer texts are cut to; ``None``: none is cut.
-        padding: As :func:`text_padding` tells.
+        limit: Number of tokens that longer texts are cut to; ``None``: no text is cut.
+        padding: ``"max_length"`` or ``"longest"``; see :func:`text_padding`.
+
+    Returns:
+        int64 ``[n, length]`` by the names of the model's inputs: ``input_ids`` and, unless texts
+        are padded to full length, ``attention_mask``.
     """
     batch = tokenizer(
         texts,

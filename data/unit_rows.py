@@ -1,28 +1,29 @@
-"""L2 normalisation of rows of any type and size: lengths are taken in float64."""
+"""L2 normalisation of rows of any dtype and magnitude, computed in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-# Converted to float64 at once.
+# Rows that are converted to float64 at a time.
 _BLOCK_ROWS = 4096
-# A float of no more bytes has squares that float64 holds.
+# float64 holds the square of any float of at most this many bytes.
 _SAFE_BYTES = 4
 
 
 def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     """L2-normalise rows.
 
-    float16 holds no length above 65,504, float32 no square above 3e38 and none below 1e-45: lengths
-    in these types would turn such rows into zeros or into rows of another length.
+    Lengths are computed in float64: float16 holds no length above 65,504, and float32 no square
+    above 3e38 or below 1e-45, so in their own dtype some rows would become zeros or not get length
+    one.
 
     Args:
-        rows: ``[n, d]`` of any float or integer type.
-        dtype: Of the result.
+        rows: ``[n, d]`` of any float or integer dtype.
+        dtype: Dtype of the result.
 
     Returns:
-        ``[n, d]``; rows of zeros stay zeros, rows that are not finite become NaN.
+        ``[n, d]`` of ``dtype``; rows of zeros stay zeros, and rows with infinity become NaN there.
     """
     normalized = np.empty(rows.shape, dtype)
     for start in range(0, len(rows), _BLOCK_ROWS):
@@ -36,11 +37,11 @@ def unit_rows(rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:
-    """Convert rows to float64, times a power of two where it would not hold their squares."""
+    """Convert rows to float64, scaled by a power of two if their squares might overflow."""
     wide_rows = np.asarray(rows, np.float64)
     if rows.dtype.itemsize <= _SAFE_BYTES or not wide_rows.size:
         return wide_rows
-    # A power of two leaves every digit as it is, and the direction with it.
+    # Scaling by a power of two is exact, so the direction does not change.
     largest = np.abs(wide_rows).max(axis=1, keepdims=True)
     _, exponents = np.frexp(largest)
     return np.ldexp(wide_rows, -exponents)

@@ -1,4 +1,4 @@
-"""A val split for data sets that have none: some of the training images, chosen by their ids."""
+"""A val split for data sets without one: some of the training images, chosen by id."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from cusa.data.records import SPLITS, Dataset, truth_of_images
 Value = TypeVar("Value")
 
 DEFAULT_FRACTION = 0.1
-# As many as COCO's; by default a large data set gives no more.
+# The size of COCO's val split; by default, large data sets give no more.
 MAX_DEFAULT_IMAGES = 5_000
 
 
 def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -> frozenset[str]:
     """Choose the images of the val split: those whose ids have the lowest sha256.
 
-    The same ids give the same choice in any order, and it hardly changes when the data grow.
+    The choice does not depend on the order of the ids, and hardly changes when the data set grows.
 
     Args:
         image_ids: Ids of all training images.
-        fraction: The share of them that is val, in [0, 1); at least one image where there are two,
-            unless it is 0. ``None``: a tenth, at most 5,000.
+        fraction: The share of images to choose, in [0, 1). Unless it is 0, at least one image is
+            chosen, as long as one remains for training. ``None``: a tenth, at most 5,000 images.
 
     Raises:
         SettingError: If the fraction is out of range.
@@ -36,7 +36,8 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
     share = DEFAULT_FRACTION if fraction is None else fraction
     if not math.isfinite(share) or not 0 <= share < 1:
         raise SettingError(
-            f"--val-fraction {fraction}: legal are 0 (no val split) to below 1", name="val_fraction"
+            f"--val-fraction {fraction}: legal values are from 0 (no val split) to below 1",
+            name="val_fraction",
         )
     ordered = order_by_hash(image_ids)
     n_val = round(share * len(ordered))
@@ -44,7 +45,7 @@ def choose_val_images(image_ids: Iterable[str], fraction: float | None = None) -
         n_val = min(n_val, MAX_DEFAULT_IMAGES)
     if share > 0:
         n_val = max(n_val, 1)
-    # One image stays for training.
+    # At least one image remains for training.
     n_val = min(n_val, max(len(ordered) - 1, 0))
     return frozenset(ordered[:n_val])
 
@@ -55,11 +56,12 @@ def order_by_hash(image_ids: Iterable[str]) -> list[str]:
 
 
 def with_val_split(dataset: Dataset, val_ids: Container[str]) -> Dataset:
-    """Return the data set with some of its training images as val split, in the order they had.
+    """Move some training images to a new val split; both splits keep their order.
 
     Args:
         dataset: A data set with a train split and no val split.
-        val_ids: Ids of the images that are val; if none is of the train split, nothing changes.
+        val_ids: Ids of the images to move. If none is in the train split, the data set is returned
+            as it is.
     """
     train = dataset.splits["train"]
     is_val = np.fromiter((record.image_id in val_ids for record in train), bool, len(train))

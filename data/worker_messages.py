@@ -1,7 +1,7 @@
-"""Messages between the reading process and its workers: pickles whose arrays travel apart.
+"""Messages between the reading process and its workers: pickles, with their arrays sent apart.
 
-Unpickling them is safe: only the reading process and the workers that it started hold the
-ends of their connection, so no message is from a file or from another program.
+Unpickling them is safe: only the reading process and the workers that it started hold an end of the
+connection, so no message comes from a file or from another program.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from io import BytesIO
 from multiprocessing.connection import Connection
 from typing import Any
 
-# Bytes; where each array starts in shared memory.
+# Bytes; each array in shared memory starts at a multiple of it.
 _ALIGNMENT = 64
 
 
 class _TensorPickler(pickle.Pickler):
-    """Pickles tensors as arrays, whose bytes protocol 5 can leave out of the pickle."""
+    """Pickles tensors as arrays, whose bytes pickle protocol 5 can send out of band."""
 
     def reducer_override(self, value: Any) -> Any:
-        """Reduce a tensor to an array."""
+        """Reduce a tensor to ``torch.from_numpy`` of its array."""
         import torch
 
         if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:  # numpy has none
@@ -33,7 +33,12 @@ class _TensorPickler(pickle.Pickler):
 
 
 def send(connection: Connection, value: Any) -> None:
-    """Send a value as a pickle, the sizes of its arrays, and their bytes."""
+    """Send a value as a pickle, with the sizes of its arrays and then their bytes.
+
+    Args:
+        connection: One end of a pipe; :func:`receive` reads at the other.
+        value: Any value that can be pickled; arrays and CPU tensors are sent out of band.
+    """
     buffers: list[pickle.PickleBuffer] = []
     file = BytesIO()
     _TensorPickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
@@ -58,7 +63,8 @@ def receive(connection: Connection) -> Any:
     """Receive what :func:`send` sent; its arrays are writable.
 
     Raises:
-        EOFError: If the sender dies before it has sent all of it.
+        EOFError: If the sender dies before it has sent the whole message.
+        OSError: If this process may not open another file for the shared memory.
     """
     try:
         pickled, sizes, in_memory = connection.recv()
@@ -70,20 +76,20 @@ def receive(connection: Connection) -> Any:
         with socket.socket(fileno=os.dup(connection.fileno())) as channel:
             message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     except OSError as error:
-        # How Connection reports a truncated message.
+        # An OSError without errno is how Connection reports a truncated message.
         if error.errno is None:
             raise EOFError from None
         raise
     if not message:
         raise EOFError
-    # The kernel drops what would exceed the limit.
+    # The kernel drops a file descriptor that would exceed the process's limit.
     if not descriptors:
         raise OSError(errno.EMFILE, "too many open files; hold fewer batches at a time")
     return pickle.loads(pickled, buffers=_arrays_in(descriptors[0], sizes))
 
 
 def _anonymous_memory(n_bytes: int) -> int | None:
-    """Return a file descriptor of so much memory, or ``None`` if there is none to be had."""
+    """Return a file descriptor of anonymous memory; ``None`` if the system has none to give."""
     if not n_bytes or not hasattr(os, "memfd_create"):
         return None
     try:
@@ -91,7 +97,7 @@ def _anonymous_memory(n_bytes: int) -> int | None:
     except OSError:
         return None
     try:
-        # Fails now rather than with SIGBUS on writing.
+        # Without this, a lack of memory would raise SIGBUS on writing.
         os.posix_fallocate(memory, 0, n_bytes)
     except OSError:
         os.close(memory)
@@ -100,7 +106,7 @@ def _anonymous_memory(n_bytes: int) -> int | None:
 
 
 def _fill(memory: int, arrays: Sequence[memoryview]) -> None:
-    """Write arrays into memory, each at an aligned place."""
+    """Write arrays into memory one after the other, each at an aligned offset."""
     with mmap.mmap(memory, 0) as mapped:
         start = 0
         for array in arrays:
@@ -109,7 +115,7 @@ def _fill(memory: int, arrays: Sequence[memoryview]) -> None:
 
 
 def _arrays_in(memory: int, sizes: Sequence[int]) -> list[memoryview]:
-    """Return the arrays' bytes; the memory is freed with the last of them."""
+    """Return views of the arrays' bytes; the memory is freed with the last view."""
     try:
         mapped = memoryview(mmap.mmap(memory, 0))
     finally:

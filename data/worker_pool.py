@@ -1,9 +1,9 @@
 """Worker processes that read items ahead; one that dies raises an error instead of hanging the run.
 
 Each worker has its own connection to the reading process. When a worker is killed, even halfway
-through a message, that connection closes, and no lock or queue is shared that the other workers
-would wait for. Arrays and tensors travel in anonymous shared memory, which takes no room in
-/dev/shm; on systems without it they travel through the connection.
+through a message, that connection closes; workers share no lock or queue for which the others could
+wait forever. Arrays and tensors are passed in anonymous shared memory, which takes no room in
+/dev/shm, or through the connection on systems without it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Item = TypeVar("Item", covariant=True)
 T = TypeVar("T")
 Result = TypeVar("Result")
 
-# One being read, one waiting.
+# One that the worker is reading, and one waiting.
 _REQUESTS_PER_WORKER = 2
-# For a killed process to be reaped.
+# Seconds to wait for a killed process to end.
 _EXIT_PATIENCE_S = 5.0
-# Above that of multiprocessing's own finalizers.
+# Higher than the priority of multiprocessing's own finalizers.
 _EXIT_PRIORITY = 10
-# Of every pool; forked workers inherit them.
+# This process's ends of the connections of all pools; forked workers inherit them.
 _parent_connections: WeakSet[Connection] = WeakSet()
 
 
@@ -53,16 +53,17 @@ class Readable(Protocol[Key, Item]):
 
 
 class WorkerPool(Generic[T]):
-    """A pool of processes that read items; they start with the first :meth:`read`.
+    """A pool of processes that read items.
 
-    Close it to end them.
+    The processes start with the first :meth:`read`, and end with :meth:`close`.
 
     Args:
-        readable: Returns an item for a key. Keys and items must be picklable, and so must
-            ``readable`` itself unless workers are forked.
+        readable: Returns an item for a key. Keys and items must be picklable; so must ``readable``
+            itself, unless workers are forked.
         workers: Number of worker processes; 0 reads in this process.
         start_method: How workers start; ``None`` is the system's default.
-        pin: Put items into page-locked memory, for copies to a GPU; see :func:`pinned`.
+        pin: Whether to copy items to page-locked memory, for transfers to a GPU; see
+            :func:`pinned`.
     """
 
     def __init__(
@@ -84,11 +85,11 @@ class WorkerPool(Generic[T]):
         return [worker.process.pid for worker in self._workers]
 
     def read(self, keys: Iterable[Any]) -> Generator[T, None, None]:
-        """Yield items in the order of their keys; each key is taken as late as possible.
+        """Yield items in the order of their keys; keys are consumed as late as possible.
 
         Raises:
             WorkerError: If a worker is killed or exits.
-            Exception: Whatever ``readable`` raises, with its type and fields.
+            Exception: Whatever ``readable`` raises, with the same class and fields.
         """
         items: Iterator[T]
         if self._n_workers:
@@ -109,15 +110,15 @@ class WorkerPool(Generic[T]):
     def _start(self) -> None:
         if self._workers:
             return
-        # Workers ignore the SIGTERM that multiprocessing sends at exit before it waits for them;
-        # a finalizer with a priority runs before that.
+        # At exit, multiprocessing sends SIGTERM to workers, which ignore it, and waits for them.
+        # This finalizer runs earlier, thanks to its priority, and kills them.
         Finalize(self, _kill_all, (self._workers,), exitpriority=_EXIT_PRIORITY)
         with _signals_blocked():
             for _ in range(self._n_workers):
                 self._workers.append(_Worker(self._context, self._readable))
 
     def _in_turns(self, keys: Iterator[Any]) -> Iterator[Any]:
-        """Yield items; keys go to the workers in turn, so that answers come back in order."""
+        """Yield items; keys are sent to the workers in turn, so answers are in order."""
         pending: deque[_Worker] = deque()
 
         def request_next(worker: _Worker) -> None:
@@ -136,13 +137,13 @@ class WorkerPool(Generic[T]):
                     raise answer.error
                 yield answer
         except BaseException:
-            # Or the next read would get the answers to these requests.
+            # Otherwise the next read would get the answers to these requests.
             self.close()
             raise
 
 
 def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Yield the same items, up to ``depth`` of them computed ahead by a thread."""
+    """Yield the same items, with up to ``depth`` of them computed ahead by a thread."""
     end = object()
     with ThreadPoolExecutor(1) as thread:
         try:
@@ -155,7 +156,7 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
 def mapped_ahead(
     threads: Executor, function: Callable[[T], Result], items: Iterable[T], depth: int
 ) -> Iterator[Result]:
-    """Yield a function's results in the items' order, up to ``depth`` of them computed ahead."""
+    """Yield a function's results in the order of the items, computing up to ``depth`` ahead."""
     pending: deque[Future[Result]] = deque()
     for item in items:
         pending.append(threads.submit(function, item))
@@ -166,7 +167,7 @@ def mapped_ahead(
 
 
 def pinned(item: Any) -> Any:
-    """Return ``item.pin_memory()``, that of each value of a mapping, or the item if it has none."""
+    """Copy an item, or each value of a mapping, to page-locked memory if it has ``pin_memory``."""
     if hasattr(item, "pin_memory"):
         return item.pin_memory()
     if isinstance(item, Mapping):
@@ -185,13 +186,13 @@ class _Worker:
         _parent_connections.add(self._connection)
         self.process = context.Process(target=_serve, args=(worker_end, readable), daemon=True)
         self.process.start()
-        # The worker holds the only copy: the connection closes when it dies.
+        # With the worker holding the only copy, the connection closes when the worker dies.
         worker_end.close()
 
     def request(self, key: Any) -> None:
-        """Ask for an item; if the process has ended, it is the answer that raises.
+        """Ask for an item; if the process has ended, :meth:`answer` raises, not this method.
 
-        So all items that it has read, and those of the other workers, are still received.
+        So the items that were read before, by this worker or others, are still received.
         """
         with suppress(ConnectionError):
             self._connection.send(key)
@@ -210,7 +211,7 @@ class _Worker:
             raise WorkerError(message, name=process) from None
 
     def kill(self) -> None:
-        """End the process at once; it only reads, so nothing is lost."""
+        """Kill the process; it only reads, so nothing is lost."""
         self._connection.close()
         self.process.kill()
 
@@ -235,7 +236,7 @@ def _kill_all(workers: list[_Worker]) -> None:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block SIGINT and SIGTERM for processes started here: the reading process handles them."""
+    """Start processes with SIGINT and SIGTERM blocked; the reading process handles them."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -254,19 +255,18 @@ class _Failure:
 
 
 def _serve(connection: Connection, readable: Readable[Any, Any]) -> None:
-    """Answer requests until the reading process closes the connection, or dies."""
+    """Answer requests until the reading process closes the connection or dies."""
     import torch
 
     for inherited in _parent_connections:
-        # A copy that would keep the connection open after the parent's death.
+        # An inherited copy would keep the connection open after the parent's death.
         inherited.close()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # There is one worker per core.
     torch.set_num_threads(1)
     keys: SimpleQueue[Any] = SimpleQueue()
-    # A thread takes requests off the connection at once; otherwise both processes could block on
-    # sending to each other.
+    # A thread receives requests at once, or both processes could block, each sending to the other.
     threading.Thread(target=_receive_keys, args=(connection, keys.put), daemon=True).start()
     with suppress(ConnectionError):
         while True:
@@ -278,7 +278,7 @@ def _receive_keys(connection: Connection, put: Callable[[Any], None]) -> None:
         while True:
             put(connection.recv())
     except (EOFError, OSError):
-        # Even halfway through an item: nobody waits for it.
+        # Exit even halfway through an item, since nobody waits for it.
         os._exit(0)
 
 
@@ -293,7 +293,7 @@ def _item_or_failure(readable: Readable[Any, Any], key: Any) -> Any:
 
 def _picklable(error: Exception) -> Exception:
     try:
-        # Only what was pickled here is unpickled.
+        # Safe to unpickle, as it was pickled here.
         pickle.loads(pickle.dumps(error))
     except Exception:  # an exception class may raise anything here
         return RuntimeError(f"{type(error).__name__}: {error}")

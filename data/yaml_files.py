@@ -1,7 +1,7 @@
-"""YAML from files and options, its parser wrapped once.
+"""YAML from files and options, with errors of one class.
 
-PyYAML raises many things on damaged input (such as ``KeyError`` on ``!!bool foo``). Here all of
-them become :class:`cusa.data.errors.FileFormatError`.
+PyYAML raises exceptions of many classes on damaged input (such as ``KeyError`` on ``!!bool foo``).
+Here all of them become :class:`cusa.data.errors.FileFormatError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from cusa.data.errors import FileFormatError
 from cusa.data.parsing import read_text
 
-# A file of settings has a few hundred; aliases of aliases multiply them without end.
+# Settings files have a few hundred nodes; aliases of aliases could multiply them without limit.
 MAX_YAML_NODES = 10_000
 _YAML_ERRORS = (
     yaml.YAMLError,
@@ -42,7 +42,7 @@ def parse_yaml(text: str, source: str, file_path: Path | None = None) -> Any:
 
     Args:
         text: The text.
-        source: What it is called in messages: a path, or an option with its value.
+        source: Name of the text in messages: a path, or an option with its value.
         file_path: The file that it comes from, if any.
 
     Returns:
@@ -50,7 +50,7 @@ def parse_yaml(text: str, source: str, file_path: Path | None = None) -> Any:
 
     Raises:
         FileFormatError: If the text is not YAML, a value does not fit its tag, it nests too deeply,
-            or its aliases stand for more than :data:`MAX_YAML_NODES` values.
+            or its aliases expand to more than :data:`MAX_YAML_NODES` values.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -71,14 +71,14 @@ def parse_yaml(text: str, source: str, file_path: Path | None = None) -> Any:
 
 
 def _refuse_expansion(root: yaml.Node) -> None:
-    """Refuse a document whose aliases would be too many values, or hold themselves."""
+    """Refuse a document whose aliases expand to too many values, or contain themselves."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         key = id(node)
         if key in open_nodes:
-            raise ValueError("an alias holds itself")
+            raise ValueError("an alias contains itself")
         if key not in sizes:
             open_nodes.add(key)
             total = 1
@@ -89,7 +89,7 @@ def _refuse_expansion(root: yaml.Node) -> None:
         return sizes[key]
 
     if size(root) > MAX_YAML_NODES:
-        raise ValueError(f"it stands for more than {MAX_YAML_NODES:,} values")
+        raise ValueError(f"its aliases expand to more than {MAX_YAML_NODES:,} values")
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:

@@ -1,4 +1,4 @@
-"""The audit of a store: teachers once more on a few rows, before GPU hours go into wrong ones."""
+"""The audit of a store, which runs its teachers again on a few rows and compares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cusa.precompute.reading import caption_batches, read_image
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Preprocessed, Teacher, stacked
 
-# Rows of other origin are compared with those of full precision.
+# Rows of unknown precision are compared with rows computed in fp32.
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -27,11 +27,12 @@ class Audit:
     Attributes:
         teacher: The teacher's name in the store.
         split: The split.
-        n_rows: Rows compared.
-        least: Least cosine.
+        n_rows: Number of rows compared.
+        least: Least cosine of a stored row and its new one.
         mean: Mean cosine.
-        worst_row: Row of the least.
-        differing: Fields in which the teacher at hand is not the one recorded, with both values.
+        worst_row: Row with the least cosine.
+        differing: Settings in which the loaded teacher differs from the one recorded, with both
+            values.
     """
 
     teacher: str
@@ -55,22 +56,23 @@ def audit(
 
     Args:
         store: The store.
-        name: The teacher's name in it.
-        source: Where to load the teacher from; ``None``: from where it was loaded then.
-        sample: Number of rows of each split.
-        seed: Seed of the choice of rows.
+        name: The teacher's name in the store.
+        source: Where to load the teacher from; ``None``: where the store says it was loaded from.
+        sample: Number of rows to compare in each split.
+        seed: Seed of the random choice of rows.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        CusaError: If the teacher cannot be loaded, or an image cannot be read.
+        CusaError: If the store has no such teacher, the teacher cannot be loaded or is of another
+            modality or dimension, or an image or caption cannot be read.
     """
     teacher, settings = _load_recorded_teacher(store, name, source, device)
     stored = store.teachers[name]
-    # Other fields may differ and the rows still agree: the comparison will tell.
+    # Rows may agree although other fields differ; the comparison will show it.
     differing = tuple(stored.differences(settings))
     if any(field.startswith(("modality", "dim")) for field in differing):
         raise TeacherError(
-            f"{name}: the teacher at hand is another than the one recorded: {'; '.join(differing)}",
+            f"{name}: the loaded teacher is not the one recorded: {'; '.join(differing)}",
             name=name,
         )
 
@@ -104,7 +106,7 @@ def _load_recorded_teacher(
     source: str | None,
     device: str,
 ) -> tuple[Teacher, TeacherSettings]:
-    """Load the teacher of stored rows, and tell what new rows of it are made with."""
+    """Load the teacher of stored rows; return it with the settings of its new rows."""
     if name not in store.teachers:
         raise StoreError(
             f"{store.path} has no teacher {name!r}; it has: {', '.join(store.teachers)}",
@@ -130,13 +132,13 @@ def _choose_rows(
     sample: int,
     seed: int,
 ) -> np.ndarray:
-    """Choose random rows among those that were not skipped: int64, ascending."""
+    """Choose random rows among those that were not skipped: int64 ``[n]``, ascending."""
     candidates: np.ndarray | None = None
     if len(embeddings.skipped):
         candidates = np.setdiff1d(np.arange(len(embeddings)), embeddings.skipped)
     population = len(embeddings) if candidates is None else len(candidates)
 
-    # Drawn by number, so that a store of millions of rows needs no list of them.
+    # Drawn as numbers below the population, which needs no list of millions of rows.
     rng = np.random.default_rng(seed)
     n_chosen = min(sample, population)
     chosen = rng.choice(population, n_chosen, replace=False, shuffle=False)

@@ -1,4 +1,4 @@
-"""From the row of a caption to the caption itself."""
+"""Lookup of captions by their row in a split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cusa.data.records import Dataset, Record, caption_rows
 
 
 class CaptionLocator:
-    """The captions of a data set, by the rows that they have in a store.
+    """Finds the captions of a data set by their rows in a store.
 
     Args:
         dataset: The data set.
@@ -16,7 +16,7 @@ class CaptionLocator:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        # By split: the image's row of each caption, ascending.
+        # By split: the image row of each caption, ascending.
         self._image_rows: dict[str, np.ndarray] = {}
 
     def record(
@@ -24,7 +24,7 @@ class CaptionLocator:
         split: str,
         row: int,
     ) -> tuple[Record, int]:
-        """Return the record that a caption row belongs to, and the caption's number in it."""
+        """Return the record of a caption row, and the caption's number within it."""
         records = self._dataset.splits[split]
         if split not in self._image_rows:
             self._image_rows[split] = caption_rows(records)
@@ -37,6 +37,6 @@ class CaptionLocator:
         split: str,
         row: int,
     ) -> tuple[str, str]:
-        """Return a caption, and its id."""
+        """Return the caption of a row, and the caption's id."""
         record, number = self.record(split, row)
         return record.captions[number], record.caption_ids[number]

@@ -1,4 +1,4 @@
-"""One batch through a teacher: checked at first, with the item named that a model fails on."""
+"""Encoding of batches: checks of the first ones, and errors that name the item at fault."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cusa.precompute.reading import ShardBatch, TeacherBatch, read_image
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, stacked
 
-# Location of the error of a model that gives more or fewer rows than items.
+# ``location`` of the error if a model gives more or fewer rows than items.
 ROW_COUNT = "row count"
-# float32 [n, dim] for the inputs of the batch; None where it has none.
+# The shard, the batch, and the rows of its n inputs, float32 [n, dim]; None without inputs.
 EncodedBatch = tuple[ShardTask, TeacherBatch, np.ndarray | None]
 
 
 class BatchEncoder:
-    """A teacher that runs on batches of a data set; several threads may call it.
+    """Runs a teacher on batches of a data set; several threads may call it.
 
     Args:
         teacher: The teacher.
         normalizer_name: Name of the caption normaliser.
         dataset: The data set.
-        device: Where the teacher is.
-        precision: What it computes in.
+        device: The teacher's device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
     """
 
     def __init__(
@@ -50,13 +50,17 @@ class BatchEncoder:
         self._captions = CaptionLocator(dataset)
 
     def encode(self, task_and_batch: ShardBatch) -> EncodedBatch:
-        """Encode a batch's inputs: float32 ``[n, dim]``, L2-normalised; ``None`` without inputs.
+        """Encode a batch of a shard.
 
-        The batch that is returned has an error in the place of each item whose row is zero: a bag
-        of words gives such rows of captions whose words it does not know.
+        An item whose row is zero becomes an error of the returned batch. For example, a
+        bag-of-words model gives zeros for a caption of which it knows no word.
+
+        Returns:
+            The shard, the batch, and float32 ``[n, dim]``, L2-normalised, for its inputs; ``None``
+            if it has no inputs.
 
         Raises:
-            TeacherError: If the model fails (names the item), or its first rows are wrong.
+            TeacherError: If the model fails (names the item), or the check of its first rows does.
         """
         task, batch = task_and_batch
         if batch.inputs is None:
@@ -76,7 +80,7 @@ class BatchEncoder:
             )
         keys: list[str] | None = None
         if self._teacher.modality == "text":
-            # Row numbers will do, as equal captions are encoded once.
+            # Row numbers can stand for captions here, as equal captions are encoded only once.
             keys = [f"{task.split} {row}" for row in batch.first_rows().tolist()]
         self._check(task.teacher, batch.inputs, rows, keys)
 
@@ -91,8 +95,8 @@ class BatchEncoder:
         batch: TeacherBatch,
         has_zero_row: np.ndarray,
     ) -> TeacherBatch:
-        """Return a batch with errors in the place of some of its rows, bool ``[m]``."""
-        problem = f"teacher {task.teacher!r} gives a row of zeros; it knows nothing in it"
+        """Return a batch in which rows, chosen by bool ``[m]``, are replaced by errors."""
+        problem = f"teacher {task.teacher!r} gives a row of zeros, as it knows nothing in it"
         errors = list(batch.errors)
         for row in batch.rows[has_zero_row].tolist():
             errors.append((row, f"{self._describe_item(task, row)}: {problem}"))
@@ -113,12 +117,12 @@ class BatchEncoder:
         task: ShardTask,
         batch: TeacherBatch,
     ) -> TeacherError:
-        """Return the error of a model that fails, with the item that it fails on."""
+        """Return the error of a model that failed, with the item that it fails on."""
         if error.location != FORWARD_PASS:
             return error
 
         rows = batch.first_rows().tolist()
-        # A GPU fails on everything after an error of its own.
+        # After a CUDA error, the GPU fails on everything, so the item cannot be found.
         if "CUDA" not in str(error):
             for row in rows:
                 try:
@@ -158,7 +162,7 @@ class BatchEncoder:
         task: ShardTask,
         row: int,
     ) -> str:
-        """Describe what a row is of, for messages."""
+        """Describe the item of a row, for messages."""
         if self._teacher.modality == "image":
             return f"image {self._image_path(task, row)}"
 

@@ -1,4 +1,4 @@
-"""A short measurement before a run: how long it would take."""
+"""A short measurement to estimate how long a run would take."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Rates:
     """Rows per second.
 
     Attributes:
-        whole: Reading, encoding and all.
-        encoding: The teacher alone, on inputs in memory.
+        whole: Of the whole pipeline, which reads and encodes.
+        encoding: Of the teacher alone, on inputs in memory.
     """
 
     whole: float
@@ -31,14 +31,14 @@ class Rates:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time and space that a teacher would take.
+    """The work that a teacher would have to do.
 
     Attributes:
         teacher: The teacher's name in the store.
-        n_rows: Its rows.
-        n_shards: Its shards.
-        n_bytes: Their bytes on disk.
-        rates: Rows per second of this process.
+        n_rows: Number of rows.
+        n_shards: Number of shards.
+        n_bytes: Bytes of the rows on disk.
+        rates: Rows per second in this process.
     """
 
     teacher: str
@@ -56,22 +56,22 @@ def measure(
     options: PipelineOptions,
     seconds: float,
 ) -> Rates:
-    """Run a teacher for a few seconds, writing nothing.
+    """Run a teacher for a few seconds without writing anything.
 
     Args:
         teacher: The teacher.
         normalizer_name: Name of the caption normaliser.
-        tasks: All its shards, of which the first are read.
+        tasks: The teacher's shards; rows are read from the first ones.
         dataset: The data set.
-        options: How to run.
-        seconds: How long, for each of the two rates.
+        options: How to run the teacher.
+        seconds: Duration of the measurement of each of the two rates.
 
     Raises:
-        CusaError: If no item could be read.
+        CusaError: If no item could be read, or the teacher fails.
     """
     warm_up_s = seconds / 2
     batches: list[TeacherBatch] = []
-    # After each batch: seconds since the beginning, and its rows.
+    # After each batch: the seconds since the start, and the batch's rows.
     elapsed_s = [0.0]
     n_rows = [0]
     began = time.perf_counter()
@@ -97,9 +97,9 @@ def _warm_rate(
     n_rows: Sequence[int],
     warm_up_s: float,
 ) -> float:
-    """Return rows per second after the warm-up, in which workers start and the device warms up.
+    """Return the rows per second after the warm-up, in which workers and device get going.
 
-    Where it took all the time, nothing is left out.
+    If there was no batch after the warm-up, return the rate over the whole time.
     """
     n_warm_up = bisect(elapsed_s, warm_up_s)
     if n_warm_up == len(elapsed_s):
@@ -113,17 +113,17 @@ def _encoding_rate(
     options: PipelineOptions,
     seconds: float,
 ) -> float:
-    """Measure the rows per second of a teacher on batches in memory, round and round."""
+    """Measure the rows per second of a teacher on batches in memory."""
 
     def encode(pass_number: int) -> int:
-        # Round and round: there may be fewer batches than passes.
+        # There may be fewer batches than passes, so the batches are cycled through.
         batch = batches[pass_number % len(batches)]
         assert batch.inputs is not None, "only batches with inputs are kept"
         teacher.rows(batch.inputs, options.device, options.precision)
         return len(batch.rows)
 
     with encoder_threads(options) as threads:
-        # The first passes are slower: each thread has one before the clock runs.
+        # Each thread makes a first pass, which is slower, before the clock starts.
         sum(threads.map(encode, range(options.encoders)))
 
         n_rows = 0

@@ -1,4 +1,4 @@
-"""The check of a teacher's first batch, before hours are spent on others."""
+"""The check of a teacher's first batches, before hours are spent on others."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from cusa.data.errors import TeacherError
 from cusa.precompute.teachers.base import SizeGroups, Teacher, TeacherInputs
 
-# Locations of the errors of rows that are not as long as declared, and of rows that change.
+# ``location`` of the errors of rows with another dimension than declared, and of rows that change.
 ROW_DIM = "row dimension"
 SECOND_PASS = "second pass"
-# Greatest difference between the numbers of two rows that count as equal.
+# Greatest difference of any number in two rows that count as equal.
 EQUAL_ROWS = 1e-6
-# The same of one row computed twice. A GPU may add in another order each time.
+# The same for a row that is computed twice. A GPU may add in another order each time.
 REPEATED_ROWS = {"cpu": 1e-5, "cuda": 1e-2}
 # Rows are L2-normalised: their norm is 1, or 0 where all features were 0.
 _LEAST_NORM = 0.5
-# Captions that a tokeniser must tell apart by half: fewer may well be of unknown words alone.
+# From this many captions on, rows are compared: fewer may consist of unknown words only.
 _ENOUGH_CAPTIONS = 8
 
 
@@ -33,8 +33,8 @@ class EqualRowsError(TeacherError):
     Args:
         message: The line.
         n_items: Number of different items.
-        n_different: Number of different rows that they have.
-        fields: As :class:`.CusaError` takes them.
+        n_different: Number of different rows among theirs.
+        fields: Fields of :class:`.CusaError`.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class EqualRowsError(TeacherError):
 
 
 class FirstBatchCheck:
-    """A check that refuses teachers whose rows are alike, or change from pass to pass.
+    """A check that refuses a teacher whose rows are all alike, or change from pass to pass.
 
-    It looks at the first batch, and goes on until it has seen two different inputs: a data set may
-    begin with copies of one picture. Several threads may call it.
+    It checks the first batch, and further ones until it has seen two different inputs, since a data
+    set may begin with copies of one image. Several threads may call it.
 
     Args:
         teacher: The teacher.
-        device: Where it is.
-        precision: What it computes in.
+        device: The teacher's device.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
     """
 
     def __init__(
@@ -88,14 +88,15 @@ class FirstBatchCheck:
 
         Args:
             name: The teacher's name.
-            inputs: As :meth:`Teacher.rows` takes them.
-            rows: float32 ``[n, dim]``: what that returned.
-            captions: Texts: the captions, or other keys that tell them apart.
+            inputs: The batch, as for :meth:`Teacher.rows`.
+            rows: float32 ``[n, dim]``: the rows that it returned.
+            captions: For texts, a key of each, which is equal for equal captions only.
 
         Raises:
-            TeacherError: If the rows are wrong, or a second pass fails.
+            TeacherError: If the rows have another dimension than declared, a second pass fails or
+                changes them, or different items have equal rows (:class:`EqualRowsError`).
         """
-        # A batch of another thread waits until the first ones are checked.
+        # Batches of other threads wait until the first ones are checked.
         with self._lock:
             if not self._is_over:
                 self._check(name, inputs, rows, captions or ())
@@ -113,7 +114,7 @@ class FirstBatchCheck:
             repeated = self._teacher.rows(inputs, self._device, self._precision)
             self._refuse_changes(name, rows, repeated)
 
-        # Rows that are zero, or not finite, are reported where they are stored.
+        # Rows that are zero or not finite are reported elsewhere, with their items.
         is_usable = ~is_zero(rows) & np.isfinite(rows).all(axis=1)
         digests = input_digests(inputs)
         self._row_of_input |= compress(zip(digests, rows, strict=False), is_usable)
@@ -148,7 +149,7 @@ class FirstBatchCheck:
         first_pass: np.ndarray,
         second_pass: np.ndarray,
     ) -> None:
-        """Refuse rows that a second pass does not repeat, but for rounding."""
+        """Refuse rows that a second pass does not reproduce, up to rounding."""
         is_finite = np.isfinite(first_pass).all(axis=1)
         is_finite &= np.isfinite(second_pass).all(axis=1)
         first_pass = first_pass[is_finite]
@@ -159,7 +160,7 @@ class FirstBatchCheck:
             raise TeacherError(
                 f"teacher {name!r} ({self._teacher.model_id}): a second pass over its first batch "
                 f"gives other rows (least cosine {least_cosine:.4f}); it computes with random "
-                "numbers, use another model",
+                "numbers: use another model",
                 location=SECOND_PASS,
                 name=name,
             )
@@ -169,7 +170,7 @@ class FirstBatchCheck:
         name: str,
         row_of_item: Mapping[str, np.ndarray],
     ) -> None:
-        """Refuse rows of different items of which half or more repeat another."""
+        """Refuse rows of different items if half of them or more repeat another row."""
         if len(row_of_item) < 2:
             return
         n_different = count_different(np.stack(list(row_of_item.values())))
@@ -190,7 +191,7 @@ class FirstBatchCheck:
 
 
 def is_zero(rows: np.ndarray) -> np.ndarray:
-    """Tell which rows are of features that were all zero.
+    """Return which rows come from features that were all zero.
 
     Args:
         rows: float32 ``[n, dim]``, L2-normalised.
@@ -213,7 +214,7 @@ def count_different(rows: np.ndarray) -> int:
 
 
 def input_digests(inputs: TeacherInputs) -> list[str]:
-    """Return a digest of each item of a batch; none where its tensors are not one row per item."""
+    """Return a digest of each item of a batch; none if the tensors do not have a row per item."""
     if isinstance(inputs, SizeGroups):
         digests = [""] * len(inputs)
         for group, positions in zip(inputs.groups, inputs.positions, strict=True):
@@ -226,7 +227,7 @@ def input_digests(inputs: TeacherInputs) -> list[str]:
     for value in values:
         if isinstance(value, torch.Tensor) and value.ndim:
             arrays.append(value.cpu().numpy())
-    # Tensors may be flat, such as the token ids of all texts in one row.
+    # Tensors may be flat, such as the concatenated token ids of all texts.
     if len(set(map(len, arrays))) != 1 or arrays[0].ndim < 2:
         return []
     return [_item_digest(item_arrays) for item_arrays in zip(*arrays, strict=True)]

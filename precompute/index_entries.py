@@ -1,4 +1,4 @@
-"""What an index says of the teachers of a run."""
+"""The index entries of the teachers of a run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def teacher_entries(
     reuse: StoreReuse | None,
     may_lack_rows: bool,
 ) -> dict[str, TeacherEntry]:
-    """Make the entries of a run's teachers, their shards in the order of the tasks.
+    """Make the index entries of a run's teachers, with the shards in the order of the tasks.
 
     Args:
         teachers: The loaded teachers, by name.
         tasks: All shards of the run.
-        shards: What each of them holds.
+        shards: The finished shard of each task.
         reuse: The store that rows were taken over from, or ``None``.
         may_lack_rows: Whether a teacher may have no row at all, as in a range of shards.
 
@@ -48,7 +48,7 @@ def teacher_entries(
         shards_by_split: dict[str, tuple[ShardInfo, ...]] = {}
         for split, split_tasks in groupby(teacher_tasks, attrgetter("split")):
             shards_by_split[split] = tuple(shards[task] for task in split_tasks)
-        # Rows that were taken over are those of other library versions.
+        # Rows that were taken over were made with the other store's library versions.
         versions = reuse.versions(name, loaded.settings) if reuse is not None else None
         if not versions:
             versions = {package: version(package) for package in _RECORDED_PACKAGES}
@@ -68,6 +68,6 @@ def _no_rows(name: str, modality: str) -> DataError:
 
 
 def _absolute_source(source: str) -> str:
-    """Return where a teacher was loaded from, as a path that other folders can use, too."""
+    """Return where a teacher was loaded from; a path is made absolute."""
     path = Path(source)
     return str(path.resolve()) if path.exists() else source

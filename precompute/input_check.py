@@ -23,19 +23,19 @@ def check_inputs(
     on_fault: Callable[[str], None],
     on_note: Callable[[str], None],
 ) -> None:
-    """Look for every image file and normalise every caption that a run will read.
+    """Check that every image file and caption that a run will read can be used.
 
     Args:
         dataset: The data set.
-        pending: The run's shards that are not finished.
+        pending: The run's shards that are not finished yet.
         modalities: ``"image"`` or ``"text"`` by teacher name.
         normalizer_name: Name of the caption normaliser.
-        skip_errors: Whether faults are left out instead of stopping the run.
-        on_fault: Called with each of the first faults, where there are several.
-        on_note: Called with the number of faults that will be left out.
+        skip_errors: Whether items with a fault are skipped instead of stopping the run.
+        on_fault: Called with each of the first faults, if there are several.
+        on_note: Called with the number of items that will be skipped.
 
     Raises:
-        DataError: If there is a fault that is not to be skipped, or no image at all.
+        DataError: If there is a fault and faults are not skipped, or no image exists at all.
     """
     images = check_images(dataset, _pending_rows(pending, modalities, "image"))
     captions = check_captions(dataset, _pending_rows(pending, modalities, "text"), normalizer_name)
@@ -43,13 +43,13 @@ def check_inputs(
     if images.n_faults == n_images:
         first = images.listed[0]
         raise _error(
-            f"no image could be read; check --image-root: none of {n_images:,} is there, such as "
+            f"no image could be read; check --image-root: none of {n_images:,} exists, such as "
             f"{first.message}",
             first,
         )
 
     if skip_errors:
-        _note_skipped(images, "images that are not there", on_note)
+        _note_skipped(images, "missing images", on_note)
         _note_skipped(captions, "captions without words", on_note)
         return
     listed = [*images.listed, *captions.listed]
@@ -76,7 +76,7 @@ def _pending_rows(
     modalities: Mapping[str, str],
     modality: str,
 ) -> dict[str, list[RowRange]]:
-    """Return the rows that teachers of a modality will read: disjoint ranges, by split."""
+    """Return the rows that teachers of a modality will read, as disjoint ranges by split."""
     ranges_of_split: dict[str, set[RowRange]] = defaultdict(set)
     for task in pending:
         if modalities[task.teacher] == modality:

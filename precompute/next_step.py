@@ -1,4 +1,4 @@
-"""The commands that go on from what stage one has written: they run as printed."""
+"""The commands to run after cusa-precompute, as it prints them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from cusa.data.shell import shell_command
 from cusa.data.store.reader import EmbeddingStore
 
 _MODALITIES = ("image", "text")
-# The splits that cusa-train takes by default.
+# The splits that cusa-train uses by default.
 _TRAIN_SPLIT, _VAL_SPLIT = "train", "val"
-# A contrastive loss learns nothing from fewer.
+# A contrastive loss cannot learn from fewer pairs.
 _FEWEST_PAIRS = 2
 
 
 def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
-    """Return the command that trains on a store; empty where its default would be refused.
+    """Return the command that trains on a store; empty if its defaults would be refused.
 
-    Where the store has several teachers of a modality, the command names one that was just made.
+    If the store has several teachers of a modality, the command names one of the new ones.
 
     Args:
         store_path: The store's index.
@@ -31,7 +31,7 @@ def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
     if store.split(_TRAIN_SPLIT).n_captions < _FEWEST_PAIRS:
         return ""
 
-    # The demo's student is an adapter: it reads rows of the store for validation, too.
+    # The demo's student is an adapter, which also reads rows of the store for validation.
     reads_rows = store.dataset == "demo"
     needed_splits = {_TRAIN_SPLIT}
     if reads_rows and _VAL_SPLIT in store.splits:
@@ -45,7 +45,7 @@ def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
         if not usable:
             return ""
         if len(names) == 1:
-            # The command takes the only one by itself.
+            # The command finds the only one by itself.
             continue
         new = [name for name in usable if name in new_teachers]
         chosen = (new or usable)[0]
@@ -56,6 +56,6 @@ def training_command(store_path: Path, new_teachers: Collection[str]) -> str:
 
 
 def merging_command(store_path: Path) -> str:
-    """Return the command that joins the parts of a store, once all of them are there."""
+    """Return the command that joins the parts of a store once all of them are made."""
     part_paths = shlex.quote(str(store_path.with_suffix(""))) + ".part-*.h5"
     return f"{shell_command('cusa-store', 'merge', store_path)} {part_paths}"

@@ -1,4 +1,4 @@
-"""Rows made before pictures were turned upright, and the pictures that this concerns."""
+"""Detection of rows from before pictures were turned upright, and of the pictures affected."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cusa.data.images import DECODING, changed_decoding
 from cusa.data.records import Dataset
 from cusa.data.store.schema import TeacherSettings
 
-# A header is read in the time that it takes to open its file.
+# Most of the time goes into opening files, which threads overlap.
 _THREADS = 8
 
 
 def is_older(settings: TeacherSettings) -> bool:
-    """Return whether rows were made before pictures were turned upright and laid over white."""
+    """Return whether rows are from before pictures were turned upright and laid over white."""
     is_imported = "imported" in settings.transform
     return not is_imported and DECODING.keys().isdisjoint(settings.transform)
 
@@ -27,15 +27,15 @@ def refuse_changed_pictures(
     teacher_name: str,
     skip_errors: bool,
 ) -> None:
-    """Refuse rows made before pictures were turned upright, if a picture decodes otherwise today.
+    """Refuse rows from before pictures were turned upright if any picture now decodes otherwise.
 
     Args:
-        dataset: The data set; all its pictures are looked at.
+        dataset: The data set; all its pictures are checked.
         teacher_name: The teacher's name in the store.
-        skip_errors: Whether pictures that cannot be read are passed over: they have no row.
+        skip_errors: Whether to ignore pictures that cannot be read, as they have no row.
 
     Raises:
-        DataError: If there is such a picture, or one cannot be read; names the first.
+        DataError: If a picture now decodes otherwise, or cannot be read; names the first.
     """
 
     def find_change(image_path: Path) -> str | None:
@@ -46,16 +46,15 @@ def refuse_changed_pictures(
                 return None
             raise
 
-    # Reading silences warnings. Their filters belong to the process: a thread would undo what
-    # another has set.
+    # Reading changes the filters of warnings, which threads share, so they are restored here.
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as threads:
         changes = threads.map(find_change, _image_paths(dataset))
         for image_path, change in zip(_image_paths(dataset), changes, strict=True):
             if change is None:
                 continue
             raise DataError(
-                f"image {image_path} has {change}: the row that teacher {teacher_name!r} has of "
-                "it was made without regard to that; pass another --out to make all rows again",
+                f"image {image_path} has {change}, which the row of teacher {teacher_name!r} "
+                "ignores; pass another --out to make all rows again",
                 path=image_path,
                 name=teacher_name,
             )

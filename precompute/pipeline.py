@@ -1,4 +1,4 @@
-"""Read, encode, write: one teacher over the shards handed to it, all three at the same time."""
+"""The pipeline of a teacher, which reads, encodes and writes shards at the same time."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class PipelineOptions:
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
-        workers: Image decoding processes; 0 decodes in this one.
-        encoders: Threads that run the teacher. On a GPU two, so that one launches a batch while
-            the other fetches the rows of the last; on a CPU one per core, each computing on one
-            core alone, so that rows do not depend on how many cores there are.
-        skip_errors: Record undecodable images, empty captions, and items whose row would be zero,
-            instead of stopping.
+        workers: Processes that decode images; 0 decodes in this process.
+        encoders: Threads that run the teacher: on a GPU two, so that one launches a batch while the
+            other fetches the rows of the last batch; on a CPU one per core, each computing on a
+            single core, so that rows do not depend on the number of cores.
+        skip_errors: Whether undecodable images, empty captions, and items whose row would be zero
+            are recorded as skipped instead of stopping the run.
     """
 
     device: str
@@ -54,10 +54,10 @@ def encode_shards(
     reuse: Callable[[ShardTask], ReusedRows] | None = None,
     on_cut: Callable[[int], object] = lambda n_captions: None,
 ) -> dict[ShardTask, ShardInfo]:
-    """Make the shards that an iterator hands out, asking for each as late as reading ahead allows.
+    """Make the shards that an iterator yields, taking each as late as reading ahead allows.
 
-    What a row's batch is made of depends on its shard alone, so that the rows do not depend on who
-    makes the shard, or when.
+    The batches of a shard depend on the shard alone. So its rows do not depend on which process
+    makes it, or when.
 
     Args:
         teacher: The loaded teacher.
@@ -65,20 +65,20 @@ def encode_shards(
         header_of: Returns the header of a shard.
         tasks: Shards of this teacher.
         dataset: The data set.
-        options: How to run.
-        on_progress: Called after each batch with the shard and the number of its rows just done;
+        options: How to run the teacher.
+        on_progress: Called after each batch with the shard and the number of rows just finished;
             may raise to stop.
-        reuse: Looks up which rows of a shard another store holds; they are not made.
-        on_cut: Called with the number of a batch's captions that were cut, if there are any.
+        reuse: Looks up which rows of a shard another store has; they are copied.
+        on_cut: Called with the number of captions of a batch that were cut, unless it is 0.
 
     Returns:
-        The shards made.
+        The shards made, by task.
 
     Raises:
         DataError: If an item cannot be read, or its row is zero, and errors are not skipped.
         TeacherError: If the teacher fails, or its first rows are wrong
             (:mod:`cusa.precompute.first_batch`).
-        CusaError: If the teacher returns NaN.
+        CusaError: If the teacher returns NaN or infinity, or a shard cannot be written.
     """
     reused: dict[ShardTask, ReusedRows] = {}
 
@@ -102,7 +102,7 @@ def encode_shards(
             if batch.n_cut:
                 on_cut(batch.n_cut)
 
-            # A shard begins with its first batch, and no batch belongs to two.
+            # No batch belongs to two shards, so each shard begins with its first batch.
             n_reused = 0
             if shard is None:
                 shard = _Shard(task, header_of(task))
@@ -114,7 +114,7 @@ def encode_shards(
                 shard = None
             on_progress(task, n_reused + batch.n_settled)
 
-    # One shard is written while the next one is encoded: no more are held in memory.
+    # A shard is written while the next one is encoded; no more than two are in memory.
     with ThreadPoolExecutor(1) as writing_thread, closing(encoded):
         return dict(mapped_ahead(writing_thread, _Shard.write, full_shards(), depth=1))
 
@@ -131,7 +131,10 @@ def encoded_batches(
 ) -> Generator[EncodedBatch, None, None]:
     """Yield the batches of each shard in turn, with float32 ``[n, dim]`` for their inputs.
 
-    A shard of which no row is to be made has one batch without rows.
+    A shard without rows to make has one batch, which is empty.
+
+    Raises:
+        TeacherError: If the teacher fails, or its first rows are wrong.
     """
     pin = options.device != "cpu"
     if teacher.modality == "image":
@@ -141,19 +144,18 @@ def encoded_batches(
 
     encoder = BatchEncoder(teacher, normalizer_name, dataset, options.device, options.precision)
     with encoder_threads(options) as threads:
-        # Each thread has a batch, and one more waits: no thread is without work.
+        # Each thread has a batch and one more is waiting, so that no thread is idle.
         yield from mapped_ahead(threads, encoder.encode, batches, options.encoders)
 
 
 @contextmanager
 def encoder_threads(options: PipelineOptions) -> Iterator[ThreadPoolExecutor]:
-    """Start the threads that run a teacher; on a CPU, each computes on one core."""
+    """Start the threads that run a teacher; on a CPU, each computes on a single core."""
     n_torch_threads = torch.get_num_threads()
     if options.device == "cpu":
         torch.set_num_threads(1)
     try:
-        # The number is a thread's own: each has to set it, too. It changes nothing of what a GPU
-        # does.
+        # torch's number of threads is set per thread. It has no effect on a GPU.
         with ThreadPoolExecutor(
             options.encoders,
             initializer=torch.set_num_threads,
@@ -168,7 +170,7 @@ def encoder_threads(options: PipelineOptions) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Shard:
-    """The rows of a shard while they come in; those that are embedded or skipped are settled."""
+    """The rows of a shard in the making; a row is settled once it is embedded or skipped."""
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class _Shard:
         self._skipped: list[int] = []
 
     def take_over(self, reused: ReusedRows) -> int:
-        """Fill in the rows of another store, and return their number."""
+        """Fill in rows from another store, and return their number."""
         self._fill_in(reused.rows, reused.read(), reused.picture_digests)
         return len(reused.rows)
 

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, what they tell each other, and the queues they share."""
+"""The processes of a run, and how they exchange values and share queues."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import torch.distributed as dist
 from cusa.data.errors import WorkerError, first_line
 
 _POLL_S = 0.1
-# Key of the rank of a process that failed.
+# Key under which a process that failed stores its rank.
 _FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class RunProcesses:
-    """This process among the run's, joined by a key-value store.
+    """This process's view of the run's processes, which share a key-value store.
 
     A process that runs alone has a store of its own.
 
     Attributes:
-        rank: Number of this process.
+        rank: Number of this process among all, from 0.
         size: Number of processes, on all machines.
-        local_rank: Number on this machine.
+        local_rank: Number of this process among those on this machine, from 0.
         local_size: Number of processes on this machine.
         store: The key-value store.
     """
@@ -45,7 +45,11 @@ class RunProcesses:
         return self.rank == 0
 
     def claim(self, queue: str) -> int:
-        """Take the next number of a queue: 0, 1, 2, ... each goes to one process only."""
+        """Take the next number of a queue, 0, 1, 2, ...; each goes to one process only.
+
+        Raises:
+            WorkerError: If the key-value store is gone.
+        """
         with _contact_errors():
             return self.store.add(queue, 1) - 1
 
@@ -54,7 +58,11 @@ class RunProcesses:
         counter: str,
         amount: int,
     ) -> int:
-        """Add to a counter that all processes share, and return its new value."""
+        """Add to a counter that all processes share, and return its new value.
+
+        Raises:
+            WorkerError: If the key-value store is gone.
+        """
         with _contact_errors():
             return self.store.add(counter, amount)
 
@@ -63,7 +71,11 @@ class RunProcesses:
         key: str,
         value: Any,
     ) -> None:
-        """Let the other processes know a JSON-compatible value."""
+        """Publish a JSON-compatible value to the other processes.
+
+        Raises:
+            WorkerError: If the key-value store is gone.
+        """
         with _contact_errors():
             self.store.set(key, json.dumps(value))
 
@@ -72,14 +84,14 @@ class RunProcesses:
         key: str,
         while_waiting: Callable[[], None],
     ) -> Any:
-        """Wait for a value that another process tells, and return it.
+        """Wait for a value that another process publishes, and return it.
 
         Args:
-            key: Its key.
-            while_waiting: Called ten times a second; may raise.
+            key: Key of the value.
+            while_waiting: Called ten times a second; may raise to stop.
 
         Raises:
-            CusaError: If another process failed, or the key-value store is gone.
+            WorkerError: If another process failed, or the key-value store is gone.
         """
         with _contact_errors():
             while not self.store.check([key]):
@@ -98,15 +110,15 @@ class RunProcesses:
         decide: Callable[[], Any],
         while_waiting: Callable[[], None],
     ) -> Any:
-        """Return what the leading process decides; the others wait for it.
+        """Return the leading process's decision; the other processes wait for it.
 
         Args:
             key: Key of the value.
             decide: Called in the leading process alone; returns a JSON-compatible value.
-            while_waiting: As :meth:`hear` takes it.
+            while_waiting: Called ten times a second; may raise to stop.
 
         Raises:
-            CusaError: If another process failed, or the key-value store is gone.
+            WorkerError: If another process failed, or the key-value store is gone.
         """
         if self.leads:
             self.tell(key, decide())
@@ -114,10 +126,10 @@ class RunProcesses:
 
 
 def connect() -> RunProcesses:
-    """Join the processes that torchrun started; without torchrun, this process is alone.
+    """Join the processes that torchrun started; without torchrun, this process runs alone.
 
     Raises:
-        CusaError: If the processes cannot find each other.
+        WorkerError: If the processes cannot reach each other.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -132,7 +144,7 @@ def connect() -> RunProcesses:
             name="WORLD_SIZE",
         ) from None
 
-    # After a restart by torchrun the store still holds what the last attempt told.
+    # After a restart by torchrun, the store still has the values of the last attempt.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"cusa-{attempt}", store)
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
@@ -142,7 +154,7 @@ def connect() -> RunProcesses:
 
 @contextmanager
 def announced_failure(processes: RunProcesses) -> Iterator[None]:
-    """Tell processes that wait for this one if it fails, so that they stop, too."""
+    """Publish a failure of this process, so that those that wait for it stop, too."""
     try:
         yield
     except BaseException:
@@ -153,11 +165,11 @@ def announced_failure(processes: RunProcesses) -> Iterator[None]:
 
 @contextmanager
 def _contact_errors(quiet: bool = False) -> Iterator[None]:
-    """Turn the loss of the key-value store into one line, or ignore it where ``quiet``."""
+    """Turn the loss of the key-value store into one line, or ignore it if ``quiet``."""
     try:
         yield
     except RuntimeError as error:
-        # DistError: the process that holds the store is gone.
+        # torch raises DistError, a RuntimeError, if the process with the store is gone.
         if not quiet:
             raise WorkerError(
                 f"lost contact with the other processes ({first_line(error)}); finished shards "

@@ -29,22 +29,22 @@ from cusa.precompute.teachers.base import (
     stacked,
 )
 
-# A shard, and which of its rows are to be made, ascending.
+# A shard, and its rows to make: int64 [n], ascending.
 ShardRows = tuple[ShardTask, np.ndarray]
 _TEXT_BATCHES_AHEAD = 8
 
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """The items of one forward pass of a teacher, and where their embeddings go.
+    """The n inputs of a forward pass of a teacher, and the m >= n rows that get their embeddings.
 
     Attributes:
         inputs: Preprocessed images, or tokenised captions; ``None`` if no item could be read.
-        rows: int64 ``[m]``, m >= n: the split's rows that get their embedding from it.
-        source: int64 ``[m]``: which of the n outputs each of them takes.
+        rows: int64 ``[m]``: rows of the split.
+        source: int64 ``[m]``: the input whose embedding each row gets, in ``[0, n)``.
         errors: (row, message) of the items that could not be read.
-        n_cut: How many of its captions have more tokens than the teacher takes.
-        digests: uint8 ``[m, 32]``: sha256 of the picture file of each row; ``None`` for captions.
+        n_cut: How many of the captions have more tokens than the teacher takes.
+        digests: uint8 ``[m, 32]``: sha256 of each row's image file; ``None`` for captions.
     """
 
     inputs: Tensors | SizeGroups | None
@@ -56,22 +56,22 @@ class TeacherBatch:
 
     @staticmethod
     def without_inputs(errors: Sequence[tuple[int, str]] = ()) -> TeacherBatch:
-        """Return a batch of errors alone, or of nothing."""
+        """Return a batch that has only errors, or nothing."""
         no_rows = np.zeros(0, np.int64)
         return TeacherBatch(None, no_rows, no_rows, tuple(errors))
 
     @property
     def n_settled(self) -> int:
-        """Number of rows that need no other batch: those embedded, and those with an error."""
+        """Number of rows that this batch settles: those embedded, and those with an error."""
         return len(self.rows) + len(self.errors)
 
     def first_rows(self) -> np.ndarray:
-        """Return the first row that takes each of the outputs, int64 ``[n]``."""
+        """Return the first row of each input, int64 ``[n]``."""
         _, first_positions = np.unique(self.source, return_index=True)
         return self.rows[first_positions]
 
     def pin_memory(self) -> TeacherBatch:
-        """Return the batch in page-locked memory; the worker pool calls it."""
+        """Return the batch in page-locked memory; :func:`.pinned` calls this."""
         return replace(self, inputs=pinned(self.inputs))
 
 
@@ -90,21 +90,21 @@ def read_image_shards(
 ) -> Iterator[ShardBatch]:
     """Yield batches of consecutive rows, decoded and preprocessed.
 
-    Worker processes ask for the next shard when they have nothing left to read ahead.
+    The next shard is taken only when workers have nothing left to read ahead.
 
     Args:
         teacher: An image teacher.
-        shards: Its shards, and their rows to read; a shard without any has one batch, which is
-            empty.
+        shards: The teacher's shards, each with the rows to read; a shard without rows gets one
+            batch, which is empty.
         dataset: The data set.
-        workers: Image decoding processes; 0 decodes in this one.
-        pin: Whether to put batches into page-locked memory, for copies to a GPU.
+        workers: Processes that decode images; 0 decodes in this process.
+        pin: Whether to put batches into page-locked memory, for transfers to a GPU.
     """
     requested: deque[ShardTask] = deque()
 
     def keys() -> Iterator[tuple[str, np.ndarray]]:
         for task, rows in shards:
-            # A shard without rows to make still has one batch, or nobody would write it.
+            # A shard without rows to make still needs a batch, or it would not be written.
             for start in range(0, max(1, len(rows)), teacher.batch_size):
                 requested.append(task)
                 yield task.split, rows[start : start + teacher.batch_size]
@@ -119,8 +119,8 @@ class ImageReader(TorchDataset[TeacherBatch]):
     """Decodes and preprocesses whole batches, in worker processes.
 
     Args:
-        dataset: Where the images are.
-        teacher: Whose preprocessing; its model stays out of the workers.
+        dataset: The data set of the images.
+        teacher: The teacher whose preprocessing is used; workers do not run its model.
     """
 
     def __init__(
@@ -128,15 +128,15 @@ class ImageReader(TorchDataset[TeacherBatch]):
         dataset: Dataset,
         teacher: Teacher,
     ) -> None:
-        # One block of text rather than a list: a list's reference counts would copy its pages into
-        # every worker.
+        # An array of texts rather than a list: updates of the reference counts of a list's items
+        # would copy its memory pages into every worker.
         self._image_paths: dict[str, np.ndarray] = {}
         for split, records in dataset.splits.items():
             image_paths = [record.image_path for record in records]
             self._image_paths[split] = np.array(image_paths, np.dtypes.StringDType())
         self._image_root = dataset.image_root
         self._teacher = teacher
-        # A wrong setting is no error of an image.
+        # Raises here if the setting is wrong, which is not the fault of an image.
         max_pixels()
 
     def __getitem__(self, key: tuple[str, np.ndarray]) -> TeacherBatch:
@@ -167,10 +167,10 @@ class ImageReader(TorchDataset[TeacherBatch]):
 
 
 def read_image(path: Path, teacher: Teacher) -> Preprocessed:
-    """Read an image as a teacher takes it: float32 ``[3, h, w]``, or arrays by name.
+    """Read and preprocess an image for a teacher: float32 ``[3, h, w]``, or arrays by name.
 
     Raises:
-        ImageError: If it cannot be read.
+        ImageError: If it cannot be decoded or preprocessed.
     """
     assert teacher.preprocess is not None, "an image teacher brings its preprocessing"
     image = load_image(path)
@@ -193,14 +193,14 @@ def read_caption_shards(
     dataset: Dataset,
     pin: bool,
 ) -> Iterator[ShardBatch]:
-    """Return batches of captions of like length, tokenised a few ahead in a thread.
+    """Yield batches of captions of similar length, tokenised a few batches ahead in a thread.
 
     Args:
         teacher: A text teacher.
         normalizer_name: Name of the caption normaliser.
-        shards: As :func:`read_image_shards` takes them.
+        shards: The teacher's shards, as for :func:`read_image_shards`.
         dataset: The data set.
-        pin: Whether to put batches into page-locked memory, for copies to a GPU.
+        pin: Whether to put batches into page-locked memory, for transfers to a GPU.
     """
     locator = CaptionLocator(dataset)
 
@@ -208,7 +208,7 @@ def read_caption_shards(
         for task, rows in shards:
             captions = [locator.caption(task.split, row) for row in rows.tolist()]
             if not captions:
-                # The shard must have a batch, or nobody would write it.
+                # The shard needs a batch, or it would not be written.
                 yield task, TeacherBatch.without_inputs()
             for batch in caption_batches(teacher, captions, normalizer_name):
                 errors = [(int(rows[number]), message) for number, message in batch.errors]
@@ -223,13 +223,14 @@ def caption_batches(
     captions: Sequence[tuple[str, str]],
     normalizer_name: str,
 ) -> Iterator[TeacherBatch]:
-    """Yield captions as batches of like length, the longest first; equal ones are encoded once.
+    """Yield captions in batches of similar length, the longest first; equal ones are encoded once.
 
-    A batch's rows are the captions' numbers, from 0. A first batch without inputs has the errors.
+    The rows of a batch are the captions' numbers, from 0. Errors come in a first batch, which has
+    no inputs.
 
     Args:
         teacher: A text teacher.
-        captions: (caption, caption id) each.
+        captions: The captions, each with its id.
         normalizer_name: Name of the caption normaliser.
     """
     rows_of_text, errors = _group_equal_captions(captions, normalizer_name)
@@ -255,11 +256,11 @@ def caption_batches(
 
 
 def _sort_by_length(teacher: Teacher, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sort texts by how many tokens the teacher takes of them.
+    """Sort texts by the number of their tokens after any cut.
 
     Returns:
-        int64 ``[n]``, the numbers of the texts, the longest first; bool ``[n]``, whether each text
-        has more tokens than the teacher takes.
+        int64 ``[n]``, the numbers of the texts, longest first; bool ``[n]``, whether each text is
+        cut.
     """
     assert teacher.token_counts is not None, "a text teacher brings its tokeniser"
     token_counts = teacher.token_counts(texts)
@@ -276,11 +277,11 @@ def _group_equal_captions(
     captions: Sequence[tuple[str, str]],
     normalizer_name: str,
 ) -> tuple[dict[str, list[int]], list[tuple[int, str]]]:
-    """Normalise captions.
+    """Normalise captions, and group those that become equal.
 
     Returns:
-        The numbers of the captions that become each text, and (number, message) of those that
-        cannot be normalised.
+        The numbers of the captions by normalised text, and (number, message) of those that cannot
+        be normalised.
     """
     normalize = normalizer(normalizer_name)
     rows_of_text: dict[str, list[int]] = {}

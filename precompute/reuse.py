@@ -1,4 +1,4 @@
-"""Rows that another store holds, found by what they are of: a picture's bytes, a caption's text."""
+"""Reuse of another store's rows, matched by a picture's bytes or a caption's text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _READING_THREADS = 8
 
 @dataclass(frozen=True)
 class ReusedRows:
-    """Rows of a shard that another store holds.
+    """Rows of a shard that another store has.
 
     Attributes:
         rows: int64 ``[m]``, ascending: the split's rows that need not be made.
-        picture_digests: uint8 ``[m, 32]``, sha256 of their picture files; ``None`` for captions.
-        read: Reads them: ``[m, dim]`` as they are stored.
+        picture_digests: uint8 ``[m, 32]``, sha256 of their image files; ``None`` for captions.
+        read: Reads the rows: ``[m, dim]`` in the stored dtype.
     """
 
     rows: np.ndarray
@@ -45,16 +45,16 @@ class ReusedRows:
 class RowReuse:
     """Looks up the rows of shards in another store.
 
-    Pictures are known by the sha256 of their files, which stores record since format 2.1; captions
-    by their text as the teacher takes it. Rows that were skipped are not taken.
+    Pictures are matched by the sha256 of their files, which stores record since format 2.1, and
+    captions by their normalised text. Skipped rows are never reused.
 
     Args:
         dataset: The data set of this run.
-        settings: The teacher's settings.
-        store: The store to take rows from: those that were made with these settings.
+        settings: The teacher's settings; only rows that were made with equal settings are reused.
+        store: The store to take rows from.
 
     Raises:
-        StoreError: If a shard is missing or another one than the index names.
+        StoreError: If a shard is missing, or not the one that the index names.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class RowReuse:
         self._sources = list(equal_rows(store, settings))
         self._captions = CaptionLocator(dataset)
 
-        # The sources' rows are numbered through: a number takes less memory than a pair, and there
-        # are millions.
+        # The rows of all sources are numbered consecutively: there may be millions, and a number
+        # takes less memory than a pair of source and row.
         self._starts = np.cumsum([0, *map(len, self._sources)])
         self._number_of_key: dict[bytes, int] = {}
         for start, source in zip(self._starts.tolist(), self._sources, strict=False):
@@ -80,7 +80,7 @@ class RowReuse:
                 keys = map(np.ndarray.tobytes, source.picture_digests())
             skipped = frozenset(source.skipped.tolist())
             for row, key in enumerate(keys):
-                # Zeros stand for a picture that was not recorded.
+                # A digest of zeros means that the picture was not recorded.
                 if any(key) and row not in skipped:
                     self._number_of_key.setdefault(key, start + row)
 
@@ -88,20 +88,20 @@ class RowReuse:
         return len(self._number_of_key)
 
     def __call__(self, task: ShardTask) -> ReusedRows:
-        """Return the rows of a shard that need not be made."""
+        """Return the rows of a shard that the other store has."""
         keys = self._keys(task)
         is_reused = [key in self._number_of_key for key in keys]
         reused_keys = list(compress(keys, is_reused))
         numbers = np.asarray([self._number_of_key[key] for key in reused_keys], np.int64)
         digests = None
         if self._settings.modality == "image":
-            # The key of a picture is its digest.
+            # A picture's key is its digest.
             digests = np.frombuffer(b"".join(reused_keys), np.uint8).reshape(-1, DIGEST_BYTES)
         rows = task.start + np.flatnonzero(is_reused)
         return ReusedRows(rows, digests, lambda: self._gather(numbers))
 
     def _gather(self, numbers: np.ndarray) -> np.ndarray:
-        """Read rows by their number among those of all sources: ``[n, dim]`` as stored."""
+        """Read rows by number among all sources: ``[n, dim]`` in the stored dtype."""
         dtype = np.dtype(self._settings.dtype).newbyteorder("<")
         rows = np.empty((len(numbers), self._settings.dim), dtype)
         source_numbers = np.searchsorted(self._starts, numbers, "right") - 1
@@ -112,7 +112,7 @@ class RowReuse:
         return rows
 
     def _keys(self, task: ShardTask) -> list[bytes]:
-        """Return what each row of a shard is of; nothing where that cannot be read."""
+        """Return the key of each row of a shard; empty if its item cannot be read."""
         if self._settings.modality == "image":
             records = self._dataset.splits[task.split][task.start : task.stop]
             paths = [self._dataset.image_root / record.image_path for record in records]
@@ -127,16 +127,16 @@ class RowReuse:
 
 
 class StoreReuse:
-    """Another store in a run: what every process of it takes over.
+    """Another store whose rows the processes of a run reuse.
 
     Args:
-        path: The store's index.
+        path: The other store's index.
         out: The index that the run writes.
         dataset: The data set of the run.
         processes: The processes.
 
     Raises:
-        SettingError: If the store is the one that is written.
+        SettingError: If it is the store that the run writes.
         StoreError: If it cannot be read.
     """
 
@@ -152,7 +152,7 @@ class StoreReuse:
         self._processes = processes
         self._store.verify_index()
         if out.exists() and out.samefile(path):
-            message = f"--reuse {path} is the store that is written; pass another --out"
+            message = f"--reuse {path} is the store that the run writes; pass another --out"
             raise SettingError(message, path=path, name="reuse")
 
     def rows_of(
@@ -161,22 +161,22 @@ class StoreReuse:
         settings: TeacherSettings,
         check_stop: Callable[[], None],
     ) -> Callable[[ShardTask], ReusedRows] | None:
-        """Return a look-up of the rows of a teacher's shards, ``None`` if there is nothing to take.
+        """Return a lookup of reusable rows by shard; ``None`` if the store has none.
 
         Args:
             teacher_name: The teacher's name in this run.
-            settings: Its settings.
+            settings: The teacher's settings.
             check_stop: Called while waiting; raises to stop.
 
         Raises:
-            StoreError: If a shard of the store is damaged: its rows would be sealed anew.
+            StoreError: If a shard of the store is damaged, as its rows would get a new seal.
         """
 
         def verify() -> None:
             for embeddings in equal_rows(self._store, settings):
                 embeddings.verify_shards()
 
-        # One process verifies the shards; the others wait rather than read them, too.
+        # One process verifies the shards, instead of each of them.
         self._processes.agree(f"verified-{teacher_name}", verify, check_stop)
         look_up = RowReuse(self._dataset, settings, self._store)
         if not len(look_up):
@@ -195,12 +195,12 @@ class StoreReuse:
         settings: TeacherSettings,
         n_rows: int,
     ) -> str:
-        """Say how many rows of a teacher all processes took over, and why there was none.
+        """Describe how many rows of a teacher all processes reused, or why they reused none.
 
         Args:
             teacher_name: The teacher's name in this run.
-            settings: Its settings.
-            n_rows: Its rows that were not finished before this run.
+            settings: The teacher's settings.
+            n_rows: Number of its rows that were not finished before this run.
         """
         n_reused = self._n_reused(teacher_name)
         note = (
@@ -214,11 +214,11 @@ class StoreReuse:
         teacher_name: str,
         settings: TeacherSettings,
     ) -> Mapping[str, str] | None:
-        """Return the library versions that rows taken over were made with, ``None`` without such.
+        """Return the library versions that reused rows were made with; ``None`` if there are none.
 
         Args:
             teacher_name: The teacher's name in this run.
-            settings: Its settings.
+            settings: The teacher's settings.
         """
         if not self._n_reused(teacher_name):
             return None
@@ -239,20 +239,20 @@ class StoreReuse:
         if fewest:
             return f"its settings differ: {'; '.join(fewest)}"
         if settings.modality == "text":
-            return "its captions are others"
+            return "none of its captions are the same"
         for embeddings in equal_rows(self._store, settings):
             if embeddings.picture_digests().any():
-                return "its pictures are others"
+                return "none of its pictures are the same"
         return "it was made before stores recorded which pictures their rows are of"
 
 
 def _counter(teacher_name: str) -> str:
-    """Name the counter of a teacher's rows that were taken over."""
+    """Return the name of the counter of a teacher's reused rows."""
     return f"reused-{teacher_name}"
 
 
 def equal_rows(store: EmbeddingStore, settings: TeacherSettings) -> Iterator[Embeddings]:
-    """Yield the rows of a store that were made with these settings, of every teacher and split.
+    """Yield a store's rows by teacher and split, for teachers with equal settings.
 
     Raises:
         StoreError: If rows are missing.
@@ -271,12 +271,12 @@ def _picture_key(path: Path) -> bytes:
     """Return the sha256 of a picture's file."""
     with contextlib.suppress(OSError):
         return file_digest(path)
-    # What is wrong with it is said when it is decoded.
+    # Decoding the picture will report what is wrong with it.
     return b""
 
 
 def _caption_keys(captions: Iterable[str], normalizer_name: str) -> Iterator[bytes]:
-    """Yield the sha256 of each caption as the teacher takes it."""
+    """Yield the sha256 of each normalised caption; empty if it cannot be normalised."""
     normalize = normalizer(normalizer_name)
     for caption in captions:
         try:

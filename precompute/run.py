@@ -43,9 +43,9 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        index: The index written: the store's or, of a range of shards, a part's. ``None``: another
+        index: The index written: the store's or, for a range of shards, a part's. ``None``: another
             process writes it.
-        entries: This run's teachers.
+        entries: The index entries of this run's teachers, by name; empty if ``index`` is ``None``.
     """
 
     index: Path | None
@@ -53,16 +53,16 @@ class Outcome:
 
 
 class Run:
-    """Makes the rows of teachers over a data set; every process of a run has one.
+    """Makes the rows of teachers for a data set; every process of a run has an instance.
 
-    Each process makes the shards that it claims; the leading one plans, and writes the index.
+    Each process makes the shards that it claims. The leading one also plans, and writes the index.
 
     Args:
         dataset: The data set.
         requests: The teachers.
-        options: What to make, and how.
+        options: The run's settings.
         processes: The processes.
-        reporter: Told what happens.
+        reporter: Receives the events of the run.
         check_stop: Called after each batch and while waiting; raises to stop.
     """
 
@@ -91,14 +91,14 @@ class Run:
             self._reuse = StoreReuse(options.reuse, options.out, dataset, processes)
 
     def go(self) -> Outcome:
-        """Make what is not finished, and the index.
+        """Make the shards that are not finished, and write the index.
 
         Raises:
             CusaError: If the store is in use, holds other data or settings, or an item or a teacher
                 fails.
         """
         with announced_failure(self._processes):
-            # Other data are refused before anything is planned or locked.
+            # A store of other data is refused before anything is planned or locked.
             self._stored_index()
             tasks = self._plan()
             self._check_inputs(tasks)
@@ -114,13 +114,13 @@ class Run:
                 lock.release()
 
     def estimate(self, seconds: float) -> list[Estimate]:
-        """Run each teacher for a few seconds; nothing is written.
+        """Run each teacher for a few seconds without writing anything.
 
         Args:
-            seconds: For each of its two rates.
+            seconds: Duration of the measurement of each of a teacher's two rates.
 
         Raises:
-            CusaError: As :meth:`go`.
+            CusaError: As :meth:`go` raises it.
         """
         with announced_failure(self._processes):
             tasks = self._plan()
@@ -146,9 +146,9 @@ class Run:
     # --- before teachers are loaded
 
     def _stored_index(self) -> Index | None:
-        """Return the store's index, after a check that the data fit it.
+        """Return the store's index, after checking that it belongs to the data.
 
-        ``None`` if there is none, or another process leads.
+        ``None`` if the store does not exist, or another process leads.
         """
         out = self._options.out
         if not (self._processes.leads and out.exists()):
@@ -158,7 +158,7 @@ class Run:
         return stored_index
 
     def _plan(self) -> list[ShardTask]:
-        """Return this run's shards, in an order that every process and every rerun has."""
+        """Return this run's shards, in the same order for every process and every rerun."""
         shards = self._processes.agree("tasks", self._shards_in_range, self._check_stop)
         return list(starmap(partial(ShardTask, self._options.out), shards))
 
@@ -176,7 +176,7 @@ class Run:
         return list(map(attrgetter("teacher", "split", "start", "stop"), tasks))
 
     def _check_inputs(self, tasks: Sequence[ShardTask]) -> None:
-        """Refuse data that cannot be read; the leading process alone looks at them."""
+        """Refuse images and captions that cannot be used; only the leading process checks."""
         if not self._processes.leads:
             return
         self._intact = intact_shards(tasks)
@@ -202,7 +202,9 @@ class Run:
             lock.share()
             if not lock.held:
                 folder = self._options.out.parent
-                self._reporter.note(f"{folder} knows no locks: start no second run on this store")
+                self._reporter.note(
+                    f"{folder} does not support locks: do not start a second run on this store"
+                )
             return lock.held
 
         is_locked = self._processes.agree("locked", lock_shards, self._check_stop)
@@ -231,7 +233,7 @@ class Run:
         entries = teacher_entries(self._teachers, tasks, shards, self._reuse, is_range)
         index = replace(self._data_index, teachers=entries)
         if stored_index is not None and not is_range:
-            # The images may lie elsewhere than when the store was begun.
+            # The images may have moved since the store was created.
             stored_index = replace(stored_index.without(entries), image_root=index.image_root)
             index = stored_index.joined(index, str(self._options.out))
         write_index(index_path, index)
@@ -242,7 +244,7 @@ class Run:
         tasks: Sequence[ShardTask],
         stored_index: Index | None,
     ) -> None:
-        """Load the teachers, and refuse those that the store has with other settings."""
+        """Load the teachers; refuse one that the store has with other settings."""
         loader = TeacherLoader(
             self._dataset,
             self._options,
@@ -257,14 +259,14 @@ class Run:
         for task, (header, _) in self._intact.items():
             settings.setdefault(task.teacher, header.settings)
 
-        # All of them before any is run: what is missing shows at once.
+        # All teachers are loaded before any is run, so that a missing one is noticed at once.
         needed = {task.teacher for task in tasks}
         for request in self._requests:
             if request.name in needed:
                 loaded = loader.load(request, settings.get(request.name))
                 self._teachers[request.name] = loaded
         if stored_index is not None:
-            # Joining refuses teachers with other settings than the store's.
+            # Joining refuses a teacher with other settings than the store's.
             entries: dict[str, TeacherEntry] = {}
             for name, loaded in self._teachers.items():
                 entries[name] = TeacherEntry(loaded.settings, {})
@@ -276,7 +278,7 @@ class Run:
         tasks: Sequence[ShardTask],
         index_path: Path,
     ) -> tuple[ShardInfos, list[ShardTask]]:
-        """Divide shards into finished ones, known to the leading process, and pending ones."""
+        """Divide shards into finished ones, empty unless this process leads, and pending ones."""
         finished: ShardInfos = {}
 
         def find_pending() -> list[int]:
@@ -290,7 +292,7 @@ class Run:
             for path in damaged:
                 self._reporter.note(f"{path} is damaged and will be made again")
 
-            # Only now, under the lock, is nobody else writing these files.
+            # Only under the lock is it certain that no other run is writing these files.
             shard_paths = [task.path for task in tasks]
             sweep([*shard_paths, index_path])
             folder = shard_folder(self._options.out)
@@ -349,14 +351,14 @@ class Run:
         for rank in range(1, self._processes.size):
             follow_others = partial(self._progress.follow_others, tasks)
             for fields in self._processes.hear(f"made-{rank}", follow_others):
-                # JSON has lists alone.
+                # JSON has no tuples.
                 fields["skipped"] = tuple(fields["skipped"])
                 shard = ShardInfo(**fields)
                 encoded[task_of_file[shard.file]] = shard
         return encoded
 
     def _report_captions_and_reuse(self, pending: Sequence[ShardTask]) -> None:
-        """Report what all processes cut and took over, once they are done."""
+        """Report the captions cut and the rows reused by all processes, once they are done."""
         for name, loaded in self._teachers.items():
             self._progress.report_cut_captions(name, loaded.teacher.token_limit)
             n_rows = sum(task.n_rows for task in _tasks_of(name, pending))

@@ -1,4 +1,4 @@
-"""What a run is asked to make, and whom it tells."""
+"""The settings of a run, and the interface of its reporter."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class RunOptions:
     Attributes:
         out: Path of the store's index.
         pipeline: How to run a teacher.
-        batch_size: Items per forward pass; ``None``: what suits the teacher.
-        shard_rows: Rows per shard; ``None``: as the store's, or 16,384.
-        shard_range: Only these of all the run's shards, by number; ``None``: all.
-        dtype: What rows are stored as.
+        batch_size: Items per forward pass; ``None``: the teacher's default.
+        shard_rows: Rows per shard; ``None``: as in the store, or 16,384.
+        shard_range: First shard to make, and the one after the last; ``None``: all of them.
+        dtype: Dtype of the stored rows: ``"float16"`` or ``"float32"``.
         normalizer: Name of the caption normaliser.
-        reuse: Index of another store whose rows are taken over where they are of the same pictures,
-            captions and settings; ``None``: of no other.
-        pooling: What of a Hugging Face vision model's output becomes a row; ``None``: the best that
-            it has.
-        check_pictures: Whether rows that were made before pictures were turned upright and laid
-            over white may stay, if no picture of the data set is one that this concerns.
+        reuse: Index of another store, whose rows of the same pictures or captions and the same
+            settings are copied; ``None``: rows are not reused.
+        pooling: The part of a Hugging Face vision model's output that becomes a row; ``None``: the
+            best that the model has.
+        check_pictures: Whether rows from before pictures were turned upright and laid over white
+            are kept, if they would be the same for every picture of the data set.
     """
 
     out: Path
@@ -43,14 +43,14 @@ class RunOptions:
 
 
 class RunReporter(Protocol):
-    """Whoever a run tells how it goes."""
+    """Receives the events of a run."""
 
     def loading(self, teacher: str) -> None:
-        """Say that a teacher's weights are about to be loaded."""
+        """Report that a teacher's weights are about to be loaded."""
         ...
 
     def loaded(self) -> None:
-        """Say that they are loaded."""
+        """Report that the weights are loaded."""
         ...
 
     def planned(
@@ -60,7 +60,7 @@ class RunReporter(Protocol):
         n_rows: int,
         n_done: int,
     ) -> None:
-        """Take note of a teacher's rows for a split, and how many of them are finished."""
+        """Report the number of a teacher's rows for a split, and of those already finished."""
         ...
 
     def advanced(
@@ -70,13 +70,13 @@ class RunReporter(Protocol):
         n_done: int,
         file: str,
     ) -> None:
-        """Take note of the rows that all processes have done, and of the shard made here."""
+        """Report the rows that all processes have made, and this process's current shard."""
         ...
 
     def note(self, text: str) -> None:
-        """Tell something that the user should know."""
+        """Report something that the user should know."""
         ...
 
     def fault(self, text: str) -> None:
-        """Tell of an image or a caption that cannot be used; the run will stop."""
+        """Report an image or a caption that cannot be used; the run will stop."""
         ...

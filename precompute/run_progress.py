@@ -1,4 +1,4 @@
-"""What the processes of a run have done, counted together and told to a reporter."""
+"""The progress of all processes of a run, counted together and reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunProgress:
 
     Attributes:
         processes: The processes, which share their counters.
-        reporter: Told what happens.
+        reporter: Receives the events.
         check_stop: Called after each batch and while waiting; raises to stop.
     """
 
@@ -43,7 +43,7 @@ class RunProgress:
 
         Args:
             tasks: The shards of the run.
-            finished: Those that an earlier run made.
+            finished: The shards that an earlier run made.
             teachers: The loaded teachers, by name.
             folder: Where shards are written.
         """
@@ -60,8 +60,8 @@ class RunProgress:
         n_free = shutil.disk_usage(folder).free
         if n_free < n_bytes:
             self.reporter.note(
-                f"{n_bytes / 1e9:,.1f} GB are to be written, {folder} has {n_free / 1e9:,.1f} GB "
-                "left",
+                f"{n_bytes / 1e9:,.1f} GB will be written, but {folder} has only "
+                f"{n_free / 1e9:,.1f} GB free",
             )
 
     def advance(
@@ -69,7 +69,7 @@ class RunProgress:
         task: ShardTask,
         n_rows: int,
     ) -> None:
-        """Count rows of a shard that are done, and report those of all processes."""
+        """Count rows of a shard that are finished, and report those of all processes."""
         n_done = self.processes.add(_row_counter(task.teacher, task.split), n_rows)
         self.reporter.advanced(task.teacher, task.split, n_done, task.path.name)
         self.check_stop()
@@ -82,7 +82,7 @@ class RunProgress:
         self.check_stop()
 
     def cut_counter(self, teacher_name: str) -> Callable[[int], int]:
-        """Return what counts the captions that are cut for a teacher."""
+        """Return a function that adds to the number of captions cut for a teacher."""
         return partial(self.processes.add, _cut_counter(teacher_name))
 
     def report_cut_captions(self, teacher_name: str, token_limit: int | None) -> None:
@@ -90,8 +90,8 @@ class RunProgress:
         n_captions = self.processes.add(_cut_counter(teacher_name), 0)
         if n_captions:
             self.reporter.note(
-                f"{teacher_name}: captions longer than its {token_limit} tokens that were cut: "
-                f"{n_captions:,}",
+                f"{teacher_name}: captions that were cut, as they have more than {token_limit} "
+                f"tokens: {n_captions:,}",
             )
 
 

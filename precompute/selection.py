@@ -1,4 +1,4 @@
-"""The selection of what a run takes: splits, images, and a val split where there is none."""
+"""Selection of a run's splits and images, and of a val split if the data set has none."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _DIVIDED = frozenset({"train", "val"})
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of a data set that a run takes.
+    """The part of a data set that a run uses.
 
     Attributes:
-        splits: Names of the splits, or ``None``: all.
-        limit: How many images of each split, the first ones, or ``None``: all.
-        val_fraction: Share of the training images that is val where the data set has no val split,
-            or ``None``: as in the store, or a tenth.
+        splits: Names of the splits; ``None``: all.
+        limit: Number of images of each split, from the first; ``None``: all.
+        val_fraction: Share of the training images that become val if the data set has no val split;
+            ``None``: as in the store, or a tenth.
     """
 
     splits: tuple[str, ...] | None
@@ -33,10 +33,10 @@ class Selection:
 
 
 def parse_splits(text: str | None) -> tuple[str, ...] | None:
-    """Parse ``--splits A,B`` into names; ``None`` where it is not given.
+    """Parse ``--splits A,B`` into names; ``None`` if the option is not given.
 
     Raises:
-        SettingError: If it names nothing.
+        SettingError: If it names no split.
     """
     if text is None:
         return None
@@ -47,18 +47,18 @@ def parse_splits(text: str | None) -> tuple[str, ...] | None:
 
 
 def select(dataset: Dataset, selection: Selection, store: EmbeddingStore | None) -> Dataset:
-    """Select what a run takes, with a note where training images became a val split.
+    """Select the part of a data set that a run uses; note if training images become val.
 
-    An existing store keeps the val split that it has: the same command goes on with it, and adds
-    teachers to it, whatever the default was when it was made.
+    The val split of an existing store is kept, whatever the default was when the store was made. So
+    the same command resumes a run, and adds teachers.
 
     Args:
         dataset: The data set as read.
-        selection: What to take.
+        selection: The part to use.
         store: The store that the run adds to, or ``None``.
 
     Raises:
-        DataError: If the data set has no split of a name that was selected.
+        DataError: If the data set lacks a selected split.
         SettingError: If the val fraction is out of range.
     """
     has_train, has_val = "train" in dataset.splits, "val" in dataset.splits
@@ -84,7 +84,7 @@ def _with_val(
     selection: Selection,
     stored_splits: Mapping[str, Split],
 ) -> Dataset:
-    """Make a val split of training images: the one that a store has, or else the default one."""
+    """Make a val split from training images: the store's, or else the default one."""
     train_ids = _train_ids(dataset)
     divided = with_val_split(dataset, choose_val_images(train_ids, selection.val_fraction))
     if selection.val_fraction is None and not _DIVIDED.isdisjoint(stored_splits):
@@ -92,14 +92,14 @@ def _with_val(
             if _fits(candidate, selection.limit, stored_splits):
                 divided = candidate
                 break
-        # Where none fits, the store is of other data: the run will say so.
+        # If none fits, the store belongs to other data, and the run will refuse it.
     if "val" not in divided.splits:
         return divided
 
     n_val = len(divided.splits["val"])
     note = (
         f"{dataset.name} has no val split: val gets {n_val:,} of its {len(train_ids):,} training "
-        "images, chosen by the sha256 of their ids; --val-fraction takes another share, 0 none"
+        "images, chosen by the sha256 of their ids; --val-fraction sets another share, or 0"
     )
     return replace(divided, notes=(*dataset.notes, note))
 
@@ -109,28 +109,28 @@ def _possible_divisions(
     default: Dataset,
     stored_splits: Mapping[str, Split],
 ) -> Iterator[Dataset]:
-    """Yield the data set in the ways that a store of it may have been divided."""
-    # A store from before there was a val split by default, or of --val-fraction 0.
+    """Yield the data set with each division that a store of it may have."""
+    # A store from before val splits were made by default, or made with --val-fraction 0.
     yield undivided
     yield default
     if "val" in stored_splits:
         yield with_val_split(undivided, frozenset(stored_splits["val"].image_ids))
     else:
-        # A store of another fraction that has the train split alone.
+        # A store made with another fraction that has only the train split.
         train_ids = _train_ids(undivided)
         n_val = max(0, len(train_ids) - stored_splits["train"].n_images)
         yield with_val_split(undivided, frozenset(order_by_hash(train_ids)[:n_val]))
 
 
 def _fits(dataset: Dataset, limit: int | None, stored_splits: Mapping[str, Split]) -> bool:
-    """Return whether train and val are those of a store, as far as it has them."""
+    """Return whether train and val are the same as in a store, if the store has them."""
     for name in _DIVIDED.intersection(stored_splits, dataset.splits):
         records = dataset.splits[name][:limit]
         if fingerprint(records) != stored_splits[name].fingerprint:
             return False
     if "val" in dataset.splits or "val" not in stored_splits:
         return True
-    # Without an image in common, the store's val split is of another file.
+    # If they share no image, the store's val split came from another file.
     return set(_train_ids(dataset)).isdisjoint(stored_splits["val"].image_ids)
 
 
@@ -143,7 +143,7 @@ def with_stored_root(
     store: EmbeddingStore | None,
     image_root: Path | None,
 ) -> Dataset:
-    """Return the data set with the store's image root, which stays until another one is given."""
+    """Return the data set with the store's image root, unless another one is given."""
     if store is None or image_root is not None:
         return dataset
     return replace(dataset, image_root=store.image_root)

@@ -1,4 +1,4 @@
-"""The shards that a run has to make, and those of them that are finished."""
+"""The plan of a run's shards, and which of them are finished."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Shard = tuple[ShardHeader, ShardInfo]
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to make.
+    """A shard to make.
 
     Attributes:
         index: Path of the store's index.
@@ -59,7 +59,7 @@ class ShardTask:
 
     @property
     def rows(self) -> np.ndarray:
-        """Its rows, int64 ``[n_rows]``."""
+        """The shard's rows of the split, int64 ``[n_rows]``."""
         return np.arange(self.start, self.stop)
 
     @property
@@ -80,10 +80,10 @@ def plan_teacher(
         index: Path of the store's index.
         teacher: The teacher's name in the store.
         n_rows_by_split: Number of rows by split name.
-        shard_rows: Rows per shard; ``None``: as in the shards on disk, or 16,384.
+        shard_rows: Rows per shard; ``None``: as for the shards on disk, or 16,384.
 
     Raises:
-        StoreError: If shards of another length are on disk.
+        StoreError: If there are shards of another length on disk.
     """
     tasks: list[ShardTask] = []
     for split, n_rows in n_rows_by_split.items():
@@ -96,8 +96,8 @@ def plan_teacher(
             start, stop = unplanned[0]
             path = ShardTask(index, teacher, split, start, stop).path
             raise StoreError(
-                f"{path} is there, but shards of {length} rows of {n_rows} are asked for; pass "
-                f"--shard-rows {stop - start} if they were made with that, or another --out",
+                f"{path} exists, but this run makes shards of {length} rows out of {n_rows}; pass "
+                f"--shard-rows {stop - start} if it was made with that, or another --out",
                 path=path,
                 name=teacher,
             )
@@ -106,15 +106,15 @@ def plan_teacher(
 
 
 def tasks_in_range(tasks: Sequence[ShardTask], shard_range: tuple[int, int]) -> list[ShardTask]:
-    """Return the shards of a range A:B, those from A to B - 1.
+    """Return the shards of a range A:B, which are numbers A to B - 1.
 
     Raises:
-        SettingError: If there are no such shards.
+        SettingError: If the range is empty or out of bounds.
     """
     first, stop = shard_range
     if not 0 <= first < stop <= len(tasks):
         raise SettingError(
-            f"--shard-range {first}:{stop}: this run has the shards 0:{len(tasks)}, and A:B are "
+            f"--shard-range {first}:{stop}: this run has the shards 0:{len(tasks)}, and A:B means "
             "shards A to B - 1",
             name="shard_range",
         )
@@ -122,14 +122,14 @@ def tasks_in_range(tasks: Sequence[ShardTask], shard_range: tuple[int, int]) -> 
 
 
 def part_path(out: Path, shard_range: tuple[int, int], tasks: Sequence[ShardTask]) -> Path:
-    """Return the path of the index of a range of shards, beside the store's.
+    """Return the path of the index of a range of shards, which is beside the store's.
 
     Args:
         out: Path of the store's index.
         shard_range: The range A:B.
         tasks: The shards of the range.
     """
-    # The digest keeps apart the same range of runs with other teachers, splits or shard lengths.
+    # The digest distinguishes equal ranges of runs with other teachers, splits or shard lengths.
     names = "\n".join(task.name for task in tasks)
     digest = hashlib.sha256(names.encode()).hexdigest()[:8]
     first, stop = shard_range
@@ -137,7 +137,7 @@ def part_path(out: Path, shard_range: tuple[int, int], tasks: Sequence[ShardTask
 
 
 def _ranges_on_disk(index: Path, teacher: str, split: str) -> set[tuple[int, int]]:
-    """Return the row ranges of the shard files that a folder has of a split."""
+    """Return the row ranges of a teacher's shard files for a split."""
     folder = (schema.shard_folder(index) / schema.shard_name(teacher, split, 0, 0)).parent
     if not folder.is_dir():
         return set()
@@ -152,8 +152,8 @@ def _ranges_on_disk(index: Path, teacher: str, split: str) -> set[tuple[int, int
 
 
 def _length_on_disk(ranges: Collection[tuple[int, int]], n_rows: int) -> int | None:
-    """Return how many rows the shards on disk have, ``None`` if there are none."""
-    # The last shard of a split is shorter, and tells the length only where it is the first, too.
+    """Return the number of rows of the shards on disk; ``None`` if it is unknown."""
+    # The last shard of a split may be shorter, so it counts only if it is also the first.
     lengths = [stop - start for start, stop in ranges if stop < n_rows or start == 0]
     return max(lengths, default=None)
 
@@ -166,11 +166,11 @@ def intact_shards(
 
     Args:
         tasks: The planned shards.
-        verified: Shards that were read before: these are hashed again only if they were replaced
-            since.
+        verified: Shards that were verified before; they are verified again only if their seal has
+            changed.
 
     Raises:
-        StoreError: If a shard cannot be read though its checksum holds.
+        StoreError: If a shard cannot be read although its checksum holds.
     """
     intact: dict[ShardTask, Shard] = {}
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
@@ -183,8 +183,8 @@ def intact_shards(
 
 
 def _read_if_intact(task: ShardTask, verified: Shard | None = None) -> Shard | None:
-    """Read what a shard holds; ``None`` if it is not there, or damaged and to be made again."""
-    # A bad sector makes a file unreadable.
+    """Read a shard; ``None`` if it is missing, or damaged and to be made again."""
+    # Reading a bad sector raises an OSError.
     with contextlib.suppress(OSError):
         if verified is not None:
             _, info = verified
@@ -207,16 +207,16 @@ def finished_shards(
     redo_skipped: bool,
     verified: Mapping[ShardTask, Shard],
 ) -> tuple[dict[ShardTask, ShardInfo], list[Path]]:
-    """Find the shards that earlier runs finished, and verify the checksums of all of them.
+    """Find the shards that earlier runs finished, verifying all of their checksums.
 
     Args:
         tasks: The planned shards.
-        header_of: Returns what a shard has to hold.
-        redo_skipped: Whether a shard that skipped rows counts as not finished.
-        verified: As :func:`intact_shards` takes it.
+        header_of: Returns the header that a shard must have.
+        redo_skipped: Whether a shard with skipped rows counts as unfinished.
+        verified: Shards that were verified before, as for :func:`intact_shards`.
 
     Returns:
-        Finished shards, and damaged files, which are to be made again.
+        The finished shards, and the damaged files, which are to be made again.
 
     Raises:
         StoreError: If a finished shard was made with other settings or from other data; names the

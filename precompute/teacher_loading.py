@@ -1,4 +1,4 @@
-"""The teachers of a run: loaded the same in every process, and decoding as finished rows did."""
+"""Loading of a run's teachers, the same in every process and consistent with finished rows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cusa.precompute.teachers.base import FEATURE, FEATURES, Teacher
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """A teacher in memory.
+    """A loaded teacher and the settings of its rows.
 
     Attributes:
         teacher: The teacher.
-        settings: What the store records of it.
+        settings: Its settings, as the store records them.
     """
 
     teacher: Teacher
@@ -44,7 +44,7 @@ class TeacherLoader:
         dataset: The data set.
         options: The run's settings.
         processes: The processes, which have to agree on how pictures are decoded.
-        reporter: Told what happens.
+        reporter: Receives the events of the run.
         check_stop: Called while waiting; raises to stop.
     """
 
@@ -59,12 +59,13 @@ class TeacherLoader:
 
         Args:
             request: The teacher.
-            finished: What its finished rows were made with, if there are any; only the leading
-                process needs it.
+            finished: The settings of its finished rows, if there are any; only the leading process
+                needs them.
 
         Raises:
-            TeacherError: If it cannot be loaded, or is not the same in the leading process.
-            CusaError: If its finished rows are of a time when pictures were decoded otherwise.
+            TeacherError: If it cannot be loaded, or is another one than in the leading process.
+            CusaError: If its finished rows are from before pictures were turned upright, and may
+                not be kept.
         """
         name = request.name
         options = self.options
@@ -95,7 +96,7 @@ class TeacherLoader:
         teacher: Teacher,
         finished: TeacherSettings | None,
     ) -> dict[str, str]:
-        """Return how the settings say that pictures are decoded: as today, or as older rows do."""
+        """Return the decoding to record: today's, or nothing, as for older rows that are kept."""
         if finished is None or not is_older(finished):
             return dict(teacher.decoding)
 
@@ -104,7 +105,7 @@ class TeacherLoader:
             raise StoreError(
                 f"{out}: the rows of teacher {name!r} were made before pictures were turned "
                 "upright (EXIF orientation) and laid over white (transparency); pass "
-                "--check-pictures to keep them if that concerns no picture of the data set, or "
+                "--check-pictures to keep them if that affects no picture of the data set, or "
                 "another --out",
                 path=out,
                 name=name,

@@ -10,8 +10,8 @@ try:
 except SystemExit as stopped:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise
-    # A thread of gloo's can outlive its process group. While the interpreter goes down it asks for
-    # Python's lock and aborts the process, and torchrun then calls the whole run failed.
+    # A gloo thread can outlive its process group. If it asks for the GIL while the interpreter
+    # shuts down, the process is aborted, and torchrun reports the whole run as failed.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(stopped.code if isinstance(stopped.code, int) else 0)

@@ -1,4 +1,4 @@
-"""What a run begins with: the store's teachers and encoders, the student, the readers."""
+"""What a run begins with: the store's teachers and encoders, the student, its input readers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ _MODALITIES = ("image", "text")
 
 
 def resolve(config: Config, store: EmbeddingStore) -> tuple[Config, Provenance]:
-    """Name the store's teachers and encoders that a run uses, and keeps if the store gains others.
+    """Fill in the names of the store's teachers and encoders that a run uses.
+
+    Returns:
+        The settings with all names and with absolute paths, and what the run is trained on.
 
     Raises:
-        CusaError: If a split, teacher or encoder is missing, or several could be meant; says which
-            there are.
+        CusaError: If a split, teacher or encoder is missing, or several would fit; lists them.
     """
     data = config.data
     student = config.student
@@ -66,7 +68,16 @@ def _stored_teachers(
     role: str,
     *wanted_names: str | None,
 ) -> dict[str, StoredTeacher]:
-    """Choose the store's teachers that settings name, in the role of a teacher or an encoder."""
+    """Pick the image and the text model that settings name.
+
+    Args:
+        store: The store.
+        role: ``"teacher"`` or ``"encoder"``: the option that errors name ends so.
+        wanted_names: The image and the text model's names; ``None``: the store's only one.
+
+    Returns:
+        The models by modality.
+    """
     chosen = {}
     for modality, wanted in zip(_MODALITIES, wanted_names, strict=True):
         name = store.pick_teacher(modality, wanted, f"--{modality}-{role}")
@@ -79,7 +90,7 @@ def _absolute(path: str) -> str:
 
 
 def _validation_split(config: Config, store: EmbeddingStore) -> str | None:
-    """Name the split to choose the best epoch on; ``None`` where the store lacks the usual one."""
+    """Name the split to choose the best epoch on; ``None`` if the store lacks the default one."""
     name = config.data.val_split
     if name is not None and name not in store.splits and name != DataConfig.val_split:
         splits = ", ".join(store.splits)
@@ -107,7 +118,7 @@ class MadeStudent(NamedTuple):
         student: The model.
         processors: Image processor and tokeniser; ``None`` for the adapter.
         backbone: The transformers model within it; ``None`` for the adapter.
-        beginning: What it began with, if its weights are those of a trained student.
+        beginning: The trained student whose weights it starts from, if any.
     """
 
     student: Student
@@ -124,13 +135,13 @@ def make_student(
     """Make the student that a run begins with.
 
     Args:
-        config: The run's settings.
-        provenance: Its encoders.
-        begun_in: Where a run that has begun keeps the student's configuration; its weights come
-            from a checkpoint.
+        config: The run's settings, resolved.
+        provenance: What the run is trained on; an adapter's sizes are those of its encoders.
+        begun_in: The folder of the student's configuration, if the run has a checkpoint: its
+            weights are loaded from there later, and none here. ``None`` for a new run.
 
     Raises:
-        CusaError: If it cannot be had; says how to get it.
+        CusaError: If the student cannot be loaded; the message says how to get it.
     """
     if config.student.init is not None and begun_in is None:
         return _initial_student(Path(config.student.init), config, provenance)
@@ -152,7 +163,7 @@ def _initial_student(
     config: Config,
     provenance: Provenance,
 ) -> MadeStudent:
-    """Load a trained student to go on from: its weights and heads."""
+    """Load the trained student of ``--init``, backbone and heads."""
     saved = load_saved(path)
     origin = saved.origin
     wanted = config.student
@@ -167,7 +178,8 @@ def _initial_student(
         if values[0] != values[1]:
             differences.append(f"student.{name} ({values[0]!r} / {values[1]!r})")
     for modality, encoder in origin.provenance.encoders.items():
-        if not differences:  # an adapter
+        # Only adapters have encoders; if the names differ, the other student may have none.
+        if not differences:
             differences += _unlike_encoder(encoder, provenance.encoders[modality])
     if differences:
         raise StudentError(
@@ -182,7 +194,7 @@ def _initial_student(
 
 
 def _unlike_encoder(before: StoredTeacher, now: StoredTeacher) -> list[str]:
-    """List what differs of two encoders' rows, but for how they are rounded."""
+    """List the settings in which two encoders differ, apart from how their rows are rounded."""
     rounded_alike = replace(
         before.settings,
         precision=now.settings.precision,
@@ -204,11 +216,11 @@ def student_sources(
         store: The store.
         split_name: The split.
         config: The run's settings.
-        encoders: Adapter: names of the image and the text encoder in the store; else empty.
-        processors: Hugging Face student: its processors.
+        encoders: An adapter's image and text encoder, by name; empty for other students.
+        processors: A Hugging Face student's processors; ``None`` for an adapter.
 
     Raises:
-        CusaError: If the split, an encoder's rows or the image folder are not there.
+        CusaError: If the split, an encoder's rows or the image folder is missing.
     """
     split = store.split(split_name)
     if processors is None:
@@ -234,11 +246,13 @@ def validation_sources(
     encoders: tuple[str, ...],
     processors: Processors | None,
 ) -> Sources | None:
-    """Open the readers of the validation split, if the run has one; see :func:`student_sources`.
+    """Open the readers of the validation split, if the run has one.
+
+    Arguments are those of :func:`student_sources`.
 
     Raises:
-        CusaError: As of :func:`student_sources`, or if no image or no caption of the split has an
-            input: now, not after the first epoch.
+        CusaError: As in :func:`student_sources`, or if no image or no caption of the split can be
+            read; raised before training, not after the first epoch.
     """
     split = config.data.val_split
     if split is None:

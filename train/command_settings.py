@@ -1,4 +1,4 @@
-"""Settings of a run: preset, file, ``--set``, options; or those that it began with."""
+"""The settings of a run from its command line, or from the run that ``--resume`` continues."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
 
-# Settings of later versions, and the values that keep a run as it was: with these, a sweep's folder
-# has the name that it had before.
+# Settings that later versions added, and the values that change nothing. A sweep's folder is named
+# after its settings; leaving these out keeps the name that earlier versions gave it.
 _ADDED_LATER = {"optim.schedule": "step", "optim.schedule_epochs": None, "student.init": None}
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line says of the settings.
+    """The options of a command line that concern the settings.
 
     Attributes:
         embeddings: ``--embeddings``.
@@ -57,7 +57,7 @@ def chosen_settings(
     run_dir: Path | None,
     resume: bool,
 ) -> Config:
-    """Choose the settings of one run: a new one's, or those of the run that is to go on.
+    """Determine the settings of a run: a new one, or the one that ``--resume`` continues.
 
     Args:
         given: The command line.
@@ -82,7 +82,7 @@ def chosen_settings(
 
 
 def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Nest the options that stand for a setting."""
+    """Turn options that stand for a setting into nested settings; ``None`` is not given."""
     nested: dict[str, Any] = {}
     sections = dataclasses.asdict(Config())
     for flag, value in flags.items():
@@ -95,13 +95,14 @@ def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
-    """Choose the settings of a new run.
+    """Determine the settings of a new run.
 
-    What is given lies over those of a student that it begins with, and these over the preset.
+    From weakest to strongest: the preset, the student of ``--init``, ``--config``, ``--set``,
+    ``--embeddings``, and the other options.
 
     Args:
         given: The command line.
-        flags: Its options as nested settings.
+        flags: Its other options as nested settings.
 
     Raises:
         CusaError: If a setting is illegal, or a file cannot be read.
@@ -112,7 +113,7 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     for source in (parse_settings(given.settings), _named_store(given), flags):
         refuse_hidden(over, source)
         over = merge(over, source)
-    # Checked before a path is opened: a file of settings may hold anything.
+    # Check the settings before opening a path that they name: a file may hold anything.
     checked = build_config({name: over[name] for name in ("data", "student") if name in over})
     if checked.student.init is not None:
         over = merge(_initial_settings(Path(checked.student.init)), over)
@@ -129,7 +130,7 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
 
 
 def _initial_settings(init: Path) -> dict[str, Any]:
-    """Take from a trained student its kind, its sizes, and how captions are normalised."""
+    """Read a trained student's kind, sizes and caption normaliser."""
     config = load_origin(init).config
     student = dataclasses.asdict(config.student)
     sizes = {name: student[name] for name in ("name", "hidden_dim", "embed_dim")}
@@ -141,7 +142,7 @@ def default_preset(dataset: str, student: str | None) -> str:
 
     Args:
         dataset: Name of the data set.
-        student: ``"adapter"``, or a Hugging Face dual encoder; ``None``: not given.
+        student: ``"adapter"``, or a Hugging Face dual encoder; ``None`` if none was given.
     """
     if dataset == "demo" and student in ("adapter", None):
         return "demo"
@@ -154,7 +155,7 @@ def default_preset(dataset: str, student: str | None) -> str:
 
 
 def _resumed_settings(run_dir: Path, given: Given) -> Config:
-    """Read the run's own settings; the trainer refuses other ones given beside --resume by name."""
+    """Override the run's own settings with the options; the trainer refuses what may not change."""
     stored = dataclasses.asdict(load_run(run_dir)[0])
     over = merge(parse_settings(given.settings), flag_settings(given.flags))
     return build_config(merge(merge(stored, over), _named_store(given)))
@@ -165,7 +166,7 @@ def _named_store(given: Given) -> dict[str, Any]:
 
 
 def default_run_dir(config: Config) -> Path:
-    """Name a new folder under ``runs/`` after data set, student, loss, seed and time."""
+    """Name a new folder under ``runs/`` for data set, student, loss, seed and the time."""
     dataset = EmbeddingStore(config.data.embeddings).dataset
     student = Path(config.student.name).name
     names = [name for name, terms in TERMS.items() if set(terms) == set(config.loss.terms)]
@@ -175,7 +176,7 @@ def default_run_dir(config: Config) -> Path:
 
 
 def default_sweep_dir(configs: Sequence[Config]) -> Path:
-    """Name a folder under ``runs/`` after the settings: the same command finds it again."""
+    """Name a folder under ``runs/`` after the settings, so that the same command finds it again."""
     described = []
     for config in configs:
         values = deciding(config)

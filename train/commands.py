@@ -1,4 +1,4 @@
-"""The commands that a run's output names: they run as printed."""
+"""The commands that a run's output suggests; they work when pasted into a shell."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _RENDEZVOUS_PORT = 29_500  # torchrun's own default
 
 
 def resume_command(run_dir: Path, processes: int = 1) -> str:
-    """The command that goes on with a run; on several machines, the one to start on each.
+    """Return the command that resumes a run; on several machines, the one to start on each.
 
     Args:
         run_dir: The run's directory.
-        processes: Processes that train it: as many must go on.
+        processes: Processes that train it; as many must resume it.
     """
     arguments = ("--resume", "--run-dir", run_dir)
     if processes == 1:
@@ -40,13 +40,13 @@ def evaluation_command(
     provenance: Provenance,
     store: EmbeddingStore,
 ) -> str:
-    """The command that measures runs on a split that their store has.
+    """Return the command that evaluates runs on a split that their store has.
 
     Args:
         run_dirs: The runs.
         config: Settings of the first one.
-        provenance: What it was trained on.
-        store: Its store.
+        provenance: What the first one was trained on.
+        store: The store of the first one.
     """
     split = _split_to_measure(config, provenance, store)
     arguments = [argument for run_dir in run_dirs for argument in ("--run", run_dir)]
@@ -64,7 +64,7 @@ def _split_to_measure(
     provenance: Provenance,
     store: EmbeddingStore,
 ) -> str:
-    """The test split; or else that of the validation, any other, or what was trained on."""
+    """Prefer the test split, then the validation split, then any other; else the training split."""
     encoded = [set(store.splits_of(encoder.name)) for encoder in provenance.encoders.values()]
     usable = [name for name, split in store.splits.items() if split.n_images and split.n_captions]
     usable = [name for name in usable if all(name in splits for splits in encoded)]

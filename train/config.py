@@ -1,4 +1,4 @@
-"""Settings of a training run: presets, files, --set; checked once, frozen ever after."""
+"""Settings of a training run, from presets, files and ``--set``: checked once, then frozen."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ from cusa.train.student import StudentConfig
 
 GREATEST_BATCH = 1_000_000
 GREATEST_SEED = 2**63 - 1
-GREATEST_NORM = 1_000_000_000  # of a gradient
+GREATEST_NORM = 1_000_000_000  # that gradients are clipped to
 MOST_EPOCHS = 1_000_000
 MOST_STEPS = 1_000_000_000
-MOST_WORKERS = 256  # reading processes of one training process
+MOST_WORKERS = 256  # processes that read for one training process
 MINUTES_OF_A_YEAR = 525_600
 
 _PRESETS = importlib.resources.files("cusa.train") / "presets"
-_MOST_BYTES = 1_000_000  # of a file of settings
-_MOST_PARTS = 8  # of a setting's full name; more than any has
+_MOST_BYTES = 1_000_000  # in a file of settings
+_MOST_DOTS = 8  # in a setting's full name; no setting has as many
 
 
-# Settings that a grid and command lines name in short; a loss is named by its key in TERMS.
+# Short names of settings, for options and for the axes of a sweep. A loss is named by its key in
+# TERMS.
 SHORT = {
     "loss": "loss.terms",
     "seed": "train.seed",
@@ -163,12 +164,12 @@ class TrainConfig:
 
     @property
     def pairs_per_step(self) -> int:
-        """Pairs per optimizer step of one process."""
+        """Return the pairs that one process takes per optimizer step."""
         return self.batch_size * self.accumulate
 
     @property
     def pairs_at_a_time(self) -> int | None:
-        """Pairs whose activations are in memory at a time, where those are fewer than a step's."""
+        """Return how many pairs are encoded at a time; ``None``: all pairs of a step."""
         if self.micro_batch is not None:
             return self.micro_batch
         if self.accumulate > 1:
@@ -188,7 +189,7 @@ class Config:
 
 
 def presets() -> list[str]:
-    """List the names of the presets that come with the package."""
+    """List the names of the package's presets."""
     paths = [Path(entry.name) for entry in _PRESETS.iterdir()]
     return sorted(path.stem for path in paths if path.suffix == ".yaml")
 
@@ -197,7 +198,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """Read a preset's settings, nested.
 
     Raises:
-        SettingError: If there is none of that name; says which there are.
+        SettingError: If there is no preset of that name; the message lists them.
     """
     if name not in presets():
         raise SettingError(f"unknown preset {name!r}; legal: {', '.join(presets())}", name=name)
@@ -208,7 +209,7 @@ def load_config_file(path: Path) -> dict[str, Any]:
     """Read a YAML file's settings, nested.
 
     Raises:
-        FileFormatError: If it is missing or no YAML mapping.
+        FileFormatError: If the file is missing, larger than 1 MB, or not a YAML mapping.
     """
     if path.is_file() and path.stat().st_size > _MOST_BYTES:
         raise FileFormatError(
@@ -226,7 +227,7 @@ def load_config_file(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the settings of ``over`` in place of those of ``base``, section by section."""
+    """Override the settings of ``base`` with those of ``over``, section by section."""
     merged = dict(base)
     for key, value in over.items():
         base_value = merged.get(key)
@@ -242,10 +243,15 @@ def refuse_hidden(
     over: Mapping[str, Any],
     prefix: str = "",
 ) -> None:
-    """Refuse a value that a section of another source would hide.
+    """Refuse settings that give a value where others have a section: merging would drop the value.
+
+    Args:
+        under: Nested settings.
+        over: Nested settings to be merged over them.
+        prefix: Full name of the section that both are in, with a dot behind it.
 
     Raises:
-        SettingError: Names it.
+        SettingError: If there is such a value; ``name`` is its full name.
     """
     for name, value in over.items():
         hidden = under.get(name)
@@ -264,8 +270,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``["loss.alpha=0.2", ...]`` as nested settings; values are YAML.
 
     Raises:
-        SettingError: If a pair is not ``section.name=value``, or one gives a setting that another
-            takes for a section.
+        SettingError: If a pair is not ``section.name=value``, or one gives a value to what is a
+            section in another.
     """
     nested: dict[str, Any] = {}
     for pair in pairs:
@@ -276,7 +282,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--set {shortened(pair)}: expected NAME=VALUE, e.g. loss.alpha=0.2",
                 name=name,
             )
-        if name.count(".") >= _MOST_PARTS:
+        if name.count(".") >= _MOST_DOTS:
             raise SettingError(
                 f"unknown setting {shortened(name)}; expected one such as loss.tau.init",
                 name=name,
@@ -301,7 +307,8 @@ def build_config(settings: Mapping[str, Any]) -> Config:
     """Check nested settings and freeze them.
 
     Raises:
-        SettingError: If a name is unknown (says the legal ones) or a value is illegal; names it.
+        SettingError: If a name is unknown or a value illegal; the message says what is legal, and
+            ``name`` is the setting's full name.
     """
     return validate(Config, merge(dataclasses.asdict(Config()), settings))
 
@@ -313,7 +320,8 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
-# Where things lie and how they are run; the rest decides what comes out.
+# Settings that may change when a run resumes: paths, devices, logging. All others decide what the
+# run computes.
 _FREE = {
     "data.embeddings",
     "data.image_root",
@@ -325,12 +333,12 @@ _FREE = {
     "train.checkpoint_minutes",
     "train.patience",
     "train.tensorboard",
-    "train.micro_batch",  # rounding and dropout masks, as the device does
+    "train.micro_batch",  # changes rounding and dropout masks, but so does the device
 }
 
 
 def differing(a: Config, b: Config) -> list[str]:
-    """List the settings that differ in what a run computes, each with both values."""
+    """List the settings that decide what a run computes and that differ, each with both values."""
     values_of_b = deciding(b)
     differences = []
     for name, value in deciding(a).items():
@@ -340,7 +348,7 @@ def differing(a: Config, b: Config) -> list[str]:
 
 
 def deciding(config: Config) -> dict[str, Any]:
-    """Return the settings that decide what a run computes, by full name."""
+    """Return the settings that decide what a run computes, by their full names."""
     values = dict(_flat(dataclasses.asdict(config), ""))
     return {name: value for name, value in values.items() if name not in _FREE}
 

@@ -1,4 +1,4 @@
-"""Why a step went wrong, in a line that names the images."""
+"""Why the loss or gradient of a step is not finite, in one line that names the images."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def why_not_finite(
     image_ids: Sequence[str],
     step_number: int,
 ) -> str:
-    """Tell why the loss of a batch, or its gradient, is not finite.
+    """Describe which loss term, or the gradient, of a batch is not finite, and for which images.
 
     Args:
-        step: The module, with the weights that it had.
+        step: The module, with the weights that gave this loss.
         batch: The batch.
         terms: Its loss.
-        image_ids: Ids of the split's images by row.
+        image_ids: Ids of the split's images, by row.
         step_number: Number of the step, from 1.
     """
-    rows = _faulty_rows(step, batch)
+    is_faulty = _faulty_pairs(step, batch)
     image_rows = batch.image_ids
-    if rows.any():  # otherwise any of the batch may be the cause
-        image_rows = image_rows[rows]
+    if is_faulty.any():  # otherwise any pair of the batch may be the cause
+        image_rows = image_rows[is_faulty]
     images = named_images(image_rows, image_ids)
 
     values = terms._asdict()
@@ -51,20 +51,20 @@ def why_not_finite(
     return f"the {problem}; the last checkpoint stays; {remedy}"
 
 
-def _faulty_rows(step: TrainStep, batch: Batch) -> Tensor:
+def _faulty_pairs(step: TrainStep, batch: Batch) -> Tensor:
     """Return which pairs have a feature that is not finite: bool ``[B]``."""
-    # Encoded again: a step keeps no features.
+    # The step kept no features, so encode again.
     image, text = step.encode(batch)
     features = torch.cat([*image, *text], dim=1)
     return ~torch.isfinite(features).all(dim=1)
 
 
 def named_images(rows: Tensor, image_ids: Sequence[str]) -> str:
-    """Name the images of a batch, the first few of them, each once.
+    """List the ids of the first few distinct images of a batch.
 
     Args:
-        rows: int64 ``[B]``: their rows in the split.
-        image_ids: Ids of the split's images by row.
+        rows: int64 ``[B]``: the images' rows in the split.
+        image_ids: Ids of the split's images, by row.
     """
     ids = [image_ids[row] for row in dict.fromkeys(rows.tolist())]
     listed = ", ".join(ids[:_NAMED_IMAGES])

@@ -1,4 +1,4 @@
-"""A student over a whole split: embeddings of both modalities from both heads."""
+"""The embeddings of a whole split: both modalities, both heads."""
 
 from __future__ import annotations
 
@@ -31,22 +31,26 @@ def encode_split(
     check: Callable[[], None] = lambda: None,
     advance: Callable[[str, int, int], None] = lambda unit, count, total: None,
 ) -> SplitEmbeddings:
-    """Encode every image and every caption of a split.
+    """Encode every readable image and caption of a split.
 
     Args:
         student: The student, on ``device``; its training mode is restored.
         sources: Readers of the split.
         device: Where to encode.
-        batch_size: Items at a time.
+        batch_size: Images or captions per batch.
         workers: Processes that read inputs.
-        start_method: How they begin.
-        processes: Those that share the work: each encodes a part, and all of them get the whole.
-        check: Called after each batch where no other process waits for this one; may raise.
-        advance: Called before the first batch and after each one with ``"images"`` or
-            ``"captions"``, how many more are encoded, and how many this process encodes in all.
+        start_method: How those processes are started.
+        processes: Training processes that share the work: each encodes a share of the rows and
+            receives all embeddings. ``None``: this process encodes all rows.
+        check: Called after each batch if this process works alone; may raise.
+        advance: Called before the first batch and after each with ``"images"`` or ``"captions"``,
+            how many were encoded since the last call, and how many this process encodes in all.
+
+    Returns:
+        float32 ``[n, d]`` per modality and head, L2-normalised; rows without an input are left out.
 
     Raises:
-        CusaError: If an input cannot be read, or none is left.
+        CusaError: If an input cannot be read, or a modality has no input at all.
     """
     split, inputs = sources
     if sources.lack_a_modality:
@@ -106,15 +110,15 @@ def embed(
     inputs: Inputs,
     device: torch.device | str,
 ) -> Rows:
-    """Embeddings of one batch from both heads.
+    """Encode one batch with both heads.
 
     Args:
         forward: The student's ``encode_image`` or ``encode_text``.
-        inputs: What it takes, on any device.
-        device: The student's.
+        inputs: Its inputs, on any device.
+        device: The student's device.
 
     Returns:
-        Per head, float32 ``[n, d]``, L2-normalised.
+        float32 ``[n, d]`` by head, L2-normalised.
     """
     on_device = each_tensor(inputs, lambda tensor: tensor.to(device, non_blocking=True))
     features = forward(on_device)
@@ -125,7 +129,7 @@ def embed(
 
 
 class _ByRows:
-    """Reads inputs in worker processes."""
+    """A reader of inputs, indexed by an array of rows as a worker pool expects."""
 
     def __init__(self, read: Callable[[np.ndarray], Inputs]) -> None:
         self._read = read

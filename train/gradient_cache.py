@@ -20,27 +20,31 @@ def encode_in_micro_batches(
     size: int,
     device: torch.device | str | None = None,
 ) -> Outputs:
-    """What ``encode(inputs)`` returns, with the activations of ``size`` rows in memory at a time.
+    """Return ``encode(inputs)``, with the activations of only ``size`` rows in memory at a time.
 
-    Each micro-batch is encoded twice: now, keeping its embeddings alone, and in the backward pass,
-    with the random states of the first time (Gao et al. 2021, "Scaling Deep Contrastive Learning
-    Batch Size under Memory Limited Setup"; here each micro-batch is a checkpoint of
-    ``torch.utils.checkpoint``). Gradients are those of the whole batch, but for two things: dropout
-    draws other masks than one call would, and BatchNorm in training mode sees each micro-batch by
-    itself, twice.
+    Each micro-batch is encoded twice: now, keeping only its embeddings, and again in the backward
+    pass, with the same random states (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch
+    Size under Memory Limited Setup"; here each micro-batch is a checkpoint of
+    ``torch.utils.checkpoint``). The gradients are those of the whole batch, with two exceptions:
+    dropout draws other masks than one call would, and BatchNorm in training mode sees each
+    micro-batch by itself, twice.
 
     Args:
-        encode: The encoder: inputs to embeddings, a tensor or a tuple of tensors, a row for each
-            row of the inputs.
-        inputs: A tensor, or a mapping of tensors, with equally many rows.
+        encode: Maps inputs to embeddings: a tensor or a tuple of tensors, with one row for each row
+            of the inputs.
+        inputs: A tensor, or a mapping of tensors that have equally many rows.
         size: Rows of a micro-batch.
-        device: Where each micro-batch is moved when its turn comes, so that the batch itself may
-            lie elsewhere; ``None``: inputs are where the encoder wants them. (It must not move them
-            itself: the random states that are replayed are those of this device and the CPU.)
+        device: Where each micro-batch is moved when its turn comes, so that the whole batch may
+            stay on another device; ``None``: the inputs are where the encoder needs them. (The
+            encoder must not move them itself: only the random states of this device and of the CPU
+            are replayed.)
+
+    Returns:
+        What ``encode`` returns, for all rows.
 
     Raises:
-        ValueError: If ``size`` is less than one, or inputs or embeddings do not have as many rows
-            as the others.
+        ValueError: If ``size`` is less than one, the inputs have no rows or differ in their number
+            of rows, or the embeddings have another number of rows than the inputs.
     """
     if size < 1:
         raise ValueError(f"a micro-batch needs at least one row, got size {size}")
@@ -56,7 +60,8 @@ def encode_in_micro_batches(
 
         return encode(each_tensor(micro_batch, moved))
 
-    # Of those devices that its arguments are on, checkpoint keeps the random state.
+    # checkpoint keeps the random states of the devices that its arguments are on: this empty tensor
+    # names the device.
     marker = torch.empty(0, device=device or tensors[0].device)
     outputs = []
     for start in range(0, n_rows, size):
@@ -70,7 +75,7 @@ def encode_in_micro_batches(
     columns = [torch.cat(column) for column in zip(*outputs, strict=True)]
     for column in columns:
         _require_rows(column, n_rows)
-    make: Any = getattr(outputs[0], "_make", tuple)  # of a named tuple, its own
+    make: Any = getattr(outputs[0], "_make", tuple)  # keeps a named tuple's class
     return make(columns)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, also where that is full: checkpoints, the best student, the log."""
+"""What a run writes, even when the disk is full: checkpoints, the best student, the log."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cusa.train.training_state import TrainingState
 
 
 class RunKeeper:
-    """Writes the files of a run, in the leading process; what cannot be written is survived.
+    """Writes the files of a run, in the leading process; training survives failed writes.
 
     Args:
         setup: What the run trains with.
         state: What training changes.
-        progress: How far the run is; at first, that of its newest checkpoint.
-        warn: Told what could not be written.
+        progress: How far the run is; on construction, its newest checkpoint's progress.
+        warn: Called with a line about each file that could not be written.
 
     Attributes:
         saved_step: Step of the newest checkpoint; 0 if there is none.
@@ -47,23 +47,23 @@ class RunKeeper:
         self._checkpoints = Checkpoints(setup.run_dir)
         self._log = MetricsLog(setup.run_dir)
         self._saved_at = time.monotonic()
-        self._lost_epoch = 0  # whose student is the best and could not be saved
+        self._lost_epoch = 0  # the epoch of a best student that could not be saved; 0: none
 
     def begin(self) -> None:
-        """Write what a run begins with; remove what lies after where it goes on from."""
+        """Write the run's first files, and remove what was written after its newest checkpoint."""
         setup = self._setup
         progress = self._progress
-        is_new = progress.step == 0  # later, a checkpoint goes on with the configuration it has
+        is_new = progress.step == 0  # a resumed run keeps the configuration that it has
         if is_new and setup.backbone is not None and setup.processors is not None:
             setup.backbone.config.save_pretrained(self._best_folder)
             setup.processors.save(self._best_folder)
-        # What a run did after its newest whole checkpoint is done again.
+        # The steps after the newest whole checkpoint are taken again.
         self._checkpoints.tidy(progress.step)
         self._log.trim(progress.step, progress.epoch)
         save_run(setup.run_dir, setup.config, setup.provenance)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Write a line of metrics.jsonl; one that cannot be written is written with the next."""
+        """Write a line of metrics.jsonl; if that fails, it is written together with the next."""
         if not self._processes.leads:
             return
         try:
@@ -87,16 +87,17 @@ class RunKeeper:
     def save_checkpoint(
         self, scores: Mapping[str, float] | None = None, epoch_ended: bool = False
     ) -> None:
-        """Save all that the run goes on from; if that fails, the last one stays.
+        """Save everything that the run resumes from; if that fails, the last checkpoint stays.
 
-        All processes take part, with their random states.
+        All processes must call: each adds its random states.
 
         Args:
-            scores: Of the validation split with these weights, if it was measured.
-            epoch_ended: Save again where the epoch's last step is saved already.
+            scores: The validation scores of these weights, if they were measured.
+            epoch_ended: Whether to save even if there is a checkpoint of this step, to record that
+                the epoch has ended.
         """
         progress = self._progress
-        # Each process has dropout masks of its own.
+        # Each process draws its own dropout masks.
         random_states = self._processes.everyones(self._state.random_states())
         if self._processes.leads and (progress.step != self.saved_step or epoch_ended):
             tensors = self._state.tensors()
@@ -115,12 +116,12 @@ class RunKeeper:
                 checkpoint = f"the checkpoint of step {progress.step}"
                 problem = f"{checkpoint} could not be written ({_reason(error)})"
                 self._warn(f"{problem}; that of step {self.saved_step} stays")
-        # The leading process alone knows whether it could write.
+        # Only the leading process knows whether the write succeeded.
         self.saved_step = self._processes.everyones(self.saved_step)[0]
         self._saved_at = time.monotonic()
 
     def save_best(self, epoch: int, scores: Mapping[str, float]) -> bool:
-        """Save the student of an epoch as the best one; tell whether that worked."""
+        """Save the student of an epoch as the best one; return whether that succeeded."""
         origin = self._origin(epoch, scores)
         try:
             save_student(self._best_folder / WEIGHTS_FILE, self._setup.step.student, origin)
@@ -145,20 +146,21 @@ class RunKeeper:
         )
 
     def with_resume_command(self, problem: str) -> str:
-        """Add to a problem how far the run is saved, and the command that goes on from there."""
+        """Append to a message how far the run is saved, and the command that resumes it."""
         command = resume_command(self._setup.run_dir, self._processes.size)
         return f"{problem} (the run is kept up to step {self.saved_step:,}; go on with: {command})"
 
     def lost_at_the_end(self) -> str:
-        """Return what the last epoch leaves that could not be written; empty if nothing."""
+        """Describe what could not be written by the end of training; empty if nothing was lost."""
         if self.saved_step < self._progress.step:
             problem = "training is done, but its end could not be saved; make room"
             return self.with_resume_command(problem)
         if self._lost_epoch:
             lost = f"the student of epoch {self._lost_epoch}, the best one, could not be saved"
-            saved_epoch = self._progress.best_epoch or "none"
-            in_its_place = f"{self._best_folder} holds that of epoch {saved_epoch}"
-            return f"training is done, but {lost}; {in_its_place}"
+            instead = f"{self._best_folder} holds no student"
+            if self._progress.best_epoch:
+                instead = f"{self._best_folder} holds that of epoch {self._progress.best_epoch}"
+            return f"training is done, but {lost}; {instead}"
         return ""
 
 

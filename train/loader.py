@@ -1,4 +1,4 @@
-"""Batches: student inputs, teacher rows and image ids of the same pairs, joined by row number."""
+"""Batches: the student's inputs, teacher rows and image ids of the same pairs, by row number."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Inputs = torch.Tensor | Mapping[str, torch.Tensor]
 
 
 class StudentInputs(Protocol):
-    """Reads what a student takes, by row of a split."""
+    """Reads a student's inputs by row of a split."""
 
     def images(self, rows: np.ndarray) -> Inputs:
-        """Inputs of the image trunk for image rows."""
+        """Read the image trunk's inputs for int64 image rows ``[n]``."""
 
     def texts(self, rows: np.ndarray) -> Inputs:
-        """Inputs of the text trunk for caption rows."""
+        """Read the text trunk's inputs for int64 caption rows ``[n]``."""
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Image rows and caption rows that have no input."""
+        """Return the image rows and the caption rows that have no input, int64 each."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,28 @@ class StoredInputs:
     """The adapter's inputs: embeddings of the store.
 
     Attributes:
-        image_encoder: Those of the images.
-        text_encoder: Those of the captions.
+        image_encoder: The image encoder's embeddings of the split.
+        text_encoder: The text encoder's embeddings of the split.
     """
 
     image_encoder: Embeddings
     text_encoder: Embeddings
 
     def __post_init__(self) -> None:
-        """Require the files to be there, now."""
+        """Refuse missing shards now rather than in the middle of an epoch."""
         self.image_encoder.require_shards()
         self.text_encoder.require_shards()
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
-        """float32 ``[n, image_dim]``."""
+        """Read float32 ``[n, image_dim]``."""
         return torch.from_numpy(self.image_encoder.gather(rows)).float()
 
     def texts(self, rows: np.ndarray) -> torch.Tensor:
-        """float32 ``[n, text_dim]``."""
+        """Read float32 ``[n, text_dim]``."""
         return torch.from_numpy(self.text_encoder.gather(rows)).float()
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows that precompute skipped."""
+        """Return the image rows and the caption rows that ``cusa-precompute`` skipped."""
         return self.image_encoder.skipped, self.text_encoder.skipped
 
 
@@ -72,7 +72,7 @@ class FileInputs:
     Attributes:
         split: The split.
         image_root: Folder of the images.
-        processors: The student's.
+        processors: The student's image processor and tokeniser.
         normalizer_name: Name of the caption normaliser.
         skipped: Rows of images and of captions that a teacher of the store could not read.
     """
@@ -84,7 +84,11 @@ class FileInputs:
     skipped: tuple[np.ndarray, np.ndarray]
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
-        """float32 ``[n, 3, h, w]``."""
+        """Decode and preprocess images: float32 ``[n, 3, h, w]``.
+
+        Raises:
+            ImageError: If a file cannot be read or preprocessed.
+        """
         paths = [self.image_root / self.split.image_paths[row] for row in rows.tolist()]
         return torch.cat([self._pixels(path) for path in paths])
 
@@ -92,32 +96,32 @@ class FileInputs:
         image = load_image(path)
         try:
             return self.processors.pixels([image])
-        except Exception as error:  # image processors raise nearly anything on odd sizes
+        except Exception as error:  # on odd sizes, image processors raise nearly anything
             raise ImageError(
                 f"image {path} cannot be preprocessed ({first_line(error)}); replace or remove it",
                 path=path,
             ) from None
 
     def texts(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """int64 ``[n, length]`` per model input."""
+        """Normalise and tokenise captions: int64 ``[n, length]`` by name of the model's input."""
         normalize = normalizer(self.normalizer_name)
         captions = [normalize(self.split.captions[row]) for row in rows.tolist()]
         return self.processors.tokens(captions)
 
     def missing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows that any teacher of the store skipped: none is readable here."""
+        """Return the rows that any teacher of the store skipped: they are unreadable here, too."""
         return self.skipped
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs.
+    """A batch of B pairs.
 
     Attributes:
         images: Inputs of the student's image trunk.
-        texts: Inputs of its text trunk.
-        teacher_image: float16 or float32 ``[B, e]``, or ``None`` where no soft labels are used.
-        teacher_text: Same, ``[B, e']``.
+        texts: Inputs of the student's text trunk.
+        teacher_image: float16 or float32 ``[B, e]``, or ``None`` if no soft labels are used.
+        teacher_text: float16 or float32 ``[B, e']``, or ``None`` likewise.
         image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
     """
 
@@ -128,7 +132,7 @@ class Batch:
     image_ids: torch.Tensor
 
     def to(self, device: torch.device, inputs: bool = True) -> Batch:
-        """Move the batch to a device; the student's inputs stay behind unless ``inputs``."""
+        """Move the batch to a device; the student's inputs only if ``inputs``."""
 
         def to_device(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=True)
@@ -140,14 +144,14 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """Copy the batch to page-locked memory; the worker pool calls it."""
+        """Copy the batch to page-locked memory; called by the worker pool."""
         pinned = {}
         for name, value in vars(self).items():
             pinned[name] = each_tensor(value, torch.Tensor.pin_memory)
         return Batch(**pinned)
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Yield all tensors of the batch."""
+        """Yield every tensor of the batch."""
         for value in vars(self).values():
             if isinstance(value, Mapping):
                 yield from value.values()
@@ -156,7 +160,7 @@ class Batch:
 
 
 def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Change a tensor, or each of a mapping; ``None`` stays."""
+    """Apply a function to a tensor, or to each tensor of a mapping; ``None`` stays ``None``."""
     if value is None:
         return None
     if isinstance(value, Mapping):
@@ -169,12 +173,12 @@ def on_device(
     device: torch.device,
     inputs: bool,
 ) -> Iterator[Batch]:
-    """Yield batches on a device; one is copied to a GPU while that still works on the last one.
+    """Yield batches on a device; a GPU receives each while it still computes on the one before.
 
     Args:
-        batches: Batches on the CPU, page-locked for a GPU.
+        batches: Batches on the CPU, in page-locked memory for a GPU.
         device: The device.
-        inputs: As in :meth:`Batch.to`.
+        inputs: Whether to move the student's inputs, too; see :meth:`Batch.to`.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -187,22 +191,26 @@ def on_device(
         compute_stream = torch.cuda.current_stream(device)
         compute_stream.wait_stream(copy_stream)
         for tensor in moved.tensors():
-            # Its memory is not the copying stream's to reuse before the computing one is done.
+            # The copying stream must not reuse this memory while the computing one still reads it.
             if tensor.is_cuda:
                 tensor.record_stream(compute_stream)
         yield moved
 
 
 class Pairs(Dataset[Batch]):
-    """The trainable pairs of a split; indexed by a whole batch of pair numbers at once.
+    """The trainable pairs of a split, indexed by the pair numbers of a whole batch.
 
-    A pair is left out if its image or caption has no student input, or was skipped by a teacher in
-    use.
+    A pair is left out if the student has no input for its image or caption, or if a teacher in use
+    skipped one of them.
 
     Args:
         split: The split.
         inputs: Reader of the student's inputs.
-        teachers: Image and text teacher rows; none where no soft labels are used.
+        teachers: The image teacher's and the text teacher's rows; empty or ``None`` if no soft
+            labels are used.
+
+    Attributes:
+        n_left_out: Pairs that are left out.
     """
 
     def __init__(
@@ -223,8 +231,7 @@ class Pairs(Dataset[Batch]):
         left_out = set(no_text.tolist())
         if len(no_image):
             left_out.update(np.flatnonzero(np.isin(split.caption_image, no_image)).tolist())
-        # A worker process holds what is left out and no list of what is not: that one grows with
-        # the data set.
+        # Keep the few rows that are left out, not the many that remain: each worker has a copy.
         left_out_rows = np.array(sorted(left_out), np.int64)
         self.n_left_out = len(left_out_rows)
         self._kept_before = left_out_rows - np.arange(self.n_left_out)
@@ -233,7 +240,7 @@ class Pairs(Dataset[Batch]):
         return self._split.n_captions - self.n_left_out
 
     def rows(self, pairs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Return int64 image rows and caption rows of pair numbers."""
+        """Return the image rows and caption rows of pair numbers: int64 ``[B]`` each."""
         caption_rows = np.asarray(pairs) + np.searchsorted(self._kept_before, pairs, "right")
         return np.asarray(self._split.caption_image[caption_rows]), caption_rows
 
@@ -257,11 +264,11 @@ def pairs_per_step(
     wanted: int,
     processes: int,
 ) -> int:
-    """Count the pairs per step of one process: as many as wanted, or all where there are fewer.
+    """Return the pairs per step of one process: as many as wanted, or all if there are fewer.
 
     Args:
         n_pairs: Trainable pairs.
-        wanted: Pairs per step of one process, as the settings have it.
+        wanted: Pairs per step of one process that the settings ask for.
         processes: Number of processes.
     """
     return max(1, min(wanted, n_pairs // processes))
@@ -269,22 +276,23 @@ def pairs_per_step(
 
 @dataclass
 class EpochOrder:
-    """Batches of pair numbers of one epoch, shuffled by (seed, epoch); incomplete ones are dropped.
+    """The batches of an epoch as int64 pair numbers, shuffled by seed and epoch.
 
-    With several processes, each has its part of every batch: together they see what one alone
-    would.
+    The last, incomplete batch is dropped. With several processes, each yields its share of every
+    batch: together they see the batches that a single process would.
 
     Attributes:
         n_pairs: Trainable pairs.
         batch_size: Pairs per batch of one process.
         seed: Seed of the order.
-        rank: This process.
-        size: Processes.
-        epoch: The epoch to iterate.
-        first: The first batch to yield; what lies before is done.
+        rank: Number of this process.
+        size: Number of processes.
+        epoch: The epoch to iterate over, from 0.
+        first: The first batch to yield; those before it are done.
 
     Raises:
-        CusaError: If there are not enough pairs.
+        StoreError: If there is no trainable pair.
+        SettingError: If a batch is larger than all trainable pairs.
     """
 
     n_pairs: int
@@ -312,7 +320,7 @@ class EpochOrder:
             )
 
     def __len__(self) -> int:
-        """Batches of an epoch, wherever it begins."""
+        """Return the batches of a whole epoch, whatever ``first`` is."""
         return self.n_pairs // (self.batch_size * self.size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -324,13 +332,13 @@ class EpochOrder:
 
 
 class Sources(NamedTuple):
-    """The readers that a student needs for one split."""
+    """A split, and the reader of a student's inputs for it."""
 
     split: Split
     inputs: StudentInputs
 
     @property
     def lack_a_modality(self) -> bool:
-        """Whether no image, or no caption, of the split has an input."""
+        """Return whether the split has no image, or no caption, with an input."""
         no_image, no_text = self.inputs.missing()
         return len(no_image) == self.split.n_images or len(no_text) == self.split.n_captions

@@ -1,4 +1,4 @@
-"""Where memory is too small: one line that says which settings ask for less."""
+"""Running out of memory, reported in one line that says which settings need less."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch raises a plain RuntimeError for 
 
 @contextmanager
 def enough_memory(remedy: str, name: str) -> Iterator[None]:
-    """Turn a failed allocation, on the GPU or the CPU, into a mistake in the settings.
+    """Turn a failed allocation within the block, on the GPU or the CPU, into a setting's error.
 
     Args:
-        remedy: What asks for less.
-        name: The setting to name.
+        remedy: How to need less memory.
+        name: The setting to blame.
 
     Raises:
         SettingError: In place of the allocator's own error.

@@ -1,4 +1,4 @@
-"""The processes that train together: who they are, and what they tell each other."""
+"""The processes that train together: their ranks and devices, and the values that they exchange."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from cusa.data.errors import SettingError, WorkerError
 
 
 class Processes:
-    """This process among those that torchrun started; or this one alone.
+    """This process among those that torchrun started, or by itself.
 
-    Gradients and features travel through the default process group (NCCL between GPUs, gloo between
-    CPUs), all else through one of its own on the CPUs.
+    Gradients and features are exchanged in the default process group (NCCL for GPUs, gloo for
+    CPUs), everything else in a gloo group of its own.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
 
     Attributes:
-        rank: Number of this process.
+        rank: Number of this process, from 0.
         size: Number of processes, on all machines.
-        device: What this one computes on.
+        device: The device that this process computes on.
 
     Raises:
-        CusaError: If the processes cannot find each other, or there are more of them than GPUs.
+        SettingError: If this machine has fewer GPUs than processes.
+        WorkerError: If the processes cannot connect to each other.
     """
 
     def __init__(self, device: str) -> None:
@@ -42,23 +43,23 @@ class Processes:
         if device == "cuda":
             if local_rank >= torch.cuda.device_count():
                 raise SettingError(
-                    f"process {local_rank} of this machine has no GPU of its own, there are "
-                    f"{torch.cuda.device_count()}; start as many processes as GPUs "
+                    f"process {local_rank} of this machine has no GPU of its own: there are "
+                    f"{torch.cuda.device_count()}; start as many processes as there are GPUs "
                     "(torchrun --nproc-per-node)",
                     name="--device",
                 )
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
         try:
-            # Writing a checkpoint to a slow disk may keep the others waiting.
+            # The others wait while the leading process writes a checkpoint, maybe to a slow disk.
             dist.init_process_group(
                 "nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1)
             )
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
             raise WorkerError(
-                f"WORLD_SIZE is {self.size}, but the processes cannot meet ({reason}); start with "
-                "torchrun",
+                f"WORLD_SIZE is {self.size}, but the processes cannot connect to each other "
+                f"({reason}); start them with torchrun",
                 name="WORLD_SIZE",
             ) from None
         self._group = dist.new_group(backend="gloo")
@@ -66,11 +67,11 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and reports."""
+        """Return whether this is the process that writes files and reports."""
         return self.rank == 0
 
     def most(self, values: list[int]) -> list[int]:
-        """Each value's maximum over the processes."""
+        """Return the maximum of each value over the processes."""
         if self.size == 1:
             return values
         tensor = torch.tensor(values)
@@ -79,7 +80,7 @@ class Processes:
         return tensor.tolist()
 
     def everyones(self, value: Any) -> list[Any]:
-        """The value of every process, by rank."""
+        """Return the value of every process, by rank."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -89,7 +90,11 @@ class Processes:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """If the block fails in one process, it fails in all."""
+        """Make the block fail in all processes if it fails in one.
+
+        Raises:
+            WorkerError: In the processes where the block itself succeeded.
+        """
         try:
             yield
         except BaseException:
@@ -99,7 +104,7 @@ class Processes:
             raise WorkerError("another process has failed; its own message says why")
 
     def close(self) -> None:
-        """Part from the others."""
+        """Leave the process group."""
         if self.size > 1:
             dist.destroy_process_group()
 

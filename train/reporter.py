@@ -1,4 +1,4 @@
-"""What a command line, or a log of its own kind, is told of a run."""
+"""The events of a run, for a command line or a log to show."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """What a command line shows of a run."""
+    """Shows a run, in the leading process."""
 
     def started(self, trainer: Trainer) -> None:
-        """Called once everything is set up."""
+        """Show the run before its first step."""
         ...
 
     def stepped(self, metrics: dict[str, Any]) -> None:
-        """Called after every step that is logged."""
+        """Show a step that is logged: the entries of its line in metrics.jsonl."""
         ...
 
     def validated(self, metrics: dict[str, Any]) -> None:
-        """Called after every epoch."""
+        """Show a validation: the entries of its line in metrics.jsonl."""
         ...
 
     def warned(self, text: str) -> None:
-        """Called when something went wrong that training survives."""
+        """Show a problem that training survives."""
         ...

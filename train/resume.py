@@ -1,4 +1,4 @@
-"""Going on with a run: what may differ from how it was begun, and its newest checkpoint."""
+"""Resuming a run: which settings may change, and its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cusa.train.training_state import TrainingState
 
 @dataclass(frozen=True)
 class BegunRun:
-    """A run that goes on.
+    """A run to be resumed.
 
     Attributes:
-        config: Its settings, with as many epochs as are wanted now.
-        epochs_before: As many as it had.
-        beginning: The trained student that it began with, if it began with one.
+        config: Its settings, with the number of epochs that is wanted now.
+        epochs_before: The number of epochs that it had until now.
+        beginning: The trained student that it began with, if any.
     """
 
     config: Config
@@ -32,7 +32,7 @@ class BegunRun:
 
     @property
     def note(self) -> str:
-        """Tell what other epochs than before do to the schedule; empty if there are as many."""
+        """Describe what a changed number of epochs does to the schedule; empty if unchanged."""
         epochs = self.config.train.epochs
         if epochs == self.epochs_before:
             return ""
@@ -51,11 +51,11 @@ class BegunRun:
         """Return the student that the run began with.
 
         Args:
-            loaded: The student loaded in its place now; ``None`` if a checkpoint goes on from it
-                already.
+            loaded: The student that was loaded now; ``None`` if the run has a checkpoint, which
+                needs no other student.
 
         Raises:
-            RunError: If it has changed since.
+            RunError: If the loaded student is not the one that the run began with.
         """
         if loaded is None or self.beginning is None:
             return self.beginning
@@ -74,21 +74,21 @@ def begun_run(
     provenance: Provenance,
     store: EmbeddingStore,
 ) -> BegunRun:
-    """Refuse to go on with another run than the one that was begun; only its epochs may be others.
+    """Check that a run may be resumed: only its epochs may change what is computed.
 
     Args:
         run_dir: The run's directory.
         config: The settings that are wanted now, resolved.
-        provenance: What they would use of the store.
+        provenance: What these settings use of the store.
         store: The store.
 
     Raises:
-        SettingError: If other settings differ that decide what is computed; names them.
-        StoreError: If the store, or what is used of it, is another.
+        SettingError: If other settings that decide what is computed differ; the message lists them.
+        StoreError: If the store differs in what the run uses.
         RunError: If the run's files are damaged.
     """
     before, provenance_before = load_run(run_dir)
-    # The schedule goes on as it was begun, whatever the number of epochs is now.
+    # The schedule stays as it was begun, whatever the number of epochs is now.
     resumed = _with_schedule_of(before, config)
     as_before = _with_epochs_of(before, config)
     fields = differing(before, as_before)
@@ -111,7 +111,7 @@ def begun_run(
 
 
 def _with_epochs_of(before: Config, config: Config) -> Config:
-    """Give the settings wanted the run's own epochs, and its schedule unless another is named."""
+    """Give ``config`` the run's own epochs, and its schedule unless ``config`` names another."""
     schedule_epochs = config.optim.schedule_epochs or before.optim.schedule_epochs
     return replace(
         config,
@@ -121,7 +121,7 @@ def _with_epochs_of(before: Config, config: Config) -> Config:
 
 
 def _with_schedule_of(before: Config, config: Config) -> Config:
-    """Give the settings wanted the schedule that the run was begun with."""
+    """Give ``config`` the schedule that the run was begun with."""
     schedule_epochs = before.optim.schedule_epochs
     if schedule_epochs is None and config.train.epochs != before.train.epochs:
         schedule_epochs = before.train.epochs
@@ -145,19 +145,20 @@ def restore_newest(
     processes: Processes,
     steps_per_epoch: int,
 ) -> tuple[Progress, list[str]]:
-    """Go back to the newest checkpoint that is whole, if there is one.
+    """Restore the newest checkpoint that is whole, if there is any checkpoint.
 
     Args:
         run_dir: The run's directory.
-        state: What is restored.
-        processes: Those that train.
+        state: The state to restore.
+        processes: The processes that train.
         steps_per_epoch: Optimizer steps per epoch.
 
     Returns:
-        How far the run is, and what is wrong with newer checkpoints.
+        How far the run is, and a line for each newer checkpoint that is damaged.
 
     Raises:
-        RunError: If no checkpoint is whole, or it is of another student or of other processes.
+        RunError: If there are checkpoints and none is whole, or the newest is of another student or
+            of another number of processes.
     """
     newest, problems = Checkpoints(run_dir).newest()
     if newest is None:
@@ -165,11 +166,11 @@ def restore_newest(
     n_before = newest.origin.processes
     if n_before != processes.size:
         raise RunError(
-            f"{run_dir} was begun by {n_before} processes and cannot go on with {processes.size}: "
-            "its batches would be others; start as many (torchrun --nproc-per-node)",
+            f"{run_dir} was begun by {n_before} processes and cannot go on with {processes.size}, "
+            f"whose batches would differ; start {n_before} (torchrun --nproc-per-node)",
             path=run_dir,
         )
-    # Each process has dropout masks of its own.
+    # Each process draws its own dropout masks.
     random_states = without_prefix(f"rng.{processes.rank}", newest.tensors)
     try:
         state.restore(newest.tensors, random_states, newest.scaler)
@@ -190,10 +191,15 @@ def refuse_fewer_epochs(
     progress: Progress,
     steps_per_epoch: int,
 ) -> None:
-    """Refuse to end a run before where it is.
+    """Refuse a number of epochs that the run has exceeded already.
+
+    Args:
+        epochs: The number of epochs that is wanted.
+        progress: How far the run is.
+        steps_per_epoch: Optimizer steps per epoch.
 
     Raises:
-        SettingError: If more epochs are begun than it shall have.
+        SettingError: If the run has begun more epochs than that.
     """
     epochs_begun = progress.epochs_begun(steps_per_epoch)
     if epochs < epochs_begun:

@@ -1,4 +1,4 @@
-"""What a run trains with before its first step: store, settings, student, loss and data."""
+"""Setting up a run before its first step: store, settings, student, loss and data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from cusa.train.step import Footprint, TrainStep, prepare_step
 from cusa.train.student import Processors
 from cusa.train.training_data import TrainingData, data_notes, open_training_data
 
-_SMALLER_STUDENT = "train a smaller one: student.hidden_dim, student.embed_dim, --student"
+_SMALLER_STUDENT = (
+    "train a smaller student: student.hidden_dim, student.embed_dim or another --student"
+)
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class RunSetup:
     Attributes:
         run_dir: Its directory.
         processes: This process and those that train with it.
-        workers: Processes that read batches, for each of these.
+        workers: Processes that read batches, for each training process.
         store: The embedding store.
-        config: The settings, with the names of teachers and encoders resolved.
-        provenance: What is trained on.
-        resumed: The run that goes on; ``None`` for one that begins.
+        config: The settings, with the names of teachers and encoders filled in.
+        provenance: What the run is trained on.
+        resumed: The run that is resumed; ``None`` for a new run.
         step: Student and loss in one module: from a batch to its loss.
         processors: Image processor and tokeniser of a Hugging Face student; ``None`` for the
             adapter.
@@ -70,17 +72,18 @@ def set_up_run(
     run_dir: Path,
     resume: bool,
 ) -> RunSetup:
-    """Open and make all that a run trains with; weights of a checkpoint are not loaded yet.
+    """Open or make everything that a run trains with; a checkpoint's weights are loaded later.
 
     Args:
         config: The run's settings, with the names of teachers and encoders as given.
         processes: This process and those that train with it.
-        workers: Processes that read batches, for each of these.
-        run_dir: Directory of the run; must not exist unless resumed.
-        resume: Go on with the run that it holds, if it holds one.
+        workers: Processes that read batches, for each training process.
+        run_dir: Directory of the run; without ``resume``, it must be empty or not exist.
+        resume: Whether to resume the run in that directory, if it holds one.
 
     Raises:
-        CusaError: If store, teachers, student or run directory do not fit; says what to do.
+        CusaError: If the store, teachers, student or run directory do not fit; the message says
+            what to do.
     """
     if processes.leads and not resume:
         _refuse_existing(run_dir)
@@ -88,11 +91,11 @@ def set_up_run(
     store.verify_index()
     resolved, provenance = resolve(config, store)
     resumed = None
-    if resume and begun(run_dir):  # before the student is made: it may be another one
+    if resume and begun(run_dir):  # checked before a possibly different student is loaded
         resumed = begun_run(run_dir, resolved, provenance, store)
         resolved = resumed.config
 
-    # Before anything that draws: weights of the heads, dropout masks.
+    # Seed before anything is drawn: first the heads' weights, later dropout masks.
     torch.manual_seed(resolved.train.seed)
     with enough_memory(_SMALLER_STUDENT, "student.hidden_dim"):
         initial = make_student(resolved, provenance, _student_folder(run_dir, resumed))
@@ -101,7 +104,7 @@ def set_up_run(
         loss = CUSALoss(resolved.loss, gather=resolved.train.gather)
         step = TrainStep(initial.student, loss, resolved, processes.device).to(processes.device)
         footprint = _footprint(step, data)
-    if processes.rank > 0:  # other dropout masks than the first process: it has other pairs
+    if processes.rank > 0:  # each process has pairs of its own, so give it its own dropout masks
         sequence = np.random.SeedSequence([resolved.train.seed, processes.rank])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
     return RunSetup(
@@ -124,13 +127,14 @@ def set_up_run(
 def _refuse_existing(run_dir: Path) -> None:
     if run_dir.exists() and any(run_dir.iterdir()):
         raise RunError(
-            f"run directory {run_dir} exists; pass --resume to go on, or another --run-dir",
+            f"run directory {run_dir} exists and is not empty; pass --resume to go on, or another "
+            "--run-dir",
             path=run_dir,
         )
 
 
 def _student_folder(run_dir: Path, resumed: BegunRun | None) -> Path | None:
-    """Return where a run that has a checkpoint keeps its student's configuration."""
+    """Return the folder of the student's configuration if the run has a checkpoint."""
     if resumed is None or not Checkpoints(run_dir).paths():
         return None
     return run_dir / BEST_FOLDER
@@ -141,7 +145,7 @@ def _with_beginning(
     initial: MadeStudent,
     resumed: BegunRun | None,
 ) -> Provenance:
-    """Add the trained student that the run began with, if it began with one."""
+    """Add the trained student that the run began with, if any."""
     beginning = initial.beginning
     if resumed is not None:
         beginning = resumed.same_beginning(beginning)
@@ -149,10 +153,10 @@ def _with_beginning(
 
 
 def _footprint(step: TrainStep, data: TrainingData) -> Footprint:
-    """Freeze what gets no gradient, and measure the memory of a step."""
+    """Freeze the parameters that get no gradient, and measure the memory of a step."""
     device = next(step.parameters()).device
     at_a_time = min(step.at_a_time or data.pairs_per_step, data.pairs_per_step)
     two_pairs = data.pairs[[0, 1]].to(device)
-    # The same pairs twice, so that the difference is what two more pairs need.
+    # The same pairs twice: the difference is what two more pairs need.
     four_pairs = data.pairs[[0, 1, 0, 1]].to(device)
     return prepare_step(step, two_pairs, four_pairs, at_a_time)

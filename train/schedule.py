@@ -15,18 +15,18 @@ def learning_rate(
     r"""Compute the learning rate of a step.
 
     The cosine is ``min_lr + (lr - min_lr) (1 + cos(pi t)) / 2`` (Loshchilov & Hutter, "SGDR", ICLR
-    2017, equation 5), with T epochs (``optim.schedule_epochs``, or else ``train.epochs``), W of
-    them warm-up, and E steps in each:
+    2017, equation 5). Let T be the number of epochs (``optim.schedule_epochs``, or else
+    ``train.epochs``), W the warm-up epochs among them, and E the steps per epoch:
 
     - ``optim.schedule: step``: the warm-up is ``lr (s + 1) / (W E)`` at step s, counted from 0;
       then ``t = (s - W E) / (T E - 1 - W E)``, so that the last step has ``min_lr``.
     - ``optim.schedule: epoch``: the rate is constant within epoch e, counted from 0. The warm-up is
       ``lr (e + 1) / W``; then ``t = (e - W) / T``, so that the last epoch is still above
       ``min_lr``. This is timm's ``CosineLRScheduler`` with ``t_in_epochs`` and ``warmup_prefix``,
-      stepped with the epoch's number before each epoch, as ALBEF's code and the published trainer
-      of CUSA (its retrieval.py) have it. The published runs have no warm-up.
+      stepped with the epoch's number before each epoch, as in ALBEF's code and the published
+      trainer of CUSA (its retrieval.py). The published runs have no warm-up.
 
-    Epochs after the T-th have ``min_lr``.
+    Epochs after the first T have ``min_lr``.
 
     Args:
         step: Steps done before this one.

@@ -1,4 +1,4 @@
-"""Kinds of settings: the values that each takes, checked wherever one is set."""
+"""Kinds of settings and the values that they take, checked wherever a setting is set."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pydantic import (
 )
 
 from cusa.data.errors import SettingError
-from cusa.data.parsing import refuse_half_characters
+from cusa.data.parsing import refuse_lone_surrogates
 
 T = TypeVar("T")
 
-_MOST_CHARACTERS = 4096  # of a text setting: names and paths
+_MOST_CHARACTERS = 4096  # in a setting of text: a name or a path
 _SHOWN_CHARACTERS = 60
-# As JSON schemas say them, and as pydantic says those of optional numbers.
+# Keywords of JSON schemas, and those that pydantic uses for optional numbers.
 _BOUNDS = {
     "minimum": "from",
     "ge": "from",
@@ -41,7 +41,7 @@ _SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def _as_number(value: Any) -> int | float:
-    """A number as Python's own; YAML 1.1 reads ``1e-5`` as text."""
+    """Convert a number to Python's own type; YAML 1.1 reads ``1e-5`` as text."""
     if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -50,15 +50,15 @@ def _as_number(value: Any) -> int | float:
 
 
 def _as_whole_number(value: Any) -> int:
-    """An integer, also where it is written as a float: ``1e3``."""
+    """Convert a whole number to an int, even if it is written as a float: ``1e3``."""
     number = _as_number(value)
-    if isinstance(number, float) and not number.is_integer():  # nor is NaN, nor infinity
+    if isinstance(number, float) and not number.is_integer():  # true for NaN and infinity, too
         raise ValueError("no whole number")
     return int(number)
 
 
 def _sound_text(text: str) -> str:
-    refuse_half_characters(text)
+    refuse_lone_surrogates(text)
     if "\0" in text or len(text) > _MOST_CHARACTERS:
         raise ValueError("no name or path")
     return text
@@ -74,12 +74,15 @@ Text = Annotated[str, Strict(), AfterValidator(_sound_text)]
 def settings(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass of settings, whose values are checked wherever they are set.
 
-    Annotate fields with the kinds of this module and give ranges with ``Field``. What concerns
-    several fields belongs into ``__post_init__``, which raises :class:`SettingError` with the
-    field's name.
+    Annotate fields with the kinds of this module and give ranges with ``Field``. Checks of several
+    fields belong in ``__post_init__``, which raises a :class:`SettingError` with the field's name.
 
-    Raises (when an instance is made):
-        SettingError: If a name is unknown or a value illegal; names the field.
+    Args:
+        cls: The class.
+
+    Returns:
+        The dataclass, whose instances raise a :class:`SettingError` with the field's name when one
+        is made with an unknown name or an illegal value.
     """
     checked = cast(
         Any,
@@ -103,7 +106,7 @@ def validate(cls: type[T], values: Any) -> T:
 
     Args:
         cls: A class of :func:`settings`.
-        values: Mappings by section and name; what is absent has its default.
+        values: Nested mappings by section and name; settings that are absent have their defaults.
 
     Raises:
         SettingError: If a name is unknown or a value illegal; ``name`` is its full name, such as
@@ -115,12 +118,12 @@ def validate(cls: type[T], values: Any) -> T:
         raise _setting_error(cls, error, "setting ") from None
     except RecursionError:
         raise SettingError(
-            "the settings nest too deeply; expected sections with settings below them",
+            "the settings are nested too deeply; expected sections with settings below them",
         ) from None
 
 
 def settings_schema(cls: Any) -> dict[str, Any]:
-    """Return the JSON schema of a class of :func:`settings`, with those below it in place."""
+    """Return the JSON schema of a class of :func:`settings`, with all references resolved."""
     schema = TypeAdapter(cls).json_schema()
     return _without_references(schema, schema.get("$defs", {}))
 
@@ -135,10 +138,10 @@ def _without_references(schema: dict[str, Any], definitions: dict[str, Any]) -> 
 
 
 def legal_values(schema: dict[str, Any]) -> str:
-    """Say which values a setting takes: ``"a whole number from 1 to 1,000,000, or null"``.
+    """Describe the values that a setting takes: ``"a whole number from 1 to 1,000,000, or null"``.
 
     Args:
-        schema: The setting's, of :func:`settings_schema`.
+        schema: The setting's own schema within that of :func:`settings_schema`.
     """
     if "anyOf" in schema:
         return ", or ".join(map(legal_values, schema["anyOf"]))
@@ -161,7 +164,7 @@ def legal_values(schema: dict[str, Any]) -> str:
 
 
 def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
-    """Put the first error in one line."""
+    """Describe the first error in one line; ``kind`` is put before the setting's name."""
     first = error.errors(include_url=False)[0]
     schema = settings_schema(cls)
     names: list[str] = []
@@ -171,7 +174,7 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
             break
         section = names[:]
         name = str(step)
-        # A class that is called with arguments names the first step by its position.
+        # pydantic names a positional argument by its number.
         if not kind and not names and isinstance(step, int) and step < len(fields):
             name = list(fields)[step]
         names.append(name)
@@ -183,7 +186,7 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
 
     name = ".".join(names)
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, SettingError):  # of several fields
+    if isinstance(cause, SettingError):  # raised by a __post_init__
         name = ".".join(filter(None, [*names, cause.name]))
         return SettingError(f"{kind}{name}: {cause}", name=name)
     legal = legal_values(schema)
@@ -194,7 +197,7 @@ def _setting_error(cls: Any, error: ValidationError, kind: str) -> SettingError:
 
 
 def shortened(text: str) -> str:
-    """A text for a message: its beginning, where it is long."""
+    """Shorten a long text for a message to its beginning."""
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

@@ -1,4 +1,4 @@
-"""One table of all settings: what each is, what it takes, and its default."""
+"""A table of all settings: their defaults, the values that they take, and what they decide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from cusa.train.config import Config
 from cusa.train.settings import legal_values, settings_schema
 
-# An entry of a docstring's "Attributes:", whose further lines are indented by more.
+# An entry of a docstring's "Attributes:"; its continuation lines are indented further.
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 _ROLE = re.compile(r":\w+:(?=`)")
 
@@ -21,7 +21,7 @@ class SettingRow(NamedTuple):
 
     Attributes:
         name: Its full name, as ``--set`` takes it.
-        default: As YAML, where no preset has another.
+        default: Its default without a preset, as YAML.
         legal: The values that it takes, in words.
         description: What it decides.
     """
@@ -57,14 +57,14 @@ def _rows_below(
 
 
 def _descriptions(docstring: str) -> dict[str, str]:
-    """Read what a class's docstring says of its fields: on one line each, as Markdown."""
+    """Read the descriptions of a class's fields from its docstring: a line of Markdown each."""
     docstring = _ROLE.sub("", docstring)
     docstring = docstring.replace("``None``", "`null`").replace("``", "`")
     return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(docstring)}
 
 
 def settings_markdown() -> str:
-    """Format the table as docs/training.md has it."""
+    """Format the table as Markdown; docs/training.md contains it."""
     lines = ["| setting | default | takes | decides |", "|---|---|---|---|"]
     for row in setting_rows():
         # A bar would end the cell.

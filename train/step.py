@@ -1,4 +1,4 @@
-"""One optimizer step: encoders and loss in one module, the optimizer."""
+"""The parts of an optimizer step: encoders and loss in one module, and the optimizer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainStep(nn.Module):
-    """From a batch to its loss; all that is trained is in here, so that DDP wraps one module.
+    """Computes the loss of a batch; holds everything that is trained, so that DDP wraps one module.
 
     Args:
         student: The student.
         loss: The loss.
         config: The run's settings.
-        device: Where both are.
+        device: The device of both.
+
+    Attributes:
+        at_a_time: Pairs that are encoded at a time; ``None``: the whole batch.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class TrainStep(nn.Module):
     def forward(self, batch: Batch) -> LossTerms:
         """Return the loss of a batch.
 
-        The student's inputs may lie on another device if they are encoded a few at a time.
+        The student's inputs may be on another device if they are encoded a few at a time.
 
         Raises:
             EmbeddingsError: If the batch does not fit the loss; see :class:`CUSALoss`.
@@ -62,10 +65,10 @@ class TrainStep(nn.Module):
         )
 
     def encode(self, batch: Batch) -> tuple[Features, Features]:
-        """Return the embeddings of the images and of the captions."""
+        """Return the features of the images and of the captions, ``[B, embed_dim]`` per head."""
         dtype = self._autocast_dtype
         with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-            # Encoders alone run in half precision; the loss computes in float32 or wider.
+            # Only the encoders run in half precision; the loss computes in float32 or wider.
             image = self._encode(self.student.encode_image, batch.images)
             text = self._encode(self.student.encode_text, batch.texts)
             return image, text
@@ -86,7 +89,7 @@ class Footprint:
 
     Attributes:
         state: Weights, gradients and AdamW's two moments.
-        activations: What the backward pass keeps of the pairs that are encoded at a time.
+        activations: What the backward pass keeps for the pairs that are encoded at a time.
     """
 
     state: int
@@ -99,21 +102,22 @@ def prepare_step(
     four_pairs: Batch,
     pairs_at_a_time: int,
 ) -> Footprint:
-    """Run small batches forward and backward: freeze what gets no gradient, and measure memory.
+    """Freeze parameters that get no gradient, and measure memory, by running two small batches.
 
-    A backbone has parameters that no embedding depends on (CLIP's logit scale), and heads may be in
-    no term of the loss; DDP would wait for their gradients.
+    Some parameters of a backbone influence no embedding (CLIP's logit scale), and some heads may be
+    in no term of the loss; DDP would wait for their gradients.
 
     Args:
-        step: The module; its random states, gradients and mode are as before.
-        two_pairs: A batch on its device.
-        four_pairs: A batch of twice as many.
-        pairs_at_a_time: Pairs whose activations will be in memory together.
+        step: The module; its mode and the random states are left as they were, without gradients.
+        two_pairs: A batch of two pairs on the module's device.
+        four_pairs: The same pairs twice.
+        pairs_at_a_time: Pairs whose activations will be in memory at a time.
     """
     gather = step.loss.gather
     at_a_time = step.at_a_time
     is_training = step.training
-    # Each process by itself, all of the batch at once; BatchNorm's statistics are not to see it.
+    # Each process by itself, and the whole batch at once. In eval mode, BatchNorm's statistics do
+    # not change.
     step.loss.gather = False
     step.at_a_time = None
     step.eval()
@@ -126,35 +130,35 @@ def prepare_step(
     step.at_a_time = at_a_time
     step.train(is_training)
 
-    # The difference, since some is kept once for any number of pairs: under autocast, copies of the
-    # weights.
+    # Scale the difference: some memory, such as autocast's copies of the weights, is needed once
+    # for any number of pairs.
     bytes_of_more = (bytes_of_four - bytes_of_two) * (pairs_at_a_time - 2) // 2
     return Footprint(_freeze_unused(step), bytes_of_two + bytes_of_more)
 
 
 def _freeze_unused(step: TrainStep) -> int:
-    """Freeze parameters without a gradient; return the bytes that training holds for all."""
+    """Freeze parameters without a gradient; return the bytes of the state of all parameters."""
     n_bytes = 0
     for parameter in step.parameters():
         is_trained = parameter.grad is not None
         parameter.requires_grad_(is_trained)
         parameter.grad = None
-        copies = 4 if is_trained else 1  # the gradient and AdamW's two moments beside it
+        copies = 4 if is_trained else 1  # itself, its gradient and AdamW's two moments
         n_bytes += copies * parameter.numel() * parameter.element_size()
     return n_bytes
 
 
 def _activation_bytes(step: TrainStep, batch: Batch) -> int:
-    """Return the bytes that the backward pass keeps, without the parameters.
+    """Return the bytes that are kept for the backward pass, without the parameters.
 
-    Gradients stay at the parameters.
+    The parameters keep the gradients.
     """
     bytes_by_address = {}
-    of_parameters = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
+    addresses = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in of_parameters:
+        if storage.data_ptr() not in addresses:
             bytes_by_address[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -168,12 +172,16 @@ def make_optimizer(
     step: TrainStep,
     config: Config,
 ) -> tuple[torch.optim.AdamW, list[str]]:
-    """Make AdamW over all that is trained, with weight decay on matrices alone.
+    """Make AdamW for everything that is trained, with weight decay on matrices only.
+
+    Args:
+        step: The module.
+        config: The run's settings.
 
     Returns:
         The optimizer, and the names of its parameters in its own order.
     """
-    # Biases, norms and temperatures are vectors and scalars: decay would pull them to zero.
+    # Decay would pull biases, norms and temperatures, which are vectors and scalars, to zero.
     decayed: dict[str, nn.Parameter] = {}
     not_decayed: dict[str, nn.Parameter] = {}
     for name, parameter in step.named_parameters():

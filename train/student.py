@@ -32,7 +32,7 @@ GREATEST_DIM = 16_384
 
 @settings
 class StudentConfig:
-    """Which student, and its sizes.
+    """The kind of student and its sizes.
 
     Attributes:
         name: ``"adapter"``, or the name or folder of a Hugging Face dual encoder.
@@ -62,14 +62,16 @@ class Features(NamedTuple):
 
 
 class Student(nn.Module):
-    """A trunk per modality, and on each a cross-modal and a uni-modal head: LayerNorm + Linear.
+    """A dual encoder: a trunk per modality, each with a cross-modal and a uni-modal head.
+
+    A head is a LayerNorm and a Linear.
 
     Args:
-        image_trunk: Image inputs -> ``[n, image_dim]``.
-        text_trunk: Text inputs -> ``[n, text_dim]``.
+        image_trunk: Maps image inputs to float ``[n, image_dim]``.
+        text_trunk: Maps text inputs to float ``[n, text_dim]``.
         image_dim: Dimension of the image trunk's features.
         text_dim: Dimension of the text trunk's features.
-        embed_dim: Dimension of the heads; ``None``: that of the features.
+        embed_dim: Dimension of the heads' embeddings; ``None``: that of the trunk's features.
     """
 
     def __init__(
@@ -87,11 +89,11 @@ class Student(nn.Module):
         self.text_heads = _heads(text_dim, embed_dim or text_dim)
 
     def encode_image(self, inputs: Any) -> Features:
-        """Embed images, in whatever form the trunk takes them."""
+        """Embed images, given as the image trunk takes them."""
         return _both_heads(self.image_heads, self.image_trunk(inputs))
 
     def encode_text(self, inputs: Any) -> Features:
-        """Embed texts, in whatever form the trunk takes them."""
+        """Embed texts, given as the text trunk takes them."""
         return _both_heads(self.text_heads, self.text_trunk(inputs))
 
 
@@ -114,10 +116,10 @@ def adapter_student(
     image_dim: int,
     text_dim: int,
 ) -> Student:
-    """Make small MLPs on stored embeddings; no encoder is trained or loaded.
+    """Make a student of small MLPs on stored embeddings; no encoder is trained or loaded.
 
     Args:
-        config: Sizes.
+        config: Its sizes.
         image_dim: Dimension of the stored image embeddings.
         text_dim: Dimension of the stored text embeddings.
     """
@@ -133,12 +135,13 @@ def adapter_student(
 
 @dataclass(frozen=True)
 class Processors:
-    """What turns image files and captions into a Hugging Face student's inputs.
+    """The image processor and tokeniser that make a Hugging Face student's inputs.
 
     Attributes:
-        image_processor: Of transformers.
-        tokenizer: Of transformers, with a padding token.
-        max_length: Tokens that longer captions are cut to; ``None``: none is cut.
+        image_processor: The image processor, of transformers.
+        tokenizer: The tokeniser, of transformers; it has a padding token.
+        max_length: The number of tokens that longer captions are cut to; ``None``: no caption is
+            cut.
         padding: ``"longest"``, or ``"max_length"`` for models that attend to their padding.
     """
 
@@ -153,11 +156,11 @@ class Processors:
         self.tokenizer.save_pretrained(folder)
 
     def tokens(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """int64 ``[n, length]`` per model input name."""
+        """Tokenise captions: int64 ``[n, length]`` by name of the model's input."""
         return tokenized(self.tokenizer, captions, self.max_length, self.padding)
 
     def pixels(self, images: list[Any]) -> torch.Tensor:
-        """float32 ``[n, 3, h, w]`` of PIL images.
+        """Preprocess PIL images: float32 ``[n, 3, h, w]``.
 
         Raises:
             ImageError: If an image is too narrow to be resized.
@@ -174,16 +177,15 @@ def dual_encoder_student(
     """Make a student of a Hugging Face dual encoder (CLIPModel, SiglipModel, ...) and four heads.
 
     Args:
-        config: Sizes.
+        config: Its sizes.
         source: Name or folder to load configuration, tokeniser, image processor and weights from.
-        pretrained: Whether to load weights; without, they are random, to be filled from a
-            checkpoint.
+        pretrained: Whether to load weights; if not, they are random, for a checkpoint to replace.
 
     Returns:
-        The student, its processors, and the backbone (shared with the student's trunks).
+        The student, its processors, and its backbone, which the student's trunks share.
 
     Raises:
-        StudentError: If it cannot be loaded or lacks a tower.
+        StudentError: If the model cannot be loaded or is not a dual encoder.
     """
     if not Path(source).is_dir() and not is_hub_name(source):
         raise StudentError(
@@ -210,8 +212,9 @@ class DualEncoder:
     Attributes:
         model: The transformers model, in float32.
         processors: Its image processor and tokeniser.
-        image_tower: ``[n, 3, h, w]`` -> ``[n, image_dim]``; owns the parameters of both towers.
-        text_tower: Token tensors by name -> ``[n, text_dim]``.
+        image_tower: Maps float ``[n, 3, h, w]`` to ``[n, image_dim]``; owns the parameters of both
+            towers.
+        text_tower: Maps token tensors by name to ``[n, text_dim]``.
         image_dim: Dimension of the image features.
         text_dim: Dimension of the text features.
     """
@@ -229,11 +232,11 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
 
     Args:
         source: Name or folder to load configuration, tokeniser, image processor and weights from.
-        pretrained: Whether to load weights; without, they are random.
+        pretrained: Whether to load weights; if not, they are random.
 
     Raises:
-        StudentError: If it can be had nowhere, weights or the tokeniser are missing, it lacks a
-            tower, or it takes other inputs.
+        StudentError: If the model is not found, its weights or tokeniser are missing, it is not a
+            dual encoder, or it takes other inputs than pixels and tokens.
         Exception: Whatever transformers raises for damaged files.
     """
     files = locate(source, StudentError)
@@ -242,7 +245,7 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     for method in ("get_image_features", "get_text_features"):
         if not hasattr(model, method):
             raise StudentError(
-                f"{source!r} ({model_class}) is no dual encoder, of images and of texts; use one",
+                f"{source!r} ({model_class}) is not a dual encoder for images and texts; use one",
                 name=source,
             )
     tokenizer = load_tokenizer(files, StudentError)
@@ -255,7 +258,7 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     model.eval()
     try:
         image_dim, text_dim = _probed_dims(image_tower, text_tower, processors, pretrained)
-    except Exception as error:  # a model's own code raises nearly anything on what it does not take
+    except Exception as error:  # on inputs that it does not take, a model raises nearly anything
         raise StudentError(
             f"{source!r} ({model_class}) cannot be used: {first_line(error)}", name=source
         ) from None
@@ -263,7 +266,7 @@ def load_dual_encoder(source: str, pretrained: bool) -> DualEncoder:
     return DualEncoder(model, processors, image_tower, text_tower, image_dim, text_dim)
 
 
-_PROBE_SIZES = ((48, 64), (64, 48), (40, 40))  # lying, upright, square
+_PROBE_SIZES = ((48, 64), (64, 48), (40, 40))  # width and height: upright, landscape, square
 _PROBE_TEXTS = [
     "a",
     "a dog on the beach",
@@ -277,9 +280,9 @@ def _advice(source: str) -> str:
         components = "config, weights, tokeniser and image processor"
         return f"its folder must hold a Hugging Face dual encoder: {components}"
     return (
-        "legal: adapter, a Hugging Face dual encoder by name, or its folder. Without a network "
-        f"here: hf download {source} --local-dir FOLDER where there is one, copy it, and pass "
-        "--student FOLDER"
+        "legal: adapter, a Hugging Face dual encoder by name, or its folder. If this machine has "
+        f"no network, run hf download {source} --local-dir FOLDER on one that has, copy the "
+        "folder, and pass --student FOLDER"
     )
 
 
@@ -288,7 +291,7 @@ def _load_model(
     source: str,
     pretrained: bool,
 ) -> Any:
-    """Load the model in float32, whatever its checkpoint's: autocast needs float32 parameters."""
+    """Load the model in float32, which autocast needs, whatever the dtype of its checkpoint."""
     from transformers import AutoModel
 
     if not pretrained:
@@ -339,7 +342,7 @@ class _Tower(nn.Module):
 
     @torch.no_grad()
     def _item(self, inputs: Mapping[str, torch.Tensor]) -> str:
-        """Name what a batch fails on: the first of its items that fails alone, too."""
+        """Describe what a batch fails on: the first item that also fails by itself, if any."""
         n_items = len(next(iter(inputs.values())))
         batch = f"a batch of {n_items}"
         if n_items == 1:
@@ -360,7 +363,11 @@ def _probed_dims(
     processors: Processors,
     pretrained: bool,
 ) -> tuple[int, int]:
-    """Measure the feature dimensions by encoding: model families name them differently."""
+    """Measure both feature dimensions by encoding, since model families name them differently.
+
+    Raises:
+        ValueError: If the model's inputs or features cannot be used; says why.
+    """
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (*_PROBE_SIZES[0], 3)).astype(np.uint8)
     pixels = [processors.pixels([Image.fromarray(noise)])]

@@ -1,4 +1,4 @@
-"""A grid of runs: which there are, and what came of them."""
+"""A grid of runs: its cells, and a summary of their scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SCORES = (
     "t2i_r10",
     "rsum",
 )
-_Scores = dict[str, dict[str, float]]  # by epoch, "best" or "last", and by name
+_Scores = dict[str, dict[str, float]]  # by epoch ("best" or "last"), then by name
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        values: Its value of each axis, as text.
-        settings: The same as nested settings.
+        values: Its values by axis, as text.
+        settings: Its values as nested settings.
     """
 
     values: Mapping[str, str]
@@ -43,12 +43,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of the run's folder."""
         return "_".join(f"{axis}-{file_name(value)}" for axis, value in self.values.items())
 
     @property
     def without_seed(self) -> tuple[tuple[str, str], ...]:
-        """What it shares with the runs that differ from it in their seed alone."""
+        """Return its values without the seed: runs that differ only in their seed share them."""
         seed_names = ("seed", SHORT["seed"])
         return tuple(item for item in self.values.items() if item[0] not in seed_names)
 
@@ -56,9 +56,12 @@ class Cell:
 def parse_grid(axes: Sequence[str]) -> list[Cell]:
     """Read ``["loss=contrastive,cusa", "seed=0,1,2"]`` as runs, the last axis changing fastest.
 
+    Args:
+        axes: Axes of the grid, each ``NAME=VALUE,VALUE,...``.
+
     Raises:
-        CusaError: If an axis is not ``NAME=VALUE,VALUE,...``, is there twice, or its name is no
-            setting.
+        SettingError: If an axis has another form, a name is not a setting, an axis or a value
+            occurs twice, or two runs would have the same folder.
     """
     grid = {}
     full_names = set()
@@ -80,7 +83,10 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
                 name="--sweep",
             )
         if full_name in full_names:
-            raise SettingError(f"--sweep {axis}: this setting is there twice", name="--sweep")
+            raise SettingError(
+                f"--sweep {axis}: this setting is given twice; give all its values in one axis",
+                name="--sweep",
+            )
         if name == "train.device":
             raise SettingError(
                 f"--sweep {axis}: all runs of a grid are on one device; pass --device",
@@ -95,10 +101,13 @@ def parse_grid(axes: Sequence[str]) -> list[Cell]:
         cells.append(Cell(axis_values, _settings(axis_values)))
     for first, second in itertools.combinations(cells, 2):
         if first.settings == second.settings:
-            raise SettingError("--sweep: a value is there twice", name="--sweep")
+            raise SettingError(
+                "--sweep: a value is given twice; give each value of an axis once", name="--sweep"
+            )
     if len({cell.name for cell in cells}) < len(cells):
         raise SettingError(
-            "--sweep: two of its values would share a folder; name them more differently",
+            "--sweep: two runs would have the same folder, whose name keeps only letters, digits "
+            "and . _ - of a value; give values that differ in those",
             name="--sweep",
         )
     return cells
@@ -121,14 +130,14 @@ def _settings(values: Mapping[str, str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed alone.
+    """A summary of the runs that differ only in their seed.
 
     Attributes:
-        values: What they share.
-        n: How many they are.
-        mean: Mean of each score over them, in percent, by ``best`` and ``last`` epoch; ``None``
+        values: The values that they share, by axis.
+        n: The number of runs.
+        mean: Mean of each score in percent, by epoch (``"best"`` or ``"last"``) and name; ``None``
             without validation.
-        std: Sample standard deviation; ``None`` of one run.
+        std: Sample standard deviations likewise; ``None`` for one run or without validation.
     """
 
     values: Mapping[str, str]
@@ -138,11 +147,14 @@ class Row:
 
 
 def summarize(folder: Path, cells: Sequence[Cell]) -> list[Row]:
-    """Summarise a grid's validation scores over seeds; writes ``sweep.json`` and ``sweep.md``, too.
+    """Summarise a grid's validation scores over seeds, and write ``sweep.json`` and ``sweep.md``.
 
     Args:
-        folder: Where the runs lie.
-        cells: The runs, finished.
+        folder: The folder of the runs.
+        cells: The runs, all of them finished.
+
+    Raises:
+        RunError: If a run lacks scores of the validation split.
     """
     runs = []
     scores_by_row: dict[tuple[tuple[str, str], ...], list[_Scores | None]] = {}
@@ -174,7 +186,7 @@ def _row(shared_values: Mapping[str, str], run_scores: Sequence[_Scores | None])
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Format the validation recalls, mean ± deviation, at the best epoch; RSUM at the last, too."""
+    """Format scores, mean ± deviation, as a Markdown table: best epoch, and RSUM at the last."""
     head = [*rows[0].values, "runs"]
     if validated(rows):
         head += [score.replace("_r", " R@") for score in _SCORES[:-1]]
@@ -186,12 +198,12 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def validated(rows: Sequence[Row]) -> bool:
-    """Whether the runs had a validation split."""
+    """Return whether the runs had a validation split."""
     return any(row.mean is not None for row in rows)
 
 
 def figures(row: Row) -> list[str]:
-    """Format a row's scores at the best epoch, and RSUM at the last; none without validation."""
+    """Format a row's scores at the best epoch, then RSUM at the last; empty without validation."""
     if row.mean is None:
         return []
     columns = [*(("best", score) for score in _SCORES), ("last", "rsum")]
@@ -205,7 +217,7 @@ def figures(row: Row) -> list[str]:
 
 
 def _scores(run_dir: Path) -> _Scores | None:
-    """Read validation scores by ``best`` and ``last`` epoch; ``None`` without such a split."""
+    """Read a run's scores at the best and the last epoch; ``None`` without a validation split."""
     lines = [line for line in read_metrics(run_dir) if line["kind"] == "val"]
     if not lines and load_run(run_dir)[0].data.val_split is None:
         return None
@@ -224,7 +236,7 @@ def _scores(run_dir: Path) -> _Scores | None:
 
 
 def _by_epoch(statistic: Callable[[list[float]], float], run_scores: Sequence[_Scores]) -> _Scores:
-    """Compute a statistic of each score over runs, by epoch."""
+    """Compute a statistic of each score over runs, for the best and the last epoch."""
     by_epoch: _Scores = {}
     for epoch in ("best", "last"):
         by_epoch[epoch] = {}

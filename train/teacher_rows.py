@@ -1,4 +1,4 @@
-"""Teachers' rows of a batch for any trainer, and a data set joined with the rows of its items."""
+"""The teachers' rows of a batch for any trainer, and data sets whose items know their rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TeacherBatch:
     """The teachers' rows of B pairs.
 
     Attributes:
-        image: float16 or float32 ``[B, e]``, the image teacher's; ``None``: the store has none.
-        text: Same, ``[B, e']``, the text teacher's.
+        image: float16 or float32 ``[B, e]`` of the image teacher; ``None`` if the store has none.
+        text: float16 or float32 ``[B, e']`` of the text teacher; ``None`` if the store has none.
         image_ids: int64 ``[B]``: the image row of each pair; equal rows are the same image.
     """
 
@@ -36,18 +36,21 @@ class TeacherBatch:
 class Teachers:
     """The stored rows of a split's teachers, by caption row.
 
-    One teacher alone serves the losses that need no other: CSA in one direction, and USA of one
-    modality.
+    The store may hold a teacher of one modality only, which is enough for one direction of CSA or
+    USA.
 
     Args:
         store: The store, or its path.
         split: Name of the split.
-        image_teacher: Name of the image teacher; by default the only one there is.
-        text_teacher: Name of the text teacher; by default the only one there is.
+        image_teacher: Name of the image teacher; ``None``: the store's only one.
+        text_teacher: Name of the text teacher; ``None``: the store's only one.
+
+    Attributes:
+        split: The split.
 
     Raises:
-        StoreError: If the store has no such split or teacher, neither teacher, or several that
-            could be meant.
+        StoreError: If the store lacks the split or a named teacher, has no teacher at all, or has
+            several of a modality of which none is named.
     """
 
     def __init__(
@@ -72,16 +75,17 @@ class Teachers:
     def rows(
         self, caption_rows: ArrayLike, device: torch.device | str | None = None
     ) -> TeacherBatch:
-        """Return the teachers' rows of the pairs of these captions.
+        """Return the teachers' rows for captions and their images.
 
         Args:
-            caption_rows: int ``[B]``: caption rows of the split, as
-                :meth:`cusa.data.store.mapped_split.Split.caption_rows` finds them by id.
-            device: Where the tensors go; by default they stay on the CPU.
+            caption_rows: int ``[B]``: caption rows of the split, for instance from
+                :meth:`cusa.data.store.mapped_split.Split.caption_rows`.
+            device: The device of the tensors; ``None``: the CPU.
 
         Raises:
             IndexError: If a row is out of range.
-            DataError: If a teacher skipped an image or caption of the batch; names the first.
+            DataError: If a teacher skipped an image or caption of the batch; ``name`` is the id of
+                the first.
         """
         captions = np.asarray(caption_rows, np.int64)
         if captions.size and (captions.min() < 0 or captions.max() >= self.split.n_captions):
@@ -100,7 +104,7 @@ class Teachers:
 
     @property
     def trainable_captions(self) -> np.ndarray:
-        """Return the caption rows that no teacher skipped, nor their images: int64, ascending."""
+        """Return the rows of captions that no teacher skipped, nor their images: int64, sorted."""
         is_trainable = np.ones(self.split.n_captions, bool)
         if self._text is not None:
             is_trainable[self._text.skipped] = False
@@ -112,13 +116,13 @@ class Teachers:
 def _rows_of_teacher(
     store: EmbeddingStore, split: str, modality: str, name: str | None
 ) -> Embeddings | None:
-    """Return the rows of a modality's teacher; ``None`` where none is named and there is none."""
+    """Return the rows of a modality's teacher; ``None`` if none is named and the store has none."""
     modalities = {settings.modality for settings in store.teachers.values()}
     if name is None and modality not in modalities:
         return None
     teacher = store.pick_teacher(modality, name, f"{modality}_teacher")
     rows = store.embeddings(teacher, split)
-    # Now, not in the middle of an epoch.
+    # Refuse missing shards now rather than in the middle of an epoch.
     rows.require_shards()
     return rows
 
@@ -126,7 +130,7 @@ def _rows_of_teacher(
 def _gather(
     embeddings: Embeddings | None, rows: np.ndarray, kind: str, ids: Sequence[str]
 ) -> np.ndarray | None:
-    """Return a teacher's rows: float16 or float32 ``[B, e]``."""
+    """Return a teacher's rows, float16 or float32 ``[B, e]``, refusing those that it skipped."""
     if embeddings is None:
         return None
     if len(embeddings.skipped):
@@ -148,14 +152,14 @@ def _on(device: torch.device | str | None, rows: np.ndarray | None) -> torch.Ten
 
 
 class JoinedDataset(Dataset[tuple[Any, int]]):
-    """A map-style data set whose items come with the caption row of each.
+    """A map-style data set that returns each item with its caption row.
 
     Args:
-        items: The data set: ``items[i]`` and ``len(items)``.
+        items: The data set; it has ``items[i]`` and ``len(items)``.
         caption_rows: int64 ``[len(items)]``: the caption row of each item.
 
     Raises:
-        DataError: If there is not a row for each item.
+        DataError: If there are not as many rows as items.
     """
 
     def __init__(self, items: Any, caption_rows: ArrayLike) -> None:
@@ -163,7 +167,7 @@ class JoinedDataset(Dataset[tuple[Any, int]]):
         self.caption_rows = np.asarray(caption_rows, np.int64)
         if len(items) != len(self.caption_rows):
             raise DataError(
-                f"the data set has {len(items):,} items, and there are {len(self.caption_rows):,} "
+                f"the data set has {len(items):,} items, but there are {len(self.caption_rows):,} "
                 "caption rows; give one for each item, in the data set's order",
                 name="caption_rows",
             )
@@ -172,7 +176,7 @@ class JoinedDataset(Dataset[tuple[Any, int]]):
         return len(self.caption_rows)
 
     def __getitem__(self, number: int) -> tuple[Any, int]:
-        """Return the data set's own item, and its caption row."""
+        """Return an item of the data set and its caption row."""
         return self.items[number], int(self.caption_rows[number])
 
 
@@ -183,18 +187,18 @@ def join(
     caption_ids: Sequence[str | int] | None = None,
     annotations: str | Path | Sequence[Mapping[str, Any]] | None = None,
 ) -> JoinedDataset:
-    """Join a map-style data set with the rows of a store, by ids or by the host's annotations.
+    """Join a map-style data set with caption rows of a store, by caption ids or by annotations.
 
     Args:
-        items: The data set: ``items[i]`` and ``len(items)``, an item for each caption.
-        split: The split that the items are of.
-        caption_ids: The id of each item's caption, in the data set's order.
-        annotations: The file or rows that the data set was made of, in its order: their captions'
-            texts are compared with the store's.
+        items: The data set, with an item for each caption; it has ``items[i]`` and ``len(items)``.
+        split: The split of the store that the items belong to.
+        caption_ids: The caption id of each item, in the data set's order.
+        annotations: The file or the rows that the data set was made from, in its order; the texts
+            of their captions are compared with the store's.
 
     Raises:
-        DataError: If neither or both are given, an id or caption is not of the split, or there are
-            not as many as items.
+        DataError: If not exactly one of ``caption_ids`` and ``annotations`` is given, an id or a
+            caption is not in the split, or there are not as many as items.
     """
     if (caption_ids is None) == (annotations is None):
         raise DataError("give either caption_ids or annotations", name="caption_ids")
@@ -211,7 +215,7 @@ def collate_joined(
 
     Args:
         batch: Items with their caption rows.
-        collate: The data set's own collate function.
+        collate: Collate function of the items themselves.
 
     Returns:
         The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`.

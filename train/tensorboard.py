@@ -19,10 +19,10 @@ class TensorBoardReporter:
     """Writes what a run logs to ``tensorboard/`` in its directory.
 
     Args:
-        warn: Told once if the files cannot be written; training goes on without them.
+        warn: Called once if the files cannot be written; training goes on without them.
 
     Raises:
-        CusaError: If the tensorboard package is not installed.
+        SettingError: If the tensorboard package is not installed.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -33,25 +33,26 @@ class TensorBoardReporter:
                 "--tensorboard needs the package tensorboard; pip install 'cusa[tensorboard]'",
                 name="--tensorboard",
             ) from None
-        self._make, self._warn = SummaryWriter, warn
+        self._writer_class = SummaryWriter
+        self._warn = warn
         self._writer: SummaryWriter | None = None
 
     def started(self, trainer: Trainer) -> None:
-        """Open the files; of a resumed run, TensorBoard drops what lies after its checkpoint."""
-        self._writer = self._make(
+        """Open the files; TensorBoard drops what a resumed run wrote after its checkpoint."""
+        self._writer = self._writer_class(
             str(trainer.setup.run_dir / FOLDER), purge_step=trainer.progress.step + 1
         )
 
     def stepped(self, metrics: dict[str, Any]) -> None:
-        """Losses, temperatures, learning rate and speed of a step."""
+        """Write the losses, temperatures, learning rate and speed of a step."""
         self._write("train", metrics)
 
     def validated(self, metrics: dict[str, Any]) -> None:
-        """Recalls of the validation split, at the step that ended the epoch."""
+        """Write the recalls of the validation split, at the last step of the epoch."""
         self._write("val", metrics)
 
     def warned(self, text: str) -> None:
-        """Nothing: warnings are for the screen."""
+        """Ignore warnings, which are for the screen."""
 
     def _write(self, section: str, metrics: dict[str, Any]) -> None:
         if self._writer is None:

@@ -1,6 +1,6 @@
 """The training loop: steps, checkpoints, validation.
 
-Stopped anywhere, it goes on as if nothing had been.
+A run may be stopped anywhere; when it is resumed, it continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -40,27 +40,28 @@ _SMALLER_BATCHES = (
 
 
 class Trainer:
-    """One run: trains its student, and owns its directory.
+    """Trains the student of one run, and owns the run's directory.
 
     Args:
-        config: The run's settings, with the names of teachers and encoders still as given.
-        processes: This process and those that train with it; all of them take part in every call.
-        workers: Processes that read batches, for each of these.
-        run_dir: Directory of the run; must not exist unless resumed.
-        resume: Go on from its newest checkpoint.
-        validation_scores: Gives ``rsum``, by which the best epoch is chosen, and further figures of
-            the validation split, in percent
+        config: The run's settings, with the names of teachers and encoders as given.
+        processes: This process and those that train with it; all of them must make every call.
+        workers: Processes that read batches, for each training process.
+        run_dir: Directory of the run; without ``resume``, it must be empty or not exist.
+        resume: Whether to resume the run in that directory, if it holds one.
+        validation_scores: Computes ``rsum``, by which the best epoch is chosen, and further scores
+            of the validation split, in percent
             (:func:`cusa.eval.metrics.validation.validation_scores`).
 
     Attributes:
-        setup: Store, settings, student and loss, and what is trained on.
+        setup: The store, settings, student, loss and data of the run.
         state: What training changes.
         progress: How far the run is.
-        notes: What the user should know of the data, and of how the run resumed.
+        notes: What the user should know about the data, and about how the run was resumed.
         keeper: Writes the run's files.
 
     Raises:
-        CusaError: If store, teachers, student or run directory do not fit; says what to do.
+        CusaError: If the store, teachers, student or run directory do not fit; the message says
+            what to do.
     """
 
     def __init__(
@@ -84,11 +85,11 @@ class Trainer:
         self._module: nn.Module = setup.step
         self._reporters: Sequence[Reporter] = ()
         self._check_stop: Callable[[], None] = lambda: None
-        # Where the samples per second of the next report are counted from.
+        # The time and step from which the next report counts its samples per second.
         self._pace_start = (time.perf_counter(), self.progress.step)
 
     def _restore(self, note: str) -> None:
-        """Go back to the newest checkpoint of the run that goes on."""
+        """Restore the newest checkpoint of a resumed run; ``note`` is about its schedule."""
         setup = self.setup
         steps_per_epoch = setup.data.steps_per_epoch
         self.progress, problems = restore_newest(
@@ -100,7 +101,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last epoch is done, or patience has run out since the best one."""
+        """Return whether the last epoch is done, or patience has run out since the best one."""
         train = self.setup.config.train
         if self.progress.epoch >= train.epochs:
             return True
@@ -115,13 +116,13 @@ class Trainer:
         """Train to the end.
 
         Args:
-            reporters: Told what happens.
+            reporters: They show what happens; used in the leading process only.
             check_stop: Called after each step; raises :class:`Stopped` if the run is to stop.
 
         Raises:
-            Stopped: If one of the processes is to stop; a checkpoint is saved.
-            CusaError: If loss or gradient are not finite, an image cannot be read, another process
-                works on this run, or the device's memory is too small; the last checkpoint stays.
+            Stopped: If any of the processes is to stop; a checkpoint is saved.
+            CusaError: If a loss or gradient is not finite, an image cannot be read, another process
+                trains this run, or the device's memory is too small; the last checkpoint stays.
         """
         setup = self.setup
         processes = setup.processes
@@ -134,7 +135,7 @@ class Trainer:
             setup.config.train.worker_start,
             pin=processes.device.type == "cuda",
         )
-        # The leading process alone takes the lock; the others learn of a failure by all_or_none.
+        # Only the leading process takes the lock; all_or_none tells the others if it fails.
         with contextlib.closing(pool), contextlib.ExitStack() as run_lock:
             with processes.all_or_none():
                 if processes.leads:
@@ -148,17 +149,18 @@ class Trainer:
             raise RunError(lost, path=setup.run_dir)
 
     def _begin(self) -> None:
-        """See that all processes stand at the same step, and write what a run begins with."""
+        """Check that all processes are at the same step, and write the run's first files."""
         setup = self.setup
         processes = setup.processes
         progress = self.progress
         positions = processes.everyones((progress.step, progress.epoch))
         if len(set(positions)) > 1:
             raise RunError(
-                f"not all processes read the same checkpoint; all must see {setup.run_dir}",
+                "the processes have read different checkpoints; make the same "
+                f"{setup.run_dir} visible to all of them",
                 path=setup.run_dir,
             )
-        # Only then: DDP gives all the leading process's weights, which would hide the difference.
+        # Only now: DDP copies the leading process's weights to all, which would hide a difference.
         if processes.size > 1:
             self._module = DistributedDataParallel(setup.step)
         if processes.leads:
@@ -178,37 +180,37 @@ class Trainer:
     # --- steps
 
     def _train_epoch(self, pool: WorkerPool[Batch]) -> None:
-        """Take the epoch's steps that are left."""
+        """Take the remaining steps of the current epoch."""
         data = self.setup.data
         data.order.epoch = self.progress.epoch
         data.order.first = self.progress.steps_into_epoch(data.steps_per_epoch)
         self.setup.step.train()
         self._pace_start = (time.perf_counter(), self.progress.step)
-        # Inputs that are encoded a few at a time go to the device a few at a time.
+        # Inputs that are encoded a few at a time are also moved to the device a few at a time.
         whole_inputs = self.setup.step.at_a_time is None
         batches = on_device(pool.read(data.order), self.setup.processes.device, whole_inputs)
         not_finite = ""
         while True:
             batch, fault = _next(batches)
-            self._meet(fault, not_finite)
+            self._agree_to_go_on(fault, not_finite)
             if batch is None:
                 return
             not_finite = self._train_on(batch)
 
-    def _meet(self, fault: str, not_finite: str) -> None:
-        """Before each step: see that all processes can go on; save a checkpoint where one is due.
+    def _agree_to_go_on(self, fault: str, not_finite: str) -> None:
+        """Stop all processes if one of them cannot go on, and save a checkpoint if one is due.
 
         Args:
-            fault: Why this process has no next batch; empty if it has.
-            not_finite: Why its last loss was not finite; empty if it was.
+            fault: Why this process could not read its next batch; empty if it could.
+            not_finite: Why its last loss or gradient is not finite; empty if it is.
         """
         processes = self.setup.processes
         is_due = processes.leads and self.keeper.checkpoint_is_due()
-        # One exchange for all four: each costs a message to every process.
+        # One exchange for all four, since each exchange costs a message to every process.
         any_fault, any_not_finite, signal, any_due = processes.most(
             [bool(fault), bool(not_finite), self._stop_signal(), is_due]
         )
-        # Without a checkpoint: it would go on to the same step, with the same loss.
+        # No checkpoint here: the run would resume at the same step, with the same loss.
         if any_not_finite:
             elsewhere = "another process has a loss that is not finite; its own message says why"
             raise StudentError(not_finite or elsewhere)
@@ -232,8 +234,8 @@ class Trainer:
         """Take one step.
 
         Returns:
-            What is wrong if its loss or gradient is not finite, else empty. Weights stay as they
-            were then.
+            What is wrong, if the loss or gradient is not finite; the weights then stay as they
+            were. Empty otherwise.
         """
         setup = self.setup
         image_ids = setup.data.image_ids
@@ -242,9 +244,9 @@ class Trainer:
         try:
             with enough_memory(_SMALLER_BATCHES, "train.batch_size"):
                 terms: LossTerms = self._module(batch)
-                # By all processes, or the others would wait for this one.
+                # In every process, even if the loss is not finite: DDP waits for all of them.
                 is_finite = self.state.descend(terms.total, rate)
-        except SettingError:  # of memory: no image is at fault
+        except SettingError:  # not enough memory: no image is at fault
             raise
         except ValueError as error:
             images = named_images(batch.image_ids, image_ids)
@@ -265,7 +267,7 @@ class Trainer:
         self._pace_start = (now, self.progress.step)
         n_pairs = (self.progress.step - first_step) * data.pairs_per_step
 
-        # Each item() waits for the GPU: only here, where a step is logged.
+        # Each item() waits for the GPU, so call it only for steps that are logged.
         values = terms._asdict()
         metrics: dict[str, Any] = {
             "kind": "train",
@@ -291,7 +293,7 @@ class Trainer:
 
 
 def _next(batches: Iterator[Batch]) -> tuple[Batch | None, str]:
-    """Return the next batch, if there is one, and why it could not be read, if it could not."""
+    """Return the next batch, ``None`` at the end, and why it could not be read, empty if it was."""
     try:
         return next(batches, None), ""
     except CusaError as error:

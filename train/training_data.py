@@ -1,4 +1,4 @@
-"""What a run learns from and is validated on: pairs, their order, the validation split's inputs."""
+"""The data of a run: trainable pairs, their order, and the validation split's inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from cusa.train.student import Processors
 
 @dataclass
 class TrainingData:
-    """Pairs and splits of a run.
+    """The data that a run is trained and validated on.
 
     Attributes:
         pairs: The trainable pairs.
-        pairs_per_step: Pairs per optimizer step of one process: as the settings have it, or all.
-        pairs_in_loss: Pairs whose similarities one loss is made of.
-        order: Their order, epoch by epoch.
-        image_ids: Ids of the training split's images by row.
+        pairs_per_step: Pairs per optimizer step of one process: as many as the settings ask for,
+            or all if there are fewer.
+        pairs_in_loss: Pairs that one loss compares with each other.
+        order: The order of the pairs, epoch by epoch.
+        image_ids: Ids of the training split's images, by row.
         val_sources: Readers of the validation split; ``None`` without one.
     """
 
@@ -37,7 +38,7 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
+        """Return the number of optimizer steps per epoch."""
         return len(self.order)
 
 
@@ -48,17 +49,17 @@ def open_training_data(
     processors: Processors | None,
     processes: Processes,
 ) -> TrainingData:
-    """Open the splits, and see that there is something to learn from.
+    """Open the splits, and check that there are pairs to train on.
 
     Args:
         store: The store.
         config: The run's settings, resolved.
-        provenance: What it uses of the store.
-        processors: Hugging Face student: its processors.
-        processes: Those that train.
+        provenance: What the run uses of the store.
+        processors: A Hugging Face student's processors; ``None`` for an adapter.
+        processes: The processes that train.
 
     Raises:
-        CusaError: If there is nothing, or rows or the image folder are missing.
+        CusaError: If there are too few pairs, or rows or the image folder are missing.
     """
     train = config.train
     encoders = tuple(encoder.name for encoder in provenance.encoders.values())
@@ -78,14 +79,14 @@ def open_training_data(
 
 
 def _single_pair_error(n_pairs: int, pairs_per_step: int, n_processes: int) -> SettingError:
-    # A softmax over one candidate is always right.
+    # A softmax over a single candidate is 1: its loss is zero.
     remedy = "pass --batch-size with 2 or more"
-    if pairs_per_step > 1:  # it is the pairs that are too few
+    if pairs_per_step > 1:  # the batch size is not the cause
         remedy = "train on more pairs"
         if n_processes > 1:
             remedy += ", or with fewer processes"
     return SettingError(
-        f"a batch of one pair ({n_pairs:,} can be trained on) has nothing to tell it from; "
+        f"a batch of one pair has nothing to compare it with ({n_pairs:,} can be trained on); "
         f"{remedy}",
         name="train.batch_size",
     )
@@ -96,11 +97,11 @@ def data_notes(
     given: Config,
     store: EmbeddingStore,
 ) -> list[str]:
-    """Return what differs of a run's data from what is usual, or from the settings as given.
+    """List what the user should know about a run's data: no validation, or fewer pairs than a step.
 
     Args:
-        data: Its data.
-        given: Its settings as given.
+        data: The run's data.
+        given: The run's settings as given.
         store: The store.
     """
     notes = []

@@ -16,12 +16,12 @@ from cusa.train.step import TrainStep, make_optimizer
 
 
 class TrainingState:
-    """Changes with every step, is saved with every checkpoint.
+    """The state that every step changes and every checkpoint saves.
 
     Args:
         step: The module that is trained.
         config: The run's settings.
-        device: Where it is.
+        device: The module's device.
     """
 
     def __init__(
@@ -41,15 +41,16 @@ class TrainingState:
         self._scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
 
     def descend(self, loss: Tensor, learning_rate: float) -> bool:
-        """Take the backward pass and the optimizer's step.
+        """Run the backward pass, and take the optimizer's step.
 
         Args:
-            loss: Scalar.
-            learning_rate: Of this step.
+            loss: The loss, a scalar.
+            learning_rate: The learning rate of this step.
 
         Returns:
-            Whether loss and gradient are finite. If not, nothing is changed. (In fp16 gradients
-            overflow now and then; the scaler leaves such a step out and lowers its scale.)
+            Whether loss and gradient are finite; if not, the weights stay as they are. (In fp16,
+            gradients overflow now and then. Such a step counts as finite: the scaler skips it and
+            lowers its scale.)
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -58,21 +59,21 @@ class TrainingState:
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._greatest_norm)
         is_finite = torch.isfinite(loss.detach())
-        # The scaler looks at the gradient itself.
+        # In fp16, the scaler checks the gradient.
         if not self._scaler.is_enabled():
             is_finite &= torch.isfinite(norm)
-        if not is_finite:  # the one wait for the GPU, when all that takes long has been queued
+        if not is_finite:  # the only wait for the GPU, after everything slow has been queued
             return False
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return True
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is the same in every process, by name."""
+        """Return by name the tensors that are the same in every process."""
         state = self._optimizer.state_dict()["state"]
         moments: dict[str, Tensor] = {}
-        for number, of_parameter in state.items():
-            moments |= with_prefix(self._names[number], of_parameter)
+        for number, parameter_moments in state.items():
+            moments |= with_prefix(self._names[number], parameter_moments)
         return {
             **with_prefix("student", self._step.student.state_dict()),
             **with_prefix("loss", self._step.loss.state_dict()),
@@ -80,11 +81,11 @@ class TrainingState:
         }
 
     def scaler(self) -> dict[str, Any]:
-        """Return the gradient scaler's state, JSON-compatible."""
+        """Return the gradient scaler's state, which is JSON-compatible."""
         return self._scaler.state_dict()
 
     def random_states(self) -> dict[str, Tensor]:
-        """Return this process's own random states, by device."""
+        """Return this process's random states by device, ``"cpu"`` and perhaps ``"cuda"``."""
         states = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._device)
@@ -96,16 +97,16 @@ class TrainingState:
         random_states: Mapping[str, Tensor],
         scaler: dict[str, Any],
     ) -> None:
-        """Go back to what was saved.
+        """Restore a saved state.
 
         Args:
-            tensors: As :meth:`tensors` gives them.
-            random_states: As :meth:`random_states` gives them.
-            scaler: As :meth:`scaler` gives it.
+            tensors: As :meth:`tensors` returned them.
+            random_states: As :meth:`random_states` returned them.
+            scaler: As :meth:`scaler` returned it.
 
         Raises:
-            RunError: If it is of another student, loss, optimizer or precision; then nothing is
-                restored.
+            RunError: If the state is of another student, loss, optimizer or precision; nothing is
+                restored then.
         """
         student = without_prefix("student", tensors)
         loss = without_prefix("loss", tensors)
@@ -123,7 +124,7 @@ class TrainingState:
         except (RuntimeError, KeyError) as error:
             problem = first_line(error)
             raise RunError(f"the checkpoint is of another precision ({problem})") from None
-        # All has been looked at: nothing fails from here on.
+        # Everything has been checked: nothing fails from here on.
         self._step.student.load_state_dict(student)
         self._step.loss.load_state_dict(loss)
         self._restore_optimizer(moments)
@@ -136,13 +137,13 @@ class TrainingState:
         for name, tensor in moments.items():
             parameter_name, _, moment = name.rpartition(".")
             number = self._names.index(parameter_name)
-            # A copy: what was read maps the file, and the optimizer would go on in it.
+            # A copy: the loaded tensor maps the file, which the optimizer would write to.
             state.setdefault(number, {})[moment] = tensor.clone()
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _mismatch_of_moments(self, moments: Mapping[str, Tensor]) -> str:
-        """Return what is wrong with AdamW's moments; before the first step there are none."""
+        """Describe what is wrong with AdamW's moments; before the first step, there are none."""
         if not moments:
             return ""
         expected: dict[str, Tensor] = {}
@@ -158,6 +159,6 @@ class TrainingState:
         try:
             torch.Generator().set_state(states.get("cpu", torch.empty(0)))
         except (RuntimeError, TypeError) as error:
-            # There are numbers that the generator never has.
+            # Its shape and dtype may be right, but its numbers none that the generator can have.
             return f"rng is no state of the generator: {first_line(error)}"
         return ""

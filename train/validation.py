@@ -1,4 +1,4 @@
-"""The end of an epoch: the validation split encoded and scored, the best student kept."""
+"""The end of an epoch: validation, and saving the best student."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _ADAPTER_BATCH = 256  # MLPs have room for more pairs than in training
 
 @dataclass(frozen=True)
 class Validation:
-    """Ends epochs; all processes take part in every call.
+    """Ends epochs; all processes must make every call.
 
     Attributes:
         setup: What the run trains with.
         keeper: Writes the run's files.
         progress: How far the run is.
-        scores: As of :class:`cusa.train.trainer.Trainer`.
+        scores: Computes the scores, see ``validation_scores`` of
+            :class:`cusa.train.trainer.Trainer`.
     """
 
     setup: RunSetup
@@ -37,13 +38,13 @@ class Validation:
     scores: ValidationScores
 
     def end_epoch(self, check_stop: Callable[[], None], reporters: Sequence[Reporter]) -> None:
-        """Save what an epoch leaves: its student if it is the best one, the scores, a checkpoint.
+        """Validate an epoch, and save its student if it is the best, its scores and a checkpoint.
 
-        Without a validation split, the last epoch is the best.
+        Without a validation split, every epoch counts as the best so far.
 
         Args:
-            check_stop: Called after each batch where one process is alone; may raise.
-            reporters: Told the scores.
+            check_stop: Called after each batch if this process trains alone; may raise.
+            reporters: They show the scores.
 
         Raises:
             Stopped: As ``check_stop`` does; a checkpoint is saved.
@@ -52,7 +53,7 @@ class Validation:
         embeddings = None
         if self.setup.data.val_sources is not None:
             embeddings = self._encode(self.setup.data.val_sources, check_stop)
-        # The student first: the checkpoint that follows says whether it is the best.
+        # Save the student first, since the checkpoint records whether it is the best.
         scores, is_best = self._scores_and_best(embeddings)
         progress = self.progress
         progress.epoch += 1
@@ -75,10 +76,10 @@ class Validation:
                 reporter.validated(metrics)
 
     def _encode(self, sources: Sources, check_stop: Callable[[], None]) -> SplitEmbeddings:
-        """Encode the validation split; whatever ends the run meanwhile leaves a checkpoint."""
+        """Encode the validation split; if that is interrupted or fails, save a checkpoint."""
         setup = self.setup
         if setup.processes.size > 1:
-            # They cannot part in the middle of it, and a launcher that stops them waits briefly.
+            # Several processes cannot stop during validation, and a launcher may not wait.
             self.keeper.save_checkpoint()
         batch_size = setup.config.train.batch_size
         if setup.processors is None:
@@ -103,7 +104,7 @@ class Validation:
             raise type(error)(message, path=error.path, name=error.name) from None
 
     def _scores_and_best(self, embeddings: SplitEmbeddings | None) -> tuple[dict[str, float], bool]:
-        """Score an epoch, save its student if it is the best; the leading process decides."""
+        """Score an epoch, and save its student if it is the best; the leading process decides."""
         progress = self.progress
         processes = self.setup.processes
         epoch = progress.epoch + 1
@@ -120,7 +121,7 @@ class Validation:
     def _scores_of_epoch(self, embeddings: SplitEmbeddings, epoch: int) -> dict[str, float]:
         try:
             return self.scores(embeddings)
-        except CusaError as error:  # not finite
+        except CusaError as error:  # embeddings that are not finite
             raise RunError(
                 f"epoch {epoch} cannot be validated: {error}; begin a new run with a lower "
                 "optim.lr",

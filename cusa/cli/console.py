@@ -1,4 +1,4 @@
-"""What the command lines share: one-line errors, signals, devices, settings of click."""
+"""Shared parts of the command lines: one-line errors, signals, devices, settings of click."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def choice_option(flag: str, *choices: str, **settings: Any) -> Decorator:
-    """Make an option that takes one of several words, by default the first of them."""
+    """Make an option that takes one of several words; the first is the default."""
     return click.option(flag, type=click.Choice(choices), default=choices[0], **settings)
 
 
@@ -42,15 +42,16 @@ IMAGE_ROOT_OPTION = click.option(
     "--image-root", type=PATH, help="Folder that image paths are relative to."
 )
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-DTYPE_OPTION = choice_option("--dtype", "float16", "float32", help="Type to store rows in.")
+DTYPE_OPTION = choice_option("--dtype", "float16", "float32", help="Dtype of the stored rows.")
 STORE_ARGUMENT = click.argument("store_path", metavar="STORE", type=PATH)
 
-# 128 + SIGINT, as shells have it.
+# 128 + SIGINT, as in shells.
 INTERRUPTED_STATUS = 130
-# Columns of a table where the output is not a terminal.
+# Width of tables if the output is not a terminal.
 LOG_WIDTH = 120
 MAX_WORKERS = 8
-# A launcher passes on a Ctrl-C that its processes received, too: within this time, it is the same.
+# A launcher passes Ctrl-C on to its processes, which received it, too; a second one within this
+# time is taken for the same.
 _SECOND_SIGNAL_S = 1.0
 
 
@@ -59,8 +60,8 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        # Captions, ids and paths may hold any character; a log in ASCII must not end the run: what
-        # it lacks is printed as an escape, as stderr always does.
+        # Captions, ids and paths may hold any character. If the output's encoding lacks one, it is
+        # printed as an escape instead of ending the run.
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -71,7 +72,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             progress = f": {stopped}" if str(stopped) else ""
             fail(f"stopped by {signal_name}{progress}", 128 + stopped.signal)
         except CusaError as error:
-            # A library's message within it may have several lines.
+            # It may contain a library's message of several lines.
             fail(str(error).replace("\n", " "))
         except PermissionError as error:
             path = error.filename or error
@@ -88,7 +89,7 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def command(name: str | None = None) -> Callable[[Callable[..., Any]], DefaultCommand]:
-    """Make a function a command whose errors are one line each."""
+    """Turn a function into a command that prints each error as one line."""
 
     def decorate(function: Callable[..., Any]) -> DefaultCommand:
         decorator = click.command(name, DefaultCommand, context_settings=CONTEXT_SETTINGS)
@@ -98,7 +99,7 @@ def command(name: str | None = None) -> Callable[[Callable[..., Any]], DefaultCo
 
 
 class DefaultCommand(click.Command):
-    """A command that may have others below it: ``cusa-train --seed 1``, ``cusa-train export``.
+    """A command that may also have subcommands: ``cusa-train --seed 1``, ``cusa-train export``.
 
     Attributes:
         subcommands: The subcommands by name.
@@ -111,14 +112,14 @@ class DefaultCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> click.Context:
-        """Make the context of the command that the first argument names."""
+        """Make the context of this command, or of the subcommand that the first argument names."""
         if not args or args[0] not in self.subcommands:
             return super().make_context(info_name, args, parent, **extra)
         subcommand = self.subcommands[args[0]]
         return subcommand.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that the context is of."""
+        """Run the command that the context belongs to."""
         if ctx.command is self:
             return super().invoke(ctx)
         return ctx.command.invoke(ctx)
@@ -136,11 +137,11 @@ class DefaultCommand(click.Command):
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], None]]:
-    """Let SIGTERM and Ctrl-C wait until the work at hand can be left.
+    """Delay SIGTERM and Ctrl-C until the work can be interrupted.
 
-    Yields a function that raises :class:`Stopped` once one of them has arrived. Before its first
-    call, while there is no work yet, a signal raises :class:`Stopped` at once. A second Ctrl-C acts
-    as it usually does if it comes more than a second later; further SIGTERMs change nothing.
+    Yields a function that raises :class:`Stopped` if a signal has arrived. Before its first call,
+    when there is nothing to keep yet, a signal raises :class:`Stopped` at once. A second Ctrl-C has
+    its usual effect if it comes more than a second later; further SIGTERMs have none.
     """
     received: list[int] = []
     first_at = 0.0
@@ -153,11 +154,11 @@ def stop_signals() -> Iterator[Callable[[], None]]:
         if not received:
             first_at = time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - first_at > _SECOND_SIGNAL_S:
-            # The user will not wait: the handlers from before act.
+            # The user does not want to wait, so the previous handlers take over.
             restore()
             signal.raise_signal(number)
         received.append(number)
-        # Imports and set-up have nothing to keep.
+        # During imports and set-up, there is nothing to keep.
         if not is_working:
             raise Stopped(number)
 
@@ -186,29 +187,29 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 def console(quiet: bool = False) -> Console:
-    """Make a rich console on stdout, wide enough for a table where that is not a terminal."""
+    """Make a rich console on stdout, wide enough for tables if that is not a terminal."""
     from rich.console import Console
 
-    # A service may run without any output: then stdout is None.
+    # In a service without any output, stdout is None.
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     return Console(quiet=quiet, width=None if is_terminal else LOG_WIDTH)
 
 
 def print_plain(message: str, screen: Console | None = None) -> None:
-    """Print text on stdout as it is: no markup, no colours, no line breaks of rich's own."""
+    """Print text on stdout as it is, without markup, colours or added line breaks."""
     (screen or console()).print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def counted(number: int, unit: str) -> str:
-    """Say a number of things: ``"1 epoch"``, ``"2,000 epochs"``."""
+    """Format a number with its unit: ``"1 epoch"``, ``"2,000 epochs"``."""
     return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
 
 
 def pick_device(device: str) -> str:
-    """Return ``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    """Return the device ``"cpu"`` or ``"cuda"`` for the option ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        SettingError: If ``"cuda"`` is asked for and there is none.
+        SettingError: If ``"cuda"`` is requested but not available.
     """
     import torch
 
@@ -225,18 +226,18 @@ def pick_device(device: str) -> str:
 
 def cpu_count() -> int:
     """Count the cores that this process may use."""
-    # Containers and job schedulers may lend fewer cores than the machine has.
+    # Containers and job schedulers may allow fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def default_workers(inputs_are_stored: bool, processes: int = 1) -> int:
-    """Choose the number of reading processes: one per core, at most 8.
+    """Choose the number of processes that read inputs: one per core, at most 8.
 
     Args:
-        inputs_are_stored: Whether inputs are rows of a store, with nothing to decode: then none.
-        processes: Processes on this machine that share its cores.
+        inputs_are_stored: Whether inputs are rows of a store; these need no reading process.
+        processes: Number of processes that share this machine's cores.
     """
     if inputs_are_stored:
         return 0
@@ -244,9 +245,9 @@ def default_workers(inputs_are_stored: bool, processes: int = 1) -> int:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and advice off the screen.
+    """Turn off the libraries' own progress bars and advice.
 
-    Call it before they are imported.
+    Call this before they are imported.
     """
     settings = {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -256,5 +257,5 @@ def quiet_libraries() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     for variable, value in settings.items():
-        # What the user has set stays.
+        # The user's own settings take precedence.
         os.environ.setdefault(variable, value)

@@ -1,4 +1,4 @@
-"""The options that say which data set to read, and how its tables call their columns."""
+"""Options for the data set to read, and for the names of its columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from cusa.cli.console import Decorator
 
-# Options of the columns of a table, with the field of ColumnNames that each sets.
+# For each column option: the field of ColumnNames that it sets, and the column's contents.
 _COLUMN_OPTIONS = {
     "image": ("image", "the images' paths"),
     "caption": ("caption", "the captions"),
@@ -23,9 +23,9 @@ def dataset_option(*names: str, help_text: str, required: bool = False) -> Decor
     """Make the option ``--dataset``, which may be repeated.
 
     Args:
-        names: Name of the argument that the command is given, if not ``dataset``.
-        help_text: What the data set is for.
-        required: Whether a command cannot do without.
+        names: Name of the command's parameter, if it is not ``dataset``.
+        help_text: Help text of the option.
+        required: Whether the option is required.
     """
     return click.option(
         "--dataset",
@@ -48,7 +48,7 @@ DATASETS_OPTION = dataset_option(
 
 
 def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--image-column`` and its like; the command is given their values as ``columns``."""
+    """Add ``--image-column`` and the like; the command gets their values as ``columns``."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **options: Any) -> Any:
@@ -61,6 +61,6 @@ def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     decorated: Callable[..., Any] = wrapper
     for role, (_, content) in reversed(_COLUMN_OPTIONS.items()):
-        help_text = f"Column of {content}, where a table calls it unusually."
+        help_text = f"Column of {content}, if its name is not a usual one."
         decorated = click.option(f"--{role}-column", metavar="NAME", help=help_text)(decorated)
     return decorated

@@ -1,4 +1,4 @@
-"""``cusa-eval``: measure models, compare them, and show what they retrieve."""
+"""``cusa-eval``: evaluate models, compare them, and show what they retrieve."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def main(**options: Any) -> None:
     "--data",
     multiple=True,
     metavar="NAME=FOLDER",
-    help="cub, cars, sop, inshop, inaturalist, or FOLDER with a folder per class; repeat it.  "
+    help="cub, cars, sop, inshop, inaturalist, or FOLDER with a folder per class; repeatable.  "
     "[default: all below --data-root]",
 )
 @DATA_ROOT_OPTION
@@ -94,16 +94,18 @@ def sts(**options: Any) -> None:
 @RUN_OPTIONS
 @RETRIEVAL_OPTIONS
 def everything(**options: Any) -> None:
-    """Run every suite on the data there is.
+    """Run every suite for which there are data.
 
-    That is the split, and the image sets and STS sets below --data-root.
+    These are the split, and the image sets and STS sets below --data-root.
     """
     _measure(options, (*_retrieval_suites(options), "images", "sts"), skip_absent=True)
 
 
 @command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--bootstrap", type=POSITIVE, default=1000, help="Resamplings of the queries.")
+@click.option(
+    "--bootstrap", type=POSITIVE, default=1000, help="Number of resamplings of the queries."
+)
 @click.option("--seed", type=NOT_NEGATIVE, default=0)
 @click.option(
     "--out",
@@ -112,9 +114,9 @@ def everything(**options: Any) -> None:
 )
 @click.option("--latex", is_flag=True, help="Write comparison.tex beside it, too.")
 def compare(models: tuple[str, ...], **options: Any) -> None:
-    """Compare models that cusa-eval has measured with the first of them, by paired differences.
+    """Compare evaluated models with the first of them, by paired differences.
 
-    MODEL is a run directory, or a folder of results.
+    MODEL is a run directory, or a folder of results of cusa-eval.
     """
     quiet_libraries()
     from cusa.cli.evaluate_output import print_comparison, print_files
@@ -125,7 +127,7 @@ def compare(models: tuple[str, ...], **options: Any) -> None:
     print_files(written)
 
 
-# ``cusa-eval retrieval`` is the same as ``cusa-eval`` alone, with nothing below it.
+# ``cusa-eval retrieval`` is the same as ``cusa-eval`` alone, but has no subcommands.
 retrieval = copy.copy(main)
 retrieval.subcommands = {}
 main.subcommands = {
@@ -161,19 +163,19 @@ def _measure(options: dict[str, Any], suites: tuple[str, ...], skip_absent: bool
 
 
 def _require_hub(models: Sequence[str]) -> None:
-    """Refuse a model of the hub that is neither there nor cached, before libraries load."""
+    """Refuse a hub model that is neither cached nor on the hub, before libraries are imported."""
     from cusa.data.hub import require
 
     for model in models:
-        # What stands beside folders is more likely a mistyped run, and the hub is not asked for it.
+        # A name in an existing folder is more likely a mistyped run, so the hub is not asked.
         if not Path(model).parent.is_dir():
             require(model, RunError)
 
 
 def _model_specs(options: dict[str, Any]) -> tuple[str, ...]:
-    """Name the models, in the order of the command line; the latest run if there is no other.
+    """Return the models in the order of the command line, or the latest run if there are none.
 
-    A run that does not exist is refused here, and never looked up on a model hub.
+    A run that does not exist is refused here, and never looked up on the model hub.
     """
     from cusa.eval.models.evaluated_models import check_local, latest_run
 
@@ -232,7 +234,8 @@ def _embedding_file(options: dict[str, Any], modality: str) -> tuple[Path, Path 
         return rows_path, ids_path
     if ids_path:
         raise SettingError(
-            f"--{modality}-ids {ids_path} are of no embeddings; pass --{modality}-embeddings, too",
+            f"--{modality}-ids {ids_path} is given without embeddings; pass "
+            f"--{modality}-embeddings as well",
             path=ids_path,
             name=f"--{modality}-ids",
         )

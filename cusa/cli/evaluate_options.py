@@ -1,4 +1,4 @@
-"""Options that commands of ``cusa-eval`` share."""
+"""Options that the commands of ``cusa-eval`` share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cusa.cli.console import (
 )
 from cusa.cli.data_options import column_options, dataset_option
 
-# Key of click's context: (spec, whether it is a run), in the order of the command line.
+# Key in click's context for (spec, whether it is a run), in the order of the command line.
 MODEL_SPECS_KEY = "cusa.eval.models.any_model"
 
 
 def _options(*options: Decorator) -> Decorator:
-    """Join options into one decorator, in the order of ``--help``."""
+    """Combine options into one decorator, in the order of ``--help``."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        # The decorator that is applied last is the first of --help.
+        # The decorator that is applied last comes first in --help.
         for option in reversed(options):
             command = option(command)
         return command
@@ -36,7 +36,7 @@ def _options(*options: Decorator) -> Decorator:
 def _in_order(
     context: click.Context, option: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Put models and runs into one list, in the order of the command line."""
+    """Collect models and runs in one list, in the order of the command line."""
     specs = context.meta.setdefault(MODEL_SPECS_KEY, [])
     is_run = option.name == "models_of_runs"
     specs += [(value, is_run) for value in values]
@@ -88,13 +88,13 @@ RUN_OPTIONS = _options(
         "--bootstrap",
         type=NOT_NEGATIVE,
         default=1000,
-        help="Resamplings of the queries for 95 % intervals; 0: none.",
+        help="Number of resamplings of the queries for 95 % intervals; 0: none.",
     ),
     click.option(
         "--seed",
         type=NOT_NEGATIVE,
         default=0,
-        help="Seed of the resampling, and of the choice of the queries shown.",
+        help="Seed of the resampling, and of the choice of queries to show.",
     ),
     click.option(
         "--allow-partial", is_flag=True, help="Evaluate known data sets that are incomplete, too."
@@ -137,6 +137,6 @@ RETRIEVAL_OPTIONS = _options(
         "--gallery",
         type=NOT_NEGATIVE,
         default=6,
-        help="Queries of each task to show in the report.",
+        help="Number of queries of each task to show in the report.",
     ),
 )

@@ -19,7 +19,7 @@ def print_tables(sections: Sequence[Section]) -> None:
     for section in sections:
         for fact in section.facts:
             print_plain(fact)
-        # Further tables are in the report alone.
+        # A section's further tables are in the report only.
         for table in section.tables:
             screen.print(_screen_table(table))
 
@@ -40,20 +40,20 @@ def _screen_table(table: Table) -> rich.table.Table:
             cells.append(f"{row.head} (untrained)" if row.untrained else row.head)
         for cell in row.cells:
             cells.append(f"[bold]{cell.text}[/]" if cell.best else cell.text)
-        # A published row is of no run.
+        # A row of published figures has no run.
         screen_table.add_row(*cells, style="dim" if row.run is None else None)
     return screen_table
 
 
 def print_comparison(content: Mapping[str, Any]) -> None:
-    """Print the paired differences from the first model, as comparison.json has them."""
+    """Print the paired differences from the first model, as in comparison.json."""
     model_names = [escape(model_name) for model_name in content["models"]]
     title = f"differences from {model_names[0]}"
     table = rich.table.Table("set", "metric", *model_names, title=title)
     for row in content["rows"]:
         cells = [f"{row['values'][0]:.1f}"]
         for value, paired in zip(row["values"][1:], row["differences"][1:], strict=True):
-            # Not every figure is resampled.
+            # Figures that are not resampled have no interval.
             interval = ""
             if paired["low"] is not None:
                 interval = f", {paired['low']:+.1f} to {paired['high']:+.1f}"
@@ -63,6 +63,6 @@ def print_comparison(content: Mapping[str, Any]) -> None:
 
 
 def print_files(written: dict[str, list[Path]]) -> None:
-    """Print which files were written, by kind."""
+    """Print the files that were written, by kind."""
     for kind, paths in written.items():
         print_plain(f"{kind}: {', '.join(str(path) for path in paths)}")

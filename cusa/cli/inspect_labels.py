@@ -1,4 +1,4 @@
-"""``cusa-store inspect``: what the soft labels of a store say before training."""
+"""``cusa-store inspect``: inspect the soft labels of a store before training."""
 
 from __future__ import annotations
 
@@ -34,12 +34,18 @@ from cusa.data.errors import SettingError
 @click.option(
     "--batch-size", type=click.IntRange(2), default=128, help="Pairs in a training batch."
 )
-@click.option("--batches", type=POSITIVE, default=100, help="Batches to average the figures over.")
+@click.option("--batches", type=POSITIVE, default=100, help="Number of batches to average over.")
 @click.option(
-    "--pairs", type=NOT_NEGATIVE, default=30, help="Most similar pairs to show of each ranking."
+    "--pairs",
+    type=NOT_NEGATIVE,
+    default=30,
+    help="Number of most similar pairs to show for each ranking.",
 )
 @click.option(
-    "--sample", type=click.IntRange(2), default=20_000, help="Images to search for these pairs."
+    "--sample",
+    type=click.IntRange(2),
+    default=20_000,
+    help="Number of images to search for these pairs.",
 )
 @click.option("--seed", type=NOT_NEGATIVE, default=0, help="Seed of the batches and of the sample.")
 @click.option("--image-root", type=PATH, help="Folder of the images, if not the store's own.")
@@ -51,14 +57,14 @@ from cusa.data.errors import SettingError
 )
 @JSON_OPTION
 def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings: Any) -> None:
-    """Show how sharp the soft labels of STORE are, with likely false negatives in pictures.
+    """Show how sharp the soft labels of STORE are, and pictures of likely false negatives.
 
     Batches are drawn as cusa-train draws them; no model is loaded.
     """
     from cusa.cli.progress import StepTasks, progress
     from cusa.data.store.reader import EmbeddingStore
 
-    # Mistakes are told before torch loads, and before the work.
+    # Report mistakes before torch is imported and the work begins.
     opened = EmbeddingStore(store_path)
     page_path = _checked_page_path(page_path, store_path)
     _check_image_root(settings["image_root"])
@@ -75,7 +81,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         print_inspection(inspection)
-    # The figures are on the screen before the page's pictures are read.
+    # The figures are printed before the page's pictures are read, which takes longer.
     n_unreadable = soft_labels.write_inspection(page_path, inspection)
     if not as_json:
         note = f" ({n_unreadable:,} of its pictures could not be read)" if n_unreadable else ""
@@ -83,7 +89,7 @@ def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings:
 
 
 def _checked_page_path(requested: Path | None, store_path: Path) -> Path:
-    """Choose where the page goes, and make its folder: before the work, not after it.
+    """Choose the path of the page, and make its folder before the work begins.
 
     Raises:
         SettingError: If it is a folder, or the store.

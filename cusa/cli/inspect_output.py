@@ -1,4 +1,4 @@
-"""What ``cusa-store inspect`` prints."""
+"""The output of ``cusa-store inspect``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cusa.eval.inspection.soft_labels import format_figure
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """Print how sharp the soft labels are, likely false negatives, and how the teachers agree."""
+    """Print the sharpness of the soft labels, likely false negatives, and teacher agreement."""
     settings = inspection.settings
     print_plain(
         f"{inspection.dataset}, split {settings.split}: {inspection.n_pairs:,} pairs of "

@@ -84,8 +84,8 @@ def _shard_range(
 @click.option(
     "--val-fraction",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Share of the training images that becomes val where the data set has no val split; "
-    "0: none.  [default: as the store has it, or 0.1 and at most 5,000 images]",
+    help="Share of the training images that becomes val if the data set has no val split; "
+    "0: none.  [default: as in the store, or 0.1 and at most 5,000 images]",
 )
 @DEVICE_OPTION
 @choice_option(
@@ -97,7 +97,7 @@ def _shard_range(
     help="Precision that teachers compute in; auto is fp16 on a GPU, fp32 elsewhere.",
 )
 @click.option(
-    "--batch-size", type=POSITIVE, help="Items per forward pass.  [default: what suits the teacher]"
+    "--batch-size", type=POSITIVE, help="Items per forward pass.  [default: by teacher and device]"
 )
 @click.option(
     "--workers",
@@ -122,14 +122,14 @@ def _shard_range(
 @click.option(
     "--pooling",
     type=click.Choice(["cls", "mean", "pooler"]),
-    help="Row to take from a Hugging Face vision model: its class token, the mean over its "
+    help="What becomes the row of a Hugging Face vision model: its class token, the mean over its "
     "patches, or its pooled output.  [default: the best that the model has; a note names it]",
 )
 @click.option(
     "--check-pictures",
     is_flag=True,
-    help="Keep rows that an earlier version made, before pictures were turned upright and laid "
-    "over white, if no picture has an EXIF orientation or transparency: reads the headers of all.",
+    help="Keep rows of an earlier version, which did not turn pictures upright or lay them over "
+    "white, if no picture has an EXIF orientation or transparency. Reads every picture's header.",
 )
 @choice_option(
     "--on-error",
@@ -142,21 +142,21 @@ def _shard_range(
     "--reuse",
     type=PATH,
     metavar="OLD.h5",
-    help="Take over rows of this store that are of the same pictures, captions and settings, "
-    "whatever their ids, paths and splits are there.",
+    help="Reuse rows of this store for the same pictures, captions and settings, whatever their "
+    "ids, paths and splits are there.",
 )
 @click.option(
     "--plan",
     "only_plan",
     is_flag=True,
-    help="Try the teachers for some seconds; print rows, shards, disk space, time, and what an "
-    "epoch of training saves. Writes nothing.",
+    help="Try the teachers for a few seconds; print rows, shards, disk space, time, and the time "
+    "saved per epoch of training. Writes nothing.",
 )
 @click.version_option(package_name="cusa")
 def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options: Any) -> None:
     """Run the teachers once over a data set and write their embeddings to an HDF5 store.
 
-    Run it again to go on after an interruption, or to add a teacher or a split. With several GPUs,
+    Run it again to resume after an interruption, or to add a teacher or a split. With several GPUs,
     or machines that share a file system: torchrun --nproc-per-node N -m cusa.precompute ... (the
     same options).
     """
@@ -164,7 +164,7 @@ def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options
     from cusa.cli.progress import progress
     from cusa.data.store.schema import check_index_path
 
-    # Mistakes are told before libraries load for seconds, and data for minutes.
+    # Report mistakes before libraries are imported, which takes seconds, and data read.
     if out is not None:
         check_index_path(out)
     quiet_libraries()
@@ -194,13 +194,13 @@ def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options
 
 
 def _parse_teachers(teachers: tuple[str, ...], pooling: str | None) -> list[TeacherRequest]:
-    """Parse every ``--teacher``, before libraries load for seconds, and data for minutes."""
+    """Parse every ``--teacher``, and check that models of the hub are available."""
     from cusa.precompute.teachers import parse_teacher
 
     requests = [parse_teacher(teacher) for teacher in teachers]
     if pooling and not any(request.kind == "vision" for request in requests):
         raise SettingError(
-            "--pooling is for Hugging Face vision models; no --teacher is one: leave it out",
+            "--pooling is for Hugging Face vision models, but no --teacher is one; leave it out",
             name="--pooling",
         )
     for request in requests:
@@ -221,7 +221,7 @@ def _select_inputs(
     limit: int | None,
     val_fraction: float | None,
 ) -> tuple[Dataset, list[TeacherRequest], Path]:
-    """Load the data set, and select what this run is of; add teachers to modalities without."""
+    """Load the data set, select this run's part of it, and add missing default teachers."""
     from cusa.data.datasets import load_dataset
     from cusa.data.store.reader import EmbeddingStore
     from cusa.precompute.processes import announced_failure
@@ -230,7 +230,7 @@ def _select_inputs(
 
     with announced_failure(processes):
         if not processes.leads:
-            # The embedded data set is drawn when it is first read, which one process does.
+            # The first process to read the embedded data set renders it; the others wait.
             processes.hear("data", lambda: None)
         dataset = load_dataset(datasets, image_root, data_root, columns)
         processes.tell("data", "read")
@@ -276,7 +276,7 @@ def _run_options(
         device,
         precision,
         workers=min(cores, _MAX_DECODERS) if workers is None else workers,
-        # On a GPU, one launches a batch while the other fetches rows; on a CPU, each has a core.
+        # On a GPU, one thread launches a batch while the other fetches rows.
         encoders=2 if uses_cuda else cores,
         skip_errors=on_error == "skip",
     )
@@ -284,7 +284,7 @@ def _run_options(
 
 
 def _run_to_end(run: Run, reporter: BarReporter) -> Outcome:
-    """Make all rows; where the run is stopped, say how far it got."""
+    """Make all rows; if the run is stopped, add to the error how far it got."""
     try:
         return run.go()
     except Stopped as stopped:

@@ -1,4 +1,4 @@
-"""What ``cusa-precompute`` shows: progress, its outcome, and the table of ``--plan``."""
+"""The output of ``cusa-precompute``: its progress, its outcome, and the table of ``--plan``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from cusa.cli.console import print_plain
 
 if TYPE_CHECKING:
-    # Torch loads with them, and a mistyped option is told before it does.
+    # These import torch, which would delay the report of a mistyped option.
     from cusa.data.records import Dataset
     from cusa.precompute.estimate import Estimate
     from cusa.precompute.run import Outcome
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _RowCount:
-    """Rows of a teacher for a split: finished before this run, done in it, and all."""
+    """Rows of a teacher for a split: finished before this run, made in it, and all."""
 
     before: int
     now: int
@@ -52,7 +52,7 @@ class BarReporter:
         self._loading = self._bar.add_task(f"{teacher}: loading", total=None)
 
     def loaded(self) -> None:
-        """Show that they are loaded."""
+        """Show that the weights are loaded."""
         if self._loading is not None:
             self._bar.remove_task(self._loading)
             self._loading = None
@@ -64,14 +64,14 @@ class BarReporter:
         self._counts[teacher, split] = _RowCount(before=n_done, now=0, total=n_rows)
 
     def advanced(self, teacher: str, split: str, n_done: int, file: str) -> None:
-        """Show the rows that all processes together have done in this run."""
+        """Show the rows that all processes together have made in this run."""
         task = self._tasks.get((teacher, split))
         if task is None:
             return
         count = self._counts[teacher, split]
         count.now = n_done
         completed = count.before + count.now
-        # After the last row, no shard is being made.
+        # After the last row, there is no current shard to show.
         status = file if completed < count.total else ""
         self._bar.update(task, completed=completed, status=status)
 
@@ -84,7 +84,7 @@ class BarReporter:
         print_labelled(self._screen, "[red]fault:[/]", message)
 
     def progress(self) -> str:
-        """Say how far the run got."""
+        """Describe how far the run got."""
         counts = self._counts.values()
         n_rows = sum(count.total for count in counts)
         if not n_rows:
@@ -94,16 +94,16 @@ class BarReporter:
 
 
 def print_labelled(screen: Console, label: str, message: str) -> None:
-    """Print a line that begins with a label in markup; brackets in the text stay brackets."""
+    """Print a label, which may have markup, and a message, whose brackets are kept."""
     screen.print(f"{label} {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def print_outcome(screen: Console, outcome: Outcome, index_path: Path) -> None:
-    """Print the rows that a run made, and the command to go on with.
+    """Print the rows that a run made, and the next command.
 
     Args:
         screen: Where to print.
-        outcome: What the run left behind.
+        outcome: The run's outcome.
         index_path: The store's index.
     """
     from cusa.precompute.next_step import merging_command, training_command
@@ -118,7 +118,7 @@ def print_outcome(screen: Console, outcome: Outcome, index_path: Path) -> None:
         rows = f"{', '.join(split_counts)} rows x {teacher_entry.settings.dim}"
         print_plain(f"{teacher}: {rows}, {n_skipped:,} skipped", screen)
 
-    # A job with --shard-range writes the index of a part.
+    # With --shard-range, the index written is that of a part.
     if outcome.index != index_path:
         print_plain(f"part: {outcome.index}", screen)
         print_plain(f"next, with all parts: {merging_command(index_path)}", screen)
@@ -136,13 +136,13 @@ def print_plan(
     options: RunOptions,
     processes: int,
 ) -> None:
-    """Print what a run would take: rows, shards, disk space, time.
+    """Print the rows, shards, disk space and time that a run would take.
 
     Args:
         screen: Where to print.
         estimates: One per teacher, in the order of their shards.
         dataset: The data set.
-        options: The run's options.
+        options: The run's settings.
         processes: Number of processes.
     """
     first_shard = options.shard_range[0] if options.shard_range else 0

@@ -1,4 +1,4 @@
-"""Progress of the command lines: bars on a terminal, elsewhere a line now and then."""
+"""Progress display of the commands: bars on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from rich.text import Text
 
 from cusa.cli.console import print_plain
 
-# Between lines of progress where no terminal shows bars.
+# Seconds between lines of progress, if there is no terminal to show bars.
 LOG_INTERVAL_S = 30.0
-# Below it, a rate says nothing.
+# Seconds, below which a rate is meaningless.
 _SHORTEST_S = 1e-4
 
 
 def progress(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> Progress:
     """Show progress on stderr: bars on a terminal, elsewhere a plain line at most every 30 s.
 
-    Tasks may have a field ``unit``, what they count (rows if it is missing), and a field
-    ``status``, free text.
+    Tasks may have a field ``unit`` ("rows" if it is missing) and a field ``status`` of free text.
 
     Args:
-        quiet: Show nothing.
+        quiet: Whether to show nothing.
         clock: Returns the time in seconds.
     """
     screen = Console(stderr=True, quiet=quiet)
@@ -52,11 +51,11 @@ def progress(quiet: bool = False, clock: Callable[[], float] = time.monotonic) -
 
 
 class StepTasks:
-    """Shows named steps as tasks of a progress, each added when it is first heard of.
+    """Shows named tasks of a progress display, each added with its first step.
 
     Args:
-        progress_bar: The progress.
-        unit: What the steps count, or ``None`` for the last word of their names.
+        progress_bar: The progress display.
+        unit: Unit of the steps; ``None``: the last word of each task's name.
     """
 
     def __init__(self, progress_bar: Progress, unit: str | None = None) -> None:
@@ -65,11 +64,11 @@ class StepTasks:
         self._task_ids: dict[str, TaskID] = {}
 
     def complete(self, task_name: str, n_done: int, n_steps: int) -> None:
-        """Show that so many steps are done."""
+        """Show the number of steps done."""
         self._bar.update(self._task_id(task_name, n_steps), completed=n_done)
 
     def advance(self, task_name: str, n_more: int, n_steps: int) -> None:
-        """Show that so many more steps are done; after the last, the name begins anew."""
+        """Show that more steps are done; once a task is complete, its name starts a new one."""
         task_id = self._task_ids.get(task_name)
         if task_id is not None and self._bar.tasks[task_id].finished:
             del self._task_ids[task_name]
@@ -83,7 +82,7 @@ class StepTasks:
 
 
 class LineProgress(Progress):
-    """Reports tasks in plain lines, for logs: the first soon, then now and then, then the total.
+    """Reports tasks in plain lines for logs: one at the start, some in between, and a last one.
 
     Args:
         screen: Where the lines go.
@@ -91,38 +90,38 @@ class LineProgress(Progress):
     """
 
     def __init__(self, screen: Console, clock: Callable[[], float]) -> None:
-        # Disabled, a progress draws nothing and still keeps count.
+        # A disabled progress display draws nothing but still counts.
         super().__init__(console=screen, disable=True, get_time=clock)
         self._next_line_at = self._last_event_at = clock()
-        # By task: when its first work began, and the work done before.
+        # By task: when its first work began, and the work completed before that.
         self._started: dict[TaskID, tuple[float, float]] = {}
         # By task: the work that the latest line reported.
         self._reported: dict[TaskID, float] = {}
         self._is_silent = True
 
     def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
-        """Add a task; the first is named at once, so that the log shows a sign of life."""
+        """Add a task; the first one is printed at once, as a sign of life."""
         task_id = super().add_task(*args, **kwargs)
         task = self._tasks[task_id]
         self._reported[task_id] = task.completed
-        # Later tasks are named when they have done something.
+        # Later tasks are printed once they have done some work.
         if self._is_silent:
             self._print(task.description)
         self._last_event_at = self.get_time()
         return task_id
 
     def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
-        """Change a task."""
+        """Update a task."""
         super().update(task_id, *args, **kwargs)
         self._report_if_due(self._tasks[task_id])
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """Add to what a task has done."""
+        """Add to the completed work of a task."""
         super().advance(task_id, advance)
         self._report_if_due(self._tasks[task_id])
 
     def stop(self) -> None:
-        """Report what no line has reported yet; there will be no more."""
+        """Report the work that no line has reported yet, and end the display."""
         super().stop()
         for task in self.tasks:
             if task.completed > self._reported[task.id]:
@@ -131,7 +130,7 @@ class LineProgress(Progress):
     def _report_if_due(self, task: Task) -> None:
         now = self.get_time()
         if task.completed > self._reported[task.id]:
-            # The task began when the last thing before its first work happened.
+            # The task's first work began at the last event before it.
             start = self._last_event_at, self._reported[task.id]
             self._started.setdefault(task.id, start)
             if task.finished or now >= self._next_line_at:
@@ -193,7 +192,7 @@ class RateColumn(ProgressColumn):
 
 
 class BarProgress(Progress):
-    """Bars with a line of free text below; beside them, a narrow terminal has no room."""
+    """Bars with their status on a line below, as a narrow terminal has no room beside them."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Yield the bars, then the status of each task."""

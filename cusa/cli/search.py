@@ -60,7 +60,7 @@ def index(
     with progress() as progress_bar:
         task = progress_bar.add_task("index", total=None, unit="items")
 
-        # How many items there are is known with the first of them.
+        # The number of items is not known before the first of them is done.
         def advance(n_done: int, n_items: int) -> None:
             progress_bar.update(task, completed=n_done, total=n_items)
 
@@ -100,7 +100,7 @@ def search(
     from cusa.eval.search.search import answer, write_contact_sheet
     from cusa.eval.search.search_index import SearchIndex
 
-    # The index knows the student that made it.
+    # The index records the student that made it.
     opened = SearchIndex(folder or latest_index(Path("runs")))
     run = run or Path(opened.summary.student)
     student = load_student(run, pick_device(device))
@@ -110,7 +110,7 @@ def search(
         print_plain(f"{hit.rank:3} {hit.similarity:6.3f}  {hit.item.text}{note}")
     if hits.n_unnamed:
         print_plain(
-            f"note: {hits.n_unnamed} more found, whose lines in items.jsonl are damaged; "
+            f"note: {hits.n_unnamed} more hits have damaged lines in items.jsonl; "
             "build the index again"
         )
     page = out or opened.folder.resolve().parent / "search.html"

@@ -1,4 +1,4 @@
-"""``cusa-store``: look at an embedding store, check it, put it together, take rows out and in."""
+"""``cusa-store``: inspect, verify and merge embedding stores, export and import rows."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from cusa.cli.store_rows import export, import_
 @click.group(context_settings=CONTEXT_SETTINGS)
 @click.version_option(package_name="cusa")
 def main() -> None:
-    """Look at an embedding store, check it, put it together, take rows out and in."""
+    """Inspect, verify and merge embedding stores, export and import rows."""
 
 
 @command()
 @STORE_ARGUMENT
 @JSON_OPTION
 def info(store_path: Path, as_json: bool) -> None:
-    """Print what STORE holds: splits, teachers, rows, sizes, norms, provenance."""
+    """Print the contents of STORE: splits, teachers, rows, sizes, norms, provenance."""
     from cusa.data.store.summary import summarize
 
     summary = summarize(store_path)
@@ -56,7 +56,7 @@ def info(store_path: Path, as_json: bool) -> None:
     "those again.",
 )
 def verify(store_path: Path, repair: bool) -> None:
-    """Read every byte of STORE, compare it with the checksums, name damaged or missing files."""
+    """Read every byte of STORE, compare the checksums, and name damaged or missing files."""
     from cusa.data.store import verify as checks
 
     n_files, damages = checks.verify(store_path)
@@ -86,10 +86,13 @@ def verify(store_path: Path, repair: bool) -> None:
     "teachers",
     multiple=True,
     metavar="NAME|NAME=PATH",
-    help="Only this teacher; with PATH, loaded from there.  [default: all, from where they were]",
+    help="Only this teacher, loaded from PATH if given.  [default: all of them]",
 )
 @click.option(
-    "--sample", type=POSITIVE, default=256, help="Rows to check of each teacher and split."
+    "--sample",
+    type=POSITIVE,
+    default=256,
+    help="Number of rows to check for each teacher and split.",
 )
 @click.option("--seed", type=NOT_NEGATIVE, default=0, help="Seed of the random choice of rows.")
 @click.option(
@@ -107,10 +110,10 @@ def audit(
     least_cosine: float,
     device: str,
 ) -> None:
-    """Run the teachers again on random rows of STORE and compare, before a wrong store is used."""
+    """Run the teachers again on random rows of STORE, and compare the embeddings."""
     from cusa.data.store.reader import EmbeddingStore
 
-    # Opened first: a mistyped store is told before libraries load.
+    # Opened first, to report a mistyped store before libraries are imported.
     opened = EmbeddingStore(store_path)
     quiet_libraries()
 
@@ -127,7 +130,7 @@ def audit(
     n_wrong = sum(result.least < least_cosine for result in audits)
     if n_wrong:
         fail(
-            f"{n_wrong} of {len(audits)} are wrong: rows differ from what the teacher gives "
+            f"{n_wrong} of {len(audits)} are wrong: rows differ from the teacher's output "
             f"(cosine < {least_cosine})"
         )
 
@@ -138,7 +141,7 @@ def audit(
 def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
     """Join PARTS into the store OUT.
 
-    PARTS are what jobs with --shard-range made, or stores with other teachers or splits.
+    PARTS are indexes made with --shard-range, or stores with other teachers or splits.
     """
     from cusa.data.store.merge import merge as merge_stores
 

@@ -12,16 +12,16 @@ from rich.table import Table
 from cusa.cli.console import console, print_plain
 
 if TYPE_CHECKING:
-    # It would load torch, which a summary does without.
+    # This imports torch, which a summary does not need.
     from cusa.precompute.audit import Audit
 
 
 def print_summary(store_path: Path, summary: dict[str, Any]) -> None:
-    """Print what a store holds.
+    """Print the contents of a store.
 
     Args:
         store_path: The store's index.
-        summary: What :func:`cusa.data.store.summary.summarize` returns.
+        summary: The result of :func:`cusa.data.store.summary.summarize`.
     """
     screen = console()
     dataset = escape(summary["dataset"])
@@ -86,7 +86,7 @@ def _teachers_table(teachers: dict[str, Any]) -> Table:
 
 
 def audits_table(audits: Iterable[Audit], least_cosine: float) -> Table:
-    """Make the table of what the teachers give now, against what is stored."""
+    """Make the table that compares stored rows with the teachers' new ones."""
     table = Table("teacher", "split", "rows", "least cosine", "of row", "mean cosine", "")
     for result in audits:
         notes = [f"another teacher: {field}" for field in result.differing]

@@ -1,4 +1,4 @@
-"""``cusa-store export`` and ``cusa-store import``: take rows out of a store, and add others."""
+"""``cusa-store export`` and ``cusa-store import``: copy rows out of a store, and add others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--teacher", required=True, help="Teacher to export.")
 @click.option("--split", required=True, help="Split to export.")
 def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
-    """Write a teacher's rows to OUT, NAME.npy or NAME.safetensors, and ids to NAME.ids.json."""
+    """Write a teacher's rows to OUT (NAME.npy or NAME.safetensors), and ids to NAME.ids.json."""
     from cusa.data.store.import_export import export_rows
     from cusa.data.store.reader import EmbeddingStore
 
@@ -52,8 +52,8 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 @click.option(
     "--allow-pickle",
     is_flag=True,
-    help="Read ROWS as a dictionary of the published code ({split}_unicom.npy), a pickle; nothing "
-    "but numpy arrays and torch tensors is admitted from it.",
+    help="Read ROWS as a pickled dictionary of the published code ({split}_unicom.npy); anything "
+    "but numpy arrays and torch tensors in it is refused.",
 )
 @click.option("--teacher", required=True, help="Name for the teacher.")
 @click.option("--split", required=True, help="Split that the rows belong to.")
@@ -62,7 +62,7 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 @choice_option("--normalizer", "albef", "none", help="Normaliser that the captions went through.")
 @DTYPE_OPTION
 @dataset_option(
-    "datasets", help_text="The data set, where STORE does not exist yet; as for cusa-precompute."
+    "datasets", help_text="The data set, if STORE does not exist yet; as for cusa-precompute."
 )
 @column_options
 @IMAGE_ROOT_OPTION
@@ -86,7 +86,7 @@ def import_(
     on_error: str,
     **teacher_options: Any,
 ) -> None:
-    """Add ROWS from elsewhere to STORE: .npy, .safetensors or .h5, or the published code's."""
+    """Add ROWS of another program to STORE: .npy, .safetensors, .h5, or the published code's."""
     from cusa.data.datasets import load_dataset
     from cusa.data.store.import_export import import_rows, index_for_import
     from cusa.data.store.schema import check_index_path
@@ -110,7 +110,7 @@ def import_(
 def _unknown_settings(
     dim: int, teacher: str, modality: str, model_id: str | None, normalizer: str, dtype: str
 ) -> TeacherSettings:
-    """Make the settings of rows from elsewhere: nobody knows how they were computed."""
+    """Make the settings of imported rows, for which it is unknown how they were computed."""
     from cusa.data.store.schema import TeacherSettings
 
     return TeacherSettings(
@@ -134,7 +134,7 @@ def _read_foreign_rows(rows_path: Path, ids_path: Path | None, allow_pickle: boo
         return read_rows(rows_path, ids_path)
     if ids_path is not None:
         raise SettingError(
-            "--ids goes with an array, --allow-pickle with a dictionary of the published code; "
+            "--ids is for an array, --allow-pickle for a dictionary of the published code; "
             "pass one of the two",
             name="--ids",
         )

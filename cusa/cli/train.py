@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 @click.option(
     "--init",
     metavar="PATH",
-    help="Begin with the student of a run, its best/, or an export --to hf: weights and heads; "
-    "optimizer and schedule are new.",
+    help="Start from the weights and heads of a run, its best/, or an export --to hf, with a new "
+    "optimizer and schedule.",
 )
 @click.option(
     "--image-encoder", help="Adapter: the store's image teacher whose rows are its input."
@@ -65,25 +65,25 @@ if TYPE_CHECKING:
 @click.option(
     "--epochs",
     type=POSITIVE,
-    help="Passes over the captions; with --resume, more of them under the schedule of the run.",
+    help="Passes over the captions; with --resume, more of them under the run's schedule.",
 )
 @click.option("--batch-size", type=POSITIVE, help="Pairs per step on each GPU.")
 @click.option(
     "--accumulate",
     type=POSITIVE,
-    help="Batches per step, by gradient accumulation; the loss is that of all of them.",
+    help="Batches per step, by gradient accumulation; the loss is over all of them together.",
 )
 @click.option(
     "--micro-batch",
     type=POSITIVE,
-    help="Pairs to encode at a time, twice each: for batches that do not fit into memory; the loss "
-    "stays that of the whole batch.",
+    help="Pairs to encode at a time (each is encoded twice), for batches that do not fit into "
+    "memory; the loss is still over the whole batch.",
 )
 @click.option(
     "--gather/--no-gather",
     default=None,
     show_default=False,
-    help="With several GPUs: one loss over all their batches, or, as published, one each.",
+    help="With several GPUs: one loss over all batches or, as published, one loss per GPU.",
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint-steps",
     type=POSITIVE,
-    help="Steps between checkpoints that --resume can go on from.",
+    help="Steps between checkpoints for --resume.",
 )
 @click.option(
     "--checkpoint-minutes",
@@ -114,12 +114,12 @@ if TYPE_CHECKING:
     type=PATH,
     help="[default: runs/DATASET-STUDENT-LOSS-seedN-TIME; of a sweep, runs/DATASET-sweep-HASH]",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of --run-dir.")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint of --run-dir.")
 @click.option(
     "--sweep",
     metavar="NAME=A,B,... [NAME=...]",
     help="Train every combination, one after the other: --sweep loss=csa,cusa seed=0,1,2. Run it "
-    "again to go on.",
+    "again to resume.",
 )
 @click.argument("axes", nargs=-1, metavar="")
 @click.version_option(package_name="cusa")
@@ -134,14 +134,14 @@ def main(
     axes: tuple[str, ...],
     **flags: Any,
 ) -> None:
-    """Train a student with the CUSA losses; teachers are read from the store, never loaded.
+    """Train a student with the CUSA losses; the teachers' rows are read from a store.
 
     Settings come from the preset, then --config, then --set, then the other options. With several
     GPUs: torchrun --nproc-per-node N -m cusa.train ... (the same options).
     """
     _check_sweep(sweep, axes, resume)
     quiet_libraries()
-    # torch loads within: a signal that comes meanwhile stops the run in one line, too.
+    # torch is imported within, so that a signal meanwhile also stops the run with one line.
     with stop_signals() as check_stop:
         from cusa.train.command_settings import Given
 
@@ -159,8 +159,8 @@ def main(
     "kind",
     required=True,
     type=click.Choice(["hf", "sentence-transformers"]),
-    help="hf: a folder whose backbone transformers loads, heads beside it. sentence-transformers: "
-    "one whose SentenceTransformer(folder).encode takes images and texts.",
+    help="hf: a folder with a backbone for transformers, and the heads. sentence-transformers: a "
+    "folder for SentenceTransformer, whose encode takes images and texts.",
 )
 @choice_option(
     "--head",
@@ -180,7 +180,7 @@ def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -
 
 @command("settings")
 def list_settings() -> None:
-    """List all settings for --set and --config: default, legal values, what each decides."""
+    """List all settings for --set and --config, with defaults, legal values and meanings."""
     from cusa.train.settings_table import setting_rows
 
     for row in setting_rows():
@@ -195,7 +195,7 @@ def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None
         raise SettingError(f"unknown argument {axes[0]!r}; see cusa-train --help", name=axes[0])
     if sweep and resume:
         raise SettingError(
-            "--sweep goes on by itself when it is run again; leave out --resume", name="--resume"
+            "--sweep resumes by itself when it is run again; leave out --resume", name="--resume"
         )
 
 
@@ -208,7 +208,7 @@ def _train_one(
 
     config = chosen_settings(given, run_dir, resume)
     with closing(Processes(pick_device(config.train.device))) as processes:
-        # All processes take the directory of the first: the default one holds the time.
+        # All processes use the directory of the first, as the default name contains the time.
         run_dir = processes.everyones(run_dir or default_run_dir(config))[0]
         trainer = _train(config, processes, run_dir, resume, check_stop)
         if processes.leads:
@@ -218,7 +218,7 @@ def _train_one(
 def _train_sweep(
     axes: tuple[str, ...], given: Given, folder: Path | None, check_stop: Callable[[], None]
 ) -> None:
-    """Train the run of every combination, or go on with it, and summarize them."""
+    """Train or resume the run of every combination, and summarise them."""
     from cusa.cli.train_output import print_next, print_sweep
     from cusa.train.command_settings import default_sweep_dir, flag_settings, new_settings
     from cusa.train.config import merge
@@ -234,7 +234,7 @@ def _train_sweep(
             if processes.leads:
                 print_plain(f"\nrun {number} of {len(cells)}: {cell.name}")
             run_dir = folder / cell.name
-            # Asked of the first process, before it makes the folder.
+            # Decided by the first process, before it makes the folder.
             resume = processes.everyones(run_dir.exists())[0]
             trainer = _train(config, processes, run_dir, resume, check_stop, in_sweep=True)
         if not processes.leads:
@@ -251,10 +251,10 @@ def _train(
     check_stop: Callable[[], None],
     in_sweep: bool = False,
 ) -> Trainer:
-    """Train a run to its end, showing how it goes.
+    """Train a run to its end, and show its progress.
 
     Raises:
-        Stopped: If a signal came; the run is kept.
+        Stopped: If a signal arrived; the run can be resumed.
     """
     from cusa.cli.progress import progress
     from cusa.cli.train_output import BarReporter, print_outcome, print_setup
@@ -262,7 +262,7 @@ def _train(
     from cusa.train.trainer import Trainer
 
     progress_bar = progress(quiet=not processes.leads)
-    # A process that cannot set up stops the others, which would wait for it.
+    # If one process cannot set up, the others stop, too, instead of waiting for it.
     with processes.all_or_none():
         reporters = _reporters(BarReporter(progress_bar), config, processes)
         workers = config.train.workers

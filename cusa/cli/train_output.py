@@ -1,4 +1,4 @@
-"""What ``cusa-train`` shows: a run's set-up, its progress, its outcome."""
+"""The output of ``cusa-train``: a run's set-up, its progress and its outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BarReporter:
     """Shows a run in a progress bar.
 
     Args:
-        progress_bar: The progress.
+        progress_bar: The progress display.
     """
 
     def __init__(self, progress_bar: Progress) -> None:
@@ -29,7 +29,7 @@ class BarReporter:
         self._losses = ""
 
     def started(self, trainer: Trainer) -> None:
-        """Add the bar, as far as a resumed run is already."""
+        """Add the bar, which starts at the steps that a resumed run has done."""
         self._epochs = trainer.setup.config.train.epochs
         self._terms = trainer.setup.config.loss.terms
         self._taus = list(trainer.setup.step.loss.temperatures())
@@ -78,7 +78,7 @@ class BarReporter:
 
 
 def print_setup(screen: Console, trainer: Trainer) -> None:
-    """Print what will be trained, on what, and how."""
+    """Print the data, the student, the loss and the settings of a run."""
     lines = _data_lines(trainer) + _model_lines(trainer) + _run_lines(trainer)
     lines += [f"note      {note}" for note in trainer.notes]
     print_plain("\n".join(lines), screen)
@@ -141,7 +141,7 @@ def _run_lines(trainer: Trainer) -> list[str]:
 
 
 def _step_within_epoch(trainer: Trainer) -> str:
-    """Say where a run is after its last whole epoch."""
+    """Describe how far a run is after its last complete epoch."""
     if trainer.finished:
         return "its last one: nothing is left to train"
     progress = trainer.progress
@@ -156,7 +156,7 @@ def _size(n_bytes: int) -> str:
 
 
 def print_outcome(screen: Console, trainer: Trainer) -> None:
-    """Print which epoch is the best, and where the student is."""
+    """Print the best epoch, and where the student is saved."""
     setup, progress = trainer.setup, trainer.progress
     outcome = f"last epoch {progress.best_epoch}: no validation split"
     if setup.data.val_sources is not None:
@@ -175,11 +175,11 @@ def print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
 
 
 def print_sweep(folder: Path, rows: Sequence[Any]) -> None:
-    """Print the table of a sweep, and the files that hold it.
+    """Print the table of a sweep, and the files that it was written to.
 
     Args:
         folder: The sweep's folder.
-        rows: Rows of :func:`cusa.train.sweep.summarize`.
+        rows: The rows from :func:`cusa.train.sweep.summarize`.
     """
     if validated(rows):
         recalls = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10")

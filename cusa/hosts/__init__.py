@@ -1,1 +1,1 @@
-"""The loss within other libraries' trainers; each module needs the library of its name."""
+"""The CUSA loss in other libraries' trainers; each module needs the library it is named after."""

@@ -1,4 +1,4 @@
-"""The pairs of a store's splits as rows for another trainer's data loader."""
+"""The teachers' rows of a store's splits, for other libraries' trainers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from cusa.train.teacher_rows import Teachers
 
 
 class SplitTeachers:
-    """The teachers' rows of several splits, for trainers with one loss for all of them.
+    """The teachers' rows of several splits, for trainers that use one loss for all splits.
 
-    Rows count from 0 in each split: an evaluation that took the training split's rows would report
-    a wrong loss without a word. So a batch says of which split it is.
+    Rows are numbered from 0 in each split, so an evaluation with the training split's rows would
+    silently report a wrong loss. Therefore each batch names its split.
 
     Args:
         store: The store.
-        splits: Names of the splits; a batch may name one by its place here.
+        splits: Names of the splits.
         image_teacher: Name of the image teacher; by default the only one there is.
         text_teacher: Name of the text teacher; by default the only one there is.
+
+    Attributes:
+        splits: Names of the splits, as given.
+        of_split: The teachers' rows by split name.
 
     Raises:
         StoreError: If the store has no such split or teacher.
@@ -41,16 +45,16 @@ class SplitTeachers:
         """Return the teachers of a batch's split.
 
         Args:
-            names: The split of each pair.
+            names: The split's name for each pair of the batch.
 
         Raises:
-            DataError: If the pairs are of several splits.
+            DataError: If the pairs belong to several splits.
         """
         distinct_names = sorted(set(names))
         if len(distinct_names) != 1:
             raise DataError(
-                f"a batch has pairs of the splits {', '.join(distinct_names)}; give it those of "
-                "one",
+                f"a batch has pairs of the splits {', '.join(distinct_names)}; it must have pairs "
+                "of one split",
                 name="split",
             )
         return self.of_split[distinct_names[0]]

@@ -1,7 +1,7 @@
-"""CUSALoss as a loss of ``SentenceTransformerTrainer``, on models that embed images and texts.
+"""CUSALoss as a loss of ``SentenceTransformerTrainer``, for models that embed images and texts.
 
-The labels of a batch say which rows of the store its pairs are: the split's number and the caption
-row. docs/examples/sentence_transformers_trainer.py shows it at work.
+The label of a pair locates it in the store, by the number of its split and its caption row. For a
+complete program see docs/examples/sentence_transformers_trainer.py.
 """
 
 from __future__ import annotations
@@ -38,25 +38,29 @@ _CITATION = """
 
 
 class StoredSoftLabelLoss(nn.Module):
-    """CUSALoss for pairs of an image, a caption, and a label: split number and caption row.
+    """CUSALoss for pairs of an image and a caption, labelled with split number and caption row.
 
-    The trainer gives the parameters of its loss to the optimizer, so the temperatures are learned;
-    it does not save them: :class:`SoftLabelCallback` does. The heads for USA are modules of the
-    model (:func:`with_uni_heads`), so that they are saved with it.
+    The trainer passes its loss's parameters to the optimizer, so the temperatures are learned, but
+    does not save them; :class:`SoftLabelCallback` does. The heads for USA are modules of the model
+    (:func:`with_uni_heads`), so they are saved with it.
 
-    Requirements: a model that takes images and texts; columns ``image``, ``caption``, ``label`` in
-    this order (:func:`pairs_dataset`); a store with an image and a text teacher.
+    Requirements: a model that takes images and texts; a data set with the columns ``image``,
+    ``caption`` and ``label`` in this order (:func:`pairs_dataset`); a store with an image teacher
+    and a text teacher.
 
     Inputs: ``[(image, caption)]``; labels int64 ``[B, 2]``: split number, caption row.
 
     Args:
-        model: The model, with the two heads of :func:`with_uni_heads`; without them, its embedding
-            serves USA, too.
+        model: The model, with the two heads of :func:`with_uni_heads`; without them, USA uses its
+            embedding.
         store: The store.
-        splits: The splits, by the numbers that the labels have for them.
-        config: Settings of the loss.
+        splits: Names of the splits; labels refer to them by position.
+        config: Settings of the loss; ``None``: the defaults.
         image_teacher: Name of the image teacher; by default the only one there is.
         text_teacher: Name of the text teacher; by default the only one there is.
+
+    Raises:
+        StoreError: If the store has no such split or teacher.
     """
 
     def __init__(
@@ -76,14 +80,18 @@ class StoredSoftLabelLoss(nn.Module):
     def forward(
         self, sentence_features: list[dict[str, torch.Tensor]], labels: torch.Tensor
     ) -> torch.Tensor:
-        """Return the loss of a batch of one split; the trainer passes the columns in their order.
+        """Compute the loss of a batch from one split.
 
         Args:
-            sentence_features: Inputs of the images, and of the captions.
+            sentence_features: The model's inputs for the images and for the captions, in the order
+                of the columns.
             labels: int64 ``[B, 2]``: split number and caption row.
 
         Returns:
-            A scalar.
+            The loss, a float scalar.
+
+        Raises:
+            DataError: If the pairs belong to several splits.
         """
         images, texts = (self.model(features) for features in sentence_features)
         split_numbers, caption_rows = labels.T.tolist()
@@ -98,22 +106,21 @@ class StoredSoftLabelLoss(nn.Module):
             teachers.text,
             teachers.image_ids,
         )
-        # Not the terms as a dictionary: the trainer would sum it, and total alone carries
-        # gradients.
+        # Not a dictionary of the terms: the trainer would sum them, and only total has gradients.
         return terms.total
 
     @property
     def citation(self) -> str:
-        """Return BibTeX for the model card, which the trainer writes."""
+        """Return a BibTeX entry for the model card that the trainer writes."""
         return _CITATION
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return the settings for the model card."""
+        """Return splits and temperatures for the model card."""
         return {"splits": list(self.teachers.splits), **self.cusa.temperatures()}
 
 
 class SoftLabelCallback(TrainerCallback):
-    """Saves the temperatures with each checkpoint, and restores them where training goes on.
+    """Saves the temperatures with each checkpoint, and restores them when training is resumed.
 
     Args:
         loss: The loss.
@@ -123,12 +130,12 @@ class SoftLabelCallback(TrainerCallback):
         self.loss = loss
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the temperatures into the checkpoint."""
+        """Write the temperatures to the checkpoint."""
         if state.is_world_process_zero:
             save_file(self.loss.cusa.state_dict(), _loss_file(args, state))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Read the temperatures of the checkpoint that training goes on from.
+        """Read the temperatures from the checkpoint that training resumes from.
 
         Raises:
             RunError: If the checkpoint has none.
@@ -138,25 +145,25 @@ class SoftLabelCallback(TrainerCallback):
         path = _loss_file(args, state)
         if not path.is_file():
             raise RunError(
-                f"{path} does not exist: the checkpoint was saved without SoftLabelCallback; "
-                "train anew, or copy it into output_dir if it lies elsewhere",
+                f"{path} does not exist: the checkpoint was saved without SoftLabelCallback, or is "
+                "not in output_dir; train anew, or copy the checkpoint there",
                 path=path,
             )
         self.loss.cusa.load_state_dict(load_file(path))
 
 
 def _loss_file(args: Any, state: Any) -> Path:
-    """Return the file of the temperatures in the trainer's checkpoint of this step."""
+    """Return the path of the temperatures in the checkpoint of the trainer's current step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}" / _LOSS_FILE
 
 
 def with_uni_heads(encoder: Any) -> SentenceTransformer:
-    """Return a model with two linear heads on its embedding: USA's for images and for captions.
+    """Make a model with two linear heads on its embedding, for USA on images and on captions.
 
     Args:
         encoder: A module of sentence-transformers that embeds images and texts, such as
-            ``Transformer("openai/clip-vit-base-patch32")``. Its own temperature is frozen: the loss
-            has another in its place.
+            ``Transformer("openai/clip-vit-base-patch32")``. Its own temperature is frozen, as the
+            loss has one.
     """
     logit_scale = getattr(encoder.model, "logit_scale", None)
     if logit_scale is not None:
@@ -180,12 +187,15 @@ def pairs_dataset(store: EmbeddingStore, splits: tuple[str, ...], name: str) -> 
 
     Args:
         store: The store.
-        splits: All splits of the loss.
+        splits: Names of the loss's splits.
         name: The split, one of them.
 
     Returns:
-        Columns ``image`` (decoded when asked for), ``caption``, and ``label``: split number and
-        caption row. "label" is a name that the trainer looks for.
+        A data set with the columns ``image`` (decoded on access), ``caption``, and ``label`` (split
+        number and caption row); the trainer expects labels under that name.
+
+    Raises:
+        StoreError: If the store has no such split.
     """
     split = store.split(name)
     number = splits.index(name)

@@ -1,6 +1,6 @@
 """CUSALoss under ``transformers.Trainer``: a dual encoder with the paper's four heads.
 
-docs/examples/hf_trainer.py shows it at work.
+For a complete program see docs/examples/hf_trainer.py.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _HEADS = ("image", "text", "uni_image", "uni_text")
 
 
 class SoftLabelModel(nn.Module):
-    """A dual encoder, four heads, and the loss.
+    """A dual encoder with four heads and the loss.
 
-    The loss is a submodule, so that its temperatures reach the optimizer and the checkpoint, and is
-    computed in ``forward``, so that DDP sees them.
+    The loss is a submodule, so that its temperatures reach the optimizer and the checkpoint; it is
+    computed in ``forward``, so that DDP synchronises their gradients.
 
     Args:
         encoder: A model with ``get_image_features`` and ``get_text_features``, such as CLIPModel.
-            Its own temperature is frozen: the loss has another in its place.
+            Its own temperature is frozen, as the loss has one.
         loss: The loss.
-        dim: Length of the encoder's features; by default its ``config.projection_dim``.
+        dim: Dimension of the encoder's features; by default its ``config.projection_dim``.
     """
 
     def __init__(self, encoder: Any, loss: CUSALoss, dim: int | None = None) -> None:
@@ -58,14 +58,14 @@ class SoftLabelModel(nn.Module):
         teacher_text: torch.Tensor,
         image_ids: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Return the loss and its terms, scalars.
+        """Compute the loss and its terms, each a float scalar.
 
         Args:
             pixel_values: float ``[B, 3, h, w]``.
             input_ids: int64 ``[B, length]``.
             attention_mask: int64 ``[B, length]``.
-            teacher_image: float16 or float32 ``[B, e]``.
-            teacher_text: Same, ``[B, e']``.
+            teacher_image: float16 or float32 ``[B, e]``: the image teacher's rows.
+            teacher_text: float16 or float32 ``[B, e']``: the text teacher's rows.
             image_ids: int64 ``[B]``; equal ids are the same image.
         """
         image_features = _features(self.encoder.get_image_features(pixel_values=pixel_values))
@@ -90,16 +90,16 @@ class SoftLabelModel(nn.Module):
 
 
 def _features(output: Any) -> torch.Tensor:
-    """Return the features of what an encoder gives: a tensor, or a structure that holds it."""
+    """Return the features in an encoder's output, which is a tensor or an output object."""
     features: torch.Tensor = getattr(output, "pooler_output", output)
     return features
 
 
 class SoftLabelTrainer(Trainer):
-    """Logs the terms beside the loss, and keeps weight decay away from the temperatures.
+    """A trainer that also logs the loss's terms, and does not decay the temperatures.
 
-    Its arguments need ``label_names=LABEL_NAMES`` (without a name of labels, Trainer evaluates no
-    loss) and ``remove_unused_columns=False`` (the collator, not the model, takes the columns).
+    Its arguments need ``label_names=LABEL_NAMES`` (without label names, Trainer does not evaluate
+    the loss) and ``remove_unused_columns=False`` (the collator, not the model, takes the columns).
     """
 
     def compute_loss(
@@ -109,7 +109,7 @@ class SoftLabelTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the model's loss; the terms go to the log."""
+        """Return the model's loss, and log its terms."""
         outputs = model(**inputs)
         if model.training and self.state.global_step % self.args.logging_steps == 0:
             terms = {}
@@ -121,20 +121,20 @@ class SoftLabelTrainer(Trainer):
         return outputs["loss"]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return all that Trainer would decay, without the temperatures."""
+        """Return the parameters that Trainer would decay, without the temperatures."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not name.startswith("loss.tau")]
 
 
 class SoftLabelCollator:
-    """Rows of the store to a batch: pictures, tokens, and the teachers' embeddings of them.
+    """Collates pairs to a batch of pixels, tokens, and the teachers' embeddings.
 
-    Trainer has one collator for training and evaluation: each pair says which split its row is of.
+    Trainer has one collator for training and evaluation, so each pair names its split.
 
     Args:
         store: The store.
         splits: The splits of training and evaluation.
-        processor: The encoder's processor; takes ``images`` and ``text``.
+        processor: The encoder's processor, which takes ``images`` and ``text``.
         image_teacher: Name of the image teacher; by default the only one there is.
         text_teacher: Name of the text teacher; by default the only one there is.
     """
@@ -155,7 +155,8 @@ class SoftLabelCollator:
         """Return the batch as keyword arguments of the model.
 
         Raises:
-            DataError: If the pairs are of several splits.
+            DataError: If the pairs belong to several splits.
+            ImageError: If an image cannot be decoded.
         """
         names = [pair["split"] for pair in pairs]
         caption_rows = [pair["caption_row"] for pair in pairs]
@@ -185,7 +186,10 @@ def pairs_dataset(store: EmbeddingStore, split: str) -> Dataset:
     """Return the pairs of a split, without those that a teacher skipped.
 
     Returns:
-        Columns ``split`` and ``caption_row``.
+        A data set with the columns ``split`` and ``caption_row``, for :class:`SoftLabelCollator`.
+
+    Raises:
+        StoreError: If the store has no such split.
     """
     no_image, no_caption = store.skipped(split)
     caption_image = store.split(split).caption_image

@@ -1,4 +1,4 @@
-"""Captions of the demo data set's scenes: claims that are true of a scene, and words for them."""
+"""Captions of the demo data set's scenes: claims that are true of a scene, put into words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cusa.data.demo_set.vocabulary import (
 )
 from cusa.data.demo_set.world import AXES, Claim, Description, Scene, Thing, pick
 
-# Of a setting that is named: by a hypernym.
+# Probability that a setting is named by a hypernym, given that it is named.
 _P_SETTING_FAMILY = 0.2
 
 
@@ -27,7 +27,7 @@ def draw_captions(scene: Scene, generator: Generator) -> dict[str, Claim]:
     captions: dict[str, Claim] = {}
     draws = (_full_claim, _cast_claim, _layout_claim, _one_claim, _vague_claim)
     for n_captions, draw in enumerate(draws, 1):
-        # A text that is there already is drawn again.
+        # Draw again if the caption repeats an earlier one.
         while len(captions) < n_captions:
             claim = draw(scene, generator)
             captions.setdefault(_in_words(claim, generator), claim)
@@ -52,7 +52,7 @@ def _cast_claim(scene: Scene, generator: Generator) -> Claim:
 
 
 def _layout_claim(scene: Scene, generator: Generator) -> Claim:
-    """Relate two things: "a star above something blue"; of one alone, say where it is."""
+    """Relate two things: "a star above something blue"; if there is one, say where it is."""
     things = _shuffled(scene.things, generator)
     if len(things) == 1:
         return Claim(_describe_all(things, generator, kind=0.8, colour=0.8, cell=1))
@@ -78,7 +78,7 @@ def _draw_relation(
 
 
 def _one_claim(scene: Scene, generator: Generator) -> Claim:
-    """Name one thing, whatever else there is: "a big star"."""
+    """Name one thing and ignore the others: "a big star"."""
     thing = pick(generator, scene.things)
     probabilities = {"kind": 0.9, "colour": 0.6, "size": 0.3, "family": 0.1}
     descriptions = _describe_all([thing], generator, **probabilities)
@@ -117,7 +117,7 @@ def _describe(
     cell: float = 0,
     family: float = 0,
 ) -> Description:
-    """Describe a thing, truly.
+    """Describe a thing by some of its attributes, drawn at random.
 
     Args:
         thing: The thing.
@@ -125,7 +125,7 @@ def _describe(
         kind: Probability that its kind is named.
         colour: Probability that its colour is named.
         size: Probability that its size is named, unless that is medium.
-        cell: Probability that its place is named.
+        cell: Probability that its cell of the grid is named.
         family: Probability of a hypernym for a kind or colour that has one.
     """
     kinds: tuple[str, ...] = ()
@@ -140,7 +140,8 @@ def _describe(
     if generator.random() >= cell:
         return Description(kinds, colours, named_size)
 
-    # "at the top" says no more than the row; nobody says "at the top, in the middle".
+    # In the middle row or column, name the other coordinate only: "at the top", not "at the top, in
+    # the middle".
     row: int | None = thing.row
     column: int | None = thing.column
     if row == 1 and column != 1:
@@ -161,7 +162,7 @@ def _settings(
     generator: Generator,
     probability: float,
 ) -> tuple[str, ...]:
-    """Return the setting, or those of its family, with a probability that it is named."""
+    """Return the setting, or its family's settings, with a probability; otherwise nothing."""
     if generator.random() >= probability:
         return ()
     return _widened(scene.setting, SETTING_FAMILIES, generator, _P_SETTING_FAMILY)
@@ -173,7 +174,7 @@ def _widened(
     generator: Generator,
     probability: float,
 ) -> tuple[str, ...]:
-    """Return the value alone or, with a probability, a family that holds it."""
+    """Return the value alone or, with a probability, all values of a family that it is in."""
     candidates = [members for members in families.values() if value in members]
     if candidates and generator.random() < probability:
         return pick(generator, candidates)
@@ -182,7 +183,7 @@ def _widened(
 
 # --- words
 
-# As in the vocabulary: a caption takes one of several.
+# Alternatives, as in the vocabulary; a caption takes one of them.
 _LISTS = "{} | {} | a picture of {} | an image with {} | there is {} | you can see {}"
 _CELLS: dict[tuple[int | None, int | None], str] = {
     (0, None): "at the top | at the upper edge",
@@ -223,7 +224,7 @@ def _in_words(claim: Claim, generator: Generator) -> str:
         caption = _pick_words(generator, _RELATIONS[claim.relation]).format(*things)
     else:
         caption = _pick_words(generator, _LISTS).format(_listed(things))
-    setting_words = _word_of(claim.settings, SETTINGS, SETTING_FAMILIES, generator)
+    setting_words = _words_for(claim.settings, SETTINGS, SETTING_FAMILIES, generator)
     return " ".join([caption, *setting_words])
 
 
@@ -236,9 +237,9 @@ def _listed(things: Sequence[str]) -> str:
 
 def _description_in_words(description: Description, generator: Generator) -> str:
     sizes = tuple(filter(None, [description.size]))
-    words = _word_of(sizes, SIZES, {}, generator)
-    words.extend(_word_of(description.colours, COLOURS, COLOUR_FAMILIES, generator))
-    words.extend(_word_of(description.kinds, KINDS, KIND_FAMILIES, generator))
+    words = _words_for(sizes, SIZES, {}, generator)
+    words.extend(_words_for(description.colours, COLOURS, COLOUR_FAMILIES, generator))
+    words.extend(_words_for(description.kinds, KINDS, KIND_FAMILIES, generator))
 
     # Without one kind, all words so far are adjectives.
     if len(description.kinds) != 1:
@@ -257,13 +258,13 @@ def _description_in_words(description: Description, generator: Generator) -> str
     return " ".join(words)
 
 
-def _word_of(
+def _words_for(
     values: tuple[str, ...],
     words: Mapping[str, str],
     families: Mapping[str, tuple[str, ...]],
     generator: Generator,
 ) -> list[str]:
-    """Return no word for no value, a synonym for one, the family's name for several."""
+    """Return no word for no value, a synonym for one value, a family's name for several."""
     if len(values) > 1:
         return [next(name for name, members in families.items() if members == values)]
     return [_pick_words(generator, words[value]) for value in values]

@@ -1,6 +1,6 @@
-"""The embedded data set ``demo`` as files, made in seconds: the same bytes for the same seed.
+"""The files of the embedded data set ``demo``, made in seconds: the same seed gives the same bytes.
 
-:mod:`cusa.data.demo_set.world` describes it.
+:mod:`cusa.data.demo_set.world` describes the data set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cusa.data.files import atomic_file, file_digest
 from cusa.data.parsing import read_json
 from cusa.data.records import SPLITS, TRUTH_ARRAYS, Dataset, Truth
 
-# Raise it with every change to images, captions or truth, so that old folders are made anew.
+# Raise this with every change to images, captions or truth, so that old folders are made anew.
 VERSION = 1
 _JPEG_QUALITY = 90
 
@@ -36,14 +36,15 @@ def make_demo(
     n_val: int = 400,
     n_test: int = 400,
 ) -> Dataset:
-    """Render the data set under ``folder``, or load it if it lies there complete.
+    """Render the data set under ``folder``, or load it if it is already there and complete.
 
     Args:
-        folder: Gets ``images/``, ``manifest.jsonl`` (a caption a line, in the form of a user's own
-            data), ``truth.npz`` and, last, ``demo.json`` with the arguments and the checksums of
-            the former two. A folder that lacks it, that was made from other arguments or another
-            version, or whose files have changed, is made anew.
-        seed: The seed of everything; the same seed gives the same bytes.
+        folder: Where ``images/``, ``manifest.jsonl`` (one caption a line, in the format of a user's
+            own data), ``truth.npz`` and, last, ``demo.json`` are written. The latter has the
+            arguments, and the checksums of the manifest and the truth. The data set is made anew if
+            ``demo.json`` is missing, names other arguments or another version, or a file has
+            changed.
+        seed: Seed of all random numbers; the same seed gives the same bytes.
         n_train: Number of training images.
         n_val: Number of validation images.
         n_test: Number of test images.
@@ -69,7 +70,7 @@ def _is_complete(
     contents: Mapping[str, Any],
     sizes: Mapping[str, int],
 ) -> bool:
-    """Return whether all files are there; a damaged picture shows when it is decoded."""
+    """Return whether all files exist; a damaged image is noticed only when it is decoded."""
     try:
         if read_json(folder / "demo.json") != {**contents, "sha256": _digests(folder)}:
             return False
@@ -92,7 +93,7 @@ def _make(
     sizes: Mapping[str, int],
     seed: int,
 ) -> None:
-    """Write all files, ``demo.json`` last: from its removal until then, the set is not complete."""
+    """Write all files; without ``demo.json``, removed first and written last, it is incomplete."""
     (folder / "demo.json").unlink(missing_ok=True)
     for old_image in folder.glob("images/*/demo-*.jpg"):
         old_image.unlink()
@@ -108,7 +109,7 @@ def _make(
     with atomic_file(folder / "manifest.jsonl") as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
     with atomic_file(folder / "truth.npz") as temporary, temporary.open("wb") as file:
-        # numpy's stub takes **arrays for allow_pickle.
+        # numpy's type stub mistakes **arrays for the parameter allow_pickle.
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     with atomic_file(folder / "demo.json") as temporary:
         marker = {**contents, "sha256": _digests(folder)}
@@ -121,7 +122,7 @@ def _make_split(
     n_images: int,
     seed: int,
 ) -> tuple[list[str], Truth]:
-    """Render the images of a split; return its lines of the manifest, and its relevance."""
+    """Render the images of a split; return its manifest lines and its known relevance."""
     (folder / "images" / split_name).mkdir(parents=True, exist_ok=True)
     scenes = draw_scenes(split_name, n_images, seed)
     claims: list[Claim] = []

@@ -1,4 +1,4 @@
-"""The scenes of the demo data set as pictures."""
+"""Rendering of the demo data set's scenes as images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageColor, ImageDraw
 from cusa.data.demo_set.world import GRID, Scene, Thing
 
 SIDE = 224  # pixels
-# Drawn larger and reduced, for clean edges.
+# Scenes are drawn this many times larger and then reduced, for smooth edges.
 _OVERSAMPLING = 2
 Colour = tuple[int, int, int]
 _RGB = {
@@ -35,26 +35,26 @@ _BACKDROPS = {  # ground and marks
     "chess": ("#e1e1e1", "#3c3c3c"),
     "paper": ("#f8f6ee", "#96b4d7"),
 }
-# Scattered marks: how many, and their radius in pixels; 0: blades of grass.
+# Scattered marks: their number, and their radius in pixels (0 draws blades of grass).
 _SCATTERED = {
     "grass": (350, 0),
     "snow": (90, 5),
     "sand": (500, 2),
     "night": (90, 2),
 }
-# Marks in rows: the least distance of the rows in pixels, and the one after the greatest.
+# Rows of marks: the range of their distance in pixels, without its upper end.
 _ROW_STEPS = {
     "sea": (30, 40),
     "brick": (34, 42),
     "chess": (50, 64),
     "paper": (26, 34),
 }
-# Pixels; half a cell is 37.
+# Radius in pixels; half a cell is 37 pixels.
 _RADIUS = {"small": 15.0, "medium": 23.0, "large": 34.0}
-# Tells a green thing from the grass.
+# A light rim sets a green thing off from the grass.
 _RIM = "#fafafa"
 _RIM_WIDTH = 3
-_N_POINTS = 60  # of a round outline
+_N_POINTS = 60  # points of a round outline
 
 
 def render(scene: Scene, generator: Generator) -> Image.Image:
@@ -66,7 +66,7 @@ def render(scene: Scene, generator: Generator) -> Image.Image:
         _draw_thing(drawing, thing, cell_side, generator)
 
     pixels = np.asarray(image.reduce(_OVERSAMPLING), np.float32)
-    # Light falls from one side and from above or below.
+    # Light comes from one side, and from above or below.
     ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
     horizontal_light = generator.uniform(-0.12, 0.12) * ramp[None, :]
     vertical_light = generator.uniform(-0.12, 0.12) * ramp[:, None]
@@ -82,7 +82,7 @@ def _draw_thing(
     cell_side: float,
     generator: Generator,
 ) -> None:
-    """Draw a thing near the centre of its cell, turned a little."""
+    """Draw a thing near the centre of its cell, slightly rotated."""
     cell = np.array([thing.column, thing.row])
     shift = generator.uniform(-0.03, 0.03, 2)
     centre = (cell + 0.5 + shift) * cell_side
@@ -108,7 +108,7 @@ def _draw_ring(
     radius: float,
     colour: Colour,
 ) -> None:
-    """Draw a ring in the rim's colour, and within it a narrower one in its own."""
+    """Draw a ring in the rim's colour, and inside it a narrower one in the thing's colour."""
     thickness = int(0.45 * radius)
     drawing.ellipse(_box(centre, radius), outline=_RIM, width=thickness)
     inner_box = _box(centre, radius - _RIM_WIDTH)
@@ -116,16 +116,16 @@ def _draw_ring(
 
 
 def _box(centre: Iterable[float], radius: float) -> list[float]:
-    """Return the box around a circle."""
+    """Return the bounding box of a circle."""
     x, y = centre
     return [x - radius, y - radius, x + radius, y + radius]
 
 
 @cache
 def _outline(kind: str) -> np.ndarray:
-    """Return the corners of a kind of thing, but of the ring: float64 ``[n, 2]``.
+    """Return the corners of any kind of thing except the ring: float64 ``[n, 2]``.
 
-    They lie within a radius of about 1, y downwards.
+    They lie within a radius of about 1, with y pointing down.
     """
     angles = np.linspace(0, 2 * np.pi, _N_POINTS, endpoint=False)
     if kind == "circle":
@@ -137,7 +137,7 @@ def _outline(kind: str) -> np.ndarray:
         star_angles = np.arange(10) * np.pi / 5
         return _polar_outline(star_angles, np.tile([1.1, 0.45], 5))
     if kind == "heart":
-        # The usual heart curve, a sixteenth of its size.
+        # The well-known heart curve, scaled by 1/16.
         height = (
             13 * np.cos(angles)
             - 5 * np.cos(2 * angles)
@@ -158,14 +158,14 @@ def _outline(kind: str) -> np.ndarray:
 
 
 def _polar_outline(angles: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Return points by angle, clockwise from the top, and distance from the centre."""
+    """Convert angles, clockwise from the top, and distances from the centre to points."""
     x = radii * np.sin(angles)
     y = -radii * np.cos(angles)
     return np.stack([x, y], 1)
 
 
 def _cross_outline() -> np.ndarray:
-    """Return four arms, each the one before turned by a right angle."""
+    """Return the corners of four arms, each turned by a right angle from the one before."""
     arm = np.array([(-0.34, -0.34), (-0.34, -1), (0.34, -1)])
     quarter_turn = np.array([(0, 1), (-1, 0)])
     arms = []
@@ -176,7 +176,7 @@ def _cross_outline() -> np.ndarray:
 
 
 def _moon_outline() -> np.ndarray:
-    """Return two arcs with the same ends."""
+    """Return the points of two arcs with the same ends."""
     arc = np.linspace(-1, 1, 30)
     back_angles = 0.7 * np.pi * arc
     back = np.stack([-np.cos(back_angles), np.sin(back_angles)], 1)
@@ -188,7 +188,7 @@ def _moon_outline() -> np.ndarray:
 
 
 def _backdrop(setting: str, generator: Generator) -> Image.Image:
-    """Draw a setting, ``_OVERSAMPLING`` times too large: marks of one colour on another."""
+    """Draw a setting, ``_OVERSAMPLING`` times larger: marks of one colour on another."""
     ground, mark = (_jittered(colour, 8, generator) for colour in _BACKDROPS[setting])
     image = Image.new("RGB", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING), ground)
     if setting in _SCATTERED:
@@ -249,7 +249,7 @@ def _wave(
     y: int,
     phase: float,
 ) -> list[float]:
-    """Return the points of a wave over a width, x and y in turn."""
+    """Return the points of a wave across the image, as x and y in turn."""
     xs = np.arange(0, width + 8, 8)
     ys = y + 6 * np.sin(xs / 16 + phase)
     points: list[float] = np.stack([xs, ys], 1).ravel().tolist()

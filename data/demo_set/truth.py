@@ -1,4 +1,4 @@
-"""The truth of claims: the scenes of a split that each is true of."""
+"""Known relevance: the scenes of a split that each claim is true of."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from cusa.data.demo_set.world import AXES, Claim, Description, Scene, Thing
 from cusa.data.records import Truth, csr
 
-_MAX_THINGS = 3  # of a scene
-_NO_THINGS = [Thing("", "", "", -1, -1)] * _MAX_THINGS  # fit no description
+_MAX_THINGS = 3  # in a scene
+# Padding for scenes of fewer things; it fits no description.
+_NO_THINGS = [Thing("", "", "", -1, -1)] * _MAX_THINGS
 _ATTRIBUTES = ("kind", "colour", "size", "row", "column")
 
 
@@ -31,7 +32,7 @@ class _SceneTable:
     """The scenes of a split as columns, so that a claim is evaluated on all of them at once."""
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
-        # Of each attribute, [n_scenes, 3].
+        # By attribute: its values, [n_scenes, 3].
         self._things: dict[str, np.ndarray] = {}
         padded = [[*scene.things, *_NO_THINGS][:_MAX_THINGS] for scene in scenes]
         for attribute_name in _ATTRIBUTES:
@@ -39,13 +40,13 @@ class _SceneTable:
             self._things[attribute_name] = np.array(list(values)).reshape(-1, _MAX_THINGS)
         self._counts = (self._things["kind"] != "").sum(axis=1)
         self._settings = np.array([scene.setting for scene in scenes])
-        # One is asked for with each choice of things.
+        # Cached, as each description is looked up for every choice of things.
         self._fits = cache(self._compute_fits)
 
     def is_true(self, claim: Claim) -> np.ndarray:
         """Return the scenes that the claim is true of: bool ``[n_scenes]``."""
         is_true = np.zeros(len(self._counts), bool)
-        # Each way to choose a thing for each description.
+        # All ways to assign different things to the descriptions.
         for thing_numbers in permutations(range(_MAX_THINGS), len(claim.descriptions)):
             is_true |= self._is_true_for(claim, thing_numbers)
         if claim.count is not None:
@@ -59,7 +60,7 @@ class _SceneTable:
         claim: Claim,
         thing_numbers: Sequence[int],
     ) -> np.ndarray:
-        """Return where descriptions and relation hold for the things in these slots."""
+        """Return where the things of these numbers fit: bool ``[n_scenes]``."""
         is_true = np.ones(len(self._counts), bool)
         for description, thing_number in zip(claim.descriptions, thing_numbers, strict=True):
             is_true &= self._fits(description)[:, thing_number]

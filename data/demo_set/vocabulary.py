@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Every value of an attribute with the words for it, of which a caption takes one.
+# For every value of an attribute, the words for it; a caption uses one of them.
 KINDS = {
     "circle": "circle | disc | dot | ball",
     "square": "square | box | block",

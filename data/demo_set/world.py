@@ -1,18 +1,18 @@
-"""The embedded data set `demo`: rendered scenes whose captions are known to be true of others, too.
+"""The embedded data set `demo`: rendered scenes, with the scenes that each caption is true of.
 
 The world. A scene shows one to three things in a setting (on grass, before a brick wall, ...). A
 thing has a kind (circle, star, ...), a colour, a size and a cell of a 3 x 3 grid. As in
-photographs, contents recur: most scenes stage one of `N_CASTS` casts (a cast is a multiset of kinds
-and colours), each time with other sizes, cells and setting; the others are free. Images with the
-same cast share their image label.
+photographs, contents recur: most scenes show one of `N_CASTS` casts (a cast is a multiset of kinds
+and colours), each time with other sizes, cells and settings; the other scenes have casts of their
+own. Images with the same cast share their image label.
 
 The captions. Every image gets five, from one that names nearly everything to "two shapes, one of
 them green". Each puts a `Claim` into words, with synonyms and hypernyms, and the claim is evaluated
-on every scene of the split, so that the images that a caption is true of are known and not guessed.
-A claim says what is there, not what is absent: "a red star" is true of every scene with a red star;
-only a number ("two shapes") is meant exactly. A vague caption is true of dozens of images, and a
-contrastive loss calls nearly all of them negatives: the false negatives that soft labels are meant
-for.
+on every scene of the split, so that the images that a caption is true of are known, not guessed. A
+claim says what is present, not what is absent: "a red star" is true of every scene with a red star;
+only a number ("two shapes") is exact. A vague caption is true of dozens of images, and a
+contrastive loss treats nearly all of them as negatives: the false negatives that soft labels are
+meant for.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Cast = tuple[tuple[str, str], ...]
 """The kind and colour of each thing of a scene."""
 
 N_CASTS = 80
-# Share of scenes outside the casts.
+# Share of scenes whose cast is drawn freely.
 P_FREE = 0.1
 GRID = 3  # cells on a side
-# The axis along which the first thing of a relation comes before the second.
+# The coordinate that is smaller for the first thing of a relation than for the second.
 AXES = {"above": "row", "left of": "column"}
 _N_THINGS = (1, 2, 3)
 _P_N_THINGS = (0.3, 0.4, 0.3)
@@ -68,7 +68,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The words of a claim about one thing; an empty tuple or None leaves the attribute open."""
+    """What a claim says of one thing; an empty tuple or None leaves an attribute open."""
 
     kinds: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
@@ -79,14 +79,14 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The meaning of a caption: all of its fields hold.
+    """The meaning of a caption, which is true of a scene if all fields hold.
 
     Attributes:
-        descriptions: One to three; different things fit them.
-        relation: ``"above"`` or ``"left of"``, of the first described thing to the second; ``""``
-            for none.
-        count: The exact number of things, or None.
-        settings: The setting is one of these; empty for any.
+        descriptions: One to three descriptions, which different things of the scene fit.
+        relation: ``"above"`` or ``"left of"``, from the first described thing to the second;
+            ``""`` for none.
+        count: The exact number of things in the scene, or None.
+        settings: The setting is one of these; empty for any setting.
     """
 
     descriptions: tuple[Description, ...]
@@ -102,7 +102,7 @@ def draw_scenes(
 ) -> list[Scene]:
     """Draw the first scenes of a split.
 
-    Each has a random stream of its own, so that a longer split begins with a shorter one.
+    Each scene has a random stream of its own, so that a longer split begins with a shorter one.
     """
     casts_generator = np.random.default_rng([seed, 0])
     casts = [_draw_cast(casts_generator) for _ in range(N_CASTS)]
@@ -119,14 +119,14 @@ def image_generator(
     image_number: int,
     use: str,
 ) -> Generator:
-    """Return the random numbers of an image for one use: "scene", "captions" or "pixels"."""
-    # 0 in the place of the split's number is the casts'.
+    """Return an image's random generator for one use: "scene", "captions" or "pixels"."""
+    # The casts are drawn with 0 in place of the split's number.
     split_number = 1 + SPLITS.index(split_name)
     return np.random.default_rng([seed, split_number, image_number, _GENERATOR_USES.index(use)])
 
 
 def pick(generator: Generator, values: Sequence[Value]) -> Value:
-    """Draw one of some values."""
+    """Draw one of the values, each with the same probability."""
     return values[int(generator.integers(len(values)))]
 
 

@@ -1,4 +1,4 @@
-"""Whatever a library raises on a damaged file, as one line that names the file."""
+"""Errors of libraries on damaged files, turned into one line that names the file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from cusa.data.errors import CusaError, FileFormatError, first_line
 
 @contextmanager
 def reading(file_path: Path, form: str) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into an error that says what it should be.
+    """Turn any error while a file is read into one that names the file and its format.
 
     Args:
         file_path: The file.
-        form: What it should be, such as ``".npy"``.
+        form: The format that the file should have, such as ``".npy"``.
 
     Raises:
-        FileFormatError: For any error but that of a file that may not be read.
+        FileFormatError: For any error except :class:`CusaError` and ``PermissionError``, which pass
+            unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Readers in a process of their own, which dies alone where a damaged file crashes a library."""
+"""Readers in a child process: a damaged file that crashes a library kills only the child."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 
 from cusa.data.errors import CusaError, FileFormatError
 
-# The result of a reader: JSON-compatible content, and an array or none.
+# What a reader returns: JSON-compatible content, and an array or ``None``.
 Read = tuple[Any, np.ndarray | None]
 
-# Limits of the process: some time and address space, and more of both for larger files.
+# Limits of the child's CPU time and address space; larger files get more of both.
 _CPU_SECONDS = 5
 _BYTES_PER_SECOND = 5_000_000
-# Python and the libraries take a tenth of a GiB of it.
+# Of this GiB, Python and the libraries take a tenth.
 _SPARE_MEMORY = 2**30
 _MEMORY_PER_BYTE = 16
 _PROGRAM = "from cusa.data.foreign.guarded_process import serve; serve()"
@@ -35,11 +35,11 @@ def read_in_child(
     path: Path,
     *arguments: str,
 ) -> Read:
-    """Call a reader in a process of its own.
+    """Call a reader in a child process.
 
     Args:
-        reader: A function of a module, which takes the path and the other arguments as texts.
-        form: What the file should be, for the message.
+        reader: A module-level function that takes the path and the further arguments as texts.
+        form: The format that the file should have, for the message.
         path: The file.
         arguments: Further arguments of the reader.
 
@@ -47,8 +47,8 @@ def read_in_child(
         The reader's result.
 
     Raises:
-        FileFormatError: If the reader raises it, or its process is killed by a fault, or computes
-            for longer than the file's size can explain.
+        FileFormatError: If the reader raises a :class:`CusaError` or ``PermissionError``, or the
+            child crashes or exceeds its limits, which grow with the file's size.
     """
     seconds = _CPU_SECONDS + path.stat().st_size // _BYTES_PER_SECOND
     function = f"{reader.__module__}:{reader.__name__}"
@@ -62,7 +62,7 @@ def read_in_child(
         env=environment,
     )
     with process:
-        assert process.stdout is not None, "it was asked for"
+        assert process.stdout is not None, "stdout is a pipe"
         answer = _receive_answer(process.stdout)
 
     if answer is None:
@@ -79,7 +79,7 @@ def read_in_child(
 
 
 def _cause_of_end(return_code: int) -> str:
-    """Return the name of the signal that ended a process, if one did."""
+    """Return the name of the signal that killed a process, or that it gave no answer."""
     try:
         return signal.Signals(-return_code).name
     except ValueError:
@@ -106,7 +106,7 @@ def _receive_answer(stream: IO[bytes]) -> tuple[Any, np.ndarray | None, list[str
 
 
 def serve() -> None:
-    """Call the reader that the command line names, and write its result.
+    """Call the reader that the command line names, and write its result to standard output.
 
     This is the child's whole program.
     """
@@ -135,7 +135,7 @@ def serve() -> None:
 
 
 def _limit_resources(seconds: int, file_size: int) -> None:
-    """Limit this process's time and memory, and let it leave no dump when it crashes."""
+    """Limit this process's CPU time and memory, and keep it from dumping core."""
     memory = _SPARE_MEMORY + _MEMORY_PER_BYTE * file_size
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,4 +1,4 @@
-"""Rows and ids in HDF5 files that others wrote: no size that they state is believed."""
+"""Rows and ids in other programs' HDF5 files, whose stated sizes are checked against the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cusa.data.foreign.guarded_process import read_in_child
 from cusa.data.foreign.npy import MAX_EXPANSION
 
 _MAX_SHOWN = 5  # names in a message
-# Each may be as long as the file.
+# Texts read at a time; each may be as long as the file.
 _TEXT_BLOCK = 64
 
 
@@ -27,20 +27,21 @@ def read_h5_rows(
 ) -> tuple[np.ndarray, list[Any] | None]:
     """Read a dataset of numbers, and the ids beside it.
 
-    A process of its own reads them: damaged files crash the library.
+    A child process reads them, since damaged files crash the library.
 
     Args:
         path: The file.
-        inner_path: Name of the dataset or of its group within the file; empty: the root.
-        rows_name: The dataset within a group.
-        ids_name: The dataset of ids in the same group.
+        inner_path: Name of the dataset, or of its group, within the file; empty for the root.
+        rows_name: Name of the dataset, if ``inner_path`` is a group.
+        ids_name: Name of the dataset of ids, in the same group.
 
     Returns:
-        The dataset as it is, and its ids, integers or texts; ``None`` if there are none.
+        The dataset, unchanged, of any shape; and the ids, integers or texts, or ``None`` if there
+        are none.
 
     Raises:
-        FileFormatError: If the file is damaged, has no such dataset, holds something else than
-            numbers and ids, or promises more than it can hold.
+        FileFormatError: If the file is damaged, has no such dataset, holds anything but numbers and
+            ids, or states a size that it cannot hold.
     """
     ids, rows = read_in_child(
         read_here,
@@ -50,7 +51,7 @@ def read_h5_rows(
         rows_name,
         ids_name,
     )
-    assert rows is not None, "a reader gives rows or an error"
+    assert rows is not None, "the reader returns rows or raises"
     return rows, ids
 
 
@@ -83,7 +84,7 @@ def _find_dataset(
     inner_path: str,
     rows_name: str,
 ) -> h5py.Dataset:
-    """Return the dataset of that name, or the rows of the group of that name."""
+    """Return the dataset with that name, or the rows of the group with that name."""
     dataset: Any = file
     if inner_path:
         dataset = file.get(inner_path)
@@ -93,7 +94,7 @@ def _find_dataset(
     if not isinstance(dataset, h5py.Dataset):
         names = ", ".join(sorted(file)[:_MAX_SHOWN]) or "nothing"
         raise FileFormatError(
-            f"{path} has no dataset {inner_path!r}, it holds {names}; name one, as "
+            f"{path} has no dataset {inner_path!r}; it holds {names}; name one, as in "
             f"{path}:/group/name",
             path=path,
             location=inner_path,
@@ -114,21 +115,21 @@ def _refuse(
 
 
 def _check_size(dataset: h5py.Dataset, path: Path) -> None:
-    """Refuse a dataset that the file cannot hold: what is missing would be read as zeros."""
+    """Refuse a dataset that the file cannot hold, as HDF5 reads missing data as zeros."""
     problem = _size_problem(dataset, path.stat().st_size)
     if problem is not None:
         _refuse(path, dataset, f"{problem}; write all of it into the file")
 
 
 def _size_problem(dataset: h5py.Dataset, file_size: int) -> str | None:
-    """Describe why a dataset cannot lie in its file whole, if it cannot."""
+    """Describe why a dataset cannot be complete in its file; ``None`` if it can."""
     if dataset.is_virtual or dataset.external:
         return "lies in other files"
     if dataset.shape is None:
         return "is empty"
     if dataset.chunks:
         lengths = zip(dataset.shape, dataset.chunks, strict=True)
-        # Rounded up, exactly.
+        # Rounded up, in exact integer arithmetic.
         n_chunks = math.prod(-(-length // chunk_length) for length, chunk_length in lengths)
         if dataset.id.get_num_chunks() != n_chunks:
             return "lacks some of its chunks"
@@ -161,7 +162,7 @@ def _read_ids(dataset: h5py.Dataset, path: Path) -> list[Any]:
         block = dataset.asstr("utf-8")[start : start + _TEXT_BLOCK]
         texts.extend(block)
         n_characters += sum(map(len, block))
-        # Of texts of any length, many entries may name the same bytes of the file.
+        # Several entries of variable length may point to the same bytes of the file.
         if string.length is None and n_characters > path.stat().st_size:
             _refuse(path, dataset, "holds more text than the file; write each id by itself")
     return texts

@@ -1,4 +1,4 @@
-"""Ids of embedding rows, in files of their own."""
+"""Files of the ids of embedding rows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def read_ids(file_path: Path) -> list[str]:
     """Read a file of ids.
 
     Args:
-        file_path: ``.txt`` (one per line, without the white space around it), ``.json`` (a list) or
-            ``.npy``; integers are ids as their digits. ``b'id0'``, as Python prints bytes, is
-            refused: whether it means ``id0`` is not for the reader to guess.
+        file_path: ``.txt`` (one id per line; white space around it is stripped), ``.json`` (a list)
+            or ``.npy``. An integer becomes the text of its digits. ``b'id0'``, as Python prints
+            bytes, is refused: whether it means ``id0`` is not for the reader to guess.
 
     Raises:
-        FileFormatError: If the file is missing, or holds something else.
+        FileFormatError: If the file is missing, or holds anything else.
     """
     if not file_path.exists():
         raise FileFormatError(f"ids {file_path} do not exist; legal: {LEGAL_IDS}", path=file_path)
@@ -47,9 +47,9 @@ def read_ids(file_path: Path) -> list[str]:
 def _ids_of_json(content: Any, file_path: Path) -> list[str]:
     if not isinstance(content, list):
         kind = type(content).__name__
-        message = f"ids {file_path} are a json {kind}; legal: a list of strings or integers"
+        message = f"ids {file_path} are a JSON {kind}; legal: a list of strings or integers"
         raise FileFormatError(message, path=file_path)
-    # Of JSON, a truth value or null would become the text True or None.
+    # Without this check, true and null of JSON would become the texts True and None.
     for number, item_id in enumerate(content):
         if not isinstance(item_id, (str, int)) or isinstance(item_id, bool):
             raise FileFormatError(
@@ -66,16 +66,17 @@ def check_ids(
     file_path: Path,
     ids_path: Path,
 ) -> None:
-    """Refuse ids that are not one for each row, or not all different.
+    """Refuse ids that are not unique, or not one for each row.
 
     Args:
         item_ids: The ids.
         n_rows: Number of rows.
         file_path: The file of the rows, for messages.
-        ids_path: The file of the ids.
+        ids_path: The file of the ids, for messages.
 
     Raises:
-        EmbeddingsError: If there are more or fewer ids than rows, no rows, or an id is there twice.
+        EmbeddingsError: If there are more or fewer ids than rows, there are no rows, or an id is
+            repeated.
     """
     if len(item_ids) != n_rows:
         raise EmbeddingsError(
@@ -97,7 +98,7 @@ def check_ids(
 
 
 def _ids_of_lines(text: str, file_path: Path) -> list[str]:
-    # Not splitlines: it takes other characters for ends of lines.
+    # Unlike str.splitlines, this splits at newlines only.
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -108,7 +109,7 @@ def _ids_of_array(array: np.ndarray, file_path: Path) -> list[str]:
     if array.ndim != 1:
         message = f"{file_path} is an array of shape {array.shape}; legal: one id per row, [n]"
         raise FileFormatError(message, path=file_path)
-    # Byte strings are ids, too, where they are UTF-8.
+    # Byte strings are ids, too, if they are UTF-8.
     if array.dtype.kind == "S":
         array = _decoded(array, file_path)
     if array.dtype.kind not in "iuU":
@@ -127,12 +128,12 @@ def ids_as_texts(
 
     Args:
         item_ids: The ids.
-        file_path: The file that they are from.
-        unit: What the file is counted in.
-        first_number: Number of the first unit.
+        file_path: The file that they come from, for messages.
+        unit: What an id's place is called in messages, such as ``"line"``.
+        first_number: Number of the first id's place.
 
     Raises:
-        FileFormatError: If one is empty, or bytes as Python prints them.
+        FileFormatError: If an id is empty, or is bytes as Python prints them.
     """
     texts = list(map(str, item_ids))
     for number, text in enumerate(texts, first_number):

@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files: the sizes in a header are compared with the file."""
+"""Arrays in .npy and .npz files, with the sizes in a header checked against the file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HEADERS = {
 }
 _ARCHIVE = b"PK\x03\x04"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy writes no others
-# Of numpy's arrays.
+# The most that a numpy array may have.
 _MAX_DIMENSIONS = 64
-# Unicode's code points, and those among them that stand for half a character.
+# Unicode's code points, and the surrogates among them.
 _N_CODE_POINTS = 0x110000
-_HALF_CHARACTERS = range(0xD800, 0xE000)
-# Deflate makes a byte of 1,032 at most.
+_SURROGATES = range(0xD800, 0xE000)
+# Deflate expands a byte to at most 1,032 bytes.
 MAX_EXPANSION = 1100
-# Of an archive's arrays together.
+# All arrays of an archive together.
 _MAX_BYTES = 2 * 2**30
 
 
@@ -36,14 +36,14 @@ def open_npy(file_path: Path) -> np.ndarray:
     """Map the array of a .npy file into memory.
 
     Args:
-        file_path: The file: numbers or texts of a fixed length; Python objects and records are
-            never loaded.
+        file_path: The file, of numbers or of texts of a fixed length; Python objects and records
+            are never loaded.
 
     Returns:
-        The array, read-only; of numbers, nothing is read yet.
+        The array, read-only, of the file's shape and dtype; numbers are not read yet.
 
     Raises:
-        FileFormatError: If the file is missing, no .npy file, damaged, shorter than its header
+        FileFormatError: If the file is missing, not a .npy file, damaged, shorter than its header
             says, or holds anything else.
     """
     shape, order, dtype, offset = read_npy_header(file_path)
@@ -61,7 +61,7 @@ def open_npy(file_path: Path) -> np.ndarray:
     size = file_path.stat().st_size
     if promised > size:
         message = (
-            f"{file_path}: its header promises {promised:,} bytes, it has {size:,}; copy it again"
+            f"{file_path}: its header promises {promised:,} bytes, not {size:,}; copy it again"
         )
         raise FileFormatError(message, path=file_path)
     # An empty file cannot be mapped.
@@ -76,7 +76,7 @@ def open_npy(file_path: Path) -> np.ndarray:
         order,
     )
     if not _holds_characters(array):
-        message = f"{file_path} is damaged: its texts hold what is no character; copy it again"
+        message = f"{file_path} is damaged: its texts hold illegal characters; copy it again"
         raise FileFormatError(message, path=file_path)
     return array
 
@@ -90,13 +90,13 @@ def read_npy_header(file_path: Path) -> tuple[tuple[int, ...], Order, np.dtype, 
     """Read the header of a .npy file.
 
     Returns:
-        Shape, order, type, and the byte at which the array begins.
+        Shape, order, dtype, and the byte at which the array begins.
 
     Raises:
-        FileFormatError: If the file is missing, or no .npy file.
+        FileFormatError: If the file is missing, or not a .npy file.
     """
     with reading(file_path, ".npy"), file_path.open("rb") as file:
-        # np.load would return the archive, not an array.
+        # For an archive, np.load would not return an array.
         if file.read(len(_ARCHIVE)) == _ARCHIVE:
             message = f"{file_path} is an .npz archive; save its array as .npy"
             raise FileFormatError(message, path=file_path)
@@ -108,14 +108,15 @@ def read_npz(file_path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of an .npz archive.
 
     Args:
-        file_path: The file; Python objects and records are never loaded.
+        file_path: The file, of numbers or of texts of a fixed length; Python objects and records
+            are never loaded.
 
     Returns:
         The arrays by name.
 
     Raises:
-        FileFormatError: If the file is missing, no such archive, damaged, larger in memory than its
-            bytes can explain, or holds anything else.
+        FileFormatError: If the file is missing, not such an archive, damaged, larger in memory than
+            its bytes can explain, or holds anything else.
     """
     with reading(file_path, ".npz"), zipfile.ZipFile(file_path) as archive:
         members = archive.infolist()
@@ -129,43 +130,43 @@ def read_npz(file_path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Read an array, once its header is known to promise what the archive holds."""
+    """Read an array, after checking that its header agrees with the archive."""
     if member.compress_type not in _METHODS:
-        raise ValueError(f"{member.filename} is compressed in another way than numpy compresses")
+        raise ValueError(f"{member.filename} is compressed by a method that numpy does not use")
     with archive.open(member) as file:
         shape, order, dtype, offset = _parse_header(file)
         if not _is_plain(dtype):
             raise ValueError(f"{member.filename} holds {dtype}")
         if offset + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"{member.filename} has a header of another array")
+            raise ValueError(f"{member.filename} does not have the size that its header states")
         content = bytearray(file.read())
     array = np.frombuffer(content, dtype).reshape(shape, order=order)
     if not _holds_characters(array):
-        raise ValueError(f"{member.filename} holds what is no character")
+        raise ValueError(f"{member.filename} holds illegal characters")
     return array
 
 
 def _holds_characters(array: np.ndarray) -> bool:
-    """Return whether all of an array's texts are of characters.
+    """Return whether all texts of an array consist of legal characters.
 
-    numpy keeps any number in their place, and half characters.
+    numpy stores any number in place of a character, even a lone surrogate.
     """
     if array.dtype.kind != "U":
         return True
     code_type = np.dtype("u4").newbyteorder(array.dtype.byteorder)
     codes = np.frombuffer(array.tobytes(), code_type)
-    is_half = (codes >= _HALF_CHARACTERS.start) & (codes < _HALF_CHARACTERS.stop)
-    return bool((codes < _N_CODE_POINTS).all()) and not is_half.any()
+    is_surrogate = (codes >= _SURROGATES.start) & (codes < _SURROGATES.stop)
+    return bool((codes < _N_CODE_POINTS).all()) and not is_surrogate.any()
 
 
 def _parse_header(file: IO[bytes]) -> tuple[tuple[int, ...], Order, np.dtype, int]:
-    """Read a header, and leave the file at the array."""
+    """Read a header, and leave the file positioned at the array."""
     read_header = _HEADERS[np.lib.format.read_magic(file)]
     shape, is_fortran, dtype = read_header(file)
     has_legal_lengths = all(type(length) is int and length >= 0 for length in shape)
     if not has_legal_lengths or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"shape {shape}")
-    # numpy multiplies the lengths without the zeros among them, in 64 bits.
+    # numpy multiplies the lengths that are not zero, in 64 bits.
     n_elements = math.prod(length for length in shape if length)
     if n_elements * max(1, dtype.itemsize) >= 2**63:
         raise ValueError(f"shape {shape}")

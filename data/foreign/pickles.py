@@ -1,9 +1,9 @@
-"""Pickles read without trust: few instructions, and few names.
+"""An unpickler for untrusted files, which knows few opcodes and few names.
 
-Python's unpickler that is written in Python takes the instructions, and of these only those that
-plain data needs. It calls only the functions that it is given. It believes what a file says of
-sizes, and may be kept busy for ever: use it in a process with limits, such as
-:mod:`cusa.data.foreign.guarded_process` has.
+It is based on the unpickler that the standard library has in pure Python, reduced to the opcodes of
+plain data, and calls only the functions that it is given. It still believes the sizes that a file
+states, and can be kept busy forever: use it in a process with limits, such as that of
+:mod:`cusa.data.foreign.guarded_process`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar
 
-# Characters of a name in a message.
+# Characters of a name that a message quotes.
 _MAX_SHOWN = 100
-# Instructions of plain data, as the module pickle names them.
-_INSTRUCTIONS = """
+# Opcodes of plain data, as the module pickle names them.
+_OPCODES = """
     PROTO STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT
     UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8
     EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT
     PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID
 """
-_CODES = [getattr(pickle, name)[0] for name in _INSTRUCTIONS.split()]
+_CODES = [getattr(pickle, name)[0] for name in _OPCODES.split()]
 _PythonUnpickler: Any = pickle._Unpickler
 
 
 class StandIn(ABC):
-    """A stand-in for an object that a pickle builds: keeps the state that the file gives it."""
+    """A stand-in for an object that a pickle builds; it keeps the state given in the file."""
 
     @abstractmethod
     def set_state(self, state: Any) -> None:
@@ -39,9 +39,9 @@ class PlainUnpickler(_PythonUnpickler):
     """An unpickler of numbers, texts, bytes, tuples, lists, dictionaries, and results of functions.
 
     Args:
-        stream: Where the pickle begins; after :meth:`load`, the stream stands behind it.
-        names: What it may name, by module and name, and what is called in its place.
-        persistent: Returns the object that a persistent id stands for; ``None``: there are none.
+        stream: A stream positioned at the pickle; :meth:`load` leaves it at the pickle's end.
+        names: The legal names, as (module, name), and what is called in place of each.
+        persistent: Returns the object for a persistent id; ``None``: such ids are refused.
     """
 
     def __init__(
@@ -59,15 +59,23 @@ class PlainUnpickler(_PythonUnpickler):
         module: str,
         name: str,
     ) -> Any:
-        """Return what is called in the place of a name."""
-        module = module.replace("numpy.core.", "numpy._core.")  # where numpy 1 had it
+        """Return what is called in place of a name.
+
+        Raises:
+            pickle.UnpicklingError: If the name is not legal.
+        """
+        module = module.replace("numpy.core.", "numpy._core.")  # its place in numpy 1
         if (module, name) not in self._names:
             full_name = f"{module}.{name}"[:_MAX_SHOWN]
             raise pickle.UnpicklingError(f"{full_name} is neither a numpy array nor a torch tensor")
         return self._names[module, name]
 
     def persistent_load(self, persistent_id: Any) -> Any:
-        """Return the object that a persistent id stands for."""
+        """Return the object for a persistent id.
+
+        Raises:
+            pickle.UnpicklingError: If such ids are refused.
+        """
         if self._persistent is None:
             raise pickle.UnpicklingError("it refers to objects outside of itself")
         return self._persistent(persistent_id)
@@ -75,7 +83,7 @@ class PlainUnpickler(_PythonUnpickler):
     def _begin_frame(self) -> None:
         n_bytes = int.from_bytes(self.read(8), "little")
         self._unframer.load_frame(n_bytes)
-        # What follows a missing byte may still make sense.
+        # A pickle that lacks bytes may still be parsed, with other contents.
         if len(self._unframer.current_frame.getbuffer()) < n_bytes:
             raise pickle.UnpicklingError("a frame is shorter than it says; bytes are missing")
 
@@ -84,13 +92,13 @@ class PlainUnpickler(_PythonUnpickler):
         function = self.stack.pop()
         is_legal = any(function is legal for legal in self._names.values())
         if not is_legal or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("it calls what is no function")
+            raise pickle.UnpicklingError("it calls something that is not a legal function")
         self.append(function(*arguments))
 
     def _build(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], StandIn):
-            raise pickle.UnpicklingError("it gives a state to what has none")
+            raise pickle.UnpicklingError("it sets the state of an object that has none")
         self.stack[-1].set_state(state)
 
     def _set_items(self) -> None:
@@ -102,16 +110,16 @@ class PlainUnpickler(_PythonUnpickler):
 
     def _update(self, pairs: list[Any]) -> None:
         if type(self.stack[-1]) is not dict:
-            raise pickle.UnpicklingError("it gives items to what is no dictionary")
+            raise pickle.UnpicklingError("it sets items of something that is not a dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            # The hash of a tuple of tuples may take for ever.
+            # Hashing nested tuples could take forever.
             if not isinstance(key, (str, int)):
                 kind = type(key).__name__
                 raise pickle.UnpicklingError(f"a key is a {kind}, not a text or a number")
             self.stack[-1][key] = value
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = defaultdict(
-        lambda: _refuse_instruction,
+        lambda: _refuse_opcode,
         {code: _PythonUnpickler.dispatch[code] for code in _CODES},
     )
     dispatch[pickle.FRAME[0]] = _begin_frame
@@ -121,5 +129,5 @@ class PlainUnpickler(_PythonUnpickler):
     dispatch[pickle.SETITEMS[0]] = _set_items
 
 
-def _refuse_instruction(_: PlainUnpickler) -> None:
-    raise pickle.UnpicklingError("one of its instructions is none of plain data")
+def _refuse_opcode(_: PlainUnpickler) -> None:
+    raise pickle.UnpicklingError("it has an opcode that plain data does not need")

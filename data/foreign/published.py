@@ -1,4 +1,4 @@
-"""Feature files of the published CUSA code: a pickled dictionary in a .npy, read without trust."""
+"""Feature files of the published CUSA code: a pickled dictionary in a .npy, read as untrusted."""
 
 from __future__ import annotations
 
@@ -35,23 +35,22 @@ _MAX_DIMENSIONS = 32
 def read_published_rows(file_path: Path) -> tuple[list[str], np.ndarray]:
     """Read a feature file of the published CUSA code.
 
-    It is a dictionary from image to vector, pickled in a ``.npy``.
-
-    Numpy arrays and torch tensors are admitted and nothing else; neither library unpickles any of
-    it. A process of its own reads it, whose memory and time are limited by the file's size.
+    It is a dictionary from image to vector, pickled in a ``.npy``. The vectors may be numpy arrays
+    or torch tensors and nothing else; neither library unpickles any of it. A child process reads
+    the file, with limits on memory and time that depend on the file's size.
 
     Args:
-        file_path: ``{split}_unicom.npy``; vectors are ``[dim]`` or ``[1, dim]``.
+        file_path: ``{split}_unicom.npy``; vectors are float ``[dim]`` or ``[1, dim]``.
 
     Returns:
-        Keys as texts, and float32 ``[n, dim]``.
+        The keys as texts, and the vectors as float32 ``[n, dim]``, not normalised.
 
     Raises:
         FileFormatError: If it holds anything else.
     """
     with reading(file_path, _FORM):
         keys, rows = read_in_child(read_here, _FORM, file_path)
-    assert rows is not None, "a reader gives rows or an error"
+    assert rows is not None, "the reader returns rows or raises"
     return keys, rows
 
 
@@ -63,7 +62,7 @@ def read_here(path: str) -> Read:
         rows = [_vector(value).astype(np.float32) for value in vectors.values()]
         lengths = set(map(len, rows))
         if len(lengths) != 1 or 0 in lengths:
-            problem = f"vectors must have the same shape, they have {len(lengths)}, or none"
+            problem = f"vectors must have one length above zero, not {sorted(lengths)[:3]}"
             raise pickle.UnpicklingError(problem)
         return list(map(str, vectors)), np.stack(rows)
 
@@ -73,14 +72,14 @@ def _read_dictionary(file_path: Path) -> dict[Any, object]:
     shape, _, dtype, offset = read_npy_header(file_path)
     if dtype.kind != "O" or shape != ():
         raise FileFormatError(
-            f"{file_path} holds {dtype} {shape}, no pickled dictionary; import it with --ids",
+            f"{file_path} holds {dtype} {shape}, not a pickled dictionary; import it with --ids",
             path=file_path,
         )
 
     with file_path.open("rb") as file:
         file.seek(offset)
         items = PlainUnpickler(file, _NAMES).load()
-    # numpy pickles an array that holds the dictionary.
+    # numpy saves the dictionary as an array with that single element.
     if isinstance(items, _Array):
         items = items.data[0]
     if not isinstance(items, dict) or not items:
@@ -96,10 +95,10 @@ def _vector(value: object) -> np.ndarray:
     if isinstance(value, _Array):
         value = value.values()
     if not isinstance(value, np.ndarray):
-        raise pickle.UnpicklingError(f"{type(value).__name__} is no float [dim] or [1, dim]")
-    # As many values as the last dimension has: the others, if any, are 1.
+        raise pickle.UnpicklingError(f"{type(value).__name__} is not float [dim] or [1, dim]")
+    # The size equals the last dimension if all others are 1.
     if value.dtype.kind != "f" or value.size not in value.shape[-1:]:
-        raise pickle.UnpicklingError(f"{value.dtype} {value.shape} is no float [dim] or [1, dim]")
+        raise pickle.UnpicklingError(f"{value.dtype} {value.shape} is not float [dim] or [1, dim]")
     return value.reshape(-1)
 
 
@@ -115,15 +114,15 @@ class _Dtype(StandIn):
         self.order = "="
 
     def set_state(self, state: Any) -> None:
-        """Take the byte order, the only state that plain numbers have."""
+        """Take the byte order, the only part of the state that plain numbers need."""
         self.order = state[1]
 
     def plain(self) -> np.dtype:
-        """Return the dtype, if it is one of numbers or texts."""
+        """Return the dtype, which must be one of numbers or texts."""
         if not isinstance(self.code, str) or not _TYPE.fullmatch(self.code):
             raise pickle.UnpicklingError("an array holds neither numbers nor texts")
         if self.order not in ("=", "<", ">", "|"):
-            raise pickle.UnpicklingError("an array has no byte order")
+            raise pickle.UnpicklingError("an array has an unknown byte order")
         return np.dtype(self.order + self.code)
 
 
@@ -138,53 +137,54 @@ class _Array(StandIn):
         _, self.shape, self.dtype, self.is_fortran, self.data = state
 
     def values(self) -> np.ndarray:
-        """Return the array; its content is the file's, and no copy."""
+        """Return the array, as a view of the bytes in the pickle."""
         values = np.frombuffer(self.data, self.dtype.plain())
         return values.reshape(self.shape, order="F" if self.is_fortran else "C")
 
 
 def _scalar(dtype: _Dtype, content: bytes) -> Any:
-    """Return a number or text; a key may be one."""
+    """Return a numpy scalar, which a key may be, as a Python number or text."""
     return np.frombuffer(content, dtype.plain())[0].item()
 
 
 def _no_hooks() -> dict[str, Any]:
-    """Return a tensor's backward hooks, of which a file has none."""
+    """Return a tensor's backward hooks, which are always empty in a file."""
     return {}
 
 
 def _latin_bytes(text: str, encoding: str) -> bytes:
-    """Encode bytes that an old pickle wrote as a text."""
+    """Restore bytes, which pickles of old protocols write as a text."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError("it writes bytes in another encoding than latin1")
+        raise pickle.UnpicklingError(f"it writes bytes as {encoding!r}, not as latin1")
     return text.encode("latin1")
 
 
 @dataclass(frozen=True)
 class _StorageId:
-    """The type and length of a storage, as a torch file has them before its values."""
+    """The dtype code and length of a storage, which a torch file has before the values."""
 
     code: str
     length: int
 
 
 def _storage(content: bytes) -> np.ndarray:
-    """Read the values of a torch storage, from a file of torch's older format within the pickle.
+    """Read the values of a torch storage, which the pickle holds as a file of torch's old format.
 
-    The file: four pickles (magic number, version, sizes of C's types, the storage by its persistent
-    id), a fifth of the storages' keys, and of each its length, int64, and its values.
+    Such a file has five pickles (magic number, version, sizes of C types, the storage by its
+    persistent id, the keys of all storages) and then, for each storage, its length as int64 and its
+    values.
     """
     stream = io.BytesIO(content)
     types = {("torch", name): partial(str, code) for name, code in _STORAGES.items()}
     magic = PlainUnpickler(stream, {}).load()
     version = PlainUnpickler(stream, {}).load()
     if (magic, version) != (_TORCH_MAGIC, _TORCH_VERSION):
-        raise pickle.UnpicklingError("a storage is not of torch's older format")
-    PlainUnpickler(stream, {}).load()  # the sizes of C's types
+        raise pickle.UnpicklingError("a storage is not in torch's old format")
+    PlainUnpickler(stream, {}).load()  # the sizes of C types
     storage = PlainUnpickler(stream, types, _storage_id).load()
     keys = PlainUnpickler(stream, {}).load()
     if not isinstance(storage, _StorageId) or not isinstance(keys, list) or len(keys) != 1:
-        raise pickle.UnpicklingError("a torch file holds something else than one storage")
+        raise pickle.UnpicklingError("a torch file does not hold exactly one storage")
     length = int.from_bytes(stream.read(8), "little")
     if length != storage.length:
         raise pickle.UnpicklingError(f"a storage has {length} values instead of {storage.length}")
@@ -192,10 +192,10 @@ def _storage(content: bytes) -> np.ndarray:
 
 
 def _storage_id(persistent: Any) -> _StorageId:
-    """Return the type and length of the storage that a persistent id stands for."""
+    """Return the dtype code and length of the storage with a persistent id."""
     kind, storage_type, _, _, length, *_ = persistent
     if kind != "storage" or not isinstance(length, int) or length < 0:
-        raise pickle.UnpicklingError("a torch file refers to something else than a storage")
+        raise pickle.UnpicklingError("a torch file refers to something that is not a storage")
     return _StorageId(storage_type(), length)
 
 
@@ -204,7 +204,7 @@ def _float_values(
     offset: int,
     storage: _StorageId,
 ) -> np.ndarray:
-    """Return the values of a storage; numpy has no bfloat16, so these become float32."""
+    """Return the values of a storage; bfloat16, which numpy lacks, becomes float32."""
     if storage.code != "bfloat16":
         return np.frombuffer(content, f"<{storage.code}", storage.length, offset)
     # A bfloat16 is the upper half of a float32.
@@ -219,7 +219,7 @@ def _tensor(
     stride: Any,
     *_: object,
 ) -> np.ndarray:
-    """Return a view of a storage in which no value of it is twice."""
+    """Return a tensor as a view of its storage, within its bounds and without stride 0."""
     has_size = _are_counts(size) and _are_counts(stride) and _are_counts((offset,))
     if not isinstance(storage, np.ndarray) or not has_size:
         raise pickle.UnpicklingError("a tensor has no storage, or no size")
@@ -235,13 +235,13 @@ def _tensor(
 
 
 def _are_counts(values: Any) -> bool:
-    """Return whether this is a tuple of few whole numbers from 0, as a tensor's size is."""
+    """Return whether this is a short tuple of ints from 0, as a tensor's size is."""
     if not isinstance(values, tuple) or len(values) > _MAX_DIMENSIONS:
         return False
     return all(isinstance(value, int) and value >= 0 for value in values)
 
 
-# What may be named: of what arrays and tensors are built, and nothing else.
+# The legal names: those that arrays and tensors are built from, and nothing else.
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,

@@ -1,7 +1,7 @@
-"""Embedding rows in files of their own, with an id for each.
+"""Files of embedding rows, with an id for each row.
 
-One reader serves ``cusa-store import`` and ``cusa-eval --image-embeddings``, and reads all that the
-one writer writes.
+``cusa-store import`` and ``cusa-eval --image-embeddings`` share the reader, which reads everything
+that the writer writes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from cusa.data.foreign.npy import open_npy
 # Names within HDF5 and safetensors files.
 ROWS = "embeddings"
 IDS = "ids"
-# The name that cusa-store export once gave them in safetensors files.
+# Name of the rows in safetensors files of early versions of cusa-store export.
 _EARLIER_ROWS = "rows"
 LEGAL = ".npy, .safetensors, or .h5 (FILE.h5:/group/name for what lies within)"
-# Ids that are written at once.
+# Ids that are written at a time.
 _ID_BLOCK = 65_536
 _MAX_SHOWN = 5  # names in a message
 _NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
@@ -35,13 +35,12 @@ _NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
 
 @dataclass(frozen=True)
 class ForeignRows:
-    """Rows from elsewhere.
+    """Embedding rows that another program made.
 
     Attributes:
         ids: The item of each row, all different: image ids, caption ids, paths, or texts.
-        rows: float or int ``[n, d]``, as the file holds them: not normalised, nor known to be
-            finite.
-        source: Where they come from.
+        rows: float or int ``[n, d]``, as in the file: not normalised, and not checked for NaN.
+        source: Where the rows come from, for messages.
     """
 
     ids: Sequence[str]
@@ -56,13 +55,13 @@ def read_rows(file_path: Path, given_ids: Path | None = None) -> ForeignRows:
         file_path: ``.npy``; ``.safetensors`` with a tensor ``embeddings``; ``.h5`` with datasets
             ``embeddings`` and ``ids``, or ``FILE.h5:/group/name``: a group with these two, or a
             dataset with ``ids`` beside it.
-        given_ids: Of the rows, in their order: ``.txt`` (one per line), ``.json`` (a list) or
-            ``.npy`` (integers or strings); ``None``: those within the ``.h5``, or else
-            ``NAME.ids.json`` beside ``NAME.npy``, as ``cusa-store export`` writes it.
+        given_ids: File of the rows' ids, in row order: ``.txt`` (one per line), ``.json`` (a list)
+            or ``.npy`` (integers or strings). ``None``: the ids within the ``.h5``, or else those
+            in ``NAME.ids.json`` beside ``NAME.npy``, as ``cusa-store export`` writes it.
 
     Raises:
-        FileFormatError: If a file is missing, damaged, or holds something else.
-        EmbeddingsError: If ids are missing, given twice, or not as many as the rows.
+        FileFormatError: If a file is missing, damaged, or holds anything else.
+        EmbeddingsError: If ids are missing, repeated, or not one for each row.
     """
     file, inner_path = _split(file_path)
     if not file.exists():
@@ -75,7 +74,7 @@ def read_rows(file_path: Path, given_ids: Path | None = None) -> ForeignRows:
         message = f"{file_path} holds an array of shape {rows.shape}; legal: a row per item, [n, d]"
         raise FileFormatError(message, path=file)
 
-    # Ids that were given go before those within the file, and these before a file beside it.
+    # Given ids take precedence over those within the file, and these over a file beside it.
     ids_path = given_ids
     if ids_path is None and inner_ids is None:
         ids_path = _existing_ids_path(file)
@@ -99,23 +98,24 @@ def write_rows(
     item_ids: Sequence[str],
     settings: str,
 ) -> Path:
-    """Write embedding rows to a file of their own, and their ids beside it.
+    """Write embedding rows to a file, and their ids to another beside it.
 
     Args:
-        file_path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``;
-            passes through memory).
-        blocks: The rows, some at a time.
-        shape: Of all rows, ``[n, d]``.
-        dtype: Of the rows.
-        item_ids: Of the rows, in their order.
-        settings: The settings of their teacher; kept in the metadata of a ``.safetensors``.
+        file_path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; all
+            rows are in memory at once).
+        blocks: The rows in order, in blocks ``[n_block, d]``.
+        shape: Shape of all rows, ``[n, d]``.
+        dtype: Dtype of the rows.
+        item_ids: Ids of the rows, in the same order.
+        settings: Settings of their teacher, as JSON; kept in the metadata of a ``.safetensors``.
 
     Returns:
-        Path of the ids, ``NAME.ids.json``: a JSON list.
+        Path of the file of ids, ``NAME.ids.json``: a JSON list.
 
     Raises:
         FileFormatError: If the suffix is another.
-        EmbeddingsError: If a file of the other suffix has its own ids under that name.
+        EmbeddingsError: If that file of ids exists and belongs to a ``NAME`` with the other suffix
+            and other ids.
     """
     if file_path.suffix not in (".npy", ".safetensors"):
         raise FileFormatError(
@@ -158,7 +158,7 @@ def _write_safetensors(
 
 
 def _write_ids(file_path: Path, item_ids: Sequence[str]) -> None:
-    """Write ids as a JSON list, a block at a time: a column of a store is never in memory whole."""
+    """Write ids as a JSON list, in blocks, so that they are never in memory all at once."""
     with atomic_file(file_path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         for start in range(0, len(item_ids), _ID_BLOCK):
@@ -171,7 +171,7 @@ def _write_ids(file_path: Path, item_ids: Sequence[str]) -> None:
 
 
 def _split(file_path: Path) -> tuple[Path, str]:
-    """Split ``FILE.h5:/group/name`` into the file and the name within."""
+    """Split ``FILE.h5:/group/name`` into the file and the name within it."""
     for suffix in (".h5", ".hdf5"):
         file, separator, inner_path = str(file_path).partition(f"{suffix}:")
         if separator:
@@ -180,7 +180,7 @@ def _split(file_path: Path) -> tuple[Path, str]:
 
 
 def _ids_path(file_path: Path) -> Path:
-    """Return the path of the ids beside a file of rows."""
+    """Return the path of the file of ids beside a file of rows."""
     return file_path.with_suffix(".ids.json")
 
 
@@ -190,21 +190,21 @@ def _existing_ids_path(file_path: Path) -> Path | None:
 
 
 def _refuse_shared_ids(file_path: Path, item_ids: Sequence[str]) -> None:
-    """Keep ``x.safetensors`` from giving ``x.npy`` its ids: ``x.ids.json`` has those of both."""
+    """Refuse other ids for ``x.npy`` than for ``x.safetensors``: both share ``x.ids.json``."""
     twin = file_path.with_suffix(".safetensors" if file_path.suffix == ".npy" else ".npy")
     ids_path = _existing_ids_path(file_path)
     if ids_path is None or not twin.exists():
         return
     if read_ids(ids_path) != list(item_ids):
         raise EmbeddingsError(
-            f"{ids_path} has the ids of {twin}, which are others; export to another name than "
+            f"{ids_path} has the ids of {twin}, which differ; export to another name than "
             f"{file_path}",
             path=ids_path,
         )
 
 
 def _read_file(file_path: Path, inner_path: str) -> tuple[np.ndarray, list[Any] | None]:
-    """Read rows, and the ids within the file if there are any."""
+    """Read rows, and the ids within the file, if any."""
     suffix = file_path.suffix.lower()
     if suffix in (".h5", ".hdf5"):
         return read_h5_rows(file_path, inner_path, ROWS, IDS)
@@ -230,9 +230,9 @@ def _read_safetensors(file_path: Path) -> np.ndarray:
 
     if tensor is None:
         contents = ", ".join(names[:_MAX_SHOWN]) or "nothing"
-        message = f"{file_path} has no tensor {ROWS!r}, it holds {contents}; name it so"
+        message = f"{file_path} has no tensor {ROWS!r}; it holds {contents}; rename the tensor"
         raise FileFormatError(message, path=file_path)
-    # numpy has no bfloat16, and none of torch's shorter floats.
+    # numpy has neither bfloat16 nor torch's 8-bit floats.
     if tensor.is_floating_point() and str(tensor.dtype) not in _NUMPY_FLOATS:
         tensor = tensor.float()
     return tensor.numpy()

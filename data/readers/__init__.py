@@ -1,8 +1,8 @@
-"""Annotation files of every known form, as rows of images with their captions.
+"""Readers of annotation files, which turn every known form into rows of an image with captions.
 
-A form is recognised by what a file holds, not by what it is called. Each has a module of its own
-that exports a :class:`cusa.data.readers.forms.Form`; a new one is added to a tuple in
-:mod:`cusa.data.readers.files`.
+A form is recognised by a file's contents, not by its name. Each form of JSON document has a module
+that exports a :class:`cusa.data.readers.forms.Form`, listed in
+:data:`cusa.data.readers.files.DOCUMENT_FORMS`.
 """
 
 from cusa.data.readers.files import read_annotations

@@ -1,4 +1,4 @@
-"""COCO's own captions, such as ``captions_val2017.json``: images, and annotations of each."""
+"""COCO's own caption files, such as ``captions_val2017.json``: images, and their annotations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _rows(
             number=number,
         )
 
-    # An image without a caption would be left out in silence.
+    # Without this check, an image without a caption would be dropped silently.
     for image_id, image_path in image_paths.items():
         if image_id not in captioned:
             raise FileFormatError(
@@ -68,14 +68,14 @@ def _image_paths(images: Sequence[Any], source: Source) -> dict[str, str]:
         image = Entry(fields, source.path, f"images[{number}]")
         file_name = image.text("file_name")
         image_id = image.identifier("id")
-        # All images of a file lie in one folder; the first tells which.
+        # All images of a file are in one folder, so the first one settles it.
         if number == 0:
             url = image.optional_text("coco_url")
             prefix = _folder_prefix(file_name, url, source.image_folders)
         if image_id is None:
             image.refuse("has no id; give each image its own", "id")
         if image_id in paths:
-            problem = f"has the id {described(image_id)} of another image"
+            problem = f"has the same id {described(image_id)} as another image"
             image.refuse(f"{problem}; give each image its own", "id")
         paths[image_id] = prefix + file_name
     return paths
@@ -86,9 +86,9 @@ def _folder_prefix(
     url: str | None,
     image_folders: Sequence[Path],
 ) -> str:
-    """Return ``"val2017/"`` where the images lie in the folder that their address names.
+    """Return ``"val2017/"`` if the images are in the folder that their URL names, else ``""``.
 
-    The files name their images without a folder; COCO's archives unpack to one folder a split.
+    The file names have no folder, but COCO's archives unpack to one folder per split.
     """
     if url is None or _is_in(file_name, image_folders):
         return ""

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from cusa.data.errors import FileFormatError
 
-# The names that files in use give to each column, in the spelling of :func:`normalised_name`.
-# Where a table has the first and others, the first is meant; of the others there may be one.
+# The names that published files give to each column, in the spelling of :func:`normalised_name`. If
+# a table has several of them, the first of the list is taken; without the first, it is an error.
 IMAGE_NAMES = (
     "image",
     "image_path",
@@ -45,11 +45,11 @@ _MAX_SHOWN_COLUMNS = 10
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """The columns that a user named; ``None``: the one that is called as usual.
+    """The column names that the user gave; ``None``: one of the usual names.
 
     Attributes:
         image: Column of the images' paths.
-        caption: Column of the captions, each a text or, in JSON, a list of texts.
+        caption: Column of the captions; a cell is a text or, in JSON, a list of texts.
         image_id: Column of the images' ids; by default the path is the id.
         split: Column of the splits.
     """
@@ -70,8 +70,8 @@ class TableColumns:
     Attributes:
         image: Column of the images' paths.
         captions: Columns of the captions, one or more (``caption_0``, ``caption_1``, ...).
-        image_id: Column of the images' ids; a table may have none of that name.
-        split: Column of the splits; a table may have none of that name.
+        image_id: Column of the images' ids; the table need not have it.
+        split: Column of the splits; the table need not have it.
     """
 
     image: str
@@ -81,14 +81,19 @@ class TableColumns:
 
 
 def normalised_name(name: str) -> str:
-    """Return a column's name in lower case, its words joined by underscores."""
+    """Return a column's name in lower case, with its words joined by underscores."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def has_pair_columns(columns: Collection[str]) -> bool:
-    """Return whether a table has a column of images and one of captions, by their names."""
+    """Return whether a table has an image column and a caption column with usual names."""
     names = {normalised_name(column) for column in columns}
     return not names.isdisjoint(IMAGE_NAMES) and _has_captions(names)
+
+
+def has_split_column(columns: Collection[str]) -> bool:
+    """Return whether a table has a split column with its usual name."""
+    return any(normalised_name(column) in _SPLIT_NAMES for column in columns)
 
 
 def _has_captions(names: Collection[str]) -> bool:
@@ -102,16 +107,16 @@ def choose_columns(
     chosen: ColumnNames,
     path: Path,
 ) -> TableColumns:
-    """Return the columns of a table.
+    """Choose the columns of images, captions, ids and splits of a table.
 
     Args:
-        columns: The names of all its columns, as the table spells them.
-        chosen: Those that the user named.
+        columns: The names of all columns, as the table spells them.
+        chosen: The column names that the user gave.
         path: The table's file, for messages.
 
     Raises:
-        FileFormatError: If a column that the user named, that of the images or that of the
-            captions is not there, or more than one could be meant.
+        FileFormatError: If the image column, the caption column or a column that the user named is
+            missing, or several columns could be meant.
     """
     spelling_of_name: dict[str, str] = {}
     for column in columns:
@@ -130,11 +135,11 @@ def choose_columns(
 
 @dataclass(frozen=True)
 class _Chooser:
-    """Finds columns by name.
+    """Finds columns of a table by name.
 
     Attributes:
-        columns: All, as the table spells them.
-        spelling_of_name: The spelling of each by its normalised name.
+        columns: All column names, as the table spells them.
+        spelling_of_name: The table's spelling by normalised name.
         path: The table's file.
     """
 
@@ -143,7 +148,7 @@ class _Chooser:
     path: Path
 
     def choose(self, role: str, chosen: str | None, usual_names: Sequence[str]) -> str | None:
-        """Return the column that the user named, or the one with a usual name, if any."""
+        """Return the column that the user named, or one with a usual name, or ``None``."""
         if chosen is not None:
             return self._column_named(role, chosen)
         spellings = []
@@ -155,14 +160,14 @@ class _Chooser:
         if len(spellings) > 1 and usual_names[0] not in self.spelling_of_name:
             raise FileFormatError(
                 f"{self.path}: the columns {', '.join(spellings)} could each be the {role}; say "
-                f"which by --{role}-column",
+                f"which with --{role}-column",
                 path=self.path,
                 name=f"--{role}-column",
             )
         return spellings[0]
 
     def captions(self, chosen: str | None) -> tuple[str, ...]:
-        """Return the column of the captions, or the numbered ones in order."""
+        """Return the caption column, or else the numbered caption columns in order."""
         column = self.choose("caption", chosen, CAPTION_NAMES)
         if column is not None:
             return (column,)
@@ -176,10 +181,10 @@ class _Chooser:
         return tuple(spelling for _, spelling in sorted(numbered))
 
     def refuse_none(self, role: str, usual_names: Sequence[str]) -> NoReturn:
-        """Raise the error of a table without a column."""
+        """Raise the error of a table without a column for a role."""
         raise FileFormatError(
-            f"{self.path}: of the columns {self._shown_columns()}, none is named as those of the "
-            f"{role} are ({', '.join(usual_names)}); say which by --{role}-column",
+            f"{self.path}: none of the columns {self._shown_columns()} has a usual name of the "
+            f"{role} column ({', '.join(usual_names)}); name it with --{role}-column",
             path=self.path,
             name=f"--{role}-column",
         )
@@ -190,7 +195,7 @@ class _Chooser:
         spelling = self.spelling_of_name.get(normalised_name(chosen))
         if spelling is None:
             raise FileFormatError(
-                f"{self.path}: --{role}-column {chosen}: there is no such column; legal: "
+                f"{self.path}: --{role}-column {chosen}: no such column; legal: "
                 f"{self._shown_columns()}",
                 path=self.path,
                 name=f"--{role}-column",
@@ -198,4 +203,4 @@ class _Chooser:
         return spelling
 
     def _shown_columns(self) -> str:
-        return ", ".join(list(self.columns)[:_MAX_SHOWN_COLUMNS]) or "of nothing"
+        return ", ".join(list(self.columns)[:_MAX_SHOWN_COLUMNS]) or "(none)"

@@ -1,4 +1,4 @@
-"""Packages that only some forms of data need."""
+"""Optional packages, which only some forms of data need."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def import_extra(module: str, needed_for: object) -> ModuleType:
 
     Args:
         module: Its name, such as ``"pyarrow.parquet"``.
-        needed_for: What it is needed for, for the message.
+        needed_for: What needs the module, for the message: a path or a name.
 
     Raises:
-        DataError: If it is not installed; says how to.
+        DataError: If it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""The reader of annotation files: it finds out which form a file has."""
+"""The entry point of the readers: recognises the form of an annotation file and reads it."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def read_annotations(source: Source) -> Annotations:
     """Read an annotation file of any known form.
 
     Args:
-        source: The file.
+        source: The file, or a folder of images with captions or of a saved data set.
 
     Returns:
-        Its rows; a fault in one of them is raised when it is asked for.
+        Its rows, read lazily: the error of a malformed row is raised when that row is read.
 
     Raises:
-        DataError: If there is no such file, or it holds nothing.
-        FileFormatError: If it is none of the known forms; where its first bytes tell, before it is
-            read whole.
+        DataError: If there is no such file, or it is empty.
+        FileFormatError: If it has no known form. If its first bytes show that, the rest is not
+            read.
     """
     path = source.path
     if not path.exists():
@@ -86,7 +86,7 @@ def _is_json(beginning: str, path: Path) -> bool:
 def _read_json(beginning: str, source: Source) -> Annotations:
     """Read a JSON document of a known form, or JSON Lines."""
     path = source.path
-    # A document and JSON Lines both begin with a brace.
+    # A document and JSON Lines may both begin with a brace.
     if _is_json_lines(beginning.lstrip(), path):
         _check_first_fields(beginning, source)
         return pair_table.read_pairs(_table_of_json_lines(path), source)
@@ -97,13 +97,13 @@ def _read_json(beginning: str, source: Source) -> Annotations:
         if document_form.recognises(content):
             return document_form.read(content, source)
     _check_columns(field_names(content), source)
-    # JSON Lines of one line.
+    # A single object is JSON Lines of one line.
     table = Table(field_names(content), iter([(1, content)]))
     return pair_table.read_pairs(table, source)
 
 
 def _read_lines(beginning: str, source: Source) -> Annotations:
-    """Read a table with a header, or the captions of Flickr."""
+    """Read a table with a header, or Flickr's caption lines."""
     path = source.path
     first_line = _first_line(beginning)
     if flickr_tokens.is_token_line(first_line):
@@ -115,14 +115,14 @@ def _read_lines(beginning: str, source: Source) -> Annotations:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line of a text that is not blank."""
+    """Return the first non-blank line of a text."""
     return text.lstrip("\r\n \t").partition("\n")[0].rstrip("\r")
 
 
 def _choose_separator(header: str, chosen: ColumnNames) -> str:
-    """Return the separator under which a header names the columns that are needed.
+    """Return the separator with which a header has the columns that are needed.
 
-    Under none of them, the one that occurs most.
+    If no separator does, return the one that occurs most.
     """
     chosen_names = {normalised_name(name) for name in (chosen.image, chosen.caption) if name}
     for separator in SEPARATORS:
@@ -133,10 +133,10 @@ def _choose_separator(header: str, chosen: ColumnNames) -> str:
 
 
 def _check_columns(columns: tuple[str, ...], source: Source) -> None:
-    """Refuse content of no known form.
+    """Refuse content whose columns are not those of image-caption pairs.
 
     Raises:
-        FileFormatError: If its columns are not those of pairs, and the user named none.
+        FileFormatError: If there is no image or no caption column, usual or named by the user.
     """
     if source.columns == USUAL_COLUMNS and not has_pair_columns(columns):
         _refuse_form(columns, source.path)
@@ -144,33 +144,33 @@ def _check_columns(columns: tuple[str, ...], source: Source) -> None:
 
 
 def _refuse_form(columns: tuple[str, ...], path: Path) -> NoReturn:
-    """Raise the error of a file of no known form."""
+    """Raise the error of a file without a known form."""
     descriptions = [form.description for form in DOCUMENT_FORMS]
     descriptions += [pair_table.DESCRIPTION, flickr_tokens.DESCRIPTION]
-    shown_columns = ", ".join(columns[:_MAX_SHOWN_COLUMNS]) or "of nothing"
+    shown_columns = ", ".join(columns[:_MAX_SHOWN_COLUMNS]) or "(none)"
     raise FileFormatError(
-        f"{path}: with the fields or columns {shown_columns} it is of no known form; legal: "
-        f"{'; '.join(descriptions)}; name other columns by --image-column and --caption-column",
+        f"{path}: its fields or columns {shown_columns} fit no known form; legal: "
+        f"{'; '.join(descriptions)}; name other columns with --image-column and --caption-column",
         path=path,
         name="columns",
     )
 
 
 def _is_json_lines(text: str, path: Path) -> bool:
-    """Return whether text that opens an object has one on each line, and is not one document."""
+    """Return whether text has an object on each line, instead of being one document."""
     if not text.startswith("{"):
         return False
     first_line, _, further_lines = text.partition("\n")
-    # The name tells, unless a document was written over several lines under it.
+    # Trust the suffix, unless the file is a document that begins with a brace on its own line.
     if path.suffix == ".jsonl":
         return first_line.rstrip() != "{"
     return first_line.rstrip().endswith("}") and further_lines.lstrip().startswith("{")
 
 
 def _check_first_fields(text: str, source: Source) -> None:
-    """Refuse objects of no known form by the first one, before the file is read whole.
+    """Check the fields of the first object, before the whole file is read.
 
-    What is no object, or one that is cut off, is left to the parser of the whole file.
+    Anything but a complete object is left to the parser of the whole file.
     """
     try:
         first_value, _ = json.JSONDecoder().raw_decode(text.lstrip())
@@ -181,7 +181,7 @@ def _check_first_fields(text: str, source: Source) -> None:
 
 
 def _table_of_json_lines(path: Path) -> Table:
-    """Return a table whose columns are the fields of its first line."""
+    """Return the table of a JSON Lines file, with the fields of its first line as columns."""
     lines: Iterator[tuple[int, Any]] = parse_json_lines(read_text(path), path)
     first_number, first_value = next(lines)
     all_lines = chain([(first_number, first_value)], lines)

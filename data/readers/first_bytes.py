@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, before it is read whole."""
+"""Recognition of a file's type by its first bytes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ N_FIRST_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class _Signature:
-    """The bytes that files of a kind begin with.
+    """The magic bytes of a file type.
 
     Attributes:
-        kind: What such a file is.
-        advice: What to do with it.
+        kind: Name of the file type, with its article.
+        advice: What the user should do with such a file.
         magic: The bytes.
-        offset: Where they stand.
+        offset: Byte of the file at which they begin.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class _Signature:
     offset: int = 0
 
 
-_UNPACK = "unpack it and pass what is in it"
+_UNPACK = "unpack it and pass its contents"
 _PASS_FOLDER = "pass the folder of the pictures, with their captions beside them"
 _SAVE_AS_UTF8 = "save it as UTF-8"
 _DOWNLOAD = "it is not the data; download the file itself"
@@ -47,7 +47,7 @@ _SIGNATURES = (
     _Signature("a PNG picture", _PASS_FOLDER, b"\x89PNG\r\n"),
     _Signature("a GIF picture", _PASS_FOLDER, b"GIF8"),
     _Signature("a WebP picture", _PASS_FOLDER, b"WEBP", offset=8),
-    # UTF-32's mark begins with that of UTF-16.
+    # The byte order mark of UTF-32 begins with that of UTF-16, so it comes first.
     _Signature("UTF-32 text", _SAVE_AS_UTF8, codecs.BOM_UTF32_LE),
     _Signature("UTF-16 text", _SAVE_AS_UTF8, codecs.BOM_UTF16_LE),
     _Signature("UTF-16 text", _SAVE_AS_UTF8, codecs.BOM_UTF16_BE),
@@ -70,7 +70,7 @@ _PARQUET = b"PAR1"
 
 
 def read_first_bytes(path: Path) -> bytes:
-    """Return up to :data:`N_FIRST_BYTES` bytes that a file begins with.
+    """Read the first bytes of a file, at most :data:`N_FIRST_BYTES`.
 
     Raises:
         FileFormatError: If it cannot be read.
@@ -84,30 +84,30 @@ def read_first_bytes(path: Path) -> bytes:
 
 
 def is_parquet(first_bytes: bytes) -> bool:
-    """Return whether a file that begins so is a Parquet file."""
+    """Return whether a file with these first bytes is a Parquet file."""
     return first_bytes.startswith(_PARQUET)
 
 
 def refuse_other_than_text(path: Path, first_bytes: bytes) -> None:
-    """Refuse a file that is no UTF-8 text by its first bytes.
+    """Refuse a file whose first bytes show that it is not UTF-8 text.
 
     Args:
         path: The file, for the message.
-        first_bytes: What :func:`read_first_bytes` returned of it.
+        first_bytes: Its first bytes, from :func:`read_first_bytes`.
 
     Raises:
-        FileFormatError: If it is none; says what it is, and what to do.
+        FileFormatError: If it is not text; says what it is, and what to do.
     """
     for signature in _SIGNATURES:
         if first_bytes.startswith(signature.magic, signature.offset):
-            message = f"{path} is {signature.kind}, no annotation file; {signature.advice}"
+            message = f"{path} is {signature.kind}, not an annotation file; {signature.advice}"
             raise FileFormatError(message, path=path, name=signature.kind)
     if b"\0" in first_bytes:
         before_nul = first_bytes.partition(b"\0")[0]
         line_breaks = before_nul.count(b"\n")
         location = f"line {line_breaks + 1}"
         message = (
-            f"{path} {location} holds a NUL character, as binary data do; pass an annotation file, "
-            "or save it as UTF-8 if it is text"
+            f"{path} {location} holds a NUL character, as binary data does; pass an annotation "
+            "file, or save it as UTF-8 if it is text"
         )
         raise FileFormatError(message, path=path, location=location)

@@ -1,7 +1,8 @@
-"""Flickr8k's and Flickr30k's own captions: ``NAME.jpg#0<TAB>caption``, split lists beside it.
+"""Flickr8k's and Flickr30k's own captions: lines of ``NAME.jpg#0<TAB>caption``.
 
-Such are ``Flickr8k.token.txt`` beside ``Flickr_8k.trainImages.txt``, ``Flickr_8k.devImages.txt``
-and ``Flickr_8k.testImages.txt``, and ``results_20130124.token``.
+Lists of the images of each split may lie beside them. Examples are ``Flickr8k.token.txt`` beside
+``Flickr_8k.trainImages.txt``, ``Flickr_8k.devImages.txt`` and ``Flickr_8k.testImages.txt``, and
+``results_20130124.token``.
 """
 
 from __future__ import annotations
@@ -18,23 +19,29 @@ from cusa.data.readers.split_names import split_by_alias
 LOCATION_FORMAT = "line {}"
 DESCRIPTION = "Flickr's lines of NAME.jpg#0<TAB>caption"
 _LINE = re.compile(r"([^\t]+)#(\d+)\t(.*)")
-# Names of split lists end in a split: trainImages.txt, flickr30k_test.txt, val.txt.
+# The names of split lists end in the split's name: trainImages.txt, flickr30k_test.txt, val.txt.
 _LIST_NAME = re.compile(r"(?:.*[._-])?(train|valid|val|dev|test)(?:[._-]?images)?", re.IGNORECASE)
 
 
 def is_token_line(line: str) -> bool:
-    """Return whether a file that begins with this line is of this form."""
+    """Return whether a file with this first line has this form."""
     return _LINE.fullmatch(line.rstrip("\r\n")) is not None
 
 
 def read_tokens(text: str, source: Source) -> Annotations:
-    """Read captions, each with the split that a list beside the file has its image in.
+    """Read captions, with the splits from the lists beside the file.
 
-    Images in no list are left out, and a note says how many; without lists beside it, all images
-    are of the split that was given, or that the file's name tells, or ``"train"``.
+    Images that are in no list are left out, and a note says how many. Without lists, or if a split
+    was given, all images belong to one split: the one given, the one that the file's name contains,
+    or ``"train"``.
+
+    Args:
+        text: The contents of the file.
+        source: The file.
 
     Raises:
-        FileFormatError: If a list names an image twice, or two lists name it.
+        FileFormatError: If two lists of different splits name the same image. The error of a
+            malformed line is raised when that line is read.
     """
     name = source.path.name.split(".")[0].lower()
     split_of_image: dict[str, str] = {}
@@ -72,7 +79,7 @@ def _rows(
 
 
 def _fields(line: str, path: Path, number: int) -> tuple[str, str, str]:
-    """Return the image's name, the caption's number and the caption of a line."""
+    """Split a line into the image's name, the caption's number and the caption."""
     match = _LINE.fullmatch(line.rstrip("\r"))
     if match is None or "\0" in line:
         location = LOCATION_FORMAT.format(number)
@@ -84,7 +91,7 @@ def _fields(line: str, path: Path, number: int) -> tuple[str, str, str]:
 
 
 def _read_split_lists(path: Path) -> dict[str, str]:
-    """Return the split of each image that a list beside the captions names."""
+    """Return the split of each image by name, from the lists beside the captions."""
     split_of_image: dict[str, str] = {}
     for list_path in sorted(path.parent.glob("*.txt")):
         match = _LIST_NAME.fullmatch(list_path.stem)
@@ -100,8 +107,8 @@ def _read_split_lists(path: Path) -> dict[str, str]:
             if other_split != split:
                 location = LOCATION_FORMAT.format(number)
                 raise FileFormatError(
-                    f"{list_path} {location}: image {described(image_name)} is in the list of "
-                    f"{other_split}, too; keep it in one",
+                    f"{list_path} {location}: image {described(image_name)} is also in the "
+                    f"list of {other_split}; keep it in one",
                     path=list_path,
                     location=location,
                     name=image_name,
@@ -110,7 +117,7 @@ def _read_split_lists(path: Path) -> dict[str, str]:
 
 
 def _listed_name(line: str) -> str:
-    """Return the image's name of a line of a split list; some lists name images without suffix."""
+    """Return the image that a line of a split list names; some lists leave out ``.jpg``."""
     image_name = line.strip()
     if image_name.isdigit():
         return f"{image_name}.jpg"
@@ -124,12 +131,12 @@ def _notes(text: str, source: Source, split_of_image: Mapping[str, str]) -> tupl
     n_unlisted = len(captioned - split_of_image.keys())
     if n_unlisted:
         notes.append(
-            f"{source.path}: {n_unlisted:,} images are in no split list beside it: left out"
+            f"{source.path}: {n_unlisted:,} images are left out, as no split list names them"
         )
     n_without_caption = len(split_of_image.keys() - captioned)
     if n_without_caption:
         notes.append(
-            f"{source.path}: {n_without_caption:,} images of the split lists have no caption: "
-            "left out"
+            f"{source.path}: {n_without_caption:,} images of the split lists are left out, as they "
+            "have no caption"
         )
     return tuple(notes)

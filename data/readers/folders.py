@@ -1,4 +1,4 @@
-"""What a folder of data holds: annotation files, or images with their captions beside them."""
+"""Discovery of the data in a folder: annotation files, or images with caption files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cusa.data.readers.forms import Source
 from cusa.data.readers.split_names import canonical_split, split_by_alias
 
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-# Each the files of one form, the forms with splits first. Flickr8k.lemma.token.txt has the words'
-# stems, no captions.
+# The forms, and patterns of their files; forms with splits come first. Flickr8k.lemma.token.txt is
+# not among them: it has lemmas instead of captions.
 _ANNOTATION_PATTERNS = (
     ("Karpathy's dataset_NAME.json", "dataset_*.json"),
     ("Karpathy's dataset_NAME.json", "annotations/dataset_*.json"),
@@ -29,7 +29,7 @@ _ANNOTATION_PATTERNS = (
     ("Parquet files", "*.parquet"),
     ("Parquet files", "data/*.parquet"),
 )
-# Where archives in use unpack their images to.
+# Folders that published archives unpack their images to.
 _IMAGE_FOLDER_NAMES = (
     "images",
     "Images",
@@ -42,24 +42,24 @@ _IMAGE_FOLDER_NAMES = (
 
 
 def image_folders_near(folder: Path) -> list[Path]:
-    """Return the folders that the images of an annotation file may lie in, by the file's folder."""
+    """Return where the images of an annotation file in a folder may be, likeliest first."""
     near = [folder]
     near += [folder / name for name in _IMAGE_FOLDER_NAMES if (folder / name).is_dir()]
     return [*near, folder.parent]
 
 
 def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
-    """Return what there is to read in a folder.
+    """Find what to read in a folder.
 
     Args:
         source: The folder.
 
     Returns:
-        The annotation files, or the folder itself where it was saved by ``datasets`` or its images
-        have their captions beside them; and notes for the user.
+        The annotation files, or the folder itself if ``datasets`` saved it or its images have
+        caption files beside them; and notes for the user.
 
     Raises:
-        DataError: If it holds none of the known forms; says which were looked for.
+        DataError: If it holds none of the known forms; lists them.
     """
     folder = source.path
     if saved_dataset.is_saved_dict(folder):
@@ -87,14 +87,14 @@ def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
 
 
 def _folders(source: Source) -> Sequence[Path]:
-    """Return the folders that images of a folder's annotation files may lie in."""
+    """Return where the images of a folder's annotation files may be."""
     if source.image_folders:
         return source.image_folders
     return image_folders_near(source.path)
 
 
 def _saved_splits(source: Source) -> list[Source]:
-    """Return a source for each split of a ``DatasetDict`` that was saved."""
+    """Return a source for each split of a saved ``DatasetDict``."""
     sources = []
     for state_path in sorted(source.path.glob("*/state.json")):
         split_path = state_path.parent
@@ -104,7 +104,7 @@ def _saved_splits(source: Source) -> list[Source]:
 
 
 def _metadata_sources(source: Source) -> list[Source]:
-    """Return the ``metadata`` files of an imagefolder, in the folder or in one for each split."""
+    """Return an imagefolder's ``metadata`` files: one in the folder, or one per split folder."""
     folder = source.path
     image_folders = source.image_folders or [folder]
     sources = []
@@ -127,7 +127,7 @@ def _metadata_sources(source: Source) -> list[Source]:
 
 
 def _metadata_files(folder: Path) -> list[Path]:
-    """Return one metadata file of the folder or, where it has none, of each folder in it."""
+    """Return the folder's metadata file or, if it has none, that of each subfolder."""
     for name in _METADATA_NAMES:
         if (folder / name).is_file():
             return [folder / name]
@@ -141,7 +141,7 @@ def _metadata_files(folder: Path) -> list[Path]:
 
 
 def _annotation_files(folder: Path) -> list[tuple[str, list[Path]]]:
-    """Return the annotation files of each form that the folder has, by their usual names."""
+    """Return the folder's annotation files by form, recognised by their usual names."""
     candidates = []
     for form, pattern in _ANNOTATION_PATTERNS:
         paths = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -151,13 +151,13 @@ def _annotation_files(folder: Path) -> list[tuple[str, list[Path]]]:
 
 
 def _notes(
-    folder: Path, form: str, others: Sequence[tuple[str, Sequence[Path]]]
+    folder: Path, form: str, unread: Sequence[tuple[str, Sequence[Path]]]
 ) -> tuple[str, ...]:
-    """Say which of the folder's files are read where it has files of other forms, too."""
-    if not others:
+    """Note which files are not read, if the folder also has files of other forms."""
+    if not unread:
         return ()
-    names = ", ".join(path.relative_to(folder).as_posix() for _, paths in others for path in paths)
-    return (f"{folder}: {form} is read; not read: {names}",)
+    names = ", ".join(path.relative_to(folder).as_posix() for _, paths in unread for path in paths)
+    return (f"{folder}: reading {form}; not reading {names}",)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Input and output of the readers of annotations, and the typed fields of an entry."""
+"""What the annotation readers take and return, and the type-checked fields of an entry."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from cusa.data.parsing import described
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
-# From here on, not every whole number is a float64.
+# From here on, float64 cannot represent every whole number.
 _EXACT_FLOATS = 2**53
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationRow:
-    """One or more captions of one image, as one entry of an annotation file has them.
+    """An entry of an annotation file: an image with one or more captions.
 
     Attributes:
         split: ``"train"``, ``"val"`` or ``"test"``.
         image_path: Path of the image file, relative to the image root.
         image_id: Id of the image.
         captions: The captions as written.
-        caption_ids: Their ids; empty: they are numbered within their image.
+        caption_ids: The captions' ids; empty if the file has none, and they are numbered per image.
         number: Number of the entry in the file.
     """
 
@@ -39,14 +39,14 @@ class AnnotationRow:
 
 @dataclass(frozen=True)
 class Annotations:
-    """An annotation file.
+    """The contents of an annotation file.
 
     Attributes:
         dataset_name: Name of the data set.
-        location_format: What the file's entries are called: ``"line {}"`` takes an entry's number.
-        rows: Its rows, read as they are asked for.
-        notes: Things its user should know, such as images that are in no split.
-        image_folder: Folder that its image paths are relative to, where reading it tells.
+        location_format: Format of an entry's location, given its number, such as ``"line {}"``.
+        rows: The rows, read lazily.
+        notes: Things the user should know, such as images that are in no split.
+        image_folder: Folder that the image paths are relative to, if the reader determines it.
     """
 
     dataset_name: str
@@ -62,11 +62,11 @@ class Source:
 
     Attributes:
         path: The file.
-        split: Split of all its rows, or ``None``: as its rows say, or its name.
-        image_folders: Folders that its images may lie in, the likeliest first.
-        image_prefix: Folder that its image paths begin in, below an image folder: ``"train/"``.
-        columns: Columns of a table that the user named.
-        unpack_folder: Where pictures that a file holds itself are written.
+        split: Split of all rows; ``None``: as the rows or the file's name say.
+        image_folders: Folders where its images may be, the likeliest first.
+        image_prefix: Prefix of its image paths, relative to an image folder, such as ``"train/"``.
+        columns: Column names that the user gave.
+        unpack_folder: Where embedded pictures are written.
     """
 
     path: Path
@@ -77,19 +77,19 @@ class Source:
     unpack_folder: Path = Path("data/unpacked")
 
     def split_by_name(self) -> str | None:
-        """Return the split that was given, or that the name tells, such as ``…_train.json``."""
+        """Return the given split, or the one in the file's name, such as ``…_train.json``."""
         return self.split or split_in_file_name(self.path.stem)
 
     def required_split(self) -> str:
-        """Return the split that was given, or that the name tells, where there must be one.
+        """Return the given split, or the one in the file's name, which must exist.
 
         Raises:
-            DataError: If none was given and the name tells none.
+            DataError: If no split was given and the name contains none.
         """
         split = self.split_by_name()
         if split is None:
             raise DataError(
-                f"{self.path}: its name tells no split; pass --dataset train={self.path} (or "
+                f"{self.path}: its name contains no split; pass --dataset train={self.path} (or "
                 "val=, test=)",
                 path=self.path,
                 name="split",
@@ -99,11 +99,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Table:
-    """The lines of a CSV or JSON Lines file.
+    """The rows of a table, such as a CSV, JSON Lines or Parquet file.
 
     Attributes:
-        columns: Names of its columns; of JSON Lines, the fields of its first line.
-        lines: Number of each line, from 1, and what it holds.
+        columns: Names of the columns; for JSON Lines, the fields of the first line.
+        lines: The number of each row, counted as its location is, and its parsed contents.
     """
 
     columns: Collection[str]
@@ -111,7 +111,7 @@ class Table:
 
 
 def field_names(value: Any) -> tuple[str, ...]:
-    """Return the names of the fields of a parsed object; of anything else, none."""
+    """Return the field names of a parsed object, and none for anything else."""
     if isinstance(value, dict):
         return tuple(value)
     return ()
@@ -122,12 +122,12 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class Form(Generic[Content]):
-    """A form of annotation files: of JSON documents (``Content``: as parsed) or of tables.
+    """A form of JSON documents with annotations; ``Content`` is the parsed document.
 
     Attributes:
         description: What it looks like, for messages.
-        recognises: Whether content is of this form.
-        read: Reads content of this form.
+        recognises: Returns whether a document has this form.
+        read: Reads a document of this form.
     """
 
     description: str
@@ -139,9 +139,12 @@ class Entry:
     """The named fields of one entry, each read with its type checked.
 
     Args:
-        fields: The entry as parsed; anything but an object is refused.
+        fields: The parsed entry, which must be an object.
         path: The file.
-        location: Where in it.
+        location: Where the entry is in the file.
+
+    Raises:
+        FileFormatError: If the entry is not an object.
     """
 
     __slots__ = ("_fields", "_location", "_path")
@@ -161,8 +164,13 @@ class Entry:
     def __contains__(self, name: str) -> bool:
         return name in self._fields
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the entry's fields."""
+        return tuple(self._fields)
+
     def text(self, name: str) -> str:
-        """Return a text that must be there and not be empty.
+        """Return a text, which must not be missing or empty.
 
         Raises:
             FileFormatError: If it is missing, empty, of another type, or holds a NUL character.
@@ -173,16 +181,20 @@ class Entry:
         return value
 
     def optional_text(self, name: str) -> str | None:
-        """Return a text, or ``None`` where it is missing, null or empty."""
+        """Return a text, or ``None`` if it is missing, null or empty.
+
+        Raises:
+            FileFormatError: If it is of another type, or holds a NUL character.
+        """
         if self._fields.get(name) in (None, ""):
             return None
         return self.text(name)
 
     def identifier(self, name: str) -> str | None:
-        """Return an id, a text or a whole number; ``None`` where it is missing, null or empty.
+        """Return an id as text; ``None`` if it is missing, null or empty.
 
-        A whole number that was written as a float, as pandas does for a column with gaps, is that
-        number: 3.0 is ``"3"``.
+        An id is a text or a whole number. A float may stand for a whole number, as pandas writes it
+        in a column with gaps: 3.0 becomes ``"3"``.
 
         Raises:
             FileFormatError: If it is anything else.
@@ -194,13 +206,13 @@ class Entry:
             return self._without_nul(name, value)
         if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS:
             return str(int(value))
-        # In Python, a truth value is a number, too.
+        # In Python, bool is a subclass of int.
         if isinstance(value, bool) or not isinstance(value, int):
             self._refuse_field(name, "must be a text or a whole number", value)
         return str(value)
 
     def caption(self, name: str) -> str:
-        """Return a caption: any text. Whether it has words is checked before the teachers run.
+        """Return a caption, which may be empty here; it is checked before the teachers run.
 
         Raises:
             FileFormatError: If it is missing, of another type, or holds a NUL character.
@@ -211,10 +223,11 @@ class Entry:
         return self._without_nul(name, value)
 
     def captions(self, name: str) -> tuple[str, ...]:
-        """Return the captions of a field that is one caption or a list of them.
+        """Return the captions of a field that holds a caption or a list of captions.
 
         Raises:
-            FileFormatError: If it is missing, or of other types.
+            FileFormatError: If it is missing or of another type, or a caption holds a NUL
+                character.
         """
         value = self._fields.get(name)
         if not isinstance(value, list):
@@ -222,16 +235,16 @@ class Entry:
         captions = []
         for caption in value:
             if not isinstance(caption, str):
-                rule = "must be a text or a list of texts; one of the list is"
+                rule = "must be a text or a list of texts, but has the element"
                 self._refuse_field(name, rule, caption)
             captions.append(self._without_nul(name, caption))
         return tuple(captions)
 
     def entries(self, name: str) -> list[Entry]:
-        """Return a list of entries.
+        """Return a field that is a list of entries.
 
         Raises:
-            FileFormatError: If it is missing, or of other types.
+            FileFormatError: If it is missing, or of another type.
         """
         values = self._fields.get(name)
         if not isinstance(values, list):
@@ -241,7 +254,11 @@ class Entry:
         return [Entry(value, self._path, f"{location}[{number}]") for number, value in numbered]
 
     def split(self, name: str = "split") -> str | None:
-        """Return the entry's split, by any of its names; ``None`` if it says none."""
+        """Return the entry's split, which may be an alias; ``None`` if it names none.
+
+        Raises:
+            DataError: If it names an unknown split.
+        """
         split_name = self.optional_text(name)
         if split_name is None:
             return None
@@ -270,7 +287,7 @@ class Entry:
         problem: str,
         name: str,
     ) -> NoReturn:
-        """Raise the error of a problem with a field.
+        """Raise the error for a problem with a field.
 
         Raises:
             FileFormatError: Always.

@@ -1,4 +1,4 @@
-"""Pictures that a table holds itself: each is written to a file once, as it is."""
+"""Pictures embedded in a table, each written to an image file once, byte by byte as it is."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ _DIGITS = 32
 
 
 def with_image_files(table: Table, image_column: str, folder: Path, id_prefix: str = "") -> Table:
-    """Return a table whose images are paths, of one whose images are bytes.
+    """Replace the embedded pictures of a table by the paths of image files.
 
-    An image is bytes, a structure ``{bytes, path}`` as Hugging Face's are, or a path already. A
-    picture's file is named after its content, so that equal pictures share one. The id of an image
-    is its column ``image_id``, its own path, or, where another picture had that path, path and
-    content; without a path, its content.
+    An image is bytes, a structure ``{bytes, path}`` as in Hugging Face data sets, or a path, which
+    stays. An image file is named after a checksum of its bytes, so equal pictures share a file. The
+    table gets a column ``image_id``, unless it has one: the picture's own path; the path and the
+    checksum, if another picture has the same path; or the checksum, if the picture has no path.
 
     Args:
         table: The table.
         image_column: Column of the images.
         folder: Where the files are written; the new paths are relative to it.
-        id_prefix: What ids that are made here begin with, such as ``"train/"``.
+        id_prefix: Prefix of the ids that are made here, such as ``"train/"``.
+
+    Raises:
+        DataError: If a file cannot be written. This is raised when its row is read.
     """
     lines = _lines_with_files(table, image_column, folder, id_prefix)
     return Table((*table.columns, _ID_COLUMN), lines)
@@ -60,7 +63,7 @@ def _lines_with_files(
 
 
 def _content_and_path(value: Any) -> tuple[bytes | None, Any]:
-    """Return the bytes of a table's image, if it has any, and its path."""
+    """Return the bytes of an image, or ``None`` if it has none, and its path."""
     if isinstance(value, bytes):
         return value, None
     if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
@@ -69,12 +72,12 @@ def _content_and_path(value: Any) -> tuple[bytes | None, Any]:
 
 
 def write_picture(content: bytes, digest: str, folder: Path) -> str:
-    """Write a picture, unless it is there, and return its path below the folder.
+    """Write a picture unless its file exists, and return its path relative to the folder.
 
     Args:
         content: The bytes of the image file.
-        digest: A checksum of them, in hexadecimal: the file's name.
-        folder: The folder; it is made if it is not there.
+        digest: A checksum of these bytes in hexadecimal, which becomes the file's name.
+        folder: The folder; it is created if it does not exist.
 
     Raises:
         DataError: If it cannot be written.
@@ -85,7 +88,7 @@ def write_picture(content: bytes, digest: str, folder: Path) -> str:
         if file_path.is_file() and file_path.stat().st_size == len(content):
             return image_path
         file_path.parent.mkdir(parents=True, exist_ok=True)
-        # Processes may write the same picture at a time.
+        # Several processes may write the same picture at the same time.
         temporary = file_path.with_name(f".{digest}-{os.getpid()}")
         temporary.write_bytes(content)
         temporary.replace(file_path)
@@ -96,12 +99,12 @@ def write_picture(content: bytes, digest: str, folder: Path) -> str:
 
 
 def _suffix(content: bytes) -> str:
-    """Return the suffix of an image file's format; of other bytes, ``".img"``.
+    """Return the suffix of an image's format, or ``".img"`` if the format is not known.
 
-    Whether it can be decoded is found out where images are checked.
+    Damaged images are reported later, when they are decoded.
     """
     try:
         with Image.open(BytesIO(content)) as image:
             return _SUFFIX_OF_FORMAT.get(image.format or "", ".img")
-    except Exception:  # Pillow's formats raise many things on damaged files
+    except Exception:  # Pillow raises errors of many classes on damaged files
         return ".img"

@@ -1,4 +1,4 @@
-"""Karpathy's json, as for COCO and Flickr30k: ``{"images": [{filename, split, sentences}]}``."""
+"""Karpathy's JSON for COCO and Flickr: ``{"images": [{filename, split, sentences}]}``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ILLEGAL_CHARACTERS = set("/\\\0\n")  # in a data set's name
 def _is_of_form(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
-    # COCO's own files have images, too.
+    # COCO's own files also have images, but with annotations beside them.
     return isinstance(content.get("images"), list) and "annotations" not in content
 
 
@@ -24,8 +24,8 @@ def _read(content: dict[str, Any], source: Source) -> Annotations:
     name = content.get("dataset", source.path.stem)
     if not isinstance(name, str) or not name or _ILLEGAL_CHARACTERS & set(name):
         raise FileFormatError(
-            f"{source.path}: field 'dataset' must be a name that a file could have; correct or "
-            "remove it",
+            f"{source.path}: field 'dataset' must be a text that could be a file's name; correct "
+            "or remove it",
             path=source.path,
             name="dataset",
         )
@@ -36,7 +36,7 @@ def _rows(images: list[Any], source: Source) -> Iterator[AnnotationRow]:
     for number, fields in enumerate(images):
         image = Entry(fields, source.path, LOCATION_FORMAT.format(number))
         file_name = image.text("filename")
-        # COCO's files name the folder of each image, Flickr30k's do not.
+        # COCO's files name each image's folder; Flickr30k's do not.
         folder = image.optional_text("filepath")
         sentences = image.entries("sentences")
         yield AnnotationRow(
@@ -50,10 +50,10 @@ def _rows(images: list[Any], source: Source) -> Iterator[AnnotationRow]:
 
 
 def _caption_ids(sentences: Sequence[Entry]) -> tuple[str, ...]:
-    """Return the ids of sentences, none if one of them has none."""
+    """Return the ids of the sentences, or nothing if any sentence lacks one."""
     caption_ids = [sentence.identifier("sentid") for sentence in sentences]
     present_ids = tuple(filter(None, caption_ids))
-    # Ids of some captions only are no ids: all are then numbered within their image.
+    # If only some captions have ids, all of them are numbered per image instead.
     if len(present_ids) < len(sentences):
         return ()
     return present_ids

@@ -1,4 +1,4 @@
-"""Parquet files of pairs, with paths of the images or with the images themselves."""
+"""Parquet files of image-caption pairs, with the images' paths or the images themselves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROWS_PER_BATCH = 64
 
 
 def read_parquet(source: Source) -> Annotations:
-    """Read a Parquet file; pictures in it are written to the source's unpack folder.
+    """Read a Parquet file; embedded pictures are written to the source's unpack folder.
 
     Raises:
         FileFormatError: If it is damaged, or a column is missing.
@@ -36,7 +36,7 @@ def read_parquet(source: Source) -> Annotations:
         raise _damaged(source, error) from None
     columns = choose_columns(names, source.columns, source.path)
     table = Table(names, _rows(file, source))
-    # Only a text is a path; other columns hold the pictures themselves.
+    # Texts are paths; a column of any other type holds the pictures themselves.
     image_type = str(file.schema_arrow.field(columns.image).type)
     if image_type in ("string", "large_string", "string_view"):
         return read_pairs(table, source, LOCATION_FORMAT)
@@ -59,5 +59,5 @@ def _rows(file: ParquetFile, source: Source) -> Iterator[tuple[int, dict[str, An
 
 
 def _damaged(source: Source, error: Exception) -> FileFormatError:
-    message = f"{source.path} is no valid Parquet file ({first_line(error)}); download it again"
+    message = f"{source.path} is not a valid Parquet file ({first_line(error)}); download it again"
     return FileFormatError(message, path=source.path)

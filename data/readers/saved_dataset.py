@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's ``datasets``: in a saved folder, from the hub, or in memory."""
+"""Data sets of Hugging Face's ``datasets``: saved in a folder, on the hub, or in memory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _SAVED_FILES = ("state.json", "dataset_info.json")
 
 
 def is_saved_dict(folder: Path) -> bool:
-    """Return whether a folder is a ``DatasetDict`` that was saved."""
+    """Return whether a folder is a saved ``DatasetDict``."""
     return (folder / _DICT_FILE).is_file()
 
 
 def is_saved(folder: Path) -> bool:
-    """Return whether a folder is a ``Dataset`` that was saved."""
+    """Return whether a folder is a saved ``Dataset``."""
     return all((folder / name).is_file() for name in _SAVED_FILES)
 
 
@@ -44,7 +44,7 @@ def read_saved(source: Source) -> Annotations:
     library = import_extra("datasets", source.path)
     try:
         dataset = library.load_from_disk(source.path)
-    except Exception as error:  # datasets and pyarrow raise many things on damaged files
+    except Exception as error:  # datasets and pyarrow raise errors of many classes
         message = (
             f"{source.path} cannot be read as a saved data set ({first_line(error)}); save it again"
         )
@@ -57,7 +57,7 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
 
     Args:
         name: ``"OWNER/NAME"``, or ``"OWNER/NAME:split"`` for one split of it.
-        source: What is known about its columns, and where its pictures are written.
+        source: Its columns, and the folder where its pictures are written.
 
     Returns:
         The rows of each split.
@@ -69,7 +69,7 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
     library = import_extra("datasets", f"{HUB_PREFIX}{name}")
     try:
         loaded = library.load_dataset(repository, split=split_name or None)
-    except Exception as error:  # of the hub, the network, and of the data set's own files
+    except Exception as error:  # from the hub, the network, or the data set's own files
         raise DataError(
             f"{HUB_PREFIX}{name} cannot be loaded ({first_line(error)}); check the name, the "
             "split and the network",
@@ -86,7 +86,7 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
 
 
 def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:
-    """Read a ``datasets.Dataset``; its pictures are written to the source's unpack folder.
+    """Read a ``datasets.Dataset``; pictures in it are written to the source's unpack folder.
 
     Raises:
         FileFormatError: If a column is missing.

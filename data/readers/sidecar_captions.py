@@ -1,4 +1,4 @@
-"""A folder of images, each with its captions beside it in a file of the same name."""
+"""Folders of images, each with its captions in a file of the same name beside it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _LINE_ENDS = " \t\r"
 
 
 def has_sidecars(image_paths: Sequence[Path]) -> bool:
-    """Return whether an image has captions beside it."""
+    """Return whether any image has a caption file beside it."""
     return any(_sidecar(image_path) is not None for image_path in image_paths)
 
 
 def read_sidecars(source: Source) -> Annotations:
-    """Read the captions beside the images of a folder and below it.
+    """Read the captions beside the images of a folder and its subfolders.
 
-    A ``.txt`` or ``.caption`` file has a caption a line, a ``.json`` file a field such as
-    ``caption``. Images in a folder that is called after a split are of that split.
+    A ``.txt`` or ``.caption`` file has a caption per line, a ``.json`` file a field such as
+    ``caption``. Images in a subfolder that is named after a split belong to that split.
 
     Raises:
-        DataError: If an image has no such file; names the first ones.
-        FileFormatError: If a file cannot be read. That is raised when its row is asked for.
+        DataError: If an image has no such file; names the first such images.
+        FileFormatError: If a file cannot be read. This is raised when its row is read.
     """
     folder = source.path.absolute()
     image_paths = find_images(folder)
@@ -41,8 +41,8 @@ def read_sidecars(source: Source) -> Annotations:
     if without_captions:
         shown = ", ".join(str(path) for path in without_captions[:_MAX_SHOWN_IMAGES])
         raise DataError(
-            f"{source.path}: {len(without_captions):,} of {len(image_paths):,} images have no file "
-            f"of captions beside them ({shown}); write them, or move the images away",
+            f"{source.path}: {len(without_captions):,} of {len(image_paths):,} images have no "
+            f"caption file beside them ({shown}); write captions, or move the images away",
             path=without_captions[0],
         )
     rows = _rows(image_paths, folder, source)
@@ -50,7 +50,7 @@ def read_sidecars(source: Source) -> Annotations:
 
 
 def _sidecar(image_path: Path) -> Path | None:
-    """Return the file of an image's captions, if there is one."""
+    """Return an image's caption file, or ``None``."""
     for suffix in _SUFFIXES:
         sidecar = image_path.with_suffix(suffix)
         if sidecar.is_file():
@@ -74,7 +74,7 @@ def _rows(image_paths: Sequence[Path], folder: Path, source: Source) -> Iterator
 
 
 def _split_of_folders(relative: Path) -> str | None:
-    """Return the split that the outermost folder of a path is called after, if any."""
+    """Return the split that the outermost folder of a path is named after, or ``None``."""
     return split_by_alias(relative.parts[0].lower())
 
 

@@ -13,15 +13,15 @@ SPLIT_ALIASES = {"restval": "train", "valid": "val", "validation": "val", "dev":
 
 
 def canonical_split(name: str, path: Path | None = None, location: str = "") -> str:
-    """Return ``"train"``, ``"val"`` or ``"test"`` for any name of it, such as ``"restval"``.
+    """Return ``"train"``, ``"val"`` or ``"test"`` for a split's name or alias (``"restval"``).
 
     Args:
-        name: The name.
-        path: The file that has it, for the message.
-        location: Where in it.
+        name: The name or alias.
+        path: The file that has the name, for the message.
+        location: Where in the file the name is, for the message.
 
     Raises:
-        DataError: If it is no split's name.
+        DataError: If there is no such split.
     """
     split = split_by_alias(name)
     if split is None:
@@ -35,7 +35,7 @@ def canonical_split(name: str, path: Path | None = None, location: str = "") -> 
 
 
 def split_by_alias(name: str) -> str | None:
-    """Return the split that a name stands for, if any."""
+    """Return the split with this name or alias, or ``None``."""
     split = SPLIT_ALIASES.get(name, name)
     if split in SPLITS:
         return split
@@ -43,10 +43,10 @@ def split_by_alias(name: str) -> str | None:
 
 
 def split_in_file_name(file_stem: str) -> str | None:
-    """Return the first split that a file's name has as a word.
+    """Return the first split that a file's name contains as a word, or ``None``.
 
-    Also with a year: ``captions_val2017``.
+    A word may be followed by a year: ``captions_val2017``.
     """
-    # Only letters make words here, so a year at the end does not matter.
+    # Words consist of letters only here, so a year ends one.
     words = re.findall(r"[a-z]+", file_stem.lower())
     return next(filter(None, map(split_by_alias, words)), None)

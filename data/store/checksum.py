@@ -1,8 +1,8 @@
-"""Sealed HDF5 files: a checksum over every byte, in a block of plain text before the HDF5 part.
+"""Sealed HDF5 files: a line of text with a checksum over every byte, before the HDF5 part.
 
-HDF5 lets a file begin with a block that it does not look at (its "user block"); any HDF5 tool reads
-such a file. Ours is 512 bytes: one line with the name of the format, its version and the sha256 of
-all that follows, then zeros.
+HDF5 lets a file begin with a block that it ignores (the "user block"), and any HDF5 tool reads such
+a file. Ours has 512 bytes: one line with the name of the format, its version and the sha256 of
+everything after the block, then zeros.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from cusa.data.store.hdf5 import open_hdf5, whole_numbers_attribute
 
 INDEX_FORMAT = "cusa-embeddings"
 SHARD_FORMAT = "cusa-embeddings-shard"
-# A reader refuses another major number, and ignores names that it does not know.
+# A reader refuses another major version, and ignores names that it does not know.
 VERSION = (2, 1)
 
 BLOCK = 512
 # Bytes; arrays at least as long as this begin at multiples of BLOCK.
 _SECTOR = 4096
-# Bytes by which a file in memory grows.
+# Bytes by which a file that is built in memory grows at a time.
 _MEMORY_STEP = 1 << 22
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FIRST_LINE_PATTERN = re.compile(rb"(cusa-[a-z-]+) (\d+)\.(\d+) sha256=([0-9a-f]{64})\n\0*")
 
 
 class VersionError(StoreError):
-    """A file of ours, of another major version."""
+    """A file of a store has another major version."""
 
 
 class ChecksumError(StoreError):
-    """A file of ours whose bytes are not as they were written."""
+    """A file of a store has changed since it was written."""
 
 
 class ReplacedError(StoreError):
-    """A file of ours that is whole, and not the one expected."""
+    """A file of a store is intact, but not the one expected."""
 
 
 def write_sealed(
@@ -54,22 +54,22 @@ def write_sealed(
     file_format: str,
     fill: Callable[[h5py.File], None],
 ) -> str:
-    """Write an HDF5 file, whole or not at all.
+    """Write a sealed HDF5 file, atomically.
 
-    It is built in memory and written in one piece: where the disk is full, Python says so, and the
-    HDF5 library is not left with a file that it cannot close.
+    The file is built in memory and written in one piece. So a full disk is Python's error to
+    report, and does not leave the HDF5 library with a file that it cannot close.
 
     Args:
         file_path: Final path.
         file_format: Name of the format.
-        fill: Fills the file.
+        fill: Called with the empty file, to write its contents.
 
     Returns:
-        Its seal: sha256 (hex) of all bytes after the first 512.
+        The file's seal: sha256 (hex) of all bytes after the first 512.
 
     Raises:
-        StoreError: If disk or quota is full; nothing is left of the file, an older one of that name
-            stays.
+        StoreError: If the disk or quota is full. Then no partial file remains, and an older file of
+            that name is kept.
     """
     content = _build_in_memory(file_path, file_format, fill)
     seal = hashlib.sha256(content).hexdigest()
@@ -99,7 +99,7 @@ def _build_in_memory(
     file_format: str,
     fill: Callable[[h5py.File], None],
 ) -> bytes:
-    """Return the bytes of an HDF5 file that was never on disk."""
+    """Return the bytes of an HDF5 file that is not written to disk."""
     file = h5py.File(
         str(file_path),
         "w",
@@ -132,7 +132,7 @@ def read_seal(file_path: Path, file_format: str) -> str:
 
 
 def seal_holds(file_path: Path, file_format: str) -> bool:
-    """Return whether every byte of a file is as it was written; reads all of it."""
+    """Return whether a file is exactly as it was written; reads every byte."""
     try:
         with _opened(file_path) as file:
             seal, version = _read_first_line(file, file_path, file_format)
@@ -157,16 +157,16 @@ def open_sealed(
     Args:
         file_path: The file.
         file_format: Name of its format.
-        seal: The seal that it must carry, if it was looked at before.
+        seal: The seal that it must carry; ``None``: any.
 
     Raises:
         StoreError: If it is missing, truncated, not of this format, or carries another seal; also
-            in place of what h5py raises within the block.
+            in place of whatever h5py raises within the block.
         VersionError: If it is of another major version.
     """
     seal = require_seal(file_path, file_format, seal)
     with open_hdf5(file_path) as file:
-        # Files are replaced in one step: the open one is this one if the seal is still the same.
+        # Files are replaced atomically: if the seal is still the same, this is the file opened.
         require_seal(file_path, file_format, seal)
         yield file
 
@@ -176,10 +176,10 @@ def require_seal(
     file_format: str,
     seal: str | None,
 ) -> str:
-    """Return the seal that a file carries, which must be the one expected, if any.
+    """Return the seal that a file carries, which must be ``seal`` unless that is ``None``.
 
     Raises:
-        ReplacedError: If it is another.
+        ReplacedError: If it is another seal.
         StoreError: If the file is missing or not of this format.
     """
     seal_of_file = read_seal(file_path, file_format)
@@ -209,7 +209,7 @@ def open_bytes(file_path: Path, file_format: str, seal: str) -> Iterator[Buffere
 
 
 def _require_equal(seal: str, expected: str, file_path: Path, file_format: str) -> None:
-    """Refuse a file that is whole and not the one expected."""
+    """Refuse a file that carries another seal than expected."""
     if seal == expected:
         return
     if file_format == INDEX_FORMAT:
@@ -237,7 +237,7 @@ def _opened(file_path: Path) -> Iterator[BufferedReader]:
             f"{file_path} is a folder, not a file of a store", path=file_path
         ) from None
     except ValueError:  # a NUL in the name
-        raise StoreError(f"{file_path!r} is no name of a file", path=file_path) from None
+        raise StoreError(f"{file_path!r} is not a legal file name", path=file_path) from None
     with file:
         yield file
 
@@ -245,8 +245,8 @@ def _opened(file_path: Path) -> Iterator[BufferedReader]:
 def _read_first_line(
     file: BufferedReader, file_path: Path, file_format: str
 ) -> tuple[str, tuple[int, int]]:
-    """Read seal and version from the first line, and leave the file at the block after it."""
-    # The whole block: what follows the line in it must be zeros.
+    """Read seal and version from the first line, and leave the file after the user block."""
+    # Read the whole block, as the rest of it must be zeros.
     block = os.pread(file.fileno(), BLOCK, 0)
     file.seek(BLOCK)
 

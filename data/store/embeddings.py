@@ -35,13 +35,13 @@ _HASHING_THREADS = 4
 class Embeddings:
     """The rows of one teacher for one split: ``[n_rows, dim]``, gathered by row number.
 
-    Opening it costs the same for any number of rows; each shard is checked and mapped when a row of
-    it is first asked for, or by :meth:`require_shards`.
+    Opening takes the same time for any number of rows; each shard is checked and mapped when a row
+    of it is first requested. :meth:`require_shards` checks all of them at once.
 
     Attributes:
         teacher: The teacher's name in the store.
         split: The split's name.
-        settings: Its settings.
+        settings: The teacher's settings.
         shape: ``(n_rows, dim)``.
     """
 
@@ -73,7 +73,7 @@ class Embeddings:
         self._skipped = array_location(split_group, "skipped", "<i8")
 
     def _adjacent_bounds(self, bounds: np.ndarray) -> np.ndarray:
-        """Return the first row of each shard and the number of rows, which leave no row out."""
+        """Return the first row of each shard, then the number of rows; refuse gaps."""
         n_rows = len(self)
         # Each shard begins where the one before it stops, and the last stops at the end.
         starts = np.append(bounds[:, 0], n_rows)
@@ -84,7 +84,7 @@ class Embeddings:
             raise StoreError(
                 f"{self._index.path}: the shards of teacher {self.teacher!r} do not hold all "
                 f"{n_rows} rows of split {self.split!r} (row {row} on); join parts with "
-                "cusa-store merge, or run the cusa-precompute command to the end",
+                "cusa-store merge, or let the cusa-precompute command finish",
                 path=self._index.path,
                 location=f"row {row}",
                 name=self.teacher,
@@ -93,7 +93,7 @@ class Embeddings:
 
     @cached_property
     def skipped(self) -> np.ndarray:
-        """Return the rows without an embedding, which hold NaN: int64, ascending.
+        """Return the rows without an embedding, which hold NaN: int64 ``[n]``, ascending.
 
         Raises:
             StoreError: If they do not ascend within the split.
@@ -109,9 +109,9 @@ class Embeddings:
 
     @cached_property
     def _exceeds_memory(self) -> bool:
-        """Return whether the rows cannot all stay in memory.
+        """Return whether the rows do not all fit into memory.
 
-        Reading ahead of random rows would then only drive others out.
+        If so, reading ahead of random rows would only evict others from the page cache.
         """
         n_bytes = self.shape[0] * self.shape[1] * self.dtype.itemsize
         memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
@@ -135,22 +135,22 @@ class Embeddings:
         return shard_path(self._index.path.parent, self._files[shard_number])
 
     def require_shards(self) -> None:
-        """Check that every shard is there and is the one that the index names.
+        """Check that every shard exists and is the one that the index names.
 
-        Reads 512 bytes of each.
+        This reads 512 bytes of each.
 
         Raises:
-            StoreError: If one is missing or another; names it.
+            StoreError: If a shard is missing or is another one; names it.
         """
         for number in range(self.n_shards):
-            # HDF5 would read a missing shard as fill values without a word.
+            # HDF5 would silently read fill values in place of a missing shard.
             require_seal(self.shard_path(number), SHARD_FORMAT, self._seals[number])
 
     def verify_shards(self) -> None:
         """Read every byte of every shard and compare it with the checksums.
 
         Raises:
-            StoreError: If one is missing, damaged, or another; names it.
+            StoreError: If a shard is missing, damaged, or another one; names it.
         """
         self.require_shards()
         paths = [self.shard_path(number) for number in range(self.n_shards)]
@@ -173,7 +173,7 @@ class Embeddings:
         return digests
 
     def gather(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Return rows by number, in the order asked for.
+        """Return rows by number, in the given order.
 
         Args:
             rows: int ``[n]``, each in ``[0, n_rows)``.
@@ -183,9 +183,9 @@ class Embeddings:
             skipped rows.
 
         Raises:
-            IndexError: If a row is out of range or no integer, or ``rows`` has not one dimension.
-            StoreError: If a shard is missing or truncated, or is not the one that the index was
-                written for.
+            IndexError: If a row is out of range or not an integer, or ``rows`` does not have one
+                dimension.
+            StoreError: If a shard is missing, truncated, or not the one that the index names.
         """
         row_numbers = np.asarray(rows)
         if row_numbers.ndim != 1:
@@ -197,7 +197,7 @@ class Embeddings:
     @overload
     def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> np.ndarray: ...
     def __getitem__(self, rows: RowIndex) -> np.ndarray:
-        """Return a copy of rows, as an array would: ``[dim]`` of one row, ``[n, dim]`` of several.
+        """Return a copy of rows, indexed as in an array: ``[dim]`` or ``[n, dim]``.
 
         Args:
             rows: A row, a slice, int ``[n]``, or bool ``[n_rows]``; negative rows count from the
@@ -205,7 +205,7 @@ class Embeddings:
 
         Raises:
             IndexError: If a row is out of range, or ``rows`` is something else.
-            StoreError: As :meth:`gather`.
+            StoreError: As :meth:`gather` raises it.
         """
         row_numbers = indexed_rows(rows, len(self))
         if row_numbers.ndim:
@@ -214,9 +214,9 @@ class Embeddings:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """Return all rows in memory: ``[n_rows, dim]``."""
-        # numpy's word for an array that shares its memory.
+        # numpy asks for an array without copying.
         if copy is False:
-            raise ValueError("the rows lie in files; an array of them is always a copy")
+            raise ValueError("the rows are in files, so an array of them is always a copy")
         rows = self.gather(np.arange(len(self)))
         if dtype is None:
             return rows
@@ -231,7 +231,7 @@ class Embeddings:
 
     def __getstate__(self) -> dict[str, object]:
         state = without_arrays(self)
-        # These arrays are no maps: they cannot be made there again.
+        # Unlike the maps, these arrays cannot be recreated in the other process.
         state["_bounds"] = self._bounds
         state["_offsets"] = self._offsets
         state.pop("_window", None)
@@ -241,10 +241,10 @@ class Embeddings:
         """Map the rows of a shard."""
         path = self.shard_path(shard_number)
         offset = int(self._offsets[shard_number])
-        # The window over all maps counts in elements, not in bytes.
+        # The window over all maps is laid out in elements, not in bytes.
         if offset % self.dtype.itemsize:
             raise StoreError(
-                f"{path}: its rows begin at an odd place; see docs/FORMAT.md", path=path
+                f"{path}: its rows are not aligned to their dtype; see docs/FORMAT.md", path=path
             )
         n_rows = int(self._bounds[shard_number + 1] - self._bounds[shard_number])
         file = MappedFile(

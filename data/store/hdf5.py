@@ -1,8 +1,8 @@
-"""HDF5 objects of the expected kind, or one error that names the file and the object.
+"""Checked access to HDF5 objects, with errors that name the file and the object.
 
-h5py hands out whatever lies under a name, raises many things on damaged files, follows links into
-other files, and makes an array as large as a file claims before it reads a byte. Here an object is
-what its reader expects, sizes are compared with the length of the file, and all else is a
+h5py returns objects of any type, raises errors of many classes on damaged files, follows links into
+other files, and allocates an array as large as a file claims before it reads a byte. Here the type
+of an object and its size within the file are checked first, and anything unexpected becomes a
 :class:`cusa.data.errors.StoreError`.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from cusa.data.errors import CusaError, StoreError, first_line
 
-# What h5py raises on objects of other kinds and on damaged files.
+# What h5py raises on objects of unexpected types and on damaged files.
 _HDF5_ERRORS = (
     AttributeError,
     KeyError,
@@ -38,7 +38,7 @@ _HDF5_ERRORS = (
 
 @dataclass(frozen=True)
 class ArrayLocation:
-    """A contiguous dataset as it lies on disk: one plain array at an offset of a file.
+    """The place of a contiguous dataset on disk: a plain array at an offset of a file.
 
     Attributes:
         name: The dataset's name in the file.
@@ -63,7 +63,7 @@ def hdf5_errors(file_path: Path, name: str = "") -> Iterator[None]:
     """Turn what h5py raises within the block into an error that names the file and the object.
 
     Raises:
-        StoreError: In place of h5py's own; errors of this project pass.
+        StoreError: In place of h5py's errors. A :class:`CusaError` passes unchanged.
     """
     try:
         yield
@@ -82,7 +82,7 @@ def refuse(
     subject = str(file_path)
     if name:
         subject = f"{file_path}: {name}"
-    message = f"{subject} is damaged or of another form ({problem}); see cusa-store verify"
+    message = f"{subject} is damaged or has another layout ({problem}); see cusa-store verify"
     raise StoreError(message, path=file_path, name=name)
 
 
@@ -91,7 +91,7 @@ def open_hdf5(file_path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading, without a lock.
 
     Raises:
-        StoreError: If it is none; also in place of what h5py raises within the block.
+        StoreError: If it is not an HDF5 file; also in place of what h5py raises within the block.
     """
     with hdf5_errors(file_path):
         file = h5py.File(file_path, "r", locking=False)
@@ -103,19 +103,19 @@ def child_group(parent: h5py.Group, child_name: str) -> h5py.Group:
     """Return a group that lies directly in another.
 
     Raises:
-        StoreError: If it is missing, a link, or no group.
+        StoreError: If it is missing, a link, or not a group.
     """
     return _child(parent, child_name, h5py.Group)
 
 
 def child_groups(parent: h5py.Group) -> dict[str, h5py.Group]:
-    """Return all that lies directly in a group, which must be groups, by name.
+    """Return the members of a group by name, all of which must be groups.
 
     Raises:
-        StoreError: If one is a link or no group.
+        StoreError: If a member is a link or not a group.
     """
     with hdf5_errors(_file_path(parent), parent.name):
-        # An error within the iteration itself would keep HDF5's lock.
+        # An exception raised during the iteration would leave HDF5's lock held.
         names = list(parent)
         for name in names:
             _require_unicode(name)
@@ -128,13 +128,13 @@ def array_location(
     dtype: str,
     n_dimensions: int = 1,
 ) -> ArrayLocation:
-    """Find where a dataset lies in the file.
+    """Find the place of a dataset in its file.
 
     Args:
         parent: The group that it is in.
-        dataset_name: Its name there.
-        dtype: What its elements must be, such as ``"<i8"``.
-        n_dimensions: How many dimensions it must have.
+        dataset_name: Its name in the group.
+        dtype: The dtype that it must have, such as ``"<i8"``.
+        n_dimensions: The number of dimensions that it must have.
 
     Raises:
         StoreError: If it is missing or a link, of another dtype or number of dimensions, not
@@ -153,7 +153,7 @@ def array_location(
         expected = f"{n_dimensions} dimensions of {dtype}"
         refuse(file_path, full_name, f"expected {expected}, not {stored_dtype} {shape}")
     location = ArrayLocation(full_name, offset or 0, tuple(shape), dtype)
-    # Chunked datasets have no offset; nor have empty ones, which need none.
+    # Chunked datasets have no offset; neither do empty ones, which need none.
     if location.n_bytes and offset is None:
         refuse(file_path, full_name, "it is not contiguous")
     if location.offset + location.n_bytes > file_size:
@@ -167,7 +167,7 @@ def read_array(
     dtype: str,
     n_dimensions: int = 1,
 ) -> np.ndarray:
-    """Read a dataset whole; the arguments are those of :func:`array_location`.
+    """Read a whole dataset; the arguments are those of :func:`array_location`.
 
     Raises:
         StoreError: As :func:`array_location`, or if the file cannot be read.
@@ -176,16 +176,16 @@ def read_array(
     location = array_location(parent, dataset_name, dtype, n_dimensions)
     with hdf5_errors(file_path, location.name):
         n_values = math.prod(location.shape)
-        # Past HDF5, once the bytes are known to be there.
+        # Read without the HDF5 library, now that the bytes are known to be within the file.
         values = np.fromfile(file_path, location.dtype, n_values, offset=location.offset)
         return values.reshape(location.shape)
 
 
 def text_attribute(owner: h5py.Group, attribute_name: str) -> str:
-    """Read an attribute that is one text.
+    """Read an attribute that is a text.
 
     Raises:
-        StoreError: If it is missing, something else, or holds a NUL character.
+        StoreError: If it is missing, not a text, or holds a NUL character.
     """
     value = _attribute(owner, attribute_name)
     file_path = _file_path(owner)
@@ -198,10 +198,10 @@ def text_attribute(owner: h5py.Group, attribute_name: str) -> str:
 
 
 def text_attributes(owner: h5py.Group, prefix: str) -> Mapping[str, str]:
-    """Read the attributes whose names begin with a prefix, by the rest of their names.
+    """Read the text attributes whose names begin with a prefix, by name without the prefix.
 
     Raises:
-        StoreError: If one is no text.
+        StoreError: If one of them is not a text.
     """
     with hdf5_errors(_file_path(owner), owner.name):
         names = [name for name in owner.attrs if name.startswith(prefix)]
@@ -209,10 +209,10 @@ def text_attributes(owner: h5py.Group, prefix: str) -> Mapping[str, str]:
 
 
 def whole_number_attribute(owner: h5py.Group, attribute_name: str) -> int:
-    """Read an attribute that is one whole number.
+    """Read an attribute that is a whole number.
 
     Raises:
-        StoreError: If it is missing or something else.
+        StoreError: If it is missing, or not a whole number.
     """
     value = _attribute(owner, attribute_name)
     if not isinstance(value, np.integer):
@@ -228,7 +228,7 @@ def whole_numbers_attribute(
     """Read an attribute that is an array of ``count`` whole numbers.
 
     Raises:
-        StoreError: If it is missing or something else.
+        StoreError: If it is missing, or not such an array.
     """
     value = _attribute(owner, attribute_name, shape=(count,))
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
@@ -245,13 +245,13 @@ def _attribute(
     attribute_name: str,
     shape: tuple[int, ...] = (),
 ) -> object:
-    """Read the value of an attribute, which must be of that shape."""
+    """Read the value of an attribute, which must have the given shape."""
     file_path = _file_path(owner)
     full_name = _joined(owner, f"@{attribute_name}")
     with hdf5_errors(file_path, full_name):
         if attribute_name not in owner.attrs:
             refuse(file_path, full_name, "it is missing")
-        # Looked at before h5py makes an array of it.
+        # Checked before h5py allocates an array for it.
         stored_shape = owner.attrs.get_id(attribute_name).shape
         if stored_shape != shape:
             refuse(file_path, full_name, f"expected the shape {shape}, not {stored_shape}")
@@ -264,7 +264,7 @@ def _child(
     child_name: str,
     kind: type[h5py.HLObject],
 ) -> h5py.HLObject:
-    """Return an object of a group, which must be of that kind and lie in this very file."""
+    """Return a member of a group, which must be of a type and in this file, not a link."""
     file_path = _file_path(parent)
     full_name = _joined(parent, child_name)
     with hdf5_errors(file_path, full_name):
@@ -280,7 +280,7 @@ def _child(
 
 
 def _require_unicode(text: str) -> None:
-    """Raise a UnicodeEncodeError for half characters: h5py reads what is no UTF-8 as such."""
+    """Raise UnicodeEncodeError for lone surrogates, as which h5py decodes invalid UTF-8."""
     text.encode()
 
 

@@ -1,4 +1,4 @@
-"""Rows by id: a sorted table of hashes in the index, so that no process reads all ids."""
+"""Lookup of rows by id, in a sorted table of hashes, so that no process reads all ids."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from cusa.data.store.hdf5 import array_location, child_group, refuse
 from cusa.data.store.index_checks import check_lengths
 from cusa.data.store.mapped_file import MappedFile
 
-# Columns of a split that have a table.
+# Columns of a split that have a lookup table.
 LOOKUP_COLUMNS = ("image_ids", "image_paths", "caption_ids")
 _ROW_BITS = np.uint64(32)
 _ROW_MASK = (1 << 32) - 1
 
 
 def lookup_table(texts: Iterable[str]) -> np.ndarray:
-    """Return a column's table: uint64 ``[n]``, ascending.
+    """Build the lookup table of a column: uint64 ``[n]``, ascending.
 
-    An entry is the CRC-32 of the text's UTF-8, shifted by 32 bits, and the row.
+    The upper 32 bits of an entry are the CRC-32 of the text's UTF-8, the lower 32 bits its row.
     """
     keys = _keys(texts)
     return np.sort(keys | np.arange(len(keys), dtype=np.uint64))
 
 
 def _keys(texts: Iterable[str]) -> np.ndarray:
-    """Return the least entry that each text could have: uint64 ``[n]``."""
+    """Return the lowest table entry that each text could have: uint64 ``[n]``."""
     checksums = np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64)
     return checksums << _ROW_BITS
 
@@ -42,8 +42,8 @@ class IdLookup:
         index: The index file.
         split_group: The split's group in it.
         name: The column's name there.
-        texts: The column. A store of an earlier version has no table: it is made of all of them,
-            on first use.
+        texts: The column. For a store of an earlier version, which has no table, the table is built
+            from all texts on first use.
     """
 
     def __init__(
@@ -62,34 +62,36 @@ class IdLookup:
             check_lengths([len(texts), *self._location.shape], index.path, self._name)
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the row of each id, int64 ``[n]``; -1 where there is none.
+        """Return the row of each id, int64 ``[n]``; -1 for unknown ids.
 
         Raises:
-            StoreError: If the table holds rows that are not there.
+            StoreError: If the table names a row that does not exist.
         """
         keys = _keys(ids)
-        first_places = np.searchsorted(self._table, keys).tolist()
-        rows = np.full(len(keys), -1, np.int64)
-        for number, (text, key, place) in enumerate(
-            zip(ids, keys.tolist(), first_places, strict=True)
-        ):
-            rows[number] = self._row(text, key, place)
-        return rows
+        first_positions = np.searchsorted(self._table, keys).tolist()
+        rows = map(self._row, ids, keys.tolist(), first_positions)
+        return np.fromiter(rows, np.int64, len(keys))
 
-    def _row(self, text: str, key: int, place: int) -> int:
-        """Return the row of a text, from the first place where its entry may be; else -1."""
+    def _row(
+        self,
+        text: str,
+        key: int,
+        position: int,
+    ) -> int:
+        """Return the row of a text, searching the table from a position; -1 if unknown."""
         checksum = key >> 32
-        while place < len(self._table):
-            entry = int(self._table[place])
+        while position < len(self._table):
+            entry = int(self._table[position])
             if entry >> 32 != checksum:
                 return -1
             row = entry & _ROW_MASK
             if row >= len(self._texts):
-                refuse(Path(self._index.path), self._name, "it holds a row that is not there")
+                path = Path(self._index.path)
+                refuse(path, self._name, "it names a row that does not exist")
             # Another text may have the same checksum.
             if self._texts[row] == text:
                 return row
-            place += 1
+            position += 1
         return -1
 
     @cached_property
@@ -99,5 +101,5 @@ class IdLookup:
         return self._index.array(self._location)
 
     def __getstate__(self) -> dict[str, object]:
-        # The table is mapped anew in another process.
+        # Another process maps the table itself.
         return {name: value for name, value in vars(self).items() if name != "_table"}

@@ -1,4 +1,4 @@
-"""Rows out of a store, and rows that other programs made into one."""
+"""Export of rows from a store, and import of rows that other programs made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cusa.data.store.split_table import SplitTable
 from cusa.data.store.teacher_entry import TeacherEntry
 from cusa.data.unit_rows import unit_rows
 
-_BLOCK_ROWS = 65_536  # read at once
+_BLOCK_ROWS = 65_536  # read at a time
 
 
 def export_rows(
@@ -37,20 +37,20 @@ def export_rows(
     split_name: str,
     path: Path,
 ) -> Path:
-    """Write a teacher's rows to a file of its own, and their ids beside it.
+    """Write a teacher's rows for a split to a file, and their ids to another beside it.
 
-    :mod:`cusa.data.foreign.rows` reads them again.
+    :mod:`cusa.data.foreign.rows` can read them. The rows are ``[n_rows, dim]`` in the stored dtype;
+    skipped rows are NaN.
 
     Args:
         store: The store.
         teacher_name: The teacher's name.
         split_name: The split.
-        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``; passes
-            through memory, with the teacher's settings as metadata).
+        path: ``.npy`` (written block by block) or ``.safetensors`` (tensor ``embeddings``, with the
+            teacher's settings as metadata; all rows are in memory at once).
 
     Returns:
-        Path of the ids: a JSON list of image or caption ids, in row order; rows without an
-        embedding are NaN.
+        Path of the file of ids: a JSON list of image or caption ids, in row order.
 
     Raises:
         CusaError: If the suffix is another, or the rows cannot be read.
@@ -79,31 +79,32 @@ def import_rows(
     foreign: ForeignRows,
     skip_missing: bool,
 ) -> tuple[int, int]:
-    """Add rows from elsewhere to a store as a teacher of one split.
+    """Add rows that another program made to a store, as a teacher's rows for one split.
 
-    They are L2-normalised and brought into the split's order.
+    They are L2-normalised and put into the split's order.
 
     Args:
-        out: The store's index; made if it is not there.
-        data: The data that the rows belong to.
+        out: The store's index; created if it does not exist.
+        data: Index of the data that the rows belong to.
         split_name: The split.
-        teacher_name: Name for the teacher.
-        settings: Its settings.
-        foreign: The rows.
-        skip_missing: Whether items of the split without a row, or with one of NaN, are recorded as
-            skipped instead of refused.
+        teacher_name: Name of the teacher in the store.
+        settings: The teacher's settings.
+        foreign: The rows and their ids.
+        skip_missing: Whether an item of the split without a row, or with a row of NaN, is recorded
+            as skipped instead of refused.
 
     Returns:
-        Number of rows skipped, and of foreign rows that belong to no item of the split.
+        The number of skipped items, and of foreign rows that belong to no item of the split.
 
     Raises:
-        CusaError: If ids do not fit, or rows are zero or not finite.
+        CusaError: If the ids do not fit the split, rows are zero or not finite, or the store has
+            the teacher's rows already.
     """
     check_name(teacher_name)
     if split_name not in data.splits:
         legal_splits = ", ".join(data.splits)
         raise SettingError(
-            f"there is no split {split_name!r}; there are: {legal_splits}", name=split_name
+            f"the data has no split {split_name!r}; it has: {legal_splits}", name=split_name
         )
     table = data.splits[split_name]
     order = match_rows(table, settings.modality, foreign.ids)
@@ -155,7 +156,7 @@ def _refuse_missing(
     modality: str,
     foreign: ForeignRows,
 ) -> NoReturn:
-    """Raise the error of items of a split that have no foreign row."""
+    """Raise the error of items of a split without a foreign row."""
     item_ids = list(table.item_ids(modality))
     example = item_ids[missing[0]]
     first_foreign_id = next(iter(foreign.ids), None)
@@ -173,7 +174,7 @@ def _refuse_present_rows(
     teacher_name: str,
     split_name: str,
 ) -> None:
-    """Refuse to replace a teacher's rows, unless their files are gone."""
+    """Refuse to replace a teacher's rows, unless shards of them are missing."""
     if teacher_name not in present.teachers:
         return
     shards = present.teachers[teacher_name].shards.get(split_name)
@@ -194,14 +195,21 @@ def _write_shards(
     order: np.ndarray,
     foreign_rows: np.ndarray,
 ) -> tuple[ShardInfo, ...]:
-    """Write foreign rows as shards; ``header`` is of all rows together, -1 in ``order`` is none."""
+    """Write foreign rows as shards.
+
+    Args:
+        out: The store's index.
+        header: A header for all rows of the split, from which each shard's is made.
+        order: int64 ``[n_rows]``: for each row of the split, its foreign row, or -1.
+        foreign_rows: ``[n, dim]``.
+    """
     dtype = np.dtype(header.settings.dtype).newbyteorder("<")
     shards = []
     for start, stop in shard_ranges(len(order), SHARD_ROWS):
         shard_header = replace(header, start=start, stop=stop)
         relative_path = shard_name(header.teacher, header.split, start, stop)
         shard_file = f"{shard_folder(out).name}/{relative_path}"
-        # The shards of an import that was cut short are written again.
+        # Shards of an interrupted import are written again.
         _refuse_other_shard(out.parent, shard_file, shard_header)
 
         shard_order = order[start:stop]
@@ -241,7 +249,7 @@ def _refuse_other_shard(
 
 
 def _normalized(rows: np.ndarray, row_numbers: np.ndarray) -> np.ndarray:
-    """Return rows of length one; those that are as normalised as their dtype can be stay as is."""
+    """L2-normalise rows, except those that already are, up to rounding in their dtype."""
     wide_rows = np.asarray(rows, np.float64)
     is_zero = ~wide_rows.any(axis=1)
     if is_zero.any():
@@ -260,16 +268,14 @@ def _normalized(rows: np.ndarray, row_numbers: np.ndarray) -> np.ndarray:
 
 
 def index_for_import(out: Path, dataset: Dataset | None) -> Index:
-    """Return the data that rows are imported for: a data set's, or the store's own.
+    """Return the index to import rows into: a data set's or else the store's, without teachers.
 
     Raises:
-        CusaError: If there is neither.
+        CusaError: If there is no data set, and no readable store.
     """
     if dataset is not None:
         return Index.from_dataset(dataset, {})
     if not out.exists():
-        raise StoreError(
-            f"{out} does not exist yet: pass --dataset, so that it can be made", path=out
-        )
+        raise StoreError(f"{out} does not exist; pass --dataset to create it", path=out)
     present = read_index(out)
     return Index(present.dataset, present.image_root, present.splits)

@@ -1,4 +1,4 @@
-"""The index of a store: what its splits hold, and which shards hold whose rows."""
+"""The index of a store: its splits, its teachers, and the shards of their rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Index:
 
     Attributes:
         dataset: Name of the data set.
-        image_root: Folder that image paths are relative to, absolute.
+        image_root: Absolute path of the folder that image paths are relative to.
         splits: Tables by split name.
         teachers: Entries by teacher name.
     """
@@ -49,17 +49,17 @@ class Index:
         return Index(dataset.name, dataset.image_root.resolve(), tables, teachers)
 
     def joined(self, addition: Index, label: str) -> Index:
-        """Return this index with the splits and teachers of another.
+        """Return this index joined with the splits and teachers of another.
 
-        Where both have rows of a teacher for a split, the shards are put together.
+        If both have shards of a teacher for a split, the result has the shards of both.
 
         Args:
-            addition: What to add; its known relevance wins where it has one. The image root stays.
-            label: What this index is called in messages.
+            addition: The index to add. Its known relevance replaces this one's; its image root is
+                ignored.
+            label: Name of this index in messages.
 
         Raises:
-            StoreError: If the two are not of the same data, or a teacher's settings differ; names
-                the field.
+            StoreError: If the data or a teacher's settings differ; names the field.
         """
         self._refuse_other_data(addition, label)
         self._refuse_shared_images(addition, label)
@@ -98,7 +98,7 @@ class Index:
                 )
 
     def _refuse_shared_images(self, addition: Index, label: str) -> None:
-        """Refuse a new split that shares images with a present one: training would see its test."""
+        """Refuse a new split that shares images with a present one, such as test with train."""
         new_splits = [split_name for split_name in addition.splits if split_name not in self.splits]
         if not new_splits or not self.splits:
             return
@@ -111,12 +111,12 @@ class Index:
                 if image_id in split_of_image:
                     raise StoreError(
                         f"{label} has image {image_id!r} in split {split_of_image[image_id]!r}, "
-                        f"it is in split {split_name!r} here; pass another --out",
+                        f"but here it is in split {split_name!r}; pass another --out",
                         name=image_id,
                     )
 
     def without(self, teachers: Mapping[str, TeacherEntry]) -> Index:
-        """Return this index without the shards of each teacher and split that ``teachers`` has."""
+        """Return this index without shards of the teachers and splits that ``teachers`` has."""
         remaining = {}
         for name, entry in self.teachers.items():
             shards = dict(entry.shards)
@@ -127,9 +127,9 @@ class Index:
         return replace(self, teachers=remaining)
 
     def gaps(self) -> list[str]:
-        """Describe the first rows of each teacher and split that no shard holds, or two shards do.
+        """Describe gaps and overlaps of shards: the first of each teacher and split.
 
-        A whole store has none.
+        A complete store has none.
         """
         gaps = []
         for name, entry in self.teachers.items():
@@ -159,22 +159,22 @@ def _refuse_other_settings(
 
 
 def _joined_entry(present: TeacherEntry, added: TeacherEntry) -> TeacherEntry:
-    """Put the shards of two entries of one teacher together, in row order."""
+    """Join the shards of two entries of a teacher, in row order."""
     shards = dict(present.shards)
     for split_name, added_shards in added.shards.items():
-        # Of two shards with the same rows, the added one counts.
+        # If both have a shard of the same rows, the added one is kept.
         by_range: dict[tuple[int, int], ShardInfo] = {}
         for shard in (*shards.get(split_name, ()), *added_shards):
             by_range[shard.start, shard.stop] = shard
         shards[split_name] = tuple(by_range[row_range] for row_range in sorted(by_range))
-    # Finished rows keep the versions that they were made with; the model may have moved.
+    # Versions are those of the rows already present; the source is where the model is now.
     return TeacherEntry(added.settings, shards, added.source, present.versions)
 
 
 def _first_gap(shards: Sequence[ShardInfo], n_rows: int) -> str | None:
-    """Describe the first rows that no shard holds, or two do; shards in row order."""
+    """Describe the first gap or overlap of shards, which are in row order."""
     row_ranges = [(shard.start, shard.stop) for shard in shards]
-    # Without a last, empty range, missing rows at the end would be no gap.
+    # A final empty range, so that missing rows at the end count as a gap.
     row_ranges.append((n_rows, n_rows))
     position = 0
     for start, stop in row_ranges:
@@ -187,14 +187,14 @@ def _first_gap(shards: Sequence[ShardInfo], n_rows: int) -> str | None:
 
 
 def read_index(index_path: Path) -> Index:
-    """Read an index whole, its seal verified.
+    """Read a whole index, after verifying its seal.
 
     Raises:
-        StoreError: If it is missing, damaged, or no index.
+        StoreError: If it is missing, damaged, or not an index.
     """
-    # What is no index at all is named as such.
+    # Raises a more precise error if the file is not an index at all.
     read_seal(index_path, INDEX_FORMAT)
-    # Before the HDF5 library parses it.
+    # Verified before the HDF5 library parses the file.
     if not seal_holds(index_path, INDEX_FORMAT):
         refuse_index(index_path)
 
@@ -210,9 +210,12 @@ def read_index(index_path: Path) -> Index:
 
 
 def write_index(index_path: Path, index: Index) -> None:
-    """Write an index, whole or not at all.
+    """Write an index, atomically.
 
-    Equal contents give equal bytes, in whatever order they came together.
+    Equal contents give equal bytes, in whatever order splits and teachers were added.
+
+    Raises:
+        StoreError: If the disk or quota is full.
     """
 
     def fill(file: h5py.File) -> None:
@@ -229,9 +232,9 @@ def write_index(index_path: Path, index: Index) -> None:
 
 
 def _stored_image_root(index_path: Path, root: Path) -> Path:
-    """Return the image root as it is written: relative where it moves with the store's folder.
+    """Return the image root to write: relative if it is within the store's folder.
 
-    Images elsewhere stay where they are; --image-root overrides both.
+    So such images may be moved together with the store.
     """
     folder = index_path.parent.resolve()
     if root.is_relative_to(folder):

@@ -13,16 +13,16 @@ from cusa.data.store.hdf5 import ArrayLocation
 
 
 class MappedFile:
-    """A sealed file as a read-only map, made on first use; it goes to other processes without it.
+    """A sealed file that is mapped into memory read-only on first use; pickles leave out the map.
 
-    A file that was replaced in the meantime is refused: what was read of the old one, such as where
-    its arrays begin, says nothing of the new one.
+    A file that was replaced in the meantime is refused, since the offsets of arrays that were read
+    from the old file need not hold for the new one.
 
     Args:
         path: The file.
         file_format: Name of its format.
         seal: The seal that it must carry.
-        reads_ahead: Whether the system may read more than is asked for.
+        reads_ahead: Whether the system may read ahead of what is requested.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class MappedFile:
         """Return a read-only array over bytes of the file.
 
         Raises:
-            StoreError: If the file is missing, another one, or too short.
+            StoreError: If the file is missing, was replaced, or is too short.
         """
-        # An empty array may lie at the end of the file, where there is nothing to map.
+        # An empty array may be at the end of the file, where there is nothing to map.
         if not location.n_bytes:
             return np.zeros(location.shape, location.dtype)
 
@@ -67,7 +67,7 @@ class MappedFile:
     def _mapped(self) -> mmap.mmap:
         with open_bytes(self.path, self._file_format, self._seal) as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Of random rows, the pages read ahead are hardly ever those asked for next.
+        # With random rows, pages that are read ahead are hardly ever needed next.
         if not self._reads_ahead:
             content.madvise(mmap.MADV_RANDOM)
         return content

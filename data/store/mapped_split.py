@@ -27,7 +27,7 @@ _MAX_SHOWN_IDS = 3
 class Split:
     """One split: ids, paths and captions by row.
 
-    ``split[3]`` is the record of image row 3: its id, path, captions and their ids.
+    ``split[3]`` is the record of image row 3: its id and path, its captions and their ids.
 
     Attributes:
         name: Split name.
@@ -37,7 +37,7 @@ class Split:
         caption_ids: Caption ids, one per caption row.
         captions: Captions as written.
         caption_image: int64 ``[n_captions]``: the image row of each caption.
-        truth: Relevance beyond the labels, or ``None``.
+        truth: Known relevance beyond the caption's own image, or ``None``.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class Split:
         """Return the caption row of each id.
 
         Args:
-            ids: Caption ids; whole numbers stand for their texts.
+            ids: Caption ids; a whole number is taken as the text of its digits.
 
         Returns:
             int64 ``[len(ids)]``.
 
         Raises:
-            DataError: If the split has no caption with an id; names the first ones.
+            DataError: If the split lacks some of the ids; names the first of them.
         """
         texts = [str(caption_id) for caption_id in ids]
         rows = self._rows_of_caption_id.rows(texts)
@@ -103,17 +103,17 @@ class Split:
         return rows
 
     def image_rows(self, ids_or_paths: Sequence[str | int]) -> np.ndarray:
-        """Return the image row of each id or path; an id wins over a path of the same text.
+        """Return the image row of each id or path; ids are looked up before paths.
 
         Args:
-            ids_or_paths: Image ids, or paths relative to the image root; whole numbers stand for
-                their texts.
+            ids_or_paths: Image ids, or paths relative to the image root; a whole number is taken as
+                the text of its digits.
 
         Returns:
             int64 ``[len(ids_or_paths)]``.
 
         Raises:
-            DataError: If the split has no such image; names the first ones.
+            DataError: If the split lacks some of the images; names the first of them.
         """
         texts = [str(name) for name in ids_or_paths]
         rows = self.find_images(texts)
@@ -121,58 +121,69 @@ class Split:
         return rows
 
     def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
-        """Return the image row of each id or path: int64 ``[n]``; -1 where there is none."""
+        """Return the image row of each id or path: int64 ``[n]``; -1 for unknown ones."""
         rows = self._rows_of_image_id.rows(ids_or_paths)
         unknown = np.flatnonzero(rows < 0)
         paths = [ids_or_paths[number] for number in unknown.tolist()]
         rows[unknown] = self._rows_of_image_path.rows(paths)
         return rows
 
-    def _refuse_unknown(self, kind: str, texts: Sequence[str], rows: np.ndarray) -> None:
+    def _refuse_unknown(
+        self,
+        kind: str,
+        texts: Sequence[str],
+        rows: np.ndarray,
+    ) -> None:
         unknown = np.flatnonzero(rows < 0).tolist()
         if not unknown:
             return
-        shown = ", ".join(described(texts[number]) for number in unknown[:_MAX_SHOWN_IDS])
-        example = self.caption_ids[0] if kind == "caption" else self.image_ids[0]
+        shown_ids = [described(texts[number]) for number in unknown[:_MAX_SHOWN_IDS]]
+        shown = ", ".join(shown_ids)
+        example = self.image_ids[0]
+        if kind == "caption":
+            example = self.caption_ids[0]
         raise DataError(
             f"{self._index.path}: split {self.name!r} has no {kind} {shown} ({len(unknown):,} of "
-            f"{len(texts):,} ids are unknown); its ids are such as {described(example)}",
+            f"{len(texts):,} ids are unknown); an id looks like {described(example)}",
             path=self._index.path,
             name=texts[unknown[0]],
         )
 
     def rows_of(self, annotations: str | Path | Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Return the caption row of each caption of a host's own annotations, in their order.
+        """Return the caption row of each caption of a host code base's annotations, in order.
 
-        The captions' texts are compared with the store's, after the paper's normaliser: a file in
-        another order gives other rows, and one of another data set is refused.
+        Images are matched by id or path, and captions by their text after the paper's normaliser.
+        So the order of the annotations is kept, and annotations of other data are refused.
 
         Args:
             annotations: An annotation file of any form that ``--dataset`` takes, or its rows.
 
         Returns:
-            int64 ``[n]``: of an entry with several captions, one row after the other.
+            int64 ``[n]``; an entry with several captions gives several rows.
 
         Raises:
-            DataError: If an image or caption is not of this split; names file and entry.
+            DataError: If an image or caption is not in this split; names file and entry.
+            FileFormatError: If the annotations cannot be parsed.
         """
         return rows_of_annotations(self, annotations)
 
     def rows_of_captions(self, path: str | Path, per_image: int = 5) -> np.ndarray:
-        """Return the caption row of each line of a file of captions, an image's after another's.
+        """Return the caption row of each line of a file of captions, grouped by image.
 
-        Hosts such as VSE++ and SGRAF read such a file and count line i as of image i // 5. Each
-        block of lines is looked for by its captions' texts, after the paper's normaliser.
+        Host code bases such as VSE++ and SGRAF read such a file: line i belongs to image i // 5.
+        The image of each block of lines is found by its captions' texts, after the paper's
+        normaliser.
 
         Args:
-            path: The file, a caption a line.
-            per_image: Captions of each image.
+            path: The file, with a caption per line.
+            per_image: Number of captions of each image.
 
         Returns:
             int64 ``[n_lines]``.
 
         Raises:
             DataError: If no image of this split has a block's captions; names the line.
+            FileFormatError: If the file is missing or not UTF-8.
         """
         return rows_of_caption_lines(self, Path(path), per_image)
 
@@ -189,7 +200,7 @@ class Split:
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
         raise TypeError(
-            "a split is no array; take one of its columns, such as np.array(split.captions[:]), "
+            "a split is not an array; take a column, such as np.array(split.captions[:]), "
             "or a teacher's rows: np.asarray(store.embeddings(teacher, split))"
         )
 
@@ -214,7 +225,7 @@ class Split:
         """Return the image row of each caption: int64 ``[n_captions]``, ascending.
 
         Raises:
-            StoreError: If the index holds other numbers.
+            StoreError: If they do not ascend from the first image to the last.
         """
         rows = self._index.array(self._caption_image)
         check_caption_image(rows, self.n_images, self._index.path, f"splits/{self.name}")

@@ -1,4 +1,4 @@
-"""A column of texts, and what goes to another process: mapped from the index on first use."""
+"""Columns of texts, mapped from the index on first use, and pickling without the maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cusa.data.store.row_window import RowIndex, read_rows
 
 
 class Strings(Sequence[str]):
-    """A column of texts; opening it costs the same for any number of rows."""
+    """A column of texts, which takes the same time to open for any number of rows."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class Strings(Sequence[str]):
         return read_rows(self._text, row, len(self))
 
     def _text(self, row: int) -> str:
-        # Opening a store must cost the same for any number of rows, so offsets are checked here.
+        # Offsets are checked here, as checking all of them would make opening a store slower.
         start, stop = self._byte_offsets[row : row + 2].tolist()
         if not 0 <= start <= stop <= len(self._text_bytes):
             refuse(self._index.path, self._offsets.name, f"row {row} is out of range")
         try:
             return self._text_bytes[start:stop].tobytes().decode()
         except UnicodeDecodeError:
-            refuse(self._index.path, self._bytes.name, f"row {row} is no UTF-8")
+            refuse(self._index.path, self._bytes.name, f"row {row} is not UTF-8")
 
     def __repr__(self) -> str:
         return f"<{len(self):,} texts: {self._bytes.name.removesuffix('/bytes')}>"
@@ -72,9 +72,9 @@ class Strings(Sequence[str]):
 
 
 def without_arrays(reader: object) -> dict[str, object]:
-    """Return the attributes that go to another process: all but the maps, which are made there."""
+    """Return an object's attributes for pickling, without arrays, which are mapped again."""
     state = dict(vars(reader))
-    # Cached properties are attributes, too, once they were asked for.
+    # Cached properties are attributes, too, once they have been computed.
     for name, value in vars(reader).items():
         if isinstance(value, np.ndarray):
             del state[name]

@@ -1,4 +1,4 @@
-"""The merge of stores: parts of an array of jobs, or other teachers or splits of the same data."""
+"""Merging of stores: the parts of a job array, or other teachers or splits of the same data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHOWN_GAPS = 3
 
 @dataclass(frozen=True)
 class _Move:
-    """A shard's way into the joined store, and the seal that it must carry."""
+    """A shard's source, its path in the joined store, and the seal that it must carry."""
 
     source: Path
     target: Path
@@ -37,40 +37,41 @@ class _Move:
 def merge(out: Path, store_parts: Sequence[Path]) -> Index:
     """Join stores into one.
 
-    Every shard's checksum is verified; shards that do not lie in the folder of ``out`` yet are
-    copied there.
+    Every shard's checksum is verified, and shards outside the shard folder of ``out`` are copied
+    there.
 
     Args:
-        out: Path of the joined index; one that is there already takes part.
-        store_parts: Indexes to join, whole stores or parts.
+        out: Path of the joined index; if it exists, it is joined, too.
+        store_parts: Indexes to join, of complete stores or of parts.
 
     Returns:
         The joined index.
 
     Raises:
-        StoreError: If the parts are not of the same data or settings, hold different rows in the
-            same place, or together leave rows out; says which.
+        StoreError: If data or settings differ, two parts have different shards of the same rows, or
+            rows are missing from all of them; says which.
+        LockedError: If another run is working on the store.
     """
     sources = [path for path in store_parts if path.resolve() != out.resolve()]
     if out.exists():
         sources.insert(0, out)
     if not sources:
-        raise StoreError("nothing to join: name the parts", path=out)
+        raise StoreError("nothing to join; name the parts", path=out)
     check_index_path(out)
     for source in sources:
-        read_seal(source, INDEX_FORMAT)  # before a folder is made
+        read_seal(source, INDEX_FORMAT)  # refuse other files before a folder is created
 
     with FolderLock(shard_folder(out)):
         joined, moves = _join(out, sources)
         gaps = joined.gaps()
         if gaps:
             raise StoreError(
-                f"the parts do not make a whole store: {'; '.join(gaps[:_SHOWN_GAPS])} "
+                f"the parts do not make a complete store: {'; '.join(gaps[:_SHOWN_GAPS])} "
                 f"({len(gaps)} in all)",
                 path=out,
                 location=gaps[0],
             )
-        # In threads, since hashing and copying leave Python's lock.
+        # Threads help, as hashing and copying release Python's global lock.
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(_move_shard, moves))
         write_index(out, joined)
@@ -78,7 +79,7 @@ def merge(out: Path, store_parts: Sequence[Path]) -> Index:
 
 
 def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
-    """Join indexes; return the joined one, with the shards where they will lie, and their moves."""
+    """Join indexes; return the joined one, with the shards' new paths, and the moves needed."""
     joined: Index | None = None
     # By the shard's file in the joined store.
     moves: dict[str, _Move] = {}
@@ -86,7 +87,7 @@ def _join(out: Path, sources: Sequence[Path]) -> tuple[Index, list[_Move]]:
         index = read_index(source)
         label = f"{source} cannot be joined: {sources[0]}"
         if joined is not None:
-            # Other data or settings are the reason for other rows: they are named first.
+            # Differing data or settings would explain differing shards, so report them first.
             joined.joined(index, label)
         teachers = {}
         for teacher_name, entry in index.teachers.items():
@@ -112,7 +113,7 @@ def _moved_entry(
     entry: TeacherEntry,
     moves: dict[str, _Move],
 ) -> TeacherEntry:
-    """Return a teacher's entry with its shards where they will lie, and add their moves."""
+    """Return a teacher's entry with its shards' new paths, and add their moves."""
     shards = {}
     for split_name, infos in entry.shards.items():
         moved_infos = []
@@ -120,7 +121,7 @@ def _moved_entry(
             relative_path = shard_name(teacher_name, split_name, info.start, info.stop)
             shard_file = f"{shard_folder(out).name}/{relative_path}"
             move = _Move(source.parent / info.file, out.parent / shard_file, info.sha256)
-            # A shard that several parts have is copied once.
+            # A shard that several parts have is copied only once.
             first_move = moves.setdefault(shard_file, move)
             if first_move.seal != move.seal:
                 raise StoreError(
@@ -136,11 +137,11 @@ def _moved_entry(
 
 
 def _move_shard(move: _Move) -> None:
-    """Verify a shard, and copy it to its place unless it lies there already."""
+    """Verify a shard, and copy it to its new path unless it is there already."""
     is_named = read_seal(move.source, SHARD_FORMAT) == move.seal
     if not is_named or not seal_holds(move.source, SHARD_FORMAT):
         raise ChecksumError(
-            f"{move.source} is damaged or another shard than its index names; make it again, then "
+            f"{move.source} is damaged, or not the shard that its index names; make it again, then "
             "merge",
             path=move.source,
         )

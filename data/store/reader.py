@@ -1,4 +1,4 @@
-"""Reading a store: its splits, its teachers' settings, and their rows."""
+"""Reading of a store: its splits, its teachers' settings, and their rows."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from cusa.data.store.mapped_file import MappedFile
 from cusa.data.store.mapped_split import Split
 from cusa.data.store.schema import TeacherSettings
 
-# An index of this length is read whole at every opening, a tenth of a second's work; COCO's has
-# less. Of a longer one, EmbeddingStore.verify_index does so, which the trainer calls.
+# Up to this size, an index is verified whenever it is opened, in about a tenth of a second; COCO's
+# is smaller. A larger one is verified by EmbeddingStore.verify_index, which the trainer calls.
 VERIFIED_BYTES = 256 << 20
 
 
 class EmbeddingStore:
     """An embedding store, opened for reading.
 
-    Opening reads a few attributes, and verifies an index of up to 256 MiB; rows are mapped on first
-    use. Instances may be sent to other processes. ``store["unicom", "train"]`` are the rows of a
-    teacher for a split.
+    Opening verifies an index of up to 256 MiB and reads a few attributes; rows are mapped on first
+    use. A store can be pickled, for other processes. ``store["unicom", "train"]`` returns the rows
+    of a teacher for a split.
 
     Args:
         path: The ``.h5`` index.
@@ -53,7 +53,8 @@ class EmbeddingStore:
         sources: Where each teacher's model was loaded from, by teacher name.
 
     Raises:
-        StoreError: If the file is missing, damaged, of a newer format, or no embedding store.
+        StoreError: If the file is missing, damaged, of another major version, or not the index of a
+            store.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -66,7 +67,7 @@ class EmbeddingStore:
         self._seal = read_seal(self.path, INDEX_FORMAT)
         self._is_verified = False
         if self.path.stat().st_size <= VERIFIED_BYTES:
-            # Before the HDF5 library parses it.
+            # Verified before the HDF5 library parses the file.
             self.verify_index()
         self._index = MappedFile(self.path, INDEX_FORMAT, self._seal)
 
@@ -91,9 +92,9 @@ class EmbeddingStore:
             self._splits_of[name] = list(child_groups(group))
 
     def verify_index(self) -> None:
-        """Read every byte of the index and compare it with its checksum, a GB or two a second.
+        """Read every byte of the index and compare the checksum, at 1 to 2 GB per second.
 
-        Opening does so for an index of up to 256 MiB; what was verified once is not read again.
+        Opening does this for an index of up to 256 MiB. An index is verified only once.
 
         Raises:
             StoreError: If the index is damaged.
@@ -108,12 +109,12 @@ class EmbeddingStore:
         See :meth:`embeddings`.
         """
         if not isinstance(names, tuple) or len(names) != 2:
-            raise TypeError("name a teacher and a split: store[teacher, split]")
+            raise TypeError("index a store by a teacher and a split: store[teacher, split]")
         return self.embeddings(*names)
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NoReturn:
         raise TypeError(
-            "a store is no array; take a teacher's rows: np.asarray(store[teacher, split])"
+            "a store is not an array; take a teacher's rows: np.asarray(store[teacher, split])"
         )
 
     def __repr__(self) -> str:
@@ -141,15 +142,15 @@ class EmbeddingStore:
         name: str | None,
         flag: str,
     ) -> str:
-        """Return the name of a modality's teacher: the one asked for, or the only one there is.
+        """Return the name of a modality's teacher: the one requested, or the only one.
 
         Args:
             modality: ``"image"`` or ``"text"``.
-            name: Its name, or ``None``.
-            flag: The option that would name it, for error messages.
+            name: The teacher's name; ``None``: the only one.
+            flag: The command-line option for its name, for error messages.
 
         Raises:
-            StoreError: If there is none, the name is wrong, or several could be meant.
+            StoreError: If there is no such teacher, or several and no name.
         """
         teacher_names = []
         for teacher_name, settings in self.teachers.items():
@@ -178,12 +179,15 @@ class EmbeddingStore:
         )
 
     def skipped(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of a split that any teacher had to skip: unreadable, or empty.
+        """Return the rows of a split that any teacher skipped, as unreadable or empty.
 
         Returns:
-            int64 image rows and int64 caption rows, ascending.
+            Image rows and caption rows, each int64 ``[n]``, ascending.
+
+        Raises:
+            StoreError: If a teacher's rows cannot be opened.
         """
-        # Nothing at all could not be concatenated.
+        # np.concatenate refuses an empty list.
         no_rows = np.zeros(0, np.int64)
         rows: dict[str, list[np.ndarray]] = {"image": [no_rows], "text": [no_rows]}
         for teacher, settings in self.teachers.items():
@@ -201,7 +205,8 @@ class EmbeddingStore:
         """Return the rows of a teacher for a split.
 
         Raises:
-            StoreError: If teacher or split is not there, or a shard is missing.
+            StoreError: If there is no such teacher or split, or the teacher has no rows, or not all
+                rows, for the split.
         """
         if teacher not in self.teachers:
             message = f"{self.path} has no teacher {teacher!r}; it has: {', '.join(self.teachers)}"

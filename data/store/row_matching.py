@@ -10,15 +10,18 @@ import numpy as np
 from cusa.data.errors import EmbeddingsError
 from cusa.data.store.split_table import SplitTable
 
-_BLOCK_ROWS = 65_536  # looked through at once
+_BLOCK_ROWS = 65_536  # checked for NaN at a time
 
 
 def without_nan(order: np.ndarray, foreign_rows: np.ndarray) -> np.ndarray:
-    """Return the order with -1 also where a row is all NaN, as exported rows are that were skipped.
+    """Set the order to -1 where the foreign row is all NaN, as skipped rows are when exported.
 
     Args:
-        order: int64 ``[n_rows]``: for each row of the split, that of ``foreign_rows``, or -1.
+        order: int64 ``[n_rows]``: for each row of the split, its row in ``foreign_rows``, or -1.
         foreign_rows: ``[n, dim]``.
+
+    Returns:
+        A new order, int64 ``[n_rows]``.
     """
     order = order.copy()
     rows_of_split = np.flatnonzero(order >= 0)
@@ -34,9 +37,21 @@ def match_rows(
     modality: str,
     foreign_ids: Sequence[str],
 ) -> np.ndarray:
-    """Return for each row of a split the number of the foreign row with its id, or -1: int64.
+    """Match each row of a split to the foreign row with its id.
 
-    Of the names that an image may go by, those count under which most rows are found.
+    Foreign ids of images may be ids, paths, file names, or file names without suffix; of these, the
+    one that matches most rows is used.
+
+    Args:
+        table: The split.
+        modality: ``"image"`` or ``"text"``.
+        foreign_ids: The id of each foreign row.
+
+    Returns:
+        int64 ``[n_rows]``: the number of the foreign row, or -1.
+
+    Raises:
+        EmbeddingsError: If the foreign ids are not unique.
     """
     row_of_id = {foreign_id: row for row, foreign_id in enumerate(foreign_ids)}
     if len(row_of_id) != len(foreign_ids):
@@ -44,14 +59,14 @@ def match_rows(
 
     orders = []
     for names in _namings(table, modality):
-        # A name of two images stands for neither.
+        # File names may be ambiguous; then they cannot be used.
         if len(set(names)) == len(names):
             orders.append(np.asarray([row_of_id.get(name, -1) for name in names], np.int64))
     return max(orders, key=lambda order: np.count_nonzero(order >= 0))
 
 
 def _namings(table: SplitTable, modality: str) -> list[list[str]]:
-    """Return the names that the rows of a split may go by, per way to name them."""
+    """Return the names of a split's rows, for each way to name them."""
     if modality == "text":
         return [list(table.columns["caption_ids"])]
     image_paths = list(table.columns["image_paths"])

@@ -1,4 +1,4 @@
-"""Rows of many memory-mapped arrays, gathered by one indexing."""
+"""Rows of many memory-mapped arrays, gathered by a single indexing operation."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import TypeVar
 
 import numpy as np
 
-# Far outside of the window: numpy's own check of indices finds it.
+# A block number far outside the window, so that numpy's bounds check raises an IndexError.
 _UNMAPPED = 1 << 62
-# Larger blocks are copied more slowly; our writer begins rows at a multiple of it.
+# Larger blocks are copied more slowly. Our writer aligns rows to a multiple of it.
 _MAX_BLOCK_BYTES = 512
 
 
 class RowWindow:
-    """One array over the shards' maps, wherever they lie: one indexing gathers rows of all of them.
+    """An array over the maps of all shards, so that one indexing operation gathers any rows.
 
-    The memory from the lowest map to the end of the highest is taken for an array of blocks, of a
-    size that divides rows and the distances between the maps; only blocks of rows are ever read.
-    docs/decisions.md has the times of simpler ways.
+    The memory from the lowest map to the end of the highest is viewed as an array of blocks, whose
+    size divides the length of a row and the distances between the maps. Only blocks within maps are
+    ever read. docs/decisions.md compares the time with that of simpler methods.
 
     Args:
         bounds: int64 ``[n_shards + 1]``: first row of each shard, then the number of rows.
-        dim: Columns.
-        dtype: Of the rows.
+        dim: Number of columns.
+        dtype: Dtype of the rows.
         load: Maps a shard by number: ``[rows of the shard, dim]``, C-contiguous.
     """
 
@@ -40,27 +40,29 @@ class RowWindow:
         self._load = load
         self._lock = threading.Lock()
         self._maps: dict[int, np.ndarray] = {}  # keeps the memory mapped
-        # Dividing by the length that all shards have but the last is faster than searching.
+        # If all shards but the last have the same length, dividing by it is faster than a search.
         lengths = np.diff(bounds)
         self._has_equal_shards = (lengths[:-1] == lengths[0]).all() and lengths[-1] <= lengths[0]
         self._shard_rows = np.array(lengths[0])
-        # Of each shard, the block where row 0 would begin if all rows before the shard lay there;
-        # the blocks; how many a row has (as an array: numpy would make one each time), and their
-        # numbers. Replaced as a whole: a thread that gathers has the old ones, or the new ones.
+        # The layout: for each shard, the block at which row 0 would begin if the rows before the
+        # shard preceded it in memory; the blocks; the number of blocks per row (as an array, which
+        # numpy would otherwise make each time); and the numbers of a row's blocks. The tuple is
+        # replaced as a whole, so that threads see either the old layout or the new one.
         origins = np.full(len(lengths), _UNMAPPED)
         self._layout = (origins, np.empty(0, np.void), np.array(1), np.arange(1))
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows by number, int ``[n]``, in the order asked for: ``[n, dim]``.
+        """Return rows by number, int ``[n]``, in the given order: ``[n, dim]``.
 
         Raises:
-            IndexError: If a row is out of range, or no integer.
+            IndexError: If a row is out of range, or not an integer.
+            StoreError: If a shard cannot be mapped.
         """
         if rows.dtype != np.int64:
             rows = row_numbers(rows)
         if not len(rows):
             return np.empty((0, self._dim), self._dtype)
-        # As unsigned numbers, negative ones are huge; argmax takes a third of the time of max.
+        # Negative numbers are huge when read as unsigned ones. argmax takes a third of max's time.
         unsigned = rows.view(np.uint64)
         if unsigned.item(unsigned.argmax()) >= self._n_rows:
             raise IndexError(
@@ -81,7 +83,7 @@ class RowWindow:
             return self.gather(rows)
 
     def _extend(self, shards: list[int]) -> None:
-        """Map more shards, and lay the blocks over all; other threads may be gathering."""
+        """Map more shards, and lay out the blocks again; other threads may be gathering."""
         with self._lock:
             for number in shards:
                 if number not in self._maps:
@@ -110,14 +112,14 @@ Row = TypeVar("Row")
 
 
 def indexed_rows(index: RowIndex, n_rows: int) -> np.ndarray:
-    """Return the row numbers that an index stands for, in an array of ``n_rows`` rows.
+    """Convert an index into an array of ``n_rows`` rows to row numbers.
 
     Args:
         index: A row, a slice, int ``[n]``, or bool ``[n_rows]``; negative rows count from the end.
         n_rows: Number of rows of the array.
 
     Returns:
-        int64, each in ``[0, n_rows)``: ``[n]``, or of no dimension for a single row.
+        int64, each in ``[0, n_rows)``: ``[n]``, or 0-dimensional for a single row.
 
     Raises:
         IndexError: If a row is out of range, or ``index`` is something else.
@@ -127,10 +129,10 @@ def indexed_rows(index: RowIndex, n_rows: int) -> np.ndarray:
 
     rows = np.asarray(index)
     if isinstance(index, tuple) or rows.ndim > 1:
-        raise IndexError("rows are asked for by an int, a slice, or an array of one dimension")
+        raise IndexError("index rows by an int, a slice, or an array of one dimension")
     if rows.dtype == bool:
         if rows.shape != (n_rows,):
-            raise IndexError(f"a mask of {n_rows} rows has as many; got shape {rows.shape}")
+            raise IndexError(f"a mask must have shape ({n_rows},); got {rows.shape}")
         rows = np.flatnonzero(rows)
 
     numbers = row_numbers(rows)
@@ -142,17 +144,17 @@ def indexed_rows(index: RowIndex, n_rows: int) -> np.ndarray:
 
 
 def read_rows(read_row: Callable[[int], Row], index: RowIndex, n_rows: int) -> Row | list[Row]:
-    """Read the row, or the rows, that an index stands for.
+    """Read the row at an index, or the rows.
 
     Args:
-        read_row: Reads one, by number.
-        index: As :func:`indexed_rows` takes it.
+        read_row: Reads a row by number.
+        index: An index, as for :func:`indexed_rows`.
         n_rows: Number of rows.
 
     Raises:
-        IndexError: As :func:`indexed_rows`.
+        IndexError: As :func:`indexed_rows` raises it.
     """
-    # Asked for with every training pair: by way of an array it would take ten times as long.
+    # A shortcut for training, which reads rows one by one: an array would take ten times as long.
     if isinstance(index, int | np.integer):
         return read_row(range(n_rows)[index])
     rows = indexed_rows(index, n_rows)
@@ -165,7 +167,7 @@ def row_numbers(rows: np.ndarray) -> np.ndarray:
     """Convert integers of any kind to int64.
 
     Raises:
-        IndexError: If they are no integers.
+        IndexError: If they are not integers.
     """
     if rows.size and rows.dtype.kind not in "iu":
         raise IndexError(f"rows must be integers; got {rows.dtype}")

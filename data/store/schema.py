@@ -15,9 +15,9 @@ from cusa.data.parsing import parse_json
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """The settings that decide a teacher's embeddings.
+    """The settings that determine a teacher's embeddings.
 
-    Rows of two stores may be mixed only if every field is equal.
+    Rows may be mixed only if they were made with equal settings.
 
     Attributes:
         modality: ``"image"`` or ``"text"``.
@@ -25,9 +25,10 @@ class TeacherSettings:
         weights_sha256: sha256 (hex) of the weights.
         transform: Image preprocessing or tokenisation settings, JSON-compatible.
         normalizer: Caption normaliser (``"none"`` for images).
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``: what the teacher computed in.
+        precision: Precision of the teacher's computation: ``"fp32"``, ``"fp16"``, ``"bf16"``, or
+            ``"unknown"`` for imported rows.
         dim: Embedding dimension.
-        dtype: ``"float16"`` or ``"float32"``: what the rows are stored as.
+        dtype: Dtype of the stored rows: ``"float16"`` or ``"float32"``.
         normalized: Whether the rows are L2-normalised.
     """
 
@@ -54,8 +55,8 @@ class TeacherSettings:
             path: The file that it comes from, for messages.
 
         Raises:
-            StoreError: If it is no JSON object, or a field is missing, of another type, or out of
-                range; names the field.
+            StoreError: If it is not a JSON object, or a field is missing or not legal; names the
+                field.
         """
         try:
             values = parse_json(text, path)
@@ -63,12 +64,12 @@ class TeacherSettings:
             raise StoreError(str(error), path=path, name="settings") from None
 
         if not isinstance(values, dict):
-            # So that the first field is named as missing.
+            # The error then says that the first field is missing.
             values = {}
         for name, is_legal in _LEGAL_SETTINGS.items():
             if name not in values or not is_legal(values[name]):
                 raise StoreError(
-                    f"{path}: field {name!r} of a teacher's settings is missing or no legal value",
+                    f"{path}: field {name!r} of a teacher's settings is missing or not legal",
                     path=path,
                     name=name,
                 )
@@ -77,16 +78,16 @@ class TeacherSettings:
     def differences(self, compared: TeacherSettings) -> list[str]:
         """Return the fields that differ, each with both values.
 
-        Of ``transform``, the keys that differ are returned if both settings are of one model.
+        If both settings are of the same model, ``transform`` is compared key by key.
         """
-        # Transforms of two models have little in common; their keys would be a long list.
+        # Transforms of different models have little in common, and would give a long list.
         is_one_model = (self.modality, self.model_id) == (compared.modality, compared.model_id)
         own_values = self._named_values(is_one_model)
         compared_values = compared._named_values(is_one_model)
 
         differences = []
         for name in sorted(own_values.keys() | compared_values.keys()):
-            # A key that one of the two lacks is a difference, too.
+            # A key that only one of them has is a difference, too.
             own_value = own_values.get(name, _ABSENT)
             compared_value = compared_values.get(name, _ABSENT)
             if own_value != compared_value:
@@ -97,7 +98,7 @@ class TeacherSettings:
         """Return every value by its field's name.
 
         Args:
-            expand_transform: Whether each value of ``transform`` stands by itself, as
+            expand_transform: Whether each value of ``transform`` gets a name of its own,
                 ``transform.KEY``.
         """
         values: dict[str, Any] = json.loads(self.to_json())
@@ -111,9 +112,9 @@ class TeacherSettings:
 
 
 _ABSENT = object()  # no JSON value equals it
-# Characters of a value in a message, enough for a sha256.
+# Characters of a value in a message; a sha256 fits.
 _MAX_SHOWN = 70
-# A row of more columns is a damaged number.
+# A greater dimension is taken for a damaged number.
 _MAX_DIM = 1 << 20
 
 
@@ -122,7 +123,7 @@ def _difference(
     own_value: object,
     compared_value: object,
 ) -> str:
-    """Describe a field that differs, without values that are too long to be read."""
+    """Describe a field that differs, with both values unless they are too long."""
     own_text = _value_text(own_value)
     compared_text = _value_text(compared_value)
     if max(len(own_text), len(compared_text)) > _MAX_SHOWN:
@@ -158,12 +159,12 @@ _LEGAL_SETTINGS: Mapping[str, Callable[[object], bool]] = {
 
 
 def file_name(name: str) -> str:
-    """Return a teacher's or split's name as it stands in file names."""
+    """Return a teacher's or split's name as it is written in file names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def check_name(name: str) -> None:
-    """Refuse a name for a new teacher that files and HDF5 groups could not have.
+    """Refuse a teacher's name that is not legal for files and HDF5 groups.
 
     Raises:
         SettingError: If it is empty, begins with a dot, or has characters other than letters,
@@ -171,18 +172,18 @@ def check_name(name: str) -> None:
     """
     if not name or name != file_name(name) or name.startswith("."):
         raise SettingError(
-            f"name {name!r}: legal are letters, digits, . _ -, and no dot at the beginning",
+            f"name {name!r}: legal are letters, digits and . _ -, without a dot at the beginning",
             name=name,
         )
 
 
 def check_index_path(index: Path) -> None:
-    """Refuse a path that cannot be a store's.
+    """Refuse a path that is not legal for the index of a store.
 
     Raises:
         SettingError: If it does not end in ``.h5``, or is not UTF-8.
     """
-    # A name that is no UTF-8 is read with half characters, which are not printable.
+    # A name that is not UTF-8 is decoded with lone surrogates, which are not printable.
     if index.suffix != ".h5" or not str(index).isprintable():
         raise SettingError(
             f"{str(index)!r}: a store's path must end in .h5 and be plain text; the shards go to "
@@ -204,13 +205,13 @@ def shard_name(
 ) -> str:
     """Return a shard's path relative to the shard folder.
 
-    The row range in the name makes the plan visible in a listing.
+    With the row range in its name, a listing of the folder shows the plan.
     """
     return f"{file_name(teacher_name)}/{file_name(split_name)}-{start:09d}-{stop:09d}.h5"
 
 
 def shard_path(folder: Path, shard_file: str) -> Path:
-    """Return the path of a shard that an index names.
+    """Return the path of a shard named in an index.
 
     Args:
         folder: The index's folder.
@@ -222,17 +223,17 @@ def shard_path(folder: Path, shard_file: str) -> Path:
     relative_path = PurePosixPath(shard_file)
     if relative_path.is_absolute() or ".." in relative_path.parts:
         raise StoreError(
-            f"{folder / shard_file}: shards lie below the index's folder; see docs/FORMAT.md",
+            f"{folder / shard_file}: shards must be within the index's folder; see docs/FORMAT.md",
             path=folder,
         )
     return folder / relative_path
 
 
-# 25 MB of float16 rows of 768 columns.
+# Default rows per shard: 25 MB at 768 columns of float16.
 SHARD_ROWS = 16_384
 
 
 def shard_ranges(n_rows: int, shard_rows: int) -> tuple[tuple[int, int], ...]:
-    """Return consecutive ranges of ``shard_rows`` rows, the last one shorter."""
+    """Divide rows into consecutive ranges of ``shard_rows`` rows; the last may be shorter."""
     starts = range(0, n_rows, shard_rows)
     return tuple((start, min(start + shard_rows, n_rows)) for start in starts)

@@ -1,4 +1,4 @@
-"""Shards: consecutive rows of one teacher for one split, in one sealed file."""
+"""Shards: sealed files, each with consecutive rows of a teacher for a split."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class ShardInfo:
     """A finished shard.
 
     Attributes:
-        file: Its path relative to the index's folder.
+        file: The shard's path relative to the index's folder.
         start: First row.
         stop: Row after the last.
-        sha256: Its seal.
-        offset: Byte of the file at which its rows begin.
+        sha256: The file's seal.
+        offset: Byte of the file at which the rows begin.
         skipped: Row numbers of the split, ascending, that have no embedding.
     """
 
@@ -94,15 +94,15 @@ def stored_rows(
     dtype: str,
     row_numbers: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """Cast embeddings to the type in which they are stored.
+    """Cast embeddings to the dtype in which they are stored.
 
     Args:
         rows: ``[n, dim]`` float.
         dtype: ``"float16"`` or ``"float32"``.
-        row_numbers: Their row numbers, for the message; ``None``: 0, 1, ...
+        row_numbers: The rows' numbers, for the message; ``None``: 0, 1, ...
 
     Returns:
-        ``[n, dim]``, little-endian.
+        ``[n, dim]`` of ``dtype``, little-endian.
 
     Raises:
         EmbeddingsError: If a row is not finite, before or after the cast.
@@ -120,7 +120,7 @@ def stored_rows(
         first = row_numbers[first]
     raise EmbeddingsError(
         f"NaN or infinity in {len(nonfinite_rows)} of {len(block)} rows, the first of them row "
-        f"{first}; try --precision fp32 or --dtype float32, or check where they come from",
+        f"{first}; try --precision fp32 or --dtype float32, or check their source",
         location=f"row {first}",
     )
 
@@ -133,23 +133,26 @@ def write_shard(
     skipped: Sequence[int],
     picture_digests: np.ndarray | None = None,
 ) -> ShardInfo:
-    """Write a shard, whole or not at all.
+    """Write a shard, atomically.
 
     Args:
         folder: The index's folder.
-        shard_file: Path relative to it.
-        header: What the rows are.
+        shard_file: The shard's path relative to it.
+        header: Teacher, split and range of the rows.
         rows: ``[stop - start, dim]`` of the stored dtype; NaN where skipped.
         skipped: Row numbers of the split, ascending, that have no embedding.
-        picture_digests: uint8 ``[stop - start, 32]``, sha256 of each row's picture file; zeros
-            where it is not known. ``None``: the shard records none.
+        picture_digests: uint8 ``[stop - start, 32]``, sha256 of each row's image file; zeros where
+            it is unknown. ``None``: the shard records none.
 
     Returns:
-        The shard.
+        The shard's entry for the index.
+
+    Raises:
+        StoreError: If the disk or quota is full.
     """
     expected_shape = (header.stop - header.start, header.settings.dim)
     assert rows.shape == expected_shape, "a shard is written with all its rows"
-    # Known once HDF5 has laid the rows out.
+    # Set by fill, once HDF5 has laid out the file.
     offset = 0
 
     def fill(content: h5py.File) -> None:
@@ -162,7 +165,7 @@ def write_shard(
         content.attrs["settings"] = header.settings.to_json()
 
         dataset = content.create_dataset("rows", data=rows)
-        # HDF5 counts from the end of the block that holds the seal.
+        # HDF5 counts from the end of the user block, which holds the seal.
         offset = dataset.id.get_offset() + BLOCK
         content.create_dataset("skipped", data=np.asarray(skipped, "<i8"))
         if picture_digests is not None:
@@ -184,16 +187,16 @@ def read_shard(
     shard_file: str,
     is_verified: bool = False,
 ) -> tuple[ShardHeader, ShardInfo]:
-    """Read what a finished shard holds, without its rows.
+    """Read a finished shard, without its rows.
 
     Args:
         folder: The index's folder.
-        shard_file: Path relative to it.
-        is_verified: Whether it was just read whole, and its seal holds. Otherwise this is done
-            here: damaged files can hang the HDF5 library.
+        shard_file: The shard's path relative to it.
+        is_verified: Whether the caller has just verified the seal. If not, it is verified here, as
+            damaged files can hang the HDF5 library.
 
     Raises:
-        StoreError: If it cannot be read, is damaged, or its rows are not as its attributes say.
+        StoreError: If it cannot be read, is damaged, or its attributes contradict its rows.
     """
     shard_path = folder / shard_file
     seal = read_seal(shard_path, SHARD_FORMAT)
@@ -219,7 +222,7 @@ def require_intact(shard_path: Path) -> None:
     """Refuse a shard whose seal does not hold, before the HDF5 library parses it.
 
     Raises:
-        ChecksumError: If it does not.
+        ChecksumError: If it does not hold.
     """
     if not seal_holds(shard_path, SHARD_FORMAT):
         message = f"{shard_path} is damaged: its checksum does not hold; see cusa-store verify"
@@ -242,7 +245,7 @@ def _read_rows_offset(
     header: ShardHeader,
     shard_path: Path,
 ) -> int:
-    """Return the byte at which the rows begin, once their shape is the header's."""
+    """Return the byte at which the rows begin, after checking their shape and dtype."""
     # Rows are little-endian on every machine.
     dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
     rows = array_location(content, "rows", dtype, n_dimensions=2)
@@ -267,17 +270,18 @@ def _read_skipped(
 
 
 def read_picture_digests(shard_path: Path, seal: str) -> np.ndarray | None:
-    """Read the sha256 of each row's picture file: uint8 ``[n, 32]``, zeros where unknown.
+    """Read the sha256 of each row's image file.
 
     Args:
         shard_path: The shard.
         seal: The seal that it must carry.
 
     Returns:
-        ``None`` if the shard records none: its rows are of captions, imported, or of format 2.0.
+        uint8 ``[n, 32]``, zeros where unknown; ``None`` if the shard records none, as with rows of
+        captions, imported rows, and format 2.0.
 
     Raises:
-        StoreError: If it cannot be read, is damaged, or is another shard.
+        StoreError: If the shard cannot be read, is damaged, or is another one.
     """
     require_seal(shard_path, SHARD_FORMAT, seal)
     require_intact(shard_path)
@@ -287,5 +291,5 @@ def read_picture_digests(shard_path: Path, seal: str) -> np.ndarray | None:
             return None
         digests = read_array(content, _DIGESTS, "|u1", n_dimensions=2)
         if digests.shape[1] != DIGEST_BYTES:
-            refuse(shard_path, _DIGESTS, f"{digests.shape[1]} bytes are no sha256")
+            refuse(shard_path, _DIGESTS, f"{digests.shape[1]} bytes are not a sha256")
         return digests

@@ -1,4 +1,4 @@
-"""The rows of a split that belong to a host's own captions, with their texts compared."""
+"""Matching of a host code base's own captions to the rows of a split, by text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cusa.data.parsing import described
 
 
 class CaptionedImages(Protocol):
-    """What is asked of a split."""
+    """The part of a split that is needed here."""
 
     @property
     def name(self) -> str:
@@ -32,22 +32,22 @@ class CaptionedImages(Protocol):
         """Return the image row of each caption: int64 ``[n_captions]``."""
 
     def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
-        """Return the image row of each id or path: int64 ``[n]``; -1 where there is none."""
+        """Return the image row of each id or path: int64 ``[n]``; -1 for unknown ones."""
 
 
 def rows_of_annotations(
-    split: CaptionedImages, annotations: str | Path | Sequence[Mapping[str, Any]]
+    split: CaptionedImages,
+    annotations: str | Path | Sequence[Mapping[str, Any]],
 ) -> np.ndarray:
-    """Return the caption row of each caption of a host's annotations, in their order.
+    """Return the caption row of each caption of a host's annotations, in order.
 
     See :meth:`cusa.data.store.mapped_split.Split.rows_of`.
     """
     pairs = read_host_pairs(annotations)
     image_rows = split.find_images([pair.image_id for pair in pairs])
     unknown = np.flatnonzero(image_rows < 0)
-    image_rows[unknown] = split.find_images(
-        [pairs[number].image_path for number in unknown.tolist()]
-    )
+    paths = [pairs[number].image_path for number in unknown.tolist()]
+    image_rows[unknown] = split.find_images(paths)
 
     unused = _CaptionsOfImages(split)
     caption_rows = np.empty(len(pairs), np.int64)
@@ -58,16 +58,19 @@ def rows_of_annotations(
         if caption_row is None:
             _refuse(
                 pair,
-                f"image {described(pair.image_path)} of split {split.name!r} has no such caption "
-                f"(any more): {described(pair.caption)}",
+                f"image {described(pair.image_path)} of split {split.name!r} does not have the "
+                f"caption {described(pair.caption)}",
             )
         caption_rows[number] = caption_row
     return caption_rows
 
 
-def _refuse(pair: HostPair, problem: str) -> NoReturn:
+def _refuse(
+    pair: HostPair,
+    problem: str,
+) -> NoReturn:
     raise DataError(
-        f"{pair.path} {pair.location}: {problem}; is this the file that the store was made of?",
+        f"{pair.path} {pair.location}: {problem}; is this the file that the store was made from?",
         path=pair.path,
         location=pair.location,
         name=pair.image_id,
@@ -75,23 +78,27 @@ def _refuse(pair: HostPair, problem: str) -> NoReturn:
 
 
 class _CaptionsOfImages:
-    """The captions of each image, by text; each is taken once, as far as there are enough."""
+    """The captions of each image by text, so that repeated captions get different rows."""
 
     def __init__(self, split: CaptionedImages) -> None:
         self._split = split
         self._rows_of_text: dict[int, dict[str, list[int]]] = {}
 
-    def take(self, image_row: int, caption: str) -> int | None:
+    def take(
+        self,
+        image_row: int,
+        caption: str,
+    ) -> int | None:
         """Return the next row of an image's caption with this text, or ``None``.
 
-        Texts that differ in what the normaliser drops count as equal.
+        Texts are compared after normalisation.
         """
         if image_row not in self._rows_of_text:
             self._rows_of_text[image_row] = self._read(image_row)
         rows = self._rows_of_text[image_row].get(normalize_caption(caption))
         if not rows:
             return None
-        # A caption that the store has once may stand in a host's file several times.
+        # The last row is kept: a host's file may repeat a caption more often than the store.
         if len(rows) > 1:
             return rows.pop(0)
         return rows[0]
@@ -106,7 +113,25 @@ class _CaptionsOfImages:
         return rows_of_text
 
 
-def rows_of_caption_lines(split: CaptionedImages, path: Path, per_image: int) -> np.ndarray:
+def _images_with(
+    captions: Sequence[str],
+    images_of_text: Mapping[str, set[int]],
+) -> set[int]:
+    """Return the images that have all of these captions."""
+    candidates: set[int] | None = None
+    for caption in captions:
+        images = images_of_text.get(normalize_caption(caption), set())
+        if candidates is None:
+            candidates = set(images)
+        candidates &= images
+    return candidates or set()
+
+
+def rows_of_caption_lines(
+    split: CaptionedImages,
+    path: Path,
+    per_image: int,
+) -> np.ndarray:
     """Return the caption row of each line of a file that has ``per_image`` lines for each image.
 
     See :meth:`cusa.data.store.mapped_split.Split.rows_of_captions`.
@@ -114,7 +139,7 @@ def rows_of_caption_lines(split: CaptionedImages, path: Path, per_image: int) ->
     lines = read_lines(path)
     if len(lines) % per_image:
         raise DataError(
-            f"{path} has {len(lines):,} lines, which is no multiple of {per_image} captions an "
+            f"{path} has {len(lines):,} lines, which is not a multiple of {per_image} captions per "
             "image; pass per_image",
             path=path,
             name="per_image",
@@ -128,21 +153,21 @@ def rows_of_caption_lines(split: CaptionedImages, path: Path, per_image: int) ->
     caption_rows = []
     for first in range(0, len(lines), per_image):
         block = lines[first : first + per_image]
-        candidates = set.intersection(*(images_of_text[normalize_caption(line)] for line in block))
-        # Images with the same captions are taken in the order of the store.
-        left = sorted(candidates - taken_images)
-        if not left:
+        candidates = _images_with(block, images_of_text)
+        # Images with the same captions are assigned in the order of the store.
+        untaken = sorted(candidates - taken_images)
+        if not untaken:
             location = f"line {first + 1}"
             raise DataError(
                 f"{path} {location}: no image of split {split.name!r} has these {per_image} "
                 f"captions, the first {described(block[0])}; is this the file of that split, with "
-                f"{per_image} captions an image?",
+                f"{per_image} captions per image?",
                 path=path,
                 location=location,
             )
-        taken_images.add(left[0])
+        taken_images.add(untaken[0])
         for line in block:
-            caption_row = unused.take(left[0], line)
+            caption_row = unused.take(untaken[0], line)
             assert caption_row is not None
             caption_rows.append(caption_row)
     return np.array(caption_rows, np.int64)

@@ -1,4 +1,4 @@
-"""A split as an index stores it: ids, paths and captions in columns of texts."""
+"""A split as it is stored in an index: ids, paths and captions in columns of texts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cusa.data.store.id_lookup import LOOKUP_COLUMNS, lookup_table
 from cusa.data.store.index_checks import check_caption_image, check_lengths, check_truth
 
 COLUMNS = ("image_ids", "image_paths", "caption_ids", "captions")
-# In UTF-8, a byte that continues a character has these bits.
+# In UTF-8, the top two bits of a byte that continues a character are 10.
 _CONTINUATION_MASK = 0xC0
 _CONTINUATION_BITS = 0x80
 
@@ -39,8 +39,8 @@ class Texts:
     """A column of texts.
 
     Attributes:
-        bytes: uint8: their UTF-8, one after the other.
-        offsets: int64 ``[n + 1]``: where each begins, then the number of bytes.
+        bytes: uint8 ``[n_bytes]``: the texts' UTF-8, concatenated.
+        offsets: int64 ``[n + 1]``: the byte at which each text begins, then the number of bytes.
     """
 
     bytes: np.ndarray
@@ -56,10 +56,11 @@ class Texts:
 
     @staticmethod
     def read(parent: h5py.Group, name: str) -> Texts:
-        """Read a column whole.
+        """Read a whole column.
 
         Raises:
-            StoreError: If it is missing, or its offsets do not divide its bytes.
+            StoreError: If it is missing or not UTF-8, or its offsets do not divide its bytes into
+                texts.
         """
         group = child_group(parent, name)
         path = Path(group.file.filename)
@@ -69,11 +70,11 @@ class Texts:
         is_whole = len(offsets) and offsets[0] == 0 and offsets[-1] == len(column_bytes)
         if not is_whole or (np.diff(offsets) < 0).any():
             refuse(path, group.name, "its offsets do not divide its bytes")
-        # Empty texts at the end begin where the bytes end.
+        # Empty texts at the end have no first byte.
         first_bytes = column_bytes[offsets[offsets < len(column_bytes)]]
         if ((first_bytes & _CONTINUATION_MASK) == _CONTINUATION_BITS).any():
             refuse(path, group.name, "its offsets cut characters in two")
-        # All at once: no text of it is cut within a character.
+        # Decoded all at once, as no offset cuts a character in two.
         with hdf5_errors(path, group.name):
             column_bytes.tobytes().decode()
         return Texts(column_bytes, offsets)
@@ -99,9 +100,9 @@ class SplitTable:
 
     Attributes:
         fingerprint: sha256 (hex) over ids, paths and captions.
-        columns: The texts of :data:`COLUMNS`.
+        columns: The texts, by the names in :data:`COLUMNS`.
         caption_image: int64 ``[n_captions]``, the image row of each caption.
-        truth: Known relevance, or ``None``.
+        truth: Known relevance beyond the caption's own image, or ``None``.
     """
 
     fingerprint: str
@@ -111,19 +112,19 @@ class SplitTable:
 
     @staticmethod
     def from_records(records: Sequence[Record], truth: Truth | None) -> SplitTable:
-        """Return the table of records."""
+        """Build the table of a split from its records."""
         texts = text_columns(records)
         columns = {name: Texts.from_strings(texts[name]) for name in COLUMNS}
         return SplitTable(fingerprint(records), columns, caption_rows(records), truth)
 
     def item_ids(self, modality: str) -> Texts:
-        """Return the ids of the rows of an image or text teacher."""
+        """Return the ids of image rows or caption rows, by modality."""
         if modality == "image":
             return self.columns["image_ids"]
         return self.columns["caption_ids"]
 
     def n_rows(self, modality: str) -> int:
-        """Return the number of rows of an image or text teacher."""
+        """Return the number of image rows or caption rows, by modality."""
         return len(self.item_ids(modality))
 
 
@@ -135,7 +136,7 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
         split_group: The group.
 
     Raises:
-        StoreError: If a column is missing, or the columns do not fit each other.
+        StoreError: If a column is missing, or columns contradict each other.
     """
     columns = {name: Texts.read(split_group, name) for name in COLUMNS}
     caption_image = read_array(split_group, "caption_image", "<i8")
@@ -162,7 +163,7 @@ def read_split(index_path: Path, split_group: h5py.Group) -> SplitTable:
 
 
 def write_split(split_group: h5py.Group, table: SplitTable) -> None:
-    """Write a split into a group of an index."""
+    """Write a split to a group of an index."""
     split_group.attrs["fingerprint"] = table.fingerprint
     for name in COLUMNS:
         table.columns[name].write(split_group, name)

@@ -1,6 +1,6 @@
 """A summary of a store, for ``cusa-store info``.
 
-It reads attributes and a few rows, whatever the number of rows.
+Only attributes and a few rows are read, however large the store is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RUN_ROWS = 64
 
 
 def summarize(path: Path) -> dict[str, Any]:
-    """Return the contents of a store as a JSON-compatible dictionary.
+    """Summarise a store as a JSON-compatible dictionary.
 
     Raises:
         CusaError: If it cannot be read.
@@ -64,14 +64,14 @@ def _teacher_summary(store: EmbeddingStore, teacher_name: str) -> dict[str, Any]
 
 
 def _sampled_norms(embeddings: Embeddings) -> list[float] | None:
-    """Return least, mean and greatest norm of up to 1,024 rows, in 16 evenly spread runs of 64.
+    """Return the least, mean and greatest norm of up to 1,024 rows.
 
-    ``None`` if all of them were skipped.
+    The rows are 16 evenly spread runs of 64. ``None`` if all of them were skipped.
     """
     last_start = max(0, len(embeddings) - _RUN_ROWS)
     starts = np.linspace(0, last_start, _SAMPLED_RUNS).astype(np.int64)
     runs = starts[:, None] + np.arange(_RUN_ROWS)
-    # In a short split the runs overlap; no row counts twice.
+    # In a short split the runs overlap, so repeated rows are dropped.
     rows = np.unique(np.minimum(runs, len(embeddings) - 1))
 
     norms = np.linalg.norm(embeddings.gather(rows).astype(np.float64), axis=1)

@@ -1,4 +1,4 @@
-"""A teacher as an index stores it: its settings, and the shards of each split."""
+"""A teacher as it is stored in an index: its settings, and its shards for each split."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class TeacherEntry:
     """A teacher's entry in an index.
 
     Attributes:
-        settings: Its settings.
-        shards: Per split, its shards in row order.
-        source: Where the model came from.
-        versions: Library versions by name.
+        settings: The teacher's settings.
+        shards: The shards by split name, in row order.
+        source: Where the model was loaded from.
+        versions: Versions by library name.
     """
 
     settings: TeacherSettings
@@ -59,7 +59,7 @@ def read_teacher(
         tables: The index's splits.
 
     Raises:
-        StoreError: If something is missing, or does not fit the splits.
+        StoreError: If something is missing, damaged, or does not fit the splits.
     """
     settings = read_settings(index_path, teacher_group)
     shards: dict[str, tuple[ShardInfo, ...]] = {}
@@ -81,7 +81,7 @@ def _read_shards(
     split_group: h5py.Group,
     n_rows: int,
 ) -> tuple[ShardInfo, ...]:
-    """Read the shards of a teacher for a split; an index of a part may have gaps between them."""
+    """Read the shards of a teacher for a split; there may be gaps in the index of a part."""
     listing = child_group(split_group, "shards")
     bounds = read_bounds(listing)
     offsets = read_array(listing, "offsets", "<i8")
@@ -93,11 +93,11 @@ def _read_shards(
     lengths = [len(bounds), len(offsets), len(files), len(seals)]
     check_lengths(lengths, index_path, listing.name)
     for shard_file in files:
-        # Refuses what leads elsewhere.
+        # Refuse paths that lead out of the folder.
         shard_path(index_path.parent, shard_file)
 
     shards = []
-    # Of each shard, which of the skipped rows are its own.
+    # For each shard, the range of its own rows among the skipped ones.
     skipped_ranges = np.searchsorted(skipped, bounds).tolist()
     for number, (start, stop) in enumerate(bounds.tolist()):
         first, last = skipped_ranges[number]
@@ -118,12 +118,12 @@ def write_teacher(
     entry: TeacherEntry,
     tables: Mapping[str, SplitTable],
 ) -> None:
-    """Write a teacher into a group of an index whose splits are ``tables``."""
+    """Write a teacher to a group of an index whose splits are ``tables``."""
     settings = entry.settings
     teacher_group.attrs["settings"] = settings.to_json()
     teacher_group.attrs["source"] = entry.source
     for setting in fields(settings):
-        # Repeated one by one, for readers that do not parse the JSON.
+        # The settings are repeated one by one, for readers that do not parse the JSON.
         if setting.name != "transform":
             teacher_group.attrs[setting.name] = getattr(settings, setting.name)
     for library, version in sorted(entry.versions.items()):
@@ -157,7 +157,7 @@ def _write_virtual_rows(
 ) -> None:
     """Write a virtual dataset over the rows of all shards.
 
-    h5py's own create_virtual_dataset stamps it with the time of day, and no two indexes would be
+    h5py's own create_virtual_dataset would store the time of day, so that no two indexes would be
     equal.
     """
     dtype = np.dtype(dtype_name).newbyteorder("<")
@@ -169,7 +169,7 @@ def _write_virtual_rows(
     for shard in shards:
         shard_shape = (shard.stop - shard.start, shape[1])
         space.select_hyperslab((shard.start, 0), shard_shape)
-        # HDF5 takes a percent sign in a file name for a pattern, unless it is doubled.
+        # HDF5 reads a percent sign in a file name as a pattern, unless it is doubled.
         shard_file = shard.file.replace("%", "%%").encode()
         properties.set_virtual(space, shard_file, b"rows", h5py.h5s.create_simple(shard_shape))
     space.select_all()

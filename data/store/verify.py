@@ -1,4 +1,4 @@
-"""The check of a store: every byte of its files against the checksums that they carry."""
+"""Verification of a store: every byte of its files against their checksums."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not as it was written.
+    """A file that is damaged or missing, or an index with gaps.
 
     Attributes:
         path: The file.
-        problem: What it holds, and what is wrong with it.
+        problem: What the file holds, and what is wrong with it.
     """
 
     path: Path
@@ -44,12 +44,12 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
         index: The store's index.
 
     Returns:
-        Number of files read, and what is damaged or missing. Where the index itself is damaged, all
-        shards of its folder are checked by themselves.
+        The number of files read, and the damages. If the index itself is damaged, every shard in
+        its folder is checked on its own.
 
     Raises:
-        StoreError: If there is no index, or what is there was never one: of another version, or
-            without shards.
+        StoreError: If there is no index, it has another major version, or it is damaged and there
+            is no folder of shards.
     """
     if not index.is_file():
         raise StoreError(
@@ -67,13 +67,13 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
     else:
         return _verify_named_shards(index, contents)
 
-    # Without an index, nothing tells which shards there should be.
+    # Without an index, it is unknown which shards there should be.
     n_shards, damages = _verify_all_shards(shard_folder(index))
     return 1 + n_shards, [index_damage, *damages]
 
 
 def _verify_all_shards(folder: Path) -> tuple[int, list[Damage]]:
-    """Check the shards of a folder by themselves, without an index."""
+    """Check every shard of a folder on its own, without an index."""
     paths = sorted(folder.glob("*/*.h5"))
     labels = [f"shard {path.name}" for path in paths]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -82,7 +82,7 @@ def _verify_all_shards(folder: Path) -> tuple[int, list[Damage]]:
 
 
 def _verify_named_shards(index: Path, contents: Index) -> tuple[int, list[Damage]]:
-    """Check the shards that a whole index names."""
+    """Check the shards that an intact index names."""
     headers = []
     infos = []
     paths = []
@@ -113,7 +113,7 @@ def _damages(
 
 
 def _named_shards(contents: Index) -> Iterator[tuple[ShardHeader, ShardInfo]]:
-    """Yield the header that each shard must have, and what the index says of it."""
+    """Yield the header that each shard must have, and its entry in the index."""
     for teacher_name, entry in contents.teachers.items():
         for split_name, shards in entry.shards.items():
             for info in shards:
@@ -133,10 +133,10 @@ def _file_problem(
     file_format: str,
     seal: str | None = None,
 ) -> str | None:
-    """Describe what is wrong with a file's bytes, or with the seal that it must carry, if any."""
+    """Describe what is wrong with a file's bytes or seal; ``None`` if nothing is."""
     try:
         if seal is not None and read_seal(path, file_format) != seal:
-            return "the file is another shard than the index names"
+            return "the file is not the shard that the index names"
         if not seal_holds(path, file_format):
             return "its checksum does not hold"
     except StoreError as error:
@@ -151,7 +151,7 @@ def _named_shard_problem(
     header: ShardHeader,
     info: ShardInfo,
 ) -> str | None:
-    """Describe what is wrong with a shard that an index names, if anything."""
+    """Describe what is wrong with a shard named in an index; ``None`` if nothing is."""
     problem = _file_problem(folder / info.file, SHARD_FORMAT, info.sha256)
     if problem is not None:
         return problem
@@ -169,17 +169,17 @@ def _named_shard_problem(
 
 
 def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
-    """Rename damaged files to ``NAME.damaged``; the next precompute then makes exactly those again.
+    """Rename damaged files to ``NAME.damaged``, so that the next precompute makes them again.
 
     Args:
-        index: The store's index; it is renamed, too, only if it is damaged itself.
+        index: The store's index; it is renamed only if its own bytes are damaged.
         damages: The damages that :func:`verify` returned.
 
     Returns:
         The files' new paths.
 
     Raises:
-        StoreError: If a run is working on the store.
+        LockedError: If a run is working on the store.
     """
     moved = []
     with FolderLock(shard_folder(index)):
@@ -187,7 +187,7 @@ def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
         for path in dict.fromkeys(damage.path for damage in damages):
             if not path.exists():
                 continue
-            # Gaps are damages that name the index, whose own bytes are whole.
+            # A gap is a damage that names the index, although its own bytes are intact.
             if path == index and _file_problem(index, INDEX_FORMAT) is None:
                 continue
             moved.append(path.rename(path.with_name(f"{path.name}.damaged")))

@@ -88,7 +88,8 @@ class SplitFinder:
         if run_dir is None:
             raise DataError(
                 "no data to measure on, since no model is a run of cusa-train; pass --dataset "
-                "NAME or PATH, or --embeddings STORE"
+                "NAME or PATH, or --embeddings STORE",
+                name="--dataset",
             )
         config = load_run(run_dir)[0].data
         image_root = request.image_root

@@ -145,7 +145,8 @@ class FileProvider:
         if len(set(dims)) > 1:
             raise EmbeddingsError(
                 f"image embeddings have {dims[0]} dimensions, text embeddings {dims[1]}; pass "
-                "embeddings of one model, or of one modality alone"
+                "embeddings of one model, or of one modality alone",
+                name="dimensions",
             )
         self.name = name
         self.modalities = frozenset(self._foreign)

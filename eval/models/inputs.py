@@ -14,7 +14,7 @@ from PIL import Image
 
 from cusa.data.errors import DataError, ImageError, first_line
 from cusa.data.images import as_viewed, load_image
-from cusa.data.parsing import refuse_half_characters
+from cusa.data.parsing import refuse_lone_surrogates
 
 # A path, a Pillow image, or uint8 pixels: an array [h, w] or [h, w, channels], or a tensor [h, w]
 # or [channels, h, w], with 1, 3 or 4 channels.
@@ -114,7 +114,7 @@ def checked_texts(texts: Iterable[str]) -> Iterator[str]:
             message = f"{location} is {_named_type(text)}; pass a string"
             raise DataError(message, location=location)
         try:
-            refuse_half_characters(text)
+            refuse_lone_surrogates(text)
         except ValueError as error:
             message = f"{location}, {text!a}, cannot be embedded: {error}; correct it"
             raise DataError(message, location=location) from None

@@ -1,4 +1,4 @@
-"""Teachers by name: what ``--teacher`` means, and how each is loaded."""
+"""Teachers by name: the meaning of ``--teacher``, and how each teacher is loaded."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KNOWN = (*_UNICOM, "efficientnet-lite0", "mpnet", "minilm")
 # Teachers whose source is a weight file.
 _WEIGHT_FILES = (*_UNICOM, "efficientnet-lite0")
 _IMAGE_PROCESSOR, _ANY_PROCESSOR = "preprocessor_config.json", "processor_config.json"
-# Keys by which a config.json is that of a vision model.
+# Keys that only the config.json of a vision model has.
 _VISION_KEYS = {"vision_config", "image_size", "num_channels", "patch_size"}
 _MPNET = "sentence-transformers/all-mpnet-base-v2"
 
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """A ``--teacher`` option, understood but not loaded.
+    """A parsed ``--teacher`` option, whose teacher is not loaded yet.
 
     Attributes:
         name: The teacher's name in the store.
@@ -57,13 +57,13 @@ class TeacherRequest:
 
         Args:
             device: ``"cpu"`` or ``"cuda"``.
-            batch_size: Items per forward pass; ``None``: what suits it.
-            pooling: What of a vision model's output becomes the row; ``None``: the best that it
-                has. Teachers that bring their own pooling do without.
+            batch_size: Items per forward pass; ``None``: the teacher's default.
+            pooling: The part of a vision model's output that becomes the row; ``None``: the best
+                that the model has. Ignored by teachers with a fixed pooling.
 
         Raises:
-            TeacherError: If its weights cannot be had (says how to get them), or it has no such
-                pooling.
+            TeacherError: If it cannot be loaded (for missing weights, says how to get them), or it
+                has no such pooling.
         """
         path = Path(self.source) if self.source else None
         if self.kind in _UNICOM:
@@ -77,7 +77,7 @@ class TeacherRequest:
                 return packaged.load_minilm(self.source, device, batch_size)
             return packaged.load_efficientnet_lite0(path, device, batch_size)
 
-        assert self.source is not None, "only teachers with a default of their own have no source"
+        assert self.source is not None, "only teachers with a default source may have none"
         model_id = self._model_id(self.source)
         if self.kind == "sentence":
             from cusa.precompute.teachers.sentence import load_sentence
@@ -88,7 +88,7 @@ class TeacherRequest:
         return load_vision(self.source, model_id, device, batch_size, pooling)
 
     def _model_id(self, source: str) -> str:
-        """Return the name of the model to record, which does not depend on where its folder is."""
+        """Return the model's name to record, which must not depend on its folder's place."""
         if self.name == "mpnet":
             return _MPNET
         return Path(source).name if Path(source).is_dir() else source
@@ -98,14 +98,14 @@ class TeacherRequest:
         stored: TeacherSettings,
         device: str,
     ) -> Teacher:
-        """Load the teacher to give the rows of a store once more: pooling and decoding as there.
+        """Load the teacher with the pooling and decoding of a store, to reproduce its rows.
 
         Args:
             stored: The store's settings of this teacher.
             device: ``"cpu"`` or ``"cuda"``.
 
         Raises:
-            TeacherError: As :meth:`load`, or if it lacks the pooling that the rows were made with.
+            TeacherError: As :meth:`load` raises it; also if it lacks the store's pooling.
         """
         from cusa.precompute.teachers.base import FEATURE, FEATURE_OF_POOLING, POOLING
 
@@ -126,10 +126,10 @@ class TeacherRequest:
         return replace(teacher, decoding=decoding)
 
     def require_hub(self) -> None:
-        """Make sure that a teacher of the model hub is there or in the local cache.
+        """Check that a model of the hub is on the hub or in the local cache.
 
         Raises:
-            TeacherError: If it cannot; says how to get it.
+            TeacherError: If it is not; says how to get it.
         """
         if self.source is not None and self.kind not in _WEIGHT_FILES:
             require(self.source, TeacherError)
@@ -139,7 +139,8 @@ def parse_teacher(text: str) -> TeacherRequest:
     """Parse ``NAME``, ``NAME=PATH``, a hub name ``owner/model`` or a folder.
 
     Raises:
-        TeacherError: If it names nothing that is known; says what is.
+        TeacherError: If there is no such teacher; lists the known ones.
+        SettingError: If NAME is not legal.
     """
     name, equals, source = text.partition("=")
     if not equals:
@@ -171,8 +172,8 @@ def complete(
     """Add the default teacher of each modality that is neither requested nor in the store.
 
     Args:
-        requests: The teachers that were asked for.
-        stored_modalities: Modalities that the store has teachers of.
+        requests: The requested teachers.
+        stored_modalities: Modalities of the store's teachers.
 
     Raises:
         TeacherError: If two requests share a name.
@@ -195,12 +196,13 @@ def complete(
 
 
 def _detect_kind(source: str, text: str) -> str:
-    """Tell whether a folder or hub repository is of a text model or of a vision model.
+    """Detect whether a folder or hub repository holds a text model or a vision model.
 
     Returns:
         ``"sentence"`` or ``"vision"``.
     """
-    if os.path.isdir(source):  # Path.is_dir raises on names that are too long
+    # Unlike Path.is_dir, this does not raise on names that are too long.
+    if os.path.isdir(source):
         return _kind_of_folder(Path(source), text)
     if not is_hub_name(source):
         message = (
@@ -218,23 +220,23 @@ def _detect_kind(source: str, text: str) -> str:
 
 
 def _kind_on_hub(name: str, text: str) -> str:
-    """Tell a text model by its modules.json, and a vision model by its image processor's file."""
+    """Detect a text model by modules.json, and a vision model by its image processor."""
     try:
         if has_file(name, "modules.json"):
             return "sentence"
         is_vision = has_file(name, _IMAGE_PROCESSOR) or has_file(name, _ANY_PROCESSOR)
     except Exception as error:
-        # Several HTTP libraries may be at work, each with errors of its own.
+        # huggingface_hub may use any of several HTTP libraries, each with its own errors.
         message = f"--teacher {text}: {first_line(error)}; known names: {', '.join(KNOWN)}"
         raise TeacherError(message, name=name) from None
     if is_vision:
         return "vision"
-    # A text model of transformers alone: its tokens are averaged.
+    # A plain text model of transformers; the mean over its tokens becomes the row.
     return "sentence"
 
 
 def _kind_of_folder(folder: Path, text: str) -> str:
-    """Tell whether a model's folder is of a text model or of a vision model."""
+    """Detect whether a folder holds a text model or a vision model."""
     if (folder / "modules.json").is_file():
         return "sentence"
     if not (folder / "config.json").is_file():

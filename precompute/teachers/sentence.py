@@ -1,4 +1,4 @@
-"""Text teachers: sentence-transformers and Hugging Face text models, towers of dual encoders."""
+"""Text teachers: sentence-transformers, Hugging Face text models, and towers of dual encoders."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from cusa.precompute.teachers.sentence_folder import (
     refuse_own_code,
 )
 
-# Towers whose embedding is the pooled output, of the last token or the end token, not the mean.
+# Text towers, whose embedding is the pooled output (of the last or the end token), not the mean.
 _TOWERS = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
 _CPU_BATCH_SIZE = 32
 
@@ -58,15 +58,15 @@ def load_sentence(
 ) -> Teacher:
     """Load a text model.
 
-    A folder or repository with ``modules.json`` says itself how captions become rows. A text
-    tower gives its projected embedding (``text_embeds``), or else its pooled output (``pooler``);
-    other models give the mean over the tokens.
+    If a folder or repository has a ``modules.json``, that defines how captions become rows. The
+    row of a text tower is its projected embedding (``text_embeds``), or else its pooled output
+    (``pooler``); that of any other model is the mean over its tokens.
 
     Args:
         source: Hub name or folder.
         model_id: Name to record.
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: Captions per forward pass; ``None``: what suits the device.
+        batch_size: Captions per forward pass; ``None``: the device's default.
 
     Raises:
         TeacherError: If it cannot be loaded, has no tokeniser, or needs code of its own.
@@ -80,7 +80,7 @@ def is_text_tower(source: str) -> bool:
     """Return whether a folder or repository holds the text tower of a dual encoder.
 
     Raises:
-        TeacherError: If it cannot be had, or its configuration cannot be read.
+        TeacherError: If it cannot be found, or its configuration cannot be read.
     """
     with loading("text model", source):
         files = locate(source, TeacherError)
@@ -98,7 +98,7 @@ def is_text_tower(source: str) -> bool:
 
 
 def open_model(source: str, device: str) -> Any:
-    """Open a ``SentenceTransformer`` in float32 and eval mode, its tokeniser fit for batches.
+    """Load a ``SentenceTransformer`` in float32 and eval mode, with a tokeniser that can pad.
 
     Args:
         source: Hub name or folder.
@@ -115,8 +115,8 @@ def open_model(source: str, device: str) -> Any:
         if is_local:
             refuse_own_code(Path(files))
             refuse_damaged_pickles(Path(files))
-        # float32 whatever the checkpoint's dtype: the store records what was computed in, and
-        # --precision decides that.
+        # float32, whatever the checkpoint's dtype: --precision decides what to compute in, and the
+        # store records it.
         model: Any = SentenceTransformer(
             files,
             device=device,
@@ -136,7 +136,7 @@ def open_model(source: str, device: str) -> Any:
 
 
 def _prepare_transformer(module: Any, source: str) -> None:
-    """Check a Transformer module's tokeniser, and cut captions where the model's positions end."""
+    """Check a Transformer module's tokeniser, and limit captions to the model's positions."""
     tokenizer = module.tokenizer
     if not _counts_tokens(tokenizer):
         return
@@ -156,17 +156,17 @@ def text_teacher(
     device: str,
     batch_size: int | None,
 ) -> Teacher:
-    """Make a teacher of a ``SentenceTransformer``.
+    """Make a teacher from a ``SentenceTransformer``.
 
     Args:
         model: The ``SentenceTransformer``.
         source: Hub name or folder.
         model_id: Name to record.
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: Captions per forward pass; ``None``: what suits the device.
+        batch_size: Captions per forward pass; ``None``: the device's default.
 
     Raises:
-        TeacherError: If it tells no embedding dimension, or what it says of itself makes no sense.
+        TeacherError: If its embedding dimension is unknown, or its settings cannot be read.
     """
     with loading("sentence-transformers model", source):
         dim = int(model.get_embedding_dimension() or 0)
@@ -182,11 +182,11 @@ def text_teacher(
         }
         token_limit = _limit_of_counts(limit, model.tokenizer)
     if not dim:
-        message = f"{source!r} tells no embedding dimension; is it a sentence-transformers model?"
+        message = f"{source!r} has no embedding dimension; is it a sentence-transformers model?"
         raise TeacherError(message, name=source)
 
     def encode(inputs: dict[str, Any]) -> torch.Tensor:
-        # A model may be made to give its first dimensions alone.
+        # The model may be set to truncate its embeddings to the first dimensions.
         return model(inputs)["sentence_embedding"][:, :dim]
 
     def tokenize(captions: Sequence[str]) -> Mapping[str, Any]:
@@ -211,9 +211,9 @@ def text_teacher(
 
 
 def _limit_of_counts(limit: int | None, tokenizer: Any) -> int | None:
-    """Return the limit that :func:`_token_counts` may be compared with, ``None`` if there is none.
+    """Return the limit to compare with :func:`_token_counts`; ``None`` if there is none.
 
-    A limit in tokens says nothing about counts in characters.
+    A limit in tokens cannot be compared with counts in characters.
     """
     if limit is None or limit >= UNLIMITED or not _counts_tokens(tokenizer):
         return None
@@ -221,12 +221,12 @@ def _limit_of_counts(limit: int | None, tokenizer: Any) -> int | None:
 
 
 def _counts_tokens(tokenizer: Any) -> bool:
-    """Return whether a tokeniser tells how long a caption is before any cut: transformers' do."""
+    """Return whether a tokeniser is one of transformers, which can count uncut tokens."""
     return hasattr(tokenizer, "all_special_ids")
 
 
 def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
-    """Count tokens per caption before any cut; characters with tokenisers of other libraries."""
+    """Count tokens per caption before any cut, or characters if the tokeniser cannot."""
     sequences = captions
     if _counts_tokens(tokenizer):
         encoded = tokenizer(list(captions), padding=False, truncation=False, verbose=False)
@@ -235,7 +235,7 @@ def _token_counts(tokenizer: Any, captions: Sequence[str]) -> np.ndarray:
 
 
 def _describe_module(module: Any) -> dict[str, Any]:
-    """Return what a module of the model computes, such as how it pools; JSON-compatible."""
+    """Describe a module of the model, such as how it pools, as JSON-compatible settings."""
     description = {"type": type(module).__name__}
     if hasattr(module, "get_config_dict"):
         settings = json.dumps(_with_text_keys(module.get_config_dict()), default=str)
@@ -244,7 +244,7 @@ def _describe_module(module: Any) -> dict[str, Any]:
 
 
 def _with_text_keys(value: Any) -> Any:
-    """Make texts of the tuples that are keys in a router's mappings, which JSON has not."""
+    """Convert tuples that are keys, as in a router's mappings, to texts, as JSON requires."""
     if isinstance(value, list | tuple):
         return [_with_text_keys(entry) for entry in value]
     if not isinstance(value, dict):
@@ -258,9 +258,9 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    # Static embeddings bring the bare tokeniser.
+    # Static embeddings have a tokeniser of the tokenizers library itself.
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    # A tokeniser in Python has no serialised form: its description stands for it.
+    # Tokenisers in pure Python cannot be serialised, so their repr is hashed.
     text = backend.to_str() if hasattr(backend, "to_str") else repr(backend)
     return hashlib.sha256(text.encode()).hexdigest()
 

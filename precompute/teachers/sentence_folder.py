@@ -1,4 +1,4 @@
-"""Checks of the files of a sentence-transformers model."""
+"""Checks of the files in a sentence-transformers model's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _OWN_NAMESPACE = "sentence_transformers."
 
 
 def module_path(folder: Path, number: int) -> str:
-    """Return where the files of a module lie, below the model's folder."""
+    """Return the path of a module's files relative to the model's folder.
+
+    Raises:
+        FileFormatError: If ``modules.json`` cannot be read.
+    """
     path = folder / "modules.json"
     modules = read_json(path) if path.is_file() else []
     if number >= len(modules):
@@ -24,7 +28,12 @@ def module_path(folder: Path, number: int) -> str:
 
 
 def refuse_own_code(folder: Path) -> None:
-    """Refuse modules of other packages: older versions of sentence-transformers load them."""
+    """Refuse modules of other packages, which older versions of sentence-transformers load.
+
+    Raises:
+        TeacherError: If a module's class is not one of sentence-transformers.
+        FileFormatError: If the list of modules cannot be read.
+    """
     for path in (folder / "modules.json", *folder.glob("*/router_config.json")):
         if not path.is_file():
             continue
@@ -39,7 +48,7 @@ def refuse_own_code(folder: Path) -> None:
 
 
 def _module_types(path: Path) -> Iterator[str]:
-    """Yield the names of the classes that a ``modules.json`` or ``router_config.json`` asks for."""
+    """Yield the class names in a ``modules.json`` or ``router_config.json``."""
     content = read_json(path)
     names: list[Any] = []
     if path.name == "modules.json":
@@ -51,18 +60,23 @@ def _module_types(path: Path) -> Iterator[str]:
 
     for name in names:
         if not isinstance(name, str):
-            message = f"{path} names no class for one of its modules; download it again"
+            message = f"{path} has a module without the name of its class; download it again"
             raise FileFormatError(message, path=path)
         yield name
 
 
 def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
-    """Refuse a model whose weights are not all in its files: it would be filled at random."""
+    """Refuse a model some of whose weights are missing, and so initialised at random.
+
+    Raises:
+        TeacherError: Names a missing weight.
+    """
     from transformers.utils import is_accelerate_available
 
     if (folder / "adapter_config.json").is_file():
         return
-    # sentence-transformers keeps transformers' report to itself. On "meta", no weight is read.
+    # sentence-transformers does not pass on transformers' report, so load once more; on the device
+    # "meta", no weight is read.
     device = {"device_map": "meta"} if is_accelerate_available() else {}
     _, report = type(model).from_pretrained(
         folder,
@@ -71,7 +85,7 @@ def refuse_missing_weights(model: Any, folder: Path, source: str) -> None:
         trust_remote_code=False,
         **device,
     )
-    # sentence-transformers pools the tokens by itself, and never reads a pooler.
+    # sentence-transformers pools the tokens itself and does not use the model's pooler.
     missing = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]
     if missing:
         message = lacking(source, sorted(missing))

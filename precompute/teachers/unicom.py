@@ -1,4 +1,4 @@
-"""Unicom (An et al., ICLR 2023), the paper's image teacher: a ViT without class token."""
+"""Unicom (An et al., ICLR 2023), the paper's image teacher: a ViT without a class token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,16 @@ _DOWNLOAD_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class UnicomArchitecture:
-    """The sizes of one Unicom model; those of images are in pixels."""
+    """The architecture of a Unicom model.
+
+    Attributes:
+        input_size: Side of an input image, in pixels.
+        patch_size: Side of a patch, in pixels.
+        dim: Width of the transformer.
+        embedding_size: Dimension of the embedding.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+    """
 
     input_size: int
     patch_size: int
@@ -38,7 +47,15 @@ class UnicomArchitecture:
 
 @dataclass(frozen=True)
 class UnicomRelease:
-    """A published weight file."""
+    """A published weight file.
+
+    Attributes:
+        architecture: The model's architecture.
+        model_id: Name of the model to record.
+        file: Name of the weight file.
+        url: Where to download it.
+        sha256: sha256 (hex) of the file.
+    """
 
     architecture: UnicomArchitecture
     model_id: str
@@ -90,12 +107,12 @@ RELEASES = {
 class Unicom(nn.Module):
     """Unicom's image encoder; parameter names are those of the published weight files.
 
-    Patch and position embedding; pre-norm blocks; LayerNorm; all patch tokens flattened into
-    Linear - BatchNorm - Linear - BatchNorm. Use it in eval mode: BatchNorm otherwise mixes the
-    batch.
+    Patch and position embedding; pre-norm blocks; LayerNorm; then all patch tokens, flattened,
+    through Linear - BatchNorm - Linear - BatchNorm. Use it in eval mode, as BatchNorm would
+    otherwise mix the items of a batch.
 
     Args:
-        architecture: Sizes.
+        architecture: The architecture.
     """
 
     def __init__(self, architecture: UnicomArchitecture) -> None:
@@ -170,9 +187,9 @@ def load_unicom(
 
     Args:
         release: The published model.
-        weights: Its weight file, or ``None`` to take it from the cache or download it there.
+        weights: Its weight file; ``None``: use the cached file, downloading it first if necessary.
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: Items per forward pass; ``None``: what suits the device.
+        batch_size: Items per forward pass; ``None``: the device's default.
 
     Raises:
         TeacherError: If the file is missing and cannot be downloaded, or is not the published one.
@@ -228,7 +245,7 @@ def _cached(release: UnicomRelease) -> Path:
             answer = urllib.request.urlopen(release.url, timeout=_DOWNLOAD_TIMEOUT_S)
             with answer, temporary.open("wb") as file:
                 shutil.copyfileobj(answer, file)
-            # Checked before it takes the name under which it is trusted.
+            # Checked before it is renamed to the path that is trusted.
             _check(temporary, release)
     except (OSError, http.client.HTTPException) as error:
         raise TeacherError(

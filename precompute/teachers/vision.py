@@ -1,6 +1,6 @@
 """Hugging Face vision models as image teachers.
 
-Such as DINOv2 and DINOv3, MLCD, ViT, and the image towers of CLIP and SigLIP.
+Examples are DINOv2 and DINOv3, MLCD, ViT, and the image towers of CLIP and SigLIP.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def load_vision(
 ) -> Teacher:
     """Load a Hugging Face vision model with its own preprocessing.
 
-    A picture's row is, in this order of preference: the projected image features of a dual encoder
-    (``image_features``) or of an image tower with a projection (``image_embeds``); the pooled
-    output (``pooler``), where the weights bring what it needs; the class token of the last layer
-    (``first_token``), where the model has one; the mean over the patches or the map (``mean``).
+    The row of an image is the first of these that the model has: the projected image features of a
+    dual encoder (``image_features``) or of an image tower with a projection (``image_embeds``); the
+    pooled output (``pooler``), unless its weights are missing; the class token of the last layer
+    (``first_token``); the mean over the patches or the feature map (``mean``).
 
     Args:
         source: Hub name or folder.
         model_id: Name to record.
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: Images per forward pass; ``None``: what suits the device.
-        pooling: What becomes the row instead.
+        batch_size: Images per forward pass; ``None``: the device's default.
+        pooling: The part of the output that becomes the row instead.
 
     Raises:
         TeacherError: If model or preprocessing cannot be loaded, weights are missing, or the model
@@ -94,7 +94,7 @@ def _probed_encoder(
     lacks_pooler: bool,
     pooling: Pooling | None,
 ) -> VisionEncoder:
-    """Try a model on two blank pictures."""
+    """Make the encoder of a model, trying it on two blank images."""
     try:
         blank = preprocess(Image.new("RGB", (64, 48)))
         probe = named_inputs(stacked([blank, blank]))
@@ -104,23 +104,23 @@ def _probed_encoder(
     except TeacherError:
         raise
     except Exception as error:
-        # A model's own code raises nearly anything on what it does not take.
+        # A model's code may raise nearly anything on inputs that it does not take.
         raise TeacherError(
-            f"{source!r} ({type(model).__name__}) fails on an image as its image processor makes "
-            f"it ({first_line(error)}); check preprocessor_config.json, or use another model",
+            f"{source!r} ({type(model).__name__}) fails on the output of its image processor "
+            f"({first_line(error)}); check preprocessor_config.json, or use another model",
             name=source,
         ) from None
 
 
 def _refuse_missing(source: str, missing: list[str]) -> None:
-    # The mask token is for pretraining alone.
+    # The mask token is used in pretraining only.
     needed = [key for key in missing if not key.endswith("mask_token")]
     if needed:
         raise TeacherError(lacking(source, needed), location=WEIGHTS, name=source)
 
 
 def _refuse_other_models(model: Any) -> None:
-    """Refuse what is no encoder of images: generative models, detectors, models of texts."""
+    """Refuse models that are not image encoders: generative models, detectors, text models."""
     if is_dual_encoder(model):
         return
     name = type(model).__name__
@@ -138,7 +138,7 @@ class HuggingFaceTransform:
 
     Args:
         processor: The image processor.
-        input_names: What of its output the model takes.
+        input_names: The outputs of the processor that the model takes.
     """
 
     def __init__(self, processor: Any, input_names: tuple[str, ...] = (PIXELS,)) -> None:
@@ -149,7 +149,7 @@ class HuggingFaceTransform:
         """Preprocess an image.
 
         Returns:
-            float32 ``[3, h, w]``; arrays by name, if the model takes more than pixels.
+            float32 ``[3, h, w]``, or arrays by name if the model takes more than pixels.
 
         Raises:
             ImageError: If the image is too narrow to be resized.

@@ -1,4 +1,4 @@
-"""From the output of a Hugging Face vision model to one row for each picture."""
+"""Pooling of a Hugging Face vision model's output to a row per image."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ def is_dual_encoder(model: Any) -> bool:
 
 
 def named_inputs(inputs: Any) -> NamedTensors:
-    """Return a batch of images, as :func:`.stacked` makes it of one size, as tensors by name."""
+    """Return a batch of images of one size, from :func:`.stacked`, as tensors by name."""
     if isinstance(inputs, Mapping):
         return inputs
     return {PIXELS: inputs}
 
 
 class VisionEncoder:
-    """A vision model as a function of its inputs.
+    """A vision model as a function from a batch of images to their rows.
 
     Args:
         model: A transformers model in eval mode.
-        lacks_pooler: Whether the weights lack what the pooled output needs.
-        pooling: What becomes a picture's row; ``None``: the best that the model has.
-        probe: Inputs of several images to try it on.
+        lacks_pooler: Whether weights that the pooled output needs are missing.
+        pooling: The part of the output that becomes the row; ``None``: the best that the model has.
+        probe: Inputs of several images, to try the model on.
 
     Attributes:
-        feature: What becomes a picture's row.
+        feature: The part of the output that becomes the row, a key of :data:`.FEATURES`.
         dim: Embedding dimension.
 
     Raises:
         TeacherError: If the model has no such pooling.
+        ValueError: If the output is not one row per image.
     """
 
     def __init__(
@@ -91,18 +92,18 @@ class VisionEncoder:
         return self._mean(output.last_hidden_state, named)
 
     def _image_tower(self) -> Any:
-        """Return the model, or the image tower of a dual encoder, which alone has a pooling."""
+        """Return the model or, for a dual encoder, its image tower, to which pooling applies."""
         if not is_dual_encoder(self._model):
             return self._model
         tower = getattr(self._model, "vision_model", None)
         if tower is None:
-            raise self._no_pooling("its image tower cannot be had alone; leave out --pooling")
+            raise self._no_pooling("its image tower cannot be used alone; leave out --pooling")
         return tower
 
     def _run(self, inputs: NamedTensors) -> Any:
         if "MAE" not in self._name:
             return self._tower(**inputs)
-        # A masked autoencoder sorts its patches by random numbers. In their own order, rows repeat.
+        # A masked autoencoder sorts its patches by random noise; ascending noise keeps their order.
         pixels = inputs[PIXELS]
         n_patches = self._count_patches(pixels) or 0
         order = torch.arange(n_patches, dtype=torch.float32, device=pixels.device)
@@ -114,7 +115,7 @@ class VisionEncoder:
         pooling: Pooling | None,
         probe: NamedTensors,
     ) -> str:
-        """Choose what becomes a picture's row, or refuse a pooling that the model does not have."""
+        """Choose the part of the output that becomes the row; refuse a pooling it lacks."""
         if pooling is None and getattr(output, "image_embeds", None) is not None:
             return "image_embeds"
         is_pooled = not self._lacks_pooler and getattr(output, "pooler_output", None) is not None
@@ -141,7 +142,7 @@ class VisionEncoder:
         return n_patches is None or tokens.shape[1] >= self._leading_tokens + n_patches
 
     def _mean(self, features: torch.Tensor, inputs: NamedTensors) -> torch.Tensor:
-        """Average a map ``[n, dim, h, w]``, or the patches among tokens ``[n, tokens, dim]``."""
+        """Average a map ``[n, dim, h, w]``, or the patches in tokens ``[n, tokens, dim]``."""
         if features.ndim == 4:
             return features.mean(dim=(2, 3))
         if "pixel_attention_mask" in inputs:
@@ -156,7 +157,7 @@ class VisionEncoder:
         return features[:, first_patch : first_patch + n_patches].mean(dim=1)
 
     def _count_patches(self, pixels: torch.Tensor) -> int | None:
-        """Count patches of pictures ``[n, 3, h, w]``, ``None`` without patches of one size."""
+        """Count the patches of an image in ``[n, 3, h, w]``; ``None`` if it is unknown."""
         size = getattr(self._tower.config, "patch_size", None)
         if not isinstance(size, list | tuple) or len(size) != 2:
             size = (size, size)
@@ -179,7 +180,7 @@ def _count_leading_tokens(parameters: set[str], config: Any) -> int:
 
 
 def _begins_with_pooled_output(output: Any) -> bool:
-    """Return whether the first of several tokens is the pooled output: DINOv3's ConvNeXt."""
+    """Return whether the first of several tokens is the pooled output, as in DINOv3 ConvNeXt."""
     tokens = getattr(output, "last_hidden_state", None)
     pooled = getattr(output, "pooler_output", None)
     if tokens is None or pooled is None or tokens.ndim != 3 or tokens.shape[1] < 2:

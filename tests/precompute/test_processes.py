@@ -475,7 +475,7 @@ def test_a_note_tells_that_the_disk_is_too_small(tmp_path, manifest, teachers, m
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
     text = run_ok("precompute", *_args(manifest, teachers, tmp_path / "store.h5"))
-    assert "0.0 GB are to be written" in text
+    assert "0.0 GB will be written" in text
 
 
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 12), (2, 5)])

@@ -1,4 +1,4 @@
-"""Teacher rows, similarities and ids that numpy gives, as tensors where the features are."""
+"""Teacher rows, similarities and ids from numpy arrays, as tensors on the features' device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cusa.data.errors import EmbeddingsError
 Rows = Tensor | np.ndarray
 Shape = tuple[int | None, ...]  # None: any length
 
-_NAMED_ROWS = 10  # of an error, at most
+_NAMED_ROWS = 10  # in an error, at most
 _FLOAT_TYPES = (np.float16, np.float32, np.float64)
 
 
@@ -23,17 +23,17 @@ def as_rows(
     name: str,
     shape: Shape,
 ) -> Tensor:
-    """Take floating-point rows as a tensor; a tensor stays as it is.
+    """Convert floating-point rows to a tensor; a tensor is returned as it is.
 
     Args:
-        rows: A tensor, or an array of float16, float32 or float64: writable or not, of any strides
-            and byte order.
-        device: Where an array goes.
-        name: What messages call the rows.
+        rows: A tensor, or an array of float16, float32 or float64, writable or not, with any
+            strides and byte order.
+        device: Where to put an array.
+        name: What error messages call the rows.
         shape: The shape that an array must have; checked before any of it is read.
 
     Raises:
-        EmbeddingsError: If an array is of another dtype or shape; ``name`` is as given.
+        EmbeddingsError: If an array has another dtype or shape; ``name`` is as given.
     """
     if isinstance(rows, Tensor):
         return rows
@@ -51,16 +51,17 @@ def as_ids(
     name: str,
     shape: Shape,
 ) -> Tensor:
-    """Take ids as an int64 tensor; a tensor stays as it is.
+    """Convert ids to an int64 tensor; a tensor is returned as it is.
 
     Args:
         ids: A tensor, or an array of integers.
-        device: Where an array goes.
-        name: What messages call the ids.
+        device: Where to put an array.
+        name: What error messages call the ids.
         shape: The shape that an array must have.
 
     Raises:
-        EmbeddingsError: If an array is not of integers, or of another shape; ``name`` is as given.
+        EmbeddingsError: If an array does not hold integers or has another shape; ``name`` is as
+            given.
     """
     if isinstance(ids, Tensor):
         return ids
@@ -79,7 +80,7 @@ def _check_shape(
         raise EmbeddingsError(
             f"{name} must be a tensor or a numpy array, got {type(array).__name__}", name=name
         )
-    # Before any of it is read: a memory map may be of a large, wrong file.
+    # Check before reading any of it: a memory map may be of a large, wrong file.
     lengths = zip(shape, array.shape, strict=False)
     fits = all(expected in (None, length) for expected, length in lengths)
     if len(array.shape) != len(shape) or not fits:
@@ -90,7 +91,7 @@ def _check_shape(
 
 
 def rows_in_words(rows: Sequence[int]) -> str:
-    """Name rows for a message, the first few of them: ``"rows 3, 4"``."""
+    """List the first few rows for a message: ``"rows 3, 4"``."""
     listed = ", ".join(map(str, rows[:_NAMED_ROWS]))
     if len(rows) > _NAMED_ROWS:
         return f"rows {listed}, ..."
@@ -101,6 +102,6 @@ def _as_tensor(
     array: np.ndarray,
     dtype: np.dtype,
 ) -> Tensor:
-    """Make a tensor of an array; a copy where torch cannot use its memory, or must not write."""
-    copy = None if array.flags.writeable else True  # None: only where the dtype or order differs
+    """Make a tensor of an array: a copy if torch cannot use its memory or must not write to it."""
+    copy = None if array.flags.writeable else True  # None: copy only to change dtype or order
     return torch.from_numpy(np.array(array, dtype, order="C", copy=copy))

@@ -1,4 +1,4 @@
-"""Settings of the CUSA loss: which terms, how they weigh, and their temperatures."""
+"""Settings of the CUSA loss: its terms, their weights and their temperatures."""
 
 from __future__ import annotations
 
@@ -31,10 +31,15 @@ def check_option(
     value: str,
     options: Any,
 ) -> None:
-    """Refuse a value that is none of the options of a ``Literal``.
+    """Refuse a value that is not among the options of a ``Literal``.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        options: The ``Literal``.
 
     Raises:
-        SettingError: Names the value and the legal ones.
+        SettingError: If the value is illegal; the message lists the legal ones.
     """
     legal = get_args(options)
     if value not in legal:
@@ -46,10 +51,15 @@ def column_divisor(
     scaling: Scaling,
     n_candidates: int,
 ) -> int:
-    """Return what ``scaling`` divides a loss by once it has been averaged over its queries.
+    """Return what ``scaling`` divides a loss by, beyond the average over its queries.
 
-    The published code averages a cross entropy over the columns of the similarity matrix, too,
-    which are its candidates: ``"paper"`` does the same. KL is never divided again.
+    The published code averages a cross entropy over the columns of the similarity matrix (its
+    candidates), too; ``"paper"`` does the same. KL is never divided again.
+
+    Args:
+        divergence: The loss.
+        scaling: Its scaling.
+        n_candidates: Columns of the similarity matrix.
     """
     if divergence == "cross_entropy" and scaling == "paper":
         return n_candidates
@@ -61,7 +71,7 @@ class Temperature:
     """A temperature that divides similarities.
 
     Attributes:
-        init: Value at the start, clamped to the bounds like any later one.
+        init: Initial value, clamped to the bounds like every later one.
         min: Lower bound.
         max: Upper bound.
         learnable: Whether it is trained.
@@ -93,7 +103,7 @@ class TemperaturePair:
     shared: Flag
 
     def mean(self) -> Temperature:
-        """Return the temperature of a shared pair: learnable if either is."""
+        """Return the mean of the two, as a shared pair uses it; learnable if either is."""
         image, text = self.image, self.text
         return Temperature(
             init=(image.init + text.init) / 2,
@@ -106,7 +116,7 @@ class TemperaturePair:
 _TAU_CSA = Temperature(0.45, 0.10, 0.99)
 _TAU_USA = Temperature(0.45, 0.10, 1.00)
 _TAU_SOFT = Temperature(1.0, 0.1, 1.0, learnable=False)
-# As published for CLIP; temperatures of soft labels are not trained there.
+# As published for CLIP, where the temperatures of soft labels are not trained.
 _PAPER_TAU_CSA = TemperaturePair(_TAU_CSA, _TAU_CSA, shared=True)
 _PAPER_TAU_USA = TemperaturePair(_TAU_USA, _TAU_USA, shared=False)
 _PAPER_TAU_SOFT = TemperaturePair(_TAU_SOFT, _TAU_SOFT, shared=True)
@@ -125,10 +135,11 @@ class LossConfig:
         contrastive_weight: Weight of the contrastive term.
         contrastive_scaling: ``"paper"`` (InfoNCE / B, as published, so that alpha and beta weigh B
             times more) or ``"infonce"``.
-        soft_label_source: See :func:`cusa.train.loss.cusa_loss.fuse_similarities`; with ``"add"``
-            and ``"dot"`` the two directions of CSA share their temperatures.
-        csa_divergence: How CSA compares distributions, ``"kl"`` or ``"cross_entropy"``.
-        usa_divergence: How USA compares distributions.
+        soft_label_source: Which teacher gives CSA's soft labels, see
+            :func:`cusa.train.loss.functions.fuse_similarities`; with ``"add"`` and ``"dot"`` the
+            two directions of CSA share their temperatures.
+        csa_divergence: How CSA compares distributions: ``"kl"`` or ``"cross_entropy"``.
+        usa_divergence: How USA compares distributions: ``"kl"`` or ``"cross_entropy"``.
         csa_scaling: Scaling of CSA's cross entropy; ignored for KL.
         usa_scaling: Scaling of USA's cross entropy; ignored for KL.
         tau: Temperature of the contrastive term.
@@ -159,7 +170,7 @@ class LossConfig:
     usa_shares_soft: Flag = True
 
     def __post_init__(self) -> None:
-        """Refuse a loss without terms, or with one of them twice."""
+        """Refuse a loss without terms, or with a term twice."""
         if not self.terms or len(set(self.terms)) < len(self.terms):
             raise SettingError(
                 f"must be at least one of {', '.join(ALL_TERMS)}, each at most once, got "
@@ -168,12 +179,12 @@ class LossConfig:
             )
 
     def row_weights(self, n_pairs: int) -> dict[Term, float]:
-        """Return what one row of one direction weighs in the total, for each term in use.
+        """Return the weight of one row of one direction in the total, for each term in use.
 
         The two directions are averaged, and so are the B rows; see also :func:`column_divisor`.
 
         Args:
-            n_pairs: B.
+            n_pairs: The number of pairs B.
         """
         weights = {"contrastive": self.contrastive_weight, "csa": self.alpha, "usa": self.beta}
         row_weights: dict[Term, float] = {}
@@ -181,12 +192,12 @@ class LossConfig:
             divisor = column_divisor(
                 self.divergence(term), getattr(self, f"{term}_scaling"), n_pairs
             )
-            # One division after another: their product would round differently.
+            # Divide one after another: dividing by the product would round differently.
             row_weights[term] = weights[term] / 2 / n_pairs / divisor
         return row_weights
 
     def divergence(self, term: Term) -> Divergence:
-        """Return how a term measures the student's distributions against their targets."""
+        """Return how a term compares the student's distributions with their targets."""
         if term == "csa":
             return self.csa_divergence
         if term == "usa":
@@ -194,22 +205,22 @@ class LossConfig:
         return "cross_entropy"
 
     def effective_weights(self, batch_size: int) -> dict[str, float]:
-        """Return the terms' weights relative to this contrastive term at weight one.
+        """Return the terms' weights relative to the contrastive term at a weight of one.
 
-        With the published scaling, these are the alpha and beta that would be needed beside an
-        InfoNCE that is not divided by B.
+        With the published scaling, these are the alpha and beta that an InfoNCE that is not divided
+        by B would need beside it.
 
         Args:
-            batch_size: B.
+            batch_size: The number of pairs B.
         """
         contrastive_alone = replace(self, terms=("contrastive",), contrastive_weight=1.0)
         unit = contrastive_alone.row_weights(batch_size)["contrastive"]
         return {term: weight / unit for term, weight in self.row_weights(batch_size).items()}
 
     def temperature_names(self, term: Term) -> tuple[str, str]:
-        """Return the settings of a term's temperatures: the student's, and its soft labels'.
+        """Return the names of a term's temperatures: the student's and the soft labels'.
 
-        The contrastive term has no soft labels: there, both are the student's.
+        The contrastive term has no soft labels, so that both are the student's.
         """
         if term == "contrastive":
             return "tau", "tau"
@@ -221,8 +232,8 @@ class LossConfig:
     def temperatures_in_use(self) -> dict[str, Temperature | TemperaturePair]:
         """Return the temperatures that the terms use, by the names of their settings.
 
-        Pairs are as the loss uses them: fused soft labels are the same for both directions, so the
-        temperatures that CSA uses with them are shared.
+        Pairs are marked as shared where the loss shares them: fused soft labels are the same in
+        both directions, and so are the temperatures that CSA uses with them.
         """
         names_in_use: set[str] = set()
         for term in self.terms:
@@ -234,7 +245,7 @@ class LossConfig:
             if name not in names_in_use:
                 continue
             pair: TemperaturePair = getattr(self, name)
-            # Both directions have the same labels, so two temperatures could only disagree.
+            # Both directions have the same labels: two temperatures could only disagree.
             if self.soft_label_source != "each" and name in ("tau_csa", "tau_soft"):
                 pair = replace(pair, shared=True)
             temperatures[name] = pair

@@ -1,7 +1,7 @@
 """The CUSA loss (Huang et al., AAAI 2024): contrastive, CSA and USA.
 
 :class:`CUSALoss` is the whole loss with its temperatures, on embeddings or on a similarity matrix;
-the functions are its terms, on similarity matrices.
+its terms as functions of similarity matrices are in :mod:`cusa.train.loss.functions`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from cusa.train.loss.tiled import tiled_loss
 
 Method = Literal["auto", "dense", "tiled"]
 
-# Batch size from which "auto" takes the tiled method, the contrastive term alone from eight times
-# as many: where it is the faster one on two CPU cores (docs/benchmarks.md).
+# The batch size from which "auto" takes the tiled method, which is faster from there on two CPU
+# cores (docs/benchmarks.md); for the contrastive term alone, eight times as large.
 TILED_FROM = 512
 
 
 class LossTerms(NamedTuple):
-    """A loss and its terms; each carries its weight already, ``total`` is their sum. Scalars.
+    """A loss and its weighted terms, scalars each: ``total`` is the sum of the others.
 
-    ``total`` alone carries gradients; the terms are for logs.
+    Only ``total`` carries gradients; the terms are for logs. A term that is not used is 0.
     """
 
     total: Tensor
@@ -56,26 +56,25 @@ class LossTerms(NamedTuple):
 class CUSALoss(LossTemperatures):
     """The CUSA loss; owns the temperatures.
 
-    ``L = L_con + alpha * L_csa + beta * L_usa`` (paper, section 3; DESIGN, section 2). Temperatures
-    are clamped to their bounds before every use; one that sits on a bound keeps its gradient.
+    ``L = L_con + alpha * L_csa + beta * L_usa`` (paper, section 3). Temperatures are clamped to
+    their bounds before every use; one that sits on a bound keeps its gradient.
 
     Args:
-        config: Settings.
+        config: Settings; ``None``: the paper's for CLIP.
         method: How the loss of embeddings is computed. ``"dense"`` writes the formulas out on
             ``[B, B]`` matrices; ``"tiled"`` holds a few rows of them at a time and forms the
-            gradient in the same sweep, so that memory grows with B alone. Values and gradients are
-            equal up to rounding; ``"auto"`` picks the faster one by size.
-        tile_rows: Rows that the tiled method holds; ``None``: as many as suit the device.
-        normalize: Divide the cross-modal features by their length; ``False``: they have length one
-            already, as open_clip's. What comes from uni-modal heads and teachers is divided in any
-            case.
-        gather: The batch is that of all ranks of ``torch.distributed``: loss and gradients are
-            those of one process on the concatenated batch. Each rank computes its own rows. The
-            gradients that reach a rank's features are multiplied by the number of ranks, because
-            DDP averages what comes out of the ranks; those of the temperatures are summed here and
+            gradient in the same sweep, so that memory grows with B, not with its square. Values and
+            gradients are equal up to rounding; ``"auto"`` picks the faster one by size.
+        tile_rows: Rows that the tiled method holds at a time; ``None``: as many as suit the device.
+        normalize: Whether to L2-normalise the cross-modal features; ``False`` if they are already,
+            as open_clip's are. Uni-modal features and teacher rows are always normalised.
+        gather: Whether the batch is that of all ranks of ``torch.distributed``: loss and gradients
+            are then those of one process on the concatenated batch, of which each rank computes its
+            own rows. The gradients that reach a rank's features are multiplied by the number of
+            ranks, because DDP averages over ranks; those of the temperatures are summed here and
             equal on every rank, inside DDP or not. Ranks may have different batch sizes, and all of
-            them must call, in evaluation too. Without a process group, or with one rank, it changes
-            nothing.
+            them must call, in evaluation, too. Without a process group, or with one rank, it
+            changes nothing.
         group: Process group to gather over; ``None``: the default one.
 
     Raises:
@@ -114,10 +113,9 @@ class CUSALoss(LossTemperatures):
     ) -> LossTerms:
         """Return the loss of B pairs.
 
-        Features are L2-normalised here, in float32 or wider, also under autocast. Inputs are
-        checked, but for what is compiled by torch.compile. Teacher rows and ids may be numpy
-        arrays, also read-only ones of a memory map; they go to where the features are. (What is
-        compiled wants tensors.)
+        Features are L2-normalised here, in float32 or wider, also under autocast. Teacher rows and
+        ids may be numpy arrays, read-only memory maps included; they are moved to the features'
+        device. (``torch.compile`` needs tensors, and a compiled loss does not check its inputs.)
 
         Args:
             image_features: float ``[B, d]`` from the cross-modal image head.
@@ -130,9 +128,9 @@ class CUSALoss(LossTemperatures):
             image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
 
         Raises:
-            EmbeddingsError: If a term lacks an input, sizes differ, features are no tensors, or a
-                teacher row is zero or has no finite length; ``name`` is the argument, ``location``
-                names the rows. (It is a ``ValueError``, as all errors of cusa are.)
+            EmbeddingsError: If a term lacks an input, sizes differ, features are not tensors, or a
+                teacher row is zero or has no finite length; ``name`` is the argument and
+                ``location`` the rows. (It is a ``ValueError``, as all errors of cusa are.)
         """
         require_tensors(
             image_features=image_features,
@@ -153,7 +151,7 @@ class CUSALoss(LossTemperatures):
         elif fault is not None:
             raise fault
 
-        # Soft labels lie close together: half precision would round their differences away.
+        # Soft labels are close together: half precision would round their differences away.
         with torch.autocast(image_features.device.type, enabled=False):
             features = in_one_dtype(normalized(inputs, with_cross=self.normalize))
             queries = slice(0, len(image_features))
@@ -167,7 +165,7 @@ class CUSALoss(LossTemperatures):
             if group is None:
                 return share
             terms = group.sum(torch.stack(share[1:]))
-            # The value of all ranks' rows, with the gradient of this one's.
+            # The value is that of all ranks' rows, the gradient that of this rank's.
             total = terms.sum() + (share.total - share.total.detach())
             return LossTerms(total, *terms)
 
@@ -180,18 +178,18 @@ class CUSALoss(LossTemperatures):
         teacher_text: Rows | None = None,
         image_ids: Rows | None = None,
     ) -> LossTerms:
-        """Return the same loss for a model whose similarity is no dot product.
+        """Return the same loss for a model whose similarity is not a dot product.
 
-        Such are SGRAF, IMRAM, or a fusion encoder's scores. ``gather`` and ``method`` have no
-        effect here.
+        Examples are SGRAF, IMRAM and the scores of a fusion encoder. ``gather``, ``method`` and
+        ``normalize`` have no effect here.
 
         Args:
-            similarity: float ``[B, B]`` of image i and caption j, taken as it is.
-            uni_image_features: As in :meth:`forward`, as what follows; from regions pooled, say.
-            uni_text_features: From words pooled, say.
-            teacher_image: Rows of the image teacher.
-            teacher_text: Rows of the text teacher.
-            image_ids: The image of each pair.
+            similarity: float ``[B, B]`` of image i and caption j, used as it is.
+            uni_image_features: float ``[B, d']``, pooled from regions, say; USA needs it.
+            uni_text_features: float ``[B, d'']``, pooled from words, say; USA needs it.
+            teacher_image: As in :meth:`forward`.
+            teacher_text: As in :meth:`forward`.
+            image_ids: As in :meth:`forward`.
 
         Raises:
             EmbeddingsError: As in :meth:`forward`, or if ``similarity`` is not square.
@@ -228,14 +226,14 @@ class CUSALoss(LossTemperatures):
         taus: UsedTemperatures,
         queries: slice,
     ) -> LossTerms:
-        """Return the share of some queries in the loss of all candidates, by the method chosen."""
+        """Return what some queries add to the loss, by the chosen method."""
         if self._takes_tiles(queries, len(features.cross[0])):
             return LossTerms(
                 *tiled_loss(features, image_ids, taus, self.config, queries, self.tile_rows)
             )
         image, text = features.cross
         if self.config.terms == ("contrastive",):
-            # The temperature divides [B, d] instead of [B, B], as open_clip's does.
+            # Divide [B, d] by the temperature instead of [B, B], as open_clip does.
             image = image * taus["contrastive"].student[0].reciprocal()
         cross = similarities((image, text), (text, image), queries)
         if self.config.terms == ("contrastive",):
@@ -264,7 +262,7 @@ class CUSALoss(LossTemperatures):
         taus: UsedTemperatures,
         queries: slice,
     ) -> LossTerms:
-        """Return the share of some queries in the loss, from their similarities."""
+        """Return what some queries add to the loss, from their similarities."""
         values = dict.fromkeys(ALL_TERMS, similarity.cross[0].new_zeros(()))
         if "contrastive" in taus:
             pairs = zip(similarity.cross, taus["contrastive"].student, strict=True)

@@ -1,9 +1,9 @@
-"""The losses of CUSA (Huang et al., AAAI 2024) on similarity matrices: pure functions for any host.
+"""The losses of CUSA (Huang et al., AAAI 2024) as pure functions of similarity matrices.
 
-Notation, for n queries and m candidates: ``similarity`` is ``[n, m]``, row i the similarities of
-query i with every candidate j; a temperature divides it. Soft labels are softmax distributions over
-the teacher's similarities. A teacher's similarities and image ids may be numpy arrays: they go to
-where the student's similarities are, float16 as float32.
+With n queries and m candidates, ``similarity`` is ``[n, m]``: row i holds the similarities of query
+i and every candidate j, and a temperature divides them. Soft labels are softmax distributions over
+a teacher's similarities. A teacher's similarities and image ids may be numpy arrays: they are moved
+to the device of the student's similarities, float16 as float32.
 """
 
 from __future__ import annotations
@@ -38,33 +38,35 @@ def fuse_similarities(
     text_similarity: Rows,
     source: Source,
 ) -> tuple[Tensor, Tensor]:
-    """Return the teacher similarities that serve CSA's two directions.
+    """Return the teacher similarities behind the soft labels of CSA's two directions.
 
-    The paper's ablation of the soft-label source compares these.
+    The three sources are those of the paper's ablation.
 
     Args:
         image_similarity: float ``[n, m]`` of the image teacher; tensors may have any shape.
-        text_similarity: Same, of the text teacher.
-        source: ``"each"``: images for image-to-text, texts for text-to-image; ``"add"``: the mean
-            of both for both; ``"dot"``: ``sqrt(max(s_I, 0) * max(s_T, 0))`` for both.
+        text_similarity: float ``[n, m]`` of the text teacher, likewise.
+        source: ``"each"``: the image teacher for image-to-text, the text teacher for text-to-image;
+            ``"add"``: the mean of the two for both; ``"dot"``: ``sqrt(max(s_I, 0) * max(s_T, 0))``
+            for both.
 
     Returns:
         Similarities for image-to-text and for text-to-image, ``[n, m]`` each.
 
     Raises:
-        EmbeddingsError: If the two are not of one size.
+        SettingError: If ``source`` is none of these.
+        EmbeddingsError: If the two differ in shape.
     """
     check_option("source", source, Source)
-    of_images = _teacher_similarity(image_similarity, text_similarity)
-    of_texts = _teacher_similarity(text_similarity, of_images)
-    _check_size("text_similarity", of_texts, of_images)
+    image_teacher = _teacher_similarity(image_similarity, text_similarity)
+    text_teacher = _teacher_similarity(text_similarity, image_teacher)
+    _check_size("text_similarity", text_teacher, image_teacher)
     if source == "each":
-        return of_images, of_texts
+        return image_teacher, text_teacher
     if source == "add":
-        fused = (of_images + of_texts) / 2
+        fused = (image_teacher + text_teacher) / 2
     else:
         # Two negative similarities must not multiply to a positive one.
-        fused = (of_images.clamp_min(0) * of_texts.clamp_min(0)).sqrt()
+        fused = (image_teacher.clamp_min(0) * text_teacher.clamp_min(0)).sqrt()
     return fused, fused
 
 
@@ -88,14 +90,14 @@ def soft_label_loss(
         tau: The student's temperature.
         tau_soft: The soft labels' temperature.
         divergence: ``"kl"`` or ``"cross_entropy"``.
-        scaling: For ``"cross_entropy"`` alone: ``"paper"`` divides by m once more, as the published
-            code does.
+        scaling: For ``"cross_entropy"`` only: ``"paper"`` divides by m once more, as published.
 
     Returns:
         Scalar.
 
     Raises:
-        EmbeddingsError: If the two are not of one size.
+        SettingError: If ``divergence`` or ``scaling`` is illegal.
+        EmbeddingsError: If the two differ in shape, or ``similarity`` is not a matrix.
     """
     check_option("divergence", divergence, Divergence)
     check_option("scaling", scaling, Scaling)
@@ -116,9 +118,9 @@ def contrastive_loss(
     image_ids: Rows | None = None,
     scaling: Scaling = "infonce",
 ) -> Tensor:
-    """Return the cross entropy with every pair of the same image as a positive.
+    """Return the cross entropy in which every pair of a query's image is a positive.
 
-    This is one direction of L_con (DESIGN, section 2).
+    This is one direction of L_con. The positives of a query share its target evenly.
 
     Args:
         similarity: float ``[B, B]``: image-to-text, or its transpose.
@@ -131,7 +133,8 @@ def contrastive_loss(
         Scalar.
 
     Raises:
-        EmbeddingsError: If the similarities are not square, or there is not one id for each row.
+        SettingError: If ``scaling`` is illegal.
+        EmbeddingsError: If the similarities are not square, or an array of ids is not ``[B]``.
     """
     check_option("scaling", scaling, Scaling)
     n_pairs = len(similarity)
@@ -154,9 +157,9 @@ def soft_label_sum(
     tau_soft: Tensor | float = 1.0,
     divergence: Divergence = "kl",
 ) -> Tensor:
-    """Return the divergence of :func:`soft_label_loss`, summed over queries."""
+    """Return the divergence of :func:`soft_label_loss`, summed over queries: a scalar."""
     teacher = _teacher_similarity(teacher_similarity, similarity)
-    # Logarithms throughout: a small probability would underflow, and its logarithm be infinite.
+    # Stay in logarithms: a small probability would underflow, and its logarithm be infinite.
     log_student = F.log_softmax(similarity / tau, dim=-1)
     log_labels = F.log_softmax(teacher / tau_soft, dim=-1)
     labels = log_labels.exp()
@@ -169,17 +172,17 @@ def _teacher_similarity(
     similarity: Rows,
     reference: Rows | float,
 ) -> Tensor:
-    """Take a teacher's similarities as a tensor; those of an array in float32 or wider.
+    """Convert a teacher's similarities to a tensor; an array becomes float32 or wider.
 
     Args:
-        similarity: A tensor, which stays as it is, or an array.
-        reference: If a tensor, an array goes to its device.
+        similarity: A tensor, which is returned as it is, or an array ``[n, m]``.
+        reference: If it is a tensor, an array is moved to its device.
     """
     if isinstance(similarity, Tensor):
         return similarity
     device = reference.device if isinstance(reference, Tensor) else torch.device("cpu")
     rows = as_rows(similarity, device, "teacher similarities", (None, None))
-    # float16 keeps three digits, and soft labels lie closer together than that.
+    # float16 keeps three digits, and soft labels are closer together than that.
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
@@ -188,10 +191,10 @@ def _check_size(
     matrix: Tensor,
     reference: Tensor,
 ) -> None:
-    """Refuse what torch would broadcast: one row for all queries, say."""
+    """Refuse shapes that torch would broadcast, such as one row for all queries."""
     if matrix.shape != reference.shape:
         raise EmbeddingsError(
-            f"{name} must be {list(reference.shape)}, as the other, got {list(matrix.shape)}",
+            f"{name} must be {list(reference.shape)}, like the other, got {list(matrix.shape)}",
             name=name,
         )
 
@@ -206,13 +209,14 @@ def contrastive_targets(
     Args:
         image_ids: int64 ``[m]``; ``None``: all different.
         queries: The n queries, as positions among the m candidates.
-        reference: A tensor of the device and dtype wanted.
+        reference: A tensor of the device and dtype that the targets are to have.
 
     Returns:
-        int64 ``[n]``, the query's own candidate, or ``[n, m]`` of :func:`same_image_targets`.
+        int64 ``[n]``, the position of each query's own candidate; with ids, the ``[n, m]`` of
+        :func:`same_image_targets`.
     """
     if image_ids is None:
-        # Positions spare a matrix of targets.
+        # Positions are cheaper than a matrix of targets.
         return torch.arange(queries.start, queries.stop, device=reference.device)
     return same_image_targets(image_ids, queries, reference.dtype)
 
@@ -222,12 +226,12 @@ def same_image_targets(
     queries: slice,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return distributions that spread one evenly over the candidates of each query's image.
+    """Return uniform distributions over the candidates of each query's image.
 
     Args:
         image_ids: int64 ``[m]``.
-        queries: The n queries, as positions in image_ids.
-        dtype: Of the result.
+        queries: The n queries, as positions in ``image_ids``.
+        dtype: The dtype of the result.
 
     Returns:
         ``[n, m]``; every row sums to one.

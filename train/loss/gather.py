@@ -1,6 +1,6 @@
 """A batch that is spread over the ranks of ``torch.distributed``.
 
-Every rank sees the features of all, and gradients go back to the rank whose rows they belong to.
+Every rank gets the features of all ranks, and gradients return to the rank that owns the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from cusa.data.errors import EmbeddingsError, SettingError
 
-_MOST_TENSORS = 6  # features of two heads and teacher rows, of two modalities
+_MOST_TENSORS = 6  # of each modality: features of two heads, and teacher rows
 
 
 class GatherGroup:
@@ -36,22 +36,22 @@ class GatherGroup:
 
     @staticmethod
     def if_several(group: dist.ProcessGroup | None) -> GatherGroup | None:
-        """Return the ranks of a group, or ``None`` where this process is alone.
+        """Return the ranks of a group, or ``None`` if this process is alone.
 
         Raises:
-            SettingError: If this process is not one of the group.
+            SettingError: If this process is not in the group.
         """
         if not dist.is_available() or not dist.is_initialized():
             return None
         if dist.get_world_size(group) == 1:
             return None
         if dist.get_rank(group) < 0:
-            raise SettingError("gather: this process is not one of the group", name="group")
+            raise SettingError("gather: this process is not in the group", name="group")
         return GatherGroup(group)
 
     @property
     def rows(self) -> slice:
-        """This rank's rows of the gathered batch."""
+        """Return the positions of this rank's rows in the gathered batch."""
         start = sum(self._batch_sizes[: self._rank])
         return slice(start, start + self._batch_sizes[self._rank])
 
@@ -61,20 +61,20 @@ class GatherGroup:
         image_ids: Tensor | None,
         fault: EmbeddingsError | None,
     ) -> None:
-        """Exchange the batch sizes, and make sure that no rank waits for another that has stopped.
+        """Exchange the batch sizes, and fail on every rank if one of them cannot go on.
 
         Args:
             tensors: What this rank will gather.
-            image_ids: Its image ids.
-            fault: What is wrong with them, if anything is.
+            image_ids: This rank's image ids.
+            fault: What is wrong with this rank's inputs, if anything is.
 
         Raises:
-            EmbeddingsError: On every rank, if one has a fault, or if they do not bring the same;
-                ``location`` names another rank that is at fault.
+            EmbeddingsError: On every rank, if any rank has a fault or other inputs than the first;
+                on the other ranks, ``location`` is the rank at fault.
         """
         properties = [] if fault else _properties_of_all(tensors)
         padding = [0] * (3 * _MOST_TENSORS - len(properties))
-        # All headers have one length, whatever a rank brings: all_gather wants equal shapes.
+        # all_gather needs equal shapes, so pad the headers to one length.
         header = [
             len(tensors[0]),
             fault is not None,
@@ -85,7 +85,7 @@ class GatherGroup:
         own_header = torch.tensor(header, device=tensors[0].device)
         headers = list(own_header.new_empty(self.size, len(header)))
         dist.all_gather(headers, own_header, group=self._group)
-        if fault is not None:  # raised only now: the other ranks waited in all_gather
+        if fault is not None:  # not raised earlier: the other ranks were waiting in all_gather
             raise fault
 
         table: list[list[int]] = torch.stack(headers).tolist()
@@ -93,26 +93,26 @@ class GatherGroup:
         self._batch_sizes = [row[0] for row in table]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of all ranks, ``[N, d]``, rank after rank.
+        """Return the rows of all ranks, ``[N, d]``, in the order of ranks.
 
-        The gradient of a rank's own rows is the sum of what all ranks' losses give them, times the
-        number of ranks.
+        The gradient of a rank's own rows is the sum of their gradients in all ranks' losses, times
+        the number of ranks.
         """
         return _Gather.apply(self, rows)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all ranks, without a gradient."""
-        # A copy: all_reduce writes into it.
+        # all_reduce writes into its argument, so pass a copy.
         total = values.detach().clone()
         dist.all_reduce(total, group=self._group)
         return total
 
     def sum_gradients(self, scalars: list[Tensor]) -> Sequence[Tensor]:
-        """Return the scalars, whose gradients will be the sum of all ranks'."""
+        """Return the scalars unchanged; their gradients will be summed over all ranks."""
         return _SumGradients.apply(self, *scalars) if scalars else scalars
 
     def all_rows(self, rows: Tensor) -> Tensor:
-        """Return the rows of all ranks, without a gradient."""
+        """Return the rows of all ranks, ``[N, ...]``, without a gradient."""
         longest = max(self._batch_sizes)
         received = list(rows.new_empty(self.size, longest, *rows.shape[1:]))
         dist.all_gather(received, self._padded(rows), group=self._group)
@@ -121,14 +121,14 @@ class GatherGroup:
         return torch.cat(received)
 
     def sum_of_rows(self, gathered: Tensor) -> Tensor:
-        """Return this rank's rows of the sum over ranks of ``[N, d]``."""
+        """Sum ``[N, d]`` over all ranks, and return this rank's rows of it."""
         to_ranks = [self._padded(rows) for rows in gathered.split(self._batch_sizes)]
         own_rows = torch.empty_like(to_ranks[self._rank])
         dist.reduce_scatter(own_rows, to_ranks, group=self._group)
         return own_rows[: self._batch_sizes[self._rank]]
 
     def _padded(self, rows: Tensor) -> Tensor:
-        """Append rows of zeros: collectives want the same shape from every rank."""
+        """Append rows of zeros: collectives need the same shape from every rank."""
         n_missing = max(self._batch_sizes) - len(rows)
         if n_missing == 0:
             return rows.contiguous()
@@ -137,7 +137,7 @@ class GatherGroup:
 
 
 def _require_same_inputs(table: list[list[int]]) -> None:
-    """Refuse ranks whose headers show a fault, or other inputs than the first rank's."""
+    """Refuse headers that report a fault, or other inputs than the first rank's."""
     first_inputs = table[0][2:]
     for rank, (_, has_fault, *inputs) in enumerate(table):
         if has_fault:
@@ -147,19 +147,20 @@ def _require_same_inputs(table: list[list[int]]) -> None:
             )
         if inputs != first_inputs:
             raise EmbeddingsError(
-                "the ranks do not bring the same; image ids or none, and of each matrix its "
-                "columns, whether it is float64 and whether it wants a gradient: "
-                f"{first_inputs} on rank 0, {inputs} on rank {rank}",
+                "the ranks have different inputs (whether there are image ids; then, for each "
+                "matrix, its columns, whether it is float64 and whether it needs a gradient): "
+                f"{first_inputs} on rank 0, {inputs} on rank {rank}; pass the same kinds of inputs "
+                "on every rank",
                 location=f"rank {rank}",
             )
 
 
 def _properties_of_all(tensors: Sequence[Tensor]) -> list[int]:
-    """Return columns, whether float64, and whether a gradient is wanted, of each tensor."""
+    """Return three numbers per tensor: its columns, whether it is float64, and needs a gradient."""
     properties = []
     for tensor in tensors:
-        wants_gradient = tensor.requires_grad and torch.is_grad_enabled()
-        properties += [tensor.shape[-1], int(tensor.dtype == torch.float64), int(wants_gradient)]
+        needs_gradient = tensor.requires_grad and torch.is_grad_enabled()
+        properties += [tensor.shape[-1], int(tensor.dtype == torch.float64), int(needs_gradient)]
     return properties
 
 
@@ -180,7 +181,7 @@ class _Gather(torch.autograd.Function):
         gradient: Tensor,
     ) -> tuple[None, Tensor]:
         group: GatherGroup = ctx.group
-        # DDP averages over the ranks what is to be their sum.
+        # DDP will average over the ranks what must be their sum.
         return None, group.sum_of_rows(gradient) * group.size
 
 

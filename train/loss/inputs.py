@@ -1,4 +1,4 @@
-"""What a loss is computed from: taken as tensors, checked, normalised, turned into similarities."""
+"""The inputs of a loss: converted to tensors, checked, normalised, turned into similarities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cusa.train.loss.arrays import Rows, as_ids, as_rows, rows_in_words
 from cusa.train.loss.config import Term
 from cusa.train.loss.unit_features import unit_features
 
-ImageText = Sequence[Tensor]  # one of the images, one of the texts
+ImageText = Sequence[Tensor]  # the images' tensor and the texts'; or empty
 
 _ARGUMENTS = (
     ("image_features", "text_features"),
@@ -23,14 +23,14 @@ _ARGUMENTS = (
 
 
 class LossInputs(NamedTuple):
-    """What a loss is computed from, of the images and of the texts each.
+    """The inputs of a loss, for images and for texts.
 
-    Embeddings ``[B, d]``; or similarities ``[n, m]`` of n queries with m candidates.
+    They are embeddings ``[B, d]``, or similarities ``[n, m]`` of n queries and m candidates.
 
     Attributes:
-        cross: Of the cross-modal heads; as similarities, image-to-text and text-to-image.
-        uni: Of the uni-modal heads; empty where no term needs them.
-        teacher: Of the teachers; empty where no term needs them.
+        cross: From the cross-modal heads; as similarities, image-to-text and text-to-image.
+        uni: From the uni-modal heads; empty if no term needs them.
+        teacher: From the teachers; empty if no term needs them.
     """
 
     cross: ImageText
@@ -42,22 +42,22 @@ class LossInputs(NamedTuple):
         return [tensor for _, tensor in self.named_tensors()]
 
     def named_tensors(self) -> list[tuple[str, Tensor]]:
-        """Return all tensors with their names as arguments of the loss."""
+        """Return all tensors with the names of the loss's arguments."""
         named: list[tuple[str, Tensor]] = []
         for names, pair in zip(_ARGUMENTS, self, strict=True):
             named += zip(names, pair, strict=False)
         return named
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LossInputs:
-        """Return a function of each tensor."""
+        """Apply a function to each tensor."""
         return LossInputs(*[[function(tensor) for tensor in pair] for pair in self])
 
 
 def require_tensors(**features: object) -> None:
-    """Refuse a student's features that are no tensors: nothing could be learnt from the loss.
+    """Refuse a student's features that are not tensors: the loss could not train anything.
 
     Raises:
-        EmbeddingsError: Names them.
+        EmbeddingsError: If one is neither a tensor nor ``None``; ``name`` is the argument.
     """
     for name, value in features.items():
         if value is not None and not isinstance(value, Tensor):
@@ -71,18 +71,18 @@ def take_inputs(
     image_ids: Rows | None,
     terms: tuple[Term, ...],
 ) -> tuple[LossInputs, Tensor | None, EmbeddingsError | None]:
-    """Take what the terms need as tensors where the features are, and check it.
+    """Convert what the terms need to tensors on the features' device, and check it.
 
     Args:
         cross: Features or similarities ``[B, ...]`` of the cross-modal heads.
-        uni: Features of the uni-modal heads, as far as they are given.
-        teacher: Teacher rows, as far as they are given.
-        image_ids: The image of each pair, integers ``[B]``.
+        uni: Features ``[B, ...]`` of the uni-modal heads, if given.
+        teacher: Teacher rows ``[B, ...]``, if given.
+        image_ids: The image of each pair, integers ``[B]``, if given.
         terms: Terms of the loss.
 
     Returns:
-        The inputs, without gradients of the teacher; the image ids; and what is wrong with them, if
-        anything is. It is not raised here: with ``gather``, other ranks would wait for this one.
+        The inputs, with the teacher's detached; the image ids; and what is wrong with them, if
+        anything is. The error is not raised here: with ``gather``, other ranks would wait forever.
     """
     try:
         return *_checked_inputs(cross, uni, teacher, image_ids, terms), None
@@ -121,7 +121,7 @@ def _checked_inputs(
                 "USA needs uni_image_features and uni_text_features", name="uni_image_features"
             )
         inputs = inputs._replace(uni=(uni[0], uni[1]))
-    # A graph that looks at values cannot be compiled as one.
+    # These checks depend on values, which would break a compiled graph.
     if not torch.compiler.is_compiling():
         _check_sizes(inputs, ids)
         _check_teacher_rows(inputs)
@@ -140,8 +140,8 @@ def _check_sizes(
     for name, tensor in inputs.named_tensors():
         if tensor.ndim != 2 or len(tensor) != n_pairs:
             raise EmbeddingsError(
-                f"features and teacher rows must be matrices of {n_pairs} rows like the first, "
-                f"got {list(tensor.shape)}",
+                f"{name} must be a matrix of {n_pairs} rows, like the first one, got "
+                f"{list(tensor.shape)}",
                 name=name,
             )
     for name, rows in zip(_ARGUMENTS[2], inputs.teacher, strict=False):
@@ -153,8 +153,8 @@ def _check_sizes(
     image_dim, text_dim = image_features.shape[1], text_features.shape[1]
     if image_dim != text_dim:
         raise EmbeddingsError(
-            f"image_features and text_features must have one dimension, got {image_dim} and "
-            f"{text_dim}",
+            "image_features and text_features must have the same number of columns, got "
+            f"{image_dim} and {text_dim}",
             name="text_features",
         )
     if image_ids is not None and image_ids.shape != (n_pairs,):
@@ -164,11 +164,11 @@ def _check_sizes(
 
 
 def _check_teacher_rows(inputs: LossInputs) -> None:
-    """Refuse teacher rows that have no direction."""
+    """Refuse teacher rows that cannot be normalised."""
     if not inputs.teacher:
         return
-    usable = [_has_direction(rows) for rows in inputs.teacher]
-    # One wait for a GPU, not one for each modality.
+    usable = [_can_be_normalized(rows) for rows in inputs.teacher]
+    # Wait for a GPU once, not once per modality.
     if torch.stack([row_is_usable.all() for row_is_usable in usable]).all():
         return
     for modality, row_is_usable in zip(("image", "text"), usable, strict=True):
@@ -184,14 +184,14 @@ def _check_teacher_rows(inputs: LossInputs) -> None:
         )
 
 
-def _has_direction(rows: Tensor) -> Tensor:
-    """Return which rows are finite and not zero: bool ``[n]``."""
+def _can_be_normalized(rows: Tensor) -> Tensor:
+    """Return which rows have a finite length that is not zero: bool ``[n]``."""
     lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     return (lengths > 0) & lengths.isfinite()
 
 
 def in_one_dtype(inputs: LossInputs) -> LossInputs:
-    """Return the inputs in float32 or, if any feature of the student is float64, in that."""
+    """Convert the inputs to float32, or to float64 if any of the student's features is float64."""
     is_wide = any(tensor.dtype == torch.float64 for tensor in (*inputs.cross, *inputs.uni))
     dtype = torch.float64 if is_wide else torch.float32
     return inputs.map(lambda tensor: tensor.to(dtype))
@@ -201,13 +201,14 @@ def normalized(
     inputs: LossInputs,
     with_cross: bool,
 ) -> LossInputs:
-    """Return the inputs L2-normalised, in float32 or wider.
+    """L2-normalise the inputs, in float32 or wider.
 
-    Each stays in its own dtype: float32 does not hold the lengths of all float64 rows.
+    Each tensor keeps its own dtype (float16 becomes float32): float32 cannot hold the lengths of
+    all float64 rows.
 
     Args:
         inputs: Embeddings.
-        with_cross: Whether those of the cross-modal heads are to be normalised, too.
+        with_cross: Whether to normalise those of the cross-modal heads, too.
     """
     if with_cross:
         return inputs.map(_wide_unit_features)
@@ -223,14 +224,14 @@ def uni_similarities(
     features: LossInputs,
     queries: slice,
 ) -> LossInputs:
-    """Return the similarities of some queries with all candidates of their own modality.
+    """Compute the similarities of some queries and all candidates of their own modality.
 
     Args:
-        features: L2-normalised ``[m, d]``.
+        features: L2-normalised, ``[m, d]`` each.
         queries: The n queries, as positions among the m candidates.
 
     Returns:
-        ``[n, m]`` each; ``cross`` as it was.
+        ``[n, m]`` each; ``cross`` is returned as it is.
     """
     uni = similarities(features.uni, features.uni, queries)
     return LossInputs(
@@ -243,8 +244,8 @@ def similarities(
     candidates: ImageText,
     queries: slice,
 ) -> ImageText:
-    """Return the products of some rows of features with all candidates, ``[n, m]`` each."""
+    """Return the products of the queries' features and all candidates, ``[n, m]`` each."""
     if features and queries.stop - queries.start < len(features[0]):
-        # Of all rows there is no slice: it would be a copy in the backward pass.
+        # Only slice if some rows are left out: a slice costs a copy in the backward pass.
         features = [rows[queries] for rows in features]
     return [rows @ candidate.T for rows, candidate in zip(features, candidates, strict=True)]

@@ -1,12 +1,12 @@
 """Soft labels for the image-text-matching head of a fusion encoder (ALBEF, X2-VLM).
 
-Such a head tells, of an image and a caption that went through the fusion encoder together, whether
-they match: pairs are scored one by one. It is trained on the B pairs and on 2 B hard negatives: for
-each image a caption, and for each caption an image, drawn by the similarities of the batch (Li et
-al. 2021, "Align before Fuse", section 3.2). Many of those are no negatives. With soft labels, the
-target of a drawn pair is what the teacher calls it instead of 0; that of a true pair stays 1. At a
-temperature of 1 every soft label is near 1/B, hardly more than 0; sharper ones (``tau`` of 0.1,
-say) tell pairs apart.
+Such a head predicts whether an image and a caption match, after the two went through the fusion
+encoder together: it scores pairs one by one. It is trained on the B pairs and on 2 B hard
+negatives: a caption for each image, and an image for each caption, drawn by the similarities of the
+batch (Li et al. 2021, "Align before Fuse", section 3.2). Many of these are not true negatives. With
+soft labels, the target of a drawn pair is its soft label instead of 0; that of a true pair stays 1.
+At a temperature of 1, every soft label is near 1/B, hardly more than 0; a lower one (``tau`` of
+0.1, say) tells pairs apart.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ def hard_negatives(
     tau: Tensor | float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw for each query one candidate of another image, with ``softmax_j(similarity_ij / tau)``.
+    """Draw a candidate of another image for each query, with ``softmax_j(similarity_ij / tau)``.
 
     Args:
         similarity: float ``[B, B]``: image-to-text, or its transpose.
         image_ids: integers ``[B]``, a tensor or an array: the image of each pair; ``None``: all
             different.
         tau: Temperature.
-        generator: Source of chance.
+        generator: Random number generator; ``None``: torch's own.
 
     Returns:
-        int64 ``[B]``.
+        int64 ``[B]``: the position of each query's negative.
 
     Raises:
-        EmbeddingsError: If a query has no candidate of another image; names the rows.
+        EmbeddingsError: If a query has no candidate of another image; ``location`` is its row.
     """
     n_pairs = len(similarity)
     if image_ids is None:
         image_ids = torch.arange(n_pairs, device=similarity.device)
     ids = as_ids(image_ids, similarity.device, "image_ids", (n_pairs,))
-    # Other captions of the query's image are no negatives.
+    # Other captions of the query's image are not negatives.
     is_same_image = ids[:, None] == ids
     has_no_negative = is_same_image.all(dim=1)
     if has_no_negative.any():
@@ -56,7 +56,7 @@ def hard_negatives(
             name="image_ids",
         )
 
-    # In float32 or wider: half precision would round small chances to nothing.
+    # Half precision would round small probabilities to zero.
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     logits = (similarity.to(dtype) / tau).masked_fill(is_same_image, -torch.inf)
     return torch.multinomial(F.softmax(logits, dim=1), 1, generator=generator).squeeze(1)
@@ -66,15 +66,15 @@ def matching_targets(
     soft_labels: Tensor,
     negatives: Tensor,
 ) -> Tensor:
-    """Return targets of drawn pairs: the soft labels ``P[i, negatives[i]]``.
+    """Return the targets of drawn pairs: the soft labels ``P[i, negatives[i]]``.
 
     Args:
-        soft_labels: float ``[B, B]``, of :func:`cusa.train.loss.cusa_loss.soft_labels`: the image
-            teacher's where images are the queries, the text teacher's where captions are.
-        negatives: int64 ``[B]``, of :func:`hard_negatives`.
+        soft_labels: float ``[B, B]`` from :func:`cusa.train.loss.functions.soft_labels`: the image
+            teacher's if images are the queries, the text teacher's if captions are.
+        negatives: int64 ``[B]`` from :func:`hard_negatives`.
 
     Returns:
-        ``[B]``, in [0, 1].
+        float ``[B]``, from 0 to 1.
     """
     return soft_labels.gather(1, negatives[:, None]).squeeze(1)
 
@@ -83,13 +83,13 @@ def matching_loss(
     logits: Tensor,
     targets: Tensor,
 ) -> Tensor:
-    """Return the cross entropy of matching scores against targets from 0 to 1, averaged over pairs.
+    """Return the cross entropy of matching scores and targets from 0 to 1, averaged over M pairs.
 
-    With targets of 0 and 1 this is the usual image-text-matching loss.
+    With targets of 0 and 1 only, this is the usual image-text-matching loss.
 
     Args:
-        logits: float ``[M]``, the logit of "they match"; or ``[M, 2]``, of "they do not" and "they
-            do".
+        logits: float ``[M]``, the logits of a match; or ``[M, 2]``, those of no match and of a
+            match.
         targets: float ``[M]``: 1 for true pairs, :func:`matching_targets` for drawn ones.
 
     Returns:

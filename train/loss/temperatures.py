@@ -1,4 +1,4 @@
-"""The temperatures of the CUSA loss: parameters or buffers of a module, clamped before any use."""
+"""The temperatures of the CUSA loss: parameters or buffers, clamped before every use."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from cusa.train.loss.inputs import ImageText
 
 
 class TermTemperatures(NamedTuple):
-    """Temperatures of a term, of the image and the text direction each: scalars.
+    """The temperatures of a term, scalars for the image direction and the text direction.
 
     Attributes:
-        student: Divides the student's similarities.
-        soft_labels: Divides the teacher's; the contrastive term, which has none, repeats the
-            student's.
+        student: They divide the student's similarities.
+        soft_labels: They divide the teacher's similarities; the contrastive term, which uses no
+            teacher, repeats the student's.
     """
 
     student: ImageText
     soft_labels: ImageText
 
 
-UsedTemperatures = dict[Term, TermTemperatures]  # of the terms in use, in the order of ALL_TERMS
+UsedTemperatures = dict[Term, TermTemperatures]  # for the terms in use, in the order of ALL_TERMS
 
 
 class LossTemperatures(nn.Module):
-    """The temperatures that a loss's terms use, by the names of their settings.
+    """The temperatures that a loss's terms use, under the names of their settings.
 
-    A learnable one is a parameter, another a buffer. A pair that is not shared is two, with
-    ``_image`` and ``_text`` behind the name.
+    Learnable temperatures are parameters, the others buffers. A pair that is not shared is two of
+    them, with ``_image`` and ``_text`` appended to the name.
 
     Args:
         config: Settings.
@@ -64,11 +64,11 @@ class LossTemperatures(nn.Module):
             self.register_buffer(name, value)
 
     def temperatures(self) -> dict[str, float]:
-        """Return the temperatures as the next use would clamp them, by name."""
+        """Return the temperatures by name, clamped as the next use will clamp them."""
         values = {}
         for name, setting in self._settings.items():
             value = getattr(self, name).item()
-            # As Python floats: 0.1 clamped in float32 would be logged as 0.10000000149.
+            # Clamp Python floats: 0.1 clamped in float32 would be logged as 0.10000000149.
             values[name] = min(max(value, setting.min), setting.max)
         return values
 
@@ -80,13 +80,13 @@ class LossTemperatures(nn.Module):
         """Clamp the temperatures, and return them by term.
 
         Args:
-            group: The ranks that their gradients are summed over, if there are several.
-            dtype: Of the result.
+            group: The ranks to sum their gradients over; ``None`` for one process.
+            dtype: The dtype of the result.
         """
         parameters = []
         for name, setting in self._settings.items():
             parameter = getattr(self, name)
-            # .data: an in-place change that a graph still waiting for its backward ignores.
+            # Through .data, or a graph that still waits for its backward pass would be invalid.
             parameter.data.clamp_(setting.min, setting.max)
             parameters.append(parameter)
         if group is not None:
@@ -96,7 +96,7 @@ class LossTemperatures(nn.Module):
             by_name[name] = parameter.to(dtype)
 
         def pair(name: str) -> ImageText:
-            # The same tensor wherever a temperature is shared: tiles tell by its identity.
+            # Shared temperatures must be one tensor: the tiled loss compares them by identity.
             if name in by_name:
                 return by_name[name], by_name[name]
             return by_name[f"{name}_image"], by_name[f"{name}_text"]

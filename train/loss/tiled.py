@@ -1,9 +1,10 @@
 """The CUSA loss of embeddings, a few rows of the similarity matrices at a time.
 
-One sweep per modality forms values and gradients together. A tile is a few queries against all
-candidates; its soft labels serve CSA and USA alike, and its gradient (of a softmax cross entropy:
-``(q - p) / tau``) goes to the features at once, as in fused linear cross-entropy kernels: the loss
-being a scalar, what comes down to it in the backward pass is one factor.
+One sweep per modality computes values and gradients together. A tile is the similarities of a few
+queries and all candidates. Its soft labels serve both CSA and USA, and its gradient (of a softmax
+cross entropy: ``(q - p) / tau``) is added to that of the features at once, as in fused linear
+cross-entropy kernels. This works because the loss is a scalar: the backward pass only has to
+multiply these gradients by one factor.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from cusa.train.loss.inputs import LossInputs
 from cusa.train.loss.temperatures import UsedTemperatures
 
 _LEAST_TILE_ROWS = 16
-_CPU_TILE_NUMBERS = 2**21  # similarities of a tile: of a CPU's caches' size
+_CPU_TILE_NUMBERS = 2**21  # similarities in a tile that fits a CPU's caches
 _MOST_CPU_TILE_ROWS = 256
-_DEVICE_TILE_NUMBERS = 2**26  # enough to keep a device busy
+_DEVICE_TILE_NUMBERS = 2**26  # similarities in a tile that keeps another device busy
 
 
 def tiled_loss(
@@ -34,19 +35,18 @@ def tiled_loss(
     queries: slice,
     tile_rows: int | None,
 ) -> tuple[Tensor, ...]:
-    """Return the share of some queries in the loss (DESIGN, section 2).
+    """Return what some queries add to the loss; see :class:`cusa.train.loss.cusa_loss.CUSALoss`.
 
     Args:
-        features: L2-normalised float32 or float64 ``[N, d]``, of all candidates.
+        features: L2-normalised float32 or float64 ``[N, d]`` of all candidates.
         image_ids: int64 ``[N]``; ``None``: all different.
-        taus: Temperatures, of the features' dtype.
+        taus: Temperatures, in the features' dtype.
         config: Settings.
-        queries: Their positions among the candidates.
+        queries: The queries' positions among the candidates.
         tile_rows: Rows of a tile; ``None``: as many as suit the device.
 
     Returns:
-        The share, a scalar with a gradient; and its parts of contrastive, CSA and USA, scalars
-        without.
+        Four scalars: their sum, which alone has a gradient, and the contrastive term, CSA and USA.
     """
     if tile_rows is None:
         image_features = features.cross[0]
@@ -60,7 +60,7 @@ def default_tile_rows(
     n_candidates: int,
     device: torch.device,
 ) -> int:
-    """Return the rows of a tile that were fastest on a CPU, or keep another device busy."""
+    """Return the number of rows in a tile: the fastest on a CPU, or enough for another device."""
     if device.type == "cpu":
         rows = min(_MOST_CPU_TILE_ROWS, _CPU_TILE_NUMBERS // n_candidates)
     else:
@@ -69,7 +69,7 @@ def default_tile_rows(
 
 
 class _TiledLoss(torch.autograd.Function):
-    """Keeps the gradients that the sweeps form in the forward pass for the backward pass."""
+    """Saves the gradients, which the sweeps compute in the forward pass, for the backward pass."""
 
     @staticmethod
     def forward(
@@ -90,7 +90,7 @@ class _TiledLoss(torch.autograd.Function):
         factor: Tensor,
         _: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        # With create_graph=True; once_differentiable would let it pass and be wrong.
+        # create_graph=True; with once_differentiable, the gradients would be wrong in silence.
         if torch.is_grad_enabled():
             raise RuntimeError("the tiled loss has no second derivative; pass method='dense'")
         gradients = []
@@ -100,15 +100,14 @@ class _TiledLoss(torch.autograd.Function):
 
 
 class _Targets(NamedTuple):
-    """Distributions that queries are pulled to.
+    """The target distributions of a tile's queries.
 
     Attributes:
         probabilities: ``[n, m]``.
-        negative_entropy: ``sum_j p log p``, wide ``[n]``; not given for hard targets, nor is what
-            follows.
-        logits: ``[n, m]`` that the probabilities are the softmax of: the teacher's similarities
-            over tau.
-        tau: Scalar.
+        negative_entropy: ``sum_j p log p``, wide ``[n]``; 0 for the contrastive term.
+        logits: ``[n, m]``, whose softmax the probabilities are: the teacher's similarities divided
+            by tau; ``None`` for the contrastive term.
+        tau: The soft labels' temperature, a scalar; ``None`` for the contrastive term.
     """
 
     probabilities: Tensor
@@ -118,7 +117,7 @@ class _Targets(NamedTuple):
 
 
 class _TileTerm(NamedTuple):
-    """A term on one tile: the student's temperature, and what it is pulled to."""
+    """A term on one tile: its name, the student's temperature and the targets."""
 
     name: Term
     tau: Tensor
@@ -127,12 +126,12 @@ class _TileTerm(NamedTuple):
 
 @dataclass
 class _Sweeps:
-    """The sweeps of one loss; see :func:`tiled_loss` for what it is made of.
+    """The sweeps of one loss; the fields are the arguments of :func:`tiled_loss`.
 
-    What is summed over a row is combined in float64, where the device has it ("wide").
+    Sums over a row are combined in float64 if the device has it; docstrings call this dtype wide.
 
     Attributes:
-        inputs: The tensors that may want a gradient, each once.
+        inputs: The tensors that may need a gradient, each once.
     """
 
     features: LossInputs
@@ -149,30 +148,30 @@ class _Sweeps:
         if features.cross[0].device.type == "mps":
             self._wide = torch.float32
 
-        # A tensor may serve twice, such as a temperature that both directions share; autograd takes
-        # one gradient for each input.
+        # A tensor may occur twice, such as a temperature that both directions share, but autograd
+        # takes one gradient for each input.
         distinct = {}
         for pair in (features.cross, features.uni, *itertools.chain(*self.taus.values())):
             for tensor in pair:
                 distinct[id(tensor)] = tensor
         self.inputs = list(distinct.values())
 
-    def run(self, wanted: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    def run(self, needs_gradient: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the terms, ``[3]``, and the gradients of their sum.
 
         Args:
-            wanted: For each of the inputs, whether its gradient is.
+            needs_gradient: Whether each of the inputs needs its gradient.
         """
         image_features = self.features.cross[0]
         self._gradients: dict[int, Tensor] = {}
-        for tensor, is_wanted in zip(self.inputs, wanted, strict=True):
-            if is_wanted:
+        for tensor, is_needed in zip(self.inputs, needs_gradient, strict=True):
+            if is_needed:
                 self._gradients[id(tensor)] = torch.zeros_like(tensor)
         self._values: dict[Term, Tensor] = {}
         for term in self._weights:
             self._values[term] = image_features.new_zeros((), dtype=self._wide)
 
-        for modality in (0, 1):  # the queries are images, texts
+        for modality in (0, 1):  # of the queries: images, then texts
             for start in range(self.queries.start, self.queries.stop, self.tile_rows):
                 stop = min(start + self.tile_rows, self.queries.stop)
                 self._add_tile(modality, slice(start, stop))
@@ -208,7 +207,7 @@ class _Sweeps:
         modality: int,
         tile: slice,
     ) -> dict[Term, _Targets]:
-        """Return those of each term: one object where they are the same distributions."""
+        """Return the targets of each term; terms with the same distributions share one object."""
         source = self.config.soft_label_source
         targets: dict[Term, _Targets] = {}
         for term, taus in self.taus.items():
@@ -216,7 +215,7 @@ class _Sweeps:
                 targets[term] = _Targets(self._hard_targets(tile))
                 continue
             tau = taus.soft_labels[modality]
-            # One softmax serves both terms where they have the same labels.
+            # CSA and USA have the same soft labels: take the softmax once.
             if source == "each" and "csa" in targets and targets["csa"].tau is tau:
                 targets[term] = targets["csa"]
                 continue
@@ -247,9 +246,9 @@ class _Sweeps:
         return _Targets(probabilities, negative_entropy, logits, tau)
 
     def _softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``[n, m]``, and the logarithm of what each row was divided by, wide ``[n]``."""
+        """Return the softmax, ``[n, m]``, and each row's log-normaliser log z, wide ``[n]``."""
         probabilities = torch.softmax(logits, dim=1)
-        # The greatest of a row is exp(0) over the sum of the row.
+        # log z = max_j logit_j - log max_j p_j
         greatest_logits = logits.amax(dim=1).to(self._wide)
         greatest_probabilities = probabilities.amax(dim=1).to(self._wide)
         return probabilities, greatest_logits - greatest_probabilities.log()
@@ -269,17 +268,21 @@ class _Sweeps:
         candidates: Tensor,
         terms: list[_TileTerm],
     ) -> None:
-        """Add the terms of one similarity matrix.
+        """Add the values and gradients of the terms that use one similarity matrix.
 
-        Their values go to the sums, their gradients to features and temperatures.
+        Args:
+            tile: The tile's queries, as positions in ``queries``.
+            queries: Features ``[N, d]`` of the queries' modality.
+            candidates: Features ``[N, d]`` of the candidates.
+            terms: The terms.
         """
         first_tau = terms[0].tau
-        # A temperature divides [n, d], not [n, m].
+        # Divide [n, d] by the temperature, which is cheaper than dividing [n, m].
         first_logits = (queries[tile] / first_tau) @ candidates.T
         gradient = None
         for term in terms:
             logits = first_logits
-            # Rescaling the logits is cheaper than another product of features.
+            # Rescaling the logits is cheaper than multiplying the features again.
             if term.tau is not first_tau:
                 logits = first_logits * (first_tau / term.tau)
             term_gradient = self._add_term(logits, term)
@@ -302,10 +305,10 @@ class _Sweeps:
         logits: Tensor,
         term: _TileTerm,
     ) -> Tensor | None:
-        """Add a term's value, and its gradient to the temperatures.
+        """Add a term's value and the gradients of its temperatures.
 
         Returns:
-            Its gradient to the similarity, ``[n, m]``, if any is wanted.
+            The gradient of the similarities, ``[n, m]``; ``None`` if no gradient is needed.
         """
         targets = term.targets
         weight = self._weights[term.name]
@@ -329,7 +332,7 @@ class _Sweeps:
         if to_soft_tau is not None and targets.tau is not None:
             covariances = self._covariances(targets, logits, is_kl)
             to_soft_tau += weight / targets.tau * covariances
-        # In place: nobody needs the student's probabilities again.
+        # In place: the student's probabilities are not needed again.
         return student.sub_(targets.probabilities).mul_(weight / term.tau)
 
     def _covariances(
@@ -338,10 +341,10 @@ class _Sweeps:
         student_logits: Tensor,
         is_kl: bool,
     ) -> Tensor:
-        """Return ``sum_i Cov_p(s - t, t)``, without t in front where the entropy does not count.
+        """Return ``sum_i Cov_p(s - t, t)`` for KL, ``sum_i Cov_p(s, t)`` for the cross entropy.
 
-        p are the targets, t their logits, s the student's; this is -tau_soft times the gradient
-        that reaches tau_soft through p.
+        Here p are the targets, t their logits and s the student's logits. The value is tau_soft
+        times the derivative of the divergences, unweighted, with respect to tau_soft.
         """
         assert targets.logits is not None
         weighted = targets.probabilities * targets.logits

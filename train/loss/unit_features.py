@@ -1,4 +1,4 @@
-"""Features of length one: lengths are taken in float64, and the backward pass is short."""
+"""L2 normalisation with lengths in float64 and a short backward pass."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 def unit_features(features: Tensor) -> Tensor:
     """L2-normalise features.
 
-    Lengths are taken in float64: float32 has no square above 3e38, and none below 1e-45. It may not
-    hold a length itself, of features near either end, but it holds the length's square root.
+    Lengths are computed in float64, because float32 holds no square above 3e38 or below 1e-45. It
+    may not even hold the length of very large or small features, but always its square root.
 
     Args:
         features: float32 or float64 ``[n, d]``.
 
     Returns:
-        Same dtype, ``[n, d]``; zeros stay zeros, with a finite gradient.
+        ``[n, d]`` of the same dtype; rows of zeros stay zeros, with a finite gradient.
     """
     normalized: Tensor = _UnitFeatures.apply(features)
     return normalized
 
 
 class _UnitFeatures(torch.autograd.Function):
-    """Autograd's own backward pass would take the steps of the length one by one, in float64."""
+    """Autograd's own backward pass would repeat each step of the length, in float64."""
 
     @staticmethod
     def forward(
@@ -43,17 +43,17 @@ class _UnitFeatures(torch.autograd.Function):
     ) -> Tensor:
         features, roots = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # With create_graph=True the lengths must have a gradient, too.
+            # create_graph=True: the lengths need a gradient, too.
             roots = _roots_of_lengths(features)
         normalized = features / roots / roots
-        # What points along the features would change their length alone.
+        # The component along the features changes only their length, so it is removed.
         projection = (normalized * gradient).sum(dim=-1, keepdim=True)
         along_length = normalized * projection
         return (gradient - along_length) / roots / roots
 
 
 def _roots_of_lengths(features: Tensor) -> Tensor:
-    """Return the square root of each row's length, 1 for zeros: ``[n, 1]``."""
+    """Return the square root of each row's length, 1 for rows of zeros: ``[n, 1]``."""
     lengths = torch.linalg.vector_norm(
         features,
         dim=-1,

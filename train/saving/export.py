@@ -1,7 +1,4 @@
-"""A trained student for other people's code.
-
-The folders load with transformers or with sentence-transformers.
-"""
+"""Exporting a trained student as a folder that transformers or sentence-transformers loads."""
 
 from __future__ import annotations
 
@@ -40,12 +37,12 @@ def export(
     """Export the student of a run, with a model card.
 
     Args:
-        run: The run directory; for ``"best"`` also a folder with a student.
+        run: The run directory; for ``"best"``, also a folder that holds a student.
         kind: ``"hf"`` (:func:`export_hf`) or ``"sentence-transformers"``
             (:func:`export_sentence_transformers`).
         out: Folder to write; ``None``: ``export-hf``, ``export-sentence-transformers`` or
             ``export-sentence-transformers-uni`` in the run directory.
-        head: ``"sentence-transformers"`` only: the head whose embeddings it gives.
+        head: The head of a sentence-transformers export; ``"hf"`` has all heads.
         checkpoint: ``"best"`` or ``"last"``.
 
     Returns:
@@ -76,14 +73,14 @@ def export_hf(
     out: Path,
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder whose backbone transformers loads.
+    """Write a folder from which transformers loads the backbone.
 
-    The four heads lie beside it in ``heads.safetensors``; ``cusa.load_student`` loads all of it.
+    The four heads are in ``heads.safetensors`` beside it; ``cusa.load_student`` loads both.
 
     Args:
         saved: The student, with its backbone in float32.
-        out: The folder; it appears whole or not at all.
-        metrics: Content of metrics.json, for the card.
+        out: The folder; it is written completely or not at all.
+        metrics: Content of metrics.json, for the model card.
 
     Raises:
         CusaError: If the student is an adapter, or the folder is not empty.
@@ -106,21 +103,21 @@ def export_sentence_transformers(
 ) -> None:
     """Write a folder that ``SentenceTransformer(out)`` loads, without cusa.
 
-    It embeds images and texts with one head, L2-normalised: the backbone, then per modality
-    LayerNorm and Dense, then Normalize. A fast tokeniser normalises captions as the run did; with
-    another one they must be normalised first, and the card says so. The folder is loaded and
-    compared with the student before it takes its name.
+    It embeds images and texts with one head, L2-normalised: the backbone, then LayerNorm and Dense
+    for each modality, then Normalize. A fast tokeniser normalises captions as in training; with a
+    slow one, users must normalise them first, and the model card says so. Before the folder gets
+    its name, it is loaded and its embeddings are compared with the student's.
 
     Args:
         saved: The student, on the CPU.
-        out: The folder; it appears whole or not at all.
+        out: The folder; it is written completely or not at all.
         head: ``"cross"``, to compare images with texts; ``"uni"``, to compare images with images or
             texts with texts.
-        metrics: Content of metrics.json, for the card.
+        metrics: Content of metrics.json, for the model card.
 
     Raises:
-        CusaError: If the student is an adapter, its uni-modal heads were never trained but asked
-            for, the folder is not empty, or sentence-transformers cannot hold this student.
+        CusaError: If the student is an adapter, ``"uni"`` is asked for but was never trained, the
+            folder is not empty, or sentence-transformers cannot express this student.
         OSError: If it cannot be written.
     """
     processors = _processors(saved)
@@ -162,7 +159,7 @@ class _RetrievalForm(BaseModel):
 
 
 class _MetricsForm(BaseModel):
-    """Entries of metrics.json that a card takes (docs/METRICS.md)."""
+    """The entries of metrics.json that a model card uses (docs/METRICS.md)."""
 
     split: str
     retrieval: _RetrievalForm
@@ -172,14 +169,14 @@ class _MetricsForm(BaseModel):
 
 
 def _metrics_of_these_weights(run: Path, origin: Origin) -> dict[str, Any] | None:
-    """Read what cusa-eval measured with the weights that are exported, if it did."""
+    """Read the metrics that cusa-eval measured with the weights that are exported, if any."""
     path = run / "eval" / "metrics.json"
     if not path.is_file():
         return None
     with named_as_damaged(path, "remove it or run cusa-eval again"):
         metrics = read_json(path)
         form = checked(_MetricsForm, metrics, "metrics")
-    # Measured with other weights, unless epoch and step agree; earlier versions wrote no step.
+    # Other weights were measured unless epoch and step agree; earlier versions wrote no step.
     if form.epoch != origin.epoch or form.step not in (None, origin.step):
         return None
     return metrics
@@ -195,15 +192,15 @@ def _refuse_full(out_folder: Path) -> None:
 
 @contextlib.contextmanager
 def _new_folder(out_folder: Path) -> Iterator[Path]:
-    """Make a temporary folder that takes the name only if the block ends well."""
+    """Make a temporary folder, which is renamed to ``out_folder`` only if the block succeeds."""
     _refuse_full(out_folder)
     out_folder = out_folder.resolve()
-    # Beside it, so that os.replace stays on one file system.
+    # In the same parent folder, so that os.replace stays on one file system.
     temporary = out_folder.with_name(f".{out_folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:
         yield temporary
         os.replace(temporary, out_folder)
     finally:
-        # There is nothing left of it after os.replace.
+        # After os.replace, there is nothing to remove.
         shutil.rmtree(temporary, ignore_errors=True)

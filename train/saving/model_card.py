@@ -1,4 +1,4 @@
-"""The model card of a trained student: README.md with the metadata that model hubs read."""
+"""The model card of a trained student: a README.md with the metadata that model hubs read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TEMPERATURE_TITLES = {
 }
 
 
-# Recalls in percent by name, by data set and split; what was not measured is left out.
+# Recalls in percent by name, for each data set and split; those not measured are left out.
 _Scores = dict[tuple[str, str], dict[str, float]]
 
 _LIBRARIES = {
@@ -53,13 +53,12 @@ _LIBRARIES = {
 
 @dataclass(frozen=True)
 class Usage:
-    """What a folder is for.
+    """What a student's folder is for.
 
     Attributes:
         kind: ``"cusa"`` (a run's ``best/``), ``"hf"`` or ``"sentence-transformers"`` (exports).
         head: The head of a sentence-transformers export.
-        as_written: Whether it normalises texts itself; where not, the card says that its user has
-            to.
+        as_written: Whether its tokeniser normalises texts; if not, the card tells users to do so.
     """
 
     kind: Literal["cusa", "hf", "sentence-transformers"] = "cusa"
@@ -73,7 +72,7 @@ def write_card(
     usage: Usage | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder's README.md, whole or not at all; see :func:`model_card`."""
+    """Write a folder's README.md, completely or not at all; see :func:`model_card`."""
     with atomic_file(folder / CARD_FILE) as temporary:
         temporary.write_text(model_card(origin, usage, metrics), encoding="utf-8")
 
@@ -83,11 +82,11 @@ def model_card(
     usage: Usage | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return a model card: YAML metadata, and a page about the model.
+    """Return a model card: YAML metadata, then a page about the model.
 
     Args:
         origin: Where the weights come from.
-        usage: What the folder is for; ``None``: a run's ``best/``.
+        usage: What the folder is for; ``None``: it is a run's ``best/``.
         metrics: Content of metrics.json (docs/METRICS.md), measured with these weights.
     """
     from huggingface_hub import ModelCard
@@ -108,7 +107,7 @@ def model_card(
         student_name=_student_name(origin),
         weighted_terms=_weighted_terms(config.loss),
         temperatures=_temperatures(config.loss),
-        # All pairs, where there are fewer than a step asks for.
+        # A step takes all pairs if there are fewer than the settings ask for.
         batch_size=pairs_per_step(origin.n_pairs, config.train.pairs_per_step, origin.processes),
     )
     return str(card)
@@ -120,7 +119,7 @@ def _weighted_terms(loss: LossConfig) -> str:
 
 
 def _temperatures(loss: LossConfig) -> dict[str, str]:
-    """Describe each temperature that the terms use, by its title."""
+    """Return a description of each temperature that the terms use, by its title."""
     in_use = loss.temperatures_in_use()
     titles = {name: title for name, title in _TEMPERATURE_TITLES.items() if name in in_use}
     return {title: _temperature(in_use[name]) for name, title in titles.items()}
@@ -141,13 +140,13 @@ def _temperature(value: Temperature | TemperaturePair) -> str:
 
 
 def _card_scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
-    """Return the figures of a card: those of the validation split, and of metrics.json."""
+    """Return the recalls that a card shows: of the validation split and from metrics.json."""
     dataset = origin.provenance.dataset
     measured = {}
     if origin.config.data.val_split is not None:
         measured[dataset, origin.config.data.val_split] = origin.val
     if metrics is not None:
-        # cusa-eval may have measured another data set than the one that was trained on.
+        # cusa-eval may have measured another data set than that of the training.
         split = metrics.get("dataset", dataset), metrics["split"]
         measured[split] = _flat_recalls(metrics["retrieval"])
 
@@ -165,7 +164,7 @@ def _card_scores(origin: Origin, metrics: Mapping[str, Any] | None) -> _Scores:
 
 
 def _flat_recalls(retrieval: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recalls of both tasks by one name each, such as ``"i2t_r1"``."""
+    """Return the recalls of both directions by flat names such as ``"i2t_r1"``."""
     recalls: dict[str, Any] = {"rsum": retrieval["rsum"]}
     for task in ("i2t", "t2i"):
         for recall in ("r1", "r5", "r10"):
@@ -174,13 +173,7 @@ def _flat_recalls(retrieval: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card_data(origin: Origin, usage: Usage, scores: _Scores) -> ModelCardData:
-    """Return the metadata that begin a model card.
-
-    Args:
-        origin: Where the weights come from.
-        usage: What the folder is for.
-        scores: Of :func:`card_scores`.
-    """
+    """Return the metadata at the head of a model card; ``scores`` are of :func:`_card_scores`."""
     from huggingface_hub import ModelCardData
 
     tags = ["image-text-retrieval", "cusa"]
@@ -223,7 +216,7 @@ def _eval_results(scores: _Scores) -> list[EvalResult]:
 
 
 def _slug(dataset: str) -> str:
-    # Names on a hub take letters, digits, dots, dashes and underscores.
+    # Names on a hub consist of letters, digits, dots, dashes and underscores.
     return re.sub(r"[^\w.-]+", "-", dataset).strip("-.") or "unnamed"
 
 
@@ -232,7 +225,7 @@ def _is_on_the_hub(student: str) -> bool:
 
 
 def _student_name(origin: Origin) -> str:
-    """Return the student's name on the hub, that of its folder, or ``"adapter"``."""
+    """Return the student's name on the hub, its folder's name, or ``"adapter"``."""
     name = origin.config.student.name
     return name if _is_on_the_hub(name) else Path(name).name
 

@@ -1,4 +1,4 @@
-"""Content of a run's JSON files, checked against types before anything is made of it."""
+"""Checking the content of a run's JSON files against types before it is used."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from cusa.data.errors import CusaError, RunError, first_line
 
 T = TypeVar("T")
 
-_MOST_CHARACTERS = 120  # of a place: keys of a hostile file have any length
+_MOST_CHARACTERS = 120  # of a location: the keys of a hostile file may be of any length
 
 
 def checked(kind: type[T], content: Any, name: str) -> T:
     """Make an object of parsed JSON.
 
     Args:
-        kind: A dataclass or model of pydantic's: entries that the content must have; a bool is no
-            number, a number no text. Others are left out.
+        kind: A pydantic dataclass or model of the entries that the content must have. Types are
+            strict: a bool is not a number, nor a number a text. Other entries are left out.
         content: What the JSON parser returned.
-        name: What the error calls it.
+        name: What the error calls the content.
 
     Raises:
-        RunError: If an entry is missing or of another type; ``location`` is its place.
+        RunError: If an entry is missing or has another type; ``location`` is its path, such as
+            ``"origin.epoch"``.
     """
     try:
-        # In pydantic's JSON mode, strictness still lets mappings stand for dataclasses.
+        # In Python mode, pydantic's strict types would refuse a mapping in place of a dataclass.
         return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -46,10 +47,15 @@ def checked(kind: type[T], content: Any, name: str) -> T:
 def named_as_damaged(
     path: Path, remedy: str, error_class: type[RunError] = RunError
 ) -> Iterator[None]:
-    """Name the file whose content the block refuses, and what to do.
+    """Prefix errors of the block with the file that is damaged, and say what to do.
+
+    Args:
+        path: The file.
+        remedy: What to do about it.
+        error_class: Class of the error to raise.
 
     Raises:
-        RunError: Of ``error_class``, in place of the block's own error, with its fields.
+        RunError: An ``error_class`` with the fields of the block's own error, in its place.
     """
     try:
         yield

@@ -16,18 +16,18 @@ from cusa.data.store.schema import TeacherSettings
 def _read_settings(content: Any) -> TeacherSettings:
     if isinstance(content, TeacherSettings):
         return content
-    # As the store reads them, so that both refuse the same.
+    # Parse them as the store does, so that both refuse the same settings.
     return TeacherSettings.from_json(json.dumps(content))
 
 
 @dataclass(frozen=True)
 class StoredTeacher:
-    """A teacher of the store as a run used it.
+    """A teacher or encoder of the store, as a run used it.
 
     Attributes:
         name: Its name in the store.
-        source: Where stage one loaded it from: a file, a folder or a hub name.
-        settings: All that decides its rows.
+        source: What stage one loaded it from: a file, a folder or a hub name.
+        settings: Everything that decides its rows.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Beginning:
 
     Attributes:
         path: The run, folder or export that it was loaded from.
-        sha256: Of its weights (hex).
-        dataset: Name of the data set that it had been trained on.
-        epoch: Epochs that it had been trained for.
-        step: Steps that it had been trained for.
+        sha256: sha256 (hex) of its weights.
+        dataset: Name of the data set that it was trained on.
+        epoch: Epochs that it was trained for.
+        step: Steps that it was trained for.
     """
 
     path: str
@@ -61,10 +61,10 @@ class Provenance:
     Attributes:
         dataset: Name of the data set.
         splits: Fingerprint by split name.
-        teachers: The soft labels' teachers by ``"image"`` and ``"text"``; empty where there are no
-            soft labels.
-        encoders: Same for an adapter's frozen encoders; empty for other students.
-        beginning: The trained student that it began with, if it began with one.
+        teachers: The soft labels' teachers by modality, ``"image"`` and ``"text"``; empty if no
+            soft labels are used.
+        encoders: An adapter's frozen encoders by modality; empty for other students.
+        beginning: The trained student that the run began with, if any.
     """
 
     dataset: str
@@ -74,14 +74,14 @@ class Provenance:
     beginning: Beginning | None = None
 
     def differences(self, store: EmbeddingStore, current: Provenance) -> list[str]:
-        """Return what of a store is not as the run used it; a line each.
+        """List what the run used of a store and what has changed since.
 
         Args:
             store: The store as it is now.
             current: What a run with the same settings would use of it.
         """
         differences = []
-        # Not its path: a store may have moved, or have gained teachers that the run does not use.
+        # A store may have moved, or gained teachers that the run does not use.
         if self.dataset != store.dataset:
             differences.append(f"dataset ({self.dataset!r} / {store.dataset!r})")
         for name, fingerprint in self.splits.items():

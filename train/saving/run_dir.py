@@ -1,4 +1,4 @@
-"""The files of a run: settings, provenance, the log, and the checkpoints that it goes on from."""
+"""The files of a run: its settings, provenance, log, and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,13 +35,17 @@ _KEPT_CHECKPOINTS = 2
 
 
 def begun(run_dir: Path) -> bool:
-    """Tell whether a run has begun here."""
+    """Return whether a run has begun in this directory."""
     return (run_dir / CONFIG_FILE).exists()
 
 
 def save_run(run_dir: Path, config: Config, provenance: Provenance) -> None:
-    """Write settings and provenance."""
-    # The settings last: they are what tells that a run has begun.
+    """Write the settings and provenance of a run.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    # The settings last: their file is the sign that a run has begun.
     contents = {
         PROVENANCE_FILE: json.dumps(asdict(provenance), indent=2),
         CONFIG_FILE: to_yaml(config),
@@ -55,7 +59,8 @@ def load_run(run_dir: Path) -> tuple[Config, Provenance]:
     """Read the settings and provenance of a run directory.
 
     Raises:
-        CusaError: If it is not one, or one of the two is damaged; ``path`` says which.
+        CusaError: If it is not a run directory, or one of its two files is damaged; ``path`` is the
+            directory or the file.
     """
     config_file = run_dir / CONFIG_FILE
     provenance_file = run_dir / PROVENANCE_FILE
@@ -79,12 +84,12 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
     """Load the student of a run.
 
     Args:
-        path: A run directory; for ``"best"`` also a folder with a student.
+        path: A run directory; for ``"best"``, also a folder that holds a student.
         checkpoint: ``"best"`` or ``"last"``.
 
     Raises:
         SettingError: If ``checkpoint`` is neither.
-        CusaError: If there is none, or it is damaged.
+        CusaError: If there is no such student, or its files are damaged.
     """
     if checkpoint not in ("best", "last"):
         raise SettingError(
@@ -92,8 +97,8 @@ def load_trained(path: Path, checkpoint: str = "best") -> SavedStudent:
         )
     if checkpoint == "best":
         return load_saved(path)
-    # A student alone is asked for: what a run goes on with may be damaged.
-    newest, _ = Checkpoints(path).newest(to_go_on=False)
+    # The student is enough: the rest of the checkpoint may be damaged.
+    newest, _ = Checkpoints(path).newest(to_resume=False)
     if newest is None:
         raise RunError(
             f"{path} holds no checkpoint; has the run been killed before its first?", path=path
@@ -108,13 +113,13 @@ class _StateForm(BaseModel):
 
 
 class Checkpoint(NamedTuple):
-    """What a run goes on from.
+    """What a run resumes from.
 
     Attributes:
-        tensors: By name: student, loss, optimizer, random states.
+        tensors: Tensors by name: of the student, the loss, the optimizer, and random states.
         origin: Where the weights come from.
-        progress: How far the run was; where a student alone is asked for, the start.
-        scaler: State of the gradient scaler.
+        progress: How far the run was; :meth:`Progress.start` if only the student was asked for.
+        scaler: State of the gradient scaler; empty if only the student was asked for.
     """
 
     tensors: dict[str, Tensor]
@@ -124,9 +129,9 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """All that a run goes on from, a file per step.
+    """The checkpoints of a run, a file each.
 
-    The newest two are kept, in case that one is torn.
+    The newest two are kept, in case the newest is torn.
 
     Args:
         run_dir: The run's directory.
@@ -141,10 +146,15 @@ class Checkpoints:
         return sorted(self._folder.glob(f"step-{'[0-9]' * 9}.safetensors"))
 
     def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Write one; the oldest goes once the new one is whole.
+        """Write a checkpoint, then remove those that it makes superfluous.
+
+        Args:
+            step: The step that it is of.
+            tensors: Its tensors by name.
+            metadata: JSON-compatible; the origin, the progress and the scaler's state.
 
         Raises:
-            OSError: If it cannot be written; all others stay.
+            OSError: If it cannot be written; the others stay.
         """
         new_path = self._folder / f"step-{step:09d}.safetensors"
         save_tensors(new_path, tensors, metadata)
@@ -153,23 +163,23 @@ class Checkpoints:
         for checkpoint_path in old_paths[:n_removed]:
             checkpoint_path.unlink(missing_ok=True)
 
-    def newest(self, to_go_on: bool = True) -> tuple[Checkpoint | None, list[str]]:
-        """Load the newest checkpoint that is whole, and tell what is wrong with newer ones.
+    def newest(self, to_resume: bool = True) -> tuple[Checkpoint | None, list[str]]:
+        """Load the newest checkpoint that is whole.
 
         Args:
-            to_go_on: Whether it must have all that a run goes on from, or a student alone.
+            to_resume: Whether it must hold all that a run resumes from, or only a student.
 
         Returns:
-            ``None`` and nothing wrong if there is no checkpoint yet.
+            The checkpoint, ``None`` if there is none yet; and what is wrong with newer ones.
 
         Raises:
-            RunError: If there are some, and none is whole.
+            RunError: If there are checkpoints and none is whole.
         """
         problems: list[str] = []
         # A kill or a full disk may have torn the newest; the one before it is whole then.
         for checkpoint_path in reversed(self.paths()):
             try:
-                return _load_checkpoint(checkpoint_path, to_go_on), problems
+                return _load_checkpoint(checkpoint_path, to_resume), problems
             except DamagedFileError as error:
                 problems.append(str(error))
         if problems:
@@ -181,7 +191,7 @@ class Checkpoints:
         return None, []
 
     def tidy(self, step: int) -> None:
-        """Remove checkpoints after a step (torn ones) and what kills left half-written."""
+        """Remove checkpoints after a step, which are torn, and files that kills left unfinished."""
         for checkpoint_path in self.paths():
             if _step_in_name(checkpoint_path) > step:
                 checkpoint_path.unlink()
@@ -190,16 +200,16 @@ class Checkpoints:
                 half_written.unlink()
 
 
-def _load_checkpoint(checkpoint_path: Path, to_go_on: bool) -> Checkpoint:
+def _load_checkpoint(checkpoint_path: Path, to_resume: bool) -> Checkpoint:
     tensors, metadata = load_tensors(checkpoint_path)
     state = _StateForm(progress=Progress.start(), scaler={})
     with named_as_damaged(checkpoint_path, "use another or train again", DamagedFileError):
         origin = Origin.from_dict(metadata.get("origin"))
-        if to_go_on:
+        if to_resume:
             state = checked(_StateForm, metadata, "checkpoint")
-    # A file under another step's name would be taken for that step's.
+    # A renamed file would be taken for another step's.
     steps = {origin.step, state.progress.step, _step_in_name(checkpoint_path)}
-    if to_go_on and len(steps) > 1:
+    if to_resume and len(steps) > 1:
         listed = ", ".join(f"{step:,}" for step in sorted(steps))
         raise DamagedFileError(
             f"{checkpoint_path} is damaged (it is of steps {listed}); use another",
@@ -213,7 +223,7 @@ def _step_in_name(checkpoint_path: Path) -> int:
 
 
 class MetricsLog:
-    """metrics.jsonl: a line per logged step and per validation.
+    """Writes metrics.jsonl: a line per logged step and per validation.
 
     Args:
         run_dir: The run's directory.
@@ -224,10 +234,10 @@ class MetricsLog:
         self._unwritten = ""
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write a line; what could not be written is written with the next one.
+        """Write a line, after those that could not be written before.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If it cannot be written; the next call tries again.
         """
         self._unwritten += json.dumps(line) + "\n"
         length = 0
@@ -238,13 +248,14 @@ class MetricsLog:
                 file.write(self._unwritten)
         except OSError:
             if self._path.exists():
-                os.truncate(self._path, length)  # no half line
+                os.truncate(self._path, length)  # leave no half line
             raise
         self._unwritten = ""
 
     def trim(self, step: int, epoch: int) -> None:
-        """Keep what was written up to a step, and validations up to an epoch."""
-        # A validation is logged at its epoch's last step: the epoch tells whether it is done again.
+        """Keep the lines up to a step, and of the validations only those up to an epoch."""
+        # A validation has the step of its epoch's last line, so only its epoch tells whether it
+        # will be repeated.
         texts = []
         for line in read_metrics(self._path.parent):
             is_later_validation = line["kind"] == "val" and line["epoch"] > epoch
@@ -255,13 +266,13 @@ class MetricsLog:
 
 
 class MetricsHistory(NamedTuple):
-    """What a run logged.
+    """The log of a run.
 
     Attributes:
-        lines: Of metrics.jsonl, in order: all have ``kind``, ``step`` and ``epoch``; numbers are
-            finite.
+        lines: The lines of metrics.jsonl, in order; all have ``kind``, ``step`` and ``epoch``, and
+            all numbers are finite.
         note: Which lines are damaged and left out; empty if none is. A last line that a kill cut
-            off is no damage.
+            off does not count as damaged.
     """
 
     lines: list[dict[str, Any]]
@@ -269,7 +280,7 @@ class MetricsHistory(NamedTuple):
 
 
 def read_history(run_dir: Path) -> MetricsHistory:
-    """Read a run's metrics.jsonl; damaged lines are left out."""
+    """Read a run's metrics.jsonl, leaving out damaged lines; no file reads as no lines."""
     path = run_dir / METRICS_FILE
     content = path.read_bytes() if path.is_file() else b""
     lines = []
@@ -305,7 +316,7 @@ class _StepLine(BaseModel):
 
 
 class _ValidationLine(_StepLine):
-    """Recalls that a line lacks are told where they are needed."""
+    """A validation's line; recalls may be missing, which is reported where they are needed."""
 
     best: bool
     rsum: FiniteFloat

@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""The progress of a run: epochs, steps, the best epoch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Progress:
     Attributes:
         epoch: Epochs done, validation included.
         step: Steps done.
-        best_epoch: Epoch of the student in ``best/``: that of the highest validation RSUM, or
-            without a validation split the last one; 0 before the first.
-        best_rsum: That RSUM; ``None`` where there is none.
+        best_epoch: Epoch of the student in ``best/``: the one with the highest validation RSUM or,
+            without a validation split, the last one; 0 before the first.
+        best_rsum: The RSUM of that epoch; ``None`` if there is none.
     """
 
     epoch: Count
@@ -30,13 +30,13 @@ class Progress:
 
     @staticmethod
     def start() -> Progress:
-        """Return where a run begins."""
+        """Return the progress of a new run."""
         return Progress(epoch=0, step=0, best_epoch=0, best_rsum=None)
 
     def steps_into_epoch(self, steps_per_epoch: int) -> int:
-        """Return how many steps of the next epoch are done; all, where validation is missing."""
+        """Return how many steps of the current epoch are done; all if only validation is left."""
         return self.step - self.epoch * steps_per_epoch
 
     def epochs_begun(self, steps_per_epoch: int) -> int:
-        """Return how many epochs the steps done belong to."""
+        """Return how many epochs have been begun; a finished epoch counts, too."""
         return math.ceil(self.step / steps_per_epoch)

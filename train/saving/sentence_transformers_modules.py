@@ -1,4 +1,4 @@
-"""The modules of a student as sentence-transformers loads them, without cusa."""
+"""A student as modules that sentence-transformers loads without cusa."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cusa.data.errors import StudentError
 from cusa.train.saving.student_folder import SavedStudent
 from cusa.train.student import Processors
 
-# An export whose embeddings are off by more than this is no copy of the student; rounding stays
-# far below.
+# An export whose embeddings differ by more than this is not the same model; rounding stays far
+# below.
 _TOLERANCE = 1e-4
-# Words, case, punctuation, blanks, and more tokens than any text tower takes.
+# They probe case, punctuation, blanks, and more tokens than any text tower takes.
 _PROBE_CAPTIONS = ["A Dog's (red)  ball - on: THE grass! ", "2 people", " ".join(["number"] * 600)]
 
 
@@ -28,7 +28,21 @@ def save_modules(
     processors: Processors,
     head: Head,
 ) -> bool:
-    """Write the modules; tell whether their tokeniser takes texts as written."""
+    """Write the modules of a student and one of its heads.
+
+    Args:
+        folder: Where to write them.
+        saved_student: The student.
+        processors: Its processors.
+        head: The head.
+
+    Returns:
+        Whether their tokeniser takes texts as written, that is, normalises captions itself.
+
+    Raises:
+        StudentError: If the installed sentence-transformers lacks these modules, or transformers
+            has no processor for this backbone.
+    """
     try:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import (
@@ -46,7 +60,7 @@ def save_modules(
         "image": _head_modules(student.image_heads.get_submodule(head)),
         "text": _head_modules(student.text_heads.get_submodule(head)),
     }
-    # By modality alone, whatever the task.
+    # Route by modality only, whatever the task.
     mappings = {(None, modality): modality for modality in routes}
     router = Router(routes, allow_empty_key=False, route_mappings=mappings)
     model = SentenceTransformer(modules=[transformer, router, Normalize()], device="cpu")
@@ -55,7 +69,7 @@ def save_modules(
 
 
 def _head_modules(head: nn.Module) -> list[nn.Module]:
-    """Make sentence-transformers' modules of a head: LayerNorm, then Linear."""
+    """Make sentence-transformers' modules of a head's LayerNorm and Linear."""
     from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
 
     norm, linear = head.children()
@@ -73,18 +87,14 @@ def _transformer(
     saved_student: SavedStudent,
     processors: Processors,
 ) -> tuple[Any, bool]:
-    """Make sentence-transformers' module of the backbone.
-
-    Returns:
-        The module, and whether its tokeniser takes texts as written.
-    """
+    """Make sentence-transformers' module of the backbone, and say if it takes texts as written."""
     from transformers import ProcessorMixin
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as stage:
         saved_student.backbone.save_pretrained(stage)
         processors.save(Path(stage))
-        # SigLIP attends to its padding: no mask. The length limit is the tokeniser's, so that users
-        # can lower it.
+        # SigLIP attends to its padding, so it gets no mask. The length limit is set on the
+        # tokeniser below, where users can lower it.
         padding = processors.padding
         text_settings = {"padding": padding, "return_attention_mask": padding != "max_length"}
         transformer = module(
@@ -96,7 +106,7 @@ def _transformer(
             module_output_name="sentence_embedding",
             processing_kwargs={"text": text_settings},
         )
-    transformer.model = saved_student.backbone  # not a second copy of it
+    transformer.model = saved_student.backbone  # drop the second copy
     processor = transformer.processor
     if not isinstance(processor, ProcessorMixin):
         name = type(saved_student.backbone).__name__
@@ -114,7 +124,7 @@ def _tower_methods(
     backbone: Any,
     processors: Processors,
 ) -> dict[str, dict[str, str | None]]:
-    """Say how to call each tower, and in which field its features are; some return them bare."""
+    """Return, by modality, the method to call and the field of its output; ``None``: a tensor."""
     from PIL import Image
 
     pixels = processors.pixels([Image.new("RGB", (32, 32))])
@@ -129,10 +139,10 @@ def _tower_methods(
 
 
 def _tokenizer(tokenizer: Any, normalizer_name: str) -> tuple[Any, bool]:
-    """Make a tokeniser that normalises captions before it does what it always did.
+    """Prepend the caption normaliser to a tokeniser.
 
     Returns:
-        The tokeniser, and whether it takes texts as written: a slow one stays as it is.
+        The tokeniser, and whether it takes texts as written; a slow one cannot be changed.
     """
     if normalizer_name == "none":
         return tokenizer, True
@@ -142,11 +152,10 @@ def _tokenizer(tokenizer: Any, normalizer_name: str) -> tuple[Any, bool]:
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()  # both are set anew at every call
+    backend.no_truncation()  # transformers sets truncation and padding at every call
     backend.no_padding()
     backend.normalizer = albef_steps(backend.normalizer)
-    # A class of its own, such as CLIPTokenizer, would set its own normaliser again when it is
-    # loaded.
+    # A model's own class, such as CLIPTokenizer, would replace the normaliser when it is loaded.
     general = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side=tokenizer.padding_side,
@@ -158,18 +167,21 @@ def _tokenizer(tokenizer: Any, normalizer_name: str) -> tuple[Any, bool]:
 
 
 def albef_steps(then: Any = None) -> Any:
-    """Make :func:`cusa.data.captions.normalize_caption` a normaliser of the tokenizers library.
+    """Express :func:`cusa.data.captions.normalize_caption` as a normaliser of ``tokenizers``.
 
-    The two agree on every string, but that this one maps blank texts to ``""`` where the other
-    refuses them, and that their tables may know different versions of Unicode. Within a tokeniser,
-    it sees the texts between special tokens.
+    The two agree on every string with two exceptions: this one maps blank texts to ``""``, which
+    the other refuses, and the two may follow different versions of Unicode. Within a tokeniser, it
+    is applied to the texts between special tokens.
 
     Args:
-        then: A normaliser that runs afterwards, if any.
+        then: A normaliser to run afterwards, if any.
+
+    Returns:
+        A ``tokenizers.normalizers.Sequence``.
     """
     from tokenizers import Regex, normalizers
 
-    # Python's \s
+    # The characters that Python's \s matches.
     space = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
     skipped = r"\p{Case_Ignorable}"
     cased = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
@@ -183,7 +195,8 @@ def albef_steps(then: Any = None) -> Any:
         (more_than_64_words, ""),
     ]
     steps = [
-        # Greek's final sigma depends on its neighbours; Lowercase maps character by character.
+        # Lowercase maps each character by itself, but the Greek final sigma depends on its
+        # neighbours.
         normalizers.Replace(Regex(rf"{cased}{skipped}*\KΣ(?!{skipped}*{cased})"), "ς"),
         normalizers.Lowercase(),
     ]
@@ -202,7 +215,18 @@ def compare_embeddings(
     head: Head,
     as_written: bool,
 ) -> None:
-    """Refuse a folder that gives other embeddings than the student."""
+    """Refuse a folder whose embeddings differ from the student's.
+
+    Args:
+        folder: The folder.
+        saved_student: The student.
+        processors: Its processors.
+        head: The head of the folder.
+        as_written: Whether the folder's tokeniser takes texts as written.
+
+    Raises:
+        StudentError: If an embedding differs by more than rounding.
+    """
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(
@@ -221,7 +245,7 @@ def compare_embeddings(
         (_PROBE_CAPTIONS if as_written else captions, getattr(text_features, head)),
     ]
     for inputs, features in probes:
-        # One by one: a batch would pad short texts to its longest, whether or not that is right.
+        # One by one: in a batch, short texts are padded, which could hide or cause differences.
         embeddings = model.encode(
             inputs,
             batch_size=1,
@@ -230,7 +254,7 @@ def compare_embeddings(
         )
         expected = nn.functional.normalize(features, dim=-1)
         error = (embeddings - expected).abs().max().item()
-        if not error <= _TOLERANCE:  # NaN is neither
+        if not error <= _TOLERANCE:  # also true for NaN
             name = type(saved_student.backbone).__name__
             raise StudentError(
                 f"sentence-transformers gives other embeddings for this student ({name}, off by "
@@ -240,7 +264,7 @@ def compare_embeddings(
 
 
 def _probe_images() -> list[Any]:
-    """Make images that are not square, from dark to bright in different directions."""
+    """Make upright images with gradients in different directions."""
     from PIL import Image
 
     gradient = Image.linear_gradient("L").convert("RGB")

@@ -1,9 +1,9 @@
 """A trained student as a folder that loads anywhere.
 
-Such are ``best/`` of a run, and what ``cusa-train export`` wrote. ``student.safetensors`` holds all
-weights, with settings and provenance in its metadata; for a Hugging Face student its configuration,
-tokeniser and image processor lie beside it. In a folder exported for transformers the backbone's
-weights are transformers' own file, and ``heads.safetensors`` holds the rest.
+It is a run's ``best/``, or what ``cusa-train export --to hf`` wrote. ``student.safetensors`` holds
+all weights, with settings and provenance in its metadata; beside it are the configuration,
+tokeniser and image processor of a Hugging Face student. In an exported folder, the backbone's
+weights are in transformers' own file, and ``heads.safetensors`` holds the heads.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Origin:
     Attributes:
         config: The run's settings.
         provenance: What it was trained on.
-        epoch: Epochs that the steps done belong to: the last one may not be over.
+        epoch: Epochs begun; the last one may not be over.
         step: Steps done.
-        val: Recalls of the validation split in percent, by name; empty if it has not been measured
-            with these weights.
+        val: Recalls of the validation split in percent, by name; empty if these weights were not
+            validated.
         n_pairs: Pairs that it was trained on.
         processes: Processes that trained it.
     """
@@ -69,11 +69,11 @@ class Origin:
 
     @property
     def uni_head(self) -> Head:
-        """Head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``."""
+        """Return the head to use within a modality: ``"uni"`` if trained, else ``"cross"``."""
         return "uni" if "usa" in self.config.loss.terms else "cross"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries as JSON has them."""
+        """Return the entries as JSON-compatible values."""
         return dataclasses.asdict(self)
 
     @staticmethod
@@ -81,7 +81,8 @@ class Origin:
         """Read the inverse of :meth:`to_dict`.
 
         Raises:
-            RunError: If an entry is missing, of another type, or has an illegal value; says which.
+            RunError: If an entry is missing, has another type or an illegal value; ``location``
+                is its path.
         """
         origin = checked(Origin, content, "origin")
         if origin.config.student.name == "adapter" and len(origin.provenance.encoders) < 2:
@@ -110,15 +111,20 @@ class SavedStudent:
 
 
 def save_student(path: Path, student: Student, origin: Origin) -> None:
-    """Write all weights of a student to a file."""
+    """Write all weights of a student to a file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     save_tensors(path, student.state_dict(), origin.to_dict())
 
 
 def student_folder(path: Path) -> Path:
-    """Return the folder of a student: ``best/`` of a run, or the folder itself.
+    """Return the folder that holds a student: a run's ``best/``, or ``path`` itself.
 
     Raises:
-        CusaError: If there is no student in it.
+        RunError: If the run has no best student yet.
+        StudentError: If neither holds a student.
     """
     for folder in (path / BEST_FOLDER, path):
         if _weights_file(folder).is_file():
@@ -134,10 +140,10 @@ def student_folder(path: Path) -> Path:
 
 
 def load_saved(path: Path) -> SavedStudent:
-    """Load a student from a run directory (its best one), or from a folder that holds one.
+    """Load the best student of a run directory, or the student of a folder.
 
     Raises:
-        CusaError: If there is none, or it is damaged; says what to do.
+        CusaError: If there is no student, or its files are damaged; the message says what to do.
     """
     folder = student_folder(path)
     weights = _weights_file(folder)
@@ -147,17 +153,17 @@ def load_saved(path: Path) -> SavedStudent:
 
 
 def load_origin(path: Path) -> Origin:
-    """Tell where a student's weights come from without loading them; see :func:`load_saved`.
+    """Read where a student's weights come from without loading them; see :func:`load_saved`.
 
     Raises:
-        CusaError: If there is none, or it is damaged; says what to do.
+        CusaError: If there is no student, or its files are damaged; the message says what to do.
     """
     weights = _weights_file(student_folder(path))
     return _origin(load_metadata(weights), weights)
 
 
 def _weights_file(folder: Path) -> Path:
-    """Return the file of all weights or, where there is none, that of an export's heads."""
+    """Return the file of all weights or, if there is none, that of an export's heads."""
     weights = folder / WEIGHTS_FILE
     return weights if weights.is_file() else folder / HEADS_FILE
 
@@ -173,13 +179,13 @@ def with_weights(
     origin: Origin,
     is_export: bool = False,
 ) -> SavedStudent:
-    """Make the student that an origin names, with these weights.
+    """Make the student that an origin describes, with these weights.
 
     Args:
-        folder: Where a Hugging Face student's configuration lies.
-        tensors: The weights; of an export, those of the heads alone.
-        origin: Where they come from.
-        is_export: Whether transformers loads the backbone's weights from the folder.
+        folder: The folder of a Hugging Face student's configuration.
+        tensors: All weights by name; for an export, only those of the heads.
+        origin: Where the weights come from.
+        is_export: Whether the backbone's weights are in transformers' own file in that folder.
 
     Raises:
         CusaError: If the weights do not fit that student.
@@ -195,7 +201,7 @@ def with_weights(
             "file changed?",
             path=folder,
         )
-    # An adapter was made without memory for its weights.
+    # An adapter was made on the meta device, without memory for its weights.
     if backbone is None:
         student.to_empty(device="cpu")
     student.load_state_dict(tensors, strict=not is_export)
@@ -214,14 +220,14 @@ def _empty_student(
     origin: Origin,
     is_export: bool,
 ) -> tuple[Student, Processors | None, Any]:
-    """Make a student without its weights, its processors, and the backbone within it."""
+    """Make the student of an origin, its processors and its backbone, for weights to be loaded."""
     settings = origin.config.student
     if settings.name != "adapter":
         return dual_encoder_student(settings, str(folder), is_export)
     encoders = origin.provenance.encoders
     image_dim = encoders["image"].settings.dim
     text_dim = encoders["text"].settings.dim
-    with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
+    with torch.device("meta"):  # allocate nothing before the sizes are compared with the weights
         return adapter_student(settings, image_dim, text_dim), None, None
 
 

@@ -30,7 +30,7 @@ _PARSER_ERRORS = (
 
 
 class DamagedFileError(RunError):
-    """A file of tensors is torn, or is not one of ours."""
+    """A file of tensors is torn, or was not written by cusa-train."""
 
 
 def save_tensors(
@@ -38,28 +38,28 @@ def save_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write tensors and JSON-compatible metadata; an old file stays until the new one is whole.
+    """Write tensors and JSON-compatible metadata; an old file stays until the new one is complete.
 
     Raises:
-        OSError: If they cannot be written: no space left, say.
+        OSError: If they cannot be written, for instance because the disk is full.
     """
     contents = {}
     addresses = set()
     for tensor_name, tensor in tensors.items():
         content = tensor.detach().cpu().contiguous()
         if content.data_ptr() in addresses:
-            content = content.clone()  # tied weights: a safetensors file does not share memory
+            content = content.clone()  # tied weights, which safetensors refuses
         addresses.add(content.data_ptr())
         contents[tensor_name] = content
     with atomic_file(path) as temporary:
         temporary.touch()
-        # As other files are; safetensors' own mode would be for nobody else to read.
+        # Keep the mode of other files; safetensors would make the file unreadable to other users.
         mode = temporary.stat().st_mode
         metadata_json = json.dumps(metadata)
         sealed = {"cusa": metadata_json, "sha256": _digest(contents, metadata_json)}
         try:
             save_file(contents, temporary, sealed)
-        except SafetensorError as error:  # its own word for any error of the file system
+        except SafetensorError as error:  # which safetensors raises for errors of the file system
             raise OSError(f"{path} cannot be written ({error})") from None
         temporary.chmod(mode)
 
@@ -68,13 +68,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors and metadata of a file.
 
     Raises:
-        DamagedFileError: If it is torn, or not one of ours.
+        DamagedFileError: If the file is torn, or was not written by cusa-train.
         RunError: If it does not exist.
     """
     tensors, metadata = _read(path, with_tensors=True)
     try:
         is_whole = metadata.get("sha256") == _digest(tensors, metadata["cusa"])
-    except _PARSER_ERRORS as error:  # a dtype whose bytes torch does not give
+    except _PARSER_ERRORS as error:  # a dtype that torch cannot view as bytes
         raise _damaged(path, first_line(error)) from None
     if not is_whole:
         raise _damaged(path, "its checksum differs")
@@ -82,10 +82,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a file; the checksum, which is over all of it, is not looked at.
+    """Read the metadata of a file without its tensors, and so without verifying the checksum.
 
     Raises:
-        DamagedFileError: If it is torn, or not one of ours.
+        DamagedFileError: If the header is damaged, or the file was not written by cusa-train.
         RunError: If it does not exist.
     """
     _, metadata = _read(path, with_tensors=False)
@@ -96,14 +96,13 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, 
     if not path.exists():
         raise RunError(f"{path} does not exist; has the run finished its first epoch?", path=path)
     if not path.is_file():
-        raise _damaged(path, "it is no file")
+        raise _damaged(path, "it is not a file")
     tensors = {}
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if with_tensors:
-                # Without its tensors, no more than a file's header is read.
-                for tensor_name in file.keys():  # noqa: SIM118 - no mapping
+                for tensor_name in file.keys():  # noqa: SIM118 - not a mapping
                     tensors[tensor_name] = file.get_tensor(tensor_name)
     except _PARSER_ERRORS as error:
         raise _damaged(path, first_line(error)) from None
@@ -113,14 +112,14 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _metadata(metadata_json: str, path: Path) -> dict[str, Any]:
-    # Earlier versions wrote a best RSUM that there was not yet as -Infinity, which is no JSON.
+    # Earlier versions wrote -Infinity, which is not JSON, before there was a best RSUM.
     metadata_json = metadata_json.replace('"best_rsum": -Infinity', '"best_rsum": null')
     try:
         content = parse_json(metadata_json, path)
     except FileFormatError as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(content, dict):
-        raise _damaged(path, "its metadata are no mapping")
+        raise _damaged(path, "its metadata are not a mapping")
     return content
 
 
@@ -129,7 +128,7 @@ def _damaged(path: Path, reason: str) -> DamagedFileError:
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Compute the sha256 (hex) over names, dtypes, shapes and values."""
+    """Compute the sha256 (hex) of the tensors' names, dtypes, shapes and values."""
     contents = {}
     for tensor_name, tensor in tensors.items():
         contents[tensor_name] = tensor.detach().cpu().contiguous()
@@ -137,7 +136,7 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata_json: str) -> str:
-    # Sorted: the order of a file's tensors is its writer's.
+    # Sorted, since the order of tensors in a file is up to the library that wrote it.
     digest = hashlib.sha256(metadata_json.encode())
     for tensor_name, tensor in sorted(tensors.items()):
         digest.update(f"{tensor_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -146,12 +145,12 @@ def _digest(tensors: Mapping[str, Tensor], metadata_json: str) -> str:
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under ``prefix.``."""
+    """Put ``prefix.`` before the names of tensors."""
     return {f"{prefix}.{tensor_name}": tensor for tensor_name, tensor in tensors.items()}
 
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inverse of :func:`with_prefix`; tensors of other names are left out."""
+    """Remove ``prefix.`` from the names of tensors; those with other names are left out."""
     stripped = {}
     for tensor_name, tensor in tensors.items():
         if tensor_name.startswith(f"{prefix}."):
@@ -160,11 +159,15 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Compare weights with those that a model has.
+    """Compare loaded tensors with those of a model, optimizer or loss.
+
+    Args:
+        tensors: The loaded tensors by name.
+        expected: Tensors with the names, shapes and dtypes that they must have.
 
     Returns:
         What is wrong with them, in words: a name that is missing or unknown, another shape or
-        dtype, a value that is not finite. Empty if they fit.
+        dtype, or a value that is not finite. Empty if they fit.
     """
     missing = expected.keys() - tensors.keys()
     if missing:
@@ -181,7 +184,7 @@ def mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> s
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """Name the first tensor that holds NaN or infinity, in words; empty if none does."""
+    """Name the first tensor that holds NaN or infinity, in a message; empty if none does."""
     for tensor_name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             return f"{tensor_name} is not finite"

@@ -505,7 +505,7 @@ def test_a_store_is_indexed_by_teacher_and_split(index):
 def test_what_is_no_array_does_not_become_one_in_silence(index):
     store = EmbeddingStore(index)
     for thing in (store, store.split("train")):
-        with pytest.raises(TypeError, match="is no array"):
+        with pytest.raises(TypeError, match="is not an array"):
             np.asarray(thing)
 
 

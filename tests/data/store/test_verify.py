@@ -61,8 +61,8 @@ def _store_as_float32(shard):
     ("damage", "what"),
     [
         (_remove, "is missing"),
-        (_swap, "the file is another shard than the index names"),
-        (_store_as_float32, "the file is another shard than the index names"),
+        (_swap, "the file is not the shard that the index names"),
+        (_store_as_float32, "the file is not the shard that the index names"),
         (_flip, "its checksum does not hold"),
         (lambda shard: shard.write_bytes(b"nonsense"), "is not a cusa-embeddings-shard file"),
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,13 @@ _ALIASES = {
     "test": ("test",),
 }
 _SPLIT_NAMES = {alias: split for split, aliases in _ALIASES.items() for alias in aliases}
+
+_IMAGE_NAMES = ("image", "image_path", "file_name", "filename", "filepath", "file_path")
+_IMAGE_NAMES += ("image_name", "image_file", "img", "img_path", "path")
+_CAPTION_NAMES = ("caption", "captions", "text", "texts", "title", "comment", "sentence")
+_CAPTION_NAMES += ("sentences", "description", "txt")
+
+_NUMBERED = re.compile(r"(?:caption|text|sentence|comment|description)_?(\d+)", re.IGNORECASE)
 
 
 class Pair(NamedTuple):
@@ -86,14 +94,34 @@ def _pairs_of_file(path: Path) -> Iterator[Pair]:
 
 
 def _pairs_of_lines(lines: list[dict[str, Any]], path: Path) -> Iterator[Pair]:
-    is_image_folder = "image" not in lines[0]
     for line in lines:
-        image_path = line["file_name" if is_image_folder else "image"]
-        captions = line["text" if is_image_folder and "caption" not in lines[0] else "caption"]
-        split = _SPLIT_NAMES[line.get("split") or _split_of(path)]
-        image_id = _written_id(line.get("image_id")) or image_path
-        for caption in captions if isinstance(captions, list) else [captions]:
-            yield Pair(split, image_path, image_id, caption, None)
+        yield from _pairs_of_entry(line, _split_of(path))
+
+
+def _pairs_of_entry(line: dict[str, Any], default_split: str) -> Iterator[Pair]:
+    """The pairs of an entry, by the names of columns that docs/data.md lists."""
+    image_path = line[_column(line, _IMAGE_NAMES)]
+    image_id = _written_id(line.get(_column(line, ("image_id",)))) or image_path
+    split = _SPLIT_NAMES[line.get(_column(line, ("split",))) or default_split]
+    caption_column = _column(line, _CAPTION_NAMES)
+    if caption_column is None:
+        numbered = {int(m[1]): line[name] for name in line if (m := _NUMBERED.fullmatch(name))}
+        captions = [numbered[number] for number in sorted(numbered)]
+        captions = captions if len(captions) == 1 else list(filter(None, captions))
+    else:
+        captions = line[caption_column]
+    for caption in captions if isinstance(captions, list) else [captions]:
+        yield Pair(split, image_path, image_id, caption, None)
+
+
+def _column(line: dict[str, Any], usual_names: tuple[str, ...]) -> str | None:
+    spellings: dict[str, str] = {}
+    for name in line:
+        spellings.setdefault("_".join(re.split(r"[\s-]+", name.strip().lower())), name)
+    present = [spellings[name] for name in usual_names if name in spellings]
+    if len(present) > 1 and usual_names[0] not in spellings:
+        raise KeyError(present)
+    return present[0] if present else None
 
 
 def _table(text: str) -> list[dict[str, str]]:
@@ -106,12 +134,8 @@ def _table(text: str) -> list[dict[str, str]]:
 
 
 def _pairs_of_list(entries: list[dict[str, Any]], path: Path) -> Iterator[Pair]:
-    for fields in entries:
-        image_path = fields["image_path"] if "image_path" in fields else fields["image"]
-        image_id = _written_id(fields.get("image_id")) or image_path
-        captions = fields["caption"]
-        for caption in captions if isinstance(captions, list) else [captions]:
-            yield Pair(_split_of(path), image_path, image_id, caption, None)
+    for entry in entries:
+        yield from _pairs_of_entry(entry, _split_of(path))
 
 
 def _pairs_of_coco(document: dict[str, Any], path: Path) -> Iterator[Pair]:

@@ -258,8 +258,8 @@ def read_eccv(path: Path) -> dict[str, Any]:
     try:
         ground_truths = CocoTruths()
         truths = {}
-        for name, ways in ground_truths.files.items():
-            truths[name] = {way: file.relevant_ids for way, file in ways.items()}
+        for name, files in ground_truths.files.items():
+            truths[name] = [file.relevant_ids for file in files]
         return {"ids": ground_truths.test_ids, "truths": truths}
     finally:
         sys.path.pop(0)

@@ -38,8 +38,6 @@ def _encoded(mode: str, form: str, **options: Any) -> bytes:
 def _read(path: Path) -> tuple[str, tuple[int, int], bytes]:
     changed_decoding(path)
     picture = load_image(path)
-    half = load_image(path, at_least=8)
-    assert half.width <= picture.width
     center_crop(resize_shorter(picture, 16, "bicubic"), 16)
     return picture.mode, picture.size, picture.tobytes()
 

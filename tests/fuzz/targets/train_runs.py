@@ -109,7 +109,7 @@ def is_config_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """Provenance of the run, as plain values."""
-    return load_run(path.parent)[1].to_dict()
+    return dataclasses.asdict(load_run(path.parent)[1])
 
 
 def is_provenance_as_written(valid: Any, read: dict[str, Any], path: Path) -> bool:
