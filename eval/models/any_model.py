@@ -30,7 +30,7 @@ from cusa.train.saving.run_dir import begun, load_trained
 from cusa.train.saving.student_folder import student_folder
 from cusa.train.student import load_dual_encoder
 
-LEGAL = (
+LEGAL_MODELS = (
     "a run of cusa-train or an exported folder, the name or folder of a Hugging Face or "
     f"sentence-transformers model (owner/model), a teacher ({', '.join(KNOWN)}), or NAME=PATH of "
     "one"
@@ -83,7 +83,7 @@ def _load(spec: str, device: str, checkpoint: str) -> Encoder:
         return ModelEncoder(request.name, "teacher", [request.load(device)], device)
 
     _check_model_name(spec)
-    with one_line_load_errors("model", spec, RunError, f"legal: {LEGAL}"):
+    with one_line_load_errors("model", spec, RunError, f"legal: {LEGAL_MODELS}"):
         return _load_model(spec, device)
 
 
@@ -95,12 +95,12 @@ def _check_model_name(spec: str) -> None:
         if not any(file.is_file() for file in model_files):
             raise RunError(
                 f"folder {spec} holds no student, no modules.json and no config.json; legal: "
-                f"{LEGAL}",
+                f"{LEGAL_MODELS}",
                 path=folder,
                 name=spec,
             )
     elif spec.count("/") != 1 or spec.startswith((".", "/", "~")):
-        raise RunError(f"unknown model {spec!r}; legal: {LEGAL}", name=spec)
+        raise RunError(f"unknown model {spec!r}; legal: {LEGAL_MODELS}", name=spec)
 
 
 def _holds_student(folder: Path) -> bool:

@@ -65,7 +65,7 @@ def worst_failures(
     embeddings: SplitEmbeddings,
     split: SplitView,
     image_root: Path,
-    head_of: dict[Task, Head],
+    head_by_task: dict[Task, Head],
     per_task: int,
 ) -> tuple[GalleryQuery, ...]:
     """Answer the queries of each task whose best relevant candidate ranks worst.
@@ -77,12 +77,12 @@ def worst_failures(
         embeddings: The model's embeddings.
         split: The split.
         image_root: Folder of the images.
-        head_of: The head that answers, by task.
+        head_by_task: The head that answers, by task.
         per_task: Most queries per task.
     """
     items = EmbeddedItems(embeddings, split, image_root)
     failures: list[GalleryQuery] = []
-    for task, head in head_of.items():
+    for task, head in head_by_task.items():
         relevance = items.relevance(task)
         if per_task == 0 or not len(relevance.indices):
             continue

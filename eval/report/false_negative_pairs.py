@@ -13,7 +13,7 @@ from cusa.data.store.embeddings import Embeddings
 from cusa.eval.inspection.batch_figures import COSINE_DECIMALS
 from cusa.eval.inspection.pair_search import teacher_rows
 from cusa.eval.metrics.caption_images import cross_modal_relevance
-from cusa.eval.report.gallery import TOP
+from cusa.eval.report.gallery import HITS_SHOWN
 
 # Number of pairs whose teacher rows are in memory at once.
 _BLOCK = 4096
@@ -40,7 +40,7 @@ class RankedAbove:
         captions: int64 ``[p]``: position of the caption among the embeddings.
         own_images: int64 ``[p]``: position of the image that the caption was written for.
         retrieved: int64 ``[p]``: position of the image that is ranked above it.
-        ranks: int64 ``[p]``: rank of that image, less than ``TOP``.
+        ranks: int64 ``[p]``: rank of that image, less than ``HITS_SHOWN``.
         similarities: float32 ``[p]``: the model's cosine of the caption and that image.
     """
 
@@ -52,10 +52,10 @@ class RankedAbove:
 
     @classmethod
     def search(cls, embeddings: SplitEmbeddings) -> RankedAbove:
-        """Search the ``TOP`` nearest images of every caption by the cross head."""
+        """Search the ``HITS_SHOWN`` nearest images of every caption by the cross head."""
         images = embeddings.image["cross"]
         caption_image = embeddings.caption_image
-        n_hits = min(TOP, len(images))
+        n_hits = min(HITS_SHOWN, len(images))
         similarities, neighbours = faiss.knn(
             embeddings.text["cross"], images, n_hits, metric=faiss.METRIC_INNER_PRODUCT
         )

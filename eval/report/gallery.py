@@ -16,7 +16,7 @@ from cusa.eval.metrics.ranks import rank_bounds
 from cusa.eval.metrics.relevance import Relevance, Task, relevance_of
 
 # Number of hits shown for each query.
-TOP = 5
+HITS_SHOWN = 5
 Mark = Literal["right", "true, but not labelled", "wrong", "no label"]
 
 
@@ -71,7 +71,7 @@ class GalleryQuery:
         task: Direction of the retrieval.
         head: The head that answers.
         query: The query.
-        hits: The ``TOP`` most similar candidates, most similar first; fewer if there are fewer.
+        hits: The most similar candidates, at most ``HITS_SHOWN``, most similar first.
         rank: Rank of the best relevant candidate, 0 being first; ``None`` if the labels have no
             answer.
         answer: That candidate; ``None`` if the labels have no answer.
@@ -171,7 +171,7 @@ def make_gallery(
     embeddings: SplitEmbeddings,
     split: SplitView,
     image_root: Path,
-    head_of: dict[Task, Head],
+    head_by_task: dict[Task, Head],
     per_task: int,
     seed: int,
 ) -> tuple[GalleryQuery, ...]:
@@ -185,13 +185,13 @@ def make_gallery(
         embeddings: The model's embeddings.
         split: The split.
         image_root: Folder of the images.
-        head_of: The head that answers, by task.
+        head_by_task: The head that answers, by task.
         per_task: Number of queries per task.
         seed: Seed of the draw.
     """
     items = EmbeddedItems(embeddings, split, image_root)
     gallery: list[GalleryQuery] = []
-    for number, (task, head) in enumerate(head_of.items()):
+    for number, (task, head) in enumerate(head_by_task.items()):
         relevance = items.relevance(task)
         n_relevant = np.diff(relevance.indptr)
         drawable = np.flatnonzero(n_relevant)
@@ -229,7 +229,7 @@ def answer_queries(
     ranks = rank_bounds(query_features, candidate_features, *csr(relevant), excluded).pessimistic
     # Search for one more than is shown, since a query may find itself.
     similarities, neighbours = faiss.knn(
-        query_features, candidate_features, TOP + 1, metric=faiss.METRIC_INNER_PRODUCT
+        query_features, candidate_features, HITS_SHOWN + 1, metric=faiss.METRIC_INNER_PRODUCT
     )
     task = relevance.task
     for number, query in enumerate(queries.tolist()):
@@ -245,4 +245,4 @@ def answer_queries(
             best_candidate = int(relevant[number][scores.argmax()])
             best_item = items.item(task[2], best_candidate)
             answer = GalleryHit(best_item, float(scores.max()), correct=True)
-        yield GalleryQuery(task, head, items.item(task[0], query), hits[:TOP], rank, answer)
+        yield GalleryQuery(task, head, items.item(task[0], query), hits[:HITS_SHOWN], rank, answer)

@@ -123,7 +123,7 @@ def _draw(
     curve: Curve,
     mark_best: bool,
 ) -> None:
-    color, dash = look(curve.model)
+    color, dash = curve_style(curve.model)
     # A single point has no line, and needs a marker to be seen.
     marker = "." if len(curve.x) == 1 else None
     axes.plot(curve.x, curve.y, color=color, linestyle=dash, linewidth=1.6, marker=marker)
@@ -137,7 +137,7 @@ def _format_log_scale(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def look(model: int) -> tuple[str, str]:
+def curve_style(model: int) -> tuple[str, str]:
     """Choose the colour and the dash pattern of a model by its position on the page."""
     color = COLORS[model % len(COLORS)]
     dash = DASHES[model // len(COLORS) % len(DASHES)]

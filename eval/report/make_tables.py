@@ -50,11 +50,7 @@ def make_table(
     """Make a table with a row per model and head, and a column per metric; published rows are last.
 
     With several models, the best figure of each column is marked. Published figures do not compete,
-    nor does the only figure of a column.
-
-    Args:
-        results: The results of each model, in the order of the report.
-        spec: Description of the table.
+    nor does the only figure of a column. Arguments are those of :func:`make_tables`.
 
     Returns:
         The table; ``None`` if no model has a figure.

@@ -10,7 +10,7 @@ from typing import Any
 from cusa.eval.report import charts
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryQuery, Item
-from cusa.eval.report.line_chart import look
+from cusa.eval.report.line_chart import curve_style
 from cusa.eval.report.page import write_page
 from cusa.eval.report.tables import TASKS, Section
 
@@ -88,7 +88,7 @@ def write_report(
         about=next(filter(None, metrics), None),
         headlines=headlines(models, sections),
         explained=_remarks(models, sections),
-        looks=list(map(look, range(len(models)))),
+        looks=list(map(curve_style, range(len(models)))),
         best=list(map(charts.best_epoch, histories)),
         tasks=TASKS,
         sections=sections,

@@ -171,12 +171,17 @@ def _examples(
 ) -> tuple[Examples, str]:
     """Choose the report's examples, and describe what is wrong with the run's log, if anything."""
     uni_head, n_shown = model.provider.uni_head, options.n_shown
-    head_of: dict[Task, Head] = {"i2t": "cross", "t2i": "cross", "t2t": uni_head, "i2i": uni_head}
+    head_by_task: dict[Task, Head] = {
+        "i2t": "cross",
+        "t2i": "cross",
+        "t2t": uni_head,
+        "i2i": uni_head,
+    }
     seed = options.scoring.bootstrap.seed
     view, image_root = split.view, split.image_root
     examples = Examples(
-        gallery=make_gallery(embeddings, view, image_root, head_of, n_shown, seed),
-        failures=worst_failures(embeddings, view, image_root, head_of, n_shown),
+        gallery=make_gallery(embeddings, view, image_root, head_by_task, n_shown, seed),
+        failures=worst_failures(embeddings, view, image_root, head_by_task, n_shown),
         false_negatives=likely_false_negatives(embeddings, view, teachers, image_root, 2 * n_shown),
     )
     if model.run_dir is None:

@@ -6,7 +6,7 @@ import numpy as np
 from cusa.data.embeddings import SplitEmbeddings
 from cusa.data.records import Truth
 from cusa.data.store.reader import EmbeddingStore
-from cusa.eval.report.gallery import TOP, make_gallery
+from cusa.eval.report.gallery import HITS_SHOWN, make_gallery
 from tests.helpers import make_store, unit_rows
 
 HEAD_OF = {"i2t": "cross", "t2i": "cross", "t2t": "uni", "i2i": "uni"}
@@ -33,15 +33,15 @@ def test_hits_are_the_most_similar_candidates_and_never_the_query_itself(tmp_pat
         order = [
             c for c in np.argsort(-similarities).tolist() if g.task[0] != g.task[2] or c != query
         ]
-        assert [h.item.text for h in g.hits] == [names[c] for c in order[:TOP]]
+        assert [h.item.text for h in g.hits] == [names[c] for c in order[:HITS_SHOWN]]
         group = {"i2t": lambda c, q: c // 2 == q, "t2i": lambda c, q: c == q // 2}.get(
             g.task, lambda c, q: c // 2 == q // 2
         )
         good = [group(c, query) for c in order]
-        assert [h.correct for h in g.hits] == good[:TOP]
+        assert [h.correct for h in g.hits] == good[:HITS_SHOWN]
         assert g.rank == good.index(True)
         np.testing.assert_allclose(
-            [h.similarity for h in g.hits], similarities[order[:TOP]], rtol=1e-5
+            [h.similarity for h in g.hits], similarities[order[:HITS_SHOWN]], rtol=1e-5
         )
         assert g.answer.item.text == names[order[g.rank]]
         np.testing.assert_allclose(g.answer.similarity, similarities[order[g.rank]], rtol=1e-5)
@@ -67,7 +67,7 @@ def test_images_without_labels_have_neighbours_and_nothing_is_right_or_wrong(tmp
     for g in gallery[4:]:
         query = split.image_ids[:].index(g.query.text)
         order = [c for c in np.argsort(-(image @ image[query])).tolist() if c != query]
-        assert [h.item.text for h in g.hits] == [split.image_ids[c] for c in order[:TOP]]
+        assert [h.item.text for h in g.hits] == [split.image_ids[c] for c in order[:HITS_SHOWN]]
         assert {h.correct for h in g.hits} == {None}
         assert (g.rank, g.answer) == (None, None)
     assert {h.correct for g in gallery[:4] for h in g.hits} == {True, False}

@@ -283,8 +283,8 @@ def test_image_retrieval_has_both_heads_the_paper_and_what_was_measured(tmp_path
     assert "sha256 1a1a1a1a1a1a." in words
     assert "Stanford Online Products: 5,924" in words
     assert "sha256 2a2a2a2a2a2a. 12 images were not there." in words
-    assert "an image alone in its class is a miss" in words
-    assert "by its id and never by its rank" in words
+    assert "an image alone in its class counts as a miss" in words
+    assert "by its position in the data, never by its rank" in words
     assert "Image retrieval" in page.words()[:40]
     assert "R@1 of images, mean of the paper's four sets, uni head" in words
 
