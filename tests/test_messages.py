@@ -97,8 +97,6 @@ def test_every_error_is_of_a_kind():
 
 # Tests that ask for words, and why.
 WORDED = {
-    "data/readers/test_forms.py": (1, "how many images have no captions"),
-    "data/store/test_rows_by_id.py": (1, "how many ids are unknown"),
     "precompute/test_precompute.py": (3, "the system's refusal, and the picture of a run's error"),
     "precompute/test_teachers.py": (1, "the names that are legal are listed"),
     "precompute/test_unicom.py": (2, "where the weights are to be had, and under which checksum"),
