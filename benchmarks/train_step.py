@@ -175,7 +175,7 @@ class Paced:
     def run(self, steps: int) -> None:
         """So many, as the Trainer's own loop takes them."""
         for _ in range(steps):
-            self._trainer._meet("", "")
+            self._trainer._agree_to_go_on("", "")
             if lost := self._trainer._train_on(next(self._batches)):
                 raise SystemExit(lost)
 

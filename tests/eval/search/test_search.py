@@ -715,7 +715,7 @@ def test_damaged_lines_of_items_are_left_out(home, student, texts, tmp_path):
     output = run_ok(
         "eval", "search", "picture number 3", "-k", 5, "--index", folder, "--device", "cpu"
     )
-    assert "note: 3 more found, whose lines in items.jsonl are damaged" in output
+    assert "note: 3 more hits have damaged lines in items.jsonl" in output
 
 
 def test_queries_that_are_none(student, images, tmp_path, monkeypatch):
