@@ -49,14 +49,20 @@ def make_records(n_images: int) -> tuple[Record, ...]:
 def without_tables(index_path: Path, copy_path: Path) -> None:
     """Copy an index without its tables of hashes, as earlier versions wrote it."""
 
+    def copy_group(source: h5py.Group, copy: h5py.Group) -> None:
+        for name, value in source.attrs.items():
+            copy.attrs[name] = value
+        for name, child in source.items():
+            if name == "lookup":
+                continue
+            if isinstance(child, h5py.Group):
+                copy_group(child, copy.create_group(name))
+            else:
+                copy.create_dataset(name, data=child[()])
+
     def fill(file: h5py.File) -> None:
         with h5py.File(index_path) as whole:
-            for name, value in whole.attrs.items():
-                file.attrs[name] = value
-            for name in whole:
-                whole.copy(name, file)
-        for split in file["splits"].values():
-            del split["lookup"]
+            copy_group(whole, file)
 
     write_sealed(copy_path, INDEX_FORMAT, fill)
 
