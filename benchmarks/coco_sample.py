@@ -10,15 +10,12 @@ that cusa-precompute made:
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,6 +30,8 @@ from cusa.train.loss.config import TERMS
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import load_trained
 from cusa.train.trainer import Trainer
+
+from timing import machine, mean_and_deviation
 
 SMOKE = (
     "{store} --text-teacher words --image-teacher vision "
@@ -118,18 +117,12 @@ def main(
         for loss, runs in by_loss.items():
             cells = []
             for name in names:
-                values = [r[name] for r in runs]
-                deviation = statistics.stdev(values) if seeds > 1 else 0
-                cells.append(f"{statistics.mean(values):.1f} +- {deviation:.1f}")
+                cells.append(mean_and_deviation([r[name] for r in runs]))
             table.add_row(text_teacher, loss, *cells)
     Console(width=160).print(table)
     if out is not None:
-        machine = {
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        figures = {"machine": machine(), "results": results}
+        out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

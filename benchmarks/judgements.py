@@ -9,14 +9,11 @@ Usage, on a store that cusa-precompute made of Flickr8k:
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -35,6 +32,8 @@ from cusa.train.loss.config import TERMS
 from cusa.train.processes import Processes
 from cusa.train.saving.run_dir import load_trained
 from cusa.train.trainer import Trainer
+
+from timing import machine, mean_and_deviation
 
 SMOKE = (
     "{store} {judgements} --image-encoder vision --text-encoder words --seeds 2 "
@@ -118,18 +117,12 @@ def main(
     for name in results["cusa"][0]:
         cells = []
         for runs in results.values():
-            values = [run[name] for run in runs]
-            deviation = statistics.stdev(values) if seeds > 1 else 0
-            cells.append(f"{statistics.mean(values):.1f} +- {deviation:.1f}")
+            cells.append(mean_and_deviation([run[name] for run in runs]))
         table.add_row(name, *cells)
     Console().print(table)
     if out is not None:
-        machine = {
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        figures = {"machine": machine(), "results": results}
+        out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ running when what it measures changes. A name in braces stands for an input of t
 
 from __future__ import annotations
 
+import platform
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -34,3 +36,18 @@ def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
             if number:
                 found[name].append(taken)
     return found
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """As tables show figures of several seeds; of one, the deviation is 0."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} +- {deviation:.1f}"
+
+
+def machine() -> dict[str, str | int]:
+    """What results were measured on."""
+    return {
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from cusa.data.errors import DataError
 from cusa.data.readers import memory
+from cusa.data.readers.forms import LEGAL_DATASETS
 from cusa.data.readers.saved_dataset import HUB_PREFIX
 
 # Where the annotations of a named data set lie in its folder, the likeliest first.
@@ -21,9 +22,6 @@ ANNOTATIONS = {
         "Flickr8k_text/Flickr8k.token.txt",
     ),
 }
-LEGAL_DATASETS = (
-    "coco, flickr30k, flickr8k, demo, hf:OWNER/NAME[:SPLIT], an annotation file or a folder"
-)
 
 
 def source_texts(sources: Any) -> list[str]:

@@ -230,8 +230,8 @@ def _image_root(
     image_folders = {content.image_folder for content in annotations}
     if len(image_folders) > 1:
         raise DataError(
-            "the images of these files lie in different folders; pass one data set at a time, and "
-            "join the stores with cusa-store merge",
+            "the images of these files lie in different folders; make a store of each, or put all "
+            "images below one folder and pass annotations that name them there",
             path=sources[0].path,
         )
     image_folder = annotations[0].image_folder

@@ -129,9 +129,7 @@ def parse_csv(
             row does not have as many cells as the header. The rows are parsed lazily, and so are
             their errors.
     """
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        _refuse_csv(file_path, line, "it holds a NUL character; if it is UTF-16, save it as UTF-8")
+    refuse_nul(text, file_path)
     rows = _csv_rows(text, file_path, separator)
     line, header = next(rows, (1, []))
     names = [name for name in header if name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -33,14 +32,13 @@ from cusa.data.readers.first_bytes import (
     read_first_bytes,
     refuse_other_than_text,
 )
-from cusa.data.readers.forms import Annotations, Form, Source, Table, field_names
+from cusa.data.readers.forms import LEGAL_DATASETS, Annotations, Form, Source, Table, field_names
 from cusa.data.readers.sidecar_captions import read_sidecars
 
-DOCUMENT_FORMS: tuple[Form[Any], ...] = (karpathy.FORM, coco_captions.FORM, caption_list.FORM)
+DOCUMENT_FORMS: tuple[Form, ...] = (karpathy.FORM, coco_captions.FORM, caption_list.FORM)
 SEPARATORS = (",", "\t", ";", "|")
 _JSON_SUFFIXES = (".json", ".jsonl")
 _MAX_SHOWN_COLUMNS = 10
-_OPENING = re.compile(r"\s*([{\[]?)")
 
 
 def read_annotations(source: Source) -> Annotations:
@@ -60,11 +58,7 @@ def read_annotations(source: Source) -> Annotations:
     path = source.path
     # Path.exists raises on names that are too long.
     if not os.path.exists(path):
-        raise DataError(
-            f"annotation file {path} does not exist; legal names: coco, flickr30k, flickr8k, demo, "
-            "hf:OWNER/NAME, or a path",
-            path=path,
-        )
+        raise DataError(f"annotation file {path} does not exist; pass {LEGAL_DATASETS}", path=path)
     if path.is_dir() and saved_dataset.is_saved(path):
         return saved_dataset.read_saved(source)
     if path.is_dir():
@@ -85,9 +79,7 @@ def read_annotations(source: Source) -> Annotations:
 
 
 def _is_json(beginning: str, path: Path) -> bool:
-    opening = _OPENING.match(beginning)
-    has_bracket = opening is not None and bool(opening[1])
-    return has_bracket or path.suffix in _JSON_SUFFIXES
+    return beginning.lstrip().startswith(("{", "[")) or path.suffix in _JSON_SUFFIXES
 
 
 def _read_json(beginning: str, source: Source) -> Annotations:

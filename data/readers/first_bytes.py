@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.errors import FileFormatError
-from cusa.data.parsing import not_utf8
+from cusa.data.parsing import not_utf8, refuse_nul
 
 N_FIRST_BYTES = 1 << 16
 # Of a first line that is longer: tables of a million columns, captions by the thousand.
@@ -105,15 +105,8 @@ def refuse_other_than_text(path: Path, first_bytes: bytes) -> None:
         if first_bytes.startswith(signature.magic, signature.offset):
             message = f"{path} is {signature.kind}, not an annotation file; {signature.advice}"
             raise FileFormatError(message, path=path, name=signature.kind)
-    if b"\0" in first_bytes:
-        before_nul = first_bytes.partition(b"\0")[0]
-        line_breaks = before_nul.count(b"\n")
-        location = f"line {line_breaks + 1}"
-        message = (
-            f"{path} {location} holds a NUL character, as binary data does; pass an annotation "
-            "file, or save it as UTF-8 if it is text"
-        )
-        raise FileFormatError(message, path=path, location=location)
+    # Any bytes are Latin-1, and only NUL is looked for.
+    refuse_nul(first_bytes.decode("latin-1"), path)
 
 
 def read_beginning(

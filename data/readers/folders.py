@@ -74,9 +74,8 @@ def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
         form, paths = candidates[0]
         sources = [replace(source, path=path, image_folders=_folders(source)) for path in paths]
         return sources, _notes(folder, form, candidates[1:])
-    image_paths = _images(folder)
-    if sidecar_captions.has_sidecars(image_paths):
-        return [source], sidecar_captions.notes(folder, image_paths)
+    if sidecar_captions.has_sidecars(_images(folder)):
+        return [source], ()
     legal = ["a folder that datasets saved", "an imagefolder with metadata.csv, .jsonl or .parquet"]
     legal += list(dict.fromkeys(form for form, _ in _ANNOTATION_PATTERNS))
     legal.append(sidecar_captions.DESCRIPTION)

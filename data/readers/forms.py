@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from cusa.data.errors import DataError, FileFormatError
 from cusa.data.parsing import described, refuse_lone_surrogates
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.data.readers.split_names import canonical_split, split_in_file_name
 
+LEGAL_DATASETS = (
+    "coco, flickr30k, flickr8k, demo, hf:OWNER/NAME[:SPLIT], an annotation file or a folder"
+)
 # From here on, float64 cannot represent every whole number.
 _EXACT_FLOATS = 2**53
 
@@ -117,12 +120,9 @@ def field_names(value: Any) -> tuple[str, ...]:
     return ()
 
 
-Content = TypeVar("Content")
-
-
 @dataclass(frozen=True)
-class Form(Generic[Content]):
-    """A form of JSON documents with annotations; ``Content`` is the parsed document.
+class Form:
+    """A form of JSON documents with annotations.
 
     Attributes:
         description: What it looks like, for messages.
@@ -131,8 +131,8 @@ class Form(Generic[Content]):
     """
 
     description: str
-    recognises: Callable[[Content], bool]
-    read: Callable[[Content, Source], Annotations]
+    recognises: Callable[[Any], bool]
+    read: Callable[[Any, Source], Annotations]
 
 
 class Entry:

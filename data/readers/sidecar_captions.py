@@ -28,8 +28,8 @@ def has_sidecars(image_paths: Sequence[Path]) -> bool:
     return any(sidecars.of_image(image_path) is not None for image_path in image_paths)
 
 
-def notes(folder: Path, image_paths: Sequence[Path]) -> tuple[str, ...]:
-    """Say how many texts of a folder are beside no image."""
+def _notes(folder: Path, image_paths: Sequence[Path]) -> tuple[str, ...]:
+    """Say how many texts of a folder, given by its absolute path, are beside no image."""
     stems: set[Path] = set()
     parents: set[Path] = set()
     for path in image_paths:
@@ -40,7 +40,7 @@ def notes(folder: Path, image_paths: Sequence[Path]) -> tuple[str, ...]:
         for path in sorted(parent.iterdir()):
             is_text = path.suffix.lower() in _TEXT_SUFFIXES and not path.name.startswith(".")
             if is_text and path.with_suffix("") not in stems:
-                alone.append(path.relative_to(folder.absolute()).as_posix())
+                alone.append(path.relative_to(folder).as_posix())
     if not alone:
         return ()
     shown = ", ".join(alone[:_MAX_SHOWN_FILES])
@@ -71,7 +71,8 @@ def read_sidecars(source: Source) -> Annotations:
             path=without_captions[0],
         )
     rows = _rows(image_paths, folder, source, sidecars)
-    return Annotations(folder.name, LOCATION_FORMAT, rows, image_folder=source.path)
+    notes = _notes(folder, image_paths)
+    return Annotations(folder.name, LOCATION_FORMAT, rows, notes, image_folder=source.path)
 
 
 class _Sidecars:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence, Set
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from cusa.data.errors import DataError
@@ -79,28 +77,27 @@ def id_texts(ids: Iterable[Any]) -> list[str]:
 class IdLookup:
     """Finds the rows of ids in a column of texts.
 
+    The table is looked for on first use, so that opening a store costs the same with it.
+
     Args:
         index: The index file.
-        split_group: The split's group in it.
+        split_name: Path of the split's group in it, such as ``"/splits/train"``.
         name: The column's name there.
         texts: The column. For a store of an earlier version, which has no table, the table is built
-            from all texts on first use.
+            from all texts.
     """
 
     def __init__(
         self,
         index: MappedFile,
-        split_group: h5py.Group,
+        split_name: str,
         name: str,
         texts: Sequence[str],
     ) -> None:
         self._index = index
+        self._split_name = split_name
+        self._column = name
         self._texts = texts
-        self._name = f"{split_group.name}/lookup/{name}".lstrip("/")
-        self._location = None
-        if "lookup" in split_group:
-            self._location = array_location(child_group(split_group, "lookup"), name, "<u8")
-            check_lengths([len(texts), *self._location.shape], index.path, self._name)
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """Return the row of each id, int64 ``[n]``; -1 for unknown ids.
@@ -127,8 +124,8 @@ class IdLookup:
                 return -1
             row = entry & _ROW_MASK
             if row >= len(self._texts):
-                path = Path(self._index.path)
-                refuse(path, self._name, "it names a row that does not exist")
+                table_name = f"{self._split_name}/lookup/{self._column}"
+                refuse(self._index.path, table_name, "it names a row that does not exist")
             # Another text may have the same checksum.
             if self._texts[row] == text:
                 return row
@@ -137,9 +134,13 @@ class IdLookup:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        if self._location is None:
-            return lookup_table(self._texts)
-        return self._index.array(self._location)
+        with self._index.opened() as file:
+            split_group = file[self._split_name]
+            if "lookup" not in split_group:
+                return lookup_table(self._texts)
+            location = array_location(child_group(split_group, "lookup"), self._column, "<u8")
+        check_lengths([len(self._texts), *location.shape], self._index.path, location.name)
+        return self._index.array(location)
 
     def __getstate__(self) -> dict[str, object]:
         # Another process maps the table itself.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from cusa.data.errors import StoreError
-from cusa.data.store.checksum import open_bytes
+from cusa.data.store.checksum import open_bytes, open_sealed
 from cusa.data.store.hdf5 import ArrayLocation
 
 
@@ -40,6 +42,14 @@ class MappedFile:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_map": None}
+
+    def opened(self) -> AbstractContextManager[h5py.File]:
+        """Open the file with HDF5, to find where its arrays lie.
+
+        Raises:
+            StoreError: If it is missing, or another file than the one that was opened first.
+        """
+        return open_sealed(self.path, self._file_format, self._seal)
 
     def array(self, location: ArrayLocation) -> np.ndarray:
         """Return a read-only array over bytes of the file.

@@ -53,9 +53,9 @@ class Split:
         self.image_paths = Strings(index, group, "image_paths")
         self.caption_ids = Strings(index, group, "caption_ids")
         self.captions = Strings(index, group, "captions")
-        self._rows_of_image_id = IdLookup(index, group, "image_ids", self.image_ids)
-        self._rows_of_image_path = IdLookup(index, group, "image_paths", self.image_paths)
-        self._rows_of_caption_id = IdLookup(index, group, "caption_ids", self.caption_ids)
+        self._rows_of_image_id = IdLookup(index, group.name, "image_ids", self.image_ids)
+        self._rows_of_image_path = IdLookup(index, group.name, "image_paths", self.image_paths)
+        self._rows_of_caption_id = IdLookup(index, group.name, "caption_ids", self.caption_ids)
         self._caption_image = array_location(group, "caption_image", "<i8")
         self._truth: tuple[ArrayLocation, ...] = ()
         if "truth" in group:

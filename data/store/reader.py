@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +11,6 @@ import numpy as np
 from cusa.data.errors import StoreError
 from cusa.data.store.checksum import (
     INDEX_FORMAT,
-    open_sealed,
     read_seal,
     seal_holds,
 )
@@ -76,7 +74,7 @@ class EmbeddingStore:
         self.versions: dict[str, dict[str, str]] = {}
         self.sources: dict[str, str] = {}
         self._splits_of: dict[str, list[str]] = {}
-        with self._opened() as file:
+        with self._index.opened() as file:
             self._read(file)
 
     def _read(self, file: h5py.File) -> None:
@@ -121,9 +119,6 @@ class EmbeddingStore:
         splits = ", ".join(f"{name} {len(split):,} images" for name, split in self.splits.items())
         teachers = ", ".join(self.teachers)
         return f"<EmbeddingStore {str(self.path)!r}: {splits}; teachers: {teachers}>"
-
-    def _opened(self) -> AbstractContextManager[h5py.File]:
-        return open_sealed(self.path, INDEX_FORMAT, self._seal)
 
     def split(self, name: str) -> Split:
         """Return a split by name.
@@ -220,7 +215,7 @@ class EmbeddingStore:
                 name=teacher,
             )
 
-        with self._opened() as file:
+        with self._index.opened() as file:
             teacher_group = child_group(child_group(file, "teachers"), teacher)
             split_group = child_group(teacher_group, split)
             settings = self.teachers[teacher]
