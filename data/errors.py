@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Self
 
 # ``location`` of an error that a model's own code raised on its inputs.
 FORWARD_PASS = "forward pass"
@@ -37,6 +38,17 @@ class CusaError(ValueError):
         self.path = path
         self.location = location
         self.name = name
+
+    def reworded(self, message: str, name: str | None = None) -> Self:
+        """Return an error of the same kind, path and location with another message.
+
+        Args:
+            message: The line.
+            name: What is at fault; ``None``: as here.
+        """
+        if name is None:
+            name = self.name
+        return type(self)(message, path=self.path, location=self.location, name=name)
 
 
 class FileFormatError(CusaError):

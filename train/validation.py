@@ -101,7 +101,7 @@ class Validation:
         except CusaError as error:
             self.keeper.save_checkpoint()
             message = self.keeper.with_resume_command(str(error))
-            raise type(error)(message, path=error.path, name=error.name) from None
+            raise error.reworded(message) from None
 
     def _scores_and_best(self, embeddings: SplitEmbeddings | None) -> tuple[dict[str, float], bool]:
         """Score an epoch, and save its student if it is the best; the leading process decides."""

@@ -199,5 +199,4 @@ def named_in_errors(name: str) -> Iterator[None]:
     try:
         yield
     except CusaError as error:
-        line = f"{name}: {error}"
-        raise type(error)(line, path=error.path, location=error.location, name=name) from None
+        raise error.reworded(f"{name}: {error}", name) from None

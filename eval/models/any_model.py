@@ -60,13 +60,7 @@ def load_encoder(
         return _load(str(spec), chosen_device(device), checkpoint)
     except CusaError as error:
         # Teachers' errors name --teacher, an option of another command.
-        message = str(error).replace("--teacher ", "")
-        raise type(error)(
-            message,
-            path=error.path,
-            location=error.location,
-            name=error.name,
-        ) from None
+        raise error.reworded(str(error).replace("--teacher ", "")) from None
 
 
 def _load(spec: str, device: str, checkpoint: str) -> Encoder:

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from cusa.data.datasets import load_dataset
-from cusa.data.errors import LONGEST_LINE, CusaError, DataError, FileFormatError
+from cusa.data.errors import LONGEST_LINE, CusaError, DataError, FileFormatError, ImageError
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,12 @@ def test_columns_with_line_breaks_are_named_in_one_line(tmp_path):
         load_dataset(path)
     assert raised.value.path == path
     assert "\n" not in str(raised.value)
+
+
+def test_a_reworded_error_keeps_its_kind_and_what_is_at_fault():
+    error = ImageError("an image", path=Path("a.jpg"), location="line 3", name="a")
+    reworded = error.reworded("first this: an image")
+    assert type(reworded) is ImageError
+    assert str(reworded) == "first this: an image"
+    assert (reworded.path, reworded.location, reworded.name) == (Path("a.jpg"), "line 3", "a")
+    assert error.reworded("another", "b").name == "b"
