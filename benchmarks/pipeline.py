@@ -33,7 +33,7 @@ from cusa.data.datasets import load_dataset
 from cusa.data.records import Dataset, iter_captions
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute.pipeline import PipelineOptions, encode_shards
-from cusa.precompute.reading import ImageReader
+from cusa.precompute.reading import ImageFiles, ImageReader
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher
@@ -79,7 +79,7 @@ def images(dataset: Dataset, name: str, options: PipelineOptions, rounds: int) -
     n = len(dataset.splits["train"])
     starts = range(0, n, teacher.batch_size)
     places = [("train", np.arange(start, min(start + teacher.batch_size, n))) for start in starts]
-    reader = ImageReader(dataset, teacher)
+    reader = ImageReader(ImageFiles(dataset), teacher)
     batches = [reader[place].inputs for place in places]
 
     def bare_teacher() -> None:

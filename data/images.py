@@ -7,10 +7,11 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from cusa.data.errors import ImageError, SettingError, first_line
 
@@ -38,27 +39,50 @@ _GREY_FACTORS = {"L;2": 85, "L;4": 17}
 _pillow_limit_lock = threading.Lock()
 
 
-def load_image(file_path: Path) -> Image.Image:
+def load_image(file_path: Path, content: bytes | None = None) -> Image.Image:
     """Decode an image file completely, as a viewer shows it (:func:`as_viewed`).
 
     Of an animation, the first frame is decoded. A JPEG of more than :data:`HUGE_PIXELS` pixels is
     halved, once or repeatedly, while it is decoded.
+
+    Args:
+        file_path: The file; errors name it.
+        content: The file's bytes, if they are not to be read from the path, such as those of a
+            file within a tar.
 
     Raises:
         ImageError: If the file is missing, unreadable, empty, truncated or not an image, or has
             more pixels than :func:`max_pixels`.
         SettingError: If ``CUSA_MAX_PIXELS`` is no number.
     """
-    with open_image(file_path) as image:
+    with open_image(file_path, content) as image:
         if image.width * image.height > HUGE_PIXELS:
             # This has an effect on JPEGs only.
             image.draft(None, (_HUGE_SIDE, _HUGE_SIDE))
         return as_viewed(image)
 
 
+def read_image_file(file_path: Path) -> bytes:
+    """Read the bytes of an image file.
+
+    Raises:
+        ImageError: If it is missing or cannot be read.
+    """
+    try:
+        return file_path.read_bytes()
+    except FileNotFoundError:
+        raise _missing(file_path) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _undecodable(file_path, error) from None
+
+
 @contextmanager
-def open_image(file_path: Path) -> Iterator[Image.Image]:
+def open_image(file_path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image and read its header; a failure within the block is blamed on the file.
+
+    Args:
+        file_path: The file; errors name it.
+        content: The file's bytes; ``None``: they are read from the path.
 
     Raises:
         ImageError: As :func:`load_image`.
@@ -66,7 +90,8 @@ def open_image(file_path: Path) -> Iterator[Image.Image]:
     """
     limit = max_pixels()
     try:
-        if file_path.stat().st_size == 0:
+        n_bytes = file_path.stat().st_size if content is None else len(content)
+        if n_bytes == 0:
             raise ImageError(
                 f"image {file_path} has zero bytes; replace or remove it", path=file_path
             )
@@ -74,7 +99,10 @@ def open_image(file_path: Path) -> Iterator[Image.Image]:
             # Pillow warns of odd EXIF blocks (the pixels are fine) and of its own pixel limit.
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with _opened(file_path) as image:
+            source = file_path if content is None else BytesIO(content)
+            with _opened(source) as image:
+                # Bytes have no name, and a message of as_viewed gives the image's.
+                image.filename = str(file_path)
                 n_pixels = image.width * image.height
                 if n_pixels > limit:
                     raise ImageError(
@@ -85,16 +113,24 @@ def open_image(file_path: Path) -> Iterator[Image.Image]:
                     )
                 yield image
     except FileNotFoundError:
-        message = f"image {file_path} does not exist; check the image root (--image-root)"
-        raise ImageError(message, path=file_path) from None
+        raise _missing(file_path) from None
     except UnidentifiedImageError:
         message = f"image {file_path} is not an image that Pillow can read; replace or remove it"
         raise ImageError(message, path=file_path) from None
     except (ImageError, SettingError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        message = f"image {file_path} cannot be decoded ({first_line(error)}); replace or remove it"
-        raise ImageError(message, path=file_path) from None
+        raise _undecodable(file_path, error) from None
+
+
+def _missing(file_path: Path) -> ImageError:
+    message = f"image {file_path} does not exist; check the image root (--image-root)"
+    return ImageError(message, path=file_path)
+
+
+def _undecodable(file_path: Path, error: Exception) -> ImageError:
+    message = f"image {file_path} cannot be decoded ({first_line(error)}); replace or remove it"
+    return ImageError(message, path=file_path)
 
 
 def max_pixels() -> int:
@@ -118,17 +154,17 @@ def max_pixels() -> int:
     return int(text)
 
 
-def _opened(file_path: Path) -> Image.Image:
+def _opened(source: Path | BytesIO) -> ImageFile.ImageFile:
     """Open an image regardless of Pillow's own pixel limit."""
     try:
-        return Image.open(file_path)
+        return Image.open(source)
     except Image.DecompressionBombError:
         # The limit is global to the process, so it is lifted only while the header is read.
         with _pillow_limit_lock:
             limit = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None
             try:
-                return Image.open(file_path)
+                return Image.open(source)
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
 

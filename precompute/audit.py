@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cusa.data.errors import DataError, StoreError, TeacherError
+from cusa.data.images import read_image_file
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
@@ -162,7 +163,8 @@ def _embed(
         for start in range(0, len(rows), teacher.batch_size):
             images: list[Preprocessed] = []
             for row in rows[start : start + teacher.batch_size]:
-                images.append(read_image(store.image_root / split.image_paths[row], teacher))
+                path = store.image_root / split.image_paths[row]
+                images.append(read_image(path, read_image_file(path), teacher))
             blocks.append(teacher.rows(stacked(images), device, settings.precision))
         return np.concatenate(blocks)
 

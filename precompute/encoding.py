@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from cusa.data.errors import FORWARD_PASS, TeacherError
 from cusa.data.records import Dataset
 from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.first_batch import FirstBatchCheck, is_zero
-from cusa.precompute.reading import ShardBatch, TeacherBatch, read_image
+from cusa.precompute.reading import ImageSource, ShardBatch, TeacherBatch, read_image
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, stacked
 
@@ -29,6 +28,7 @@ class BatchEncoder:
         teacher: The teacher.
         normalizer_name: Name of the caption normaliser.
         dataset: The data set.
+        images: Its images.
         device: The teacher's device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
     """
@@ -38,12 +38,14 @@ class BatchEncoder:
         teacher: Teacher,
         normalizer_name: str,
         dataset: Dataset,
+        images: ImageSource,
         device: str,
         precision: str,
     ) -> None:
         self._teacher = teacher
         self._normalizer_name = normalizer_name
         self._dataset = dataset
+        self._images = images
         self._device = device
         self._precision = precision
         self._check = FirstBatchCheck(teacher, device, precision)
@@ -141,7 +143,7 @@ class BatchEncoder:
     ) -> TeacherError:
         message = f"{self._describe_item(task, row)}{qualifier}: {error}"
         if self._teacher.modality == "image":
-            path = self._image_path(task, row)
+            path = self._images.path(task.split, row)
             return TeacherError(message, path=path, name=task.teacher)
         _, caption_id = self._captions.caption(task.split, row)
         return TeacherError(message, location=f"caption id {caption_id}", name=task.teacher)
@@ -155,7 +157,9 @@ class BatchEncoder:
             caption, _ = self._captions.caption(task.split, row)
             normalize = normalizer(self._normalizer_name)
             return self._teacher.tokens([normalize(caption)])
-        return stacked([read_image(self._image_path(task, row), self._teacher)])
+        content = self._images.read(task.split, row)
+        path = self._images.path(task.split, row)
+        return stacked([read_image(path, content, self._teacher)])
 
     def _describe_item(
         self,
@@ -164,7 +168,7 @@ class BatchEncoder:
     ) -> str:
         """Describe the item of a row, for messages."""
         if self._teacher.modality == "image":
-            return f"image {self._image_path(task, row)}"
+            return f"image {self._images.path(task.split, row)}"
 
         caption, caption_id = self._captions.caption(task.split, row)
         description = f"caption id {caption_id} ({shown_caption(caption)})"
@@ -173,11 +177,3 @@ class BatchEncoder:
             return description
         annotation_file, entry = location
         return f"{annotation_file} {entry}: {description}"
-
-    def _image_path(
-        self,
-        task: ShardTask,
-        row: int,
-    ) -> Path:
-        record = self._dataset.splits[task.split][row]
-        return self._dataset.image_root / record.image_path

@@ -15,7 +15,14 @@ from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
 from cusa.data.worker_pool import mapped_ahead
 from cusa.precompute.encoding import BatchEncoder, EncodedBatch
-from cusa.precompute.reading import ShardRows, TeacherBatch, read_caption_shards, read_image_shards
+from cusa.precompute.reading import (
+    ImageFiles,
+    ImageSource,
+    ShardRows,
+    TeacherBatch,
+    read_caption_shards,
+    read_image_shards,
+)
 from cusa.precompute.reuse import ReusedRows
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher
@@ -53,6 +60,7 @@ def encode_shards(
     on_progress: Callable[[ShardTask, int], None],
     reuse: Callable[[ShardTask], ReusedRows] | None = None,
     on_cut: Callable[[int], object] = lambda n_captions: None,
+    images: ImageSource | None = None,
 ) -> dict[ShardTask, ShardInfo]:
     """Make the shards that an iterator yields, taking each as late as reading ahead allows.
 
@@ -70,6 +78,7 @@ def encode_shards(
             may raise to stop.
         reuse: Looks up which rows of a shard another store has; they are copied.
         on_cut: Called with the number of captions of a batch that were cut, unless it is 0.
+        images: The images; ``None``: the data set's files.
 
     Returns:
         The shards made, by task.
@@ -90,7 +99,7 @@ def encode_shards(
                 rows = np.setdiff1d(rows, reused[task].rows)
             yield task, rows
 
-    encoded = encoded_batches(teacher, normalizer_name, rows_to_make(), dataset, options)
+    encoded = encoded_batches(teacher, normalizer_name, rows_to_make(), dataset, options, images)
 
     def full_shards() -> Iterator[_Shard]:
         shard: _Shard | None = None
@@ -128,6 +137,7 @@ def encoded_batches(
     shards: Iterator[ShardRows],
     dataset: Dataset,
     options: PipelineOptions,
+    images: ImageSource | None = None,
 ) -> Generator[EncodedBatch, None, None]:
     """Yield the batches of each shard in turn, with float32 ``[n, dim]`` for their inputs.
 
@@ -136,13 +146,21 @@ def encoded_batches(
     Raises:
         TeacherError: If the teacher fails, or its first rows are wrong.
     """
+    images = images or ImageFiles(dataset)
     pin = options.device != "cpu"
     if teacher.modality == "image":
-        batches = read_image_shards(teacher, shards, dataset, options.workers, pin)
+        batches = read_image_shards(teacher, shards, images, options.workers, pin)
     else:
         batches = read_caption_shards(teacher, normalizer_name, shards, dataset, pin)
 
-    encoder = BatchEncoder(teacher, normalizer_name, dataset, options.device, options.precision)
+    encoder = BatchEncoder(
+        teacher,
+        normalizer_name,
+        dataset,
+        images,
+        options.device,
+        options.precision,
+    )
     with encoder_threads(options) as threads:
         # Each thread has a batch and one more is waiting, so that no thread is idle.
         yield from mapped_ahead(threads, encoder.encode, batches, options.encoders)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
 from cusa.data.errors import CusaError, ImageError, first_line
-from cusa.data.files import file_digest
-from cusa.data.images import load_image, max_pixels
+from cusa.data.images import load_image, max_pixels, read_image_file
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES
 from cusa.data.worker_pool import WorkerPool, pinned, prefetched
@@ -81,10 +82,55 @@ ShardBatch = tuple[ShardTask, TeacherBatch]
 # --- images
 
 
+class ImageSource(Protocol):
+    """Where the bytes of a data set's images come from; picklable, for worker processes."""
+
+    def path(self, split: str, row: int) -> Path:
+        """Return the path of an image, as errors name it."""
+        ...
+
+    def read(self, split: str, row: int) -> bytes:
+        """Read the bytes of an image file.
+
+        Raises:
+            ImageError: If there is no such file, or it cannot be read.
+        """
+        ...
+
+
+class ImageFiles:
+    """The image files of a data set.
+
+    Args:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        # An array of texts rather than a list: updates of the reference counts of a list's items
+        # would copy its memory pages into every worker.
+        self._image_paths: dict[str, np.ndarray] = {}
+        for split, records in dataset.splits.items():
+            image_paths = [record.image_path for record in records]
+            self._image_paths[split] = np.array(image_paths, np.dtypes.StringDType())
+        self._image_root = dataset.image_root
+
+    def path(self, split: str, row: int) -> Path:
+        """Return the path of an image file."""
+        return self._image_root / str(self._image_paths[split][row])
+
+    def read(self, split: str, row: int) -> bytes:
+        """Read the bytes of an image file.
+
+        Raises:
+            ImageError: If there is no such file, or it cannot be read.
+        """
+        return read_image_file(self.path(split, row))
+
+
 def read_image_shards(
     teacher: Teacher,
     shards: Iterator[ShardRows],
-    dataset: Dataset,
+    images: ImageSource,
     workers: int,
     pin: bool,
 ) -> Iterator[ShardBatch]:
@@ -96,7 +142,7 @@ def read_image_shards(
         teacher: An image teacher.
         shards: The teacher's shards, each with the rows to read; a shard without rows gets one
             batch, which is empty.
-        dataset: The data set.
+        images: The images of the data set.
         workers: Processes that decode images; 0 decodes in this process.
         pin: Whether to put batches into page-locked memory, for transfers to a GPU.
     """
@@ -109,7 +155,7 @@ def read_image_shards(
                 requested.append(task)
                 yield task.split, rows[start : start + teacher.batch_size]
 
-    pool = WorkerPool(ImageReader(dataset, teacher), workers, pin=pin)
+    pool = WorkerPool(ImageReader(images, teacher), workers, pin=pin)
     with closing(pool), closing(pool.read(keys())) as batches:
         for batch in batches:
             yield requested.popleft(), batch
@@ -119,22 +165,16 @@ class ImageReader(TorchDataset[TeacherBatch]):
     """Decodes and preprocesses whole batches, in worker processes.
 
     Args:
-        dataset: The data set of the images.
+        images: The images of the data set.
         teacher: The teacher whose preprocessing is used; workers do not run its model.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        images: ImageSource,
         teacher: Teacher,
     ) -> None:
-        # An array of texts rather than a list: updates of the reference counts of a list's items
-        # would copy its memory pages into every worker.
-        self._image_paths: dict[str, np.ndarray] = {}
-        for split, records in dataset.splits.items():
-            image_paths = [record.image_path for record in records]
-            self._image_paths[split] = np.array(image_paths, np.dtypes.StringDType())
-        self._image_root = dataset.image_root
+        self._images = images
         self._teacher = teacher
         # Raises here if the setting is wrong, which is not the fault of an image.
         max_pixels()
@@ -148,14 +188,13 @@ class ImageReader(TorchDataset[TeacherBatch]):
         errors: list[tuple[int, str]] = []
         for row in requested_rows.tolist():
             try:
-                image_path = self._image_root / str(self._image_paths[split][row])
-                image = read_image(image_path, self._teacher)
-                digest = file_digest(image_path)
-            except (CusaError, OSError) as error:
+                content = self._images.read(split, row)
+                image = read_image(self._images.path(split, row), content, self._teacher)
+            except CusaError as error:
                 errors.append((row, str(error)))
             else:
                 images.append(image)
-                digests.append(digest)
+                digests.append(hashlib.sha256(content).digest())
                 rows.append(row)
         return TeacherBatch(
             inputs=stacked(images) if images else None,
@@ -166,14 +205,19 @@ class ImageReader(TorchDataset[TeacherBatch]):
         )
 
 
-def read_image(path: Path, teacher: Teacher) -> Preprocessed:
-    """Read and preprocess an image for a teacher: float32 ``[3, h, w]``, or arrays by name.
+def read_image(path: Path, content: bytes, teacher: Teacher) -> Preprocessed:
+    """Decode and preprocess an image for a teacher: float32 ``[3, h, w]``, or arrays by name.
+
+    Args:
+        path: The image file; errors name it.
+        content: Its bytes.
+        teacher: The teacher.
 
     Raises:
         ImageError: If it cannot be decoded or preprocessed.
     """
     assert teacher.preprocess is not None, "an image teacher brings its preprocessing"
-    image = load_image(path)
+    image = load_image(path, content)
     try:
         return teacher.preprocess(image)
     except Exception as error:

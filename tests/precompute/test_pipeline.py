@@ -110,17 +110,17 @@ def _dataset(manifest):
 
 def test_a_picture_that_goes_away_while_it_is_read_shifts_no_other(vit, tmp_path, monkeypatch):
     dataset = _dataset(make_pairs(tmp_path))
-    digest = reading.file_digest
+    read_image_file = reading.read_image_file
     records = dataset.splits["train"]
     gone = dataset.image_root / records[1].image_path
 
-    def digest_if_there(path):
+    def read_if_there(path):
         if path == gone:
-            raise FileNotFoundError(path)
-        return digest(path)
+            path.unlink()
+        return read_image_file(path)
 
-    monkeypatch.setattr(reading, "file_digest", digest_if_there)
-    reader = reading.ImageReader(dataset, vit)
+    monkeypatch.setattr(reading, "read_image_file", read_if_there)
+    reader = reading.ImageReader(reading.ImageFiles(dataset), vit)
     batch = reader["train", np.arange(3)]
     assert batch.rows.tolist() == [0, 2]
     assert [row for row, _ in batch.errors] == [1]
