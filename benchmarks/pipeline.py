@@ -32,8 +32,9 @@ from cusa.data.captions import normalize_caption
 from cusa.data.datasets import load_dataset
 from cusa.data.records import Dataset, iter_captions
 from cusa.data.store.shards import ShardHeader
+from cusa.precompute.image_source import ImageFiles
 from cusa.precompute.pipeline import PipelineOptions, encode_shards
-from cusa.precompute.reading import ImageFiles, ImageReader
+from cusa.precompute.reading import ImageReader
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher

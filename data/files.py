@@ -27,11 +27,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
     The file is flushed to disk before it is renamed. A killed process leaves its temporary file
-    behind; :func:`sweep` removes it.
+    behind; :func:`sweep` removes it. As long as the process lives, it holds a lock (``flock``) on
+    the file, for :func:`sweep_dead`.
     """
     is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary, lock = _create_temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -48,6 +49,46 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _create_temporary(path: Path) -> tuple[Path, int]:
+    """Create a temporary file beside a path, and return it with the descriptor of its lock."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        lock = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        _try_lock(lock)
+        if os.fstat(lock).st_nlink:
+            return temporary, lock
+        # Another process swept the file before it was locked.
+        os.close(lock)
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Lock a file; ``False`` if another process holds it, ``None`` if locks are not supported."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED_ERRORS:
+            return None
+        if error.errno in _LOCKED_ERRORS:
+            return False
+        raise
+    return True
+
+
+def sweep_dead(folders: Sequence[Path]) -> None:
+    """Remove the temporary files in folders that killed processes left there.
+
+    Those of running processes stay, also those of other runs.
+    """
+    for folder in folders:
+        for temporary in folder.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(temporary, os.O_RDWR)
+                if _try_lock(lock):
+                    temporary.unlink(missing_ok=True)
+                os.close(lock)
 
 
 def sweep(paths: Sequence[Path]) -> None:

@@ -290,28 +290,3 @@ def _unknown_white_error(image: Image.Image, kind: str) -> ImageError:
     if name:
         file_path = Path(name)
     return ImageError(f"image {name} holds {kind} pixels; convert it to 8 bits", path=file_path)
-
-
-def changed_decoding(file_path: Path) -> str | None:
-    """Describe why an image now decodes to other pixels than before images were turned upright.
-
-    Reads the header; also the pixels of PNGs, whose EXIF block may come after them, and of files
-    whose header names an alpha channel or a transparent colour.
-
-    Returns:
-        The reason; ``None`` if the pixels are the same.
-
-    Raises:
-        ImageError: As :func:`load_image`.
-        SettingError: If ``CUSA_MAX_PIXELS`` is no number.
-    """
-    with open_image(file_path) as image:
-        orientation = exif_orientation(image)
-        # Pillow itself has always turned TIFFs.
-        if orientation != 1 and image.format != "TIFF":
-            return f"EXIF orientation {orientation}"
-        if image.format in ("JPEG", "MPO") and image.width * image.height > HUGE_PIXELS:
-            return f"more than {HUGE_PIXELS:,} pixels"
-        if has_transparent_pixels(image):
-            return "transparent pixels"
-        return None

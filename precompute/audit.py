@@ -13,7 +13,8 @@ from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.schema import TeacherSettings
 from cusa.data.unit_rows import unit_rows
-from cusa.precompute.reading import caption_batches, read_image
+from cusa.precompute.image_source import read_image
+from cusa.precompute.reading import caption_batches
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Preprocessed, Teacher, stacked
 

@@ -11,7 +11,8 @@ from cusa.data.errors import FORWARD_PASS, TeacherError
 from cusa.data.records import Dataset
 from cusa.precompute.caption_locator import CaptionLocator
 from cusa.precompute.first_batch import FirstBatchCheck, is_zero
-from cusa.precompute.reading import ImageSource, ShardBatch, TeacherBatch, read_image
+from cusa.precompute.image_source import ImageSource, read_image
+from cusa.precompute.reading import ShardBatch, TeacherBatch
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import Teacher, TeacherInputs, stacked
 

@@ -8,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cusa.data.errors import DataError, ImageError
-from cusa.data.images import DECODING, changed_decoding
+from cusa.data.images import (
+    DECODING,
+    HUGE_PIXELS,
+    exif_orientation,
+    has_transparent_pixels,
+    open_image,
+)
 from cusa.data.records import Dataset
 from cusa.data.store.schema import TeacherSettings
 
@@ -64,3 +70,28 @@ def _image_paths(dataset: Dataset) -> Iterator[Path]:
     for records in dataset.splits.values():
         for record in records:
             yield dataset.image_root / record.image_path
+
+
+def changed_decoding(file_path: Path) -> str | None:
+    """Describe why an image now decodes to other pixels than before images were turned upright.
+
+    Reads the header; also the pixels of PNGs, whose EXIF block may come after them, and of files
+    whose header names an alpha channel or a transparent colour.
+
+    Returns:
+        The reason; ``None`` if the pixels are the same.
+
+    Raises:
+        ImageError: As :func:`load_image`.
+        SettingError: If ``CUSA_MAX_PIXELS`` is no number.
+    """
+    with open_image(file_path) as image:
+        orientation = exif_orientation(image)
+        # Pillow itself has always turned TIFFs.
+        if orientation != 1 and image.format != "TIFF":
+            return f"EXIF orientation {orientation}"
+        if image.format in ("JPEG", "MPO") and image.width * image.height > HUGE_PIXELS:
+            return f"more than {HUGE_PIXELS:,} pixels"
+        if has_transparent_pixels(image):
+            return "transparent pixels"
+        return None

@@ -15,9 +15,8 @@ from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES, ShardHeader, ShardInfo, stored_rows, write_shard
 from cusa.data.worker_pool import mapped_ahead
 from cusa.precompute.encoding import BatchEncoder, EncodedBatch
+from cusa.precompute.image_source import ImageFiles, ImageSource
 from cusa.precompute.reading import (
-    ImageFiles,
-    ImageSource,
     ShardRows,
     TeacherBatch,
     read_caption_shards,

@@ -8,19 +8,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
 from cusa.data.captions import normalizer
-from cusa.data.errors import CusaError, ImageError, first_line
-from cusa.data.images import load_image, max_pixels, read_image_file
+from cusa.data.errors import CusaError
+from cusa.data.images import max_pixels
 from cusa.data.records import Dataset
 from cusa.data.store.shards import DIGEST_BYTES
 from cusa.data.worker_pool import WorkerPool, pinned, prefetched
 from cusa.precompute.caption_locator import CaptionLocator
+from cusa.precompute.image_source import ImageSource, read_image
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers.base import (
     Preprocessed,
@@ -80,51 +79,6 @@ ShardBatch = tuple[ShardTask, TeacherBatch]
 
 
 # --- images
-
-
-class ImageSource(Protocol):
-    """Where the bytes of a data set's images come from; picklable, for worker processes."""
-
-    def path(self, split: str, row: int) -> Path:
-        """Return the path of an image, as errors name it."""
-        ...
-
-    def read(self, split: str, row: int) -> bytes:
-        """Read the bytes of an image file.
-
-        Raises:
-            ImageError: If there is no such file, or it cannot be read.
-        """
-        ...
-
-
-class ImageFiles:
-    """The image files of a data set.
-
-    Args:
-        dataset: The data set.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        # An array of texts rather than a list: updates of the reference counts of a list's items
-        # would copy its memory pages into every worker.
-        self._image_paths: dict[str, np.ndarray] = {}
-        for split, records in dataset.splits.items():
-            image_paths = [record.image_path for record in records]
-            self._image_paths[split] = np.array(image_paths, np.dtypes.StringDType())
-        self._image_root = dataset.image_root
-
-    def path(self, split: str, row: int) -> Path:
-        """Return the path of an image file."""
-        return self._image_root / str(self._image_paths[split][row])
-
-    def read(self, split: str, row: int) -> bytes:
-        """Read the bytes of an image file.
-
-        Raises:
-            ImageError: If there is no such file, or it cannot be read.
-        """
-        return read_image_file(self.path(split, row))
 
 
 def read_image_shards(
@@ -203,28 +157,6 @@ class ImageReader(TorchDataset[TeacherBatch]):
             errors=tuple(errors),
             digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
         )
-
-
-def read_image(path: Path, content: bytes, teacher: Teacher) -> Preprocessed:
-    """Decode and preprocess an image for a teacher: float32 ``[3, h, w]``, or arrays by name.
-
-    Args:
-        path: The image file; errors name it.
-        content: Its bytes.
-        teacher: The teacher.
-
-    Raises:
-        ImageError: If it cannot be decoded or preprocessed.
-    """
-    assert teacher.preprocess is not None, "an image teacher brings its preprocessing"
-    image = load_image(path, content)
-    try:
-        return teacher.preprocess(image)
-    except Exception as error:
-        # Image processors raise nearly anything on odd sizes.
-        reason = first_line(error)
-        message = f"image {path} cannot be preprocessed ({reason}); replace or remove it"
-        raise ImageError(message, path=path) from None
 
 
 # --- captions

@@ -165,8 +165,10 @@ def write_shard(
         content.attrs["settings"] = header.settings.to_json()
 
         dataset = content.create_dataset("rows", data=rows)
-        # HDF5 counts from the end of the user block, which holds the seal.
-        offset = dataset.id.get_offset() + BLOCK
+        # A dataset without rows has no place in the file.
+        if len(rows):
+            # HDF5 counts from the end of the user block, which holds the seal.
+            offset = dataset.id.get_offset() + BLOCK
         content.create_dataset("skipped", data=np.asarray(skipped, "<i8"))
         if picture_digests is not None:
             content.create_dataset(_DIGESTS, data=picture_digests)
@@ -250,7 +252,7 @@ def _read_rows_offset(
     dtype = np.dtype(header.settings.dtype).newbyteorder("<").str
     rows = array_location(content, "rows", dtype, n_dimensions=2)
     expected_shape = (header.stop - header.start, header.settings.dim)
-    is_range = 0 <= header.start < header.stop
+    is_range = 0 <= header.start <= header.stop
     if rows.shape != expected_shape or not is_range:
         refuse(shard_path, "rows", f"{rows.shape} are not the rows {header.start} to {header.stop}")
     return rows.offset

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from cusa.data.errors import DataError, ImageError, StoreError
-from cusa.data.images import DECODING, changed_decoding
+from cusa.data.images import DECODING
 from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.audit import audit
-from cusa.precompute.pictures import refuse_changed_pictures
+from cusa.precompute.pictures import changed_decoding, refuse_changed_pictures
 from cusa.precompute.teachers import parse_teacher
 from tests.helpers import make_pairs, make_tiny_sentence, make_tiny_vit, run_failure, run_ok
 

@@ -7,7 +7,7 @@ import pytest
 
 from cusa.data.records import Dataset, Record, fingerprint
 from cusa.data.store.shards import ShardHeader
-from cusa.precompute import reading
+from cusa.precompute import image_source, reading
 from cusa.precompute.estimate import measure
 from cusa.precompute.pipeline import PipelineOptions, encode_shards, encoded_batches
 from cusa.precompute.reading import caption_batches
@@ -110,7 +110,7 @@ def _dataset(manifest):
 
 def test_a_picture_that_goes_away_while_it_is_read_shifts_no_other(vit, tmp_path, monkeypatch):
     dataset = _dataset(make_pairs(tmp_path))
-    read_image_file = reading.read_image_file
+    read_image_file = image_source.read_image_file
     records = dataset.splits["train"]
     gone = dataset.image_root / records[1].image_path
 
@@ -119,8 +119,8 @@ def test_a_picture_that_goes_away_while_it_is_read_shifts_no_other(vit, tmp_path
             path.unlink()
         return read_image_file(path)
 
-    monkeypatch.setattr(reading, "read_image_file", read_if_there)
-    reader = reading.ImageReader(reading.ImageFiles(dataset), vit)
+    monkeypatch.setattr(image_source, "read_image_file", read_if_there)
+    reader = reading.ImageReader(image_source.ImageFiles(dataset), vit)
     batch = reader["train", np.arange(3)]
     assert batch.rows.tolist() == [0, 2]
     assert [row for row, _ in batch.errors] == [1]

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from cusa.data.image_transform import center_crop, resize_shorter
-from cusa.data.images import changed_decoding, load_image
+from cusa.data.images import load_image
+from cusa.precompute.pictures import changed_decoding
 from tests.fuzz.harness import Target
 from tests.fuzz.mutations import BYTE_MUTATORS
 

@@ -1,0 +1,1 @@
+"""Stage one over WebDataset tars."""
