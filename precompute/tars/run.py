@@ -154,7 +154,7 @@ class TarRun:
 
     def _find_pending(self) -> list[int]:
         """Return the numbers of the tars that are not finished; only the leading process looks."""
-        folders = [PAIRS_FOLDER, *map(file_name, self._teachers)]
+        folders = ["", PAIRS_FOLDER, *map(file_name, self._teachers)]
         sweep_dead([self._folder / folder for folder in folders])
         pending: list[int] = []
         for number, tar in enumerate(self._tars):

@@ -1,0 +1,205 @@
+"""The files of a tar set: written and read, damaged and exchanged, and joined to webdataset."""
+
+import numpy as np
+import pytest
+import webdataset
+
+from cusa.data.errors import StoreError
+from cusa.data.records import fingerprint
+from cusa.data.store.checksum import ChecksumError
+from cusa.data.store.shards import ShardHeader, stored_rows, write_shard
+from cusa.data.tars.manifest import MANIFEST, read_manifest, write_manifest
+from cusa.data.tars.manifest_building import build_manifest
+from cusa.data.tars.pair_files import pairs_path, read_pairs, write_pairs
+from cusa.data.tars.pairs import read_pairs_of_tar
+from cusa.data.tars.samples import TarError
+from cusa.data.tars.tar_set import TarSet, with_teachers
+from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
+from tests.helpers import settings
+
+N_PAIRS = 4
+DIM = 3
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def _write_rows(folder, pairs, teacher, modality, skipped=()):
+    n_rows = sum(len(r.captions) if modality == "text" else 1 for r in pairs.records)
+    # The first number of a row is the row, so that a wrong join shows.
+    rows = np.full((n_rows, DIM), 1 + int(pairs.name), np.float32)
+    rows[:, 0] = np.arange(n_rows)
+    rows[list(skipped)] = np.nan
+    own = settings(modality, DIM)
+    header = ShardHeader(teacher, pairs.name, fingerprint(pairs.records), 0, n_rows, own)
+    rows = rows.astype(own.dtype) if skipped else stored_rows(rows, own.dtype)
+    write_shard(folder, f"{teacher}/{pairs.name}.h5", header, rows, list(skipped))
+
+
+def _write_set(folder, tars, skipped=(), caption="txt"):
+    for tar in tars:
+        pairs = read_pairs_of_tar(tar, caption, False)
+        _write_rows(folder, pairs, "eyes", "image", skipped)
+        _write_rows(folder, pairs, "words", "text")
+        write_pairs(folder, pairs)
+    write_manifest(folder, build_manifest(folder))
+    return TarSet(folder)
+
+
+@pytest.fixture
+def tars(tmp_path):
+    return write_tars(tmp_path / "tars", 3, N_PAIRS)
+
+
+def test_pairs_are_read_as_written(tmp_path, tars):
+    pairs = read_pairs_of_tar(tars[1], "txt", False)
+    write_pairs(tmp_path, pairs)
+    stored = read_pairs(pairs_path(tmp_path, "00001"))
+    assert stored.keys == ("000004", "000005", "000006", "000007")
+    assert stored.images[0] == "000004.jpg"
+    assert stored.captions[0] == "picture number 4"
+    assert stored.fingerprint == fingerprint(pairs.records)
+    content = tars[1].read_bytes()
+    for row, number in enumerate(range(4, 8)):
+        start, size = stored.image_offsets[row], stored.image_sizes[row]
+        assert content[start : start + size] == jpeg(number)
+
+
+def test_the_manifest_is_read_as_written_and_made_again_from_the_files(tmp_path, tars):
+    tar_set = _write_set(tmp_path, tars)
+    content = (tmp_path / MANIFEST).read_bytes()
+    manifest = read_manifest(tmp_path)
+    assert manifest.names == ("00000", "00001", "00002")
+    assert manifest.counts["n_images"].tolist() == [N_PAIRS] * 3
+    assert tar_set.teachers["eyes"] == settings("image", DIM)
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(StoreError):
+        TarSet(tmp_path)
+    write_manifest(tmp_path, build_manifest(tmp_path))
+    assert (tmp_path / MANIFEST).read_bytes() == content
+
+
+def test_a_tar_without_pairs_has_files_and_no_rows(tmp_path, tars):
+    empty = write_tar(tmp_path / "tars" / "00003.tar", [("k.txt", b"no picture")])
+    tar_set = _write_set(tmp_path, [*tars, empty])
+    assert tar_set.rows("eyes", "00003").shape == (0, DIM)
+    assert tar_set.pairs("00003").left_out[0][0] == "k"
+
+
+def test_every_flipped_byte_is_named(tmp_path, tars):
+    """In the seal's own line, a byte may also make it another file's seal."""
+    _write_set(tmp_path, tars)
+    files = [tmp_path / MANIFEST, pairs_path(tmp_path, "00001"), tmp_path / "eyes" / "00001.h5"]
+    for path in files:
+        whole = path.read_bytes()
+        for position in (30, 600, len(whole) // 2, len(whole) - 1):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(StoreError) as caught:
+                tar_set = TarSet(tmp_path)
+                tar_set.pairs("00001")
+                tar_set.rows("eyes", "00001")
+            assert caught.value.path == path, position
+            if path.name != MANIFEST:
+                with pytest.raises(StoreError):
+                    build_manifest(tmp_path)
+        path.write_bytes(whole)
+
+
+def test_files_of_other_tars_or_teachers_are_refused(tmp_path, tars):
+    tar_set = _write_set(tmp_path, tars)
+    rows = (tmp_path / "eyes" / "00000.h5").read_bytes()
+    (tmp_path / "eyes" / "00001.h5").write_bytes(rows)
+    with pytest.raises(StoreError):
+        tar_set.rows("eyes", "00001")
+    with pytest.raises(StoreError) as caught:
+        build_manifest(tmp_path)
+    assert caught.value.path == tmp_path / "eyes" / "00001.h5"
+
+    pairs = pairs_path(tmp_path, "00000").read_bytes()
+    pairs_path(tmp_path, "00001").write_bytes(pairs)
+    with pytest.raises(StoreError) as caught:
+        tar_set.pairs("00001")
+    assert caught.value.path == pairs_path(tmp_path, "00001")
+
+
+def test_a_set_of_several_settings_or_with_missing_rows_is_refused(tmp_path, tars):
+    _write_set(tmp_path, tars)
+    pairs = read_pairs_of_tar(tars[2], "json:caption", False)
+    write_pairs(tmp_path, pairs)
+    with pytest.raises(StoreError) as caught:
+        build_manifest(tmp_path)
+    assert caught.value.name == "00002"
+    (tmp_path / "eyes" / "00001.h5").unlink()
+    with pytest.raises(StoreError):
+        build_manifest(tmp_path)
+    with pytest.raises(StoreError):
+        build_manifest(tmp_path / "tars")
+
+
+# --- webdataset
+
+
+def test_a_stage_of_webdataset_adds_each_sample_its_rows(tmp_path, tars):
+    tar_set = _write_set(tmp_path, tars)
+    paths = list(map(str, tars))
+    dataset = webdataset.WebDataset(paths, shardshuffle=False).compose(with_teachers(tar_set))
+    samples = list(dataset)
+    assert len(samples) == 3 * N_PAIRS
+    for number, sample in enumerate(samples):
+        tar, row = divmod(number, N_PAIRS)
+        assert sample["__key__"] == f"{number:06d}"
+        assert sample["image_teacher"].tolist() == [row, 1 + tar, 1 + tar]
+        assert sample["text_teacher"].tolist() == [row, 1 + tar, 1 + tar]
+        assert sample["jpg"] == jpeg(number)
+
+
+def test_a_sample_with_several_captions_gets_a_row_each(tmp_path, tars):
+    tar_set = _write_set(tmp_path, tars, caption="json:all")
+    dataset = webdataset.WebDataset(str(tars[0]), shardshuffle=False)
+    samples = list(dataset.compose(with_teachers(tar_set)))
+    assert samples[2]["text_teacher"][:, 0].tolist() == [4, 5]
+
+
+def test_samples_without_rows_are_dropped(tmp_path, tars):
+    odd = write_tar(tmp_path / "tars" / "00009.tar", [*pair(1), ("k.txt", b"?"), *pair(2)])
+    tar_set = _write_set(tmp_path, [*tars, odd], skipped=(1,))
+    samples = webdataset.WebDataset(str(odd), shardshuffle=False).compose(with_teachers(tar_set))
+    assert [sample["__key__"] for sample in samples] == ["000001"]
+
+
+def test_a_tar_that_changed_or_is_not_in_the_set_is_named(tmp_path, tars):
+    tar_set = _write_set(tmp_path, tars)
+    write_tar(tars[1], pair(4) + pair(99))
+    stage = with_teachers(tar_set)
+    with pytest.raises(TarError) as caught:
+        list(webdataset.WebDataset(str(tars[1]), shardshuffle=False).compose(stage))
+    assert caught.value.name == "000099"
+    other = write_tar(tmp_path / "other.tar", pair(1))
+    with pytest.raises(StoreError) as caught:
+        list(webdataset.WebDataset(str(other), shardshuffle=False).compose(stage))
+    assert caught.value.name == "other"
+
+
+def test_a_teacher_is_chosen_among_several(tmp_path, tars):
+    tar_set = _write_set(tmp_path, tars)
+    for tar in tars:
+        _write_rows(tmp_path, read_pairs_of_tar(tar, "txt", False), "more", "image")
+    write_manifest(tmp_path, build_manifest(tmp_path))
+    tar_set = TarSet(tmp_path)
+    with pytest.raises(StoreError) as caught:
+        with_teachers(tar_set)
+    assert caught.value.name == "image"
+    with_teachers(tar_set, image_teacher="more")
+    with pytest.raises(StoreError):
+        tar_set.rows("unknown", "00000")
+
+
+def test_a_damaged_file_of_rows_is_refused_when_it_is_read(tmp_path, tars):
+    tar_set = _write_set(tmp_path, tars)
+    path = tmp_path / "words" / "00002.h5"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChecksumError) as caught:
+        tar_set.rows("words", "00002")
+    assert caught.value.path == path

@@ -1,0 +1,258 @@
+"""Stage one over tars: rows, resumption, damage, and runs side by side."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from cusa.data.errors import DataError, StoreError
+from cusa.data.store.reader import EmbeddingStore
+from cusa.data.tars.manifest import MANIFEST
+from cusa.data.tars.pair_files import pairs_path
+from cusa.data.tars.samples import TarError, read_samples
+from cusa.data.tars.tar_set import TarSet
+from cusa.precompute.pipeline import PipelineOptions
+from cusa.precompute.processes import connect
+from cusa.precompute.run_options import RunOptions
+from cusa.precompute.tars.run import TarOptions, TarRun
+from cusa.precompute.teachers import parse_teacher
+from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
+from tests.helpers import run_ok
+
+N_TARS = 5
+N_PAIRS = 3
+PIPELINE = PipelineOptions("cpu", "fp32", workers=0, encoders=1, skip_errors=False)
+
+
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+        self.planned_tars = []
+
+    def loading(self, teacher):
+        pass
+
+    def loaded(self):
+        pass
+
+    def planned(self, teacher, split, n_rows, n_done):
+        self.planned_tars.append((n_rows, n_done))
+
+    def advanced(self, teacher, split, n_done, file):
+        pass
+
+    def note(self, text):
+        self.notes.append(text)
+
+    fault = note
+
+
+@pytest.fixture
+def tars(tmp_path):
+    return write_tars(tmp_path / "tars", N_TARS, N_PAIRS)
+
+
+@pytest.fixture
+def make(models):
+    vit, words = models
+    requests = [parse_teacher(f"vit={vit}"), parse_teacher(f"words={words}")]
+
+    def make_rows(
+        tars, folder, on_tar="fail", caption="txt", requests=requests, notes=None, **changes
+    ):
+        pipeline = replace(PIPELINE, **changes)
+        options = RunOptions(folder / MANIFEST, pipeline, 2, None, None, "float16", "albef")
+        tar_options = TarOptions(caption, on_tar, is_share=False)
+        notes = notes or Notes()
+        run = TarRun(tars, requests, options, tar_options, connect(), notes, lambda: None)
+        return run.go()
+
+    make_rows.requests = requests
+    return make_rows
+
+
+def _contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_rows_are_those_of_a_store_of_the_same_files(tmp_path, tars, make, teachers):
+    folder = tmp_path / "set"
+    make(tars, folder)
+    lines = ["image,caption,image_id"]
+    for number in range(N_TARS * N_PAIRS):
+        (tmp_path / f"{number:06d}.jpg").write_bytes(jpeg(number))
+        lines.append(f"{number:06d}.jpg,picture number {number % 50},{number}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    out = tmp_path / "store.h5"
+    shards = ["--shard-rows", N_PAIRS, "--batch-size", 2, "--splits", "train"]
+    options = ["--image-root", tmp_path, "--val-fraction", 0, "--out", out, *shards]
+    run_ok("precompute", "--dataset", tmp_path / "pairs.csv", *options, *teachers)
+
+    store = EmbeddingStore(out)
+    tar_set = TarSet(folder)
+    for teacher in ("vit", "words"):
+        rows = np.concatenate([tar_set.rows(teacher, name) for name in tar_set.manifest.names])
+        np.testing.assert_array_equal(rows, store[teacher, "train"][:])
+        assert tar_set.teachers[teacher] == store.teachers[teacher]
+
+
+def test_blocks_of_tars_change_no_byte(tmp_path, tars, make, monkeypatch):
+    make(tars, tmp_path / "one_block")
+    monkeypatch.setattr("cusa.precompute.tars.run.BLOCK_IMAGES", 1)
+    make(tars, tmp_path / "a_tar_at_a_time")
+    assert _contents(tmp_path / "one_block") == _contents(tmp_path / "a_tar_at_a_time")
+
+
+def test_a_run_goes_on_where_it_was_killed(tmp_path, tars, make):
+    """However often, and wherever; of the killed runs, nothing is left but whole files."""
+    make(tars, tmp_path / "whole")
+    expected = _contents(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    draw = random.Random(0)
+    n_killed = 0
+    for _ in range(8):
+        process = multiprocessing.get_context("fork").Process(target=make, args=(tars, folder))
+        process.start()
+        time.sleep(draw.uniform(0.05, 0.6))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        n_killed += process.exitcode == -signal.SIGKILL
+        left = _contents(folder)
+        for name, content in left.items():
+            if not name.endswith(".tmp"):
+                assert content == expected[name]
+    assert n_killed > 2
+    make(tars, folder)
+    assert _contents(folder) == expected
+
+
+def test_two_runs_at_once_write_the_same_bytes(tmp_path, tars, make):
+    make(tars, tmp_path / "alone")
+    folder = tmp_path / "together"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=make, args=(tars, folder)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert _contents(folder) == _contents(tmp_path / "alone")
+
+
+def test_finished_tars_are_not_made_again(tmp_path, tars, make):
+    folder = tmp_path / "set"
+    make(tars[:3], folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.h5")}
+    notes = Notes()
+    make(tars, folder, notes=notes)
+    assert notes.planned_tars == [(N_TARS, 3)]
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in times.items())
+    assert len(TarSet(folder)) == N_TARS
+
+
+def test_a_teacher_is_added_to_a_set(tmp_path, tars, make):
+    vit, words = make.requests
+    make(tars, tmp_path / "both")
+    make(tars, tmp_path / "added", requests=[vit])
+    make(tars, tmp_path / "added", requests=[words])
+    assert _contents(tmp_path / "added") == _contents(tmp_path / "both")
+
+
+def test_rows_of_other_settings_are_refused(tmp_path, tars, make, models):
+    folder = tmp_path / "set"
+    make(tars, folder)
+    before = _contents(folder)
+    with pytest.raises(StoreError) as caught:
+        make(tars, folder, requests=[parse_teacher(f"words={models[0]}")])
+    assert caught.value.name == "words"
+    assert _contents(folder) == before
+
+
+@pytest.mark.parametrize("change", ["tar", "caption"])
+def test_a_tar_that_changed_is_refused_by_name(tmp_path, tars, make, change):
+    folder = tmp_path / "set"
+    vit, words = make.requests
+    make(tars, folder, requests=[vit])
+    before = _contents(folder)
+    caption = "txt"
+    if change == "tar":
+        write_tar(tars[0], pair(0) + pair(1) + pair(77))
+    else:
+        caption = "json:caption"
+    with pytest.raises(TarError) as caught:
+        make(tars, folder, caption=caption, requests=[words])
+    assert (caught.value.path, caught.value.name) == (tars[0], "00000")
+    assert _contents(folder).keys() >= before.keys()
+
+
+# --- damage
+
+
+def _damage(tars):
+    second_picture = read_samples(tars[1]).samples[1].members["jpg"]
+    tars[1].write_bytes(tars[1].read_bytes()[: second_picture.offset + 1])
+    tars[3].write_bytes(b"")
+
+
+def test_a_damaged_tar_stops_the_run_by_default(tmp_path, tars, make):
+    _damage(tars)
+    with pytest.raises(TarError) as caught:
+        make(tars, tmp_path / "set")
+    assert caught.value.path == tars[1]
+
+
+def test_damaged_tars_are_skipped(tmp_path, tars, make):
+    whole = tmp_path / "whole"
+    make(tars, whole)
+    _damage(tars)
+    outcome = make(tars, tmp_path / "set", on_tar="skip")
+    assert outcome.n_skipped == 2
+    assert outcome.manifest.names == ["00000", "00002", "00004"]
+    for name, content in _contents(tmp_path / "set").items():
+        assert name == MANIFEST or content == _contents(whole)[name]
+
+
+def test_the_whole_samples_of_damaged_tars_are_kept(tmp_path, tars, make):
+    _damage(tars)
+    folder = tmp_path / "set"
+    # All samples are there, but not the end mark.
+    tars[3].write_bytes(tars[0].read_bytes().rstrip(b"\0"))
+    outcome = make(tars, folder, on_tar="keep")
+    assert outcome.manifest.is_complete.tolist() == [True, False, True, False, True]
+    assert outcome.manifest.counts["n_images"].tolist() == [3, 1, 3, 3, 3]
+    assert TarSet(folder).rows("vit", "00001").shape[0] == 1
+
+
+def test_pictures_that_cannot_be_read_stop_the_run_or_are_skipped(tmp_path, tars, make):
+    half = jpeg(7)[:300]
+    write_tar(tars[2], [*pair(6), ("000007.jpg", half), ("000007.txt", b"half"), *pair(8)])
+    folder = tmp_path / "set"
+    with pytest.raises(DataError):
+        make(tars, folder)
+    make(tars, folder, skip_errors=True)
+    rows = TarSet(folder).rows("vit", "00002")
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, False]
+    with h5py.File(folder / "vit" / "00002.h5") as file:
+        assert file["skipped"][:].tolist() == [1]
+    assert TarSet(folder).manifest.teachers["vit"].n_skipped.tolist() == [0, 0, 1, 0, 0]
+
+
+def test_a_tar_without_pairs_is_finished(tmp_path, tars, make):
+    write_tar(tars[0], [("k.txt", b"no picture")])
+    folder = tmp_path / "set"
+    make(tars, folder)
+    tar_set = TarSet(folder)
+    assert len(tar_set.rows("vit", "00000")) == len(tar_set.rows("words", "00000")) == 0
+    assert pairs_path(folder, "00000").exists()
+    notes = Notes()
+    make(tars, folder, notes=notes)
+    assert notes.planned_tars == [(N_TARS, N_TARS)]
