@@ -56,10 +56,18 @@ def info(store_path: Path, as_json: bool) -> None:
     "those again.",
 )
 def verify(store_path: Path, repair: bool) -> None:
-    """Read every byte of STORE, compare the checksums, and name damaged or missing files."""
-    from cusa.data.store import verify as checks
+    """Read every byte of STORE, compare the checksums, and name damaged or missing files.
 
-    n_files, damages = checks.verify(store_path)
+    STORE is the index of a store, or the folder of a set of tars.
+    """
+    from cusa.data.store import verify as checks
+    from cusa.data.tars.verify import set_aside_in_set, verify_set
+
+    is_set = store_path.is_dir()
+    if is_set:
+        n_files, damages = verify_set(store_path)
+    else:
+        n_files, damages = checks.verify(store_path)
     for damage in damages:
         click.echo(f"{damage.path}: {damage.problem}")
     if not damages:
@@ -70,7 +78,8 @@ def verify(store_path: Path, repair: bool) -> None:
             f"{len(damages)} of {n_files} files are damaged or missing; --repair lets "
             "cusa-precompute make them again"
         )
-    for path in checks.set_aside(store_path, damages):
+    moved = set_aside_in_set(damages) if is_set else checks.set_aside(store_path, damages)
+    for path in moved:
         click.echo(f"set aside: {path}")
     click.echo(
         "run the same cusa-precompute commands again to make what is missing (all that the store "
@@ -155,5 +164,22 @@ def merge(store_path: Path, part_paths: tuple[Path, ...]) -> None:
     click.echo("it does not need the index files of the parts")
 
 
-for subcommand in (audit, export, import_, info, inspect, merge, verify):
+@command()
+@click.argument("folder", metavar="SET", type=PATH)
+def index(folder: Path) -> None:
+    """Write the manifest of SET, a folder with the rows of WebDataset tars, from its files.
+
+    For job arrays, whose last job cannot know that it is the last; run it again after tars were
+    added. Every file is verified.
+    """
+    from cusa.cli.tars_output import print_manifest
+    from cusa.data.tars.manifest import write_manifest
+    from cusa.data.tars.manifest_building import build_manifest
+
+    manifest = build_manifest(folder)
+    write_manifest(folder, manifest)
+    print_manifest(console(), folder, manifest)
+
+
+for subcommand in (audit, export, import_, index, info, inspect, merge, verify):
     main.add_command(subcommand)

@@ -77,7 +77,7 @@ def _verify_all_shards(folder: Path) -> tuple[int, list[Damage]]:
     paths = sorted(folder.glob("*/*.h5"))
     labels = [f"shard {path.name}" for path in paths]
     with ThreadPoolExecutor(_THREADS) as threads:
-        problems = threads.map(_file_problem, paths, repeat(SHARD_FORMAT))
+        problems = threads.map(file_problem, paths, repeat(SHARD_FORMAT))
         return len(paths), _damages(paths, labels, problems)
 
 
@@ -128,7 +128,7 @@ def _named_shards(contents: Index) -> Iterator[tuple[ShardHeader, ShardInfo]]:
                 yield header, info
 
 
-def _file_problem(
+def file_problem(
     path: Path,
     file_format: str,
     seal: str | None = None,
@@ -152,7 +152,7 @@ def _named_shard_problem(
     info: ShardInfo,
 ) -> str | None:
     """Describe what is wrong with a shard named in an index; ``None`` if nothing is."""
-    problem = _file_problem(folder / info.file, SHARD_FORMAT, info.sha256)
+    problem = file_problem(folder / info.file, SHARD_FORMAT, info.sha256)
     if problem is not None:
         return problem
     try:
@@ -188,7 +188,7 @@ def set_aside(index: Path, damages: list[Damage]) -> list[Path]:
             if not path.exists():
                 continue
             # A gap is a damage that names the index, although its own bytes are intact.
-            if path == index and _file_problem(index, INDEX_FORMAT) is None:
+            if path == index and file_problem(index, INDEX_FORMAT) is None:
                 continue
             moved.append(path.rename(path.with_name(f"{path.name}.damaged")))
     return moved

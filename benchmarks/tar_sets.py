@@ -1,0 +1,167 @@
+"""What stage one costs for each tar of a set, beside a few tars' costs.
+
+    python benchmarks/tar_sets.py --tars 1000 --out benchmarks/results/tar_sets.json
+
+Tars of 20 pairs, and teachers that compute nothing: what is left is reading tars, decoding small
+pictures, and writing and sealing the files of the set. CPU time of a process and its peak memory,
+for all tars and for a tenth of them; the difference of the CPU times is what the other tars cost.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import platform
+import resource
+import shutil
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from cusa.precompute.pipeline import PipelineOptions
+from cusa.precompute.processes import connect
+from cusa.precompute.run_options import RunOptions
+from cusa.precompute.tars.run import TarOptions, TarRun
+from cusa.precompute.teachers.base import Teacher
+
+SMOKE = ("--tars 10 --rounds 1",)
+PAIRS = 20
+DIM = 8
+
+
+def make_tars(folder: Path, n_tars: int) -> list[Path]:
+    """Tars as img2dataset writes them: a picture, its caption, and a JSON file."""
+    paths = []
+    generator = np.random.default_rng(0)
+    for number in range(n_tars):
+        path = folder / f"{number:05d}.tar"
+        with tarfile.open(path, "w") as tar:
+            for pair in range(number * PAIRS, (number + 1) * PAIRS):
+                pixels = generator.integers(0, 255, (64, 64, 3), np.uint8)
+                picture = io.BytesIO()
+                Image.fromarray(pixels).save(picture, "JPEG")
+                files = {
+                    "jpg": picture.getvalue(),
+                    "txt": f"Number {pair}.".encode(),
+                    "json": b"{}",
+                }
+                for extension, content in files.items():
+                    header = tarfile.TarInfo(f"{pair:09d}.{extension}")
+                    header.size = len(content)
+                    tar.addfile(header, io.BytesIO(content))
+        paths.append(path)
+    return paths
+
+
+class NoWork:
+    """A request for a teacher that computes nothing."""
+
+    def __init__(self, name: str, modality: str) -> None:
+        self.name = name
+        self.modality = modality
+
+    def load(self, *_: Any) -> Teacher:
+        """Return the teacher."""
+        return Teacher(
+            modality=self.modality,
+            model_id=self.name,
+            weights_sha256="0" * 64,
+            dim=DIM,
+            transform={},
+            source="",
+            encode=self._rows,
+            batch_size=256,
+            preprocess=lambda image: (
+                np.asarray(image)[:2, :2].transpose(2, 0, 1).astype(np.float32)
+            ),
+            tokenize=lambda captions: {
+                "ids": torch.tensor([[crc32(c.encode()) % 9973] for c in captions])
+            },
+            token_counts=lambda captions: np.full(len(captions), 1),
+        )
+
+    def _rows(self, inputs: Any) -> torch.Tensor:
+        values = inputs["ids"] if self.modality == "text" else inputs.flatten(1)
+        return torch.cos(values.float().sum(1, keepdim=True) * torch.arange(1.0, 1 + DIM))
+
+
+class Silent:
+    """A reporter that reports nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def run(tars: Sequence[Path], folder: Path) -> tuple[float, float]:
+    """CPU seconds and peak MiB of stage one in a process of its own."""
+
+    def work() -> None:
+        began = time.process_time()
+        pipeline = PipelineOptions("cpu", "fp32", workers=0, encoders=1, skip_errors=False)
+        options = RunOptions(folder / "set.h5", pipeline, None, None, None, "float16", "albef")
+        requests: Any = [NoWork("eyes", "image"), NoWork("words", "text")]
+        TarRun(
+            tars,
+            requests,
+            options,
+            TarOptions("txt", "fail", False),
+            connect(),
+            Silent(),
+            lambda: None,
+        ).go()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        sender.send((time.process_time() - began, peak))
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    sender.close()
+    process.join()
+    shutil.rmtree(folder)
+    return receiver.recv()
+
+
+@click.command()
+@click.option("--tars", "n_tars", default=1000, type=click.IntRange(10))
+@click.option("--rounds", default=3)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+def main(n_tars: int, rounds: int, out: Path | None) -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tars = make_tars(folder, n_tars)
+        few = tars[: n_tars // 10]
+        measured: dict[str, list[tuple[float, float]]] = {"few": [], "all": []}
+        for _ in range(rounds):
+            measured["few"].append(run(few, folder / "few"))
+            measured["all"].append(run(tars, folder / "all"))
+    few_s, few_mib = map(statistics.median, zip(*measured["few"], strict=True))
+    all_s, all_mib = map(statistics.median, zip(*measured["all"], strict=True))
+    figures = {
+        "machine": platform.processor() or platform.machine(),
+        "tars": n_tars,
+        "pairs a tar": PAIRS,
+        "CPU ms a tar": 1000 * (all_s - few_s) / (n_tars - len(few)),
+        "peak MiB": all_mib,
+        "peak over that of a tenth of the tars": all_mib / few_mib,
+    }
+    text = json.dumps(figures, indent=2)
+    click.echo(text)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
