@@ -15,8 +15,6 @@ from cusa.cli.console import (
     PATH,
     POSITIVE,
     command,
-    default_workers,
-    pick_device,
     print_plain,
     quiet_libraries,
 )
@@ -29,6 +27,7 @@ from cusa.cli.evaluate_options import (
 )
 from cusa.cli.search import index, search
 from cusa.data.errors import RunError, SettingError
+from cusa.stages.machine import default_workers, pick_device
 
 if TYPE_CHECKING:
     from cusa.eval.evaluators.request import EvalRequest

@@ -16,17 +16,15 @@ from cusa.cli.console import (
     NOT_NEGATIVE,
     PATH,
     POSITIVE,
-    Stopped,
     choice_option,
     command,
     console,
-    cpu_count,
-    pick_device,
     quiet_libraries,
-    stop_signals,
 )
 from cusa.cli.data_options import DATASETS_OPTION, column_options
-from cusa.data.errors import SettingError, WorkerError
+from cusa.data.errors import SettingError, Stopped, WorkerError
+from cusa.stages.machine import cpu_count, pick_device
+from cusa.stages.signals import stop_signals
 
 if TYPE_CHECKING:
     from cusa.cli.precompute_output import BarReporter
@@ -288,7 +286,7 @@ def _run_to_end(run: Run, reporter: BarReporter) -> Outcome:
     try:
         return run.go()
     except Stopped as stopped:
-        raise Stopped(stopped.signal, _how_to_go_on(reporter)) from None
+        raise stopped.with_progress(_how_to_go_on(reporter)) from None
     except WorkerError as error:
         raise WorkerError(f"{error}; {_how_to_go_on(reporter)}", name=error.name) from None
 

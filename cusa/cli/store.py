@@ -18,11 +18,11 @@ from cusa.cli.console import (
     command,
     console,
     fail,
-    pick_device,
     quiet_libraries,
 )
 from cusa.cli.inspect_labels import inspect
 from cusa.cli.store_rows import export, import_
+from cusa.stages.machine import pick_device
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)

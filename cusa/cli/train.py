@@ -17,13 +17,12 @@ from cusa.cli.console import (
     choice_option,
     command,
     console,
-    default_workers,
-    pick_device,
     print_plain,
     quiet_libraries,
-    stop_signals,
 )
 from cusa.data.errors import SettingError, Stopped
+from cusa.stages.machine import default_workers, pick_device
+from cusa.stages.signals import stop_signals
 
 if TYPE_CHECKING:
     from cusa.cli.train_output import BarReporter
@@ -276,7 +275,7 @@ def _train(
         try:
             trainer.fit(reporters, check_stop)
         except Stopped as stopped:
-            raise Stopped(stopped.signal, _how_to_go_on(trainer, in_sweep)) from None
+            raise stopped.with_progress(_how_to_go_on(trainer, in_sweep)) from None
     print_outcome(screen, trainer)
     return trainer
 
