@@ -6,6 +6,7 @@ from .data.readers.columns import ColumnNames as ColumnNames
 from .data.records import Dataset as Dataset
 from .data.records import Record as Record
 from .data.store.reader import EmbeddingStore as EmbeddingStore
+from .eval.evaluate import Evaluation as Evaluation
 from .eval.evaluators.retrieval.measure import cross_modal_recalls as cross_modal_recalls
 from .eval.evaluators.retrieval.measure import uni_modal_recalls as uni_modal_recalls
 from .eval.metrics.by_class import image_retrieval as image_retrieval
@@ -13,6 +14,11 @@ from .eval.models.any_model import load_encoder as load_encoder
 from .eval.models.protocols import Encoder as Encoder
 from .eval.models.student import StudentEncoder as StudentEncoder
 from .eval.models.student import load_student as load_student
+from .stages.evaluate import evaluate as evaluate
+from .stages.precompute import precompute as precompute
+from .stages.precomputed_store import PrecomputedStore as PrecomputedStore
+from .stages.train import TrainedRun as TrainedRun
+from .stages.train import train as train
 from .train.gradient_cache import encode_in_micro_batches as encode_in_micro_batches
 from .train.loss.config import LossConfig as LossConfig
 from .train.loss.config import Temperature as Temperature
