@@ -14,6 +14,7 @@ from .eval.models.protocols import Encoder as Encoder
 from .eval.models.student import StudentEncoder as StudentEncoder
 from .eval.models.student import load_student as load_student
 from .train.gradient_cache import encode_in_micro_batches as encode_in_micro_batches
+from .train.loss.batch import Candidates as Candidates
 from .train.loss.config import LossConfig as LossConfig
 from .train.loss.config import Temperature as Temperature
 from .train.loss.config import TemperaturePair as TemperaturePair

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cusa.data.errors import SettingError
 from cusa.train.settings import Field, Flag, Number, settings
+
+if TYPE_CHECKING:  # settings are read without torch
+    from torch import Tensor
 
 Divergence = Literal["kl", "cross_entropy"]
 Scaling = Literal["paper", "infonce"]
@@ -49,8 +52,8 @@ def check_option(
 def column_divisor(
     divergence: Divergence,
     scaling: Scaling,
-    n_candidates: int,
-) -> int:
+    n_candidates: int | Tensor,
+) -> int | Tensor:
     """Return what ``scaling`` divides a loss by, beyond the average over its queries.
 
     The published code averages a cross entropy over the columns of the similarity matrix (its
@@ -59,7 +62,7 @@ def column_divisor(
     Args:
         divergence: The loss.
         scaling: Its scaling.
-        n_candidates: Columns of the similarity matrix.
+        n_candidates: Columns of the similarity matrix: a whole number, or a scalar.
     """
     if divergence == "cross_entropy" and scaling == "paper":
         return n_candidates
@@ -178,19 +181,24 @@ class LossConfig:
                 name="terms",
             )
 
-    def row_weights(self, n_pairs: int) -> dict[Term, float]:
+    def row_weights(
+        self,
+        n_pairs: int,
+        n_candidates: int | Tensor,
+    ) -> dict[Term, float | Tensor]:
         """Return the weight of one row of one direction in the total, for each term in use.
 
         The two directions are averaged, and so are the B rows; see also :func:`column_divisor`.
 
         Args:
             n_pairs: The number of pairs B.
+            n_candidates: The number of candidates of each, a whole number or a scalar.
         """
         weights = {"contrastive": self.contrastive_weight, "csa": self.alpha, "usa": self.beta}
-        row_weights: dict[Term, float] = {}
+        row_weights: dict[Term, float | Tensor] = {}
         for term in self.terms:
             divisor = column_divisor(
-                self.divergence(term), getattr(self, f"{term}_scaling"), n_pairs
+                self.divergence(term), getattr(self, f"{term}_scaling"), n_candidates
             )
             # Divide one after another: dividing by the product would round differently.
             row_weights[term] = weights[term] / 2 / n_pairs / divisor
@@ -214,8 +222,9 @@ class LossConfig:
             batch_size: The number of pairs B.
         """
         contrastive_alone = replace(self, terms=("contrastive",), contrastive_weight=1.0)
-        unit = contrastive_alone.row_weights(batch_size)["contrastive"]
-        return {term: weight / unit for term, weight in self.row_weights(batch_size).items()}
+        unit = float(contrastive_alone.row_weights(batch_size, batch_size)["contrastive"])
+        weights = self.row_weights(batch_size, batch_size)
+        return {term: float(weight) / unit for term, weight in weights.items()}
 
     def temperature_names(self, term: Term) -> tuple[str, str]:
         """Return the names of a term's temperatures: the student's and the soft labels'.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from cusa.train.loss.batch import ImageText
 from cusa.train.loss.config import ALL_TERMS, LossConfig, Temperature, Term
 from cusa.train.loss.gather import GatherGroup
-from cusa.train.loss.inputs import ImageText
 
 
 class TermTemperatures(NamedTuple):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cusa.data.errors import EmbeddingsError
+from cusa.train.loss.batch import Candidates
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.loss.cusa_loss import CUSALoss
 
@@ -96,6 +97,7 @@ def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
         (x.double() if faulty else x, x, x, x, x, x, None),  # another dtype
         (x.clone().requires_grad_(faulty), x, x, x, x, x, None),  # a gradient wanted
         (x, x, x, x, integers, x, None),  # an array of integers
+        (x, x, x, x, x, x, None, Candidates(x, x, x, x) if faulty else None),  # a queue
     ]
     for batch in batches:
         with pytest.raises(EmbeddingsError) as error:
@@ -142,14 +144,14 @@ def test_no_rank_waits_for_one_that_stops(gathered):
     sizes, folder = gathered
     errors = [torch.load(folder / f"errors-{rank}.pt") for rank in range(len(sizes))]
     for rank, of_batches in enumerate(errors):
-        zeros, ids, missing, dtype, gradient, integers = of_batches
+        zeros, ids, missing, dtype, gradient, integers, queue = of_batches
         if rank == 1:
             assert zeros == ("teacher_image", "rows 2")
-            assert missing == ("teacher_image", "")
             assert integers == ("teacher_image", "")
+            assert queue == ("candidates", "")
         else:
-            assert zeros == missing == integers == ("", "rank 1")
-        assert ids == dtype == gradient == ("", "rank 1")
+            assert zeros == integers == queue == ("", "rank 1")
+        assert ids == missing == dtype == gradient == ("", "rank 1")
 
 
 def test_one_process_alone_gathers_nothing():
