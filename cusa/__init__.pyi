@@ -26,6 +26,7 @@ from .train.loss.functions import soft_labels as soft_labels
 from .train.loss.matching import hard_negatives as hard_negatives
 from .train.loss.matching import matching_loss as matching_loss
 from .train.loss.matching import matching_targets as matching_targets
+from .train.teacher_queue import TeacherQueue as TeacherQueue
 from .train.teacher_rows import TeacherBatch as TeacherBatch
 from .train.teacher_rows import Teachers as Teachers
 from .train.teacher_rows import collate_joined as collate_joined

@@ -543,3 +543,24 @@ def test_dot_source_ignores_negative_similarities():
     i2t, t2i = fuse_similarities(a, b, "dot")
     assert i2t is t2i
     assert i2t.tolist() == [[0.5, 0.0]]
+
+
+def test_param_groups_hold_the_learnable_temperatures_without_decay():
+    for config, names in (
+        (LossConfig(), {"tau", "tau_csa", "tau_usa_image", "tau_usa_text"}),
+        (LossConfig(terms=("contrastive",), tau=Temperature(0.05, 0.01, 0.1, False)), set()),
+    ):
+        loss = CUSALoss(config)
+        assert loss.no_weight_decay() == names
+        parameters = [getattr(loss, name) for name in names]
+        (group,) = loss.param_groups(lr=0.5) or [{"params": []}]
+        assert {id(p) for p in group["params"]} == {id(p) for p in parameters}
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    loss = CUSALoss()
+    groups = [{"params": [weight]}, *loss.param_groups()]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (1e-3, 0.1),
+        (1e-3, 0.0),
+    ]
+    assert loss.param_groups(lr=0.5)[0]["lr"] == 0.5
