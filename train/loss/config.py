@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cusa.data.errors import SettingError
@@ -180,6 +182,26 @@ class LossConfig:
                 f"{list(self.terms)}",
                 name="terms",
             )
+
+    @classmethod
+    def from_published(cls, settings: Path | str | Mapping[str, Any]) -> LossConfig:
+        """Convert the settings of the published code, to train with the loss of its files.
+
+        Everything outside of its ``loss_config`` (data, model, optimizer, ``is_all_gather``) is no
+        matter of the loss, and left to the caller.
+
+        Args:
+            settings: A YAML file of the published code, such as ``configs/vitb32/coco/cusa.yaml``;
+                or what it holds as nested dictionaries, or its ``loss_config`` alone.
+
+        Raises:
+            FileFormatError: If the file cannot be read, or holds no settings.
+            SettingError: If a setting is unknown, missing or illegal; ``name`` is its name in
+                ``loss_config``, such as ``"cross_softlabel.rate"``.
+        """
+        from cusa.train.loss.published import loss_config_from_published
+
+        return loss_config_from_published(settings)
 
     def row_weights(
         self,
