@@ -20,6 +20,7 @@ from .stages.precomputed_store import PrecomputedStore as PrecomputedStore
 from .stages.train import TrainedRun as TrainedRun
 from .stages.train import train as train
 from .train.gradient_cache import encode_in_micro_batches as encode_in_micro_batches
+from .train.loss.batch import Candidates as Candidates
 from .train.loss.config import LossConfig as LossConfig
 from .train.loss.config import Temperature as Temperature
 from .train.loss.config import TemperaturePair as TemperaturePair
@@ -31,6 +32,7 @@ from .train.loss.functions import soft_labels as soft_labels
 from .train.loss.matching import hard_negatives as hard_negatives
 from .train.loss.matching import matching_loss as matching_loss
 from .train.loss.matching import matching_targets as matching_targets
+from .train.teacher_queue import TeacherQueue as TeacherQueue
 from .train.teacher_rows import TeacherBatch as TeacherBatch
 from .train.teacher_rows import Teachers as Teachers
 from .train.teacher_rows import collate_joined as collate_joined

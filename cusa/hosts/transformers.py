@@ -88,6 +88,10 @@ class SoftLabelModel(nn.Module):
             "usa": terms.usa,
         }
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the temperatures, as timm's and open_clip's models do."""
+        return set(map("loss.{}".format, self.loss.no_weight_decay()))
+
 
 def _features(output: Any) -> torch.Tensor:
     """Return the features in an encoder's output, which is a tensor or an output object."""
@@ -123,7 +127,8 @@ class SoftLabelTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the parameters that Trainer would decay, without the temperatures."""
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.startswith("loss.tau")]
+        not_decayed: set[str] = getattr(model, "no_weight_decay", set)()
+        return [name for name in names if name not in not_decayed]
 
 
 class SoftLabelCollator:
