@@ -74,13 +74,14 @@ class Teachers:
             )
 
     def rows(
-        self, caption_rows: ArrayLike, device: torch.device | str | None = None
+        self, caption_rows: ArrayLike | torch.Tensor, device: torch.device | str | None = None
     ) -> TeacherBatch:
         """Return the teachers' rows for captions and their images.
 
         Args:
             caption_rows: int ``[B]``: caption rows of the split, for instance from
-                :meth:`cusa.data.store.mapped_split.Split.caption_rows`.
+                :meth:`cusa.data.store.mapped_split.Split.caption_rows`; a tensor may be on any
+                device.
             device: The device of the tensors; ``None``: the CPU.
 
         Raises:
@@ -113,12 +114,14 @@ class Teachers:
         return np.flatnonzero(is_trainable)
 
 
-def _row_numbers(rows: ArrayLike) -> np.ndarray:
+def _row_numbers(rows: ArrayLike | torch.Tensor) -> np.ndarray:
     """Return rows as int64 ``[n]``; ids, masks and shares must not become rows in silence.
 
     Raises:
         IndexError: If they are no whole numbers in one dimension.
     """
+    if isinstance(rows, torch.Tensor):
+        rows = rows.numpy(force=True)
     numbers = np.asarray(rows)
     if numbers.ndim != 1:
         raise IndexError(f"caption rows are int [n]; got shape {numbers.shape}")
@@ -229,7 +232,7 @@ def join(
 
 def collate_joined(
     batch: Sequence[tuple[Any, int]], collate: Callable[[list[Any]], Any] = default_collate
-) -> tuple[Any, np.ndarray]:
+) -> tuple[Any, torch.Tensor]:
     """Collate items of a :class:`JoinedDataset`.
 
     Args:
@@ -237,8 +240,9 @@ def collate_joined(
         collate: Collate function of the items themselves.
 
     Returns:
-        The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`.
+        The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`: a tensor, so
+        that whatever splits, pads or moves the items of a batch does the same with their rows.
     """
     items = [item for item, _ in batch]
     caption_rows = [caption_row for _, caption_row in batch]
-    return collate(items), np.array(caption_rows, np.int64)
+    return collate(items), torch.tensor(caption_rows, dtype=torch.int64)
