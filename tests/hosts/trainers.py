@@ -91,31 +91,29 @@ def hugging_face(
 
 
 def sentence_transformers(
-    inputs: Inputs, folder: Path, steps: int, **changes: Any
+    inputs: Inputs, folder: Path, steps: int, gather: bool = True, **changes: Any
 ) -> tuple[Any, Any]:
-    """Make a SentenceTransformerTrainer; the trainer, and its loss, which holds the model."""
-    from sentence_transformers import (
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
+    """Make a trainer of sentence-transformers; the trainer, and its loss, which holds the model."""
+    from sentence_transformers import SentenceTransformerTrainingArguments
     from sentence_transformers.base.modules import Transformer
 
     from cusa.hosts.sentence_transformers import (
-        SoftLabelCallback,
+        SoftLabelTrainer,
         StoredSoftLabelLoss,
         pairs_dataset,
+        retrieval_evaluator,
         with_uni_heads,
     )
 
     torch.manual_seed(0)
     model = with_uni_heads(Transformer(str(inputs.clip)))
-    loss = StoredSoftLabelLoss(model, inputs.store, SPLITS)
-    trainer = SentenceTransformerTrainer(
+    loss = StoredSoftLabelLoss(model, inputs.store, SPLITS, gather_across_devices=gather)
+    trainer = SoftLabelTrainer(
         model=model,
         args=arguments(SentenceTransformerTrainingArguments, folder, steps, **changes),
         train_dataset=pairs_dataset(inputs.store, SPLITS, "train"),
         eval_dataset=pairs_dataset(inputs.store, SPLITS, "val"),
         loss=loss,
-        callbacks=[SoftLabelCallback(loss)],
+        evaluator=retrieval_evaluator(inputs.store, "val"),
     )
     return trainer, loss
