@@ -232,7 +232,7 @@ def join(
 
 def collate_joined(
     batch: Sequence[tuple[Any, int]], collate: Callable[[list[Any]], Any] = default_collate
-) -> tuple[Any, np.ndarray]:
+) -> tuple[Any, torch.Tensor]:
     """Collate items of a :class:`JoinedDataset`.
 
     Args:
@@ -240,8 +240,9 @@ def collate_joined(
         collate: Collate function of the items themselves.
 
     Returns:
-        The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`.
+        The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`: a tensor, so
+        that whatever splits, pads or moves the items of a batch does the same with their rows.
     """
     items = [item for item, _ in batch]
     caption_rows = [caption_row for _, caption_row in batch]
-    return collate(items), np.array(caption_rows, np.int64)
+    return collate(items), torch.tensor(caption_rows, dtype=torch.int64)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -16,7 +15,7 @@ from transformers import Trainer
 
 from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
-from cusa.hosts.pairs import SplitTeachers
+from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.train.loss.cusa_loss import CUSALoss
 
 LABEL_NAMES = ["image_ids"]
@@ -196,10 +195,6 @@ def pairs_dataset(store: EmbeddingStore, split: str) -> Dataset:
     Raises:
         StoreError: If the store has no such split.
     """
-    no_image, no_caption = store.skipped(split)
-    caption_image = store.split(split).caption_image
-    is_left_out = np.isin(caption_image, no_image)
-    is_left_out[no_caption] = True
-    caption_rows = np.flatnonzero(~is_left_out)
+    caption_rows = usable_captions(store, split)
     columns = {"split": [split] * len(caption_rows), "caption_row": caption_rows}
     return Dataset.from_dict(columns)
