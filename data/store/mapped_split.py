@@ -156,7 +156,8 @@ class Split:
         """Return the caption row of each caption of a host code base's annotations, in order.
 
         Images are matched by id or path, and captions by their text after the paper's normaliser.
-        So the order of the annotations is kept, and annotations of other data are refused.
+        So the order of the annotations is kept, and annotations of other data are refused. A folder
+        that all paths begin with is left out if the store's paths do not begin with it.
 
         Args:
             annotations: An annotation file of any form that ``--dataset`` takes, or its rows.
