@@ -1,11 +1,13 @@
 """The pages of documentation: their links lead somewhere, and their Python runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import cusa
+from cusa.cli import evaluate, precompute, store, train
 
 ROOT = Path(cusa.__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -44,3 +46,46 @@ def test_the_index_lists_every_page():
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     linked = {target.partition("#")[0] for target in LINK.findall(index)}
     assert pages <= linked
+
+
+COMMANDS = {
+    "cusa-precompute": precompute.main,
+    "cusa-train": train.main,
+    "cusa-eval": evaluate.main,
+    "cusa-store": store.main,
+}
+COMMAND_OF_MODULE = {"cusa.precompute": "cusa-precompute", "cusa.train": "cusa-train"}
+COMMAND_LINE = re.compile(r"^    (?:torchrun [^\n]*-m )?(cusa[-.]\w+)\b(.*)$", re.MULTILINE)
+# A command that is not shown whole has only its options checked.
+COMMAND_SPAN = re.compile(r"`(cusa-\w+) ([^`]*)`")
+
+
+def _command(name, words):
+    """The command that a command line runs, and its arguments."""
+    main = COMMANDS[COMMAND_OF_MODULE.get(name, name)]
+    subcommands = getattr(main, "subcommands", None) or getattr(main, "commands", {})
+    if words and words[0] in subcommands:
+        return subcommands[words[0]], words[1:]
+    return main, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_command_lines_can_be_typed_as_they_are(page):
+    for name, line in COMMAND_LINE.findall(page.read_text(encoding="utf-8")):
+        words = shlex.split(line, comments=True)
+        command, arguments = _command(name, words)
+        is_whole = "…" not in line and "..." not in words
+        if is_whole:
+            command.make_context(name, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_options_in_running_text_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name, line in COMMAND_SPAN.findall(text):
+        command, arguments = _command(name, line.split())
+        legal = {option for parameter in command.params for option in parameter.opts}
+        legal |= {option for parameter in command.params for option in parameter.secondary_opts}
+        for word in arguments:
+            if word.startswith("--"):
+                assert word in legal | {"--help", "--version"}, f"{name} {line}"
