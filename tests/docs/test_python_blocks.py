@@ -71,7 +71,7 @@ def _blocks(name):
     return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/FORMAT.md"])
+@pytest.mark.parametrize("page", ["docs/data.md", "docs/FORMAT.md"])
 def test_blocks_run(page, names):
     blocks = _blocks(page)
     assert blocks
@@ -84,7 +84,9 @@ def test_the_loop_of_the_readme_trains_the_model_and_the_temperatures(names):
     exec(_blocks("README.md")[0], names)
     for old, new in zip(before, names["model"].parameters(), strict=True):
         assert not torch.equal(old, new)
-    learnable = [parameter for parameter in names["loss_fn"].parameters() if parameter.requires_grad]
+    learnable = [
+        parameter for parameter in names["loss_fn"].parameters() if parameter.requires_grad
+    ]
     assert learnable
     assert all(parameter.grad is not None for parameter in learnable)
     assert names["terms"].total.isfinite()
