@@ -1,11 +1,11 @@
 # make demo: the whole path on the embedded data set.   make test: lint, types, tests.
-# Both set up .venv by themselves.
+# make docs: the API reference, in build/docs.   Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint types pytest clean
+.PHONY: demo test lint types pytest docs clean
 demo: $(STAMP)
 	$(BIN)/cusa-precompute --dataset demo --teacher efficientnet-lite0 --teacher minilm
 	rm -rf $(DEMO)
@@ -28,6 +28,9 @@ types: $(STAMP)
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+docs: $(STAMP)
+	$(BIN)/python docs/build_api.py build/docs
 
 $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

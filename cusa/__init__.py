@@ -1,8 +1,9 @@
 """CUSA: cross-modal and uni-modal soft-label alignment for image-text retrieval.
 
-The public names are defined in the subpackages (``cusa.data``, ``cusa.precompute``, ``cusa.train``,
-``cusa.eval``) and imported on first use, so that ``import cusa`` stays fast. ``__init__.pyi`` lists
-them.
+Errors are of the classes in :mod:`cusa.data.errors`, all of them a :class:`CusaError`. Modules for
+the trainers of other libraries are in :mod:`cusa.hosts`.
+
+The public names are imported from the subpackages on first use, so that ``import cusa`` stays fast.
 """
 
 import importlib

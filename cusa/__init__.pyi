@@ -5,6 +5,8 @@ from .data.errors import CusaError as CusaError
 from .data.readers.columns import ColumnNames as ColumnNames
 from .data.records import Dataset as Dataset
 from .data.records import Record as Record
+from .data.store.embeddings import Embeddings as Embeddings
+from .data.store.mapped_split import Split as Split
 from .data.store.reader import EmbeddingStore as EmbeddingStore
 from .eval.evaluate import Evaluation as Evaluation
 from .eval.evaluators.retrieval.measure import cross_modal_recalls as cross_modal_recalls
@@ -25,6 +27,7 @@ from .train.loss.config import LossConfig as LossConfig
 from .train.loss.config import Temperature as Temperature
 from .train.loss.config import TemperaturePair as TemperaturePair
 from .train.loss.cusa_loss import CUSALoss as CUSALoss
+from .train.loss.cusa_loss import LossTerms as LossTerms
 from .train.loss.functions import contrastive_loss as contrastive_loss
 from .train.loss.functions import fuse_similarities as fuse_similarities
 from .train.loss.functions import soft_label_loss as soft_label_loss

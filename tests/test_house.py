@@ -248,6 +248,9 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel):
         "cusa/train/presets/demo.yaml",
         "cusa/eval/report/report.html.jinja",
         "cusa/py.typed",
+        "cusa/__init__.pyi",
+        "cusa/train/saving/model_card.md.jinja",
+        "cusa/eval/report/paper.json",
         "cusa/data/demo_set/make.py",
     ):
         assert needed in names

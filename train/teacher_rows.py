@@ -80,8 +80,7 @@ class Teachers:
 
         Args:
             caption_rows: int ``[B]``: caption rows of the split, for instance from
-                :meth:`cusa.data.store.mapped_split.Split.caption_rows`; a tensor may be on any
-                device.
+                :meth:`cusa.Split.caption_rows`; a tensor may be on any device.
             device: The device of the tensors; ``None``: the CPU.
 
         Raises:

@@ -82,7 +82,7 @@ RUN_OPTIONS = _options(
         "pessimistic",
         "mean",
         "optimistic",
-        help="Count equal similarities against the model, for it, or as the mean of both.",
+        help="Count equal similarities against the model, as the mean of both, or for it.",
     ),
     click.option(
         "--bootstrap",

@@ -88,7 +88,9 @@ def _shard_range(
     "the parts with cusa-store merge.",
 )
 @DTYPE_OPTION
-@choice_option("--normalizer", "albef", "none", help="Caption normaliser.")
+@choice_option(
+    "--normalizer", "albef", "none", help="albef: lower case, no punctuation, at most 64 words."
+)
 @click.option(
     "--pooling",
     type=click.Choice(["cls", "mean", "pooler"]),

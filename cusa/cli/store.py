@@ -28,14 +28,14 @@ from cusa.stages.machine import pick_device
 @click.group(context_settings=CONTEXT_SETTINGS)
 @click.version_option(package_name="cusa")
 def main() -> None:
-    """Inspect, verify and merge embedding stores, export and import rows."""
+    """Inspect, verify and merge embedding stores; export and import rows."""
 
 
 @command()
 @STORE_ARGUMENT
 @JSON_OPTION
 def info(store_path: Path, as_json: bool) -> None:
-    """Print the contents of STORE: splits, teachers, rows, sizes, norms, provenance."""
+    """Print splits, teachers, rows, sizes, norms and provenance."""
     from cusa.data.store.summary import summarize
 
     summary = summarize(store_path)
@@ -56,7 +56,7 @@ def info(store_path: Path, as_json: bool) -> None:
     "those again.",
 )
 def verify(store_path: Path, repair: bool) -> None:
-    """Read every byte of STORE, compare the checksums, and name damaged or missing files."""
+    """Compare all bytes with the checksums, and name damaged files."""
     from cusa.data.store import verify as checks
 
     n_files, damages = checks.verify(store_path)
@@ -110,7 +110,7 @@ def audit(
     least_cosine: float,
     device: str,
 ) -> None:
-    """Run the teachers again on random rows of STORE, and compare the embeddings."""
+    """Run the teachers again on random rows, and compare."""
     from cusa.data.store.reader import EmbeddingStore
 
     # Opened first, to report a mistyped store before libraries are imported.

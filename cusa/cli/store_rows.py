@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 @click.option("--teacher", required=True, help="Teacher to export.")
 @click.option("--split", required=True, help="Split to export.")
 def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
-    """Write a teacher's rows to OUT (NAME.npy or NAME.safetensors), and ids to NAME.ids.json."""
+    """Write a teacher's rows, and their ids, to files.
+
+    OUT is NAME.npy or NAME.safetensors; the ids are written to NAME.ids.json beside it.
+    """
     from cusa.data.store.import_export import export_rows
     from cusa.data.store.reader import EmbeddingStore
 
@@ -86,7 +89,11 @@ def import_(
     on_error: str,
     **teacher_options: Any,
 ) -> None:
-    """Add ROWS of another program to STORE: .npy, .safetensors, .h5, or the published code's."""
+    """Add rows that another program computed.
+
+    ROWS is a file of .npy, .safetensors or .h5, or one of the published code. If STORE does not
+    exist, it is made for --dataset.
+    """
     from cusa.data.datasets import load_dataset
     from cusa.data.readers.columns import ColumnNames
     from cusa.data.store.import_export import import_rows, index_for_import

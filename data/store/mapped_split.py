@@ -124,7 +124,7 @@ class Split:
         return rows
 
     def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
-        """Return the image row of each id or path: int64 ``[n]``; -1 for unknown ones."""
+        """Return the image rows of ``ids_or_paths``: int64 ``[n]``; -1 for unknown ones."""
         rows = self._rows_of_image_id.rows(ids_or_paths)
         unknown = np.flatnonzero(rows < 0)
         paths = [ids_or_paths[number] for number in unknown.tolist()]

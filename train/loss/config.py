@@ -129,7 +129,7 @@ _PAPER_TAU_SOFT = TemperaturePair(_TAU_SOFT, _TAU_SOFT, shared=True)
 
 @settings
 class LossConfig:
-    """Settings of :class:`cusa.train.loss.cusa_loss.CUSALoss`.
+    """Settings of :class:`cusa.CUSALoss`.
 
     The defaults are the paper's for CLIP.
 

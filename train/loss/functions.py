@@ -87,8 +87,8 @@ def soft_label_loss(
     Args:
         similarity: float ``[n, m]`` of the student.
         teacher_similarity: float ``[n, m]`` of the teacher.
-        tau: The student's temperature.
-        tau_soft: The soft labels' temperature.
+        tau: The student's temperature, a scalar.
+        tau_soft: The soft labels' temperature, a scalar.
         divergence: ``"kl"`` or ``"cross_entropy"``.
         scaling: For ``"cross_entropy"`` only: ``"paper"`` divides by m once more, as published.
 
