@@ -1,11 +1,11 @@
 # make demo: the whole path on the embedded data set.   make test: lint, types, tests.
-# Both set up .venv by themselves.
+# make docs: the API reference, in build/docs.   Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint types pytest clean
+.PHONY: demo test lint types pytest docs clean
 demo: $(STAMP)
 	$(BIN)/cusa-precompute --dataset demo --teacher efficientnet-lite0 --teacher minilm
 	rm -rf $(DEMO)
@@ -22,12 +22,15 @@ lint: $(STAMP)
 # mypy does not follow setup.cfg's package_dir mapping: give it the packages under their import names.
 types: $(STAMP)
 	mkdir -p build/types/cusa
-	for file in cusa/*.py cusa/*.pyi cusa/cli cusa/hosts; do ln -sfn ../../../$$file build/types/$$file; done
+	for file in cusa/*.py cusa/*.pyi cusa/cli cusa/hosts cusa/stages; do ln -sfn ../../../$$file build/types/$$file; done
 	for room in data precompute train eval; do ln -sfn ../../../$$room build/types/cusa/$$room; done
 	MYPYPATH=build/types $(BIN)/mypy build/types/cusa
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+docs: $(STAMP)
+	$(BIN)/python docs/build_api.py build/docs
 
 $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from cusa.cli.console import cpu_count, pick_device, quiet_libraries
+from cusa.cli.console import quiet_libraries
 from cusa.data.captions import normalize_caption
 from cusa.data.datasets import load_dataset
 from cusa.data.records import Dataset, iter_captions
@@ -38,6 +38,7 @@ from cusa.precompute.reading import ImageReader
 from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import parse_teacher
 from cusa.precompute.teachers.base import Teacher
+from cusa.stages.machine import cpu_count, pick_device
 
 from timing import in_turns
 

@@ -32,7 +32,7 @@ from PIL import Image
 from cusa.precompute.pipeline import PipelineOptions
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
-from cusa.precompute.tars.run import TarOptions, TarRun
+from cusa.precompute.tars.run import TarPolicy, TarRun
 from cusa.precompute.teachers.base import Teacher
 
 SMOKE = ("--tars 10 --rounds 1",)
@@ -115,7 +115,7 @@ def run(tars: Sequence[Path], folder: Path) -> tuple[float, float]:
             tars,
             requests,
             options,
-            TarOptions("txt", "fail", False),
+            TarPolicy("txt", "fail", False),
             connect(),
             Silent(),
             lambda: None,

@@ -38,9 +38,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from cusa.cli.console import default_workers, quiet_libraries
+from cusa.cli.console import quiet_libraries
 from cusa.data.worker_pool import WorkerPool
 from cusa.eval.metrics.validation import validation_scores
+from cusa.stages.machine import default_workers
 from cusa.train.assemble import student_sources
 from cusa.train.config import build_config, load_preset, merge
 from cusa.train.loader import Batch, Pairs, on_device

@@ -11,11 +11,12 @@ from cusa.data.errors import DataError, SettingError
 _PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
 
 NORMALIZERS = ("albef", "none")
+MAX_WORDS = 64
 # Characters of a caption that a message quotes.
 _MAX_SHOWN = 60
 
 
-def normalize_caption(caption: str, max_words: int = 64) -> str:
+def normalize_caption(caption: str, max_words: int = MAX_WORDS) -> str:
     r"""Lower-case a caption, drop its punctuation and cut it to ``max_words`` words.
 
     The rule, in order: lower case; each of ``, . ' ! ? " ( ) * # : ; ~ - /`` becomes a space;
@@ -33,15 +34,32 @@ def normalize_caption(caption: str, max_words: int = 64) -> str:
     Raises:
         DataError: If nothing is left.
     """
-    text = caption.lower().translate(_PUNCTUATION).replace("<person>", "person")
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    text = " ".join(text.split(" ")[:max_words])
+    text = " ".join(_words(caption)[:max_words])
     if not text:
         message = (
             f"caption {shown_caption(caption)} is empty once normalised; give it words or remove it"
         )
         raise DataError(message, name="caption")
     return text
+
+
+def _words(caption: str) -> list[str]:
+    text = caption.lower().translate(_PUNCTUATION).replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return text.split(" ")
+
+
+def is_cut(caption: str, normalizer_name: str) -> bool:
+    """Return whether a normaliser drops words of a caption, as it has more than 64.
+
+    Args:
+        caption: The caption as written.
+        normalizer_name: Name of the caption normaliser.
+    """
+    # So many words, with a space between any two, need more characters than that.
+    if normalizer_name != "albef" or len(caption) <= 2 * MAX_WORDS:
+        return False
+    return len(_words(caption)) > MAX_WORDS
 
 
 def normalizer(name: str) -> Callable[[str], str]:

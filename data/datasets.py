@@ -44,7 +44,8 @@ def load_dataset(
             annotation file or of a folder; or several paths, which make one data set. A file of a
             form without splits (ALBEF, flat, COCO's own) takes its split from its name
             (``…_train.json``) or from ``train=PATH``. Or rows: a list of dictionaries, a
-            ``pandas.DataFrame`` or a ``datasets.Dataset``. docs/data.md shows every form.
+            ``pandas.DataFrame`` or a ``datasets.Dataset``. docs/data.md shows every form. Or a data
+            set that was read already, which is returned, with ``image_root`` if it is given.
         image_root: Folder that the image paths are relative to. By default it is looked for near
             the first annotation file: that file's folder, a subfolder such as ``images``, or the
             parent, whichever has the first image. Pictures embedded in a file (Parquet,
@@ -64,6 +65,8 @@ def load_dataset(
     root = None
     if image_root is not None:
         root = Path(as_utf8(os.fspath(image_root), "--image-root"))
+    if isinstance(sources, Dataset):
+        return replace(sources, image_root=root or sources.image_root)
     unpack_folder = root or Path(data_root) / "unpacked"
     template = Source(Path(), None, (), columns=columns, unpack_folder=unpack_folder)
     if memory.is_rows(sources):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from typing import Self
 
@@ -111,6 +112,21 @@ class Stopped(BaseException):
     def __init__(self, number: int, progress: str = "") -> None:
         super().__init__(progress)
         self.signal = number
+
+    @staticmethod
+    def by(number: int) -> Stopped:
+        """Return what to raise for a signal."""
+        if number == signal.SIGINT:
+            return Interrupted(number)
+        return Stopped(number)
+
+    def with_progress(self, progress: str) -> Self:
+        """Return the same with another account of how far the run got."""
+        return type(self)(self.signal, progress)
+
+
+class Interrupted(Stopped, KeyboardInterrupt):
+    """Raised on Ctrl-C, which Python programs and notebooks know as ``KeyboardInterrupt``."""
 
 
 def _on_one_line(message: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cusa.data.captions import normalizer
+from cusa.data.captions import is_cut, normalizer
 from cusa.data.errors import CusaError
 from cusa.data.records import Dataset, Record
 
@@ -53,11 +53,13 @@ class Faults:
         n_checked: How many images or captions were checked.
         n_faults: How many of them cannot be used.
         listed: The first 20 of those, in row order.
+        n_cut: How many captions lose words to the normaliser.
     """
 
     n_checked: int
     n_faults: int
     listed: tuple[Fault, ...]
+    n_cut: int = 0
 
 
 def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
@@ -87,7 +89,7 @@ def check_images(dataset: Dataset, rows: RowRanges) -> Faults:
 
 
 def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> Faults:
-    """Check that some captions are not empty once normalised.
+    """Check that some captions are not empty once normalised, and count those that are cut.
 
     Args:
         dataset: The data set.
@@ -99,12 +101,14 @@ def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> F
     """
     normalize = normalizer(normalizer_name)
     n_checked = 0
+    n_cut = 0
     n_faults = 0
     listed: list[Fault] = []
     for split, ranges in rows.items():
         for record, number in _chosen_captions(dataset.splits[split], ranges):
             n_checked += 1
             caption = record.captions[number]
+            n_cut += is_cut(caption, normalizer_name)
             # A caption that begins with a letter stays non-empty under every normaliser; this
             # saves seconds on half a million captions.
             if caption[:1].isalnum():
@@ -117,7 +121,7 @@ def check_captions(dataset: Dataset, rows: RowRanges, normalizer_name: str) -> F
                     caption_id = record.caption_ids[number]
                     problem = f"caption id {caption_id}: {error}"
                     listed.append(_fault(dataset, record, number, problem, caption_id))
-    return Faults(n_checked, n_faults, tuple(listed))
+    return Faults(n_checked, n_faults, tuple(listed), n_cut)
 
 
 def _chosen_records(

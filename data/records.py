@@ -145,6 +145,9 @@ class Dataset:
     def select(self, names: Sequence[str]) -> Dataset:
         """Return the data set with only the named splits.
 
+        Args:
+            names: Names of splits.
+
         Raises:
             DataError: If a name is not a split of this data set.
         """

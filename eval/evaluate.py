@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,21 @@ class Evaluation:
     reports: list[ModelReport] = field(default_factory=list)
     written: dict[str, list[Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        names = ", ".join(report.name for report in self.reports)
+        paths = ", ".join(map(str, chain.from_iterable(self.written.values())))
+        return f"<Evaluation of {names}: {paths}>"
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Content of the results files (docs/METRICS.md) by model and suite; not rounded."""
+        return {report.name: dict(report.results) for report in self.reports}
+
+    @property
+    def report(self) -> Path:
+        """The page, ``report.html``."""
+        return self.written["report"][0]
 
     def note(self, text: str) -> None:
         """Add a remark, unless it is there already."""

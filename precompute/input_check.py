@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
+from cusa.data.captions import MAX_WORDS
 from cusa.data.errors import DataError
 from cusa.data.input_check import MAX_LISTED, Fault, Faults, check_captions, check_images
 from cusa.data.records import Dataset
@@ -32,7 +33,7 @@ def check_inputs(
         normalizer_name: Name of the caption normaliser.
         skip_errors: Whether items with a fault are skipped instead of stopping the run.
         on_fault: Called with each of the first faults, if there are several.
-        on_note: Called with the number of items that will be skipped.
+        on_note: Called with the number of items that will be skipped, and of captions that are cut.
 
     Raises:
         DataError: If there is a fault and faults are not skipped, or no image exists at all.
@@ -48,6 +49,12 @@ def check_inputs(
             first,
         )
 
+    if captions.n_cut:
+        on_note(
+            f"captions of more than {MAX_WORDS} words, of which teachers read only the first "
+            f"{MAX_WORDS}: {captions.n_cut:,} of {captions.n_checked:,} (--normalizer none keeps "
+            "all words)"
+        )
     if skip_errors:
         _note_skipped(images, "missing images", on_note)
         _note_skipped(captions, "captions without words", on_note)

@@ -32,11 +32,11 @@ class RunOptions:
 
     out: Path
     pipeline: PipelineOptions
-    batch_size: int | None
-    shard_rows: int | None
-    shard_range: tuple[int, int] | None
-    dtype: str
-    normalizer: str
+    batch_size: int | None = None
+    shard_rows: int | None = None
+    shard_range: tuple[int, int] | None = None
+    dtype: str = "float16"
+    normalizer: str = "albef"
     reuse: Path | None = None
     pooling: Pooling | None = None
     check_pictures: bool = False

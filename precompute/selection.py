@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,15 +32,13 @@ class Selection:
     val_fraction: float | None
 
 
-def parse_splits(text: str | None) -> tuple[str, ...] | None:
-    """Parse ``--splits A,B`` into names; ``None`` if the option is not given.
+def split_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in texts such as ``"train,val"``.
 
     Raises:
-        SettingError: If it names no split.
+        SettingError: If they name no split.
     """
-    if text is None:
-        return None
-    names = tuple(filter(None, map(str.strip, text.split(","))))
+    names = tuple(filter(None, map(str.strip, ",".join(texts).split(","))))
     if not names:
         raise SettingError("--splits names no split; pass names such as train,val", name="splits")
     return names

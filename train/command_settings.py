@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from cusa.train.config import (
 from cusa.train.loss.config import TERMS
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
+from cusa.train.settings import shortened
 
 # Settings that later versions added, and the values that change nothing. A sweep's folder is named
 # after its settings; leaving these out keeps the name that earlier versions gave it.
@@ -41,14 +43,14 @@ class Given:
         embeddings: ``--embeddings``.
         preset: ``--preset``.
         config_file: ``--config``.
-        settings: Every ``--set``.
+        settings: Every ``--set``, nested.
         flags: The other options by name; ``None`` where not given.
     """
 
     embeddings: Path | None
     preset: str | None
     config_file: Path | None
-    settings: tuple[str, ...]
+    settings: Mapping[str, Any]
     flags: Mapping[str, Any]
 
 
@@ -83,15 +85,52 @@ def chosen_settings(
 
 def flag_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Turn options that stand for a setting into nested settings; ``None`` is not given."""
+    return nested_settings({flag: value for flag, value in flags.items() if value is not None})
+
+
+def nested_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Nest settings that are named in any usual way.
+
+    Args:
+        settings: Values by name: a full name (``"loss.alpha"``), the name of an option
+            (``"epochs"``), or that of a section, whose value is a mapping (``"optim"``). Or texts
+            as ``--set`` takes them: ``["loss.alpha=0.2"]``.
+
+    Raises:
+        SettingError: If a name is no text, no legal value of ``"loss"`` is given, or one setting is
+            a section in another. Other names and values are checked with the configuration.
+    """
+    if not isinstance(settings, Mapping):
+        return parse_settings(settings)
     nested: dict[str, Any] = {}
-    sections = dataclasses.asdict(Config())
-    for flag, value in flags.items():
-        if value is None:
-            continue
-        section = next((name for name, fields in sections.items() if flag in fields), "")
-        name = SHORT.get(flag, f"{section}.{flag}")
-        nested = merge(nested, nest(name, TERMS[value] if flag == "loss" else value))
+    for name, value in settings.items():
+        setting = _nested_setting(name, value)
+        refuse_hidden(nested, setting)
+        nested = merge(nested, setting)
     return nested
+
+
+def _nested_setting(name: str, value: Any) -> dict[str, Any]:
+    """Nest one setting under its full name."""
+    if not isinstance(name, str):
+        raise SettingError(
+            f"{name!r} is no name of a setting; pass one such as 'loss.alpha'", name=repr(name)
+        )
+    # Only a section's value is a mapping.
+    if isinstance(value, Mapping):
+        return nest(name, value)
+    if name == "loss":
+        if not isinstance(value, str) or value not in TERMS:
+            raise SettingError(
+                f"loss must be one of {', '.join(TERMS)}; got {shortened(repr(value))}", name="loss"
+            )
+        value = TERMS[value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    sections = dataclasses.asdict(Config())
+    section = next((section for section, fields in sections.items() if name in fields), "")
+    section_prefix = f"{section}." if section else ""
+    return nest(SHORT.get(name, f"{section_prefix}{name}"), value)
 
 
 def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
@@ -110,7 +149,7 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     over = {}
     if given.config_file:
         over = load_config_file(given.config_file)
-    for source in (parse_settings(given.settings), _named_store(given), flags):
+    for source in (given.settings, _named_store(given), flags):
         refuse_hidden(over, source)
         over = merge(over, source)
     # Check the settings before opening a path that they name: a file may hold anything.
@@ -157,7 +196,7 @@ def default_preset(dataset: str, student: str | None) -> str:
 def _resumed_settings(run_dir: Path, given: Given) -> Config:
     """Override the run's own settings with the options; the trainer refuses what may not change."""
     stored = dataclasses.asdict(load_run(run_dir)[0])
-    over = merge(parse_settings(given.settings), flag_settings(given.flags))
+    over = merge(given.settings, flag_settings(given.flags))
     return build_config(merge(merge(stored, over), _named_store(given)))
 
 

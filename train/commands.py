@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cusa.data.datasets import KNOWN_SIZES
@@ -11,6 +12,7 @@ from cusa.data.shell import shell_command
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.config import Config
 from cusa.train.saving.provenance import Provenance
+from cusa.train.saving.run_dir import load_run
 
 _RENDEZVOUS_PORT = 29_500  # torchrun's own default
 
@@ -34,32 +36,57 @@ def resume_command(run_dir: Path, processes: int = 1) -> str:
     return shell_command("torchrun", *launcher, "-m", "cusa.train", *arguments)
 
 
-def evaluation_command(
-    run_dirs: Sequence[Path],
-    config: Config,
-    provenance: Provenance,
-    store: EmbeddingStore,
-) -> str:
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """The split that runs are measured on, as options of ``cusa-eval``.
+
+    Attributes:
+        split: Its name.
+        allow_partial: Whether it is a known split of another size than the published one.
+    """
+
+    split: str
+    allow_partial: bool
+
+
+def evaluation_command(run_dirs: Sequence[Path]) -> str:
     """Return the command that evaluates runs on a split that their store has.
 
     Args:
         run_dirs: The runs.
-        config: Settings of the first one.
-        provenance: What the first one was trained on.
-        store: The store of the first one.
+
+    Raises:
+        CusaError: If the first run or its store cannot be read.
     """
-    split = _split_to_measure(config, provenance, store)
+    measured = split_to_measure(run_dirs[0])
     arguments = [argument for run_dir in run_dirs for argument in ("--run", run_dir)]
-    if split != "test":
-        arguments += ["--split", split]
-    elif split in KNOWN_SIZES.get(store.dataset, {}):
-        n_images = store.splits[split].n_images - len(store.skipped(split)[0])
-        if n_images != KNOWN_SIZES[store.dataset][split]:
-            arguments.append("--allow-partial")
+    if measured.split != "test":
+        arguments += ["--split", measured.split]
+    if measured.allow_partial:
+        arguments.append("--allow-partial")
     return shell_command("cusa-eval", *arguments)
 
 
-def _split_to_measure(
+def split_to_measure(run_dir: Path) -> MeasuredSplit:
+    """Choose the split that a run is measured on: one that its store has, best the test split.
+
+    Args:
+        run_dir: The run.
+
+    Raises:
+        CusaError: If the run or its store cannot be read.
+    """
+    config, provenance = load_run(run_dir)
+    store = EmbeddingStore(config.data.embeddings)
+    split = _best_split(config, provenance, store)
+    is_partial = False
+    if split == "test" and split in KNOWN_SIZES.get(store.dataset, {}):
+        n_images = store.splits[split].n_images - len(store.skipped(split)[0])
+        is_partial = n_images != KNOWN_SIZES[store.dataset][split]
+    return MeasuredSplit(split, is_partial)
+
+
+def _best_split(
     config: Config,
     provenance: Provenance,
     store: EmbeddingStore,

@@ -282,11 +282,6 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--set {shortened(pair)}: expected NAME=VALUE, e.g. loss.alpha=0.2",
                 name=name,
             )
-        if name.count(".") >= _MOST_DOTS:
-            raise SettingError(
-                f"unknown setting {shortened(name)}; expected one such as loss.tau.init",
-                name=name,
-            )
         try:
             value = parse_yaml(raw, f"--set {shortened(pair)}")
         except FileFormatError as error:
@@ -297,7 +292,16 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def nest(name: str, value: Any) -> dict[str, Any]:
-    """Nest a value under a setting's full name: ``{"loss": {"alpha": 0.2}}``."""
+    """Nest a value under a setting's full name: ``{"loss": {"alpha": 0.2}}``.
+
+    Raises:
+        SettingError: If the name has more sections than any setting.
+    """
+    if name.count(".") >= _MOST_DOTS:
+        raise SettingError(
+            f"unknown setting {shortened(name)}; expected one such as loss.tau.init",
+            name=name,
+        )
     for section in reversed(name.split(".")):
         value = {section: value}
     return value

@@ -141,8 +141,11 @@ def legal_values(schema: dict[str, Any]) -> str:
     """Describe the values that a setting takes: ``"a whole number from 1 to 1,000,000, or null"``.
 
     Args:
-        schema: The setting's own schema within that of :func:`settings_schema`.
+        schema: The setting's own schema within that of :func:`settings_schema`. Its key ``legal``,
+            if there is one, says it.
     """
+    if "legal" in schema:
+        return schema["legal"]
     if "anyOf" in schema:
         return ", or ".join(map(legal_values, schema["anyOf"]))
     if "enum" in schema:

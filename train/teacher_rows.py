@@ -74,20 +74,20 @@ class Teachers:
             )
 
     def rows(
-        self, caption_rows: ArrayLike, device: torch.device | str | None = None
+        self, caption_rows: ArrayLike | torch.Tensor, device: torch.device | str | None = None
     ) -> TeacherBatch:
         """Return the teachers' rows for captions and their images.
 
         Args:
             caption_rows: int ``[B]``: caption rows of the split, for instance from
-                :meth:`cusa.data.store.mapped_split.Split.caption_rows`.
+                :meth:`cusa.Split.caption_rows`; a tensor may be on any device.
             device: The device of the tensors; ``None``: the CPU.
 
         Raises:
             IndexError: If a row is out of range, or they are no whole numbers in one dimension.
             DataError: If a teacher skipped an image or caption of the batch; names the first.
         """
-        captions = _row_numbers(caption_rows)
+        captions = caption_row_numbers(caption_rows)
         if captions.size and (captions.min() < 0 or captions.max() >= self.split.n_captions):
             raise IndexError(
                 f"caption rows must be from 0 to {self.split.n_captions - 1:,}, not "
@@ -113,12 +113,14 @@ class Teachers:
         return np.flatnonzero(is_trainable)
 
 
-def _row_numbers(rows: ArrayLike) -> np.ndarray:
+def caption_row_numbers(rows: ArrayLike | torch.Tensor) -> np.ndarray:
     """Return rows as int64 ``[n]``; ids, masks and shares must not become rows in silence.
 
     Raises:
         IndexError: If they are no whole numbers in one dimension.
     """
+    if isinstance(rows, torch.Tensor):
+        rows = rows.numpy(force=True)
     numbers = np.asarray(rows)
     if numbers.ndim != 1:
         raise IndexError(f"caption rows are int [n]; got shape {numbers.shape}")
@@ -183,7 +185,7 @@ class JoinedDataset(Dataset[tuple[Any, int]]):
                 name="items",
             )
         self.items = items
-        self.caption_rows = _row_numbers(caption_rows)
+        self.caption_rows = caption_row_numbers(caption_rows)
         if len(items) != len(self.caption_rows):
             raise DataError(
                 f"the data set has {len(items):,} items, but there are {len(self.caption_rows):,} "
@@ -229,7 +231,7 @@ def join(
 
 def collate_joined(
     batch: Sequence[tuple[Any, int]], collate: Callable[[list[Any]], Any] = default_collate
-) -> tuple[Any, np.ndarray]:
+) -> tuple[Any, torch.Tensor]:
     """Collate items of a :class:`JoinedDataset`.
 
     Args:
@@ -237,8 +239,9 @@ def collate_joined(
         collate: Collate function of the items themselves.
 
     Returns:
-        The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`.
+        The collated items, and int64 ``[B]`` caption rows for :meth:`Teachers.rows`: a tensor, so
+        that whatever splits, pads or moves the items of a batch does the same with their rows.
     """
     items = [item for item, _ in batch]
     caption_rows = [caption_row for _, caption_row in batch]
-    return collate(items), np.array(caption_rows, np.int64)
+    return collate(items), torch.tensor(caption_rows, dtype=torch.int64)

@@ -220,7 +220,7 @@ class Trainer:
             problem = fault or "another process has no next batch; its own message says why"
             raise DataError(self.keeper.with_resume_command(problem))
         if signal:
-            raise Stopped(signal)
+            raise Stopped.by(signal)
 
     def _stop_signal(self) -> int:
         """Return the signal that asks this process to stop, or 0."""

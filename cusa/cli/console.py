@@ -1,4 +1,4 @@
-"""Shared parts of the command lines: one-line errors, signals, devices, settings of click."""
+"""Shared parts of the command lines: one-line errors, settings of click, the screen."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import io
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cusa.data.errors import CusaError, SettingError, Stopped
+from cusa.data.errors import CusaError, Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,10 +46,6 @@ STORE_ARGUMENT = click.argument("store_path", metavar="STORE", type=PATH)
 INTERRUPTED_STATUS = 130
 # Width of tables if the output is not a terminal.
 LOG_WIDTH = 120
-MAX_WORKERS = 8
-# A launcher passes Ctrl-C on to its processes, which received it, too; a second one within this
-# time is taken for the same.
-_SECOND_SIGNAL_S = 1.0
 
 
 def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,51 +128,6 @@ class DefaultCommand(click.Command):
             formatter.write_dl(rows)
 
 
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], None]]:
-    """Delay SIGTERM and Ctrl-C until the work can be interrupted.
-
-    Yields a function that raises :class:`Stopped` if a signal has arrived. Before its first call,
-    when there is nothing to keep yet, a signal raises :class:`Stopped` at once. A second Ctrl-C has
-    its usual effect if it comes more than a second later; further SIGTERMs have none.
-    """
-    received: list[int] = []
-    first_at = 0.0
-    is_working = False
-    stopping = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.getsignal(number) for number in stopping}
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        nonlocal first_at
-        if not received:
-            first_at = time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - first_at > _SECOND_SIGNAL_S:
-            # The user does not want to wait, so the previous handlers take over.
-            restore()
-            signal.raise_signal(number)
-        received.append(number)
-        # During imports and set-up, there is nothing to keep.
-        if not is_working:
-            raise Stopped(number)
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def check() -> None:
-        nonlocal is_working
-        is_working = True
-        if received:
-            raise Stopped(received[0])
-
-    for number in stopping:
-        signal.signal(number, remember)
-    try:
-        yield check
-    finally:
-        restore()
-
-
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print ``Error: message`` on stderr and exit."""
     click.echo(f"Error: {message}", err=True)
@@ -203,45 +151,6 @@ def print_plain(message: str, screen: Console | None = None) -> None:
 def counted(number: int, unit: str) -> str:
     """Format a number with its unit: ``"1 epoch"``, ``"2,000 epochs"``."""
     return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
-
-
-def pick_device(device: str) -> str:
-    """Return the device ``"cpu"`` or ``"cuda"`` for the option ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        SettingError: If ``"cuda"`` is requested but not available.
-    """
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise SettingError(
-            "--device cuda: no CUDA device is available to this torch; pass --device cpu or auto",
-            name="--device",
-        )
-    if device != "auto":
-        return device
-    return "cuda" if has_cuda else "cpu"
-
-
-def cpu_count() -> int:
-    """Count the cores that this process may use."""
-    # Containers and job schedulers may allow fewer cores than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def default_workers(inputs_are_stored: bool, processes: int = 1) -> int:
-    """Choose the number of processes that read inputs: one per core, at most 8.
-
-    Args:
-        inputs_are_stored: Whether inputs are rows of a store; these need no reading process.
-        processes: Number of processes that share this machine's cores.
-    """
-    if inputs_are_stored:
-        return 0
-    return max(1, min(cpu_count() // processes, MAX_WORKERS))
 
 
 def quiet_libraries() -> None:

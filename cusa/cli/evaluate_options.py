@@ -38,7 +38,7 @@ def _in_order(
 ) -> tuple[str, ...]:
     """Collect models and runs in one list, in the order of the command line."""
     specs = context.meta.setdefault(MODEL_SPECS_KEY, [])
-    is_run = option.name == "models_of_runs"
+    is_run = option.name == "run"
     specs += [(value, is_run) for value in values]
     return values
 
@@ -46,19 +46,19 @@ def _in_order(
 MODEL_OPTIONS = _options(
     click.option(
         "--model",
-        "models",
         multiple=True,
         metavar="MODEL",
         callback=_in_order,
+        expose_value=False,
         help="A Hugging Face dual encoder or sentence-transformers model by name or folder; a "
         "teacher; a run. Repeat it to compare.",
     ),
     click.option(
         "--run",
-        "models_of_runs",
         multiple=True,
         metavar="FOLDER",
         callback=_in_order,
+        expose_value=False,
         help="A run of cusa-train or an exported folder, on this machine; repeatable.  [default: "
         "the latest under runs/]",
     ),
@@ -82,7 +82,7 @@ RUN_OPTIONS = _options(
         "pessimistic",
         "mean",
         "optimistic",
-        help="Count equal similarities against the model, for it, or as the mean of both.",
+        help="Count equal similarities against the model, as the mean of both, or for it.",
     ),
     click.option(
         "--bootstrap",

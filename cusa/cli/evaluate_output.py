@@ -10,7 +10,16 @@ import rich.table
 from rich.markup import escape
 
 from cusa.cli.console import console, print_plain
+from cusa.eval.evaluate import Evaluation, make_sections
 from cusa.eval.report.tables import Section, Table
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print the tables and notes of an evaluation, and the files that it wrote."""
+    print_tables(make_sections(evaluation.reports))
+    for note in evaluation.notes:
+        print_plain(f"note: {note}")
+    print_files(evaluation.written)
 
 
 def print_tables(sections: Sequence[Section]) -> None:

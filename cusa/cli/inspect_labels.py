@@ -57,7 +57,7 @@ from cusa.data.errors import SettingError
 )
 @JSON_OPTION
 def inspect(store_path: Path, page_path: Path | None, as_json: bool, **settings: Any) -> None:
-    """Show how sharp the soft labels of STORE are, and pictures of likely false negatives.
+    """Show how sharp the soft labels are, and likely false negatives.
 
     Batches are drawn as cusa-train draws them; no model is loaded.
     """

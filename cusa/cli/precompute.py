@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cusa.cli.console import (
     DATA_ROOT_OPTION,
@@ -16,57 +17,41 @@ from cusa.cli.console import (
     NOT_NEGATIVE,
     PATH,
     POSITIVE,
-    Stopped,
     choice_option,
     command,
-    console,
-    cpu_count,
-    pick_device,
+    print_plain,
     quiet_libraries,
-    stop_signals,
 )
 from cusa.cli.data_options import DATASETS_OPTION, column_options
-from cusa.data.errors import SettingError, WorkerError
+from cusa.data.errors import SettingError
 
-if TYPE_CHECKING:
-    from cusa.cli.precompute_output import BarReporter
-    from cusa.data.readers.columns import ColumnNames
-    from cusa.data.records import Dataset
-    from cusa.precompute.processes import RunProcesses
-    from cusa.precompute.run import Outcome, Run
-    from cusa.precompute.run_options import RunOptions
-    from cusa.precompute.teachers import TeacherRequest
-
-# Seconds that --plan runs each teacher.
-_PROBE_S = 3.0
-_MAX_DECODERS = 16
-_DATA_OPTIONS = (
-    "datasets",
-    "columns",
-    "image_root",
-    "data_root",
-    "splits",
-    "limit",
-    "val_fraction",
-)
+# Options that apply to WebDataset tars alone.
+_ONLY_TARS = ("caption", "on_tar", "tars")
 
 
-def _shard_range(
-    _context: click.Context, _option: click.Parameter, shard_range: str | None
+def _number_range(
+    _context: click.Context, _option: click.Parameter, number_range: str | None
 ) -> tuple[int, int] | None:
-    if shard_range is None:
+    if number_range is None:
         return None
-    numbers = re.fullmatch(r"(\d+):(\d+)", shard_range)
+    numbers = re.fullmatch(r"(\d+):(\d+)", number_range)
     if numbers is None:
-        raise click.BadParameter(f"{shard_range!r} is not A:B, two numbers of shards such as 0:8")
+        raise click.BadParameter(f"{number_range!r} is not A:B, two numbers such as 0:8")
     return int(numbers[1]), int(numbers[2])
+
+
+def _refuse_given(context: click.Context, names: Iterable[str], subject: str) -> None:
+    """Refuse options that do not apply to the data set, if the user gave them."""
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingError(f"{flag} does not apply to {subject}; leave it out", name=flag)
 
 
 @command()
 @DATASETS_OPTION
 @click.option(
     "--teacher",
-    "teachers",
     multiple=True,
     metavar="NAME|NAME=PATH|OWNER/MODEL|FOLDER",
     help="Repeatable. Known: unicom, unicom-vit-b-16, unicom-vit-l-14, unicom-vit-l-14-336px, "
@@ -113,12 +98,14 @@ def _shard_range(
 @click.option(
     "--shard-range",
     metavar="A:B",
-    callback=_shard_range,
+    callback=_number_range,
     help="Make only shards A to B - 1 of this run, as --plan counts them, for arrays of jobs; join "
     "the parts with cusa-store merge.",
 )
 @DTYPE_OPTION
-@choice_option("--normalizer", "albef", "none", help="Caption normaliser.")
+@choice_option(
+    "--normalizer", "albef", "none", help="albef: lower case, no punctuation, at most 64 words."
+)
 @click.option(
     "--pooling",
     type=click.Choice(["cls", "mean", "pooler"]),
@@ -146,6 +133,24 @@ def _shard_range(
     "ids, paths and splits are there.",
 )
 @click.option(
+    "--caption",
+    metavar="txt|json:FIELD",
+    help="Tars: where captions are, the samples' .txt files or a field of their .json files.  "
+    "[default: txt]",
+)
+@click.option(
+    "--on-tar",
+    type=click.Choice(["fail", "skip", "keep"]),
+    help="Tars: on a damaged one, stop, leave it out, or keep its whole samples.  [default: fail]",
+)
+@click.option(
+    "--tars",
+    metavar="A:B",
+    callback=_number_range,
+    help="Tars: only A to B - 1, sorted by name.  [default: all, or this job's share of an array of "
+    "Slurm]",
+)
+@click.option(
     "--plan",
     "only_plan",
     is_flag=True,
@@ -153,145 +158,47 @@ def _shard_range(
     "saved per epoch of training. Writes nothing.",
 )
 @click.version_option(package_name="cusa")
-def main(teachers: tuple[str, ...], out: Path | None, only_plan: bool, **options: Any) -> None:
+@click.pass_context
+def main(context: click.Context, only_plan: bool, **options: Any) -> None:
     """Run the teachers once over a data set and write their embeddings to an HDF5 store.
 
     Run it again to resume after an interruption, or to add a teacher or a split. With several GPUs,
     or machines that share a file system: torchrun --nproc-per-node N -m cusa.precompute ... (the
     same options).
     """
-    from cusa.cli.precompute_output import BarReporter, print_labelled, print_outcome, print_plan
-    from cusa.cli.progress import progress
-    from cusa.data.store.schema import check_index_path
+    from cusa.data.tars.paths import are_tars
 
-    # Report mistakes before libraries are imported, which takes seconds, and data read.
-    if out is not None:
-        check_index_path(out)
     quiet_libraries()
-    requests = _parse_teachers(teachers, options["pooling"])
+    if are_tars(options["dataset"]):
+        _precompute_tars(context, options)
+        return
+    _refuse_given(context, _ONLY_TARS, "this data set, only to WebDataset tars")
+    for name in _ONLY_TARS:
+        del options[name]
+    from cusa.cli.precompute_output import print_outcome, print_plan
+    from cusa.stages.precompute import plan, precompute
 
-    from cusa.precompute.processes import connect
-    from cusa.precompute.run import Run
-
-    processes = connect()
-    data_options = {option_name: options.pop(option_name) for option_name in _DATA_OPTIONS}
-    dataset, requests, out = _select_inputs(processes, requests, out, **data_options)
-    screen = console(quiet=not processes.leads)
-    for note in dataset.notes:
-        print_labelled(screen, "[yellow]note:[/]", note)
-    with progress(quiet=not processes.leads) as progress_bar, stop_signals() as check_stop:
-        reporter = BarReporter(progress_bar, screen)
-        run_options = _run_options(out, processes, **options)
-        run = Run(dataset, requests, run_options, processes, reporter, check_stop)
-        if only_plan:
-            estimates = run.estimate(_PROBE_S)
-            progress_bar.stop()
-            print_plan(screen, estimates, dataset, run_options, processes.size)
-            return
-        outcome = _run_to_end(run, reporter)
-    if outcome.index is not None:
-        print_outcome(screen, outcome, out)
+    if only_plan:
+        estimated = plan(progress=True, **options)
+        if estimated.leads:
+            print_plan(estimated)
+        return
+    finished_store = precompute(progress=True, **options)
+    if finished_store.teachers:
+        print_outcome(finished_store)
 
 
-def _parse_teachers(teachers: tuple[str, ...], pooling: str | None) -> list[TeacherRequest]:
-    """Parse every ``--teacher``, and check that models of the hub are available."""
-    from cusa.precompute.teachers import parse_teacher
+def _precompute_tars(context: click.Context, options: dict[str, Any]) -> None:
+    """Run the teachers over tars, and print what the set holds."""
+    from cusa.cli.tars_output import print_manifest
+    from cusa.stages.options import TarOptions
+    from cusa.stages.precompute_tars import precompute_tars
 
-    requests = [parse_teacher(teacher) for teacher in teachers]
-    if pooling and not any(request.kind == "vision" for request in requests):
-        raise SettingError(
-            "--pooling is for Hugging Face vision models, but no --teacher is one; leave it out",
-            name="--pooling",
-        )
-    for request in requests:
-        request.require_hub()
-    return requests
-
-
-def _select_inputs(
-    processes: RunProcesses,
-    requests: list[TeacherRequest],
-    out: Path | None,
-    *,
-    datasets: tuple[str, ...],
-    columns: ColumnNames,
-    image_root: Path | None,
-    data_root: Path,
-    splits: str | None,
-    limit: int | None,
-    val_fraction: float | None,
-) -> tuple[Dataset, list[TeacherRequest], Path]:
-    """Load the data set, select this run's part of it, and add missing default teachers."""
-    from cusa.data.datasets import load_dataset
-    from cusa.data.store.reader import EmbeddingStore
-    from cusa.precompute.processes import announced_failure
-    from cusa.precompute.selection import Selection, parse_splits, select, with_stored_root
-    from cusa.precompute.teachers import complete
-
-    with announced_failure(processes):
-        if not processes.leads:
-            # The first process to read the embedded data set renders it; the others wait.
-            processes.hear("data", lambda: None)
-        dataset = load_dataset(datasets, image_root, data_root, columns)
-        processes.tell("data", "read")
-
-        out = out or data_root / f"{dataset.name}_teachers.h5"
-        store = EmbeddingStore(out) if out.exists() else None
-        selection = Selection(parse_splits(splits), limit, val_fraction)
-        dataset = select(dataset, selection, store)
-        dataset = with_stored_root(dataset, store, image_root)
-        stored_modalities = []
-        if store is not None:
-            stored_modalities = [settings.modality for settings in store.teachers.values()]
-        all_requests = complete(requests, stored_modalities)
-        for default_request in all_requests[len(requests) :]:
-            default_request.require_hub()
-    return dataset, all_requests, out
-
-
-def _run_options(
-    out: Path,
-    processes: RunProcesses,
-    *,
-    device: str,
-    precision: str,
-    workers: int | None,
-    on_error: str,
-    **options: Any,
-) -> RunOptions:
-    import torch
-
-    from cusa.precompute.pipeline import PipelineOptions
-    from cusa.precompute.run_options import RunOptions
-
-    device = pick_device(device)
-    uses_cuda = device == "cuda"
-    if uses_cuda:
-        # Each process of torchrun has its own GPU.
-        device = f"cuda:{processes.local_rank % torch.cuda.device_count()}"
-    if precision == "auto":
-        precision = "fp16" if uses_cuda else "fp32"
-    cores = max(1, cpu_count() // processes.local_size)
-    pipeline = PipelineOptions(
-        device,
-        precision,
-        workers=min(cores, _MAX_DECODERS) if workers is None else workers,
-        # On a GPU, one thread launches a batch while the other fetches rows.
-        encoders=2 if uses_cuda else cores,
-        skip_errors=on_error == "skip",
-    )
-    return RunOptions(out, pipeline, **options)
-
-
-def _run_to_end(run: Run, reporter: BarReporter) -> Outcome:
-    """Make all rows; if the run is stopped, add to the error how far it got."""
-    try:
-        return run.go()
-    except Stopped as stopped:
-        raise Stopped(stopped.signal, _how_to_go_on(reporter)) from None
-    except WorkerError as error:
-        raise WorkerError(f"{error}; {_how_to_go_on(reporter)}", name=error.name) from None
-
-
-def _how_to_go_on(reporter: BarReporter) -> str:
-    return f"{reporter.progress()}; run the same command again to go on"
+    legal_names = {"dataset", *TarOptions.__annotations__}
+    _refuse_given(context, [*(options.keys() - legal_names), "only_plan"], "WebDataset tars")
+    tar_options = {name: options[name] for name in legal_names}
+    finished_set = precompute_tars(progress=True, **tar_options)
+    if finished_set.manifest is not None:
+        print_manifest(finished_set.folder, finished_set.manifest)
+    else:
+        print_plain(f"next, when all tars are done: cusa-store index {finished_set.folder}")

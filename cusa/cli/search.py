@@ -14,12 +14,11 @@ from cusa.cli.console import (
     choice_option,
     command,
     counted,
-    default_workers,
-    pick_device,
     print_plain,
     quiet_libraries,
 )
 from cusa.data.shell import shell_command
+from cusa.stages.machine import default_workers, pick_device
 
 if TYPE_CHECKING:
     from cusa.eval.search.index_folder import IndexSummary

@@ -18,24 +18,24 @@ from cusa.cli.console import (
     command,
     console,
     fail,
-    pick_device,
     quiet_libraries,
 )
 from cusa.cli.inspect_labels import inspect
 from cusa.cli.store_rows import export, import_
+from cusa.stages.machine import pick_device
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
 @click.version_option(package_name="cusa")
 def main() -> None:
-    """Inspect, verify and merge embedding stores, export and import rows."""
+    """Inspect, verify and merge embedding stores; export and import rows."""
 
 
 @command()
 @STORE_ARGUMENT
 @JSON_OPTION
 def info(store_path: Path, as_json: bool) -> None:
-    """Print the contents of STORE: splits, teachers, rows, sizes, norms, provenance."""
+    """Print splits, teachers, rows, sizes, norms and provenance."""
     from cusa.data.store.summary import summarize
 
     summary = summarize(store_path)
@@ -56,7 +56,7 @@ def info(store_path: Path, as_json: bool) -> None:
     "those again.",
 )
 def verify(store_path: Path, repair: bool) -> None:
-    """Read every byte of STORE, compare the checksums, and name damaged or missing files.
+    """Compare all bytes with the checksums, and name damaged files.
 
     STORE is the index of a store, or the folder of a set of tars.
     """
@@ -119,7 +119,7 @@ def audit(
     least_cosine: float,
     device: str,
 ) -> None:
-    """Run the teachers again on random rows of STORE, and compare the embeddings."""
+    """Run the teachers again on random rows, and compare."""
     from cusa.data.store.reader import EmbeddingStore
 
     # Opened first, to report a mistyped store before libraries are imported.
@@ -178,7 +178,7 @@ def index(folder: Path) -> None:
 
     manifest = build_manifest(folder)
     write_manifest(folder, manifest)
-    print_manifest(console(), folder, manifest)
+    print_manifest(folder, manifest)
 
 
 for subcommand in (audit, export, import_, index, info, inspect, merge, verify):

@@ -21,7 +21,6 @@ from cusa.data.errors import SettingError
 
 if TYPE_CHECKING:
     from cusa.data.foreign.rows import ForeignRows
-    from cusa.data.readers.columns import ColumnNames
     from cusa.data.store.schema import TeacherSettings
 
 
@@ -31,7 +30,10 @@ if TYPE_CHECKING:
 @click.option("--teacher", required=True, help="Teacher to export.")
 @click.option("--split", required=True, help="Split to export.")
 def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
-    """Write a teacher's rows to OUT (NAME.npy or NAME.safetensors), and ids to NAME.ids.json."""
+    """Write a teacher's rows, and their ids, to files.
+
+    OUT is NAME.npy or NAME.safetensors; the ids are written to NAME.ids.json beside it.
+    """
     from cusa.data.store.import_export import export_rows
     from cusa.data.store.reader import EmbeddingStore
 
@@ -61,9 +63,7 @@ def export(store_path: Path, rows_path: Path, teacher: str, split: str) -> None:
 @click.option("--model-id", help="Model that made the rows.  [default: the teacher's name]")
 @choice_option("--normalizer", "albef", "none", help="Normaliser that the captions went through.")
 @DTYPE_OPTION
-@dataset_option(
-    "datasets", help_text="The data set, if STORE does not exist yet; as for cusa-precompute."
-)
+@dataset_option(help_text="The data set, if STORE does not exist yet; as for cusa-precompute.")
 @column_options
 @IMAGE_ROOT_OPTION
 @DATA_ROOT_OPTION
@@ -79,22 +79,33 @@ def import_(
     ids_path: Path | None,
     allow_pickle: bool,
     split: str,
-    datasets: tuple[str, ...],
-    columns: ColumnNames,
+    dataset: tuple[str, ...] | None,
+    image_column: str | None,
+    caption_column: str | None,
+    id_column: str | None,
+    split_column: str | None,
     image_root: Path | None,
     data_root: Path,
     on_error: str,
     **teacher_options: Any,
 ) -> None:
-    """Add ROWS of another program to STORE: .npy, .safetensors, .h5, or the published code's."""
+    """Add rows that another program computed.
+
+    ROWS is a file of .npy, .safetensors or .h5, or one of the published code. If STORE does not
+    exist, it is made for --dataset.
+    """
     from cusa.data.datasets import load_dataset
+    from cusa.data.readers.columns import ColumnNames
     from cusa.data.store.import_export import import_rows, index_for_import
     from cusa.data.store.schema import check_index_path
 
     check_index_path(store_path)
     foreign = _read_foreign_rows(rows_path, ids_path, allow_pickle)
-    dataset = load_dataset(datasets, image_root, data_root, columns) if datasets else None
-    data = index_for_import(store_path, dataset)
+    records = None
+    if dataset is not None:
+        columns = ColumnNames(image_column, caption_column, id_column, split_column)
+        records = load_dataset(dataset, image_root, data_root, columns)
+    data = index_for_import(store_path, records)
 
     teacher = teacher_options["teacher"]
     settings = _unknown_settings(foreign.rows.shape[1], **teacher_options)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from cusa.cli.console import print_plain
 
 if TYPE_CHECKING:
@@ -14,29 +12,26 @@ if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
 
 
-def print_manifest(screen: Console, folder: Path, manifest: Manifest) -> None:
+def print_manifest(folder: Path, manifest: Manifest) -> None:
     """Print what a set of tars holds.
 
     Args:
-        screen: Where to print.
         folder: The folder of the set.
         manifest: Its manifest.
     """
     counts = {name: int(count.sum()) for name, count in manifest.counts.items()}
     print_plain(
         f"{manifest.n_tars:,} tars: {counts['n_images']:,} images, {counts['n_captions']:,} "
-        f"captions, {counts['n_left_out']:,} samples left out",
-        screen,
+        f"captions, {counts['n_left_out']:,} samples left out"
     )
     n_damaged = manifest.n_tars - int(manifest.is_complete.sum())
     if n_damaged:
-        print_plain(f"{n_damaged:,} tars were damaged; their whole samples are kept", screen)
+        print_plain(f"{n_damaged:,} tars were damaged; their whole samples are kept")
     for teacher_name, rows in manifest.teachers.items():
         counted = "n_images" if rows.settings.modality == "image" else "n_captions"
         n_skipped = int(rows.n_skipped.sum())
         print_plain(
             f"{teacher_name}: {counts[counted]:,} rows x {rows.settings.dim}, "
-            f"{n_skipped:,} skipped",
-            screen,
+            f"{n_skipped:,} skipped"
         )
-    print_plain(f"set: {folder}", screen)
+    print_plain(f"set: {folder}")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,22 +13,10 @@ from cusa.cli.console import (
     POSITIVE,
     choice_option,
     command,
-    console,
-    default_workers,
-    pick_device,
     print_plain,
     quiet_libraries,
-    stop_signals,
 )
-from cusa.data.errors import SettingError, Stopped
-
-if TYPE_CHECKING:
-    from cusa.cli.train_output import BarReporter
-    from cusa.train.command_settings import Given
-    from cusa.train.config import Config
-    from cusa.train.processes import Processes
-    from cusa.train.reporter import Reporter
-    from cusa.train.trainer import Trainer
+from cusa.data.errors import SettingError
 
 
 @command()
@@ -54,7 +39,7 @@ if TYPE_CHECKING:
     "--loss", type=click.Choice(["contrastive", "csa", "usa", "cusa"]), help="Terms to sum."
 )
 @click.option("--preset", help="Named settings.  [default: by data set and student]")
-@click.option("--config", "config_file", type=PATH, help="YAML file of settings.")
+@click.option("--config", type=PATH, help="YAML file of settings.")
 @click.option(
     "--set",
     "settings",
@@ -116,6 +101,11 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint of --run-dir.")
 @click.option(
+    "--report",
+    is_flag=True,
+    help="Evaluate the finished run, or the runs of a sweep, as cusa-eval does; write report.html.",
+)
+@click.option(
     "--sweep",
     metavar="NAME=A,B,... [NAME=...]",
     help="Train every combination, one after the other: --sweep loss=csa,cusa seed=0,1,2. Run it "
@@ -123,33 +113,27 @@ if TYPE_CHECKING:
 )
 @click.argument("axes", nargs=-1, metavar="")
 @click.version_option(package_name="cusa")
-def main(
-    embeddings: Path | None,
-    preset: str | None,
-    config_file: Path | None,
-    settings: tuple[str, ...],
-    run_dir: Path | None,
-    resume: bool,
-    sweep: str | None,
-    axes: tuple[str, ...],
-    **flags: Any,
-) -> None:
+def main(sweep: str | None, axes: tuple[str, ...], **options: Any) -> None:
     """Train a student with the CUSA losses; the teachers' rows are read from a store.
 
     Settings come from the preset, then --config, then --set, then the other options. With several
     GPUs: torchrun --nproc-per-node N -m cusa.train ... (the same options).
     """
-    _check_sweep(sweep, axes, resume)
+    _check_sweep(sweep, axes, options["resume"])
     quiet_libraries()
-    # torch is imported within, so that a signal meanwhile also stops the run with one line.
-    with stop_signals() as check_stop:
-        from cusa.train.command_settings import Given
+    from cusa.cli.train_output import print_next, print_sweep
+    from cusa.stages.train import train
+    from cusa.stages.train_grid import train_grid
 
-        given = Given(embeddings, preset, config_file, settings, flags)
-        if sweep:
-            _train_sweep((sweep, *axes), given, run_dir, check_stop)
-        else:
-            _train_one(given, run_dir, resume, check_stop)
+    if sweep:
+        trained_grid = train_grid((sweep, *axes), progress=True, **options)
+        if trained_grid.rows:
+            print_sweep(trained_grid.folder, trained_grid.rows)
+            print_next(trained_grid.runs, trained_grid.evaluation)
+        return
+    trained_run = train(progress=True, **options)
+    if trained_run.leads:
+        print_next([trained_run], trained_run.evaluation)
 
 
 @command()
@@ -197,104 +181,3 @@ def _check_sweep(sweep: str | None, axes: tuple[str, ...], resume: bool) -> None
         raise SettingError(
             "--sweep resumes by itself when it is run again; leave out --resume", name="--resume"
         )
-
-
-def _train_one(
-    given: Given, run_dir: Path | None, resume: bool, check_stop: Callable[[], None]
-) -> None:
-    from cusa.cli.train_output import print_next
-    from cusa.train.command_settings import chosen_settings, default_run_dir
-    from cusa.train.processes import Processes
-
-    config = chosen_settings(given, run_dir, resume)
-    with closing(Processes(pick_device(config.train.device))) as processes:
-        # All processes use the directory of the first, as the default name contains the time.
-        run_dir = processes.everyones(run_dir or default_run_dir(config))[0]
-        trainer = _train(config, processes, run_dir, resume, check_stop)
-        if processes.leads:
-            print_next([run_dir], trainer)
-
-
-def _train_sweep(
-    axes: tuple[str, ...], given: Given, folder: Path | None, check_stop: Callable[[], None]
-) -> None:
-    """Train or resume the run of every combination, and summarise them."""
-    from cusa.cli.train_output import print_next, print_sweep
-    from cusa.train.command_settings import default_sweep_dir, flag_settings, new_settings
-    from cusa.train.config import merge
-    from cusa.train.processes import Processes
-    from cusa.train.sweep import parse_grid, summarize
-
-    cells = parse_grid(axes)
-    flags = flag_settings(given.flags)
-    configs = [new_settings(given, merge(flags, cell.settings)) for cell in cells]
-    folder = folder or default_sweep_dir(configs)
-    with closing(Processes(pick_device(configs[0].train.device))) as processes:
-        for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
-            if processes.leads:
-                print_plain(f"\nrun {number} of {len(cells)}: {cell.name}")
-            run_dir = folder / cell.name
-            # Decided by the first process, before it makes the folder.
-            resume = processes.everyones(run_dir.exists())[0]
-            trainer = _train(config, processes, run_dir, resume, check_stop, in_sweep=True)
-        if not processes.leads:
-            return
-    print_sweep(folder, summarize(folder, cells))
-    print_next([folder / cell.name for cell in cells], trainer)
-
-
-def _train(
-    config: Config,
-    processes: Processes,
-    run_dir: Path,
-    resume: bool,
-    check_stop: Callable[[], None],
-    in_sweep: bool = False,
-) -> Trainer:
-    """Train a run to its end, and show its progress.
-
-    Raises:
-        Stopped: If a signal arrived; the run can be resumed.
-    """
-    from cusa.cli.progress import progress
-    from cusa.cli.train_output import BarReporter, print_outcome, print_setup
-    from cusa.eval.metrics.validation import validation_scores
-    from cusa.train.trainer import Trainer
-
-    progress_bar = progress(quiet=not processes.leads)
-    # If one process cannot set up, the others stop, too, instead of waiting for it.
-    with processes.all_or_none():
-        reporters = _reporters(BarReporter(progress_bar), config, processes)
-        workers = config.train.workers
-        if workers is None:
-            processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            workers = default_workers(config.student.name == "adapter", processes_here)
-        trainer = Trainer(config, processes, workers, run_dir, resume, validation_scores)
-    screen = console(quiet=not processes.leads)
-    print_setup(screen, trainer)
-    with progress_bar:
-        try:
-            trainer.fit(reporters, check_stop)
-        except Stopped as stopped:
-            raise Stopped(stopped.signal, _how_to_go_on(trainer, in_sweep)) from None
-    print_outcome(screen, trainer)
-    return trainer
-
-
-def _reporters(bar_reporter: BarReporter, config: Config, processes: Processes) -> list[Reporter]:
-    if not config.train.tensorboard or not processes.leads:
-        return [bar_reporter]
-    from cusa.train.tensorboard import TensorBoardReporter
-
-    return [bar_reporter, TensorBoardReporter(bar_reporter.warned)]
-
-
-def _how_to_go_on(trainer: Trainer, in_sweep: bool) -> str:
-    from cusa.train.commands import resume_command
-
-    saved_step = trainer.keeper.saved_step
-    progress = f"step {saved_step:,} is kept" if saved_step else "nothing is kept yet"
-    if in_sweep:
-        return f"{progress}; go on with the same --sweep command"
-    command = resume_command(trainer.setup.run_dir, trainer.setup.processes.size)
-    return f"{progress}; go on with: {command}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -14,6 +14,10 @@ from cusa.cli.console import console, counted, print_plain
 from cusa.train.commands import evaluation_command
 from cusa.train.sweep import figures, validated
 from cusa.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from cusa.eval.evaluate import Evaluation
+    from cusa.stages.train import TrainedRun
 
 
 class BarReporter:
@@ -167,11 +171,14 @@ def print_outcome(screen: Console, trainer: Trainer) -> None:
     print_plain("\n".join(lines), screen)
 
 
-def print_next(run_dirs: Sequence[Path], trainer: Trainer) -> None:
-    """Print the command that evaluates runs."""
-    setup = trainer.setup
-    command = evaluation_command(run_dirs, setup.config, setup.provenance, setup.store)
-    print_plain(f"next: {command}")
+def print_next(runs: Sequence[TrainedRun], evaluation: Evaluation | None) -> None:
+    """Print the figures of runs or, if they were not evaluated, the command that does it."""
+    if evaluation is not None:
+        from cusa.cli.evaluate_output import print_evaluation
+
+        print_evaluation(evaluation)
+    else:
+        print_plain(f"next: {evaluation_command([run.run_dir for run in runs])}")
 
 
 def print_sweep(folder: Path, rows: Sequence[Any]) -> None:

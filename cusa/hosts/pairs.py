@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from cusa.data.errors import DataError
 from cusa.data.store.reader import EmbeddingStore
 from cusa.train.teacher_rows import Teachers
@@ -58,3 +60,15 @@ class SplitTeachers:
                 name="split",
             )
         return self.of_split[distinct_names[0]]
+
+
+def usable_captions(store: EmbeddingStore, split: str) -> np.ndarray:
+    """Return the caption rows of the pairs of which no teacher skipped anything: int64, sorted.
+
+    Raises:
+        StoreError: If the store has no such split.
+    """
+    no_image, no_caption = store.skipped(split)
+    is_usable = ~np.isin(store.split(split).caption_image, no_image)
+    is_usable[no_caption] = False
+    return np.flatnonzero(is_usable)

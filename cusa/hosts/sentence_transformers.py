@@ -12,14 +12,19 @@ from typing import Any
 import torch
 from datasets import Dataset, Image
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from torch import nn
 from transformers import TrainerCallback
 
 from cusa.data.errors import RunError
 from cusa.data.store.reader import EmbeddingStore
-from cusa.hosts.pairs import SplitTeachers
+from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.train.loss.config import LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 
@@ -41,7 +46,7 @@ class StoredSoftLabelLoss(nn.Module):
     """CUSALoss for pairs of an image and a caption, labelled with split number and caption row.
 
     The trainer passes its loss's parameters to the optimizer, so the temperatures are learned, but
-    does not save them; :class:`SoftLabelCallback` does. The heads for USA are modules of the model
+    does not save them; :class:`SoftLabelTrainer` does. The heads for USA are modules of the model
     (:func:`with_uni_heads`), so they are saved with it.
 
     Requirements: a model that takes images and texts; a data set with the columns ``image``,
@@ -58,6 +63,8 @@ class StoredSoftLabelLoss(nn.Module):
         config: Settings of the loss; ``None``: the defaults.
         image_teacher: Name of the image teacher; by default the only one there is.
         text_teacher: Name of the text teacher; by default the only one there is.
+        gather_across_devices: Whether the batch is that of all processes, as for the losses of
+            sentence-transformers. If not, each process learns temperatures of its own.
 
     Raises:
         StoreError: If the store has no such split or teacher.
@@ -71,10 +78,11 @@ class StoredSoftLabelLoss(nn.Module):
         config: LossConfig | None = None,
         image_teacher: str | None = None,
         text_teacher: str | None = None,
+        gather_across_devices: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
-        self.cusa = CUSALoss(config)
+        self.cusa = CUSALoss(config, gather=gather_across_devices)
         self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher)
 
     def forward(
@@ -119,42 +127,74 @@ class StoredSoftLabelLoss(nn.Module):
         return {"splits": list(self.teachers.splits), **self.cusa.temperatures()}
 
 
-class SoftLabelCallback(TrainerCallback):
-    """Saves the temperatures with each checkpoint, and restores them when training is resumed.
+class SoftLabelTrainer(SentenceTransformerTrainer):
+    """A trainer that keeps the temperatures of a :class:`StoredSoftLabelLoss` in its checkpoints.
+
+    It does not decay them, restores them when training is resumed, and those of the best checkpoint
+    when it loads the best model at the end.
 
     Args:
+        model: The model.
+        args: The trainer's settings.
         loss: The loss.
+        **settings: Further arguments of ``SentenceTransformerTrainer``.
     """
 
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        args: SentenceTransformerTrainingArguments,
+        *,
+        loss: StoredSoftLabelLoss,
+        **settings: Any,
+    ) -> None:
+        # The loss encodes images and captions by two calls of the model. In each, DDP would take
+        # the other tower's parameters for unused.
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False
+        super().__init__(model, args, loss=loss, **settings)
+        self.add_callback(_TemperatureCallback(loss))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the parameters that the trainer would decay, without the temperatures."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.startswith("cusa.tau")]
+
+
+class _TemperatureCallback(TrainerCallback):
     def __init__(self, loss: StoredSoftLabelLoss) -> None:
         self.loss = loss
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the temperatures to the checkpoint."""
         if state.is_world_process_zero:
-            save_file(self.loss.cusa.state_dict(), _loss_file(args, state))
+            folder = _checkpoint(args, state)
+            save_file(self.loss.cusa.state_dict(), folder / _LOSS_FILE)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Read the temperatures from the checkpoint that training resumes from.
+        """Read the temperatures of the checkpoint that training resumes from."""
+        if state.global_step > 0:
+            self._restore(_checkpoint(args, state))
 
-        Raises:
-            RunError: If the checkpoint has none.
-        """
-        if state.global_step == 0:
-            return
-        path = _loss_file(args, state)
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Read the temperatures of the best checkpoint, whose model the trainer has loaded."""
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._restore(Path(state.best_model_checkpoint))
+
+    def _restore(self, checkpoint: Path) -> None:
+        path = checkpoint / _LOSS_FILE
         if not path.is_file():
             raise RunError(
-                f"{path} does not exist: the checkpoint was saved without SoftLabelCallback, or is "
+                f"{path} does not exist: the checkpoint was saved without SoftLabelTrainer, or is "
                 "not in output_dir; train anew, or copy the checkpoint there",
                 path=path,
             )
         self.loss.cusa.load_state_dict(load_file(path))
 
 
-def _loss_file(args: Any, state: Any) -> Path:
-    """Return the path of the temperatures in the checkpoint of the trainer's current step."""
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / _LOSS_FILE
+def _checkpoint(args: Any, state: Any) -> Path:
+    """Return the folder of the checkpoint of the trainer's current step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def with_uni_heads(encoder: Any) -> SentenceTransformer:
@@ -200,13 +240,38 @@ def pairs_dataset(store: EmbeddingStore, splits: tuple[str, ...], name: str) -> 
     split = store.split(name)
     number = splits.index(name)
     columns: dict[str, list[Any]] = {"image": [], "caption": [], "label": []}
-    no_image, no_caption = store.skipped(name)
-    skipped_images = set(no_image.tolist())
-    skipped_captions = set(no_caption.tolist())
-    for caption_row, image_row in enumerate(split.caption_image.tolist()):
-        if image_row in skipped_images or caption_row in skipped_captions:
-            continue
+    for caption_row in usable_captions(store, name).tolist():
+        image_row = int(split.caption_image[caption_row])
         columns["image"].append(str(store.image_root / split.image_paths[image_row]))
         columns["caption"].append(split.captions[caption_row])
         columns["label"].append([number, caption_row])
     return Dataset.from_dict(columns).cast_column("image", Image())
+
+
+def retrieval_evaluator(store: EmbeddingStore, name: str, **settings: Any) -> Any:
+    """Make an evaluator that finds the images of a split by their captions.
+
+    Args:
+        store: The store.
+        name: The split.
+        **settings: Further arguments of ``InformationRetrievalEvaluator``.
+
+    Returns:
+        An ``InformationRetrievalEvaluator`` for the trainer's ``evaluator``. Its accuracy@k is the
+        text-to-image recall at k, as a fraction; images are read from their files.
+
+    Raises:
+        StoreError: If the store has no such split.
+    """
+    split = store.split(name)
+    queries: dict[str, str] = {}
+    corpus: dict[str, dict[str, str]] = {}
+    relevant: dict[str, set[str]] = {}
+    for caption_row in usable_captions(store, name).tolist():
+        image_row = int(split.caption_image[caption_row])
+        query_id, image_id = str(caption_row), str(image_row)
+        queries[query_id] = split.captions[caption_row]
+        # Named as an image: sentence-transformers takes the path of a missing file for a text.
+        corpus[image_id] = {"image": str(store.image_root / split.image_paths[image_row])}
+        relevant[query_id] = {image_id}
+    return InformationRetrievalEvaluator(queries, corpus, relevant, name=name, **settings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -16,7 +15,7 @@ from transformers import Trainer
 
 from cusa.data.images import load_image
 from cusa.data.store.reader import EmbeddingStore
-from cusa.hosts.pairs import SplitTeachers
+from cusa.hosts.pairs import SplitTeachers, usable_captions
 from cusa.train.loss.cusa_loss import CUSALoss
 
 LABEL_NAMES = ["image_ids"]
@@ -88,6 +87,10 @@ class SoftLabelModel(nn.Module):
             "usa": terms.usa,
         }
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the temperatures, as timm's and open_clip's models do."""
+        return set(map("loss.{}".format, self.loss.no_weight_decay()))
+
 
 def _features(output: Any) -> torch.Tensor:
     """Return the features in an encoder's output, which is a tensor or an output object."""
@@ -123,7 +126,8 @@ class SoftLabelTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the parameters that Trainer would decay, without the temperatures."""
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.startswith("loss.tau")]
+        not_decayed: set[str] = getattr(model, "no_weight_decay", set)()
+        return [name for name in names if name not in not_decayed]
 
 
 class SoftLabelCollator:
@@ -191,10 +195,6 @@ def pairs_dataset(store: EmbeddingStore, split: str) -> Dataset:
     Raises:
         StoreError: If the store has no such split.
     """
-    no_image, no_caption = store.skipped(split)
-    caption_image = store.split(split).caption_image
-    is_left_out = np.isin(caption_image, no_image)
-    is_left_out[no_caption] = True
-    caption_rows = np.flatnonzero(~is_left_out)
+    caption_rows = usable_captions(store, split)
     columns = {"split": [split] * len(caption_rows), "caption_row": caption_rows}
     return Dataset.from_dict(columns)

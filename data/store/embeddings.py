@@ -131,7 +131,7 @@ class Embeddings:
         return np.dtype(self.settings.dtype)
 
     def shard_path(self, shard_number: int) -> Path:
-        """Return the path of a shard."""
+        """Return the path of a shard, by its ``shard_number`` from 0."""
         return shard_path(self._index.path.parent, self._files[shard_number])
 
     def require_shards(self) -> None:

@@ -124,7 +124,7 @@ class Split:
         return rows
 
     def find_images(self, ids_or_paths: Sequence[str]) -> np.ndarray:
-        """Return the image row of each id or path: int64 ``[n]``; -1 for unknown ones."""
+        """Return the image rows of ``ids_or_paths``: int64 ``[n]``; -1 for unknown ones."""
         rows = self._rows_of_image_id.rows(ids_or_paths)
         unknown = np.flatnonzero(rows < 0)
         paths = [ids_or_paths[number] for number in unknown.tolist()]
@@ -156,7 +156,8 @@ class Split:
         """Return the caption row of each caption of a host code base's annotations, in order.
 
         Images are matched by id or path, and captions by their text after the paper's normaliser.
-        So the order of the annotations is kept, and annotations of other data are refused.
+        So the order of the annotations is kept, and annotations of other data are refused. A folder
+        that all paths begin with is left out if the store's paths do not begin with it.
 
         Args:
             annotations: An annotation file of any form that ``--dataset`` takes, or its rows.

@@ -51,7 +51,8 @@ def rows_of_annotations(
     """
     pairs = read_host_pairs(annotations, split.name)
     rows_by_id = split.find_images([pair.image_id for pair in pairs]).tolist()
-    rows_by_path = split.find_images([pair.image_path for pair in pairs]).tolist()
+    image_paths = _without_folder(split, [pair.image_path for pair in pairs])
+    rows_by_path = split.find_images(image_paths).tolist()
 
     unused = _CaptionsOfImages(split)
     caption_rows = np.empty(len(pairs), np.int64)
@@ -72,6 +73,23 @@ def rows_of_annotations(
             )
         caption_rows[number] = caption_row
     return caption_rows
+
+
+def _without_folder(
+    split: CaptionedImages,
+    paths: Sequence[str],
+) -> Sequence[str]:
+    """Return a host's image paths without the folder that they have before those of the split.
+
+    The folder is what the first path has before the longest ending that the split has.
+    """
+    ending = paths[0]
+    while split.find_images([ending])[0] < 0:
+        _, slash, ending = ending.partition("/")
+        if not slash:
+            return paths
+    folder = paths[0].removesuffix(ending)
+    return [path.removeprefix(folder) for path in paths]
 
 
 def _comparable(caption: str) -> str:

@@ -1,6 +1,7 @@
 """CUSALoss under Hugging Face's Trainer: a CLIPModel with the paper's four heads.
 
-Run it: ``python docs/examples/hf_trainer.py`` (needs ``accelerate`` and ``datasets``)
+Run it: ``python docs/examples/hf_trainer.py`` (needs ``accelerate`` and ``datasets``), or in two
+processes: ``accelerate launch --cpu --num_processes 2 docs/examples/hf_trainer.py``
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def main(folder: Path, steps: int = 60) -> SoftLabelTrainer:
     clip = make_clip(folder / "clip")
 
     torch.manual_seed(0)
-    model = SoftLabelModel(CLIPModel.from_pretrained(clip, trust_remote_code=False), CUSALoss())
+    encoder = CLIPModel.from_pretrained(clip, trust_remote_code=False)
+    model = SoftLabelModel(encoder, CUSALoss(gather=True))
     processor = AutoProcessor.from_pretrained(clip, trust_remote_code=False)
     trainer = SoftLabelTrainer(
         model=model,

@@ -63,7 +63,7 @@ def main(steps: int = 200, batch_size: int = 32) -> list[tuple[float, float]]:
         host = FusionHost()
         loss_fn = CUSALoss(LossConfig(alpha=0.3, beta=0.75))  # the paper's weights for X2-VLM
         optimizer = torch.optim.AdamW(
-            [{"params": host.parameters()}, {"params": loss_fn.parameters(), "weight_decay": 0.0}],
+            [{"params": host.parameters()}, *loss_fn.param_groups()],
             lr=3e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):

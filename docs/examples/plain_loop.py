@@ -53,10 +53,8 @@ def main(steps: int = 60, batch_size: int = 32, micro_batch: int | None = None) 
         loss_fn = CUSALoss()
         model = nn.ModuleList([image_encoder, text_encoder])
         optimizer = torch.optim.AdamW(
-            [
-                {"params": model.parameters()},
-                {"params": loss_fn.parameters(), "weight_decay": 0.0},  # the temperatures
-            ],
+            # The temperatures are parameters of the loss, and not decayed.
+            [{"params": model.parameters()}, *loss_fn.param_groups()],
             lr=1e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):

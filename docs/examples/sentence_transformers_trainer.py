@@ -13,20 +13,21 @@ import tempfile
 from pathlib import Path
 
 import torch
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.modules import Transformer
 
 from cusa.hosts.sentence_transformers import (
-    SoftLabelCallback,
+    SoftLabelTrainer,
     StoredSoftLabelLoss,
     pairs_dataset,
+    retrieval_evaluator,
     with_uni_heads,
 )
 
 from made_up import make_clip, make_data
 
 
-def main(folder: Path, steps: int = 60) -> SentenceTransformerTrainer:
+def main(folder: Path, steps: int = 60) -> SoftLabelTrainer:
     """Train on made-up data in ``folder``; the trainer afterwards."""
     store = make_data(folder).store
     clip = make_clip(folder / "clip")
@@ -35,7 +36,8 @@ def main(folder: Path, steps: int = 60) -> SentenceTransformerTrainer:
     torch.manual_seed(0)
     model = with_uni_heads(Transformer(str(clip)))
     loss = StoredSoftLabelLoss(model, store, splits)
-    trainer = SentenceTransformerTrainer(
+    evaluator = retrieval_evaluator(store, "val", accuracy_at_k=[1, 5, 10])
+    trainer = SoftLabelTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
             output_dir=str(folder / "out"),
@@ -53,7 +55,7 @@ def main(folder: Path, steps: int = 60) -> SentenceTransformerTrainer:
         train_dataset=pairs_dataset(store, splits, "train"),
         eval_dataset=pairs_dataset(store, splits, "val"),
         loss=loss,
-        callbacks=[SoftLabelCallback(loss)],
+        evaluator=evaluator,
     )
     trainer.train()
     return trainer
@@ -71,4 +73,6 @@ if __name__ == "__main__":
             ],
         )
         print("temperatures", trainer.loss.cusa.temperatures())
-        print("loss on val", round(trainer.evaluate()["eval_loss"], 4))
+        figures = trainer.evaluate()
+        print("loss on val", round(figures["eval_loss"], 4))
+        print("text-to-image R@5 on val", figures["eval_val_cosine_accuracy@5"])

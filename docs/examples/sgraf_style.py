@@ -75,7 +75,7 @@ def main(steps: int = 60, batch_size: int = 32) -> list[float]:
         # The paper's weights for SAF; SGR has 0.60 and 0.75.
         loss_fn = CUSALoss(LossConfig(alpha=1.0, beta=0.75))
         optimizer = torch.optim.AdamW(
-            [{"params": host.parameters()}, {"params": loss_fn.parameters(), "weight_decay": 0.0}],
+            [{"params": host.parameters()}, *loss_fn.param_groups()],
             lr=3e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):

@@ -55,10 +55,7 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         )
         model = nn.ModuleList([siglip, uni_image, uni_text])
         optimizer = torch.optim.AdamW(
-            [
-                {"params": model.parameters()},
-                {"params": soft_labels.parameters(), "weight_decay": 0.0},
-            ],
+            [{"params": model.parameters()}, *soft_labels.param_groups()],
             lr=1e-3,
         )
         for caption_rows in caption_batches(store, batch_size, steps):

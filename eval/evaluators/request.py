@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cusa.data.readers.columns import USUAL_COLUMNS, ColumnNames
 from cusa.eval.metrics.metric_options import DEFAULT_SCORING, Scoring
@@ -33,7 +34,8 @@ class SplitRequest:
 
     Attributes:
         split: Name of the split.
-        dataset: A data set's name, or its annotation files; empty for the split of a store.
+        dataset: What :func:`cusa.data.datasets.load_dataset` takes; ``None`` for the split of a
+            store.
         data_root: Folder of the data sets that are given by name.
         embeddings: The store to use instead of the run's own; ``None`` for the run's own.
         image_root: Folder of the images; ``None`` for the folder that the data name.
@@ -41,7 +43,7 @@ class SplitRequest:
     """
 
     split: str
-    dataset: tuple[str, ...]
+    dataset: Any
     data_root: Path
     embeddings: Path | None
     image_root: Path | None

@@ -79,7 +79,7 @@ class SplitFinder:
                 the split.
         """
         request = self._request
-        if request.dataset:
+        if request.dataset is not None:
             return self._of_dataset
         if request.embeddings is not None:
             return self._of_store(request.embeddings, request.image_root, is_own_store=False)

@@ -45,13 +45,23 @@ class Encoder(Model, Protocol):
         """sha256 (hex) of its weights."""
 
     def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
-        """Embed images: float32 ``[n, d]`` by head, L2-normalised.
+        """Embed images; several threads may call it at a time.
 
-        Several threads may call it at a time.
+        Args:
+            images: One or more images, each as :meth:`cusa.StudentEncoder.encode_image` takes it.
+            batch_size: Images per forward pass.
+
+        Returns:
+            float32 ``[n, d]`` by head, L2-normalised.
         """
 
     def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
-        """Embed texts: float32 ``[n, d]`` by head, L2-normalised.
+        """Embed texts; only one thread may call it at a time, as tokenisers are not thread-safe.
 
-        Only one thread may call it at a time, since tokenisers are not thread-safe.
+        Args:
+            texts: Texts as written.
+            batch_size: Texts per forward pass.
+
+        Returns:
+            float32 ``[n, d]`` by head, L2-normalised.
         """

@@ -139,12 +139,28 @@ class StudentEncoder:
         return rows[0] if is_single else rows
 
     def image_rows(self, images: Iterable[ImageLike], batch_size: int = 64) -> Rows:
-        """Embed images with both heads: float32 ``[n, d]`` each, L2-normalised."""
+        """Embed images with both heads.
+
+        Args:
+            images: As in :meth:`encode_image`.
+            batch_size: Images per forward pass.
+
+        Returns:
+            float32 ``[n, d]`` by head, L2-normalised.
+        """
         items = enumerate(images)
         return self._rows(self.student.encode_image, self._image_inputs, items, batch_size)
 
     def text_rows(self, texts: Iterable[str], batch_size: int = 256) -> Rows:
-        """Embed texts with both heads: float32 ``[n, d]`` each, L2-normalised."""
+        """Embed texts with both heads.
+
+        Args:
+            texts: As in :meth:`encode_text`.
+            batch_size: Texts per forward pass.
+
+        Returns:
+            float32 ``[n, d]`` by head, L2-normalised.
+        """
         items = checked_texts(texts)
         return self._rows(self.student.encode_text, self._text_inputs, items, batch_size)
 

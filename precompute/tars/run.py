@@ -33,7 +33,7 @@ _BAR = ("tars", "done")
 
 
 @dataclass(frozen=True)
-class TarOptions:
+class TarPolicy:
     """What a run over tars does with them.
 
     Attributes:
@@ -71,7 +71,7 @@ class TarRun:
         tars: The tars.
         requests: The teachers.
         options: The run's settings; ``out`` is the manifest.
-        tar_options: What is done with the tars.
+        policy: What is done with the tars.
         processes: The processes.
         reporter: Receives the events of the run.
         check_stop: Called after each batch and while waiting; raises to stop.
@@ -82,7 +82,7 @@ class TarRun:
         tars: Sequence[Path],
         requests: Sequence[TeacherRequest],
         options: RunOptions,
-        tar_options: TarOptions,
+        policy: TarPolicy,
         processes: RunProcesses,
         reporter: RunReporter,
         check_stop: Callable[[], None],
@@ -90,7 +90,7 @@ class TarRun:
         self._tars = tars
         self._requests = requests
         self._options = options
-        self._tar_options = tar_options
+        self._policy = policy
         self._processes = processes
         self._reporter = reporter
         self._check_stop = check_stop
@@ -207,9 +207,9 @@ class TarRun:
         tar: Path,
     ) -> TarPairs | None:
         """Read the pairs of a tar; ``None`` if it is damaged and left out."""
-        on_tar = self._tar_options.on_tar
+        on_tar = self._policy.on_tar
         try:
-            pairs = read_pairs_of_tar(tar, self._tar_options.caption_rule, on_tar == "keep")
+            pairs = read_pairs_of_tar(tar, self._policy.caption_rule, on_tar == "keep")
         except TarError as error:
             if on_tar == "fail":
                 advice = "--on-tar skip would leave it out, --on-tar keep its damaged part"
@@ -283,7 +283,7 @@ class TarRun:
             return TarOutcome(None, self._n_skipped)
         for rank in range(1, self._processes.size):
             self._processes.hear(f"done-{rank}", self._check_stop)
-        if self._tar_options.is_share:
+        if self._policy.is_share:
             return TarOutcome(None, self._n_skipped)
         manifest = build_manifest(self._folder)
         write_manifest(self._folder, manifest)

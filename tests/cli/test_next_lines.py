@@ -9,10 +9,8 @@ import pytest
 
 from cusa.data.datasets import KNOWN_SIZES
 from cusa.data.records import Dataset
-from cusa.data.store.reader import EmbeddingStore
 from cusa.precompute.next_step import merging_command, training_command
 from cusa.train.commands import evaluation_command, resume_command
-from cusa.train.saving.run_dir import load_run
 from tests.helpers import (
     ADAPTER,
     add_teacher,
@@ -206,7 +204,5 @@ def test_resuming_names_the_launcher_and_as_many_processes(monkeypatch):
 def test_the_command_of_a_run_whose_validation_split_is_another(tmp_path):
     index = make_store(tmp_path / "store", sizes={"train": 40, "dev": 10, "more": 4})
     _train(index, tmp_path / "run", "--set", "data.val_split=dev")
-    command = evaluation_command(
-        [tmp_path / "run"], *load_run(tmp_path / "run"), EmbeddingStore(index)
-    )
+    command = evaluation_command([tmp_path / "run"])
     assert shlex.split(command)[-2:] == ["--split", "dev"]

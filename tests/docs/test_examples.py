@@ -36,7 +36,8 @@ def example(monkeypatch):
     """Loads an example as a script finds its neighbours: with its own folder on the path."""
     monkeypatch.syspath_prepend(EXAMPLES)
     yield lambda name: _load(EXAMPLES / f"{name}.py")
-    sys.modules.pop("made_up", None)
+    for neighbour in ("made_up", "plain_loop"):
+        sys.modules.pop(neighbour, None)
 
 
 def _falls(losses, to):
@@ -47,7 +48,7 @@ def _falls(losses, to):
 def test_every_example_is_named_in_the_page_on_hosts():
     page = (DOCS / "hosts.md").read_text()
     names = {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"}
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         assert f"examples/{name}" in page, name
 
@@ -243,6 +244,10 @@ def test_matching_head(example):
     # (Processors round
     # differently: on one of them it comes to 0.603.)
     assert sum(matching for _, matching in history[-10:]) / 10 < 0.625
+
+
+def test_momentum_queue(example):
+    _falls(example("momentum_queue").main(), 0.5)
 
 
 def test_sigmoid_host(example):

@@ -1,113 +1,26 @@
 """The real trainers: stopped and resumed, they end where they would have without a stop."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoProcessor, CLIPModel, TrainingArguments
+from safetensors.torch import load_file
 
-import cusa
 from cusa.data.errors import RunError
+from cusa.data.images import load_image
 from cusa.train.loss.cusa_loss import CUSALoss
-
-MADE_UP = Path(cusa.__file__).parent.parent / "docs" / "examples" / "made_up.py"
-SPLITS = ("train", "val")
+from tests.hosts.trainers import hugging_face, make_inputs, sentence_transformers
 
 
 @pytest.fixture(scope="module")
-def made_up():
-    spec = importlib.util.spec_from_file_location("made_up_for_hosts", MADE_UP)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def data(made_up, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    return made_up.make_data(folder).store, made_up.make_clip(folder / "clip")
-
-
-def _arguments(kind, folder, steps):
-    return kind(
-        output_dir=str(folder),
-        per_device_train_batch_size=16,
-        per_device_eval_batch_size=16,
-        max_steps=steps,
-        # The schedule of the run that was stopped must be that of the whole one.
-        lr_scheduler_type="constant",
-        learning_rate=1e-3,
-        save_steps=2,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_drop_last=True,
-        dataloader_pin_memory=False,
-        gradient_accumulation_steps=2,
-    )
-
-
-def _hugging_face(data, folder, steps):
-    from cusa.hosts.transformers import (
-        LABEL_NAMES,
-        SoftLabelCollator,
-        SoftLabelModel,
-        SoftLabelTrainer,
-        pairs_dataset,
-    )
-
-    store, clip = data
-    torch.manual_seed(0)
-    model = SoftLabelModel(CLIPModel.from_pretrained(clip, trust_remote_code=False), CUSALoss())
-    arguments = _arguments(TrainingArguments, folder, steps)
-    arguments.label_names = LABEL_NAMES
-    arguments.remove_unused_columns = False
-    processor = AutoProcessor.from_pretrained(clip, trust_remote_code=False)
-    trainer = SoftLabelTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=pairs_dataset(store, "train"),
-        eval_dataset=pairs_dataset(store, "val"),
-        data_collator=SoftLabelCollator(store, SPLITS, processor),
-    )
-    return trainer, model
-
-
-def _sentence_transformers(data, folder, steps):
-    from sentence_transformers import (
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
-    from sentence_transformers.base.modules import Transformer
-
-    from cusa.hosts.sentence_transformers import (
-        SoftLabelCallback,
-        StoredSoftLabelLoss,
-        pairs_dataset,
-        with_uni_heads,
-    )
-
-    store, clip = data
-    torch.manual_seed(0)
-    model = with_uni_heads(Transformer(str(clip)))
-    loss = StoredSoftLabelLoss(model, store, SPLITS)
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=_arguments(SentenceTransformerTrainingArguments, folder, steps),
-        train_dataset=pairs_dataset(store, SPLITS, "train"),
-        eval_dataset=pairs_dataset(store, SPLITS, "val"),
-        loss=loss,
-        callbacks=[SoftLabelCallback(loss)],
-    )
-    return trainer, loss
-
-
-@pytest.mark.parametrize("host", [_hugging_face, _sentence_transformers])
-def test_a_resumed_run_is_the_whole_one(tmp_path, data, host):
-    whole, whole_module = host(data, tmp_path / "whole", 4)
+@pytest.mark.parametrize("host", [hugging_face, sentence_transformers])
+def test_a_resumed_run_is_the_whole_one(tmp_path, inputs, host):
+    whole, whole_module = host(inputs, tmp_path / "whole", 4)
     whole.train()
-    host(data, tmp_path / "halves", 2)[0].train()
-    resumed, resumed_module = host(data, tmp_path / "halves", 4)
+    host(inputs, tmp_path / "halves", 2)[0].train()
+    resumed, resumed_module = host(inputs, tmp_path / "halves", 4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "halves" / "checkpoint-2"))
     whole_state, resumed_state = whole_module.state_dict(), resumed_module.state_dict()
     assert whole_state.keys() == resumed_state.keys()
@@ -120,19 +33,75 @@ def test_a_resumed_run_is_the_whole_one(tmp_path, data, host):
     assert whole.evaluate()["eval_loss"] == resumed.evaluate()["eval_loss"]
 
 
-def test_a_checkpoint_without_temperatures_is_refused(tmp_path, data):
-    trainer, _ = _sentence_transformers(data, tmp_path, 2)
+def test_a_checkpoint_without_temperatures_is_refused(tmp_path, inputs):
+    trainer, _ = sentence_transformers(inputs, tmp_path, 2)
     trainer.train()
     path = tmp_path / "checkpoint-2" / "cusa_loss.safetensors"
     path.unlink()
-    trainer, _ = _sentence_transformers(data, tmp_path, 4)
+    trainer, _ = sentence_transformers(inputs, tmp_path, 4)
     with pytest.raises(RunError) as caught:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert caught.value.path == path
 
 
-def test_the_model_card_cites_the_paper(tmp_path, data):
-    trainer, loss = _sentence_transformers(data, tmp_path, 2)
+def test_the_best_model_comes_with_its_temperatures(tmp_path, inputs):
+    """The first checkpoint is the best, as the loss on val is made to grow."""
+    trainer, loss = sentence_transformers(
+        inputs,
+        tmp_path,
+        4,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,
+    )
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert losses[0] > losses[1]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    saved = load_file(tmp_path / "checkpoint-2" / "cusa_loss.safetensors")
+    last = load_file(tmp_path / "checkpoint-4" / "cusa_loss.safetensors")
+    assert saved["tau"] != last["tau"]
+    for name, value in loss.cusa.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+    assert trainer.evaluate()["eval_loss"] == losses[0]
+
+
+def test_temperatures_are_not_decayed(tmp_path, inputs):
+    for host in (hugging_face, sentence_transformers):
+        trainer, module = host(inputs, tmp_path, 2, weight_decay=0.1)
+        optimizer = trainer.create_optimizer()
+        decayed = set()
+        for group in optimizer.param_groups:
+            if group["weight_decay"]:
+                decayed.update(map(id, group["params"]))
+        assert decayed
+        for name, parameter in module.named_parameters():
+            assert "tau" not in name or id(parameter) not in decayed, name
+
+
+def test_the_evaluator_finds_images_by_captions(tmp_path):
+    """Against ranks of the model's own embeddings; a missing image is an error, not a text."""
+    inputs = make_inputs(tmp_path)
+    trainer, loss = sentence_transformers(inputs, tmp_path / "run", 2)
+    split = inputs.store.split("val")
+    pictures = [load_image(inputs.store.image_root / path) for path in split.image_paths]
+    texts = list(split.captions)
+    similarity = loss.model.similarity(loss.model.encode(texts), loss.model.encode(pictures))
+    own_image = torch.tensor(split.caption_image)[:, None]
+    is_closer = similarity > similarity.gather(1, own_image)
+    recall = (is_closer.sum(1) < 5).float().mean().item()
+    figures = trainer.evaluate()
+    assert figures["eval_val_cosine_accuracy@5"] == pytest.approx(recall)
+
+    (inputs.store.image_root / split.image_paths[0]).unlink()
+    with pytest.raises(ValueError, match=split.image_paths[0]):
+        trainer.evaluator(loss.model)
+
+
+def test_the_model_card_cites_the_paper(tmp_path, inputs):
+    trainer, loss = sentence_transformers(inputs, tmp_path, 2)
     trainer.train()
     trainer.model.save_pretrained(str(tmp_path / "saved"))
     card = (tmp_path / "saved" / "README.md").read_text()

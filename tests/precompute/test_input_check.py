@@ -12,6 +12,8 @@ from cusa.data.errors import DataError
 from cusa.data.input_check import check_captions, check_images
 from cusa.data.records import Dataset, Record
 from cusa.data.store.reader import EmbeddingStore
+from cusa.precompute.input_check import check_inputs
+from cusa.precompute.shard_plan import ShardTask
 from cusa.precompute.teachers import TeacherRequest
 from tests.helpers import (
     Fault,
@@ -236,9 +238,6 @@ def test_all_processes_stop(tmp_path, spoiled, teachers):
 
 
 def test_the_error_has_the_fields_of_the_first_fault(spoiled, tmp_path):
-    from cusa.precompute.input_check import check_inputs
-    from cusa.precompute.shard_plan import ShardTask
-
     dataset = load_dataset(spoiled)
     tasks = [
         ShardTask(tmp_path / "s.h5", "v", "train", 0, 8),
@@ -257,3 +256,18 @@ def test_the_error_has_the_fields_of_the_first_fault(spoiled, tmp_path):
         )
     assert (error.value.path, error.value.location, error.value.name) == (spoiled, "line 5", "id2")
     assert len(listed) == 3
+
+
+@pytest.mark.parametrize(("normalizer", "n_notes"), [("albef", 1), ("none", 0)])
+def test_cut_captions_are_counted(tmp_path, normalizer, n_notes):
+    manifest = make_pairs(tmp_path / "d")
+    text = manifest.read_text()
+    long_caption = " ".join(["word"] * 65)
+    manifest.write_text(text.replace("picture number 1, version 0", long_caption))
+    dataset = load_dataset(manifest)
+    faults = check_captions(dataset, {"train": [(0, 8)]}, normalizer)
+    assert (faults.n_faults, faults.n_cut) == (0, n_notes)
+    notes = []
+    tasks = [ShardTask(tmp_path / "store.h5", "words", "train", 0, 8)]
+    check_inputs(dataset, tasks, {"words": "text"}, normalizer, False, notes.append, notes.append)
+    assert len(notes) == n_notes

@@ -309,7 +309,7 @@ def test_a_killed_worker_stops_the_run_which_goes_on(
     The eighth batch is of the third shard, and the second is still being encoded.
     """
     monkeypatch.setattr(
-        "cusa.cli.precompute.cpu_count", lambda: 2
+        "cusa.stages.precompute.cpu_count", lambda: 2
     )  # and so two threads that encode
     out = tmp_path / "s" / "store.h5"
     args = _args(manifest, teachers, out, "--workers", workers)
@@ -559,7 +559,7 @@ def test_a_foreign_file_as_out_is_left_alone(tmp_path, manifest, teachers):
 
 
 def test_plan_prints_and_writes_nothing(tmp_path, manifest, teachers, monkeypatch):
-    monkeypatch.setattr("cusa.cli.precompute._PROBE_S", 0.05)
+    monkeypatch.setattr("cusa.stages.precompute._PROBE_S", 0.05)
     out = tmp_path / "s" / "store.h5"
     text = run_ok("precompute", *_args(manifest, teachers, out, "--plan"))
     assert "6 (0:6)" in text  # 18 + 6 images in shards of 5

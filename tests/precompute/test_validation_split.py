@@ -11,7 +11,7 @@ from cusa.data.errors import DataError, SettingError, StoreError
 from cusa.data.records import Dataset, Record, Truth, fingerprint
 from cusa.data.store.reader import EmbeddingStore
 from cusa.data.validation_split import choose_val_images, with_val_split
-from cusa.precompute.selection import Selection, parse_splits, select
+from cusa.precompute.selection import Selection, select, split_names
 from tests.helpers import (
     add_teacher,
     make_images,
@@ -257,7 +257,7 @@ def test_a_val_split_from_another_file_stays_the_stores(tmp_path):
 
 
 def test_names_of_splits():
-    assert parse_splits(None) is None
-    assert parse_splits(" train, val ,") == ("train", "val")
+    assert split_names([" train, val ,"]) == ("train", "val")
+    assert split_names(["train", "val"]) == ("train", "val")
     with pytest.raises(SettingError):
-        parse_splits(" , ")
+        split_names([" , "])

@@ -71,6 +71,31 @@ def as_ids(
     return _as_tensor(ids, np.dtype(np.int64)).to(device)
 
 
+def as_mask(
+    mask: Rows,
+    device: torch.device,
+    name: str,
+    shape: Shape,
+) -> Tensor:
+    """Convert a mask to a bool tensor; a tensor is returned as it is.
+
+    Args:
+        mask: A tensor, or an array of bool.
+        device: Where to put an array.
+        name: What error messages call the mask.
+        shape: The shape that an array must have.
+
+    Raises:
+        EmbeddingsError: If an array is not bool or has another shape; ``name`` is as given.
+    """
+    if isinstance(mask, Tensor):
+        return mask
+    _check_shape(mask, name, shape)
+    if mask.dtype != np.bool_:
+        raise EmbeddingsError(f"{name} must be bool, got {mask.dtype}", name=name)
+    return _as_tensor(mask, mask.dtype).to(device)
+
+
 def _check_shape(
     array: np.ndarray,
     name: str,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cusa.data.errors import SettingError
 from cusa.train.settings import Field, Flag, Number, settings
+
+if TYPE_CHECKING:  # settings are read without torch
+    from torch import Tensor
 
 Divergence = Literal["kl", "cross_entropy"]
 Scaling = Literal["paper", "infonce"]
@@ -49,8 +54,8 @@ def check_option(
 def column_divisor(
     divergence: Divergence,
     scaling: Scaling,
-    n_candidates: int,
-) -> int:
+    n_candidates: int | Tensor,
+) -> int | Tensor:
     """Return what ``scaling`` divides a loss by, beyond the average over its queries.
 
     The published code averages a cross entropy over the columns of the similarity matrix (its
@@ -59,7 +64,7 @@ def column_divisor(
     Args:
         divergence: The loss.
         scaling: Its scaling.
-        n_candidates: Columns of the similarity matrix.
+        n_candidates: Columns of the similarity matrix: a whole number, or a scalar.
     """
     if divergence == "cross_entropy" and scaling == "paper":
         return n_candidates
@@ -124,7 +129,7 @@ _PAPER_TAU_SOFT = TemperaturePair(_TAU_SOFT, _TAU_SOFT, shared=True)
 
 @settings
 class LossConfig:
-    """Settings of :class:`cusa.train.loss.cusa_loss.CUSALoss`.
+    """Settings of :class:`cusa.CUSALoss`.
 
     The defaults are the paper's for CLIP.
 
@@ -178,19 +183,44 @@ class LossConfig:
                 name="terms",
             )
 
-    def row_weights(self, n_pairs: int) -> dict[Term, float]:
+    @classmethod
+    def from_published(cls, settings: Path | str | Mapping[str, Any]) -> LossConfig:
+        """Convert the settings of the published code, to train with the loss of its files.
+
+        Everything outside of its ``loss_config`` (data, model, optimizer, ``is_all_gather``) is no
+        matter of the loss, and left to the caller.
+
+        Args:
+            settings: A YAML file of the published code, such as ``configs/vitb32/coco/cusa.yaml``;
+                or what it holds as nested dictionaries, or its ``loss_config`` alone.
+
+        Raises:
+            FileFormatError: If the file cannot be read, or holds no settings.
+            SettingError: If a setting is unknown, missing or illegal; ``name`` is its name in
+                ``loss_config``, such as ``"cross_softlabel.rate"``.
+        """
+        from cusa.train.loss.published import loss_config_from_published
+
+        return loss_config_from_published(settings)
+
+    def row_weights(
+        self,
+        n_pairs: int,
+        n_candidates: int | Tensor,
+    ) -> dict[Term, float | Tensor]:
         """Return the weight of one row of one direction in the total, for each term in use.
 
         The two directions are averaged, and so are the B rows; see also :func:`column_divisor`.
 
         Args:
             n_pairs: The number of pairs B.
+            n_candidates: The number of candidates of each, a whole number or a scalar.
         """
         weights = {"contrastive": self.contrastive_weight, "csa": self.alpha, "usa": self.beta}
-        row_weights: dict[Term, float] = {}
+        row_weights: dict[Term, float | Tensor] = {}
         for term in self.terms:
             divisor = column_divisor(
-                self.divergence(term), getattr(self, f"{term}_scaling"), n_pairs
+                self.divergence(term), getattr(self, f"{term}_scaling"), n_candidates
             )
             # Divide one after another: dividing by the product would round differently.
             row_weights[term] = weights[term] / 2 / n_pairs / divisor
@@ -214,8 +244,9 @@ class LossConfig:
             batch_size: The number of pairs B.
         """
         contrastive_alone = replace(self, terms=("contrastive",), contrastive_weight=1.0)
-        unit = contrastive_alone.row_weights(batch_size)["contrastive"]
-        return {term: weight / unit for term, weight in self.row_weights(batch_size).items()}
+        unit = float(contrastive_alone.row_weights(batch_size, batch_size)["contrastive"])
+        weights = self.row_weights(batch_size, batch_size)
+        return {term: float(weight) / unit for term, weight in weights.items()}
 
     def temperature_names(self, term: Term) -> tuple[str, str]:
         """Return the names of a term's temperatures: the student's and the soft labels'.

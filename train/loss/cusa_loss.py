@@ -14,6 +14,17 @@ from torch.nn import functional as F
 
 from cusa.data.errors import EmbeddingsError, SettingError
 from cusa.train.loss.arrays import Rows
+from cusa.train.loss.batch import (
+    Candidates,
+    ImageText,
+    LossBatch,
+    MaybeImageText,
+    Similarities,
+    in_one_dtype,
+    normalized,
+    products,
+    uni_similarities,
+)
 from cusa.train.loss.config import ALL_TERMS, LossConfig, Term, check_option
 from cusa.train.loss.functions import (
     contrastive_targets,
@@ -21,16 +32,7 @@ from cusa.train.loss.functions import (
     soft_label_sum,
 )
 from cusa.train.loss.gather import GatherGroup
-from cusa.train.loss.inputs import (
-    ImageText,
-    LossInputs,
-    in_one_dtype,
-    normalized,
-    require_tensors,
-    similarities,
-    take_inputs,
-    uni_similarities,
-)
+from cusa.train.loss.inputs import require_tensors, take_batch
 from cusa.train.loss.temperatures import LossTemperatures, UsedTemperatures
 from cusa.train.loss.tiled import tiled_loss
 
@@ -110,6 +112,7 @@ class CUSALoss(LossTemperatures):
         teacher_image: Rows | None = None,
         teacher_text: Rows | None = None,
         image_ids: Rows | None = None,
+        candidates: Candidates | None = None,
     ) -> LossTerms:
         """Return the loss of B pairs.
 
@@ -117,15 +120,24 @@ class CUSALoss(LossTemperatures):
         ids may be numpy arrays, read-only memory maps included; they are moved to the features'
         device. (``torch.compile`` needs tensors, and a compiled loss does not check its inputs.)
 
+        With one teacher only, CSA and USA have one direction: images as queries if it is the image
+        teacher, captions if it is the text teacher. A direction weighs what it weighs beside the
+        other one, so that the losses of two teachers, one at a time, add up to that of both.
+
         Args:
             image_features: float ``[B, d]`` from the cross-modal image head.
             text_features: float ``[B, d]`` from the cross-modal text head.
-            uni_image_features: float ``[B, d']`` from the uni-modal image head; USA needs it.
-            uni_text_features: float ``[B, d'']`` from the uni-modal text head; USA needs it.
-            teacher_image: float ``[B, e]`` of the image teacher; CSA and USA need it. No gradient
-                flows into it.
-            teacher_text: float ``[B, e']`` of the text teacher; CSA and USA need it.
-            image_ids: integers ``[B]``, the image of each pair; ``None``: all different.
+            uni_image_features: float ``[B, d']`` from the uni-modal image head; USA needs it beside
+                ``teacher_image``.
+            uni_text_features: float ``[B, d'']`` from the uni-modal text head; USA needs it beside
+                ``teacher_text``.
+            teacher_image: float ``[M, e]`` of the image teacher; CSA and USA need it or the other
+                one. No gradient flows into it.
+            teacher_text: float ``[M, e']`` of the text teacher.
+            image_ids: integers ``[M]``, the image of each candidate; ``None``: all different.
+            candidates: The M candidates that the pairs are compared with, such as those of a
+                momentum queue; ``None``: the B pairs themselves, and M is B. Not with ``gather`` on
+                several ranks, where each rank's queue has the pairs of all of them already.
 
         Raises:
             EmbeddingsError: If a term lacks an input, sizes differ, features are not tensors, or a
@@ -138,30 +150,33 @@ class CUSALoss(LossTemperatures):
             uni_image_features=uni_image_features,
             uni_text_features=uni_text_features,
         )
-        inputs, ids, fault = take_inputs(
+        batch, fault = take_batch(
             cross=(image_features, text_features),
             uni=(uni_image_features, uni_text_features),
             teacher=(teacher_image, teacher_text),
             image_ids=image_ids,
-            terms=self.config.terms,
+            candidates=candidates,
+            config=self.config,
         )
         group = GatherGroup.if_several(self._group) if self.gather else None
         if group is not None:
-            group.agree(inputs.tensors(), ids, fault)
+            if candidates is not None:
+                fault = EmbeddingsError(
+                    "candidates and gather=True exclude each other: a queue holds the pairs of all "
+                    "ranks; pass CUSALoss(gather=False)",
+                    name="candidates",
+                )
+            group.agree(batch.tensors(), batch.image_ids, fault)
         elif fault is not None:
             raise fault
 
         # Soft labels are close together: half precision would round their differences away.
         with torch.autocast(image_features.device.type, enabled=False):
-            features = in_one_dtype(normalized(inputs, with_cross=self.normalize))
-            queries = slice(0, len(image_features))
+            batch = in_one_dtype(normalized(batch, with_cross=self.normalize))
             if group is not None:
-                features = features.map(group.gather)
-                queries = group.rows
-                # int64: the ranks' ids may be of different types.
-                ids = None if ids is None else group.all_rows(ids.long())
-            taus = self.used_temperatures(group, features.cross[0].dtype)
-            share = self._share(features, ids, taus, queries)
+                batch = _gathered(batch, group)
+            taus = self.used_temperatures(group, batch.cross[0].dtype)
+            share = self._share(batch, taus)
             if group is None:
                 return share
             terms = group.sum(torch.stack(share[1:]))
@@ -185,8 +200,8 @@ class CUSALoss(LossTemperatures):
 
         Args:
             similarity: float ``[B, B]`` of image i and caption j, used as it is.
-            uni_image_features: float ``[B, d']``, pooled from regions, say; USA needs it.
-            uni_text_features: float ``[B, d'']``, pooled from words, say; USA needs it.
+            uni_image_features: float ``[B, d']``, pooled from regions, say; as in :meth:`forward`.
+            uni_text_features: float ``[B, d'']``, pooled from words, say; as in :meth:`forward`.
             teacher_image: As in :meth:`forward`.
             teacher_text: As in :meth:`forward`.
             image_ids: As in :meth:`forward`.
@@ -203,105 +218,127 @@ class CUSALoss(LossTemperatures):
             raise EmbeddingsError(
                 f"similarity must be [B, B], got {list(similarity.shape)}", name="similarity"
             )
-        inputs, ids, fault = take_inputs(
+        batch, fault = take_batch(
             cross=(similarity, similarity.T),
             uni=(uni_image_features, uni_text_features),
             teacher=(teacher_image, teacher_text),
             image_ids=image_ids,
-            terms=self.config.terms,
+            candidates=None,
+            config=self.config,
         )
         if fault is not None:
             raise fault
         with torch.autocast(similarity.device.type, enabled=False):
-            features = in_one_dtype(normalized(inputs, with_cross=False))
-            queries = slice(0, len(similarity))
-            taus = self.used_temperatures(None, features.cross[0].dtype)
-            all_pairs = uni_similarities(features, queries)
-            return self._dense(all_pairs, ids, taus, queries)
+            batch = in_one_dtype(normalized(batch, with_cross=False))
+            taus = self.used_temperatures(None, batch.cross[0].dtype)
+            return self._dense(uni_similarities(batch, batch.cross), batch, taus)
 
     def _share(
         self,
-        features: LossInputs,
-        image_ids: Tensor | None,
+        batch: LossBatch,
         taus: UsedTemperatures,
-        queries: slice,
     ) -> LossTerms:
         """Return what some queries add to the loss, by the chosen method."""
-        if self._takes_tiles(queries, len(features.cross[0])):
-            return LossTerms(
-                *tiled_loss(features, image_ids, taus, self.config, queries, self.tile_rows)
-            )
-        image, text = features.cross
+        if self._takes_tiles(batch):
+            return LossTerms(*tiled_loss(batch, taus, self.config, self.tile_rows))
+        image, text = batch.cross
+        candidate_image, candidate_text = batch.candidate_cross
         if self.config.terms == ("contrastive",):
-            # Divide [B, d] by the temperature instead of [B, B], as open_clip does.
-            image = image * taus["contrastive"].student[0].reciprocal()
-        cross = similarities((image, text), (text, image), queries)
+            # Divide [N, d] by the temperature instead of [n, M], as open_clip does.
+            inverse_tau = taus["contrastive"].student[0].reciprocal()
+            image = image * inverse_tau
+            text = text * inverse_tau
+        cross = [
+            products(image, candidate_text, batch.rows),
+            products(text, candidate_image, batch.rows),
+        ]
         if self.config.terms == ("contrastive",):
-            contrastive = self._contrastive(cross, image_ids, queries)
+            contrastive = self._contrastive(cross, batch)
             zero = contrastive.new_zeros(())
             return _with_total(contrastive, csa=zero, usa=zero)
-        similarity = uni_similarities(features, queries)._replace(cross=cross)
-        return self._dense(similarity, image_ids, taus, queries)
+        return self._dense(uni_similarities(batch, cross), batch, taus)
 
-    def _takes_tiles(
-        self,
-        queries: slice,
-        n_candidates: int,
-    ) -> bool:
+    def _takes_tiles(self, batch: LossBatch) -> bool:
         if self.method != "auto":
             return self.method == "tiled"
         least = TILED_FROM
         if self.config.terms == ("contrastive",):
             least = 8 * TILED_FROM
-        return (queries.stop - queries.start) * n_candidates >= least**2
+        n_queries = batch.rows.stop - batch.rows.start
+        return n_queries * len(batch.candidate_cross[0]) >= least**2
 
     def _dense(
         self,
-        similarity: LossInputs,
-        image_ids: Tensor | None,
+        similarity: Similarities,
+        batch: LossBatch,
         taus: UsedTemperatures,
-        queries: slice,
     ) -> LossTerms:
         """Return what some queries add to the loss, from their similarities."""
         values = dict.fromkeys(ALL_TERMS, similarity.cross[0].new_zeros(()))
         if "contrastive" in taus:
             pairs = zip(similarity.cross, taus["contrastive"].student, strict=True)
             logits = [cross / tau for cross, tau in pairs]
-            values["contrastive"] = self._contrastive(logits, image_ids, queries)
+            values["contrastive"] = self._contrastive(logits, batch)
         if "csa" in taus:
             image, text = similarity.teacher
-            fused = fuse_similarities(image, text, self.config.soft_label_source)
-            values["csa"] = self._soft_label_term("csa", similarity.cross, fused, taus)
+            if image is not None and text is not None:
+                image, text = fuse_similarities(image, text, self.config.soft_label_source)
+            values["csa"] = self._soft_label_term(
+                "csa", similarity.cross, (image, text), batch, taus
+            )
         if "usa" in taus:
-            values["usa"] = self._soft_label_term("usa", similarity.uni, similarity.teacher, taus)
+            values["usa"] = self._soft_label_term(
+                "usa", similarity.uni, similarity.teacher, batch, taus
+            )
         return _with_total(**values)
 
     def _soft_label_term(
         self,
         term: Term,
-        student: ImageText,
-        teacher: ImageText,
+        student: MaybeImageText,
+        teacher: MaybeImageText,
+        batch: LossBatch,
         taus: UsedTemperatures,
     ) -> Tensor:
-        """Return CSA or USA, both directions, weighted."""
-        weight = self.config.row_weights(student[0].shape[1])[term]
+        """Return CSA or USA, in the directions that have a teacher, weighted."""
+        weight = self.config.row_weights(len(batch.cross[0]), batch.n_candidates)[term]
         divergence = self.config.divergence(term)
-        directions = zip(student, teacher, *taus[term], strict=True)
-        image, text = [soft_label_sum(*direction, divergence) for direction in directions]
-        return weight * (image + text)
+        total = batch.cross[0].new_zeros(())
+        for similarity, labels, tau, tau_soft in zip(student, teacher, *taus[term], strict=True):
+            if similarity is None or labels is None:
+                # A gradient of zero instead of none: DDP waits for that of every parameter.
+                total = total + 0 * (tau + tau_soft)
+                continue
+            total = total + soft_label_sum(
+                batch.hide_absent(similarity), batch.hide_absent(labels), tau, tau_soft, divergence
+            )
+        return weight * total
 
     def _contrastive(
         self,
         logits: ImageText,
-        image_ids: Tensor | None,
-        queries: slice,
+        batch: LossBatch,
     ) -> Tensor:
         """Return the contrastive term, both directions, weighted."""
-        weight = self.config.row_weights(logits[0].shape[1])["contrastive"]
-        targets = contrastive_targets(image_ids, queries, logits[0])
-        image = F.cross_entropy(logits[0], targets, reduction="sum")
-        text = F.cross_entropy(logits[1], targets, reduction="sum")
-        return weight * (image + text)
+        weight = self.config.row_weights(len(batch.cross[0]), batch.n_candidates)["contrastive"]
+        targets = contrastive_targets(batch.image_ids, batch.rows, logits[0], batch.mask)
+        total = batch.cross[0].new_zeros(())
+        for direction in logits:
+            visible = batch.hide_absent(direction)
+            total = total + F.cross_entropy(visible, targets, reduction="sum")
+        return weight * total
+
+
+def _gathered(
+    batch: LossBatch,
+    group: GatherGroup,
+) -> LossBatch:
+    """Return the batch of all ranks, with this rank's pairs as queries."""
+    ids = batch.image_ids
+    if ids is not None:
+        # int64: the ranks' ids may be of different types.
+        ids = group.all_rows(ids.long())
+    return batch.map(group.gather)._replace(image_ids=ids, rows=group.rows)
 
 
 def _with_total(

@@ -87,8 +87,8 @@ def soft_label_loss(
     Args:
         similarity: float ``[n, m]`` of the student.
         teacher_similarity: float ``[n, m]`` of the teacher.
-        tau: The student's temperature.
-        tau_soft: The soft labels' temperature.
+        tau: The student's temperature, a scalar.
+        tau_soft: The soft labels' temperature, a scalar.
         divergence: ``"kl"`` or ``"cross_entropy"``.
         scaling: For ``"cross_entropy"`` only: ``"paper"`` divides by m once more, as published.
 
@@ -203,6 +203,7 @@ def contrastive_targets(
     image_ids: Tensor | None,
     queries: slice,
     reference: Tensor,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return targets of the contrastive loss, as ``cross_entropy`` takes them.
 
@@ -210,6 +211,7 @@ def contrastive_targets(
         image_ids: int64 ``[m]``; ``None``: all different.
         queries: The n queries, as positions among the m candidates.
         reference: A tensor of the device and dtype that the targets are to have.
+        mask: bool ``[m]``: which candidates there are; ``None``: all.
 
     Returns:
         int64 ``[n]``, the position of each query's own candidate; with ids, the ``[n, m]`` of
@@ -218,13 +220,14 @@ def contrastive_targets(
     if image_ids is None:
         # Positions are cheaper than a matrix of targets.
         return torch.arange(queries.start, queries.stop, device=reference.device)
-    return same_image_targets(image_ids, queries, reference.dtype)
+    return same_image_targets(image_ids, queries, reference.dtype, mask)
 
 
 def same_image_targets(
     image_ids: Tensor,
     queries: slice,
     dtype: torch.dtype,
+    mask: Tensor | None,
 ) -> Tensor:
     """Return uniform distributions over the candidates of each query's image.
 
@@ -232,9 +235,13 @@ def same_image_targets(
         image_ids: int64 ``[m]``.
         queries: The n queries, as positions in ``image_ids``.
         dtype: The dtype of the result.
+        mask: bool ``[m]``: which candidates there are; ``None``: all.
 
     Returns:
         ``[n, m]``; every row sums to one.
     """
-    is_same_image = (image_ids[queries, None] == image_ids).to(dtype)
-    return is_same_image / is_same_image.sum(dim=-1, keepdim=True)
+    is_positive = image_ids[queries, None] == image_ids
+    if mask is not None:
+        is_positive = is_positive & mask
+    weights = is_positive.to(dtype)
+    return weights / weights.sum(dim=-1, keepdim=True)

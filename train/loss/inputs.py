@@ -1,56 +1,26 @@
-"""The inputs of a loss: converted to tensors, checked, normalised, turned into similarities."""
+"""The arguments of a loss: converted to tensors, and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from cusa.data.errors import EmbeddingsError
-from cusa.train.loss.arrays import Rows, as_ids, as_rows, rows_in_words
-from cusa.train.loss.config import Term
-from cusa.train.loss.unit_features import unit_features
-
-ImageText = Sequence[Tensor]  # the images' tensor and the texts'; or empty
-
-_ARGUMENTS = (
-    ("image_features", "text_features"),
-    ("uni_image_features", "uni_text_features"),
-    ("teacher_image", "teacher_text"),
+from cusa.train.loss.arrays import Rows, as_ids, as_mask, as_rows, rows_in_words
+from cusa.train.loss.batch import (
+    NEITHER,
+    Candidates,
+    ImageText,
+    LossBatch,
+    MaybeImageText,
+    map_given,
 )
+from cusa.train.loss.config import LossConfig
 
-
-class LossInputs(NamedTuple):
-    """The inputs of a loss, for images and for texts.
-
-    They are embeddings ``[B, d]``, or similarities ``[n, m]`` of n queries and m candidates.
-
-    Attributes:
-        cross: From the cross-modal heads; as similarities, image-to-text and text-to-image.
-        uni: From the uni-modal heads; empty if no term needs them.
-        teacher: From the teachers; empty if no term needs them.
-    """
-
-    cross: ImageText
-    uni: ImageText = ()
-    teacher: ImageText = ()
-
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors."""
-        return [tensor for _, tensor in self.named_tensors()]
-
-    def named_tensors(self) -> list[tuple[str, Tensor]]:
-        """Return all tensors with the names of the loss's arguments."""
-        named: list[tuple[str, Tensor]] = []
-        for names, pair in zip(_ARGUMENTS, self, strict=True):
-            named += zip(names, pair, strict=False)
-        return named
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> LossInputs:
-        """Apply a function to each tensor."""
-        return LossInputs(*[[function(tensor) for tensor in pair] for pair in self])
+_MODALITIES = ("image", "text")
+_CANDIDATE_FEATURES = tuple(f"candidates.{field}" for field in Candidates._fields[:4])
 
 
 def require_tensors(**features: object) -> None:
@@ -64,121 +34,239 @@ def require_tensors(**features: object) -> None:
             raise EmbeddingsError(f"{name} must be a tensor, got {type(value).__name__}", name=name)
 
 
-def take_inputs(
+def take_batch(
     cross: ImageText,
-    uni: tuple[Tensor | None, Tensor | None],
-    teacher: tuple[Rows | None, Rows | None],
+    uni: MaybeImageText,
+    teacher: Sequence[Rows | None],
     image_ids: Rows | None,
-    terms: tuple[Term, ...],
-) -> tuple[LossInputs, Tensor | None, EmbeddingsError | None]:
+    candidates: Candidates | None,
+    config: LossConfig,
+) -> tuple[LossBatch, EmbeddingsError | None]:
     """Convert what the terms need to tensors on the features' device, and check it.
 
     Args:
-        cross: Features or similarities ``[B, ...]`` of the cross-modal heads.
-        uni: Features ``[B, ...]`` of the uni-modal heads, if given.
-        teacher: Teacher rows ``[B, ...]``, if given.
-        image_ids: The image of each pair, integers ``[B]``, if given.
-        terms: Terms of the loss.
+        cross: Features or similarities ``[B, ...]`` from the cross-modal heads.
+        uni: Features ``[B, ...]`` from the uni-modal heads, if given.
+        teacher: Teacher rows of the M candidates ``[M, ...]``, if given.
+        image_ids: The image of each candidate, integers ``[M]``, if given.
+        candidates: The M candidates; ``None``: the B pairs themselves.
+        config: Settings of the loss.
 
     Returns:
-        The inputs, with the teacher's detached; the image ids; and what is wrong with them, if
-        anything is. The error is not raised here: with ``gather``, other ranks would wait forever.
+        The batch, with the teacher's rows detached; and what is wrong with it, if anything is. The
+        error is not raised here: with ``gather``, other ranks would wait forever.
     """
+    own_rows = slice(0, cross[0].shape[:1].numel())
+    bare = LossBatch(cross, NEITHER, cross, NEITHER, NEITHER, None, None, own_rows)
     try:
-        return *_checked_inputs(cross, uni, teacher, image_ids, terms), None
+        batch = bare
+        if candidates is not None:
+            batch = _with_candidates(bare, candidates)
+        batch = _with_teacher(batch, teacher, image_ids, config)
+        if "usa" in config.terms:
+            batch = _with_uni(batch, uni, candidates)
+        # These checks depend on values, which would break a compiled graph.
+        if not torch.compiler.is_compiling():
+            _check_sizes(batch)
+            _check_mask(batch)
+            _check_teacher_rows(batch)
+        return _with_empty_slots(batch), None
     except EmbeddingsError as error:
-        return LossInputs(cross), None, error
+        return bare, error
 
 
-def _checked_inputs(
-    cross: ImageText,
-    uni: tuple[Tensor | None, Tensor | None],
-    teacher: tuple[Rows | None, Rows | None],
+def _with_candidates(
+    batch: LossBatch,
+    candidates: Candidates,
+) -> LossBatch:
+    if not isinstance(candidates, Candidates):
+        raise EmbeddingsError(
+            f"candidates must be cusa.Candidates, got {type(candidates).__name__}",
+            name="candidates",
+        )
+    for name, features in zip(_CANDIDATE_FEATURES, candidates[:4], strict=True):
+        # Those of the uni-modal heads may be missing.
+        if not isinstance(features, Tensor) and (features is not None or "uni" not in name):
+            raise EmbeddingsError(
+                f"{name} must be a tensor, got {type(features).__name__}", name=name
+            )
+    cross = candidates[:2]
+    mask = candidates.mask
+    if mask is not None:
+        n_candidates = len(cross[0])
+        mask = as_mask(mask, batch.cross[0].device, "candidates.mask", (n_candidates,))
+    return batch._replace(candidate_cross=cross, mask=mask)
+
+
+def _with_teacher(
+    batch: LossBatch,
+    teacher: Sequence[Rows | None],
     image_ids: Rows | None,
-    terms: tuple[Term, ...],
-) -> tuple[LossInputs, Tensor | None]:
-    n_pairs = len(cross[0])
-    device = cross[0].device
-    teacher_rows = []
-    for name, rows in zip(_ARGUMENTS[2], teacher, strict=True):
-        if rows is not None:
-            # No gradient flows into the teacher.
-            teacher_rows.append(as_rows(rows, device, name, (n_pairs, None)).detach())
+    config: LossConfig,
+) -> LossBatch:
+    """Add teacher rows, of both modalities or of one, and image ids."""
+    n_candidates = len(batch.candidate_cross[0])
+    device = batch.cross[0].device
+    teacher_rows: list[Tensor | None] = []
+    for modality, rows in zip(_MODALITIES, teacher, strict=True):
+        if rows is None:
+            teacher_rows.append(None)
+            continue
+        tensor = as_rows(rows, device, f"teacher_{modality}", (n_candidates, None))
+        # No gradient flows into the teacher.
+        teacher_rows.append(tensor.detach())
     ids = None
     if image_ids is not None:
-        ids = as_ids(image_ids, device, "image_ids", (n_pairs,))
+        ids = as_ids(image_ids, device, "image_ids", (n_candidates,))
+    batch = batch._replace(image_ids=ids)
+    if config.terms == ("contrastive",):
+        return batch
 
-    inputs = LossInputs(cross)
-    if "csa" in terms or "usa" in terms:
-        if len(teacher_rows) < 2:
-            raise EmbeddingsError(
-                "CSA and USA need teacher_image and teacher_text", name="teacher_image"
-            )
-        inputs = inputs._replace(teacher=teacher_rows)
-    if "usa" in terms:
-        if uni[0] is None or uni[1] is None:
-            raise EmbeddingsError(
-                "USA needs uni_image_features and uni_text_features", name="uni_image_features"
-            )
-        inputs = inputs._replace(uni=(uni[0], uni[1]))
-    # These checks depend on values, which would break a compiled graph.
-    if not torch.compiler.is_compiling():
-        _check_sizes(inputs, ids)
-        _check_teacher_rows(inputs)
-    return inputs, ids
+    missing = [name for name, rows in zip(_MODALITIES, teacher_rows, strict=True) if rows is None]
+    if len(missing) == 2:
+        raise EmbeddingsError(
+            "CSA and USA need teacher_image, teacher_text or both; give the teachers' rows, or "
+            "leave both terms out of LossConfig.terms",
+            name="teacher_image",
+        )
+    if missing and "csa" in config.terms and config.soft_label_source != "each":
+        raise EmbeddingsError(
+            f"soft_label_source={config.soft_label_source!r} fuses both teachers' similarities; "
+            f"give teacher_{missing[0]}, or set soft_label_source='each'",
+            name=f"teacher_{missing[0]}",
+        )
+    return batch._replace(teacher=teacher_rows)
 
 
-def _check_sizes(
-    inputs: LossInputs,
-    image_ids: Tensor | None,
-) -> None:
-    n_pairs = len(inputs.cross[0])
+def _with_uni(
+    batch: LossBatch,
+    uni: MaybeImageText,
+    candidates: Candidates | None,
+) -> LossBatch:
+    """Add the uni-modal features of the modalities that have a teacher."""
+    taught_uni = _where_taught(batch, uni, "")
+    candidate_uni = taught_uni
+    if candidates is not None:
+        candidate_uni = _where_taught(batch, candidates[2:4], "candidates.")
+    return batch._replace(uni=taught_uni, candidate_uni=candidate_uni)
+
+
+def _where_taught(
+    batch: LossBatch,
+    features: MaybeImageText,
+    prefix: str,
+) -> MaybeImageText:
+    """Return features of the modalities that have a teacher, and refuse to do without them."""
+    taught: list[Tensor | None] = []
+    for modality, rows, teacher in zip(_MODALITIES, features, batch.teacher, strict=True):
+        name = f"{prefix}uni_{modality}_features"
+        if teacher is not None and rows is None:
+            raise EmbeddingsError(f"USA needs {name} beside teacher_{modality}", name=name)
+        taught.append(None if teacher is None else rows)
+    return taught
+
+
+def _check_sizes(batch: LossBatch) -> None:
+    n_pairs = batch.rows.stop
+    n_candidates = len(batch.candidate_cross[0])
     if n_pairs == 0:
         raise EmbeddingsError(
             "the batch is empty: a loss needs at least one pair", name="image_features"
         )
-    for name, tensor in inputs.named_tensors():
-        if tensor.ndim != 2 or len(tensor) != n_pairs:
+    if n_candidates < n_pairs:
+        raise EmbeddingsError(
+            f"candidates begin with the {n_pairs} pairs of the batch, but there are only "
+            f"{n_candidates}; put the batch's own features before the queue's",
+            name="candidates.image_features",
+        )
+    for name, tensor, n_rows, dim in _expected_sizes(batch):
+        if tensor.ndim != 2 or tensor.shape != (n_rows, dim or tensor.shape[-1]):
+            columns = "any" if dim is None else dim
             raise EmbeddingsError(
-                f"{name} must be a matrix of {n_pairs} rows, like the first one, got "
+                f"{name} must be [{n_rows}, {columns}], like the first one, got "
                 f"{list(tensor.shape)}",
                 name=name,
             )
-    for name, rows in zip(_ARGUMENTS[2], inputs.teacher, strict=False):
-        if not rows.is_floating_point():
+    for modality, rows in zip(_MODALITIES, batch.teacher, strict=True):
+        if rows is not None and not rows.is_floating_point():
             raise EmbeddingsError(
-                f"{name} must be of a floating-point type, got {rows.dtype}", name=name
+                f"teacher_{modality} must be of a floating-point type, got {rows.dtype}",
+                name=f"teacher_{modality}",
             )
-    image_features, text_features = inputs.cross
-    image_dim, text_dim = image_features.shape[1], text_features.shape[1]
-    if image_dim != text_dim:
+    if batch.image_ids is not None and batch.image_ids.shape != (n_candidates,):
         raise EmbeddingsError(
-            "image_features and text_features must have the same number of columns, got "
-            f"{image_dim} and {text_dim}",
-            name="text_features",
-        )
-    if image_ids is not None and image_ids.shape != (n_pairs,):
-        raise EmbeddingsError(
-            f"image_ids must be [{n_pairs}], got {list(image_ids.shape)}", name="image_ids"
+            f"image_ids must be [{n_candidates}], got {list(batch.image_ids.shape)}",
+            name="image_ids",
         )
 
 
-def _check_teacher_rows(inputs: LossInputs) -> None:
+def _expected_sizes(batch: LossBatch) -> Iterator[tuple[str, Tensor, int, int | None]]:
+    """Yield each matrix with its argument's name, its rows and its columns; ``None``: any."""
+    n_pairs = batch.rows.stop
+    n_candidates = len(batch.candidate_cross[0])
+    has_candidates = batch.candidate_cross is not batch.cross
+    dim = None
+    for modality, features in zip(_MODALITIES, batch.cross, strict=True):
+        yield f"{modality}_features", features, n_pairs, dim
+        # Both modalities are compared with each other.
+        dim = features.shape[-1]
+    if has_candidates:
+        for modality, features in zip(_MODALITIES, batch.candidate_cross, strict=True):
+            yield f"candidates.{modality}_features", features, n_candidates, dim
+    for number, modality in enumerate(_MODALITIES):
+        uni = batch.uni[number]
+        if uni is not None:
+            yield f"uni_{modality}_features", uni, n_pairs, None
+        candidate_uni = batch.candidate_uni[number]
+        if has_candidates and uni is not None and candidate_uni is not None:
+            name = f"candidates.uni_{modality}_features"
+            yield name, candidate_uni, n_candidates, uni.shape[-1]
+        teacher = batch.teacher[number]
+        if teacher is not None:
+            yield f"teacher_{modality}", teacher, n_candidates, None
+
+
+def _check_mask(batch: LossBatch) -> None:
+    mask = batch.mask
+    if mask is None:
+        return
+    n_candidates = len(batch.candidate_cross[0])
+    if mask.dtype != torch.bool or mask.shape != (n_candidates,):
+        raise EmbeddingsError(
+            f"candidates.mask must be bool [{n_candidates}], True where there is a candidate, got "
+            f"{mask.dtype} {list(mask.shape)}",
+            name="candidates.mask",
+        )
+    is_absent = ~mask[batch.rows]
+    if is_absent.any():
+        location = rows_in_words(is_absent.nonzero().flatten().tolist())
+        raise EmbeddingsError(
+            f"candidates.mask hides {location} of the batch itself; only slots of the queue, which "
+            "come after the batch, can be empty",
+            location=location,
+            name="candidates.mask",
+        )
+
+
+def _check_teacher_rows(batch: LossBatch) -> None:
     """Refuse teacher rows that cannot be normalised."""
-    if not inputs.teacher:
-        return
-    usable = [_can_be_normalized(rows) for rows in inputs.teacher]
+    usable: dict[str, Tensor] = {}
+    for modality, rows in zip(_MODALITIES, batch.teacher, strict=True):
+        if rows is not None:
+            is_usable = _can_be_normalized(rows)
+            usable[modality] = is_usable if batch.mask is None else is_usable | ~batch.mask
     # Wait for a GPU once, not once per modality.
-    if torch.stack([row_is_usable.all() for row_is_usable in usable]).all():
+    if not usable or torch.stack([is_usable.all() for is_usable in usable.values()]).all():
         return
-    for modality, row_is_usable in zip(("image", "text"), usable, strict=True):
-        rows = (~row_is_usable).nonzero().flatten().tolist()
-        if not rows:
+    for modality, is_usable in usable.items():
+        row_numbers = (~is_usable).nonzero().flatten().tolist()
+        if not row_numbers:
             continue
-        location = rows_in_words(rows)
+        location = rows_in_words(row_numbers)
         raise EmbeddingsError(
             f"the {modality} teacher's {location} of the batch are zero or have no finite length "
-            f"({len(rows)} of {len(row_is_usable)}); leave these pairs out, or make the rows again",
+            f"({len(row_numbers)} of {len(is_usable)}); leave these pairs out, or make the rows "
+            "again",
             location=location,
             name=f"teacher_{modality}",
         )
@@ -190,62 +278,17 @@ def _can_be_normalized(rows: Tensor) -> Tensor:
     return (lengths > 0) & lengths.isfinite()
 
 
-def in_one_dtype(inputs: LossInputs) -> LossInputs:
-    """Convert the inputs to float32, or to float64 if any of the student's features is float64."""
-    is_wide = any(tensor.dtype == torch.float64 for tensor in (*inputs.cross, *inputs.uni))
-    dtype = torch.float64 if is_wide else torch.float32
-    return inputs.map(lambda tensor: tensor.to(dtype))
+def _with_empty_slots(batch: LossBatch) -> LossBatch:
+    """Put zeros into the empty slots: NaN would remain NaN when multiplied by zero."""
+    if batch.mask is None:
+        return batch
+    is_absent = ~batch.mask[:, None]
 
+    def empty(rows: Tensor) -> Tensor:
+        return rows.masked_fill(is_absent, 0)
 
-def normalized(
-    inputs: LossInputs,
-    with_cross: bool,
-) -> LossInputs:
-    """L2-normalise the inputs, in float32 or wider.
-
-    Each tensor keeps its own dtype (float16 becomes float32): float32 cannot hold the lengths of
-    all float64 rows.
-
-    Args:
-        inputs: Embeddings.
-        with_cross: Whether to normalise those of the cross-modal heads, too.
-    """
-    if with_cross:
-        return inputs.map(_wide_unit_features)
-    return inputs._replace(cross=()).map(_wide_unit_features)._replace(cross=inputs.cross)
-
-
-def _wide_unit_features(features: Tensor) -> Tensor:
-    wide_dtype = torch.promote_types(features.dtype, torch.float32)
-    return unit_features(features.to(wide_dtype))
-
-
-def uni_similarities(
-    features: LossInputs,
-    queries: slice,
-) -> LossInputs:
-    """Compute the similarities of some queries and all candidates of their own modality.
-
-    Args:
-        features: L2-normalised, ``[m, d]`` each.
-        queries: The n queries, as positions among the m candidates.
-
-    Returns:
-        ``[n, m]`` each; ``cross`` is returned as it is.
-    """
-    uni = similarities(features.uni, features.uni, queries)
-    return LossInputs(
-        features.cross, uni, similarities(features.teacher, features.teacher, queries)
+    return batch._replace(
+        candidate_cross=[empty(features) for features in batch.candidate_cross],
+        candidate_uni=map_given(empty, batch.candidate_uni),
+        teacher=map_given(empty, batch.teacher),
     )
-
-
-def similarities(
-    features: ImageText,
-    candidates: ImageText,
-    queries: slice,
-) -> ImageText:
-    """Return the products of the queries' features and all candidates, ``[n, m]`` each."""
-    if features and queries.stop - queries.start < len(features[0]):
-        # Only slice if some rows are left out: a slice costs a copy in the backward pass.
-        features = [rows[queries] for rows in features]
-    return [rows @ candidate.T for rows, candidate in zip(features, candidates, strict=True)]

@@ -69,7 +69,7 @@ def matching_targets(
     """Return the targets of drawn pairs: the soft labels ``P[i, negatives[i]]``.
 
     Args:
-        soft_labels: float ``[B, B]`` from :func:`cusa.train.loss.functions.soft_labels`: the image
+        soft_labels: float ``[B, B]`` from :func:`cusa.soft_labels`: the image
             teacher's if images are the queries, the text teacher's if captions are.
         negatives: int64 ``[B]`` from :func:`hard_negatives`.
 

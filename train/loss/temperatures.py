@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from cusa.train.loss.batch import ImageText
 from cusa.train.loss.config import ALL_TERMS, LossConfig, Temperature, Term
 from cusa.train.loss.gather import GatherGroup
-from cusa.train.loss.inputs import ImageText
 
 
 class TermTemperatures(NamedTuple):
@@ -62,6 +62,30 @@ class LossTemperatures(nn.Module):
             self.register_parameter(name, nn.Parameter(value))
         else:
             self.register_buffer(name, value)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the learnable temperatures, as timm's and open_clip's models do.
+
+        Decay would pull them to their lower bounds.
+        """
+        return {name for name, _ in self.named_parameters()}
+
+    def param_groups(self, lr: float | None = None) -> list[dict[str, Any]]:
+        """Return the learnable temperatures as groups of an optimizer, without weight decay.
+
+        Args:
+            lr: Their learning rate; ``None``: the optimizer's own.
+
+        Returns:
+            A group, or none if no temperature is learnable.
+        """
+        parameters = list(self.parameters())
+        if not parameters:
+            return []
+        group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0}
+        if lr is not None:
+            group["lr"] = lr
+        return [group]
 
     def temperatures(self) -> dict[str, float]:
         """Return the temperatures by name, clamped as the next use will clamp them."""

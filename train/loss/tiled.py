@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cusa.train.loss.batch import LossBatch
 from cusa.train.loss.config import ALL_TERMS, LossConfig, Term
 from cusa.train.loss.functions import fuse_similarities, same_image_targets
-from cusa.train.loss.inputs import LossInputs
 from cusa.train.loss.temperatures import UsedTemperatures
 
 _LEAST_TILE_ROWS = 16
@@ -28,30 +28,26 @@ _DEVICE_TILE_NUMBERS = 2**26  # similarities in a tile that keeps another device
 
 
 def tiled_loss(
-    features: LossInputs,
-    image_ids: Tensor | None,
+    batch: LossBatch,
     taus: UsedTemperatures,
     config: LossConfig,
-    queries: slice,
     tile_rows: int | None,
 ) -> tuple[Tensor, ...]:
     """Return what some queries add to the loss; see :class:`cusa.train.loss.cusa_loss.CUSALoss`.
 
     Args:
-        features: L2-normalised float32 or float64 ``[N, d]`` of all candidates.
-        image_ids: int64 ``[N]``; ``None``: all different.
+        batch: L2-normalised, of one dtype, float32 or float64.
         taus: Temperatures, in the features' dtype.
         config: Settings.
-        queries: The queries' positions among the candidates.
         tile_rows: Rows of a tile; ``None``: as many as suit the device.
 
     Returns:
         Four scalars: their sum, which alone has a gradient, and the contrastive term, CSA and USA.
     """
     if tile_rows is None:
-        image_features = features.cross[0]
-        tile_rows = default_tile_rows(len(image_features), image_features.device)
-    sweeps = _Sweeps(features, image_ids, taus, config, queries, tile_rows)
+        candidates = batch.candidate_cross[0]
+        tile_rows = default_tile_rows(len(candidates), candidates.device)
+    sweeps = _Sweeps(batch, taus, config, tile_rows)
     total, terms = _TiledLoss.apply(sweeps, torch.is_grad_enabled(), *sweeps.inputs)
     return total, *terms
 
@@ -134,26 +130,26 @@ class _Sweeps:
         inputs: The tensors that may need a gradient, each once.
     """
 
-    features: LossInputs
-    image_ids: Tensor | None
+    batch: LossBatch
     taus: UsedTemperatures
     config: LossConfig
-    queries: slice
     tile_rows: int
 
     def __post_init__(self) -> None:
-        features = self.features
-        self._weights = self.config.row_weights(len(features.cross[0]))
+        batch = self.batch
+        self._weights = self.config.row_weights(len(batch.cross[0]), batch.n_candidates)
         self._wide = torch.float64
-        if features.cross[0].device.type == "mps":
+        if batch.cross[0].device.type == "mps":
             self._wide = torch.float32
 
         # A tensor may occur twice, such as a temperature that both directions share, but autograd
         # takes one gradient for each input.
-        distinct = {}
-        for pair in (features.cross, features.uni, *itertools.chain(*self.taus.values())):
+        features = (batch.cross, batch.uni, batch.candidate_cross, batch.candidate_uni)
+        distinct: dict[int, Tensor] = {}
+        for pair in (*features, *itertools.chain(*self.taus.values())):
             for tensor in pair:
-                distinct[id(tensor)] = tensor
+                if tensor is not None:
+                    distinct[id(tensor)] = tensor
         self.inputs = list(distinct.values())
 
     def run(self, needs_gradient: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
@@ -162,7 +158,7 @@ class _Sweeps:
         Args:
             needs_gradient: Whether each of the inputs needs its gradient.
         """
-        image_features = self.features.cross[0]
+        image_features = self.batch.cross[0]
         self._gradients: dict[int, Tensor] = {}
         for tensor, is_needed in zip(self.inputs, needs_gradient, strict=True):
             if is_needed:
@@ -172,15 +168,16 @@ class _Sweeps:
             self._values[term] = image_features.new_zeros((), dtype=self._wide)
 
         for modality in (0, 1):  # of the queries: images, then texts
-            for start in range(self.queries.start, self.queries.stop, self.tile_rows):
-                stop = min(start + self.tile_rows, self.queries.stop)
+            rows = self.batch.rows
+            for start in range(rows.start, rows.stop, self.tile_rows):
+                stop = min(start + self.tile_rows, rows.stop)
                 self._add_tile(modality, slice(start, stop))
 
         gradients = [self._gradients.get(id(tensor)) for tensor in self.inputs]
         return self._term_values(), gradients
 
     def _term_values(self) -> Tensor:
-        zero = self.features.cross[0].new_zeros(())
+        zero = self.batch.cross[0].new_zeros(())
         return torch.stack([self._values.get(term, zero).to(zero.dtype) for term in ALL_TERMS])
 
     def _add_tile(
@@ -188,51 +185,59 @@ class _Sweeps:
         modality: int,
         tile: slice,
     ) -> None:
-        features = self.features
-        taus = self.taus
+        batch = self.batch
         targets = self._targets(modality, tile)
         terms: list[_TileTerm] = []
-        for term in taus:
-            terms.append(_TileTerm(term, taus[term].student[modality], targets[term]))
+        for term in targets:
+            terms.append(_TileTerm(term, self.taus[term].student[modality], targets[term]))
         cross_modal = [term for term in terms if term.name != "usa"]
         if cross_modal:
-            queries = features.cross[modality]
-            self._add_terms(tile, queries, features.cross[1 - modality], cross_modal)
-        if "usa" in taus:
-            queries = features.uni[modality]
-            self._add_terms(tile, queries, queries, terms[-1:])
+            queries = batch.cross[modality]
+            self._add_terms(tile, queries, batch.candidate_cross[1 - modality], cross_modal)
+        uni_queries = batch.uni[modality]
+        uni_candidates = batch.candidate_uni[modality]
+        if "usa" in targets and uni_queries is not None and uni_candidates is not None:
+            self._add_terms(tile, uni_queries, uni_candidates, terms[-1:])
 
     def _targets(
         self,
         modality: int,
         tile: slice,
     ) -> dict[Term, _Targets]:
-        """Return the targets of each term; terms with the same distributions share one object."""
+        """Return the targets of each term; terms with the same distributions share one object.
+
+        CSA and USA are left out if there is no teacher of the queries' modality.
+        """
         source = self.config.soft_label_source
+        teacher = self.batch.teacher[modality]
+        other_teacher = self.batch.teacher[1 - modality]
         targets: dict[Term, _Targets] = {}
         for term, taus in self.taus.items():
             if term == "contrastive":
                 targets[term] = _Targets(self._hard_targets(tile))
+                continue
+            if teacher is None:
                 continue
             tau = taus.soft_labels[modality]
             # CSA and USA have the same soft labels: take the softmax once.
             if source == "each" and "csa" in targets and targets["csa"].tau is tau:
                 targets[term] = targets["csa"]
                 continue
-            teacher = self.features.teacher
-            logits = _tile_logits(teacher[modality], tile, tau)
+            logits = _tile_logits(teacher, tile, tau)
             if term == "csa" and source != "each":
-                other_logits = _tile_logits(teacher[1 - modality], tile, tau)
+                assert other_teacher is not None, "fusing needs both teachers"
+                other_logits = _tile_logits(other_teacher, tile, tau)
                 logits, _ = fuse_similarities(logits, other_logits, source)
-            targets[term] = self._softmax_targets(logits, tau)
+            targets[term] = self._softmax_targets(self.batch.hide_absent(logits), tau)
         return targets
 
     def _hard_targets(self, tile: slice) -> Tensor:
-        image_features = self.features.cross[0]
-        if self.image_ids is not None:
-            return same_image_targets(self.image_ids, tile, image_features.dtype)
+        batch = self.batch
+        candidates = batch.candidate_cross[0]
+        if batch.image_ids is not None:
+            return same_image_targets(batch.image_ids, tile, candidates.dtype, batch.mask)
         # All images differ: a query's own candidate is its only positive.
-        probabilities = image_features.new_zeros(tile.stop - tile.start, len(image_features))
+        probabilities = candidates.new_zeros(tile.stop - tile.start, len(candidates))
         probabilities.diagonal(tile.start).fill_(1)
         return probabilities
 
@@ -273,12 +278,12 @@ class _Sweeps:
         Args:
             tile: The tile's queries, as positions in ``queries``.
             queries: Features ``[N, d]`` of the queries' modality.
-            candidates: Features ``[N, d]`` of the candidates.
+            candidates: Features ``[M, d]`` of the candidates.
             terms: The terms.
         """
         first_tau = terms[0].tau
         # Divide [n, d] by the temperature, which is cheaper than dividing [n, m].
-        first_logits = (queries[tile] / first_tau) @ candidates.T
+        first_logits = self.batch.hide_absent((queries[tile] / first_tau) @ candidates.T)
         gradient = None
         for term in terms:
             logits = first_logits

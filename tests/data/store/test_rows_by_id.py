@@ -148,6 +148,18 @@ def test_rows_of_a_shuffled_file(tmp_path, split):
     assert (np.arange(len(rows)) == rows).mean() < 0.05
 
 
+@pytest.mark.parametrize("folder", ["/mnt/images/", "../images/"])
+def test_a_host_has_the_images_in_a_folder_of_its_own(split, folder):
+    entries, order = _shuffled_pairs(split)
+    for entry in entries:
+        entry["image"] = folder + entry["image"]
+    assert (split.rows_of(entries) == order).all()
+    entries[1]["image"] = entries[1]["image"].replace("images", "pictures")
+    with pytest.raises(DataError) as caught:
+        split.rows_of(entries)
+    assert caught.value.name == entries[1]["image"]
+
+
 def test_captions_may_differ_in_what_the_normaliser_drops(split):
     entries = [{"image": "train/3.jpg", "caption": "picture 3 caption 2"}]
     assert split.captions[split.rows_of(entries)[0]] == "Picture 3, caption 2!"

@@ -128,7 +128,7 @@ def test_a_sample_that_is_no_pair_is_left_out(tmp_path, members):
 
 
 def test_captions_of_json_may_be_several(tmp_path):
-    path = write_tar(tmp_path / "0.tar", pair(7) + [("k.jpg", jpeg(0)), ("k.json", b'{"all": 1}')])
+    path = write_tar(tmp_path / "0.tar", [*pair(7), ("k.jpg", jpeg(0)), ("k.json", b'{"all": 1}')])
     assert read_pairs_of_tar(path, "json:all", False).records[0].captions == (
         "picture number 7",
         "two",

@@ -65,7 +65,7 @@ def make_file(folder: Path) -> Path:
 
 def read_file(path: Path) -> dict[str, Any]:
     """Settings of ``--preset adapter --config FILE``."""
-    given = Given(None, _PRESET, path, (), {})
+    given = Given(None, _PRESET, path, {}, {})
     return dataclasses.asdict(new_settings(given, {}))
 
 

@@ -20,7 +20,7 @@ from cusa.data.tars.tar_set import TarSet
 from cusa.precompute.pipeline import PipelineOptions
 from cusa.precompute.processes import connect
 from cusa.precompute.run_options import RunOptions
-from cusa.precompute.tars.run import TarOptions, TarRun
+from cusa.precompute.tars.run import TarPolicy, TarRun
 from cusa.precompute.teachers import parse_teacher
 from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
 from tests.helpers import run_ok
@@ -70,9 +70,9 @@ def make(models):
     ):
         pipeline = replace(PIPELINE, **changes)
         options = RunOptions(folder / MANIFEST, pipeline, 2, None, None, "float16", "albef")
-        tar_options = TarOptions(caption, on_tar, is_share=False)
+        policy = TarPolicy(caption, on_tar, is_share=False)
         notes = notes or Notes()
-        run = TarRun(tars, requests, options, tar_options, connect(), notes, lambda: None)
+        run = TarRun(tars, requests, options, policy, connect(), notes, lambda: None)
         return run.go()
 
     make_rows.requests = requests

@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cusa.data.errors import EmbeddingsError
+from cusa.train.loss.batch import Candidates
 from cusa.train.loss.config import LossConfig, Temperature, TemperaturePair
 from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.teacher_queue import TeacherQueue
 
 SIZES = {2: (5, 9), 3: (4, 1, 7)}
 _LEARNED = TemperaturePair(Temperature(0.7, 0.1, 1.0), Temperature(0.5, 0.1, 1.0), False)
@@ -96,12 +98,20 @@ def _rank(rank: int, sizes: tuple[int, ...], folder: Path) -> None:
         (x.double() if faulty else x, x, x, x, x, x, None),  # another dtype
         (x.clone().requires_grad_(faulty), x, x, x, x, x, None),  # a gradient wanted
         (x, x, x, x, integers, x, None),  # an array of integers
+        (x, x, x, x, x, x, None, Candidates(x, x, x, x) if faulty else None),  # a queue
     ]
     for batch in batches:
         with pytest.raises(EmbeddingsError) as error:
             loss(*batch)
         errors.append((error.value.name, error.value.location))
     torch.save(errors, folder / f"errors-{rank}.pt")
+    queue = TeacherQueue(sum(sizes) + 2)
+    own_queue = TeacherQueue(sum(sizes), gather=False)
+    for first_row in (0, 100):
+        batch = torch.arange(sum(sizes))[rows] + first_row
+        queue.enqueue(batch)
+        own_queue.enqueue(batch)
+    torch.save((queue.state_dict(), own_queue.state_dict()), folder / f"queue-{rank}.pt")
     dist.barrier()  # a rank that takes its connections down early can abort the others
     dist.destroy_process_group()
     # At times a thread of gloo's outlives DDP's reducer, and the interpreter's own exit aborts.
@@ -142,14 +152,26 @@ def test_no_rank_waits_for_one_that_stops(gathered):
     sizes, folder = gathered
     errors = [torch.load(folder / f"errors-{rank}.pt") for rank in range(len(sizes))]
     for rank, of_batches in enumerate(errors):
-        zeros, ids, missing, dtype, gradient, integers = of_batches
+        zeros, ids, missing, dtype, gradient, integers, queue = of_batches
         if rank == 1:
             assert zeros == ("teacher_image", "rows 2")
-            assert missing == ("teacher_image", "")
             assert integers == ("teacher_image", "")
+            assert queue == ("candidates", "")
         else:
-            assert zeros == missing == integers == ("", "rank 1")
-        assert ids == dtype == gradient == ("", "rank 1")
+            assert zeros == integers == queue == ("", "rank 1")
+        assert ids == missing == dtype == gradient == ("", "rank 1")
+
+
+def test_a_queue_of_rows_takes_the_pairs_of_all_ranks(gathered):
+    sizes, folder = gathered
+    n_pairs = sum(sizes)
+    expected = TeacherQueue(n_pairs + 2)
+    expected.enqueue(range(n_pairs))
+    expected.enqueue(range(100, 100 + n_pairs))
+    for rank, size in enumerate(sizes):
+        queue, own_queue = torch.load(folder / f"queue-{rank}.pt")
+        torch.testing.assert_close(queue, dict(expected.state_dict()))
+        assert own_queue["next_slot"].item() == 2 * size % n_pairs
 
 
 def test_one_process_alone_gathers_nothing():

@@ -22,45 +22,6 @@ from cusa.train.loss.functions import (
 from tests.helpers import GOLDEN
 
 CASES = json.loads((GOLDEN / "losses.json").read_text())
-SCALING = {"mean": "paper", "sum": "infonce"}
-DIVERGENCE = {"kl": "kl", "contrastive": "cross_entropy"}
-
-
-def _config(ref: dict) -> LossConfig:
-    """The reference's config block in our terms."""
-    con, csa, usa = ref["contrastive"], ref["cross_softlabel"], ref["uni_softlabel"]
-
-    def pair(block: dict, stem: str, shared: bool, learnable: bool) -> TemperaturePair:
-        one, two = (
-            Temperature(block[k], block[f"{k}_min"], block[f"{k}_max"], learnable)
-            for k in (stem.format("image"), stem.format("text"))
-        )
-        return TemperaturePair(one, two, shared)
-
-    soft = "the_softlabel_{}_tau"
-    return LossConfig(
-        terms=tuple(n for n, b in (("contrastive", con), ("csa", csa), ("usa", usa)) if b["is_on"]),
-        alpha=csa["rate"],
-        beta=usa["rate"],
-        contrastive_weight=con["rate"],
-        contrastive_scaling=SCALING[con["contrastive_loss_mode"]],
-        soft_label_source=csa["cross_softlabel_mode"],
-        csa_divergence=DIVERGENCE[csa["use_loss"]],
-        usa_divergence=DIVERGENCE[usa["use_loss"]],
-        csa_scaling=SCALING[csa["contrastive_loss_mode"]],
-        usa_scaling=SCALING[usa["contrastive_loss_mode"]],
-        tau=Temperature(con["tau"], con["tau_min"], con["tau_max"], not con["is_block_tau"]),
-        tau_csa=pair(csa, "{}_tau", csa["use_same_tau"], not csa["is_block_tau"]),
-        tau_usa=pair(usa, "{}_tau", usa["use_same_tau"], not usa["is_block_tau"]),
-        usa_shares_csa=usa["use_cross_softlabel_same_tau"],
-        tau_soft=pair(csa, soft, csa["use_same_softlabel_tau"], not csa["is_block_softlabel_tau"]),
-        tau_soft_usa=pair(
-            usa, soft, usa["use_same_softlabel_tau"], not usa["is_block_softlabel_tau"]
-        ),
-        usa_shares_soft=usa["use_cross_softlabel_same_softlabel_tau"],
-    )
-
-
 # The reference's temperature names -> ours.
 TAU_NAMES = {
     "tau": "tau",
@@ -84,7 +45,9 @@ TAU_NAMES = {
 def test_golden_values_and_gradients(name, method):
     case = CASES[name]
     data = np.load(GOLDEN / case["file"], allow_pickle=False)
-    loss = CUSALoss(_config(case["loss_config"]), method=method, tile_rows=5).double()
+    loss = CUSALoss(
+        LossConfig.from_published(case["loss_config"]), method=method, tile_rows=5
+    ).double()
     for ref, init in case[
         "tau_init"
     ].items():  # float64 start values, as the reference's double run had
@@ -130,7 +93,7 @@ def test_golden_values_and_gradients(name, method):
 def test_golden_float32(name, method):
     case = CASES[name]
     data = np.load(GOLDEN / case["file"], allow_pickle=False)
-    loss = CUSALoss(_config(case["loss_config"]), method=method, tile_rows=5)
+    loss = CUSALoss(LossConfig.from_published(case["loss_config"]), method=method, tile_rows=5)
     ids = torch.from_numpy(data["idx"]) if "idx" in data else None
     keys = ("cross_image", "cross_text", "uni_image", "uni_text", "teacher_image", "teacher_text")
     terms = loss(*(torch.from_numpy(data[k]) for k in keys), ids)
@@ -543,3 +506,24 @@ def test_dot_source_ignores_negative_similarities():
     i2t, t2i = fuse_similarities(a, b, "dot")
     assert i2t is t2i
     assert i2t.tolist() == [[0.5, 0.0]]
+
+
+def test_param_groups_hold_the_learnable_temperatures_without_decay():
+    for config, names in (
+        (LossConfig(), {"tau", "tau_csa", "tau_usa_image", "tau_usa_text"}),
+        (LossConfig(terms=("contrastive",), tau=Temperature(0.05, 0.01, 0.1, False)), set()),
+    ):
+        loss = CUSALoss(config)
+        assert loss.no_weight_decay() == names
+        parameters = [getattr(loss, name) for name in names]
+        (group,) = loss.param_groups(lr=0.5) or [{"params": []}]
+        assert {id(p) for p in group["params"]} == {id(p) for p in parameters}
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    loss = CUSALoss()
+    groups = [{"params": [weight]}, *loss.param_groups()]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (1e-3, 0.1),
+        (1e-3, 0.0),
+    ]
+    assert loss.param_groups(lr=0.5)[0]["lr"] == 0.5

@@ -1,0 +1,127 @@
+"""Stage one over WebDataset tars as a function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Unpack
+
+from cusa.data.errors import SettingError
+from cusa.stages.arguments import checked, with_options
+from cusa.stages.options import TarOptions
+from cusa.stages.signals import stop_signals
+from cusa.stages.teacher_run import parse_teachers, recorded, run_to_end, teacher_run_options
+
+if TYPE_CHECKING:
+    from cusa.data.tars.manifest import Manifest
+    from cusa.precompute.teachers import TeacherRequest
+
+
+@dataclass(frozen=True)
+class PrecomputedTars:
+    """A set of tars with the rows that were made for it; as a path, it is the folder of the set.
+
+    Attributes:
+        folder: The folder of the set.
+        manifest: Its manifest; ``None`` if other jobs make other tars, or in a process that does
+            not write it.
+        notes: What the user should know about the tars and the teachers.
+    """
+
+    folder: Path
+    manifest: Manifest | None
+    notes: tuple[str, ...] = ()
+
+    def __fspath__(self) -> str:
+        """Return the folder, for whatever takes a path."""
+        return str(self.folder)
+
+
+@with_options(TarOptions)
+def precompute_tars(
+    dataset: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    progress: bool = False,
+    **options: Unpack[TarOptions],
+) -> PrecomputedTars:
+    """Run the teachers once over WebDataset tars, and write a file of rows for each tar.
+
+    Call it again to go on after an interruption, or to add tars or a teacher. A tar is finished
+    once its file of pairs exists. Several runs may work on one set, each on its own tars or all on
+    the same.
+
+    Args:
+        dataset: Tars as img2dataset writes them: paths with ``{00000..01242}``, ``*`` and ``?``,
+            or folders of tars.
+        progress: Whether to show notes and progress, as ``cusa-precompute`` does. Without it, notes
+            are in the result.
+        **options: The other flags of ``cusa-precompute`` that apply to tars.
+
+    Returns:
+        The set: its folder, its manifest and the notes.
+
+    Raises:
+        TarError: If a tar is damaged and ``on_tar`` is ``"fail"``, or was changed since its rows
+            were made.
+        CusaError: If an option, an item or a teacher cannot be used.
+        KeyboardInterrupt: On Ctrl-C; the message says how far the run got.
+    """
+    from cusa.data.tars.manifest import MANIFEST
+    from cusa.data.tars.paths import expand_tars, is_share, tars_in_range
+
+    given = checked(TarOptions, options)
+    patterns = [dataset] if isinstance(dataset, str | os.PathLike) else dataset
+    tars = expand_tars([str(pattern) for pattern in patterns])
+    folder = _set_folder(tars, given)
+    requests = _all_requests(parse_teachers(given), folder)
+    tar_range = given.get("tars")
+
+    from cusa.precompute.processes import connect
+    from cusa.precompute.tars.run import TarPolicy, TarRun
+
+    processes = connect()
+    policy = TarPolicy(
+        caption_rule=given.get("caption", "txt"),
+        on_tar=given.get("on_tar", "fail"),
+        is_share=is_share(tar_range),
+    )
+    run_options = teacher_run_options(folder / MANIFEST, given, processes)
+    with recorded(progress, processes.leads) as record, stop_signals() as check_stop:
+        record.unit = "tars"
+        chosen = tars_in_range(tars, tar_range)
+        run = TarRun(chosen, requests, run_options, policy, processes, record, check_stop)
+        outcome = run_to_end(run, record)
+    return PrecomputedTars(folder, outcome.manifest, tuple(record.notes))
+
+
+def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:
+    """Return the folder of the set.
+
+    Raises:
+        SettingError: If it is a file, or named like the index of a store.
+    """
+    data_root: Path = given.get("data_root", Path("data"))
+    folder: Path = given.get("out", data_root / f"{tars[0].resolve().parent.name}_teachers")
+    if folder.suffix == ".h5" or folder.is_file():
+        raise SettingError(
+            f"--out {folder}: the rows of tars go to a folder, a file for each tar; pass a folder, "
+            f"such as {folder.with_suffix('')}",
+            path=folder,
+            name="out",
+        )
+    return folder
+
+
+def _all_requests(requests: list[TeacherRequest], folder: Path) -> list[TeacherRequest]:
+    """Add a default teacher for each modality that has none, here or in the set."""
+    from cusa.data.tars.manifest_building import stored_modalities
+    from cusa.precompute.teachers import complete
+
+    all_requests = complete(requests, stored_modalities(folder))
+    for default_request in all_requests[len(requests) :]:
+        default_request.require_hub()
+    return all_requests

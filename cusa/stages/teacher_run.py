@@ -1,0 +1,115 @@
+"""What the stages that run teachers share: over a data set, and over WebDataset tars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from cusa.data.errors import SettingError, Stopped, WorkerError
+from cusa.stages.machine import cpu_count, pick_device
+
+if TYPE_CHECKING:
+    from cusa.precompute.processes import RunProcesses
+    from cusa.precompute.run_options import RunOptions
+    from cusa.precompute.run_record import RunRecord
+    from cusa.precompute.teachers import TeacherRequest
+
+Outcome = TypeVar("Outcome", covariant=True)
+_MAX_DECODERS = 16
+_RUN_OPTIONS = (
+    "batch_size",
+    "shard_rows",
+    "shard_range",
+    "dtype",
+    "normalizer",
+    "reuse",
+    "pooling",
+    "check_pictures",
+)
+
+
+class _Run(Protocol[Outcome]):
+    """A run that is ready to go."""
+
+    def go(self) -> Outcome:
+        """Make all rows."""
+        ...
+
+
+@contextmanager
+def recorded(progress: bool, leads: bool) -> Iterator[RunRecord]:
+    """Keep what the run reports and, if ``progress`` is set, show it."""
+    from cusa.precompute.run_record import RunRecord
+
+    if not progress:
+        yield RunRecord()
+        return
+    from cusa.cli.console import console
+    from cusa.cli.precompute_output import BarReporter
+    from cusa.cli.progress import progress as progress_display
+
+    with progress_display(quiet=not leads) as progress_bar:
+        yield BarReporter(progress_bar, console(quiet=not leads))
+
+
+def parse_teachers(given: Mapping[str, Any]) -> list[TeacherRequest]:
+    """Parse every teacher, and check that models of the hub are available."""
+    from cusa.precompute.teachers import parse_teacher
+
+    requests = [parse_teacher(teacher) for teacher in given.get("teacher", ())]
+    if "pooling" in given and not any(request.kind == "vision" for request in requests):
+        raise SettingError(
+            "--pooling is for Hugging Face vision models, but no --teacher is one; leave it out",
+            name="--pooling",
+        )
+    for request in requests:
+        request.require_hub()
+    return requests
+
+
+def teacher_run_options(
+    out: Path,
+    given: Mapping[str, Any],
+    processes: RunProcesses,
+) -> RunOptions:
+    """Return the settings of a run from a stage's checked options."""
+    import torch
+
+    from cusa.precompute.pipeline import PipelineOptions
+    from cusa.precompute.run_options import RunOptions
+
+    device = pick_device(given.get("device", "auto"))
+    uses_cuda = device == "cuda"
+    if uses_cuda:
+        # Each process of torchrun has its own GPU.
+        device = f"cuda:{processes.local_rank % torch.cuda.device_count()}"
+    precision = given.get("precision", "auto")
+    if precision == "auto":
+        precision = "fp16" if uses_cuda else "fp32"
+    cores = max(1, cpu_count() // processes.local_size)
+    pipeline = PipelineOptions(
+        device,
+        precision,
+        workers=given.get("workers", min(cores, _MAX_DECODERS)),
+        # On a GPU, one thread launches a batch while the other fetches rows.
+        encoders=2 if uses_cuda else cores,
+        skip_errors=given.get("on_error", "fail") == "skip",
+    )
+    row_options = {name: given[name] for name in _RUN_OPTIONS if name in given}
+    return RunOptions(out, pipeline, **row_options)
+
+
+def run_to_end(run: _Run[Outcome], record: RunRecord) -> Outcome:
+    """Make all rows; if the run is stopped, add to the error how far it got."""
+    try:
+        return run.go()
+    except Stopped as stopped:
+        raise stopped.with_progress(_how_to_go_on(record)) from None
+    except WorkerError as error:
+        raise WorkerError(f"{error}; {_how_to_go_on(record)}", name=error.name) from None
+
+
+def _how_to_go_on(record: RunRecord) -> str:
+    return f"{record.progress()}; run the same command again to go on"

@@ -1,0 +1,117 @@
+"""CUSALoss beside a momentum queue, as ALBEF, BLIP and X2-VLM have it.
+
+The momentum encoders' features of the batch, and behind them those of earlier batches, are the
+candidates. A TeacherQueue remembers which pairs the queue holds, and looks up their teacher rows.
+
+Run it: ``python docs/examples/momentum_queue.py``
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cusa.train.loss.batch import Candidates
+from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.train.teacher_queue import TeacherQueue
+from cusa.train.teacher_rows import Teachers
+
+from made_up import N_WORDS, caption_batches, make_data
+from plain_loop import Encoder
+
+MOMENTUM = 0.9
+EMBED_DIM = 32
+
+
+class MomentumHost(nn.Module):
+    """Two encoders, slow copies of them, and a queue of the copies' features."""
+
+    feature_queues: torch.Tensor
+
+    def __init__(self, queue_size: int) -> None:
+        super().__init__()
+        image_trunk = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.GELU())
+        text_trunk = nn.Sequential(nn.EmbeddingBag(N_WORDS, 64), nn.GELU())
+        self.image_encoder = Encoder(image_trunk, 64, EMBED_DIM)
+        self.text_encoder = Encoder(text_trunk, 64, EMBED_DIM)
+        self.slow_image_encoder = copy.deepcopy(self.image_encoder).requires_grad_(False)
+        self.slow_text_encoder = copy.deepcopy(self.text_encoder).requires_grad_(False)
+        # Of the heads: image, text, uni-modal image, uni-modal text.
+        self.register_buffer("feature_queues", torch.zeros(4, queue_size, EMBED_DIM))
+        self.pointer = 0
+
+    def encode(self, pixels: torch.Tensor, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features of the four heads, ``[B, d]`` each."""
+        image, uni_image = self.image_encoder(pixels)
+        text, uni_text = self.text_encoder(tokens)
+        return [image, text, uni_image, uni_text]
+
+    @torch.no_grad()
+    def encode_slowly(self, pixels: torch.Tensor, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Move the slow encoders towards the others, and return their features."""
+        for slow, fast in (
+            (self.slow_image_encoder, self.image_encoder),
+            (self.slow_text_encoder, self.text_encoder),
+        ):
+            for slow_weight, weight in zip(slow.parameters(), fast.parameters(), strict=True):
+                slow_weight.lerp_(weight, 1 - MOMENTUM)
+        image, uni_image = self.slow_image_encoder(pixels)
+        text, uni_text = self.slow_text_encoder(tokens)
+        return [image, text, uni_image, uni_text]
+
+    @torch.no_grad()
+    def enqueue(self, features: list[torch.Tensor]) -> None:
+        """Write features over the oldest ones; the queue is a multiple of the batch."""
+        batch_size = len(features[0])
+        slots = slice(self.pointer, self.pointer + batch_size)
+        for queue, rows in zip(self.feature_queues, features, strict=True):
+            queue[slots] = F.normalize(rows, dim=-1)
+        self.pointer = (self.pointer + batch_size) % self.feature_queues.shape[1]
+
+
+def main(steps: int = 60, batch_size: int = 32, queue_size: int = 64) -> list[float]:
+    """Train; the loss of every step."""
+    torch.manual_seed(0)
+    losses = []
+    with tempfile.TemporaryDirectory() as folder:
+        store, pixels, tokens = make_data(Path(folder))
+        host = MomentumHost(queue_size)
+
+        teachers = Teachers(store, "train")
+        queue = TeacherQueue(queue_size)
+        loss_fn = CUSALoss()
+        parameters = [*host.image_encoder.parameters(), *host.text_encoder.parameters()]
+        groups = [{"params": parameters}, *loss_fn.param_groups()]
+        optimizer = torch.optim.AdamW(groups, lr=1e-3)
+        for caption_rows in caption_batches(store, batch_size, steps):
+            inputs = pixels[teachers.rows(caption_rows).image_ids], tokens[caption_rows]
+            features = host.encode(*inputs)
+            slow_features = host.encode_slowly(*inputs)
+            rows, mask = queue.candidates(teachers, caption_rows)
+            others = []
+            for batch_rows, queued_rows in zip(slow_features, host.feature_queues, strict=True):
+                others.append(torch.cat([batch_rows, queued_rows]))
+            terms = loss_fn(
+                *features,
+                rows.image,
+                rows.text,
+                rows.image_ids,
+                Candidates(*others, mask=mask),
+            )
+            host.enqueue(slow_features)
+            queue.enqueue(caption_rows)
+            optimizer.zero_grad()
+            terms.total.backward()
+            optimizer.step()
+            losses.append(terms.total.item())
+    return losses
+
+
+if __name__ == "__main__":
+    losses = main()
+    print(f"loss {losses[0]:.4f} -> {losses[-1]:.4f}")

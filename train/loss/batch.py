@@ -1,0 +1,211 @@
+"""The features, teacher rows and ids that a loss is computed from, and their similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cusa.train.loss.arrays import Rows
+from cusa.train.loss.unit_features import unit_features
+
+ImageText = Sequence[Tensor]  # the images' tensor and the texts'
+MaybeImageText = Sequence[Tensor | None]  # the same; one or both may be missing
+
+NEITHER: MaybeImageText = (None, None)
+# The similarity of an empty slot: it gets no weight in a softmax, and is finite in float32 whatever
+# the temperature. Infinity would make NaN when multiplied by a probability of zero.
+HIDDEN = -1e20
+
+
+class Candidates(NamedTuple):
+    """What the pairs of a batch are compared with if that is more than the batch: a queue.
+
+    The first B candidates are the batch's own pairs, in their order, and Q others follow. In ALBEF,
+    BLIP and X2-VLM, all of them are features of a momentum encoder.
+
+    Attributes:
+        image_features: float ``[B + Q, d]`` from the cross-modal image head.
+        text_features: float ``[B + Q, d]`` from the cross-modal text head.
+        uni_image_features: float ``[B + Q, d']`` from the uni-modal image head; USA needs it.
+        uni_text_features: float ``[B + Q, d'']`` from the uni-modal text head; USA needs it.
+        mask: bool ``[B + Q]``, a tensor or an array: ``False`` for empty slots, in which everything
+            is ignored, NaN included; ``None``: there are none.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    uni_image_features: Tensor | None = None
+    uni_text_features: Tensor | None = None
+    mask: Rows | None = None
+
+
+class LossBatch(NamedTuple):
+    """The inputs of a loss, for images and for texts.
+
+    Attributes:
+        cross: Features ``[N, d]`` from the cross-modal heads, some of whose rows are the queries.
+        uni: Features ``[N, d']`` from the uni-modal heads, where a term needs them.
+        candidate_cross: ``[M, d]``; ``cross`` itself if a batch is compared with itself.
+        candidate_uni: ``[M, d']``; ``uni`` itself if a batch is compared with itself.
+        teacher: Teacher rows ``[M, e]``, where a term needs them.
+        image_ids: int64 ``[M]``; ``None``: all different.
+        mask: bool ``[M]``: which candidates there are; ``None``: all.
+        rows: The n queries, as positions among the N rows and the M candidates alike.
+    """
+
+    cross: ImageText
+    uni: MaybeImageText
+    candidate_cross: ImageText
+    candidate_uni: MaybeImageText
+    teacher: MaybeImageText
+    image_ids: Tensor | None
+    mask: Tensor | None
+    rows: slice
+
+    @property
+    def n_candidates(self) -> int | Tensor:
+        """Return how many candidates there are; with a mask as a tensor, not to wait for a GPU."""
+        if self.mask is None:
+            return len(self.candidate_cross[0])
+        return self.mask.sum().to(self.cross[0].dtype)
+
+    def hide_absent(self, similarity: Tensor) -> Tensor:
+        """Hide the empty slots of similarities ``[n, M]`` from every softmax over a row."""
+        if self.mask is None:
+            return similarity
+        return similarity.masked_fill(~self.mask, HIDDEN)
+
+    def tensors(self) -> list[Tensor]:
+        """Return features and teacher rows, without the candidates' features."""
+        tensors = (*self.cross, *self.uni, *self.teacher)
+        return [tensor for tensor in tensors if tensor is not None]
+
+    def map(
+        self,
+        function: Callable[[Tensor], Tensor],
+        with_cross: bool = True,
+    ) -> LossBatch:
+        """Apply a function to features and teacher rows.
+
+        Args:
+            function: The function.
+            with_cross: Whether to apply it to features from the cross-modal heads, too.
+        """
+        cross, candidate_cross = self.cross, self.candidate_cross
+        if with_cross:
+            cross = [function(features) for features in self.cross]
+            candidate_cross = cross
+            if self.candidate_cross is not self.cross:
+                candidate_cross = [function(features) for features in self.candidate_cross]
+        uni = map_given(function, self.uni)
+        candidate_uni = uni
+        if self.candidate_uni is not self.uni:
+            candidate_uni = map_given(function, self.candidate_uni)
+        return self._replace(
+            cross=cross,
+            uni=uni,
+            candidate_cross=candidate_cross,
+            candidate_uni=candidate_uni,
+            teacher=map_given(function, self.teacher),
+        )
+
+
+def map_given(
+    function: Callable[[Tensor], Tensor],
+    tensors: MaybeImageText,
+) -> MaybeImageText:
+    """Apply a function to the tensors that are given."""
+    mapped: list[Tensor | None] = []
+    for tensor in tensors:
+        mapped.append(None if tensor is None else function(tensor))
+    return mapped
+
+
+def in_one_dtype(batch: LossBatch) -> LossBatch:
+    """Convert the inputs to float32, or to float64 if any of the student's features is float64."""
+    features = (*batch.cross, *batch.uni, *batch.candidate_cross, *batch.candidate_uni)
+    is_wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in features)
+    dtype = torch.float64 if is_wide else torch.float32
+    return batch.map(lambda tensor: tensor.to(dtype))
+
+
+def normalized(
+    batch: LossBatch,
+    with_cross: bool,
+) -> LossBatch:
+    """L2-normalise the inputs, in float32 or wider.
+
+    Each tensor keeps its own dtype (float16 becomes float32): float32 cannot hold the lengths of
+    all float64 rows.
+
+    Args:
+        batch: Embeddings.
+        with_cross: Whether to normalise those of the cross-modal heads, too.
+    """
+    return batch.map(_wide_unit_features, with_cross)
+
+
+def _wide_unit_features(features: Tensor) -> Tensor:
+    wide_dtype = torch.promote_types(features.dtype, torch.float32)
+    return unit_features(features.to(wide_dtype))
+
+
+class Similarities(NamedTuple):
+    """The similarities of n queries and all M candidates: ``[n, M]`` each.
+
+    Attributes:
+        cross: Image-to-text and text-to-image.
+        uni: Image-to-image and text-to-text, where a term needs them.
+        teacher: The teachers', image-to-image and text-to-text, where a term needs them.
+    """
+
+    cross: ImageText
+    uni: MaybeImageText
+    teacher: MaybeImageText
+
+
+def uni_similarities(
+    batch: LossBatch,
+    cross: ImageText,
+) -> Similarities:
+    """Compute the similarities within each modality, beside those across modalities."""
+    return Similarities(
+        cross,
+        _products_given(batch.uni, batch.candidate_uni, batch.rows),
+        _products_given(batch.teacher, batch.teacher, batch.rows),
+    )
+
+
+def _products_given(
+    features: MaybeImageText,
+    candidates: MaybeImageText,
+    rows: slice,
+) -> MaybeImageText:
+    matrices: list[Tensor | None] = []
+    for queries, candidate_features in zip(features, candidates, strict=True):
+        if queries is None or candidate_features is None:
+            matrices.append(None)
+        else:
+            matrices.append(products(queries, candidate_features, rows))
+    return matrices
+
+
+def products(
+    features: Tensor,
+    candidates: Tensor,
+    rows: slice,
+) -> Tensor:
+    """Return the products of the queries' features and all candidates': ``[n, M]``.
+
+    Args:
+        features: ``[N, d]``.
+        candidates: ``[M, d]``.
+        rows: The n queries, as positions in ``features``.
+    """
+    # Only slice if some rows are left out: a slice costs a copy in the backward pass.
+    if rows.stop - rows.start < len(features):
+        features = features[rows]
+    return features @ candidates.T
