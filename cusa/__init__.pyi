@@ -8,6 +8,8 @@ from .data.records import Record as Record
 from .data.store.embeddings import Embeddings as Embeddings
 from .data.store.mapped_split import Split as Split
 from .data.store.reader import EmbeddingStore as EmbeddingStore
+from .data.tars.tar_set import TarSet as TarSet
+from .data.tars.tar_set import with_teachers as with_teachers
 from .eval.evaluate import Evaluation as Evaluation
 from .eval.evaluators.retrieval.measure import cross_modal_recalls as cross_modal_recalls
 from .eval.evaluators.retrieval.measure import uni_modal_recalls as uni_modal_recalls
@@ -18,6 +20,8 @@ from .eval.models.student import StudentEncoder as StudentEncoder
 from .eval.models.student import load_student as load_student
 from .stages.evaluate import evaluate as evaluate
 from .stages.precompute import precompute as precompute
+from .stages.precompute_tars import PrecomputedTars as PrecomputedTars
+from .stages.precompute_tars import precompute_tars as precompute_tars
 from .stages.precomputed_store import PrecomputedStore as PrecomputedStore
 from .stages.train import TrainedRun as TrainedRun
 from .stages.train import train as train

@@ -44,9 +44,9 @@ def dataset_option(help_text: str, required: bool = False) -> Decorator:
 DATASETS_OPTION = dataset_option(
     required=True,
     help_text="coco, flickr30k, flickr8k, demo; a data set of the Hugging Face hub; an annotation "
-    "file (Karpathy, COCO, ALBEF, Flickr, a table, JSON Lines, Parquet); or a folder (images with "
-    "captions beside them, an imagefolder, saved by datasets); or WebDataset tars, "
-    "'set/{00000..01242}.tar'. Repeat it for files of one split each. docs/data.md shows every form.",
+    "file (Karpathy, COCO, ALBEF, Flickr, a table, JSON Lines, Parquet); a folder (images with "
+    "captions beside them, an imagefolder, saved by datasets); of cusa-precompute, WebDataset tars "
+    "'set/{00000..00999}.tar'. Repeat it for files of one split each. docs/data.md shows all.",
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -40,11 +40,12 @@ def _number_range(
     return int(numbers[1]), int(numbers[2])
 
 
-def _refuse_given(context: click.Context, names: Iterable[str], subject: str) -> None:
+def _refuse_given(context: click.Context, names: Collection[str], subject: str) -> None:
     """Refuse options that do not apply to the data set, if the user gave them."""
-    for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            flag = f"--{name.replace('_', '-')}"
+    for parameter in context.command.params:
+        is_given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if is_given and parameter.name in names:
+            flag = parameter.opts[0]
             raise SettingError(f"{flag} does not apply to {subject}; leave it out", name=flag)
 
 
@@ -147,8 +148,8 @@ def _refuse_given(context: click.Context, names: Iterable[str], subject: str) ->
     "--tars",
     metavar="A:B",
     callback=_number_range,
-    help="Tars: only A to B - 1, sorted by name.  [default: all, or this job's share of an array of "
-    "Slurm]",
+    help="Tars: only A to B - 1, sorted by name.  [default: all, or this job's share of a Slurm "
+    "array]",
 )
 @click.option(
     "--plan",
@@ -195,7 +196,7 @@ def _precompute_tars(context: click.Context, options: dict[str, Any]) -> None:
     from cusa.stages.precompute_tars import precompute_tars
 
     legal_names = {"dataset", *TarOptions.__annotations__}
-    _refuse_given(context, [*(options.keys() - legal_names), "only_plan"], "WebDataset tars")
+    _refuse_given(context, {*options, "only_plan"} - legal_names, "WebDataset tars")
     tar_options = {name: options[name] for name in legal_names}
     finished_set = precompute_tars(progress=True, **tar_options)
     if finished_set.manifest is not None:

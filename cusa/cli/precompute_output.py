@@ -49,7 +49,8 @@ class BarReporter(RunRecord):
     def planned(self, teacher: str, split: str, n_rows: int, n_done: int) -> None:
         """Add a bar for the rows of a teacher for a split."""
         super().planned(teacher, split, n_rows, n_done)
-        task = self._bar.add_task(f"{teacher} {split}", total=n_rows, completed=n_done)
+        description = f"{teacher} {split}"
+        task = self._bar.add_task(description, total=n_rows, completed=n_done, unit=self.unit)
         self._tasks[teacher, split] = task
 
     def advanced(self, teacher: str, split: str, n_done: int, file: str) -> None:

@@ -31,7 +31,6 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
         counted = "n_images" if rows.settings.modality == "image" else "n_captions"
         n_skipped = int(rows.n_skipped.sum())
         print_plain(
-            f"{teacher_name}: {counts[counted]:,} rows x {rows.settings.dim}, "
-            f"{n_skipped:,} skipped"
+            f"{teacher_name}: {counts[counted]:,} rows x {rows.settings.dim}, {n_skipped:,} skipped"
         )
     print_plain(f"set: {folder}")

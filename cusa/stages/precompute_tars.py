@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from cusa.data.errors import SettingError
+from cusa.data.tars.manifest import MANIFEST
 from cusa.stages.arguments import checked, with_options
 from cusa.stages.options import TarOptions
 from cusa.stages.signals import stop_signals
@@ -18,6 +19,7 @@ from cusa.stages.teacher_run import parse_teachers, recorded, run_to_end, teache
 
 if TYPE_CHECKING:
     from cusa.data.tars.manifest import Manifest
+    from cusa.precompute.tars.run import TarPolicy
     from cusa.precompute.teachers import TeacherRequest
 
 
@@ -70,32 +72,36 @@ def precompute_tars(
         CusaError: If an option, an item or a teacher cannot be used.
         KeyboardInterrupt: On Ctrl-C; the message says how far the run got.
     """
-    from cusa.data.tars.manifest import MANIFEST
-    from cusa.data.tars.paths import expand_tars, is_share, tars_in_range
+    from cusa.data.tars.paths import expand_tars, tars_in_range
+    from cusa.precompute.processes import connect
+    from cusa.precompute.tars.run import TarRun
 
     given = checked(TarOptions, options)
     patterns = [dataset] if isinstance(dataset, str | os.PathLike) else dataset
     tars = expand_tars([str(pattern) for pattern in patterns])
+    chosen_tars = tars_in_range(tars, given.get("tars"))
+    policy = _policy(given)
     folder = _set_folder(tars, given)
     requests = _all_requests(parse_teachers(given), folder)
-    tar_range = given.get("tars")
-
-    from cusa.precompute.processes import connect
-    from cusa.precompute.tars.run import TarPolicy, TarRun
-
     processes = connect()
-    policy = TarPolicy(
-        caption_rule=given.get("caption", "txt"),
-        on_tar=given.get("on_tar", "fail"),
-        is_share=is_share(tar_range),
-    )
     run_options = teacher_run_options(folder / MANIFEST, given, processes)
     with recorded(progress, processes.leads) as record, stop_signals() as check_stop:
         record.unit = "tars"
-        chosen = tars_in_range(tars, tar_range)
-        run = TarRun(chosen, requests, run_options, policy, processes, record, check_stop)
+        run = TarRun(chosen_tars, requests, run_options, policy, processes, record, check_stop)
         outcome = run_to_end(run, record)
     return PrecomputedTars(folder, outcome.manifest, tuple(record.notes))
+
+
+def _policy(given: Mapping[str, Any]) -> TarPolicy:
+    """Return what is done with the tars; a wrong caption rule is refused."""
+    from cusa.data.tars.pairs import TEXT_CAPTIONS, caption_reader
+    from cusa.data.tars.paths import is_share
+    from cusa.precompute.tars.run import TarPolicy
+
+    caption_rule = given.get("caption", TEXT_CAPTIONS)
+    caption_reader(caption_rule)
+    on_tar = given.get("on_tar", "fail")
+    return TarPolicy(caption_rule, on_tar, is_share(given.get("tars")))
 
 
 def _set_folder(tars: Sequence[Path], given: Mapping[str, Any]) -> Path:

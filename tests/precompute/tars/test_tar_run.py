@@ -23,7 +23,7 @@ from cusa.precompute.run_options import RunOptions
 from cusa.precompute.tars.run import TarPolicy, TarRun
 from cusa.precompute.teachers import parse_teacher
 from tests.data.tars.tar_files import jpeg, pair, write_tar, write_tars
-from tests.helpers import run_ok
+from tests.helpers import run, run_failure, run_ok
 
 N_TARS = 5
 N_PAIRS = 3
@@ -256,3 +256,57 @@ def test_a_tar_without_pairs_is_finished(tmp_path, tars, make):
     notes = Notes()
     make(tars, folder, notes=notes)
     assert notes.planned_tars == [(N_TARS, N_TARS)]
+
+
+# --- the command line
+
+
+def test_the_command_line_makes_a_set_and_its_manifest(tmp_path, tars, make, teachers):
+    make(tars, tmp_path / "expected")
+    pattern = f"{tmp_path}/tars/{{00000..00004}}.tar"
+    options = ["--batch-size", 2, "--out", tmp_path / "set", *teachers]
+    run_ok("precompute", "--dataset", pattern, *options, "--tars", "0:2")
+    assert not (tmp_path / "set" / MANIFEST).exists()
+    run_ok("precompute", "--dataset", pattern, *options, "--tars", "2:5")
+    run_ok("store", "index", tmp_path / "set")
+    assert _contents(tmp_path / "set") == _contents(tmp_path / "expected")
+    assert run_ok("store", "verify", tmp_path / "set").startswith("16 files")
+
+
+def test_a_damaged_file_of_a_set_is_set_aside_and_made_again(tmp_path, tars, make, teachers):
+    folder = tmp_path / "set"
+    make(tars, folder)
+    expected = _contents(folder)
+    for name in ("vit/00001.h5", "pairs/00003.h5"):
+        content = bytearray(expected[name])
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+    assert run("store", "verify", folder).exit_code == 1
+    run_ok("store", "verify", folder, "--repair")
+    for path in folder.rglob("*.damaged"):
+        path.unlink()
+    run_ok(
+        "precompute", "--dataset", tmp_path / "tars", "--batch-size", 2, "--out", folder, *teachers
+    )
+    assert _contents(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--limit", "3"], "--limit"),
+        (["--plan"], "--plan"),
+        (["--caption", "xml"], "caption"),
+        (["--tars", "3:9"], "tars"),
+        (["--out", "set.h5"], "out"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(tmp_path, tars, teachers, options, name):
+    given = ["--dataset", tmp_path / "tars", "--out", tmp_path / "set", *teachers, *options]
+    assert run_failure("precompute", *given).name == name
+    assert not (tmp_path / "set").exists()
+
+
+def test_options_of_tars_are_refused_for_other_data(tmp_path):
+    error = run_failure("precompute", "--dataset", "demo", "--on-tar", "keep")
+    assert error.name == "--on-tar"

@@ -1,0 +1,163 @@
+"""The manifest of a tar set: its tars, their numbers of rows, and the seals of their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cusa.data.errors import StoreError
+from cusa.data.store.checksum import ChecksumError, open_sealed, read_seal, seal_holds, write_sealed
+from cusa.data.store.hdf5 import child_group, child_groups, read_array, refuse, text_attribute
+from cusa.data.store.index_checks import check_lengths
+from cusa.data.store.schema import TeacherSettings
+from cusa.data.store.split_table import Texts
+
+MANIFEST = "set.h5"
+SET_FORMAT = "cusa-embeddings-set"
+COUNTS = ("n_images", "n_captions", "n_left_out", "tar_bytes")
+_SEALS = "seals"
+SEAL_BYTES = 32
+
+
+@dataclass(frozen=True)
+class TarRows:
+    """The rows that a teacher has for the tars of a set.
+
+    Attributes:
+        settings: The teacher's settings.
+        seals: uint8 ``[n_tars, 32]``, the seal of each tar's file of rows.
+        offsets: int64 ``[n_tars]``, the byte of each file at which its rows begin.
+        n_skipped: int64 ``[n_tars]``, how many rows have no embedding.
+    """
+
+    settings: TeacherSettings
+    seals: np.ndarray
+    offsets: np.ndarray
+    n_skipped: np.ndarray
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a tar set.
+
+    Attributes:
+        names: The tars' names without ``.tar``, in alphabetical order.
+        counts: int64 ``[n_tars]`` by name: ``n_images``, ``n_captions``, ``n_left_out`` and
+            ``tar_bytes``.
+        is_complete: bool ``[n_tars]``, whether each tar was whole.
+        caption_rule: Where captions are, ``"txt"`` or ``"json:FIELD"``.
+        pair_seals: uint8 ``[n_tars, 32]``, the seal of each tar's file of pairs.
+        teachers: The rows of each teacher by its name.
+    """
+
+    names: Sequence[str]
+    counts: Mapping[str, np.ndarray]
+    is_complete: np.ndarray
+    caption_rule: str
+    pair_seals: np.ndarray
+    teachers: Mapping[str, TarRows]
+
+    @property
+    def n_tars(self) -> int:
+        """Return the number of tars."""
+        return len(self.names)
+
+
+def write_manifest(
+    folder: Path,
+    manifest: Manifest,
+) -> None:
+    """Write the manifest of a set, atomically; equal contents give equal bytes.
+
+    Raises:
+        StoreError: If the disk or quota is full.
+    """
+
+    def fill(content: h5py.File) -> None:
+        content.attrs["caption"] = manifest.caption_rule
+        Texts.from_strings(manifest.names).write(content, "names")
+        for column_name in COUNTS:
+            counts = manifest.counts[column_name].astype("<i8")
+            content.create_dataset(column_name, data=counts)
+        content.create_dataset("complete", data=manifest.is_complete.astype("|u1"))
+        content.create_dataset(_SEALS, data=manifest.pair_seals)
+        teachers = content.create_group("teachers")
+        for teacher_name, rows in sorted(manifest.teachers.items()):
+            group = teachers.create_group(teacher_name)
+            group.attrs["settings"] = rows.settings.to_json()
+            group.create_dataset(_SEALS, data=rows.seals)
+            group.create_dataset("offsets", data=rows.offsets.astype("<i8"))
+            group.create_dataset("n_skipped", data=rows.n_skipped.astype("<i8"))
+
+    write_sealed(folder / MANIFEST, SET_FORMAT, fill)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a set.
+
+    Raises:
+        StoreError: If it is missing, damaged, or its columns contradict each other.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StoreError(
+            f"{path} is missing; run cusa-store index {folder} to make it from the files of the "
+            "set",
+            path=path,
+        )
+    seal = read_seal(path, SET_FORMAT)
+    if not seal_holds(path, SET_FORMAT):
+        raise ChecksumError(
+            f"{path} is damaged: its checksum does not hold; run cusa-store index {folder} to make "
+            "it again",
+            path=path,
+        )
+    with open_sealed(path, SET_FORMAT, seal) as content:
+        names = tuple(Texts.read(content, "names"))
+        counts: dict[str, np.ndarray] = {}
+        for column_name in COUNTS:
+            counts[column_name] = read_array(content, column_name, "<i8")
+        teachers: dict[str, TarRows] = {}
+        for teacher_name, group in child_groups(child_group(content, "teachers")).items():
+            teachers[teacher_name] = _read_teacher(group, path, len(names))
+        manifest = Manifest(
+            names=names,
+            counts=counts,
+            is_complete=read_array(content, "complete", "|u1").astype(bool),
+            caption_rule=text_attribute(content, "caption"),
+            pair_seals=_read_seals(content, path),
+            teachers=teachers,
+        )
+    columns = [names, manifest.is_complete, manifest.pair_seals, *counts.values()]
+    check_lengths(map(len, columns), path, "names")
+    return manifest
+
+
+def _read_teacher(
+    group: h5py.Group,
+    path: Path,
+    n_tars: int,
+) -> TarRows:
+    rows = TarRows(
+        settings=TeacherSettings.from_json(text_attribute(group, "settings"), path),
+        seals=_read_seals(group, path),
+        offsets=read_array(group, "offsets", "<i8"),
+        n_skipped=read_array(group, "n_skipped", "<i8"),
+    )
+    lengths = map(len, (rows.seals, rows.offsets, rows.n_skipped))
+    check_lengths([n_tars, *lengths], path, group.name)
+    return rows
+
+
+def _read_seals(
+    group: h5py.Group,
+    path: Path,
+) -> np.ndarray:
+    seals = read_array(group, _SEALS, "|u1", n_dimensions=2)
+    if seals.shape[1] != SEAL_BYTES:
+        refuse(path, _SEALS, f"{seals.shape[1]} bytes are not a sha256")
+    return seals

@@ -1,0 +1,178 @@
+"""Building of a manifest from the files of a set, as a listing of its folder shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+import numpy as np
+
+from cusa.data.errors import StoreError
+from cusa.data.store.schema import TeacherSettings
+from cusa.data.store.shards import read_shard
+from cusa.data.tars.manifest import COUNTS, SEAL_BYTES, Manifest, TarRows
+from cusa.data.tars.pair_files import PAIRS_FOLDER, pairs_path, read_pairs
+
+_THREADS = 4
+
+
+def list_tars(folder: Path) -> list[str]:
+    """Return the names of the tars whose pairs are in the folder of a set, sorted.
+
+    A file of pairs is written after the rows of the tar, so that the tar is finished.
+    """
+    return sorted(path.stem for path in (folder / PAIRS_FOLDER).glob("[!.]*.h5"))
+
+
+def build_manifest(folder: Path) -> Manifest:
+    """Build the manifest of a set from the files in its folder, verifying all checksums.
+
+    Args:
+        folder: The folder of the set.
+
+    Raises:
+        StoreError: If there is no tar, a file is damaged, a teacher lacks a tar's rows, or tars
+            were made with different settings or captions.
+    """
+    names = list_tars(folder)
+    if not names:
+        raise StoreError(
+            f"{folder} holds no tar's pairs ({PAIRS_FOLDER}/NAME.h5); run cusa-precompute with "
+            f"--out {folder}",
+            path=folder,
+        )
+    teacher_names = list_teachers(folder)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        read_entry = partial(_read_entry, folder, teacher_names)
+        entries = list(threads.map(read_entry, names))
+
+    _require_equal("captions", map(attrgetter("caption_rule"), entries), names, folder)
+    teachers: dict[str, TarRows] = {}
+    for teacher_name in teacher_names:
+        shards = [entry.teachers[teacher_name] for entry in entries]
+        shard_settings = [shard.settings.to_json() for shard in shards]
+        _require_equal(f"rows of teacher {teacher_name!r}", shard_settings, names, folder)
+        teachers[teacher_name] = _joined_shards(shards)
+    counts: dict[str, np.ndarray] = {}
+    for column_name in COUNTS:
+        counts[column_name] = np.array([entry.counts[column_name] for entry in entries], np.int64)
+    return Manifest(
+        names=names,
+        counts=counts,
+        is_complete=np.fromiter(map(attrgetter("is_complete"), entries), bool),
+        caption_rule=entries[0].caption_rule,
+        pair_seals=_seal_array(map(attrgetter("pair_seal"), entries)),
+        teachers=teachers,
+    )
+
+
+def _joined_shards(shards: Sequence[_ShardEntry]) -> TarRows:
+    return TarRows(
+        settings=shards[0].settings,
+        seals=_seal_array(map(attrgetter("seal"), shards)),
+        offsets=np.fromiter(map(attrgetter("offset"), shards), np.int64),
+        n_skipped=np.fromiter(map(attrgetter("n_skipped"), shards), np.int64),
+    )
+
+
+def list_teachers(folder: Path) -> list[str]:
+    """Return the names of the teachers that have rows in the folder of a set, sorted."""
+    names: list[str] = []
+    for path in folder.glob("[!.]*/"):
+        if path.name != PAIRS_FOLDER and any(path.glob("[!.]*.h5")):
+            names.append(path.name)
+    return sorted(names)
+
+
+def stored_modalities(folder: Path) -> list[str]:
+    """Return the modality of each teacher that has rows in the folder of a set."""
+    modalities: list[str] = []
+    for teacher_name in list_teachers(folder):
+        first_file = min((folder / teacher_name).glob("[!.]*.h5"))
+        header, _ = read_shard(folder, f"{teacher_name}/{first_file.name}")
+        modalities.append(header.settings.modality)
+    return modalities
+
+
+@dataclass(frozen=True)
+class _ShardEntry:
+    """A teacher's rows for a tar."""
+
+    settings: TeacherSettings
+    seal: str
+    offset: int
+    n_skipped: int
+
+
+@dataclass(frozen=True)
+class _TarEntry:
+    """A tar's entry in the manifest."""
+
+    caption_rule: str
+    is_complete: bool
+    counts: Mapping[str, int]
+    pair_seal: str
+    teachers: Mapping[str, _ShardEntry]
+
+
+def _read_entry(
+    folder: Path,
+    teacher_names: Sequence[str],
+    name: str,
+) -> _TarEntry:
+    """Read the files of a tar and check that they belong together."""
+    pairs = read_pairs(pairs_path(folder, name))
+    n_rows = {"image": len(pairs.keys), "text": len(pairs.captions)}
+    teachers: dict[str, _ShardEntry] = {}
+    for teacher_name in teacher_names:
+        shard_file = f"{teacher_name}/{name}.h5"
+        header, info = read_shard(folder, shard_file)
+        fits = header.fingerprint == pairs.fingerprint and header.split == name
+        if not fits or info.stop != n_rows[header.settings.modality]:
+            raise StoreError(
+                f"{folder / shard_file} does not hold the rows of {pairs.tar}'s pairs; move it "
+                "away and run the cusa-precompute command again",
+                path=folder / shard_file,
+                name=teacher_name,
+            )
+        teachers[teacher_name] = _ShardEntry(
+            header.settings,
+            info.sha256,
+            info.offset,
+            len(info.skipped),
+        )
+    counts = {
+        "n_images": len(pairs.keys),
+        "n_captions": len(pairs.captions),
+        "n_left_out": len(pairs.left_out),
+        "tar_bytes": pairs.tar_bytes,
+    }
+    return _TarEntry(pairs.caption_rule, pairs.is_complete, counts, pairs.seal, teachers)
+
+
+def _require_equal(
+    subject: str,
+    values: Iterable[str],
+    names: Sequence[str],
+    folder: Path,
+) -> None:
+    """Refuse a set whose tars were made with different settings."""
+    first_value = None
+    for name, value in zip(names, values, strict=True):
+        first_value = first_value or value
+        if value != first_value:
+            raise StoreError(
+                f"{folder}: the {subject} of {name} were made with other settings than those of "
+                f"{names[0]}; move the files of one of them away and run cusa-precompute again",
+                path=folder,
+                name=name,
+            )
+
+
+def _seal_array(seals: Iterable[str]) -> np.ndarray:
+    joined = b"".join(map(bytes.fromhex, seals))
+    return np.frombuffer(joined, np.uint8).reshape(-1, SEAL_BYTES)

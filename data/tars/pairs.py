@@ -1,0 +1,239 @@
+"""The image-caption pairs of a tar."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cusa.data.errors import CusaError, SettingError
+from cusa.data.parsing import parse_json
+from cusa.data.records import Record
+from cusa.data.tars.samples import TarError, TarMember, TarSample, read_samples
+
+# In the order of preference, as a sample may have several.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "tif", "ppm", "jxl", "avif")
+TEXT_CAPTIONS = "txt"
+_JSON_PREFIX = "json:"
+
+
+@dataclass(frozen=True)
+class TarPairs:
+    """The image-caption pairs of a tar.
+
+    Attributes:
+        name: The tar's name without ``.tar``.
+        path: The tar.
+        n_bytes: Its length.
+        sha256: sha256 (hex) of all of its bytes.
+        caption_rule: Where captions are, as in :func:`caption_reader`.
+        is_complete: Whether the tar is whole, so that no sample is missing.
+        records: A record for each image, in the tar's order.
+        image_offsets: int64 ``[n_images]``, the byte of the tar at which each image begins.
+        image_sizes: int64 ``[n_images]``, the length of each image in bytes.
+        left_out: (key, reason) of each sample that is not a pair.
+    """
+
+    name: str
+    path: Path
+    n_bytes: int
+    sha256: str
+    caption_rule: str
+    is_complete: bool
+    records: tuple[Record, ...]
+    image_offsets: np.ndarray
+    image_sizes: np.ndarray
+    left_out: tuple[tuple[str, str], ...]
+
+
+def read_pairs_of_tar(
+    tar_path: Path,
+    caption_rule: str,
+    may_be_damaged: bool,
+) -> TarPairs:
+    """Read the captions of a tar, and where its images are.
+
+    Args:
+        tar_path: An uncompressed tar.
+        caption_rule: Where captions are, as in :func:`caption_reader`.
+        may_be_damaged: Whether the whole samples of a damaged tar are returned.
+
+    Raises:
+        TarError: If the tar cannot be read, or is damaged and may not be.
+        SettingError: If the caption rule is not legal.
+    """
+    read_captions = caption_reader(caption_rule)
+    contents = read_samples(tar_path)
+    if contents.damage is not None and not may_be_damaged:
+        raise contents.damage
+
+    collected = _Pairs(name_of_tar(tar_path))
+    for sample_key, damage in contents.unusable.items():
+        collected.left_out.append((sample_key, str(damage)))
+    with tar_path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        read_member = _member_reader(file, tar_path)
+        for sample in contents.samples:
+            try:
+                collected.add(sample, read_captions(sample, read_member))
+            except CusaError as error:
+                collected.left_out.append((sample.key, str(error)))
+    return TarPairs(
+        name=collected.tar,
+        path=tar_path,
+        n_bytes=tar_path.stat().st_size,
+        sha256=sha256,
+        caption_rule=caption_rule,
+        is_complete=contents.damage is None,
+        records=tuple(collected.records),
+        image_offsets=np.fromiter(map(attrgetter("offset"), collected.images), np.int64),
+        image_sizes=np.fromiter(map(attrgetter("size"), collected.images), np.int64),
+        left_out=tuple(collected.left_out),
+    )
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs of a tar, as they are read."""
+
+    tar: str
+    records: list[Record] = field(default_factory=list)
+    images: list[TarMember] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(
+        self,
+        sample: TarSample,
+        captions: Sequence[str],
+    ) -> None:
+        """Add the image of a sample, with its captions.
+
+        Raises:
+            TarError: If the sample has no image.
+        """
+        image = _image_of(sample)
+        image_id = f"{self.tar}/{sample.key}"
+        self.images.append(image)
+        self.records.append(
+            Record(
+                image_id=image_id,
+                image_path=f"{self.tar}.tar/{image.name}",
+                captions=tuple(captions),
+                caption_ids=tuple(f"{image_id}#{number}" for number in range(len(captions))),
+            )
+        )
+
+
+def name_of_tar(tar_path: Path) -> str:
+    """Return a tar's name without ``.tar``."""
+    return tar_path.name.removesuffix(".tar")
+
+
+def _image_of(sample: TarSample) -> TarMember:
+    for extension in IMAGE_EXTENSIONS:
+        if extension in sample.members:
+            return sample.members[extension]
+    raise TarError(f"sample {sample.key!r} has no image", name=sample.key)
+
+
+# --- captions
+
+ReadMember = Callable[[TarMember], bytes]
+ReadCaptions = Callable[[TarSample, ReadMember], list[str]]
+
+
+def caption_reader(rule: str) -> ReadCaptions:
+    """Return the function that reads the captions of a sample.
+
+    Args:
+        rule: ``"txt"``: the sample's file ``.txt`` is the caption. ``"json:FIELD"``: a field of its
+            file ``.json``, a text or a list of texts.
+
+    Raises:
+        SettingError: If the rule is another one.
+    """
+    json_field = rule.removeprefix(_JSON_PREFIX)
+    if rule.startswith(_JSON_PREFIX) and json_field:
+        return partial(_captions_of_json, json_field)
+    if rule == TEXT_CAPTIONS:
+        return _caption_of_text
+    raise SettingError(
+        f"--caption {rule!r}: legal are txt and json:FIELD, such as json:caption",
+        name="caption",
+    )
+
+
+def _caption_of_text(
+    sample: TarSample,
+    read_member: ReadMember,
+) -> list[str]:
+    if "txt" not in sample.members:
+        raise TarError(f"sample {sample.key!r} has no file .txt", name=sample.key)
+    text = _decoded(read_member(sample.members["txt"]), sample.key)
+    return _with_words([text], sample.key)
+
+
+def _captions_of_json(
+    json_field: str,
+    sample: TarSample,
+    read_member: ReadMember,
+) -> list[str]:
+    if "json" not in sample.members:
+        raise TarError(f"sample {sample.key!r} has no file .json", name=sample.key)
+    member = sample.members["json"]
+    content = parse_json(_decoded(read_member(member), sample.key), Path(member.name))
+    value: Any = None
+    if isinstance(content, dict):
+        value = content.get(json_field)
+    captions = value
+    if not isinstance(value, list):
+        captions = [value]
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        message = f"field {json_field!r} of the .json of sample {sample.key!r} is no caption"
+        raise TarError(message, name=sample.key)
+    return _with_words(captions, sample.key)
+
+
+def _with_words(captions: Sequence[str], sample_key: str) -> list[str]:
+    """Return the captions without the space around them; refuse a sample of blank ones."""
+    with_words = list(filter(None, map(str.strip, captions)))
+    if not with_words:
+        raise TarError(f"the caption of sample {sample_key!r} is blank", name=sample_key)
+    return with_words
+
+
+def _decoded(
+    content: bytes,
+    sample_key: str,
+) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        message = f"the caption of sample {sample_key!r} is not UTF-8"
+        raise TarError(message, name=sample_key) from None
+    if "\0" in text:
+        raise TarError(f"the caption of sample {sample_key!r} holds a NUL", name=sample_key)
+    return text
+
+
+def _member_reader(
+    file: Any,
+    tar_path: Path,
+) -> ReadMember:
+    """Return a function that reads a member of an open tar."""
+
+    def read(member: TarMember) -> bytes:
+        file.seek(member.offset)
+        content: bytes = file.read(member.size)
+        if len(content) < member.size:
+            message = f"tar {tar_path} has become shorter; make it anew"
+            raise TarError(message, path=tar_path, name=member.name)
+        return content
+
+    return read
