@@ -52,23 +52,17 @@ def precompute_tars(
 ) -> PrecomputedTars:
     """Run the teachers once over WebDataset tars, and write a file of rows for each tar.
 
-    Call it again to go on after an interruption, or to add tars or a teacher. A tar is finished
-    once its file of pairs exists. Several runs may work on one set, each on its own tars or all on
-    the same.
+    Call it again to go on after an interruption, or to add tars or a teacher. Several runs may work
+    on one set at a time.
 
     Args:
         dataset: Tars as img2dataset writes them: paths with ``{00000..01242}``, ``*`` and ``?``,
             or folders of tars.
-        progress: Whether to show notes and progress, as ``cusa-precompute`` does. Without it, notes
-            are in the result.
+        progress: Whether to show notes and progress, as ``cusa-precompute`` does.
         **options: The other flags of ``cusa-precompute`` that apply to tars.
 
-    Returns:
-        The set: its folder, its manifest and the notes.
-
     Raises:
-        TarError: If a tar is damaged and ``on_tar`` is ``"fail"``, or was changed since its rows
-            were made.
+        TarError: If a tar is damaged, or was changed since its rows were made.
         CusaError: If an option, an item or a teacher cannot be used.
         KeyboardInterrupt: On Ctrl-C; the message says how far the run got.
     """

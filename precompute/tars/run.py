@@ -145,8 +145,8 @@ class TarRun:
         teacher_name: str,
     ) -> TeacherSettings | None:
         """Return the settings of a teacher's first finished tar."""
-        for tar in self._tars:
-            shard_file = self._shard_file(teacher_name, tar)
+        for tar_path in self._tars:
+            shard_file = self._shard_file(teacher_name, tar_path)
             if (self._folder / shard_file).exists():
                 header, _ = read_shard(self._folder, shard_file)
                 return header.settings
@@ -157,8 +157,8 @@ class TarRun:
         folders = ["", PAIRS_FOLDER, *map(file_name, self._teachers)]
         sweep_dead([self._folder / folder for folder in folders])
         pending: list[int] = []
-        for number, tar in enumerate(self._tars):
-            if not self._is_finished(tar):
+        for number, tar_path in enumerate(self._tars):
+            if not self._is_finished(tar_path):
                 pending.append(number)
         n_tars = len(self._tars)
         self._reporter.planned(*_BAR, n_tars, n_tars - len(pending))
@@ -166,19 +166,19 @@ class TarRun:
 
     def _is_finished(
         self,
-        tar: Path,
+        tar_path: Path,
     ) -> bool:
-        paths = [pairs_path(self._folder, name_of_tar(tar))]
+        paths = [pairs_path(self._folder, name_of_tar(tar_path))]
         for teacher_name in self._teachers:
-            paths.append(self._folder / self._shard_file(teacher_name, tar))
+            paths.append(self._folder / self._shard_file(teacher_name, tar_path))
         return all(map(Path.exists, paths))
 
     def _shard_file(
         self,
         teacher_name: str,
-        tar: Path,
+        tar_path: Path,
     ) -> str:
-        return TarTask(self._options.out, teacher_name, name_of_tar(tar), 0, 0).file
+        return TarTask(self._options.out, teacher_name, name_of_tar(tar_path), 0, 0).file
 
     # --- making rows
 
@@ -190,11 +190,11 @@ class TarRun:
         claimed: list[TarPairs] = []
         n_images = 0
         while (number := self._processes.claim("next-tar")) < len(pending):
-            pairs = self._read(pending[number])
-            if pairs is None:
+            tar_pairs = self._read(pending[number])
+            if tar_pairs is None:
                 continue
-            claimed.append(pairs)
-            n_images += len(pairs.records)
+            claimed.append(tar_pairs)
+            n_images += len(tar_pairs.records)
             if n_images >= BLOCK_IMAGES:
                 yield TarBlock(self._options.out, claimed)
                 claimed = []
@@ -204,12 +204,12 @@ class TarRun:
 
     def _read(
         self,
-        tar: Path,
+        tar_path: Path,
     ) -> TarPairs | None:
         """Read the pairs of a tar; ``None`` if it is damaged and left out."""
         on_tar = self._policy.on_tar
         try:
-            pairs = read_pairs_of_tar(tar, self._policy.caption_rule, on_tar == "keep")
+            tar_pairs = read_pairs_of_tar(tar_path, self._policy.caption_rule, on_tar == "keep")
         except TarError as error:
             if on_tar == "fail":
                 advice = "--on-tar skip would leave it out, --on-tar keep its damaged part"
@@ -218,29 +218,29 @@ class TarRun:
             self._n_skipped += 1
             self._advance()
             return None
-        if not pairs.is_complete:
-            n_pairs = len(pairs.records)
-            self._reporter.note(f"{tar} is damaged; its {n_pairs:,} whole samples are kept")
-        self._require_unchanged(pairs)
-        return pairs
+        if not tar_pairs.is_complete:
+            n_pairs = len(tar_pairs.records)
+            self._reporter.note(f"{tar_path} is damaged; its {n_pairs:,} whole samples are kept")
+        self._require_unchanged(tar_pairs)
+        return tar_pairs
 
     def _require_unchanged(
         self,
-        pairs: TarPairs,
+        tar_pairs: TarPairs,
     ) -> None:
         """Refuse a tar that is not the one that its stored pairs were read from."""
-        path = pairs_path(self._folder, pairs.name)
+        path = pairs_path(self._folder, tar_pairs.name)
         if not path.exists():
             return
         stored = read_pairs(path)
         compared = (stored.tar_sha256, stored.caption_rule)
-        if compared != (pairs.sha256, pairs.caption_rule):
+        if compared != (tar_pairs.sha256, tar_pairs.caption_rule):
             raise TarError(
-                f"{pairs.path} is not the tar that {path} was made from, or its captions were read "
-                "by another rule (--caption); pass another --out, or move the files of "
-                f"{pairs.name} away",
-                path=pairs.path,
-                name=pairs.name,
+                f"{tar_pairs.path} is not the tar that {path} was made from, or its captions were "
+                "read by another rule (--caption); pass another --out, or move the files of "
+                f"{tar_pairs.name} away",
+                path=tar_pairs.path,
+                name=tar_pairs.name,
             )
 
     def _make(
@@ -265,8 +265,8 @@ class TarRun:
                 lambda task, n_rows: self._check_stop(),
                 images=block.images,
             )
-        for pairs in block.pairs:
-            write_pairs(self._folder, pairs)
+        for tar_pairs in block.pairs:
+            write_pairs(self._folder, tar_pairs)
             self._advance()
 
     def _advance(self) -> None:
