@@ -18,11 +18,15 @@ def test_the_tutorial_runs_without_a_shell(tmp_path, monkeypatch, capsys):
             sources.append("".join(cell["source"]))
     assert len(sources) > 5
     namespace = {}
-    # Twice: what is finished is found again.
-    for source in (*sources, *sources):
+    # Stages one and two again: what is finished is found.
+    again = [
+        source for source in sources if "= cusa.precompute(" in source or "cusa.train(" in source
+    ]
+    assert len(again) == 2
+    for source in (*sources, *again):
         exec(compile(source, str(NOTEBOOK), "exec"), namespace)
     assert namespace["evaluation"].report.is_file()
     assert set(namespace["evaluation"].metrics) == {"contrastive", "cusa"}
-    assert namespace["similarities"].shape == (30,)
+    assert namespace["similarities"].shape == (15,)
     out = capsys.readouterr().out
     assert str(namespace["evaluation"].report) in out
