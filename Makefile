@@ -24,7 +24,7 @@ types: $(STAMP)
 	mkdir -p build/types/cusa
 	for file in cusa/*.py cusa/*.pyi cusa/cli cusa/hosts cusa/stages; do ln -sfn ../../../$$file build/types/$$file; done
 	for room in data precompute train eval; do ln -sfn ../../../$$room build/types/cusa/$$room; done
-	MYPYPATH=build/types $(BIN)/mypy build/types/cusa
+	MYPYPATH=build/types $(BIN)/mypy build/types/cusa tests/stages/typed_user.py
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile

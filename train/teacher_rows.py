@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Teachers:
 
     def __init__(
         self,
-        store: EmbeddingStore | Path | str,
+        store: EmbeddingStore | str | os.PathLike[str],
         split: str,
         image_teacher: str | None = None,
         text_teacher: str | None = None,

@@ -138,10 +138,13 @@ main.subcommands = {
 def _measure(suite: Suite, options: dict[str, Any]) -> None:
     """Run a suite, and print tables, notes, and the files written."""
     quiet_libraries()
-    from cusa.cli.evaluate_output import print_evaluation
     from cusa.stages.evaluate import evaluate
 
-    print_evaluation(evaluate(_models(), suite=suite, progress=True, **options))
+    evaluation = evaluate(_models(), suite=suite, progress=True, **options)
+    # Imported late: a mistyped model is refused before libraries are loaded.
+    from cusa.cli.evaluate_output import print_evaluation
+
+    print_evaluation(evaluation)
 
 
 def _models() -> list[str | Path]:

@@ -5,6 +5,7 @@ It may be a trained student, a Hugging Face or sentence-transformers model, or a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ LEGAL_MODELS = (
 
 
 def load_encoder(
-    spec: str | Path,
+    spec: str | os.PathLike[str],
     device: str | None = None,
     checkpoint: str = "best",
 ) -> Encoder:
@@ -57,7 +58,7 @@ def load_encoder(
             how to get the model.
     """
     try:
-        return _load(str(spec), chosen_device(device), checkpoint)
+        return _load(os.fspath(spec), chosen_device(device), checkpoint)
     except CusaError as error:
         # Teachers' errors name --teacher, an option of another command.
         raise error.reworded(str(error).replace("--teacher ", "")) from None

@@ -256,7 +256,7 @@ class StudentEncoder:
 
 
 def load_student(
-    path: str | Path,
+    path: str | os.PathLike[str],
     device: str | None = None,
     encoders: dict[str, str] | None = None,
 ) -> StudentEncoder:
