@@ -7,9 +7,11 @@ import sys
 import typing
 from contextlib import ExitStack
 from pathlib import Path
+from pkgutil import ModuleInfo
+from types import ModuleType
 from unittest import mock
 
-import pdoc
+import pdoc.extract
 import pdoc.render
 from pydantic.fields import FieldInfo
 
@@ -17,6 +19,7 @@ import cusa
 
 # The public names, the kinds of errors, and the loss in other libraries' trainers.
 MODULES = ("cusa", "cusa.data.errors", "cusa.hosts")
+_iter_modules = pdoc.extract.iter_modules2
 
 
 def build(folder: Path) -> Path:
@@ -25,8 +28,12 @@ def build(folder: Path) -> Path:
         docformat="google", show_source=False, footer_text=f"cusa {cusa.__version__}"
     )
     with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(pdoc.extract, "iter_modules2", _modules_below))
         for name in cusa.__all__:
+            # A package that can be called is documented as the function that it wraps.
             public = getattr(cusa, name)
+            public = getattr(public, "__wrapped__", public)
+            patches.enter_context(mock.patch.dict(vars(cusa), {name: public}))
             if hasattr(public, "__pydantic_fields__"):
                 _show_as_dataclass(public, patches)
             elif hasattr(public, "_fields"):
@@ -35,6 +42,11 @@ def build(folder: Path) -> Path:
                 _hide_inherited_docstring(public, patches)
         pdoc.pdoc(*MODULES, output_directory=folder)
     return folder / "cusa.html"
+
+
+def _modules_below(module: ModuleType) -> dict[str, ModuleInfo]:
+    """List the modules to document in a package: for ``cusa``, only its public names."""
+    return {} if module is cusa else _iter_modules(module)
 
 
 def _show_as_dataclass(settings: type, patches: ExitStack) -> None:

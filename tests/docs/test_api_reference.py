@@ -4,7 +4,6 @@ import importlib.util
 import inspect
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -30,10 +29,7 @@ def pages(tmp_path_factory):
 
 def test_every_public_name_is_in_the_reference(pages):
     for name in cusa.__all__:
-        if isinstance(getattr(cusa, name), ModuleType):
-            assert f"cusa/{name}.html" in pages
-        else:
-            assert f'<section id="{name}">' in pages["cusa.html"], name
+        assert f'<section id="{name}">' in pages["cusa.html"], name
 
 
 def test_errors_and_hosts_have_pages(pages):
@@ -61,7 +57,8 @@ def test_building_the_reference_leaves_the_classes_as_they_were(pages):
 def _public_callables():
     """Yield public functions and classes, and the public methods of these, by their names."""
     for name in cusa.__all__:
-        public = getattr(cusa, name)
+        # A package that can be called has the function in __wrapped__.
+        public = inspect.unwrap(getattr(cusa, name))
         yield name, public
         if inspect.isclass(public):
             for member_name, member in vars(public).items():
@@ -70,11 +67,11 @@ def _public_callables():
 
 
 def _descriptions(docstring):
-    """The text of each argument in a docstring; without a list of arguments, all of the text."""
+    """The text of each argument in a docstring; ``None`` if it has no list of arguments."""
     sections = re.split(r"^(?=\S)", docstring, flags=re.MULTILINE)
     lists = [section for section in sections if section.startswith("Args:")]
     if not lists:
-        return dict.fromkeys(re.findall(r"\w+", docstring), docstring)
+        return None
     return dict(re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", lists[0], re.MULTILINE))
 
 
@@ -92,10 +89,13 @@ def test_every_argument_is_described_and_every_array_has_a_shape():
         if inspect.isclass(documented):
             continue
         descriptions = _descriptions(inspect.getdoc(documented))
-        for parameter in inspect.signature(documented).parameters.values():
-            if parameter.name == "self":
-                continue
-            assert parameter.name in descriptions, name
+        parameters = dict(inspect.signature(documented).parameters)
+        parameters.pop("self", None)
+        # A sentence is enough for a method with one argument.
+        if descriptions is None and "." in name and len(parameters) < 2:
+            continue
+        for parameter in parameters.values():
+            assert parameter.name in (descriptions or {}), name
             annotation = str(parameter.annotation)
             if any(kind in annotation for kind in ARRAYS) and "float" not in annotation:
                 n_arrays += 1
