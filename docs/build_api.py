@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 import typing
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from pkgutil import ModuleInfo
+from pkgutil import ModuleInfo, iter_modules
 from types import ModuleType
 from unittest import mock
 
@@ -16,10 +18,11 @@ import pdoc.render
 from pydantic.fields import FieldInfo
 
 import cusa
+import cusa.hosts
 
 # The public names, the kinds of errors, and the loss in other libraries' trainers.
 MODULES = ("cusa", "cusa.data.errors", "cusa.hosts")
-_iter_modules = pdoc.extract.iter_modules2
+_modules_of_pdoc = pdoc.extract.iter_modules2
 
 
 def build(folder: Path) -> Path:
@@ -40,13 +43,22 @@ def build(folder: Path) -> Path:
                 _show_named_tuple(public, patches)
             elif inspect.isclass(public):
                 _hide_inherited_docstring(public, patches)
+        for public in _classes_of_hosts():
+            _hide_inherited_docstring(public, patches)
         pdoc.pdoc(*MODULES, output_directory=folder)
     return folder / "cusa.html"
 
 
 def _modules_below(module: ModuleType) -> dict[str, ModuleInfo]:
     """List the modules to document in a package: for ``cusa``, only its public names."""
-    return {} if module is cusa else _iter_modules(module)
+    return {} if module is cusa else _modules_of_pdoc(module)
+
+
+def _classes_of_hosts() -> Iterator[type]:
+    for info in iter_modules(cusa.hosts.__path__, "cusa.hosts."):
+        for public in vars(importlib.import_module(info.name)).values():
+            if inspect.isclass(public) and public.__module__ == info.name:
+                yield public
 
 
 def _show_as_dataclass(settings: type, patches: ExitStack) -> None:

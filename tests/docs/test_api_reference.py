@@ -32,6 +32,12 @@ def test_every_public_name_is_in_the_reference(pages):
         assert f'<section id="{name}">' in pages["cusa.html"], name
 
 
+def test_the_page_on_the_reference_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", page))
+    assert set(cusa.__all__) <= words
+
+
 def test_errors_and_hosts_have_pages(pages):
     hosts = {path.stem for path in (ROOT / "cusa" / "hosts").glob("*.py")} - {"__init__"}
     assert hosts
@@ -69,10 +75,10 @@ def _public_callables():
 def _descriptions(docstring):
     """The text of each argument in a docstring; ``None`` if it has no list of arguments."""
     sections = re.split(r"^(?=\S)", docstring, flags=re.MULTILINE)
-    lists = [section for section in sections if section.startswith("Args:")]
+    lists = [text for text in sections if text.startswith(("Args:", "Keyword Args:"))]
     if not lists:
         return None
-    return dict(re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", lists[0], re.MULTILINE))
+    return dict(re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", "".join(lists), re.MULTILINE))
 
 
 def test_every_public_name_has_a_summary():
@@ -100,5 +106,5 @@ def test_every_argument_is_described_and_every_array_has_a_shape():
             if any(kind in annotation for kind in ARRAYS) and "float" not in annotation:
                 n_arrays += 1
                 description = descriptions[parameter.name]
-                assert re.search(r"\[\w|As in|tensor", description), (name, parameter)
+                assert re.search(r"\[\w|As in|tensor|scalar", description), (name, parameter)
     assert n_arrays > 20
