@@ -57,7 +57,7 @@ def with_options(form: type) -> Callable[[Function], Function]:
         vars(function)["__signature__"] = signature.replace(parameters=parameters)
         _, _, descriptions = inspect.cleandoc(form.__doc__ or "").partition("Attributes:\n")
         description = inspect.cleandoc(function.__doc__ or "")
-        function.__doc__ = f"{description}\n\nOptions:\n{descriptions}"
+        function.__doc__ = f"{description}\n\nKeyword Args:\n{descriptions}"
         return function
 
     return decorate

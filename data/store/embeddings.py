@@ -35,6 +35,8 @@ _HASHING_THREADS = 4
 class Embeddings:
     """The rows of one teacher for one split: ``[n_rows, dim]``, gathered by row number.
 
+    ``store[teacher, split]`` returns them.
+
     Opening takes the same time for any number of rows; each shard is checked and mapped when a row
     of it is first requested. :meth:`require_shards` checks all of them at once.
 

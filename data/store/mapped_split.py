@@ -25,7 +25,7 @@ _MAX_SHOWN_IDS = 3
 
 
 class Split:
-    """One split: ids, paths and captions by row.
+    """One split of a store, as ``store.split(name)`` returns it: ids, paths, captions by row.
 
     ``split[3]`` is the record of image row 3: its id and path, its captions and their ids.
 

@@ -200,6 +200,10 @@ class EmbeddingStore:
     def embeddings(self, teacher: str, split: str) -> Embeddings:
         """Return the rows of a teacher for a split.
 
+        Args:
+            teacher: The teacher's name.
+            split: The split's name.
+
         Raises:
             StoreError: If there is no such teacher or split, or the teacher has no rows, or not all
                 rows, for the split.
