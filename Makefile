@@ -36,7 +36,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
-# A test takes one file of it; its torchvision has no CPU build beside a CPU torch.
+# Without its dependencies, as torchvision has no CPU build beside a CPU torch: the tests bring a stand-in.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt open_clip_torch
 	touch $(STAMP)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from cusa.data.errors import DataError
 from cusa.data.store.reader import EmbeddingStore
-from cusa.train.teacher_rows import Teachers
+from cusa.train.teacher_rows import TeacherBatch, Teachers
 
 
 class SplitTeachers:
@@ -61,8 +62,29 @@ class SplitTeachers:
             )
         return self.of_split[distinct_names[0]]
 
+    @torch.compiler.disable  # it reads files
+    def rows(
+        self,
+        pair_labels: torch.Tensor,
+    ) -> TeacherBatch:
+        """Return the teachers' rows of a batch whose pairs are labelled.
 
-def usable_captions(store: EmbeddingStore, split: str) -> np.ndarray:
+        Args:
+            pair_labels: int64 ``[B, 2]``: the split's position in ``splits``, and the caption row.
+                The rows are moved to its device.
+
+        Raises:
+            DataError: If the pairs belong to several splits.
+        """
+        split_numbers, caption_rows = pair_labels.T.tolist()
+        names = [self.splits[number] for number in split_numbers]
+        return self.of_batch(names).rows(caption_rows, pair_labels.device)
+
+
+def usable_captions(
+    store: EmbeddingStore,
+    split: str,
+) -> np.ndarray:
     """Return the caption rows of the pairs of which no teacher skipped anything: int64, sorted.
 
     Raises:

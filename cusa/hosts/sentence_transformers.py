@@ -86,7 +86,9 @@ class StoredSoftLabelLoss(nn.Module):
         self.teachers = SplitTeachers(store, splits, image_teacher, text_teacher)
 
     def forward(
-        self, sentence_features: list[dict[str, torch.Tensor]], labels: torch.Tensor
+        self,
+        sentence_features: list[dict[str, torch.Tensor]],
+        labels: torch.Tensor,
     ) -> torch.Tensor:
         """Compute the loss of a batch from one split.
 
@@ -102,9 +104,7 @@ class StoredSoftLabelLoss(nn.Module):
             DataError: If the pairs belong to several splits.
         """
         images, texts = (self.model(features) for features in sentence_features)
-        split_numbers, caption_rows = labels.T.tolist()
-        names = [self.teachers.splits[number] for number in split_numbers]
-        teachers = self.teachers.of_batch(names).rows(caption_rows, labels.device)
+        teachers = self.teachers.rows(labels)
         terms = self.cusa(
             images["sentence_embedding"],
             texts["sentence_embedding"],

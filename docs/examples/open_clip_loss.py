@@ -1,8 +1,8 @@
-"""CSA and USA at the place where open_clip's training calls ClipLoss.
+"""CSA and USA in a training loop of your own around an open_clip model.
 
-open_clip's step is ``losses = loss(**model(images, texts), output_dict=True)``, then
-``sum(losses.values())``. Here the model's dictionary gains uni-modal features, and the loss gains
-one entry; open_clip's contrastive term, its logit_scale and its gathering stay what they are.
+open_clip's own trainer needs no code: ``python -m cusa.hosts.open_clip``. As there, the step is
+``losses = loss(**model(images, texts), output_dict=True)``, then ``sum(losses.values())``;
+open_clip's contrastive term, its logit_scale and its gathering stay what they are.
 
 Run it: ``python docs/examples/open_clip_loss.py`` (needs ``open_clip_torch``)
 """
@@ -13,85 +13,22 @@ import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
-from cusa.train.loss.config import LossConfig
-from cusa.train.loss.cusa_loss import CUSALoss
+from cusa.hosts.open_clip import SoftLabelLoss, add_soft_labels, labelled_tokens
+from cusa.hosts.pairs import SplitTeachers
 
-from made_up import N_WORDS, caption_batches, make_data
-
-
-class WithUniHeads(nn.Module):
-    """An open_clip model made with ``output_dict=True``, and on it the heads that USA trains."""
-
-    def __init__(self, clip: nn.Module, dim: int) -> None:
-        super().__init__()
-        self.clip = clip
-        self.uni_image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
-        self.uni_text = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
-
-    def forward(self, image: torch.Tensor, text: torch.Tensor) -> dict[str, torch.Tensor]:
-        """open_clip's outputs, and two more."""
-        out = self.clip(image, text)
-        return {
-            **out,
-            "uni_image_features": self.uni_image(out["image_features"]),
-            "uni_text_features": self.uni_text(out["text_features"]),
-        }
-
-
-class SoftLabelClipLoss(nn.Module):
-    """open_clip's own loss with CSA and USA beside it, weighed in the paper's proportions.
-
-    ``logit_scale`` is 1/tau of the contrastive term and is left to open_clip. CSA and USA have
-    temperatures of their own, which are parameters of this module.
-
-    Args:
-        clip_loss: ``open_clip.ClipLoss(...)``, or any loss with its interface.
-        batch_size: Pairs that one loss sees: those of all ranks if ``gather``.
-        gather: Whether CSA and USA see the batch of all ranks.
-    """
-
-    def __init__(self, clip_loss: nn.Module, batch_size: int, gather: bool = False) -> None:
-        super().__init__()
-        self.clip_loss = clip_loss
-        # The paper's contrastive term is InfoNCE / B; beside an undivided one, CSA and USA weigh B
-        # times more.
-        weights = LossConfig().effective_weights(batch_size)
-        config = LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"])
-        self.cusa = CUSALoss(config, gather=gather)
-
-    def forward(
-        self,
-        image_features: torch.Tensor,
-        text_features: torch.Tensor,
-        logit_scale: torch.Tensor,
-        uni_image_features: torch.Tensor,
-        uni_text_features: torch.Tensor,
-        teacher_image: torch.Tensor,
-        teacher_text: torch.Tensor,
-        logit_bias: torch.Tensor | None = None,
-        output_dict: bool = False,
-    ) -> dict[str, torch.Tensor] | torch.Tensor:
-        """As ClipLoss; features come L2-normalised from open_clip, teacher rows as stored."""
-        contrastive = self.clip_loss(image_features, text_features, logit_scale, logit_bias)
-        terms = self.cusa(
-            image_features,
-            text_features,
-            uni_image_features,
-            uni_text_features,
-            teacher_image,
-            teacher_text,
-        )
-        # One entry for both: total alone carries gradients.
-        losses = {"contrastive_loss": contrastive, "soft_label_loss": terms.total}
-        return losses if output_dict else contrastive + terms.total
+from made_up import CAPTION_WORDS, N_WORDS, make_data
 
 
 class TinyClip(nn.Module):
-    """``open_clip.create_model(..., output_dict=True)`` in small: a few weights."""
+    """``open_clip.create_model(...)`` in small: a few weights."""
+
+    context_length = CAPTION_WORDS
 
     def __init__(self, dim: int = 32) -> None:
         super().__init__()
@@ -101,41 +38,45 @@ class TinyClip(nn.Module):
         self.text = nn.Sequential(nn.EmbeddingBag(N_WORDS, 64), nn.GELU(), nn.Linear(64, dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Features of tokens."""
+        return self.text(text)
+
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> dict[str, torch.Tensor]:
         """Normalised features and the scale of the logits."""
         return {
             "image_features": F.normalize(self.visual(image), dim=-1),
-            "text_features": F.normalize(self.text(text), dim=-1),
+            "text_features": F.normalize(self.encode_text(text), dim=-1),
             "logit_scale": self.logit_scale.exp(),
         }
 
 
-def main(clip_loss: nn.Module, steps: int = 60, batch_size: int = 32) -> list[float]:
+def main(clip_loss: nn.Module, epochs: int = 15, batch_size: int = 32) -> list[float]:
     """Train with a ``ClipLoss()``; the loss of every step."""
     torch.manual_seed(0)
     totals = []
     with tempfile.TemporaryDirectory() as folder:
         store, pixels, tokens = make_data(Path(folder))
+        # Your own data set of (image, tokens). Here item i is caption row i; yours may find its
+        # rows with store.split("train").rows_of("train.tsv").
+        caption_rows = np.arange(len(tokens))
+        image_rows = store.split("train").caption_image[caption_rows]
+        dataset = TensorDataset(pixels[image_rows], tokens)
 
-        split = store.split("train")
-        vision, words = store.embeddings("vision", "train"), store.embeddings("words", "train")
-        model = WithUniHeads(TinyClip(), 32)
-        loss = SoftLabelClipLoss(clip_loss, batch_size)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        # open_clip gives the model's parameters alone to its optimizer; the temperatures are the
-        # loss's.
-        optimizer.add_param_group({"params": loss.parameters(), "weight_decay": 0.0})
-        for caption_rows in caption_batches(store, batch_size, steps):
-            image_rows = split.caption_image[caption_rows]
-            model_out = model(pixels[image_rows], tokens[caption_rows])
-            model_out["teacher_image"] = vision.gather(image_rows)
-            model_out["teacher_text"] = words.gather(caption_rows)
-            losses = loss(**model_out, output_dict=True)
-            total = sum(losses.values())
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
-            totals.append(total.item())
+        model = TinyClip()
+        teachers = SplitTeachers(store, ("train",))
+        loss = SoftLabelLoss(clip_loss, add_soft_labels(model), teachers)
+        labelled = labelled_tokens(dataset, caption_rows, teachers, "train")
+        # The heads and the temperatures are parameters of the model.
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
+        for _ in range(epochs):
+            for images, texts in DataLoader(labelled, batch_size, shuffle=True):
+                losses = loss(**model(images, texts), output_dict=True)
+                total = sum(losses.values())
+                optimizer.zero_grad()
+                total.backward()
+                optimizer.step()
+                totals.append(total.item())
     return totals
 
 

@@ -50,9 +50,8 @@ def main(steps: int = 60, batch_size: int = 32) -> list[tuple[float, float]]:
         # The sigmoid loss sums over candidates and averages over queries: of the scale of InfoNCE,
         # not of InfoNCE / B.
         weights = LossConfig().effective_weights(batch_size)
-        soft_labels = CUSALoss(
-            LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"])
-        )
+        config = LossConfig(terms=("csa", "usa"), alpha=weights["csa"], beta=weights["usa"])
+        soft_labels = CUSALoss(config)
         model = nn.ModuleList([siglip, uni_image, uni_text])
         optimizer = torch.optim.AdamW(
             [{"params": model.parameters()}, *soft_labels.param_groups()],

@@ -96,6 +96,12 @@ class LossTemperatures(nn.Module):
             values[name] = min(max(value, setting.min), setting.max)
         return values
 
+    def clamp_(self) -> None:
+        """Clamp the temperatures to their bounds, in place."""
+        for name, setting in self._settings.items():
+            # Through .data, or a graph that still waits for its backward pass would be invalid.
+            getattr(self, name).data.clamp_(setting.min, setting.max)
+
     def used_temperatures(
         self,
         group: GatherGroup | None,
@@ -107,12 +113,8 @@ class LossTemperatures(nn.Module):
             group: The ranks to sum their gradients over; ``None`` for one process.
             dtype: The dtype of the result.
         """
-        parameters = []
-        for name, setting in self._settings.items():
-            parameter = getattr(self, name)
-            # Through .data, or a graph that still waits for its backward pass would be invalid.
-            parameter.data.clamp_(setting.min, setting.max)
-            parameters.append(parameter)
+        self.clamp_()
+        parameters = [getattr(self, name) for name in self._settings]
         if group is not None:
             parameters = list(group.sum_gradients(parameters))
         by_name = {}
