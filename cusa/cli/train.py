@@ -143,8 +143,7 @@ def main(sweep: str | None, axes: tuple[str, ...], **options: Any) -> None:
     "kind",
     required=True,
     type=click.Choice(["hf", "sentence-transformers"]),
-    help="hf: a folder with a backbone for transformers, and the heads. sentence-transformers: a "
-    "folder for SentenceTransformer, whose encode takes images and texts.",
+    help="hf: a backbone for transformers, and the heads. sentence-transformers: both encoders.",
 )
 @choice_option(
     "--head",
@@ -157,9 +156,10 @@ def main(sweep: str | None, axes: tuple[str, ...], **options: Any) -> None:
 def export(run: Path, kind: Any, head: Any, checkpoint: Any, out: Path | None) -> None:
     """Write a trained student, with a model card, for transformers or sentence-transformers."""
     quiet_libraries()
+    from cusa.hosts.adapter_export import save_adapter
     from cusa.train.saving.export import export as export_run
 
-    print_plain(f"exported: {export_run(run, kind, out, head, checkpoint)}")
+    print_plain(f"exported: {export_run(run, kind, out, head, checkpoint, save_adapter)}")
 
 
 @command("settings")

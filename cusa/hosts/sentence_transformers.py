@@ -165,13 +165,25 @@ class _TemperatureCallback(TrainerCallback):
     def __init__(self, loss: StoredSoftLabelLoss) -> None:
         self.loss = loss
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        **_: Any,
+    ) -> None:
         """Write the temperatures to the checkpoint."""
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)
             save_file(self.loss.cusa.state_dict(), folder / _LOSS_FILE)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        **_: Any,
+    ) -> None:
         """Read the temperatures of the checkpoint that training resumes from."""
         if state.global_step > 0:
             self._restore(_checkpoint(args, state))
@@ -222,7 +234,11 @@ def with_uni_heads(encoder: Any) -> SentenceTransformer:
     return SentenceTransformer(modules=[encoder, *heads])
 
 
-def pairs_dataset(store: EmbeddingStore, splits: tuple[str, ...], name: str) -> Dataset:
+def pairs_dataset(
+    store: EmbeddingStore,
+    splits: tuple[str, ...],
+    name: str,
+) -> Dataset:
     """Return the pairs of a split, without those that a teacher skipped.
 
     Args:
@@ -248,7 +264,11 @@ def pairs_dataset(store: EmbeddingStore, splits: tuple[str, ...], name: str) -> 
     return Dataset.from_dict(columns).cast_column("image", Image())
 
 
-def retrieval_evaluator(store: EmbeddingStore, name: str, **settings: Any) -> Any:
+def retrieval_evaluator(
+    store: EmbeddingStore,
+    name: str,
+    **settings: Any,
+) -> Any:
     """Make an evaluator that finds the images of a split by their captions.
 
     Args:

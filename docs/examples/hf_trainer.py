@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoProcessor, CLIPModel, TrainingArguments
 
+from cusa.data.store.reader import EmbeddingStore
 from cusa.hosts.transformers import (
     LABEL_NAMES,
     SoftLabelCollator,
@@ -24,37 +26,41 @@ from cusa.train.loss.cusa_loss import CUSALoss
 from made_up import make_clip, make_data
 
 
-def main(folder: Path, steps: int = 60) -> SoftLabelTrainer:
-    """Train on made-up data in ``folder``; the trainer afterwards."""
-    store = make_data(folder).store
-    clip = make_clip(folder / "clip")
-
+def make_trainer(
+    store: EmbeddingStore, clip: Path, folder: Path, steps: int, **settings: Any
+) -> SoftLabelTrainer:
+    """Make a trainer that writes to ``folder``; ``settings`` are further TrainingArguments."""
     torch.manual_seed(0)
     encoder = CLIPModel.from_pretrained(clip, trust_remote_code=False)
     model = SoftLabelModel(encoder, CUSALoss(gather=True))
     processor = AutoProcessor.from_pretrained(clip, trust_remote_code=False)
-    trainer = SoftLabelTrainer(
+    defaults = {
+        "remove_unused_columns": False,  # the collator, not the model, takes the columns
+        "label_names": LABEL_NAMES,  # without them, Trainer would evaluate no loss
+        "dataloader_drop_last": True,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 32,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return SoftLabelTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(folder / "out"),
-            remove_unused_columns=False,  # the collator, not the model, takes the columns
-            label_names=LABEL_NAMES,  # without them, Trainer would evaluate no loss
-            dataloader_drop_last=True,
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=32,
-            max_steps=steps,
-            learning_rate=1e-3,
-            weight_decay=0.01,
-            logging_steps=10,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        ),
+        args=TrainingArguments(str(folder), max_steps=steps, **defaults | settings),
         train_dataset=pairs_dataset(store, "train"),
         eval_dataset=pairs_dataset(store, "val"),
         data_collator=SoftLabelCollator(store, ("train", "val"), processor),
     )
+
+
+def main(folder: Path, steps: int = 60) -> SoftLabelTrainer:
+    """Train on made-up data in ``folder``; the trainer afterwards."""
+    store = make_data(folder).store
+    trainer = make_trainer(store, make_clip(folder / "clip"), folder / "out", steps)
     trainer.train()
     return trainer
 

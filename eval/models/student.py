@@ -14,6 +14,7 @@ import torch
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import HEADS, Head, Rows
 from cusa.data.errors import TeacherError
+from cusa.data.store.schema import TeacherSettings
 from cusa.eval.models.devices import chosen_device, one_at_a_time
 from cusa.eval.models.inputs import (
     ImageLike,
@@ -53,6 +54,7 @@ class StudentEncoder:
         origin: The run that trained it: settings, provenance, epoch, validation recalls.
         dim: Dimension of all embeddings.
         uni_head: The head to use within a modality: ``"uni"`` if USA trained it, else ``"cross"``.
+        encoder: Returns an adapter's frozen encoder of a modality, loaded on the first call.
     """
 
     heads: tuple[Head, ...] = HEADS
@@ -76,7 +78,7 @@ class StudentEncoder:
         self._source = source
         self._encoder_sources = encoders or {}
         self._computing = one_at_a_time(device)
-        self._encoder = cache(self._load_encoder)
+        self.encoder = cache(self._load_encoder)
 
     def __repr__(self) -> str:
         student_name = Path(self.origin.config.student.name).name
@@ -227,7 +229,7 @@ class StudentEncoder:
 
     def _stored_rows(self, modality: str, items: Any) -> torch.Tensor:
         """Encode inputs with an adapter's frozen encoder, as stage one did: float32 ``[n, d]``."""
-        teacher = self._encoder(modality)
+        teacher = self.encoder(modality)
         settings = self.origin.provenance.encoders[modality].settings
         inputs = teacher.inputs(items)
         with self._computing:
@@ -241,18 +243,33 @@ class StudentEncoder:
         return weights_digest(self.student)
 
     def _load_encoder(self, modality: str) -> Teacher:
-        """Load an adapter's frozen encoder; refuse another than the one it was trained on."""
         stored = self.origin.provenance.encoders[modality]
         source = self._encoder_sources.get(modality) or _teacher_source(stored)
-        teacher = parse_teacher(source).load_as(stored.settings, self._device)
-        if teacher.weights_sha256 != stored.settings.weights_sha256:
-            raise TeacherError(
-                f"the {modality} encoder loaded from {teacher.source} has other weights than "
-                f"{stored.name!r}, which the adapter was trained on; pass "
-                f"encoders={{{modality!r}: 'NAME=PATH'}} with the right ones",
-                name=stored.name,
-            )
-        return teacher
+        return load_frozen(source, stored.name, stored.settings, self._device)
+
+
+def load_frozen(source: str, name: str, settings: TeacherSettings, device: str) -> Teacher:
+    """Load an adapter's frozen encoder.
+
+    Args:
+        source: Where it is, as ``cusa-precompute --teacher`` takes it.
+        name: Its name in the store.
+        settings: What the store records of it.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        TeacherError: If it cannot be loaded, or has other weights than those the adapter was
+            trained on.
+    """
+    teacher = parse_teacher(source).load_as(settings, device)
+    if teacher.weights_sha256 != settings.weights_sha256:
+        raise TeacherError(
+            f"the {settings.modality} encoder loaded from {teacher.source} has other weights than "
+            f"{name!r}, which the adapter was trained on; pass "
+            f"encoders={{{settings.modality!r}: 'NAME=PATH'}} with the right ones",
+            name=name,
+        )
+    return teacher
 
 
 def load_student(

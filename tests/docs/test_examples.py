@@ -18,6 +18,7 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.train.loss.config import LossConfig, Temperature
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.loss.functions import contrastive_loss, soft_label_loss
+from cusa.train.teacher_rows import Teachers
 
 DOCS = Path(cusa.__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"
@@ -36,8 +37,8 @@ def example(monkeypatch):
     """Loads an example as a script finds its neighbours: with its own folder on the path."""
     monkeypatch.syspath_prepend(EXAMPLES)
     yield lambda name: _load(EXAMPLES / f"{name}.py")
-    for neighbour in ("made_up", "plain_loop"):
-        sys.modules.pop(neighbour, None)
+    for path in EXAMPLES.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def _falls(losses, to):
@@ -48,7 +49,7 @@ def _falls(losses, to):
 def test_every_example_is_named_in_the_page_on_hosts():
     page = (DOCS / "hosts.md").read_text()
     names = {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"}
-    assert len(names) == 9
+    assert len(names) == 11
     for name in names:
         assert f"examples/{name}" in page, name
 
@@ -206,6 +207,56 @@ def test_a_sentence_transformer_keeps_its_heads_when_saved(example, tmp_path):
     again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     for name, value in trainer.model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value)
+
+
+def test_the_real_trainers_one_after_another(example, tmp_path):
+    results = example("real_trainers").main(tmp_path)
+    assert {result.package for result in results} == {"transformers", "sentence-transformers"}
+    start = CUSALoss().temperatures()
+    for result in results:
+        assert result.resumed_equally
+        assert len(result.losses) == 2
+        assert np.isfinite(result.val_loss)
+        assert result.temperatures["tau"] != start["tau"]
+
+
+# Lightning uses names that torch is about to rename, and advises on workers.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_lightning(example, tmp_path):
+    module = example("lightning_module")
+    store = module.make_data(tmp_path).store
+    whole = module.fit(store, tmp_path / "whole", 4)
+    stopped = module.fit(store, tmp_path / "stopped", 2)
+    checkpoint = Path(stopped.checkpoint_callback.best_model_path)
+    resumed = module.fit(store, tmp_path / "resumed", 4, checkpoint)
+
+    trained = whole.lightning_module
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, resumed.lightning_module.state_dict()[name]), name
+    figures, again = whole.callback_metrics, resumed.callback_metrics
+    assert figures["val_total"] == again["val_total"]
+    assert figures["train_total"] < stopped.callback_metrics["train_total"]
+    start = CUSALoss().temperatures()
+    learned = trained.loss.temperatures()
+    moved = {name for name, value in learned.items() if value != start[name]}
+    assert moved == {"tau", "tau_csa", "tau_usa_image", "tau_usa_text"}
+    decayed = []
+    for group in whole.optimizers[0].param_groups:
+        if group["weight_decay"]:
+            decayed += map(id, group["params"])
+    assert decayed
+    assert not set(decayed) & set(map(id, trained.loss.parameters()))
+
+    # With the teachers' rows of val: one batch holds all of its pairs.
+    (batch,) = trained.val_dataloader()
+    (pixels, tokens), caption_rows = batch
+    rows = Teachers(store, "val").rows(caption_rows)
+    image, text = trained.image_trunk(pixels), trained.text_trunk(tokens)
+    features = {
+        name: head(text if "text" in name else image) for name, head in trained.heads.items()
+    }
+    expected = trained.loss(*features.values(), rows.image, rows.text, rows.image_ids)
+    assert figures["val_total"].item() == pytest.approx(expected.total.item(), rel=1e-5)
 
 
 def test_cross_attention_host(example):

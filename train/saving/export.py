@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,8 @@ from cusa.train.saving.student_folder import HEADS_FILE, Origin, SavedStudent, h
 from cusa.train.saving.tensors import save_tensors
 from cusa.train.student import Processors
 
+# Writes the modules of an adapter, a head of which is exported: folder, student, head.
+SaveAdapter = Callable[[Path, SavedStudent, Head], Usage]
 Kind = Literal["hf", "sentence-transformers"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -33,8 +35,9 @@ def export(
     out: Path | None = None,
     head: Head = "cross",
     checkpoint: str = "best",
+    save_adapter: SaveAdapter | None = None,
 ) -> Path:
-    """Export the student of a run, with a model card.
+    """Export the student of a run, with a model card, and return the folder.
 
     Args:
         run: The run directory; for ``"best"``, also a folder that holds a student.
@@ -44,9 +47,7 @@ def export(
             ``export-sentence-transformers-uni`` in the run directory.
         head: The head of a sentence-transformers export; ``"hf"`` has all heads.
         checkpoint: ``"best"`` or ``"last"``.
-
-    Returns:
-        The folder.
+        save_adapter: As :func:`export_sentence_transformers` takes it.
 
     Raises:
         CusaError: If the student cannot be loaded or exported, or the folder is not empty.
@@ -64,7 +65,7 @@ def export(
     if kind == "hf":
         export_hf(saved, out, metrics)
     else:
-        export_sentence_transformers(saved, out, head, metrics)
+        export_sentence_transformers(saved, out, head, metrics, save_adapter)
     return out
 
 
@@ -100,13 +101,15 @@ def export_sentence_transformers(
     out: Path,
     head: Head = "cross",
     metrics: Mapping[str, Any] | None = None,
+    save_adapter: SaveAdapter | None = None,
 ) -> None:
-    """Write a folder that ``SentenceTransformer(out)`` loads, without cusa.
+    """Write a folder that ``SentenceTransformer(out)`` loads.
 
     It embeds images and texts with one head, L2-normalised: the backbone, then LayerNorm and Dense
-    for each modality, then Normalize. A fast tokeniser normalises captions as in training; with a
-    slow one, users must normalise them first, and the model card says so. Before the folder gets
-    its name, it is loaded and its embeddings are compared with the student's.
+    for each modality, then Normalize. For an adapter, the frozen encoder and the trunk of each
+    modality take the place of the backbone. The model card says if users must install cusa or
+    normalise texts first. Before the folder gets its name, its embeddings are compared with the
+    student's.
 
     Args:
         saved: The student, on the CPU.
@@ -114,33 +117,47 @@ def export_sentence_transformers(
         head: ``"cross"``, to compare images with texts; ``"uni"``, to compare images with images or
             texts with texts.
         metrics: Content of metrics.json, for the model card.
+        save_adapter: For adapters: :func:`cusa.hosts.adapter_export.save_adapter`.
 
     Raises:
-        CusaError: If the student is an adapter, ``"uni"`` is asked for but was never trained, the
-            folder is not empty, or sentence-transformers cannot express this student.
+        CusaError: If the student is an adapter without ``save_adapter``, ``"uni"`` is asked for but
+            was never trained, the folder is not empty, or sentence-transformers cannot express this
+            student.
         OSError: If it cannot be written.
     """
-    processors = _processors(saved)
+    _check_head(head, saved.origin)
+    save: SaveAdapter = _save_dual_encoder
+    if saved.processors is None and save_adapter is not None:
+        save = save_adapter
+    with _new_folder(out) as folder:
+        usage = save(folder, saved, head)
+        write_card(folder, saved.origin, usage, metrics)
+
+
+def _check_head(head: Head, origin: Origin) -> None:
     if head not in HEADS:
         raise SettingError(f"head must be one of {', '.join(HEADS)}, got {head!r}", name="head")
-    terms = saved.origin.config.loss.terms
+    terms = origin.config.loss.terms
     if head == "uni" and "usa" not in terms:
         raise SettingError(
             f"this run trained no uni-modal heads (loss terms: {', '.join(terms)}); export head "
             "'cross'",
             name="head",
         )
-    with _new_folder(out) as folder:
-        as_written = save_modules(folder, saved, processors, head)
-        write_card(folder, saved.origin, Usage("sentence-transformers", head, as_written), metrics)
-        compare_embeddings(folder, saved, processors, head, as_written)
+
+
+def _save_dual_encoder(folder: Path, saved: SavedStudent, head: Head) -> Usage:
+    processors = _processors(saved)
+    as_written = save_modules(folder, saved, processors, head)
+    compare_embeddings(folder, saved, processors, head, as_written)
+    return Usage("sentence-transformers", head, as_written)
 
 
 def _processors(saved: SavedStudent) -> Processors:
     if saved.processors is None or saved.backbone is None:
         raise StudentError(
             "an adapter has no backbone to export: it works on the embeddings of frozen encoders; "
-            "use cusa.load_student(RUN), which loads those as well",
+            "use cusa-train export --to sentence-transformers, or cusa.load_student(RUN)",
             name="adapter",
         )
     return saved.processors

@@ -59,11 +59,13 @@ class Usage:
         kind: ``"cusa"`` (a run's ``best/``), ``"hf"`` or ``"sentence-transformers"`` (exports).
         head: The head of a sentence-transformers export.
         as_written: Whether its tokeniser normalises texts; if not, the card tells users to do so.
+        needs_cusa: Whether it has modules of cusa, which must then be installed.
     """
 
     kind: Literal["cusa", "hf", "sentence-transformers"] = "cusa"
     head: Head = "cross"
     as_written: bool = True
+    needs_cusa: bool = False
 
 
 def write_card(

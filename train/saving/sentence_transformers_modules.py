@@ -12,14 +12,9 @@ from torch import nn
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import Head
 from cusa.data.errors import StudentError
+from cusa.train.saving.probes import PROBE_CAPTIONS, check_embeddings, probe_images
 from cusa.train.saving.student_folder import SavedStudent
 from cusa.train.student import Processors
-
-# An export whose embeddings differ by more than this is not the same model; rounding stays far
-# below.
-_TOLERANCE = 1e-4
-# They probe case, punctuation, blanks, and more tokens than any text tower takes.
-_PROBE_CAPTIONS = ["A Dog's (red)  ball - on: THE grass! ", "2 people", " ".join(["number"] * 600)]
 
 
 def save_modules(
@@ -44,12 +39,7 @@ def save_modules(
             has no processor for this backbone.
     """
     try:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import (
-            Normalize,
-            Router,
-            Transformer,
-        )
+        from sentence_transformers.sentence_transformer.modules import Transformer
     except ImportError as error:
         problem = f"the export needs a newer sentence-transformers ({error})"
         raise StudentError(f"{problem}; pip install -U sentence-transformers") from None
@@ -57,18 +47,34 @@ def save_modules(
     transformer, as_written = _transformer(Transformer, folder, saved_student, processors)
     student = saved_student.student
     routes = {
-        "image": _head_modules(student.image_heads.get_submodule(head)),
-        "text": _head_modules(student.text_heads.get_submodule(head)),
+        "image": head_modules(student.image_heads.get_submodule(head)),
+        "text": head_modules(student.text_heads.get_submodule(head)),
     }
-    # Route by modality only, whatever the task.
-    mappings = {(None, modality): modality for modality in routes}
-    router = Router(routes, allow_empty_key=False, route_mappings=mappings)
-    model = SentenceTransformer(modules=[transformer, router, Normalize()], device="cpu")
+    model = routed_model([transformer], routes)
     model.save(str(folder), create_model_card=False)
     return as_written
 
 
-def _head_modules(head: nn.Module) -> list[nn.Module]:
+def routed_model(modules: list[Any], routes: dict[str, list[Any]]) -> Any:
+    """Make a model of some modules, then those of an input's modality, then a Normalize.
+
+    Args:
+        modules: Modules for all inputs.
+        routes: Modules by modality.
+
+    Returns:
+        A ``SentenceTransformer`` on the CPU, in eval mode.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Router
+
+    # Route by modality only, whatever the task.
+    mappings = {(None, modality): modality for modality in routes}
+    router = Router(routes, allow_empty_key=False, route_mappings=mappings)
+    return SentenceTransformer(modules=[*modules, router, Normalize()], device="cpu").eval()
+
+
+def head_modules(head: nn.Module) -> list[nn.Module]:
     """Make sentence-transformers' modules of a head's LayerNorm and Linear."""
     from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
 
@@ -113,7 +119,7 @@ def _transformer(
         raise StudentError(f"transformers has no processor for {name}; export kind 'hf'", name=name)
     processor.image_processor.do_convert_rgb = True
     normalizer_name = saved_student.origin.config.data.normalizer
-    processor.tokenizer, as_written = _tokenizer(processor.tokenizer, normalizer_name)
+    processor.tokenizer, as_written = with_normalizer(processor.tokenizer, normalizer_name)
     if processors.max_length is not None:
         processor.tokenizer.model_max_length = processors.max_length
     return transformer, as_written
@@ -138,15 +144,19 @@ def _tower_methods(
     return methods
 
 
-def _tokenizer(tokenizer: Any, normalizer_name: str) -> tuple[Any, bool]:
-    """Prepend the caption normaliser to a tokeniser.
+def with_normalizer(tokenizer: Any, normalizer_name: str) -> tuple[Any, bool]:
+    """Prepend a caption normaliser to a tokeniser.
+
+    Args:
+        tokenizer: The tokeniser.
+        normalizer_name: ``"albef"`` or ``"none"``.
 
     Returns:
         The tokeniser, and whether it takes texts as written; a slow one cannot be changed.
     """
     if normalizer_name == "none":
         return tokenizer, True
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         return tokenizer, False
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -158,6 +168,7 @@ def _tokenizer(tokenizer: Any, normalizer_name: str) -> tuple[Any, bool]:
     # A model's own class, such as CLIPTokenizer, would replace the normaliser when it is loaded.
     general = PreTrainedTokenizerFast(
         tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
         truncation_side=tokenizer.truncation_side,
         model_input_names=tokenizer.model_input_names,
@@ -230,42 +241,17 @@ def compare_embeddings(
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(
-        str(folder),
-        device="cpu",
-        local_files_only=True,
-        trust_remote_code=False,
+        str(folder), device="cpu", local_files_only=True, trust_remote_code=False
     )
-    images = _probe_images()
     normalize = normalizer(saved_student.origin.config.data.normalizer)
-    captions = list(map(normalize, _PROBE_CAPTIONS))
-    image_features = saved_student.student.encode_image(processors.pixels(images))
-    text_features = saved_student.student.encode_text(processors.tokens(captions))
-    probes = [
-        (images, getattr(image_features, head)),
-        (_PROBE_CAPTIONS if as_written else captions, getattr(text_features, head)),
-    ]
-    for inputs, features in probes:
-        # One by one: in a batch, short texts are padded, which could hide or cause differences.
-        embeddings = model.encode(
-            inputs,
-            batch_size=1,
-            convert_to_tensor=True,
-            show_progress_bar=False,
-        )
-        expected = nn.functional.normalize(features, dim=-1)
-        error = (embeddings - expected).abs().max().item()
-        if not error <= _TOLERANCE:  # also true for NaN
-            name = type(saved_student.backbone).__name__
-            raise StudentError(
-                f"sentence-transformers gives other embeddings for this student ({name}, off by "
-                f"{error:.2g}); export kind 'hf'",
-                name=name,
-            )
-
-
-def _probe_images() -> list[Any]:
-    """Make upright images with gradients in different directions."""
-    from PIL import Image
-
-    gradient = Image.linear_gradient("L").convert("RGB")
-    return [gradient.rotate(angle).crop((0, 0, 160, 240)) for angle in (0, 90, 180)]
+    captions = list(map(normalize, PROBE_CAPTIONS))
+    student = saved_student.student
+    images = probe_images()
+    image_features = student.encode_image(processors.pixels(images))
+    text_features = student.encode_text(processors.tokens(captions))
+    expected = []
+    for features in (image_features, text_features):
+        expected.append(nn.functional.normalize(getattr(features, head)))
+    texts = PROBE_CAPTIONS if as_written else captions
+    probes = list(zip((images, texts), expected, strict=True))
+    check_embeddings(model, probes, type(saved_student.backbone).__name__)
