@@ -34,6 +34,14 @@ def is_hub_name(source: str) -> bool:
     return "/" in source and _is_legal_name(source)
 
 
+def is_remote(source: str) -> bool:
+    """Return whether a text is the name of a model on the hub, and nothing on this machine.
+
+    A name in a folder that exists is taken for a mistyped path.
+    """
+    return is_hub_name(source) and not os.path.exists(source) and not Path(source).parent.is_dir()
+
+
 def _is_legal_name(source: str) -> bool:
     """Return whether the hub would accept a name; those of old models have no owner."""
     if _NAME.fullmatch(source) is None or source.endswith(".git"):

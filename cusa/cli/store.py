@@ -1,4 +1,4 @@
-"""``cusa-store``: inspect, verify, merge and share embedding stores, export and import rows."""
+"""``cusa-store``: inspect, verify, merge and share embedding stores; export and import rows."""
 
 from __future__ import annotations
 
