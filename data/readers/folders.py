@@ -74,8 +74,9 @@ def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
         form, paths = candidates[0]
         sources = [replace(source, path=path, image_folders=_folders(source)) for path in paths]
         return sources, _notes(folder, form, candidates[1:])
-    if sidecar_captions.has_sidecars(_images(folder)):
-        return [source], ()
+    image_paths = _images(folder)
+    if sidecar_captions.has_sidecars(image_paths):
+        return [replace(source, image_paths=image_paths)], ()
     legal = ["a folder that datasets saved", "an imagefolder with metadata.csv, .jsonl or .parquet"]
     legal += list(dict.fromkeys(form for form, _ in _ANNOTATION_PATTERNS))
     legal.append(sidecar_captions.DESCRIPTION)

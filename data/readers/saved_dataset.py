@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cusa.data.errors import DataError, FileFormatError, first_line
+from cusa.data.errors import DataError, FileFormatError, HubNetworkError, first_line
+from cusa.data.hub import ask_hub, is_hub_name
+from cusa.data.hub_errors import one_line_hub_errors
 from cusa.data.readers.columns import choose_columns
 from cusa.data.readers.extras import import_extra
 from cusa.data.readers.forms import Annotations, Source, Table
@@ -63,13 +67,17 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
         The rows of each split.
 
     Raises:
+        HubError: If the hub does not show it, or does not answer and it is not in the local cache.
         DataError: If it cannot be loaded, has no such split, or a split's name is unknown.
     """
     repository, _, split_name = name.partition(":")
     library = import_extra("datasets", f"{HUB_PREFIX}{name}")
+    network_error = _network_error(repository)
     try:
-        loaded = library.load_dataset(repository, split=split_name or None)
+        loaded = _load(library, repository, split_name, is_offline=network_error is not None)
     except Exception as error:  # from the hub, the network, or the data set's own files
+        if network_error is not None:
+            raise network_error from None
         raise DataError(
             f"{HUB_PREFIX}{name} cannot be loaded ({first_line(error)}); check the name, the "
             "split and the network",
@@ -83,6 +91,51 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
         split_source = replace(source, split=canonical_split(hub_split, source.path))
         annotations.append(read_dataset(loaded[hub_split], split_source))
     return annotations
+
+
+def _network_error(repository: str) -> HubNetworkError | None:
+    """Ask the hub for a data set, and return the error if it does not answer.
+
+    Raises:
+        DataError: If that is no name.
+        HubError: If the hub answers that it does not show the data set.
+    """
+    from huggingface_hub import HfApi
+
+    if os.path.isdir(repository):
+        return None
+    if not is_hub_name(repository):
+        message = f"{HUB_PREFIX}{repository} names no data set of the hub; legal: hf:OWNER/NAME"
+        raise DataError(message, name=repository)
+    try:
+        with one_line_hub_errors(repository):
+            ask_hub(lambda: HfApi().dataset_info(repository))
+    except HubNetworkError as error:
+        return error
+    return None
+
+
+def _load(
+    library: ModuleType,
+    repository: str,
+    split_name: str,
+    is_offline: bool,
+) -> Any:
+    """Load a data set by ``datasets``.
+
+    Args:
+        library: The module ``datasets``.
+        repository: Its name on the hub.
+        split_name: The split; empty for all of them.
+        is_offline: Whether to look into the local cache alone. The library itself would ask a hub
+            that does not answer again and again, for half a minute.
+    """
+    setting = library.config.HF_HUB_OFFLINE
+    library.config.HF_HUB_OFFLINE = setting or is_offline
+    try:
+        return library.load_dataset(repository, split=split_name or None)
+    finally:
+        library.config.HF_HUB_OFFLINE = setting
 
 
 def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:

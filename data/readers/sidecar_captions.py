@@ -60,7 +60,7 @@ def read_sidecars(source: Source) -> Annotations:
         FileFormatError: If a file cannot be read. This is raised when its row is read.
     """
     folder = source.path.absolute()
-    image_paths = find_images(folder)
+    image_paths = source.image_paths or find_images(folder)
     sidecars = _Sidecars()
     without_captions = [path for path in image_paths if sidecars.of_image(path) is None]
     if without_captions:
