@@ -122,6 +122,11 @@ def field_names(value: Any) -> tuple[str, ...]:
     return ()
 
 
+def is_address(text: str) -> bool:
+    """Return whether a text is an address on the web."""
+    return text.startswith(("http://", "https://"))
+
+
 @dataclass(frozen=True)
 class Form:
     """A form of JSON documents with annotations.
@@ -266,11 +271,7 @@ class Entry:
             return None
         return canonical_split(split_name, self._path, self._location)
 
-    def _checked(
-        self,
-        name: str,
-        value: str,
-    ) -> str:
+    def _checked(self, name: str, value: str) -> str:
         if "\0" in value:
             self.refuse(f"field {name!r} holds a NUL character; remove it", name)
         try:  # rows in memory are not parsed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -86,11 +86,7 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
     if split_name:
         source = replace(source, split=source.split or canonical_split(split_name))
         return [read_dataset(loaded, source)]
-    annotations = []
-    for hub_split in loaded:
-        split_source = replace(source, split=canonical_split(hub_split, source.path))
-        annotations.append(read_dataset(loaded[hub_split], split_source))
-    return annotations
+    return read_dataset_dict(loaded, source)
 
 
 def _network_error(repository: str) -> HubNetworkError | None:
@@ -136,6 +132,22 @@ def _load(
         return library.load_dataset(repository, split=split_name or None)
     finally:
         library.config.HF_HUB_OFFLINE = setting
+
+
+def read_dataset_dict(
+    dataset_of_split: Mapping[str, datasets.Dataset],
+    source: Source,
+) -> list[Annotations]:
+    """Read a ``datasets.DatasetDict``: the rows of each split, as :func:`read_dataset` does.
+
+    Raises:
+        DataError: If a split's name is unknown.
+    """
+    annotations = []
+    for name, dataset in dataset_of_split.items():
+        split_source = replace(source, split=canonical_split(name, source.path))
+        annotations.append(read_dataset(dataset, split_source))
+    return annotations
 
 
 def read_dataset(dataset: datasets.Dataset, source: Source) -> Annotations:

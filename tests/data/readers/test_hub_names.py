@@ -57,10 +57,11 @@ def test_what_is_in_the_cache_is_read_without_a_network(without_network, monkeyp
 
     _cache(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     dataset = load_dataset(f"hf:{NAME}")
     assert dataset.name == "pairs"
     assert [record.captions for record in dataset.splits["train"]] == [("A dog.",)]
-    assert not datasets.config.HF_HUB_OFFLINE
+    assert not datasets.config.HF_HUB_OFFLINE  # as before
 
 
 def _cache(folder):
