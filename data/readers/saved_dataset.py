@@ -48,6 +48,8 @@ def read_saved(source: Source) -> Annotations:
     library = import_extra("datasets", source.path)
     try:
         dataset = library.load_from_disk(source.path)
+        # Offsets that lead out of the mapped file would crash the process when they are read.
+        dataset.data.table.validate(full=True)
     except Exception as error:  # datasets and pyarrow raise errors of many classes
         message = (
             f"{source.path} cannot be read as a saved data set ({first_line(error)}); save it again"

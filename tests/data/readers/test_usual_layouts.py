@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cusa.data.datasets import load_dataset
@@ -145,3 +146,19 @@ def test_a_folder_of_no_known_form_is_refused_with_what_it_holds(tmp_path, file,
         load_dataset(tmp_path)
     assert refused.value.path == tmp_path
     assert named in refused.value.name
+
+
+def test_a_saved_data_set_whose_offsets_lead_nowhere(tmp_path):
+    """To follow them would crash the process."""
+    import datasets
+
+    columns = {"image": ["a.jpg", "b.jpg"], "caption": ["A dog.", "A little cat."]}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    path = next((tmp_path / "saved").glob("*.arrow"))
+    content = path.read_bytes()
+    offsets = np.array([0, 6, 19], "<i4").tobytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, np.array([0, 6, 2**30], "<i4").tobytes()))
+    with pytest.raises(FileFormatError) as refused:
+        load_dataset(tmp_path / "saved")
+    assert refused.value.path == tmp_path / "saved"
