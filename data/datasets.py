@@ -44,8 +44,9 @@ def load_dataset(
             annotation file or of a folder; or several paths, which make one data set. A file of a
             form without splits (ALBEF, flat, COCO's own) takes its split from its name
             (``…_train.json``) or from ``train=PATH``. Or rows: a list of dictionaries, a
-            ``pandas.DataFrame`` or a ``datasets.Dataset``. docs/data.md shows every form. Or a data
-            set that was read already, which is returned, with ``image_root`` if it is given.
+            ``pandas.DataFrame``, a ``datasets.Dataset`` or a ``datasets.DatasetDict``. docs/data.md
+            shows every form. Or a data set that was read already, which is returned, with
+            ``image_root`` if it is given.
         image_root: Folder that the image paths are relative to. By default it is looked for near
             the first annotation file: that file's folder, a subfolder such as ``images``, or the
             parent, whichever has the first image. Pictures embedded in a file (Parquet,
@@ -100,7 +101,8 @@ def _load_rows(rows: Any, template: Source, image_root: Path | None) -> Dataset:
     """Build the data set from rows in memory."""
     folders = [image_root or Path()]
     source = replace(template, path=memory.PATH, image_folders=folders)
-    return _grouped([source], [memory.read_rows(rows, source)])
+    annotations = memory.read_rows(rows, source)
+    return _grouped([source] * len(annotations), annotations)
 
 
 def _load_hub(text: str, template: Source) -> Dataset:

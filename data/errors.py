@@ -96,6 +96,26 @@ class RunError(CusaError):
     """A run directory, checkpoint or file of results cannot be used."""
 
 
+class HubError(CusaError):
+    """A repository of the model hub cannot be read or written; ``name`` is the repository."""
+
+
+class HubNetworkError(HubError):
+    """The hub does not answer, or may not be asked (``HF_HUB_OFFLINE``)."""
+
+
+class HubTokenError(HubError):
+    """There is no access token, or it does not permit what was asked for."""
+
+
+class HubRepositoryError(HubError):
+    """The hub has no such repository or revision, or the token may not see it."""
+
+
+class GatedRepositoryError(HubError):
+    """A repository's owner must grant access first."""
+
+
 class Stopped(BaseException):
     """Raised when the user or the system asks the run to stop.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,24 +45,29 @@ def read_host_pairs(
         DataError: If it cannot be read, or holds no caption; names file and entry.
     """
     source = Source(memory.PATH, split, [Path()])
-    content: Annotations
+    contents: list[Annotations]
     if memory.is_rows(annotations):
-        content = memory.read_rows(annotations, source)
+        contents = memory.read_rows(annotations, source)
     elif isinstance(annotations, str | os.PathLike):
         path = Path(annotations)
         source = Source(path, split, [path.parent])
-        content = read_annotations(source)
+        contents = [read_annotations(source)]
     else:
         raise DataError(
             f"annotations cannot be of type {type(annotations).__name__}; pass the path of an "
             f"annotation file, or {memory.LEGAL_ROWS}",
             name="annotations",
         )
-    pairs = []
-    for row in content.rows:
-        location = content.location_format.format(row.number)
-        for caption in row.captions:
-            pairs.append(HostPair(row.image_id, row.image_path, caption, source.path, location))
+    pairs: list[HostPair] = []
+    for content in contents:
+        pairs.extend(_pairs(content, source.path))
     if not pairs:
         raise DataError(f"{source.path}: holds no image-caption pair", path=source.path)
     return pairs
+
+
+def _pairs(content: Annotations, path: Path) -> Iterator[HostPair]:
+    for row in content.rows:
+        location = content.location_format.format(row.number)
+        for caption in row.captions:
+            yield HostPair(row.image_id, row.image_path, caption, path, location)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from cusa.data.errors import CusaError, first_line
 
-# Every model has one of these files; a cached one shows where the model's snapshot is.
-_MARKERS = ("config.json", "modules.json")
+Answer = TypeVar("Answer")
+# A model or a trained student has one of these files; a cached one shows where its snapshot is.
+_MARKERS = (
+    "config.json",
+    "modules.json",
+    "heads.safetensors",
+    "student.safetensors",
+    "best/student.safetensors",
+)
 # Timeout of the single request made before a model is loaded. The libraries make many, each with
 # retries, which takes up to a minute on a machine without a network.
 _TIMEOUT_S = 5.0
@@ -23,6 +32,14 @@ _NAME = re.compile(r"(?:\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 def is_hub_name(source: str) -> bool:
     """Return whether a text could be the name of a model on the hub, ``owner/model``."""
     return "/" in source and _is_legal_name(source)
+
+
+def is_remote(source: str) -> bool:
+    """Return whether a text is the name of a model on the hub, and nothing on this machine.
+
+    A name in a folder that exists is taken for a mistyped path.
+    """
+    return is_hub_name(source) and not os.path.exists(source) and not Path(source).parent.is_dir()
 
 
 def _is_legal_name(source: str) -> bool:
@@ -96,7 +113,7 @@ def cached_snapshot(model_name: str) -> Path | None:
     for marker in _MARKERS:
         file = try_to_load_from_cache(model_name, marker)
         if isinstance(file, str):
-            return Path(file).parent
+            return Path(file).parents[marker.count("/")]
     return None
 
 
@@ -105,23 +122,43 @@ def _hub_problem(model_name: str) -> str | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    answers: list[str | None] = []
+    url = hf_hub_url(model_name, _MARKERS[0])
+    try:
+        # The model may exist without this file.
+        with suppress(EntryNotFoundError):
+            ask_hub(lambda: get_hf_file_metadata(url, timeout=_TIMEOUT_S))
+    except Exception as error:  # huggingface_hub may use any of several HTTP libraries
+        return first_line(error)
+    return None
+
+
+def ask_hub(question: Callable[[], Answer]) -> Answer:
+    """Return the hub's answer to a small question, or fail within seconds.
+
+    Args:
+        question: Asks the hub through ``huggingface_hub``, and returns the answer.
+
+    Raises:
+        TimeoutError: If there is no answer within 5 seconds.
+        Exception: Whatever ``question`` raises.
+    """
+    answers: list[Answer] = []
+    errors: list[Exception] = []
 
     def ask() -> None:
         try:
-            # The model may exist without this file.
-            with suppress(EntryNotFoundError):
-                get_hf_file_metadata(hf_hub_url(model_name, _MARKERS[0]), timeout=_TIMEOUT_S)
-            answers.append(None)
+            answers.append(question())
         except Exception as error:  # huggingface_hub may use any of several HTTP libraries
-            answers.append(first_line(error))
+            errors.append(error)
 
-    # In a thread, since the timeout does not cover the lookup of the host's name.
+    # In a thread, since a timeout does not cover the lookup of the host's name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_TIMEOUT_S)
+    if errors:
+        raise errors[0]
     if not answers:
-        return f"no answer within {_TIMEOUT_S:g} seconds"
+        raise TimeoutError(f"no answer within {_TIMEOUT_S:g} seconds")
     return answers[0]
 
 

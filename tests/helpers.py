@@ -447,3 +447,17 @@ def make_tiny_sentence(folder: Path) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+def make_older(path: Path) -> None:
+    """Make a store's file one of format 2.0, without lookup tables and pictures' checksums."""
+
+    def remove_additions(file: h5py.File) -> None:
+        file.attrs["format_version"] = np.asarray((2, 0), "<i4")
+        for split in file.get("splits", {}).values():
+            split.pop("lookup", None)
+        file.pop("picture_sha256", None)
+
+    change_sealed(path, remove_additions)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b" 2.1 sha256=", b" 2.0 sha256=", 1))

@@ -26,6 +26,7 @@ from cusa.train.config import (
     refuse_hidden,
 )
 from cusa.train.loss.config import TERMS
+from cusa.train.saving.hub_student import local_student
 from cusa.train.saving.run_dir import begun, load_run
 from cusa.train.saving.student_folder import load_origin
 from cusa.train.settings import shortened
@@ -155,7 +156,9 @@ def new_settings(given: Given, flags: Mapping[str, Any]) -> Config:
     # Check the settings before opening a path that they name: a file may hold anything.
     checked = build_config({name: over[name] for name in ("data", "student") if name in over})
     if checked.student.init is not None:
-        over = merge(_initial_settings(Path(checked.student.init)), over)
+        init = local_student(checked.student.init)
+        over = merge(over, nest("student.init", str(init)))
+        over = merge(_initial_settings(init), over)
     preset = given.preset
     if preset is None:
         if not checked.data.embeddings:

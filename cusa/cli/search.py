@@ -26,8 +26,16 @@ if TYPE_CHECKING:
 
 @command()
 @click.argument("source", type=PATH)
-@click.option("--run", type=PATH, help="Run, or exported folder.  [default: the latest]")
-@click.option("--out", type=PATH, help="Folder of the index.  [default: RUN/index]")
+@click.option(
+    "--run",
+    type=PATH,
+    help="Run, exported folder, or OWNER/MODEL of a student on the hub.  [default: the latest]",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder of the index.  [default: RUN/index; of a student on the hub, in runs/]",
+)
 @choice_option("--kind", "flat", "hnsw", "ivf", help="flat is exact; the others are for millions.")
 @click.option("--batch-size", type=POSITIVE, default=32)
 @click.option(
@@ -46,13 +54,12 @@ def index(
     from cusa.cli.progress import progress
 
     quiet_libraries()
-    from cusa.eval.models.evaluated_models import check_local, latest_run
+    from cusa.eval.models.evaluated_models import latest_run
     from cusa.eval.models.student import load_student
     from cusa.eval.search.index import IndexOptions, build_index
 
     run = run or latest_run(Path("runs"))
-    check_local(str(run), is_run=True)
-    out = out or run / "index"
+    out = out or _folder_of_index(run)
     student = load_student(run, pick_device(device))
     readers = workers or default_workers(inputs_are_stored=False)
     options = IndexOptions(**settings, workers=readers)
@@ -67,6 +74,17 @@ def index(
     print_plain(f"index: {out.resolve()} ({_describe(summary)})")
     next_command = shell_command("cusa-eval", "search", "a dog on a beach", "--index", out)
     print_plain(f"next: {next_command}")
+
+
+def _folder_of_index(run: Path) -> Path:
+    """Return the usual folder of a run's index; refuse a run that does not exist."""
+    from cusa.data.hub import is_remote
+    from cusa.eval.models.evaluated_models import check_local
+
+    if is_remote(str(run)):
+        return Path("runs") / "-".join(run.parts) / "index"
+    check_local(str(run), is_run=True)
+    return run / "index"
 
 
 def _describe(summary: IndexSummary) -> str:

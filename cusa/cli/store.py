@@ -1,4 +1,4 @@
-"""``cusa-store``: inspect, verify and merge embedding stores, export and import rows."""
+"""``cusa-store``: inspect, verify, merge and share embedding stores; export and import rows."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cusa.cli.console import (
     quiet_libraries,
 )
 from cusa.cli.inspect_labels import inspect
+from cusa.cli.store_hub import pull, push
 from cusa.cli.store_rows import export, import_
 from cusa.stages.machine import pick_device
 
@@ -28,7 +29,7 @@ from cusa.stages.machine import pick_device
 @click.group(context_settings=CONTEXT_SETTINGS)
 @click.version_option(package_name="cusa")
 def main() -> None:
-    """Inspect, verify and merge embedding stores; export and import rows."""
+    """Inspect, verify, merge and share embedding stores; export and import rows."""
 
 
 @command()
@@ -181,5 +182,5 @@ def index(folder: Path) -> None:
     print_manifest(folder, manifest)
 
 
-for subcommand in (audit, export, import_, index, info, inspect, merge, verify):
+for subcommand in (audit, export, import_, index, info, inspect, merge, pull, push, verify):
     main.add_command(subcommand)

@@ -24,9 +24,9 @@ from cusa.data.errors import SettingError
 @click.option("--student", help="adapter, or a Hugging Face dual encoder by name or folder.")
 @click.option(
     "--init",
-    metavar="PATH",
-    help="Start from the weights and heads of a run, its best/, or an export --to hf, with a new "
-    "optimizer and schedule.",
+    metavar="PATH|OWNER/MODEL",
+    help="Start from the weights and heads of a run, its best/, an export --to hf, or a student on "
+    "the hub, with a new optimizer and schedule.",
 )
 @click.option(
     "--image-encoder", help="Adapter: the store's image teacher whose rows are its input."

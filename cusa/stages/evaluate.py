@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from cusa.data.errors import RunError, SettingError
-from cusa.data.hub import require
+from cusa.data.hub import is_remote, require
 from cusa.stages.arguments import checked, columns_of, with_options
 from cusa.stages.kinds import as_names
 from cusa.stages.machine import default_workers, pick_device
@@ -74,8 +74,7 @@ def _check_models(models: Model | Sequence[Model], specs: Sequence[str]) -> None
     given_models = models if isinstance(models, list | tuple) else (models,)
     are_paths = [not isinstance(model, str) for model in given_models]
     for spec, is_path in zip(specs, are_paths, strict=True):
-        # A name in an existing folder is more likely a mistyped run, so the hub is not asked.
-        if not is_path and not Path(spec).parent.is_dir():
+        if not is_path and is_remote(spec):
             require(spec, RunError)
 
     from cusa.eval.models.evaluated_models import check_local

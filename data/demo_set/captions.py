@@ -22,7 +22,10 @@ from cusa.data.demo_set.world import AXES, Claim, Description, Scene, Thing, pic
 _P_SETTING_FAMILY = 0.2
 
 
-def draw_captions(scene: Scene, generator: Generator) -> dict[str, Claim]:
+def draw_captions(
+    scene: Scene,
+    generator: Generator,
+) -> dict[str, Claim]:
     """Draw five differently worded captions, from specific to vague, each with its claim."""
     captions: dict[str, Claim] = {}
     draws = (_full_claim, _cast_claim, _layout_claim, _one_claim, _vague_claim)
@@ -37,21 +40,30 @@ def draw_captions(scene: Scene, generator: Generator) -> dict[str, Claim]:
 # --- claims
 
 
-def _full_claim(scene: Scene, generator: Generator) -> Claim:
+def _full_claim(
+    scene: Scene,
+    generator: Generator,
+) -> Claim:
     """Name nearly all: "a large red star in the top left corner and a blue ring at the beach"."""
     things = _shuffled(scene.things, generator)
     descriptions = _describe_all(things, generator, size=0.9, cell=0.5)
     return Claim(descriptions, settings=_settings(scene, generator, 0.9))
 
 
-def _cast_claim(scene: Scene, generator: Generator) -> Claim:
+def _cast_claim(
+    scene: Scene,
+    generator: Generator,
+) -> Claim:
     """Name every thing by kind and colour: "a red star and a blue ring"."""
     things = _shuffled(scene.things, generator)
     descriptions = _describe_all(things, generator, size=0.2)
     return Claim(descriptions, settings=_settings(scene, generator, 0.3))
 
 
-def _layout_claim(scene: Scene, generator: Generator) -> Claim:
+def _layout_claim(
+    scene: Scene,
+    generator: Generator,
+) -> Claim:
     """Relate two things: "a star above something blue"; if there is one, say where it is."""
     things = _shuffled(scene.things, generator)
     if len(things) == 1:
@@ -77,7 +89,10 @@ def _draw_relation(
     return "above"
 
 
-def _one_claim(scene: Scene, generator: Generator) -> Claim:
+def _one_claim(
+    scene: Scene,
+    generator: Generator,
+) -> Claim:
     """Name one thing and ignore the others: "a big star"."""
     thing = pick(generator, scene.things)
     probabilities = {"kind": 0.9, "colour": 0.6, "size": 0.3, "family": 0.1}
@@ -85,7 +100,10 @@ def _one_claim(scene: Scene, generator: Generator) -> Claim:
     return Claim(descriptions, settings=_settings(scene, generator, 0.4))
 
 
-def _vague_claim(scene: Scene, generator: Generator) -> Claim:
+def _vague_claim(
+    scene: Scene,
+    generator: Generator,
+) -> Claim:
     """Name hardly anything: "three shapes, one of them green", "something round outdoors"."""
     thing = pick(generator, scene.things)
     probabilities = {"kind": 0.4, "colour": 0.5, "size": 0.1, "family": 0.5}
@@ -95,7 +113,10 @@ def _vague_claim(scene: Scene, generator: Generator) -> Claim:
     return Claim(descriptions, settings=_settings(scene, generator, 0.7))
 
 
-def _shuffled(things: Sequence[Thing], generator: Generator) -> list[Thing]:
+def _shuffled(
+    things: Sequence[Thing],
+    generator: Generator,
+) -> list[Thing]:
     return [things[number] for number in generator.permutation(len(things))]
 
 
@@ -210,11 +231,17 @@ _COUNTS = {
 _NOUNS = "shape | object | thing | figure"
 
 
-def _pick_words(generator: Generator, alternatives: str) -> str:
+def _pick_words(
+    generator: Generator,
+    alternatives: str,
+) -> str:
     return pick(generator, alternatives.split(" | "))
 
 
-def _in_words(claim: Claim, generator: Generator) -> str:
+def _in_words(
+    claim: Claim,
+    generator: Generator,
+) -> str:
     things = [_description_in_words(description, generator) for description in claim.descriptions]
     if claim.count is not None:
         template = _pick_words(generator, _COUNTS[claim.count])
@@ -235,7 +262,10 @@ def _listed(things: Sequence[str]) -> str:
     return f"{', '.join(things[:-1])} and {things[-1]}"
 
 
-def _description_in_words(description: Description, generator: Generator) -> str:
+def _description_in_words(
+    description: Description,
+    generator: Generator,
+) -> str:
     sizes = tuple(filter(None, [description.size]))
     words = _words_for(sizes, SIZES, {}, generator)
     words.extend(_words_for(description.colours, COLOURS, COLOUR_FAMILIES, generator))

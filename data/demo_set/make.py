@@ -146,5 +146,8 @@ def _make_split(
     return lines, truth_of(scenes, claims)
 
 
-def _image_path(split_name: str, image_number: int) -> str:
+def _image_path(
+    split_name: str,
+    image_number: int,
+) -> str:
     return f"images/{split_name}/demo-{split_name}-{image_number:05d}.jpg"

@@ -26,14 +26,14 @@ _RGB = {
     "brown": "#82502d",
 }
 _BACKDROPS = {  # ground and marks
-    "grass": ("#78b450", "#508c32"),
-    "sea": ("#4696c8", "#b4dcf0"),
-    "sand": ("#e2cca0", "#c3aa78"),
-    "snow": ("#cdd7e4", "#fcfcff"),
-    "night": ("#121634", "#e6e6c8"),
-    "brick": ("#a55541", "#cdbeaf"),
-    "chess": ("#e1e1e1", "#3c3c3c"),
-    "paper": ("#f8f6ee", "#96b4d7"),
+    "grass": "#78b450 #508c32",
+    "sea": "#4696c8 #b4dcf0",
+    "sand": "#e2cca0 #c3aa78",
+    "snow": "#cdd7e4 #fcfcff",
+    "night": "#121634 #e6e6c8",
+    "brick": "#a55541 #cdbeaf",
+    "chess": "#e1e1e1 #3c3c3c",
+    "paper": "#f8f6ee #96b4d7",
 }
 # Scattered marks: their number, and their radius in pixels (0 draws blades of grass).
 _SCATTERED = {
@@ -51,13 +51,23 @@ _ROW_STEPS = {
 }
 # Radius in pixels; half a cell is 37 pixels.
 _RADIUS = {"small": 15.0, "medium": 23.0, "large": 34.0}
+# Of things with straight edges: x and y of each corner.
+_CORNERS = {
+    "square": "-0.85 -0.85 | 0.85 -0.85 | 0.85 0.85 | -0.85 0.85",
+    "triangle": "0 -1 | 1 0.8 | -1 0.8",
+    "diamond": "0 -1.1 | 0.8 0 | 0 1.1 | -0.8 0",
+}
+_ARM_OF_CROSS = "-0.34 -0.34 | -0.34 -1 | 0.34 -1"
 # A light rim sets a green thing off from the grass.
 _RIM = "#fafafa"
 _RIM_WIDTH = 3
 _N_POINTS = 60  # points of a round outline
 
 
-def render(scene: Scene, generator: Generator) -> Image.Image:
+def render(
+    scene: Scene,
+    generator: Generator,
+) -> Image.Image:
     """Render a scene as an RGB image of ``SIDE`` x ``SIDE`` pixels, with light and noise."""
     image = _backdrop(scene.setting, generator)
     drawing = ImageDraw.Draw(image)
@@ -68,9 +78,9 @@ def render(scene: Scene, generator: Generator) -> Image.Image:
     pixels = np.asarray(image.reduce(_OVERSAMPLING), np.float32)
     # Light comes from one side, and from above or below.
     ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
-    horizontal_light = generator.uniform(-0.12, 0.12) * ramp[None, :]
-    vertical_light = generator.uniform(-0.12, 0.12) * ramp[:, None]
-    light = 1 + horizontal_light + vertical_light
+    horizontal_slope = generator.uniform(-0.12, 0.12)
+    vertical_slope = generator.uniform(-0.12, 0.12)
+    light = 1 + horizontal_slope * ramp[None, :] + vertical_slope * ramp[:, None]
     noise = generator.integers(-5, 6, (SIDE, SIDE, 1))
     lit_pixels = np.clip(pixels * light[..., None] + noise, 0, 255)
     return Image.fromarray(lit_pixels.astype(np.uint8))
@@ -86,7 +96,8 @@ def _draw_thing(
     cell = np.array([thing.column, thing.row])
     shift = generator.uniform(-0.03, 0.03, 2)
     centre = (cell + 0.5 + shift) * cell_side
-    radius = _RADIUS[thing.size] * generator.uniform(0.94, 1.06) * _OVERSAMPLING
+    growth = generator.uniform(0.94, 1.06)
+    radius = _RADIUS[thing.size] * growth * _OVERSAMPLING
     angle = generator.uniform(-0.15, 0.15)
     colour = _jittered(_RGB[thing.colour], 12, generator)
     if thing.kind == "ring":
@@ -115,7 +126,10 @@ def _draw_ring(
     drawing.ellipse(inner_box, outline=colour, width=thickness - 2 * _RIM_WIDTH)
 
 
-def _box(centre: Iterable[float], radius: float) -> list[float]:
+def _box(
+    centre: Iterable[float],
+    radius: float,
+) -> list[float]:
     """Return the bounding box of a circle."""
     x, y = centre
     return [x - radius, y - radius, x + radius, y + radius]
@@ -138,26 +152,29 @@ def _outline(kind: str) -> np.ndarray:
         return _polar_outline(star_angles, np.tile([1.1, 0.45], 5))
     if kind == "heart":
         # The well-known heart curve, scaled by 1/16.
-        height = (
-            13 * np.cos(angles)
-            - 5 * np.cos(2 * angles)
-            - 2 * np.cos(3 * angles)
-            - np.cos(4 * angles)
-        )
-        return np.stack([np.sin(angles) ** 3, -height / 16], 1)
+        height = 13 * np.cos(angles)
+        height -= 5 * np.cos(2 * angles)
+        height -= 2 * np.cos(3 * angles)
+        height -= np.cos(4 * angles)
+        x = np.sin(angles) ** 3
+        return np.stack([x, -height / 16], 1)
     if kind == "moon":
         return _moon_outline()
     if kind == "cross":
         return _cross_outline()
-    corners = {
-        "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-        "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
-        "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
-    }
-    return np.array(corners[kind], float)
+    return _points(_CORNERS[kind])
 
 
-def _polar_outline(angles: np.ndarray, radii: np.ndarray) -> np.ndarray:
+def _points(text: str) -> np.ndarray:
+    """Read points that are written as ``"x y | x y"``: float64 ``[n, 2]``."""
+    points = [point.split() for point in text.split(" | ")]
+    return np.array(points, float)
+
+
+def _polar_outline(
+    angles: np.ndarray,
+    radii: np.ndarray,
+) -> np.ndarray:
     """Convert angles, clockwise from the top, and distances from the centre to points."""
     x = radii * np.sin(angles)
     y = -radii * np.cos(angles)
@@ -166,7 +183,7 @@ def _polar_outline(angles: np.ndarray, radii: np.ndarray) -> np.ndarray:
 
 def _cross_outline() -> np.ndarray:
     """Return the corners of four arms, each turned by a right angle from the one before."""
-    arm = np.array([(-0.34, -0.34), (-0.34, -1), (0.34, -1)])
+    arm = _points(_ARM_OF_CROSS)
     quarter_turn = np.array([(0, 1), (-1, 0)])
     arms = []
     for n_turns in range(4):
@@ -179,7 +196,9 @@ def _moon_outline() -> np.ndarray:
     """Return the points of two arcs with the same ends."""
     arc = np.linspace(-1, 1, 30)
     back_angles = 0.7 * np.pi * arc
-    back = np.stack([-np.cos(back_angles), np.sin(back_angles)], 1)
+    back_x = -np.cos(back_angles)
+    back_y = np.sin(back_angles)
+    back = np.stack([back_x, back_y], 1)
     front_angles = np.pi / 2 * arc
     front_x = 0.588 - 0.95 * np.cos(front_angles)
     front_y = 0.809 * np.sin(front_angles)
@@ -187,10 +206,16 @@ def _moon_outline() -> np.ndarray:
     return np.concatenate([back, front[::-1]])
 
 
-def _backdrop(setting: str, generator: Generator) -> Image.Image:
+def _backdrop(
+    setting: str,
+    generator: Generator,
+) -> Image.Image:
     """Draw a setting, ``_OVERSAMPLING`` times larger: marks of one colour on another."""
-    ground, mark = (_jittered(colour, 8, generator) for colour in _BACKDROPS[setting])
-    image = Image.new("RGB", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING), ground)
+    ground_name, mark_name = _BACKDROPS[setting].split()
+    ground = _jittered(ground_name, 8, generator)
+    mark = _jittered(mark_name, 8, generator)
+    image_side = SIDE * _OVERSAMPLING
+    image = Image.new("RGB", (image_side, image_side), ground)
     if setting in _SCATTERED:
         _scatter_marks(image, setting, mark, generator)
     else:

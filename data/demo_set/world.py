@@ -125,7 +125,10 @@ def image_generator(
     return np.random.default_rng([seed, split_number, image_number, _GENERATOR_USES.index(use)])
 
 
-def pick(generator: Generator, values: Sequence[Value]) -> Value:
+def pick(
+    generator: Generator,
+    values: Sequence[Value],
+) -> Value:
     """Draw one of the values, each with the same probability."""
     return values[int(generator.integers(len(values)))]
 
@@ -140,7 +143,10 @@ def _draw_cast(generator: Generator) -> Cast:
     return tuple(cast)
 
 
-def _draw_scene(casts: Sequence[Cast], generator: Generator) -> Scene:
+def _draw_scene(
+    casts: Sequence[Cast],
+    generator: Generator,
+) -> Scene:
     is_free = generator.random() < P_FREE
     cast = _draw_cast(generator) if is_free else pick(generator, casts)
     cells = generator.choice(GRID * GRID, len(cast), replace=False).tolist()

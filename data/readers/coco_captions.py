@@ -38,6 +38,8 @@ def _rows(
         if image_id not in image_paths:
             problem = f"'images' has no image with the id {described(image_id)}"
             annotation.refuse(f"{problem}; is this COCO's own file?", "image_id")
+        if "caption" not in annotation:
+            annotation.refuse("has no caption; pass COCO's captions_SPLIT.json", "caption")
         captioned.add(image_id)
         caption_id = annotation.identifier("id")
         yield AnnotationRow(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cusa.data.errors import DataError, FileFormatError
-from cusa.data.parsing import parse_csv, parse_json, parse_json_lines, read_text
+from cusa.data.image_folder import is_image_name
+from cusa.data.parsing import described, parse_csv, parse_json, parse_json_lines, read_text
 from cusa.data.readers import (
     caption_list,
     coco_captions,
@@ -32,7 +33,15 @@ from cusa.data.readers.first_bytes import (
     read_first_bytes,
     refuse_other_than_text,
 )
-from cusa.data.readers.forms import LEGAL_DATASETS, Annotations, Form, Source, Table, field_names
+from cusa.data.readers.forms import (
+    LEGAL_DATASETS,
+    Annotations,
+    Form,
+    Source,
+    Table,
+    field_names,
+    is_address,
+)
 from cusa.data.readers.sidecar_captions import read_sidecars
 
 DOCUMENT_FORMS: tuple[Form, ...] = (karpathy.FORM, coco_captions.FORM, caption_list.FORM)
@@ -108,9 +117,24 @@ def _read_lines(beginning: str, source: Source) -> Annotations:
     if flickr_tokens.is_token_line(first_line):
         return flickr_tokens.read_tokens(read_text(path), source)
     separator = _choose_separator(first_line, source.columns)
+    _refuse_pairs_without_header(first_line.split(separator), path)
     columns, _ = parse_csv(first_line, path, separator)
     _check_columns(columns, source)
     return pair_table.read_pairs(Table(*parse_csv(read_text(path), path, separator)), source)
+
+
+def _refuse_pairs_without_header(cells: Sequence[str], path: Path) -> None:
+    """Refuse a table whose first line is a pair, by a cell that names a picture or an address."""
+    for cell in cells:
+        cell = cell.strip(' \t"')
+        if is_image_name(cell) or is_address(cell):
+            raise FileFormatError(
+                f"{path}: its first line holds {described(cell)} instead of the names of columns; "
+                "write a first line such as image,caption, with the separator of the others",
+                path=path,
+                location="line 1",
+                name="columns",
+            )
 
 
 def _first_line(text: str) -> str:

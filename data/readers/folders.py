@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from cusa.data.errors import CusaError, DataError
 from cusa.data.image_folder import find_images
@@ -13,6 +14,10 @@ from cusa.data.readers.forms import Source
 from cusa.data.readers.split_names import canonical_split, split_by_alias
 
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_PARQUET = "Parquet files"
+# Files of annotations under any name, which a folder's reader does not choose among.
+_TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+_MAX_SHOWN_FILES = 3
 # The forms, and patterns of their files; forms with splits come first. Flickr8k.lemma.token.txt is
 # not among them: it has lemmas instead of captions.
 _ANNOTATION_PATTERNS = (
@@ -25,9 +30,10 @@ _ANNOTATION_PATTERNS = (
     ("COCO's captions_SPLIT.json", "annotations/captions_*.json"),
     ("Kaggle's captions.txt", "captions.txt"),
     ("Kaggle's results.csv", "results.csv"),
+    ("Kaggle's results.csv", "flickr30k_images/results.csv"),
     ("a table captions.csv", "captions.csv"),
-    ("Parquet files", "*.parquet"),
-    ("Parquet files", "data/*.parquet"),
+    (_PARQUET, "*.parquet"),
+    (_PARQUET, "data/*.parquet"),
 )
 # Folders that published archives unpack their images to.
 _IMAGE_FOLDER_NAMES = (
@@ -43,9 +49,15 @@ _IMAGE_FOLDER_NAMES = (
 
 def image_folders_near(folder: Path) -> list[Path]:
     """Return where the images of an annotation file in a folder may be, likeliest first."""
-    near = [folder]
-    near += [folder / name for name in _IMAGE_FOLDER_NAMES if (folder / name).is_dir()]
-    return [*near, folder.parent]
+    # The folder in which the command runs has no parent by name.
+    parent = folder.parent if folder.name else folder.absolute().parent
+    return [*_with_image_folders(folder), *_with_image_folders(parent)]
+
+
+def _with_image_folders(folder: Path) -> list[Path]:
+    """Return a folder, and its subfolders with the usual names of folders of images."""
+    subfolders = [folder / name for name in _IMAGE_FOLDER_NAMES]
+    return [folder, *filter(Path.is_dir, subfolders)]
 
 
 def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
@@ -70,19 +82,40 @@ def expand_folder(source: Source) -> tuple[list[Source], tuple[str, ...]]:
     if metadata:
         return metadata, _unread_metadata(folder, metadata)
     candidates = _annotation_files(folder)
-    if candidates:
-        form, paths = candidates[0]
-        sources = [replace(source, path=path, image_folders=_folders(source)) for path in paths]
-        return sources, _notes(folder, form, candidates[1:])
-    if sidecar_captions.has_sidecars(_images(folder)):
-        return [source], ()
+    image_paths: list[Path] = []
+    # img2dataset writes tables about the pictures beside folders of pictures with captions.
+    if not candidates or candidates[0][0] == _PARQUET:
+        image_paths = _images(folder)
+    if sidecar_captions.has_sidecars(image_paths):
+        notes = _notes(folder, sidecar_captions.DESCRIPTION, candidates)
+        return [replace(source, image_paths=image_paths)], notes
+    if not candidates:
+        _refuse_folder(folder, len(image_paths))
+    form, paths = candidates[0]
+    sources = [replace(source, path=path, image_folders=_folders(source)) for path in paths]
+    return sources, _notes(folder, form, candidates[1:])
+
+
+def _refuse_folder(folder: Path, n_images: int) -> NoReturn:
+    """Raise the error of a folder of no known form; it says what is there."""
     legal = ["a folder that datasets saved", "an imagefolder with metadata.csv, .jsonl or .parquet"]
     legal += list(dict.fromkeys(form for form, _ in _ANNOTATION_PATTERNS))
     legal.append(sidecar_captions.DESCRIPTION)
+    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _TABLE_SUFFIXES]
+    contents = "nothing of the kind"
+    advice = "pass the annotation file itself"
+    if tables:
+        contents = _relative_names(tables[:_MAX_SHOWN_FILES], folder)
+    elif any(folder.glob("*.tar")):
+        contents = "WebDataset's .tar files"
+        advice = "unpack them into one folder, and pass that"
+    elif n_images:
+        contents = f"{n_images:,} images without captions"
     raise DataError(
-        f"folder {folder} holds none of the forms that were looked for: {'; '.join(legal)}; pass "
-        "the annotation file itself",
+        f"folder {folder} holds none of the forms that were looked for: {'; '.join(legal)}; "
+        f"it holds {contents}: {advice}",
         path=folder,
+        name=contents,
     )
 
 
@@ -114,7 +147,7 @@ def _metadata_sources(source: Source) -> list[Source]:
         prefix = ""
         split = source.split
         if path.parent != folder:
-            prefix = f"{path.parent.name}/"
+            prefix = f"{path.parent.relative_to(folder).as_posix()}/"
             split = split or split_by_alias(path.parent.name)
         sources.append(
             replace(
@@ -129,12 +162,12 @@ def _metadata_sources(source: Source) -> list[Source]:
 
 
 def _metadata_files(folder: Path) -> list[Path]:
-    """Return the folder's metadata file or, if it has none, that of each subfolder."""
+    """Return the folder's metadata file or, if it has none, that of each folder in it or data/."""
     for name in _METADATA_NAMES:
         if (folder / name).is_file():
             return [folder / name]
     paths = []
-    for subfolder in sorted(folder.iterdir()):
+    for subfolder in sorted([*folder.iterdir(), *folder.glob("data/*")]):
         for name in _METADATA_NAMES:
             if (subfolder / name).is_file():
                 paths.append(subfolder / name)

@@ -70,6 +70,7 @@ class Source:
         image_prefix: Prefix of its image paths, relative to an image folder, such as ``"train/"``.
         columns: Column names that the user gave.
         unpack_folder: Where embedded pictures are written; ``None``: nowhere.
+        image_paths: Absolute paths of a folder's images, sorted, if they are known already.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Source:
     image_prefix: str = ""
     columns: ColumnNames = USUAL_COLUMNS
     unpack_folder: Path | None = None
+    image_paths: Sequence[Path] = ()
 
     def split_by_name(self) -> str | None:
         """Return the given split, or the one in the file's name, such as ``…_train.json``."""
@@ -118,6 +120,11 @@ def field_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, dict):
         return tuple(value)
     return ()
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is an address on the web."""
+    return text.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
@@ -264,11 +271,7 @@ class Entry:
             return None
         return canonical_split(split_name, self._path, self._location)
 
-    def _checked(
-        self,
-        name: str,
-        value: str,
-    ) -> str:
+    def _checked(self, name: str, value: str) -> str:
         if "\0" in value:
             self.refuse(f"field {name!r} holds a NUL character; remove it", name)
         try:  # rows in memory are not parsed
@@ -286,11 +289,7 @@ class Entry:
         given = described(value) if name in self._fields else "missing"
         self.refuse(f"field {name!r} {rule}: {given}", name)
 
-    def refuse(
-        self,
-        problem: str,
-        name: str,
-    ) -> NoReturn:
+    def refuse(self, problem: str, name: str) -> NoReturn:
         """Raise the error for a problem with a field.
 
         Raises:

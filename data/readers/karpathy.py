@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cusa.data.errors import FileFormatError
-from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source
+from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Form, Source, field_names
 
 # Entries are counted from 0, as in the parsed list.
 LOCATION_FORMAT = "images[{}]"
@@ -16,8 +16,12 @@ _ILLEGAL_CHARACTERS = set("/\\\0\n")  # in a data set's name
 def _is_of_form(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
-    # COCO's own files also have images, but with annotations beside them.
-    return isinstance(content.get("images"), list) and "annotations" not in content
+    images = content.get("images")
+    # COCO's own files also have images, but with annotations beside them, or none at all.
+    if not isinstance(images, list) or "annotations" in content:
+        return False
+    fields = set(field_names(images[0])) if images else set()
+    return "file_name" not in fields or "sentences" in fields
 
 
 def _read(content: dict[str, Any], source: Source) -> Annotations:

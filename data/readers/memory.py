@@ -1,9 +1,10 @@
-"""Rows in memory: a list of dictionaries, a pandas data frame, or a ``datasets.Dataset``."""
+"""Rows in memory: a list of dictionaries, a pandas data frame, or those of ``datasets``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,28 @@ import numpy as np
 
 from cusa.data.errors import DataError
 from cusa.data.readers import saved_dataset
+from cusa.data.readers.columns import choose_columns
 from cusa.data.readers.forms import Annotations, Source, Table, field_names
+from cusa.data.readers.image_bytes import with_image_files
 from cusa.data.readers.pair_table import read_pairs
 
 LOCATION_FORMAT = "row {}"
 # Stands for the file in messages about rows in memory.
 PATH = Path("rows")
-LEGAL_ROWS = "rows: a list of dictionaries, a pandas.DataFrame or a datasets.Dataset"
+LEGAL_ROWS = (
+    "rows: a list of dictionaries, a pandas.DataFrame, a datasets.Dataset or a datasets.DatasetDict"
+)
 
 
 def is_rows(sources: Any) -> bool:
     """Return whether an argument is rows in memory rather than names or paths."""
     if isinstance(sources, Sequence) and not isinstance(sources, str):
         return bool(sources) and isinstance(sources[0], dict)
-    return _is_dataset(sources) or _is_frame(sources)
+    return _is_dataset(sources) or _is_dataset_dict(sources) or _is_frame(sources)
+
+
+def _is_dataset_dict(rows: Any) -> bool:
+    return isinstance(rows, dict) and bool(rows) and all(map(_is_dataset, rows.values()))
 
 
 def _is_dataset(rows: Any) -> bool:
@@ -37,20 +46,28 @@ def _is_frame(rows: Any) -> bool:
     return hasattr(rows, "iloc") and hasattr(rows, "columns")
 
 
-def read_rows(rows: Any, source: Source) -> Annotations:
+def read_rows(rows: Any, source: Source) -> list[Annotations]:
     """Read rows in memory; the fields of the first row are the columns.
 
+    Pictures among them, as bytes or ``{bytes, path}``, are written to the source's unpack folder.
+
     Args:
-        rows: A list of dictionaries, a ``pandas.DataFrame`` or a ``datasets.Dataset``.
+        rows: A list of dictionaries, a ``pandas.DataFrame``, a ``datasets.Dataset``, or a
+            ``datasets.DatasetDict``.
         source: Split, columns and folders of the rows.
 
+    Returns:
+        The rows; of a ``DatasetDict``, those of each split.
+
     Raises:
-        DataError: If there are no rows.
+        DataError: If there are no rows, or a split's name is unknown.
         FileFormatError: If a column is missing. The error of a malformed row is raised when that
             row is read.
     """
+    if _is_dataset_dict(rows):
+        return saved_dataset.read_dataset_dict(rows, source)
     if _is_dataset(rows):
-        return saved_dataset.read_dataset(rows, source)
+        return [saved_dataset.read_dataset(rows, source)]
     if not len(rows):
         raise DataError("the rows are empty: they hold no image-caption pair", path=source.path)
     if _is_frame(rows):
@@ -59,7 +76,21 @@ def read_rows(rows: Any, source: Source) -> Annotations:
     else:
         columns = field_names(rows[0])
         records = rows
-    return read_pairs(Table(columns, _numbered(records)), source, LOCATION_FORMAT)
+    image_column = choose_columns(columns, source.columns, source.path).image
+    table = Table(columns, _numbered(records))
+    first_image = _first_image(rows, image_column)
+    if not isinstance(first_image, bytes | dict):
+        return [read_pairs(table, source, LOCATION_FORMAT)]
+    id_prefix = f"{source.split or 'train'}/"
+    table = with_image_files(table, image_column, source.unpack_folder, id_prefix)
+    annotations = read_pairs(table, source, LOCATION_FORMAT)
+    return [replace(annotations, image_folder=source.unpack_folder)]
+
+
+def _first_image(rows: Any, image_column: str) -> Any:
+    if _is_frame(rows):
+        return rows[image_column].iloc[0]
+    return rows[0][image_column]
 
 
 def _numbered(records: Iterable[Any]) -> Iterator[tuple[int, Any]]:

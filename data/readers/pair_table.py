@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cusa.data.errors import FileFormatError, first_line
+from cusa.data.parsing import described
 from cusa.data.readers.columns import (
     USUAL_COLUMNS,
     TableColumns,
@@ -17,7 +18,14 @@ from cusa.data.readers.columns import (
     has_pair_columns,
     normalised_name,
 )
-from cusa.data.readers.forms import AnnotationRow, Annotations, Entry, Source, Table
+from cusa.data.readers.forms import (
+    AnnotationRow,
+    Annotations,
+    Entry,
+    Source,
+    Table,
+    is_address,
+)
 from cusa.data.readers.split_names import split_by_alias
 
 # Lines are counted from 1, as editors show them.
@@ -57,7 +65,7 @@ def _rows(
         if own_columns is None:
             own_columns = _columns_of_entry(entry, columns, source)
             columns_by_names[entry.names] = own_columns
-        image_path = source.image_prefix + entry.text(own_columns.image)
+        image_path = source.image_prefix + _image_path(entry, own_columns.image)
         yield AnnotationRow(
             split=source.split or entry.split(own_columns.split) or default_split,
             image_path=image_path,
@@ -66,6 +74,15 @@ def _rows(
             caption_ids=(),
             number=number,
         )
+
+
+def _image_path(entry: Entry, column: str) -> str:
+    """Return the path of an entry's image, which must not be an address."""
+    image_path = entry.text(column)
+    if is_address(image_path):
+        problem = f"field {column!r} is an address on the web: {described(image_path)}"
+        entry.refuse(f"{problem}; download the pictures, and name their files", column)
+    return image_path
 
 
 def _columns_of_entry(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cusa.data.errors import DataError, FileFormatError, first_line
+from cusa.data.errors import DataError, FileFormatError, HubNetworkError, first_line
+from cusa.data.hub import ask_hub, is_hub_name
+from cusa.data.hub_errors import one_line_hub_errors
 from cusa.data.readers.columns import choose_columns
 from cusa.data.readers.extras import import_extra
 from cusa.data.readers.forms import Annotations, Source, Table
@@ -44,6 +48,8 @@ def read_saved(source: Source) -> Annotations:
     library = import_extra("datasets", source.path)
     try:
         dataset = library.load_from_disk(source.path)
+        # Offsets that lead out of the mapped file would crash the process when they are read.
+        dataset.data.table.validate(full=True)
     except Exception as error:  # datasets and pyarrow raise errors of many classes
         message = (
             f"{source.path} cannot be read as a saved data set ({first_line(error)}); save it again"
@@ -63,13 +69,17 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
         The rows of each split.
 
     Raises:
+        HubError: If the hub does not show it, or does not answer and it is not in the local cache.
         DataError: If it cannot be loaded, has no such split, or a split's name is unknown.
     """
     repository, _, split_name = name.partition(":")
     library = import_extra("datasets", f"{HUB_PREFIX}{name}")
+    network_error = _network_error(repository)
     try:
-        loaded = library.load_dataset(repository, split=split_name or None)
+        loaded = _load(library, repository, split_name, is_offline=network_error is not None)
     except Exception as error:  # from the hub, the network, or the data set's own files
+        if network_error is not None:
+            raise network_error from None
         raise DataError(
             f"{HUB_PREFIX}{name} cannot be loaded ({first_line(error)}); check the name, the "
             "split and the network",
@@ -78,10 +88,67 @@ def read_hub(name: str, source: Source) -> list[Annotations]:
     if split_name:
         source = replace(source, split=source.split or canonical_split(split_name))
         return [read_dataset(loaded, source)]
+    return read_dataset_dict(loaded, source)
+
+
+def _network_error(repository: str) -> HubNetworkError | None:
+    """Ask the hub for a data set, and return the error if it does not answer.
+
+    Raises:
+        DataError: If that is no name.
+        HubError: If the hub answers that it does not show the data set.
+    """
+    from huggingface_hub import HfApi
+
+    if os.path.isdir(repository):
+        return None
+    if not is_hub_name(repository):
+        message = f"{HUB_PREFIX}{repository} names no data set of the hub; legal: hf:OWNER/NAME"
+        raise DataError(message, name=repository)
+    try:
+        with one_line_hub_errors(repository):
+            ask_hub(lambda: HfApi().dataset_info(repository))
+    except HubNetworkError as error:
+        return error
+    return None
+
+
+def _load(
+    library: ModuleType,
+    repository: str,
+    split_name: str,
+    is_offline: bool,
+) -> Any:
+    """Load a data set by ``datasets``.
+
+    Args:
+        library: The module ``datasets``.
+        repository: Its name on the hub.
+        split_name: The split; empty for all of them.
+        is_offline: Whether to look into the local cache alone. The library itself would ask a hub
+            that does not answer again and again, for half a minute.
+    """
+    setting = library.config.HF_HUB_OFFLINE
+    library.config.HF_HUB_OFFLINE = setting or is_offline
+    try:
+        return library.load_dataset(repository, split=split_name or None)
+    finally:
+        library.config.HF_HUB_OFFLINE = setting
+
+
+def read_dataset_dict(
+    dataset_of_split: Mapping[str, datasets.Dataset],
+    source: Source,
+) -> list[Annotations]:
+    """Read a ``datasets.DatasetDict``: the rows of each split, as :func:`read_dataset` does.
+
+    Raises:
+        DataError: If a split's name is unknown.
+    """
     annotations = []
-    for hub_split in loaded:
-        split_source = replace(source, split=canonical_split(hub_split, source.path))
-        annotations.append(read_dataset(loaded[hub_split], split_source))
+    for name, dataset in dataset_of_split.items():
+        split_source = replace(source, split=canonical_split(name, source.path))
+        annotations.append(read_dataset(dataset, split_source))
     return annotations
 
 

@@ -53,14 +53,15 @@ def read_sidecars(source: Source) -> Annotations:
     """Read the captions beside the images of a folder and its subfolders.
 
     A ``.txt`` or ``.caption`` file has a caption per line, a ``.json`` file a field such as
-    ``caption``. Images in a subfolder that is named after a split belong to that split.
+    ``caption``, or a list of captions. Images in a subfolder that is named after a split belong to
+    that split.
 
     Raises:
         DataError: If an image has no such file; names the first such images.
         FileFormatError: If a file cannot be read. This is raised when its row is read.
     """
     folder = source.path.absolute()
-    image_paths = find_images(folder)
+    image_paths = source.image_paths or find_images(folder)
     sidecars = _Sidecars()
     without_captions = [path for path in image_paths if sidecars.of_image(path) is None]
     if without_captions:
@@ -144,6 +145,8 @@ def _read_captions(sidecar: Path, source: Source) -> tuple[str, ...]:
 
 
 def _captions_of_object(content: Any, sidecar: Path, source: Source) -> tuple[str, ...]:
+    if isinstance(content, list):  # of captions alone
+        return Entry({"captions": content}, sidecar, "").captions("captions")
     entry = Entry(content, sidecar, "")
     columns = choose_caption_columns(field_names(content), source.columns, sidecar)
     return captions_of_columns(entry, columns)

@@ -126,6 +126,14 @@ class Index:
             remaining[name] = replace(entry, shards=shards)
         return replace(self, teachers=remaining)
 
+    def shard_files(self) -> list[str]:
+        """Return the paths of all shards, relative to the index's folder, in order."""
+        files: set[str] = set()
+        for entry in self.teachers.values():
+            for shards in entry.shards.values():
+                files.update(shard.file for shard in shards)
+        return sorted(files)
+
     def gaps(self) -> list[str]:
         """Describe gaps and overlaps of shards: the first of each teacher and split.
 

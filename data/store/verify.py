@@ -72,6 +72,25 @@ def verify(index: Path) -> tuple[int, list[Damage]]:
     return 1 + n_shards, [index_damage, *damages]
 
 
+def require_whole(index: Path) -> int:
+    """Verify a store as :func:`verify` does, and refuse one that is damaged or has gaps.
+
+    Returns:
+        The number of its files.
+
+    Raises:
+        StoreError: If a file is damaged or missing.
+    """
+    n_files, damages = verify(index)
+    if damages:
+        raise StoreError(
+            f"{len(damages)} of {n_files} files of {index} are damaged or missing "
+            f"({damages[0].path}: {damages[0].problem}); see cusa-store verify",
+            path=index,
+        )
+    return n_files
+
+
 def _verify_all_shards(folder: Path) -> tuple[int, list[Damage]]:
     """Check every shard of a folder on its own, without an index."""
     paths = sorted(folder.glob("*/*.h5"))

@@ -27,6 +27,7 @@ from cusa.precompute.teachers.sentence import (
     text_teacher,
 )
 from cusa.precompute.teachers.vision import HuggingFaceTransform, load_vision
+from cusa.train.saving.hub_student import student_on_hub
 from cusa.train.saving.run_dir import begun, load_trained
 from cusa.train.saving.student_folder import student_folder
 from cusa.train.student import load_dual_encoder
@@ -47,9 +48,10 @@ def load_encoder(
 
     Args:
         spec: A run of cusa-train, or a folder with a student; else the name of a teacher, or
-            ``NAME=PATH`` of one; else the folder or hub name (``owner/model``) of a model. A model
-            with ``modules.json`` is loaded by sentence-transformers; one with both towers as a dual
-            encoder, without any heads on its features; any other as a vision or a sentence model.
+            ``NAME=PATH`` of one; else the folder or hub name (``owner/model``) of a student or a
+            model. A model with ``modules.json`` is loaded by sentence-transformers; one with both
+            towers as a dual encoder, without any heads on its features; any other as a vision or a
+            sentence model.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None`` for a GPU if there is one.
         checkpoint: The student of a run to load: ``"best"`` or ``"last"``.
 
@@ -79,7 +81,7 @@ def _load(spec: str, device: str, checkpoint: str) -> Encoder:
 
     _check_model_name(spec)
     with one_line_load_errors("model", spec, RunError, f"legal: {LEGAL_MODELS}"):
-        return _load_model(spec, device)
+        return _load_model(spec, device, checkpoint)
 
 
 def _check_model_name(spec: str) -> None:
@@ -105,12 +107,20 @@ def _holds_student(folder: Path) -> bool:
         return begun(folder)  # a run may have no student yet, which loading it reports
 
 
-def _load_model(spec: str, device: str) -> ModelEncoder:
-    """Load a model by folder or hub name."""
+def _load_model(
+    spec: str,
+    device: str,
+    checkpoint: str,
+) -> Encoder:
+    """Load a model by folder or hub name, which may also be a student's."""
     from sentence_transformers.util import is_sentence_transformer_model
     from transformers import MODEL_MAPPING
 
     files = locate(spec, RunError)
+    if not Path(spec).is_dir():
+        student = student_on_hub(spec)
+        if student is not None:
+            return StudentEncoder(load_trained(student, checkpoint), device, source=Path(spec))
     name = folder_name(Path(spec)) if Path(spec).is_dir() else spec
     if is_sentence_transformer_model(files):
         return _load_sentence_transformer(spec, name, device)

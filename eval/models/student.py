@@ -14,6 +14,7 @@ import torch
 from cusa.data.captions import normalizer
 from cusa.data.embeddings import HEADS, Head, Rows
 from cusa.data.errors import TeacherError
+from cusa.data.hub import is_remote
 from cusa.data.store.schema import TeacherSettings
 from cusa.eval.models.devices import chosen_device, one_at_a_time
 from cusa.eval.models.inputs import (
@@ -28,6 +29,7 @@ from cusa.eval.models.usable_rows import refuse_unusable
 from cusa.precompute.teachers import KNOWN, parse_teacher
 from cusa.precompute.teachers.base import Teacher, weights_digest
 from cusa.train.encode_split import embed
+from cusa.train.saving.hub_student import local_student
 from cusa.train.saving.provenance import StoredTeacher
 from cusa.train.saving.student_folder import BEST_FOLDER, SavedStudent, load_saved
 from cusa.train.student import Features
@@ -43,7 +45,7 @@ class StudentEncoder:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         encoders: Sources of an adapter's frozen encoders by ``"image"`` and ``"text"``, as
             ``cusa-precompute --teacher`` takes them; by default those that stage one used.
-        source: Folder that the student was loaded from, after which it is named.
+        source: Folder or name on the hub that the student was loaded from; its name.
 
     Attributes:
         student: The module, on ``device``.
@@ -69,7 +71,7 @@ class StudentEncoder:
     ) -> None:
         self.student = saved.student.to(device)
         self.processors, self.origin = saved.processors, saved.origin
-        self.name = folder_name(source.parent if source.name == BEST_FOLDER else source)
+        self.name = _name_of_student(source)
         # All heads end in a linear layer of the same output dimension.
         head_weight = saved.student.state_dict()["image_heads.cross.1.weight"]
         self.dim = int(head_weight.shape[0])
@@ -281,15 +283,24 @@ def load_student(
 
     Args:
         path: A run directory of cusa-train, whose best student is loaded, its ``best/``, or an
-            exported folder.
+            exported folder; or ``"owner/model"``, the repository of such a folder on the Hugging
+            Face hub.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``None`` for a GPU if there is one.
         encoders: As :class:`StudentEncoder` takes them.
 
     Raises:
         CusaError: If there is no student, it is damaged, or there is no such device.
+        HubError: If the hub does not answer, or does not show the repository.
     """
-    saved = load_saved(Path(path))
+    saved = load_saved(local_student(path))
     return StudentEncoder(saved, chosen_device(device), encoders, Path(path))
+
+
+def _name_of_student(source: Path) -> str:
+    """Return the name of a run or folder, or that of a repository on the hub."""
+    if is_remote(str(source)):
+        return str(source)
+    return folder_name(source.parent if source.name == BEST_FOLDER else source)
 
 
 def folder_name(folder: Path) -> str:

@@ -76,7 +76,8 @@ def build_index(
 
     Args:
         student: The student, loaded from ``student_path``.
-        student_path: Folder of the student, from which a search will load it.
+        student_path: Folder of the student, or its name on the hub; a search will load it from
+            there.
         source: A folder of images, or a ``.txt`` file with a text per line.
         out_folder: Folder of the index; an index that is there is replaced once the new one is
             complete.
@@ -104,7 +105,7 @@ def build_index(
         dim=rows.indexes["cross"].d,
         count=len(rows.items),
         uni_head=student.uni_head,
-        student=str(student_path.absolute()),
+        student=str(student_path.absolute() if student_path.exists() else student_path),
         weights_sha256=student.weights_sha256,
         source=str(source.absolute()),
         skipped=tuple(rows.skipped),

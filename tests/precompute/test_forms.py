@@ -1,8 +1,12 @@
 """The same pairs in every form of data: equal rows, and all three stages run on them."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import cusa
 from cusa.data.store.reader import EmbeddingStore
 from tests.data.readers.forms import FILE_FORMS, N_CAPTIONS, N_IMAGES
 from tests.helpers import make_tiny_sentence, make_tiny_vit, run_ok
@@ -54,3 +58,12 @@ def test_every_form_goes_through_all_three_stages(tmp_path, form, teachers, csv_
     run_ok("train", "--embeddings", store_path, *encoders, *options)
     run_ok("eval", "retrieval", "--run", run_dir, "--split", "val", "--bootstrap", 0)
     assert (run_dir / "eval" / "metrics.json").is_file()
+
+
+def test_the_documentation_lists_the_forms_that_are_tested():
+    documentation = (Path(cusa.__file__).parent.parent / "docs" / "data.md").read_text()
+    listed = set()
+    for line in documentation.splitlines():
+        if line.endswith("| equal rows | runs | runs |"):
+            listed.update(re.findall("`([^`]+)`", line))
+    assert listed == set(FILE_FORMS)

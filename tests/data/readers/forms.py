@@ -204,11 +204,14 @@ def _saved(folder: Path) -> Path:
     return folder / "saved"
 
 
-def _saved_dict(folder: Path) -> Path:
+def _dataset_dict(folder: Path) -> Any:
     import datasets
 
-    splits = datasets.DatasetDict({"train": _hub_dataset(folder)})
-    splits.save_to_disk(folder / "saved")
+    return datasets.DatasetDict({"train": _hub_dataset(folder)})
+
+
+def _saved_dict(folder: Path) -> Path:
+    _dataset_dict(folder).save_to_disk(folder / "saved")
     return folder / "saved"
 
 
@@ -252,6 +255,9 @@ FILE_FORMS: dict[str, Write] = {
 }
 MEMORY_FORMS: dict[str, Write] = {
     "rows": _rows,
+    "rows-pictures": lambda folder: _entries_with_bytes(folder, with_path=True),
     "pandas": lambda folder: _frame(_rows(folder)),
+    "pandas-pictures": lambda folder: _frame(_entries_with_bytes(folder, with_path=False)),
     "datasets": _hub_dataset,
+    "datasets-splits": _dataset_dict,
 }

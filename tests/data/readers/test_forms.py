@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pandas
@@ -280,6 +281,18 @@ def test_images_may_lie_in_a_folder_beside_the_annotations(tmp_path):
     _write(tmp_path / "Images" / "a.jpg", "")
     assert load_dataset(path).image_root == tmp_path / "Images"
     assert load_dataset(tmp_path).image_root == tmp_path / "Images"
+
+
+def test_a_folder_of_pictures_is_walked_once(tmp_path, monkeypatch):
+    _write(tmp_path / "train" / "a.jpg", "")
+    _write(tmp_path / "train" / "a.txt", "A dog\n")
+    walked = []
+    walk = os.walk
+    monkeypatch.setattr(
+        "os.walk", lambda top, **options: walked.append(top) or walk(top, **options)
+    )
+    assert _records(load_dataset(tmp_path)) == [("train", "train/a.jpg", "train/a.jpg", ("A dog",))]
+    assert walked == [tmp_path]
 
 
 def test_the_splits_of_a_hub_repository(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from cusa.data.errors import StoreError
 from cusa.data.records import Dataset, Record
-from cusa.data.store.checksum import ChecksumError
+from cusa.data.store.checksum import SHARD_FORMAT, ChecksumError, read_seal
 from cusa.data.store.index import read_index, write_index
 from cusa.data.store.merge import merge
 from cusa.data.store.reader import EmbeddingStore
@@ -16,6 +16,7 @@ from tests.helpers import (
     Fault,
     add_teacher,
     fault_of,
+    make_older,
     make_store,
     records,
     run_failure,
@@ -301,3 +302,56 @@ def test_a_part_that_is_no_store_leaves_nothing(tmp_path):
             StoreError, path=missing
         )
     assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
+@pytest.mark.parametrize("older", [["a"], ["b"], ["a", "b"]])
+def test_stores_with_and_without_lookup_tables_are_joined(tmp_path, older):
+    """Format 2.0 has none; the joined store is of this version, whatever its parts were of."""
+    parts = {"a": _store(tmp_path / "a", {"one": 1})}
+    parts["b"] = _store(tmp_path / "b", {"two": 2})
+    expected = merge(tmp_path / "new" / "joined.h5", list(parts.values()))
+    for name in older:
+        make_older(parts[name])
+    joined = tmp_path / "old" / "joined.h5"
+    assert merge(joined, list(parts.values())).teachers == expected.teachers
+    assert joined.read_bytes() == (tmp_path / "new" / "joined.h5").read_bytes()
+    assert verify(joined)[1] == []
+    split = EmbeddingStore(joined).split("train")
+    assert (
+        split.caption_rows(split.caption_ids[::-1]).tolist() == list(range(split.n_captions))[::-1]
+    )
+
+
+def test_shards_of_format_2_0_are_joined_as_they_are(tmp_path, index):
+    contents = read_index(index)
+    whole = EmbeddingStore(index)["words", "train"][:]
+    seals = {}
+    for shard in index.with_suffix("").rglob("*.h5"):
+        make_older(shard)
+        seals[shard.relative_to(index.parent).as_posix()] = read_seal(shard, SHARD_FORMAT)
+    teachers = {}
+    for teacher, entry in contents.teachers.items():
+        shards = {}
+        for split, infos in entry.shards.items():
+            shards[split] = tuple(replace(info, sha256=seals[info.file]) for info in infos)
+        teachers[teacher] = replace(entry, shards=shards)
+    write_index(index, replace(contents, teachers=teachers))
+    make_older(index)
+    assert verify(index)[1] == []
+    joined = tmp_path / "joined.h5"
+    merge(joined, [index])
+    assert verify(joined)[1] == []
+    np.testing.assert_array_equal(EmbeddingStore(joined)["words", "train"][:], whole)
+
+
+def test_a_store_of_format_2_0_is_opened_by_id(index):
+    split = EmbeddingStore(index).split("train")
+    ids = [*split.caption_ids]
+    make_older(index)
+    older = EmbeddingStore(index).split("train")
+    assert older.caption_rows(ids).tolist() == list(range(len(ids)))
+    assert older.image_rows(list(older.image_paths)).tolist() == list(range(older.n_images))
+    # The next write of the index, such as that of another teacher, adds the tables.
+    write_index(index, read_index(index))
+    again = EmbeddingStore(index).split("train")
+    assert again.caption_rows(ids).tolist() == list(range(len(ids)))

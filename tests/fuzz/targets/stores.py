@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from cusa.data.errors import CusaError
@@ -25,7 +26,7 @@ from cusa.data.store.reader import EmbeddingStore
 from cusa.data.store.shards import read_picture_digests, read_shard
 from cusa.data.store.verify import verify
 from tests.fuzz.harness import Target
-from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_hdf5
+from tests.fuzz.mutations import BYTE_MUTATORS, Mutator, mutate_hdf5, on_path
 from tests.helpers import add_teacher, records, settings, unit_rows
 
 _DIM = 6
@@ -100,6 +101,41 @@ def _gather_unverified(rows: Any) -> None:
 
 def _read_store_of_shard(shard: Path) -> dict[str, Any]:
     return _read_store(shard.parents[2] / "store.h5")
+
+
+def _read_by_id(index: Path) -> Any:
+    """The rows of all ids, by the lookup tables of the index."""
+    rows: dict[str, Any] = {}
+    for name, split in EmbeddingStore(index).splits.items():
+        rows[f"captions {name}"] = split.caption_rows(list(split.caption_ids)).tolist()
+        rows[f"images {name}"] = split.image_rows(list(split.image_ids)).tolist()
+        rows[f"paths {name}"] = split.image_rows(list(split.image_paths)).tolist()
+    return rows
+
+
+def _are_own_rows(_: Any, value: dict[str, Any], __: Path) -> bool:
+    """Whatever a table says, an id has the row at which it stands, or is refused."""
+    return all(rows == list(range(len(rows))) for rows in value.values())
+
+
+def _mutate_lookup_file(path: Path, rng: random.Random) -> None:
+    """Change a lookup table's entries, its length, or leave it out."""
+    with h5py.File(path, "r+") as file:
+        group = file[f"splits/{rng.choice(list(file['splits']))}/lookup"]
+        name = rng.choice(list(group))
+        entries = group[name][:]
+        change = rng.randrange(5)
+        if change == 0:
+            entries[rng.randrange(len(entries))] ^= np.uint64(1 << rng.randrange(64))
+        elif change == 1:
+            rng.shuffle(entries)
+        elif change == 2:
+            entries = np.full_like(entries, rng.choice((0, 2**63, 2**64 - 1)))
+        elif change == 3:
+            entries = entries[: rng.randrange(len(entries))]
+        del group[name]
+        if change != 4:
+            group.create_dataset(name, data=entries)
 
 
 def _read_index(index: Path) -> Any:
@@ -206,6 +242,7 @@ def _store_target(
 
 
 _STRUCTURE = (sealed_anew(mutate_hdf5),)
+_LOOKUPS = (sealed_anew(on_path(_mutate_lookup_file)),)
 
 TARGETS = (
     _store_target("index", _make_store, _read_store),
@@ -214,6 +251,7 @@ TARGETS = (
     _store_target(
         "index-of-writers-sealed-anew", _make_store, _read_index, _is_well_formed, _STRUCTURE
     ),
+    _store_target("lookup-sealed-anew", _make_store, _read_by_id, _are_own_rows, _LOOKUPS),
     _store_target("shard", _make_shard, _read_store_of_shard),
     _store_target("shard-resumed", _make_shard, _read_shard_itself),
     _store_target("verify-index", _make_store, _damages, _damage_is_told),
