@@ -15,6 +15,7 @@ from unittest import mock
 
 import pdoc.extract
 import pdoc.render
+import torch
 from pydantic.fields import FieldInfo
 
 import cusa
@@ -42,9 +43,9 @@ def build(folder: Path) -> Path:
             elif hasattr(public, "_fields"):
                 _show_named_tuple(public, patches)
             elif inspect.isclass(public):
-                _hide_inherited_docstring(public, patches)
+                _replace_inherited_docstring(public, patches)
         for public in _classes_of_hosts():
-            _hide_inherited_docstring(public, patches)
+            _replace_inherited_docstring(public, patches)
         pdoc.pdoc(*MODULES, output_directory=folder)
     return folder / "cusa.html"
 
@@ -91,11 +92,12 @@ def _show_named_tuple(public: type, patches: ExitStack) -> None:
         patches.enter_context(mock.patch.object(documented, "__doc__", ""))
 
 
-def _hide_inherited_docstring(public: type, patches: ExitStack) -> None:
-    """Show nothing below a constructor without a docstring, instead of that of torch's modules."""
+def _replace_inherited_docstring(public: type, patches: ExitStack) -> None:
+    """Show the reader the arguments, instead of what torch says of the ``__init__`` of modules."""
     constructor = vars(public).get("__init__")
-    if constructor is not None and constructor.__doc__ is None:
-        patches.enter_context(mock.patch.object(constructor, "__doc__", ""))
+    if issubclass(public, torch.nn.Module) and constructor and constructor.__doc__ is None:
+        docstring = "The arguments are described above."
+        patches.enter_context(mock.patch.object(constructor, "__doc__", docstring))
 
 
 if __name__ == "__main__":
