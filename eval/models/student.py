@@ -292,7 +292,7 @@ def load_student(
         CusaError: If there is no student, it is damaged, or there is no such device.
         HubError: If the hub does not answer, or does not show the repository.
     """
-    saved = load_saved(local_student(path))
+    saved = load_saved(local_student(os.fspath(path)))
     return StudentEncoder(saved, chosen_device(device), encoders, Path(path))
 
 
