@@ -35,7 +35,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from cusa.cli.console import cpu_count, quiet_libraries
+from cusa.cli.console import quiet_libraries
+from cusa.data.environment import cpu_count
 from cusa.data.records import Record
 from cusa.data.store.embeddings import Embeddings
 from cusa.data.store.index import Index, write_index

@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from cusa.cli.console import cpu_count, pick_device, quiet_libraries
+from cusa.cli.console import pick_device, quiet_libraries
 from cusa.data.captions import normalize_caption
 from cusa.data.datasets import load_dataset
+from cusa.data.environment import cpu_count
 from cusa.data.records import Dataset, iter_captions
 from cusa.data.store.shards import ShardHeader
 from cusa.precompute.pipeline import PipelineOptions, encode_shards

@@ -32,7 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cusa.cli.console import cpu_count
+from cusa.data.environment import cpu_count
 from cusa.eval.evaluators.retrieval.measure import (
     cross_modal_recalls,
     cross_modal_recalls_from_scores,

@@ -21,7 +21,8 @@ import click
 import torch
 from torch import nn
 
-from cusa.cli.console import cpu_count, quiet_libraries
+from cusa.cli.console import quiet_libraries
+from cusa.data.environment import cpu_count
 from cusa.train.loss.config import TERMS, LossConfig
 from cusa.train.loss.cusa_loss import CUSALoss
 from cusa.train.student import Student

@@ -20,12 +20,12 @@ from cusa.cli.console import (
     choice_option,
     command,
     console,
-    cpu_count,
     pick_device,
     quiet_libraries,
     stop_signals,
 )
 from cusa.cli.data_options import DATASETS_OPTION, column_options
+from cusa.data.environment import cpu_count
 from cusa.data.errors import SettingError, WorkerError
 
 if TYPE_CHECKING:
