@@ -28,11 +28,14 @@ from cusa.eval.evaluators.split_embeddings import (
     split_teachers,
 )
 from cusa.eval.evaluators.splits import EvaluatedSplit, SplitFinder, check_counts
+from cusa.eval.metrics.metric_options import PerQuery
+from cusa.eval.metrics.per_query import Rankings, Ties
 from cusa.eval.metrics.relevance import Task
 from cusa.eval.models.evaluated_models import EvaluatedModel
+from cusa.eval.report.disagreements import AnsweredSplit, CrossModalTask, disagreements
 from cusa.eval.report.failures import likely_false_negatives, worst_failures
 from cusa.eval.report.false_negative_pairs import Teachers
-from cusa.eval.report.gallery import make_gallery
+from cusa.eval.report.gallery import EmbeddedItems, make_gallery
 from cusa.eval.report.paper import paper_retrieval
 from cusa.eval.report.report import Examples
 from cusa.eval.report.tables import NamedResult, Section
@@ -46,10 +49,13 @@ class RetrievalData:
     Attributes:
         splits: Finds each model's split.
         coco_truths: Ground truths of COCO's test.
+        first_answers: The answers of the first model that was measured, by ``"first"``, kept for
+            comparison with the others'; ``None`` if there is only one model.
     """
 
     splits: SplitFinder
     coco_truths: CocoTruths
+    first_answers: dict[str, AnsweredSplit] | None
 
 
 class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
@@ -67,7 +73,9 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         if not request.skip_absent:
             for split in splits.find_all():
                 check_counts(split, request.options.allow_partial)
-        return RetrievalData(splits, CocoTruths(request.pmrp))
+        n_models = len(request.models) + any(request.embedding_files)
+        first_answers: dict[str, AnsweredSplit] | None = {} if n_models > 1 else None
+        return RetrievalData(splits, CocoTruths(request.pmrp), first_answers)
 
     def run(
         self,
@@ -100,6 +108,12 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         content |= _paper_row(model, content)
         explanation = teachers_know_less(content)
         examples, history_note = _examples(model, split, embeddings, teachers, options)
+        if data.first_answers is not None:
+            answered = _answered(split, embeddings, per_query, scoring.ties)
+            first = data.first_answers.setdefault("first", answered)
+            if first is not answered:
+                n_shown = (options.n_shown + 1) // 2
+                examples = replace(examples, disagreements=disagreements(first, answered, n_shown))
         notes = difference, explanation and f"{model.title}: {explanation}", history_note
         counts = f"{content['n_images']} {content['n_captions']}"
         return SuiteResult(
@@ -160,6 +174,24 @@ def _paper_row(
     config = model.origin.config
     row = paper_retrieval(config.student.name, config.loss.terms, content)
     return {"paper": row} if row else {}
+
+
+def _answered(
+    split: EvaluatedSplit,
+    embeddings: SplitEmbeddings,
+    per_query: PerQuery,
+    ties: Ties,
+) -> AnsweredSplit:
+    """Return a model's cross-modal answers, without what belongs to its other head."""
+    across = replace(
+        embeddings,
+        image={"cross": embeddings.image["cross"]},
+        text={"cross": embeddings.text["cross"]},
+    )
+    rankings: dict[CrossModalTask, Rankings] = {}
+    for task in ("i2t", "t2i"):
+        rankings[task] = per_query[f"cross/retrieval/{task}"]
+    return AnsweredSplit(EmbeddedItems(across, split.view, split.image_root), rankings, ties)
 
 
 def _examples(
