@@ -17,8 +17,8 @@ from cusa.eval.evaluate import check_writable, write_pages
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.metrics.bootstrap import Bootstrap
 from cusa.eval.queries import Queries
+from cusa.eval.report.paired_differences import SuiteDifferences
 from cusa.eval.report.report import ModelReport
-from cusa.eval.report.tables import SuiteDifferences
 from cusa.eval.results import distinct_names, read_queries, read_results, write_json
 from cusa.train.saving.run_dir import begun
 

@@ -11,8 +11,8 @@ from cusa.eval.compare import ComparisonRow, suite_rows
 from cusa.eval.evaluators.registry import EVALUATORS
 from cusa.eval.metrics.bootstrap import Bootstrap
 from cusa.eval.queries import Queries
+from cusa.eval.report.paired_differences import Difference, SuiteDifferences
 from cusa.eval.report.report import ModelReport
-from cusa.eval.report.tables import Difference, SuiteDifferences
 
 
 def with_differences(
@@ -38,7 +38,10 @@ def with_differences(
         positions = [k for k, queries in enumerate(queries_of_models) if suite in queries]
         for position in positions[1:]:
             first = positions[0]
-            pair = [queries_of_models[first][suite], queries_of_models[position][suite]]
+            pair = [
+                queries_of_models[first][suite],
+                queries_of_models[position][suite],
+            ]
             try:
                 rows = list(suite_rows(suite, pair, bootstrap))
             except RunError:
@@ -57,7 +60,13 @@ def _compared(
     for row in rows:
         paired = row["differences"][1]
         if paired is not None:
-            figures.append({key: row[key] for key in ("set", "head", "metric")} | {**paired})
+            figure = {
+                "set": row["set"],
+                "head": row["head"],
+                "metric": row["metric"],
+                **paired,
+            }
+            figures.append(figure)
     content = {
         **report.results[suite],
         "differences": {

@@ -78,11 +78,9 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
     models = _requested_models(request, advance)
     out = request.out or _default_folder(models)
     check_writable(out)
-
     evaluation = Evaluation()
     data_of_suite = _find_data(request, models, evaluation)
-    weights = []
-    queries_of_models: list[dict[str, Queries]] = []
+    weights, queries_of_models = [], []
     for model in models:
         _check_replaceable(model)
         report, queries = _measure(model, data_of_suite, request, evaluation)
@@ -95,9 +93,7 @@ def evaluate(request: EvalRequest, advance: Advance = _silent) -> Evaluation:
         raise DataError(f"nothing to measure: {'; '.join(evaluation.notes)}")
 
     with_earlier = _with_earlier(evaluation.reports, models, weights)
-    for report, model, queries in zip(with_earlier, models, queries_of_models, strict=True):
-        queries |= _earlier_queries(model.results, set(report.results) - set(queries))
-    compared = with_differences(with_earlier, queries_of_models, request.options.scoring.bootstrap)
+    compared = _compared(with_earlier, models, queries_of_models, request)
     _keep_differences(compared, models, evaluation)
     n_unreadable = write_pages(out, compared, evaluation.written, request.latex)
     if n_unreadable:
@@ -232,6 +228,28 @@ def _write_results(
     return written, kept_queries
 
 
+def _compared(
+    reports: Sequence[ModelReport],
+    models: Sequence[EvaluatedModel],
+    measured: Sequence[Mapping[str, Queries]],
+    request: EvalRequest,
+) -> list[ModelReport]:
+    """Add the differences from the first model, also to the results of earlier calls.
+
+    Args:
+        reports: The models with their results.
+        models: The models.
+        measured: The queries of each model that were measured in this call, by suite.
+        request: What was measured, and how.
+    """
+    queries_of_models = []
+    for report, model, queries in zip(reports, models, measured, strict=True):
+        earlier_suites = set(report.results).difference(queries)
+        earlier = _earlier_queries(model.results, earlier_suites)
+        queries_of_models.append({**earlier, **queries})
+    return with_differences(reports, queries_of_models, request.options.scoring.bootstrap)
+
+
 def _earlier_queries(folder: Path, suites: Iterable[str]) -> dict[str, Queries]:
     """Read the queries of earlier results; those that are damaged or missing are left out."""
     queries_by_suite = {}
@@ -251,11 +269,19 @@ def _keep_differences(
     """Add the differences from the first model to the results of this call."""
     reports = []
     for report, with_all, model in zip(evaluation.reports, compared, models, strict=True):
-        results = {suite: with_all.results[suite] for suite in report.results}
-        for suite in with_all.differences:
-            if suite in results:
-                write_json(model.results / EVALUATORS[suite].results_file.name, results[suite])
-        reports.append(replace(report, results=results, differences=with_all.differences))
+        results = {}
+        for suite in report.results:
+            content = with_all.results[suite]
+            results[suite] = content
+            if suite in with_all.differences:
+                file_name = EVALUATORS[suite].results_file.name
+                write_json(model.results / file_name, content)
+        report = replace(
+            report,
+            results=results,
+            differences=with_all.differences,
+        )
+        reports.append(report)
     evaluation.reports = reports
 
 
@@ -356,7 +382,8 @@ def make_sections(reports: Sequence[ModelReport]) -> list[Section]:
     for suite, evaluator in EVALUATORS.items():
         results = []
         for report in reports:
-            content, differences = report.results.get(suite), report.differences.get(suite)
+            content = report.results.get(suite)
+            differences = report.differences.get(suite)
             results.append(NamedResult(report.name, content, differences))
         sections += filter(None, evaluator.tables(results))
     return sections

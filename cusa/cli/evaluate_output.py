@@ -10,7 +10,8 @@ import rich.table
 from rich.markup import escape
 
 from cusa.cli.console import console, print_plain
-from cusa.eval.report.tables import ComparedColumn, Difference, Section, Table
+from cusa.eval.report.paired_differences import Difference
+from cusa.eval.report.tables import ComparedColumn, Section, Table
 
 if TYPE_CHECKING:
     from rich.console import Console

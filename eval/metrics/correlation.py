@@ -32,7 +32,10 @@ class ScoredPairs:
     human_scores: np.ndarray
     clusters: np.ndarray | None = None
     _resampled: dict[Bootstrap, np.ndarray] = field(
-        default_factory=dict, init=False, repr=False, compare=False
+        default_factory=dict,
+        init=False,
+        repr=False,
+        compare=False,
     )
 
 

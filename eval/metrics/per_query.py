@@ -57,7 +57,10 @@ class Rankings:
     average_precision: Bounds | None = None
     clusters: np.ndarray | None = None
     _resampled: dict[tuple[Ties, Bootstrap], dict[str, np.ndarray]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
+        default_factory=dict,
+        init=False,
+        repr=False,
+        compare=False,
     )
 
     def answerable(self) -> Rankings:

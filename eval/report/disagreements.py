@@ -1,4 +1,4 @@
-"""Queries that one of two models answers right and the other wrong, side by side."""
+"""Queries that one of two models answers right and the second wrong, side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cusa.eval.metrics.recalls import recall_name
 from cusa.eval.report.gallery import EmbeddedItems, GalleryQuery, answer_queries
 
 CrossModalTask = Literal["i2t", "t2i"]
-# The first model's answer to a query, and the other model's.
+# The first model's answer to a query, and the second model's.
 AnswerPair = tuple[GalleryQuery, GalleryQuery]
 _ALL_RIGHT = 100.0  # R@1 of a query whose first hit is right, in percent
 
@@ -35,13 +35,13 @@ class AnsweredSplit:
         """Tell which queries have a right first hit, as R@1 counts them: bool ``[queries]``."""
         return self.rankings[task].values(self.ties)[recall_name(1)] == _ALL_RIGHT
 
-    def has_same_items(self, other: AnsweredSplit) -> bool:
+    def has_same_items(self, second: AnsweredSplit) -> bool:
         """Tell whether another model answers the same queries in the same order."""
-        embeddings, others = self.items.embeddings, other.items.embeddings
+        embeddings, second_embeddings = self.items.embeddings, second.items.embeddings
         return (
-            self.items.split.fingerprint == other.items.split.fingerprint
-            and np.array_equal(embeddings.image_rows, others.image_rows)
-            and np.array_equal(embeddings.text_rows, others.text_rows)
+            self.items.split.fingerprint == second.items.split.fingerprint
+            and np.array_equal(embeddings.image_rows, second_embeddings.image_rows)
+            and np.array_equal(embeddings.text_rows, second_embeddings.text_rows)
         )
 
 
@@ -53,29 +53,29 @@ class Disagreement:
         task: The direction.
         both_right: Number of queries that both answer right.
         first_right: Number of queries that only the first model answers right.
-        other_right: Number of queries that only the other model answers right.
+        second_right: Number of queries that only the second model answers right.
         both_wrong: Number of queries that both answer wrong.
         first_right_shown: Some of those that only the first model answers right.
-        other_right_shown: Some of those that only the other model answers right.
+        second_right_shown: Some of those that only the second model answers right.
     """
 
     task: CrossModalTask
     both_right: int
     first_right: int
-    other_right: int
+    second_right: int
     both_wrong: int
     first_right_shown: tuple[AnswerPair, ...]
-    other_right_shown: tuple[AnswerPair, ...]
+    second_right_shown: tuple[AnswerPair, ...]
 
     @property
     def n_queries(self) -> int:
         """Number of all queries."""
-        return self.both_right + self.first_right + self.other_right + self.both_wrong
+        return self.both_right + self.first_right + self.second_right + self.both_wrong
 
 
 def disagreements(
     first: AnsweredSplit,
-    other: AnsweredSplit,
+    second: AnsweredSplit,
     n_shown: int,
 ) -> tuple[Disagreement, ...]:
     """Count and choose the queries that two models answer differently, in both directions.
@@ -85,29 +85,29 @@ def disagreements(
 
     Args:
         first: The first model's answers.
-        other: The other model's answers to the same queries.
-        n_shown: Most queries of each direction that one model answers right and the other wrong.
+        second: The second model's answers to the same queries.
+        n_shown: Most queries of each direction that one model answers right and the second wrong.
 
     Returns:
         A disagreement for each direction; none if the models answer different queries.
     """
-    if not first.has_same_items(other):
+    if not first.has_same_items(second):
         return ()
     by_direction = []
     for task in first.rankings:
-        first_is_right, other_is_right = first.is_right(task), other.is_right(task)
-        only_first = first_is_right & ~other_is_right
-        only_other = other_is_right & ~first_is_right
-        first_lowest = _lowest(only_other, first.rankings[task], n_shown)
-        other_lowest = _lowest(only_first, other.rankings[task], n_shown)
+        first_is_right, second_is_right = first.is_right(task), second.is_right(task)
+        only_first = first_is_right & ~second_is_right
+        only_second = second_is_right & ~first_is_right
+        first_lowest = _lowest(only_second, first.rankings[task], n_shown)
+        second_lowest = _lowest(only_first, second.rankings[task], n_shown)
         disagreement = Disagreement(
             task,
-            both_right=int(np.count_nonzero(first_is_right & other_is_right)),
+            both_right=int(np.count_nonzero(first_is_right & second_is_right)),
             first_right=int(np.count_nonzero(only_first)),
-            other_right=int(np.count_nonzero(only_other)),
-            both_wrong=int(np.count_nonzero(~first_is_right & ~other_is_right)),
-            first_right_shown=_answers(task, first, other, other_lowest),
-            other_right_shown=_answers(task, first, other, first_lowest),
+            second_right=int(np.count_nonzero(only_second)),
+            both_wrong=int(np.count_nonzero(~first_is_right & ~second_is_right)),
+            first_right_shown=_answers(task, first, second, second_lowest),
+            second_right_shown=_answers(task, first, second, first_lowest),
         )
         by_direction.append(disagreement)
     return tuple(by_direction)
@@ -127,13 +127,13 @@ def _lowest(
 def _answers(
     task: CrossModalTask,
     first: AnsweredSplit,
-    other: AnsweredSplit,
+    second: AnsweredSplit,
     queries: np.ndarray,
 ) -> tuple[AnswerPair, ...]:
     if not len(queries):
         return ()
     answers = []
-    for model in (first, other):
+    for model in (first, second):
         relevance = model.items.relevance(task)
         answers.append(answer_queries(model.items, "cross", queries, relevance))
     return tuple(zip(*answers, strict=True))

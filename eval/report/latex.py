@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cusa.eval.report.tables import NONE, Cell, Difference, Row, Section, Table
+from cusa.eval.report.paired_differences import Difference
+from cusa.eval.report.tables import NONE, Cell, Row, Section, Table
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",

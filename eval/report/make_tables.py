@@ -7,12 +7,11 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
+from cusa.eval.report.paired_differences import ComparedFigure, Difference
 from cusa.eval.report.tables import (
     NONE,
     Cell,
-    ComparedFigure,
     Content,
-    Difference,
     Figures,
     Group,
     Metric,
@@ -96,8 +95,8 @@ def make_table(
 def _base(results: Sequence[NamedResult[Any]], rows: Iterable[Row]) -> str:
     """Name the model that the differences of a table are from; empty without differences."""
     for row in rows:
-        compared_cells = [cell for cell in row.cells if cell.difference]
-        if row.run is not None and compared_cells:
+        has_differences = any(cell.difference for cell in row.cells)
+        if row.run is not None and has_differences:
             differences = results[row.run].differences
             assert differences is not None, "a difference is of a model that has differences"
             return differences.base

@@ -68,7 +68,7 @@ def model_facts(descriptions: Sequence[Description]) -> list[Fact]:
     }
     facts = []
     for title, tell in tellers.items():
-        values = [tell(description) for description in descriptions]
+        values = list(map(tell, descriptions))
         if any(values):
             facts.append(Fact(title, tuple(value or NONE for value in values)))
     return facts
@@ -108,8 +108,10 @@ def _loss(description: Description) -> str:
         weight = settings.get(f"loss.{name}")
         if term in terms and weight is not None:
             weights.append(f"{name} {_shown(weight)}")
-    in_brackets = f" ({', '.join(weights)})" if weights else ""
-    return " + ".join(terms) + in_brackets
+    formula = " + ".join(terms)
+    if not weights:
+        return formula
+    return f"{formula} ({', '.join(weights)})"
 
 
 def _teachers(description: Description) -> str:
@@ -150,9 +152,11 @@ def _seed(description: Description) -> str:
 def _weights(description: Description) -> str:
     facts = []
     if "epoch" in description:
+        epoch = f"epoch {description['epoch']}"
         epochs = (description.get("settings") or {}).get("train.epochs")
-        of_all = f" of {_shown(epochs)}" if epochs is not None else ""
-        facts.append(f"epoch {description['epoch']}{of_all}")
+        if epochs is not None:
+            epoch += f" of {_shown(epochs)}"
+        facts.append(epoch)
     if "checkpoint" in description:
         facts.append(f"{description['checkpoint']} checkpoint")
     if description.get("weights_sha256"):
@@ -193,7 +197,9 @@ def _machine(description: Description) -> str:
         return ""
     machines = "; ".join(training["machines"])
     n_processes = training["processes"]
-    return machines if n_processes == 1 else f"{n_processes} processes on {machines}"
+    if n_processes == 1:
+        return machines
+    return f"{n_processes} processes on {machines}"
 
 
 def _versions(description: Description) -> str:
@@ -203,15 +209,20 @@ def _versions(description: Description) -> str:
 
 def versions_in_words(versions: Mapping[str, str]) -> str:
     """Name the versions that matter most: ``"cusa 0.1.0, PyTorch 2.9.1, Python 3.12.3"``."""
-    titles = {name: title for name, title in _PACKAGES.items() if name in versions}
-    return ", ".join(f"{title} {versions[name]}" for name, title in titles.items())
+    titled = []
+    for name, title in _PACKAGES.items():
+        if name in versions:
+            titled.append(f"{title} {versions[name]}")
+    return ", ".join(titled)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "on", False: "off", None: "none"}[value]
-    if isinstance(value, (int, float)):
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
     if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
         return ", ".join(map(_shown, value))
     return str(value)

@@ -17,7 +17,8 @@ from cusa.eval.report.gallery import GalleryQuery, Item
 from cusa.eval.report.line_chart import curve_style
 from cusa.eval.report.model_facts import model_facts, settings_facts, versions_in_words
 from cusa.eval.report.page import write_page
-from cusa.eval.report.tables import TASKS, Headline, Section, SuiteDifferences
+from cusa.eval.report.paired_differences import SuiteDifferences
+from cusa.eval.report.tables import TASKS, Headline, Section
 
 # Positions of models, and their answers to one query.
 ModelAnswers = list[tuple[int, GalleryQuery]]
@@ -108,7 +109,7 @@ def write_report(
         _image_paths(models),
         runs=models,
         about=next(filter(None, metrics), None),
-        first_measured=next((k for k, content in enumerate(metrics) if content), 0),
+        first_measured=next(filter(metrics.__getitem__, range(len(metrics))), 0),
         facts=model_facts(descriptions),
         settings=settings_facts(descriptions),
         written=_written(),
@@ -210,8 +211,8 @@ def _answers(models: Sequence[ModelReport]) -> Iterator[GalleryQuery]:
         yield from model.gallery
         yield from model.failures
         for disagreement in model.disagreements:
-            shown = (*disagreement.first_right_shown, *disagreement.other_right_shown)
-            yield from chain.from_iterable(shown)
+            pairs = disagreement.first_right_shown + disagreement.second_right_shown
+            yield from chain.from_iterable(pairs)
 
 
 def _knows_truth(models: Sequence[ModelReport]) -> bool:

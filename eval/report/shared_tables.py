@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from cusa.eval.report.paired_differences import ComparedFigure
 from cusa.eval.report.tables import (
-    ComparedFigure,
     Content,
     Figures,
     FiguresByHead,
@@ -161,6 +161,15 @@ def data_set_names(
     measured = by_data_set(contents, sets_key)
     order = dict.fromkeys([*published_names, *measured])
     return [name for name in order if name in measured]
+
+
+def compared_figures(
+    data_set: str,
+    task: str,
+    metrics: Iterable[Metric],
+) -> dict[str, ComparedFigure]:
+    """Name the figures of a task as comparison.json does, by the keys of their metrics."""
+    return {metric.key: (data_set, f"{task} {metric.key}") for metric in metrics}
 
 
 def compared_headline(

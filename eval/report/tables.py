@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from cusa.eval.report.paired_differences import ComparedFigure, Difference, SuiteDifferences
+
 TASKS = {
     "i2t": "Image → caption",
     "t2i": "Caption → image",
@@ -19,78 +21,11 @@ TASKS = {
 # Printed in place of a missing figure.
 NONE = "–"
 
-# What a paired interval tells; empty without an interval.
-Verdict = Literal["better", "worse", "no difference can be told", ""]
-SIGNS: Mapping[Verdict, str] = {
-    "better": "▲",
-    "worse": "▼",
-    "no difference can be told": "○",
-    "": "",
-}
-# A figure in comparison.json: its data set and its metric.
-ComparedFigure = tuple[str, str]
-
 # Content of a results file (docs/METRICS.md).
 Content = TypeVar("Content", bound=Mapping[str, Any])
 # Figures by key; a figure may be a mapping of figures.
 Figures = Mapping[str, Any]
 FiguresByHead = Mapping[str, Figures]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The difference of a figure from that of the first model.
-
-    Attributes:
-        value: This model's figure less the first model's.
-        low: Lower end of its paired 95 % interval; ``None`` without one.
-        high: Upper end; ``None`` without an interval.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @property
-    def text(self) -> str:
-        """The difference as printed."""
-        return f"{self.value:+.1f}"
-
-    @property
-    def interval(self) -> str:
-        """Its interval as printed; empty without one."""
-        if self.low is None or self.high is None:
-            return ""
-        return f"{self.low:+.1f} to {self.high:+.1f}"
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the interval tells, of a figure that is the better the higher it is."""
-        if self.low is None or self.high is None:
-            return ""
-        if self.low <= 0 <= self.high:
-            return "no difference can be told"
-        return "better" if self.low > 0 else "worse"
-
-    @property
-    def sign(self) -> str:
-        """A sign that stands for the verdict."""
-        return SIGNS[self.verdict]
-
-
-@dataclass(frozen=True)
-class SuiteDifferences:
-    """The differences of a model from the first one in the figures of a suite.
-
-    Attributes:
-        base: Name of the first model.
-        uni_head: The head with which this model answers within a modality.
-        figures: The differences by data set and metric, both as in comparison.json.
-    """
-
-    base: str
-    uni_head: str
-    figures: Mapping[ComparedFigure, Difference]
 
 
 @dataclass(frozen=True)

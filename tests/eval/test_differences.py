@@ -16,7 +16,7 @@ from cusa.eval.metrics.per_query import Rankings
 from cusa.eval.metrics.ranks import RankBounds
 from cusa.eval.queries import Queries
 from cusa.eval.report.latex import latex_tables
-from cusa.eval.report.tables import Difference
+from cusa.eval.report.paired_differences import Difference
 from tests.eval import made_up
 
 SOME = Bootstrap(200)

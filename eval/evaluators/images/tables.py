@@ -15,6 +15,7 @@ from cusa.eval.report.shared_tables import (
     average_headlines,
     by_data_set,
     by_head_and_data_set,
+    compared_figures,
     contents_of,
     data_set_fact,
     data_set_names,
@@ -116,20 +117,20 @@ def _group(
     paper_keys: Mapping[str, str] | None = None,
 ) -> Group:
     """Describe the columns of one set."""
-    compared = {metric.key: (name, f"i2i {metric.key}") for metric in metrics}
+    compared = compared_figures(name, "i2i", metrics)
     return Group(_title(name), (name,), metrics, paper_keys, compared)
 
 
 def _narrow_spec(names: Sequence[str], metric: Metric, contents: Sequence[ImagesResults]) -> Spec:
     """Describe the table of one figure on every set, since all three are too wide to print."""
-    columns, paper_keys = [], None
+    columns, paper_keys, compared = [], None, {}
     if metric.key == "r1":
         columns.append(Metric("average", "Average"))
         paper_keys = {name: name for name in ("average", *names)}
     for name in names:
         title = IMAGE_SETS[name].short_title if name in IMAGE_SETS else name
         columns.append(Metric(name, title))
-    compared = {name: (name, f"i2i {metric.key}") for name in names}
+        compared[name] = name, f"i2i {metric.key}"
 
     def figures_by_head(content: ImagesResults) -> FiguresByHead:
         by_head = {}

@@ -12,6 +12,7 @@ from cusa.eval.report.make_tables import make_tables
 from cusa.eval.report.shared_tables import (
     RECALLS,
     by_data_set,
+    compared_figures,
     contents_of,
     data_set_fact,
     heads_of,
@@ -115,8 +116,7 @@ def _retrieval_spec(task: str, contents: Sequence[JudgementResults]) -> Spec:
         paths[kind] = title, ("judged", kind, "retrieval", task)
     groups = []
     for protocol, (title, path) in paths.items():
-        data_set = f"{_data_set(contents)} {protocol}"
-        compared = {metric.key: (data_set, f"{task} {metric.key}") for metric in RECALLS}
+        compared = compared_figures(f"{_data_set(contents)} {protocol}", task, RECALLS)
         groups.append(Group(title, path, metrics, compared=compared))
     return TableSpec(
         f"{TASKS[task]}, by labels and by people",

@@ -84,12 +84,9 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         options: MeasureOptions,
     ) -> SuiteResult[RetrievalResults] | Absent:
         """Measure a model on its split."""
-        if absent := absent_without(BOTH_MODALITIES, model, "retrieval", "retrieval needs both"):
-            return absent
-        try:
-            split = data.splits.find(model.run_dir)
-        except CusaError as error:
-            return Absent(f"no retrieval for {model.title}: {error}", error)
+        split = _split_of(model, data.splits)
+        if isinstance(split, Absent):
+            return split
         difference = check_counts(split, options.allow_partial)
         embeddings = split_embeddings(model, split)
         test = coco_test(embeddings, split.view, split.dataset, data.coco_truths)
@@ -110,10 +107,7 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
         examples, history_note = _examples(model, split, embeddings, teachers, options)
         if data.first_answers is not None:
             answered = _answered(split, embeddings, per_query, scoring.ties)
-            first = data.first_answers.setdefault("first", answered)
-            if first is not answered:
-                n_shown = (options.n_shown + 1) // 2
-                examples = replace(examples, disagreements=disagreements(first, answered, n_shown))
+            examples = _with_disagreements(examples, data.first_answers, answered, options)
         notes = difference, explanation and f"{model.title}: {explanation}", history_note
         counts = f"{content['n_images']} {content['n_captions']}"
         return SuiteResult(
@@ -136,6 +130,16 @@ class RetrievalEvaluator(Evaluator[RetrievalData, RetrievalResults]):
             f"{second['n_images']} and {first['n_images']} images, "
             f"{second['n_captions']} and {first['n_captions']} captions"
         )
+
+
+def _split_of(model: EvaluatedModel, splits: SplitFinder) -> EvaluatedSplit | Absent:
+    """Find the split that a model is measured on, if it embeds images and texts."""
+    if absent := absent_without(BOTH_MODALITIES, model, "retrieval", "retrieval needs both"):
+        return absent
+    try:
+        return splits.find(model.run_dir)
+    except CusaError as error:
+        return Absent(f"no retrieval for {model.title}: {error}", error)
 
 
 def _identity(content: RetrievalResults) -> tuple[str, int, int]:
@@ -174,6 +178,28 @@ def _paper_row(
     config = model.origin.config
     row = paper_retrieval(config.student.name, config.loss.terms, content)
     return {"paper": row} if row else {}
+
+
+def _with_disagreements(
+    examples: Examples,
+    first_answers: dict[str, AnsweredSplit],
+    second: AnsweredSplit,
+    options: MeasureOptions,
+) -> Examples:
+    """Add the queries that either this model or the first one answers right.
+
+    Args:
+        examples: The model's other examples.
+        first_answers: The first model's answers; if there are none yet, this model is the first.
+        second: This model's answers.
+        options: How many queries to show.
+    """
+    first = first_answers.setdefault("first", second)
+    if second is first:
+        return examples
+    # There are two kinds of them in each direction.
+    n_shown = (options.n_shown + 1) // 2
+    return replace(examples, disagreements=disagreements(first, second, n_shown))
 
 
 def _answered(

@@ -16,6 +16,7 @@ from cusa.eval.report.shared_tables import (
     PRECISIONS,
     RECALLS,
     SELF_IS_NO_CANDIDATE,
+    compared_figures,
     compared_headline,
     contents_of,
     fact,
@@ -34,6 +35,7 @@ from cusa.eval.report.tables import (
 )
 
 Spec = TableSpec[RetrievalResults]
+_R_PRECISION = Metric("r_precision", "R-Precision")
 CROSS_MODAL_TASKS = ("i2t", "t2i")
 
 
@@ -165,7 +167,6 @@ def _protocol_specs(ties: str, data_set: str) -> list[Spec]:
         ties: How ties count, in words.
         data_set: Name of the split in comparison.json.
     """
-    r_precision = Metric("r_precision", "R-Precision")
     coco_5k = _recalls_spec(
         "COCO 5K",
         "Five captions of each image: those of ECCV Caption's list of ids, or else the first five. "
@@ -179,14 +180,6 @@ def _protocol_specs(ties: str, data_set: str) -> list[Spec]:
         ("protocols", "coco_1k"),
         f"{data_set} coco_1k",
     )
-    eccv = _two_way_spec(
-        "ECCV Caption",
-        "Pairs that people called right count as right (Chun et al., ECCV 2022), in full rankings "
-        "of the COCO test split.",
-        ("protocols", "eccv"),
-        (Metric("map_at_r", "mAP@R"), r_precision, Metric("r1", "R@1")),
-        f"{data_set} eccv",
-    )
     cxc = _recalls_spec(
         "CxC",
         "Pairs that Crisscrossed Captions calls right count as right (Parekh et al., EACL 2021). "
@@ -199,10 +192,22 @@ def _protocol_specs(ties: str, data_set: str) -> list[Spec]:
         "R-Precision where a candidate is right if its objects differ from the query's in at most "
         "zeta classes; mean over zeta (Chun et al., CVPR 2021).",
         ("protocols", "pmrp"),
-        (r_precision,),
+        (_R_PRECISION,),
         f"{data_set} pmrp",
     )
-    return [coco_5k, coco_1k, replace(eccv, published_row=_published_eccv), cxc, pmrp]
+    return [coco_5k, coco_1k, _eccv_spec(data_set), cxc, pmrp]
+
+
+def _eccv_spec(data_set: str) -> Spec:
+    eccv = _two_way_spec(
+        "ECCV Caption",
+        "Pairs that people called right count as right (Chun et al., ECCV 2022), in full rankings "
+        "of the COCO test split.",
+        ("protocols", "eccv"),
+        (Metric("map_at_r", "mAP@R"), _R_PRECISION, Metric("r1", "R@1")),
+        f"{data_set} eccv",
+    )
+    return replace(eccv, published_row=_published_eccv)
 
 
 def _recalls_spec(
@@ -226,7 +231,7 @@ def _group(
     data_set: str,
 ) -> Group:
     """Describe the columns of one direction."""
-    compared = {metric.key: (data_set, f"{task} {metric.key}") for metric in metrics}
+    compared = compared_figures(data_set, task, metrics)
     return Group(TASKS[task], path, metrics, compared=compared)
 
 

@@ -18,7 +18,7 @@ import pytest
 from cusa.eval.report.disagreements import Disagreement
 from cusa.eval.report.failures import FalseNegative
 from cusa.eval.report.gallery import GalleryHit, GalleryQuery, Item
-from cusa.eval.report.tables import Difference, SuiteDifferences
+from cusa.eval.report.paired_differences import Difference, SuiteDifferences
 from tests.eval import made_up
 from tests.eval.report.test_model_facts import RUN
 from tests.helpers import make_images

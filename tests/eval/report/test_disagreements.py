@@ -58,11 +58,11 @@ def test_counts_and_choice_are_those_of_sorting(split, tmp_path):
         right = [of_model == 0 for of_model in ranks]
         assert disagreement.both_right == (right[0] & right[1]).sum()
         assert disagreement.first_right == (right[0] & ~right[1]).sum()
-        assert disagreement.other_right == (~right[0] & right[1]).sum()
+        assert disagreement.second_right == (~right[0] & right[1]).sum()
         assert disagreement.n_queries == len(ranks[0])
         for shown, winner in (
             (disagreement.first_right_shown, 0),
-            (disagreement.other_right_shown, 1),
+            (disagreement.second_right_shown, 1),
         ):
             loser = 1 - winner
             candidates = np.flatnonzero(right[winner] & ~right[loser]).tolist()
@@ -82,15 +82,15 @@ def test_counts_and_choice_are_those_of_sorting(split, tmp_path):
 def test_a_model_agrees_with_itself(split, tmp_path):
     answered = _answered(split, 10, tmp_path)
     for disagreement in disagreements(answered, answered, n_shown=5):
-        assert disagreement.first_right == disagreement.other_right == 0
-        assert disagreement.first_right_shown == disagreement.other_right_shown == ()
+        assert disagreement.first_right == disagreement.second_right == 0
+        assert disagreement.first_right_shown == disagreement.second_right_shown == ()
 
 
 def test_nothing_is_shown_of_none(split, tmp_path):
     first, other = _answered(split, 10, tmp_path), _answered(split, 20, tmp_path)
     for disagreement in disagreements(first, other, n_shown=0):
-        assert disagreement.first_right + disagreement.other_right > 0
-        assert disagreement.first_right_shown == disagreement.other_right_shown == ()
+        assert disagreement.first_right + disagreement.second_right > 0
+        assert disagreement.first_right_shown == disagreement.second_right_shown == ()
 
 
 def test_models_with_other_items_are_not_compared(split, tmp_path):
